@@ -1,0 +1,46 @@
+# What developers and CI run. `make PYTHON=python3.12 test` picks another interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# Two training threads in one process are slower than one, and timings want a quiet machine.
+export OMP_NUM_THREADS := 1
+
+.PHONY: help demo test check format bench zoo-small docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)  ## the whole loop on a small network, results in runs/demo
+	$(BIN)/python tools/demo.py -o runs/demo
+
+test: $(STAMP)  ## tests, and the doctests of the package
+	$(BIN)/python -m pytest -n 2 -q
+
+check: $(STAMP)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite what `check` would refuse, where that is safe
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## compare with the peers
+	$(BIN)/python tools/bench_peers.py
+
+zoo-small: $(STAMP)  ## coverage over the small networks of the zoo
+	$(BIN)/python tools/zoo.py --small
+
+docs: $(STAMP)  ## run every example in the documentation
+	$(BIN)/python -m pytest -q -o addopts= --doctest-glob='*.md' docs
+
+clean:  ## remove what make made, results in runs/ apart
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,91 @@
+"""A compiler for network shapes.
+
+An ONNX model is lifted into a channel-dependency graph; passes find which channels live and die
+together and what each costs; a plan says which stay; a rewrite emits the network in that size.
+
+Public names are loaded when they are first used, so that ``import morphgraph`` costs nothing and
+only what trains loads torch.
+
+>>> import morphgraph as mg
+>>> issubclass(mg.PlanError, mg.MorphError)
+True
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from morphgraph.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from morphgraph.bench import bench as bench
+    from morphgraph.errors import (
+        BudgetError as BudgetError,
+        FileError as FileError,
+        ModelError as ModelError,
+        MorphError as MorphError,
+        PlanError as PlanError,
+        UnsupportedError as UnsupportedError,
+        VerificationError as VerificationError,
+    )
+    from morphgraph.graph import ChannelGraph as ChannelGraph, Group as Group
+    from morphgraph.onnx_io import load as load, save as save
+    from morphgraph.ops import register as register
+    from morphgraph.passes.budget import plan as plan, uniform as uniform
+    from morphgraph.passes.cost import cost as cost
+    from morphgraph.passes.lift import lift as lift
+    from morphgraph.passes.verify import verify as verify
+    from morphgraph.plans import Plan as Plan
+
+# Public name -> the module that defines it; the imports above say the same to type checkers.
+_HOMES = {
+    "BudgetError": "morphgraph.errors",
+    "ChannelGraph": "morphgraph.graph",
+    "FileError": "morphgraph.errors",
+    "Group": "morphgraph.graph",
+    "ModelError": "morphgraph.errors",
+    "MorphError": "morphgraph.errors",
+    "Plan": "morphgraph.plans",
+    "PlanError": "morphgraph.errors",
+    "UnsupportedError": "morphgraph.errors",
+    "VerificationError": "morphgraph.errors",
+    "bench": "morphgraph.bench",
+    "cost": "morphgraph.passes.cost",
+    "lift": "morphgraph.passes.lift",
+    "load": "morphgraph.onnx_io",
+    "plan": "morphgraph.passes.budget",
+    "register": "morphgraph.ops",
+    "save": "morphgraph.onnx_io",
+    "uniform": "morphgraph.passes.budget",
+    "verify": "morphgraph.passes.verify",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+class _Package(ModuleType):
+    """The package, whose public names win over submodules of the same name (``bench``).
+
+    Importing ``morphgraph.bench`` binds the module as an attribute of its package; ``mg.bench``
+    would be the function or the module by who came first.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

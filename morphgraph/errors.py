@@ -1,0 +1,52 @@
+"""The errors a user may meet, each with the exit code that the command line answers with.
+
+Every message is one line: which file, node or tensor; what is wrong; what to do about it.
+"""
+
+
+class MorphError(Exception):
+    """Base of all errors that morphgraph raises on purpose.
+
+    The message says what is wrong and where; ``exit_code`` is what a shell sees.
+
+    >>> raise PlanError("plan.json: groups.g3.keep: range [4, 2) is empty; write it as [2, 4]")
+    Traceback (most recent call last):
+        ...
+    morphgraph.errors.PlanError: plan.json: groups.g3.keep: range [4, 2) is empty; write it as [2, 4]
+    """
+
+    exit_code = 3
+
+
+class ModelError(MorphError):
+    """The model is broken or cannot be read."""
+
+
+class PlanError(MorphError):
+    """The plan is broken or belongs to another model."""
+
+
+class UnsupportedError(MorphError):
+    """The model is valid, but morphgraph cannot do what was asked with it."""
+
+
+class BudgetError(MorphError):
+    """The answer is no: no plan meets the budget."""
+
+    exit_code = 1
+
+
+class VerificationError(MorphError):
+    """The answer is no: a resized model does not compute what the masked original computes."""
+
+    exit_code = 1
+
+
+class FileError(MorphError):
+    """The file system refused: a path is missing, exists already, or cannot be written."""
+
+    exit_code = 4
+
+
+class MorphWarning(UserWarning):
+    """Something that a user should know, although the work went on."""

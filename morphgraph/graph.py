@@ -1,0 +1,239 @@
+"""The channel-dependency graph: dims and factors, and the groups of channels that they tie.
+
+A *dim* is one axis of one value, a *factor* one letter of one operator's notation. An edge says that
+the factor stands on that axis, and its index map which positions belong to which element. Nodes of
+the same size joined by identity maps form a *class* and share their positions. A *channel* is what
+the remaining maps tie together across classes, and channels with the same members form a *group*:
+they can be removed one by one, and each costs the same.
+
+Everything here is data; the passes ``couple`` and ``group`` fill it in.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import onnx_ir as ir
+from scipy import sparse
+
+from morphgraph.notation import Shape
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Dim:
+    """One axis of one value."""
+
+    value: str
+    axis: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FactorNode:
+    """One factor of one operator."""
+
+    node: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An axis on which a group stands, with the positions that one channel takes there."""
+
+    value: str
+    axis: int
+    per_channel: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that live and die one by one, each at the same cost.
+
+    Attributes:
+        index: place in ``ChannelGraph.groups`` and in every widths vector.
+        id: depends on the model alone; the key in plan files.
+        name: the layers that produce it, as a person would say it.
+        width: number of channels.
+        reason: why it keeps its size; ``None`` where it may be resized.
+        statistical: some operator normalizes, averages or competes over it.
+        producers: layers whose weights make these channels.
+        readers: layers that sum over them.
+        channels: ids of its channels, in the order of the first producer's axis.
+    """
+
+    index: int
+    id: str
+    name: str
+    width: int
+    reason: str | None
+    statistical: bool
+    producers: tuple[str, ...]
+    readers: tuple[str, ...]
+    channels: IntArray = field(repr=False, compare=False)
+    members: tuple[Member, ...] = field(repr=False, compare=False)
+
+    @property
+    def resizable(self) -> bool:
+        """Whether a plan may change its width."""
+        return self.reason is None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphNode:
+    """An operator of the model with the ids of its factors.
+
+    ``macs`` are the cost terms as factor ids. ``dims`` gives, for operands (index) and results
+    (``~index``), the id of the first of their dims.
+    """
+
+    ir: ir.Node
+    name: str
+    layer: str
+    factors: Mapping[str, int]
+    macs: tuple[tuple[int, ...], ...]
+    contracted: frozenset[str]
+    statistical: frozenset[str]
+    gate: bool
+    opaque: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A factor on an axis: both as node ids, with the index map (``morphgraph.ops.IndexMap``)."""
+
+    factor: int
+    dim: int
+    map: Any
+    port: int
+    node: int
+
+
+@dataclass(frozen=True)
+class Couplings:
+    """What the pass ``couple`` found: dims first, then factors, in one numbering."""
+
+    model: ir.Model
+    first_dim: Mapping[str, int]
+    shapes: Mapping[str, Shape]
+    dims: Sequence[Dim]
+    factors: Sequence[FactorNode]
+    sizes: IntArray
+    nodes: Sequence[GraphNode]
+    edges: Sequence[Edge]
+    pins: Mapping[int, str]
+    weights: frozenset[str]
+    preferences: Mapping[int, tuple[str, ...]]
+    reluctant: frozenset[int]
+    eager: frozenset[int]
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """A model with its couplings, channels and groups.
+
+    Attributes:
+        couplings: dims, factors and edges.
+        groups: the channel groups, pinned ones included, in the model's order.
+        node_class: class of every dim and factor, ``[nodes]``.
+        class_start: first atom of every class, ``[classes + 1]``; atoms are (class, position).
+        atom_channel: channel of every atom, ``[atoms]``.
+        channel_group: group of every channel, -1 where nobody would resize it, ``[channels]``.
+        per_channel: positions per channel, ``[classes, groups]`` sparse.
+        fixed_size: positions that belong to no listed group, ``[classes]``.
+        class_reasons: why a class keeps its size, by class.
+    """
+
+    couplings: Couplings
+    groups: tuple[Group, ...]
+    node_class: IntArray
+    class_start: IntArray
+    atom_channel: IntArray
+    channel_group: IntArray
+    per_channel: sparse.csr_array
+    fixed_size: FloatArray
+    class_reasons: Mapping[int, str]
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def model(self) -> ir.Model:
+        """The canonical model."""
+        return self.couplings.model
+
+    @property
+    def nodes(self) -> Sequence[GraphNode]:
+        """The operators in topological order."""
+        return self.couplings.nodes
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Static shape of every value that has dims."""
+        return self.couplings.shapes
+
+    @cached_property
+    def widths(self) -> IntArray:
+        """The present width of every group, ``[groups]``."""
+        return np.array([group.width for group in self.groups], dtype=np.int64)
+
+    @cached_property
+    def batch(self) -> int:
+        """Samples that one run computes: the leading axis of the first graph input."""
+        shape = self.shapes.get(self.model.graph.inputs[0].name or "", ())
+        return shape[0] if len(shape) > 1 else 1
+
+    def group(self, name: str) -> Group:
+        """The group with this id or name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for group in self.groups:
+            if name in (group.id, group.name):
+                return group
+        raise KeyError(name)
+
+    def dim(self, value: str, axis: int) -> int:
+        """The id of an axis of a value."""
+        return self.couplings.first_dim[value] + axis
+
+    def channels_of(self, node: int) -> IntArray:
+        """The channel at every position of a dim or element of a factor, ``[size]``."""
+        kind = self.node_class[node]
+        return self.atom_channel[self.class_start[kind] : self.class_start[kind + 1]]
+
+    def channels_at(self, value: str, axis: int) -> IntArray:
+        """The channel at every position of an axis, ``[size]``."""
+        return self.channels_of(self.dim(value, axis))
+
+    def class_sizes(self, widths: FloatArray | IntArray) -> FloatArray:
+        """Size of every class at these group widths, ``[classes]``."""
+        sizes: FloatArray = self.per_channel @ np.asarray(widths, dtype=np.float64)
+        return sizes + self.fixed_size
+
+    def alive(self, keep: Mapping[int, IntArray]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which channels stay, ``[channels]``: per group index the kept channels, 0-based."""
+        alive = np.ones(len(self.channel_group), dtype=bool)
+        for index, kept in keep.items():
+            channels = self.groups[index].channels
+            alive[channels] = False
+            alive[channels[kept]] = True
+        return alive
+
+    @cached_property
+    def networkx(self) -> "nx.Graph[Dim | FactorNode]":
+        """The bipartite graph of :class:`Dim` and :class:`FactorNode`, edges with ``map``."""
+        named: list[Dim | FactorNode] = [*self.couplings.dims, *self.couplings.factors]
+        graph: nx.Graph[Dim | FactorNode] = nx.Graph()
+        graph.add_nodes_from(
+            (node, {"size": int(size)})
+            for node, size in zip(named, self.couplings.sizes, strict=True)
+        )
+        graph.add_edges_from(
+            (named[edge.factor], named[edge.dim], {"map": edge.map})
+            for edge in self.couplings.edges
+        )
+        return graph

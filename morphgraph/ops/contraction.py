@@ -1,0 +1,258 @@
+"""Convolutions and matrix products: the operators that mix channels, and so the ones that cost."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from morphgraph.notation import Shape
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
+from morphgraph.ops.window import torch_padding, window_pads
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from morphgraph.torch_io.builder import TorchBuilder
+
+
+@op("Conv")
+class Conv(Op):
+    """Dense, grouped or depthwise: decided by the shapes when the graph is lifted."""
+
+    def describe(n: OpNode, *, group: int = 1) -> Description:
+        channels = n.shape(0)[1]
+        out_channels, in_per_group = n.shape(1)[:2]
+        if group == 1:
+            line = "N i *S, o i *K, o -> N o *T"
+            return from_line(n, line, macs="N i o *K *T", contracted="i")
+        if group == channels and in_per_group == 1:
+            return from_line(
+                n,
+                "N c *S, (c m) 1 *K, (c m) -> N (c m) *T",
+                {"c": channels},
+                macs="N c m *K *T",
+                prefer="c m",
+            )
+        return from_line(
+            n,
+            "N (g i) *S, (g o) i *K, (g o) -> N (g o) *T",
+            {"g": group},
+            macs="N g i o *K *T",
+            contracted="i",
+            prefer=_grouped_preference(in_per_group, out_channels // group),
+        )
+
+    def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
+        if group > 1:
+            new.set_attribute("group", new.shape(0)[1] // new.shape(1)[1])
+
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        auto_pad: str = "NOTSET",
+        dilations: Sequence[int] | None = None,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> "fx.Node":
+        from torch import nn
+        from torch.nn import functional as F
+
+        kernel = n.shape(1)[2:]  # [kh, kw]
+        rank = _spatial_rank(b, n)
+        stride = tuple(strides or (1,) * rank)
+        dilation = tuple(dilations or (1,) * rank)
+        before, after = window_pads(n, kernel, stride, dilation, pads, auto_pad)
+        x = b.tensor(n, 0)
+        if before != after:
+            x = b.call(F.pad, x, torch_padding(before, after))
+            before = (0,) * rank
+        biased = _has_bias(b, n)
+        make = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+        sizes = n.shape(1)[1] * group, n.shape(1)[0], kernel, stride, before, dilation, group
+        module = make(*sizes, bias=biased, device="meta")
+        owned = b.owner(n, module, x, {"weight": 1, "bias": 2} if biased else {"weight": 1})
+        if owned is not None:
+            return owned
+        function = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+        bias = b.tensor(n, 2) if biased else None
+        return b.call(function, x, b.tensor(n, 1), bias, stride, before, dilation, group)
+
+
+@op("ConvTranspose")
+class ConvTranspose(Op):
+    """Every input position is multiplied with the whole kernel, so the input space is counted."""
+
+    def describe(n: OpNode, *, group: int = 1) -> Description:
+        channels = n.shape(0)[1]
+        out_per_group = n.shape(1)[1]
+        if group == 1:
+            line = "N i *S, i o *K, o -> N o *T"
+            return from_line(n, line, macs="N i o *S *K", contracted="i")
+        if group == channels:
+            return from_line(
+                n,
+                "N c *S, c m *K, (c m) -> N (c m) *T",
+                macs="N c m *S *K",
+                prefer="c m",
+            )
+        return from_line(
+            n,
+            "N (g i) *S, (g i) o *K, (g o) -> N (g o) *T",
+            {"g": group},
+            macs="N g i o *S *K",
+            contracted="i",
+            prefer=_grouped_preference(channels // group, out_per_group),
+        )
+
+    def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
+        if group > 1:
+            new.set_attribute("group", new.size("c" if group == n.shape(0)[1] else "g"))
+
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        auto_pad: str = "NOTSET",
+        dilations: Sequence[int] | None = None,
+        group: int = 1,
+        output_padding: Sequence[int] | None = None,
+        output_shape: Sequence[int] | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> "fx.Node":
+        from torch import nn
+        from torch.nn import functional as F
+
+        kernel = n.shape(1)[2:]  # [kh, kw]
+        rank = _spatial_rank(b, n)
+        stride = tuple(strides or (1,) * rank)
+        dilation = tuple(dilations or (1,) * rank)
+        extra = tuple(output_padding or (0,) * rank)
+        full = [
+            (size - 1) * s + more + (width - 1) * d + 1
+            for size, s, more, width, d in zip(
+                n.shape(0)[2:], stride, extra, kernel, dilation, strict=True
+            )
+        ]
+        cut = [whole - out for whole, out in zip(full, n.out()[2:], strict=True)]
+        if auto_pad == "NOTSET" and output_shape is None:
+            before, after = window_pads(n, kernel, stride, dilation, pads, auto_pad)
+        else:
+            small, large = [c // 2 for c in cut], [c - c // 2 for c in cut]
+            before, after = (small, large) if auto_pad == "SAME_UPPER" else (large, small)
+        symmetric = tuple(before) == tuple(after) and min(cut) >= 0
+        padding = tuple(before) if symmetric else (0,) * rank
+        x, biased = b.tensor(n, 0), _has_bias(b, n)
+        make = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[rank - 1]
+        sizes = n.shape(1)[0], n.shape(1)[1] * group, kernel, stride, padding, extra, group
+        module = make(*sizes, bias=biased, dilation=dilation, device="meta")
+        y = b.owner(n, module, x, {"weight": 1, "bias": 2} if biased else {"weight": 1})
+        if y is None:
+            functions = F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d
+            weight, bias = b.tensor(n, 1), b.tensor(n, 2) if biased else None
+            options = stride, padding, extra, group, dilation
+            y = b.call(functions[rank - 1], x, weight, bias, *options)
+        if not symmetric:
+            crop = torch_padding([-c for c in before], [-c for c in after])
+            y = b.call(F.pad, y, crop)
+        return y
+
+
+def _grouped_preference(in_per_group: int, out_per_group: int) -> str:
+    """Channels within the groups shrink by default; where a group has one only, whole groups go."""
+    return "i o g" if in_per_group > 1 and out_per_group > 1 else "g i o"
+
+
+@op("Gemm")
+class Gemm(Op):
+    def describe(
+        n: OpNode, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0
+    ) -> Description:
+        left = "i N" if transA else "N i"
+        right = "o i" if transB else "i o"
+        bias = _bias_axes(n.shape(2), n.out()) if n.has(2) else "_"
+        return from_line(n, f"{left}, {right}, {bias} -> N o", macs="N i o", contracted="i")
+
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        transA: int = 0,
+        transB: int = 0,
+    ) -> "fx.Node":
+        import torch
+        from torch import nn
+
+        x, biased = b.tensor(n, 0), _has_bias(b, n)
+        if transA:
+            x = b.method("t", x)
+        if transB and alpha == beta == 1.0 and (not biased or n.shape(2) == n.out()[1:]):
+            module = nn.Linear(*reversed(n.shape(1)), bias=biased, device="meta")
+            owned = b.owner(n, module, x, {"weight": 1, "bias": 2} if biased else {"weight": 1})
+            if owned is not None:
+                return owned
+        weight = b.method("t", b.tensor(n, 1)) if transB else b.tensor(n, 1)
+        if biased:
+            return b.call(torch.addmm, b.tensor(n, 2), x, weight, beta=beta, alpha=alpha)
+        product = b.call(torch.mm, x, weight)
+        return product if alpha == 1.0 else b.call(torch.mul, product, alpha)
+
+
+def _bias_axes(bias: Shape, out: Shape) -> str:
+    """How Gemm's bias broadcasts to the product's (N, o)."""
+    names = ["N", "o"][2 - len(bias) :]
+    full = out[2 - len(bias) :]
+    axes = [
+        name if size == whole else "1" for name, size, whole in zip(names, bias, full, strict=True)
+    ]
+    return " ".join(axes) or "_"
+
+
+@op("MatMul")
+class MatMul(Op):
+    """A product of two activations is an attention: there the batch axes (heads) go first."""
+
+    def describe(n: OpNode) -> Description:
+        left = "k" if len(n.shape(0)) == 1 else "*b m k"
+        right = "k" if len(n.shape(1)) == 1 else "*b k n"
+        rows = "" if left == "k" else " m"
+        columns = "" if right == "k" else " n"
+        batch = "*b" if "*b" in left + right else ""
+        activations = not n.is_weight(0) and not n.is_weight(1)
+        return from_line(
+            n,
+            f"{left}, {right} -> {batch}{rows}{columns}",
+            macs=" ".join(f"{batch}{rows} k{columns}".split()),
+            contracted="k",
+            eager=batch if activations else "",
+            reluctant="k" if activations else "",
+        )
+
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        import torch
+        from torch import nn
+
+        x = b.tensor(n, 0)
+        weight = b.transposed_parameter(n, 1)
+        if weight is not None:  # [out, in]: a Linear on more than two axes
+            out_features, in_features = n.out()[-1], n.shape(0)[-1]
+            module = nn.Linear(in_features, out_features, bias=False, device="meta")
+            owned = b.own(n, module, x, {"weight": weight})
+            if owned is not None:
+                return owned
+        return b.call(torch.matmul, x, b.tensor(n, 1))
+
+
+def _has_bias(b: "TorchBuilder", n: OpNode) -> bool:
+    """Whether operand 2 adds anything; torch's exporter writes a missing bias as zeros."""
+    bias = b.constant(n, 2)
+    return n.has(2) and (bias is None or bool(bias.any()))
+
+
+def _spatial_rank(b: "TorchBuilder", n: OpNode) -> int:
+    rank = len(n.shape(1)) - 2
+    if rank not in (1, 2, 3):
+        b.fail(n, f"{rank} spatial axes, torch has 1 to 3")
+    return rank

@@ -1,0 +1,150 @@
+"""Resize: the spatial axes are sampled anew."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from morphgraph.ops.movement import pass_axes
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, op
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from morphgraph.torch_io.builder import TorchBuilder
+
+_ADVICE = "export it with mode nearest, or linear or cubic with half_pixel or align_corners"
+
+
+@op("Resize", "Upsample")
+class Resize(Op):
+    """Space changes size; axes that keep theirs pass."""
+
+    def describe(n: OpNode) -> Description:
+        description = Description()
+        for axis, (size, out) in enumerate(zip(n.shape(0), n.out(), strict=True)):
+            if size == out:
+                pass_axes(description, n.shape(0), [(axis, axis)])
+            else:
+                description.pin(0, axis, size, "space")
+                description.pin(~0, axis, out, "space")
+        return description
+
+    def resize(n: OpNode, new: Resizing, *, axes: Sequence[int] | None = None) -> None:
+        sizes = n.const(3)
+        if sizes is None:
+            return
+        out = new.shape(~0)
+        follow = out if axes is None else [out[a] for a in axes]
+        new.set_constant(3, np.array(follow, dtype=np.int64))
+
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        antialias: int = 0,
+        axes: Sequence[int] | None = None,
+        coordinate_transformation_mode: str | None = None,
+        cubic_coeff_a: float = -0.75,
+        exclude_outside: int = 0,
+        keep_aspect_ratio_policy: str = "stretch",
+        mode: str = "nearest",
+        nearest_mode: str | None = None,
+        scales: Sequence[float] | None = None,
+    ) -> "fx.Node":
+        from torch import nn
+
+        old = n.op_type == "Upsample" or n.opset < 11
+        where = coordinate_transformation_mode or ("asymmetric" if old else "half_pixel")
+        factors = _scales(n, scales, axes, old)
+        if keep_aspect_ratio_policy != "stretch" or where == "tf_crop_and_resize":
+            b.fail(n, f"{keep_aspect_ratio_policy}, {where}", _ADVICE)
+        x = b.tensor(n, 0)
+        if mode == "nearest":
+            rounding = nearest_mode or ("floor" if old else "round_prefer_floor")
+            return _nearest(b, n, x, factors, where, rounding)
+        space = n.shape(0)[2:], n.out()[2:]
+        plain = not antialias and not exclude_outside and n.shape(0)[:2] == n.out()[:2]
+        aligned = where == "align_corners"
+        shrunk_to_one = where == "pytorch_half_pixel" and 1 in space[1]
+        known = aligned or (where in ("half_pixel", "pytorch_half_pixel") and not shrunk_to_one)
+        kinds = {"linear": ("linear", "bilinear", "trilinear"), "cubic": ("", "bicubic", "")}
+        rank = len(space[0])
+        kind = kinds.get(mode, ("", "", ""))[rank - 1] if 1 <= rank <= 3 else ""
+        if not plain or not known or not kind or (mode == "cubic" and cubic_coeff_a != -0.75):
+            b.fail(n, f"mode {mode} with {where} on {rank} spatial axes", _ADVICE)
+        exact = all(i * s == o for i, o, s in zip(*space, factors[2:], strict=True))
+        size = {"size": space[1]} if exact else {"scale_factor": tuple(factors[2:])}
+        return b.module(n, nn.Upsample(**size, mode=kind, align_corners=aligned), x)
+
+
+def _scales(
+    n: OpNode, scales: Sequence[float] | None, axes: Sequence[int] | None, old: bool
+) -> list[float]:
+    """Output over input size of every axis, as given or, where sizes are, as they result."""
+    found = [out / size for size, out in zip(n.shape(0), n.out(), strict=True)]
+    operand = n.const(1 if old else 2)
+    given = scales if operand is None or not operand.size else operand.reshape(-1).tolist()
+    for axis, scale in zip(axes or range(len(found)), given or (), strict=False):
+        found[axis] = float(scale)
+    return found
+
+
+def _nearest(
+    b: "TorchBuilder",
+    n: OpNode,
+    x: "fx.Node",
+    scales: Sequence[float],
+    where: str,
+    rounding: str,
+) -> "fx.Node":
+    """Torch's own nearest modes where they choose the same positions, else a choice per axis."""
+    from torch import nn
+
+    picks = {
+        axis: _nearest_positions(b, n, size, out, scale, where, rounding)
+        for axis, (size, out, scale) in enumerate(zip(n.shape(0), n.out(), scales, strict=True))
+        if size != out
+    }
+    if min(picks, default=2) >= 2 and len(n.shape(0)) <= 5:
+        for mode, shift in (("nearest", 0.0), ("nearest-exact", 0.5)):
+            same = (
+                np.array_equal(pick, np.floor((np.arange(len(pick)) + shift) * ratio))
+                for axis, pick in picks.items()
+                for ratio in [np.float32(n.shape(0)[axis] / len(pick))]
+            )
+            if all(same):
+                return b.module(n, nn.Upsample(size=n.out()[2:], mode=mode), x)
+    for axis, pick in picks.items():
+        index = b.positions(n, axis, pick)
+        x = b.method("index_select", x, axis, index)
+    return x
+
+
+def _nearest_positions(
+    b: "TorchBuilder", n: OpNode, size: int, out: int, scale: float, where: str, rounding: str
+) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """The input position of every output position (ONNX operator specification, Resize)."""
+    at = np.arange(out, dtype=np.float32)
+    factor = np.float32(scale)
+    if where == "align_corners":
+        source = at * np.float32(size - 1) / np.float32(max(out - 1, 1))
+    elif where == "asymmetric":
+        source = at / factor
+    elif where == "tf_half_pixel_for_nn":
+        source = (at + 0.5) / factor
+    elif where in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"):
+        source = (at + 0.5) / factor - 0.5
+        if where == "pytorch_half_pixel" and out == 1:
+            source = np.zeros_like(source)
+        if where == "half_pixel_symmetric":
+            source += size / 2 * (1 - out / (factor * size))
+    else:
+        b.fail(n, f"mode nearest with {where}", _ADVICE)
+    rounded = {
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "round_prefer_floor": lambda s: np.ceil(s - 0.5),
+        "round_prefer_ceil": lambda s: np.floor(s + 0.5),
+    }[rounding](source)
+    return np.clip(rounded, 0, size - 1).astype(np.int64)

@@ -1,0 +1,381 @@
+"""Data movement: operators that put the positions of their operands elsewhere.
+
+They have no line of notation but an index map: which position of a result came from which position
+of an operand. A factor stands for the positions that move together.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from morphgraph.notation import Shape
+from morphgraph.ops.op import (
+    Description,
+    IndexMap,
+    IntArray,
+    Op,
+    OpNode,
+    Place,
+    Resizing,
+    Unreadable,
+    op,
+)
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from morphgraph.torch_io.builder import TorchBuilder
+from morphgraph.ops.reshape import regroup
+
+
+def pass_axes(
+    description: Description, shape: Shape, pairs: Iterable[tuple[int, int]], port: int = 0
+) -> None:
+    """Axes that pass unchanged from an operand to the first result, as (axis, result axis)."""
+    for axis, out_axis in pairs:
+        description.add(f"a{axis}", shape[axis], [Place(port, axis), Place(~0, out_axis)])
+
+
+def _gathered(
+    description: Description, axis: int, out_axis: int, indices: IntArray, reason: str | None = None
+) -> None:
+    """Result position ``p`` of an axis is operand position ``indices[p]``."""
+    kept, elements = np.unique(indices, return_inverse=True)
+    into = IndexMap(table=(np.arange(len(kept)), kept))
+    out = IndexMap(table=(elements, np.arange(len(indices))))
+    description.add(
+        f"a{axis}", len(kept), [Place(0, axis, into), Place(~0, out_axis, out)], reason
+    )
+
+
+def _ranks(kept: IntArray, positions: IntArray) -> IntArray:
+    """Where old positions stand among those that stay."""
+    return np.searchsorted(kept, positions)
+
+
+@op("Transpose")
+class Transpose(Op):
+    def describe(n: OpNode, *, perm: Sequence[int] | None = None) -> Description:
+        order = range(len(n.shape(0)))[::-1] if perm is None else perm
+        description = Description()
+        pass_axes(description, n.shape(0), ((a, k) for k, a in enumerate(order)))
+        return description
+
+    def lower(b: "TorchBuilder", n: OpNode, *, perm: Sequence[int] | None = None) -> "fx.Node":
+        order = range(len(n.shape(0)))[::-1] if perm is None else perm
+        return b.method("permute", b.tensor(n, 0), tuple(order))
+
+
+@op("Concat")
+class Concat(Op):
+    def describe(n: OpNode, *, axis: int) -> Description:
+        description = Description()
+        rank = len(n.out())
+        for other in range(rank):
+            if other != axis % rank:
+                places = [Place(i, other) for i in range(len(n.in_shapes))]
+                description.add(f"a{other}", n.out()[other], [*places, Place(~0, other)])
+        offset = 0
+        for i in range(len(n.in_shapes)):
+            size = n.shape(i)[axis % rank]
+            part = Place(~0, axis % rank, IndexMap(offset=offset))
+            description.add(f"c{i}", size, [Place(i, axis % rank), part])
+            offset += size
+        return description
+
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int) -> "fx.Node":
+        import torch
+
+        operands = tuple(b.tensor(n, i) for i in range(len(n.in_shapes)))
+        return b.call(torch.cat, operands, axis)
+
+
+@op("Split")
+class Split(Op):
+    def describe(n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None) -> Description:
+        description = Description()
+        rank = len(n.shape(0))
+        for other in range(rank):
+            if other != axis % rank:
+                places = [Place(~k, other) for k in range(len(n.out_shapes))]
+                description.add(f"a{other}", n.shape(0)[other], [Place(0, other), *places])
+        offset = 0
+        for k, shape in enumerate(n.out_shapes):
+            size = shape[axis % rank]
+            part = Place(0, axis % rank, IndexMap(offset=offset))
+            description.add(f"c{k}", size, [part, Place(~k, axis % rank)])
+            offset += size
+        return description
+
+    def resize(
+        n: OpNode, new: Resizing, *, axis: int = 0, split: Sequence[int] | None = None
+    ) -> None:
+        sizes = [new.shape(~k)[axis % len(n.shape(0))] for k in range(len(n.out_shapes))]
+        if n.opset < 13:
+            new.set_attribute("split", sizes)
+        else:
+            new.remove_attribute("num_outputs")
+            new.set_constant(1, np.array(sizes, dtype=np.int64))
+
+    def lower(
+        b: "TorchBuilder", n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None
+    ) -> "tuple[fx.Node, ...]":
+        sizes = [shape[axis] for shape in n.out_shapes]
+        parts = b.method("split", b.tensor(n, 0), sizes[0] if len(set(sizes)) == 1 else sizes, axis)
+        return tuple(b.item(parts, k) for k in range(len(sizes)))
+
+
+def _slices(n: OpNode) -> dict[int, IntArray]:
+    """Per sliced axis: the operand positions that stay, in the result's order."""
+    starts, ends = n.ints(1), n.ints(2)
+    if starts is None or ends is None or (n.has(3) and n.const(3) is None):
+        raise Unreadable("Slice with bounds that are computed at run time")
+    axes = n.ints(3) or tuple(range(len(starts)))
+    steps = n.ints(4) or (1,) * len(starts)
+    shape = n.shape(0)
+    positions: dict[int, IntArray] = {}
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        axis %= len(shape)
+        positions[axis] = np.arange(shape[axis])[slice(start, _open_end(end, step), step)]
+    return positions
+
+
+def _open_end(end: int, step: int) -> int | None:
+    """ONNX writes "down to the first position" as a very negative end, Python as None."""
+    return None if step < 0 and end < -(2**31) + 1 else end
+
+
+@op("Slice")
+class Slice(Op):
+    def describe(n: OpNode) -> Description:
+        description = Description()
+        slices = _slices(n)
+        for axis, size in enumerate(n.shape(0)):
+            positions = slices.get(axis)
+            if positions is None or np.array_equal(positions, np.arange(size)):
+                pass_axes(description, n.shape(0), [(axis, axis)])
+            elif np.all(np.diff(positions) == 1):
+                part = IndexMap(offset=int(positions[0]))
+                places = [Place(0, axis, part), Place(~0, axis)]
+                description.add(f"a{axis}", len(positions), places)
+            else:
+                _gathered(description, axis, axis, positions)
+        return description
+
+    def resize(n: OpNode, new: Resizing) -> None:
+        changed = {
+            axis: _ranks(new.kept(0, axis), positions[new.kept(~0, axis)])
+            for axis, positions in _slices(n).items()
+            if len(new.kept(0, axis)) < n.shape(0)[axis]
+        }
+        if not changed:
+            return
+        starts, ends = list(n.ints(1) or ()), list(n.ints(2) or ())
+        axes = n.ints(3) or tuple(range(len(starts)))
+        steps = list(n.ints(4) or (1,) * len(starts))
+        for k, axis in enumerate(a % len(n.shape(0)) for a in axes):
+            if axis not in changed:
+                continue
+            positions = changed[axis]
+            stride = np.unique(np.diff(positions))
+            if len(stride) > 1:
+                if len(axes) > 1:
+                    raise Unreadable("Slice of several axes whose kept positions are irregular")
+                new.become_gather(axis, positions)
+                return
+            step = int(stride[0]) if len(stride) else 1
+            last = int(positions[-1]) + (1 if step > 0 else -1)
+            starts[k], steps[k] = int(positions[0]), step
+            ends[k] = last if last >= 0 else -(2**63) + 1
+        new.set_constant(1, np.array(starts, dtype=np.int64))
+        new.set_constant(2, np.array(ends, dtype=np.int64))
+        if n.has(4):
+            new.set_constant(4, np.array(steps, dtype=np.int64))
+
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        axes: Sequence[int] | None = None,
+        starts: Sequence[int] | None = None,
+        ends: Sequence[int] | None = None,
+    ) -> "fx.Node":
+        x, rank = b.tensor(n, 0), len(n.shape(0))
+        first = list(starts) if starts is not None else b.sizes(n, 1)
+        last = list(ends) if ends is not None else b.sizes(n, 2)
+        listed = list(axes) if axes is not None else b.sizes(n, 3)
+        if first is None or last is None:
+            b.fail(n, "its bounds are computed from values")
+        steps = b.sizes(n, 4) or [1] * len(first)
+        index: list[Any] = [slice(None)] * rank
+        for start, end, axis, step in zip(
+            first, last, listed or range(len(first)), steps, strict=True
+        ):
+            size = n.shape(0)[axis]
+            if isinstance(step, int) and step < 0:
+                kept = np.arange(size)[slice(start, _open_end(end, step), step)]
+                x = b.method("index_select", x, axis, b.positions(n, axis, kept))
+                continue
+            whole = isinstance(end, int) and (end >= size)
+            begin = None if isinstance(start, int) and (start == 0 or start <= -size) else start
+            index[axis] = slice(begin, None if whole else end, None if step == 1 else step)
+        while index and index[-1] == slice(None):
+            index.pop()
+        return b.item(x, tuple(index)) if index else x
+
+
+@op("Gather")
+class Gather(Op):
+    """With constant indices a choice of positions; from a weight by computed ones an embedding."""
+
+    def describe(n: OpNode, *, axis: int = 0) -> Description:
+        shape, indices = n.shape(0), n.const(1)
+        axis %= len(shape)
+        rank = len(n.shape(1))
+        if _is_reshape(indices, shape[axis]):
+            return regroup(shape, n.out())
+        description = Description()
+        others = [a for a in range(len(shape)) if a != axis]
+        pass_axes(description, shape, ((a, a if a < axis else a + rank - 1) for a in others))
+        if indices is None:
+            description.pin(0, axis, shape[axis], "indexed at run time")
+            for k, size in enumerate(n.shape(1)):
+                description.add(f"i{k}", size, [Place(1, k), Place(~0, axis + k)])
+        elif rank == 1:
+            _gathered(description, axis, axis, _wrapped(indices, shape[axis]))
+        else:
+            chosen = np.unique(_wrapped(indices, shape[axis]))
+            place = Place(0, axis, IndexMap(table=(np.arange(len(chosen)), chosen)))
+            description.add(f"a{axis}", len(chosen), [place], "picked out by a constant index")
+            for k, size in enumerate(n.shape(1)):
+                description.pin(~0, axis + k, size, "picked out by a constant index")
+        return description
+
+    def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:
+        indices = n.const(1)
+        axis %= len(n.shape(0))
+        if indices is None or len(new.kept(0, axis)) == n.shape(0)[axis]:
+            return
+        if _is_reshape(indices, n.shape(0)[axis]):
+            sizes = new.shape(~0)[axis : axis + indices.ndim]
+            new.set_constant(1, np.arange(new.shape(0)[axis]).reshape(sizes))
+            return
+        wrapped = _wrapped(indices, n.shape(0)[axis])
+        if wrapped.ndim == 1:
+            wrapped = wrapped[new.kept(~0, axis)]
+        new.set_constant(1, _ranks(new.kept(0, axis), wrapped).astype(np.int64))
+
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 0) -> "fx.Node":
+        from torch import nn
+        from torch.nn import functional as F
+
+        axis %= len(n.shape(0))
+        indices = b.constant(n, 1)
+        if indices is None and b.is_parameter(n, 0) and axis == 0 and len(n.shape(0)) == 2:
+            chosen = b.tensor(n, 1)
+            module = nn.Embedding(*n.shape(0), device="meta")
+            owned = b.owner(n, module, chosen, {"weight": 0})
+            return owned or b.call(F.embedding, chosen, b.tensor(n, 0))
+        x = b.tensor(n, 0)
+        if indices is not None and indices.ndim == 0:
+            return b.method("select", x, axis, int(indices))
+        if indices is not None and indices.ndim == 1:
+            wrapped = _wrapped(indices, n.shape(0)[axis])
+            return b.method("index_select", x, axis, b.positions(n, axis, wrapped))
+        return b.item(x, (*[slice(None)] * axis, b.tensor(n, 1)))
+
+
+def _is_reshape(indices: IntArray | None, size: int) -> bool:
+    """Whether indices of several axes name every position once, in order (PyTorch's as_strided)."""
+    return (
+        indices is not None
+        and indices.ndim > 1
+        and np.array_equal(_wrapped(indices, size).ravel(), np.arange(size))
+    )
+
+
+def _wrapped(indices: IntArray, size: int) -> IntArray:
+    """Indices from the start; ONNX counts negative ones from the end."""
+    return np.where(indices < 0, indices + size, indices)
+
+
+@op("Expand")
+class Expand(Op):
+    """Repeats along axes of size 1; the repeated axis may take any size its readers agree on."""
+
+    def describe(n: OpNode) -> Description:
+        description = Description()
+        shape, out = n.shape(0), n.out()
+        shift = len(out) - len(shape)
+        for axis, size in enumerate(out):
+            inner = axis - shift
+            if inner >= 0 and shape[inner] == size:
+                description.add(f"a{axis}", size, [Place(0, inner), Place(~0, axis)])
+                continue
+            if inner >= 0:
+                description.pin(0, inner, 1, "axis of size 1, broadcast")
+            computed = None if n.const(1) is not None else "expanded to a computed size"
+            description.add(f"a{axis}", size, [Place(~0, axis)], computed)
+        return description
+
+    def resize(n: OpNode, new: Resizing) -> None:
+        target = n.ints(1)
+        if target is None:
+            return
+        sizes = new.shape(~0)[len(n.out()) - len(target) :]
+        follow = [1 if t == 1 else size for t, size in zip(target, sizes, strict=True)]
+        new.set_constant(1, np.array(follow, dtype=np.int64))
+
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        x, target = b.tensor(n, 0), b.sizes(n, 1)
+        if target is None:
+            b.fail(n, "its shape is computed from values")
+        shape = n.shape(0)
+        full: list[Any] = [1] * (len(shape) - len(target)) + target
+        shift = len(full) - len(shape)
+        for axis, size in enumerate(full):
+            inner = shape[axis - shift] if axis >= shift else None
+            if inner is not None and isinstance(size, int) and size in (1, inner):
+                full[axis] = -1
+        return x if set(full) == {-1} else b.method("expand", x, tuple(full))
+
+
+@op("Squeeze", "Unsqueeze")
+class Squeeze(Op):
+    """Axes of size 1 come or go; the others keep their order."""
+
+    def describe(n: OpNode) -> Description:
+        description = Description()
+        few, many = sorted((n.shape(0), n.out()), key=len)
+        fewer_port = 0 if len(n.shape(0)) < len(n.out()) else ~0
+        new_axes = _inserted(n, few, many)
+        rest = [a for a in range(len(many)) if a not in new_axes]
+        for short, long in enumerate(rest):
+            places = [Place(fewer_port, short), Place(~fewer_port, long)]
+            description.add(f"a{short}", many[long], places)
+        for axis in new_axes:
+            description.pin(~fewer_port, axis, 1, f"axis of size 1 at {n.op_type}")
+        return description
+
+    def lower(
+        b: "TorchBuilder", n: OpNode, *, axes: Sequence[int] | None = None
+    ) -> "fx.Node":
+        x, (few, many) = b.tensor(n, 0), sorted((n.shape(0), n.out()), key=len)
+        changed = sorted(_inserted(n, few, many))
+        if n.op_type == "Squeeze":
+            return b.method("squeeze", x, tuple(changed)) if changed else x
+        for axis in changed:
+            x = b.method("unsqueeze", x, axis)
+        return x
+
+
+def _inserted(n: OpNode, few: Shape, many: Shape) -> set[int]:
+    """Axes of the longer shape that the shorter one lacks."""
+    attribute = n.ir.attributes.get("axes")
+    axes = n.ints(1, None if attribute is None else attribute.as_ints())
+    if axes is None:
+        if n.has(1):
+            raise Unreadable(f"{n.op_type} of axes that are computed at run time")
+        return {axis for axis, size in enumerate(many) if size == 1}
+    return {axis % len(many) for axis in axes}

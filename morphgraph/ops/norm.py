@@ -1,0 +1,211 @@
+"""Normalizations."""
+
+from typing import TYPE_CHECKING
+
+from morphgraph.ops.op import Description, Op, OpNode, Unreadable, from_line, op
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from morphgraph.torch_io.builder import TorchBuilder
+
+
+@op("BatchNormalization")
+class BatchNormalization(Op):
+    """In inference a scale and a shift per channel; operands 3 and 4 are running statistics."""
+
+    def describe(n: OpNode, *, training_mode: int = 0) -> Description:
+        if training_mode:
+            raise Unreadable("BatchNormalization in training mode; export the model in eval mode")
+        return from_line(n, "N c *S, c, c, c, c -> N c *S")
+
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        epsilon: float = 1e-5,
+        momentum: float = 0.9,
+        training_mode: int = 0,
+    ) -> "fx.Node":
+        from torch import nn
+        from torch.nn import functional as F
+
+        if training_mode:
+            b.fail(n, "it stands in training mode", "export the model in eval mode")
+        rank, channels = len(n.shape(0)), n.shape(0)[1]
+        eps, x = b.decimal(epsilon), b.tensor(n, 0)
+        if 2 <= rank <= 5:
+            make = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 2]
+            scale, shift = b.constant(n, 1), b.constant(n, 2)
+            affine = scale is None or shift is None or bool((scale != 1).any() or shift.any())
+            rate = b.decimal(round(1 - momentum, 7))
+            module = make(channels, eps, rate, affine, device="meta")
+            roles = {"weight": 1, "bias": 2} if affine else {}
+            owned = b.owner(n, module, x, {**roles, "running_mean": 3, "running_var": 4})
+            if owned is not None:
+                return owned
+        weight, bias, mean, var = (b.tensor(n, i) for i in (1, 2, 3, 4))
+        return b.call(F.batch_norm, x, mean, var, weight, bias, False, 0.0, eps)
+
+
+@op("InstanceNormalization")
+class InstanceNormalization(Op):
+    def describe(n: OpNode) -> Description:
+        return from_line(n, "N c *S, c, c -> N c *S")
+
+    def lower(b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-5) -> "fx.Node":
+        from torch import nn
+        from torch.nn import functional as F
+
+        rank, eps, x = len(n.shape(0)), b.decimal(epsilon), b.tensor(n, 0)
+        if 3 <= rank <= 5:
+            make = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[rank - 3]
+            module = make(n.shape(0)[1], eps, affine=True, device="meta")
+            owned = b.owner(n, module, x, {"weight": 1, "bias": 2})
+            if owned is not None:
+                return owned
+        weight, bias = b.tensor(n, 1), b.tensor(n, 2)
+        return b.call(F.instance_norm, x, weight=weight, bias=bias, eps=eps)
+
+
+@op("LayerNormalization")
+class LayerNormalization(Op):
+    """Mean and variance run over all axes from ``axis`` on."""
+
+    def describe(n: OpNode, *, axis: int = -1) -> Description:
+        rank = len(n.shape(0))
+        kept, normed = _split_axes(rank, axis)
+        ones = " ".join("1" for _ in normed.split())
+        return from_line(
+            n,
+            f"{kept} {normed}, *r, *r -> {kept} {normed}, {kept} {ones}, {kept} {ones}"
+            if len(n.shape(1)) != len(normed.split())
+            else f"{kept} {normed}, {normed}, {normed} -> {kept} {normed}, {kept} {ones}, {kept} {ones}",
+            statistical=normed,
+        )
+
+    def lower(
+        b: "TorchBuilder", n: OpNode, *, axis: int = -1, epsilon: float = 1e-5
+    ) -> "fx.Node":
+        import torch
+        from torch import nn
+        from torch.nn import functional as F
+
+        normed, eps, x = n.shape(0)[axis:], b.decimal(epsilon), b.tensor(n, 0)
+        zero_bias = b.constant(n, 2)
+        biased = n.has(2) and (zero_bias is None or bool(zero_bias.any()))
+        if n.shape(1) == normed and (not biased or n.shape(2) == normed):
+            module = nn.LayerNorm(normed, eps, bias=biased, device="meta")
+            owned = b.owner(n, module, x, {"weight": 1, "bias": 2} if biased else {"weight": 1})
+            if owned is not None:
+                return owned
+            bias = b.tensor(n, 2) if biased else None
+            return b.call(F.layer_norm, x, normed, b.tensor(n, 1), bias, eps)
+        y = b.call(torch.mul, b.call(F.layer_norm, x, normed, eps=eps), b.tensor(n, 1))
+        return b.call(torch.add, y, b.tensor(n, 2)) if biased else y
+
+
+def _split_axes(rank: int, axis: int) -> tuple[str, str]:
+    """Names for the axes before ``axis`` and for those from it on."""
+    first = axis % rank
+    names = [f"{'a' if k < first else 'c'}{k}" for k in range(rank)]
+    return " ".join(names[:first]), " ".join(names[first:])
+
+
+@op("LRN")
+class LRN(Op):
+    """Each channel is divided by a sum over its neighbours, so that neighbours compete."""
+
+    def describe(n: OpNode) -> Description:
+        return from_line(n, "N c *S -> N c *S", statistical="c")
+
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        bias: float = 1.0,
+        size: int,
+    ) -> "fx.Node":
+        from torch import nn
+
+        options = (b.decimal(option) for option in (alpha, beta, bias))
+        module = nn.LocalResponseNorm(size, *options)
+        x = b.tensor(n, 0)
+        if size % 2:
+            return b.module(n, module, x)
+        # An even window reaches one channel further up in ONNX, one further down in torch.
+        return b.method("flip", b.module(n, module, b.method("flip", x, 1)), 1)
+
+
+@op("Softmax", "LogSoftmax", "Hardmax")
+class Softmax(Op):
+    def describe(n: OpNode, *, axis: int | None = None) -> Description:
+        rank = len(n.shape(0))
+        if n.opset >= 13:
+            names = [f"a{k}" for k in range(rank)]
+            competing = names[(-1 if axis is None else axis) % rank]
+        else:
+            kept, competing = _split_axes(rank, 1 if axis is None else axis)
+            names = f"{kept} {competing}".split()
+        axes = " ".join(names)
+        return from_line(n, f"{axes} -> {axes}", statistical=competing)
+
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int | None = None) -> "fx.Node":
+        x, rank = b.tensor(n, 0), len(n.shape(0))
+        if n.opset >= 13:
+            return _competition(b, n, x, (-1 if axis is None else axis) % rank)
+        first = (1 if axis is None else axis) % rank
+        if first == rank - 1:
+            return _competition(b, n, x, first)
+        flat = _competition(b, n, b.method("flatten", x, first), first)
+        return b.method("view_as", flat, x)
+
+
+@op("GroupNormalization")
+class GroupNormalization(Op):
+    """Statistics run over the channels of a group; from opset 21 one scale per channel."""
+
+    def describe(n: OpNode, *, num_groups: int) -> Description:
+        if n.shape(1) != (n.shape(0)[1],):
+            raise Unreadable("GroupNormalization with one scale per group (opset 18)")
+        return from_line(
+            n,
+            "N (g c) *S, (g c), (g c) -> N (g c) *S",
+            {"g": num_groups},
+            statistical="c",
+            prefer="c g",
+        )
+
+    def lower(
+        b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-5, num_groups: int
+    ) -> "fx.Node":
+        from torch import nn
+        from torch.nn import functional as F
+
+        channels, eps, x = n.shape(0)[1], b.decimal(epsilon), b.tensor(n, 0)
+        per_channel = n.shape(1) == (channels,)
+        if per_channel:
+            module = nn.GroupNorm(num_groups, channels, eps, device="meta")
+            owned = b.owner(n, module, x, {"weight": 1, "bias": 2})
+            if owned is not None:
+                return owned
+        weight, bias = b.tensor(n, 1), b.tensor(n, 2)
+        if not per_channel:
+            repeats = channels // num_groups
+            weight = b.method("repeat_interleave", weight, repeats)
+            bias = b.method("repeat_interleave", bias, repeats)
+        return b.call(F.group_norm, x, num_groups, weight, bias, eps)
+
+
+def _competition(b: "TorchBuilder", n: OpNode, x: "fx.Node", axis: int) -> "fx.Node":
+    """Softmax, its logarithm, or a one at the largest position, along one axis."""
+    import torch
+
+    if n.op_type == "Softmax":
+        return b.call(torch.softmax, x, axis)
+    if n.op_type == "LogSoftmax":
+        return b.call(torch.log_softmax, x, axis)
+    largest = b.call(torch.argmax, x, axis, keepdim=True)
+    return b.method("scatter", b.call(torch.zeros_like, x), axis, largest, 1.0)

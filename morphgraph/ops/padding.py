@@ -1,0 +1,119 @@
+"""Pad: positions are added before and after, or cut off."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from morphgraph.ops.movement import pass_axes
+from morphgraph.ops.op import Description, IndexMap, Op, OpNode, Place, Resizing, Unreadable, op
+from morphgraph.ops.window import torch_padding
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from morphgraph.torch_io.builder import TorchBuilder
+
+
+def _pads(n: OpNode, pads: Sequence[int] | None) -> list[tuple[int, int]]:
+    """Positions added before and after every axis."""
+    given = n.ints(1, pads)
+    if given is None:
+        raise Unreadable("Pad by amounts that are computed at run time")
+    rank = len(n.shape(0))
+    listed = n.ints(3)
+    axes = range(rank) if listed is None else [a % rank for a in listed]
+    amounts = [(0, 0)] * rank
+    for k, axis in enumerate(axes):
+        amounts[axis] = (given[k], given[k + len(axes)])
+    return amounts
+
+
+@op("Pad")
+class Pad(Op):
+    """Padded positions are factors of their own: a padded channel may go with its partners."""
+
+    def describe(
+        n: OpNode, *, mode: str = "constant", pads: Sequence[int] | None = None
+    ) -> Description:
+        description = Description()
+        for axis, (before, after) in enumerate(_pads(n, pads)):
+            size, out = n.shape(0)[axis], n.out()[axis]
+            if (before, after) == (0, 0):
+                pass_axes(description, n.shape(0), [(axis, axis)])
+            elif mode != "constant" or before < 0 or after < 0:
+                reason = f"padded in mode {mode}" if mode != "constant" else "cropped by Pad"
+                description.pin(0, axis, size, reason)
+                description.pin(~0, axis, out, reason)
+            else:
+                moved = Place(~0, axis, IndexMap(offset=before))
+                description.add(f"a{axis}", size, [Place(0, axis), moved])
+                for name, count, offset in (("p", before, 0), ("q", after, before + size)):
+                    if count:
+                        place = Place(~0, axis, IndexMap(offset=offset))
+                        description.add(f"{name}{axis}", count, [place])
+        return description
+
+    def resize(
+        n: OpNode, new: Resizing, *, mode: str = "constant", pads: Sequence[int] | None = None
+    ) -> None:
+        amounts = _pads(n, pads)
+        for axis, (before, after) in enumerate(amounts):
+            if mode == "constant" and before >= 0 and after >= 0:
+                kept = new.kept(~0, axis)
+                size = n.shape(0)[axis]
+                amounts[axis] = (
+                    int((kept < before).sum()),
+                    int((kept >= before + size).sum()),
+                )
+        listed = n.ints(3)
+        rank = len(amounts)
+        axes = range(rank) if listed is None else [a % rank for a in listed]
+        flat = [amounts[a][0] for a in axes] + [amounts[a][1] for a in axes]
+        if n.opset < 11:
+            new.set_attribute("pads", flat)
+        else:
+            new.set_constant(1, np.array(flat, dtype=np.int64))
+
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        mode: str = "constant",
+        pads: Sequence[int] | None = None,
+        value: float = 0.0,
+    ) -> "fx.Node":
+        from torch.nn import functional as F
+
+        amounts, x = _pads(n, pads), b.tensor(n, 0)
+        while amounts and amounts[0] == (0, 0) and mode == "constant":
+            amounts.pop(0)
+        if mode == "constant":
+            fill = b.operand(n, 2) if n.has(2) else b.decimal(value)
+            if not isinstance(fill, float | int):
+                b.fail(n, "its value is computed at run time")
+            before, after = zip(*amounts, strict=True) if amounts else ((), ())
+            return b.call(F.pad, x, torch_padding(before, after), value=fill) if amounts else x
+        rank = len(amounts)
+        spatial = 3 <= rank <= 5 and all(a == (0, 0) for a in amounts[:2])
+        if spatial and min(min(a) for a in amounts) >= 0:
+            kind = {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}[mode]
+            padding = torch_padding(*zip(*amounts[2:], strict=True))
+            return b.call(F.pad, x, padding, kind)
+        for axis, (before, after) in enumerate(amounts):
+            if (before, after) != (0, 0):
+                positions = _padded_positions(n.shape(0)[axis], before, after, mode)
+                index = b.positions(n, axis, positions)
+                x = b.method("index_select", x, axis, index)
+        return x
+
+
+def _padded_positions(
+    size: int, before: int, after: int, mode: str
+) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Which position each padded position repeats; negative pads cut positions off."""
+    kept = np.arange(size)[max(-before, 0) : size - max(-after, 0)]
+    added = (max(before, 0), max(after, 0))
+    if mode == "edge":
+        return np.pad(kept, added, "edge")
+    return np.pad(kept, added, "reflect") if mode == "reflect" else np.pad(kept, added, "wrap")

@@ -1,0 +1,143 @@
+"""Reshape: one rule for flattening, heads, channel shuffles and every other regrouping of axes.
+
+The cumulative products of both shapes are refined against each other. Where each boundary divides
+the next, the axes of both sides become product axes over the common factors; a block that does not
+nest (4x6 -> 6x4) is pinned.
+
+    (1, 48, 7, 7) -> (1, 2, 24, 7, 7)     boundaries 1 2 48 336 2352: 48 = (2 24)
+    (1, 512, 7, 7) -> (1, 25088)          boundaries 1 512 3584 25088: 25088 = (512 7 7)
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from morphgraph.notation import Shape
+from morphgraph.ops.op import Description, IndexMap, Op, OpNode, Place, Resizing, Unreadable, op
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from morphgraph.torch_io.builder import TorchBuilder
+
+
+def regroup(old: Shape, new: Shape) -> Description:
+    """Couple the axes of two shapes of equal element count, read in row-major order.
+
+    >>> [(f.size, f.pinned) for f in regroup((4, 6), (6, 4)).factors.values()][0]
+    (4, 'reshape 4x6 -> 6x4 does not nest')
+    """
+    description = Description()
+    for in_axes, out_axes in _blocks(old, new):
+        in_sizes = [old[a] for a in in_axes]
+        out_sizes = [new[a] for a in out_axes]
+        factors = _refine(in_sizes, out_sizes)
+        if factors is None:
+            left, right = "x".join(map(str, in_sizes)), "x".join(map(str, out_sizes))
+            reason = f"reshape {left} -> {right} does not nest"
+            for port, axes, shape in ((0, in_axes, old), (~0, out_axes, new)):
+                for axis in axes:
+                    description.pin(port, axis, shape[axis], reason)
+            continue
+        names = [f"f{len(description.factors) + k}" for k in range(len(factors))]
+        for name, size in zip(names, factors, strict=True):
+            description.add(name, size, [])
+        for port, axes, shape in ((0, in_axes, old), (~0, out_axes, new)):
+            _stand(description, port, axes, shape, names)
+    for port, shape in ((0, old), (~0, new)):
+        for axis, size in enumerate(shape):
+            if size == 1:
+                description.pin(port, axis, 1, "axis of size 1 that a reshape moves")
+    description.prefer = tuple(reversed(description.factors))
+    return description
+
+
+def _blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
+    """The axes (size 1 left out) of both sides between two boundaries that both sides share."""
+    blocks: list[tuple[list[int], list[int]]] = []
+    left = [a for a, size in enumerate(old) if size != 1]
+    right = [a for a, size in enumerate(new) if size != 1]
+    i = j = 0
+    while i < len(left):
+        in_axes, out_axes = [left[i]], [right[j]]
+        here, there = old[left[i]], new[right[j]]
+        i, j = i + 1, j + 1
+        while here != there:
+            if here < there:
+                here *= old[left[i]]
+                in_axes.append(left[i])
+                i += 1
+            else:
+                there *= new[right[j]]
+                out_axes.append(right[j])
+                j += 1
+        blocks.append((in_axes, out_axes))
+    return blocks
+
+
+def _refine(left: Sequence[int], right: Sequence[int]) -> list[int] | None:
+    """Sizes of the common factors, outermost first; ``None`` where the boundaries do not divide."""
+    boundaries = sorted({prod(side[k:]) for side in (left, right) for k in range(len(side) + 1)})
+    pairs = list(zip(boundaries, boundaries[1:], strict=False))
+    if any(larger % smaller for smaller, larger in pairs):
+        return None
+    return [larger // smaller for smaller, larger in reversed(pairs)]
+
+
+def _stand(
+    description: Description, port: int, axes: Sequence[int], shape: Shape, names: Sequence[str]
+) -> None:
+    """Lay the factors of a block, outermost first, onto the axes of one side."""
+    remaining = list(names)
+    for axis in axes:
+        here: list[str] = []
+        while prod(description.factors[name].size for name in here) < shape[axis]:
+            here.append(remaining.pop(0))
+        outer = 1
+        for name in here:
+            factor = description.factors[name]
+            inner = shape[axis] // (outer * factor.size)
+            factor.places.append(Place(port, axis, IndexMap(outer, inner)))
+            outer *= factor.size
+
+
+@op("Reshape")
+class Reshape(Op):
+    def describe(n: OpNode, *, allowzero: int = 0) -> Description:
+        return regroup(n.shape(0), n.out())
+
+    def resize(n: OpNode, new: Resizing, *, allowzero: int = 0) -> None:
+        target = n.ints(1)
+        if target is None:
+            raise Unreadable("Reshape to a shape that is computed at run time")
+        sizes = new.shape(~0)
+        follow = [t if t in (0, -1) else size for t, size in zip(target, sizes, strict=True)]
+        new.set_constant(1, np.array(follow, dtype=np.int64))
+
+    def lower(b: "TorchBuilder", n: OpNode, *, allowzero: int = 0) -> "fx.Node":
+        x, target = b.tensor(n, 0), b.sizes(n, 1)
+        if target is None:
+            b.fail(n, "its shape is computed from values")
+        copied = [k for k, size in enumerate(target) if size == 0 and not allowzero]
+        if len(copied) == 1 and -1 not in target:
+            target[copied[0]] = -1
+        else:
+            for k in copied:
+                target[k] = b.method("size", x, k)
+        return b.method("reshape", x, tuple(target))
+
+
+@op("Flatten")
+class Flatten(Op):
+    def describe(n: OpNode, *, axis: int = 1) -> Description:
+        return regroup(n.shape(0), n.out())
+
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 1) -> "fx.Node":
+        x, rank = b.tensor(n, 0), len(n.shape(0))
+        first = axis + rank if axis < 0 else axis
+        if first == 1:
+            return b.method("flatten", x, 1)
+        inner = prod(n.shape(0)[first:])
+        return b.method("reshape", x, (-1, inner))

@@ -1,0 +1,240 @@
+"""The plan: which channels of every group stay. A JSON file that a person can read and edit.
+
+A plan belongs to a network's structure (operators, names, shapes), not to its weights: it outlives
+training, and a plan for another network is refused.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from morphgraph.errors import FileError, PlanError
+from morphgraph.graph import ChannelGraph, Group, IntArray
+from morphgraph.onnx_io import escape, static_shape, write_atomically
+from morphgraph.version import __version__
+
+SCHEMA_VERSION = 1
+MAX_PLAN_BYTES = 64 * 2**20
+
+_Position = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A cost before and after a plan."""
+
+    before: float
+    after: float
+
+
+class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What becomes of one group.
+
+    ``keep`` holds half-open ranges of old channels, ascending; ``new`` channels are added behind them.
+    """
+
+    name: str
+    width: Annotated[int, msgspec.Meta(ge=1)]
+    keep: tuple[tuple[_Position, _Position], ...]
+    new: _Position = 0
+
+    @property
+    def kept(self) -> IntArray:
+        """The old channels that stay, ascending."""
+        spans = [np.arange(start, stop) for start, stop in self.keep]
+        return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
+
+
+class ModelRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model that a plan belongs to."""
+
+    structure: str
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which channels of every group stay; groups that do not change are left out.
+
+    >>> plan = Plan(ModelRef("0" * 64), {}, {}, {"g1": GroupPlan("conv1", 4, ((0, 2),))})
+    >>> Plan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    model: ModelRef
+    request: dict[str, Any]
+    cost: dict[str, Change]
+    groups: dict[str, GroupPlan]
+    schema_version: int = SCHEMA_VERSION
+    tool_version: str = __version__
+
+    def to_json(self) -> bytes:
+        """The file's bytes; the same plan gives the same bytes."""
+        ordered = {
+            "schema_version": self.schema_version,
+            "tool_version": self.tool_version,
+            "model": self.model,
+            "request": self.request,
+            "cost": self.cost,
+            "groups": self.groups,
+        }
+        return msgspec.json.format(msgspec.json.encode(ordered), indent=2) + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, path: str = "plan") -> "Plan":
+        """Read a plan.
+
+        Raises:
+            PlanError: the bytes are no plan; names the field and what is wrong with it.
+        """
+        try:
+            head = msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise PlanError(f"{path}: not a JSON file: {error}; make it with `plan`") from None
+        version = head.get("schema_version") if isinstance(head, dict) else None
+        if version != SCHEMA_VERSION:
+            raise PlanError(
+                f"{path}: schema_version: {version!r} is unknown, this version reads "
+                f"{SCHEMA_VERSION}; make the plan again with `plan`"
+            )
+        try:
+            plan = msgspec.json.decode(data, type=cls)
+        except msgspec.ValidationError as error:
+            what, _, where = str(error).partition(" - at ")
+            field = where.strip("`").removeprefix("$.") or "plan"
+            raise PlanError(f"{path}: {field}: {what}") from None
+        for key, group in plan.groups.items():
+            _check_ranges(f"{path}: groups.{escape(key)}.keep", group)
+        return plan
+
+    def save(self, path: str | PathLike[str], overwrite: bool = False) -> None:
+        """Write the plan; the file appears whole or not at all.
+
+        Raises:
+            FileError: the file exists already (without ``overwrite``) or cannot be written.
+        """
+        write_atomically(path, self.to_json(), overwrite)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "Plan":
+        """Read a plan file.
+
+        Raises:
+            FileError: there is no such file, or it cannot be read.
+            PlanError: it is no plan.
+        """
+        name = escape(os.fspath(path))
+        try:
+            size = Path(path).stat().st_size
+            if size > MAX_PLAN_BYTES:
+                raise PlanError(
+                    f"{name}: {size} bytes is more than a plan can have ({MAX_PLAN_BYTES}); "
+                    "is this the right file?"
+                )
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise FileError(f"{name}: {error.strerror or error}; check the path") from None
+        return cls.from_json(data, name)
+
+    def kept(self, graph: ChannelGraph) -> dict[int, IntArray]:
+        """Per group index the old channels that stay, for the groups that change.
+
+        Raises:
+            PlanError: the plan is for another network, or a range does not fit its group.
+        """
+        if self.model.structure != structure_hash(graph):
+            raise PlanError(
+                "model.structure: the plan was made for another network; make one for this model "
+                "(`plan`), or give the model that it was made for"
+            )
+        by_id = {group.id: group for group in graph.groups}
+        found: dict[int, IntArray] = {}
+        for key, entry in self.groups.items():
+            group = by_id.get(key)
+            if group is None:
+                raise PlanError(f"groups.{escape(key)}: the model has no such group")
+            _check_fits(group, entry)
+            if len(entry.kept) != group.width:
+                found[group.index] = entry.kept
+        return found
+
+    def widths(self, graph: ChannelGraph) -> IntArray:
+        """The width of every group under the plan, ``[groups]``."""
+        widths = graph.widths.copy()
+        for index, kept in self.kept(graph).items():
+            widths[index] = len(kept)
+        return widths
+
+
+def _check_ranges(field: str, group: GroupPlan) -> None:
+    last = 0
+    for start, stop in group.keep:
+        if stop <= start:
+            raise PlanError(f"{field}: range [{start}, {stop}] is empty; ranges are [first, end)")
+        if start < last:
+            raise PlanError(
+                f"{field}: range [{start}, {stop}] repeats channels below {last}; "
+                "ranges ascend and do not overlap"
+            )
+        last = stop
+    if last > group.width:
+        raise PlanError(f"{field}: channel {last - 1} is out of range, the width is {group.width}")
+    if not group.keep:
+        raise PlanError(f"{field}: keeps no channel; width 0 is not supported, keep at least one")
+
+
+def _check_fits(group: Group, entry: GroupPlan) -> None:
+    field = f"groups.{group.id}"
+    if entry.width != group.width:
+        raise PlanError(f"{field}.width: {entry.width}, but the model's group has {group.width}")
+    if entry.new:
+        raise PlanError(f"{field}.new: this version cannot add channels; set it to 0")
+    if len(entry.kept) != group.width and group.reason is not None:
+        raise PlanError(
+            f"{field}: '{escape(group.name)}' cannot be resized ({escape(group.reason)})"
+        )
+
+
+def make_plan(
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    request: Mapping[str, Any],
+    cost: Mapping[str, Change],
+) -> Plan:
+    """A plan from kept channels per group index; groups kept whole are left out."""
+    groups = {}
+    for index in sorted(keep):
+        group = graph.groups[index]
+        if len(keep[index]) < group.width:
+            groups[group.id] = GroupPlan(group.name, group.width, _ranges(keep[index]))
+    return Plan(ModelRef(structure_hash(graph)), dict(request), dict(cost), groups)
+
+
+def _ranges(kept: IntArray) -> tuple[tuple[int, int], ...]:
+    """Ascending positions as half-open ranges.
+
+    >>> _ranges(np.array([0, 1, 4]))
+    ((0, 2), (4, 5))
+    """
+    breaks = np.flatnonzero(np.diff(kept) > 1) + 1
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(kept, breaks) if len(run))
+
+
+def structure_hash(graph: ChannelGraph) -> str:
+    """SHA-256 of the canonical structure: operators, names and shapes, not the weights."""
+    if "structure" not in graph.cache:
+        digest = hashlib.sha256()
+        model = graph.model.graph
+        for value in (*model.inputs, *model.initializers.values()):
+            digest.update(f"{value.name}:{static_shape(value)};".encode())
+        for node in model:
+            inputs = ",".join("" if v is None else v.name or "" for v in node.inputs)
+            outputs = ",".join(f"{v.name}:{static_shape(v)}" for v in node.outputs)
+            digest.update(f"{node.domain}:{node.op_type}({inputs})->{outputs};".encode())
+        digest.update(",".join(v.name or "" for v in model.outputs).encode())
+        graph.cache["structure"] = digest.hexdigest()
+    found: str = graph.cache["structure"]
+    return found

@@ -1,0 +1,362 @@
+"""Grows a torch.fx graph of ordinary modules, one ONNX node at a time.
+
+A lowering (``Op.lower``) is called as ``lower(builder, node, **attributes)`` and returns the fx node
+of its result, a tuple of them where the operator has several. It asks the builder for operands,
+
+=================  ===================================================================
+``tensor``         as an fx node, whatever it is
+``operand``        the same, but a constant of one element becomes a Python number
+``sizes``          a vector of integers (a shape), some of which may be fx nodes
+=================  ===================================================================
+
+and for what computes with them: ``call`` a function, a ``method``, a module without weights
+(``module``), a module that owns weights (``owner``).
+"""
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import fx, nn
+
+from morphgraph.errors import UnsupportedError
+from morphgraph.ops import OpNode
+from morphgraph.torch_io.modules import ModuleTree
+from morphgraph.torch_io.tensors import to_tensor
+
+Number: TypeAlias = float | int | bool
+Integers: TypeAlias = np.ndarray[Any, np.dtype[np.object_]]
+"""An integer tensor known while building: its elements are ints or fx nodes (run-time sizes)."""
+
+_RUNNING = ("running_mean", "running_var")
+
+
+class TorchBuilder:
+    """The graph so far, the modules it calls, and where every ONNX value is found.
+
+    Attributes:
+        graph: the fx graph.
+        tree: the modules, by dotted path.
+        parameters: torch name -> ONNX name, of every parameter and running statistic.
+    """
+
+    def __init__(self, parameters: Sequence[str], exported: bool) -> None:
+        self.graph = fx.Graph()
+        self.tree = ModuleTree()
+        self.parameters: dict[str, str] = {}
+        self._trainable = frozenset(parameters)
+        self._exported = exported
+        self._values: dict[str, fx.Node | Integers] = {}
+        self._homes: dict[str, str] = {}
+        self._reads: dict[str, fx.Node] = {}
+
+    # -- values -------------------------------------------------------------------------------
+
+    def bind(self, value: ir.Value, result: fx.Node | Integers) -> None:
+        """Say what an ONNX value is in the graph."""
+        self._values[_name(value)] = result
+
+    def bound(self, value: ir.Value) -> fx.Node | Integers | None:
+        """What was bound to a value."""
+        return self._values.get(_name(value))
+
+    def is_parameter(self, n: OpNode, i: int) -> bool:
+        """Whether operand ``i`` is itself a trainable parameter."""
+        value = n.ir.inputs[i] if n.has(i) else None
+        return value is not None and self._is_parameter(value)
+
+    def constant(self, n: OpNode, i: int) -> "np.ndarray[Any, Any] | None":
+        """The value of operand ``i`` where it is a constant that training leaves alone."""
+        return None if self.is_parameter(n, i) else n.const(i)
+
+    def tensor(self, n: OpNode, i: int) -> fx.Node:
+        """Operand ``i`` as an fx node."""
+        value = n.ir.inputs[i] if n.has(i) else None
+        if value is None:
+            self.fail(n, f"operand {i} is missing")
+        return self.value(value)
+
+    def value(self, value: ir.Value) -> fx.Node:
+        """An ONNX value as an fx node."""
+        bound = self.bound(value)
+        if isinstance(bound, fx.Node):
+            return bound
+        if bound is not None:
+            return self.call(torch.tensor, bound.tolist())
+        if value.const_value is None:
+            raise UnsupportedError(
+                f"value '{_name(value)}' is read before it is computed; canonicalize the model first"
+            )
+        if self._is_parameter(value):
+            return self._read(self._home_of(value))
+        return self._read(self._buffer(value))
+
+    def optional(self, n: OpNode, i: int) -> fx.Node | None:
+        """Operand ``i`` as an fx node, ``None`` where it is absent."""
+        return self.tensor(n, i) if n.has(i) else None
+
+    def operand(self, n: OpNode, i: int) -> fx.Node | Number:
+        """Operand ``i``; a constant of one element that broadcasts away becomes a number."""
+        value = n.ir.inputs[i] if n.has(i) else None
+        bound = None if value is None else self.bound(value)
+        if isinstance(bound, np.ndarray) and bound.size == 1:
+            element: fx.Node | int = bound.item()
+            return element
+        constant = self.constant(n, i)
+        if constant is not None and constant.size == 1 and constant.ndim <= _other_rank(n, i):
+            number: Number = constant.astype(_PLAIN.get(constant.dtype.kind, "f8")).item()
+            return decimal(number) if isinstance(number, float) else number
+        return self.tensor(n, i)
+
+    def sizes(self, n: OpNode, i: int) -> "list[int | fx.Node] | None":
+        """Operand ``i`` as a list of integers; ``None`` where only running the model can tell."""
+        if not n.has(i):
+            return None
+        value = n.ir.inputs[i]
+        bound = None if value is None else self.bound(value)
+        if isinstance(bound, np.ndarray):
+            return list(bound.reshape(-1))
+        constant = n.const(i)
+        return None if constant is None else [int(x) for x in constant.reshape(-1)]
+
+    def integers(self, value: ir.Value | None) -> Integers | None:
+        """An integer value that is known while building, constant or not."""
+        if value is None:
+            return None
+        bound = self.bound(value)
+        if bound is not None:
+            return bound if isinstance(bound, np.ndarray) else None
+        if value.const_value is None:
+            return None
+        array = value.const_value.numpy()
+        return array.astype(object) if array.dtype.kind in "iub" else None
+
+    # -- computing ----------------------------------------------------------------------------
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Call a function of torch or :mod:`operator`."""
+        return self.graph.call_function(function, args, kwargs)
+
+    def method(self, name: str, x: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+        """Call a method of a tensor."""
+        return self.graph.call_method(name, (x, *args), kwargs)
+
+    def item(self, x: fx.Node, index: Any) -> fx.Node:
+        """``x[index]``."""
+        return self.graph.call_function(operator.getitem, (x, index))
+
+    def module(self, n: OpNode, module: nn.Module, *args: Any) -> fx.Node:
+        """Call a module without weights, placed where the exported model had it."""
+        path = self.tree.place(_scope(n, type(module).__name__), module)
+        return self.graph.call_module(path, args)
+
+    def owner(
+        self, n: OpNode, module: nn.Module, x: fx.Node, operands: Mapping[str, int]
+    ) -> fx.Node | None:
+        """Call a module that owns operands of the node: ``{"weight": 1, "bias": 2}``.
+
+        The module lives at the path that the operands' names share, so that its ``state_dict`` keys
+        are their ONNX names. ``None`` where it cannot own them: they are computed, constant, read by
+        another node already, or named otherwise; then the lowering reads them as tensors.
+        """
+        values = {role: n.ir.inputs[i] for role, i in operands.items()}
+        return self.own(n, module, x, {r: v for r, v in values.items() if v is not None})
+
+    def own(
+        self, n: OpNode, module: nn.Module, x: fx.Node, values: Mapping[str, ir.Value]
+    ) -> fx.Node | None:
+        """The same, the weights given as ONNX values of the shape that the module wants."""
+        names = {role: _name(value) for role, value in values.items()}
+        path = _shared_path(names)
+        settled = [self._homes[name] for name in names.values() if name in self._homes]
+        if path is None and settled:
+            path = settled[0].rpartition(".")[0]
+        elif path is None and not self._exported:
+            path = self.tree.unique(clean(n.name or n.op_type))
+        if not path:
+            return None
+        at_home = {
+            role for role, name in names.items() if self._homes.get(name) == f"{path}.{role}"
+        }
+        if len(at_home) == len(names) and self.tree.same_form(path, module):
+            return self.graph.call_module(path, (x,))
+        if len(at_home) < len(settled) or not self.tree.is_free(path):
+            return None
+        if not all(
+            value.const_value is not None and (role in _RUNNING or self._is_parameter(value))
+            for role, value in values.items()
+        ):
+            return None
+        for role, value in values.items():
+            if role not in at_home:
+                _give(module, role, to_tensor(value.const_value))
+                self._settle(value, f"{path}.{role}")
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.num_batches_tracked = torch.tensor(0)
+        self.tree.put(path, module)
+        return self.graph.call_module(path, (x,))
+
+    def transposed_parameter(self, n: OpNode, i: int) -> ir.Value | None:
+        """The matrix parameter that operand ``i`` is the transpose of, if it is one."""
+        value = n.ir.inputs[i]
+        producer = None if value is None else value.producer()
+        if producer is None or producer.op_type != "Transpose":
+            return None
+        source = producer.inputs[0]
+        if source is None or not self._is_parameter(source) or source.shape is None:
+            return None
+        return source if len(source.shape) == 2 else None
+
+    def add_bias(self, linear: fx.Node, n: OpNode, i: int) -> bool:
+        """Let a Linear that was made without bias own operand ``i`` of the addition behind it."""
+        value = n.ir.inputs[i]
+        if linear.op != "call_module" or value is None or not self._is_parameter(value):
+            return False
+        path = str(linear.target)
+        module = self.tree.get(path)
+        if not isinstance(module, nn.Linear) or module.bias is not None or linear.users:
+            return False
+        readers = [node for node in self.graph.nodes if node.target == path]
+        fits = _name(value) == f"{path}.bias" and n.shape(i) == (module.out_features,)
+        if not fits or len(readers) > 1 or _name(value) in self._homes:
+            return False
+        _give(module, "bias", to_tensor(value.const_value))
+        self._settle(value, f"{path}.bias")
+        return True
+
+    def buffer(self, n: OpNode, name: str, tensor: torch.Tensor) -> fx.Node:
+        """A constant that the lowering made; it moves with the module, but is not in its state."""
+        path = self.tree.unique(f"{clean(n.name or n.op_type)}_{name}")
+        self.tree.put_buffer(path, tensor, persistent=False)
+        return self._read(path)
+
+    def positions(self, n: OpNode, axis: int, kept: "np.ndarray[Any, Any]") -> fx.Node:
+        """Constant positions along an axis, as an index tensor."""
+        return self.buffer(n, f"positions_{axis}", torch.from_numpy(kept.astype(np.int64)))
+
+    @staticmethod
+    def decimal(x: float) -> float:
+        """The shortest decimal of a float32 attribute: 1e-05 for 9.99999974e-06."""
+        return decimal(x)
+
+    def fail(self, n: OpNode, why: str, advice: str = "") -> NoReturn:
+        """Refuse a node by name.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        hint = advice or (
+            f'teach it: entry_of("{n.op_type}", "{n.domain}").lower = your function'
+            if n.domain == ""
+            else f'teach it: register("{n.domain}::{n.op_type}", line, lower=your function)'
+        )
+        raise UnsupportedError(f"node '{n.name}': {n.op_type} to PyTorch: {why}; {hint}")
+
+    # -- weights ------------------------------------------------------------------------------
+
+    def _is_parameter(self, value: ir.Value) -> bool:
+        return value.const_value is not None and _name(value) in self._trainable
+
+    def _settle(self, value: ir.Value, path: str) -> None:
+        self._homes[_name(value)] = path
+        self.parameters[path] = _name(value)
+
+    def _home_of(self, value: ir.Value) -> str:
+        """The path of a parameter; one that no module owns is put at the path its name spells."""
+        name = _name(value)
+        if name not in self._homes:
+            path = name if _is_path(name) and self.tree.is_free(name) else ""
+            path = path or self.tree.unique(clean(name))
+            self.tree.put_parameter(path, nn.Parameter(to_tensor(value.const_value)))
+            self._settle(value, path)
+        return self._homes[name]
+
+    def _buffer(self, value: ir.Value) -> str:
+        """The path of a constant tensor."""
+        name = _name(value)
+        if name not in self._homes:
+            path = name if _is_path(name) and self.tree.is_free(name) else ""
+            path = path or self.tree.unique(clean(name))
+            was_buffer = value.metadata_props.get(_PERSISTENT) == "True"
+            self.tree.put_buffer(path, to_tensor(value.const_value), persistent=was_buffer)
+            self._homes[name] = path
+            if was_buffer:
+                self.parameters[path] = name
+        return self._homes[name]
+
+    def _read(self, path: str) -> fx.Node:
+        if path not in self._reads:
+            self._reads[path] = self.graph.create_node("get_attr", path)
+        return self._reads[path]
+
+
+_PERSISTENT = "pkg.torch.export.graph_signature.InputSpec.persistent"
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_CLASSES = "pkg.torch.onnx.class_hierarchy"
+_PLAIN = {"b": "?", "i": "i8", "u": "i8"}
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None, "a canonical model names every value"
+    return value.name
+
+
+def _other_rank(n: OpNode, i: int) -> int:
+    """The largest rank among the other operands."""
+    return max((len(s) for k, s in enumerate(n.in_shapes) if s is not None and k != i), default=0)
+
+
+def decimal(x: float) -> float:
+    """The shortest decimal that is the same float32: ONNX stores 1e-5 as 9.99999974e-06.
+
+    >>> decimal(9.999999747378752e-06)
+    1e-05
+    """
+    return float(str(np.float32(x))) if float(np.float32(x)) == x else x
+
+
+def clean(name: str) -> str:
+    """A name that can be an attribute in Python: no dots, no slashes.
+
+    >>> clean("conv0/weights:0")
+    'conv0_weights_0'
+    """
+    plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "unnamed"
+    return f"_{plain}" if plain[0].isdigit() else plain
+
+
+def _is_path(name: str) -> bool:
+    """Whether torch could have given this name to a parameter: identifiers or digits, dotted."""
+    return re.fullmatch(r"\w+(\.\w+)*", name, flags=re.ASCII) is not None
+
+
+def _shared_path(names: Mapping[str, str]) -> str | None:
+    """The module path of operands named ``path.role``, each by its role."""
+    paths = {name.removesuffix(f".{role}") for role, name in names.items()}
+    matching = all(name.endswith(f".{role}") for role, name in names.items())
+    return paths.pop() if matching and len(paths) == 1 and _is_path(min(paths)) else None
+
+
+def _give(module: nn.Module, role: str, tensor: torch.Tensor) -> None:
+    if role in _RUNNING:
+        module.register_buffer(role, tensor)
+    else:
+        module.register_parameter(role, nn.Parameter(tensor))
+
+
+def _scope(n: OpNode, kind: str) -> str:
+    """Where the module that made this node stood, or a name made of the node's own."""
+    scopes, classes = n.ir.metadata_props.get(_SCOPES), n.ir.metadata_props.get(_CLASSES)
+    if not scopes or not classes:
+        return clean(n.name or kind)
+    paths, kinds = ast.literal_eval(scopes), ast.literal_eval(classes)
+    if len(paths) < 2 or len(kinds) < 2 or not _is_path(paths[-2] or "_"):
+        return clean(n.name or kind)
+    if paths[-2] and kinds[-2].rpartition(".")[2] == kind:
+        return str(paths[-2])
+    return f"{paths[-2]}.{kind.lower()}".lstrip(".")

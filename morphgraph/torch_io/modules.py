@@ -1,0 +1,103 @@
+"""A tree of torch modules that grows by dotted paths, in whatever order they come."""
+
+from torch import Tensor, fx, nn
+
+_RESERVED = frozenset(dir(fx.GraphModule)) | frozenset(nn.Module().__dict__)
+
+
+class ModuleTree:
+    """Modules, parameters and buffers by dotted path; folders on the way are empty modules.
+
+    >>> tree = ModuleTree()
+    >>> tree.put("layer1.0.conv", nn.Conv2d(3, 8, 1))
+    >>> tree.is_free("layer1.0.conv"), tree.unique("layer1.0.conv")
+    (False, 'layer1.0.conv_1')
+    """
+
+    def __init__(self) -> None:
+        self.root = nn.Module()
+
+    def get(self, path: str) -> object | None:
+        """What stands at a path."""
+        here: object = self.root
+        for part in path.split("."):
+            here = _member(here, part) if isinstance(here, nn.Module) else None
+        return here
+
+    def is_free(self, path: str) -> bool:
+        """Whether something can be put here; an empty folder can still become a module."""
+        first, *rest = path.split(".")
+        if first in _RESERVED:
+            return False
+        above = [self.get(".".join([first, *rest][:k])) for k in range(1, len(rest) + 1)]
+        if any(there is not None and not isinstance(there, nn.Module) for there in above):
+            return False
+        return self.get(path) is None or self._is_folder(path)
+
+    def unique(self, path: str) -> str:
+        """This path, or with a number behind it where it is taken."""
+        candidate, number = path, 0
+        while path.split(".")[0] in _RESERVED and not number or self.get(candidate) is not None:
+            number += 1
+            candidate = f"{path}_{number}"
+        return candidate
+
+    def put(self, path: str, module: nn.Module) -> None:
+        """Put a module; what already stands in a folder of that name moves into it."""
+        parent, field = self._parent(path)
+        folder = parent._modules.get(field)
+        if folder is not None:
+            for name, child in folder._modules.items():
+                module.add_module(name, child)
+            for name, parameter in folder._parameters.items():
+                module.register_parameter(name, parameter)
+            for name, buffer in folder._buffers.items():
+                module.register_buffer(
+                    name, buffer, name not in folder._non_persistent_buffers_set
+                )
+        parent.add_module(field, module)
+
+    def place(self, path: str, module: nn.Module) -> str:
+        """Put a module without weights, or find the same one there; returns its path."""
+        if path.split(".")[0] not in _RESERVED and self.same_form(path, module):
+            return path
+        if not self.is_free(path) or self._is_folder(path):
+            path = self.unique(path)
+        self.put(path, module)
+        return path
+
+    def put_parameter(self, path: str, parameter: nn.Parameter) -> None:
+        """Put a parameter."""
+        parent, field = self._parent(path)
+        parent.register_parameter(field, parameter)
+
+    def put_buffer(self, path: str, tensor: Tensor, persistent: bool) -> None:
+        """Put a buffer; one that is not persistent is no part of the ``state_dict``."""
+        parent, field = self._parent(path)
+        parent.register_buffer(field, tensor, persistent)
+
+    def same_form(self, path: str, module: nn.Module) -> bool:
+        """Whether the module there has the class and the options of this one."""
+        there = self.get(path)
+        return type(there) is type(module) and repr(there) == repr(module)
+
+    def _is_folder(self, path: str) -> bool:
+        return type(self.get(path)) is nn.Module
+
+    def _parent(self, path: str) -> tuple[nn.Module, str]:
+        *folders, field = path.split(".")
+        here = self.root
+        for part in folders:
+            inner = here._modules.get(part)
+            if inner is None:
+                inner = nn.Module()
+                here.add_module(part, inner)
+            here = inner
+        return here, field
+
+
+def _member(module: nn.Module, name: str) -> object | None:
+    for kind in (module._modules, module._parameters, module._buffers):
+        if kind.get(name) is not None:
+            return kind[name]
+    return None

@@ -1,0 +1,67 @@
+"""ONNX tensors as torch tensors and back, also in the types that numpy has not got."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from morphgraph.errors import UnsupportedError
+
+_TORCH_TYPES = {
+    ir.DataType.BOOL: torch.bool,
+    ir.DataType.UINT8: torch.uint8,
+    ir.DataType.INT8: torch.int8,
+    ir.DataType.INT16: torch.int16,
+    ir.DataType.INT32: torch.int32,
+    ir.DataType.INT64: torch.int64,
+    ir.DataType.UINT16: torch.uint16,
+    ir.DataType.UINT32: torch.uint32,
+    ir.DataType.UINT64: torch.uint64,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.DOUBLE: torch.float64,
+    ir.DataType.COMPLEX64: torch.complex64,
+    ir.DataType.COMPLEX128: torch.complex128,
+}
+
+
+def torch_type(dtype: ir.DataType | int) -> torch.dtype:
+    """The torch dtype of an ONNX element type.
+
+    >>> torch_type(1)
+    torch.float32
+
+    Raises:
+        UnsupportedError: torch has no such type.
+    """
+    known = ir.DataType(dtype)
+    if known not in _TORCH_TYPES:
+        raise UnsupportedError(f"element type {known.name} has no torch dtype; convert the model")
+    return _TORCH_TYPES[known]
+
+
+def to_tensor(value: ir.TensorProtocol | None) -> torch.Tensor:
+    """A torch tensor with memory of its own, so that training never writes into the model.
+
+    Raises:
+        UnsupportedError: torch has no such element type.
+    """
+    assert value is not None
+    dtype = torch_type(value.dtype)
+    array = np.array(value.numpy(), order="C", copy=True)
+    if value.dtype == ir.DataType.BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array).to(dtype)
+
+
+def to_onnx(tensor: torch.Tensor, dtype: ir.DataType, name: str) -> ir.Tensor:
+    """An ONNX tensor of the given element type, detached and in main memory."""
+    plain = tensor.detach().to("cpu", torch_type(dtype)).contiguous()
+    array: np.ndarray[Any, Any]
+    if dtype == ir.DataType.BFLOAT16:
+        array = plain.view(torch.int16).numpy().view(dtype.numpy())
+    else:
+        array = plain.numpy()
+    return ir.Tensor(array.copy(), dtype=dtype, name=name)

@@ -1,0 +1,93 @@
+"""An ONNX model as a torch.fx network of ordinary modules that trains."""
+
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, parameter_names, static_shape
+from morphgraph.ops import OpNode, entry_of
+from morphgraph.passes.canonicalize import canonicalize
+from morphgraph.torch_io.batch import free_batch
+from morphgraph.torch_io.builder import TorchBuilder, clean
+from morphgraph.torch_io.shapes import lower_filled, lower_integers
+from morphgraph.torch_io.tensors import torch_type
+
+
+def to_torch(model: ModelLike) -> fx.GraphModule:
+    """Build a trainable network that computes what the ONNX model computes.
+
+    Weights become parameters of ``nn.Conv2d``, ``nn.BatchNorm2d``, ``nn.Linear``, ... whose
+    ``state_dict`` keys are the ONNX names; where an ONNX name cannot be a torch name, or the model
+    was not exported from torch, ``net.meta["morphgraph.parameters"]`` maps torch names to ONNX names.
+    The network is in ``eval`` mode, as the ONNX model is; call ``net.train()`` to train it: then
+    BatchNorm updates its running statistics and Dropout drops.
+
+    A batch size that the export fixed is freed where the network treats samples alike:
+    ``net.meta["morphgraph.batch"]`` is ``"free"`` or says why it is not.
+
+    Args:
+        model: an ONNX model or a path; it is canonicalized first and never changed.
+
+    >>> net = to_torch(ir.from_onnx_text('''
+    ... <ir_version: 10, opset_import: ["" : 20]>
+    ... tiny (float[1,2] x) => (float[1,3] y) <float[3,2] w = {1,0, 0,1, 1,1}> {
+    ...     y = Gemm<transB=1>(x, w)
+    ... }'''))
+    >>> net(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([[1., 2., 3.],
+            [3., 4., 7.]], grad_fn=<MmBackward0>)
+    >>> net.meta["morphgraph.parameters"]
+    {'node_Gemm_0.weight': 'w'}
+
+    Raises:
+        UnsupportedError: an operator, or a form of it, has no torch counterpart; names the node.
+        ModelError: the model is broken.
+    """
+    canonical = canonicalize(as_model(model))
+    builder = TorchBuilder(parameter_names(canonical), PARAMETERS_KEY in canonical.metadata_props)
+    graph = canonical.graph
+    inputs = [value for value in graph.inputs if value.const_value is None]
+    for value in inputs:
+        builder.bind(value, builder.graph.placeholder(clean(value.name or "x")))
+    for node in graph:
+        _lower(builder, node)
+    results = tuple(builder.value(value) for value in graph.outputs)
+    builder.graph.output(results[0] if len(results) == 1 else results)
+    net = fx.GraphModule(builder.tree.root, builder.graph, clean(graph.name or "Network"))
+    net.graph.eliminate_dead_code()
+    net.graph.lint()
+    net.recompile()
+    net.meta["morphgraph.parameters"] = builder.parameters
+    net.eval()
+    dynamic = any(not isinstance(size, int) for v in inputs for size in (v.shape or ())[:1])
+    net.meta["morphgraph.batch"] = free_batch(net, [_example(v) for v in inputs], dynamic)
+    return net
+
+
+def _example(value: ir.Value) -> torch.Tensor:
+    """A tensor of the shape and type of a graph input, without memory."""
+    dtype = torch.float32 if value.dtype is None else torch_type(value.dtype)
+    return torch.empty(static_shape(value), dtype=dtype, device="meta")
+
+
+def _lower(b: TorchBuilder, node: ir.Node) -> None:
+    """Lower one node and bind its results."""
+    n = OpNode(node)
+    integers = lower_integers(b, n)
+    if integers is not None:
+        b.bind(node.outputs[0], integers)
+        return
+    entry = entry_of(n.op_type, n.domain)
+    filled = lower_filled(b, n)
+    if filled is not None:
+        result = filled
+    elif entry is None or entry.lower is None:
+        b.fail(n, "no lowering")
+    else:
+        result = entry.call(entry.lower, node, b, n)
+    results = result if isinstance(result, tuple) else (result,)
+    for k, value in enumerate(node.outputs):
+        if k < len(results):
+            b.bind(value, results[k])
+        elif value.uses() or value.is_graph_output():
+            b.fail(n, f"result {k} ('{value.name}') is used")

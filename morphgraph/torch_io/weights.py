@@ -1,0 +1,92 @@
+"""Trained weights back into an ONNX model, by name."""
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import torch
+from torch import fx, nn
+
+from morphgraph.errors import ModelError
+from morphgraph.onnx_io import ModelLike, as_model, escape, parameter_names
+from morphgraph.torch_io.tensors import to_onnx
+
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+
+def with_weights(
+    model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]
+) -> ir.Model:
+    """A copy of the model that has the weights and running statistics of a network.
+
+    Args:
+        model: the model that ``net`` was made from, or was exported to. It is not changed.
+        net: what ``to_torch`` returned, the exported module itself, or a ``state_dict`` of either;
+            wrapped by DistributedDataParallel or ``torch.compile`` or not. Tensors that the model does
+            not have, such as ``num_batches_tracked``, are left out.
+
+    Raises:
+        ModelError: a parameter or running statistic is missing, or has another shape; names it.
+    """
+    source = as_model(model)
+    state = _state(net)
+    result = source.clone()
+    needed = set(parameter_names(source)) | set(_running_statistics(source))
+    for name, value in result.graph.initializers.items():
+        old = value.const_value
+        tensor = state.get(name)
+        if old is None or (tensor is None and name not in needed):
+            continue
+        if tensor is None:
+            raise ModelError(
+                f"tensor '{escape(name)}': the network has no weight of that name; "
+                "pass the network that this model was exported from or loaded into"
+            )
+        wanted, given = tuple(old.shape.numpy()), tuple(tensor.shape)
+        if wanted != given:
+            raise ModelError(
+                f"tensor '{escape(name)}': {_format(given)} in the network, {_format(wanted)} in the "
+                "model; pass the model that has the network's size"
+            )
+        value.const_value = to_onnx(tensor, old.dtype, name)
+    return result
+
+
+def _state(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by their ONNX names."""
+    names: Mapping[str, str] = {}
+    if isinstance(net, nn.Module):
+        inner = net
+        while not isinstance(inner, fx.GraphModule) and len(list(inner.children())) == 1:
+            wrapped = [getattr(inner, prefix[:-1], None) for prefix in _WRAPPERS]
+            found = next((w for w in wrapped if isinstance(w, nn.Module)), None)
+            if found is None:
+                break
+            inner = found
+        if isinstance(inner, fx.GraphModule):
+            names = inner.meta.get("morphgraph.parameters", {})
+        tensors = dict(inner.named_buffers(remove_duplicate=False))
+        tensors.update(inner.named_parameters(remove_duplicate=False))
+    else:
+        tensors = {_unwrapped(name): tensor for name, tensor in net.items()}
+    return {names.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
+def _running_statistics(model: ir.Model) -> list[str]:
+    """Names of the means and variances that BatchNormalization nodes read."""
+    return [
+        value.name
+        for node in model.graph
+        if node.op_type == "BatchNormalization"
+        for value in node.inputs[3:5]
+        if value is not None and value.const_value is not None and value.name is not None
+    ]
+
+
+def _format(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

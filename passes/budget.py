@@ -1,0 +1,376 @@
+"""Pass ``budget``: which channels stay so that the network's costs fit.
+
+Channels leave one by one (or one rounding step at a time) on a single removal path, which depends on
+scores, costs and options, not on the budget: a smaller budget keeps a subset of what a larger one
+keeps. The next to leave is the one that the network misses least per unit of cost it frees::
+
+    loss(channel)  = share(group) * score(channel) / (sum of the group's live scores)
+    gain(channel)  = sum over budgets of dF/d(width) / F0          (live, exact)
+
+where ``share`` is the group's width times its marginal cost in the original network. Scores of
+different layers are not on one scale, so they count as shares of what is left of their group; with
+equal scores every group shrinks alike, and the path is the width multiplier.
+"""
+
+import fnmatch
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from morphgraph.errors import BudgetError, MorphWarning, UnsupportedError
+from morphgraph.graph import ChannelGraph, FloatArray, Group, IntArray
+from morphgraph.passes.cost import Convention, Cost, cost
+from morphgraph.passes.score import Score, score as score_channels
+from morphgraph.plans import Change, Plan, make_plan
+
+Budget = Mapping[str, str | float | int]
+
+_AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-z]*)\s*", re.IGNORECASE)
+_SCALES = {
+    "": 1.0,
+    "k": 1e3,
+    "m": 1e6,
+    "g": 1e9,
+    "t": 1e12,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "kib": 2.0**10,
+    "mib": 2.0**20,
+    "gib": 2.0**30,
+    "us": 1e-3,
+    "ms": 1.0,
+    "s": 1e3,
+}
+
+
+def parse_amount(text: str | float | int, present: float) -> float:
+    """A budget as a number: absolute (``"300M"``, ``"5ms"``, ``2e6``) or a share (``"50%"``).
+
+    >>> parse_amount("50%", 80.0), parse_amount("300M", 1.0)
+    (40.0, 300000000.0)
+
+    Raises:
+        UnsupportedError: it is neither.
+    """
+    match = _AMOUNT.fullmatch(str(text))
+    unit = match.group(2).lower() if match else "?"
+    if match is None or (unit != "%" and unit not in _SCALES):
+        raise UnsupportedError(f"budget '{text}' is no amount; write 50%, 300M, 2e6 or 5ms")
+    number = float(match.group(1))
+    return number / 100 * present if unit == "%" else number * _SCALES[unit]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Which widths a plan may give: rounding grid, floor, and the groups it may touch.
+
+    ``include`` and ``exclude`` are globs over a group's id, name and producers.
+    """
+
+    round_to: int = 1
+    min_width: int = 1
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+    def allows(self, group: Group) -> bool:
+        """Whether a plan may change the group's width."""
+        names = (group.id, group.name, *group.producers)
+        wanted = not self.include or _any_match(names, self.include)
+        return group.resizable and wanted and not _any_match(names, self.exclude)
+
+    def floor(self, group: Group) -> int:
+        """The smallest width that the group may get."""
+        if not self.allows(group):
+            return group.width
+        lowest = max(1, self.min_width)
+        return min(group.width, -(-lowest // self.round_to) * self.round_to)
+
+    def below(self, group: Group, width: int) -> int:
+        """The next smaller width on the grid."""
+        return max(self.floor(group), (width - 1) // self.round_to * self.round_to)
+
+    def nearest(self, group: Group, width: float) -> int:
+        """The width on the grid that is nearest to a wanted one."""
+        rounded = int(np.floor(width / self.round_to + 0.5)) * self.round_to
+        return int(np.clip(rounded, self.floor(group), group.width))
+
+
+def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def plan(
+    graph: ChannelGraph,
+    budget: Budget,
+    *,
+    score: Score | FloatArray = "l2",
+    round_to: int = 1,
+    min_width: int = 1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    convention: Convention = "default",
+) -> Plan:
+    """The plan that meets every budget and keeps what the network uses most.
+
+    Args:
+        graph: the lifted network.
+        budget: per cost (``"flops"``, ``"params"``, ...) an amount or a share of the present cost.
+        score: a kind of score, or a number per channel, ``[channels]``.
+        round_to: widths that change become multiples of this.
+        min_width: no group gets narrower.
+        include, exclude: globs over group ids, names and producers.
+        seed: of ``score="random"``.
+        convention: of the costs.
+
+    Raises:
+        BudgetError: no plan meets the budget; says the lowest that can be met.
+        ModelError: a weight is NaN.
+        UnsupportedError: unknown cost, score or amount.
+    """
+    limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
+    goals = _goals(graph, budget, convention)
+    scores = score_channels(graph, score, seed) if isinstance(score, str) else np.asarray(score)
+    path = _Path(graph, [goal.cost for goal in goals], scores, limits)
+    path.walk(goals)
+    request: dict[str, Any] = {
+        "budget": {kind: str(amount) for kind, amount in budget.items()},
+        "score": score if isinstance(score, str) else "given",
+        "round_to": round_to,
+        "min_width": min_width,
+        "include": list(include),
+        "exclude": list(exclude),
+        "seed": seed,
+        "convention": convention,
+    }
+    return _finish(graph, path.kept(), request, [goal.cost for goal in goals])
+
+
+def uniform(
+    graph: ChannelGraph,
+    ratio: float | None = None,
+    *,
+    budget: Budget | None = None,
+    score: Score | FloatArray = "l2",
+    round_to: int = 1,
+    min_width: int = 1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+) -> Plan:
+    """The width multiplier: every group times one ratio, the naive baseline.
+
+    Give the ``ratio`` (0 to 1), or a ``budget`` that the largest ratio is found for. Within a group
+    the channels with the highest score stay.
+
+    Raises:
+        BudgetError: no ratio meets the budget.
+        UnsupportedError: the ratio is not above 0 and at most 1.
+    """
+    limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
+    goals = _goals(graph, budget or {}, "default")
+    if ratio is None:
+        ratio = _largest_ratio(graph, goals, limits)
+    if not 0 < ratio <= 1:
+        raise UnsupportedError(f"uniform ratio {ratio} is out of range; give one above 0, at most 1")
+    widths = _scaled(graph, ratio, limits)
+    request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
+    if budget:
+        request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
+    costs = [goal.cost for goal in goals] or [cost(graph, "flops"), cost(graph, "params")]
+    return _finish(graph, strongest(graph, widths, score, seed), request, costs)
+
+
+def set_widths(
+    graph: ChannelGraph,
+    widths: Mapping[str, int],
+    *,
+    score: Score | FloatArray = "l2",
+    seed: int = 0,
+) -> Plan:
+    """Widths by hand: per glob over group ids, names and producers a width.
+
+    Raises:
+        UnsupportedError: a glob matches no group, or a width does not fit.
+    """
+    wanted = graph.widths.copy()
+    for pattern, width in widths.items():
+        names = [(group, (group.id, group.name, *group.producers)) for group in graph.groups]
+        matching = [group for group, known in names if _any_match(known, [pattern])]
+        if not matching:
+            raise UnsupportedError(
+                f"--set '{pattern}': no group has that name; `analyze` lists them all"
+            )
+        free = [group for group in matching if group.resizable]
+        if not free:
+            raise UnsupportedError(
+                f"--set '{pattern}': '{matching[0].name}' cannot be resized ({matching[0].reason})"
+            )
+        for group in free:
+            if not 1 <= width <= group.width:
+                raise UnsupportedError(
+                    f"--set '{pattern}={width}': '{group.name}' has {group.width} channels; "
+                    "give a width from 1 to that"
+                )
+            wanted[group.index] = width
+    costs = [cost(graph, "flops"), cost(graph, "params")]
+    request = {"set": dict(widths)}
+    return _finish(graph, strongest(graph, wanted, score, seed), request, costs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    kind: str
+    cost: Cost
+    limit: float
+
+
+def _goals(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[_Goal]:
+    goals = []
+    for kind, amount in budget.items():
+        resource = cost(graph, kind, convention=convention)
+        goals.append(_Goal(kind, resource, parse_amount(amount, resource.total)))
+    return goals
+
+
+class _Path:
+    """The removal path: a state of widths that shrinks step by step."""
+
+    def __init__(
+        self, graph: ChannelGraph, costs: Sequence[Cost], scores: FloatArray, limits: Limits
+    ) -> None:
+        self.graph = graph
+        self.costs = [(resource, max(resource.total, 1e-30)) for resource in costs]
+        self.limits = limits
+        self.widths = graph.widths.astype(np.float64)
+        self.order: list[IntArray] = []
+        self.prefix: list[FloatArray] = []
+        for group in graph.groups:
+            mine = scores[group.channels]
+            order = np.argsort(mine, kind="stable")
+            self.order.append(order)
+            self.prefix.append(np.concatenate([[0.0], np.cumsum(np.maximum(mine[order], 0.0))]))
+        share = self._marginals() * self.widths
+        self.share = np.where(share > 0, share, share[share > 0].mean() if share.any() else 1.0)
+        self.next = np.array([limits.below(g, g.width) for g in graph.groups], dtype=np.int64)
+        self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
+
+    def walk(self, goals: Sequence[_Goal]) -> None:
+        """Go on until every budget is met."""
+        self._check(goals)
+        while any(goal.cost.at(self.widths) > goal.limit for goal in goals):
+            self._step()
+
+    def _step(self) -> None:
+        marginals = self._marginals()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            price = np.where(marginals > 0, self.loss / marginals, np.inf)
+        index = int(np.argmin(price))
+        if not np.isfinite(price[index]):
+            raise BudgetError("no further channel frees what the budget asks for; raise the budget")
+        group = self.graph.groups[index]
+        self.widths[index] = self.next[index]
+        self.next[index] = self.limits.below(group, int(self.next[index]))
+        self.loss[index] = self._loss(index)
+
+    def _loss(self, index: int) -> float:
+        """Loss per channel of the group's next step; infinite at the floor."""
+        removed = self.graph.groups[index].width - int(self.widths[index])
+        step = int(self.widths[index] - self.next[index])
+        if step <= 0:
+            return float("inf")
+        prefix = self.prefix[index]
+        live = prefix[-1] - prefix[removed]
+        lost = prefix[removed + step] - prefix[removed]
+        fraction = lost / live if live > 0 else 0.0
+        return float(self.share[index] * fraction / step)
+
+    def _marginals(self) -> FloatArray:
+        """Relative cost that one channel of every group frees now, over all budgets."""
+        total = np.zeros(len(self.widths))
+        for resource, initial in self.costs:
+            total += resource.gradient(self.widths) / initial
+        return total
+
+    def _check(self, goals: Sequence[_Goal]) -> None:
+        lowest = np.array([self.limits.floor(group) for group in self.graph.groups])
+        for goal in goals:
+            least = goal.cost.at(lowest)
+            if least > goal.limit:
+                share = least / goal.cost.total
+                raise BudgetError(
+                    f"budget {goal.kind}={goal.limit:.6g} cannot be met: the lowest that can is "
+                    f"{least:.6g} {goal.cost.unit} ({share:.1%} of the model); raise the budget, "
+                    "or lower --min-width, --round-to or --exclude"
+                )
+
+    def kept(self) -> dict[int, IntArray]:
+        """Per group index the channels that stay."""
+        return {
+            group.index: np.sort(order[group.width - int(width) :])
+            for group, order, width in zip(self.graph.groups, self.order, self.widths, strict=True)
+        }
+
+
+def strongest(
+    graph: ChannelGraph, widths: IntArray, score: Score | FloatArray, seed: int = 0
+) -> dict[int, IntArray]:
+    """Per group index the channels with the highest scores, as many as its new width."""
+    scores = score_channels(graph, score, seed) if isinstance(score, str) else np.asarray(score)
+    return {
+        group.index: np.sort(
+            np.argsort(scores[group.channels], kind="stable")[group.width - int(width) :]
+        )
+        for group, width in zip(graph.groups, widths, strict=True)
+    }
+
+
+def _scaled(graph: ChannelGraph, ratio: float, limits: Limits) -> IntArray:
+    return np.array([limits.nearest(g, ratio * g.width) for g in graph.groups], dtype=np.int64)
+
+
+def _largest_ratio(graph: ChannelGraph, goals: Sequence[_Goal], limits: Limits) -> float:
+    """Bisect for the largest ratio whose widths meet every budget."""
+
+    def fits(ratio: float) -> bool:
+        widths = _scaled(graph, ratio, limits)
+        return all(goal.cost.at(widths) <= goal.limit for goal in goals)
+
+    low, high = 1e-9, 1.0
+    if fits(high):
+        return high
+    if not fits(low):
+        raise BudgetError("no width multiplier meets the budget; raise it, or lower --min-width")
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _finish(
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    request: Mapping[str, Any],
+    costs: Sequence[Cost],
+) -> Plan:
+    widths = graph.widths.copy()
+    for index, kept in keep.items():
+        widths[index] = len(kept)
+    changes = {c.kind: Change(c.total, c.at(widths)) for c in costs}
+    made = make_plan(graph, keep, request, changes)
+    if not made.groups:
+        warnings.warn(_nothing_shrinks(graph), MorphWarning, stacklevel=3)
+    return made
+
+
+def _nothing_shrinks(graph: ChannelGraph) -> str:
+    pinned = [group for group in graph.groups if not group.resizable]
+    if len(pinned) == len(graph.groups):
+        reasons = sorted({group.reason or "" for group in pinned})
+        return f"the plan changes nothing: every group keeps its size ({'; '.join(reasons[:5])})"
+    return "the plan changes nothing: the model fits the request as it is"

@@ -1,0 +1,333 @@
+"""Costs: sums of products of factor sizes, exact at any widths, with exact gradients.
+
+Every size is a linear function of the group widths, and a term is a coefficient times a product of
+sizes: multiply-adds are products of an operator's factors, parameters and bytes of a value's axes.
+Terms add up to *pieces*, and a cost is the sum over blocks of the largest piece of each block. FLOPs,
+parameters and bytes have one piece; a roofline's block has two (arithmetic, traffic); peak memory is
+one block with a piece per moment. The gradient is that of the active pieces.
+
+Arithmetic is counted per sample: a term of the whole run is divided by the batch.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.errors import UnsupportedError
+from morphgraph.graph import ChannelGraph, FloatArray, GraphNode, IntArray
+from morphgraph.onnx_io import parameter_names, static_shape
+
+Convention = Literal["default", "morphnet"]
+
+#: Peak arithmetic in GFLOP/s and memory bandwidth in GB/s, as MorphNet's device table has them.
+DEVICES: Mapping[str, tuple[float, float]] = {
+    "K80": (8740, 480),
+    "P4": (5500, 192),
+    "T4": (8100, 300),
+    "P100": (9300, 732),
+    "V100": (125000, 900),
+    "TPUv2": (22500, 300),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """``coefficient`` times the sizes of some dims or factors, owned by a layer.
+
+    ``weights`` says how often MorphNet's regularizer sums over each of them.
+    """
+
+    coefficient: float
+    nodes: tuple[int, ...]
+    layer: str
+    weights: tuple[int, ...] = ()
+    piece: int = 0
+
+
+class Cost:
+    """One resource as a function of the group widths.
+
+    >>> import morphgraph as mg, numpy as np
+    >>> graph = mg.lift(mg.export(mg.examples.residual_cnn(), (mg.examples.image(1, 8, 8),)))
+    >>> macs = mg.cost(graph, "macs")
+    >>> macs.at(graph.widths) == macs.total
+    True
+    >>> macs.gradient(graph.widths).shape == graph.widths.shape
+    True
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        kind: str,
+        unit: str,
+        terms: Sequence[Term],
+        block_of_piece: Sequence[int] = (0,),
+    ) -> None:
+        self.graph = graph
+        self.kind = kind
+        self.unit = unit
+        classes = len(graph.fixed_size)
+        order = max((len(term.nodes) for term in terms), default=0)
+        self._factors = np.full((len(terms), max(order, 1)), classes, dtype=np.int64)
+        self._weights = np.ones(self._factors.shape)
+        for row, term in enumerate(terms):
+            self._factors[row, : len(term.nodes)] = graph.node_class[list(term.nodes)]
+            if term.weights:
+                self._weights[row, : len(term.weights)] = term.weights
+        self._coefficients = np.array([term.coefficient for term in terms], dtype=np.float64)
+        self._layers = list(dict.fromkeys(term.layer for term in terms))
+        index = {layer: k for k, layer in enumerate(self._layers)}
+        self._owner = np.array([index[term.layer] for term in terms], dtype=np.int64)
+        self._piece = np.array([term.piece for term in terms], dtype=np.int64)
+        self._block = np.array(block_of_piece, dtype=np.int64)
+
+    @cached_property
+    def total(self) -> float:
+        """The cost at the present widths."""
+        return self.at(self.graph.widths)
+
+    @cached_property
+    def by_layer(self) -> Mapping[str, float]:
+        """The cost of every layer at the present widths."""
+        return self.by_layer_at(self.graph.widths)
+
+    def at(self, widths: FloatArray | IntArray) -> float:
+        """The cost at these group widths, ``[groups]`` in the order of ``graph.groups``."""
+        terms = self._terms(self._sizes(widths))
+        return float(terms[self._active(terms)].sum())
+
+    def by_layer_at(self, widths: FloatArray | IntArray) -> Mapping[str, float]:
+        """The cost of every layer at these widths; zero for one that no active piece counts."""
+        terms = self._terms(self._sizes(widths))
+        active = np.where(self._active(terms), terms, 0.0)
+        totals = np.bincount(self._owner, active, minlength=len(self._layers))
+        return dict(zip(self._layers, totals.tolist(), strict=True))
+
+    def gradient(self, widths: FloatArray | IntArray) -> FloatArray:
+        """What one more channel of every group costs at these widths, ``[groups]``."""
+        return self._gradient(widths, np.ones_like(self._weights))
+
+    def marginals(self, widths: FloatArray | IntArray) -> FloatArray:
+        """The gradient as the regularizer uses it: in MorphNet's convention a depthwise operator's
+        channel counts once as input and once as output, ``[groups]``."""
+        return self._gradient(widths, self._weights)
+
+    def _sizes(self, widths: FloatArray | IntArray) -> FloatArray:
+        return np.append(self.graph.class_sizes(widths), 1.0)
+
+    def _terms(self, sizes: FloatArray) -> FloatArray:
+        terms: FloatArray = self._coefficients * sizes[self._factors].prod(axis=1)
+        return terms
+
+    def _active(self, terms: FloatArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which terms belong to the largest piece of their block."""
+        if len(self._block) == 1:
+            return np.ones(len(terms), dtype=bool)
+        pieces = np.bincount(self._piece, terms, minlength=len(self._block))
+        descending = np.lexsort((np.arange(len(pieces)), -pieces, self._block))
+        _, first = np.unique(self._block[descending], return_index=True)
+        winners = np.zeros(len(pieces), dtype=bool)
+        winners[descending[first]] = True
+        return winners[self._piece]
+
+    def _gradient(self, widths: FloatArray | IntArray, weights: FloatArray) -> FloatArray:
+        sizes = self._sizes(widths)
+        values = sizes[self._factors]
+        active = self._active(self._coefficients * values.prod(axis=1))
+        slopes = np.zeros(len(sizes))
+        for k in range(values.shape[1]):
+            others = np.delete(values, k, axis=1).prod(axis=1)
+            slope = np.where(active, self._coefficients * others * weights[:, k], 0.0)
+            slopes += np.bincount(self._factors[:, k], slope, minlength=len(sizes))
+        result: FloatArray = self.graph.per_channel.T @ slopes[:-1]
+        return result
+
+
+def cost(
+    graph: ChannelGraph, kind: str, *, convention: Convention = "default", device: str = "V100"
+) -> Cost:
+    """One resource of a network.
+
+    Args:
+        graph: the lifted network.
+        kind: ``"macs"`` (multiply-adds), ``"flops"`` (2 x macs), ``"params"`` (numbers),
+            ``"weight_bytes"``, ``"memory"`` (bytes of all activations), ``"peak"`` (bytes of the
+            activations alive at once), or ``"latency"`` (milliseconds on a roofline:
+            max(FLOPs / peak, bytes / bandwidth) per operator, summed; MorphNet).
+        convention: ``"morphnet"`` counts kernels only as parameters, and a depthwise operator's
+            channel twice in the regularizer.
+        device: for ``"latency"``, a name of :data:`DEVICES`.
+
+    Raises:
+        UnsupportedError: no such cost or device.
+    """
+    key = ("cost", kind, convention, device)
+    if key not in graph.cache:
+        builder = _BUILDERS.get(kind)
+        if builder is None:
+            raise UnsupportedError(f"cost '{kind}' is unknown; use one of {', '.join(_BUILDERS)}")
+        if device not in DEVICES:
+            raise UnsupportedError(f"device '{device}' is unknown; use one of {', '.join(DEVICES)}")
+        graph.cache[key] = builder(graph, convention, device)
+    found: Cost = graph.cache[key]
+    return found
+
+
+def _arithmetic(graph: ChannelGraph, convention: Convention, scale: float) -> list[Term]:
+    terms = []
+    for node in graph.nodes:
+        times = _activation_axes(graph, node) if convention == "morphnet" else {}
+        for term in node.macs:
+            weights = tuple(max(1, times.get(factor, 1)) for factor in term)
+            terms.append(Term(scale / graph.batch, term, node.layer, weights))
+    return terms
+
+
+def _activation_axes(graph: ChannelGraph, node: GraphNode) -> dict[int, int]:
+    """On how many activation axes of the node each of its factors stands."""
+    return graph.cache.setdefault("activation_axes", _all_activation_axes(graph)).get(node.name, {})
+
+
+def _all_activation_axes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
+    counts: dict[str, dict[int, int]] = {}
+    couplings = graph.couplings
+    for edge in couplings.edges:
+        if couplings.dims[edge.dim].value in couplings.weights:
+            continue
+        node = counts.setdefault(couplings.nodes[edge.node].name, {})
+        node[edge.factor] = node.get(edge.factor, 0) + 1
+    return counts
+
+
+def _macs(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
+    return Cost(graph, "macs", "MACs", _arithmetic(graph, convention, 1.0))
+
+
+def _flops(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
+    return Cost(graph, "flops", "FLOPs", _arithmetic(graph, convention, 2.0))
+
+
+def _value_term(graph: ChannelGraph, value: ir.Value, scale: float, layer: str) -> Term:
+    """The element count of a value, times ``scale``."""
+    shape = static_shape(value)
+    first = graph.couplings.first_dim.get(value.name or "")
+    if first is None:
+        return Term(scale * float(np.prod(shape, dtype=np.float64)), (), layer)
+    return Term(scale, tuple(range(first, first + len(shape))), layer)
+
+
+def _owner(graph: ChannelGraph, value: ir.Value) -> str:
+    """The layer that an initializer belongs to: the first that reads it."""
+    layers: dict[str, str] = graph.cache.setdefault(
+        "layers", {node.name: node.layer for node in graph.nodes}
+    )
+    return next((layers[u.node.name] for u in value.uses() if u.node.name in layers), "")
+
+
+def _params(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
+    names: Iterable[str] = parameter_names(graph.model)
+    if convention == "morphnet":
+        kernels = {
+            node.ir.inputs[1].name
+            for node in graph.nodes
+            if node.macs and node.ir.inputs[1] is not None
+        }
+        names = [name for name in names if name in kernels or _feeds(graph, name, kernels)]
+    values = [graph.model.graph.initializers[name] for name in names]
+    terms = [_value_term(graph, value, 1.0, _owner(graph, value)) for value in values]
+    return Cost(graph, "params", "parameters", terms)
+
+
+def _feeds(graph: ChannelGraph, name: str, kernels: set[str | None]) -> bool:
+    """Whether a kernel is computed from this parameter (a transposed linear layer's)."""
+    value = graph.model.graph.initializers[name]
+    outputs = {out.name for use in value.uses() for out in use.node.outputs}
+    return bool(outputs & kernels & set(graph.couplings.weights))
+
+
+def _weight_bytes(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
+    terms = [
+        _value_term(graph, value, value.dtype.itemsize, _owner(graph, value))
+        for value in graph.model.graph.initializers.values()
+        if value.dtype is not None and value.dtype.is_floating_point()
+    ]
+    return Cost(graph, "weight_bytes", "bytes", terms)
+
+
+def _activations(graph: ChannelGraph) -> list[tuple[ir.Value, str, int, int]]:
+    """Every activation with its layer, the step that makes it and the last that reads it."""
+    steps = {node.name: step for step, node in enumerate(graph.nodes)}
+    end = len(graph.nodes) - 1
+    outputs = {value.name for value in graph.model.graph.outputs}
+    found = []
+    made = [(value, "input", 0) for value in graph.model.graph.inputs]
+    for step, node in enumerate(graph.nodes):
+        made += [(value, node.layer, step) for value in node.ir.outputs]
+    for value, layer, step in made:
+        if (value.name or "") in graph.couplings.weights or not value.name:
+            continue
+        reads = [steps[use.node.name] for use in value.uses() if use.node.name in steps]
+        last = end if value.name in outputs else max(reads, default=step)
+        found.append((value, layer, step, last))
+    return found
+
+
+def _item_bytes(graph: ChannelGraph, value: ir.Value) -> float:
+    return (value.dtype.itemsize if value.dtype is not None else 4) / graph.batch
+
+
+def _memory(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
+    terms = [
+        _value_term(graph, value, _item_bytes(graph, value), layer)
+        for value, layer, _, _ in _activations(graph)
+    ]
+    return Cost(graph, "memory", "bytes", terms)
+
+
+def _peak(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
+    terms = [
+        Term(term.coefficient, term.nodes, term.layer, piece=moment)
+        for value, layer, step, last in _activations(graph)
+        for term in [_value_term(graph, value, _item_bytes(graph, value), layer)]
+        for moment in range(step, last + 1)
+    ]
+    return Cost(graph, "peak", "bytes", terms, [0] * max(1, len(graph.nodes)))
+
+
+def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
+    gflops, gbytes = DEVICES[device]
+    terms: list[Term] = []
+    blocks: list[int] = []
+    for node in graph.nodes:
+        if not node.macs:
+            continue
+        arithmetic = len(blocks)
+        blocks += [arithmetic, arithmetic]
+        for term in node.macs:
+            scale = 2.0 / graph.batch / (gflops * 1e6)
+            terms.append(Term(scale, term, node.layer, piece=arithmetic))
+        for value in (*node.ir.inputs, *node.ir.outputs):
+            if value is None or not value.name:
+                continue
+            weight = value.name in graph.couplings.weights
+            size = value.dtype.itemsize if value.dtype is not None else 4
+            scale = (size if weight else size / graph.batch) / (gbytes * 1e6)
+            term_ = _value_term(graph, value, scale, node.layer)
+            terms.append(Term(term_.coefficient, term_.nodes, node.layer, piece=arithmetic + 1))
+    return Cost(graph, "latency", "ms", terms, blocks or (0,))
+
+
+_BUILDERS = {
+    "macs": _macs,
+    "flops": _flops,
+    "params": _params,
+    "weight_bytes": _weight_bytes,
+    "memory": _memory,
+    "peak": _peak,
+    "latency": _latency,
+}

@@ -1,0 +1,170 @@
+"""Pass ``couple``: from a canonical model to dims, factors, and the edges between them."""
+
+import onnx_ir as ir
+
+from morphgraph.errors import ModelError
+from morphgraph.graph import Couplings, Dim, Edge, FactorNode, GraphNode
+from morphgraph.notation import NotationError, Shape
+from morphgraph.onnx_io import escape, static_shape
+from morphgraph.ops import Description, OpNode, describe
+
+import numpy as np
+
+
+def couple(model: ir.Model, pin_outputs: bool = True) -> Couplings:
+    """Describe every operator of a canonical model and lay its factors on the values' axes.
+
+    Args:
+        model: as ``canonicalize`` returns it.
+        pin_outputs: whether graph outputs keep their size, as a user of the model expects.
+
+    Raises:
+        ModelError: an operator's operands do not fit together; names the node.
+    """
+    return _Coupler(model, pin_outputs).run()
+
+
+class _Coupler:
+    def __init__(self, model: ir.Model, pin_outputs: bool) -> None:
+        self.model = model
+        self.pin_outputs = pin_outputs
+        self.first_dim: dict[str, int] = {}
+        self.shapes: dict[str, Shape] = {}
+        self.dims: list[Dim] = []
+        self.sizes: list[int] = []
+        self.weights = weight_values(model)
+        self.descriptions: list[tuple[OpNode, Description]] = []
+
+    def run(self) -> Couplings:
+        graph = self.model.graph
+        for value in graph.inputs:
+            self._enter(value)
+        for node in graph:
+            op_node = OpNode(node, self.weights)
+            try:
+                description = describe(op_node)
+            except NotationError as error:
+                raise ModelError(
+                    f"node '{escape(op_node.name)}' ({op_node.op_type}): shape mismatch: {error}; "
+                    "the model's weights and inputs do not belong together"
+                ) from None
+            self.descriptions.append((op_node, description))
+            for factor in description.factors.values():
+                for place in factor.places:
+                    self._enter(_value_at(node, place.port))
+        return self._number()
+
+    def _enter(self, value: ir.Value) -> None:
+        name = value.name or ""
+        if name in self.first_dim:
+            return
+        shape = static_shape(value)
+        self.first_dim[name] = len(self.dims)
+        self.shapes[name] = shape
+        self.dims += [Dim(name, axis) for axis in range(len(shape))]
+        self.sizes += shape
+
+    def _number(self) -> Couplings:
+        factors: list[FactorNode] = []
+        nodes: list[GraphNode] = []
+        edges: list[Edge] = []
+        pins: dict[int, str] = {}
+        preferences: dict[int, tuple[str, ...]] = {}
+        reluctant: set[int] = set()
+        eager: set[int] = set()
+        start = len(self.dims)
+        sizes = list(self.sizes)
+        for index, (op_node, description) in enumerate(self.descriptions):
+            ids: dict[str, int] = {}
+            covered: set[int] = set()
+            for name, factor in description.factors.items():
+                number = ids[name] = start + len(factors)
+                factors.append(FactorNode(op_node.name, name))
+                sizes.append(factor.size)
+                if factor.pinned is not None:
+                    pins[number] = factor.pinned
+                for place in factor.places:
+                    value = _value_at(op_node.ir, place.port)
+                    dim = self.first_dim[value.name or ""] + place.axis
+                    covered.add(dim)
+                    edges.append(Edge(number, dim, place.map, place.port, index))
+            if description.prefer:
+                preferences[index] = description.prefer
+            reluctant.update(ids[name] for name in description.reluctant)
+            eager.update(ids[name] for name in description.eager)
+            for value in op_node.ir.inputs:
+                if value is None or value.const_value is not None:
+                    continue
+                first = self.first_dim.get(value.name or "")
+                for axis in range(len(static_shape(value)) if first is not None else 0):
+                    if first + axis not in covered:
+                        pins.setdefault(
+                            first + axis, f"{op_node.op_type} '{op_node.name}' reads it undescribed"
+                        )
+            nodes.append(
+                GraphNode(
+                    ir=op_node.ir,
+                    name=op_node.name,
+                    layer=layer_name(op_node.ir),
+                    factors=ids,
+                    macs=tuple(tuple(ids[f] for f in term) for term in description.macs),
+                    contracted=description.contracted,
+                    statistical=description.statistical,
+                    gate=description.gate,
+                    opaque=description.opaque,
+                )
+            )
+        self._pin_interface(pins)
+        return Couplings(
+            model=self.model,
+            first_dim=self.first_dim,
+            shapes=self.shapes,
+            dims=self.dims,
+            factors=factors,
+            sizes=np.array(sizes, dtype=np.int64),
+            nodes=nodes,
+            edges=edges,
+            pins=pins,
+            weights=self.weights,
+            preferences=preferences,
+            reluctant=frozenset(reluctant),
+            eager=frozenset(eager),
+        )
+
+    def _pin_interface(self, pins: dict[int, str]) -> None:
+        interface = [("input", value) for value in self.model.graph.inputs]
+        if self.pin_outputs:
+            interface += [("output", value) for value in self.model.graph.outputs]
+        for kind, value in interface:
+            first = self.first_dim.get(value.name or "")
+            for axis in range(len(static_shape(value)) if first is not None else 0):
+                pins[first + axis] = f"graph {kind} '{value.name}'"
+
+
+def _value_at(node: ir.Node, port: int) -> ir.Value:
+    value = node.inputs[port] if port >= 0 else node.outputs[~port]
+    assert value is not None
+    return value
+
+
+def weight_values(model: ir.Model) -> frozenset[str]:
+    """Names of the values that depend on initializers alone."""
+    weights = set(model.graph.initializers)
+    weights.difference_update(value.name or "" for value in model.graph.inputs)
+    for node in model.graph:
+        if node.inputs and all(v is None or (v.name or "") in weights for v in node.inputs):
+            weights.update(value.name or "" for value in node.outputs)
+    return frozenset(weights)
+
+
+def layer_name(node: ir.Node) -> str:
+    """The module that a person would name: a parameter's owner, the exporter's scope, the node."""
+    for value in node.inputs:
+        if value is not None and value.is_initializer() and "." in (value.name or ""):
+            owner, _, leaf = (value.name or "").rpartition(".")
+            if leaf in ("weight", "bias"):
+                return owner
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
+    named = [part for part in parts[:-1] if part]
+    return named[-1] if named else node.name or ""

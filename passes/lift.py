@@ -1,0 +1,36 @@
+"""``lift``: a model becomes its channel-dependency graph."""
+
+from collections.abc import Mapping
+from os import PathLike
+
+import onnx
+import onnx_ir as ir
+
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import as_model
+from morphgraph.passes.canonicalize import canonicalize
+from morphgraph.passes.couple import couple
+from morphgraph.passes.group import Attention, group
+
+
+def lift(
+    model: ir.Model | onnx.ModelProto | str | PathLike[str],
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    pin_outputs: bool = True,
+    attention: Attention = "heads",
+) -> ChannelGraph:
+    """Lift a model (or the ONNX file at a path) into a :class:`~morphgraph.graph.ChannelGraph`.
+
+    Args:
+        model: an ``onnx_ir.Model``, an ``onnx.ModelProto`` or a path; it is not changed.
+        input_shapes: static shapes for inputs whose file leaves them open.
+        pin_outputs: graph outputs keep their size (a user of the model expects it).
+        attention: shrink attentions by whole ``"heads"`` or by every head's ``"head-dim"``.
+
+    Raises:
+        ModelError: the model is broken, or its shapes cannot be known.
+        FileError: there is no such file.
+    """
+    canonical = canonicalize(as_model(model), dict(input_shapes) if input_shapes else None)
+    return group(couple(canonical, pin_outputs), attention)

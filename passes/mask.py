@@ -1,0 +1,139 @@
+"""Pass ``mask``: the original network with removed channels silenced.
+
+At each operator that sums over an axis, the activation's removed positions are set to zero; the
+original then computes what the resized network computes. Where an operator normalizes, averages or
+competes over an axis, the kept positions are gathered, the operator runs on them, and its results are
+scattered back: there a removal is exact in this sense only.
+
+The masked model shares with ``resize`` the knowledge which positions of an axis stay, and nothing
+else: no weight is sliced, no attribute touched.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.graph import ChannelGraph, Edge, IntArray
+from morphgraph.onnx_io import static_shape
+from morphgraph.passes.resize import Kept
+
+
+def mask(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
+    """The original model in its own size, computing what the resized one should compute.
+
+    Args:
+        graph: the lifted network.
+        keep: per group index the channels that stay, ascending; groups left out stay whole.
+    """
+    return _Masker(graph, keep).run()
+
+
+class _Masker:
+    def __init__(self, graph: ChannelGraph, keep: Mapping[int, IntArray]) -> None:
+        self.graph = graph
+        self.kept = Kept(graph, keep)
+        self.model = graph.model.clone()
+        self.count = 0
+
+    def run(self) -> ir.Model:
+        edges: dict[int, list[Edge]] = {}
+        for edge in self.graph.couplings.edges:
+            edges.setdefault(edge.node, []).append(edge)
+        copies = list(self.model.graph)
+        for number, node in enumerate(self.graph.nodes):
+            names = {factor: name for name, factor in node.factors.items()}
+            for edge in edges.get(number, ()):
+                kept = self.kept.node(edge.dim)
+                if kept is None:
+                    continue
+                axis = self.graph.couplings.dims[edge.dim].axis
+                if names[edge.factor] in node.contracted:
+                    self._silence(copies[number], edge, axis, kept)
+                elif names[edge.factor] in node.statistical:
+                    self._detour(copies[number], edge.port, axis, kept)
+        return self.model
+
+    def _silence(self, node: ir.Node, edge: Edge, axis: int, kept: IntArray) -> None:
+        """Zero an activation operand's removed positions."""
+        value = node.inputs[edge.port]
+        if edge.port < 0 or value is None:
+            return
+        if self.graph.couplings.dims[edge.dim].value in self.graph.couplings.weights:
+            return
+        shape = static_shape(value)
+        stays = np.zeros(shape[axis], dtype=bool)
+        stays[kept] = True
+        stays = stays.reshape([size if k == axis else 1 for k, size in enumerate(shape)])
+        zero = np.zeros((), dtype=_dtype(value))
+        masked = self._insert(
+            node, "Where", [self._constant(stays), value, self._constant(zero)], value
+        )
+        node.replace_input_with(edge.port, masked)
+
+    def _detour(self, node: ir.Node, port: int, axis: int, kept: IntArray) -> None:
+        """Let an operator see kept positions only, and put its results back where they belong."""
+        if port >= 0:
+            value = node.inputs[port]
+            assert value is not None
+            gathered = self._insert(node, "Gather", [value, self._constant(kept)], value, axis=axis)
+            node.replace_input_with(port, gathered)
+            return
+        value = node.outputs[~port]
+        shape = static_shape(value)
+        pads = np.zeros(2 * len(shape), dtype=np.int64)
+        pads[len(shape) + axis] = 1
+        place = np.full(shape[axis], len(kept), dtype=np.int64)
+        place[kept] = np.arange(len(kept))
+        users = list(value.uses())
+        padded = self._insert(node, "Pad", [value, self._constant(pads)], value, after=True)
+        source = padded.producer()
+        assert source is not None
+        whole = self._insert(
+            source, "Gather", [padded, self._constant(place)], value, axis=axis, after=True
+        )
+        for user, index in users:
+            user.replace_input_with(index, whole)
+
+    def _insert(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: list[ir.Value],
+        like: ir.Value,
+        *,
+        axis: int | None = None,
+        after: bool = False,
+    ) -> ir.Value:
+        """A new node beside another; its result has the other value's type."""
+        self.count += 1
+        attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
+        new = ir.Node("", op_type, inputs, attributes, name=f"mask_{self.count}")
+        out = new.outputs[0]
+        out.name, out.type = f"masked_{self.count}", like.type
+        out.meta["static_shape"] = static_shape(like)
+        graph = node.graph
+        assert isinstance(graph, ir.Graph)
+        if after:
+            graph.insert_after(node, new)
+        else:
+            graph.insert_before(node, new)
+        return out
+
+    def _constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
+        self.count += 1
+        name = f"mask_constant_{self.count}"
+        tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.model.graph.register_initializer(value)
+        return value
+
+
+def _dtype(value: ir.Value) -> np.dtype[Any]:
+    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()

@@ -1,0 +1,221 @@
+"""Pass ``resize``: the same network in another size.
+
+Every axis of every value keeps the positions whose channels stay. Initializers are sliced, shapes
+follow, and each operator's entry updates the attributes and constants that hold sizes. The model
+given is not changed; weights are shared with it until they are sliced.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.notation import Shape
+from morphgraph.onnx_io import static_shape
+from morphgraph.ops import entry_of
+
+
+def resize(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
+    """Remove the channels that a plan does not keep.
+
+    Args:
+        graph: the lifted network.
+        keep: per group index the channels that stay, ascending; groups left out stay whole.
+
+    Returns:
+        A new model. Nodes, values and initializers keep their names.
+    """
+    return _Resizer(graph, keep).run()
+
+
+class Kept:
+    """Which positions of every axis stay, given the channels that stay."""
+
+    def __init__(self, graph: ChannelGraph, keep: Mapping[int, IntArray]) -> None:
+        self.graph = graph
+        alive = graph.alive(keep)
+        atom_alive = alive[graph.atom_channel]
+        dead = np.flatnonzero(~atom_alive)
+        owners = np.searchsorted(graph.class_start, dead, side="right") - 1
+        self._changed = {
+            int(kind): np.flatnonzero(
+                atom_alive[graph.class_start[kind] : graph.class_start[kind + 1]]
+            )
+            for kind in np.unique(owners)
+        }
+
+    def node(self, node: int) -> IntArray | None:
+        """Kept positions of a dim or elements of a factor; ``None``: all."""
+        return self._changed.get(int(self.graph.node_class[node]))
+
+    def axis(self, value: str, axis: int) -> IntArray | None:
+        """Kept positions of an axis of a value; ``None``: all."""
+        first = self.graph.couplings.first_dim.get(value)
+        return None if first is None else self.node(first + axis)
+
+    def shape(self, value: ir.Value) -> Shape:
+        """The new static shape of a value."""
+        return tuple(
+            size if (kept := self.axis(value.name or "", axis)) is None else len(kept)
+            for axis, size in enumerate(static_shape(value))
+        )
+
+
+class _Resizer:
+    def __init__(self, graph: ChannelGraph, keep: Mapping[int, IntArray]) -> None:
+        self.graph = graph
+        self.kept = Kept(graph, keep)
+        self.model = graph.model.clone()
+        self.model.meta.update(graph.model.meta)
+
+    def run(self) -> ir.Model:
+        used_before = {v.name for v in self.model.graph.initializers.values() if v.uses()}
+        pairs = list(zip(self.graph.nodes, list(self.model.graph), strict=True))
+        for value in self.model.graph.initializers.values():
+            self._slice(value)
+        for value in self.model.graph.inputs:
+            self._reshape(value)
+        for _, copy in pairs:
+            for value in copy.outputs:
+                self._reshape(value)
+        for node, copy in pairs:
+            entry = entry_of(node.ir.op_type, node.ir.domain)
+            if entry is not None and entry.resize is not None and node.opaque is None:
+                view = NodeResizing(self.kept, node.ir, copy, node.factors)
+                entry.call(entry.resize, node.ir, view.original, view)
+        for name in used_before:
+            value = self.model.graph.initializers.get(name or "")
+            if value is not None and not value.uses() and not value.is_graph_output():
+                del self.model.graph.initializers[name or ""]
+        return self.model
+
+    def _slice(self, value: ir.Value) -> None:
+        tensor = value.const_value
+        cuts = [
+            (axis, kept)
+            for axis in range(len(static_shape(value)))
+            if (kept := self.kept.axis(value.name or "", axis)) is not None
+        ]
+        if not cuts or tensor is None:
+            return
+        array = tensor.numpy()
+        for axis, kept in cuts:
+            array = np.take(array, kept, axis=axis)
+        value.const_value = ir.Tensor(
+            np.ascontiguousarray(array), dtype=tensor.dtype, name=value.name
+        )
+        self._reshape(value)
+
+    def _reshape(self, value: ir.Value) -> None:
+        """Give a value its new shape; symbolic dims stay symbolic."""
+        new = self.kept.shape(value)
+        if new == static_shape(value):
+            return
+        old = value.shape
+        assert old is not None
+        value.shape = ir.Shape(
+            [
+                size if isinstance(dim, int) else dim
+                for dim, size in zip(old.dims, new, strict=True)
+            ]
+        )
+        if "static_shape" in value.meta:
+            value.meta["static_shape"] = new
+
+
+class NodeResizing:
+    """What an operator's ``resize`` sees of one node (see ``morphgraph.ops.Resizing``)."""
+
+    def __init__(
+        self, kept: Kept, node: ir.Node, copy: ir.Node, factors: Mapping[str, int]
+    ) -> None:
+        from morphgraph.ops import OpNode
+
+        self.original = OpNode(node)
+        self._kept = kept
+        self._node = node
+        self._copy = copy
+        self._factors = factors
+
+    def _value(self, port: int) -> ir.Value:
+        value = self._node.inputs[port] if port >= 0 else self._node.outputs[~port]
+        assert value is not None
+        return value
+
+    def kept(self, port: int, axis: int) -> IntArray:
+        value = self._value(port)
+        kept = self._kept.axis(value.name or "", axis)
+        return np.arange(static_shape(value)[axis]) if kept is None else kept
+
+    def shape(self, port: int) -> Shape:
+        return self._kept.shape(self._value(port))
+
+    def size(self, factor: str) -> int:
+        number = self._factors[factor]
+        kept = self._kept.node(number)
+        return int(self._kept.graph.couplings.sizes[number]) if kept is None else len(kept)
+
+    def set_attribute(self, name: str, value: int | Sequence[int]) -> None:
+        self._copy.attributes[name] = (
+            ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, value)
+        )
+
+    def remove_attribute(self, name: str) -> None:
+        self._copy.attributes.pop(name, None)
+
+    def set_constant(self, i: int, value: np.ndarray[Any, Any]) -> None:
+        if i >= len(self._copy.inputs):
+            self._copy.resize_inputs(i + 1)
+        old = self._copy.inputs[i]
+        if old is None:
+            self._copy.replace_input_with(i, self._new_constant(f"{self._copy.name}_{i}", value))
+            return
+        assert old.const_value is not None
+        if np.array_equal(old.const_value.numpy(), value):
+            return
+        array = value.astype(old.const_value.numpy().dtype)
+        if len(old.uses()) == 1 and not old.is_graph_output():
+            old.const_value = ir.Tensor(array, name=old.name)
+            old.shape = ir.Shape(array.shape)
+            old.meta.pop("static_shape", None)
+            return
+        self._copy.replace_input_with(i, self._new_constant(f"{old.name}_{self._copy.name}", array))
+
+    def become_gather(self, axis: int, indices: IntArray) -> None:
+        copy = self._copy
+        constant = self._new_constant(f"{copy.name}_kept", indices.astype(np.int64))
+        gather = ir.Node(
+            "",
+            "Gather",
+            [copy.inputs[0], constant],
+            [ir.AttrInt64("axis", axis)],
+            num_outputs=1,
+            name=copy.name,
+            metadata_props=dict(copy.metadata_props),
+        )
+        old, new = copy.outputs[0], gather.outputs[0]
+        new.shape, new.type = old.shape, old.type
+        new.meta.update(old.meta)
+        graph = copy.graph
+        assert isinstance(graph, ir.Graph)
+        graph.insert_before(copy, gather)
+        name = old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove(copy, safe=True)
+        new.name = name
+
+    def _new_constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+        graph = self._copy.graph
+        assert isinstance(graph, ir.Graph)
+        while name in graph.initializers:
+            name += "_"
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            const_value=ir.Tensor(array, name=name),
+        )
+        graph.register_initializer(value)
+        return value

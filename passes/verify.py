@@ -1,0 +1,122 @@
+"""Pass ``verify``: proof that a resized model computes what the masked original computes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.errors import VerificationError
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import escape
+from morphgraph.passes.mask import mask
+from morphgraph.plans import Plan
+
+#: Largest error that passes, relative to the output's scale: rounding of float32 in a deep network.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class OutputError:
+    """How far one output of the resized model is from the masked original.
+
+    ``scale`` is the largest magnitude of the masked original's output, ``relative`` the error as a
+    share of it. ``felt`` is how far the masked original is from the original itself, as a share of
+    the same scale: where it is tiny, the network does not feel the removal and the check proves little.
+    """
+
+    name: str
+    max_abs: float
+    scale: float
+    relative: float
+    felt: float
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """The errors of all outputs, and whether each is within ``tolerance``."""
+
+    outputs: tuple[OutputError, ...]
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the resized model is right."""
+        return all(output.relative <= self.tolerance for output in self.outputs)
+
+    @property
+    def worst(self) -> OutputError:
+        """The output that is furthest off."""
+        return max(self.outputs, key=lambda output: output.relative)
+
+    @property
+    def felt(self) -> float:
+        """The largest change that the removal made to any output."""
+        return max(output.felt for output in self.outputs)
+
+    def require(self) -> None:
+        """Do nothing if all is right.
+
+        Raises:
+            VerificationError: some output is off.
+        """
+        if not self.ok:
+            worst = self.worst
+            raise VerificationError(
+                f"output '{escape(worst.name)}' is off by {worst.relative:.3g} of its scale "
+                f"(tolerance {self.tolerance:g}): the resized model is not the masked original; "
+                "do not use it, and please report the model's structure"
+            )
+
+
+def verify(
+    graph: ChannelGraph,
+    plan: Plan,
+    small: ir.Model,
+    *,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    feeds: Mapping[str, np.ndarray[Any, Any]] | None = None,
+) -> VerifyReport:
+    """Compare a resized model with the original whose removed channels are masked.
+
+    Args:
+        graph: the original, with the weights that were resized.
+        plan: what was removed.
+        small: the resized model.
+        tolerance: largest error, relative to the output's scale.
+        seed: of the random inputs.
+        feeds: inputs by name instead of random ones.
+
+    Raises:
+        PlanError: the plan is for another network.
+        UnsupportedError: ONNX Runtime does not run the model.
+    """
+    from morphgraph.ort import random_inputs, run
+
+    inputs = random_inputs(graph.model, seed) if feeds is None else feeds
+    expected = run(mask(graph, plan.kept(graph)), inputs)
+    original = run(graph.model, inputs)
+    found = run(small, inputs)
+    return VerifyReport(
+        tuple(_compare(name, expected[name], original[name], found.get(name)) for name in expected),
+        tolerance,
+    )
+
+
+def _compare(
+    name: str,
+    expected: np.ndarray[Any, Any],
+    original: np.ndarray[Any, Any],
+    found: np.ndarray[Any, Any] | None,
+) -> OutputError:
+    if found is None or found.shape != expected.shape:
+        return OutputError(name, float("inf"), 0.0, float("inf"), 0.0)
+    wide = expected.astype(np.float64)
+    scale = float(np.abs(wide).max(initial=0.0))
+    error = float(np.abs(wide - found).max(initial=0.0))
+    felt = float(np.abs(wide - original).max(initial=0.0))
+    unit = scale or 1.0
+    worst = error / unit if np.isfinite(error) else float("inf")
+    return OutputError(name, error, scale, worst, felt / unit)

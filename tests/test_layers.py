@@ -1,0 +1,163 @@
+"""Imports point one way, and torch stays out of the lower layers."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "morphgraph"
+
+# From the bottom up. A unit (a module of the package, or a folder) imports itself and lower layers.
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "version"}),
+    frozenset({"notation"}),
+    frozenset({"graph", "onnx_check"}),
+    frozenset({"onnx_io"}),
+    frozenset({"ops", "ort", "plans"}),
+    frozenset({"passes"}),
+    frozenset({"testing", "torch_io"}),
+    frozenset({"apply"}),
+    frozenset({"bench", "report", "train"}),
+    frozenset({"cli"}),
+)
+RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
+WITHOUT_TORCH = ("graph", "notation", "onnx_io", "ops", "passes", "plans", "ort", "bench")
+
+
+def _sources() -> dict[str, str]:
+    """Dotted name -> source of every module but the package's own table of names."""
+    files = [*PACKAGE.rglob("*.py"), *(PACKAGE / "passes").rglob("*.py")]
+    found = {}
+    for file in files:
+        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = file.read_text(encoding="utf-8")
+    del found["morphgraph"]
+    return found
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """The modules that one statement imports.
+
+    In ``from morphgraph import x`` the unit is x, elsewhere the first two parts say it all.
+    """
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module == "morphgraph":
+        return [f"morphgraph.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    return []
+
+
+def upward_imports(sources: dict[str, str]) -> list[str]:
+    """Imports inside the package that do not point down, in functions as well."""
+    wrong = []
+    for name, source in sources.items():
+        unit = name.split(".")[1]
+        for node in ast.walk(ast.parse(source)):
+            for imported in _imported(node):
+                top, _, rest = imported.partition(".")
+                target = rest.split(".")[0]
+                if top == "morphgraph" and target != unit:
+                    if RANK.get(target, len(LAYERS)) >= RANK.get(unit, -1):
+                        wrong.append(f"{name} imports {imported}")
+    return wrong
+
+
+def _at_import_time(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when a module is imported: not those of functions or type checkers."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield from _at_import_time(node.orelse)
+            continue
+        for block in ("body", "orelse", "finalbody"):
+            yield from _at_import_time(getattr(node, block, []))
+        for handler in getattr(node, "handlers", []):
+            yield from _at_import_time(handler.body)
+
+
+def torch_at_import_time(sources: dict[str, str]) -> list[str]:
+    """The modules that import torch before anybody calls them."""
+    return [
+        name
+        for name, source in sources.items()
+        for node in _at_import_time(ast.parse(source).body)
+        for imported in _imported(node)
+        if imported.split(".")[0] in {"torch", "torchvision"}
+    ]
+
+
+def _lower(sources: dict[str, str]) -> dict[str, str]:
+    return {n: source for n, source in sources.items() if n.split(".")[1] in WITHOUT_TORCH}
+
+
+def test_every_unit_has_a_layer() -> None:
+    assert {name.split(".")[1] for name in _sources()} <= set(RANK)
+
+
+def test_imports_point_down() -> None:
+    assert upward_imports(_sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("morphgraph.graph", "from morphgraph.passes.cost import cost"),
+        ("morphgraph.ops.pool", "def lower():\n    import morphgraph.torch_io.builder"),
+        ("morphgraph.passes.cost", "from morphgraph import train"),
+        ("morphgraph.bench.timing", "from morphgraph.train.data import Dataset"),
+        ("morphgraph.graph", "import morphgraph"),
+        ("morphgraph.nobody_knows", "import morphgraph.errors"),
+    ],
+)
+def test_an_import_that_points_up_is_seen(name: str, source: str) -> None:
+    assert len(upward_imports({name: source})) == 1
+
+
+def test_torch_stays_out_of_the_lower_layers() -> None:
+    assert torch_at_import_time(_lower(_sources())) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch",
+        "from torch import nn",
+        "try:\n    import torch.fx\nexcept ImportError:\n    pass",
+        "class A:\n    import torch",
+        "if __debug__:\n    import torch",
+        "try:\n    pass\nexcept ImportError:\n    import torch",
+    ],
+)
+def test_an_import_of_torch_is_seen(source: str) -> None:
+    assert torch_at_import_time({"morphgraph.graph": source}) == ["morphgraph.graph"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def lower():\n    import torch",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
+    ],
+)
+def test_an_import_that_waits_is_fine(source: str) -> None:
+    assert torch_at_import_time({"morphgraph.graph": source}) == []
+
+
+def test_the_lower_layers_load_without_torch() -> None:
+    """The same by experiment: a library in between might import torch."""
+    names = sorted(_lower(_sources()))
+    code = "import importlib, sys\nfor n in sys.argv[1:]: importlib.import_module(n)\n"
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, cwd=PACKAGE.parent
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,111 @@
+"""What is built is what lies in the repository, and ``passes/`` is imported under one name."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import morphgraph as mg
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
+
+
+def _package_folders() -> dict[str, Path]:
+    """Every folder with sources by the name it is imported under; follows morphgraph/passes."""
+    package = ROOT / "morphgraph"
+    folders = {"morphgraph": package}
+    for folder in sorted(package.rglob("*")) + [package / "passes"]:
+        if folder.is_dir() and folder.name != "__pycache__" and any(folder.glob("*.py")):
+            folders[".".join(folder.relative_to(ROOT).parts)] = folder
+    return folders
+
+
+def test_the_packages_are_the_folders() -> None:
+    assert sorted(SETUPTOOLS["packages"]) == sorted(_package_folders())
+
+
+def test_every_package_has_an_init_and_every_data_file_is_packaged() -> None:
+    for name, folder in _package_folders().items():
+        assert (folder / "__init__.py").is_file(), name
+        patterns = SETUPTOOLS["package-data"].get(name, [])
+        for file in folder.iterdir():
+            if file.is_file() and file.suffix not in {".py", ".pyc"}:
+                assert any(fnmatch(file.name, pattern) for pattern in patterns), file
+
+
+def test_passes_is_a_link_that_packaging_knows() -> None:
+    assert (ROOT / "morphgraph" / "passes").readlink() == Path("../passes")
+    assert SETUPTOOLS["package-dir"] == {"morphgraph.passes": "passes"}
+
+
+def test_every_dependency_has_a_tested_version() -> None:
+    def names(lines: list[str]) -> set[str]:
+        cut = [line.split("[")[0] for line in lines if line and not line.startswith("#")]
+        return {"".join(c if c.isalnum() or c in "-_" else " " for c in x).split()[0] for x in cut}
+
+    project = PYPROJECT["project"]
+    wanted = [*project["dependencies"]]
+    for extra in project["optional-dependencies"].values():
+        wanted += [line for line in extra if not line.startswith(project["name"])]
+    pinned = names((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
+    assert {x.lower() for x in names(wanted)} <= {x.lower() for x in pinned}
+
+
+# Imports every module of the package from the repository's root, where `import passes` would work.
+_IMPORT_ALL = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert any(name.startswith("morphgraph.passes.") for name in sys.modules), "nothing was imported"
+print("passes" in sys.modules)
+"""
+
+
+def _python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_passes_is_never_a_module_of_its_own() -> None:
+    modules = [f"morphgraph.passes.{file.stem}" for file in (ROOT / "passes").glob("[!_]*.py")]
+    assert _python(_IMPORT_ALL, *modules) == "False"
+    assert _python("import passes\n" + _IMPORT_ALL, *modules) == "True"  # the check can fail
+
+
+def test_public_names_exist_and_type_checkers_see_the_same_ones() -> None:
+    tree = ast.parse((ROOT / "morphgraph" / "__init__.py").read_text(encoding="utf-8"))
+    (guarded,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.asname: node.module
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == mg._HOMES
+    for name, home in mg._HOMES.items():
+        assert getattr(mg, name) is getattr(sys.modules[home], name)
+        assert name in dir(mg)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        mg.no_such_name  # noqa: B018
+
+
+def test_a_function_is_not_hidden_by_the_module_of_its_name() -> None:
+    code = "import morphgraph.bench, morphgraph as mg; print(callable(mg.bench))"
+    assert _python(code) == "True"
+    code = "import morphgraph as mg; mg.bench; import morphgraph.bench; print(callable(mg.bench))"
+    assert _python(code) == "True"
+
+
+def test_the_version_is_written_once() -> None:
+    assert PYPROJECT["project"]["dynamic"] == ["version"]
+    assert SETUPTOOLS["dynamic"]["version"] == {"attr": "morphgraph.version.__version__"}
+    assert mg.__version__.count(".") == 2
