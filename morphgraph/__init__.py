@@ -37,9 +37,16 @@ if TYPE_CHECKING:
     from morphgraph.passes.lift import lift as lift
     from morphgraph.passes.verify import verify as verify
     from morphgraph.plans import Plan as Plan
+    from morphgraph.torch_io.export import export as export
+    from morphgraph.torch_io.to_torch import to_torch as to_torch
+    from morphgraph.torch_io.weights import with_weights as with_weights
+    from morphgraph.train.controller import Budget as Budget
+    from morphgraph.train.regularizer import Regularizer as Regularizer
+    from morphgraph.workflow import apply as apply
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
 _HOMES = {
+    "Budget": "morphgraph.train.controller",
     "BudgetError": "morphgraph.errors",
     "ChannelGraph": "morphgraph.graph",
     "FileError": "morphgraph.errors",
@@ -48,17 +55,22 @@ _HOMES = {
     "MorphError": "morphgraph.errors",
     "Plan": "morphgraph.plans",
     "PlanError": "morphgraph.errors",
+    "Regularizer": "morphgraph.train.regularizer",
     "UnsupportedError": "morphgraph.errors",
     "VerificationError": "morphgraph.errors",
+    "apply": "morphgraph.workflow",
     "bench": "morphgraph.bench",
     "cost": "morphgraph.passes.cost",
+    "export": "morphgraph.torch_io.export",
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
     "plan": "morphgraph.passes.budget",
     "register": "morphgraph.ops",
     "save": "morphgraph.onnx_io",
+    "to_torch": "morphgraph.torch_io.to_torch",
     "uniform": "morphgraph.passes.budget",
     "verify": "morphgraph.passes.verify",
+    "with_weights": "morphgraph.torch_io.weights",
 }
 
 __all__ = ["__version__", *_HOMES]

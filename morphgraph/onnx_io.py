@@ -1,7 +1,7 @@
 """Read and write ONNX files: lazily, atomically, and with one clear line for whatever is wrong.
 
 Weights stay where they are until somebody asks for them: in the protobuf message for ordinary
-models, memory-mapped for models with external data. Protobuf appears here and nowhere else; the rest
+models, memory-mapped for models with external data. Protobuf appears at this border only; the rest
 of the program works on ``onnx_ir.Model``.
 """
 
@@ -16,7 +16,10 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import (  # type: ignore[import-untyped]  # ships no types
+    DecodeError,
+    EncodeError,
+)
 
 from morphgraph.errors import FileError, ModelError, MorphError
 from morphgraph.onnx_check import check_proto, escape
@@ -59,9 +62,9 @@ def load(
 ) -> ir.Model:
     """Read an ONNX file.
 
-    Everything that can be wrong with a file is looked for before a weight is touched, in time linear
-    in its size. The model is returned as it stands in the file, apart from ``input_shapes`` and
-    from the order of its nodes, which is made topological; see ``canonicalize`` for more.
+    Everything that can be wrong with a file is looked for before a weight is touched, in time
+    linear in its size. The model is returned as it stands in the file, apart from ``input_shapes``
+    and from the order of its nodes, which is made topological; see ``canonicalize`` for more.
 
     Args:
         path: the file; external data is looked for beside it and nowhere else.
@@ -79,8 +82,8 @@ def load(
 def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) -> None:
     """Write a model to a file that appears whole or not at all.
 
-    Weights of more than about 1.9 GB together go to ``NAME.onnx.data`` beside it, for protobuf cannot
-    hold them. The model itself is left as it is.
+    Weights of more than about 1.9 GB together go to ``NAME.onnx.data`` beside it, for protobuf
+    cannot hold them. The model itself is left as it is.
 
     Raises:
         FileError: the file exists already (without ``overwrite``) or cannot be written.
@@ -217,9 +220,9 @@ def static_shape(value: ir.Value) -> Shape:
 def parameter_names(model: ir.Model) -> list[str]:
     """Names of the initializers that training changes, in the model's order.
 
-    A model exported by morphgraph lists them. In any other, ONNX cannot tell parameters from buffers:
-    there, all floating-point initializers with at least one axis count, apart from the running
-    statistics of batch normalizations.
+    A model exported by morphgraph lists them. In any other, ONNX cannot tell parameters from
+    buffers: there, all floating-point initializers with at least one axis count, apart from the
+    running statistics of batch normalizations.
     """
     initializers = model.graph.initializers
     if PARAMETERS_KEY in model.metadata_props:
@@ -291,7 +294,7 @@ def _why_undecodable(content: bytes) -> str:
     head = content[:512].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html")):
         return "not an ONNX file: it looks like a web page (HTML); download the model itself"
-    if all(byte in b"\t\n\r" or 32 <= byte for byte in head) and not b"\xff" in head:
+    if all(byte in b"\t\n\r" or byte >= 32 for byte in head) and b"\xff" not in head:
         return "not an ONNX file: it looks like text"
     return f"truncated or corrupt ({len(content)} bytes); export or download it again"
 

@@ -1,11 +1,27 @@
-"""Networks whose weights can be felt, for tests and for proofs on networks that nobody has trained.
+"""Networks whose weights can be felt, and proofs on them, for tests and for new operators.
 
 A freshly built network has every BatchNorm at (1, 0, 0, 1), biases at zero, layer scales at 1e-6: a
 wrong slice can go unnoticed, and outputs may be 1e-14. :func:`make_felt` gives every such tensor
 random values and calibrates the rest, so that outputs are of order 1 and depend on the input.
+
+:func:`prove` resizes a model at random plans and holds the result against the masked original, then
+plants wrong slices and sees them rejected. Whoever teaches morphgraph an operator can use it too.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+
+from morphgraph.errors import UnsupportedError
+from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.passes.cost import cost
+from morphgraph.passes.lift import lift
+from morphgraph.passes.resize import Kept, resize
+from morphgraph.passes.verify import VerifyReport, verify
+from morphgraph.plans import Change, Plan, make_plan
 
 if TYPE_CHECKING:
     import torch
@@ -93,3 +109,143 @@ def _scale_output(net: "nn.Module", noise: "torch.Tensor") -> None:
     if last:
         spread = (found[0] - found[0].mean(0)).std()
         last[0].weight /= float(spread) or 1.0
+
+
+def model_from_text(text: str, inputs: Sequence[str] = ("x",), seed: int = 0) -> ir.Model:
+    """A model from ONNX's text form, with random weights.
+
+    Graph inputs other than ``inputs`` become initializers: vectors uniform in 0.5 to 1.5, so that
+    they serve as scales and variances too, all others normal with a variance of 1 / fan-in.
+
+    >>> text = '<ir_version: 10, opset_import: ["": 20]> '
+    >>> text += "net (float[1, 3] x, float[4, 3] w) => (float[1, 4] y) { y = Gemm <transB = 1> (x, w) }"
+    >>> list(model_from_text(text).graph.initializers)
+    ['w']
+    """
+    generator = np.random.default_rng(seed)
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    for value in list(model.graph.inputs):
+        if value.name in inputs:
+            continue
+        assert value.shape is not None
+        array = felt_array(value.shape.numpy(), generator)
+        model.graph.inputs.remove(value)
+        value.const_value = ir.Tensor(array, name=value.name)
+        model.graph.register_initializer(value)
+    return model
+
+
+def felt_array(
+    shape: Sequence[int], generator: np.random.Generator
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Random numbers for a weight: vectors uniform in 0.5 to 1.5, others normal, 1 / fan-in."""
+    if len(shape) <= 1:
+        return generator.uniform(0.5, 1.5, shape).astype(np.float32)
+    spread = 1 / np.sqrt(np.prod(shape[1:]))
+    return (generator.standard_normal(shape) * spread).astype(np.float32)
+
+
+def random_plan(graph: ChannelGraph, seed: int = 0, low: float = 0.3, high: float = 0.8) -> Plan:
+    """A plan that keeps a random share, ``low`` to ``high``, of every resizable group.
+
+    At least one channel of a group stays, and where it has two, one goes.
+    """
+    generator = np.random.default_rng(seed)
+    keep: dict[int, IntArray] = {}
+    for group in graph.groups:
+        if group.resizable and group.width > 1:
+            count = int(np.clip(round(generator.uniform(low, high) * group.width), 1, group.width - 1))
+            keep[group.index] = np.sort(generator.choice(group.width, count, replace=False))
+    widths = graph.widths.copy()
+    widths[list(keep)] = [len(kept) for kept in keep.values()]
+    changes = {
+        kind: Change(c.total, c.at(widths))
+        for kind in ("flops", "params")
+        for c in [cost(graph, kind)]
+    }
+    return make_plan(graph, keep, {"random": seed}, changes)
+
+
+def wrong_slices(
+    graph: ChannelGraph, keep: Mapping[int, IntArray], small: ir.Model
+) -> Iterator[tuple[str, ir.Model]]:
+    """Resized models with one fault each, and what the fault is.
+
+    Every initializer axis that was sliced is sliced wrongly once in each way: shifted by one
+    channel, in another order, and left behind (its first channels instead of the kept ones).
+    """
+    kept = Kept(graph, keep)
+    for name, value in graph.model.graph.initializers.items():
+        if name not in small.graph.initializers or value.const_value is None:
+            continue
+        array = value.const_value.numpy()
+        for axis in range(array.ndim):
+            stays = kept.axis(name, axis)
+            if stays is None:
+                continue
+            faults = {
+                "shifted": (stays + 1) % array.shape[axis],
+                "permuted": np.roll(stays, 1),
+                "left behind": np.arange(len(stays)),
+            }
+            for fault, positions in faults.items():
+                if np.array_equal(positions, stays):
+                    continue
+                wrong = array
+                for other in range(array.ndim):
+                    here = positions if other == axis else kept.axis(name, other)
+                    wrong = wrong if here is None else np.take(wrong, here, axis=other)
+                right = small.graph.initializers[name].const_value
+                if right is None or np.array_equal(wrong, right.numpy()):
+                    continue
+                broken = small.clone()
+                tensor = ir.Tensor(np.ascontiguousarray(wrong), name=name)
+                broken.graph.initializers[name].const_value = tensor
+                yield f"{name} axis {axis} {fault}", broken
+
+
+def is_rejected(graph: ChannelGraph, plan: Plan, small: ir.Model) -> bool:
+    """Whether verify, or ONNX Runtime itself, refuses a resized model."""
+    try:
+        return not verify(graph, plan, small).ok
+    except UnsupportedError:
+        return True
+
+
+def prove(
+    model: ir.Model | ChannelGraph, seeds: Sequence[int] = (0, 1, 2), faults: int = 12
+) -> list[VerifyReport]:
+    """Resize at random plans; hold each result against the masked original; plant wrong slices.
+
+    Args:
+        model: a model, or its graph, whose weights can be felt.
+        seeds: one random plan each.
+        faults: how many wrong slices are planted per plan at most, spread over the network.
+
+    Returns:
+        The report of every plan.
+
+    Raises:
+        AssertionError: nothing shrinks, a cost is not what was predicted, a result is off, the
+            network does not feel the removal, or a wrong slice passes.
+    """
+    graph = model if isinstance(model, ChannelGraph) else lift(model)
+    reports = []
+    for seed in seeds:
+        plan = random_plan(graph, seed)
+        assert plan.groups, "nothing in this model can be resized"
+        keep = plan.kept(graph)
+        small = resize(graph, keep)
+        report = verify(graph, plan, small)
+        assert report.ok, f"seed {seed}: {report.worst}"
+        assert report.felt > 1e-2, f"seed {seed}: the network does not feel the plan: {report}"
+        again = lift(small)
+        for kind, change in plan.cost.items():
+            recounted = cost(again, kind).total
+            assert recounted == change.after, f"{kind}: predicted {change.after}, is {recounted}"
+        planted = list(wrong_slices(graph, keep, small))
+        chosen = planted[:: max(1, -(-len(planted) // faults))]
+        for fault, broken in chosen:
+            assert is_rejected(graph, plan, broken), f"seed {seed}: not rejected: {fault}"
+        reports.append(report)
+    return reports

@@ -148,7 +148,7 @@ def plan(
         "seed": seed,
         "convention": convention,
     }
-    return _finish(graph, path.kept(), request, [goal.cost for goal in goals])
+    return _finish(graph, path.kept(), request, _shown(graph, goals, convention))
 
 
 def uniform(
@@ -162,6 +162,7 @@ def uniform(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     seed: int = 0,
+    convention: Convention = "default",
 ) -> Plan:
     """The width multiplier: every group times one ratio, the naive baseline.
 
@@ -173,17 +174,20 @@ def uniform(
         UnsupportedError: the ratio is not above 0 and at most 1.
     """
     limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
-    goals = _goals(graph, budget or {}, "default")
+    goals = _goals(graph, budget or {}, convention)
     if ratio is None:
         ratio = _largest_ratio(graph, goals, limits)
     if not 0 < ratio <= 1:
-        raise UnsupportedError(f"uniform ratio {ratio} is out of range; give one above 0, at most 1")
+        raise UnsupportedError(
+            f"uniform ratio {ratio} is out of range; give one above 0, at most 1"
+        )
     widths = _scaled(graph, ratio, limits)
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
-    costs = [goal.cost for goal in goals] or [cost(graph, "flops"), cost(graph, "params")]
-    return _finish(graph, strongest(graph, widths, score, seed), request, costs)
+    return _finish(
+        graph, strongest(graph, widths, score, seed), request, _shown(graph, goals, convention)
+    )
 
 
 def set_widths(
@@ -218,9 +222,51 @@ def set_widths(
                     "give a width from 1 to that"
                 )
             wanted[group.index] = width
-    costs = [cost(graph, "flops"), cost(graph, "params")]
     request = {"set": dict(widths)}
-    return _finish(graph, strongest(graph, wanted, score, seed), request, costs)
+    return _finish(
+        graph, strongest(graph, wanted, score, seed), request, _shown(graph, (), "default")
+    )
+
+
+def continue_plan(
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    scores: FloatArray,
+    budget: Budget,
+    shown: Cost,
+    limits: Limits,
+) -> Plan:
+    """A plan that keeps these channels, and fewer where a budget is not met yet.
+
+    Args:
+        graph: the lifted network.
+        keep: per group index the channels that stay; rounding drops or restores a few.
+        scores: strength per channel, ``[channels]``.
+        budget: amounts to be met; may be empty.
+        shown: the cost that the plan states beside the budgeted ones.
+        limits: rounding grid, floor, and the groups that may change.
+
+    Raises:
+        BudgetError: the budget cannot be met.
+    """
+    goals = _goals(graph, budget, "default")
+    scores = scores.copy()
+    widths = graph.widths.copy()
+    for index, kept in keep.items():
+        group = graph.groups[index]
+        if limits.allows(group):
+            lifted = np.zeros(group.width)
+            lifted[kept] = 1.0 + float(scores[group.channels].max(initial=0.0))
+            scores[group.channels] += lifted
+            rounded = len(kept) // limits.round_to * limits.round_to
+            widths[index] = max(limits.floor(group), rounded)
+    path = _Path(graph, [goal.cost for goal in goals] or [shown], scores, limits, widths)
+    path.walk(goals)
+    request: dict[str, Any] = {"trained": True, "round_to": limits.round_to}
+    if budget:
+        request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
+    costs = {goal.kind: goal.cost for goal in goals} | {shown.kind: shown}
+    return _finish(graph, path.kept(), request, list(costs.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,11 +284,24 @@ def _goals(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[
     return goals
 
 
+def _shown(graph: ChannelGraph, goals: Sequence[_Goal], convention: Convention) -> list[Cost]:
+    """The costs that every plan states, and those of its budgets."""
+    always = [cost(graph, kind, convention=convention) for kind in ("flops", "params")]
+    return list(
+        {resource.kind: resource for resource in (*always, *(g.cost for g in goals))}.values()
+    )
+
+
 class _Path:
     """The removal path: a state of widths that shrinks step by step."""
 
     def __init__(
-        self, graph: ChannelGraph, costs: Sequence[Cost], scores: FloatArray, limits: Limits
+        self,
+        graph: ChannelGraph,
+        costs: Sequence[Cost],
+        scores: FloatArray,
+        limits: Limits,
+        widths: IntArray | None = None,
     ) -> None:
         self.graph = graph
         self.costs = [(resource, max(resource.total, 1e-30)) for resource in costs]
@@ -257,7 +316,11 @@ class _Path:
             self.prefix.append(np.concatenate([[0.0], np.cumsum(np.maximum(mine[order], 0.0))]))
         share = self._marginals() * self.widths
         self.share = np.where(share > 0, share, share[share > 0].mean() if share.any() else 1.0)
-        self.next = np.array([limits.below(g, g.width) for g in graph.groups], dtype=np.int64)
+        if widths is not None:
+            self.widths = widths.astype(np.float64)
+        self.next = np.array(
+            [limits.below(g, int(w)) for g, w in zip(graph.groups, self.widths, strict=True)]
+        )
         self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
 
     def walk(self, goals: Sequence[_Goal]) -> None:

@@ -1,9 +1,9 @@
 """Bring any ONNX model into the one form that all other passes work on.
 
 Local functions are inlined, constants folded (but never what is computed from a parameter),
-operators that do nothing dropped, weights made initializers, nodes named, and the size of every value
-known. Nothing is tied, merged or fused: batch normalizations and parameter names survive, so that the
-model can still be trained.
+operators that do nothing dropped, weights made initializers, nodes named, and the size of every
+value known. Nothing is tied, merged or fused: batch normalizations and parameter names survive, so
+that the model can still be trained.
 
 A model with a dynamic batch is analysed at batch 2. Running the same recipe at batch 3 shows which
 sizes, and which numbers in shape tensors, depend on the batch: those stay dynamic.
@@ -43,7 +43,8 @@ def canonicalize(
         input_shapes: sizes for inputs; an input named here becomes static.
 
     Raises:
-        ModelError: operands do not fit together, or a size cannot be known without ``input_shapes``.
+        ModelError: operands do not fit together, or a size cannot be known; where ``input_shapes``
+            would help, the message says so.
         UnsupportedError: an input is not a tensor.
     """
     if model.meta.get(CANONICAL_KEY) and not input_shapes:
@@ -216,7 +217,7 @@ def _restore_batch(model: ir.Model, other: ir.Model, symbols: Mapping[str, ir.Sh
     for value in (*model.graph.inputs, *made, *model.graph.initializers.values()):
         sizes = static_shape(value)
         twin = twins.get(value.name)
-        if value.name in symbols:
+        if value.name and value.name in symbols:
             value.shape = symbols[value.name]
         elif twin is not None:
             value.shape = ir.Shape(
@@ -232,7 +233,8 @@ def _first_dim(shape: ir.Shape) -> ir.SymbolicDim | None:
 
 def _same_tensor(value: ir.Value, twin: ir.Value) -> bool:
     a, b = value.const_value, twin.const_value
-    assert a is not None and b is not None
+    assert a is not None
+    assert b is not None
     # Weights are shared by both models; only what was folded needs a look inside.
     return a is b or (a.shape == b.shape and np.array_equal(a.numpy(), b.numpy(), equal_nan=True))
 
@@ -264,7 +266,8 @@ def _shape_operand(node: ir.Node, index: int, twins: Mapping[str | None, ir.Valu
 def _replace_initializer(node: ir.Node, index: int, numbers: Sequence[int]) -> None:
     """Give a node an operand of its own; the old one may have other readers."""
     old = node.inputs[index]
-    assert old is not None and old.graph is not None
+    assert old is not None
+    assert old.graph is not None
     tensor = ir.tensor(np.array(numbers, np.int64))
     if len(old.uses()) == 1:
         old.const_value = tensor
@@ -272,7 +275,7 @@ def _replace_initializer(node: ir.Node, index: int, numbers: Sequence[int]) -> N
     new = ir.Value(
         name=f"{old.name}_{node.name}",
         type=old.type,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape([len(numbers)]),
         const_value=tensor,
     )
     old.graph.register_initializer(new)

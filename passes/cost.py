@@ -51,8 +51,9 @@ class Term:
 class Cost:
     """One resource as a function of the group widths.
 
-    >>> import morphgraph as mg, numpy as np
-    >>> graph = mg.lift(mg.export(mg.examples.residual_cnn(), (mg.examples.image(1, 8, 8),)))
+    >>> import morphgraph as mg
+    >>> from morphgraph.examples import image, residual_cnn
+    >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
     >>> macs = mg.cost(graph, "macs")
     >>> macs.at(graph.widths) == macs.total
     True
@@ -72,14 +73,15 @@ class Cost:
         self.kind = kind
         self.unit = unit
         classes = len(graph.fixed_size)
-        order = max((len(term.nodes) for term in terms), default=0)
+        varies = np.diff(graph.per_channel.indptr) > 0
+        rows = [_fold(graph, term, varies) for term in terms]
+        order = max((len(kinds) for _, kinds, _ in rows), default=0)
         self._factors = np.full((len(terms), max(order, 1)), classes, dtype=np.int64)
         self._weights = np.ones(self._factors.shape)
-        for row, term in enumerate(terms):
-            self._factors[row, : len(term.nodes)] = graph.node_class[list(term.nodes)]
-            if term.weights:
-                self._weights[row, : len(term.weights)] = term.weights
-        self._coefficients = np.array([term.coefficient for term in terms], dtype=np.float64)
+        for row, (_, kinds, weights) in enumerate(rows):
+            self._factors[row, : len(kinds)] = kinds
+            self._weights[row, : len(weights)] = weights
+        self._coefficients = np.array([coefficient for coefficient, _, _ in rows])
         self._layers = list(dict.fromkeys(term.layer for term in terms))
         index = {layer: k for k, layer in enumerate(self._layers)}
         self._owner = np.array([index[term.layer] for term in terms], dtype=np.int64)
@@ -139,13 +141,33 @@ class Cost:
         sizes = self._sizes(widths)
         values = sizes[self._factors]
         active = self._active(self._coefficients * values.prod(axis=1))
+        coefficients = np.where(active, self._coefficients, 0.0)
         slopes = np.zeros(len(sizes))
         for k in range(values.shape[1]):
-            others = np.delete(values, k, axis=1).prod(axis=1)
-            slope = np.where(active, self._coefficients * others * weights[:, k], 0.0)
+            slope = coefficients * weights[:, k]
+            for other in range(values.shape[1]):
+                if other != k:
+                    slope = slope * values[:, other]
             slopes += np.bincount(self._factors[:, k], slope, minlength=len(sizes))
         result: FloatArray = self.graph.per_channel.T @ slopes[:-1]
         return result
+
+
+def _fold(
+    graph: ChannelGraph, term: Term, varies: np.ndarray[Any, np.dtype[np.bool_]]
+) -> tuple[float, list[int], list[int]]:
+    """A term's coefficient with the constant sizes multiplied in, and the classes that vary."""
+    coefficient = term.coefficient
+    kinds: list[int] = []
+    weights: list[int] = []
+    for k, node in enumerate(term.nodes):
+        kind = int(graph.node_class[node])
+        if varies[kind]:
+            kinds.append(kind)
+            weights.append(term.weights[k] if term.weights else 1)
+        else:
+            coefficient *= float(graph.fixed_size[kind])
+    return coefficient, kinds, weights
 
 
 def cost(

@@ -7,6 +7,7 @@ from morphgraph.graph import Couplings, Dim, Edge, FactorNode, GraphNode
 from morphgraph.notation import NotationError, Shape
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.ops import Description, OpNode, describe
+from morphgraph.passes.fold import captured
 
 import numpy as np
 
@@ -95,12 +96,14 @@ class _Coupler:
             for value in op_node.ir.inputs:
                 if value is None or value.const_value is not None:
                     continue
-                first = self.first_dim.get(value.name or "")
-                for axis in range(len(static_shape(value)) if first is not None else 0):
-                    if first + axis not in covered:
+                for dim in self._dims_of(value):
+                    if dim not in covered:
                         pins.setdefault(
-                            first + axis, f"{op_node.op_type} '{op_node.name}' reads it undescribed"
+                            dim, f"{op_node.op_type} '{op_node.name}' reads it undescribed"
                         )
+            for value in captured(op_node.ir):
+                for dim in self._dims_of(value):
+                    pins.setdefault(dim, f"read inside {op_node.op_type} '{op_node.name}'")
             nodes.append(
                 GraphNode(
                     ir=op_node.ir,
@@ -136,9 +139,13 @@ class _Coupler:
         if self.pin_outputs:
             interface += [("output", value) for value in self.model.graph.outputs]
         for kind, value in interface:
-            first = self.first_dim.get(value.name or "")
-            for axis in range(len(static_shape(value)) if first is not None else 0):
-                pins[first + axis] = f"graph {kind} '{value.name}'"
+            for dim in self._dims_of(value):
+                pins[dim] = f"graph {kind} '{value.name}'"
+
+    def _dims_of(self, value: ir.Value) -> range:
+        """The ids of a value's dims; none for a value that no factor stands on."""
+        first = self.first_dim.get(value.name or "")
+        return range(0) if first is None else range(first, first + len(static_shape(value)))
 
 
 def _value_at(node: ir.Node, port: int) -> ir.Value:

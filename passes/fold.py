@@ -1,9 +1,9 @@
 """Fold what is constant: shape arithmetic, casts, masks; never what training changes.
 
 One walk over the nodes in topological order does everything: sizes are inferred node by node while
-the constants they depend on are already known, so that chains such as Shape, Gather, Concat, Reshape
-fold in a single pass. Nothing is computed before the size of its result is known to be within the
-cap.
+the constants they depend on are already known, so that chains such as Shape, Gather, Concat,
+Reshape fold in a single pass. Nothing is computed before the size of its result is known to be
+within the cap.
 """
 
 import logging
@@ -25,14 +25,16 @@ FOLD_LIMIT_BYTES = 16 * 2**20  # of one result, or of one operand
 _FILL_LIMIT_BYTES = 2**31  # of a weight that is one repeated number and takes no memory
 _INFERENCE_DATA = 4096  # elements of an operand that shape inference may look into
 
-_NEVER_FOLDED = frozenset(
-    """
-    Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike
-    DequantizeLinear DynamicQuantizeLinear QuantizeLinear Dropout
-    AveragePool Conv ConvInteger ConvTranspose DeformConv Einsum GRU LSTM LpPool MatMulInteger
-    MaxPool MaxUnpool NonMaxSuppression QLinearConv QLinearMatMul RNN
-    """.split()
-)
+# Operators whose result has the size of their operand, and for which ONNX infers nothing.
+_LIKE_OPERAND = {"GroupNormalization", "MeanVarianceNormalization"}
+
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}
+_RANDOM |= {"RandomUniformLike"}
+_MEANT_AS_THEY_STAND = {"DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "QuantizeLinear"}
+_SLOW = {"AveragePool", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU"}
+_SLOW |= {"LSTM", "LpPool", "MatMulInteger", "MaxPool", "MaxUnpool", "NonMaxSuppression"}
+_SLOW |= {"QLinearConv", "QLinearMatMul", "RNN"}
+_NEVER_FOLDED = _RANDOM | _MEANT_AS_THEY_STAND | _SLOW
 # Their results depend on the data, but are no larger than rank times their operands.
 _BOUNDED_BY_OPERANDS = frozenset({"Compress", "NonZero", "Unique"})
 
@@ -42,8 +44,8 @@ logger = logging.getLogger(__name__)
 def fold_constants(model: ir.Model) -> None:
     """Fold constants and drop operators that do nothing, in place; every size becomes known.
 
-    The graph must be topologically sorted and its inputs static. Constants become initializers named
-    after the value they replace.
+    The graph must be topologically sorted and its inputs static. Constants become initializers
+    named after the value they replace.
 
     Raises:
         ModelError: operands of a node do not fit together.
@@ -79,6 +81,7 @@ class _Folder:
             return
         if _is(node, "CastLike") and self._make_cast(node):
             return
+        self._drop_zero_bias(node)
         self._infer(node)
         if not self._forward(node):
             self._evaluate(node)
@@ -118,7 +121,7 @@ class _Folder:
         value = ir.Value(
             name=name,
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
         self.graph.register_initializer(value)
@@ -160,6 +163,17 @@ class _Folder:
         self._replace_by_value(node, source)
         return True
 
+    def _drop_zero_bias(self, node: ir.Node) -> None:
+        """Drop a bias that an exporter has made up for a layer without one."""
+        if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+            return
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        tensor = self._constant(bias)
+        if bias is None or tensor is None or bias.name in self.trained or tensor.numpy().any():
+            return
+        node.resize_inputs(2)
+        self._drop_unread(bias)
+
     def _is_alias(self, source: ir.Value, output: ir.Value) -> bool:
         if self._constant(source) is None or source.name not in self.trained:
             return False
@@ -171,7 +185,7 @@ class _Folder:
         tensor = self._constant(node.inputs[0])
         assert tensor is not None
         name = node.outputs[0].name or ""
-        shape = ir.Shape(tensor.shape)
+        shape = ir.Shape(tensor.shape.numpy())
         self._settle(node, [ir.LazyTensor(lambda: tensor, tensor.dtype, shape, name=name)])
         self.trained.add(name)
 
@@ -233,9 +247,14 @@ class _Folder:
         operands = {value for value in node.inputs if value is not None}
         self.graph.remove(node, safe=True)
         for value in operands:
-            if self._constant(value) is not None and not value.uses():
-                if value not in self.outputs and value.name not in self.trained:
-                    del self.graph.initializers[value.name or ""]
+            self._drop_unread(value)
+
+    def _drop_unread(self, value: ir.Value) -> None:
+        # At once, not at the end: a chain of folded results never holds more than two of them.
+        if self._constant(value) is None or value.uses() or value in self.outputs:
+            return
+        if value.name not in self.trained:
+            del self.graph.initializers[value.name or ""]
 
     # -- sizes and values ------------------------------------------------------------------------
 
@@ -244,9 +263,9 @@ class _Folder:
         if version is None or not onnx.defs.has(node.op_type, version, node.domain):
             return
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        operands = [value for value in (*node.inputs, *_captured(node)) if value is not None]
-        types = {value.name or "": _type_proto(value) for value in operands}
-        if any(proto is None for proto in types.values()):
+        operands = [value for value in (*node.inputs, *captured(node)) if value is not None]
+        types = {v.name or "": proto for v in operands if (proto := _type_proto(v)) is not None}
+        if any(value.name not in types for value in operands):
             return
         data = {
             value.name or "": ir.to_proto(tensor)
@@ -259,12 +278,14 @@ class _Folder:
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, ir.to_proto(node), types, data, opset_imports=self.opset_protos
             )
-        except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+        except (onnx.checker.ValidationError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(
-                f"node '{escape(node.name or '')}' ({node.op_type}): its operands do not fit together: "
-                f"{escape(reason)}"
+                f"node '{escape(node.name or '')}' ({node.op_type}): its operands do not fit "
+                f"together: {escape(reason)}"
             ) from error
+        if node.op_type in _LIKE_OPERAND and not node.domain and node.inputs[0] is not None:
+            inferred = {node.outputs[0].name: types[node.inputs[0].name or ""]}
         for output in node.outputs:
             if output.name in inferred:
                 _refine(output, inferred[output.name])
@@ -279,7 +300,7 @@ class _Folder:
         if node.op_type in ("Shape", "Size"):
             shape = _known_shape(source)
             if shape is not None:
-                self._settle(node, ir.tensor(_describe_shape(node, shape)))
+                self._settle(node, [ir.tensor(_describe_shape(node, shape))])
             return
         operands = [self._constant(value) for value in node.inputs]
         for value, tensor in zip(node.inputs, operands, strict=True):
@@ -296,7 +317,7 @@ class _Folder:
                 self._settle(node, [ir.tensor(result) for result in results])
 
     def _fill(self, node: ir.Node) -> None:
-        shape = node.inputs[0] and self._constant(node.inputs[0])
+        shape = self._constant(node.inputs[0])
         if shape is None:
             return
         number = node.attributes["value"].as_tensor() if "value" in node.attributes else None
@@ -370,7 +391,7 @@ def _has_subgraph(node: ir.Node) -> bool:
     return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
-def _captured(node: ir.Node) -> list[ir.Value]:
+def captured(node: ir.Node) -> list[ir.Value]:
     """Values from around a node that its subgraphs read."""
     if not _has_subgraph(node):
         return []

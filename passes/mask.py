@@ -56,12 +56,11 @@ class _Masker:
         return self.model
 
     def _silence(self, node: ir.Node, edge: Edge, axis: int, kept: IntArray) -> None:
-        """Zero an activation operand's removed positions."""
+        """Zero an activation operand's removed positions; a weight's, where all are weights."""
+        if edge.port < 0 or not self._is_silenced(edge):
+            return
         value = node.inputs[edge.port]
-        if edge.port < 0 or value is None:
-            return
-        if self.graph.couplings.dims[edge.dim].value in self.graph.couplings.weights:
-            return
+        assert value is not None
         shape = static_shape(value)
         stays = np.zeros(shape[axis], dtype=bool)
         stays[kept] = True
@@ -71,6 +70,14 @@ class _Masker:
             node, "Where", [self._constant(stays), value, self._constant(zero)], value
         )
         node.replace_input_with(edge.port, masked)
+
+    def _is_silenced(self, edge: Edge) -> bool:
+        """Whether this operand is the one whose zeros end the sum (a norm of a weight has no other)."""
+        couplings = self.graph.couplings
+        node = couplings.nodes[edge.node].ir
+        weights = {value.name for value in node.inputs if value is not None} & couplings.weights
+        value = couplings.dims[edge.dim].value
+        return value not in weights or all(v is None or v.name in weights for v in node.inputs)
 
     def _detour(self, node: ir.Node, port: int, axis: int, kept: IntArray) -> None:
         """Let an operator see kept positions only, and put its results back where they belong."""

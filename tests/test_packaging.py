@@ -8,8 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import morphgraph as mg
 import pytest
+
+import morphgraph as mg
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -20,7 +21,7 @@ def _package_folders() -> dict[str, Path]:
     """Every folder with sources by the name it is imported under; follows morphgraph/passes."""
     package = ROOT / "morphgraph"
     folders = {"morphgraph": package}
-    for folder in sorted(package.rglob("*")) + [package / "passes"]:
+    for folder in (*package.rglob("*"), package / "passes"):
         if folder.is_dir() and folder.name != "__pycache__" and any(folder.glob("*.py")):
             folders[".".join(folder.relative_to(ROOT).parts)] = folder
     return folders

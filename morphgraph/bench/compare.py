@@ -191,9 +191,9 @@ def _same(timing: ModelTiming, base: str, speedup: PairedRatio, _self: PairedRat
 
 def _unstable(timing: ModelTiming, base: str, speedup: PairedRatio, self_: PairedRatio) -> str:
     return (
-        f"{timing.name} against {base}: the machine was too noisy to say; measured {_times(speedup)} "
-        f"as fast, but {base} itself came out {_times(self_)} as fast as itself. Run longer, or on "
-        "a quieter machine."
+        f"{timing.name} against {base}: the machine was too noisy to say; measured "
+        f"{_times(speedup)} as fast, but {base} came out {_times(self_)} as fast as itself. Run "
+        "longer, or on a quieter machine."
     )
 
 

@@ -102,7 +102,7 @@ def timing_session(path: Path, name: str, threads: int) -> onnxruntime.Inference
 def _runtime_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
+    except Exception as error:  # ONNX Runtime's errors share no base class
         words = " ".join(str(error).split())
         raise UnsupportedError(
             f"{name}: ONNX Runtime does not run it: {escape(words)[:300]}; "
@@ -163,8 +163,8 @@ def time_rounds(
 ) -> Durations:
     """Run models in turn until their share of time is spent, and take both clocks at every run.
 
-    Every round runs each model once. The order is shuffled, and each second round takes the order of
-    the round before backwards (A B, B A): a machine that grows steadily slower favours nobody.
+    Every round runs each model once. The order is shuffled, and each second round takes the order
+    of the round before backwards (A B, B A): a machine that grows steadily slower favours nobody.
 
     Args:
         models: what to run.

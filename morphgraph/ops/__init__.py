@@ -1,6 +1,18 @@
 """Operators: one entry each, by family. Importing this package fills the registry."""
 
-from morphgraph.ops import activation, contraction, elementwise, movement, norm, pool, reduce, reshape
+from morphgraph.ops import (
+    activation,
+    contraction,
+    elementwise,
+    interpolation,
+    movement,
+    norm,
+    padding,
+    pool,
+    rearrange,
+    reduce,
+    reshape,
+)
 from morphgraph.ops.op import (
     Description,
     Factor,
@@ -30,10 +42,13 @@ __all__ = [
     "described_ops",
     "elementwise",
     "entry_of",
+    "interpolation",
     "movement",
     "norm",
     "op",
+    "padding",
     "pool",
+    "rearrange",
     "reduce",
     "register",
     "reshape",

@@ -72,9 +72,7 @@ class LeakyRelu(Unary):
 
 @op("HardSigmoid")
 class HardSigmoid(Unary):
-    def lower(
-        b: "TorchBuilder", n: OpNode, *, alpha: float = 0.2, beta: float = 0.5
-    ) -> "fx.Node":
+    def lower(b: "TorchBuilder", n: OpNode, *, alpha: float = 0.2, beta: float = 0.5) -> "fx.Node":
         import torch
         from torch import nn
 
@@ -97,9 +95,7 @@ class ThresholdedRelu(Unary):
 class Shrink(Unary):
     """``x + bias`` below ``-lambd``, ``x - bias`` above ``lambd``, else 0."""
 
-    def lower(
-        b: "TorchBuilder", n: OpNode, *, bias: float = 0.0, lambd: float = 0.5
-    ) -> "fx.Node":
+    def lower(b: "TorchBuilder", n: OpNode, *, bias: float = 0.0, lambd: float = 0.5) -> "fx.Node":
         import torch
         from torch import nn
         from torch.nn import functional as F

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from morphgraph.notation import Shape
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
-from morphgraph.ops.window import torch_padding, window_pads
+from morphgraph.ops.window import ranked, torch_padding, window_pads
 
 if TYPE_CHECKING:
     from torch import fx
@@ -67,13 +67,13 @@ class Conv(Op):
             x = b.call(F.pad, x, torch_padding(before, after))
             before = (0,) * rank
         biased = _has_bias(b, n)
-        make = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+        make = ranked(nn, "Conv", rank)
         sizes = n.shape(1)[1] * group, n.shape(1)[0], kernel, stride, before, dilation, group
         module = make(*sizes, bias=biased, device="meta")
         owned = b.owner(n, module, x, {"weight": 1, "bias": 2} if biased else {"weight": 1})
         if owned is not None:
             return owned
-        function = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+        function = ranked(F, "conv", rank)
         bias = b.tensor(n, 2) if biased else None
         return b.call(function, x, b.tensor(n, 1), bias, stride, before, dilation, group)
 
@@ -89,6 +89,8 @@ class ConvTranspose(Op):
             line = "N i *S, i o *K, o -> N o *T"
             return from_line(n, line, macs="N i o *S *K", contracted="i")
         if group == channels:
+            if out_per_group == 1:
+                return from_line(n, "N c *S, c 1 *K, c -> N c *T", macs="N c *S *K")
             return from_line(
                 n,
                 "N c *S, c m *K, (c m) -> N (c m) *T",
@@ -143,15 +145,14 @@ class ConvTranspose(Op):
         symmetric = tuple(before) == tuple(after) and min(cut) >= 0
         padding = tuple(before) if symmetric else (0,) * rank
         x, biased = b.tensor(n, 0), _has_bias(b, n)
-        make = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[rank - 1]
+        make = ranked(nn, "ConvTranspose", rank)
         sizes = n.shape(1)[0], n.shape(1)[1] * group, kernel, stride, padding, extra, group
         module = make(*sizes, bias=biased, dilation=dilation, device="meta")
         y = b.owner(n, module, x, {"weight": 1, "bias": 2} if biased else {"weight": 1})
         if y is None:
-            functions = F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d
             weight, bias = b.tensor(n, 1), b.tensor(n, 2) if biased else None
             options = stride, padding, extra, group, dilation
-            y = b.call(functions[rank - 1], x, weight, bias, *options)
+            y = b.call(ranked(F, "conv_transpose", rank), x, weight, bias, *options)
         if not symmetric:
             crop = torch_padding([-c for c in before], [-c for c in after])
             y = b.call(F.pad, y, crop)

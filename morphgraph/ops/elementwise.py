@@ -52,14 +52,12 @@ class Clip(Op):
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, _, _ -> *a")
 
-    def lower(
-        b: "TorchBuilder", n: OpNode, *, min: float | None = None, max: float | None = None
-    ) -> "fx.Node":
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
         from torch import nn
 
-        low = b.operand(n, 1) if n.has(1) else min
-        high = b.operand(n, 2) if n.has(2) else max
+        low = b.operand(n, 1) if n.has(1) else None
+        high = b.operand(n, 2) if n.has(2) else None
         if (low, high) == (0, 6):
             return b.module(n, nn.ReLU6(), b.tensor(n, 0))
         if low is None and high is None:
@@ -98,9 +96,10 @@ class Binary(Op):
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, *a -> *a")
 
-    def lower(
-        b: "TorchBuilder", n: OpNode, *, direction: str = "LEFT", fmod: int = 0
-    ) -> "fx.Node":
+    def lower(b: "TorchBuilder", n: OpNode, *, direction: str = "LEFT", fmod: int = 0) -> "fx.Node":
+        linear = b.biased_linear(n) if n.op_type == "Add" else None
+        if linear is not None:
+            return linear
         left, right = b.operand(n, 0), b.operand(n, 1)
         return _binary(b, n, n.op_type, left, right, direction, bool(fmod))
 
@@ -185,12 +184,7 @@ def _binary(
     import operator
 
     import torch
-    from torch import fx
 
-    if kind == "Add":
-        for product, i in ((left, 1), (right, 0)):
-            if isinstance(product, fx.Node) and b.add_bias(product, n, i):
-                return product
     if kind == "Div":
         if _is_integer(n):
             return b.call(torch.div, left, right, rounding_mode="trunc")

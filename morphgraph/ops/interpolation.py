@@ -44,25 +44,22 @@ class Resize(Op):
         *,
         antialias: int = 0,
         axes: Sequence[int] | None = None,
-        coordinate_transformation_mode: str | None = None,
+        coordinate_transformation_mode: str = "half_pixel",
         cubic_coeff_a: float = -0.75,
         exclude_outside: int = 0,
         keep_aspect_ratio_policy: str = "stretch",
         mode: str = "nearest",
-        nearest_mode: str | None = None,
-        scales: Sequence[float] | None = None,
+        nearest_mode: str = "round_prefer_floor",
     ) -> "fx.Node":
         from torch import nn
 
-        old = n.op_type == "Upsample" or n.opset < 11
-        where = coordinate_transformation_mode or ("asymmetric" if old else "half_pixel")
-        factors = _scales(n, scales, axes, old)
+        where = coordinate_transformation_mode
+        factors = _scales(n, axes)
         if keep_aspect_ratio_policy != "stretch" or where == "tf_crop_and_resize":
             b.fail(n, f"{keep_aspect_ratio_policy}, {where}", _ADVICE)
         x = b.tensor(n, 0)
         if mode == "nearest":
-            rounding = nearest_mode or ("floor" if old else "round_prefer_floor")
-            return _nearest(b, n, x, factors, where, rounding)
+            return _nearest(b, n, x, factors, where, nearest_mode)
         space = n.shape(0)[2:], n.out()[2:]
         plain = not antialias and not exclude_outside and n.shape(0)[:2] == n.out()[:2]
         aligned = where == "align_corners"
@@ -78,15 +75,13 @@ class Resize(Op):
         return b.module(n, nn.Upsample(**size, mode=kind, align_corners=aligned), x)
 
 
-def _scales(
-    n: OpNode, scales: Sequence[float] | None, axes: Sequence[int] | None, old: bool
-) -> list[float]:
+def _scales(n: OpNode, axes: Sequence[int] | None) -> list[float]:
     """Output over input size of every axis, as given or, where sizes are, as they result."""
     found = [out / size for size, out in zip(n.shape(0), n.out(), strict=True)]
-    operand = n.const(1 if old else 2)
-    given = scales if operand is None or not operand.size else operand.reshape(-1).tolist()
-    for axis, scale in zip(axes or range(len(found)), given or (), strict=False):
-        found[axis] = float(scale)
+    given = n.const(2)
+    if given is not None and given.size:
+        for axis, scale in zip(axes or range(len(found)), given.reshape(-1).tolist(), strict=True):
+            found[axis] = scale
     return found
 
 

@@ -5,7 +5,7 @@ of an operand. A factor stands for the positions that move together.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -44,9 +44,7 @@ def _gathered(
     kept, elements = np.unique(indices, return_inverse=True)
     into = IndexMap(table=(np.arange(len(kept)), kept))
     out = IndexMap(table=(elements, np.arange(len(indices))))
-    description.add(
-        f"a{axis}", len(kept), [Place(0, axis, into), Place(~0, out_axis, out)], reason
-    )
+    description.add(f"a{axis}", len(kept), [Place(0, axis, into), Place(~0, out_axis, out)], reason)
 
 
 def _ranks(kept: IntArray, positions: IntArray) -> IntArray:
@@ -193,33 +191,20 @@ class Slice(Op):
         if n.has(4):
             new.set_constant(4, np.array(steps, dtype=np.int64))
 
-    def lower(
-        b: "TorchBuilder",
-        n: OpNode,
-        *,
-        axes: Sequence[int] | None = None,
-        starts: Sequence[int] | None = None,
-        ends: Sequence[int] | None = None,
-    ) -> "fx.Node":
-        x, rank = b.tensor(n, 0), len(n.shape(0))
-        first = list(starts) if starts is not None else b.sizes(n, 1)
-        last = list(ends) if ends is not None else b.sizes(n, 2)
-        listed = list(axes) if axes is not None else b.sizes(n, 3)
-        if first is None or last is None:
-            b.fail(n, "its bounds are computed from values")
-        steps = b.sizes(n, 4) or [1] * len(first)
-        index: list[Any] = [slice(None)] * rank
-        for start, end, axis, step in zip(
-            first, last, listed or range(len(first)), steps, strict=True
-        ):
-            size = n.shape(0)[axis]
-            if isinstance(step, int) and step < 0:
-                kept = np.arange(size)[slice(start, _open_end(end, step), step)]
-                x = b.method("index_select", x, axis, b.positions(n, axis, kept))
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        x = b.tensor(n, 0)
+        index: list[slice] = [slice(None)] * len(n.shape(0))
+        for axis, positions in _slices(n).items():
+            if np.array_equal(positions, np.arange(n.shape(0)[axis])):
                 continue
-            whole = isinstance(end, int) and (end >= size)
-            begin = None if isinstance(start, int) and (start == 0 or start <= -size) else start
-            index[axis] = slice(begin, None if whole else end, None if step == 1 else step)
+            step = int(positions[1] - positions[0]) if len(positions) > 1 else 1
+            if step < 0:
+                x = b.method("index_select", x, axis, b.positions(n, axis, positions))
+            elif len(positions):
+                end = int(positions[-1]) + 1
+                index[axis] = slice(int(positions[0]) or None, end, None if step == 1 else step)
+            else:
+                index[axis] = slice(0)
         while index and index[-1] == slice(None):
             index.pop()
         return b.item(x, tuple(index)) if index else x
@@ -280,6 +265,8 @@ class Gather(Op):
         x = b.tensor(n, 0)
         if indices is not None and indices.ndim == 0:
             return b.method("select", x, axis, int(indices))
+        if indices is not None and np.array_equal(indices.reshape(-1), np.arange(n.shape(0)[axis])):
+            return b.method("reshape", x, n.out())  # torch exports as_strided in this way
         if indices is not None and indices.ndim == 1:
             wrapped = _wrapped(indices, n.shape(0)[axis])
             return b.method("index_select", x, axis, b.positions(n, axis, wrapped))
@@ -332,11 +319,10 @@ class Expand(Op):
         if target is None:
             b.fail(n, "its shape is computed from values")
         shape = n.shape(0)
-        full: list[Any] = [1] * (len(shape) - len(target)) + target
+        full = [1] * (len(shape) - len(target)) + target
         shift = len(full) - len(shape)
         for axis, size in enumerate(full):
-            inner = shape[axis - shift] if axis >= shift else None
-            if inner is not None and isinstance(size, int) and size in (1, inner):
+            if axis >= shift and size in (1, shape[axis - shift]):
                 full[axis] = -1
         return x if set(full) == {-1} else b.method("expand", x, tuple(full))
 
@@ -358,9 +344,7 @@ class Squeeze(Op):
             description.pin(~fewer_port, axis, 1, f"axis of size 1 at {n.op_type}")
         return description
 
-    def lower(
-        b: "TorchBuilder", n: OpNode, *, axes: Sequence[int] | None = None
-    ) -> "fx.Node":
+    def lower(b: "TorchBuilder", n: OpNode, *, axes: Sequence[int] | None = None) -> "fx.Node":
         x, (few, many) = b.tensor(n, 0), sorted((n.shape(0), n.out()), key=len)
         changed = sorted(_inserted(n, few, many))
         if n.op_type == "Squeeze":

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from morphgraph.ops.op import Description, Op, OpNode, Unreadable, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, Unreadable, from_line, op
+from morphgraph.ops.window import ranked
 
 if TYPE_CHECKING:
     from torch import fx
@@ -35,7 +36,7 @@ class BatchNormalization(Op):
         rank, channels = len(n.shape(0)), n.shape(0)[1]
         eps, x = b.decimal(epsilon), b.tensor(n, 0)
         if 2 <= rank <= 5:
-            make = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 2]
+            make = ranked(nn, "BatchNorm", max(rank - 2, 1))
             scale, shift = b.constant(n, 1), b.constant(n, 2)
             affine = scale is None or shift is None or bool((scale != 1).any() or shift.any())
             rate = b.decimal(round(1 - momentum, 7))
@@ -59,7 +60,7 @@ class InstanceNormalization(Op):
 
         rank, eps, x = len(n.shape(0)), b.decimal(epsilon), b.tensor(n, 0)
         if 3 <= rank <= 5:
-            make = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[rank - 3]
+            make = ranked(nn, "InstanceNorm", rank - 2)
             module = make(n.shape(0)[1], eps, affine=True, device="meta")
             owned = b.owner(n, module, x, {"weight": 1, "bias": 2})
             if owned is not None:
@@ -84,9 +85,7 @@ class LayerNormalization(Op):
             statistical=normed,
         )
 
-    def lower(
-        b: "TorchBuilder", n: OpNode, *, axis: int = -1, epsilon: float = 1e-5
-    ) -> "fx.Node":
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int = -1, epsilon: float = 1e-5) -> "fx.Node":
         import torch
         from torch import nn
         from torch.nn import functional as F
@@ -178,9 +177,10 @@ class GroupNormalization(Op):
             prefer="c g",
         )
 
-    def lower(
-        b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-5, num_groups: int
-    ) -> "fx.Node":
+    def resize(n: OpNode, new: Resizing, *, num_groups: int) -> None:
+        new.set_attribute("num_groups", new.size("g"))
+
+    def lower(b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-5, num_groups: int) -> "fx.Node":
         from torch import nn
         from torch.nn import functional as F
 

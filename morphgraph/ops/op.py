@@ -347,7 +347,9 @@ def from_line(
     factors = description.factors
     for name, size in bound.sizes.items():
         letter = name.rstrip("0123456789")
-        pinned = _UPPER.get(letter, f"factor {letter} of {n.op_type}") if name[0].isupper() else None
+        pinned = (
+            _UPPER.get(letter, f"factor {letter} of {n.op_type}") if name[0].isupper() else None
+        )
         factors[name] = Factor(name, size, pinned)
     for port, axes in _operands(bound):
         for axis, names in enumerate(axes):

@@ -31,7 +31,7 @@ def _pads(n: OpNode, pads: Sequence[int] | None) -> list[tuple[int, int]]:
 
 @op("Pad")
 class Pad(Op):
-    """Padded positions are factors of their own: a padded channel may go with its partners."""
+    """Padded positions are a factor of their own: a padded channel may go with its partners."""
 
     def describe(
         n: OpNode, *, mode: str = "constant", pads: Sequence[int] | None = None
@@ -48,10 +48,9 @@ class Pad(Op):
             else:
                 moved = Place(~0, axis, IndexMap(offset=before))
                 description.add(f"a{axis}", size, [Place(0, axis), moved])
-                for name, count, offset in (("p", before, 0), ("q", after, before + size)):
-                    if count:
-                        place = Place(~0, axis, IndexMap(offset=offset))
-                        description.add(f"{name}{axis}", count, [place])
+                added = np.delete(np.arange(out), np.s_[before : before + size])
+                place = Place(~0, axis, IndexMap(table=(np.arange(len(added)), added)))
+                description.add(f"p{axis}", len(added), [place])
         return description
 
     def resize(
@@ -81,7 +80,6 @@ class Pad(Op):
         *,
         mode: str = "constant",
         pads: Sequence[int] | None = None,
-        value: float = 0.0,
     ) -> "fx.Node":
         from torch.nn import functional as F
 
@@ -89,7 +87,7 @@ class Pad(Op):
         while amounts and amounts[0] == (0, 0) and mode == "constant":
             amounts.pop(0)
         if mode == "constant":
-            fill = b.operand(n, 2) if n.has(2) else b.decimal(value)
+            fill = b.operand(n, 2) if n.has(2) else 0.0
             if not isinstance(fill, float | int):
                 b.fail(n, "its value is computed at run time")
             before, after = zip(*amounts, strict=True) if amounts else ((), ())

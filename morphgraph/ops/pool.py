@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from morphgraph.ops.op import Description, Op, OpNode, from_line, op
-from morphgraph.ops.window import torch_padding, window_pads
+from morphgraph.ops.window import ranked, torch_padding, window_pads
 
 if TYPE_CHECKING:
     from torch import fx
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 class Pool(Op):
     def describe(n: OpNode) -> Description:
-        return from_line(n, "N c *S -> N c *T, N c *T" if len(n.out_shapes) == 2 else "N c *S -> N c *T")
+        return from_line(
+            n, "N c *S -> N c *T, N c *T" if len(n.out_shapes) == 2 else "N c *S -> N c *T"
+        )
 
 
 @op("MaxPool")
@@ -36,10 +38,12 @@ class MaxPool(Pool):
         from torch.nn import functional as F
 
         w = _Windows(b, n, kernel_shape, strides, dilations, pads, auto_pad)
-        make = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[w.rank - 1]
+        make = ranked(nn, "MaxPool", w.rank)
         x = b.tensor(n, 0)
         if w.fits_torch(ceil_mode):
-            kernel, stride, before, dilation = map(_short, (w.kernel, w.strides, w.before, w.dilations))
+            kernel, stride, before, dilation = map(
+                _short, (w.kernel, w.strides, w.before, w.dilations)
+            )
             options = {"dilation": dilation, "ceil_mode": bool(ceil_mode)}
             return b.module(n, make(kernel, stride, before, **options), x)
         x = b.call(F.pad, x, w.padding(), value=float("-inf"))
@@ -66,7 +70,7 @@ class AveragePool(Pool):
 
         w = _Windows(b, n, kernel_shape, strides, dilations, pads, auto_pad)
         if w.fits_torch(ceil_mode) and set(w.dilations) == {1}:
-            make = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[w.rank - 1]
+            make = ranked(nn, "AvgPool", w.rank)
             options = map(_short, (w.kernel, w.strides, w.before))
             module = make(*options, bool(ceil_mode), bool(count_include_pad))
             return b.module(n, module, b.tensor(n, 0))
@@ -103,9 +107,8 @@ class GlobalPool(Pool):
         if rank not in (1, 2, 3):
             axes = tuple(range(2, rank + 2))
             return b.call(torch.mean if average else torch.amax, x, axes, keepdim=True)
-        averages = nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d
-        maxima = nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d
-        return b.module(n, (averages if average else maxima)[rank - 1](1), x)
+        kind = "AdaptiveAvgPool" if average else "AdaptiveMaxPool"
+        return b.module(n, ranked(nn, kind, rank)(1), x)
 
 
 @op("GlobalLpPool")
@@ -177,7 +180,7 @@ class _Windows:
         from torch.nn import functional as F
 
         b, n = self.builder, self.node
-        function = (F.conv1d, F.conv2d, F.conv3d)[self.rank - 1]
+        function = ranked(F, "conv", self.rank)
         channels = n.shape(0)[1]
         ones = b.buffer(n, "ones", torch.ones(channels, 1, *self.kernel))
         padded = b.call(F.pad, x, self.padding())

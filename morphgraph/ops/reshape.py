@@ -113,7 +113,14 @@ class Reshape(Op):
         if target is None:
             raise Unreadable("Reshape to a shape that is computed at run time")
         sizes = new.shape(~0)
-        follow = [t if t in (0, -1) else size for t, size in zip(target, sizes, strict=True)]
+        before = new.shape(0)
+        copied = [
+            t == 0 and k < len(before) and before[k] == sizes[k] for k, t in enumerate(target)
+        ]
+        follow = [
+            t if t == -1 or copy else size
+            for t, copy, size in zip(target, copied, sizes, strict=True)
+        ]
         new.set_constant(1, np.array(follow, dtype=np.int64))
 
     def lower(b: "TorchBuilder", n: OpNode, *, allowzero: int = 0) -> "fx.Node":
@@ -121,11 +128,10 @@ class Reshape(Op):
         if target is None:
             b.fail(n, "its shape is computed from values")
         copied = [k for k, size in enumerate(target) if size == 0 and not allowzero]
-        if len(copied) == 1 and -1 not in target:
+        for k in copied:
+            target[k] = n.out()[k]
+        if copied and -1 not in target:
             target[copied[0]] = -1
-        else:
-            for k in copied:
-                target[k] = b.method("size", x, k)
         return b.method("reshape", x, tuple(target))
 
 

@@ -1,6 +1,8 @@
 """What convolutions and pools share: windows that slide over the spatial axes."""
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 from morphgraph.ops.op import OpNode
 
@@ -42,3 +44,8 @@ def torch_padding(before: Sequence[int], after: Sequence[int]) -> list[int]:
     [2, 4, 1, 3]
     """
     return [amount for pair in reversed(list(zip(before, after, strict=True))) for amount in pair]
+
+
+def ranked(namespace: ModuleType, name: str, rank: int) -> Any:
+    """What torch has once per number of spatial axes: ``ranked(nn, "Conv", 2)`` is ``nn.Conv2d``."""
+    return getattr(namespace, f"{name}{rank}d")

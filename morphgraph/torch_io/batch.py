@@ -7,25 +7,35 @@ positions that come before the batch in row-major order stay before it; that tel
 shape the batch stands:
 
     (1, 3, 49, 96) -> (1, 49, 288)     nothing before it: axis 0, (-1, 49, 288)
-    (49, 1, 512)   -> (49, 8, 64)      49 before it: axis 1, (49, -1, 64)
+    (49, 1, 512)   -> (49, 8, 64)      49 before it: axis 1 with (49, -1, 64), or axis 0
 
-Whatever cannot be decided so leaves the network as it was, with a reason.
+Where axes leave a choice, the first that no later operation refuses is taken: one that mixes samples
+or does not fit. Whatever cannot be decided so leaves the network as it was, with a reason.
 """
 
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
-from torch import fx
-from torch._subclasses import FakeTensorMode
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
+
+from morphgraph.errors import MorphError
 
 Shape = tuple[int, ...]
 
 _GROWTH = 3
+_MOST_CHOICES = 1000  # tried before giving up
+_BATCH_FIRST = (_ConvNd, _NormBase, _MaxPoolNd, _AvgPoolNd)
+_COMPETING = (torch.softmax, torch.log_softmax, torch.argmax)
 
 
-class _Fixed(Exception):
+class _Fixed(MorphError):
     """The batch cannot be freed; the message says why."""
 
 
@@ -49,150 +59,251 @@ def free_batch(net: fx.GraphModule, examples: list[torch.Tensor], dynamic: bool)
     if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
         return "the inputs have no leading axis of one size"
     (batch,) = sizes.pop()
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, torch.no_grad():
-        before = _Shapes(net)
-        before.run(*(torch.empty(e.shape, dtype=e.dtype) for e in examples))
-        after = _Freed(net, before.shapes, batch, dynamic)
-        try:
-            grown = ((_GROWTH * batch, *e.shape[1:]) for e in examples)
-            inputs = (torch.empty(s, dtype=e.dtype) for s, e in zip(grown, examples, strict=True))
-            after.run(*inputs)
-        except _Fixed as reason:
-            return str(reason)
-    after.apply()
+    freed = _Freed(net, batch, dynamic)
+    try:
+        freed.run(examples)
+    except _Fixed as reason:
+        return str(reason)
+    original = deepcopy(net.graph)
+    freed.apply()
+    if freed.guessed and not _keeps_samples_apart(net, examples, freed.output_axes()):
+        net.graph = original
+        return "samples influence each other"
     return "free"
 
 
-class _Shapes(fx.Interpreter):
-    """Runs the graph and notes the shape of every tensor."""
+def _keeps_samples_apart(
+    net: fx.GraphModule, examples: list[torch.Tensor], axes: list[int]
+) -> bool:
+    """Whether a batch gives what its two halves give, on random inputs."""
+    noise = [
+        torch.randn(2 * len(e), *e.shape[1:], dtype=e.dtype)
+        if e.is_floating_point()
+        else torch.randint(0, 2, (2 * len(e), *e.shape[1:])).to(e.dtype)
+        for e in examples
+    ]
+    with torch.no_grad():
+        whole = _tensors(net(*noise))
+        halves = [_tensors(net(*(x.chunk(2)[k] for x in noise))) for k in (0, 1)]
+    joined = [torch.cat(parts, axis) for *parts, axis in zip(*halves, axes, strict=True)]
+    return all(
+        (one - other).abs().max() <= 1e-3 * one.abs().max()
+        for one, other in zip(whole, joined, strict=True)
+    )
 
-    def __init__(self, net: fx.GraphModule) -> None:
-        super().__init__(net, garbage_collect_values=False)
-        self.shapes: dict[fx.Node, Shape] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, torch.Tensor):
-            self.shapes[n] = tuple(result.shape)
-        return result
+def _tensors(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    return [tensor.double() for tensor in ([outputs] if torch.is_tensor(outputs) else outputs)]
 
 
-class _Freed(_Shapes):
-    """Runs the graph at the larger batch and collects the edits that make it fit."""
+class _OnShapes(fx.Interpreter):
+    """Runs a network without memory or arithmetic: everything is on the meta device."""
 
-    def __init__(
-        self, net: fx.GraphModule, old: dict[fx.Node, Shape], batch: int, dynamic: bool
-    ) -> None:
-        super().__init__(net)
-        self.old, self.batch, self.dynamic = old, batch, dynamic
+    def fetch_attr(self, target: str) -> Any:
+        found = super().fetch_attr(target)
+        return found.to("meta") if isinstance(found, torch.Tensor) else found
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = super().fetch_attr(target)
+        assert isinstance(module, nn.Module)
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        shapes = {name: tensor.to("meta") for name, tensor in state.items()}
+        return torch.func.functional_call(module, shapes, args, kwargs)
+
+
+class _Freed:
+    """One run at the batch of the export, one at a larger batch, and the edits that it takes."""
+
+    def __init__(self, net: fx.GraphModule, batch: int, dynamic: bool) -> None:
+        self.net, self.batch, self.dynamic = net, batch, dynamic
+        self.machine = _OnShapes(net, garbage_collect_values=False)
+        self.old: dict[fx.Node, Shape] = {}
         self.carried: dict[fx.Node, _Batch] = {}
         self.reshapes: dict[fx.Node, Shape] = {}
-        self.expansions: list[tuple[fx.Node, fx.Node, int, fx.Node, _Batch]] = []
+        self.repeats: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+        self.guessed = False
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "placeholder":
-            self.carried[n] = _Batch(0)
-        elif n.op == "output":
-            return super().run_node(n)
-        sources = [source for source in n.all_input_nodes if source in self.carried]
-        if not sources:
-            return super().run_node(n)
-        try:
-            result = self._run(n, sources)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise _Fixed(f"{n.name}: {str(error).splitlines()[0]}") from error
-        if isinstance(result, torch.Tensor):
-            self.shapes[n] = tuple(result.shape)
-            if n not in self.carried:
-                self._carry(n, sources)
-        elif n.target == "split":
-            self._check_split(n, sources[0])
-            self.carried[n] = self.carried[sources[0]]
-        return result
+    @property
+    def env(self) -> dict[fx.Node, Any]:
+        return self.machine.env
 
-    def _run(self, n: fx.Node, sources: list[fx.Node]) -> Any:
-        if n.target in ("reshape", "flatten"):
-            return self._reshape(n, sources[0])
-        if n.target is torch.cat:
-            return self._concatenate(n, sources)
-        return fx.Interpreter.run_node(self, n)
+    def run(self, examples: list[torch.Tensor]) -> None:
+        """Find the edits.
 
-    def _reshape(self, n: fx.Node, source: fx.Node) -> torch.Tensor:
-        """Rows stay with their sample; a shape that says otherwise is rewritten."""
-        carried, old_in, old_out = self.carried[source], self.old[source], self.old[n]
-        ahead = prod(old_in[: carried.axis]) * carried.outer
-        open_batch = self.dynamic or n.target == "flatten"
-        if open_batch:
+        Raises:
+            _Fixed: there are none that keep samples apart.
+        """
+        nodes = list(self.net.graph.nodes)
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        with torch.no_grad(), torch.device("meta"):
+            for node, example in zip(inputs, examples, strict=True):
+                self.env[node] = example
+            for node in nodes:
+                if node.op not in ("placeholder", "output"):
+                    self.env[node] = self.machine.run_node(node)
+            self.old = {
+                n: tuple(v.shape) for n, v in self.env.items() if isinstance(v, torch.Tensor)
+            }
+            for node, example in zip(inputs, examples, strict=True):
+                self.env[node] = torch.empty(
+                    (_GROWTH * self.batch, *example.shape[1:]), dtype=example.dtype
+                )
+                self.carried[node] = _Batch(0)
+            self._search([n for n in nodes if n.op not in ("placeholder", "output")])
+
+    def _search(self, nodes: list[fx.Node]) -> None:
+        """Run node by node; where one refuses, go back to the last choice and take the next."""
+        choices: list[tuple[int, Iterator[_Batch]]] = []
+        tried, k, first_failure = 0, 0, None
+        while k < len(nodes):
+            node = nodes[k]
             try:
-                result: torch.Tensor = fx.Interpreter.run_node(self, n)
-            except RuntimeError:
-                open_batch = False
-        if open_batch:
-            axis = _grown_axis(n, old_out, tuple(result.shape))
-            place = _Batch(axis, _outer(n, ahead, old_out, axis))
-        else:
-            place = _landing(n, ahead, carried.axis, old_in, old_out, self.batch)
-            shape = tuple(-1 if k == place.axis else size for k, size in enumerate(old_out))
-            self.reshapes[n] = shape
-            value: torch.Tensor = self.env[source]
-            result = value.reshape(shape)
-        self.carried[n] = place
-        return result
+                options = self._options(node)
+                if options is not None:
+                    choices.append((k, options))
+                    self._take(node, next(options))
+                else:
+                    self._step(node)
+                k += 1
+            except _Fixed as failure:
+                first_failure = first_failure or failure
+                self.guessed = True
+                k = self._other_choice(choices, nodes, first_failure)
+                tried += 1
+                if tried > _MOST_CHOICES:
+                    raise first_failure from None
 
-    def _concatenate(self, n: fx.Node, sources: list[fx.Node]) -> torch.Tensor:
+    def _other_choice(
+        self, choices: list[tuple[int, Iterator[_Batch]]], nodes: list[fx.Node], failure: _Fixed
+    ) -> int:
+        while choices:
+            k, options = choices[-1]
+            option = next(options, None)
+            if option is not None:
+                self._take(nodes[k], option)
+                return k + 1
+            choices.pop()
+        raise failure
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        return [source for source in node.all_input_nodes if source in self.carried]
+
+    def _options(self, node: fx.Node) -> Iterator[_Batch] | None:
+        """Where the batch may stand behind a reshape; ``None`` where there is no choice."""
+        if node.target not in ("reshape", "flatten") or not self._sources(node):
+            return None
+        (source, *_) = self._sources(node)
+        carried, old_in, old_out = self.carried[source], self.old[source], self.old[node]
+        ahead = prod(old_in[: carried.axis]) * carried.outer
+        found = _landings(ahead, carried.axis, old_in, old_out, self.batch)
+        if self.dynamic or node.target == "flatten":
+            try:
+                value = self.machine.run_node(node)
+            except RuntimeError:
+                value = None
+            if value is not None:
+                axis = _grown_axis(node, old_out, tuple(value.shape))
+                found = [place for place in found if place.axis == axis]
+        if not found:
+            raise _Fixed(f"{node.name} mixes samples")
+        self.guessed |= ahead > 1 and len(found) > 1
+        return iter(found)
+
+    def _take(self, node: fx.Node, place: _Batch) -> None:
+        """Reshape so that the batch stands at a place."""
+        (source, *_) = self._sources(node)
+        shape = tuple(-1 if k == place.axis else size for k, size in enumerate(self.old[node]))
+        self.env[node] = self.env[source].reshape(shape)
+        self.carried[node] = place
+        if node.target == "reshape" and not self.dynamic:
+            self.reshapes[node] = shape
+
+    def _step(self, node: fx.Node) -> None:
+        """Run a node; where the batch goes shows in the shape of the result."""
+        sources = self._sources(node)
+        self.carried.pop(node, None)
+        try:
+            if node.target is torch.cat and sources:
+                result = self._concatenate(node, sources)
+            else:
+                result = self.machine.run_node(node)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise _Fixed(f"{node.name}: {str(error).strip().splitlines()[0]}") from error
+        self.env[node] = result
+        if not sources or node in self.carried:
+            return
+        places = {self.carried[source] for source in sources}
+        self._refuse_mixing(node, sources)
+        outers = {place.outer for place in places}
+        if len(outers) != 1:
+            raise _Fixed(f"{node.name} combines values that order the samples differently")
+        if isinstance(result, torch.Tensor):
+            axis = _grown_axis(node, self.old[node], tuple(result.shape))
+            self.carried[node] = _Batch(axis, outers.pop())
+        else:
+            self.carried[node] = places.pop()
+
+    def _refuse_mixing(self, node: fx.Node, sources: list[fx.Node]) -> None:
+        place, rank = self.carried[sources[0]], len(self.old.get(sources[0], ()))
+        mixes = False
+        if node.op == "call_module":
+            module = self.net.get_submodule(str(node.target))
+            mixes = isinstance(module, _BATCH_FIRST) and place.axis != 0
+        elif node.target in _COMPETING or node.target == "split":
+            axis = node.args[2 if node.target == "split" else 1]
+            mixes = isinstance(axis, int) and axis % rank == place.axis
+        if mixes:
+            raise _Fixed(f"{node.name} mixes samples")
+
+    def _concatenate(self, node: fx.Node, sources: list[fx.Node]) -> torch.Tensor:
         """Constants that stand beside samples, such as class tokens, are repeated for each."""
-        operands, axis = n.args[0], n.args[1]
-        assert isinstance(operands, tuple) and isinstance(axis, int)
-        axis %= len(self.old[n])
+        operands, axis = _joined(node)
+        axis %= len(self.old[node])
         place = self.carried[sources[0]]
         if place.axis == axis:
-            same = len(sources) == len(operands) and {self.old[s][axis] for s in sources}
-            if same != {self.batch}:
-                raise _Fixed(f"{n.name} joins along the batch")
-            self.carried[n] = _Batch(axis, len(operands))
+            if any(o not in self.carried or self.old[o][axis] != self.batch for o in operands):
+                raise _Fixed(f"{node.name} joins along the batch")
+            self.carried[node] = _Batch(axis, len(operands))
         values = []
         for operand in operands:
-            assert isinstance(operand, fx.Node)
             value = self.env[operand]
+            self.repeats.pop((node, operand), None)
             if operand not in self.carried:
                 if self.old[operand][place.axis] != 1:
-                    raise _Fixed(f"{n.name} joins samples with as many constants")
-                self.expansions.append((n, operand, place.axis, sources[0], place))
+                    raise _Fixed(f"{node.name} joins samples with as many constants")
+                self.repeats[node, operand] = sources[0]
                 sizes = [-1] * value.ndim
-                sizes[place.axis] = self.shapes[sources[0]][place.axis]
+                sizes[place.axis] = self.env[sources[0]].shape[place.axis]
                 value = value.expand(sizes)
             values.append(value)
         return torch.cat(values, axis)
 
-    def _check_split(self, n: fx.Node, source: fx.Node) -> None:
-        axis = n.args[2]
-        assert isinstance(axis, int)
-        if axis % len(self.old[source]) == self.carried[source].axis:
-            raise _Fixed(f"{n.name} splits the batch")
-
-    def _carry(self, n: fx.Node, sources: list[fx.Node]) -> None:
-        """The result of any other operation carries the batch where it grew."""
-        outers = {self.carried[source].outer for source in sources}
-        if len(outers) != 1:
-            raise _Fixed(f"{n.name} combines values that order the samples differently")
-        self.carried[n] = _Batch(_grown_axis(n, self.old[n], self.shapes[n]), outers.pop())
+    def output_axes(self) -> list[int]:
+        """The batch axis of every output."""
+        (output,) = (node for node in self.net.graph.nodes if node.op == "output")
+        return [self.carried[node].axis for node in output.all_input_nodes]
 
     def apply(self) -> None:
         """Write the edits into the graph."""
-        graph = self.module.graph
+        graph = self.net.graph
         for node, shape in self.reshapes.items():
             node.args = (node.args[0], shape)
-        for node, operand, axis, source, place in self.expansions:
+        for (node, operand), source in self.repeats.items():
+            axis = self.carried[source].axis
             with graph.inserting_before(node):
-                size = graph.call_method("size", (source, place.axis))
-                sizes = [-1] * len(self.old[operand])
-                wanted = [*sizes[:axis], size, *sizes[axis + 1 :]]
-                repeated = graph.call_method("expand", (operand, *wanted))
-            operands = node.args[0]
-            assert isinstance(operands, tuple)
-            node.args = (tuple(repeated if o is operand else o for o in operands), node.args[1])
-        self.module.recompile()
+                sizes: list[int | fx.Node] = [-1] * len(self.old[operand])
+                sizes[axis] = graph.call_method("size", (source, axis))
+                repeated = graph.call_method("expand", (operand, *sizes))
+            operands, dim = _joined(node)
+            node.args = (tuple(repeated if o is operand else o for o in operands), dim)
+        self.net.recompile()
+
+
+def _joined(node: fx.Node) -> tuple[list[fx.Node], int]:
+    """The operands of ``torch.cat`` and the axis it joins."""
+    operands, axis = node.args
+    assert isinstance(operands, tuple) and isinstance(axis, int)
+    return [operand for operand in operands if isinstance(operand, fx.Node)], axis
 
 
 def _grown_axis(n: fx.Node, old: Shape, new: Shape) -> int:
@@ -209,31 +320,26 @@ def _grown_axis(n: fx.Node, old: Shape, new: Shape) -> int:
     return axis
 
 
-def _outer(n: fx.Node, ahead: int, shape: Shape, axis: int) -> int:
-    """Positions of an axis that come before the batch, when ``ahead`` positions do in all."""
-    outer, rest = divmod(ahead, prod(shape[:axis]))
-    if rest or not outer:
-        raise _Fixed(f"{n.name} mixes samples")
-    return outer
+def _landings(ahead: int, axis: int, old_in: Shape, old_out: Shape, batch: int) -> list[_Batch]:
+    """Where the batch may stand in a new shape, ``ahead`` positions coming before it.
 
+    Best first: at the head of an axis (among axes of size 1 it keeps its distance from the last
+    larger axis), then inside one, behind positions that were merged with it.
 
-def _landing(
-    n: fx.Node, ahead: int, axis: int, old_in: Shape, old_out: Shape, batch: int
-) -> _Batch:
-    """Where the batch stands in a new shape, ``ahead`` positions coming before it.
-
-    Axes of size 1 leave a choice; the batch then keeps its distance from the last larger axis.
+    >>> _landings(49, 1, (49, 1, 512), (49, 512), 1)
+    [_Batch(axis=1, outer=1), _Batch(axis=0, outer=49)]
     """
-    exact = [
-        k
-        for k, size in enumerate(old_out)
-        if prod(old_out[:k]) == ahead and size % batch == 0 and size
+    heads = [
+        k for k, s in enumerate(old_out) if prod(old_out[:k]) == ahead and s and s % batch == 0
     ]
-    if exact:
+    if heads:
         first = next(k for k in range(len(old_in)) if prod(old_in[:k]) == prod(old_in[:axis]))
-        return _Batch(exact[min(axis - first, len(exact) - 1)])
-    for k, size in enumerate(old_out):
-        outer, rest = divmod(ahead, prod(old_out[:k]))
-        if not rest and 1 < outer < size and size % (outer * batch) == 0:
-            return _Batch(k, outer)
-    raise _Fixed(f"{n.name} reshapes across samples")
+        best = heads[min(axis - first, len(heads) - 1)]
+        heads.sort(key=lambda k: k != best)
+    inside = [
+        _Batch(k, outer)
+        for k, size in enumerate(old_out)
+        for outer, rest in [divmod(ahead, prod(old_out[:k]))]
+        if not rest and outer > 1 and size % (outer * batch) == 0
+    ]
+    return [_Batch(k) for k in heads] + inside

@@ -6,7 +6,8 @@ of its result, a tuple of them where the operator has several. It asks the build
 =================  ===================================================================
 ``tensor``         as an fx node, whatever it is
 ``operand``        the same, but a constant of one element becomes a Python number
-``sizes``          a vector of integers (a shape), some of which may be fx nodes
+``constant``       as an array, where training leaves it alone
+``sizes``          as a list of integers: a shape, axes, repeats
 =================  ===================================================================
 
 and for what computes with them: ``call`` a function, a ``method``, a module without weights
@@ -16,6 +17,7 @@ and for what computes with them: ``call`` a function, a ``method``, a module wit
 import ast
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
@@ -25,14 +27,11 @@ import torch
 from torch import fx, nn
 
 from morphgraph.errors import UnsupportedError
-from morphgraph.ops import OpNode
+from morphgraph.ops import OpNode, entry_of
 from morphgraph.torch_io.modules import ModuleTree
 from morphgraph.torch_io.tensors import to_tensor
 
 Number: TypeAlias = float | int | bool
-Integers: TypeAlias = np.ndarray[Any, np.dtype[np.object_]]
-"""An integer tensor known while building: its elements are ints or fx nodes (run-time sizes)."""
-
 _RUNNING = ("running_mean", "running_var")
 
 
@@ -51,19 +50,16 @@ class TorchBuilder:
         self.parameters: dict[str, str] = {}
         self._trainable = frozenset(parameters)
         self._exported = exported
-        self._values: dict[str, fx.Node | Integers] = {}
+        self._values: dict[str, fx.Node] = {}
         self._homes: dict[str, str] = {}
         self._reads: dict[str, fx.Node] = {}
+        self._calls: Counter[str] = Counter()
 
     # -- values -------------------------------------------------------------------------------
 
-    def bind(self, value: ir.Value, result: fx.Node | Integers) -> None:
+    def bind(self, value: ir.Value, result: fx.Node) -> None:
         """Say what an ONNX value is in the graph."""
         self._values[_name(value)] = result
-
-    def bound(self, value: ir.Value) -> fx.Node | Integers | None:
-        """What was bound to a value."""
-        return self._values.get(_name(value))
 
     def is_parameter(self, n: OpNode, i: int) -> bool:
         """Whether operand ``i`` is itself a trainable parameter."""
@@ -83,11 +79,8 @@ class TorchBuilder:
 
     def value(self, value: ir.Value) -> fx.Node:
         """An ONNX value as an fx node."""
-        bound = self.bound(value)
-        if isinstance(bound, fx.Node):
-            return bound
-        if bound is not None:
-            return self.call(torch.tensor, bound.tolist())
+        if _name(value) in self._values:
+            return self._values[_name(value)]
         if value.const_value is None:
             raise UnsupportedError(
                 f"value '{_name(value)}' is read before it is computed; canonicalize the model first"
@@ -102,39 +95,16 @@ class TorchBuilder:
 
     def operand(self, n: OpNode, i: int) -> fx.Node | Number:
         """Operand ``i``; a constant of one element that broadcasts away becomes a number."""
-        value = n.ir.inputs[i] if n.has(i) else None
-        bound = None if value is None else self.bound(value)
-        if isinstance(bound, np.ndarray) and bound.size == 1:
-            element: fx.Node | int = bound.item()
-            return element
         constant = self.constant(n, i)
         if constant is not None and constant.size == 1 and constant.ndim <= _other_rank(n, i):
             number: Number = constant.astype(_PLAIN.get(constant.dtype.kind, "f8")).item()
             return decimal(number) if isinstance(number, float) else number
         return self.tensor(n, i)
 
-    def sizes(self, n: OpNode, i: int) -> "list[int | fx.Node] | None":
-        """Operand ``i`` as a list of integers; ``None`` where only running the model can tell."""
-        if not n.has(i):
-            return None
-        value = n.ir.inputs[i]
-        bound = None if value is None else self.bound(value)
-        if isinstance(bound, np.ndarray):
-            return list(bound.reshape(-1))
-        constant = n.const(i)
-        return None if constant is None else [int(x) for x in constant.reshape(-1)]
-
-    def integers(self, value: ir.Value | None) -> Integers | None:
-        """An integer value that is known while building, constant or not."""
-        if value is None:
-            return None
-        bound = self.bound(value)
-        if bound is not None:
-            return bound if isinstance(bound, np.ndarray) else None
-        if value.const_value is None:
-            return None
-        array = value.const_value.numpy()
-        return array.astype(object) if array.dtype.kind in "iub" else None
+    def sizes(self, n: OpNode, i: int) -> list[int] | None:
+        """Operand ``i`` as a list of integers; ``None`` where it is absent or computed."""
+        found = n.ints(i)
+        return None if found is None else list(found)
 
     # -- computing ----------------------------------------------------------------------------
 
@@ -172,7 +142,7 @@ class TorchBuilder:
     ) -> fx.Node | None:
         """The same, the weights given as ONNX values of the shape that the module wants."""
         names = {role: _name(value) for role, value in values.items()}
-        path = _shared_path(names)
+        path = _shared_path(names, self._exported)
         settled = [self._homes[name] for name in names.values() if name in self._homes]
         if path is None and settled:
             path = settled[0].rpartition(".")[0]
@@ -184,7 +154,7 @@ class TorchBuilder:
             role for role, name in names.items() if self._homes.get(name) == f"{path}.{role}"
         }
         if len(at_home) == len(names) and self.tree.same_form(path, module):
-            return self.graph.call_module(path, (x,))
+            return self._call_owner(path, x)
         if len(at_home) < len(settled) or not self.tree.is_free(path):
             return None
         if not all(
@@ -199,7 +169,7 @@ class TorchBuilder:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.num_batches_tracked = torch.tensor(0)
         self.tree.put(path, module)
-        return self.graph.call_module(path, (x,))
+        return self._call_owner(path, x)
 
     def transposed_parameter(self, n: OpNode, i: int) -> ir.Value | None:
         """The matrix parameter that operand ``i`` is the transpose of, if it is one."""
@@ -212,22 +182,29 @@ class TorchBuilder:
             return None
         return source if len(source.shape) == 2 else None
 
-    def add_bias(self, linear: fx.Node, n: OpNode, i: int) -> bool:
-        """Let a Linear that was made without bias own operand ``i`` of the addition behind it."""
-        value = n.ir.inputs[i]
-        if linear.op != "call_module" or value is None or not self._is_parameter(value):
-            return False
-        path = str(linear.target)
-        module = self.tree.get(path)
-        if not isinstance(module, nn.Linear) or module.bias is not None or linear.users:
-            return False
-        readers = [node for node in self.graph.nodes if node.target == path]
-        fits = _name(value) == f"{path}.bias" and n.shape(i) == (module.out_features,)
-        if not fits or len(readers) > 1 or _name(value) in self._homes:
-            return False
-        _give(module, "bias", to_tensor(value.const_value))
-        self._settle(value, f"{path}.bias")
-        return True
+    def biased_linear(self, n: OpNode) -> fx.Node | None:
+        """For an addition behind a Linear made without bias: let the Linear own the other operand."""
+        for i in (0, 1):
+            product, bias = n.ir.inputs[1 - i], n.ir.inputs[i]
+            linear = None if product is None else self._values.get(_name(product))
+            if bias is None or linear is None or linear.op != "call_module":
+                continue
+            path = str(linear.target)
+            module = self.tree.get(path)
+            if (
+                isinstance(module, nn.Linear)
+                and module.bias is None
+                and not linear.users
+                and self._calls[path] == 1
+                and _name(bias) == f"{path}.bias"
+                and _name(bias) not in self._homes
+                and self._is_parameter(bias)
+                and n.shape(i) == (module.out_features,)
+            ):
+                _give(module, "bias", to_tensor(bias.const_value))
+                self._settle(bias, f"{path}.bias")
+                return linear
+        return None
 
     def buffer(self, n: OpNode, name: str, tensor: torch.Tensor) -> fx.Node:
         """A constant that the lowering made; it moves with the module, but is not in its state."""
@@ -250,10 +227,11 @@ class TorchBuilder:
         Raises:
             UnsupportedError: always.
         """
+        full = f"{n.domain}::{n.op_type}" if n.domain else n.op_type
+        known = entry_of(n.op_type, n.domain) is not None
+        teach = f'register("{full}", line, lower=your_function)'
         hint = advice or (
-            f'teach it: entry_of("{n.op_type}", "{n.domain}").lower = your function'
-            if n.domain == ""
-            else f'teach it: register("{n.domain}::{n.op_type}", line, lower=your function)'
+            f"give its entry another 'lower': {full}" if known else f"teach it: {teach}"
         )
         raise UnsupportedError(f"node '{n.name}': {n.op_type} to PyTorch: {why}; {hint}")
 
@@ -261,6 +239,10 @@ class TorchBuilder:
 
     def _is_parameter(self, value: ir.Value) -> bool:
         return value.const_value is not None and _name(value) in self._trainable
+
+    def _call_owner(self, path: str, x: fx.Node) -> fx.Node:
+        self._calls[path] += 1
+        return self.graph.call_module(path, (x,))
 
     def _settle(self, value: ir.Value, path: str) -> None:
         self._homes[_name(value)] = path
@@ -270,7 +252,7 @@ class TorchBuilder:
         """The path of a parameter; one that no module owns is put at the path its name spells."""
         name = _name(value)
         if name not in self._homes:
-            path = name if _is_path(name) and self.tree.is_free(name) else ""
+            path = name if _is_path(name, self._exported) and self.tree.is_free(name) else ""
             path = path or self.tree.unique(clean(name))
             self.tree.put_parameter(path, nn.Parameter(to_tensor(value.const_value)))
             self._settle(value, path)
@@ -280,7 +262,7 @@ class TorchBuilder:
         """The path of a constant tensor."""
         name = _name(value)
         if name not in self._homes:
-            path = name if _is_path(name) and self.tree.is_free(name) else ""
+            path = name if _is_path(name, self._exported) and self.tree.is_free(name) else ""
             path = path or self.tree.unique(clean(name))
             was_buffer = value.metadata_props.get(_PERSISTENT) == "True"
             self.tree.put_buffer(path, to_tensor(value.const_value), persistent=was_buffer)
@@ -330,16 +312,17 @@ def clean(name: str) -> str:
     return f"_{plain}" if plain[0].isdigit() else plain
 
 
-def _is_path(name: str) -> bool:
-    """Whether torch could have given this name to a parameter: identifiers or digits, dotted."""
-    return re.fullmatch(r"\w+(\.\w+)*", name, flags=re.ASCII) is not None
+def _is_path(name: str, exported: bool) -> bool:
+    """Whether a name can stay a torch path; torch itself allows more in it than Python does."""
+    part = r"[^.\s\"'\\]+" if exported else r"\w+"
+    return re.fullmatch(rf"{part}(\.{part})*", name, flags=re.ASCII) is not None
 
 
-def _shared_path(names: Mapping[str, str]) -> str | None:
+def _shared_path(names: Mapping[str, str], exported: bool) -> str | None:
     """The module path of operands named ``path.role``, each by its role."""
     paths = {name.removesuffix(f".{role}") for role, name in names.items()}
     matching = all(name.endswith(f".{role}") for role, name in names.items())
-    return paths.pop() if matching and len(paths) == 1 and _is_path(min(paths)) else None
+    return paths.pop() if matching and len(paths) == 1 and _is_path(min(paths), exported) else None
 
 
 def _give(module: nn.Module, role: str, tensor: torch.Tensor) -> None:
@@ -355,7 +338,7 @@ def _scope(n: OpNode, kind: str) -> str:
     if not scopes or not classes:
         return clean(n.name or kind)
     paths, kinds = ast.literal_eval(scopes), ast.literal_eval(classes)
-    if len(paths) < 2 or len(kinds) < 2 or not _is_path(paths[-2] or "_"):
+    if len(paths) < 2 or len(kinds) < 2 or not _is_path(paths[-2] or "_", True):
         return clean(n.name or kind)
     if paths[-2] and kinds[-2].rpartition(".")[2] == kind:
         return str(paths[-2])

@@ -2,7 +2,7 @@
 
 from torch import Tensor, fx, nn
 
-_RESERVED = frozenset(dir(fx.GraphModule)) | frozenset(nn.Module().__dict__)
+_RESERVED = frozenset(dir(fx.GraphModule)) | frozenset(vars(nn.Module()))
 
 
 class ModuleTree:
@@ -16,10 +16,11 @@ class ModuleTree:
 
     def __init__(self) -> None:
         self.root = nn.Module()
+        self._persistent: set[str] = set()
 
-    def get(self, path: str) -> object | None:
+    def get(self, path: str) -> nn.Module | Tensor | None:
         """What stands at a path."""
-        here: object = self.root
+        here: nn.Module | Tensor | None = self.root
         for part in path.split("."):
             here = _member(here, part) if isinstance(here, nn.Module) else None
         return here
@@ -45,16 +46,14 @@ class ModuleTree:
     def put(self, path: str, module: nn.Module) -> None:
         """Put a module; what already stands in a folder of that name moves into it."""
         parent, field = self._parent(path)
-        folder = parent._modules.get(field)
-        if folder is not None:
-            for name, child in folder._modules.items():
+        folder = _member(parent, field)
+        if isinstance(folder, nn.Module):
+            for name, child in folder.named_children():
                 module.add_module(name, child)
-            for name, parameter in folder._parameters.items():
+            for name, parameter in folder.named_parameters(recurse=False):
                 module.register_parameter(name, parameter)
-            for name, buffer in folder._buffers.items():
-                module.register_buffer(
-                    name, buffer, name not in folder._non_persistent_buffers_set
-                )
+            for name, buffer in folder.named_buffers(recurse=False):
+                module.register_buffer(name, buffer, f"{path}.{name}" in self._persistent)
         parent.add_module(field, module)
 
     def place(self, path: str, module: nn.Module) -> str:
@@ -75,6 +74,8 @@ class ModuleTree:
         """Put a buffer; one that is not persistent is no part of the ``state_dict``."""
         parent, field = self._parent(path)
         parent.register_buffer(field, tensor, persistent)
+        if persistent:
+            self._persistent.add(path)
 
     def same_form(self, path: str, module: nn.Module) -> bool:
         """Whether the module there has the class and the options of this one."""
@@ -88,16 +89,15 @@ class ModuleTree:
         *folders, field = path.split(".")
         here = self.root
         for part in folders:
-            inner = here._modules.get(part)
+            inner = _member(here, part)
             if inner is None:
                 inner = nn.Module()
                 here.add_module(part, inner)
+            assert isinstance(inner, nn.Module), path
             here = inner
         return here, field
 
 
-def _member(module: nn.Module, name: str) -> object | None:
-    for kind in (module._modules, module._parameters, module._buffers):
-        if kind.get(name) is not None:
-            return kind[name]
-    return None
+def _member(module: nn.Module, name: str) -> nn.Module | Tensor | None:
+    found = getattr(module, name, None)
+    return found if isinstance(found, nn.Module | Tensor) else None

@@ -56,7 +56,7 @@ def to_tensor(value: ir.TensorProtocol | None) -> torch.Tensor:
     return torch.from_numpy(array).to(dtype)
 
 
-def to_onnx(tensor: torch.Tensor, dtype: ir.DataType, name: str) -> ir.Tensor:
+def to_onnx(tensor: torch.Tensor, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
     """An ONNX tensor of the given element type, detached and in main memory."""
     plain = tensor.detach().to("cpu", torch_type(dtype)).contiguous()
     array: np.ndarray[Any, Any]

@@ -9,7 +9,6 @@ from morphgraph.ops import OpNode, entry_of
 from morphgraph.passes.canonicalize import canonicalize
 from morphgraph.torch_io.batch import free_batch
 from morphgraph.torch_io.builder import TorchBuilder, clean
-from morphgraph.torch_io.shapes import lower_filled, lower_integers
 from morphgraph.torch_io.tensors import torch_type
 
 
@@ -73,18 +72,10 @@ def _example(value: ir.Value) -> torch.Tensor:
 def _lower(b: TorchBuilder, node: ir.Node) -> None:
     """Lower one node and bind its results."""
     n = OpNode(node)
-    integers = lower_integers(b, n)
-    if integers is not None:
-        b.bind(node.outputs[0], integers)
-        return
     entry = entry_of(n.op_type, n.domain)
-    filled = lower_filled(b, n)
-    if filled is not None:
-        result = filled
-    elif entry is None or entry.lower is None:
-        b.fail(n, "no lowering")
-    else:
-        result = entry.call(entry.lower, node, b, n)
+    if entry is None or entry.lower is None:
+        b.fail(n, "it has no lowering")
+    result = entry.call(entry.lower, node, b, n)
     results = result if isinstance(result, tuple) else (result,)
     for k, value in enumerate(node.outputs):
         if k < len(results):

@@ -13,9 +13,7 @@ from morphgraph.torch_io.tensors import to_onnx
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
-def with_weights(
-    model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]
-) -> ir.Model:
+def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) -> ir.Model:
     """A copy of the model that has the weights and running statistics of a network.
 
     Args:
@@ -28,7 +26,7 @@ def with_weights(
         ModelError: a parameter or running statistic is missing, or has another shape; names it.
     """
     source = as_model(model)
-    state = _state(net)
+    state = named_tensors(net)
     result = source.clone()
     needed = set(parameter_names(source)) | set(_running_statistics(source))
     for name, value in result.graph.initializers.items():
@@ -51,8 +49,8 @@ def with_weights(
     return result
 
 
-def _state(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by their ONNX names."""
+def named_tensors(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A network's parameters and buffers (or a ``state_dict``'s tensors) by their ONNX names."""
     names: Mapping[str, str] = {}
     if isinstance(net, nn.Module):
         inner = net

@@ -1,0 +1,126 @@
+"""The command line: one file per command, read only when that command runs.
+
+Results go to stdout, everything else to stderr, one line each. The exit code is 0 (done), 1 (the
+answer is no), 2 (usage), 3 (bad or unsupported model or plan), 4 (file system), 130 (interrupted).
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from morphgraph.cli.console import Settings, complain, talking
+from morphgraph.errors import FileError, MorphError
+from morphgraph.version import __version__
+
+# Command (and module of this package, and function in it) -> its line in `morphgraph --help`.
+COMMANDS = {
+    "export": "Export a PyTorch network to ONNX in trainable form.",
+    "analyze": "Show a model's channel groups, what they cost, and which can shrink.",
+    "plan": "Decide which channels stay so that a model fits a budget.",
+    "apply": "Resize a model by a plan, and check the result.",
+    "verify": "Check that a resized model computes what the masked original computes.",
+    "bench": "Time models side by side in ONNX Runtime.",
+    "morph": "Train, shrink and retrain a network until it meets a budget.",
+    "diff": "Show what changed between two models, layer by layer.",
+    "doctor": "Show versions, CPU features and execution providers.",
+}
+
+_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order in which a user meets them."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"morphgraph.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="morphgraph")
+def cli() -> None:
+    """A compiler for network shapes.
+
+    Reads ONNX files, finds the channels that live and die together, prices them, and writes the
+    same network in another size. No command changes its input.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (``sys.argv`` if none is given); returns the exit code.
+
+    >>> main(["--version"])
+    morphgraph, version ...
+    0
+    """
+    settings = Settings()
+    with talking(settings):
+        try:
+            result = cli.main(
+                None if arguments is None else list(arguments),
+                prog_name="morphgraph",
+                standalone_mode=False,
+                obj=settings,
+            )
+            return result if isinstance(result, int) else 0
+        except (click.Abort, KeyboardInterrupt):
+            complain("interrupted; nothing was left half written")
+            return _INTERRUPTED
+        except click.ClickException as error:
+            return _usage(error)
+        except Exception as error:  # a user gets one line, whatever happens
+            if settings.debug:
+                raise
+            complain(_describe(error))
+            return _exit_code(error)
+
+
+def _usage(error: click.ClickException) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    hint = ""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"; see `{error.ctx.command_path} --help`"
+    complain(error.format_message().rstrip(".") + hint)
+    return error.exit_code
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, MorphError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return "out of memory; use a machine that has more, or a smaller model"
+    return (
+        f"unexpected {type(error).__name__}: {error}; this is a bug in morphgraph, please report "
+        "it with what --debug shows"
+    )
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, MorphError):
+        return error.exit_code
+    return FileError.exit_code if isinstance(error, OSError) else MorphError.exit_code

@@ -1,0 +1,276 @@
+"""``morphgraph analyze``: which channels live and die together, and what they cost."""
+
+import warnings
+from pathlib import Path
+
+import click
+import msgspec
+
+from morphgraph.cli.console import show
+from morphgraph.cli.models import open_graph, some, warn_of_weights
+from morphgraph.cli.options import (
+    MODEL,
+    common,
+    convention_option,
+    format_option,
+    input_shape_option,
+)
+from morphgraph.errors import MorphWarning
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import escape, static_shape
+from morphgraph.passes.cost import Convention
+from morphgraph.report.analysis import (
+    Analysis,
+    GroupInfo,
+    analyze as analyze_graph,
+    named,
+    operators,
+)
+from morphgraph.report.tables import Column, Format, Report, Table, amount, number, plain, share
+
+
+@click.command()
+@click.argument("model", type=MODEL)
+@click.option(
+    "--by",
+    type=click.Choice(["group", "layer", "op"]),
+    default="group",
+    show_default=True,
+    help="What a row of the table stands for.",
+)
+@click.option(
+    "--cost",
+    "cost_kind",
+    type=click.Choice(["flops", "params", "memory", "latency"]),
+    default="flops",
+    show_default=True,
+    help="The cost that rows are priced with.",
+)
+@click.option(
+    "--explain",
+    "name",
+    metavar="NAME",
+    help="Tell all about the groups of this name, layer or tensor.",
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), metavar="N", help="Only the N most expensive rows."
+)
+@convention_option
+@input_shape_option
+@format_option
+@common
+def analyze(
+    model: Path,
+    by: str,
+    cost_kind: str,
+    name: str | None,
+    top: int | None,
+    convention: Convention,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    kind: Format,
+) -> None:
+    """Show a model's channel groups, what they cost, and which can shrink.
+
+    JSON always holds all layers and groups; --by and --top choose the rows of the other formats.
+    """
+    graph = open_graph(model, input_shapes)
+    broken = warn_of_weights(model, graph)
+    analysis = analyze_graph(
+        graph, model, cost_kind=cost_kind, convention=convention, not_finite=broken
+    )
+    _warn_of_opaque(model, analysis)
+    if name is not None:
+        chosen = {group.id for group in named(graph, name)}
+        if not chosen:
+            raise click.BadParameter(
+                f"'{name}' is no group, layer or tensor of the model; `analyze` lists them",
+                param_hint="--explain",
+            )
+        groups = [group for group in analysis.groups if group.id in chosen]
+        show(_explanation(graph, msgspec.structs.replace(analysis, groups=groups)), kind)
+        return
+    tables = {"group": _group_table, "layer": _layer_table, "op": _op_table}
+    table = _top(tables[by](graph, analysis), top)
+    opaque = [_opaque_table(analysis)] if analysis.opaque_ops else []
+    show(Report(analysis, [table, *opaque], _head(graph, analysis)), kind)
+
+
+def _warn_of_opaque(model: Path, analysis: Analysis) -> None:
+    if analysis.opaque_ops:
+        names = some([op.name for op in analysis.opaque_ops])
+        warnings.warn(
+            f"{escape(str(model))}: {len(analysis.opaque_ops)} operators are not described, the "
+            f"channels that they touch keep their size: {names}",
+            MorphWarning,
+            stacklevel=2,
+        )
+
+
+def _head(graph: ChannelGraph, analysis: Analysis) -> list[tuple[str, str]]:
+    model, totals, reach = analysis.model, analysis.totals, analysis.reach
+    resizable = sum(group.resizable for group in analysis.groups)
+    macs = totals.macs or 1
+    return [
+        ("model", f"{escape(model.path)}: opset {model.opset}, {model.ops} ops"),
+        ("arithmetic", f"{amount(totals.macs)} MACs = {amount(totals.flops)} FLOPs (2 x MACs)"),
+        ("counted", f"per sample, convention '{analysis.convention}'; batch {graph.batch}"),
+        ("parameters", f"{amount(totals.params)}, weights {amount(totals.weight_bytes)}B"),
+        (
+            "activations",
+            f"{amount(totals.activation_bytes)}B, at most "
+            f"{amount(totals.peak_activation_bytes)}B alive at once",
+        ),
+        ("groups", f"{len(analysis.groups)}, of which {resizable} can be resized"),
+        (
+            "can shrink",
+            f"{share(reach.shrinkable_macs / macs)} of the MACs; the lowest reachable is "
+            f"{amount(reach.lowest_macs)} MACs ({share(reach.lowest_macs / macs)})",
+        ),
+    ]
+
+
+def _group_table(graph: ChannelGraph, analysis: Analysis) -> Table:
+    del graph
+    unit = analysis.cost.unit
+    return Table(
+        [
+            Column("id"),
+            Column("group"),
+            number("width", plain),
+            number(f"{unit} per channel"),
+            number("params per channel"),
+            number("readers", plain),
+            Column("keeps its size because"),
+        ],
+        [
+            [
+                group.id,
+                group.name,
+                group.width,
+                group.cost_per_channel,
+                group.params_per_channel,
+                len(group.readers),
+                group.reason,
+            ]
+            for group in analysis.groups
+        ],
+    )
+
+
+def _layer_table(graph: ChannelGraph, analysis: Analysis) -> Table:
+    del graph
+    total = analysis.cost.total or 1.0
+    return Table(
+        [
+            Column("layer"),
+            Column("op"),
+            Column("output"),
+            number(analysis.cost.unit),
+            number("share", share),
+            number("MACs"),
+            number("params"),
+        ],
+        [
+            [
+                layer.name,
+                layer.op_type,
+                "x".join(map(str, layer.output_shape)),
+                layer.cost,
+                layer.cost / total,
+                layer.macs,
+                layer.params,
+            ]
+            for layer in analysis.layers
+        ],
+    )
+
+
+def _op_table(graph: ChannelGraph, analysis: Analysis) -> Table:
+    total = analysis.totals.macs or 1
+    return Table(
+        [
+            Column("node"),
+            Column("op"),
+            Column("layer"),
+            number("MACs"),
+            number("share", share),
+            Column("output"),
+        ],
+        [
+            [
+                node.name,
+                node.ir.op_type,
+                node.layer,
+                macs,
+                macs / total,
+                "x".join(map(str, static_shape(node.ir.outputs[0]))),
+            ]
+            for node, macs in operators(graph)
+        ],
+    )
+
+
+def _top(table: Table, count: int | None) -> Table:
+    """The rows that are highest in the fourth column, which all tables keep their price in."""
+    if count is None:
+        return table
+    rows = sorted(table.rows, key=lambda row: -float(row[3] or 0))[:count]
+    return Table(table.columns, rows, table.title)
+
+
+def _opaque_table(analysis: Analysis) -> Table:
+    return Table(
+        [Column("operator"), Column("type"), Column("not described because")],
+        [[op.name, op.op_type, op.reason] for op in analysis.opaque_ops],
+        "Opaque operators: the axes that they touch keep their size",
+    )
+
+
+def _explanation(graph: ChannelGraph, analysis: Analysis) -> Report:
+    head = [("model", escape(analysis.model.path))]
+    for group in analysis.groups:
+        head += _portrait(group, analysis)
+    tables = [
+        Table(
+            [
+                Column("group"),
+                Column("tensor"),
+                number("axis", plain),
+                number("size", plain),
+                number("positions per channel", plain),
+            ],
+            [
+                [
+                    group.id,
+                    member.tensor,
+                    member.axis,
+                    graph.shapes[member.tensor][member.axis],
+                    member.per_channel,
+                ]
+                for group in analysis.groups
+                for member in group.members
+            ],
+            "Axes that change together",
+        )
+    ]
+    return Report(analysis, tables, head)
+
+
+def _portrait(group: GroupInfo, analysis: Analysis) -> list[tuple[str, str]]:
+    fate = "can be resized" if group.reason is None else f"keeps its size: {escape(group.reason)}"
+    unit = analysis.cost.unit
+    costs = [
+        f"{amount(group.flops_per_channel)} FLOPs",
+        f"{amount(group.params_per_channel)} params",
+    ]
+    if analysis.cost.kind not in ("flops", "params"):
+        costs.append(f"{amount(group.cost_per_channel)} {unit}")
+    lines = [
+        (group.id, f"{escape(group.name)}: {group.width} channels, {fate}"),
+        ("  made by", ", ".join(map(escape, group.producers)) or "no layer"),
+        ("  read by", ", ".join(map(escape, group.readers)) or "no layer"),
+        ("  a channel", ", ".join(costs)),
+    ]
+    if group.statistical:
+        lines.append(("  note", "an operator normalizes, averages or competes over these channels"))
+    return lines

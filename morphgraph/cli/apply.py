@@ -1,0 +1,57 @@
+"""``morphgraph apply``: the same network in another size."""
+
+from pathlib import Path
+
+import click
+
+from morphgraph.cli.checks import check_report
+from morphgraph.cli.console import note, show, step
+from morphgraph.cli.models import naming, open_graph, open_plan
+from morphgraph.cli.options import (
+    MODEL,
+    check_output,
+    common,
+    format_option,
+    input_shape_option,
+    output_option,
+    overwrite_option,
+    seed_option,
+)
+from morphgraph.onnx_io import escape, save
+from morphgraph.report.tables import Format
+from morphgraph.workflow import resize_and_check
+
+
+@click.command()
+@click.argument("model", type=MODEL)
+@click.argument("plan", type=MODEL)
+@output_option("slim.onnx")
+@click.option("--no-verify", is_flag=True, help="Write the result without checking it.")
+@seed_option
+@overwrite_option
+@input_shape_option
+@format_option
+@common
+def apply(
+    model: Path,
+    plan: Path,
+    output: Path,
+    no_verify: bool,
+    seed: int,
+    overwrite: bool,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    kind: Format,
+) -> None:
+    """Resize a model by a plan, and check the result.
+
+    The result is compared, in ONNX Runtime on random inputs, with the original whose removed
+    channels are masked; a result that is wrong is not written.
+    """
+    check_output(output, overwrite, model, plan)
+    graph = open_graph(model, input_shapes)
+    chosen = open_plan(plan, graph)
+    with step("resizing"), naming(model):
+        result = resize_and_check(graph, chosen, verify=not no_verify, seed=seed)
+    save(result.model, output, overwrite)
+    show(check_report(graph, chosen, result.report), kind)
+    note(f"wrote {escape(str(output))}")

@@ -1,0 +1,138 @@
+"""What a command line says, and where: results to stdout, notes, warnings and errors to stderr."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import click
+
+from morphgraph.errors import MorphWarning
+
+if TYPE_CHECKING:
+    from morphgraph.report.tables import Format, Report
+
+
+@dataclass
+class Settings:
+    """How much is said, and how; options of every command set it.
+
+    ``verbosity`` is -1 (errors only), 0, or 1 and more (every step with its time).
+    """
+
+    verbosity: int = 0
+    debug: bool = False
+    color: bool = True
+
+
+def settings() -> Settings:
+    """The settings of the command that runs."""
+    return click.get_current_context().ensure_object(Settings)
+
+
+def emit(text: str) -> None:
+    """Write a result to stdout. A reader that has gone away (``| head``) has seen enough."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would raise again when the interpreter closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show(report: "Report", kind: "Format") -> None:
+    """Write a report to stdout in the format that the user wants."""
+    from morphgraph.report.tables import render
+
+    color = settings().color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    emit(render(report, kind, color=color, width=_terminal_width()))
+
+
+def _terminal_width() -> int | None:
+    """Columns of the terminal; ``None`` where stdout is none, and lines are not broken."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return None
+
+
+def note(text: str) -> None:
+    """Say on stderr what was done, unless the user wants quiet."""
+    if settings().verbosity >= 0:
+        _say(text)
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """Tell a step and how long it took, for users who want to know (``-v``)."""
+    start = perf_counter()
+    yield
+    if settings().verbosity > 0:
+        _say(f"{text}: {perf_counter() - start:.2f} s")
+
+
+def complain(text: str) -> None:
+    """Write an error: one line on stderr."""
+    _say(f"morphgraph: error: {text}")
+
+
+@contextmanager
+def talking(settings: Settings) -> Iterator[None]:
+    """Warnings and log records become lines on stderr while a command runs."""
+
+    def warn(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: object = None,
+        line: str | None = None,
+    ) -> None:
+        del filename, lineno, file, line
+        if settings.verbosity >= 0:
+            source = "" if issubclass(category, MorphWarning) else f"{category.__name__}: "
+            _say(f"morphgraph: warning: {source}{message}")
+
+    handler = _LogLines(settings)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", MorphWarning)
+            warnings.showwarning = warn
+            yield
+    finally:
+        root.removeHandler(handler)
+
+
+class _LogLines(logging.Handler):
+    """Other libraries' log records: they explain, and never count as our warnings."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(logging.INFO)
+        self._settings = settings
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._settings.verbosity > 1:
+            _say(f"{record.name}: {record.getMessage()}")
+
+
+def _say(text: str) -> None:
+    try:
+        print(_one_line(text), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _one_line(text: str) -> str:
+    """Text whose control characters are shown and not obeyed; messages may quote anything."""
+    if text.isprintable():
+        return text
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)

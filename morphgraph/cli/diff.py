@@ -1,0 +1,77 @@
+"""``morphgraph diff``: what changed between two models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from morphgraph.cli.console import show
+from morphgraph.cli.models import open_graph
+from morphgraph.cli.options import MODEL, common, format_option, input_shape_option
+from morphgraph.report.differences import Diff, LayerDiff, compare
+from morphgraph.report.tables import Cell, Column, Format, Report, Table, change, number
+
+
+@click.command()
+@click.argument("base", type=MODEL)
+@click.argument("slim", type=MODEL)
+@input_shape_option
+@format_option
+@common
+def diff(
+    base: Path,
+    slim: Path,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    kind: Format,
+) -> None:
+    """Show what changed between two models, layer by layer.
+
+    Layers and nodes are matched by name; MACs are per sample.
+    """
+    result = compare(open_graph(base, input_shapes), open_graph(slim, input_shapes), base, slim)
+    show(_report(result), kind)
+
+
+def _report(result: Diff) -> Report:
+    before, after = result.before.totals, result.after.totals
+    head = [
+        ("MACs", change(before.macs, after.macs)),
+        ("FLOPs", change(before.flops, after.flops)),
+        ("parameters", change(before.params, after.params)),
+        ("activations", f"{change(before.activation_bytes, after.activation_bytes)} bytes"),
+        ("layers", f"{len(result.layers)} changed, {result.unchanged} did not"),
+    ]
+    tables = [Table(_COLUMNS, [_row(layer) for layer in result.layers])]
+    nodes = [*(["removed", n] for n in result.removed), *(["added", n] for n in result.added)]
+    if nodes:
+        tables.append(Table([Column("change"), Column("node")], nodes, "Nodes"))
+    return Report(result, tables, head)
+
+
+_COLUMNS = (
+    Column("layer"),
+    Column("op"),
+    Column("output"),
+    Column("new output"),
+    number("MACs"),
+    number("new MACs"),
+    number("params"),
+    number("new params"),
+)
+
+
+def _row(layer: LayerDiff) -> list[Cell]:
+    return [
+        layer.name,
+        layer.op_type,
+        _sizes(layer.output_before),
+        _sizes(layer.output_after),
+        layer.macs.before,
+        layer.macs.after,
+        layer.params.before,
+        layer.params.after,
+    ]
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

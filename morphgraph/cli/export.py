@@ -1,0 +1,152 @@
+"""``morphgraph export``: a PyTorch network becomes an ONNX file that can still be trained."""
+
+import ast
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from morphgraph.cli.console import note, step
+from morphgraph.cli.options import (
+    check_output,
+    common,
+    output_option,
+    overwrite_option,
+    seed_option,
+    shape,
+)
+from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io import escape, save
+from morphgraph.torch_io.export import export as export_network
+
+Input = tuple[str | None, tuple[int, ...], torch.dtype]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+
+
+def _input(text: str) -> Input:
+    """Name, shape and type in ``[NAME=]1x3x224x224[:int64]``."""
+    name, _, rest = text.rpartition("=")
+    sizes, _, dtype = rest.partition(":")
+    if dtype and dtype not in _DTYPES:
+        raise click.BadParameter(f"type '{dtype}' is not one of {', '.join(_DTYPES)}")
+    return name or None, shape(sizes), _DTYPES[dtype or "float32"]
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """Name and value in ``name=value``; the value is a Python literal, or else text."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise click.BadParameter(f"'{text}' is no argument; write widths=16,32")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return name, value
+
+
+@click.command()
+@click.argument("factory", metavar="MODULE:FACTORY")
+@click.option(
+    "-k",
+    "arguments",
+    type=_argument,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A keyword argument of the factory: a Python literal, or text; may be repeated.",
+)
+@click.option(
+    "--input",
+    "inputs",
+    type=_input,
+    multiple=True,
+    required=True,
+    metavar="[NAME=]1x3x224x224[:TYPE]",
+    help="Shape of an input, if need be with name and type (float32 if not); once per input.",
+)
+@click.option("--dynamic-batch", is_flag=True, help="Leave the first size of every input open.")
+@output_option("model.onnx")
+@seed_option
+@overwrite_option
+@common
+def export(
+    factory: str,
+    arguments: tuple[tuple[str, Any], ...],
+    inputs: tuple[Input, ...],
+    dynamic_batch: bool,
+    output: Path,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """Export a PyTorch network to ONNX in trainable form.
+
+    MODULE:FACTORY is anything that returns an nn.Module when it is called, such as
+    torchvision.models:resnet18, or a function of your own in the present folder. BatchNorm stays as
+    it is, and parameters keep their names.
+    """
+    named = [name for name, _, _ in inputs if name]
+    if named and len(named) != len(inputs):
+        raise click.UsageError("--input: name all inputs or none")
+    check_output(output, overwrite)
+    torch.manual_seed(seed)
+    with step(f"building {factory}"):
+        network = _build(_find(factory), factory, dict(arguments))
+    example = tuple(_noise(sizes, dtype) for _, sizes, dtype in inputs)
+    with step("exporting"):
+        model = export_network(
+            network, example, dynamic_batch=dynamic_batch, input_names=named or None
+        )
+    save(model, output, overwrite)
+    note(f"wrote {escape(str(output))}")
+
+
+def _find(factory: str) -> Callable[..., Any]:
+    """The callable that ``package.module:name`` names; the present folder is looked in as well."""
+    module_name, _, path = factory.partition(":")
+    if not module_name or not path:
+        raise click.UsageError(f"'{factory}' names no factory; write package.module:factory")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = import_module(module_name)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # importing runs whatever the module says
+        raise click.UsageError(f"{factory}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not callable(found):
+        raise click.UsageError(f"{factory}: is no callable but a {type(found).__name__}")
+    chosen: Callable[..., Any] = found
+    return chosen
+
+
+def _build(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        network = factory(**arguments)
+    except Exception as error:  # the user's own function may raise anything
+        raise UnsupportedError(
+            f"{escape(name)}: the factory raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise UnsupportedError(
+            f"{escape(name)}: returned a {type(network).__name__}, not a torch.nn.Module"
+        )
+    return network
+
+
+def _noise(sizes: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    if dtype.is_floating_point:
+        return torch.randn(sizes).to(dtype)
+    return torch.zeros(sizes, dtype=dtype)

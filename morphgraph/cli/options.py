@@ -1,0 +1,173 @@
+"""Options and argument types that several commands share."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from morphgraph.cli.console import settings
+from morphgraph.errors import FileError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Value = TypeVar("_Value")
+Decorator = Callable[[_Command], _Command]
+
+MODEL = click.Path(path_type=Path)
+
+_MAX_RANK = 16
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """The sizes in ``1x3x224x224``.
+
+    >>> shape("1x3x224x224")
+    (1, 3, 224, 224)
+    """
+    sizes = text.split("x")
+    if len(sizes) > _MAX_RANK or not all(re.fullmatch("[1-9][0-9]{0,9}", size) for size in sizes):
+        raise click.BadParameter(f"'{text}' is no shape; write 1x3x224x224")
+    return tuple(map(int, sizes))
+
+
+def assignment(value: Callable[[str], _Value], example: str) -> Callable[[str], tuple[str, _Value]]:
+    """The type of ``NAME=VALUE``; the last ``=`` separates, for names may hold some.
+
+    >>> assignment(int, "'layer1*=48'")("layer1*=48")
+    ('layer1*', 48)
+    """
+
+    def convert(text: str) -> tuple[str, _Value]:
+        name, _, rest = text.rpartition("=")
+        if not name or not rest:
+            raise click.BadParameter(f"'{text}' is no assignment; write {example}")
+        return name, value(rest)
+
+    convert.__name__ = "assignment"
+    return convert
+
+
+def common(command: _Command) -> _Command:
+    """``-q``, ``-v``, ``--debug`` and ``--no-color``."""
+    for option in (
+        click.option(
+            "--no-color",
+            is_flag=True,
+            expose_value=False,
+            callback=_set_color,
+            help="Plain text, also in a terminal (as does the variable NO_COLOR).",
+        ),
+        click.option(
+            "--debug",
+            is_flag=True,
+            expose_value=False,
+            callback=_set_debug,
+            help="Show where in the program an error arose.",
+        ),
+        click.option(
+            "-v",
+            "--verbose",
+            count=True,
+            expose_value=False,
+            callback=_add_verbosity,
+            help="Say on stderr what is done; twice, what other libraries log.",
+        ),
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            callback=_set_quiet,
+            help="No notes and warnings on stderr, only errors.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _set_color(_ctx: click.Context, _param: click.Parameter, plain: bool) -> None:
+    if plain:
+        settings().color = False
+
+
+def _set_debug(_ctx: click.Context, _param: click.Parameter, debug: bool) -> None:
+    settings().debug = debug
+
+
+def _add_verbosity(_ctx: click.Context, _param: click.Parameter, count: int) -> None:
+    settings().verbosity += count
+
+
+def _set_quiet(_ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
+    if quiet:
+        settings().verbosity = -1
+
+
+format_option: Decorator[Any] = click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["table", "json", "csv", "md"]),
+    default="table",
+    show_default=True,
+    help="How results are printed.",
+)
+
+input_shape_option: Decorator[Any] = click.option(
+    "--input-shape",
+    "input_shapes",
+    type=assignment(shape, "NAME=1x3x224x224"),
+    multiple=True,
+    metavar="NAME=1x3x224x224",
+    help="The size of an input that the file leaves open; may be repeated.",
+)
+
+overwrite_option: Decorator[Any] = click.option(
+    "--overwrite", is_flag=True, help="Replace an existing output file."
+)
+
+convention_option: Decorator[Any] = click.option(
+    "--convention",
+    type=click.Choice(["default", "morphnet"]),
+    default="default",
+    show_default=True,
+    help="How costs are counted.",
+)
+
+seed_option: Decorator[Any] = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random numbers."
+)
+
+
+def output_option(example: str, required: bool = True) -> Decorator[Any]:
+    """``-o``: the file that is written."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        required=required,
+        metavar=example,
+        help="The file to write.",
+    )
+
+
+def check_output(output: Path | None, overwrite: bool, *inputs: Path) -> None:
+    """Refuse an output file before any work is done for it.
+
+    Raises:
+        FileError: it exists already (without ``overwrite``), is an input, or has no folder.
+    """
+    from morphgraph.onnx_io import escape
+
+    if output is None:
+        return
+    where = escape(str(output))
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise FileError(f"{where}: is an input, which is never changed; choose another name")
+    if output.is_dir():
+        raise FileError(f"{where}: is a folder; give a file name in it")
+    if output.exists() and not overwrite:
+        raise FileError(f"{where}: exists already; choose another name or pass --overwrite")
+    if not output.absolute().parent.is_dir():
+        raise FileError(f"{where}: there is no such folder; make it first")

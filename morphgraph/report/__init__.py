@@ -1,0 +1,1 @@
+"""What is told about models: tables, and the figures behind them."""

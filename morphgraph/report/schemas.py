@@ -1,0 +1,35 @@
+"""JSON Schemas of the files that programs read; those under ``docs/schema`` are made from these."""
+
+import msgspec
+
+from morphgraph.plans import Plan
+from morphgraph.report.analysis import Analysis
+from morphgraph.report.differences import Diff
+from morphgraph.report.tables import to_json
+
+SCHEMAS: dict[str, type] = {"plan": Plan, "analysis": Analysis, "diff": Diff}
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema(name: str) -> bytes:
+    """One of :data:`SCHEMAS` as a JSON Schema file.
+
+    >>> schema("plan").startswith(b'{')
+    True
+    """
+    made = msgspec.json.schema(SCHEMAS[name])
+    for definition in made["$defs"].values():
+        definition["description"] = _first_paragraph(definition["description"])
+        # Which version of the program wrote a file is no part of the format.
+        definition.get("properties", {}).get("tool_version", {}).pop("default", None)
+    return to_json({"$schema": _DIALECT, **made})
+
+
+def _first_paragraph(docstring: str) -> str:
+    r"""The first paragraph in one line.
+
+    >>> _first_paragraph("What it\nis.\n\nMore.")
+    'What it is.'
+    """
+    return " ".join(docstring.split("\n\n")[0].split())

@@ -1,0 +1,215 @@
+"""Reports, and the one renderer that prints them as tables, JSON, CSV or Markdown.
+
+A cell holds the value itself; its column says how a person wants to read it. JSON gets the report's
+data, CSV the values of the first table, and tables and Markdown the readable form. Names come from
+files that anybody may have written: they are escaped, and never taken for markup.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from morphgraph.onnx_io import escape
+
+Format = Literal["table", "json", "csv", "md"]
+Cell = str | int | float | None
+
+_ENDLESS = 10_000  # columns: a line in a file is never broken
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def plain(value: Cell) -> str:
+    """A cell as it is; nothing for ``None``."""
+    return "" if value is None else escape(str(value))
+
+
+def amount(value: Cell) -> str:
+    """A count of three or four digits.
+
+    >>> amount(1_814_073_344), amount(64), amount(0.25), amount(None)
+    ('1.81 G', '64', '0.25', '')
+    """
+    if value is None or isinstance(value, str):
+        return plain(value)
+    for scale, prefix in _PREFIXES:
+        if abs(value) >= scale:
+            return (
+                f"{value / scale:.3g} {prefix}"
+                if abs(value) < 999.5 * scale
+                else (f"{value / scale:.0f} {prefix}")
+            )
+    return f"{value:.4g}"
+
+
+def share(value: Cell) -> str:
+    """A share of 1 in percent.
+
+    >>> share(0.5), share(0.00071)
+    ('50.0 %', '0.07 %')
+    """
+    if value is None or isinstance(value, str):
+        return plain(value)
+    digits = 1 if abs(value) >= 0.01 or value == 0 else 2
+    return f"{100 * value:.{digits}f} %"
+
+
+def change(before: float, after: float) -> str:
+    """Two amounts and how the second compares with the first.
+
+    >>> change(200e6, 50e6)
+    '200 M -> 50 M (25.0 %)'
+    """
+    part = f" ({share(after / before)})" if before else ""
+    return f"{amount(before)} -> {amount(after)}{part}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's title and how its values are read; numbers stand to the right."""
+
+    title: str
+    show: Callable[[Cell], str] = plain
+    right: bool = False
+
+
+def number(title: str, show: Callable[[Cell], str] = amount) -> Column:
+    """A column of numbers."""
+    return Column(title, show, right=True)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+
+    def readable(self) -> list[list[str]]:
+        """The rows as a person reads them."""
+        return [
+            [column.show(cell) for column, cell in zip(self.columns, row, strict=True)]
+            for row in self.rows
+        ]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command answers.
+
+    Attributes:
+        data: the whole answer for programs, which msgspec can encode.
+        tables: for people; the first one is also what CSV gets.
+        head: pairs of a short title and a line, printed above the tables.
+        foot: lines printed below.
+    """
+
+    data: Any
+    tables: Sequence[Table] = ()
+    head: Sequence[tuple[str, str]] = ()
+    foot: Sequence[str] = ()
+
+
+def render(report: Report, kind: Format, *, color: bool = False, width: int | None = None) -> str:
+    """A report as text that ends with a line break; the same report gives the same text.
+
+    Args:
+        report: what to print.
+        kind: the format.
+        color: whether tables may hold terminal colors.
+        width: columns of the terminal; ``None`` leaves lines as long as they are.
+
+    >>> table = Table([Column("layer"), number("MACs")], [["conv1", 118_013_952]])
+    >>> print(render(Report(None, [table]), "md"), end="")
+    | layer | MACs |
+    |:---|---:|
+    | conv1 | 118 M |
+    """
+    match kind:
+        case "json":
+            return to_json(report.data).decode()
+        case "csv":
+            return _csv(report.tables[0])
+        case "md":
+            return _markdown(report)
+        case "table":
+            return _text(report, color, width)
+
+
+def to_json(data: Any) -> bytes:
+    """Indented JSON with a line break at its end; the same data gives the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n"
+
+
+def _csv(table: Table) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(column.title for column in table.columns)
+    for row in table.rows:
+        writer.writerow(escape(cell) if isinstance(cell, str) else cell for cell in row)
+    return stream.getvalue()
+
+
+def _markdown(report: Report) -> str:
+    parts = ["\n".join(f"- {title}: {_md(line)}" for title, line in report.head)]
+    for table in report.tables:
+        lines = [f"### {_md(table.title)}\n"] if table.title else []
+        lines.append(_md_row([_md(column.title) for column in table.columns]))
+        lines.append("|" + "|".join("---:" if c.right else ":---" for c in table.columns) + "|")
+        lines += [_md_row([_md(cell) for cell in row]) for row in table.readable()]
+        parts.append("\n".join(lines))
+    parts += [_md(line) for line in report.foot]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _md_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join("\\" + char if char in "\\`*_{}[]<>|#" else char for char in text)
+
+
+def _text(report: Report, color: bool, width: int | None) -> str:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    stream = io.StringIO()
+    console = Console(
+        file=stream,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        width=width or _ENDLESS,
+        legacy_windows=False,
+        soft_wrap=True,
+    )
+    if report.head:
+        indent = max(len(title) for title, _ in report.head)
+        for title, line in report.head:
+            console.print(Text.assemble((f"{title:<{indent}}  ", "bold"), line), soft_wrap=True)
+    for table in report.tables:
+        if report.head or table is not report.tables[0]:
+            console.print()
+        if table.title:
+            console.print(Text(table.title, "bold"))
+        shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=not color)
+        for column in table.columns:
+            shown.add_column(
+                Text(column.title), justify="right" if column.right else "left", overflow="fold"
+            )
+        for row in table.readable():
+            shown.add_row(*map(Text, row))
+        console.print(shown, soft_wrap=False)
+    if report.foot and (report.tables or report.head):
+        console.print()
+    for line in report.foot:
+        console.print(Text(line), soft_wrap=True)
+    return "".join(line.rstrip() + "\n" for line in stream.getvalue().splitlines())

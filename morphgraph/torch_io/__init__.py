@@ -1,0 +1,1 @@
+"""Between ONNX and PyTorch: export, the way back, and trained weights."""

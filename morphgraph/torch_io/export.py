@@ -1,0 +1,307 @@
+"""From a torch module to a canonical ONNX model that can still be trained.
+
+PyTorch's exporter, left alone, fuses batch normalizations, ties equal tensors and renames weights.
+Here it translates only, and ``canonicalize`` cleans up: every parameter that the network uses
+comes out as an initializer under its ``state_dict`` name, every batch normalization and dropout as
+a node.
+"""
+
+import inspect
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io import PARAMETERS_KEY, escape, load
+from morphgraph.passes.canonicalize import canonicalize
+
+BATCH = "batch"
+
+_KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
+_TORCHSCRIPT_OPSET = 20  # the last one that the older exporter knows
+
+
+def export(
+    net: nn.Module,
+    example: torch.Tensor | Sequence[Any],
+    *,
+    dynamic_batch: bool = False,
+    input_names: Sequence[str] | None = None,
+    opset: int = 20,
+) -> ir.Model:
+    """Export a network in trainable form.
+
+    The network is exported as it computes in ``eval`` mode, and left as it was found. Its weights
+    are copied, so that later training does not change the model.
+
+    Args:
+        net: the network.
+        example: its positional arguments; the model takes their sizes.
+        dynamic_batch: leave the first size of every input open.
+        input_names: names for the model's inputs; by default those of ``forward``'s parameters.
+        opset: version of the ONNX operators.
+
+    Returns:
+        A canonical model whose initializers carry the names of the ``state_dict``; the metadata
+        entry ``morphgraph.parameters`` lists those that are parameters.
+
+    Raises:
+        UnsupportedError: the network cannot be exported, or a parameter would lose its name.
+
+    >>> model = export(nn.Linear(8, 2), torch.zeros(1, 8))
+    >>> [node.op_type for node in model.graph], list(model.graph.initializers)
+    (['Gemm'], ['weight', 'bias'])
+    """
+    arguments = (example,) if isinstance(example, torch.Tensor) else tuple(example)
+    if dynamic_batch:
+        # From a batch of 1 the exporter concludes that the batch is always 1.
+        arguments = pytree.tree_map_only(torch.Tensor, _at_least_two, arguments)
+    names = list(input_names or _input_names(net, arguments))
+    with _inference_mode(net):
+        used = _used_parameters(net, arguments)
+        with _keeping_dropout(net):
+            model = _translate(net, arguments, names, dynamic_batch, opset)
+    _clean(model)
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    model.metadata_props[PARAMETERS_KEY] = json.dumps(list(parameters))
+    model = canonicalize(model)
+    _check_parameters(model, parameters, used)
+    kept = [name for name in parameters if name in model.graph.initializers]
+    model.metadata_props[PARAMETERS_KEY] = json.dumps(kept)
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None:
+            copied = np.array(tensor.numpy(), copy=True)
+            value.const_value = ir.Tensor(copied, dtype=tensor.dtype, name=name)
+    return model
+
+
+def _at_least_two(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim == 0 or tensor.shape[0] != 1:
+        return tensor
+    return torch.cat([tensor, tensor])
+
+
+def _input_names(net: nn.Module, arguments: tuple[Any, ...]) -> list[str]:
+    parameters = list(inspect.signature(net.forward).parameters.values())
+    named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    return [
+        named[index] if index < len(named) else f"input_{index}" for index in range(len(arguments))
+    ]
+
+
+@contextmanager
+def _inference_mode(net: nn.Module) -> Iterator[None]:
+    """``eval`` for a while; every module gets back the mode that it had."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _keeping_dropout(net: nn.Module) -> Iterator[None]:
+    """Dropout in training form, for else the exporter drops it."""
+    dropouts = [
+        (module, module.inplace)
+        for module in net.modules()
+        if type(module) is nn.Dropout and 0 < module.p < 1
+    ]
+    for module, _ in dropouts:
+        module.training, module.inplace = True, False
+    try:
+        yield
+    finally:
+        for module, inplace in dropouts:
+            module.training, module.inplace = False, inplace
+
+
+def _used_parameters(net: nn.Module, arguments: tuple[Any, ...]) -> set[int]:
+    """``id`` of every parameter that has a part in the outputs, found on the tape of autograd."""
+    flags = [(p, p.requires_grad) for p in net.parameters() if p.is_floating_point()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            outputs = net(*arguments)
+    except Exception as error:  # anything may happen in a user's forward
+        raise UnsupportedError(
+            f"network {type(net).__name__}: does not run on the example: {_first_line(error)}"
+        ) from error
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+    tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen = set(stack)
+    used = {id(tensor) for tensor in tensors}
+    while stack:
+        function = stack.pop()
+        if hasattr(function, "variable"):
+            used.add(id(function.variable))
+        for source, _ in function.next_functions:
+            if source is not None and source not in seen:
+                seen.add(source)
+                stack.append(source)
+    return used
+
+
+def _translate(
+    net: nn.Module,
+    arguments: tuple[Any, ...],
+    names: list[str],
+    dynamic_batch: bool,
+    opset: int,
+) -> ir.Model:
+    try:
+        with _quiet():
+            return _translate_by_dynamo(net, arguments, names, dynamic_batch, opset)
+    except Exception as error:  # noqa: BLE001 - torch.export fails in a great many ways
+        reason = _first_line(error)
+    try:
+        with _quiet():
+            model = _translate_by_torchscript(net, arguments, names, dynamic_batch, opset)
+    except Exception as error:
+        raise UnsupportedError(
+            f"network {type(net).__name__}: PyTorch cannot export it: {reason}"
+        ) from error
+    warnings.warn(
+        f"network {type(net).__name__}: torch.export refused it ({reason}); "
+        "exported by way of TorchScript",
+        stacklevel=3,
+    )
+    return model
+
+
+def _translate_by_dynamo(
+    net: nn.Module,
+    arguments: tuple[Any, ...],
+    names: list[str],
+    dynamic_batch: bool,
+    opset: int,
+) -> ir.Model:
+    dynamic = None
+    if dynamic_batch:
+        dynamic = pytree.tree_map(_first_axis_dynamic, arguments)
+    program = torch.onnx.export(
+        net,
+        arguments,
+        input_names=names,
+        opset_version=opset,
+        dynamic_shapes=dynamic,
+        dynamo=True,
+        optimize=False,  # its optimizations fuse and tie what is to be trained
+        verbose=False,
+    )
+    assert program is not None
+    return program.model
+
+
+def _first_axis_dynamic(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor) and argument.ndim > 0:
+        return {0: torch.export.Dim.DYNAMIC}
+    return None
+
+
+def _translate_by_torchscript(
+    net: nn.Module,
+    arguments: tuple[Any, ...],
+    names: list[str],
+    dynamic_batch: bool,
+    opset: int,
+) -> ir.Model:
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "model.onnx"))
+        torch.onnx.export(
+            net,
+            arguments,
+            path,
+            input_names=names,
+            opset_version=min(opset, _TORCHSCRIPT_OPSET),
+            dynamic_axes={name: {0: BATCH} for name in names} if dynamic_batch else None,
+            dynamo=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
+        )
+        return load(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters chat on both streams, in warnings and in logs."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return escape(lines[0])
+
+
+def _clean(model: ir.Model) -> None:
+    """Name the batch, put dropout back into inference, and drop notes about the source code."""
+    graph = model.graph
+    for value in graph.inputs:
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            value.shape = ir.Shape([BATCH, *value.shape[1:]])
+    for node in graph.all_nodes():
+        if node.op_type == "Dropout" and not node.domain:
+            node.resize_inputs(2)  # without its third input, Dropout does nothing
+        for key in [key for key in node.metadata_props if key not in _KEPT_METADATA]:
+            del node.metadata_props[key]
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    graph.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+def _check_parameters(model: ir.Model, parameters: dict[str, nn.Parameter], used: set[int]) -> None:
+    """A tied parameter has several names; one of them must be there."""
+    found = {
+        id(parameter)
+        for name, parameter in parameters.items()
+        if (value := model.graph.initializers.get(name)) is not None
+        and value.const_value is not None
+        and tuple(value.const_value.shape) == tuple(parameter.shape)
+    }
+    lost = [
+        name
+        for name, parameter in parameters.items()
+        if id(parameter) in used and id(parameter) not in found
+    ]
+    if lost:
+        shown = ", ".join(escape(name) for name in lost[:5]) + (", ..." if len(lost) > 5 else "")
+        raise UnsupportedError(
+            f"the exporter has lost {len(lost)} of {len(parameters)} parameters ({shown}); "
+            "replace the modules that they belong to by ones that torch.onnx exports unchanged"
+        )

@@ -1,0 +1,1 @@
+"""Training with a price on channels: regularizer, budget, the loop, data."""

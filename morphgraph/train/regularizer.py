@@ -1,0 +1,299 @@
+"""The regularizer: what every channel costs at the present structure, times how much it is used.
+
+    G = sum over groups g of  dF/d(width of g) * sum over channels c in g of strength(c)
+
+with the marginal costs taken at the live widths (channels whose strength is above a threshold). For
+convolutions and matrix products this is MorphNet's bilinear regularizer (Gordon et al., CVPR 2018,
+equation 6): ``A_in R_out + A_out R_in`` with A the channels alive and R the sums of strengths.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from morphgraph.errors import ModelError, UnsupportedError
+from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.onnx_check import escape
+from morphgraph.passes.budget import Budget as Amounts
+from morphgraph.passes.budget import Limits, continue_plan
+from morphgraph.passes.cost import Convention, Cost, cost
+from morphgraph.passes.gates import gated_groups
+from morphgraph.passes.score import Source, kernels, norm_scales
+from morphgraph.plans import Plan
+from morphgraph.torch_io.weights import named_tensors
+
+Strength = Literal["auto", "bn", "lasso"]
+
+
+class Regularizer:
+    """MorphNet's regularizer on a torch module, found by parameter names.
+
+    Works on what ``to_torch`` returns and on any module whose parameters have the names that the
+    model's initializers have (the user's own module that was exported).
+
+    >>> import morphgraph as mg, torch
+    >>> from morphgraph.examples import image, residual_cnn
+    >>> net = residual_cnn()
+    >>> graph = mg.lift(mg.export(net, (image(),)))
+    >>> reg = mg.Regularizer(graph, net)
+    >>> loss = net(image(2)).square().mean() + reg()
+    >>> loss.backward()
+    >>> reg.live_share()                        # every channel is alive at the start
+    1.0
+
+    Args:
+        graph: the lifted network.
+        net: the module to be trained.
+        cost: the resource to save, or a :class:`~morphgraph.passes.cost.Cost`.
+        strength: ``"bn"``: the BatchNorm scales, refused where they cannot silence a group;
+            ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: BatchNorm where it cuts
+            every path from a group's producers to its readers, the group lasso elsewhere. Tied
+            producers count with their maximum.
+        threshold: a channel is alive if its strength is above this.
+        l1_fraction: share of the mean magnitude in the group lasso.
+        exclude: globs of groups that are left alone.
+        convention: of the costs and of how often an operator counts a channel.
+
+    Raises:
+        ModelError: a parameter that the graph names is not in the module, or has another shape.
+        UnsupportedError: ``strength="bn"`` and some group has no BatchNorm that gates it.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        net: nn.Module,
+        cost: str | Cost = "flops",
+        strength: Strength = "auto",
+        *,
+        threshold: float = 1e-2,
+        l1_fraction: float = 0.0,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        convention: Convention = "default",
+    ) -> None:
+        self.graph = graph
+        self.weight = 1.0
+        self.threshold = threshold
+        self.l1_fraction = l1_fraction
+        self.cost = _resource(graph, cost, convention)
+        self.initial_cost = self.cost.total
+        self.limits = Limits(include=tuple(include), exclude=tuple(exclude))
+        self._own = np.array([self.limits.allows(group) for group in graph.groups], dtype=bool)
+        gated = self._gated(strength)
+        self._by_scale = self._per_channel(gated)
+        by_kernel = self._per_channel(np.logical_and(self._own, np.logical_not(gated)))
+        found = named_tensors(net)
+        device = next(iter(found.values())).device if found else torch.device("cpu")
+        self.scales = _bind(norm_scales(graph), self._by_scale, found, device)
+        self.kernels = _bind(kernels(graph), by_kernel, found, device)
+        self._channel_group = torch.from_numpy(graph.channel_group).to(device)
+        self._owned = torch.from_numpy(self._per_channel(self._own)).to(device)
+
+    def _gated(self, strength: Strength) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        groups = self.graph.groups
+        if strength == "lasso":
+            return np.zeros(len(groups), dtype=bool)
+        gates = gated_groups(self.graph)
+        gated = np.array([group.index in gates for group in groups], dtype=bool) & self._own
+        open_ones = [g.name for g in groups if self._own[g.index] and not gated[g.index]]
+        if strength == "bn" and open_ones:
+            raise UnsupportedError(
+                f"strength 'bn': no BatchNorm gates '{escape(open_ones[0])}' (and "
+                f"{len(open_ones) - 1} more groups); use 'auto', or exclude them"
+            )
+        return gated
+
+    def _per_channel(
+        self, flags: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
+    ) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        """A flag per group as a flag per channel; channels outside of all groups get False."""
+        return np.append(flags, False)[self.graph.channel_group]
+
+    def strengths(self) -> Tensor:
+        """The strength of every channel, ``[channels]``; zero for those that are left alone."""
+        parts = [(source.index, _scale_strength(source)) for source in self.scales]
+        parts += [
+            (source.index, _kernel_strength(source, self.l1_fraction)) for source in self.kernels
+        ]
+        total = torch.zeros(len(self._channel_group), device=self._channel_group.device)
+        if not parts:
+            return total
+        index = torch.cat([index for index, _ in parts])
+        values = torch.cat([value.float() for _, value in parts])
+        return total.scatter_reduce(0, index, values, "amax", include_self=False)
+
+    def alive(self, strengths: Tensor | None = None) -> Tensor:
+        """Which channels are alive: above the threshold, or left alone, ``[channels]``."""
+        with torch.no_grad():
+            found = self.strengths() if strengths is None else strengths
+            return (found > self.threshold) | ~self._owned
+
+    def live_widths(self, strengths: Tensor | None = None) -> FloatArray:
+        """The number of channels alive in every group, ``[groups]``."""
+        alive = self.alive(strengths)
+        groups = self._channel_group[alive & (self._channel_group >= 0)]
+        counted = torch.bincount(groups, minlength=len(self.graph.groups))
+        widths: FloatArray = counted.cpu().numpy().astype(np.float64)
+        return widths
+
+    def live_cost(self) -> float:
+        """The resource that the channels alive need."""
+        return self.cost.at(self.live_widths())
+
+    def live_share(self) -> float:
+        """``live_cost`` as a share of the initial cost."""
+        return self.live_cost() / self.initial_cost
+
+    def lowest_share(self) -> float:
+        """The cost with one channel left in every group, as a share of the initial cost."""
+        lowest = np.where(self._own, 1, self.graph.widths)
+        return self.cost.at(lowest) / self.initial_cost
+
+    def __call__(self) -> Tensor:
+        """``weight * G / (initial cost)``, a scalar to be added to the loss."""
+        return self.weight * self.value() / self.initial_cost
+
+    def value(self) -> Tensor:
+        """G itself, in units of the cost, a scalar with a gradient."""
+        strengths = self.strengths()
+        marginals = self.marginals(strengths.detach())
+        return (marginals * strengths).sum()
+
+    def marginals(self, strengths: Tensor | None = None) -> Tensor:
+        """What every channel costs at the live widths, ``[channels]``; zero if left alone."""
+        per_group = self.cost.marginals(self.live_widths(strengths))
+        padded = torch.from_numpy(np.append(per_group, 0.0)).float().to(self._owned.device)
+        return padded[self._channel_group] * self._owned
+
+    @torch.no_grad()
+    def proximal_step(self, step_size: float) -> None:
+        """Shrink every strength by ``step_size * weight * marginal / initial cost``, down to zero.
+
+        The proximal operator of the regularizer (soft threshold), to be called after the optimizer's
+        step instead of adding the regularizer to the loss. With momentum m the optimizer's effective
+        step is ``lr / (1 - m)``. Zeros are exact.
+        """
+        amounts = self.marginals() * (step_size * self.weight / self.initial_cost)
+        for source in self.scales:
+            amount = amounts[source.index].to(source.parameter.dtype)
+            picked = source.parameter[source.positions]
+            shrunk = picked.sign() * (picked.abs() - amount).clamp_min(0)
+            source.parameter[source.positions] = shrunk
+        for source in self.kernels:
+            rows = source.parameter.movedim(source.axis, 0)
+            norms = rows.flatten(1).norm(dim=1)[source.positions]
+            # The strength is the norm over sqrt(n): its proximal step shortens the norm by t/sqrt(n).
+            shortfall = amounts[source.index] / source.count**0.5
+            factor = (1 - shortfall / norms.clamp_min(1e-12)).clamp_min(0)
+            shape = (-1, *[1] * (rows.dim() - 1))
+            rows[source.positions] *= factor.to(rows.dtype).reshape(shape)
+
+    @torch.no_grad()
+    def silence(self, dead: Tensor) -> None:
+        """Set the scales and kernels of some channels to zero, ``dead`` a flag per channel."""
+        for source in (*self.scales, *self.kernels):
+            positions = source.positions[dead[source.index]]
+            source.parameter.movedim(source.axis, 0)[positions] = 0.0
+
+    def keep(self) -> dict[int, IntArray]:
+        """Per group index the channels alive; the strongest one where none is."""
+        strengths = self.strengths().detach()
+        alive = self.alive(strengths).cpu().numpy()
+        numbers = strengths.cpu().numpy()
+        kept: dict[int, IntArray] = {}
+        for group in self.graph.groups:
+            living = np.flatnonzero(alive[group.channels])
+            if not len(living):
+                living = np.array([int(np.argmax(numbers[group.channels]))])
+            kept[group.index] = living
+        return kept
+
+    def plan(
+        self, budget: Amounts | None = None, *, round_to: int = 1, min_width: int = 1
+    ) -> Plan:
+        """What the training has decided: the channels alive stay.
+
+        Args:
+            budget: if the live cost is above it, the weakest of the living go until it is met.
+            round_to, min_width: widths are rounded down to this grid, not below this floor.
+
+        Raises:
+            BudgetError: the budget cannot be met.
+        """
+        return continue_plan(
+            self.graph,
+            self.keep(),
+            self.strengths().detach().cpu().double().numpy(),
+            budget or {},
+            self.cost,
+            Limits(round_to, min_width, self.limits.include, self.limits.exclude),
+        )
+
+
+class BoundSource:
+    """A parameter's axis with the channels that the regularizer acts on.
+
+    ``positions`` are places on the axis, ``index`` their channels, ``count`` the numbers per position.
+    """
+
+    def __init__(
+        self, parameter: Tensor, axis: int, positions: Tensor, index: Tensor
+    ) -> None:
+        self.parameter = parameter
+        self.axis = axis
+        self.positions = positions
+        self.index = index
+        self.count = parameter.numel() // parameter.shape[axis]
+
+
+def _bind(
+    sources: Iterable[Source],
+    wanted: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+    parameters: Mapping[str, Tensor],
+    device: torch.device,
+) -> list[BoundSource]:
+    bound = []
+    for source in sources:
+        positions = np.flatnonzero(wanted[source.channels])
+        if not len(positions):
+            continue
+        parameter = parameters.get(source.parameter)
+        if parameter is None:
+            raise ModelError(
+                f"parameter '{escape(source.parameter)}' is not in the module; give the module that "
+                "was exported, or what to_torch made of the model"
+            )
+        if parameter.shape[source.axis] != len(source.channels):
+            raise ModelError(
+                f"parameter '{escape(source.parameter)}' has shape {tuple(parameter.shape)}, but the "
+                f"graph has {len(source.channels)} channels on axis {source.axis}; lift the model that "
+                "this module was exported to"
+            )
+        index = torch.from_numpy(source.channels[positions]).to(device)
+        bound.append(
+            BoundSource(parameter, source.axis, torch.from_numpy(positions).to(device), index)
+        )
+    return bound
+
+
+def _scale_strength(source: BoundSource) -> Tensor:
+    return source.parameter.abs()[source.positions]
+
+
+def _kernel_strength(source: BoundSource, l1_fraction: float) -> Tensor:
+    """``(1 - f) sqrt(mean w^2) + f mean |w|`` over everything but the channel axis."""
+    rows = source.parameter.movedim(source.axis, 0).flatten(1)[source.positions]
+    strength = rows.square().mean(dim=1).clamp_min(1e-24).sqrt()
+    if l1_fraction:
+        strength = (1 - l1_fraction) * strength + l1_fraction * rows.abs().mean(dim=1)
+    return strength
+
+
+def _resource(graph: ChannelGraph, resource: str | Cost, convention: Convention) -> Cost:
+    if isinstance(resource, Cost):
+        return resource
+    return cost(graph, resource, convention=convention)

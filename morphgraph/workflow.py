@@ -1,0 +1,92 @@
+"""``apply``: from a model and a plan to the resized model, checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from morphgraph.errors import UnsupportedError
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import ModelLike
+from morphgraph.passes.lift import lift
+from morphgraph.passes.resize import resize
+from morphgraph.passes.verify import VerifyReport, verify as check
+from morphgraph.plans import Plan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    Weights = nn.Module | Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A resized model, and how far it is from the masked original where that was checked."""
+
+    model: ir.Model
+    report: VerifyReport | None
+
+
+def apply(
+    graph: ChannelGraph | ModelLike,
+    plan: Plan,
+    *,
+    weights: "Weights | None" = None,
+    verify: bool = True,
+) -> ir.Model:
+    """Resize a model by a plan, and check the result against the masked original.
+
+    Args:
+        graph: a lifted model, or a model or path that is lifted here; it is not changed.
+        plan: which channels stay.
+        weights: a trained module or ``state_dict`` whose weights and running statistics the result
+            gets, by name, instead of those in the model.
+        verify: whether to run both models in ONNX Runtime and compare them.
+
+    Raises:
+        PlanError: the plan is for another network.
+        ModelError: ``weights`` lacks a tensor, or has it in another shape.
+        UnsupportedError: ONNX Runtime does not run the model, so that it cannot be checked.
+        VerificationError: the result is wrong.
+    """
+    return resize_and_check(graph, plan, weights=weights, verify=verify).model
+
+
+def resize_and_check(
+    graph: ChannelGraph | ModelLike,
+    plan: Plan,
+    *,
+    weights: "Weights | None" = None,
+    verify: bool = True,
+    seed: int = 0,
+) -> Resized:
+    """The same as :func:`apply`, with the errors that were measured; ``seed`` is of the inputs."""
+    original = graph if isinstance(graph, ChannelGraph) else lift(graph)
+    if weights is not None:
+        original = with_weights(original, weights)
+    small = resize(original, plan.kept(original))
+    if not verify:
+        return Resized(small, None)
+    try:
+        report = check(original, plan, small, seed=seed)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"{error}; without a check, apply the plan with --no-verify (verify=False)"
+        ) from error
+    report.require()
+    return Resized(small, report)
+
+
+def with_weights(graph: ChannelGraph, weights: "Weights") -> ChannelGraph:
+    """The same graph over a model with other weights.
+
+    Raises:
+        ModelError: a tensor is missing, or has another shape.
+    """
+    from morphgraph.torch_io import weights as torch_weights
+
+    model = torch_weights.with_weights(graph.model, weights)
+    model.meta.update(graph.model.meta)
+    return replace(graph, couplings=replace(graph.couplings, model=model), cache={})

@@ -1,0 +1,93 @@
+"""Pass ``gates``: which groups' channels a BatchNorm scale can switch off.
+
+A group is gated if BatchNorms cut every path from its producers to its readers: after the convolution,
+before the next one (pre-activation), on both arms of a residual sum, or after a concatenation (DenseNet).
+A product is silent where one operand is, so there one gated operand is enough.
+"""
+
+from collections.abc import Iterable
+
+from morphgraph.graph import ChannelGraph, GraphNode
+
+
+def gated_groups(graph: ChannelGraph) -> frozenset[int]:
+    """Indices of the resizable groups whose every path passes a BatchNorm before it is read."""
+    on_value = _groups_on_values(graph)
+    made, read = _roles(graph)
+    open_on: dict[str, frozenset[int]] = {}
+    leaking: set[int] = set()
+    for number, node in enumerate(graph.nodes):
+        operands = [value.name or "" for value in node.ir.inputs if value is not None]
+        activations = [name for name in operands if name not in graph.couplings.weights]
+        for name in activations:
+            leaking |= open_on.get(name, frozenset()) & read.get(number, frozenset())
+        arriving = _arriving(node, activations, open_on, on_value)
+        for value in node.ir.outputs:
+            here = on_value.get(value.name or "", frozenset())
+            passed = frozenset() if node.ir.op_type == "BatchNormalization" else arriving & here
+            open_on[value.name or ""] = passed | (made.get(number, frozenset()) & here)
+    resizable = {group.index for group in graph.groups if group.resizable}
+    scaled = _groups_of_scales(graph, on_value)
+    return frozenset((resizable & scaled) - leaking)
+
+
+def _arriving(
+    node: GraphNode,
+    activations: Iterable[str],
+    open_on: dict[str, frozenset[int]],
+    on_value: dict[str, frozenset[int]],
+) -> frozenset[int]:
+    """Groups that reach the node's result on a path that no BatchNorm has cut yet."""
+    names = list(activations)
+    arriving = frozenset().union(*(open_on.get(name, frozenset()) for name in names))
+    if not node.gate:
+        return arriving
+    closed = frozenset().union(
+        *(on_value.get(name, frozenset()) - open_on.get(name, frozenset()) for name in names)
+    )
+    return arriving - closed
+
+
+def _groups_on_values(graph: ChannelGraph) -> dict[str, frozenset[int]]:
+    matrix = graph.per_channel
+    rows = [
+        frozenset(matrix.indices[matrix.indptr[k] : matrix.indptr[k + 1]].tolist())
+        for k in range(matrix.shape[0])
+    ]
+    found: dict[str, frozenset[int]] = {}
+    for number, dim in enumerate(graph.couplings.dims):
+        groups = rows[graph.node_class[number]]
+        if groups:
+            found[dim.value] = found.get(dim.value, frozenset()) | groups
+    return found
+
+
+def _roles(graph: ChannelGraph) -> tuple[dict[int, frozenset[int]], dict[int, frozenset[int]]]:
+    """Per node the groups that it makes, and those that it sums, normalizes or competes over."""
+    on_activation: set[int] = set()
+    on_weight: set[int] = set()
+    for edge in graph.couplings.edges:
+        if edge.port >= 0:
+            weight = graph.couplings.dims[edge.dim].value in graph.couplings.weights
+            (on_weight if weight else on_activation).add(edge.factor)
+    matrix = graph.per_channel
+    made: dict[int, frozenset[int]] = {}
+    read: dict[int, frozenset[int]] = {}
+    for number, node in enumerate(graph.nodes):
+        for name, factor in node.factors.items():
+            kind = int(graph.node_class[factor])
+            groups = frozenset(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
+            if name in node.contracted or name in node.statistical:
+                read[number] = read.get(number, frozenset()) | groups
+            elif factor in on_weight and factor not in on_activation:
+                made[number] = made.get(number, frozenset()) | groups
+    return made, read
+
+
+def _groups_of_scales(graph: ChannelGraph, on_value: dict[str, frozenset[int]]) -> set[int]:
+    found: set[int] = set()
+    for node in graph.nodes:
+        scale = node.ir.inputs[1] if node.ir.op_type == "BatchNormalization" else None
+        if scale is not None and scale.is_initializer():
+            found |= on_value.get(scale.name or "", frozenset())
+    return found

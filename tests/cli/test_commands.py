@@ -1,0 +1,374 @@
+"""Every command on real models: what it prints, what it writes, and that both are right."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import morphgraph as mg
+from morphgraph.report.analysis import Analysis
+from morphgraph.report.schemas import SCHEMAS, schema
+
+SCHEMA_FOLDER = Path(__file__).parent.parent.parent / "docs" / "schema"
+
+# MACs of the small network by hand: output positions x kernel x channels.
+CONV1 = 10 * 10 * 9 * 3 * 8
+CONV2 = 8 * 8 * 9 * 8 * 12
+FC = 12 * 5
+MACS = CONV1 + CONV2 + FC
+PARAMS = 8 * 27 + 8 + 8 + 12 * 72 + 12 + 12 * 5 + 5
+
+
+def test_analyze_json_has_the_promised_shape(model: Path, run: Any) -> None:
+    ran = run("analyze", model, "--format", "json")
+    assert (ran.code, ran.err) == (0, "")
+    found = json.loads(ran.out)
+    assert found["schema_version"] == 1
+    assert found["model"]["opset"] == 20
+    assert found["model"]["ops"] == 8
+    assert len(found["model"]["sha256"]) == 64
+    totals = found["totals"]
+    assert totals["macs"] == MACS
+    assert totals["flops"] == 2 * MACS
+    assert totals["params"] == PARAMS
+    assert totals["weight_bytes"] == 4 * (PARAMS + 16)
+    assert totals["activation_bytes"] > totals["peak_activation_bytes"] > 0
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    assert layers["conv1"]["macs"] == CONV1
+    assert layers["conv2"]["output_shape"] == [1, 12, 8, 8]
+    assert sum(layer["macs"] for layer in found["layers"]) == MACS
+    groups = {group["name"]: group for group in found["groups"]}
+    assert groups["conv1"]["width"] == 8
+    assert groups["conv1"]["resizable"]
+    assert groups["conv1"]["producers"] == ["conv1"]
+    assert {"tensor": "conv2.weight", "axis": 1, "per_channel": 1} in groups["conv1"]["members"]
+    assert groups["conv1"]["flops_per_channel"] == 2 * (CONV1 + CONV2) / 8
+    assert groups["fc"]["reason"] == "graph output 'y'"
+    assert not groups["fc"]["resizable"]
+    assert found["opaque_ops"] == []
+    assert found["not_finite"] == []
+    assert found["reach"]["shrinkable_macs"] == MACS
+    assert found["reach"]["lowest_macs"] == CONV1 // 8 + CONV2 // 96 + 5
+    msgspec.json.decode(ran.out, type=Analysis, strict=True)
+
+
+def test_analyze_tables(model: Path, run: Any) -> None:
+    table = run("analyze", model).out
+    assert "MACs" in table
+    assert "2 x MACs" in table
+    assert "convention 'default'" in table
+    assert "graph output 'y'" in table
+    rows = list(
+        csv.DictReader(io.StringIO(run("analyze", model, "--by", "op", "--format", "csv").out))
+    )
+    assert sum(float(row["MACs"]) for row in rows) == MACS
+    top = run("analyze", model, "--by", "layer", "--top", 1, "--format", "csv").out.splitlines()
+    assert len(top) == 2
+    assert top[1].startswith("conv2,")
+    assert run("analyze", model, "--format", "md").out.count("|:---|:---|---:|") == 1
+
+
+def test_analyze_prices_with_the_chosen_cost(model: Path, run: Any) -> None:
+    for kind in ("flops", "params", "memory", "latency"):
+        found = json.loads(run("analyze", model, "--cost", kind, "--format", "json").out)
+        expected = mg.cost(mg.lift(model), kind).total
+        assert found["cost"]["total"] == expected
+        outside = {"input", ""}  # memory of the model's input belongs to no layer
+        if kind != "memory":
+            assert sum(layer["cost"] for layer in found["layers"]) == pytest.approx(expected), (
+                outside
+            )
+
+
+@pytest.mark.parametrize("name", ["conv1", "bn.running_mean"])
+def test_explain(model: Path, run: Any, name: str) -> None:
+    ran = run("analyze", model, "--explain", name)
+    assert ran.code == 0
+    assert "made by" in ran.out
+    assert "conv2.weight" in ran.out
+    assert "fc.weight" not in ran.out
+    found = json.loads(run("analyze", model, "--explain", name, "--format", "json").out)
+    assert [group["name"] for group in found["groups"]] == ["conv1"]
+
+
+def test_what_is_not_a_number_is_named(model: Path, run: Any) -> None:
+    proto = onnx.load(model)
+    tensor = next(t for t in proto.graph.initializer if t.name == "conv2.weight")
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array[0, 0] = np.nan
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, "conv2.weight"))
+    model.write_bytes(proto.SerializeToString())
+    ran = run("analyze", model, "--format", "json")
+    assert ran.code == 0
+    assert "'conv2.weight'" in ran.err
+    assert json.loads(ran.out)["not_finite"] == ["conv2.weight"]
+    assert run("plan", model, "--budget", "flops=50%").code == 3
+    assert run("plan", model, "--budget", "flops=50%", "--score", "random").code == 0
+
+
+def test_an_unknown_operator_is_named_and_the_rest_can_shrink(model: Path, run: Any) -> None:
+    proto = onnx.load(model)
+    proto.graph.node[2].op_type = "Gate"
+    proto.graph.node[2].domain = "com.acme"
+    proto.opset_import.append(onnx.helper.make_opsetid("com.acme", 1))
+    shape = onnx.helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, [1, 8, 10, 10])
+    proto.graph.value_info.append(shape)
+    model.write_bytes(proto.SerializeToString())
+    ran = run("analyze", model, "--format", "json")
+    assert ran.code == 0
+    assert "'r1'" in ran.err
+    found = json.loads(ran.out)
+    assert [op["name"] for op in found["opaque_ops"]] == ["r1"]
+    resizable = {group["name"]: group["resizable"] for group in found["groups"]}
+    assert not resizable["conv1"]
+    assert resizable["conv2"]
+    path, slim = model.with_name("p.json"), model.with_name("s.onnx")
+    assert run("plan", model, "--set", "conv2=6", "-o", path).code == 0
+    ran = run("apply", model, path, "-o", slim)
+    assert ran.code == 3
+    assert "--no-verify" in ran.err
+    assert not slim.exists()
+    assert run("apply", model, path, "-o", slim, "--no-verify").code == 0
+    sizes = {t.name: list(t.dims) for t in onnx.load(slim).graph.initializer}
+    assert sizes["conv2.weight"] == [6, 8, 3, 3]
+
+
+def test_plan_json_has_the_promised_shape(model: Path, plan: Path) -> None:
+    found = json.loads(plan.read_bytes())
+    assert found["schema_version"] == 1
+    assert len(found["model"]["structure"]) == 64
+    assert found["request"]["budget"] == {"flops": "50%"}
+    assert found["cost"]["flops"]["before"] == 2 * MACS
+    assert found["cost"]["flops"]["after"] <= MACS
+    assert found["cost"]["params"]["before"] == PARAMS
+    groups = {group["name"]: group for group in found["groups"].values()}
+    assert groups["conv1"]["width"] == 8
+    assert "fc" not in groups
+    widths = {n: sum(b - a for a, b in group["keep"]) for n, group in groups.items()}
+    conv1, conv2 = widths["conv1"], widths["conv2"]
+    macs = CONV1 * conv1 // 8 + CONV2 * conv1 * conv2 // 96 + 5 * conv2
+    assert found["cost"]["flops"]["after"] == 2 * macs
+
+
+def test_the_same_input_gives_the_same_bytes(model: Path, plan: Path, run: Any) -> None:
+    again = model.with_name("again.json")
+    assert run("plan", model, "--budget", "flops=50%", "-o", again).code == 0
+    assert again.read_bytes() == plan.read_bytes()
+    for arguments in (
+        ["analyze", model, "--format", "json"],
+        ["plan", model, "--budget", "flops=50%", "--format", "json"],
+        ["plan", model, "--budget", "flops=40%", "--score", "random", "--seed", "3"],
+    ):
+        assert run(*arguments).out == run(*arguments).out
+    slims = [model.with_name(name) for name in ("s1.onnx", "s2.onnx")]
+    for slim in slims:
+        assert run("apply", model, plan, "-o", slim).code == 0
+    assert slims[0].read_bytes() == slims[1].read_bytes()
+
+
+def _widths(printed: str) -> dict[str, int]:
+    rows = csv.DictReader(io.StringIO(printed))
+    return {row["group"]: int(row["new width"]) for row in rows}
+
+
+def test_plan_options(model: Path, run: Any) -> None:
+    def widths(*options: object) -> dict[str, int]:
+        ran = run("plan", model, *options, "--format", "csv")
+        assert ran.code == 0, ran.err
+        return _widths(ran.out)
+
+    assert widths("--uniform", "0.5") == {"x": 3, "conv1": 4, "conv2": 6, "fc": 5}
+    assert widths("--set", "conv*=3") == {"x": 3, "conv1": 3, "conv2": 3, "fc": 5}
+    assert widths("--set", "conv1=2", "--set", "conv2=7")["conv2"] == 7
+    excluded = widths("--budget", "flops=50%", "--exclude", "conv1")
+    assert excluded["conv1"] == 8
+    assert excluded["conv2"] < 12
+    assert widths("--budget", "flops=50%", "--include", "conv1")["conv2"] == 12
+    rounded = widths("--budget", "flops=50%", "--round-to", 4)
+    assert all(width % 4 == 0 for name, width in rounded.items() if name.startswith("conv"))
+    assert min(widths("--budget", "flops=20%", "--min-width", 3).values()) == 3
+    fitted = widths("--uniform", "fit", "--budget", "params=50%")
+    assert 4 <= fitted["conv1"] < 8
+    both = run("plan", model, "--budget", "flops=60%", "--budget", "params=30%", "--format", "json")
+    cost = json.loads(both.out)["cost"]
+    assert cost["flops"]["after"] <= 0.6 * 2 * MACS
+    assert cost["params"]["after"] <= 0.3 * PARAMS
+
+
+def test_a_plan_that_changes_nothing_says_so(model: Path, run: Any) -> None:
+    ran = run("plan", model, "--budget", "flops=100%")
+    assert ran.code == 0
+    assert "warning: the plan changes nothing" in ran.err
+
+
+def test_apply_and_verify(model: Path, plan: Path, run: Any) -> None:
+    before = model.read_bytes()
+    slim = model.with_name("slim.onnx")
+    ran = run("apply", model, plan, "-o", slim, "--format", "json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert found["ok"]
+    assert found["outputs"][0]["relative"] < found["tolerance"]
+    assert found["outputs"][0]["felt"] > 1e-2
+    assert model.read_bytes() == before
+    session = onnxruntime.InferenceSession(slim)
+    (y,) = session.run(None, {"x": np.ones((1, 3, 10, 10), np.float32)})
+    assert y.shape == (1, 5)
+    old = {node.name for node in onnx.load(model).graph.node}
+    assert {node.name for node in onnx.load(slim).graph.node} == old
+    assert "computes what the masked original computes" in run("verify", model, plan, slim).out
+
+    proto = onnx.load(slim)
+    tensor = next(t for t in proto.graph.initializer if t.name == "conv2.weight")
+    shifted = np.roll(onnx.numpy_helper.to_array(tensor), 1, axis=1)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(shifted, "conv2.weight"))
+    slim.write_bytes(proto.SerializeToString())
+    ran = run("verify", model, plan, slim)
+    assert ran.code == 1
+    assert "'y'" in ran.err
+    assert "slim.onnx" in ran.err
+    assert ran.err.count("\n") == 1
+    assert "WRONG" in ran.out
+
+
+def test_diff(model: Path, plan: Path, run: Any) -> None:
+    slim = model.with_name("slim.onnx")
+    run("apply", model, plan, "-o", slim)
+    found = json.loads(run("diff", model, slim, "--format", "json").out)
+    assert found["before"]["totals"]["macs"] == MACS
+    planned = json.loads(plan.read_bytes())["cost"]
+    assert 2 * found["after"]["totals"]["macs"] == planned["flops"]["after"]
+    assert found["after"]["totals"]["params"] == planned["params"]["after"]
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    assert layers["conv1"]["output_before"] == [1, 8, 10, 10]
+    assert layers["conv1"]["output_after"][1] < 8
+    assert (found["added"], found["removed"]) == ([], [])
+    same = json.loads(run("diff", model, model, "--format", "json").out)
+    assert same["layers"] == []
+    assert "conv1" in run("diff", model, slim).out
+
+    proto = onnx.load(model)
+    proto.graph.node[4].op_type, proto.graph.node[4].name = "Sigmoid", "s2"
+    model.write_bytes(proto.SerializeToString())
+    found = json.loads(run("diff", slim, model, "--format", "json").out)
+    assert (found["added"], found["removed"]) == (["s2"], ["r2"])
+
+
+def test_bench(model: Path, plan: Path, run: Any) -> None:
+    slim = model.with_name("slim.onnx")
+    run("apply", model, plan, "-o", slim)
+    ran = run("bench", model, slim, "--seconds", "0.05", "--format", "json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    first, second = found["models"]
+    for timing in (first, second):
+        assert 0 < timing["min_ms"] <= timing["p50_ms"] <= timing["p90_ms"] <= timing["p99_ms"]
+        assert timing["runs"] >= 10
+    assert second["speedup_interval"][0] <= second["speedup"] <= second["speedup_interval"][1]
+    planned = json.loads(plan.read_bytes())["cost"]["flops"]
+    assert second["flops_ratio"] == pytest.approx(planned["before"] / planned["after"])
+    assert "slim.onnx" in found["verdict"]
+    assert "slim.onnx" in run("bench", slim, "--seconds", "0.01").out
+
+
+def test_doctor(run: Any) -> None:
+    found = json.loads(run("doctor", "--format", "json").out)
+    assert found["packages"]["onnxruntime"] == onnxruntime.__version__
+    assert found["execution_providers"] == onnxruntime.get_available_providers()
+    assert found["cpu"]["usable"] >= 1
+    assert "onnxruntime" in run("doctor").out
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_published_schemas_are_up_to_date(name: str) -> None:
+    """If not: python tools/write_schemas.py."""
+    assert (SCHEMA_FOLDER / f"{name}.schema.json").read_bytes() == schema(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("analysis", ["analyze", "{model}"]),
+        ("plan", ["plan", "{model}", "--uniform", "0.5"]),
+        ("diff", ["diff", "{model}", "{model}"]),
+    ],
+)
+def test_what_is_printed_fits_its_schema(
+    model: Path, run: Any, name: str, arguments: list[str]
+) -> None:
+    ran = run(*(argument.format(model=model) for argument in arguments), "--format", "json")
+    printed: Any = json.loads(ran.out)
+    published = json.loads((SCHEMA_FOLDER / f"{name}.schema.json").read_bytes())
+    top = published["$defs"][published["$ref"].rpartition("/")[2]]
+    assert set(top["required"]) <= set(printed)
+    assert set(printed) == set(top["properties"])
+    msgspec.convert(printed, SCHEMAS[name])
+
+
+def test_export_and_the_whole_way(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text(
+        "from morphgraph.examples import residual_cnn\n"
+        "def small(**arguments):\n"
+        "    return residual_cnn(**arguments)\n"
+        "def broken():\n"
+        "    raise ValueError('two\\nlines')\n"
+        "number = 3\n"
+    )
+    ran = run(
+        "export", "my_nets:small", "-k", "widths=8,16", "-k", "classes=5", "--input", "1x1x8x8",
+        "-o", "m.onnx",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    names = {t.name: list(t.dims) for t in onnx.load("m.onnx").graph.initializer}
+    assert names["blocks.1.conv1.weight"] == [16, 8, 3, 3]
+    assert names["fc.weight"] == [5, 16]
+    assert run("plan", "m.onnx", "--budget", "flops=50%", "-o", "p.json").code == 0
+    assert run("apply", "m.onnx", "p.json", "-o", "s.onnx").code == 0
+    assert run("export", "my_nets:broken", "--input", "1", "-o", "n.onnx").code == 3
+    assert run("export", "my_nets:number", "--input", "1", "-o", "n.onnx").code == 2
+    bad = run("export", "my_nets:small", "--input", "1x3x8x8", "-o", "n.onnx")
+    assert bad.code == 3
+    assert bad.err.count("\n") == 1
+    assert not Path("n.onnx").exists()
+    assert str(tmp_path) not in sys.path
+
+
+def test_export_with_a_dynamic_batch(tmp_path: Path, run: Any) -> None:
+    path, plan, slim = (tmp_path / name for name in ("m.onnx", "p.json", "s.onnx"))
+    ran = run(
+        "export", "morphgraph.examples:residual_cnn", "--input", "image=1x1x8x8",
+        "--dynamic-batch", "-o", path,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    run("plan", path, "--uniform", "0.5", "-o", plan)
+    assert run("apply", path, plan, "-o", slim).code == 0
+    session = onnxruntime.InferenceSession(slim)
+    for batch in (1, 3):
+        (y,) = session.run(None, {"image": np.ones((batch, 1, 8, 8), np.float32)})
+        assert y.shape == (batch, 10)
+
+
+def test_a_network_of_torchvision(tmp_path: Path, run: Any) -> None:
+    path, plan, slim = (tmp_path / name for name in ("r18.onnx", "p.json", "slim.onnx"))
+    ran = run("export", "torchvision.models:resnet18", "--input", "1x3x64x64", "-o", path)
+    assert ran.code == 0, ran.err
+    found = json.loads(run("analyze", path, "--format", "json").out)
+    assert found["totals"]["params"] == 11_689_512  # torchvision's own figure
+    assert sum(group["resizable"] for group in found["groups"]) == 12
+    ran = run("plan", path, "--budget", "flops=50%", "--round-to", 8, "-o", plan)
+    assert ran.code == 0
+    ran = run("apply", path, plan, "-o", slim, "--format", "json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["outputs"][0]["relative"] < 1e-4
+    assert 0.45 < slim.stat().st_size / path.stat().st_size < 0.75

@@ -1,0 +1,234 @@
+"""The frame around all commands: start-up, exit codes, streams, what users may see of errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+import morphgraph
+from morphgraph.cli import COMMANDS, cli, main
+
+ROOT = Path(__file__).parent.parent.parent
+HEAVY = {"torch", "onnxruntime", "onnx", "onnx_ir", "networkx", "scipy", "numpy", "rich"}
+
+
+def _python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+
+
+# Runs command lines, and then says which of some modules were loaded for them.
+_LOADED = """
+import json, sys
+from morphgraph.cli import main
+modules, *lines = sys.argv[1:]
+for line in lines:
+    assert main(line.split("|")) == 0, line
+print(json.dumps(sorted(sys.modules.keys() & set(json.loads(modules)))), file=sys.stderr)
+"""
+
+
+def test_help_is_fast_and_loads_nothing() -> None:
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        done = _python(_LOADED, json.dumps(sorted(HEAVY)), "--help")
+        after = os.times()
+        # CPU time of the child: the machine that tests run on may be busy.
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stderr) == []
+        assert all(name in done.stdout for name in COMMANDS)
+    assert min(seconds) < 0.3
+
+
+def test_the_work_on_onnx_files_is_done_without_torch(model: Path, plan: Path) -> None:
+    slim = model.with_name("slim.onnx")
+    done = _python(
+        _LOADED,
+        '["torch"]',
+        f"analyze|{model}",
+        f"plan|{model}|--uniform|0.5",
+        f"apply|{model}|{plan}|-o|{slim}",
+        f"verify|{model}|{plan}|{slim}",
+        f"bench|{model}|{slim}|--seconds|0.01",
+        f"diff|{model}|{slim}",
+        "doctor",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "morph"])
+def test_the_line_in_the_overview_is_the_first_of_the_command(name: str) -> None:
+    command = cli.get_command(None, name)
+    assert command is not None
+    assert command.help is not None
+    assert command.help.split("\n\n")[0] == COMMANDS[name]
+    assert {"-q", "-v", "--debug", "--no-color"} <= {o for p in command.params for o in p.opts}
+
+
+def test_module_and_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "morphgraph", "--version"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"morphgraph, version {morphgraph.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "fragment"),
+    [
+        (["no-such-command"], 2, "no-such-command"),
+        (["analyze"], 2, "MODEL"),
+        (["analyze", "nowhere.onnx"], 4, "nowhere.onnx"),
+        (["analyze", "{model}", "--top", "0"], 2, "--top"),
+        (["analyze", "{model}", "--explain", "nobody"], 2, "nobody"),
+        (["analyze", "{model}", "--input-shape", "x=1xthree"], 2, "1xthree"),
+        (["analyze", "{model}", "--input-shape", "z=1x3"], 3, "'z'"),
+        (["plan", "{model}"], 2, "--budget"),
+        (["plan", "{model}", "--budget", "flops"], 2, "flops=50%"),
+        (["plan", "{model}", "--budget", "flops=0.01%"], 1, "cannot be met"),
+        (["plan", "{model}", "--budget", "flops=many"], 3, "many"),
+        (["plan", "{model}", "--budget", "beauty=50%"], 3, "beauty"),
+        (["plan", "{model}", "--budget", "flops=50%", "--budget", "flops=2"], 2, "twice"),
+        (["plan", "{model}", "--uniform", "1.5"], 2, "1.5"),
+        (["plan", "{model}", "--uniform", "fit"], 2, "--budget"),
+        (["plan", "{model}", "--uniform", "0.5", "--set", "c1=3"], 2, "--set"),
+        (["plan", "{model}", "--set", "nobody=3"], 3, "nobody"),
+        (["plan", "{model}", "--set", "conv1=999"], 3, "conv1"),
+        (["plan", "{model}", "--uniform", "0.5", "-o", "{model}"], 4, "input"),
+        (["plan", "{model}", "--uniform", "0.5", "-o", "no/such/folder/p.json"], 4, "folder"),
+        (["apply", "{model}", "nowhere.json", "-o", "s.onnx"], 4, "nowhere.json"),
+        (["apply", "{model}", "{model}", "-o", "s.onnx"], 3, "JSON"),
+        (["verify", "{model}", "{model}", "{model}"], 3, "JSON"),
+        (["export", "nothing", "--input", "1x2", "-o", "m.onnx"], 2, "package.module:factory"),
+        (["export", "no.such:thing", "--input", "1x2", "-o", "m.onnx"], 2, "no.such"),
+    ],
+)
+def test_errors_are_one_line_with_a_code(
+    arguments: list[str], code: int, fragment: str, model: Path, run: Any
+) -> None:
+    ran = run(*(argument.format(model=model) for argument in arguments))
+    assert ran.code == code
+    assert ran.out == ""
+    assert ran.err.startswith("morphgraph: error: ")
+    assert ran.err.count("\n") == 1
+    assert fragment in ran.err
+
+
+def test_an_existing_file_is_kept_unless_told(model: Path, plan: Path, run: Any) -> None:
+    before = plan.read_bytes()
+    ran = run("plan", model, "--uniform", "0.5", "-o", plan)
+    assert (ran.code, plan.read_bytes()) == (4, before)
+    assert "--overwrite" in ran.err
+    assert run("plan", model, "--uniform", "0.5", "-o", plan, "--overwrite").code == 0
+    assert plan.read_bytes() != before
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_an_input_is_never_overwritten(model: Path, plan: Path, run: Any, link: bool) -> None:
+    before = model.read_bytes()
+    output = model
+    if link:
+        output = model.with_name("link.onnx")
+        output.symlink_to(model)
+    ran = run("apply", model, plan, "-o", output, "--overwrite")
+    assert ran.code == 4
+    assert model.read_bytes() == before
+
+
+def test_quiet_and_verbose(model: Path, run: Any) -> None:
+    arguments = ("plan", model, "--uniform", "0.5")
+    results = {run(*arguments, *flags).out for flags in ([], ["-q"], ["-v"], ["-vv"])}
+    assert len(results) == 1
+    assert run(*arguments, "-q").err == ""
+    assert "lifting" in run(*arguments, "-v").err
+    assert "lifting" not in run(*arguments).err
+
+
+def test_an_unexpected_error_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, model: Path, run: Any
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("first line\nsecond line\x1b[31m")
+
+    monkeypatch.setattr("morphgraph.cli.models.load", fail)
+    ran = run("analyze", model)
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.err.count("\n") == 1
+    assert "ZeroDivisionError" in ran.err
+    assert "--debug" in ran.err
+    assert "\x1b" not in ran.err
+    with pytest.raises(ZeroDivisionError):
+        main(["analyze", str(model), "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (MemoryError(), 3), (OSError(28, "No space left"), 4)],
+)
+def test_other_ends(
+    monkeypatch: pytest.MonkeyPatch, model: Path, run: Any, error: BaseException, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("morphgraph.cli.models.load", fail)
+    ran = run("analyze", model)
+    assert (ran.code, ran.out) == (code, "")
+    assert len(ran.err.strip().splitlines()) == 1
+
+
+def test_a_reader_may_go_away(model: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "morphgraph", "analyze", str(model)],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_from_a_file_are_text_and_nothing_else(model: Path, run: Any) -> None:
+    proto = onnx.load(model)
+    evil = "[bold]evil[/bold]\x1b[31m\n| `<script>`"
+    for node in proto.graph.node:
+        node.name = node.name.replace("c2", evil)
+        node.input[:] = [evil if name == "conv2.weight" else name for name in node.input]
+    for tensor in proto.graph.initializer:
+        tensor.name = evil if tensor.name == "conv2.weight" else tensor.name
+    model.write_bytes(proto.SerializeToString())
+    for kind in ("table", "md", "csv"):
+        for arguments in (["--by", "op"], ["--by", "group"], ["--explain", "d"]):
+            ran = run("analyze", model, *arguments, "--format", kind)
+            assert ran.code == 0, ran.err
+            assert "\x1b" not in ran.out
+    table = run("analyze", model, "--by", "op").out
+    assert "[bold]evil[/bold]\\x1b[31m\\n| `<script>`" in table
+    analysis = json.loads(run("analyze", model, "--format", "json").out)
+    assert any(evil in member["tensor"] for g in analysis["groups"] for member in g["members"])
+
+
+def test_color_only_where_wanted(monkeypatch: pytest.MonkeyPatch, model: Path, run: Any) -> None:
+    assert "\x1b" not in run("analyze", model).out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    colored = run("analyze", model).out
+    assert run("analyze", model, "--no-color").out != colored
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in run("analyze", model).out

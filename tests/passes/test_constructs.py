@@ -1,0 +1,402 @@
+"""One construct a network: resized equals masked, and the groups are as a person would say."""
+
+import pytest
+
+from morphgraph.graph import ChannelGraph
+from morphgraph.passes.lift import lift
+from morphgraph.testing import model_from_text, prove
+
+OPSET = '<ir_version: 10, opset_import: ["": 20]>'
+
+# Every network: inputs x, weights as further inputs. `widths` are those of the resizable groups.
+NETWORKS: dict[str, tuple[str, list[int]]] = {
+    "dense": (
+        """net (float[1,3,6,6] x, float[8,3,3,3] w1, float[8] b1, float[5,8,3,3] w2, float[2,5,1,1] w3)
+        => (float[1,2,2,2] y) {
+            a = Conv(x, w1, b1)  ra = Relu(a)  b = Conv(ra, w2)  y = Conv(b, w3)
+        }""",
+        [8, 5],
+    ),
+    "batch norm": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8] s, float[8] h, float[8] m, float[8] v,
+             float[2,8,1,1] w2) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  n = BatchNormalization(a, s, h, m, v)  r = Relu(n)  y = Conv(r, w2)
+        }""",
+        [8],
+    ),
+    "residual": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[5,6,3,3] w2, float[6,5,1,1] w3,
+             float[2,6,1,1] w4) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  b = Conv<pads=[1,1,1,1]>(a, w2)  rb = Relu(b)  c = Conv(rb, w3)
+            d = Add(a, c)  e = Relu(d)  y = Conv(e, w4)
+        }""",
+        [6, 5],
+    ),
+    "grouped": (
+        """net (float[1,3,4,4] x, float[12,3,1,1] w1, float[8,3,1,1] w2, float[2,8,1,1] w3)
+        => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  ra = Relu(a)  b = Conv<group=4>(ra, w2)  rb = Relu(b)  y = Conv(rb, w3)
+        }""",
+        [3, 2],
+    ),
+    "4 groups feed 6": (
+        """net (float[1,3,4,4] x, float[16,3,1,1] w0, float[24,4,1,1] w1, float[12,4,1,1] w2,
+             float[2,12,1,1] w3) => (float[1,2,4,4] y) {
+            a = Conv(x, w0)  b = Conv<group=4>(a, w1)  rb = Relu(b)
+            c = Conv<group=6>(rb, w2)  rc = Relu(c)  y = Conv(rc, w3)
+        }""",
+        [4, 2, 2],
+    ),
+    "depthwise": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8,1,3,3] w2, float[8] b2, float[2,8,1,1] w3)
+        => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  ra = Relu(a)  b = Conv<group=8, pads=[1,1,1,1]>(ra, w2, b2)
+            rb = Relu(b)  y = Conv(rb, w3)
+        }""",
+        [8],
+    ),
+    "depthwise, multiplier 2": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[12,1,3,3] w2, float[2,12,1,1] w3)
+        => (float[1,2,2,2] y) {
+            a = Conv(x, w1)  b = Conv<group=6>(a, w2)  rb = Relu(b)  y = Conv(rb, w3)
+        }""",
+        [6],
+    ),
+    "depthwise on the input, multiplier 4": (
+        """net (float[1,3,4,4] x, float[12,1,3,3] w1, float[2,12,1,1] w2) => (float[1,2,2,2] y) {
+            a = Conv<group=3>(x, w1)  ra = Relu(a)  y = Conv(ra, w2)
+        }""",
+        [4],
+    ),
+    "transposed": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6,5,2,2] w2, float[5] b2, float[2,5,1,1] w3)
+        => (float[1,2,8,8] y) {
+            a = Conv(x, w1)  ra = Relu(a)  b = ConvTranspose<strides=[2,2]>(ra, w2, b2)
+            rb = Relu(b)  y = Conv(rb, w3)
+        }""",
+        [6, 5],
+    ),
+    "transposed, grouped": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6,4,2,2] w2, float[2,8,1,1] w3)
+        => (float[1,2,8,8] y) {
+            a = Conv(x, w1)  ra = Relu(a)  b = ConvTranspose<strides=[2,2], group=2>(ra, w2)
+            rb = Relu(b)  y = Conv(rb, w3)
+        }""",
+        [3, 4],
+    ),
+    "transposed, depthwise": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6,1,2,2] w2, float[2,6,1,1] w3)
+        => (float[1,2,8,8] y) {
+            a = Conv(x, w1)  ra = Relu(a)  b = ConvTranspose<strides=[2,2], group=6>(ra, w2)
+            rb = Relu(b)  y = Conv(rb, w3)
+        }""",
+        [6],
+    ),
+    "channel shuffle": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8,1,3,3] w2, float[6,8,1,1] w3,
+             float[2,6,1,1] w4) => (float[1,2,4,4] y)
+        <int64[5] five = {1, 2, 4, 4, 4}, int64[4] four = {1, 8, 4, 4}> {
+            a = Conv(x, w1)  b = Reshape(a, five)  c = Transpose<perm=[0,2,1,3,4]>(b)
+            d = Reshape(c, four)  e = Conv<group=8, pads=[1,1,1,1]>(d, w2)  re = Relu(e)
+            f = Conv(re, w3)  rf = Relu(f)  y = Conv(rf, w4)
+        }""",
+        [4, 6],
+    ),
+    "unequal split": (
+        """net (float[1,3,4,4] x, float[10,3,1,1] w1, float[5,3,1,1] w2, float[5,7,1,1] w3,
+             float[2,5,1,1] w4) => (float[1,2,4,4] y) <int64[2] parts = {3, 7}> {
+            a = Conv(x, w1)  ra = Relu(a)  p, q = Split<axis=1>(ra, parts)
+            b = Conv(p, w2)  c = Conv(q, w3)  d = Add(b, c)  rd = Relu(d)  y = Conv(rd, w4)
+        }""",
+        [3, 7, 5],
+    ),
+    "even split by number": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[2,4,1,1] w2, float[2,4,1,1] w3)
+        => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  ra = Relu(a)  p, q = Split<axis=1, num_outputs=2>(ra)
+            b = Conv(p, w2)  c = Conv(q, w3)  y = Add(b, c)
+        }""",
+        [4, 4],
+    ),
+    "concat": (
+        """net (float[1,3,4,4] x, float[5,3,1,1] w1, float[7,3,1,1] w2, float[6,12,1,1] w3,
+             float[2,6,1,1] w4) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  b = Conv(x, w2)  c = Concat<axis=1>(a, b)  rc = Relu(c)
+            d = Conv(rc, w3)  rd = Relu(d)  y = Conv(rd, w4)
+        }""",
+        [5, 7, 6],
+    ),
+    "concat with the input": (
+        """net (float[1,3,4,4] x, float[5,3,1,1] w1, float[2,8,1,1] w2) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  ra = Relu(a)  b = Concat<axis=-3>(x, ra)  y = Conv(b, w2)
+        }""",
+        [5],
+    ),
+    "concat crossing an add": (
+        """net (float[1,3,4,4] x, float[5,3,1,1] w1, float[7,3,1,1] w2, float[7,3,1,1] w3,
+             float[5,3,1,1] w4, float[2,12,1,1] w5) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  b = Conv(x, w2)  c = Concat<axis=1>(a, b)
+            d = Conv(x, w3)  e = Conv(x, w4)  f = Concat<axis=1>(d, e)
+            g = Add(c, f)  rg = Relu(g)  y = Conv(rg, w5)
+        }""",
+        [5, 2, 5],
+    ),
+    "c2f": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[4,4,3,3] w2, float[4,4,3,3] w3,
+             float[6,12,1,1] w4, float[2,6,1,1] w5) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  ra = Relu(a)  p, q = Split<axis=1, num_outputs=2>(ra)
+            b = Conv<pads=[1,1,1,1]>(q, w2)  rb = Relu(b)  c = Conv<pads=[1,1,1,1]>(rb, w3)
+            d = Add(q, c)  e = Concat<axis=1>(p, q, d)  f = Conv(e, w4)  rf = Relu(f)
+            y = Conv(rf, w5)
+        }""",
+        [4, 4, 4, 6],
+    ),
+    "tied weights": (
+        """net (float[1,4,4,4] x, float[6,4,1,1] w0, float[6,6,3,3] w1, float[2,6,1,1] w2)
+        => (float[1,2,4,4] y) {
+            a = Conv(x, w0)  ra = Relu(a)  b = Conv<pads=[1,1,1,1]>(ra, w1)  rb = Relu(b)
+            c = Conv<pads=[1,1,1,1]>(rb, w1)  rc = Relu(c)  y = Conv(rc, w2)
+        }""",
+        [6],
+    ),
+    "a layer used on two tensors": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w0, float[6,3,1,1] w1, float[5,6,1,1] w2,
+             float[2,5,1,1] w3) => (float[1,2,4,4] y) {
+            a = Conv(x, w0)  b = Conv(x, w1)  c = Conv(a, w2)  d = Conv(b, w2)
+            rc = Relu(c)  rd = Sigmoid(d)  e = Mul(rc, rd)  y = Conv(e, w3)
+        }""",
+        [6, 5],
+    ),
+    "glu": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[2,4,1,1] w2) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  p, q = Split<axis=1, num_outputs=2>(a)
+            g = Sigmoid(q)  m = Mul(p, g)  y = Conv(m, w2)
+        }""",
+        [4],
+    ),
+    "padded shortcut (option A)": (
+        """net (float[1,3,4,4] x, float[4,3,1,1] w1, float[8,4,1,1] w2, float[2,8,1,1] w3)
+        => (float[1,2,4,4] y) <int64[8] pads = {0, 2, 0, 0, 0, 2, 0, 0}> {
+            a = Conv(x, w1)  ra = Relu(a)  b = Conv(ra, w2)  p = Pad(ra, pads)
+            c = Add(b, p)  rc = Relu(c)  y = Conv(rc, w3)
+        }""",
+        [4, 4],
+    ),
+    "padded with a constant that is not 0": (
+        """net (float[1,3,4,4] x, float[4,3,1,1] w1, float[2,9,1,1] w2) => (float[1,2,4,4] y)
+        <int64[2] pads = {2, 3}, float value = {0.7}, int64[1] axes = {1}> {
+            a = Conv(x, w1)  ra = Relu(a)  p = Pad(ra, pads, value, axes)  y = Conv(p, w2)
+        }""",
+        [4, 5],
+    ),
+    "permuted by gather": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6,1,1,1] w2, float[2,6,1,1] w3)
+        => (float[1,2,4,4] y) <int64[6] order = {4, 0, -1, 2, 1, 3}> {
+            a = Conv(x, w1)  b = Gather<axis=1>(a, order)  c = Conv<group=6>(b, w2)  rc = Relu(c)
+            y = Conv(rc, w3)
+        }""",
+        [6],
+    ),
+    "picked by gather": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,4,1,1] w2, float[2,6,1,1] w3)
+        => (float[1,2,4,4] y) <int64[4] chosen = {5, 0, 0, 2}> {
+            a = Conv(x, w1)  ra = Relu(a)  b = Gather<axis=1>(ra, chosen)
+            c = Conv(b, w2)  d = Conv(ra, w3)  y = Add(c, d)
+        }""",
+        [1, 3, 2],
+    ),
+    "sliced backwards": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2) => (float[1,2,4,4] y)
+        <int64[1] start = {-1}, int64[1] stop = {-9223372036854775807}, int64[1] axis = {1},
+         int64[1] step = {-1}> {
+            a = Conv(x, w1)  ra = Relu(a)  b = Slice(ra, start, stop, axis, step)
+            s = Sigmoid(b)  c = Add(ra, s)  rc = Relu(c)  y = Conv(rc, w2)
+        }""",
+        [3],
+    ),
+    "sliced with a stride": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[2,4,1,1] w2, float[2,8,1,1] w3)
+        => (float[1,2,4,4] y)
+        <int64[1] start = {1}, int64[1] stop = {8}, int64[1] axis = {1}, int64[1] step = {2}> {
+            a = Conv(x, w1)  ra = Relu(a)  b = Slice(ra, start, stop, axis, step)
+            c = Conv(b, w2)  d = Conv(ra, w3)  y = Add(c, d)
+        }""",
+        [4, 4],
+    ),
+    "flatten to linear": (
+        """net (float[2,3,4,4] x, float[6,3,3,3] w1, float[5,24] w2, float[5] b2, float[3,5] w3)
+        => (float[2,3] y) {
+            a = Conv(x, w1)  ra = Relu(a)  f = Flatten<axis=1>(ra)
+            l = Gemm<transB=1>(f, w2, b2)  rl = Relu(l)  y = Gemm<transB=1>(rl, w3)
+        }""",
+        [6, 5],
+    ),
+    "flatten by reshape, channels last": (
+        """net (float[2,3,4,4] x, float[6,3,3,3] w1, float[24,5] w2, float[5,3] w3)
+        => (float[2,3] y) <int64[2] flat = {2, -1}> {
+            a = Conv(x, w1)  ra = Relu(a)  t = Transpose<perm=[0,2,3,1]>(ra)
+            f = Reshape(t, flat)  l = Gemm(f, w2)  rl = Relu(l)  y = MatMul(rl, w3)
+        }""",
+        [6, 5],
+    ),
+    "squeeze and excite": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[4,8,1,1] w2, float[4] b2, float[8,4,1,1] w3,
+             float[2,8,1,1] w4) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  ra = Relu(a)  g = GlobalAveragePool(ra)  s = Conv(g, w2, b2)
+            rs = Relu(s)  e = Conv(rs, w3)  z = Sigmoid(e)  m = Mul(ra, z)  y = Conv(m, w4)
+        }""",
+        [8, 4],
+    ),
+    "prelu and a buffer that scales channels": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6,1,1] slope, float[1,6,1,1] scale,
+             float[2,6,1,1] w2) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  p = PRelu(a, slope)  m = Mul(p, scale)  y = Conv(m, w2)
+        }""",
+        [6],
+    ),
+    "broadcast add": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[1,3,1,1] w2, float[2,6,1,1] w3)
+        => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  b = Conv(x, w2)  c = Add(a, b)  rc = Relu(c)  y = Conv(rc, w3)
+        }""",
+        [6],
+    ),
+    "channels last": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6] g, float[6] h, float[6,5] w2, float[5] b2,
+             float[2,5,1,1] w3) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  t = Transpose<perm=[0,2,3,1]>(a)  n = LayerNormalization(t, g, h)
+            l = MatMul(n, w2)  lb = Add(l, b2)  r = Gelu(lb)  u = Transpose<perm=[0,3,1,2]>(r)
+            y = Conv(u, w3)
+        }""",
+        [6, 5],
+    ),
+    "conv 1d": (
+        """net (float[1,3,9] x, float[6,3,3] w1, float[4,3,3] w2, float[2,4,1] w3) => (float[1,2,5] y) {
+            a = Conv(x, w1)  ra = Relu(a)  b = Conv<group=2>(ra, w2)  rb = Relu(b)  y = Conv(rb, w3)
+        }""",
+        [3, 2],
+    ),
+    "conv 3d": (
+        """net (float[1,2,4,4,4] x, float[6,2,3,3,3] w1, float[2,6,1,1,1] w2) => (float[1,2,2,2,2] y) {
+            a = Conv(x, w1)  ra = Relu(a)  y = Conv(ra, w2)
+        }""",
+        [6],
+    ),
+    "group norm by reshape": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[4] one, float[4] zero, float[8,1,1] s,
+             float[8,1,1] h, float[2,8,1,1] w2) => (float[1,2,4,4] y)
+        <int64[3] three = {1, 4, -1}, int64[4] four = {1, 8, 4, 4}> {
+            a = Conv(x, w1)  r = Reshape(a, three)  n = InstanceNormalization(r, one, zero)
+            u = Reshape(n, four)  m = Mul(u, s)  b = Add(m, h)  rb = Relu(b)  y = Conv(rb, w2)
+        }""",
+        [4],
+    ),
+    "matmul with a raw parameter": (
+        """net (float[2,5,3] x, float[3,6] w1, float[6,4] w2, float[4,2] w3) => (float[2,5,2] y) {
+            a = MatMul(x, w1)  ra = Relu(a)  b = MatMul(ra, w2)  rb = Relu(b)  y = MatMul(rb, w3)
+        }""",
+        [6, 4],
+    ),
+    "linear on three axes, transposed": (
+        """net (float[2,5,3] x, float[6,3] w1, float[6] b1, float[2,6] w2) => (float[2,5,2] y) {
+            t1 = Transpose<perm=[1,0]>(w1)  a = MatMul(x, t1)  b = Add(a, b1)  r = Relu(b)
+            t2 = Transpose<perm=[1,0]>(w2)  y = MatMul(r, t2)
+        }""",
+        [6],
+    ),
+    "softmax over channels": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  s = Softmax<axis=1>(a)  y = Conv(s, w2)
+        }""",
+        [6],
+    ),
+    "spatial attention by mean and max": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[1,2,1,1] w2, float[2,6,1,1] w3)
+        => (float[1,2,4,4] y) <int64[1] axes = {1}> {
+            a = Conv(x, w1)  m = ReduceMean(a, axes)  k = ReduceMax(a, axes)
+            c = Concat<axis=1>(m, k)  d = Conv(c, w2)  s = Sigmoid(d)  e = Mul(a, s)  y = Conv(e, w3)
+        }""",
+        [6],
+    ),
+    "norm over channels": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2) => (float[1,2,4,4] y)
+        <int64[1] axes = {1}> {
+            a = Conv(x, w1)  n = ReduceL2(a, axes)  d = Div(a, n)  y = Conv(d, w2)
+        }""",
+        [6],
+    ),
+    "weight norm": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6,1,1,1] g1, float[5,6,1,1] w2,
+             float[5,1,1,1] g2, float[2,5,1,1] w3) => (float[1,2,4,4] y)
+        <int64[3] axes = {1, 2, 3}> {
+            n1 = ReduceL2(w1, axes)  d1 = Div(w1, n1)  v1 = Mul(d1, g1)  a = Conv(x, v1)
+            ra = Relu(a)  n2 = ReduceL2(w2, axes)  d2 = Div(w2, n2)  v2 = Mul(d2, g2)
+            b = Conv(ra, v2)  rb = Relu(b)  y = Conv(rb, w3)
+        }""",
+        [6, 5],
+    ),
+    "pixel shuffle": (
+        """net (float[1,3,4,4] x, float[12,3,1,1] w1, float[2,3,1,1] w2) => (float[1,2,8,8] y)  {
+            a = Conv(x, w1)  b = DepthToSpace<blocksize=2, mode="CRD">(a)  rb = Relu(b)
+            y = Conv(rb, w2)
+        }""",
+        [3],
+    ),
+    "space to depth": (
+        """net (float[1,3,4,4] x, float[5,3,1,1] w1, float[2,20,1,1] w2) => (float[1,2,2,2] y)  {
+            a = Conv(x, w1)  ra = Relu(a)  b = SpaceToDepth<blocksize=2>(ra)  y = Conv(b, w2)
+        }""",
+        [5],
+    ),
+    "upsampled": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2) => (float[1,2,8,8] y)
+        <float[4] scales = {1, 1, 2, 2}> {
+            a = Conv(x, w1)  u = Resize<mode="nearest">(a, , scales)  r = Relu(u)  y = Conv(r, w2)
+        }""",
+        [6],
+    ),
+    "upsampled to a size": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2) => (float[1,2,8,8] y)
+        <int64[4] sizes = {1, 6, 8, 8}> {
+            a = Conv(x, w1)  u = Resize<mode="linear">(a, , , sizes)  r = Relu(u)  y = Conv(r, w2)
+        }""",
+        [6],
+    ),
+    "expanded": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[1,3,1,1] w2, float[2,6,1,1] w3)
+        => (float[1,2,4,4] y) <int64[4] shape = {1, 6, 4, 4}> {
+            a = Conv(x, w1)  b = Conv(x, w2)  e = Expand(b, shape)  m = Mul(a, e)  y = Conv(m, w3)
+        }""",
+        [6],
+    ),
+    "tiled": (
+        """net (float[1,3,4,4] x, float[4,3,1,1] w1, float[2,8,1,1] w2) => (float[1,2,4,4] y)
+        <int64[4] repeats = {1, 2, 1, 1}> {
+            a = Conv(x, w1)  ra = Relu(a)  t = Tile(ra, repeats)  y = Conv(t, w2)
+        }""",
+        [4],
+    ),
+    "unbind": (
+        """net (float[1,3,4] x, float[8,3,1] w1, float[2,4,1] w2) => (float[1,2,4] y)
+        <int64[4] four = {1, 4, 2, 4}, int64[1] axis = {2}> {
+            a = Conv(x, w1)  r = Reshape(a, four)  p, q = Split<axis=2, num_outputs=2>(r)
+            ps = Squeeze(p, axis)  qs = Squeeze(q, axis)  g = Sigmoid(qs)  m = Mul(ps, g)
+            y = Conv(m, w2)
+        }""",
+        [4],
+    ),
+}
+
+
+def graph_of(name: str) -> ChannelGraph:
+    return lift(model_from_text(OPSET + NETWORKS[name][0]))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_resized_equals_masked_and_wrong_slices_do_not(name: str) -> None:
+    prove(graph_of(name), faults=100)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_groups_are_as_a_person_would_say(name: str) -> None:
+    assert [g.width for g in graph_of(name).groups if g.resizable] == NETWORKS[name][1]

@@ -1,0 +1,333 @@
+"""Every operator, alone in a model: what torch computes is what ONNX Runtime computes.
+
+A case is the inputs (``x`` and ``z`` are fed, all others are random weights) and the nodes.
+"""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from morphgraph import ort
+from morphgraph.errors import UnsupportedError
+from morphgraph.ops import described_ops
+from morphgraph.passes.canonicalize import canonicalize
+from morphgraph.testing import model_from_text
+from morphgraph.torch_io.to_torch import to_torch
+
+IMAGE = "float[2,3,7,8] x"
+POSITIVE = "float[2,3] u"
+
+CASES = [
+    # convolutions
+    (f"{IMAGE}, float[4,3,3,3] w, float[4] b", "y = Conv <pads = [1,1,1,1]> (x, w, b)"),
+    (f"{IMAGE}, float[4,3,3,2] w", "y = Conv <pads = [0,1,2,0], strides = [2,1]> (x, w)"),
+    (f"{IMAGE}, float[4,3,3,3] w", 'y = Conv <auto_pad = "SAME_UPPER", strides = [2,2]> (x, w)'),
+    (f"{IMAGE}, float[4,3,4,2] w", 'y = Conv <auto_pad = "SAME_LOWER", strides = [1,2]> (x, w)'),
+    (f"{IMAGE}, float[4,3,2,2] w", 'y = Conv <auto_pad = "VALID", dilations = [2,3]> (x, w)'),
+    (f"{IMAGE}, float[6,1,3,3] w, float[6] b", "y = Conv <group = 3> (x, w, b)"),
+    ("float[2,4,9] x, float[6,2,3] w", "y = Conv <group = 2> (x, w)"),
+    ("float[2,3,4,5,6] x, float[2,3,2,2,2] w", "y = Conv <strides = [1,2,1]> (x, w)"),
+    ("float[2,3,7] x, float[4,3,3] v", "w = Abs(v) y = Conv (x, w)"),
+    (f"{IMAGE}, float[3,4,3,3] w, float[4] b", "y = ConvTranspose <strides = [2,2]> (x, w, b)"),
+    (
+        f"{IMAGE}, float[3,2,3,3] w, float[2] b",
+        "y = ConvTranspose <strides = [2,3], pads = [1,0,1,2], output_padding = [1,1]> (x, w, b)",
+    ),
+    (
+        f"{IMAGE}, float[3,2,3,3] w",
+        "y = ConvTranspose <strides = [2,2], pads = [1,1,1,1], output_padding = [1,1]> (x, w)",
+    ),
+    (
+        f"{IMAGE}, float[3,2,3,3] w, float[2] b",
+        "y = ConvTranspose <strides = [2,2], output_shape = [14,15]> (x, w, b)",
+    ),
+    (
+        f"{IMAGE}, float[3,2,2,2] w, float[2] b",
+        'y = ConvTranspose <strides = [2,2], auto_pad = "SAME_UPPER"> (x, w, b)',
+    ),
+    ("float[2,4,5] x, float[4,3,3] w", "y = ConvTranspose <group = 2, dilations = [2]> (x, w)"),
+    # matrix products
+    ("float[2,5] x, float[4,5] w, float[4] b", "y = Gemm <transB = 1> (x, w, b)"),
+    ("float[2,5] x, float[5,4] w, float[4] b", "y = Gemm (x, w, b)"),
+    ("float[2,5] x, float[5,4] w, float[1,4] b", "y = Gemm <alpha = 0.5, beta = 2.0> (x, w, b)"),
+    ("float[2,5] x, float[4,5] w", "y = Gemm <alpha = 0.5, transB = 1> (x, w)"),
+    ("float[5,2] x, float[4,5] w, float[1] b", "y = Gemm <transA = 1, transB = 1> (x, w, b)"),
+    ("float[2,3,5] x, float[5,4] w", "y = MatMul (x, w)"),
+    ("float[2,3,5] x, float[5] w", "y = MatMul (x, w)"),
+    ("float[2,3,5] x, float[4,5] w, float[4] b", "t = Transpose(w) m = MatMul(x, t) y = Add(m, b)"),
+    ("float[2,3,4] x, float[2,4,5] z", "y = MatMul (x, z)"),
+    # norms
+    (
+        f"{IMAGE}, float[3] s, float[3] b, float[3] m, float[3] v",
+        "y = BatchNormalization (x, s, b, m, v)",
+    ),
+    (
+        "float[4,3] x, float[3] s, float[3] b, float[3] m, float[3] v",
+        "y = BatchNormalization <epsilon = 0.01> (x, s, b, m, v)",
+    ),
+    (f"{IMAGE}, float[3] s, float[3] b", "y = InstanceNormalization (x, s, b)"),
+    ("float[2,3,6] x, float[6] s, float[6] b", "y = LayerNormalization (x, s, b)"),
+    ("float[2,3,6] x, float[3,6] s", "y = LayerNormalization <axis = 1, epsilon = 0.001> (x, s)"),
+    ("float[2,3,6] x, float[6] s, float[6] b", "y = LayerNormalization <axis = 1> (x, s, b)"),
+    ("float[2,6,4,4] x", "y = LRN <size = 3, alpha = 0.1, beta = 0.5, bias = 2.0> (x)"),
+    *(
+        ("float[2,3,6] x", f"y = {kind} {axis} (x)")
+        for kind in ("Softmax", "LogSoftmax", "Hardmax")
+        for axis in ("", "<axis = 1>")
+    ),
+    ("float[2,6,4] x, float[6] s, float[6] b", "y = GroupNormalization <num_groups = 3> (x, s, b)"),
+    # pools
+    (IMAGE, "y = MaxPool <kernel_shape = [3,3], strides = [2,2], pads = [1,1,1,1]> (x)"),
+    (IMAGE, "y = MaxPool <kernel_shape = [2,2], strides = [2,3], ceil_mode = 1> (x)"),
+    (IMAGE, "y = MaxPool <kernel_shape = [3,2], pads = [0,1,2,0], strides = [2,2]> (x)"),
+    (IMAGE, "y = MaxPool <kernel_shape = [2,2], dilations = [2,3]> (x)"),
+    (IMAGE, 'y = MaxPool <kernel_shape = [3,3], auto_pad = "SAME_UPPER", strides = [2,2]> (x)'),
+    ("float[2,3,9] x", "y = MaxPool <kernel_shape = [3], ceil_mode = 1, strides = [2]> (x)"),
+    (IMAGE, "y = AveragePool <kernel_shape = [3,3], strides = [2,2], pads = [1,1,1,1]> (x)"),
+    (IMAGE, "y = AveragePool <kernel_shape = [3,3], pads = [1,1,1,1], count_include_pad = 1> (x)"),
+    (IMAGE, "y = AveragePool <kernel_shape = [3,2], pads = [0,1,2,0], strides = [2,1]> (x)"),
+    (
+        IMAGE,
+        "y = AveragePool <kernel_shape = [3,2], pads = [0,1,2,0], count_include_pad = 1> (x)",
+    ),
+    (IMAGE, "y = AveragePool <kernel_shape = [2,2], dilations = [2,3], strides = [1,2]> (x)"),
+    (IMAGE, "y = AveragePool <kernel_shape = [3,3], strides = [2,2], ceil_mode = 1> (x)"),
+    (IMAGE, 'y = AveragePool <kernel_shape = [3,3], auto_pad = "SAME_UPPER"> (x)'),
+    ("float[2,3,4,5,6] x", "y = AveragePool <kernel_shape = [2,3,2], strides = [1,2,2]> (x)"),
+    (IMAGE, "y = LpPool <kernel_shape = [3,2], strides = [2,2], pads = [1,0,1,0]> (x)"),
+    (IMAGE, "y = LpPool <kernel_shape = [2,2], p = 3> (x)"),
+    *(
+        (shape, f"y = {kind} (x)")
+        for kind in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+        for shape in (IMAGE, "float[2,3,5] x")
+    ),
+    # reductions
+    *(
+        (f"{IMAGE}", f"y = Reduce{kind} <keepdims = {keep}> (x)")
+        for kind in ("Sum", "SumSquare", "L1", "L2", "Mean", "Max", "Min", "Prod", "LogSumExp")
+        for keep in (0, 1)
+    ),
+    *(
+        (f"{IMAGE} | int64[2] a = {{-1, 1}}", f"y = Reduce{kind} <keepdims = {keep}> (x, a)")
+        for kind in ("Sum", "SumSquare", "L1", "L2", "Mean", "Max", "Min", "Prod", "LogSumExp")
+        for keep in (0, 1)
+    ),
+    (f"{IMAGE} | int64[1] a = {{2}}", "t = Exp (x) y = ReduceLogSum (t, a)"),
+    (IMAGE, "y = ReduceMean <noop_with_empty_axes = 1> (x)"),
+    # elementwise, one operand
+    *(
+        (IMAGE, f"y = {kind} (x)")
+        for kind in (
+            "Abs Asinh Atan Celu Ceil Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity "
+            "LeakyRelu Mish Neg Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus "
+            "Softsign Tan Tanh ThresholdedRelu"
+        ).split()
+    ),
+    *((IMAGE, f"t = Tanh (x) y = {kind} (t)") for kind in ("Acos", "Asin", "Atanh")),
+    *((IMAGE, f"t = Exp (x) y = {kind} (t)") for kind in ("Log", "Sqrt")),
+    (IMAGE, "t = Cosh (x) y = Acosh (t)"),
+    (IMAGE, 'y = Gelu <approximate = "tanh"> (x)'),
+    (IMAGE, "y = Elu <alpha = 0.3> (x)"),
+    (IMAGE, "y = Celu <alpha = 0.3> (x)"),
+    (IMAGE, "y = Selu <alpha = 0.3, gamma = 2.0> (x)"),
+    (IMAGE, "y = LeakyRelu <alpha = 0.3> (x)"),
+    (IMAGE, "y = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)"),
+    (IMAGE, "y = Shrink <lambd = 0.4, bias = 0.4> (x)"),
+    (IMAGE, "y = Shrink <lambd = 0.4, bias = 0.3> (x)"),
+    (IMAGE, "y = ThresholdedRelu <alpha = 0.2> (x)"),
+    (IMAGE, "t = Less (x, x) y = Not (t)"),
+    (f"{IMAGE}, float z", "t = Sub (z, z) u = Div (x, t) y = IsInf <detect_negative = 0> (u)"),
+    (f"{IMAGE}, float z", "t = Sub (z, z) u = Div (t, t) y = IsNaN (u)"),
+    (IMAGE, "y = Cast <to = 7> (x)"),
+    ("float[2,3] x, int64[2,3] z", "y = CastLike (z, x)"),
+    ("float[2,3] x | float r = {0.3}", "y = Dropout (x, r)"),
+    ("float[2,3] x", "y = Dropout (x)"),
+    ("float[2,3] x | float l = {-0.5}, float h = {0.25}", "y = Clip (x, l, h)"),
+    ("float[2,3] x | float l = {0.0}, float h = {6.0}", "y = Clip (x, l, h)"),
+    ("float[2,3] x | float h = {0.25}", "y = Clip (x, , h)"),
+    # elementwise, several operands
+    *(
+        (f"{IMAGE}, float[3,1,1] w", f"y = {kind} (x, w)")
+        for kind in ("Add", "Sub", "Mul", "Div", "PRelu", "Max", "Min", "Sum", "Mean")
+    ),
+    *(
+        ("float[2,3] x, float[2,3] z", f"y = {kind} (x, z)")
+        for kind in (
+            "Add Sub Mul Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Sum Mean".split()
+        )
+    ),
+    *(("float[2,3] x | float c = {0.3}", f"y = {kind} (c, x)") for kind in ("Add", "Sub", "Div")),
+    ("float[2,3] x | float e = {3.0}", "y = Pow (x, e)"),
+    ("float[2,3] x, float[3] e", "t = Exp (x) y = Pow (t, e)"),
+    ("float[2,3] x, float[3] w, float[2,1] v", "y = Sum (x, w, v)"),
+    ("float[2,3] x, float[3] w, float[2,1] v", "y = Max (x, w, v)"),
+    ("float[2,3] x, float[3] w", "y = Mod <fmod = 1> (x, w)"),
+    ("int64[2,3] x | int64[3] c = {2, -3, 4}", "y = Mod (x, c)"),
+    ("int64[2,3] x | int64[3] c = {2, -3, 4}", "t = Sub (x, c) y = Div (t, c)"),
+    ("uint8[2,3] x | uint8[3] c = {1, 2, 3}", 'y = BitShift <direction = "LEFT"> (x, c)'),
+    ("uint8[2,3] x | uint8[3] c = {1, 0, 3}", 'y = BitShift <direction = "RIGHT"> (c, x)'),
+    *(
+        ("int32[2,3] x | int32[3] c = {1, 2, 7}", f"y = Bitwise{kind} (c, x)")
+        for kind in ("And", "Or", "Xor")
+    ),
+    *(("bool[2,3] x, bool[2,3] z", f"y = {kind} (x, z)") for kind in ("And", "Or", "Xor")),
+    ("bool[2,3] x, float[2,3] z, float[3] w", "y = Where (x, z, w)"),
+    ("bool[2,3] x, float[2,3] z | float c = {-1.0}", "y = Where (x, z, c)"),
+    ("bool[2,3] x | float c = {-1.0}, float d = {2.0}", "y = Where (x, c, d)"),
+    # movements
+    (IMAGE, "y = Transpose <perm = [0,2,3,1]> (x)"),
+    (IMAGE, "y = Transpose (x)"),
+    (f"{IMAGE}, float[2,4,7,8] z", "y = Concat <axis = 1> (x, z)"),
+    ("float[2,7] x | int64[3] s = {2, 4, 1}", "a, b, y = Split <axis = 1> (x, s)"),
+    ("float[2,6] x", "a, y = Split <axis = -1, num_outputs = 2> (x)"),
+    (
+        "float[2,7,5] x | int64[2] s = {1, -3}, int64[2] e = {6, 9}, int64[2] a = {1, 2}",
+        "y = Slice (x, s, e, a)",
+    ),
+    (
+        "float[2,7] x | int64[1] s = {-1}, int64[1] e = {-9223372036854775807}, int64[1] a = {1}, int64[1] t = {-2}",
+        "y = Slice (x, s, e, a, t)",
+    ),
+    (
+        "float[2,7] x | int64[1] s = {1}, int64[1] e = {7}, int64[1] a = {1}, int64[1] t = {3}",
+        "y = Slice (x, s, e, a, t)",
+    ),
+    ("float[2,7] x | int64[3] i = {3, -1, 0}", "y = Gather <axis = 1> (x, i)"),
+    ("float[2,7] x | int64 i = {3}", "y = Gather <axis = 1> (x, i)"),
+    ("float[2,7] x | int64[2,2] i = {3, 1, 0, 6}", "y = Gather <axis = 1> (x, i)"),
+    ("int64[2,3] x, float[5,4] w", "y = Gather (w, x)"),
+    ("float[2,3] x | int64[4] i = {0, 2, 1, -1}", "t = Gather <axis = 1> (x, i) y = Relu (t)"),
+    (f"{IMAGE} | int64[8] p = {{0,0,1,2,0,1,0,2}}, float v = {{0.5}}", "y = Pad (x, p, v)"),
+    (f"{IMAGE} | int64[8] p = {{0,1,-1,0,0,0,0,-2}}", "y = Pad (x, p)"),
+    (f"{IMAGE} | int64[2] p = {{1,2}}, int64[1] a = {{-1}}", "y = Pad (x, p, , a)"),
+    *(
+        (f"{IMAGE} | int64[8] p = {{0,0,1,2,0,0,3,2}}", f'y = Pad <mode = "{mode}"> (x, p)')
+        for mode in ("reflect", "edge", "wrap")
+    ),
+    *(
+        ("float[2,5] x | int64[4] p = {0,1,0,2}", f'y = Pad <mode = "{mode}"> (x, p)')
+        for mode in ("reflect", "edge", "wrap")
+    ),
+    ("float[2,1,3] x | int64[3] s = {1,4,3}", "y = Expand (x, s)"),
+    ("float[2,1] x | int64[3] s = {3,1,4}", "y = Expand (x, s)"),
+    ("float[2,1,3,1] x | int64[2] a = {1,-1}", "y = Squeeze (x, a)"),
+    ("float[2,3] x | int64[2] a = {1,-1}", "y = Unsqueeze (x, a)"),
+    ("float[2,3,4] x | int64[3] s = {0,-1,2}", "y = Reshape (x, s)"),
+    ("float[2,3,4] x | int64[3] s = {2,4,3}", "y = Reshape (x, s)"),
+    ("float[2,3,4] x | int64[2] s = {0,12}", "y = Reshape (x, s)"),
+    (IMAGE, "y = Flatten (x)"),
+    (IMAGE, "y = Flatten <axis = 2> (x)"),
+    (IMAGE, "y = Flatten <axis = -1> (x)"),
+    ("float[2,8,3,4] x", "y = DepthToSpace <blocksize = 2> (x)"),
+    ("float[2,8,3,4] x", 'y = DepthToSpace <blocksize = 2, mode = "CRD"> (x)'),
+    ("float[2,3,4,6] x", "y = SpaceToDepth <blocksize = 2> (x)"),
+    ("float[2,3] x | int64[2] r = {1,3}", "y = Tile (x, r)"),
+    # resizes
+    *(
+        (
+            f"{IMAGE} | float[4] s = {{1, 1, {scale}, {scale}}}",
+            f'y = Resize <mode = "nearest", coordinate_transformation_mode = "{where}", '
+            f'nearest_mode = "{rounding}"> (x, , s)',
+        )
+        for where in ("half_pixel", "asymmetric", "align_corners", "half_pixel_symmetric")
+        for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+        for scale in ("2.0", "0.7")
+    ),
+    *(
+        (
+            f"{IMAGE} | int64[4] s = {{2, 3, {size}}}",
+            f'y = Resize <mode = "{mode}", coordinate_transformation_mode = "{where}"> (x, , , s)',
+        )
+        for where in ("half_pixel", "pytorch_half_pixel", "align_corners")
+        for mode in ("linear", "cubic")
+        for size in ("14, 16", "5, 13")
+    ),
+    (f"{IMAGE} | int64[2] s = {{9, 4}}", "y = Resize <axes = [2, 3]> (x, , , s)"),
+    ("float[2,3,7] x | float[3] s = {1, 1, 1.7}", 'y = Resize <mode = "linear"> (x, , s)'),
+]
+
+OLDER_CASES = [
+    (12, "float[2,3,4] x", "y = Softmax (x)"),
+    (12, "float[2,3,4] x", "y = LogSoftmax <axis = -1> (x)"),
+    (11, "float[2,3,4] x", "y = Hardmax <axis = 0> (x)"),
+    (11, "float[2,3,4] x", "y = Dropout <ratio = 0.25> (x)"),
+    (11, "float[2,1,3,1] x", "y = Squeeze <axes = [1,-1]> (x)"),
+    (11, "float[2,3] x", "y = Unsqueeze <axes = [1,-1]> (x)"),
+    (11, "float[2,7] x", "a, y = Split <axis = 1, split = [3,4]> (x)"),
+    (11, "float[2,3,4] x", "y = ReduceSum <axes = [1], keepdims = 0> (x)"),
+    (17, "float[2,3,4] x", "y = ReduceMean <axes = [-1]> (x)"),
+    (
+        20,
+        "float[2,6,4] x, float[3] s, float[3] b",
+        "y = GroupNormalization <num_groups = 3> (x, s, b)",
+    ),
+]
+NOT_IN_CURRENT_OPSETS = {"Upsample"}
+
+
+def build(inputs: str, nodes: str, opset: int = 21):
+    """A model in ONNX text; behind a ``|`` stand constants."""
+    given, _, constants = inputs.partition("|")
+    head = f'<ir_version: 10, opset_import: ["" : {opset}]> '
+    listed = f"<{constants}>" if constants else ""
+    text = f"{head} net ({given}) => (float y) {listed} {{ {nodes} }}"
+    return canonicalize(model_from_text(text, inputs=("x", "z")))
+
+
+def assert_same(out: torch.Tensor, expected: np.ndarray) -> None:
+    assert tuple(out.shape) == expected.shape
+    np.testing.assert_allclose(out.detach().numpy(), expected, rtol=2e-5, atol=2e-5)
+
+
+def name(case) -> str:
+    return case if isinstance(case, str) and "=" in case else ""
+
+
+@pytest.mark.parametrize(
+    ("opset", "inputs", "nodes"), [*((21, *case) for case in CASES), *OLDER_CASES], ids=name
+)
+def test_torch_computes_what_onnx_runtime_computes(opset, inputs, nodes):
+    model = build(inputs, nodes, opset)
+    feeds = ort.random_inputs(model)
+    (expected,) = ort.run(model, feeds).values()
+    net = to_torch(model)
+    out = net(*(torch.from_numpy(feed) for feed in feeds.values()))
+    assert_same(out, expected)
+    if out.requires_grad:
+        (out * torch.randn(out.shape)).sum().backward()
+        assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_an_even_window_of_lrn_reaches_further_up():
+    # ONNX Runtime takes odd windows only.
+    model = build("float[2,6,4,4] x", "y = LRN <size = 4, alpha = 0.9> (x)")
+    feeds = ort.random_inputs(model)
+    (expected,) = ReferenceEvaluator(ir.to_proto(model)).run(None, feeds)
+    assert_same(to_torch(model)(torch.from_numpy(feeds["x"])), expected)
+
+
+def test_every_operator_has_a_case():
+    covered = {word for _, nodes in CASES for word in nodes.replace("(", " ").split()}
+    assert {name for name in described_ops() if "::" not in name} <= covered | NOT_IN_CURRENT_OPSETS
+
+
+@pytest.mark.parametrize(
+    ("inputs", "nodes", "told"),
+    [
+        (
+            f"{IMAGE} | float[4] s = {{1, 1, 2, 2}}",
+            'y = Resize <mode = "linear", coordinate_transformation_mode = "asymmetric"> (x, , s)',
+            "mode linear with asymmetric",
+        ),
+        ("float[2,3,8,8] x", "m, y = MaxPool <kernel_shape = [2,2]> (x)", r"result 1 \('y'\)"),
+        ("float[2,3] x", "y = Det (x)", "it has no lowering"),
+    ],
+)
+def test_what_torch_cannot_do_is_refused_by_name(inputs, nodes, told):
+    if "Det" in nodes:
+        inputs = "float[2,3,3] x"
+    with pytest.raises(UnsupportedError, match=told) as refused:
+        to_torch(build(inputs, nodes))
+    assert "node '" in str(refused.value)

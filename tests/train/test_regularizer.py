@@ -1,0 +1,270 @@
+"""The regularizer against numbers measured on the original MorphNet, and against autograd."""
+
+import copy
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from morphgraph.errors import ModelError, UnsupportedError
+from morphgraph.examples import image, residual_cnn
+from morphgraph.graph import ChannelGraph
+from morphgraph.passes.cost import cost
+from morphgraph.passes.lift import lift
+from morphgraph.torch_io.export import export
+from morphgraph.train.regularizer import Regularizer
+
+GAMMAS = {
+    "conv1": [0.8] * 7 + [0.2] * 6,
+    "conv2": [-0.7] * 11 + [0.1] * 12,
+    "conv3": [0.6] * 10 + [-0.3] * 19,
+    "conv4": [-0.5] * 17 + [-0.4] * 14,
+    "dw1": [-0.3, -0.9, -0.9],
+    "dw2": [0.3] * 5 + [0.9] * 10 + [-0.1] * 8,
+}
+
+
+class Normed(nn.Module):
+    """A convolution, BatchNorm with a given scale, ReLU."""
+
+    def __init__(self, name: str, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.bn = nn.BatchNorm2d(conv.out_channels)
+        with torch.no_grad():
+            self.bn.weight.copy_(torch.tensor(GAMMAS[name]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Concat(nn.Module):
+    """Oracle O1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = Normed("conv1", nn.Conv2d(3, 13, (7, 5), padding=(3, 2), bias=False))
+        self.conv2 = Normed("conv2", nn.Conv2d(3, 23, 1, bias=False))
+        self.conv3 = Normed("conv3", nn.Conv2d(36, 29, 3, stride=2, padding=1, bias=False))
+        self.conv4 = Normed("conv4", nn.Conv2d(36, 31, 1, bias=False))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([self.conv1(x), self.conv2(x)], 1)
+        return self.conv3(both), self.conv4(both)
+
+
+class Depthwise(nn.Module):
+    """Oracle O2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dw1 = Normed("dw1", nn.Conv2d(3, 3, 3, padding=1, groups=3, bias=False))
+        self.conv1 = Normed("conv1", nn.Conv2d(3, 13, (7, 5), padding=(3, 2), bias=False))
+        self.conv2 = Normed("conv2", nn.Conv2d(3, 23, 1, bias=False))
+        self.dw2 = Normed("dw2", nn.Conv2d(23, 23, 5, padding=2, groups=23, bias=False))
+        self.conv3 = Normed("conv3", nn.Conv2d(36, 29, 3, stride=2, padding=1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv3(torch.cat([self.conv1(self.dw1(x)), self.dw2(self.conv2(x))], 1))
+
+
+class Products(nn.Module):
+    """Oracle O4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.arange(24.0).reshape(6, 4))
+        self.w2 = nn.Parameter(torch.tensor([21.0, 22.0, 23.0, 24.0]).reshape(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(F.relu(x @ self.w) @ self.w2)
+
+
+@cache
+def concat_network() -> tuple[Concat, ChannelGraph]:
+    net = Concat()
+    return net, lifted(net, 1, 3, 17, 19)
+
+
+@cache
+def residual_network() -> tuple[nn.Module, ChannelGraph]:
+    net = residual_cnn()
+    return net, lift(export(net.eval(), (image(),)))
+
+
+def lifted(net: nn.Module, *shape: int) -> ChannelGraph:
+    return lift(export(net.eval(), (torch.zeros(shape),)), pin_outputs=False)
+
+
+def morphnet(graph: ChannelGraph, net: nn.Module, kind: str, **options: object) -> Regularizer:
+    return Regularizer(graph, net, kind, convention="morphnet", **options)  # type: ignore[arg-type]
+
+
+def by_layer(net: nn.Module, graph: ChannelGraph, kind: str, name: str) -> float:
+    """The regularizer of one layer: its terms alone, from the gradient of a cost of one layer."""
+    reg = morphnet(graph, net, kind, threshold=0.45)
+    return reg.cost.by_layer_at(reg.live_widths())[f"{name}.conv"]
+
+
+class TestConcatNetwork:
+    COSTS = {
+        "flops": {"conv1": 474_810, "conv2": 21_318, "conv3": 291_600, "conv4": 197_676},
+        "params": {"conv1": 735, "conv2": 33, "conv3": 1_620, "conv4": 306},
+    }
+    TOTALS = {"flops": (985_404, 1_410_376.4), "params": (2_694, 4_569.8)}
+
+    @pytest.mark.parametrize("kind", ["flops", "params"])
+    def test_cost_and_regularizer(self, kind: str) -> None:
+        net, graph = concat_network()
+        reg = morphnet(graph, net, kind, threshold=0.45)
+        total, regularizer = self.TOTALS[kind]
+        assert reg.live_cost() == total
+        assert reg.value().item() == pytest.approx(regularizer, abs=0.15 if kind == "flops" else 0.05)
+
+    @pytest.mark.parametrize("kind", ["flops", "params"])
+    @pytest.mark.parametrize("name", ["conv1", "conv2", "conv3", "conv4"])
+    def test_cost_of_every_layer(self, kind: str, name: str) -> None:
+        net, graph = concat_network()
+        assert by_layer(net, graph, kind, name) == self.COSTS[kind][name]
+
+    def test_gradient_is_the_marginal_cost(self) -> None:
+        """dG/dgamma = sign(gamma) * dF/d(channel alive), the structure held fixed."""
+        net, graph = concat_network()
+        reg = morphnet(graph, net, "flops", threshold=0.45)
+        net.zero_grad()
+        reg.value().backward()
+        per_channel = 2 * 17 * 19 * 35 * 3  # conv1 makes it
+        per_channel += 2 * 9 * 10 * 9 * 10 + 2 * 17 * 19 * 17  # conv3 and conv4 read it
+        gradient = net.conv1.bn.weight.grad
+        assert gradient is not None
+        assert torch.allclose(gradient, torch.full((13,), float(per_channel)))
+        gradient = net.conv4.bn.weight.grad
+        assert gradient is not None
+        assert torch.allclose(gradient, torch.full((31,), -2.0 * 17 * 19 * 18))
+
+
+def test_depthwise_network() -> None:
+    net = Depthwise()
+    graph = lifted(net, 1, 3, 17, 19)
+    reg = morphnet(graph, net, "flops", threshold=0.45, exclude=["dw1*"])
+    space, half = 17 * 19, 9 * 10
+    dw1, conv1 = 2 * space * 9, 2 * space * 35
+    conv2, dw2, conv3 = 2 * space, 2 * space * 25, 2 * half * 9
+    expected = dw1 * 3 + conv1 * 21 + conv2 * 45 + dw2 * 15 + conv3 * 220
+    assert reg.live_cost() == expected
+    tied = np.maximum(np.abs(GAMMAS["conv2"]), np.abs(GAMMAS["dw2"])).sum()
+    into_conv3 = 6.8 + tied
+    regularizer = (
+        conv1 * 3 * 6.8 + conv2 * 3 * tied + dw2 * 2 * tied + conv3 * (22 * 11.7 + 10 * into_conv3)
+    )
+    assert reg.value().item() == pytest.approx(regularizer, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "total", "regularizer"), [(32, 0, 642.6363), (13, 28, 839.8534)]
+)
+def test_group_lasso_on_matrix_products(
+    threshold: float, total: float, regularizer: float
+) -> None:
+    net = Products()
+    graph = lifted(net, 2, 6)
+    reg = morphnet(graph, net, "flops", strength="lasso", threshold=threshold)
+    assert reg.live_cost() == total
+    assert reg.value().item() == pytest.approx(regularizer, abs=1e-3)
+    strengths = sorted(float(s) for s in reg.strengths() if s > 0)
+    expected = [12.110601, 12.948616, 13.808210, 14.685594, 22.527760]
+    assert strengths == pytest.approx(expected, abs=1e-5)
+
+
+def test_tied_producers_count_with_their_maximum() -> None:
+    """Oracle O6: three BatchNorms that meet in a sum."""
+    rows = [[0.1, 0.3, 0.6, 0.2], [0.2, 0.4, 0.5, 0.1], [0.3, 0.2, 0.0, 0.25]]
+
+    class Meeting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(3, 4, 1, bias=False) for _ in rows)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in rows)
+            self.last = nn.Conv2d(4, 2, 1)
+            with torch.no_grad():
+                for norm, row in zip(self.norms, rows, strict=True):
+                    norm.weight.copy_(torch.tensor(row))
+
+        def forward(self, x: Tensor) -> Tensor:
+            arms = [norm(conv(x)) for conv, norm in zip(self.convs, self.norms, strict=True)]
+            return self.last(arms[0] + arms[1] + arms[2])
+
+    net = Meeting()
+    graph = lift(export(net.eval(), (torch.zeros(1, 3, 4, 4),)))
+    (group,) = [group for group in graph.groups if group.resizable]
+    strengths = Regularizer(graph, net).strengths()[torch.from_numpy(group.channels)]
+    assert torch.allclose(strengths, torch.tensor([0.3, 0.4, 0.6, 0.25]))
+
+
+def test_all_alive_counts_every_axis_but_the_interface() -> None:
+    """With all scales at 1: twice the cost, less the first convolution and the last linear layer."""
+    original, graph = residual_network()
+    net = copy.deepcopy(original)
+    reg = morphnet(graph, net, "flops")
+    layers = cost(graph, "flops").by_layer
+    expected = 2 * reg.initial_cost - layers["stem"] - layers["fc"]
+    assert reg.value().item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_live_cost_is_the_cost_of_the_plan() -> None:
+    original, graph = residual_network()
+    net = copy.deepcopy(original)
+    reg = Regularizer(graph, net)
+    with torch.no_grad():
+        for k, module in enumerate(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+            module.weight[: 3 + k] = 0.001
+    plan = reg.plan()
+    assert reg.live_share() < 1
+    assert plan.cost["flops"].after == reg.live_cost()
+    assert reg.plan({"flops": "20%"}).cost["flops"].after <= 0.2 * reg.initial_cost
+
+
+def test_proximal_step_reaches_exact_zero() -> None:
+    original, graph = residual_network()
+    net = copy.deepcopy(original)
+    reg = Regularizer(graph, net)
+    before = reg.marginals()[torch.from_numpy(graph.channels_at("stem.weight", 0))]
+    step = 0.25 * reg.initial_cost / float(before.max())
+    reg.proximal_step(step)
+    shrunk = 1 - before * step / reg.initial_cost
+    assert torch.allclose(net.bn.weight, shrunk, atol=1e-6)
+    for _ in range(200):
+        reg.proximal_step(step)
+    assert float(net.bn.weight.abs().min()) == 0.0
+
+
+def test_lasso_proximal_step_shortens_the_norm() -> None:
+    """The strength falls by step / n for a kernel of n numbers: the step of a mean norm."""
+    original, graph = residual_network()
+    net = copy.deepcopy(original)
+    reg = Regularizer(graph, net, strength="lasso")
+    index = torch.from_numpy(graph.channels_at("blocks.0.conv1.weight", 0))
+    before, amount = reg.strengths()[index], reg.marginals()[index]
+    reg.proximal_step(1e-3)
+    count = net.get_parameter("blocks.0.conv1.weight")[0].numel()
+    expected = before - amount * 1e-3 / reg.initial_cost / count
+    assert torch.allclose(reg.strengths()[index], expected.detach(), atol=1e-7)
+
+
+def test_errors_name_the_parameter() -> None:
+    original, graph = residual_network()
+    net = copy.deepcopy(original)
+    with pytest.raises(ModelError, match=r"'(bn|blocks)[.\w]*weight' has shape"):
+        Regularizer(graph, residual_cnn(widths=(8, 16, 32)))
+    with pytest.raises(ModelError, match="is not in the module"):
+        Regularizer(graph, nn.Linear(2, 2))
+
+
+def test_bn_is_refused_where_nothing_gates() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    graph = lift(export(net.eval(), (image(),)))
+    with pytest.raises(UnsupportedError, match="no BatchNorm gates '0'"):
+        Regularizer(graph, net, strength="bn")
