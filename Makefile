@@ -37,6 +37,7 @@ bench: $(STAMP)  ## compare with the peers
 
 zoo-small: $(STAMP)  ## coverage over the small networks of the zoo
 	$(BIN)/python tools/zoo.py --small
+	$(BIN)/python -m pytest -q -m slow tests/zoo
 
 docs: $(STAMP)  ## run every example in the documentation
 	$(BIN)/python -m pytest -q -o addopts= --doctest-glob='*.md' docs

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         FileError as FileError,
         ModelError as ModelError,
         MorphError as MorphError,
+        MorphWarning as MorphWarning,
         PlanError as PlanError,
         UnsupportedError as UnsupportedError,
         VerificationError as VerificationError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from morphgraph.torch_io.to_torch import to_torch as to_torch
     from morphgraph.torch_io.weights import with_weights as with_weights
     from morphgraph.train.controller import Budget as Budget
+    from morphgraph.train.loop import morph as morph
     from morphgraph.train.regularizer import Regularizer as Regularizer
     from morphgraph.workflow import apply as apply
 
@@ -53,6 +55,7 @@ _HOMES = {
     "Group": "morphgraph.graph",
     "ModelError": "morphgraph.errors",
     "MorphError": "morphgraph.errors",
+    "MorphWarning": "morphgraph.errors",
     "Plan": "morphgraph.plans",
     "PlanError": "morphgraph.errors",
     "Regularizer": "morphgraph.train.regularizer",
@@ -64,6 +67,7 @@ _HOMES = {
     "export": "morphgraph.torch_io.export",
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
+    "morph": "morphgraph.train.loop",
     "plan": "morphgraph.passes.budget",
     "register": "morphgraph.ops",
     "save": "morphgraph.onnx_io",

@@ -12,7 +12,8 @@ class MorphError(Exception):
     >>> raise PlanError("plan.json: groups.g3.keep: range [4, 2) is empty; write it as [2, 4]")
     Traceback (most recent call last):
         ...
-    morphgraph.errors.PlanError: plan.json: groups.g3.keep: range [4, 2) is empty; write it as [2, 4]
+    morphgraph.errors.PlanError: plan.json: groups.g3.keep: range [4, 2) is empty; write it as [2,
+    4]
     """
 
     exit_code = 3

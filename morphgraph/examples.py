@@ -22,12 +22,16 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, in_channels, H, W]`` to ``[N, out_channels, H / stride, W / stride]``."""
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class ResidualCNN(nn.Module):
-    """A stem, one block per width (stride 2 from the second on), pooling, a linear layer."""
+    """A stem, one block per width (stride 2 from the second on), pooling, a linear layer.
+
+    The stem shrinks the image by ``stem_stride``: a stride of 2 first, the rest by max pooling.
+    """
 
     def __init__(
         self,
@@ -37,7 +41,8 @@ class ResidualCNN(nn.Module):
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(in_channels, widths[0], 3, stem_stride, 1, bias=False)
+        stride = min(stem_stride, 2)
+        self.stem = nn.Conv2d(in_channels, widths[0], 3, stride, 1, bias=False)
         self.bn = nn.BatchNorm2d(widths[0])
         previous = (widths[0], *widths[:-1])
         self.blocks = nn.Sequential(
@@ -46,11 +51,16 @@ class ResidualCNN(nn.Module):
                 for k, (before, width) in enumerate(zip(previous, widths, strict=True))
             )
         )
+        self.pool: nn.Module = nn.Identity()
+        if stem_stride > stride:
+            self.pool = nn.MaxPool2d(stem_stride // stride)
         self.fc = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(F.relu(self.bn(self.stem(x))))
-        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        """``[N, in_channels, H, W]`` to scores ``[N, classes]``."""
+        x = self.blocks(self.pool(F.relu(self.bn(self.stem(x)))))
+        scores: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return scores
 
 
 def residual_cnn(

@@ -1,10 +1,10 @@
 """The channel-dependency graph: dims and factors, and the groups of channels that they tie.
 
-A *dim* is one axis of one value, a *factor* one letter of one operator's notation. An edge says that
-the factor stands on that axis, and its index map which positions belong to which element. Nodes of
-the same size joined by identity maps form a *class* and share their positions. A *channel* is what
-the remaining maps tie together across classes, and channels with the same members form a *group*:
-they can be removed one by one, and each costs the same.
+A *dim* is one axis of one value, a *factor* one letter of one operator's notation. An edge says
+that the factor stands on that axis, and its index map which positions belong to which element.
+Nodes of the same size joined by identity maps form a *class* and share their positions. A *channel*
+is what the remaining maps tie together across classes, and channels with the same members form a
+*group*: they can be removed one by one, and each costs the same.
 
 Everything here is data; the passes ``couple`` and ``group`` fill it in.
 """

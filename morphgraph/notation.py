@@ -4,7 +4,8 @@ A line names the factors of every axis of every input and output, as einsum name
 
     "N (g i) *S, (g o) i *K, (g o) -> N (g o) *T"      # grouped convolution
 
-- operands are separated by commas; ``->`` stands before the results; trailing operands may be absent;
+- operands are separated by commas; ``->`` stands before the results; trailing operands may be
+absent;
 - a lower-case factor may be resized, an upper-case factor never is (batch, space, kernel);
 - ``(a b)`` is a product axis, outermost factor first; ``1`` is an axis of size one;
 - ``*a`` is any number of axes, aligned at the right as ONNX broadcasts; there an axis of size one
@@ -17,7 +18,7 @@ A line names the factors of every axis of every input and output, as einsum name
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 
 Shape = tuple[int, ...]
@@ -61,9 +62,9 @@ class Notation:
 class Binding:
     """A line fitted to shapes.
 
-    ``sizes`` maps every factor to its size. ``inputs`` and ``outputs`` give per operand and axis the
-    factors that stand there, outermost first: an empty tuple where an axis of size 1 stands for none.
-    ``None`` is an operand that is absent or takes no part.
+    ``sizes`` maps every factor to its size. ``inputs`` and ``outputs`` give per operand and axis
+    the factors that stand there, outermost first: an empty tuple where an axis of size 1 stands for
+    none. ``None`` is an operand that is absent or takes no part.
     """
 
     notation: Notation
@@ -88,7 +89,7 @@ class Binding:
         return tuple(found)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(text: str) -> Notation:
     """Read a line of factor notation.
 

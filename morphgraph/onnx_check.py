@@ -46,14 +46,22 @@ def check_proto(proto: onnx.ModelProto, folder: str | None) -> bool:
     """
     _check_versions(proto)
     scopes = [_Scope.of_graph(proto.graph, None, -1)]
-    scopes += [_Scope.of_function(function) for function in proto.functions]
+    for function in proto.functions:
+        _check_text(function.name, function.domain, function.overload, *function.attribute)
+        scopes.append(_Scope.of_function(function))
     for scope in scopes:  # grows while subgraphs are found
         if scope.graph is not None:
             _check_graph(scope.graph, folder)
         for index, node in enumerate(scope.nodes):
-            _check_text(node.name, node.op_type, node.domain, *node.input, *node.output)
+            _check_text(node.name, node.op_type, node.domain, node.doc_string)
+            _check_text(*node.input, *node.output)
             for attribute in node.attribute:
-                _check_text(attribute.name)
+                _check_text(attribute.name, attribute.doc_string)
+                if not attribute.name or attribute.type == onnx.AttributeProto.UNDEFINED:
+                    raise ModelError(
+                        f"{_describe(node, index)}: attribute '{escape(attribute.name)}' has no "
+                        "name or type; export the model again"
+                    )
                 for tensor in _tensors(attribute):
                     where = f"{_describe(node, index)}: attribute '{escape(attribute.name)}'"
                     check_tensor(tensor, where, folder)
@@ -71,6 +79,7 @@ def check_tensor(tensor: onnx.TensorProto, where: str, folder: str | None) -> No
     Raises:
         ModelError: type, sizes or amount of data are wrong, or the external file may not be read.
     """
+    _check_text(tensor.name, tensor.doc_string)
     dtype = _dtype(tensor.data_type, where)
     negative = [size for size in tensor.dims if size < 0]
     if negative:
@@ -87,6 +96,12 @@ def check_tensor(tensor: onnx.TensorProto, where: str, folder: str | None) -> No
         need, have, unit = math.ceil(count * dtype.itemsize), len(tensor.raw_data), "bytes"
     else:
         need, have, unit = _stored_numbers(tensor, dtype, count)
+    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
+    strays = (
+        sum(map(len, (*fields, tensor.uint64_data, tensor.string_data, tensor.raw_data))) - have
+    )
+    if strays:
+        raise ModelError(f"{where}: stores data of more than one type; the file is damaged")
     # Six-bit numbers may be padded to a whole group of four, which is three bytes.
     padding = 2 if dtype in (ir.DataType.FLOAT6E2M3, ir.DataType.FLOAT6E3M2) else 0
     if not need <= have <= need + padding:
@@ -141,6 +156,7 @@ def check_opset(version: int) -> None:
 
 
 def _check_graph(graph: onnx.GraphProto, folder: str | None) -> None:
+    _check_text(graph.name, graph.doc_string)
     for tensor in graph.initializer:
         check_tensor(tensor, f"initializer '{escape(tensor.name)}'", folder)
     for sparse in graph.sparse_initializer:
@@ -157,9 +173,11 @@ def _check_graph(graph: onnx.GraphProto, folder: str | None) -> None:
             if not info.type.HasField("tensor_type"):
                 continue
             where = f"{kind} '{escape(info.name)}'"
+            _check_text(info.name, info.doc_string)
             tensor_type = info.type.tensor_type
             if tensor_type.elem_type:
                 _dtype(tensor_type.elem_type, where)
+            _check_text(*(dim.dim_param for dim in tensor_type.shape.dim))
             if any(dim.dim_value < 0 for dim in tensor_type.shape.dim):
                 raise ModelError(f"{where}: its shape has a negative size; export the model again")
 

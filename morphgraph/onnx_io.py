@@ -91,12 +91,12 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
     location = Path(os.path.abspath(path))
     weight_bytes = sum(tensor.nbytes for tensor in _weights(model))
     if weight_bytes <= _INLINE_LIMIT_BYTES:
-        proto = ir.to_proto(_internalized(model))
         try:
-            content = proto.SerializeToString(deterministic=True)
-        except (EncodeError, ValueError) as error:
+            content = ir.to_proto(_internalized(model)).SerializeToString(deterministic=True)
+        except (ir.serde.SerdeError, EncodeError, ValueError) as error:
             raise ModelError(
-                f"{escape(str(location))}: the model does not fit into one protobuf message"
+                f"{escape(str(location))}: cannot be written as one protobuf message: "
+                f"{escape(_root_cause(error))}"
             ) from error
         write_atomically(location, content, overwrite)
         return

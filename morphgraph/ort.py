@@ -17,7 +17,9 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 _PROTO_LIMIT = 2**31 - 2**20
 
 
-def session(model: ir.Model, threads: int = 0, optimize: bool = True) -> onnxruntime.InferenceSession:
+def session(
+    model: ir.Model, threads: int = 0, optimize: bool = True
+) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU; ``threads`` 0 leaves the number to ONNX Runtime.
 
     Raises:
@@ -25,7 +27,7 @@ def session(model: ir.Model, threads: int = 0, optimize: bool = True) -> onnxrun
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised; it need not be printed too
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_ENABLE_BASIC
     providers = ["CPUExecutionProvider"]
@@ -39,17 +41,29 @@ def session(model: ir.Model, threads: int = 0, optimize: bool = True) -> onnxrun
             ir.save(model, path, external_data="model.onnx.data")
             return onnxruntime.InferenceSession(str(path), options, providers)
     except Exception as error:  # ONNX Runtime's errors share no base class
-        words = str(error).strip().splitlines()
-        raise UnsupportedError(
-            f"ONNX Runtime does not run the model: {words[0] if words else error!r}"
-        ) from error
+        raise _refused(error) from error
+
+
+def _refused(error: Exception) -> UnsupportedError:
+    words = str(error).strip().splitlines()
+    return UnsupportedError(
+        f"ONNX Runtime does not run the model: {words[0] if words else error!r}"
+    )
 
 
 def run(model: ir.Model, feeds: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
-    """Run a model once, without optimizations that reorder arithmetic; results by name."""
+    """Run a model once, without optimizations that reorder arithmetic; results by name.
+
+    Raises:
+        UnsupportedError: ONNX Runtime does not take the model, or fails while it runs.
+    """
     running = session(model, optimize=False)
     names = [output.name for output in running.get_outputs()]
-    return dict(zip(names, running.run(names, dict(feeds)), strict=True))
+    try:
+        results = running.run(names, dict(feeds))
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise _refused(error) from error
+    return dict(zip(names, results, strict=True))
 
 
 def random_inputs(model: ir.Model, seed: int = 0) -> Arrays:

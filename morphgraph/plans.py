@@ -6,6 +6,7 @@ training, and a plan for another network is refused.
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -25,6 +26,25 @@ MAX_PLAN_BYTES = 64 * 2**20
 _Position = Annotated[int, msgspec.Meta(ge=0)]
 
 
+# Arrays of numbers, as msgspec spreads them; a line break never stands in a JSON string.
+_SPREAD = re.compile(rb"\[\n\s+((?:[\d.e+-]+,?\s+)+)\]")
+
+
+def readable_json(data: Any) -> bytes:
+    """Indented JSON, arrays of numbers on one line; the same data gives the same bytes.
+
+    >>> print(readable_json({"keep": [[0, 13], [16, 32]]}).decode(), end="")
+    {
+      "keep": [
+        [0, 13],
+        [16, 32]
+      ]
+    }
+    """
+    spread = msgspec.json.format(msgspec.json.encode(data), indent=2)
+    return _SPREAD.sub(lambda found: b"[" + b" ".join(found[1].split()) + b"]", spread) + b"\n"
+
+
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A cost before and after a plan."""
 
@@ -35,7 +55,7 @@ class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What becomes of one group.
 
-    ``keep`` holds half-open ranges of old channels, ascending; ``new`` channels are added behind them.
+    ``keep`` holds half-open ranges of old channels, ascending; ``new`` channels come behind them.
     """
 
     name: str
@@ -81,7 +101,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "cost": self.cost,
             "groups": self.groups,
         }
-        return msgspec.json.format(msgspec.json.encode(ordered), indent=2) + b"\n"
+        return readable_json(ordered)
 
     @classmethod
     def from_json(cls, data: bytes, path: str = "plan") -> "Plan":

@@ -8,7 +8,7 @@ random values and calibrates the rest, so that outputs are of order 1 and depend
 plants wrong slices and sees them rejected. Whoever teaches morphgraph an operator can use it too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +54,7 @@ def make_felt(net: "nn.Module", example: "torch.Tensor", seed: int = 0) -> "nn.M
         noise = torch.randn((4, *example.shape[1:]), generator=generator)
         _calibrate_statistics(net, noise)
         for norm in norms.values():
-            mean, var = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
+            mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
             if mean is not None and var is not None:
                 mean += uniform(mean, -0.2, 0.2) * var.sqrt()
                 var *= uniform(var, 0.7, 1.4)
@@ -77,7 +77,8 @@ def _calibrate_statistics(net: "nn.Module", noise: "torch.Tensor") -> None:
     import torch
 
     net.eval()
-    moving = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    batch_norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+    moving = [m for m in net.modules() if isinstance(m, batch_norms)]
     momenta = [module.momentum for module in moving]
     for module in moving:
         module.reset_running_stats()
@@ -118,7 +119,8 @@ def model_from_text(text: str, inputs: Sequence[str] = ("x",), seed: int = 0) ->
     they serve as scales and variances too, all others normal with a variance of 1 / fan-in.
 
     >>> text = '<ir_version: 10, opset_import: ["": 20]> '
-    >>> text += "net (float[1, 3] x, float[4, 3] w) => (float[1, 4] y) { y = Gemm <transB = 1> (x, w) }"
+    >>> text += "net (float[1, 3] x, float[4, 3] w) => (float[1, 4] y) { y = Gemm <transB = 1> (x,
+    w) }"
     >>> list(model_from_text(text).graph.initializers)
     ['w']
     """
@@ -142,7 +144,10 @@ def felt_array(
     if len(shape) <= 1:
         return generator.uniform(0.5, 1.5, shape).astype(np.float32)
     spread = 1 / np.sqrt(np.prod(shape[1:]))
-    return (generator.standard_normal(shape) * spread).astype(np.float32)
+    scaled: np.ndarray[Any, np.dtype[np.float32]] = np.asarray(
+        generator.standard_normal(shape) * spread, dtype=np.float32
+    )
+    return scaled
 
 
 def random_plan(graph: ChannelGraph, seed: int = 0, low: float = 0.3, high: float = 0.8) -> Plan:
@@ -154,7 +159,8 @@ def random_plan(graph: ChannelGraph, seed: int = 0, low: float = 0.3, high: floa
     keep: dict[int, IntArray] = {}
     for group in graph.groups:
         if group.resizable and group.width > 1:
-            count = int(np.clip(round(generator.uniform(low, high) * group.width), 1, group.width - 1))
+            wanted = round(generator.uniform(low, high) * group.width)
+            count = int(np.clip(wanted, 1, group.width - 1))
             keep[group.index] = np.sort(generator.choice(group.width, count, replace=False))
     widths = graph.widths.copy()
     widths[list(keep)] = [len(kept) for kept in keep.values()]
@@ -167,16 +173,22 @@ def random_plan(graph: ChannelGraph, seed: int = 0, low: float = 0.3, high: floa
 
 
 def wrong_slices(
-    graph: ChannelGraph, keep: Mapping[int, IntArray], small: ir.Model
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    small: ir.Model,
+    names: Collection[str] | None = None,
 ) -> Iterator[tuple[str, ir.Model]]:
     """Resized models with one fault each, and what the fault is.
 
     Every initializer axis that was sliced is sliced wrongly once in each way: shifted by one
     channel, in another order, and left behind (its first channels instead of the kept ones).
+    ``names`` are the initializers to try, by default all.
     """
     kept = Kept(graph, keep)
     for name, value in graph.model.graph.initializers.items():
         if name not in small.graph.initializers or value.const_value is None:
+            continue
+        if names is not None and name not in names:
             continue
         array = value.const_value.numpy()
         for axis in range(array.ndim):

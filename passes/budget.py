@@ -1,15 +1,18 @@
 """Pass ``budget``: which channels stay so that the network's costs fit.
 
-Channels leave one by one (or one rounding step at a time) on a single removal path, which depends on
-scores, costs and options, not on the budget: a smaller budget keeps a subset of what a larger one
-keeps. The next to leave is the one that the network misses least per unit of cost it frees::
+Channels leave one by one (or one rounding step at a time) on a single removal path, which depends
+on scores, costs and options, not on the budget: a smaller budget keeps a subset of what a larger
+one keeps. The next to leave is the one that the network misses least per unit of cost it frees::
 
-    loss(channel)  = share(group) * score(channel) / (sum of the group's live scores)
+    loss(channel)  = share(group) * score(channel) / live(group) / (live(group) / all(group))
     gain(channel)  = sum over budgets of dF/d(width) / F0          (live, exact)
 
-where ``share`` is the group's width times its marginal cost in the original network. Scores of
-different layers are not on one scale, so they count as shares of what is left of their group; with
-equal scores every group shrinks alike, and the path is the width multiplier.
+where ``share`` is the group's width times its marginal cost in the original network, ``all`` the
+sum of the group's scores and ``live`` the sum of those that are left. Scores of different layers
+are not on one scale, so they count as shares of what is left of their group. The second division
+keeps groups in step: in a product of two widths, halving either frees the same, and whichever came
+first would shrink alone. With equal scores every group shrinks nearly alike, and the path is the
+width multiplier.
 """
 
 import fnmatch
@@ -135,7 +138,7 @@ def plan(
     """
     limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
     goals = _goals(graph, budget, convention)
-    scores = score_channels(graph, score, seed) if isinstance(score, str) else np.asarray(score)
+    scores = _scores(graph, score, seed)
     path = _Path(graph, [goal.cost for goal in goals], scores, limits)
     path.walk(goals)
     request: dict[str, Any] = {
@@ -258,8 +261,7 @@ def continue_plan(
             lifted = np.zeros(group.width)
             lifted[kept] = 1.0 + float(scores[group.channels].max(initial=0.0))
             scores[group.channels] += lifted
-            rounded = len(kept) // limits.round_to * limits.round_to
-            widths[index] = max(limits.floor(group), rounded)
+            widths[index] = limits.nearest(group, len(kept))
     path = _Path(graph, [goal.cost for goal in goals] or [shown], scores, limits, widths)
     path.walk(goals)
     request: dict[str, Any] = {"trained": True, "round_to": limits.round_to}
@@ -350,7 +352,7 @@ class _Path:
         prefix = self.prefix[index]
         live = prefix[-1] - prefix[removed]
         lost = prefix[removed + step] - prefix[removed]
-        fraction = lost / live if live > 0 else 0.0
+        fraction = lost * prefix[-1] / live**2 if live > 0 else 0.0
         return float(self.share[index] * fraction / step)
 
     def _marginals(self) -> FloatArray:
@@ -384,13 +386,26 @@ def strongest(
     graph: ChannelGraph, widths: IntArray, score: Score | FloatArray, seed: int = 0
 ) -> dict[int, IntArray]:
     """Per group index the channels with the highest scores, as many as its new width."""
-    scores = score_channels(graph, score, seed) if isinstance(score, str) else np.asarray(score)
+    scores = _scores(graph, score, seed)
     return {
         group.index: np.sort(
             np.argsort(scores[group.channels], kind="stable")[group.width - int(width) :]
         )
         for group, width in zip(graph.groups, widths, strict=True)
     }
+
+
+def _scores(graph: ChannelGraph, score: Score | FloatArray, seed: int) -> FloatArray:
+    """A number per channel, computed or given."""
+    if isinstance(score, str):
+        return score_channels(graph, score, seed)
+    given = np.asarray(score, dtype=np.float64)
+    channels = len(graph.channel_group)
+    if given.shape != (channels,):
+        raise UnsupportedError(f"{given.size} scores for {channels} channels; give one per channel")
+    if np.isnan(given).any():
+        raise UnsupportedError(f"score {int(np.isnan(given).argmax())} is NaN; it cannot be ranked")
+    return given
 
 
 def _scaled(graph: ChannelGraph, ratio: float, limits: Limits) -> IntArray:

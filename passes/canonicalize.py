@@ -21,6 +21,7 @@ from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.onnx_check import check_opset
 from morphgraph.onnx_io import bind_inputs, escape, static_shape
 from morphgraph.passes.fold import fold_constants
+from morphgraph.passes.unpack import unpack_sequences
 
 CANONICAL_KEY = "morphgraph.canonical"
 STATIC_SHAPE_KEY = "static_shape"
@@ -99,6 +100,7 @@ def _fold(model: ir.Model) -> ir.Model:
         raise ModelError("the graph has a cycle; export the model again") from error
     _name_nodes(model.graph)
     fold_constants(model)
+    unpack_sequences(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     _name_nodes(model.graph)
@@ -167,7 +169,7 @@ def _name_nodes(graph: ir.Graph) -> None:
     """Name unnamed nodes after their first result, and tell nodes of the same name apart."""
     taken: set[str] = set()
     for node in graph:
-        base = node.name or f"{node.op_type}_{node.outputs[0].name}"
+        base = node.name or "_".join([node.op_type, *(v.name or "" for v in node.outputs[:1])])
         name = base
         suffixes = count(1)
         while name in taken:

@@ -2,9 +2,9 @@
 
 Every size is a linear function of the group widths, and a term is a coefficient times a product of
 sizes: multiply-adds are products of an operator's factors, parameters and bytes of a value's axes.
-Terms add up to *pieces*, and a cost is the sum over blocks of the largest piece of each block. FLOPs,
-parameters and bytes have one piece; a roofline's block has two (arithmetic, traffic); peak memory is
-one block with a piece per moment. The gradient is that of the active pieces.
+Terms add up to *pieces*, and a cost is the sum over blocks of the largest piece of each block.
+FLOPs, parameters and bytes have one piece; a roofline's block has two (arithmetic, traffic); peak
+memory is one block with a piece per moment. The gradient is that of the active pieces.
 
 Arithmetic is counted per sample: a term of the whole run is divided by the batch.
 """
@@ -115,8 +115,11 @@ class Cost:
         return self._gradient(widths, np.ones_like(self._weights))
 
     def marginals(self, widths: FloatArray | IntArray) -> FloatArray:
-        """The gradient as the regularizer uses it: in MorphNet's convention a depthwise operator's
-        channel counts once as input and once as output, ``[groups]``."""
+        """The gradient as the regularizer uses it, ``[groups]``.
+
+        In MorphNet's convention a depthwise operator's channel counts once as input and once as
+        output.
+        """
         return self._gradient(widths, self._weights)
 
     def _sizes(self, widths: FloatArray | IntArray) -> FloatArray:
@@ -212,7 +215,10 @@ def _arithmetic(graph: ChannelGraph, convention: Convention, scale: float) -> li
 
 def _activation_axes(graph: ChannelGraph, node: GraphNode) -> dict[int, int]:
     """On how many activation axes of the node each of its factors stands."""
-    return graph.cache.setdefault("activation_axes", _all_activation_axes(graph)).get(node.name, {})
+    if "activation_axes" not in graph.cache:
+        graph.cache["activation_axes"] = _all_activation_axes(graph)
+    axes: dict[str, dict[int, int]] = graph.cache["activation_axes"]
+    return axes.get(node.name, {})
 
 
 def _all_activation_axes(graph: ChannelGraph) -> dict[str, dict[int, int]]:

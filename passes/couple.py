@@ -1,5 +1,6 @@
 """Pass ``couple``: from a canonical model to dims, factors, and the edges between them."""
 
+import numpy as np
 import onnx_ir as ir
 
 from morphgraph.errors import ModelError
@@ -8,8 +9,6 @@ from morphgraph.notation import NotationError, Shape
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.ops import Description, OpNode, describe
 from morphgraph.passes.fold import captured
-
-import numpy as np
 
 
 def couple(model: ir.Model, pin_outputs: bool = True) -> Couplings:
@@ -93,10 +92,10 @@ class _Coupler:
                 preferences[index] = description.prefer
             reluctant.update(ids[name] for name in description.reluctant)
             eager.update(ids[name] for name in description.eager)
-            for value in op_node.ir.inputs:
-                if value is None or value.const_value is not None:
+            for operand in op_node.ir.inputs:
+                if operand is None or operand.const_value is not None:
                     continue
-                for dim in self._dims_of(value):
+                for dim in self._dims_of(operand):
                     if dim not in covered:
                         pins.setdefault(
                             dim, f"{op_node.op_type} '{op_node.name}' reads it undescribed"

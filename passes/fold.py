@@ -38,6 +38,12 @@ _NEVER_FOLDED = _RANDOM | _MEANT_AS_THEY_STAND | _SLOW
 # Their results depend on the data, but are no larger than rank times their operands.
 _BOUNDED_BY_OPERANDS = frozenset({"Compress", "NonZero", "Unique"})
 
+_INFERENCE_ERRORS = (
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    RuntimeError,
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,7 +64,13 @@ def fold_constants(model: ir.Model) -> None:
 class _Folder:
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
-        self.opsets = {domain or "": version for domain, version in model.opset_imports.items()}
+        self.opsets = {
+            "" if domain == "ai.onnx" else domain: version
+            for domain, version in model.opset_imports.items()
+        }
+        self.checker_context = onnx.checker.C.CheckerContext()
+        self.checker_context.ir_version = onnx.IR_VERSION
+        self.checker_context.opset_imports = self.opsets
         self.opset_protos = [
             onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()
         ]
@@ -79,10 +91,13 @@ class _Folder:
             return
         if _is(node, "If") and self._inline_branch(node):
             return
-        if _is(node, "CastLike") and self._make_cast(node):
-            return
         self._drop_zero_bias(node)
-        self._infer(node)
+        if self._is_known(node):
+            proto = ir.serde.serialize_node(node)
+            self._check(node, proto)
+            if _is(node, "CastLike") and self._make_cast(node):
+                return
+            self._infer(node, proto)
         if not self._forward(node):
             self._evaluate(node)
 
@@ -199,11 +214,13 @@ class _Folder:
 
     def _inline_branch(self, node: ir.Node) -> bool:
         """Replace an If whose condition is known by the branch that is taken."""
-        condition = self._constant(node.inputs[0])
-        if condition is None:
+        condition = self._constant(node.inputs[0]) if node.inputs else None
+        if condition is None or condition.size != 1:
             return False
-        taken = "then_branch" if condition.numpy().item() else "else_branch"
-        branch = node.attributes[taken].as_graph()
+        taken = node.attributes.get("then_branch" if condition.numpy().item() else "else_branch")
+        if taken is None or len(taken.as_graph().outputs) != len(node.outputs):
+            return False
+        branch = taken.as_graph()
         for value in list(branch.initializers.values()):
             tensor = branch.initializers.pop(value.name or "").const_value
             assert tensor is not None
@@ -258,34 +275,46 @@ class _Folder:
 
     # -- sizes and values ------------------------------------------------------------------------
 
-    def _infer(self, node: ir.Node) -> None:
+    def _is_known(self, node: ir.Node) -> bool:
         version = self.opsets.get(node.domain)
-        if version is None or not onnx.defs.has(node.op_type, version, node.domain):
+        return version is not None and onnx.defs.has(node.op_type, version, node.domain)
+
+    def _check(self, node: ir.Node, proto: onnx.NodeProto) -> None:
+        """Operands and attributes are as many, and of such kinds, as the operator's schema says."""
+        if _has_subgraph(node):
             return
+        try:
+            onnx.checker.check_node(proto, self.checker_context)
+        except onnx.checker.ValidationError as error:
+            raise ModelError(
+                f"node '{escape(node.name or '')}' ({node.op_type}): is not valid: "
+                f"{escape(' '.join(str(error).split()))}"
+            ) from error
+
+    def _infer(self, node: ir.Node, proto: onnx.NodeProto) -> None:
+        version = self.opsets[node.domain]
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         operands = [value for value in (*node.inputs, *captured(node)) if value is not None]
-        types = {v.name or "": proto for v in operands if (proto := _type_proto(v)) is not None}
+        types = {v.name or "": kind for v in operands if (kind := _type_proto(v)) is not None}
         if any(value.name not in types for value in operands):
             return
         data = {
-            value.name or "": ir.to_proto(tensor)
+            value.name or "": ir.serde.serialize_tensor(tensor)
             for value in operands
             if (tensor := self._constant(value)) is not None and tensor.size <= _INFERENCE_DATA
         }
-        for name, proto in data.items():
-            proto.name = name
         try:
             inferred = onnx.shape_inference.infer_node_outputs(
-                schema, ir.to_proto(node), types, data, opset_imports=self.opset_protos
+                schema, proto, types, data, opset_imports=self.opset_protos
             )
-        except (onnx.checker.ValidationError, RuntimeError) as error:
+        except _INFERENCE_ERRORS as error:
             reason = " ".join(str(error).split())
             raise ModelError(
                 f"node '{escape(node.name or '')}' ({node.op_type}): its operands do not fit "
                 f"together: {escape(reason)}"
             ) from error
         if node.op_type in _LIKE_OPERAND and not node.domain and node.inputs[0] is not None:
-            inferred = {node.outputs[0].name: types[node.inputs[0].name or ""]}
+            inferred = {node.outputs[0].name or "": types[node.inputs[0].name or ""]}
         for output in node.outputs:
             if output.name in inferred:
                 _refine(output, inferred[output.name])

@@ -1,8 +1,9 @@
 """Pass ``gates``: which groups' channels a BatchNorm scale can switch off.
 
-A group is gated if BatchNorms cut every path from its producers to its readers: after the convolution,
-before the next one (pre-activation), on both arms of a residual sum, or after a concatenation (DenseNet).
-A product is silent where one operand is, so there one gated operand is enough.
+A group is gated if BatchNorms cut every path from its producers to its readers: after the
+convolution, before the next one (pre-activation), on both arms of a residual sum, or after a
+concatenation (DenseNet). A product is silent where one operand is, so there one gated operand is
+enough.
 """
 
 from collections.abc import Iterable
@@ -76,7 +77,9 @@ def _roles(graph: ChannelGraph) -> tuple[dict[int, frozenset[int]], dict[int, fr
     for number, node in enumerate(graph.nodes):
         for name, factor in node.factors.items():
             kind = int(graph.node_class[factor])
-            groups = frozenset(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
+            groups = frozenset(
+                matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist()
+            )
             if name in node.contracted or name in node.statistical:
                 read[number] = read.get(number, frozenset()) | groups
             elif factor in on_weight and factor not in on_activation:

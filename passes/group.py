@@ -1,7 +1,8 @@
 """Pass ``group``: from couplings to channels and groups.
 
 1. Dims and factors joined by identity maps form classes, which share their positions.
-2. Pins spread over classes. An axis with several factors (a *site*) is a product, or segments side by
+2. Pins spread over classes. An axis with several factors (a *site*) is a product, or segments side
+by
    side: a pinned axis pins its factors; an axis all of whose factors are pinned is pinned.
 3. A product with several free factors chooses one carrier; the others are pinned, and pins spread.
    Preferences are properties of classes, so that two sites never tie a channel to two masters.
@@ -53,11 +54,8 @@ def group(couplings: Couplings, attention: Attention = "heads") -> ChannelGraph:
 
 def _is_whole(couplings: Couplings, edge: Edge) -> bool:
     """Whether the edge's map is the identity on the whole axis."""
-    return (
-        edge.map.is_segment
-        and edge.map.offset == 0
-        and couplings.sizes[edge.factor] == couplings.sizes[edge.dim]
-    )
+    starts = edge.map.is_segment and edge.map.offset == 0
+    return bool(starts and couplings.sizes[edge.factor] == couplings.sizes[edge.dim])
 
 
 def _classes(couplings: Couplings) -> IntArray:
@@ -302,7 +300,9 @@ class _Solver:
         pinned_by: IntArray,
     ) -> tuple[IntArray, IntArray]:
         """Set of every channel, and one channel of every set; equal members make a set."""
-        words = _mix(pairs_class.astype(np.uint64) * np.uint64(1 << 32) + per_channel.astype(np.uint64))
+        words = _mix(
+            pairs_class.astype(np.uint64) * np.uint64(1 << 32) + per_channel.astype(np.uint64)
+        )
         signature = np.zeros(channels, dtype=np.uint64)
         np.add.at(signature, pairs_channel, words)
         signature = _mix(signature + (pinned_by + 1).astype(np.uint64))
@@ -321,7 +321,7 @@ class _Solver:
 
 
 def _mix(words: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Scramble 64-bit words (the finalizer of SplitMix64), so that sums of them identify multisets."""
+    """Scramble 64-bit words (SplitMix64's finalizer), so that sums of them identify multisets."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -343,9 +343,9 @@ class _Roles:
         for edge in couplings.edges:
             standing[edge.factor].append(edge.port)
             dim = couplings.dims[edge.dim]
-            if edge.factor in counted and dim.value in couplings.weights:
-                if edge.factor not in couplings.pins:
-                    self.kernels.add((dim.value, dim.axis))
+            free = edge.factor in counted and edge.factor not in couplings.pins
+            if free and dim.value in couplings.weights:
+                self.kernels.add((dim.value, dim.axis))
         for number, node in enumerate(couplings.nodes):
             for name in node.statistical:
                 self.statistical.add(int(classes[node.factors[name]]))
@@ -354,16 +354,18 @@ class _Roles:
                 ports = standing[factor]
                 if name in node.contracted:
                     self.read[kind].append(number)
-                if factor in counted and name not in node.contracted:
-                    if self._makes(node.ir, ports):
-                        self.produced[kind].append(number)
+                made = factor in counted and name not in node.contracted
+                if made and self._makes(node.ir, ports):
+                    self.produced[kind].append(number)
                 if node.ir.op_type in ("Add", "Sum", "Sub") and self._adds(node.ir, ports):
                     self.added.add(kind)
 
     def _makes(self, node: Any, ports: Sequence[int]) -> bool:
         """Whether a factor stands on a result and on weights, and on no activation."""
         operands = [node.inputs[port].name for port in ports if port >= 0]
-        return any(port < 0 for port in ports) and all(v in self.couplings.weights for v in operands)
+        return any(port < 0 for port in ports) and all(
+            v in self.couplings.weights for v in operands
+        )
 
     def _adds(self, node: Any, ports: Sequence[int]) -> bool:
         """Whether a factor stands on two activation operands."""
@@ -387,9 +389,7 @@ class _Roles:
         numbers = sorted({number for kind in touched for number in role.get(int(kind), ())})
         return tuple(dict.fromkeys(self.couplings.nodes[number].layer for number in numbers))
 
-    def name(
-        self, producers: Sequence[str], touched: IntArray, members: Sequence[Member]
-    ) -> str:
+    def name(self, producers: Sequence[str], touched: IntArray, members: Sequence[Member]) -> str:
         """``layer1 (residual, 7 producers)``; without a producer, the first value it stands on."""
         if not producers:
             return members[0].value

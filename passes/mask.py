@@ -2,8 +2,8 @@
 
 At each operator that sums over an axis, the activation's removed positions are set to zero; the
 original then computes what the resized network computes. Where an operator normalizes, averages or
-competes over an axis, the kept positions are gathered, the operator runs on them, and its results are
-scattered back: there a removal is exact in this sense only.
+competes over an axis, the kept positions are gathered, the operator runs on them, and its results
+are scattered back: there a removal is exact in this sense only.
 
 The masked model shares with ``resize`` the knowledge which positions of an axis stay, and nothing
 else: no weight is sliced, no attribute touched.
@@ -72,7 +72,7 @@ class _Masker:
         node.replace_input_with(edge.port, masked)
 
     def _is_silenced(self, edge: Edge) -> bool:
-        """Whether this operand is the one whose zeros end the sum (a norm of a weight has no other)."""
+        """Whether zeros in this operand end the sum (a norm of a weight has no other operand)."""
         couplings = self.graph.couplings
         node = couplings.nodes[edge.node].ir
         weights = {value.name for value in node.inputs if value is not None} & couplings.weights

@@ -85,10 +85,10 @@ class _Resizer:
             if entry is not None and entry.resize is not None and node.opaque is None:
                 view = NodeResizing(self.kept, node.ir, copy, node.factors)
                 entry.call(entry.resize, node.ir, view.original, view)
-        for name in used_before:
-            value = self.model.graph.initializers.get(name or "")
-            if value is not None and not value.uses() and not value.is_graph_output():
-                del self.model.graph.initializers[name or ""]
+        initializers = self.model.graph.initializers
+        for name, value in list(initializers.items()):
+            if name in used_before and not value.uses() and not value.is_graph_output():
+                del initializers[name]
         return self.model
 
     def _slice(self, value: ir.Value) -> None:
@@ -116,10 +116,7 @@ class _Resizer:
         old = value.shape
         assert old is not None
         value.shape = ir.Shape(
-            [
-                size if isinstance(dim, int) else dim
-                for dim, size in zip(old.dims, new, strict=True)
-            ]
+            [size if isinstance(dim, int) else dim for dim, size in zip(old.dims, new, strict=True)]
         )
         if "static_shape" in value.meta:
             value.meta["static_shape"] = new
@@ -145,27 +142,33 @@ class NodeResizing:
         return value
 
     def kept(self, port: int, axis: int) -> IntArray:
+        """Old positions that stay on an axis, ascending."""
         value = self._value(port)
         kept = self._kept.axis(value.name or "", axis)
         return np.arange(static_shape(value)[axis]) if kept is None else kept
 
     def shape(self, port: int) -> Shape:
+        """The new static shape of an operand or result."""
         return self._kept.shape(self._value(port))
 
     def size(self, factor: str) -> int:
+        """The new size of a factor."""
         number = self._factors[factor]
         kept = self._kept.node(number)
         return int(self._kept.graph.couplings.sizes[number]) if kept is None else len(kept)
 
     def set_attribute(self, name: str, value: int | Sequence[int]) -> None:
+        """Change an attribute."""
         self._copy.attributes[name] = (
             ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, value)
         )
 
     def remove_attribute(self, name: str) -> None:
+        """Drop an attribute, if it is there."""
         self._copy.attributes.pop(name, None)
 
     def set_constant(self, i: int, value: np.ndarray[Any, Any]) -> None:
+        """Give an operand a constant; other readers of its old one keep that."""
         if i >= len(self._copy.inputs):
             self._copy.resize_inputs(i + 1)
         old = self._copy.inputs[i]
@@ -184,6 +187,7 @@ class NodeResizing:
         self._copy.replace_input_with(i, self._new_constant(f"{old.name}_{self._copy.name}", array))
 
     def become_gather(self, axis: int, indices: IntArray) -> None:
+        """Turn the node into a Gather of its first operand."""
         copy = self._copy
         constant = self._new_constant(f"{copy.name}_kept", indices.astype(np.int64))
         gather = ir.Node(

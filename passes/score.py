@@ -125,14 +125,16 @@ def strengths(graph: ChannelGraph, sources: Iterable[Source], norm: Norm) -> Flo
         rows = array.reshape(len(array), -1)
         if not np.isfinite(rows).all():
             raise ModelError(
-                f"tensor '{escape(source.parameter)}' holds NaN or infinite numbers, which cannot be "
-                "ranked; train or repair the model first, or use --score random"
+                f"tensor '{escape(source.parameter)}' holds NaN or infinite numbers, which "
+                "cannot be ranked; train or repair the model first, or use --score random"
             )
-        squares = np.bincount(source.channels, (rows**2).sum(axis=1), minlength=total)
-        magnitudes = np.bincount(source.channels, np.abs(rows).sum(axis=1), minlength=total)
-        counts = np.bincount(source.channels, minlength=total) * rows.shape[1]
+        ones = np.full(len(rows), float(rows.shape[1]))
+        squares, magnitudes, counts = (
+            np.bincount(source.channels, numbers, minlength=total).astype(np.float64)
+            for numbers in ((rows**2).sum(axis=1), np.abs(rows).sum(axis=1), ones)
+        )
         here = counts > 0
-        found = norm(squares[here], magnitudes[here], counts[here].astype(np.float64))
+        found = norm(squares[here], magnitudes[here], counts[here])
         result[here] = np.fmax(result[here], found)
     return result
 

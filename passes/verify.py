@@ -23,7 +23,8 @@ class OutputError:
 
     ``scale`` is the largest magnitude of the masked original's output, ``relative`` the error as a
     share of it. ``felt`` is how far the masked original is from the original itself, as a share of
-    the same scale: where it is tiny, the network does not feel the removal and the check proves little.
+    the same scale: where it is tiny, the network does not feel the removal and the check proves
+    little.
     """
 
     name: str

@@ -173,7 +173,7 @@ def truncated(path: Path) -> None:
 @bad_model("truncated or corrupt")
 def flipped_bit(path: Path) -> None:
     content = bytearray(sound_model().SerializeToString())
-    content[2] ^= 0x47
+    content[content.index(b"Relu") - 1] ^= 0x40  # a length
     path.write_bytes(content)
 
 
@@ -359,7 +359,7 @@ def index_twice(plan: dict[str, Any]) -> None:
     plan["groups"]["g1"]["keep"] = [[0, 3], [2, 5]]
 
 
-@bad_plan("groups.g1.keep", "channel")
+@bad_plan("groups.g1.width", "8")
 def range_of_petabytes(plan: dict[str, Any]) -> None:
     plan["groups"]["g1"]["keep"] = [[0, 2**50]]
     plan["groups"]["g1"]["width"] = 2**50

@@ -1,8 +1,8 @@
 """The laws that hold for every network, tried on random ones.
 
-Each network is a random DAG of convolutions (dense, grouped, depthwise), norms, adds, gates, concats,
-splits, shuffles, slices and pools with felt weights, on 4x4 maps of a few channels; every tensor that
-nothing reads ends in the head.
+Each network is a random DAG of convolutions (dense, grouped, depthwise), norms, adds, gates,
+concats, splits, shuffles, slices and pools with felt weights, on 4x4 maps of a few channels; every
+tensor that nothing reads ends in the head.
 """
 
 from dataclasses import dataclass, field

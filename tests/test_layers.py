@@ -20,9 +20,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"passes"}),
     frozenset({"examples", "testing", "torch_io"}),
     frozenset({"workflow"}),
-    frozenset({"bench", "report", "train"}),
+    frozenset({"bench", "train"}),
+    frozenset({"report"}),
     frozenset({"cli"}),
-    frozenset({"__main__"}),
     frozenset({"__main__"}),
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}

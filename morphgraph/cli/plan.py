@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import click
+import msgspec
 
 from morphgraph.cli.console import note, show, step
 from morphgraph.cli.models import naming, open_graph, warn_of_weights
@@ -41,9 +42,7 @@ def _ratio(text: str) -> float | str:
     except ValueError:
         ratio = 0.0
     if not 0 < ratio <= 1:
-        raise click.BadParameter(
-            f"'{text}' is no ratio; give a number from 0 to 1, or `fit`"
-        )
+        raise click.BadParameter(f"'{text}' is no ratio; give a number from 0 to 1, or `fit`")
     return ratio
 
 
@@ -225,4 +224,4 @@ def _report(graph: ChannelGraph, made: Plan, convention: Convention) -> Report:
             for c in resources
         ],
     )
-    return Report(made, [groups, costs])
+    return Report(msgspec.Raw(made.to_json()), [groups, costs])

@@ -25,6 +25,7 @@ _MODULES = {
 class Activation(Unary):
     """Activations without attributes."""
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         from torch import nn
 
@@ -33,6 +34,7 @@ class Activation(Unary):
 
 @op("Gelu")
 class Gelu(Unary):
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, approximate: str = "none") -> "fx.Node":
         from torch import nn
 
@@ -41,6 +43,7 @@ class Gelu(Unary):
 
 @op("Elu", "Celu")
 class Elu(Unary):
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, alpha: float = 1.0) -> "fx.Node":
         from torch import nn
 
@@ -50,6 +53,7 @@ class Elu(Unary):
 
 @op("Selu")
 class Selu(Unary):
+    @staticmethod
     def lower(
         b: "TorchBuilder", n: OpNode, *, alpha: float = 1.67326319, gamma: float = 1.05070098
     ) -> "fx.Node":
@@ -64,6 +68,7 @@ class Selu(Unary):
 
 @op("LeakyRelu")
 class LeakyRelu(Unary):
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, alpha: float = 0.01) -> "fx.Node":
         from torch import nn
 
@@ -72,6 +77,7 @@ class LeakyRelu(Unary):
 
 @op("HardSigmoid")
 class HardSigmoid(Unary):
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, alpha: float = 0.2, beta: float = 0.5) -> "fx.Node":
         import torch
         from torch import nn
@@ -85,6 +91,7 @@ class HardSigmoid(Unary):
 
 @op("ThresholdedRelu")
 class ThresholdedRelu(Unary):
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, alpha: float = 1.0) -> "fx.Node":
         from torch import nn
 
@@ -95,6 +102,7 @@ class ThresholdedRelu(Unary):
 class Shrink(Unary):
     """``x + bias`` below ``-lambd``, ``x - bias`` above ``lambd``, else 0."""
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, bias: float = 0.0, lambd: float = 0.5) -> "fx.Node":
         import torch
         from torch import nn

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Conv(Op):
     """Dense, grouped or depthwise: decided by the shapes when the graph is lifted."""
 
+    @staticmethod
     def describe(n: OpNode, *, group: int = 1) -> Description:
         channels = n.shape(0)[1]
         out_channels, in_per_group = n.shape(1)[:2]
@@ -40,10 +41,12 @@ class Conv(Op):
             prefer=_grouped_preference(in_per_group, out_channels // group),
         )
 
+    @staticmethod
     def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
         if group > 1:
             new.set_attribute("group", new.shape(0)[1] // new.shape(1)[1])
 
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -82,6 +85,7 @@ class Conv(Op):
 class ConvTranspose(Op):
     """Every input position is multiplied with the whole kernel, so the input space is counted."""
 
+    @staticmethod
     def describe(n: OpNode, *, group: int = 1) -> Description:
         channels = n.shape(0)[1]
         out_per_group = n.shape(1)[1]
@@ -106,10 +110,12 @@ class ConvTranspose(Op):
             prefer=_grouped_preference(channels // group, out_per_group),
         )
 
+    @staticmethod
     def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
         if group > 1:
             new.set_attribute("group", new.size("c" if group == n.shape(0)[1] else "g"))
 
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -140,10 +146,10 @@ class ConvTranspose(Op):
         if auto_pad == "NOTSET" and output_shape is None:
             before, after = window_pads(n, kernel, stride, dilation, pads, auto_pad)
         else:
-            small, large = [c // 2 for c in cut], [c - c // 2 for c in cut]
+            small, large = tuple(c // 2 for c in cut), tuple(c - c // 2 for c in cut)
             before, after = (small, large) if auto_pad == "SAME_UPPER" else (large, small)
-        symmetric = tuple(before) == tuple(after) and min(cut) >= 0
-        padding = tuple(before) if symmetric else (0,) * rank
+        symmetric = before == after and min(cut) >= 0
+        padding = before if symmetric else (0,) * rank
         x, biased = b.tensor(n, 0), _has_bias(b, n)
         make = ranked(nn, "ConvTranspose", rank)
         sizes = n.shape(1)[0], n.shape(1)[1] * group, kernel, stride, padding, extra, group
@@ -166,6 +172,7 @@ def _grouped_preference(in_per_group: int, out_per_group: int) -> str:
 
 @op("Gemm")
 class Gemm(Op):
+    @staticmethod
     def describe(
         n: OpNode, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0
     ) -> Description:
@@ -174,6 +181,7 @@ class Gemm(Op):
         bias = _bias_axes(n.shape(2), n.out()) if n.has(2) else "_"
         return from_line(n, f"{left}, {right}, {bias} -> N o", macs="N i o", contracted="i")
 
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -190,7 +198,8 @@ class Gemm(Op):
         if transA:
             x = b.method("t", x)
         if transB and alpha == beta == 1.0 and (not biased or n.shape(2) == n.out()[1:]):
-            module = nn.Linear(*reversed(n.shape(1)), bias=biased, device="meta")
+            out_features, in_features = n.shape(1)
+            module = nn.Linear(in_features, out_features, bias=biased, device="meta")
             owned = b.owner(n, module, x, {"weight": 1, "bias": 2} if biased else {"weight": 1})
             if owned is not None:
                 return owned
@@ -215,6 +224,7 @@ def _bias_axes(bias: Shape, out: Shape) -> str:
 class MatMul(Op):
     """A product of two activations is an attention: there the batch axes (heads) go first."""
 
+    @staticmethod
     def describe(n: OpNode) -> Description:
         left = "k" if len(n.shape(0)) == 1 else "*b m k"
         right = "k" if len(n.shape(1)) == 1 else "*b k n"
@@ -231,6 +241,7 @@ class MatMul(Op):
             reluctant="k" if activations else "",
         )
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
         from torch import nn

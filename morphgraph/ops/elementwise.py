@@ -11,14 +11,24 @@ if TYPE_CHECKING:
     from morphgraph.torch_io.builder import Number, TorchBuilder
 
 
-@op(
-    *"Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Erf Exp Floor Identity IsNaN Log".split(),
-    *"Neg Not Reciprocal Round Sign Sin Sinh Sqrt Tan".split(),
+# fmt: off
+_TORCH_NAMES = (
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp",
+    "Floor", "Identity", "IsNaN", "Log", "Neg", "Not", "Reciprocal", "Round", "Sign", "Sin", "Sinh",
+    "Sqrt", "Tan",
 )
+# fmt: on
+
+
+@op(*_TORCH_NAMES)
 class Unary(Op):
+    """Functions that torch has under the same name."""
+
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a -> *a")
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
 
@@ -30,6 +40,7 @@ class Unary(Op):
 
 @op("IsInf")
 class IsInf(Unary):
+    @staticmethod
     def lower(
         b: "TorchBuilder", n: OpNode, *, detect_negative: int = 1, detect_positive: int = 1
     ) -> "fx.Node":
@@ -40,7 +51,12 @@ class IsInf(Unary):
 
 
 @op("Cast")
-class Cast(Unary):
+class Cast(Op):
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        return from_line(n, "*a -> *a")
+
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, to: int) -> "fx.Node":
         from morphgraph.torch_io.tensors import torch_type
 
@@ -49,9 +65,11 @@ class Cast(Unary):
 
 @op("Clip")
 class Clip(Op):
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, _, _ -> *a")
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
         from torch import nn
@@ -67,18 +85,22 @@ class Clip(Op):
 
 @op("CastLike")
 class CastLike(Op):
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, _ -> *a")
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         return b.method("type_as", b.tensor(n, 0), b.tensor(n, 1))
 
 
 @op("Dropout")
 class Dropout(Op):
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, _, _ -> *a, *a")
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, ratio: float = 0.5) -> "fx.Node":
         from torch import nn
 
@@ -88,14 +110,21 @@ class Dropout(Op):
         return b.module(n, nn.Dropout(share), b.tensor(n, 0))
 
 
-@op(
-    *"Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less".split(),
-    *"LessOrEqual Mod Or Pow Sub Xor".split(),
+# fmt: off
+_BINARY = (
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Or", "Pow", "Sub", "Xor",
 )
+# fmt: on
+
+
+@op(*_BINARY)
 class Binary(Op):
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, *a -> *a")
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, direction: str = "LEFT", fmod: int = 0) -> "fx.Node":
         linear = b.biased_linear(n) if n.op_type == "Add" else None
         if linear is not None:
@@ -105,7 +134,12 @@ class Binary(Op):
 
 
 @op("PRelu")
-class PRelu(Binary):
+class PRelu(Op):
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        return from_line(n, "*a, *a -> *a")
+
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
 
@@ -117,18 +151,22 @@ class PRelu(Binary):
 class Mul(Op):
     """A product is silent where one operand is: squeeze-and-excite gates, layer scales."""
 
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, *a -> *a", gate=True)
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         return _binary(b, n, "Mul", b.operand(n, 0), b.operand(n, 1))
 
 
 @op("Sum", "Mean", "Max", "Min")
 class Variadic(Op):
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, f"{', '.join('*a' for _ in n.in_shapes)} -> *a")
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
 
@@ -140,9 +178,11 @@ class Variadic(Op):
 
 @op("Where")
 class Where(Op):
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, *a, *a -> *a")
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
 

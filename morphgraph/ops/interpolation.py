@@ -20,6 +20,7 @@ _ADVICE = "export it with mode nearest, or linear or cubic with half_pixel or al
 class Resize(Op):
     """Space changes size; axes that keep theirs pass."""
 
+    @staticmethod
     def describe(n: OpNode) -> Description:
         description = Description()
         for axis, (size, out) in enumerate(zip(n.shape(0), n.out(), strict=True)):
@@ -30,6 +31,7 @@ class Resize(Op):
                 description.pin(~0, axis, out, "space")
         return description
 
+    @staticmethod
     def resize(n: OpNode, new: Resizing, *, axes: Sequence[int] | None = None) -> None:
         sizes = n.const(3)
         if sizes is None:
@@ -38,6 +40,7 @@ class Resize(Op):
         follow = out if axes is None else [out[a] for a in axes]
         new.set_constant(3, np.array(follow, dtype=np.int64))
 
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -136,10 +139,10 @@ def _nearest_positions(
             source += size / 2 * (1 - out / (factor * size))
     else:
         b.fail(n, f"mode nearest with {where}", _ADVICE)
-    rounded = {
-        "floor": np.floor,
-        "ceil": np.ceil,
-        "round_prefer_floor": lambda s: np.ceil(s - 0.5),
-        "round_prefer_ceil": lambda s: np.floor(s + 0.5),
-    }[rounding](source)
-    return np.clip(rounded, 0, size - 1).astype(np.int64)
+    downwards = rounding in ("floor", "round_prefer_ceil")
+    shift = {"round_prefer_ceil": 0.5, "round_prefer_floor": -0.5}.get(rounding, 0.0)
+    rounded = np.floor(source + shift) if downwards else np.ceil(source + shift)
+    positions: np.ndarray[tuple[int], np.dtype[np.int64]] = np.clip(rounded, 0, size - 1).astype(
+        int
+    )
+    return positions

@@ -18,7 +18,7 @@ from morphgraph.ops.op import (
     OpNode,
     Place,
     Resizing,
-    Unreadable,
+    UnreadableError,
     op,
 )
 
@@ -54,12 +54,14 @@ def _ranks(kept: IntArray, positions: IntArray) -> IntArray:
 
 @op("Transpose")
 class Transpose(Op):
+    @staticmethod
     def describe(n: OpNode, *, perm: Sequence[int] | None = None) -> Description:
         order = range(len(n.shape(0)))[::-1] if perm is None else perm
         description = Description()
         pass_axes(description, n.shape(0), ((a, k) for k, a in enumerate(order)))
         return description
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, perm: Sequence[int] | None = None) -> "fx.Node":
         order = range(len(n.shape(0)))[::-1] if perm is None else perm
         return b.method("permute", b.tensor(n, 0), tuple(order))
@@ -67,6 +69,7 @@ class Transpose(Op):
 
 @op("Concat")
 class Concat(Op):
+    @staticmethod
     def describe(n: OpNode, *, axis: int) -> Description:
         description = Description()
         rank = len(n.out())
@@ -82,6 +85,7 @@ class Concat(Op):
             offset += size
         return description
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int) -> "fx.Node":
         import torch
 
@@ -91,6 +95,7 @@ class Concat(Op):
 
 @op("Split")
 class Split(Op):
+    @staticmethod
     def describe(n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None) -> Description:
         description = Description()
         rank = len(n.shape(0))
@@ -106,6 +111,7 @@ class Split(Op):
             offset += size
         return description
 
+    @staticmethod
     def resize(
         n: OpNode, new: Resizing, *, axis: int = 0, split: Sequence[int] | None = None
     ) -> None:
@@ -116,6 +122,7 @@ class Split(Op):
             new.remove_attribute("num_outputs")
             new.set_constant(1, np.array(sizes, dtype=np.int64))
 
+    @staticmethod
     def lower(
         b: "TorchBuilder", n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None
     ) -> "tuple[fx.Node, ...]":
@@ -128,7 +135,7 @@ def _slices(n: OpNode) -> dict[int, IntArray]:
     """Per sliced axis: the operand positions that stay, in the result's order."""
     starts, ends = n.ints(1), n.ints(2)
     if starts is None or ends is None or (n.has(3) and n.const(3) is None):
-        raise Unreadable("Slice with bounds that are computed at run time")
+        raise UnreadableError("Slice with bounds that are computed at run time")
     axes = n.ints(3) or tuple(range(len(starts)))
     steps = n.ints(4) or (1,) * len(starts)
     shape = n.shape(0)
@@ -146,6 +153,7 @@ def _open_end(end: int, step: int) -> int | None:
 
 @op("Slice")
 class Slice(Op):
+    @staticmethod
     def describe(n: OpNode) -> Description:
         description = Description()
         slices = _slices(n)
@@ -161,6 +169,7 @@ class Slice(Op):
                 _gathered(description, axis, axis, positions)
         return description
 
+    @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:
         changed = {
             axis: _ranks(new.kept(0, axis), positions[new.kept(~0, axis)])
@@ -179,7 +188,7 @@ class Slice(Op):
             stride = np.unique(np.diff(positions))
             if len(stride) > 1:
                 if len(axes) > 1:
-                    raise Unreadable("Slice of several axes whose kept positions are irregular")
+                    raise UnreadableError("Slice of several axes, one of them irregular")
                 new.become_gather(axis, positions)
                 return
             step = int(stride[0]) if len(stride) else 1
@@ -191,6 +200,7 @@ class Slice(Op):
         if n.has(4):
             new.set_constant(4, np.array(steps, dtype=np.int64))
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         x = b.tensor(n, 0)
         index: list[slice] = [slice(None)] * len(n.shape(0))
@@ -214,6 +224,7 @@ class Slice(Op):
 class Gather(Op):
     """With constant indices a choice of positions; from a weight by computed ones an embedding."""
 
+    @staticmethod
     def describe(n: OpNode, *, axis: int = 0) -> Description:
         shape, indices = n.shape(0), n.const(1)
         axis %= len(shape)
@@ -237,6 +248,7 @@ class Gather(Op):
                 description.pin(~0, axis + k, size, "picked out by a constant index")
         return description
 
+    @staticmethod
     def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:
         indices = n.const(1)
         axis %= len(n.shape(0))
@@ -251,6 +263,7 @@ class Gather(Op):
             wrapped = wrapped[new.kept(~0, axis)]
         new.set_constant(1, _ranks(new.kept(0, axis), wrapped).astype(np.int64))
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 0) -> "fx.Node":
         from torch import nn
         from torch.nn import functional as F
@@ -259,7 +272,8 @@ class Gather(Op):
         indices = b.constant(n, 1)
         if indices is None and b.is_parameter(n, 0) and axis == 0 and len(n.shape(0)) == 2:
             chosen = b.tensor(n, 1)
-            module = nn.Embedding(*n.shape(0), device="meta")
+            count, width = n.shape(0)
+            module = nn.Embedding(count, width, device="meta")
             owned = b.owner(n, module, chosen, {"weight": 0})
             return owned or b.call(F.embedding, chosen, b.tensor(n, 0))
         x = b.tensor(n, 0)
@@ -291,6 +305,7 @@ def _wrapped(indices: IntArray, size: int) -> IntArray:
 class Expand(Op):
     """Repeats along axes of size 1; the repeated axis may take any size its readers agree on."""
 
+    @staticmethod
     def describe(n: OpNode) -> Description:
         description = Description()
         shape, out = n.shape(0), n.out()
@@ -306,6 +321,7 @@ class Expand(Op):
             description.add(f"a{axis}", size, [Place(~0, axis)], computed)
         return description
 
+    @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:
         target = n.ints(1)
         if target is None:
@@ -314,6 +330,7 @@ class Expand(Op):
         follow = [1 if t == 1 else size for t, size in zip(target, sizes, strict=True)]
         new.set_constant(1, np.array(follow, dtype=np.int64))
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         x, target = b.tensor(n, 0), b.sizes(n, 1)
         if target is None:
@@ -331,11 +348,12 @@ class Expand(Op):
 class Squeeze(Op):
     """Axes of size 1 come or go; the others keep their order."""
 
+    @staticmethod
     def describe(n: OpNode) -> Description:
         description = Description()
-        few, many = sorted((n.shape(0), n.out()), key=len)
+        many = max(n.shape(0), n.out(), key=len)
         fewer_port = 0 if len(n.shape(0)) < len(n.out()) else ~0
-        new_axes = _inserted(n, few, many)
+        new_axes = _inserted(n, many)
         rest = [a for a in range(len(many)) if a not in new_axes]
         for short, long in enumerate(rest):
             places = [Place(fewer_port, short), Place(~fewer_port, long)]
@@ -344,9 +362,10 @@ class Squeeze(Op):
             description.pin(~fewer_port, axis, 1, f"axis of size 1 at {n.op_type}")
         return description
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axes: Sequence[int] | None = None) -> "fx.Node":
-        x, (few, many) = b.tensor(n, 0), sorted((n.shape(0), n.out()), key=len)
-        changed = sorted(_inserted(n, few, many))
+        x, many = b.tensor(n, 0), max(n.shape(0), n.out(), key=len)
+        changed = sorted(_inserted(n, many))
         if n.op_type == "Squeeze":
             return b.method("squeeze", x, tuple(changed)) if changed else x
         for axis in changed:
@@ -354,12 +373,12 @@ class Squeeze(Op):
         return x
 
 
-def _inserted(n: OpNode, few: Shape, many: Shape) -> set[int]:
+def _inserted(n: OpNode, many: Shape) -> set[int]:
     """Axes of the longer shape that the shorter one lacks."""
     attribute = n.ir.attributes.get("axes")
     axes = n.ints(1, None if attribute is None else attribute.as_ints())
     if axes is None:
         if n.has(1):
-            raise Unreadable(f"{n.op_type} of axes that are computed at run time")
+            raise UnreadableError(f"{n.op_type} of axes that are computed at run time")
         return {axis for axis, size in enumerate(many) if size == 1}
     return {axis % len(many) for axis in axes}

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, Unreadable, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
 from morphgraph.ops.window import ranked
 
 if TYPE_CHECKING:
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 class BatchNormalization(Op):
     """In inference a scale and a shift per channel; operands 3 and 4 are running statistics."""
 
+    @staticmethod
     def describe(n: OpNode, *, training_mode: int = 0) -> Description:
         if training_mode:
-            raise Unreadable("BatchNormalization in training mode; export the model in eval mode")
+            raise UnreadableError(
+                "BatchNormalization in training mode; export the model in eval mode"
+            )
         return from_line(n, "N c *S, c, c, c, c -> N c *S")
 
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -51,9 +55,11 @@ class BatchNormalization(Op):
 
 @op("InstanceNormalization")
 class InstanceNormalization(Op):
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "N c *S, c, c -> N c *S")
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-5) -> "fx.Node":
         from torch import nn
         from torch.nn import functional as F
@@ -73,18 +79,20 @@ class InstanceNormalization(Op):
 class LayerNormalization(Op):
     """Mean and variance run over all axes from ``axis`` on."""
 
+    @staticmethod
     def describe(n: OpNode, *, axis: int = -1) -> Description:
         rank = len(n.shape(0))
         kept, normed = _split_axes(rank, axis)
         ones = " ".join("1" for _ in normed.split())
+        scale = normed if len(n.shape(1)) == len(normed.split()) else "*r"
+        statistics = f"{kept} {ones}"
         return from_line(
             n,
-            f"{kept} {normed}, *r, *r -> {kept} {normed}, {kept} {ones}, {kept} {ones}"
-            if len(n.shape(1)) != len(normed.split())
-            else f"{kept} {normed}, {normed}, {normed} -> {kept} {normed}, {kept} {ones}, {kept} {ones}",
+            f"{kept} {normed}, {scale}, {scale} -> {kept} {normed}, {statistics}, {statistics}",
             statistical=normed,
         )
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = -1, epsilon: float = 1e-5) -> "fx.Node":
         import torch
         from torch import nn
@@ -115,9 +123,11 @@ def _split_axes(rank: int, axis: int) -> tuple[str, str]:
 class LRN(Op):
     """Each channel is divided by a sum over its neighbours, so that neighbours compete."""
 
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "N c *S -> N c *S", statistical="c")
 
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -140,6 +150,7 @@ class LRN(Op):
 
 @op("Softmax", "LogSoftmax", "Hardmax")
 class Softmax(Op):
+    @staticmethod
     def describe(n: OpNode, *, axis: int | None = None) -> Description:
         rank = len(n.shape(0))
         if n.opset >= 13:
@@ -151,6 +162,7 @@ class Softmax(Op):
         axes = " ".join(names)
         return from_line(n, f"{axes} -> {axes}", statistical=competing)
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int | None = None) -> "fx.Node":
         x, rank = b.tensor(n, 0), len(n.shape(0))
         if n.opset >= 13:
@@ -166,9 +178,10 @@ class Softmax(Op):
 class GroupNormalization(Op):
     """Statistics run over the channels of a group; from opset 21 one scale per channel."""
 
+    @staticmethod
     def describe(n: OpNode, *, num_groups: int) -> Description:
         if n.shape(1) != (n.shape(0)[1],):
-            raise Unreadable("GroupNormalization with one scale per group (opset 18)")
+            raise UnreadableError("GroupNormalization with one scale per group (opset 18)")
         return from_line(
             n,
             "N (g c) *S, (g c), (g c) -> N (g c) *S",
@@ -177,25 +190,21 @@ class GroupNormalization(Op):
             prefer="c g",
         )
 
+    @staticmethod
     def resize(n: OpNode, new: Resizing, *, num_groups: int) -> None:
         new.set_attribute("num_groups", new.size("g"))
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-5, num_groups: int) -> "fx.Node":
         from torch import nn
         from torch.nn import functional as F
 
         channels, eps, x = n.shape(0)[1], b.decimal(epsilon), b.tensor(n, 0)
-        per_channel = n.shape(1) == (channels,)
-        if per_channel:
-            module = nn.GroupNorm(num_groups, channels, eps, device="meta")
-            owned = b.owner(n, module, x, {"weight": 1, "bias": 2})
-            if owned is not None:
-                return owned
+        module = nn.GroupNorm(num_groups, channels, eps, device="meta")
+        owned = b.owner(n, module, x, {"weight": 1, "bias": 2})
+        if owned is not None:
+            return owned
         weight, bias = b.tensor(n, 1), b.tensor(n, 2)
-        if not per_channel:
-            repeats = channels // num_groups
-            weight = b.method("repeat_interleave", weight, repeats)
-            bias = b.method("repeat_interleave", bias, repeats)
         return b.call(F.group_norm, x, num_groups, weight, bias, eps)
 
 

@@ -4,8 +4,11 @@ One entry per operator, in one file of this package, holds everything that the p
 
     @op("Gemm")
     class Gemm(Op):
+        @staticmethod
         def describe(n, *, transA=0, ...) -> Description: ...      # notation and cost
+        @staticmethod
         def resize(n, new, *, ...) -> None: ...                    # attributes that hold sizes
+        @staticmethod
         def lower(b, n, *, ...) -> Lowered: ...                    # the torch module it becomes
 
 The keyword-only parameters of these functions are the ONNX attributes with their ONNX defaults, so
@@ -15,7 +18,7 @@ that attributes are parsed in one place: :meth:`Op.call`.
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -33,9 +36,9 @@ class IndexMap:
 
     Regular maps: element ``e`` of a factor of size ``n`` stands at the positions
     ``offset + (r * n + e) * inner + q`` for all ``r < outer`` and ``q < inner``. The identity is
-    ``IndexMap()``; a product axis that carries its outer factor has ``inner > 1`` (blocks), one that
-    carries its inner factor ``outer > 1`` (strides); a segment of a concatenation has an offset.
-    Irregular maps hold a table of (element, position) pairs.
+    ``IndexMap()``; a product axis that carries its outer factor has ``inner > 1`` (blocks), one
+    that carries its inner factor ``outer > 1`` (strides); a segment of a concatenation has an
+    offset. Irregular maps hold a table of (element, position) pairs.
     """
 
     outer: int = 1
@@ -94,7 +97,8 @@ class Description:
         statistical: factors over which the op normalizes, averages or competes: removing a channel
             changes what the others become.
         prefer: factor names, best first, to carry a product axis.
-        eager, reluctant: factors that carry a product axis before all others, or only if nobody else
+        eager, reluctant: factors that carry a product axis before all others, or only if nobody
+        else
             does (attention's heads and head size).
         gate: the operands multiply, so that one dead operand silences the channel.
         opaque: why nothing is known of the op, for one without an entry.
@@ -130,7 +134,7 @@ class OpNode:
     the values that depend on no graph input.
     """
 
-    __slots__ = ("ir", "name", "op_type", "domain", "in_shapes", "out_shapes", "weights")
+    __slots__ = ("domain", "in_shapes", "ir", "name", "op_type", "out_shapes", "weights")
 
     def __init__(self, node: ir.Node, weights: frozenset[str] | set[str] = frozenset()) -> None:
         self.ir = node
@@ -227,7 +231,7 @@ class Op:
         return function(*args, **given)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _keywords(function: Callable[..., Any]) -> frozenset[str]:
     parameters = inspect.signature(function).parameters.values()
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
@@ -250,10 +254,6 @@ def op(*op_types: str, domain: str = "") -> Callable[[type[Op]], type[Op]]:
             if (domain, op_type) in _REGISTRY:
                 raise ValueError(f"{domain or 'ai.onnx'}::{op_type} has an entry already")
             _REGISTRY[domain, op_type] = entry
-        for name in ("describe", "resize", "lower"):
-            function = entry.__dict__.get(name)
-            if inspect.isfunction(function):
-                setattr(entry, name, staticmethod(function))
         return entry
 
     return enter
@@ -307,7 +307,7 @@ def register(
             n, line, macs=macs, statistical=statistical, contracted=contracted, gate=gate
         )
 
-    members = {"describe": describe, "lower": lower, "__doc__": line}
+    members = {"describe": staticmethod(describe), "lower": lower, "__doc__": line}
     op(op_type, domain=domain)(type(op_type, (Op,), members))
 
 
@@ -421,12 +421,12 @@ def describe(n: OpNode) -> Description:
         return opaque(n, f"no notation for operator {full}")
     try:
         description: Description = entry.call(entry.describe, n.ir, n)
-    except Unreadable as error:
+    except UnreadableError as error:
         return opaque(n, str(error))
     return description
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """An entry meets a form of its operator that it cannot describe; the node becomes opaque."""
 
 
@@ -441,7 +441,7 @@ __all__ = [
     "OpNode",
     "Place",
     "Resizing",
-    "Unreadable",
+    "UnreadableError",
     "describe",
     "described_ops",
     "entry_of",

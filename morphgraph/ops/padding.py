@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from morphgraph.ops.movement import pass_axes
-from morphgraph.ops.op import Description, IndexMap, Op, OpNode, Place, Resizing, Unreadable, op
+from morphgraph.ops.op import (
+    Description,
+    IndexMap,
+    Op,
+    OpNode,
+    Place,
+    Resizing,
+    UnreadableError,
+    op,
+)
 from morphgraph.ops.window import torch_padding
 
 if TYPE_CHECKING:
@@ -19,7 +28,7 @@ def _pads(n: OpNode, pads: Sequence[int] | None) -> list[tuple[int, int]]:
     """Positions added before and after every axis."""
     given = n.ints(1, pads)
     if given is None:
-        raise Unreadable("Pad by amounts that are computed at run time")
+        raise UnreadableError("Pad by amounts that are computed at run time")
     rank = len(n.shape(0))
     listed = n.ints(3)
     axes = range(rank) if listed is None else [a % rank for a in listed]
@@ -33,6 +42,7 @@ def _pads(n: OpNode, pads: Sequence[int] | None) -> list[tuple[int, int]]:
 class Pad(Op):
     """Padded positions are a factor of their own: a padded channel may go with its partners."""
 
+    @staticmethod
     def describe(
         n: OpNode, *, mode: str = "constant", pads: Sequence[int] | None = None
     ) -> Description:
@@ -53,6 +63,7 @@ class Pad(Op):
                 description.add(f"p{axis}", len(added), [place])
         return description
 
+    @staticmethod
     def resize(
         n: OpNode, new: Resizing, *, mode: str = "constant", pads: Sequence[int] | None = None
     ) -> None:
@@ -74,6 +85,7 @@ class Pad(Op):
         else:
             new.set_constant(1, np.array(flat, dtype=np.int64))
 
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -90,8 +102,8 @@ class Pad(Op):
             fill = b.operand(n, 2) if n.has(2) else 0.0
             if not isinstance(fill, float | int):
                 b.fail(n, "its value is computed at run time")
-            before, after = zip(*amounts, strict=True) if amounts else ((), ())
-            return b.call(F.pad, x, torch_padding(before, after), value=fill) if amounts else x
+            padding = torch_padding(*zip(*amounts, strict=True)) if amounts else []
+            return b.call(F.pad, x, padding, value=fill) if amounts else x
         rank = len(amounts)
         spatial = 3 <= rank <= 5 and all(a == (0, 0) for a in amounts[:2])
         if spatial and min(min(a) for a in amounts) >= 0:

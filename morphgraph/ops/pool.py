@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 class Pool(Op):
+    @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(
             n, "N c *S -> N c *T, N c *T" if len(n.out_shapes) == 2 else "N c *S -> N c *T"
@@ -23,6 +24,7 @@ class Pool(Op):
 
 @op("MaxPool")
 class MaxPool(Pool):
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -53,6 +55,7 @@ class MaxPool(Pool):
 
 @op("AveragePool")
 class AveragePool(Pool):
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -80,6 +83,7 @@ class AveragePool(Pool):
 
 @op("LpPool")
 class LpPool(Pool):
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -98,6 +102,7 @@ class LpPool(Pool):
 
 @op("GlobalAveragePool", "GlobalMaxPool")
 class GlobalPool(Pool):
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
         from torch import nn
@@ -113,6 +118,7 @@ class GlobalPool(Pool):
 
 @op("GlobalLpPool")
 class GlobalLpPool(Pool):
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, p: int = 2) -> "fx.Node":
         import torch
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from morphgraph.ops.op import Description, Op, OpNode, Unreadable, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, UnreadableError, from_line, op
 
 if TYPE_CHECKING:
     from torch import fx
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 class DepthToSpace(Op):
     """A block of channels becomes a block of positions (pixel shuffle: mode CRD)."""
 
+    @staticmethod
     def describe(n: OpNode, *, blocksize: int, mode: str = "DCR") -> Description:
         channels = "(c P Q)" if mode == "CRD" else "(P Q c)"
         sizes = {"P": blocksize, "Q": blocksize}
         return from_line(n, f"N {channels} H W -> N c (H P) (W Q)", sizes)
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, blocksize: int, mode: str = "DCR") -> "fx.Node":
         from torch import nn
 
@@ -36,10 +38,12 @@ class DepthToSpace(Op):
 class SpaceToDepth(Op):
     """A block of positions becomes a block of channels."""
 
+    @staticmethod
     def describe(n: OpNode, *, blocksize: int) -> Description:
         sizes = {"P": blocksize, "Q": blocksize}
         return from_line(n, "N c (H P) (W Q) -> N (P Q c) H W", sizes)
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, blocksize: int) -> "fx.Node":
         _, channels, height, width = n.shape(0)
         rows, columns = height // blocksize, width // blocksize
@@ -52,15 +56,17 @@ class SpaceToDepth(Op):
 class Tile(Op):
     """Whole axes are repeated, one copy behind the other."""
 
+    @staticmethod
     def describe(n: OpNode) -> Description:
         repeats = n.ints(1)
         if repeats is None:
-            raise Unreadable("Tile by repeats that are computed at run time")
+            raise UnreadableError("Tile by repeats that are computed at run time")
         before = " ".join(f"a{axis}" for axis in range(len(repeats)))
         after = " ".join(f"(R{axis} a{axis})" for axis in range(len(repeats)))
         sizes = {f"R{axis}": count for axis, count in enumerate(repeats)}
         return from_line(n, f"{before}, _ -> {after}", sizes)
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         repeats = b.sizes(n, 1)
         if repeats is None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from morphgraph.ops.op import Description, Op, OpNode, Unreadable, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, UnreadableError, from_line, op
 
 if TYPE_CHECKING:
     from torch import fx
@@ -17,7 +17,7 @@ def reduced_axes(
     """The axes that a reduction runs over, non-negative and ascending."""
     rank = len(n.shape(0))
     if axes is None and n.has(1) and n.const(1) is None:
-        raise Unreadable(f"{n.op_type} over axes that are computed at run time")
+        raise UnreadableError(f"{n.op_type} over axes that are computed at run time")
     given = n.ints(1, axes) or ()
     if not given:
         return () if noop_with_empty_axes else tuple(range(rank))
@@ -40,6 +40,7 @@ def _reduction(
 class ZeroNeutralReduction(Op):
     """Sums, to which a channel at zero contributes nothing."""
 
+    @staticmethod
     def describe(
         n: OpNode,
         *,
@@ -50,6 +51,7 @@ class ZeroNeutralReduction(Op):
         line, reduced = _reduction(n, keepdims, axes, noop_with_empty_axes)
         return from_line(n, line, contracted=reduced)
 
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -66,6 +68,7 @@ class ZeroNeutralReduction(Op):
 class StatisticalReduction(Op):
     """Means and extremes: one channel fewer changes the result."""
 
+    @staticmethod
     def describe(
         n: OpNode,
         *,
@@ -76,6 +79,7 @@ class StatisticalReduction(Op):
         line, reduced = _reduction(n, keepdims, axes, noop_with_empty_axes)
         return from_line(n, line, statistical=reduced)
 
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,

@@ -9,13 +9,23 @@ nest (4x6 -> 6x4) is pinned.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.notation import Shape
-from morphgraph.ops.op import Description, IndexMap, Op, OpNode, Place, Resizing, Unreadable, op
+from morphgraph.ops.op import (
+    Description,
+    IndexMap,
+    Op,
+    OpNode,
+    Place,
+    Resizing,
+    UnreadableError,
+    op,
+)
 
 if TYPE_CHECKING:
     from torch import fx
@@ -80,7 +90,7 @@ def _blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
 def _refine(left: Sequence[int], right: Sequence[int]) -> list[int] | None:
     """Sizes of the common factors, outermost first; ``None`` where the boundaries do not divide."""
     boundaries = sorted({prod(side[k:]) for side in (left, right) for k in range(len(side) + 1)})
-    pairs = list(zip(boundaries, boundaries[1:], strict=False))
+    pairs = list(pairwise(boundaries))
     if any(larger % smaller for smaller, larger in pairs):
         return None
     return [larger // smaller for smaller, larger in reversed(pairs)]
@@ -105,13 +115,15 @@ def _stand(
 
 @op("Reshape")
 class Reshape(Op):
+    @staticmethod
     def describe(n: OpNode, *, allowzero: int = 0) -> Description:
         return regroup(n.shape(0), n.out())
 
+    @staticmethod
     def resize(n: OpNode, new: Resizing, *, allowzero: int = 0) -> None:
         target = n.ints(1)
         if target is None:
-            raise Unreadable("Reshape to a shape that is computed at run time")
+            raise UnreadableError("Reshape to a shape that is computed at run time")
         sizes = new.shape(~0)
         before = new.shape(0)
         copied = [
@@ -123,6 +135,7 @@ class Reshape(Op):
         ]
         new.set_constant(1, np.array(follow, dtype=np.int64))
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, allowzero: int = 0) -> "fx.Node":
         x, target = b.tensor(n, 0), b.sizes(n, 1)
         if target is None:
@@ -137,9 +150,11 @@ class Reshape(Op):
 
 @op("Flatten")
 class Flatten(Op):
+    @staticmethod
     def describe(n: OpNode, *, axis: int = 1) -> Description:
         return regroup(n.shape(0), n.out())
 
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 1) -> "fx.Node":
         x, rank = b.tensor(n, 0), len(n.shape(0))
         first = axis + rank if axis < 0 else axis

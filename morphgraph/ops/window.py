@@ -47,5 +47,5 @@ def torch_padding(before: Sequence[int], after: Sequence[int]) -> list[int]:
 
 
 def ranked(namespace: ModuleType, name: str, rank: int) -> Any:
-    """What torch has once per number of spatial axes: ``ranked(nn, "Conv", 2)`` is ``nn.Conv2d``."""
+    """What torch has once per number of axes: ``ranked(nn, "Conv", 2)`` is ``nn.Conv2d``."""
     return getattr(namespace, f"{name}{rank}d")

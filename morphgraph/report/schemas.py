@@ -2,10 +2,9 @@
 
 import msgspec
 
-from morphgraph.plans import Plan
+from morphgraph.plans import Plan, readable_json
 from morphgraph.report.analysis import Analysis
 from morphgraph.report.differences import Diff
-from morphgraph.report.tables import to_json
 
 SCHEMAS: dict[str, type] = {"plan": Plan, "analysis": Analysis, "diff": Diff}
 
@@ -23,7 +22,7 @@ def schema(name: str) -> bytes:
         definition["description"] = _first_paragraph(definition["description"])
         # Which version of the program wrote a file is no part of the format.
         definition.get("properties", {}).get("tool_version", {}).pop("default", None)
-    return to_json({"$schema": _DIALECT, **made})
+    return readable_json({"$schema": _DIALECT, **made})
 
 
 def _first_paragraph(docstring: str) -> str:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import msgspec
-
 from morphgraph.onnx_io import escape
+from morphgraph.plans import readable_json
 
 Format = Literal["table", "json", "csv", "md"]
 Cell = str | int | float | None
@@ -131,18 +130,13 @@ def render(report: Report, kind: Format, *, color: bool = False, width: int | No
     """
     match kind:
         case "json":
-            return to_json(report.data).decode()
+            return readable_json(report.data).decode()
         case "csv":
             return _csv(report.tables[0])
         case "md":
             return _markdown(report)
         case "table":
             return _text(report, color, width)
-
-
-def to_json(data: Any) -> bytes:
-    """Indented JSON with a line break at its end; the same data gives the same bytes."""
-    return msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n"
 
 
 def _csv(table: Table) -> str:

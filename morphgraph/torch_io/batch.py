@@ -9,8 +9,9 @@ shape the batch stands:
     (1, 3, 49, 96) -> (1, 49, 288)     nothing before it: axis 0, (-1, 49, 288)
     (49, 1, 512)   -> (49, 8, 64)      49 before it: axis 1 with (49, -1, 64), or axis 0
 
-Where axes leave a choice, the first that no later operation refuses is taken: one that mixes samples
-or does not fit. Whatever cannot be decided so leaves the network as it was, with a reason.
+Where axes leave a choice, the first that no later operation refuses is taken; one refuses where it
+mixes samples or does not fit. Whatever cannot be decided so leaves the network as it was, with a
+reason.
 """
 
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ _BATCH_FIRST = (_ConvNd, _NormBase, _MaxPoolNd, _AvgPoolNd)
 _COMPETING = (torch.softmax, torch.log_softmax, torch.argmax)
 
 
-class _Fixed(MorphError):
+class _FixedError(MorphError):
     """The batch cannot be freed; the message says why."""
 
 
@@ -62,7 +63,7 @@ def free_batch(net: fx.GraphModule, examples: list[torch.Tensor], dynamic: bool)
     freed = _Freed(net, batch, dynamic)
     try:
         freed.run(examples)
-    except _Fixed as reason:
+    except _FixedError as reason:
         return str(reason)
     original = deepcopy(net.graph)
     freed.apply()
@@ -131,7 +132,7 @@ class _Freed:
         """Find the edits.
 
         Raises:
-            _Fixed: there are none that keep samples apart.
+            _FixedError: there are none that keep samples apart.
         """
         nodes = list(self.net.graph.nodes)
         inputs = [node for node in nodes if node.op == "placeholder"]
@@ -165,7 +166,7 @@ class _Freed:
                 else:
                     self._step(node)
                 k += 1
-            except _Fixed as failure:
+            except _FixedError as failure:
                 first_failure = first_failure or failure
                 self.guessed = True
                 k = self._other_choice(choices, nodes, first_failure)
@@ -174,7 +175,10 @@ class _Freed:
                     raise first_failure from None
 
     def _other_choice(
-        self, choices: list[tuple[int, Iterator[_Batch]]], nodes: list[fx.Node], failure: _Fixed
+        self,
+        choices: list[tuple[int, Iterator[_Batch]]],
+        nodes: list[fx.Node],
+        failure: _FixedError,
     ) -> int:
         while choices:
             k, options = choices[-1]
@@ -205,7 +209,7 @@ class _Freed:
                 axis = _grown_axis(node, old_out, tuple(value.shape))
                 found = [place for place in found if place.axis == axis]
         if not found:
-            raise _Fixed(f"{node.name} mixes samples")
+            raise _FixedError(f"{node.name} mixes samples")
         self.guessed |= ahead > 1 and len(found) > 1
         return iter(found)
 
@@ -224,11 +228,11 @@ class _Freed:
         self.carried.pop(node, None)
         try:
             if node.target is torch.cat and sources:
-                result = self._concatenate(node, sources)
+                result: Any = self._concatenate(node, sources)
             else:
                 result = self.machine.run_node(node)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise _Fixed(f"{node.name}: {str(error).strip().splitlines()[0]}") from error
+            raise _FixedError(f"{node.name}: {str(error).strip().splitlines()[0]}") from error
         self.env[node] = result
         if not sources or node in self.carried:
             return
@@ -236,7 +240,7 @@ class _Freed:
         self._refuse_mixing(node, sources)
         outers = {place.outer for place in places}
         if len(outers) != 1:
-            raise _Fixed(f"{node.name} combines values that order the samples differently")
+            raise _FixedError(f"{node.name} combines values that order the samples differently")
         if isinstance(result, torch.Tensor):
             axis = _grown_axis(node, self.old[node], tuple(result.shape))
             self.carried[node] = _Batch(axis, outers.pop())
@@ -253,7 +257,7 @@ class _Freed:
             axis = node.args[2 if node.target == "split" else 1]
             mixes = isinstance(axis, int) and axis % rank == place.axis
         if mixes:
-            raise _Fixed(f"{node.name} mixes samples")
+            raise _FixedError(f"{node.name} mixes samples")
 
     def _concatenate(self, node: fx.Node, sources: list[fx.Node]) -> torch.Tensor:
         """Constants that stand beside samples, such as class tokens, are repeated for each."""
@@ -262,7 +266,7 @@ class _Freed:
         place = self.carried[sources[0]]
         if place.axis == axis:
             if any(o not in self.carried or self.old[o][axis] != self.batch for o in operands):
-                raise _Fixed(f"{node.name} joins along the batch")
+                raise _FixedError(f"{node.name} joins along the batch")
             self.carried[node] = _Batch(axis, len(operands))
         values = []
         for operand in operands:
@@ -270,7 +274,7 @@ class _Freed:
             self.repeats.pop((node, operand), None)
             if operand not in self.carried:
                 if self.old[operand][place.axis] != 1:
-                    raise _Fixed(f"{node.name} joins samples with as many constants")
+                    raise _FixedError(f"{node.name} joins samples with as many constants")
                 self.repeats[node, operand] = sources[0]
                 sizes = [-1] * value.ndim
                 sizes[place.axis] = self.env[sources[0]].shape[place.axis]
@@ -302,21 +306,22 @@ class _Freed:
 def _joined(node: fx.Node) -> tuple[list[fx.Node], int]:
     """The operands of ``torch.cat`` and the axis it joins."""
     operands, axis = node.args
-    assert isinstance(operands, tuple) and isinstance(axis, int)
+    assert isinstance(operands, tuple)
+    assert isinstance(axis, int)
     return [operand for operand in operands if isinstance(operand, fx.Node)], axis
 
 
 def _grown_axis(n: fx.Node, old: Shape, new: Shape) -> int:
     """The one axis that grew by as much as the batch."""
     if len(old) != len(new):
-        raise _Fixed(f"{n.name} has {len(new)} axes instead of {len(old)} at a larger batch")
+        raise _FixedError(f"{n.name} has {len(new)} axes instead of {len(old)} at a larger batch")
     grown = [axis for axis, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
     if len(grown) != 1:
         what = "mixes or picks samples" if not grown else "carries the batch on two axes"
-        raise _Fixed(f"{n.name} {what}")
+        raise _FixedError(f"{n.name} {what}")
     (axis,) = grown
     if new[axis] != old[axis] * _GROWTH:
-        raise _Fixed(f"{n.name}: axis {axis} does not grow as the batch does")
+        raise _FixedError(f"{n.name}: axis {axis} does not grow as the batch does")
     return axis
 
 

@@ -1,7 +1,8 @@
 """Grows a torch.fx graph of ordinary modules, one ONNX node at a time.
 
-A lowering (``Op.lower``) is called as ``lower(builder, node, **attributes)`` and returns the fx node
-of its result, a tuple of them where the operator has several. It asks the builder for operands,
+A lowering (``Op.lower``) is called as ``lower(builder, node, **attributes)`` and returns the fx
+node of its result, a tuple of them where the operator has several. It asks the builder for
+operands,
 
 =================  ===================================================================
 ``tensor``         as an fx node, whatever it is
@@ -25,6 +26,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from morphgraph.errors import UnsupportedError
 from morphgraph.ops import OpNode, entry_of
@@ -83,7 +85,7 @@ class TorchBuilder:
             return self._values[_name(value)]
         if value.const_value is None:
             raise UnsupportedError(
-                f"value '{_name(value)}' is read before it is computed; canonicalize the model first"
+                f"value '{_name(value)}' is read before it is computed; canonicalize the model"
             )
         if self._is_parameter(value):
             return self._read(self._home_of(value))
@@ -131,8 +133,8 @@ class TorchBuilder:
         """Call a module that owns operands of the node: ``{"weight": 1, "bias": 2}``.
 
         The module lives at the path that the operands' names share, so that its ``state_dict`` keys
-        are their ONNX names. ``None`` where it cannot own them: they are computed, constant, read by
-        another node already, or named otherwise; then the lowering reads them as tensors.
+        are their ONNX names. ``None`` where it cannot own them: they are computed, constant, read
+        by another node already, or named otherwise; then the lowering reads them as tensors.
         """
         values = {role: n.ir.inputs[i] for role, i in operands.items()}
         return self.own(n, module, x, {r: v for r, v in values.items() if v is not None})
@@ -166,7 +168,7 @@ class TorchBuilder:
             if role not in at_home:
                 _give(module, role, to_tensor(value.const_value))
                 self._settle(value, f"{path}.{role}")
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BatchNorm):
             module.num_batches_tracked = torch.tensor(0)
         self.tree.put(path, module)
         return self._call_owner(path, x)
@@ -183,7 +185,7 @@ class TorchBuilder:
         return source if len(source.shape) == 2 else None
 
     def biased_linear(self, n: OpNode) -> fx.Node | None:
-        """For an addition behind a Linear made without bias: let the Linear own the other operand."""
+        """An addition behind a Linear made without bias: let the Linear own the other operand."""
         for i in (0, 1):
             product, bias = n.ir.inputs[1 - i], n.ir.inputs[i]
             linear = None if product is None else self._values.get(_name(product))
@@ -193,7 +195,7 @@ class TorchBuilder:
             module = self.tree.get(path)
             if (
                 isinstance(module, nn.Linear)
-                and module.bias is None
+                and self.tree.get(f"{path}.bias") is None
                 and not linear.users
                 and self._calls[path] == 1
                 and _name(bias) == f"{path}.bias"

@@ -38,7 +38,8 @@ class ModuleTree:
     def unique(self, path: str) -> str:
         """This path, or with a number behind it where it is taken."""
         candidate, number = path, 0
-        while path.split(".")[0] in _RESERVED and not number or self.get(candidate) is not None:
+        reserved = path.split(".")[0] in _RESERVED
+        while (reserved and not number) or self.get(candidate) is not None:
             number += 1
             candidate = f"{path}_{number}"
         return candidate

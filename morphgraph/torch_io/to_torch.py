@@ -10,14 +10,16 @@ from morphgraph.passes.canonicalize import canonicalize
 from morphgraph.torch_io.batch import free_batch
 from morphgraph.torch_io.builder import TorchBuilder, clean
 from morphgraph.torch_io.tensors import torch_type
+from morphgraph.torch_io.weights import record_names
 
 
 def to_torch(model: ModelLike) -> fx.GraphModule:
     """Build a trainable network that computes what the ONNX model computes.
 
     Weights become parameters of ``nn.Conv2d``, ``nn.BatchNorm2d``, ``nn.Linear``, ... whose
-    ``state_dict`` keys are the ONNX names; where an ONNX name cannot be a torch name, or the model
-    was not exported from torch, ``net.meta["morphgraph.parameters"]`` maps torch names to ONNX names.
+    ``state_dict`` keys are the ONNX names. ``net.meta["morphgraph.parameters"]`` maps torch names
+    to ONNX names; they differ where an ONNX name cannot be a torch name, and in models that were
+    not exported from torch.
     The network is in ``eval`` mode, as the ONNX model is; call ``net.train()`` to train it: then
     BatchNorm updates its running statistics and Dropout drops.
 
@@ -36,7 +38,7 @@ def to_torch(model: ModelLike) -> fx.GraphModule:
     tensor([[1., 2., 3.],
             [3., 4., 7.]], grad_fn=<MmBackward0>)
     >>> net.meta["morphgraph.parameters"]
-    {'node_Gemm_0.weight': 'w'}
+    {'Gemm_y.weight': 'w'}
 
     Raises:
         UnsupportedError: an operator, or a form of it, has no torch counterpart; names the node.
@@ -56,7 +58,7 @@ def to_torch(model: ModelLike) -> fx.GraphModule:
     net.graph.eliminate_dead_code()
     net.graph.lint()
     net.recompile()
-    net.meta["morphgraph.parameters"] = builder.parameters
+    record_names(net, builder.parameters)
     net.eval()
     dynamic = any(not isinstance(size, int) for v in inputs for size in (v.shape or ())[:1])
     net.meta["morphgraph.batch"] = free_batch(net, [_example(v) for v in inputs], dynamic)

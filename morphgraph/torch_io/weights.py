@@ -11,6 +11,7 @@ from morphgraph.onnx_io import ModelLike, as_model, escape, parameter_names
 from morphgraph.torch_io.tensors import to_onnx
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_NAMES_KEY = "morphgraph.parameters"
 
 
 def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) -> ir.Model:
@@ -18,9 +19,9 @@ def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) 
 
     Args:
         model: the model that ``net`` was made from, or was exported to. It is not changed.
-        net: what ``to_torch`` returned, the exported module itself, or a ``state_dict`` of either;
-            wrapped by DistributedDataParallel or ``torch.compile`` or not. Tensors that the model does
-            not have, such as ``num_batches_tracked``, are left out.
+        net: what ``to_torch`` returned, the exported module itself, or a ``state_dict`` of either
+            with ONNX names; wrapped by DistributedDataParallel or ``torch.compile`` or not. Tensors
+            that the model does not have, such as ``num_batches_tracked``, are left out.
 
     Raises:
         ModelError: a parameter or running statistic is missing, or has another shape; names it.
@@ -42,8 +43,8 @@ def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) 
         wanted, given = tuple(old.shape.numpy()), tuple(tensor.shape)
         if wanted != given:
             raise ModelError(
-                f"tensor '{escape(name)}': {_format(given)} in the network, {_format(wanted)} in the "
-                "model; pass the model that has the network's size"
+                f"tensor '{escape(name)}': {_format(given)} in the network, {_format(wanted)} in "
+                "the model; pass the model that has the network's size"
             )
         value.const_value = to_onnx(tensor, old.dtype, name)
     return result
@@ -53,20 +54,36 @@ def named_tensors(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torc
     """A network's parameters and buffers (or a ``state_dict``'s tensors) by their ONNX names."""
     names: Mapping[str, str] = {}
     if isinstance(net, nn.Module):
-        inner = net
-        while not isinstance(inner, fx.GraphModule) and len(list(inner.children())) == 1:
-            wrapped = [getattr(inner, prefix[:-1], None) for prefix in _WRAPPERS]
-            found = next((w for w in wrapped if isinstance(w, nn.Module)), None)
-            if found is None:
-                break
-            inner = found
-        if isinstance(inner, fx.GraphModule):
-            names = inner.meta.get("morphgraph.parameters", {})
+        inner = _inner(net)
+        names = _recorded_names(inner)
         tensors = dict(inner.named_buffers(remove_duplicate=False))
         tensors.update(inner.named_parameters(remove_duplicate=False))
     else:
         tensors = {_unwrapped(name): tensor for name, tensor in net.items()}
     return {names.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def _inner(net: nn.Module) -> nn.Module:
+    """The network inside wrappers, whose only child it is."""
+    children = dict(net.named_children())
+    wrapped = [children.get(prefix[:-1]) for prefix in _WRAPPERS]
+    inside = next((module for module in wrapped if module is not None), None)
+    return net if inside is None or len(children) > 1 else _inner(inside)
+
+
+def record_names(net: fx.GraphModule, names: dict[str, str]) -> None:
+    """Note on a network what its tensors are called in ONNX, by their torch names.
+
+    Copying a GraphModule keeps ``meta`` and drops attributes; pickling does the reverse.
+    """
+    net.meta[_NAMES_KEY] = names
+    vars(net)["onnx_names"] = names
+
+
+def _recorded_names(net: nn.Module) -> Mapping[str, str]:
+    recorded = net.meta.get(_NAMES_KEY) if isinstance(net, fx.GraphModule) else None
+    names: Mapping[str, str] = recorded or getattr(net, "onnx_names", {})
+    return names
 
 
 def _unwrapped(name: str) -> str:

@@ -1,9 +1,10 @@
 """The budget controller: moves the regularizer's weight so that training ends at the budget.
 
 A ratchet: a reference falls linearly from 1 to the target over the middle of the phase. While the
-live cost is above it, the weight grows by at most ten percent at a time; below it, the weight falls,
-more slowly. The first time that the live cost is at the target, the structure is decided: the weight
-becomes zero, and the channels that are dead then stay dead, since the loss alone would revive some.
+live cost is above it, the weight grows by at most ten percent at a time; below it, the weight
+falls, more slowly. The first time that the live cost is at the target, the structure is decided:
+the weight becomes zero, and the channels that are dead then stay dead, since the loss alone would
+revive some.
 """
 
 from collections.abc import Mapping
@@ -63,7 +64,9 @@ class Budget:
                 f"budget {dict(budget)}: the regularizer counts {kind}; give one budget, on {kind}"
             )
         self.regularizer = regularizer
-        self.target = parse_amount(budget[kind], regularizer.initial_cost) / regularizer.initial_cost
+        self.target = (
+            parse_amount(budget[kind], regularizer.initial_cost) / regularizer.initial_cost
+        )
         lowest = regularizer.lowest_share()
         if self.target < lowest:
             raise BudgetError(

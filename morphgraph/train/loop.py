@@ -69,7 +69,8 @@ def morph(
     Args:
         net: the seed network; it is trained in place by the first phase.
         example: inputs for the export.
-        fit: ``fit(net, penalty)`` trains a network for one phase, on any data with any loss, and calls
+        fit: ``fit(net, penalty)`` trains a network for one phase, on any data with any loss, and
+        calls
             ``penalty.step(lr / (1 - momentum))`` after every optimizer step. It makes its own
             optimizer each time: after a resize the old one's state has the wrong sizes.
         budget: ``{"flops": "50%"}``; one cost, an amount or a share.

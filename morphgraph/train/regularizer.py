@@ -8,7 +8,7 @@ equation 6): ``A_in R_out + A_out R_in`` with A the channels alive and R the sum
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_check import escape
-from morphgraph.passes.budget import Budget as Amounts
-from morphgraph.passes.budget import Limits, continue_plan
+from morphgraph.passes.budget import Budget as Amounts, Limits, continue_plan
 from morphgraph.passes.cost import Convention, Cost, cost
 from morphgraph.passes.gates import gated_groups
 from morphgraph.passes.score import Source, kernels, norm_scales
@@ -26,6 +25,7 @@ from morphgraph.plans import Plan
 from morphgraph.torch_io.weights import named_tensors
 
 Strength = Literal["auto", "bn", "lasso"]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Regularizer:
@@ -49,8 +49,8 @@ class Regularizer:
         net: the module to be trained.
         cost: the resource to save, or a :class:`~morphgraph.passes.cost.Cost`.
         strength: ``"bn"``: the BatchNorm scales, refused where they cannot silence a group;
-            ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: BatchNorm where it cuts
-            every path from a group's producers to its readers, the group lasso elsewhere. Tied
+            ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: BatchNorm where it
+            cuts every path from a group's producers to its readers, the group lasso elsewhere. Tied
             producers count with their maximum.
         threshold: a channel is alive if its strength is above this.
         l1_fraction: share of the mean magnitude in the group lasso.
@@ -93,12 +93,13 @@ class Regularizer:
         self._channel_group = torch.from_numpy(graph.channel_group).to(device)
         self._owned = torch.from_numpy(self._per_channel(self._own)).to(device)
 
-    def _gated(self, strength: Strength) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+    def _gated(self, strength: Strength) -> Flags:
         groups = self.graph.groups
         if strength == "lasso":
             return np.zeros(len(groups), dtype=bool)
         gates = gated_groups(self.graph)
-        gated = np.array([group.index in gates for group in groups], dtype=bool) & self._own
+        gated: Flags = np.array([group.index in gates for group in groups], dtype=bool)
+        gated &= self._own
         open_ones = [g.name for g in groups if self._own[g.index] and not gated[g.index]]
         if strength == "bn" and open_ones:
             raise UnsupportedError(
@@ -107,11 +108,10 @@ class Regularizer:
             )
         return gated
 
-    def _per_channel(
-        self, flags: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
-    ) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+    def _per_channel(self, flags: Flags) -> Flags:
         """A flag per group as a flag per channel; channels outside of all groups get False."""
-        return np.append(flags, False)[self.graph.channel_group]
+        found: Flags = np.append(flags, False)[self.graph.channel_group]
+        return found
 
     def strengths(self) -> Tensor:
         """The strength of every channel, ``[channels]``; zero for those that are left alone."""
@@ -173,9 +173,9 @@ class Regularizer:
     def proximal_step(self, step_size: float) -> None:
         """Shrink every strength by ``step_size * weight * marginal / initial cost``, down to zero.
 
-        The proximal operator of the regularizer (soft threshold), to be called after the optimizer's
-        step instead of adding the regularizer to the loss. With momentum m the optimizer's effective
-        step is ``lr / (1 - m)``. Zeros are exact.
+        The proximal operator of the regularizer (soft threshold), to be called after the
+        optimizer's step instead of adding the regularizer to the loss. With momentum m the
+        optimizer's effective step is ``lr / (1 - m)``. Zeros are exact.
         """
         amounts = self.marginals() * (step_size * self.weight / self.initial_cost)
         for source in self.scales:
@@ -186,7 +186,8 @@ class Regularizer:
         for source in self.kernels:
             rows = source.parameter.movedim(source.axis, 0)
             norms = rows.flatten(1).norm(dim=1)[source.positions]
-            # The strength is the norm over sqrt(n): its proximal step shortens the norm by t/sqrt(n).
+            # The strength is the norm over sqrt(n): its proximal step shortens the norm by
+            # t/sqrt(n).
             shortfall = amounts[source.index] / source.count**0.5
             factor = (1 - shortfall / norms.clamp_min(1e-12)).clamp_min(0)
             shape = (-1, *[1] * (rows.dim() - 1))
@@ -212,9 +213,7 @@ class Regularizer:
             kept[group.index] = living
         return kept
 
-    def plan(
-        self, budget: Amounts | None = None, *, round_to: int = 1, min_width: int = 1
-    ) -> Plan:
+    def plan(self, budget: Amounts | None = None, *, round_to: int = 1, min_width: int = 1) -> Plan:
         """What the training has decided: the channels alive stay.
 
         Args:
@@ -237,12 +236,11 @@ class Regularizer:
 class BoundSource:
     """A parameter's axis with the channels that the regularizer acts on.
 
-    ``positions`` are places on the axis, ``index`` their channels, ``count`` the numbers per position.
+    ``positions`` are places on the axis, ``index`` their channels, ``count`` the numbers per
+    position.
     """
 
-    def __init__(
-        self, parameter: Tensor, axis: int, positions: Tensor, index: Tensor
-    ) -> None:
+    def __init__(self, parameter: Tensor, axis: int, positions: Tensor, index: Tensor) -> None:
         self.parameter = parameter
         self.axis = axis
         self.positions = positions
@@ -252,7 +250,7 @@ class BoundSource:
 
 def _bind(
     sources: Iterable[Source],
-    wanted: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+    wanted: Flags,
     parameters: Mapping[str, Tensor],
     device: torch.device,
 ) -> list[BoundSource]:
@@ -264,14 +262,14 @@ def _bind(
         parameter = parameters.get(source.parameter)
         if parameter is None:
             raise ModelError(
-                f"parameter '{escape(source.parameter)}' is not in the module; give the module that "
-                "was exported, or what to_torch made of the model"
+                f"parameter '{escape(source.parameter)}' is not in the module; give the "
+                "module that was exported, or what to_torch made of the model"
             )
         if parameter.shape[source.axis] != len(source.channels):
             raise ModelError(
-                f"parameter '{escape(source.parameter)}' has shape {tuple(parameter.shape)}, but the "
-                f"graph has {len(source.channels)} channels on axis {source.axis}; lift the model that "
-                "this module was exported to"
+                f"parameter '{escape(source.parameter)}' has shape {tuple(parameter.shape)}, but "
+                f"the graph has {len(source.channels)} channels on axis {source.axis}; lift the "
+                "model that this module was exported to"
             )
         index = torch.from_numpy(source.channels[positions]).to(device)
         bound.append(

@@ -1,12 +1,13 @@
 """Training an image classifier: one recipe for every arm of a comparison.
 
-SGD with Nesterov momentum, a linear warm-up, then a linear decay (or a constant rate, for a phase that
-learns the structure), weight decay on kernels only, so that the regularizer alone moves the scales.
+SGD with Nesterov momentum, a linear warm-up, then a linear decay (or a constant rate, for a phase
+that learns the structure), weight decay on kernels only, so that the regularizer alone moves the
+scales.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup: float = 0.15
     constant: bool = False
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step.

@@ -141,8 +141,10 @@ def test_an_unknown_operator_is_named_and_the_rest_can_shrink(model: Path, run: 
     assert sizes["conv2.weight"] == [6, 8, 3, 3]
 
 
-def test_plan_json_has_the_promised_shape(model: Path, plan: Path) -> None:
-    found = json.loads(plan.read_bytes())
+def test_plan_json_has_the_promised_shape(model: Path, plan: Path, run: Any) -> None:
+    printed = run("plan", model, "--budget", "flops=50%", "--format", "json").out
+    assert printed == plan.read_text()
+    found = json.loads(printed)
     assert found["schema_version"] == 1
     assert len(found["model"]["structure"]) == 64
     assert found["request"]["budget"] == {"flops": "50%"}

@@ -69,7 +69,7 @@ def test_the_work_on_onnx_files_is_done_without_torch(model: Path, plan: Path) -
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "morph"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_line_in_the_overview_is_the_first_of_the_command(name: str) -> None:
     command = cli.get_command(None, name)
     assert command is not None

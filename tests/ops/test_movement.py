@@ -1,8 +1,8 @@
 """Index maps against the operators themselves, run on an array of its own positions.
 
-Every element of an operand carries a number of its own. Wherever such a number comes out, the element
-went from one position to another, and the description must say so: a factor that stands on both axes
-(or the pair is pinned) has an element that both positions share.
+Every element of an operand carries a number of its own. Wherever such a number comes out, the
+element went from one position to another, and the description must say so: a factor that stands on
+both axes (or the pair is pinned) has an element that both positions share.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,7 @@ def run(case: Case) -> tuple[Description, list[np.ndarray], list[np.ndarray]]:
         count = int(np.prod(shape))
         operands.append(np.arange(start, start + count, dtype=np.float32).reshape(shape))
         start += count
-    inputs = [
-        ir.val(f"x{k}", ir.DataType.FLOAT, list(a.shape)) for k, a in enumerate(operands)
-    ]
+    inputs = [ir.val(f"x{k}", ir.DataType.FLOAT, list(a.shape)) for k, a in enumerate(operands)]
     weights = []
     for k, numbers in enumerate(constants):
         tensor = ir.Tensor(np.array(numbers, dtype=np.int64), name=f"c{k}")
@@ -308,7 +306,7 @@ def test_index_map_is_where_the_positions_go(kind: str) -> None:
 def test_a_wrong_map_is_noticed() -> None:
     """The oracle itself: an offset that is off by one does not pass."""
     case: Case = ("Slice", [(6,)], {}, [[1], [5], [0], [1]], 1)
-    description, operands, results = run(case)
+    description, operands, _ = run(case)
     (factor,) = description.factors.values()
     place = factor.places[0]
     factor.places[0] = type(place)(place.port, place.axis, type(place.map)(offset=0))
@@ -335,9 +333,7 @@ def test_reshape_refines_both_shapes(
 
 def test_reshape_that_does_not_nest_is_pinned_with_the_reason() -> None:
     description = check(("Reshape", [(4, 6)], {}, [[6, 4]], 1))
-    assert {f.pinned for f in description.factors.values()} == {
-        "reshape 4x6 -> 6x4 does not nest"
-    }
+    assert {f.pinned for f in description.factors.values()} == {"reshape 4x6 -> 6x4 does not nest"}
 
 
 def test_computed_bounds_make_a_slice_opaque() -> None:

@@ -11,8 +11,8 @@ OPSET = '<ir_version: 10, opset_import: ["": 20]>'
 # Every network: inputs x, weights as further inputs. `widths` are those of the resizable groups.
 NETWORKS: dict[str, tuple[str, list[int]]] = {
     "dense": (
-        """net (float[1,3,6,6] x, float[8,3,3,3] w1, float[8] b1, float[5,8,3,3] w2, float[2,5,1,1] w3)
-        => (float[1,2,2,2] y) {
+        """net (float[1,3,6,6] x, float[8,3,3,3] w1, float[8] b1, float[5,8,3,3] w2, float[2,5,1,1]
+        w3) => (float[1,2,2,2] y) {
             a = Conv(x, w1, b1)  ra = Relu(a)  b = Conv(ra, w2)  y = Conv(b, w3)
         }""",
         [8, 5],
@@ -48,8 +48,8 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         [4, 2, 2],
     ),
     "depthwise": (
-        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8,1,3,3] w2, float[8] b2, float[2,8,1,1] w3)
-        => (float[1,2,4,4] y) {
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8,1,3,3] w2, float[8] b2, float[2,8,1,1]
+        w3) => (float[1,2,4,4] y) {
             a = Conv(x, w1)  ra = Relu(a)  b = Conv<group=8, pads=[1,1,1,1]>(ra, w2, b2)
             rb = Relu(b)  y = Conv(rb, w3)
         }""",
@@ -69,8 +69,8 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         [4],
     ),
     "transposed": (
-        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6,5,2,2] w2, float[5] b2, float[2,5,1,1] w3)
-        => (float[1,2,8,8] y) {
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6,5,2,2] w2, float[5] b2, float[2,5,1,1]
+        w3) => (float[1,2,8,8] y) {
             a = Conv(x, w1)  ra = Relu(a)  b = ConvTranspose<strides=[2,2]>(ra, w2, b2)
             rb = Relu(b)  y = Conv(rb, w3)
         }""",
@@ -240,7 +240,8 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         [6, 5],
     ),
     "squeeze and excite": (
-        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[4,8,1,1] w2, float[4] b2, float[8,4,1,1] w3,
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[4,8,1,1] w2, float[4] b2, float[8,4,1,1]
+        w3,
              float[2,8,1,1] w4) => (float[1,2,4,4] y) {
             a = Conv(x, w1)  ra = Relu(a)  g = GlobalAveragePool(ra)  s = Conv(g, w2, b2)
             rs = Relu(s)  e = Conv(rs, w3)  z = Sigmoid(e)  m = Mul(ra, z)  y = Conv(m, w4)
@@ -262,7 +263,8 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         [6],
     ),
     "channels last": (
-        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6] g, float[6] h, float[6,5] w2, float[5] b2,
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6] g, float[6] h, float[6,5] w2, float[5]
+        b2,
              float[2,5,1,1] w3) => (float[1,2,4,4] y) {
             a = Conv(x, w1)  t = Transpose<perm=[0,2,3,1]>(a)  n = LayerNormalization(t, g, h)
             l = MatMul(n, w2)  lb = Add(l, b2)  r = Gelu(lb)  u = Transpose<perm=[0,3,1,2]>(r)
@@ -271,13 +273,15 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         [6, 5],
     ),
     "conv 1d": (
-        """net (float[1,3,9] x, float[6,3,3] w1, float[4,3,3] w2, float[2,4,1] w3) => (float[1,2,5] y) {
+        """net (float[1,3,9] x, float[6,3,3] w1, float[4,3,3] w2, float[2,4,1] w3) => (float[1,2,5]
+        y) {
             a = Conv(x, w1)  ra = Relu(a)  b = Conv<group=2>(ra, w2)  rb = Relu(b)  y = Conv(rb, w3)
         }""",
         [3, 2],
     ),
     "conv 3d": (
-        """net (float[1,2,4,4,4] x, float[6,2,3,3,3] w1, float[2,6,1,1,1] w2) => (float[1,2,2,2,2] y) {
+        """net (float[1,2,4,4,4] x, float[6,2,3,3,3] w1, float[2,6,1,1,1] w2) => (float[1,2,2,2,2]
+        y) {
             a = Conv(x, w1)  ra = Relu(a)  y = Conv(ra, w2)
         }""",
         [6],
@@ -314,7 +318,8 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[1,2,1,1] w2, float[2,6,1,1] w3)
         => (float[1,2,4,4] y) <int64[1] axes = {1}> {
             a = Conv(x, w1)  m = ReduceMean(a, axes)  k = ReduceMax(a, axes)
-            c = Concat<axis=1>(m, k)  d = Conv(c, w2)  s = Sigmoid(d)  e = Mul(a, s)  y = Conv(e, w3)
+            c = Concat<axis=1>(m, k)  d = Conv(c, w2)  s = Sigmoid(d)  e = Mul(a, s)  y = Conv(e,
+            w3)
         }""",
         [6],
     ),

@@ -1,5 +1,7 @@
 """Costs against MorphNet's printed numbers, torch's counter, closed forms, finite differences."""
 
+from itertools import pairwise
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -167,14 +169,13 @@ def test_convolution_transposed_counts_its_input_space() -> None:
 
 def test_the_batch_is_not_counted() -> None:
     text = OPSET + "net (float[{n},3,8,8] x, float[4,3,3,3] w) => (float[{n},4,6,6] y)"
-    graphs = [
-        lift(model_from_text(text.format(n=n) + "{ y = Conv(x, w) }")) for n in (1, 7)
-    ]
+    graphs = [lift(model_from_text(text.format(n=n) + "{ y = Conv(x, w) }")) for n in (1, 7)]
     for kind in ("macs", "params", "memory", "peak", "weight_bytes"):
         assert cost(graphs[0], kind).total == cost(graphs[1], kind).total, kind
 
 
-CHAIN = """net (float[1,3,8,8] x, float[6,3,3,3] w1, float[6] b1, float[6] s, float[6] h, float[6] m,
+CHAIN = """net (float[1,3,8,8] x, float[6,3,3,3] w1, float[6] b1, float[6] s, float[6] h, float[6]
+m,
     float[6] v, float[5,6,3,3] w2, float[4,5,1,1] w3) => (float[1,4,4,4] y) {
     a = Conv(x, w1, b1)  n = BatchNormalization(a, s, h, m, v)  r = Relu(n)
     b = Conv(r, w2)  rb = Relu(b)  y = Conv(rb, w3)
@@ -201,7 +202,7 @@ def test_peak_memory_is_the_largest_sum_alive_at_once() -> None:
         at = graph.widths.copy()
         at[free] = a, b
         sizes = [3 * 64, a * 36, a * 36, a * 36, b * 16, b * 16, 4 * 16]
-        assert peak.at(at) == 4 * max(x + y for x, y in zip(sizes, sizes[1:]))
+        assert peak.at(at) == 4 * max(x + y for x, y in pairwise(sizes))
 
 
 def test_latency_is_the_roofline() -> None:

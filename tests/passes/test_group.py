@@ -10,8 +10,8 @@ from morphgraph.testing import model_from_text, prove
 OPSET = '<ir_version: 10, opset_import: ["": 20, "com.acme": 1]>'
 
 ATTENTION = """net (float[2,5,8] x, float[8,12] wq, float[8,12] wk, float[8,12] wv, float[12,8] wo)
-    => (float[2,5,8] y) <int64[4] heads = {2, 5, 3, 4}, float scale = {0.5}, int64[3] flat = {0, 0, -1}> {
-    q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
+    => (float[2,5,8] y) <int64[4] heads = {2, 5, 3, 4}, float scale = {0.5}, int64[3] flat = {0, 0,
+    -1}> { q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
     qh = Reshape(q, heads)  kh = Reshape(k, heads)  vh = Reshape(v, heads)
     qt = Transpose<perm=[0,2,1,3]>(qh)  kt = Transpose<perm=[0,2,3,1]>(kh)
     vt = Transpose<perm=[0,2,1,3]>(vh)
@@ -160,7 +160,8 @@ def test_channels_of_a_group_touch_the_same_axes_equally_often() -> None:
 
 def test_names_are_what_a_person_would_say() -> None:
     graph = of_text(
-        """net (float[1,3,4,4] x, float[6,3,1,1] "stem.weight", float[6,6,1,1] "layer1.0.conv.weight",
+        """net (float[1,3,4,4] x, float[6,3,1,1] "stem.weight", float[6,6,1,1]
+        "layer1.0.conv.weight",
              float[6,6,1,1] "layer1.1.conv.weight", float[2,6,1,1] "head.weight")
         => (float[1,2,4,4] y) {
             a = Conv(x, "stem.weight")  b = Conv(a, "layer1.0.conv.weight")  c = Add(a, b)

@@ -122,7 +122,9 @@ class TestConcatNetwork:
         reg = morphnet(graph, net, kind, threshold=0.45)
         total, regularizer = self.TOTALS[kind]
         assert reg.live_cost() == total
-        assert reg.value().item() == pytest.approx(regularizer, abs=0.15 if kind == "flops" else 0.05)
+        assert reg.value().item() == pytest.approx(
+            regularizer, abs=0.15 if kind == "flops" else 0.05
+        )
 
     @pytest.mark.parametrize("kind", ["flops", "params"])
     @pytest.mark.parametrize("name", ["conv1", "conv2", "conv3", "conv4"])
@@ -166,9 +168,7 @@ def test_depthwise_network() -> None:
 @pytest.mark.parametrize(
     ("threshold", "total", "regularizer"), [(32, 0, 642.6363), (13, 28, 839.8534)]
 )
-def test_group_lasso_on_matrix_products(
-    threshold: float, total: float, regularizer: float
-) -> None:
+def test_group_lasso_on_matrix_products(threshold: float, total: float, regularizer: float) -> None:
     net = Products()
     graph = lifted(net, 2, 6)
     reg = morphnet(graph, net, "flops", strength="lasso", threshold=threshold)
@@ -205,7 +205,7 @@ def test_tied_producers_count_with_their_maximum() -> None:
 
 
 def test_all_alive_counts_every_axis_but_the_interface() -> None:
-    """With all scales at 1: twice the cost, less the first convolution and the last linear layer."""
+    """With all scales at 1: twice the cost, less the first convolution and the last linear."""
     original, graph = residual_network()
     net = copy.deepcopy(original)
     reg = morphnet(graph, net, "flops")
@@ -255,8 +255,7 @@ def test_lasso_proximal_step_shortens_the_norm() -> None:
 
 
 def test_errors_name_the_parameter() -> None:
-    original, graph = residual_network()
-    net = copy.deepcopy(original)
+    _, graph = residual_network()
     with pytest.raises(ModelError, match=r"'(bn|blocks)[.\w]*weight' has shape"):
         Regularizer(graph, residual_cnn(widths=(8, 16, 32)))
     with pytest.raises(ModelError, match="is not in the module"):

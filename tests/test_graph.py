@@ -1,0 +1,102 @@
+"""The channel graph as data: networkx, positions, sizes at widths, plans and their fingerprint."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from morphgraph.errors import PlanError
+from morphgraph.graph import Dim, FactorNode
+from morphgraph.passes.lift import lift
+from morphgraph.passes.resize import resize
+from morphgraph.plans import Plan, make_plan, structure_hash
+from morphgraph.testing import model_from_text, random_plan
+
+TEXT = """<ir_version: 10, opset_import: ["": 20]>
+net (float[1,3,4,4] x, float[6,3,1,1] w1, float[4,6,3,3] w2, float[3,16] w3) => (float[1,3] y) {
+    a = Conv(x, w1)  ra = Relu(a)  b = Conv(ra, w2)  f = Flatten(b)  y = Gemm<transB=1>(f, w3)
+}"""
+
+
+def test_networkx_is_bipartite_between_dims_and_factors() -> None:
+    graph = lift(model_from_text(TEXT))
+    kinds = {type(node) for node in graph.networkx}
+    assert kinds == {Dim, FactorNode}
+    assert all({type(u), type(v)} == kinds for u, v in graph.networkx.edges)
+    assert graph.networkx.nodes[Dim("w1", 0)]["size"] == 6
+    assert graph.networkx.edges[FactorNode("Conv_a", "o"), Dim("w1", 0)]["map"].is_segment
+
+
+def test_positions_of_a_channel_after_flatten() -> None:
+    graph = lift(model_from_text(TEXT))
+    flat = graph.channels_at("w3", 1)
+    assert np.array_equal(flat, np.repeat(graph.channels_at("w2", 0), 4))
+
+
+def test_class_sizes_at_widths_are_the_resized_shapes() -> None:
+    graph = lift(model_from_text(TEXT))
+    plan = random_plan(graph, 3)
+    small = resize(graph, plan.kept(graph))
+    sizes = graph.class_sizes(plan.widths(graph))
+    values = {v.name: v for node in small.graph for v in (*node.inputs, *node.outputs)}
+    for number, dim in enumerate(graph.couplings.dims):
+        assert values[dim.value].shape is not None
+        assert sizes[graph.node_class[number]] == values[dim.value].shape[dim.axis]
+
+
+def test_structure_is_independent_of_weights_and_dependent_on_shapes() -> None:
+    graph = lift(model_from_text(TEXT, seed=0))
+    assert structure_hash(graph) == structure_hash(lift(model_from_text(TEXT, seed=1)))
+    again = lift(ir.to_proto(graph.model))
+    assert structure_hash(graph) == structure_hash(again)
+    other = TEXT.replace("w1", "v1")
+    wider = TEXT.replace("[6,3,1,1]", "[5,3,1,1]").replace("[4,6,3,3]", "[4,5,3,3]")
+    hashes = {structure_hash(lift(model_from_text(text))) for text in (TEXT, other, wider)}
+    assert len(hashes) == 3
+
+
+def test_a_plan_survives_its_file_and_another_networks_plan_does_not_fit() -> None:
+    graph = lift(model_from_text(TEXT))
+    plan = random_plan(graph, 0)
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert again.to_json() == plan.to_json()
+    kept, same = plan.kept(graph), again.kept(graph)
+    assert kept.keys() == same.keys()
+    assert all(np.array_equal(kept[index], same[index]) for index in kept)
+    other = lift(model_from_text(TEXT.replace("w1", "v1")))
+    with pytest.raises(PlanError, match="the plan was made for another network"):
+        plan.kept(other)
+
+
+@pytest.mark.parametrize(
+    ("kept", "ranges"),
+    [([0, 1, 4], ((0, 2), (4, 5))), ([5], ((5, 6),)), ([0, 2, 4], ((0, 1), (2, 3), (4, 5)))],
+)
+def test_ranges_are_half_open(kept: list[int], ranges: tuple[tuple[int, int], ...]) -> None:
+    graph = lift(model_from_text(TEXT))
+    (index,) = [g.index for g in graph.groups if g.producers == ("Conv_a",)]
+    entry = make_plan(graph, {index: np.array(kept)}, {}, {}).groups[graph.groups[index].id]
+    assert entry.keep == ranges
+    assert entry.kept.tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[4, 2]]", r"groups.g1.keep: range \[4, 2\] is empty"),
+        ("[[0, 3], [2, 4]]", r"groups.g1.keep: range \[2, 4\] repeats channels below 3"),
+        ("[[0, 9]]", "groups.g1.keep: channel 8 is out of range, the width is 6"),
+        ("[]", "groups.g1.keep: keeps no channel"),
+        ("[[-1, 2]]", "groups"),
+        ("[[0, 1.5]]", "groups"),
+        ('"all"', "groups"),
+    ],
+)
+def test_a_broken_plan_names_the_field(text: str, message: str) -> None:
+    graph = lift(model_from_text(TEXT))
+    broken = json.loads(make_plan(graph, {1: np.array([0, 1])}, {}, {}).to_json())
+    broken["groups"]["g1"]["keep"] = json.loads(text)
+    with pytest.raises(PlanError, match=message):
+        Plan.from_json(json.dumps(broken).encode())

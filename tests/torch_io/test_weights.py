@@ -1,0 +1,145 @@
+"""Trained weights go back into the ONNX model: what it then computes is what was trained."""
+
+import copy
+import io
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+from morphgraph import ort
+from morphgraph.errors import ModelError
+from morphgraph.examples import image, residual_cnn
+from morphgraph.testing import make_felt, model_from_text
+from morphgraph.torch_io.export import export
+from morphgraph.torch_io.to_torch import to_torch
+from morphgraph.torch_io.weights import with_weights
+
+
+def trained(net: nn.Module) -> nn.Module:
+    """Two steps of SGD, which move weights and running statistics alike."""
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(step))
+        net(x).square().mean().backward()
+        optimizer.step()
+    return net.eval()
+
+
+def answer(model: ir.Model, x: torch.Tensor) -> torch.Tensor:
+    rows = [next(iter(ort.run(model, {"x": row.numpy()}).values())) for row in x.split(1)]
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
+    assert float((out - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    torch.manual_seed(0)
+    return make_felt(residual_cnn((8, 16)), image(2))
+
+
+@pytest.fixture(scope="module")
+def model(original: nn.Module) -> ir.Model:
+    return export(original, image(1))
+
+
+def test_the_trained_network_comes_back(original: nn.Module, model: ir.Model) -> None:
+    net, x = trained(to_torch(model)), image(3)
+    back = with_weights(model, net)
+    assert_close(answer(back, x), net(x))
+    assert not torch.allclose(answer(back, x), answer(model, x), atol=1e-2)  # training is felt
+    assert_close(answer(model, x), original(x))  # the model itself is as it was
+
+
+def test_the_users_own_module_comes_back(original: nn.Module, model: ir.Model) -> None:
+    own, x = trained(copy.deepcopy(original)), image(3)
+    assert_close(answer(with_weights(model, own), x), own(x))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_a_state_dict_comes_back_without_its_prefixes(model: ir.Model, prefix: str) -> None:
+    net, x = trained(to_torch(model)), image(3)
+    state = {prefix + name: tensor for name, tensor in net.state_dict().items()}
+    assert_close(answer(with_weights(model, state), x), net(x))
+
+
+def test_wrapped_networks_come_back(model: ir.Model) -> None:
+    net, x = trained(to_torch(model)), image(3)
+    holder = nn.Module()
+    holder.module = torch.compile(net, backend="eager")
+    assert_close(answer(with_weights(model, holder), x), net(x))
+
+
+def test_a_wrapper_is_told_from_a_network_with_a_layer_of_that_name() -> None:
+    own = nn.Sequential()
+    own.add_module("module", nn.Linear(2, 2))
+    own.add_module("last", nn.Linear(2, 1))
+    model = export(own, torch.zeros(1, 2))
+    own.get_submodule("module").weight.data.mul_(2)
+    weight = with_weights(model, own).graph.initializers["module.weight"].const_value.numpy()
+    np.testing.assert_array_equal(weight, own.get_parameter("module.weight").detach().numpy())
+
+
+def test_running_statistics_come_back(model: ir.Model) -> None:
+    net = trained(to_torch(model))
+    back = with_weights(model, net).graph.initializers
+    for name in ("bn.running_mean", "bn.running_var"):
+        np.testing.assert_array_equal(
+            back[name].const_value.numpy(), net.state_dict()[name].numpy()
+        )
+
+
+def test_names_that_are_not_torchs_find_their_way_back_even_from_a_file() -> None:
+    text = (
+        '<ir_version: 10, opset_import: ["" : 20]> '
+        "net (float[1,3] x, float[4,3] k, float[4] b) => (float y) "
+        "{ y = Gemm <transB = 1> (x, k, b) }"
+    )
+    model = model_from_text(text)
+    model.graph.initializers["k"].name = "dense/kernel:0"
+    net = to_torch(model)
+    next(net.parameters()).data.mul_(3)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    for twin in (net, copy.deepcopy(net), torch.load(file, weights_only=False)):
+        back = with_weights(model, twin).graph.initializers["dense/kernel:0"].const_value.numpy()
+        np.testing.assert_array_equal(back, net.state_dict()["Gemm_y.weight"].numpy())
+
+
+def test_the_element_type_of_the_model_is_kept(model: ir.Model) -> None:
+    net = to_torch(model).double()
+    back = with_weights(model, net)
+    for name, value in back.graph.initializers.items():
+        assert value.const_value.dtype == model.graph.initializers[name].const_value.dtype
+
+
+def test_later_training_does_not_reach_the_model(model: ir.Model) -> None:
+    net = to_torch(model)
+    back = with_weights(model, net)
+    before = back.graph.initializers["stem.weight"].const_value.numpy().copy()
+    net.get_parameter("stem.weight").data.zero_()
+    np.testing.assert_array_equal(
+        back.graph.initializers["stem.weight"].const_value.numpy(), before
+    )
+
+
+@pytest.mark.parametrize("name", ["fc.weight", "bn.running_var"])
+def test_a_missing_tensor_is_named(model: ir.Model, name: str) -> None:
+    state = to_torch(model).state_dict()
+    del state[name]
+    with pytest.raises(ModelError, match=f"tensor '{name}': the network has no"):
+        with_weights(model, state)
+
+
+def test_a_network_of_another_size_is_refused(model: ir.Model) -> None:
+    other = residual_cnn((8, 12))
+    with pytest.raises(ModelError, match=r"12x8x3x3 in the network, 16x8x3x3 in the model"):
+        with_weights(model, other)
