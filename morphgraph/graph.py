@@ -12,7 +12,7 @@ Everything here is data; the passes ``couple`` and ``group`` fill it in.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -102,15 +102,19 @@ class GraphNode:
     opaque: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """A factor on an axis: both as node ids, with the index map (``morphgraph.ops.IndexMap``)."""
+class Edge(NamedTuple):
+    """A factor on an axis: both as node ids, with the index map (``morphgraph.ops.IndexMap``).
+
+    ``port`` is the operand's index or ``~k`` for result ``k``, ``node`` the operator's place in the
+    model's order; ``whole`` says that the map is the identity on the whole axis.
+    """
 
     factor: int
     dim: int
     map: Any
     port: int
     node: int
+    whole: bool
 
 
 @dataclass(frozen=True)

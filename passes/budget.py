@@ -97,6 +97,12 @@ class Limits:
         """The next smaller width on the grid."""
         return max(self.floor(group), (width - 1) // self.round_to * self.round_to)
 
+    def above(self, group: Group, width: int) -> int:
+        """The next larger width on the grid, or the group's own."""
+        if not self.allows(group):
+            return width
+        return min(group.width, (width // self.round_to + 1) * self.round_to)
+
     def nearest(self, group: Group, width: float) -> int:
         """The width on the grid that is nearest to a wanted one."""
         rounded = int(np.floor(width / self.round_to + 0.5)) * self.round_to
@@ -169,8 +175,10 @@ def uniform(
 ) -> Plan:
     """The width multiplier: every group times one ratio, the naive baseline.
 
-    Give the ``ratio`` (0 to 1), or a ``budget`` that the largest ratio is found for. Within a group
-    the channels with the highest score stay.
+    Give the ``ratio`` (0 to 1), or a ``budget`` that the largest ratio is found for. What rounding
+    then leaves of the budget is filled, one grid step at a time, where rounding took most: a baseline
+    that wastes a part of its budget would be none. Within a group the channels with the highest score
+    stay.
 
     Raises:
         BudgetError: no ratio meets the budget.
@@ -178,6 +186,7 @@ def uniform(
     """
     limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
     goals = _goals(graph, budget or {}, convention)
+    fill = ratio is None
     if ratio is None:
         ratio = _largest_ratio(graph, goals, limits)
     if not 0 < ratio <= 1:
@@ -185,6 +194,8 @@ def uniform(
             f"uniform ratio {ratio} is out of range; give one above 0, at most 1"
         )
     widths = _scaled(graph, ratio, limits)
+    if fill:
+        _fill(graph, widths, goals, limits)
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
@@ -428,6 +439,20 @@ def _largest_ratio(graph: ChannelGraph, goals: Sequence[_Goal], limits: Limits) 
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def _fill(graph: ChannelGraph, widths: IntArray, goals: Sequence[_Goal], limits: Limits) -> None:
+    """Widen groups in place, the relatively narrowest first, while every budget is met."""
+    while True:
+        for index in np.argsort(widths / graph.widths, kind="stable"):
+            wider = widths.copy()
+            wider[index] = limits.above(graph.groups[index], int(widths[index]))
+            fits = all(goal.cost.at(wider) <= goal.limit for goal in goals)
+            if wider[index] > widths[index] and fits:
+                widths[:] = wider
+                break
+        else:
+            return
 
 
 def _finish(

@@ -211,8 +211,7 @@ def _restore_batch(model: ir.Model, other: ir.Model, symbols: Mapping[str, ir.Sh
     for value in list(model.graph.initializers.values()):
         if not _same_tensor(value, other.graph.initializers[value.name or ""]):
             for use in list(value.uses()):
-                operand = _shape_operand(use.node, use.idx, twins)
-                _replace_initializer(use.node, use.idx, operand)
+                _restore_operand(model, use.node, use.idx, twins)
     common.RemoveUnusedNodesPass()(model)
     symbol = next(dim.value for dim in map(_first_dim, symbols.values()) if dim) or "batch"
     made = (value for node in model.graph for value in node.outputs)
@@ -241,22 +240,20 @@ def _same_tensor(value: ir.Value, twin: ir.Value) -> bool:
     return a is b or (a.shape == b.shape and np.array_equal(a.numpy(), b.numpy(), equal_nan=True))
 
 
-def _shape_operand(node: ir.Node, index: int, twins: Mapping[str | None, ir.Value]) -> list[int]:
-    """What to write for a shape operand that depends on the batch, so that the batch stays open."""
+def _restore_operand(
+    model: ir.Model, node: ir.Node, index: int, twins: Mapping[str | None, ir.Value]
+) -> None:
+    """Write a shape operand that depends on the batch so that the batch stays open."""
     if index == 1 and not node.domain and node.op_type in ("Reshape", "Expand"):
         sizes = list(static_shape(node.outputs[0]))
         others = static_shape(twins[node.outputs[0].name])
         varying = [axis for axis, size in enumerate(sizes) if size != others[axis]]
         if node.op_type == "Reshape" and len(varying) == 1:
             sizes[varying[0]] = -1
-            return sizes
-        assert node.inputs[0] is not None
-        source = static_shape(node.inputs[0])
-        lead = len(sizes) - len(source)
-        if node.op_type == "Expand" and all(
-            axis >= lead and source[axis - lead] == sizes[axis] for axis in varying
-        ):
-            return [1 if axis in varying else size for axis, size in enumerate(sizes)]
+            _replace_initializer(node, index, sizes)
+            return
+        if node.op_type == "Expand" and _restore_expand(model, node, sizes, varying):
+            return
     operand = node.inputs[index]
     raise ModelError(
         f"node '{escape(node.name or '')}' ({escape(node.op_type)}): its operand "
@@ -265,23 +262,61 @@ def _shape_operand(node: ir.Node, index: int, twins: Mapping[str | None, ir.Valu
     )
 
 
+def _restore_expand(
+    model: ir.Model, node: ir.Node, sizes: Sequence[int], varying: Sequence[int]
+) -> bool:
+    source = node.inputs[0]
+    assert source is not None
+    padded = (1,) * (len(sizes) - len(static_shape(source))) + static_shape(source)
+    # A 1 in Expand's operand leaves that size as it is.
+    target = [1 if old == new else new for old, new in zip(padded, sizes, strict=True)]
+    if all(target[axis] == 1 for axis in varying):
+        _replace_initializer(node, 1, target)
+        return True
+    if list(varying) != [0] or sizes[0] != _BATCHES[0] or model.opset_imports.get("", 0) < 15:
+        return False
+    # Something without a batch is repeated for every sample, as the class token of a
+    # transformer: the one case that must look at the input.
+    graph = model.graph
+    batched = next(value for value in graph.inputs if static_shape(value)[:1] == (_BATCHES[0],))
+    batch = ir.node("Shape", [batched], {"start": 0, "end": 1}, name=f"{node.name}_batch")
+    batch.outputs[0].name = f"{node.outputs[0].name}_batch"
+    _describe_vector(batch.outputs[0], 1)
+    if len(target) > 1:
+        rest = _register(graph, f"{node.outputs[0].name}_rest", target[1:])
+        shape = ir.node("Concat", [batch.outputs[0], rest], {"axis": 0}, name=f"{node.name}_shape")
+        shape.outputs[0].name = f"{node.outputs[0].name}_shape"
+        _describe_vector(shape.outputs[0], len(target))
+        graph.insert_before(node, [batch, shape])
+        node.replace_input_with(1, shape.outputs[0])
+    else:
+        graph.insert_before(node, [batch])
+        node.replace_input_with(1, batch.outputs[0])
+    return True
+
+
+def _describe_vector(value: ir.Value, size: int) -> None:
+    value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([size])
+
+
 def _replace_initializer(node: ir.Node, index: int, numbers: Sequence[int]) -> None:
     """Give a node an operand of its own; the old one may have other readers."""
     old = node.inputs[index]
     assert old is not None
     assert old.graph is not None
-    tensor = ir.tensor(np.array(numbers, np.int64))
     if len(old.uses()) == 1:
-        old.const_value = tensor
+        old.const_value = ir.tensor(np.array(numbers, np.int64))
+        _describe_vector(old, len(numbers))
         return
-    new = ir.Value(
-        name=f"{old.name}_{node.name}",
-        type=old.type,
-        shape=ir.Shape([len(numbers)]),
-        const_value=tensor,
-    )
-    old.graph.register_initializer(new)
+    new = _register(old.graph, f"{old.name}_{node.name}", numbers)
     node.replace_input_with(index, new)
+
+
+def _register(graph: ir.Graph, name: str, numbers: Sequence[int]) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(np.array(numbers, np.int64)))
+    _describe_vector(value, len(numbers))
+    graph.register_initializer(value)
+    return value
 
 
 def _symbolic(size: int, other: int, symbol: str) -> int | str:

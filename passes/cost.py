@@ -251,9 +251,9 @@ def _value_term(graph: ChannelGraph, value: ir.Value, scale: float, layer: str) 
 
 def _owner(graph: ChannelGraph, value: ir.Value) -> str:
     """The layer that an initializer belongs to: the first that reads it."""
-    layers: dict[str, str] = graph.cache.setdefault(
-        "layers", {node.name: node.layer for node in graph.nodes}
-    )
+    if "layers" not in graph.cache:
+        graph.cache["layers"] = {node.name: node.layer for node in graph.nodes}
+    layers: dict[str, str] = graph.cache["layers"]
     return next((layers[u.node.name] for u in value.uses() if u.node.name in layers), "")
 
 

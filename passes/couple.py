@@ -34,13 +34,15 @@ class _Coupler:
         self.sizes: list[int] = []
         self.weights = weight_values(model)
         self.descriptions: list[tuple[OpNode, Description]] = []
+        self.first_at: list[dict[int, int]] = []
+        self.known_shapes: dict[ir.Value, Shape] = {}
 
     def run(self) -> Couplings:
         graph = self.model.graph
         for value in graph.inputs:
             self._enter(value)
         for node in graph:
-            op_node = OpNode(node, self.weights)
+            op_node = OpNode(node, self.weights, self._shape)
             try:
                 description = describe(op_node)
             except NotationError as error:
@@ -49,20 +51,29 @@ class _Coupler:
                     "the model's weights and inputs do not belong together"
                 ) from None
             self.descriptions.append((op_node, description))
-            for factor in description.factors.values():
-                for place in factor.places:
-                    self._enter(_value_at(node, place.port))
+            ports = {
+                place.port for factor in description.factors.values() for place in factor.places
+            }
+            self.first_at.append({p: self._enter(_value_at(node, p)) for p in sorted(ports)})
         return self._number()
 
-    def _enter(self, value: ir.Value) -> None:
+    def _enter(self, value: ir.Value) -> int:
+        """Give a value's axes dims, unless they have some; returns the id of the first."""
         name = value.name or ""
-        if name in self.first_dim:
-            return
-        shape = static_shape(value)
-        self.first_dim[name] = len(self.dims)
-        self.shapes[name] = shape
-        self.dims += [Dim(name, axis) for axis in range(len(shape))]
-        self.sizes += shape
+        if name not in self.first_dim:
+            shape = self._shape(value)
+            self.first_dim[name] = len(self.dims)
+            self.shapes[name] = shape
+            self.dims += [Dim(name, axis) for axis in range(len(shape))]
+            self.sizes += shape
+        return self.first_dim[name]
+
+    def _shape(self, value: ir.Value) -> Shape:
+        """A value's static shape; looked up once, since a value may have hundreds of readers."""
+        shape = self.known_shapes.get(value)
+        if shape is None:
+            shape = self.known_shapes[value] = static_shape(value)
+        return shape
 
     def _number(self) -> Couplings:
         factors: list[FactorNode] = []
@@ -77,6 +88,7 @@ class _Coupler:
         for index, (op_node, description) in enumerate(self.descriptions):
             ids: dict[str, int] = {}
             covered: set[int] = set()
+            first_at = self.first_at[index]
             for name, factor in description.factors.items():
                 number = ids[name] = start + len(factors)
                 factors.append(FactorNode(op_node.name, name))
@@ -84,10 +96,10 @@ class _Coupler:
                 if factor.pinned is not None:
                     pins[number] = factor.pinned
                 for place in factor.places:
-                    value = _value_at(op_node.ir, place.port)
-                    dim = self.first_dim[value.name or ""] + place.axis
+                    dim = first_at[place.port] + place.axis
                     covered.add(dim)
-                    edges.append(Edge(number, dim, place.map, place.port, index))
+                    whole = place.map.starts and factor.size == sizes[dim]
+                    edges.append(Edge(number, dim, place.map, place.port, index, whole))
             if description.prefer:
                 preferences[index] = description.prefer
             reluctant.update(ids[name] for name in description.reluctant)
@@ -144,7 +156,7 @@ class _Coupler:
     def _dims_of(self, value: ir.Value) -> range:
         """The ids of a value's dims; none for a value that no factor stands on."""
         first = self.first_dim.get(value.name or "")
-        return range(0) if first is None else range(first, first + len(static_shape(value)))
+        return range(0) if first is None else range(first, first + len(self._shape(value)))
 
 
 def _value_at(node: ir.Node, port: int) -> ir.Value:

@@ -28,6 +28,16 @@ _INFERENCE_DATA = 4096  # elements of an operand that shape inference may look i
 # Operators whose result has the size of their operand, and for which ONNX infers nothing.
 _LIKE_OPERAND = {"GroupNormalization", "MeanVarianceNormalization"}
 
+# Operands that mean zero where they are absent: biases and initial states.
+_ZERO_BY_DEFAULT: dict[str, tuple[int, ...]] = {
+    "Conv": (2,),
+    "ConvTranspose": (2,),
+    "Gemm": (2,),
+    "GRU": (3, 5),
+    "LSTM": (3, 5, 6),
+    "RNN": (3, 5),
+}
+
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}
 _RANDOM |= {"RandomUniformLike"}
 _MEANT_AS_THEY_STAND = {"DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "QuantizeLinear"}
@@ -91,13 +101,15 @@ class _Folder:
             return
         if _is(node, "If") and self._inline_branch(node):
             return
-        self._drop_zero_bias(node)
+        self._drop_zeros(node)
         if self._is_known(node):
             proto = ir.serde.serialize_node(node)
             self._check(node, proto)
             if _is(node, "CastLike") and self._make_cast(node):
                 return
             self._infer(node, proto)
+            if self._simplify_reshape(node):
+                return
         if not self._forward(node):
             self._evaluate(node)
 
@@ -178,16 +190,51 @@ class _Folder:
         self._replace_by_value(node, source)
         return True
 
-    def _drop_zero_bias(self, node: ir.Node) -> None:
-        """Drop a bias that an exporter has made up for a layer without one."""
-        if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
-            return
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        tensor = self._constant(bias)
-        if bias is None or tensor is None or bias.name in self.trained or tensor.numpy().any():
-            return
-        node.resize_inputs(2)
-        self._drop_unread(bias)
+    def _drop_zeros(self, node: ir.Node) -> None:
+        """Drop biases and initial states that an exporter has made up."""
+        for index in () if node.domain else _ZERO_BY_DEFAULT.get(node.op_type, ()):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            tensor = self._constant(value)
+            if value is None or tensor is None or value.name in self.trained:
+                continue
+            if tensor.nbytes <= FOLD_LIMIT_BYTES and not tensor.numpy().any():
+                node.replace_input_with(index, None)
+                self._drop_unread(value)
+        while node.inputs and node.inputs[-1] is None:
+            node.resize_inputs(len(node.inputs) - 1)
+
+    def _simplify_reshape(self, node: ir.Node) -> bool:
+        """Write a Gather of everything in order as the Reshape that it is; join two in a row."""
+        source, output = node.inputs[0] if node.inputs else None, node.outputs[0]
+        shape = _known_shape(output)
+        if source is None or shape is None or self._constant(source) is not None:
+            return False
+        if _is(node, "Gather"):
+            # From PyTorch's as_strided, which its pooling uses on channels-last data.
+            indices = self._constant(node.inputs[1])
+            if indices is None or not _is_everything(indices, _known_shape(source)):
+                return False
+            reshape = ir.Node("", "Reshape", [source, self._shape_of(output)], name=node.name)
+            self._replace_by_node(node, reshape)
+            return True
+        first = source.producer()
+        if not _is(node, "Reshape") or first is None or not _is(first, "Reshape"):
+            return False
+        if first.graph is not self.graph or source in self.outputs or len(source.uses()) > 1:
+            return False
+        target = node.inputs[1]
+        if target is None or self._constant(target) is None or 0 in shape:
+            return False
+        node.replace_input_with(0, first.inputs[0])
+        node.replace_input_with(1, self._shape_of(output))
+        self._remove(first)
+        self._drop_unread(target)
+        return False
+
+    def _shape_of(self, value: ir.Value) -> ir.Value:
+        """A new initializer that holds the shape of a value."""
+        shape = np.array(_known_shape(value), np.int64)
+        return self._register(self._fresh(f"{value.name}_shape"), ir.tensor(shape))
 
     def _is_alias(self, source: ir.Value, output: ir.Value) -> bool:
         if self._constant(source) is None or source.name not in self.trained:
@@ -409,7 +456,7 @@ def _does_nothing(node: ir.Node) -> bool:
             return source.dtype is not None and source.dtype == node.attributes["to"].as_int()
         case "Concat":
             return len(node.inputs) == 1
-        case "Expand":
+        case "Expand" | "Reshape":
             shape = _known_shape(output)
             return shape is not None and shape == _known_shape(source)
     return False
@@ -450,6 +497,13 @@ def _type_proto(value: ir.Value) -> onnx.TypeProto | None:
     if value.shape is not None:
         ir.serde.serialize_shape_into(proto, value.shape)
     return proto
+
+
+def _is_everything(indices: ir.TensorProtocol, shape: tuple[int, ...] | None) -> bool:
+    """Whether the indices name every element of a vector of this shape once, in order."""
+    if shape is None or shape != (indices.size,) or indices.nbytes > FOLD_LIMIT_BYTES:
+        return False
+    return np.array_equal(indices.numpy().reshape(-1), np.arange(indices.size))
 
 
 def _refine(value: ir.Value, inferred: onnx.TypeProto) -> None:

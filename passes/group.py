@@ -52,19 +52,11 @@ def group(couplings: Couplings, attention: Attention = "heads") -> ChannelGraph:
     return _Solver(couplings, classes, sites, reasons).graph()
 
 
-def _is_whole(couplings: Couplings, edge: Edge) -> bool:
-    """Whether the edge's map is the identity on the whole axis."""
-    starts = edge.map.is_segment and edge.map.offset == 0
-    return bool(starts and couplings.sizes[edge.factor] == couplings.sizes[edge.dim])
-
-
 def _classes(couplings: Couplings) -> IntArray:
     """Class of every node, numbered in the order of their first nodes."""
     same: nx.Graph[int] = nx.Graph()
     same.add_nodes_from(range(len(couplings.sizes)))
-    same.add_edges_from(
-        (edge.factor, edge.dim) for edge in couplings.edges if _is_whole(couplings, edge)
-    )
+    same.add_edges_from((edge.factor, edge.dim) for edge in couplings.edges if edge.whole)
     classes = np.empty(len(couplings.sizes), dtype=np.int64)
     for number, members in enumerate(nx.connected_components(same)):
         classes[list(members)] = number
@@ -74,7 +66,7 @@ def _classes(couplings: Couplings) -> IntArray:
 def _sites(couplings: Couplings, classes: IntArray) -> list[_Site]:
     parts: dict[tuple[int, int, int], list[Edge]] = defaultdict(list)
     for edge in couplings.edges:
-        if not _is_whole(couplings, edge):
+        if not edge.whole:
             parts[edge.node, edge.port, edge.dim].append(edge)
     sites = []
     for (node, _, dim), edges in parts.items():

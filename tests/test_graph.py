@@ -25,7 +25,7 @@ def test_networkx_is_bipartite_between_dims_and_factors() -> None:
     assert kinds == {Dim, FactorNode}
     assert all({type(u), type(v)} == kinds for u, v in graph.networkx.edges)
     assert graph.networkx.nodes[Dim("w1", 0)]["size"] == 6
-    assert graph.networkx.edges[FactorNode("Conv_a", "o"), Dim("w1", 0)]["map"].is_segment
+    assert graph.networkx.edges[FactorNode("Conv_a", "o"), Dim("w1", 0)]["map"].starts
 
 
 def test_positions_of_a_channel_after_flatten() -> None:

@@ -151,6 +151,10 @@ def _open_end(end: int, step: int) -> int | None:
     return None if step < 0 and end < -(2**31) + 1 else end
 
 
+def _step(positions: IntArray) -> int:
+    return int(positions[1] - positions[0]) if len(positions) > 1 else 1
+
+
 @op("Slice")
 class Slice(Op):
     @staticmethod
@@ -161,6 +165,11 @@ class Slice(Op):
             positions = slices.get(axis)
             if positions is None or np.array_equal(positions, np.arange(size)):
                 pass_axes(description, n.shape(0), [(axis, axis)])
+            elif len(positions) == 0 or (len(slices) > 1 and abs(_step(positions)) > 1):
+                # Kept positions may become irregular, and a Gather has one axis only.
+                reason = "sliced to nothing" if len(positions) == 0 else "sliced with a stride"
+                description.pin(0, axis, size, reason)
+                description.pin(~0, axis, len(positions), reason)
             elif np.all(np.diff(positions) == 1):
                 part = IndexMap(offset=int(positions[0]))
                 places = [Place(0, axis, part), Place(~0, axis)]
@@ -187,8 +196,6 @@ class Slice(Op):
             positions = changed[axis]
             stride = np.unique(np.diff(positions))
             if len(stride) > 1:
-                if len(axes) > 1:
-                    raise UnreadableError("Slice of several axes, one of them irregular")
                 new.become_gather(axis, positions)
                 return
             step = int(stride[0]) if len(stride) else 1
@@ -207,7 +214,7 @@ class Slice(Op):
         for axis, positions in _slices(n).items():
             if np.array_equal(positions, np.arange(n.shape(0)[axis])):
                 continue
-            step = int(positions[1] - positions[0]) if len(positions) > 1 else 1
+            step = _step(positions)
             if step < 0:
                 x = b.method("index_select", x, axis, b.positions(n, axis, positions))
             elif len(positions):

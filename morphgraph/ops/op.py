@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -47,9 +47,11 @@ class IndexMap:
     table: tuple[IntArray, IntArray] | None = None
 
     @property
-    def is_segment(self) -> bool:
-        """Whether the elements stand side by side, in order."""
-        return self.table is None and self.outer == 1 and self.inner == 1
+    def starts(self) -> bool:
+        """Whether the elements stand side by side, in order, from the first position on."""
+        return self is IDENTITY or (
+            self.table is None and self.outer == 1 and self.inner == 1 and self.offset == 0
+        )
 
     def pairs(self, size: int) -> tuple[IntArray, IntArray]:
         """All (element, position) pairs of a factor of this size, as two arrays of equal length.
@@ -67,8 +69,7 @@ class IndexMap:
 IDENTITY = IndexMap()
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a factor stands: ``port`` is an operand's index, or ``~k`` for result ``k``."""
 
     port: int
@@ -136,13 +137,18 @@ class OpNode:
 
     __slots__ = ("domain", "in_shapes", "ir", "name", "op_type", "out_shapes", "weights")
 
-    def __init__(self, node: ir.Node, weights: frozenset[str] | set[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        node: ir.Node,
+        weights: frozenset[str] = frozenset(),
+        shape_of: Callable[[ir.Value], Shape] = static_shape,
+    ) -> None:
         self.ir = node
         self.name = node.name or ""
         self.op_type = node.op_type
         self.domain = node.domain
-        self.in_shapes = [None if v is None else static_shape(v) for v in node.inputs]
-        self.out_shapes = [static_shape(v) for v in node.outputs]
+        self.in_shapes = [None if v is None else shape_of(v) for v in node.inputs]
+        self.out_shapes = [shape_of(v) for v in node.outputs]
         self.weights = weights
 
     @property

@@ -77,6 +77,7 @@ def export(
     parameters = dict(net.named_parameters(remove_duplicate=False))
     model.metadata_props[PARAMETERS_KEY] = json.dumps(list(parameters))
     model = canonicalize(model)
+    _restore_first_names(model, net)
     _check_parameters(model, parameters, used)
     kept = [name for name in parameters if name in model.graph.initializers]
     model.metadata_props[PARAMETERS_KEY] = json.dumps(kept)
@@ -283,6 +284,16 @@ def _clean(model: ir.Model) -> None:
         value.metadata_props.clear()
     graph.metadata_props.clear()
     model.metadata_props.clear()
+
+
+def _restore_first_names(model: ir.Model, net: nn.Module) -> None:
+    """A tied parameter carries the name that ``named_parameters`` gives it, which is its first."""
+    first = {id(parameter): name for name, parameter in net.named_parameters()}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        value = model.graph.initializers.get(name)
+        wanted = first[id(parameter)]
+        if value is not None and wanted not in model.graph.initializers:
+            value.name = wanted
 
 
 def _check_parameters(model: ir.Model, parameters: dict[str, nn.Parameter], used: set[int]) -> None:

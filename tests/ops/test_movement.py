@@ -336,6 +336,19 @@ def test_reshape_that_does_not_nest_is_pinned_with_the_reason() -> None:
     assert {f.pinned for f in description.factors.values()} == {"reshape 4x6 -> 6x4 does not nest"}
 
 
+def test_strides_on_several_axes_are_pinned() -> None:
+    case: Case = ("Slice", [(6, 4)], {}, [[0, 1], [6, 3], [0, 1], [2, 1]], 1)
+    pinned = [factor.pinned for factor in check(case).factors.values()]
+    assert pinned == ["sliced with a stride", "sliced with a stride", None]
+
+
+def test_a_slice_of_nothing_is_pinned() -> None:
+    case: Case = ("Slice", [(6,)], {}, [[2], [2], [0], [1]], 1)
+    description, _, (result,) = run(case)
+    assert result.shape == (0,)
+    assert {factor.pinned for factor in description.factors.values()} == {"sliced to nothing"}
+
+
 def test_computed_bounds_make_a_slice_opaque() -> None:
     model = model_from_text(
         """<ir_version: 10, opset_import: ["": 20]>

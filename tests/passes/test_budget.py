@@ -201,3 +201,19 @@ def test_amounts(text: str | int, amount: float) -> None:
 def test_amounts_that_are_none(text: str) -> None:
     with pytest.raises(UnsupportedError, match="is no amount"):
         parse_amount(text, 80.0)
+
+
+def test_uniform_fills_what_rounding_leaves(graph: ChannelGraph) -> None:
+    """No further grid step of any group fits; on a coarse grid the plain ratio leaves a lot."""
+    macs = cost(graph, "flops")
+    limit = 0.6 * macs.total
+    filled = uniform(graph, budget={"flops": "60%"}, round_to=4)
+    widths = filled.widths(graph)
+    assert macs.at(widths) <= limit
+    plain = uniform(graph, filled.request["uniform"], round_to=4)
+    assert filled.cost["flops"].after >= plain.cost["flops"].after
+    for group in graph.groups:
+        if group.resizable and widths[group.index] + 4 <= group.width:
+            wider = widths.copy()
+            wider[group.index] += 4
+            assert macs.at(wider) > limit

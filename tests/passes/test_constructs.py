@@ -308,6 +308,28 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         }""",
         [6],
     ),
+    "a weight read in both directions": (
+        """net (float[2,4] x, float[6,4] w, float[6] b) => (float[2,4] y) {
+            a = Gemm<transB=1>(x, w, b)  r = Sigmoid(a)  y = Gemm(r, w)
+        }""",
+        [6],
+    ),
+    "embedding": (
+        """net (int64[2,5] x, float[9,6] table, float[6] g, float[6] h, float[6,3] w)
+        => (float[2,5,3] y) {
+            a = Gather(table, x)  n = LayerNormalization(a, g, h)  y = MatMul(n, w)
+        }""",
+        [6],
+    ),
+    "positions added": (
+        """net (float[2,5,3] x, float[3,6] w1, float[1,5,6] position, float[1,1,6] token,
+             float[6,2] w2)
+        => (float[2,6,2] y) <int64[3] shape = {2, 1, 6}> {
+            a = MatMul(x, w1)  p = Add(a, position)  t = Expand(token, shape)
+            c = Concat<axis=1>(t, p)  r = Gelu(c)  y = MatMul(r, w2)
+        }""",
+        [6],
+    ),
     "softmax over channels": (
         """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2) => (float[1,2,4,4] y) {
             a = Conv(x, w1)  s = Softmax<axis=1>(a)  y = Conv(s, w2)

@@ -1,0 +1,200 @@
+"""Write the table of operators in docs/reference.md from the registry.
+
+Each operator is described on a small example, and what its entry said is written down: the line of
+notation, the multiply-adds, the factors that it sums or competes over. ``tests/test_docs.py`` holds
+the page against :func:`updated`.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import onnx_ir as ir
+
+from morphgraph import ops
+from morphgraph.notation import NotationError
+from morphgraph.ops import Description, OpNode, described_ops, entry_of
+from morphgraph.ops.op import UnreadableError, from_line
+
+PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
+BEGIN = "<!-- operators, written by tools/write_reference.py -->"
+END = "<!-- end of operators -->"
+
+_FAMILIES = {
+    "contraction": "Convolutions and matrix products",
+    "norm": "Normalizations",
+    "activation": "Activations",
+    "elementwise": "Element by element",
+    "reduce": "Reductions",
+    "pool": "Pooling",
+    "rearrange": "Channels to space, repetition",
+    "movement": "Data movement",
+    "reshape": "Reshape",
+    "padding": "Padding",
+    "interpolation": "Interpolation",
+}
+# Entries of these families write index maps, not lines; their docstring says what moves.
+_MAPPED = ("movement", "reshape", "padding", "interpolation")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A node to be described: ``"2x8, 4x8 -> 2x4"``, attributes, and a constant second operand."""
+
+    shapes: str
+    attributes: Mapping[str, Any]
+    constant: tuple[int, ...] | None = None
+
+
+_IMAGE = "2x8x6x6"
+_EXAMPLES: Mapping[str, tuple[Example, ...]] = {
+    "BatchNormalization": (Example(f"{_IMAGE}, 8, 8, 8, 8 -> {_IMAGE}", {}),),
+    "Conv": (
+        Example(f"{_IMAGE}, 4x8x3x3, 4 -> 2x4x4x4", {}),
+        Example(f"{_IMAGE}, 4x4x3x3, 4 -> 2x4x4x4", {"group": 2}),
+        Example(f"{_IMAGE}, 16x1x3x3, 16 -> 2x16x4x4", {"group": 8}),
+    ),
+    "ConvTranspose": (
+        Example(f"{_IMAGE}, 8x4x3x3, 4 -> 2x4x8x8", {}),
+        Example(f"{_IMAGE}, 8x4x3x3, 8 -> 2x8x8x8", {"group": 2}),
+        Example(f"{_IMAGE}, 8x1x3x3, 8 -> 2x8x8x8", {"group": 8}),
+        Example(f"{_IMAGE}, 8x2x3x3, 16 -> 2x16x8x8", {"group": 8}),
+    ),
+    "DepthToSpace": (
+        Example(f"{_IMAGE} -> 2x2x12x12", {"blocksize": 2}),
+        Example(f"{_IMAGE} -> 2x2x12x12", {"blocksize": 2, "mode": "CRD"}),
+    ),
+    "Gemm": (
+        Example("2x8, 4x8, 4 -> 2x4", {"transB": 1}),
+        Example("2x8, 8x4, 4 -> 2x4", {}),
+    ),
+    "GroupNormalization": (Example(f"{_IMAGE}, 8, 8 -> {_IMAGE}", {"num_groups": 2}),),
+    "InstanceNormalization": (Example(f"{_IMAGE}, 8, 8 -> {_IMAGE}", {}),),
+    "LayerNormalization": (Example("2x6x8, 8, 8 -> 2x6x8", {"axis": -1}),),
+    "MatMul": (Example("2x6x8, 8x4 -> 2x6x4", {}),),
+    "SpaceToDepth": (Example(f"{_IMAGE} -> 2x32x3x3", {"blocksize": 2}),),
+    "Tile": (Example("2x8, 2 -> 2x16", {}, (1, 2)),),
+}
+# All others take operands of one shape and keep it, pool space away, or reduce one axis.
+_USUAL = (
+    Example(f"{_IMAGE}, {_IMAGE} -> {_IMAGE}", {}),
+    Example(f"{_IMAGE} -> {_IMAGE}", {}),
+    Example(f"{_IMAGE} -> 2x1x6x6", {"axes": (1,)}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What operators of one kind say of themselves."""
+
+    line: str
+    macs: str = ""
+    contracted: str = ""
+    statistical: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """The row's cells behind the operators' names."""
+        shown = (_code(self.line) if "->" in self.line else self.line, _code(self.macs))
+        return *shown, _code(self.contracted), _code(self.statistical)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def table() -> str:
+    """The Markdown tables of all operators, one per family."""
+    families: dict[str, dict[tuple[Row, ...], list[str]]] = {name: {} for name in _FAMILIES}
+    for op_type in described_ops():
+        domain, _, name = op_type.rpartition("::")
+        entry = entry_of(name, domain)
+        assert entry is not None
+        package, _, family = entry.__module__.rpartition(".")
+        if package != ops.__name__ or family == "op":
+            continue  # taught by `register`, not part of the program
+        rows = families.setdefault(family, {})
+        rows.setdefault(_rows(op_type, family), []).append(op_type)
+    return "\n\n".join(
+        _family(_FAMILIES.get(name, name), rows) for name, rows in families.items() if rows
+    )
+
+
+def _family(title: str, rows: Mapping[tuple[Row, ...], list[str]]) -> str:
+    head = ("operators", "line", "multiply-adds", "sums over", "competes over")
+    body = [
+        ((", ".join(names) if k == 0 else ""), *row.cells())
+        for forms, names in rows.items()
+        for k, row in enumerate(forms)
+    ]
+    used = [k for k in range(len(head)) if k < 2 or any(cells[k] for cells in body)]
+    lines = [
+        "| " + " | ".join(cells[k] for k in used) + " |"
+        for cells in (head, ("---",) * len(head), *body)
+    ]
+    return f"### {title}\n\n" + "\n".join(lines)
+
+
+def _rows(op_type: str, family: str) -> tuple[Row, ...]:
+    if family in _MAPPED:
+        entry = entry_of(op_type)
+        assert entry is not None
+        words = (entry.__doc__ or "").split("\n\n")[0].strip().removesuffix(".")
+        return (Row(f"index map: {words[0].lower()}{words[1:]}" if words else "index map"),)
+    if op_type in _EXAMPLES:
+        return tuple(dict.fromkeys(_described(op_type, example) for example in _EXAMPLES[op_type]))
+    for example in _USUAL:
+        try:
+            return (_described(op_type, example),)
+        except (NotationError, UnreadableError):
+            continue
+    raise SystemExit(f"{op_type}: no usual example fits; add one to _EXAMPLES")
+
+
+def _described(op_type: str, example: Example) -> Row:
+    """Call the operator's entry and listen to what it says to ``from_line``."""
+    heard: list[Row] = []
+
+    def listen(n: OpNode, line: str, *args: Any, **facts: Any) -> Description:
+        names = ("macs", "contracted", "statistical")
+        heard.append(Row(line, **{name: facts[name] or "" for name in names if name in facts}))
+        return from_line(n, line, *args, **facts)
+
+    node = _node(op_type, example)
+    entry = entry_of(op_type)
+    assert entry is not None
+    with ExitStack() as patches:
+        for base in entry.__mro__:
+            module = import_module(base.__module__)
+            if hasattr(module, "from_line"):
+                patches.enter_context(patch.object(module, "from_line", listen))
+        entry.call(entry.describe, node, OpNode(node, frozenset({"in1", "in2"})))
+    assert heard, f"{op_type}: is described without a line; add its family to _MAPPED"
+    return heard[0]
+
+
+def _node(op_type: str, example: Example) -> ir.Node:
+    operands, results = (
+        [[int(size) for size in shape.split("x")] for shape in side.split(", ")]
+        for side in example.shapes.split(" -> ")
+    )
+    inputs = [ir.val(f"in{k}", ir.DataType.FLOAT, shape) for k, shape in enumerate(operands)]
+    if example.constant is not None:
+        inputs[1].const_value = ir.tensor(list(example.constant), dtype=ir.DataType.INT64)
+    outputs = [ir.val(f"out{k}", ir.DataType.FLOAT, shape) for k, shape in enumerate(results)]
+    return ir.node(op_type, inputs, dict(example.attributes), outputs=outputs, name=op_type)
+
+
+def updated(page: str) -> str:
+    """The page with the table as the registry has it now."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE.relative_to(PAGE.parent.parent))
