@@ -149,7 +149,6 @@ class ChannelGraph:
         channel_group: group of every channel, -1 where nobody would resize it, ``[channels]``.
         per_channel: positions per channel, ``[classes, groups]`` sparse.
         fixed_size: positions that belong to no listed group, ``[classes]``.
-        class_reasons: why a class keeps its size, by class.
     """
 
     couplings: Couplings
@@ -160,7 +159,6 @@ class ChannelGraph:
     channel_group: IntArray
     per_channel: sparse.csr_array
     fixed_size: FloatArray
-    class_reasons: Mapping[int, str]
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -176,9 +176,9 @@ def uniform(
     """The width multiplier: every group times one ratio, the naive baseline.
 
     Give the ``ratio`` (0 to 1), or a ``budget`` that the largest ratio is found for. What rounding
-    then leaves of the budget is filled, one grid step at a time, where rounding took most: a baseline
-    that wastes a part of its budget would be none. Within a group the channels with the highest score
-    stay.
+    then leaves of the budget is filled, one grid step at a time, where rounding took most: a
+    baseline that wastes a part of its budget would be none. Within a group the channels with the
+    highest score stay.
 
     Raises:
         BudgetError: no ratio meets the budget.

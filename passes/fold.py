@@ -121,7 +121,7 @@ class _Folder:
         return value.const_value
 
     def _lift_constant(self, node: ir.Node) -> None:
-        tensor = constant_tensor(node)
+        tensor = _shared(constant_tensor(node))
         output = node.outputs[0]
         name = output.name or ""
         if output in self.outputs:
@@ -247,8 +247,7 @@ class _Folder:
         tensor = self._constant(node.inputs[0])
         assert tensor is not None
         name = node.outputs[0].name or ""
-        shape = ir.Shape(tensor.shape.numpy())
-        self._settle(node, [ir.LazyTensor(lambda: tensor, tensor.dtype, shape, name=name)])
+        self._settle(node, [_shared(tensor)])
         self.trained.add(name)
 
     def _make_cast(self, node: ir.Node) -> bool:
@@ -424,6 +423,11 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
     raise ModelError(
         f"node '{escape(node.name or '')}' (Constant): holds no dense value; store it as a tensor"
     )
+
+
+def _shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same data under a name of its own; an initializer gives its tensor its name."""
+    return ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape.numpy()))
 
 
 def _is(node: ir.Node, op_type: str) -> bool:

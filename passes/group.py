@@ -241,7 +241,6 @@ class _Solver:
             channel_group=listed[channel_set],
             per_channel=matrix,
             fixed_size=self.class_size - matrix @ widths,
-            class_reasons=self.reasons,
         )
 
     def _channels(self) -> tuple[IntArray, IntArray]:

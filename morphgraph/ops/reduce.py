@@ -36,9 +36,21 @@ def _reduction(
     return f"{' '.join(names)}, _ -> {' '.join(out)}", " ".join(names[k] for k in reduced)
 
 
-@op("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
-class ZeroNeutralReduction(Op):
-    """Sums, to which a channel at zero contributes nothing."""
+# Sums, to which a channel at zero contributes nothing; of the others, means and extremes, one
+# channel fewer changes the result.
+_SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
+_STATISTICS = (
+    "ReduceMean",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+)
+
+
+@op(*_SUMS, *_STATISTICS)
+class Reduction(Op):
 
     @staticmethod
     def describe(
@@ -49,34 +61,8 @@ class ZeroNeutralReduction(Op):
         noop_with_empty_axes: int = 0,
     ) -> Description:
         line, reduced = _reduction(n, keepdims, axes, noop_with_empty_axes)
-        return from_line(n, line, contracted=reduced)
-
-    @staticmethod
-    def lower(
-        b: "TorchBuilder",
-        n: OpNode,
-        *,
-        keepdims: int = 1,
-        axes: Sequence[int] | None = None,
-        noop_with_empty_axes: int = 0,
-    ) -> "fx.Node":
-        reduced = reduced_axes(n, axes, noop_with_empty_axes)
-        return _reduced(b, n, b.tensor(n, 0), reduced, bool(keepdims))
-
-
-@op("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
-class StatisticalReduction(Op):
-    """Means and extremes: one channel fewer changes the result."""
-
-    @staticmethod
-    def describe(
-        n: OpNode,
-        *,
-        keepdims: int = 1,
-        axes: Sequence[int] | None = None,
-        noop_with_empty_axes: int = 0,
-    ) -> Description:
-        line, reduced = _reduction(n, keepdims, axes, noop_with_empty_axes)
+        if n.op_type in _SUMS:
+            return from_line(n, line, contracted=reduced)
         return from_line(n, line, statistical=reduced)
 
     @staticmethod

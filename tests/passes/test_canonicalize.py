@@ -1,4 +1,4 @@
-"""The canonical form computes what the model computed, keeps what training needs, and is found once."""
+"""The canonical form computes what the model does, keeps what training needs, is found once."""
 
 import time
 from collections import Counter
@@ -235,8 +235,8 @@ def test_training_operators_survive() -> None:
     model = parse(
         """
         g (float[1,2,4] x) => (float[1,2,4] y)
-        <float[2] scale = {2,3}, float[2] shift = {0,1}, float[2] mean = {1,0}, float[2] var = {1,4},
-         float half = {0.5}>
+        <float[2] scale = {2,3}, float[2] shift = {0,1},
+         float[2] mean = {1,0}, float[2] var = {1,4}, float half = {0.5}>
         { b = BatchNormalization(x, scale, shift, mean, var)  y, mask = Dropout(b, half) }
         """
     )
@@ -319,11 +319,17 @@ def test_branches_of_a_known_condition() -> None:
         {
             s = Shape(x)  r = Size(s)  c = Equal(r, want)
             z = If(c) <
-                then_branch = a () => (float[1,4] t) { k = Constant<value_float = 2.0>() t = Mul(x, k) },
-                else_branch = b () => (float[1,4] e) { k = Constant<value_float = 3.0>() e = Add(x, k) }
+                then_branch = a () => (float[1,4] t) {
+                    k = Constant<value_float = 2.0>()  t = Mul(x, k)
+                },
+                else_branch = b () => (float[1,4] e) {
+                    k = Constant<value_float = 3.0>()  e = Add(x, k)
+                }
             >
             q = If(c) <
-                then_branch = a2 () => (float[1,4] t2) { k = Constant<value_float = 2.0>() t2 = Mul(z, k) },
+                then_branch = a2 () => (float[1,4] t2) {
+                    k = Constant<value_float = 2.0>()  t2 = Mul(z, k)
+                },
                 else_branch = b2 () => (float[1,4] e2) { e2 = Identity(z) }
             >
             y = Relu(q)

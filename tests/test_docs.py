@@ -1,0 +1,103 @@
+"""The documentation says what the code says, and its links lead somewhere.
+
+The examples in it are run by ``make docs``.
+"""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from morphgraph.errors import MorphError
+from morphgraph.ops import described_ops
+from morphgraph.passes.cost import _BUILDERS
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+_LINK = re.compile(r"(?<!`)\[[^\]\[]+\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
+_FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+
+
+def links(page: str) -> list[str]:
+    """The targets of a page's links, code blocks left out."""
+    return _LINK.findall(_FENCE.sub("", page))
+
+
+def anchors(page: str) -> set[str]:
+    """What a page's headings are called in links, as GitHub makes them."""
+    headings = _HEADING.findall(_FENCE.sub("", page))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_and_anchors_are_found() -> None:
+    page = "# A title, with `code`\n[a](b.md#c) `[x](y)`\n```\n[no](link)\n# no heading\n```\n"
+    assert links(page) == ["b.md#c"]
+    assert anchors(page) == {"a-title-with-code"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_relative_links_resolve(path: Path) -> None:
+    broken = []
+    for link in links(path.read_text(encoding="utf-8")):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target, _, anchor = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text("utf-8"))):
+            broken.append(link)
+    assert not broken
+
+
+def test_the_index_names_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    listed = {link.partition("#")[0] for link in links(index.read_text(encoding="utf-8"))}
+    assert {path.name for path in index.parent.glob("*.md")} - {index.name} <= listed
+
+
+def test_every_example_stands_in_a_fence_that_hides_nothing() -> None:
+    """Doctest takes a fence right behind a result for a part of the result."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert ">>>" not in _FENCE.sub("", text), path.name
+        for block in re.findall(r"^ *```pycon\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+            assert block.endswith("\n\n"), f"{path.name}: {block[-80:]}"
+
+
+def test_the_operator_table_is_current() -> None:
+    """If not: python tools/write_reference.py."""
+    tool = runpy.run_path(str(ROOT / "tools" / "write_reference.py"))
+    page = tool["PAGE"].read_text(encoding="utf-8")
+    assert tool["BEGIN"] in page
+    assert tool["END"] in page
+    assert page == tool["updated"](page)
+
+
+def test_the_operator_table_says_what_a_line_says() -> None:
+    table = runpy.run_path(str(ROOT / "tools" / "write_reference.py"))["table"]()
+    assert "| Gemm | `N i, o i, o -> N o` | `N i o` | `i` |" in table
+    assert "| CastLike | `*a, _ -> *a` |" in table
+
+
+def test_the_reference_lists_every_cost() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert all(f"| `{kind}` |" in reference for kind in _BUILDERS)
+
+
+def test_the_reference_lists_every_exit_code() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    table = reference.partition("## Exit codes")[2].partition("## ")[0]
+    for error in MorphError.__subclasses__():
+        if error.__module__ == MorphError.__module__:
+            (row,) = [line for line in table.splitlines() if f"`{error.__name__}`" in line]
+            assert row.startswith(f"| {error.exit_code} |"), row
+
+
+def test_what_the_limits_call_opaque_is_not_described() -> None:
+    page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
+    section = page.partition("Among them:")[2].partition("Some forms")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    assert named
+    assert not named & set(described_ops())
