@@ -39,8 +39,10 @@ zoo-small: $(STAMP)  ## coverage over the small networks of the zoo
 	$(BIN)/python tools/zoo.py --small
 	$(BIN)/python -m pytest -q -m slow tests/zoo
 
-docs: $(STAMP)  ## run every example in the documentation
-	$(BIN)/python -m pytest -q -o addopts= --doctest-glob='*.md' docs
+docs: $(STAMP)  ## the generated pages, and every example in the documentation
+	$(BIN)/python tools/write_reference.py
+	$(BIN)/python tools/write_schemas.py
+	$(BIN)/python -m pytest -q docs
 
 clean:  ## remove what make made, results in runs/ apart
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

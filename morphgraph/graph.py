@@ -64,6 +64,7 @@ class Group:
         producers: layers whose weights make these channels.
         readers: layers that sum over them.
         channels: ids of its channels, in the order of the first producer's axis.
+        stands_on: the classes that it stands on: the dims of each, and the positions per channel.
     """
 
     index: int
@@ -75,7 +76,16 @@ class Group:
     producers: tuple[str, ...]
     readers: tuple[str, ...]
     channels: IntArray = field(repr=False, compare=False)
-    members: tuple[Member, ...] = field(repr=False, compare=False)
+    stands_on: tuple[tuple[Sequence[Dim], int], ...] = field(repr=False, compare=False)
+
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        """The axes on which it stands."""
+        return tuple(
+            Member(dim.value, dim.axis, per_channel)
+            for dims, per_channel in self.stands_on
+            for dim in dims
+        )
 
     @property
     def resizable(self) -> bool:

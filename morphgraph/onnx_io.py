@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import onnx
 import onnx_ir as ir
@@ -209,12 +210,13 @@ def static_shape(value: ir.Value) -> Shape:
     known: Shape | None = value.meta.get("static_shape")
     if known is not None:
         return known
-    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
+    sizes = (None,) if value.shape is None else value.shape.dims
+    if not all(isinstance(size, int) for size in sizes):
         raise ModelError(
             f"value '{escape(value.name or '')}': its shape is not known; "
             "canonicalize the model, giving --input-shape where inputs are dynamic"
         )
-    return tuple(size for size in value.shape if isinstance(size, int))
+    return cast("Shape", tuple(sizes))
 
 
 def parameter_names(model: ir.Model) -> list[str]:

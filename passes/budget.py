@@ -26,6 +26,7 @@ import numpy as np
 
 from morphgraph.errors import BudgetError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph, FloatArray, Group, IntArray
+from morphgraph.onnx_io import escape
 from morphgraph.passes.cost import Convention, Cost, cost
 from morphgraph.passes.score import Score, score as score_channels
 from morphgraph.plans import Change, Plan, make_plan
@@ -466,6 +467,14 @@ def _finish(
         widths[index] = len(kept)
     changes = {c.kind: Change(c.total, c.at(widths)) for c in costs}
     made = make_plan(graph, keep, request, changes)
+    uncounted = [f"{node.ir.op_type} '{node.name}'" for node in graph.nodes if node.opaque]
+    if uncounted:
+        warnings.warn(
+            f"{len(uncounted)} operators without notation keep their channels, and what they "
+            f"compute is not counted in the budget: {escape(', '.join(uncounted[:3]))}",
+            MorphWarning,
+            stacklevel=3,
+        )
     if not made.groups:
         warnings.warn(_nothing_shrinks(graph), MorphWarning, stacklevel=3)
     return made

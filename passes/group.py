@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, Literal
 
-import networkx as nx
 import numpy as np
 from scipy import sparse
 
-from morphgraph.graph import ChannelGraph, Couplings, Edge, Group, IntArray, Member
+from morphgraph.graph import ChannelGraph, Couplings, Dim, Edge, Group, IntArray
 
 Attention = Literal["heads", "head-dim"]
 
@@ -54,13 +53,27 @@ def group(couplings: Couplings, attention: Attention = "heads") -> ChannelGraph:
 
 def _classes(couplings: Couplings) -> IntArray:
     """Class of every node, numbered in the order of their first nodes."""
-    same: nx.Graph[int] = nx.Graph()
-    same.add_nodes_from(range(len(couplings.sizes)))
-    same.add_edges_from((edge.factor, edge.dim) for edge in couplings.edges if edge.whole)
-    classes = np.empty(len(couplings.sizes), dtype=np.int64)
-    for number, members in enumerate(nx.connected_components(same)):
-        classes[list(members)] = number
-    return classes
+    whole = [edge for edge in couplings.edges if edge.whole]
+    return _components(
+        len(couplings.sizes),
+        np.array([edge.factor for edge in whole], dtype=np.int64),
+        np.array([edge.dim for edge in whole], dtype=np.int64),
+    )
+
+
+def _components(count: int, left: IntArray, right: IntArray) -> IntArray:
+    """Connected component of every node, numbered in the order of their first nodes.
+
+    The same as ``networkx.connected_components`` on ``ChannelGraph.networkx``, whose building alone
+    would take a third of the time of lifting.
+    """
+    ties = sparse.coo_array((np.ones(len(left), dtype=np.int8), (left, right)), (count, count))
+    _, labels = sparse.csgraph.connected_components(ties, directed=False)
+    _, first, labels = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    numbered: IntArray = rank[labels]
+    return numbered
 
 
 def _sites(couplings: Couplings, classes: IntArray) -> list[_Site]:
@@ -199,12 +212,12 @@ class _Solver:
             span = order[bounds[channel] : bounds[channel + 1]]
             touched = pairs_class[span]
             reason = None if pinned_by[channel] < 0 else self.reasons[int(pinned_by[channel])]
-            members = tuple(
-                Member(dim.value, dim.axis, int(per))
+            stands_on = tuple(
+                (nodes_of_class[kind], int(per))
                 for kind, per in zip(touched, per_channel[span], strict=True)
-                for dim in nodes_of_class[kind]
+                if nodes_of_class[kind]
             )
-            if not members or not (reason is None or roles.on_weights(members)):
+            if not stands_on or not (reason is None or roles.on_weights(touched)):
                 continue
             channels = channels_by_set[number]
             producers = roles.producers(touched)
@@ -214,14 +227,14 @@ class _Solver:
                 Group(
                     index=index,
                     id=f"g{index}",
-                    name=roles.name(producers, touched, members),
+                    name=roles.name(producers, touched) or stands_on[0][0][0].value,
                     width=len(channels),
                     reason=reason,
                     statistical=roles.is_statistical(touched),
                     producers=producers,
                     readers=roles.readers(touched),
                     channels=channels,
-                    members=members,
+                    stands_on=stands_on,
                 )
             )
             rows += list(touched)
@@ -263,14 +276,11 @@ class _Solver:
                     continue
                 left.append(elements + self.start[kind])
                 right.append(positions)
-        tail = np.concatenate(left) if left else np.zeros(0, dtype=np.int64)
-        head = np.concatenate(right) if right else np.zeros(0, dtype=np.int64)
-        ties = sparse.coo_array((np.ones(len(tail), dtype=np.int8), (tail, head)), (atoms, atoms))
-        count, labels = sparse.csgraph.connected_components(ties, directed=False)
-        _, first, labels = np.unique(labels, return_index=True, return_inverse=True)
-        rank = np.empty(count, dtype=np.int64)
-        rank[np.argsort(first, kind="stable")] = np.arange(count)
-        channels = rank[labels]
+        nothing = np.zeros(0, dtype=np.int64)
+        channels = _components(
+            atoms, np.concatenate([nothing, *left]), np.concatenate([nothing, *right])
+        )
+        count = int(channels.max(initial=-1)) + 1
         channel_pin = np.full(count, -1, dtype=np.int64)
         np.maximum.at(channel_pin, channels, pinned_by)
         return channels, channel_pin
@@ -303,9 +313,9 @@ class _Solver:
         rank[order] = np.arange(len(first))
         return rank[inverse], first[order]
 
-    def _nodes_of_class(self) -> list[list[Any]]:
+    def _nodes_of_class(self) -> list[list[Dim]]:
         """The dims of every class."""
-        found: list[list[Any]] = [[] for _ in self.class_size]
+        found: list[list[Dim]] = [[] for _ in self.class_size]
         for dim, kind in zip(self.couplings.dims, self.classes, strict=False):
             found[kind].append(dim)
         return found
@@ -327,7 +337,7 @@ class _Roles:
         self.produced: dict[int, list[int]] = defaultdict(list)
         self.read: dict[int, list[int]] = defaultdict(list)
         self.statistical: set[int] = set()
-        self.kernels: set[tuple[str, int]] = set()
+        self.kernels: set[int] = set()
         self.added: set[int] = set()
         standing: dict[int, list[int]] = defaultdict(list)
         counted = {f for node in couplings.nodes for term in node.macs for f in term}
@@ -336,7 +346,7 @@ class _Roles:
             dim = couplings.dims[edge.dim]
             free = edge.factor in counted and edge.factor not in couplings.pins
             if free and dim.value in couplings.weights:
-                self.kernels.add((dim.value, dim.axis))
+                self.kernels.add(int(classes[edge.dim]))
         for number, node in enumerate(couplings.nodes):
             for name in node.statistical:
                 self.statistical.add(int(classes[node.factors[name]]))
@@ -363,9 +373,9 @@ class _Roles:
         operands = [node.inputs[port].name for port in ports if port >= 0]
         return sum(v not in self.couplings.weights for v in operands) > 1
 
-    def on_weights(self, members: Sequence[Member]) -> bool:
+    def on_weights(self, touched: IntArray) -> bool:
         """Whether a weight has these channels, so that a user would ask about them."""
-        return any((member.value, member.axis) in self.kernels for member in members)
+        return any(int(kind) in self.kernels for kind in touched)
 
     def is_statistical(self, touched: IntArray) -> bool:
         return any(int(kind) in self.statistical for kind in touched)
@@ -380,12 +390,10 @@ class _Roles:
         numbers = sorted({number for kind in touched for number in role.get(int(kind), ())})
         return tuple(dict.fromkeys(self.couplings.nodes[number].layer for number in numbers))
 
-    def name(self, producers: Sequence[str], touched: IntArray, members: Sequence[Member]) -> str:
-        """``layer1 (residual, 7 producers)``; without a producer, the first value it stands on."""
-        if not producers:
-            return members[0].value
-        if len(producers) == 1:
-            return producers[0]
+    def name(self, producers: Sequence[str], touched: IntArray) -> str:
+        """``layer1 (residual, 7 producers)``; empty without a producer."""
+        if len(producers) < 2:
+            return "".join(producers)
         how = "residual" if any(int(kind) in self.added for kind in touched) else "tied"
         split = [name.split(".") for name in producers]
         levels = zip(*split, strict=False)

@@ -26,7 +26,17 @@ from morphgraph.report.analysis import (
     named,
     operators,
 )
-from morphgraph.report.tables import Column, Format, Report, Table, amount, number, plain, share
+from morphgraph.report.tables import (
+    Column,
+    Format,
+    Report,
+    Table,
+    amount,
+    number,
+    plain,
+    share,
+    size,
+)
 
 
 @click.command()
@@ -114,11 +124,11 @@ def _head(graph: ChannelGraph, analysis: Analysis) -> list[tuple[str, str]]:
         ("model", f"{escape(model.path)}: opset {model.opset}, {model.ops} ops"),
         ("arithmetic", f"{amount(totals.macs)} MACs = {amount(totals.flops)} FLOPs (2 x MACs)"),
         ("counted", f"per sample, convention '{analysis.convention}'; batch {graph.batch}"),
-        ("parameters", f"{amount(totals.params)}, weights {amount(totals.weight_bytes)}B"),
+        ("parameters", f"{amount(totals.params)}, weights {size(totals.weight_bytes)}"),
         (
             "activations",
-            f"{amount(totals.activation_bytes)}B, at most "
-            f"{amount(totals.peak_activation_bytes)}B alive at once",
+            f"{size(totals.activation_bytes)}, at most "
+            f"{size(totals.peak_activation_bytes)} alive at once",
         ),
         ("groups", f"{len(analysis.groups)}, of which {resizable} can be resized"),
         (

@@ -51,7 +51,6 @@ _STATISTICS = (
 
 @op(*_SUMS, *_STATISTICS)
 class Reduction(Op):
-
     @staticmethod
     def describe(
         n: OpNode,

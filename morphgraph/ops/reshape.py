@@ -117,13 +117,13 @@ def _stand(
 class Reshape(Op):
     @staticmethod
     def describe(n: OpNode, *, allowzero: int = 0) -> Description:
+        if n.ints(1) is None:
+            raise UnreadableError("Reshape to a shape that is computed at run time")
         return regroup(n.shape(0), n.out())
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, allowzero: int = 0) -> None:
-        target = n.ints(1)
-        if target is None:
-            raise UnreadableError("Reshape to a shape that is computed at run time")
+        target = n.ints(1) or ()
         sizes = new.shape(~0)
         before = new.shape(0)
         copied = [

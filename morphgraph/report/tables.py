@@ -44,6 +44,16 @@ def amount(value: Cell) -> str:
     return f"{value:.4g}"
 
 
+def size(value: Cell) -> str:
+    """An amount of bytes.
+
+    >>> size(928), size(46_800_000)
+    ('928 B', '46.8 MB')
+    """
+    shown = amount(value)
+    return f"{shown}B" if shown[-1:].isalpha() else f"{shown} B"
+
+
 def share(value: Cell) -> str:
     """A share of 1 in percent.
 
