@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from morphgraph.graph import ChannelGraph, Couplings, Dim, Edge, Group, IntArray
 
@@ -68,7 +69,7 @@ def _components(count: int, left: IntArray, right: IntArray) -> IntArray:
     would take a third of the time of lifting.
     """
     ties = sparse.coo_array((np.ones(len(left), dtype=np.int8), (left, right)), (count, count))
-    _, labels = sparse.csgraph.connected_components(ties, directed=False)
+    _, labels = connected_components(ties, directed=False)
     _, first, labels = np.unique(labels, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(len(first))
