@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from morphgraph.ops import register as register
     from morphgraph.passes.budget import plan as plan, uniform as uniform
     from morphgraph.passes.cost import cost as cost
+    from morphgraph.passes.expand import expand as expand
     from morphgraph.passes.lift import lift as lift
     from morphgraph.passes.verify import verify as verify
     from morphgraph.plans import Plan as Plan
@@ -65,6 +66,7 @@ _HOMES = {
     "bench": "morphgraph.bench",
     "cost": "morphgraph.passes.cost",
     "export": "morphgraph.torch_io.export",
+    "expand": "morphgraph.passes.expand",
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
     "morph": "morphgraph.train.loop",

@@ -181,11 +181,18 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 found[group.index] = entry.kept
         return found
 
+    def added(self, graph: ChannelGraph) -> dict[int, int]:
+        """Per group index the number of channels that are added behind those that stay."""
+        index = {group.id: group.index for group in graph.groups}
+        return {index[key]: entry.new for key, entry in self.groups.items() if entry.new}
+
     def widths(self, graph: ChannelGraph) -> IntArray:
         """The width of every group under the plan, ``[groups]``."""
         widths = graph.widths.copy()
-        for index, kept in self.kept(graph).items():
-            widths[index] = len(kept)
+        for group, kept in self.kept(graph).items():
+            widths[group] = len(kept)
+        for group, new in self.added(graph).items():
+            widths[group] += new
         return widths
 
 
@@ -210,9 +217,7 @@ def _check_fits(group: Group, entry: GroupPlan) -> None:
     field = f"groups.{group.id}"
     if entry.width != group.width:
         raise PlanError(f"{field}.width: {entry.width}, but the model's group has {group.width}")
-    if entry.new:
-        raise PlanError(f"{field}.new: this version cannot add channels; set it to 0")
-    if len(entry.kept) != group.width and group.reason is not None:
+    if (entry.new or len(entry.kept) != group.width) and group.reason is not None:
         raise PlanError(
             f"{field}: '{escape(group.name)}' cannot be resized ({escape(group.reason)})"
         )
@@ -223,13 +228,18 @@ def make_plan(
     keep: Mapping[int, IntArray],
     request: Mapping[str, Any],
     cost: Mapping[str, Change],
+    added: Mapping[int, int] | None = None,
 ) -> Plan:
-    """A plan from kept channels per group index; groups kept whole are left out."""
+    """A plan from kept and added channels per group index; groups that stay are left out."""
+    new = added or {}
     groups = {}
-    for index in sorted(keep):
+    for index in sorted({*keep, *new}):
         group = graph.groups[index]
-        if len(keep[index]) < group.width:
-            groups[group.id] = GroupPlan(group.name, group.width, _ranges(keep[index]))
+        kept = keep.get(index, np.arange(group.width))
+        if len(kept) < group.width or new.get(index):
+            groups[group.id] = GroupPlan(
+                group.name, group.width, _ranges(kept), int(new.get(index, 0))
+            )
     return Plan(ModelRef(structure_hash(graph)), dict(request), dict(cost), groups)
 
 

@@ -66,7 +66,7 @@ def resize_and_check(
     original = graph if isinstance(graph, ChannelGraph) else lift(graph)
     if weights is not None:
         original = with_weights(original, weights)
-    small = resize(original, plan.kept(original))
+    small = resize(original, plan.kept(original), plan.added(original), seed)
     if not verify:
         return Resized(small, None)
     try:

@@ -144,7 +144,7 @@ def plan(
         UnsupportedError: unknown cost, score or amount.
     """
     limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
-    goals = _goals(graph, budget, convention)
+    goals = goals_of(graph, budget, convention)
     scores = _scores(graph, score, seed)
     path = _Path(graph, [goal.cost for goal in goals], scores, limits)
     path.walk(goals)
@@ -158,7 +158,7 @@ def plan(
         "seed": seed,
         "convention": convention,
     }
-    return _finish(graph, path.kept(), request, _shown(graph, goals, convention))
+    return _finish(graph, path.kept(), request, shown_costs(graph, goals, convention))
 
 
 def uniform(
@@ -186,7 +186,7 @@ def uniform(
         UnsupportedError: the ratio is not above 0 and at most 1.
     """
     limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
-    goals = _goals(graph, budget or {}, convention)
+    goals = goals_of(graph, budget or {}, convention)
     fill = ratio is None
     if ratio is None:
         ratio = _largest_ratio(graph, goals, limits)
@@ -201,7 +201,7 @@ def uniform(
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
     return _finish(
-        graph, strongest(graph, widths, score, seed), request, _shown(graph, goals, convention)
+        graph, strongest(graph, widths, score, seed), request, shown_costs(graph, goals, convention)
     )
 
 
@@ -239,7 +239,7 @@ def set_widths(
             wanted[group.index] = width
     request = {"set": dict(widths)}
     return _finish(
-        graph, strongest(graph, wanted, score, seed), request, _shown(graph, (), "default")
+        graph, strongest(graph, wanted, score, seed), request, shown_costs(graph, (), "default")
     )
 
 
@@ -264,7 +264,7 @@ def continue_plan(
     Raises:
         BudgetError: the budget cannot be met.
     """
-    goals = _goals(graph, budget, "default")
+    goals = goals_of(graph, budget, "default")
     scores = scores.copy()
     widths = graph.widths.copy()
     for index, kept in keep.items():
@@ -284,21 +284,24 @@ def continue_plan(
 
 
 @dataclass(frozen=True, slots=True)
-class _Goal:
+class Goal:
+    """A budget: a cost, and the amount that it must not exceed."""
+
     kind: str
     cost: Cost
     limit: float
 
 
-def _goals(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[_Goal]:
+def goals_of(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[Goal]:
+    """Budgets as absolute amounts; shares are of the present cost."""
     goals = []
     for kind, amount in budget.items():
         resource = cost(graph, kind, convention=convention)
-        goals.append(_Goal(kind, resource, parse_amount(amount, resource.total)))
+        goals.append(Goal(kind, resource, parse_amount(amount, resource.total)))
     return goals
 
 
-def _shown(graph: ChannelGraph, goals: Sequence[_Goal], convention: Convention) -> list[Cost]:
+def shown_costs(graph: ChannelGraph, goals: Sequence[Goal], convention: Convention) -> list[Cost]:
     """The costs that every plan states, and those of its budgets."""
     always = [cost(graph, kind, convention=convention) for kind in ("flops", "params")]
     return list(
@@ -337,7 +340,7 @@ class _Path:
         )
         self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
 
-    def walk(self, goals: Sequence[_Goal]) -> None:
+    def walk(self, goals: Sequence[Goal]) -> None:
         """Go on until every budget is met."""
         self._check(goals)
         while any(goal.cost.at(self.widths) > goal.limit for goal in goals):
@@ -374,7 +377,7 @@ class _Path:
             total += resource.gradient(self.widths) / initial
         return total
 
-    def _check(self, goals: Sequence[_Goal]) -> None:
+    def _check(self, goals: Sequence[Goal]) -> None:
         lowest = np.array([self.limits.floor(group) for group in self.graph.groups])
         for goal in goals:
             least = goal.cost.at(lowest)
@@ -424,7 +427,7 @@ def _scaled(graph: ChannelGraph, ratio: float, limits: Limits) -> IntArray:
     return np.array([limits.nearest(g, ratio * g.width) for g in graph.groups], dtype=np.int64)
 
 
-def _largest_ratio(graph: ChannelGraph, goals: Sequence[_Goal], limits: Limits) -> float:
+def _largest_ratio(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> float:
     """Bisect for the largest ratio whose widths meet every budget."""
 
     def fits(ratio: float) -> bool:
@@ -442,7 +445,7 @@ def _largest_ratio(graph: ChannelGraph, goals: Sequence[_Goal], limits: Limits) 
     return low
 
 
-def _fill(graph: ChannelGraph, widths: IntArray, goals: Sequence[_Goal], limits: Limits) -> None:
+def _fill(graph: ChannelGraph, widths: IntArray, goals: Sequence[Goal], limits: Limits) -> None:
     """Widen groups in place, the relatively narrowest first, while every budget is met."""
     while True:
         for index in np.argsort(widths / graph.widths, kind="stable"):

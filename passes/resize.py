@@ -3,6 +3,11 @@
 Every axis of every value keeps the positions whose channels stay. Initializers are sliced, shapes
 follow, and each operator's entry updates the attributes and constants that hold sizes. The model
 given is not changed; weights are shared with it until they are sliced.
+
+A channel that is added is a copy of the last one of its group that stays: wherever that one stands,
+the copy stands behind it, so that products of axes, segments and shuffles keep their order. The
+kernels that make it are drawn at random, and the kernels that read it are zero there: the network
+computes what it computed before, and training can begin to use the new channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,25 +20,38 @@ from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.notation import Shape
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops import entry_of
+from morphgraph.passes.score import kernels, readers
 
 
-def resize(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
-    """Remove the channels that a plan does not keep.
+def resize(
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    added: Mapping[int, int] | None = None,
+    seed: int = 0,
+) -> ir.Model:
+    """Remove the channels that a plan does not keep, and add those that it adds.
 
     Args:
         graph: the lifted network.
         keep: per group index the channels that stay, ascending; groups left out stay whole.
+        added: per group index the number of channels that are added.
+        seed: of the kernels that make the added channels.
 
     Returns:
         A new model. Nodes, values and initializers keep their names.
     """
-    return _Resizer(graph, keep).run()
+    return _Resizer(graph, keep, added or {}, seed).run()
 
 
 class Kept:
-    """Which positions of every axis stay, given the channels that stay."""
+    """Which positions of every axis stay, given the channels that stay and those that are added."""
 
-    def __init__(self, graph: ChannelGraph, keep: Mapping[int, IntArray]) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        keep: Mapping[int, IntArray],
+        added: Mapping[int, int] | None = None,
+    ) -> None:
         self.graph = graph
         alive = graph.alive(keep)
         atom_alive = alive[graph.atom_channel]
@@ -45,6 +63,38 @@ class Kept:
             )
             for kind in np.unique(owners)
         }
+        self._fresh: dict[int, IntArray] = {}
+        for index, count in (added or {}).items():
+            group = graph.groups[index]
+            template = group.channels[keep[index][-1] if index in keep else -1]
+            column = graph.per_channel.tocsc()[:, [index]].indices
+            for kind in column:
+                self._grow(int(kind), int(template), count)
+
+    def _grow(self, kind: int, template: int, count: int) -> None:
+        """Put copies of a channel behind every run of positions that it has in a class."""
+        start, stop = self.graph.class_start[kind : kind + 2]
+        positions = self._changed.get(kind, np.arange(stop - start))
+        fresh = self._fresh.get(kind, np.zeros(len(positions), dtype=np.int64))
+        mine = np.flatnonzero((self.graph.atom_channel[start:stop] == template)[positions])
+        ends = np.flatnonzero(np.diff(positions[mine], append=-2) != 1)
+        order = np.arange(len(positions))
+        marks = np.zeros(len(positions), dtype=np.int64)
+        pieces, flags, before, first = [], [], 0, 0
+        for end in ends:
+            run = mine[first : end + 1]
+            pieces += [order[before : run[-1] + 1], np.tile(run, count)]
+            flags += [marks[before : run[-1] + 1], np.ones(len(run) * count, dtype=np.int64)]
+            before, first = int(run[-1]) + 1, int(end) + 1
+        taken = np.concatenate([*pieces, order[before:]])
+        is_new = np.concatenate([*flags, marks[before:]])
+        self._changed[kind] = positions[taken]
+        self._fresh[kind] = np.maximum(fresh[taken], is_new)
+
+    def fresh(self, value: str, axis: int) -> IntArray:
+        """New positions of an axis that belong to added channels, ascending."""
+        kind = int(self.graph.node_class[self.graph.dim(value, axis)])
+        return np.flatnonzero(self._fresh.get(kind, ()))
 
     def node(self, node: int) -> IntArray | None:
         """Kept positions of a dim or elements of a factor; ``None``: all."""
@@ -64,9 +114,17 @@ class Kept:
 
 
 class _Resizer:
-    def __init__(self, graph: ChannelGraph, keep: Mapping[int, IntArray]) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        keep: Mapping[int, IntArray],
+        added: Mapping[int, int],
+        seed: int,
+    ) -> None:
         self.graph = graph
-        self.kept = Kept(graph, keep)
+        self.grows = bool(added)
+        self.generator = np.random.default_rng(seed)
+        self.kept = Kept(graph, keep, added)
         self.model = graph.model.clone()
         self.model.meta.update(graph.model.meta)
 
@@ -75,6 +133,8 @@ class _Resizer:
         pairs = list(zip(self.graph.nodes, list(self.model.graph), strict=True))
         for value in self.model.graph.initializers.values():
             self._slice(value)
+        if self.grows:
+            self._start_added()
         for value in self.model.graph.inputs:
             self._reshape(value)
         for _, copy in pairs:
@@ -107,6 +167,21 @@ class _Resizer:
             np.ascontiguousarray(array), dtype=tensor.dtype, name=value.name
         )
         self._reshape(value)
+
+    def _start_added(self) -> None:
+        """Draw the kernels that make added channels, and silence those that read them."""
+        for sources, silent in ((kernels(self.graph), False), (readers(self.graph), True)):
+            for source in sources:
+                fresh = self.kept.fresh(source.parameter, source.axis)
+                value = self.model.graph.initializers[source.parameter]
+                if not len(fresh) or value.const_value is None:
+                    continue
+                array = np.array(value.const_value.numpy())
+                rows = np.moveaxis(array, source.axis, 0)
+                shape = (len(fresh), *rows.shape[1:])
+                spread = 0.0 if silent else float(array.std())
+                rows[fresh] = self.generator.standard_normal(shape) * spread
+                value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=value.name)
 
     def _reshape(self, value: ir.Value) -> None:
         """Give a value its new shape; symbolic dims stay symbolic."""
@@ -142,7 +217,7 @@ class NodeResizing:
         return value
 
     def kept(self, port: int, axis: int) -> IntArray:
-        """Old positions that stay on an axis, ascending."""
+        """Old positions that stay on an axis, in the new order; a new one repeats its model."""
         value = self._value(port)
         kept = self._kept.axis(value.name or "", axis)
         return np.arange(static_shape(value)[axis]) if kept is None else kept

@@ -55,6 +55,22 @@ def kernels(graph: ChannelGraph) -> list[Source]:
     return list(found.values())
 
 
+def readers(graph: ChannelGraph) -> list[Source]:
+    """The kernels' axes that are summed over: the readers of channels."""
+    couplings = graph.couplings
+    values = _values(graph)
+    found: dict[tuple[str, int], Source] = {}
+    for edge in couplings.edges:
+        dim = couplings.dims[edge.dim]
+        node = graph.nodes[edge.node]
+        summed = couplings.factors[edge.factor - len(couplings.dims)].name in node.contracted
+        if edge.port >= 0 and summed and node.macs and dim.value in couplings.weights:
+            traced = _trace(values[dim.value], dim.axis)
+            if traced is not None:
+                found[traced] = Source(*traced, graph.channels_at(*traced))
+    return list(found.values())
+
+
 def norm_scales(graph: ChannelGraph) -> list[Source]:
     """The scales of all BatchNorms."""
     found = {}

@@ -48,8 +48,15 @@ def _gathered(
 
 
 def _ranks(kept: IntArray, positions: IntArray) -> IntArray:
-    """Where old positions stand among those that stay."""
-    return np.searchsorted(kept, positions)
+    """Where old positions stand among those that stay; the first of one that was repeated."""
+    present, first = np.unique(kept, return_index=True)
+    ranks: IntArray = first[np.searchsorted(present, positions)]
+    return ranks
+
+
+def _stays(new: Resizing, axis: int, size: int) -> bool:
+    """Whether an axis of the first operand keeps all of its positions, and gets no others."""
+    return np.array_equal(new.kept(0, axis), np.arange(size))
 
 
 @op("Transpose")
@@ -183,7 +190,7 @@ class Slice(Op):
         changed = {
             axis: _ranks(new.kept(0, axis), positions[new.kept(~0, axis)])
             for axis, positions in _slices(n).items()
-            if len(new.kept(0, axis)) < n.shape(0)[axis]
+            if not _stays(new, axis, n.shape(0)[axis])
         }
         if not changed:
             return
@@ -195,7 +202,7 @@ class Slice(Op):
                 continue
             positions = changed[axis]
             stride = np.unique(np.diff(positions))
-            if len(stride) > 1:
+            if len(stride) > 1 or 0 in stride:
                 new.become_gather(axis, positions)
                 return
             step = int(stride[0]) if len(stride) else 1
@@ -259,7 +266,7 @@ class Gather(Op):
     def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:
         indices = n.const(1)
         axis %= len(n.shape(0))
-        if indices is None or len(new.kept(0, axis)) == n.shape(0)[axis]:
+        if indices is None or _stays(new, axis, n.shape(0)[axis]):
             return
         if _is_reshape(indices, n.shape(0)[axis]):
             sizes = new.shape(~0)[axis : axis + indices.ndim]

@@ -197,7 +197,7 @@ class Resizing(Protocol):
     """What ``Op.resize`` may ask about the new sizes and change on the node's copy."""
 
     def kept(self, port: int, axis: int) -> IntArray:
-        """Old positions that stay on an axis, ascending."""
+        """Old positions that stay on an axis, in the new order; a new one repeats its model."""
 
     def shape(self, port: int) -> Shape:
         """The new static shape of an operand or (``~k``) a result."""
