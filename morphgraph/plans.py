@@ -22,6 +22,7 @@ from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
 MAX_PLAN_BYTES = 64 * 2**20
+MAX_NEW_CHANNELS = 2**16  # of one group; a plan from a stranger must not exhaust the memory
 
 _Position = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -215,6 +216,11 @@ def _check_ranges(field: str, group: GroupPlan) -> None:
 
 def _check_fits(group: Group, entry: GroupPlan) -> None:
     field = f"groups.{group.id}"
+    if entry.new > MAX_NEW_CHANNELS:
+        raise PlanError(
+            f"{field}.new: {entry.new} channels are more than a group can get "
+            f"({MAX_NEW_CHANNELS}); write fewer"
+        )
     if entry.width != group.width:
         raise PlanError(f"{field}.width: {entry.width}, but the model's group has {group.width}")
     if (entry.new or len(entry.kept) != group.width) and group.reason is not None:

@@ -387,8 +387,8 @@ def unknown_field(plan: dict[str, Any]) -> None:
 
 
 @bad_plan("groups.g1.new")
-def new_channels(plan: dict[str, Any]) -> None:
-    plan["groups"]["g1"]["new"] = 3
+def too_many_new_channels(plan: dict[str, Any]) -> None:
+    plan["groups"]["g1"]["new"] = 10**12
 
 
 @bad_plan("groups.g0", "graph input")

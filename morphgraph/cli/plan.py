@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 import click
-import msgspec
 
 from morphgraph.cli.console import note, show, step
 from morphgraph.cli.models import naming, open_graph, warn_of_weights
@@ -22,13 +21,12 @@ from morphgraph.cli.options import (
     seed_option,
 )
 from morphgraph.errors import ModelError
-from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes import budget
-from morphgraph.passes.cost import Convention, cost
+from morphgraph.passes.cost import Convention
 from morphgraph.passes.score import Score
-from morphgraph.plans import Plan
-from morphgraph.report.tables import Column, Format, Report, Table, number, plain, share
+from morphgraph.report.planning import plan_report
+from morphgraph.report.tables import Format
 
 _FIT = "fit"
 
@@ -170,7 +168,7 @@ def plan(
             )
     if output is not None:
         made.save(output, overwrite)
-    show(_report(graph, made, convention), kind)
+    show(plan_report(graph, made, convention), kind)
     note(f"wrote {escape(str(output))}" if output else "nothing written; give -o to keep the plan")
 
 
@@ -190,38 +188,3 @@ def _check_request(
         raise click.UsageError("--uniform fit needs a --budget to fit")
     if budgets and isinstance(ratio, float):
         raise click.UsageError("--uniform with a number meets no --budget; write --uniform fit")
-
-
-def _report(graph: ChannelGraph, made: Plan, convention: Convention) -> Report:
-    widths = made.widths(graph)
-    groups = Table(
-        [
-            Column("id"),
-            Column("group"),
-            number("width", plain),
-            number("new width", plain),
-            number("kept", share),
-            Column("keeps its size because"),
-        ],
-        [
-            [
-                group.id,
-                group.name,
-                group.width,
-                int(widths[group.index]),
-                int(widths[group.index]) / group.width,
-                group.reason,
-            ]
-            for group in graph.groups
-        ],
-    )
-    kinds = list(dict.fromkeys(["macs", "flops", "params", "memory", *made.cost]))
-    resources = [cost(graph, kind, convention=convention) for kind in kinds]
-    costs = Table(
-        [Column("cost"), number("before"), number("after"), number("left", share), Column("unit")],
-        [
-            [c.kind, c.total, c.at(widths), c.at(widths) / c.total if c.total else None, c.unit]
-            for c in resources
-        ],
-    )
-    return Report(msgspec.Raw(made.to_json()), [groups, costs])

@@ -374,3 +374,19 @@ def test_a_network_of_torchvision(tmp_path: Path, run: Any) -> None:
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["outputs"][0]["relative"] < 1e-4
     assert 0.45 < slim.stat().st_size / path.stat().st_size < 0.75
+
+
+def test_expand(model: Path, plan: Path, run: Any) -> None:
+    """A plan grown to twice the model applies, and computes what the small one computes."""
+    wide, slim = model.with_name("wide.json"), model.with_name("wide.onnx")
+    ran = run("expand", model, plan, "--budget", "flops=200%", "-o", wide, "--format", "json")
+    assert ran.code == 0, ran.err
+    assert ran.out == wide.read_text()
+    found = json.loads(ran.out)
+    assert 2 * MACS < found["cost"]["flops"]["after"] <= 4 * MACS
+    assert all(group["new"] > 0 for group in found["groups"].values())
+    assert run("apply", model, wide, "-o", slim).code == 0
+    assert run("verify", model, plan, slim).code == 0
+    ran = run("expand", model, plan, "--budget", "flops=10%", "-o", model.with_name("no.json"))
+    assert ran.code == 1
+    assert not model.with_name("no.json").exists()

@@ -1,0 +1,44 @@
+"""A plan as tables: the groups' widths and the costs, before and after."""
+
+import msgspec
+
+from morphgraph.graph import ChannelGraph
+from morphgraph.passes.cost import Convention, cost
+from morphgraph.plans import Plan
+from morphgraph.report.tables import Column, Report, Table, number, plain, share
+
+
+def plan_report(graph: ChannelGraph, made: Plan, convention: Convention) -> Report:
+    """Widths of all groups, and every cost that people ask about; its JSON is the plan file."""
+    widths = made.widths(graph)
+    groups = Table(
+        [
+            Column("id"),
+            Column("group"),
+            number("width", plain),
+            number("new width", plain),
+            number("kept", share),
+            Column("keeps its size because"),
+        ],
+        [
+            [
+                group.id,
+                group.name,
+                group.width,
+                int(widths[group.index]),
+                int(widths[group.index]) / group.width,
+                group.reason,
+            ]
+            for group in graph.groups
+        ],
+    )
+    kinds = list(dict.fromkeys(["macs", "flops", "params", "memory", *made.cost]))
+    resources = [cost(graph, kind, convention=convention) for kind in kinds]
+    costs = Table(
+        [Column("cost"), number("before"), number("after"), number("left", share), Column("unit")],
+        [
+            [c.kind, c.total, c.at(widths), c.at(widths) / c.total if c.total else None, c.unit]
+            for c in resources
+        ],
+    )
+    return Report(msgspec.Raw(made.to_json()), [groups, costs])
