@@ -21,6 +21,7 @@ from morphgraph.version import __version__ as __version__
 if TYPE_CHECKING:
     from morphgraph.bench import bench as bench
     from morphgraph.errors import (
+        ArgumentError as ArgumentError,
         BudgetError as BudgetError,
         FileError as FileError,
         ModelError as ModelError,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
 _HOMES = {
+    "ArgumentError": "morphgraph.errors",
     "Budget": "morphgraph.train.controller",
     "BudgetError": "morphgraph.errors",
     "ChannelGraph": "morphgraph.graph",

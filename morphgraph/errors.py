@@ -31,6 +31,12 @@ class UnsupportedError(MorphError):
     """The model is valid, but morphgraph cannot do what was asked with it."""
 
 
+class ArgumentError(UnsupportedError):
+    """An argument makes no sense, whatever the model is: a cost or an amount that is none."""
+
+    exit_code = 2
+
+
 class BudgetError(MorphError):
     """The answer is no: no plan meets the budget."""
 

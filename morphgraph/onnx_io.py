@@ -359,6 +359,8 @@ def _os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError):
+            reason += "; check the path"
         raise FileError(f"{escape(str(path))}: {reason}") from error
 
 

@@ -16,6 +16,7 @@ width multiplier.
 """
 
 import fnmatch
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from morphgraph.errors import BudgetError, MorphWarning, UnsupportedError
+from morphgraph.errors import ArgumentError, BudgetError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph, FloatArray, Group, IntArray
 from morphgraph.onnx_io import escape
 from morphgraph.passes.cost import Convention, Cost, cost
@@ -50,22 +51,37 @@ _SCALES = {
     "ms": 1.0,
     "s": 1e3,
 }
+# What suffixes that are no mere multiples measure.
+_MEASURES = dict.fromkeys(("kb", "mb", "gb", "kib", "mib", "gib"), "bytes")
+_MEASURES |= dict.fromkeys(("us", "ms", "s"), "ms")
 
 
-def parse_amount(text: str | float | int, present: float) -> float:
+def parse_amount(text: str | float | int, present: float, unit_of_cost: str) -> float:
     """A budget as a number: absolute (``"300M"``, ``"5ms"``, ``2e6``) or a share (``"50%"``).
 
-    >>> parse_amount("50%", 80.0), parse_amount("300M", 1.0)
+    Args:
+        text: the amount; a suffix of time or memory fits costs in ``"ms"`` or ``"bytes"`` alone.
+        present: what ``"100%"`` stands for.
+        unit_of_cost: of ``present`` and of the result, as :class:`~morphgraph.passes.cost.Cost`
+            names it.
+
+    >>> parse_amount("50%", 80.0, "FLOPs"), parse_amount("300M", 1.0, "FLOPs")
     (40.0, 300000000.0)
 
     Raises:
-        UnsupportedError: it is neither.
+        ArgumentError: it is no amount, or one of something else.
     """
     match = _AMOUNT.fullmatch(str(text))
     unit = match.group(2).lower() if match else "?"
     if match is None or (unit != "%" and unit not in _SCALES):
-        raise UnsupportedError(f"budget '{text}' is no amount; write 50%, 300M, 2e6 or 5ms")
+        raise ArgumentError(
+            f"budget '{escape(str(text))}' is no amount; write 50%, 300M, 2e6 or 5ms"
+        )
     number = float(match.group(1))
+    if not math.isfinite(number) or _MEASURES.get(unit, unit_of_cost) != unit_of_cost:
+        raise ArgumentError(
+            f"budget '{escape(str(text))}' is no amount of {unit_of_cost}; write 50%, or a number"
+        )
     return number / 100 * present if unit == "%" else number * _SCALES[unit]
 
 
@@ -81,11 +97,20 @@ class Limits:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
 
+    def check(self, graph: ChannelGraph) -> None:
+        """Refuse a glob that names no group: a typo would change the plan in silence.
+
+        Raises:
+            UnsupportedError: ``include`` or ``exclude`` has one.
+        """
+        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
+            for pattern in patterns:
+                require_match(graph, pattern, option)
+
     def allows(self, group: Group) -> bool:
         """Whether a plan may change the group's width."""
-        names = (group.id, group.name, *group.producers)
-        wanted = not self.include or _any_match(names, self.include)
-        return group.resizable and wanted and not _any_match(names, self.exclude)
+        wanted = not self.include or _any_match(group, self.include)
+        return group.resizable and wanted and not _any_match(group, self.exclude)
 
     def floor(self, group: Group) -> int:
         """The smallest width that the group may get."""
@@ -110,8 +135,23 @@ class Limits:
         return int(np.clip(rounded, self.floor(group), group.width))
 
 
-def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+def _any_match(group: Group, patterns: Sequence[str]) -> bool:
+    names = (group.id, group.name, *group.producers)
     return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def require_match(graph: ChannelGraph, pattern: str, option: str) -> list[Group]:
+    """The groups that a glob names, by id, name or producer.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    matching = [group for group in graph.groups if _any_match(group, [pattern])]
+    if not matching:
+        raise UnsupportedError(
+            f"{option} '{escape(pattern)}': no group has that name; `analyze` lists them all"
+        )
+    return matching
 
 
 def plan(
@@ -141,9 +181,10 @@ def plan(
     Raises:
         BudgetError: no plan meets the budget; says the lowest that can be met.
         ModelError: a weight is NaN.
-        UnsupportedError: unknown cost, score or amount.
+        UnsupportedError: unknown cost, score or amount, or a glob that names no group.
     """
     limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
+    limits.check(graph)
     goals = goals_of(graph, budget, convention)
     scores = _scores(graph, score, seed)
     path = _Path(graph, [goal.cost for goal in goals], scores, limits)
@@ -183,9 +224,10 @@ def uniform(
 
     Raises:
         BudgetError: no ratio meets the budget.
-        UnsupportedError: the ratio is not above 0 and at most 1.
+        UnsupportedError: the ratio is not above 0 and at most 1, or a glob names no group.
     """
     limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
+    limits.check(graph)
     goals = goals_of(graph, budget or {}, convention)
     fill = ratio is None
     if ratio is None:
@@ -219,22 +261,18 @@ def set_widths(
     """
     wanted = graph.widths.copy()
     for pattern, width in widths.items():
-        names = [(group, (group.id, group.name, *group.producers)) for group in graph.groups]
-        matching = [group for group, known in names if _any_match(known, [pattern])]
-        if not matching:
-            raise UnsupportedError(
-                f"--set '{pattern}': no group has that name; `analyze` lists them all"
-            )
+        matching = require_match(graph, pattern, "set")
         free = [group for group in matching if group.resizable]
         if not free:
             raise UnsupportedError(
-                f"--set '{pattern}': '{matching[0].name}' cannot be resized ({matching[0].reason})"
+                f"set '{escape(pattern)}': '{escape(matching[0].name)}' cannot be resized "
+                f"({matching[0].reason})"
             )
         for group in free:
             if not 1 <= width <= group.width:
                 raise UnsupportedError(
-                    f"--set '{pattern}={width}': '{group.name}' has {group.width} channels; "
-                    "give a width from 1 to that"
+                    f"set '{escape(pattern)}={width}': '{escape(group.name)}' has "
+                    f"{group.width} channels; give a width from 1 to that"
                 )
             wanted[group.index] = width
     request = {"set": dict(widths)}
@@ -297,8 +335,25 @@ def goals_of(graph: ChannelGraph, budget: Budget, convention: Convention) -> lis
     goals = []
     for kind, amount in budget.items():
         resource = cost(graph, kind, convention=convention)
-        goals.append(Goal(kind, resource, parse_amount(amount, resource.total)))
+        goals.append(Goal(kind, resource, parse_amount(amount, resource.total, resource.unit)))
     return goals
+
+
+def require_reachable(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> None:
+    """Refuse a budget that the narrowest network within the limits does not meet.
+
+    Raises:
+        BudgetError: names the budget, and the lowest that can be met.
+    """
+    lowest = np.array([limits.floor(group) for group in graph.groups])
+    for goal in goals:
+        least = goal.cost.at(lowest)
+        if least > goal.limit:
+            raise BudgetError(
+                f"budget {goal.kind}={goal.limit:.12g} cannot be met: the lowest that can is "
+                f"{least:.12g} {goal.cost.unit} ({least / goal.cost.total:.1%} of the model); "
+                "raise the budget, lower min-width or round-to, or exclude less"
+            )
 
 
 def shown_costs(graph: ChannelGraph, goals: Sequence[Goal], convention: Convention) -> list[Cost]:
@@ -342,7 +397,7 @@ class _Path:
 
     def walk(self, goals: Sequence[Goal]) -> None:
         """Go on until every budget is met."""
-        self._check(goals)
+        require_reachable(self.graph, goals, self.limits)
         while any(goal.cost.at(self.widths) > goal.limit for goal in goals):
             self._step()
 
@@ -376,18 +431,6 @@ class _Path:
         for resource, initial in self.costs:
             total += resource.gradient(self.widths) / initial
         return total
-
-    def _check(self, goals: Sequence[Goal]) -> None:
-        lowest = np.array([self.limits.floor(group) for group in self.graph.groups])
-        for goal in goals:
-            least = goal.cost.at(lowest)
-            if least > goal.limit:
-                share = least / goal.cost.total
-                raise BudgetError(
-                    f"budget {goal.kind}={goal.limit:.6g} cannot be met: the lowest that can is "
-                    f"{least:.6g} {goal.cost.unit} ({share:.1%} of the model); raise the budget, "
-                    "or lower --min-width, --round-to or --exclude"
-                )
 
     def kept(self) -> dict[int, IntArray]:
         """Per group index the channels that stay."""
@@ -437,8 +480,7 @@ def _largest_ratio(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -
     low, high = 1e-9, 1.0
     if fits(high):
         return high
-    if not fits(low):
-        raise BudgetError("no width multiplier meets the budget; raise it, or lower --min-width")
+    require_reachable(graph, goals, limits)
     while high - low > 1e-9:
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, FloatArray, GraphNode, IntArray
 from morphgraph.onnx_io import parameter_names, static_shape
 
@@ -189,15 +189,15 @@ def cost(
         device: for ``"latency"``, a name of :data:`DEVICES`.
 
     Raises:
-        UnsupportedError: no such cost or device.
+        ArgumentError: no such cost or device.
     """
     key = ("cost", kind, convention, device)
     if key not in graph.cache:
         builder = _BUILDERS.get(kind)
         if builder is None:
-            raise UnsupportedError(f"cost '{kind}' is unknown; use one of {', '.join(_BUILDERS)}")
+            raise ArgumentError(f"cost '{kind}' is unknown; use one of {', '.join(_BUILDERS)}")
         if device not in DEVICES:
-            raise UnsupportedError(f"device '{device}' is unknown; use one of {', '.join(DEVICES)}")
+            raise ArgumentError(f"device '{device}' is unknown; use one of {', '.join(DEVICES)}")
         graph.cache[key] = builder(graph, convention, device)
     found: Cost = graph.cache[key]
     return found

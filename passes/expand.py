@@ -56,9 +56,10 @@ def expand(
     Raises:
         BudgetError: the plan is above a budget already.
         PlanError: the plan is for another network.
-        UnsupportedError: unknown cost or amount.
+        UnsupportedError: unknown cost or amount, or a glob that names no group.
     """
     limits = Limits(round_to, 1, tuple(include), tuple(exclude))
+    limits.check(graph)
     goals = goals_of(graph, budget, convention)
     start = plan.widths(graph)
     free = _growable(graph, limits)
@@ -147,6 +148,6 @@ def _check(goals: Sequence[Goal], widths: IntArray) -> None:
         need = goal.cost.at(widths)
         if need > goal.limit:
             raise BudgetError(
-                f"budget {goal.kind}={goal.limit:.6g} cannot be met: the plan needs {need:.6g} "
+                f"budget {goal.kind}={goal.limit:.12g} cannot be met: the plan needs {need:.12g} "
                 f"{goal.cost.unit} before it grows; raise the budget, or shrink further with `plan`"
             )

@@ -3,12 +3,15 @@
 A group is gated if BatchNorms cut every path from its producers to its readers: after the
 convolution, before the next one (pre-activation), on both arms of a residual sum, or after a
 concatenation (DenseNet). A product is silent where one operand is, so there one gated operand is
-enough.
+enough; but not a BatchNorm before a sigmoid, which is open at zero.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from morphgraph.graph import ChannelGraph, GraphNode
+
+# Functions of one operand that are not zero at zero.
+_OPEN_AT_ZERO = frozenset({"Cos", "Cosh", "Exp", "HardSigmoid", "Sigmoid", "Softmax", "Softplus"})
 
 
 def gated_groups(graph: ChannelGraph) -> frozenset[int]:
@@ -16,25 +19,37 @@ def gated_groups(graph: ChannelGraph) -> frozenset[int]:
     on_value = _groups_on_values(graph)
     made, read = _roles(graph)
     open_on: dict[str, frozenset[int]] = {}
+    loud: dict[str, bool] = {}  # values that a BatchNorm does not silence, whatever its scale
     leaking: set[int] = set()
     for number, node in enumerate(graph.nodes):
         operands = [value.name or "" for value in node.ir.inputs if value is not None]
         activations = [name for name in operands if name not in graph.couplings.weights]
         for name in activations:
             leaking |= open_on.get(name, frozenset()) & read.get(number, frozenset())
-        arriving = _arriving(node, activations, open_on, on_value)
+        silent = [name for name in activations if not loud.get(name)]
+        arriving = _arriving(node, activations, silent, open_on, on_value)
+        is_loud = node.ir.op_type in _OPEN_AT_ZERO or _stays_loud(node, activations, silent)
         for value in node.ir.outputs:
             here = on_value.get(value.name or "", frozenset())
             passed = frozenset() if node.ir.op_type == "BatchNormalization" else arriving & here
             open_on[value.name or ""] = passed | (made.get(number, frozenset()) & here)
+            loud[value.name or ""] = is_loud
     resizable = {group.index for group in graph.groups if group.resizable}
     scaled = _groups_of_scales(graph, on_value)
     return frozenset((resizable & scaled) - leaking)
 
 
+def _stays_loud(node: GraphNode, activations: Sequence[str], silent: Sequence[str]) -> bool:
+    """Whether a result is loud because operands are: one of a sum, all of a product."""
+    if node.ir.op_type == "BatchNormalization" or node.contracted:
+        return False
+    return bool(activations) and not silent if node.gate else len(silent) < len(activations)
+
+
 def _arriving(
     node: GraphNode,
     activations: Iterable[str],
+    silent: Iterable[str],
     open_on: dict[str, frozenset[int]],
     on_value: dict[str, frozenset[int]],
 ) -> frozenset[int]:
@@ -44,7 +59,7 @@ def _arriving(
     if not node.gate:
         return arriving
     closed = frozenset().union(
-        *(on_value.get(name, frozenset()) - open_on.get(name, frozenset()) for name in names)
+        *(on_value.get(name, frozenset()) - open_on.get(name, frozenset()) for name in silent)
     )
     return arriving - closed
 

@@ -95,7 +95,7 @@ def test_a_graph_with_other_weights_has_the_same_structure(model: ir.Model) -> N
 def test_a_wrong_result_is_refused(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = mg.lift(model)
 
-    def wrong(original: ChannelGraph, keep: dict[int, np.ndarray]) -> ir.Model:
+    def wrong(original: ChannelGraph, keep: dict[int, np.ndarray], *_: object) -> ir.Model:
         shifted = {i: np.sort((k + 1) % original.groups[i].width) for i, k in keep.items()}
         return resize(original, shifted)
 

@@ -7,10 +7,10 @@ import click
 
 from morphgraph.bench import BenchResult, bench as time_models
 from morphgraph.cli.console import note, show
+from morphgraph.cli.models import open_graph
 from morphgraph.cli.options import MODEL, common, format_option, seed_option
-from morphgraph.errors import MorphError
+from morphgraph.errors import FileError, MorphError
 from morphgraph.passes.cost import cost
-from morphgraph.passes.lift import lift
 from morphgraph.report.tables import Cell, Column, Format, Report, Table, number, plain, share
 
 
@@ -62,7 +62,9 @@ def bench(
 def _flops(models: Sequence[Path]) -> list[float] | None:
     """FLOPs of every model, where all can be lifted and have some."""
     try:
-        flops = [cost(lift(model), "flops").total for model in models]
+        flops = [cost(open_graph(model), "flops").total for model in models]
+    except FileError:
+        raise
     except MorphError as error:
         note(f"no FLOPs beside the times: {error}")
         return None

@@ -16,6 +16,7 @@ from morphgraph.cli.options import (
     input_shape_option,
     output_option,
     overwrite_option,
+    refuse_repeated,
 )
 from morphgraph.onnx_io import escape
 from morphgraph.passes.cost import Convention
@@ -63,6 +64,7 @@ def expand(
     Applied, the result computes what the plan's network computes, since nothing reads the new
     channels yet; train it to make use of them.
     """
+    refuse_repeated(budgets)
     check_output(output, overwrite, model, plan)
     graph = open_graph(model, input_shapes)
     small = open_plan(plan, graph)

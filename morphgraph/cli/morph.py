@@ -16,7 +16,7 @@ from morphgraph.cli.options import (
     overwrite_option,
     seed_option,
 )
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import FileError, UnsupportedError
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.report.tables import Format
 
@@ -47,7 +47,11 @@ if TYPE_CHECKING:
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--lr", default=0.1, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option(
-    "--crop", default=0, show_default=True, help="Shift training images by so many pixels."
+    "--crop",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Shift training images by up to so many pixels.",
 )
 @click.option("--flip", is_flag=True, help="Mirror half of the training images.")
 @click.option(
@@ -101,10 +105,14 @@ def morph(
 
     from morphgraph.report.runs import result_report
     from morphgraph.train.data import Augmentation, load_data
-    from morphgraph.train.run import Settings, run
+    from morphgraph.train.run import FILES, Settings, run
     from morphgraph.train.trainer import Recipe
 
     torch.set_num_threads(1)  # two training threads in one process are slower than one
+    if any(path.exists() and path.samefile(model) for path in (folder / name for name in FILES)):
+        raise FileError(
+            f"{escape(str(model))}: is an input, which is never changed; choose another folder"
+        )
     graph = open_graph(model, input_shapes)
     channels, size = _image(graph, model)
     dataset = load_data(data, data_dir, size, channels)

@@ -1,6 +1,7 @@
 """Options and argument types that several commands share."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,6 +138,13 @@ convention_option: Decorator[Any] = click.option(
 seed_option: Decorator[Any] = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random numbers."
 )
+
+
+def refuse_repeated(budgets: tuple[tuple[str, str], ...]) -> None:
+    """Refuse two budgets on one cost; the wider one would be lost in silence."""
+    repeated = [key for key, count in Counter(key for key, _ in budgets).items() if count > 1]
+    if repeated:
+        raise click.UsageError(f"--budget {repeated[0]} is given twice")
 
 
 def output_option(example: str, required: bool = True) -> Decorator[Any]:

@@ -1,7 +1,6 @@
 """``morphgraph plan``: which channels stay."""
 
 import re
-from collections import Counter
 from pathlib import Path
 
 import click
@@ -18,6 +17,7 @@ from morphgraph.cli.options import (
     input_shape_option,
     output_option,
     overwrite_option,
+    refuse_repeated,
     seed_option,
 )
 from morphgraph.errors import ModelError
@@ -134,6 +134,10 @@ def plan(
     Give budgets, or --uniform, or widths with --set. Without -o the plan is shown and not written.
     """
     _check_request(budgets, ratio, widths)
+    if widths and (round_to, min_width, include, exclude) != (1, 1, (), ()):
+        raise click.UsageError(
+            "--set gives widths by hand; leave out --round-to, --min-width, --include and --exclude"
+        )
     check_output(output, overwrite, model)
     graph = open_graph(model, input_shapes)
     if score != "random":
@@ -177,9 +181,7 @@ def _check_request(
     ratio: float | str | None,
     widths: tuple[tuple[str, int], ...],
 ) -> None:
-    repeated = [key for key, count in Counter(key for key, _ in budgets).items() if count > 1]
-    if repeated:
-        raise click.UsageError(f"--budget {repeated[0]} is given twice")
+    refuse_repeated(budgets)
     if not budgets and ratio is None and not widths:
         raise click.UsageError("say what the result may cost: --budget, --uniform or --set")
     if widths and (budgets or ratio is not None):

@@ -99,8 +99,7 @@ class Description:
             changes what the others become.
         prefer: factor names, best first, to carry a product axis.
         eager, reluctant: factors that carry a product axis before all others, or only if nobody
-        else
-            does (attention's heads and head size).
+            else does (attention's heads and head size).
         gate: the operands multiply, so that one dead operand silences the channel.
         opaque: why nothing is known of the op, for one without an entry.
     """

@@ -64,9 +64,8 @@ class Budget:
                 f"budget {dict(budget)}: the regularizer counts {kind}; give one budget, on {kind}"
             )
         self.regularizer = regularizer
-        self.target = (
-            parse_amount(budget[kind], regularizer.initial_cost) / regularizer.initial_cost
-        )
+        initial = regularizer.initial_cost
+        self.target = parse_amount(budget[kind], initial, regularizer.cost.unit) / initial
         lowest = regularizer.lowest_share()
         if self.target < lowest:
             raise BudgetError(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.passes.budget import Limits, goals_of, require_reachable
 from morphgraph.passes.lift import lift
 from morphgraph.plans import Plan
 from morphgraph.torch_io.export import export
@@ -69,9 +70,8 @@ def morph(
     Args:
         net: the seed network; it is trained in place by the first phase.
         example: inputs for the export.
-        fit: ``fit(net, penalty)`` trains a network for one phase, on any data with any loss, and
-        calls
-            ``penalty.step(lr / (1 - momentum))`` after every optimizer step. It makes its own
+        fit: ``fit(net, penalty)`` trains a network for one phase, on any data with any loss. It
+            calls ``penalty.step(lr / (1 - momentum))`` after every optimizer step. It makes its own
             optimizer each time: after a resize the old one's state has the wrong sizes.
         budget: ``{"flops": "50%"}``; one cost, an amount or a share.
         steps: optimizer steps that the first phase will take; the structure is decided within them.
@@ -97,6 +97,7 @@ def morph(
     model = export(net, example)
     graph = lift(model)
     (kind,) = budget
+    require_reachable(graph, goals_of(graph, budget, "default"), Limits(round_to, min_width))
     regularizer = Regularizer(graph, net, kind, strength)
     fit(net, Budget(regularizer, budget, steps))
     plan = regularizer.plan(budget, round_to=round_to, min_width=min_width)

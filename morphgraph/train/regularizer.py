@@ -51,8 +51,11 @@ class Regularizer:
         strength: ``"bn"``: the BatchNorm scales, refused where they cannot silence a group;
             ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: BatchNorm where it
             cuts every path from a group's producers to its readers, the group lasso elsewhere. Tied
-            producers count with their maximum.
-        threshold: a channel is alive if its strength is above this.
+            producers count with their maximum. A group without either (an embedding, kernels that
+            are computed) has no strength: it is left alone.
+        threshold: a channel is alive if its strength is above this. By default 0.01 for scales, and
+            for kernels 0.01 of the group's mean strength now: how large kernels are depends on
+            their fan-in, and those of wide layers begin below 0.01.
         l1_fraction: share of the mean magnitude in the group lasso.
         exclude: globs of groups that are left alone.
         convention: of the costs and of how often an operator counts a channel.
@@ -69,7 +72,7 @@ class Regularizer:
         cost: str | Cost = "flops",
         strength: Strength = "auto",
         *,
-        threshold: float = 1e-2,
+        threshold: float | None = None,
         l1_fraction: float = 0.0,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
@@ -77,21 +80,24 @@ class Regularizer:
     ) -> None:
         self.graph = graph
         self.weight = 1.0
-        self.threshold = threshold
         self.l1_fraction = l1_fraction
         self.cost = _resource(graph, cost, convention)
         self.initial_cost = self.cost.total
         self.limits = Limits(include=tuple(include), exclude=tuple(exclude))
+        self.limits.check(graph)
         self._own = np.array([self.limits.allows(group) for group in graph.groups], dtype=bool)
         gated = self._gated(strength)
+        producing = kernels(graph)
+        self._own &= np.logical_or(gated, self._with_source(producing))
         self._by_scale = self._per_channel(gated)
         by_kernel = self._per_channel(np.logical_and(self._own, np.logical_not(gated)))
         found = named_tensors(net)
         device = next(iter(found.values())).device if found else torch.device("cpu")
         self.scales = _bind(norm_scales(graph), self._by_scale, found, device)
-        self.kernels = _bind(kernels(graph), by_kernel, found, device)
+        self.kernels = _bind(producing, by_kernel, found, device)
         self._channel_group = torch.from_numpy(graph.channel_group).to(device)
         self._owned = torch.from_numpy(self._per_channel(self._own)).to(device)
+        self.threshold = self._first_threshold(gated) if threshold is None else threshold
 
     def _gated(self, strength: Strength) -> Flags:
         groups = self.graph.groups
@@ -107,6 +113,23 @@ class Regularizer:
                 f"{len(open_ones) - 1} more groups); use 'auto', or exclude them"
             )
         return gated
+
+    def _with_source(self, sources: Iterable[Source]) -> Flags:
+        """Which groups have channels on one of these axes."""
+        found = np.zeros(len(self.graph.groups) + 1, dtype=bool)
+        for source in sources:
+            found[self.graph.channel_group[source.channels]] = True  # -1, no group, comes last
+        return found[:-1]
+
+    def _first_threshold(self, gated: Flags) -> Tensor:
+        """The default threshold of every channel, ``[channels]``."""
+        with torch.no_grad():
+            strengths = self.strengths()
+        group, count = self._channel_group, len(gated) + 1
+        total = torch.zeros(count, device=group.device).index_add(0, group % count, strengths)
+        means = total / torch.bincount(group % count, minlength=count).clamp_min(1)
+        scale = torch.from_numpy(self._per_channel(gated)).to(group.device)
+        return 1e-2 * torch.where(scale, 1.0, means[group].clamp(1e-6, 1.0))
 
     def _per_channel(self, flags: Flags) -> Flags:
         """A flag per group as a flag per channel; channels outside of all groups get False."""
@@ -218,7 +241,8 @@ class Regularizer:
 
         Args:
             budget: if the live cost is above it, the weakest of the living go until it is met.
-            round_to, min_width: widths are rounded down to this grid, not below this floor.
+            round_to, min_width: widths are rounded to the nearest on this grid, not below this
+                floor; the strongest of the dead come back where that is upwards.
 
         Raises:
             BudgetError: the budget cannot be met.

@@ -25,7 +25,7 @@ from torch import fx
 from morphgraph.errors import FileError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, save, static_shape, write_atomically
-from morphgraph.passes.budget import uniform
+from morphgraph.passes.budget import Limits, goals_of, require_reachable, uniform
 from morphgraph.passes.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.plans import Change
@@ -40,6 +40,8 @@ from morphgraph.workflow import resize_and_check
 
 PREPROCESSING_KEY = "morphgraph.preprocessing"
 CLASSES_KEY = "morphgraph.classes"
+
+FILES = ("base.onnx", "plan.json", "slim.onnx", "uniform.onnx", "result.json", "events.jsonl")
 
 Event = Mapping[str, Any]
 
@@ -112,17 +114,19 @@ def run(
     """Learn a structure within a budget on a dataset, and write everything into a folder.
 
     Args:
-        graph: the lifted model, an image classifier ``[N, channels, height, width] -> [N,
-        classes]``. dataset: images of the model's size and channels (see :func:`load_data`).
+        graph: the lifted model, an image classifier,
+            ``[N, channels, height, width] -> [N, classes]``.
+        dataset: images of the model's size and channels (see :func:`load_data`).
         settings: how.
         folder: made if missing.
         overwrite: whether files of an earlier run may be replaced.
         on_event: called with every event as it is logged.
 
     Raises:
+        ArgumentError: the budget is on no cost, or no amount.
         BudgetError: the budget cannot be met.
         FileError: the folder holds a run already, or cannot be written.
-        UnsupportedError: the model is no classifier of these images.
+        UnsupportedError: the model is no classifier of these images, or the training diverges.
     """
     classes = static_shape(graph.model.graph.outputs[0])[-1]
     if classes < len(dataset.classes):
@@ -130,6 +134,8 @@ def run(
             f"the model tells {classes} classes apart, {escape(dataset.name)} has "
             f"{len(dataset.classes)}; give a model with as many outputs as the data has classes"
         )
+    limits = Limits(settings.round_to, settings.min_width)
+    require_reachable(graph, goals_of(graph, settings.budget, "default"), limits)
     return _Run(graph, dataset, settings, folder, overwrite, on_event).go()
 
 
@@ -265,12 +271,14 @@ class _Run:
             raise FileError(
                 f"{escape(str(self.folder))}: {error.strerror}; give a folder that can be written"
             ) from None
-        if not self.overwrite and any((self.folder / n).exists() for n in _FILES):
+        earlier = [self.folder / name for name in FILES if (self.folder / name).exists()]
+        if earlier and not self.overwrite:
             raise FileError(
                 f"{escape(str(self.folder))}: holds a run already; "
                 "give another folder or --overwrite"
             )
-        (self.folder / "events.jsonl").write_text("")
+        for path in earlier:  # not every run writes all files; what stayed would look like its own
+            path.unlink()
 
     def _log(self, event: str, **fields: object) -> None:
         entry = {"event": event, "at": round(time.perf_counter() - self.began, 2), **fields}
@@ -278,6 +286,3 @@ class _Run:
             lines.write(json.dumps(entry) + "\n")
         if self.on_event is not None:
             self.on_event(entry)
-
-
-_FILES = ("base.onnx", "plan.json", "slim.onnx", "uniform.onnx", "result.json", "events.jsonl")

@@ -5,6 +5,7 @@ that learns the structure), weight decay on kernels only, so that the regularize
 scales.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from morphgraph.errors import UnsupportedError
 from morphgraph.train.controller import Budget
 from morphgraph.train.data import Augmentation, Dataset
 
@@ -91,6 +93,9 @@ def train(
 
     Returns:
         The controller, if there is one.
+
+    Raises:
+        UnsupportedError: the loss is no number any more.
     """
     steps = recipe.epochs * steps_per_epoch(dataset, recipe)
     budget = make_budget(steps) if make_budget is not None else None
@@ -124,6 +129,11 @@ def train(
                     budget.regularizer.live_share() if budget else None,
                     budget.regularizer.weight if budget else None,
                 )
+            )
+        if not math.isfinite(total):
+            raise UnsupportedError(
+                f"the training has diverged: the loss of epoch {number} is {total}; lower the "
+                f"learning rate (now {recipe.lr:g})"
             )
     net.eval()
     return budget

@@ -1,6 +1,7 @@
 """Plans: within budget, monotone, on the grid, and a clear no where there is none."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +11,7 @@ from morphgraph.errors import BudgetError, ModelError, MorphWarning, Unsupported
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.budget import Limits, parse_amount, plan, set_widths, uniform
 from morphgraph.passes.cost import cost
+from morphgraph.passes.expand import expand
 from morphgraph.passes.lift import lift
 from morphgraph.passes.score import score
 from morphgraph.plans import Plan
@@ -189,18 +191,41 @@ def test_nan_weights_are_refused_by_name(graph: ChannelGraph) -> None:
         plan(lift(model), {"flops": "50%"})
 
 
+def _unit(text: str | int) -> str:
+    return {"5ms": "ms", "1GiB": "bytes"}.get(str(text), "FLOPs")
+
+
 @pytest.mark.parametrize(
     ("text", "amount"),
     [("50%", 40.0), ("300M", 3e8), ("2e6", 2e6), (7, 7.0), ("5ms", 5.0), ("1GiB", 2.0**30)],
 )
 def test_amounts(text: str | int, amount: float) -> None:
-    assert parse_amount(text, 80.0) == amount
+    assert parse_amount(text, 80.0, _unit(text)) == amount
 
 
 @pytest.mark.parametrize("text", ["", "half", "-5", "5 parsecs", "nan", "inf", "%", "5%%"])
 def test_amounts_that_are_none(text: str) -> None:
     with pytest.raises(UnsupportedError, match="is no amount"):
-        parse_amount(text, 80.0)
+        parse_amount(text, 80.0, "FLOPs")
+
+
+@pytest.mark.parametrize("text", ["5ms", "1GiB", "1e999"])
+def test_amounts_of_something_else(text: str) -> None:
+    with pytest.raises(UnsupportedError, match="is no amount of FLOPs"):
+        parse_amount(text, 80.0, "FLOPs")
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_glob_that_names_no_group_is_refused(graph: ChannelGraph, option: str) -> None:
+    globs: Any = {option: ["typo*"]}
+    small = plan(graph, {"flops": "50%"})
+    for decide in (
+        lambda: plan(graph, {"flops": "50%"}, **globs),
+        lambda: uniform(graph, 0.5, **globs),
+        lambda: expand(graph, small, {"flops": "100%"}, **globs),
+    ):
+        with pytest.raises(UnsupportedError, match=rf"{option} 'typo\*': no group has that name"):
+            decide()
 
 
 def test_uniform_fills_what_rounding_leaves(graph: ChannelGraph) -> None:

@@ -151,7 +151,7 @@ class TestConcatNetwork:
 def test_depthwise_network() -> None:
     net = Depthwise()
     graph = lifted(net, 1, 3, 17, 19)
-    reg = morphnet(graph, net, "flops", threshold=0.45, exclude=["dw1*"])
+    reg = morphnet(graph, net, "flops", threshold=0.45)  # dw1 works on the input, which is pinned
     space, half = 17 * 19, 9 * 10
     dw1, conv1 = 2 * space * 9, 2 * space * 35
     conv2, dw2, conv3 = 2 * space, 2 * space * 25, 2 * half * 9
@@ -267,3 +267,81 @@ def test_bn_is_refused_where_nothing_gates() -> None:
     graph = lift(export(net.eval(), (image(),)))
     with pytest.raises(UnsupportedError, match="no BatchNorm gates '0'"):
         Regularizer(graph, net, strength="bn")
+
+
+class Attention(nn.Module):
+    """Queries, keys and values of their own: their kernels are slices of one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.mix(x, 2 * x, 3 * x, need_weights=False)[0])
+        return out
+
+
+def test_groups_without_strength_are_left_alone() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 12, 3))
+    nets: list[tuple[nn.Module, Tensor]] = [
+        (Attention(), torch.rand(1, 5, 16)),
+        (nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 3)), torch.tensor([[1, 2]])),
+        (nn.Sequential(normed, nn.ReLU(), nn.Conv2d(12, 3, 3)), torch.rand(1, 3, 8, 8)),
+    ]
+    for net, example in nets:
+        graph = lift(export(net.eval(), (example,)))
+        reg = Regularizer(graph, net)
+        np.testing.assert_array_equal(reg.live_widths(), graph.widths)
+        assert not reg.plan().groups
+        measured = {
+            int(group) for s in reg.kernels for group in graph.channel_group[s.index.numpy()]
+        }
+        alone = {group.index for group in graph.groups if group.resizable} - measured
+        assert alone
+        with torch.no_grad():
+            for source in reg.kernels:
+                source.parameter.zero_()
+        assert not alone & reg.plan().kept(graph).keys()
+
+
+def test_untrained_wide_layers_are_alive() -> None:
+    torch.manual_seed(0)
+    wide = nn.Conv2d(512, 512, 3)  # initialized to strengths of about 0.0085
+    net = nn.Sequential(nn.Conv2d(3, 512, 3), nn.ReLU(), wide, nn.ReLU(), nn.Conv2d(512, 4, 1))
+    reg = Regularizer(lift(export(net, (torch.rand(1, 3, 6, 6),))), net)
+    assert reg.strengths()[reg.kernels[-1].index].max() < 1e-2
+    assert reg.live_share() == 1.0
+    with torch.no_grad():
+        wide.weight[:128] = 0.0
+        wide.weight[128:256] *= 1e-3
+    assert sorted(reg.live_widths()) == [3, 4, 256, 512]
+    with torch.no_grad():
+        wide.weight.zero_()
+    assert 0 in reg.live_widths()
+
+
+class Gated(nn.Module):
+    """A product whose second operand alone is normalized, and passes a function on its way."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.value, self.key = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+        self.norm, self.gate, self.out = nn.BatchNorm2d(6), gate, nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.value(x) * self.gate(self.norm(self.key(x))))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("gate", "is_gated"), [(nn.ReLU(), True), (nn.Tanh(), True), (nn.Sigmoid(), False)]
+)
+def test_a_sigmoid_does_not_silence_a_product(gate: nn.Module, is_gated: bool) -> None:
+    net = Gated(gate).eval()
+    with torch.no_grad():
+        net.norm.weight.zero_()
+    spread = float(net(torch.rand(1, 3, 9, 9)).std(dim=(2, 3)).max())
+    assert (spread < 1e-6) == is_gated  # the oracle: is what is left a constant?
+    reg = Regularizer(lift(export(net, (torch.rand(1, 3, 9, 9),))), net)
+    assert bool(reg.scales) == is_gated
