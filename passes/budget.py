@@ -98,11 +98,16 @@ class Limits:
     exclude: Sequence[str] = ()
 
     def check(self, graph: ChannelGraph) -> None:
-        """Refuse a glob that names no group: a typo would change the plan in silence.
+        """Refuse a glob that names no group (a typo would go unnoticed), and a grid below 1.
 
         Raises:
-            UnsupportedError: ``include`` or ``exclude`` has one.
+            ArgumentError: ``round_to`` or ``min_width`` is below 1.
+            UnsupportedError: ``include`` or ``exclude`` names no group.
         """
+        if self.round_to < 1 or self.min_width < 1:
+            raise ArgumentError(
+                f"round_to={self.round_to}, min_width={self.min_width}: give whole numbers from 1"
+            )
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 require_match(graph, pattern, option)

@@ -242,3 +242,9 @@ def test_uniform_fills_what_rounding_leaves(graph: ChannelGraph) -> None:
             wider = widths.copy()
             wider[group.index] += 4
             assert macs.at(wider) > limit
+
+
+@pytest.mark.parametrize("limits", [{"round_to": 0}, {"round_to": -3}, {"min_width": 0}])
+def test_a_grid_below_one_is_refused(graph: ChannelGraph, limits: dict[str, int]) -> None:
+    with pytest.raises(UnsupportedError, match="give whole numbers from 1"):
+        plan(graph, {"flops": "50%"}, **limits)
