@@ -31,6 +31,7 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
     pins = _Pins(couplings, found)
     eager = {int(found.classes[factor]) for factor in couplings.eager}
     reluctant = {int(found.classes[factor]) for factor in couplings.reluctant}
+    statistical = _statistical(couplings, found)
     if attention == "head-dim":
         eager, reluctant = reluctant, eager
     products = [site for site in found.sites if site.product]
@@ -48,6 +49,7 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
                 key=lambda p: (
                     p.kind not in eager,
                     p.kind in reluctant,
+                    p.kind in statistical,
                     p.kind not in carriers,
                     p.rank,
                 ),
@@ -55,6 +57,29 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
             carriers.add(winner)
         pins.add({part.kind: _LOST for part in free if part.kind != winner})
     return pins.reasons
+
+
+def _statistical(couplings: Couplings, found: Sites) -> set[int]:
+    """Classes over which an operator normalizes or competes, and the factors that they consist of.
+
+    Their removal changes what the others become. The other factor of a product axis is removed
+    exactly: of a GroupNorm's channels whole groups go.
+    """
+    kinds = {
+        int(found.classes[node.factors[name]])
+        for node in couplings.nodes
+        for name in node.statistical
+    }
+    parts = defaultdict(set)
+    for site in found.sites:
+        if site.product:
+            parts[site.dim_class].update(part.kind for part in site.parts)
+    pending = list(kinds)
+    while pending:
+        new = parts[pending.pop()] - kinds
+        kinds |= new
+        pending += new
+    return kinds
 
 
 class _Pins:

@@ -51,7 +51,11 @@ class _Masker:
                 axis = self.graph.couplings.dims[edge.dim].axis
                 if names[edge.factor] in node.contracted:
                     self._silence(copies[number], edge, axis, kept)
-                elif names[edge.factor] in node.statistical:
+                elif (
+                    names[edge.factor] in node.statistical
+                    # Of (g c), statistics over c stay as they were where whole groups g go.
+                    and self.kept.node(edge.factor) is not None
+                ):
                     self._detour(copies[number], edge.port, axis, kept)
         return self.model
 

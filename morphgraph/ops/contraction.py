@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from morphgraph.notation import Shape
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
-from morphgraph.ops.window import ranked, torch_padding, window_pads
+from morphgraph.ops.window import ranked, torch_padding, window_axes, window_pads
 
 if TYPE_CHECKING:
     from torch import fx
@@ -18,25 +18,32 @@ class Conv(Op):
     """Dense, grouped or depthwise: decided by the shapes when the graph is lifted."""
 
     @staticmethod
-    def describe(n: OpNode, *, group: int = 1) -> Description:
+    def describe(
+        n: OpNode,
+        *,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> Description:
         channels = n.shape(0)[1]
         out_channels, in_per_group = n.shape(1)[:2]
+        before, after = window_axes(n.shape(1)[2:], strides, pads)
         if group == 1:
-            line = "N i *S, o i *K, o -> N o *T"
-            return from_line(n, line, macs="N i o *K *T", contracted="i")
+            line = f"N i {before}, o i *K, o -> N o {after}"
+            return from_line(n, line, macs=f"N i o *K {after}", contracted="i")
         if group == channels and in_per_group == 1:
             return from_line(
                 n,
-                "N c *S, (c m) 1 *K, (c m) -> N (c m) *T",
+                f"N c {before}, (c m) 1 *K, (c m) -> N (c m) {after}",
                 {"c": channels},
-                macs="N c m *K *T",
+                macs=f"N c m *K {after}",
                 prefer="c m",
             )
         return from_line(
             n,
-            "N (g i) *S, (g o) i *K, (g o) -> N (g o) *T",
+            f"N (g i) {before}, (g o) i *K, (g o) -> N (g o) {after}",
             {"g": group},
-            macs="N g i o *K *T",
+            macs=f"N g i o *K {after}",
             contracted="i",
             prefer=_grouped_preference(in_per_group, out_channels // group),
         )

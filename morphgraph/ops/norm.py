@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @op("BatchNormalization")
 class BatchNormalization(Op):
-    """In inference a scale and a shift per channel; operands 3 and 4 are running statistics."""
+    """In inference a scale and a shift per channel; operands 3 and 4 are running statistics.
+
+    The other axes pass: standardized weights come here as (1, out, in x kernel).
+    """
 
     @staticmethod
     def describe(n: OpNode, *, training_mode: int = 0) -> Description:
@@ -21,7 +24,7 @@ class BatchNormalization(Op):
             raise UnreadableError(
                 "BatchNormalization in training mode; export the model in eval mode"
             )
-        return from_line(n, "N c *S, c, c, c, c -> N c *S")
+        return from_line(n, "n c *s, c, c, c, c -> n c *s")
 
     @staticmethod
     def lower(
@@ -55,9 +58,11 @@ class BatchNormalization(Op):
 
 @op("InstanceNormalization")
 class InstanceNormalization(Op):
+    """Statistics run over the axes behind the channels, where a GroupNorm may have put others."""
+
     @staticmethod
     def describe(n: OpNode) -> Description:
-        return from_line(n, "N c *S, c, c -> N c *S")
+        return from_line(n, "n c *s, c, c -> n c *s", statistical="*s")
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-5) -> "fx.Node":
@@ -176,7 +181,10 @@ class Softmax(Op):
 
 @op("GroupNormalization")
 class GroupNormalization(Op):
-    """Statistics run over the channels of a group; from opset 21 one scale per channel."""
+    """Statistics run over the channels of a group; from opset 21 one scale per channel.
+
+    Whole groups are removed exactly, so they go first.
+    """
 
     @staticmethod
     def describe(n: OpNode, *, num_groups: int) -> Description:
@@ -187,7 +195,6 @@ class GroupNormalization(Op):
             "N (g c) *S, (g c), (g c) -> N (g c) *S",
             {"g": num_groups},
             statistical="c",
-            prefer="c g",
         )
 
     @staticmethod

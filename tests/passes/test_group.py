@@ -51,15 +51,18 @@ def test_attention_shrinks_by_head_size_where_asked() -> None:
     prove(graph)
 
 
-def test_group_norm_shrinks_within_its_groups() -> None:
-    text = """<ir_version: 10, opset_import: ["": 21]>
+@pytest.mark.parametrize(("groups", "width", "statistical"), [(2, 2, False), (1, 8, True)])
+def test_group_norm_loses_whole_groups_where_it_has_some(
+    groups: int, width: int, statistical: bool
+) -> None:
+    text = f"""<ir_version: 10, opset_import: ["": 21]>
     net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8] s, float[8] h, float[2,8,1,1] w2)
-    => (float[1,2,4,4] y) {
-        a = Conv(x, w1)  n = GroupNormalization<num_groups=2>(a, s, h)  y = Conv(n, w2)
-    }"""
+    => (float[1,2,4,4] y) {{
+        a = Conv(x, w1)  n = GroupNormalization<num_groups={groups}>(a, s, h)  y = Conv(n, w2)
+    }}"""
     graph = lift(model_from_text(text))
     (group,) = free(graph)
-    assert (group.width, group.statistical) == (4, True)
+    assert (group.width, group.statistical) == (width, statistical)
     prove(graph)
 
 
