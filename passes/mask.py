@@ -1,10 +1,11 @@
 """Pass ``mask``: the original network with removed channels silenced.
 
 At each operator that sums over an axis, the activation's removed positions are set to zero; the
-original then computes what the resized network computes. Where what it sums over is no operand (the
-norm of a weight, the hidden state of a recurrent layer), the weight's positions are. Where an operator normalizes, averages or
-competes over an axis, the kept positions are gathered, the operator runs on them, and its results
-are scattered back: there a removal is exact in this sense only.
+original then computes what the resized network computes. Where no activation operand has the axis
+(the norm of a weight, the state inside a recurrent layer), the weight's positions are. Where an
+operator normalizes, averages or competes over an axis, the kept positions are gathered, the
+operator runs on them, and its results are scattered back: there a removal is exact in this sense
+only.
 
 The masked model shares with ``resize`` the knowledge which positions of an axis stay, and nothing
 else: no weight is sliced, no attribute touched.

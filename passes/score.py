@@ -2,7 +2,8 @@
 
 A *source* is an axis of a parameter whose slices belong to channels: a kernel's output axis, or a
 BatchNorm's scale. Where a kernel is computed from parameters by movements alone (transposed, sliced
-by gate and joined in another order), their axes are its sources. The same sources feed the scores here and the regularizer in training.
+by gates that are joined in another order), the sources are theirs. The same sources feed the scores
+here and the regularizer in training.
 """
 
 from collections import defaultdict
