@@ -1,9 +1,11 @@
 """Pass ``mask``: the original network with removed channels silenced.
 
 At each operator that sums over an axis, the activation's removed positions are set to zero; the
-original then computes what the resized network computes. Where an operator normalizes, averages or
-competes over an axis, the kept positions are gathered, the operator runs on them, and its results
-are scattered back: there a removal is exact in this sense only.
+original then computes what the resized network computes. Where no activation operand has the axis
+(the norm of a weight, the state inside a recurrent layer), the weight's positions are. Where an
+operator normalizes, averages or competes over an axis, the kept positions are gathered, the
+operator runs on them, and its results are scattered back: there a removal is exact in this sense
+only.
 
 The masked model shares with ``resize`` the knowledge which positions of an axis stay, and nothing
 else: no weight is sliced, no attribute touched.
@@ -44,13 +46,17 @@ class _Masker:
         copies = list(self.model.graph)
         for number, node in enumerate(self.graph.nodes):
             names = {factor: name for name, factor in node.factors.items()}
+            on_activation = {e.factor for e in edges.get(number, ()) if self._is_activation(e)}
             for edge in edges.get(number, ()):
                 kept = self.kept.node(edge.dim)
                 if kept is None:
                     continue
                 axis = self.graph.couplings.dims[edge.dim].axis
                 if names[edge.factor] in node.contracted:
-                    self._silence(copies[number], edge, axis, kept)
+                    if edge.port >= 0 and (
+                        self._is_activation(edge) or edge.factor not in on_activation
+                    ):
+                        self._silence(copies[number], edge, axis, kept)
                 elif (
                     names[edge.factor] in node.statistical
                     # Of (g c), statistics over c stay as they were where whole groups g go.
@@ -59,10 +65,13 @@ class _Masker:
                     self._detour(copies[number], edge.port, axis, kept)
         return self.model
 
+    def _is_activation(self, edge: Edge) -> bool:
+        """Whether the factor stands there on an operand that the input decides."""
+        couplings = self.graph.couplings
+        return edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.weights
+
     def _silence(self, node: ir.Node, edge: Edge, axis: int, kept: IntArray) -> None:
-        """Zero an activation operand's removed positions; a weight's, where all are weights."""
-        if edge.port < 0 or not self._is_silenced(edge):
-            return
+        """Zero an operand's removed positions."""
         value = node.inputs[edge.port]
         assert value is not None
         shape = static_shape(value)
@@ -74,14 +83,6 @@ class _Masker:
             node, "Where", [self._constant(stays), value, self._constant(zero)], value
         )
         node.replace_input_with(edge.port, masked)
-
-    def _is_silenced(self, edge: Edge) -> bool:
-        """Whether zeros in this operand end the sum (a norm of a weight has no other operand)."""
-        couplings = self.graph.couplings
-        node = couplings.nodes[edge.node].ir
-        weights = {value.name for value in node.inputs if value is not None} & couplings.weights
-        value = couplings.dims[edge.dim].value
-        return value not in weights or all(v is None or v.name in weights for v in node.inputs)
 
     def _detour(self, node: ir.Node, port: int, axis: int, kept: IntArray) -> None:
         """Let an operator see kept positions only, and put its results back where they belong."""

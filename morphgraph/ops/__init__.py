@@ -10,6 +10,7 @@ from morphgraph.ops import (
     padding,
     pool,
     rearrange,
+    recurrent,
     reduce,
     reshape,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "padding",
     "pool",
     "rearrange",
+    "recurrent",
     "reduce",
     "register",
     "reshape",

@@ -61,6 +61,8 @@ def _stays(new: Resizing, axis: int, size: int) -> bool:
 
 @op("Transpose")
 class Transpose(Op):
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, perm: Sequence[int] | None = None) -> Description:
         order = range(len(n.shape(0)))[::-1] if perm is None else perm
@@ -76,6 +78,8 @@ class Transpose(Op):
 
 @op("Concat")
 class Concat(Op):
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, axis: int) -> Description:
         description = Description()
@@ -102,6 +106,8 @@ class Concat(Op):
 
 @op("Split")
 class Split(Op):
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None) -> Description:
         description = Description()
@@ -111,8 +117,8 @@ class Split(Op):
                 places = [Place(~k, other) for k in range(len(n.out_shapes))]
                 description.add(f"a{other}", n.shape(0)[other], [Place(0, other), *places])
         offset = 0
-        for k, shape in enumerate(n.out_shapes):
-            size = shape[axis % rank]
+        for k in range(len(n.out_shapes)):
+            size = n.out(k)[axis % rank]
             part = Place(0, axis % rank, IndexMap(offset=offset))
             description.add(f"c{k}", size, [part, Place(~k, axis % rank)])
             offset += size
@@ -133,7 +139,7 @@ class Split(Op):
     def lower(
         b: "TorchBuilder", n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None
     ) -> "tuple[fx.Node, ...]":
-        sizes = [shape[axis] for shape in n.out_shapes]
+        sizes = [n.out(k)[axis] for k in range(len(n.out_shapes))]
         parts = b.method("split", b.tensor(n, 0), sizes[0] if len(set(sizes)) == 1 else sizes, axis)
         return tuple(b.item(parts, k) for k in range(len(sizes)))
 
@@ -164,6 +170,8 @@ def _step(positions: IntArray) -> int:
 
 @op("Slice")
 class Slice(Op):
+    moves = True
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         description = Description()
@@ -237,6 +245,8 @@ class Slice(Op):
 @op("Gather")
 class Gather(Op):
     """With constant indices a choice of positions; from a weight by computed ones an embedding."""
+
+    moves = True
 
     @staticmethod
     def describe(n: OpNode, *, axis: int = 0) -> Description:
@@ -319,6 +329,8 @@ def _wrapped(indices: IntArray, size: int) -> IntArray:
 class Expand(Op):
     """Repeats along axes of size 1; the repeated axis may take any size its readers agree on."""
 
+    moves = True
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         description = Description()
@@ -361,6 +373,8 @@ class Expand(Op):
 @op("Squeeze", "Unsqueeze")
 class Squeeze(Op):
     """Axes of size 1 come or go; the others keep their order."""
+
+    moves = True
 
     @staticmethod
     def describe(n: OpNode) -> Description:

@@ -31,6 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from morphgraph.errors import UnsupportedError
 from morphgraph.ops import OpNode, entry_of
 from morphgraph.torch_io.modules import ModuleTree
+from morphgraph.torch_io.origins import Origins
 from morphgraph.torch_io.tensors import to_tensor
 
 Number: TypeAlias = float | int | bool
@@ -183,6 +184,46 @@ class TorchBuilder:
         if source is None or not self._is_parameter(source) or source.shape is None:
             return None
         return source if len(source.shape) == 2 else None
+
+    def origins(self, n: OpNode, i: int) -> Origins | None:
+        """Where the numbers of operand ``i`` stand in parameters, if it only moves them."""
+        pending = [n.ir.inputs[i]]
+        while pending:
+            value = pending.pop()
+            if value is None or value.const_value is not None:
+                continue
+            node = value.producer()
+            entry = None if node is None else entry_of(node.op_type, node.domain)
+            if node is None or entry is None or not entry.moves:
+                return None
+            pending += node.inputs
+        return Origins(self.tensor(n, i), self.tree.tensor)
+
+    def parameter(self, path: str) -> fx.Node:
+        """The parameter at a path."""
+        return self._read(path)
+
+    def is_exported(self, path: str) -> bool:
+        """Whether the model has a parameter of this name, wherever it is read."""
+        return path in self._trainable
+
+    def adopt(self, path: str, module: nn.Module, *args: Any) -> fx.Node | None:
+        """Call a module that owns the parameters in the folder at this path, under their names.
+
+        ``None`` where something else stands there, or the folder lacks one of them.
+        """
+        if not self.tree.same_form(path, module):
+            names = [name for name, _ in module.named_parameters()]
+            given = {name: self.tree.get(f"{path}.{name}") for name in names}
+            if not self.tree.is_free(path):
+                return None
+            for name, tensor in given.items():
+                if not isinstance(tensor, nn.Parameter):
+                    return None
+                setattr(module, name, tensor)
+            self.tree.put(path, module)
+        self._calls[path] += 1
+        return self.graph.call_module(path, args)
 
     def biased_linear(self, n: OpNode) -> fx.Node | None:
         """An addition behind a Linear made without bias: let the Linear own the other operand."""
