@@ -141,8 +141,9 @@ def _choose_carriers(
     attention: Attention,
 ) -> None:
     """Leave every product axis one free factor at most; the pins of the losers spread."""
-    eager = {int(classes[factor]) for factor in couplings.eager}
-    reluctant = {int(classes[factor]) for factor in couplings.reluctant}
+    eager = _with_parts(sites, {int(classes[factor]) for factor in couplings.eager})
+    reluctant = _with_parts(sites, {int(classes[factor]) for factor in couplings.reluctant})
+    repeats = _repeats(couplings, classes)
     if attention == "head-dim":
         eager, reluctant = reluctant, eager
     carriers: set[int] = set()
@@ -161,7 +162,13 @@ def _choose_carriers(
         if candidates:
             winner = min(
                 candidates,
-                key=lambda k: (k not in eager, k in reluctant, k not in carriers, free[k]),
+                key=lambda k: (
+                    k not in eager,
+                    k in reluctant,
+                    k in repeats,
+                    k not in carriers,
+                    free[k],
+                ),
             )
             carriers.add(winner)
         else:
@@ -170,6 +177,27 @@ def _choose_carriers(
         for kind in losers:
             reasons[kind] = "shares an axis with the factor that shrinks there"
         _spread(sites, reasons, losers)
+
+
+def _with_parts(sites: Sequence[_Site], marked: set[int]) -> set[int]:
+    """Classes with the factors of their products: a part of attention heads is heads, too."""
+    parts: dict[int, list[int]] = defaultdict(list)
+    for site in sites:
+        if site.product:
+            parts[site.dim_class] += site.factor_classes
+    found, pending = set(marked), list(marked)
+    while pending:
+        for part in parts[pending.pop()]:
+            if part not in found:
+                found.add(part)
+                pending.append(part)
+    return found
+
+
+def _repeats(couplings: Couplings, classes: IntArray) -> set[int]:
+    """Classes of factors that stand on no operand: an axis that Expand repeats has no producer."""
+    on_operand = {edge.factor for edge in couplings.edges if edge.port >= 0}
+    return {int(classes[e.factor]) for e in couplings.edges if e.factor not in on_operand}
 
 
 class _Solver:

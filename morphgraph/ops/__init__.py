@@ -2,6 +2,7 @@
 
 from morphgraph.ops import (
     activation,
+    attention,
     contraction,
     elementwise,
     interpolation,
@@ -37,6 +38,7 @@ __all__ = [
     "Place",
     "Resizing",
     "activation",
+    "attention",
     "contraction",
     "describe",
     "described_ops",
