@@ -36,15 +36,15 @@ class _Masker:
         self.kept = Kept(graph, keep)
         self.model = graph.model.clone()
         self.count = 0
+        self.edges: dict[int, list[Edge]] = {}
+        for edge in graph.couplings.edges:
+            self.edges.setdefault(edge.node, []).append(edge)
 
     def run(self) -> ir.Model:
-        edges: dict[int, list[Edge]] = {}
-        for edge in self.graph.couplings.edges:
-            edges.setdefault(edge.node, []).append(edge)
         copies = list(self.model.graph)
         for number, node in enumerate(self.graph.nodes):
             names = {factor: name for name, factor in node.factors.items()}
-            for edge in edges.get(number, ()):
+            for edge in self.edges.get(number, ()):
                 kept = self.kept.node(edge.dim)
                 if kept is None:
                     continue
@@ -56,7 +56,7 @@ class _Masker:
         return self.model
 
     def _silence(self, node: ir.Node, edge: Edge, axis: int, kept: IntArray) -> None:
-        """Zero an activation operand's removed positions; a weight's, where all are weights."""
+        """Zero an activation operand's removed positions; a weight's, where no activation is."""
         if edge.port < 0 or not self._is_silenced(edge):
             return
         value = node.inputs[edge.port]
@@ -72,12 +72,13 @@ class _Masker:
         node.replace_input_with(edge.port, masked)
 
     def _is_silenced(self, edge: Edge) -> bool:
-        """Whether zeros in this operand end the sum (a norm of a weight has no other operand)."""
-        couplings = self.graph.couplings
-        node = couplings.nodes[edge.node].ir
-        weights = {value.name for value in node.inputs if value is not None} & couplings.weights
-        value = couplings.dims[edge.dim].value
-        return value not in weights or all(v is None or v.name in weights for v in node.inputs)
+        """Whether zeros in this operand end the sum: an activation, or where weights meet alone."""
+        weights, dims = self.graph.couplings.weights, self.graph.couplings.dims
+        return dims[edge.dim].value not in weights or all(
+            dims[other.dim].value in weights
+            for other in self.edges[edge.node]
+            if other.factor == edge.factor and other.port >= 0
+        )
 
     def _detour(self, node: ir.Node, port: int, axis: int, kept: IntArray) -> None:
         """Let an operator see kept positions only, and put its results back where they belong."""

@@ -27,6 +27,7 @@ END = "<!-- end of operators -->"
 _FAMILIES = {
     "contraction": "Convolutions and matrix products",
     "attention": "Attention",
+    "einsum": "Einsum",
     "norm": "Normalizations",
     "activation": "Activations",
     "elementwise": "Element by element",
@@ -73,6 +74,7 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
         Example(f"{_IMAGE} -> 2x2x12x12", {"blocksize": 2}),
         Example(f"{_IMAGE} -> 2x2x12x12", {"blocksize": 2, "mode": "CRD"}),
     ),
+    "Einsum": (Example("2x6x8, 4x8 -> 2x6x4", {"equation": "...i,oi->...o"}),),
     "Gemm": (
         Example("2x8, 4x8, 4 -> 2x4", {"transB": 1}),
         Example("2x8, 8x4, 4 -> 2x4", {}),

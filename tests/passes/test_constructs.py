@@ -331,6 +331,21 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         }""",
         [6],
     ),
+    "einsum": (
+        """net (float[2,5,3] x, float[6,3] w1, float[4,6] w2, float[4] s, float[2,4] w3)
+        => (float[2,5,2] y) {
+            a = Einsum<equation="bti,oi->bto">(x, w1)  ra = Relu(a)
+            b = Einsum<equation="...I,oI">(ra, w2)  rb = Relu(b)
+            c = Einsum<equation="nTC,C->nTC">(rb, s)  y = Einsum<equation="...i,oi->...o">(c, w3)
+        }""",
+        [6, 4],
+    ),
+    "einsum of three, with a sum of one": (
+        """net (float[2,5,3] x, float[3,6] u, float[3,6,4] v, float[6,4,2] w) => (float[2,2] y) {
+            y = Einsum<equation="bti,io,ioe,oef->bf">(x, u, v, w)
+        }""",
+        [6, 4],
+    ),
     "matmul with a raw parameter": (
         """net (float[2,5,3] x, float[3,6] w1, float[6,4] w2, float[4,2] w3) => (float[2,5,2] y) {
             a = MatMul(x, w1)  ra = Relu(a)  b = MatMul(ra, w2)  rb = Relu(b)  y = MatMul(rb, w3)

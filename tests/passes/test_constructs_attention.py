@@ -202,6 +202,15 @@ NETWORKS: dict[str, tuple[str, list[int], list[int]]] = {
         [3],
         [2, 4, 8],
     ),
+    "einsum": (
+        flat(
+            """qs = Reshape(qf, split)  ks = Reshape(kf, split)  vs = Reshape(vf, split)
+            s = Einsum<equation="bthd,bshd->bhts">(qs, ks)  p = Softmax(s)
+            a = Einsum<equation="...hts,...she->...the">(p, vs)  c = Reshape(a, joined)"""
+        ),
+        [3],
+        [4, 4],
+    ),
     "norms on queries and keys": (
         by_heads(
             """qr = RMSNormalization(qh, g)  kr = RMSNormalization(kh, g)

@@ -60,6 +60,10 @@ CASES = [
     ("float[2,3,5] x, float[5] w", "y = MatMul (x, w)"),
     ("float[2,3,5] x, float[4,5] w, float[4] b", "t = Transpose(w) m = MatMul(x, t) y = Add(m, b)"),
     ("float[2,3,4] x, float[2,4,5] z", "y = MatMul (x, z)"),
+    ("float[2,3,4] x, float[5,4] w", 'y = Einsum <equation = "bti, oi -> bto"> (x, w)'),
+    ("float[2,3,4] x, float[4,5] w", 'y = Einsum <equation = "...i,iA->...A"> (x, w)'),
+    ("float[2,3,4] x, float[2,4,5] z", 'y = Einsum <equation = "bij,bjk->bki"> (x, z)'),
+    ("float[2,3,4] x", 'y = Einsum <equation = "bij->jb"> (x)'),
     # norms
     (
         f"{IMAGE}, float[3] s, float[3] b, float[3] m, float[3] v",
