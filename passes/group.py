@@ -1,40 +1,24 @@
 """Pass ``group``: from couplings to channels and groups.
 
-1. Dims and factors joined by identity maps form classes, which share their positions.
-2. Pins spread over classes. An axis with several factors (a *site*) is a product, or segments side
-by
-   side: a pinned axis pins its factors; an axis all of whose factors are pinned is pinned.
-3. A product with several free factors chooses one carrier; the others are pinned, and pins spread.
-   Preferences are properties of classes, so that two sites never tie a channel to two masters.
-4. The remaining maps tie positions of classes to each other: one sparse connected-components call.
-5. Channels that touch the same classes equally often are one group.
+1. Dims and factors joined by identity maps form classes, which share their positions; what several
+   factors stand on is a site (:mod:`morphgraph.passes.sites`).
+2. Pins spread, and every product chooses one carrier (:mod:`morphgraph.passes.carriers`).
+3. The remaining maps tie positions of classes to each other: one sparse connected-components call.
+4. Channels that touch the same classes equally often are one group.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
-from morphgraph.graph import ChannelGraph, Couplings, Dim, Edge, Group, IntArray
-
-Attention = Literal["heads", "head-dim"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """An axis of one operator that several factors share, or one factor covers in part."""
-
-    dim_class: int
-    factor_classes: tuple[int, ...]
-    edges: tuple[Edge, ...]
-    product: bool
-    covers: bool
-    order: tuple[int, ...]
+from morphgraph.graph import ChannelGraph, Couplings, Dim, Group, IntArray
+from morphgraph.passes.carriers import Attention, settle
+from morphgraph.passes.sites import Sites, components, find_sites
 
 
 def group(couplings: Couplings, attention: Attention = "heads") -> ChannelGraph:
@@ -44,160 +28,8 @@ def group(couplings: Couplings, attention: Attention = "heads") -> ChannelGraph:
         couplings: what the pass ``couple`` found.
         attention: whether an attention shrinks by whole heads or by the size of every head.
     """
-    classes = _classes(couplings)
-    sites = _sites(couplings, classes)
-    reasons = _pins(couplings, classes)
-    _spread(sites, reasons, reasons.keys())
-    _choose_carriers(couplings, classes, sites, reasons, attention)
-    return _Solver(couplings, classes, sites, reasons).graph()
-
-
-def _classes(couplings: Couplings) -> IntArray:
-    """Class of every node, numbered in the order of their first nodes."""
-    whole = [edge for edge in couplings.edges if edge.whole]
-    return _components(
-        len(couplings.sizes),
-        np.array([edge.factor for edge in whole], dtype=np.int64),
-        np.array([edge.dim for edge in whole], dtype=np.int64),
-    )
-
-
-def _components(count: int, left: IntArray, right: IntArray) -> IntArray:
-    """Connected component of every node, numbered in the order of their first nodes.
-
-    The same as ``networkx.connected_components`` on ``ChannelGraph.networkx``, whose building alone
-    would take a third of the time of lifting.
-    """
-    ties = sparse.coo_array((np.ones(len(left), dtype=np.int8), (left, right)), (count, count))
-    _, labels = connected_components(ties, directed=False)
-    _, first, labels = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    numbered: IntArray = rank[labels]
-    return numbered
-
-
-def _sites(couplings: Couplings, classes: IntArray) -> list[_Site]:
-    parts: dict[tuple[int, int, int], list[Edge]] = defaultdict(list)
-    for edge in couplings.edges:
-        if not edge.whole:
-            parts[edge.node, edge.port, edge.dim].append(edge)
-    sites = []
-    for (node, _, dim), edges in parts.items():
-        product = any(edge.map.outer * edge.map.inner > 1 for edge in edges)
-        preferred = couplings.preferences.get(node, ())
-        rank = {couplings.nodes[node].factors[name]: k for k, name in enumerate(preferred)}
-        sites.append(
-            _Site(
-                dim_class=int(classes[dim]),
-                factor_classes=tuple(int(classes[edge.factor]) for edge in edges),
-                edges=tuple(edges),
-                product=product,
-                covers=product
-                or sum(int(couplings.sizes[e.factor]) for e in edges) == couplings.sizes[dim],
-                order=tuple(rank.get(edge.factor, len(rank)) for edge in edges),
-            )
-        )
-    return sites
-
-
-def _pins(couplings: Couplings, classes: IntArray) -> dict[int, str]:
-    """The reason why a class keeps its size, for those that something pins directly."""
-    reasons: dict[int, str] = {}
-    for node, reason in couplings.pins.items():
-        kind = int(classes[node])
-        if kind not in reasons or reason.startswith("graph "):
-            reasons[kind] = reason
-    return reasons
-
-
-def _spread(sites: Sequence[_Site], reasons: dict[int, str], start: Iterable[int]) -> None:
-    """Carry pins over the sites until nothing changes."""
-    touching: dict[int, list[_Site]] = defaultdict(list)
-    for site in sites:
-        for kind in {site.dim_class, *site.factor_classes}:
-            touching[kind].append(site)
-    pending = list(start)
-    while pending:
-        kind = pending.pop()
-        for site in touching[kind]:
-            if site.dim_class in reasons:
-                found = [(k, reasons[site.dim_class]) for k in site.factor_classes]
-            elif site.covers and all(k in reasons for k in site.factor_classes):
-                found = [(site.dim_class, reasons[site.factor_classes[0]])]
-            else:
-                continue
-            for other, reason in found:
-                if other not in reasons:
-                    reasons[other] = reason
-                    pending.append(other)
-
-
-def _choose_carriers(
-    couplings: Couplings,
-    classes: IntArray,
-    sites: Sequence[_Site],
-    reasons: dict[int, str],
-    attention: Attention,
-) -> None:
-    """Leave every product axis one free factor at most; the pins of the losers spread."""
-    eager = _with_parts(sites, {int(classes[factor]) for factor in couplings.eager})
-    reluctant = _with_parts(sites, {int(classes[factor]) for factor in couplings.reluctant})
-    repeats = _repeats(couplings, classes)
-    if attention == "head-dim":
-        eager, reluctant = reluctant, eager
-    carriers: set[int] = set()
-    for site in sites:
-        if not site.product:
-            continue
-        free = {
-            kind: rank
-            for kind, rank in sorted(zip(site.factor_classes, site.order, strict=True))[::-1]
-            if kind not in reasons
-        }
-        repeated = {k for k in free if site.factor_classes.count(k) > 1}
-        if not free:
-            continue
-        candidates = [k for k in free if k not in repeated]
-        if candidates:
-            winner = min(
-                candidates,
-                key=lambda k: (
-                    k not in eager,
-                    k in reluctant,
-                    k in repeats,
-                    k not in carriers,
-                    free[k],
-                ),
-            )
-            carriers.add(winner)
-        else:
-            winner = -1
-        losers = [kind for kind in free if kind != winner]
-        for kind in losers:
-            reasons[kind] = "shares an axis with the factor that shrinks there"
-        _spread(sites, reasons, losers)
-
-
-def _with_parts(sites: Sequence[_Site], marked: set[int]) -> set[int]:
-    """Classes with the factors of their products: a part of attention heads is heads, too."""
-    parts: dict[int, list[int]] = defaultdict(list)
-    for site in sites:
-        if site.product:
-            parts[site.dim_class] += site.factor_classes
-    found, pending = set(marked), list(marked)
-    while pending:
-        for part in parts[pending.pop()]:
-            if part not in found:
-                found.add(part)
-                pending.append(part)
-    return found
-
-
-def _repeats(couplings: Couplings, classes: IntArray) -> set[int]:
-    """Classes of factors that stand on no operand: an axis that Expand repeats has no producer."""
-    on_operand = {edge.factor for edge in couplings.edges if edge.port >= 0}
-    return {int(classes[e.factor]) for e in couplings.edges if e.factor not in on_operand}
+    found = find_sites(couplings)
+    return _Solver(couplings, found, settle(couplings, found, attention)).graph()
 
 
 class _Solver:
@@ -206,19 +38,15 @@ class _Solver:
     def __init__(
         self,
         couplings: Couplings,
-        classes: IntArray,
-        sites: Sequence[_Site],
+        found: Sites,
         reasons: Mapping[int, str],
     ) -> None:
         self.couplings = couplings
-        self.classes = classes
-        self.sites = sites
+        self.classes = found.classes
+        self.sites = found.sites
         self.reasons = reasons
-        count = int(classes.max()) + 1 if len(classes) else 0
-        class_size = np.zeros(count, dtype=np.int64)
-        class_size[classes] = couplings.sizes
-        self.class_size = class_size
-        self.start = np.concatenate([[0], np.cumsum(class_size)])
+        self.class_size = found.sizes
+        self.start = np.concatenate([[0], np.cumsum(found.sizes)])
 
     def graph(self) -> ChannelGraph:
         atom_channel, pinned_by = self._channels()
@@ -296,17 +124,17 @@ class _Solver:
         for site in self.sites:
             if site.dim_class in self.reasons:
                 continue
-            for edge, kind in zip(site.edges, site.factor_classes, strict=True):
-                elements, positions = edge.map.pairs(int(self.couplings.sizes[edge.factor]))
+            for part in site.parts:
+                elements, positions = part.pairs()
                 positions = positions + self.start[site.dim_class]
-                if kind in self.reasons:
+                if part.kind in self.reasons:
                     if not site.product:
-                        pinned_by[positions] = kind
+                        pinned_by[positions] = part.kind
                     continue
-                left.append(elements + self.start[kind])
+                left.append(elements + self.start[part.kind])
                 right.append(positions)
         nothing = np.zeros(0, dtype=np.int64)
-        channels = _components(
+        channels = components(
             atoms, np.concatenate([nothing, *left]), np.concatenate([nothing, *right])
         )
         count = int(channels.max(initial=-1)) + 1

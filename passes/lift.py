@@ -11,8 +11,9 @@ import onnx_ir as ir
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import as_model
 from morphgraph.passes.canonicalize import canonicalize
+from morphgraph.passes.carriers import Attention
 from morphgraph.passes.couple import couple
-from morphgraph.passes.group import Attention, group
+from morphgraph.passes.group import group
 
 
 def lift(

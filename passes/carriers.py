@@ -1,0 +1,154 @@
+"""Pins and carriers: which classes keep their size, and which factor of a product may change.
+
+Pins spread over sites until nothing changes. Then every product with several free factors chooses
+one carrier; the others are pinned, and pins spread again. Preferences are properties of classes,
+and nested products have been refined to the same factors (see :mod:`morphgraph.passes.sites`), so
+that two sites do not tie a channel to two masters.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from morphgraph.graph import Couplings, IntArray
+from morphgraph.passes.sites import Site, Sites
+
+Attention = Literal["heads", "head-dim"]
+
+_LOST = "shares an axis with the factor that shrinks there"
+
+
+def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[int, str]:
+    """The classes that keep their size, each with the reason; of every product one factor is free.
+
+    Args:
+        couplings: what the pass ``couple`` found.
+        found: its classes and sites.
+        attention: whether an attention shrinks by whole heads or by the size of every head.
+    """
+    pins = _Pins(couplings, found)
+    eager = _with_parts(found, {int(found.classes[factor]) for factor in couplings.eager})
+    reluctant = _with_parts(found, {int(found.classes[factor]) for factor in couplings.reluctant})
+    repeats = _repeats(couplings, found)
+    if attention == "head-dim":
+        eager, reluctant = reluctant, eager
+    products = [site for site in found.sites if site.product]
+    # An attention decides for all that shares an axis with it, wherever that stands.
+    products.sort(key=lambda site: not any(part.kind in eager for part in site.parts))
+    carriers: set[int] = set()
+    for site in products:
+        free = [part for part in site.parts if part.kind not in pins.reasons]
+        kinds = [part.kind for part in site.parts]
+        candidates = [part for part in free if kinds.count(part.kind) == 1]
+        winner = -1
+        if candidates:
+            winner = min(
+                candidates,
+                key=lambda p: (
+                    p.kind not in eager,
+                    p.kind in reluctant,
+                    p.kind in repeats,
+                    p.kind not in carriers,
+                    p.rank,
+                ),
+            ).kind
+            carriers.add(winner)
+        pins.add({part.kind: _LOST for part in free if part.kind != winner})
+    return pins.reasons
+
+
+def _with_parts(found: Sites, marked: set[int]) -> set[int]:
+    """Classes with the factors of their products: a part of attention heads is heads, too."""
+    parts: dict[int, list[int]] = defaultdict(list)
+    for site in found.sites:
+        if site.product:
+            parts[site.dim_class] += (part.kind for part in site.parts)
+    reached, pending = set(marked), list(marked)
+    while pending:
+        for part in parts[pending.pop()]:
+            if part not in reached:
+                reached.add(part)
+                pending.append(part)
+    return reached
+
+
+def _repeats(couplings: Couplings, found: Sites) -> set[int]:
+    """Classes of factors that stand on no operand: an axis that Expand repeats has no producer."""
+    on_operand = {edge.factor for edge in couplings.edges if edge.port >= 0}
+    return {int(found.classes[e.factor]) for e in couplings.edges if e.factor not in on_operand}
+
+
+class _Pins:
+    """The classes that keep their size, each with the reason; pins spread over the sites.
+
+    Segments carry them position by position: an axis all of whose parts are pinned, by whichever
+    operators, is pinned, and so is a part all of whose positions are.
+    """
+
+    def __init__(self, couplings: Couplings, found: Sites) -> None:
+        self.reasons: dict[int, str] = {}
+        self._sizes = found.sizes
+        self._partly: dict[int, tuple[np.ndarray[Any, np.dtype[np.bool_]], str]] = {}
+        self._touching: dict[int, list[Site]] = defaultdict(list)
+        for site in found.sites:
+            for kind in {site.dim_class, *(part.kind for part in site.parts)}:
+                self._touching[kind].append(site)
+        direct: dict[int, str] = {}
+        for node, reason in couplings.pins.items():
+            kind = int(found.classes[node])
+            if kind not in direct or reason.startswith("graph "):
+                direct[kind] = reason
+        self.add(direct)
+
+    def add(self, reasons: Mapping[int, str]) -> None:
+        """Pin classes, and all that keeps its size with them."""
+        self.reasons.update(reasons)
+        self._pending = list(reasons)
+        while self._pending:
+            for site in self._touching[self._pending.pop()]:
+                if site.product:
+                    self._over_product(site)
+                else:
+                    self._over_segments(site)
+
+    def _over_product(self, site: Site) -> None:
+        if site.dim_class in self.reasons:
+            for part in site.parts:
+                self._pin(part.kind, self.reasons[site.dim_class])
+        elif all(part.kind in self.reasons for part in site.parts):
+            self._pin(site.dim_class, self.reasons[site.parts[0].kind])
+
+    def _over_segments(self, site: Site) -> None:
+        for part in site.parts:
+            if part.kind in self.reasons and site.dim_class in self.reasons:
+                continue
+            elements, positions = part.pairs()
+            for here, there, source, target in (
+                (part.kind, site.dim_class, elements, positions),
+                (site.dim_class, part.kind, positions, elements),
+            ):
+                if here in self.reasons:
+                    self._mark(there, target, self.reasons[here])
+                elif here in self._partly:
+                    pinned, reason = self._partly[here]
+                    self._mark(there, target[pinned[source]], reason)
+
+    def _mark(self, kind: int, positions: IntArray, reason: str) -> None:
+        """Pin some positions of a class; once all are pinned, the class is."""
+        if kind in self.reasons:
+            return
+        nothing = np.zeros(self._sizes[kind], dtype=bool)
+        pinned, first = self._partly.setdefault(kind, (nothing, reason))
+        if pinned[positions].all():
+            return
+        pinned[positions] = True
+        self._pending.append(kind)
+        if pinned.all():
+            self._pin(kind, first)
+
+    def _pin(self, kind: int, reason: str) -> None:
+        if kind not in self.reasons:
+            self.reasons[kind] = reason
+            self._pending.append(kind)
