@@ -1,8 +1,10 @@
 """Pass ``mask``: the original network with removed channels silenced.
 
 At each operator that sums over an axis, the activation's removed positions are set to zero; the
-original then computes what the resized network computes. Where an operator normalizes, averages or
-competes over an axis, the kept positions are gathered, the operator runs on them, and its results
+original then computes what the resized network computes. Where what it sums over is no operand (the
+norm of a weight, the hidden state of a recurrent layer), the weight's positions are. Where an
+operator normalizes, averages or competes over an axis, the kept positions are gathered, the
+operator runs on them, and its results
 are scattered back: there a removal is exact in this sense only.
 
 The masked model shares with ``resize`` the knowledge which positions of an axis stay, and nothing
@@ -36,29 +38,36 @@ class _Masker:
         self.kept = Kept(graph, keep)
         self.model = graph.model.clone()
         self.count = 0
-        self.edges: dict[int, list[Edge]] = {}
-        for edge in graph.couplings.edges:
-            self.edges.setdefault(edge.node, []).append(edge)
 
     def run(self) -> ir.Model:
+        edges: dict[int, list[Edge]] = {}
+        for edge in self.graph.couplings.edges:
+            edges.setdefault(edge.node, []).append(edge)
         copies = list(self.model.graph)
         for number, node in enumerate(self.graph.nodes):
             names = {factor: name for name, factor in node.factors.items()}
-            for edge in self.edges.get(number, ()):
+            on_activation = {e.factor for e in edges.get(number, ()) if self._is_activation(e)}
+            for edge in edges.get(number, ()):
                 kept = self.kept.node(edge.dim)
                 if kept is None:
                     continue
                 axis = self.graph.couplings.dims[edge.dim].axis
                 if names[edge.factor] in node.contracted:
-                    self._silence(copies[number], edge, axis, kept)
+                    if edge.port >= 0 and (
+                        self._is_activation(edge) or edge.factor not in on_activation
+                    ):
+                        self._silence(copies[number], edge, axis, kept)
                 elif names[edge.factor] in node.statistical:
                     self._detour(copies[number], edge.port, axis, kept)
         return self.model
 
+    def _is_activation(self, edge: Edge) -> bool:
+        """Whether the factor stands there on an operand that the input decides."""
+        couplings = self.graph.couplings
+        return edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.weights
+
     def _silence(self, node: ir.Node, edge: Edge, axis: int, kept: IntArray) -> None:
-        """Zero an activation operand's removed positions; a weight's, where no activation is."""
-        if edge.port < 0 or not self._is_silenced(edge):
-            return
+        """Zero an operand's removed positions."""
         value = node.inputs[edge.port]
         assert value is not None
         shape = static_shape(value)
@@ -70,15 +79,6 @@ class _Masker:
             node, "Where", [self._constant(stays), value, self._constant(zero)], value
         )
         node.replace_input_with(edge.port, masked)
-
-    def _is_silenced(self, edge: Edge) -> bool:
-        """Whether zeros in this operand end the sum: an activation, or where weights meet alone."""
-        weights, dims = self.graph.couplings.weights, self.graph.couplings.dims
-        return dims[edge.dim].value not in weights or all(
-            dims[other.dim].value in weights
-            for other in self.edges[edge.node]
-            if other.factor == edge.factor and other.port >= 0
-        )
 
     def _detour(self, node: ir.Node, port: int, axis: int, kept: IntArray) -> None:
         """Let an operator see kept positions only, and put its results back where they belong."""

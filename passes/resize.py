@@ -139,7 +139,8 @@ class _Resizer:
             self._reshape(value)
         for _, copy in pairs:
             for value in copy.outputs:
-                self._reshape(value)
+                if value.name:  # a result that nobody wants has none
+                    self._reshape(value)
         for node, copy in pairs:
             entry = entry_of(node.ir.op_type, node.ir.domain)
             if entry is not None and entry.resize is not None and node.opaque is None:

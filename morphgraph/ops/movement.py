@@ -111,8 +111,8 @@ class Split(Op):
                 places = [Place(~k, other) for k in range(len(n.out_shapes))]
                 description.add(f"a{other}", n.shape(0)[other], [Place(0, other), *places])
         offset = 0
-        for k, shape in enumerate(n.out_shapes):
-            size = shape[axis % rank]
+        for k in range(len(n.out_shapes)):
+            size = n.out(k)[axis % rank]
             part = Place(0, axis % rank, IndexMap(offset=offset))
             description.add(f"c{k}", size, [part, Place(~k, axis % rank)])
             offset += size
@@ -133,7 +133,7 @@ class Split(Op):
     def lower(
         b: "TorchBuilder", n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None
     ) -> "tuple[fx.Node, ...]":
-        sizes = [shape[axis] for shape in n.out_shapes]
+        sizes = [n.out(k)[axis] for k in range(len(n.out_shapes))]
         parts = b.method("split", b.tensor(n, 0), sizes[0] if len(set(sizes)) == 1 else sizes, axis)
         return tuple(b.item(parts, k) for k in range(len(sizes)))
 

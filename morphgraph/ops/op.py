@@ -130,8 +130,8 @@ class Description:
 class OpNode:
     """An ONNX node as the entry of its operator sees it.
 
-    ``in_shapes`` and ``out_shapes`` are static shapes (``None`` for an absent operand), ``weights``
-    the values that depend on no graph input.
+    ``in_shapes`` and ``out_shapes`` are static shapes (``None`` for an absent operand or result),
+    ``weights`` the values that depend on no graph input.
     """
 
     __slots__ = ("domain", "in_shapes", "ir", "name", "op_type", "out_shapes", "weights")
@@ -147,7 +147,7 @@ class OpNode:
         self.op_type = node.op_type
         self.domain = node.domain
         self.in_shapes = [None if v is None else shape_of(v) for v in node.inputs]
-        self.out_shapes = [shape_of(v) for v in node.outputs]
+        self.out_shapes = [shape_of(v) if v.name else None for v in node.outputs]
         self.weights = weights
 
     @property
@@ -169,7 +169,9 @@ class OpNode:
 
     def out(self, k: int = 0) -> Shape:
         """The static shape of result ``k``."""
-        return self.out_shapes[k]
+        shape = self.out_shapes[k]
+        assert shape is not None
+        return shape
 
     def is_weight(self, i: int) -> bool:
         """Whether operand ``i`` depends on parameters and constants alone."""
@@ -412,7 +414,8 @@ def n_ports(n: OpNode) -> Iterable[tuple[int, Shape]]:
         if shape is not None:
             yield i, shape
     for k, shape in enumerate(n.out_shapes):
-        yield ~k, shape
+        if shape is not None:
+            yield ~k, shape
 
 
 def describe(n: OpNode) -> Description:
