@@ -29,9 +29,10 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
         attention: whether an attention shrinks by whole heads or by the size of every head.
     """
     pins = _Pins(couplings, found)
-    eager = {int(found.classes[factor]) for factor in couplings.eager}
-    reluctant = {int(found.classes[factor]) for factor in couplings.reluctant}
+    eager = _with_parts(found, {int(found.classes[factor]) for factor in couplings.eager})
+    reluctant = _with_parts(found, {int(found.classes[factor]) for factor in couplings.reluctant})
     statistical = _statistical(couplings, found)
+    repeats = _repeats(couplings, found)
     if attention == "head-dim":
         eager, reluctant = reluctant, eager
     products = [site for site in found.sites if site.product]
@@ -49,6 +50,7 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
                 key=lambda p: (
                     p.kind not in eager,
                     p.kind in reluctant,
+                    p.kind in repeats,
                     p.kind in statistical,
                     p.kind not in carriers,
                     p.rank,
@@ -65,21 +67,29 @@ def _statistical(couplings: Couplings, found: Sites) -> set[int]:
     Their removal changes what the others become. The other factor of a product axis is removed
     exactly: of a GroupNorm's channels whole groups go.
     """
-    kinds = {
-        int(found.classes[node.factors[name]])
-        for node in couplings.nodes
-        for name in node.statistical
-    }
-    parts = defaultdict(set)
+    factors = {node.factors[name] for node in couplings.nodes for name in node.statistical}
+    return _with_parts(found, {int(found.classes[factor]) for factor in factors})
+
+
+def _with_parts(found: Sites, marked: set[int]) -> set[int]:
+    """Classes with the factors of their products: a part of attention heads is heads, too."""
+    parts: dict[int, list[int]] = defaultdict(list)
     for site in found.sites:
         if site.product:
-            parts[site.dim_class].update(part.kind for part in site.parts)
-    pending = list(kinds)
+            parts[site.dim_class] += (part.kind for part in site.parts)
+    reached, pending = set(marked), list(marked)
     while pending:
-        new = parts[pending.pop()] - kinds
-        kinds |= new
-        pending += new
-    return kinds
+        for part in parts[pending.pop()]:
+            if part not in reached:
+                reached.add(part)
+                pending.append(part)
+    return reached
+
+
+def _repeats(couplings: Couplings, found: Sites) -> set[int]:
+    """Classes of factors that stand on no operand: an axis that Expand repeats has no producer."""
+    on_operand = {edge.factor for edge in couplings.edges if edge.port >= 0}
+    return {int(found.classes[e.factor]) for e in couplings.edges if e.factor not in on_operand}
 
 
 class _Pins:

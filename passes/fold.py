@@ -28,6 +28,9 @@ _INFERENCE_DATA = 4096  # elements of an operand that shape inference may look i
 # Operators whose result has the size of their operand, and for which ONNX infers nothing.
 _LIKE_OPERAND = {"GroupNormalization", "MeanVarianceNormalization"}
 
+# Operators that ONNX has withdrawn in some version, while ONNX Runtime still runs that.
+_WITHDRAWN = {"GroupNormalization"}
+
 # Operands that mean zero where they are absent: biases and initial states.
 _ZERO_BY_DEFAULT: dict[str, tuple[int, ...]] = {
     "Conv": (2,),
@@ -327,7 +330,7 @@ class _Folder:
 
     def _check(self, node: ir.Node, proto: onnx.NodeProto) -> None:
         """Operands and attributes are as many, and of such kinds, as the operator's schema says."""
-        if _has_subgraph(node):
+        if _has_subgraph(node) or (node.op_type in _WITHDRAWN and not node.domain):
             return
         try:
             onnx.checker.check_node(proto, self.checker_context)
@@ -344,6 +347,9 @@ class _Folder:
         types = {v.name or "": kind for v in operands if (kind := _type_proto(v)) is not None}
         if any(value.name not in types for value in operands):
             return
+        if node.op_type in _LIKE_OPERAND and not node.domain and node.inputs[0] is not None:
+            _refine(node.outputs[0], types[node.inputs[0].name or ""])
+            return
         data = {
             value.name or "": ir.serde.serialize_tensor(tensor)
             for value in operands
@@ -359,8 +365,6 @@ class _Folder:
                 f"node '{escape(node.name or '')}' ({node.op_type}): its operands do not fit "
                 f"together: {escape(reason)}"
             ) from error
-        if node.op_type in _LIKE_OPERAND and not node.domain and node.inputs[0] is not None:
-            inferred = {node.outputs[0].name or "": types[node.inputs[0].name or ""]}
         for output in node.outputs:
             if output.name in inferred:
                 _refine(output, inferred[output.name])

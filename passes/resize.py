@@ -233,11 +233,14 @@ class NodeResizing:
         kept = self._kept.node(number)
         return int(self._kept.graph.couplings.sizes[number]) if kept is None else len(kept)
 
-    def set_attribute(self, name: str, value: int | Sequence[int]) -> None:
-        """Change an attribute."""
-        self._copy.attributes[name] = (
-            ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, value)
-        )
+    def set_attribute(self, name: str, value: float | Sequence[int]) -> None:
+        """Change an attribute; integers and floats are told apart by their type."""
+        if isinstance(value, float):
+            self._copy.attributes[name] = ir.AttrFloat32(name, value)
+        elif isinstance(value, int):
+            self._copy.attributes[name] = ir.AttrInt64(name, value)
+        else:
+            self._copy.attributes[name] = ir.AttrInt64s(name, value)
 
     def remove_attribute(self, name: str) -> None:
         """Drop an attribute, if it is there."""

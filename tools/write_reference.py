@@ -26,6 +26,8 @@ END = "<!-- end of operators -->"
 
 _FAMILIES = {
     "contraction": "Convolutions and matrix products",
+    "attention": "Attention",
+    "einsum": "Einsum",
     "norm": "Normalizations",
     "activation": "Activations",
     "elementwise": "Element by element",
@@ -52,6 +54,10 @@ class Example:
 
 _IMAGE = "2x8x6x6"
 _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
+    "Attention": (
+        Example("2x6x5x4, 2x3x7x4, 2x3x7x2 -> 2x6x5x2", {}),
+        Example("2x5x24, 2x7x12, 2x7x6 -> 2x5x12", {"q_num_heads": 6, "kv_num_heads": 3}),
+    ),
     "BatchNormalization": (Example(f"{_IMAGE}, 8, 8, 8, 8 -> {_IMAGE}", {}),),
     "Conv": (
         Example(f"{_IMAGE}, 4x8x3x3, 4 -> 2x4x4x4", {}),
@@ -68,14 +74,25 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
         Example(f"{_IMAGE} -> 2x2x12x12", {"blocksize": 2}),
         Example(f"{_IMAGE} -> 2x2x12x12", {"blocksize": 2, "mode": "CRD"}),
     ),
+    "Einsum": (Example("2x6x8, 4x8 -> 2x6x4", {"equation": "...i,oi->...o"}),),
     "Gemm": (
         Example("2x8, 4x8, 4 -> 2x4", {"transB": 1}),
         Example("2x8, 8x4, 4 -> 2x4", {}),
     ),
-    "GroupNormalization": (Example(f"{_IMAGE}, 8, 8 -> {_IMAGE}", {"num_groups": 2}),),
+    "GroupNormalization": (
+        Example(f"{_IMAGE}, 8, 8 -> {_IMAGE}", {"num_groups": 2}),
+        Example(f"{_IMAGE}, 2, 2 -> {_IMAGE}", {"num_groups": 2}),
+    ),
     "InstanceNormalization": (Example(f"{_IMAGE}, 8, 8 -> {_IMAGE}", {}),),
     "LayerNormalization": (Example("2x6x8, 8, 8 -> 2x6x8", {"axis": -1}),),
     "MatMul": (Example("2x6x8, 8x4 -> 2x6x4", {}),),
+    "MeanVarianceNormalization": (Example(f"{_IMAGE} -> {_IMAGE}", {}),),
+    "RMSNormalization": (Example("2x6x8, 8 -> 2x6x8", {}),),
+    "RotaryEmbedding": (
+        Example("2x6x5x4, 2x5x2, 2x5x2 -> 2x6x5x4", {}),
+        Example("2x6x5x4, 2x5x2, 2x5x2 -> 2x6x5x4", {"interleaved": 1}),
+        Example("2x5x24, 2x5x2, 2x5x2 -> 2x5x24", {"num_heads": 6}),
+    ),
     "SpaceToDepth": (Example(f"{_IMAGE} -> 2x32x3x3", {"blocksize": 2}),),
     "Tile": (Example("2x8, 2 -> 2x16", {}, (1, 2)),),
 }

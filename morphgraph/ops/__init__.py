@@ -2,7 +2,9 @@
 
 from morphgraph.ops import (
     activation,
+    attention,
     contraction,
+    einsum,
     elementwise,
     interpolation,
     movement,
@@ -38,9 +40,11 @@ __all__ = [
     "Place",
     "Resizing",
     "activation",
+    "attention",
     "contraction",
     "describe",
     "described_ops",
+    "einsum",
     "elementwise",
     "entry_of",
     "interpolation",

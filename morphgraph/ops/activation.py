@@ -41,6 +41,21 @@ class Gelu(Unary):
         return b.module(n, nn.GELU(approximate), b.tensor(n, 0))
 
 
+@op("Swish")
+class Swish(Unary):
+    """``x * sigmoid(alpha * x)``."""
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, alpha: float = 1.0) -> "fx.Node":
+        import torch
+        from torch import nn
+
+        x = b.tensor(n, 0)
+        if alpha == 1.0:
+            return b.module(n, nn.SiLU(), x)
+        return b.call(torch.mul, x, b.call(torch.sigmoid, b.call(torch.mul, x, b.decimal(alpha))))
+
+
 @op("Elu", "Celu")
 class Elu(Unary):
     @staticmethod

@@ -1,5 +1,6 @@
 """Normalizations."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
@@ -117,6 +118,68 @@ class LayerNormalization(Op):
         return b.call(torch.add, y, b.tensor(n, 2)) if biased else y
 
 
+@op("RMSNormalization")
+class RMSNormalization(Op):
+    """The mean square runs over all axes from ``axis`` on."""
+
+    @staticmethod
+    def describe(n: OpNode, *, axis: int = -1) -> Description:
+        kept, normed = _split_axes(len(n.shape(0)), axis)
+        scale = normed if len(n.shape(1)) == len(normed.split()) else "*r"
+        return from_line(n, f"{kept} {normed}, {scale} -> {kept} {normed}", statistical=normed)
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int = -1, epsilon: float = 1e-5) -> "fx.Node":
+        import torch
+        from torch import nn
+        from torch.nn import functional as F
+
+        normed, eps, x = n.shape(0)[axis:], b.decimal(epsilon), b.tensor(n, 0)
+        if n.shape(1) == normed:
+            module = nn.RMSNorm(normed, eps, device="meta")
+            owned = b.owner(n, module, x, {"weight": 1})
+            return owned or b.call(F.rms_norm, x, normed, b.tensor(n, 1), eps)
+        return b.call(torch.mul, b.call(F.rms_norm, x, normed, eps=eps), b.tensor(n, 1))
+
+
+@op("LpNormalization")
+class LpNormalization(Op):
+    """Divides by a norm, to which a channel at zero contributes nothing."""
+
+    @staticmethod
+    def describe(n: OpNode, *, axis: int = -1) -> Description:
+        axes = [f"a{k}" for k in range(len(n.shape(0)))]
+        line = " ".join(axes)
+        return from_line(n, f"{line} -> {line}", contracted=axes[axis])
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int = -1, p: int = 2) -> "fx.Node":
+        from torch.nn import functional as F
+
+        return b.call(F.normalize, b.tensor(n, 0), float(p), axis, 0.0)
+
+
+@op("MeanVarianceNormalization")
+class MeanVarianceNormalization(Op):
+    """Mean and variance over some axes, by default all but the channels."""
+
+    @staticmethod
+    def describe(n: OpNode, *, axes: Sequence[int] = (0, 2, 3)) -> Description:
+        names = [f"a{k}" for k in range(len(n.shape(0)))]
+        line = " ".join(names)
+        return from_line(n, f"{line} -> {line}", statistical=" ".join(names[a] for a in axes))
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, axes: Sequence[int] = (0, 2, 3)) -> "fx.Node":
+        import torch
+
+        x = b.tensor(n, 0)
+        centred = b.call(torch.sub, x, b.method("mean", x, tuple(axes), keepdim=True))
+        variance = b.method("mean", b.method("square", centred), tuple(axes), keepdim=True)
+        deviation = b.call(torch.add, b.method("sqrt", variance), 1e-9)  # ONNX: its function body
+        return b.call(torch.div, centred, deviation)
+
+
 def _split_axes(rank: int, axis: int) -> tuple[str, str]:
     """Names for the axes before ``axis`` and for those from it on."""
     first = axis % rank
@@ -181,18 +244,17 @@ class Softmax(Op):
 
 @op("GroupNormalization")
 class GroupNormalization(Op):
-    """Statistics run over the channels of a group; from opset 21 one scale per channel.
+    """Statistics run over the channels of a group; before opset 21 one scale per group.
 
     Whole groups are removed exactly, so they go first.
     """
 
     @staticmethod
     def describe(n: OpNode, *, num_groups: int) -> Description:
-        if n.shape(1) != (n.shape(0)[1],):
-            raise UnreadableError("GroupNormalization with one scale per group (opset 18)")
+        scale = "g" if n.shape(1) == (num_groups,) else "(g c)"
         return from_line(
             n,
-            "N (g c) *S, (g c), (g c) -> N (g c) *S",
+            f"N (g c) *S, {scale}, {scale} -> N (g c) *S",
             {"g": num_groups},
             statistical="c",
         )
@@ -207,6 +269,12 @@ class GroupNormalization(Op):
         from torch.nn import functional as F
 
         channels, eps, x = n.shape(0)[1], b.decimal(epsilon), b.tensor(n, 0)
+        if n.shape(1) == (num_groups,) != (channels,):
+            scale, shift = (
+                b.method("repeat_interleave", b.tensor(n, i), channels // num_groups)
+                for i in (1, 2)
+            )
+            return b.call(F.group_norm, x, num_groups, scale, shift, eps)
         module = nn.GroupNorm(num_groups, channels, eps, device="meta")
         owned = b.owner(n, module, x, {"weight": 1, "bias": 2})
         if owned is not None:

@@ -206,7 +206,7 @@ class Resizing(Protocol):
     def size(self, factor: str) -> int:
         """The new size of a factor."""
 
-    def set_attribute(self, name: str, value: int | Sequence[int]) -> None:
+    def set_attribute(self, name: str, value: float | Sequence[int]) -> None:
         """Change an attribute."""
 
     def remove_attribute(self, name: str) -> None:
@@ -340,14 +340,15 @@ def from_line(
 ) -> Description:
     """A description from a line of notation fitted to the node's shapes.
 
-    ``macs``, ``contracted``, ... name factors of the line, separated by blanks, stars allowed.
+    ``macs``, ``contracted``, ... name factors of the line, separated by blanks, stars allowed; a
+    ``+`` stands between the terms of ``macs``.
 
     Raises:
         NotationError: the line does not fit the node's shapes.
     """
     bound = bind(line, n.in_shapes, n.out_shapes, sizes)
     description = Description(
-        macs=(bound.expand(macs),) if macs else (),
+        macs=tuple(bound.expand(term) for term in macs.split("+")) if macs else (),
         contracted=frozenset(bound.expand(contracted)),
         statistical=frozenset(bound.expand(statistical)),
         prefer=tuple(prefer.split()),

@@ -7,6 +7,7 @@ from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text, prove
 
 OPSET = '<ir_version: 10, opset_import: ["": 20]>'
+OPSET_21 = '<ir_version: 10, opset_import: ["": 21]>'
 
 # Every network: inputs x, weights as further inputs. `widths` are those of the resizable groups.
 NETWORKS: dict[str, tuple[str, list[int]]] = {
@@ -286,6 +287,14 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         }""",
         [6],
     ),
+    "group norm": (
+        OPSET_21
+        + """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8] s, float[8] h, float[2,8,1,1] w2)
+        => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  n = GroupNormalization<num_groups=2>(a, s, h)  y = Conv(n, w2)
+        }""",
+        [2],
+    ),
     "group norm by reshape": (
         """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[4] one, float[4] zero, float[8,1,1] s,
              float[8,1,1] h, float[2,8,1,1] w2) => (float[1,2,4,4] y)
@@ -294,6 +303,48 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
             u = Reshape(n, four)  m = Mul(u, s)  b = Add(m, h)  rb = Relu(b)  y = Conv(rb, w2)
         }""",
         [4],
+    ),
+    "group norm, one scale per group": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[2] s, float[2] h, float[2,8,1,1] w2)
+        => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  n = GroupNormalization<num_groups=2>(a, s, h)  y = Conv(n, w2)
+        }""",
+        [2],
+    ),
+    "rms norm, written out": (
+        """net (float[2,5,3] x, float[3,6] w1, float[6] g, float[6,2] w2) => (float[2,5,2] y)
+        <float two = {2.0}, float tiny = {0.01}, int64[1] last = {-1}> {
+            a = MatMul(x, w1)  p = Pow(a, two)  m = ReduceMean(p, last)  e = Add(m, tiny)
+            s = Sqrt(e)  r = Reciprocal(s)  n = Mul(a, r)  f = Mul(n, g)  y = MatMul(f, w2)
+        }""",
+        [6],
+    ),
+    "normalized by a norm": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  n = LpNormalization<axis=1, p=1>(a)  y = Conv(n, w2)
+        }""",
+        [6],
+    ),
+    "mean and variance over channels and space": (
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2) => (float[1,2,4,4] y) {
+            a = Conv(x, w1)  n = MeanVarianceNormalization<axes=[1,2,3]>(a)  y = Conv(n, w2)
+        }""",
+        [6],
+    ),
+    "einsum": (
+        """net (float[2,5,3] x, float[6,3] w1, float[4,6] w2, float[4] s, float[2,4] w3)
+        => (float[2,5,2] y) {
+            a = Einsum<equation="bti,oi->bto">(x, w1)  ra = Relu(a)
+            b = Einsum<equation="...I,oI">(ra, w2)  rb = Relu(b)
+            c = Einsum<equation="nTC,C->nTC">(rb, s)  y = Einsum<equation="...i,oi->...o">(c, w3)
+        }""",
+        [6, 4],
+    ),
+    "einsum of three, with a sum of one": (
+        """net (float[2,5,3] x, float[3,6] u, float[3,6,4] v, float[6,4,2] w) => (float[2,2] y) {
+            y = Einsum<equation="bti,io,ioe,oef->bf">(x, u, v, w)
+        }""",
+        [6, 4],
     ),
     "matmul with a raw parameter": (
         """net (float[2,5,3] x, float[3,6] w1, float[6,4] w2, float[4,2] w3) => (float[2,5,2] y) {
@@ -416,7 +467,8 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
 
 
 def graph_of(name: str) -> ChannelGraph:
-    return lift(model_from_text(OPSET + NETWORKS[name][0]))
+    text = NETWORKS[name][0]
+    return lift(model_from_text(text if text.startswith("<") else OPSET + text))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

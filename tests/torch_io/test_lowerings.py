@@ -60,6 +60,10 @@ CASES = [
     ("float[2,3,5] x, float[5] w", "y = MatMul (x, w)"),
     ("float[2,3,5] x, float[4,5] w, float[4] b", "t = Transpose(w) m = MatMul(x, t) y = Add(m, b)"),
     ("float[2,3,4] x, float[2,4,5] z", "y = MatMul (x, z)"),
+    ("float[2,3,4] x, float[5,4] w", 'y = Einsum <equation = "bti, oi -> bto"> (x, w)'),
+    ("float[2,3,4] x, float[4,5] w", 'y = Einsum <equation = "...i,iA->...A"> (x, w)'),
+    ("float[2,3,4] x, float[2,4,5] z", 'y = Einsum <equation = "bij,bjk->bki"> (x, z)'),
+    ("float[2,3,4] x", 'y = Einsum <equation = "bij->jb"> (x)'),
     # norms
     (
         f"{IMAGE}, float[3] s, float[3] b, float[3] m, float[3] v",
@@ -80,6 +84,13 @@ CASES = [
         for axis in ("", "<axis = 1>")
     ),
     ("float[2,6,4] x, float[6] s, float[6] b", "y = GroupNormalization <num_groups = 3> (x, s, b)"),
+    *(
+        (IMAGE, f"y = LpNormalization <axis = {axis}, p = {p}> (x)")
+        for axis in (1, -1)
+        for p in (1, 2)
+    ),
+    (IMAGE, "y = MeanVarianceNormalization (x)"),
+    (IMAGE, "y = MeanVarianceNormalization <axes = [1, 2]> (x)"),
     # pools
     (IMAGE, "y = MaxPool <kernel_shape = [3,3], strides = [2,2], pads = [1,1,1,1]> (x)"),
     (IMAGE, "y = MaxPool <kernel_shape = [2,2], strides = [2,3], ceil_mode = 1> (x)"),
@@ -304,7 +315,63 @@ OLDER_CASES = [
     (11, "float[2,7] x", "a, y = Split <axis = 1, split = [3,4]> (x)"),
     (11, "float[2,3,4] x", "y = ReduceSum <axes = [1], keepdims = 0> (x)"),
     (17, "float[2,3,4] x", "y = ReduceMean <axes = [-1]> (x)"),
+    (
+        18,
+        "float[2,6,4] x, float[3] s, float[3] b",
+        "y = GroupNormalization <num_groups = 3> (x, s, b)",
+    ),
 ]
+
+_QKV = "float[2,4,5,6] x, float[2,4,7,6] k, float[2,4,7,3] v"
+_FLAT = "float[2,5,24] x, float[2,7,12] k, float[2,7,6] v"
+_SQUARE = "float[2,4,5,6] x, float[2,2,5,6] k, float[2,2,5,3] v"
+_PAST = "float[2,2,3,6] pk, float[2,2,3,3] pv"
+NEWER_CASES = [
+    (23, _QKV, "y = Attention (x, k, v)"),
+    (23, _SQUARE, "y = Attention <is_causal = 1, scale = 0.3> (x, k, v)"),
+    (23, _SQUARE, "y = Attention <is_causal = 1, softcap = 0.7> (x, k, v)"),
+    (23, f"{_SQUARE}, float[4,5,5] m", "y = Attention <softcap = 0.7> (x, k, v, m)"),
+    (23, f"{_SQUARE}, bool[5,5] z", "y = Attention <softcap = 0.7> (x, k, v, z)"),
+    (23, _FLAT, "y = Attention <q_num_heads = 4, kv_num_heads = 2> (x, k, v)"),
+    (23, _FLAT, "y = Attention <q_num_heads = 4, kv_num_heads = 2, softcap = 2.0> (x, k, v)"),
+    (23, f"{_QKV}, float[5,7] m", "y = Attention (x, k, v, m)"),
+    (23, f"{_QKV}, bool[2,1,5,7] z", "y = Attention (x, k, v, z)"),
+    (23, f"{_SQUARE}, float[2,1,5,5] m", "y = Attention <is_causal = 1> (x, k, v, m)"),
+    (23, f"{_SQUARE}, bool[5,5] z", "y = Attention <is_causal = 1> (x, k, v, z)"),
+    *(
+        (
+            23,
+            f"{_SQUARE}, {_PAST}",
+            f"a, b, c = Attention {causal} (x, k, v, , pk, pv) d = ReduceSum <keepdims = 0> (b) "
+            "e = ReduceSum <keepdims = 0> (c) f = Add (d, e) y = Add (a, f)",
+        )
+        for causal in ("", "<is_causal = 1>")
+    ),
+    *(
+        (23, given, f"y = RotaryEmbedding <interleaved = {kind}> {nodes}")
+        for kind in (0, 1)
+        for given, nodes in (
+            ("float[2,3,5,4] x, float[2,5,2] c, float[2,5,2] s", "(x, c, s)"),
+            ("float[2,3,5,4] x, int64[2,5] z, float[7,2] c, float[7,2] s", "(x, c, s, z)"),
+        )
+    ),
+    (
+        23,
+        "float[2,5,12] x, float[2,5,2] c, float[2,5,2] s",
+        "y = RotaryEmbedding <num_heads = 3> (x, c, s)",
+    ),
+    (
+        23,
+        "float[2,3,5,8] x, float[2,5,2] c, float[2,5,2] s",
+        "y = RotaryEmbedding <rotary_embedding_dim = 4> (x, c, s)",
+    ),
+    (23, "float[2,3,6] x, float[6] s", "y = RMSNormalization (x, s)"),
+    (23, "float[2,3,6] x, float[3,6] s", "y = RMSNormalization <axis = 1, epsilon = 0.01> (x, s)"),
+    (23, "float[2,3,6] x, float[1] s", "y = RMSNormalization (x, s)"),
+    (24, IMAGE, "y = Swish (x)"),
+    (24, IMAGE, "y = Swish <alpha = 0.7> (x)"),
+]
+
 NOT_IN_CURRENT_OPSETS = {"Upsample"}
 
 
@@ -327,7 +394,9 @@ def name(case: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("opset", "inputs", "nodes"), [*((21, *case) for case in CASES), *OLDER_CASES], ids=name
+    ("opset", "inputs", "nodes"),
+    [*((21, *case) for case in CASES), *OLDER_CASES, *NEWER_CASES],
+    ids=name,
 )
 def test_torch_computes_what_onnx_runtime_computes(opset: int, inputs: str, nodes: str) -> None:
     model = build(inputs, nodes, opset)
@@ -352,8 +421,19 @@ def test_an_even_window_of_lrn_reaches_further_up() -> None:
     assert_same(to_torch(model)(torch.from_numpy(feeds["x"])), expected)
 
 
+@pytest.mark.parametrize("mask", ["bool[5,4] z", "float[5,4] z"])
+def test_a_mask_shorter_than_the_keys_hides_the_rest(mask: str) -> None:
+    # ONNX Runtime takes masks of full length only.
+    model = build(f"{_QKV}, {mask}", "y = Attention (x, k, v, z)", 24)
+    feeds = ort.random_inputs(model)
+    feeds["z"][:, 0] = 1
+    (expected,) = ReferenceEvaluator(ir.to_proto(model)).run(None, feeds)
+    assert_same(to_torch(model)(*map(torch.from_numpy, feeds.values())), expected)
+
+
 def test_every_operator_has_a_case() -> None:
-    covered = {word for _, nodes in CASES for word in nodes.replace("(", " ").split()}
+    texts = [case[-1] for case in (*CASES, *NEWER_CASES)]
+    covered = {word for nodes in texts for word in nodes.replace("(", " ").split()}
     assert {name for name in described_ops() if "::" not in name} <= covered | NOT_IN_CURRENT_OPSETS
 
 

@@ -1,0 +1,132 @@
+"""Einsum: its equation is its notation.
+
+Letters that the result lacks are summed over. ``...`` stands for any number of axes, as a star
+does.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from morphgraph.notation import Shape
+from morphgraph.ops.op import Description, Op, OpNode, UnreadableError, from_line, op
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from morphgraph.torch_io.builder import TorchBuilder
+
+_DOTS = "..."
+
+
+def _terms(equation: str) -> tuple[list[list[str]], list[str]]:
+    """The axes of every operand and of the result, as letters and ``...``.
+
+    >>> _terms("...ij, jk")
+    ([['...', 'i', 'j'], ['j', 'k']], ['...', 'i', 'k'])
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    operands = [_axes(term) for term in left.split(",")]
+    if arrow:
+        return operands, _axes(right)
+    letters = [axis for operand in operands for axis in operand]
+    dots = [_DOTS] if _DOTS in letters else []
+    once = sorted(axis for axis in letters if letters.count(axis) == 1 and axis != _DOTS)
+    return operands, dots + once
+
+
+def _axes(term: str) -> list[str]:
+    return re.findall(r"\.\.\.|[A-Za-z]", term)
+
+
+def _products(operands: Sequence[Sequence[str]], out: Sequence[str]) -> list[list[str]]:
+    """The axes of every product of two operands, from the left, as torch computes them.
+
+    An axis that one operand of a pair has alone and nobody else wants is summed beforehand. A pair
+    that shares no axis to be summed is multiplied element by element, which counts as nothing.
+    """
+    found: list[list[str]] = []
+    first = list(operands[0])
+    for k, second in enumerate(operands[1:], 1):
+        later = {axis for operand in operands[k + 1 :] for axis in operand} | set(out)
+        joined = [*first, *(axis for axis in second if axis not in first)]
+        shared = {axis for axis in first if axis in second}
+        wanted = [axis for axis in joined if axis in shared or axis in later]
+        if shared - later:
+            found.append(wanted)
+        first = [axis for axis in wanted if axis in later]
+    return found
+
+
+def _names(operands: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Factor names: all lower-case, so that every axis may be resized."""
+    letters = dict.fromkeys(axis for operand in operands for axis in operand if axis != _DOTS)
+    names = {x: x if x.islower() else f"{x.lower()}up" for x in letters}
+    return {**names, _DOTS: "*dots"}
+
+
+def _placed(axes: Sequence[str], shape: Shape, sizes: dict[str, int], names: dict[str, str]) -> str:
+    """One operand in factor notation; an axis of size 1 against a larger one stands for none."""
+    if _DOTS in axes:
+        at = axes.index(_DOTS)
+        behind = len(axes) - at - 1
+        lengths = [*shape[:at], 0, *shape[len(shape) - behind :]]
+    else:
+        lengths = list(shape)
+    return " ".join(
+        "1" if size == 1 < sizes.get(axis, 0) else names[axis]
+        for axis, size in zip(axes, lengths, strict=True)
+    )
+
+
+def _largest(operands: Sequence[Sequence[str]], shapes: Sequence[Shape]) -> dict[str, int]:
+    """The size of every letter."""
+    sizes: dict[str, int] = {}
+    for axes, shape in zip(operands, shapes, strict=True):
+        behind = axes[::-1].index(_DOTS) if _DOTS in axes else 0
+        front = axes[: len(axes) - behind - 1] if _DOTS in axes else axes
+        pairs = [*zip(front, shape, strict=False)]
+        if behind:
+            pairs += zip(axes[-behind:], shape[-behind:], strict=True)
+        for axis, size in pairs:
+            sizes[axis] = max(size, sizes.get(axis, 1))
+    return sizes
+
+
+@op("Einsum")
+class Einsum(Op):
+    """A product of two activations is an attention, as for MatMul: what they share goes first."""
+
+    @staticmethod
+    def describe(n: OpNode, *, equation: str) -> Description:
+        operands, out = _terms(equation)
+        if any(len(set(axes)) < len(axes) for axes in (*operands, out)):
+            raise UnreadableError(f"Einsum '{equation}' takes a diagonal")
+        shapes = [n.shape(i) for i in range(len(n.in_shapes))]
+        names, sizes = _names(operands), _largest(operands, shapes)
+        left = ", ".join(
+            _placed(axes, shape, sizes, names) for axes, shape in zip(operands, shapes, strict=True)
+        )
+        summed = [axis for axis in names if axis != _DOTS and axis not in out]
+        if _DOTS in {axis for axes in operands for axis in axes} - set(out):
+            summed.append(_DOTS)
+        products = _products(operands, out)
+        activations = [i for i in range(len(operands)) if not n.is_weight(i)]
+        is_attention = bool(products) and len(activations) > 1
+        kept = [axis for axis in out if all(axis in axes for axes in operands)]
+        return from_line(
+            n,
+            f"{left} -> {' '.join(names[axis] for axis in out)}",
+            macs=" + ".join(" ".join(names[axis] for axis in axes) for axes in products),
+            contracted=" ".join(names[axis] for axis in summed),
+            eager=" ".join(names[axis] for axis in kept) if is_attention else "",
+            reluctant=" ".join(names[axis] for axis in summed) if is_attention else "",
+            gate=len(operands) > 1 and not summed,
+        )
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, equation: str) -> "fx.Node":
+        import torch
+
+        operands = [b.tensor(n, i) for i in range(len(n.in_shapes))]
+        return b.call(torch.einsum, equation.replace(" ", ""), *operands)
