@@ -22,6 +22,7 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 _SAMPLES = 4  # that calibration runs on
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input
 _STILL = 1e-6  # a standard deviation below this says that nothing flows
 
 
@@ -203,6 +204,7 @@ def make_felt_model(
     """
     generator = np.random.default_rng(seed)
     felt = model.clone()
+    felt.ir_version = max(felt.ir_version, _FREE_INITIALIZERS)
     _fill_in(felt)
     for value in list(felt.graph.initializers.values()):
         tensor = value.const_value

@@ -18,43 +18,36 @@ import datetime as dt
 import fnmatch
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import resource
-import subprocess
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection
 
 import torch
 from entries import ENTRIES
 from entry import ROOT, Entry, export_digest, program_digest, versions
 from examine import Examination
 from findings import Findings
-from prepare import is_prepared, paths, prepare
+from prepare import is_prepared, note_memory, prepare
 from report import report
 
 RUNS = ROOT / "runs" / "zoo"
 RESULTS = RUNS / "results.jsonl"
 WORK = RUNS / "work"
-_LOCK = threading.Lock()
 
 
 def main() -> int:
     options = _options()
-    if options.worker:
-        return _work(options.worker, ENTRIES[options.only[0]], options.memory_gib)
     entries = _chosen(options)
     digest = program_digest()
-    known = {} if options.fresh else stored(None if options.report else digest)
+    known = {} if options.fresh or options.only else stored(None if options.report else digest)
     todo = [] if options.report else [e for e in entries if _is_open(e, known, options)]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for found in pool.map(lambda entry: _measure(entry, digest, options), todo):
-            known[found.name] = found
+    known |= {found.name: found for found in _measure(todo, digest, options)}
     rows = [known[entry.name] for entry in entries if entry.name in known]
     if options.only or options.failed:
         print(json.dumps([dataclasses.asdict(found) for found in rows], indent=1))
@@ -67,7 +60,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="zoo", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--small", action="store_true", help="the small networks only")
-    add("--only", nargs="+", metavar="NAME", default=[], help="these; globs are understood")
+    add("--only", nargs="+", metavar="NAME", default=[], help="these, measured again; globs too")
     add("--failed", action="store_true", help="once more those whose last row falls short")
     add("--fresh", action="store_true", help="measure again what is stored")
     add("--reuse-exports", action="store_true", help="take stored exports, whatever has changed")
@@ -75,7 +68,6 @@ def _options() -> argparse.Namespace:
     add("--jobs", type=int, default=2, help="networks at a time (default 2)")
     add("--time-s", type=int, default=1200, help="limit per process (default 1200)")
     add("--memory-gib", type=float, default=10.0, help="limit per process (default 10)")
-    add("--worker", choices=("prepare", "examine"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -109,76 +101,115 @@ def _is_open(entry: Entry, known: dict[str, Findings], options: argparse.Namespa
     return found is None or (options.failed and bool(found.shortfalls))
 
 
-def _measure(entry: Entry, digest: str, options: argparse.Namespace) -> Findings:
-    """One row, from processes of its own."""
-    start = time.perf_counter()
-    found = Findings(entry.name, entry.family, structure_only=entry.structure_only)
-    words = ""
-    if not is_prepared(entry, options.reuse_exports):
-        words = _run_alone("prepare", entry, options)
-    if words:
-        found.crashes["export"] = words
-    else:
-        path = WORK / f"{entry.stem}.json"
-        path.unlink(missing_ok=True)
-        words = _run_alone("examine", entry, options)
-        if path.exists():
-            found = Findings.from_json(json.loads(path.read_text()))
-        if words:
-            found.crashes["examine"] = words
-    line = {"name": entry.name, "digest": digest, "findings": dataclasses.asdict(found)}
-    with _LOCK:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        spent = time.perf_counter() - start
-        print("; ".join([f"{entry.name}: {spent:.0f} s", *found.shortfalls]), file=sys.stderr)
-    return found
+def _measure(
+    entries: Sequence[Entry], digest: str, options: argparse.Namespace
+) -> Iterator[Findings]:
+    """The rows of these entries, as they come; ``options.jobs`` at a time."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    waiting, running = [*reversed(entries)], []
+    while waiting or running:
+        while waiting and len(running) < options.jobs:
+            running.append(Row(waiting.pop(), options))
+        connection.wait([row.process.sentinel for row in running], timeout=1.0)
+        for row in [row for row in running if row.is_complete()]:
+            running.remove(row)
+            found, spent = row.findings(), time.perf_counter() - row.start
+            line = {
+                "name": found.name,
+                "digest": digest,
+                "export": export_digest(row.entry),
+                "findings": dataclasses.asdict(found),
+            }
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            words = [f"{found.name}: {spent:.0f} s", *found.shortfalls]
+            print("; ".join(words), file=sys.stderr, flush=True)
+            yield found
 
 
-def _run_alone(stage: str, entry: Entry, options: argparse.Namespace) -> str:
-    """Run a stage in a process of its own; what went wrong, in words."""
-    here = str(Path(__file__).parent)
-    command = [sys.executable, here, "--worker", stage, "--only", entry.name]
-    command += ["--memory-gib", str(options.memory_gib)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=options.time_s,
-            env=environment,
-            check=False,
+class Row:
+    """A network on its way through its two processes.
+
+    They are forks of this one, which has imported everything and computed nothing.
+    """
+
+    def __init__(self, entry: Entry, options: argparse.Namespace) -> None:
+        self.entry = entry
+        self.options = options
+        self.start = time.perf_counter()
+        self.crash: tuple[str, str] | None = None
+        self.partial = WORK / f"{entry.stem}.json"
+        self.partial.unlink(missing_ok=True)
+        self._launch("examine" if is_prepared(entry, options.reuse_exports) else "prepare")
+
+    def _launch(self, stage: str) -> None:
+        self.stage = stage
+        self.deadline = time.perf_counter() + self.options.time_s
+        self.words, sender = multiprocessing.Pipe(duplex=False)
+        self.process = multiprocessing.get_context("fork").Process(
+            target=_work, args=(stage, self.entry, self.options.memory_gib, sender)
         )
-    except subprocess.TimeoutExpired:
-        return f"no result in {options.time_s} s"
-    if done.returncode == 0:
-        return ""
-    lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-    return lines[-1][:400] if lines else f"ended with {done.returncode}"
+        self.process.start()
+        sender.close()
+
+    def is_complete(self) -> bool:
+        """Whether there is nothing left to wait for; launches what comes next."""
+        if self.process.is_alive():
+            if time.perf_counter() < self.deadline:
+                return False
+            self.process.kill()
+            self.crash = (self.stage, f"no result in {self.options.time_s} s")
+        self.process.join()
+        if self.crash is None and self.process.exitcode:
+            says = self.words.recv() if self.words.poll() else f"exit {self.process.exitcode}"
+            self.crash = (self.stage, says)
+        if self.crash is None and self.stage == "prepare":
+            self._launch("examine")
+            return False
+        return True
+
+    def findings(self) -> Findings:
+        """What was found before the end, and what ended it."""
+        found = Findings(
+            self.entry.name, self.entry.family, structure_only=self.entry.structure_only
+        )
+        if self.partial.exists():
+            found = Findings.from_json(json.loads(self.partial.read_text()))
+        if self.crash is not None:
+            stage, says = self.crash
+            found.crashes["export" if stage == "prepare" else stage] = says
+        return found
 
 
-def _work(stage: str, entry: Entry, memory_gib: float) -> int:
+def _work(stage: str, entry: Entry, memory_gib: float, sender: connection.Connection) -> None:
     """In the process of its own."""
     limit = int(memory_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    WORK.mkdir(parents=True, exist_ok=True)
+    log = os.open(WORK / f"{entry.stem}.{stage}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
-    if stage == "prepare":
-        prepare(entry)
-        facts = paths(entry)[2]
-        facts.write_text(json.dumps(json.loads(facts.read_text()) | {"memory_mib": _memory_mib()}))
-        return 0
-    WORK.mkdir(parents=True, exist_ok=True)
+    try:
+        if stage == "prepare":
+            prepare(entry)
+            note_memory(entry, _memory_mib())
+        else:
+            _examine(entry)
+    except BaseException as error:
+        words = str(error).strip().splitlines() or [""]
+        sender.send(f"{type(error).__name__}: {words[0][:400]}")
+        raise
 
+
+def _examine(entry: Entry) -> None:
     def note(found: Findings) -> None:
         found.memory_mib["examine"] = _memory_mib()
         (WORK / f"{entry.stem}.json").write_text(json.dumps(dataclasses.asdict(found)))
 
     note(Examination(entry, note).run())
-    return 0
 
 
 def _memory_mib() -> float:

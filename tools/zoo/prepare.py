@@ -82,6 +82,12 @@ def prepare(entry: Entry) -> None:
     to_facts.write_text(json.dumps(vars(prepared)))
 
 
+def note_memory(entry: Entry, mib: float) -> None:
+    """Store how much memory the preparation took."""
+    facts = paths(entry)[2]
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"memory_mib": mib}))
+
+
 def stored(entry: Entry) -> tuple[ir.Model, Feeds, list[np.ndarray[Any, Any]], Prepared]:
     """What ``prepare`` stored: the model, its inputs, PyTorch's outputs, facts."""
     at_model, at_arrays, at_facts = paths(entry)

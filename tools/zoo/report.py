@@ -27,8 +27,8 @@ shares of the scale of the output that is furthest off; {tolerance:.0e} passes.
   in float32 against float64. **grad**: whether every parameter of both has a gradient.
 - **s**: seconds to export / lift, group, cost and resize / verify.
 
-| network | export | opaque | MMACs | groups | shrinkable | lowest | planned | error | felt | wrong | \
-torch | grad | s |
+| network | export | opaque | MMACs | groups | shrinkable | lowest | planned | error | felt \
+| wrong | torch | grad | s |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 
@@ -107,7 +107,8 @@ def summary(rows: Sequence[Findings]) -> list[str]:
         "",
         "## Summary",
         "",
-        f"- exported: {count(rows, lambda f: f.exported)}; lifted: {count(rows, lambda f: f.lifted)}",
+        f"- exported: {count(rows, lambda f: f.exported)}; "
+        f"lifted: {count(rows, lambda f: f.lifted)}",
         f"- resized and equal: {count(verified, lambda f: f.resized)}; "
         f"wrong: {sum(f.wrong for f in rows)}; silently unshrunk: {sum(f.unshrunk for f in rows)}",
         f"- `to_torch` exact: {count(verified, lambda f: f.returns)}; "

@@ -136,7 +136,9 @@ def whisper_encoder() -> Network:
 class Tagger(nn.Module):
     """Embedding, a recurrent stack, a linear layer per token."""
 
-    def __init__(self, kind: type[nn.RNNBase], width: int = 64, hidden: int = 96, **options: Any):
+    def __init__(
+        self, kind: type[nn.RNNBase], width: int = 64, hidden: int = 96, **options: Any
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, width)
         self.rnn = kind(width, hidden, batch_first=True, **options)
