@@ -13,8 +13,8 @@ convnext_tiny convnextv2_tiny efficientnet_b0 mobilenetv3_large_100 mobilenetv4_
 regnety_032 resnest14d res2net50_26w_4s densenet121 dla34 hrnet_w18_small nfnet_l0 ghostnet_100
 mixer_b16_224 vit_small_patch16_224 swin_tiny_patch4_window7_224 coat_tiny cait_xxs24_224 pit_ti_224
 levit_128 mobilevit_s efficientvit_b0 edgenext_small poolformer_s12 repvgg_a0 cspdarknet53
-seresnet50 skresnet18 volo_d1_224 crossvit_tiny_240 maxvit_tiny_tf_224 tresnet_m fastvit_t8 selecsls42
-rexnet_100 dpn68 vovnet39a xception41 inception_v4 pvt_v2_b0
+seresnet50 skresnet18 volo_d1_224 crossvit_tiny_240 maxvit_tiny_tf_224 tresnet_m fastvit_t8
+selecsls42 rexnet_100 dpn68 vovnet39a xception41 inception_v4 pvt_v2_b0
 """
 _LIGHT = """
 bvlc_alexnet densenet121 inception_v1 inception_v2 resnet50 shufflenet squeezenet vgg19 zfnet512
