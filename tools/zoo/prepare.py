@@ -159,7 +159,11 @@ def _relative(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> fl
 
 
 def torch_macs(net: nn.Module, arguments: tuple[Any, ...]) -> float:
-    """Multiply-adds of one run by torch's own counter; fused attention would count as 0."""
+    """Multiply-adds of one run by torch's own counter; fused attention would count as 0.
+
+    The network's parameters are frozen: the counter stumbles over those that a module passes on.
+    """
+    net.requires_grad_(False)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
