@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import PARAMETERS_KEY, escape, stored_names
+from morphgraph.stored import StoredTensor, is_stored
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -427,6 +428,8 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
 
 def _shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """The same data under a name of its own; an initializer gives its tensor its name."""
+    if is_stored(tensor):
+        return StoredTensor(tensor)
     return ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape.numpy()))
 
 
