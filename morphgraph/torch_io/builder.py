@@ -31,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from morphgraph.errors import UnsupportedError
 from morphgraph.ops import OpNode, entry_of
 from morphgraph.torch_io.modules import ModuleTree
-from morphgraph.torch_io.tensors import to_tensor
+from morphgraph.torch_io.tensors import to_tensor, torch_type
 
 Number: TypeAlias = float | int | bool
 _RUNNING = ("running_mean", "running_var")
@@ -209,7 +209,14 @@ class TorchBuilder:
         return None
 
     def buffer(self, n: OpNode, name: str, tensor: torch.Tensor) -> fx.Node:
-        """A constant that the lowering made; it moves with the module, but is not in its state."""
+        """A constant that the lowering made; it moves with the module, but is not in its state.
+
+        A floating-point one takes the type of the node's first operand.
+        """
+        first = n.ir.inputs[0] if n.has(0) else None
+        dtype = None if first is None else first.dtype
+        if tensor.is_floating_point() and dtype is not None and dtype.is_floating_point():
+            tensor = tensor.to(torch_type(dtype))
         path = self.tree.unique(f"{clean(n.name or n.op_type)}_{name}")
         self.tree.put_buffer(path, tensor, persistent=False)
         return self._read(path)
