@@ -52,7 +52,8 @@ def model_from_text(text: str, inputs: Sequence[str] = ("x",), seed: int = 0) ->
         assert value.shape is not None
         array = felt_array(value.shape.numpy(), generator)
         model.graph.inputs.remove(value)
-        value.const_value = ir.Tensor(array, name=value.name)
+        dtype = ir.DataType.FLOAT if value.dtype is None else value.dtype
+        value.const_value = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=value.name)
         model.graph.register_initializer(value)
     return model
 

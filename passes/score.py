@@ -9,7 +9,7 @@ here and the regularizer in training.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph, Edge, FloatArray, IntArray
 from morphgraph.onnx_io import escape
 from morphgraph.ops import entry_of
+from morphgraph.stored import blocks
 
 Score = Literal["l2", "l1", "bn", "lasso", "random"]
 
@@ -164,17 +165,20 @@ def strengths(graph: ChannelGraph, sources: Iterable[Source], norm: Norm) -> Flo
     for source in sources:
         tensor = graph.model.graph.initializers[source.parameter].const_value
         assert tensor is not None
-        array = np.moveaxis(tensor.numpy(), source.axis, 0).astype(np.float64)
-        rows = array.reshape(len(array), -1)
-        if not np.isfinite(rows).all():
-            raise ModelError(
-                f"tensor '{escape(source.parameter)}' holds NaN or infinite numbers, which "
-                "cannot be ranked; train or repair the model first, or use --score random"
-            )
-        ones = np.full(len(rows), float(rows.shape[1]))
+        size = len(source.channels)
+        squared, absolute = np.zeros(size), np.zeros(size)  # per position of the axis
+        for part, block in blocks(tensor, source.axis):
+            if not np.isfinite(block).all():
+                raise ModelError(
+                    f"tensor '{escape(source.parameter)}' holds NaN or infinite numbers, which "
+                    "cannot be ranked; train or repair the model first, or use --score random"
+                )
+            squared[part] += np.square(block).sum(axis=(0, 2))
+            absolute[part] += np.abs(block).sum(axis=(0, 2))
+        ones = np.full(size, tensor.size / max(size, 1))
         squares, magnitudes, counts = (
             np.bincount(source.channels, numbers, minlength=total).astype(np.float64)
-            for numbers in ((rows**2).sum(axis=1), np.abs(rows).sum(axis=1), ones)
+            for numbers in (squared, absolute, ones)
         )
         here = counts > 0
         found = norm(squares[here], magnitudes[here], counts[here])
@@ -218,9 +222,5 @@ def not_finite(graph: ChannelGraph) -> Sequence[str]:
         if value.dtype is not None
         and value.dtype.is_floating_point()
         and value.const_value is not None
-        and not _all_finite(value.const_value.numpy())
+        and not all(np.isfinite(block).all() for _, block in blocks(value.const_value))
     ]
-
-
-def _all_finite(array: np.ndarray[Any, Any]) -> bool:
-    return bool(np.isfinite(array.astype(np.float32, copy=False)).all())

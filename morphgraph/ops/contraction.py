@@ -252,6 +252,7 @@ class MatMul(Op):
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
         from torch import nn
+        from torch.nn import functional as F
 
         x = b.tensor(n, 0)
         weight = b.transposed_parameter(n, 1)
@@ -259,8 +260,7 @@ class MatMul(Op):
             out_features, in_features = n.out()[-1], n.shape(0)[-1]
             module = nn.Linear(in_features, out_features, bias=False, device="meta")
             owned = b.own(n, module, x, {"weight": weight})
-            if owned is not None:
-                return owned
+            return b.call(F.linear, x, b.value(weight)) if owned is None else owned
         return b.call(torch.matmul, x, b.tensor(n, 1))
 
 

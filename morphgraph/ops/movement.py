@@ -395,7 +395,7 @@ class Squeeze(Op):
         x, many = b.tensor(n, 0), max(n.shape(0), n.out(), key=len)
         changed = sorted(_inserted(n, many))
         if n.op_type == "Squeeze":
-            return b.method("squeeze", x, tuple(changed)) if changed else x
+            return b.squeeze(x, changed) if changed else x
         for axis in changed:
             x = b.method("unsqueeze", x, axis)
         return x
