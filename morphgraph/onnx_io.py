@@ -315,7 +315,24 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: str | None) -> ir.Mo
         ir.external_data.set_base_dir(model.graph, folder)
     if not is_sorted:
         model.graph.sort()
+    _open_negative_sizes(model)
     return model
+
+
+def _open_negative_sizes(model: ir.Model) -> None:
+    """Make sizes of -1, which PaddlePaddle writes, symbols as ONNX has them."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            _open_sizes(value)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        _open_sizes(value)
+
+
+def _open_sizes(value: ir.Value) -> None:
+    if value.shape is not None and -1 in value.shape.dims:
+        value.shape = ir.Shape(
+            f"{value.name}_{axis}" if size == -1 else size for axis, size in enumerate(value.shape)
+        )
 
 
 def _root_cause(error: BaseException) -> str:

@@ -36,6 +36,7 @@ class BatchNormalization(Op):
         momentum: float = 0.9,
         training_mode: int = 0,
     ) -> "fx.Node":
+        import torch
         from torch import nn
         from torch.nn import functional as F
 
@@ -54,7 +55,14 @@ class BatchNormalization(Op):
             if owned is not None:
                 return owned
         weight, bias, mean, var = (b.tensor(n, i) for i in (1, 2, 3, 4))
-        return b.call(F.batch_norm, x, mean, var, weight, bias, False, 0.0, eps)
+        if b.constant(n, 3) is not None and b.constant(n, 4) is not None:
+            return b.call(F.batch_norm, x, mean, var, weight, bias, False, 0.0, eps)
+        # Statistics that are computed, as those of standardized weights, pass gradients on.
+        column = (-1, *[1] * (rank - 2))
+        scale = b.call(torch.mul, weight, b.call(torch.rsqrt, b.call(torch.add, var, eps)))
+        centered = b.call(torch.sub, x, b.method("reshape", mean, column))
+        scaled = b.call(torch.mul, centered, b.method("reshape", scale, column))
+        return b.call(torch.add, scaled, b.method("reshape", bias, column))
 
 
 @op("InstanceNormalization")

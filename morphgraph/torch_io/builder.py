@@ -366,7 +366,11 @@ def decimal(x: float) -> float:
     >>> decimal(9.999999747378752e-06)
     1e-05
     """
-    return float(str(np.float32(x))) if float(np.float32(x)) == x else x
+    limits = np.finfo(np.float32)
+    if float(np.float32(x)) != x or np.isinf(x):
+        return x
+    # The largest float32, as masks hold it, is rounded up by its shortest decimal: out of range.
+    return min(max(float(str(np.float32(x))), float(limits.min)), float(limits.max))
 
 
 def clean(name: str) -> str:

@@ -76,6 +76,10 @@ CASES = [
         "float[4,3] x, float[3] s, float[3] b, float[3] m, float[3] v",
         "y = BatchNormalization <epsilon = 0.01> (x, s, b, m, v)",
     ),
+    (
+        f"{IMAGE}, float[3] s, float[3] b, float[3] m, float[3] u",
+        "v = Abs (u) y = BatchNormalization (x, s, b, m, v)",
+    ),
     (f"{IMAGE}, float[3] s, float[3] b", "y = InstanceNormalization (x, s, b)"),
     ("float[2,3,6] x, float[6] s, float[6] b", "y = LayerNormalization (x, s, b)"),
     ("float[2,3,6] x, float[3,6] s", "y = LayerNormalization <axis = 1, epsilon = 0.001> (x, s)"),
