@@ -77,12 +77,16 @@ def _activations(
     betas: Sequence[float],
 ) -> list[list["Activation"]]:
     """The activations of every direction; numbers go to those that take some, in order."""
+    from morphgraph.torch_io.recurrent import FUNCTIONS
+
     default = _DEFAULTS[n.op_type]
     directions = n.shape(1)[0]
     alpha, beta = iter(alphas), iter(betas)
     found: list[Activation] = []
     for name in names or default * directions:
         kind = name.lower()
+        if kind not in FUNCTIONS:
+            b.fail(n, f"activation {name} is none of ONNX's", "write another into the model")
         a, b_ = (
             _number(b, n, name, next(given, defaults[kind])) if kind in defaults else 0.0
             for given, defaults in ((alpha, _ALPHA), (beta, _BETA))
