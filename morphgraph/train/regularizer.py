@@ -270,7 +270,7 @@ class BoundSource:
         self.axis = axis
         self.positions = positions
         self.index = index
-        self.channels, self.slot = index.unique(return_inverse=True)
+        self.channels, self.slot = torch.unique(index, return_inverse=True)
         numbers = parameter.numel() // parameter.shape[axis]
         self.count = numbers * torch.bincount(self.slot, minlength=len(self.channels))
 
