@@ -63,16 +63,18 @@ def test_kernels_are_the_gates_rows_and_not_the_bias() -> None:
     assert found == pytest.approx(np.maximum(*norms))
 
 
-def test_the_sources_of_a_computed_kernel_are_its_parameters() -> None:
-    # As torch exports it: gates i, f, g, o sliced from the parameter, joined as i, o, f, c.
-    text = """net (float[7,2,3] x, float[20,3] w, float[1,20,5] r, float[5,4] out)
+# As torch exports it: gates i, f, g, o sliced from the parameter, joined as i, o, f, c.
+SLICED = """net (float[7,2,3] x, float[20,3] w, float[1,20,5] r, float[5,4] out)
     => (float[7,1,2,4] y) <int64[1] axis = {0}, int64[1] a = {0}, int64[1] b = {5},
-        int64[1] c = {10}, int64[1] d = {15}, int64[1] e = {20}> {
-        i = Slice(w, a, b, axis)  f = Slice(w, b, c, axis)  g = Slice(w, c, d, axis)
-        o = Slice(w, d, e, axis)  j = Concat<axis=0>(i, o, f, g)  u = Unsqueeze(j, axis)
-        h = LSTM<hidden_size=5>(x, u, r)  y = MatMul(h, out)
-    }"""
-    graph = lift(model_from_text(OPSET + text))
+    int64[1] c = {10}, int64[1] d = {15}, int64[1] e = {20}> {
+    i = Slice(w, a, b, axis)  f = Slice(w, b, c, axis)  g = Slice(w, c, d, axis)
+    o = Slice(w, d, e, axis)  j = Concat<axis=0>(i, o, f, g)  u = Unsqueeze(j, axis)
+    h = LSTM<hidden_size=5>(x, u, r)  y = MatMul(h, out)
+}"""
+
+
+def test_the_sources_of_a_computed_kernel_are_its_parameters() -> None:
+    graph = lift(model_from_text(OPSET + SLICED))
     assert ("w", 0) in [(s.parameter, s.axis) for s in kernels(graph)]
     assert ("w", 1) in [(s.parameter, s.axis) for s in readers(graph)]
     units = graph.channels_at("h", 3)
@@ -102,6 +104,22 @@ def test_a_layer_that_grows_computes_what_it_did(kind: str, directions: int) -> 
         assert found == pytest.approx(expected, abs=1e-5)
         fresh = grown.graph.initializers["w"].const_value.numpy()
         assert np.abs(fresh).min() > 0  # what makes the new units is drawn at random
+
+
+def test_a_unit_that_is_added_is_sliced_from_its_own_rows() -> None:
+    graph = lift(model_from_text(OPSET + SLICED))
+    (index,) = [group.index for group in graph.groups if group.resizable]
+    keep = {index: np.array([0, 2, 3])}
+    grown = resize(graph, keep, {index: 2})
+    # No slice became a choice of rows, which would read the rows of an old unit once more.
+    assert [n.op_type for n in grown.graph] == [n.op_type for n in graph.model.graph]
+    rows = grown.graph.initializers["w"].const_value.numpy()
+    (joined,) = [n.outputs[0] for n in grown.graph if n.op_type == "Concat"]
+    grown.graph.outputs.append(joined)
+    found = ort.run(grown, ort.random_inputs(grown))[joined.name]
+    gates = rows.reshape(4, 5, 3)[[0, 3, 1, 2]]
+    assert np.array_equal(found, gates.reshape(20, 3))
+    assert len(np.unique(rows, axis=0)) == 20
 
 
 def test_a_plan_grows_a_recurrent_layer() -> None:
