@@ -27,6 +27,7 @@ END = "<!-- end of operators -->"
 _FAMILIES = {
     "contraction": "Convolutions and matrix products",
     "norm": "Normalizations",
+    "recurrent": "Recurrent layers",
     "activation": "Activations",
     "elementwise": "Element by element",
     "reduce": "Reductions",
@@ -76,6 +77,21 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     "InstanceNormalization": (Example(f"{_IMAGE}, 8, 8 -> {_IMAGE}", {}),),
     "LayerNormalization": (Example("2x6x8, 8, 8 -> 2x6x8", {"axis": -1}),),
     "MatMul": (Example("2x6x8, 8x4 -> 2x6x4", {}),),
+    "GRU": (
+        Example("5x2x3, 1x12x3, 1x12x4, 1x24, 2, 1x2x4 -> 5x1x2x4, 1x2x4", {}),
+        Example("2x5x3, 1x12x3, 1x12x4, 1x24, 2, 2x1x4 -> 2x5x1x4, 2x1x4", {"layout": 1}),
+    ),
+    "LSTM": (
+        Example("5x2x3, 1x16x3, 1x16x4, 1x32, 2, 1x2x4, 1x2x4, 1x12 -> 5x1x2x4, 1x2x4, 1x2x4", {}),
+        Example(
+            "2x5x3, 1x16x3, 1x16x4, 1x32, 2, 2x1x4, 2x1x4, 1x12 -> 2x5x1x4, 2x1x4, 2x1x4",
+            {"layout": 1},
+        ),
+    ),
+    "RNN": (
+        Example("5x2x3, 1x4x3, 1x4x4, 1x8, 2, 1x2x4 -> 5x1x2x4, 1x2x4", {}),
+        Example("2x5x3, 1x4x3, 1x4x4, 1x8, 2, 2x1x4 -> 2x5x1x4, 2x1x4", {"layout": 1}),
+    ),
     "SpaceToDepth": (Example(f"{_IMAGE} -> 2x32x3x3", {"blocksize": 2}),),
     "Tile": (Example("2x8, 2 -> 2x16", {}, (1, 2)),),
 }

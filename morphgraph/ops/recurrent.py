@@ -41,9 +41,9 @@ def _describe(n: OpNode, gates: int, states: int, layout: int) -> Description:
         operands.append("D (P h)")
     line = f"{', '.join(operands)} -> {', '.join([y, *[last] * states])}"
     sizes = {"G": gates, "Q": 2 * gates}
-    description = from_line(n, line, sizes, macs="T N D G h i", contracted="i k")
+    macs = "T N D G h i + T N D G h k"
+    description = from_line(n, line, sizes, macs=macs, contracted="i k")
     factors = description.factors
-    description.macs += (("T", "N", "D", "G", "h", "k"),)
     (result, *_) = (place for place in factors["h"].places if place.port < 0)
     for name in {"k", "s"} & factors.keys():
         factors[name].places.append(result)
