@@ -47,11 +47,24 @@ def _gathered(
     description.add(f"a{axis}", len(kept), [Place(0, axis, into), Place(~0, out_axis, out)], reason)
 
 
-def _ranks(kept: IntArray, positions: IntArray) -> IntArray:
-    """Where old positions stand among those that stay; the first of one that was repeated."""
-    present, first = np.unique(kept, return_index=True)
-    ranks: IntArray = first[np.searchsorted(present, positions)]
+def _ranks(kept: IntArray, positions: IntArray, results: IntArray) -> IntArray:
+    """Where the old positions that results read stand among those that stay.
+
+    ``results`` are the old positions of the results. One that comes twice is an added channel: its
+    second copy reads the second copy.
+    """
+    order = np.argsort(kept, kind="stable")
+    ranks: IntArray = order[np.searchsorted(kept[order], positions) + _copies(results)]
     return ranks
+
+
+def _copies(values: IntArray) -> IntArray:
+    """How often each value has come before."""
+    order = np.argsort(values, kind="stable")
+    first = np.searchsorted(values[order], values[order])
+    copies = np.empty(len(values), dtype=np.int64)
+    copies[order] = np.arange(len(values)) - first
+    return copies
 
 
 def _stays(new: Resizing, axis: int, size: int) -> bool:
@@ -196,9 +209,10 @@ class Slice(Op):
     @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:
         changed = {
-            axis: _ranks(new.kept(0, axis), positions[new.kept(~0, axis)])
+            axis: _ranks(new.kept(0, axis), positions[results], results)
             for axis, positions in _slices(n).items()
             if not _stays(new, axis, n.shape(0)[axis])
+            for results in [new.kept(~0, axis)]
         }
         if not changed:
             return
@@ -283,9 +297,10 @@ class Gather(Op):
             new.set_constant(1, np.arange(new.shape(0)[axis]).reshape(sizes))
             return
         wrapped = _wrapped(indices, n.shape(0)[axis])
-        if wrapped.ndim == 1:
-            wrapped = wrapped[new.kept(~0, axis)]
-        new.set_constant(1, _ranks(new.kept(0, axis), wrapped).astype(np.int64))
+        results = new.kept(~0, axis) if wrapped.ndim == 1 else np.arange(wrapped.size)
+        positions = wrapped.ravel()[results]
+        ranks = _ranks(new.kept(0, axis), positions, results)
+        new.set_constant(1, ranks.reshape(-1 if wrapped.ndim == 1 else wrapped.shape))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 0) -> "fx.Node":

@@ -46,8 +46,8 @@ class BatchNormalization(Op):
         eps, x = b.decimal(epsilon), b.tensor(n, 0)
         if 2 <= rank <= 5:
             make = ranked(nn, "BatchNorm", max(rank - 2, 1))
-            scale, shift = b.constant(n, 1), b.constant(n, 2)
-            affine = scale is None or shift is None or bool((scale != 1).any() or shift.any())
+            ones, zeros = b.constant(n, 1), b.constant(n, 2)
+            affine = ones is None or zeros is None or bool((ones != 1).any() or zeros.any())
             rate = b.decimal(round(1 - momentum, 7))
             module = make(channels, eps, rate, affine, device="meta")
             roles = {"weight": 1, "bias": 2} if affine else {}

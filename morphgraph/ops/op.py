@@ -295,7 +295,8 @@ def register(
     Args:
         name: ``"Type"`` or ``"domain::Type"``.
         line: factor notation (see :mod:`morphgraph.notation`).
-        macs: the factors whose product is its multiply-add count, such as ``"N i o"``; none: free.
+        macs: the factors whose product is its multiply-add count, such as ``"N i o"``, or a sum of
+            such products, ``"N i h + N h o"``; none: free.
         statistical: factors over which it normalizes or competes.
         contracted: factors that it sums over, a zero contributing nothing.
         gate: its operands multiply.
@@ -340,8 +341,8 @@ def from_line(
 ) -> Description:
     """A description from a line of notation fitted to the node's shapes.
 
-    ``macs``, ``contracted``, ... name factors of the line, separated by blanks, stars allowed; a
-    ``+`` stands between the terms of ``macs``.
+    ``macs``, ``contracted``, ... name factors of the line, separated by blanks, stars allowed;
+    ``macs`` may be a sum of terms, ``"N i h + N h k"``.
 
     Raises:
         NotationError: the line does not fit the node's shapes.

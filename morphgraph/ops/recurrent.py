@@ -41,9 +41,9 @@ def _describe(n: OpNode, gates: int, states: int, layout: int) -> Description:
         operands.append("D (P h)")
     line = f"{', '.join(operands)} -> {', '.join([y, *[last] * states])}"
     sizes = {"G": gates, "Q": 2 * gates}
-    description = from_line(n, line, sizes, macs="T N D G h i", contracted="i k")
+    macs = "T N D G h i + T N D G h k"
+    description = from_line(n, line, sizes, macs=macs, contracted="i k")
     factors = description.factors
-    description.macs += (("T", "N", "D", "G", "h", "k"),)
     (result, *_) = (place for place in factors["h"].places if place.port < 0)
     for name in {"k", "s"} & factors.keys():
         factors[name].places.append(result)
@@ -77,12 +77,16 @@ def _activations(
     betas: Sequence[float],
 ) -> list[list["Activation"]]:
     """The activations of every direction; numbers go to those that take some, in order."""
+    from morphgraph.torch_io.recurrent import FUNCTIONS
+
     default = _DEFAULTS[n.op_type]
     directions = n.shape(1)[0]
     alpha, beta = iter(alphas), iter(betas)
     found: list[Activation] = []
     for name in names or default * directions:
         kind = name.lower()
+        if kind not in FUNCTIONS:
+            b.fail(n, f"activation {name} is none of ONNX's", "write another into the model")
         a, b_ = (
             _number(b, n, name, next(given, defaults[kind])) if kind in defaults else 0.0
             for given, defaults in ((alpha, _ALPHA), (beta, _BETA))

@@ -52,7 +52,10 @@ class Origins:
         return self._seen[node]
 
     def _number(self, name: str) -> torch.Tensor:
-        shape, start = self._tensor_at(name).shape, self._start
+        tensor, start = self._tensor_at(name), self._start
+        if not tensor.is_floating_point():
+            return tensor  # indices of a choice
+        shape = tensor.shape
         self._start += shape.numel()
         self._names[start] = name
         return torch.arange(start, self._start).reshape(shape)

@@ -5,10 +5,16 @@ steps ``[T, D, N, h]``, then the last states ``[D, N, h]``.
 """
 
 from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
+
+_Parameters = ParamSpec("_Parameters")
+_Layer = Callable[_Parameters, tuple[Tensor, ...]]
 
 Activation = tuple[str, float, float]
 """Name in lower case, alpha, beta."""
@@ -34,6 +40,21 @@ def zero_state(x: Tensor, directions: int, size: int) -> Tensor:
     return torch.zeros_like(x[:1, :, :1]).repeat(directions, 1, size)
 
 
+def _one_node(layer: _Layer[_Parameters]) -> _Layer[_Parameters]:
+    """Let torch.fx see a layer as one operation, as it does torch's own (unpickling traces)."""
+
+    @wraps(layer)
+    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> tuple[Tensor, ...]:
+        tensors = tuple(value for value in args if hasattr(value, "__torch_function__"))
+        if has_torch_function(tensors):
+            found: tuple[Tensor, ...] = handle_torch_function(call, tensors, *args, **kwargs)
+            return found
+        return layer(*args, **kwargs)
+
+    return call
+
+
+@_one_node
 def fused(
     kind: str,
     x: Tensor,
@@ -65,6 +86,7 @@ def fused(
     return (y.unflatten(2, (directions, size)).transpose(1, 2), *last)
 
 
+@_one_node
 def stepwise(
     kind: str,
     x: Tensor,
