@@ -35,12 +35,17 @@ _FAMILIES = {
     "pool": "Pooling",
     "rearrange": "Channels to space, repetition",
     "movement": "Data movement",
+    "indexing": "Reading and writing at indices",
+    "selection": "Choosing, ranking, accumulating",
     "reshape": "Reshape",
     "padding": "Padding",
     "interpolation": "Interpolation",
+    "barriers": "Barriers",
 }
 # Entries of these families write index maps, not lines; their docstring says what moves.
-_MAPPED = ("movement", "reshape", "padding", "interpolation")
+_MAPPED = ("movement", "reshape", "padding", "interpolation", "indexing")
+# These say only why nothing is known of their operators.
+_UNKNOWN = ("barriers",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,17 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
         Example(f"{_IMAGE}, 8x1x3x3, 8 -> 2x8x8x8", {"group": 8}),
         Example(f"{_IMAGE}, 8x2x3x3, 16 -> 2x16x8x8", {"group": 8}),
     ),
+    "ArgMax": (Example(f"{_IMAGE} -> 2x1x6x6", {"axis": 1}),),
+    "ArgMin": (Example(f"{_IMAGE} -> 2x1x6x6", {"axis": 1}),),
+    "CumProd": (Example(f"{_IMAGE}, 1 -> {_IMAGE}", {}, (1,)),),
+    "CumSum": (Example(f"{_IMAGE}, 1 -> {_IMAGE}", {}, (1,)),),
+    "DFT": (Example("2x8x6x1 -> 2x8x6x2", {}),),
+    "Det": (Example("2x6x6 -> 2", {}),),
+    "EyeLike": (Example("6x6 -> 6x6", {}),),
+    "OneHot": (Example("2x8, 1, 2 -> 2x8x6", {}),),
+    "ReverseSequence": (Example("6x2x8, 2 -> 6x2x8", {}),),
+    "STFT": (Example("2x6x1, 1, 6 -> 2x6x6x2", {}),),
+    "TopK": (Example("2x8x6, 1 -> 2x8x3, 2x8x3", {}),),
     "DepthToSpace": (
         Example(f"{_IMAGE} -> 2x2x12x12", {"blocksize": 2}),
         Example(f"{_IMAGE} -> 2x2x12x12", {"blocksize": 2, "mode": "CRD"}),
@@ -156,10 +172,12 @@ def _family(title: str, rows: Mapping[tuple[Row, ...], list[str]]) -> str:
 
 
 def _rows(op_type: str, family: str) -> tuple[Row, ...]:
+    entry = entry_of(op_type)
+    assert entry is not None
+    words = (entry.__doc__ or "").split("\n\n")[0].strip().removesuffix(".")
+    if family in _UNKNOWN:
+        return (Row(words),)
     if family in _MAPPED:
-        entry = entry_of(op_type)
-        assert entry is not None
-        words = (entry.__doc__ or "").split("\n\n")[0].strip().removesuffix(".")
         return (Row(f"index map: {words[0].lower()}{words[1:]}" if words else "index map"),)
     if op_type in _EXAMPLES:
         return tuple(dict.fromkeys(_described(op_type, example) for example in _EXAMPLES[op_type]))

@@ -3,9 +3,11 @@
 from morphgraph.ops import (
     activation,
     attention,
+    barriers,
     contraction,
     einsum,
     elementwise,
+    indexing,
     interpolation,
     movement,
     norm,
@@ -14,6 +16,7 @@ from morphgraph.ops import (
     rearrange,
     reduce,
     reshape,
+    selection,
 )
 from morphgraph.ops.op import (
     Description,
@@ -40,12 +43,14 @@ __all__ = [
     "Resizing",
     "activation",
     "attention",
+    "barriers",
     "contraction",
     "describe",
     "described_ops",
     "einsum",
     "elementwise",
     "entry_of",
+    "indexing",
     "interpolation",
     "movement",
     "norm",
@@ -56,4 +61,5 @@ __all__ = [
     "reduce",
     "register",
     "reshape",
+    "selection",
 ]

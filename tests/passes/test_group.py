@@ -84,13 +84,14 @@ OPAQUE = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[5,6,1,1] w2, float[5
 @pytest.mark.parametrize(
     ("op", "reason"),
     [
-        ("CumSum(b, axis)", "no notation for operator CumSum"),
-        ('Einsum<equation="nchw,ocij->nohw">(b, w3)', "no notation for operator Einsum"),
+        ("com.microsoft.Trilu(b)", "no notation for operator com.microsoft::Trilu"),
+        ('Einsum<equation="nchw,ccij->nchw">(b, w3)', "Einsum 'nchw,ccij->nchw' takes a diagonal"),
     ],
 )
 def test_an_unknown_operator_pins_what_it_touches_and_nothing_else(op: str, reason: str) -> None:
-    text = OPAQUE.format(op=op).replace("y) {", "y) <int64 axis = {1}> {")
-    graph = of_text(text)
+    text = OPAQUE.format(op=op).replace("y) {", "y) <float[1,5,4,4] c> {")
+    head = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>'
+    graph = lift(model_from_text(head + text))
     assert [group.width for group in free(graph)] == [6, 7]
     pinned = {group.producers: group.reason for group in graph.groups if not group.resizable}
     assert pinned["Conv_b",] == reason
