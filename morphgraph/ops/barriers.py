@@ -48,13 +48,10 @@ def _barrier(reason: str) -> type[Op]:
     def describe(n: OpNode) -> Description:
         raise UnreadableError(f"{n.op_type} {reason}")
 
-    return describe
+    return type("Barrier", (Op,), {"describe": staticmethod(describe), "__doc__": reason})
 
 
 for _reason, _names in _REASONS.items():
-    for _name in _names:
-        op(_name)(
-            type(_name, (Op,), {"describe": staticmethod(_barrier(_reason)), "__doc__": _reason})
-        )
+    op(*_names)(_barrier(_reason))
 
 BARRIERS = frozenset(name for names in _REASONS.values() for name in names)
