@@ -40,6 +40,7 @@ _FAMILIES = {
     "reshape": "Reshape",
     "padding": "Padding",
     "interpolation": "Interpolation",
+    "vision": "Sampling, regions, patches",
     "barriers": "Barriers",
 }
 # Entries of these families write index maps, not lines; their docstring says what moves.
@@ -50,7 +51,7 @@ _UNKNOWN = ("barriers",)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A node to be described: ``"2x8, 4x8 -> 2x4"``, attributes, and a constant second operand."""
+    """A node to be described: ``"2x8, 4x8 -> 2x4"``, attributes, and a constant last operand."""
 
     shapes: str
     attributes: Mapping[str, Any]
@@ -75,6 +76,17 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
         Example(f"{_IMAGE}, 8x1x3x3, 8 -> 2x8x8x8", {"group": 8}),
         Example(f"{_IMAGE}, 8x2x3x3, 16 -> 2x16x8x8", {"group": 8}),
     ),
+    "AffineGrid": (Example("2x2x3, 4 -> 2x6x6x2", {}),),
+    "Col2Im": (Example("2x32x9, 2, 2 -> 2x8x6x6", {}, (2, 2)),),
+    "DeformConv": (
+        Example(f"{_IMAGE}, 4x8x3x3, 2x36x4x4, 4, 2x18x4x4 -> 2x4x4x4", {"offset_group": 2}),
+        Example(f"{_IMAGE}, 4x4x3x3, 2x18x4x4, 4, 2x9x4x4 -> 2x4x4x4", {"group": 2}),
+        Example(f"{_IMAGE}, 8x1x3x3, 2x18x4x4, 8, 2x9x4x4 -> 2x8x4x4", {"group": 8}),
+    ),
+    "GridSample": (Example(f"{_IMAGE}, 2x4x4x2 -> 2x8x4x4", {}),),
+    "MaxRoiPool": (Example(f"{_IMAGE}, 3x5 -> 3x8x4x4", {}),),
+    "MaxUnpool": (Example(f"2x8x3x3, 2x8x3x3, 4 -> {_IMAGE}", {}),),
+    "RoiAlign": (Example(f"{_IMAGE}, 3x4, 3 -> 3x8x4x4", {}),),
     "ArgMax": (Example(f"{_IMAGE} -> 2x1x6x6", {"axis": 1}),),
     "ArgMin": (Example(f"{_IMAGE} -> 2x1x6x6", {"axis": 1}),),
     "CumProd": (Example(f"{_IMAGE}, 1 -> {_IMAGE}", {}, (1,)),),
@@ -218,7 +230,7 @@ def _node(op_type: str, example: Example) -> ir.Node:
     )
     inputs = [ir.val(f"in{k}", ir.DataType.FLOAT, shape) for k, shape in enumerate(operands)]
     if example.constant is not None:
-        inputs[1].const_value = ir.tensor(list(example.constant), dtype=ir.DataType.INT64)
+        inputs[-1].const_value = ir.tensor(list(example.constant), dtype=ir.DataType.INT64)
     outputs = [ir.val(f"out{k}", ir.DataType.FLOAT, shape) for k, shape in enumerate(results)]
     return ir.node(op_type, inputs, dict(example.attributes), outputs=outputs, name=op_type)
 

@@ -17,6 +17,7 @@ from morphgraph.ops import (
     reduce,
     reshape,
     selection,
+    vision,
 )
 from morphgraph.ops.op import (
     Description,
@@ -62,4 +63,5 @@ __all__ = [
     "register",
     "reshape",
     "selection",
+    "vision",
 ]

@@ -38,7 +38,7 @@ class Conv(Op):
             {"g": group},
             macs="N g i o *K *T",
             contracted="i",
-            prefer=_grouped_preference(in_per_group, out_channels // group),
+            prefer=grouped_preference(in_per_group, out_channels // group),
         )
 
     @staticmethod
@@ -107,7 +107,7 @@ class ConvTranspose(Op):
             {"g": group},
             macs="N g i o *S *K",
             contracted="i",
-            prefer=_grouped_preference(channels // group, out_per_group),
+            prefer=grouped_preference(channels // group, out_per_group),
         )
 
     @staticmethod
@@ -165,7 +165,7 @@ class ConvTranspose(Op):
         return y
 
 
-def _grouped_preference(in_per_group: int, out_per_group: int) -> str:
+def grouped_preference(in_per_group: int, out_per_group: int) -> str:
     """Channels within the groups shrink by default; where a group has one only, whole groups go."""
     return "i o g" if in_per_group > 1 and out_per_group > 1 else "g i o"
 

@@ -333,11 +333,13 @@ def from_line(
     eager: str = "",
     reluctant: str = "",
     gate: bool = False,
+    reason: str = "",
 ) -> Description:
     """A description from a line of notation fitted to the node's shapes.
 
     ``macs``, ``contracted``, ... name factors of the line, separated by blanks, stars allowed; a
-    ``+`` stands between the terms of ``macs``.
+    ``+`` stands between the terms of ``macs``. ``reason`` says why upper-case factors keep their
+    size, where that is not plain from their letters.
 
     Raises:
         NotationError: the line does not fit the node's shapes.
@@ -355,10 +357,8 @@ def from_line(
     factors = description.factors
     for name, size in bound.sizes.items():
         letter = name.rstrip("0123456789")
-        pinned = (
-            _UPPER.get(letter, f"factor {letter} of {n.op_type}") if name[0].isupper() else None
-        )
-        factors[name] = Factor(name, size, pinned)
+        known = reason or _UPPER.get(letter, f"factor {letter} of {n.op_type}")
+        factors[name] = Factor(name, size, known if name[0].isupper() else None)
     for port, axes in _operands(bound):
         for axis, names in enumerate(axes):
             _stand(description, bound, port, axis, names)

@@ -17,14 +17,6 @@ def _names(n: OpNode, *pinned: int) -> list[str]:
     return [f"{'A' if axis in kept else 'a'}{axis}" for axis in range(rank)]
 
 
-def _because(description: Description, reason: str) -> Description:
-    """Say why the upper-case factors of a line keep their size."""
-    for factor in description.factors.values():
-        if factor.name[0].isupper():
-            factor.pinned = reason
-    return description
-
-
 def _constant_axis(n: OpNode, i: int) -> int:
     """An axis that is given as operand ``i``."""
     axis = n.ints(i)
@@ -41,7 +33,7 @@ class TopK(Op):
         out = list(names)
         out[axis] = "K"
         line = f"{' '.join(names)}, _ -> {' '.join(out)}, {' '.join(out)}"
-        return _because(from_line(n, line), "ranked by TopK")
+        return from_line(n, line, reason="ranked by TopK")
 
     @staticmethod
     def lower(
@@ -66,7 +58,7 @@ class ArgMax(Op):
         out: list[str] = list(names)
         out[axis : axis + 1 or None] = ["1"] if keepdims else []
         line = f"{' '.join(names)} -> {' '.join(out)}"
-        return _because(from_line(n, line), f"numbered by {n.op_type}")
+        return from_line(n, line, reason=f"numbered by {n.op_type}")
 
     @staticmethod
     def lower(
@@ -141,7 +133,7 @@ class OneHot(Op):
         out = list(names)
         out.insert(axis % len(n.out()), "A")
         line = f"{' '.join(names) or '_'}, _, _ -> {' '.join(out)}"
-        return _because(from_line(n, line), "numbered by OneHot")
+        return from_line(n, line, reason="numbered by OneHot")
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = -1) -> "fx.Node":
@@ -166,7 +158,7 @@ class Trilu(Op):
 
     @staticmethod
     def describe(n: OpNode) -> Description:
-        return _because(from_line(n, "*b A B, _ -> *b A B"), "cut to a triangle")
+        return from_line(n, "*b A B, _ -> *b A B", reason="cut to a triangle")
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, upper: int = 1) -> "fx.Node":
@@ -186,7 +178,7 @@ class ReverseSequence(Op):
     def describe(n: OpNode, *, batch_axis: int = 1, time_axis: int = 0) -> Description:
         names = _names(n, time_axis)
         line = f"{' '.join(names)}, {names[batch_axis]} -> {' '.join(names)}"
-        return _because(from_line(n, line), "reversed by ReverseSequence")
+        return from_line(n, line, reason="reversed by ReverseSequence")
 
     @staticmethod
     def lower(
@@ -210,7 +202,7 @@ class ReverseSequence(Op):
 class Det(Op):
     @staticmethod
     def describe(n: OpNode) -> Description:
-        return _because(from_line(n, "*b A B -> *b"), "mixed by Det")
+        return from_line(n, "*b A B -> *b", reason="mixed by Det")
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
@@ -225,7 +217,7 @@ class EyeLike(Op):
 
     @staticmethod
     def describe(n: OpNode) -> Description:
-        return _because(from_line(n, "A B -> A B"), "numbered by EyeLike")
+        return from_line(n, "A B -> A B", reason="numbered by EyeLike")
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, dtype: int | None = None, k: int = 0) -> "fx.Node":
@@ -252,7 +244,7 @@ class DFT(Op):
         out = list(names)
         out[transformed], out[-1] = "B", "C"
         line = f"{' '.join(names)}, _, _ -> {' '.join(out)}"
-        return _because(from_line(n, line), "transformed by DFT")
+        return from_line(n, line, reason="transformed by DFT")
 
     @staticmethod
     def lower(
@@ -292,7 +284,7 @@ class STFT(Op):
 
     @staticmethod
     def describe(n: OpNode) -> Description:
-        return _because(from_line(n, "N A B, _, _, _ -> N F C D"), "transformed by STFT")
+        return from_line(n, "N A B, _, _, _ -> N F C D", reason="transformed by STFT")
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, onesided: int = 1) -> "fx.Node":

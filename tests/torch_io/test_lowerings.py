@@ -343,6 +343,41 @@ CASES = [
         "y = STFT (x, s, w)",
     ),
     ("int32[2,3] x", "y = BitwiseNot (x)"),
+    # sampling
+    *(
+        (
+            f"{IMAGE}, float[2,4,5,2] z",
+            f'y = GridSample <mode = "{mode}", padding_mode = "{padding}", '
+            f"align_corners = {aligned}> (x, z)",
+        )
+        for mode in ("linear", "nearest", "cubic")
+        for padding in ("zeros", "border", "reflection")
+        for aligned in (0, 1)
+    ),
+    *(
+        ("float[2,2,3] x | int64[4] s = {2,5,3,4}", f"y = AffineGrid <align_corners = {a}> (x, s)")
+        for a in (0, 1)
+    ),
+    (
+        "float[2,12,4] x | int64[2] s = {5,5}, int64[2] k = {2,2}",
+        "y = Col2Im <dilations = [2,2], strides = [2,2]> (x, s, k)",
+    ),
+    (
+        "float[2,12,15] x | int64[2] s = {4,5}, int64[2] k = {2,3}",
+        "y = Col2Im <pads = [1,0,1,0]> (x, s, k)",
+    ),
+    (
+        "float[1,2,1,2] x | int64[1,2,1,2] i = {5, 2, 9, 14}",
+        "y = MaxUnpool <kernel_shape = [2,2], strides = [2,2]> (x, i)",
+    ),
+    (
+        "float[2,4,7] x | int64[3] s = {2, 7, 3}",
+        "y = CenterCropPad (x, s)",
+    ),
+    (
+        "float[2,4,7] x | int64[2] s = {4, 9}",
+        "y = CenterCropPad <axes = [2, 1]> (x, s)",
+    ),
     # resizes
     *(
         (
@@ -441,7 +476,8 @@ NEWER_CASES = [
 
 NOT_IN_CURRENT_OPSETS = {"Upsample"}
 # Torch has no counterpart: a cache that is written in place belongs to inference.
-NO_TORCH_FORM = {"TensorScatter"}
+# What works at regions and offsets is not in torch, but in torchvision.
+NO_TORCH_FORM = {"DeformConv", "MaxRoiPool", "RoiAlign", "TensorScatter"}
 
 
 def build(inputs: str, nodes: str, opset: int = 21) -> ir.Model:
