@@ -41,6 +41,7 @@ _FAMILIES = {
     "padding": "Padding",
     "interpolation": "Interpolation",
     "vision": "Sampling, regions, patches",
+    "quantize": "Quantized numbers",
     "barriers": "Barriers",
 }
 # Entries of these families write index maps, not lines; their docstring says what moves.
@@ -59,6 +60,10 @@ class Example:
 
 
 _IMAGE = "2x8x6x6"
+_QUANTIZED = (
+    Example(f"{_IMAGE}, 1, 1 -> {_IMAGE}", {}),
+    Example(f"{_IMAGE}, 8, 8 -> {_IMAGE}", {}),
+)
 _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     "Attention": (
         Example("2x6x5x4, 2x3x7x4, 2x3x7x2 -> 2x6x5x2", {}),
@@ -89,6 +94,21 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     "RoiAlign": (Example(f"{_IMAGE}, 3x4, 3 -> 3x8x4x4", {}),),
     "ArgMax": (Example(f"{_IMAGE} -> 2x1x6x6", {"axis": 1}),),
     "ArgMin": (Example(f"{_IMAGE} -> 2x1x6x6", {"axis": 1}),),
+    "ConvInteger": (
+        Example(f"{_IMAGE}, 4x8x3x3, 1, 4 -> 2x4x4x4", {}),
+        Example(f"{_IMAGE}, 4x4x3x3, 1, 4 -> 2x4x4x4", {"group": 2}),
+        Example(f"{_IMAGE}, 16x1x3x3, 1, 16 -> 2x16x4x4", {"group": 8}),
+    ),
+    "DequantizeLinear": _QUANTIZED,
+    "DynamicQuantizeLinear": (Example("2x8 -> 2x8", {}),),
+    "MatMulInteger": (Example("2x6x8, 8x4, 1, 4 -> 2x6x4", {}),),
+    "QLinearConv": (
+        Example(f"{_IMAGE}, 1, 1, 4x8x3x3, 4, 4, 1, 1, 4 -> 2x4x4x4", {}),
+        Example(f"{_IMAGE}, 1, 1, 4x4x3x3, 4, 4, 1, 1, 4 -> 2x4x4x4", {"group": 2}),
+        Example(f"{_IMAGE}, 1, 1, 16x1x3x3, 16, 16, 1, 1, 16 -> 2x16x4x4", {"group": 8}),
+    ),
+    "QLinearMatMul": (Example("2x6x8, 1, 1, 8x4, 4, 4, 1, 1 -> 2x6x4", {}),),
+    "QuantizeLinear": _QUANTIZED,
     "CumProd": (Example(f"{_IMAGE}, 1 -> {_IMAGE}", {}, (1,)),),
     "CumSum": (Example(f"{_IMAGE}, 1 -> {_IMAGE}", {}, (1,)),),
     "DFT": (Example("2x8x6x1 -> 2x8x6x2", {}),),
@@ -214,8 +234,8 @@ def _described(op_type: str, example: Example) -> Row:
     entry = entry_of(op_type)
     assert entry is not None
     with ExitStack() as patches:
-        for base in entry.__mro__:
-            module = import_module(base.__module__)
+        for family in _FAMILIES:  # an entry may ask another family for its line
+            module = import_module(f"{ops.__name__}.{family}")
             if hasattr(module, "from_line"):
                 patches.enter_context(patch.object(module, "from_line", listen))
         entry.call(entry.describe, node, OpNode(node, frozenset({"in1", "in2"})))

@@ -1,7 +1,8 @@
 """Convolutions and matrix products: the operators that mix channels, and so the ones that cost."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from morphgraph.notation import Shape
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
@@ -13,33 +14,65 @@ if TYPE_CHECKING:
     from morphgraph.torch_io.builder import TorchBuilder
 
 
+class Convolution(NamedTuple):
+    """A convolution in factor notation: its operands, and what its factors do."""
+
+    x: str
+    kernel: str
+    out: str
+    y: str
+    macs: str
+    sizes: Mapping[str, int] = MappingProxyType({})
+    contracted: str = ""
+    prefer: str = ""
+
+    def describe(self, n: OpNode, line: str) -> Description:
+        """A description from a line that is made of the operands."""
+        return from_line(
+            n,
+            line,
+            self.sizes,
+            macs=self.macs,
+            contracted=self.contracted,
+            prefer=self.prefer,
+        )
+
+
+def convolution(channels: int, kernel: Shape, group: int) -> Convolution:
+    """Dense, grouped or depthwise, as the sizes say; ``kernel`` is ``[o, i, *K]``."""
+    out_channels, in_per_group = kernel[:2]
+    if group == 1:
+        return Convolution("N i *S", "o i *K", "o", "N o *T", "N i o *K *T", contracted="i")
+    if group == channels and in_per_group == 1:
+        return Convolution(
+            "N c *S",
+            "(c m) 1 *K",
+            "(c m)",
+            "N (c m) *T",
+            "N c m *K *T",
+            {"c": channels},
+            prefer="c m",
+        )
+    return Convolution(
+        "N (g i) *S",
+        "(g o) i *K",
+        "(g o)",
+        "N (g o) *T",
+        "N g i o *K *T",
+        {"g": group},
+        "i",
+        grouped_preference(in_per_group, out_channels // group),
+    )
+
+
 @op("Conv")
 class Conv(Op):
     """Dense, grouped or depthwise: decided by the shapes when the graph is lifted."""
 
     @staticmethod
     def describe(n: OpNode, *, group: int = 1) -> Description:
-        channels = n.shape(0)[1]
-        out_channels, in_per_group = n.shape(1)[:2]
-        if group == 1:
-            line = "N i *S, o i *K, o -> N o *T"
-            return from_line(n, line, macs="N i o *K *T", contracted="i")
-        if group == channels and in_per_group == 1:
-            return from_line(
-                n,
-                "N c *S, (c m) 1 *K, (c m) -> N (c m) *T",
-                {"c": channels},
-                macs="N c m *K *T",
-                prefer="c m",
-            )
-        return from_line(
-            n,
-            "N (g i) *S, (g o) i *K, (g o) -> N (g o) *T",
-            {"g": group},
-            macs="N g i o *K *T",
-            contracted="i",
-            prefer=grouped_preference(in_per_group, out_channels // group),
-        )
+        form = convolution(n.shape(0)[1], n.shape(1), group)
+        return form.describe(n, f"{form.x}, {form.kernel}, {form.out} -> {form.y}")
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
@@ -220,26 +253,36 @@ def _bias_axes(bias: Shape, out: Shape) -> str:
     return " ".join(axes) or "_"
 
 
+def product_axes(left: Shape, right: Shape) -> tuple[str, str, str]:
+    """The axes of a matrix product's operands and of its result."""
+    first = "k" if len(left) == 1 else "*b m k"
+    second = "k" if len(right) == 1 else "*b k n"
+    axes = ("*b" if len(left) > 1 or len(right) > 1 else "", "m" if len(left) > 1 else "")
+    return first, second, " ".join([*axes, "n" if len(right) > 1 else ""]).strip()
+
+
+def product(n: OpNode, line: str, left: str, right: str, operands: tuple[int, int]) -> Description:
+    """A matrix product; of two activations an attention, whose batch axes (heads) go first."""
+    factors = [f for f in ("*b", "m", "k", "n") if f in f"{left} {right}".split()]
+    activations = not any(n.is_weight(i) for i in operands)
+    return from_line(
+        n,
+        line,
+        macs=" ".join(factors),
+        contracted="k",
+        eager="*b" if activations and "*b" in factors else "",
+        reluctant="k" if activations else "",
+    )
+
+
 @op("MatMul")
 class MatMul(Op):
     """A product of two activations is an attention: there the batch axes (heads) go first."""
 
     @staticmethod
     def describe(n: OpNode) -> Description:
-        left = "k" if len(n.shape(0)) == 1 else "*b m k"
-        right = "k" if len(n.shape(1)) == 1 else "*b k n"
-        rows = "" if left == "k" else " m"
-        columns = "" if right == "k" else " n"
-        batch = "*b" if "*b" in left + right else ""
-        activations = not n.is_weight(0) and not n.is_weight(1)
-        return from_line(
-            n,
-            f"{left}, {right} -> {batch}{rows}{columns}",
-            macs=" ".join(f"{batch}{rows} k{columns}".split()),
-            contracted="k",
-            eager=batch if activations else "",
-            reluctant="k" if activations else "",
-        )
+        left, right, out = product_axes(n.shape(0), n.shape(1))
+        return product(n, f"{left}, {right} -> {out}", left, right, (0, 1))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":

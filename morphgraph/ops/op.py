@@ -101,6 +101,7 @@ class Description:
         eager, reluctant: factors that carry a product axis before all others, or only if nobody
             else does (attention's heads and head size).
         gate: the operands multiply, so that one dead operand silences the channel.
+        silent: operands in which not 0 but another operand (its zero point) adds nothing to a sum.
         opaque: why nothing is known of the op, for one without an entry.
     """
 
@@ -112,6 +113,7 @@ class Description:
     eager: frozenset[str] = frozenset()
     reluctant: frozenset[str] = frozenset()
     gate: bool = False
+    silent: Mapping[int, int] = field(default_factory=dict)
     opaque: str | None = None
 
     def add(

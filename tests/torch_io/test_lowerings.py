@@ -378,6 +378,54 @@ CASES = [
         "float[2,4,7] x | int64[2] s = {4, 9}",
         "y = CenterCropPad <axes = [2, 1]> (x, s)",
     ),
+    # quantized
+    *(
+        (
+            f"float[2,3,4] x | float s = {{0.07}}, {kind} o = {{{zero}}}",
+            "y = QuantizeLinear (x, s, o)",
+        )
+        for kind, zero in (("uint8", 120), ("int8", -3))
+    ),
+    ("float[2,3,4] x | float s = {0.01}", "y = QuantizeLinear (x, s)"),
+    (
+        "float[2,3,4] x | float[3] s = {0.07, 0.02, 0.03}, uint8[3] o = {9, 120, 200}",
+        "y = QuantizeLinear (x, s, o)",
+    ),
+    (
+        "int8[2,3] x | float[2] s = {0.07, 0.02}, int8[2] o = {3, -2}",
+        "y = DequantizeLinear <axis = 0> (x, s, o)",
+    ),
+    ("uint8[2,3] x | float[1] s = {0.07}", "y = DequantizeLinear (x, s)"),
+    *(
+        ("float[2,3,4] x", f"{results} = DynamicQuantizeLinear (x)")
+        for results in ("y, s, o", "q, y, o", "q, s, y")
+    ),
+    (
+        "uint8[1,3,4,5] x | float s = {0.03}, uint8 o = {1}, int8[2,3,1,2] w = "
+        "{1,2,-3,4,5,6,-7,8,9,10,-11,12}, float[2] t = {0.313, 0.217}, int8[2] p = {0, 0}, "
+        "uint8 q = {100}, int32[2] b = {50, -60}",
+        "y = QLinearConv <pads = [0,1,0,0]> (x, s, o, w, t, p, s, q, b)",
+    ),
+    (
+        "uint8[1,2,4] x | float s = {0.03}, uint8 o = {1}, int8[4,1,2] w = {1,2,-3,4,5,6,-7,8}, "
+        "float t = {0.3}, int8 p = {0}",
+        "y = QLinearConv <group = 2, strides = [2]> (x, s, o, w, t, p, s, o)",
+    ),
+    (
+        "uint8[1,2,4,4] x | uint8 o = {1}, uint8[2,2,1,1] w = {1,2,30,4}, uint8 p = {3}",
+        "y = ConvInteger <pads = [1,1,1,1]> (x, w, o, p)",
+    ),
+    ("uint8[1,2,4] x | uint8[2,2,1] w = {1,2,30,4}", "y = ConvInteger (x, w)"),
+    (
+        "uint8[2,3] x | uint8 o = {1}, int8[3,2] w = {1,-2,3,-4,5,6}, int8[2] p = {3, -1}",
+        "y = MatMulInteger (x, w, o, p)",
+    ),
+    ("uint8[2,3] x, uint8[3,2] z", "y = MatMulInteger (x, z)"),
+    (
+        "uint8[2,3] x | float s = {0.03}, uint8 o = {1}, int8[3,2] w = {1,-2,3,-4,5,6}, "
+        "float[2] t = {0.3, 0.2}, int8[2] p = {0, 0}, uint8 q = {100}",
+        "y = QLinearMatMul (x, s, o, w, t, p, s, q)",
+    ),
     # resizes
     *(
         (
