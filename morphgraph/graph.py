@@ -97,8 +97,8 @@ class Group:
 class GraphNode:
     """An operator of the model with the ids of its factors.
 
-    ``macs`` are the cost terms as factor ids. ``dims`` gives, for operands (index) and results
-    (``~index``), the id of the first of their dims.
+    ``macs`` are the cost terms as factor ids. ``silent`` names for an operand the one that holds
+    what adds nothing to a sum over it, where that is not 0.
     """
 
     ir: ir.Node
@@ -109,6 +109,7 @@ class GraphNode:
     contracted: frozenset[str]
     statistical: frozenset[str]
     gate: bool
+    silent: Mapping[int, int]
     opaque: str | None
 
 

@@ -125,6 +125,7 @@ class _Coupler:
                     contracted=description.contracted,
                     statistical=description.statistical,
                     gate=description.gate,
+                    silent=description.silent,
                     opaque=description.opaque,
                 )
             )

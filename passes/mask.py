@@ -71,18 +71,29 @@ class _Masker:
         return edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.weights
 
     def _silence(self, node: ir.Node, edge: Edge, axis: int, kept: IntArray) -> None:
-        """Zero an operand's removed positions."""
+        """Put what adds nothing into an operand's removed positions: 0, or its zero point."""
         value = node.inputs[edge.port]
         assert value is not None
         shape = static_shape(value)
         stays = np.zeros(shape[axis], dtype=bool)
         stays[kept] = True
         stays = stays.reshape([size if k == axis else 1 for k, size in enumerate(shape)])
-        zero = np.zeros((), dtype=_dtype(value))
-        masked = self._insert(
-            node, "Where", [self._constant(stays), value, self._constant(zero)], value
-        )
+        holder = self.graph.nodes[edge.node].silent.get(edge.port)
+        nothing = node.inputs[holder] if holder is not None and holder < len(node.inputs) else None
+        if nothing is None:
+            nothing = self._constant(np.zeros((), dtype=_dtype(value)))
+        operands, wide = [value, nothing], _WIDE.get(_dtype(value).name)
+        if wide is not None:
+            operands = [self._cast(node, operand, wide) for operand in operands]
+        masked = self._insert(node, "Where", [self._constant(stays), *operands], operands[0])
+        if wide is not None and value.dtype is not None:
+            masked = self._cast(node, masked, value.dtype)
         node.replace_input_with(edge.port, masked)
+
+    def _cast(self, node: ir.Node, value: ir.Value, to: ir.DataType) -> ir.Value:
+        cast = self._insert(node, "Cast", [value], value, to=to)
+        cast.type = ir.TensorType(to)
+        return cast
 
     def _detour(self, node: ir.Node, port: int, axis: int, kept: IntArray) -> None:
         """Let an operator see kept positions only, and put its results back where they belong."""
@@ -116,11 +127,16 @@ class _Masker:
         like: ir.Value,
         *,
         axis: int | None = None,
+        to: ir.DataType | None = None,
         after: bool = False,
     ) -> ir.Value:
         """A new node beside another; its result has the other value's type."""
         self.count += 1
-        attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
+        attributes = [
+            ir.AttrInt64(name, number)
+            for name, number in (("axis", axis), ("to", to))
+            if number is not None
+        ]
         new = ir.Node("", op_type, inputs, attributes, name=f"mask_{self.count}")
         out = new.outputs[0]
         out.name, out.type = f"masked_{self.count}", like.type
@@ -145,6 +161,16 @@ class _Masker:
         )
         self.model.graph.register_initializer(value)
         return value
+
+
+# Types for which ONNX Runtime has no Where, and those that hold all their numbers.
+_WIDE = {
+    "bfloat16": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT,
+    "int8": ir.DataType.INT32,
+    "int16": ir.DataType.INT32,
+    "uint16": ir.DataType.INT32,
+}
 
 
 def _dtype(value: ir.Value) -> np.dtype[Any]:

@@ -36,17 +36,24 @@ _FAMILIES = {
     "pool": "Pooling",
     "rearrange": "Channels to space, repetition",
     "movement": "Data movement",
+    "indexing": "Reading and writing at indices",
+    "selection": "Choosing, ranking, accumulating",
     "reshape": "Reshape",
     "padding": "Padding",
     "interpolation": "Interpolation",
+    "vision": "Sampling, regions, patches",
+    "quantize": "Quantized numbers",
+    "barriers": "Barriers",
 }
 # Entries of these families write index maps, not lines; their docstring says what moves.
-_MAPPED = ("movement", "reshape", "padding", "interpolation")
+_MAPPED = ("movement", "reshape", "padding", "interpolation", "indexing")
+# These say only why nothing is known of their operators.
+_UNKNOWN = ("barriers",)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A node to be described: ``"2x8, 4x8 -> 2x4"``, attributes, and a constant second operand."""
+    """A node to be described: ``"2x8, 4x8 -> 2x4"``, attributes, and a constant last operand."""
 
     shapes: str
     attributes: Mapping[str, Any]
@@ -54,6 +61,10 @@ class Example:
 
 
 _IMAGE = "2x8x6x6"
+_QUANTIZED = (
+    Example(f"{_IMAGE}, 1, 1 -> {_IMAGE}", {}),
+    Example(f"{_IMAGE}, 8, 8 -> {_IMAGE}", {}),
+)
 _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     "Attention": (
         Example("2x6x5x4, 2x3x7x4, 2x3x7x2 -> 2x6x5x2", {}),
@@ -71,6 +82,43 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
         Example(f"{_IMAGE}, 8x1x3x3, 8 -> 2x8x8x8", {"group": 8}),
         Example(f"{_IMAGE}, 8x2x3x3, 16 -> 2x16x8x8", {"group": 8}),
     ),
+    "AffineGrid": (Example("2x2x3, 4 -> 2x6x6x2", {}),),
+    "Col2Im": (Example("2x32x9, 2, 2 -> 2x8x6x6", {}, (2, 2)),),
+    "DeformConv": (
+        Example(f"{_IMAGE}, 4x8x3x3, 2x36x4x4, 4, 2x18x4x4 -> 2x4x4x4", {"offset_group": 2}),
+        Example(f"{_IMAGE}, 4x4x3x3, 2x18x4x4, 4, 2x9x4x4 -> 2x4x4x4", {"group": 2}),
+        Example(f"{_IMAGE}, 8x1x3x3, 2x18x4x4, 8, 2x9x4x4 -> 2x8x4x4", {"group": 8}),
+    ),
+    "GridSample": (Example(f"{_IMAGE}, 2x4x4x2 -> 2x8x4x4", {}),),
+    "MaxRoiPool": (Example(f"{_IMAGE}, 3x5 -> 3x8x4x4", {}),),
+    "MaxUnpool": (Example(f"2x8x3x3, 2x8x3x3, 4 -> {_IMAGE}", {}),),
+    "RoiAlign": (Example(f"{_IMAGE}, 3x4, 3 -> 3x8x4x4", {}),),
+    "ArgMax": (Example(f"{_IMAGE} -> 2x1x6x6", {"axis": 1}),),
+    "ArgMin": (Example(f"{_IMAGE} -> 2x1x6x6", {"axis": 1}),),
+    "ConvInteger": (
+        Example(f"{_IMAGE}, 4x8x3x3, 1, 4 -> 2x4x4x4", {}),
+        Example(f"{_IMAGE}, 4x4x3x3, 1, 4 -> 2x4x4x4", {"group": 2}),
+        Example(f"{_IMAGE}, 16x1x3x3, 1, 16 -> 2x16x4x4", {"group": 8}),
+    ),
+    "DequantizeLinear": _QUANTIZED,
+    "DynamicQuantizeLinear": (Example("2x8 -> 2x8", {}),),
+    "MatMulInteger": (Example("2x6x8, 8x4, 1, 4 -> 2x6x4", {}),),
+    "QLinearConv": (
+        Example(f"{_IMAGE}, 1, 1, 4x8x3x3, 4, 4, 1, 1, 4 -> 2x4x4x4", {}),
+        Example(f"{_IMAGE}, 1, 1, 4x4x3x3, 4, 4, 1, 1, 4 -> 2x4x4x4", {"group": 2}),
+        Example(f"{_IMAGE}, 1, 1, 16x1x3x3, 16, 16, 1, 1, 16 -> 2x16x4x4", {"group": 8}),
+    ),
+    "QLinearMatMul": (Example("2x6x8, 1, 1, 8x4, 4, 4, 1, 1 -> 2x6x4", {}),),
+    "QuantizeLinear": _QUANTIZED,
+    "CumProd": (Example(f"{_IMAGE}, 1 -> {_IMAGE}", {}, (1,)),),
+    "CumSum": (Example(f"{_IMAGE}, 1 -> {_IMAGE}", {}, (1,)),),
+    "DFT": (Example("2x8x6x1 -> 2x8x6x2", {}),),
+    "Det": (Example("2x6x6 -> 2", {}),),
+    "EyeLike": (Example("6x6 -> 6x6", {}),),
+    "OneHot": (Example("2x8, 1, 2 -> 2x8x6", {}),),
+    "ReverseSequence": (Example("6x2x8, 2 -> 6x2x8", {}),),
+    "STFT": (Example("2x6x1, 1, 6 -> 2x6x6x2", {}),),
+    "TopK": (Example("2x8x6, 1 -> 2x8x3, 2x8x3", {}),),
     "DepthToSpace": (
         Example(f"{_IMAGE} -> 2x2x12x12", {"blocksize": 2}),
         Example(f"{_IMAGE} -> 2x2x12x12", {"blocksize": 2, "mode": "CRD"}),
@@ -172,10 +220,12 @@ def _family(title: str, rows: Mapping[tuple[Row, ...], list[str]]) -> str:
 
 
 def _rows(op_type: str, family: str) -> tuple[Row, ...]:
+    entry = entry_of(op_type)
+    assert entry is not None
+    words = (entry.__doc__ or "").split("\n\n")[0].strip().removesuffix(".")
+    if family in _UNKNOWN:
+        return (Row(words),)
     if family in _MAPPED:
-        entry = entry_of(op_type)
-        assert entry is not None
-        words = (entry.__doc__ or "").split("\n\n")[0].strip().removesuffix(".")
         return (Row(f"index map: {words[0].lower()}{words[1:]}" if words else "index map"),)
     if op_type in _EXAMPLES:
         return tuple(dict.fromkeys(_described(op_type, example) for example in _EXAMPLES[op_type]))
@@ -200,8 +250,8 @@ def _described(op_type: str, example: Example) -> Row:
     entry = entry_of(op_type)
     assert entry is not None
     with ExitStack() as patches:
-        for base in entry.__mro__:
-            module = import_module(base.__module__)
+        for family in _FAMILIES:  # an entry may ask another family for its line
+            module = import_module(f"{ops.__name__}.{family}")
             if hasattr(module, "from_line"):
                 patches.enter_context(patch.object(module, "from_line", listen))
         entry.call(entry.describe, node, OpNode(node, frozenset({"in1", "in2"})))
@@ -216,7 +266,7 @@ def _node(op_type: str, example: Example) -> ir.Node:
     )
     inputs = [ir.val(f"in{k}", ir.DataType.FLOAT, shape) for k, shape in enumerate(operands)]
     if example.constant is not None:
-        inputs[1].const_value = ir.tensor(list(example.constant), dtype=ir.DataType.INT64)
+        inputs[-1].const_value = ir.tensor(list(example.constant), dtype=ir.DataType.INT64)
     outputs = [ir.val(f"out{k}", ir.DataType.FLOAT, shape) for k, shape in enumerate(results)]
     return ir.node(op_type, inputs, dict(example.attributes), outputs=outputs, name=op_type)
 

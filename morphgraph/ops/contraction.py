@@ -1,7 +1,8 @@
 """Convolutions and matrix products: the operators that mix channels, and so the ones that cost."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from morphgraph.notation import Shape
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
@@ -11,6 +12,69 @@ if TYPE_CHECKING:
     from torch import fx
 
     from morphgraph.torch_io.builder import TorchBuilder
+
+
+class Convolution(NamedTuple):
+    """A convolution in factor notation: its operands, and what its factors do."""
+
+    x: str
+    kernel: str
+    out: str
+    y: str
+    macs: str
+    sizes: Mapping[str, int] = MappingProxyType({})
+    contracted: str = ""
+    prefer: str = ""
+
+    def describe(self, n: OpNode, line: str) -> Description:
+        """A description from a line that is made of the operands."""
+        return from_line(
+            n,
+            line,
+            self.sizes,
+            macs=self.macs,
+            contracted=self.contracted,
+            prefer=self.prefer,
+        )
+
+
+def convolution(
+    channels: int, kernel: Shape, group: int, axes: tuple[str, str] = ("*S", "*T")
+) -> Convolution:
+    """Dense, grouped or depthwise, as the sizes say.
+
+    Args:
+        channels: of the operand.
+        kernel: ``[o, i, *K]``.
+        group: number of groups.
+        axes: factors of the spatial axes of operand and result.
+    """
+    before, after = axes
+    out_channels, in_per_group = kernel[:2]
+    if group == 1:
+        return Convolution(
+            f"N i {before}", "o i *K", "o", f"N o {after}", f"N i o *K {after}", contracted="i"
+        )
+    if group == channels and in_per_group == 1:
+        return Convolution(
+            f"N c {before}",
+            "(c m) 1 *K",
+            "(c m)",
+            f"N (c m) {after}",
+            f"N c m *K {after}",
+            {"c": channels},
+            prefer="c m",
+        )
+    return Convolution(
+        f"N (g i) {before}",
+        "(g o) i *K",
+        "(g o)",
+        f"N (g o) {after}",
+        f"N g i o *K {after}",
+        {"g": group},
+        "i",
+        grouped_preference(in_per_group, out_channels // group),
+    )
 
 
 @op("Conv")
@@ -25,28 +89,9 @@ class Conv(Op):
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> Description:
-        channels = n.shape(0)[1]
-        out_channels, in_per_group = n.shape(1)[:2]
-        before, after = window_axes(n.shape(1)[2:], strides, pads)
-        if group == 1:
-            line = f"N i {before}, o i *K, o -> N o {after}"
-            return from_line(n, line, macs=f"N i o *K {after}", contracted="i")
-        if group == channels and in_per_group == 1:
-            return from_line(
-                n,
-                f"N c {before}, (c m) 1 *K, (c m) -> N (c m) {after}",
-                {"c": channels},
-                macs=f"N c m *K {after}",
-                prefer="c m",
-            )
-        return from_line(
-            n,
-            f"N (g i) {before}, (g o) i *K, (g o) -> N (g o) {after}",
-            {"g": group},
-            macs=f"N g i o *K {after}",
-            contracted="i",
-            prefer=_grouped_preference(in_per_group, out_channels // group),
-        )
+        axes = window_axes(n.shape(1)[2:], strides, pads)
+        form = convolution(n.shape(0)[1], n.shape(1), group, axes)
+        return form.describe(n, f"{form.x}, {form.kernel}, {form.out} -> {form.y}")
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
@@ -114,7 +159,7 @@ class ConvTranspose(Op):
             {"g": group},
             macs="N g i o *S *K",
             contracted="i",
-            prefer=_grouped_preference(channels // group, out_per_group),
+            prefer=grouped_preference(channels // group, out_per_group),
         )
 
     @staticmethod
@@ -172,7 +217,7 @@ class ConvTranspose(Op):
         return y
 
 
-def _grouped_preference(in_per_group: int, out_per_group: int) -> str:
+def grouped_preference(in_per_group: int, out_per_group: int) -> str:
     """Channels within the groups shrink by default; where a group has one only, whole groups go."""
     return "i o g" if in_per_group > 1 and out_per_group > 1 else "g i o"
 
@@ -227,26 +272,36 @@ def _bias_axes(bias: Shape, out: Shape) -> str:
     return " ".join(axes) or "_"
 
 
+def product_axes(left: Shape, right: Shape) -> tuple[str, str, str]:
+    """The axes of a matrix product's operands and of its result."""
+    first = "k" if len(left) == 1 else "*b m k"
+    second = "k" if len(right) == 1 else "*b k n"
+    axes = ("*b" if len(left) > 1 or len(right) > 1 else "", "m" if len(left) > 1 else "")
+    return first, second, " ".join([*axes, "n" if len(right) > 1 else ""]).strip()
+
+
+def product(n: OpNode, line: str, left: str, right: str, operands: tuple[int, int]) -> Description:
+    """A matrix product; of two activations an attention, whose batch axes (heads) go first."""
+    factors = [f for f in ("*b", "m", "k", "n") if f in f"{left} {right}".split()]
+    activations = not any(n.is_weight(i) for i in operands)
+    return from_line(
+        n,
+        line,
+        macs=" ".join(factors),
+        contracted="k",
+        eager="*b" if activations and "*b" in factors else "",
+        reluctant="k" if activations else "",
+    )
+
+
 @op("MatMul")
 class MatMul(Op):
     """A product of two activations is an attention: there the batch axes (heads) go first."""
 
     @staticmethod
     def describe(n: OpNode) -> Description:
-        left = "k" if len(n.shape(0)) == 1 else "*b m k"
-        right = "k" if len(n.shape(1)) == 1 else "*b k n"
-        rows = "" if left == "k" else " m"
-        columns = "" if right == "k" else " n"
-        batch = "*b" if "*b" in left + right else ""
-        activations = not n.is_weight(0) and not n.is_weight(1)
-        return from_line(
-            n,
-            f"{left}, {right} -> {batch}{rows}{columns}",
-            macs=" ".join(f"{batch}{rows} k{columns}".split()),
-            contracted="k",
-            eager=batch if activations else "",
-            reluctant="k" if activations else "",
-        )
+        left, right, out = product_axes(n.shape(0), n.shape(1))
+        return product(n, f"{left}, {right} -> {out}", left, right, (0, 1))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 # fmt: off
 _TORCH_NAMES = (
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp",
-    "Floor", "Identity", "IsNaN", "Log", "Neg", "Not", "Reciprocal", "Round", "Sign", "Sin", "Sinh",
-    "Sqrt", "Tan",
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Cos", "Cosh",
+    "Erf", "Exp", "Floor", "Identity", "IsNaN", "Log", "Neg", "Not", "Reciprocal", "Round", "Sign",
+    "Sin", "Sinh", "Sqrt", "Tan",
 )
 # fmt: on
 
@@ -34,7 +34,8 @@ class Unary(Op):
 
         if n.op_type == "Identity":
             return b.tensor(n, 0)
-        function = {"Not": "logical_not"}.get(n.op_type, n.op_type.lower())
+        other_names = {"BitwiseNot": "bitwise_not", "Not": "logical_not"}
+        function = other_names.get(n.op_type, n.op_type.lower())
         return b.call(getattr(torch, function), b.tensor(n, 0))
 
 

@@ -37,7 +37,7 @@ def pass_axes(
         description.add(f"a{axis}", shape[axis], [Place(port, axis), Place(~0, out_axis)])
 
 
-def _gathered(
+def gathered(
     description: Description, axis: int, out_axis: int, indices: IntArray, reason: str | None = None
 ) -> None:
     """Result position ``p`` of an axis is operand position ``indices[p]``."""
@@ -47,15 +47,16 @@ def _gathered(
     description.add(f"a{axis}", len(kept), [Place(0, axis, into), Place(~0, out_axis, out)], reason)
 
 
-def _ranks(kept: IntArray, positions: IntArray, results: IntArray) -> IntArray:
+def ranks(kept: IntArray, positions: IntArray, results: IntArray | None = None) -> IntArray:
     """Where the old positions that results read stand among those that stay.
 
     ``results`` are the old positions of the results. One that comes twice is an added channel: its
-    second copy reads the second copy.
+    second copy reads the second copy. Without them the first copy is read.
     """
     order = np.argsort(kept, kind="stable")
-    ranks: IntArray = order[np.searchsorted(kept[order], positions) + _copies(results)]
-    return ranks
+    copies = 0 if results is None else _copies(results)
+    found: IntArray = order[np.searchsorted(kept[order], positions) + copies]
+    return found
 
 
 def _copies(values: IntArray) -> IntArray:
@@ -67,7 +68,7 @@ def _copies(values: IntArray) -> IntArray:
     return copies
 
 
-def _stays(new: Resizing, axis: int, size: int) -> bool:
+def stays(new: Resizing, axis: int, size: int) -> bool:
     """Whether an axis of the first operand keeps all of its positions, and gets no others."""
     return np.array_equal(new.kept(0, axis), np.arange(size))
 
@@ -203,15 +204,15 @@ class Slice(Op):
                 places = [Place(0, axis, part), Place(~0, axis)]
                 description.add(f"a{axis}", len(positions), places)
             else:
-                _gathered(description, axis, axis, positions)
+                gathered(description, axis, axis, positions)
         return description
 
     @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:
         changed = {
-            axis: _ranks(new.kept(0, axis), positions[results], results)
+            axis: ranks(new.kept(0, axis), positions[results], results)
             for axis, positions in _slices(n).items()
-            if not _stays(new, axis, n.shape(0)[axis])
+            if not stays(new, axis, n.shape(0)[axis])
             for results in [new.kept(~0, axis)]
         }
         if not changed:
@@ -277,9 +278,9 @@ class Gather(Op):
             for k, size in enumerate(n.shape(1)):
                 description.add(f"i{k}", size, [Place(1, k), Place(~0, axis + k)])
         elif rank == 1:
-            _gathered(description, axis, axis, _wrapped(indices, shape[axis]))
+            gathered(description, axis, axis, wrapped(indices, shape[axis]))
         else:
-            chosen = np.unique(_wrapped(indices, shape[axis]))
+            chosen = np.unique(wrapped(indices, shape[axis]))
             place = Place(0, axis, IndexMap(table=(np.arange(len(chosen)), chosen)))
             description.add(f"a{axis}", len(chosen), [place], "picked out by a constant index")
             for k, size in enumerate(n.shape(1)):
@@ -290,17 +291,16 @@ class Gather(Op):
     def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:
         indices = n.const(1)
         axis %= len(n.shape(0))
-        if indices is None or _stays(new, axis, n.shape(0)[axis]):
+        if indices is None or stays(new, axis, n.shape(0)[axis]):
             return
         if _is_reshape(indices, n.shape(0)[axis]):
             sizes = new.shape(~0)[axis : axis + indices.ndim]
             new.set_constant(1, np.arange(new.shape(0)[axis]).reshape(sizes))
             return
-        wrapped = _wrapped(indices, n.shape(0)[axis])
-        results = new.kept(~0, axis) if wrapped.ndim == 1 else np.arange(wrapped.size)
-        positions = wrapped.ravel()[results]
-        ranks = _ranks(new.kept(0, axis), positions, results)
-        new.set_constant(1, ranks.reshape(-1 if wrapped.ndim == 1 else wrapped.shape))
+        found = wrapped(indices, n.shape(0)[axis])
+        results = new.kept(~0, axis) if found.ndim == 1 else np.arange(found.size)
+        at = ranks(new.kept(0, axis), found.ravel()[results], results)
+        new.set_constant(1, at.reshape(-1 if found.ndim == 1 else found.shape))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 0) -> "fx.Node":
@@ -321,8 +321,8 @@ class Gather(Op):
         if indices is not None and np.array_equal(indices.reshape(-1), np.arange(n.shape(0)[axis])):
             return b.method("reshape", x, n.out())  # torch exports as_strided in this way
         if indices is not None and indices.ndim == 1:
-            wrapped = _wrapped(indices, n.shape(0)[axis])
-            return b.method("index_select", x, axis, b.positions(n, axis, wrapped))
+            positions = wrapped(indices, n.shape(0)[axis])
+            return b.method("index_select", x, axis, b.positions(n, axis, positions))
         return b.item(x, (*[slice(None)] * axis, b.tensor(n, 1)))
 
 
@@ -331,11 +331,11 @@ def _is_reshape(indices: IntArray | None, size: int) -> bool:
     return (
         indices is not None
         and indices.ndim > 1
-        and np.array_equal(_wrapped(indices, size).ravel(), np.arange(size))
+        and np.array_equal(wrapped(indices, size).ravel(), np.arange(size))
     )
 
 
-def _wrapped(indices: IntArray, size: int) -> IntArray:
+def wrapped(indices: IntArray, size: int) -> IntArray:
     """Indices from the start; ONNX counts negative ones from the end."""
     return np.where(indices < 0, indices + size, indices)
 

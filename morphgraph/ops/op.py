@@ -101,6 +101,7 @@ class Description:
         eager, reluctant: factors that carry a product axis before all others, or only if nobody
             else does (attention's heads and head size).
         gate: the operands multiply, so that one dead operand silences the channel.
+        silent: operands in which not 0 but another operand (its zero point) adds nothing to a sum.
         opaque: why nothing is known of the op, for one without an entry.
     """
 
@@ -112,6 +113,7 @@ class Description:
     eager: frozenset[str] = frozenset()
     reluctant: frozenset[str] = frozenset()
     gate: bool = False
+    silent: Mapping[int, int] = field(default_factory=dict)
     opaque: str | None = None
 
     def add(
@@ -338,11 +340,13 @@ def from_line(
     eager: str = "",
     reluctant: str = "",
     gate: bool = False,
+    reason: str = "",
 ) -> Description:
     """A description from a line of notation fitted to the node's shapes.
 
     ``macs``, ``contracted``, ... name factors of the line, separated by blanks, stars allowed;
-    ``macs`` may be a sum of terms, ``"N i h + N h k"``.
+    ``macs`` may be a sum of terms, ``"N i h + N h k"``. ``reason`` says why upper-case factors keep
+    their size, where that is not plain from their letters.
 
     Raises:
         NotationError: the line does not fit the node's shapes.
@@ -360,10 +364,8 @@ def from_line(
     factors = description.factors
     for name, size in bound.sizes.items():
         letter = name.rstrip("0123456789")
-        pinned = (
-            _UPPER.get(letter, f"factor {letter} of {n.op_type}") if name[0].isupper() else None
-        )
-        factors[name] = Factor(name, size, pinned)
+        known = reason or _UPPER.get(letter, f"factor {letter} of {n.op_type}")
+        factors[name] = Factor(name, size, known if name[0].isupper() else None)
     for port, axes in _operands(bound):
         for axis, names in enumerate(axes):
             _stand(description, bound, port, axis, names)

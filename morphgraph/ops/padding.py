@@ -118,6 +118,41 @@ class Pad(Op):
         return x
 
 
+@op("CenterCropPad")
+class CenterCropPad(Op):
+    """Axes that change are cropped or padded around their centre; the others pass."""
+
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        if n.const(1) is None:
+            raise UnreadableError("CenterCropPad to a size that is computed at run time")
+        description = Description()
+        for axis, (size, out) in enumerate(zip(n.shape(0), n.out(), strict=True)):
+            if size == out:
+                pass_axes(description, n.shape(0), [(axis, axis)])
+            else:
+                description.pin(0, axis, size, "cropped or padded around its centre")
+                description.pin(~0, axis, out, "cropped or padded around its centre")
+        return description
+
+    @staticmethod
+    def resize(n: OpNode, new: Resizing, *, axes: Sequence[int] | None = None) -> None:
+        out = new.shape(~0)
+        sizes = out if axes is None else [out[axis] for axis in axes]
+        new.set_constant(1, np.array(sizes, dtype=np.int64))
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        from torch.nn import functional as F
+
+        before, after = [], []
+        for size, out in zip(n.shape(0), n.out(), strict=True):
+            first = -((size - out) // 2) if size > out else (out - size) // 2
+            before.append(first)
+            after.append(out - size - first)
+        return b.call(F.pad, b.tensor(n, 0), torch_padding(before, after))
+
+
 def _padded_positions(
     size: int, before: int, after: int, mode: str
 ) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":

@@ -45,6 +45,8 @@ def run(case: Case) -> tuple[Description, list[np.ndarray], list[np.ndarray]]:
     given_inputs: list[ir.Value | None] = [*inputs, *weights]
     if op_type == "Resize":
         given_inputs.insert(1, None)
+    elif op_type in ("ScatterElements", "ScatterND"):
+        given_inputs = [inputs[0], *weights, inputs[1]]
     outputs = [ir.Value(name=f"y{k}") for k in range(results)]
     node = ir.node(op_type, given_inputs, attributes, outputs=outputs, name="n")
     graph = ir.Graph(
@@ -71,12 +73,17 @@ def check(case: Case) -> Description:
     for k, result in enumerate(results):
         flat = np.rint(result.reshape(-1)).astype(np.int64)
         out_at = np.indices(result.shape).reshape(result.ndim, result.size)
-        for port, operand in enumerate(operands):
-            moved = np.flatnonzero((flat > 0) & (owner[np.maximum(flat, 1) - 1] == port))
-            in_at = where[port][:, flat[moved] - 1 - offset[port]]
+        for number, (port, operand) in enumerate(zip(_ports(case), operands, strict=True)):
+            moved = np.flatnonzero((flat > 0) & (owner[np.maximum(flat, 1) - 1] == number))
+            in_at = where[number][:, flat[moved] - 1 - offset[number]]
             _check_pairs(description, port, operand.shape, in_at, ~k, out_at[:, moved])
-    _check_covered(description, operands, results)
+    _check_covered(description, _ports(case), operands, results)
     return description
+
+
+def _ports(case: Case) -> range:
+    """The node's inputs that the operands are; constant indices stand between those of a write."""
+    return range(0, 3, 2) if case[0].startswith("Scatter") else range(len(case[1]))
 
 
 def _check_pairs(
@@ -117,10 +124,13 @@ def _elements(place: object, size: int, extent: int) -> np.ndarray:
 
 
 def _check_covered(
-    description: Description, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]
+    description: Description,
+    numbers: Sequence[int],
+    operands: Sequence[np.ndarray],
+    results: Sequence[np.ndarray],
 ) -> None:
     """Every axis of every tensor is spoken for, and maps stay within it."""
-    ports = {k: o.shape for k, o in enumerate(operands)}
+    ports = {k: o.shape for k, o in zip(numbers, operands, strict=True)}
     ports |= {~k: r.shape for k, r in enumerate(results)}
     spoken = {(p.port, p.axis) for f in description.factors.values() for p in f.places}
     assert {(port, axis) for port, shape in ports.items() for axis in range(len(shape))} <= spoken
@@ -276,7 +286,78 @@ def resizes(draw: st.DrawFn) -> Case:
     return "Resize", [(n, c, h, w)], {**attributes, "nearest_mode": "floor"}, [scales], 1
 
 
+@st.composite
+def some_indices(draw: st.DrawFn, shape: Sequence[int], size: int) -> np.ndarray:
+    """Indices below a size, of which negative ones count from the end."""
+    count = int(np.prod(shape))
+    drawn = draw(st.lists(st.integers(-size, size - 1), min_size=count, max_size=count))
+    return np.array(drawn, dtype=np.int64).reshape(shape)
+
+
+@st.composite
+def gathered_elements(draw: st.DrawFn) -> Case:
+    shape = draw(shapes)
+    axis = draw(st.integers(0, len(shape) - 1))  # the reference takes no negative axis,
+    into = list(shape)  # and no shorter indices
+    into[axis] = draw(st.integers(1, 4))
+    if draw(st.booleans()):
+        indices = draw(some_indices(into, shape[axis]))
+    else:
+        line = [into[axis] if k == axis % len(shape) else 1 for k in range(len(shape))]
+        indices = np.broadcast_to(draw(some_indices(line, shape[axis])), into)
+    return "GatherElements", [shape], {"axis": axis}, [indices], 1
+
+
+@st.composite
+def index_tuples(draw: st.DrawFn, sizes: Sequence[int]) -> np.ndarray:
+    """Index tuples ``[..., k]``: a grid of positions, or any."""
+    if draw(st.booleans()):
+        orders = [draw(st.permutations(range(-size, size))) for size in sizes]
+        lists = [order[: draw(st.integers(1, 3))] for order in orders]
+        return np.stack(np.meshgrid(*lists, indexing="ij"), -1)
+    front = draw(st.lists(st.integers(1, 3), max_size=2))
+    columns = [draw(some_indices(front, size)) for size in sizes]
+    return np.stack(columns, -1)
+
+
+@st.composite
+def gathered_tuples(draw: st.DrawFn) -> Case:
+    shape = draw(shapes)
+    batch = draw(st.integers(0, len(shape) - 1))
+    depth = draw(st.integers(1, len(shape) - batch))
+    tuples = draw(index_tuples(shape[batch : batch + depth]))
+    indices = np.broadcast_to(tuples, (*shape[:batch], *tuples.shape))
+    return "GatherND", [shape], {"batch_dims": batch}, [indices], 1
+
+
+@st.composite
+def scattered_tuples(draw: st.DrawFn) -> Case:
+    shape = draw(shapes)
+    depth = draw(st.integers(1, len(shape)))
+    indices = draw(index_tuples(shape[:depth]))
+    return "ScatterND", [shape, (*indices.shape[:-1], *shape[depth:])], {}, [indices], 1
+
+
+@st.composite
+def scattered_elements(draw: st.DrawFn) -> Case:
+    shape = draw(shapes)
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    updates = [draw(st.integers(1, size)) for size in shape]
+    order = draw(st.permutations(range(-shape[axis], 0)))[: updates[axis]]
+    if draw(st.booleans()):
+        indices = draw(some_indices(updates, shape[axis]))
+        indices = np.sort(indices, axis)
+    else:
+        line = [-1 if k == axis % len(shape) else 1 for k in range(len(shape))]
+        indices = np.broadcast_to(np.reshape(order, line), updates)
+    return "ScatterElements", [shape, tuple(updates)], {"axis": axis}, [indices], 1
+
+
 CASES = {
+    "gather elements": gathered_elements(),
+    "gather nd": gathered_tuples(),
+    "scatter nd": scattered_tuples(),
+    "scatter elements": scattered_elements(),
     "transpose": transposes(),
     "concat": concats(),
     "split": splits(),

@@ -1,0 +1,275 @@
+"""Quantized numbers: ``real = (stored - zero point) * scale``.
+
+Scales and zero points are single numbers, or follow the axis that they belong to. Operators that
+multiply stored numbers subtract the zero points first, so that a zero point adds nothing to a sum.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+from morphgraph.ops.contraction import convolution, product, product_axes
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
+from morphgraph.ops.window import ranked, torch_padding, window_pads
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from morphgraph.torch_io.builder import TorchBuilder
+
+
+def _is_single(n: OpNode, i: int) -> bool:
+    """Whether an operand is one number, or absent."""
+    return not n.has(i) or prod(n.shape(i)) == 1
+
+
+def _require_single(n: OpNode, *operands: int) -> None:
+    if not all(_is_single(n, i) for i in operands):
+        raise UnreadableError(f"{n.op_type} with a scale or zero point for every row")
+
+
+@op("QuantizeLinear", "DequantizeLinear")
+class Quantize(Op):
+    """One scale for all, or one for every position of an axis."""
+
+    @staticmethod
+    def describe(n: OpNode, *, axis: int = 1) -> Description:
+        if _is_single(n, 1):
+            return from_line(n, "*a, _, _ -> *a")
+        if len(n.shape(1)) != 1:
+            raise UnreadableError(f"{n.op_type} in blocks")
+        names = [f"a{k}" for k in range(len(n.shape(0)))]
+        line = " ".join(names)
+        return from_line(n, f"{line}, {names[axis]}, {names[axis]} -> {line}")
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 1, saturate: int = 1) -> "fx.Node":
+        import torch
+
+        if not _is_single(n, 1) and len(n.shape(1)) != 1:
+            b.fail(n, "it works in blocks")
+        x, scale, zero = b.tensor(n, 0), _column(b, n, 1, axis), None
+        if n.has(2):
+            zero = b.method("float", _column(b, n, 2, axis))
+        if n.op_type == "DequantizeLinear":
+            real = b.method("float", x)
+            real = real if zero is None else b.call(torch.sub, real, zero)
+            return b.call(torch.mul, real, scale)
+        steps = b.call(torch.round, b.call(torch.div, x, scale))
+        return _stored(b, n, steps if zero is None else b.call(torch.add, steps, zero))
+
+
+def _column(b: "TorchBuilder", n: OpNode, i: int, axis: int) -> "fx.Node":
+    """A scale or zero point, shaped to broadcast along its axis."""
+    rank = len(n.shape(0))
+    if _is_single(n, i):
+        return b.tensor(n, i) if not n.shape(i) else b.method("reshape", b.tensor(n, i), ())
+    return b.method("reshape", b.tensor(n, i), [-1 if k == axis % rank else 1 for k in range(rank)])
+
+
+def _stored(b: "TorchBuilder", n: OpNode, number: "fx.Node") -> "fx.Node":
+    """A whole number as the node's result type, as near as that holds it."""
+    import torch
+
+    from morphgraph.torch_io.tensors import torch_type
+
+    value = n.ir.outputs[0]
+    if value.dtype is None or not value.dtype.is_integer():
+        b.fail(n, f"results of type {value.dtype}")
+    kind = torch_type(value.dtype)
+    limits = torch.iinfo(kind)
+    return b.method("to", b.call(torch.clamp, number, limits.min, limits.max), kind)
+
+
+@op("DynamicQuantizeLinear")
+class DynamicQuantize(Op):
+    """The range spans all numbers and 0, so that a zero changes nothing of it."""
+
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        return from_line(n, "*a -> *a, _, _", contracted="*a")
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode) -> "tuple[fx.Node, fx.Node, fx.Node]":
+        import torch
+
+        x = b.tensor(n, 0)
+        high = b.call(torch.clamp, b.method("amax", x), 0.0)
+        low = b.call(torch.clamp, b.method("amin", x), None, 0.0)
+        scale = b.call(torch.div, b.call(torch.sub, high, low), 255)
+        nearest = b.call(torch.round, b.call(torch.neg, b.call(torch.div, low, scale)))
+        zero = b.call(torch.clamp, nearest, 0, 255)
+        steps = b.call(torch.round, b.call(torch.div, x, scale))
+        return (
+            _stored(b, n, b.call(torch.add, steps, zero)),
+            scale,
+            b.method("to", zero, torch.uint8),
+        )
+
+
+def _centred(b: "TorchBuilder", n: OpNode, i: int, zero: int, axis: int | None = None) -> "fx.Node":
+    """Stored numbers less their zero point, in double precision: whole numbers stay exact."""
+    import torch
+
+    x = b.method("double", b.tensor(n, i))
+    if not n.has(zero):
+        return x
+    point = b.tensor(n, zero)
+    if _is_single(n, zero):
+        point = b.method("reshape", point, ())
+    elif axis is not None:
+        rank = len(n.shape(i))
+        point = b.method("reshape", point, [-1 if k == axis else 1 for k in range(rank)])
+    return b.call(torch.sub, x, point)
+
+
+def _rescaled(b: "TorchBuilder", n: OpNode, total: "fx.Node", axis: int | None) -> "fx.Node":
+    """A sum of products in the scale and zero point of the result (operands 1, 4, 6 and 7)."""
+    import torch
+
+    scales = []
+    for i in (1, 4, 6):
+        scale = b.tensor(n, i)
+        if _is_single(n, i):
+            scale = b.method("reshape", scale, ())
+        elif axis is not None:
+            rank = len(n.out())
+            scale = b.method("reshape", scale, [-1 if k == axis else 1 for k in range(rank)])
+        scales.append(scale)
+    factor = b.call(torch.div, b.call(torch.mul, scales[0], scales[1]), scales[2])
+    steps = b.call(torch.round, b.call(torch.mul, total, factor))
+    if n.has(7):
+        steps = b.call(torch.add, steps, b.method("reshape", b.tensor(n, 7), ()))
+    return _stored(b, n, steps)
+
+
+def _convolved(
+    b: "TorchBuilder",
+    n: OpNode,
+    operands: "tuple[fx.Node, fx.Node, fx.Node | None]",
+    kernel: Sequence[int],
+    group: int,
+    window: tuple[str, Sequence[int] | None, Sequence[int] | None, Sequence[int] | None],
+) -> "fx.Node":
+    """A convolution of whole numbers; padding adds nothing, as in the operators of ONNX."""
+    from torch.nn import functional as F
+
+    auto_pad, dilations, pads, strides = window
+    rank = len(kernel)
+    stride, dilation = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank)
+    before, after = window_pads(n, kernel, stride, dilation, pads, auto_pad)
+    x = b.call(F.pad, operands[0], torch_padding(before, after))
+    return b.call(ranked(F, "conv", rank), x, *operands[1:], stride, 0, dilation, group)
+
+
+@op("QLinearConv")
+class QLinearConv(Op):
+    @staticmethod
+    def describe(n: OpNode, *, group: int = 1) -> Description:
+        _require_single(n, 1, 2, 6, 7)
+        form = convolution(n.shape(0)[1], n.shape(3), group)
+        scale, zero = ("_" if _is_single(n, i) else form.out for i in (4, 5))
+        line = f"{form.x}, _, _, {form.kernel}, {scale}, {zero}, _, _, {form.out} -> {form.y}"
+        description = form.describe(n, line)
+        description.silent = {0: 2, 3: 5}
+        return description
+
+    @staticmethod
+    def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
+        if group > 1:
+            new.set_attribute("group", new.shape(0)[1] // new.shape(3)[1])
+
+    @staticmethod
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        auto_pad: str = "NOTSET",
+        dilations: Sequence[int] | None = None,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> "fx.Node":
+        bias = b.method("double", b.tensor(n, 8)) if n.has(8) else None
+        operands = _centred(b, n, 0, 2), _centred(b, n, 3, 5, 0), bias
+        window = auto_pad, dilations, pads, strides
+        total = _convolved(b, n, operands, n.shape(3)[2:], group, window)
+        return _rescaled(b, n, total, 1)
+
+
+@op("ConvInteger")
+class ConvInteger(Op):
+    @staticmethod
+    def describe(n: OpNode, *, group: int = 1) -> Description:
+        _require_single(n, 2)
+        form = convolution(n.shape(0)[1], n.shape(1), group)
+        zero = "_" if _is_single(n, 3) else form.out
+        description = form.describe(n, f"{form.x}, {form.kernel}, _, {zero} -> {form.y}")
+        description.silent = {0: 2, 1: 3}
+        return description
+
+    @staticmethod
+    def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
+        if group > 1:
+            new.set_attribute("group", new.shape(0)[1] // new.shape(1)[1])
+
+    @staticmethod
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        auto_pad: str = "NOTSET",
+        dilations: Sequence[int] | None = None,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> "fx.Node":
+        operands = _centred(b, n, 0, 2), _centred(b, n, 1, 3, 0), None
+        window = auto_pad, dilations, pads, strides
+        return _stored(b, n, _convolved(b, n, operands, n.shape(1)[2:], group, window))
+
+
+def _column_axes(n: OpNode, i: int) -> str:
+    """How a number for every column of a matrix stands: one for all, ``[n]`` or ``[..., 1, n]``."""
+    if _is_single(n, i):
+        return "_"
+    return "n" if len(n.shape(i)) == 1 else "*b 1 n"
+
+
+@op("QLinearMatMul")
+class QLinearMatMul(Op):
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        _require_single(n, 1, 2, 6, 7)
+        left, right, out = product_axes(n.shape(0), n.shape(3))
+        scale, zero = _column_axes(n, 4), _column_axes(n, 5)
+        line = f"{left}, _, _, {right}, {scale}, {zero}, _, _ -> {out}"
+        description = product(n, line, left, right, (0, 3))
+        description.silent = {0: 2, 3: 5}
+        return description
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        import torch
+
+        total = b.call(torch.matmul, _centred(b, n, 0, 2), _centred(b, n, 3, 5))
+        return _rescaled(b, n, total, None)
+
+
+@op("MatMulInteger")
+class MatMulInteger(Op):
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        _require_single(n, 2)
+        left, right, out = product_axes(n.shape(0), n.shape(1))
+        description = product(
+            n, f"{left}, {right}, _, {_column_axes(n, 3)} -> {out}", left, right, (0, 1)
+        )
+        description.silent = {0: 2, 1: 3}
+        return description
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        import torch
+
+        return _stored(b, n, b.call(torch.matmul, _centred(b, n, 0, 2), _centred(b, n, 1, 3)))
