@@ -637,7 +637,7 @@ def test_torch_computes_what_onnx_runtime_computes(opset: int, inputs: str, node
 
 
 # ONNX has Celu and DynamicQuantizeLinear in float32 only; torch has no avg_pool3d in half precision
-# on the CPU, which LRN uses too, and no Det or DFT in bfloat16; Atanh and Acosh magnify the rounding
+# on the CPU, which LRN uses too, no Det, no DFT in bfloat16; Atanh and Acosh magnify the rounding
 # of what they are given, and so does a cubic sample at a rounded place. To pick the nearest is the
 # same in all types.
 NOT_IN_EVERY_TYPE = (
