@@ -186,7 +186,8 @@ def _check_shapes(graph: ir.Graph) -> None:
                 raise ModelError(
                     f"node '{escape(node.name or '')}' ({escape(node.op_type)}): the size of its "
                     f"result '{escape(value.name)}' cannot be known; declare it in the model's "
-                    "value_info, or export with fixed shapes"
+                    "value_info, or export with fixed shapes; for an operator of your own give "
+                    "`register` a shape function"
                 )
 
 

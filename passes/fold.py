@@ -17,7 +17,10 @@ import onnx.reference.ops
 import onnx_ir as ir
 
 from morphgraph.errors import ModelError
+from morphgraph.notation import NotationError
 from morphgraph.onnx_io import PARAMETERS_KEY, escape, stored_names
+from morphgraph.ops import correct, entry_of
+from morphgraph.ops.op import UnreadableError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -110,6 +113,8 @@ class _Folder:
             self._infer(node, proto)
             if self._simplify_reshape(node):
                 return
+        elif any(value.name and _known_shape(value) is None for value in node.outputs):
+            self._infer_taught(node)
         if not self._forward(node):
             self._evaluate(node)
 
@@ -364,6 +369,33 @@ class _Folder:
         for output in node.outputs:
             if output.name in inferred:
                 _refine(output, inferred[output.name])
+
+    def _infer_taught(self, node: ir.Node) -> None:
+        """The sizes that an operator's entry tells where ONNX has no schema; declared ones stay."""
+        entry = entry_of(node.op_type, node.domain)
+        shapes = [_known_shape(value) for value in node.inputs]
+        if entry is None or entry.shape is None:
+            return
+        if any(v is not None and s is None for v, s in zip(node.inputs, shapes, strict=True)):
+            return
+        where = f"node '{escape(node.name or '')}' ({escape(node.op_type)})"
+        try:
+            results = entry.call(entry.shape, node, *shapes)
+        except UnreadableError:
+            return  # nothing is known of this form of it
+        except NotationError as error:
+            raise ModelError(f"{where}: {error}; {correct(entry)}") from error
+        except Exception as error:
+            raise ModelError(
+                f"{where}: its shape function raised {type(error).__name__}: {error}; "
+                f"{correct(entry)}"
+            ) from error
+        several = any(isinstance(shape, Sequence) or shape is None for shape in results)
+        for value, shape in zip(node.outputs, results if several else [results], strict=False):
+            if value.type is None and node.inputs and node.inputs[0] is not None:
+                value.type = node.inputs[0].type
+            if shape is not None and _known_shape(value) is None:
+                value.shape = ir.Shape(shape)
 
     def _evaluate(self, node: ir.Node) -> None:
         """Replace a node by what it computes where all operands are constants."""

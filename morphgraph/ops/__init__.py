@@ -3,6 +3,7 @@
 from morphgraph.ops import (
     activation,
     contraction,
+    custom,
     elementwise,
     interpolation,
     movement,
@@ -13,6 +14,7 @@ from morphgraph.ops import (
     reduce,
     reshape,
 )
+from morphgraph.ops.custom import register
 from morphgraph.ops.op import (
     Description,
     Factor,
@@ -21,11 +23,11 @@ from morphgraph.ops.op import (
     OpNode,
     Place,
     Resizing,
+    correct,
     describe,
     described_ops,
     entry_of,
     op,
-    register,
 )
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "Resizing",
     "activation",
     "contraction",
+    "correct",
+    "custom",
     "describe",
     "described_ops",
     "elementwise",
