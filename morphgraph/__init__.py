@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from morphgraph.passes.cost import cost as cost
     from morphgraph.passes.expand import expand as expand
     from morphgraph.passes.lift import lift as lift
-    from morphgraph.passes.verify import verify as verify
     from morphgraph.plans import Plan as Plan
     from morphgraph.torch_io.export import export as export
     from morphgraph.torch_io.to_torch import to_torch as to_torch
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from morphgraph.train.controller import Budget as Budget
     from morphgraph.train.loop import morph as morph
     from morphgraph.train.regularizer import Regularizer as Regularizer
-    from morphgraph.workflow import apply as apply
+    from morphgraph.workflow import apply as apply, verify as verify
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
 _HOMES = {
@@ -77,7 +76,7 @@ _HOMES = {
     "save": "morphgraph.onnx_io",
     "to_torch": "morphgraph.torch_io.to_torch",
     "uniform": "morphgraph.passes.budget",
-    "verify": "morphgraph.passes.verify",
+    "verify": "morphgraph.workflow",
     "with_weights": "morphgraph.torch_io.weights",
 }
 

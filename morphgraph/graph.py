@@ -12,8 +12,9 @@ Everything here is data; the passes ``couple`` and ``group`` fill it in.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import networkx as nx
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,28 @@ from morphgraph.notation import Shape
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+Attention = Literal["heads", "head-dim"]
+
+
+class LiftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How a model was lifted: which groups it has, and of what width, depends on it.
+
+    ``attention`` says whether attentions shrink by whole heads or by every head's size,
+    ``pin_outputs`` whether graph outputs keep their size, and ``input_shapes`` the sizes of inputs
+    that the file leaves open.
+    """
+
+    attention: Attention = "heads"
+    pin_outputs: bool = True
+    input_shapes: dict[str, tuple[int, ...]] = {}
+
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of ``lift``.
+
+        >>> LiftOptions(attention="head-dim").arguments()["attention"]
+        'head-dim'
+        """
+        return msgspec.structs.asdict(self)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -159,6 +182,7 @@ class ChannelGraph:
         channel_group: group of every channel, -1 where nobody would resize it, ``[channels]``.
         per_channel: positions per channel, ``[classes, groups]`` sparse.
         fixed_size: positions that belong to no listed group, ``[classes]``.
+        options: how the model was lifted.
     """
 
     couplings: Couplings
@@ -169,6 +193,7 @@ class ChannelGraph:
     channel_group: IntArray
     per_channel: sparse.csr_array
     fixed_size: FloatArray
+    options: LiftOptions = field(default_factory=LiftOptions)
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

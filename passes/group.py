@@ -14,15 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from morphgraph.graph import ChannelGraph, Couplings, Dim, Edge, Group, IntArray
-
-Attention = Literal["heads", "head-dim"]
+from morphgraph.graph import Attention, ChannelGraph, Couplings, Dim, Edge, Group, IntArray
 
 
 @dataclass(frozen=True, slots=True)

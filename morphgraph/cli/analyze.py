@@ -10,10 +10,11 @@ from morphgraph.cli.console import show
 from morphgraph.cli.models import open_graph, some, warn_of_weights
 from morphgraph.cli.options import (
     MODEL,
+    Lifting,
     common,
     convention_option,
     format_option,
-    input_shape_option,
+    lift_options,
 )
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
@@ -66,7 +67,7 @@ from morphgraph.report.tables import (
     "--top", type=click.IntRange(min=1), metavar="N", help="Only the N most expensive rows."
 )
 @convention_option
-@input_shape_option
+@lift_options
 @format_option
 @common
 def analyze(
@@ -76,14 +77,14 @@ def analyze(
     name: str | None,
     top: int | None,
     convention: Convention,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    lifting: Lifting,
     kind: Format,
 ) -> None:
     """Show a model's channel groups, what they cost, and which can shrink.
 
     JSON always holds all layers and groups; --by and --top choose the rows of the other formats.
     """
-    graph = open_graph(model, input_shapes)
+    graph = open_graph(model, lifting)
     broken = warn_of_weights(model, graph)
     analysis = analyze_graph(
         graph, model, cost_kind=cost_kind, convention=convention, not_finite=broken
