@@ -73,6 +73,24 @@ class Member:
     per_channel: int
 
 
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Why a class keeps its size, and how the reason came to it.
+
+    Attributes:
+        reason: where it arose, as a person would say it.
+        node: the dim or factor of the class at which it came in.
+        source: the dim or factor of another class that it came from; ``None`` where it arose here.
+        through: the operator between them, by its place in the model's order; where the reason
+            arose within an operator's axis, that operator.
+    """
+
+    reason: str
+    node: int
+    source: int | None = None
+    through: int | None = None
+
+
 @dataclass(frozen=True)
 class Group:
     """Channels that live and die one by one, each at the same cost.
@@ -88,6 +106,7 @@ class Group:
         readers: layers that sum over them.
         channels: ids of its channels, in the order of the first producer's axis.
         stands_on: the classes that it stands on: the dims of each, and the positions per channel.
+        pinned_by: the class in ``ChannelGraph.pins`` that the reason is of; -1 where there is none.
     """
 
     index: int
@@ -100,6 +119,7 @@ class Group:
     readers: tuple[str, ...]
     channels: IntArray = field(repr=False, compare=False)
     stands_on: tuple[tuple[Sequence[Dim], int], ...] = field(repr=False, compare=False)
+    pinned_by: int = field(default=-1, repr=False, compare=False)
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
@@ -182,6 +202,7 @@ class ChannelGraph:
         channel_group: group of every channel, -1 where nobody would resize it, ``[channels]``.
         per_channel: positions per channel, ``[classes, groups]`` sparse.
         fixed_size: positions that belong to no listed group, ``[classes]``.
+        pins: per class that keeps its size the reason, and how it came there.
         options: how the model was lifted.
     """
 
@@ -193,6 +214,7 @@ class ChannelGraph:
     channel_group: IntArray
     per_channel: sparse.csr_array
     fixed_size: FloatArray
+    pins: Mapping[int, Pin] = field(default_factory=dict)
     options: LiftOptions = field(default_factory=LiftOptions)
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 

@@ -20,7 +20,17 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from morphgraph.graph import Attention, ChannelGraph, Couplings, Dim, Edge, Group, IntArray
+from morphgraph.graph import (
+    Attention,
+    ChannelGraph,
+    Couplings,
+    Dim,
+    Edge,
+    GraphNode,
+    Group,
+    IntArray,
+    Pin,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +109,17 @@ def _sites(couplings: Couplings, classes: IntArray) -> list[_Site]:
     return sites
 
 
-def _pins(couplings: Couplings, classes: IntArray) -> dict[int, str]:
+def _pins(couplings: Couplings, classes: IntArray) -> dict[int, Pin]:
     """The reason why a class keeps its size, for those that something pins directly."""
-    reasons: dict[int, str] = {}
+    reasons: dict[int, Pin] = {}
     for node, reason in couplings.pins.items():
         kind = int(classes[node])
         if kind not in reasons or reason.startswith("graph "):
-            reasons[kind] = reason
+            reasons[kind] = Pin(reason, node)
     return reasons
 
 
-def _spread(sites: Sequence[_Site], reasons: dict[int, str], start: Iterable[int]) -> None:
+def _spread(sites: Sequence[_Site], reasons: dict[int, Pin], start: Iterable[int]) -> None:
     """Carry pins over the sites until nothing changes."""
     touching: dict[int, list[_Site]] = defaultdict(list)
     for site in sites:
@@ -120,14 +130,20 @@ def _spread(sites: Sequence[_Site], reasons: dict[int, str], start: Iterable[int
         kind = pending.pop()
         for site in touching[kind]:
             if site.dim_class in reasons:
-                found = [(k, reasons[site.dim_class]) for k in site.factor_classes]
+                reason = reasons[site.dim_class].reason
+                found = [
+                    (other, Pin(reason, edge.factor, edge.dim, edge.node))
+                    for other, edge in zip(site.factor_classes, site.edges, strict=True)
+                ]
             elif site.covers and all(k in reasons for k in site.factor_classes):
-                found = [(site.dim_class, reasons[site.factor_classes[0]])]
+                edge = site.edges[0]
+                reason = reasons[site.factor_classes[0]].reason
+                found = [(site.dim_class, Pin(reason, edge.dim, edge.factor, edge.node))]
             else:
                 continue
-            for other, reason in found:
+            for other, pin in found:
                 if other not in reasons:
-                    reasons[other] = reason
+                    reasons[other] = pin
                     pending.append(other)
 
 
@@ -135,7 +151,7 @@ def _choose_carriers(
     couplings: Couplings,
     classes: IntArray,
     sites: Sequence[_Site],
-    reasons: dict[int, str],
+    reasons: dict[int, Pin],
     attention: Attention,
 ) -> None:
     """Leave every product axis one free factor at most; the pins of the losers spread."""
@@ -166,7 +182,10 @@ def _choose_carriers(
             winner = -1
         losers = [kind for kind in free if kind != winner]
         for kind in losers:
-            reasons[kind] = "shares an axis with the factor that shrinks there"
+            edge = site.edges[site.factor_classes.index(kind)]
+            reasons[kind] = Pin(
+                "shares an axis with the factor that shrinks there", edge.factor, through=edge.node
+            )
         _spread(sites, reasons, losers)
 
 
@@ -178,7 +197,7 @@ class _Solver:
         couplings: Couplings,
         classes: IntArray,
         sites: Sequence[_Site],
-        reasons: Mapping[int, str],
+        reasons: Mapping[int, Pin],
     ) -> None:
         self.couplings = couplings
         self.classes = classes
@@ -210,7 +229,8 @@ class _Solver:
         for number, channel in enumerate(representatives):
             span = order[bounds[channel] : bounds[channel + 1]]
             touched = pairs_class[span]
-            reason = None if pinned_by[channel] < 0 else self.reasons[int(pinned_by[channel])]
+            pin = self.reasons.get(int(pinned_by[channel]))
+            reason = None if pin is None else pin.reason
             stands_on = tuple(
                 (nodes_of_class[kind], int(per))
                 for kind, per in zip(touched, per_channel[span], strict=True)
@@ -234,6 +254,7 @@ class _Solver:
                     readers=roles.readers(touched),
                     channels=channels,
                     stands_on=stands_on,
+                    pinned_by=int(pinned_by[channel]),
                 )
             )
             rows += list(touched)
@@ -253,6 +274,7 @@ class _Solver:
             channel_group=listed[channel_set],
             per_channel=matrix,
             fixed_size=self.class_size - matrix @ widths,
+            pins=self.reasons,
         )
 
     def _channels(self) -> tuple[IntArray, IntArray]:
@@ -328,6 +350,23 @@ def _mix(words: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtyp
     return words ^ (words >> np.uint64(31))
 
 
+def makes(couplings: Couplings, node: GraphNode, ports: Sequence[int]) -> bool:
+    """Whether a factor at these ports stands on a result and on weights, and on no activation."""
+    return any(port < 0 for port in ports) and not _activations(couplings, node, ports)
+
+
+def ties(couplings: Couplings, node: GraphNode, ports: Sequence[int]) -> bool:
+    """Whether a factor at these ports stands on two activation operands."""
+    return len(_activations(couplings, node, ports)) > 1
+
+
+def _activations(couplings: Couplings, node: GraphNode, ports: Sequence[int]) -> list[str]:
+    """The operands at these ports that are no weights."""
+    operands = [node.ir.inputs[port] for port in ports if port >= 0]
+    names = [value.name or "" for value in operands if value is not None]
+    return [name for name in names if name not in couplings.weights]
+
+
 class _Roles:
     """What layers do with a class: produce its channels, sum over them, compete over them."""
 
@@ -355,22 +394,10 @@ class _Roles:
                 if name in node.contracted:
                     self.read[kind].append(number)
                 made = factor in counted and name not in node.contracted
-                if made and self._makes(node.ir, ports):
+                if made and makes(couplings, node, ports):
                     self.produced[kind].append(number)
-                if node.ir.op_type in ("Add", "Sum", "Sub") and self._adds(node.ir, ports):
+                if node.ir.op_type in ("Add", "Sum", "Sub") and ties(couplings, node, ports):
                     self.added.add(kind)
-
-    def _makes(self, node: Any, ports: Sequence[int]) -> bool:
-        """Whether a factor stands on a result and on weights, and on no activation."""
-        operands = [node.inputs[port].name for port in ports if port >= 0]
-        return any(port < 0 for port in ports) and all(
-            v in self.couplings.weights for v in operands
-        )
-
-    def _adds(self, node: Any, ports: Sequence[int]) -> bool:
-        """Whether a factor stands on two activation operands."""
-        operands = [node.inputs[port].name for port in ports if port >= 0]
-        return sum(v not in self.couplings.weights for v in operands) > 1
 
     def on_weights(self, touched: IntArray) -> bool:
         """Whether a weight has these channels, so that a user would ask about them."""
