@@ -173,9 +173,8 @@ def explain(graph: ChannelGraph, name: str, *, convention: Convention = "default
     >>> from morphgraph.examples import image, residual_cnn
     >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
     >>> life = mg.explain(graph, "stem").groups[0]
-    >>> [(use.operator, use.role) for use in life.operators][:3]
-    [('node_conv2d', 'makes'), ('node__native_batch_norm_legit_no_training', 'carries on'),
-     ('node_relu', 'carries on')]
+    >>> [(use.op_type, use.role) for use in life.operators][:3]
+    [('Conv', 'makes'), ('BatchNormalization', 'carries on'), ('Relu', 'carries on')]
     >>> mg.explain(graph, "fc").groups[0].reason
     "graph output 'linear'"
 
