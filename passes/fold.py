@@ -19,7 +19,7 @@ import onnx_ir as ir
 from morphgraph.errors import ModelError
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import PARAMETERS_KEY, escape, stored_names
-from morphgraph.ops import correct, entry_of
+from morphgraph.ops import OpNode, correct, describe, entry_of
 from morphgraph.ops.op import UnreadableError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -113,7 +113,7 @@ class _Folder:
             self._infer(node, proto)
             if self._simplify_reshape(node):
                 return
-        elif any(value.name and _known_shape(value) is None for value in node.outputs):
+        else:
             self._infer_taught(node)
         if not self._forward(node):
             self._evaluate(node)
@@ -371,31 +371,30 @@ class _Folder:
                 _refine(output, inferred[output.name])
 
     def _infer_taught(self, node: ir.Node) -> None:
-        """The sizes that an operator's entry tells where ONNX has no schema; declared ones stay."""
+        """The sizes that an operator's entry tells where ONNX has no schema; declared ones stay.
+
+        What the entry says is held against them here, where the node is at fault, and not where a
+        later one stumbles.
+        """
         entry = entry_of(node.op_type, node.domain)
-        shapes = [_known_shape(value) for value in node.inputs]
-        if entry is None or entry.shape is None:
+        present = [value for value in node.inputs if value is not None]
+        if entry is None or any(_known_shape(value) is None for value in present):
             return
-        if any(v is not None and s is None for v, s in zip(node.inputs, shapes, strict=True)):
-            return
+        results = [value for value in node.outputs if value.name]
         where = f"node '{escape(node.name or '')}' ({escape(node.op_type)})"
         try:
-            results = entry.call(entry.shape, node, *shapes)
+            if entry.shape is not None and any(_known_shape(value) is None for value in results):
+                _note_shapes(node, entry.call(entry.shape, node, *map(_known_shape, node.inputs)))
+            if all(_known_shape(value) is not None for value in results):
+                describe(OpNode(node))
         except UnreadableError:
             return  # nothing is known of this form of it
         except NotationError as error:
-            raise ModelError(f"{where}: {error}; {correct(entry)}") from error
+            raise ModelError(f"{where}: shape mismatch: {error}; {correct(entry)}") from error
         except Exception as error:
             raise ModelError(
-                f"{where}: its shape function raised {type(error).__name__}: {error}; "
-                f"{correct(entry)}"
+                f"{where}: its entry raised {type(error).__name__}: {error}; {correct(entry)}"
             ) from error
-        several = any(isinstance(shape, Sequence) or shape is None for shape in results)
-        for value, shape in zip(node.outputs, results if several else [results], strict=False):
-            if value.type is None and node.inputs and node.inputs[0] is not None:
-                value.type = node.inputs[0].type
-            if shape is not None and _known_shape(value) is None:
-                value.shape = ir.Shape(shape)
 
     def _evaluate(self, node: ir.Node) -> None:
         """Replace a node by what it computes where all operands are constants."""
@@ -533,6 +532,16 @@ def _type_proto(value: ir.Value) -> onnx.TypeProto | None:
     if value.shape is not None:
         ir.serde.serialize_shape_into(proto, value.shape)
     return proto
+
+
+def _note_shapes(node: ir.Node, told: Sequence[Any]) -> None:
+    """Note the shapes of results where none is declared: one, or one per result."""
+    several = any(shape is None or isinstance(shape, Sequence) for shape in told)
+    for value, shape in zip(node.outputs, told if several else [told], strict=False):
+        if value.type is None and node.inputs and node.inputs[0] is not None:
+            value.type = node.inputs[0].type
+        if shape is not None and _known_shape(value) is None:
+            value.shape = ir.Shape(shape)
 
 
 def _is_everything(indices: ir.TensorProtocol, shape: tuple[int, ...] | None) -> bool:
