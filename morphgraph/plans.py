@@ -320,7 +320,7 @@ def _structure(model: ir.Graph, inner: bool = False) -> Iterator[str]:
         tensor = value.const_value
         number = ""
         if tensor is not None and tensor.dtype in _STRUCTURAL and tensor.size <= _HASHED_ELEMENTS:
-            number = f"={tensor.numpy().tolist()}"
+            number = f"={hashlib.sha256(tensor.numpy().astype('<i8').tobytes()).hexdigest()}"
         yield f"{typed(value)}{number};"
     for node in model:
         inputs = ",".join("" if v is None else v.name or "" for v in node.inputs)
