@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from morphgraph.passes.cost import cost as cost
     from morphgraph.passes.expand import expand as expand
     from morphgraph.passes.lift import lift as lift
-    from morphgraph.passes.verify import verify as verify
     from morphgraph.plans import Plan as Plan
+    from morphgraph.report.explanation import explain as explain
     from morphgraph.torch_io.export import export as export
     from morphgraph.torch_io.to_torch import to_torch as to_torch
     from morphgraph.torch_io.weights import with_weights as with_weights
     from morphgraph.train.controller import Budget as Budget
     from morphgraph.train.loop import morph as morph
     from morphgraph.train.regularizer import Regularizer as Regularizer
-    from morphgraph.workflow import apply as apply
+    from morphgraph.workflow import apply as apply, verify as verify
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
 _HOMES = {
@@ -68,6 +68,7 @@ _HOMES = {
     "bench": "morphgraph.bench",
     "cost": "morphgraph.passes.cost",
     "export": "morphgraph.torch_io.export",
+    "explain": "morphgraph.report.explanation",
     "expand": "morphgraph.passes.expand",
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
@@ -77,7 +78,7 @@ _HOMES = {
     "save": "morphgraph.onnx_io",
     "to_torch": "morphgraph.torch_io.to_torch",
     "uniform": "morphgraph.passes.budget",
-    "verify": "morphgraph.passes.verify",
+    "verify": "morphgraph.workflow",
     "with_weights": "morphgraph.torch_io.weights",
 }
 

@@ -12,8 +12,9 @@ Everything here is data; the passes ``couple`` and ``group`` fill it in.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import networkx as nx
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,28 @@ from morphgraph.notation import Shape
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+Attention = Literal["heads", "head-dim"]
+
+
+class LiftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How a model was lifted: which groups it has, and of what width, depends on it.
+
+    ``attention`` says whether attentions shrink by whole heads or by every head's size,
+    ``pin_outputs`` whether graph outputs keep their size, and ``input_shapes`` the sizes of inputs
+    that the file leaves open.
+    """
+
+    attention: Attention = "heads"
+    pin_outputs: bool = True
+    input_shapes: dict[str, tuple[int, ...]] = {}
+
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of ``lift``.
+
+        >>> LiftOptions(attention="head-dim").arguments()["attention"]
+        'head-dim'
+        """
+        return msgspec.structs.asdict(self)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -50,6 +73,29 @@ class Member:
     per_channel: int
 
 
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Why a class keeps its size, and how the reason came to it.
+
+    Classes are numbers in ``ChannelGraph.node_class``. Finer factors that no operator names have a
+    class, but no dim or factor.
+
+    Attributes:
+        reason: where it arose, as a person would say it.
+        node: the dim or factor of the class at which it came in; ``None`` where it has none.
+        source: the class that it came from; ``None`` where it arose here.
+        source_node: the dim or factor of that class; ``None`` where it has none.
+        through: the operator between them, by its place in the model's order; where the reason
+            arose within an operator's axis, that operator.
+    """
+
+    reason: str
+    node: int | None
+    source: int | None = None
+    source_node: int | None = None
+    through: int | None = None
+
+
 @dataclass(frozen=True)
 class Group:
     """Channels that live and die one by one, each at the same cost.
@@ -65,6 +111,7 @@ class Group:
         readers: layers that sum over them.
         channels: ids of its channels, in the order of the first producer's axis.
         stands_on: the classes that it stands on: the dims of each, and the positions per channel.
+        pinned_by: the class in ``ChannelGraph.pins`` that the reason is of; -1 where there is none.
     """
 
     index: int
@@ -77,6 +124,7 @@ class Group:
     readers: tuple[str, ...]
     channels: IntArray = field(repr=False, compare=False)
     stands_on: tuple[tuple[Sequence[Dim], int], ...] = field(repr=False, compare=False)
+    pinned_by: int = field(default=-1, repr=False, compare=False)
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
@@ -160,6 +208,8 @@ class ChannelGraph:
         channel_group: group of every channel, -1 where nobody would resize it, ``[channels]``.
         per_channel: positions per channel, ``[classes, groups]`` sparse.
         fixed_size: positions that belong to no listed group, ``[classes]``.
+        pins: per class that keeps its size the reason, and how it came there.
+        options: how the model was lifted.
     """
 
     couplings: Couplings
@@ -170,6 +220,8 @@ class ChannelGraph:
     channel_group: IntArray
     per_channel: sparse.csr_array
     fixed_size: FloatArray
+    pins: Mapping[int, Pin] = field(default_factory=dict)
+    options: LiftOptions = field(default_factory=LiftOptions)
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

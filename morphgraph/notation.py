@@ -16,7 +16,7 @@ absent;
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
@@ -184,6 +184,48 @@ def bind(
     return _bind(text, tuple(inputs), tuple(outputs), tuple(sorted((sizes or {}).items())))
 
 
+def result_shapes(
+    text: str, inputs: Sequence[Shape | None], sizes: Mapping[str, int] | None = None
+) -> list[Shape | None]:
+    """The shapes of an operator's results, as far as a line and the operands' shapes tell them.
+
+    ``None`` stands for a result with a factor that no operand has, or that takes no part.
+
+    >>> result_shapes("N (g i) *S, (g o) i *K -> N (g o) *T, N g", [(1, 6, 9), (9, 2, 3)], {"g": 3})
+    [None, (1, 3)]
+
+    Raises:
+        NotationError: rank or sizes do not fit; the message echoes the line and the shapes.
+    """
+    bound = bind(text, inputs, (), sizes)
+    stars = {
+        axis.name
+        for operand, shape in zip(bound.notation.inputs, inputs, strict=False)
+        for axis in operand or ()
+        if isinstance(axis, Star) and shape is not None
+    }
+    return [
+        None if operand is None else _shape_of(operand, bound, stars)
+        for operand in bound.notation.outputs
+    ]
+
+
+def _shape_of(
+    operand: tuple[Axis | Star, ...], bound: Binding, stars: Collection[str]
+) -> Shape | None:
+    shape: list[int] = []
+    for axis in operand:
+        if isinstance(axis, Star):
+            if axis.name not in stars:
+                return None
+            shape += [bound.sizes[name] for name in bound.expand(f"*{axis.name}")]
+        elif all(name in bound.sizes for name in axis.factors):
+            shape.append(prod(bound.sizes[name] for name in axis.factors))
+        else:
+            return None
+    return tuple(shape)
+
+
 @lru_cache(maxsize=65536)
 def _bind(
     text: str,
@@ -208,7 +250,8 @@ def _bind(
 
     def fail(why: str) -> NotationError:
         shown = ", ".join("-" if s is None else "x".join(map(str, s)) or "scalar" for s in inputs)
-        result = ", ".join("-" if s is None else "x".join(map(str, s)) or "scalar" for s in outputs)
+        found = ", ".join("-" if s is None else "x".join(map(str, s)) or "scalar" for s in outputs)
+        result = found or "?"
         return NotationError(f"{text!r} does not fit shapes {shown} -> {result}: {why}")
 
     sizes: dict[str, int] = dict(known)

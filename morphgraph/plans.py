@@ -1,22 +1,24 @@
 """The plan: which channels of every group stay. A JSON file that a person can read and edit.
 
-A plan belongs to a network's structure (operators, names, shapes), not to its weights: it outlives
-training, and a plan for another network is refused.
+A plan belongs to a network's structure (operators with their attributes, names, shapes), not to
+its weights: it outlives training, and a plan for another network is refused. It also says how the
+model was lifted, since the groups depend on that: who gets a plan lifts the model in the same way.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 
 from morphgraph.errors import FileError, PlanError
-from morphgraph.graph import ChannelGraph, Group, IntArray
+from morphgraph.graph import ChannelGraph, Group, IntArray, LiftOptions
 from morphgraph.onnx_io import escape, static_shape, write_atomically
 from morphgraph.version import __version__
 
@@ -71,10 +73,34 @@ class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
 
 
-class ModelRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The model that a plan belongs to."""
+class ModelRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The model that a plan belongs to; ``lift`` is how it was lifted, absent for the defaults."""
 
     structure: str
+    lift: LiftOptions = LiftOptions()
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Refuse another network, and the same one with other groups.
+
+        Raises:
+            PlanError: says what differs, and what to do.
+        """
+        made, found = self.lift, graph.options
+        if self.structure != structure_hash(graph):
+            sizes = ""
+            if made.input_shapes != found.input_shapes:
+                sizes = f" (its inputs were {_sizes(made)}, here they are {_sizes(found)})"
+            raise PlanError(
+                f"model.structure: the plan was made for another network{sizes}; make one for this "
+                "model (`plan`), or give the model that it was made for"
+            )
+        for option in ("attention", "pin_outputs"):
+            wanted, given = getattr(made, option), getattr(found, option)
+            if wanted != given:
+                raise PlanError(
+                    f"model.lift: the plan was made with {option}={wanted!r}, the model is lifted "
+                    f"with {given!r}; lift it as the plan says, or make a plan for {given!r}"
+                )
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,11 +192,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             PlanError: the plan is for another network, or a range does not fit its group.
         """
-        if self.model.structure != structure_hash(graph):
-            raise PlanError(
-                "model.structure: the plan was made for another network; make one for this model "
-                "(`plan`), or give the model that it was made for"
-            )
+        self.model.check(graph)
         by_id = {group.id: group for group in graph.groups}
         found: dict[int, IntArray] = {}
         for key, entry in self.groups.items():
@@ -246,7 +268,16 @@ def make_plan(
             groups[group.id] = GroupPlan(
                 group.name, group.width, _ranges(kept), int(new.get(index, 0))
             )
-    return Plan(ModelRef(structure_hash(graph)), dict(request), dict(cost), groups)
+    model = ModelRef(structure_hash(graph))
+    if graph.options != model.lift:
+        model = ModelRef(model.structure, graph.options)
+    return Plan(model, dict(request), dict(cost), groups)
+
+
+def _sizes(options: LiftOptions) -> str:
+    """Input shapes as the command line takes them."""
+    shapes = options.input_shapes.items()
+    return ", ".join(f"{escape(n)}={'x'.join(map(str, s))}" for n, s in shapes) or "as in the file"
 
 
 def _ranges(kept: IntArray) -> tuple[tuple[int, int], ...]:
@@ -259,18 +290,49 @@ def _ranges(kept: IntArray) -> tuple[tuple[int, int], ...]:
     return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(kept, breaks) if len(run))
 
 
+# Shapes, axes and indices are of these types; 8-bit integers are quantized weights.
+_STRUCTURAL = (ir.DataType.INT32, ir.DataType.INT64)
+_HASHED_ELEMENTS = 2**20  # of an integer constant; nobody keeps shapes or indices that are larger
+
+
 def structure_hash(graph: ChannelGraph) -> str:
-    """SHA-256 of the canonical structure: operators, names and shapes, not the weights."""
+    """SHA-256 of the canonical structure: what training leaves as it is.
+
+    Operators, names, shapes, attributes that are integers or words, and integer constants (shapes,
+    axes, indices). Not the weights, and no other floating-point number.
+    """
     if "structure" not in graph.cache:
         digest = hashlib.sha256()
-        model = graph.model.graph
-        for value in (*model.inputs, *model.initializers.values()):
-            digest.update(f"{value.name}:{static_shape(value)};".encode())
-        for node in model:
-            inputs = ",".join("" if v is None else v.name or "" for v in node.inputs)
-            outputs = ",".join(f"{v.name}:{static_shape(v)}" for v in node.outputs)
-            digest.update(f"{node.domain}:{node.op_type}({inputs})->{outputs};".encode())
-        digest.update(",".join(v.name or "" for v in model.outputs).encode())
+        for line in _structure(graph.model.graph):
+            digest.update(line.encode(errors="backslashreplace"))
         graph.cache["structure"] = digest.hexdigest()
     found: str = graph.cache["structure"]
     return found
+
+
+def _structure(model: ir.Graph, inner: bool = False) -> Iterator[str]:
+    """What is hashed. Sizes within a subgraph are not known, and follow from the rest."""
+
+    def typed(value: ir.Value) -> str:
+        return f"{value.name}" if inner else f"{value.name}:{static_shape(value)}"
+
+    for value in (*model.inputs, *model.initializers.values()):
+        tensor = value.const_value
+        number = ""
+        if tensor is not None and tensor.dtype in _STRUCTURAL and tensor.size <= _HASHED_ELEMENTS:
+            number = f"={hashlib.sha256(tensor.numpy().astype('<i8').tobytes()).hexdigest()}"
+        yield f"{typed(value)}{number};"
+    for node in model:
+        inputs = ",".join("" if v is None else v.name or "" for v in node.inputs)
+        outputs = ",".join(typed(value) for value in node.outputs)
+        yield f"{node.domain}:{node.op_type}({inputs})->{outputs};"
+        for name, attribute in sorted(node.attributes.items()):
+            match attribute.type:
+                case ir.AttributeType.GRAPH:
+                    yield f"{name}:"
+                    yield from _structure(attribute.as_graph(), inner=True)
+                case ir.AttributeType.INT | ir.AttributeType.STRING:
+                    yield f"{name}={attribute.value!r};"
+                case ir.AttributeType.INTS | ir.AttributeType.STRINGS:
+                    yield f"{name}={list(attribute.value)!r};"
+    yield ",".join(value.name or "" for value in model.outputs)

@@ -1,17 +1,19 @@
 """``apply``: from a model and a plan to the resized model, checked."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
 from morphgraph.passes.lift import lift
 from morphgraph.passes.resize import resize
-from morphgraph.passes.verify import VerifyReport, verify as check
+from morphgraph.passes.verify import TOLERANCE, VerifyReport, verify as compare
 from morphgraph.plans import Plan
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     Weights = nn.Module | Mapping[str, torch.Tensor]
+
+_HARDLY_FELT = 1e-3  # a wrong slice could hide below a removal that changes outputs by less
 
 
 @dataclass(frozen=True)
@@ -39,16 +43,18 @@ def apply(
     """Resize a model by a plan, and check the result against the masked original.
 
     Args:
-        graph: a lifted model, or a model or path that is lifted here; it is not changed.
+        graph: a lifted model, or a model or path that is lifted here, as it was for the plan; it is
+            not changed.
         plan: which channels stay.
         weights: a trained module or ``state_dict`` whose weights and running statistics the result
             gets, by name, instead of those in the model.
-        verify: whether to run both models in ONNX Runtime and compare them.
+        verify: whether to check the result, as :func:`verify` does.
 
     Raises:
         PlanError: the plan is for another network.
         ModelError: ``weights`` lacks a tensor, or has it in another shape.
-        UnsupportedError: ONNX Runtime does not run the model, so that it cannot be checked.
+        UnsupportedError: neither ONNX Runtime nor PyTorch runs the model, so that it cannot be
+            checked.
         VerificationError: the result is wrong.
     """
     return resize_and_check(graph, plan, weights=weights, verify=verify).model
@@ -63,7 +69,9 @@ def resize_and_check(
     seed: int = 0,
 ) -> Resized:
     """The same as :func:`apply`, with the errors that were measured; ``seed`` is of the inputs."""
-    original = graph if isinstance(graph, ChannelGraph) else lift(graph)
+    original = graph
+    if not isinstance(original, ChannelGraph):
+        original = lift(original, **plan.model.lift.arguments())
     if weights is not None:
         original = with_weights(original, weights)
     small = resize(original, plan.kept(original), plan.added(original), seed)
@@ -77,6 +85,70 @@ def resize_and_check(
         ) from error
     report.require()
     return Resized(small, report)
+
+
+def check(
+    graph: ChannelGraph,
+    plan: Plan,
+    small: ir.Model,
+    *,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    feeds: Mapping[str, np.ndarray[Any, Any]] | None = None,
+) -> VerifyReport:
+    """Compare a resized model with the original whose removed channels are masked.
+
+    Both run in ONNX Runtime. A model that it does not run, since it holds an operator of the
+    user's own, runs in PyTorch, if every operator has a lowering; the report's ``by`` says which it
+    was. Warns where the network hardly feels the removal, so that the check proves little.
+
+    Args:
+        graph: the original, with the weights that were resized.
+        plan: what was removed.
+        small: the resized model.
+        tolerance: largest error, relative to the output's scale.
+        seed: of the random inputs.
+        feeds: inputs by name instead of random ones.
+
+    Raises:
+        PlanError: the plan is for another network.
+        UnsupportedError: neither ONNX Runtime nor PyTorch runs the model.
+    """
+    try:
+        report = compare(graph, plan, small, tolerance=tolerance, seed=seed, feeds=feeds)
+    except UnsupportedError as error:
+        report = _compare_in_torch(error, graph, plan, small, tolerance, seed, feeds)
+    if plan.kept(graph) and report.ok and report.felt < _HARDLY_FELT:
+        warnings.warn(
+            f"the network hardly feels what was removed ({report.felt:.1g} of its outputs' scale), "
+            "so that this check proves little; check again with trained weights",
+            MorphWarning,
+            stacklevel=2,
+        )
+    return report
+
+
+verify = check  # the public name; in the functions above it is an argument
+
+
+def _compare_in_torch(
+    refusal: UnsupportedError,
+    graph: ChannelGraph,
+    plan: Plan,
+    small: ir.Model,
+    tolerance: float,
+    seed: int,
+    feeds: Mapping[str, np.ndarray[Any, Any]] | None,
+) -> VerifyReport:
+    from morphgraph.torch_io.running import run
+
+    try:
+        report = compare(
+            graph, plan, small, tolerance=tolerance, seed=seed, feeds=feeds, runner=run
+        )
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{refusal}; nor can it be checked in PyTorch: {error}") from error
+    return replace(report, by="PyTorch")
 
 
 def with_weights(graph: ChannelGraph, weights: "Weights") -> ChannelGraph:

@@ -468,6 +468,11 @@ def _scores(graph: ChannelGraph, score: Score | FloatArray, seed: int) -> FloatA
         raise UnsupportedError(f"{given.size} scores for {channels} channels; give one per channel")
     if np.isnan(given).any():
         raise UnsupportedError(f"score {int(np.isnan(given).argmax())} is NaN; it cannot be ranked")
+    if np.isinf(given).any():
+        raise UnsupportedError(
+            f"score {int(np.isinf(given).argmax())} is infinite; a score counts as a share of its "
+            "group's sum, so give finite ones, and keep whole groups by `exclude`"
+        )
     return given
 
 

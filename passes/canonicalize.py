@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.onnx_check import check_opset
 from morphgraph.onnx_io import bind_inputs, escape, static_shape
+from morphgraph.ops import entry_of
 from morphgraph.passes.fold import fold_constants
 from morphgraph.passes.unpack import unpack_sequences
 
@@ -185,9 +187,19 @@ def _check_shapes(graph: ir.Graph) -> None:
             if value.name and not (known and value.dtype is not None):
                 raise ModelError(
                     f"node '{escape(node.name or '')}' ({escape(node.op_type)}): the size of its "
-                    f"result '{escape(value.name)}' cannot be known; declare it in the model's "
-                    "value_info, or export with fixed shapes"
+                    f"result '{escape(value.name)}' cannot be known; {_make_known(node)}"
                 )
+
+
+def _make_known(node: ir.Node) -> str:
+    """How the size of a node's results can become known, as it stands in a message."""
+    if onnx.defs.has(node.op_type, node.domain):
+        return "declare it in the model's value_info, or export with fixed shapes"
+    entry = entry_of(node.op_type, node.domain)
+    if entry is None:
+        return "teach the operator (mg.register, --ops), or declare it in the model's value_info"
+    where = f" ({entry.origin})" if entry.origin else ""
+    return f"give its `register`{where} a shape function, or declare it in the model's value_info"
 
 
 # -- dynamic batch -----------------------------------------------------------------------------

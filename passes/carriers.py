@@ -8,19 +8,17 @@ that two sites do not tie a channel to two masters.
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from morphgraph.graph import Couplings, IntArray
-from morphgraph.passes.sites import Site, Sites
-
-Attention = Literal["heads", "head-dim"]
+from morphgraph.graph import Attention, Couplings, IntArray, Pin
+from morphgraph.passes.sites import Part, Site, Sites
 
 _LOST = "shares an axis with the factor that shrinks there"
 
 
-def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[int, str]:
+def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[int, Pin]:
     """The classes that keep their size, each with the reason; of every product one factor is free.
 
     Args:
@@ -57,7 +55,13 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
                 ),
             ).kind
             carriers.add(winner)
-        pins.add({part.kind: _LOST for part in free if part.kind != winner})
+        pins.add(
+            {
+                part.kind: Pin(_LOST, part.node, through=site.through)
+                for part in free
+                if part.kind != winner
+            }
+        )
     return pins.reasons
 
 
@@ -100,21 +104,21 @@ class _Pins:
     """
 
     def __init__(self, couplings: Couplings, found: Sites) -> None:
-        self.reasons: dict[int, str] = {}
+        self.reasons: dict[int, Pin] = {}
         self._sizes = found.sizes
-        self._partly: dict[int, tuple[np.ndarray[Any, np.dtype[np.bool_]], str]] = {}
+        self._partly: dict[int, tuple[np.ndarray[Any, np.dtype[np.bool_]], Pin]] = {}
         self._touching: dict[int, list[Site]] = defaultdict(list)
         for site in found.sites:
             for kind in {site.dim_class, *(part.kind for part in site.parts)}:
                 self._touching[kind].append(site)
-        direct: dict[int, str] = {}
+        direct: dict[int, Pin] = {}
         for node, reason in couplings.pins.items():
             kind = int(found.classes[node])
             if kind not in direct or reason.startswith("graph "):
-                direct[kind] = reason
+                direct[kind] = Pin(reason, node)
         self.add(direct)
 
-    def add(self, reasons: Mapping[int, str]) -> None:
+    def add(self, reasons: Mapping[int, Pin]) -> None:
         """Pin classes, and all that keeps its size with them."""
         self.reasons.update(reasons)
         self._pending = list(reasons)
@@ -128,31 +132,43 @@ class _Pins:
     def _over_product(self, site: Site) -> None:
         if site.dim_class in self.reasons:
             for part in site.parts:
-                self._pin(part.kind, self.reasons[site.dim_class])
+                self._pin(part.kind, self._down(site, part))
         elif all(part.kind in self.reasons for part in site.parts):
-            self._pin(site.dim_class, self.reasons[site.parts[0].kind])
+            self._pin(site.dim_class, self._up(site, site.parts[0]))
 
     def _over_segments(self, site: Site) -> None:
         for part in site.parts:
             if part.kind in self.reasons and site.dim_class in self.reasons:
                 continue
             elements, positions = part.pairs()
-            for here, there, source, target in (
-                (part.kind, site.dim_class, elements, positions),
-                (site.dim_class, part.kind, positions, elements),
+            for here, there, source, target, pin in (
+                (part.kind, site.dim_class, elements, positions, self._up(site, part)),
+                (site.dim_class, part.kind, positions, elements, self._down(site, part)),
             ):
                 if here in self.reasons:
-                    self._mark(there, target, self.reasons[here])
+                    self._mark(there, target, pin)
                 elif here in self._partly:
-                    pinned, reason = self._partly[here]
-                    self._mark(there, target[pinned[source]], reason)
+                    self._mark(there, target[self._partly[here][0][source]], pin)
 
-    def _mark(self, kind: int, positions: IntArray, reason: str) -> None:
+    def _up(self, site: Site, part: Part) -> Pin:
+        """The pin of an axis that comes from a factor on it."""
+        return Pin(self._reason(part.kind), site.dim, part.kind, part.node, site.through)
+
+    def _down(self, site: Site, part: Part) -> Pin:
+        """The pin of a factor that comes from the axis that it stands on."""
+        source = site.dim_class
+        return Pin(self._reason(source), part.node, source, site.dim, site.through)
+
+    def _reason(self, kind: int) -> str:
+        pin = self.reasons.get(kind) or self._partly.get(kind, (None, None))[1]
+        return "" if pin is None else pin.reason
+
+    def _mark(self, kind: int, positions: IntArray, pin: Pin) -> None:
         """Pin some positions of a class; once all are pinned, the class is."""
         if kind in self.reasons:
             return
         nothing = np.zeros(self._sizes[kind], dtype=bool)
-        pinned, first = self._partly.setdefault(kind, (nothing, reason))
+        pinned, first = self._partly.setdefault(kind, (nothing, pin))
         if pinned[positions].all():
             return
         pinned[positions] = True
@@ -160,7 +176,7 @@ class _Pins:
         if pinned.all():
             self._pin(kind, first)
 
-    def _pin(self, kind: int, reason: str) -> None:
+    def _pin(self, kind: int, pin: Pin) -> None:
         if kind not in self.reasons:
-            self.reasons[kind] = reason
+            self.reasons[kind] = pin
             self._pending.append(kind)

@@ -7,7 +7,7 @@ from morphgraph.errors import ModelError
 from morphgraph.graph import Couplings, Dim, Edge, FactorNode, GraphNode
 from morphgraph.notation import NotationError, Shape
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.ops import Description, OpNode, describe
+from morphgraph.ops import Description, OpNode, correct, describe, entry_of
 from morphgraph.passes.fold import captured
 
 
@@ -48,7 +48,7 @@ class _Coupler:
             except NotationError as error:
                 raise ModelError(
                     f"node '{escape(op_node.name)}' ({op_node.op_type}): shape mismatch: {error}; "
-                    "the model's weights and inputs do not belong together"
+                    f"{correct(entry_of(op_node.op_type, op_node.domain))}"
                 ) from None
             self.descriptions.append((op_node, description))
             ports = {

@@ -17,7 +17,10 @@ import onnx.reference.ops
 import onnx_ir as ir
 
 from morphgraph.errors import ModelError
+from morphgraph.notation import NotationError
 from morphgraph.onnx_io import PARAMETERS_KEY, escape, stored_names
+from morphgraph.ops import OpNode, correct, describe, entry_of
+from morphgraph.ops.op import UnreadableError
 from morphgraph.stored import StoredTensor, is_stored
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -114,6 +117,8 @@ class _Folder:
             self._infer(node, proto)
             if self._simplify_reshape(node):
                 return
+        else:
+            self._infer_taught(node)
         if not self._forward(node):
             self._evaluate(node)
 
@@ -406,6 +411,32 @@ class _Folder:
                 for name, kind in inferred.items()
             }
 
+    def _infer_taught(self, node: ir.Node) -> None:
+        """The sizes that an operator's entry tells where ONNX has no schema; declared ones stay.
+
+        What the entry says is held against them here, where the node is at fault, and not where a
+        later one stumbles.
+        """
+        entry = entry_of(node.op_type, node.domain)
+        present = [value for value in node.inputs if value is not None]
+        if entry is None or any(_known_shape(value) is None for value in present):
+            return
+        results = [value for value in node.outputs if value.name]
+        where = f"node '{escape(node.name or '')}' ({escape(node.op_type)})"
+        try:
+            if entry.shape is not None and any(_known_shape(value) is None for value in results):
+                _note_shapes(node, entry.call(entry.shape, node, *map(_known_shape, node.inputs)))
+            if all(_known_shape(value) is not None for value in results):
+                describe(OpNode(node))
+        except UnreadableError:
+            return  # nothing is known of this form of it
+        except NotationError as error:
+            raise ModelError(f"{where}: shape mismatch: {error}; {correct(entry)}") from error
+        except Exception as error:
+            raise ModelError(
+                f"{where}: its entry raised {type(error).__name__}: {error}; {correct(entry)}"
+            ) from error
+
     def _evaluate(self, node: ir.Node) -> None:
         """Replace a node by what it computes where all operands are constants."""
         if node.domain or node.op_type in _NEVER_FOLDED or _has_subgraph(node):
@@ -558,6 +589,16 @@ def _retyped(kind: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
     copy.CopyFrom(kind)
     copy.tensor_type.elem_type = new
     return copy
+
+
+def _note_shapes(node: ir.Node, told: Sequence[Any]) -> None:
+    """Note the shapes of results where none is declared: one, or one per result."""
+    several = any(shape is None or isinstance(shape, Sequence) for shape in told)
+    for value, shape in zip(node.outputs, told if several else [told], strict=False):
+        if value.type is None and node.inputs and node.inputs[0] is not None:
+            value.type = node.inputs[0].type
+        if shape is not None and _known_shape(value) is None:
+            value.shape = ir.Shape(shape)
 
 
 def _is_everything(indices: ir.TensorProtocol, shape: tuple[int, ...] | None) -> bool:

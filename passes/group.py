@@ -16,8 +16,17 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from morphgraph.graph import ChannelGraph, Couplings, Dim, Group, IntArray
-from morphgraph.passes.carriers import Attention, settle
+from morphgraph.graph import (
+    Attention,
+    ChannelGraph,
+    Couplings,
+    Dim,
+    GraphNode,
+    Group,
+    IntArray,
+    Pin,
+)
+from morphgraph.passes.carriers import settle
 from morphgraph.passes.sites import Sites, components, find_sites
 
 
@@ -39,7 +48,7 @@ class _Solver:
         self,
         couplings: Couplings,
         found: Sites,
-        reasons: Mapping[int, str],
+        reasons: Mapping[int, Pin],
     ) -> None:
         self.couplings = couplings
         self.classes = found.classes
@@ -68,7 +77,8 @@ class _Solver:
         for number, channel in enumerate(representatives):
             span = order[bounds[channel] : bounds[channel + 1]]
             touched = pairs_class[span]
-            reason = None if pinned_by[channel] < 0 else self.reasons[int(pinned_by[channel])]
+            pin = self.reasons.get(int(pinned_by[channel]))
+            reason = None if pin is None else pin.reason
             stands_on = tuple(
                 (nodes_of_class[kind], int(per))
                 for kind, per in zip(touched, per_channel[span], strict=True)
@@ -92,6 +102,7 @@ class _Solver:
                     readers=roles.readers(touched),
                     channels=channels,
                     stands_on=stands_on,
+                    pinned_by=int(pinned_by[channel]),
                 )
             )
             rows += list(touched)
@@ -111,6 +122,7 @@ class _Solver:
             channel_group=listed[channel_set],
             per_channel=matrix,
             fixed_size=self.class_size - matrix @ widths,
+            pins=self.reasons,
         )
 
     def _channels(self) -> tuple[IntArray, IntArray]:
@@ -186,6 +198,23 @@ def _mix(words: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtyp
     return words ^ (words >> np.uint64(31))
 
 
+def makes(couplings: Couplings, node: GraphNode, ports: Sequence[int]) -> bool:
+    """Whether a factor at these ports stands on a result and on weights, and on no activation."""
+    return any(port < 0 for port in ports) and not _activations(couplings, node, ports)
+
+
+def ties(couplings: Couplings, node: GraphNode, ports: Sequence[int]) -> bool:
+    """Whether a factor at these ports stands on two activation operands."""
+    return len(_activations(couplings, node, ports)) > 1
+
+
+def _activations(couplings: Couplings, node: GraphNode, ports: Sequence[int]) -> list[str]:
+    """The operands at these ports that are no weights."""
+    operands = [node.ir.inputs[port] for port in ports if port >= 0]
+    names = [value.name or "" for value in operands if value is not None]
+    return [name for name in names if name not in couplings.weights]
+
+
 class _Roles:
     """What layers do with a class: produce its channels, sum over them, compete over them."""
 
@@ -213,22 +242,10 @@ class _Roles:
                 if name in node.contracted:
                     self.read[kind].append(number)
                 made = factor in counted and name not in node.contracted
-                if made and self._makes(node.ir, ports):
+                if made and makes(couplings, node, ports):
                     self.produced[kind].append(number)
-                if node.ir.op_type in ("Add", "Sum", "Sub") and self._adds(node.ir, ports):
+                if node.ir.op_type in ("Add", "Sum", "Sub") and ties(couplings, node, ports):
                     self.added.add(kind)
-
-    def _makes(self, node: Any, ports: Sequence[int]) -> bool:
-        """Whether a factor stands on a result and on weights, and on no activation."""
-        operands = [node.inputs[port].name for port in ports if port >= 0]
-        return any(port < 0 for port in ports) and all(
-            v in self.couplings.weights for v in operands
-        )
-
-    def _adds(self, node: Any, ports: Sequence[int]) -> bool:
-        """Whether a factor stands on two activation operands."""
-        operands = [node.inputs[port].name for port in ports if port >= 0]
-        return sum(v not in self.couplings.weights for v in operands) > 1
 
     def on_weights(self, touched: IntArray) -> bool:
         """Whether a weight has these channels, so that a user would ask about them."""

@@ -3,15 +3,15 @@
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 
 import onnx
 import onnx_ir as ir
 
-from morphgraph.graph import ChannelGraph
+from morphgraph.graph import Attention, ChannelGraph, LiftOptions
 from morphgraph.onnx_io import as_model
 from morphgraph.passes.canonicalize import canonicalize
-from morphgraph.passes.carriers import Attention
 from morphgraph.passes.couple import couple
 from morphgraph.passes.group import group
 
@@ -35,9 +35,14 @@ def lift(
         ModelError: the model is broken, or its shapes cannot be known.
         FileError: there is no such file.
     """
-    canonical = canonicalize(as_model(model), dict(input_shapes) if input_shapes else None)
+    shapes = {name: tuple(sizes) for name, sizes in (input_shapes or {}).items()}
+    canonical = canonicalize(as_model(model), shapes or None)
     with _without_collector():
-        return group(couple(canonical, pin_outputs), attention)
+        couplings = couple(canonical, pin_outputs)
+        # Without an attention the choice makes no difference, and plans for both are the same.
+        chosen: Attention = attention if couplings.eager or couplings.reluctant else "heads"
+        options = LiftOptions(chosen, pin_outputs, shapes)
+        return replace(group(couplings, chosen), options=options)
 
 
 @contextmanager

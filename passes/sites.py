@@ -28,12 +28,16 @@ from morphgraph.ops import IndexMap
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A factor at a site: its class, its map, and how gladly it carries a product (0: best)."""
+    """A factor at a site: its class, its map, and how gladly it carries a product (0: best).
+
+    ``node`` is the factor's id; ``None`` for a finer factor that no operator names.
+    """
 
     kind: int
     size: int
     map: IndexMap
     rank: int = 0
+    node: int | None = None
 
     def pairs(self) -> tuple[IntArray, IntArray]:
         """Its (element, position) pairs on the axis."""
@@ -42,11 +46,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """An axis that several factors share, or one factor covers in part."""
+    """An axis that several factors share, or one factor covers in part.
+
+    ``dim`` is the axis's id and ``through`` the operator's place; ``None`` for what refining found.
+    """
 
     dim_class: int
     parts: tuple[Part, ...]
     product: bool
+    dim: int | None = None
+    through: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,11 +118,12 @@ def _sites(couplings: Couplings, classes: IntArray) -> list[Site]:
                 size=int(couplings.sizes[edge.factor]),
                 map=edge.map,
                 rank=rank.get(edge.factor, len(rank)),
+                node=edge.factor,
             )
             for edge in edges
         )
         product = any(edge.map.outer * edge.map.inner > 1 for edge in edges)
-        sites.append(Site(int(classes[dim]), parts, product))
+        sites.append(Site(int(classes[dim]), parts, product, dim, node))
     return sites
 
 
@@ -153,7 +163,7 @@ class _Refinement:
         for site in self.sites:
             parts = tuple(replace(part, kind=int(inverse[part.kind])) for part in site.parts)
             same = [(p.kind, p.map if p.map.table is None else id(p.map)) for p in parts]
-            final = Site(int(inverse[site.dim_class]), parts, site.product)
+            final = replace(site, dim_class=int(inverse[site.dim_class]), parts=parts)
             sites.setdefault((final.dim_class, *same), final)
         return Sites(inverse[self.classes], sizes, list(sites.values()))
 

@@ -1,6 +1,6 @@
 """Pass ``verify``: proof that a resized model computes what the masked original computes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,10 @@ from morphgraph.onnx_io import escape
 from morphgraph.passes.mask import mask
 from morphgraph.passes.precision import in_single_precision
 from morphgraph.plans import Plan
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+Runner = Callable[[ir.Model, Mapping[str, np.ndarray[Any, Any]]], Arrays]
+"""Runs a model on inputs by name; results by name."""
 
 #: Largest error that passes, relative to the output's scale: rounding of float32 in a deep network.
 TOLERANCE = 1e-4
@@ -37,10 +41,11 @@ class OutputError:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """The errors of all outputs, and whether each is within ``tolerance``."""
+    """The errors of all outputs, and whether each is within ``tolerance``; ``by`` ran them."""
 
     outputs: tuple[OutputError, ...]
     tolerance: float
+    by: str = "ONNX Runtime"
 
     @property
     def ok(self) -> bool:
@@ -80,6 +85,7 @@ def verify(
     tolerance: float = TOLERANCE,
     seed: int = 0,
     feeds: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    runner: Runner | None = None,
 ) -> VerifyReport:
     """Compare a resized model with the original whose removed channels are masked.
 
@@ -94,13 +100,15 @@ def verify(
         tolerance: largest error, relative to the output's scale.
         seed: of the random inputs.
         feeds: inputs by name instead of random ones.
+        runner: what runs the models; ONNX Runtime if not given.
 
     Raises:
         PlanError: the plan is for another network.
         UnsupportedError: ONNX Runtime does not run the model.
     """
-    from morphgraph.ort import random_inputs, run
+    from morphgraph.ort import random_inputs, run as run_in_ort
 
+    run = runner or run_in_ort
     model = in_single_precision(graph.model)
     inputs = random_inputs(model, seed) if feeds is None else _converted(feeds, model)
     expected = run(in_single_precision(mask(graph, plan.kept(graph))), inputs)

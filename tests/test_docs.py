@@ -3,14 +3,21 @@
 The examples in it are run by ``make docs``.
 """
 
+import doctest
+import os
 import re
 import runpy
+import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from morphgraph.errors import MorphError
 from morphgraph.ops import described_ops
+from morphgraph.ops.plugins import GROUP
 from morphgraph.passes.cost import _BUILDERS
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +100,45 @@ def test_the_reference_lists_every_exit_code() -> None:
         if error.__module__ == MorphError.__module__:
             (row,) = [line for line in table.splitlines() if f"`{error.__name__}`" in line]
             assert row.startswith(f"| {error.exit_code} |"), row
+
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def test_the_example_of_own_operators_runs_as_it_stands(tmp_path: Path) -> None:
+    """Files are written as the page shows them, commands print what it says they print."""
+    page = (ROOT / "docs" / "custom-op.md").read_text(encoding="utf-8")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+
+    def start(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        return done.stdout
+
+    ran = 0
+    for language, block in _BLOCK.findall(page):
+        if language == "python":
+            name = block.partition("\n")[0].removeprefix("# ")
+            (tmp_path / name).write_text(block, encoding="utf-8")
+            if name == "make_model.py":
+                assert start(name) == ""
+        elif language == "console":
+            for command, expected in re.findall(
+                r"^\$ morphgraph (.*)\n((?:[^$].*\n|\n)*)", block, re.M
+            ):
+                found = start("-m", "morphgraph", *shlex.split(command))
+                check = doctest.OutputChecker().check_output
+                assert check(expected, found, doctest.ELLIPSIS), (command, found)
+                ran += 1
+    assert ran == 6
+    (toml,) = [block for language, block in _BLOCK.findall(page) if language == "toml"]
+    assert list(tomllib.loads(toml)["project"]["entry-points"]) == [GROUP]
 
 
 def test_what_the_limits_call_opaque_is_not_described() -> None:

@@ -56,6 +56,45 @@ def test_structure_is_independent_of_weights_and_dependent_on_shapes() -> None:
     assert len(hashes) == 3
 
 
+STRUCTURE = """<ir_version: 10, opset_import: ["": 20]>
+net (float[1,4,4,4] x, float[4,4,3,3] w1, float[4,2,1,1] w2) => (float[1,4,4,4] y)
+<int64[3] shape = {1, 8, 8}, int64[4] back = {1, 4, 4, 4}> {
+    a = Conv<pads=[1,1,1,1], dilations=[1,1]>(x, w1)  b = Conv<group=2>(a, w2)
+    l = LeakyRelu<alpha=0.1>(b)  r = Reshape(l, shape)  t = Transpose<perm=[0,2,1]>(r)
+    y = Reshape(t, back)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("perm=[0,2,1]", "perm=[0,1,2]", False),
+        ("pads=[1,1,1,1], dilations=[1,1]", "pads=[2,2,2,2], dilations=[2,2]", False),
+        ("{1, 8, 8}", "{0, 8, 8}", False),
+        ("{1, 8, 8}", "{1, 8, 8 }", True),
+        ("alpha=0.1", "alpha=0.2", True),
+        ("LeakyRelu<alpha=0.1>", "Relu", False),
+    ],
+)
+def test_structure_is_attributes_and_integers_but_no_floats(old: str, new: str, same: bool) -> None:
+    """Sizes and names are the same in all of them."""
+    assert old in STRUCTURE
+    one, other = (lift(model_from_text(text)) for text in (STRUCTURE, STRUCTURE.replace(old, new)))
+    assert one.shapes == other.shapes
+    assert (structure_hash(one) == structure_hash(other)) is same
+
+
+def test_structure_reaches_into_subgraphs() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    net (float[1,4] x, bool c) => (float[1,4] y) {
+        y = If (c) <then_branch = a () => (float[1,4] p) { p = Relu(x) },
+                    else_branch = b () => (float[1,4] q) { q = AXIS(x) }>
+    }"""
+    bodies = ("Neg", "Softmax<axis=1>", "Softmax<axis=0>")
+    models = [model_from_text(text.replace("AXIS", body), inputs=("x", "c")) for body in bodies]
+    assert len({structure_hash(lift(model)) for model in models}) == 3
+
+
 def test_a_plan_survives_its_file_and_another_networks_plan_does_not_fit() -> None:
     graph = lift(model_from_text(TEXT))
     plan = random_plan(graph, 0)

@@ -18,6 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"onnx_io"}),
     frozenset({"ops", "ort", "plans"}),
     frozenset({"passes"}),
+    frozenset({"felt"}),
     frozenset({"examples", "testing", "torch_io"}),
     frozenset({"workflow"}),
     frozenset({"bench", "train"}),

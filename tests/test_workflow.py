@@ -1,5 +1,6 @@
 """``apply``: from a model and a plan to a resized model with trained weights, checked."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from morphgraph.examples import image, residual_cnn
 from morphgraph.graph import ChannelGraph
 from morphgraph.ort import run
 from morphgraph.passes.resize import resize
-from morphgraph.testing import make_felt
+from morphgraph.plans import make_plan
+from morphgraph.testing import make_felt, model_from_text
 from morphgraph.torch_io.export import export
 from morphgraph.workflow import apply, resize_and_check, with_weights
 
@@ -103,6 +105,83 @@ def test_a_wrong_result_is_refused(model: ir.Model, monkeypatch: pytest.MonkeyPa
     with pytest.raises(VerificationError, match="is off by"):
         apply(graph, mg.uniform(graph, 0.5))
     assert apply(graph, mg.uniform(graph, 0.5), verify=False).graph.name == model.graph.name
+
+
+ATTENTION = """<ir_version: 10, opset_import: ["": 20]>
+net (float[2,5,8] x, float[8,12] wq, float[8,12] wk, float[8,12] wv, float[12,8] wo)
+    => (float[2,5,8] y) <int64[4] heads = {2, 5, 3, 4}, float scale = {0.5}, int64[3] flat = {0, 0,
+    -1}> { q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
+    qh = Reshape(q, heads)  kh = Reshape(k, heads)  vh = Reshape(v, heads)
+    qt = Transpose<perm=[0,2,1,3]>(qh)  kt = Transpose<perm=[0,2,3,1]>(kh)
+    vt = Transpose<perm=[0,2,1,3]>(vh)
+    s = MatMul(qt, kt)  t = Mul(s, scale)  p = Softmax<axis=-1>(t)  z = MatMul(p, vt)
+    zt = Transpose<perm=[0,2,1,3]>(z)  zf = Reshape(zt, flat)  y = MatMul(zf, wo)
+}"""
+
+
+def test_a_plan_remembers_how_the_model_was_lifted() -> None:
+    source = model_from_text(ATTENTION)
+    by_head, by_size = mg.lift(source), mg.lift(source, attention="head-dim")
+    plan = mg.Plan.from_json(mg.uniform(by_size, 0.5).to_json())
+    assert plan.model.lift.attention == "head-dim"
+    small = apply(source, plan)  # lifted as the plan says
+    assert small.graph.initializers["wq"].shape == ir.Shape([8, 6])
+    assert (
+        small.graph.initializers["wq"].shape == apply(by_size, plan).graph.initializers["wq"].shape
+    )
+    with pytest.raises(PlanError, match=r"attention='head-dim'.*lifted with 'heads'"):
+        apply(by_head, plan)
+    assert b"lift" not in mg.uniform(by_head, 0.5).to_json()  # the defaults are not written
+    with pytest.raises(PlanError, match=r"lift\.attention"):
+        mg.Plan.from_json(plan.to_json().replace(b"head-dim", b"sideways"))
+
+
+def test_where_nothing_attends_the_choice_makes_no_difference(model: ir.Model) -> None:
+    plan = mg.uniform(mg.lift(model, attention="head-dim"), 0.5)
+    assert plan == mg.uniform(mg.lift(model), 0.5)
+
+
+def test_a_plan_remembers_pins_and_input_shapes() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    net (float[1,3,H,W] x, float[8,3,3,3] w1, float[4,8,1,1] w2) => (float[1,4,P,Q] y) {
+        a = Conv(x, w1)  y = Conv(a, w2)
+    }"""
+    source = model_from_text(text)
+    shapes = {"x": (1, 3, 8, 8)}
+    plan = mg.uniform(mg.lift(source, input_shapes=shapes, pin_outputs=False), 0.5)
+    assert len(plan.groups) == 2
+    again = mg.Plan.from_json(plan.to_json())
+    assert again.model.lift.input_shapes == shapes
+    assert not again.model.lift.pin_outputs
+    small = apply(source, again, verify=False)
+    assert small.graph.initializers["w2"].shape == ir.Shape([2, 4, 1, 1])
+    with pytest.raises(PlanError, match="pin_outputs=False"):
+        apply(mg.lift(source, input_shapes=shapes), again)
+    with pytest.raises(PlanError, match=r"inputs were x=1x3x8x8, here they are x=1x3x9x9"):
+        apply(mg.lift(source, input_shapes={"x": (1, 3, 9, 9)}), again)
+
+
+def test_a_check_that_proves_little_warns() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    net (float[1,3,4,4] x, float[8,3,3,3] w1, float[4,8,1,1] w2) => (float[1,4,2,2] y) {
+        a = Conv(x, w1)  y = Conv(a, w2)
+    }"""
+    source = model_from_text(text)
+    weight = source.graph.initializers["w1"].const_value
+    assert weight is not None
+    array = weight.numpy().copy()
+    array[4:] *= 1e-5
+    source.graph.initializers["w1"].const_value = ir.tensor(array, name="w1")
+    graph = mg.lift(source)
+    with pytest.warns(mg.MorphWarning, match="hardly feels what was removed"):
+        small = apply(graph, mg.uniform(graph, 0.5))
+    with pytest.warns(mg.MorphWarning, match="hardly feels"):
+        assert mg.verify(graph, mg.uniform(graph, 0.5), small).ok
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grown = mg.expand(graph, make_plan(graph, {}, {}, {}), {"flops": "200%"})
+        assert grown.groups
+        apply(graph, grown)  # nothing is removed, so there is nothing to feel
 
 
 def test_a_plan_for_another_network_is_refused(model: ir.Model) -> None:

@@ -1,7 +1,7 @@
 """``bench``: time models side by side, and say which is faster and how sure that is."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from morphgraph.bench.sessions import Clock, Durations, ModelLike, model_name, time_rounds
@@ -67,6 +67,7 @@ def bench(
     batch: int | None = None,
     seed: int = 0,
     flops: Sequence[float] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> BenchResult:
     """Time models in ONNX Runtime on the CPU, in turn, on the same random inputs.
 
@@ -77,6 +78,7 @@ def bench(
         batch: size of leading axes that the models leave open; 1 if not given.
         seed: of the inputs and of the order in which the models take turns.
         flops: FLOPs per model, to be set beside the speed-ups.
+        input_shapes: shapes of inputs that the models leave open, by name.
 
     Raises:
         FileError: there is no such file.
@@ -95,7 +97,9 @@ def bench(
     names = _unique([model_name(model, position) for position, model in enumerate(models)])
     clock: Clock = "cpu" if threads == 1 else "wall"
     if len(models) == 1:
-        durations = time_rounds(models, names, threads, seconds, batch, seed, MIN_ROUNDS)
+        durations = time_rounds(
+            models, names, threads, seconds, batch, seed, MIN_ROUNDS, input_shapes
+        )
         timing = _timing(names[0], durations, 0, clock)
         verdict = _describe(timing, clock, threads)
         return BenchResult((timing,), verdict, clock, threads, batch, seed, None)
@@ -103,7 +107,14 @@ def bench(
     # The first model runs twice a round, in a session of its own each time, so that luck in how
     # memory was laid out shows as well.
     durations = time_rounds(
-        [*models, models[0]], [*names, names[0]], threads, seconds, batch, seed, MIN_ROUNDS
+        [*models, models[0]],
+        [*names, names[0]],
+        threads,
+        seconds,
+        batch,
+        seed,
+        MIN_ROUNDS,
+        input_shapes,
     )
     measured = durations.by(clock)
     self_ratio = paired_ratio(measured[:, 0], measured[:, -1])

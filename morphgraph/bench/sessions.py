@@ -6,7 +6,7 @@ too; wall time is kept beside it, and is what counts for several threads.
 
 import gc
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -111,30 +111,55 @@ def _runtime_errors(name: str) -> Iterator[None]:
 
 
 def random_feeds(
-    session: onnxruntime.InferenceSession, name: str, batch: int | None, seed: int
+    session: onnxruntime.InferenceSession,
+    name: str,
+    batch: int | None,
+    seed: int,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Feeds:
     """Random inputs as the model declares them, the same for the same seed and declaration.
 
     Floats are standard normal. Integers are 0 or 1, which is a valid index wherever one is wanted.
-    A leading axis that the model leaves open gets ``batch``, or 1.
+    A leading axis that the model leaves open gets ``batch``, or 1; ``shapes`` gives whole shapes of
+    inputs by name.
 
     Raises:
-        ModelError: another axis is open, or the model fixes its batch at another number.
+        ModelError: another axis is open, the model fixes a size at another number, or has no such
+            input.
         UnsupportedError: an input is no tensor of numbers.
     """
     generator = np.random.default_rng(seed)
     feeds: Feeds = {}
+    wanted = dict(shapes or {})
     for declared in session.get_inputs():
         where = f"{name}: input '{escape(declared.name)}'"
         dtype = _DTYPES.get(declared.type)
         if dtype is None:
             raise UnsupportedError(f"{where} is a {declared.type}; only tensors of numbers are fed")
-        shape = tuple(_size(size, axis, batch, where) for axis, size in enumerate(declared.shape))
+        given = wanted.pop(declared.name, None)
+        if given is not None:
+            shape = _fitting(tuple(given), declared.shape, where)
+        else:
+            shape = tuple(_size(n, axis, batch, where) for axis, n in enumerate(declared.shape))
         if issubclass(dtype, np.floating):
             feeds[declared.name] = generator.standard_normal(shape).astype(dtype)
         else:
             feeds[declared.name] = generator.integers(0, 2, shape).astype(dtype)
+    if wanted:
+        raise ModelError(f"{name}: has no input '{escape(next(iter(wanted)))}' to give a shape to")
     return feeds
+
+
+def _fitting(
+    given: tuple[int, ...], declared: Sequence[int | str | None], where: str
+) -> tuple[int, ...]:
+    """The shape that the user gives, if the model takes it."""
+    fixed = [size if isinstance(size, int) and size > 0 else None for size in declared]
+    fits = len(fixed) == len(given) and all(a in (None, b) for a, b in zip(fixed, given))
+    if not fits:
+        shown = ", ".join(map(str, declared))
+        raise ModelError(f"{where}: shape {given} does not fit the model, which declares ({shown})")
+    return given
 
 
 def _size(size: int | str | None, axis: int, batch: int | None, where: str) -> int:
@@ -148,7 +173,8 @@ def _size(size: int | str | None, axis: int, batch: int | None, where: str) -> i
     if axis == 0:
         return 1 if batch is None else batch
     raise ModelError(
-        f"{where} leaves axis {axis} open ({size!r}); save the model with a fixed size"
+        f"{where} leaves axis {axis} open ({size!r}); give --input-shape (input_shapes), or save "
+        "the model with a fixed size"
     )
 
 
@@ -160,6 +186,7 @@ def time_rounds(
     batch: int | None,
     seed: int,
     min_rounds: int,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Durations:
     """Run models in turn until their share of time is spent, and take both clocks at every run.
 
@@ -174,6 +201,7 @@ def time_rounds(
         batch: size of the models' open leading axes.
         seed: of the inputs and the order.
         min_rounds: run at least so many, however long that takes.
+        input_shapes: shapes of inputs that the models leave open, by name.
 
     Raises:
         FileError: there is no such file.
@@ -186,7 +214,7 @@ def time_rounds(
         for model, name in zip(models, names, strict=True):
             path = files.enter_context(model_file(model))
             session = timing_session(path, name, threads)
-            feeds = random_feeds(session, name, batch, seed)
+            feeds = random_feeds(session, name, batch, seed, input_shapes)
             first = next(iter(feeds.values()), None)
             batches.append(first.shape[0] if first is not None and first.ndim else None)
             if batches[-1] != batches[0]:

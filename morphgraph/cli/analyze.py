@@ -4,16 +4,16 @@ import warnings
 from pathlib import Path
 
 import click
-import msgspec
 
 from morphgraph.cli.console import show
 from morphgraph.cli.models import open_graph, some, warn_of_weights
 from morphgraph.cli.options import (
     MODEL,
+    Lifting,
     common,
     convention_option,
     format_option,
-    input_shape_option,
+    lift_options,
 )
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
@@ -21,11 +21,10 @@ from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.cost import Convention
 from morphgraph.report.analysis import (
     Analysis,
-    GroupInfo,
     analyze as analyze_graph,
-    named,
     operators,
 )
+from morphgraph.report.explanation import explain, explanation_report
 from morphgraph.report.tables import (
     Column,
     Format,
@@ -60,13 +59,13 @@ from morphgraph.report.tables import (
     "--explain",
     "name",
     metavar="NAME",
-    help="Tell all about the groups of this name, layer or tensor.",
+    help="Tell the life of a group: by its id or name, a layer, a tensor, an operator, or a glob.",
 )
 @click.option(
     "--top", type=click.IntRange(min=1), metavar="N", help="Only the N most expensive rows."
 )
 @convention_option
-@input_shape_option
+@lift_options
 @format_option
 @common
 def analyze(
@@ -76,29 +75,22 @@ def analyze(
     name: str | None,
     top: int | None,
     convention: Convention,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    lifting: Lifting,
     kind: Format,
 ) -> None:
     """Show a model's channel groups, what they cost, and which can shrink.
 
     JSON always holds all layers and groups; --by and --top choose the rows of the other formats.
     """
-    graph = open_graph(model, input_shapes)
+    graph = open_graph(model, lifting)
+    if name is not None:
+        show(explanation_report(explain(graph, name, convention=convention)), kind)
+        return
     broken = warn_of_weights(model, graph)
     analysis = analyze_graph(
         graph, model, cost_kind=cost_kind, convention=convention, not_finite=broken
     )
     _warn_of_opaque(model, analysis)
-    if name is not None:
-        chosen = {group.id for group in named(graph, name)}
-        if not chosen:
-            raise click.BadParameter(
-                f"'{name}' is no group, layer or tensor of the model; `analyze` lists them",
-                param_hint="--explain",
-            )
-        groups = [group for group in analysis.groups if group.id in chosen]
-        show(_explanation(graph, msgspec.structs.replace(analysis, groups=groups)), kind)
-        return
     tables = {"group": _group_table, "layer": _layer_table, "op": _op_table}
     table = _top(tables[by](graph, analysis), top)
     opaque = [_opaque_table(analysis)] if analysis.opaque_ops else []
@@ -234,53 +226,3 @@ def _opaque_table(analysis: Analysis) -> Table:
         [[op.name, op.op_type, op.reason] for op in analysis.opaque_ops],
         "Opaque operators: the axes that they touch keep their size",
     )
-
-
-def _explanation(graph: ChannelGraph, analysis: Analysis) -> Report:
-    head = [("model", escape(analysis.model.path))]
-    for group in analysis.groups:
-        head += _portrait(group, analysis)
-    tables = [
-        Table(
-            [
-                Column("group"),
-                Column("tensor"),
-                number("axis", plain),
-                number("size", plain),
-                number("positions per channel", plain),
-            ],
-            [
-                [
-                    group.id,
-                    member.tensor,
-                    member.axis,
-                    graph.shapes[member.tensor][member.axis],
-                    member.per_channel,
-                ]
-                for group in analysis.groups
-                for member in group.members
-            ],
-            "Axes that change together",
-        )
-    ]
-    return Report(analysis, tables, head)
-
-
-def _portrait(group: GroupInfo, analysis: Analysis) -> list[tuple[str, str]]:
-    fate = "can be resized" if group.reason is None else f"keeps its size: {escape(group.reason)}"
-    unit = analysis.cost.unit
-    costs = [
-        f"{amount(group.flops_per_channel)} FLOPs",
-        f"{amount(group.params_per_channel)} params",
-    ]
-    if analysis.cost.kind not in ("flops", "params"):
-        costs.append(f"{amount(group.cost_per_channel)} {unit}")
-    lines = [
-        (group.id, f"{escape(group.name)}: {group.width} channels, {fate}"),
-        ("  made by", ", ".join(map(escape, group.producers)) or "no layer"),
-        ("  read by", ", ".join(map(escape, group.readers)) or "no layer"),
-        ("  a channel", ", ".join(costs)),
-    ]
-    if group.statistical:
-        lines.append(("  note", "an operator normalizes, averages or competes over these channels"))
-    return lines

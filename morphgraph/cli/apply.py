@@ -6,13 +6,14 @@ import click
 
 from morphgraph.cli.checks import check_report
 from morphgraph.cli.console import note, show, step
-from morphgraph.cli.models import naming, open_graph, open_plan
+from morphgraph.cli.models import naming, open_planned
 from morphgraph.cli.options import (
     MODEL,
+    Lifting,
     check_output,
     common,
     format_option,
-    input_shape_option,
+    lift_options,
     output_option,
     overwrite_option,
     seed_option,
@@ -29,7 +30,7 @@ from morphgraph.workflow import resize_and_check
 @click.option("--no-verify", is_flag=True, help="Write the result without checking it.")
 @seed_option
 @overwrite_option
-@input_shape_option
+@lift_options
 @format_option
 @common
 def apply(
@@ -39,17 +40,17 @@ def apply(
     no_verify: bool,
     seed: int,
     overwrite: bool,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    lifting: Lifting,
     kind: Format,
 ) -> None:
     """Resize a model by a plan, and check the result.
 
-    The result is compared, in ONNX Runtime on random inputs, with the original whose removed
-    channels are masked; a result that is wrong is not written.
+    The result is compared, on random inputs, with the original whose removed channels are masked:
+    in ONNX Runtime, or in PyTorch where that does not know an operator. A result that is wrong is
+    not written.
     """
     check_output(output, overwrite, model, plan)
-    graph = open_graph(model, input_shapes)
-    chosen = open_plan(plan, graph)
+    graph, chosen = open_planned(model, plan, lifting)
     with step("resizing"), naming(model):
         result = resize_and_check(graph, chosen, verify=not no_verify, seed=seed)
     save(result.model, output, overwrite)

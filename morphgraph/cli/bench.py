@@ -8,7 +8,15 @@ import click
 from morphgraph.bench import BenchResult, bench as time_models
 from morphgraph.cli.console import note, show
 from morphgraph.cli.models import open_graph
-from morphgraph.cli.options import MODEL, common, format_option, seed_option
+from morphgraph.cli.options import (
+    MODEL,
+    Lifting,
+    common,
+    format_option,
+    input_shape_option,
+    ops_option,
+    seed_option,
+)
 from morphgraph.errors import FileError, MorphError
 from morphgraph.passes.cost import cost
 from morphgraph.report.tables import Cell, Column, Format, Report, Table, number, plain, share
@@ -39,6 +47,8 @@ from morphgraph.report.tables import Cell, Column, Format, Report, Table, number
     help="The batch, for models that leave it open.",
 )
 @seed_option
+@input_shape_option
+@ops_option
 @format_option
 @common
 def bench(
@@ -47,6 +57,7 @@ def bench(
     seconds: float,
     batch: int | None,
     seed: int,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     kind: Format,
 ) -> None:
     """Time models side by side in ONNX Runtime.
@@ -54,15 +65,21 @@ def bench(
     The models take turns on the same random inputs; every one is compared with the first.
     """
     result = time_models(
-        models, threads=threads, seconds=seconds, batch=batch, seed=seed, flops=_flops(models)
+        models,
+        threads=threads,
+        seconds=seconds,
+        batch=batch,
+        seed=seed,
+        flops=_flops(models, Lifting(input_shapes)),
+        input_shapes=dict(input_shapes),
     )
     show(_report(result), kind)
 
 
-def _flops(models: Sequence[Path]) -> list[float] | None:
+def _flops(models: Sequence[Path], lifting: Lifting) -> list[float] | None:
     """FLOPs of every model, where all can be lifted and have some."""
     try:
-        flops = [cost(open_graph(model), "flops").total for model in models]
+        flops = [cost(open_graph(model, lifting), "flops").total for model in models]
     except FileError:
         raise
     except MorphError as error:

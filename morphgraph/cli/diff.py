@@ -7,7 +7,7 @@ import click
 
 from morphgraph.cli.console import show
 from morphgraph.cli.models import open_graph
-from morphgraph.cli.options import MODEL, common, format_option, input_shape_option
+from morphgraph.cli.options import MODEL, Lifting, common, format_option, lift_options
 from morphgraph.report.differences import Diff, LayerDiff, compare
 from morphgraph.report.tables import Cell, Column, Format, Report, Table, change, number
 
@@ -15,20 +15,20 @@ from morphgraph.report.tables import Cell, Column, Format, Report, Table, change
 @click.command()
 @click.argument("base", type=MODEL)
 @click.argument("slim", type=MODEL)
-@input_shape_option
+@lift_options
 @format_option
 @common
 def diff(
     base: Path,
     slim: Path,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    lifting: Lifting,
     kind: Format,
 ) -> None:
     """Show what changed between two models, layer by layer.
 
     Layers and nodes are matched by name; MACs are per sample.
     """
-    result = compare(open_graph(base, input_shapes), open_graph(slim, input_shapes), base, slim)
+    result = compare(open_graph(base, lifting), open_graph(slim, lifting), base, slim)
     show(_report(result), kind)
 
 

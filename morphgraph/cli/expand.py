@@ -5,15 +5,16 @@ from pathlib import Path
 import click
 
 from morphgraph.cli.console import note, show, step
-from morphgraph.cli.models import open_graph, open_plan
+from morphgraph.cli.models import open_planned
 from morphgraph.cli.options import (
     MODEL,
+    Lifting,
     assignment,
     check_output,
     common,
     convention_option,
     format_option,
-    input_shape_option,
+    lift_options,
     output_option,
     overwrite_option,
     refuse_repeated,
@@ -43,7 +44,7 @@ from morphgraph.report.tables import Format
 @convention_option
 @output_option("wide.json")
 @overwrite_option
-@input_shape_option
+@lift_options
 @format_option
 @common
 def expand(
@@ -56,7 +57,7 @@ def expand(
     convention: Convention,
     output: Path,
     overwrite: bool,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    lifting: Lifting,
     kind: Format,
 ) -> None:
     """Multiply the widths of a plan by the largest factor that fits a budget.
@@ -66,8 +67,7 @@ def expand(
     """
     refuse_repeated(budgets)
     check_output(output, overwrite, model, plan)
-    graph = open_graph(model, input_shapes)
-    small = open_plan(plan, graph)
+    graph, small = open_planned(model, plan, lifting)
     with step("expanding"):
         wide = expand_plan(
             graph,

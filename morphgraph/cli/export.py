@@ -15,6 +15,7 @@ from morphgraph.cli.console import note, step
 from morphgraph.cli.options import (
     check_output,
     common,
+    ops_option,
     output_option,
     overwrite_option,
     seed_option,
@@ -80,6 +81,7 @@ def _argument(text: str) -> tuple[str, Any]:
 @output_option("model.onnx")
 @seed_option
 @overwrite_option
+@ops_option
 @common
 def export(
     factory: str,

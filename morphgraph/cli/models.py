@@ -1,19 +1,20 @@
 """Opening models for commands: errors name the file, steps are timed, doubts are said."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from morphgraph.cli.console import step
-from morphgraph.errors import MorphError, MorphWarning
-from morphgraph.graph import ChannelGraph
+from morphgraph.cli.options import Lifting
+from morphgraph.errors import MorphError, MorphWarning, PlanError
+from morphgraph.graph import ChannelGraph, LiftOptions
 from morphgraph.onnx_io import escape, load
 from morphgraph.passes.lift import lift
 from morphgraph.passes.score import not_finite
 from morphgraph.plans import Plan
-
-Shapes = Iterable[tuple[str, tuple[int, ...]]]
 
 _SHOWN = 5
 
@@ -27,30 +28,51 @@ def naming(path: Path, kind: type[MorphError] = MorphError) -> Iterator[None]:
         raise type(error)(f"{escape(str(path))}: {error}") from error
 
 
-def open_graph(path: Path, input_shapes: Shapes = ()) -> ChannelGraph:
+_BY_DEFAULT = Lifting()
+
+
+def open_graph(path: Path, lifting: Lifting = _BY_DEFAULT) -> ChannelGraph:
     """Load a file and lift it.
 
     Raises:
         FileError: there is no such file, or it cannot be read.
         ModelError: the file or the model in it is broken; names the file.
     """
-    with step(f"loading {path.name}"):
-        model = load(path)
-    with step(f"lifting {path.name}"), naming(path):
-        return lift(model, input_shapes=dict(input_shapes))
+    options = LiftOptions(
+        attention=lifting.attention or "heads", input_shapes=dict(lifting.input_shapes)
+    )
+    return _lift(path, options)
 
 
-def open_plan(path: Path, graph: ChannelGraph) -> Plan:
-    """Load a plan that fits a model.
+def open_planned(
+    path: Path, plan_path: Path, lifting: Lifting = _BY_DEFAULT
+) -> tuple[ChannelGraph, Plan]:
+    """Load a plan, and the model that it is for, lifted as it was when the plan was made.
 
     Raises:
         FileError: there is no such file, or it cannot be read.
+        ModelError: the file or the model in it is broken; names the file.
         PlanError: the file is no plan, or one for another model; names the file.
     """
-    plan = Plan.load(path)
-    with naming(path):
+    plan = Plan.load(plan_path)
+    made = plan.model.lift
+    if lifting.attention not in (None, made.attention):
+        raise PlanError(
+            f"{escape(str(plan_path))}: was made with --attention {made.attention}; leave "
+            f"--attention out, or make a plan with --attention {lifting.attention}"
+        )
+    shapes = dict(lifting.input_shapes) or made.input_shapes
+    graph = _lift(path, msgspec.structs.replace(made, input_shapes=shapes))
+    with naming(plan_path):
         plan.kept(graph)
-    return plan
+    return graph, plan
+
+
+def _lift(path: Path, options: LiftOptions) -> ChannelGraph:
+    with step(f"loading {path.name}"):
+        model = load(path)
+    with step(f"lifting {path.name}"), naming(path):
+        return lift(model, **options.arguments())
 
 
 def warn_of_weights(path: Path, graph: ChannelGraph) -> list[str]:

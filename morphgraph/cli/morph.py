@@ -9,10 +9,11 @@ from morphgraph.cli.console import note, show
 from morphgraph.cli.models import open_graph
 from morphgraph.cli.options import (
     MODEL,
+    Lifting,
     assignment,
     common,
     format_option,
-    input_shape_option,
+    lift_options,
     overwrite_option,
     seed_option,
 )
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", "folder", required=True, type=MODEL, metavar="runs/NAME")
 @seed_option
 @overwrite_option
-@input_shape_option
+@lift_options
 @format_option
 @common
 def morph(
@@ -92,7 +93,7 @@ def morph(
     folder: Path,
     seed: int,
     overwrite: bool,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    lifting: Lifting,
     kind: Format,
 ) -> None:
     """Train, shrink and retrain a network until it meets a budget.
@@ -113,7 +114,7 @@ def morph(
         raise FileError(
             f"{escape(str(model))}: is an input, which is never changed; choose another folder"
         )
-    graph = open_graph(model, input_shapes)
+    graph = open_graph(model, lifting)
     channels, size = _image(graph, model)
     dataset = load_data(data, data_dir, size, channels)
     augmentation = Augmentation(crop, flip)

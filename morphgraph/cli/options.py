@@ -3,13 +3,18 @@
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from morphgraph.cli.console import settings
 from morphgraph.errors import FileError
+
+if TYPE_CHECKING:
+    from morphgraph.graph import Attention
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Value = TypeVar("_Value")
@@ -114,6 +119,31 @@ format_option: Decorator[Any] = click.option(
     help="How results are printed.",
 )
 
+
+@dataclass(frozen=True, slots=True)
+class Lifting:
+    """How the user wants models lifted; ``None`` and no shapes where a plan, or the default, says.
+
+    Attributes:
+        input_shapes: sizes of inputs that files leave open.
+        attention: whether attentions shrink by ``"heads"`` or by ``"head-dim"``.
+    """
+
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    attention: "Attention | None" = None
+
+
+def lift_options(command: _Command) -> _Command:
+    """``--input-shape``, ``--attention`` and ``--ops``; the command gets them as ``lifting``."""
+
+    @wraps(command)
+    def with_lifting(*args: Any, input_shapes: Any, attention: Any, **options: Any) -> Any:
+        return command(*args, lifting=Lifting(input_shapes, attention), **options)
+
+    decorated: Any = ops_option(attention_option(input_shape_option(with_lifting)))
+    return decorated  # type: ignore[no-any-return]
+
+
 input_shape_option: Decorator[Any] = click.option(
     "--input-shape",
     "input_shapes",
@@ -121,6 +151,32 @@ input_shape_option: Decorator[Any] = click.option(
     multiple=True,
     metavar="NAME=1x3x224x224",
     help="The size of an input that the file leaves open; may be repeated.",
+)
+
+attention_option: Decorator[Any] = click.option(
+    "--attention",
+    type=click.Choice(["heads", "head-dim"]),
+    help="Shrink attentions by whole heads (the default) or by the size of every head. A plan "
+    "remembers the choice.",
+)
+
+
+def _run_ops(_ctx: click.Context, _param: click.Parameter, paths: tuple[Path, ...]) -> None:
+    if paths:
+        from morphgraph.ops.custom import load_ops
+
+        for path in paths:
+            load_ops(path)
+
+
+ops_option: Decorator[Any] = click.option(
+    "--ops",
+    type=MODEL,
+    multiple=True,
+    metavar="my_ops.py",
+    expose_value=False,
+    callback=_run_ops,
+    help="A Python file of yours that teaches operators with mg.register; may be repeated.",
 )
 
 overwrite_option: Decorator[Any] = click.option(

@@ -9,12 +9,13 @@ from morphgraph.cli.console import note, show, step
 from morphgraph.cli.models import naming, open_graph, warn_of_weights
 from morphgraph.cli.options import (
     MODEL,
+    Lifting,
     assignment,
     check_output,
     common,
     convention_option,
     format_option,
-    input_shape_option,
+    lift_options,
     output_option,
     overwrite_option,
     refuse_repeated,
@@ -109,7 +110,7 @@ def _width(text: str) -> int:
 @seed_option
 @output_option("plan.json", required=False)
 @overwrite_option
-@input_shape_option
+@lift_options
 @format_option
 @common
 def plan(
@@ -126,7 +127,7 @@ def plan(
     seed: int,
     output: Path | None,
     overwrite: bool,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    lifting: Lifting,
     kind: Format,
 ) -> None:
     """Decide which channels stay so that a model fits a budget.
@@ -139,7 +140,7 @@ def plan(
             "--set gives widths by hand; leave out --round-to, --min-width, --include and --exclude"
         )
     check_output(output, overwrite, model)
-    graph = open_graph(model, input_shapes)
+    graph = open_graph(model, lifting)
     if score != "random":
         warn_of_weights(model, graph)
     with step("planning"), naming(model, ModelError):

@@ -6,11 +6,11 @@ import click
 
 from morphgraph.cli.checks import check_report
 from morphgraph.cli.console import show, step
-from morphgraph.cli.models import naming, open_graph, open_plan
-from morphgraph.cli.options import MODEL, common, format_option, input_shape_option, seed_option
+from morphgraph.cli.models import naming, open_planned
+from morphgraph.cli.options import MODEL, Lifting, common, format_option, lift_options, seed_option
 from morphgraph.onnx_io import load
-from morphgraph.passes.verify import verify as check
 from morphgraph.report.tables import Format
+from morphgraph.workflow import check
 
 
 @click.command()
@@ -18,7 +18,7 @@ from morphgraph.report.tables import Format
 @click.argument("plan", type=MODEL)
 @click.argument("slim", type=MODEL)
 @seed_option
-@input_shape_option
+@lift_options
 @format_option
 @common
 def verify(
@@ -26,7 +26,7 @@ def verify(
     plan: Path,
     slim: Path,
     seed: int,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    lifting: Lifting,
     kind: Format,
 ) -> None:
     """Check that a resized model computes what the masked original computes.
@@ -34,10 +34,9 @@ def verify(
     Exits with 1 where it does not. A model with other weights than the original's is wrong in this
     sense too.
     """
-    graph = open_graph(model, input_shapes)
-    chosen = open_plan(plan, graph)
+    graph, chosen = open_planned(model, plan, lifting)
     small = load(slim)
-    with step("comparing in ONNX Runtime"), naming(slim):
+    with step("comparing"), naming(slim):
         report = check(graph, chosen, small, seed=seed)
     show(check_report(graph, chosen, report), kind)
     with naming(slim):

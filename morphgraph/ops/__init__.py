@@ -5,6 +5,7 @@ from morphgraph.ops import (
     attention,
     barriers,
     contraction,
+    custom,
     einsum,
     elementwise,
     indexing,
@@ -21,6 +22,7 @@ from morphgraph.ops import (
     selection,
     vision,
 )
+from morphgraph.ops.custom import register
 from morphgraph.ops.op import (
     Description,
     Factor,
@@ -29,11 +31,11 @@ from morphgraph.ops.op import (
     OpNode,
     Place,
     Resizing,
+    correct,
     describe,
     described_ops,
     entry_of,
     op,
-    register,
 )
 
 __all__ = [
@@ -48,6 +50,8 @@ __all__ = [
     "attention",
     "barriers",
     "contraction",
+    "correct",
+    "custom",
     "describe",
     "described_ops",
     "einsum",

@@ -24,8 +24,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.notation import Binding, NotationError, Shape, bind, parse
+from morphgraph.notation import Binding, NotationError, Shape, bind
 from morphgraph.onnx_io import static_shape
+from morphgraph.ops.plugins import load_plugins
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -224,29 +225,39 @@ class Resizing(Protocol):
 class Op:
     """Base of all entries; ``describe`` is what every entry must have.
 
-    ``moves`` says that the results hold the operands' numbers as they are, elsewhere.
+    ``moves`` says that the results hold the operands' numbers as they are, elsewhere. ``shape``
+    gives the results' shapes for an operator that ONNX does not know: it takes the shapes of the
+    operands (``None`` for an absent one) and returns one shape, or a list of them. ``origin`` is
+    the file and line where a user taught the operator; empty for the program's own.
     """
 
     moves: ClassVar[bool] = False
     describe: ClassVar[Callable[..., Description]]
+    shape: ClassVar[Callable[..., Shape | Sequence[Shape | None]] | None] = None
     resize: ClassVar[Callable[..., None] | None] = None
     lower: ClassVar[Callable[..., Any] | None] = None
+    origin: ClassVar[str] = ""
 
     @classmethod
     def call(cls, function: Callable[..., Any], node: ir.Node, *args: Any) -> Any:
-        """Call one of the entry's functions with the node's attributes as keyword arguments."""
+        """Call one of the entry's functions with the node's attributes as keyword arguments.
+
+        It gets those that it names, or all where it takes ``**attributes``.
+        """
         wanted = _keywords(function)
         given = {
             name: attribute_value(attribute)
             for name, attribute in node.attributes.items()
-            if name in wanted
+            if wanted is None or name in wanted
         }
         return function(*args, **given)
 
 
 @cache
-def _keywords(function: Callable[..., Any]) -> frozenset[str]:
+def _keywords(function: Callable[..., Any]) -> frozenset[str] | None:
     parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
@@ -273,56 +284,37 @@ def op(*op_types: str, domain: str = "") -> Callable[[type[Op]], type[Op]]:
 
 
 def entry_of(op_type: str, domain: str = "") -> type[Op] | None:
-    """The entry of an operator, or ``None`` if nobody has described it."""
+    """The entry of an operator, or ``None`` if nobody has described it.
+
+    Plugins are looked for when the first operator turns up that nobody here knows.
+    """
+    found = taught(op_type, domain)
+    if found is None:
+        load_plugins()
+        found = taught(op_type, domain)
+    return found
+
+
+def taught(op_type: str, domain: str = "") -> type[Op] | None:
+    """The entry of an operator so far; no plugin is asked."""
     return _REGISTRY.get(("" if domain == "ai.onnx" else domain, op_type))
+
+
+def correct(entry: type[Op] | None) -> str:
+    """What to do where an entry and a node do not fit together, as it stands in a message."""
+    if entry is None or not entry.origin:
+        return "the model's weights and inputs do not belong together"
+    return f"correct what {entry.origin} registers, or the model"
+
+
+def forget(op_type: str, domain: str = "") -> None:
+    """Take an operator's entry back, so that it can be described anew."""
+    _REGISTRY.pop((domain, op_type), None)
 
 
 def described_ops() -> list[str]:
     """All operators that have an entry, as ``Type`` or ``domain::Type``, sorted."""
     return sorted(f"{domain}::{kind}" if domain else kind for domain, kind in _REGISTRY)
-
-
-def register(
-    name: str,
-    line: str,
-    *,
-    macs: str | None = None,
-    statistical: str = "",
-    contracted: str = "",
-    gate: bool = False,
-    lower: Callable[..., Any] | None = None,
-) -> None:
-    """Describe an operator by one line of factor notation.
-
-    Args:
-        name: ``"Type"`` or ``"domain::Type"``.
-        line: factor notation (see :mod:`morphgraph.notation`).
-        macs: the factors whose product is its multiply-add count, such as ``"N i o"``, or a sum of
-            such products, ``"N i h + N h o"``; none: free.
-        statistical: factors over which it normalizes or competes.
-        contracted: factors that it sums over, a zero contributing nothing.
-        gate: its operands multiply.
-        lower: how it becomes torch, ``lower(builder, node, **attributes)``; needed to train it.
-
-    >>> register("com.acme::Gate", "N c *S, c -> N c *S")
-    >>> entry_of("Gate", "com.acme") is not None
-    True
-    >>> del _REGISTRY["com.acme", "Gate"]  # so that this example can run again
-
-    Raises:
-        NotationError: the line cannot be read.
-        ValueError: the operator has an entry already.
-    """
-    parse(line)
-    domain, _, op_type = name.rpartition("::")
-
-    def describe(n: OpNode) -> Description:
-        return from_line(
-            n, line, macs=macs, statistical=statistical, contracted=contracted, gate=gate
-        )
-
-    members = {"describe": staticmethod(describe), "lower": lower, "__doc__": line}
-    op(op_type, domain=domain)(type(op_type, (Op,), members))
 
 
 _UPPER = {"N": "batch", "S": "space", "T": "space", "K": "kernel"}
@@ -458,11 +450,11 @@ __all__ = [
     "Place",
     "Resizing",
     "UnreadableError",
+    "correct",
     "describe",
     "described_ops",
     "entry_of",
     "from_line",
     "op",
     "opaque",
-    "register",
 ]

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from morphgraph.errors import FileError
-from morphgraph.graph import ChannelGraph, GraphNode, Group, IntArray
+from morphgraph.graph import ChannelGraph, GraphNode, IntArray
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.cost import Convention, Cost, cost
 from morphgraph.version import __version__
@@ -265,16 +265,4 @@ def operators(graph: ChannelGraph) -> list[tuple[GraphNode, float]]:
     return [
         (node, sum(float(sizes[list(term)].prod()) for term in node.macs) / graph.batch)
         for node in graph.nodes
-    ]
-
-
-def named(graph: ChannelGraph, name: str) -> list[Group]:
-    """The groups that a name speaks of: an id, a group's name, a layer, or a tensor."""
-    exact = [group for group in graph.groups if name in (group.id, group.name)]
-    return exact or [
-        group
-        for group in graph.groups
-        if name in group.producers
-        or name in group.readers
-        or any(member.value == name for member in group.members)
     ]

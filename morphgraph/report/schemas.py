@@ -5,8 +5,14 @@ import msgspec
 from morphgraph.plans import Plan, readable_json
 from morphgraph.report.analysis import Analysis
 from morphgraph.report.differences import Diff
+from morphgraph.report.explanation import Explanation
 
-SCHEMAS: dict[str, type] = {"plan": Plan, "analysis": Analysis, "diff": Diff}
+SCHEMAS: dict[str, type] = {
+    "plan": Plan,
+    "analysis": Analysis,
+    "diff": Diff,
+    "explanation": Explanation,
+}
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -16,6 +16,22 @@ import pytest
 import morphgraph as mg
 from morphgraph.report.analysis import Analysis
 from morphgraph.report.schemas import SCHEMAS, schema
+from morphgraph.testing import model_from_text
+
+OPEN = """<ir_version: 10, opset_import: ["": 20]>
+net (float[1,3,H,W] x, float[8,3,3,3] w1, float[4,8,1,1] w2) => (float[1,4,P,Q] y) {
+    a = Conv(x, w1)  y = Conv(a, w2)
+}"""
+ATTENTION = """<ir_version: 10, opset_import: ["": 20]>
+net (float[2,5,8] x, float[8,12] wq, float[8,12] wk, float[8,12] wv, float[12,8] wo)
+    => (float[2,5,8] y) <int64[4] heads = {2, 5, 3, 4}, float scale = {0.5}, int64[3] flat = {0, 0,
+    -1}> { q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
+    qh = Reshape(q, heads)  kh = Reshape(k, heads)  vh = Reshape(v, heads)
+    qt = Transpose<perm=[0,2,1,3]>(qh)  kt = Transpose<perm=[0,2,3,1]>(kh)
+    vt = Transpose<perm=[0,2,1,3]>(vh)
+    s = MatMul(qt, kt)  t = Mul(s, scale)  p = Softmax<axis=-1>(t)  z = MatMul(p, vt)
+    zt = Transpose<perm=[0,2,1,3]>(z)  zf = Reshape(zt, flat)  y = MatMul(zf, wo)
+}"""
 
 SCHEMA_FOLDER = Path(__file__).parent.parent.parent / "docs" / "schema"
 
@@ -97,6 +113,29 @@ def test_explain(model: Path, run: Any, name: str) -> None:
     assert "fc.weight" not in ran.out
     found = json.loads(run("analyze", model, "--explain", name, "--format", "json").out)
     assert [group["name"] for group in found["groups"]] == ["conv1"]
+    assert found["groups"][0]["macs"]["per_channel"] == (CONV1 + CONV2) / 8
+    assert found["groups"][0]["macs"]["share"] == (CONV1 + CONV2) / 8 / MACS
+    rows = list(
+        csv.DictReader(io.StringIO(run("analyze", model, "--explain", name, "--format", "csv").out))
+    )
+    assert [(row["operator"], row["does"]) for row in rows] == [
+        ("c1", "makes"),
+        ("n1", "carries on"),
+        ("r1", "carries on"),
+        ("c2", "sums over"),
+    ]
+
+
+def test_explain_lists_several_and_tells_of_what_is_no_group(model: Path, run: Any) -> None:
+    listed = run("analyze", model, "--explain", "conv*")
+    assert (listed.code, listed.err) == (0, "")
+    assert "2 groups" in listed.out
+    pinned = run("analyze", model, "--explain", "fc").out
+    assert "graph output 'y'" in pinned
+    assert "y[1] -> Gemm 'head'" in pinned
+    operator = run("analyze", model, "--explain", "pool").out
+    assert "GlobalAveragePool 'pool'" in operator
+    assert "f[1]" in operator
 
 
 def test_what_is_not_a_number_is_named(model: Path, run: Any) -> None:
@@ -281,6 +320,60 @@ def test_bench(model: Path, plan: Path, run: Any) -> None:
     assert "slim.onnx" in run("bench", slim, "--seconds", "0.01").out
 
 
+def test_bench_takes_sizes_that_the_file_leaves_open(tmp_path: Path, run: Any) -> None:
+    path = tmp_path / "open.onnx"
+    mg.save(model_from_text(OPEN), path)
+    ran = run("bench", path, "--seconds", "0.01")
+    assert ran.code == 3
+    assert "--input-shape" in ran.err
+    given = ["--input-shape", "x=1x3x9x8"]
+    ran = run("bench", path, path, "--seconds", "0.01", *given, "--format", "json")
+    assert (ran.code, ran.err) == (0, "")
+    assert json.loads(ran.out)["models"][1]["flops_ratio"] == 1
+    assert run("bench", path, "--seconds", "0.01", "--input-shape", "x=1x4x9x8").code == 3
+    ran = run("bench", path, "--seconds", "0.01", *given, "--input-shape", "z=1x1")
+    assert ran.code == 3
+    assert "no input 'z'" in ran.err
+
+
+def test_a_plan_remembers_the_sizes_of_inputs(tmp_path: Path, run: Any) -> None:
+    path, plan, slim = (tmp_path / name for name in ("open.onnx", "p.json", "s.onnx"))
+    mg.save(model_from_text(OPEN), path)
+    given = ["--input-shape", "x=1x3x8x8"]
+    assert run("plan", path, "--uniform", "0.5", "-o", plan, *given).code == 0
+    assert run("apply", path, plan, "-o", slim).code == 0
+    assert run("verify", path, plan, slim).code == 0
+    ran = run("verify", path, plan, slim, "--input-shape", "x=1x3x9x9")
+    assert ran.code == 3
+    assert "x=1x3x8x8" in ran.err
+
+
+def test_attention_is_chosen_once(tmp_path: Path, run: Any) -> None:
+    path = tmp_path / "attention.onnx"
+    mg.save(model_from_text(ATTENTION), path)
+
+    def width(*options: object) -> int:
+        found = json.loads(run("analyze", path, "--format", "json", *options).out)
+        return max(group["width"] for group in found["groups"] if group["resizable"])
+
+    assert width() == width("--attention", "heads") == 3
+    assert width("--attention", "head-dim") == 4
+    plan, wide, slim = (tmp_path / name for name in ("p.json", "w.json", "s.onnx"))
+    by_size = ["--attention", "head-dim"]
+    assert run("plan", path, "--uniform", "0.5", "-o", plan, *by_size).code == 0
+    assert json.loads(plan.read_bytes())["model"]["lift"] == {"attention": "head-dim"}
+    assert run("expand", path, plan, "--budget", "flops=80%", "-o", wide).code == 0
+    assert json.loads(wide.read_bytes())["model"]["lift"] == {"attention": "head-dim"}
+    assert run("apply", path, plan, "-o", slim).code == 0
+    assert run("verify", path, plan, slim, *by_size).code == 0
+    assert run("diff", path, slim, *by_size).code == 0
+    sizes = {t.name: list(t.dims) for t in onnx.load(slim).graph.initializer}
+    assert sizes["wq"] == [8, 6]
+    ran = run("apply", path, plan, "-o", slim, "--overwrite", "--attention", "heads")
+    assert ran.code == 3
+    assert "was made with --attention head-dim" in ran.err
+
+
 def test_doctor(run: Any) -> None:
     found = json.loads(run("doctor", "--format", "json").out)
     assert found["packages"]["onnxruntime"] == onnxruntime.__version__
@@ -301,6 +394,7 @@ def test_the_published_schemas_are_up_to_date(name: str) -> None:
         ("analysis", ["analyze", "{model}"]),
         ("plan", ["plan", "{model}", "--uniform", "0.5"]),
         ("diff", ["diff", "{model}", "{model}"]),
+        ("explanation", ["analyze", "{model}", "--explain", "conv1"]),
     ],
 )
 def test_what_is_printed_fits_its_schema(

@@ -170,15 +170,17 @@ def test_equal_scores_give_the_width_multiplier(graph: ChannelGraph) -> None:
     [
         (np.ones(3), "3 scores for"),
         (np.full(10_000, np.nan), "10000 scores for"),
-        (None, "NaN"),
+        (np.nan, "score 3 is NaN"),
+        (np.inf, "score 3 is infinite; .* finite"),
+        (-np.inf, "score 3 is infinite"),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(
-    graph: ChannelGraph, scores: np.ndarray | None, why: str
+    graph: ChannelGraph, scores: np.ndarray | float, why: str
 ) -> None:
-    if scores is None:
-        scores = np.ones(len(graph.channel_group))
-        scores[3] = np.nan
+    if isinstance(scores, float):
+        number, scores = scores, np.ones(len(graph.channel_group))
+        scores[3] = number
     with pytest.raises(UnsupportedError, match=why):
         plan(graph, {"flops": "50%"}, score=scores)
 
