@@ -13,6 +13,7 @@ import morphgraph as mg
 from morphgraph import ort
 from morphgraph.passes.cost import cost
 from morphgraph.testing import make_felt, model_from_text, prove, random_plan
+from morphgraph.torch_io import export as exporting
 from morphgraph.torch_io.origins import Origins
 
 
@@ -122,6 +123,19 @@ def test_the_layers_are_those_of_torch() -> None:
             for parameter in net.rnn.parameters():
                 parameter.mul_(2)
         assert torch.allclose(loaded(WORDS), net(WORDS), atol=1e-5)
+
+
+def test_torchscript_keeps_an_rnn_as_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> ir.Model:
+        raise RuntimeError("as torch.export refuses a network")
+
+    monkeypatch.setattr(exporting, "_translate_by_dynamo", refuse)
+    net = Tagger(nn.RNN).eval()
+    model = mg.export(net, (WORDS,))
+    loaded = mg.to_torch(model)
+    assert repr(loaded.rnn) == "RNN(8, 6, num_layers=2, bidirectional=True)"
+    assert torch.allclose(loaded(WORDS), net(WORDS), atol=1e-5)
+    prove(mg.lift(model), seeds=(0,), faults=4)
 
 
 def test_layers_of_unequal_size_are_calls_of_torchs_kernel() -> None:
