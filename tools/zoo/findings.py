@@ -59,7 +59,7 @@ class Findings:
 
     @property
     def lifted(self) -> bool:
-        """Whether the model could be read."""
+        """Whether morphgraph could read the model."""
         return self.groups > 0 and "lift" not in self.crashes
 
     @property
@@ -67,7 +67,8 @@ class Findings:
         """Whether it was resized, by as much as was asked, and is equal to the masked original."""
         if self.structure_only:
             return self.lifted and "resize" not in self.crashes and not self.unshrunk
-        return self.error <= TOLERANCE and self.felt > FELT and self.on_target
+        exact = self.error <= TOLERANCE and self.felt > FELT and self.recounted == self.ratio
+        return exact and self.on_target
 
     @property
     def on_target(self) -> bool:
@@ -82,7 +83,8 @@ class Findings:
     @property
     def unshrunk(self) -> bool:
         """Whether nothing got smaller and no reason says why."""
-        return self.lifted and not self.ratio <= UNSHRUNK and not self.crashes
+        bound = self.lowest > UNSHRUNK and self.binding
+        return self.lifted and self.ratio > UNSHRUNK and not bound
 
     @property
     def returns(self) -> bool:
@@ -115,7 +117,7 @@ class Findings:
             words.append(f"the plan for {self.target:.1%} lands at {self.ratio:.1%}")
         if self.error > TOLERANCE:
             words.append(f"resized is off by {self.error:.1e}")
-        if not math.isnan(self.felt) and not self.felt > FELT:
+        if self.ratio <= UNSHRUNK and not math.isnan(self.felt) and not self.felt > FELT:
             words.append(f"the removal is felt only {self.felt:.1e}")
         if not math.isnan(self.recounted) and self.recounted != self.ratio:
             words.append(f"the plan says {self.ratio:.4%} of the FLOPs, it is {self.recounted:.4%}")
