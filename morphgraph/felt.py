@@ -141,8 +141,11 @@ def _taking_statistics(net: "nn.Module") -> Iterator[None]:
 
 @contextmanager
 def _evening_out(net: "nn.Module") -> Iterator[None]:
-    """The first time a layer runs, its kernel is divided by its results' standard deviation.
+    """The first time a layer runs, its results are brought to a standard deviation of 1.
 
+    Its kernel is divided by what is measured, and its bias takes off the mean over samples and
+    space, where the rest is not small beside it: else a deep chain of ReLUs forgets its input. (It
+    is small behind the global pool of noise; there, taking off the mean would amplify rounding.)
     A kernel that several modules share stays as it is: one of them would spoil the others.
     """
     import torch
@@ -159,11 +162,20 @@ def _evening_out(net: "nn.Module") -> Iterator[None]:
     def even_out(
         layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: "torch.Tensor"
     ) -> "torch.Tensor | None":
-        spread = float(out.std()) if out.numel() > 1 else 0.0
+        bias: torch.Tensor | None = getattr(layer, "bias", None)
+        axis = -1 if isinstance(layer, (torch.nn.Linear, torch.nn.Embedding)) else 1
+        rows = out.movedim(axis, -1).reshape(-1, out.shape[axis])
+        rows = rows if bias is None else rows - bias
+        mean, spread = rows.mean(dim=0), rows.std()
+        varies = (rows - mean).std()
+        centred = bias is not None and bool(3 * varies > spread)
+        spread = varies if centred else spread
         if id(layer) in done or owners[id(layer.weight)] > 1 or not _STILL < spread < np.inf:
             return None
         done.add(id(layer))
         layer.weight /= spread
+        if bias is not None and centred:
+            bias -= mean / spread
         again: torch.Tensor = layer.forward(*args, **kwargs)
         return again
 

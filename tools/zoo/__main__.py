@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -43,6 +44,7 @@ WORK = RUNS / "work"
 
 def main() -> int:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # takes the processes below along
     entries = _chosen(options)
     digest = program_digest()
     known = {} if options.fresh or options.only else stored(None if options.report else digest)
@@ -147,7 +149,7 @@ class Row:
         self.deadline = time.perf_counter() + self.options.time_s
         self.words, sender = multiprocessing.Pipe(duplex=False)
         self.process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(stage, self.entry, self.options.memory_gib, sender)
+            target=_work, args=(stage, self.entry, self.options.memory_gib, sender), daemon=True
         )
         self.process.start()
         sender.close()
