@@ -143,9 +143,8 @@ def _taking_statistics(net: "nn.Module") -> Iterator[None]:
 def _evening_out(net: "nn.Module") -> Iterator[None]:
     """The first time a layer runs, its results are brought to a standard deviation of 1.
 
-    Its kernel is divided by what is measured, and its bias takes off the mean over samples and
-    space, where the rest is not small beside it: else a deep chain of ReLUs forgets its input. (It
-    is small behind the global pool of noise; there, taking off the mean would amplify rounding.)
+    Its kernel is divided by what it brings about, the bias aside: a random bias on a tiny kernel
+    would drown the input. (To take off means as well would amplify rounding, as depth does.)
     A kernel that several modules share stays as it is: one of them would spoil the others.
     """
     import torch
@@ -166,16 +165,11 @@ def _evening_out(net: "nn.Module") -> Iterator[None]:
         axis = -1 if isinstance(layer, (torch.nn.Linear, torch.nn.Embedding)) else 1
         rows = out.movedim(axis, -1).reshape(-1, out.shape[axis])
         rows = rows if bias is None else rows - bias
-        mean, spread = rows.mean(dim=0), rows.std()
-        varies = (rows - mean).std()
-        centred = bias is not None and bool(3 * varies > spread)
-        spread = varies if centred else spread
+        spread = float(rows.std()) if rows.numel() > 1 else 0.0
         if id(layer) in done or owners[id(layer.weight)] > 1 or not _STILL < spread < np.inf:
             return None
         done.add(id(layer))
         layer.weight /= spread
-        if bias is not None and centred:
-            bias -= mean / spread
         again: torch.Tensor = layer.forward(*args, **kwargs)
         return again
 
