@@ -119,13 +119,14 @@ def test_what_falls_short_is_put_into_words(
 ) -> None:
     good = zoo["findings"].Findings(**_good(zoo))
     assert good.shortfalls == []
-    for holds in ("exported", "lifted", "resized", "returns", "trainable"):
+    for holds in ("exported", "lifted", "resized", "returns", "trainable", "holds"):
         assert getattr(good, holds)
     bad = zoo["findings"].Findings(**{**_good(zoo), **change})
     if change.get("ratio") and "recounted" not in change:
         bad.recounted = bad.ratio
     assert bad.shortfalls == [words]
     assert not lost or not getattr(bad, lost)
+    assert bad.holds == (words[:10] in ("10 MACs, t", "opaque: If"))
 
 
 def test_a_model_that_cannot_reach_half_says_what_binds_it(zoo: dict[str, ModuleType]) -> None:

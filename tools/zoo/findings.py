@@ -98,11 +98,18 @@ class Findings:
         return len(self.torch_errors) == 2 and not self.without_gradient
 
     @property
+    def holds(self) -> bool:
+        """Whether everything was reached that can be; what binds a network may still be said."""
+        done = self.exported and self.lifted and self.resized and not self.wrong
+        loads = self.structure_only or (self.returns and self.trainable)
+        return done and loads and not self.unshrunk and not self.crashes
+
+    @property
     def shortfalls(self) -> list[str]:
         """What falls short, and why, in words; empty where all is as wanted."""
         words = [f"{stage}: {error}" for stage, error in self.crashes.items()]
         if self.export_error > TOLERANCE:
-            words.append(f"the export is off by {self.export_error:.1e}")
+            words.append(f"the export is off by {self.export_error:.1e}{self._of_rounding}")
         if self.export_note:
             words.append(self.export_note)
         if not math.isnan(self.torch_macs) and self.macs != self.torch_macs:
@@ -116,7 +123,7 @@ class Findings:
         elif not math.isnan(self.ratio) and not self.on_target:
             words.append(f"the plan for {self.target:.1%} lands at {self.ratio:.1%}")
         if self.error > TOLERANCE:
-            words.append(f"resized is off by {self.error:.1e}")
+            words.append(f"resized is off by {self.error:.1e}{self._of_rounding}")
         if self.ratio <= UNSHRUNK and not math.isnan(self.felt) and not self.felt > FELT:
             words.append(f"the removal is felt only {self.felt:.1e}")
         if not math.isnan(self.recounted) and self.recounted != self.ratio:
@@ -124,7 +131,7 @@ class Findings:
         if self.passed_wrongly:
             words.append("planted and not rejected: " + ", ".join(self.passed_wrongly[:3]))
         words += [
-            f"to_torch of the {which} is off by {error:.1e}"
+            f"to_torch of the {which} is off by {error:.1e}{self._of_rounding}"
             for which, error in self.torch_errors.items()
             if not error <= TOLERANCE
         ]
@@ -134,6 +141,13 @@ class Findings:
                 + ", ".join(self.without_gradient[:3])
             )
         return words
+
+    @property
+    def _of_rounding(self) -> str:
+        """What float32 costs this network in PyTorch alone, as a clause."""
+        if math.isnan(self.rounding):
+            return ""
+        return f" (PyTorch in float32 is off from float64 by {self.rounding:.1e})"
 
     @property
     def bound_by(self) -> str:
