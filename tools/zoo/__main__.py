@@ -9,7 +9,7 @@ Every network is exported and examined in processes of its own under a time and 
 at a time. Exported models stay in ``runs/zoo/models`` until what they depend on changes; findings
 are appended to ``runs/zoo/results.jsonl`` and hold while the program stays the same. So a run that
 was stopped goes on where it was, and with ``--reuse-exports`` a mended pass has its row in seconds.
-The exit code is 1 if a row falls short.
+The exit code is 1 if a row does not hold.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -43,6 +44,7 @@ WORK = RUNS / "work"
 
 def main() -> int:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # takes the processes below along
     entries = _chosen(options)
     digest = program_digest()
     known = {} if options.fresh or options.only else stored(None if options.report else digest)
@@ -53,7 +55,7 @@ def main() -> int:
         print(json.dumps([dataclasses.asdict(found) for found in rows], indent=1))
     else:
         _write(options, rows)
-    return int(any(found.shortfalls for found in rows))
+    return int(not all(found.holds for found in rows))
 
 
 def _options() -> argparse.Namespace:
@@ -61,7 +63,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--small", action="store_true", help="the small networks only")
     add("--only", nargs="+", metavar="NAME", default=[], help="these, measured again; globs too")
-    add("--failed", action="store_true", help="once more those whose last row falls short")
+    add("--failed", action="store_true", help="once more those whose last row does not hold")
     add("--fresh", action="store_true", help="measure again what is stored")
     add("--reuse-exports", action="store_true", help="take stored exports, whatever has changed")
     add("--report", action="store_true", help="measure nothing; a page of the last rows")
@@ -80,7 +82,7 @@ def _chosen(options: argparse.Namespace) -> list[Entry]:
         entries = [e for e in entries if any(fnmatch.fnmatch(e.name, p) for p in options.only)]
     if options.failed:
         last = stored(None)
-        entries = [e for e in entries if e.name in last and last[e.name].shortfalls]
+        entries = [e for e in entries if e.name in last and not last[e.name].holds]
     return entries
 
 
@@ -98,7 +100,7 @@ def stored(digest: str | None) -> dict[str, Findings]:
 
 def _is_open(entry: Entry, known: dict[str, Findings], options: argparse.Namespace) -> bool:
     found = known.get(entry.name)
-    return found is None or (options.failed and bool(found.shortfalls))
+    return found is None or (options.failed and not found.holds)
 
 
 def _measure(
@@ -147,7 +149,7 @@ class Row:
         self.deadline = time.perf_counter() + self.options.time_s
         self.words, sender = multiprocessing.Pipe(duplex=False)
         self.process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(stage, self.entry, self.options.memory_gib, sender)
+            target=_work, args=(stage, self.entry, self.options.memory_gib, sender), daemon=True
         )
         self.process.start()
         sender.close()

@@ -27,6 +27,7 @@ efficientnet_b0 mnasnet0_5 regnet_x_400mf shufflenet_v2_x0_5 mobilenet_v3_small 
 #: Networks that attend, hybrids too.
 _ATTENDS = re.compile(r"vit|swin|coat|cait|pit_|levit|volo|edgenext|pvt")
 _NOT_ATTENDING = ("fastvit_t8",)
+_SHIPPED = {"rapidocr/rec": "transformer"}  # SVTR
 _TOO_LARGE = ("vit_h_14", "regnet_y_128gf")
 _CLASSIFIER_OPTIONS: dict[str, dict[str, Any]] = {
     "inception_v3": {"size": 299, "init_weights": False},
@@ -114,7 +115,12 @@ def _others() -> list[Entry]:
         Entry("autoencoder", "cnn", vision.autoencoder),
         *(Entry(f"onnx/light_{n}", "cnn", files.light, {"name": n}) for n in _LIGHT.split()),
         *(
-            Entry(n, "cnn", files.shipped, {"package": package, "file": file, "shape": shape})
+            Entry(
+                n,
+                _SHIPPED.get(n, "cnn"),
+                files.shipped,
+                {"package": package, "file": file, "shape": shape},
+            )
             for n, (package, file, shape) in shipped.items()
         ),
         Entry("facenet/rnet", "cnn", files.facenet, {"name": "RNet", "size": 24}),

@@ -3,8 +3,9 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,12 @@ class Entry:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries on which a row depends."""
-    return {tool: version(tool) for tool in TOOLS}
+    """Of the installed libraries on which a row depends."""
+    found = {}
+    for tool in TOOLS:
+        with suppress(PackageNotFoundError):  # the small networks do without some
+            found[tool] = version(tool)
+    return found
 
 
 def export_digest(entry: Entry) -> str:

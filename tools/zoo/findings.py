@@ -59,7 +59,7 @@ class Findings:
 
     @property
     def lifted(self) -> bool:
-        """Whether the model could be read."""
+        """Whether morphgraph could read the model."""
         return self.groups > 0 and "lift" not in self.crashes
 
     @property
@@ -67,7 +67,8 @@ class Findings:
         """Whether it was resized, by as much as was asked, and is equal to the masked original."""
         if self.structure_only:
             return self.lifted and "resize" not in self.crashes and not self.unshrunk
-        return self.error <= TOLERANCE and self.felt > FELT and self.on_target
+        exact = self.error <= TOLERANCE and self.felt > FELT and self.recounted == self.ratio
+        return exact and self.on_target
 
     @property
     def on_target(self) -> bool:
@@ -82,7 +83,8 @@ class Findings:
     @property
     def unshrunk(self) -> bool:
         """Whether nothing got smaller and no reason says why."""
-        return self.lifted and not self.ratio <= UNSHRUNK and not self.crashes
+        bound = self.lowest > UNSHRUNK and self.binding
+        return self.lifted and self.ratio > UNSHRUNK and not bound
 
     @property
     def returns(self) -> bool:
@@ -96,11 +98,18 @@ class Findings:
         return len(self.torch_errors) == 2 and not self.without_gradient
 
     @property
+    def holds(self) -> bool:
+        """Whether everything was reached that can be; what binds a network may still be said."""
+        done = self.exported and self.lifted and self.resized and not self.wrong
+        loads = self.structure_only or (self.returns and self.trainable)
+        return done and loads and not self.unshrunk and not self.crashes
+
+    @property
     def shortfalls(self) -> list[str]:
         """What falls short, and why, in words; empty where all is as wanted."""
         words = [f"{stage}: {error}" for stage, error in self.crashes.items()]
         if self.export_error > TOLERANCE:
-            words.append(f"the export is off by {self.export_error:.1e}")
+            words.append(f"the export is off by {self.export_error:.1e}{self._of_rounding}")
         if self.export_note:
             words.append(self.export_note)
         if not math.isnan(self.torch_macs) and self.macs != self.torch_macs:
@@ -114,15 +123,15 @@ class Findings:
         elif not math.isnan(self.ratio) and not self.on_target:
             words.append(f"the plan for {self.target:.1%} lands at {self.ratio:.1%}")
         if self.error > TOLERANCE:
-            words.append(f"resized is off by {self.error:.1e}")
-        if not math.isnan(self.felt) and not self.felt > FELT:
+            words.append(f"resized is off by {self.error:.1e}{self._of_rounding}")
+        if self.ratio <= UNSHRUNK and not math.isnan(self.felt) and not self.felt > FELT:
             words.append(f"the removal is felt only {self.felt:.1e}")
         if not math.isnan(self.recounted) and self.recounted != self.ratio:
             words.append(f"the plan says {self.ratio:.4%} of the FLOPs, it is {self.recounted:.4%}")
         if self.passed_wrongly:
             words.append("planted and not rejected: " + ", ".join(self.passed_wrongly[:3]))
         words += [
-            f"to_torch of the {which} is off by {error:.1e}"
+            f"to_torch of the {which} is off by {error:.1e}{self._of_rounding}"
             for which, error in self.torch_errors.items()
             if not error <= TOLERANCE
         ]
@@ -132,6 +141,13 @@ class Findings:
                 + ", ".join(self.without_gradient[:3])
             )
         return words
+
+    @property
+    def _of_rounding(self) -> str:
+        """What float32 costs this network in PyTorch alone, as a clause."""
+        if math.isnan(self.rounding):
+            return ""
+        return f" (PyTorch in float32 is off from float64 by {self.rounding:.1e})"
 
     @property
     def bound_by(self) -> str:

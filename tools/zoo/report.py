@@ -113,7 +113,8 @@ def summary(rows: Sequence[Findings]) -> list[str]:
         f"wrong: {sum(f.wrong for f in rows)}; silently unshrunk: {sum(f.unshrunk for f in rows)}",
         f"- `to_torch` exact: {count(verified, lambda f: f.returns)}; "
         f"exact and trainable: {count(verified, lambda f: f.returns and f.trainable)}",
-        f"- nothing falls short: {count(rows, lambda f: not f.shortfalls)}",
+        f"- all of that: {count(rows, lambda f: f.holds)}; "
+        f"without a word below: {count(rows, lambda f: not f.shortfalls)}",
     ]
     for family in ("cnn", "transformer", "recurrent", "other"):
         lines += _extremes(
