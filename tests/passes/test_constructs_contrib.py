@@ -17,7 +17,8 @@ TOKENS = """net (float[1,5,3] x, float[3,6] w1, float[6,2] w2{more}) => (float[1
 IMAGES = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2{more}) => (float[1,2,4,4] y)
     <float[1,6,4,4] b{values}> {{ a = Conv(x, w1)  {body}  y = Conv(b, w2) }}"""
 STORED = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,{read},1,1] w2)
-    => (float[1,2,{out}] y) <float s = {{0.03}}, uint8 o = {{120}}, float t = {{0.02}}, uint8 p = {{90}}, {values}> {{
+    => (float[1,2,{out}] y)
+    <float s = {{0.03}}, uint8 o = {{120}}, float t = {{0.02}}, uint8 p = {{90}}, {values}> {{
         a = Conv(x, w1)  q = QuantizeLinear(a, s, o)  {body}
         b = DequantizeLinear(z, t, p)  y = Conv(b, w2) }}"""
 
