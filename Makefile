@@ -36,7 +36,7 @@ bench: $(STAMP)  ## compare with the peers
 	$(BIN)/python tools/bench_peers.py
 
 zoo-small: $(STAMP)  ## coverage over the small networks of the zoo
-	$(BIN)/python tools/zoo.py --small
+	$(BIN)/python tools/zoo --small
 	$(BIN)/python -m pytest -q -m slow tests/zoo
 
 docs: $(STAMP)  ## the generated pages, and every example in the documentation

@@ -178,7 +178,8 @@ def _check_graph(graph: onnx.GraphProto, folder: str | None) -> None:
             if tensor_type.elem_type:
                 _dtype(tensor_type.elem_type, where)
             _check_text(*(dim.dim_param for dim in tensor_type.shape.dim))
-            if any(dim.dim_value < 0 for dim in tensor_type.shape.dim):
+            # PaddlePaddle writes -1 for a size that is open.
+            if any(dim.dim_value < -1 for dim in tensor_type.shape.dim):
                 raise ModelError(f"{where}: its shape has a negative size; export the model again")
 
 

@@ -24,6 +24,7 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # ships n
 
 from morphgraph.errors import FileError, ModelError, MorphError
 from morphgraph.onnx_check import check_proto, escape
+from morphgraph.stored import is_stored
 
 __all__ = [
     "as_model",
@@ -83,15 +84,15 @@ def load(
 def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) -> None:
     """Write a model to a file that appears whole or not at all.
 
-    Weights of more than about 1.9 GB together go to ``NAME.onnx.data`` beside it, for protobuf
-    cannot hold them. The model itself is left as it is.
+    Weights go to ``NAME.onnx.data`` beside it where they are more than about 1.9 GB together, for
+    protobuf cannot hold them, and where they stood in such a file before: then they pass from file
+    to file in blocks, and never all stand in memory. The model itself is left as it is.
 
     Raises:
         FileError: the file exists already (without ``overwrite``) or cannot be written.
     """
     location = Path(os.path.abspath(path))
-    weight_bytes = sum(tensor.nbytes for tensor in _weights(model))
-    if weight_bytes <= _INLINE_LIMIT_BYTES:
+    if not _wants_external_data(model):
         try:
             content = ir.to_proto(_internalized(model)).SerializeToString(deterministic=True)
         except (ir.serde.SerdeError, EncodeError, ValueError) as error:
@@ -314,7 +315,24 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: str | None) -> ir.Mo
         ir.external_data.set_base_dir(model.graph, folder)
     if not is_sorted:
         model.graph.sort()
+    _open_negative_sizes(model)
     return model
+
+
+def _open_negative_sizes(model: ir.Model) -> None:
+    """Make sizes of -1, which PaddlePaddle writes, symbols as ONNX has them."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            _open_sizes(value)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        _open_sizes(value)
+
+
+def _open_sizes(value: ir.Value) -> None:
+    if value.shape is not None and -1 in value.shape.dims:
+        value.shape = ir.Shape(
+            f"{value.name}_{axis}" if size == -1 else size for axis, size in enumerate(value.shape)
+        )
 
 
 def _root_cause(error: BaseException) -> str:
@@ -328,6 +346,13 @@ def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
+
+
+def _wants_external_data(model: ir.Model) -> bool:
+    weights = list(_weights(model))
+    return sum(tensor.nbytes for tensor in weights) > _INLINE_LIMIT_BYTES or any(
+        is_stored(tensor) and tensor.nbytes > _EXTERNAL_TENSOR_BYTES for tensor in weights
+    )
 
 
 def _internalized(model: ir.Model) -> ir.Model:

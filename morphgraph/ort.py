@@ -11,6 +11,7 @@ import onnxruntime
 
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
+from morphgraph.stored import is_stored
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -31,9 +32,8 @@ def session(
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_ENABLE_BASIC
     providers = ["CPUExecutionProvider"]
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
     try:
-        if weights < _PROTO_LIMIT:
+        if _fits_a_message(model):
             data = ir.to_proto(model).SerializeToString()
             return onnxruntime.InferenceSession(data, options, providers)
         with tempfile.TemporaryDirectory() as folder:
@@ -42,6 +42,14 @@ def session(
             return onnxruntime.InferenceSession(str(path), options, providers)
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise _refused(error) from error
+
+
+def _fits_a_message(model: ir.Model) -> bool:
+    """Whether a model can be handed over in memory: external data is found only beside a file."""
+    weights = [
+        v.const_value for v in model.graph.initializers.values() if v.const_value is not None
+    ]
+    return sum(w.nbytes for w in weights) < _PROTO_LIMIT and not any(map(is_stored, weights))
 
 
 def _refused(error: Exception) -> UnsupportedError:

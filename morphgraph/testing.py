@@ -1,21 +1,19 @@
 """Networks whose weights can be felt, and proofs on them, for tests and for new operators.
 
-A freshly built network has every BatchNorm at (1, 0, 0, 1), biases at zero, layer scales at 1e-6: a
-wrong slice can go unnoticed, and outputs may be 1e-14. :func:`make_felt` gives every such tensor
-random values and calibrates the rest, so that outputs are of order 1 and depend on the input.
+Felt weights are those of :mod:`morphgraph.felt`, whose functions are found here too.
 
 :func:`prove` resizes a model at random plans and holds the result against the masked original, then
 plants wrong slices and sees them rejected. Whoever teaches morphgraph an operator can use it too.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
 
 from morphgraph.errors import UnsupportedError
+from morphgraph.felt import felt_array, make_felt, make_felt_model
 from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.passes.cost import cost
 from morphgraph.passes.lift import lift
@@ -23,93 +21,16 @@ from morphgraph.passes.resize import Kept, resize
 from morphgraph.passes.verify import VerifyReport, verify
 from morphgraph.plans import Change, Plan, make_plan
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-
-def make_felt(net: "nn.Module", example: "torch.Tensor", seed: int = 0) -> "nn.Module":
-    """Randomize and calibrate a network's parameters and statistics in place; returns it.
-
-    Args:
-        net: any module; left in eval mode.
-        example: one input, ``[N, ...]``; calibration runs on noise of the same shape, 4 samples.
-        seed: of all random numbers.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(like: "torch.Tensor", low: float, high: float) -> "torch.Tensor":
-        return torch.rand(like.shape, generator=generator) * (high - low) + low
-
-    norms = _norms(net)
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            owner, _, leaf = name.rpartition(".")
-            if parameter.dim() == 1 and leaf == "bias":
-                parameter.copy_(uniform(parameter, -0.3, 0.3))
-            elif parameter.dim() == 1 or owner in norms or _is_scale(leaf):
-                parameter.copy_(uniform(parameter, 0.5, 1.5))
-        noise = torch.randn((4, *example.shape[1:]), generator=generator)
-        _calibrate_statistics(net, noise)
-        for norm in norms.values():
-            mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
-            if mean is not None and var is not None:
-                mean += uniform(mean, -0.2, 0.2) * var.sqrt()
-                # Smaller than measured variances would make every layer amplify rounding errors.
-                var *= uniform(var, 0.9, 1.6)
-        net.eval()
-        _scale_output(net, noise)
-    return net
-
-
-def _norms(net: "nn.Module") -> dict[str, "nn.Module"]:
-    return {name: module for name, module in net.named_modules() if "Norm" in type(module).__name__}
-
-
-def _is_scale(leaf: str) -> bool:
-    """Parameters that scale a layer's output: ``gamma``, ``layer_scale``, ..."""
-    return leaf.startswith(("gamma", "layer_scale", "scale", "ls"))
-
-
-def _calibrate_statistics(net: "nn.Module", noise: "torch.Tensor") -> None:
-    """Let BatchNorm take its statistics from noise, everything else in eval mode."""
-    import torch
-
-    net.eval()
-    batch_norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
-    moving = [m for m in net.modules() if isinstance(m, batch_norms)]
-    momenta = [module.momentum for module in moving]
-    for module in moving:
-        module.reset_running_stats()
-        module.momentum = None
-        module.train()
-    net(noise)
-    for module, momentum in zip(moving, momenta, strict=True):
-        module.momentum = momentum
-        module.eval()
-
-
-def _scale_output(net: "nn.Module", noise: "torch.Tensor") -> None:
-    """Bring the last weighted layer's outputs to order 1."""
-    import torch
-
-    layers = [m for m in net.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
-    found: list[torch.Tensor] = []
-    last: list[torch.nn.Linear | torch.nn.Conv2d] = []
-
-    def note(module: torch.nn.Module, _args: object, out: torch.Tensor) -> None:
-        assert isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
-        last[:] = [module]
-        found[:] = [out]
-
-    hooks = [layer.register_forward_hook(note) for layer in layers]
-    net(noise)
-    for hook in hooks:
-        hook.remove()
-    if last:
-        last[0].weight /= float(found[0].std()) or 1.0
+__all__ = [
+    "felt_array",
+    "is_rejected",
+    "make_felt",
+    "make_felt_model",
+    "model_from_text",
+    "prove",
+    "random_plan",
+    "wrong_slices",
+]
 
 
 def model_from_text(text: str, inputs: Sequence[str] = ("x",), seed: int = 0) -> ir.Model:
@@ -131,22 +52,10 @@ def model_from_text(text: str, inputs: Sequence[str] = ("x",), seed: int = 0) ->
         assert value.shape is not None
         array = felt_array(value.shape.numpy(), generator)
         model.graph.inputs.remove(value)
-        value.const_value = ir.Tensor(array, name=value.name)
+        dtype = ir.DataType.FLOAT if value.dtype is None else value.dtype
+        value.const_value = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=value.name)
         model.graph.register_initializer(value)
     return model
-
-
-def felt_array(
-    shape: Sequence[int], generator: np.random.Generator
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Random numbers for a weight: vectors uniform in 0.5 to 1.5, others normal, 1 / fan-in."""
-    if len(shape) <= 1:
-        return generator.uniform(0.5, 1.5, shape).astype(np.float32)
-    spread = 1 / np.sqrt(np.prod(shape[1:]))
-    scaled: np.ndarray[Any, np.dtype[np.float32]] = np.asarray(
-        generator.standard_normal(shape) * spread, dtype=np.float32
-    )
-    return scaled
 
 
 def random_plan(graph: ChannelGraph, seed: int = 0, low: float = 0.3, high: float = 0.8) -> Plan:

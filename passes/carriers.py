@@ -31,6 +31,7 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
     pins = _Pins(couplings, found)
     eager = _with_parts(found, {int(found.classes[factor]) for factor in couplings.eager})
     reluctant = _with_parts(found, {int(found.classes[factor]) for factor in couplings.reluctant})
+    statistical = _statistical(couplings, found)
     repeats = _repeats(couplings, found)
     if attention == "head-dim":
         eager, reluctant = reluctant, eager
@@ -50,6 +51,7 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
                     p.kind not in eager,
                     p.kind in reluctant,
                     p.kind in repeats,
+                    p.kind in statistical,
                     p.kind not in carriers,
                     p.rank,
                 ),
@@ -57,6 +59,16 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
             carriers.add(winner)
         pins.add({part.kind: _LOST for part in free if part.kind != winner})
     return pins.reasons
+
+
+def _statistical(couplings: Couplings, found: Sites) -> set[int]:
+    """Classes over which an operator normalizes or competes, and the factors that they consist of.
+
+    Their removal changes what the others become. The other factor of a product axis is removed
+    exactly: of a GroupNorm's channels whole groups go.
+    """
+    factors = {node.factors[name] for node in couplings.nodes for name in node.statistical}
+    return _with_parts(found, {int(found.classes[factor]) for factor in factors})
 
 
 def _with_parts(found: Sites, marked: set[int]) -> set[int]:

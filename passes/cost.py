@@ -20,6 +20,7 @@ import onnx_ir as ir
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, FloatArray, GraphNode, IntArray
 from morphgraph.onnx_io import parameter_names, static_shape
+from morphgraph.passes.score import kernels as producing_kernels
 
 Convention = Literal["default", "morphnet"]
 
@@ -224,9 +225,14 @@ def _activation_axes(graph: ChannelGraph, node: GraphNode) -> dict[int, int]:
 def _all_activation_axes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
     counts: dict[str, dict[int, int]] = {}
     couplings = graph.couplings
+    made: set[int] = set()
     for edge in couplings.edges:
         if couplings.dims[edge.dim].value in couplings.weights:
             continue
+        if edge.port < 0:
+            if edge.factor in made:
+                continue  # once, however many results show it, as those of a recurrent layer
+            made.add(edge.factor)
         node = counts.setdefault(couplings.nodes[edge.node].name, {})
         node[edge.factor] = node.get(edge.factor, 0) + 1
     return counts
@@ -265,6 +271,7 @@ def _params(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
             for node in graph.nodes
             if node.macs and node.ir.inputs[1] is not None
         }
+        kernels |= {source.parameter for source in producing_kernels(graph)}
         names = [name for name in names if name in kernels or _feeds(graph, name, kernels)]
     values = [graph.model.graph.initializers[name] for name in names]
     terms = [_value_term(graph, value, 1.0, _owner(graph, value)) for value in values]

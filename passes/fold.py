@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import PARAMETERS_KEY, escape, stored_names
+from morphgraph.stored import StoredTensor, is_stored
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -356,9 +357,7 @@ class _Folder:
             if (tensor := self._constant(value)) is not None and tensor.size <= _INFERENCE_DATA
         }
         try:
-            inferred = onnx.shape_inference.infer_node_outputs(
-                schema, proto, types, data, opset_imports=self.opset_protos
-            )
+            inferred = self._inferred(schema, proto, types, data)
         except _INFERENCE_ERRORS as error:
             reason = " ".join(str(error).split())
             raise ModelError(
@@ -368,6 +367,44 @@ class _Folder:
         for output in node.outputs:
             if output.name in inferred:
                 _refine(output, inferred[output.name])
+
+    def _inferred(
+        self,
+        schema: onnx.defs.OpSchema,
+        proto: onnx.NodeProto,
+        types: dict[str, onnx.TypeProto],
+        data: dict[str, onnx.TensorProto],
+    ) -> dict[str, onnx.TypeProto]:
+        """What ONNX infers; where an operator does not know bfloat16 yet, as if it were float16.
+
+        PyTorch exports convolutions in bfloat16 to opsets whose Conv does not list it.
+        """
+        try:
+            return onnx.shape_inference.infer_node_outputs(
+                schema, proto, types, data, opset_imports=self.opset_protos
+            )
+        except _INFERENCE_ERRORS:
+            if all(_element_type(kind) != onnx.TensorProto.BFLOAT16 for kind in types.values()):
+                raise
+            known = {
+                name: _retyped(kind, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16)
+                for name, kind in types.items()
+            }
+            small = {
+                name: x for name, x in data.items() if x.data_type != onnx.TensorProto.BFLOAT16
+            }
+            try:
+                inferred = onnx.shape_inference.infer_node_outputs(
+                    schema, proto, known, small, opset_imports=self.opset_protos
+                )
+            except _INFERENCE_ERRORS:
+                inferred = None
+            if inferred is None:
+                raise
+            return {
+                name: _retyped(kind, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+                for name, kind in inferred.items()
+            }
 
     def _evaluate(self, node: ir.Node) -> None:
         """Replace a node by what it computes where all operands are constants."""
@@ -431,6 +468,8 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
 
 def _shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """The same data under a name of its own; an initializer gives its tensor its name."""
+    if is_stored(tensor):
+        return StoredTensor(tensor)
     return ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape.numpy()))
 
 
@@ -505,6 +544,20 @@ def _type_proto(value: ir.Value) -> onnx.TypeProto | None:
     if value.shape is not None:
         ir.serde.serialize_shape_into(proto, value.shape)
     return proto
+
+
+def _element_type(kind: onnx.TypeProto) -> int:
+    return kind.tensor_type.elem_type
+
+
+def _retyped(kind: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
+    """The same tensor type with another element type, if it has the old one."""
+    if _element_type(kind) != old:
+        return kind
+    copy = onnx.TypeProto()
+    copy.CopyFrom(kind)
+    copy.tensor_type.elem_type = new
+    return copy
 
 
 def _is_everything(indices: ir.TensorProtocol, shape: tuple[int, ...] | None) -> bool:

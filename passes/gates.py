@@ -18,6 +18,7 @@ def gated_groups(graph: ChannelGraph) -> frozenset[int]:
     """Indices of the resizable groups whose every path passes a BatchNorm before it is read."""
     on_value = _groups_on_values(graph)
     made, read = _roles(graph)
+    inside = _read_inside(graph)
     open_on: dict[str, frozenset[int]] = {}
     loud: dict[str, bool] = {}  # values that a BatchNorm does not silence, whatever its scale
     leaking: set[int] = set()
@@ -26,6 +27,7 @@ def gated_groups(graph: ChannelGraph) -> frozenset[int]:
         activations = [name for name in operands if name not in graph.couplings.weights]
         for name in activations:
             leaking |= open_on.get(name, frozenset()) & read.get(number, frozenset())
+        leaking |= inside.get(number, frozenset())
         silent = [name for name in activations if not loud.get(name)]
         arriving = _arriving(node, activations, silent, open_on, on_value)
         is_loud = node.ir.op_type in _OPEN_AT_ZERO or _stays_loud(node, activations, silent)
@@ -100,6 +102,27 @@ def _roles(graph: ChannelGraph) -> tuple[dict[int, frozenset[int]], dict[int, fr
             elif factor in on_weight and factor not in on_activation:
                 made[number] = made.get(number, frozenset()) | groups
     return made, read
+
+
+def _read_inside(graph: ChannelGraph) -> dict[int, frozenset[int]]:
+    """Per node the groups that it sums over before anyone else sees them: a recurrent state."""
+    couplings = graph.couplings
+    outside: set[int] = set()
+    running: set[int] = set()
+    for edge in couplings.edges:
+        if edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.weights:
+            outside.add(edge.factor)
+            running.add(edge.node)
+    matrix = graph.per_channel
+    found: dict[int, frozenset[int]] = {}
+    for number in running:
+        node = graph.nodes[number]
+        for factor in (node.factors[name] for name in node.contracted):
+            if factor not in outside:
+                kind = int(graph.node_class[factor])
+                groups = matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist()
+                found[number] = found.get(number, frozenset()) | frozenset(groups)
+    return found
 
 
 def _groups_of_scales(graph: ChannelGraph, on_value: dict[str, frozenset[int]]) -> set[int]:

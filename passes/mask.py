@@ -1,11 +1,11 @@
 """Pass ``mask``: the original network with removed channels silenced.
 
 At each operator that sums over an axis, the activation's removed positions are set to zero; the
-original then computes what the resized network computes. Where what it sums over is no operand (the
-norm of a weight, the hidden state of a recurrent layer), the weight's positions are. Where an
+original then computes what the resized network computes. Where no activation operand has the axis
+(the norm of a weight, the state inside a recurrent layer), the weight's positions are. Where an
 operator normalizes, averages or competes over an axis, the kept positions are gathered, the
-operator runs on them, and its results
-are scattered back: there a removal is exact in this sense only.
+operator runs on them, and its results are scattered back: there a removal is exact in this sense
+only.
 
 The masked model shares with ``resize`` the knowledge which positions of an axis stay, and nothing
 else: no weight is sliced, no attribute touched.
@@ -57,7 +57,11 @@ class _Masker:
                         self._is_activation(edge) or edge.factor not in on_activation
                     ):
                         self._silence(copies[number], edge, axis, kept)
-                elif names[edge.factor] in node.statistical:
+                elif (
+                    names[edge.factor] in node.statistical
+                    # Of (g c), statistics over c stay as they were where whole groups g go.
+                    and self.kept.node(edge.factor) is not None
+                ):
                     self._detour(copies[number], edge.port, axis, kept)
         return self.model
 

@@ -21,6 +21,7 @@ from morphgraph.notation import Shape
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops import entry_of
 from morphgraph.passes.score import kernels, readers
+from morphgraph.stored import StoredTensor, is_stored, take
 
 
 def resize(
@@ -161,12 +162,11 @@ class _Resizer:
         ]
         if not cuts or tensor is None:
             return
-        array = tensor.numpy()
-        for axis, kept in cuts:
-            array = np.take(array, kept, axis=axis)
-        value.const_value = ir.Tensor(
-            np.ascontiguousarray(array), dtype=tensor.dtype, name=value.name
-        )
+        if is_stored(tensor):
+            value.const_value = StoredTensor(tensor, cuts, name=value.name or "")
+        else:
+            array = take(tensor.numpy(), cuts)
+            value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=value.name)
         self._reshape(value)
 
     def _start_added(self) -> None:
@@ -180,7 +180,7 @@ class _Resizer:
                 array = np.array(value.const_value.numpy())
                 rows = np.moveaxis(array, source.axis, 0)
                 shape = (len(fresh), *rows.shape[1:])
-                spread = 0.0 if silent else float(array.std())
+                spread = 0.0 if silent else float(array.std(dtype=np.float64))
                 rows[fresh] = self.generator.standard_normal(shape) * spread
                 value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=value.name)
 

@@ -1,20 +1,23 @@
 """Pass ``score``: how much the network uses each channel, from its weights.
 
 A *source* is an axis of a parameter whose slices belong to channels: a kernel's output axis, or a
-BatchNorm's scale. The same sources feed the scores here and the regularizer in training.
+BatchNorm's scale. Where a kernel is computed from parameters by movements alone (transposed, sliced
+by gates that are joined in another order), the sources are theirs. The same sources feed the scores
+here and the regularizer in training.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-import onnx_ir as ir
 
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.graph import ChannelGraph, FloatArray, IntArray
-from morphgraph.onnx_io import escape, static_shape
+from morphgraph.graph import ChannelGraph, Edge, FloatArray, IntArray
+from morphgraph.onnx_io import escape
+from morphgraph.ops import entry_of
+from morphgraph.stored import blocks
 
 Score = Literal["l2", "l1", "bn", "lasso", "random"]
 
@@ -31,44 +34,46 @@ class Source:
 def kernels(graph: ChannelGraph) -> list[Source]:
     """The kernels' axes that stand on an operator's result: the producers of channels.
 
-    A depthwise kernel is one: its channel is as dead as its producer's if the kernel is zero.
+    A kernel is a weight all of whose factors are counted as arithmetic. A depthwise kernel is one:
+    its channel is as dead as its producer's if the kernel is zero. A recurrent layer has two; its
+    bias and its peepholes are none.
     """
     couplings = graph.couplings
+    counted = [{factor for term in node.macs for factor in term} for node in graph.nodes]
     on_output: set[int] = set()
-    operands: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    not_kernels: set[tuple[int, int]] = set()
+    operands: list[Edge] = []
     for edge in couplings.edges:
-        dim = couplings.dims[edge.dim]
         if edge.port < 0:
             on_output.add(edge.factor)
-        elif dim.value in couplings.weights:
-            operands[edge.factor].append((dim.value, dim.axis))
-    found: dict[tuple[str, int], Source] = {}
-    values = _values(graph)
-    for node in graph.nodes:
-        for factor in {factor for term in node.macs for factor in term} & on_output:
-            if factor in couplings.pins:
-                continue
-            for name, axis in operands[factor]:
-                traced = _trace(values[name], axis)
-                if traced is not None and len(static_shape(values[traced[0]])) > 1:
-                    found[traced] = Source(*traced, graph.channels_at(*traced))
-    return list(found.values())
+        elif couplings.dims[edge.dim].value in couplings.weights:
+            if edge.factor in counted[edge.node]:
+                operands.append(edge)
+            elif couplings.sizes[edge.factor] > 1:
+                not_kernels.add((edge.node, edge.port))
+    made = [
+        edge.dim
+        for edge in operands
+        if edge.factor in on_output
+        and edge.factor not in couplings.pins
+        and not _is_summed(graph, edge)
+        and (edge.node, edge.port) not in not_kernels
+    ]
+    return [source for source in _sources(graph, made) if _rank(graph, source) > 1]
 
 
 def readers(graph: ChannelGraph) -> list[Source]:
     """The kernels' axes that are summed over: the readers of channels."""
     couplings = graph.couplings
-    values = _values(graph)
-    found: dict[tuple[str, int], Source] = {}
-    for edge in couplings.edges:
-        dim = couplings.dims[edge.dim]
-        node = graph.nodes[edge.node]
-        summed = couplings.factors[edge.factor - len(couplings.dims)].name in node.contracted
-        if edge.port >= 0 and summed and node.macs and dim.value in couplings.weights:
-            traced = _trace(values[dim.value], dim.axis)
-            if traced is not None:
-                found[traced] = Source(*traced, graph.channels_at(*traced))
-    return list(found.values())
+    summed = [
+        edge.dim
+        for edge in couplings.edges
+        if edge.port >= 0
+        and graph.nodes[edge.node].macs
+        and couplings.dims[edge.dim].value in couplings.weights
+        and _is_summed(graph, edge)
+    ]
+    return _sources(graph, summed)
 
 
 def norm_scales(graph: ChannelGraph) -> list[Source]:
@@ -81,24 +86,47 @@ def norm_scales(graph: ChannelGraph) -> list[Source]:
     return list(found.values())
 
 
-def _values(graph: ChannelGraph) -> dict[str, ir.Value]:
-    values = dict(graph.model.graph.initializers)
-    for node in graph.nodes:
-        values.update((value.name or "", value) for value in node.ir.outputs)
-    return values
+def _is_summed(graph: ChannelGraph, edge: Edge) -> bool:
+    """Whether the operator sums over the factor."""
+    factor = graph.couplings.factors[edge.factor - len(graph.couplings.dims)]
+    return factor.name in graph.nodes[edge.node].contracted
 
 
-def _trace(value: ir.Value, axis: int) -> tuple[str, int] | None:
-    """The parameter axis that a computed weight's axis comes from, through transposes."""
-    while True:
-        if value.is_initializer():
-            return value.name or "", axis
-        node = value.producer()
-        if node is None or node.op_type != "Transpose" or node.inputs[0] is None:
-            return None
-        perm = node.attributes.get("perm")
-        order = perm.as_ints() if perm else range(len(static_shape(value)))[::-1]
-        value, axis = node.inputs[0], order[axis]
+def _rank(graph: ChannelGraph, source: Source) -> int:
+    return len(graph.shapes[source.parameter])
+
+
+def _sources(graph: ChannelGraph, dims: Iterable[int]) -> list[Source]:
+    """The parameter axes that axes of weights come from, through operators that only move them."""
+    couplings = graph.couplings
+    initializers = graph.model.graph.initializers
+    moved_to: dict[int, list[int]] = defaultdict(list)  # an axis -> factors of the op that made it
+    moved_from: dict[int, list[int]] = defaultdict(list)
+    for edge in couplings.edges:
+        node = graph.nodes[edge.node].ir
+        entry = entry_of(node.op_type, node.domain)
+        if entry is None or not entry.moves:
+            continue
+        if edge.port >= 0:
+            moved_from[edge.factor].append(edge.dim)
+        elif couplings.dims[edge.dim].value in couplings.weights:
+            moved_to[edge.dim].append(edge.factor)
+    found: dict[int, Source] = {}
+    for dim in dict.fromkeys(dims):
+        wanted = graph.channels_of(dim)
+        pending, seen = [dim], {dim}
+        while pending:
+            here = pending.pop(0)
+            name, axis = couplings.dims[here].value, couplings.dims[here].axis
+            if name in initializers:
+                found.setdefault(here, Source(name, axis, graph.channels_of(here)))
+                continue
+            for source in (d for factor in moved_to[here] for d in moved_from[factor]):
+                # A reshape puts axes side by side that have no channel in common.
+                if source not in seen and np.isin(graph.channels_of(source), wanted).any():
+                    seen.add(source)
+                    pending.append(source)
+    return list(found.values())
 
 
 Norm = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
@@ -137,17 +165,20 @@ def strengths(graph: ChannelGraph, sources: Iterable[Source], norm: Norm) -> Flo
     for source in sources:
         tensor = graph.model.graph.initializers[source.parameter].const_value
         assert tensor is not None
-        array = np.moveaxis(tensor.numpy(), source.axis, 0).astype(np.float64)
-        rows = array.reshape(len(array), -1)
-        if not np.isfinite(rows).all():
-            raise ModelError(
-                f"tensor '{escape(source.parameter)}' holds NaN or infinite numbers, which "
-                "cannot be ranked; train or repair the model first, or use --score random"
-            )
-        ones = np.full(len(rows), float(rows.shape[1]))
+        size = len(source.channels)
+        squared, absolute = np.zeros(size), np.zeros(size)  # per position of the axis
+        for part, block in blocks(tensor, source.axis):
+            if not np.isfinite(block).all():
+                raise ModelError(
+                    f"tensor '{escape(source.parameter)}' holds NaN or infinite numbers, which "
+                    "cannot be ranked; train or repair the model first, or use --score random"
+                )
+            squared[part] += np.square(block).sum(axis=(0, 2))
+            absolute[part] += np.abs(block).sum(axis=(0, 2))
+        ones = np.full(size, tensor.size / max(size, 1))
         squares, magnitudes, counts = (
             np.bincount(source.channels, numbers, minlength=total).astype(np.float64)
-            for numbers in ((rows**2).sum(axis=1), np.abs(rows).sum(axis=1), ones)
+            for numbers in (squared, absolute, ones)
         )
         here = counts > 0
         found = norm(squares[here], magnitudes[here], counts[here])
@@ -191,9 +222,5 @@ def not_finite(graph: ChannelGraph) -> Sequence[str]:
         if value.dtype is not None
         and value.dtype.is_floating_point()
         and value.const_value is not None
-        and not _all_finite(value.const_value.numpy())
+        and not all(np.isfinite(block).all() for _, block in blocks(value.const_value))
     ]
-
-
-def _all_finite(array: np.ndarray[Any, Any]) -> bool:
-    return bool(np.isfinite(array.astype(np.float32, copy=False)).all())

@@ -212,9 +212,26 @@ def _gate(net: Net, x: ir.Value, draw: st.DrawFn) -> None:
     net.add("Mul", [x, soft], width(x))
 
 
+def _recur(net: Net, x: ir.Value, draw: st.DrawFn) -> None:
+    """The image, row by row, through a recurrent layer."""
+    kind, gates = draw(st.sampled_from([("LSTM", 4), ("GRU", 3), ("RNN", 1)]))
+    units, directions = draw(st.integers(1, 5)), draw(st.integers(1, 2))
+    channels, steps, rows = width(x), SIZE * SIZE, gates * units
+    (flat,) = net.node("Reshape", [x, net.ints(1, channels, steps)], (1, channels, steps))
+    (turned,) = net.node("Transpose", [flat], (steps, 1, channels), perm=[2, 0, 1])
+    weights = [net.weight(directions, rows, size) for size in (channels, units)]
+    weights += [net.weight(directions, 2 * rows)] if draw(st.booleans()) else []
+    way = "bidirectional" if directions == 2 else draw(st.sampled_from(["forward", "reverse"]))
+    shape = steps, directions, 1, units
+    (y,) = net.node(kind, [turned, *weights], shape, hidden_size=units, direction=way)
+    (beside,) = net.node("Transpose", [y], (1, directions, units, steps), perm=[2, 1, 3, 0])
+    image = net.ints(1, directions * units, SIZE, SIZE)
+    net.add("Reshape", [beside, image], directions * units)
+
+
 STEPS = (
     *(_conv, _conv, _conv, _grouped, _depthwise, _norm, _activate, _combine, _combine, _concat),
-    *(_split, _shuffle, _slice, _gather, _pad, _pool, _gate),
+    *(_split, _shuffle, _slice, _gather, _pad, _pool, _gate, _recur),
 )
 
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "morphgraph"
 
 # From the bottom up. A unit (a module of the package, or a folder) imports itself and lower layers.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "version"}),
+    frozenset({"errors", "stored", "version"}),
     frozenset({"notation"}),
     frozenset({"graph", "onnx_check"}),
     frozenset({"onnx_io"}),
@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # A lowering stands with its op and takes its tools from above, but only when it is called.
 LATE = {("ops", "torch_io")}
-WITHOUT_TORCH = ("graph", "notation", "onnx_io", "ops", "passes", "plans", "ort", "bench")
+WITHOUT_TORCH = ("stored", "graph", "notation", "onnx_io", "ops", "passes", "plans", "ort", "bench")
 
 
 def _sources() -> dict[str, str]:

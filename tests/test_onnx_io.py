@@ -195,6 +195,17 @@ def test_sparse_initializer(tmp_path: Path) -> None:
     refuse(write(tmp_path, model), "'s'", "sparse", error=MorphError)
 
 
+def test_a_size_of_minus_one_is_open(tmp_path: Path) -> None:
+    """PaddlePaddle writes it where ONNX has a symbol."""
+    model = proto()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    loaded = load(write(tmp_path, model))
+    assert isinstance(loaded.graph.inputs[0].shape[0], ir.SymbolicDim)
+    assert loaded.graph.inputs[0].shape[1] == 3
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -2
+    refuse(write(tmp_path, model), "'x'", "negative size")
+
+
 def _dims(tensor: TensorProto) -> None:
     tensor.dims[:] = [2**40, 2**40]
 

@@ -29,6 +29,7 @@ _FAMILIES = {
     "attention": "Attention",
     "einsum": "Einsum",
     "norm": "Normalizations",
+    "recurrent": "Recurrent layers",
     "activation": "Activations",
     "elementwise": "Element by element",
     "reduce": "Reductions",
@@ -165,6 +166,21 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
         Example("2x6x5x4, 2x5x2, 2x5x2 -> 2x6x5x4", {}),
         Example("2x6x5x4, 2x5x2, 2x5x2 -> 2x6x5x4", {"interleaved": 1}),
         Example("2x5x24, 2x5x2, 2x5x2 -> 2x5x24", {"num_heads": 6}),
+    ),
+    "GRU": (
+        Example("5x2x3, 1x12x3, 1x12x4, 1x24, 2, 1x2x4 -> 5x1x2x4, 1x2x4", {}),
+        Example("2x5x3, 1x12x3, 1x12x4, 1x24, 2, 2x1x4 -> 2x5x1x4, 2x1x4", {"layout": 1}),
+    ),
+    "LSTM": (
+        Example("5x2x3, 1x16x3, 1x16x4, 1x32, 2, 1x2x4, 1x2x4, 1x12 -> 5x1x2x4, 1x2x4, 1x2x4", {}),
+        Example(
+            "2x5x3, 1x16x3, 1x16x4, 1x32, 2, 2x1x4, 2x1x4, 1x12 -> 2x5x1x4, 2x1x4, 2x1x4",
+            {"layout": 1},
+        ),
+    ),
+    "RNN": (
+        Example("5x2x3, 1x4x3, 1x4x4, 1x8, 2, 1x2x4 -> 5x1x2x4, 1x2x4", {}),
+        Example("2x5x3, 1x4x3, 1x4x4, 1x8, 2, 2x1x4 -> 2x5x1x4, 2x1x4", {"layout": 1}),
     ),
     "SpaceToDepth": (Example(f"{_IMAGE} -> 2x32x3x3", {"blocksize": 2}),),
     "Tile": (Example("2x8, 2 -> 2x16", {}, (1, 2)),),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from morphgraph.notation import Shape
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
-from morphgraph.ops.window import ranked, torch_padding, window_pads
+from morphgraph.ops.window import ranked, torch_padding, window_axes, window_pads
 
 if TYPE_CHECKING:
     from torch import fx
@@ -38,27 +38,35 @@ class Convolution(NamedTuple):
         )
 
 
-def convolution(channels: int, kernel: Shape, group: int) -> Convolution:
-    """Dense, grouped or depthwise, as the sizes say; ``kernel`` is ``[o, i, *K]``."""
+def convolution(
+    channels: int, kernel: Shape, group: int, space: tuple[str, str] = ("*S", "*T")
+) -> Convolution:
+    """Dense, grouped or depthwise, as the sizes say.
+
+    ``kernel`` is ``[o, i, *K]``; ``space`` names the axes before and after it.
+    """
     out_channels, in_per_group = kernel[:2]
+    before, after = space
     if group == 1:
-        return Convolution("N i *S", "o i *K", "o", "N o *T", "N i o *K *T", contracted="i")
+        return Convolution(
+            f"N i {before}", "o i *K", "o", f"N o {after}", f"N i o *K {after}", contracted="i"
+        )
     if group == channels and in_per_group == 1:
         return Convolution(
-            "N c *S",
+            f"N c {before}",
             "(c m) 1 *K",
             "(c m)",
-            "N (c m) *T",
-            "N c m *K *T",
+            f"N (c m) {after}",
+            f"N c m *K {after}",
             {"c": channels},
             prefer="c m",
         )
     return Convolution(
-        "N (g i) *S",
+        f"N (g i) {before}",
         "(g o) i *K",
         "(g o)",
-        "N (g o) *T",
-        "N g i o *K *T",
+        f"N (g o) {after}",
+        f"N g i o *K {after}",
         {"g": group},
         "i",
         grouped_preference(in_per_group, out_channels // group),
@@ -70,8 +78,15 @@ class Conv(Op):
     """Dense, grouped or depthwise: decided by the shapes when the graph is lifted."""
 
     @staticmethod
-    def describe(n: OpNode, *, group: int = 1) -> Description:
-        form = convolution(n.shape(0)[1], n.shape(1), group)
+    def describe(
+        n: OpNode,
+        *,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> Description:
+        space = window_axes(n.shape(1)[2:], strides, pads)
+        form = convolution(n.shape(0)[1], n.shape(1), group, space)
         return form.describe(n, f"{form.x}, {form.kernel}, {form.out} -> {form.y}")
 
     @staticmethod
@@ -288,6 +303,7 @@ class MatMul(Op):
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
         from torch import nn
+        from torch.nn import functional as F
 
         x = b.tensor(n, 0)
         weight = b.transposed_parameter(n, 1)
@@ -295,8 +311,7 @@ class MatMul(Op):
             out_features, in_features = n.out()[-1], n.shape(0)[-1]
             module = nn.Linear(in_features, out_features, bias=False, device="meta")
             owned = b.own(n, module, x, {"weight": weight})
-            if owned is not None:
-                return owned
+            return b.call(F.linear, x, b.value(weight)) if owned is None else owned
         return b.call(torch.matmul, x, b.tensor(n, 1))
 
 

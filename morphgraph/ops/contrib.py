@@ -20,6 +20,7 @@ from morphgraph.ops.op import (
     from_line,
     op,
 )
+from morphgraph.ops.window import window_axes
 
 _DOMAIN = "com.microsoft"
 
@@ -79,8 +80,15 @@ class FusedConv(Op):
     """A convolution, to which another value may be added, and an activation."""
 
     @staticmethod
-    def describe(n: OpNode, *, group: int = 1) -> Description:
-        form = convolution(n.shape(0)[1], n.shape(1), group)
+    def describe(
+        n: OpNode,
+        *,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> Description:
+        space = window_axes(n.shape(1)[2:], strides, pads)
+        form = convolution(n.shape(0)[1], n.shape(1), group, space)
         return form.describe(n, f"{form.x}, {form.kernel}, {form.out}, {form.y} -> {form.y}")
 
     @staticmethod

@@ -47,11 +47,24 @@ def gathered(
     description.add(f"a{axis}", len(kept), [Place(0, axis, into), Place(~0, out_axis, out)], reason)
 
 
-def ranks(kept: IntArray, positions: IntArray) -> IntArray:
-    """Where old positions stand among those that stay; the first of one that was repeated."""
-    present, first = np.unique(kept, return_index=True)
-    ranks: IntArray = first[np.searchsorted(present, positions)]
-    return ranks
+def ranks(kept: IntArray, positions: IntArray, results: IntArray) -> IntArray:
+    """Where the old positions that results read stand among those that stay.
+
+    ``results`` are the old positions of the results. One that comes twice is an added channel: its
+    second copy reads the second copy.
+    """
+    order = np.argsort(kept, kind="stable")
+    found: IntArray = order[np.searchsorted(kept[order], positions) + _copies(results)]
+    return found
+
+
+def _copies(values: IntArray) -> IntArray:
+    """How often each value has come before."""
+    order = np.argsort(values, kind="stable")
+    first = np.searchsorted(values[order], values[order])
+    copies = np.empty(len(values), dtype=np.int64)
+    copies[order] = np.arange(len(values)) - first
+    return copies
 
 
 def stays(new: Resizing, axis: int, size: int) -> bool:
@@ -61,6 +74,8 @@ def stays(new: Resizing, axis: int, size: int) -> bool:
 
 @op("Transpose")
 class Transpose(Op):
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, perm: Sequence[int] | None = None) -> Description:
         order = range(len(n.shape(0)))[::-1] if perm is None else perm
@@ -76,6 +91,8 @@ class Transpose(Op):
 
 @op("Concat")
 class Concat(Op):
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, axis: int) -> Description:
         description = Description()
@@ -102,6 +119,8 @@ class Concat(Op):
 
 @op("Split")
 class Split(Op):
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None) -> Description:
         description = Description()
@@ -164,6 +183,8 @@ def _step(positions: IntArray) -> int:
 
 @op("Slice")
 class Slice(Op):
+    moves = True
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         description = Description()
@@ -188,9 +209,10 @@ class Slice(Op):
     @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:
         changed = {
-            axis: ranks(new.kept(0, axis), positions[new.kept(~0, axis)])
+            axis: ranks(new.kept(0, axis), positions[results], results)
             for axis, positions in _slices(n).items()
             if not stays(new, axis, n.shape(0)[axis])
+            for results in [new.kept(~0, axis)]
         }
         if not changed:
             return
@@ -238,6 +260,8 @@ class Slice(Op):
 class Gather(Op):
     """With constant indices a choice of positions; from a weight by computed ones an embedding."""
 
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, axis: int = 0) -> Description:
         shape, indices = n.shape(0), n.const(1)
@@ -273,9 +297,9 @@ class Gather(Op):
             new.set_constant(1, np.arange(new.shape(0)[axis]).reshape(sizes))
             return
         found = wrapped(indices, n.shape(0)[axis])
-        if found.ndim == 1:
-            found = found[new.kept(~0, axis)]
-        new.set_constant(1, ranks(new.kept(0, axis), found).astype(np.int64))
+        results = new.kept(~0, axis) if found.ndim == 1 else np.arange(found.size)
+        positions = ranks(new.kept(0, axis), found.ravel()[results], results)
+        new.set_constant(1, positions.reshape(-1 if found.ndim == 1 else found.shape))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 0) -> "fx.Node":
@@ -318,6 +342,8 @@ def wrapped(indices: IntArray, size: int) -> IntArray:
 @op("Expand")
 class Expand(Op):
     """Repeats along axes of size 1; the repeated axis may take any size its readers agree on."""
+
+    moves = True
 
     @staticmethod
     def describe(n: OpNode) -> Description:
@@ -362,6 +388,8 @@ class Expand(Op):
 class Squeeze(Op):
     """Axes of size 1 come or go; the others keep their order."""
 
+    moves = True
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         description = Description()
@@ -381,7 +409,7 @@ class Squeeze(Op):
         x, many = b.tensor(n, 0), max(n.shape(0), n.out(), key=len)
         changed = sorted(_inserted(n, many))
         if n.op_type == "Squeeze":
-            return b.method("squeeze", x, tuple(changed)) if changed else x
+            return b.squeeze(x, changed) if changed else x
         for axis in changed:
             x = b.method("unsqueeze", x, axis)
         return x

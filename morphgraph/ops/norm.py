@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @op("BatchNormalization")
 class BatchNormalization(Op):
-    """In inference a scale and a shift per channel; operands 3 and 4 are running statistics."""
+    """In inference a scale and a shift per channel; operands 3 and 4 are running statistics.
+
+    The other axes pass: standardized weights come here as (1, out, in x kernel).
+    """
 
     @staticmethod
     def describe(n: OpNode, *, training_mode: int = 0) -> Description:
@@ -22,7 +25,7 @@ class BatchNormalization(Op):
             raise UnreadableError(
                 "BatchNormalization in training mode; export the model in eval mode"
             )
-        return from_line(n, "N c *S, c, c, c, c -> N c *S")
+        return from_line(n, "n c *s, c, c, c, c -> n c *s")
 
     @staticmethod
     def lower(
@@ -33,6 +36,7 @@ class BatchNormalization(Op):
         momentum: float = 0.9,
         training_mode: int = 0,
     ) -> "fx.Node":
+        import torch
         from torch import nn
         from torch.nn import functional as F
 
@@ -42,8 +46,8 @@ class BatchNormalization(Op):
         eps, x = b.decimal(epsilon), b.tensor(n, 0)
         if 2 <= rank <= 5:
             make = ranked(nn, "BatchNorm", max(rank - 2, 1))
-            scale, shift = b.constant(n, 1), b.constant(n, 2)
-            affine = scale is None or shift is None or bool((scale != 1).any() or shift.any())
+            ones, zeros = b.constant(n, 1), b.constant(n, 2)
+            affine = ones is None or zeros is None or bool((ones != 1).any() or zeros.any())
             rate = b.decimal(round(1 - momentum, 7))
             module = make(channels, eps, rate, affine, device="meta")
             roles = {"weight": 1, "bias": 2} if affine else {}
@@ -51,14 +55,23 @@ class BatchNormalization(Op):
             if owned is not None:
                 return owned
         weight, bias, mean, var = (b.tensor(n, i) for i in (1, 2, 3, 4))
-        return b.call(F.batch_norm, x, mean, var, weight, bias, False, 0.0, eps)
+        if b.constant(n, 3) is not None and b.constant(n, 4) is not None:
+            return b.call(F.batch_norm, x, mean, var, weight, bias, False, 0.0, eps)
+        # Statistics that are computed, as those of standardized weights, pass gradients on.
+        column = (-1, *[1] * (rank - 2))
+        scale = b.call(torch.mul, weight, b.call(torch.rsqrt, b.call(torch.add, var, eps)))
+        centered = b.call(torch.sub, x, b.method("reshape", mean, column))
+        scaled = b.call(torch.mul, centered, b.method("reshape", scale, column))
+        return b.call(torch.add, scaled, b.method("reshape", bias, column))
 
 
 @op("InstanceNormalization")
 class InstanceNormalization(Op):
+    """Statistics run over the axes behind the channels, where a GroupNorm may have put others."""
+
     @staticmethod
     def describe(n: OpNode) -> Description:
-        return from_line(n, "N c *S, c, c -> N c *S")
+        return from_line(n, "n c *s, c, c -> n c *s", statistical="*s")
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-5) -> "fx.Node":
@@ -239,7 +252,10 @@ class Softmax(Op):
 
 @op("GroupNormalization")
 class GroupNormalization(Op):
-    """Statistics run over the channels of a group; before opset 21 one scale per group."""
+    """Statistics run over the channels of a group; before opset 21 one scale per group.
+
+    Whole groups are removed exactly, so they go first.
+    """
 
     @staticmethod
     def describe(n: OpNode, *, num_groups: int) -> Description:
@@ -249,7 +265,6 @@ class GroupNormalization(Op):
             f"N (g c) *S, {scale}, {scale} -> N (g c) *S",
             {"g": num_groups},
             statistical="c",
-            prefer="c g",
         )
 
     @staticmethod

@@ -222,8 +222,12 @@ class Resizing(Protocol):
 
 
 class Op:
-    """Base of all entries; ``describe`` is what every entry must have."""
+    """Base of all entries; ``describe`` is what every entry must have.
 
+    ``moves`` says that the results hold the operands' numbers as they are, elsewhere.
+    """
+
+    moves: ClassVar[bool] = False
     describe: ClassVar[Callable[..., Description]]
     resize: ClassVar[Callable[..., None] | None] = None
     lower: ClassVar[Callable[..., Any] | None] = None
@@ -293,7 +297,8 @@ def register(
     Args:
         name: ``"Type"`` or ``"domain::Type"``.
         line: factor notation (see :mod:`morphgraph.notation`).
-        macs: the factors whose product is its multiply-add count, such as ``"N i o"``; none: free.
+        macs: the factors whose product is its multiply-add count, such as ``"N i o"``, or a sum of
+            such products, ``"N i h + N h o"``; none: free.
         statistical: factors over which it normalizes or competes.
         contracted: factors that it sums over, a zero contributing nothing.
         gate: its operands multiply.
@@ -339,9 +344,9 @@ def from_line(
 ) -> Description:
     """A description from a line of notation fitted to the node's shapes.
 
-    ``macs``, ``contracted``, ... name factors of the line, separated by blanks, stars allowed; a
-    ``+`` stands between the terms of ``macs``. ``reason`` says why upper-case factors keep their
-    size, where that is not plain from their letters.
+    ``macs``, ``contracted``, ... name factors of the line, separated by blanks, stars allowed;
+    ``macs`` may be a sum of terms, ``"N i h + N h k"``. ``reason`` says why upper-case factors keep
+    their size, where that is not plain from their letters.
 
     Raises:
         NotationError: the line does not fit the node's shapes.

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class DepthToSpace(Op):
     """A block of channels becomes a block of positions (pixel shuffle: mode CRD)."""
 
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, blocksize: int, mode: str = "DCR") -> Description:
         channels = "(c P Q)" if mode == "CRD" else "(P Q c)"
@@ -38,6 +40,8 @@ class DepthToSpace(Op):
 class SpaceToDepth(Op):
     """A block of positions becomes a block of channels."""
 
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, blocksize: int) -> Description:
         sizes = {"P": blocksize, "Q": blocksize}
@@ -55,6 +59,8 @@ class SpaceToDepth(Op):
 @op("Tile")
 class Tile(Op):
     """Whole axes are repeated, one copy behind the other."""
+
+    moves = True
 
     @staticmethod
     def describe(n: OpNode) -> Description:

@@ -115,6 +115,8 @@ def _stand(
 
 @op("Reshape")
 class Reshape(Op):
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, allowzero: int = 0) -> Description:
         if n.ints(1) is None:
@@ -150,6 +152,8 @@ class Reshape(Op):
 
 @op("Flatten")
 class Flatten(Op):
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, axis: int = 1) -> Description:
         return regroup(n.shape(0), n.out())

@@ -37,6 +37,33 @@ def window_pads(
     return (small, large) if auto_pad == "SAME_UPPER" else (large, small)
 
 
+def window_axes(
+    kernel: Sequence[int],
+    strides: Sequence[int] | None,
+    pads: Sequence[int] | None,
+) -> tuple[str, str]:
+    """Factors of the spatial axes of operand and result.
+
+    An axis that no window mixes, moves or pads passes as it is, whatever stands on it.
+
+    >>> window_axes((3, 1), None, (1, 0, 1, 0))
+    ('S0 s1', 'T0 s1')
+    """
+    rank = len(kernel)
+    steps, added = strides or (1,) * rank, pads or (0,) * (2 * rank)
+    passes = [
+        (width, step, before, after) == (1, 1, 0, 0)
+        for width, step, before, after in zip(
+            kernel, steps, added[:rank], added[rank:], strict=True
+        )
+    ]
+    before, after = (
+        " ".join(f"{'s' if free else letter}{k}" for k, free in enumerate(passes))
+        for letter in "ST"
+    )
+    return before, after
+
+
 def torch_padding(before: Sequence[int], after: Sequence[int]) -> list[int]:
     """Pads in the order of ``torch.nn.functional.pad``: the last axis first.
 

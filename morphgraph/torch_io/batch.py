@@ -27,12 +27,14 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from morphgraph.errors import MorphError
+from morphgraph.torch_io.recurrent import fused, stepwise
 
 Shape = tuple[int, ...]
 
 _GROWTH = 3
 _MOST_CHOICES = 1000  # tried before giving up
 _BATCH_FIRST = (_ConvNd, _NormBase, _MaxPoolNd, _AvgPoolNd)
+_RECURRENT = (fused, stepwise)
 _COMPETING = (torch.softmax, torch.log_softmax, torch.argmax)
 
 
@@ -253,6 +255,9 @@ class _Freed:
         if node.op == "call_module":
             module = self.net.get_submodule(str(node.target))
             mixes = isinstance(module, _BATCH_FIRST) and place.axis != 0
+            mixes |= isinstance(module, nn.RNNBase) and place.axis != 1
+        elif node.target in _RECURRENT:
+            mixes = place.axis != 1
         elif node.target in _COMPETING or node.target == "split":
             axis = node.args[2 if node.target == "split" else 1]
             mixes = isinstance(axis, int) and axis % rank == place.axis

@@ -26,12 +26,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from morphgraph.errors import UnsupportedError
 from morphgraph.ops import OpNode, entry_of
 from morphgraph.torch_io.modules import ModuleTree
-from morphgraph.torch_io.tensors import to_tensor
+from morphgraph.torch_io.origins import Origins
+from morphgraph.torch_io.tensors import to_tensor, torch_type
 
 Number: TypeAlias = float | int | bool
 _RUNNING = ("running_mean", "running_var")
@@ -122,6 +124,17 @@ class TorchBuilder:
         """``x[index]``."""
         return self.graph.call_function(operator.getitem, (x, index))
 
+    def squeeze(self, x: fx.Node, axes: Sequence[int]) -> fx.Node:
+        """Drop axes of size 1; where a slice has just cut one out, select there instead."""
+        if len(axes) == 1 and x.target is operator.getitem:
+            source, index = x.args
+            before, cut = (index[:-1], index[-1]) if isinstance(index, tuple) else ((), None)
+            whole = len(before) == axes[0] and all(part == slice(None) for part in before)
+            if whole and isinstance(cut, slice) and cut.stop == (cut.start or 0) + 1:
+                assert isinstance(source, fx.Node)
+                return self.method("select", source, axes[0], cut.start or 0)
+        return self.method("squeeze", x, tuple(axes))
+
     def module(self, n: OpNode, module: nn.Module, *args: Any) -> fx.Node:
         """Call a module without weights, placed where the exported model had it."""
         path = self.tree.place(_scope(n, type(module).__name__), module)
@@ -184,12 +197,57 @@ class TorchBuilder:
             return None
         return source if len(source.shape) == 2 else None
 
+    def origins(self, n: OpNode, i: int) -> Origins | None:
+        """Where the numbers of operand ``i`` stand in parameters, if it only moves them."""
+        pending = [n.ir.inputs[i]]
+        while pending:
+            value = pending.pop()
+            if value is None or value.const_value is not None:
+                continue
+            node = value.producer()
+            entry = None if node is None else entry_of(node.op_type, node.domain)
+            if node is None or entry is None or not entry.moves:
+                return None
+            pending += node.inputs
+        return Origins(self.tensor(n, i), self.tree.tensor)
+
+    def parameter(self, path: str) -> fx.Node:
+        """The parameter at a path."""
+        return self._read(path)
+
+    def is_exported(self, path: str) -> bool:
+        """Whether the model has a parameter of this name, wherever it is read."""
+        return path in self._trainable
+
+    def adopt(self, path: str, module: nn.Module, *args: Any) -> fx.Node | None:
+        """Call a module that owns the parameters in the folder at this path, under their names.
+
+        ``None`` where something else stands there, or the folder lacks one of them.
+        """
+        if not self.tree.same_form(path, module):
+            names = [name for name, _ in module.named_parameters()]
+            given = {name: self.tree.get(f"{path}.{name}") for name in names}
+            if not self.tree.is_free(path):
+                return None
+            for name, tensor in given.items():
+                if not isinstance(tensor, nn.Parameter):
+                    return None
+                setattr(module, name, tensor)
+            self.tree.put(path, module)
+        self._calls[path] += 1
+        return self.graph.call_module(path, args)
+
     def biased_linear(self, n: OpNode) -> fx.Node | None:
-        """An addition behind a Linear made without bias: let the Linear own the other operand."""
+        """An addition behind a Linear made without bias: let the Linear add the other operand."""
         for i in (0, 1):
             product, bias = n.ir.inputs[1 - i], n.ir.inputs[i]
             linear = None if product is None else self._values.get(_name(product))
-            if bias is None or linear is None or linear.op != "call_module":
+            if bias is None or linear is None:
+                continue
+            is_bare = linear.target is F.linear and len(linear.args) == 2
+            if is_bare and self._is_parameter(bias) and n.shape(i) == n.out()[-1:]:
+                return self.call(F.linear, *linear.args, self.value(bias))
+            if linear.op != "call_module":
                 continue
             path = str(linear.target)
             module = self.tree.get(path)
@@ -209,7 +267,14 @@ class TorchBuilder:
         return None
 
     def buffer(self, n: OpNode, name: str, tensor: torch.Tensor) -> fx.Node:
-        """A constant that the lowering made; it moves with the module, but is not in its state."""
+        """A constant that the lowering made; it moves with the module, but is not in its state.
+
+        A floating-point one takes the type of the node's first operand.
+        """
+        first = n.ir.inputs[0] if n.has(0) else None
+        dtype = None if first is None else first.dtype
+        if tensor.is_floating_point() and dtype is not None and dtype.is_floating_point():
+            tensor = tensor.to(torch_type(dtype))
         path = self.tree.unique(f"{clean(n.name or n.op_type)}_{name}")
         self.tree.put_buffer(path, tensor, persistent=False)
         return self._read(path)
@@ -301,7 +366,11 @@ def decimal(x: float) -> float:
     >>> decimal(9.999999747378752e-06)
     1e-05
     """
-    return float(str(np.float32(x))) if float(np.float32(x)) == x else x
+    limits = np.finfo(np.float32)
+    if float(np.float32(x)) != x or np.isinf(x):
+        return x
+    # The largest float32, as masks hold it, is rounded up by its shortest decimal: out of range.
+    return min(max(float(str(np.float32(x))), float(limits.min)), float(limits.max))
 
 
 def clean(name: str) -> str:

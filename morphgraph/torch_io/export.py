@@ -71,6 +71,7 @@ def export(
     names = list(input_names or _input_names(net, arguments))
     with _inference_mode(net):
         used = _used_parameters(net, arguments)
+        _forget_derived(net)
         with _keeping_dropout(net):
             model = _translate(net, arguments, names, dynamic_batch, opset)
     _clean(model)
@@ -107,12 +108,23 @@ def _input_names(net: nn.Module, arguments: tuple[Any, ...]) -> list[str]:
 def _inference_mode(net: nn.Module) -> Iterator[None]:
     """``eval`` for a while; every module gets back the mode that it had."""
     modes = [(module, module.training) for module in net.modules()]
-    net.eval()
+    _forget_derived(net)
     try:
         yield
     finally:
+        _forget_derived(net)
         for module, training in modes:
             module.training = training
+
+
+def _forget_derived(net: nn.Module) -> None:
+    """Switch to ``eval`` by way of ``train``, where modules drop what they keep for inference.
+
+    LeViT keeps the position biases that it has gathered from a parameter. The exporter would take
+    them for constants, and leave its own placeholders in their place.
+    """
+    net.train()
+    net.eval()
 
 
 @contextmanager

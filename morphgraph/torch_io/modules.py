@@ -25,6 +25,12 @@ class ModuleTree:
             here = _member(here, part) if isinstance(here, nn.Module) else None
         return here
 
+    def tensor(self, path: str) -> Tensor:
+        """The parameter or buffer at a path."""
+        found = self.get(path)
+        assert isinstance(found, Tensor), path
+        return found
+
     def is_free(self, path: str) -> bool:
         """Whether something can be put here; an empty folder can still become a module."""
         first, *rest = path.split(".")

@@ -140,7 +140,7 @@ class Regularizer:
         """The strength of every channel, ``[channels]``; zero for those that are left alone."""
         parts = [(source.index, _scale_strength(source)) for source in self.scales]
         parts += [
-            (source.index, _kernel_strength(source, self.l1_fraction)) for source in self.kernels
+            (source.channels, _kernel_strength(source, self.l1_fraction)) for source in self.kernels
         ]
         total = torch.zeros(len(self._channel_group), device=self._channel_group.device)
         if not parts:
@@ -208,11 +208,11 @@ class Regularizer:
             source.parameter[source.positions] = shrunk
         for source in self.kernels:
             rows = source.parameter.movedim(source.axis, 0)
-            norms = rows.flatten(1).norm(dim=1)[source.positions]
+            norms = source.per_channel(rows.flatten(1)[source.positions].square().sum(1)).sqrt()
             # The strength is the norm over sqrt(n): its proximal step shortens the norm by
             # t/sqrt(n).
-            shortfall = amounts[source.index] / source.count**0.5
-            factor = (1 - shortfall / norms.clamp_min(1e-12)).clamp_min(0)
+            shortfall = amounts[source.channels] / source.count.sqrt()
+            factor = (1 - shortfall / norms.clamp_min(1e-12)).clamp_min(0)[source.slot]
             shape = (-1, *[1] * (rows.dim() - 1))
             rows[source.positions] *= factor.to(rows.dtype).reshape(shape)
 
@@ -260,8 +260,9 @@ class Regularizer:
 class BoundSource:
     """A parameter's axis with the channels that the regularizer acts on.
 
-    ``positions`` are places on the axis, ``index`` their channels, ``count`` the numbers per
-    position.
+    ``positions`` are places on the axis, ``index`` their channels; a channel may have several, as a
+    recurrent unit has one in every gate. ``channels`` are those channels once each, ``slot`` the
+    place of every position's channel among them, ``count`` how many numbers each has.
     """
 
     def __init__(self, parameter: Tensor, axis: int, positions: Tensor, index: Tensor) -> None:
@@ -269,7 +270,14 @@ class BoundSource:
         self.axis = axis
         self.positions = positions
         self.index = index
-        self.count = parameter.numel() // parameter.shape[axis]
+        self.channels, self.slot = torch.unique(index, return_inverse=True)
+        numbers = parameter.numel() // parameter.shape[axis]
+        self.count = numbers * torch.bincount(self.slot, minlength=len(self.channels))
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        """Sums over the positions of every channel."""
+        total = torch.zeros(len(self.channels), dtype=values.dtype, device=values.device)
+        return total.index_add(0, self.slot, values)
 
 
 def _bind(
@@ -307,11 +315,13 @@ def _scale_strength(source: BoundSource) -> Tensor:
 
 
 def _kernel_strength(source: BoundSource, l1_fraction: float) -> Tensor:
-    """``(1 - f) sqrt(mean w^2) + f mean |w|`` over everything but the channel axis."""
+    """``(1 - f) sqrt(mean w^2) + f mean |w|`` over the numbers of every channel."""
     rows = source.parameter.movedim(source.axis, 0).flatten(1)[source.positions]
-    strength = rows.square().mean(dim=1).clamp_min(1e-24).sqrt()
+    mean = source.per_channel(rows.square().sum(dim=1)) / source.count
+    strength = mean.clamp_min(1e-24).sqrt()
     if l1_fraction:
-        strength = (1 - l1_fraction) * strength + l1_fraction * rows.abs().mean(dim=1)
+        magnitude = source.per_channel(rows.abs().sum(dim=1)) / source.count
+        strength = (1 - l1_fraction) * strength + l1_fraction * magnitude
     return strength
 
 

@@ -293,7 +293,7 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         => (float[1,2,4,4] y) {
             a = Conv(x, w1)  n = GroupNormalization<num_groups=2>(a, s, h)  y = Conv(n, w2)
         }""",
-        [4],
+        [2],
     ),
     "group norm by reshape": (
         """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[4] one, float[4] zero, float[8,1,1] s,
@@ -309,7 +309,7 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         => (float[1,2,4,4] y) {
             a = Conv(x, w1)  n = GroupNormalization<num_groups=2>(a, s, h)  y = Conv(n, w2)
         }""",
-        [4],
+        [2],
     ),
     "rms norm, written out": (
         """net (float[2,5,3] x, float[3,6] w1, float[6] g, float[6,2] w2) => (float[2,5,2] y)
@@ -462,6 +462,84 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
             y = Conv(m, w2)
         }""",
         [4],
+    ),
+    "lstm": (
+        """net (float[5,2,3] x, float[1,24,3] w, float[1,24,6] r, float[1,48] b, float[6,4] w2)
+        => (float[5,1,2,4] y) {
+            a = LSTM<hidden_size=6>(x, w, r, b)  y = MatMul(a, w2)
+        }""",
+        [6],
+    ),
+    "gru, its last state only": (
+        """net (float[5,2,3] x, float[1,18,3] w, float[1,18,6] r, float[1,36] b, float[6,4] w2)
+        => (float[1,2,4] y) {
+            , a = GRU<hidden_size=6>(x, w, r, b)  y = MatMul(a, w2)
+        }""",
+        [6],
+    ),
+    "gru, linear before reset": (
+        """net (float[5,2,3] x, float[1,18,3] w, float[1,18,6] r, float[1,36] b, float[6,4] w2)
+        => (float[5,1,2,4] y) {
+            a = GRU<hidden_size=6, linear_before_reset=1>(x, w, r, b)  y = MatMul(a, w2)
+        }""",
+        [6],
+    ),
+    "rnn, two of unequal size": (
+        """net (float[5,2,3] x, float[1,6,3] w, float[1,6,6] r, float[1,5,6] w2, float[1,5,5] r2,
+             float[5,4] w3) => (float[5,1,2,4] y) <int64[1] axis = {1}> {
+            a = RNN<hidden_size=6>(x, w, r)  s = Squeeze(a, axis)
+            b = RNN<hidden_size=5, activations=["Relu"]>(s, w2, r2)  y = MatMul(b, w3)
+        }""",
+        [6, 5],
+    ),
+    "both directions, stacked": (
+        """net (float[5,2,3] x, float[2,24,3] w, float[2,24,6] r, float[2,48] b, float[2,20,12] w2,
+             float[2,20,5] r2, float[2,40] b2, float[10,4] w3) => (float[5,2,4] y)
+        <int64[3] flat = {0, 0, -1}> {
+            a = LSTM<hidden_size=6, direction="bidirectional">(x, w, r, b)
+            t = Transpose<perm=[0,2,1,3]>(a)  s = Reshape(t, flat)
+            c = LSTM<hidden_size=5, direction="bidirectional">(s, w2, r2, b2)
+            u = Transpose<perm=[0,2,1,3]>(c)  v = Reshape(u, flat)  y = MatMul(v, w3)
+        }""",
+        [6, 5],
+    ),
+    "lstm in every form": (
+        """net (float[5,2,3] x, float[1,24,3] w, float[1,24,6] r, float[1,48] b, float[1,2,6] h0,
+             float[1,2,6] c0, float[1,18] p, float[6,4] w2) => (float[5,1,2,4] y)
+        <int32[2] steps = {3, 5}> {
+            a, h, c = LSTM<hidden_size=6, direction="reverse", clip=2.0, input_forget=1,
+                activations=["HardSigmoid", "Softsign", "Elu"]>(x, w, r, b, steps, h0, c0, p)
+            s = Add(h, c)  z = Mul(a, s)  y = MatMul(z, w2)
+        }""",
+        [6],
+    ),
+    "states from elsewhere": (
+        """net (float[5,2,3] x, float[3,6] w1, float[1,24,3] w, float[1,24,6] r, float[1,18,6] w2,
+             float[1,18,6] r2, float[6,4] w3) => (float[5,1,2,4] y)
+        <int64[1] axis = {0}, int64[1] one = {1}> {
+            m = ReduceMean<keepdims=1>(x, axis)  h0 = MatMul(m, w1)
+            a, h, c = LSTM<hidden_size=6>(x, w, r, , , h0, h0)  s = Squeeze(a, one)
+            b = GRU<hidden_size=6>(s, w2, r2, , , h)  y = MatMul(b, w3)
+        }""",
+        [6],
+    ),
+    "gates in another order": (
+        """net (float[5,2,3] x, float[18,3] w, float[18,6] r, float[6,4] w2) => (float[5,1,2,4] y)
+        <int64[1] axis = {0}, int64[3] parts = {6, 6, 6}> {
+            w0, w1, w3 = Split<axis=0>(w, parts)  r0, r1, r3 = Split<axis=0>(r, parts)
+            wj = Concat<axis=0>(w1, w0, w3)  rj = Concat<axis=0>(r1, r0, r3)
+            wu = Unsqueeze(wj, axis)  ru = Unsqueeze(rj, axis)
+            a = GRU<hidden_size=6>(x, wu, ru)  y = MatMul(a, w2)
+        }""",
+        [6],
+    ),
+    "an embedding, tied to the output": (
+        """net (int64[5,2] x, float[9,6] table, float[1,20,6] w, float[1,20,5] r, float[5,6] w2)
+        => (float[5,2,9] y) <int64[1] axis = {1}> {
+            e = Gather(table, x)  a = LSTM<hidden_size=5>(e, w, r)  s = Squeeze(a, axis)
+            o = MatMul(s, w2)  t = Transpose<perm=[1,0]>(table)  y = MatMul(o, t)
+        }""",
+        [6, 5],
     ),
 }
 

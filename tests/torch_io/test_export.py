@@ -246,3 +246,33 @@ def test_half_precision_weights() -> None:
     assert stored.dtype == ir.DataType.BFLOAT16
     expected = net.weight.detach().float().numpy()
     np.testing.assert_array_equal(stored.numpy().astype(np.float32), expected)
+
+
+class KeepsInInference(nn.Module):
+    """Keeps what it derives from a parameter until training begins, as LeViT's attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4))
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True) -> "KeepsInInference":
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return x + self.table.flip(0)
+        if "bias" not in self.kept:
+            self.kept["bias"] = self.table.flip(0)
+        return x + self.kept["bias"]
+
+
+def test_what_a_network_keeps_for_inference_is_computed_again() -> None:
+    net, x = KeepsInInference().eval(), torch.randn(2, 4)
+    net(x)
+    model = export(net, (x,))
+    assert parameter_names(model) == ["table"]
+    assert_same_function(net, model, x)
+    assert type(net.kept["bias"]) is torch.Tensor

@@ -15,6 +15,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.passes.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
+from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.train.regularizer import Regularizer
 
 GAMMAS = {
@@ -285,7 +286,6 @@ class Attention(nn.Module):
 def test_groups_without_strength_are_left_alone() -> None:
     normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 12, 3))
     nets: list[tuple[nn.Module, Tensor]] = [
-        (Attention(), torch.rand(1, 5, 16)),
         (nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 3)), torch.tensor([[1, 2]])),
         (nn.Sequential(normed, nn.ReLU(), nn.Conv2d(12, 3, 3)), torch.rand(1, 3, 8, 8)),
     ]
@@ -303,6 +303,76 @@ def test_groups_without_strength_are_left_alone() -> None:
             for source in reg.kernels:
                 source.parameter.zero_()
         assert not alone & reg.plan().kept(graph).keys()
+
+
+def test_kernels_that_are_parts_of_a_parameter_have_a_strength() -> None:
+    net = Attention().eval()  # query, key and value stand in one parameter
+    reg = Regularizer(lift(export(net, (torch.rand(1, 5, 16),))), net)
+    heads = reg.graph.channels_at("mix.in_proj_weight", 0)
+    assert len(set(heads)) == 4
+    assert reg.strengths()[heads].min() > 0
+    head = heads[5]
+    with torch.no_grad():
+        for rows in net.mix.in_proj_weight.split(16):
+            rows[4:8] = 0
+    assert reg.alive()[heads].sum() == 3 * 12
+    assert not reg.alive()[head]
+
+
+class Tagger(nn.Module):
+    """Words to tags: embeddings, an LSTM in both directions, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 6)
+        self.lstm = nn.LSTM(6, 8, num_layers=2, bidirectional=True, batch_first=True)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, words: Tensor) -> Tensor:
+        tags: Tensor = self.out(self.lstm(self.embed(words))[0])
+        return tags
+
+
+def test_group_lasso_on_recurrent_layers() -> None:
+    """A unit's strength: the mean square of its rows in all gates, the most of both kernels."""
+    net, words = Tagger().eval(), torch.randint(0, 20, (2, 7))
+    graph = lift(export(net, (words,)))
+    reg = Regularizer(graph, net)
+    kernels = [
+        getattr(net.lstm, f"weight_{which}_l0{way}")
+        for which in ("ih", "hh")
+        for way in ("", "_reverse")
+    ]
+    rows = [kernel.reshape(4, 8, -1).square().mean(dim=(0, 2)).sqrt() for kernel in kernels]
+    expected = torch.stack(rows).amax(0)
+    units = torch.from_numpy(graph.channels_at("lstm.weight_hh_l0", 1))
+    assert torch.allclose(reg.strengths()[units], expected)
+    reg().backward()
+    assert net.lstm.weight_hh_l0.grad.abs().sum() > 0
+    with torch.no_grad():
+        for kernel in kernels:
+            kernel.reshape(4, 8, -1)[:, [1, 5]] = 0
+    plan = reg.plan()
+    assert [list(change.keep) for change in plan.groups.values()] == [[(0, 1), (2, 5), (6, 8)]]
+    loaded = Regularizer(graph, to_torch(graph.model))
+    assert torch.allclose(loaded.strengths()[units], expected)
+
+
+def test_a_proximal_step_shortens_a_unit_over_all_gates() -> None:
+    net, words = Tagger().eval(), torch.randint(0, 20, (2, 7))
+    reg = Regularizer(lift(export(net, (words,))), net)
+    units = torch.from_numpy(reg.graph.channels_at("lstm.weight_hh_l0", 1))
+    amounts = reg.marginals()[units] / reg.initial_cost
+
+    def norms() -> Tensor:
+        kernel = net.lstm.weight_hh_l0.detach().reshape(4, 8, 8)  # [gates, units, units]
+        return kernel.square().sum(dim=(0, 2)).sqrt()
+
+    before = norms()
+    reg.proximal_step(0.5)
+    assert torch.allclose(norms(), before - 0.5 * amounts / 32**0.5, atol=1e-6)
+    reg.proximal_step(1e6)
+    assert not net.lstm.weight_ih_l0.any()
 
 
 def test_untrained_wide_layers_are_alive() -> None:

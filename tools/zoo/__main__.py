@@ -1,0 +1,233 @@
+"""Coverage over whole networks: what can be resized, at what cost, and proof that it is right.
+
+    python tools/zoo                        # every entry; writes docs/coverage.md
+    python tools/zoo --small                # 14 small networks; writes docs/coverage-small.md
+    python tools/zoo --only timm/dla34 ...  # these (globs too); prints their findings
+    python tools/zoo --failed               # once more what failed
+
+Every network is exported and examined in processes of its own under a time and a memory limit, two
+at a time. Exported models stay in ``runs/zoo/models`` until what they depend on changes; findings
+are appended to ``runs/zoo/results.jsonl`` and hold while the program stays the same. So a run that
+was stopped goes on where it was, and with ``--reuse-exports`` a mended pass has its row in seconds.
+The exit code is 1 if a row falls short.
+"""
+
+import argparse
+import dataclasses
+import datetime as dt
+import fnmatch
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection
+
+import torch
+from entries import ENTRIES
+from entry import ROOT, Entry, export_digest, program_digest, versions
+from examine import Examination
+from findings import Findings
+from prepare import is_prepared, note_memory, prepare
+from report import report
+
+RUNS = ROOT / "runs" / "zoo"
+RESULTS = RUNS / "results.jsonl"
+WORK = RUNS / "work"
+
+
+def main() -> int:
+    options = _options()
+    entries = _chosen(options)
+    digest = program_digest()
+    known = {} if options.fresh or options.only else stored(None if options.report else digest)
+    todo = [] if options.report else [e for e in entries if _is_open(e, known, options)]
+    known |= {found.name: found for found in _measure(todo, digest, options)}
+    rows = [known[entry.name] for entry in entries if entry.name in known]
+    if options.only or options.failed:
+        print(json.dumps([dataclasses.asdict(found) for found in rows], indent=1))
+    else:
+        _write(options, rows)
+    return int(any(found.shortfalls for found in rows))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="zoo", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--small", action="store_true", help="the small networks only")
+    add("--only", nargs="+", metavar="NAME", default=[], help="these, measured again; globs too")
+    add("--failed", action="store_true", help="once more those whose last row falls short")
+    add("--fresh", action="store_true", help="measure again what is stored")
+    add("--reuse-exports", action="store_true", help="take stored exports, whatever has changed")
+    add("--report", action="store_true", help="measure nothing; a page of the last rows")
+    add("--jobs", type=int, default=2, help="networks at a time (default 2)")
+    add("--time-s", type=int, default=1200, help="limit per process (default 1200)")
+    add("--memory-gib", type=float, default=10.0, help="limit per process (default 10)")
+    return parser.parse_args()
+
+
+def _chosen(options: argparse.Namespace) -> list[Entry]:
+    entries = [entry for entry in ENTRIES.values() if entry.small or not options.small]
+    for pattern in options.only:
+        if not fnmatch.filter(ENTRIES, pattern):
+            raise SystemExit(f"zoo: no entry is named {pattern}")
+    if options.only:
+        entries = [e for e in entries if any(fnmatch.fnmatch(e.name, p) for p in options.only)]
+    if options.failed:
+        last = stored(None)
+        entries = [e for e in entries if e.name in last and last[e.name].shortfalls]
+    return entries
+
+
+def stored(digest: str | None) -> dict[str, Findings]:
+    """The last row of every network, of this program or (None) of any."""
+    if not RESULTS.exists():
+        return {}
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    return {
+        row["name"]: Findings.from_json(row["findings"])
+        for row in rows
+        if digest is None or row["digest"] == digest
+    }
+
+
+def _is_open(entry: Entry, known: dict[str, Findings], options: argparse.Namespace) -> bool:
+    found = known.get(entry.name)
+    return found is None or (options.failed and bool(found.shortfalls))
+
+
+def _measure(
+    entries: Sequence[Entry], digest: str, options: argparse.Namespace
+) -> Iterator[Findings]:
+    """The rows of these entries, as they come; ``options.jobs`` at a time."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    waiting, running = [*reversed(entries)], []
+    while waiting or running:
+        while waiting and len(running) < options.jobs:
+            running.append(Row(waiting.pop(), options))
+        connection.wait([row.process.sentinel for row in running], timeout=1.0)
+        for row in [row for row in running if row.is_complete()]:
+            running.remove(row)
+            found, spent = row.findings(), time.perf_counter() - row.start
+            line = {
+                "name": found.name,
+                "digest": digest,
+                "export": export_digest(row.entry),
+                "findings": dataclasses.asdict(found),
+            }
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            words = [f"{found.name}: {spent:.0f} s", *found.shortfalls]
+            print("; ".join(words), file=sys.stderr, flush=True)
+            yield found
+
+
+class Row:
+    """A network on its way through its two processes.
+
+    They are forks of this one, which has imported everything and computed nothing.
+    """
+
+    def __init__(self, entry: Entry, options: argparse.Namespace) -> None:
+        self.entry = entry
+        self.options = options
+        self.start = time.perf_counter()
+        self.crash: tuple[str, str] | None = None
+        self.partial = WORK / f"{entry.stem}.json"
+        self.partial.unlink(missing_ok=True)
+        self._launch("examine" if is_prepared(entry, options.reuse_exports) else "prepare")
+
+    def _launch(self, stage: str) -> None:
+        self.stage = stage
+        self.deadline = time.perf_counter() + self.options.time_s
+        self.words, sender = multiprocessing.Pipe(duplex=False)
+        self.process = multiprocessing.get_context("fork").Process(
+            target=_work, args=(stage, self.entry, self.options.memory_gib, sender)
+        )
+        self.process.start()
+        sender.close()
+
+    def is_complete(self) -> bool:
+        """Whether there is nothing left to wait for; launches what comes next."""
+        if self.process.is_alive():
+            if time.perf_counter() < self.deadline:
+                return False
+            self.process.kill()
+            self.crash = (self.stage, f"no result in {self.options.time_s} s")
+        self.process.join()
+        if self.crash is None and self.process.exitcode:
+            says = self.words.recv() if self.words.poll() else f"exit {self.process.exitcode}"
+            self.crash = (self.stage, says)
+        if self.crash is None and self.stage == "prepare":
+            self._launch("examine")
+            return False
+        return True
+
+    def findings(self) -> Findings:
+        """What was found before the end, and what ended it."""
+        found = Findings(
+            self.entry.name, self.entry.family, structure_only=self.entry.structure_only
+        )
+        if self.partial.exists():
+            found = Findings.from_json(json.loads(self.partial.read_text()))
+        if self.crash is not None:
+            stage, says = self.crash
+            found.crashes["export" if stage == "prepare" else stage] = says
+        return found
+
+
+def _work(stage: str, entry: Entry, memory_gib: float, sender: connection.Connection) -> None:
+    """In the process of its own."""
+    limit = int(memory_gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    WORK.mkdir(parents=True, exist_ok=True)
+    log = os.open(WORK / f"{entry.stem}.{stage}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    try:
+        if stage == "prepare":
+            prepare(entry)
+            note_memory(entry, _memory_mib())
+        else:
+            _examine(entry)
+    except BaseException as error:
+        words = str(error).strip().splitlines() or [""]
+        sender.send(f"{type(error).__name__}: {words[0][:400]}")
+        raise
+
+
+def _examine(entry: Entry) -> None:
+    def note(found: Findings) -> None:
+        found.memory_mib["examine"] = _memory_mib()
+        (WORK / f"{entry.stem}.json").write_text(json.dumps(dataclasses.asdict(found)))
+
+    note(Examination(entry, note).run())
+
+
+def _memory_mib() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def _write(options: argparse.Namespace, rows: Sequence[Findings]) -> None:
+    name = "coverage-small" if options.small else "coverage"
+    page = report(
+        "small networks" if options.small else "the zoo",
+        f"python tools/zoo{' --small' if options.small else ''}",
+        dt.datetime.now(dt.UTC).date().isoformat(),
+        {"Python": platform.python_version(), **versions()},
+        f"{os.cpu_count()} cores",
+        rows,
+    )
+    (ROOT / "docs" / f"{name}.md").write_text(page)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
