@@ -268,7 +268,9 @@ def structure_hash(graph: ChannelGraph) -> str:
             digest.update(f"{value.name}:{static_shape(value)};".encode())
         for node in model:
             inputs = ",".join("" if v is None else v.name or "" for v in node.inputs)
-            outputs = ",".join(f"{v.name}:{static_shape(v)}" for v in node.outputs)
+            outputs = ",".join(
+                f"{v.name}:{static_shape(v)}" if v.name else "" for v in node.outputs
+            )
             digest.update(f"{node.domain}:{node.op_type}({inputs})->{outputs};".encode())
         digest.update(",".join(v.name or "" for v in model.outputs).encode())
         graph.cache["structure"] = digest.hexdigest()

@@ -180,7 +180,8 @@ def test_a_file_that_onnx_runtime_optimized(tmp_path: Path) -> None:
     optimized = ir.load(path)
     for node in optimized.graph:  # ONNX Runtime leaves out what it does not need
         for value in node.outputs:
-            value.shape = ir.Shape(shapes.get(value.name or "", ()))
+            value.shape = ir.Shape(shapes[value.name or ""])
+            value.type = ir.TensorType(ir.DataType.FLOAT)
     graph = lift(optimized)
     assert "FusedConv" in {node.ir.op_type for node in graph.nodes}
     assert cost(graph, "macs").total == cost(lift(model), "macs").total
