@@ -226,7 +226,7 @@ def _restore_batch(model: ir.Model, other: ir.Model, symbols: Mapping[str, ir.Sh
                 _restore_operand(model, use.node, use.idx, twins)
     common.RemoveUnusedNodesPass()(model)
     symbol = next(dim.value for dim in map(_first_dim, symbols.values()) if dim) or "batch"
-    made = (value for node in model.graph for value in node.outputs)
+    made = (value for node in model.graph for value in node.outputs if value.name)
     for value in (*model.graph.inputs, *made, *model.graph.initializers.values()):
         sizes = static_shape(value)
         twin = twins.get(value.name)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from morphgraph import ops
 from morphgraph.notation import NotationError
-from morphgraph.ops import Description, OpNode, described_ops, entry_of
+from morphgraph.ops import Description, Op, OpNode, described_ops, entry_of
 from morphgraph.ops.op import UnreadableError, from_line
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -43,10 +43,12 @@ _FAMILIES = {
     "interpolation": "Interpolation",
     "vision": "Sampling, regions, patches",
     "quantize": "Quantized numbers",
+    "contrib": "ONNX Runtime's own (`com.microsoft`)",
     "barriers": "Barriers",
 }
 # Entries of these families write index maps, not lines; their docstring says what moves.
 _MAPPED = ("movement", "reshape", "padding", "interpolation", "indexing")
+_MAPPED += ("com.microsoft::QLinearConcat",)
 # These say only why nothing is known of their operators.
 _UNKNOWN = ("barriers",)
 
@@ -65,6 +67,7 @@ _QUANTIZED = (
     Example(f"{_IMAGE}, 1, 1 -> {_IMAGE}", {}),
     Example(f"{_IMAGE}, 8, 8 -> {_IMAGE}", {}),
 )
+_QUANTIZED_PAIR = (Example(f"{_IMAGE}, 1, 1, {_IMAGE}, 1, 1, 1, 1 -> {_IMAGE}", {}),)
 _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     "Attention": (
         Example("2x6x5x4, 2x3x7x4, 2x3x7x2 -> 2x6x5x2", {}),
@@ -110,6 +113,28 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     ),
     "QLinearMatMul": (Example("2x6x8, 1, 1, 8x4, 4, 4, 1, 1 -> 2x6x4", {}),),
     "QuantizeLinear": _QUANTIZED,
+    "com.microsoft::Attention": (Example("2x6x8, 8x24, 24 -> 2x6x8", {"num_heads": 2}),),
+    "com.microsoft::FusedConv": (
+        Example(f"{_IMAGE}, 4x8x3x3, 4, 2x4x4x4 -> 2x4x4x4", {}),
+        Example(f"{_IMAGE}, 4x4x3x3, 4, 2x4x4x4 -> 2x4x4x4", {"group": 2}),
+        Example(f"{_IMAGE}, 16x1x3x3, 16, 2x16x4x4 -> 2x16x4x4", {"group": 8}),
+    ),
+    "com.microsoft::FusedGemm": (Example("2x8, 8x4, 4 -> 2x4", {}),),
+    "com.microsoft::FusedMatMul": (Example("2x6x8, 2x8x4 -> 2x6x4", {}),),
+    "com.microsoft::MultiHeadAttention": (
+        Example("2x5x8, 2x7x8, 2x7x8 -> 2x5x8", {"num_heads": 2}),
+    ),
+    "com.microsoft::QGemm": (Example("2x8, 1, 1, 8x4, 4, 4, 4, 1, 1 -> 2x4", {}),),
+    "com.microsoft::QLinearAdd": _QUANTIZED_PAIR,
+    "com.microsoft::QLinearAveragePool": (Example(f"{_IMAGE}, 1, 1, 1, 1 -> 2x8x3x3", {}),),
+    "com.microsoft::QLinearGlobalAveragePool": (Example(f"{_IMAGE}, 1, 1, 1, 1 -> 2x8x1x1", {}),),
+    "com.microsoft::QLinearLeakyRelu": (Example(f"{_IMAGE}, 1, 1, 1, 1 -> {_IMAGE}", {}),),
+    "com.microsoft::QLinearMul": _QUANTIZED_PAIR,
+    "com.microsoft::QLinearSigmoid": (Example(f"{_IMAGE}, 1, 1, 1, 1 -> {_IMAGE}", {}),),
+    "com.microsoft::SkipLayerNormalization": (Example("2x6x8, 2x6x8, 8, 8, 8 -> 2x6x8", {}),),
+    "com.microsoft::SkipSimplifiedLayerNormalization": (
+        Example("2x6x8, 2x6x8, 8, 8 -> 2x6x8", {}),
+    ),
     "CumProd": (Example(f"{_IMAGE}, 1 -> {_IMAGE}", {}, (1,)),),
     "CumSum": (Example(f"{_IMAGE}, 1 -> {_IMAGE}", {}, (1,)),),
     "DFT": (Example("2x8x6x1 -> 2x8x6x2", {}),),
@@ -191,17 +216,23 @@ def table() -> str:
     """The Markdown tables of all operators, one per family."""
     families: dict[str, dict[tuple[Row, ...], list[str]]] = {name: {} for name in _FAMILIES}
     for op_type in described_ops():
-        domain, _, name = op_type.rpartition("::")
-        entry = entry_of(name, domain)
-        assert entry is not None
+        name = op_type.rpartition("::")[2]
+        entry = _entry(op_type)
         package, _, family = entry.__module__.rpartition(".")
         if package != ops.__name__ or family == "op":
             continue  # taught by `register`, not part of the program
         rows = families.setdefault(family, {})
-        rows.setdefault(_rows(op_type, family), []).append(op_type)
+        rows.setdefault(_rows(op_type, family), []).append(name)
     return "\n\n".join(
         _family(_FAMILIES.get(name, name), rows) for name, rows in families.items() if rows
     )
+
+
+def _entry(op_type: str) -> type[Op]:
+    domain, _, name = op_type.rpartition("::")
+    entry = entry_of(name, domain)
+    assert entry is not None
+    return entry
 
 
 def _family(title: str, rows: Mapping[tuple[Row, ...], list[str]]) -> str:
@@ -220,12 +251,11 @@ def _family(title: str, rows: Mapping[tuple[Row, ...], list[str]]) -> str:
 
 
 def _rows(op_type: str, family: str) -> tuple[Row, ...]:
-    entry = entry_of(op_type)
-    assert entry is not None
+    entry = _entry(op_type)
     words = (entry.__doc__ or "").split("\n\n")[0].strip().removesuffix(".")
     if family in _UNKNOWN:
         return (Row(words),)
-    if family in _MAPPED:
+    if family in _MAPPED or op_type in _MAPPED:
         return (Row(f"index map: {words[0].lower()}{words[1:]}" if words else "index map"),)
     if op_type in _EXAMPLES:
         return tuple(dict.fromkeys(_described(op_type, example) for example in _EXAMPLES[op_type]))
@@ -246,9 +276,7 @@ def _described(op_type: str, example: Example) -> Row:
         heard.append(Row(line, **{name: facts[name] or "" for name in names if name in facts}))
         return from_line(n, line, *args, **facts)
 
-    node = _node(op_type, example)
-    entry = entry_of(op_type)
-    assert entry is not None
+    node, entry = _node(op_type, example), _entry(op_type)
     with ExitStack() as patches:
         for family in _FAMILIES:  # an entry may ask another family for its line
             module = import_module(f"{ops.__name__}.{family}")
@@ -268,7 +296,10 @@ def _node(op_type: str, example: Example) -> ir.Node:
     if example.constant is not None:
         inputs[-1].const_value = ir.tensor(list(example.constant), dtype=ir.DataType.INT64)
     outputs = [ir.val(f"out{k}", ir.DataType.FLOAT, shape) for k, shape in enumerate(results)]
-    return ir.node(op_type, inputs, dict(example.attributes), outputs=outputs, name=op_type)
+    domain, _, name = op_type.rpartition("::")
+    return ir.node(
+        name, inputs, dict(example.attributes), outputs=outputs, name=name, domain=domain
+    )
 
 
 def updated(page: str) -> str:

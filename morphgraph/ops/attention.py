@@ -51,7 +51,7 @@ class Attention(Op):
         past, length = "_, _", "S"
         if n.has(4):
             past, length = "N h P d, N h P e", "L"
-        mask = _mask_axes(n.shape(3), n.shape(0)[0], heads, length) if n.has(3) else "_"
+        mask = mask_axes(n.shape(3), n.shape(0)[0], heads, length) if n.has(3) else "_"
         return from_line(
             n,
             f"{q}, {k}, {v}, {mask}, {past}, N"
@@ -128,7 +128,7 @@ def _keys(n: OpNode) -> int:
     return n.shape(1)[-2] + (n.shape(4)[-2] if n.has(4) else 0)
 
 
-def _mask_axes(mask: Shape, batch: int, heads: int, length: str) -> str:
+def mask_axes(mask: Shape, batch: int, heads: int, length: str) -> str:
     """How a mask broadcasts to batch, heads, queries and keys; it may have fewer of each."""
     names, sizes = ["N", "(h r)", "T", length], [batch, heads, 0, 0]
     rank = len(mask)

@@ -39,18 +39,14 @@ class Convolution(NamedTuple):
 
 
 def convolution(
-    channels: int, kernel: Shape, group: int, axes: tuple[str, str] = ("*S", "*T")
+    channels: int, kernel: Shape, group: int, space: tuple[str, str] = ("*S", "*T")
 ) -> Convolution:
     """Dense, grouped or depthwise, as the sizes say.
 
-    Args:
-        channels: of the operand.
-        kernel: ``[o, i, *K]``.
-        group: number of groups.
-        axes: factors of the spatial axes of operand and result.
+    ``kernel`` is ``[o, i, *K]``; ``space`` names the axes before and after it.
     """
-    before, after = axes
     out_channels, in_per_group = kernel[:2]
+    before, after = space
     if group == 1:
         return Convolution(
             f"N i {before}", "o i *K", "o", f"N o {after}", f"N i o *K {after}", contracted="i"
@@ -89,8 +85,8 @@ class Conv(Op):
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> Description:
-        axes = window_axes(n.shape(1)[2:], strides, pads)
-        form = convolution(n.shape(0)[1], n.shape(1), group, axes)
+        space = window_axes(n.shape(1)[2:], strides, pads)
+        form = convolution(n.shape(0)[1], n.shape(1), group, space)
         return form.describe(n, f"{form.x}, {form.kernel}, {form.out} -> {form.y}")
 
     @staticmethod

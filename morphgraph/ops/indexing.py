@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from morphgraph.notation import Shape
-from morphgraph.ops.movement import gathered, ranks, stays, wrapped
+from morphgraph.ops.movement import gathered, ranks, wrapped
 from morphgraph.ops.op import Description, IndexMap, IntArray, Op, OpNode, Place, Resizing, op
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def _constants(n: OpNode, i: int, ports: Sequence[int]) -> list[int]:
 class GatherElements(Op):
     """Reads along one axis, at an index of its own for every element."""
 
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, axis: int = 0) -> Description:
         data, shape = n.shape(0), n.shape(1)
@@ -62,20 +64,30 @@ class GatherElements(Op):
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:
-        indices = n.const(1)
-        if indices is None:
-            return
-        axis %= len(n.shape(0))
-        found = wrapped(indices, n.shape(0)[axis])
-        for k in range(found.ndim):
-            found = np.take(found, new.kept(~0, k), k)
-        new.set_constant(1, ranks(new.kept(0, axis), found))
+        _follow_elements(n, new, ~0, axis % len(n.shape(0)))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 0) -> "fx.Node":
         import torch
 
         return b.call(torch.gather, b.tensor(n, 0), axis, _from_start(b, n, 1, n.shape(0)[axis]))
+
+
+def _follow_elements(n: OpNode, new: Resizing, port: int, axis: int) -> None:
+    """Rebuild constant indices, which have the axes of ``port``."""
+    indices = n.const(1)
+    if indices is None:
+        return
+    found = wrapped(indices, n.shape(0)[axis])
+    line = _along(found, axis)
+    for k in range(found.ndim):
+        found = np.take(found, new.kept(port, k), k)
+    if line is not None:
+        results = new.kept(port, axis)
+        moved = ranks(new.kept(0, axis), line[results], results)
+        column = [-1 if k == axis else 1 for k in range(found.ndim)]
+        found = np.broadcast_to(moved.reshape(column), found.shape)
+    new.set_constant(1, found)
 
 
 def _from_start(b: "TorchBuilder", n: OpNode, i: int, size: int) -> "fx.Node":
@@ -110,6 +122,8 @@ def _grid(indices: IntArray | None, data: Shape) -> list[IntArray] | None:
 class GatherND(Op):
     """Reads slices at index tuples, which name the first axes behind the batch axes."""
 
+    moves = True
+
     @staticmethod
     def describe(n: OpNode, *, batch_dims: int = 0) -> Description:
         data, shape, description = n.shape(0), n.shape(1), Description()
@@ -138,26 +152,30 @@ class GatherND(Op):
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, batch_dims: int = 0) -> None:
-        _follow(n, new, ~0, batch_dims)
+        _follow_tuples(n, new, ~0, batch_dims)
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, batch_dims: int = 0) -> "fx.Node":
         return b.item(b.tensor(n, 0), _index_tuple(b, n, batch_dims))
 
 
-def _follow(n: OpNode, new: Resizing, port: int, batch_dims: int) -> None:
+def _follow_tuples(n: OpNode, new: Resizing, port: int, batch_dims: int) -> None:
     """Rebuild constant index tuples; ``port`` has an axis for each of theirs but the last."""
     indices = n.const(1)
     if indices is None:
         return
+    grid = None if batch_dims else _grid(indices, n.shape(0)[: indices.shape[-1]])
+    if grid is not None:
+        kept = [new.kept(port, axis) for axis in range(len(grid))]
+        lines = [
+            ranks(new.kept(0, axis), line[results], results)
+            for axis, (line, results) in enumerate(zip(grid, kept, strict=True))
+        ]
+        new.set_constant(1, np.stack(np.meshgrid(*lines, indexing="ij"), -1))
+        return
     for axis in range(indices.ndim - 1):
         indices = np.take(indices, new.kept(port, axis), axis)
-    columns = []
-    for k in range(indices.shape[-1]):
-        axis = batch_dims + k
-        old = wrapped(indices[..., k], n.shape(0)[axis])
-        columns.append(old if stays(new, axis, n.shape(0)[axis]) else ranks(new.kept(0, axis), old))
-    new.set_constant(1, np.stack(columns, -1))
+    new.set_constant(1, indices)
 
 
 def _index_tuple(b: "TorchBuilder", n: OpNode, batch_dims: int) -> "tuple[fx.Node, ...]":
@@ -201,7 +219,7 @@ class ScatterND(Op):
 
     @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:
-        _follow(n, new, 2, 0)
+        _follow_tuples(n, new, 2, 0)
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, reduction: str = "none") -> "fx.Node":
@@ -250,14 +268,7 @@ class ScatterElements(Op):
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:
-        indices = n.const(1)
-        if indices is None:
-            return
-        axis %= len(n.shape(0))
-        found = wrapped(indices, n.shape(0)[axis])
-        for k in range(found.ndim):
-            found = np.take(found, new.kept(2, k), k)
-        new.set_constant(1, ranks(new.kept(0, axis), found))
+        _follow_elements(n, new, 2, axis % len(n.shape(0)))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 0, reduction: str = "none") -> "fx.Node":

@@ -47,15 +47,14 @@ def gathered(
     description.add(f"a{axis}", len(kept), [Place(0, axis, into), Place(~0, out_axis, out)], reason)
 
 
-def ranks(kept: IntArray, positions: IntArray, results: IntArray | None = None) -> IntArray:
+def ranks(kept: IntArray, positions: IntArray, results: IntArray) -> IntArray:
     """Where the old positions that results read stand among those that stay.
 
     ``results`` are the old positions of the results. One that comes twice is an added channel: its
-    second copy reads the second copy. Without them the first copy is read.
+    second copy reads the second copy.
     """
     order = np.argsort(kept, kind="stable")
-    copies = 0 if results is None else _copies(results)
-    found: IntArray = order[np.searchsorted(kept[order], positions) + copies]
+    found: IntArray = order[np.searchsorted(kept[order], positions) + _copies(results)]
     return found
 
 
@@ -299,8 +298,8 @@ class Gather(Op):
             return
         found = wrapped(indices, n.shape(0)[axis])
         results = new.kept(~0, axis) if found.ndim == 1 else np.arange(found.size)
-        at = ranks(new.kept(0, axis), found.ravel()[results], results)
-        new.set_constant(1, at.reshape(-1 if found.ndim == 1 else found.shape))
+        positions = ranks(new.kept(0, axis), found.ravel()[results], results)
+        new.set_constant(1, positions.reshape(-1 if found.ndim == 1 else found.shape))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 0) -> "fx.Node":

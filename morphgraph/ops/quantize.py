@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from morphgraph.ops.contraction import convolution, product, product_axes
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
-from morphgraph.ops.window import ranked, torch_padding, window_pads
+from morphgraph.ops.window import ranked, torch_padding, window_axes, window_pads
 
 if TYPE_CHECKING:
     from torch import fx
@@ -165,9 +165,16 @@ def _convolved(
 @op("QLinearConv")
 class QLinearConv(Op):
     @staticmethod
-    def describe(n: OpNode, *, group: int = 1) -> Description:
+    def describe(
+        n: OpNode,
+        *,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> Description:
         _require_single(n, 1, 2, 6, 7)
-        form = convolution(n.shape(0)[1], n.shape(3), group)
+        space = window_axes(n.shape(3)[2:], strides, pads)
+        form = convolution(n.shape(0)[1], n.shape(3), group, space)
         scale, zero = ("_" if _is_single(n, i) else form.out for i in (4, 5))
         line = f"{form.x}, _, _, {form.kernel}, {scale}, {zero}, _, _, {form.out} -> {form.y}"
         description = form.describe(n, line)
@@ -200,9 +207,16 @@ class QLinearConv(Op):
 @op("ConvInteger")
 class ConvInteger(Op):
     @staticmethod
-    def describe(n: OpNode, *, group: int = 1) -> Description:
+    def describe(
+        n: OpNode,
+        *,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> Description:
         _require_single(n, 2)
-        form = convolution(n.shape(0)[1], n.shape(1), group)
+        space = window_axes(n.shape(1)[2:], strides, pads)
+        form = convolution(n.shape(0)[1], n.shape(1), group, space)
         zero = "_" if _is_single(n, 3) else form.out
         description = form.describe(n, f"{form.x}, {form.kernel}, _, {zero} -> {form.y}")
         description.silent = {0: 2, 1: 3}

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.onnx_io import as_model, static_shape
 from morphgraph.passes.canonicalize import canonicalize
+from morphgraph.testing import model_from_text
 
 
 def parse(text: str, opset: int = 18) -> ir.Model:
@@ -512,3 +513,11 @@ def test_long_chains_take_linear_time() -> None:
     started = time.perf_counter()
     assert len(canonicalize(model).graph) == length
     assert time.perf_counter() - started < 30
+
+
+def test_a_result_that_nobody_wants_may_have_a_dynamic_batch() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]>
+    net (float[B,3,5,4] q, float[B,3,5,4] k, float[B,3,2,4] past)
+    => (float[B,3,5,4] y, float[B,3,7,4] b) { y, , b = Attention(q, k, k, , past, past) }"""
+    model = canonicalize(model_from_text(text, inputs=("q", "k", "past")))
+    assert [str(value.shape) for value in model.graph.outputs] == ["[B,3,5,4]", "[B,3,7,4]"]

@@ -1,0 +1,189 @@
+"""ONNX Runtime's own operators, as its optimizer writes them: resized equals masked."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from morphgraph.graph import ChannelGraph
+from morphgraph.passes.cost import cost
+from morphgraph.passes.lift import lift
+from morphgraph.testing import model_from_text, prove
+
+OPSET = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>'
+TOKENS = """net (float[1,5,3] x, float[3,6] w1, float[6,2] w2{more}) => (float[1,5,2] y)
+    <float[1,5,6] b{values}> {{ a = MatMul(x, w1)  {body}  y = MatMul(b, w2) }}"""
+IMAGES = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2{more}) => (float[1,2,4,4] y)
+    <float[1,6,4,4] b{values}> {{ a = Conv(x, w1)  {body}  y = Conv(b, w2) }}"""
+STORED = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,{read},1,1] w2)
+    => (float[1,2,{out}] y)
+    <float s = {{0.03}}, uint8 o = {{120}}, float t = {{0.02}}, uint8 p = {{90}}, {values}> {{
+        a = Conv(x, w1)  q = QuantizeLinear(a, s, o)  {body}
+        b = DequantizeLinear(z, t, p)  y = Conv(b, w2) }}"""
+
+
+def tokens(body: str, more: str = "", values: str = "") -> str:
+    return TOKENS.format(body=body, more=more, values=values)
+
+
+def images(body: str, more: str = "", values: str = "") -> str:
+    return IMAGES.format(body=body, more=more, values=values)
+
+
+def stored(body: str, out: str = "4,4", result: str = "1,6,4,4", more: str = "") -> str:
+    read = result.split(",")[1]
+    return STORED.format(body=body, out=out, read=read, values=f"uint8[{result}] z{more}")
+
+
+NETWORKS: dict[str, tuple[str, list[int]]] = {
+    **{
+        kind: (images(f"b = com.microsoft.{kind}(a)"), [6])
+        for kind in ("Gelu", "FastGelu", "QuickGelu")
+    },
+    "BiasGelu": (tokens("b = com.microsoft.BiasGelu(a, h)", ", float[6] h"), [6]),
+    "FusedConv": (
+        images(
+            'c = com.microsoft.FusedConv<activation="Tanh">(a, w3, h, a)'
+            '  b = com.microsoft.FusedConv<activation="Tanh", group=6>(c, w4)',
+            ", float[6,6,1,1] w3, float[6] h, float[6,1,1,1] w4",
+            ", float[1,6,4,4] c",
+        ),
+        [6],
+    ),
+    "FusedConv, grouped": (
+        images(
+            'b = com.microsoft.FusedConv<activation="Relu", group=2>(a, w3, h)',
+            ", float[6,3,1,1] w3, float[6] h",
+        ),
+        [3, 3],
+    ),
+    "FusedMatMul": (
+        tokens(
+            "c = com.microsoft.FusedMatMul<transB=1, alpha=0.5>(a, w3)  b = Relu(c)",
+            ", float[6,6] w3",
+            ", float[1,5,6] c",
+        ),
+        [6, 6],
+    ),
+    "FusedGemm": (
+        """net (float[4,3] x, float[6,3] w1, float[6] h, float[6,2] w2) => (float[4,2] y)
+        <float[4,6] a> {
+            a = com.microsoft.FusedGemm<activation="Relu", transB=1>(x, w1, h)  y = MatMul(a, w2)
+        }""",
+        [6],
+    ),
+    "SkipLayerNormalization": (
+        tokens(
+            "n, , , e = com.microsoft.SkipLayerNormalization(a, c, g, h, k)  b = Add(n, e)",
+            ", float[1,5,6] c, float[6] g, float[6] h, float[6] k",
+            ", float[1,5,6] n, float[1,5,6] e",
+        ),
+        [6],
+    ),
+    "SkipSimplifiedLayerNormalization": (
+        tokens(
+            "b = com.microsoft.SkipSimplifiedLayerNormalization(a, c, g)",
+            ", float[1,5,6] c, float[6] g",
+        ),
+        [6],
+    ),
+    "MultiHeadAttention": (
+        tokens(
+            "k = MatMul(x, w3)  v = MatMul(x, w4)"
+            "  b = com.microsoft.MultiHeadAttention<num_heads=3>(a, k, v, , , m)",
+            ", float[3,6] w3, float[3,6] w4, float[1,3,5,5] m",
+        ),
+        [3],
+    ),
+    "Attention": (
+        tokens(
+            "b = com.microsoft.Attention<num_heads=3>(a, w3, h)", ", float[6,18] w3, float[18] h"
+        ),
+        [6, 3],
+    ),
+    "QLinearAdd": (stored("z = com.microsoft.QLinearAdd(q, s, o, q, t, p, t, p)"), [6]),
+    "QLinearMul": (stored("z = com.microsoft.QLinearMul(q, s, o, q, t, p, t, p)"), [6]),
+    "QLinearSigmoid": (stored("z = com.microsoft.QLinearSigmoid(q, s, o, t, p)"), [6]),
+    "QLinearLeakyRelu": (
+        stored("z = com.microsoft.QLinearLeakyRelu<alpha=0.2>(q, s, o, t, p)"),
+        [6],
+    ),
+    "QLinearGlobalAveragePool": (
+        stored("z = com.microsoft.QLinearGlobalAveragePool(q, s, o, t, p)", "1,1", "1,6,1,1"),
+        [6],
+    ),
+    "QLinearAveragePool": (
+        stored(
+            "z = com.microsoft.QLinearAveragePool<kernel_shape=[2,2]>(q, s, o, t, p)",
+            "3,3",
+            "1,6,3,3",
+        ),
+        [6],
+    ),
+    "QLinearConcat": (
+        stored(
+            "z = com.microsoft.QLinearConcat<axis=1>(t, p, q, s, o, q, t, p)", "4,4", "1,12,4,4"
+        ),
+        [6],
+    ),
+    "QGemm": (
+        """net (float[4,3] x, float[3,6] w1, float[2,2] w2) => (float[4,2] y)
+        <float s = {0.03}, uint8 o = {120}, float t = {0.02}, uint8 p = {90}, uint8[4,2] z,
+         int8[2,6] w = {50, -40, 30, -20, 10, 60, -50, 40, -30, 20, -10, 25}, int8 v = {0},
+         int32[2] h = {700, -800}> {
+            a = MatMul(x, w1)  q = QuantizeLinear(a, s, o)
+            z = com.microsoft.QGemm<transB=1>(q, s, o, w, t, v, h, t, p)
+            b = DequantizeLinear(z, t, p)  y = MatMul(b, w2)
+        }""",
+        [6, 2],
+    ),
+}
+
+
+def graph_of(name: str) -> ChannelGraph:
+    return lift(model_from_text(OPSET + NETWORKS[name][0]))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_resized_equals_masked_and_wrong_slices_do_not(name: str) -> None:
+    prove(graph_of(name), faults=30)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_groups_are_as_a_person_would_say(name: str) -> None:
+    assert [g.width for g in graph_of(name).groups if g.resizable] == NETWORKS[name][1]
+
+
+def test_sizes_of_heads_shrink_inside_an_attention_that_makes_them() -> None:
+    model = model_from_text(OPSET + NETWORKS["Attention"][0])
+    graph = lift(model, attention="head-dim")
+    assert [g.width for g in graph.groups if g.resizable] == [6, 2]
+    prove(graph)
+
+
+def test_a_file_that_onnx_runtime_optimized(tmp_path: Path) -> None:
+    text = """net (float[1,3,6,6] x, float[8,3,3,3] w1, float[8] b1, float[8,8,1,1] w2, float[8] b2,
+        float[2,8,1,1] w3) => (float[1,2,4,4] y) {
+            a = Conv(x, w1, b1)  ra = Relu(a)  b = Conv(ra, w2, b2)  c = Add(ra, b)  rc = Relu(c)
+            d = Gelu(rc)  y = Conv(d, w3)
+        }"""
+    model = model_from_text(OPSET + text)
+    shapes = lift(model).shapes
+    options = onnxruntime.SessionOptions()
+    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.graph_optimization_level = level
+    path = tmp_path / "optimized.onnx"
+    options.optimized_model_filepath = str(path)
+    data = ir.to_proto(model).SerializeToString()
+    onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
+    optimized = ir.load(path)
+    for node in optimized.graph:  # ONNX Runtime leaves out what it does not need
+        for value in node.outputs:
+            value.shape = ir.Shape(shapes[value.name or ""])
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    graph = lift(optimized)
+    assert "FusedConv" in {node.ir.op_type for node in graph.nodes}
+    assert cost(graph, "macs").total == cost(lift(model), "macs").total
+    assert [g.width for g in graph.groups if g.resizable] == [8]
+    prove(graph)
