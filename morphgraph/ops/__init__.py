@@ -12,6 +12,7 @@ from morphgraph.ops import (
     rearrange,
     reduce,
     reshape,
+    sizes,
 )
 from morphgraph.ops.op import (
     Description,
@@ -52,4 +53,5 @@ __all__ = [
     "reduce",
     "register",
     "reshape",
+    "sizes",
 ]
