@@ -38,7 +38,7 @@ _FAMILIES = {
     "interpolation": "Interpolation",
 }
 # Entries of these families write index maps, not lines; their docstring says what moves.
-_MAPPED = ("movement", "reshape", "padding", "interpolation")
+_MAPPED = ("movement", "reshape", "padding", "interpolation", "sizes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ def _picked(n: OpNode) -> set[int] | None:
 
 @op("Range")
 class Range(Op):
+    """Counts; what it counts to is no channel."""
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         description = Description()
