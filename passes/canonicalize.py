@@ -6,7 +6,8 @@ value known. Nothing is tied, merged or fused: batch normalizations and paramete
 that the model can still be trained.
 
 A model with a dynamic batch is analysed at batch 2. Running the same recipe at batch 3 shows which
-sizes, and which numbers in shape tensors, depend on the batch: those stay dynamic.
+sizes, and which numbers in shape tensors, depend on the batch: those stay dynamic. Where more sizes
+are open, the pass ``open_sizes`` does the same for each of them.
 """
 
 from collections import Counter
@@ -23,10 +24,10 @@ from morphgraph.onnx_check import check_opset
 from morphgraph.onnx_io import bind_inputs, escape, static_shape
 from morphgraph.ops import entry_of
 from morphgraph.passes.fold import fold_constants
+from morphgraph.passes.open_sizes import STATIC_SHAPE_KEY, open_symbols, settle_open_sizes
 from morphgraph.passes.unpack import unpack_sequences
 
 CANONICAL_KEY = "morphgraph.canonical"
-STATIC_SHAPE_KEY = "static_shape"
 
 _BATCHES = (2, 3)  # the first is what the model is analysed with
 _MAX_INLINED_NODES = 1_000_000
@@ -37,9 +38,9 @@ def canonicalize(
 ) -> ir.Model:
     """The canonical form of a model: a new model that shares its weights with the old one.
 
-    A leading symbolic size of an input is a dynamic batch and stays dynamic: such values keep a
-    symbolic size in ``value.shape``, and ``value.meta["static_shape"]`` says what they are analysed
-    with. A model that is canonical already is returned as it is.
+    Symbolic sizes of inputs stay dynamic; a leading one is the batch. Values that depend on them
+    keep a symbolic size in ``value.shape``, and ``value.meta["static_shape"]`` says what they are
+    analysed with. A model that is canonical already is returned as it is.
 
     Args:
         model: any model of opset 11 or later; it is not changed.
@@ -56,18 +57,21 @@ def canonicalize(
     bound = bind_inputs(model, input_shapes or {})
     common.RemoveInitializersFromInputsPass()(bound)
     dynamic = _dynamic_inputs(bound)
-    if not dynamic:
+    symbols = open_symbols(bound)
+    if not symbols:
         return _finish(_fold(bound))
+    if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
+        return _finish(settle_open_sizes(bound, symbols, _fold_keeping))
     first, second = (
         _fold(bind_inputs(bound, _with_batch(bound, dynamic, size))) for size in _BATCHES
     )
-    symbols = {value.name or "": ir.Shape(value.shape or ()) for value in bound.graph.inputs}
-    _restore_batch(first, second, symbols)
+    declared = {value.name or "": ir.Shape(value.shape or ()) for value in bound.graph.inputs}
+    _restore_batch(first, second, declared)
     return _finish(first)
 
 
 def _dynamic_inputs(model: ir.Model) -> list[str]:
-    """Names of the inputs whose first size is open; any other open size is refused."""
+    """Names of the inputs whose first size is open; images with open channels are refused."""
     names = []
     for value in model.graph.inputs:
         where = f"input '{escape(value.name or '')}'"
@@ -79,9 +83,11 @@ def _dynamic_inputs(model: ir.Model) -> list[str]:
         for axis, size in enumerate(value.shape):
             if isinstance(size, int) and size > 0:
                 continue
-            if isinstance(size, int) or axis > 0:
+            is_channel = axis == 1 and len(value.shape) > 3
+            if isinstance(size, int) or is_channel:
                 raise ModelError(f"{where}: size {axis} of {value.shape} is not known; {remedy}")
-            names.append(value.name or "")
+            if axis == 0:
+                names.append(value.name or "")
     return names
 
 
@@ -95,19 +101,25 @@ def _with_batch(model: ir.Model, names: Sequence[str], batch: int) -> dict[str, 
 
 def _fold(model: ir.Model) -> ir.Model:
     """The recipe itself, in place, for a model whose inputs are static."""
+    _fold_keeping(model, frozenset())
+    return model
+
+
+def _fold_keeping(model: ir.Model, varying: frozenset[str]) -> dict[str, object]:
+    """The recipe, keeping the nodes of some values; returns what the folded values were."""
     _inline(model)
     try:
         model.graph.sort()
     except ValueError as error:
         raise ModelError("the graph has a cycle; export the model again") from error
     _name_nodes(model.graph)
-    fold_constants(model)
+    folded = fold_constants(model, varying)
     unpack_sequences(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     _name_nodes(model.graph)
     _check_shapes(model.graph)
-    return model
+    return folded
 
 
 def _finish(model: ir.Model) -> ir.Model:

@@ -9,6 +9,7 @@ from morphgraph.notation import NotationError, Shape
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.ops import Description, OpNode, correct, describe, entry_of
 from morphgraph.passes.fold import captured
+from morphgraph.passes.open_sizes import OPEN_AXES_KEY
 
 
 def couple(model: ir.Model, pin_outputs: bool = True) -> Couplings:
@@ -129,6 +130,7 @@ class _Coupler:
                     opaque=description.opaque,
                 )
             )
+        self._pin_open(pins)
         self._pin_interface(pins)
         return Couplings(
             model=self.model,
@@ -145,6 +147,15 @@ class _Coupler:
             reluctant=frozenset(reluctant),
             eager=frozenset(eager),
         )
+
+    def _pin_open(self, pins: dict[int, str]) -> None:
+        """An axis whose size follows the inputs is no axis of channels."""
+        for node in self.model.graph:
+            for value in node.outputs:
+                first = self.first_dim.get(value.name or "")
+                if first is not None:
+                    for axis in value.meta.get(OPEN_AXES_KEY, ()):
+                        pins.setdefault(first + axis, "its size follows the inputs'")
 
     def _pin_interface(self, pins: dict[int, str]) -> None:
         interface = [("input", value) for value in self.model.graph.inputs]

@@ -6,6 +6,7 @@ Reshape fold in a single pass. Nothing is computed before the size of its result
 within the cap.
 """
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -64,23 +65,35 @@ _INFERENCE_ERRORS = (
 logger = logging.getLogger(__name__)
 
 
-def fold_constants(model: ir.Model) -> None:
+def fold_constants(model: ir.Model, varying: frozenset[str] = frozenset()) -> dict[str, object]:
     """Fold constants and drop operators that do nothing, in place; every size becomes known.
 
     The graph must be topologically sorted and its inputs static. Constants become initializers
     named after the value they replace.
 
+    Args:
+        model: is changed.
+        varying: values that depend on sizes which are not meant to be fixed. Their nodes stay, and
+            what they compute at the present sizes is used to know other sizes only.
+
+    Returns:
+        By name, something that is equal for two folded values if they are.
+
     Raises:
         ModelError: operands of a node do not fit together.
     """
-    folder = _Folder(model)
+    folder = _Folder(model, varying)
     for node in model.graph:  # nodes put behind the present one are visited too
         folder.visit(node)
+    return folder.folded
 
 
 class _Folder:
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, varying: frozenset[str]) -> None:
         self.graph = model.graph
+        self.varying = varying
+        self.folded: dict[str, object] = {}
+        self.at_present: dict[ir.Value, ir.TensorProtocol] = {}  # what varying values are now
         self.opsets = {
             "" if domain == "ai.onnx" else domain: version
             for domain, version in model.opset_imports.items()
@@ -142,6 +155,22 @@ class _Folder:
             self._settle(node, [tensor])
         if not self.lists_parameters and len(tensor.shape) > 1 and tensor.dtype.is_floating_point():
             self.trained.add(name)  # some exporters keep weights in Constant nodes
+
+    def _known(self, value: ir.Value | None) -> ir.TensorProtocol | None:
+        """The value of a constant, or what a varying one is at the present sizes."""
+        return None if value is None else self.at_present.get(value, self._constant(value))
+
+    def _settle_computed(self, node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> None:
+        """Put initializers in the place of a node's results, unless they vary."""
+        for output, tensor in zip(node.outputs, tensors, strict=True):
+            self.folded[output.name or ""] = _digest(tensor)
+        if any(output.name in self.varying for output in node.outputs):
+            self.at_present.update(zip(node.outputs, tensors, strict=True))
+            for output, tensor in zip(node.outputs, tensors, strict=True):
+                output.type = ir.TensorType(tensor.dtype)
+                output.shape = ir.Shape(tensor.shape.numpy())
+            return
+        self._settle(node, tensors)
 
     def _settle(self, node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> None:
         """Put initializers in the place of a node's results."""
@@ -359,7 +388,7 @@ class _Folder:
         data = {
             value.name or "": ir.serde.serialize_tensor(tensor)
             for value in operands
-            if (tensor := self._constant(value)) is not None and tensor.size <= _INFERENCE_DATA
+            if (tensor := self._known(value)) is not None and tensor.size <= _INFERENCE_DATA
         }
         try:
             inferred = self._inferred(schema, proto, types, data)
@@ -447,9 +476,9 @@ class _Folder:
         if node.op_type in ("Shape", "Size"):
             shape = _known_shape(source)
             if shape is not None:
-                self._settle(node, [ir.tensor(_describe_shape(node, shape))])
+                self._settle_computed(node, [ir.tensor(_describe_shape(node, shape))])
             return
-        operands = [self._constant(value) for value in node.inputs]
+        operands = [self._known(value) for value in node.inputs]
         for value, tensor in zip(node.inputs, operands, strict=True):
             if value is not None and (
                 tensor is None or tensor.nbytes > FOLD_LIMIT_BYTES or value.name in self.trained
@@ -461,10 +490,10 @@ class _Folder:
         if node.inputs and _result_is_small(node):
             results = _run(node, self.opsets[""], operands)
             if results is not None and len(results) == len(node.outputs):
-                self._settle(node, [ir.tensor(result) for result in results])
+                self._settle_computed(node, [ir.tensor(result) for result in results])
 
     def _fill(self, node: ir.Node) -> None:
-        shape = self._constant(node.inputs[0])
+        shape = self._known(node.inputs[0])
         if shape is None:
             return
         number = node.attributes["value"].as_tensor() if "value" in node.attributes else None
@@ -472,7 +501,7 @@ class _Folder:
         sizes = tuple(shape.numpy().tolist())
         if min(sizes, default=0) >= 0 and math.prod(sizes) * filler.itemsize <= _FILL_LIMIT_BYTES:
             # A view with stride 0: the weight takes no memory until it is changed.
-            self._settle(node, [ir.tensor(np.broadcast_to(filler, sizes))])
+            self._settle_computed(node, [ir.tensor(np.broadcast_to(filler, sizes))])
 
 
 def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
@@ -495,6 +524,14 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
     raise ModelError(
         f"node '{escape(node.name or '')}' (Constant): holds no dense value; store it as a tensor"
     )
+
+
+def _digest(tensor: ir.TensorProtocol) -> object:
+    array = tensor.numpy()
+    if array.size and not any(array.strides):
+        array = array.reshape(-1)[:1]
+    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+    return tensor.dtype, tuple(tensor.shape.numpy()), content
 
 
 def _shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

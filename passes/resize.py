@@ -265,6 +265,18 @@ class NodeResizing:
             return
         self._copy.replace_input_with(i, self._new_constant(f"{old.name}_{self._copy.name}", array))
 
+    def set_piece(self, i: int, k: int, number: int) -> None:
+        """Change constant ``k`` of those that a Concat joins into operand ``i``."""
+        joined = self._copy.inputs[i]
+        maker = None if joined is None else joined.producer()
+        assert maker is not None
+        old = maker.inputs[k]
+        assert old is not None
+        assert old.const_value is not None
+        if old.const_value.numpy()[0] != number:
+            array = np.array([number], dtype=np.int64)
+            maker.replace_input_with(k, self._new_constant(f"{old.name}_{maker.name}", array))
+
     def become_gather(self, axis: int, indices: IntArray) -> None:
         """Turn the node into a Gather of its first operand."""
         copy = self._copy

@@ -286,11 +286,6 @@ def dynamic_channels(proto: onnx.ModelProto) -> None:
 
 
 @changed_model("'x'", "--input-shape")
-def dynamic_space(proto: onnx.ModelProto) -> None:
-    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
-
-
-@changed_model("'x'", "--input-shape")
 def no_shape(proto: onnx.ModelProto) -> None:
     proto.graph.input[0].type.tensor_type.ClearField("shape")
 

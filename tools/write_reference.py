@@ -47,7 +47,7 @@ _FAMILIES = {
     "barriers": "Barriers",
 }
 # Entries of these families write index maps, not lines; their docstring says what moves.
-_MAPPED = ("movement", "reshape", "padding", "interpolation", "indexing")
+_MAPPED = ("movement", "reshape", "padding", "interpolation", "indexing", "sizes")
 _MAPPED += ("com.microsoft::QLinearConcat",)
 # These say only why nothing is known of their operators.
 _UNKNOWN = ("barriers",)

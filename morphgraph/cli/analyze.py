@@ -108,6 +108,16 @@ def _warn_of_opaque(model: Path, analysis: Analysis) -> None:
         )
 
 
+def _sizes(graph: ChannelGraph) -> str:
+    """The batch, and the sizes at which inputs with more open sizes are counted."""
+    taken = [
+        f"{escape(value.name or '')} taken as {'x'.join(map(str, static_shape(value)))}"
+        for value in graph.model.graph.inputs
+        if any(not isinstance(size, int) for size in (value.shape or ())[1:])
+    ]
+    return "; ".join([f"batch {graph.batch}", *taken])
+
+
 def _head(graph: ChannelGraph, analysis: Analysis) -> list[tuple[str, str]]:
     model, totals, reach = analysis.model, analysis.totals, analysis.reach
     resizable = sum(group.resizable for group in analysis.groups)
@@ -115,7 +125,7 @@ def _head(graph: ChannelGraph, analysis: Analysis) -> list[tuple[str, str]]:
     return [
         ("model", f"{escape(model.path)}: opset {model.opset}, {model.ops} ops"),
         ("arithmetic", f"{amount(totals.macs)} MACs = {amount(totals.flops)} FLOPs (2 x MACs)"),
-        ("counted", f"per sample, convention '{analysis.convention}'; batch {graph.batch}"),
+        ("counted", f"per sample, convention '{analysis.convention}'; {_sizes(graph)}"),
         ("parameters", f"{amount(totals.params)}, weights {size(totals.weight_bytes)}"),
         (
             "activations",

@@ -21,6 +21,7 @@ from morphgraph.ops import (
     reduce,
     reshape,
     selection,
+    sizes,
     vision,
 )
 from morphgraph.ops.custom import register
@@ -73,5 +74,6 @@ __all__ = [
     "register",
     "reshape",
     "selection",
+    "sizes",
     "vision",
 ]

@@ -39,7 +39,6 @@ _REASONS = {
         "HammingWindow",
         "HannWindow",
         "MelWeightMatrix",
-        "Range",
     ),
 }
 

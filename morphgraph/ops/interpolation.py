@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from morphgraph.ops.movement import pass_axes
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, op
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, op
 
 if TYPE_CHECKING:
     from torch import fx
@@ -21,7 +21,9 @@ class Resize(Op):
     """Space changes size; axes that keep theirs pass."""
 
     @staticmethod
-    def describe(n: OpNode) -> Description:
+    def describe(n: OpNode, *, axes: Sequence[int] | None = None) -> Description:
+        if n.has(3) and n.const(3) is None and axes is None:
+            raise UnreadableError("Resize of all axes to sizes that are computed")
         description = Description()
         for axis, (size, out) in enumerate(zip(n.shape(0), n.out(), strict=True)):
             if size == out:

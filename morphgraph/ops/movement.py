@@ -172,6 +172,22 @@ def _slices(n: OpNode) -> dict[int, IntArray]:
     return positions
 
 
+def _sliced_where_computed(n: OpNode) -> Description:
+    """Axes that are sliced at places computed from sizes keep theirs; the others pass."""
+    axes = n.ints(3) if n.has(3) else tuple(range(n.shape(1)[0]))
+    if axes is None:
+        raise UnreadableError("Slice of axes that are computed at run time")
+    description = Description()
+    sliced = {axis % len(n.shape(0)) for axis in axes}
+    for axis, size in enumerate(n.shape(0)):
+        if axis in sliced:
+            description.pin(0, axis, size, "sliced at a computed place")
+            description.pin(~0, axis, n.out()[axis], "sliced at a computed place")
+        else:
+            pass_axes(description, n.shape(0), [(axis, axis)])
+    return description
+
+
 def _open_end(end: int, step: int) -> int | None:
     """ONNX writes "down to the first position" as a very negative end, Python as None."""
     return None if step < 0 and end < -(2**31) + 1 else end
@@ -187,6 +203,8 @@ class Slice(Op):
 
     @staticmethod
     def describe(n: OpNode) -> Description:
+        if n.ints(1) is None or n.ints(2) is None:
+            return _sliced_where_computed(n)
         description = Description()
         slices = _slices(n)
         for axis, size in enumerate(n.shape(0)):
@@ -208,6 +226,8 @@ class Slice(Op):
 
     @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:
+        if n.ints(1) is None or n.ints(2) is None:
+            return
         changed = {
             axis: ranks(new.kept(0, axis), positions[results], results)
             for axis, positions in _slices(n).items()

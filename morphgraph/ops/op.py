@@ -218,6 +218,9 @@ class Resizing(Protocol):
     def set_constant(self, i: int, value: np.ndarray[Any, Any]) -> None:
         """Give operand ``i`` a constant; other readers of its old one keep that."""
 
+    def set_piece(self, i: int, k: int, number: int) -> None:
+        """Change constant ``k`` of those that a Concat joins into operand ``i``."""
+
     def become_gather(self, axis: int, indices: IntArray) -> None:
         """Turn the node into a Gather of its first operand, its results unchanged."""
 

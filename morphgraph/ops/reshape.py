@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from morphgraph.notation import Shape
+from morphgraph.onnx_io import static_shape
 from morphgraph.ops.op import (
     Description,
     IndexMap,
@@ -113,6 +114,18 @@ def _stand(
             outer *= factor.size
 
 
+def _pieces(n: OpNode) -> list[int | None]:
+    """The numbers of a shape that is joined from pieces; ``None`` where one is computed."""
+    operand = n.ir.inputs[1]
+    maker = None if operand is None else operand.producer()
+    if maker is None or maker.op_type != "Concat" or len(maker.outputs[0].uses()) > 1:
+        raise UnreadableError("Reshape to a shape that is computed at run time")
+    if any(piece is None or static_shape(piece) != (1,) for piece in maker.inputs):
+        raise UnreadableError("Reshape to a shape that is computed at run time")
+    constants = [None if piece is None else piece.const_value for piece in maker.inputs]
+    return [None if c is None else int(c.numpy()[0]) for c in constants]
+
+
 @op("Reshape")
 class Reshape(Op):
     moves = True
@@ -120,13 +133,17 @@ class Reshape(Op):
     @staticmethod
     def describe(n: OpNode, *, allowzero: int = 0) -> Description:
         if n.ints(1) is None:
-            raise UnreadableError("Reshape to a shape that is computed at run time")
+            _pieces(n)
         return regroup(n.shape(0), n.out())
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, allowzero: int = 0) -> None:
-        target = n.ints(1) or ()
-        sizes = new.shape(~0)
+        target, sizes = n.ints(1), new.shape(~0)
+        if target is None:
+            for k, size in enumerate(_pieces(n)):
+                if size is not None and size > 0:
+                    new.set_piece(1, k, sizes[k])
+            return
         before = new.shape(0)
         copied = [
             t == 0 and k < len(before) and before[k] == sizes[k] for k, t in enumerate(target)

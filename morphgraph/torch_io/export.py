@@ -38,6 +38,7 @@ def export(
     example: torch.Tensor | Sequence[Any],
     *,
     dynamic_batch: bool = False,
+    dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     opset: int = 20,
 ) -> ir.Model:
@@ -50,6 +51,8 @@ def export(
         net: the network.
         example: its positional arguments; the model takes their sizes.
         dynamic_batch: leave the first size of every input open.
+        dynamic_shapes: which sizes are left open, as ``torch.export`` wants it said; instead of
+            ``dynamic_batch``, for sequences, heights and widths.
         input_names: names for the model's inputs; by default those of ``forward``'s parameters.
         opset: version of the ONNX operators.
 
@@ -66,6 +69,7 @@ def export(
     """
     arguments = (example,) if isinstance(example, torch.Tensor) else tuple(example)
     if dynamic_batch:
+        dynamic_shapes = dynamic_shapes or pytree.tree_map(_first_axis_dynamic, arguments)
         # From a batch of 1 the exporter concludes that the batch is always 1.
         arguments = pytree.tree_map_only(torch.Tensor, _at_least_two, arguments)
     names = list(input_names or _input_names(net, arguments))
@@ -73,7 +77,7 @@ def export(
         used = _used_parameters(net, arguments)
         _forget_derived(net)
         with _keeping_dropout(net):
-            model = _translate(net, arguments, names, dynamic_batch, opset)
+            model = _translate(net, arguments, names, dynamic_batch, dynamic_shapes, opset)
     _clean(model)
     parameters = dict(net.named_parameters(remove_duplicate=False))
     model.metadata_props[PARAMETERS_KEY] = json.dumps(list(parameters))
@@ -179,13 +183,19 @@ def _translate(
     arguments: tuple[Any, ...],
     names: list[str],
     dynamic_batch: bool,
+    dynamic_shapes: Any,
     opset: int,
 ) -> ir.Model:
     try:
         with _quiet():
-            return _translate_by_dynamo(net, arguments, names, dynamic_batch, opset)
-    except Exception as error:  # noqa: BLE001 - torch.export fails in a great many ways
+            return _translate_by_dynamo(net, arguments, names, dynamic_shapes, opset)
+    except Exception as error:
         reason = _first_line(error)
+        if dynamic_shapes is not None and not dynamic_batch:
+            raise UnsupportedError(
+                f"network {type(net).__name__}: PyTorch cannot export it with these sizes open: "
+                f"{reason}"
+            ) from error
     try:
         with _quiet():
             model = _translate_by_torchscript(net, arguments, names, dynamic_batch, opset)
@@ -205,18 +215,15 @@ def _translate_by_dynamo(
     net: nn.Module,
     arguments: tuple[Any, ...],
     names: list[str],
-    dynamic_batch: bool,
+    dynamic_shapes: Any,
     opset: int,
 ) -> ir.Model:
-    dynamic = None
-    if dynamic_batch:
-        dynamic = pytree.tree_map(_first_axis_dynamic, arguments)
     program = torch.onnx.export(
         net,
         arguments,
         input_names=names,
         opset_version=opset,
-        dynamic_shapes=dynamic,
+        dynamic_shapes=dynamic_shapes,
         dynamo=True,
         optimize=False,  # its optimizations fuse and tie what is to be trained
         verbose=False,

@@ -1,9 +1,12 @@
 """An ONNX model as a torch.fx network of ordinary modules that trains."""
 
+from collections.abc import Mapping, Sequence
+
 import onnx_ir as ir
 import torch
 from torch import fx
 
+from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, parameter_names, static_shape
 from morphgraph.ops import OpNode, entry_of
 from morphgraph.passes.canonicalize import canonicalize
@@ -13,7 +16,9 @@ from morphgraph.torch_io.tensors import torch_type
 from morphgraph.torch_io.weights import record_names
 
 
-def to_torch(model: ModelLike) -> fx.GraphModule:
+def to_torch(
+    model: ModelLike, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> fx.GraphModule:
     """Build a trainable network that computes what the ONNX model computes.
 
     Weights become parameters of ``nn.Conv2d``, ``nn.BatchNorm2d``, ``nn.Linear``, ... whose
@@ -28,6 +33,7 @@ def to_torch(model: ModelLike) -> fx.GraphModule:
 
     Args:
         model: an ONNX model or a path; it is canonicalized first and never changed.
+        input_shapes: sizes for inputs; wanted where more than the batch is open in the model.
 
     >>> net = to_torch(ir.from_onnx_text('''
     ... <ir_version: 10, opset_import: ["" : 20]>
@@ -41,14 +47,16 @@ def to_torch(model: ModelLike) -> fx.GraphModule:
     {'Gemm_y.weight': 'w'}
 
     Raises:
-        UnsupportedError: an operator, or a form of it, has no torch counterpart; names the node.
+        UnsupportedError: an operator, or a form of it, has no torch counterpart; names the node. Or
+            the model leaves a size other than the batch open.
         ModelError: the model is broken.
     """
-    canonical = canonicalize(as_model(model))
+    canonical = canonicalize(as_model(model), input_shapes)
     builder = TorchBuilder(parameter_names(canonical), PARAMETERS_KEY in canonical.metadata_props)
     graph = canonical.graph
     inputs = [value for value in graph.inputs if value.const_value is None]
     for value in inputs:
+        _refuse_open_sizes(value)
         builder.bind(value, builder.graph.placeholder(clean(value.name or "x")))
     for node in graph:
         _lower(builder, node)
@@ -63,6 +71,15 @@ def to_torch(model: ModelLike) -> fx.GraphModule:
     dynamic = any(not isinstance(size, int) for v in inputs for size in (v.shape or ())[:1])
     net.meta["morphgraph.batch"] = free_batch(net, [_example(v) for v in inputs], dynamic)
     return net
+
+
+def _refuse_open_sizes(value: ir.Value) -> None:
+    if any(not isinstance(size, int) for size in (value.shape or ())[1:]):
+        example = "x".join(map(str, static_shape(value)))
+        raise UnsupportedError(
+            f"input '{value.name}': {value.shape} leaves more than the batch open, and a PyTorch "
+            f"network is built for one size; pass input_shapes, such as {example}"
+        )
 
 
 def _example(value: ir.Value) -> torch.Tensor:
