@@ -175,7 +175,7 @@ class TorchBuilder:
         if not all(
             value.const_value is not None and (role in _RUNNING or self._is_parameter(value))
             for role, value in values.items()
-        ):
+        ) or self._would_take(n, module, path):
             return None
         for role, value in values.items():
             if role not in at_home:
@@ -185,6 +185,18 @@ class TorchBuilder:
             module.num_batches_tracked = torch.tensor(0)
         self.tree.put(path, module)
         return self._call_owner(path, x)
+
+    def _would_take(self, n: OpNode, module: nn.Module, path: str) -> bool:
+        """Whether a module would use a parameter at its path that the node does not: another's bias.
+
+        Swin V2 adds a bias of which it has set a part to zero. Only a bias that is added right
+        behind comes to the module, by :meth:`biased_linear`.
+        """
+        empty = [role for role in ("weight", "bias") if getattr(module, role, path) is None]
+        return any(
+            f"{path}.{role}" in self._trainable and not _is_added_behind(n, f"{path}.{role}")
+            for role in empty
+        )
 
     def transposed_parameter(self, n: OpNode, i: int) -> ir.Value | None:
         """The matrix parameter that operand ``i`` is the transpose of, if it is one."""
@@ -358,6 +370,15 @@ def _name(value: ir.Value) -> str:
 def _other_rank(n: OpNode, i: int) -> int:
     """The largest rank among the other operands."""
     return max((len(s) for k, s in enumerate(n.in_shapes) if s is not None and k != i), default=0)
+
+
+def _is_added_behind(n: OpNode, name: str) -> bool:
+    """Whether a parameter has no other reader than the addition to the node's result."""
+    uses = list(n.ir.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add":
+        return False
+    value = uses[0].node.inputs[1 - uses[0].idx]
+    return value is not None and value.name == name and len(value.uses()) == 1
 
 
 def decimal(x: float) -> float:

@@ -371,3 +371,24 @@ def test_a_vision_transformer_at_any_batch() -> None:
     assert net.meta["morphgraph.batch"] == "free"
     x = images(3, 3, 32, 32)
     assert error(net(x), original(x)) < 1e-5
+
+
+class PartlySilentBias(nn.Module):
+    """Adds a bias of which a part counts as zero, as Swin V2 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self.linear.bias.clone()
+        bias[2:4].zero_()
+        return torch.nn.functional.linear(x, self.linear.weight, bias)
+
+
+def test_a_bias_that_is_changed_first_is_not_added_twice() -> None:
+    torch.manual_seed(0)
+    net, x = PartlySilentBias(), torch.randn(2, 3, 4)
+    again = to_torch(export(net, (x,)))
+    torch.testing.assert_close(again(x), net(x))
+    assert set(again.state_dict()) == {"linear.weight", "linear.bias"}
