@@ -1,12 +1,16 @@
 """Operators of the domain ``com.microsoft`` that ONNX Runtime writes into the files it optimizes.
 
 They are resized like what they were fused from. They have no PyTorch form: load the file that they
-were made from. ONNX knows no shapes for them, so that the file must state those of their results.
+were made from. ONNX knows no shapes for them, and ONNX Runtime does not write them: the entries of
+those that keep their operand's shape tell it, and convolutions; for others the file must state it.
 """
 
 from collections.abc import Sequence
 from math import sqrt
 
+import numpy as np
+
+from morphgraph.notation import Shape
 from morphgraph.ops.attention import mask_axes
 from morphgraph.ops.contraction import Gemm, convolution, product
 from morphgraph.ops.op import (
@@ -25,8 +29,16 @@ from morphgraph.ops.window import window_axes
 _DOMAIN = "com.microsoft"
 
 
+class _KeepsShape(Op):
+    """Operators whose first result has the shape of the first operand."""
+
+    @staticmethod
+    def shape(x: Shape, *_others: Shape | None) -> Shape:
+        return x
+
+
 @op("BiasGelu", "FastGelu", "Gelu", "QuickGelu", domain=_DOMAIN)
-class Gelus(Op):
+class Gelus(_KeepsShape):
     @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, *a -> *a")
@@ -35,13 +47,17 @@ class Gelus(Op):
 @op("QLinearAdd", "QLinearMul", domain=_DOMAIN)
 class QLinearBinary(Op):
     @staticmethod
+    def shape(a: Shape, _scale: Shape, _zero: Shape, b: Shape, *_others: Shape | None) -> Shape:
+        return np.broadcast_shapes(a, b)
+
+    @staticmethod
     def describe(n: OpNode) -> Description:
         line = "*a, _, _, *a, _, _, _, _ -> *a"
         return from_line(n, line, gate=n.op_type == "QLinearMul")
 
 
 @op("QLinearLeakyRelu", "QLinearSigmoid", domain=_DOMAIN)
-class QLinearUnary(Op):
+class QLinearUnary(_KeepsShape):
     @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, _, _, _, _ -> *a")
@@ -78,6 +94,31 @@ class QLinearConcat(Op):
 @op("FusedConv", domain=_DOMAIN)
 class FusedConv(Op):
     """A convolution, to which another value may be added, and an activation."""
+
+    @staticmethod
+    def shape(
+        x: Shape,
+        kernel: Shape,
+        *_others: Shape | None,
+        auto_pad: str = "NOTSET",
+        dilations: Sequence[int] | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> Shape:
+        rank = len(kernel) - 2
+        step, gap = strides or (1,) * rank, dilations or (1,) * rank
+        if auto_pad.startswith("SAME"):
+            space = (-(-size // s) for size, s in zip(x[2:], step, strict=True))
+            return (x[0], kernel[0], *space)
+        added = pads or (0,) * (2 * rank)
+        spans = [(width - 1) * g + 1 for width, g in zip(kernel[2:], gap, strict=True)]
+        space = (
+            (size + before + after - span) // s + 1
+            for size, before, after, span, s in zip(
+                x[2:], added[:rank], added[rank:], spans, step, strict=True
+            )
+        )
+        return (x[0], kernel[0], *space)
 
     @staticmethod
     def describe(
@@ -133,7 +174,7 @@ class FusedMatMul(Op):
 
 
 @op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_DOMAIN)
-class SkipLayerNormalization(Op):
+class SkipLayerNormalization(_KeepsShape):
     """A sum of two values and a bias, normalized over the last axis; the sum is a result, too."""
 
     @staticmethod

@@ -218,14 +218,25 @@ def _memory_mib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
+def _extent(options: argparse.Namespace, rows: Sequence[Findings]) -> str:
+    """How much of the zoo the page holds, and whether one program measured it."""
+    wanted = sum(entry.small or not options.small for entry in ENTRIES.values())
+    words = f"{len(rows)} of {wanted} entries were measured"
+    if options.report:
+        last = {row["name"]: row["digest"] for row in map(json.loads, RESULTS.open())}
+        programs = {last[found.name] for found in rows}
+        words += f", by {len(programs)} states of the program"
+    return words + "."
+
+
 def _write(options: argparse.Namespace, rows: Sequence[Findings]) -> None:
     name = "coverage-small" if options.small else "coverage"
     page = report(
         "small networks" if options.small else "the zoo",
-        f"python tools/zoo{' --small' if options.small else ''}",
+        "python tools/zoo" + " --small" * options.small + " --report" * options.report,
         dt.datetime.now(dt.UTC).date().isoformat(),
         {"Python": platform.python_version(), **versions()},
-        f"{os.cpu_count()} cores",
+        f"{os.cpu_count()} cores. {_extent(options, rows)}",
         rows,
     )
     (ROOT / "docs" / f"{name}.md").write_text(page)
