@@ -187,7 +187,7 @@ class TorchBuilder:
         return self._call_owner(path, x)
 
     def _would_take(self, n: OpNode, module: nn.Module, path: str) -> bool:
-        """Whether a module would use a parameter at its path that the node does not: another's bias.
+        """Whether a module would use a parameter at its path that the node does not.
 
         Swin V2 adds a bias of which it has set a part to zero. Only a bias that is added right
         behind comes to the module, by :meth:`biased_linear`.
