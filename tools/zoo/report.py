@@ -22,8 +22,8 @@ shares of the scale of the output that is furthest off; {tolerance:.0e} passes.
 - **shrinkable**: 1 - (MACs in cost terms of which no factor belongs to a resizable group) / MACs.
   **lowest**: MACs with every resizable group at width 1. **planned**: where the plan lands.
 - **error**: resized against masked. **felt**: masked against original; more than {felt:.0e} passes.
-  **wrong**: kernel axes (of three kernels) on which a planted wrong slice was rejected; several are
-  tried, and kernels that make no difference to the outputs are left out.
+  **wrong**: planted wrong slices that were rejected, one for each axis of three kernels; kernels
+  that make no difference to the outputs are left out.
 - **torch**: `to_torch` against ONNX Runtime, base / resized; in brackets what PyTorch itself loses
   in float32 against float64. **grad**: whether every parameter of both has a gradient.
 - **s**: seconds to export / lift, group, cost and resize / verify.
