@@ -314,7 +314,9 @@ def _structure(model: ir.Graph, inner: bool = False) -> Iterator[str]:
     """What is hashed. Sizes within a subgraph are not known, and follow from the rest."""
 
     def typed(value: ir.Value) -> str:
-        return f"{value.name}" if inner else f"{value.name}:{static_shape(value)}"
+        if not value.name:
+            return ""  # a result that nobody wants
+        return value.name if inner else f"{value.name}:{static_shape(value)}"
 
     for value in (*model.inputs, *model.initializers.values()):
         tensor = value.const_value

@@ -160,7 +160,7 @@ class _Restorer:
         self.symbols = symbols
         self.shapes: dict[str, list[Shape]] = {}
         for run in runs:
-            made = (value for node in run.graph for value in node.outputs)
+            made = (value for node in run.graph for value in node.outputs if value.name)
             for value in (*run.graph.inputs, *run.graph.initializers.values(), *made):
                 self.shapes.setdefault(value.name or "", []).append(static_shape(value))
         self.differing = {
@@ -180,7 +180,7 @@ class _Restorer:
                 f"'{escape(name)}' depends on the size of an input; give --input-shape for a "
                 "fixed one"
             )
-        made = (value for node in self.graph for value in node.outputs)
+        made = (value for node in self.graph for value in node.outputs if value.name)
         for value in (*self.graph.inputs, *made):
             self._open(value, declared)
 

@@ -515,6 +515,15 @@ def test_long_chains_take_linear_time() -> None:
     assert time.perf_counter() - started < 30
 
 
+def test_a_result_that_nobody_wants_may_have_open_sizes() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    net (float[T,1,3] x, float[1,24,3] w, float[1,24,6] r) => (float[1,1,6] h) {
+        , h = LSTM<hidden_size=6>(x, w, r)
+    }"""
+    model = canonicalize(model_from_text(text))
+    assert [str(value.shape) for value in model.graph.inputs] == ["[T,1,3]"]
+
+
 def test_a_result_that_nobody_wants_may_have_a_dynamic_batch() -> None:
     text = """<ir_version: 10, opset_import: ["": 23]>
     net (float[B,3,5,4] q, float[B,3,5,4] k, float[B,3,2,4] past)
