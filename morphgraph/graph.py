@@ -97,8 +97,7 @@ class Group:
 class GraphNode:
     """An operator of the model with the ids of its factors.
 
-    ``macs`` are the cost terms as factor ids. ``dims`` gives, for operands (index) and results
-    (``~index``), the id of the first of their dims.
+    ``macs`` are the cost terms as factor ids; ``captured`` names the values that its subgraphs read.
     """
 
     ir: ir.Node
@@ -109,6 +108,8 @@ class GraphNode:
     contracted: frozenset[str]
     statistical: frozenset[str]
     gate: bool
+    broadcast: frozenset[str]
+    captured: tuple[str, ...]
     opaque: str | None
 
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from morphgraph.graph import ChannelGraph, Edge, IntArray
 from morphgraph.onnx_io import static_shape
-from morphgraph.passes.resize import Kept
+from morphgraph.passes.kept import Kept
 
 
 def mask(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
@@ -51,7 +51,8 @@ class _Masker:
                 axis = self.graph.couplings.dims[edge.dim].axis
                 if names[edge.factor] in node.contracted:
                     self._silence(copies[number], edge, axis, kept)
-                elif names[edge.factor] in node.statistical:
+                elif names[edge.factor] in node.statistical and len(kept):
+                    # Over no channels there is nothing to compute, and nobody reads it.
                     self._detour(copies[number], edge.port, axis, kept)
         return self.model
 

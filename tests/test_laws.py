@@ -20,7 +20,7 @@ from morphgraph.passes.lift import lift
 from morphgraph.passes.resize import resize
 from morphgraph.passes.verify import verify
 from morphgraph.plans import structure_hash
-from morphgraph.testing import felt_array, random_plan
+from morphgraph.testing import felt_array, random_plan, random_removal
 
 LAWS = settings(
     max_examples=300,
@@ -291,6 +291,30 @@ def _check_budget(graph: ChannelGraph) -> None:
 @given(networks())
 def test_laws(model: ir.Model) -> None:
     check_laws(model)
+
+
+def check_removal(model: ir.Model) -> None:
+    """Groups die at random, where a network is left: it is the masked one, at the stated cost."""
+    graph = lift(model)
+    for seed in (1, 2):
+        chosen = random_removal(graph, seed, deaths=0.5)
+        if not (chosen.widths(graph) == 0).any():
+            continue
+        small = resize(graph, chosen.kept(graph))
+        report = verify(graph, chosen, small)
+        assert report.ok, report.worst
+        again = lift(small)
+        for kind in ("macs", "flops", "params"):
+            predicted = cost(graph, kind).at(chosen.widths(graph))
+            assert cost(again, kind).total == predicted, kind
+        for kind in ("memory", "peak", "weight_bytes"):  # bounds, see the reference
+            assert cost(again, kind).total <= cost(graph, kind).at(chosen.widths(graph)), kind
+
+
+@LAWS
+@given(networks())
+def test_laws_of_removal(model: ir.Model) -> None:
+    check_removal(model)
 
 
 def test_gcd_of_group_counts() -> None:

@@ -1,0 +1,386 @@
+"""Pass ``vanish``: layers of width 0 are cut, and what they still contributed stays as a constant.
+
+What goes is decided by :mod:`morphgraph.fates`; this pass, a step of ``resize``, does it. A node
+that sums over nothing is run alone on zeros, at its original size, and what computes with such
+constants alone is run at its new size. Where a constant enters a node that stays, it becomes an
+initializer named after the value that it replaces. Over axes along which it does not vary and which
+its reader broadcasts it has size 1. One that is added behind an operator with a shift of its own
+moves into that; zeros are not added.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.errors import UnsupportedError
+from morphgraph.fates import Fates, edges_of
+from morphgraph.onnx_io import add_constant_names, escape, static_shape
+from morphgraph.passes.canonicalize import batched_sizes
+from morphgraph.passes.kept import Kept
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Operators that add an operand to every channel of axis 1, and which operand that is.
+SHIFTS: Mapping[str, int] = {"BatchNormalization": 2, "Conv": 2, "ConvTranspose": 2, "Gemm": 2}
+
+
+def vanish(found: Fates, kept: Kept, model: ir.Model, copies: Sequence[ir.Node]) -> None:
+    """Cut what has gone out of a resized model, in place.
+
+    Args:
+        found: what stays and what goes.
+        kept: the positions that stay on every axis.
+        model: the model with its weights, shapes and attributes in their new size.
+        copies: its nodes, in the order of ``found.graph.nodes``.
+
+    Raises:
+        UnsupportedError: ONNX Runtime cannot compute a constant, or it depends on the batch.
+    """
+    _Vanisher(found, kept, model, list(copies)).run()
+
+
+class _Vanisher:
+    def __init__(
+        self, found: Fates, kept: Kept, model: ir.Model, copies: list[ir.Node]
+    ) -> None:
+        self.found = found
+        self.nodes = found.graph.nodes
+        self.kept = kept
+        self.model = model
+        self.copies = copies
+        self.forms: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
+
+    def run(self) -> None:
+        for number, ports in self.found.dropped.items():
+            _keep_operands(self.copies[number], ports)
+        for number in sorted(self.found.live | self.found.folded):
+            self._keep_results(number)
+        live = sorted(self.found.live)
+        self._feed({number: self._entering(number) for number in live})
+        gone = set(range(len(self.copies))) - self.found.live
+        self.model.graph.remove([self.copies[number] for number in gone], safe=True)
+        for number in live:
+            if self.found.passes(number):
+                _pass(self.copies[number], 0)
+        for number in live:
+            self._tidy(self.copies[number])
+        made = [v for v in self.forms.values() if v.uses() and _is_float(v)]
+        add_constant_names(self.model, [value.name or "" for value in made])
+
+    def _keep_results(self, number: int) -> None:
+        """Leave a node without its empty results, where there are others."""
+        node = self.copies[number]
+        left = [v for v in node.outputs if v.name and v.name not in self.found.empty]
+        if len(left) < len([v for v in node.outputs if v.name]):
+            self.copies[number] = _remade(node, node.op_type, node.inputs, left)
+
+    # -- constants ----------------------------------------------------------------------------
+
+    def _entering(self, number: int) -> list[int]:
+        """Operands of a node that have become constant, as places in its copy."""
+        inputs = enumerate(self.copies[number].inputs)
+        return [i for i, v in inputs if v is not None and v.name in self.found.constant]
+
+    def _feed(self, entering: Mapping[int, Sequence[int]]) -> None:
+        """Give every node that stays the constants that it reads."""
+        values = {
+            value.name or "": value
+            for number, places in entering.items()
+            for value in (self.copies[number].inputs[i] for i in places)
+            if value is not None
+        }
+        inside = {v: None for number in self.found.live for v in self.nodes[number].captured}
+        for name in inside:
+            if name in self.found.constant:
+                raise UnsupportedError(
+                    f"value '{escape(name)}' would be constant, and is read inside of a subgraph; "
+                    "keep a channel of what makes it"
+                )
+        arrays = self._compute(list(values))
+        for number, places in entering.items():
+            for i in places:
+                value = self.copies[number].inputs[i]
+                assert value is not None
+                form = self._form(number, i, value, arrays[value.name or ""])
+                self.copies[number].replace_input_with(i, form)
+
+    def _compute(self, wanted: Sequence[str]) -> dict[str, Array]:
+        """Values of constants, in their new size."""
+        folded = {v.name: self.copies[k] for k in self.found.folded for v in self.copies[k].outputs}
+        zeros = {v.name: self.nodes[k].ir for k in self.found.from_zeros for v in self.nodes[k].ir.outputs}
+        needed = _ancestors(wanted, lambda name: folded.get(name) or zeros.get(name))
+        starts = [name for name in needed if name in zeros]
+        arrays = self._from_zeros(starts)
+        rest = [name for name in wanted if name not in arrays]
+        makers = {v.name: node for node in self.model.graph for v in node.outputs}
+        return arrays | _run(rest, makers, arrays, self.model)
+
+    def _from_zeros(self, wanted: Sequence[str]) -> dict[str, Array]:
+        """What nodes that sum over nothing give, from a run at their original size on zeros."""
+        graph = self.found.graph
+        makers = {v.name: node.ir for node in graph.nodes for v in node.ir.outputs}
+        zeros = {
+            value.name or "": np.zeros(static_shape(value), _dtype(value))
+            for name in wanted
+            for value in makers[name].inputs
+            if value is not None and value.name in self.found.empty
+        }
+        results = _run(wanted, makers, zeros, graph.model)
+        for name, array in results.items():
+            for axis in range(array.ndim):
+                stays = self.kept.axis(name, axis)
+                if stays is not None:
+                    array = np.take(array, stays, axis=axis)
+            results[name] = array
+        return results
+
+    def _form(self, number: int, place: int, value: ir.Value, array: Array) -> ir.Value:
+        """The constant as a node reads it: as small as broadcasting allows."""
+        shared = self._broadcast_axes(number, place)
+        flat = tuple(a for a in range(array.ndim) if a in shared and _is_flat(array, a))
+        assert value.shape is not None
+        open_axes = [a for a, dim in enumerate(value.shape) if not isinstance(dim, int)]
+        repeated = [axis for axis in open_axes if axis not in flat]
+        key = (value.name or "", (*flat, -1, *repeated))
+        if key not in self.forms:
+            for axis in (*flat, *repeated):
+                if not _is_flat(array, axis):
+                    raise UnsupportedError(
+                        f"value '{escape(value.name or '')}' would be constant, but not the same "
+                        "for every sample; give --input-shape for a fixed batch"
+                    )
+                array = array.take([0], axis=axis)
+            self.forms[key] = self._initializer(value, array)
+        form = self.forms[key]
+        return self._repeat(number, value, form) if repeated else form
+
+    def _broadcast_axes(self, number: int, place: int) -> frozenset[int]:
+        """Axes of a node's operand that may have size 1, since another operand has the full one."""
+        node = self.nodes[number]
+        gone = self.found.dropped.get(number, ())
+        port = [p for p in range(len(node.ir.inputs)) if p not in gone][place]
+        couplings = self.found.graph.couplings
+        full = {
+            edge.factor
+            for edge in edges_of(self.found.graph, number)
+            if edge.port >= 0 and couplings.dims[edge.dim].value not in self.found.constant
+        }
+        free = {factor for name, factor in node.factors.items() if name in node.broadcast}
+        return frozenset(
+            couplings.dims[edge.dim].axis
+            for edge in edges_of(self.found.graph, number)
+            if edge.port == port and edge.factor in full & free
+        )
+
+    def _initializer(self, like: ir.Value, array: Array) -> ir.Value:
+        name = like.name or ""
+        while name in self.model.graph.initializers:
+            name += "_"
+        value = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=like.type,
+            const_value=ir.Tensor(np.ascontiguousarray(array), dtype=like.dtype, name=name),
+        )
+        self.model.graph.register_initializer(value)
+        return value
+
+    def _repeat(self, number: int, value: ir.Value, form: ir.Value) -> ir.Value:
+        """The constant once per sample, for a reader that does not broadcast."""
+        node = self.copies[number]
+        assert value.shape is not None
+        name = f"{node.name}_{form.name}"
+        sizes = batched_sizes(self.model.graph, node, name, value.shape)
+        if sizes is None:
+            raise UnsupportedError(
+                f"node '{escape(node.name or '')}' ({escape(node.op_type)}): would read a constant "
+                "whose size depends on the batch; give --input-shape for a fixed one"
+            )
+        expand = ir.node("Expand", [form, sizes], name=f"{name}_repeated")
+        out = expand.outputs[0]
+        out.name, out.type, out.shape = f"{name}_repeated", value.type, value.shape
+        out.meta.update(value.meta)
+        self.model.graph.insert_before(node, expand)
+        return out
+
+    # -- sums ---------------------------------------------------------------------------------
+
+    def _tidy(self, node: ir.Node) -> None:
+        """Drop a sum with a constant that is zero, or that an operator before it can add."""
+        made = set(self.forms.values())
+        if node.op_type != "Add" or node.graph is None or len(node.inputs) != 2:
+            return
+        for place, constant in enumerate(node.inputs):
+            other = node.inputs[1 - place]
+            if constant not in made or constant is None or other is None:
+                continue
+            same = static_shape(other) == static_shape(node.outputs[0])
+            array = constant.const_value
+            if same and array is not None and (
+                not array.numpy().any() or self._shifted(other, array.numpy(), made)
+            ):
+                _pass(node, 1 - place)
+                return
+
+    def _shifted(self, value: ir.Value, array: Array, made: set[ir.Value]) -> bool:
+        """Let the node that makes a value add the constant, if it alone is concerned."""
+        node = value.producer()
+        if node is None or len(value.uses()) != 1 or value.is_graph_output():
+            return False
+        place = SHIFTS.get(node.op_type, len(node.inputs))
+        if node.op_type == "Add":
+            place = next((i for i, v in enumerate(node.inputs) if v in made), place)
+        shift = node.inputs[place] if place < len(node.inputs) else None
+        if shift is None or shift.const_value is None or len(shift.uses()) != 1:
+            return False
+        beta = node.attributes.get("beta")
+        if shift.is_graph_output() or (beta is not None and beta.as_float() != 1.0):
+            return False
+        old = shift.const_value.numpy()
+        if node.op_type == "Add":
+            total = old + array
+        else:
+            channels = static_shape(value)[1]
+            column = np.ones(len(static_shape(value)), dtype=np.int64)
+            column[1] = channels
+            if old.size != channels or np.broadcast_shapes(array.shape, tuple(column)) != tuple(column):
+                return False
+            total = old + np.broadcast_to(array, tuple(column)).reshape(old.shape)
+        shift.const_value = ir.Tensor(
+            np.ascontiguousarray(total.astype(old.dtype)), dtype=shift.dtype, name=shift.name
+        )
+        shift.shape = ir.Shape(total.shape)
+        return True
+
+
+def _keep_operands(node: ir.Node, without: Sequence[int]) -> None:
+    left = [value for port, value in enumerate(node.inputs) if port not in without]
+    for port, value in enumerate(left):
+        node.replace_input_with(port, value)
+    node.resize_inputs(len(left))
+
+
+def _pass(node: ir.Node, place: int) -> None:
+    """Take a node out: its readers read an operand instead; a graph output keeps its name."""
+    source, result, graph = node.inputs[place], node.outputs[0], node.graph
+    assert source is not None
+    if result.is_graph_output():
+        _remade(node, "Identity", [source], [result])
+        return
+    result.replace_all_uses_with(source)
+    assert isinstance(graph, ir.Graph)
+    graph.remove(node, safe=True)
+
+
+def _remade(
+    node: ir.Node, op_type: str, inputs: Iterable[ir.Value | None], results: Sequence[ir.Value]
+) -> ir.Node:
+    """A node in the place of another that makes some of its results."""
+    new = ir.Node(
+        node.domain,
+        op_type,
+        inputs,
+        [] if op_type == "Identity" else node.attributes.values(),
+        num_outputs=len(results),
+        name=node.name,
+        metadata_props=dict(node.metadata_props),
+    )
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    graph.insert_before(node, new)
+    names = [value.name for value in results]
+    for old, fresh in zip(results, new.outputs, strict=True):
+        fresh.shape, fresh.type = old.shape, old.type
+        fresh.meta.update(old.meta)
+        old.replace_all_uses_with(fresh, replace_graph_outputs=True)
+    for value in node.outputs:
+        for use in list(value.uses()):
+            use.node.replace_input_with(use.idx, None)  # of nodes that go, too
+    graph.remove(node, safe=True)
+    for fresh, name in zip(new.outputs, names, strict=True):
+        fresh.name = name
+    return new
+
+
+def _ancestors(wanted: Iterable[str], maker: Callable[[str], ir.Node | None]) -> list[str]:
+    """Names of what is needed to compute values, themselves included."""
+    found: dict[str, None] = {}
+    pending = list(wanted)
+    while pending:
+        name = pending.pop()
+        node = maker(name)
+        if name not in found and node is not None:
+            found[name] = None
+            pending += [value.name or "" for value in node.inputs if value is not None]
+    return list(found)
+
+
+def _run(
+    wanted: Sequence[str],
+    makers: Mapping[str | None, ir.Node],
+    given: Mapping[str, Array],
+    model: ir.Model,
+) -> dict[str, Array]:
+    """Compute values of a model in ONNX Runtime from given ones and from initializers.
+
+    Raises:
+        UnsupportedError: ONNX Runtime does not run one of the operators.
+    """
+    from morphgraph.ort import run
+
+    if not wanted:
+        return {}
+    needed = _ancestors(wanted, lambda name: None if name in given else makers.get(name))
+    nodes = [node for node in model.graph if any(v.name in needed for v in node.outputs)]
+    values: dict[str | None, ir.Value] = {}
+    initializers: list[ir.Value] = []
+    for node in nodes:
+        for operand in node.inputs:
+            if operand is None or operand.name in values or operand.name in needed:
+                continue
+            array = given.get(operand.name or "")
+            tensor = operand.const_value if array is None else ir.Tensor(array, dtype=operand.dtype)
+            value = values[operand.name] = ir.Value(
+                name=operand.name, shape=tensor.shape, type=operand.type, const_value=tensor
+            )
+            initializers.append(value)
+        for result in node.outputs:
+            values[result.name or None] = ir.Value(
+                name=result.name, shape=ir.Shape(static_shape(result)) if result.name else None,
+                type=result.type,
+            )
+    copies = [
+        ir.Node(
+            node.domain,
+            node.op_type,
+            [None if v is None else values[v.name] for v in node.inputs],
+            node.attributes.values(),
+            outputs=[values[v.name] if v.name else ir.Value(name="") for v in node.outputs],
+            name=node.name,
+        )
+        for node in nodes
+    ]
+    graph = ir.Graph(
+        [],
+        [values[name] for name in wanted],
+        nodes=copies,
+        initializers=initializers,
+        opset_imports=model.graph.opset_imports,
+        name="constants",
+    )
+    return run(ir.Model(graph, ir_version=model.ir_version), {})
+
+
+def _is_flat(array: Array, axis: int) -> bool:
+    """Whether an array does not vary along an axis."""
+    return bool(np.array_equal(array, np.broadcast_to(array.take([0], axis=axis), array.shape)))
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _dtype(value: ir.Value) -> np.dtype[Any]:
+    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
