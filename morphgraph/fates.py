@@ -19,7 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
-from morphgraph.graph import ChannelGraph, Edge, GraphNode, IntArray
+from morphgraph.graph import ChannelGraph, Edge, GraphNode
 
 _REMEMBERED = 256  # results per graph; a removal path asks for the same sets again and again
 

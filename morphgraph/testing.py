@@ -19,8 +19,8 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.fates import is_viable
 from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.passes.cost import cost
-from morphgraph.passes.lift import lift
 from morphgraph.passes.kept import Kept
+from morphgraph.passes.lift import lift
 from morphgraph.passes.resize import resize
 from morphgraph.passes.verify import VerifyReport, verify
 from morphgraph.plans import Change, Plan, make_plan

@@ -383,9 +383,7 @@ def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
             scale = (size if weight else size / graph.batch) / (gbytes * 1e6)
             term_ = _value_term(graph, value, scale, node.layer)
             terms.append(
-                Term(
-                    term_.coefficient, term_.nodes, node.layer, piece=arithmetic + 1, node=number
-                )
+                Term(term_.coefficient, term_.nodes, node.layer, piece=arithmetic + 1, node=number)
             )
     return Cost(graph, "latency", "ms", terms, blocks or (0,))
 

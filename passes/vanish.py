@@ -42,9 +42,7 @@ def vanish(found: Fates, kept: Kept, model: ir.Model, copies: Sequence[ir.Node])
 
 
 class _Vanisher:
-    def __init__(
-        self, found: Fates, kept: Kept, model: ir.Model, copies: list[ir.Node]
-    ) -> None:
+    def __init__(self, found: Fates, kept: Kept, model: ir.Model, copies: list[ir.Node]) -> None:
         self.found = found
         self.nodes = found.graph.nodes
         self.kept = kept
@@ -66,8 +64,11 @@ class _Vanisher:
                 _pass(self.copies[number], 0)
         for number in live:
             self._tidy(self.copies[number])
-        made = [v for v in self.forms.values() if v.uses() and _is_float(v)]
-        add_constant_names(self.model, [value.name or "" for value in made])
+        for form in self.forms.values():
+            if not form.uses():
+                del self.model.graph.initializers[form.name or ""]
+        made = [v.name or "" for v in self.forms.values() if v.uses() and _is_float(v)]
+        add_constant_names(self.model, made)
 
     def _keep_results(self, number: int) -> None:
         """Leave a node without its empty results, where there are others."""
@@ -109,7 +110,11 @@ class _Vanisher:
     def _compute(self, wanted: Sequence[str]) -> dict[str, Array]:
         """Values of constants, in their new size."""
         folded = {v.name: self.copies[k] for k in self.found.folded for v in self.copies[k].outputs}
-        zeros = {v.name: self.nodes[k].ir for k in self.found.from_zeros for v in self.nodes[k].ir.outputs}
+        zeros = {
+            v.name: self.nodes[k].ir
+            for k in self.found.from_zeros
+            for v in self.nodes[k].ir.outputs
+        }
         needed = _ancestors(wanted, lambda name: folded.get(name) or zeros.get(name))
         starts = [name for name in needed if name in zeros]
         arrays = self._from_zeros(starts)
@@ -208,49 +213,48 @@ class _Vanisher:
     # -- sums ---------------------------------------------------------------------------------
 
     def _tidy(self, node: ir.Node) -> None:
-        """Drop a sum with a constant that is zero, or that an operator before it can add."""
-        made = set(self.forms.values())
-        if node.op_type != "Add" or node.graph is None or len(node.inputs) != 2:
+        """Drop a constant from a sum where it is zero, or where an operator before it can add it."""
+        if node.op_type not in ("Add", "Sum") or node.graph is None:
             return
-        for place, constant in enumerate(node.inputs):
-            other = node.inputs[1 - place]
-            if constant not in made or constant is None or other is None:
+        made = set(self.forms.values())
+        size = static_shape(node.outputs[0])
+        for place in reversed(range(len(node.inputs))):
+            constant = node.inputs[place]
+            others = [v for k, v in enumerate(node.inputs) if v is not None and k != place]
+            whole = [value for value in others if static_shape(value) == size]
+            if constant not in made or constant is None or not whole:
                 continue
-            same = static_shape(other) == static_shape(node.outputs[0])
-            array = constant.const_value
-            if same and array is not None and (
-                not array.numpy().any() or self._shifted(other, array.numpy(), made)
-            ):
+            assert constant.const_value is not None
+            array = constant.const_value.numpy()
+            if array.any() and (len(others) > 1 or not self._shifted(others[0], array, made)):
+                continue
+            if len(others) == 1:
                 _pass(node, 1 - place)
                 return
+            _keep_operands(node, [place])
 
     def _shifted(self, value: ir.Value, array: Array, made: set[ir.Value]) -> bool:
-        """Let the node that makes a value add the constant, if it alone is concerned."""
+        """Let the node that makes a value add a constant, if it alone is concerned."""
         node = value.producer()
         if node is None or len(value.uses()) != 1 or value.is_graph_output():
             return False
         place = SHIFTS.get(node.op_type, len(node.inputs))
         if node.op_type == "Add":
-            place = next((i for i, v in enumerate(node.inputs) if v in made), place)
+            place = next((k for k, v in enumerate(node.inputs) if v in made), place)
         shift = node.inputs[place] if place < len(node.inputs) else None
         if shift is None or shift.const_value is None or len(shift.uses()) != 1:
             return False
-        beta = node.attributes.get("beta")
-        if shift.is_graph_output() or (beta is not None and beta.as_float() != 1.0):
-            return False
         old = shift.const_value.numpy()
-        if node.op_type == "Add":
-            total = old + array
-        else:
-            channels = static_shape(value)[1]
-            column = np.ones(len(static_shape(value)), dtype=np.int64)
-            column[1] = channels
-            if old.size != channels or np.broadcast_shapes(array.shape, tuple(column)) != tuple(column):
+        size = static_shape(value)
+        full = [length if axis == 1 else 1 for axis, length in enumerate(size)]
+        if node.op_type != "Add":
+            beta = node.attributes.get("beta")
+            scaled = beta is not None and beta.as_float() != 1.0
+            if shift.is_graph_output() or scaled or old.size != size[1] or not _fits(array, full):
                 return False
-            total = old + np.broadcast_to(array, tuple(column)).reshape(old.shape)
-        shift.const_value = ir.Tensor(
-            np.ascontiguousarray(total.astype(old.dtype)), dtype=shift.dtype, name=shift.name
-        )
+            array = np.broadcast_to(array, full).reshape(old.shape)
+        total = np.ascontiguousarray((old + array).astype(old.dtype))
+        shift.const_value = ir.Tensor(total, dtype=shift.dtype, name=shift.name)
         shift.shape = ir.Shape(total.shape)
         return True
 
@@ -266,12 +270,15 @@ def _pass(node: ir.Node, place: int) -> None:
     """Take a node out: its readers read an operand instead; a graph output keeps its name."""
     source, result, graph = node.inputs[place], node.outputs[0], node.graph
     assert source is not None
-    if result.is_graph_output():
+    assert isinstance(graph, ir.Graph)
+    is_output, name = result.is_graph_output(), result.name
+    if is_output and (source.producer() is None or source.is_graph_output()):
         _remade(node, "Identity", [source], [result])
         return
-    result.replace_all_uses_with(source)
-    assert isinstance(graph, ir.Graph)
+    result.replace_all_uses_with(source, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+    if is_output:
+        source.name = name
 
 
 def _remade(
@@ -348,7 +355,8 @@ def _run(
             initializers.append(value)
         for result in node.outputs:
             values[result.name or None] = ir.Value(
-                name=result.name, shape=ir.Shape(static_shape(result)) if result.name else None,
+                name=result.name,
+                shape=ir.Shape(static_shape(result)) if result.name else None,
                 type=result.type,
             )
     copies = [
@@ -376,6 +384,13 @@ def _run(
 def _is_flat(array: Array, axis: int) -> bool:
     """Whether an array does not vary along an axis."""
     return bool(np.array_equal(array, np.broadcast_to(array.take([0], axis=axis), array.shape)))
+
+
+def _fits(array: Array, shape: Sequence[int]) -> bool:
+    """Whether an array of the same rank broadcasts to this shape."""
+    return array.ndim == len(shape) and all(
+        have in (1, want) for have, want in zip(array.shape, shape, strict=True)
+    )
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -307,7 +307,7 @@ def check_removal(model: ir.Model) -> None:
         for kind in ("macs", "flops", "params"):
             predicted = cost(graph, kind).at(chosen.widths(graph))
             assert cost(again, kind).total == predicted, kind
-        for kind in ("memory", "peak", "weight_bytes"):  # bounds, see the reference
+        for kind in ("memory", "weight_bytes"):  # upper bounds: sums may go as well
             assert cost(again, kind).total <= cost(graph, kind).at(chosen.widths(graph)), kind
 
 
