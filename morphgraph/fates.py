@@ -175,7 +175,7 @@ class _Walk:
             graph.couplings.dims[number].value
             for number in np.flatnonzero(
                 self.empty_class[graph.node_class[: len(graph.couplings.dims)]]
-            )
+            ).tolist()
         )
         self.constant: set[str] = set()
         self.undefined: dict[str, str] = {}

@@ -97,7 +97,7 @@ class Group:
 class GraphNode:
     """An operator of the model with the ids of its factors.
 
-    ``macs`` are the cost terms as factor ids; ``captured`` names the values that its subgraphs read.
+    ``macs`` are the cost terms as factor ids. ``captured`` names values that its subgraphs read.
     """
 
     ir: ir.Node

@@ -228,7 +228,8 @@ def require_viable(graph: ChannelGraph, dead: Sequence[int]) -> None:
     if refusal is None:
         return
     alone = [index for index in dead if not is_viable(graph, [index])]
-    names = ", ".join(f"'{escape(graph.groups[k].name)}'" for k in (alone or dead)[:3])
+    culprits = [graph.groups[index] for index in (alone or dead)[:3]]
+    names = ", ".join(f"{group.id} '{escape(group.name)}'" for group in culprits)
     raise PlanError(f"width 0 of {names}: {escape(refusal)}; keep at least one channel")
 
 

@@ -311,10 +311,10 @@ def batched_sizes(graph: ir.Graph, node: ir.Node, name: str, shape: ir.Shape) ->
         name: what the new values' names begin with.
         shape: the sizes; ``None`` is returned unless the first, and it alone, is that of an input.
     """
-    if graph.opset_imports.get("", 0) < 15 or not all(isinstance(s, int) for s in shape[1:]):
+    sizes = [1, *(size for size in shape[1:] if isinstance(size, int))]
+    if graph.opset_imports.get("", 0) < 15 or len(sizes) < len(shape):
         return None
     batched = next((v for v in graph.inputs if v.shape and v.shape[0] == shape[0]), None)
-    sizes = [1, *(int(size) for size in shape[1:])]
     return None if batched is None else _sizes_with_batch(node, name, batched, sizes)
 
 

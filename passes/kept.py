@@ -1,4 +1,4 @@
-"""Which positions of every axis stay under a plan: what ``resize``, ``vanish`` and ``mask`` share."""
+"""Which positions of every axis stay under a plan: for ``resize`` and ``mask``."""
 
 from collections.abc import Mapping
 

@@ -213,7 +213,7 @@ class _Vanisher:
     # -- sums ---------------------------------------------------------------------------------
 
     def _tidy(self, node: ir.Node) -> None:
-        """Drop a constant from a sum where it is zero, or where an operator before it can add it."""
+        """Drop a constant from a sum where it is zero, or an operator before it can add it."""
         if node.op_type not in ("Add", "Sum") or node.graph is None:
             return
         made = set(self.forms.values())
@@ -221,11 +221,10 @@ class _Vanisher:
         for place in reversed(range(len(node.inputs))):
             constant = node.inputs[place]
             others = [v for k, v in enumerate(node.inputs) if v is not None and k != place]
-            whole = [value for value in others if static_shape(value) == size]
-            if constant not in made or constant is None or not whole:
+            whole = any(static_shape(value) == size for value in others)
+            if constant is None or constant not in made or not whole:
                 continue
-            assert constant.const_value is not None
-            array = constant.const_value.numpy()
+            array = _array(constant)
             if array.any() and (len(others) > 1 or not self._shifted(others[0], array, made)):
                 continue
             if len(others) == 1:
@@ -244,7 +243,7 @@ class _Vanisher:
         shift = node.inputs[place] if place < len(node.inputs) else None
         if shift is None or shift.const_value is None or len(shift.uses()) != 1:
             return False
-        old = shift.const_value.numpy()
+        old = _array(shift)
         size = static_shape(value)
         full = [length if axis == 1 else 1 for axis, length in enumerate(size)]
         if node.op_type != "Add":
@@ -349,8 +348,13 @@ def _run(
                 continue
             array = given.get(operand.name or "")
             tensor = operand.const_value if array is None else ir.Tensor(array, dtype=operand.dtype)
+            assert tensor is not None
+            sizes = tensor.shape.numpy()
             value = values[operand.name] = ir.Value(
-                name=operand.name, shape=tensor.shape, type=operand.type, const_value=tensor
+                name=operand.name,
+                shape=ir.Shape(sizes),
+                type=operand.type,
+                const_value=tensor,
             )
             initializers.append(value)
         for result in node.outputs:
@@ -384,6 +388,11 @@ def _run(
 def _is_flat(array: Array, axis: int) -> bool:
     """Whether an array does not vary along an axis."""
     return bool(np.array_equal(array, np.broadcast_to(array.take([0], axis=axis), array.shape)))
+
+
+def _array(value: ir.Value) -> Array:
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 def _fits(array: Array, shape: Sequence[int]) -> bool:
