@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.fates import Fates, fates
+from morphgraph.fates import Fates, fates, result_names
 from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.notation import Shape
-from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io import add_constant_names, static_shape
 from morphgraph.ops import entry_of
+from morphgraph.passes.absorb import Absorbed, nothing_absorbed, place
 from morphgraph.passes.kept import Kept as Kept
 from morphgraph.passes.score import kernels, readers
 from morphgraph.passes.vanish import vanish
 from morphgraph.plans import require_viable
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def resize(
@@ -32,6 +35,7 @@ def resize(
     keep: Mapping[int, IntArray],
     added: Mapping[int, int] | None = None,
     seed: int = 0,
+    absorbed: Absorbed | None = None,
 ) -> ir.Model:
     """Remove the channels that a plan does not keep, and add those that it adds.
 
@@ -40,6 +44,7 @@ def resize(
         keep: per group index the channels that stay, ascending; groups left out stay whole.
         added: per group index the number of channels that are added.
         seed: of the kernels that make the added channels.
+        absorbed: what removed constants contribute to what stays, to be added there.
 
     Returns:
         A new model. Nodes, values and initializers keep their names.
@@ -47,7 +52,7 @@ def resize(
     Raises:
         PlanError: groups keep no channel, and nothing would be left.
     """
-    return _Resizer(graph, keep, added or {}, seed).run()
+    return _Resizer(graph, keep, added or {}, seed, absorbed or nothing_absorbed(graph)).run()
 
 
 class _Resizer:
@@ -57,8 +62,10 @@ class _Resizer:
         keep: Mapping[int, IntArray],
         added: Mapping[int, int],
         seed: int,
+        absorbed: Absorbed,
     ) -> None:
         self.graph = graph
+        self.absorbed = absorbed
         self.grows = bool(added)
         self.generator = np.random.default_rng(seed)
         self.kept = Kept(graph, keep, added)
@@ -80,13 +87,32 @@ class _Resizer:
             for value in copy.outputs:
                 self._reshape(value)
         copies = [self._resized(number, copy, found) for number, (_, copy) in enumerate(pairs)]
+        left_over = self._absorb(found, copies)
         if self.kept.dead:
-            vanish(found, self.kept, self.model, copies)
+            vanish(found, self.kept, self.model, copies, left_over)
         initializers = self.model.graph.initializers
         for name, value in list(initializers.items()):
             if name in used_before and not value.uses() and not value.is_graph_output():
                 del initializers[name]
         return self.model
+
+    def _absorb(self, found: Fates, copies: Sequence[ir.Node]) -> dict[str, Array]:
+        """Add what removed constants contribute; by value, what nodes that go would get of it."""
+        left_over: dict[str, Array] = {}
+        made: list[ir.Value] = []
+        for number, given in self.absorbed.contributions.items():
+            (result,) = result_names(self.graph.nodes[number])
+            for axis in range(given.ndim):
+                stays = self.kept.axis(result, axis)
+                given = given if stays is None else np.take(given, stays, axis=axis)
+            if number in found.from_zeros:
+                left_over[result] = given
+            elif given.size and (not self.kept.dead or number in found.live | found.folded):
+                made += place(copies[number], given)
+        if made:
+            add_constant_names(self.model, [value.name or "" for value in made])
+        self.absorbed.note_in(self.model)
+        return left_over
 
     def _resized(self, number: int, copy: ir.Node, found: Fates) -> ir.Node:
         """The node's copy, or the one in its place, with attributes and constants that fit."""

@@ -8,25 +8,30 @@ its reader broadcasts it has size 1. One that is added behind an operator with a
 moves into that; zeros are not added.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from morphgraph.errors import UnsupportedError
-from morphgraph.fates import Fates, edges_of
+from morphgraph.fates import Fates, edges_of, result_names
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.passes.canonicalize import batched_sizes
+from morphgraph.passes.evaluate import ancestors, evaluate
 from morphgraph.passes.kept import Kept
+from morphgraph.passes.shift import add_to_shift, array_of, replace_array
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Operators that add an operand to every channel of axis 1, and which operand that is.
-SHIFTS: Mapping[str, int] = {"BatchNormalization": 2, "Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 
-
-def vanish(found: Fates, kept: Kept, model: ir.Model, copies: Sequence[ir.Node]) -> None:
+def vanish(
+    found: Fates,
+    kept: Kept,
+    model: ir.Model,
+    copies: Sequence[ir.Node],
+    absorbed: Mapping[str, Array],
+) -> None:
     """Cut what has gone out of a resized model, in place.
 
     Args:
@@ -34,20 +39,29 @@ def vanish(found: Fates, kept: Kept, model: ir.Model, copies: Sequence[ir.Node])
         kept: the positions that stay on every axis.
         model: the model with its weights, shapes and attributes in their new size.
         copies: its nodes, in the order of ``found.graph.nodes``.
+        absorbed: what removed constants add to values that nothing else is left of, by name.
 
     Raises:
         UnsupportedError: ONNX Runtime cannot compute a constant, or it depends on the batch.
     """
-    _Vanisher(found, kept, model, list(copies)).run()
+    _Vanisher(found, kept, model, list(copies), absorbed).run()
 
 
 class _Vanisher:
-    def __init__(self, found: Fates, kept: Kept, model: ir.Model, copies: list[ir.Node]) -> None:
+    def __init__(
+        self,
+        found: Fates,
+        kept: Kept,
+        model: ir.Model,
+        copies: list[ir.Node],
+        absorbed: Mapping[str, Array],
+    ) -> None:
         self.found = found
         self.nodes = found.graph.nodes
         self.kept = kept
         self.model = model
         self.copies = copies
+        self.absorbed = absorbed
         self.forms: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
 
     def run(self) -> None:
@@ -57,8 +71,9 @@ class _Vanisher:
             self._keep_results(number)
         live = sorted(self.found.live)
         self._feed({number: self._entering(number) for number in live})
-        gone = set(range(len(self.copies))) - self.found.live
-        self.model.graph.remove([self.copies[number] for number in gone], safe=True)
+        for node in reversed(list(self.model.graph)):
+            if not any(v.uses() or v.is_graph_output() for v in node.outputs):
+                self.model.graph.remove(node, safe=True)
         for number in live:
             if self.found.passes(number):
                 _pass(self.copies[number], 0)
@@ -109,18 +124,15 @@ class _Vanisher:
 
     def _compute(self, wanted: Sequence[str]) -> dict[str, Array]:
         """Values of constants, in their new size."""
-        folded = {v.name: self.copies[k] for k in self.found.folded for v in self.copies[k].outputs}
         zeros = {
-            v.name: self.nodes[k].ir
-            for k in self.found.from_zeros
-            for v in self.nodes[k].ir.outputs
+            name for number in self.found.from_zeros for name in result_names(self.nodes[number])
         }
-        needed = _ancestors(wanted, lambda name: folded.get(name) or zeros.get(name))
-        starts = [name for name in needed if name in zeros]
-        arrays = self._from_zeros(starts)
-        rest = [name for name in wanted if name not in arrays]
         makers = {v.name: node for node in self.model.graph for v in node.outputs}
-        return arrays | _run(rest, makers, arrays, self.model)
+        inner = ancestors(wanted, lambda name: None if name in zeros else makers.get(name))
+        read = {v.name for name in inner for v in makers[name].inputs if v is not None}
+        arrays = self._from_zeros([name for name in sorted(zeros) if name in read | set(wanted)])
+        rest = [name for name in wanted if name not in arrays]
+        return arrays | evaluate(rest, makers, arrays, self.model)
 
     def _from_zeros(self, wanted: Sequence[str]) -> dict[str, Array]:
         """What nodes that sum over nothing give, from a run at their original size on zeros."""
@@ -132,13 +144,13 @@ class _Vanisher:
             for value in makers[name].inputs
             if value is not None and value.name in self.found.empty
         }
-        results = _run(wanted, makers, zeros, graph.model)
+        results = evaluate(wanted, makers, zeros, graph.model)
         for name, array in results.items():
             for axis in range(array.ndim):
                 stays = self.kept.axis(name, axis)
                 if stays is not None:
                     array = np.take(array, stays, axis=axis)
-            results[name] = array
+            results[name] = array + self.absorbed.get(name, np.zeros((), array.dtype))
         return results
 
     def _form(self, number: int, place: int, value: ir.Value, array: Array) -> ir.Value:
@@ -224,7 +236,7 @@ class _Vanisher:
             whole = any(static_shape(value) == size for value in others)
             if constant is None or constant not in made or not whole:
                 continue
-            array = _array(constant)
+            array = array_of(constant)
             if array.any() and (len(others) > 1 or not self._shifted(others[0], array, made)):
                 continue
             if len(others) == 1:
@@ -237,24 +249,12 @@ class _Vanisher:
         node = value.producer()
         if node is None or len(value.uses()) != 1 or value.is_graph_output():
             return False
-        place = SHIFTS.get(node.op_type, len(node.inputs))
-        if node.op_type == "Add":
-            place = next((k for k, v in enumerate(node.inputs) if v in made), place)
-        shift = node.inputs[place] if place < len(node.inputs) else None
-        if shift is None or shift.const_value is None or len(shift.uses()) != 1:
-            return False
-        old = _array(shift)
-        size = static_shape(value)
-        full = [length if axis == 1 else 1 for axis, length in enumerate(size)]
         if node.op_type != "Add":
-            beta = node.attributes.get("beta")
-            scaled = beta is not None and beta.as_float() != 1.0
-            if shift.is_graph_output() or scaled or old.size != size[1] or not _fits(array, full):
-                return False
-            array = np.broadcast_to(array, full).reshape(old.shape)
-        total = np.ascontiguousarray((old + array).astype(old.dtype))
-        shift.const_value = ir.Tensor(total, dtype=shift.dtype, name=shift.name)
-        shift.shape = ir.Shape(total.shape)
+            return add_to_shift(node, array)
+        sums = [v for v in node.inputs if v is not None and v in made and len(v.uses()) == 1]
+        if not sums:
+            return False
+        replace_array(sums[0], array_of(sums[0]) + array)
         return True
 
 
@@ -310,96 +310,9 @@ def _remade(
     return new
 
 
-def _ancestors(wanted: Iterable[str], maker: Callable[[str], ir.Node | None]) -> list[str]:
-    """Names of what is needed to compute values, themselves included."""
-    found: dict[str, None] = {}
-    pending = list(wanted)
-    while pending:
-        name = pending.pop()
-        node = maker(name)
-        if name not in found and node is not None:
-            found[name] = None
-            pending += [value.name or "" for value in node.inputs if value is not None]
-    return list(found)
-
-
-def _run(
-    wanted: Sequence[str],
-    makers: Mapping[str | None, ir.Node],
-    given: Mapping[str, Array],
-    model: ir.Model,
-) -> dict[str, Array]:
-    """Compute values of a model in ONNX Runtime from given ones and from initializers.
-
-    Raises:
-        UnsupportedError: ONNX Runtime does not run one of the operators.
-    """
-    from morphgraph.ort import run
-
-    if not wanted:
-        return {}
-    needed = _ancestors(wanted, lambda name: None if name in given else makers.get(name))
-    nodes = [node for node in model.graph if any(v.name in needed for v in node.outputs)]
-    values: dict[str | None, ir.Value] = {}
-    initializers: list[ir.Value] = []
-    for node in nodes:
-        for operand in node.inputs:
-            if operand is None or operand.name in values or operand.name in needed:
-                continue
-            array = given.get(operand.name or "")
-            tensor = operand.const_value if array is None else ir.Tensor(array, dtype=operand.dtype)
-            assert tensor is not None
-            sizes = tensor.shape.numpy()
-            value = values[operand.name] = ir.Value(
-                name=operand.name,
-                shape=ir.Shape(sizes),
-                type=operand.type,
-                const_value=tensor,
-            )
-            initializers.append(value)
-        for result in node.outputs:
-            values[result.name or None] = ir.Value(
-                name=result.name,
-                shape=ir.Shape(static_shape(result)) if result.name else None,
-                type=result.type,
-            )
-    copies = [
-        ir.Node(
-            node.domain,
-            node.op_type,
-            [None if v is None else values[v.name] for v in node.inputs],
-            node.attributes.values(),
-            outputs=[values[v.name] if v.name else ir.Value(name="") for v in node.outputs],
-            name=node.name,
-        )
-        for node in nodes
-    ]
-    graph = ir.Graph(
-        [],
-        [values[name] for name in wanted],
-        nodes=copies,
-        initializers=initializers,
-        opset_imports=model.graph.opset_imports,
-        name="constants",
-    )
-    return run(ir.Model(graph, ir_version=model.ir_version), {})
-
-
 def _is_flat(array: Array, axis: int) -> bool:
     """Whether an array does not vary along an axis."""
     return bool(np.array_equal(array, np.broadcast_to(array.take([0], axis=axis), array.shape)))
-
-
-def _array(value: ir.Value) -> Array:
-    assert value.const_value is not None
-    return value.const_value.numpy()
-
-
-def _fits(array: Array, shape: Sequence[int]) -> bool:
-    """Whether an array of the same rank broadcasts to this shape."""
-    return array.ndim == len(shape) and all(
-        have in (1, want) for have, want in zip(array.shape, shape, strict=True)
-    )
 
 
 def _is_float(value: ir.Value) -> bool:
