@@ -41,12 +41,14 @@ class Absorbed:
         channels: which channels are absorbed, ``[channels]``.
         contributions: per place of a node in ``graph.nodes`` what its result gets, at the
             original size, for one sample.
+        free: per such node the axes of its result that a plan may resize.
         refused: in words, what was constant and could not be absorbed.
     """
 
     graph: ChannelGraph
     channels: Flags
     contributions: Mapping[int, Array] = field(default_factory=dict)
+    free: Mapping[int, frozenset[int]] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
 
     def note_in(self, model: ir.Model) -> None:
@@ -131,7 +133,9 @@ class _Absorber:
         while True:
             contributions, lost = self._contributions(chosen)
             if not lost.any():
-                return Absorbed(self.graph, chosen, contributions, tuple(self.refused))
+                names = {k: result_names(self.graph.nodes[k])[0] for k in contributions}
+                free = {k: self._free_axes(name) for k, name in names.items()}
+                return Absorbed(self.graph, chosen, contributions, free, tuple(self.refused))
             chosen = chosen & ~lost
 
     def _constant(self, depends: Mapping[str, Sequence[Flags]]) -> Flags:
@@ -263,10 +267,17 @@ class _Absorber:
             for value in node.ir.inputs
             if value is not None and value.name in self.graph.couplings.weights
         )
-        needed = int(np.prod([len(unique_slices(given, axis)[0]) for axis in range(given.ndim)]))
+        needed = compacted(given, self._free_axes(result_names(node)[0]))[0].size
         if needed > weights:
             return None, f"would need a map of {needed} numbers, more than its {weights} weights"
         return given, None
+
+    def _free_axes(self, value: str) -> frozenset[int]:
+        """Axes of a value that a plan may resize; slices there are not shared."""
+        rows = np.diff(self.graph.per_channel.indptr)
+        first = self.graph.dim(value, 0)
+        axes = range(len(self.graph.shapes[value]))
+        return frozenset(a for a in axes if rows[self.graph.node_class[first + a]])
 
     def _run(self, node: GraphNode, operand: str, array: Array) -> Array:
         makers = {v.name: item.ir for item in self.graph.nodes for v in item.ir.outputs}
@@ -277,7 +288,7 @@ class _Absorber:
 # -- placing ------------------------------------------------------------------------------------
 
 
-def place(node: ir.Node, given: Array) -> list[ir.Value]:
+def place(node: ir.Node, given: Array, free: frozenset[int]) -> list[ir.Value]:
     """Add a constant to a node's result, in place; returns the initializers that are new.
 
     In its own bias, in the one that is added behind it, or in an addition of its own.
@@ -285,14 +296,9 @@ def place(node: ir.Node, given: Array) -> list[ir.Value]:
     Args:
         node: of the resized model.
         given: of its result's rank, in its new size, for one sample.
+        free: axes of the result that a plan may resize.
     """
-    compact, places = given, {}
-    for axis in range(given.ndim):
-        first, index = unique_slices(compact, axis)
-        if len(first) < compact.shape[axis]:
-            compact = compact.take(first, axis=axis)
-            places[axis] = index
-    repeated = {axis: index for axis, index in places.items() if compact.shape[axis] > 1}
+    compact, repeated = compacted(given, free)
     if not repeated:
         if add_to_shift(node, compact) or _add_behind(node, compact):
             return []
@@ -300,6 +306,28 @@ def place(node: ir.Node, given: Array) -> list[ir.Value]:
         if bias is not None:
             return [bias]
     return [_insert_sum(node, compact, repeated)]
+
+
+def compacted(array: Array, free: frozenset[int]) -> tuple[Array, dict[int, IntArray]]:
+    """An array without the slices that repeat others, and per axis where they belong.
+
+    Where all slices of an axis are the same, it gets size 1 and broadcasts; other slices of axes in
+    ``free`` stay as they are.
+
+    >>> compacted(np.array([[1.0, 2.0, 2.0, 2.0], [1.0, 2.0, 2.0, 2.0]]), frozenset())
+    (array([[1., 2.]]), {1: array([0, 1, 1, 1])})
+    """
+    orders: dict[int, IntArray] = {}
+    for axis in range(array.ndim):
+        if axis in free:
+            alone = array.take([0], axis=axis)
+            array = alone if np.ptp(array, axis=axis).max(initial=0.0) == 0 else array
+            continue
+        first, order = unique_slices(array, axis)
+        if len(first) < array.shape[axis]:
+            array = array.take(first, axis=axis)
+            orders |= {axis: order} if len(first) > 1 else {}
+    return array, orders
 
 
 def _add_behind(node: ir.Node, array: Array) -> bool:
@@ -402,10 +430,10 @@ def unique_slices(array: Array, axis: int) -> tuple[list[int], IntArray]:
     rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
     allowed = 1e-6 * float(np.abs(rows).max(initial=0.0))
     first: list[int] = []
-    index = np.zeros(len(rows), dtype=np.int64)
-    for position, row in enumerate(rows):
-        same = [k for k, other in enumerate(first) if np.abs(rows[other] - row).max() <= allowed]
-        if not same:
-            first.append(position)
-        index[position] = same[0] if same else len(first) - 1
+    index = np.full(len(rows), -1, dtype=np.int64)
+    while (index < 0).any():
+        first.append(int(np.argmin(index)))
+        same = np.abs(rows - rows[first[-1]]).max(axis=1, initial=0.0) <= allowed
+        same[first[-1]] = True  # also where it is no number
+        index[same & (index < 0)] = len(first) - 1
     return first, index

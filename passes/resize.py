@@ -108,7 +108,7 @@ class _Resizer:
             if number in found.from_zeros:
                 left_over[result] = given
             elif given.size and (not self.kept.dead or number in found.live | found.folded):
-                made += place(copies[number], given)
+                made += place(copies[number], given, self.absorbed.free[number])
         if made:
             add_constant_names(self.model, [value.name or "" for value in made])
         self.absorbed.note_in(self.model)

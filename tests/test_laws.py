@@ -14,8 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.ort import random_inputs, run
+from morphgraph.passes.absorb import absorb
 from morphgraph.passes.budget import plan
 from morphgraph.passes.cost import cost
+from morphgraph.passes.depend import dependence
 from morphgraph.passes.lift import lift
 from morphgraph.passes.resize import resize
 from morphgraph.passes.verify import verify
@@ -315,6 +318,53 @@ def check_removal(model: ir.Model) -> None:
 @given(networks())
 def test_laws_of_removal(model: ir.Model) -> None:
     check_removal(model)
+
+
+def silenced(model: ir.Model, seed: int) -> ir.Model:
+    """The network with about a third of the slices of every weight set to zero."""
+    generator = np.random.default_rng(seed)
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        array = value.const_value.numpy().copy()
+        if array.dtype == np.float32:
+            array[generator.random(len(array)) < 0.3] = 0.0
+            value.const_value = ir.Tensor(array, name=value.name)
+    return model
+
+
+def check_absorption(model: ir.Model) -> None:
+    """What is constant is the same for all inputs, and moves without a change of the function."""
+    graph = lift(silenced(model, 1))
+    _check_dependence(graph)
+    for chosen in (random_plan(graph, 3), random_removal(graph, 4)):
+        if not chosen.groups:
+            continue
+        moved = absorb(graph, chosen.kept(graph))
+        small = resize(graph, chosen.kept(graph), absorbed=moved)
+        report = verify(graph, chosen, small)
+        assert report.ok, report.worst
+        for kind in ("macs", "params"):
+            assert cost(lift(small), kind).total == cost(graph, kind).at(chosen.widths(graph))
+
+
+def _check_dependence(graph: ChannelGraph) -> None:
+    depends = dependence(graph)
+    traced = graph.model.clone()
+    made = [v for node in traced.graph for v in node.outputs if not v.is_graph_output()]
+    traced.graph.outputs.extend(made)
+    runs = [run(traced, random_inputs(graph.model, seed)) for seed in range(3)]
+    for value in made:
+        name = value.name or ""
+        differs = np.any([runs[0][name] != other[name] for other in runs[1:]], axis=0)
+        for axis, flags in enumerate(depends[name]):
+            seen = differs.any(axis=tuple(a for a in range(differs.ndim) if a != axis))
+            assert not (seen & ~flags).any(), (name, axis)
+
+
+@LAWS
+@given(networks())
+def test_laws_of_absorption(model: ir.Model) -> None:
+    check_absorption(model)
 
 
 def test_gcd_of_group_counts() -> None:

@@ -434,3 +434,23 @@ def test_layers_are_removed_and_reported(tmp_path: Path, run: Any) -> None:
     options = ["--budget", "flops=8%", "--min-width", "0", "--round-to", "4", "--format", "json"]
     made = json.loads(run("plan", model, *options).out)
     assert [group["keep"] for group in made["groups"].values()][1] == []
+
+
+def test_absorb_on_the_command_line(model: Path, run: Any) -> None:
+    """A channel whose BatchNorm scale is 0 is dropped without a change of the outputs."""
+    proto = onnx.load(model)
+    (scale,) = [w for w in proto.graph.initializer if w.name == "bn.weight"]
+    array = onnx.numpy_helper.to_array(scale).copy()
+    array[[2, 5]] = 0.0
+    scale.CopyFrom(onnx.numpy_helper.from_array(array, "bn.weight"))
+    (shift,) = [w for w in proto.graph.initializer if w.name == "bn.bias"]
+    shift.CopyFrom(onnx.numpy_helper.from_array(np.ones(8, np.float32), "bn.bias"))
+    model.write_bytes(proto.SerializeToString())
+    plan, slim = model.with_name("plan.json"), model.with_name("slim.onnx")
+    assert run("plan", model, "--set", "conv1=6", "--score", "bn", "-o", plan).code == 0
+    ran = run("apply", model, plan, "-o", slim, "--absorb")
+    assert (ran.code, "warning" in ran.err) == (0, False)
+    assert run("verify", model, plan, slim).code == 0
+    x = {"x": np.random.default_rng(0).standard_normal((1, 3, 10, 10), np.float32)}
+    before, after = (onnxruntime.InferenceSession(p).run(None, x)[0] for p in (model, slim))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
