@@ -288,14 +288,14 @@ def _sizes_with_batch(
     """A shape whose first size is that of an input, as new nodes before a node."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    batch = ir.node("Shape", [batched], {"start": 0, "end": 1}, name=f"{node.name}_batch")
+    batch = ir.node("Shape", [batched], {"start": 0, "end": 1}, name=f"{name}_batch")
     batch.outputs[0].name = f"{name}_batch"
     _describe_vector(batch.outputs[0], 1)
     graph.insert_before(node, [batch])
     if len(sizes) == 1:
         return batch.outputs[0]
     rest = _register(graph, f"{name}_rest", sizes[1:])
-    shape = ir.node("Concat", [batch.outputs[0], rest], {"axis": 0}, name=f"{node.name}_shape")
+    shape = ir.node("Concat", [batch.outputs[0], rest], {"axis": 0}, name=f"{name}_shape")
     shape.outputs[0].name = f"{name}_shape"
     _describe_vector(shape.outputs[0], len(sizes))
     graph.insert_before(node, [shape])

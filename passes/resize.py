@@ -22,12 +22,11 @@ from morphgraph.notation import Shape
 from morphgraph.onnx_io import add_constant_names, static_shape
 from morphgraph.ops import entry_of
 from morphgraph.passes.absorb import Absorbed, nothing_absorbed, place
+from morphgraph.passes.evaluate import Array
 from morphgraph.passes.kept import Kept as Kept
 from morphgraph.passes.score import kernels, readers
 from morphgraph.passes.vanish import vanish
 from morphgraph.plans import require_viable
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def resize(

@@ -1,14 +1,12 @@
 """Adding a constant to a result: in the operand that shifts its channels already."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from morphgraph.onnx_io import static_shape
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from morphgraph.passes.evaluate import Array
 
 # Operators that add an operand to every channel of axis 1, and which operand that is.
 SHIFTS: Mapping[str, int] = {"BatchNormalization": 2, "Conv": 2, "ConvTranspose": 2, "Gemm": 2}

@@ -18,11 +18,9 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.fates import Fates, edges_of, result_names
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.passes.canonicalize import batched_sizes
-from morphgraph.passes.evaluate import ancestors, evaluate
+from morphgraph.passes.evaluate import Array, ancestors, evaluate
 from morphgraph.passes.kept import Kept
 from morphgraph.passes.shift import add_to_shift, array_of, replace_array
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def vanish(
@@ -171,7 +169,7 @@ class _Vanisher:
                 array = array.take([0], axis=axis)
             self.forms[key] = self._initializer(value, array)
         form = self.forms[key]
-        return self._repeat(number, value, form) if repeated else form
+        return self._repeat(number, place, value, form) if repeated else form
 
     def _broadcast_axes(self, number: int, place: int) -> frozenset[int]:
         """Axes of a node's operand that may have size 1, since another operand has the full one."""
@@ -204,11 +202,11 @@ class _Vanisher:
         self.model.graph.register_initializer(value)
         return value
 
-    def _repeat(self, number: int, value: ir.Value, form: ir.Value) -> ir.Value:
+    def _repeat(self, number: int, place: int, value: ir.Value, form: ir.Value) -> ir.Value:
         """The constant once per sample, for a reader that does not broadcast."""
         node = self.copies[number]
         assert value.shape is not None
-        name = f"{node.name}_{form.name}"
+        name = f"{node.name}_{place}_{form.name}"
         sizes = batched_sizes(self.model.graph, node, name, value.shape)
         if sizes is None:
             raise UnsupportedError(

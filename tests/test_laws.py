@@ -31,6 +31,7 @@ LAWS = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+FEWER = settings(LAWS, max_examples=150)
 SIZE = 4
 
 
@@ -314,7 +315,7 @@ def check_removal(model: ir.Model) -> None:
             assert cost(again, kind).total <= cost(graph, kind).at(chosen.widths(graph)), kind
 
 
-@LAWS
+@FEWER
 @given(networks())
 def test_laws_of_removal(model: ir.Model) -> None:
     check_removal(model)
@@ -361,7 +362,7 @@ def _check_dependence(graph: ChannelGraph) -> None:
             assert not (seen & ~flags).any(), (name, axis)
 
 
-@LAWS
+@FEWER
 @given(networks())
 def test_laws_of_absorption(model: ir.Model) -> None:
     check_absorption(model)

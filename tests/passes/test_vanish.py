@@ -287,6 +287,12 @@ def test_a_dynamic_batch_stays_dynamic(tmp_path_factory: pytest.TempPathFactory)
     assert cost(lift(path), "params").total == made.cost["params"].after
 
 
+def test_a_constant_that_is_concatenated_twice() -> None:
+    text = DYNAMIC.replace("Concat<axis=1>(ra, rc)", "Concat<axis=1>(rc, ra, rc)")
+    graph = lift(model_from_text(OPSET + text.replace("[6,12,1,1] w4", "[6,19,1,1] w4")))
+    prove_plan(graph, without(graph, "Conv_s"))
+
+
 def test_a_constant_that_depends_on_the_batch_is_refused_by_name() -> None:
     old = lift(model_from_text(OPSET.replace("21", "14") + DYNAMIC))
     with pytest.raises(UnsupportedError, match=r"'Concat_d'.*--input-shape"):
