@@ -303,19 +303,20 @@ def _sizes_with_batch(
 
 
 def batched_sizes(graph: ir.Graph, node: ir.Node, name: str, shape: ir.Shape) -> ir.Value | None:
-    """The sizes of a value whose first one is the batch, computed before a node.
+    """What expands a value without a batch to one per sample, computed before a node.
 
     Args:
         graph: a canonical model's.
         node: the reader.
         name: what the new values' names begin with.
-        shape: the sizes; ``None`` is returned unless the first, and it alone, is that of an input.
+        shape: the expanded sizes; ``None`` is returned unless the first, and it alone, is open, and
+            that of an input.
     """
-    sizes = [1, *(size for size in shape[1:] if isinstance(size, int))]
-    if graph.opset_imports.get("", 0) < 15 or len(sizes) < len(shape):
+    if graph.opset_imports.get("", 0) < 15 or not all(isinstance(n, int) for n in shape[1:]):
         return None
     batched = next((v for v in graph.inputs if v.shape and v.shape[0] == shape[0]), None)
-    return None if batched is None else _sizes_with_batch(node, name, batched, sizes)
+    # A 1 in Expand's operand leaves that size as it is.
+    return None if batched is None else _sizes_with_batch(node, name, batched, [1] * len(shape))
 
 
 def _describe_vector(value: ir.Value, size: int) -> None:

@@ -1,6 +1,7 @@
 """Groups die and layers vanish: what is left equals the masked original, at the predicted cost."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -271,13 +272,13 @@ def test_a_constant_behind_padding_is_a_map() -> None:
 DYNAMIC = TOWERS.replace("[1,3,4,4] x", "[batch,3,4,4] x").replace("[1,2,4,4]", "[batch,2,4,4]")
 
 
-def test_a_dynamic_batch_stays_dynamic(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_dynamic_batch_stays_dynamic(tmp_path: Path) -> None:
     """A constant that is concatenated is repeated for every sample."""
     graph = lift(model_from_text(OPSET + DYNAMIC))
     made = without(graph, "Conv_s")
     prove_plan(graph, made)
     small = resize(graph, made.kept(graph))
-    path = tmp_path_factory.mktemp("dynamic") / "small.onnx"
+    path = tmp_path / "small.onnx"
     save(small, path)
     x = np.random.default_rng(0).standard_normal((5, 3, 4, 4)).astype(np.float32)
     whole = run(load(path), {"x": x})["y"]
@@ -358,6 +359,27 @@ def test_the_masked_original_runs_without_any_channel_of_a_normalized_group() ->
     keep = {graph.group("Conv_b").index: np.zeros(0, dtype=np.int64)}
     results = run(mask(graph, keep), random_inputs(graph.model))
     assert np.isfinite(results["y"]).all()
+
+
+def resized_again(small: ir.Model, folder: Path) -> None:
+    """What was written is lifted, loses groups again, and is proven."""
+    save(small, folder / "small.onnx")
+    for seed in (0, 1):
+        graph = lift(folder / "small.onnx")
+        made = random_removal(graph, seed, deaths=0.4)
+        if made.groups:
+            check(graph, made)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_a_network_without_layers_can_be_resized_again(name: str, tmp_path: Path) -> None:
+    graph = graph_of(name)
+    resized_again(resize(graph, without(graph, *CONSTRUCTS[name][1]).kept(graph)), tmp_path)
+
+
+def test_one_with_a_dynamic_batch_can_be_resized_again(tmp_path: Path) -> None:
+    graph = lift(model_from_text(OPSET + DYNAMIC))
+    resized_again(resize(graph, without(graph, "Conv_s").kept(graph)), tmp_path)
 
 
 # -- plans -------------------------------------------------------------------------------------
