@@ -146,7 +146,8 @@ class GraphNode:
     """An operator of the model with the ids of its factors.
 
     ``macs`` are the cost terms as factor ids. ``silent`` names for an operand the one that holds
-    what adds nothing to a sum over it, where that is not 0.
+    what adds nothing to a sum over it, where that is not 0. ``captured`` names values that its
+    subgraphs read.
     """
 
     ir: ir.Node
@@ -158,6 +159,8 @@ class GraphNode:
     statistical: frozenset[str]
     gate: bool
     silent: Mapping[int, int]
+    broadcast: frozenset[str]
+    captured: tuple[str, ...]
     opaque: str | None
 
 

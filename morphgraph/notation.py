@@ -57,6 +57,18 @@ class Notation:
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
 
+    @property
+    def broadcast(self) -> str:
+        """The stars over which operands are repeated as ONNX broadcasts: the lower-case ones.
+
+        >>> parse("*b m k, *b k n -> *b m n").broadcast
+        '*b'
+        """
+        axes = {axis for operand in self.inputs for axis in operand or ()}
+        return " ".join(
+            sorted(f"*{a.name}" for a in axes if isinstance(a, Star) and a.name[0].islower())
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Binding:

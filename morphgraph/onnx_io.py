@@ -29,6 +29,7 @@ from morphgraph.stored import is_stored
 __all__ = [
     "as_model",
     "bind_inputs",
+    "constant_names",
     "escape",
     "load",
     "parameter_names",
@@ -41,6 +42,7 @@ ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
 Shape = tuple[int, ...]
 
 PARAMETERS_KEY = "morphgraph.parameters"
+CONSTANTS_KEY = "morphgraph.constants"
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _INLINE_LIMIT_BYTES = 1_900_000_000  # weights beyond this go to an external data file
@@ -246,16 +248,35 @@ def stored_names(model: ir.Model) -> list[str]:
     Raises:
         ModelError: what is stored is not a list of names.
     """
+    return _listed(model, PARAMETERS_KEY)
+
+
+def constant_names(model: ir.Model) -> frozenset[str]:
+    """Names of the initializers that vanished layers have left in their place.
+
+    Raises:
+        ModelError: what is stored is not a list of names.
+    """
+    return frozenset(_listed(model, CONSTANTS_KEY))
+
+
+def add_constant_names(model: ir.Model, names: Sequence[str]) -> None:
+    """Note that initializers stand for vanished layers; they are trained like parameters."""
+    for key in (CONSTANTS_KEY, PARAMETERS_KEY):
+        if key == CONSTANTS_KEY or key in model.metadata_props:
+            listed = dict.fromkeys([*_listed(model, key), *names])
+            known = [name for name in listed if name in model.graph.initializers]
+            model.metadata_props[key] = json.dumps(known)
+
+
+def _listed(model: ir.Model, key: str) -> list[str]:
+    """Names that stand in the model's metadata."""
     try:
-        names = json.loads(model.metadata_props.get(PARAMETERS_KEY, "[]"))
+        names = json.loads(model.metadata_props.get(key, "[]"))
     except ValueError as error:
-        raise ModelError(
-            f"metadata '{PARAMETERS_KEY}' is not JSON; export the model anew"
-        ) from error
+        raise ModelError(f"metadata '{key}' is not JSON; export the model anew") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelError(
-            f"metadata '{PARAMETERS_KEY}' is not a list of names; export the model anew"
-        )
+        raise ModelError(f"metadata '{key}' is not a list of names; export the model anew")
     return names
 
 

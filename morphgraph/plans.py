@@ -8,7 +8,7 @@ model was lifted, since the groups depend on that: who gets a plan lifts the mod
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.errors import FileError, PlanError
+from morphgraph.fates import fates, is_viable
 from morphgraph.graph import ChannelGraph, Group, IntArray, LiftOptions
 from morphgraph.onnx_io import escape, static_shape, write_atomically
 from morphgraph.version import __version__
@@ -59,6 +60,7 @@ class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What becomes of one group.
 
     ``keep`` holds half-open ranges of old channels, ascending; ``new`` channels come behind them.
+    Where it is empty the group dies, and its layers vanish.
     """
 
     name: str
@@ -190,7 +192,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Per group index the old channels that stay, for the groups that change.
 
         Raises:
-            PlanError: the plan is for another network, or a range does not fit its group.
+            PlanError: the plan is for another network, a range does not fit its group, or nothing
+                would be left of the network where groups keep no channel.
         """
         self.model.check(graph)
         by_id = {group.id: group for group in graph.groups}
@@ -202,6 +205,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             _check_fits(group, entry)
             if len(entry.kept) != group.width:
                 found[group.index] = entry.kept
+        require_viable(graph, [index for index, kept in found.items() if not len(kept)])
         return found
 
     def added(self, graph: ChannelGraph) -> dict[int, int]:
@@ -232,8 +236,23 @@ def _check_ranges(field: str, group: GroupPlan) -> None:
         last = stop
     if last > group.width:
         raise PlanError(f"{field}: channel {last - 1} is out of range, the width is {group.width}")
-    if not group.keep:
-        raise PlanError(f"{field}: keeps no channel; width 0 is not supported, keep at least one")
+    if not group.keep and group.new:
+        raise PlanError(f"{field}: keeps no channel, so that none can be added; leave out 'new'")
+
+
+def require_viable(graph: ChannelGraph, dead: Sequence[int]) -> None:
+    """Do nothing if a network is left when these groups keep no channel.
+
+    Raises:
+        PlanError: names the group, and what would go with it.
+    """
+    refusal = fates(graph, dead).refusal
+    if refusal is None:
+        return
+    alone = [index for index in dead if not is_viable(graph, [index])]
+    culprits = [graph.groups[index] for index in (alone or dead)[:3]]
+    names = ", ".join(f"{group.id} '{escape(group.name)}'" for group in culprits)
+    raise PlanError(f"width 0 of {names}: {escape(refusal)}; keep at least one channel")
 
 
 def _check_fits(group: Group, entry: GroupPlan) -> None:

@@ -7,17 +7,20 @@ plants wrong slices and sees them rejected. Whoever teaches morphgraph an operat
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
 
 from morphgraph.errors import UnsupportedError
+from morphgraph.fates import is_viable
 from morphgraph.felt import felt_array, make_felt, make_felt_model
 from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.passes.cost import cost
+from morphgraph.passes.kept import Kept
 from morphgraph.passes.lift import lift
-from morphgraph.passes.resize import Kept, resize
+from morphgraph.passes.resize import resize
 from morphgraph.passes.verify import VerifyReport, verify
 from morphgraph.plans import Change, Plan, make_plan
 
@@ -70,6 +73,27 @@ def random_plan(graph: ChannelGraph, seed: int = 0, low: float = 0.3, high: floa
             wanted = round(generator.uniform(low, high) * group.width)
             count = int(np.clip(wanted, 1, group.width - 1))
             keep[group.index] = np.sort(generator.choice(group.width, count, replace=False))
+    return _planned(graph, keep, {"random": seed})
+
+
+def random_removal(graph: ChannelGraph, seed: int = 0, deaths: float = 0.3) -> Plan:
+    """A random plan under which about a share ``deaths`` of the groups that can die does.
+
+    The other groups keep a random share of their channels, half of them all.
+    """
+    generator = np.random.default_rng(seed)
+    keep = dict(random_plan(graph, seed).kept(graph))
+    keep = {index: kept for index, kept in keep.items() if generator.random() < 0.5}
+    dead: set[int] = set()
+    for index in generator.permutation(len(graph.groups)).tolist():
+        mortal = graph.groups[index].resizable and is_viable(graph, dead | {index})
+        if mortal and generator.random() < deaths:
+            dead.add(index)
+            keep[index] = np.zeros(0, dtype=np.int64)
+    return _planned(graph, keep, {"random": seed, "deaths": deaths})
+
+
+def _planned(graph: ChannelGraph, keep: Mapping[int, IntArray], request: dict[str, Any]) -> Plan:
     widths = graph.widths.copy()
     widths[list(keep)] = [len(kept) for kept in keep.values()]
     changes = {
@@ -77,7 +101,7 @@ def random_plan(graph: ChannelGraph, seed: int = 0, low: float = 0.3, high: floa
         for kind in ("flops", "params")
         for c in [cost(graph, kind)]
     }
-    return make_plan(graph, keep, {"random": seed}, changes)
+    return make_plan(graph, keep, request, changes)
 
 
 def wrong_slices(
@@ -150,22 +174,32 @@ def prove(
             network does not feel the removal, or a wrong slice passes.
     """
     graph = model if isinstance(model, ChannelGraph) else lift(model)
-    reports = []
-    for seed in seeds:
-        plan = random_plan(graph, seed)
-        assert plan.groups, "nothing in this model can be resized"
-        keep = plan.kept(graph)
-        small = resize(graph, keep)
-        report = verify(graph, plan, small)
-        assert report.ok, f"seed {seed}: {report.worst}"
-        assert report.felt > 1e-2, f"seed {seed}: the network does not feel the plan: {report}"
-        again = lift(small)
-        for kind, change in plan.cost.items():
-            recounted = cost(again, kind).total
-            assert recounted == change.after, f"{kind}: predicted {change.after}, is {recounted}"
-        planted = list(wrong_slices(graph, keep, small))
-        chosen = planted[:: max(1, -(-len(planted) // faults))]
-        for fault, broken in chosen:
-            assert is_rejected(graph, plan, broken), f"seed {seed}: not rejected: {fault}"
-        reports.append(report)
-    return reports
+    return [
+        prove_plan(graph, random_plan(graph, seed), faults=faults, label=f"seed {seed}")
+        for seed in seeds
+    ]
+
+
+def prove_plan(
+    graph: ChannelGraph, plan: Plan, *, faults: int = 12, label: str = "plan"
+) -> VerifyReport:
+    """The same for one plan, which states its cost in FLOPs and parameters.
+
+    Raises:
+        AssertionError: as :func:`prove`; ``label`` begins the message.
+    """
+    assert plan.groups, "nothing in this model can be resized"
+    keep = plan.kept(graph)
+    small = resize(graph, keep)
+    report = verify(graph, plan, small)
+    assert report.ok, f"{label}: {report.worst}"
+    assert report.felt > 1e-2, f"{label}: the network does not feel the plan: {report}"
+    again = lift(small)
+    for kind, change in plan.cost.items():
+        recounted = cost(again, kind).total
+        assert recounted == change.after, f"{kind}: predicted {change.after}, is {recounted}"
+    planted = list(wrong_slices(graph, keep, small))
+    chosen = planted[:: max(1, -(-len(planted) // faults))]
+    for fault, broken in chosen:
+        assert is_rejected(graph, plan, broken), f"{label}: not rejected: {fault}"
+    return report

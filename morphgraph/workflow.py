@@ -11,6 +11,7 @@ import onnx_ir as ir
 from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
+from morphgraph.passes.absorb import absorb as constants_of
 from morphgraph.passes.lift import lift
 from morphgraph.passes.resize import resize
 from morphgraph.passes.verify import TOLERANCE, VerifyReport, verify as compare
@@ -39,6 +40,7 @@ def apply(
     *,
     weights: "Weights | None" = None,
     verify: bool = True,
+    absorb: bool = False,
 ) -> ir.Model:
     """Resize a model by a plan, and check the result against the masked original.
 
@@ -49,15 +51,17 @@ def apply(
         weights: a trained module or ``state_dict`` whose weights and running statistics the result
             gets, by name, instead of those in the model.
         verify: whether to check the result, as :func:`verify` does.
+        absorb: whether removed channels that were constant move into the next bias; what cannot
+            move is warned of.
 
     Raises:
-        PlanError: the plan is for another network.
+        PlanError: the plan is for another network, or nothing would be left of this one.
         ModelError: ``weights`` lacks a tensor, or has it in another shape.
         UnsupportedError: neither ONNX Runtime nor PyTorch runs the model, so that it cannot be
             checked.
         VerificationError: the result is wrong.
     """
-    return resize_and_check(graph, plan, weights=weights, verify=verify).model
+    return resize_and_check(graph, plan, weights=weights, verify=verify, absorb=absorb).model
 
 
 def resize_and_check(
@@ -66,6 +70,7 @@ def resize_and_check(
     *,
     weights: "Weights | None" = None,
     verify: bool = True,
+    absorb: bool = False,
     seed: int = 0,
 ) -> Resized:
     """The same as :func:`apply`, with the errors that were measured; ``seed`` is of the inputs."""
@@ -74,7 +79,15 @@ def resize_and_check(
         original = lift(original, **plan.model.lift.arguments())
     if weights is not None:
         original = with_weights(original, weights)
-    small = resize(original, plan.kept(original), plan.added(original), seed)
+    keep = plan.kept(original)
+    moved = constants_of(original, keep) if absorb else None
+    if moved is not None and moved.refused:
+        warnings.warn(
+            f"constant channels were dropped, not absorbed: {'; '.join(moved.refused)}",
+            MorphWarning,
+            stacklevel=3,
+        )
+    small = resize(original, keep, plan.added(original), seed, moved)
     if not verify:
         return Resized(small, None)
     try:

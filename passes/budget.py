@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from morphgraph.errors import ArgumentError, BudgetError, MorphWarning, UnsupportedError
+from morphgraph.fates import closed, is_viable
 from morphgraph.graph import ChannelGraph, FloatArray, Group, IntArray
 from morphgraph.onnx_io import escape
 from morphgraph.passes.cost import Convention, Cost, cost
 from morphgraph.passes.score import Score, score as score_channels
-from morphgraph.plans import Change, Plan, make_plan
+from morphgraph.plans import Change, Plan, make_plan, require_viable
 
 Budget = Mapping[str, str | float | int]
 
@@ -89,7 +90,8 @@ def parse_amount(text: str | float | int, present: float, unit_of_cost: str) -> 
 class Limits:
     """Which widths a plan may give: rounding grid, floor, and the groups it may touch.
 
-    ``include`` and ``exclude`` are globs over a group's id, name and producers.
+    With ``min_width`` 0 groups may die, where a network is left without them. ``include`` and
+    ``exclude`` are globs over a group's id, name and producers.
     """
 
     round_to: int = 1
@@ -98,15 +100,16 @@ class Limits:
     exclude: Sequence[str] = ()
 
     def check(self, graph: ChannelGraph) -> None:
-        """Refuse a glob that names no group (a typo would go unnoticed), and a grid below 1.
+        """Refuse a glob that names no group (a typo would go unnoticed), and a senseless grid.
 
         Raises:
-            ArgumentError: ``round_to`` or ``min_width`` is below 1.
+            ArgumentError: ``round_to`` is below 1, or ``min_width`` below 0.
             UnsupportedError: ``include`` or ``exclude`` names no group.
         """
-        if self.round_to < 1 or self.min_width < 1:
+        if self.round_to < 1 or self.min_width < 0:
             raise ArgumentError(
-                f"round_to={self.round_to}, min_width={self.min_width}: give whole numbers from 1"
+                f"round_to={self.round_to}, min_width={self.min_width}: give whole numbers, "
+                "round_to from 1, min_width from 0"
             )
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
@@ -121,8 +124,11 @@ class Limits:
         """The smallest width that the group may get."""
         if not self.allows(group):
             return group.width
-        lowest = max(1, self.min_width)
-        return min(group.width, -(-lowest // self.round_to) * self.round_to)
+        return min(group.width, -(-self.min_width // self.round_to) * self.round_to)
+
+    def least(self, group: Group) -> int:
+        """The smallest width above 0 that the group may get."""
+        return max(self.floor(group), min(group.width, self.round_to))
 
     def below(self, group: Group, width: int) -> int:
         """The next smaller width on the grid."""
@@ -178,7 +184,7 @@ def plan(
         budget: per cost (``"flops"``, ``"params"``, ...) an amount or a share of the present cost.
         score: a kind of score, or a number per channel, ``[channels]``.
         round_to: widths that change become multiples of this.
-        min_width: no group gets narrower.
+        min_width: no group gets narrower; with 0 groups may die, and layers vanish.
         include, exclude: globs over group ids, names and producers.
         seed: of ``score="random"``.
         convention: of the costs.
@@ -259,9 +265,10 @@ def set_widths(
     score: Score | FloatArray = "l2",
     seed: int = 0,
 ) -> Plan:
-    """Widths by hand: per glob over group ids, names and producers a width.
+    """Widths by hand: per glob over group ids, names and producers a width, 0 where it is to go.
 
     Raises:
+        PlanError: nothing would be left of the network.
         UnsupportedError: a glob matches no group, or a width does not fit.
     """
     wanted = graph.widths.copy()
@@ -274,12 +281,13 @@ def set_widths(
                 f"({matching[0].reason})"
             )
         for group in free:
-            if not 1 <= width <= group.width:
+            if not 0 <= width <= group.width:
                 raise UnsupportedError(
                     f"set '{escape(pattern)}={width}': '{escape(group.name)}' has "
-                    f"{group.width} channels; give a width from 1 to that"
+                    f"{group.width} channels; give a width from 0 to that"
                 )
             wanted[group.index] = width
+    require_viable(graph, np.flatnonzero(wanted == 0).tolist())
     request = {"set": dict(widths)}
     return _finish(
         graph, strongest(graph, wanted, score, seed), request, shown_costs(graph, (), "default")
@@ -317,6 +325,7 @@ def continue_plan(
             lifted[kept] = 1.0 + float(scores[group.channels].max(initial=0.0))
             scores[group.channels] += lifted
             widths[index] = limits.nearest(group, len(kept))
+    widths = viable_widths(graph, widths, limits)
     path = _Path(graph, [goal.cost for goal in goals] or [shown], scores, limits, widths)
     path.walk(goals)
     request: dict[str, Any] = {"trained": True, "round_to": limits.round_to}
@@ -344,21 +353,49 @@ def goals_of(graph: ChannelGraph, budget: Budget, convention: Convention) -> lis
     return goals
 
 
+def viable_widths(graph: ChannelGraph, wanted: IntArray, limits: Limits) -> IntArray:
+    """Wanted widths, some of them 0, made such that a network is left, ``[groups]``.
+
+    Groups die one by one, the widest first, where they can; the others keep their least width.
+    What becomes useless with them dies with them.
+    """
+    widths = wanted.copy()
+    zero = frozenset(np.flatnonzero(widths == 0).tolist())
+    dead = zero if is_viable(graph, zero) else frozenset()
+    for index in sorted(zero - dead, key=lambda k: -graph.groups[k].width):
+        if is_viable(graph, dead | {index}):
+            dead |= {index}
+        else:
+            widths[index] = limits.least(graph.groups[index])
+    widths[list(closed(graph, dead, _mortal(graph, limits)))] = 0
+    return widths
+
+
+def _mortal(graph: ChannelGraph, limits: Limits) -> list[int]:
+    """Groups that may die."""
+    return [group.index for group in graph.groups if limits.floor(group) == 0]
+
+
 def require_reachable(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> None:
     """Refuse a budget that the narrowest network within the limits does not meet.
 
     Raises:
         BudgetError: names the budget, and the lowest that can be met.
     """
-    lowest = np.array([limits.floor(group) for group in graph.groups])
+    narrowest = np.array([limits.floor(group) for group in graph.groups], dtype=np.int64)
+    lowest = viable_widths(graph, narrowest, limits)
     for goal in goals:
         least = goal.cost.at(lowest)
         if least > goal.limit:
-            raise BudgetError(
-                f"budget {goal.kind}={goal.limit:.12g} cannot be met: the lowest that can is "
-                f"{least:.12g} {goal.cost.unit} ({least / goal.cost.total:.1%} of the model); "
-                "raise the budget, lower min-width or round-to, or exclude less"
-            )
+            raise _unreachable(goal, least)
+
+
+def _unreachable(goal: Goal, least: float) -> BudgetError:
+    return BudgetError(
+        f"budget {goal.kind}={goal.limit:.12g} cannot be met: the lowest that can is "
+        f"{least:.12g} {goal.cost.unit} ({least / goal.cost.total:.1%} of the model); "
+        "raise the budget, lower min-width or round-to, or exclude less"
+    )
 
 
 def shown_costs(graph: ChannelGraph, goals: Sequence[Goal], convention: Convention) -> list[Cost]:
@@ -383,6 +420,7 @@ class _Path:
         self.graph = graph
         self.costs = [(resource, max(resource.total, 1e-30)) for resource in costs]
         self.limits = limits
+        self.mortal = _mortal(graph, limits)
         self.widths = graph.widths.astype(np.float64)
         self.order: list[IntArray] = []
         self.prefix: list[FloatArray] = []
@@ -402,21 +440,44 @@ class _Path:
 
     def walk(self, goals: Sequence[Goal]) -> None:
         """Go on until every budget is met."""
-        require_reachable(self.graph, goals, self.limits)
-        while any(goal.cost.at(self.widths) > goal.limit for goal in goals):
-            self._step()
+        if self.limits.min_width > 0:
+            require_reachable(self.graph, goals, self.limits)
+        while over := [goal for goal in goals if goal.cost.at(self.widths) > goal.limit]:
+            if not self._step():
+                raise _unreachable(over[0], over[0].cost.at(self.widths))
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Remove the next channels; whether there were any that free something."""
         marginals = self._marginals()
         with np.errstate(divide="ignore", invalid="ignore"):
             price = np.where(marginals > 0, self.loss / marginals, np.inf)
         index = int(np.argmin(price))
         if not np.isfinite(price[index]):
-            raise BudgetError("no further channel frees what the budget asks for; raise the budget")
+            return False
+        if self.next[index] == 0:
+            self._kill(index)
+            return True
         group = self.graph.groups[index]
         self.widths[index] = self.next[index]
         self.next[index] = self.limits.below(group, int(self.next[index]))
         self.loss[index] = self._loss(index)
+        return True
+
+    def _kill(self, index: int) -> None:
+        """Let a group die, and what becomes useless with it; or never, if nothing were left.
+
+        A set of dead groups that leaves no network leaves none with more of them.
+        """
+        dead = frozenset(np.flatnonzero(self.widths == 0).tolist()) | {index}
+        if is_viable(self.graph, dead):
+            changed = closed(self.graph, dead, self.mortal)
+            self.widths[list(changed)] = 0
+            self.next[list(changed)] = 0
+        else:
+            changed = frozenset({index})
+            self.next[index] = self.widths[index]
+        for other in changed:
+            self.loss[other] = self._loss(other)
 
     def _loss(self, index: int) -> float:
         """Loss per channel of the group's next step; infinite at the floor."""
@@ -477,7 +538,8 @@ def _scores(graph: ChannelGraph, score: Score | FloatArray, seed: int) -> FloatA
 
 
 def _scaled(graph: ChannelGraph, ratio: float, limits: Limits) -> IntArray:
-    return np.array([limits.nearest(g, ratio * g.width) for g in graph.groups], dtype=np.int64)
+    widths = [limits.nearest(group, ratio * group.width) for group in graph.groups]
+    return viable_widths(graph, np.array(widths, dtype=np.int64), limits)
 
 
 def _largest_ratio(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> float:
@@ -498,13 +560,16 @@ def _largest_ratio(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -
 
 
 def _fill(graph: ChannelGraph, widths: IntArray, goals: Sequence[Goal], limits: Limits) -> None:
-    """Widen groups in place, the relatively narrowest first, while every budget is met."""
+    """Widen groups in place, the relatively narrowest first, while every budget is met.
+
+    Those that died stay dead.
+    """
     while True:
         for index in np.argsort(widths / graph.widths, kind="stable"):
             wider = widths.copy()
             wider[index] = limits.above(graph.groups[index], int(widths[index]))
             fits = all(goal.cost.at(wider) <= goal.limit for goal in goals)
-            if wider[index] > widths[index] and fits:
+            if wider[index] > widths[index] > 0 and fits:
                 widths[:] = wider
                 break
         else:

@@ -301,22 +301,46 @@ def _restore_expand(
         return False
     # Something without a batch is repeated for every sample, as the class token of a
     # transformer: the one case that must look at the input.
-    graph = model.graph
-    batched = next(value for value in graph.inputs if static_shape(value)[:1] == (_BATCHES[0],))
-    batch = ir.node("Shape", [batched], {"start": 0, "end": 1}, name=f"{node.name}_batch")
-    batch.outputs[0].name = f"{node.outputs[0].name}_batch"
-    _describe_vector(batch.outputs[0], 1)
-    if len(target) > 1:
-        rest = _register(graph, f"{node.outputs[0].name}_rest", target[1:])
-        shape = ir.node("Concat", [batch.outputs[0], rest], {"axis": 0}, name=f"{node.name}_shape")
-        shape.outputs[0].name = f"{node.outputs[0].name}_shape"
-        _describe_vector(shape.outputs[0], len(target))
-        graph.insert_before(node, [batch, shape])
-        node.replace_input_with(1, shape.outputs[0])
-    else:
-        graph.insert_before(node, [batch])
-        node.replace_input_with(1, batch.outputs[0])
+    batched = next(v for v in model.graph.inputs if static_shape(v)[:1] == (_BATCHES[0],))
+    node.replace_input_with(1, _sizes_with_batch(node, node.outputs[0].name or "", batched, target))
     return True
+
+
+def _sizes_with_batch(
+    node: ir.Node, name: str, batched: ir.Value, sizes: Sequence[int]
+) -> ir.Value:
+    """A shape whose first size is that of an input, as new nodes before a node."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    batch = ir.node("Shape", [batched], {"start": 0, "end": 1}, name=f"{name}_batch")
+    batch.outputs[0].name = f"{name}_batch"
+    _describe_vector(batch.outputs[0], 1)
+    graph.insert_before(node, [batch])
+    if len(sizes) == 1:
+        return batch.outputs[0]
+    rest = _register(graph, f"{name}_rest", sizes[1:])
+    shape = ir.node("Concat", [batch.outputs[0], rest], {"axis": 0}, name=f"{name}_shape")
+    shape.outputs[0].name = f"{name}_shape"
+    _describe_vector(shape.outputs[0], len(sizes))
+    graph.insert_before(node, [shape])
+    return shape.outputs[0]
+
+
+def batched_sizes(graph: ir.Graph, node: ir.Node, name: str, shape: ir.Shape) -> ir.Value | None:
+    """What expands a value without a batch to one per sample, computed before a node.
+
+    Args:
+        graph: a canonical model's.
+        node: the reader.
+        name: what the new values' names begin with.
+        shape: the expanded sizes; ``None`` is returned unless the first, and it alone, is open, and
+            that of an input.
+    """
+    if graph.opset_imports.get("", 0) < 15 or not all(isinstance(n, int) for n in shape[1:]):
+        return None
+    batched = next((v for v in graph.inputs if v.shape and v.shape[0] == shape[0]), None)
+    # A 1 in Expand's operand leaves that size as it is.
+    return None if batched is None else _sizes_with_batch(node, name, batched, [1] * len(shape))
 
 
 def _describe_vector(value: ir.Value, size: int) -> None:

@@ -6,7 +6,9 @@ Terms add up to *pieces*, and a cost is the sum over blocks of the largest piece
 FLOPs, parameters and bytes have one piece; a roofline's block has two (arithmetic, traffic); peak
 memory is one block with a piece per moment. The gradient is that of the active pieces.
 
-Arithmetic is counted per sample: a term of the whole run is divided by the batch.
+Arithmetic is counted per sample: a term of the whole run is divided by the batch. Constants that
+vanished layers have left are no parameters here: how many numbers they need depends on the weights'
+values, and a cost depends on the structure alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +20,13 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.errors import ArgumentError
+from morphgraph.fates import fates
 from morphgraph.graph import ChannelGraph, FloatArray, GraphNode, IntArray
-from morphgraph.onnx_io import parameter_names, static_shape
+from morphgraph.onnx_io import constant_names, parameter_names, static_shape
 from morphgraph.passes.score import kernels as producing_kernels
 
 Convention = Literal["default", "morphnet"]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 #: Peak arithmetic in GFLOP/s and memory bandwidth in GB/s, as MorphNet's device table has them.
 DEVICES: Mapping[str, tuple[float, float]] = {
@@ -39,7 +43,8 @@ DEVICES: Mapping[str, tuple[float, float]] = {
 class Term:
     """``coefficient`` times the sizes of some dims or factors, owned by a layer.
 
-    ``weights`` says how often MorphNet's regularizer sums over each of them.
+    ``weights`` says how often MorphNet's regularizer sums over each of them. The term counts while
+    the node at ``node`` and the value ``value`` are there (-1 and empty: always).
     """
 
     coefficient: float
@@ -47,6 +52,8 @@ class Term:
     layer: str
     weights: tuple[int, ...] = ()
     piece: int = 0
+    node: int = -1
+    value: str = ""
 
 
 class Cost:
@@ -88,6 +95,9 @@ class Cost:
         self._owner = np.array([index[term.layer] for term in terms], dtype=np.int64)
         self._piece = np.array([term.piece for term in terms], dtype=np.int64)
         self._block = np.array(block_of_piece, dtype=np.int64)
+        self._node = np.array([term.node for term in terms], dtype=np.int64)
+        self._value = [term.value for term in terms]
+        self._there: dict[frozenset[int], Flags] = {}
 
     @cached_property
     def total(self) -> float:
@@ -100,20 +110,28 @@ class Cost:
         return self.by_layer_at(self.graph.widths)
 
     def at(self, widths: FloatArray | IntArray) -> float:
-        """The cost at these group widths, ``[groups]`` in the order of ``graph.groups``."""
+        """The cost at these group widths, ``[groups]`` in the order of ``graph.groups``.
+
+        Where a width is 0, what vanishes with the group is not counted (:mod:`morphgraph.fates`).
+        """
+        terms = self._terms(self._sizes(widths)) * self._counted(widths)
+        return float(terms[self._active(terms)].sum())
+
+    def polynomial(self, widths: FloatArray | IntArray) -> float:
+        """The same, as if nothing vanished where a width is 0."""
         terms = self._terms(self._sizes(widths))
         return float(terms[self._active(terms)].sum())
 
     def by_layer_at(self, widths: FloatArray | IntArray) -> Mapping[str, float]:
         """The cost of every layer at these widths; zero for one that no active piece counts."""
-        terms = self._terms(self._sizes(widths))
+        terms = self._terms(self._sizes(widths)) * self._counted(widths)
         active = np.where(self._active(terms), terms, 0.0)
         totals = np.bincount(self._owner, active, minlength=len(self._layers))
         return dict(zip(self._layers, totals.tolist(), strict=True))
 
     def gradient(self, widths: FloatArray | IntArray) -> FloatArray:
         """What one more channel of every group costs at these widths, ``[groups]``."""
-        return self._gradient(widths, np.ones_like(self._weights))
+        return self._gradient(widths, np.ones_like(self._weights), self._counted(widths))
 
     def marginals(self, widths: FloatArray | IntArray) -> FloatArray:
         """The gradient as the regularizer uses it, ``[groups]``.
@@ -121,7 +139,7 @@ class Cost:
         In MorphNet's convention a depthwise operator's channel counts once as input and once as
         output.
         """
-        return self._gradient(widths, self._weights)
+        return self._gradient(widths, self._weights, np.ones(len(self._value), dtype=bool))
 
     def _sizes(self, widths: FloatArray | IntArray) -> FloatArray:
         return np.append(self.graph.class_sizes(widths), 1.0)
@@ -141,11 +159,26 @@ class Cost:
         winners[descending[first]] = True
         return winners[self._piece]
 
-    def _gradient(self, widths: FloatArray | IntArray, weights: FloatArray) -> FloatArray:
+    def _counted(self, widths: FloatArray | IntArray) -> Flags:
+        """Which terms belong to what is left at these widths, ``[terms]``."""
+        dead = frozenset(np.flatnonzero(np.asarray(widths) == 0).tolist())
+        if not dead:
+            return np.ones(len(self._value), dtype=bool)
+        if dead not in self._there:
+            found = fates(self.graph, dead)
+            live = np.zeros(len(self.graph.nodes) + 1, dtype=bool)
+            live[[*found.live, -1]] = True  # -1, no node, comes last
+            there = [value not in found.vanished_values for value in self._value]
+            self._there = {dead: live[self._node] & np.array(there, dtype=bool)}
+        return self._there[dead]
+
+    def _gradient(
+        self, widths: FloatArray | IntArray, weights: FloatArray, counted: Flags
+    ) -> FloatArray:
         sizes = self._sizes(widths)
         values = sizes[self._factors]
-        active = self._active(self._coefficients * values.prod(axis=1))
-        coefficients = np.where(active, self._coefficients, 0.0)
+        active = self._active(self._coefficients * values.prod(axis=1) * counted)
+        coefficients = np.where(active & counted, self._coefficients, 0.0)
         slopes = np.zeros(len(sizes))
         for k in range(values.shape[1]):
             slope = coefficients * weights[:, k]
@@ -206,11 +239,11 @@ def cost(
 
 def _arithmetic(graph: ChannelGraph, convention: Convention, scale: float) -> list[Term]:
     terms = []
-    for node in graph.nodes:
+    for number, node in enumerate(graph.nodes):
         times = _activation_axes(graph, node) if convention == "morphnet" else {}
         for term in node.macs:
             weights = tuple(max(1, times.get(factor, 1)) for factor in term)
-            terms.append(Term(scale / graph.batch, term, node.layer, weights))
+            terms.append(Term(scale / graph.batch, term, node.layer, weights, node=number))
     return terms
 
 
@@ -249,10 +282,11 @@ def _flops(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
 def _value_term(graph: ChannelGraph, value: ir.Value, scale: float, layer: str) -> Term:
     """The element count of a value, times ``scale``."""
     shape = static_shape(value)
-    first = graph.couplings.first_dim.get(value.name or "")
+    name = value.name or ""
+    first = graph.couplings.first_dim.get(name)
     if first is None:
-        return Term(scale * float(np.prod(shape, dtype=np.float64)), (), layer)
-    return Term(scale, tuple(range(first, first + len(shape))), layer)
+        return Term(scale * float(np.prod(shape, dtype=np.float64)), (), layer, value=name)
+    return Term(scale, tuple(range(first, first + len(shape))), layer, value=name)
 
 
 def _owner(graph: ChannelGraph, value: ir.Value) -> str:
@@ -264,7 +298,8 @@ def _owner(graph: ChannelGraph, value: ir.Value) -> str:
 
 
 def _params(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
-    names: Iterable[str] = parameter_names(graph.model)
+    left_over = constant_names(graph.model)
+    names: Iterable[str] = [n for n in parameter_names(graph.model) if n not in left_over]
     if convention == "morphnet":
         kernels = {
             node.ir.inputs[1].name
@@ -286,10 +321,11 @@ def _feeds(graph: ChannelGraph, name: str, kernels: set[str | None]) -> bool:
 
 
 def _weight_bytes(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
+    left_over = constant_names(graph.model)
     terms = [
         _value_term(graph, value, value.dtype.itemsize, _owner(graph, value))
-        for value in graph.model.graph.initializers.values()
-        if value.dtype is not None and value.dtype.is_floating_point()
+        for name, value in graph.model.graph.initializers.items()
+        if value.dtype is not None and value.dtype.is_floating_point() and name not in left_over
     ]
     return Cost(graph, "weight_bytes", "bytes", terms)
 
@@ -326,7 +362,7 @@ def _memory(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
 
 def _peak(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
     terms = [
-        Term(term.coefficient, term.nodes, term.layer, piece=moment)
+        Term(term.coefficient, term.nodes, term.layer, piece=moment, value=term.value)
         for value, layer, step, last in _activations(graph)
         for term in [_value_term(graph, value, _item_bytes(graph, value), layer)]
         for moment in range(step, last + 1)
@@ -338,14 +374,14 @@ def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
     gflops, gbytes = DEVICES[device]
     terms: list[Term] = []
     blocks: list[int] = []
-    for node in graph.nodes:
+    for number, node in enumerate(graph.nodes):
         if not node.macs:
             continue
         arithmetic = len(blocks)
         blocks += [arithmetic, arithmetic]
         for term in node.macs:
             scale = 2.0 / graph.batch / (gflops * 1e6)
-            terms.append(Term(scale, term, node.layer, piece=arithmetic))
+            terms.append(Term(scale, term, node.layer, piece=arithmetic, node=number))
         for value in (*node.ir.inputs, *node.ir.outputs):
             if value is None or not value.name:
                 continue
@@ -353,7 +389,9 @@ def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
             size = value.dtype.itemsize if value.dtype is not None else 4
             scale = (size if weight else size / graph.batch) / (gbytes * 1e6)
             term_ = _value_term(graph, value, scale, node.layer)
-            terms.append(Term(term_.coefficient, term_.nodes, node.layer, piece=arithmetic + 1))
+            terms.append(
+                Term(term_.coefficient, term_.nodes, node.layer, piece=arithmetic + 1, node=number)
+            )
     return Cost(graph, "latency", "ms", terms, blocks or (0,))
 
 

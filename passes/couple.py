@@ -113,7 +113,8 @@ class _Coupler:
                         pins.setdefault(
                             dim, f"{op_node.op_type} '{op_node.name}' reads it undescribed"
                         )
-            for value in captured(op_node.ir):
+            inner = captured(op_node.ir)
+            for value in inner:
                 for dim in self._dims_of(value):
                     pins.setdefault(dim, f"read inside {op_node.op_type} '{op_node.name}'")
             nodes.append(
@@ -127,6 +128,8 @@ class _Coupler:
                     statistical=description.statistical,
                     gate=description.gate,
                     silent=description.silent,
+                    broadcast=description.broadcast,
+                    captured=tuple(value.name or "" for value in inner),
                     opaque=description.opaque,
                 )
             )

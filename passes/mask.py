@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from morphgraph.graph import ChannelGraph, Edge, IntArray
 from morphgraph.onnx_io import static_shape
-from morphgraph.passes.resize import Kept
+from morphgraph.passes.kept import Kept
 
 
 def mask(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
@@ -61,6 +61,8 @@ class _Masker:
                     names[edge.factor] in node.statistical
                     # Of (g c), statistics over c stay as they were where whole groups g go.
                     and self.kept.node(edge.factor) is not None
+                    # Over no channels there is nothing to compute, and nobody reads it.
+                    and len(kept)
                 ):
                     self._detour(copies[number], edge.port, axis, kept)
         return self.model

@@ -16,11 +16,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.fates import Fates, fates, result_names
 from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.notation import Shape
-from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io import add_constant_names, static_shape
 from morphgraph.ops import entry_of
+from morphgraph.passes.absorb import Absorbed, nothing_absorbed, place
+from morphgraph.passes.evaluate import Array
+from morphgraph.passes.kept import Kept as Kept
 from morphgraph.passes.score import kernels, readers
+from morphgraph.passes.vanish import vanish
+from morphgraph.plans import require_viable
 from morphgraph.stored import StoredTensor, is_stored, take
 
 
@@ -29,6 +35,7 @@ def resize(
     keep: Mapping[int, IntArray],
     added: Mapping[int, int] | None = None,
     seed: int = 0,
+    absorbed: Absorbed | None = None,
 ) -> ir.Model:
     """Remove the channels that a plan does not keep, and add those that it adds.
 
@@ -37,81 +44,15 @@ def resize(
         keep: per group index the channels that stay, ascending; groups left out stay whole.
         added: per group index the number of channels that are added.
         seed: of the kernels that make the added channels.
+        absorbed: what removed constants contribute to what stays, to be added there.
 
     Returns:
         A new model. Nodes, values and initializers keep their names.
+
+    Raises:
+        PlanError: groups keep no channel, and nothing would be left.
     """
-    return _Resizer(graph, keep, added or {}, seed).run()
-
-
-class Kept:
-    """Which positions of every axis stay, given the channels that stay and those that are added."""
-
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        keep: Mapping[int, IntArray],
-        added: Mapping[int, int] | None = None,
-    ) -> None:
-        self.graph = graph
-        alive = graph.alive(keep)
-        atom_alive = alive[graph.atom_channel]
-        dead = np.flatnonzero(~atom_alive)
-        owners = np.searchsorted(graph.class_start, dead, side="right") - 1
-        self._changed = {
-            int(kind): np.flatnonzero(
-                atom_alive[graph.class_start[kind] : graph.class_start[kind + 1]]
-            )
-            for kind in np.unique(owners)
-        }
-        self._fresh: dict[int, IntArray] = {}
-        for index, count in (added or {}).items():
-            group = graph.groups[index]
-            template = group.channels[keep[index][-1] if index in keep else -1]
-            column = graph.per_channel.tocsc()[:, [index]].indices
-            for kind in column:
-                self._grow(int(kind), int(template), count)
-
-    def _grow(self, kind: int, template: int, count: int) -> None:
-        """Put copies of a channel behind every run of positions that it has in a class."""
-        start, stop = self.graph.class_start[kind : kind + 2]
-        positions = self._changed.get(kind, np.arange(stop - start))
-        fresh = self._fresh.get(kind, np.zeros(len(positions), dtype=np.int64))
-        mine = np.flatnonzero((self.graph.atom_channel[start:stop] == template)[positions])
-        ends = np.flatnonzero(np.diff(positions[mine], append=-2) != 1)
-        order = np.arange(len(positions))
-        marks = np.zeros(len(positions), dtype=np.int64)
-        pieces, flags, before, first = [], [], 0, 0
-        for end in ends:
-            run = mine[first : end + 1]
-            pieces += [order[before : run[-1] + 1], np.tile(run, count)]
-            flags += [marks[before : run[-1] + 1], np.ones(len(run) * count, dtype=np.int64)]
-            before, first = int(run[-1]) + 1, int(end) + 1
-        taken = np.concatenate([*pieces, order[before:]])
-        is_new = np.concatenate([*flags, marks[before:]])
-        self._changed[kind] = positions[taken]
-        self._fresh[kind] = np.maximum(fresh[taken], is_new)
-
-    def fresh(self, value: str, axis: int) -> IntArray:
-        """New positions of an axis that belong to added channels, ascending."""
-        kind = int(self.graph.node_class[self.graph.dim(value, axis)])
-        return np.flatnonzero(self._fresh.get(kind, ()))
-
-    def node(self, node: int) -> IntArray | None:
-        """Kept positions of a dim or elements of a factor; ``None``: all."""
-        return self._changed.get(int(self.graph.node_class[node]))
-
-    def axis(self, value: str, axis: int) -> IntArray | None:
-        """Kept positions of an axis of a value; ``None``: all."""
-        first = self.graph.couplings.first_dim.get(value)
-        return None if first is None else self.node(first + axis)
-
-    def shape(self, value: ir.Value) -> Shape:
-        """The new static shape of a value."""
-        return tuple(
-            size if (kept := self.axis(value.name or "", axis)) is None else len(kept)
-            for axis, size in enumerate(static_shape(value))
-        )
+    return _Resizer(graph, keep, added or {}, seed, absorbed or nothing_absorbed(graph)).run()
 
 
 class _Resizer:
@@ -121,8 +62,10 @@ class _Resizer:
         keep: Mapping[int, IntArray],
         added: Mapping[int, int],
         seed: int,
+        absorbed: Absorbed,
     ) -> None:
         self.graph = graph
+        self.absorbed = absorbed
         self.grows = bool(added)
         self.generator = np.random.default_rng(seed)
         self.kept = Kept(graph, keep, added)
@@ -130,6 +73,8 @@ class _Resizer:
         self.model.meta.update(graph.model.meta)
 
     def run(self) -> ir.Model:
+        require_viable(self.graph, sorted(self.kept.dead))
+        found = fates(self.graph, self.kept.dead)
         used_before = {v.name for v in self.model.graph.initializers.values() if v.uses()}
         pairs = list(zip(self.graph.nodes, list(self.model.graph), strict=True))
         for value in self.model.graph.initializers.values():
@@ -142,16 +87,44 @@ class _Resizer:
             for value in copy.outputs:
                 if value.name:  # a result that nobody wants has none
                     self._reshape(value)
-        for node, copy in pairs:
-            entry = entry_of(node.ir.op_type, node.ir.domain)
-            if entry is not None and entry.resize is not None and node.opaque is None:
-                view = NodeResizing(self.kept, node.ir, copy, node.factors)
-                entry.call(entry.resize, node.ir, view.original, view)
+        copies = [self._resized(number, copy, found) for number, (_, copy) in enumerate(pairs)]
+        left_over = self._absorb(found, copies)
+        if self.kept.dead:
+            vanish(found, self.kept, self.model, copies, left_over)
         initializers = self.model.graph.initializers
         for name, value in list(initializers.items()):
             if name in used_before and not value.uses() and not value.is_graph_output():
                 del initializers[name]
         return self.model
+
+    def _absorb(self, found: Fates, copies: Sequence[ir.Node]) -> dict[str, Array]:
+        """Add what removed constants contribute; by value, what nodes that go would get of it."""
+        left_over: dict[str, Array] = {}
+        made: list[ir.Value] = []
+        for number, given in self.absorbed.contributions.items():
+            (result,) = result_names(self.graph.nodes[number])
+            for axis in range(given.ndim):
+                stays = self.kept.axis(result, axis)
+                given = given if stays is None else np.take(given, stays, axis=axis)
+            if number in found.from_zeros:
+                left_over[result] = given
+            elif given.size and (not self.kept.dead or number in found.live | found.folded):
+                made += place(copies[number], given, self.absorbed.free[number])
+        if made:
+            add_constant_names(self.model, [value.name or "" for value in made])
+        self.absorbed.note_in(self.model)
+        return left_over
+
+    def _resized(self, number: int, copy: ir.Node, found: Fates) -> ir.Node:
+        """The node's copy, or the one in its place, with attributes and constants that fit."""
+        node = self.graph.nodes[number]
+        entry = entry_of(node.ir.op_type, node.ir.domain)
+        computes = not self.kept.dead or number in found.live | found.folded
+        if entry is None or entry.resize is None or node.opaque is not None or not computes:
+            return copy
+        view = NodeResizing(self.kept, node.ir, copy, node.factors)
+        entry.call(entry.resize, node.ir, view.original, view)
+        return view.copy
 
     def _slice(self, value: ir.Value) -> None:
         tensor = value.const_value
@@ -180,7 +153,7 @@ class _Resizer:
                 array = np.array(value.const_value.numpy())
                 rows = np.moveaxis(array, source.axis, 0)
                 shape = (len(fresh), *rows.shape[1:])
-                spread = 0.0 if silent else float(array.std(dtype=np.float64))
+                spread = 0.0 if silent or not array.size else float(array.std(dtype=np.float64))
                 rows[fresh] = self.generator.standard_normal(shape) * spread
                 value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=value.name)
 
@@ -209,7 +182,7 @@ class NodeResizing:
         self.original = OpNode(node)
         self._kept = kept
         self._node = node
-        self._copy = copy
+        self.copy = copy
         self._factors = factors
 
     def _value(self, port: int) -> ir.Value:
@@ -236,23 +209,23 @@ class NodeResizing:
     def set_attribute(self, name: str, value: float | Sequence[int]) -> None:
         """Change an attribute; integers and floats are told apart by their type."""
         if isinstance(value, float):
-            self._copy.attributes[name] = ir.AttrFloat32(name, value)
+            self.copy.attributes[name] = ir.AttrFloat32(name, value)
         elif isinstance(value, int):
-            self._copy.attributes[name] = ir.AttrInt64(name, value)
+            self.copy.attributes[name] = ir.AttrInt64(name, value)
         else:
-            self._copy.attributes[name] = ir.AttrInt64s(name, value)
+            self.copy.attributes[name] = ir.AttrInt64s(name, value)
 
     def remove_attribute(self, name: str) -> None:
         """Drop an attribute, if it is there."""
-        self._copy.attributes.pop(name, None)
+        self.copy.attributes.pop(name, None)
 
     def set_constant(self, i: int, value: np.ndarray[Any, Any]) -> None:
         """Give an operand a constant; other readers of its old one keep that."""
-        if i >= len(self._copy.inputs):
-            self._copy.resize_inputs(i + 1)
-        old = self._copy.inputs[i]
+        if i >= len(self.copy.inputs):
+            self.copy.resize_inputs(i + 1)
+        old = self.copy.inputs[i]
         if old is None:
-            self._copy.replace_input_with(i, self._new_constant(f"{self._copy.name}_{i}", value))
+            self.copy.replace_input_with(i, self._new_constant(f"{self.copy.name}_{i}", value))
             return
         assert old.const_value is not None
         if np.array_equal(old.const_value.numpy(), value):
@@ -263,11 +236,11 @@ class NodeResizing:
             old.shape = ir.Shape(array.shape)
             old.meta.pop("static_shape", None)
             return
-        self._copy.replace_input_with(i, self._new_constant(f"{old.name}_{self._copy.name}", array))
+        self.copy.replace_input_with(i, self._new_constant(f"{old.name}_{self.copy.name}", array))
 
     def set_piece(self, i: int, k: int, number: int) -> None:
         """Change constant ``k`` of those that a Concat joins into operand ``i``."""
-        joined = self._copy.inputs[i]
+        joined = self.copy.inputs[i]
         maker = None if joined is None else joined.producer()
         assert maker is not None
         old = maker.inputs[k]
@@ -279,7 +252,7 @@ class NodeResizing:
 
     def become_gather(self, axis: int, indices: IntArray) -> None:
         """Turn the node into a Gather of its first operand."""
-        copy = self._copy
+        copy = self.copy
         constant = self._new_constant(f"{copy.name}_kept", indices.astype(np.int64))
         gather = ir.Node(
             "",
@@ -300,9 +273,10 @@ class NodeResizing:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(copy, safe=True)
         new.name = name
+        self.copy = gather
 
     def _new_constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        graph = self._copy.graph
+        graph = self.copy.graph
         assert isinstance(graph, ir.Graph)
         while name in graph.initializers:
             name += "_"

@@ -329,7 +329,7 @@ def width_zero(plan: dict[str, Any]) -> None:
     plan["groups"]["g1"]["width"] = 0
 
 
-@bad_plan("groups.g1.keep", "no channel")
+@bad_plan("width 0 of g1 'conv0'", "no longer depend on any input", "keep at least one")
 def nothing_kept(plan: dict[str, Any]) -> None:
     plan["groups"]["g1"]["keep"] = []
 

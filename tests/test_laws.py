@@ -14,13 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.ort import random_inputs, run
+from morphgraph.passes.absorb import absorb
 from morphgraph.passes.budget import plan
 from morphgraph.passes.cost import cost
+from morphgraph.passes.depend import dependence
 from morphgraph.passes.lift import lift
 from morphgraph.passes.resize import resize
 from morphgraph.passes.verify import verify
 from morphgraph.plans import structure_hash
-from morphgraph.testing import felt_array, random_plan
+from morphgraph.testing import felt_array, random_plan, random_removal
 
 LAWS = settings(
     max_examples=300,
@@ -28,6 +31,7 @@ LAWS = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+FEWER = settings(LAWS, max_examples=150)
 SIZE = 4
 
 
@@ -308,6 +312,77 @@ def _check_budget(graph: ChannelGraph) -> None:
 @given(networks())
 def test_laws(model: ir.Model) -> None:
     check_laws(model)
+
+
+def check_removal(model: ir.Model) -> None:
+    """Groups die at random, where a network is left: it is the masked one, at the stated cost."""
+    graph = lift(model)
+    for seed in (1, 2):
+        chosen = random_removal(graph, seed, deaths=0.5)
+        if not (chosen.widths(graph) == 0).any():
+            continue
+        small = resize(graph, chosen.kept(graph))
+        report = verify(graph, chosen, small)
+        assert report.ok, report.worst
+        again = lift(small)
+        for kind in ("macs", "flops", "params"):
+            predicted = cost(graph, kind).at(chosen.widths(graph))
+            assert cost(again, kind).total == predicted, kind
+        for kind in ("memory", "weight_bytes"):  # upper bounds: sums may go as well
+            assert cost(again, kind).total <= cost(graph, kind).at(chosen.widths(graph)), kind
+
+
+@FEWER
+@given(networks())
+def test_laws_of_removal(model: ir.Model) -> None:
+    check_removal(model)
+
+
+def silenced(model: ir.Model, seed: int) -> ir.Model:
+    """The network with about a third of the slices of every weight set to zero."""
+    generator = np.random.default_rng(seed)
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        array = value.const_value.numpy().copy()
+        if array.dtype == np.float32:
+            array[generator.random(len(array)) < 0.3] = 0.0
+            value.const_value = ir.Tensor(array, name=value.name)
+    return model
+
+
+def check_absorption(model: ir.Model) -> None:
+    """What is constant is the same for all inputs, and moves without a change of the function."""
+    graph = lift(silenced(model, 1))
+    _check_dependence(graph)
+    for chosen in (random_plan(graph, 3), random_removal(graph, 4)):
+        if not chosen.groups:
+            continue
+        moved = absorb(graph, chosen.kept(graph))
+        small = resize(graph, chosen.kept(graph), absorbed=moved)
+        report = verify(graph, chosen, small)
+        assert report.ok, report.worst
+        for kind in ("macs", "params"):
+            assert cost(lift(small), kind).total == cost(graph, kind).at(chosen.widths(graph))
+
+
+def _check_dependence(graph: ChannelGraph) -> None:
+    depends = dependence(graph)
+    traced = graph.model.clone()
+    made = [v for node in traced.graph for v in node.outputs if not v.is_graph_output()]
+    traced.graph.outputs.extend(made)
+    runs = [run(traced, random_inputs(graph.model, seed)) for seed in range(3)]
+    for value in made:
+        name = value.name or ""
+        differs = np.any([runs[0][name] != other[name] for other in runs[1:]], axis=0)
+        for axis, flags in enumerate(depends[name]):
+            seen = differs.any(axis=tuple(a for a in range(differs.ndim) if a != axis))
+            assert not (seen & ~flags).any(), (name, axis)
+
+
+@FEWER
+@given(networks())
+def test_laws_of_absorption(model: ir.Model) -> None:
+    check_absorption(model)
 
 
 def test_gcd_of_group_counts() -> None:

@@ -15,7 +15,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "stored", "version"}),
     frozenset({"notation"}),
     frozenset({"graph", "onnx_check"}),
-    frozenset({"onnx_io"}),
+    frozenset({"fates", "onnx_io"}),
     frozenset({"ops", "ort", "plans"}),
     frozenset({"passes"}),
     frozenset({"felt"}),

@@ -28,6 +28,11 @@ from morphgraph.workflow import resize_and_check
 @click.argument("plan", type=MODEL)
 @output_option("slim.onnx")
 @click.option("--no-verify", is_flag=True, help="Write the result without checking it.")
+@click.option(
+    "--absorb",
+    is_flag=True,
+    help="Move what removed channels added as a constant into the next bias.",
+)
 @seed_option
 @overwrite_option
 @lift_options
@@ -38,6 +43,7 @@ def apply(
     plan: Path,
     output: Path,
     no_verify: bool,
+    absorb: bool,
     seed: int,
     overwrite: bool,
     lifting: Lifting,
@@ -52,7 +58,7 @@ def apply(
     check_output(output, overwrite, model, plan)
     graph, chosen = open_planned(model, plan, lifting)
     with step("resizing"), naming(model):
-        result = resize_and_check(graph, chosen, verify=not no_verify, seed=seed)
+        result = resize_and_check(graph, chosen, verify=not no_verify, absorb=absorb, seed=seed)
     save(result.model, output, overwrite)
     show(check_report(graph, chosen, result.report), kind)
     note(f"wrote {escape(str(output))}")

@@ -6,6 +6,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.passes.cost import cost
 from morphgraph.passes.verify import VerifyReport
 from morphgraph.plans import Plan
+from morphgraph.report.planning import removed_layers
 from morphgraph.report.tables import Cell, Column, Report, Table, change, number, plain
 from morphgraph.version import __version__
 
@@ -23,6 +24,10 @@ def check_report(graph: ChannelGraph, plan: Plan, report: VerifyReport | None) -
         "verified": report is not None,
     }
     head = [(c.unit, change(c.total, c.at(widths))) for c in costs.values()]
+    gone = removed_layers(graph, widths)
+    data["removed_layers"] = list(gone)
+    if gone:
+        head.append(("removed", ", ".join(gone)))
     if report is None:
         return Report(data, [Table(_COLUMNS, [])], [*head, ("check", "not done (--no-verify)")])
     data |= {

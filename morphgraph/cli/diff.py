@@ -8,7 +8,7 @@ import click
 from morphgraph.cli.console import show
 from morphgraph.cli.models import open_graph
 from morphgraph.cli.options import MODEL, Lifting, common, format_option, lift_options
-from morphgraph.report.differences import Diff, LayerDiff, compare
+from morphgraph.report.differences import Diff, LayerDiff, RemovedLayer, compare
 from morphgraph.report.tables import Cell, Column, Format, Report, Table, change, number
 
 
@@ -39,9 +39,14 @@ def _report(result: Diff) -> Report:
         ("FLOPs", change(before.flops, after.flops)),
         ("parameters", change(before.params, after.params)),
         ("activations", f"{change(before.activation_bytes, after.activation_bytes)} bytes"),
-        ("layers", f"{len(result.layers)} changed, {result.unchanged} did not"),
+        (
+            "layers",
+            f"{len(result.layers)} changed, {len(result.removed_layers)} removed, "
+            f"{result.unchanged} did not change",
+        ),
     ]
-    tables = [Table(_COLUMNS, [_row(layer) for layer in result.layers])]
+    rows = [*map(_row, result.layers), *map(_removed, result.removed_layers)]
+    tables = [Table(_COLUMNS, rows)]
     nodes = [*(["removed", n] for n in result.removed), *(["added", n] for n in result.added)]
     if nodes:
         tables.append(Table([Column("change"), Column("node")], nodes, "Nodes"))
@@ -71,6 +76,11 @@ def _row(layer: LayerDiff) -> list[Cell]:
         layer.params.before,
         layer.params.after,
     ]
+
+
+def _removed(layer: RemovedLayer) -> list[Cell]:
+    sizes = _sizes(layer.output)
+    return [layer.name, layer.op_type, sizes, "removed", layer.macs, 0, layer.params, 0]
 
 
 def _sizes(shape: Sequence[int]) -> str:

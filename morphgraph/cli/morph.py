@@ -63,7 +63,13 @@ if TYPE_CHECKING:
     help="How the use of a channel is measured.",
 )
 @click.option("--round-to", default=1, show_default=True, type=click.IntRange(1))
-@click.option("--min-width", default=1, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--min-width",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0),
+    help="No group gets narrower; with 0 layers may vanish.",
+)
 @click.option(
     "--baselines",
     is_flag=True,

@@ -46,8 +46,8 @@ def _ratio(text: str) -> float | str:
 
 
 def _width(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,9}", text):
-        raise click.BadParameter(f"'{text}' is no width; give a whole number from 1")
+    if not re.fullmatch("[0-9]{1,10}", text):
+        raise click.BadParameter(f"'{text}' is no width; give a whole number from 0")
     return int(text)
 
 
@@ -75,7 +75,7 @@ def _width(text: str) -> int:
     type=assignment(_width, "'layer1*=48'"),
     multiple=True,
     metavar="GLOB=N",
-    help="Widths by hand, by group id, name or producer; may be repeated.",
+    help="Widths by hand, by group id, name or producer, 0 to remove it; may be repeated.",
 )
 @click.option(
     "--score",
@@ -94,11 +94,11 @@ def _width(text: str) -> int:
 )
 @click.option(
     "--min-width",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     default=1,
     show_default=True,
     metavar="N",
-    help="No group gets narrower.",
+    help="No group gets narrower; with 0 groups may die, and their layers vanish.",
 )
 @click.option(
     "--include", multiple=True, metavar="GLOB", help="Resize these groups only; may be repeated."

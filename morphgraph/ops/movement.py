@@ -142,6 +142,7 @@ class Split(Op):
         n: OpNode, new: Resizing, *, axis: int = 0, split: Sequence[int] | None = None
     ) -> None:
         sizes = [new.shape(~k)[axis % len(n.shape(0))] for k in range(len(n.out_shapes))]
+        sizes = [size for size in sizes if size]  # a result of size 0 goes
         if n.opset < 13:
             new.set_attribute("split", sizes)
         else:

@@ -103,6 +103,7 @@ class Description:
             else does (attention's heads and head size).
         gate: the operands multiply, so that one dead operand silences the channel.
         silent: operands in which not 0 but another operand (its zero point) adds nothing to a sum.
+        broadcast: factors over which an operand of size 1 is repeated, as ONNX broadcasts.
         opaque: why nothing is known of the op, for one without an entry.
     """
 
@@ -115,6 +116,7 @@ class Description:
     reluctant: frozenset[str] = frozenset()
     gate: bool = False
     silent: Mapping[int, int] = field(default_factory=dict)
+    broadcast: frozenset[str] = frozenset()
     opaque: str | None = None
 
     def add(
@@ -198,7 +200,11 @@ class OpNode:
 
 
 class Resizing(Protocol):
-    """What ``Op.resize`` may ask about the new sizes and change on the node's copy."""
+    """What ``Op.resize`` may ask about the new sizes and change on the node's copy.
+
+    Results of size 0 have gone from the resized node. It is not asked where an operand is empty but
+    for a concatenation, which goes on without it.
+    """
 
     def kept(self, port: int, axis: int) -> IntArray:
         """Old positions that stay on an axis, in the new order; a new one repeats its model."""
@@ -355,6 +361,7 @@ def from_line(
         eager=frozenset(bound.expand(eager)),
         reluctant=frozenset(bound.expand(reluctant)),
         gate=gate,
+        broadcast=frozenset(bound.expand(bound.notation.broadcast)),
     )
     factors = description.factors
     for name, size in bound.sizes.items():

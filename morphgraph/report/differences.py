@@ -37,6 +37,16 @@ class LayerDiff(msgspec.Struct, frozen=True):
     params: Change
 
 
+class RemovedLayer(msgspec.Struct, frozen=True):
+    """A layer that the second model does not have any more."""
+
+    name: str
+    op_type: str
+    output: list[int]
+    macs: int
+    params: int
+
+
 class Diff(msgspec.Struct, frozen=True):
     """What changed between two models; ``added`` and ``removed`` are nodes by name."""
 
@@ -45,6 +55,7 @@ class Diff(msgspec.Struct, frozen=True):
     before: Side
     after: Side
     layers: list[LayerDiff]
+    removed_layers: list[RemovedLayer]
     unchanged: int
     added: list[str]
     removed: list[str]
@@ -69,6 +80,11 @@ def compare(
         before=Side(_text(before_path), totals(before, "default")),
         after=Side(_text(after_path), totals(after, "default")),
         layers=changed,
+        removed_layers=[
+            RemovedLayer(layer.name, layer.op_type, layer.output_shape, layer.macs, layer.params)
+            for name, layer in old.items()
+            if name not in new
+        ],
         unchanged=len(both) - len(changed),
         added=[name for name in new_nodes if name not in old_nodes],
         removed=[name for name in old_nodes if name not in new_nodes],

@@ -1,11 +1,13 @@
 """A plan as tables: the groups' widths and the costs, before and after."""
 
 import msgspec
+import numpy as np
 
-from morphgraph.graph import ChannelGraph
+from morphgraph.fates import fates
+from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.passes.cost import Convention, cost
 from morphgraph.plans import Plan
-from morphgraph.report.tables import Column, Report, Table, number, plain, share
+from morphgraph.report.tables import Cell, Column, Report, Table, number, plain, share
 
 
 def plan_report(graph: ChannelGraph, made: Plan, convention: Convention) -> Report:
@@ -16,7 +18,7 @@ def plan_report(graph: ChannelGraph, made: Plan, convention: Convention) -> Repo
             Column("id"),
             Column("group"),
             number("width", plain),
-            number("new width", plain),
+            number("new width", _width),
             number("kept", share),
             Column("keeps its size because"),
         ],
@@ -41,4 +43,17 @@ def plan_report(graph: ChannelGraph, made: Plan, convention: Convention) -> Repo
             for c in resources
         ],
     )
-    return Report(msgspec.Raw(made.to_json()), [groups, costs])
+    tables = [groups, costs]
+    gone = removed_layers(graph, widths)
+    if gone:
+        tables.insert(1, Table([Column("removed layer")], [[name] for name in gone], "Layers"))
+    return Report(msgspec.Raw(made.to_json()), tables)
+
+
+def _width(value: Cell) -> str:
+    return "removed" if value == 0 else plain(value)
+
+
+def removed_layers(graph: ChannelGraph, widths: IntArray) -> tuple[str, ...]:
+    """Names of the layers of which nothing is left at these widths, ``[groups]``."""
+    return fates(graph, np.flatnonzero(widths == 0).tolist()).removed_layers

@@ -76,7 +76,7 @@ def morph(
         budget: ``{"flops": "50%"}``; one cost, an amount or a share.
         steps: optimizer steps that the first phase will take; the structure is decided within them.
         strength: how a channel's use is measured, see :class:`Regularizer`.
-        round_to, min_width: grid and floor of the new widths.
+        round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
 
     >>> import morphgraph as mg, torch
     >>> from morphgraph.examples import image, residual_cnn
@@ -98,7 +98,7 @@ def morph(
     graph = lift(model)
     (kind,) = budget
     require_reachable(graph, goals_of(graph, budget, "default"), Limits(round_to, min_width))
-    regularizer = Regularizer(graph, net, kind, strength)
+    regularizer = Regularizer(graph, net, kind, strength, min_width=min_width)
     fit(net, Budget(regularizer, budget, steps))
     plan = regularizer.plan(budget, round_to=round_to, min_width=min_width)
     slim = apply(graph, plan, weights=net)

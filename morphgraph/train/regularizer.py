@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_check import escape
-from morphgraph.passes.budget import Budget as Amounts, Limits, continue_plan
+from morphgraph.passes.budget import Budget as Amounts, Limits, continue_plan, viable_widths
 from morphgraph.passes.cost import Convention, Cost, cost
 from morphgraph.passes.gates import gated_groups
 from morphgraph.passes.score import Source, kernels, norm_scales
@@ -59,6 +59,8 @@ class Regularizer:
         l1_fraction: share of the mean magnitude in the group lasso.
         exclude: globs of groups that are left alone.
         convention: of the costs and of how often an operator counts a channel.
+        min_width: the floor of every group in what is left; with 0 groups may die as a whole, and
+            their layers vanish.
 
     Raises:
         ModelError: a parameter that the graph names is not in the module, or has another shape.
@@ -77,13 +79,14 @@ class Regularizer:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         convention: Convention = "default",
+        min_width: int = 1,
     ) -> None:
         self.graph = graph
         self.weight = 1.0
         self.l1_fraction = l1_fraction
         self.cost = _resource(graph, cost, convention)
         self.initial_cost = self.cost.total
-        self.limits = Limits(include=tuple(include), exclude=tuple(exclude))
+        self.limits = Limits(1, min_width, tuple(include), tuple(exclude))
         self.limits.check(graph)
         self._own = np.array([self.limits.allows(group) for group in graph.groups], dtype=bool)
         gated = self._gated(strength)
@@ -165,16 +168,20 @@ class Regularizer:
 
     def live_cost(self) -> float:
         """The resource that the channels alive need."""
-        return self.cost.at(self.live_widths())
+        live = self.live_widths()
+        if self.limits.min_width > 0:
+            return self.cost.polynomial(live)
+        return self.cost.at(viable_widths(self.graph, live.astype(np.int64), self.limits))
 
     def live_share(self) -> float:
         """``live_cost`` as a share of the initial cost."""
         return self.live_cost() / self.initial_cost
 
     def lowest_share(self) -> float:
-        """The cost with one channel left in every group, as a share of the initial cost."""
-        lowest = np.where(self._own, 1, self.graph.widths)
-        return self.cost.at(lowest) / self.initial_cost
+        """The cost at the lowest widths, one channel per group or ``min_width``, as a share."""
+        widths = self.graph.widths
+        lowest = np.where(self._own, np.minimum(self.limits.min_width, widths), widths)
+        return self.cost.at(viable_widths(self.graph, lowest, self.limits)) / self.initial_cost
 
     def __call__(self) -> Tensor:
         """``weight * G / (initial cost)``, a scalar to be added to the loss."""
@@ -224,36 +231,40 @@ class Regularizer:
             source.parameter.movedim(source.axis, 0)[positions] = 0.0
 
     def keep(self) -> dict[int, IntArray]:
-        """Per group index the channels alive; the strongest one where none is."""
+        """Per group index the channels alive; where none is the strongest, if one must stay."""
         strengths = self.strengths().detach()
         alive = self.alive(strengths).cpu().numpy()
         numbers = strengths.cpu().numpy()
         kept: dict[int, IntArray] = {}
         for group in self.graph.groups:
             living = np.flatnonzero(alive[group.channels])
-            if not len(living):
+            if not len(living) and self.limits.floor(group) > 0:
                 living = np.array([int(np.argmax(numbers[group.channels]))])
             kept[group.index] = living
         return kept
 
-    def plan(self, budget: Amounts | None = None, *, round_to: int = 1, min_width: int = 1) -> Plan:
+    def plan(
+        self, budget: Amounts | None = None, *, round_to: int = 1, min_width: int | None = None
+    ) -> Plan:
         """What the training has decided: the channels alive stay.
 
         Args:
             budget: if the live cost is above it, the weakest of the living go until it is met.
             round_to, min_width: widths are rounded to the nearest on this grid, not below this
-                floor; the strongest of the dead come back where that is upwards.
+                floor (by default the regularizer's own); the strongest of the dead come back where
+                that is upwards.
 
         Raises:
             BudgetError: the budget cannot be met.
         """
+        floor = self.limits.min_width if min_width is None else min_width
         return continue_plan(
             self.graph,
             self.keep(),
             self.strengths().detach().cpu().double().numpy(),
             budget or {},
             self.cost,
-            Limits(round_to, min_width, self.limits.include, self.limits.exclude),
+            Limits(round_to, floor, self.limits.include, self.limits.exclude),
         )
 
 

@@ -87,7 +87,7 @@ class Settings:
         shrink: the recipe of the phase that learns the structure.
         retrain: the recipe of the phase after the resize; baselines train for the epochs of both.
         strength: see :class:`~morphgraph.train.regularizer.Regularizer`.
-        round_to, min_width: grid and floor of the new widths.
+        round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
         baselines: also train the original and the width multiplier at the same cost.
         seed: of everything random.
     """
@@ -166,13 +166,12 @@ class _Run:
         arms: dict[str, Arm] = {}
         both = settings.shrink.epochs + settings.retrain.epochs
         shrunk = self._to_torch(self.graph.model)
-        regularizer = Regularizer(self.graph, shrunk, kind, settings.strength)
+        floor = settings.min_width
+        regularizer = Regularizer(self.graph, shrunk, kind, settings.strength, min_width=floor)
         self._train(
             "shrink", shrunk, settings.shrink, lambda n: Budget(regularizer, settings.budget, n)
         )
-        plan = regularizer.plan(
-            settings.budget, round_to=settings.round_to, min_width=settings.min_width
-        )
+        plan = regularizer.plan(settings.budget, round_to=settings.round_to)
         trimmed = regularizer.live_share() - plan.cost[kind].after / plan.cost[kind].before
         plan.save(self.folder / "plan.json", self.overwrite)
         resized = resize_and_check(self.graph, plan, weights=shrunk, seed=settings.seed)

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 
 import morphgraph as mg
+from morphgraph.onnx_io import save
 from morphgraph.report.analysis import Analysis
 from morphgraph.report.schemas import SCHEMAS, schema
 from morphgraph.testing import model_from_text
@@ -484,3 +485,65 @@ def test_expand(model: Path, plan: Path, run: Any) -> None:
     ran = run("expand", model, plan, "--budget", "flops=10%", "-o", model.with_name("no.json"))
     assert ran.code == 1
     assert not model.with_name("no.json").exists()
+
+
+def residual(folder: Path) -> Path:
+    path = folder / "residual.onnx"
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    net (float[1,3,6,6] x, float[8,3,1,1] w_stem, float[6,8,3,3] w_inner,
+         float[6] b_inner, float[8,6,1,1] w_outer, float[8] b_outer,
+         float[2,8,1,1] w_head) => (float[1,2,6,6] y) {
+        a = Conv(x, w_stem)  r = Relu(a)  b = Conv<pads=[1,1,1,1]>(r, w_inner, b_inner)
+        s = Sigmoid(b)  c = Conv(s, w_outer, b_outer)  d = Add(r, c)  e = Relu(d)
+        y = Conv(e, w_head)
+    }"""
+    save(model_from_text(text), path)
+    return path
+
+
+def test_layers_are_removed_and_reported(tmp_path: Path, run: Any) -> None:
+    model, plan, slim = residual(tmp_path), tmp_path / "plan.json", tmp_path / "slim.onnx"
+    shown = run("plan", model, "--set", "Conv_b=0", "-o", plan).out
+    assert "removed layer" in shown
+    assert "Conv_c" in shown
+    applied = run("apply", model, plan, "-o", slim)
+    assert applied.code == 0
+    assert "Conv_b, Sigmoid_s, Conv_c" in applied.out
+    assert run("verify", model, plan, slim).code == 0
+    found = json.loads(run("diff", model, slim, "--format", "json").out)
+    assert [layer["name"] for layer in found["removed_layers"]] == ["Conv_b", "Sigmoid_s", "Conv_c"]
+    assert (
+        found["after"]["totals"]["params"]
+        == json.loads(plan.read_bytes())["cost"]["params"]["after"]
+    )
+    assert "removed" in run("diff", model, slim).out
+
+    refused = run("plan", model, "--set", "Conv_a=0")
+    assert refused.code == 3
+    assert "no longer depend on any input" in refused.err
+    low = run("plan", model, "--budget", "flops=2%", "--min-width", "0", "--round-to", "4")
+    assert low.code == 1
+    assert "the lowest that can is" in low.err
+    options = ["--budget", "flops=8%", "--min-width", "0", "--round-to", "4", "--format", "json"]
+    made = json.loads(run("plan", model, *options).out)
+    assert [group["keep"] for group in made["groups"].values()][1] == []
+
+
+def test_absorb_on_the_command_line(model: Path, run: Any) -> None:
+    """A channel whose BatchNorm scale is 0 is dropped without a change of the outputs."""
+    proto = onnx.load(model)
+    (scale,) = [w for w in proto.graph.initializer if w.name == "bn.weight"]
+    array = onnx.numpy_helper.to_array(scale).copy()
+    array[[2, 5]] = 0.0
+    scale.CopyFrom(onnx.numpy_helper.from_array(array, "bn.weight"))
+    (shift,) = [w for w in proto.graph.initializer if w.name == "bn.bias"]
+    shift.CopyFrom(onnx.numpy_helper.from_array(np.ones(8, np.float32), "bn.bias"))
+    model.write_bytes(proto.SerializeToString())
+    plan, slim = model.with_name("plan.json"), model.with_name("slim.onnx")
+    assert run("plan", model, "--set", "conv1=6", "--score", "bn", "-o", plan).code == 0
+    ran = run("apply", model, plan, "-o", slim, "--absorb")
+    assert (ran.code, "warning" in ran.err) == (0, False)
+    assert run("verify", model, plan, slim).code == 0
+    x = {"x": np.random.default_rng(0).standard_normal((1, 3, 10, 10), np.float32)}
+    before, after = (onnxruntime.InferenceSession(p).run(None, x)[0] for p in (model, slim))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)

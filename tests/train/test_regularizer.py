@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.examples import image, residual_cnn
+from morphgraph.examples import BasicBlock, image, residual_cnn
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.train.regularizer import Regularizer
+from morphgraph.workflow import apply
 
 GAMMAS = {
     "conv1": [0.8] * 7 + [0.2] * 6,
@@ -226,6 +227,31 @@ def test_live_cost_is_the_cost_of_the_plan() -> None:
     assert reg.live_share() < 1
     assert plan.cost["flops"].after == reg.live_cost()
     assert reg.plan({"flops": "20%"}).cost["flops"].after <= 0.2 * reg.initial_cost
+
+
+def test_training_may_remove_a_block() -> None:
+    original, graph = residual_network()
+    net = copy.deepcopy(original)
+    block = next(m for m in net.modules() if isinstance(m, BasicBlock))
+    inside = graph.channel_group[graph.channels_at("blocks.0.conv1.weight", 0)][0]
+    with torch.no_grad():
+        block.bn1.weight.zero_()
+    cautious, bold = Regularizer(graph, net), Regularizer(graph, net, min_width=0)
+    assert cautious.plan().widths(graph)[inside] == 1
+    assert cautious.live_cost() < cautious.plan().cost["flops"].after  # as if nothing stayed
+    plan = bold.plan()
+    assert plan.widths(graph)[inside] == 0
+    assert plan.cost["flops"].after == bold.live_cost()
+    assert bold.lowest_share() < cautious.lowest_share()
+    assert bold.plan(min_width=1).widths(graph)[inside] == 1
+    slim = apply(graph, plan, weights=net)
+    assert "blocks.0.conv2.weight" not in slim.graph.initializers
+    for other in net.modules():
+        if isinstance(other, nn.BatchNorm2d):
+            with torch.no_grad():
+                other.weight.zero_()
+    # Where all is dead, what a network cannot do without keeps a channel.
+    assert bold.plan().cost["flops"].after == bold.live_cost() > 0
 
 
 def test_proximal_step_reaches_exact_zero() -> None:

@@ -1,0 +1,56 @@
+"""Adding a constant to a result: in the operand that shifts its channels already."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.onnx_io import static_shape
+from morphgraph.passes.evaluate import Array
+
+# Operators that add an operand to every channel of axis 1, and which operand that is.
+SHIFTS: Mapping[str, int] = {"BatchNormalization": 2, "Conv": 2, "ConvTranspose": 2, "Gemm": 2}
+
+
+def add_to_shift(node: ir.Node, array: Array) -> bool:
+    """Add a constant to what a node gives by changing its bias in place; whether that could be.
+
+    Args:
+        node: of any operator; its bias must be an initializer that it alone reads.
+        array: of the result's rank; it may vary along the channels, and not along other axes.
+    """
+    place = shift_of(node, array)
+    shift = node.inputs[place] if place is not None and place < len(node.inputs) else None
+    size = static_shape(node.outputs[0])
+    if shift is None or shift.const_value is None or len(shift.uses()) != 1:
+        return False
+    old = array_of(shift)
+    if shift.is_graph_output() or old.size != size[1]:
+        return False
+    full = [length if axis == 1 else 1 for axis, length in enumerate(size)]
+    replace_array(shift, old + np.broadcast_to(array, full).reshape(old.shape))
+    return True
+
+
+def shift_of(node: ir.Node, array: Array) -> int | None:
+    """Which operand of a node could add a constant, present or not; ``None``: there is none."""
+    beta = node.attributes.get("beta")
+    channels_only = all(size == 1 for axis, size in enumerate(array.shape) if axis != 1)
+    if not channels_only or (beta is not None and beta.as_float() != 1.0):
+        return None
+    return SHIFTS.get(node.op_type) if not node.domain else None
+
+
+def array_of(value: ir.Value) -> Array:
+    """An initializer's numbers."""
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def replace_array(value: ir.Value, array: Array) -> None:
+    """Give an initializer other numbers, of the same type."""
+    old = array_of(value)
+    new = np.ascontiguousarray(array.astype(old.dtype)).reshape(array.shape)
+    value.const_value = ir.Tensor(new, dtype=value.dtype, name=value.name)
+    value.shape = ir.Shape(new.shape)
+    value.meta.pop("static_shape", None)
