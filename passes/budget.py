@@ -387,14 +387,19 @@ def require_reachable(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits
     for goal in goals:
         least = goal.cost.at(lowest)
         if least > goal.limit:
-            raise _unreachable(goal, least)
+            raise _unreachable(graph, goal, least)
 
 
-def _unreachable(goal: Goal, least: float) -> BudgetError:
+def _unreachable(graph: ChannelGraph, goal: Goal, least: float) -> BudgetError:
+    pinned = _all_pinned(graph)
+    remedy = (
+        f"{pinned}; see `analyze`"
+        if pinned
+        else ("raise the budget, lower min-width or round-to, or exclude less")
+    )
     return BudgetError(
         f"budget {goal.kind}={goal.limit:.12g} cannot be met: the lowest that can is "
-        f"{least:.12g} {goal.cost.unit} ({least / goal.cost.total:.1%} of the model); "
-        "raise the budget, lower min-width or round-to, or exclude less"
+        f"{least:.12g} {goal.cost.unit} ({least / goal.cost.total:.1%} of the model); {remedy}"
     )
 
 
@@ -444,7 +449,7 @@ class _Path:
             require_reachable(self.graph, goals, self.limits)
         while over := [goal for goal in goals if goal.cost.at(self.widths) > goal.limit]:
             if not self._step():
-                raise _unreachable(over[0], over[0].cost.at(self.widths))
+                raise _unreachable(self.graph, over[0], over[0].cost.at(self.widths))
 
     def _step(self) -> bool:
         """Remove the next channels; whether there were any that free something."""
@@ -601,8 +606,13 @@ def _finish(
 
 
 def _nothing_shrinks(graph: ChannelGraph) -> str:
-    pinned = [group for group in graph.groups if not group.resizable]
-    if len(pinned) == len(graph.groups):
-        reasons = sorted({group.reason or "" for group in pinned})
-        return f"the plan changes nothing: every group keeps its size ({'; '.join(reasons[:5])})"
-    return "the plan changes nothing: the model fits the request as it is"
+    why = _all_pinned(graph) or "the model fits the request as it is"
+    return f"the plan changes nothing: {why}"
+
+
+def _all_pinned(graph: ChannelGraph) -> str:
+    """The reasons why nothing can shrink; empty where something can."""
+    if any(group.resizable for group in graph.groups):
+        return ""
+    reasons = sorted({group.reason or "" for group in graph.groups})
+    return f"every group keeps its size ({'; '.join(reasons[:5])})"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from morphgraph.errors import UnsupportedError
 from morphgraph.graph import (
     Attention,
     ChannelGraph,
@@ -26,8 +27,12 @@ from morphgraph.graph import (
     IntArray,
     Pin,
 )
+from morphgraph.onnx_io import escape
 from morphgraph.passes.carriers import settle
 from morphgraph.passes.sites import Sites, components, find_sites
+
+# Positions of all classes together; every one takes some 40 bytes while channels are found.
+_MAX_POSITIONS = 2**26
 
 
 def group(couplings: Couplings, attention: Attention = "heads") -> ChannelGraph:
@@ -130,9 +135,13 @@ class _Solver:
         left: list[IntArray] = []
         right: list[IntArray] = []
         atoms = int(self.start[-1])
+        if atoms > _MAX_POSITIONS:
+            raise UnsupportedError(self._too_large())
+        telling = _most_telling_last(self.reasons)
+        rank = {kind: place for place, kind in enumerate(telling)}
         pinned_by = np.full(atoms, -1, dtype=np.int64)
-        for kind in self.reasons:
-            pinned_by[self.start[kind] : self.start[kind + 1]] = kind
+        for kind in telling:
+            pinned_by[self.start[kind] : self.start[kind + 1]] = rank[kind]
         for site in self.sites:
             if site.dim_class in self.reasons:
                 continue
@@ -141,7 +150,7 @@ class _Solver:
                 positions = positions + self.start[site.dim_class]
                 if part.kind in self.reasons:
                     if not site.product:
-                        pinned_by[positions] = part.kind
+                        pinned_by[positions] = np.maximum(pinned_by[positions], rank[part.kind])
                     continue
                 left.append(elements + self.start[part.kind])
                 right.append(positions)
@@ -152,7 +161,16 @@ class _Solver:
         count = int(channels.max(initial=-1)) + 1
         channel_pin = np.full(count, -1, dtype=np.int64)
         np.maximum.at(channel_pin, channels, pinned_by)
-        return channels, channel_pin
+        return channels, np.array([*telling, -1], dtype=np.int64)[channel_pin]
+
+    def _too_large(self) -> str:
+        largest = int(np.argmax(self.class_size))
+        dims = self._nodes_of_class()[largest]
+        where = f"axis {dims[0].axis} of '{escape(dims[0].value)}' has" if dims else "an axis has"
+        return (
+            f"{where} {self.class_size[largest]} positions; at most {_MAX_POSITIONS} in all axes "
+            "can be followed: export the model for smaller inputs, or without that tensor"
+        )
 
     def _incidence(self, atom_channel: IntArray) -> tuple[IntArray, IntArray, IntArray]:
         """How often every channel stands on every class: (channel, class, count) triples."""
@@ -190,6 +208,20 @@ class _Solver:
         return found
 
 
+def _most_telling_last(reasons: Mapping[int, Pin]) -> list[int]:
+    """Classes in the order in which their reasons speak for a channel that has several.
+
+    That it leaves the network tells most, then what arose at the class itself; of those the first
+    in the model's order.
+    """
+
+    def telling(kind: int) -> tuple[bool, bool, int]:
+        pin = reasons[kind]
+        return pin.reason.startswith("graph "), pin.source is None, -kind
+
+    return sorted(reasons, key=telling)
+
+
 def _mix(words: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """Scramble 64-bit words (SplitMix64's finalizer), so that sums of them identify multisets."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
@@ -225,6 +257,8 @@ class _Roles:
         self.statistical: set[int] = set()
         self.kernels: set[int] = set()
         self.added: set[int] = set()
+        heads = {int(classes[factor]) for factor in couplings.eager}
+        self.ways = (("attention", heads), ("residual", self.added))
         standing: dict[int, list[int]] = defaultdict(list)
         counted = {f for node in couplings.nodes for term in node.macs for f in term}
         for edge in couplings.edges:
@@ -265,10 +299,15 @@ class _Roles:
         return tuple(dict.fromkeys(self.couplings.nodes[number].layer for number in numbers))
 
     def name(self, producers: Sequence[str], touched: IntArray) -> str:
-        """``layer1 (residual, 7 producers)``; empty without a producer."""
+        """``layer1 (residual, 7 producers)``; empty without a producer.
+
+        Attentions come first: rotary embeddings add within a head, and no layers to each other.
+        """
         if len(producers) < 2:
             return "".join(producers)
-        how = "residual" if any(int(kind) in self.added for kind in touched) else "tied"
+        how = next(
+            (how for how, kinds in self.ways if not kinds.isdisjoint(map(int, touched))), "tied"
+        )
         split = [name.split(".") for name in producers]
         levels = zip(*split, strict=False)
         common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, levels)]

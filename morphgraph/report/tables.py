@@ -9,10 +9,13 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from morphgraph.onnx_io import escape
 from morphgraph.plans import readable_json
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
 
 Format = Literal["table", "json", "csv", "md"]
 Cell = str | int | float | None
@@ -179,6 +182,11 @@ def _md(text: str) -> str:
     return "".join("\\" + char if char in "\\`*_{}[]<>|#" else char for char in text)
 
 
+def _unbounded(console: "Console") -> "ConsoleOptions":
+    """Options under which a table is as wide as it likes."""
+    return console.options.update(width=_ENDLESS)
+
+
 def _text(report: Report, color: bool, width: int | None) -> str:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -209,8 +217,15 @@ def _text(report: Report, color: bool, width: int | None) -> str:
             shown.add_column(
                 Text(column.title), justify="right" if column.right else "left", overflow="fold"
             )
-        for row in table.readable():
+        rows = table.readable()
+        for row in rows:
             shown.add_row(*map(Text, row))
+        if console.measure(shown, options=_unbounded(console)).maximum > console.width:
+            # Titles of numbers break first, so that names keep the room.
+            for index, column in enumerate(table.columns):
+                if column.right:
+                    texts = [*column.title.split(), *(row[index] for row in rows)]
+                    shown.columns[index].max_width = max(map(len, texts))
         console.print(shown, soft_wrap=False)
     if report.foot and (report.tables or report.head):
         console.print()
