@@ -1,8 +1,8 @@
 """Operators of the domain ``com.microsoft`` that ONNX Runtime writes into the files it optimizes.
 
-They are resized like what they were fused from, and become the same modules of torch. ONNX knows no
-shapes for them, and ONNX Runtime does not write them: the entries of those that keep their operand's
-shape tell it, and convolutions; for others the file must state it.
+They are resized like what they were fused from, and become the same modules of torch. ONNX knows
+no shapes for them, and ONNX Runtime does not write them: the entries of those that keep their
+operand's shape tell it, and convolutions; for others the file must state it.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def _activated(
     if kind == "HardSigmoid" and len(given) == 2:
         line = b.call(torch.add, b.call(torch.mul, x, given[0]), given[1])
         return b.call(torch.clamp, line, 0.0, 1.0)
-    b.fail(n, f"activation {kind} with parameters {given}")
+    return b.fail(n, f"activation {kind} with parameters {given}")
 
 
 @op("FusedConv", domain=_DOMAIN)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from morphgraph.torch_io.builder import TorchBuilder
 from morphgraph.ops.reshape import regroup
 
-
 OPEN_ADVICE = "pass input_shapes"
 
 

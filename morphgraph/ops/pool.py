@@ -208,7 +208,7 @@ class _Windows:
     def counted_from_the_start(
         self, x: "fx.Node", positions: "fx.Node", shift: Sequence[int]
     ) -> "fx.Node":
-        """Positions within the planes of ``x``, which pads may have shifted, as ONNX counts them."""
+        """Positions in planes of ``x``, which pads may have shifted, as ONNX counts them."""
         from morphgraph.torch_io.positions import over_the_tensor
 
         b, n = self.builder, self.node

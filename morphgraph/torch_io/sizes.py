@@ -1,8 +1,9 @@
 """Numbers that a network computes from the sizes of its tensors, as Python computes them.
 
-ONNX computes shapes with tensors. In torch they are Python integers: ``x.size(1)`` and arithmetic on
-it, which tracing, exporting and compiling follow where they would not follow a tensor. An array of
-such numbers holds each as an integer, or as a proxy that writes what is done to it into the graph.
+ONNX computes shapes with tensors. In torch they are Python integers: ``x.size(1)`` and arithmetic
+on it, which tracing, exporting and compiling follow where they would not follow a tensor. An array
+of such numbers holds each as an integer, or as a proxy that writes what is done to it into the
+graph.
 """
 
 import math
@@ -24,7 +25,7 @@ Size: TypeAlias = int | fx.Node
 _MOST = 64  # numbers that may be meant as sizes: more than any shape has
 
 
-class _Unknown(Exception):
+class _UnknownError(Exception):
     """A number depends on the values of a tensor, or on an operator that has no place here."""
 
 
@@ -46,7 +47,7 @@ class SizeArithmetic:
         """A tensor of integers, flat, one by one; ``None`` where they are no numbers of sizes."""
         try:
             return [_plain(number) for number in self._numbers(value).reshape(-1)]
-        except _Unknown:
+        except _UnknownError:
             return None
 
     def _open_size(self, value: ir.Value, axis: int) -> Any:
@@ -64,16 +65,16 @@ class SizeArithmetic:
     def _computed(self, value: ir.Value) -> Numbers:
         shape = static_shape(value)
         if math.prod(shape) > _MOST:
-            raise _Unknown
+            raise _UnknownError
         if value.const_value is not None:
             return _array(value.const_value.numpy().reshape(-1).tolist()).reshape(shape)
         node = value.producer()
         if node is None or node.domain:
-            raise _Unknown
+            raise _UnknownError
         if node.op_type == "Shape":
             return self._shape(OpNode(node))
         if node.op_type not in _RULES:
-            raise _Unknown
+            raise _UnknownError
         operands = [self._numbers(v) for v in node.inputs if v is not None]
         return _array(_RULES[node.op_type](OpNode(node), *operands).reshape(-1)).reshape(shape)
 
@@ -106,10 +107,12 @@ def _plain(number: Any) -> Size:
 
 
 def _each(function: Callable[..., Any]) -> Callable[..., Numbers]:
-    """A rule that treats numbers one by one, with broadcasting."""
+    """A rule that treats numbers one by one, with broadcasting; it gives them flat."""
 
     def rule(_node: OpNode, *operands: Numbers) -> Numbers:
-        return np.asarray(np.frompyfunc(function, len(operands), 1)(*operands), dtype=object)
+        together = np.broadcast_arrays(*operands)
+        columns = zip(*(operand.reshape(-1) for operand in together), strict=True)
+        return _array([function(*numbers) for numbers in columns])
 
     return rule
 
@@ -119,22 +122,22 @@ def _cast(n: OpNode, x: Numbers) -> Numbers:
     return _each(torch.sym_int if to.is_integer() else torch.sym_float)(n, x)
 
 
-def _slice(n: OpNode, x: Numbers, *bounds: Numbers) -> Numbers:
+def _slice(_node: OpNode, x: Numbers, *bounds: Numbers) -> Numbers:
     if x.ndim != 1 or any(isinstance(k, fx.Proxy) for bound in bounds for k in bound):
-        raise _Unknown
+        raise _UnknownError
     start, end = bounds[0][0], bounds[1][0]
     return x[start : None if end < -(2**31) else end : bounds[3][0] if len(bounds) > 3 else 1]
 
 
-def _gather(n: OpNode, x: Numbers, indices: Numbers) -> Numbers:
+def _gather(_node: OpNode, x: Numbers, indices: Numbers) -> Numbers:
     if any(isinstance(k, fx.Proxy) for k in indices.reshape(-1)):
-        raise _Unknown
-    return np.take(x, indices.astype(np.int64), axis=0)
+        raise _UnknownError
+    return x[indices.astype(np.int64)].reshape(-1)
 
 
 def _product(n: OpNode, x: Numbers, *_axes: Numbers) -> Numbers:
     if math.prod(n.out()) != 1:
-        raise _Unknown
+        raise _UnknownError
     return _array([math.prod(x.reshape(-1))])
 
 
@@ -144,26 +147,34 @@ def _divided(n: OpNode, x: Numbers, y: Numbers) -> Numbers:
     return _each(operator.floordiv if is_integer else operator.truediv)(n, x, y)
 
 
+def _concat(_node: OpNode, *parts: Numbers) -> Numbers:
+    return np.concatenate(parts)
+
+
+def _same(_node: OpNode, x: Numbers, *_shape: Numbers) -> Numbers:
+    return x
+
+
 _RULES: dict[str, Callable[..., Numbers]] = {
     "Add": _each(operator.add),
     "Cast": _cast,
     "Ceil": _each(lambda x: _called(math.ceil, x)),
-    "Concat": lambda n, *parts: np.concatenate(parts),
+    "Concat": _concat,
     "Div": _divided,
     "Floor": _each(lambda x: _called(math.floor, x)),
     "Gather": _gather,
-    "Identity": lambda n, x: x,
+    "Identity": _same,
     "Max": _each(torch.sym_max),
     "Min": _each(torch.sym_min),
     "Mod": _each(operator.mod),
     "Mul": _each(operator.mul),
     "Neg": _each(operator.neg),
     "ReduceProd": _product,
-    "Reshape": lambda n, x, *_shape: x,
+    "Reshape": _same,
     "Slice": _slice,
-    "Squeeze": lambda n, x, *_axes: x,
+    "Squeeze": _same,
     "Sub": _each(operator.sub),
-    "Unsqueeze": lambda n, x, *_axes: x,
+    "Unsqueeze": _same,
 }
 
 
