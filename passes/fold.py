@@ -154,7 +154,9 @@ class _Folder:
         else:
             self._settle(node, [tensor])
         if not self.lists_parameters and len(tensor.shape) > 1 and tensor.dtype.is_floating_point():
-            self.trained.add(name)  # some exporters keep weights in Constant nodes
+            # Some exporters keep weights in Constant nodes; zeros are states and fillers.
+            if tensor.nbytes > FOLD_LIMIT_BYTES or tensor.numpy().any():
+                self.trained.add(name)
 
     def _known(self, value: ir.Value | None) -> ir.TensorProtocol | None:
         """The value of a constant, or what a varying one is at the present sizes."""

@@ -470,16 +470,16 @@ CASES = [
     *(
         (
             f"{IMAGE}, float[3,4] z | int64[3] k = {{0,1,1}}, float h = {{6.0}}",
-            "r = Mul (z, h) y = RoiAlign <output_height = 2, output_width = 3, spatial_scale = 0.5, "
-            f'sampling_ratio = {ratio}, coordinate_transformation_mode = "{where}"> (x, r, k)',
+            "r = Mul (z, h) y = RoiAlign <output_height = 2, output_width = 3, "
+            f"spatial_scale = 0.5, sampling_ratio = {ratio}, "
+            f'coordinate_transformation_mode = "{where}"> (x, r, k)',
         )
         for ratio in (0, 2)
         for where in ("half_pixel", "output_half_pixel")
     ),
     (
-        f"{IMAGE}, float[2,4] z | int64[2,1] k = {{1,0}}, float h = {{6.0}}",
-        "s = Mul (z, h) j = CastLike (k, z) r = Concat <axis = 1> (j, s) "
-        "y = MaxRoiPool <pooled_shape = [2,3]> (x, r)",
+        f"{IMAGE}, float[2,4] z | int64[4] p = {{0,1,0,0}}, float n = {{1.0}}, float h = {{6.0}}",
+        "s = Mul (z, h) r = Pad (s, p, n) y = MaxRoiPool <pooled_shape = [2,3]> (x, r)",
     ),
     (
         "float[2,4,5,6] x, float[6,2,3,3] w, float[2,36,5,6] z, float[6] b, float[2,18,5,6] m",
