@@ -5,6 +5,7 @@ A case is the inputs (``x`` and ``z`` are fed, all others are random weights) an
 
 import copy
 import re
+import sys
 
 import numpy as np
 import onnx_ir as ir
@@ -957,3 +958,10 @@ def test_what_torch_cannot_do_is_refused_by_name(inputs: str, nodes: str, told: 
     with pytest.raises(UnsupportedError, match=told) as refused:
         to_torch(build(inputs, nodes))
     assert "node '" in str(refused.value)
+
+
+def test_what_wants_torchvision_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    inputs = f"{IMAGE}, float[2,5] z"
+    with pytest.raises(UnsupportedError, match=r"MaxRoiPool.*install torchvision"):
+        to_torch(build(inputs, "y = MaxRoiPool <pooled_shape = [2,3]> (x, z)"))
