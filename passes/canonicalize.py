@@ -66,7 +66,11 @@ def canonicalize(
         _fold(bind_inputs(bound, _with_batch(bound, dynamic, size))) for size in _BATCHES
     )
     declared = {value.name or "": ir.Shape(value.shape or ()) for value in bound.graph.inputs}
-    _restore_batch(first, second, declared)
+    try:
+        _restore_batch(first, second, declared)
+    except ModelError:
+        # What cannot be written for any batch is left computed, as for other open sizes.
+        return _finish(settle_open_sizes(bound, symbols, _fold_keeping))
     return _finish(first)
 
 

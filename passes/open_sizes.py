@@ -68,6 +68,12 @@ def _dim(value: ir.Value, axis: int) -> ir.SymbolicDim | None:
     return dim if isinstance(dim, ir.SymbolicDim) else None
 
 
+def larger_shapes(model: ir.Model, symbols: Sequence[Symbol]) -> dict[str, list[int]]:
+    """The shapes of a model's inputs with all of its open sizes enlarged."""
+    enlarged = [Symbol(s.name, s.axes, s.larger, s.larger) for s in symbols]
+    return _input_shapes(model, enlarged, None)
+
+
 def settle_open_sizes(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -> ir.Model:
     """The canonical form of a model with open sizes: they stay open, all others are known.
 

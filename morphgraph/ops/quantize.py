@@ -56,7 +56,7 @@ class Quantize(Op):
             real = real if zero is None else b.call(torch.sub, real, zero)
             return b.call(torch.mul, real, scale)
         steps = b.call(torch.round, b.call(torch.div, x, scale))
-        return _stored(b, n, steps if zero is None else b.call(torch.add, steps, zero))
+        return stored(b, n, steps if zero is None else b.call(torch.add, steps, zero))
 
 
 def _column(b: "TorchBuilder", n: OpNode, i: int, axis: int) -> "fx.Node":
@@ -67,7 +67,12 @@ def _column(b: "TorchBuilder", n: OpNode, i: int, axis: int) -> "fx.Node":
     return b.method("reshape", b.tensor(n, i), [-1 if k == axis % rank else 1 for k in range(rank)])
 
 
-def _stored(b: "TorchBuilder", n: OpNode, number: "fx.Node") -> "fx.Node":
+def single(b: "TorchBuilder", n: OpNode, i: int) -> "fx.Node":
+    """A scale or zero point that is one number for all."""
+    return b.method("reshape", b.tensor(n, i), ())
+
+
+def stored(b: "TorchBuilder", n: OpNode, number: "fx.Node") -> "fx.Node":
     """A whole number as the node's result type, as near as that holds it."""
     import torch
 
@@ -101,13 +106,13 @@ class DynamicQuantize(Op):
         zero = b.call(torch.clamp, nearest, 0, 255)
         steps = b.call(torch.round, b.call(torch.div, x, scale))
         return (
-            _stored(b, n, b.call(torch.add, steps, zero)),
+            stored(b, n, b.call(torch.add, steps, zero)),
             scale,
             b.method("to", zero, torch.uint8),
         )
 
 
-def _centred(b: "TorchBuilder", n: OpNode, i: int, zero: int, axis: int | None = None) -> "fx.Node":
+def centred(b: "TorchBuilder", n: OpNode, i: int, zero: int, axis: int | None = None) -> "fx.Node":
     """Stored numbers less their zero point, in double precision: whole numbers stay exact."""
     import torch
 
@@ -140,7 +145,7 @@ def _rescaled(b: "TorchBuilder", n: OpNode, total: "fx.Node", axis: int | None) 
     steps = b.call(torch.round, b.call(torch.mul, total, factor))
     if n.has(7):
         steps = b.call(torch.add, steps, b.method("reshape", b.tensor(n, 7), ()))
-    return _stored(b, n, steps)
+    return stored(b, n, steps)
 
 
 def _convolved(
@@ -198,7 +203,7 @@ class QLinearConv(Op):
         strides: Sequence[int] | None = None,
     ) -> "fx.Node":
         bias = b.method("double", b.tensor(n, 8)) if n.has(8) else None
-        operands = _centred(b, n, 0, 2), _centred(b, n, 3, 5, 0), bias
+        operands = centred(b, n, 0, 2), centred(b, n, 3, 5, 0), bias
         window = auto_pad, dilations, pads, strides
         total = _convolved(b, n, operands, n.shape(3)[2:], group, window)
         return _rescaled(b, n, total, 1)
@@ -238,9 +243,9 @@ class ConvInteger(Op):
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> "fx.Node":
-        operands = _centred(b, n, 0, 2), _centred(b, n, 1, 3, 0), None
+        operands = centred(b, n, 0, 2), centred(b, n, 1, 3, 0), None
         window = auto_pad, dilations, pads, strides
-        return _stored(b, n, _convolved(b, n, operands, n.shape(1)[2:], group, window))
+        return stored(b, n, _convolved(b, n, operands, n.shape(1)[2:], group, window))
 
 
 def _column_axes(n: OpNode, i: int) -> str:
@@ -266,7 +271,7 @@ class QLinearMatMul(Op):
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
 
-        total = b.call(torch.matmul, _centred(b, n, 0, 2), _centred(b, n, 3, 5))
+        total = b.call(torch.matmul, centred(b, n, 0, 2), centred(b, n, 3, 5))
         return _rescaled(b, n, total, None)
 
 
@@ -286,4 +291,4 @@ class MatMulInteger(Op):
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
 
-        return _stored(b, n, b.call(torch.matmul, _centred(b, n, 0, 2), _centred(b, n, 1, 3)))
+        return stored(b, n, b.call(torch.matmul, centred(b, n, 0, 2), centred(b, n, 1, 3)))
