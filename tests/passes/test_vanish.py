@@ -142,7 +142,7 @@ CONSTRUCTS: dict[str, tuple[str, list[str], list[str]]] = {
     ),
     "all heads of an attention": (
         ATTENTION,
-        ["MatMul_q (tied, 3 producers)"],
+        ["MatMul_q (attention, 3 producers)"],
         ["MatMul", "Add", "MatMul", "Add", "Gelu", "MatMul", "Add", "Add", "MatMul"],
     ),
     "the hidden layer of an mlp": (
