@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.errors import VerificationError
+from morphgraph.errors import ModelError, VerificationError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.absorb import absorbed_in, with_channels
@@ -106,13 +106,15 @@ def verify(
         runner: what runs the models; ONNX Runtime if not given.
 
     Raises:
-        ModelError: what the model says of absorbed channels does not fit the network.
+        ModelError: the resized model takes other inputs, or what it says of absorbed channels does
+            not fit the network.
         PlanError: the plan is for another network.
         UnsupportedError: ONNX Runtime does not run the model.
     """
     from morphgraph.ort import random_inputs, run as run_in_ort
 
     run = runner or run_in_ort
+    _require_same_inputs(graph.model, small)
     model = in_single_precision(graph.model)
     inputs = random_inputs(model, seed) if feeds is None else _converted(feeds, model)
     keep, absorbed = plan.kept(graph), absorbed_in(graph, small)
@@ -128,6 +130,22 @@ def verify(
         ),
         tolerance,
     )
+
+
+def _require_same_inputs(model: ir.Model, small: ir.Model) -> None:
+    """Refuse what cannot be a resize of the model: inputs keep their names, types and sizes."""
+    wanted, found = ([_signature(value) for value in m.graph.inputs] for m in (model, small))
+    if wanted != found:
+        raise ModelError(
+            f"takes inputs {', '.join(found)}, but the original takes {', '.join(wanted)}; "
+            "give a resize of the original"
+        )
+
+
+def _signature(value: ir.Value) -> str:
+    """``'x' (FLOAT [?,3,8,8])``; symbolic sizes may have any name."""
+    shape = ",".join(str(size) if isinstance(size, int) else "?" for size in value.shape or ())
+    return f"'{escape(value.name or '')}' ({value.dtype} [{shape}])"
 
 
 def _converted(

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from morphgraph.errors import PlanError, VerificationError
+from morphgraph.errors import ModelError, PlanError, VerificationError
 from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.ort import random_inputs, run
 from morphgraph.passes.lift import lift
@@ -201,6 +201,12 @@ def test_a_result_that_is_not_a_number_is_refused() -> None:
     assert tensor is not None
     give(small, "w3", tensor.numpy() * np.float32(np.nan))
     assert not verify(graph, plan, small).ok
+
+
+def test_another_networks_file_is_refused() -> None:
+    graph, other = of_text(RESIDUAL), of_text(NORM)
+    with pytest.raises(ModelError, match=r"takes inputs 'x' \(FLOAT \[2,5,3\]\), but the original"):
+        verify(graph, random_plan(graph), other.model)
 
 
 def test_another_networks_plan_is_refused() -> None:
