@@ -133,8 +133,14 @@ def verify(
 
 
 def _require_same_inputs(model: ir.Model, small: ir.Model) -> None:
-    """Refuse what cannot be a resize of the model: inputs keep their names, types and sizes."""
-    wanted, found = ([_signature(value) for value in m.graph.inputs] for m in (model, small))
+    """Refuse what cannot be a resize of the model: inputs keep their names, types and sizes.
+
+    Old files list their weights among the inputs; those are none.
+    """
+    wanted, found = (
+        [_signature(value) for value in m.graph.inputs if value.name not in m.graph.initializers]
+        for m in (model, small)
+    )
     if wanted != found:
         raise ModelError(
             f"takes inputs {', '.join(found)}, but the original takes {', '.join(wanted)}; "
