@@ -46,6 +46,7 @@ _FAMILIES = {
     "contrib": "ONNX Runtime's own (`com.microsoft`)",
     "contrib_quantize": "ONNX Runtime's own, quantized (`com.microsoft`)",
     "barriers": "Barriers",
+    "sizes": "Computing with sizes",
 }
 # Entries of these families write index maps, not lines; their docstring says what moves.
 _MAPPED = ("movement", "reshape", "padding", "interpolation", "indexing", "sizes")
