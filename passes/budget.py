@@ -594,9 +594,10 @@ def _finish(
     made = make_plan(graph, keep, request, changes)
     uncounted = [f"{node.ir.op_type} '{node.name}'" for node in graph.nodes if node.opaque]
     if uncounted:
+        more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
         warnings.warn(
-            f"{len(uncounted)} operators without notation keep their channels, and what they "
-            f"compute is not counted in the budget: {escape(', '.join(uncounted[:3]))}",
+            "operators that are not described keep their channels, and what they compute is not "
+            f"counted in the budget: {escape(', '.join(uncounted[:3]))}{more}",
             MorphWarning,
             stacklevel=3,
         )

@@ -6,7 +6,7 @@ and nested products have been refined to the same factors (see :mod:`morphgraph.
 that two sites do not tie a channel to two masters.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -119,11 +119,24 @@ class _Pins:
         self.add(direct)
 
     def add(self, reasons: Mapping[int, Pin]) -> None:
-        """Pin classes, and all that keeps its size with them."""
+        """Pin classes, and all that keeps its size with them.
+
+        Pins spread step by step, so that the nearest reason comes first; of those equally near that
+        of the graph's inputs and outputs, then that of the most positions. An axis of size 1 says
+        least.
+        """
         self.reasons.update(reasons)
-        self._pending = list(reasons)
+        self._pending = deque(
+            sorted(
+                reasons,
+                key=lambda kind: (
+                    not reasons[kind].reason.startswith("graph "),
+                    -self._sizes[kind],
+                ),
+            )
+        )
         while self._pending:
-            for site in self._touching[self._pending.pop()]:
+            for site in self._touching[self._pending.popleft()]:
                 if site.product:
                     self._over_product(site)
                 else:

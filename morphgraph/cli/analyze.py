@@ -101,8 +101,8 @@ def _warn_of_opaque(model: Path, analysis: Analysis) -> None:
     if analysis.opaque_ops:
         names = some([op.name for op in analysis.opaque_ops])
         warnings.warn(
-            f"{escape(str(model))}: {len(analysis.opaque_ops)} operators are not described, the "
-            f"channels that they touch keep their size: {names}",
+            f"{escape(str(model))}: operators that are not described; the channels that they touch "
+            f"keep their size: {names}",
             MorphWarning,
             stacklevel=2,
         )

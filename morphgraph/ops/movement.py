@@ -427,6 +427,9 @@ class Expand(Op):
         return x if set(full) == {-1} else b.method("expand", x, tuple(full))
 
 
+_COMES_OR_GOES = {"Squeeze": "Squeeze removes", "Unsqueeze": "Unsqueeze adds"}
+
+
 @op("Squeeze", "Unsqueeze")
 class Squeeze(Op):
     """Axes of size 1 come or go; the others keep their order."""
@@ -444,7 +447,9 @@ class Squeeze(Op):
             places = [Place(fewer_port, short), Place(~fewer_port, long)]
             description.add(f"a{short}", many[long], places)
         for axis in new_axes:
-            description.pin(~fewer_port, axis, 1, f"axis of size 1 at {n.op_type}")
+            description.pin(
+                ~fewer_port, axis, 1, f"axis of size 1 that {_COMES_OR_GOES[n.op_type]}"
+            )
         return description
 
     @staticmethod

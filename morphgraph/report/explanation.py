@@ -75,7 +75,7 @@ class Use(msgspec.Struct, frozen=True):
 
     ``role``: it ``makes`` them, ``sums over`` them, ``competes over`` them (a removal changes what
     the others become), ``ties`` those of several operands, or ``carries on``. ``tied`` names the
-    layers whose channels it ties.
+    layers whose channels it ties, or where they are one layer its tensors.
     """
 
     operator: str
@@ -333,13 +333,16 @@ class _Teller:
             for dim, edge in zip(dims, edges, strict=True)
             if edge.port >= 0 and dim.value not in self.couplings.weights
         ]
+        layers = [self.layer_of.get(value, value) for value in operands]
+        # Within one layer, as the queries and keys of an attention, the tensors tell them apart.
+        tied_names = layers if len(set(layers)) > 1 else operands
         return Use(
             operator=node.name,
             op_type=node.ir.op_type,
             layer=node.layer,
             factor=name,
             role=role,
-            tied=[self.layer_of.get(value, value) for value in operands] if role == "ties" else [],
+            tied=tied_names if role == "ties" else [],
             places=[self._place(edge) for edge in edges],
         )
 

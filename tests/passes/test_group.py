@@ -187,3 +187,15 @@ def test_ids_depend_on_the_model_alone() -> None:
     assert first.group("g1").id == first.group(first.group("g1").name).id == "g1"
     with pytest.raises(KeyError):
         first.group("nobody")
+
+
+def test_of_several_reasons_the_graphs_own_is_told() -> None:
+    text = """net (float[1,3,4,4] x, float[4,3,1,1] w1, float[4,3,1,1] w2, float[2,8,1,1] w3)
+        => (float[1,2,4,4] y, float[1,4,4,4] g, float[1,4,4,4] s)
+    <int64[1] zero = {0}, int64[1] four = {4}, int64[1] one = {1}> {
+        a = Conv(x, w1)  g = com.acme.Gate(a)  b = Conv(x, w2)  z = Concat<axis=1>(a, b)
+        s = Slice(z, zero, four, one)  y = Conv(z, w3)
+    }"""
+    opsets = '<ir_version: 10, opset_import: ["": 20, "com.acme": 1]>'
+    graph = lift(model_from_text(opsets + text))
+    assert graph.group("z").reason == "graph output 's'"
