@@ -16,6 +16,7 @@ from morphgraph.graph import Attention, Couplings, IntArray, Pin
 from morphgraph.passes.sites import Part, Site, Sites
 
 _LOST = "shares an axis with the factor that shrinks there"
+_TWICE = "stands on an axis with itself, as in an outer product"
 
 
 def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[int, Pin]:
@@ -57,7 +58,7 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
             carriers.add(winner)
         pins.add(
             {
-                part.kind: Pin(_LOST, part.node, through=site.through)
+                part.kind: Pin(_LOST if candidates else _TWICE, part.node, through=site.through)
                 for part in free
                 if part.kind != winner
             }

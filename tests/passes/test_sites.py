@@ -69,3 +69,13 @@ def test_an_axis_pinned_part_by_part_is_pinned() -> None:
     per_channel = {(member.value, member.axis): member.per_channel for member in group.members}
     assert per_channel["w1", 1] == 3 * 2
     assert ("t", 0) not in per_channel
+
+
+def test_a_factor_that_stands_on_an_axis_with_itself_keeps_its_size() -> None:
+    text = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[5,36] w2) => (float[1,5] y)
+    <int64[3] flat = {1, 6, 16}> {
+        a = Conv(x, w1)  r = Reshape(a, flat)  t = Transpose<perm=[0,2,1]>(r)  g = MatMul(r, t)
+        f = Flatten(g)  y = Gemm<transB=1>(f, w2)
+    }"""
+    graph = lift(model_from_text(OPSET + text))
+    assert graph.group("Conv_a").reason == "stands on an axis with itself, as in an outer product"
