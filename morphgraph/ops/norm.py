@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from morphgraph.notation import Shape
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
 from morphgraph.ops.window import ranked
 
@@ -172,6 +173,10 @@ class MeanVarianceNormalization(Op):
     """Mean and variance over some axes, by default all but the channels."""
 
     @staticmethod
+    def shape(x: Shape) -> Shape:
+        return x
+
+    @staticmethod
     def describe(n: OpNode, *, axes: Sequence[int] = (0, 2, 3)) -> Description:
         names = [f"a{k}" for k in range(len(n.shape(0)))]
         line = " ".join(names)
@@ -256,6 +261,10 @@ class GroupNormalization(Op):
 
     Whole groups are removed exactly, so they go first.
     """
+
+    @staticmethod
+    def shape(x: Shape, *_others: Shape | None) -> Shape:
+        return x
 
     @staticmethod
     def describe(n: OpNode, *, num_groups: int) -> Description:

@@ -235,7 +235,7 @@ class Op:
     """Base of all entries; ``describe`` is what every entry must have.
 
     ``moves`` says that the results hold the operands' numbers as they are, elsewhere. ``shape``
-    gives the results' shapes for an operator that ONNX does not know: it takes the shapes of the
+    gives the results' shapes for an operator of which ONNX infers none: it takes the shapes of the
     operands (``None`` for an absent one) and returns one shape, or a list of them. ``origin`` is
     the file and line where a user taught the operator; empty for the program's own.
     """
