@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from morphgraph.passes.expand import expand as expand
     from morphgraph.passes.lift import lift as lift
     from morphgraph.plans import Plan as Plan
-    from morphgraph.report.explanation import explain as explain
+    from morphgraph.report.explain import explain as explain
     from morphgraph.torch_io.export import export as export
     from morphgraph.torch_io.to_torch import to_torch as to_torch
     from morphgraph.torch_io.weights import with_weights as with_weights
@@ -68,7 +68,7 @@ _HOMES = {
     "bench": "morphgraph.bench",
     "cost": "morphgraph.passes.cost",
     "export": "morphgraph.torch_io.export",
-    "explain": "morphgraph.report.explanation",
+    "explain": "morphgraph.report.explain",
     "expand": "morphgraph.passes.expand",
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
