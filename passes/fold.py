@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.onnx_io import PARAMETERS_KEY, stored_names
+from morphgraph.ops.op import taught
 from morphgraph.passes.compute import (
     FOLD_LIMIT_BYTES,
     computed,
@@ -23,16 +24,6 @@ from morphgraph.passes.compute import (
 )
 from morphgraph.passes.infer import ResultTypes, known_shape
 from morphgraph.stored import StoredTensor, is_stored
-
-# Operands that mean zero where they are absent: biases and initial states.
-_ZERO_BY_DEFAULT: dict[str, tuple[int, ...]] = {
-    "Conv": (2,),
-    "ConvTranspose": (2,),
-    "Gemm": (2,),
-    "GRU": (3, 5),
-    "LSTM": (3, 5, 6),
-    "RNN": (3, 5),
-}
 
 
 def fold_constants(model: ir.Model, varying: frozenset[str] = frozenset()) -> dict[str, object]:
@@ -186,7 +177,8 @@ class _Folder:
 
     def _drop_zeros(self, node: ir.Node) -> None:
         """Drop biases and initial states that an exporter has made up."""
-        for index in () if node.domain else _ZERO_BY_DEFAULT.get(node.op_type, ()):
+        entry = taught(node.op_type, node.domain)
+        for index in () if entry is None else entry.zeros:
             value = node.inputs[index] if index < len(node.inputs) else None
             tensor = self._constant(value)
             if value is None or tensor is None or value.name in self.trained:

@@ -20,6 +20,9 @@ class BatchNormalization(Op):
     The other axes pass: standardized weights come here as (1, out, in x kernel).
     """
 
+    scale = 1
+    shift = 2
+
     @staticmethod
     def describe(n: OpNode, *, training_mode: int = 0) -> Description:
         if training_mode:
@@ -70,6 +73,8 @@ class BatchNormalization(Op):
 class InstanceNormalization(Op):
     """Statistics run over the axes behind the channels, where a GroupNorm may have put others."""
 
+    scale = 1
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "n c *s, c, c -> n c *s", statistical="*s")
@@ -93,6 +98,8 @@ class InstanceNormalization(Op):
 @op("LayerNormalization")
 class LayerNormalization(Op):
     """Mean and variance run over all axes from ``axis`` on."""
+
+    scale = 1
 
     @staticmethod
     def describe(n: OpNode, *, axis: int = -1) -> Description:
@@ -231,6 +238,8 @@ class LRN(Op):
 
 @op("Softmax", "LogSoftmax", "Hardmax")
 class Softmax(Op):
+    open_at_zero = True
+
     @staticmethod
     def describe(n: OpNode, *, axis: int | None = None) -> Description:
         rank = len(n.shape(0))
@@ -261,6 +270,8 @@ class GroupNormalization(Op):
 
     Whole groups are removed exactly, so they go first.
     """
+
+    scale = 1
 
     @staticmethod
     def shape(x: Shape, *_others: Shape | None) -> Shape:
