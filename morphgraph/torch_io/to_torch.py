@@ -11,7 +11,8 @@ from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, parameter_na
 from morphgraph.ops import OpNode, entry_of
 from morphgraph.passes.canonicalize import canonicalize
 from morphgraph.torch_io.batch import free_batch
-from morphgraph.torch_io.builder import TorchBuilder, clean
+from morphgraph.torch_io.builder import TorchBuilder
+from morphgraph.torch_io.names import clean
 from morphgraph.torch_io.tensors import torch_type
 from morphgraph.torch_io.weights import record_names
 
