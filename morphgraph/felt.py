@@ -54,6 +54,9 @@ def make_felt(
         for name, parameter in net.named_parameters():
             if parameter.is_floating_point():
                 _randomize(name, parameter, name.rpartition(".")[0] in norms, generator)
+        for norm in _frozen(net):
+            norm.weight.copy_(_uniform(norm.weight, 0.5, 1.5, generator))
+            norm.bias.copy_(_uniform(norm.bias, -0.3, 0.3, generator))
         with _taking_statistics(net), _evening_out(net):
             net(*noise)
         for norm in norms.values():
@@ -90,6 +93,12 @@ def _uniform(
 
 def _norms(net: "nn.Module") -> dict[str, "nn.Module"]:
     return {name: module for name, module in net.named_modules() if "Norm" in type(module).__name__}
+
+
+def _frozen(net: "nn.Module") -> list[Any]:
+    """BatchNorms all of whose numbers are buffers, as detectors have them."""
+    names = ("weight", "bias", "running_mean", "running_var")
+    return [m for m in net.modules() if all(name in dict(m.named_buffers()) for name in names)]
 
 
 def _randomize(
@@ -131,9 +140,18 @@ def _taking_statistics(net: "nn.Module") -> Iterator[None]:
         module.reset_running_stats()
         module.momentum = None
         module.train()
+
+    def take(norm: Any, args: tuple[Any, ...]) -> None:
+        rows = args[0].movedim(1, -1).reshape(-1, args[0].shape[1])
+        norm.running_mean.copy_(rows.mean(0))
+        norm.running_var.copy_(rows.var(0))
+
+    hooks = [norm.register_forward_pre_hook(take) for norm in _frozen(net)]
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for module, momentum in zip(moving, momenta, strict=True):
             module.momentum = momentum
             module.eval()

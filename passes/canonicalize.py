@@ -60,7 +60,10 @@ def canonicalize(
         return _finish(_fold(bound))
     if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
         return _finish(settle_open_sizes(bound, symbols, _fold_keeping))
-    return _finish(settle_open_batch(bound, symbols[0], _fold))
+    settled = settle_open_batch(bound, symbols[0], _fold)
+    if settled is None:
+        settled = settle_open_sizes(bound, symbols, _fold_keeping)
+    return _finish(settled)
 
 
 def _check_inputs(model: ir.Model) -> None:

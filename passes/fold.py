@@ -100,7 +100,8 @@ class _Folder:
             self._replace_by_node(node, ir.Node("", "Identity", [value], name=node.name))
         else:
             self._settle(node, [tensor])
-        if not self.lists_parameters and len(tensor.shape) > 1 and tensor.dtype.is_floating_point():
+        is_matrix = len(tensor.shape) > 1 and tensor.dtype.is_floating_point()
+        if not self.lists_parameters and is_matrix and not _is_zero(tensor):
             self.trained.add(name)  # some exporters keep weights in Constant nodes
 
     def _known(self, value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -183,7 +184,7 @@ class _Folder:
             tensor = self._constant(value)
             if value is None or tensor is None or value.name in self.trained:
                 continue
-            if tensor.nbytes <= FOLD_LIMIT_BYTES and not tensor.numpy().any():
+            if _is_zero(tensor):
                 node.replace_input_with(index, None)
                 self._drop_unread(value)
         while node.inputs and node.inputs[-1] is None:
@@ -339,6 +340,11 @@ def _digest(tensor: ir.TensorProtocol) -> object:
         array = array.reshape(-1)[:1]
     content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
     return tensor.dtype, tuple(tensor.shape.numpy()), content
+
+
+def _is_zero(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor holds zeros alone; large ones are not looked into."""
+    return tensor.nbytes <= FOLD_LIMIT_BYTES and not tensor.numpy().any()
 
 
 def _shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -10,8 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from morphgraph.errors import ModelError
-from morphgraph.onnx_io import bind_inputs, escape, static_shape
+from morphgraph.onnx_io import bind_inputs, static_shape
 from morphgraph.passes.symbols import (
     BATCH,
     STATIC_SHAPE_KEY,
@@ -21,36 +20,37 @@ from morphgraph.passes.symbols import (
     expression,
     input_shapes,
     insert_vector,
-    require_same_structure,
     same_numbers,
+    same_structure,
 )
 
+Fold = Callable[[ir.Model], ir.Model]
 
-def settle_open_batch(
-    model: ir.Model, batch: Symbol, fold: Callable[[ir.Model], ir.Model]
-) -> ir.Model:
+
+def settle_open_batch(model: ir.Model, batch: Symbol, fold: Fold) -> ir.Model | None:
     """The canonical form of a model with an open batch: it stays open, all other sizes are known.
+
+    ``None`` where that cannot be: the structure depends on the batch, or a number that does cannot
+    be written for any batch.
 
     Args:
         model: its inputs are static but for the batch.
         batch: the open size.
         fold: the recipe, for a model whose inputs are static.
-
-    Raises:
-        ModelError: the network's structure depends on the batch, or a number that does cannot be
-            written so that it follows.
     """
     runs = [
         fold(bind_inputs(model, input_shapes(model, [batch], larger))) for larger in (None, batch)
     ]
-    require_same_structure(runs, "the batch size")
+    if not same_structure(runs):
+        return None
     first, second = runs
     twins = {value.name: value for node in second.graph for value in node.outputs}
     twins |= {value.name: value for value in second.graph.inputs}
     for value in list(first.graph.initializers.values()):
         if not same_numbers(value, second.graph.initializers[value.name or ""]):
-            for use in list(value.uses()):
-                _restore_operand(first, use.node, use.idx, twins)
+            uses = list(value.uses())
+            if not all(_restore_operand(first, use.node, use.idx, twins) for use in uses):
+                return None
     common.RemoveUnusedNodesPass()(first)
     declared = {value.name: ir.Shape(value.shape or ()) for value in model.graph.inputs}
     made = (value for node in first.graph for value in node.outputs if value.name)
@@ -68,24 +68,20 @@ def settle_open_batch(
 
 def _restore_operand(
     model: ir.Model, node: ir.Node, index: int, twins: Mapping[str | None, ir.Value]
-) -> None:
-    """Write a shape operand that depends on the batch so that the batch stays open."""
-    if index == 1 and not node.domain and node.op_type in ("Reshape", "Expand"):
-        sizes = list(static_shape(node.outputs[0]))
-        others = static_shape(twins[node.outputs[0].name])
-        varying = [axis for axis, size in enumerate(sizes) if size != others[axis]]
-        if node.op_type == "Reshape" and len(varying) == 1:
-            sizes[varying[0]] = -1
-            _replace_initializer(node, index, sizes)
-            return
-        if node.op_type == "Expand" and _restore_expand(model, node, sizes, varying):
-            return
-    operand = node.inputs[index]
-    raise ModelError(
-        f"node '{escape(node.name or '')}' ({escape(node.op_type)}): its operand "
-        f"'{escape(operand.name or '') if operand else index}' depends on the batch size; "
-        "give --input-shape for a fixed one"
-    )
+) -> bool:
+    """Write a shape operand that depends on the batch so that the batch stays open, if possible."""
+    if index != 1 or node.domain or node.op_type not in ("Reshape", "Expand"):
+        return False
+    sizes = list(static_shape(node.outputs[0]))
+    others = static_shape(twins[node.outputs[0].name])
+    varying = [axis for axis, size in enumerate(sizes) if size != others[axis]]
+    if node.op_type == "Expand":
+        return _restore_expand(model, node, sizes, varying)
+    if len(varying) != 1:
+        return False
+    sizes[varying[0]] = -1
+    _replace_initializer(node, index, sizes)
+    return True
 
 
 def _restore_expand(

@@ -11,9 +11,9 @@ numbers that were computed from sizes stay computed. All runs then repeat with t
 Where that is not enough the shape stays computed and its operator is opaque; it is right at every
 size, but what it touches keeps its channels. No axis whose size is open is ever resized.
 
-Where the batch alone is open, ``open_batch`` does without all this. Its two runs are half of the
-four that are needed here, and no number stays computed that a constant can say: what is left would
-read activations, and the operators that take it would be opaque. It refuses those instead.
+Where the batch alone is open, ``open_batch`` is asked first. It needs two runs and not four, and
+what it leaves computes no sizes: a constant says every number. What cannot be written in that way
+comes here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +31,8 @@ from morphgraph.passes.symbols import (
     expression,
     input_shapes,
     insert_vector,
-    require_same_structure,
     same_numbers,
+    same_structure,
 )
 
 OPEN_AXES_KEY = "open_axes"
@@ -57,7 +57,11 @@ def settle_open_sizes(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) ->
     runs = [bind_inputs(model, run) for run in shapes]
     for run in runs:
         fold(run, varying)
-    require_same_structure(runs, "the size of its inputs")
+    if not same_structure(runs):
+        raise ModelError(
+            "the network's structure depends on the size of its inputs; give --input-shape for "
+            "fixed ones"
+        )
     declared = {value.name: ir.Shape(value.shape or ()) for value in model.graph.inputs}
     _Restorer(runs, symbols).run(declared)
     return runs[0]

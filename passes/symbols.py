@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.errors import ModelError
-
 STATIC_SHAPE_KEY = "static_shape"
 
 BATCH = (2, 3)  # analysis size, enlarged size
@@ -70,6 +68,12 @@ def input_shapes(
     }
 
 
+def larger_shapes(model: ir.Model, symbols: Sequence[Symbol]) -> dict[str, list[int]]:
+    """The shapes of a model's inputs with all of its open sizes enlarged."""
+    enlarged = [Symbol(s.name, s.axes, s.larger, s.larger) for s in symbols]
+    return input_shapes(model, enlarged, None)
+
+
 def expression(symbols: Sequence[Symbol], sizes: Sequence[int]) -> int | ir.SymbolicDim:
     """A size as a sum of multiples of the open ones; nameless where it is none.
 
@@ -94,18 +98,11 @@ def expression(symbols: Sequence[Symbol], sizes: Sequence[int]) -> int | ir.Symb
     return ir.SymbolicDim("+".join(terms) + (f"{rest:+d}" if rest else ""))
 
 
-def require_same_structure(runs: Sequence[ir.Model], cause: str) -> None:
-    """Refuse models of which one has other nodes, or other initializers.
-
-    Raises:
-        ModelError: says what the structure depends on.
-    """
+def same_structure(runs: Sequence[ir.Model]) -> bool:
+    """Whether models have the same nodes, and initializers of the same names."""
     structures = [[(n.name, n.op_identifier()) for n in run.graph] for run in runs]
     names = [run.graph.initializers.keys() for run in runs]
-    if any(s != structures[0] for s in structures) or any(n != names[0] for n in names):
-        raise ModelError(
-            f"the network's structure depends on {cause}; give --input-shape for a fixed one"
-        )
+    return all(s == structures[0] for s in structures) and all(n == names[0] for n in names)
 
 
 def same_numbers(value: ir.Value, twin: ir.Value) -> bool:

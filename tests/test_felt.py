@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from morphgraph.ort import run
@@ -139,3 +140,11 @@ def test_statistics_of_a_model_are_measured() -> None:
 def test_a_felt_model_proves() -> None:
     model, feeds = light()
     prove(lift(make_felt_model(model, feeds)))
+
+
+def test_frozen_batch_norms_are_felt_as_well() -> None:
+    frozen = torchvision.ops.FrozenBatchNorm2d(4)
+    make_felt(nn.Sequential(nn.Conv2d(3, 4, 3), frozen), torch.zeros(1, 3, 9, 9))
+    assert len(torch.unique(frozen.weight)) == len(torch.unique(frozen.bias)) == 4
+    assert bool((frozen.running_mean != 0).all())
+    assert bool((frozen.running_var != 1).all())

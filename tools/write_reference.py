@@ -44,6 +44,7 @@ _FAMILIES = {
     "vision": "Sampling, regions, patches",
     "quantize": "Quantized numbers",
     "contrib": "ONNX Runtime's own (`com.microsoft`)",
+    "contrib_quantize": "ONNX Runtime's own, quantized (`com.microsoft`)",
     "barriers": "Barriers",
 }
 # Entries of these families write index maps, not lines; their docstring says what moves.

@@ -93,7 +93,7 @@ class Attention(Op):
         if n.has(6) or (left_window_size, right_window_size) != (-1, -1):
             b.fail(n, "keys are chosen by a window or by lengths given at run time")
         counts = (q_num_heads, kv_num_heads, kv_num_heads) if _is_flat(n) else (0, 0, 0)
-        q, k, v = (_heads_first(b, b.tensor(n, i), count) for i, count in enumerate(counts))
+        q, k, v = (heads_first(b, b.tensor(n, i), count) for i, count in enumerate(counts))
         k, v = _behind_the_past(b, n, k, v)
         heads, key_heads = _head_counts(n, q_num_heads, kv_num_heads)
         torch_draws = not n.has(3) and not softcap and n.shape(0)[-2] == _keys(n)
@@ -140,7 +140,7 @@ def mask_axes(mask: Shape, batch: int, heads: int, length: str) -> str:
     return " ".join(axes) or "_"
 
 
-def _heads_first(b: "TorchBuilder", x: "fx.Node", heads: int) -> "fx.Node":
+def heads_first(b: "TorchBuilder", x: "fx.Node", heads: int) -> "fx.Node":
     """``[N, T, (heads d)]`` becomes ``[N, heads, T, d]``; 0 heads: it has this form already."""
     if not heads:
         return x
@@ -254,7 +254,7 @@ class RotaryEmbedding(Op):
     ) -> "fx.Node":
         import torch
 
-        x = _heads_first(b, b.tensor(n, 0), num_heads if _is_flat(n) else 0)
+        x = heads_first(b, b.tensor(n, 0), num_heads if _is_flat(n) else 0)
         turned, rest = x, None
         head_size = n.shape(0)[-1] // num_heads if _is_flat(n) else n.shape(0)[-1]
         if rotary_embedding_dim not in (0, head_size):

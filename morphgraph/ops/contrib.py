@@ -1,35 +1,30 @@
 """Operators of the domain ``com.microsoft`` that ONNX Runtime writes into the files it optimizes.
 
-They are resized like what they were fused from. They have no PyTorch form: load the file that they
-were made from. ONNX knows no shapes for them, and ONNX Runtime does not write them: the entries of
-those that keep their operand's shape tell it, and convolutions; for others the file must state it.
+They are resized like what they were fused from, and become the same modules of torch. ONNX knows
+no shapes for them, and ONNX Runtime does not write them: the entries of those that keep their
+operand's shape tell it, and convolutions; for others the file must state it.
 """
 
 from collections.abc import Sequence
 from math import sqrt
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from morphgraph.notation import Shape
-from morphgraph.ops.attention import mask_axes
-from morphgraph.ops.contraction import Gemm, convolution, product
-from morphgraph.ops.op import (
-    Description,
-    IndexMap,
-    Op,
-    OpNode,
-    Place,
-    Resizing,
-    UnreadableError,
-    from_line,
-    op,
-)
+from morphgraph.ops.attention import heads_first, mask_axes
+from morphgraph.ops.contraction import Conv, Gemm, convolution, product
+from morphgraph.ops.norm import RMSNormalization
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
 from morphgraph.ops.window import window_axes
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from morphgraph.torch_io.builder import TorchBuilder
 
 _DOMAIN = "com.microsoft"
 
 
-class _KeepsShape(Op):
+class KeepsShape(Op):
     """Operators whose first result has the shape of the first operand."""
 
     @staticmethod
@@ -38,57 +33,44 @@ class _KeepsShape(Op):
 
 
 @op("BiasGelu", "FastGelu", "Gelu", "QuickGelu", domain=_DOMAIN)
-class Gelus(_KeepsShape):
+class Gelus(KeepsShape):
     @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, *a -> *a")
 
-
-@op("QLinearAdd", "QLinearMul", domain=_DOMAIN)
-class QLinearBinary(Op):
     @staticmethod
-    def shape(a: Shape, _scale: Shape, _zero: Shape, b: Shape, *_others: Shape | None) -> Shape:
-        return np.broadcast_shapes(a, b)
+    def lower(b: "TorchBuilder", n: OpNode, *, alpha: float = 1.702) -> "fx.Node":
+        import torch
+        from torch import nn
 
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        line = "*a, _, _, *a, _, _, _, _ -> *a"
-        return from_line(n, line, gate=n.op_type == "QLinearMul")
-
-
-@op("QLinearLeakyRelu", "QLinearSigmoid", domain=_DOMAIN)
-class QLinearUnary(_KeepsShape):
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, _, _, _, _ -> *a")
+        x = b.tensor(n, 0)
+        if n.has(1):
+            x = b.call(torch.add, x, b.tensor(n, 1))
+        if n.op_type == "QuickGelu":
+            factor = b.decimal(alpha)
+            return b.call(torch.mul, x, b.call(torch.sigmoid, b.call(torch.mul, x, factor)))
+        return b.module(n, nn.GELU("tanh" if n.op_type == "FastGelu" else "none"), x)
 
 
-@op("QLinearAveragePool", "QLinearGlobalAveragePool", domain=_DOMAIN)
-class QLinearPool(Op):
-    @staticmethod
-    def describe(n: OpNode, *, channels_last: int = 0) -> Description:
-        x, y = ("N *S c", "N *T c") if channels_last else ("N c *S", "N c *T")
-        return from_line(n, f"{x}, _, _, _, _ -> {y}")
+def _activated(
+    b: "TorchBuilder", n: OpNode, x: "fx.Node", kind: str, numbers: Sequence[float]
+) -> "fx.Node":
+    """The activation that was fused into an operator, with its parameters in ONNX's order."""
+    import torch
+    from torch import nn
 
-
-@op("QLinearConcat", domain=_DOMAIN)
-class QLinearConcat(Op):
-    """Operands stand behind the result's scale and zero point, each with its own."""
-
-    @staticmethod
-    def describe(n: OpNode, *, axis: int) -> Description:
-        description, ports = Description(), range(2, len(n.in_shapes), 3)
-        rank, offset = len(n.out()), 0
-        for other in range(rank):
-            if other != axis % rank:
-                places = [Place(port, other) for port in (*ports, ~0)]
-                description.add(f"a{other}", n.out()[other], places)
-        for port in ports:
-            size = n.shape(port)[axis % rank]
-            part = Place(~0, axis % rank, IndexMap(offset=offset))
-            description.add(f"c{port}", size, [Place(port, axis % rank), part])
-            offset += size
-        return description
+    if kind in ("", "Relu", "Tanh", "Sigmoid"):
+        modules = {"Relu": nn.ReLU, "Tanh": nn.Tanh, "Sigmoid": nn.Sigmoid}
+        return b.module(n, modules[kind](), x) if kind else x
+    given = [b.decimal(number) for number in numbers]
+    if kind == "LeakyRelu" and given:
+        return b.module(n, nn.LeakyReLU(given[0]), x)
+    if kind == "Clip" and len(given) == 2:
+        return b.call(torch.clamp, x, *given)
+    if kind == "HardSigmoid" and len(given) == 2:
+        line = b.call(torch.add, b.call(torch.mul, x, given[0]), given[1])
+        return b.call(torch.clamp, line, 0.0, 1.0)
+    return b.fail(n, f"activation {kind} with parameters {given}")
 
 
 @op("FusedConv", domain=_DOMAIN)
@@ -137,6 +119,27 @@ class FusedConv(Op):
         if group > 1:
             new.set_attribute("group", new.shape(0)[1] // new.shape(1)[1])
 
+    @staticmethod
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        activation: str = "",
+        activation_params: Sequence[float] = (),
+        auto_pad: str = "NOTSET",
+        dilations: Sequence[int] | None = None,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> "fx.Node":
+        import torch
+
+        window: dict[str, Any] = {"auto_pad": auto_pad, "dilations": dilations, "group": group}
+        y = Conv.lower(b, n, **window, pads=pads, strides=strides)
+        if n.has(3):
+            y = b.call(torch.add, y, b.tensor(n, 3))
+        return _activated(b, n, y, activation, activation_params)
+
 
 @op("FusedGemm", domain=_DOMAIN)
 class FusedGemm(Op):
@@ -144,21 +147,22 @@ class FusedGemm(Op):
 
     describe = Gemm.describe
 
-
-@op("QGemm", domain=_DOMAIN)
-class QGemm(Op):
     @staticmethod
-    def describe(n: OpNode, *, transA: int = 0, transB: int = 0) -> Description:
-        left, right = "i N" if transA else "N i", "o i" if transB else "i o"
-        scale, zero = ("o" if n.shape(i) == (n.out()[1],) else "_" for i in (4, 5))
-        description = from_line(
-            n,
-            f"{left}, _, _, {right}, {scale}, {zero}, o, _, _ -> N o",
-            macs="N i o",
-            contracted="i",
-        )
-        description.silent = {0: 2, 3: 5}
-        return description
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        activation: str = "",
+        activation_alpha: float | None = None,
+        activation_beta: float | None = None,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        transA: int = 0,
+        transB: int = 0,
+    ) -> "fx.Node":
+        y = Gemm.lower(b, n, alpha=alpha, beta=beta, transA=transA, transB=transB)
+        numbers = [x for x in (activation_alpha, activation_beta) if x is not None]
+        return _activated(b, n, y, activation, numbers)
 
 
 @op("FusedMatMul", domain=_DOMAIN)
@@ -172,9 +176,31 @@ class FusedMatMul(Op):
         left, right = "*b k m" if transA else "*b m k", "*b n k" if transB else "*b k n"
         return product(n, f"{left}, {right} -> *b m n", left, right, (0, 1))
 
+    @staticmethod
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        alpha: float = 1.0,
+        transA: int = 0,
+        transB: int = 0,
+        transBatchA: int = 0,
+        transBatchB: int = 0,
+    ) -> "fx.Node":
+        import torch
+
+        if transBatchA or transBatchB:
+            b.fail(n, "its batch axes are turned")
+        operands = [
+            b.method("transpose", b.tensor(n, i), -2, -1) if turned else b.tensor(n, i)
+            for i, turned in enumerate((transA, transB))
+        ]
+        y = b.call(torch.matmul, *operands)
+        return y if alpha == 1.0 else b.call(torch.mul, y, b.decimal(alpha))
+
 
 @op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_DOMAIN)
-class SkipLayerNormalization(_KeepsShape):
+class SkipLayerNormalization(KeepsShape):
     """A sum of two values and a bias, normalized over the last axis; the sum is a result, too."""
 
     @staticmethod
@@ -182,6 +208,59 @@ class SkipLayerNormalization(_KeepsShape):
         scales = "c, c, c" if n.op_type == "SkipLayerNormalization" else "c, c"
         line = f"*a c, *a c, {scales} -> *a c, *a 1, *a 1, *a c"
         return from_line(n, line, statistical="c")
+
+    @staticmethod
+    def lower(
+        b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-5
+    ) -> "tuple[fx.Node | None, ...]":
+        import torch
+        from torch import nn
+        from torch.nn import functional as F
+
+        simple, width = n.op_type != "SkipLayerNormalization", n.shape(0)[-1:]
+        x = b.call(torch.add, b.tensor(n, 0), b.tensor(n, 1))
+        if n.has(3 if simple else 4):
+            x = b.call(torch.add, x, b.tensor(n, 3 if simple else 4))
+        eps = b.decimal(epsilon)
+        roles = {"weight": 2} if simple or not n.has(3) else {"weight": 2, "bias": 3}
+        if simple:
+            module: nn.Module = nn.RMSNorm(width, eps, device="meta")
+        else:
+            module = nn.LayerNorm(width, eps, bias="bias" in roles, device="meta")
+        y = b.owner(n, module, x, roles)
+        if y is None:
+            function = F.rms_norm if simple else F.layer_norm
+            operands = {role: b.tensor(n, i) for role, i in roles.items()}
+            y = b.call(function, x, width, **operands, eps=eps)
+        return y, None, None, x
+
+
+@op("SimplifiedLayerNormalization")
+class SimplifiedLayerNormalization(RMSNormalization, KeepsShape):
+    """ONNX Runtime writes it into the domain of ONNX itself."""
+
+
+def _attention(
+    b: "TorchBuilder",
+    n: OpNode,
+    qkv: "Sequence[fx.Node]",
+    bias: int,
+    options: tuple[int, float | None, int],
+) -> "fx.Node":
+    """Attention of ``[N, T, (heads, size)]``; ``options`` are heads, scale and direction."""
+    from torch.nn import functional as F
+
+    heads, scale, unidirectional = options
+    q, k, v = (heads_first(b, x, heads) for x in qkv)
+    if unidirectional and n.has(bias):
+        b.fail(n, "a bias on scores that run in one direction")
+    chosen: dict[str, Any] = {"attn_mask": b.optional(n, bias)} if n.has(bias) else {}
+    if unidirectional:
+        chosen["is_causal"] = True
+    if scale:
+        chosen["scale"] = b.decimal(scale)
+    y = b.call(F.scaled_dot_product_attention, q, k, v, **chosen)
+    return b.method("flatten", b.method("transpose", y, 1, 2), 2)
 
 
 class _Heads(Op):
@@ -212,6 +291,20 @@ class MultiHeadAttention(_Heads):
             eager="h",
             reluctant="d e",
         )
+
+    @staticmethod
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        num_heads: int,
+        scale: float | None = None,
+        unidirectional: int = 0,
+    ) -> "fx.Node":
+        if any(n.has(i) for i in (3, 4, 6, 7)) or any(len(n.shape(i)) != 3 for i in range(3)):
+            b.fail(n, "packed operands, a bias, lengths or a past")
+        qkv = [b.tensor(n, i) for i in range(3)]
+        return _attention(b, n, qkv, 5, (num_heads, scale, unidirectional))
 
 
 @op("Attention", domain=_DOMAIN)
@@ -248,3 +341,26 @@ class PackedAttention(_Heads):
         _Heads.resize(n, new, num_heads=num_heads, scale=scale)
         if qkv_hidden_sizes:
             new.set_attribute("qkv_hidden_sizes", [new.shape(~0)[-1]] * 3)
+
+    @staticmethod
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        do_rotary: int = 0,
+        num_heads: int,
+        qkv_hidden_sizes: Sequence[int] = (),
+        scale: float | None = None,
+        unidirectional: int = 0,
+    ) -> "fx.Node":
+        import torch
+
+        if do_rotary or n.has(3) or n.has(4):
+            b.fail(n, "rotations, lengths or a past")
+        x = b.call(torch.matmul, b.tensor(n, 0), b.tensor(n, 1))
+        if n.has(2):
+            x = b.call(torch.add, x, b.tensor(n, 2))
+        sizes = list(qkv_hidden_sizes) or [n.shape(1)[1] // 3] * 3
+        parts = b.method("split", x, sizes, 2)
+        qkv = [b.item(parts, k) for k in range(3)]
+        return _attention(b, n, qkv, 5, (num_heads, scale, unidirectional))

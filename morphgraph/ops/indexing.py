@@ -296,3 +296,19 @@ class TensorScatter(Op):
         description.add("cache", cache[axis], [Place(0, axis), Place(~0, axis)], "a cache")
         description.pin(1, axis, update[axis], "written into a cache")
         return description
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int = -2, mode: str = "linear") -> "fx.Node":
+        import torch
+
+        cache, update = n.shape(0), n.shape(1)
+        axis %= len(cache)
+        row = [-1 if k == axis else 1 for k in range(len(cache))]
+        places = b.buffer(n, "places", torch.arange(update[axis]).reshape(row))
+        if n.has(2):
+            column = (-1, *[1] * (len(cache) - 1))
+            places = b.call(torch.add, b.method("reshape", b.tensor(n, 2), column), places)
+        if mode == "circular":
+            places = b.call(torch.remainder, places, cache[axis])
+        new = b.tensor(n, 1)
+        return b.method("scatter", b.tensor(n, 0), axis, b.method("expand_as", places, new), new)

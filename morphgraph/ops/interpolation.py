@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, op
-from morphgraph.ops.positions import pass_axes
+from morphgraph.ops.positions import OPEN_ADVICE, pass_axes
 
 if TYPE_CHECKING:
     from torch import fx
@@ -63,6 +63,13 @@ class Resize(Op):
         if keep_aspect_ratio_policy != "stretch" or where == "tf_crop_and_resize":
             b.fail(n, f"{keep_aspect_ratio_policy}, {where}", _ADVICE)
         x = b.tensor(n, 0)
+        if mode == "nearest" and b.open_axes(n, ~0) - {0, 1}:
+            legacy = where == "asymmetric" and nearest_mode == "floor"
+            exact = where == "half_pixel" and nearest_mode == "round_prefer_floor"
+            whole = all(factor == int(factor) for factor in factors)
+            if not legacy and not (exact and whole):
+                b.fail(n, f"mode nearest with {where}, {nearest_mode} to an open size", OPEN_ADVICE)
+            return _open_space(b, n, x, "nearest" if legacy else "nearest-exact", None)
         if mode == "nearest":
             return _nearest(b, n, x, factors, where, nearest_mode)
         space = n.shape(0)[2:], n.out()[2:]
@@ -75,9 +82,30 @@ class Resize(Op):
         kind = kinds.get(mode, ("", "", ""))[rank - 1] if 1 <= rank <= 3 else ""
         if not plain or not known or not kind or (mode == "cubic" and cubic_coeff_a != -0.75):
             b.fail(n, f"mode {mode} with {where} on {rank} spatial axes", _ADVICE)
+        if b.open_axes(n, ~0) - {0, 1}:
+            return _open_space(b, n, x, kind, aligned)
         exact = all(i * s == o for i, o, s in zip(*space, factors[2:], strict=True))
         size = {"size": space[1]} if exact else {"scale_factor": tuple(factors[2:])}
         return b.module(n, nn.Upsample(**size, mode=kind, align_corners=aligned), x)
+
+
+def _open_space(
+    b: "TorchBuilder", n: OpNode, x: "fx.Node", kind: str, aligned: bool | None
+) -> "fx.Node":
+    """To sizes that are computed from open ones, or by scales."""
+    from torch.nn import functional as F
+
+    given = b.constant(n, 2)
+    if given is not None and given.size == len(n.out()):
+        scales = tuple(given[2:].tolist())
+        return b.call(F.interpolate, x, None, scales, mode=kind, align_corners=aligned)
+    found = b.numbers(n, 3)
+    axes = n.ir.attributes.get("axes")
+    if found is None:
+        b.fail(n, "its sizes are computed from values")
+    told = dict(zip(axes.as_ints() if axes else range(len(n.out())), found, strict=True))
+    space = [told.get(axis, n.out()[axis]) for axis in range(2, len(n.out()))]
+    return b.call(F.interpolate, x, tuple(space), mode=kind, align_corners=aligned)
 
 
 def _scales(n: OpNode, axes: Sequence[int] | None) -> list[float]:

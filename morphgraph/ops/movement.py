@@ -21,7 +21,7 @@ from morphgraph.ops.op import (
     UnreadableError,
     op,
 )
-from morphgraph.ops.positions import gathered, pass_axes, ranks, stays, wrapped
+from morphgraph.ops.positions import OPEN_ADVICE, gathered, pass_axes, ranks, stays, wrapped
 from morphgraph.ops.reshape import regroup
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ class Split(Op):
         b: "TorchBuilder", n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None
     ) -> "tuple[fx.Node, ...]":
         sizes = [n.out(k)[axis] for k in range(len(n.out_shapes))]
+        if axis % len(n.shape(0)) in b.open_axes(n, 0):
+            b.fail(n, "it splits an axis whose size is open", OPEN_ADVICE)
         parts = b.method("split", b.tensor(n, 0), sizes[0] if len(set(sizes)) == 1 else sizes, axis)
         return tuple(b.item(parts, k) for k in range(len(sizes)))
 
@@ -218,6 +220,8 @@ class Slice(Op):
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         x = b.tensor(n, 0)
+        if b.open_axes(n, 0) or n.ints(1) is None or n.ints(2) is None:
+            return _sliced_as_told(b, n)
         index: list[slice] = [slice(None)] * len(n.shape(0))
         for axis, positions in _slices(n).items():
             if np.array_equal(positions, np.arange(n.shape(0)[axis])):
@@ -233,6 +237,20 @@ class Slice(Op):
         while index and index[-1] == slice(None):
             index.pop()
         return b.item(x, tuple(index)) if index else x
+
+
+def _sliced_as_told(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+    """Bounds as they are given, also those that hang on open sizes; Python clips them, too."""
+    starts, ends = b.numbers(n, 1), b.numbers(n, 2)
+    axes = n.ints(3) or tuple(range(n.shape(1)[0]))
+    steps = n.ints(4) or (1,) * len(axes)
+    if starts is None or ends is None or min(steps) < 0:
+        b.fail(n, "its bounds are computed from values, or it runs backwards along open sizes")
+    index: list[slice] = [slice(None)] * len(n.shape(0))
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        last = None if isinstance(end, int) and end > 2**31 - 2 else end
+        index[axis] = slice(start, last, None if step == 1 else step)
+    return b.item(b.tensor(n, 0), tuple(index))
 
 
 @op("Gather")
@@ -297,7 +315,9 @@ class Gather(Op):
         if indices is not None and indices.ndim == 0:
             return b.method("select", x, axis, int(indices))
         if indices is not None and np.array_equal(indices.reshape(-1), np.arange(n.shape(0)[axis])):
-            return b.method("reshape", x, n.out())  # torch exports as_strided in this way
+            return b.method(
+                "unflatten", x, axis, indices.shape
+            )  # torch exports as_strided in this way
         if indices is not None and indices.ndim == 1:
             positions = wrapped(indices, n.shape(0)[axis])
             return b.method("index_select", x, axis, b.positions(n, axis, positions))
@@ -346,14 +366,14 @@ class Expand(Op):
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
-        x, target = b.tensor(n, 0), b.sizes(n, 1)
+        x, target = b.tensor(n, 0), b.numbers(n, 1)
         if target is None:
             b.fail(n, "its shape is computed from values")
-        shape = n.shape(0)
+        shape, out = n.shape(0), n.out()
         full = [1] * (len(shape) - len(target)) + target
         shift = len(full) - len(shape)
         for axis, size in enumerate(full):
-            if axis >= shift and size in (1, shape[axis - shift]):
+            if axis >= shift and (size == 1 or out[axis] == shape[axis - shift]):
                 full[axis] = -1
         return x if set(full) == {-1} else b.method("expand", x, tuple(full))
 

@@ -1,7 +1,7 @@
 """Pooling: channels pass, space shrinks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,23 +34,28 @@ class MaxPool(Pool):
         dilations: Sequence[int] | None = None,
         kernel_shape: Sequence[int],
         pads: Sequence[int] | None = None,
+        storage_order: int = 0,
         strides: Sequence[int] | None = None,
-    ) -> "fx.Node":
+    ) -> "fx.Node | tuple[fx.Node, fx.Node]":
         from torch import nn
         from torch.nn import functional as F
 
         w = _Windows(b, n, kernel_shape, strides, dilations, pads, auto_pad)
         make = ranked(nn, "MaxPool", w.rank)
-        x = b.tensor(n, 0)
-        if w.fits_torch(ceil_mode):
-            kernel, stride, before, dilation = map(
-                _short, (w.kernel, w.strides, w.before, w.dilations)
-            )
-            options = {"dilation": dilation, "ceil_mode": bool(ceil_mode)}
-            return b.module(n, make(kernel, stride, before, **options), x)
-        x = b.call(F.pad, x, w.padding(), value=float("-inf"))
-        kernel, stride, dilation = map(_short, (w.kernel, w.strides, w.dilations))
-        return b.module(n, make(kernel, stride, dilation=dilation), x)
+        x, fits = b.tensor(n, 0), w.fits_torch(ceil_mode)
+        kernel, stride, before, dilation = map(_short, (w.kernel, w.strides, w.before, w.dilations))
+        options: dict[str, Any] = {"dilation": dilation}
+        if fits:
+            options |= {"padding": before, "ceil_mode": bool(ceil_mode)}
+        else:
+            x = b.call(F.pad, x, w.padding(), value=float("-inf"))
+        if len(n.out_shapes) == 1 or n.out_shapes[1] is None:
+            return b.module(n, make(kernel, stride, **options), x)
+        if storage_order:
+            b.fail(n, "its positions are counted by columns")
+        found = b.module(n, make(kernel, stride, return_indices=True, **options), x)
+        shift = (0,) * w.rank if fits else w.before
+        return b.item(found, 0), w.counted_from_the_start(x, b.item(found, 1), shift)
 
 
 @op("AveragePool")
@@ -68,6 +73,26 @@ class AveragePool(Pool):
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> "fx.Node":
+        options: dict[str, Any] = {"auto_pad": auto_pad, "ceil_mode": ceil_mode}
+        options |= {"count_include_pad": count_include_pad, "dilations": dilations}
+        options |= {"kernel_shape": kernel_shape, "pads": pads, "strides": strides}
+        return AveragePool.pooled(b, n, b.tensor(n, 0), **options)
+
+    @staticmethod
+    def pooled(
+        b: "TorchBuilder",
+        n: OpNode,
+        x: "fx.Node",
+        *,
+        auto_pad: str = "NOTSET",
+        ceil_mode: int = 0,
+        count_include_pad: int = 0,
+        dilations: Sequence[int] | None = None,
+        kernel_shape: Sequence[int],
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> "fx.Node":
+        """Averages over windows of ``x``, which has the shape of the node's first operand."""
         import torch
         from torch import nn
 
@@ -76,9 +101,9 @@ class AveragePool(Pool):
             make = ranked(nn, "AvgPool", w.rank)
             options = map(_short, (w.kernel, w.strides, w.before))
             module = make(*options, bool(ceil_mode), bool(count_include_pad))
-            return b.module(n, module, b.tensor(n, 0))
+            return b.module(n, module, x)
         divisor = b.buffer(n, "divisor", torch.from_numpy(w.counts(bool(count_include_pad))))
-        return b.call(torch.div, w.sums(b.tensor(n, 0)), divisor)
+        return b.call(torch.div, w.sums(x), divisor)
 
 
 @op("LpPool")
@@ -179,6 +204,16 @@ class _Windows:
             )
         ]
         return torch_padding(self.before, ends)
+
+    def counted_from_the_start(
+        self, x: "fx.Node", positions: "fx.Node", shift: Sequence[int]
+    ) -> "fx.Node":
+        """Positions in planes of ``x``, which pads may have shifted, as ONNX counts them."""
+        from morphgraph.torch_io.positions import over_the_tensor
+
+        b, n = self.builder, self.node
+        space = tuple(b.size(n, 0, axis) for axis in range(2, self.rank + 2))
+        return b.call(over_the_tensor, positions, x, space, tuple(shift))
 
     def sums(self, x: "fx.Node") -> "fx.Node":
         """The sum over each window: a convolution with ones, channel by channel."""

@@ -7,6 +7,8 @@ import numpy as np
 from morphgraph.notation import Shape
 from morphgraph.ops.op import Description, IndexMap, IntArray, Place, Resizing
 
+OPEN_ADVICE = "pass input_shapes"  # to who meets a form that PyTorch has at known sizes alone
+
 
 def pass_axes(
     description: Description, shape: Shape, pairs: Iterable[tuple[int, int]], port: int = 0

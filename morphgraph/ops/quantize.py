@@ -57,7 +57,7 @@ class Quantize(Op):
             real = real if zero is None else b.call(torch.sub, real, zero)
             return b.call(torch.mul, real, scale)
         steps = b.call(torch.round, b.call(torch.div, x, scale))
-        return _stored(b, n, steps if zero is None else b.call(torch.add, steps, zero))
+        return stored(b, n, steps if zero is None else b.call(torch.add, steps, zero))
 
 
 def _column(b: "TorchBuilder", n: OpNode, i: int, axis: int) -> "fx.Node":
@@ -68,7 +68,12 @@ def _column(b: "TorchBuilder", n: OpNode, i: int, axis: int) -> "fx.Node":
     return b.method("reshape", b.tensor(n, i), [-1 if k == axis % rank else 1 for k in range(rank)])
 
 
-def _stored(b: "TorchBuilder", n: OpNode, number: "fx.Node") -> "fx.Node":
+def single(b: "TorchBuilder", n: OpNode, i: int) -> "fx.Node":
+    """A scale or zero point that is one number for all."""
+    return b.method("reshape", b.tensor(n, i), ())
+
+
+def stored(b: "TorchBuilder", n: OpNode, number: "fx.Node") -> "fx.Node":
     """A whole number as the node's result type, as near as that holds it."""
     import torch
 
@@ -102,13 +107,13 @@ class DynamicQuantize(Op):
         zero = b.call(torch.clamp, nearest, 0, 255)
         steps = b.call(torch.round, b.call(torch.div, x, scale))
         return (
-            _stored(b, n, b.call(torch.add, steps, zero)),
+            stored(b, n, b.call(torch.add, steps, zero)),
             scale,
             b.method("to", zero, torch.uint8),
         )
 
 
-def _centred(b: "TorchBuilder", n: OpNode, i: int, zero: int, axis: int | None = None) -> "fx.Node":
+def centred(b: "TorchBuilder", n: OpNode, i: int, zero: int, axis: int | None = None) -> "fx.Node":
     """Stored numbers less their zero point, in double precision: whole numbers stay exact."""
     import torch
 
@@ -141,7 +146,7 @@ def _rescaled(b: "TorchBuilder", n: OpNode, total: "fx.Node", axis: int | None) 
     steps = b.call(torch.round, b.call(torch.mul, total, factor))
     if n.has(7):
         steps = b.call(torch.add, steps, b.method("reshape", b.tensor(n, 7), ()))
-    return _stored(b, n, steps)
+    return stored(b, n, steps)
 
 
 class _QuantizedConvolution(Convolutional):
@@ -171,8 +176,8 @@ class _QuantizedConvolution(Convolutional):
         stride, dilation = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank)
         before, after = window_pads(n, window, stride, dilation, pads, auto_pad)
         # Padding adds nothing, as in the operators of ONNX.
-        x = b.call(F.pad, _centred(b, n, 0, 2), torch_padding(before, after))
-        kernel = _centred(b, n, cls.kernel, cls.kernel + 2, 0)
+        x = b.call(F.pad, centred(b, n, 0, 2), torch_padding(before, after))
+        kernel = centred(b, n, cls.kernel, cls.kernel + 2, 0)
         bias = b.method("double", b.tensor(n, 8)) if n.has(8) else None
         convolve = ranked(F, "conv", rank)
         return cls.finish(b, n, b.call(convolve, x, kernel, bias, stride, 0, dilation, group))
@@ -208,7 +213,7 @@ class ConvInteger(_QuantizedConvolution):
 
     @staticmethod
     def finish(b: "TorchBuilder", n: OpNode, total: "fx.Node") -> "fx.Node":
-        return _stored(b, n, total)
+        return stored(b, n, total)
 
 
 def _column_axes(n: OpNode, i: int) -> str:
@@ -234,7 +239,7 @@ class QLinearMatMul(Op):
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
 
-        total = b.call(torch.matmul, _centred(b, n, 0, 2), _centred(b, n, 3, 5))
+        total = b.call(torch.matmul, centred(b, n, 0, 2), centred(b, n, 3, 5))
         return _rescaled(b, n, total, None)
 
 
@@ -254,4 +259,4 @@ class MatMulInteger(Op):
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
 
-        return _stored(b, n, b.call(torch.matmul, _centred(b, n, 0, 2), _centred(b, n, 1, 3)))
+        return stored(b, n, b.call(torch.matmul, centred(b, n, 0, 2), centred(b, n, 1, 3)))

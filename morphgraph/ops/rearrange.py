@@ -74,7 +74,7 @@ class Tile(Op):
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
-        repeats = b.sizes(n, 1)
+        repeats = b.numbers(n, 1)
         if repeats is None:
             b.fail(n, "its repeats are computed from values")
         return b.method("repeat", b.tensor(n, 0), *repeats)

@@ -156,7 +156,7 @@ class Reshape(Op):
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, allowzero: int = 0) -> "fx.Node":
-        x, target = b.tensor(n, 0), b.sizes(n, 1)
+        x, target = b.tensor(n, 0), b.numbers(n, 1)
         if target is None:
             b.fail(n, "its shape is computed from values")
         copied = [k for k, size in enumerate(target) if size == 0 and not allowzero]
@@ -164,6 +164,9 @@ class Reshape(Op):
             target[k] = n.out()[k]
         if copied and -1 not in target:
             target[copied[0]] = -1
+        for k in copied:
+            if target[k] != -1:
+                target[k] = b.size(n, 0, k)
         return b.method("reshape", x, tuple(target))
 
 
@@ -181,5 +184,7 @@ class Flatten(Op):
         first = axis + rank if axis < 0 else axis
         if first == 1:
             return b.method("flatten", x, 1)
-        inner = prod(n.shape(0)[first:])
-        return b.method("reshape", x, (-1, inner))
+        if first == rank:
+            return b.method("reshape", x, (-1, 1))
+        y = x if first == rank - 1 else b.method("flatten", x, first)
+        return b.method("flatten", y, 0, first - 1) if first else b.method("unsqueeze", y, 0)

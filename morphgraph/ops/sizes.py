@@ -1,9 +1,18 @@
 """Operators that compute with sizes, in models that leave some of them open.
 
-They have no PyTorch form: ``to_torch`` wants sizes for all but the batch, and then they are folded.
+Where PyTorch wants a number, such as in a shape, it gets one (``b.numbers``); here are the tensors.
 """
 
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
 from morphgraph.ops.op import Description, Op, OpNode, Place, op
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from morphgraph.torch_io.builder import TorchBuilder
 
 
 @op("Shape")
@@ -25,6 +34,14 @@ class Shape(Op):
                 description.add(f"a{axis}", size, [Place(0, axis)])
         description.pin(~0, 0, n.out()[0], "sizes")
         return description
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, start: int = 0, end: int | None = None) -> "fx.Node":
+        import torch
+
+        axes = range(len(n.shape(0)))[slice(start, end)]
+        sizes = [b.size(n, 0, axis) for axis in axes]
+        return b.call(torch.tensor, sizes, dtype=torch.int64, device=b.device())
 
 
 def _picked(n: OpNode) -> set[int] | None:
@@ -48,6 +65,19 @@ class Range(Op):
         description.pin(~0, 0, n.out()[0], "counted")
         return description
 
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        import torch
+
+        from morphgraph.torch_io.tensors import torch_type
+
+        bounds = [b.numbers(n, i) for i in range(3)]
+        kind = n.ir.outputs[0].dtype
+        if kind is None or not kind.is_integer() or None in bounds:
+            b.fail(n, "it counts by fractions, or to what is computed from values")
+        numbers = [bound[0] for bound in bounds if bound]
+        return b.call(torch.arange, *numbers, dtype=torch_type(kind), device=b.device())
+
 
 @op("ConstantOfShape")
 class ConstantOfShape(Op):
@@ -59,3 +89,16 @@ class ConstantOfShape(Op):
         for axis, size in enumerate(n.out()):
             description.pin(~0, axis, size, "filled to a computed size")
         return description
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, value: ir.TensorProtocol | None = None) -> "fx.Node":
+        import torch
+
+        from morphgraph.torch_io.tensors import torch_type
+
+        sizes = b.numbers(n, 0)
+        if sizes is None:
+            b.fail(n, "its shape is computed from values")
+        kind = torch.float32 if value is None else torch_type(value.dtype)
+        fill = 0.0 if value is None else value.numpy().reshape(-1)[0].item()
+        return b.call(torch.full, sizes, fill, dtype=kind, device=b.device())

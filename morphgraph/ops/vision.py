@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from math import prod
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.ops.contraction import grouped_preference
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
-from morphgraph.ops.window import ranked
+from morphgraph.ops.window import ranked, torch_padding
 
 if TYPE_CHECKING:
     from torch import fx
@@ -49,20 +50,70 @@ class AffineGrid(Op):
     def lower(b: "TorchBuilder", n: OpNode, *, align_corners: int = 0) -> "fx.Node":
         from torch.nn import functional as F
 
-        size = b.sizes(n, 1)
+        size = b.numbers(n, 1)
         if size is None:
             b.fail(n, "its size is computed at run time")
         return b.call(F.affine_grid, b.tensor(n, 0), size, bool(align_corners))
 
 
-@op("RoiAlign", "MaxRoiPool")
+def _torchvision(b: "TorchBuilder", n: OpNode) -> ModuleType:
+    """``torchvision.ops``, which not every installation of torch has."""
+    try:
+        from torchvision import ops
+    except ImportError:
+        b.fail(n, "torch alone has no such function", "install torchvision")
+    found: ModuleType = ops
+    return found
+
+
+@op("RoiAlign")
 class RoiAlign(Op):
     """Every region of interest becomes a sample."""
 
     @staticmethod
     def describe(n: OpNode) -> Description:
-        line = "N c *S, R Q, R -> R c *T" if n.op_type == "RoiAlign" else "N c *S, R Q -> R c *T"
-        return from_line(n, line, reason=f"space or regions of {n.op_type}")
+        return from_line(n, "N c *S, R Q, R -> R c *T", reason="space or regions of RoiAlign")
+
+    @staticmethod
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        coordinate_transformation_mode: str = "",
+        mode: str = "avg",
+        output_height: int = 1,
+        output_width: int = 1,
+        sampling_ratio: int = 0,
+        spatial_scale: float = 1.0,
+    ) -> "fx.Node":
+        import torch
+
+        if mode != "avg":
+            b.fail(n, f"torchvision averages over samples, mode {mode} does not")
+        x, boxes = b.tensor(n, 0), b.tensor(n, 1)  # [N, c, H, W], [R, 4]
+        sample = b.method("type_as", b.method("unsqueeze", b.tensor(n, 2), 1), boxes)
+        default = "half_pixel" if n.opset >= 16 else "output_half_pixel"
+        aligned = (coordinate_transformation_mode or default) == "half_pixel"
+        size, scale = (output_height, output_width), b.decimal(spatial_scale)
+        rows = b.call(torch.cat, (sample, boxes), 1)
+        function = _torchvision(b, n).roi_align
+        return b.call(function, x, rows, size, scale, sampling_ratio, aligned)
+
+
+@op("MaxRoiPool")
+class MaxRoiPool(Op):
+    """Regions come as (sample, left, top, right, bottom)."""
+
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        return from_line(n, "N c *S, R Q -> R c *T", reason="space or regions of MaxRoiPool")
+
+    @staticmethod
+    def lower(
+        b: "TorchBuilder", n: OpNode, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0
+    ) -> "fx.Node":
+        function, scale = _torchvision(b, n).roi_pool, b.decimal(spatial_scale)
+        return b.call(function, b.tensor(n, 0), b.tensor(n, 1), tuple(pooled_shape), scale)
 
 
 @op("DeformConv")
@@ -93,6 +144,30 @@ class DeformConv(Op):
     def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
         if group > 1:
             new.set_attribute("group", new.shape(0)[1] // new.shape(1)[1])
+
+    @staticmethod
+    def lower(
+        b: "TorchBuilder",
+        n: OpNode,
+        *,
+        dilations: Sequence[int] | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> "fx.Node":
+        from torch.nn import functional as F
+
+        rank = len(n.shape(1)) - 2
+        if rank != 2:
+            b.fail(n, f"{rank} spatial axes, torchvision has 2")
+        stride, dilation = tuple(strides or (1, 1)), tuple(dilations or (1, 1))
+        given = tuple(pads or (0,) * 4)
+        before, after = given[:2], given[2:]
+        x, offset, kernel = b.tensor(n, 0), b.tensor(n, 2), b.tensor(n, 1)
+        if before != after:
+            x, before = b.call(F.pad, x, torch_padding(before, after)), (0, 0)
+        bias, mask = b.optional(n, 3), b.optional(n, 4)
+        function = _torchvision(b, n).deform_conv2d
+        return b.call(function, x, offset, kernel, bias, stride, before, dilation, mask)
 
 
 @op("Col2Im")

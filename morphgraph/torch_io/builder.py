@@ -9,6 +9,8 @@ operands,
 ``operand``        the same, but a constant of one element becomes a Python number
 ``constant``       as an array, where training leaves it alone
 ``sizes``          as a list of integers: a shape, axes, repeats
+``numbers``        the same, with an fx node for a number that is computed from sizes
+``size``           the size of one of its axes, an fx node where the model leaves it open
 =================  ===================================================================
 
 and for what computes with them: ``call`` a function, a ``method``, a module without weights
@@ -32,6 +34,7 @@ from morphgraph.ops import OpNode, entry_of
 from morphgraph.torch_io.modules import ModuleTree
 from morphgraph.torch_io.names import clean, is_path, scope_of, shared_path
 from morphgraph.torch_io.origins import Origins
+from morphgraph.torch_io.sizes import Size, SizeArithmetic
 from morphgraph.torch_io.tensors import to_tensor, torch_type
 
 Number: TypeAlias = float | int | bool
@@ -57,6 +60,7 @@ class TorchBuilder:
         self._homes: dict[str, str] = {}
         self._reads: dict[str, fx.Node] = {}
         self._calls: Counter[str] = Counter()
+        self._arithmetic = SizeArithmetic(self.graph, self.value)
 
     # -- values -------------------------------------------------------------------------------
 
@@ -108,6 +112,28 @@ class TorchBuilder:
         """Operand ``i`` as a list of integers; ``None`` where it is absent or computed."""
         found = n.ints(i)
         return None if found is None else list(found)
+
+    def numbers(self, n: OpNode, i: int) -> list[Size] | None:
+        """Operand ``i`` as numbers that may hang on open sizes; ``None`` where on other values."""
+        value = n.ir.inputs[i] if n.has(i) else None
+        return None if value is None else self._arithmetic.list_of(value)
+
+    def size(self, n: OpNode, i: int, axis: int) -> Size:
+        """The size of an axis of operand ``i``, negative axes counted from the end."""
+        value = n.ir.inputs[i]
+        assert value is not None
+        return self._arithmetic.size(value, axis)
+
+    def open_axes(self, n: OpNode, port: int) -> set[int]:
+        """Axes of an operand or (``~k``) a result whose size the model leaves open."""
+        value = n.ir.inputs[port] if port >= 0 else n.ir.outputs[~port]
+        shape = None if value is None else value.shape
+        return {axis for axis, size in enumerate(shape or ()) if not isinstance(size, int)}
+
+    def device(self) -> fx.Node:
+        """The device of the network's first input, for tensors that are made of sizes."""
+        first = next(node for node in self.graph.nodes if node.op == "placeholder")
+        return self.call(getattr, first, "device")
 
     # -- computing ----------------------------------------------------------------------------
 

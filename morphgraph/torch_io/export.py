@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ _TORCHSCRIPT_OPSET = 20  # the last one that the older exporter knows
 
 def export(
     net: nn.Module,
-    example: torch.Tensor | Sequence[Any],
+    example: torch.Tensor | Sequence[Any] | Mapping[str, Any],
     *,
     dynamic_batch: bool = False,
     dynamic_shapes: Any = None,
@@ -49,16 +49,19 @@ def export(
 
     Args:
         net: the network.
-        example: its positional arguments; the model takes their sizes.
+        example: its positional arguments, or a dict of arguments by name; the model takes their
+            sizes.
         dynamic_batch: leave the first size of every input open.
         dynamic_shapes: which sizes are left open, as ``torch.export`` wants it said; instead of
-            ``dynamic_batch``, for sequences, heights and widths.
+            ``dynamic_batch``, for sequences, heights and widths. One entry per positional argument:
+            ``({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},)`` with ``from torch.export import Dim``.
         input_names: names for the model's inputs; by default those of ``forward``'s parameters.
         opset: version of the ONNX operators.
 
     Returns:
         A canonical model whose initializers carry the names of the ``state_dict``; the metadata
-        entry ``morphgraph.parameters`` lists those that are parameters.
+        entry ``morphgraph.parameters`` lists those that are parameters. Tuples, lists and dicts of
+        results become results side by side; those of a dict carry its keys as names.
 
     Raises:
         UnsupportedError: the network cannot be exported, or a parameter would lose its name.
@@ -67,14 +70,15 @@ def export(
     >>> [node.op_type for node in model.graph], list(model.graph.initializers)
     (['Gemm'], ['weight', 'bias'])
     """
-    arguments = (example,) if isinstance(example, torch.Tensor) else tuple(example)
+    arguments = _arguments(net, example)
     if dynamic_batch:
         dynamic_shapes = dynamic_shapes or pytree.tree_map(_first_axis_dynamic, arguments)
         # From a batch of 1 the exporter concludes that the batch is always 1.
         arguments = pytree.tree_map_only(torch.Tensor, _at_least_two, arguments)
     names = list(input_names or _input_names(net, arguments))
     with _inference_mode(net):
-        used = _used_parameters(net, arguments)
+        results = _results(net, arguments)
+        used = _used_parameters(results)
         _forget_derived(net)
         with _keeping_dropout(net):
             model = _translate(net, arguments, names, dynamic_batch, dynamic_shapes, opset)
@@ -83,6 +87,7 @@ def export(
     model.metadata_props[PARAMETERS_KEY] = json.dumps(list(parameters))
     model = canonicalize(model)
     _restore_first_names(model, net)
+    _name_results(model, results)
     _check_parameters(model, parameters, used)
     kept = [name for name in parameters if name in model.graph.initializers]
     model.metadata_props[PARAMETERS_KEY] = json.dumps(kept)
@@ -94,6 +99,31 @@ def export(
     return model
 
 
+def _arguments(net: nn.Module, example: Any) -> tuple[Any, ...]:
+    """The example as positional arguments; what is not given up to the last has its default."""
+    if isinstance(example, torch.Tensor):
+        return (example,)
+    if not isinstance(example, Mapping):
+        return tuple(example)
+    parameters = inspect.signature(net.forward).parameters
+    places = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    unknown = [name for name in example if name not in places]
+    last = max((places.index(name) for name in example if name in places), default=-1)
+    absent = [
+        name
+        for name in places[: last + 1]
+        if name not in example and parameters[name].default is inspect.Parameter.empty
+    ]
+    if unknown or absent:
+        wrong = [f"'{escape(name)}' cannot be given" for name in unknown]
+        wrong += [f"'{name}' is missing" for name in absent]
+        raise UnsupportedError(
+            f"network {type(net).__name__}: of the example's arguments {', '.join(wrong)}; its "
+            f"forward takes {', '.join(places) or 'none'} by position"
+        )
+    return tuple(example.get(name, parameters[name].default) for name in places[: last + 1])
+
+
 def _at_least_two(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.ndim == 0 or tensor.shape[0] != 1:
         return tensor
@@ -101,11 +131,17 @@ def _at_least_two(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _input_names(net: nn.Module, arguments: tuple[Any, ...]) -> list[str]:
+    """One name per tensor: that of its argument, numbered where an argument holds several."""
     parameters = list(inspect.signature(net.forward).parameters.values())
     named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
-    return [
-        named[index] if index < len(named) else f"input_{index}" for index in range(len(arguments))
-    ]
+    names = []
+    for index, argument in enumerate(arguments):
+        name = named[index] if index < len(named) else f"input_{index}"
+        leaves = pytree.tree_leaves(argument)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        alone = isinstance(argument, torch.Tensor)
+        names += [name] if alone else [f"{name}_{k}" for k in range(len(tensors))]
+    return names
 
 
 @contextmanager
@@ -148,14 +184,14 @@ def _keeping_dropout(net: nn.Module) -> Iterator[None]:
             module.training, module.inplace = False, inplace
 
 
-def _used_parameters(net: nn.Module, arguments: tuple[Any, ...]) -> set[int]:
-    """``id`` of every parameter that has a part in the outputs, found on the tape of autograd."""
+def _results(net: nn.Module, arguments: tuple[Any, ...]) -> Any:
+    """What the network gives for the example, on autograd's tape."""
     flags = [(p, p.requires_grad) for p in net.parameters() if p.is_floating_point()]
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            outputs = net(*arguments)
+            results = net(*arguments)
     except Exception as error:  # anything may happen in a user's forward
         raise UnsupportedError(
             f"network {type(net).__name__}: does not run on the example: {_first_line(error)}"
@@ -163,7 +199,18 @@ def _used_parameters(net: nn.Module, arguments: tuple[Any, ...]) -> set[int]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-    tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    for leaf in pytree.tree_leaves(results):
+        if isinstance(leaf, bool | int | float | str):
+            raise UnsupportedError(
+                f"network {type(net).__name__}: returns {escape(repr(leaf))} beside tensors, and "
+                "ONNX results are tensors; return tensors only"
+            )
+    return results
+
+
+def _used_parameters(results: Any) -> set[int]:
+    """``id`` of every parameter that has a part in the results, found on the tape of autograd."""
+    tensors = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
     stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set(stack)
     used = {id(tensor) for tensor in tensors}
@@ -313,6 +360,23 @@ def _restore_first_names(model: ir.Model, net: nn.Module) -> None:
         wanted = first[id(parameter)]
         if value is not None and wanted not in model.graph.initializers:
             value.name = wanted
+
+
+def _name_results(model: ir.Model, results: Any) -> None:
+    """Results that come in a dict carry its keys as names, where nothing else has them."""
+    if not isinstance(results, Mapping):
+        return
+    keys = [
+        ".".join([str(key), *(str(getattr(k, "idx", getattr(k, "key", k))) for k in path)])
+        for key, result in results.items()
+        for path, leaf in pytree.tree_flatten_with_path(result)[0]
+        if isinstance(leaf, torch.Tensor)
+    ]
+    taken = {value.name for node in model.graph for value in node.outputs}
+    taken |= {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    if len(keys) == len(set(model.graph.outputs)) and taken.isdisjoint(keys):
+        for value, key in zip(model.graph.outputs, keys, strict=True):
+            value.name = key
 
 
 def _check_parameters(model: ir.Model, parameters: dict[str, nn.Parameter], used: set[int]) -> None:

@@ -10,11 +10,14 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, parameter_names, static_shape
 from morphgraph.ops import OpNode, entry_of
 from morphgraph.passes.canonicalize import canonicalize
+from morphgraph.passes.symbols import Symbol, larger_shapes, open_symbols
 from morphgraph.torch_io.batch import free_batch
 from morphgraph.torch_io.builder import TorchBuilder
 from morphgraph.torch_io.names import clean
 from morphgraph.torch_io.tensors import torch_type
 from morphgraph.torch_io.weights import record_names
+
+_BATCH = "morphgraph.batch"
 
 
 def to_torch(
@@ -34,7 +37,9 @@ def to_torch(
 
     Args:
         model: an ONNX model or a path; it is canonicalized first and never changed.
-        input_shapes: sizes for inputs; wanted where more than the batch is open in the model.
+        input_shapes: sizes for inputs, by name. Without them, sizes that the model leaves open (the
+            batch, a length, height and width) stay open, and the network is held against one that
+            is built for larger sizes.
 
     >>> net = to_torch(ir.from_onnx_text('''
     ... <ir_version: 10, opset_import: ["" : 20]>
@@ -49,15 +54,27 @@ def to_torch(
 
     Raises:
         UnsupportedError: an operator, or a form of it, has no torch counterpart; names the node. Or
-            the model leaves a size other than the batch open.
+            the network can be built for fixed sizes only, and the model leaves one open.
         ModelError: the model is broken.
     """
-    canonical = canonicalize(as_model(model), input_shapes)
+    source = as_model(model)
+    canonical = canonicalize(source, input_shapes)
+    net = _network(canonical)
+    symbols = open_symbols(canonical)
+    if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
+        _check_larger(source, net, symbols, canonical)
+        free = any(axis == 0 for symbol in symbols for _, axis in symbol.axes)
+        net.meta[_BATCH] = "free" if free else "the model leaves other sizes open, but not this one"
+    else:
+        net.meta[_BATCH] = free_batch(net, _examples(canonical), bool(symbols))
+    return net
+
+
+def _network(canonical: ir.Model) -> fx.GraphModule:
+    """A canonical model node by node, in ``eval`` mode."""
     builder = TorchBuilder(parameter_names(canonical), PARAMETERS_KEY in canonical.metadata_props)
     graph = canonical.graph
-    inputs = [value for value in graph.inputs if value.const_value is None]
-    for value in inputs:
-        _refuse_open_sizes(value)
+    for value in _inputs(canonical):
         builder.bind(value, builder.graph.placeholder(clean(value.name or "x")))
     for node in graph:
         _lower(builder, node)
@@ -69,18 +86,58 @@ def to_torch(
     net.recompile()
     record_names(net, builder.parameters)
     net.eval()
-    dynamic = any(not isinstance(size, int) for v in inputs for size in (v.shape or ())[:1])
-    net.meta["morphgraph.batch"] = free_batch(net, [_example(v) for v in inputs], dynamic)
     return net
 
 
-def _refuse_open_sizes(value: ir.Value) -> None:
-    if any(not isinstance(size, int) for size in (value.shape or ())[1:]):
-        example = "x".join(map(str, static_shape(value)))
-        raise UnsupportedError(
-            f"input '{value.name}': {value.shape} leaves more than the batch open, and a PyTorch "
-            f"network is built for one size; pass input_shapes, such as {example}"
-        )
+def _inputs(canonical: ir.Model) -> list[ir.Value]:
+    return [value for value in canonical.graph.inputs if value.const_value is None]
+
+
+def _examples(canonical: ir.Model) -> list[torch.Tensor]:
+    return [_example(value) for value in _inputs(canonical)]
+
+
+def _check_larger(
+    source: ir.Model, net: fx.GraphModule, symbols: Sequence[Symbol], canonical: ir.Model
+) -> None:
+    """Hold a network of open sizes against the one that is built for larger ones.
+
+    Raises:
+        UnsupportedError: they differ: an operator takes the analysis size for the only one.
+    """
+    larger = larger_shapes(canonical, symbols)
+    fixed_model = canonicalize(source, larger)
+    fixed = _network(fixed_model)
+    generator = torch.Generator().manual_seed(0)
+    feeds = [_noise(example, generator) for example in _examples(fixed_model)]
+    example = ", ".join(
+        f"{v.name}={'x'.join(map(str, static_shape(v)))}" for v in _inputs(canonical)
+    )
+    advice = f"it cannot be built for open sizes; pass input_shapes, such as {example}"
+    with torch.no_grad():
+        expected = _tuple(fixed(*feeds))
+        try:
+            found = _tuple(net(*feeds))
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise UnsupportedError(f"the network fits one size only: {why}; {advice}") from error
+    for value, one, other in zip(canonical.graph.outputs, found, expected, strict=True):
+        if one.shape != other.shape or not torch.allclose(
+            one.double(), other.double(), rtol=1e-3, atol=1e-3, equal_nan=True
+        ):
+            raise UnsupportedError(
+                f"output '{value.name}' is not what the model gives at {larger}; {advice}"
+            )
+
+
+def _noise(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if example.is_floating_point():
+        return torch.randn(example.shape, generator=generator).to(example.dtype)
+    return torch.randint(0, 2, example.shape, generator=generator).to(example.dtype)
+
+
+def _tuple(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (outputs,) if isinstance(outputs, torch.Tensor) else outputs
 
 
 def _example(value: ir.Value) -> torch.Tensor:
@@ -98,7 +155,7 @@ def _lower(b: TorchBuilder, node: ir.Node) -> None:
     result = entry.call(entry.lower, node, b, n)
     results = result if isinstance(result, tuple) else (result,)
     for k, value in enumerate(node.outputs):
-        if k < len(results):
+        if k < len(results) and results[k] is not None:
             b.bind(value, results[k])
         elif value.uses() or value.is_graph_output():
             b.fail(n, f"result {k} ('{value.name}') is used")

@@ -430,13 +430,23 @@ def test_a_slice_of_nothing_is_pinned() -> None:
     assert {factor.pinned for factor in description.factors.values()} == {"sliced to nothing"}
 
 
-def test_computed_bounds_make_a_slice_opaque() -> None:
+def test_computed_bounds_pin_the_sliced_axis_alone() -> None:
     model = model_from_text(
         """<ir_version: 10, opset_import: ["": 20]>
-        net (float[1,8] x, int64[1] start, int64[1] stop) => (float[1,4] y) {
-            y = Slice(x, start, stop)
+        net (float[2,8] x, int64[1] start, int64[1] stop) => (float[2,4] y) <int64[1] axes = {1}> {
+            y = Slice(x, start, stop, axes)
         }""",
         inputs=("x", "start", "stop"),
     )
     (node,) = model.graph
-    assert describe(OpNode(node)).opaque == "Slice with bounds that are computed at run time"
+    description = describe(OpNode(node))
+    assert description.opaque is None
+    pinned = {
+        (place.port, place.axis): factor.pinned
+        for factor in description.factors.values()
+        for place in factor.places
+        if place.port in (0, ~0)
+    }
+    assert pinned[0, 0] is None
+    assert pinned[~0, 0] is None
+    assert pinned[0, 1] == pinned[~0, 1] == "sliced at a computed place"

@@ -174,7 +174,7 @@ def test_expand_along_another_axis_keeps_the_batch_open() -> None:
     assert_same_function(model, canonical, x=noise(5, 1, 4))
 
 
-def test_structure_that_depends_on_the_batch_is_refused() -> None:
+def test_repeats_that_depend_on_the_batch_stay_computed() -> None:
     model = parse(
         """
         g (float[N,4] x) => (float[M,4] y)
@@ -182,10 +182,9 @@ def test_structure_that_depends_on_the_batch_is_refused() -> None:
         { s = Shape(x)  n = Gather(s, first)  t = Concat<axis = 0>(n, one)  y = Tile(x, t) }
         """
     )
-    with pytest.raises(
-        ModelError, match=r"'Tile_y' \(Tile\): its operand 't' depends on the batch"
-    ):
-        canonicalize(model)
+    canonical = canonicalize(model)
+    for batch in (1, 4):
+        assert_same_function(model, canonical, x=noise(batch, 4))
     assert static_shape(canonicalize(model, {"x": (2, 4)}).graph.outputs[0]) == (4, 4)
 
 
@@ -256,6 +255,24 @@ def test_what_is_computed_from_parameters_stays_computed() -> None:
         """
     )
     assert ops(canonicalize(model)) == ["ReduceL2", "Div", "Sqrt", "Mul", "Mul"]
+
+
+def test_zeros_in_constant_nodes_are_no_weights() -> None:
+    """TorchScript shares one zero state among the layers of a stack."""
+    weights = "float[1,32,4] w, float[1,32,8] r, float[1,32,8] v, float[1,32,8] u"
+    model = model_from_text(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[5,2,4] x, {weights}) => (float[5,1,2,8] y) {{
+            n = Constant<value_floats = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
+                0.0, 0.0, 0.0, 0.0, 0.0]>()
+            f = Constant<value = int64[3] {{1, 2, 8}}>()  z = Reshape(n, f)
+            s = Constant<value = float[1,2,8] {{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}>()
+            a = LSTM<hidden_size = 8>(x, w, r, , , s, z)  o = Constant<value_ints = [1]>()
+            b = Squeeze(a, o)  y = LSTM<hidden_size = 8>(b, v, u, , , s, z)
+        }}"""
+    )
+    layers = [node for node in canonicalize(model).graph if node.op_type == "LSTM"]
+    assert [len(layer.inputs) for layer in layers] == [3, 3]
 
 
 def test_weights_in_constant_nodes_become_initializers() -> None:

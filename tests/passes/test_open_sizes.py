@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import morphgraph as mg
 from morphgraph import ort
-from morphgraph.errors import ModelError, UnsupportedError
+from morphgraph.errors import ModelError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.mask import mask
@@ -163,9 +163,19 @@ def test_the_groups_are_those_at_fixed_sizes(kind: Callable[[], nn.Module]) -> N
     assert mg.cost(graph, "macs").total == mg.cost(fixed, "macs").total
 
 
-def test_pytorch_wants_one_size(kind: Callable[[], nn.Module]) -> None:
-    with pytest.raises(UnsupportedError, match=r"leaves more than the batch open.*input_shapes"):
-        mg.to_torch(network(kind)[1].model)
+def test_pytorch_leaves_open_what_the_model_does(kind: Callable[[], nn.Module]) -> None:
+    _, graph = network(kind)
+    small = mg.apply(graph, mg.uniform(graph, 0.5))
+    net = mg.to_torch(small)
+    assert net.meta["morphgraph.batch"] == "free"
+    for size in SIZES[kind]:
+        x = given(kind, size)
+        expected = result(small, x)
+        np.testing.assert_allclose(net(x).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+    axes = dict.fromkeys((0, 1) if kind is Language else (0, 2, 3), OPEN)
+    *_, last, first = (given(kind, size) for size in SIZES[kind])
+    traced = torch.export.export(net, (first,), dynamic_shapes=(axes,)).module()
+    np.testing.assert_allclose(traced(last).detach(), result(small, last), rtol=1e-4, atol=1e-5)
 
 
 def lifted(text: str) -> ChannelGraph:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from morphgraph.errors import BudgetError, PlanError, UnsupportedError
 from morphgraph.fates import closed, fates
@@ -22,6 +23,7 @@ from morphgraph.passes.verify import verify
 from morphgraph.passes.widths import set_widths, uniform
 from morphgraph.plans import Plan
 from morphgraph.testing import model_from_text, prove_plan, random_removal
+from morphgraph.torch_io.to_torch import to_torch
 
 OPSET = '<ir_version: 10, opset_import: ["": 21]>'
 
@@ -285,6 +287,11 @@ def test_a_dynamic_batch_stays_dynamic(tmp_path: Path) -> None:
     whole = run(load(path), {"x": x})["y"]
     one = [run(load(path), {"x": x[k : k + 1]})["y"] for k in range(5)]
     np.testing.assert_allclose(whole, np.concatenate(one), rtol=1e-5, atol=1e-6)
+    net = to_torch(small)
+    assert net.meta["morphgraph.batch"] == "free"
+    for count in (1, 5):
+        found = net(torch.from_numpy(x[:count])).detach().numpy()
+        np.testing.assert_allclose(found, whole[:count], rtol=1e-4, atol=1e-5)
     assert cost(lift(path), "flops").total == made.cost["flops"].after
     assert cost(lift(path), "params").total == made.cost["params"].after
 

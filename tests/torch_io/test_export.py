@@ -276,3 +276,40 @@ def test_what_a_network_keeps_for_inference_is_computed_again() -> None:
     assert parameter_names(model) == ["table"]
     assert_same_function(net, model, x)
     assert type(net.kept["bias"]) is torch.Tensor
+
+
+class Several(nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.form = form
+
+    def forward(
+        self, x: torch.Tensor, scale: torch.Tensor | None = None, mask: torch.Tensor | None = None
+    ) -> Any:
+        hidden = torch.relu(self.first(x if scale is None else x * scale))
+        hidden = hidden if mask is None else hidden * mask
+        y = self.second(hidden)
+        forms = {"tuple": (y, hidden), "dict": {"logits": y, "parts": [hidden, y + 1]}}
+        return {**forms, "number": (y, 3)}[self.form]
+
+
+def test_results_in_a_dict_keep_their_names_and_arguments_may_be_named() -> None:
+    net, x, mask = Several("dict").eval(), torch.randn(2, 4), torch.rand(2, 8)
+    model = export(net, {"mask": mask, "x": x})
+    assert [value.name for value in model.graph.inputs] == ["x", "mask"]
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
+    assert [info.name for info in session.get_outputs()] == ["logits", "parts.0", "parts.1"]
+    found = session.run(None, {"x": x.numpy(), "mask": mask.numpy()})
+    expected = net(x, mask=mask)
+    for one, other in zip(found, [expected["logits"], *expected["parts"]], strict=True):
+        np.testing.assert_allclose(one, other.detach().numpy(), atol=1e-5)
+    assert len(export(Several("tuple"), (x,)).graph.outputs) == 2
+
+
+def test_examples_and_results_that_do_not_fit_are_refused_by_name() -> None:
+    x = torch.randn(2, 4)
+    with pytest.raises(UnsupportedError, match=r"'z' cannot be given, 'x' is missing.*x, scale"):
+        export(Several("tuple"), {"mask": x, "z": x})
+    with pytest.raises(UnsupportedError, match="returns 3 beside tensors"):
+        export(Several("number"), (x,))

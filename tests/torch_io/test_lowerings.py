@@ -5,6 +5,7 @@ A case is the inputs (``x`` and ``z`` are fed, all others are random weights) an
 
 import copy
 import re
+import sys
 
 import numpy as np
 import onnx_ir as ir
@@ -186,6 +187,25 @@ CASES = [
         (shape, f"y = {kind} (x)")
         for kind in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
         for shape in (IMAGE, "float[2,3,5] x")
+    ),
+    *(
+        (
+            shape,
+            f"v, i = MaxPool <kernel_shape = {kernel}, strides = {strides}{form}> (x) "
+            "y = Cast <to = 1> (i)",
+        )
+        for shape, kernel, strides, form in (
+            (IMAGE, "[2,2]", "[2,2]", ""),
+            (IMAGE, "[3,3]", "[2,2]", ", pads = [1,1,1,1], ceil_mode = 1"),
+            (IMAGE, "[3,2]", "[2,2]", ", pads = [0,1,2,0]"),
+            ("float[2,3,9] x", "[3]", "[2]", ", dilations = [2]"),
+            ("float[2,3,4,5,6] x", "[2,2,2]", "[2,2,2]", ", pads = [0,0,0,0,1,0]"),
+        )
+    ),
+    (
+        "float[2,3,4,6] x",
+        "v, i = MaxPool <kernel_shape = [2,2], strides = [2,2]> (x) "
+        "y = MaxUnpool <kernel_shape = [2,2], strides = [2,2]> (v, i)",
     ),
     # reductions
     *(
@@ -448,6 +468,28 @@ CASES = [
         "float[2,4,7] x | int64[2] s = {4, 9}",
         "y = CenterCropPad <axes = [2, 1]> (x, s)",
     ),
+    *(
+        (
+            f"{IMAGE}, float[3,4] z | int64[3] k = {{0,1,1}}, float h = {{6.0}}",
+            "r = Mul (z, h) y = RoiAlign <output_height = 2, output_width = 3, "
+            f"spatial_scale = 0.5, sampling_ratio = {ratio}, "
+            f'coordinate_transformation_mode = "{where}"> (x, r, k)',
+        )
+        for ratio in (0, 2)
+        for where in ("half_pixel", "output_half_pixel")
+    ),
+    (
+        f"{IMAGE}, float[2,4] z | int64[4] p = {{0,1,0,0}}, float n = {{1.0}}, float h = {{6.0}}",
+        "s = Mul (z, h) r = Pad (s, p, n) y = MaxRoiPool <pooled_shape = [2,3]> (x, r)",
+    ),
+    (
+        "float[2,4,5,6] x, float[6,2,3,3] w, float[2,36,5,6] z, float[6] b, float[2,18,5,6] m",
+        "y = DeformConv <pads = [1,1,1,1], group = 2, offset_group = 2> (x, w, z, b, m)",
+    ),
+    (
+        "float[2,4,5,6] x, float[3,4,2,2] w, float[2,8,3,3] z",
+        "y = DeformConv <pads = [0,1,1,0], strides = [2,2]> (x, w, z)",
+    ),
     # quantized
     *(
         (
@@ -588,15 +630,165 @@ NEWER_CASES = [
         (26, f"{IMAGE} | int64 a = {{1}}", f"y = CumProd {how} (x, a)")
         for how in ("", "<exclusive = 1, reverse = 1>")
     ),
+    *(
+        (
+            24,
+            f"float[2,3,{length},4] x, float[2,3,2,4] z | int64[2] k = {{{places}}}",
+            f'y = TensorScatter <mode = "{mode}"> (x, z, k)',
+        )
+        for length, places, mode in ((6, "3,0", "linear"), (5, "4,2", "circular"))
+    ),
+    (24, "float[2,6,4] x, float[2,2,4] z", "y = TensorScatter <axis = 1> (x, z)"),
     (24, IMAGE, "y = Swish (x)"),
     (24, IMAGE, "y = Swish <alpha = 0.7> (x)"),
 ]
 
 NOT_IN_CURRENT_OPSETS = {"Upsample"}
-# Torch has no counterpart: a cache that is written in place belongs to inference.
-# What works at regions and offsets is not in torch, but in torchvision.
-NO_TORCH_FORM = {"DeformConv", "MaxRoiPool", "RoiAlign", "TensorScatter"}
-WITH_OPEN_SIZES = {"ConstantOfShape", "Range", "Shape"}  # folded in what becomes torch
+WITH_OPEN_SIZES = {"ConstantOfShape", "Range", "Shape"}  # in test_open_sizes.py; else folded
+
+_STORED = (
+    "uint8[2,3,4,6] x, uint8[2,3,4,6] z",
+    "float s = {0.03}, uint8 o = {120}, float t = {0.02}, uint8 p = {90}, float u = {0.05}",
+)
+_TOKENS = "float[2,5,6] x"
+CONTRIB_CASES = [  # inputs, result, constants, operator, its form
+    ("float[2,6] x", "float[2,6]", "", "Gelu", "(x)"),
+    ("float[2,6] x", "float[2,6]", "", "FastGelu", "(x)"),
+    ("float[2,6] x, float[6] w", "float[2,6]", "", "FastGelu", "(x, w)"),
+    ("float[2,6] x, float[6] w", "float[2,6]", "", "BiasGelu", "(x, w)"),
+    ("float[2,6] x", "float[2,6]", "", "QuickGelu", "<alpha = 1.5> (x)"),
+    *(
+        (
+            "float[2,4,5,6] x, float[6,2,3,3] w, float[6] b, float[2,6,5,6] z",
+            "float[2,6,5,6]",
+            "",
+            "FusedConv",
+            f"<pads = [1,1,1,1], group = 2, {activation}> {operands}",
+        )
+        for activation, operands in (
+            ('activation = "Relu"', "(x, w, b, z)"),
+            ('activation = "Tanh"', "(x, w, b)"),
+            ('activation = "Sigmoid"', "(x, w)"),
+            ('activation = "LeakyRelu", activation_params = [0.3]', "(x, w, b)"),
+            ('activation = "Clip", activation_params = [-0.3, 0.4]', "(x, w, b)"),
+            ('activation = "HardSigmoid", activation_params = [0.3, 0.4]', "(x, w, b)"),
+        )
+    ),
+    *(
+        (
+            "float[4,3] x, float[6,3] w, float[6] b",
+            "float[4,6]",
+            "",
+            "FusedGemm",
+            f"<transB = 1, {activation}> (x, w, b)",
+        )
+        for activation in (
+            'activation = "Relu", alpha = 0.5',
+            'activation = "LeakyRelu", activation_alpha = 0.2',
+        )
+    ),
+    (
+        "float[2,5,3] x, float[2,5,4] w",
+        "float[2,3,4]",
+        "",
+        "FusedMatMul",
+        "<transA = 1, alpha = 0.25> (x, w)",
+    ),
+    (f"{_TOKENS}, float[2,5,3] z", "float[2,6,3]", "", "FusedMatMul", "<transA = 1> (x, z)"),
+    (f"{_TOKENS}, float[4,6] w", "float[2,5,4]", "", "FusedMatMul", "<transB = 1> (x, w)"),
+    *(
+        (
+            f"{_TOKENS}, float[2,5,6] z, float[6] g, float[6] h, float[6] k",
+            "float[2,5,6]",
+            "",
+            kind,
+            form,
+        )
+        for kind, forms in (
+            ("SkipLayerNormalization", ("(x, z, g)", "(x, z, g, h)", "(x, z, g, h, k)")),
+            ("SkipSimplifiedLayerNormalization", ("(x, z, g)", "(x, z, g, k)")),
+        )
+        for form in forms
+    ),
+    *(
+        (
+            f"{_TOKENS}, float[2,{keys},6] k, float[2,{keys},9] v, float[1,3,5,{keys}] m",
+            "float[2,5,9]",
+            "",
+            "MultiHeadAttention",
+            form,
+        )
+        for keys, form in (
+            (7, "<num_heads = 3> (x, k, v)"),
+            (7, "<num_heads = 3, scale = 0.3> (x, k, v, , , m)"),
+            (5, "<num_heads = 3, unidirectional = 1> (x, k, v)"),
+        )
+    ),
+    *(
+        (
+            f"{_TOKENS}, float[6,18] w, float[18] b, float[2,3,5,5] m",
+            "float[2,5,6]",
+            "",
+            "Attention",
+            form,
+        )
+        for form in (
+            "<num_heads = 3> (x, w, b)",
+            "<num_heads = 2, unidirectional = 1, scale = 0.4> (x, w, b)",
+            "<num_heads = 3> (x, w, b, , , m)",
+        )
+    ),
+    (
+        f"{_TOKENS}, float[6,20] w, float[20] b",
+        "float[2,5,8]",
+        "",
+        "Attention",
+        "<num_heads = 2, qkv_hidden_sizes = [6, 6, 8]> (x, w, b)",
+    ),
+    *(
+        (_STORED[0], "uint8[2,3,4,6]", _STORED[1], kind, "(x, s, o, z, t, p, u, o)")
+        for kind in ("QLinearAdd", "QLinearMul")
+    ),
+    (_STORED[0], "uint8[2,3,4,6]", _STORED[1], "QLinearSigmoid", "(x, s, o, t, p)"),
+    (
+        _STORED[0],
+        "uint8[2,3,4,6]",
+        _STORED[1],
+        "QLinearLeakyRelu",
+        "<alpha = 0.2> (x, s, o, u, p)",
+    ),
+    (
+        _STORED[0],
+        "uint8[2,3,2,3]",
+        _STORED[1],
+        "QLinearAveragePool",
+        "<kernel_shape = [3,3], strides = [2,2], pads = [1,1,1,1]> (x, s, o, u, p)",
+    ),
+    (_STORED[0], "uint8[2,3,1,1]", _STORED[1], "QLinearGlobalAveragePool", "(x, s, o, t, p)"),
+    (
+        _STORED[0],
+        "uint8[2,6,4,6]",
+        _STORED[1],
+        "QLinearConcat",
+        "<axis = 1> (t, p, x, s, o, z, u, p)",
+    ),
+    *(
+        (
+            "uint8[4,3] x",
+            f"{kind}[4,2]",
+            "float s = {0.03}, uint8 o = {120}, int8[2,3] w = {50,-40,30,-20,10,60}, "
+            "float[2] t = {0.02,0.013}, int8[2] v = {0,0}, int32[2] h = {700,-800}, "
+            "float r = {0.1}, uint8 p = {90}",
+            "QGemm",
+            f"<transB = 1> ({operands})",
+        )
+        for kind, operands in (
+            ("uint8", "x, s, o, w, t, v, h, r, p"),
+            ("float", "x, s, o, w, t, v, h"),
+        )
+    ),
+    ("float[2,5,6] x, float[6] w", "float[2,5,6]", "", "", "SimplifiedLayerNormalization (x, w)"),
+]
 
 
 def build(inputs: str, nodes: str, opset: int = 21) -> ir.Model:
@@ -637,12 +829,32 @@ def test_torch_computes_what_onnx_runtime_computes(opset: int, inputs: str, node
         assert all(parameter.grad is not None for parameter in net.parameters())
 
 
+@pytest.mark.parametrize(("inputs", "result", "constants", "kind", "form"), CONTRIB_CASES, ids=name)
+def test_operators_of_onnx_runtime_itself(
+    inputs: str, result: str, constants: str, kind: str, form: str
+) -> None:
+    dtype, _, shape = result.partition("[")
+    call = f"com.microsoft.{kind} {form}" if kind else form
+    head = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>'
+    text = f"{head} net ({inputs}) => ({dtype}[{shape} y) <{constants}> {{ y = {call} }}"
+    model = canonicalize(model_from_text(text, inputs=("x", "z")))
+    feeds = ort.random_inputs(model)
+    (expected,) = ort.run(model, feeds).values()
+    net = to_torch(model)
+    out = net(*(torch.from_numpy(feed) for feed in feeds.values()))
+    assert_same(out, expected)
+    if out.requires_grad:
+        out.square().sum().backward()
+        assert all(parameter.grad is not None for parameter in net.parameters())
+
+
 # ONNX has Celu in float32 only; torch has no avg_pool3d in half precision on the CPU, which LRN
 # uses too; Atanh and Acosh magnify the rounding of what they are given. To pick the nearest is the
-# same in all types. Torch has no transforms and no determinants in bfloat16, ONNX no dynamic
+# same in all types. Torch has no transforms, determinants and deformable
+# convolutions in bfloat16, ONNX no dynamic
 # quantization but of float32; GridSample magnifies the rounding of its coordinates.
 NOT_IN_EVERY_TYPE = ("Celu", "LRN", "kernel_shape = [2,3,2]", "Atanh", "Acosh", "nearest")
-NOT_IN_EVERY_TYPE += ("DFT", "STFT", "Det ", "DynamicQuantizeLinear", "GridSample")
+NOT_IN_EVERY_TYPE += ("DFT", "STFT", "Det ", "DeformConv", "DynamicQuantizeLinear", "GridSample")
 ROUNDING = {"double": 1e-5, "bfloat16": 4e-2}  # relative to the largest result
 
 
@@ -708,10 +920,11 @@ def test_a_mask_shorter_than_the_keys_hides_the_rest(mask: str) -> None:
 
 
 def test_every_operator_has_a_case() -> None:
-    texts = [case[-1] for case in (*CASES, *NEWER_CASES)]
+    texts = [case[-1] for case in (*CASES, *NEWER_CASES, *CONTRIB_CASES)]
     covered = {word for nodes in texts for word in nodes.replace("(", " ").split()}
-    described = {name for name in described_ops() if "::" not in name}
-    without = NOT_IN_CURRENT_OPSETS | NO_TORCH_FORM | WITH_OPEN_SIZES | BARRIERS
+    covered |= {f"com.microsoft::{case[3]}" for case in CONTRIB_CASES}
+    described = {name for name in described_ops() if "com.acme" not in name}
+    without = NOT_IN_CURRENT_OPSETS | WITH_OPEN_SIZES | BARRIERS
     assert described - covered == without
 
 
@@ -723,7 +936,16 @@ def test_every_operator_has_a_case() -> None:
             'y = Resize <mode = "linear", coordinate_transformation_mode = "asymmetric"> (x, , s)',
             "mode linear with asymmetric",
         ),
-        ("float[2,3,8,8] x", "m, y = MaxPool <kernel_shape = [2,2]> (x)", r"result 1 \('y'\)"),
+        (
+            "float[2,3,8,8] x",
+            "m, y = MaxPool <kernel_shape = [2,2], storage_order = 1> (x)",
+            "counted by columns",
+        ),
+        (
+            f"{IMAGE} | float[1,4] r = {{0,0,3,3}}, int64[1] k = {{0}}",
+            'y = RoiAlign <mode = "max"> (x, r, k)',
+            "mode max",
+        ),
         ("float[2,3] x", "y = RandomNormalLike (x)", "it has no lowering"),
         (
             "float[5,2,3] x, float[1,4,3] w, float[1,4,4] r",
@@ -736,3 +958,10 @@ def test_what_torch_cannot_do_is_refused_by_name(inputs: str, nodes: str, told: 
     with pytest.raises(UnsupportedError, match=told) as refused:
         to_torch(build(inputs, nodes))
     assert "node '" in str(refused.value)
+
+
+def test_what_wants_torchvision_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    inputs = f"{IMAGE}, float[2,5] z"
+    with pytest.raises(UnsupportedError, match=r"MaxRoiPool.*install torchvision"):
+        to_torch(build(inputs, "y = MaxRoiPool <pooled_shape = [2,3]> (x, z)"))

@@ -392,3 +392,36 @@ def test_a_bias_that_is_changed_first_is_not_added_twice() -> None:
     again = to_torch(export(net, (x,)))
     torch.testing.assert_close(again(x), net(x))
     assert set(again.state_dict()) == {"linear.weight", "linear.bias"}
+
+
+class Unpooled(nn.Module):
+    """What SegNet does: pooled values go back to where they were found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, places = F.max_pool2d(self.down(x).relu(), 2, return_indices=True)
+        return self.up(F.max_unpool2d(y, places, 2))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_pooled_values_go_back_to_their_places(dynamic: bool) -> None:
+    torch.manual_seed(0)
+    net = Unpooled().eval()
+    loaded = to_torch(export(net, images(2, 3, 8, 8), dynamic_batch=dynamic))
+    for batch in (1, 3) if dynamic else (2,):
+        x = images(batch, 3, 8, 8)
+        assert error(loaded(x), net(x)) < 1e-5
+
+
+def test_a_vision_transformer_of_an_open_batch() -> None:
+    torch.manual_seed(0)
+    net = torchvision.models.VisionTransformer(32, 8, 1, 4, 32, 64, num_classes=7)
+    net = make_felt(net, images(2, 3, 32, 32))
+    loaded = to_torch(export(net, images(2, 3, 32, 32), dynamic_batch=True))
+    assert loaded.meta["morphgraph.batch"] == "free"
+    for batch in (1, 5):
+        x = images(batch, 3, 32, 32)
+        assert error(loaded(x), net(x)) < 1e-5

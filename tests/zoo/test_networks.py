@@ -96,7 +96,11 @@ _FALLS_SHORT = [
     ({"export_error": 0.1}, "the export is off by 1.0e-01", "exported"),
     ({"torch_macs": 11.0}, "10 MACs, torch counts 11", ""),
     ({"opaque": {"If: barrier": 2}}, "opaque: If: barrier (2)", ""),
-    ({"ratio": 0.41}, "the plan for 50.0% lands at 41.0%", "resized"),
+    (
+        {"ratio": 0.41, "coarsest": "one channel of 'a' is 9.0% of the MACs"},
+        "the plan for 50.0% lands at 41.0%: one channel of 'a' is 9.0% of the MACs",
+        "resized",
+    ),
     ({"ratio": 1.0, "recounted": 1.0}, "nothing shrank", "resized"),
     ({"recounted": 0.5}, "the plan says 49.0000% of the FLOPs, it is 50.0000%", "resized"),
     ({"error": 1e-3}, "resized is off by 1.0e-03", "resized"),

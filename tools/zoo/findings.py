@@ -38,12 +38,14 @@ class Findings:
     opaque: dict[str, int] = field(default_factory=dict)
     target: float = math.nan
     ratio: float = math.nan
+    coarsest: str = ""
     recounted: float = math.nan
     error: float = math.nan
     felt: float = math.nan
     planted: int = 0
     passed_wrongly: list[str] = field(default_factory=list)
     torch_errors: dict[str, float] = field(default_factory=dict)
+    in_float64: list[str] = field(default_factory=list)
     without_gradient: list[str] = field(default_factory=list)
     crashes: dict[str, str] = field(default_factory=dict)
 
@@ -121,7 +123,9 @@ class Findings:
         if self.unshrunk:
             words.append("nothing shrank")
         elif not math.isnan(self.ratio) and not self.on_target:
-            words.append(f"the plan for {self.target:.1%} lands at {self.ratio:.1%}")
+            words.append(
+                f"the plan for {self.target:.1%} lands at {self.ratio:.1%}: {self.coarsest}"
+            )
         if self.error > TOLERANCE:
             words.append(f"resized is off by {self.error:.1e}{self._of_rounding}")
         if self.ratio <= UNSHRUNK and not math.isnan(self.felt) and not self.felt > FELT:

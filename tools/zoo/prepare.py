@@ -128,6 +128,7 @@ def _from_network(
     try:
         exact = flat_outputs(copy.deepcopy(net).double(), pytree.tree_map(_double, arguments))
         prepared.rounding = worst_error(outputs, exact)
+        outputs = exact
     except (RuntimeError, TypeError, AttributeError):  # some networks fix their own types
         prepared.rounding = math.nan
     return model, feeds, outputs

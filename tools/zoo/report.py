@@ -16,7 +16,7 @@ that is more), resized, and held against the original with the removed channels 
 shares of the scale of the output that is furthest off; {tolerance:.0e} passes.
 
 - **export**: by way of torch.export (dynamo) or TorchScript, or the file's own; its error against
-  PyTorch. **opaque**: operators without a description.
+  PyTorch in float64. **opaque**: operators without a description.
 - **MMACs**: multiply-adds of one sample; `=` where torch's counter finds the same, `-` where it
   cannot count (recurrent layers, files).
 - **shrinkable**: 1 - (MACs in cost terms of which no factor belongs to a resizable group) / MACs.
@@ -25,7 +25,8 @@ shares of the scale of the output that is furthest off; {tolerance:.0e} passes.
   **wrong**: planted wrong slices that were rejected, one for each axis of three kernels; kernels
   that make no difference to the outputs are left out.
 - **torch**: `to_torch` against ONNX Runtime, base / resized; in brackets what PyTorch itself loses
-  in float32 against float64. **grad**: whether every parameter of both has a gradient.
+  in float32 against float64. `*`: PyTorch computed in float64, since its float32 was further off.
+  **grad**: whether every parameter of both has a gradient.
 - **s**: seconds to export / lift, group, cost and resize / verify.
 
 | network | export | opaque | MMACs | groups | shrinkable | lowest | planned | error | felt \
@@ -65,7 +66,9 @@ def row(f: Findings) -> str:
         return f"| {f.name} | **no** |" + " |" * 12
     counted = "=" if f.macs == f.torch_macs else "-" if f.torch_macs != f.torch_macs else "!"
     planted = f"{f.planted - len(f.passed_wrongly)} of {f.planted}" if f.planted else ""
-    returned = " / ".join(f"{error:.0e}" for error in f.torch_errors.values())
+    returned = " / ".join(
+        f"{error:.0e}{'*' * (which in f.in_float64)}" for which, error in f.torch_errors.items()
+    )
     seconds = (f.seconds.get("export", 0.0), compile_seconds(f), f.seconds.get("verify", 0.0))
     cells = [
         f.name,
