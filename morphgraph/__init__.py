@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from morphgraph.graph import ChannelGraph as ChannelGraph, Group as Group
     from morphgraph.onnx_io import load as load, save as save
     from morphgraph.ops import register as register
-    from morphgraph.passes.budget import plan as plan, uniform as uniform
+    from morphgraph.passes.budget import plan as plan
     from morphgraph.passes.cost import cost as cost
     from morphgraph.passes.expand import expand as expand
     from morphgraph.passes.lift import lift as lift
+    from morphgraph.passes.widths import uniform as uniform
     from morphgraph.plans import Plan as Plan
-    from morphgraph.report.explanation import explain as explain
+    from morphgraph.report.explain import explain as explain
     from morphgraph.torch_io.export import export as export
     from morphgraph.torch_io.to_torch import to_torch as to_torch
     from morphgraph.torch_io.weights import with_weights as with_weights
@@ -68,7 +69,7 @@ _HOMES = {
     "bench": "morphgraph.bench",
     "cost": "morphgraph.passes.cost",
     "export": "morphgraph.torch_io.export",
-    "explain": "morphgraph.report.explanation",
+    "explain": "morphgraph.report.explain",
     "expand": "morphgraph.passes.expand",
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
@@ -77,7 +78,7 @@ _HOMES = {
     "register": "morphgraph.ops",
     "save": "morphgraph.onnx_io",
     "to_torch": "morphgraph.torch_io.to_torch",
-    "uniform": "morphgraph.passes.budget",
+    "uniform": "morphgraph.passes.widths",
     "verify": "morphgraph.workflow",
     "with_weights": "morphgraph.torch_io.weights",
 }

@@ -15,154 +15,26 @@ first would shrink alone. With equal scores every group shrinks nearly alike, an
 width multiplier.
 """
 
-import fnmatch
-import math
-import re
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from morphgraph.errors import ArgumentError, BudgetError, MorphWarning, UnsupportedError
 from morphgraph.fates import closed, is_viable
-from morphgraph.graph import ChannelGraph, FloatArray, Group, IntArray
-from morphgraph.onnx_io import escape
-from morphgraph.passes.cost import Convention, Cost, cost
-from morphgraph.passes.score import Score, score as score_channels
-from morphgraph.plans import Change, Plan, make_plan, require_viable
-
-Budget = Mapping[str, str | float | int]
-
-_AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-z]*)\s*", re.IGNORECASE)
-_SCALES = {
-    "": 1.0,
-    "k": 1e3,
-    "m": 1e6,
-    "g": 1e9,
-    "t": 1e12,
-    "kb": 1e3,
-    "mb": 1e6,
-    "gb": 1e9,
-    "kib": 2.0**10,
-    "mib": 2.0**20,
-    "gib": 2.0**30,
-    "us": 1e-3,
-    "ms": 1.0,
-    "s": 1e3,
-}
-# What suffixes that are no mere multiples measure.
-_MEASURES = dict.fromkeys(("kb", "mb", "gb", "kib", "mib", "gib"), "bytes")
-_MEASURES |= dict.fromkeys(("us", "ms", "s"), "ms")
-
-
-def parse_amount(text: str | float | int, present: float, unit_of_cost: str) -> float:
-    """A budget as a number: absolute (``"300M"``, ``"5ms"``, ``2e6``) or a share (``"50%"``).
-
-    Args:
-        text: the amount; a suffix of time or memory fits costs in ``"ms"`` or ``"bytes"`` alone.
-        present: what ``"100%"`` stands for.
-        unit_of_cost: of ``present`` and of the result, as :class:`~morphgraph.passes.cost.Cost`
-            names it.
-
-    >>> parse_amount("50%", 80.0, "FLOPs"), parse_amount("300M", 1.0, "FLOPs")
-    (40.0, 300000000.0)
-
-    Raises:
-        ArgumentError: it is no amount, or one of something else.
-    """
-    match = _AMOUNT.fullmatch(str(text))
-    unit = match.group(2).lower() if match else "?"
-    if match is None or (unit != "%" and unit not in _SCALES):
-        raise ArgumentError(
-            f"budget '{escape(str(text))}' is no amount; write 50%, 300M, 2e6 or 5ms"
-        )
-    number = float(match.group(1))
-    if not math.isfinite(number) or _MEASURES.get(unit, unit_of_cost) != unit_of_cost:
-        raise ArgumentError(
-            f"budget '{escape(str(text))}' is no amount of {unit_of_cost}; write 50%, or a number"
-        )
-    return number / 100 * present if unit == "%" else number * _SCALES[unit]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Which widths a plan may give: rounding grid, floor, and the groups it may touch.
-
-    With ``min_width`` 0 groups may die, where a network is left without them. ``include`` and
-    ``exclude`` are globs over a group's id, name and producers.
-    """
-
-    round_to: int = 1
-    min_width: int = 1
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-
-    def check(self, graph: ChannelGraph) -> None:
-        """Refuse a glob that names no group (a typo would go unnoticed), and a senseless grid.
-
-        Raises:
-            ArgumentError: ``round_to`` is below 1, or ``min_width`` below 0.
-            UnsupportedError: ``include`` or ``exclude`` names no group.
-        """
-        if self.round_to < 1 or self.min_width < 0:
-            raise ArgumentError(
-                f"round_to={self.round_to}, min_width={self.min_width}: give whole numbers, "
-                "round_to from 1, min_width from 0"
-            )
-        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
-            for pattern in patterns:
-                require_match(graph, pattern, option)
-
-    def allows(self, group: Group) -> bool:
-        """Whether a plan may change the group's width."""
-        wanted = not self.include or _any_match(group, self.include)
-        return group.resizable and wanted and not _any_match(group, self.exclude)
-
-    def floor(self, group: Group) -> int:
-        """The smallest width that the group may get."""
-        if not self.allows(group):
-            return group.width
-        return min(group.width, -(-self.min_width // self.round_to) * self.round_to)
-
-    def least(self, group: Group) -> int:
-        """The smallest width above 0 that the group may get."""
-        return max(self.floor(group), min(group.width, self.round_to))
-
-    def below(self, group: Group, width: int) -> int:
-        """The next smaller width on the grid."""
-        return max(self.floor(group), (width - 1) // self.round_to * self.round_to)
-
-    def above(self, group: Group, width: int) -> int:
-        """The next larger width on the grid, or the group's own."""
-        if not self.allows(group):
-            return width
-        return min(group.width, (width // self.round_to + 1) * self.round_to)
-
-    def nearest(self, group: Group, width: float) -> int:
-        """The width on the grid that is nearest to a wanted one."""
-        rounded = int(np.floor(width / self.round_to + 0.5)) * self.round_to
-        return int(np.clip(rounded, self.floor(group), group.width))
-
-
-def _any_match(group: Group, patterns: Sequence[str]) -> bool:
-    names = (group.id, group.name, *group.producers)
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-
-def require_match(graph: ChannelGraph, pattern: str, option: str) -> list[Group]:
-    """The groups that a glob names, by id, name or producer.
-
-    Raises:
-        UnsupportedError: there is none.
-    """
-    matching = [group for group in graph.groups if _any_match(group, [pattern])]
-    if not matching:
-        raise UnsupportedError(
-            f"{option} '{escape(pattern)}': no group has that name; `analyze` lists them all"
-        )
-    return matching
+from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.passes.choose import finish, scores_of
+from morphgraph.passes.cost import Convention, Cost
+from morphgraph.passes.goals import (
+    Budget,
+    Goal,
+    goals_of,
+    require_reachable,
+    shown_costs,
+    unreachable,
+)
+from morphgraph.passes.limits import Limits, mortal, viable_widths
+from morphgraph.passes.score import Score
+from morphgraph.plans import Plan
 
 
 def plan(
@@ -197,7 +69,7 @@ def plan(
     limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
     limits.check(graph)
     goals = goals_of(graph, budget, convention)
-    scores = _scores(graph, score, seed)
+    scores = scores_of(graph, score, seed)
     path = _Path(graph, [goal.cost for goal in goals], scores, limits)
     path.walk(goals)
     request: dict[str, Any] = {
@@ -210,88 +82,7 @@ def plan(
         "seed": seed,
         "convention": convention,
     }
-    return _finish(graph, path.kept(), request, shown_costs(graph, goals, convention))
-
-
-def uniform(
-    graph: ChannelGraph,
-    ratio: float | None = None,
-    *,
-    budget: Budget | None = None,
-    score: Score | FloatArray = "l2",
-    round_to: int = 1,
-    min_width: int = 1,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    seed: int = 0,
-    convention: Convention = "default",
-) -> Plan:
-    """The width multiplier: every group times one ratio, the naive baseline.
-
-    Give the ``ratio`` (0 to 1), or a ``budget`` that the largest ratio is found for. What rounding
-    then leaves of the budget is filled, one grid step at a time, where rounding took most: a
-    baseline that wastes a part of its budget would be none. Within a group the channels with the
-    highest score stay.
-
-    Raises:
-        BudgetError: no ratio meets the budget.
-        UnsupportedError: the ratio is not above 0 and at most 1, or a glob names no group.
-    """
-    limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
-    limits.check(graph)
-    goals = goals_of(graph, budget or {}, convention)
-    fill = ratio is None
-    if ratio is None:
-        ratio = _largest_ratio(graph, goals, limits)
-    if not 0 < ratio <= 1:
-        raise UnsupportedError(
-            f"uniform ratio {ratio} is out of range; give one above 0, at most 1"
-        )
-    widths = _scaled(graph, ratio, limits)
-    if fill:
-        _fill(graph, widths, goals, limits)
-    request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
-    if budget:
-        request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
-    return _finish(
-        graph, strongest(graph, widths, score, seed), request, shown_costs(graph, goals, convention)
-    )
-
-
-def set_widths(
-    graph: ChannelGraph,
-    widths: Mapping[str, int],
-    *,
-    score: Score | FloatArray = "l2",
-    seed: int = 0,
-) -> Plan:
-    """Widths by hand: per glob over group ids, names and producers a width, 0 where it is to go.
-
-    Raises:
-        PlanError: nothing would be left of the network.
-        UnsupportedError: a glob matches no group, or a width does not fit.
-    """
-    wanted = graph.widths.copy()
-    for pattern, width in widths.items():
-        matching = require_match(graph, pattern, "set")
-        free = [group for group in matching if group.resizable]
-        if not free:
-            raise UnsupportedError(
-                f"set '{escape(pattern)}': '{escape(matching[0].name)}' cannot be resized "
-                f"({matching[0].reason})"
-            )
-        for group in free:
-            if not 0 <= width <= group.width:
-                raise UnsupportedError(
-                    f"set '{escape(pattern)}={width}': '{escape(group.name)}' has "
-                    f"{group.width} channels; give a width from 0 to that"
-                )
-            wanted[group.index] = width
-    require_viable(graph, np.flatnonzero(wanted == 0).tolist())
-    request = {"set": dict(widths)}
-    return _finish(
-        graph, strongest(graph, wanted, score, seed), request, shown_costs(graph, (), "default")
-    )
+    return finish(graph, path.kept(), request, shown_costs(graph, goals, convention))
 
 
 def continue_plan(
@@ -332,83 +123,7 @@ def continue_plan(
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
     costs = {goal.kind: goal.cost for goal in goals} | {shown.kind: shown}
-    return _finish(graph, path.kept(), request, list(costs.values()))
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """A budget: a cost, and the amount that it must not exceed."""
-
-    kind: str
-    cost: Cost
-    limit: float
-
-
-def goals_of(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[Goal]:
-    """Budgets as absolute amounts; shares are of the present cost."""
-    goals = []
-    for kind, amount in budget.items():
-        resource = cost(graph, kind, convention=convention)
-        goals.append(Goal(kind, resource, parse_amount(amount, resource.total, resource.unit)))
-    return goals
-
-
-def viable_widths(graph: ChannelGraph, wanted: IntArray, limits: Limits) -> IntArray:
-    """Wanted widths, some of them 0, made such that a network is left, ``[groups]``.
-
-    Groups die one by one, the widest first, where they can; the others keep their least width.
-    What becomes useless with them dies with them.
-    """
-    widths = wanted.copy()
-    zero = frozenset(np.flatnonzero(widths == 0).tolist())
-    dead = zero if is_viable(graph, zero) else frozenset()
-    for index in sorted(zero - dead, key=lambda k: -graph.groups[k].width):
-        if is_viable(graph, dead | {index}):
-            dead |= {index}
-        else:
-            widths[index] = limits.least(graph.groups[index])
-    widths[list(closed(graph, dead, _mortal(graph, limits)))] = 0
-    return widths
-
-
-def _mortal(graph: ChannelGraph, limits: Limits) -> list[int]:
-    """Groups that may die."""
-    return [group.index for group in graph.groups if limits.floor(group) == 0]
-
-
-def require_reachable(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> None:
-    """Refuse a budget that the narrowest network within the limits does not meet.
-
-    Raises:
-        BudgetError: names the budget, and the lowest that can be met.
-    """
-    narrowest = np.array([limits.floor(group) for group in graph.groups], dtype=np.int64)
-    lowest = viable_widths(graph, narrowest, limits)
-    for goal in goals:
-        least = goal.cost.at(lowest)
-        if least > goal.limit:
-            raise _unreachable(graph, goal, least)
-
-
-def _unreachable(graph: ChannelGraph, goal: Goal, least: float) -> BudgetError:
-    pinned = _all_pinned(graph)
-    remedy = (
-        f"{pinned}; see `analyze`"
-        if pinned
-        else ("raise the budget, lower min-width or round-to, or exclude less")
-    )
-    return BudgetError(
-        f"budget {goal.kind}={goal.limit:.12g} cannot be met: the lowest that can is "
-        f"{least:.12g} {goal.cost.unit} ({least / goal.cost.total:.1%} of the model); {remedy}"
-    )
-
-
-def shown_costs(graph: ChannelGraph, goals: Sequence[Goal], convention: Convention) -> list[Cost]:
-    """The costs that every plan states, and those of its budgets."""
-    always = [cost(graph, kind, convention=convention) for kind in ("flops", "params")]
-    return list(
-        {resource.kind: resource for resource in (*always, *(g.cost for g in goals))}.values()
-    )
+    return finish(graph, path.kept(), request, list(costs.values()))
 
 
 class _Path:
@@ -425,7 +140,7 @@ class _Path:
         self.graph = graph
         self.costs = [(resource, max(resource.total, 1e-30)) for resource in costs]
         self.limits = limits
-        self.mortal = _mortal(graph, limits)
+        self.mortal = mortal(graph, limits)
         self.widths = graph.widths.astype(np.float64)
         self.order: list[IntArray] = []
         self.prefix: list[FloatArray] = []
@@ -449,7 +164,7 @@ class _Path:
             require_reachable(self.graph, goals, self.limits)
         while over := [goal for goal in goals if goal.cost.at(self.widths) > goal.limit]:
             if not self._step():
-                raise _unreachable(self.graph, over[0], over[0].cost.at(self.widths))
+                raise unreachable(self.graph, over[0], over[0].cost.at(self.widths))
 
     def _step(self) -> bool:
         """Remove the next channels; whether there were any that free something."""
@@ -509,111 +224,3 @@ class _Path:
             group.index: np.sort(order[group.width - int(width) :])
             for group, order, width in zip(self.graph.groups, self.order, self.widths, strict=True)
         }
-
-
-def strongest(
-    graph: ChannelGraph, widths: IntArray, score: Score | FloatArray, seed: int = 0
-) -> dict[int, IntArray]:
-    """Per group index the channels with the highest scores, as many as its new width."""
-    scores = _scores(graph, score, seed)
-    return {
-        group.index: np.sort(
-            np.argsort(scores[group.channels], kind="stable")[group.width - int(width) :]
-        )
-        for group, width in zip(graph.groups, widths, strict=True)
-    }
-
-
-def _scores(graph: ChannelGraph, score: Score | FloatArray, seed: int) -> FloatArray:
-    """A number per channel, computed or given."""
-    if isinstance(score, str):
-        return score_channels(graph, score, seed)
-    given = np.asarray(score, dtype=np.float64)
-    channels = len(graph.channel_group)
-    if given.shape != (channels,):
-        raise UnsupportedError(f"{given.size} scores for {channels} channels; give one per channel")
-    if np.isnan(given).any():
-        raise UnsupportedError(f"score {int(np.isnan(given).argmax())} is NaN; it cannot be ranked")
-    if np.isinf(given).any():
-        raise UnsupportedError(
-            f"score {int(np.isinf(given).argmax())} is infinite; a score counts as a share of its "
-            "group's sum, so give finite ones, and keep whole groups by `exclude`"
-        )
-    return given
-
-
-def _scaled(graph: ChannelGraph, ratio: float, limits: Limits) -> IntArray:
-    widths = [limits.nearest(group, ratio * group.width) for group in graph.groups]
-    return viable_widths(graph, np.array(widths, dtype=np.int64), limits)
-
-
-def _largest_ratio(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> float:
-    """Bisect for the largest ratio whose widths meet every budget."""
-
-    def fits(ratio: float) -> bool:
-        widths = _scaled(graph, ratio, limits)
-        return all(goal.cost.at(widths) <= goal.limit for goal in goals)
-
-    low, high = 1e-9, 1.0
-    if fits(high):
-        return high
-    require_reachable(graph, goals, limits)
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def _fill(graph: ChannelGraph, widths: IntArray, goals: Sequence[Goal], limits: Limits) -> None:
-    """Widen groups in place, the relatively narrowest first, while every budget is met.
-
-    Those that died stay dead.
-    """
-    while True:
-        for index in np.argsort(widths / graph.widths, kind="stable"):
-            wider = widths.copy()
-            wider[index] = limits.above(graph.groups[index], int(widths[index]))
-            fits = all(goal.cost.at(wider) <= goal.limit for goal in goals)
-            if wider[index] > widths[index] > 0 and fits:
-                widths[:] = wider
-                break
-        else:
-            return
-
-
-def _finish(
-    graph: ChannelGraph,
-    keep: Mapping[int, IntArray],
-    request: Mapping[str, Any],
-    costs: Sequence[Cost],
-) -> Plan:
-    widths = graph.widths.copy()
-    for index, kept in keep.items():
-        widths[index] = len(kept)
-    changes = {c.kind: Change(c.total, c.at(widths)) for c in costs}
-    made = make_plan(graph, keep, request, changes)
-    uncounted = [f"{node.ir.op_type} '{node.name}'" for node in graph.nodes if node.opaque]
-    if uncounted:
-        more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
-        warnings.warn(
-            "operators that are not described keep their channels, and what they compute is not "
-            f"counted in the budget: {escape(', '.join(uncounted[:3]))}{more}",
-            MorphWarning,
-            stacklevel=3,
-        )
-    if not made.groups:
-        warnings.warn(_nothing_shrinks(graph), MorphWarning, stacklevel=3)
-    return made
-
-
-def _nothing_shrinks(graph: ChannelGraph) -> str:
-    why = _all_pinned(graph) or "the model fits the request as it is"
-    return f"the plan changes nothing: {why}"
-
-
-def _all_pinned(graph: ChannelGraph) -> str:
-    """The reasons why nothing can shrink; empty where something can."""
-    if any(group.resizable for group in graph.groups):
-        return ""
-    reasons = sorted({group.reason or "" for group in graph.groups})
-    return f"every group keeps its size ({'; '.join(reasons[:5])})"

@@ -8,7 +8,7 @@ from morphgraph.graph import Couplings, Dim, Edge, FactorNode, GraphNode
 from morphgraph.notation import NotationError, Shape
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.ops import Description, OpNode, correct, describe, entry_of
-from morphgraph.passes.fold import captured
+from morphgraph.passes.infer import captured
 from morphgraph.passes.open_sizes import OPEN_AXES_KEY
 
 

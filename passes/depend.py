@@ -5,7 +5,7 @@ whatever the inputs are. Flags run through the network by notation: a factor's e
 what its operands hold there; a constant operand that multiplies ends the dependence where it is 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,10 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.fates import edges_of, operand_names, result_names
 from morphgraph.graph import ChannelGraph, Edge, GraphNode
 from morphgraph.onnx_io import static_shape
+from morphgraph.ops import entry_of
 from morphgraph.passes.evaluate import Array, evaluate
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
-
-# Operators of which an operand scales every channel and nothing else does.
-_SCALES: Mapping[str, int] = {
-    "BatchNormalization": 1,
-    "GroupNormalization": 1,
-    "InstanceNormalization": 1,
-    "LayerNormalization": 1,
-}
 
 
 def dependence(graph: ChannelGraph) -> dict[str, list[Flags]]:
@@ -109,7 +102,8 @@ class _Dependence:
 
     def _scaling(self, number: int, node: GraphNode) -> list[int]:
         """Constant operands that multiply: a zero there ends the dependence."""
-        ports = [_SCALES[node.ir.op_type]] if node.ir.op_type in _SCALES else []
+        entry = entry_of(node.ir.op_type, node.ir.domain)
+        ports = [] if entry is None or entry.scale is None else [entry.scale]
         if node.gate:
             ports = list(range(len(node.ir.inputs)))
         kernel = self._kernel(number, node)

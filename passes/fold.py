@@ -2,67 +2,28 @@
 
 One walk over the nodes in topological order does everything: sizes are inferred node by node while
 the constants they depend on are already known, so that chains such as Shape, Gather, Concat,
-Reshape fold in a single pass. Nothing is computed before the size of its result is known to be
-within the cap.
+Reshape fold in a single pass. What a node gives is told by ``infer`` (types and sizes) and by
+``compute`` (numbers).
 """
 
 import hashlib
-import logging
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-import onnx
-import onnx.reference.ops
 import onnx_ir as ir
 
-from morphgraph.errors import ModelError
-from morphgraph.notation import NotationError
-from morphgraph.onnx_io import PARAMETERS_KEY, escape, stored_names
-from morphgraph.ops import OpNode, correct, describe, entry_of
-from morphgraph.ops.op import UnreadableError
-from morphgraph.stored import StoredTensor, is_stored
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-FOLD_LIMIT_BYTES = 16 * 2**20  # of one result, or of one operand
-_FILL_LIMIT_BYTES = 2**31  # of a weight that is one repeated number and takes no memory
-_INFERENCE_DATA = 4096  # elements of an operand that shape inference may look into
-
-# Operators whose result has the size of their operand, and for which ONNX infers nothing.
-_LIKE_OPERAND = {"GroupNormalization", "MeanVarianceNormalization"}
-
-# Operators that ONNX has withdrawn in some version, while ONNX Runtime still runs that.
-_WITHDRAWN = {"GroupNormalization"}
-
-# Operands that mean zero where they are absent: biases and initial states.
-_ZERO_BY_DEFAULT: dict[str, tuple[int, ...]] = {
-    "Conv": (2,),
-    "ConvTranspose": (2,),
-    "Gemm": (2,),
-    "GRU": (3, 5),
-    "LSTM": (3, 5, 6),
-    "RNN": (3, 5),
-}
-
-_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}
-_RANDOM |= {"RandomUniformLike"}
-_MEANT_AS_THEY_STAND = {"DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "QuantizeLinear"}
-_SLOW = {"AveragePool", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU"}
-_SLOW |= {"LSTM", "LpPool", "MatMulInteger", "MaxPool", "MaxUnpool", "NonMaxSuppression"}
-_SLOW |= {"QLinearConv", "QLinearMatMul", "RNN"}
-_NEVER_FOLDED = _RANDOM | _MEANT_AS_THEY_STAND | _SLOW
-# Their results depend on the data, but are no larger than rank times their operands.
-_BOUNDED_BY_OPERANDS = frozenset({"Compress", "NonZero", "Unique"})
-
-_INFERENCE_ERRORS = (
-    onnx.checker.ValidationError,
-    onnx.shape_inference.InferenceError,
-    RuntimeError,
+from morphgraph.onnx_io import PARAMETERS_KEY, stored_names
+from morphgraph.ops.op import taught
+from morphgraph.passes.compute import (
+    FOLD_LIMIT_BYTES,
+    computed,
+    constant_tensor,
+    described_shape,
+    filled,
+    is_foldable,
 )
-
-logger = logging.getLogger(__name__)
+from morphgraph.passes.infer import ResultTypes, known_shape
+from morphgraph.stored import StoredTensor, is_stored
 
 
 def fold_constants(model: ir.Model, varying: frozenset[str] = frozenset()) -> dict[str, object]:
@@ -94,16 +55,7 @@ class _Folder:
         self.varying = varying
         self.folded: dict[str, object] = {}
         self.at_present: dict[ir.Value, ir.TensorProtocol] = {}  # what varying values are now
-        self.opsets = {
-            "" if domain == "ai.onnx" else domain: version
-            for domain, version in model.opset_imports.items()
-        }
-        self.checker_context = onnx.checker.C.CheckerContext()
-        self.checker_context.ir_version = onnx.IR_VERSION
-        self.checker_context.opset_imports = self.opsets
-        self.opset_protos = [
-            onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()
-        ]
+        self.results = ResultTypes(model, self._known)
         self.lists_parameters = PARAMETERS_KEY in model.metadata_props
         self.parameters = set(stored_names(model))
         self.names = {value.name for value in (*self.graph.inputs, *_results(self.graph))}
@@ -122,16 +74,11 @@ class _Folder:
         if _is(node, "If") and self._inline_branch(node):
             return
         self._drop_zeros(node)
-        if self._is_known(node):
-            proto = ir.serde.serialize_node(node)
-            self._check(node, proto)
-            if _is(node, "CastLike") and self._make_cast(node):
-                return
-            self._infer(node, proto)
-            if self._simplify_reshape(node):
-                return
-        else:
-            self._infer_taught(node)
+        self.results.note(node)
+        if _is(node, "CastLike") and self._make_cast(node):
+            return
+        if self._simplify_reshape(node):
+            return
         if not self._forward(node):
             self._evaluate(node)
 
@@ -231,7 +178,8 @@ class _Folder:
 
     def _drop_zeros(self, node: ir.Node) -> None:
         """Drop biases and initial states that an exporter has made up."""
-        for index in () if node.domain else _ZERO_BY_DEFAULT.get(node.op_type, ()):
+        entry = taught(node.op_type, node.domain)
+        for index in () if entry is None else entry.zeros:
             value = node.inputs[index] if index < len(node.inputs) else None
             tensor = self._constant(value)
             if value is None or tensor is None or value.name in self.trained:
@@ -245,13 +193,13 @@ class _Folder:
     def _simplify_reshape(self, node: ir.Node) -> bool:
         """Write a Gather of everything in order as the Reshape that it is; join two in a row."""
         source, output = node.inputs[0] if node.inputs else None, node.outputs[0]
-        shape = _known_shape(output)
+        shape = known_shape(output)
         if source is None or shape is None or self._constant(source) is not None:
             return False
         if _is(node, "Gather"):
             # From PyTorch's as_strided, which its pooling uses on channels-last data.
             indices = self._constant(node.inputs[1])
-            if indices is None or not _is_everything(indices, _known_shape(source)):
+            if indices is None or not _is_everything(indices, known_shape(source)):
                 return False
             reshape = ir.Node("", "Reshape", [source, self._shape_of(output)], name=node.name)
             self._replace_by_node(node, reshape)
@@ -272,7 +220,7 @@ class _Folder:
 
     def _shape_of(self, value: ir.Value) -> ir.Value:
         """A new initializer that holds the shape of a value."""
-        shape = np.array(_known_shape(value), np.int64)
+        shape = np.array(known_shape(value), np.int64)
         return self._register(self._fresh(f"{value.name}_shape"), ir.tensor(shape))
 
     def _is_alias(self, source: ir.Value, output: ir.Value) -> bool:
@@ -358,126 +306,17 @@ class _Folder:
         if value.name not in self.trained:
             del self.graph.initializers[value.name or ""]
 
-    # -- sizes and values ------------------------------------------------------------------------
-
-    def _is_known(self, node: ir.Node) -> bool:
-        version = self.opsets.get(node.domain)
-        return version is not None and onnx.defs.has(node.op_type, version, node.domain)
-
-    def _check(self, node: ir.Node, proto: onnx.NodeProto) -> None:
-        """Operands and attributes are as many, and of such kinds, as the operator's schema says."""
-        if _has_subgraph(node) or (node.op_type in _WITHDRAWN and not node.domain):
-            return
-        try:
-            onnx.checker.check_node(proto, self.checker_context)
-        except onnx.checker.ValidationError as error:
-            raise ModelError(
-                f"node '{escape(node.name or '')}' ({node.op_type}): is not valid: "
-                f"{escape(' '.join(str(error).split()))}"
-            ) from error
-
-    def _infer(self, node: ir.Node, proto: onnx.NodeProto) -> None:
-        version = self.opsets[node.domain]
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        operands = [value for value in (*node.inputs, *captured(node)) if value is not None]
-        types = {v.name or "": kind for v in operands if (kind := _type_proto(v)) is not None}
-        if any(value.name not in types for value in operands):
-            return
-        if node.op_type in _LIKE_OPERAND and not node.domain and node.inputs[0] is not None:
-            _refine(node.outputs[0], types[node.inputs[0].name or ""])
-            return
-        data = {
-            value.name or "": ir.serde.serialize_tensor(tensor)
-            for value in operands
-            if (tensor := self._known(value)) is not None and tensor.size <= _INFERENCE_DATA
-        }
-        try:
-            inferred = self._inferred(schema, proto, types, data)
-        except _INFERENCE_ERRORS as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"node '{escape(node.name or '')}' ({node.op_type}): its operands do not fit "
-                f"together: {escape(reason)}"
-            ) from error
-        for output in node.outputs:
-            if output.name in inferred:
-                _refine(output, inferred[output.name])
-
-    def _inferred(
-        self,
-        schema: onnx.defs.OpSchema,
-        proto: onnx.NodeProto,
-        types: dict[str, onnx.TypeProto],
-        data: dict[str, onnx.TensorProto],
-    ) -> dict[str, onnx.TypeProto]:
-        """What ONNX infers; where an operator does not know bfloat16 yet, as if it were float16.
-
-        PyTorch exports convolutions in bfloat16 to opsets whose Conv does not list it.
-        """
-        try:
-            return onnx.shape_inference.infer_node_outputs(
-                schema, proto, types, data, opset_imports=self.opset_protos
-            )
-        except _INFERENCE_ERRORS:
-            if all(_element_type(kind) != onnx.TensorProto.BFLOAT16 for kind in types.values()):
-                raise
-            known = {
-                name: _retyped(kind, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16)
-                for name, kind in types.items()
-            }
-            small = {
-                name: x for name, x in data.items() if x.data_type != onnx.TensorProto.BFLOAT16
-            }
-            try:
-                inferred = onnx.shape_inference.infer_node_outputs(
-                    schema, proto, known, small, opset_imports=self.opset_protos
-                )
-            except _INFERENCE_ERRORS:
-                inferred = None
-            if inferred is None:
-                raise
-            return {
-                name: _retyped(kind, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-                for name, kind in inferred.items()
-            }
-
-    def _infer_taught(self, node: ir.Node) -> None:
-        """The sizes that an operator's entry tells where ONNX has no schema; declared ones stay.
-
-        What the entry says is held against them here, where the node is at fault, and not where a
-        later one stumbles.
-        """
-        entry = entry_of(node.op_type, node.domain)
-        present = [value for value in node.inputs if value is not None]
-        if entry is None or any(_known_shape(value) is None for value in present):
-            return
-        results = [value for value in node.outputs if value.name]
-        where = f"node '{escape(node.name or '')}' ({escape(node.op_type)})"
-        try:
-            if entry.shape is not None and any(_known_shape(value) is None for value in results):
-                _note_shapes(node, entry.call(entry.shape, node, *map(_known_shape, node.inputs)))
-            if all(_known_shape(value) is not None for value in results):
-                describe(OpNode(node))
-        except UnreadableError:
-            return  # nothing is known of this form of it
-        except NotationError as error:
-            raise ModelError(f"{where}: shape mismatch: {error}; {correct(entry)}") from error
-        except Exception as error:
-            raise ModelError(
-                f"{where}: its entry raised {type(error).__name__}: {error}; {correct(entry)}"
-            ) from error
+    # -- values --------------------------------------------------------------------------------
 
     def _evaluate(self, node: ir.Node) -> None:
         """Replace a node by what it computes where all operands are constants."""
-        if node.domain or node.op_type in _NEVER_FOLDED or _has_subgraph(node):
-            return
-        if any(output in self.outputs for output in node.outputs):
+        if not is_foldable(node) or any(output in self.outputs for output in node.outputs):
             return
         source = node.inputs[0] if node.inputs else None
         if node.op_type in ("Shape", "Size"):
-            shape = _known_shape(source)
+            shape = known_shape(source)
             if shape is not None:
-                self._settle_computed(node, [ir.tensor(_describe_shape(node, shape))])
+                self._settle_computed(node, [ir.tensor(described_shape(node, shape))])
             return
         operands = [self._known(value) for value in node.inputs]
         for value, tensor in zip(node.inputs, operands, strict=True):
@@ -486,45 +325,13 @@ class _Folder:
             ):
                 return
         if node.op_type == "ConstantOfShape":
-            self._fill(node)
-            return
-        if node.inputs and _result_is_small(node):
-            results = _run(node, self.opsets[""], operands)
+            made = None if operands[0] is None else filled(node, operands[0])
+            if made is not None:
+                self._settle_computed(node, [made])
+        elif node.inputs:
+            results = computed(node, self.results.opsets[""], operands)
             if results is not None and len(results) == len(node.outputs):
                 self._settle_computed(node, [ir.tensor(result) for result in results])
-
-    def _fill(self, node: ir.Node) -> None:
-        shape = self._known(node.inputs[0])
-        if shape is None:
-            return
-        number = node.attributes["value"].as_tensor() if "value" in node.attributes else None
-        filler = np.zeros((), np.float32) if number is None else number.numpy().reshape(())
-        sizes = tuple(shape.numpy().tolist())
-        if min(sizes, default=0) >= 0 and math.prod(sizes) * filler.itemsize <= _FILL_LIMIT_BYTES:
-            # A view with stride 0: the weight takes no memory until it is changed.
-            self._settle_computed(node, [ir.tensor(np.broadcast_to(filler, sizes))])
-
-
-def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
-    """The tensor that a Constant node holds.
-
-    Raises:
-        ModelError: it holds none, or a sparse one.
-    """
-    if len(node.attributes) == 1:
-        (attribute,) = node.attributes.values()
-        match attribute.name:
-            case "value":
-                return attribute.as_tensor()
-            case "value_float" | "value_floats":
-                return ir.tensor(np.array(attribute.value, np.float32))
-            case "value_int" | "value_ints":
-                return ir.tensor(np.array(attribute.value, np.int64))
-            case "value_string" | "value_strings":
-                return ir.tensor(attribute.value, dtype=ir.DataType.STRING)
-    raise ModelError(
-        f"node '{escape(node.name or '')}' (Constant): holds no dense value; store it as a tensor"
-    )
 
 
 def _digest(tensor: ir.TensorProtocol) -> object:
@@ -559,13 +366,6 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype is not None and value.dtype.is_floating_point()
 
 
-def _known_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    if value is None or value.shape is None:
-        return None
-    sizes = [size for size in value.shape if isinstance(size, int)]
-    return tuple(sizes) if len(sizes) == len(value.shape) else None
-
-
 def _does_nothing(node: ir.Node) -> bool:
     if node.domain or not node.inputs or node.inputs[0] is None:
         return False
@@ -578,70 +378,9 @@ def _does_nothing(node: ir.Node) -> bool:
         case "Concat":
             return len(node.inputs) == 1
         case "Expand" | "Reshape":
-            shape = _known_shape(output)
-            return shape is not None and shape == _known_shape(source)
+            shape = known_shape(output)
+            return shape is not None and shape == known_shape(source)
     return False
-
-
-def _has_subgraph(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
-
-
-def captured(node: ir.Node) -> list[ir.Value]:
-    """Values from around a node that its subgraphs read."""
-    if not _has_subgraph(node):
-        return []
-    inner: set[ir.Graph] = set()
-    stack = [node]
-    read: list[ir.Value] = []
-    while stack:
-        for attribute in stack.pop().attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                graphs: Sequence[ir.Graph] = [attribute.as_graph()]
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                graphs = attribute.as_graphs()
-            else:
-                continue
-            for graph in graphs:
-                inner.add(graph)
-                stack.extend(graph)
-                read.extend(value for child in graph for value in child.inputs if value is not None)
-                read.extend(graph.outputs)
-    return [value for value in dict.fromkeys(read) if value.graph not in inner]
-
-
-def _type_proto(value: ir.Value) -> onnx.TypeProto | None:
-    if value.type is None:
-        return None
-    proto = ir.serde.serialize_type(value.type)
-    if value.shape is not None:
-        ir.serde.serialize_shape_into(proto, value.shape)
-    return proto
-
-
-def _element_type(kind: onnx.TypeProto) -> int:
-    return kind.tensor_type.elem_type
-
-
-def _retyped(kind: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
-    """The same tensor type with another element type, if it has the old one."""
-    if _element_type(kind) != old:
-        return kind
-    copy = onnx.TypeProto()
-    copy.CopyFrom(kind)
-    copy.tensor_type.elem_type = new
-    return copy
-
-
-def _note_shapes(node: ir.Node, told: Sequence[Any]) -> None:
-    """Note the shapes of results where none is declared: one, or one per result."""
-    several = any(shape is None or isinstance(shape, Sequence) for shape in told)
-    for value, shape in zip(node.outputs, told if several else [told], strict=False):
-        if value.type is None and node.inputs and node.inputs[0] is not None:
-            value.type = node.inputs[0].type
-        if shape is not None and _known_shape(value) is None:
-            value.shape = ir.Shape(shape)
 
 
 def _is_everything(indices: ir.TensorProtocol, shape: tuple[int, ...] | None) -> bool:
@@ -649,71 +388,3 @@ def _is_everything(indices: ir.TensorProtocol, shape: tuple[int, ...] | None) ->
     if shape is None or shape != (indices.size,) or indices.nbytes > FOLD_LIMIT_BYTES:
         return False
     return np.array_equal(indices.numpy().reshape(-1), np.arange(indices.size))
-
-
-def _refine(value: ir.Value, inferred: onnx.TypeProto) -> None:
-    """Note an inferred type; where it leaves a size open, the size that the file declares stays."""
-    value.type = ir.serde.deserialize_type_proto_for_type(inferred)
-    shape = ir.serde.deserialize_type_proto_for_shape(inferred)
-    declared = value.shape
-    if shape is None:
-        return
-    if declared is None or len(declared) != len(shape):
-        value.shape = ir.Shape(shape)
-        return
-    value.shape = ir.Shape(
-        size if isinstance(size, int) else old for size, old in zip(shape, declared, strict=True)
-    )
-
-
-def _describe_shape(node: ir.Node, shape: tuple[int, ...]) -> Array:
-    if node.op_type == "Size":
-        return np.array(math.prod(shape), np.int64)
-    start = node.attributes["start"].as_int() if "start" in node.attributes else None
-    end = node.attributes["end"].as_int() if "end" in node.attributes else None
-    return np.array(shape[start:end], np.int64)
-
-
-def _result_is_small(node: ir.Node) -> bool:
-    if node.op_type in _BOUNDED_BY_OPERANDS:
-        return True
-    for output in node.outputs:
-        shape = _known_shape(output)
-        if shape is None or output.dtype is None:
-            return False
-        if math.prod(shape) * output.dtype.itemsize > FOLD_LIMIT_BYTES:
-            return False
-    return True
-
-
-def _run(
-    node: ir.Node, opset: int, operands: Sequence[ir.TensorProtocol | None]
-) -> list[Array] | None:
-    """What the node computes by ONNX's reference implementation; ``None`` where that cannot."""
-    attributes = {
-        name: ir.to_proto(attribute.as_tensor())
-        if attribute.type == ir.AttributeType.TENSOR
-        else attribute.value
-        for name, attribute in node.attributes.items()
-    }
-    arrays = [None if tensor is None else tensor.numpy() for tensor in operands]
-    try:
-        kernel = onnx.reference.ops.load_op("", node.op_type, opset)
-        with np.errstate(all="ignore"):
-            results = kernel.eval(*arrays, n_outputs=len(node.outputs), **attributes)
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as why:
-        logger.debug("%s %s is not folded: %s", node.op_type, node.name, why)
-        return None
-    if not isinstance(results, tuple | list):
-        results = (results,)
-    return [
-        np.asarray(result, dtype=None if output.dtype is None else output.dtype.numpy())
-        for result, output in zip(results, node.outputs, strict=True)
-    ]

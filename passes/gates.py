@@ -9,9 +9,7 @@ enough; but not a BatchNorm before a sigmoid, which is open at zero.
 from collections.abc import Iterable, Sequence
 
 from morphgraph.graph import ChannelGraph, GraphNode
-
-# Functions of one operand that are not zero at zero.
-_OPEN_AT_ZERO = frozenset({"Cos", "Cosh", "Exp", "HardSigmoid", "Sigmoid", "Softmax", "Softplus"})
+from morphgraph.ops import entry_of
 
 
 def gated_groups(graph: ChannelGraph) -> frozenset[int]:
@@ -30,7 +28,7 @@ def gated_groups(graph: ChannelGraph) -> frozenset[int]:
         leaking |= inside.get(number, frozenset())
         silent = [name for name in activations if not loud.get(name)]
         arriving = _arriving(node, activations, silent, open_on, on_value)
-        is_loud = node.ir.op_type in _OPEN_AT_ZERO or _stays_loud(node, activations, silent)
+        is_loud = _is_open_at_zero(node) or _stays_loud(node, activations, silent)
         for value in node.ir.outputs:
             here = on_value.get(value.name or "", frozenset())
             passed = frozenset() if node.ir.op_type == "BatchNormalization" else arriving & here
@@ -39,6 +37,11 @@ def gated_groups(graph: ChannelGraph) -> frozenset[int]:
     resizable = {group.index for group in graph.groups if group.resizable}
     scaled = _groups_of_scales(graph, on_value)
     return frozenset((resizable & scaled) - leaking)
+
+
+def _is_open_at_zero(node: GraphNode) -> bool:
+    entry = entry_of(node.ir.op_type, node.ir.domain)
+    return entry is not None and entry.open_at_zero
 
 
 def _stays_loud(node: GraphNode, activations: Sequence[str], silent: Sequence[str]) -> bool:

@@ -10,68 +10,36 @@ numbers that were computed from sizes stay computed. All runs then repeat with t
 
 Where that is not enough the shape stays computed and its operator is opaque; it is right at every
 size, but what it touches keeps its channels. No axis whose size is open is ever resized.
+
+Where the batch alone is open, ``open_batch`` is asked first. It needs two runs and not four, and
+what it leaves computes no sizes: a constant says every number. What cannot be written in that way
+comes here.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from morphgraph.errors import ModelError
 from morphgraph.notation import Shape
 from morphgraph.onnx_io import bind_inputs, escape, static_shape
+from morphgraph.passes.symbols import (
+    STATIC_SHAPE_KEY,
+    Symbol,
+    constant_vector,
+    expression,
+    input_shapes,
+    insert_vector,
+    same_numbers,
+    same_structure,
+)
 
 OPEN_AXES_KEY = "open_axes"
-STATIC_SHAPE_KEY = "static_shape"
 
 Digests = Mapping[str, object]
 Fold = Callable[[ir.Model, frozenset[str]], Digests]
 """Fold a model in place, keeping the nodes that make these values; what every folded value was."""
-
-_BATCH = (2, 3)  # analysis size, enlarged size
-_IMAGE = (224, 256)  # height or width, a multiple of what networks divide it by
-_LENGTH = (64, 80)
-
-
-@dataclass(frozen=True, slots=True)
-class Symbol:
-    """An open size: its name, the input axes that have it, and the two sizes it is tried at."""
-
-    name: str
-    axes: tuple[tuple[str, int], ...]
-    size: int
-    larger: int
-
-
-def open_symbols(model: ir.Model) -> list[Symbol]:
-    """The open sizes of a model's inputs; all leading ones together are the batch."""
-    found: dict[str, list[tuple[str, int]]] = {}
-    ranges: dict[str, tuple[int, int]] = {}
-    batch = next((d.value for v in model.graph.inputs if (d := _dim(v, 0)) and d.value), "batch")
-    for value in model.graph.inputs:
-        rank = len(value.shape or ())
-        for axis in range(rank):
-            dim = _dim(value, axis)
-            if dim is None:
-                continue
-            name = batch if axis == 0 else dim.value or f"{value.name}_{axis}"
-            found.setdefault(name, []).append((value.name or "", axis))
-            spatial = rank >= 4 and axis >= 2
-            ranges.setdefault(name, _BATCH if axis == 0 else _IMAGE if spatial else _LENGTH)
-    return [Symbol(name, tuple(axes), *ranges[name]) for name, axes in found.items()]
-
-
-def _dim(value: ir.Value, axis: int) -> ir.SymbolicDim | None:
-    dim = value.shape[axis] if value.shape is not None and axis < len(value.shape) else None
-    return dim if isinstance(dim, ir.SymbolicDim) else None
-
-
-def larger_shapes(model: ir.Model, symbols: Sequence[Symbol]) -> dict[str, list[int]]:
-    """The shapes of a model's inputs with all of its open sizes enlarged."""
-    enlarged = [Symbol(s.name, s.axes, s.larger, s.larger) for s in symbols]
-    return _input_shapes(model, enlarged, None)
 
 
 def settle_open_sizes(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -> ir.Model:
@@ -82,14 +50,18 @@ def settle_open_sizes(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) ->
             written so that it follows.
     """
     symbols, plain = _tried(model, symbols, fold)
-    shapes = [_input_shapes(model, symbols, larger) for larger in (None, *symbols)]
+    shapes = [input_shapes(model, symbols, larger) for larger in (None, *symbols)]
     varying = frozenset(
         name for name in plain[0] if any(other.get(name) != plain[0][name] for other in plain[1:])
     )
     runs = [bind_inputs(model, run) for run in shapes]
     for run in runs:
         fold(run, varying)
-    _check_structure(runs)
+    if not same_structure(runs):
+        raise ModelError(
+            "the network's structure depends on the size of its inputs; give --input-shape for "
+            "fixed ones"
+        )
     declared = {value.name: ir.Shape(value.shape or ()) for value in model.graph.inputs}
     _Restorer(runs, symbols).run(declared)
     return runs[0]
@@ -105,7 +77,7 @@ def _tried(
     """
 
     def folded(of: Sequence[Symbol], larger: Symbol | None) -> Digests:
-        return fold(bind_inputs(model, _input_shapes(model, of, larger)), frozenset())
+        return fold(bind_inputs(model, input_shapes(model, of, larger)), frozenset())
 
     try:
         results = [folded(symbols, None)]
@@ -129,33 +101,6 @@ def _tried(
     return growing, results
 
 
-def _input_shapes(
-    model: ir.Model, symbols: Iterable[Symbol], larger: Symbol | None
-) -> dict[str, list[int]]:
-    sizes = {
-        place: symbol.larger if symbol is larger else symbol.size
-        for symbol in symbols
-        for place in symbol.axes
-    }
-    return {
-        value.name or "": [
-            size if isinstance(size, int) else sizes[value.name or "", axis]
-            for axis, size in enumerate(value.shape or ())
-        ]
-        for value in model.graph.inputs
-    }
-
-
-def _check_structure(runs: Sequence[ir.Model]) -> None:
-    structures = [[(n.name, n.op_identifier()) for n in run.graph] for run in runs]
-    names = [run.graph.initializers.keys() for run in runs]
-    if any(s != structures[0] for s in structures) or any(n != names[0] for n in names):
-        raise ModelError(
-            "the network's structure depends on the size of its inputs; give --input-shape for "
-            "fixed ones"
-        )
-
-
 class _Restorer:
     """Writes the first run so that its open sizes stay open."""
 
@@ -172,7 +117,7 @@ class _Restorer:
         self.differing = {
             name
             for name, value in self.graph.initializers.items()
-            if any(not _same(value, run.graph.initializers[name]) for run in runs[1:])
+            if any(not same_numbers(value, run.graph.initializers[name]) for run in runs[1:])
         }
 
     def run(self, declared: Mapping[str | None, ir.Shape]) -> None:
@@ -203,22 +148,8 @@ class _Restorer:
             value.shape = declared[value.name]
         else:
             value.shape = ir.Shape(
-                self._expression([run[axis] for run in runs]) for axis in range(len(sizes))
+                expression(self.symbols, [run[axis] for run in runs]) for axis in range(len(sizes))
             )
-
-    def _expression(self, sizes: Sequence[int]) -> int | ir.SymbolicDim:
-        """A size as a sum of multiples of the open ones; nameless where it is none."""
-        terms, rest = [], sizes[0]
-        for symbol, size in zip(self.symbols, sizes[1:], strict=False):
-            times, remainder = divmod(size - sizes[0], symbol.larger - symbol.size)
-            if remainder:
-                return ir.SymbolicDim(None)
-            if times:
-                terms.append(symbol.name if times == 1 else f"{times}*{symbol.name}")
-                rest -= times * symbol.size
-        if not terms:
-            return sizes[0]
-        return ir.SymbolicDim("+".join(terms) + (f"{rest:+d}" if rest else ""))
 
     # -- shape operands ------------------------------------------------------------------------
 
@@ -268,7 +199,7 @@ class _Restorer:
 
     def _is_multiple(self, sizes: Sequence[int]) -> bool:
         """Whether a size is not one open size alone."""
-        return self._expression(sizes) not in [ir.SymbolicDim(s.name) for s in self.symbols]
+        return expression(self.symbols, sizes) not in [ir.SymbolicDim(s.name) for s in self.symbols]
 
     def _restore_expand(self, node: ir.Node, operand: ir.Value) -> None:
         before, after = self._runs(node.inputs[0]), self._runs(node.outputs[0])
@@ -296,14 +227,14 @@ class _Restorer:
         pieces = [
             self._pick(node, operand, k - skipped, f"{name}_size_{k}")
             if k in computed
-            else self._constant(f"{name}_size_{k}", [size])
+            else constant_vector(self.graph, f"{name}_size_{k}", [size])
             for k, size in enumerate(target)
         ]
         node.replace_input_with(1, self._joined(node, pieces, f"{name}_shape"))
 
     def _joined(self, node: ir.Node, pieces: Sequence[ir.Value], name: str) -> ir.Value:
         joined = ir.node("Concat", pieces, {"axis": 0}, name=f"{node.name}_{name}")
-        return self._insert(node, joined, name, len(pieces))
+        return insert_vector(node, joined, name, len(pieces))
 
     def _restore_resize(self, node: ir.Node, operand: ir.Value) -> None:
         """Name only the axes that change, so that the channels stand in no operand."""
@@ -348,37 +279,13 @@ class _Restorer:
                     axis = range(len(static_shape(source)))[slice(first, None)][k]
                     attributes = {"start": axis, "end": axis + 1}
                     shape = ir.node("Shape", [source], attributes, name=f"{node.name}_{name}")
-                    return self._insert(node, shape, name, 1)
+                    return insert_vector(node, shape, name, 1)
         if count == 1:
             return operand
-        indices = self._constant(f"{name}_at", [k])
+        indices = constant_vector(self.graph, f"{name}_at", [k])
         gather = ir.node("Gather", [operand, indices], {"axis": 0}, name=f"{node.name}_{name}")
-        return self._insert(node, gather, name, 1)
-
-    def _insert(self, node: ir.Node, new: ir.Node, name: str, size: int) -> ir.Value:
-        """Put a node that computes sizes before another."""
-        value = new.outputs[0]
-        value.name = name
-        value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([size])
-        self.graph.insert_before(node, new)
-        return value
-
-    def _constant(self, name: str, numbers: Sequence[int]) -> ir.Value:
-        while name in self.graph.initializers:
-            name += "_"
-        value = ir.Value(name=name, const_value=ir.tensor(np.array(numbers, np.int64), name=name))
-        value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(numbers)])
-        self.graph.register_initializer(value)
-        return value
+        return insert_vector(node, gather, name, 1)
 
     def _replace(self, node: ir.Node, index: int, numbers: Sequence[int]) -> None:
         name = f"{node.outputs[0].name}_target"
-        node.replace_input_with(index, self._constant(name, numbers))
-
-
-def _same(value: ir.Value, twin: ir.Value) -> bool:
-    a, b = value.const_value, twin.const_value
-    assert a is not None
-    assert b is not None
-    # Weights are shared by all runs; only what was folded needs a look inside.
-    return a is b or (a.shape == b.shape and np.array_equal(a.numpy(), b.numpy(), equal_nan=True))
+        node.replace_input_with(index, constant_vector(self.graph, name, numbers))

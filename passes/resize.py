@@ -22,9 +22,10 @@ from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.notation import Shape
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.ops import entry_of
-from morphgraph.passes.absorb import Absorbed, nothing_absorbed, place
+from morphgraph.passes.absorb import Absorbed, nothing_absorbed
 from morphgraph.passes.evaluate import Array
 from morphgraph.passes.kept import Kept as Kept
+from morphgraph.passes.placement import add_constant
 from morphgraph.passes.score import kernels, readers
 from morphgraph.passes.vanish import vanish
 from morphgraph.plans import require_viable
@@ -117,7 +118,7 @@ class _Resizer:
             if number in found.from_zeros:
                 left_over[result] = given
             elif given.size and (not self.kept.dead or number in found.live | found.folded):
-                made += place(copies[number], given, self.absorbed.free[number])
+                made += add_constant(copies[number], given, self.absorbed.free[number])
         if made:
             add_constant_names(self.model, [value.name or "" for value in made])
         self.absorbed.note_in(self.model)

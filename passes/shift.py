@@ -1,15 +1,11 @@
 """Adding a constant to a result: in the operand that shifts its channels already."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx_ir as ir
 
 from morphgraph.onnx_io import static_shape
+from morphgraph.ops import entry_of
 from morphgraph.passes.evaluate import Array
-
-# Operators that add an operand to every channel of axis 1, and which operand that is.
-SHIFTS: Mapping[str, int] = {"BatchNormalization": 2, "Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 
 
 def add_to_shift(node: ir.Node, array: Array) -> bool:
@@ -38,7 +34,8 @@ def shift_of(node: ir.Node, array: Array) -> int | None:
     channels_only = all(size == 1 for axis, size in enumerate(array.shape) if axis != 1)
     if not channels_only or (beta is not None and beta.as_float() != 1.0):
         return None
-    return SHIFTS.get(node.op_type) if not node.domain else None
+    entry = entry_of(node.op_type, node.domain)
+    return None if entry is None else entry.shift
 
 
 def array_of(value: ir.Value) -> Array:

@@ -17,9 +17,9 @@ import onnx_ir as ir
 from morphgraph.errors import UnsupportedError
 from morphgraph.fates import Fates, edges_of, result_names
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
-from morphgraph.passes.canonicalize import batched_sizes
 from morphgraph.passes.evaluate import Array, ancestors, evaluate
 from morphgraph.passes.kept import Kept
+from morphgraph.passes.open_batch import batched_sizes
 from morphgraph.passes.shift import add_to_shift, array_of, replace_array
 
 

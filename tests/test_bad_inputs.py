@@ -21,8 +21,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from morphgraph.passes.budget import uniform
 from morphgraph.passes.lift import lift
+from morphgraph.passes.widths import uniform
 
 ROOT = Path(__file__).parent.parent
 MEMORY_BYTES = 4 * 2**30

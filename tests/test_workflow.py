@@ -107,20 +107,8 @@ def test_a_wrong_result_is_refused(model: ir.Model, monkeypatch: pytest.MonkeyPa
     assert apply(graph, mg.uniform(graph, 0.5), verify=False).graph.name == model.graph.name
 
 
-ATTENTION = """<ir_version: 10, opset_import: ["": 20]>
-net (float[2,5,8] x, float[8,12] wq, float[8,12] wk, float[8,12] wv, float[12,8] wo)
-    => (float[2,5,8] y) <int64[4] heads = {2, 5, 3, 4}, float scale = {0.5}, int64[3] flat = {0, 0,
-    -1}> { q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
-    qh = Reshape(q, heads)  kh = Reshape(k, heads)  vh = Reshape(v, heads)
-    qt = Transpose<perm=[0,2,1,3]>(qh)  kt = Transpose<perm=[0,2,3,1]>(kh)
-    vt = Transpose<perm=[0,2,1,3]>(vh)
-    s = MatMul(qt, kt)  t = Mul(s, scale)  p = Softmax<axis=-1>(t)  z = MatMul(p, vt)
-    zt = Transpose<perm=[0,2,1,3]>(z)  zf = Reshape(zt, flat)  y = MatMul(zf, wo)
-}"""
-
-
-def test_a_plan_remembers_how_the_model_was_lifted() -> None:
-    source = model_from_text(ATTENTION)
+def test_a_plan_remembers_how_the_model_was_lifted(attention_model: ir.Model) -> None:
+    source = attention_model
     by_head, by_size = mg.lift(source), mg.lift(source, attention="head-dim")
     plan = mg.Plan.from_json(mg.uniform(by_size, 0.5).to_json())
     assert plan.model.lift.attention == "head-dim"

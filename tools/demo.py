@@ -19,7 +19,8 @@ from morphgraph.bench import bench
 from morphgraph.examples import image, residual_cnn
 from morphgraph.report.runs import result_report
 from morphgraph.report.tables import Column, Report, Table, amount, number, render, share
-from morphgraph.train.data import FASHION_FOLDER, Augmentation, load_data
+from morphgraph.train.data import Augmentation, load_data
+from morphgraph.train.readers import FASHION_FOLDER
 from morphgraph.train.run import Settings, run
 from morphgraph.train.trainer import Recipe
 

@@ -24,7 +24,7 @@ from morphgraph.report.analysis import (
     analyze as analyze_graph,
     operators,
 )
-from morphgraph.report.explanation import explain, explanation_report
+from morphgraph.report.explain import explain
 from morphgraph.report.tables import (
     Column,
     Format,
@@ -36,6 +36,7 @@ from morphgraph.report.tables import (
     share,
     size,
 )
+from morphgraph.report.telling import explanation_report
 
 
 @click.command()

@@ -23,7 +23,7 @@ from morphgraph.cli.options import (
 )
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
-from morphgraph.passes import budget
+from morphgraph.passes import budget, widths as by_width
 from morphgraph.passes.cost import Convention
 from morphgraph.passes.score import Score
 from morphgraph.report.planning import plan_report
@@ -145,9 +145,9 @@ def plan(
         warn_of_weights(model, graph)
     with step("planning"), naming(model, ModelError):
         if widths:
-            made = budget.set_widths(graph, dict(widths), score=score, seed=seed)
+            made = by_width.set_widths(graph, dict(widths), score=score, seed=seed)
         elif ratio is not None:
-            made = budget.uniform(
+            made = by_width.uniform(
                 graph,
                 ratio if isinstance(ratio, float) else None,
                 budget=dict(budgets),

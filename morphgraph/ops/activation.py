@@ -10,18 +10,8 @@ if TYPE_CHECKING:
 
     from morphgraph.torch_io.builder import TorchBuilder
 
-_MODULES = {
-    "HardSwish": "Hardswish",
-    "Mish": "Mish",
-    "Relu": "ReLU",
-    "Sigmoid": "Sigmoid",
-    "Softplus": "Softplus",
-    "Softsign": "Softsign",
-    "Tanh": "Tanh",
-}
 
-
-@op(*_MODULES)
+@op("HardSwish", "Mish", "Relu", "Softsign", "Tanh")
 class Activation(Unary):
     """Activations without attributes."""
 
@@ -29,7 +19,16 @@ class Activation(Unary):
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         from torch import nn
 
-        return b.module(n, getattr(nn, _MODULES[n.op_type])(), b.tensor(n, 0))
+        other_names = {"HardSwish": "Hardswish", "Relu": "ReLU"}
+        module = getattr(nn, other_names.get(n.op_type, n.op_type))()
+        return b.module(n, module, b.tensor(n, 0))
+
+
+@op("Sigmoid", "Softplus")
+class OpenActivation(Activation):
+    """Those of them that are not zero at zero."""
+
+    open_at_zero = True
 
 
 @op("Gelu")
@@ -92,6 +91,8 @@ class LeakyRelu(Unary):
 
 @op("HardSigmoid")
 class HardSigmoid(Unary):
+    open_at_zero = True
+
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, alpha: float = 0.2, beta: float = 0.5) -> "fx.Node":
         import torch

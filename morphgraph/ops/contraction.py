@@ -1,8 +1,9 @@
 """Convolutions and matrix products: the operators that mix channels, and so the ones that cost."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from morphgraph.notation import Shape
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
@@ -73,26 +74,46 @@ def convolution(
     )
 
 
-@op("Conv")
-class Conv(Op):
-    """Dense, grouped or depthwise: decided by the shapes when the graph is lifted."""
+class Convolutional(Op):
+    """What convolutions share; ``kernel`` is the operand that holds theirs.
+
+    Dense, grouped or depthwise: decided by the shapes when the graph is lifted.
+    """
+
+    kernel: ClassVar[int] = 1
 
     @staticmethod
+    @abstractmethod
+    def fit(n: OpNode, form: Convolution) -> Description:
+        """The description of a node whose convolution has this form."""
+
+    @classmethod
     def describe(
+        cls,
         n: OpNode,
         *,
         group: int = 1,
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> Description:
-        space = window_axes(n.shape(1)[2:], strides, pads)
-        form = convolution(n.shape(0)[1], n.shape(1), group, space)
-        return form.describe(n, f"{form.x}, {form.kernel}, {form.out} -> {form.y}")
+        kernel = n.shape(cls.kernel)
+        space = window_axes(kernel[2:], strides, pads)
+        return cls.fit(n, convolution(n.shape(0)[1], kernel, group, space))
+
+    @classmethod
+    def resize(cls, n: OpNode, new: Resizing, *, group: int = 1) -> None:
+        if group > 1:
+            new.set_attribute("group", new.shape(0)[1] // new.shape(cls.kernel)[1])
+
+
+@op("Conv")
+class Conv(Convolutional):
+    shift = 2
+    zeros = (2,)
 
     @staticmethod
-    def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
-        if group > 1:
-            new.set_attribute("group", new.shape(0)[1] // new.shape(1)[1])
+    def fit(n: OpNode, form: Convolution) -> Description:
+        return form.describe(n, f"{form.x}, {form.kernel}, {form.out} -> {form.y}")
 
     @staticmethod
     def lower(
@@ -132,6 +153,9 @@ class Conv(Op):
 @op("ConvTranspose")
 class ConvTranspose(Op):
     """Every input position is multiplied with the whole kernel, so the input space is counted."""
+
+    shift = 2
+    zeros = (2,)
 
     @staticmethod
     def describe(n: OpNode, *, group: int = 1) -> Description:
@@ -220,6 +244,9 @@ def grouped_preference(in_per_group: int, out_per_group: int) -> str:
 
 @op("Gemm")
 class Gemm(Op):
+    shift = 2
+    zeros = (2,)
+
     @staticmethod
     def describe(
         n: OpNode, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0

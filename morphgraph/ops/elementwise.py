@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 # fmt: off
 _TORCH_NAMES = (
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Cos", "Cosh",
-    "Erf", "Exp", "Floor", "Identity", "IsNaN", "Log", "Neg", "Not", "Reciprocal", "Round", "Sign",
-    "Sin", "Sinh", "Sqrt", "Tan",
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Erf", "Floor",
+    "Identity", "IsNaN", "Log", "Neg", "Not", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Sqrt",
+    "Tan",
 )
 # fmt: on
 
@@ -37,6 +37,13 @@ class Unary(Op):
         other_names = {"BitwiseNot": "bitwise_not", "Not": "logical_not"}
         function = other_names.get(n.op_type, n.op_type.lower())
         return b.call(getattr(torch, function), b.tensor(n, 0))
+
+
+@op("Cos", "Cosh", "Exp")
+class OpenUnary(Unary):
+    """Those of them that are not zero at zero."""
+
+    open_at_zero = True
 
 
 @op("IsInf")

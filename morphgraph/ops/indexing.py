@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from morphgraph.notation import Shape
-from morphgraph.ops.movement import gathered, ranks, wrapped
 from morphgraph.ops.op import Description, IndexMap, IntArray, Op, OpNode, Place, Resizing, op
+from morphgraph.ops.positions import gathered, ranks, wrapped
 
 if TYPE_CHECKING:
     from torch import fx

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from morphgraph.ops.movement import OPEN_ADVICE, pass_axes
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, op
+from morphgraph.ops.positions import OPEN_ADVICE, pass_axes
 
 if TYPE_CHECKING:
     from torch import fx

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from morphgraph.notation import Shape
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
 from morphgraph.ops.window import ranked
 
@@ -18,6 +19,9 @@ class BatchNormalization(Op):
 
     The other axes pass: standardized weights come here as (1, out, in x kernel).
     """
+
+    scale = 1
+    shift = 2
 
     @staticmethod
     def describe(n: OpNode, *, training_mode: int = 0) -> Description:
@@ -69,6 +73,8 @@ class BatchNormalization(Op):
 class InstanceNormalization(Op):
     """Statistics run over the axes behind the channels, where a GroupNorm may have put others."""
 
+    scale = 1
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "n c *s, c, c -> n c *s", statistical="*s")
@@ -92,6 +98,8 @@ class InstanceNormalization(Op):
 @op("LayerNormalization")
 class LayerNormalization(Op):
     """Mean and variance run over all axes from ``axis`` on."""
+
+    scale = 1
 
     @staticmethod
     def describe(n: OpNode, *, axis: int = -1) -> Description:
@@ -172,6 +180,10 @@ class MeanVarianceNormalization(Op):
     """Mean and variance over some axes, by default all but the channels."""
 
     @staticmethod
+    def shape(x: Shape) -> Shape:
+        return x
+
+    @staticmethod
     def describe(n: OpNode, *, axes: Sequence[int] = (0, 2, 3)) -> Description:
         names = [f"a{k}" for k in range(len(n.shape(0)))]
         line = " ".join(names)
@@ -226,6 +238,8 @@ class LRN(Op):
 
 @op("Softmax", "LogSoftmax", "Hardmax")
 class Softmax(Op):
+    open_at_zero = True
+
     @staticmethod
     def describe(n: OpNode, *, axis: int | None = None) -> Description:
         rank = len(n.shape(0))
@@ -256,6 +270,12 @@ class GroupNormalization(Op):
 
     Whole groups are removed exactly, so they go first.
     """
+
+    scale = 1
+
+    @staticmethod
+    def shape(x: Shape, *_others: Shape | None) -> Shape:
+        return x
 
     @staticmethod
     def describe(n: OpNode, *, num_groups: int) -> Description:

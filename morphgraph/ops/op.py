@@ -238,12 +238,20 @@ class Op:
     """Base of all entries; ``describe`` is what every entry must have.
 
     ``moves`` says that the results hold the operands' numbers as they are, elsewhere. ``shape``
-    gives the results' shapes for an operator that ONNX does not know: it takes the shapes of the
+    gives the results' shapes for an operator of which ONNX infers none: it takes the shapes of the
     operands (``None`` for an absent one) and returns one shape, or a list of them. ``origin`` is
     the file and line where a user taught the operator; empty for the program's own.
+
+    Of the operands, ``scale`` alone scales every channel, ``shift`` is added to every channel of
+    axis 1, and ``zeros`` mean zero where they are absent (biases, initial states). A function of
+    one operand that is not zero at zero is ``open_at_zero``.
     """
 
     moves: ClassVar[bool] = False
+    scale: ClassVar[int | None] = None
+    shift: ClassVar[int | None] = None
+    zeros: ClassVar[tuple[int, ...]] = ()
+    open_at_zero: ClassVar[bool] = False
     describe: ClassVar[Callable[..., Description]]
     shape: ClassVar[Callable[..., Shape | Sequence[Shape | None]] | None] = None
     resize: ClassVar[Callable[..., None] | None] = None

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from morphgraph.ops.movement import pass_axes
 from morphgraph.ops.op import (
     Description,
     IndexMap,
@@ -16,6 +15,7 @@ from morphgraph.ops.op import (
     UnreadableError,
     op,
 )
+from morphgraph.ops.positions import pass_axes
 from morphgraph.ops.window import torch_padding
 
 if TYPE_CHECKING:

@@ -4,13 +4,14 @@ Scales and zero points are single numbers, or follow the axis that they belong t
 multiply stored numbers subtract the zero points first, so that a zero point adds nothing to a sum.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-from morphgraph.ops.contraction import convolution, product, product_axes
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
-from morphgraph.ops.window import ranked, torch_padding, window_axes, window_pads
+from morphgraph.ops.contraction import Convolution, Convolutional, product, product_axes
+from morphgraph.ops.op import Description, Op, OpNode, UnreadableError, from_line, op
+from morphgraph.ops.window import ranked, torch_padding, window_pads
 
 if TYPE_CHECKING:
     from torch import fx
@@ -148,38 +149,47 @@ def _rescaled(b: "TorchBuilder", n: OpNode, total: "fx.Node", axis: int | None) 
     return stored(b, n, steps)
 
 
-def _convolved(
-    b: "TorchBuilder",
-    n: OpNode,
-    operands: "tuple[fx.Node, fx.Node, fx.Node | None]",
-    kernel: Sequence[int],
-    group: int,
-    window: tuple[str, Sequence[int] | None, Sequence[int] | None, Sequence[int] | None],
-) -> "fx.Node":
-    """A convolution of whole numbers; padding adds nothing, as in the operators of ONNX."""
-    from torch.nn import functional as F
+class _QuantizedConvolution(Convolutional):
+    """A convolution of stored numbers; each zero point stands two operands behind its numbers."""
 
-    auto_pad, dilations, pads, strides = window
-    rank = len(kernel)
-    stride, dilation = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank)
-    before, after = window_pads(n, kernel, stride, dilation, pads, auto_pad)
-    x = b.call(F.pad, operands[0], torch_padding(before, after))
-    return b.call(ranked(F, "conv", rank), x, *operands[1:], stride, 0, dilation, group)
-
-
-@op("QLinearConv")
-class QLinearConv(Op):
     @staticmethod
-    def describe(
+    @abstractmethod
+    def finish(b: "TorchBuilder", n: OpNode, total: "fx.Node") -> "fx.Node":
+        """The result, from the sum of whole numbers."""
+
+    @classmethod
+    def lower(
+        cls,
+        b: "TorchBuilder",
         n: OpNode,
         *,
+        auto_pad: str = "NOTSET",
+        dilations: Sequence[int] | None = None,
         group: int = 1,
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
-    ) -> Description:
+    ) -> "fx.Node":
+        from torch.nn import functional as F
+
+        window = n.shape(cls.kernel)[2:]
+        rank = len(window)
+        stride, dilation = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank)
+        before, after = window_pads(n, window, stride, dilation, pads, auto_pad)
+        # Padding adds nothing, as in the operators of ONNX.
+        x = b.call(F.pad, centred(b, n, 0, 2), torch_padding(before, after))
+        kernel = centred(b, n, cls.kernel, cls.kernel + 2, 0)
+        bias = b.method("double", b.tensor(n, 8)) if n.has(8) else None
+        convolve = ranked(F, "conv", rank)
+        return cls.finish(b, n, b.call(convolve, x, kernel, bias, stride, 0, dilation, group))
+
+
+@op("QLinearConv")
+class QLinearConv(_QuantizedConvolution):
+    kernel = 3
+
+    @staticmethod
+    def fit(n: OpNode, form: Convolution) -> Description:
         _require_single(n, 1, 2, 6, 7)
-        space = window_axes(n.shape(3)[2:], strides, pads)
-        form = convolution(n.shape(0)[1], n.shape(3), group, space)
         scale, zero = ("_" if _is_single(n, i) else form.out for i in (4, 5))
         line = f"{form.x}, _, _, {form.kernel}, {scale}, {zero}, _, _, {form.out} -> {form.y}"
         description = form.describe(n, line)
@@ -187,65 +197,23 @@ class QLinearConv(Op):
         return description
 
     @staticmethod
-    def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
-        if group > 1:
-            new.set_attribute("group", new.shape(0)[1] // new.shape(3)[1])
-
-    @staticmethod
-    def lower(
-        b: "TorchBuilder",
-        n: OpNode,
-        *,
-        auto_pad: str = "NOTSET",
-        dilations: Sequence[int] | None = None,
-        group: int = 1,
-        pads: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-    ) -> "fx.Node":
-        bias = b.method("double", b.tensor(n, 8)) if n.has(8) else None
-        operands = centred(b, n, 0, 2), centred(b, n, 3, 5, 0), bias
-        window = auto_pad, dilations, pads, strides
-        total = _convolved(b, n, operands, n.shape(3)[2:], group, window)
+    def finish(b: "TorchBuilder", n: OpNode, total: "fx.Node") -> "fx.Node":
         return _rescaled(b, n, total, 1)
 
 
 @op("ConvInteger")
-class ConvInteger(Op):
+class ConvInteger(_QuantizedConvolution):
     @staticmethod
-    def describe(
-        n: OpNode,
-        *,
-        group: int = 1,
-        pads: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-    ) -> Description:
+    def fit(n: OpNode, form: Convolution) -> Description:
         _require_single(n, 2)
-        space = window_axes(n.shape(1)[2:], strides, pads)
-        form = convolution(n.shape(0)[1], n.shape(1), group, space)
         zero = "_" if _is_single(n, 3) else form.out
         description = form.describe(n, f"{form.x}, {form.kernel}, _, {zero} -> {form.y}")
         description.silent = {0: 2, 1: 3}
         return description
 
     @staticmethod
-    def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
-        if group > 1:
-            new.set_attribute("group", new.shape(0)[1] // new.shape(1)[1])
-
-    @staticmethod
-    def lower(
-        b: "TorchBuilder",
-        n: OpNode,
-        *,
-        auto_pad: str = "NOTSET",
-        dilations: Sequence[int] | None = None,
-        group: int = 1,
-        pads: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-    ) -> "fx.Node":
-        operands = centred(b, n, 0, 2), centred(b, n, 1, 3, 0), None
-        window = auto_pad, dilations, pads, strides
-        return stored(b, n, _convolved(b, n, operands, n.shape(1)[2:], group, window))
+    def finish(b: "TorchBuilder", n: OpNode, total: "fx.Node") -> "fx.Node":
+        return stored(b, n, total)
 
 
 def _column_axes(n: OpNode, i: int) -> str:

@@ -53,6 +53,7 @@ def _describe(n: OpNode, gates: int, states: int, layout: int) -> Description:
     return description
 
 
+_GATES_AND_STATES = {"LSTM": (4, 2), "GRU": (3, 1), "RNN": (1, 1)}
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 # The parameters alpha and beta of those activations that have some, and their defaults. Without one
 # they must be given: ONNX Runtime takes others than the operators of these names.
@@ -299,19 +300,20 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
     return {name: attribute_value(attribute) for name, attribute in node.attributes.items()}
 
 
-class _Recurrent(Op):
-    @staticmethod
-    def resize(n: OpNode, new: Resizing) -> None:
-        new.set_attribute("hidden_size", new.size("h"))
-
-
-@op("LSTM")
-class LSTM(_Recurrent):
+@op("LSTM", "GRU", "RNN")
+class Recurrent(Op):
     """Arithmetic: both kernels, per step and direction; ``T N (|W| + |R|)`` in all."""
+
+    zeros = (3, 5, 6)  # the biases, the initial states
 
     @staticmethod
     def describe(n: OpNode, *, layout: int = 0) -> Description:
-        return _describe(n, 4, 2, layout)
+        gates, states = _GATES_AND_STATES[n.op_type]
+        return _describe(n, gates, states, layout)
+
+    @staticmethod
+    def resize(n: OpNode, new: Resizing) -> None:
+        new.set_attribute("hidden_size", new.size("h"))
 
     @staticmethod
     def lower(
@@ -325,51 +327,8 @@ class LSTM(_Recurrent):
         direction: str = "forward",
         input_forget: int = 0,
         layout: int = 0,
-    ) -> "tuple[fx.Node, ...]":
-        functions = _activations(b, n, activations, activation_alpha, activation_beta)
-        return _lower(b, n, direction, layout, functions, clip, input_forget)
-
-
-@op("GRU")
-class GRU(_Recurrent):
-    @staticmethod
-    def describe(n: OpNode, *, layout: int = 0) -> Description:
-        return _describe(n, 3, 1, layout)
-
-    @staticmethod
-    def lower(
-        b: "TorchBuilder",
-        n: OpNode,
-        *,
-        activation_alpha: Sequence[float] = (),
-        activation_beta: Sequence[float] = (),
-        activations: Sequence[str] | None = None,
-        clip: float | None = None,
-        direction: str = "forward",
-        layout: int = 0,
         linear_before_reset: int = 0,
     ) -> "tuple[fx.Node, ...]":
         functions = _activations(b, n, activations, activation_alpha, activation_beta)
-        return _lower(b, n, direction, layout, functions, clip, linear_before_reset)
-
-
-@op("RNN")
-class RNN(_Recurrent):
-    @staticmethod
-    def describe(n: OpNode, *, layout: int = 0) -> Description:
-        return _describe(n, 1, 1, layout)
-
-    @staticmethod
-    def lower(
-        b: "TorchBuilder",
-        n: OpNode,
-        *,
-        activation_alpha: Sequence[float] = (),
-        activation_beta: Sequence[float] = (),
-        activations: Sequence[str] | None = None,
-        clip: float | None = None,
-        direction: str = "forward",
-        layout: int = 0,
-    ) -> "tuple[fx.Node, ...]":
-        functions = _activations(b, n, activations, activation_alpha, activation_beta)
-        return _lower(b, n, direction, layout, functions, clip, 0)
+        option = input_forget or linear_before_reset  # the first is LSTM's, the second GRU's
+        return _lower(b, n, direction, layout, functions, clip, option)

@@ -17,9 +17,7 @@ and for what computes with them: ``call`` a function, a ``method``, a module wit
 (``module``), a module that owns weights (``owner``).
 """
 
-import ast
 import operator
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
@@ -34,6 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from morphgraph.errors import UnsupportedError
 from morphgraph.ops import OpNode, entry_of
 from morphgraph.torch_io.modules import ModuleTree
+from morphgraph.torch_io.names import clean, is_path, scope_of, shared_path
 from morphgraph.torch_io.origins import Origins
 from morphgraph.torch_io.sizes import Size, SizeArithmetic
 from morphgraph.torch_io.tensors import to_tensor, torch_type
@@ -163,7 +162,7 @@ class TorchBuilder:
 
     def module(self, n: OpNode, module: nn.Module, *args: Any) -> fx.Node:
         """Call a module without weights, placed where the exported model had it."""
-        path = self.tree.place(_scope(n, type(module).__name__), module)
+        path = self.tree.place(scope_of(n, type(module).__name__), module)
         return self.graph.call_module(path, args)
 
     def owner(
@@ -183,7 +182,7 @@ class TorchBuilder:
     ) -> fx.Node | None:
         """The same, the weights given as ONNX values of the shape that the module wants."""
         names = {role: _name(value) for role, value in values.items()}
-        path = _shared_path(names, self._exported)
+        path = shared_path(names, self._exported)
         settled = [self._homes[name] for name in names.values() if name in self._homes]
         if path is None and settled:
             path = settled[0].rpartition(".")[0]
@@ -357,7 +356,7 @@ class TorchBuilder:
         """The path of a parameter; one that no module owns is put at the path its name spells."""
         name = _name(value)
         if name not in self._homes:
-            path = name if _is_path(name, self._exported) and self.tree.is_free(name) else ""
+            path = name if is_path(name, self._exported) and self.tree.is_free(name) else ""
             path = path or self.tree.unique(clean(name))
             self.tree.put_parameter(path, nn.Parameter(to_tensor(value.const_value)))
             self._settle(value, path)
@@ -367,7 +366,7 @@ class TorchBuilder:
         """The path of a constant tensor."""
         name = _name(value)
         if name not in self._homes:
-            path = name if _is_path(name, self._exported) and self.tree.is_free(name) else ""
+            path = name if is_path(name, self._exported) and self.tree.is_free(name) else ""
             path = path or self.tree.unique(clean(name))
             was_buffer = value.metadata_props.get(_PERSISTENT) == "True"
             self.tree.put_buffer(path, to_tensor(value.const_value), persistent=was_buffer)
@@ -383,8 +382,6 @@ class TorchBuilder:
 
 
 _PERSISTENT = "pkg.torch.export.graph_signature.InputSpec.persistent"
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_CLASSES = "pkg.torch.onnx.class_hierarchy"
 _PLAIN = {"b": "?", "i": "i8", "u": "i8"}
 
 
@@ -420,44 +417,8 @@ def decimal(x: float) -> float:
     return min(max(float(str(np.float32(x))), float(limits.min)), float(limits.max))
 
 
-def clean(name: str) -> str:
-    """A name that can be an attribute in Python: no dots, no slashes.
-
-    >>> clean("conv0/weights:0")
-    'conv0_weights_0'
-    """
-    plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "unnamed"
-    return f"_{plain}" if plain[0].isdigit() else plain
-
-
-def _is_path(name: str, exported: bool) -> bool:
-    """Whether a name can stay a torch path; torch itself allows more in it than Python does."""
-    part = r"[^.\s\"'\\]+" if exported else r"\w+"
-    return re.fullmatch(rf"{part}(\.{part})*", name, flags=re.ASCII) is not None
-
-
-def _shared_path(names: Mapping[str, str], exported: bool) -> str | None:
-    """The module path of operands named ``path.role``, each by its role."""
-    paths = {name.removesuffix(f".{role}") for role, name in names.items()}
-    matching = all(name.endswith(f".{role}") for role, name in names.items())
-    return paths.pop() if matching and len(paths) == 1 and _is_path(min(paths), exported) else None
-
-
 def _give(module: nn.Module, role: str, tensor: torch.Tensor) -> None:
     if role in _RUNNING:
         module.register_buffer(role, tensor)
     else:
         module.register_parameter(role, nn.Parameter(tensor))
-
-
-def _scope(n: OpNode, kind: str) -> str:
-    """Where the module that made this node stood, or a name made of the node's own."""
-    scopes, classes = n.ir.metadata_props.get(_SCOPES), n.ir.metadata_props.get(_CLASSES)
-    if not scopes or not classes:
-        return clean(n.name or kind)
-    paths, kinds = ast.literal_eval(scopes), ast.literal_eval(classes)
-    if len(paths) < 2 or len(kinds) < 2 or not _is_path(paths[-2] or "_", True):
-        return clean(n.name or kind)
-    if paths[-2] and kinds[-2].rpartition(".")[2] == kind:
-        return str(paths[-2])
-    return f"{paths[-2]}.{kind.lower()}".lstrip(".")

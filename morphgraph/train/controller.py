@@ -13,7 +13,7 @@ from math import exp
 import torch
 
 from morphgraph.errors import BudgetError, UnsupportedError
-from morphgraph.passes.budget import parse_amount
+from morphgraph.passes.goals import parse_amount
 from morphgraph.train.regularizer import Regularizer
 
 _RISE, _FALL = 0.1, 0.03  # largest change of log(weight) per control step

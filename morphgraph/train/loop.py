@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.budget import Limits, goals_of, require_reachable
+from morphgraph.passes.goals import goals_of, require_reachable
 from morphgraph.passes.lift import lift
+from morphgraph.passes.limits import Limits
 from morphgraph.plans import Plan
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_check import escape
-from morphgraph.passes.budget import Budget as Amounts, Limits, continue_plan, viable_widths
+from morphgraph.passes.budget import continue_plan
 from morphgraph.passes.cost import Convention, Cost, cost
 from morphgraph.passes.gates import gated_groups
+from morphgraph.passes.goals import Budget as Amounts
+from morphgraph.passes.limits import Limits, viable_widths
 from morphgraph.passes.score import Source, kernels, norm_scales
 from morphgraph.plans import Plan
 from morphgraph.torch_io.weights import named_tensors

@@ -25,9 +25,11 @@ from torch import fx
 from morphgraph.errors import FileError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, save, static_shape, write_atomically
-from morphgraph.passes.budget import Limits, goals_of, require_reachable, uniform
 from morphgraph.passes.cost import cost
+from morphgraph.passes.goals import goals_of, require_reachable
 from morphgraph.passes.lift import lift
+from morphgraph.passes.limits import Limits
+from morphgraph.passes.widths import uniform
 from morphgraph.plans import Change
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
@@ -23,16 +24,7 @@ OPEN = """<ir_version: 10, opset_import: ["": 20]>
 net (float[1,3,H,W] x, float[8,3,3,3] w1, float[4,8,1,1] w2) => (float[1,4,P,Q] y) {
     a = Conv(x, w1)  y = Conv(a, w2)
 }"""
-ATTENTION = """<ir_version: 10, opset_import: ["": 20]>
-net (float[2,5,8] x, float[8,12] wq, float[8,12] wk, float[8,12] wv, float[12,8] wo)
-    => (float[2,5,8] y) <int64[4] heads = {2, 5, 3, 4}, float scale = {0.5}, int64[3] flat = {0, 0,
-    -1}> { q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
-    qh = Reshape(q, heads)  kh = Reshape(k, heads)  vh = Reshape(v, heads)
-    qt = Transpose<perm=[0,2,1,3]>(qh)  kt = Transpose<perm=[0,2,3,1]>(kh)
-    vt = Transpose<perm=[0,2,1,3]>(vh)
-    s = MatMul(qt, kt)  t = Mul(s, scale)  p = Softmax<axis=-1>(t)  z = MatMul(p, vt)
-    zt = Transpose<perm=[0,2,1,3]>(z)  zf = Reshape(zt, flat)  y = MatMul(zf, wo)
-}"""
+
 
 SCHEMA_FOLDER = Path(__file__).parent.parent.parent / "docs" / "schema"
 
@@ -349,9 +341,9 @@ def test_a_plan_remembers_the_sizes_of_inputs(tmp_path: Path, run: Any) -> None:
     assert "x=1x3x8x8" in ran.err
 
 
-def test_attention_is_chosen_once(tmp_path: Path, run: Any) -> None:
+def test_attention_is_chosen_once(tmp_path: Path, run: Any, attention_model: ir.Model) -> None:
     path = tmp_path / "attention.onnx"
-    mg.save(model_from_text(ATTENTION), path)
+    mg.save(attention_model, path)
 
     def width(*options: object) -> int:
         found = json.loads(run("analyze", path, "--format", "json", *options).out)

@@ -9,11 +9,14 @@ import pytest
 
 from morphgraph.errors import BudgetError, ModelError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.budget import Limits, parse_amount, plan, set_widths, uniform
+from morphgraph.passes.budget import plan
 from morphgraph.passes.cost import cost
 from morphgraph.passes.expand import expand
+from morphgraph.passes.goals import parse_amount
 from morphgraph.passes.lift import lift
+from morphgraph.passes.limits import Limits
 from morphgraph.passes.score import score
+from morphgraph.passes.widths import set_widths, uniform
 from morphgraph.plans import Plan
 from morphgraph.testing import model_from_text
 

@@ -1,6 +1,7 @@
 """Which channels live together, what groups are called, and why some keep their size."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from morphgraph.graph import ChannelGraph, Group
@@ -8,16 +9,6 @@ from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text, prove
 
 OPSET = '<ir_version: 10, opset_import: ["": 20, "com.acme": 1, "com.microsoft": 1]>'
-
-ATTENTION = """net (float[2,5,8] x, float[8,12] wq, float[8,12] wk, float[8,12] wv, float[12,8] wo)
-    => (float[2,5,8] y) <int64[4] heads = {2, 5, 3, 4}, float scale = {0.5}, int64[3] flat = {0, 0,
-    -1}> { q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)
-    qh = Reshape(q, heads)  kh = Reshape(k, heads)  vh = Reshape(v, heads)
-    qt = Transpose<perm=[0,2,1,3]>(qh)  kt = Transpose<perm=[0,2,3,1]>(kh)
-    vt = Transpose<perm=[0,2,1,3]>(vh)
-    s = MatMul(qt, kt)  t = Mul(s, scale)  p = Softmax<axis=-1>(t)  z = MatMul(p, vt)
-    zt = Transpose<perm=[0,2,1,3]>(z)  zf = Reshape(zt, flat)  y = MatMul(zf, wo)
-}"""
 
 
 def of_text(text: str, **options: object) -> ChannelGraph:
@@ -28,8 +19,8 @@ def free(graph: ChannelGraph) -> list[Group]:
     return [group for group in graph.groups if group.resizable]
 
 
-def test_attention_shrinks_by_heads() -> None:
-    graph = of_text(ATTENTION)
+def test_attention_shrinks_by_heads(attention_model: ir.Model) -> None:
+    graph = lift(attention_model)
     (heads,) = free(graph)
     assert heads.width == 3
     assert heads.producers == ("MatMul_q", "MatMul_k", "MatMul_v")
@@ -41,8 +32,8 @@ def test_attention_shrinks_by_heads() -> None:
     prove(graph)
 
 
-def test_attention_shrinks_by_head_size_where_asked() -> None:
-    graph = of_text(ATTENTION, attention="head-dim")
+def test_attention_shrinks_by_head_size_where_asked(attention_model: ir.Model) -> None:
+    graph = lift(attention_model, attention="head-dim")
     assert [(g.width, g.producers) for g in free(graph)] == [
         (4, ("MatMul_q", "MatMul_k")),
         (4, ("MatMul_v",)),
@@ -181,8 +172,8 @@ def test_outputs_may_be_freed() -> None:
     assert [group.width for group in free(of_text(text, pin_outputs=False))] == [6]
 
 
-def test_ids_depend_on_the_model_alone() -> None:
-    first, second = of_text(ATTENTION), of_text(ATTENTION)
+def test_ids_depend_on_the_model_alone(attention_model: ir.Model) -> None:
+    first, second = lift(attention_model), lift(attention_model)
     assert [(g.id, g.name) for g in first.groups] == [(g.id, g.name) for g in second.groups]
     assert first.group("g1").id == first.group(first.group("g1").name).id == "g1"
     with pytest.raises(KeyError):

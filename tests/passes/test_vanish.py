@@ -13,13 +13,14 @@ from morphgraph.fates import closed, fates
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import PARAMETERS_KEY, constant_names, load, parameter_names, save
 from morphgraph.ort import random_inputs, run
-from morphgraph.passes.budget import plan, set_widths, uniform
+from morphgraph.passes.budget import plan
 from morphgraph.passes.cost import cost
 from morphgraph.passes.expand import expand
 from morphgraph.passes.lift import lift
 from morphgraph.passes.mask import mask
 from morphgraph.passes.resize import resize
 from morphgraph.passes.verify import verify
+from morphgraph.passes.widths import set_widths, uniform
 from morphgraph.plans import Plan
 from morphgraph.testing import model_from_text, prove_plan, random_removal
 from morphgraph.torch_io.to_torch import to_torch

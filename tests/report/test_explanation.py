@@ -11,7 +11,8 @@ from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.lift import lift
 from morphgraph.plans import make_plan
-from morphgraph.report.explanation import Explanation, Life, Step, explain
+from morphgraph.report.explain import explain
+from morphgraph.report.explanation import Explanation, Life, Step
 from morphgraph.testing import model_from_text
 
 OPSET = '<ir_version: 10, opset_import: ["": 20, "com.acme": 1]>'

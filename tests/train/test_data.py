@@ -12,14 +12,9 @@ import torch
 from PIL import Image
 
 from morphgraph.errors import FileError, MorphError
-from morphgraph.train.data import (
-    FASHION_FOLDER,
-    Augmentation,
-    DataError,
-    Dataset,
-    Preprocessing,
-    load_data,
-)
+from morphgraph.train.data import Augmentation, Dataset, Preprocessing, load_data
+from morphgraph.train.images import DataError
+from morphgraph.train.readers import FASHION_FOLDER
 
 torch.set_num_threads(1)
 

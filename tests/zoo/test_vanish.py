@@ -11,12 +11,14 @@ from torch import nn
 from morphgraph.fates import fates
 from morphgraph.graph import ChannelGraph
 from morphgraph.ort import run
-from morphgraph.passes.budget import Limits, plan, set_widths, viable_widths
+from morphgraph.passes.budget import plan
 from morphgraph.passes.cost import cost
 from morphgraph.passes.lift import lift
+from morphgraph.passes.limits import Limits, viable_widths
 from morphgraph.passes.resize import resize
 from morphgraph.passes.score import score
 from morphgraph.passes.verify import verify
+from morphgraph.passes.widths import set_widths
 from morphgraph.plans import Plan
 from morphgraph.testing import make_felt
 from morphgraph.torch_io.export import export

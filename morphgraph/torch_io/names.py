@@ -1,0 +1,46 @@
+"""Names in PyTorch: the paths of modules and parameters, and what the exporter noted of them."""
+
+import ast
+import re
+from collections.abc import Mapping
+
+from morphgraph.ops import OpNode
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_CLASSES = "pkg.torch.onnx.class_hierarchy"
+
+
+def clean(name: str) -> str:
+    """A name that can be an attribute in Python: no dots, no slashes.
+
+    >>> clean("conv0/weights:0")
+    'conv0_weights_0'
+    """
+    plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "unnamed"
+    return f"_{plain}" if plain[0].isdigit() else plain
+
+
+def is_path(name: str, exported: bool) -> bool:
+    """Whether a name can stay a torch path; torch itself allows more in it than Python does."""
+    part = r"[^.\s\"'\\]+" if exported else r"\w+"
+    return re.fullmatch(rf"{part}(\.{part})*", name, flags=re.ASCII) is not None
+
+
+def shared_path(names: Mapping[str, str], exported: bool) -> str | None:
+    """The module path of operands named ``path.role``, each by its role."""
+    paths = {name.removesuffix(f".{role}") for role, name in names.items()}
+    matching = all(name.endswith(f".{role}") for role, name in names.items())
+    return paths.pop() if matching and len(paths) == 1 and is_path(min(paths), exported) else None
+
+
+def scope_of(n: OpNode, kind: str) -> str:
+    """Where the module that made this node stood, or a name made of the node's own."""
+    scopes, classes = n.ir.metadata_props.get(_SCOPES), n.ir.metadata_props.get(_CLASSES)
+    if not scopes or not classes:
+        return clean(n.name or kind)
+    paths, kinds = ast.literal_eval(scopes), ast.literal_eval(classes)
+    if len(paths) < 2 or len(kinds) < 2 or not is_path(paths[-2] or "_", True):
+        return clean(n.name or kind)
+    if paths[-2] and kinds[-2].rpartition(".")[2] == kind:
+        return str(paths[-2])
+    return f"{paths[-2]}.{kind.lower()}".lstrip(".")
