@@ -5,7 +5,7 @@ multiplied by the largest omega for which F(omega * widths) stays within the bud
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from morphgraph.errors import BudgetError
 from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.passes.budget import Budget, Goal, Limits, goals_of, shown_costs
 from morphgraph.passes.cost import Convention
+from morphgraph.passes.kept import Kept
 from morphgraph.passes.score import readers
 from morphgraph.plans import Change, Plan, make_plan
 
@@ -34,8 +35,8 @@ def expand(
 
     Groups grow behind the channels that stay; the resized network computes what it computed
     before, since nothing reads the new channels yet. Groups of which that could not be said keep
-    their width (an operator normalizes over them, or sums over them without weights), and so do
-    pinned ones.
+    their width (an operator normalizes over them, sums over them without weights, or would take
+    their copies for other channels), and so do pinned ones.
 
     Args:
         graph: the network that the plan is for.
@@ -62,11 +63,11 @@ def expand(
     limits.check(graph)
     goals = goals_of(graph, budget, convention)
     start = plan.widths(graph)
-    free = _growable(graph, limits)
+    keep = plan.kept(graph)
+    free = _growable(graph, limits, keep)
     _check(goals, start)
     omega = _largest(start, free, goals, round_to)
     widths = _scaled(start, free, omega, round_to)
-    keep = plan.kept(graph)
     kept = np.array([len(keep.get(g.index, g.channels)) for g in graph.groups])
     added = {int(k): int(widths[k] - kept[k]) for k in np.flatnonzero(widths > kept)}
     request: dict[str, Any] = {
@@ -80,7 +81,9 @@ def expand(
     return make_plan(graph, keep, request, changes, added)
 
 
-def _growable(graph: ChannelGraph, limits: Limits) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+def _growable(
+    graph: ChannelGraph, limits: Limits, keep: Mapping[int, IntArray]
+) -> "np.ndarray[Any, np.dtype[np.bool_]]":
     """Groups that may grow without a change of what the network computes, ``[groups]``."""
     silent = {
         graph.node_class[graph.dim(source.parameter, source.axis)] for source in readers(graph)
@@ -101,12 +104,16 @@ def _growable(graph: ChannelGraph, limits: Limits) -> "np.ndarray[Any, np.dtype[
     for factor in summed - covered:
         kind = graph.node_class[factor]
         blocked.update(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
-    return np.array(
-        [
-            limits.allows(group) and not group.statistical and group.index not in blocked
-            for group in graph.groups
-        ]
-    )
+    free = {
+        group.index
+        for group in graph.groups
+        if limits.allows(group) and not group.statistical and group.index not in blocked
+        # A group that keeps no channel has none to copy.
+        if len(keep.get(group.index, group.channels))
+    }
+    while misfits := Kept(graph, keep, dict.fromkeys(free, 1)).misfits(free):
+        free -= misfits
+    return np.array([group.index in free for group in graph.groups])
 
 
 def _scaled(

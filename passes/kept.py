@@ -1,11 +1,13 @@
 """Which positions of every axis stay under a plan: for ``resize`` and ``mask``."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.graph import ChannelGraph, Edge, IntArray
 from morphgraph.notation import Shape
 from morphgraph.onnx_io import static_shape
 
@@ -58,6 +60,59 @@ class Kept:
         is_new = np.concatenate([*flags, marks[before:]])
         self._changed[kind] = positions[taken]
         self._fresh[kind] = np.maximum(fresh[taken], is_new)
+
+    def misfits(self, groups: Collection[int]) -> set[int]:
+        """Those of these groups whose added channels some operator would take for others.
+
+        The positions of a product axis must be what its factors' elements make, in order, and those
+        of a segment must lie side by side. Behind every run of a channel's positions its copies
+        keep that, unless the channel spans several rounds of a product (4 groups that feed 6).
+        """
+        if not groups:
+            return set()
+        matrix = self.graph.per_channel
+        found: set[int] = set()
+        for dim, edges in self._sites():
+            if self._fits(dim, edges):
+                continue
+            for node in (dim, *(edge.factor for edge in edges)):
+                kind = self.graph.node_class[node]
+                found.update(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
+        return found & set(groups)
+
+    def _sites(self) -> Iterable[tuple[int, Sequence[Edge]]]:
+        """Axes with the factors that stand on them, per operator, where either grows."""
+        sites: dict[tuple[int, int, int], list[Edge]] = defaultdict(list)
+        for edge in self.graph.couplings.edges:
+            if not edge.whole and edge.map.table is None:
+                sites[edge.node, edge.port, edge.dim].append(edge)
+        for (_, _, dim), edges in sites.items():
+            kinds = {int(self.graph.node_class[n]) for n in (dim, *(e.factor for e in edges))}
+            if not kinds.isdisjoint(self._fresh):
+                yield dim, edges
+
+    def _fits(self, dim: int, edges: Sequence[Edge]) -> bool:
+        sizes = self.graph.couplings.sizes
+        positions = self._elements(dim)
+        if any(edge.map.outer * edge.map.inner > 1 for edge in edges):
+            made = np.zeros(1, dtype=np.int64)
+            for edge in sorted(edges, key=lambda edge: -edge.map.inner):
+                made = np.add.outer(made, self._elements(edge.factor) * edge.map.inner).ravel()
+            complete = prod(int(sizes[edge.factor]) for edge in edges) == sizes[dim]
+            return complete and np.array_equal(made, positions)
+        for edge in edges:
+            first = edge.map.offset
+            inside = np.flatnonzero((first <= positions) & (positions < first + sizes[edge.factor]))
+            beside = not len(inside) or inside[-1] - inside[0] + 1 == len(inside)
+            if not beside or not np.array_equal(
+                positions[inside] - first, self._elements(edge.factor)
+            ):
+                return False
+        return True
+
+    def _elements(self, node: int) -> IntArray:
+        kept = self.node(node)
+        return np.arange(self.graph.couplings.sizes[node]) if kept is None else kept
 
     def fresh(self, value: str, axis: int) -> IntArray:
         """New positions of an axis that belong to added channels, ascending."""

@@ -120,6 +120,8 @@ class _Masker:
         )
         for user, index in users:
             user.replace_input_with(index, whole)
+        if value.shape is not None:  # ONNX Runtime plans its memory by the shapes that are stated
+            value.shape[axis] = len(kept)
 
     def _insert(
         self,

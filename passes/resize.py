@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.errors import PlanError
 from morphgraph.fates import Fates, fates, result_names
 from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.notation import Shape
-from morphgraph.onnx_io import add_constant_names, static_shape
+from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.ops import entry_of
 from morphgraph.passes.absorb import Absorbed, nothing_absorbed, place
 from morphgraph.passes.evaluate import Array
@@ -50,7 +51,7 @@ def resize(
         A new model. Nodes, values and initializers keep their names.
 
     Raises:
-        PlanError: groups keep no channel, and nothing would be left.
+        PlanError: groups keep no channel, and nothing would be left; or a group cannot grow.
     """
     return _Resizer(graph, keep, added or {}, seed, absorbed or nothing_absorbed(graph)).run()
 
@@ -69,6 +70,13 @@ class _Resizer:
         self.grows = bool(added)
         self.generator = np.random.default_rng(seed)
         self.kept = Kept(graph, keep, added)
+        if misfits := self.kept.misfits(added):
+            groups = [graph.groups[index] for index in sorted(misfits)]
+            names = ", ".join(f"{group.id} '{escape(group.name)}'" for group in groups)
+            raise PlanError(
+                f"{names} cannot grow: some operator would take the added channels for others; "
+                "leave out 'new'"
+            )
         self.model = graph.model.clone()
         self.model.meta.update(graph.model.meta)
 
@@ -253,27 +261,54 @@ class NodeResizing:
     def become_gather(self, axis: int, indices: IntArray) -> None:
         """Turn the node into a Gather of its first operand."""
         copy = self.copy
-        constant = self._new_constant(f"{copy.name}_kept", indices.astype(np.int64))
-        gather = ir.Node(
-            "",
-            "Gather",
-            [copy.inputs[0], constant],
-            [ir.AttrInt64("axis", axis)],
-            num_outputs=1,
-            name=copy.name,
-            metadata_props=dict(copy.metadata_props),
-        )
+        gather = self._gather(axis, indices)
         old, new = copy.outputs[0], gather.outputs[0]
         new.shape, new.type = old.shape, old.type
         new.meta.update(old.meta)
         graph = copy.graph
         assert isinstance(graph, ir.Graph)
-        graph.insert_before(copy, gather)
         name = old.name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(copy, safe=True)
-        new.name = name
+        gather.name, new.name = copy.name, name
         self.copy = gather
+
+    def gather_first(self, axis: int, indices: IntArray) -> None:
+        """Give the node a Gather of its first operand to read instead of that."""
+        old = self.copy.inputs[0]
+        assert old is not None
+        gather = self._gather(axis, indices)
+        sizes = list(old.shape.dims if old.shape is not None else static_shape(old))
+        sizes[axis] = len(indices)
+        new = gather.outputs[0]
+        graph = self.copy.graph
+        assert isinstance(graph, ir.Graph)
+        taken = {value.name for node in graph for value in node.outputs}
+        name = f"{self.copy.name}_gathered"
+        while name in taken:
+            name += "_"
+        gather.name = new.name = name
+        new.shape, new.type = ir.Shape(sizes), old.type
+        if "static_shape" in old.meta:
+            before = old.meta["static_shape"]
+            new.meta["static_shape"] = (*before[:axis], len(indices), *before[axis + 1 :])
+        self.copy.replace_input_with(0, new)
+
+    def _gather(self, axis: int, indices: IntArray) -> ir.Node:
+        """A Gather of the node's first operand, in front of the node."""
+        constant = self._new_constant(f"{self.copy.name}_kept", indices.astype(np.int64))
+        gather = ir.Node(
+            "",
+            "Gather",
+            [self.copy.inputs[0], constant],
+            [ir.AttrInt64("axis", axis)],
+            num_outputs=1,
+            metadata_props=dict(self.copy.metadata_props),
+        )
+        graph = self.copy.graph
+        assert isinstance(graph, ir.Graph)
+        graph.insert_before(self.copy, gather)
+        return gather
 
     def _new_constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
         graph = self.copy.graph

@@ -216,11 +216,9 @@ class Slice(Op):
             positions = slices.get(axis)
             if positions is None or np.array_equal(positions, np.arange(size)):
                 pass_axes(description, n.shape(0), [(axis, axis)])
-            elif len(positions) == 0 or (len(slices) > 1 and abs(_step(positions)) > 1):
-                # Kept positions may become irregular, and a Gather has one axis only.
-                reason = "sliced to nothing" if len(positions) == 0 else "sliced with a stride"
-                description.pin(0, axis, size, reason)
-                description.pin(~0, axis, len(positions), reason)
+            elif len(positions) == 0:
+                description.pin(0, axis, size, "sliced to nothing")
+                description.pin(~0, axis, 0, "sliced to nothing")
             elif np.all(np.diff(positions) == 1):
                 part = IndexMap(offset=int(positions[0]))
                 places = [Place(0, axis, part), Place(~0, axis)]
@@ -250,8 +248,11 @@ class Slice(Op):
             positions = changed[axis]
             stride = np.unique(np.diff(positions))
             if len(stride) > 1 or 0 in stride:
-                new.become_gather(axis, positions)
-                return
+                if len(starts) == 1:
+                    new.become_gather(axis, positions)
+                    return
+                new.gather_first(axis, positions)
+                positions, stride = np.arange(len(positions)), np.ones(1)
             step = int(stride[0]) if len(stride) else 1
             last = int(positions[-1]) + (1 if step > 0 else -1)
             starts[k], steps[k] = int(positions[0]), step

@@ -230,6 +230,9 @@ class Resizing(Protocol):
     def become_gather(self, axis: int, indices: IntArray) -> None:
         """Turn the node into a Gather of its first operand, its results unchanged."""
 
+    def gather_first(self, axis: int, indices: IntArray) -> None:
+        """Give the node a Gather of its first operand to read instead of that."""
+
 
 class Op:
     """Base of all entries; ``describe`` is what every entry must have.
@@ -386,12 +389,14 @@ def _operands(bound: Binding) -> Iterable[tuple[int, tuple[tuple[str, ...], ...]
 def _stand(
     description: Description, bound: Binding, port: int, axis: int, names: tuple[str, ...]
 ) -> None:
-    """Place the factors of one axis; factors of size 1 say nothing in a product."""
+    """Place the factors of one axis; one of size 1 says nothing in a product, and stays 1."""
     factors, sizes = description.factors, bound.sizes
     if not names:
         description.pin(port, axis, 1, "axis of size 1, broadcast")
         return
     telling = [name for name in names if sizes[name] > 1] if len(names) > 1 else names
+    for name in set(names).difference(telling):
+        factors[name].pinned = factors[name].pinned or "factor of size 1 in a product"
     if len(telling) == 1:
         factors[telling[0]].places.append(Place(port, axis))
         return

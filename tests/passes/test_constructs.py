@@ -224,6 +224,16 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         }""",
         [4, 4],
     ),
+    "sliced with a stride on two axes": (
+        """net (float[1,3,4,4] x, float[11,3,1,1] w1, float[2,5,1,1] w2, float[2,11,2,1] w3)
+        => (float[1,2,2,4] y)
+        <int64[2] from = {1, 0}, int64[2] to = {11, 4}, int64[2] at = {1, 2}, int64[2] by = {2, 2}>
+        {
+            a = Conv(x, w1)  b = Relu(a)  s = Slice(b, from, to, at, by)  c = Conv(s, w2)
+            d = Conv<strides=[2,1]>(b, w3)  y = Add(c, d)
+        }""",
+        [6, 5],
+    ),
     "flatten to linear": (
         """net (float[2,3,4,4] x, float[6,3,3,3] w1, float[5,24] w2, float[5] b2, float[3,5] w3)
         => (float[2,3] y) {
@@ -294,6 +304,15 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
             a = Conv(x, w1)  n = GroupNormalization<num_groups=2>(a, s, h)  y = Conv(n, w2)
         }""",
         [2],
+    ),
+    "group norm of which the result is padded": (
+        OPSET_21
+        + """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8] s, float[8] h, float[2,10,1,1] w2)
+        => (float[1,2,4,4] y) <int64[8] pads = {0, 1, 0, 0, 0, 1, 0, 0}> {
+            a = Conv(x, w1)  n = GroupNormalization<num_groups=1>(a, s, h)  p = Pad(n, pads)
+            y = Conv(p, w2)
+        }""",
+        [8, 2],
     ),
     "group norm by reshape": (
         """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[4] one, float[4] zero, float[8,1,1] s,

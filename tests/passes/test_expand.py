@@ -1,18 +1,19 @@
 """Growing: within budget, as far as it goes, and without a change of what the network computes."""
 
+import re
 import warnings
 
 import numpy as np
 import pytest
 
-from morphgraph.errors import BudgetError, MorphWarning
+from morphgraph.errors import BudgetError, MorphWarning, PlanError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.budget import plan
 from morphgraph.passes.cost import cost
 from morphgraph.passes.expand import expand
 from morphgraph.passes.lift import lift
 from morphgraph.passes.verify import verify
-from morphgraph.plans import Plan
+from morphgraph.plans import Plan, make_plan
 from morphgraph.testing import model_from_text
 from morphgraph.workflow import apply
 
@@ -44,6 +45,33 @@ NETWORKS = {
     q = Conv(m, b)  k = Concat<axis=1>(q, n)
     g = GlobalAveragePool(k)  f = Flatten(g)  y = Gemm<transB=1>(f, d)
 }""",
+    "transposed, grouped": """float[8,3,1,1] a, float[8,1,3,3] b, float[4] c, float[5,4] d)
+=> (float[1,5] y) {
+    p = Conv(x, a)  r = Relu(p)  q = ConvTranspose<group=4>(r, b, c)
+    g = GlobalAveragePool(q)  f = Flatten(g)  y = Gemm<transB=1>(f, d)
+}""",
+}
+
+# Channels that cannot be copied in place: networks, and the groups that keep their width.
+UNEVEN = {
+    # One channel is all that 4 groups and 6 leave of 12 positions.
+    "4 groups feed 6": (
+        """float[12,3,1,1] a, float[12,3,1,1] b, float[12,2,1,1] c, float[9,12,1,1] e,
+ float[5,9] d) => (float[1,5] y) {
+    p = Conv(x, a)  r = Relu(p)  q = Conv<group=4>(r, b)  s = Relu(q)  t = Conv<group=6>(s, c)
+    u = Conv(t, e)  g = GlobalAveragePool(u)  f = Flatten(g)  y = Gemm<transB=1>(f, d)
+}""",
+        ["Conv_q"],
+    ),
+    # The second group of four has two of its positions from the padding.
+    "a group that is padded in part": (
+        """float[6,3,1,1] a, float[2,4,1,1] b, float[9,2,1,1] e, float[5,9] d) => (float[1,5] y)
+<int64[8] pads = {0, 0, 0, 0, 0, 2, 0, 0}> {
+    p = Conv(x, a)  q = Pad(p, pads)  s = Relu(q)  t = Conv<group=2>(s, b)  u = Conv(t, e)
+    g = GlobalAveragePool(u)  f = Flatten(g)  y = Gemm<transB=1>(f, d)
+}""",
+        ["Conv_p #2"],
+    ),
 }
 
 
@@ -108,3 +136,20 @@ def test_new_channels_are_trainable(graph: ChannelGraph) -> None:
         assert np.array_equal(tensor.numpy(), same.numpy())
         assert np.isfinite(tensor.numpy()).all()
     assert Plan.from_json(wide.to_json()) == wide
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_a_group_whose_copies_would_be_taken_for_others_keeps_its_width(name: str) -> None:
+    text, names = UNEVEN[name]
+    graph = lift(model_from_text(HEAD + text))
+    small, wide = growth(graph, "100%", "250%")
+    apply(graph, wide)
+    grown = wide.widths(graph) > small.widths(graph)
+    still = [g.name for g, grew in zip(graph.groups, grown, strict=True) if g.resizable > grew]
+    assert set(names) <= set(still)
+    assert grown.any()
+    for blocked in names:
+        group = graph.group(blocked)
+        forced = make_plan(graph, {}, {}, {}, {group.index: 1})
+        with pytest.raises(PlanError, match=re.escape(blocked)):
+            apply(graph, forced, verify=False)
