@@ -12,10 +12,9 @@ import numpy as np
 
 from morphgraph.errors import BudgetError
 from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.passes.budget import Budget, Goal, Limits, goals_of, shown_costs
 from morphgraph.passes.cost import Convention
-from morphgraph.passes.goals import Budget, Goal, goals_of, shown_costs
 from morphgraph.passes.kept import Kept
-from morphgraph.passes.limits import Limits
 from morphgraph.passes.score import readers
 from morphgraph.plans import Change, Plan, make_plan
 
@@ -109,6 +108,8 @@ def _growable(
         group.index
         for group in graph.groups
         if limits.allows(group) and not group.statistical and group.index not in blocked
+        # A group that keeps no channel has none to copy.
+        if len(keep.get(group.index, group.channels))
     }
     while misfits := Kept(graph, keep, dict.fromkeys(free, 1)).misfits(free):
         free -= misfits
