@@ -12,9 +12,10 @@ import numpy as np
 
 from morphgraph.errors import BudgetError
 from morphgraph.graph import ChannelGraph, IntArray
-from morphgraph.passes.budget import Budget, Goal, Limits, goals_of, shown_costs
 from morphgraph.passes.cost import Convention
+from morphgraph.passes.goals import Budget, Goal, goals_of, shown_costs
 from morphgraph.passes.kept import Kept
+from morphgraph.passes.limits import Limits
 from morphgraph.passes.score import readers
 from morphgraph.plans import Change, Plan, make_plan
 

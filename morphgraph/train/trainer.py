@@ -32,6 +32,8 @@ class Recipe:
         warmup: share of the steps over which the rate rises to its peak.
         constant: keep the rate after the warm-up instead of letting it fall to zero.
         augmentation: random crops and flips.
+        bf16: compute convolutions and matrix products in bfloat16, with float32 weights. Faster
+            where the processor has such instructions, slower for depthwise convolutions.
     """
 
     epochs: int
@@ -42,6 +44,7 @@ class Recipe:
     warmup: float = 0.15
     constant: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
+    bf16: bool = False
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step.
@@ -99,6 +102,8 @@ def train(
     """
     steps = recipe.epochs * steps_per_epoch(dataset, recipe)
     budget = make_budget(steps) if make_budget is not None else None
+    # Convolutions are faster where the channels of a pixel lie side by side.
+    net.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(net, recipe)
     generator = torch.Generator().manual_seed(seed)
     device = next(net.parameters()).device
@@ -112,7 +117,8 @@ def train(
             lr = recipe.rate(step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = F.cross_entropy(net(images.to(device)), labels.to(device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+                loss = F.cross_entropy(net(_placed(images, device)), labels.to(device))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -160,10 +166,15 @@ def accuracy(net: nn.Module, dataset: Dataset, batch_size: int = 512) -> float:
     net.eval()
     device = next(net.parameters()).device
     right = sum(
-        _right(net(images.to(device)), labels.to(device))
+        _right(net(_placed(images, device)), labels.to(device))
         for images, labels in dataset.test_batches(batch_size)
     )
     return right / len(dataset.y_test)
+
+
+def _placed(images: Tensor, device: torch.device) -> Tensor:
+    """Images on the device where the network is, in the memory layout that it is fast with."""
+    return images.to(device, memory_format=torch.channels_last)
 
 
 def _right(scores: Tensor, labels: Tensor) -> int:
