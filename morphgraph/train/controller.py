@@ -9,6 +9,7 @@ revive some.
 
 from collections.abc import Mapping
 from math import exp
+from typing import Any
 
 import torch
 
@@ -93,6 +94,17 @@ class Budget:
         progress = self.step_number / self.steps
         fallen = min(1.0, max(0.0, (progress - self.start) / (self.end - self.start)))
         return 1.0 + fallen * (self.target - 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while training goes on, the network apart."""
+        moving = {k: v for k, v in vars(self).items() if k != "regularizer"}
+        return moving | {"weight": self.regularizer.weight}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken; the network must be as it was then."""
+        own = dict(state)
+        self.regularizer.weight = own.pop("weight")
+        vars(self).update(own)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
