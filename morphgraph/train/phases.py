@@ -25,10 +25,19 @@ class Penalty(Protocol):
 class NoPenalty:
     """The penalty of a phase that trains the weights alone."""
 
+    regularizer: Regularizer | None = None
+
     def begin(self, steps: int) -> None:
         """Do nothing."""
 
     def step(self, lr: float) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing changes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing."""
 
 
