@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from morphgraph.train.controller import Budget as Budget
     from morphgraph.train.loop import morph as morph
     from morphgraph.train.regularizer import Regularizer as Regularizer
+    from morphgraph.train.smoke import smoke as smoke
     from morphgraph.workflow import apply as apply, verify as verify
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
@@ -77,6 +78,7 @@ _HOMES = {
     "plan": "morphgraph.passes.budget",
     "register": "morphgraph.ops",
     "save": "morphgraph.onnx_io",
+    "smoke": "morphgraph.train.smoke",
     "to_torch": "morphgraph.torch_io.to_torch",
     "uniform": "morphgraph.passes.widths",
     "verify": "morphgraph.workflow",

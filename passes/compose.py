@@ -6,7 +6,7 @@ positions of an axis stayed. Ids of groups are no help, for they can differ afte
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,18 +93,20 @@ class Lineage:
             origin = self.origin[group.channels]
             known = origin[origin != _NEW]
             one_to_one = len(np.unique(known)) == len(known) and _UNKNOWN not in known
-            if home >= 0 and children[home] == 1 and one_to_one:
-                if self.first.groups[home].resizable:
-                    found[home] = group.index
+            alone = home >= 0 and children[home] == 1 and self.first.groups[home].resizable
+            if alone and one_to_one:
+                found[home] = group.index
         return found
 
-    def compose(self, plan: Plan, request: Mapping[str, Any]) -> Plan:
+    def compose(
+        self, plan: Plan, request: Mapping[str, Any], costs: Iterable[str] | None = None
+    ) -> Plan:
         """What all resizes and then this plan for ``graph`` come to, as a plan for ``first``.
 
         Channels that stay throughout are kept, those that a resize has added are ``new``. Where no
         channel of a group stays throughout but some of the new ones do, the first stands for one of
-        them, since a plan adds channels behind those that it keeps. States the costs that ``plan``
-        states.
+        them, since a plan adds channels behind those that it keeps. States these ``costs``, by
+        default those that ``plan`` states.
 
         Raises:
             PlanError: the plan is for another network than ``graph``.
@@ -125,6 +127,6 @@ class Lineage:
         for index in {*keep, *new}:
             stay = keep.get(index, self.first.groups[index].channels)
             widths[index] = len(stay) + new.get(index, 0)
-        costs = [cost(self.first, kind) for kind in plan.cost]
-        changes = {c.kind: Change(c.total, c.at(widths)) for c in costs}
+        shown = [cost(self.first, kind) for kind in (plan.cost if costs is None else costs)]
+        changes = {c.kind: Change(c.total, c.at(widths)) for c in shown}
         return make_plan(self.first, keep, request, changes, new)

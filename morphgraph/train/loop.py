@@ -81,6 +81,8 @@ class Aim:
             raise ArgumentError(f"iterations={self.iterations}: give a number from 1")
         if not 0 < self.shrink_to <= 1:
             raise ArgumentError(f"shrink_to={self.shrink_to}: give a share above 0, at most 1")
+        if self.max_growth is not None and not self.max_growth >= 1:
+            raise ArgumentError(f"max_growth={self.max_growth}: give a number from 1")
 
     @property
     def kind(self) -> str:
@@ -126,7 +128,7 @@ class Iteration:
         net: its module, trained with the regularizer.
         shrunk: the structure that the training decided on, a plan for ``graph``.
         grown: the same after the expansion.
-        plan: the same as a plan for the original network.
+        plan: the same as a plan for the original network, ``before_growth`` the shrunk one.
         resized: the new network with its trained weights, and how far it is from the masked one.
         target: the regularized cost that the phase was to reach.
         live: the regularized cost when it ended.
@@ -140,6 +142,7 @@ class Iteration:
     shrunk: Plan
     grown: Plan
     plan: Plan
+    before_growth: Plan
     resized: Resized
     target: float
     live: float
@@ -215,8 +218,14 @@ def _round(
     penalty.end()
     ceilings = {goal.kind: goal.limit for goal in goals}
     shrunk = regularizer.plan(ceilings, round_to=aim.round_to)
-    grown = expand(graph, shrunk, ceilings, round_to=aim.round_to, exclude=bound)
-    # Only the network that is trained next needs its weights; `fresh` ones are made for the last.
+    grown = expand(
+        graph,
+        shrunk,
+        ceilings,
+        round_to=aim.round_to,
+        max_width=_widest(lineage, aim.max_growth),
+        exclude=bound,
+    )
     resized = resize_and_check(graph, grown, weights=net, seed=seed, absorb=aim.absorb)
     return Iteration(
         number,
@@ -224,13 +233,25 @@ def _round(
         net,
         shrunk,
         grown,
-        lineage.compose(grown, aim.request()),
+        lineage.compose(grown, aim.request() | {"omega": grown.request["omega"]}),
+        lineage.compose(shrunk, aim.request(), grown.cost),
         resized,
         target,
         regularizer.live_cost(),
         penalty.budget is not None and penalty.budget.met,
         number == aim.iterations,
     )
+
+
+def _widest(lineage: Lineage, max_growth: float | None) -> dict[str, int]:
+    """Per group the widest that it may get, by its width in the original."""
+    if max_growth is None:
+        return {}
+    return {
+        group.id: max(1, int(max_growth * lineage.first.groups[home].width))
+        for group, home in zip(lineage.graph.groups, lineage.home.tolist(), strict=True)
+        if group.resizable and home >= 0
+    }
 
 
 def _target(
@@ -251,6 +272,13 @@ def _target(
         regularizer.lowest_share() * regularizer.initial_cost,
     )
     return max(least, least + aim.shrink_to * (ceiling - least))
+
+
+def start_of_last(last: Iteration, weights: Weights, seed: int) -> ir.Model:
+    """The network that the last phase trains: with the weights so far, or with new ones."""
+    if weights == "keep":
+        return last.resized.model
+    return resize_and_check(last.graph, last.grown, weights="fresh", seed=seed).model
 
 
 @dataclass(frozen=True)
@@ -313,13 +341,13 @@ def morph(
     >>> import morphgraph as mg, torch
     >>> from morphgraph.examples import image, residual_cnn
     >>> def fit(net, penalty):
-    ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    ...     penalty.begin(60)
-    ...     for _ in range(60):
+    ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    ...     penalty.begin(80)
+    ...     for _ in range(80):
     ...         optimizer.zero_grad()
     ...         net(image(2)).square().mean().backward()
     ...         optimizer.step()
-    ...         penalty.step(lr=0.05)
+    ...         penalty.step(lr=0.1 / (1 - 0.9))
     >>> result = mg.morph(residual_cnn(), (image(2),), fit, budget={"flops": "50%"})
     >>> mg.cost(mg.lift(result.model), "flops").total <= 0.5 * mg.cost(result.graph, "flops").total
     True
@@ -344,7 +372,7 @@ def morph(
     aim.check(graph)
     done = tuple(rounds(graph, net, fit, aim, steps=steps, seed=seed))
     last = done[-1]
-    model = last.resized.model
+    model = start_of_last(last, weights, seed)
     small = to_torch(model).to(next(net.parameters()).device)
     fit(small, NoPenalty())
     return MorphResult(graph, last.plan, with_weights(model, small), small, done)

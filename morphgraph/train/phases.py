@@ -22,6 +22,20 @@ class Penalty(Protocol):
         """``lr`` is the optimizer's effective step: its learning rate over (1 - momentum)."""
 
 
+class Steady(Penalty, Protocol):
+    """A penalty of a phase that can be stopped and gone on with."""
+
+    @property
+    def regularizer(self) -> Regularizer | None:
+        """What shrinks the network, if anything does."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while the phase goes on, the network apart."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+
+
 class NoPenalty:
     """The penalty of a phase that trains the weights alone."""
 

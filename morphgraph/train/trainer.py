@@ -8,7 +8,7 @@ scales.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -25,7 +25,7 @@ from morphgraph.train.checkpoint import (
     seed_of,
 )
 from morphgraph.train.data import Augmentation, Dataset
-from morphgraph.train.phases import NoPenalty, Shrink
+from morphgraph.train.phases import NoPenalty, Steady
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,10 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     bf16: bool = False
     compiled: bool = False
+
+    def shrinking(self, epochs: int) -> "Recipe":
+        """The same for a phase that learns a structure: so many epochs, at a constant rate."""
+        return replace(self, epochs=epochs, constant=True)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step.
@@ -93,7 +97,7 @@ def train(
     *,
     seed: int = 0,
     phase: str = "train",
-    penalty: Shrink | NoPenalty | None = None,
+    penalty: Steady | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> None:
@@ -130,7 +134,7 @@ class _Training:
         recipe: Recipe,
         seed: int,
         phase: str,
-        penalty: Shrink | NoPenalty,
+        penalty: Steady,
         checkpoint: Checkpoint | None,
     ) -> None:
         self.net = net
@@ -144,7 +148,7 @@ class _Training:
         self.step = self.epoch = self.batch = 0
         self.total = self.seconds = 0.0  # of this epoch: sum of losses, time
         # Convolutions are faster where the channels of a pixel lie side by side.
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last)
         self.device = next(net.parameters()).device
         self.optimizer = make_optimizer(net, recipe)
         self.forward: Callable[[Tensor], Tensor] = torch.compile(net) if recipe.compiled else net
