@@ -479,6 +479,28 @@ def test_expand(model: Path, plan: Path, run: Any) -> None:
     assert not model.with_name("no.json").exists()
 
 
+def test_apply_with_fresh_weights(model: Path, plan: Path, run: Any) -> None:
+    """The check is made with the model's weights, so that it says the same; then others stand."""
+    out = {}
+    for how, seed in (("keep", 0), ("fresh", 1), ("fresh", 2)):
+        slim = model.with_name(f"{how}{seed}.onnx")
+        arguments = ("--weights", how, "--seed", seed, "-o", slim, "--format", "json")
+        ran = run("apply", model, plan, *arguments)
+        assert ran.code == 0, ran.err
+        assert json.loads(ran.out)["outputs"][0]["relative"] < 1e-4
+        found = mg.load(slim).graph.initializers
+        out[how, seed] = {name: value.const_value.numpy() for name, value in found.items()}
+    one, other = out["fresh", 1], out["fresh", 2]
+    assert {n: a.shape for n, a in one.items()} == {n: a.shape for n, a in out["keep", 0].items()}
+    assert (one["bn.weight"] == 1).all()
+    assert (one["bn.running_mean"] == 0).all()
+    assert np.abs(one["conv1.weight"]).max() <= 27**-0.5
+    assert not np.isin(one["fc.weight"], other["fc.weight"]).any()
+    ran = run("apply", model, plan, "--weights", "fresh", "--absorb", "-o", "no.onnx")
+    assert ran.code == 2
+    assert "absorb" in ran.err
+
+
 def test_expand_within_bounds(model: Path, plan: Path, run: Any) -> None:
     wide = model.with_name("wide.json")
     bounds = ("--max-growth", "1.5", "--max-width", "*1=9", "--round-to", "3", "--min-width", "6")
