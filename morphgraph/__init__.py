@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from morphgraph.passes.budget import plan as plan
     from morphgraph.passes.cost import cost as cost
     from morphgraph.passes.expand import expand as expand
+    from morphgraph.passes.fresh import fresh as fresh
     from morphgraph.passes.lift import lift as lift
     from morphgraph.passes.widths import uniform as uniform
     from morphgraph.plans import Plan as Plan
@@ -72,6 +73,7 @@ _HOMES = {
     "export": "morphgraph.torch_io.export",
     "explain": "morphgraph.report.explain",
     "expand": "morphgraph.passes.expand",
+    "fresh": "morphgraph.passes.fresh",
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
     "morph": "morphgraph.train.loop",
