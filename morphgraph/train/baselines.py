@@ -2,11 +2,16 @@
 
 from typing import Literal, get_args
 
+import numpy as np
+
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.budget import plan
+from morphgraph.passes.choose import finish, strongest
+from morphgraph.passes.cost import cost
 from morphgraph.passes.expand import expand
-from morphgraph.passes.goals import goals_of
+from morphgraph.passes.goals import filled, goals_of
+from morphgraph.passes.score import Score, score
 from morphgraph.passes.widths import uniform
 from morphgraph.plans import Plan, make_plan
 from morphgraph.train.loop import Aim
@@ -48,13 +53,23 @@ def baseline_plan(name: Baseline, graph: ChannelGraph, aim: Aim, seed: int) -> P
     roomy = fits_whole(graph, aim)
     if roomy and name != "uniform":
         return None
-    limits = {"round_to": aim.round_to, "min_width": aim.min_width}
-    if not roomy:
-        if name == "uniform":
-            return uniform(graph, budget=aim.budget, round_to=aim.round_to, min_width=aim.min_width)
-        return plan(
-            graph, aim.budget, score=name, round_to=aim.round_to, min_width=aim.min_width, seed=seed
-        )
-    same = make_plan(graph, {}, {"uniform": 1.0, **limits}, {})
-    wider = expand(graph, same, aim.budget, round_to=aim.round_to, max_growth=aim.max_growth)
-    return wider if wider.groups else None
+    if roomy:
+        same = make_plan(graph, {}, {"uniform": 1.0}, {})
+        wider = expand(graph, same, aim.budget, round_to=aim.round_to, max_growth=aim.max_growth)
+        return wider if wider.groups else None
+    if name == "uniform":
+        return uniform(graph, budget=aim.budget, round_to=aim.round_to, min_width=aim.min_width)
+    return _pruned(name, graph, aim, seed)
+
+
+def _pruned(name: Score, graph: ChannelGraph, aim: Aim, seed: int) -> Plan:
+    """The channels with the highest scores; the budget is used up as the other plans use it."""
+    scores = score(graph, name, seed)
+    made = plan(graph, aim.budget, score=scores, round_to=aim.round_to, min_width=aim.min_width)
+    goals = goals_of(graph, aim.budget, "default")
+    limits = aim.limits
+    ceilings = np.where([limits.allows(g) for g in graph.groups], graph.widths, made.widths(graph))
+    widths = filled(goals, made.widths(graph), made.widths(graph), ceilings, aim.round_to)
+    request = made.request | {"score": name, "seed": seed, "fill": True}
+    costs = [cost(graph, kind) for kind in made.cost]
+    return finish(graph, strongest(graph, widths, scores), request, costs)

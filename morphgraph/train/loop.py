@@ -8,7 +8,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from torch import nn
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.compose import Lineage
-from morphgraph.passes.cost import cost as cost_of
+from morphgraph.passes.cost import cost as cost_of, parse_cost, spelling
 from morphgraph.passes.expand import expand
 from morphgraph.passes.goals import Goal, goals_of, require_reachable
 from morphgraph.passes.lift import lift
@@ -29,12 +29,11 @@ from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train.phases import NoPenalty, Penalty, Shrink
 from morphgraph.train.regularizer import Regularizer, Strength
-from morphgraph.workflow import Resized, resize_and_check
+from morphgraph.workflow import Resized, Start, resize_and_check
 
 SHRINK_TO = 0.35
 """How far a phase shrinks before it expands: the share of the budget, see :class:`Aim`."""
 
-Weights = Literal["keep", "fresh"]
 Fit = Callable[[nn.Module, Penalty], None]
 
 
@@ -71,12 +70,16 @@ class Aim:
     round_to: int = 1
     min_width: int = 1
     max_growth: float | None = None
-    weights: Weights = "keep"
+    weights: Start = "keep"
     absorb: bool = False
 
     def __post_init__(self) -> None:
         if not self.budget:
             raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
+        budget = {spelling(parse_cost(kind)): amount for kind, amount in self.budget.items()}
+        object.__setattr__(self, "budget", budget)
+        if self.cost is not None:
+            object.__setattr__(self, "cost", spelling(parse_cost(self.cost)))
         if self.iterations < 1:
             raise ArgumentError(f"iterations={self.iterations}: give a number from 1")
         if not 0 < self.shrink_to <= 1:
@@ -274,11 +277,12 @@ def _target(
     return max(least, least + aim.shrink_to * (ceiling - least))
 
 
-def start_of_last(last: Iteration, weights: Weights, seed: int) -> ir.Model:
+def start_of_last(last: Iteration, weights: Start, seed: int) -> ir.Model:
     """The network that the last phase trains: with the weights so far, or with new ones."""
     if weights == "keep":
         return last.resized.model
-    return resize_and_check(last.graph, last.grown, weights="fresh", seed=seed).model
+    # The resize itself is checked already.
+    return resize_and_check(last.graph, last.grown, weights="fresh", verify=False, seed=seed).model
 
 
 @dataclass(frozen=True)
@@ -314,7 +318,7 @@ def morph(
     round_to: int = 1,
     min_width: int = 1,
     max_growth: float | None = None,
-    weights: Weights = "keep",
+    weights: Start = "keep",
     absorb: bool = False,
     seed: int = 0,
 ) -> MorphResult:

@@ -87,18 +87,22 @@ class Shrink:
             return
         share = self.regularizer.live_share()
         aim = self.target / self.regularizer.initial_cost
-        length = (
-            f"; it took {self.taken} steps of {self.steps}: say so by penalty.begin({self.taken}) "
-            "in fit"
-            if self.taken < self.steps
-            else "; train it longer"
-        )
         warnings.warn(
             f"the phase ended at {share:.1%} of the network's {self.regularizer.cost.kind}, "
-            f"not at {aim:.1%}{length}",
+            f"not at {aim:.1%}; {self._advice()}",
             MorphWarning,
             stacklevel=3,
         )
+
+    def _advice(self) -> str:
+        if not self.taken:
+            return "fit never called penalty.step: call it after every optimizer step"
+        if self.taken < self.steps:
+            return (
+                f"it took {self.taken} steps of {self.steps}: say so by "
+                f"penalty.begin({self.taken}) in fit"
+            )
+        return "train it longer"
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes while the phase goes on, the network apart."""

@@ -13,15 +13,17 @@ Models carry their preprocessing, layout and classes in their metadata.
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, save, static_shape
 from morphgraph.passes.cost import cost
@@ -192,6 +194,31 @@ class _Run:
         self.progress = Progress(_work(graph, settings))
 
     def go(self) -> Result:
+        with warnings.catch_warnings():
+            self._log_warnings()
+            return self._go()
+
+    def _log_warnings(self) -> None:
+        """Let warnings of ours become events: early words must stand in the log, once."""
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, MorphWarning):
+                self.folder.log("warning", name=str(message))
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.simplefilter("always", MorphWarning)
+        warnings.showwarning = show
+
+    def _go(self) -> Result:
         settings, aim = self.settings, self.settings.aim
         torch.backends.cudnn.deterministic = True  # a run that goes on must come to the same
         found, last = self._learn()
@@ -299,10 +326,8 @@ class _Run:
                     "left out", name=name, reason="the budget leaves the original whole"
                 )
                 continue
-            if settings.aim.weights == "fresh":
-                resized = resize_and_check(graph, structure, weights="fresh", seed=settings.seed)
-            else:
-                resized = resize_and_check(graph, structure, seed=settings.seed)
+            weights = settings.aim.weights
+            resized = resize_and_check(graph, structure, weights=weights, seed=settings.seed)
             narrow = self._to_torch(resized.model)
             self._train(name, narrow, whole if name == "uniform" else settings.retrain)
             arms[name] = self._arm(name, resized.model, narrow, epochs)
