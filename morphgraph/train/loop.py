@@ -6,6 +6,7 @@
 4. repeat from there, or train what has come out
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from morphgraph.errors import ArgumentError
+from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.compose import Lineage
 from morphgraph.passes.cost import cost as cost_of, parse_cost, spelling
@@ -219,6 +220,25 @@ def _round(
     penalty = Shrink(regularizer, target, steps)
     fit(net, penalty)
     penalty.end()
+    with warnings.catch_warnings():
+        # What was silenced is not missed, and where nothing was, the phase has said so.
+        for words in ("the network hardly feels", "the plan changes nothing"):
+            warnings.filterwarnings("ignore", words, MorphWarning)
+        return _read_off(number, lineage, net, aim, goals, regularizer, penalty, seed)
+
+
+def _read_off(
+    number: int,
+    lineage: Lineage,
+    net: nn.Module,
+    aim: Aim,
+    goals: list[Goal],
+    regularizer: Regularizer,
+    penalty: Shrink,
+    seed: int,
+) -> Iteration:
+    """Widths, expansion and the new network after the training of a round."""
+    graph, bound = lineage.graph, tuple(lineage.bound())
     ceilings = {goal.kind: goal.limit for goal in goals}
     shrunk = regularizer.plan(ceilings, round_to=aim.round_to)
     grown = expand(
@@ -239,7 +259,7 @@ def _round(
         lineage.compose(grown, aim.request() | {"omega": grown.request["omega"]}),
         lineage.compose(shrunk, aim.request(), grown.cost),
         resized,
-        target,
+        penalty.target,
         regularizer.live_cost(),
         penalty.budget is not None and penalty.budget.met,
         number == aim.iterations,
