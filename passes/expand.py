@@ -1,25 +1,31 @@
 """Pass ``expand``: the largest uniform width multiplier on a plan's widths that still fits.
 
 MorphNet's third step (Gordon et al., CVPR 2018, algorithm 1): after shrinking, all widths are
-multiplied by the largest omega for which F(omega * widths) stays within the budget.
+multiplied by the largest omega for which F(omega * widths) stays within the budget. A width is
+rounded down to its grid, so that F is a staircase in omega: the search is over its steps, and
+exact. What rounding leaves of the budget is then filled, one grid step of one group at a time.
 """
 
+import math
+import warnings
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from morphgraph.errors import BudgetError
+from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
 from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.onnx_io import escape
 from morphgraph.passes.cost import Convention
-from morphgraph.passes.goals import Budget, Goal, goals_of, shown_costs
+from morphgraph.passes.goals import Budget, Goal, filled, fits, goals_of, shown_costs
 from morphgraph.passes.kept import Kept
-from morphgraph.passes.limits import Limits
+from morphgraph.passes.limits import Limits, require_match
 from morphgraph.passes.score import readers
-from morphgraph.plans import Change, Plan, make_plan
+from morphgraph.plans import MAX_NEW_CHANNELS, Change, Plan, make_plan
 
-_WIDEST = 1e4  # times; a budget that allows more is no budget
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def expand(
@@ -28,6 +34,10 @@ def expand(
     budget: Budget,
     *,
     round_to: int = 1,
+    min_width: int = 1,
+    max_growth: float | None = None,
+    max_width: Mapping[str, int] | None = None,
+    fill: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     convention: Convention = "default",
@@ -37,13 +47,21 @@ def expand(
     Groups grow behind the channels that stay; the resized network computes what it computed
     before, since nothing reads the new channels yet. Groups of which that could not be said keep
     their width (an operator normalizes over them, sums over them without weights, or would take
-    their copies for other channels), and so do pinned ones.
+    their copies for other channels), and so do pinned ones. Groups that the plan lets die stay
+    dead.
 
     Args:
         graph: the network that the plan is for.
         plan: what stays of it, for example of :func:`morphgraph.plan` or ``Regularizer.plan``.
         budget: per cost an amount, or a share of the original network's.
         round_to: widths that grow become multiples of this.
+        min_width: narrower groups are raised to this first, before any other grows; if that is
+            above a budget, to the largest width that all of them can be raised to.
+        max_growth: no group gets wider than this many times its width in ``graph``. Layers that
+            cost little would grow without bound where shrinking and growing take turns.
+        max_width: per glob over group ids, names and producers the widest that a group may get.
+        fill: use what rounding leaves of the budget, one grid step of one group at a time, first
+            where rounding took most. Without it, all widths are those of the multiplier.
         include, exclude: globs over group ids, names and producers.
         convention: of the costs.
 
@@ -52,29 +70,40 @@ def expand(
     >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
     >>> small = mg.plan(graph, {"flops": "25%"})
     >>> wide = mg.expand(graph, small, {"flops": "50%"})
-    >>> 0.4 < wide.cost["flops"].after / wide.cost["flops"].before <= 0.5
+    >>> 0.49 < wide.cost["flops"].after / wide.cost["flops"].before <= 0.5
     True
 
     Raises:
+        ArgumentError: a bound makes no sense.
         BudgetError: the plan is above a budget already.
         PlanError: the plan is for another network.
         UnsupportedError: unknown cost or amount, or a glob that names no group.
     """
-    limits = Limits(round_to, 1, tuple(include), tuple(exclude))
+    limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
     limits.check(graph)
     goals = goals_of(graph, budget, convention)
-    start = plan.widths(graph)
     keep = plan.kept(graph)
-    free = _growable(graph, limits, keep)
-    _check(goals, start)
-    omega = _largest(start, free, goals, round_to)
-    widths = _scaled(start, free, omega, round_to)
     kept = np.array([len(keep.get(g.index, g.channels)) for g in graph.groups])
+    start = plan.widths(graph)
+    _check(goals, start)
+    widest = np.minimum(_bounds(graph, max_growth, max_width or {}), kept + MAX_NEW_CHANNELS)
+    on_grid = np.maximum(start, widest // round_to * round_to)
+    ceilings = np.where(_growable(graph, limits, keep), on_grid, start)
+    floors = _floors(start, ceilings, goals, limits)
+    growth = Growth(start, floors, ceilings, round_to)
+    omega = growth.largest(goals)
+    widths = growth.widths(omega)
+    if fill:
+        widths = filled(goals, widths, start, ceilings, round_to)
     added = {int(k): int(widths[k] - kept[k]) for k in np.flatnonzero(widths > kept)}
     request: dict[str, Any] = {
         "expand": {kind: str(amount) for kind, amount in budget.items()},
         "omega": omega,
         "round_to": round_to,
+        "min_width": min_width,
+        "max_growth": max_growth,
+        "max_width": dict(max_width or {}),
+        "fill": fill,
         "of": plan.request,
     }
     costs = shown_costs(graph, goals, convention)
@@ -82,9 +111,96 @@ def expand(
     return make_plan(graph, keep, request, changes, added)
 
 
-def _growable(
-    graph: ChannelGraph, limits: Limits, keep: Mapping[int, IntArray]
-) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+@dataclass(frozen=True)
+class Growth:
+    """The staircase of widths over omega, all arrays ``[groups]``.
+
+    >>> growth = Growth(np.array([3, 10]), np.array([4, 10]), np.array([9, 18]), round_to=2)
+    >>> growth.widths(1.0).tolist(), growth.widths(1.7).tolist(), growth.widths(5.0).tolist()
+    ([4, 10], [4, 16], [9, 18])
+
+    Attributes:
+        start: the widths that omega multiplies.
+        floors, ceilings: what a width is never below and never above.
+        round_to: the grid; products are rounded down to it.
+    """
+
+    start: IntArray
+    floors: IntArray
+    ceilings: IntArray
+    round_to: int
+
+    def widths(self, omega: float) -> IntArray:
+        """The widths at one multiplier."""
+        # One part in 10^12 up: omega = k * round_to / width must give k steps, however it rounds.
+        steps = np.floor(omega * self.start / self.round_to * (1 + 1e-12)).astype(np.int64)
+        found: IntArray = np.clip(steps * self.round_to, self.floors, self.ceilings)
+        return found
+
+    def largest(self, goals: Sequence[Goal]) -> float:
+        """The largest omega that fits, among those at which some width changes; at least 1."""
+        low, high = 1.0, 2.0
+        while fits(goals, self.widths(high)) and (self.widths(high) < self.ceilings).any():
+            low, high = high, 2 * high
+        steps = self._steps(low, high)
+        # Costs grow with omega, so that the steps that fit come first; ``low`` is one of them.
+        first = bisect_left(steps, True, key=lambda omega: not fits(goals, self.widths(omega)))
+        return float(steps[first - 1])
+
+    def _steps(self, low: float, high: float) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """The multipliers from ``low`` to ``high`` at which some width changes, ascending."""
+        steps = [np.array([low])]
+        for width, ceiling in zip(self.start, self.ceilings, strict=True):
+            if width < ceiling:
+                last = min(high * width, math.ceil(ceiling / self.round_to) * self.round_to)
+                counts = np.arange(int(low * width / self.round_to), int(last / self.round_to) + 1)
+                steps.append(counts * self.round_to / width)
+        found = np.unique(np.concatenate(steps))
+        return found[(found >= low) & (found <= high)]
+
+
+def _bounds(
+    graph: ChannelGraph, max_growth: float | None, max_width: Mapping[str, int]
+) -> IntArray:
+    """The widest that every group may get by the user's bounds, ``[groups]``."""
+    factor = math.inf if max_growth is None else max_growth
+    if not factor >= 1:
+        raise ArgumentError(f"max_growth={max_growth}: give a number from 1")
+    products = np.floor(factor * (1 + 1e-12) * graph.widths)
+    widest: IntArray = np.minimum(products, 2.0**62).astype(np.int64)
+    for pattern, width in max_width.items():
+        if width < 1:
+            raise ArgumentError(
+                f"max_width '{escape(pattern)}={width}': give a whole number from 1"
+            )
+        for group in require_match(graph, pattern, "max_width"):
+            widest[group.index] = min(widest[group.index], width)
+    return widest
+
+
+def _floors(start: IntArray, ceilings: IntArray, goals: Sequence[Goal], limits: Limits) -> IntArray:
+    """Widths with the narrowest raised to one level: ``min_width``, or as near as budgets allow."""
+    grid, least = limits.round_to, limits.min_width
+    wanted = math.ceil(least / grid) * grid
+    narrow = (start > 0) & (start < np.minimum(least, ceilings))
+
+    def raised(level: int) -> IntArray:
+        found: IntArray = np.where(narrow, np.maximum(start, np.minimum(level, ceilings)), start)
+        return found
+
+    levels = range(wanted, 0, -grid)
+    level = next((level for level in levels if fits(goals, raised(level))), 0)
+    if narrow.any() and level < wanted:
+        warnings.warn(
+            f"min_width={least}: the budget has no room for it; narrow groups are raised to "
+            f"{level or 'no more'} channels",
+            MorphWarning,
+            stacklevel=3,
+        )
+    return raised(level)
+
+
+def _growable(graph: ChannelGraph, limits: Limits, keep: Mapping[int, IntArray]) -> Flags:
     """Groups that may grow without a change of what the network computes, ``[groups]``."""
     silent = {
         graph.node_class[graph.dim(source.parameter, source.axis)] for source in readers(graph)
@@ -115,40 +231,6 @@ def _growable(
     while misfits := Kept(graph, keep, dict.fromkeys(free, 1)).misfits(free):
         free -= misfits
     return np.array([group.index in free for group in graph.groups])
-
-
-def _scaled(
-    start: IntArray, free: "np.ndarray[Any, np.dtype[np.bool_]]", omega: float, round_to: int
-) -> IntArray:
-    """Widths times omega, on the grid, never below where they started."""
-    wanted = np.floor(omega * start / round_to + 1e-9).astype(np.int64) * round_to
-    widths: IntArray = np.where(free, np.maximum(start, wanted), start)
-    return widths
-
-
-def _largest(
-    start: IntArray,
-    free: "np.ndarray[Any, np.dtype[np.bool_]]",
-    goals: Sequence[Goal],
-    round_to: int,
-) -> float:
-    """The largest omega that fits, among those at which some width changes."""
-
-    def fits(omega: float) -> bool:
-        widths = _scaled(start, free, omega, round_to)
-        return all(goal.cost.at(widths) <= goal.limit for goal in goals)
-
-    high = 2.0
-    while high < _WIDEST and fits(high):
-        high *= 2
-    steps = [
-        np.arange(1, int(high * width / round_to) + 1) * round_to / width for width in start[free]
-    ]
-    candidates = np.unique(np.concatenate([np.ones(1), *steps]))
-    candidates = candidates[(candidates >= 1) & (candidates <= high)]
-    # Costs grow with omega, so that the candidates that fit come first.
-    first = bisect_left(candidates, True, key=lambda omega: not fits(float(omega)))
-    return float(candidates[max(first - 1, 0)])
 
 
 def _check(goals: Sequence[Goal], widths: IntArray) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphgraph.errors import ArgumentError, BudgetError
-from morphgraph.graph import ChannelGraph
+from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.onnx_io import escape
 from morphgraph.passes.cost import Convention, Cost, cost
 from morphgraph.passes.limits import Limits, viable_widths
@@ -75,6 +75,10 @@ class Goal:
     cost: Cost
     limit: float
 
+    def holds(self, widths: IntArray) -> bool:
+        """Whether a network with these group widths, ``[groups]``, is within the budget."""
+        return self.cost.at(widths) <= self.limit
+
 
 def goals_of(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[Goal]:
     """Budgets as absolute amounts; shares are of the present cost."""
@@ -97,6 +101,45 @@ def require_reachable(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits
         least = goal.cost.at(lowest)
         if least > goal.limit:
             raise unreachable(graph, goal, least)
+
+
+def fits(goals: Sequence[Goal], widths: IntArray) -> bool:
+    """Whether a network with these group widths is within all budgets."""
+    return all(goal.holds(widths) for goal in goals)
+
+
+def filled(
+    goals: Sequence[Goal],
+    widths: IntArray,
+    proportions: IntArray,
+    ceilings: IntArray,
+    round_to: int,
+) -> IntArray:
+    """Widths that use what rounding left of the budgets, one grid step of one group at a time.
+
+    First is the group that rounding took most from: the narrowest for its proportion. In the end no
+    single step of any group fits. Costs grow with every width, so a step that does not fit never
+    will.
+
+    Args:
+        goals: budgets that ``widths`` meet.
+        widths: where to begin, ``[groups]``. A group of width 0 stays dead.
+        proportions: the widths are a multiple of these, but for the rounding, ``[groups]``.
+        ceilings: the widest that every group may get, ``[groups]``.
+        round_to: the grid; a group whose ceiling is off the grid may end there.
+    """
+    found = widths.copy()
+    open_ones = set(np.flatnonzero((widths > 0) & (widths < ceilings)).tolist())
+    while open_ones:
+        index = min(open_ones, key=lambda k: (found[k] / proportions[k], k))
+        before = int(found[index])
+        found[index] = min(ceilings[index], (before // round_to + 1) * round_to)
+        if not fits(goals, found):
+            found[index] = before
+            open_ones.remove(index)
+        elif found[index] == ceilings[index]:
+            open_ones.remove(index)
+    return found
 
 
 def all_pinned(graph: ChannelGraph) -> str:

@@ -10,7 +10,15 @@ from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_io import escape
 from morphgraph.passes.choose import finish, strongest
 from morphgraph.passes.cost import Convention
-from morphgraph.passes.goals import Budget, Goal, goals_of, require_reachable, shown_costs
+from morphgraph.passes.goals import (
+    Budget,
+    Goal,
+    filled,
+    fits,
+    goals_of,
+    require_reachable,
+    shown_costs,
+)
 from morphgraph.passes.limits import Limits, require_match, viable_widths
 from morphgraph.passes.score import Score
 from morphgraph.plans import Plan, require_viable
@@ -52,7 +60,8 @@ def uniform(
         )
     widths = _scaled(graph, ratio, limits)
     if fill:
-        _fill(graph, widths, goals, limits)
+        ceilings = np.array([g.width if limits.allows(g) else 0 for g in graph.groups])
+        widths = filled(goals, widths, graph.widths, ceilings, round_to)
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
@@ -105,32 +114,14 @@ def _scaled(graph: ChannelGraph, ratio: float, limits: Limits) -> IntArray:
 def _largest_ratio(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> float:
     """Bisect for the largest ratio whose widths meet every budget."""
 
-    def fits(ratio: float) -> bool:
-        widths = _scaled(graph, ratio, limits)
-        return all(goal.cost.at(widths) <= goal.limit for goal in goals)
+    def allowed(ratio: float) -> bool:
+        return fits(goals, _scaled(graph, ratio, limits))
 
     low, high = 1e-9, 1.0
-    if fits(high):
+    if allowed(high):
         return high
     require_reachable(graph, goals, limits)
     while high - low > 1e-9:
         middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        low, high = (middle, high) if allowed(middle) else (low, middle)
     return low
-
-
-def _fill(graph: ChannelGraph, widths: IntArray, goals: Sequence[Goal], limits: Limits) -> None:
-    """Widen groups in place, the relatively narrowest first, while every budget is met.
-
-    Those that died stay dead.
-    """
-    while True:
-        for index in np.argsort(widths / graph.widths, kind="stable"):
-            wider = widths.copy()
-            wider[index] = limits.above(graph.groups[index], int(widths[index]))
-            fits = all(goal.cost.at(wider) <= goal.limit for goal in goals)
-            if wider[index] > widths[index] > 0 and fits:
-                widths[:] = wider
-                break
-        else:
-            return

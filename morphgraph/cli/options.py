@@ -54,6 +54,17 @@ def assignment(value: Callable[[str], _Value], example: str) -> Callable[[str], 
     return convert
 
 
+def width(text: str) -> int:
+    """A number of channels.
+
+    >>> width("48")
+    48
+    """
+    if not re.fullmatch("[0-9]{1,10}", text):
+        raise click.BadParameter(f"'{text}' is no width; give a whole number from 0")
+    return int(text)
+
+
 def common(command: _Command) -> _Command:
     """``-q``, ``-v``, ``--debug`` and ``--no-color``."""
     for option in (

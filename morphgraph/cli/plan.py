@@ -1,6 +1,5 @@
 """``morphgraph plan``: which channels stay."""
 
-import re
 from pathlib import Path
 
 import click
@@ -20,6 +19,7 @@ from morphgraph.cli.options import (
     overwrite_option,
     refuse_repeated,
     seed_option,
+    width,
 )
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
@@ -45,12 +45,6 @@ def _ratio(text: str) -> float | str:
     return ratio
 
 
-def _width(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,10}", text):
-        raise click.BadParameter(f"'{text}' is no width; give a whole number from 0")
-    return int(text)
-
-
 @click.command()
 @click.argument("model", type=MODEL)
 @click.option(
@@ -72,7 +66,7 @@ def _width(text: str) -> int:
 @click.option(
     "--set",
     "widths",
-    type=assignment(_width, "'layer1*=48'"),
+    type=assignment(width, "'layer1*=48'"),
     multiple=True,
     metavar="GLOB=N",
     help="Widths by hand, by group id, name or producer, 0 to remove it; may be repeated.",

@@ -479,6 +479,19 @@ def test_expand(model: Path, plan: Path, run: Any) -> None:
     assert not model.with_name("no.json").exists()
 
 
+def test_expand_within_bounds(model: Path, plan: Path, run: Any) -> None:
+    wide = model.with_name("wide.json")
+    bounds = ("--max-growth", "1.5", "--max-width", "*1=9", "--round-to", "3", "--min-width", "6")
+    ran = run("expand", model, plan, "--budget", "flops=900%", *bounds, "-o", wide, "--no-fill")
+    assert ran.code == 0, ran.err
+    groups = json.loads(wide.read_text())["groups"].values()
+    widths = {g["name"]: g["new"] + sum(b - a for a, b in g["keep"]) for g in groups}
+    assert widths == {"conv1": 9, "conv2": 18}
+    ran = run("expand", model, plan, "--budget", "flops=90%", "--max-width", "*=0", "-o", "n.json")
+    assert ran.code == 2
+    assert "max_width '*=0': give a whole number from 1" in ran.err
+
+
 def residual(folder: Path) -> Path:
     path = folder / "residual.onnx"
     text = """<ir_version: 10, opset_import: ["": 20]>

@@ -2,19 +2,25 @@
 
 import re
 import warnings
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
-from morphgraph.errors import BudgetError, MorphWarning, PlanError
+from morphgraph.errors import ArgumentError, BudgetError, MorphWarning, PlanError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.budget import plan
 from morphgraph.passes.cost import cost
 from morphgraph.passes.expand import expand
 from morphgraph.passes.lift import lift
 from morphgraph.passes.verify import verify
+from morphgraph.passes.widths import set_widths
 from morphgraph.plans import Plan, make_plan
-from morphgraph.testing import model_from_text
+from morphgraph.testing import model_from_text, random_plan
 from morphgraph.workflow import apply
 
 HEAD = """<ir_version: 10, opset_import: ["": 20]>
@@ -100,23 +106,154 @@ def test_the_grown_network_computes_what_the_shrunk_one_computes(
     assert grown <= float(grow[:-1]) / 100 * cost(graph, "flops").total
 
 
-@pytest.mark.parametrize("round_to", [1, 4])
-def test_no_larger_multiplier_fits(graph: ChannelGraph, round_to: int) -> None:
+@cache
+def graph_of(name: str) -> ChannelGraph:
+    return lift(model_from_text(HEAD + NETWORKS[name]))
+
+
+def staircase(
+    start: Sequence[int], floors: Sequence[int], ceilings: Sequence[int], grid: int, omega: Fraction
+) -> list[int]:
+    """The widths at one multiplier, in exact arithmetic."""
+    return [
+        max(low, min(high, omega * width // grid * grid))
+        for width, low, high in zip(start, floors, ceilings, strict=True)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(sorted(NETWORKS)),
+    seed=st.integers(0, 50),
+    budgets=st.dictionaries(
+        st.sampled_from(["flops", "params", "memory", "peak", "latency"]),
+        st.floats(0.3, 4),
+        min_size=1,
+        max_size=3,
+    ),
+    grid=st.sampled_from([1, 3, 8]),
+    growth=st.sampled_from([None, 1.0, 1.3, 2.5]),
+    least=st.sampled_from([1, 5, 9]),
+)
+def test_no_larger_multiplier_fits(
+    name: str, seed: int, budgets: dict[str, float], grid: int, growth: float | None, least: int
+) -> None:
     """Brute force over all multipliers at which some width changes."""
-    small, wide = growth(graph, "50%", "130%", round_to)
+    graph = graph_of(name)
+    costs = {kind: cost(graph, kind) for kind in budgets}
+    small = random_plan(graph, seed)
+    start = small.widths(graph)
+    # So that the plan fits: amounts are relative to what it needs.
+    limits = {kind: (1 + share) * costs[kind].at(start) for kind, share in budgets.items()}
+
+    def fit(widths: Sequence[int] | np.ndarray) -> bool:
+        return all(costs[kind].at(np.array(widths)) <= limit for kind, limit in limits.items())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MorphWarning)  # no room for the floor
+        options = {"round_to": grid, "max_growth": growth, "min_width": least}
+        bare = expand(graph, small, limits, fill=False, **options)
+        full = expand(graph, small, limits, **options)
+    free = [g.resizable and not g.statistical for g in graph.groups]
+    bound = [int(g.width * Fraction(growth)) if growth else 10**6 for g in graph.groups]
+    ceilings = [
+        max(w, b // grid * grid) if f else int(w)
+        for w, b, f in zip(start, bound, free, strict=True)
+    ]
+    for level in range(-(-least // grid) * grid, -1, -grid):
+        floors = [
+            max(int(w), min(level, high)) if w < least else int(w)
+            for w, high in zip(start, ceilings, strict=True)
+        ]
+        if fit(floors):
+            break
+    omegas = {
+        Fraction(k * grid, int(w))
+        for w, f in zip(start, free, strict=True)
+        for k in range(1, 300)
+        if f
+    }
+    best = floors
+    for omega in sorted(omega for omega in omegas if omega >= 1):
+        widths = staircase(start.tolist(), floors, ceilings, grid, omega)
+        best = widths if fit(widths) else best
+    assert bare.widths(graph).tolist() == best
+    # Then what is left is filled, where rounding took most, until no single step fits.
+    while steps := [
+        (Fraction(width, int(start[index])), index, wider)
+        for index, width in enumerate(best)
+        for wider in [min(ceilings[index], (width // grid + 1) * grid)]
+        if width < wider and fit([*best[:index], wider, *best[index + 1 :]])
+    ]:
+        _, index, wider = min(steps)
+        best = [*best[:index], wider, *best[index + 1 :]]
+    assert full.widths(graph).tolist() == best
+
+
+def test_fill_uses_what_a_jump_of_constant_widths_leaves() -> None:
+    """All three would get wider at the same multiplier; there is room for one, then two."""
+    text = """float[8,3,1,1] a, float[8,8,1,1] b, float[8,8,1,1] c, float[5,8,1,1] d)
+    => (float[1,5,8,8] y) { p = Conv(x, a)  q = Conv(p, b)  r = Conv(q, c)  y = Conv(r, d) }"""
+    graph = lift(model_from_text(HEAD + text))
+    whole = make_plan(graph, {}, {}, {})
+    free = [group.resizable for group in graph.groups]
+
+    def widths(a: int, b: int, c: int, fill: bool = True) -> list[int]:
+        limit = 64 * (3 * a + a * b + b * c + 5 * c)
+        made = expand(graph, whole, {"macs": limit}, round_to=8, fill=fill)
+        return made.widths(graph)[free].tolist()
+
+    assert widths(16, 16, 8, fill=False) == [8, 8, 8]
+    assert widths(16, 8, 8) == [16, 8, 8]
+    assert widths(16, 16, 8) == [16, 16, 8]
+    assert widths(16, 16, 16, fill=False) == [16, 16, 16]
+
+
+def test_bounds_by_group() -> None:
+    graph = graph_of("residual")
+    small = random_plan(graph, 1)
+    wide = expand(graph, small, {"flops": "400%"}, max_width={"Conv_q": 9, "*": 40}, round_to=3)
+    widths = dict(zip((g.name for g in graph.groups), wide.widths(graph).tolist(), strict=True))
+    assert widths["Conv_q"] == 9
+    assert max(widths.values()) == 39
+    free = expand(graph, small, {"flops": "1e15%"})  # the most that a plan file may add
+    assert set(free.widths(graph) - small.widths(graph)) == {0, 2**16}
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_growth": 0.5}, {"max_growth": float("nan")}, {"max_width": {"*": 0}}]
+)
+def test_bounds_without_sense_are_refused(options: dict[str, Any]) -> None:
+    graph = graph_of("residual")
+    with pytest.raises(ArgumentError, match="from 1"):
+        expand(graph, random_plan(graph), {"flops": "100%"}, **options)
+
+
+def test_narrow_groups_are_raised_as_far_as_the_budget_goes() -> None:
+    graph = graph_of("residual")
     flops = cost(graph, "flops")
-    limit = 1.3 * flops.total
-    start, found = small.widths(graph), wide.widths(graph)
-    free = np.array([group.resizable for group in graph.groups])
-    best = start
-    steps = {k * round_to / w for w in start[free] for k in range(1, 400)}
-    for omega in sorted(step for step in steps if step >= 1):
-        grown = np.floor(omega * start / round_to + 1e-9).astype(int) * round_to
-        widths = np.where(free, np.maximum(start, grown), start)
-        if flops.at(widths) <= limit:
-            best = widths
-    assert flops.at(found) == flops.at(best)
-    assert np.array_equal(found, best)
+    free = [group.index for group in graph.groups if group.resizable]
+    keep = {index: np.arange(1 + place) for place, index in enumerate(free)}  # 1 and 2 channels
+    small = make_plan(graph, keep, {}, {})
+
+    def at(level: int) -> float:
+        widths = graph.widths.copy()
+        widths[free] = level
+        return flops.at(widths)
+
+    wide = expand(graph, small, {"flops": at(6)}, min_width=6)
+    assert wide.widths(graph)[free].tolist() == [6, 6]
+    with pytest.warns(MorphWarning, match="raised to 4 channels"):
+        wide = expand(graph, small, {"flops": at(5) - 1}, min_width=6, fill=False)
+    assert wide.widths(graph)[free].min() == 4
+
+
+def test_dead_groups_stay_dead() -> None:
+    graph = graph_of("residual")
+    small = set_widths(graph, {"Conv_q": 0})
+    wide = expand(graph, small, {"flops": "300%"}, min_width=8)
+    assert wide.widths(graph)[graph.group("Conv_q").index] == 0
+    assert (wide.widths(graph) > graph.widths).any()
 
 
 def test_a_plan_above_the_budget_is_refused(graph: ChannelGraph) -> None:
