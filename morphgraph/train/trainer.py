@@ -119,6 +119,8 @@ def train(
                 group["lr"] = lr
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
                 loss = F.cross_entropy(net(_placed(images, device)), labels.to(device))
+            if budget is not None:
+                loss = loss + budget.loss()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
