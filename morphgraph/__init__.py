@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from morphgraph.passes.budget import plan as plan
     from morphgraph.passes.cost import cost as cost
     from morphgraph.passes.expand import expand as expand
+    from morphgraph.passes.fresh import fresh as fresh
     from morphgraph.passes.lift import lift as lift
     from morphgraph.passes.widths import uniform as uniform
     from morphgraph.plans import Plan as Plan
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from morphgraph.train.controller import Budget as Budget
     from morphgraph.train.loop import morph as morph
     from morphgraph.train.regularizer import Regularizer as Regularizer
+    from morphgraph.train.smoke import smoke as smoke
     from morphgraph.workflow import apply as apply, verify as verify
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
@@ -71,12 +73,14 @@ _HOMES = {
     "export": "morphgraph.torch_io.export",
     "explain": "morphgraph.report.explain",
     "expand": "morphgraph.passes.expand",
+    "fresh": "morphgraph.passes.fresh",
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
     "morph": "morphgraph.train.loop",
     "plan": "morphgraph.passes.budget",
     "register": "morphgraph.ops",
     "save": "morphgraph.onnx_io",
+    "smoke": "morphgraph.train.smoke",
     "to_torch": "morphgraph.torch_io.to_torch",
     "uniform": "morphgraph.passes.widths",
     "verify": "morphgraph.workflow",

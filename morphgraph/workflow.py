@@ -3,15 +3,16 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.errors import MorphWarning, UnsupportedError
+from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
 from morphgraph.passes.absorb import absorb as constants_of
+from morphgraph.passes.fresh import fresh
 from morphgraph.passes.lift import lift
 from morphgraph.passes.resize import resize
 from morphgraph.passes.verify import TOLERANCE, VerifyReport, verify as compare
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     Weights = nn.Module | Mapping[str, torch.Tensor]
+
+Start = Literal["keep", "fresh"]
+"""Where a resized network's weights come from: the model's, or newly drawn."""
 
 _HARDLY_FELT = 1e-3  # a wrong slice could hide below a removal that changes outputs by less
 
@@ -38,9 +42,10 @@ def apply(
     graph: ChannelGraph | ModelLike,
     plan: Plan,
     *,
-    weights: "Weights | None" = None,
+    weights: "Weights | Start | None" = None,
     verify: bool = True,
     absorb: bool = False,
+    seed: int = 0,
 ) -> ir.Model:
     """Resize a model by a plan, and check the result against the masked original.
 
@@ -48,36 +53,50 @@ def apply(
         graph: a lifted model, or a model or path that is lifted here, as it was for the plan; it is
             not changed.
         plan: which channels stay.
-        weights: a trained module or ``state_dict`` whose weights and running statistics the result
-            gets, by name, instead of those in the model.
-        verify: whether to check the result, as :func:`verify` does.
+        weights: ``"keep"`` (also ``None``): those of the model, of which growth leaves the function
+            as it is. ``"fresh"``: newly drawn ones for training from scratch, as
+            :func:`morphgraph.fresh` draws them. A trained module or ``state_dict``: the weights and
+            running statistics there, by name, instead of those in the model.
+        verify: whether to check the result, as :func:`verify` does. Fresh weights are drawn after
+            the check: it is made with those of the model.
         absorb: whether removed channels that were constant move into the next bias; what cannot
             move is warned of.
+        seed: of the check's inputs, of the kernels that make new channels, and of fresh weights.
 
     Raises:
+        ArgumentError: ``absorb`` with fresh weights, which leave nothing to absorb into.
         PlanError: the plan is for another network, or nothing would be left of this one.
         ModelError: ``weights`` lacks a tensor, or has it in another shape.
         UnsupportedError: neither ONNX Runtime nor PyTorch runs the model, so that it cannot be
             checked.
         VerificationError: the result is wrong.
     """
-    return resize_and_check(graph, plan, weights=weights, verify=verify, absorb=absorb).model
+    return resize_and_check(
+        graph, plan, weights=weights, verify=verify, absorb=absorb, seed=seed
+    ).model
 
 
 def resize_and_check(
     graph: ChannelGraph | ModelLike,
     plan: Plan,
     *,
-    weights: "Weights | None" = None,
+    weights: "Weights | Start | None" = None,
     verify: bool = True,
     absorb: bool = False,
     seed: int = 0,
 ) -> Resized:
-    """The same as :func:`apply`, with the errors that were measured; ``seed`` is of the inputs."""
+    """The same as :func:`apply`, with the errors that were measured."""
+    if weights == "fresh":
+        if absorb:
+            raise ArgumentError(
+                "absorb goes with weights that are kept; fresh ones have no constants to absorb"
+            )
+        kept = resize_and_check(graph, plan, verify=verify, seed=seed)
+        return replace(kept, model=fresh(kept.model, seed))
     original = graph
     if not isinstance(original, ChannelGraph):
         original = lift(original, **plan.model.lift.arguments())
-    if weights is not None:
+    if weights is not None and weights != "keep":
         original = with_weights(original, weights)
     keep = plan.kept(original)
     moved = constants_of(original, keep) if absorb else None

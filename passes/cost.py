@@ -4,15 +4,18 @@ Every size is a linear function of the group widths, and a term is a coefficient
 sizes: multiply-adds are products of an operator's factors, parameters and bytes of a value's axes.
 Terms add up to *pieces*, and a cost is the sum over blocks of the largest piece of each block.
 FLOPs, parameters and bytes have one piece; a roofline's block has two (arithmetic, traffic); peak
-memory is one block with a piece per moment. The gradient is that of the active pieces.
+memory is one block with a piece per moment. The gradient is that of the active pieces. A weighted
+sum of costs is again of this form: the blocks stand side by side.
 
 Arithmetic is counted per sample: a term of the whole run is divided by the batch. Constants that
 vanished layers have left are no parameters here: how many numbers they need depends on the weights'
 values, and a cost depends on the structure alone.
 """
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,7 +25,7 @@ import onnx_ir as ir
 from morphgraph.errors import ArgumentError
 from morphgraph.fates import fates
 from morphgraph.graph import ChannelGraph, FloatArray, GraphNode, IntArray
-from morphgraph.onnx_io import constant_names, parameter_names, static_shape
+from morphgraph.onnx_io import constant_names, escape, parameter_names, static_shape
 from morphgraph.passes.score import kernels as producing_kernels
 
 Convention = Literal["default", "morphnet"]
@@ -37,6 +40,10 @@ DEVICES: Mapping[str, tuple[float, float]] = {
     "V100": (125000, 900),
     "TPUv2": (22500, 300),
 }
+
+
+_DEVICE = "V100"
+_PART = re.compile(r"\s*(?:([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*\*)?\s*([A-Za-z_]+(?:@\w*)?)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,8 @@ class Cost:
         self.graph = graph
         self.kind = kind
         self.unit = unit
+        self.terms = tuple(terms)
+        self.block_of_piece = tuple(block_of_piece)
         classes = len(graph.fixed_size)
         varies = np.diff(graph.per_channel.indptr) > 0
         rows = [_fold(graph, term, varies) for term in terms]
@@ -95,6 +104,7 @@ class Cost:
         self._owner = np.array([index[term.layer] for term in terms], dtype=np.int64)
         self._piece = np.array([term.piece for term in terms], dtype=np.int64)
         self._block = np.array(block_of_piece, dtype=np.int64)
+        self._alone = len(np.unique(self._block)) == len(self._block)
         self._node = np.array([term.node for term in terms], dtype=np.int64)
         self._value = [term.value for term in terms]
         self._there: dict[frozenset[int], Flags] = {}
@@ -150,7 +160,7 @@ class Cost:
 
     def _active(self, terms: FloatArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which terms belong to the largest piece of their block."""
-        if len(self._block) == 1:
+        if self._alone:
             return np.ones(len(terms), dtype=bool)
         pieces = np.bincount(self._piece, terms, minlength=len(self._block))
         descending = np.lexsort((np.arange(len(pieces)), -pieces, self._block))
@@ -208,33 +218,130 @@ def _fold(
 
 
 def cost(
-    graph: ChannelGraph, kind: str, *, convention: Convention = "default", device: str = "V100"
+    graph: ChannelGraph,
+    kind: str | Mapping[str, float],
+    *,
+    convention: Convention = "default",
+    device: str = _DEVICE,
 ) -> Cost:
-    """One resource of a network.
+    """One resource of a network, or a weighted sum of several.
 
     Args:
         graph: the lifted network.
         kind: ``"macs"`` (multiply-adds), ``"flops"`` (2 x macs), ``"params"`` (numbers),
             ``"weight_bytes"``, ``"memory"`` (bytes of all activations), ``"peak"`` (bytes of the
             activations alive at once), or ``"latency"`` (milliseconds on a roofline:
-            max(FLOPs / peak, bytes / bandwidth) per operator, summed; MorphNet).
+            max(FLOPs / peak, bytes / bandwidth) per operator, summed; MorphNet), which may name its
+            device, ``"latency@P100"``. A sum is spelled ``"flops+20*params"``, or given as
+            ``{"flops": 1, "params": 20}``; its unit is that of its parts where they have one in
+            common, else ``"mixed units"``.
         convention: ``"morphnet"`` counts kernels only as parameters, and a depthwise operator's
             channel twice in the regularizer.
-        device: for ``"latency"``, a name of :data:`DEVICES`.
+        device: of a ``"latency"`` that names none, one of :data:`DEVICES`.
+
+    >>> import morphgraph as mg
+    >>> from morphgraph.examples import image, residual_cnn
+    >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
+    >>> flops, params, both = (mg.cost(graph, k) for k in ("flops", "params", "flops + 20*params"))
+    >>> both.total == flops.total + 20 * params.total
+    True
+    >>> both.kind, both.unit, mg.cost(graph, {"flops": 1, "params": 20}) is both
+    ('flops+20*params', 'mixed units', True)
 
     Raises:
-        ArgumentError: no such cost or device.
+        ArgumentError: no such cost or device, or a weight that is not above 0.
     """
-    key = ("cost", kind, convention, device)
+    parts = parse_cost(kind, device)
+    key = ("cost", spelling(parts), convention)
     if key not in graph.cache:
-        builder = _BUILDERS.get(kind)
-        if builder is None:
-            raise ArgumentError(f"cost '{kind}' is unknown; use one of {', '.join(_BUILDERS)}")
-        if device not in DEVICES:
-            raise ArgumentError(f"device '{device}' is unknown; use one of {', '.join(DEVICES)}")
-        graph.cache[key] = builder(graph, convention, device)
+        if len(parts) == 1 and parts[0].weight == 1:
+            graph.cache[key] = _BUILDERS[parts[0].kind](graph, convention, parts[0].device)
+        else:
+            graph.cache[key] = _sum(graph, parts, convention)
     found: Cost = graph.cache[key]
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One resource of a weighted sum; ``device`` is that of a latency, where it is named."""
+
+    weight: float
+    kind: str
+    device: str = ""
+
+
+def spelling(parts: Sequence[Part]) -> str:
+    """A cost as :func:`cost` takes it, and as ``Cost.kind`` and plan files name it.
+
+    >>> spelling(parse_cost("flops + 20.0 * params"))
+    'flops+20*params'
+    """
+    return "+".join(
+        f"{'' if part.weight == 1 else f'{part.weight:.12g}*'}{part.kind}"
+        f"{part.device and f'@{part.device}'}"
+        for part in parts
+    )
+
+
+def parse_cost(kind: str | Mapping[str, float], device: str = _DEVICE) -> list[Part]:
+    """The parts of a cost, spelled or as a mapping from kinds to weights.
+
+    >>> parse_cost("flops+20*params")
+    [Part(weight=1.0, kind='flops', device=''), Part(weight=20.0, kind='params', device='')]
+    >>> parse_cost({"latency@P100": 1e3})
+    [Part(weight=1000.0, kind='latency', device='P100')]
+
+    Raises:
+        ArgumentError: no such cost or device, a weight that is not above 0, or a kind twice.
+    """
+    if isinstance(kind, str):
+        words = [_PART.fullmatch(text) for text in re.split(r"(?<![0-9.][eE])\+", kind)]
+        given = [(float(word[1] or 1), word[2]) for word in words if word]
+        if len(given) < len(words):
+            raise ArgumentError(
+                f"cost '{escape(kind)}' cannot be read; write flops, latency@P100 or "
+                "flops+20*params"
+            )
+    else:
+        given = [(float(weight), name) for name, weight in kind.items()]
+    parts = [_part(weight, name, device) for weight, name in given]
+    if not parts or len({(part.kind, part.device) for part in parts}) < len(parts):
+        raise ArgumentError("a sum of costs needs one part at least, and each of them once")
+    return parts
+
+
+def _part(weight: float, name: str, device: str) -> Part:
+    kind, at, named = name.partition("@")
+    if kind not in _BUILDERS:
+        raise ArgumentError(f"cost '{escape(kind)}' is unknown; use one of {', '.join(_BUILDERS)}")
+    if at and kind != "latency":
+        raise ArgumentError(f"cost '{escape(name)}': only a latency is of a device; write {kind}")
+    where = named if at else device
+    if where not in DEVICES:
+        raise ArgumentError(f"device '{escape(where)}' is unknown; use one of {', '.join(DEVICES)}")
+    if not 0 < weight < math.inf:
+        raise ArgumentError(f"cost '{kind}' has weight {weight:g}; give a number above 0")
+    names_it = kind == "latency" and (at or device != _DEVICE)
+    return Part(weight, kind, where if names_it else "")
+
+
+def _sum(graph: ChannelGraph, parts: Sequence[Part], convention: Convention) -> Cost:
+    """A weighted sum: blocks and pieces of all parts side by side."""
+    terms: list[Term] = []
+    blocks: list[int] = []
+    units = set()
+    for part in parts:
+        resource = cost(graph, spelling([replace(part, weight=1.0)]), convention=convention)
+        first = len(blocks)
+        blocks += [first + block for block in resource.block_of_piece]
+        terms += [
+            replace(term, coefficient=part.weight * term.coefficient, piece=first + term.piece)
+            for term in resource.terms
+        ]
+        units.add(resource.unit)
+    unit = units.pop() if len(units) == 1 else "mixed units"
+    return Cost(graph, spelling(parts), unit, terms, blocks)
 
 
 def _arithmetic(graph: ChannelGraph, convention: Convention, scale: float) -> list[Term]:
@@ -371,7 +478,7 @@ def _peak(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
 
 
 def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
-    gflops, gbytes = DEVICES[device]
+    gflops, gbytes = DEVICES[device or _DEVICE]
     terms: list[Term] = []
     blocks: list[int] = []
     for number, node in enumerate(graph.nodes):
@@ -392,7 +499,8 @@ def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
             terms.append(
                 Term(term_.coefficient, term_.nodes, node.layer, piece=arithmetic + 1, node=number)
             )
-    return Cost(graph, "latency", "ms", terms, blocks or (0,))
+    kind = f"latency@{device}" if device else "latency"
+    return Cost(graph, kind, "ms", terms, blocks or (0,))
 
 
 _BUILDERS = {

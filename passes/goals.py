@@ -14,7 +14,7 @@ from morphgraph.passes.cost import Convention, Cost, cost
 from morphgraph.passes.limits import Limits, viable_widths
 
 Budget = Mapping[str, str | float | int]
-"""Per cost an amount, or a share of the present cost."""
+"""Per cost, spelled as :func:`~morphgraph.passes.cost.cost` takes it, an amount or a share."""
 
 _AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-z]*)\s*", re.IGNORECASE)
 _SCALES = {
@@ -85,7 +85,9 @@ def goals_of(graph: ChannelGraph, budget: Budget, convention: Convention) -> lis
     goals = []
     for kind, amount in budget.items():
         resource = cost(graph, kind, convention=convention)
-        goals.append(Goal(kind, resource, parse_amount(amount, resource.total, resource.unit)))
+        goals.append(
+            Goal(resource.kind, resource, parse_amount(amount, resource.total, resource.unit))
+        )
     return goals
 
 

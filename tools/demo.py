@@ -17,9 +17,10 @@ import torch
 import morphgraph as mg
 from morphgraph.bench import bench
 from morphgraph.examples import image, residual_cnn
-from morphgraph.report.runs import result_report
+from morphgraph.report.runs import event_line, result_report
 from morphgraph.report.tables import Column, Report, Table, amount, number, render, share
 from morphgraph.train.data import Augmentation, load_data
+from morphgraph.train.loop import Aim
 from morphgraph.train.readers import FASHION_FOLDER
 from morphgraph.train.run import Settings, run
 from morphgraph.train.trainer import Recipe
@@ -47,12 +48,14 @@ def main(output: Path, data: str | None, seed: int) -> None:
     graph = mg.lift(mg.export(net, (image(2, height, width),), dynamic_batch=True))
     print(render(groups_report(graph), "table"))
 
-    augmentation = Augmentation(crop=2 if large else 1)
     epochs, batch = ((1, 2), 128) if large else ((25, 35), 64)
-    shrink = Recipe(epochs[0], batch, augmentation=augmentation, constant=True)
-    retrain = Recipe(epochs[1], batch, augmentation=augmentation)
+    recipe = Recipe(epochs[1], batch, augmentation=Augmentation(crop=2 if large else 1))
     settings = Settings(
-        {"flops": "50%"}, shrink, retrain, round_to=ROUND_TO, baselines=True, seed=seed
+        Aim({"flops": "50%"}, round_to=ROUND_TO),
+        recipe.shrinking(epochs[0]),
+        recipe,
+        baselines=("uniform",),
+        seed=seed,
     )
     result = run(graph, dataset, settings, output, overwrite=True, on_event=tell)
 
@@ -86,16 +89,14 @@ def tell(event: Mapping[str, Any]) -> None:
     """Progress on stderr: every fifth epoch where there are many."""
     if event["event"] == "phase":
         say(f"{event['phase']}: {event['epochs']} epochs")
-    elif event["event"] == "epoch":
-        number, epochs = event["number"], event["epochs"]
-        if number % max(1, epochs // 6) and number != epochs:
-            return
-        share_alive = event["live_share"]
-        alive = f", {share_alive:.1%} of the FLOPs alive" if share_alive is not None else ""
-        left = (epochs - number) * event["seconds"]
-        say(f"  epoch {number}/{epochs}: loss {event['loss']:.3f}{alive}, {left:.0f} s left")
-    elif event["event"] == "resized":
-        say(f"resized and verified: error {event['error']:.1e} of the output's scale")
+    elif event["event"] != "epoch" or _worth_telling(event["number"], event["epochs"]):
+        line = event_line(event)
+        if line is not None:
+            say(f"  {line}")
+
+
+def _worth_telling(number: int, epochs: int) -> bool:
+    return number == epochs or not number % max(1, epochs // 6)
 
 
 def say(text: str) -> None:

@@ -51,10 +51,11 @@ from morphgraph.report.telling import explanation_report
 @click.option(
     "--cost",
     "cost_kind",
-    type=click.Choice(["flops", "params", "memory", "latency"]),
     default="flops",
     show_default=True,
-    help="The cost that rows are priced with.",
+    metavar="COST",
+    help="The cost that rows are priced with: flops, params, memory, latency@P100 (a device), "
+    "flops+20*params (a weighted sum), ...",
 )
 @click.option(
     "--explain",

@@ -20,13 +20,20 @@ from morphgraph.cli.options import (
 )
 from morphgraph.onnx_io import escape, save
 from morphgraph.report.tables import Format
-from morphgraph.workflow import resize_and_check
+from morphgraph.workflow import Start, resize_and_check
 
 
 @click.command()
 @click.argument("model", type=MODEL)
 @click.argument("plan", type=MODEL)
 @output_option("slim.onnx")
+@click.option(
+    "--weights",
+    type=click.Choice(["keep", "fresh"]),
+    default="keep",
+    show_default=True,
+    help="Keep the model's weights, or draw new ones by --seed, for training from scratch.",
+)
 @click.option("--no-verify", is_flag=True, help="Write the result without checking it.")
 @click.option(
     "--absorb",
@@ -42,6 +49,7 @@ def apply(
     model: Path,
     plan: Path,
     output: Path,
+    weights: Start,
     no_verify: bool,
     absorb: bool,
     seed: int,
@@ -53,12 +61,14 @@ def apply(
 
     The result is compared, on random inputs, with the original whose removed channels are masked:
     in ONNX Runtime, or in PyTorch where that does not know an operator. A result that is wrong is
-    not written.
+    not written. Fresh weights are drawn after the check.
     """
     check_output(output, overwrite, model, plan)
     graph, chosen = open_planned(model, plan, lifting)
     with step("resizing"), naming(model):
-        result = resize_and_check(graph, chosen, verify=not no_verify, absorb=absorb, seed=seed)
+        result = resize_and_check(
+            graph, chosen, weights=weights, verify=not no_verify, absorb=absorb, seed=seed
+        )
     save(result.model, output, overwrite)
     show(check_report(graph, chosen, result.report), kind)
     note(f"wrote {escape(str(output))}")

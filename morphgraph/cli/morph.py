@@ -1,4 +1,4 @@
-"""``morphgraph morph``: train, shrink to a budget, train again."""
+"""``morphgraph morph``: learn a structure within a budget, and train it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from morphgraph.cli.options import (
     format_option,
     lift_options,
     overwrite_option,
+    refuse_repeated,
     seed_option,
 )
 from morphgraph.errors import FileError, UnsupportedError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from morphgraph.graph import ChannelGraph
+
+_BASELINES: Any = ("uniform", "l2", "bn", "random")
 
 
 @click.command()
@@ -38,13 +41,59 @@ if TYPE_CHECKING:
 @click.option("--data-dir", type=MODEL, help="Where the files of fashion-mnist lie.")
 @click.option(
     "--budget",
+    "budgets",
+    multiple=True,
     required=True,
     type=assignment(str, "flops=50%"),
     metavar="COST=AMOUNT",
-    help="flops, params, memory or latency: an amount (300M) or a share (50%).",
+    help="flops, params, memory or latency: an amount (300M) or a share (50%); may be repeated, "
+    "all hold.",
 )
-@click.option("--shrink-epochs", default=4, show_default=True, type=click.IntRange(1))
-@click.option("--epochs", default=8, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--cost", metavar="COST", help="What the regularizer counts; by default the first budget's."
+)
+@click.option(
+    "--iterations",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How often to shrink and expand before the last training.",
+)
+@click.option(
+    "--shrink-to",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="How far to shrink before expanding, as a share of the budget; 1 shrinks to the budget.",
+)
+@click.option(
+    "--max-growth",
+    type=click.FloatRange(1),
+    metavar="TIMES",
+    help="No group gets wider than so many times its width in the model.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["keep", "fresh"]),
+    default="keep",
+    show_default=True,
+    help="Whether the last training goes on with the weights or begins with new ones.",
+)
+@click.option(
+    "--absorb", is_flag=True, help="Move what removed channels still add into the next bias."
+)
+@click.option(
+    "--shrink-epochs",
+    default=4,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Epochs of a phase that learns the structure.",
+)
+@click.option(
+    "--epochs",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Epochs of the last training.",
+)
 @click.option("--batch-size", default=128, show_default=True, type=click.IntRange(2))
 @click.option("--lr", default=0.1, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option(
@@ -71,11 +120,39 @@ if TYPE_CHECKING:
     help="No group gets narrower; with 0 layers may vanish.",
 )
 @click.option(
-    "--baselines",
-    is_flag=True,
-    help="Also train the original and the width multiplier at the same cost, for as many epochs.",
+    "--baseline",
+    "chosen",
+    multiple=True,
+    type=click.Choice(_BASELINES),
+    help="Also train the original and this, for as many epochs; may be repeated.",
 )
-@click.option("-o", "--output", "folder", required=True, type=MODEL, metavar="runs/NAME")
+@click.option("--baselines", is_flag=True, help="All of them.")
+@click.option(
+    "--bf16",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Compute in bfloat16; by default where the device has instructions for it and the model "
+    "no grouped convolutions.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Train with torch.compile.")
+@click.option(
+    "--smoke",
+    is_flag=True,
+    help="Only check within a few steps that a much too strong penalty collapses the cost and that "
+    "none does not move it; writes nothing.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in the output folder, or begin one."
+)
+@click.option(
+    "--checkpoint-seconds",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Between two checkpoints within an epoch.",
+)
+@click.option("-o", "--output", "folder", type=MODEL, metavar="runs/NAME")
 @seed_option
 @overwrite_option
 @lift_options
@@ -85,7 +162,13 @@ def morph(
     model: Path,
     data: str,
     data_dir: Path | None,
-    budget: tuple[str, str],
+    budgets: tuple[tuple[str, str], ...],
+    cost: str | None,
+    iterations: int,
+    shrink_to: float | None,
+    max_growth: float | None,
+    weights: Any,
+    absorb: bool,
     shrink_epochs: int,
     epochs: int,
     batch_size: int,
@@ -95,42 +178,99 @@ def morph(
     strength: Any,
     round_to: int,
     min_width: int,
+    chosen: tuple[Any, ...],
     baselines: bool,
-    folder: Path,
+    bf16: str,
+    compiled: bool,
+    smoke: bool,
+    resume: bool,
+    checkpoint_seconds: float,
+    folder: Path | None,
     seed: int,
     overwrite: bool,
     lifting: Lifting,
     kind: Format,
-) -> None:
-    """Train, shrink and retrain a network until it meets a budget.
+) -> int:
+    """Learn a network's structure within a budget, and train it.
 
-    The first phase trains the model with the regularizer until the budget is met, the second trains
-    the resized network. Writes base.onnx, plan.json, slim.onnx, result.json and events.jsonl into
-    the output folder.
+    Each iteration trains the model with the regularizer until its cost is well below the budget,
+    and widens what is left evenly until the budget is used. Then the network that came out is
+    trained. A budget of 100% gives another network of the same cost. Writes base.onnx, plan.json,
+    slim.onnx, result.json and events.jsonl into the output folder.
     """
     import torch
 
-    from morphgraph.report.runs import result_report
+    from morphgraph.report.runs import result_report, smoke_report
     from morphgraph.train.data import Augmentation, load_data
-    from morphgraph.train.run import FILES, Settings, run
+    from morphgraph.train.loop import SHRINK_TO, Aim
+    from morphgraph.train.precision import bf16_helps
+    from morphgraph.train.run import Settings, run, smoke_run
     from morphgraph.train.trainer import Recipe
 
     torch.set_num_threads(1)  # two training threads in one process are slower than one
-    if any(path.exists() and path.samefile(model) for path in (folder / name for name in FILES)):
-        raise FileError(
-            f"{escape(str(model))}: is an input, which is never changed; choose another folder"
-        )
+    refuse_repeated(budgets)
+    if folder is None and not smoke:
+        raise click.UsageError("Missing option '-o'")
+    if folder is not None:
+        _spare(model, folder)
     graph = open_graph(model, lifting)
     channels, size = _image(graph, model)
     dataset = load_data(data, data_dir, size, channels)
-    augmentation = Augmentation(crop, flip)
-    recipe = Recipe(epochs, batch_size, lr, augmentation=augmentation)
-    shrink = Recipe(shrink_epochs, batch_size, lr, augmentation=augmentation, constant=True)
-    settings = Settings(
-        dict([budget]), shrink, recipe, strength, round_to, min_width, baselines, seed
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = Recipe(
+        epochs,
+        batch_size,
+        lr,
+        augmentation=Augmentation(crop, flip),
+        bf16=bf16_helps(graph, device) if bf16 == "auto" else bf16 == "on",
+        compiled=compiled,
     )
-    result = run(graph, dataset, settings, folder, overwrite=overwrite, on_event=_tell)
+    aim = Aim(
+        dict(budgets),
+        cost=cost,
+        iterations=iterations,
+        shrink_to=SHRINK_TO if shrink_to is None else shrink_to,
+        strength=strength,
+        round_to=round_to,
+        min_width=min_width,
+        max_growth=max_growth,
+        weights=weights,
+        absorb=absorb,
+    )
+    settings = Settings(
+        aim,
+        recipe.shrinking(shrink_epochs),
+        recipe,
+        _BASELINES if baselines else tuple(dict.fromkeys(chosen)),
+        seed,
+    )
+    if smoke:
+        checked = smoke_run(graph, dataset, settings)
+        show(smoke_report(checked), kind)
+        return 0 if checked.passed else 1
+    assert folder is not None
+    result = run(
+        graph,
+        dataset,
+        settings,
+        folder,
+        overwrite=overwrite,
+        resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
+        on_event=_tell,
+    )
     show(result_report(result, folder), kind)
+    return 0
+
+
+def _spare(model: Path, folder: Path) -> None:
+    """Refuse a folder where the run would replace its own input."""
+    from morphgraph.train.run import FILES
+
+    if any(path.exists() and path.samefile(model) for name in FILES for path in folder.glob(name)):
+        raise FileError(
+            f"{escape(str(model))}: is an input, which is never changed; choose another folder"
+        )
 
 
 def _image(graph: "ChannelGraph", path: Path) -> tuple[int, tuple[int, int]]:
@@ -147,15 +287,8 @@ def _image(graph: "ChannelGraph", path: Path) -> tuple[int, tuple[int, int]]:
 
 def _tell(event: "Mapping[str, Any]") -> None:
     """One line of progress per event."""
-    if event["event"] == "epoch":
-        share = event["live_share"]
-        live = f", {share:.1%} of the cost alive" if share is not None else ""
-        left = (event["epochs"] - event["number"]) * event["seconds"]
-        note(
-            f"{event['phase']}: epoch {event['number']}/{event['epochs']}, "
-            f"loss {event['loss']:.3f}{live}, {left:.0f} s left in this phase"
-        )
-    elif event["event"] == "resized":
-        note(f"resized: verified (error {event['error']:.1e}), accuracy {event['accuracy']:.2%}")
-    elif event["event"] == "arm":
-        note(f"{event['name']}: accuracy {event['accuracy']:.2%}, {event['macs'] / 1e6:.3g} M MACs")
+    from morphgraph.report.runs import event_line
+
+    line = event_line(event)
+    if line is not None:
+        note(line)

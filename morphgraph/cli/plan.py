@@ -54,7 +54,8 @@ def _ratio(text: str) -> float | str:
     multiple=True,
     metavar="COST=AMOUNT",
     help="The most that the result may cost: flops=50%, params=2M, latency=5ms; may be repeated. "
-    "Costs are flops, macs, params, weight_bytes, memory, peak and latency.",
+    "Costs are flops, macs, params, weight_bytes, memory, peak and latency (latency@P100 names a "
+    "device), and weighted sums of them: 'flops+20*params=50%'.",
 )
 @click.option(
     "--uniform",

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from morphgraph.notation import Shape
+from morphgraph.ops.initial import Initial, by_fan_in, by_kernel
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
 from morphgraph.ops.window import ranked, torch_padding, window_axes, window_pads
 
@@ -112,6 +113,10 @@ class Conv(Convolutional):
     zeros = (2,)
 
     @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return dict.fromkeys((1, 2), by_kernel(n.shape(1)))
+
+    @staticmethod
     def fit(n: OpNode, form: Convolution) -> Description:
         return form.describe(n, f"{form.x}, {form.kernel}, {form.out} -> {form.y}")
 
@@ -181,6 +186,10 @@ class ConvTranspose(Op):
             contracted="i",
             prefer=grouped_preference(channels // group, out_per_group),
         )
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return dict.fromkeys((1, 2), by_kernel(n.shape(1)))
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
@@ -257,6 +266,10 @@ class Gemm(Op):
         return from_line(n, f"{left}, {right}, {bias} -> N o", macs="N i o", contracted="i")
 
     @staticmethod
+    def initial(n: OpNode, *, transB: int = 0) -> Mapping[int, Initial]:
+        return dict.fromkeys((0, 1, 2), by_fan_in(n.shape(1)[1 if transB else 0]))
+
+    @staticmethod
     def lower(
         b: "TorchBuilder",
         n: OpNode,
@@ -317,6 +330,11 @@ def product(n: OpNode, line: str, left: str, right: str, operands: tuple[int, in
     )
 
 
+def matrices(n: OpNode, fan_in: int) -> Mapping[int, Initial]:
+    """Kernels of linear layers among a product's operands: matrices, not stacks of them."""
+    return {i: by_fan_in(fan_in) for i in (0, 1) if len(n.shape(i)) == 2}
+
+
 @op("MatMul")
 class MatMul(Op):
     """A product of two activations is an attention: there the batch axes (heads) go first."""
@@ -325,6 +343,10 @@ class MatMul(Op):
     def describe(n: OpNode) -> Description:
         left, right, out = product_axes(n.shape(0), n.shape(1))
         return product(n, f"{left}, {right} -> {out}", left, right, (0, 1))
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return matrices(n, n.shape(0)[-1])
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":

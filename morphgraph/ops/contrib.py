@@ -5,13 +5,14 @@ no shapes for them, and ONNX Runtime does not write them: the entries of those t
 operand's shape tell it, and convolutions; for others the file must state it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from morphgraph.notation import Shape
 from morphgraph.ops.attention import heads_first, mask_axes
-from morphgraph.ops.contraction import Conv, Gemm, convolution, product
+from morphgraph.ops.contraction import Conv, Gemm, convolution, matrices, product
+from morphgraph.ops.initial import ONE, ZERO, Initial, xavier
 from morphgraph.ops.norm import RMSNormalization
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
 from morphgraph.ops.window import window_axes
@@ -114,6 +115,8 @@ class FusedConv(Op):
         form = convolution(n.shape(0)[1], n.shape(1), group, space)
         return form.describe(n, f"{form.x}, {form.kernel}, {form.out}, {form.y} -> {form.y}")
 
+    initial = Conv.initial
+
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
         if group > 1:
@@ -146,6 +149,7 @@ class FusedGemm(Op):
     """Gemm and an activation."""
 
     describe = Gemm.describe
+    initial = Gemm.initial
 
     @staticmethod
     def lower(
@@ -175,6 +179,10 @@ class FusedMatMul(Op):
             raise UnreadableError("FusedMatMul of vectors, or with its batch axes turned")
         left, right = "*b k m" if transA else "*b m k", "*b n k" if transB else "*b k n"
         return product(n, f"{left}, {right} -> *b m n", left, right, (0, 1))
+
+    @staticmethod
+    def initial(n: OpNode, *, transA: int = 0) -> Mapping[int, Initial]:
+        return matrices(n, n.shape(0)[-2 if transA else -1])
 
     @staticmethod
     def lower(
@@ -208,6 +216,10 @@ class SkipLayerNormalization(KeepsShape):
         scales = "c, c, c" if n.op_type == "SkipLayerNormalization" else "c, c"
         line = f"*a c, *a c, {scales} -> *a c, *a 1, *a 1, *a c"
         return from_line(n, line, statistical="c")
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return {2: ONE, 3: ZERO} if n.op_type == "SkipLayerNormalization" else {2: ONE}
 
     @staticmethod
     def lower(
@@ -328,6 +340,10 @@ class PackedAttention(_Heads):
             eager="h",
             reluctant="d",
         )
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return {1: xavier(n.shape(1)), 2: ZERO}
 
     @staticmethod
     def resize(

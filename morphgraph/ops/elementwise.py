@@ -1,8 +1,10 @@
 """Operators that treat every element alone, with ONNX broadcasting."""
 
+from collections.abc import Mapping
 from functools import reduce
 from typing import TYPE_CHECKING
 
+from morphgraph.ops.initial import Initial, of_affine_addend, of_affine_factor
 from morphgraph.ops.op import Description, Op, OpNode, from_line, op
 
 if TYPE_CHECKING:
@@ -133,6 +135,10 @@ class Binary(Op):
         return from_line(n, "*a, *a -> *a")
 
     @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return of_affine_addend(n) if n.op_type == "Add" else {}
+
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, direction: str = "LEFT", fmod: int = 0) -> "fx.Node":
         linear = b.biased_linear(n) if n.op_type == "Add" else None
         if linear is not None:
@@ -146,6 +152,10 @@ class PRelu(Op):
     @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, *a -> *a")
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return {1: Initial("constant", 0.25)}
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
@@ -162,6 +172,10 @@ class Mul(Op):
     @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, *a -> *a", gate=True)
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return of_affine_factor(n)
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":

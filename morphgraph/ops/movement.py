@@ -4,12 +4,13 @@ They have no line of notation but an index map: which position of a result came 
 of an operand. A factor stands for the positions that move together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.notation import Shape
+from morphgraph.ops.initial import Initial
 from morphgraph.ops.op import (
     Description,
     IndexMap,
@@ -283,6 +284,11 @@ class Gather(Op):
             for k, size in enumerate(n.shape(1)):
                 description.pin(~0, axis + k, size, "picked out by a constant index")
         return description
+
+    @staticmethod
+    def initial(n: OpNode, *, axis: int = 0) -> Mapping[int, Initial]:
+        embeds = axis == 0 and len(n.shape(0)) == 2 and not n.is_weight(1)
+        return {0: Initial("normal", 1.0)} if embeds else {}
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:

@@ -1,9 +1,10 @@
 """Normalizations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from morphgraph.notation import Shape
+from morphgraph.ops.initial import ONE, ZERO, Initial
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
 from morphgraph.ops.window import ranked
 
@@ -30,6 +31,10 @@ class BatchNormalization(Op):
                 "BatchNormalization in training mode; export the model in eval mode"
             )
         return from_line(n, "n c *s, c, c, c, c -> n c *s")
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return {1: ONE, 2: ZERO, 3: ZERO, 4: ONE}
 
     @staticmethod
     def lower(
@@ -69,8 +74,16 @@ class BatchNormalization(Op):
         return b.call(torch.add, scaled, b.method("reshape", bias, column))
 
 
+class Affine(Op):
+    """Norms with a scale, and some with a shift."""
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return {1: ONE, 2: ZERO}
+
+
 @op("InstanceNormalization")
-class InstanceNormalization(Op):
+class InstanceNormalization(Affine):
     """Statistics run over the axes behind the channels, where a GroupNorm may have put others."""
 
     scale = 1
@@ -96,7 +109,7 @@ class InstanceNormalization(Op):
 
 
 @op("LayerNormalization")
-class LayerNormalization(Op):
+class LayerNormalization(Affine):
     """Mean and variance run over all axes from ``axis`` on."""
 
     scale = 1
@@ -135,7 +148,7 @@ class LayerNormalization(Op):
 
 
 @op("RMSNormalization")
-class RMSNormalization(Op):
+class RMSNormalization(Affine):
     """The mean square runs over all axes from ``axis`` on."""
 
     @staticmethod
@@ -265,7 +278,7 @@ class Softmax(Op):
 
 
 @op("GroupNormalization")
-class GroupNormalization(Op):
+class GroupNormalization(Affine):
     """Statistics run over the channels of a group; before opset 21 one scale per group.
 
     Whole groups are removed exactly, so they go first.

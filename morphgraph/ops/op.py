@@ -245,6 +245,9 @@ class Op:
     Of the operands, ``scale`` alone scales every channel, ``shift`` is added to every channel of
     axis 1, and ``zeros`` mean zero where they are absent (biases, initial states). A function of
     one operand that is not zero at zero is ``open_at_zero``.
+
+    ``initial`` says per operand that is a layer's weight how PyTorch draws it
+    (:class:`~morphgraph.ops.initial.Initial`), for training from scratch.
     """
 
     moves: ClassVar[bool] = False
@@ -255,6 +258,7 @@ class Op:
     describe: ClassVar[Callable[..., Description]]
     shape: ClassVar[Callable[..., Shape | Sequence[Shape | None]] | None] = None
     resize: ClassVar[Callable[..., None] | None] = None
+    initial: ClassVar[Callable[..., Mapping[int, Any]] | None] = None
     lower: ClassVar[Callable[..., Any] | None] = None
     origin: ClassVar[str] = ""
 

@@ -8,12 +8,13 @@ recurrent kernel are zero. Gates and directions are pinned: both directions keep
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.ops.initial import Initial, by_fan_in
 from morphgraph.ops.op import (
     Description,
     Op,
@@ -310,6 +311,10 @@ class Recurrent(Op):
     def describe(n: OpNode, *, layout: int = 0) -> Description:
         gates, states = _GATES_AND_STATES[n.op_type]
         return _describe(n, gates, states, layout)
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return dict.fromkeys((1, 2, 3, 7), by_fan_in(n.shape(2)[2]))  # kernels, biases, peepholes
 
     @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:

@@ -1,6 +1,6 @@
 """Sampling and pooling at computed places; deformable convolution; folding patches back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from morphgraph.ops.contraction import grouped_preference
+from morphgraph.ops.initial import Initial, by_kernel
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
 from morphgraph.ops.window import ranked, torch_padding
 
@@ -139,6 +140,10 @@ class DeformConv(Op):
             contracted="i",
             prefer=grouped_preference(n.shape(1)[1], n.shape(1)[0] // group),
         )
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return dict.fromkeys((1, 3), by_kernel(n.shape(1)))
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:

@@ -1,14 +1,20 @@
-"""What a run came to, as a table: the networks side by side."""
+"""What a run came to, as a table, the networks side by side; and its progress in words."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from morphgraph.bench import BenchResult
 from morphgraph.report.tables import Cell, Column, Report, Table, amount, number, plain, share
-from morphgraph.train.run import Arm, Result
+from morphgraph.train.results import Arm, Result
+from morphgraph.train.smoke import SmokeReport
 
 _NAMES = {
     "base": "original",
     "uniform": "width multiplier",
+    "l2": "magnitude pruning",
+    "bn": "BatchNorm-scale pruning",
+    "random": "random pruning",
     "slim": "morphgraph",
 }
 
@@ -38,19 +44,85 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
         if timing is not None:
             row += [timing.models[index].p50_ms, _speed_up(timing, index)]
         rows.append(row)
-    ((kind, amount_asked),) = result.budget.items()
-    change = result.cost[kind]
+    asked = ", ".join(f"{kind}={text}" for kind, text in result.budget.items())
+    met = ", ".join(_met(result, kind) for kind in result.budget)
+    last = result.iterations[-1]
     head = [
         ("data", result.data),
-        ("budget", f"{kind}={amount_asked}: met with {share(change.after / change.before)}"),
+        ("budget", f"{asked}: met with {met}"),
         (
             "check",
-            f"resized equals the masked original (error {result.error:.1e} of the output's scale)",
+            f"resized equals the masked original (error {last.error:.1e} of the output's scale)",
         ),
     ]
     foot = [] if timing is None else [timing.verdict]
     foot.append("written: " + ", ".join(str(folder / name) for name in _written(result)))
     return Report(result, [Table(columns, rows)], head, foot)
+
+
+def smoke_report(report: SmokeReport) -> Report:
+    """The sanity checks before a run."""
+    columns = [
+        Column("penalty"),
+        number("cost before", share),
+        number("after", share),
+        number("steps", plain),
+        Column("result"),
+    ]
+    rows: list[list[Cell]] = [
+        [c.name, c.before, c.after, c.steps, "pass" if c.passed else f"FAIL: {c.reason}"]
+        for c in report.checks
+    ]
+    verdict = "passed: the penalty reaches the network" if report.passed else "FAILED"
+    return Report(report, [Table(columns, rows)], foot=[verdict])
+
+
+def event_line(event: Mapping[str, Any]) -> str | None:
+    """An event of a run as a line of progress; ``None`` where there is nothing to say."""
+    match event["event"]:
+        case "resumed":
+            return f"going on where the run was stopped, after {duration(event['at'])}"
+        case "finished":
+            return f"{event['folder']}: the run is finished already; this is what it came to"
+        case "warning":
+            return f"note: {event['name']}"
+        case "epoch":
+            live = event["live_share"]
+            alive = "" if live is None else f", {live:.1%} of the cost alive"
+            return (
+                f"{event['phase']}: epoch {event['number']}/{event['epochs']}, "
+                f"loss {event['loss']:.3f}{alive}, {duration(event['left'])} left"
+            )
+        case "iteration":
+            costs = ", ".join(f"{value:.1%} of {kind}" for kind, value in event["cost"].items())
+            return (
+                f"iteration {event['number']}: shrunk to {event['live']:.1%}, widths x "
+                f"{event['omega']:.3g}, now {costs}; verified (error {event['error']:.1e}), "
+                f"accuracy {event['accuracy']:.2%}, resized {event['resized_accuracy']:.2%}"
+            )
+        case "left out":
+            return f"{event['name']}: left out, {event['reason']}"
+        case "arm":
+            macs = event["macs"] / 1e6
+            return f"{event['name']}: accuracy {event['accuracy']:.2%}, {macs:.3g} M MACs"
+    return None
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> duration(42.4), duration(200), duration(8000)
+    ('42 s', '3 min', '2 h 13 min')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _met(result: Result, kind: str) -> str:
+    change = result.cost[kind]
+    return share(change.after / change.before)
 
 
 def _row(name: str, arm: Arm, base: Arm) -> list[Cell]:

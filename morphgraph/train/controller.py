@@ -15,7 +15,7 @@ the weight becomes zero, and the dead stay dead, since the loss alone would revi
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import exp
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ Update = Literal["proximal", "subgradient"]
 _RISE, _FALL = 0.1, 0.1  # largest change of log(weight) per control step
 _EASE = 0.3  # how much slower the weight falls than it grows for the same error
 _AHEAD = 25  # training steps that the prediction looks ahead, in phases long enough
-_STATE = ("step_number", "share", "met", "trajectory", "_dead", "_before", "_speed", "_warned")
+_STATE = ("step_number", "share", "met", "_dead", "_before", "_speed", "_warned")
 _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
 
 
@@ -160,7 +160,7 @@ class Budget:
         self._dead: Tensor | None = None
         self._before: Tensor | None = None  # strengths at the last control step
         self._speed: Tensor | None = None  # by how much strengths change per training step
-        self._warned: set[int] = set()
+        self._warned: list[int] = []
         regularizer.weight = self._first_weight()
         if self.share <= self.target:
             self._settle(regularizer.alive())
@@ -260,7 +260,7 @@ class Budget:
         """Early words: nothing shrinks, or a group is dying."""
         late = self.step_number > self.steps / 2
         if late and -1 not in self._warned and self.share > 1 - 0.1 * (1 - self.target):
-            self._warned.add(-1)
+            self._warned.append(-1)
             warnings.warn(
                 f"at half of the phase {self.share:.1%} of the cost are alive, {self.target:.1%} "
                 "are wanted: train longer, or with a higher learning rate",
@@ -273,7 +273,7 @@ class Budget:
                 self.regularizer.limits.allows(group) and widths[group.index] <= 0.05 * group.width
             )
             if few and group.index not in self._warned:
-                self._warned.add(group.index)
+                self._warned.append(group.index)
                 warnings.warn(
                     f"group '{escape(group.name)}' is dying: {int(widths[group.index])} of "
                     f"{group.width} channels are alive; min_width (--min-width) sets a floor",
@@ -282,11 +282,14 @@ class Budget:
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later process needs to go on, for ``torch.save``."""
-        return {name: getattr(self, name) for name in _STATE} | {"weight": self.regularizer.weight}
+        """All that changes while training goes on, the network apart: plain data and tensors."""
+        state = {name: getattr(self, name) for name in _STATE}
+        state["trajectory"] = [astuple(moment) for moment in self.trajectory]
+        return state | {"weight": self.regularizer.weight}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; the module's weights are loaded apart."""
+        """Go on from where :meth:`state_dict` was taken; the network must be as it was then."""
         for name in _STATE:
             setattr(self, name, state[name])
+        self.trajectory = [Moment(*moment) for moment in state["trajectory"]]
         self.regularizer.weight = state["weight"]

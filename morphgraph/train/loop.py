@@ -1,41 +1,288 @@
-"""Structure learning as one call: shrink under a budget, resize, train again."""
+"""Structure learning as one call: MorphNet's algorithm 1 (Gordon et al., CVPR 2018).
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+1. train with the regularizer until the structure is found
+2. read off the widths
+3. multiply them by the largest factor that the budget allows
+4. repeat from there, or train what has come out
+"""
 
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
 
+from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.goals import goals_of, require_reachable
+from morphgraph.passes.compose import Lineage
+from morphgraph.passes.cost import cost as cost_of, parse_cost, spelling
+from morphgraph.passes.expand import expand
+from morphgraph.passes.goals import Goal, goals_of, require_reachable
 from morphgraph.passes.lift import lift
-from morphgraph.passes.limits import Limits
+from morphgraph.passes.limits import Limits, viable_widths
 from morphgraph.plans import Plan
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
-from morphgraph.train.controller import Budget
+from morphgraph.train.phases import NoPenalty, Penalty, Shrink
 from morphgraph.train.regularizer import Regularizer, Strength
-from morphgraph.workflow import apply
+from morphgraph.workflow import Resized, Start, resize_and_check
 
-
-class Penalty(Protocol):
-    """What a training phase must call after every optimizer step."""
-
-    def step(self, lr: float) -> None:
-        """``lr`` is the optimizer's effective step: its learning rate over (1 - momentum)."""
-
-
-class NoPenalty:
-    """The penalty of a phase that trains the weights alone."""
-
-    def step(self, lr: float) -> None:
-        """Do nothing."""
-
+SHRINK_TO = 0.35
+"""How far a phase shrinks before it expands: the share of the budget, see :class:`Aim`."""
 
 Fit = Callable[[nn.Module, Penalty], None]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What structure learning is to come to.
+
+    Attributes:
+        budget: per cost an amount or a share of the original's, such as ``{"flops": "50%"}``. All
+            hold in the end.
+        cost: what the regularizer counts; the first of the budget's costs if not given.
+        iterations: how often to shrink and expand; ends before where the widths repeat.
+        shrink_to: how far a phase shrinks, as the share of the way from the least cost that can be
+            reached to the budget; what is freed is given back by the expansion. With 1 a phase
+            shrinks to the budget and no further.
+        strength: how the use of a channel is measured, see
+            :class:`~morphgraph.train.regularizer.Regularizer`.
+        round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
+        max_growth: no group gets wider than so many times its width in the original.
+        weights: ``"keep"``: the last phase goes on with the weights; ``"fresh"``: it trains the
+            structure from new ones.
+        absorb: whether what removed channels still add (a shift behind a scale of 0) moves into the
+            next bias.
+
+    Raises:
+        ArgumentError: a number is out of its range.
+    """
+
+    budget: Mapping[str, str | float | int]
+    cost: str | None = None
+    iterations: int = 1
+    shrink_to: float = SHRINK_TO
+    strength: Strength = "auto"
+    round_to: int = 1
+    min_width: int = 1
+    max_growth: float | None = None
+    weights: Start = "keep"
+    absorb: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.budget:
+            raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
+        budget = {spelling(parse_cost(kind)): amount for kind, amount in self.budget.items()}
+        object.__setattr__(self, "budget", budget)
+        if self.cost is not None:
+            object.__setattr__(self, "cost", spelling(parse_cost(self.cost)))
+        if self.iterations < 1:
+            raise ArgumentError(f"iterations={self.iterations}: give a number from 1")
+        if not 0 < self.shrink_to <= 1:
+            raise ArgumentError(f"shrink_to={self.shrink_to}: give a share above 0, at most 1")
+        if self.max_growth is not None and not self.max_growth >= 1:
+            raise ArgumentError(f"max_growth={self.max_growth}: give a number from 1")
+
+    @property
+    def kind(self) -> str:
+        """The cost that the regularizer counts."""
+        return self.cost or next(iter(self.budget))
+
+    @property
+    def limits(self) -> Limits:
+        """Grid and floor of the widths."""
+        return Limits(self.round_to, self.min_width)
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Refuse before anything is trained what no training could reach.
+
+        Raises:
+            ArgumentError: an amount is none, or a cost is unknown.
+            BudgetError: the narrowest network is above a budget.
+        """
+        cost_of(graph, self.kind)
+        require_reachable(graph, goals_of(graph, self.budget, "default"), self.limits)
+
+    def request(self) -> dict[str, Any]:
+        """What a plan says it was made for."""
+        return {
+            "morph": {kind: str(amount) for kind, amount in self.budget.items()},
+            "cost": self.kind,
+            "iterations": self.iterations,
+            "shrink_to": self.shrink_to,
+            "strength": self.strength,
+            "round_to": self.round_to,
+            "min_width": self.min_width,
+            "max_growth": self.max_growth,
+        }
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one round of shrinking and expanding came to.
+
+    Attributes:
+        number: from 1.
+        graph: the network that was shrunk, lifted; of the first round the original.
+        net: its module, trained with the regularizer.
+        shrunk: the structure that the training decided on, a plan for ``graph``.
+        grown: the same after the expansion.
+        plan: the same as a plan for the original network, ``before_growth`` the shrunk one.
+        resized: the new network with its trained weights, and how far it is from the masked one.
+        target: the regularized cost that the phase was to reach.
+        live: the regularized cost when it ended.
+        met: whether it was reached.
+        last: whether no other round follows.
+    """
+
+    number: int
+    graph: ChannelGraph
+    net: nn.Module
+    shrunk: Plan
+    grown: Plan
+    plan: Plan
+    before_growth: Plan
+    resized: Resized
+    target: float
+    live: float
+    met: bool
+    last: bool
+
+    @property
+    def trimmed(self) -> float:
+        """Share of the regularized cost that the plan still had to remove after the training."""
+        change = self.shrunk.cost[self.regularized]
+        return (self.live - change.after) / change.before
+
+    @property
+    def regularized(self) -> str:
+        """The cost that the regularizer counted."""
+        return str(self.plan.request["cost"])
+
+
+def rounds(
+    graph: ChannelGraph,
+    net: nn.Module,
+    fit: Fit,
+    aim: Aim,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Iterator[Iteration]:
+    """Shrink and expand, one iteration at a time; each begins with the network of the one before.
+
+    Args:
+        graph: the lifted network.
+        net: the same as a module, on the device where it is to train; trained in place.
+        fit: trains a network for one phase, see :func:`morph`.
+        aim: the budget, and how to get there.
+        steps: length of a phase where ``fit`` does not call ``penalty.begin``.
+        seed: of the inputs of checks, and of the weights of new channels.
+    """
+    device = next(net.parameters()).device
+    goals = goals_of(graph, aim.budget, "default")
+    lineage = Lineage.of(graph)
+    seen: set[bytes] = set()
+    for number in range(1, aim.iterations + 1):
+        found = _round(number, lineage, net, fit, aim, goals, steps, seed)
+        widths = found.plan.widths(graph).tobytes()
+        yield replace(found, last=found.last or widths in seen)
+        if found.last or widths in seen:
+            return
+        seen.add(widths)
+        small = lift(found.resized.model, **graph.options.arguments())
+        lineage = lineage.after(found.grown, small)
+        net = to_torch(found.resized.model).to(device)
+
+
+def _round(
+    number: int,
+    lineage: Lineage,
+    net: nn.Module,
+    fit: Fit,
+    aim: Aim,
+    goals: list[Goal],
+    steps: int | None,
+    seed: int,
+) -> Iteration:
+    graph, bound = lineage.graph, tuple(lineage.bound())
+    resource = cost_of(graph, aim.kind)
+    regularizer = Regularizer(
+        graph, net, resource, aim.strength, exclude=bound, min_width=aim.min_width
+    )
+    limits = replace(aim.limits, exclude=bound)
+    target = _target(lineage.first, regularizer, aim, goals, limits)
+    penalty = Shrink(regularizer, target, steps)
+    fit(net, penalty)
+    penalty.end()
+    ceilings = {goal.kind: goal.limit for goal in goals}
+    shrunk = regularizer.plan(ceilings, round_to=aim.round_to)
+    grown = expand(
+        graph,
+        shrunk,
+        ceilings,
+        round_to=aim.round_to,
+        max_width=_widest(lineage, aim.max_growth),
+        exclude=bound,
+    )
+    resized = resize_and_check(graph, grown, weights=net, seed=seed, absorb=aim.absorb)
+    return Iteration(
+        number,
+        graph,
+        net,
+        shrunk,
+        grown,
+        lineage.compose(grown, aim.request() | {"omega": grown.request["omega"]}),
+        lineage.compose(shrunk, aim.request(), grown.cost),
+        resized,
+        target,
+        regularizer.live_cost(),
+        penalty.budget is not None and penalty.budget.met,
+        number == aim.iterations,
+    )
+
+
+def _widest(lineage: Lineage, max_growth: float | None) -> dict[str, int]:
+    """Per group the widest that it may get, by its width in the original."""
+    if max_growth is None:
+        return {}
+    return {
+        group.id: max(1, int(max_growth * lineage.first.groups[home].width))
+        for group, home in zip(lineage.graph.groups, lineage.home.tolist(), strict=True)
+        if group.resizable and home >= 0
+    }
+
+
+def _target(
+    first: ChannelGraph, regularizer: Regularizer, aim: Aim, goals: list[Goal], limits: Limits
+) -> float:
+    """The regularized cost that a phase is to reach.
+
+    Where the regularized cost has no budget of its own, the tightest share of the others stands for
+    it: the expansion then fits them.
+    """
+    graph, resource = regularizer.graph, regularizer.cost
+    own = [goal.limit for goal in goals if goal.kind == resource.kind]
+    share = min(goal.limit / goal.cost.total for goal in goals)
+    ceiling = own[0] if own else share * cost_of(first, resource.kind).total
+    narrowest = np.array([limits.floor(group) for group in graph.groups], dtype=np.int64)
+    least = max(
+        resource.at(viable_widths(graph, narrowest, limits)),
+        regularizer.lowest_share() * regularizer.initial_cost,
+    )
+    return max(least, least + aim.shrink_to * (ceiling - least))
+
+
+def start_of_last(last: Iteration, weights: Start, seed: int) -> ir.Model:
+    """The network that the last phase trains: with the weights so far, or with new ones."""
+    if weights == "keep":
+        return last.resized.model
+    # The resize itself is checked already.
+    return resize_and_check(last.graph, last.grown, weights="fresh", verify=False, seed=seed).model
 
 
 @dataclass(frozen=True)
@@ -44,15 +291,17 @@ class MorphResult:
 
     Attributes:
         graph: the original network, lifted.
-        plan: the structure that the training decided on.
+        plan: the structure that the training decided on, as a plan for the original.
         model: the resized network with its trained weights.
         net: the same as a torch module.
+        iterations: what every iteration came to.
     """
 
     graph: ChannelGraph
     plan: Plan
     model: ir.Model
     net: nn.Module
+    iterations: tuple[Iteration, ...]
 
 
 def morph(
@@ -61,48 +310,73 @@ def morph(
     fit: Fit,
     *,
     budget: Mapping[str, str | float | int],
-    steps: int,
+    iterations: int = 1,
+    cost: str | None = None,
+    steps: int | None = None,
+    shrink_to: float = SHRINK_TO,
     strength: Strength = "auto",
     round_to: int = 1,
     min_width: int = 1,
+    max_growth: float | None = None,
+    weights: Start = "keep",
+    absorb: bool = False,
+    seed: int = 0,
 ) -> MorphResult:
     """Learn a structure within a budget, resize the network to it, and train it again.
+
+    Each iteration shrinks the network while it trains, below the budget, and widens what is left
+    evenly until the budget is used. A budget of 100 % gives a better network of the same cost.
 
     Args:
         net: the seed network; it is trained in place by the first phase.
         example: inputs for the export.
         fit: ``fit(net, penalty)`` trains a network for one phase, on any data with any loss. It
-            calls ``penalty.step(lr / (1 - momentum))`` after every optimizer step. It makes its own
-            optimizer each time: after a resize the old one's state has the wrong sizes.
-        budget: ``{"flops": "50%"}``; one cost, an amount or a share.
-        steps: optimizer steps that the first phase will take; the structure is decided within them.
-        strength: how a channel's use is measured, see :class:`Regularizer`.
-        round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
+            calls ``penalty.begin(steps)`` first, to say how many optimizer steps it takes, and
+            ``penalty.step(lr / (1 - momentum))`` after each of them. It makes its own optimizer
+            each time: after a resize the old one's state has the wrong sizes.
+        budget: ``{"flops": "50%"}``; per cost an amount or a share.
+        iterations: how often to shrink and expand before the last training.
+        cost: what the regularizer counts; the first of the budget's costs if not given.
+        steps: optimizer steps of a phase, for a ``fit`` that does not call ``penalty.begin``; 1000
+            are supposed if nobody says.
+        shrink_to, strength, round_to, min_width, max_growth, weights, absorb: see :class:`Aim`.
+        seed: of the inputs of checks, and of new weights.
 
     >>> import morphgraph as mg, torch
     >>> from morphgraph.examples import image, residual_cnn
     >>> def fit(net, penalty):
-    ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    ...     for _ in range(60):
+    ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    ...     penalty.begin(80)
+    ...     for _ in range(80):
     ...         optimizer.zero_grad()
     ...         net(image(2)).square().mean().backward()
     ...         optimizer.step()
-    ...         penalty.step(lr=0.05)
-    >>> result = mg.morph(residual_cnn(), (image(2),), fit, budget={"flops": "50%"}, steps=60)
+    ...         penalty.step(lr=0.1 / (1 - 0.9))
+    >>> result = mg.morph(residual_cnn(), (image(2),), fit, budget={"flops": "50%"})
     >>> mg.cost(mg.lift(result.model), "flops").total <= 0.5 * mg.cost(result.graph, "flops").total
     True
 
     Raises:
+        ArgumentError: an argument makes no sense.
         BudgetError: the budget cannot be met.
     """
-    model = export(net, example)
-    graph = lift(model)
-    (kind,) = budget
-    require_reachable(graph, goals_of(graph, budget, "default"), Limits(round_to, min_width))
-    regularizer = Regularizer(graph, net, kind, strength, min_width=min_width)
-    fit(net, Budget(regularizer, budget, steps))
-    plan = regularizer.plan(budget, round_to=round_to, min_width=min_width)
-    slim = apply(graph, plan, weights=net)
-    small = to_torch(slim)
+    aim = Aim(
+        budget,
+        cost,
+        iterations,
+        shrink_to,
+        strength,
+        round_to,
+        min_width,
+        max_growth,
+        weights,
+        absorb,
+    )
+    graph = lift(export(net, example))
+    aim.check(graph)
+    done = tuple(rounds(graph, net, fit, aim, steps=steps, seed=seed))
+    last = done[-1]
+    model = start_of_last(last, weights, seed)
+    small = to_torch(model).to(next(net.parameters()).device)
     fit(small, NoPenalty())
-    return MorphResult(graph, plan, with_weights(slim, small), small)
+    return MorphResult(graph, last.plan, with_weights(model, small), small, done)

@@ -1,83 +1,64 @@
-"""A run folder: one model, one dataset, one budget, and everything that came of them.
+"""A run of the whole loop on images: one model, one dataset, one budget, one folder.
 
-    base.onnx      the original (trained by the same recipe, where baselines are asked for)
-    plan.json      the structure that the training decided on
-    slim.onnx      the resized network, trained
-    uniform.onnx   the width multiplier at the same cost (with baselines)
-    result.json    costs, accuracies, checks, seconds
-    events.jsonl   what happened, one line each, as it happened
+    run.json         what the run is of, for --resume
+    events.jsonl     what happened, one line each, as it happened
+    iteration-1/...  plan.json and model.onnx of every round of shrinking and expanding
+    base.onnx        the original (trained by the same recipe, where baselines are asked for)
+    plan.json        the structure that the training decided on
+    slim.onnx        the resized network, trained
+    uniform.onnx     the width multiplier at the same cost, and so on for every baseline
+    result.json      costs, accuracies, checks, seconds; its presence says that the run is finished
 
 Models carry their preprocessing, layout and classes in their metadata.
 """
 
 import json
-import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-import msgspec
 import onnx_ir as ir
 import torch
-from torch import fx
+from torch import fx, nn
 
-from morphgraph.errors import FileError, UnsupportedError
+from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import escape, save, static_shape, write_atomically
+from morphgraph.onnx_io import escape, save, static_shape
 from morphgraph.passes.cost import cost
-from morphgraph.passes.goals import goals_of, require_reachable
+from morphgraph.passes.goals import goals_of
 from morphgraph.passes.lift import lift
-from morphgraph.passes.limits import Limits
-from morphgraph.passes.widths import uniform
-from morphgraph.plans import Change
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
-from morphgraph.train.controller import Budget
+from morphgraph.train.baselines import Baseline, baseline_plan, check_baselines, fits_whole
 from morphgraph.train.data import Dataset
-from morphgraph.train.regularizer import Regularizer, Strength
-from morphgraph.train.trainer import Epoch, Recipe, accuracy, train
-from morphgraph.version import __version__
+from morphgraph.train.folder import Event, RunFolder, manifest_of
+from morphgraph.train.loop import Aim, Iteration, rounds, start_of_last
+from morphgraph.train.phases import NoPenalty, Penalty, Shrink, Steady
+from morphgraph.train.progress import Progress
+from morphgraph.train.results import Arm, IterationResult, Result, Widths
+from morphgraph.train.smoke import STEPS, SmokeReport, smoke_graph
+from morphgraph.train.trainer import Epoch, Recipe, accuracy, steps_per_epoch, train
 from morphgraph.workflow import resize_and_check
 
 PREPROCESSING_KEY = "morphgraph.preprocessing"
 CLASSES_KEY = "morphgraph.classes"
 
-FILES = ("base.onnx", "plan.json", "slim.onnx", "uniform.onnx", "result.json", "events.jsonl")
-
-Event = Mapping[str, Any]
-
-
-class Arm(msgspec.Struct, frozen=True):
-    """One network of a comparison: test accuracy (0 to 1), costs, epochs trained in this run."""
-
-    accuracy: float
-    macs: float
-    params: float
-    epochs: int
-    file: str
-
-
-class Result(msgspec.Struct, frozen=True):
-    """What ``result.json`` holds.
-
-    ``error`` is the resized network's largest difference from the masked original, relative to the
-    output's scale; ``felt`` how far masking moved the original; ``trimmed`` the share of the
-    budgeted cost that the plan still had to remove after training.
-    """
-
-    data: str
-    seed: int
-    budget: dict[str, str]
-    cost: dict[str, Change]
-    arms: dict[str, Arm]
-    resized_accuracy: float
-    error: float
-    felt: float
-    trimmed: float
-    seconds: float
-    schema_version: int = 1
-    tool_version: str = __version__
+FILES = (
+    "run.json",
+    "events.jsonl",
+    "checkpoints",
+    "iteration-*",
+    "plan.json",
+    "base.onnx",
+    "slim.onnx",
+    "uniform.onnx",
+    "l2.onnx",
+    "bn.onnx",
+    "random.onnx",
+    "result.json",
+)
 
 
 @dataclass(frozen=True)
@@ -85,22 +66,20 @@ class Settings:
     """How a run goes.
 
     Attributes:
-        budget: one cost with an amount or a share, such as ``{"flops": "50%"}``.
-        shrink: the recipe of the phase that learns the structure.
-        retrain: the recipe of the phase after the resize; baselines train for the epochs of both.
-        strength: see :class:`~morphgraph.train.regularizer.Regularizer`.
-        round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
-        baselines: also train the original and the width multiplier at the same cost.
+        aim: the budget, and how to get there.
+        shrink: the recipe of a phase that learns the structure.
+        retrain: the recipe of the last phase. The original and the width multiplier train by it for
+            the epochs of all phases; networks that are pruned by a score train by the first one
+            before, without a regularizer, and by this one after.
+        baselines: what else to train, see :mod:`morphgraph.train.baselines`; with any of them also
+            the original.
         seed: of everything random.
     """
 
-    budget: Mapping[str, str]
+    aim: Aim
     shrink: Recipe
     retrain: Recipe
-    strength: Strength = "auto"
-    round_to: int = 1
-    min_width: int = 1
-    baselines: bool = False
+    baselines: tuple[Baseline, ...] = ()
     seed: int = 0
 
 
@@ -111,6 +90,8 @@ def run(
     folder: Path,
     *,
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_seconds: float = 60.0,
     on_event: Callable[[Event], None] | None = None,
 ) -> Result:
     """Learn a structure within a budget on a dataset, and write everything into a folder.
@@ -122,13 +103,71 @@ def run(
         settings: how.
         folder: made if missing.
         overwrite: whether files of an earlier run may be replaced.
+        resume: go on with the run in the folder, from the last checkpoint. On the same machine with
+            as many threads it comes to the same plan and the same accuracies, to the last digit, as
+            if it had not been stopped. What is finished is read; what has not begun begins.
+        checkpoint_seconds: between two checkpoints within an epoch.
         on_event: called with every event as it is logged.
 
     Raises:
-        ArgumentError: the budget is on no cost, or no amount.
+        ArgumentError: the budget is on no cost, or no amount; or what is to be resumed was begun
+            with other settings, another model or other data.
         BudgetError: the budget cannot be met.
         FileError: the folder holds a run already, or cannot be written.
         UnsupportedError: the model is no classifier of these images, or the training diverges.
+    """
+    require_classes(graph, dataset)
+    check_baselines(settings.baselines)
+    settings.aim.check(graph)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = RunFolder(
+        folder,
+        manifest_of(graph, dataset, asdict(settings), device),
+        FILES,
+        overwrite=overwrite,
+        resume=resume,
+        every=checkpoint_seconds,
+        on_event=on_event,
+    )
+    for text in place.warnings:
+        place.log("warning", name=text)
+    if place.finished:
+        path = folder / "result.json"
+        place.tell("finished")
+        return Result.from_json(path.read_bytes(), str(path))
+    return _Run(graph, dataset, settings, place, device).go()
+
+
+def smoke_run(graph: ChannelGraph, dataset: Dataset, settings: Settings) -> SmokeReport:
+    """The checks of :mod:`morphgraph.train.smoke` with what a run would train, for a few steps.
+
+    Raises:
+        UnsupportedError: the model is no classifier of these images, or the training diverges.
+    """
+    require_classes(graph, dataset)
+    recipe = replace(settings.shrink, warmup=0.0)  # the first steps are all that there is
+
+    def fit(net: nn.Module, penalty: Steady) -> None:
+        train(net, dataset, recipe, seed=settings.seed, phase="smoke", penalty=penalty)
+
+    aim, device = settings.aim, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Few images fill few steps: as many epochs as it takes.
+    recipe = replace(recipe, epochs=-(-STEPS // steps_per_epoch(dataset, recipe)))
+    return smoke_graph(
+        graph,
+        lambda: to_torch(graph.model).to(device),
+        fit,
+        aim.kind,
+        aim.strength,
+        min_width=aim.min_width,
+    )
+
+
+def require_classes(graph: ChannelGraph, dataset: Dataset) -> None:
+    """Refuse a model that tells fewer classes apart than the data have.
+
+    Raises:
+        UnsupportedError: says how many.
     """
     classes = static_shape(graph.model.graph.outputs[0])[-1]
     if classes < len(dataset.classes):
@@ -136,9 +175,6 @@ def run(
             f"the model tells {classes} classes apart, {escape(dataset.name)} has "
             f"{len(dataset.classes)}; give a model with as many outputs as the data has classes"
         )
-    limits = Limits(settings.round_to, settings.min_width)
-    require_reachable(graph, goals_of(graph, settings.budget, "default"), limits)
-    return _Run(graph, dataset, settings, folder, overwrite, on_event).go()
 
 
 class _Run:
@@ -147,143 +183,240 @@ class _Run:
         graph: ChannelGraph,
         dataset: Dataset,
         settings: Settings,
-        folder: Path,
-        overwrite: bool,
-        on_event: Callable[[Event], None] | None,
+        folder: RunFolder,
+        device: torch.device,
     ) -> None:
         self.graph = graph
         self.dataset = dataset
         self.settings = settings
         self.folder = folder
-        self.overwrite = overwrite
-        self.on_event = on_event
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.began = time.perf_counter()
-        self._open_folder()
+        self.device = device
+        self.progress = Progress(_work(graph, settings))
 
     def go(self) -> Result:
-        settings = self.settings
-        (kind,) = settings.budget
-        torch.manual_seed(settings.seed)
-        arms: dict[str, Arm] = {}
-        both = settings.shrink.epochs + settings.retrain.epochs
-        shrunk = self._to_torch(self.graph.model)
-        floor = settings.min_width
-        regularizer = Regularizer(self.graph, shrunk, kind, settings.strength, min_width=floor)
-        self._train(
-            "shrink", shrunk, settings.shrink, lambda n: Budget(regularizer, settings.budget, n)
-        )
-        plan = regularizer.plan(settings.budget, round_to=settings.round_to)
-        trimmed = regularizer.live_share() - plan.cost[kind].after / plan.cost[kind].before
-        plan.save(self.folder / "plan.json", self.overwrite)
-        resized = resize_and_check(self.graph, plan, weights=shrunk, seed=settings.seed)
-        assert resized.report is not None
-        slim = self._to_torch(resized.model)
-        before = accuracy(slim, self.dataset)
-        self._log("resized", accuracy=before, error=resized.report.worst.relative)
+        with warnings.catch_warnings():
+            self._log_warnings()
+            return self._go()
+
+    def _log_warnings(self) -> None:
+        """Let warnings of ours become events: early words must stand in the log, once."""
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, MorphWarning):
+                self.folder.log("warning", name=str(message))
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.simplefilter("always", MorphWarning)
+        warnings.showwarning = show
+
+    def _go(self) -> Result:
+        settings, aim = self.settings, self.settings.aim
+        torch.backends.cudnn.deterministic = True  # a run that goes on must come to the same
+        found, last = self._learn()
+        self.folder.write("plan.json", last.plan.to_json())
+        shrinking = settings.shrink.epochs * last.number
+        slim_model = start_of_last(last, aim.weights, settings.seed)
+        slim = self._to_torch(slim_model)
         self._train("retrain", slim, settings.retrain)
-        arms["slim"] = self._arm("slim", resized.model, slim, both)
-        arms = self._baselines(kind, both) | arms
+        epochs = shrinking + settings.retrain.epochs
+        slim_arm = self._arm("slim", slim_model, slim, epochs)
+        arms = {**self._baselines(shrinking), "slim": slim_arm}
         result = Result(
             data=self.dataset.name,
             seed=settings.seed,
-            budget={name: str(amount) for name, amount in settings.budget.items()},
-            cost=plan.cost,
+            budget={name: str(amount) for name, amount in aim.budget.items()},
+            regularized=aim.kind,
+            cost=last.plan.cost,
             arms=arms,
-            resized_accuracy=before,
-            error=resized.report.worst.relative,
-            felt=resized.report.felt,
-            trimmed=trimmed,
-            seconds=round(time.perf_counter() - self.began, 1),
+            iterations=found,
+            seconds=round(self.folder.seconds, 1),
         )
-        data = msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n"
-        write_atomically(self.folder / "result.json", data, self.overwrite)
-        self._log("done", seconds=result.seconds)
+        self.folder.finish(result.to_json())
         return result
 
-    def _baselines(self, kind: str, epochs: int) -> dict[str, Arm]:
-        """The original as given; or, trained alike, with the width multiplier at the same cost."""
+    def _learn(self) -> tuple[list[IterationResult], Iteration]:
+        """Shrink and expand until the structure is found."""
+        settings = self.settings
         net = self._to_torch(self.graph.model)
-        if not self.settings.baselines:
-            return {"base": self._arm("base", self.graph.model, net, 0)}
-        recipe = replace(self.settings.retrain, epochs=epochs)
-        self._train("base", net, recipe)
-        arms = {"base": self._arm("base", self.graph.model, net, epochs)}
-        even = uniform(
-            self.graph,
-            budget={kind: self.settings.budget[kind]},
-            round_to=self.settings.round_to,
-            min_width=self.settings.min_width,
+        done = 0
+
+        def fit(net: nn.Module, penalty: Penalty) -> None:
+            assert isinstance(penalty, Shrink)
+            self._train(_shrink(done + 1), net, settings.shrink, penalty)
+
+        results = []
+        for found in rounds(self.graph, net, fit, settings.aim, seed=settings.seed):
+            done = found.number
+            results.append(self._iteration(found))
+            last = found
+        for number in range(done + 1, settings.aim.iterations + 1):
+            self.progress.over(_shrink(number))
+        return results, last
+
+    def _iteration(self, found: Iteration) -> IterationResult:
+        """Write what an iteration came to."""
+        name = f"iteration-{found.number}"
+        plan, model = f"{name}/plan.json", f"{name}/model.onnx"
+        self.folder.write(plan, found.plan.to_json())
+        self._save(found.resized.model, model)
+        report = found.resized.report
+        assert report is not None
+        initial = cost(found.graph, found.regularized).total
+        result = IterationResult(
+            number=found.number,
+            target=found.target / initial,
+            live=found.live / initial,
+            met=found.met,
+            trimmed=found.trimmed,
+            omega=float(found.grown.request["omega"]),
+            shrunk=found.before_growth.cost,
+            cost=found.plan.cost,
+            widths=_widths(self.graph, found),
+            accuracy=accuracy(found.net, self.dataset),
+            resized_accuracy=accuracy(self._to_torch(found.resized.model), self.dataset),
+            error=report.worst.relative,
+            felt=report.felt,
+            plan=plan,
+            model=model,
         )
-        model = resize_and_check(self.graph, even, seed=self.settings.seed).model
-        narrow = self._to_torch(model)
-        self._train("uniform", narrow, recipe)
-        arms["uniform"] = self._arm("uniform", model, narrow, epochs)
+        self.folder.log(
+            "iteration",
+            number=found.number,
+            live=result.live,
+            target=result.target,
+            met=result.met,
+            omega=result.omega,
+            cost={kind: change.after / change.before for kind, change in result.cost.items()},
+            widths={w.name: w.grown for w in result.widths.values()},
+            accuracy=result.accuracy,
+            resized_accuracy=result.resized_accuracy,
+            error=result.error,
+            last=found.last,
+        )
+        return result
+
+    def _baselines(self, shrinking: int) -> dict[str, Arm]:
+        """The original as given; or trained alike, and the baselines that were asked for."""
+        settings = self.settings
+        net = self._to_torch(self.graph.model)
+        if not settings.baselines:
+            return {"base": self._arm("base", self.graph.model, net, 0)}
+        epochs = shrinking + settings.retrain.epochs
+        whole = replace(settings.retrain, epochs=epochs)
+        self._train("base", net, whole)
+        arms = {"base": self._arm("base", self.graph.model, net, epochs)}
+        trained = None
+        for name in settings.baselines:
+            pruned = name != "uniform" and not fits_whole(self.graph, settings.aim)
+            if pruned and trained is None:
+                trained = self._pretrained(shrinking)
+            graph = trained if pruned and trained is not None else self.graph
+            structure = baseline_plan(name, graph, settings.aim, settings.seed)
+            if structure is None:
+                self.folder.log(
+                    "left out", name=name, reason="the budget leaves the original whole"
+                )
+                continue
+            weights = settings.aim.weights
+            resized = resize_and_check(graph, structure, weights=weights, seed=settings.seed)
+            narrow = self._to_torch(resized.model)
+            self._train(name, narrow, whole if name == "uniform" else settings.retrain)
+            arms[name] = self._arm(name, resized.model, narrow, epochs)
         return arms
+
+    def _pretrained(self, epochs: int) -> ChannelGraph:
+        """The original, trained for as long as the structure was learned, without a regularizer."""
+        net = self._to_torch(self.graph.model)
+        self._train("pretrain", net, replace(self.settings.shrink, epochs=epochs))
+        model = with_weights(self.graph.model, net)
+        return lift(model, **self.graph.options.arguments())
 
     def _to_torch(self, model: ir.Model) -> fx.GraphModule:
         net: fx.GraphModule = to_torch(model).to(self.device)
         return net
 
     def _train(
-        self,
-        phase: str,
-        net: fx.GraphModule,
-        recipe: Recipe,
-        make_budget: Callable[[int], Budget] | None = None,
+        self, phase: str, net: nn.Module, recipe: Recipe, penalty: Shrink | None = None
     ) -> None:
-        self._log("phase", phase=phase, epochs=recipe.epochs)
+        self.folder.log("phase", phase=phase, epochs=recipe.epochs)
 
         def tell(epoch: Epoch) -> None:
-            self._log("epoch", phase=phase, **asdict(epoch))
+            left = self.progress.left(phase, epoch.number, epoch.seconds)
+            self.folder.log("epoch", phase=phase, **asdict(epoch), left=round(left, 1))
 
         train(
             net,
             self.dataset,
             recipe,
             seed=self.settings.seed,
-            make_budget=make_budget,
+            phase=phase,
+            penalty=penalty or NoPenalty(),
             on_epoch=tell,
+            checkpoint=self.folder.checkpoint(phase),
         )
+        self.progress.over(phase)
+
+    def _save(self, model: ir.Model, name: str) -> None:
+        """Write a model that says what images it takes."""
+        preprocessing = asdict(self.dataset.preprocessing)
+        model.metadata_props[PREPROCESSING_KEY] = json.dumps(preprocessing)
+        model.metadata_props[CLASSES_KEY] = json.dumps(self.dataset.classes)
+        save(model, self.folder.place(name), overwrite=True)
 
     def _arm(self, name: str, model: ir.Model, net: fx.GraphModule, epochs: int) -> Arm:
         """Write a trained network and say what it is worth."""
         trained = with_weights(model, net)
-        preprocessing = asdict(self.dataset.preprocessing)
-        trained.metadata_props[PREPROCESSING_KEY] = json.dumps(preprocessing)
-        trained.metadata_props[CLASSES_KEY] = json.dumps(self.dataset.classes)
-        graph = lift(trained)
-        path = self.folder / f"{name}.onnx"
-        save(trained, path, self.overwrite)
+        self._save(trained, f"{name}.onnx")
+        graph = lift(trained, **self.graph.options.arguments())
         arm = Arm(
             accuracy=accuracy(net, self.dataset),
             macs=cost(graph, "macs").total,
             params=cost(graph, "params").total,
             epochs=epochs,
-            file=path.name,
+            file=f"{name}.onnx",
         )
-        self._log("arm", name=name, accuracy=arm.accuracy, macs=arm.macs, params=arm.params)
+        self.folder.log("arm", name=name, accuracy=arm.accuracy, macs=arm.macs, params=arm.params)
         return arm
 
-    def _open_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(
-                f"{escape(str(self.folder))}: {error.strerror}; give a folder that can be written"
-            ) from None
-        earlier = [self.folder / name for name in FILES if (self.folder / name).exists()]
-        if earlier and not self.overwrite:
-            raise FileError(
-                f"{escape(str(self.folder))}: holds a run already; "
-                "give another folder or --overwrite"
-            )
-        for path in earlier:  # not every run writes all files; what stayed would look like its own
-            path.unlink()
 
-    def _log(self, event: str, **fields: object) -> None:
-        entry = {"event": event, "at": round(time.perf_counter() - self.began, 2), **fields}
-        with (self.folder / "events.jsonl").open("a") as lines:
-            lines.write(json.dumps(entry) + "\n")
-        if self.on_event is not None:
-            self.on_event(entry)
+def _shrink(number: int) -> str:
+    return f"shrink-{number}"
+
+
+def _widths(graph: ChannelGraph, found: Iteration) -> dict[str, Widths]:
+    shrunk, grown = found.before_growth.widths(graph), found.plan.widths(graph)
+    return {
+        group.id: Widths(group.name, group.width, int(shrunk[group.index]), int(grown[group.index]))
+        for group in graph.groups
+        if group.resizable
+    }
+
+
+def _work(graph: ChannelGraph, settings: Settings) -> dict[str, tuple[int, float]]:
+    """Per phase, in their order, its epochs and what one of them costs beside the original."""
+    goals = goals_of(graph, settings.aim.budget, "default")
+    small = min(goal.limit / goal.cost.total for goal in goals)
+    rounds_planned = settings.aim.iterations
+    shrinking = settings.shrink.epochs * rounds_planned
+    whole = shrinking + settings.retrain.epochs
+    work = {_shrink(k): (settings.shrink.epochs, 1.0) for k in range(1, rounds_planned + 1)}
+    work["retrain"] = (settings.retrain.epochs, small)
+    if settings.baselines:
+        work["base"] = (whole, 1.0)
+        whole_fits = fits_whole(graph, settings.aim)
+        pruned = [n for n in settings.baselines if n != "uniform" and not whole_fits]
+        if "uniform" in settings.baselines and small != 1.0:
+            work["uniform"] = (whole, small)
+        if pruned:
+            work["pretrain"] = (shrinking, 1.0)
+        work |= dict.fromkeys(pruned, (settings.retrain.epochs, small))
+    return work

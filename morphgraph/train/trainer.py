@@ -8,15 +8,24 @@ scales.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphgraph.errors import UnsupportedError
-from morphgraph.train.controller import Budget
+from morphgraph.train.checkpoint import (
+    Checkpoint,
+    State,
+    random_states,
+    restore_random_states,
+    seed_everything,
+    seed_of,
+)
 from morphgraph.train.data import Augmentation, Dataset
+from morphgraph.train.phases import NoPenalty, Steady
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,7 @@ class Recipe:
         augmentation: random crops and flips.
         bf16: compute convolutions and matrix products in bfloat16, with float32 weights. Faster
             where the processor has such instructions, slower for depthwise convolutions.
+        compiled: train what ``torch.compile`` makes of the network.
     """
 
     epochs: int
@@ -45,6 +55,11 @@ class Recipe:
     constant: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
     bf16: bool = False
+    compiled: bool = False
+
+    def shrinking(self, epochs: int) -> "Recipe":
+        """The same for a phase that learns a structure: so many epochs, at a constant rate."""
+        return replace(self, epochs=epochs, constant=True)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step.
@@ -81,70 +96,140 @@ def train(
     recipe: Recipe,
     *,
     seed: int = 0,
-    make_budget: Callable[[int], Budget] | None = None,
+    phase: str = "train",
+    penalty: Steady | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
-) -> Budget | None:
+    checkpoint: Checkpoint | None = None,
+) -> None:
     """Train a classifier in place.
+
+    The order of images, crops and flips follow from the seed, the phase and the number of the
+    epoch; the global generators are seeded for the phase. So a phase that goes on from a checkpoint
+    comes to the same numbers as one that was never stopped, on as many threads.
 
     Args:
         net: ``[N, channels, height, width] -> [N, classes]``, on the device where it is to train.
         dataset: the images.
         recipe: how.
-        seed: of the order of images, crops and flips.
-        make_budget: makes the controller of the structure from the number of steps.
+        seed: of everything random.
+        phase: name of what is trained.
+        penalty: what shrinks the network, if anything does.
         on_epoch: called after every epoch.
-
-    Returns:
-        The controller, if there is one.
+        checkpoint: where to go on from, and where to write what is needed for that: after every
+            epoch, and within one where it is due.
 
     Raises:
         UnsupportedError: the loss is no number any more.
     """
-    steps = recipe.epochs * steps_per_epoch(dataset, recipe)
-    budget = make_budget(steps) if make_budget is not None else None
-    # Convolutions are faster where the channels of a pixel lie side by side.
-    net.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(net, recipe)
-    generator = torch.Generator().manual_seed(seed)
-    device = next(net.parameters()).device
-    step = 0
-    for number in range(1, recipe.epochs + 1):
-        net.train()
-        began, total, batches = time.perf_counter(), 0.0, 0
-        for images, labels in dataset.training_batches(
-            recipe.batch_size, generator, recipe.augmentation
-        ):
-            lr = recipe.rate(step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-                loss = F.cross_entropy(net(_placed(images, device)), labels.to(device))
-            if budget is not None:
-                loss = loss + budget.loss()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if budget is not None:
-                budget.step(lr / (1 - recipe.momentum))
-            total, batches, step = total + loss.item(), batches + 1, step + 1
-        if on_epoch is not None:
-            on_epoch(
-                Epoch(
-                    number,
-                    recipe.epochs,
-                    total / batches,
-                    time.perf_counter() - began,
-                    budget.regularizer.live_share() if budget else None,
-                    budget.regularizer.weight if budget else None,
-                )
-            )
-        if not math.isfinite(total):
+    _Training(net, dataset, recipe, seed, phase, penalty or NoPenalty(), checkpoint).go(on_epoch)
+
+
+class _Training:
+    """A phase as it goes on. ``step``, ``epoch`` and ``batch`` count what is done."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        dataset: Dataset,
+        recipe: Recipe,
+        seed: int,
+        phase: str,
+        penalty: Steady,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.net = net
+        self.dataset = dataset
+        self.recipe = recipe
+        self.seed = seed
+        self.phase = phase
+        self.penalty = penalty
+        self.checkpoint = checkpoint
+        self.steps = recipe.epochs * steps_per_epoch(dataset, recipe)
+        self.step = self.epoch = self.batch = 0
+        self.total = self.seconds = 0.0  # of this epoch: sum of losses, time
+        # Convolutions are faster where the channels of a pixel lie side by side.
+        net.to(memory_format=torch.channels_last)
+        self.device = next(net.parameters()).device
+        self.optimizer = make_optimizer(net, recipe)
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(net) if recipe.compiled else net
+
+    def go(self, on_epoch: Callable[[Epoch], None] | None) -> None:
+        seed_everything(seed_of(self.seed, self.phase))
+        self.penalty.begin(self.steps)
+        self._restore()
+        while self.epoch < self.recipe.epochs:
+            self.net.train()
+            self._pass()
+            done = self._finished()
+            if on_epoch is not None:
+                on_epoch(done)
+            self.batch, self.total, self.seconds = 0, 0.0, 0.0
+            self._save()
+        self.net.eval()
+
+    def _pass(self) -> None:
+        """What is left of the epoch."""
+        recipe, began = self.recipe, time.perf_counter() - self.seconds
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.phase, self.epoch))
+        batches = self.dataset.training_batches(recipe.batch_size, generator, recipe.augmentation)
+        for images, labels in islice(batches, self.batch, None):
+            self._step(_placed(images, self.device), labels.to(self.device))
+            self.seconds = time.perf_counter() - began
+            if self.checkpoint is not None and self.checkpoint.due():
+                self._save()
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        lr = self.recipe.rate(self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            loss = F.cross_entropy(self.forward(images), labels)
+        loss = loss + self.penalty.loss()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.penalty.step(lr / (1 - self.recipe.momentum))
+        self.total += loss.item()
+        self.batch += 1
+        self.step += 1
+
+    def _finished(self) -> Epoch:
+        """Count the epoch that is over, and say what it came to."""
+        self.epoch += 1
+        if not math.isfinite(self.total):
             raise UnsupportedError(
-                f"the training has diverged: the loss of epoch {number} is {total}; lower the "
-                f"learning rate (now {recipe.lr:g})"
+                f"the training has diverged: the loss of epoch {self.epoch} is {self.total}; lower "
+                f"the learning rate (now {self.recipe.lr:g})"
             )
-    net.eval()
-    return budget
+        loss = self.total / self.batch
+        regularizer = self.penalty.regularizer
+        live = None if regularizer is None else regularizer.live_share()
+        weight = None if regularizer is None else regularizer.weight
+        return Epoch(self.epoch, self.recipe.epochs, loss, self.seconds, live, weight)
+
+    def _save(self) -> None:
+        """Write what is needed to go on from here; of a phase that is over, the network."""
+        if self.checkpoint is None:
+            return
+        state: State = {
+            "counts": (self.step, self.epoch, self.batch, self.total, self.seconds),
+            "net": self.net.state_dict(),
+            "penalty": self.penalty.state_dict(),
+        }
+        if self.epoch < self.recipe.epochs:
+            state |= {"optimizer": self.optimizer.state_dict(), "random": random_states()}
+        self.checkpoint.save(state)
+
+    def _restore(self) -> None:
+        state = None if self.checkpoint is None else self.checkpoint.load(self.device)
+        if state is None:
+            return
+        self.step, self.epoch, self.batch, self.total, self.seconds = state["counts"]
+        self.net.load_state_dict(state["net"])
+        self.penalty.load_state_dict(state["penalty"])
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
+            restore_random_states(state["random"])
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:

@@ -86,7 +86,7 @@ def test_analyze_tables(model: Path, run: Any) -> None:
 
 
 def test_analyze_prices_with_the_chosen_cost(model: Path, run: Any) -> None:
-    for kind in ("flops", "params", "memory", "latency"):
+    for kind in ("flops", "params", "memory", "latency", "latency@P100", "flops+20*params"):
         found = json.loads(run("analyze", model, "--cost", kind, "--format", "json").out)
         expected = mg.cost(mg.lift(model), kind).total
         assert found["cost"]["total"] == expected
@@ -477,6 +477,47 @@ def test_expand(model: Path, plan: Path, run: Any) -> None:
     ran = run("expand", model, plan, "--budget", "flops=10%", "-o", model.with_name("no.json"))
     assert ran.code == 1
     assert not model.with_name("no.json").exists()
+
+
+def test_budgets_on_a_device_and_on_a_weighted_sum(model: Path, run: Any) -> None:
+    graph = mg.lift(model)
+    ms = mg.cost(graph, "latency@P100").total
+    assert ms != mg.cost(graph, "latency").total
+    small, wide = model.with_name("small.json"), model.with_name("wide.json")
+    budgets = ("--budget", "flops+20*params=60%", "--budget", f"latency@P100={0.8 * ms}ms")
+    ran = run("plan", model, *budgets, "-o", small)
+    assert ran.code == 0, ran.err
+    assert "mixed units" in ran.out
+    assert run("expand", model, small, *budgets, "-o", wide).code == 0
+    cost = json.loads(wide.read_text())["cost"]
+    assert cost["latency@P100"]["before"] == ms
+    assert cost["latency@P100"]["after"] <= 0.8 * ms
+    total, params, flops = (cost[kind] for kind in ("flops+20*params", "params", "flops"))
+    assert total["after"] == flops["after"] + 20 * params["after"] <= 0.6 * total["before"]
+    ran = run("plan", model, "--budget", "latency@P10=1ms")
+    assert (ran.code, "device 'P10' is unknown" in ran.err) == (2, True)
+
+
+def test_apply_with_fresh_weights(model: Path, plan: Path, run: Any) -> None:
+    """The check is made with the model's weights, so that it says the same; then others stand."""
+    out = {}
+    for how, seed in (("keep", 0), ("fresh", 1), ("fresh", 2)):
+        slim = model.with_name(f"{how}{seed}.onnx")
+        arguments = ("--weights", how, "--seed", seed, "-o", slim, "--format", "json")
+        ran = run("apply", model, plan, *arguments)
+        assert ran.code == 0, ran.err
+        assert json.loads(ran.out)["outputs"][0]["relative"] < 1e-4
+        found = mg.load(slim).graph.initializers
+        out[how, seed] = {name: value.const_value.numpy() for name, value in found.items()}
+    one, other = out["fresh", 1], out["fresh", 2]
+    assert {n: a.shape for n, a in one.items()} == {n: a.shape for n, a in out["keep", 0].items()}
+    assert (one["bn.weight"] == 1).all()
+    assert (one["bn.running_mean"] == 0).all()
+    assert np.abs(one["conv1.weight"]).max() <= 27**-0.5
+    assert not np.isin(one["fc.weight"], other["fc.weight"]).any()
+    ran = run("apply", model, plan, "--weights", "fresh", "--absorb", "-o", "no.onnx")
+    assert ran.code == 2
+    assert "absorb" in ran.err
 
 
 def test_expand_within_bounds(model: Path, plan: Path, run: Any) -> None:

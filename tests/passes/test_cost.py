@@ -1,14 +1,19 @@
 """Costs against MorphNet's printed numbers, torch's counter, closed forms, finite differences."""
 
+import re
 from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from torch import nn
 
-from morphgraph.errors import UnsupportedError
+import morphgraph as mg
+from morphgraph.errors import ArgumentError, BudgetError, UnsupportedError
+from morphgraph.examples import image, residual_cnn
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.cost import DEVICES, cost
+from morphgraph.passes.cost import DEVICES, Convention, cost
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text
 
@@ -218,7 +223,131 @@ def test_latency_is_the_roofline() -> None:
             max(f / (gflops * 1e6), 4 * b / (gbytes * 1e6))
             for f, b in zip(flops, moved, strict=True)
         )
-        assert cost(graph, "latency", device=device).total == pytest.approx(expected, rel=1e-12)
+        assert cost(graph, f"latency@{device}").total == pytest.approx(expected, rel=1e-12)
+        assert cost(graph, "latency", device=device).total == cost(graph, f"latency@{device}").total
+    assert cost(graph, "latency").total == cost(graph, "latency@V100").total
+
+
+def roofline_ms(net: nn.Module, example: torch.Tensor, device: str) -> float:
+    """Every layer that multiplies, as it runs: its shapes as hooks see them."""
+    gflops, gbytes = DEVICES[device]
+    total = 0.0
+
+    def add(module: nn.Module, given: tuple[torch.Tensor], result: torch.Tensor) -> None:
+        nonlocal total
+        weights = sum(p.numel() for p in module.parameters())
+        rows = result[:, 0].numel() if isinstance(module, nn.Conv2d) else 1
+        flops = 2 * rows * module.weight.numel()
+        moved = 4 * (given[0].numel() + weights + result.numel())
+        total += 1e3 * max(flops / (gflops * 1e9), moved / (gbytes * 1e9))
+
+    handles = [
+        m.register_forward_hook(add) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
+    net(example)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_latency_of_a_network_whole_and_resized(device: str) -> None:
+    example = image(1, 12, 12)
+    net = residual_cnn((40, 24, 56)).eval()
+    graph = mg.lift(mg.export(net, (example,)))
+    latency = cost(graph, f"latency@{device}")
+    assert latency.total == pytest.approx(roofline_ms(net, example, device), rel=1e-12)
+    made = mg.plan(graph, {f"latency@{device}": "60%"})
+    small = mg.to_torch(mg.apply(graph, made))
+    (change,) = [c for kind, c in made.cost.items() if kind == f"latency@{device}"]
+    assert change.after == pytest.approx(roofline_ms(small, example, device), rel=1e-12)
+    assert change.after <= 0.6 * change.before
+
+
+SUMS = (
+    {"flops": 1.0, "params": 20.0},
+    {"macs": 0.5, "peak": 3.0, "latency@P100": 1e6},
+    {"latency@K80": 2.0, "latency": 1.0},
+)
+
+
+@pytest.mark.parametrize("weights", SUMS)
+@pytest.mark.parametrize("convention", ["default", "morphnet"])
+def test_a_weighted_sum_is_the_sum(weights: dict[str, float], convention: Convention) -> None:
+    graph = lift(model_from_text(OPSET + DEPTHWISE), pin_outputs=False)
+    whole = cost(graph, weights, convention=convention)
+    parts = {kind: cost(graph, kind, convention=convention) for kind in weights}
+    generator = np.random.default_rng(0)
+    for at in (graph.widths, *(generator.integers(1, graph.widths + 1) for _ in range(5))):
+        for method in ("at", "polynomial", "gradient", "marginals"):
+            expected = sum(w * getattr(parts[kind], method)(at) for kind, w in weights.items())
+            assert getattr(whole, method)(at) == pytest.approx(expected, rel=1e-12), method
+        for layer, found in whole.by_layer_at(at).items():
+            expected = sum(
+                w * parts[kind].by_layer_at(at).get(layer, 0.0) for kind, w in weights.items()
+            )
+            assert found == pytest.approx(expected, rel=1e-12)
+    assert whole.total == whole.at(graph.widths)
+    assert cost(graph, whole.kind, convention=convention) is whole
+    units = {part.unit for part in parts.values()}
+    assert whole.unit == ("ms" if units == {"ms"} else "mixed units")
+
+
+def test_a_weighted_sum_is_a_target() -> None:
+    graph = mg.lift(mg.export(residual_cnn().eval(), (image(),)))
+    kind = "flops+20*params"
+    flops, params = cost(graph, "flops"), cost(graph, "params")
+    half = mg.plan(graph, {kind: "50%"})
+    wide = mg.expand(graph, half, {"flops + 20 * params": "80%"})
+    for made, share in ((half, 0.5), (wide, 0.8), (mg.uniform(graph, budget={kind: "30%"}), 0.3)):
+        after = flops.at(made.widths(graph)) + 20 * params.at(made.widths(graph))
+        assert made.cost[kind].after == after
+        assert 0.9 * share < after / (flops.total + 20 * params.total) <= share
+    with pytest.raises(BudgetError, match=r"flops\+20\*params=10 cannot be met.*mixed units"):
+        mg.plan(graph, {kind: 10})
+
+
+def test_the_regularizer_of_a_weighted_sum_is_the_sum() -> None:
+    net = residual_cnn()
+    graph = mg.lift(mg.export(net, (image(),)))
+    flops, params, both = (
+        mg.Regularizer(graph, net, cost=kind) for kind in ("flops", "params", "flops+20*params")
+    )
+    expected = flops.value().item() + 20 * params.value().item()
+    assert both.value().item() == pytest.approx(expected, rel=1e-6)
+    budget = mg.Budget(both, {"flops+20*params": "40%"}, steps=10)
+    assert budget.target == 0.4
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("flops+", "cannot be read"),
+        ("flops params", "cannot be read"),
+        ("2**flops", "cannot be read"),
+        ("", "cannot be read"),
+        ("flops-params", "cannot be read"),
+        ("flops+joules", "cost 'joules' is unknown"),
+        ("flops@P100", "only a latency is of a device; write flops"),
+        ("latency@abacus", "device 'abacus' is unknown; use one of K80"),
+        ("latency@", "device '' is unknown"),
+        ("flops+2*flops", "each of them once"),
+        ("0*flops", "weight 0; give a number above 0"),
+        ({"flops": -1.0}, "weight -1; give a number above 0"),
+        ({"flops": float("nan")}, "weight nan; give a number above 0"),
+        ({}, "one part at least"),
+    ],
+)
+def test_sums_that_make_no_sense_are_refused(kind: str | dict[str, float], message: str) -> None:
+    graph = lift(model_from_text(OPSET + CHAIN))
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        cost(graph, kind)
+
+
+@pytest.mark.parametrize("text", ["1e+3*flops+.5*params", " 1000 *flops+ 5E-1*params "])
+def test_numbers_in_a_sum(text: str) -> None:
+    graph = lift(model_from_text(OPSET + CHAIN))
+    assert cost(graph, text).kind == "1000*flops+0.5*params"
 
 
 @pytest.mark.parametrize("kind", ["macs", "params", "memory", "peak", "latency", "weight_bytes"])

@@ -1,0 +1,133 @@
+"""What a training phase must do for the structure: the penalty that ``fit`` is given."""
+
+import warnings
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from morphgraph.errors import MorphWarning
+from morphgraph.train.controller import Budget
+from morphgraph.train.regularizer import Regularizer
+
+DEFAULT_STEPS = (
+    1000  # of a phase of unknown length; enough in all that was tried, see docs/theory.md
+)
+
+
+class Penalty(Protocol):
+    """What one training phase calls: :meth:`step` after every optimizer step."""
+
+    def begin(self, steps: int) -> None:
+        """Say how many optimizer steps the phase takes, before the first one."""
+
+    def step(self, lr: float) -> None:
+        """``lr`` is the optimizer's effective step: its learning rate over (1 - momentum)."""
+
+
+class Steady(Penalty, Protocol):
+    """A penalty of a phase that can be stopped and gone on with."""
+
+    def loss(self) -> Tensor | float:
+        """What is to be added to the loss."""
+
+    @property
+    def regularizer(self) -> Regularizer | None:
+        """What shrinks the network, if anything does."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while the phase goes on, the network apart."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+
+
+class NoPenalty:
+    """The penalty of a phase that trains the weights alone."""
+
+    regularizer: Regularizer | None = None
+
+    def begin(self, steps: int) -> None:
+        """Do nothing."""
+
+    def loss(self) -> float:
+        """Nothing is added to the loss."""
+        return 0.0
+
+    def step(self, lr: float) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing changes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+class Shrink:
+    """The penalty of a phase that learns a structure: a controller, made when the length is known.
+
+    Args:
+        regularizer: of the network that is trained.
+        target: the cost, of the regularizer's own kind and in its units, to be reached.
+        steps: of the phase, where nobody calls :meth:`begin`.
+    """
+
+    def __init__(self, regularizer: Regularizer, target: float, steps: int | None = None) -> None:
+        self.regularizer = regularizer
+        self.target = target
+        self.steps = steps or DEFAULT_STEPS
+        self.taken = 0
+        self.budget: Budget | None = None
+
+    def begin(self, steps: int) -> None:
+        """Say how many optimizer steps the phase takes, before the first one."""
+        self.steps = steps
+        self._controller()
+
+    def loss(self) -> Tensor | float:
+        """What is to be added to the loss: nothing for proximal steps."""
+        return self._controller().loss()
+
+    def step(self, lr: float) -> None:
+        """Shrink once, after the optimizer's step."""
+        self.taken += 1
+        self._controller().step(lr)
+
+    def end(self) -> None:
+        """Warn where the phase was over before its structure was found."""
+        if self._controller().met:
+            return
+        share = self.regularizer.live_share()
+        aim = self.target / self.regularizer.initial_cost
+        warnings.warn(
+            f"the phase ended at {share:.1%} of the network's {self.regularizer.cost.kind}, "
+            f"not at {aim:.1%}; {self._advice()}",
+            MorphWarning,
+            stacklevel=3,
+        )
+
+    def _advice(self) -> str:
+        if not self.taken:
+            return "fit never called penalty.step: call it after every optimizer step"
+        if self.taken < self.steps:
+            return (
+                f"it took {self.taken} steps of {self.steps}: say so by "
+                f"penalty.begin({self.taken}) in fit"
+            )
+        return "train it longer"
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while the phase goes on, the network apart."""
+        return {"taken": self.taken, "controller": self._controller().state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of a phase of the same length; the network is loaded already."""
+        self.taken = state["taken"]
+        self._controller().load_state_dict(state["controller"])
+
+    def _controller(self) -> Budget:
+        if self.budget is None:
+            kind = self.regularizer.cost.kind
+            self.budget = Budget(self.regularizer, {kind: self.target}, self.steps)
+        return self.budget

@@ -1,0 +1,93 @@
+"""What a run comes to: the contents of ``result.json``."""
+
+import msgspec
+
+from morphgraph.errors import FileError
+from morphgraph.onnx_io import escape
+from morphgraph.plans import Change, readable_json
+from morphgraph.version import __version__
+
+SCHEMA_VERSION = 2
+
+
+class Arm(msgspec.Struct, frozen=True):
+    """One network of a comparison.
+
+    ``accuracy`` on the test images (0 to 1) when all is trained, ``macs`` and ``params`` counted on
+    the file that was written, ``epochs`` trained in this run.
+    """
+
+    accuracy: float
+    macs: float
+    params: float
+    epochs: int
+    file: str
+
+
+class Widths(msgspec.Struct, frozen=True):
+    """The width of a group of the original: its own, after a phase has shrunk it, and expanded."""
+
+    name: str
+    before: int
+    shrunk: int
+    grown: int
+
+
+class IterationResult(msgspec.Struct, frozen=True):
+    """One round of shrinking and expanding.
+
+    ``shrunk`` and ``cost`` are the costs of the original and of the network after either step,
+    ``widths`` is told per group of the original that may change, by its id. ``target`` and ``live``
+    are the shares of the regularized cost that the phase was to reach and did reach, ``trimmed``
+    what the plan had to remove after the training. ``accuracy`` is of the trained network,
+    ``resized_accuracy`` of the new one before it is trained. ``error`` is the resized network's
+    largest difference from the masked original, relative to the output's scale; ``felt`` how far
+    masking moved the original.
+    """
+
+    number: int
+    target: float
+    live: float
+    met: bool
+    trimmed: float
+    omega: float
+    shrunk: dict[str, Change]
+    cost: dict[str, Change]
+    widths: dict[str, Widths]
+    accuracy: float
+    resized_accuracy: float
+    error: float
+    felt: float
+    plan: str
+    model: str
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What ``result.json`` holds; ``cost`` is the plan's, before and after."""
+
+    data: str
+    seed: int
+    budget: dict[str, str]
+    regularized: str
+    cost: dict[str, Change]
+    arms: dict[str, Arm]
+    iterations: list[IterationResult]
+    seconds: float
+    schema_version: int = SCHEMA_VERSION
+    tool_version: str = __version__
+
+    def to_json(self) -> bytes:
+        """The file's bytes."""
+        return readable_json(self)
+
+    @classmethod
+    def from_json(cls, data: bytes, path: str) -> "Result":
+        """Read a result.
+
+        Raises:
+            FileError: the bytes are none.
+        """
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise FileError(f"{escape(path)}: is no result of a run ({error})") from None

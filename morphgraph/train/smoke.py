@@ -1,0 +1,191 @@
+"""Sanity checks before a long run: does the penalty reach the network at all?
+
+MorphNet's protocol (Gordon et al., CVPR 2018, section 5): within a few steps a much too strong
+regularizer must collapse the cost, and a weight of zero must not move it. Where either fails, the
+training loop is wired wrongly, and a long run would find that out late.
+"""
+
+import copy
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from morphgraph.graph import ChannelGraph
+from morphgraph.passes.lift import lift
+from morphgraph.torch_io.export import export
+from morphgraph.train.phases import Penalty
+from morphgraph.train.regularizer import Regularizer, Strength
+
+STEPS = 30
+_STRONG = 100.0  # times what would silence an average channel within the steps
+_COLLAPSED = 0.1  # share of what can be removed that may be left
+_MOVED = 0.01  # share of the cost within which it has not moved
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was tried, and what came of it. ``reason`` is empty where it passed."""
+
+    name: str
+    before: float
+    after: float
+    steps: int
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether it went as it must."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class SmokeReport:
+    """Both checks; costs are shares of the network's."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether both went as they must."""
+        return all(check.passed for check in self.checks)
+
+
+class _EnoughError(Exception):
+    """Ends a phase from within ``penalty.step``."""
+
+
+class FixedPenalty:
+    """A penalty of a fixed strength, that ends the phase after some steps.
+
+    Args:
+        regularizer: of the network that is trained.
+        strength: 1 would silence an average channel within the steps, were there no loss; the
+            weight is set for that when the first step tells its length.
+        steps: after which the phase is ended.
+    """
+
+    def __init__(self, regularizer: Regularizer, strength: float, steps: int) -> None:
+        self.regularizer = regularizer
+        self.strength = strength
+        self.steps = steps
+        self.taken = 0
+        regularizer.weight = 0.0
+
+    def begin(self, steps: int) -> None:
+        """Do nothing: the number of steps is known."""
+
+    def step(self, lr: float) -> None:
+        """Shrink once; raise when it is enough."""
+        if not self.regularizer.weight and self.strength:
+            self.regularizer.weight = self.strength * _even_weight(
+                self.regularizer, lr * self.steps
+            )
+        self.regularizer.proximal_step(lr)
+        self.taken += 1
+        if self.taken >= self.steps:
+            raise _EnoughError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is saved of a check."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+def _even_weight(regularizer: Regularizer, path: float) -> float:
+    """The weight at which an average channel of strength 1 falls to 0 over the sum of steps."""
+    marginals = regularizer.marginals()
+    mean = float(marginals[marginals > 0].mean()) / regularizer.initial_cost
+    return 1.0 / max(path * mean, 1e-30)
+
+
+def smoke(
+    net: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    fit: Callable[[nn.Module, Penalty], None],
+    *,
+    cost: str = "flops",
+    strength: Strength = "auto",
+    steps: int = STEPS,
+) -> SmokeReport:
+    """Check within a few steps that a training loop shrinks a network when, and only when, it must.
+
+    Args:
+        net: the network; copies of it are trained.
+        example: inputs for the export.
+        fit: as for :func:`morphgraph.morph`; it is ended from within ``penalty.step``.
+        cost, strength: of the regularizer.
+        steps: of either check.
+
+    >>> import morphgraph as mg, torch
+    >>> from morphgraph.examples import image, residual_cnn
+    >>> def fit(net, penalty):
+    ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    ...     for _ in range(100):
+    ...         optimizer.zero_grad()
+    ...         net(image(2)).square().mean().backward()
+    ...         optimizer.step()
+    ...         penalty.step(lr=0.1)
+    >>> mg.smoke(residual_cnn(), (image(2),), fit).passed
+    True
+    >>> mg.smoke(residual_cnn(), (image(2),), lambda net, penalty: None).checks[0].reason
+    'fit never called penalty.step: call it after every optimizer step'
+    """
+    graph = lift(export(net, example))
+    return smoke_graph(graph, lambda: copy.deepcopy(net), fit, cost, strength, steps=steps)
+
+
+def smoke_graph(
+    graph: ChannelGraph,
+    make: Callable[[], nn.Module],
+    fit: Callable[[nn.Module, Any], None],
+    cost: str = "flops",
+    strength: Strength = "auto",
+    *,
+    min_width: int = 1,
+    steps: int = STEPS,
+) -> SmokeReport:
+    """The same for a lifted network, of which ``make`` makes a new module for either check."""
+    checks = []
+    for name, force in (("much too strong", _STRONG), ("zero", 0.0)):
+        net = make()
+        regularizer = Regularizer(graph, net, cost, strength, min_width=min_width)
+        penalty = FixedPenalty(regularizer, force, steps)
+        before = regularizer.live_share()
+        with suppress(_EnoughError):
+            fit(net, penalty)
+        after = regularizer.live_share()
+        judge = _collapse if force else _stillness
+        reason = judge(before, after, regularizer.lowest_share(), penalty.taken)
+        checks.append(Check(name, before, after, penalty.taken, reason))
+    return SmokeReport(tuple(checks))
+
+
+def _collapse(before: float, after: float, lowest: float, taken: int) -> str:
+    if not taken:
+        return "fit never called penalty.step: call it after every optimizer step"
+    if before - lowest < _MOVED:
+        return "nothing can shrink: see `analyze` for the reasons"
+    if after - lowest > _COLLAPSED * (before - lowest):
+        return (
+            "the cost did not collapse: is penalty.step called after the optimizer's step, on the "
+            "module that is trained, with its learning rate over 1 - momentum?"
+        )
+    return ""
+
+
+def _stillness(before: float, after: float, lowest: float, taken: int) -> str:
+    del lowest
+    if not taken:
+        return "fit never called penalty.step: call it after every optimizer step"
+    if abs(after - before) > _MOVED:
+        return (
+            "the cost moved without a penalty: is there weight decay on BatchNorm scales, or is "
+            "the learning rate too high?"
+        )
+    return ""
