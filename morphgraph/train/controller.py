@@ -1,23 +1,90 @@
-"""The budget controller: moves the regularizer's weight so that training ends at the budget.
+"""Controllers: what moves the regularizer's weight during training.
 
-A ratchet: a reference falls linearly from 1 to the target over the middle of the phase. While the
-live cost is above it, the weight grows by at most ten percent at a time; below it, the weight
-falls, more slowly. The first time that the live cost is at the target, the structure is decided:
-the weight becomes zero, and the channels that are dead then stay dead, since the loss alone would
-revive some.
+:class:`Budget` is given what the network may cost. A ratchet: a reference falls linearly from 1 to
+the target over the middle of the phase. Every few steps the live cost is predicted some steps ahead
+from how fast every strength falls; above the reference the weight grows, by at most ten percent at
+a time, below it the weight falls. Towards the end of the phase small errors count more.
+
+Looking ahead matters where many channels have about the same strength (a pointwise and a depthwise
+layer that share a penalty): nothing dies for long, then all of them would within a few steps. The
+step that reaches the target is taken only as far as the target asks; then the structure is settled:
+the weight becomes zero, and the dead stay dead, since the loss alone would revive some.
+
+:class:`FixedWeight` keeps a weight that was set by hand, as MorphNet does.
 """
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from math import exp
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from morphgraph.errors import BudgetError, UnsupportedError
+from morphgraph.errors import BudgetError, MorphWarning, UnsupportedError
+from morphgraph.onnx_check import escape
 from morphgraph.passes.goals import parse_amount
 from morphgraph.train.regularizer import Regularizer
 
-_RISE, _FALL = 0.1, 0.03  # largest change of log(weight) per control step
+Update = Literal["proximal", "subgradient"]
+
+_RISE, _FALL = 0.1, 0.1  # largest change of log(weight) per control step
+_EASE = 0.3  # how much slower the weight falls than it grows for the same error
+_AHEAD = 25  # training steps that the prediction looks ahead, in phases long enough
+_STATE = ("step_number", "share", "met", "_dead", "_before", "_speed", "_warned")
+_FRESH = 0.3  # weight of the newest speed in the moving average of speeds
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One control step: the live cost, where it should be, what is predicted (shares), the weight.
+
+    ``step`` counts training steps from 1.
+    """
+
+    step: int
+    share: float
+    reference: float
+    predicted: float
+    weight: float
+
+
+class FixedWeight:
+    """A regularizer whose weight stays as it was set.
+
+    >>> import morphgraph as mg
+    >>> from morphgraph.examples import image, residual_cnn
+    >>> net = residual_cnn()
+    >>> reg = mg.Regularizer(mg.lift(mg.export(net, (image(),))), net)
+    >>> penalty = FixedWeight(reg, weight=0.5)
+    >>> penalty.step(lr=0.1)                    # after the optimizer's step
+    >>> reg.weight
+    0.5
+
+    Args:
+        regularizer: whose weight is set.
+        weight: lambda, in units of 1/(initial cost).
+        update: ``"proximal"``: channels are shrunk after the optimizer's step, to exact zeros;
+            ``"subgradient"``: the loss gets the regularizer as a term, and a threshold says who is
+            alive, as in the paper.
+    """
+
+    def __init__(
+        self, regularizer: Regularizer, weight: float, update: Update = "proximal"
+    ) -> None:
+        self.regularizer = regularizer
+        self.update = update
+        regularizer.weight = weight
+
+    def loss(self) -> Tensor | float:
+        """What is to be added to the loss: the regularizer, or nothing for proximal steps."""
+        return self.regularizer() if self.update == "subgradient" else 0.0
+
+    def step(self, lr: float) -> None:
+        """Shrink once, after the optimizer's step; ``lr`` as for :meth:`Budget.step`."""
+        if self.update == "proximal":
+            self.regularizer.proximal_step(lr)
 
 
 class Budget:
@@ -42,7 +109,14 @@ class Budget:
         budget: ``{"flops": "50%"}``: an amount or a share, of the regularizer's own cost.
         steps: training steps of the whole phase.
         start, end: shares of the phase between which the reference falls.
-        interval: training steps between two control steps, away from the target.
+        interval: training steps between two control steps; by default a two-hundredth of the
+            phase, at most 4.
+        update: as for :class:`FixedWeight`; with ``"subgradient"`` add :meth:`loss` to the loss.
+
+    Attributes:
+        met: whether the live cost has reached the target, so that the structure is settled.
+        share: the live cost as a share of the initial one, after the last step.
+        trajectory: every control step.
 
     Raises:
         BudgetError: even the narrowest network is above the budget.
@@ -57,7 +131,8 @@ class Budget:
         *,
         start: float = 0.1,
         end: float = 0.7,
-        interval: int = 4,
+        interval: int | None = None,
+        update: Update = "proximal",
     ) -> None:
         kind = regularizer.cost.kind
         if set(budget) != {kind}:
@@ -74,13 +149,21 @@ class Budget:
                 f"{lowest:.1%} of the model's {kind}; raise the budget"
             )
         self.steps = steps
-        self.start, self.end, self.interval = start, end, interval
+        self.start, self.end = start, end
+        self.interval = max(1, min(4, steps // 200)) if interval is None else interval
+        self.ahead = min(_AHEAD, max(1, steps // 30))
+        self.update = update
         self.step_number = 0
         self.share = regularizer.live_share()
         self.met = False
-        self._dead: torch.Tensor | None = None
+        self.trajectory: list[Moment] = []
+        self._dead: Tensor | None = None
+        self._before: Tensor | None = None  # strengths at the last control step
+        self._speed: Tensor | None = None  # by how much strengths change per training step
+        self._warned: list[int] = []
         regularizer.weight = self._first_weight()
-        self._decide()
+        if self.share <= self.target:
+            self._settle(regularizer.alive())
 
     def _first_weight(self) -> float:
         """A weight at which an average channel, untouched by the loss, would last for the phase."""
@@ -88,23 +171,16 @@ class Budget:
         mean = float(marginals[marginals > 0].mean()) / self.regularizer.initial_cost
         return 1.0 / (self.steps * mean)
 
-    @property
-    def reference(self) -> float:
-        """Where the live share should be by now."""
-        progress = self.step_number / self.steps
+    def reference(self, step: float | None = None) -> float:
+        """Where the live share should be at a training step, by default now."""
+        progress = (self.step_number if step is None else step) / self.steps
         fallen = min(1.0, max(0.0, (progress - self.start) / (self.end - self.start)))
         return 1.0 + fallen * (self.target - 1.0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that changes while training goes on, the network apart."""
-        moving = {k: v for k, v in vars(self).items() if k != "regularizer"}
-        return moving | {"weight": self.regularizer.weight}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where :meth:`state_dict` was taken; the network must be as it was then."""
-        own = dict(state)
-        self.regularizer.weight = own.pop("weight")
-        vars(self).update(own)
+    def loss(self) -> Tensor | float:
+        """What is to be added to the loss: the regularizer, or nothing for proximal steps."""
+        adds = self.update == "subgradient" and not self.met
+        return self.regularizer() if adds else 0.0
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -117,22 +193,103 @@ class Budget:
         if self._dead is not None:
             self.regularizer.silence(self._dead)
             return
-        self.regularizer.proximal_step(lr)
-        near = self.share < self.target + 0.05
-        if not near and self.step_number % self.interval:
-            return
-        self.share = self.regularizer.live_share()
-        if self._decide():
-            return
-        error = self.share - self.reference
-        change = min(_RISE, error) if error > 0 else max(-_FALL, 0.1 * error)
-        self.regularizer.weight *= exp(change)
+        earlier = self.regularizer.snapshot()
+        before = self.regularizer.strengths()
+        if self.update == "proximal":
+            self.regularizer.proximal_step(lr)
+        strengths = self.regularizer.strengths()
+        self.share = self.regularizer.live_share(strengths)
+        if self.share <= self.target:
+            alive = self._reached(before, strengths)
+            self.regularizer.restore(earlier, alive & ~self.regularizer.alive(strengths))
+            self._settle(alive)
+            self.share = self.regularizer.live_share()
+        elif self.step_number % self.interval == 0:
+            self._control(strengths)
 
-    def _decide(self) -> bool:
-        """Whether the target is reached; if so, the structure is settled."""
-        self.met = self.share <= self.target
-        if self.met:
-            self.regularizer.weight = 0.0
-            self._dead = ~self.regularizer.alive()
-            self.regularizer.silence(self._dead)
-        return self.met
+    def _control(self, strengths: Tensor) -> None:
+        """Move the weight by how far the predicted cost is from the reference."""
+        predicted = self.share
+        if self._before is not None:
+            speed = (strengths - self._before) / self.interval
+            if self._speed is not None:
+                speed = _FRESH * speed + (1 - _FRESH) * self._speed
+            self._speed = speed
+            ahead = strengths + self.ahead * speed.clamp_max(0)
+            predicted = self.regularizer.live_share(ahead)
+        self._before = strengths
+        wanted = self.reference(self.step_number + self.ahead)
+        error = predicted - wanted
+        late = max(0.0, self.step_number / self.steps - self.end) / (1.0 - self.end)
+        change = min(_RISE, error + _RISE * late) if error > 0 else max(-_FALL, _EASE * error)
+        if self._speed is not None:
+            self.regularizer.weight *= exp(change)
+        self.trajectory.append(
+            Moment(self.step_number, self.share, wanted, predicted, self.regularizer.weight)
+        )
+        self._warn(strengths)
+
+    def _reached(self, before: Tensor, strengths: Tensor) -> Tensor:
+        """Who stays at the step that reaches the target, a flag per channel.
+
+        Of those that died in this step the strongest come back, as many as the target allows: many
+        channels may die at once, and the cost would end far below the budget.
+        """
+        alive = self.regularizer.alive(strengths)
+        died = torch.nonzero(self.regularizer.alive(before) & ~alive).flatten()
+        died = died[before[died].argsort(descending=True, stable=True)]
+        low, high = 0, len(died)  # so many can come back; one more than `high` cannot
+        while low < high:
+            middle = (low + high + 1) // 2
+            mixed = strengths.index_copy(0, died[:middle], before[died[:middle]])
+            if self.regularizer.live_share(mixed) <= self.target:
+                low = middle
+            else:
+                high = middle - 1
+        alive[died[:low]] = True
+        return alive
+
+    def _settle(self, alive: Tensor) -> None:
+        """The structure is decided: from now on the weight is zero and the dead stay dead."""
+        self.met = True
+        self.regularizer.weight = 0.0
+        self._dead = ~alive
+        self.regularizer.silence(self._dead)
+
+    def _warn(self, strengths: Tensor) -> None:
+        """Early words: nothing shrinks, or a group is dying."""
+        late = self.step_number > self.steps / 2
+        if late and -1 not in self._warned and self.share > 1 - 0.1 * (1 - self.target):
+            self._warned.append(-1)
+            warnings.warn(
+                f"at half of the phase {self.share:.1%} of the cost are alive, {self.target:.1%} "
+                "are wanted: train longer, or with a higher learning rate",
+                MorphWarning,
+                stacklevel=3,
+            )
+        widths = self.regularizer.live_widths(strengths)
+        for group in self.regularizer.graph.groups:
+            few = (
+                self.regularizer.limits.allows(group) and widths[group.index] <= 0.05 * group.width
+            )
+            if few and group.index not in self._warned:
+                self._warned.append(group.index)
+                warnings.warn(
+                    f"group '{escape(group.name)}' is dying: {int(widths[group.index])} of "
+                    f"{group.width} channels are alive; min_width (--min-width) sets a floor",
+                    MorphWarning,
+                    stacklevel=3,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while training goes on, the network apart: plain data and tensors."""
+        state = {name: getattr(self, name) for name in _STATE}
+        state["trajectory"] = [astuple(moment) for moment in self.trajectory]
+        return state | {"weight": self.regularizer.weight}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken; the network must be as it was then."""
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self.trajectory = [Moment(*moment) for moment in state["trajectory"]]
+        self.regularizer.weight = state["weight"]

@@ -3,6 +3,8 @@
 import warnings
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from morphgraph.errors import MorphWarning
 from morphgraph.train.controller import Budget
 from morphgraph.train.regularizer import Regularizer
@@ -25,6 +27,9 @@ class Penalty(Protocol):
 class Steady(Penalty, Protocol):
     """A penalty of a phase that can be stopped and gone on with."""
 
+    def loss(self) -> Tensor | float:
+        """What is to be added to the loss."""
+
     @property
     def regularizer(self) -> Regularizer | None:
         """What shrinks the network, if anything does."""
@@ -43,6 +48,10 @@ class NoPenalty:
 
     def begin(self, steps: int) -> None:
         """Do nothing."""
+
+    def loss(self) -> float:
+        """Nothing is added to the loss."""
+        return 0.0
 
     def step(self, lr: float) -> None:
         """Do nothing."""
@@ -75,6 +84,10 @@ class Shrink:
         """Say how many optimizer steps the phase takes, before the first one."""
         self.steps = steps
         self._controller()
+
+    def loss(self) -> Tensor | float:
+        """What is to be added to the loss: nothing for proximal steps."""
+        return self._controller().loss()
 
     def step(self, lr: float) -> None:
         """Shrink once, after the optimizer's step."""

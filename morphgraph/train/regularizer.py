@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from morphgraph.errors import ModelError, UnsupportedError
+from morphgraph.fates import is_viable
 from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_check import escape
 from morphgraph.passes.budget import continue_plan
@@ -102,6 +103,8 @@ class Regularizer:
         self.kernels = _bind(producing, by_kernel, found, device)
         self._channel_group = torch.from_numpy(graph.channel_group).to(device)
         self._owned = torch.from_numpy(self._per_channel(self._own)).to(device)
+        self._floors = np.array([self.limits.floor(group) for group in graph.groups])
+        self._last_paths: dict[frozenset[int], IntArray] = {}  # of the groups dead at last
         self.threshold = self._first_threshold(gated) if threshold is None else threshold
 
     def _gated(self, strength: Strength) -> Flags:
@@ -168,16 +171,16 @@ class Regularizer:
         widths: FloatArray = counted.cpu().numpy().astype(np.float64)
         return widths
 
-    def live_cost(self) -> float:
+    def live_cost(self, strengths: Tensor | None = None) -> float:
         """The resource that the channels alive need."""
-        live = self.live_widths()
+        live = self.live_widths(strengths)
         if self.limits.min_width > 0:
             return self.cost.polynomial(live)
         return self.cost.at(viable_widths(self.graph, live.astype(np.int64), self.limits))
 
-    def live_share(self) -> float:
+    def live_share(self, strengths: Tensor | None = None) -> float:
         """``live_cost`` as a share of the initial cost."""
-        return self.live_cost() / self.initial_cost
+        return self.live_cost(strengths) / self.initial_cost
 
     def lowest_share(self) -> float:
         """The cost at the lowest widths, one channel per group or ``min_width``, as a share."""
@@ -209,7 +212,10 @@ class Regularizer:
         optimizer's step instead of adding the regularizer to the loss. With momentum m the
         optimizer's effective step is ``lr / (1 - m)``. Zeros are exact.
         """
-        amounts = self.marginals() * (step_size * self.weight / self.initial_cost)
+        strengths = self.strengths()
+        amounts = self.marginals(strengths) * (step_size * self.weight / self.initial_cost)
+        would_die = strengths - amounts <= 2 * self.threshold
+        amounts[would_die & self._protected(strengths)] = 0.0
         for source in self.scales:
             amount = amounts[source.index].to(source.parameter.dtype)
             picked = source.parameter[source.positions]
@@ -224,6 +230,51 @@ class Regularizer:
             factor = (1 - shortfall / norms.clamp_min(1e-12)).clamp_min(0)[source.slot]
             shape = (-1, *[1] * (rows.dim() - 1))
             rows[source.positions] *= factor.to(rows.dtype).reshape(shape)
+
+    def _protected(self, strengths: Tensor) -> Tensor:
+        """Channels that must not die, ``[channels]``: as many of the strongest as a group needs.
+
+        A group needs its floor, and one channel where no network would be left without it.
+        """
+        floors = torch.from_numpy(self._needed(strengths)).to(strengths.device)
+        order = torch.argsort(strengths, descending=True, stable=True)
+        order = order[self._channel_group[order] >= 0]
+        order = order[torch.argsort(self._channel_group[order], stable=True)]
+        groups = self._channel_group[order]
+        first = torch.searchsorted(groups, groups)  # where the channel's group begins
+        rank = torch.arange(len(order), device=order.device) - first
+        protected = torch.zeros_like(strengths, dtype=torch.bool)
+        protected[order[rank < floors[groups]]] = True
+        return protected
+
+    def _needed(self, strengths: Tensor) -> IntArray:
+        """How many channels every group must keep, ``[groups]``."""
+        if self.limits.min_width > 0:
+            return self._floors
+        dead = frozenset(np.flatnonzero(self.live_widths(strengths) == 0).tolist())
+        if dead not in self._last_paths:
+            self._last_paths = {dead: self._floors_beside(dead)}
+        return self._last_paths[dead]
+
+    def _floors_beside(self, dead: frozenset[int]) -> IntArray:
+        """One channel for every group without which, beside the dead, no network would be left."""
+        floors = self._floors.copy()
+        for group in self.graph.groups:
+            if self._own[group.index] and not is_viable(self.graph, dead | {group.index}):
+                floors[group.index] = 1
+        return floors
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of the scales and kernels that the regularizer acts on, for :meth:`restore`."""
+        return [source.parameter.detach().clone() for source in (*self.scales, *self.kernels)]
+
+    @torch.no_grad()
+    def restore(self, snapshot: Sequence[Tensor], channels: Tensor) -> None:
+        """Give some channels the scales and kernels of a snapshot, a flag per channel."""
+        for source, earlier in zip((*self.scales, *self.kernels), snapshot, strict=True):
+            positions = source.positions[channels[source.index]]
+            old = earlier.movedim(source.axis, 0)[positions]
+            source.parameter.movedim(source.axis, 0)[positions] = old
 
     @torch.no_grad()
     def silence(self, dead: Tensor) -> None:

@@ -184,6 +184,7 @@ class _Training:
             group["lr"] = lr
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             loss = F.cross_entropy(self.forward(images), labels)
+        loss = loss + self.penalty.loss()
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
