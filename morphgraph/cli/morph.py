@@ -111,6 +111,13 @@ _BASELINES: Any = ("uniform", "l2", "bn", "random")
     show_default=True,
     help="How the use of a channel is measured.",
 )
+@click.option(
+    "--update",
+    type=click.Choice(["proximal", "subgradient"]),
+    default="proximal",
+    show_default=True,
+    help="Shrink to exact zeros after every step, or by a term of the loss and a threshold.",
+)
 @click.option("--round-to", default=1, show_default=True, type=click.IntRange(1))
 @click.option(
     "--min-width",
@@ -176,6 +183,7 @@ def morph(
     crop: int,
     flip: bool,
     strength: Any,
+    update: Any,
     round_to: int,
     min_width: int,
     chosen: tuple[Any, ...],
@@ -236,6 +244,7 @@ def morph(
         max_growth=max_growth,
         weights=weights,
         absorb=absorb,
+        update=update,
     )
     settings = Settings(
         aim,

@@ -28,6 +28,7 @@ from morphgraph.plans import Plan
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
+from morphgraph.train.controller import Moment, Update
 from morphgraph.train.phases import NoPenalty, Penalty, Shrink
 from morphgraph.train.regularizer import Regularizer, Strength
 from morphgraph.workflow import Resized, Start, resize_and_check
@@ -52,6 +53,8 @@ class Aim:
             shrinks to the budget and no further.
         strength: how the use of a channel is measured, see
             :class:`~morphgraph.train.regularizer.Regularizer`.
+        update: how the strengths shrink, see
+            :class:`~morphgraph.train.controller.FixedWeight`.
         round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
         max_growth: no group gets wider than so many times its width in the original.
         weights: ``"keep"``: the last phase goes on with the weights; ``"fresh"``: it trains the
@@ -73,6 +76,7 @@ class Aim:
     max_growth: float | None = None
     weights: Start = "keep"
     absorb: bool = False
+    update: Update = "proximal"
 
     def __post_init__(self) -> None:
         if not self.budget:
@@ -116,6 +120,7 @@ class Aim:
             "iterations": self.iterations,
             "shrink_to": self.shrink_to,
             "strength": self.strength,
+            "update": self.update,
             "round_to": self.round_to,
             "min_width": self.min_width,
             "max_growth": self.max_growth,
@@ -137,6 +142,7 @@ class Iteration:
         target: the regularized cost that the phase was to reach.
         live: the regularized cost when it ended.
         met: whether it was reached.
+        trajectory: of the controller.
         last: whether no other round follows.
     """
 
@@ -151,6 +157,7 @@ class Iteration:
     target: float
     live: float
     met: bool
+    trajectory: tuple[Moment, ...]
     last: bool
 
     @property
@@ -217,7 +224,7 @@ def _round(
     )
     limits = replace(aim.limits, exclude=bound)
     target = _target(lineage.first, regularizer, aim, goals, limits)
-    penalty = Shrink(regularizer, target, steps)
+    penalty = Shrink(regularizer, target, steps, aim.update)
     fit(net, penalty)
     penalty.end()
     with warnings.catch_warnings():
@@ -261,7 +268,8 @@ def _read_off(
         resized,
         penalty.target,
         regularizer.live_cost(),
-        penalty.budget is not None and penalty.budget.met,
+        penalty.met,
+        penalty.trajectory,
         number == aim.iterations,
     )
 
@@ -340,6 +348,7 @@ def morph(
     max_growth: float | None = None,
     weights: Start = "keep",
     absorb: bool = False,
+    update: Update = "proximal",
     seed: int = 0,
 ) -> MorphResult:
     """Learn a structure within a budget, resize the network to it, and train it again.
@@ -359,7 +368,8 @@ def morph(
         cost: what the regularizer counts; the first of the budget's costs if not given.
         steps: optimizer steps of a phase, for a ``fit`` that does not call ``penalty.begin``; 1000
             are supposed if nobody says.
-        shrink_to, strength, round_to, min_width, max_growth, weights, absorb: see :class:`Aim`.
+        shrink_to, strength, round_to, min_width, max_growth, weights, absorb, update: see
+            :class:`Aim`; with ``update="subgradient"`` ``fit`` adds ``penalty.loss()`` to the loss.
         seed: of the inputs of checks, and of new weights.
 
     >>> import morphgraph as mg, torch
@@ -391,6 +401,7 @@ def morph(
         max_growth,
         weights,
         absorb,
+        update,
     )
     graph = lift(export(net, example))
     aim.check(graph)

@@ -6,12 +6,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from morphgraph.errors import MorphWarning
-from morphgraph.train.controller import Budget
+from morphgraph.train.controller import Budget, Moment, Update
 from morphgraph.train.regularizer import Regularizer
 
-DEFAULT_STEPS = (
-    1000  # of a phase of unknown length; enough in all that was tried, see docs/theory.md
-)
+DEFAULT_STEPS = 1000  # of a phase of unknown length
 
 
 class Penalty(Protocol):
@@ -20,15 +18,15 @@ class Penalty(Protocol):
     def begin(self, steps: int) -> None:
         """Say how many optimizer steps the phase takes, before the first one."""
 
+    def loss(self) -> Tensor | float:
+        """What is to be added to the loss; nothing, unless ``update="subgradient"`` was asked."""
+
     def step(self, lr: float) -> None:
         """``lr`` is the optimizer's effective step: its learning rate over (1 - momentum)."""
 
 
 class Steady(Penalty, Protocol):
     """A penalty of a phase that can be stopped and gone on with."""
-
-    def loss(self) -> Tensor | float:
-        """What is to be added to the loss."""
 
     @property
     def regularizer(self) -> Regularizer | None:
@@ -71,10 +69,18 @@ class Shrink:
         regularizer: of the network that is trained.
         target: the cost, of the regularizer's own kind and in its units, to be reached.
         steps: of the phase, where nobody calls :meth:`begin`.
+        update: see :class:`~morphgraph.train.controller.FixedWeight`.
     """
 
-    def __init__(self, regularizer: Regularizer, target: float, steps: int | None = None) -> None:
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        target: float,
+        steps: int | None = None,
+        update: Update = "proximal",
+    ) -> None:
         self.regularizer = regularizer
+        self.update: Update = update
         self.target = target
         self.steps = steps or DEFAULT_STEPS
         self.taken = 0
@@ -94,9 +100,19 @@ class Shrink:
         self.taken += 1
         self._controller().step(lr)
 
+    @property
+    def met(self) -> bool:
+        """Whether the target has been reached, so that the structure is settled."""
+        return self._controller().met
+
+    @property
+    def trajectory(self) -> tuple[Moment, ...]:
+        """What the controller has seen and done, every few steps."""
+        return tuple(self._controller().trajectory)
+
     def end(self) -> None:
         """Warn where the phase was over before its structure was found."""
-        if self._controller().met:
+        if self.met:
             return
         share = self.regularizer.live_share()
         aim = self.target / self.regularizer.initial_cost
@@ -129,5 +145,7 @@ class Shrink:
     def _controller(self) -> Budget:
         if self.budget is None:
             kind = self.regularizer.cost.kind
-            self.budget = Budget(self.regularizer, {kind: self.target}, self.steps)
+            self.budget = Budget(
+                self.regularizer, {kind: self.target}, self.steps, update=self.update
+            )
         return self.budget

@@ -29,6 +29,7 @@ from morphgraph.onnx_io import escape, save, static_shape
 from morphgraph.passes.cost import cost
 from morphgraph.passes.goals import goals_of
 from morphgraph.passes.lift import lift
+from morphgraph.plans import readable_json
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train.baselines import Baseline, baseline_plan, check_baselines, fits_whole
@@ -268,6 +269,8 @@ class _Run:
         plan, model = f"{name}/plan.json", f"{name}/model.onnx"
         self.folder.write(plan, found.plan.to_json())
         self._save(found.resized.model, model)
+        moments = [asdict(moment) for moment in found.trajectory]
+        self.folder.write(f"{name}/trajectory.json", readable_json(moments))
         report = found.resized.report
         assert report is not None
         initial = cost(found.graph, found.regularized).total

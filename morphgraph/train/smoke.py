@@ -78,6 +78,10 @@ class FixedPenalty:
     def begin(self, steps: int) -> None:
         """Do nothing: the number of steps is known."""
 
+    def loss(self) -> float:
+        """Nothing is added to the loss: the steps are proximal."""
+        return 0.0
+
     def step(self, lr: float) -> None:
         """Shrink once; raise when it is enough."""
         if not self.regularizer.weight and self.strength:
@@ -143,7 +147,7 @@ def smoke(
 def smoke_graph(
     graph: ChannelGraph,
     make: Callable[[], nn.Module],
-    fit: Callable[[nn.Module, Any], None],
+    fit: Callable[[nn.Module, FixedPenalty], None],
     cost: str = "flops",
     strength: Strength = "auto",
     *,
