@@ -1,36 +1,46 @@
 """How long a run will still take, from what its epochs have taken so far."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 
 class Progress:
     """Time left for a whole run.
 
+    Epochs of networks of the same size are supposed to take as long as those that were measured.
+    As long as there are none of a size, they are supposed to take as long as they cost.
+
     Args:
         work: per phase its epochs, and how much one of them is to be computed, where an epoch of
             the original is 1.
 
-    >>> progress = Progress({"shrink-1": (2, 1.0), "retrain": (4, 0.5)})
+    >>> progress = Progress({"shrink-1": (2, 1.0), "retrain": (4, 0.5), "uniform": (2, 0.5)})
     >>> progress.left("shrink-1", 1, 10.0)
-    30.0
-    >>> progress.left("shrink-1", 2, 14.0)
-    24.0
+    40.0
+    >>> progress.over("shrink-1")
+    >>> progress.left("retrain", 1, 8.0)        # a small network takes more than half of the time
+    40.0
     """
 
     def __init__(self, work: Mapping[str, tuple[int, float]]) -> None:
         self._epochs = {phase: epochs for phase, (epochs, _) in work.items()}
-        self._left = dict(self._epochs)
         self._unit = {phase: unit for phase, (_, unit) in work.items()}
-        self._seconds = self._done = 0.0
+        self._left = dict(self._epochs)
+        self._times: dict[float, list[float]] = defaultdict(list)  # per unit, seconds of epochs
 
     def left(self, phase: str, number: int, seconds: float) -> float:
         """Seconds left for the run after epoch ``number`` (from 1) of a phase took so long."""
         self._left[phase] = self._epochs[phase] - number
-        self._done += self._unit[phase]
-        self._seconds += seconds
-        units = sum(epochs * self._unit[name] for name, epochs in self._left.items())
-        return units * self._seconds / self._done
+        self._times[self._unit[phase]].append(seconds)
+        return sum(epochs * self._each(self._unit[name]) for name, epochs in self._left.items())
 
     def over(self, phase: str) -> None:
         """A phase is finished, or will not come."""
         self._left[phase] = 0
+
+    def _each(self, unit: float) -> float:
+        """Seconds that an epoch will take."""
+        if unit in self._times:
+            return sum(self._times[unit]) / len(self._times[unit])
+        seconds = sum(sum(times) for times in self._times.values())
+        return unit * seconds / sum(known * len(times) for known, times in self._times.items())
