@@ -39,6 +39,41 @@ def gated_groups(graph: ChannelGraph) -> frozenset[int]:
     return frozenset((resizable & scaled) - leaking)
 
 
+def deciding_scales(graph: ChannelGraph) -> dict[str, frozenset[int]]:
+    """Per BatchNorm scale the groups that it gates last: no other one follows before a reader.
+
+    A BatchNorm undoes whatever scale a channel had before: after ``conv -> bn -> relu -> depthwise
+    conv -> bn`` nothing resists a penalty on the first scale, which falls at the same rate in all
+    channels, useful or not, until it is zero and the channel holds nothing. The last scale alone
+    says how much of a channel is read.
+    """
+    on_value = _groups_on_values(graph)
+    _, read = _roles(graph)
+    inside = _read_inside(graph)
+    awaited: dict[str, frozenset[int]] = {  # groups that are read behind a value, no norm between
+        value.name or "": on_value.get(value.name or "", frozenset())
+        for value in graph.model.graph.outputs
+    }
+    found: dict[str, frozenset[int]] = {}
+    for number, node in reversed(list(enumerate(graph.nodes))):
+        behind = frozenset[int]().union(
+            *(awaited.get(value.name or "", frozenset()) for value in node.ir.outputs)
+        )
+        passed = behind
+        if node.ir.op_type == "BatchNormalization":
+            scale = node.ir.inputs[1]
+            name = scale.name if scale is not None else None
+            found[name or ""] = behind
+            passed = frozenset()
+        here = passed | read.get(number, frozenset()) | inside.get(number, frozenset())
+        for value in node.ir.inputs:
+            if value is not None:
+                name = value.name or ""
+                groups = here & on_value.get(name, frozenset())
+                awaited[name] = awaited.get(name, frozenset()) | groups
+    return found
+
+
 def _is_open_at_zero(node: GraphNode) -> bool:
     entry = entry_of(node.ir.op_type, node.ir.domain)
     return entry is not None and entry.open_at_zero

@@ -20,7 +20,7 @@ from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_check import escape
 from morphgraph.passes.budget import continue_plan
 from morphgraph.passes.cost import Convention, Cost, cost
-from morphgraph.passes.gates import gated_groups
+from morphgraph.passes.gates import deciding_scales, gated_groups
 from morphgraph.passes.goals import Budget as Amounts
 from morphgraph.passes.limits import Limits, viable_widths
 from morphgraph.passes.score import Source, kernels, norm_scales
@@ -28,6 +28,7 @@ from morphgraph.plans import Plan
 from morphgraph.torch_io.weights import named_tensors
 
 Strength = Literal["auto", "bn", "lasso"]
+Tied = Literal["max", "l2"]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -53,13 +54,16 @@ class Regularizer:
         cost: the resource to save, or a :class:`~morphgraph.passes.cost.Cost`.
         strength: ``"bn"``: the BatchNorm scales, refused where they cannot silence a group;
             ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: BatchNorm where it
-            cuts every path from a group's producers to its readers, the group lasso elsewhere. Tied
-            producers count with their maximum. A group without either (an embedding, kernels that
-            are computed) has no strength: it is left alone.
+            cuts every path from a group's producers to its readers, the group lasso elsewhere. Of
+            several BatchNorms in a row the last one counts, since it undoes the scales before it
+            (with ``convention="morphnet"`` all of them, as in the original). A group without either
+            (an embedding, kernels that are computed) has no strength: it is left alone.
         threshold: a channel is alive if its strength is above this. By default 0.01 for scales, and
             for kernels 0.01 of the group's mean strength now: how large kernels are depends on
             their fan-in, and those of wide layers begin below 0.01.
         l1_fraction: share of the mean magnitude in the group lasso.
+        tied: how the strengths of tied producers combine: their maximum, as in MorphNet, or the
+            root of their sum of squares.
         exclude: globs of groups that are left alone.
         convention: of the costs and of how often an operator counts a channel.
         min_width: the floor of every group in what is left; with 0 groups may die as a whole, and
@@ -79,6 +83,7 @@ class Regularizer:
         *,
         threshold: float | None = None,
         l1_fraction: float = 0.0,
+        tied: Tied = "max",
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         convention: Convention = "default",
@@ -87,6 +92,8 @@ class Regularizer:
         self.graph = graph
         self.weight = 1.0
         self.l1_fraction = l1_fraction
+        self.tied = tied
+        self._deciding = None if convention == "morphnet" else deciding_scales(graph)
         self.cost = _resource(graph, cost, convention)
         self.initial_cost = self.cost.total
         self.limits = Limits(1, min_width, tuple(include), tuple(exclude))
@@ -99,8 +106,9 @@ class Regularizer:
         by_kernel = self._per_channel(np.logical_and(self._own, np.logical_not(gated)))
         found = named_tensors(net)
         device = next(iter(found.values())).device if found else torch.device("cpu")
-        self.scales = _bind(norm_scales(graph), self._by_scale, found, device)
-        self.kernels = _bind(producing, by_kernel, found, device)
+        scales = [(source, self._by_scale & self._decides(source)) for source in norm_scales(graph)]
+        self.scales = _bind(scales, found, device)
+        self.kernels = _bind([(source, by_kernel) for source in producing], found, device)
         self._channel_group = torch.from_numpy(graph.channel_group).to(device)
         self._owned = torch.from_numpy(self._per_channel(self._own)).to(device)
         self._floors = np.array([self.limits.floor(group) for group in graph.groups])
@@ -121,6 +129,14 @@ class Regularizer:
                 f"{len(open_ones) - 1} more groups); use 'auto', or exclude them"
             )
         return gated
+
+    def _decides(self, scale: Source) -> Flags:
+        """The channels whose strength this scale has a part in, ``[channels]``."""
+        if self._deciding is None:
+            return np.ones(len(self.graph.channel_group), dtype=bool)
+        flags = np.zeros(len(self.graph.groups), dtype=bool)
+        flags[list(self._deciding.get(scale.parameter, ()))] = True
+        return self._per_channel(flags)
 
     def _with_source(self, sources: Iterable[Source]) -> Flags:
         """Which groups have channels on one of these axes."""
@@ -155,7 +171,10 @@ class Regularizer:
             return total
         index = torch.cat([index for index, _ in parts])
         values = torch.cat([value.float() for _, value in parts])
-        return total.scatter_reduce(0, index, values, "amax", include_self=False)
+        if self.tied == "max":
+            return total.scatter_reduce(0, index, values, "amax", include_self=False)
+        # The root's slope has no bound at zero, where a dead channel is.
+        return total.index_add(0, index, values.square()).clamp_min(1e-24).sqrt()
 
     def alive(self, strengths: Tensor | None = None) -> Tensor:
         """Which channels are alive: above the threshold, or left alone, ``[channels]``."""
@@ -345,13 +364,12 @@ class BoundSource:
 
 
 def _bind(
-    sources: Iterable[Source],
-    wanted: Flags,
+    sources: Iterable[tuple[Source, Flags]],
     parameters: Mapping[str, Tensor],
     device: torch.device,
 ) -> list[BoundSource]:
     bound = []
-    for source in sources:
+    for source, wanted in sources:
         positions = np.flatnonzero(wanted[source.channels])
         if not len(positions):
             continue
