@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
-from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_io import escape
+from morphgraph.passes.choose import scores_of
 from morphgraph.passes.cost import Convention
 from morphgraph.passes.goals import Budget, Goal, filled, fits, goals_of, shown_costs
 from morphgraph.passes.kept import Kept
 from morphgraph.passes.limits import Limits, require_match
-from morphgraph.passes.score import readers
+from morphgraph.passes.score import Score, readers
 from morphgraph.plans import MAX_NEW_CHANNELS, Change, Plan, make_plan
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
@@ -40,9 +41,10 @@ def expand(
     fill: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    score: Score | FloatArray = "l2",
     convention: Convention = "default",
 ) -> Plan:
-    """Widen a plan's groups by one multiplier, as far as every budget allows.
+    """Multiply a plan's widths by one factor, the largest that every budget allows.
 
     Groups grow behind the channels that stay; the resized network computes what it computed
     before, since nothing reads the new channels yet. Groups of which that could not be said keep
@@ -63,6 +65,8 @@ def expand(
         fill: use what rounding leaves of the budget, one grid step of one group at a time, first
             where rounding took most. Without it, all widths are those of the multiplier.
         include, exclude: globs over group ids, names and producers.
+        score: where the plan is above a budget, so that the factor is below 1, the channels of
+            highest score stay.
         convention: of the costs.
 
     >>> import morphgraph as mg
@@ -75,27 +79,31 @@ def expand(
 
     Raises:
         ArgumentError: a bound makes no sense.
-        BudgetError: the plan is above a budget already.
+        BudgetError: the plan's groups are above a budget even at their narrowest.
         PlanError: the plan is for another network.
         UnsupportedError: unknown cost or amount, or a glob that names no group.
     """
     limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
     limits.check(graph)
     goals = goals_of(graph, budget, convention)
-    keep = plan.kept(graph)
+    keep: Mapping[int, IntArray] = plan.kept(graph)
     kept = np.array([len(keep.get(g.index, g.channels)) for g in graph.groups])
     start = plan.widths(graph)
-    _check(goals, start)
-    widest = np.minimum(_bounds(graph, max_growth, max_width or {}), kept + MAX_NEW_CHANNELS)
-    on_grid = np.maximum(start, widest // round_to * round_to)
-    ceilings = np.where(_growable(graph, limits, keep), on_grid, start)
-    floors = _floors(start, ceilings, goals, limits)
+    if fits(goals, start):
+        widest = np.minimum(_bounds(graph, max_growth, max_width or {}), kept + MAX_NEW_CHANNELS)
+        on_grid = np.maximum(start, widest // round_to * round_to)
+        ceilings = np.where(_growable(graph, limits, keep), on_grid, start)
+        floors = _floors(start, ceilings, goals, limits)
+    else:
+        ceilings = start
+        floors = _narrowest(graph, start, goals, limits)
     growth = Growth(start, floors, ceilings, round_to)
     omega = growth.largest(goals)
     widths = growth.widths(omega)
     if fill:
         widths = filled(goals, widths, start, ceilings, round_to)
-    added = {int(k): int(widths[k] - kept[k]) for k in np.flatnonzero(widths > kept)}
+    if (widths < kept).any():
+        keep = _strongest_of(graph, keep, widths, score)
     request: dict[str, Any] = {
         "expand": {kind: str(amount) for kind, amount in budget.items()},
         "omega": omega,
@@ -106,9 +114,43 @@ def expand(
         "fill": fill,
         "of": plan.request,
     }
+    added = {int(k): int(widths[k] - kept[k]) for k in np.flatnonzero(widths > kept)}
     costs = shown_costs(graph, goals, convention)
     changes = {c.kind: Change(c.total, c.at(widths)) for c in costs}
     return make_plan(graph, keep, request, changes, added)
+
+
+def _narrowest(
+    graph: ChannelGraph, start: IntArray, goals: Sequence[Goal], limits: Limits
+) -> IntArray:
+    """How narrow groups may get where a plan is above a budget; what it keeps does not die."""
+    least = np.array([max(limits.floor(group), limits.least(group)) for group in graph.groups])
+    floors: IntArray = np.minimum(start, least)
+    for goal in goals:
+        need = goal.cost.at(floors)
+        if need > goal.limit:
+            raise BudgetError(
+                f"budget {goal.kind}={goal.limit:.12g} cannot be met: the plan's groups need "
+                f"{need:.12g} {goal.cost.unit} at their narrowest; raise the budget, or shrink "
+                "further with `plan`"
+            )
+    return floors
+
+
+def _strongest_of(
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    widths: IntArray,
+    score: Score | FloatArray,
+) -> dict[int, IntArray]:
+    """The channels of highest score among those that a plan keeps, as many as widths allow."""
+    scores = scores_of(graph, score, 0)
+    found = {}
+    for group in graph.groups:
+        kept = keep.get(group.index, np.arange(group.width))
+        order = np.argsort(scores[group.channels[kept]], kind="stable")
+        found[group.index] = np.sort(kept[order[max(0, len(kept) - int(widths[group.index])) :]])
+    return found
 
 
 @dataclass(frozen=True)
@@ -138,8 +180,13 @@ class Growth:
         return found
 
     def largest(self, goals: Sequence[Goal]) -> float:
-        """The largest omega that fits, among those at which some width changes; at least 1."""
+        """The largest omega that fits, among those at which some width changes.
+
+        The floors must fit. Below 1 it is where the widths to start from do not.
+        """
         low, high = 1.0, 2.0
+        while not fits(goals, self.widths(low)):
+            low, high = low / 2, low
         while fits(goals, self.widths(high)) and (self.widths(high) < self.ceilings).any():
             low, high = high, 2 * high
         steps = self._steps(low, high)
@@ -150,8 +197,8 @@ class Growth:
     def _steps(self, low: float, high: float) -> "np.ndarray[Any, np.dtype[np.float64]]":
         """The multipliers from ``low`` to ``high`` at which some width changes, ascending."""
         steps = [np.array([low])]
-        for width, ceiling in zip(self.start, self.ceilings, strict=True):
-            if width < ceiling:
+        for width, floor, ceiling in zip(self.start, self.floors, self.ceilings, strict=True):
+            if width > 0 and floor < ceiling:
                 last = min(high * width, math.ceil(ceiling / self.round_to) * self.round_to)
                 counts = np.arange(int(low * width / self.round_to), int(last / self.round_to) + 1)
                 steps.append(counts * self.round_to / width)
@@ -231,13 +278,3 @@ def _growable(graph: ChannelGraph, limits: Limits, keep: Mapping[int, IntArray])
     while misfits := Kept(graph, keep, dict.fromkeys(free, 1)).misfits(free):
         free -= misfits
     return np.array([group.index in free for group in graph.groups])
-
-
-def _check(goals: Sequence[Goal], widths: IntArray) -> None:
-    for goal in goals:
-        need = goal.cost.at(widths)
-        if need > goal.limit:
-            raise BudgetError(
-                f"budget {goal.kind}={goal.limit:.12g} cannot be met: the plan needs {need:.12g} "
-                f"{goal.cost.unit} before it grows; raise the budget, or shrink further with `plan`"
-            )

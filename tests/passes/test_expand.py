@@ -256,9 +256,40 @@ def test_dead_groups_stay_dead() -> None:
     assert (wide.widths(graph) > graph.widths).any()
 
 
-def test_a_plan_above_the_budget_is_refused(graph: ChannelGraph) -> None:
-    with pytest.raises(BudgetError, match="before it grows"):
-        growth(graph, "80%", "40%")
+def test_a_plan_above_the_budget_is_narrowed_by_the_largest_multiplier(
+    graph: ChannelGraph,
+) -> None:
+    scores = np.random.default_rng(3).uniform(0.1, 1.0, len(graph.channel_group))
+    small = plan(graph, {"flops": "80%"}, score=scores)
+    resource = cost(graph, "flops")
+    limit = 0.4 * resource.total
+    start = small.widths(graph).tolist()
+    floors = [min(w, 1) if g.resizable else w for w, g in zip(start, graph.groups, strict=True)]
+    omegas = {Fraction(k, w) for w in start if w for k in range(1, w)}
+    fitting = [
+        omega
+        for omega in omegas
+        if resource.at(np.array(staircase(start, floors, start, 1, omega))) <= limit
+    ]
+    narrow = expand(graph, small, {"flops": "40%"}, fill=False, score=scores)
+    largest = staircase(start, floors, start, 1, max(fitting))
+    assert narrow.widths(graph).tolist() == largest
+    for group in graph.groups:
+        before = small.kept(graph).get(group.index, np.arange(group.width))
+        after = narrow.kept(graph).get(group.index, np.arange(group.width))
+        assert set(after) <= set(before)
+        gone = np.setdiff1d(before, after)
+        if len(gone):
+            own = scores[group.channels]
+            assert own[gone].max() < own[after].min()
+    full = expand(graph, small, {"flops": "40%"}, score=scores)
+    assert (full.widths(graph) >= largest).all()
+    assert cost(lift(apply(graph, full)), "flops").total == full.cost["flops"].after <= limit
+
+
+def test_a_budget_below_the_narrowest_network_is_refused(graph: ChannelGraph) -> None:
+    with pytest.raises(BudgetError, match="at their narrowest"):
+        growth(graph, "80%", "0.5%")
 
 
 def test_new_channels_are_trainable(graph: ChannelGraph) -> None:
