@@ -276,7 +276,8 @@ def _spare(model: Path, folder: Path) -> None:
     """Refuse a folder where the run would replace its own input."""
     from morphgraph.train.run import FILES
 
-    if any(path.exists() and path.samefile(model) for name in FILES for path in folder.glob(name)):
+    files = [path.resolve() for name in FILES for path in folder.glob(name)]
+    if any(model.resolve().is_relative_to(path) for path in files):
         raise FileError(
             f"{escape(str(model))}: is an input, which is never changed; choose another folder"
         )

@@ -90,10 +90,11 @@ def test_a_training_that_diverges_says_so(
     assert "diverged" in capsys.readouterr().err
 
 
-def test_the_model_is_never_replaced(task: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["base.onnx", "iteration-1/model.onnx"])
+def test_the_model_is_never_replaced(task: Path, tmp_path: Path, place: str) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
-    model = folder / "base.onnx"
+    model = folder / place
+    model.parent.mkdir(parents=True)
     model.write_bytes((task / "model.onnx").read_bytes())
     before = model.read_bytes()
     data = str(task / "data.npz")
