@@ -88,8 +88,8 @@ def test_fresh_weights_of_a_grown_network_train(
 ) -> None:
     """They start where the network's own class starts, and the loss falls to a third."""
     graph = graph_of(name)
-    small = mg.plan(graph, {"flops": "15%"})
-    wide = mg.expand(graph, small, {"flops": "25%"})
+    small = mg.plan(graph, {"flops": "40%"})
+    wide = mg.expand(graph, small, {"flops": "50%"})
     net = mg.to_torch(mg.apply(graph, wide, weights="fresh", seed=1))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(EXAMPLE.shape, generator=generator)
