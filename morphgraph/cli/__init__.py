@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:  # a user gets one line, whatever happens
             if settings.debug:
                 raise
-            complain(_describe(error))
+            complain(settings.speaker + _describe(error))
             return _exit_code(error)
 
 

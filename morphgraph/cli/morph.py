@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from morphgraph.cli.console import note, show
+from morphgraph.cli.console import be_silent, note, show
 from morphgraph.cli.models import open_graph
 from morphgraph.cli.options import (
     MODEL,
@@ -209,6 +209,7 @@ def morph(
     import torch
 
     from morphgraph.report.runs import result_report, smoke_report
+    from morphgraph.train import distributed
     from morphgraph.train.data import Augmentation, load_data
     from morphgraph.train.loop import SHRINK_TO, Aim
     from morphgraph.train.precision import bf16_helps
@@ -216,6 +217,9 @@ def morph(
     from morphgraph.train.trainer import Recipe
 
     torch.set_num_threads(1)  # two training threads in one process are slower than one
+    click.get_current_context().with_resource(distributed.launched())
+    if not distributed.is_first():
+        be_silent(distributed.rank())
     refuse_repeated(budgets)
     if folder is None and not smoke:
         raise click.UsageError("Missing option '-o'")

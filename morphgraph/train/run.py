@@ -16,6 +16,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -25,16 +26,17 @@ from torch import fx, nn
 
 from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import escape, save, static_shape
+from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.cost import cost
 from morphgraph.passes.goals import goals_of
 from morphgraph.passes.lift import lift
 from morphgraph.plans import readable_json
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
+from morphgraph.train import distributed
 from morphgraph.train.baselines import Baseline, baseline_plan, check_baselines, fits_whole
 from morphgraph.train.data import Dataset
-from morphgraph.train.folder import Event, RunFolder, manifest_of
+from morphgraph.train.folder import Event, Onlooker, RunFolder, manifest_of, open_folder
 from morphgraph.train.loop import Aim, Iteration, rounds, start_of_last
 from morphgraph.train.phases import NoPenalty, Penalty, Shrink, Steady
 from morphgraph.train.progress import Progress
@@ -121,21 +123,18 @@ def run(
     check_baselines(settings.baselines)
     settings.aim.check(graph)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = RunFolder(
-        folder,
-        manifest_of(graph, dataset, asdict(settings), device),
-        FILES,
-        overwrite=overwrite,
-        resume=resume,
-        every=checkpoint_seconds,
-        on_event=on_event,
+    manifest = manifest_of(graph, dataset, asdict(settings), device)
+    for name in ("settings", "model", "data"):
+        distributed.require_equal(name, json.dumps(manifest[name]))
+    make = partial(
+        RunFolder, overwrite=overwrite, resume=resume, every=checkpoint_seconds, on_event=on_event
     )
+    place, finished = open_folder(lambda: make(folder, manifest, FILES))
     for text in place.warnings:
         place.log("warning", name=text)
-    if place.finished:
-        path = folder / "result.json"
+    if finished is not None:
         place.tell("finished")
-        return Result.from_json(path.read_bytes(), str(path))
+        return Result.from_json(finished, str(folder / "result.json"))
     return _Run(graph, dataset, settings, place, device).go()
 
 
@@ -184,7 +183,7 @@ class _Run:
         graph: ChannelGraph,
         dataset: Dataset,
         settings: Settings,
-        folder: RunFolder,
+        folder: RunFolder | Onlooker,
         device: torch.device,
     ) -> None:
         self.graph = graph
@@ -242,7 +241,7 @@ class _Run:
             seconds=round(self.folder.seconds, 1),
         )
         self.folder.finish(result.to_json())
-        return result
+        return distributed.from_first(lambda: result)
 
     def _learn(self) -> tuple[list[IterationResult], Iteration]:
         """Shrink and expand until the structure is found."""
@@ -323,7 +322,9 @@ class _Run:
             if pruned and trained is None:
                 trained = self._pretrained(shrinking)
             graph = trained if pruned and trained is not None else self.graph
-            structure = baseline_plan(name, graph, settings.aim, settings.seed)
+            structure = distributed.from_first(
+                partial(baseline_plan, name, graph, settings.aim, settings.seed)
+            )
             if structure is None:
                 self.folder.log(
                     "left out", name=name, reason="the budget leaves the original whole"
@@ -373,7 +374,7 @@ class _Run:
         preprocessing = asdict(self.dataset.preprocessing)
         model.metadata_props[PREPROCESSING_KEY] = json.dumps(preprocessing)
         model.metadata_props[CLASSES_KEY] = json.dumps(self.dataset.classes)
-        save(model, self.folder.place(name), overwrite=True)
+        self.folder.save(model, name)
 
     def _arm(self, name: str, model: ir.Model, net: fx.GraphModule, epochs: int) -> Arm:
         """Write a trained network and say what it is worth."""
