@@ -60,9 +60,9 @@ def test_a_run_meets_its_budget_and_leaves_no_file_of_an_earlier_one(
 def test_early_words_stand_in_the_log_and_are_told(
     task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Four steps are too few to find a structure."""
+    """Four small steps are too few to find a structure."""
     folder = tmp_path / "run"
-    assert morph(task, folder) == 0
+    assert morph(task, folder, "--lr", "0.001") == 0
     said = capsys.readouterr().err
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     words = [event["name"] for event in events if event["event"] == "warning"]
