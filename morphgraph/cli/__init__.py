@@ -22,7 +22,7 @@ COMMANDS = {
     "apply": "Resize a model by a plan, and check the result.",
     "verify": "Check that a resized model computes what the masked original computes.",
     "bench": "Time models side by side in ONNX Runtime.",
-    "morph": "Train, shrink and retrain a network until it meets a budget.",
+    "morph": "Learn a network's structure within a budget, and train it.",
     "diff": "Show what changed between two models, layer by layer.",
     "doctor": "Show versions, CPU features and execution providers.",
 }

@@ -57,12 +57,13 @@ _BASELINES: Any = ("uniform", "l2", "bn", "random")
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="How often to shrink and expand before the last training.",
+    help="How often to shrink and scale before the last training.",
 )
 @click.option(
     "--shrink-to",
     type=click.FloatRange(0, 1, min_open=True),
-    help="How far to shrink before expanding, as a share of the budget; 1 shrinks to the budget.",
+    help="How far a phase shrinks, as a share of what it begins with, before all widths are "
+    "multiplied by the factor that brings them to the budget.",
 )
 @click.option(
     "--max-growth",
@@ -201,10 +202,10 @@ def morph(
 ) -> int:
     """Learn a network's structure within a budget, and train it.
 
-    Each iteration trains the model with the regularizer until its cost is well below the budget,
-    and widens what is left evenly until the budget is used. Then the network that came out is
-    trained. A budget of 100% gives another network of the same cost. Writes base.onnx, plan.json,
-    slim.onnx, result.json and events.jsonl into the output folder.
+    Each iteration trains the model with the regularizer until its cost has fallen far, and
+    multiplies the widths that are left by the factor that brings them to the budget. Then the
+    network that came out is trained. A budget of 100% gives another network of the same cost.
+    Writes base.onnx, plan.json, slim.onnx, result.json and events.jsonl into the output folder.
     """
     import torch
 

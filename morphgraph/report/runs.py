@@ -85,7 +85,7 @@ def event_line(event: Mapping[str, Any]) -> str | None:
         case "finished":
             return f"{event['folder']}: the run is finished already; this is what it came to"
         case "warning":
-            return f"note: {event['name']}"
+            return f"warning: {event['name']}"
         case "epoch":
             live = event["live_share"]
             alive = "" if live is None else f", {live:.1%} of the cost alive"

@@ -77,6 +77,9 @@ class FixedWeight:
         self.update = update
         regularizer.weight = weight
 
+    def begin(self, steps: int) -> None:
+        """Do nothing: the weight does not depend on how long the phase is."""
+
     def loss(self) -> Tensor | float:
         """What is to be added to the loss: the regularizer, or nothing for proximal steps."""
         return self.regularizer() if self.update == "subgradient" else 0.0
@@ -85,6 +88,14 @@ class FixedWeight:
         """Shrink once, after the optimizer's step; ``lr`` as for :meth:`Budget.step`."""
         if self.update == "proximal":
             self.regularizer.proximal_step(lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weight is all that could be changed from outside."""
+        return {"weight": self.regularizer.weight}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.regularizer.weight = state["weight"]
 
 
 class Budget:

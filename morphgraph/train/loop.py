@@ -35,7 +35,7 @@ from morphgraph.train.regularizer import Regularizer, Strength
 from morphgraph.workflow import Resized, Start, resize_and_check
 
 SHRINK_TO = 0.35
-"""How far a phase shrinks before it expands: the share of the budget, see :class:`Aim`."""
+"""How far a phase shrinks before the widths are scaled to the budget, see :class:`Aim`."""
 
 Fit = Callable[[nn.Module, Penalty], None]
 
@@ -50,8 +50,10 @@ class Aim:
         cost: what the regularizer counts; the first of the budget's costs if not given.
         iterations: how often to shrink and expand; ends before where the widths repeat.
         shrink_to: how far a phase shrinks, as the share of the way from the least cost that can be
-            reached to the budget; what is freed is given back by the expansion. With 1 a phase
-            shrinks to the budget and no further.
+            reached to the cost of the network that it begins with. Then all widths are multiplied
+            by one factor, above or below 1, that brings the network to the budget. A phase that
+            shrinks hard tells more about what each layer needs than one that stops at a budget
+            near where it began; docs/experiments.md has the figures.
         strength: how the use of a channel is measured, see
             :class:`~morphgraph.train.regularizer.Regularizer`.
         update: how the strengths shrink, see
@@ -224,7 +226,7 @@ def _round(
         graph, net, resource, aim.strength, exclude=bound, min_width=aim.min_width
     )
     limits = replace(aim.limits, exclude=bound)
-    target = _target(lineage.first, regularizer, aim, goals, limits)
+    target = _target(regularizer, aim, limits)
     penalty = Shrink(regularizer, target, steps, aim.update)
     fit(net, penalty)
     penalty.end()
@@ -250,7 +252,7 @@ def _read_off(
     ceilings = {goal.kind: goal.limit for goal in goals}
 
     def decide() -> tuple[Plan, Plan]:
-        shrunk = regularizer.plan(ceilings, round_to=aim.round_to)
+        shrunk = regularizer.plan({regularizer.cost.kind: penalty.target}, round_to=aim.round_to)
         grown = expand(
             graph,
             shrunk,
@@ -258,6 +260,7 @@ def _read_off(
             round_to=aim.round_to,
             max_width=_widest(lineage, aim.max_growth),
             exclude=bound,
+            score=regularizer.strengths().detach().cpu().double().numpy(),
         )
         return shrunk, grown
 
@@ -291,24 +294,15 @@ def _widest(lineage: Lineage, max_growth: float | None) -> dict[str, int]:
     }
 
 
-def _target(
-    first: ChannelGraph, regularizer: Regularizer, aim: Aim, goals: list[Goal], limits: Limits
-) -> float:
-    """The regularized cost that a phase is to reach.
-
-    Where the regularized cost has no budget of its own, the tightest share of the others stands for
-    it: the expansion then fits them.
-    """
+def _target(regularizer: Regularizer, aim: Aim, limits: Limits) -> float:
+    """The regularized cost that a phase is to reach."""
     graph, resource = regularizer.graph, regularizer.cost
-    own = [goal.limit for goal in goals if goal.kind == resource.kind]
-    share = min(goal.limit / goal.cost.total for goal in goals)
-    ceiling = own[0] if own else share * cost_of(first, resource.kind).total
     narrowest = np.array([limits.floor(group) for group in graph.groups], dtype=np.int64)
     least = max(
         resource.at(viable_widths(graph, narrowest, limits)),
         regularizer.lowest_share() * regularizer.initial_cost,
     )
-    return max(least, least + aim.shrink_to * (ceiling - least))
+    return least + aim.shrink_to * (regularizer.initial_cost - least)
 
 
 def start_of_last(last: Iteration, weights: Start, seed: int) -> ir.Model:
@@ -359,8 +353,9 @@ def morph(
 ) -> MorphResult:
     """Learn a structure within a budget, resize the network to it, and train it again.
 
-    Each iteration shrinks the network while it trains, below the budget, and widens what is left
-    evenly until the budget is used. A budget of 100 % gives a better network of the same cost.
+    Each iteration shrinks the network while it trains, and multiplies the widths that are left by
+    one factor so that the budget is used. A budget of 100 % gives a better network of the same
+    cost.
 
     Args:
         net: the seed network; it is trained in place by the first phase.

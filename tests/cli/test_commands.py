@@ -474,7 +474,7 @@ def test_expand(model: Path, plan: Path, run: Any) -> None:
     assert all(group["new"] > 0 for group in found["groups"].values())
     assert run("apply", model, wide, "-o", slim).code == 0
     assert run("verify", model, plan, slim).code == 0
-    ran = run("expand", model, plan, "--budget", "flops=10%", "-o", model.with_name("no.json"))
+    ran = run("expand", model, plan, "--budget", "flops=0.01%", "-o", model.with_name("no.json"))
     assert ran.code == 1
     assert not model.with_name("no.json").exists()
 

@@ -71,7 +71,7 @@ def test_every_iteration_starts_from_the_network_before() -> None:
 
 
 def test_the_structure_that_repeats_ends_the_loop() -> None:
-    """With ``shrink_to=1`` the second round has nothing to do: the network is at the budget."""
+    """With ``shrink_to=1`` only the budget narrows the network: there is nothing left to do."""
     result = mg.morph(
         seed_network(), (X,), fitting(100), budget={"flops": "60%"}, iterations=5, shrink_to=1.0
     )
@@ -109,12 +109,12 @@ def test_a_phase_says_its_length_or_is_told_so() -> None:
     net, budget = seed_network(), {"flops": "50%"}
     silent = fitting(100, begin=False)
     with pytest.warns(MorphWarning, match=r"100 steps of 1000: say so by penalty.begin\(100\)"):
-        mg.morph(copy.deepcopy(net), (X,), silent, budget=budget, shrink_to=1)
+        mg.morph(copy.deepcopy(net), (X,), silent, budget=budget, shrink_to=0.5)
     with pytest.warns(MorphWarning, match="fit never called penalty.step"):
         mg.morph(copy.deepcopy(net), (X,), lambda net, penalty: None, budget=budget)
     with warnings.catch_warnings():
         warnings.simplefilter("error", MorphWarning)
-        result = mg.morph(copy.deepcopy(net), (X,), silent, budget=budget, steps=100, shrink_to=1)
+        result = mg.morph(copy.deepcopy(net), (X,), silent, budget=budget, steps=100, shrink_to=0.5)
     assert result.iterations[0].met
 
 
@@ -150,9 +150,10 @@ def test_fresh_weights_forget_what_was_trained() -> None:
             for parameter in net.parameters():
                 parameter.fill_(0.25)
 
-    mg.morph(seed_network(), (X,), fit, budget={"flops": "100%"})
+    whole = {"flops": "100%"}
+    mg.morph(seed_network(), (X,), fit, budget=whole, shrink_to=1.0)
     assert (found["start"] == 0.25).all()
-    mg.morph(seed_network(), (X,), fit, budget={"flops": "100%"}, weights="fresh")
+    mg.morph(seed_network(), (X,), fit, budget=whole, shrink_to=1.0, weights="fresh")
     assert not (found["start"] == 0.25).any()
 
 

@@ -86,7 +86,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_result(task: Path, tmp_p
     folder, other = tmp_path / "undisturbed", tmp_path / "killed"
     assert main(arguments(task, folder)) == 0
     chance = random.Random(0)
-    line = arguments(task, other, "--resume", "--checkpoint-seconds", "0")
+    line = arguments(task, other, "--resume", "--checkpoint-seconds", "0.05")
 
     def at(event: str, **fields: object) -> Callable[[], bool]:
         wanted = {"event": event, **fields}

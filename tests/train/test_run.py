@@ -57,6 +57,22 @@ def test_a_run_meets_its_budget_and_leaves_no_file_of_an_earlier_one(
     assert not (folder / "uniform.onnx").exists()
 
 
+def test_early_words_stand_in_the_log_and_are_told(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four small steps are too few to find a structure."""
+    folder = tmp_path / "run"
+    assert morph(task, folder, "--lr", "0.001") == 0
+    said = capsys.readouterr().err
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    words = [event["name"] for event in events if event["event"] == "warning"]
+    assert any("the phase ended at" in text and "train it longer" in text for text in words)
+    assert all(said.count(text) == 1 for text in words)
+    (found,) = result_of(folder)["iterations"]
+    assert not found["met"]
+    assert found["live"] > found["target"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "fragment"),
     [

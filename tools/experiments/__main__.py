@@ -1,0 +1,116 @@
+"""Experiments: does structure learning beat the width multiplier?
+
+    python tools/experiments --data cifar10_16px.npz   # everything; writes docs/experiments.md
+    python tools/experiments --quick                   # minutes; writes runs/experiments/quick.md
+    python tools/experiments --report                  # the page from the rows that there are
+
+Two studies are computed at a time, each by one thread. Every row is appended to
+``runs/experiments/rows.jsonl`` when it is there; rows that are there, or in the checked-in
+``docs/experiments.jsonl``, are not computed again, so that a run that was stopped goes on.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RUNS = ROOT / "runs" / "experiments"
+ROWS = RUNS / "rows.jsonl"
+KEPT = ROOT / "docs" / "experiments.jsonl"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+import torch  # noqa: E402
+from arms import Bench, Row, Study  # noqa: E402
+from page import write  # noqa: E402
+from questions import Question, full, quick  # noqa: E402
+
+
+def main() -> int:
+    options = _options()
+    if options.quick:
+        questions = quick(options.data, RUNS)
+    elif options.data is None:
+        print("give --data cifar10_16px.npz (or any .npz of images), or --quick", file=sys.stderr)
+        return 2
+    else:
+        questions = full(options.data, RUNS)
+    if not options.report:
+        _compute(questions, options.jobs)
+    rows = list(stored().values())
+    if options.quick:
+        write(questions, rows, RUNS / "quick.md", "QUICK=1 make experiments")
+    else:
+        kept = [row for row in rows if row["key"] in _keys(questions)]
+        KEPT.write_text("".join(json.dumps(row) + "\n" for row in sorted(kept, key=_key)))
+        write(questions, kept, ROOT / "docs" / "experiments.md", "make experiments")
+    return 0
+
+
+def stored() -> dict[str, Row]:
+    """All rows that there are, by their keys."""
+    found = {}
+    for path in (KEPT, ROWS):
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the process was killed within a line
+                found[row["key"]] = row
+    return found
+
+
+def _compute(questions: Iterable[Question], jobs: int) -> None:
+    known = stored()
+    studies = [study for question in questions for study in question.studies]
+    todo = [s for s in studies if any(s.key(arm) not in known for arm in s.arms)]
+    RUNS.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    done, began = 0, time.perf_counter()
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
+        for name, seconds in pool.imap_unordered(_study, todo):
+            done += 1
+            left = (time.perf_counter() - began) / done * (len(todo) - done)
+            told = f"{done}/{len(todo)} {name}: {seconds:.0f} s; about {left / 60:.0f} min left"
+            print(told, flush=True)
+
+
+def _study(study: Study) -> tuple[str, float]:
+    """Compute a study in a process of its own, and append its rows."""
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    known = stored()  # another question's study may have had some of the arms
+    for row in Bench(study).rows([arm for arm in study.arms if study.key(arm) not in known]):
+        line = json.dumps(row) + "\n"
+        with ROWS.open("a") as lines:
+            lines.write(line)  # one short write: rows of two processes do not mix
+    return f"{study.title}, seed {study.seed}", time.perf_counter() - began
+
+
+def _keys(questions: Iterable[Question]) -> set[str]:
+    return {study.key(arm) for q in questions for study in q.studies for arm in study.arms}
+
+
+def _key(row: Row) -> str:
+    return str(row["key"])
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="CIFAR-10 at 16x16 pixels, an .npz file")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""The arms of a study: ways to come to a structure, and its training by the same recipe.
+
+A study is one seed network on one dataset with one seed of everything random. All its arms are
+trained from new weights (``weights="fresh"``) by one recipe over the same batches, unless the arm
+is about something else. What several arms need (a phase that shrinks, the trained seed network) is
+computed once per study.
+"""
+
+import datetime as dt
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from networks import NETWORKS
+from peers import bn_scale_pruned
+from torch import nn
+
+import morphgraph as mg
+from morphgraph.graph import ChannelGraph
+from morphgraph.plans import Plan
+from morphgraph.train.baselines import baseline_plan
+from morphgraph.train.controller import FixedWeight
+from morphgraph.train.data import Augmentation, Dataset, load_data
+from morphgraph.train.loop import SHRINK_TO, Aim, Iteration, rounds
+from morphgraph.train.phases import NoPenalty, Steady
+from morphgraph.train.trainer import Recipe, accuracy, train
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One network to be trained.
+
+    Attributes:
+        method: ``seed``, ``uniform``, ``l2`` (magnitude), ``bn`` (Torch-Pruning's BN-scale
+            pruner), ``random``, ``morph``; ``fixed`` for weights of the regularizer set by hand.
+        budget: share of the seed's cost in percent.
+        cost: what is budgeted.
+        target: what the regularizer counts; ``cost`` if not given.
+        iterations, weights, update, shrink_to, min_width, absorb: as for ``mg.morph``.
+        extra_epochs: trained longer, by the epochs of so many shrinking phases.
+        weight: of the regularizer, for ``fixed``.
+        threshold: alive is above this, for ``fixed``.
+    """
+
+    method: str
+    budget: float = 100.0
+    cost: str = "flops"
+    target: str | None = None
+    iterations: int = 1
+    weights: str = "fresh"
+    update: str = "proximal"
+    shrink_to: float = SHRINK_TO
+    min_width: int = 1
+    absorb: bool = False
+    extra_epochs: int = 0
+    weight: float = 0.0
+    threshold: float | None = None
+
+    @property
+    def name(self) -> str:
+        """A row's name: the method and what is not the default."""
+        plain = Arm(self.method)
+        differing = [
+            f"{name}={getattr(self, name):g}"
+            if isinstance(getattr(self, name), float)
+            else f"{name}={getattr(self, name)}"
+            for name in vars(plain)
+            if name != "method" and getattr(self, name) != getattr(plain, name)
+        ]
+        return " ".join([self.method, *differing])
+
+
+@dataclass(frozen=True)
+class Study:
+    """One seed network on one dataset, one seed of everything random.
+
+    ``data`` is a name or path for :func:`morphgraph.train.data.load_data`.
+    """
+
+    network: str
+    data: str
+    seed: int
+    epochs: int
+    shrink_epochs: int
+    arms: tuple[Arm, ...]
+
+    @property
+    def title(self) -> str:
+        """What a row says of its study."""
+        return f"{self.network} | {Path(self.data).stem} | {self.epochs}+{self.shrink_epochs}"
+
+    def key(self, arm: Arm) -> str:
+        """What tells a row from all others."""
+        return f"{self.title} | seed {self.seed} | {arm.name}"
+
+
+class Bench:
+    """A study that is being computed: the dataset, the seed network, and what arms share."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.network = NETWORKS[study.network]
+        self.dataset: Dataset = load_data(study.data)
+        height, width = self.dataset.preprocessing.size
+        channels = len(self.dataset.preprocessing.mean)
+        torch.manual_seed(study.seed)
+        made = self.network.make(channels, len(self.dataset.classes), height).eval()
+        self.graph: ChannelGraph = mg.lift(
+            mg.export(made, (torch.zeros(1, channels, height, width),))
+        )
+        flip = not Path(study.data).stem.startswith(("digits", "sounds"))
+        self.recipe = Recipe(
+            study.epochs,
+            lr=self.network.lr,
+            augmentation=Augmentation(crop=2 if height >= 16 else 1, flip=flip),
+            bf16=self.network.bf16,
+        )
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._rounds: dict[Arm, list[tuple[Iteration, float]]] = {}
+
+    def rows(self, arms: list[Arm]) -> Iterator[Row]:
+        """The rows of some arms, one at a time."""
+        for arm in arms:
+            began = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                row = self._row(arm)
+            yield {
+                "key": self.study.key(arm),
+                "study": self.study.title,
+                "network": self.study.network,
+                "data": Path(self.study.data).stem,
+                "seed": self.study.seed,
+                "arm": arm.name,
+                "method": arm.method,
+                "budget": arm.budget,
+                "cost": arm.cost,
+                **row,
+                "seconds": round(time.perf_counter() - began, 1),
+                "day": dt.date.today().isoformat(),
+            }
+
+    def _row(self, arm: Arm) -> Row:
+        if arm.method == "seed":
+            return self._measured(arm, mg.fresh(self.graph, self.study.seed), self.graph, {})
+        model, told = self._structure(arm)
+        return self._measured(arm, model, mg.lift(model), told)
+
+    def _structure(self, arm: Arm) -> tuple[ir.Model, Row]:
+        """The arm's network before its training, and what is to be told of how it was found."""
+        if arm.method in ("morph", "fixed"):
+            return self._morphed(arm)
+        aim = Aim({arm.cost: f"{arm.budget:g}%"}, min_width=arm.min_width)
+        if arm.method == "bn":
+            plan = bn_scale_pruned(self, arm.budget / 100)
+        else:
+            scored = self._trained if arm.method == "l2" else self.graph
+            found = baseline_plan(arm.method, scored, aim, self.study.seed)
+            assert found is not None
+            plan = found
+        return self._applied(self.graph, plan, arm), {}
+
+    def _applied(self, graph: ChannelGraph, plan: Plan, arm: Arm) -> ir.Model:
+        if arm.weights == "keep":
+            return mg.apply(graph, plan, verify=False, absorb=arm.absorb)
+        return mg.apply(graph, plan, weights="fresh", seed=self.study.seed, verify=False)
+
+    @cached_property
+    def _trained(self) -> ChannelGraph:
+        """The seed network as the arm ``seed`` trained it."""
+        net = self._module(mg.fresh(self.graph, self.study.seed))
+        self.train(net, self.recipe, NoPenalty(), "train")
+        return mg.lift(mg.with_weights(self.graph.model, net))
+
+    def _morphed(self, arm: Arm) -> tuple[ir.Model, Row]:
+        if arm.method == "fixed":
+            return self._by_hand(arm)
+        found, seconds = self._iterations(arm)[-1]
+        plan = found.grown
+        if found.plan.request["morph"] != self._aim(arm).request()["morph"]:
+            plan = mg.expand(
+                found.graph,
+                found.shrunk,
+                {arm.cost: f"{arm.budget:g}%"},
+                score=self._scores(found),
+            )
+        told = {
+            "live": found.live / mg.cost(found.graph, arm.target or arm.cost).total,
+            "aimed": found.target / mg.cost(found.graph, arm.target or arm.cost).total,
+            "met": found.met,
+            "trimmed": found.trimmed,
+            "omega": plan.request.get("omega"),
+            "shrink_seconds": round(seconds, 1),
+        }
+        trained = mg.lift(mg.with_weights(found.graph.model, found.net))
+        return self._applied(trained, plan, arm), told
+
+    def _scores(self, found: Iteration) -> np.ndarray[Any, np.dtype[np.float64]]:
+        regularizer = mg.Regularizer(found.graph, found.net)
+        return regularizer.strengths().detach().cpu().double().numpy()
+
+    def _aim(self, arm: Arm) -> Aim:
+        return Aim(
+            {arm.cost: f"{arm.budget:g}%"},
+            arm.target,
+            arm.iterations,
+            arm.shrink_to,
+            min_width=arm.min_width,
+            update=arm.update,  # type: ignore[arg-type]
+        )
+
+    def _iterations(self, arm: Arm) -> list[tuple[Iteration, float]]:
+        """The rounds of shrinking; one round serves all budgets, since it shrinks to one share."""
+        shared = replace(arm, weights="fresh", extra_epochs=0, absorb=False)
+        if arm.iterations == 1:
+            shared = replace(shared, budget=100.0, cost="flops", target=arm.target or arm.cost)
+        if shared not in self._rounds:
+            self._rounds[shared] = list(self._shrink(shared))
+        return self._rounds[shared]
+
+    def _shrink(self, arm: Arm) -> Iterator[tuple[Iteration, float]]:
+        recipe = replace(self.recipe, epochs=self.study.shrink_epochs, constant=True)
+        number = 0
+
+        def fit(net: nn.Module, penalty: Steady) -> None:
+            nonlocal number
+            number += 1
+            self.train(net, recipe, penalty, f"shrink {number}")
+
+        net = self._module(mg.fresh(self.graph, self.study.seed))
+        began = time.perf_counter()
+        for found in rounds(self.graph, net, fit, self._aim(arm), seed=self.study.seed):
+            yield found, time.perf_counter() - began
+
+    def _by_hand(self, arm: Arm) -> tuple[ir.Model, Row]:
+        """A regularizer whose weight was set by hand, as in the paper; widths as they come."""
+        net = self._module(mg.fresh(self.graph, self.study.seed))
+        regularizer = mg.Regularizer(self.graph, net, arm.cost, threshold=arm.threshold)
+        recipe = replace(self.recipe, epochs=self.study.shrink_epochs, constant=True)
+        penalty = FixedWeight(regularizer, arm.weight, arm.update)  # type: ignore[arg-type]
+        self.train(net, recipe, penalty, "shrink 1")
+        live = regularizer.live_share()
+        plan = mg.expand(self.graph, regularizer.plan(), {arm.cost: f"{arm.budget:g}%"})
+        return self._applied(self.graph, plan, arm), {"live": live, "omega": plan.request["omega"]}
+
+    def _measured(self, arm: Arm, model: ir.Model, graph: ChannelGraph, told: Row) -> Row:
+        """Train the arm's network, and say what it is worth."""
+        net = self._module(model)
+        began = time.perf_counter()
+        epochs = self.recipe.epochs + arm.extra_epochs * self.study.shrink_epochs
+        self.train(net, replace(self.recipe, epochs=epochs), NoPenalty(), "train")
+        seconds = time.perf_counter() - began
+        costs = {kind: mg.cost(graph, kind).total for kind in ("macs", "params")}
+        whole = {kind: mg.cost(self.graph, kind).total for kind in ("macs", "params")}
+        if arm.method == "seed":
+            self.__dict__["_trained"] = mg.lift(mg.with_weights(self.graph.model, net))
+        return {
+            "accuracy": accuracy(net, self.dataset),
+            "macs": costs["macs"],
+            "params": costs["params"],
+            "macs_share": costs["macs"] / whole["macs"],
+            "params_share": costs["params"] / whole["params"],
+            "widths": {group.name: group.width for group in graph.groups if group.resizable},
+            "epochs": epochs,
+            "train_seconds": round(seconds, 1),
+            **told,
+        }
+
+    def _module(self, model: ir.Model) -> nn.Module:
+        return mg.to_torch(model).to(self.device)
+
+    def train(self, net: nn.Module, recipe: Recipe, penalty: Steady, phase: str) -> None:
+        """One phase of training; arms that name it alike see the same batches."""
+        train(net, self.dataset, recipe, seed=self.study.seed, phase=phase, penalty=penalty)
+
+
+def standard_error(numbers: list[float]) -> float:
+    """Of the mean; NaN for one number."""
+    if len(numbers) < 2:
+        return math.nan
+    return float(np.std(numbers, ddof=1) / math.sqrt(len(numbers)))

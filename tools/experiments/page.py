@@ -1,0 +1,143 @@
+"""The page ``docs/experiments.md``: a table for each question, from rows."""
+
+import os
+import platform
+import statistics
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from arms import Arm, Row, Study, standard_error
+from questions import Question
+
+HEAD = """# Experiments
+
+Made by `{command}` from the rows of {first} to {last}, on {machine}; Python {python}, torch
+{torch}, torch-pruning {pruning}. Every row is in [experiments.jsonl](experiments.jsonl);
+`make experiments` computes those that are missing there. Seconds are wall time of one thread beside
+another study.
+
+Every arm is trained by one recipe: SGD with Nesterov momentum 0.9, batch 128, peak rate 0.1 (0.02
+where the network has no BatchNorm), 15 % warm-up, then linearly to 0, weight decay 5e-4 on kernels,
+random crops, and flips for photographs. *Epochs* are those of this training, which starts from new
+weights, over the same batches in all arms of a seed, unless a row says `weights=keep`. MorphNet's
+arms have learned their structure before in a phase of its own (*n+m* epochs: n for the training, m
+for that phase), at a constant rate. `bn` (Torch-Pruning's BN-scale pruner, network slimming) and
+`l2` (magnitude) have theirs from the seed network trained for n epochs. Every arm's widths are
+filled up to its budget by the same rule. *gain* is in points over the arm named there, seed by
+seed, with its standard error.
+
+Test accuracies are those after the last epoch. CIFAR-10 is averaged to 16x16 pixels: figures are
+not comparable with published ones.
+"""
+
+
+def write(questions: Iterable[Question], rows: Sequence[Row], path: Path, command: str) -> None:
+    """Write the page; studies without rows are named as missing."""
+    days = sorted({row.get("day", "") for row in rows}) or [""]
+    parts = [
+        HEAD.format(
+            command=command,
+            first=days[0],
+            last=days[-1],
+            machine=_machine(),
+            python=platform.python_version(),
+            torch=version("torch"),
+            pruning=version("torch-pruning"),
+        )
+    ]
+    known = {row["key"]: row for row in rows}
+    for number, question in enumerate(questions, 1):
+        parts.append(f"\n## {number}. {question.title}\n\n{question.text}\n")
+        parts.extend(_table(studies, known) for studies in _by_title(question.studies))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(parts))
+    print(f"{path}: {len(rows)} rows")
+
+
+def _by_title(studies: Iterable[Study]) -> list[list[Study]]:
+    found: dict[str, list[Study]] = {}
+    for study in studies:
+        found.setdefault(study.title, []).append(study)
+    return list(found.values())
+
+
+def _table(studies: Sequence[Study], known: dict[str, Row]) -> str:
+    """One network on one dataset: a line per arm, over the seeds that there are."""
+    lines = [
+        f"\n### {studies[0].network}, {Path(studies[0].data).stem}, "
+        f"{studies[0].epochs}+{studies[0].shrink_epochs} epochs\n\n",
+        "| arm | seeds | accuracy % | FLOPs % | parameters % | gain | over | live % | seconds |\n",
+        "|---|---:|---:|---:|---:|---:|---|---:|---:|\n",
+    ]
+    missing = 0
+    for arm in studies[0].arms:
+        rows = {s.seed: known[s.key(arm)] for s in studies if s.key(arm) in known}
+        missing += len(studies) - len(rows)
+        if not rows:
+            continue
+        lines.append(_line(arm.name, rows, _rival(studies, arm, known)))
+    if missing:
+        lines.append(f"\n{missing} rows of this table are missing.\n")
+    widths = _widths(studies, known)
+    return "".join([*lines, "\n", widths])
+
+
+def _rival(studies: Sequence[Study], arm: Arm, known: dict[str, Row]) -> tuple[str, dict[int, Row]]:
+    """What an arm is measured against: the multiplier at the same cost, at 100 % the seed."""
+    if arm.method == "seed" or (arm.method == "uniform" and arm.budget < 100):
+        return "", {}
+    for other in studies[0].arms:
+        at_whole = arm.budget == 100 and other.method == "seed"
+        same = other.method == "uniform" and (other.budget, other.cost) == (arm.budget, arm.cost)
+        if (at_whole or same) and other.extra_epochs == arm.extra_epochs:
+            rows = {s.seed: known[s.key(other)] for s in studies if s.key(other) in known}
+            return other.name, rows
+    return "", {}
+
+
+def _line(name: str, rows: dict[int, Row], rival: tuple[str, dict[int, Row]]) -> str:
+    over, others = rival
+    both = [seed for seed in rows if seed in others]
+    gains = [100 * (rows[s]["accuracy"] - others[s]["accuracy"]) for s in both]
+    live = [100 * row["live"] for row in rows.values() if "live" in row]
+    cells = [
+        name,
+        str(len(rows)),
+        _mean([100 * row["accuracy"] for row in rows.values()]),
+        f"{statistics.mean(100 * row['macs_share'] for row in rows.values()):.2f}",
+        f"{statistics.mean(100 * row['params_share'] for row in rows.values()):.1f}",
+        _mean(gains, "+") if gains else "",
+        over if gains else "",
+        f"{statistics.mean(live):.1f}" if live else "",
+        f"{statistics.mean(row['seconds'] for row in rows.values()):.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _mean(numbers: Sequence[float], sign: str = "") -> str:
+    mean = f"{statistics.mean(numbers):{sign}.2f}"
+    return mean if len(numbers) < 2 else f"{mean} ± {standard_error(list(numbers)):.2f}"
+
+
+def _widths(studies: Sequence[Study], known: dict[str, Row]) -> str:
+    """The widths of the learned structures, of the first seed."""
+    lines = []
+    for arm in studies[0].arms:
+        row = known.get(studies[0].key(arm))
+        if row and arm.method in ("seed", "morph", "bn") and len(row["widths"]) <= 16:
+            numbers = " ".join(str(width) for width in row["widths"].values())
+            lines.append(f"- {arm.name}: {numbers}\n")
+    return ("Widths, seed 0:\n\n" + "".join(lines)) if lines else ""
+
+
+def _machine() -> str:
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return f"{model}, {os.cpu_count()} cores"

@@ -1,0 +1,182 @@
+"""What is asked, and which studies answer it.
+
+Budgets are percents of the seed network's cost. A study's arms are computed in one process, and the
+same arm of two questions is computed once. Studies stand in the order in which they are computed:
+the seeds of one question before those of the next.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from arms import Arm, Study
+from sounds import sounds
+
+WEIGHTS = (0.3, 1.0, 3.0)  # of the regularizer, set by hand
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the page: a title, what stands below it, and the studies with the answer."""
+
+    title: str
+    text: str
+    studies: tuple[Study, ...]
+
+
+def arms_at(method: str, *budgets: float, **options: object) -> list[Arm]:
+    """One arm for each budget."""
+    return [replace(Arm(method), budget=float(b), **options) for b in budgets]  # type: ignore[arg-type]
+
+
+def over_seeds(
+    network: str, data: str, seeds: int, epochs: int, shrink: int, arms: Iterable[Arm]
+) -> tuple[Study, ...]:
+    """The same study for several seeds."""
+    chosen = tuple(arms)
+    return tuple(Study(network, data, seed, epochs, shrink, chosen) for seed in range(seeds))
+
+
+SEED = Arm("seed")
+AGAINST = [
+    *arms_at("uniform", 50, 25),
+    *arms_at("l2", 50, 25),
+    *arms_at("bn", 50, 25),
+]
+BY_SIZE = {"cost": "params", "target": "params"}
+
+
+def full(cifar: Path, folder: Path) -> list[Question]:
+    """The questions at their full setting; ``folder`` is for data that are made here."""
+    data = str(cifar)
+    main = [SEED, *arms_at("morph", 100, 50, 25), *AGAINST]
+    few = [SEED, *arms_at("morph", 100, 25), *arms_at("uniform", 25)]
+    vgg, resnet, mobile, tower = "VGG [24]*7", "ResNet-14", "MobileNet", "Inception"
+    half = [SEED, *arms_at("morph", 100)]
+    sizes = [*arms_at("morph", 100, 25, **BY_SIZE), *arms_at("uniform", 25, cost="params")]
+    return [
+        Question(
+            "MorphNet against the multiplier and two pruners",
+            "Accuracy at the same FLOPs, every arm trained from new weights.",
+            (
+                *over_seeds(vgg, data, 5, 5, 2, main),
+                *over_seeds(resnet, data, 5, 5, 2, main),
+                *over_seeds("VGG, by hand", data, 5, 5, 2, half),
+                *over_seeds(mobile, data, 5, 5, 3, few),
+                *over_seeds(tower, data, 3, 5, 2, few),
+                *over_seeds(vgg, "fashion-mnist", 3, 2, 2, few),
+                *over_seeds("MobileNet x0.5", data, 3, 5, 3, half),
+                *over_seeds("ResNet, bottlenecks", data, 3, 5, 2, few),
+                *over_seeds(vgg, "digits", 3, 20, 40, few),
+                *over_seeds(vgg, str(sounds(folder)), 3, 4, 8, few),
+            ),
+        ),
+        Question(
+            "FLOPs as the target, or parameters",
+            "Every structure with both of its costs: what is saved in one is paid in the other.",
+            (
+                *over_seeds(
+                    "VGG, by hand", data, 5, 5, 2, [*half, *arms_at("morph", 100, **BY_SIZE)]
+                ),
+                *over_seeds(vgg, data, 5, 5, 2, [*few, *sizes]),
+            ),
+        ),
+        Question(
+            "One iteration or two",
+            "Both end at the same FLOPs; the second begins with the network of the first.",
+            over_seeds(
+                vgg,
+                data,
+                3,
+                5,
+                2,
+                [*few, *arms_at("morph", 100, 25, iterations=2)],
+            ),
+        ),
+        Question(
+            "Whole blocks and whole towers",
+            "Strong budgets, and no floor: groups may die, and their layers vanish.",
+            (
+                *over_seeds(resnet, data, 3, 5, 2, strong(8)),
+                *over_seeds(tower, data, 3, 5, 2, strong(8)),
+            ),
+        ),
+        Question(
+            "A controller, or a weight set by hand; proximal steps, or the subgradient",
+            "The widths are scaled to 100 % of the FLOPs and trained; *live* is where the phase "
+            "itself ended, of the 35 % that the controller was asked for.",
+            over_seeds(
+                vgg,
+                data,
+                3,
+                5,
+                2,
+                [
+                    *arms_at("morph", 100),
+                    *arms_at("morph", 100, update="subgradient"),
+                    *(replace(Arm("fixed"), weight=w) for w in WEIGHTS),
+                    *(
+                        replace(Arm("fixed"), weight=w, update="subgradient", threshold=1e-2)
+                        for w in WEIGHTS
+                    ),
+                ],
+            ),
+        ),
+        Question(
+            "Inherited weights, or training from scratch",
+            "`weights=keep` goes on with the weights of the phase that shrank; `extra_epochs=1` is "
+            "trained from new weights for the epochs of that phase longer.",
+            over_seeds(
+                vgg,
+                data,
+                3,
+                5,
+                2,
+                [
+                    *few,
+                    *arms_at("morph", 100, 25, weights="keep"),
+                    *arms_at("morph", 25, weights="keep", absorb=True),
+                    *arms_at("morph", 100, 25, extra_epochs=1),
+                    *arms_at("uniform", 25, extra_epochs=1),
+                    *arms_at("seed", 100, extra_epochs=1),
+                ],
+            ),
+        ),
+        Question(
+            "Without BatchNorm: group lasso, and a vision transformer",
+            "Kernels, heads and MLP widths instead of BatchNorm scales.",
+            (
+                *over_seeds("VGG without BN", data, 3, 5, 2, few),
+                *over_seeds(
+                    "ViT", data, 3, 5, 3, [SEED, *arms_at("morph", 50), *arms_at("uniform", 50)]
+                ),
+            ),
+        ),
+    ]
+
+
+def strong(budget: float) -> list[Arm]:
+    """The arms at a budget at which layers go."""
+    share = budget / 100
+    return [
+        *arms_at("uniform", budget),
+        *arms_at("morph", budget, shrink_to=share),
+        *arms_at("morph", budget, shrink_to=share, min_width=0),
+    ]
+
+
+def quick(cifar: Path | None, folder: Path) -> list[Question]:
+    """The main question in a few minutes; the figures say little."""
+    data = str(sounds(folder)) if cifar is None else str(cifar)
+    arms = [SEED, *arms_at("morph", 100, 25), *arms_at("uniform", 25)]
+    return [
+        Question(
+            "MorphNet against the multiplier, quickly",
+            "Two seeds and two epochs: the commands work; the figures say little.",
+            (
+                *over_seeds("VGG [24]*7", data, 2, 2, 1, arms),
+                *over_seeds("ResNet-14", data, 2, 2, 1, arms),
+                *over_seeds("VGG [24]*7", "digits", 2, 10, 20, arms),
+            ),
+        )
+    ]
