@@ -18,23 +18,31 @@ class Axis:
 
     @classmethod
     def around(cls, low: float, high: float) -> "Axis":
-        """The axis from a round number below to one above, with a little room.
+        """An axis with a little room on both sides, and ticks at round numbers.
 
-        >>> Axis.around(24.8, 100.0)
-        Axis(low=20.0, high=120.0, step=20.0)
+        >>> Axis.around(25.0, 100.0).ticks()
+        [20.0, 40.0, 60.0, 80.0, 100.0]
         >>> Axis.around(91.2, 91.2).ticks()
-        [91.0, 91.2, 91.4]
+        [91.0, 91.1, 91.2, 91.3, 91.4]
         """
-        room = (high - low) * 0.03 or 0.1
+        room = (high - low) * 0.08 or 0.2
         low, high = low - room, high + room
-        step = _round_step((high - low) / _TICKS)
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        return cls(round(first * step, 10), round(last * step, 10), step)
+        return cls(low, high, _round_step((high - low) / _TICKS))
 
     def ticks(self) -> list[float]:
         """Where a number is written."""
-        count = round((self.high - self.low) / self.step)
-        return [round(self.low + k * self.step, 10) for k in range(count + 1)]
+        first = math.ceil(self.low / self.step - 1e-9)
+        last = math.floor(self.high / self.step + 1e-9)
+        return [round(k * self.step, 10) for k in range(first, last + 1)]
+
+    def write(self, tick: float) -> str:
+        """A tick's number, with as many digits as its neighbours.
+
+        >>> Axis(98, 99.5, 0.25).write(99.5)
+        '99.50'
+        """
+        digits = next(d for d in range(10) if round(self.step, d) == round(self.step, 9))
+        return f"{tick:.{digits}f}"
 
     def place(self, value: float) -> float:
         """0 at the low end, 1 at the high one."""
@@ -74,11 +82,11 @@ class Frame:
         for value in self.across.ticks():
             x = self.x(value)
             parts.append(f'<path d="M{x:.1f} {top:.1f}V{bottom:.1f}" stroke="#e3e8ef"/>')
-            parts.append(_text(x, bottom + 18, f"{value:g}", "middle"))
+            parts.append(_text(x, bottom + 18, self.across.write(value), "middle"))
         for value in self.up.ticks():
             y = self.y(value)
             parts.append(f'<path d="M{left:.1f} {y:.1f}H{right:.1f}" stroke="#e3e8ef"/>')
-            parts.append(_text(left - 8, y + 4, f"{value:g}", "end"))
+            parts.append(_text(left - 8, y + 4, self.up.write(value), "end"))
         parts.append(
             f'<path d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}" fill="none" '
             'stroke="#44546a"/>'

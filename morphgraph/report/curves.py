@@ -24,6 +24,7 @@ _TITLES = {
 }
 _PANEL = (470, 330)  # width and height with labels
 _LEGEND_ROW = 20
+_ASIDE = 4.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def curves_svg(rows: Sequence[Row], data: str) -> str:
         parts += frame.draw(f"{_title(kind)} (% of the original)", "test accuracy (%)")
         for place, name in enumerate(series):
             own = [point for point in points if point.series == name]
-            parts += _curve(frame, kind, own, place)
+            parts += _curve(frame, kind, own, place, place - (len(series) - 1) / 2)
     label = html.escape(f"Test accuracy on {data} against cost, by method")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -174,11 +175,14 @@ def _legend(series: Sequence[str]) -> list[str]:
     return parts
 
 
-def _curve(frame: Frame, kind: str, points: Sequence[Point], place: int) -> list[str]:
-    """A line through a series' points from the left to the right, with marks and error bars."""
+def _curve(frame: Frame, kind: str, points: Sequence[Point], place: int, side: float) -> list[str]:
+    """A line through a series' points from the left to the right, with marks and error bars.
+
+    Series stand a little beside each other, or those at the same cost would hide each other.
+    """
     colour = _COLOURS[place % len(_COLOURS)]
     ordered = sorted(points, key=lambda point: point.shares[kind])
-    xs = [frame.x(100 * point.shares[kind]) for point in ordered]
+    xs = [frame.x(100 * point.shares[kind]) + _ASIDE * side for point in ordered]
     ys = [frame.y(100 * point.accuracy) for point in ordered]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
     parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>']
