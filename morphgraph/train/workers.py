@@ -112,6 +112,7 @@ def on_this_machine(task: Task, jobs: Jobs, processes: int) -> Iterator[tuple[st
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
+            process.join()
 
 
 def _as_done(names: Mapping["Future[Outcome]", str]) -> Iterator[tuple[str, Outcome]]:
