@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": "Check that a resized model computes what the masked original computes.",
     "bench": "Time models side by side in ONNX Runtime.",
     "morph": "Learn a network's structure within a budget, and train it.",
+    "sweep": "Draw curves of accuracy against cost: many runs of morph and of baselines.",
     "diff": "Show what changed between two models, layer by layer.",
     "doctor": "Show versions, CPU features and execution providers.",
 }
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:  # a user gets one line, whatever happens
             if settings.debug:
                 raise
-            complain(_describe(error))
+            complain(settings.speaker + _describe(error))
             return _exit_code(error)
 
 

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 class Settings:
     """How much is said, and how; options of every command set it.
 
-    ``verbosity`` is -1 (errors only), 0, or 1 and more (every step with its time).
+    ``verbosity`` is -1 (errors only), 0, or 1 and more (every step with its time). Of a
+    process that is ``silent`` only errors are heard, which ``speaker`` introduces.
     """
 
     verbosity: int = 0
+    silent: bool = False
+    speaker: str = ""
     debug: bool = False
     color: bool = True
 
@@ -48,6 +51,8 @@ def emit(text: str) -> None:
 
 def show(report: "Report", kind: "Format") -> None:
     """Write a report to stdout in the format that the user wants."""
+    if settings().silent:
+        return
     from morphgraph.report.tables import render
 
     color = settings().color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -75,6 +80,12 @@ def step(text: str) -> Iterator[None]:
     yield
     if settings().verbosity > 0:
         _say(f"{text}: {perf_counter() - start:.2f} s")
+
+
+def be_silent(number: int) -> None:
+    """Let another process of this program speak; this one, which has a number, only of errors."""
+    now = settings()
+    now.verbosity, now.silent, now.speaker = -1, True, f"process {number}: "
 
 
 def complain(text: str) -> None:

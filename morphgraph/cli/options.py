@@ -138,10 +138,12 @@ class Lifting:
     Attributes:
         input_shapes: sizes of inputs that files leave open.
         attention: whether attentions shrink by ``"heads"`` or by ``"head-dim"``.
+        ops: Python files that teach operators; they have run already.
     """
 
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     attention: "Attention | None" = None
+    ops: tuple[str, ...] = ()
 
 
 def lift_options(command: _Command) -> _Command:
@@ -149,7 +151,8 @@ def lift_options(command: _Command) -> _Command:
 
     @wraps(command)
     def with_lifting(*args: Any, input_shapes: Any, attention: Any, **options: Any) -> Any:
-        return command(*args, lifting=Lifting(input_shapes, attention), **options)
+        ops = click.get_current_context().meta.get(_OPS, ())
+        return command(*args, lifting=Lifting(input_shapes, attention, ops), **options)
 
     decorated: Any = ops_option(attention_option(input_shape_option(with_lifting)))
     return decorated  # type: ignore[no-any-return]
@@ -172,7 +175,11 @@ attention_option: Decorator[Any] = click.option(
 )
 
 
-def _run_ops(_ctx: click.Context, _param: click.Parameter, paths: tuple[Path, ...]) -> None:
+_OPS = f"{__name__}.ops"
+
+
+def _run_ops(ctx: click.Context, _param: click.Parameter, paths: tuple[Path, ...]) -> None:
+    ctx.meta[_OPS] = tuple(str(path.resolve()) for path in paths)
     if paths:
         from morphgraph.ops.custom import load_ops
 

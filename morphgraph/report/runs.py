@@ -5,11 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from morphgraph.bench import BenchResult
-from morphgraph.report.tables import Cell, Column, Report, Table, amount, number, plain, share
+from morphgraph.report.tables import (
+    Cell,
+    Column,
+    Report,
+    Table,
+    amount,
+    number,
+    percent,
+    plain,
+    share,
+)
 from morphgraph.train.results import Arm, Result
 from morphgraph.train.smoke import SmokeReport
 
-_NAMES = {
+NAMES = {
     "base": "original",
     "uniform": "width multiplier",
     "l2": "magnitude pruning",
@@ -29,7 +39,7 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
     """
     columns = [
         Column("network"),
-        number("accuracy", _accuracy),
+        number("accuracy", percent),
         number("MACs", amount),
         number("of original", share),
         number("parameters", amount),
@@ -126,16 +136,12 @@ def _met(result: Result, kind: str) -> str:
 
 
 def _row(name: str, arm: Arm, base: Arm) -> list[Cell]:
-    title = _NAMES.get(name, name)
+    title = NAMES.get(name, name)
     return [title, arm.accuracy, arm.macs, arm.macs / base.macs, arm.params, arm.epochs]
 
 
 def _written(result: Result) -> list[str]:
     return [*(arm.file for arm in result.arms.values()), "plan.json", "result.json", "events.jsonl"]
-
-
-def _accuracy(value: Cell) -> str:
-    return f"{value:.2%}" if isinstance(value, float) else plain(value)
 
 
 def _ms(value: Cell) -> str:

@@ -69,6 +69,15 @@ def share(value: Cell) -> str:
     return f"{100 * value:.{digits}f} %"
 
 
+def percent(value: Cell) -> str:
+    """An accuracy, or a difference between two.
+
+    >>> percent(0.98765), percent(None)
+    ('98.77%', '')
+    """
+    return f"{value:.2%}" if isinstance(value, float) else plain(value)
+
+
 def change(before: float, after: float) -> str:
     """Two amounts and how the second compares with the first.
 

@@ -5,7 +5,7 @@ network's input and is recorded with every network that was trained on it. All t
 split of a folder, the order of batches, crops and flips) follows from seeds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from os import PathLike
@@ -99,23 +99,32 @@ class Dataset:
         batch_size: int,
         generator: torch.Generator,
         augmentation: Augmentation = Augmentation(),
+        share: Callable[[int], slice] = slice,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in random order: inputs ``[batch, channels, *size]`` and labels ``[batch]``.
 
         The images beyond the last whole batch wait for another epoch, since BatchNorm learns little
         from a batch of one; a dataset smaller than a batch is one batch. The generator's
-        state decides order, crops and flips.
+        state decides order, crops and flips. Of every batch only a share is computed: ``share``
+        says which of so many images, all of them by default.
         """
         order = torch.randperm(len(self.y_train), generator=generator).numpy()
         for start in range(0, max(len(order) - batch_size, 0) + 1, batch_size):
             chosen = order[start : start + batch_size]
-            images = self.preprocessing.fit(self.x_train[chosen])
-            images = _augmented(images, augmentation, generator)
-            yield self.preprocessing.normalise(images), torch.from_numpy(self.y_train[chosen])
+            moves = _moves(len(chosen), self.preprocessing.size, augmentation, generator)
+            own = share(len(chosen))
+            images = self.preprocessing.fit(self.x_train[chosen[own]])
+            images = _moved(images, moves[0][own], moves[1][own], augmentation.crop)
+            yield self.preprocessing.normalise(images), torch.from_numpy(self.y_train[chosen[own]])
 
-    def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test images in their order, all of them, as :meth:`training_batches` gives them."""
-        for start in range(0, len(self.y_test), batch_size):
+    def test_batches(
+        self, batch_size: int, which: slice = slice(None)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test images in their order, as :meth:`training_batches` gives them.
+
+        All of them, or those of some batches: ``which`` counts batches.
+        """
+        for start in range(0, len(self.y_test), batch_size)[which]:
             chosen = slice(start, start + batch_size)
             yield self.preprocessing(self.x_test[chosen]), torch.from_numpy(self.y_test[chosen])
 
@@ -168,16 +177,28 @@ def load_data(
     )
 
 
-def _augmented(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    count, height, width, _ = images.shape
-    rows = torch.arange(height).expand(count, -1)  # [N, height]: where each pixel comes from
-    columns = torch.arange(width).expand(count, -1)  # [N, width]
+def _moves(
+    count: int, size: Size, augmentation: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Where each pixel of so many images comes from: rows ``[N, height]``, columns ``[N, width]``.
+
+    With a crop they count from the corner of the border that moves in.
+    """
+    height, width = size
+    rows = torch.arange(height).expand(count, -1)
+    columns = torch.arange(width).expand(count, -1)
     if augmentation.flip:
         mirrored = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     if augmentation.crop:
-        pad = augmentation.crop
-        shifts = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
+        top = 2 * augmentation.crop + 1
+        shifts = torch.randint(0, top, (2, count, 1), generator=generator)
         rows, columns = rows + shifts[0], columns + shifts[1]
-        images = F.pad(images, (0, 0, pad, pad, pad, pad))
-    return images[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return rows, columns
+
+
+def _moved(images: Tensor, rows: Tensor, columns: Tensor, border: int) -> Tensor:
+    """Images ``[N, height, width, channels]`` behind a black border, each pixel moved."""
+    if border:
+        images = F.pad(images, (0, 0, border, border, border, border))
+    return images[torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -4,6 +4,8 @@
     events.jsonl    what happened, one line each, as it happened
     checkpoints/    one file per phase, until the run is finished
 
+Of several processes that train together the first one writes; the others look on.
+
 A run that was killed is done again from the start, but for the training: phases go on from their
 checkpoints. All else follows from those and takes no time worth saving. So the events that are
 logged already come again; the log takes each of them once.
@@ -19,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from morphgraph.errors import ArgumentError, FileError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import escape, write_atomically
+from morphgraph.onnx_io import escape, save, write_atomically
 from morphgraph.plans import readable_json, structure_hash
+from morphgraph.train import distributed
 from morphgraph.train.checkpoint import Checkpoint
 from morphgraph.train.data import Dataset
 from morphgraph.version import __version__
@@ -100,6 +104,10 @@ class RunFolder:
         if self.on_event is not None:
             self.on_event(entry)
 
+    def save(self, model: ir.Model, name: str) -> None:
+        """Write a model of the run; it appears whole or not at all."""
+        save(model, self.place(name), overwrite=True)
+
     def tell(self, event: str) -> None:
         """Tell an event that is no part of the log."""
         if self.on_event is not None:
@@ -165,6 +173,48 @@ class RunFolder:
             self.log("resumed", number=times + 1)
 
 
+class Onlooker:
+    """What other processes than the first have for a run folder: nothing is written."""
+
+    warnings: tuple[str, ...] = ()
+    seconds = 0.0
+
+    def log(self, event: str, **fields: object) -> None:
+        """Do nothing; so do the others."""
+
+    def tell(self, event: str) -> None:
+        """See :meth:`log`."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """See :meth:`log`."""
+
+    def save(self, model: ir.Model, name: str) -> None:
+        """See :meth:`log`."""
+
+    def finish(self, result: bytes) -> None:
+        """See :meth:`log`."""
+
+    def checkpoint(self, phase: str) -> Checkpoint:
+        """Of the phase; states come from the first process, which alone reads and saves them."""
+        return Checkpoint(Path(f"{phase}.pt"))
+
+
+def open_folder(make: Callable[[], RunFolder]) -> tuple[RunFolder | Onlooker, bytes | None]:
+    """The folder for this process, and the run's result where the run is finished already.
+
+    Raises:
+        ArgumentError, FileError: as for :class:`RunFolder`, on all processes.
+    """
+    made = []
+
+    def first() -> bytes | None:
+        made.append(make())
+        return (made[0].path / "result.json").read_bytes() if made[0].finished else None
+
+    result = distributed.from_first(first)
+    return (made[0] if made else Onlooker()), result
+
+
 def manifest_of(
     graph: ChannelGraph, dataset: Dataset, settings: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
@@ -178,6 +228,7 @@ def manifest_of(
             "morphgraph": __version__,
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
+            "processes": distributed.size(),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         },
     }

@@ -28,6 +28,7 @@ from morphgraph.plans import Plan
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
+from morphgraph.train import distributed
 from morphgraph.train.controller import Moment, Update
 from morphgraph.train.phases import NoPenalty, Penalty, Shrink
 from morphgraph.train.regularizer import Regularizer, Strength
@@ -249,16 +250,21 @@ def _read_off(
     """Widths, expansion and the new network after the training of a round."""
     graph, bound = lineage.graph, tuple(lineage.bound())
     ceilings = {goal.kind: goal.limit for goal in goals}
-    shrunk = regularizer.plan({regularizer.cost.kind: penalty.target}, round_to=aim.round_to)
-    grown = expand(
-        graph,
-        shrunk,
-        ceilings,
-        round_to=aim.round_to,
-        max_width=_widest(lineage, aim.max_growth),
-        exclude=bound,
-        score=regularizer.strengths().detach().cpu().double().numpy(),
-    )
+
+    def decide() -> tuple[Plan, Plan]:
+        shrunk = regularizer.plan({regularizer.cost.kind: penalty.target}, round_to=aim.round_to)
+        grown = expand(
+            graph,
+            shrunk,
+            ceilings,
+            round_to=aim.round_to,
+            max_width=_widest(lineage, aim.max_growth),
+            exclude=bound,
+            score=regularizer.strengths().detach().cpu().double().numpy(),
+        )
+        return shrunk, grown
+
+    shrunk, grown = distributed.from_first(decide)
     resized = resize_and_check(graph, grown, weights=net, seed=seed, absorb=aim.absorb)
     return Iteration(
         number,

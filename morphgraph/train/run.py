@@ -15,7 +15,8 @@ Models carry their preprocessing, layout and classes in their metadata.
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -25,20 +26,22 @@ from torch import fx, nn
 
 from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import escape, save, static_shape
+from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.cost import cost
 from morphgraph.passes.goals import goals_of
 from morphgraph.passes.lift import lift
-from morphgraph.plans import readable_json
+from morphgraph.plans import Change, Plan, readable_json
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
+from morphgraph.train import distributed
 from morphgraph.train.baselines import Baseline, baseline_plan, check_baselines, fits_whole
 from morphgraph.train.data import Dataset
-from morphgraph.train.folder import Event, RunFolder, manifest_of
-from morphgraph.train.loop import Aim, Iteration, rounds, start_of_last
+from morphgraph.train.folder import Event, Onlooker, RunFolder, manifest_of, open_folder
+from morphgraph.train.loop import Iteration, rounds, start_of_last
 from morphgraph.train.phases import NoPenalty, Penalty, Shrink, Steady
 from morphgraph.train.progress import Progress
 from morphgraph.train.results import Arm, IterationResult, Result, Widths
+from morphgraph.train.settings import Alone, Settings as Settings, planned_work, shrink_phase
 from morphgraph.train.smoke import STEPS, SmokeReport, smoke_graph
 from morphgraph.train.trainer import Epoch, Recipe, accuracy, steps_per_epoch, train
 from morphgraph.workflow import resize_and_check
@@ -60,28 +63,6 @@ FILES = (
     "random.onnx",
     "result.json",
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run goes.
-
-    Attributes:
-        aim: the budget, and how to get there.
-        shrink: the recipe of a phase that learns the structure.
-        retrain: the recipe of the last phase. The original and the width multiplier train by it for
-            the epochs of all phases; networks that are pruned by a score train by the first one
-            before, without a regularizer, and by this one after.
-        baselines: what else to train, see :mod:`morphgraph.train.baselines`; with any of them also
-            the original.
-        seed: of everything random.
-    """
-
-    aim: Aim
-    shrink: Recipe
-    retrain: Recipe
-    baselines: tuple[Baseline, ...] = ()
-    seed: int = 0
 
 
 def run(
@@ -121,21 +102,18 @@ def run(
     check_baselines(settings.baselines)
     settings.aim.check(graph)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = RunFolder(
-        folder,
-        manifest_of(graph, dataset, asdict(settings), device),
-        FILES,
-        overwrite=overwrite,
-        resume=resume,
-        every=checkpoint_seconds,
-        on_event=on_event,
+    manifest = manifest_of(graph, dataset, asdict(settings), device)
+    for name in ("settings", "model", "data"):
+        distributed.require_equal(name, json.dumps(manifest[name]))
+    make = partial(
+        RunFolder, overwrite=overwrite, resume=resume, every=checkpoint_seconds, on_event=on_event
     )
+    place, finished = open_folder(lambda: make(folder, manifest, FILES))
     for text in place.warnings:
         place.log("warning", name=text)
-    if place.finished:
-        path = folder / "result.json"
+    if finished is not None:
         place.tell("finished")
-        return Result.from_json(path.read_bytes(), str(path))
+        return Result.from_json(finished, str(folder / "result.json"))
     return _Run(graph, dataset, settings, place, device).go()
 
 
@@ -184,7 +162,7 @@ class _Run:
         graph: ChannelGraph,
         dataset: Dataset,
         settings: Settings,
-        folder: RunFolder,
+        folder: RunFolder | Onlooker,
         device: torch.device,
     ) -> None:
         self.graph = graph
@@ -192,7 +170,8 @@ class _Run:
         self.settings = settings
         self.folder = folder
         self.device = device
-        self.progress = Progress(_work(graph, settings))
+        self.trained: ChannelGraph | None = None  # the original, for baselines that score it
+        self.progress = Progress(planned_work(graph, settings))
 
     def go(self) -> Result:
         with warnings.catch_warnings():
@@ -222,6 +201,8 @@ class _Run:
     def _go(self) -> Result:
         settings, aim = self.settings, self.settings.aim
         torch.backends.cudnn.deterministic = True  # a run that goes on must come to the same
+        if settings.method != "morph":
+            return self._end(*self._alone(settings.method), [])
         found, last = self._learn()
         self.folder.write("plan.json", last.plan.to_json())
         shrinking = settings.shrink.epochs * last.number
@@ -231,18 +212,24 @@ class _Run:
         epochs = shrinking + settings.retrain.epochs
         slim_arm = self._arm("slim", slim_model, slim, epochs)
         arms = {**self._baselines(shrinking), "slim": slim_arm}
+        return self._end(arms, last.plan.cost, found)
+
+    def _end(
+        self, arms: dict[str, Arm], costs: dict[str, Change], found: list[IterationResult]
+    ) -> Result:
+        aim = self.settings.aim
         result = Result(
             data=self.dataset.name,
-            seed=settings.seed,
+            seed=self.settings.seed,
             budget={name: str(amount) for name, amount in aim.budget.items()},
             regularized=aim.kind,
-            cost=last.plan.cost,
+            cost=costs,
             arms=arms,
             iterations=found,
             seconds=round(self.folder.seconds, 1),
         )
         self.folder.finish(result.to_json())
-        return result
+        return distributed.from_first(lambda: result)
 
     def _learn(self) -> tuple[list[IterationResult], Iteration]:
         """Shrink and expand until the structure is found."""
@@ -252,7 +239,7 @@ class _Run:
 
         def fit(net: nn.Module, penalty: Penalty) -> None:
             assert isinstance(penalty, Shrink)
-            self._train(_shrink(done + 1), net, settings.shrink, penalty)
+            self._train(shrink_phase(done + 1), net, settings.shrink, penalty)
 
         results = []
         for found in rounds(self.graph, net, fit, settings.aim, seed=settings.seed):
@@ -260,7 +247,7 @@ class _Run:
             results.append(self._iteration(found))
             last = found
         for number in range(done + 1, settings.aim.iterations + 1):
-            self.progress.over(_shrink(number))
+            self.progress.over(shrink_phase(number))
         return results, last
 
     def _iteration(self, found: Iteration) -> IterationResult:
@@ -313,28 +300,54 @@ class _Run:
         net = self._to_torch(self.graph.model)
         if not settings.baselines:
             return {"base": self._arm("base", self.graph.model, net, 0)}
-        epochs = shrinking + settings.retrain.epochs
-        whole = replace(settings.retrain, epochs=epochs)
-        self._train("base", net, whole)
-        arms = {"base": self._arm("base", self.graph.model, net, epochs)}
-        trained = None
+        arms = {"base": self._original(shrinking)}
         for name in settings.baselines:
-            pruned = name != "uniform" and not fits_whole(self.graph, settings.aim)
-            if pruned and trained is None:
-                trained = self._pretrained(shrinking)
-            graph = trained if pruned and trained is not None else self.graph
-            structure = baseline_plan(name, graph, settings.aim, settings.seed)
-            if structure is None:
-                self.folder.log(
-                    "left out", name=name, reason="the budget leaves the original whole"
-                )
-                continue
-            weights = settings.aim.weights
-            resized = resize_and_check(graph, structure, weights=weights, seed=settings.seed)
-            narrow = self._to_torch(resized.model)
-            self._train(name, narrow, whole if name == "uniform" else settings.retrain)
-            arms[name] = self._arm(name, resized.model, narrow, epochs)
+            made = self._baseline(name, shrinking)
+            if made is None:
+                reason = "the budget leaves the original whole"
+                self.folder.log("left out", name=name, reason=reason)
+            else:
+                arms[name] = made[0]
         return arms
+
+    def _alone(self, method: Alone) -> tuple[dict[str, Arm], dict[str, Change]]:
+        """One baseline and nothing else; the original, where that is what it leaves."""
+        settings = self.settings
+        shrinking = settings.shrink.epochs * settings.aim.iterations
+        made = None if method == "base" else self._baseline(method, shrinking)
+        if made is not None:
+            self.folder.write("plan.json", made[1].to_json())
+            return {method: made[0]}, made[1].cost
+        goals = goals_of(self.graph, settings.aim.budget, "default")
+        costs = {goal.kind: Change(goal.cost.total, goal.cost.total) for goal in goals}
+        return {"base": self._original(shrinking)}, costs
+
+    def _original(self, shrinking: int) -> Arm:
+        """The original, trained for the epochs of all phases."""
+        settings = self.settings
+        epochs = shrinking + settings.retrain.epochs
+        net = self._to_torch(self.graph.model)
+        self._train("base", net, replace(settings.retrain, epochs=epochs))
+        return self._arm("base", self.graph.model, net, epochs)
+
+    def _baseline(self, name: Baseline, shrinking: int) -> tuple[Arm, Plan] | None:
+        """A baseline, trained, and its structure; ``None`` where that is the original's."""
+        settings = self.settings
+        pruned = name != "uniform" and not fits_whole(self.graph, settings.aim)
+        if pruned and self.trained is None:
+            self.trained = self._pretrained(shrinking)
+        graph = self.trained if pruned and self.trained is not None else self.graph
+        structure = distributed.from_first(
+            partial(baseline_plan, name, graph, settings.aim, settings.seed)
+        )
+        if structure is None:
+            return None
+        weights, epochs = settings.aim.weights, shrinking + settings.retrain.epochs
+        resized = resize_and_check(graph, structure, weights=weights, seed=settings.seed)
+        narrow = self._to_torch(resized.model)
+        whole = replace(settings.retrain, epochs=epochs)
+        self._train(name, narrow, whole if name == "uniform" else settings.retrain)
+        return self._arm(name, resized.model, narrow, epochs), structure
 
     def _pretrained(self, epochs: int) -> ChannelGraph:
         """The original, trained for as long as the structure was learned, without a regularizer."""
@@ -373,7 +386,7 @@ class _Run:
         preprocessing = asdict(self.dataset.preprocessing)
         model.metadata_props[PREPROCESSING_KEY] = json.dumps(preprocessing)
         model.metadata_props[CLASSES_KEY] = json.dumps(self.dataset.classes)
-        save(model, self.folder.place(name), overwrite=True)
+        self.folder.save(model, name)
 
     def _arm(self, name: str, model: ir.Model, net: fx.GraphModule, epochs: int) -> Arm:
         """Write a trained network and say what it is worth."""
@@ -391,10 +404,6 @@ class _Run:
         return arm
 
 
-def _shrink(number: int) -> str:
-    return f"shrink-{number}"
-
-
 def _widths(graph: ChannelGraph, found: Iteration) -> dict[str, Widths]:
     shrunk, grown = found.before_growth.widths(graph), found.plan.widths(graph)
     return {
@@ -402,24 +411,3 @@ def _widths(graph: ChannelGraph, found: Iteration) -> dict[str, Widths]:
         for group in graph.groups
         if group.resizable
     }
-
-
-def _work(graph: ChannelGraph, settings: Settings) -> dict[str, tuple[int, float]]:
-    """Per phase, in their order, its epochs and what one of them costs beside the original."""
-    goals = goals_of(graph, settings.aim.budget, "default")
-    small = min(goal.limit / goal.cost.total for goal in goals)
-    rounds_planned = settings.aim.iterations
-    shrinking = settings.shrink.epochs * rounds_planned
-    whole = shrinking + settings.retrain.epochs
-    work = {_shrink(k): (settings.shrink.epochs, 1.0) for k in range(1, rounds_planned + 1)}
-    work["retrain"] = (settings.retrain.epochs, small)
-    if settings.baselines:
-        work["base"] = (whole, 1.0)
-        whole_fits = fits_whole(graph, settings.aim)
-        pruned = [n for n in settings.baselines if n != "uniform" and not whole_fits]
-        if "uniform" in settings.baselines and small != 1.0:
-            work["uniform"] = (whole, small)
-        if pruned:
-            work["pretrain"] = (shrinking, 1.0)
-        work |= dict.fromkeys(pruned, (settings.retrain.epochs, small))
-    return work

@@ -9,13 +9,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import ArgumentError, UnsupportedError
+from morphgraph.train import distributed, norms
 from morphgraph.train.checkpoint import (
     Checkpoint,
     State,
@@ -118,7 +120,11 @@ def train(
         checkpoint: where to go on from, and where to write what is needed for that: after every
             epoch, and within one where it is due.
 
+    Of several processes (see :mod:`morphgraph.train.distributed`) each trains on its share of every
+    batch; ``recipe.batch_size`` is that of all of them together.
+
     Raises:
+        ArgumentError: there are more processes than images in a batch.
         UnsupportedError: the loss is no number any more.
     """
     _Training(net, dataset, recipe, seed, phase, penalty or NoPenalty(), checkpoint).go(on_epoch)
@@ -144,6 +150,12 @@ class _Training:
         self.phase = phase
         self.penalty = penalty
         self.checkpoint = checkpoint
+        self.images = min(recipe.batch_size, len(dataset.y_train))  # of a batch, on all processes
+        if self.images < distributed.size():
+            raise ArgumentError(
+                f"batches of {self.images} images cannot be shared by {distributed.size()} "
+                "processes; raise --batch-size, or start fewer"
+            )
         self.steps = recipe.epochs * steps_per_epoch(dataset, recipe)
         self.step = self.epoch = self.batch = 0
         self.total = self.seconds = 0.0  # of this epoch: sum of losses, time
@@ -151,9 +163,17 @@ class _Training:
         net.to(memory_format=torch.channels_last)
         self.device = next(net.parameters()).device
         self.optimizer = make_optimizer(net, recipe)
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(net) if recipe.compiled else net
+        shared = distributed.shared(net)
+        self.forward: Callable[[Tensor], Tensor] = (
+            torch.compile(shared) if recipe.compiled else shared
+        )
 
     def go(self, on_epoch: Callable[[Epoch], None] | None) -> None:
+        with norms.synchronized(self.net):
+            self._go(on_epoch)
+        self.net.eval()
+
+    def _go(self, on_epoch: Callable[[Epoch], None] | None) -> None:
         seed_everything(seed_of(self.seed, self.phase))
         self.penalty.begin(self.steps)
         self._restore()
@@ -165,31 +185,35 @@ class _Training:
                 on_epoch(done)
             self.batch, self.total, self.seconds = 0, 0.0, 0.0
             self._save()
-        self.net.eval()
 
     def _pass(self) -> None:
         """What is left of the epoch."""
         recipe, began = self.recipe, time.perf_counter() - self.seconds
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.phase, self.epoch))
-        batches = self.dataset.training_batches(recipe.batch_size, generator, recipe.augmentation)
+        batches = self.dataset.training_batches(
+            recipe.batch_size, generator, recipe.augmentation, distributed.own_share
+        )
         for images, labels in islice(batches, self.batch, None):
-            self._step(_placed(images, self.device), labels.to(self.device))
+            self._step(_placed(images, self.net), labels.to(self.device))
             self.seconds = time.perf_counter() - began
             if self.checkpoint is not None and self.checkpoint.due():
                 self._save()
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         lr = self.recipe.rate(self.step, self.steps)
+        if distributed.size() > 1:  # every process drops other activations
+            torch.manual_seed(seed_of(self.seed, self.phase, self.step, distributed.rank()))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             loss = F.cross_entropy(self.forward(images), labels)
-        loss = loss + self.penalty.loss()
+        # Gradients are averaged over processes, so that a larger share counts for more.
+        loss = loss * (len(labels) * distributed.size() / self.images) + self.penalty.loss()
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.penalty.step(lr / (1 - self.recipe.momentum))
-        self.total += loss.item()
+        self.total += distributed.total(loss.item(), self.device) / distributed.size()
         self.batch += 1
         self.step += 1
 
@@ -201,6 +225,7 @@ class _Training:
                 f"the training has diverged: the loss of epoch {self.epoch} is {self.total}; lower "
                 f"the learning rate (now {self.recipe.lr:g})"
             )
+        distributed.agree(self.net, self.penalty)
         loss = self.total / self.batch
         regularizer = self.penalty.regularizer
         live = None if regularizer is None else regularizer.live_share()
@@ -209,7 +234,7 @@ class _Training:
 
     def _save(self) -> None:
         """Write what is needed to go on from here; of a phase that is over, the network."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or not distributed.is_first():
             return
         state: State = {
             "counts": (self.step, self.epoch, self.batch, self.total, self.seconds),
@@ -221,7 +246,11 @@ class _Training:
         self.checkpoint.save(state)
 
     def _restore(self) -> None:
-        state = None if self.checkpoint is None else self.checkpoint.load(self.device)
+        if self.checkpoint is None:
+            return
+        state = distributed.state_from_first(
+            partial(self.checkpoint.load, self.device), self.device
+        )
         if state is None:
             return
         self.step, self.epoch, self.batch, self.total, self.seconds = state["counts"]
@@ -252,16 +281,18 @@ def accuracy(net: nn.Module, dataset: Dataset, batch_size: int = 512) -> float:
     """The share of test images that the network classifies rightly, 0 to 1."""
     net.eval()
     device = next(net.parameters()).device
+    own = slice(distributed.rank(), None, distributed.size())
     right = sum(
-        _right(net(_placed(images, device)), labels.to(device))
-        for images, labels in dataset.test_batches(batch_size)
+        _right(net(_placed(images, net)), labels.to(device))
+        for images, labels in dataset.test_batches(batch_size, own)
     )
-    return right / len(dataset.y_test)
+    return distributed.total(right, device) / len(dataset.y_test)
 
 
-def _placed(images: Tensor, device: torch.device) -> Tensor:
-    """Images on the device where the network is, in the memory layout that it is fast with."""
-    return images.to(device, memory_format=torch.channels_last)
+def _placed(images: Tensor, net: nn.Module) -> Tensor:
+    """Images where and in the type in which the network is, in the layout that it is fast with."""
+    weight = next(net.parameters())
+    return images.to(weight.device, weight.dtype, memory_format=torch.channels_last)
 
 
 def _right(scores: Tensor, labels: Tensor) -> int:

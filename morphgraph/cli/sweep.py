@@ -1,0 +1,153 @@
+"""``morphgraph sweep``: trade-off curves over budgets, methods and seeds."""
+
+import os
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from morphgraph.cli.console import note, show
+from morphgraph.cli.models import open_graph
+from morphgraph.cli.options import (
+    MODEL,
+    Lifting,
+    assignment,
+    common,
+    format_option,
+    lift_options,
+    refuse_repeated,
+)
+from morphgraph.cli.training import Training, train_options
+from morphgraph.report.tables import Format
+
+if TYPE_CHECKING:
+    from morphgraph.train.sweep import Row
+
+_METHODS = ("morph", "base", "uniform", "l2", "bn", "random")
+_PICTURE = "curves.svg"
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """The words of ``one,two``, each once.
+
+    >>> _words("25%,50%,25%")
+    ('25%', '50%')
+    """
+    found = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    if not all(found):
+        raise click.BadParameter(f"'{text}' has an empty place; write one,two,three")
+    return found
+
+
+_words.__name__ = "list"
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    found = _words(text)
+    for word in found:
+        if word not in _METHODS:
+            raise click.BadParameter(f"'{word}' is none of {', '.join(_METHODS)}")
+    return found
+
+
+_methods.__name__ = "list"
+
+
+@click.command()
+@click.argument("model", type=MODEL)
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    required=True,
+    type=assignment(_words, "flops=25%,50%,100%"),
+    metavar="COST=AMOUNT,...",
+    help="flops, params, memory or latency: amounts (300M) or shares (50%), each a point of the "
+    "curves; may be repeated with other costs, for curves of their own.",
+)
+@click.option(
+    "--method",
+    "methods",
+    default="morph,uniform",
+    show_default=True,
+    type=_methods,
+    metavar="NAME,...",
+    help="morph, the baselines uniform, l2, bn and random, and base, the original.",
+)
+@click.option(
+    "--cost",
+    "costs",
+    default=None,
+    type=_words,
+    metavar="COST,...",
+    help="What the regularizer counts, a curve of morph for each; by default the budget's cost.",
+)
+@click.option(
+    "--seeds",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Runs of every point, with the seeds 0, 1, ...",
+)
+@train_options
+@click.option(
+    "--jobs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Processes at a time on this machine, each with one thread.",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Run on the Ray cluster at this address; 'local' starts one here, with --jobs processes.",
+)
+@click.option("-o", "--output", "folder", type=MODEL, required=True, metavar="runs/NAME")
+@lift_options
+@format_option
+@common
+def sweep(
+    model: Path,
+    budgets: tuple[tuple[str, tuple[str, ...]], ...],
+    methods: tuple[Any, ...],
+    costs: tuple[str, ...] | None,
+    seeds: int,
+    training: Training,
+    jobs: int,
+    ray: str | None,
+    folder: Path,
+    lifting: Lifting,
+    kind: Format,
+) -> None:
+    """Draw trade-off curves: train a model at several budgets by several methods.
+
+    Each point is a run of `morph` with each of the seeds, in a folder of its own. Writes a row per
+    run to rows.jsonl and a picture to curves.svg in the output folder. Runs that have a row there
+    are not done again: the same command goes on where it was stopped, a larger one adds to it.
+    """
+    from morphgraph.onnx_io import write_atomically
+    from morphgraph.report.curves import curves_svg, row_line, sweep_report
+    from morphgraph.train.sweep import ROWS, grid, sweep as sweep_runs
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise click.UsageError("a sweep starts its own processes; start it without torchrun")
+    refuse_repeated(tuple((cost, "") for cost, _ in budgets))
+    graph = open_graph(model, lifting)
+    dataset = training.load_data(graph, model)
+    wanted = dict(budgets)
+    first, amounts = next(iter(wanted.items()))
+    one = training.settings(graph, {first: amounts[0]}, None)
+    runs = grid(one, wanted, methods, range(seeds), costs or ())
+    began, before = monotonic(), []
+
+    def tell(row: "Row", done: int, of: int) -> None:
+        before.append(done)
+        each = (monotonic() - began) / len(before)
+        note(row_line(row, done, of, each * (of - done)))
+
+    rows = sweep_runs(
+        graph, dataset, runs, folder, jobs=jobs, ray=ray, ops=lifting.ops, on_row=tell
+    )
+    write_atomically(folder / _PICTURE, curves_svg(rows, dataset.name), overwrite=True)
+    show(sweep_report(rows, [str(folder / ROWS), str(folder / _PICTURE)]), kind)
