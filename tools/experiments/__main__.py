@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from compute import KEPT, ROOT, RUNS, compute, stored
-from page import write
+from page import write, write_summary
 from questions import Question, full, quick
 
 
@@ -40,6 +40,7 @@ def main() -> int:
         kept = [row for row in rows if row["key"] in _keys(questions)]
         KEPT.write_text("".join(json.dumps(row) + "\n" for row in sorted(kept, key=_key)))
         write(questions, kept, ROOT / "docs" / "experiments.md", "make experiments")
+        write_summary(questions[0], kept, ROOT / "README.md")
     return 0
 
 
