@@ -7,7 +7,7 @@ ZOO := .venv/.zoo
 # Two training threads in one process are slower than one, and timings want a quiet machine.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test check format bench zoo zoo-small docs clean
+.PHONY: help demo test check format bench zoo zoo-small experiments docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,10 @@ zoo: $(ZOO)  ## coverage over every network of the zoo; takes hours, goes on whe
 zoo-small: $(STAMP)  ## coverage over the small networks of the zoo
 	$(BIN)/python tools/zoo --small
 	$(BIN)/python -m pytest -q -m slow tests/zoo
+
+# CIFAR-10 at 16x16 pixels is not part of the repository: make experiments DATA=cifar10_16px.npz
+experiments: $(STAMP)  ## does it beat the width multiplier? hours with DATA=..., minutes with QUICK=1
+	$(BIN)/python tools/experiments $(if $(QUICK),--quick) $(if $(DATA),--data $(DATA))
 
 docs: $(STAMP)  ## the generated pages, and every example in the documentation
 	$(BIN)/python tools/write_reference.py

@@ -172,12 +172,17 @@ class Budget:
         self._before: Tensor | None = None  # strengths at the last control step
         self._speed: Tensor | None = None  # by how much strengths change per training step
         self._warned: list[int] = []
-        regularizer.weight = self._first_weight()
+        self._first = self._first_weight()
+        regularizer.weight = self._first
         if self.share <= self.target:
             self._settle(regularizer.alive())
 
     def _first_weight(self) -> float:
-        """A weight at which an average channel, untouched by the loss, would last for the phase."""
+        """A weight at which an average channel, untouched by the loss, would last for the phase.
+
+        That is for an effective step of 1; until the reference begins to fall, the weight makes up
+        for another.
+        """
         marginals = self.regularizer.marginals()
         mean = float(marginals[marginals > 0].mean()) / self.regularizer.initial_cost
         return 1.0 / (self.steps * mean)
@@ -204,6 +209,8 @@ class Budget:
         if self._dead is not None:
             self.regularizer.silence(self._dead)
             return
+        if self.step_number <= self.start * self.steps:
+            self.regularizer.weight = self._first / max(lr, 1e-12)
         earlier = self.regularizer.snapshot()
         before = self.regularizer.strengths()
         if self.update == "proximal":

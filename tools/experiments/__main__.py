@@ -12,23 +12,14 @@ Two studies are computed at a time, each by one thread. Every row is appended to
 import argparse
 import json
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-RUNS = ROOT / "runs" / "experiments"
-ROWS = RUNS / "rows.jsonl"
-KEPT = ROOT / "docs" / "experiments.jsonl"
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
-
-import torch  # noqa: E402
-from arms import Bench, Row, Study  # noqa: E402
-from page import write  # noqa: E402
-from questions import Question, full, quick  # noqa: E402
+from compute import KEPT, ROOT, RUNS, compute, stored
+from page import write, write_summary
+from questions import Question, full, quick
 
 
 def main() -> int:
@@ -49,21 +40,8 @@ def main() -> int:
         kept = [row for row in rows if row["key"] in _keys(questions)]
         KEPT.write_text("".join(json.dumps(row) + "\n" for row in sorted(kept, key=_key)))
         write(questions, kept, ROOT / "docs" / "experiments.md", "make experiments")
+        write_summary(questions[0], kept, ROOT / "README.md")
     return 0
-
-
-def stored() -> dict[str, Row]:
-    """All rows that there are, by their keys."""
-    found = {}
-    for path in (KEPT, ROWS):
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the process was killed within a line
-                found[row["key"]] = row
-    return found
 
 
 def _compute(questions: Iterable[Question], jobs: int) -> None:
@@ -74,30 +52,18 @@ def _compute(questions: Iterable[Question], jobs: int) -> None:
     context = multiprocessing.get_context("spawn")
     done, began = 0, time.perf_counter()
     with context.Pool(jobs, maxtasksperchild=1) as pool:
-        for name, seconds in pool.imap_unordered(_study, todo):
+        for name, seconds in pool.imap_unordered(compute, todo):
             done += 1
             left = (time.perf_counter() - began) / done * (len(todo) - done)
             told = f"{done}/{len(todo)} {name}: {seconds:.0f} s; about {left / 60:.0f} min left"
             print(told, flush=True)
 
 
-def _study(study: Study) -> tuple[str, float]:
-    """Compute a study in a process of its own, and append its rows."""
-    torch.set_num_threads(1)
-    began = time.perf_counter()
-    known = stored()  # another question's study may have had some of the arms
-    for row in Bench(study).rows([arm for arm in study.arms if study.key(arm) not in known]):
-        line = json.dumps(row) + "\n"
-        with ROWS.open("a") as lines:
-            lines.write(line)  # one short write: rows of two processes do not mix
-    return f"{study.title}, seed {study.seed}", time.perf_counter() - began
-
-
 def _keys(questions: Iterable[Question]) -> set[str]:
     return {study.key(arm) for q in questions for study in q.studies for arm in study.arms}
 
 
-def _key(row: Row) -> str:
+def _key(row: dict[str, object]) -> str:
     return str(row["key"])
 
 

@@ -32,6 +32,9 @@ not comparable with published ones.
 """
 
 
+BEGIN, END = "<!-- written by make experiments -->", "<!-- end -->"
+
+
 def write(questions: Iterable[Question], rows: Sequence[Row], path: Path, command: str) -> None:
     """Write the page; studies without rows are named as missing."""
     days = sorted({row.get("day", "") for row in rows}) or [""]
@@ -141,3 +144,39 @@ def _machine() -> str:
     except OSError:
         pass
     return f"{model}, {os.cpu_count()} cores"
+
+
+def write_summary(question: Question, rows: Sequence[Row], path: Path) -> None:
+    """Put the first question's answer, in short, between the two marks in the README."""
+    known = {row["key"]: row for row in rows}
+    lines = [
+        "| network, data | FLOPs | multiplier % | morphgraph % | gain |\n",
+        "|---|---:|---:|---:|---:|\n",
+    ]
+    for studies in _by_title(question.studies):
+        for arm in studies[0].arms:
+            if arm.method != "morph" or arm.budget == 50:
+                continue
+            own = {s.seed: known[s.key(arm)] for s in studies if s.key(arm) in known}
+            _, others = _rival(studies, arm, known)
+            both = [seed for seed in own if seed in others]
+            if len(both) >= 3:
+                lines.append(_summary(studies[0], arm, own, others, both))
+    text = path.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    path.write_text("".join([before, BEGIN, "\n", *lines, END, after]))
+
+
+def _summary(
+    study: Study, arm: Arm, own: dict[int, Row], others: dict[int, Row], seeds: Sequence[int]
+) -> str:
+    gains = [100 * (own[s]["accuracy"] - others[s]["accuracy"]) for s in seeds]
+    cells = [
+        f"{study.network}, {Path(study.data).stem.replace('_', ' ')}",
+        f"{arm.budget:g} %",
+        f"{statistics.mean(100 * others[s]['accuracy'] for s in seeds):.1f}",
+        f"{statistics.mean(100 * own[s]['accuracy'] for s in seeds):.1f}",
+        f"{_mean(gains, '+')} ({len(seeds)})",
+    ]
+    return "| " + " | ".join(cells) + " |\n"

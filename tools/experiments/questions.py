@@ -104,7 +104,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
         Question(
             "A controller, or a weight set by hand; proximal steps, or the subgradient",
             "The widths are scaled to 100 % of the FLOPs and trained; *live* is where the phase "
-            "itself ended, of the 35 % that the controller was asked for.",
+            "itself ended, of the half that the controller was asked for.",
             over_seeds(
                 vgg,
                 data,
