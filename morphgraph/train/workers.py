@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -181,6 +182,13 @@ def _on_ray(task: Task, job: Job) -> Outcome:
     return work(replace(task, dataset=own), job)
 
 
+def _knock(address: str) -> None:
+    """Raise an OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
 @contextmanager
 def _cluster(address: str, processes: int) -> Iterator[Any]:
     """A connection to Ray, ended where it was begun here."""
@@ -197,8 +205,9 @@ def _cluster(address: str, processes: int) -> Iterator[Any]:
     if address == "local":
         options |= {"num_cpus": processes, "include_dashboard": False}
     try:
+        _knock(address)
         ray.init(address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UnsupportedError(
             f"no Ray cluster at '{escape(address)}' ({escape(str(error))[:200]}); start one, or "
             "use --ray local"

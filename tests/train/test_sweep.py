@@ -1,5 +1,6 @@
 """Sweeps: the same rows wherever they are computed, each of them once."""
 
+import importlib.util
 import json
 import multiprocessing
 import subprocess
@@ -169,6 +170,9 @@ def test_where_it_may_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = line(model, tmp_path, "--budget", "flops=50%", "--seeds", "1")
+    if importlib.util.find_spec("ray"):
+        assert main([*own, "--ray", "127.0.0.1:1"]) == 3  # nobody listens there
+        assert "no Ray cluster at '127.0.0.1:1'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     assert main([*own, "--ray", "local"]) == 3
     assert "morphgraph[ray]" in capsys.readouterr().err
