@@ -50,6 +50,7 @@ def launched() -> Iterator[None]:
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield
+        dist.barrier()  # who leaves first would close what another still reads from
     finally:
         dist.destroy_process_group()
 
