@@ -10,7 +10,6 @@ In a program of one process everything here does nothing. :class:`~morphgraph.tr
 and what follows from it are the same on all processes, also where a user's own ``fit`` trains.
 """
 
-import gc
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -53,9 +52,6 @@ def launched() -> Iterator[None]:
         yield
         dist.barrier()  # who leaves first would close what another still reads from
     finally:
-        # Networks are in cycles and hold the group; one that lives on when the interpreter ends
-        # takes its running threads down with an abort.
-        gc.collect()
         dist.destroy_process_group()
 
 
