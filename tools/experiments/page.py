@@ -12,14 +12,14 @@ from questions import Question
 
 HEAD = """# Experiments
 
-Made by `{command}` from the rows of {first} to {last}, on {machine}; Python {python}, torch
-{torch}, torch-pruning {pruning}. Every row is in [experiments.jsonl](experiments.jsonl);
+Made by `{command}` from the rows of {first} to {last}, on {machine}; Python {python},
+torch {torch}, torch-pruning {pruning}. Every row is in [experiments.jsonl](experiments.jsonl);
 `make experiments` computes those that are missing there. Seconds are wall time of one thread beside
-another study.
+whatever else the machine did.
 
 Every arm is trained by one recipe: SGD with Nesterov momentum 0.9, batch 128, peak rate 0.1 (0.02
 where the network has no BatchNorm), 15 % warm-up, then linearly to 0, weight decay 5e-4 on kernels,
-random crops, and flips for photographs. *Epochs* are those of this training, which starts from new
+random crops, and flips for photographs; bfloat16 but for the MobileNets and the ViT. *Epochs* are those of this training, which starts from new
 weights, over the same batches in all arms of a seed, unless a row says `weights=keep`. MorphNet's
 arms have learned their structure before in a phase of its own (*n+m* epochs: n for the training, m
 for that phase), at a constant rate. `bn` (Torch-Pruning's BN-scale pruner, network slimming) and
@@ -67,6 +67,8 @@ def _by_title(studies: Iterable[Study]) -> list[list[Study]]:
 
 def _table(studies: Sequence[Study], known: dict[str, Row]) -> str:
     """One network on one dataset: a line per arm, over the seeds that there are."""
+    if not any(study.key(arm) in known for study in studies for arm in study.arms):
+        return ""
     lines = [
         f"\n### {studies[0].network}, {Path(studies[0].data).stem}, "
         f"{studies[0].epochs}+{studies[0].shrink_epochs} epochs\n\n",
