@@ -23,7 +23,7 @@ COMMANDS = {
     "verify": "Check that a resized model computes what the masked original computes.",
     "bench": "Time models side by side in ONNX Runtime.",
     "morph": "Learn a network's structure within a budget, and train it.",
-    "sweep": "Draw curves of accuracy against cost: many runs of morph and of baselines.",
+    "sweep": "Draw trade-off curves: train a model at several budgets by several methods.",
     "diff": "Show what changed between two models, layer by layer.",
     "doctor": "Show versions, CPU features and execution providers.",
 }
