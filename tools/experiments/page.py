@@ -20,12 +20,12 @@ whatever else the machine did.
 Every arm is trained by one recipe: SGD with Nesterov momentum 0.9, batch 128, peak rate 0.1 (0.02
 where the network has no BatchNorm), 15 % warm-up, then linearly to 0, weight decay 5e-4 on kernels,
 random crops, and flips for photographs; bfloat16 but for the MobileNets and the ViT. *Epochs* are
-those of this training, which starts from new weights, over the same batches in all arms of a seed, unless a row says `weights=keep`. MorphNet's
-arms have learned their structure before in a phase of its own (*n+m* epochs: n for the training, m
-for that phase), at a constant rate. `bn` (Torch-Pruning's BN-scale pruner, network slimming) and
-`l2` (magnitude) have theirs from the seed network trained for n epochs. Every arm's widths are
-filled up to its budget by the same rule. *gain* is in points over the arm named there, seed by
-seed, with its standard error.
+those of this training, which starts from new weights, over the same batches in all arms of a seed,
+unless a row says `weights=keep`. MorphNet's arms have learned their structure before in a phase of
+its own (*n+m* epochs: n for the training, m for that phase), at a constant rate. `bn`
+(Torch-Pruning's BN-scale pruner, network slimming) and `l2` (magnitude) have theirs from the seed
+network trained for n epochs. Every arm's widths are filled up to its budget by the same rule.
+*gain* is in points over the arm named there, seed by seed, with its standard error.
 
 Test accuracies are those after the last epoch. CIFAR-10 is averaged to 16x16 pixels: figures are
 not comparable with published ones.
