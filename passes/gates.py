@@ -197,9 +197,7 @@ def _roles(graph: ChannelGraph) -> tuple[dict[int, Groups], dict[int, Groups]]:
     for number, node in enumerate(graph.nodes):
         for name, factor in node.factors.items():
             kind = int(graph.node_class[factor])
-            groups = Groups(
-                matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist()
-            )
+            groups = Groups(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
             if name in node.contracted or name in node.statistical:
                 read[number] = read.get(number, Groups()) | groups
             elif factor in on_weight and factor not in on_activation:
@@ -208,7 +206,7 @@ def _roles(graph: ChannelGraph) -> tuple[dict[int, Groups], dict[int, Groups]]:
 
 
 def _kept_by_statistics(graph: ChannelGraph) -> dict[int, Groups]:
-    """Per node the groups that it normalizes or lets compete, and then hands on, channel by channel."""
+    """Per node the groups that enter a statistic of it, and that it hands on channel by channel."""
     on_result = {edge.factor for edge in graph.couplings.edges if edge.port < 0}
     matrix = graph.per_channel
     found: dict[int, Groups] = {}

@@ -152,7 +152,7 @@ def _sources(graph: ChannelGraph, dims: Iterable[int]) -> list[Source]:
 
 
 def _movements(graph: ChannelGraph) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    """Per axis of a weight the factors of the op that moved it there, and the axes they are from."""
+    """Per axis of a weight the factors of the op that moved it there, and where those come from."""
     if "movements" not in graph.cache:
         couplings = graph.couplings
         moved_to: dict[int, list[int]] = {}

@@ -258,8 +258,8 @@ class Regularizer:
         """
         strengths = self.strengths()
         amounts = self.marginals(strengths) * (step_size * self.weight / self.initial_cost)
-        would_die = strengths - amounts <= 2 * self.threshold
-        amounts[would_die & self._protected(strengths)] = 0.0
+        would_die = strengths - amounts * self._rate() <= 2 * self.threshold
+        amounts[would_die & self._protected(strengths, would_die)] = 0.0
         for source in self.scales:
             amount = amounts[source.index].to(source.parameter.dtype)
             numbers = source.parameter.view(-1)
@@ -276,12 +276,44 @@ class Regularizer:
             shape = (-1, *[1] * (rows.dim() - 1))
             rows[source.positions] *= factor.to(rows.dtype).reshape(shape)
 
-    def _protected(self, strengths: Tensor) -> Tensor:
+    def _rate(self) -> Tensor:
+        """By how much strengths fall for an amount of 1, at most, ``[channels]``."""
+        rate = torch.ones(len(self._channel_group), device=self._channel_group.device)
+        for source in self.kernels:
+            fall = self._in_units(source, self._in_units(source, 1 / source.count))
+            rate.index_reduce_(0, source.channels, fall.float(), "amax", include_self=False)
+        return rate
+
+    def _protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:
         """Channels that must not die, ``[channels]``: as many of the strongest as a group needs.
 
-        A group needs its floor, and one channel where no network would be left without it.
+        A group needs its floor, and one channel where no network would be left without it; of
+        groups that would die together the strongest stay where they must.
         """
-        floors = torch.from_numpy(self._needed(strengths)).to(strengths.device)
+        floors = self._needed(strengths)
+        protected = self._strongest(strengths, floors)
+        if self.limits.min_width > 0:
+            return protected
+        remaining = torch.where(would_die & ~protected, 0.0, strengths)
+        dead, doomed = self._dead(strengths), self._dead(remaining)
+        if len(doomed - dead) < 2 or is_viable(self.graph, doomed):
+            return protected
+        floors = floors.copy()
+        strongest = {k: strengths[self.graph.groups[k].channels].max() for k in doomed - dead}
+        for index in sorted(strongest, key=lambda k: (float(strongest[k]), k)):
+            if is_viable(self.graph, dead | {index}):
+                dead |= {index}
+            else:
+                floors[index] = 1
+        return self._strongest(strengths, floors)
+
+    def _dead(self, strengths: Tensor) -> frozenset[int]:
+        """The groups without a channel alive."""
+        return frozenset(np.flatnonzero(self.live_widths(strengths) == 0).tolist())
+
+    def _strongest(self, strengths: Tensor, counts: IntArray) -> Tensor:
+        """The strongest channels of every group, so many, ``[channels]``."""
+        floors = torch.from_numpy(counts).to(strengths.device)
         order = torch.argsort(strengths, descending=True, stable=True)
         order = order[self._channel_group[order] >= 0]
         order = order[torch.argsort(self._channel_group[order], stable=True)]
@@ -296,7 +328,7 @@ class Regularizer:
         """How many channels every group must keep, ``[groups]``."""
         if self.limits.min_width > 0:
             return self._floors
-        dead = frozenset(np.flatnonzero(self.live_widths(strengths) == 0).tolist())
+        dead = self._dead(strengths)
         if dead not in self._last_paths:
             self._last_paths = {dead: self._floors_beside(dead)}
         return self._last_paths[dead]
