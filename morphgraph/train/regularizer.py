@@ -118,16 +118,15 @@ class Regularizer:
         self._owned = torch.from_numpy(self._per_channel(self._own)).to(device)
         self._floors = np.array([self.limits.floor(group) for group in graph.groups])
         self._last_paths: dict[frozenset[int], IntArray] = {}  # of the groups dead at last
-        self._unit: Tensor | float = 1.0  # of the strength of kernels, per channel
+        self._unit = torch.ones(len(self._owned), device=device)  # of strengths, per channel
         means = self._means()
-        kernel = torch.from_numpy(by_kernel).to(device)
-        if threshold is None:
-            relative = torch.from_numpy(by_kernel | self._by_layer_scale()).to(device)
-            threshold = 1e-2 * torch.where(relative, means.clamp(1e-6, 1.0), 1.0)
-            threshold = threshold if morphnet else torch.where(kernel, 1e-2, threshold)
+        relative = self._by_layer_scale() | by_kernel if morphnet else self._by_layer_scale()
+        begin = torch.where(torch.from_numpy(relative).to(device), means.clamp(1e-6, 1.0), 1.0)
+        self.threshold = 1e-2 * begin if threshold is None else threshold
         if not morphnet:
+            kernel = torch.from_numpy(by_kernel).to(device)
             self._unit = torch.where(kernel, means.clamp_min(1e-6), 1.0)
-        self.threshold = threshold
+        self._rate = self._falls()
 
     def _gated(self, strength: Strength) -> Flags:
         groups = self.graph.groups
@@ -176,6 +175,16 @@ class Regularizer:
         means = total / torch.bincount(group % count, minlength=count).clamp_min(1)
         return means[group]
 
+    def _falls(self) -> Tensor:
+        """By how much strengths fall in a proximal step of amount 1, at most, ``[channels]``."""
+        falls = torch.ones_like(self._unit)
+        if not self.kernels:
+            return falls
+        index = torch.cat([source.channels for source in self.kernels])
+        values = torch.cat([1.0 / source.count for source in self.kernels])
+        values = values / self._unit[index].square()
+        return falls.scatter_reduce(0, index, values, "amax", include_self=False)
+
     def _per_channel(self, flags: Flags) -> Flags:
         """A flag per group as a flag per channel; channels outside of all groups get False."""
         found: Flags = np.append(flags, False)[self.graph.channel_group]
@@ -185,7 +194,10 @@ class Regularizer:
         """The strength of every channel, ``[channels]``; zero for those that are left alone."""
         parts = [(source.index, _scale_strength(source)) for source in self.scales]
         parts += [
-            (source.channels, self._in_units(source, _kernel_strength(source, self.l1_fraction)))
+            (
+                source.channels,
+                _kernel_strength(source, self.l1_fraction) / self._unit[source.channels],
+            )
             for source in self.kernels
         ]
         total = torch.zeros(len(self._channel_group), device=self._channel_group.device)
@@ -197,9 +209,6 @@ class Regularizer:
             return total.scatter_reduce(0, index, values, "amax", include_self=False)
         # The root's slope has no bound at zero, where a dead channel is.
         return total.index_add(0, index, values.square()).clamp_min(1e-24).sqrt()
-
-    def _in_units(self, source: "BoundSource", strength: Tensor) -> Tensor:
-        return strength if isinstance(self._unit, float) else strength / self._unit[source.channels]
 
     def alive(self, strengths: Tensor | None = None) -> Tensor:
         """Which channels are alive: above the threshold, or left alone, ``[channels]``."""
@@ -258,7 +267,7 @@ class Regularizer:
         """
         strengths = self.strengths()
         amounts = self.marginals(strengths) * (step_size * self.weight / self.initial_cost)
-        would_die = strengths - amounts * self._rate() <= 2 * self.threshold
+        would_die = strengths - amounts * self._rate <= 2 * self.threshold
         amounts[would_die & self._protected(strengths, would_die)] = 0.0
         for source in self.scales:
             amount = amounts[source.index].to(source.parameter.dtype)
@@ -269,20 +278,13 @@ class Regularizer:
         for source in self.kernels:
             rows = source.parameter.movedim(source.axis, 0)
             norms = source.per_channel(rows.flatten(1)[source.positions].square().sum(1)).sqrt()
-            # The strength is the norm over sqrt(n): its proximal step shortens the norm by
-            # t/sqrt(n).
-            shortfall = self._in_units(source, amounts[source.channels]) / source.count.sqrt()
+            # The strength is the norm over u sqrt(n), with u its unit: its proximal step shortens
+            # the norm by t/(u sqrt(n)).
+            shortfall = amounts[source.channels] / self._unit[source.channels]
+            shortfall /= source.count.sqrt()
             factor = (1 - shortfall / norms.clamp_min(1e-12)).clamp_min(0)[source.slot]
             shape = (-1, *[1] * (rows.dim() - 1))
             rows[source.positions] *= factor.to(rows.dtype).reshape(shape)
-
-    def _rate(self) -> Tensor:
-        """By how much strengths fall for an amount of 1, at most, ``[channels]``."""
-        rate = torch.ones(len(self._channel_group), device=self._channel_group.device)
-        for source in self.kernels:
-            fall = self._in_units(source, self._in_units(source, 1 / source.count))
-            rate.index_reduce_(0, source.channels, fall.float(), "amax", include_self=False)
-        return rate
 
     def _protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:
         """Channels that must not die, ``[channels]``: as many of the strongest as a group needs.
