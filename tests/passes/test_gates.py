@@ -400,14 +400,14 @@ def removable(net: nn.Module, example: Tensor, **options: Any) -> ChannelGraph:
     """Proximal steps close channels exactly; what is left is the plan, and it is verified."""
     graph = mg.lift(mg.export(net, (example,)))
     reg = mg.Regularizer(graph, net, **options)
-    reg.weight = 0.2 * reg.initial_cost / float(reg.marginals().max())
+    reg.weight = 0.2 * reg.initial_cost / float(reg.marginals().detach().max())
     while reg.live_share() > 0.6:
         reg.proximal_step(0.1)
     dead = ~reg.alive()
     for _ in range(3):
         reg.proximal_step(0.1)
     assert reg.scales
-    assert float(reg.strengths()[dead].max()) == 0.0
+    assert float(reg.strengths().detach()[dead].max()) == 0.0
     plan = reg.plan()
     np.testing.assert_array_equal(plan.widths(graph), reg.live_widths())
     trained = mg.lift(mg.with_weights(graph.model, net))
