@@ -6,16 +6,16 @@ by gates that are joined in another order), the sources are theirs. The same sou
 here and the regularizer in training.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, get_args
 
 import numpy as np
 
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.graph import ChannelGraph, Edge, FloatArray, IntArray
-from morphgraph.onnx_io import escape
+from morphgraph.graph import ChannelGraph, Edge, FloatArray, GraphNode, IntArray
+from morphgraph.onnx_io import escape, parameter_names
 from morphgraph.ops import entry_of
 from morphgraph.stored import blocks
 
@@ -86,6 +86,38 @@ def norm_scales(graph: ChannelGraph) -> list[Source]:
     return list(found.values())
 
 
+def channel_scales(graph: ChannelGraph) -> dict[int, Source]:
+    """Per node in ``graph.nodes`` the learned scale that it multiplies every channel with.
+
+    That of a norm, or a parameter that is a factor of a product (a layer scale, a GroupNorm's scale
+    where that is written out): its numbers stand on one axis, and reach the node as they are.
+    """
+    learned = frozenset(parameter_names(graph.model))
+    weights = graph.couplings.weights
+    found = {}
+    for number, node in enumerate(graph.nodes):
+        names = [value.name or "" for value in node.ir.inputs if value is not None]
+        if all(name in weights for name in names):
+            continue
+        for name in _multipliers(node, weights):
+            dims = [graph.dim(name, axis) for axis in range(len(graph.shapes.get(name, ())))]
+            for source in _sources(graph, dims):
+                whole = prod(graph.shapes[source.parameter]) == len(source.channels)
+                tied = (graph.channel_group[source.channels] >= 0).any()
+                if source.parameter in learned and whole and tied:
+                    found[number] = source
+    return found
+
+
+def _multipliers(node: GraphNode, weights: frozenset[str]) -> list[str]:
+    """The operands that do not depend on the input and multiply what does."""
+    entry = entry_of(node.ir.op_type, node.ir.domain)
+    operands = list(node.ir.inputs) if node.gate else []
+    if entry is not None and entry.scale is not None:
+        operands = [node.ir.inputs[entry.scale]]
+    return [v.name for v in operands if v is not None and v.name and v.name in weights]
+
+
 def _is_summed(graph: ChannelGraph, edge: Edge) -> bool:
     """Whether the operator sums over the factor."""
     factor = graph.couplings.factors[edge.factor - len(graph.couplings.dims)]
@@ -100,17 +132,7 @@ def _sources(graph: ChannelGraph, dims: Iterable[int]) -> list[Source]:
     """The parameter axes that axes of weights come from, through operators that only move them."""
     couplings = graph.couplings
     initializers = graph.model.graph.initializers
-    moved_to: dict[int, list[int]] = defaultdict(list)  # an axis -> factors of the op that made it
-    moved_from: dict[int, list[int]] = defaultdict(list)
-    for edge in couplings.edges:
-        node = graph.nodes[edge.node].ir
-        entry = entry_of(node.op_type, node.domain)
-        if entry is None or not entry.moves:
-            continue
-        if edge.port >= 0:
-            moved_from[edge.factor].append(edge.dim)
-        elif couplings.dims[edge.dim].value in couplings.weights:
-            moved_to[edge.dim].append(edge.factor)
+    moved_to, moved_from = _movements(graph)
     found: dict[int, Source] = {}
     for dim in dict.fromkeys(dims):
         wanted = graph.channels_of(dim)
@@ -121,12 +143,32 @@ def _sources(graph: ChannelGraph, dims: Iterable[int]) -> list[Source]:
             if name in initializers:
                 found.setdefault(here, Source(name, axis, graph.channels_of(here)))
                 continue
-            for source in (d for factor in moved_to[here] for d in moved_from[factor]):
+            for source in (d for f in moved_to.get(here, ()) for d in moved_from.get(f, ())):
                 # A reshape puts axes side by side that have no channel in common.
                 if source not in seen and np.isin(graph.channels_of(source), wanted).any():
                     seen.add(source)
                     pending.append(source)
     return list(found.values())
+
+
+def _movements(graph: ChannelGraph) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """Per axis of a weight the factors of the op that moved it there, and where those come from."""
+    if "movements" not in graph.cache:
+        couplings = graph.couplings
+        moved_to: dict[int, list[int]] = {}
+        moved_from: dict[int, list[int]] = {}
+        for edge in couplings.edges:
+            node = graph.nodes[edge.node].ir
+            entry = entry_of(node.op_type, node.domain)
+            if entry is None or not entry.moves:
+                continue
+            if edge.port >= 0:
+                moved_from.setdefault(edge.factor, []).append(edge.dim)
+            elif couplings.dims[edge.dim].value in couplings.weights:
+                moved_to.setdefault(edge.dim, []).append(edge.factor)
+        graph.cache["movements"] = moved_to, moved_from
+    found: tuple[dict[int, list[int]], dict[int, list[int]]] = graph.cache["movements"]
+    return found
 
 
 Norm = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]

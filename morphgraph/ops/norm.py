@@ -151,6 +151,8 @@ class LayerNormalization(Affine):
 class RMSNormalization(Affine):
     """The mean square runs over all axes from ``axis`` on."""
 
+    scale = 1
+
     @staticmethod
     def describe(n: OpNode, *, axis: int = -1) -> Description:
         kept, normed = _split_axes(len(n.shape(0)), axis)

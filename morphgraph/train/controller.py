@@ -24,6 +24,7 @@ from torch import Tensor
 
 from morphgraph.errors import BudgetError, MorphWarning, UnsupportedError
 from morphgraph.onnx_check import escape
+from morphgraph.passes.cost import parse_cost, spelling
 from morphgraph.passes.goals import parse_amount
 from morphgraph.train.regularizer import Regularizer
 
@@ -131,6 +132,7 @@ class Budget:
 
     Raises:
         BudgetError: even the narrowest network is above the budget.
+        ArgumentError: the budget's cost or amount cannot be read.
         UnsupportedError: the budget is on another cost than the regularizer's.
     """
 
@@ -146,17 +148,18 @@ class Budget:
         update: Update = "proximal",
     ) -> None:
         kind = regularizer.cost.kind
-        if set(budget) != {kind}:
+        amounts = {spelling(parse_cost(name)): amount for name, amount in budget.items()}
+        if set(amounts) != {kind}:
             raise UnsupportedError(
                 f"budget {dict(budget)}: the regularizer counts {kind}; give one budget, on {kind}"
             )
         self.regularizer = regularizer
         initial = regularizer.initial_cost
-        self.target = parse_amount(budget[kind], initial, regularizer.cost.unit) / initial
+        self.target = parse_amount(amounts[kind], initial, regularizer.cost.unit) / initial
         lowest = regularizer.lowest_share()
         if self.target < lowest:
             raise BudgetError(
-                f"budget {kind}={budget[kind]} cannot be met: the narrowest network needs "
+                f"budget {kind}={amounts[kind]} cannot be met: the narrowest network needs "
                 f"{lowest:.1%} of the model's {kind}; raise the budget"
             )
         self.steps = steps
@@ -209,8 +212,8 @@ class Budget:
         if self._dead is not None:
             self.regularizer.silence(self._dead)
             return
-        if self.step_number <= self.start * self.steps:
-            self.regularizer.weight = self._first / max(lr, 1e-12)
+        if lr > 0 and self.step_number <= self.start * self.steps:
+            self.regularizer.weight = self._first / lr
         earlier = self.regularizer.snapshot()
         before = self.regularizer.strengths()
         if self.update == "proximal":

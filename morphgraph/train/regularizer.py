@@ -18,12 +18,13 @@ from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.fates import is_viable
 from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_check import escape
+from morphgraph.ops import entry_of
 from morphgraph.passes.budget import continue_plan
 from morphgraph.passes.cost import Convention, Cost, cost
-from morphgraph.passes.gates import deciding_scales, gated_groups
+from morphgraph.passes.gates import closing_scales, deciding_scales, gated_groups
 from morphgraph.passes.goals import Budget as Amounts
 from morphgraph.passes.limits import Limits, viable_widths
-from morphgraph.passes.score import Source, kernels, norm_scales
+from morphgraph.passes.score import Source, channel_scales, kernels
 from morphgraph.plans import Plan
 from morphgraph.torch_io.weights import named_tensors
 
@@ -52,20 +53,22 @@ class Regularizer:
         graph: the lifted network.
         net: the module to be trained.
         cost: the resource to save, or a :class:`~morphgraph.passes.cost.Cost`.
-        strength: ``"bn"``: the BatchNorm scales, refused where they cannot silence a group;
-            ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: BatchNorm where it
-            cuts every path from a group's producers to its readers, the group lasso elsewhere. Of
-            several BatchNorms in a row the last one counts, since it undoes the scales before it
-            (with ``convention="morphnet"`` all of them, as in the original). A group without either
-            (an embedding, kernels that are computed) has no strength: it is left alone.
-        threshold: a channel is alive if its strength is above this. By default 0.01 for scales, and
-            for kernels 0.01 of the group's mean strength now: how large kernels are depends on
-            their fan-in, and those of wide layers begin below 0.01.
+        strength: ``"bn"``: the scales of norms and layer scales, refused where they cannot silence
+            a group; ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: scales where
+            they cut every path from a group's producers to its readers, the group lasso elsewhere.
+            Of several scales in a row the last one counts, since a BatchNorm undoes the scales
+            before it (with ``convention="morphnet"`` all of them, as in the original). A group
+            without either (an embedding, kernels that are computed) has no strength: it is left
+            alone.
+        threshold: a channel is alive if its strength is above this. By default 0.01; of the group's
+            mean now where scales are no norm's, since they may begin anywhere.
         l1_fraction: share of the mean magnitude in the group lasso.
         tied: how the strengths of tied producers combine: their maximum, as in MorphNet, or the
             root of their sum of squares.
         exclude: globs of groups that are left alone.
-        convention: of the costs and of how often an operator counts a channel.
+        convention: of the costs and of how often an operator counts a channel. By default the
+            group lasso is relative: divided by the group's mean now, it begins at 1, as scales do.
+            With ``"morphnet"`` it is as it is, and the default threshold 0.01 of the group's mean.
         min_width: the floor of every group in what is left; with 0 groups may die as a whole, and
             their layers vanish.
 
@@ -93,7 +96,8 @@ class Regularizer:
         self.weight = 1.0
         self.l1_fraction = l1_fraction
         self.tied = tied
-        self._deciding = None if convention == "morphnet" else deciding_scales(graph)
+        morphnet = convention == "morphnet"
+        self._deciding = closing_scales(graph) if morphnet else deciding_scales(graph)
         self.cost = _resource(graph, cost, convention)
         self.initial_cost = self.cost.total
         self.limits = Limits(1, min_width, tuple(include), tuple(exclude))
@@ -106,14 +110,23 @@ class Regularizer:
         by_kernel = self._per_channel(np.logical_and(self._own, np.logical_not(gated)))
         found = named_tensors(net)
         device = next(iter(found.values())).device if found else torch.device("cpu")
-        scales = [(source, self._by_scale & self._decides(source)) for source in norm_scales(graph)]
+        scaling = {source.parameter: source for source in channel_scales(graph).values()}
+        scales = [(source, self._by_scale & self._decides(source)) for source in scaling.values()]
         self.scales = _bind(scales, found, device)
         self.kernels = _bind([(source, by_kernel) for source in producing], found, device)
         self._channel_group = torch.from_numpy(graph.channel_group).to(device)
         self._owned = torch.from_numpy(self._per_channel(self._own)).to(device)
         self._floors = np.array([self.limits.floor(group) for group in graph.groups])
         self._last_paths: dict[frozenset[int], IntArray] = {}  # of the groups dead at last
-        self.threshold = self._first_threshold(gated) if threshold is None else threshold
+        self._unit = torch.ones(len(self._owned), device=device)  # of strengths, per channel
+        means = self._means()
+        relative = self._by_layer_scale() | by_kernel if morphnet else self._by_layer_scale()
+        begin = torch.where(torch.from_numpy(relative).to(device), means.clamp(1e-6, 1.0), 1.0)
+        self.threshold = 1e-2 * begin if threshold is None else threshold
+        if not morphnet:
+            kernel = torch.from_numpy(by_kernel).to(device)
+            self._unit = torch.where(kernel, means.clamp_min(1e-6), 1.0)
+        self._rate = self._falls()
 
     def _gated(self, strength: Strength) -> Flags:
         groups = self.graph.groups
@@ -125,15 +138,13 @@ class Regularizer:
         open_ones = [g.name for g in groups if self._own[g.index] and not gated[g.index]]
         if strength == "bn" and open_ones:
             raise UnsupportedError(
-                f"strength 'bn': no BatchNorm gates '{escape(open_ones[0])}' (and "
+                f"strength 'bn': no norm's scale gates '{escape(open_ones[0])}' (and "
                 f"{len(open_ones) - 1} more groups); use 'auto', or exclude them"
             )
         return gated
 
     def _decides(self, scale: Source) -> Flags:
         """The channels whose strength this scale has a part in, ``[channels]``."""
-        if self._deciding is None:
-            return np.ones(len(self.graph.channel_group), dtype=bool)
         flags = np.zeros(len(self.graph.groups), dtype=bool)
         flags[list(self._deciding.get(scale.parameter, ()))] = True
         return self._per_channel(flags)
@@ -145,15 +156,34 @@ class Regularizer:
             found[self.graph.channel_group[source.channels]] = True  # -1, no group, comes last
         return found[:-1]
 
-    def _first_threshold(self, gated: Flags) -> Tensor:
-        """The default threshold of every channel, ``[channels]``."""
+    def _by_layer_scale(self) -> Flags:
+        """The channels that a scale which is no norm's decides on, ``[channels]``."""
+        found = np.zeros(len(self.graph.channel_group), dtype=bool)
+        for number, source in channel_scales(self.graph).items():
+            node = self.graph.nodes[number].ir
+            entry = entry_of(node.op_type, node.domain)
+            if entry is None or entry.scale is None:
+                found |= self._by_scale & self._decides(source)
+        return found
+
+    def _means(self) -> Tensor:
+        """The mean strength of every channel's group, ``[channels]``."""
         with torch.no_grad():
             strengths = self.strengths()
-        group, count = self._channel_group, len(gated) + 1
+        group, count = self._channel_group, len(self.graph.groups) + 1
         total = torch.zeros(count, device=group.device).index_add(0, group % count, strengths)
         means = total / torch.bincount(group % count, minlength=count).clamp_min(1)
-        scale = torch.from_numpy(self._per_channel(gated)).to(group.device)
-        return 1e-2 * torch.where(scale, 1.0, means[group].clamp(1e-6, 1.0))
+        return means[group]
+
+    def _falls(self) -> Tensor:
+        """By how much strengths fall in a proximal step of amount 1, at most, ``[channels]``."""
+        falls = torch.ones_like(self._unit)
+        if not self.kernels:
+            return falls
+        index = torch.cat([source.channels for source in self.kernels])
+        values = torch.cat([1.0 / source.count for source in self.kernels])
+        values = values / self._unit[index].square()
+        return falls.scatter_reduce(0, index, values, "amax", include_self=False)
 
     def _per_channel(self, flags: Flags) -> Flags:
         """A flag per group as a flag per channel; channels outside of all groups get False."""
@@ -164,7 +194,11 @@ class Regularizer:
         """The strength of every channel, ``[channels]``; zero for those that are left alone."""
         parts = [(source.index, _scale_strength(source)) for source in self.scales]
         parts += [
-            (source.channels, _kernel_strength(source, self.l1_fraction)) for source in self.kernels
+            (
+                source.channels,
+                _kernel_strength(source, self.l1_fraction) / self._unit[source.channels],
+            )
+            for source in self.kernels
         ]
         total = torch.zeros(len(self._channel_group), device=self._channel_group.device)
         if not parts:
@@ -233,29 +267,55 @@ class Regularizer:
         """
         strengths = self.strengths()
         amounts = self.marginals(strengths) * (step_size * self.weight / self.initial_cost)
-        would_die = strengths - amounts <= 2 * self.threshold
-        amounts[would_die & self._protected(strengths)] = 0.0
+        would_die = strengths - amounts * self._rate <= 2 * self.threshold
+        amounts[would_die & self._protected(strengths, would_die)] = 0.0
         for source in self.scales:
             amount = amounts[source.index].to(source.parameter.dtype)
-            picked = source.parameter[source.positions]
+            numbers = source.parameter.view(-1)
+            picked = numbers[source.positions]
             shrunk = picked.sign() * (picked.abs() - amount).clamp_min(0)
-            source.parameter[source.positions] = shrunk
+            numbers[source.positions] = shrunk
         for source in self.kernels:
             rows = source.parameter.movedim(source.axis, 0)
             norms = source.per_channel(rows.flatten(1)[source.positions].square().sum(1)).sqrt()
-            # The strength is the norm over sqrt(n): its proximal step shortens the norm by
-            # t/sqrt(n).
-            shortfall = amounts[source.channels] / source.count.sqrt()
+            # The strength is the norm over u sqrt(n), with u its unit: its proximal step shortens
+            # the norm by t/(u sqrt(n)).
+            shortfall = amounts[source.channels] / self._unit[source.channels]
+            shortfall /= source.count.sqrt()
             factor = (1 - shortfall / norms.clamp_min(1e-12)).clamp_min(0)[source.slot]
             shape = (-1, *[1] * (rows.dim() - 1))
             rows[source.positions] *= factor.to(rows.dtype).reshape(shape)
 
-    def _protected(self, strengths: Tensor) -> Tensor:
+    def _protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:
         """Channels that must not die, ``[channels]``: as many of the strongest as a group needs.
 
-        A group needs its floor, and one channel where no network would be left without it.
+        A group needs its floor, and one channel where no network would be left without it; of
+        groups that would die together the strongest stay where they must.
         """
-        floors = torch.from_numpy(self._needed(strengths)).to(strengths.device)
+        floors = self._needed(strengths)
+        protected = self._strongest(strengths, floors)
+        if self.limits.min_width > 0:
+            return protected
+        remaining = torch.where(would_die & ~protected, 0.0, strengths)
+        dead, doomed = self._dead(strengths), self._dead(remaining)
+        if len(doomed - dead) < 2 or is_viable(self.graph, doomed):
+            return protected
+        floors = floors.copy()
+        strongest = {k: strengths[self.graph.groups[k].channels].max() for k in doomed - dead}
+        for index in sorted(strongest, key=lambda k: (float(strongest[k]), k)):
+            if is_viable(self.graph, dead | {index}):
+                dead |= {index}
+            else:
+                floors[index] = 1
+        return self._strongest(strengths, floors)
+
+    def _dead(self, strengths: Tensor) -> frozenset[int]:
+        """The groups without a channel alive."""
+        return frozenset(np.flatnonzero(self.live_widths(strengths) == 0).tolist())
+
+    def _strongest(self, strengths: Tensor, counts: IntArray) -> Tensor:
+        """The strongest channels of every group, so many, ``[channels]``."""
+        floors = torch.from_numpy(counts).to(strengths.device)
         order = torch.argsort(strengths, descending=True, stable=True)
         order = order[self._channel_group[order] >= 0]
         order = order[torch.argsort(self._channel_group[order], stable=True)]
@@ -270,7 +330,7 @@ class Regularizer:
         """How many channels every group must keep, ``[groups]``."""
         if self.limits.min_width > 0:
             return self._floors
-        dead = frozenset(np.flatnonzero(self.live_widths(strengths) == 0).tolist())
+        dead = self._dead(strengths)
         if dead not in self._last_paths:
             self._last_paths = {dead: self._floors_beside(dead)}
         return self._last_paths[dead]
@@ -393,7 +453,7 @@ def _bind(
 
 
 def _scale_strength(source: BoundSource) -> Tensor:
-    return source.parameter.abs()[source.positions]
+    return source.parameter.reshape(-1).abs()[source.positions]
 
 
 def _kernel_strength(source: BoundSource, l1_fraction: float) -> Tensor:
