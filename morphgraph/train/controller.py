@@ -268,7 +268,8 @@ class Budget:
             else:
                 high = middle - 1
         alive[died[:low]] = True
-        return alive
+        # The loss may have pushed a whole group below the threshold.
+        return alive | self.regularizer.protected(strengths, ~alive)
 
     def _settle(self, alive: Tensor) -> None:
         """The structure is decided: from now on the weight is zero and the dead stay dead."""

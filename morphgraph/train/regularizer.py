@@ -268,7 +268,7 @@ class Regularizer:
         strengths = self.strengths()
         amounts = self.marginals(strengths) * (step_size * self.weight / self.initial_cost)
         would_die = strengths - amounts * self._rate <= 2 * self.threshold
-        amounts[would_die & self._protected(strengths, would_die)] = 0.0
+        amounts[would_die & self.protected(strengths, would_die)] = 0.0
         for source in self.scales:
             amount = amounts[source.index].to(source.parameter.dtype)
             numbers = source.parameter.view(-1)
@@ -286,7 +286,7 @@ class Regularizer:
             shape = (-1, *[1] * (rows.dim() - 1))
             rows[source.positions] *= factor.to(rows.dtype).reshape(shape)
 
-    def _protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:
+    def protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:
         """Channels that must not die, ``[channels]``: as many of the strongest as a group needs.
 
         A group needs its floor, and one channel where no network would be left without it; of
