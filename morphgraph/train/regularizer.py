@@ -7,14 +7,14 @@ convolutions and matrix products this is MorphNet's bilinear regularizer (Gordon
 equation 6): ``A_in R_out + A_out R_in`` with A the channels alive and R the sums of strengths.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from morphgraph.errors import ModelError, UnsupportedError
+from morphgraph.errors import UnsupportedError
 from morphgraph.fates import is_viable
 from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_check import escape
@@ -27,10 +27,10 @@ from morphgraph.passes.limits import Limits, viable_widths
 from morphgraph.passes.score import Source, channel_scales, kernels
 from morphgraph.plans import Plan
 from morphgraph.torch_io.weights import named_tensors
+from morphgraph.train.sources import Flags, bind, kernel_strength, scale_strength
 
 Strength = Literal["auto", "bn", "lasso"]
 Tied = Literal["max", "l2"]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Regularizer:
@@ -112,8 +112,8 @@ class Regularizer:
         device = next(iter(found.values())).device if found else torch.device("cpu")
         scaling = {source.parameter: source for source in channel_scales(graph).values()}
         scales = [(source, self._by_scale & self._decides(source)) for source in scaling.values()]
-        self.scales = _bind(scales, found, device)
-        self.kernels = _bind([(source, by_kernel) for source in producing], found, device)
+        self.scales = bind(scales, found, device)
+        self.kernels = bind([(source, by_kernel) for source in producing], found, device)
         self._channel_group = torch.from_numpy(graph.channel_group).to(device)
         self._owned = torch.from_numpy(self._per_channel(self._own)).to(device)
         self._floors = np.array([self.limits.floor(group) for group in graph.groups])
@@ -192,11 +192,11 @@ class Regularizer:
 
     def strengths(self) -> Tensor:
         """The strength of every channel, ``[channels]``; zero for those that are left alone."""
-        parts = [(source.index, _scale_strength(source)) for source in self.scales]
+        parts = [(source.index, scale_strength(source)) for source in self.scales]
         parts += [
             (
                 source.channels,
-                _kernel_strength(source, self.l1_fraction) / self._unit[source.channels],
+                kernel_strength(source, self.l1_fraction) / self._unit[source.channels],
             )
             for source in self.kernels
         ]
@@ -398,73 +398,6 @@ class Regularizer:
             self.cost,
             Limits(round_to, floor, self.limits.include, self.limits.exclude),
         )
-
-
-class BoundSource:
-    """A parameter's axis with the channels that the regularizer acts on.
-
-    ``positions`` are places on the axis, ``index`` their channels; a channel may have several, as a
-    recurrent unit has one in every gate. ``channels`` are those channels once each, ``slot`` the
-    place of every position's channel among them, ``count`` how many numbers each has.
-    """
-
-    def __init__(self, parameter: Tensor, axis: int, positions: Tensor, index: Tensor) -> None:
-        self.parameter = parameter
-        self.axis = axis
-        self.positions = positions
-        self.index = index
-        self.channels, self.slot = torch.unique(index, return_inverse=True)
-        numbers = parameter.numel() // parameter.shape[axis]
-        self.count = numbers * torch.bincount(self.slot, minlength=len(self.channels))
-
-    def per_channel(self, values: Tensor) -> Tensor:
-        """Sums over the positions of every channel."""
-        total = torch.zeros(len(self.channels), dtype=values.dtype, device=values.device)
-        return total.index_add(0, self.slot, values)
-
-
-def _bind(
-    sources: Iterable[tuple[Source, Flags]],
-    parameters: Mapping[str, Tensor],
-    device: torch.device,
-) -> list[BoundSource]:
-    bound = []
-    for source, wanted in sources:
-        positions = np.flatnonzero(wanted[source.channels])
-        if not len(positions):
-            continue
-        parameter = parameters.get(source.parameter)
-        if parameter is None:
-            raise ModelError(
-                f"parameter '{escape(source.parameter)}' is not in the module; give the "
-                "module that was exported, or what to_torch made of the model"
-            )
-        if parameter.shape[source.axis] != len(source.channels):
-            raise ModelError(
-                f"parameter '{escape(source.parameter)}' has shape {tuple(parameter.shape)}, but "
-                f"the graph has {len(source.channels)} channels on axis {source.axis}; lift the "
-                "model that this module was exported to"
-            )
-        index = torch.from_numpy(source.channels[positions]).to(device)
-        bound.append(
-            BoundSource(parameter, source.axis, torch.from_numpy(positions).to(device), index)
-        )
-    return bound
-
-
-def _scale_strength(source: BoundSource) -> Tensor:
-    return source.parameter.reshape(-1).abs()[source.positions]
-
-
-def _kernel_strength(source: BoundSource, l1_fraction: float) -> Tensor:
-    """``(1 - f) sqrt(mean w^2) + f mean |w|`` over the numbers of every channel."""
-    rows = source.parameter.movedim(source.axis, 0).flatten(1)[source.positions]
-    mean = source.per_channel(rows.square().sum(dim=1)) / source.count
-    strength = mean.clamp_min(1e-24).sqrt()
-    if l1_fraction:
-        magnitude = source.per_channel(rows.abs().sum(dim=1)) / source.count
-        strength = (1 - l1_fraction) * strength + l1_fraction * magnitude
-    return strength
 
 
 def _resource(graph: ChannelGraph, resource: str | Cost, convention: Convention) -> Cost:
