@@ -27,7 +27,8 @@ its own (*n+m* epochs: n for the training, m for that phase), at a constant rate
 network trained for n epochs. Every arm's widths are filled up to its budget by the same rule.
 *gain* is in points over the arm named there, seed by seed, with its standard error.
 
-Test accuracies are those after the last epoch. CIFAR-10 is averaged to 16x16 pixels: figures are
+*live* is the share of the cost that the phase itself came to, before the plan trims it to the half
+that was asked for and the widths are scaled. Test accuracies are those after the last epoch. CIFAR-10 is averaged to 16x16 pixels: figures are
 not comparable with published ones.
 """
 
@@ -157,7 +158,7 @@ def write_summary(question: Question, rows: Sequence[Row], path: Path) -> None:
     ]
     for studies in _by_title(question.studies):
         for arm in studies[0].arms:
-            if arm.method != "morph" or arm.budget == 50:
+            if arm.method != "morph":
                 continue
             own = {s.seed: known[s.key(arm)] for s in studies if s.key(arm) in known}
             _, others = _rival(studies, arm, known)
