@@ -34,7 +34,7 @@ from morphgraph.train.phases import NoPenalty, Penalty, Shrink
 from morphgraph.train.regularizer import Regularizer, Strength
 from morphgraph.workflow import Resized, Start, resize_and_check
 
-SHRINK_TO = 0.5
+SHRINK_TO = 0.35
 """How far a phase shrinks before the widths are scaled to the budget, see :class:`Aim`."""
 
 Fit = Callable[[nn.Module, Penalty], None]

@@ -27,8 +27,8 @@ its own (*n+m* epochs: n for the training, m for that phase), at a constant rate
 network trained for n epochs. Every arm's widths are filled up to its budget by the same rule.
 *gain* is in points over the arm named there, seed by seed, with its standard error.
 
-*live* is the share of the cost that the phase itself came to, before the plan trims it to the half
-that was asked for and the widths are scaled. Test accuracies are those after the last epoch.
+*live* is the share of the cost that the phase itself came to, before the plan trims it to the 35 %
+that were asked for and the widths are scaled. Test accuracies are those after the last epoch.
 CIFAR-10 is averaged to 16x16 pixels: figures are not comparable with published ones.
 """
 
