@@ -175,20 +175,11 @@ class Budget:
         self._before: Tensor | None = None  # strengths at the last control step
         self._speed: Tensor | None = None  # by how much strengths change per training step
         self._warned: list[int] = []
-        self._first = self._first_weight()
+        # For an effective step of 1; until the reference falls, the weight makes up for another.
+        self._first = regularizer.even_weight(steps)
         regularizer.weight = self._first
         if self.share <= self.target:
             self._settle(regularizer.alive())
-
-    def _first_weight(self) -> float:
-        """A weight at which an average channel, untouched by the loss, would last for the phase.
-
-        That is for an effective step of 1; until the reference begins to fall, the weight makes up
-        for another.
-        """
-        marginals = self.regularizer.marginals()
-        mean = float(marginals[marginals > 0].mean()) / self.regularizer.initial_cost
-        return 1.0 / (self.steps * mean)
 
     def reference(self, step: float | None = None) -> float:
         """Where the live share should be at a training step, by default now."""

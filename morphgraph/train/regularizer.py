@@ -257,6 +257,16 @@ class Regularizer:
         padded = torch.from_numpy(np.append(per_group, 0.0)).float().to(self._owned.device)
         return padded[self._channel_group] * self._owned
 
+    def even_weight(self, path: float) -> float:
+        """The weight at which an average channel of strength 1, without a loss, would just die.
+
+        Args:
+            path: the sum of the phase's effective steps.
+        """
+        marginals = self.marginals()
+        mean = float(marginals[marginals > 0].mean()) / self.initial_cost
+        return 1.0 / max(path * mean, 1e-30)
+
     @torch.no_grad()
     def proximal_step(self, step_size: float) -> None:
         """Shrink every strength by ``step_size * weight * marginal / initial cost``, down to zero.

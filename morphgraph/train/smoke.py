@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from torch import nn
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
+from morphgraph.train.controller import FixedWeight
 from morphgraph.train.phases import Penalty
 from morphgraph.train.regularizer import Regularizer, Strength
 
@@ -58,7 +58,7 @@ class _EnoughError(Exception):
     """Ends a phase from within ``penalty.step``."""
 
 
-class FixedPenalty:
+class FixedPenalty(FixedWeight):
     """A penalty of a fixed strength, that ends the phase after some steps.
 
     Args:
@@ -69,43 +69,19 @@ class FixedPenalty:
     """
 
     def __init__(self, regularizer: Regularizer, strength: float, steps: int) -> None:
-        self.regularizer = regularizer
+        super().__init__(regularizer, 0.0)
         self.strength = strength
         self.steps = steps
         self.taken = 0
-        regularizer.weight = 0.0
-
-    def begin(self, steps: int) -> None:
-        """Do nothing: the number of steps is known."""
-
-    def loss(self) -> float:
-        """Nothing is added to the loss: the steps are proximal."""
-        return 0.0
 
     def step(self, lr: float) -> None:
         """Shrink once; raise when it is enough."""
         if not self.regularizer.weight and self.strength:
-            self.regularizer.weight = self.strength * _even_weight(
-                self.regularizer, lr * self.steps
-            )
-        self.regularizer.proximal_step(lr)
+            self.regularizer.weight = self.strength * self.regularizer.even_weight(lr * self.steps)
+        super().step(lr)
         self.taken += 1
         if self.taken >= self.steps:
             raise _EnoughError
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is saved of a check."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing."""
-
-
-def _even_weight(regularizer: Regularizer, path: float) -> float:
-    """The weight at which an average channel of strength 1 falls to 0 over the sum of steps."""
-    marginals = regularizer.marginals()
-    mean = float(marginals[marginals > 0].mean()) / regularizer.initial_cost
-    return 1.0 / max(path * mean, 1e-30)
 
 
 def smoke(

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from networks import NETWORKS
-from peers import bn_scale_pruned
+from peers import bn_scale_pruned, slimmed
 from torch import nn
 
 import morphgraph as mg
@@ -100,8 +100,9 @@ class Study:
         return f"{self.network} | {Path(self.data).stem} | {self.epochs}+{self.shrink_epochs}"
 
     def key(self, arm: Arm) -> str:
-        """What tells a row from all others."""
-        return f"{self.title} | seed {self.seed} | {arm.name}"
+        """What tells a row from all others, with the share that is a default: it may change."""
+        to = f" | to {100 * arm.shrink_to:g} %" if arm.method == "morph" else ""
+        return f"{self.title} | seed {self.seed} | {arm.name}{to}"
 
 
 class Bench:
@@ -164,7 +165,9 @@ class Bench:
         if arm.method == "bn":
             plan = bn_scale_pruned(self, arm.budget / 100)
         else:
-            scored = self._trained if arm.method == "l2" else self.graph
+            scored = self.graph
+            if arm.method == "l2":
+                scored = mg.lift(mg.with_weights(self.graph.model, self._seed_net))
             found = baseline_plan(arm.method, scored, aim, self.study.seed)
             assert found is not None
             plan = found
@@ -176,11 +179,16 @@ class Bench:
         return mg.apply(graph, plan, weights="fresh", seed=self.study.seed, verify=False)
 
     @cached_property
-    def _trained(self) -> ChannelGraph:
-        """The seed network as the arm ``seed`` trained it."""
+    def _seed_net(self) -> nn.Module:
+        """The seed network, trained by the recipe."""
         net = self._module(mg.fresh(self.graph, self.study.seed))
         self.train(net, self.recipe, NoPenalty(), "train")
-        return mg.lift(mg.with_weights(self.graph.model, net))
+        return net
+
+    @cached_property
+    def slimmed(self) -> nn.Module:
+        """The seed network, trained with a penalty on its BatchNorm scales."""
+        return slimmed(self)
 
     def _morphed(self, arm: Arm) -> tuple[ir.Model, Row]:
         if arm.method == "fixed":
@@ -216,7 +224,7 @@ class Bench:
             arm.iterations,
             arm.shrink_to,
             min_width=arm.min_width,
-            update=arm.update,  # type: ignore[arg-type]
+            update=arm.update,
         )
 
     def _iterations(self, arm: Arm) -> list[tuple[Iteration, float]]:
@@ -247,7 +255,7 @@ class Bench:
         net = self._module(mg.fresh(self.graph, self.study.seed))
         regularizer = mg.Regularizer(self.graph, net, arm.cost, threshold=arm.threshold)
         recipe = replace(self.recipe, epochs=self.study.shrink_epochs, constant=True)
-        penalty = FixedWeight(regularizer, arm.weight, arm.update)  # type: ignore[arg-type]
+        penalty = FixedWeight(regularizer, arm.weight, arm.update)
         self.train(net, recipe, penalty, "shrink 1")
         live = regularizer.live_share()
         plan = mg.expand(self.graph, regularizer.plan(), {arm.cost: f"{arm.budget:g}%"})
@@ -255,15 +263,16 @@ class Bench:
 
     def _measured(self, arm: Arm, model: ir.Model, graph: ChannelGraph, told: Row) -> Row:
         """Train the arm's network, and say what it is worth."""
-        net = self._module(model)
         began = time.perf_counter()
         epochs = self.recipe.epochs + arm.extra_epochs * self.study.shrink_epochs
-        self.train(net, replace(self.recipe, epochs=epochs), NoPenalty(), "train")
+        if arm == Arm("seed"):
+            net = self._seed_net  # others take their scores from it
+        else:
+            net = self._module(model)
+            self.train(net, replace(self.recipe, epochs=epochs), NoPenalty(), "train")
         seconds = time.perf_counter() - began
         costs = {kind: mg.cost(graph, kind).total for kind in ("macs", "params")}
         whole = {kind: mg.cost(self.graph, kind).total for kind in ("macs", "params")}
-        if arm.method == "seed":
-            self.__dict__["_trained"] = mg.lift(mg.with_weights(self.graph.model, net))
         return {
             "accuracy": accuracy(net, self.dataset),
             "macs": costs["macs"],

@@ -1,19 +1,16 @@
 """Rows: where they are stored, and the process that computes those of one study."""
 
 import json
-import os
 import time
 from pathlib import Path
+
+import torch
+from arms import Bench, Row, Study
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUNS = ROOT / "runs" / "experiments"
 ROWS = RUNS / "rows.jsonl"
 KEPT = ROOT / "docs" / "experiments.jsonl"
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
-
-import torch  # noqa: E402
-from arms import Bench, Row, Study  # noqa: E402
 
 
 def stored() -> dict[str, Row]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from arms import Arm, Row, Study, standard_error
 from questions import Question
 
+from morphgraph.train.loop import SHRINK_TO
+
 HEAD = """# Experiments
 
 Made by `{command}` from the rows of {first} to {last}, on {machine}; Python {python},
@@ -27,9 +29,9 @@ its own (*n+m* epochs: n for the training, m for that phase), at a constant rate
 network trained for n epochs. Every arm's widths are filled up to its budget by the same rule.
 *gain* is in points over the arm named there, seed by seed, with its standard error.
 
-*live* is the share of the cost that the phase itself came to, before the plan trims it to the 35 %
-that were asked for and the widths are scaled. Test accuracies are those after the last epoch.
-CIFAR-10 is averaged to 16x16 pixels: figures are not comparable with published ones.
+*live* is the share of the cost that the phase itself came to, before the plan trims it to the
+{share} that were asked for and the widths are scaled. Test accuracies are those after the last
+epoch. CIFAR-10 is averaged to 16x16 pixels: figures are not comparable with published ones.
 """
 
 
@@ -42,6 +44,7 @@ def write(questions: Iterable[Question], rows: Sequence[Row], path: Path, comman
     parts = [
         HEAD.format(
             command=command,
+            share=f"{100 * SHRINK_TO:g} %",
             first=days[0],
             last=days[-1],
             machine=_machine(),

@@ -28,13 +28,13 @@ class Slimming(NoPenalty):
     def __init__(self, net: nn.Module) -> None:
         self.scales = [m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
 
-    def loss(self) -> Tensor:  # type: ignore[override]
+    def loss(self) -> Tensor:
         return REGULARIZATION * sum((s.abs().sum() for s in self.scales), torch.zeros(()))
 
 
 def bn_scale_pruned(bench: "Bench", share: float) -> Plan:
     """The widths that the pruner leaves at a share of the seed's FLOPs, the budget filled."""
-    net = _slimmed(bench)
+    net = bench.slimmed
     low, high = 0.0, 1.0
     widths: dict[str, int] = {}
     for _ in range(12):
@@ -48,16 +48,13 @@ def bn_scale_pruned(bench: "Bench", share: float) -> Plan:
     return mg.expand(bench.graph, plan, {"flops": f"{100 * share:g}%"})
 
 
-def _slimmed(bench: "Bench") -> nn.Module:
+def slimmed(bench: "Bench") -> nn.Module:
     """The seed network trained with the penalty, for as many epochs as the arms."""
-    if not hasattr(bench, "slimmed"):
-        size, channels = bench.dataset.preprocessing.size, len(bench.dataset.preprocessing.mean)
-        net = bench.network.make(channels, len(bench.dataset.classes), size[0])
-        start = mg.to_torch(mg.fresh(bench.graph, bench.study.seed)).state_dict()
-        net.load_state_dict(start)
-        bench.train(net.to(bench.device), bench.recipe, Slimming(net), "train")
-        bench.slimmed = net.cpu()  # type: ignore[attr-defined]
-    return bench.slimmed  # type: ignore[attr-defined,no-any-return]
+    size, channels = bench.dataset.preprocessing.size, len(bench.dataset.preprocessing.mean)
+    net = bench.network.make(channels, len(bench.dataset.classes), size[0])
+    net.load_state_dict(mg.to_torch(mg.fresh(bench.graph, bench.study.seed)).state_dict())
+    bench.train(net.to(bench.device), bench.recipe, Slimming(net), "train")
+    return net.cpu()
 
 
 def _pruned(bench: "Bench", net: nn.Module, ratio: float) -> dict[str, int]:

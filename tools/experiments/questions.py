@@ -12,6 +12,8 @@ from pathlib import Path
 from arms import Arm, Study
 from sounds import sounds
 
+from morphgraph.train.loop import SHRINK_TO
+
 WEIGHTS = (0.3, 1.0, 3.0)  # of the regularizer, set by hand
 
 
@@ -26,7 +28,7 @@ class Question:
 
 def arms_at(method: str, *budgets: float, **options: object) -> list[Arm]:
     """One arm for each budget."""
-    return [replace(Arm(method), budget=float(b), **options) for b in budgets]  # type: ignore[arg-type]
+    return [replace(Arm(method), budget=float(b), **options) for b in budgets]
 
 
 def over_seeds(
@@ -104,7 +106,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
         Question(
             "A controller, or a weight set by hand; proximal steps, or the subgradient",
             "The widths are scaled to 100 % of the FLOPs and trained; *live* is where the phase "
-            "itself ended, of the 35 % that the controller was asked for.",
+            f"itself ended, of the {100 * SHRINK_TO:g} % that the controller was asked for.",
             over_seeds(
                 vgg,
                 data,
