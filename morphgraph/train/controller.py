@@ -231,7 +231,9 @@ class Budget:
             predicted = self.regularizer.live_share(ahead)
         self._before = strengths
         wanted = self.reference(self.step_number + self.ahead)
-        error = predicted - wanted
+        # Behind the end of the reference there is no pace to keep, only the target to be reached.
+        paced = self.step_number <= self.end * self.steps
+        error = (predicted if paced else self.share) - wanted
         late = max(0.0, self.step_number / self.steps - self.end) / (1.0 - self.end)
         change = min(_RISE, error + _RISE * late) if error > 0 else max(-_FALL, _EASE * error)
         if self._speed is not None:
