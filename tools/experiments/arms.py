@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from graphs import drawing_of
 from networks import NETWORKS
 from peers import bn_scale_pruned, slimmed
 from torch import nn
@@ -105,6 +106,15 @@ class Study:
         return f"{self.title} | seed {self.seed} | {arm.name}{to}"
 
 
+def seed_graph(study: Study, dataset: Dataset) -> ChannelGraph:
+    """The study's seed network, lifted."""
+    height, width = dataset.preprocessing.size
+    channels = len(dataset.preprocessing.mean)
+    torch.manual_seed(study.seed)
+    made = NETWORKS[study.network].make(channels, len(dataset.classes), height).eval()
+    return mg.lift(mg.export(made, (torch.zeros(1, channels, height, width),)))
+
+
 class Bench:
     """A study that is being computed: the dataset, the seed network, and what arms share."""
 
@@ -112,13 +122,8 @@ class Bench:
         self.study = study
         self.network = NETWORKS[study.network]
         self.dataset: Dataset = load_data(study.data)
-        height, width = self.dataset.preprocessing.size
-        channels = len(self.dataset.preprocessing.mean)
-        torch.manual_seed(study.seed)
-        made = self.network.make(channels, len(self.dataset.classes), height).eval()
-        self.graph: ChannelGraph = mg.lift(
-            mg.export(made, (torch.zeros(1, channels, height, width),))
-        )
+        self.graph = seed_graph(study, self.dataset)
+        height = self.dataset.preprocessing.size[0]
         flip = not Path(study.data).stem.startswith(("digits", "sounds"))
         self.recipe = Recipe(
             study.epochs,
@@ -283,6 +288,7 @@ class Bench:
             "epochs": epochs,
             "train_seconds": round(seconds, 1),
             **told,
+            **({"drawing": vars(drawing_of(graph))} if arm.min_width == 0 else {}),
         }
 
     def _module(self, model: ir.Model) -> nn.Module:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from arms import Arm, Row, Study, standard_error
+from pictures import before_and_after, curves
 from questions import Question
 
 from morphgraph.train.loop import SHRINK_TO
@@ -56,7 +57,11 @@ def write(questions: Iterable[Question], rows: Sequence[Row], path: Path, comman
     known = {row["key"]: row for row in rows}
     for number, question in enumerate(questions, 1):
         parts.append(f"\n## {number}. {question.title}\n\n{question.text}\n")
-        parts.extend(_table(studies, known) for studies in _by_title(question.studies))
+        for studies in _by_title(question.studies):
+            folder, name = path.with_suffix(""), f"{number} {studies[0].title}"
+            parts.append(_table(studies, known))
+            parts.append(curves(studies, known, folder, name))
+            parts.append(before_and_after(studies, known, folder, name))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(parts))
     print(f"{path}: {len(rows)} rows")
