@@ -23,7 +23,7 @@ import numpy as np
 from morphgraph.fates import closed, is_viable
 from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.passes.choose import finish, scores_of
-from morphgraph.passes.cost import Convention, Cost
+from morphgraph.passes.cost import Convention
 from morphgraph.passes.goals import (
     Budget,
     Goal,
@@ -33,6 +33,7 @@ from morphgraph.passes.goals import (
     unreachable,
 )
 from morphgraph.passes.limits import Limits, mortal, viable_widths
+from morphgraph.passes.polynomial import Cost
 from morphgraph.passes.score import Score
 from morphgraph.plans import Plan
 

@@ -9,8 +9,8 @@ import numpy as np
 from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_io import escape
-from morphgraph.passes.cost import Cost
 from morphgraph.passes.goals import all_pinned
+from morphgraph.passes.polynomial import Cost
 from morphgraph.passes.score import Score, score as score_channels
 from morphgraph.plans import Change, Plan, make_plan
 

@@ -10,8 +10,9 @@ import numpy as np
 from morphgraph.errors import ArgumentError, BudgetError
 from morphgraph.graph import ChannelGraph, IntArray
 from morphgraph.onnx_io import escape
-from morphgraph.passes.cost import Convention, Cost, cost
+from morphgraph.passes.cost import Convention, cost
 from morphgraph.passes.limits import Limits, viable_widths
+from morphgraph.passes.polynomial import Cost
 
 Budget = Mapping[str, str | float | int]
 """Per cost, spelled as :func:`~morphgraph.passes.cost.cost` takes it, an amount or a share."""
@@ -44,8 +45,8 @@ def parse_amount(text: str | float | int, present: float, unit_of_cost: str) -> 
     Args:
         text: the amount; a suffix of time or memory fits costs in ``"ms"`` or ``"bytes"`` alone.
         present: what ``"100%"`` stands for.
-        unit_of_cost: of ``present`` and of the result, as :class:`~morphgraph.passes.cost.Cost`
-            names it.
+        unit_of_cost: of ``present`` and of the result, as
+            :class:`~morphgraph.passes.polynomial.Cost` names it.
 
     >>> parse_amount("50%", 80.0, "FLOPs"), parse_amount("300M", 1.0, "FLOPs")
     (40.0, 300000000.0)

@@ -20,10 +20,11 @@ from morphgraph.graph import ChannelGraph, FloatArray, IntArray
 from morphgraph.onnx_check import escape
 from morphgraph.ops import entry_of
 from morphgraph.passes.budget import continue_plan
-from morphgraph.passes.cost import Convention, Cost, cost
+from morphgraph.passes.cost import Convention, cost
 from morphgraph.passes.gates import closing_scales, deciding_scales, gated_groups
 from morphgraph.passes.goals import Budget as Amounts
 from morphgraph.passes.limits import Limits, viable_widths
+from morphgraph.passes.polynomial import Cost
 from morphgraph.passes.score import Source, channel_scales, kernels
 from morphgraph.plans import Plan
 from morphgraph.torch_io.weights import named_tensors
@@ -52,7 +53,7 @@ class Regularizer:
     Args:
         graph: the lifted network.
         net: the module to be trained.
-        cost: the resource to save, or a :class:`~morphgraph.passes.cost.Cost`.
+        cost: the resource to save, or a :class:`~morphgraph.passes.polynomial.Cost`.
         strength: ``"bn"``: the scales of norms and layer scales, refused where they cannot silence
             a group; ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: scales where
             they cut every path from a group's producers to its readers, the group lasso elsewhere.
