@@ -87,7 +87,7 @@ def _table(studies: Sequence[Study], known: dict[str, Row]) -> str:
     missing = 0
     for arm in studies[0].arms:
         rows = {s.seed: known[s.key(arm)] for s in studies if s.key(arm) in known}
-        missing += len(studies) - len(rows)
+        missing += sum(arm in study.arms for study in studies) - len(rows)
         if not rows:
             continue
         lines.append(_line(arm.name, rows, _rival(studies, arm, known)))
@@ -160,34 +160,37 @@ def _machine() -> str:
 def write_summary(question: Question, rows: Sequence[Row], path: Path) -> None:
     """Put the first question's answer, in short, between the two marks in the README."""
     known = {row["key"]: row for row in rows}
+    budgets = (100.0, 50.0, 25.0)
+    heads = "".join(f" at {budget:g} % of the FLOPs |" for budget in budgets)
     lines = [
-        "| network, data | FLOPs | multiplier % | morphgraph % | gain |\n",
-        "|---|---:|---:|---:|---:|\n",
+        f"| network, data |{heads} parameters |\n",
+        "|---|" + "---:|" * (len(budgets) + 1) + "\n",
     ]
     for studies in _by_title(question.studies):
-        for arm in studies[0].arms:
-            if arm.method != "morph":
-                continue
-            own = {s.seed: known[s.key(arm)] for s in studies if s.key(arm) in known}
-            _, others = _rival(studies, arm, known)
-            both = [seed for seed in own if seed in others]
-            if len(both) >= 3:
-                lines.append(_summary(studies[0], arm, own, others, both))
+        cells = [_gain(studies, budget, known) for budget in budgets]
+        if any(cells):
+            data = Path(studies[0].data).stem.replace("_", " ")
+            arm = next(arm for arm in studies[0].arms if arm.method == "morph")
+            params = [known[s.key(arm)]["params_share"] for s in studies if s.key(arm) in known]
+            cells = [f"{studies[0].network}, {data}", *cells]
+            lines.append(f"| {' | '.join(cells)} | {100 * statistics.mean(params):.0f} % |\n")
     text = path.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
     path.write_text("".join([before, BEGIN, "\n", *lines, END, after]))
 
 
-def _summary(
-    study: Study, arm: Arm, own: dict[int, Row], others: dict[int, Row], seeds: Sequence[int]
-) -> str:
-    gains = [100 * (own[s]["accuracy"] - others[s]["accuracy"]) for s in seeds]
-    cells = [
-        f"{study.network}, {Path(study.data).stem.replace('_', ' ')}",
-        f"{arm.budget:g} %",
-        f"{statistics.mean(100 * others[s]['accuracy'] for s in seeds):.1f}",
-        f"{statistics.mean(100 * own[s]['accuracy'] for s in seeds):.1f}",
-        f"{_mean(gains, '+')} ({len(seeds)})",
-    ]
-    return "| " + " | ".join(cells) + " |\n"
+def _gain(studies: Sequence[Study], budget: float, known: dict[str, Row]) -> str:
+    """The accuracy at a budget, and the gain over the multiplier; nothing before three seeds."""
+    arm = Arm("morph", budget)
+    if arm not in studies[0].arms:
+        return ""
+    _, others = _rival(studies, arm, known)
+    own = {s.seed: known[s.key(arm)] for s in studies if s.key(arm) in known}
+    both = [100 * own[seed]["accuracy"] for seed in own if seed in others]
+    gains = [100 * (own[s]["accuracy"] - others[s]["accuracy"]) for s in own if s in others]
+    return (
+        f"{statistics.mean(both):.1f} ({_mean(gains, '+')}, n={len(both)})"
+        if len(both) >= 3
+        else ""
+    )
