@@ -56,6 +56,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
     few = [SEED, *arms_at("morph", 100, 25), *arms_at("uniform", 25)]
     vgg, resnet, mobile, tower = "VGG [24]*7", "ResNet-14", "MobileNet", "Inception"
     half = [SEED, *arms_at("morph", 100)]
+    quarter = [*arms_at("uniform", 25), *arms_at("morph", 25)]
     sizes = [*arms_at("morph", 100, 25, **BY_SIZE), *arms_at("uniform", 25, cost="params")]
     return [
         Question(
@@ -68,9 +69,9 @@ def full(cifar: Path, folder: Path) -> list[Question]:
                 *over_seeds("VGG, by hand", data, 5, 5, 3, half),
                 *over_seeds(tower, data, 3, 5, 3, few),
                 *over_seeds(mobile, data, 5, 5, 4, few),
-                *over_seeds(vgg, "fashion-mnist", 3, 2, 3, few),
+                *over_seeds(vgg, "fashion-mnist", 3, 2, 2, few),
                 *over_seeds("MobileNet x0.5", data, 3, 5, 4, half),
-                *over_seeds("ResNet, bottlenecks", data, 3, 5, 3, few),
+                *over_seeds("ResNet, bottlenecks", data, 3, 5, 3, quarter),
                 *over_seeds(vgg, "digits", 3, 20, 40, few),
                 *over_seeds(vgg, str(sounds(folder)), 3, 4, 8, few),
             ),
@@ -94,7 +95,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
                 3,
                 5,
                 3,
-                [*few, *arms_at("morph", 100, 25, iterations=2)],
+                [*half, *arms_at("morph", 100, iterations=2)],
             ),
         ),
         Question(
@@ -102,7 +103,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
             "Strong budgets, and no floor: groups may die, and their layers vanish.",
             (
                 *over_seeds(resnet, data, 3, 5, 3, strong(8)),
-                *over_seeds(tower, data, 3, 5, 3, strong(8)),
+                *over_seeds(tower, data, 1, 5, 3, strong(8)),
             ),
         ),
         Question(
@@ -112,7 +113,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
             over_seeds(
                 vgg,
                 data,
-                3,
+                2,
                 5,
                 3,
                 [
@@ -150,10 +151,8 @@ def full(cifar: Path, folder: Path) -> list[Question]:
             "Without BatchNorm: group lasso, and a vision transformer",
             "Kernels, heads and MLP widths instead of BatchNorm scales.",
             (
-                *over_seeds("VGG without BN", data, 3, 5, 3, few),
-                *over_seeds(
-                    "ViT", data, 3, 5, 3, [SEED, *arms_at("morph", 50), *arms_at("uniform", 50)]
-                ),
+                *over_seeds("VGG without BN", data, 3, 5, 3, quarter),
+                *over_seeds("ViT", data, 2, 5, 3, [*arms_at("uniform", 50), *arms_at("morph", 50)]),
             ),
         ),
     ]
