@@ -39,7 +39,8 @@ def main() -> int:
     else:
         kept = [row for row in rows if row["key"] in _keys(questions)]
         KEPT.write_text("".join(json.dumps(row) + "\n" for row in sorted(kept, key=_key)))
-        write(questions, kept, ROOT / "docs" / "experiments.md", "make experiments")
+        page, findings = ROOT / "docs" / "experiments.md", Path(__file__).parent / "findings.md"
+        write(questions, kept, page, "make experiments", findings)
         write_summary(questions[0], kept, ROOT / "README.md")
     return 0
 

@@ -18,7 +18,8 @@ HEAD = """# Experiments
 Made by `{command}` from the rows of {first} to {last}, on {machine}; Python {python},
 torch {torch}, torch-pruning {pruning}. Every row is in [experiments.jsonl](experiments.jsonl);
 `make experiments` computes those that are missing there. Seconds are wall time of one thread beside
-whatever else the machine did.
+whatever else the machine did, with the phase that shrinks counted once, in the first arm that needs
+it; all rows together took {hours:.1f} hours, two processes half of that.
 
 Every arm is trained by one recipe: SGD with Nesterov momentum 0.9, batch 128, peak rate 0.1 (0.02
 where the network has no BatchNorm), 15 % warm-up, then linearly to 0, weight decay 5e-4 on kernels,
@@ -39,8 +40,17 @@ epoch. CIFAR-10 is averaged to 16x16 pixels: figures are not comparable with pub
 BEGIN, END = "<!-- written by make experiments -->", "<!-- end -->"
 
 
-def write(questions: Iterable[Question], rows: Sequence[Row], path: Path, command: str) -> None:
-    """Write the page; studies without rows are named as missing."""
+def write(
+    questions: Iterable[Question],
+    rows: Sequence[Row],
+    path: Path,
+    command: str,
+    findings: Path | None = None,
+) -> None:
+    """Write the page; studies without rows are named as missing.
+
+    ``findings`` is what people have read from the tables, in Markdown.
+    """
     days = sorted({row.get("day", "") for row in rows}) or [""]
     parts = [
         HEAD.format(
@@ -52,8 +62,11 @@ def write(questions: Iterable[Question], rows: Sequence[Row], path: Path, comman
             python=platform.python_version(),
             torch=version("torch"),
             pruning=version("torch-pruning"),
+            hours=sum(row["seconds"] for row in rows) / 3600,
         )
     ]
+    if findings is not None:
+        parts.append(findings.read_text())
     known = {row["key"]: row for row in rows}
     for number, question in enumerate(questions, 1):
         parts.append(f"\n## {number}. {question.title}\n\n{question.text}\n")

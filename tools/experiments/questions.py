@@ -70,7 +70,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
                 *over_seeds(tower, data, 3, 5, 3, few),
                 *over_seeds(mobile, data, 5, 5, 4, few),
                 *over_seeds(vgg, "fashion-mnist", 3, 2, 2, few),
-                *over_seeds("MobileNet x0.5", data, 3, 5, 4, half),
+                *over_seeds("MobileNet x0.5", data, 2, 5, 4, half),
                 *over_seeds("ResNet, bottlenecks", data, 3, 5, 3, quarter),
                 *over_seeds(vgg, "digits", 3, 20, 40, few),
                 *over_seeds(vgg, str(sounds(folder)), 3, 4, 8, few),
@@ -103,7 +103,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
             "Strong budgets, and no floor: groups may die, and their layers vanish.",
             (
                 *over_seeds(resnet, data, 3, 5, 3, strong(8)),
-                *over_seeds(tower, data, 1, 5, 3, strong(8)),
+                *over_seeds(tower, data, 1, 5, 3, [strong(8)[0], strong(8)[-1]]),
             ),
         ),
         Question(
