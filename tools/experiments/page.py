@@ -1,5 +1,6 @@
 """The page ``docs/experiments.md``: a table for each question, from rows."""
 
+import math
 import os
 import platform
 import statistics
@@ -34,6 +35,9 @@ network trained for n epochs. Every arm's widths are filled up to its budget by 
 *live* is the share of the cost that the phase itself came to, before the plan trims it to the
 {share} that were asked for and the widths are scaled. Test accuracies are those after the last
 epoch. CIFAR-10 is averaged to 16x16 pixels: figures are not comparable with published ones.
+
+All arms end at {lowest:.1f} to {highest:.2f} % of their budgets. After the phases that a controller
+led, the plan had at most {trimmed:.2f} % of the seed's cost to trim, on average {typical:.2f} %.
 """
 
 
@@ -63,6 +67,7 @@ def write(
             torch=version("torch"),
             pruning=version("torch-pruning"),
             hours=sum(row["seconds"] for row in rows) / 3600,
+            **_budgets_met(rows),
         )
     ]
     if findings is not None:
@@ -78,6 +83,23 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(parts))
     print(f"{path}: {len(rows)} rows")
+
+
+def _budgets_met(rows: Iterable[Row]) -> dict[str, float]:
+    """How near to their budgets the arms end, and what was trimmed for that, in percent."""
+    shares = {"flops": "macs_share", "params": "params_share"}
+    met = [
+        100 * 100 * row[shares[row["cost"]]] / row["budget"]
+        for row in rows
+        if row["method"] != "seed"
+    ]
+    trimmed = [100 * row["trimmed"] for row in rows if row["method"] == "morph"]
+    return {
+        "lowest": min(met, default=math.nan),
+        "highest": max(met, default=math.nan),
+        "trimmed": max(trimmed, default=math.nan),
+        "typical": statistics.fmean(trimmed) if trimmed else math.nan,
+    }
 
 
 def _by_title(studies: Iterable[Study]) -> list[list[Study]]:

@@ -57,6 +57,11 @@ def full(cifar: Path, folder: Path) -> list[Question]:
     vgg, resnet, mobile, tower = "VGG [24]*7", "ResNet-14", "MobileNet", "Inception"
     half = [SEED, *arms_at("morph", 100)]
     quarter = [*arms_at("uniform", 25), *arms_at("morph", 25)]
+    controlled = [*arms_at("morph", 100), *arms_at("morph", 100, update="subgradient")]
+    by_hand = [
+        *(replace(Arm("fixed"), weight=w) for w in WEIGHTS),
+        *(replace(Arm("fixed"), weight=w, update="subgradient", threshold=1e-2) for w in WEIGHTS),
+    ]
     sizes = [*arms_at("morph", 100, 25, **BY_SIZE), *arms_at("uniform", 25, cost="params")]
     return [
         Question(
@@ -67,11 +72,12 @@ def full(cifar: Path, folder: Path) -> list[Question]:
                 *over_seeds(resnet, data, 3, 5, 3, main),
                 *over_seeds(resnet, data, range(3, 5), 5, 3, few),
                 *over_seeds("VGG, by hand", data, 5, 5, 3, half),
-                *over_seeds(tower, data, 3, 5, 3, few),
+                *over_seeds(tower, data, 2, 5, 3, few),
+                *over_seeds(tower, data, range(2, 3), 5, 3, quarter),
                 *over_seeds(mobile, data, 5, 5, 4, few),
                 *over_seeds(vgg, "fashion-mnist", 3, 2, 2, few),
                 *over_seeds("MobileNet x0.5", data, 2, 5, 4, half),
-                *over_seeds("ResNet, bottlenecks", data, 3, 5, 3, quarter),
+                *over_seeds("ResNet, bottlenecks", data, 2, 5, 3, quarter),
                 *over_seeds(vgg, "digits", 3, 20, 40, few),
                 *over_seeds(vgg, str(sounds(folder)), 3, 4, 8, few),
             ),
@@ -110,21 +116,9 @@ def full(cifar: Path, folder: Path) -> list[Question]:
             "A controller, or a weight set by hand; proximal steps, or the subgradient",
             "The widths are scaled to 100 % of the FLOPs and trained; *live* is where the phase "
             f"itself ended, of the {100 * SHRINK_TO:g} % that the controller was asked for.",
-            over_seeds(
-                vgg,
-                data,
-                2,
-                5,
-                3,
-                [
-                    *arms_at("morph", 100),
-                    *arms_at("morph", 100, update="subgradient"),
-                    *(replace(Arm("fixed"), weight=w) for w in WEIGHTS),
-                    *(
-                        replace(Arm("fixed"), weight=w, update="subgradient", threshold=1e-2)
-                        for w in WEIGHTS
-                    ),
-                ],
+            (
+                *over_seeds(vgg, data, 1, 5, 3, [*controlled, *by_hand]),
+                *over_seeds(vgg, data, range(1, 2), 5, 3, [*controlled, by_hand[1]]),
             ),
         ),
         Question(
