@@ -33,7 +33,7 @@ Update = Literal["proximal", "subgradient"]
 _RISE, _FALL = 0.1, 0.1  # largest change of log(weight) per control step
 _EASE = 0.3  # how much slower the weight falls than it grows for the same error
 _AHEAD = 25  # training steps that the prediction looks ahead, in phases long enough
-_STATE = ("step_number", "share", "met", "_dead", "_before", "_speed", "_warned")
+_STATE = ("step_number", "share", "_earlier", "met", "_dead", "_before", "_speed", "_warned")
 _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
 
 
@@ -168,7 +168,7 @@ class Budget:
         self.ahead = min(_AHEAD, max(1, steps // 30))
         self.update = update
         self.step_number = 0
-        self.share = regularizer.live_share()
+        self.share = self._earlier = regularizer.live_share()  # now, and at the last control step
         self.met = False
         self.trajectory: list[Moment] = []
         self._dead: Tensor | None = None
@@ -236,6 +236,11 @@ class Budget:
         error = (predicted if paced else self.share) - wanted
         late = max(0.0, self.step_number / self.steps - self.end) / (1.0 - self.end)
         change = min(_RISE, error + _RISE * late) if error > 0 else max(-_FALL, _EASE * error)
+        # A subgradient throws scales across zero, and a large weight throws them so far that they
+        # count as alive again: where that happens, more weight would only revive more.
+        if self.update == "subgradient" and self.share > self._earlier:
+            change = -_FALL
+        self._earlier = self.share
         if self._speed is not None:
             self.regularizer.weight *= exp(change)
         self.trajectory.append(

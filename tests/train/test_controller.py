@@ -262,6 +262,26 @@ def test_a_budget_by_the_subgradient() -> None:
     assert float(reg.strengths()[~reg.alive()].max()) == 0.0
 
 
+def test_the_weight_falls_where_a_subgradient_revives_channels() -> None:
+    """Too large a weight throws dead scales over the threshold; more of it would revive more."""
+    weights = []
+    for revives in (False, True):
+        net, reg = made()
+        budget = Budget(reg, {"flops": "50%"}, steps=20, interval=1, update="subgradient")
+        for _ in range(8):
+            budget.step(lr=0.1)
+        scale = scales_of(net)[0].detach()
+        kept = scale.clone()
+        scale[0] = 0.0
+        budget.step(lr=0.1)
+        if revives:
+            scale.copy_(kept)
+        before = reg.weight
+        budget.step(lr=0.1)
+        weights.append(reg.weight / before)
+    assert weights[1] < 1 < weights[0]
+
+
 def test_a_word_when_nothing_shrinks() -> None:
     _, reg = made()
     budget = Budget(reg, {"flops": "50%"}, steps=20)
