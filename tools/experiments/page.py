@@ -205,10 +205,10 @@ def write_summary(question: Question, rows: Sequence[Row], path: Path) -> None:
         cells = [_gain(studies, budget, known) for budget in budgets]
         if any(cells):
             data = Path(studies[0].data).stem.replace("_", " ")
-            arm = next(arm for arm in studies[0].arms if arm.method == "morph")
-            params = [known[s.key(arm)]["params_share"] for s in studies if s.key(arm) in known]
-            cells = [f"{studies[0].network}, {data}", *cells]
-            lines.append(f"| {' | '.join(cells)} | {100 * statistics.mean(params):.0f} % |\n")
+            whole = [s.key(Arm("morph")) for s in studies if s.key(Arm("morph")) in known]
+            params = [100 * known[key]["params_share"] for key in whole]
+            cells.append(f"{statistics.mean(params):.0f} %" if params else "")
+            lines.append(f"| {' | '.join([f'{studies[0].network}, {data}', *cells])} |\n")
     text = path.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
@@ -222,10 +222,9 @@ def _gain(studies: Sequence[Study], budget: float, known: dict[str, Row]) -> str
         return ""
     _, others = _rival(studies, arm, known)
     own = {s.seed: known[s.key(arm)] for s in studies if s.key(arm) in known}
-    both = [100 * own[seed]["accuracy"] for seed in own if seed in others]
-    gains = [100 * (own[s]["accuracy"] - others[s]["accuracy"]) for s in own if s in others]
-    return (
-        f"{statistics.mean(both):.1f} ({_mean(gains, '+')}, n={len(both)})"
-        if len(both) >= 3
-        else ""
-    )
+    both = [seed for seed in own if seed in others]
+    if len(both) < 3:
+        return ""
+    accuracy = statistics.mean(100 * own[seed]["accuracy"] for seed in both)
+    gains = [100 * (own[seed]["accuracy"] - others[seed]["accuracy"]) for seed in both]
+    return f"{accuracy:.1f} ({_mean(gains, '+')}, n={len(both)})"

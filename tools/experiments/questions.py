@@ -77,7 +77,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
                 *over_seeds(mobile, data, 5, 5, 4, few),
                 *over_seeds(vgg, "fashion-mnist", 3, 2, 2, few),
                 *over_seeds("MobileNet x0.5", data, 2, 5, 4, half),
-                *over_seeds("ResNet, bottlenecks", data, 2, 5, 3, quarter),
+                *over_seeds("ResNet, bottlenecks", data, 3, 5, 3, quarter),
                 *over_seeds(vgg, "digits", 3, 20, 40, few),
                 *over_seeds(vgg, str(sounds(folder)), 3, 4, 8, few),
             ),
