@@ -59,10 +59,10 @@ def flow(graph: ChannelGraph) -> nx.DiGraph:
     Nodes have ``op``, ``kernel`` (empty without one) and ``channels``.
     """
     found = nx.DiGraph()
-    sources: dict[str, set[str]] = {}  # of every value, the drawn operators that it comes from
+    sources: dict[str, list[str]] = {}  # of every value, the drawn operators that it comes from
     for node in graph.nodes:
         names = [str(value.name) for value in node.ir.inputs if value is not None]
-        origins = set().union(*(sources.get(name, set()) for name in names))
+        origins = list(dict.fromkeys(o for name in names for o in sources.get(name, ())))
         if _is_drawn(node):
             found.add_node(
                 node.name,
@@ -71,7 +71,7 @@ def flow(graph: ChannelGraph) -> nx.DiGraph:
                 channels=_channels(graph, node),
             )
             found.add_edges_from((origin, node.name) for origin in origins)
-            origins = {node.name}
+            origins = [node.name]
         sources.update({str(value.name): origins for value in node.ir.outputs})
     return found
 
@@ -135,7 +135,7 @@ def picture(graph: ChannelGraph, becomes: Mapping[str, Drawing]) -> str:
             f'<text x="{_LEFT}" y="{number * height + 22:.0f}" font-size="14" font-weight="600" '
             f'fill="#14243c">{html.escape(title)}</text>'
         )
-        lives = [(a, b) for a, b in left.edges]
+        lives = [(a, b) for a, b in left.edges]  # rows hold lists
         gone = [edge for edge in layers.edges if edge not in lives]
         parts += [_gone(at[name]) for name in layers if name not in left.layers]
         parts += [_edge(at[a], at[b], 'stroke="#d5dbe4" stroke-dasharray="3 3"') for a, b in gone]
