@@ -37,6 +37,7 @@ class Training:
     flip: bool
     strength: Any
     update: Any
+    relative: bool
     round_to: int
     min_width: int
     bf16: str
@@ -97,6 +98,7 @@ class Training:
             weights=self.weights,
             absorb=self.absorb,
             update=self.update,
+            relative=self.relative,
         )
         return Settings(aim, recipe.shrinking(self.shrink_epochs), recipe, seed=seed)
 
@@ -175,6 +177,12 @@ _OPTIONS: tuple[Decorator[Any], ...] = (
         default="proximal",
         show_default=True,
         help="Shrink to exact zeros after every step, or by a term of the loss and a threshold.",
+    ),
+    click.option(
+        "--relative",
+        is_flag=True,
+        help="Channels compete within their group only: for networks whose layers would lose their "
+        "channels all at once (depthwise convolutions, transformers).",
     ),
     click.option("--round-to", default=1, show_default=True, type=click.IntRange(1)),
     click.option(

@@ -56,6 +56,8 @@ class Aim:
             near where it began; docs/experiments.md has the figures.
         strength: how the use of a channel is measured, see
             :class:`~morphgraph.train.regularizer.Regularizer`.
+        relative: whether channels compete within their group only, see the same; for networks whose
+            layers would lose their channels all at once (depthwise convolutions, transformers).
         update: how the strengths shrink, see
             :class:`~morphgraph.train.controller.FixedWeight`.
         round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
@@ -80,6 +82,7 @@ class Aim:
     weights: Start = "keep"
     absorb: bool = False
     update: Update = "proximal"
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if not self.budget:
@@ -124,6 +127,7 @@ class Aim:
             "shrink_to": self.shrink_to,
             "strength": self.strength,
             "update": self.update,
+            "relative": self.relative,
             "round_to": self.round_to,
             "min_width": self.min_width,
             "max_growth": self.max_growth,
@@ -223,7 +227,13 @@ def _round(
     graph, bound = lineage.graph, tuple(lineage.bound())
     resource = cost_of(graph, aim.kind)
     regularizer = Regularizer(
-        graph, net, resource, aim.strength, exclude=bound, min_width=aim.min_width
+        graph,
+        net,
+        resource,
+        aim.strength,
+        relative=aim.relative,
+        exclude=bound,
+        min_width=aim.min_width,
     )
     limits = replace(aim.limits, exclude=bound)
     target = _target(regularizer, aim, limits)
@@ -349,6 +359,7 @@ def morph(
     weights: Start = "keep",
     absorb: bool = False,
     update: Update = "proximal",
+    relative: bool = False,
     seed: int = 0,
 ) -> MorphResult:
     """Learn a structure within a budget, resize the network to it, and train it again.
@@ -369,7 +380,7 @@ def morph(
         cost: what the regularizer counts; the first of the budget's costs if not given.
         steps: optimizer steps of a phase, for a ``fit`` that does not call ``penalty.begin``; 1000
             are supposed if nobody says.
-        shrink_to, strength, round_to, min_width, max_growth, weights, absorb, update: see
+        shrink_to, strength, round_to, min_width, max_growth, weights, absorb, update, relative: see
             :class:`Aim`; with ``update="subgradient"`` ``fit`` adds ``penalty.loss()`` to the loss.
         seed: of the inputs of checks, and of new weights.
 
@@ -403,6 +414,7 @@ def morph(
         weights,
         absorb,
         update,
+        relative,
     )
     graph = lift(export(net, example))
     aim.check(graph)

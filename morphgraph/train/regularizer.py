@@ -28,10 +28,10 @@ from morphgraph.passes.polynomial import Cost
 from morphgraph.passes.score import Source, channel_scales, kernels
 from morphgraph.plans import Plan
 from morphgraph.torch_io.weights import named_tensors
+from morphgraph.train.proximal import Tied, TiedStrengths
 from morphgraph.train.sources import Flags, bind, kernel_strength, scale_strength
 
 Strength = Literal["auto", "bn", "lasso"]
-Tied = Literal["max", "l2"]
 
 
 class Regularizer:
@@ -66,6 +66,10 @@ class Regularizer:
         l1_fraction: share of the mean magnitude in the group lasso.
         tied: how the strengths of tied producers combine: their maximum, as in MorphNet, or the
             root of their sum of squares.
+        relative: whether what a channel costs counts in proportion to the mean strength of the
+            living channels of its group. Then a scale that all of them share changes nothing, and
+            only differences decide; without it nothing may resist such a scale (the next BatchNorm
+            undoes it), so that a layer's channels fall together and die at once.
         exclude: globs of groups that are left alone.
         convention: of the costs and of how often an operator counts a channel. By default the
             group lasso is relative: divided by the group's mean now, it begins at 1, as scales do.
@@ -88,6 +92,7 @@ class Regularizer:
         threshold: float | None = None,
         l1_fraction: float = 0.0,
         tied: Tied = "max",
+        relative: bool = False,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         convention: Convention = "default",
@@ -97,6 +102,7 @@ class Regularizer:
         self.weight = 1.0
         self.l1_fraction = l1_fraction
         self.tied = tied
+        self.relative = relative
         morphnet = convention == "morphnet"
         self._deciding = closing_scales(graph) if morphnet else deciding_scales(graph)
         self.cost = _resource(graph, cost, convention)
@@ -120,14 +126,15 @@ class Regularizer:
         self._floors = np.array([self.limits.floor(group) for group in graph.groups])
         self._last_paths: dict[frozenset[int], IntArray] = {}  # of the groups dead at last
         self._unit = torch.ones(len(self._owned), device=device)  # of strengths, per channel
-        means = self._means()
-        relative = self._by_layer_scale() | by_kernel if morphnet else self._by_layer_scale()
-        begin = torch.where(torch.from_numpy(relative).to(device), means.clamp(1e-6, 1.0), 1.0)
+        with torch.no_grad():
+            means = self._means(self.strengths(), torch.ones_like(self._owned))
+        anywhere = self._by_layer_scale() | by_kernel if morphnet else self._by_layer_scale()
+        begin = torch.where(torch.from_numpy(anywhere).to(device), means.clamp(1e-6, 1.0), 1.0)
         self.threshold = 1e-2 * begin if threshold is None else threshold
         if not morphnet:
             kernel = torch.from_numpy(by_kernel).to(device)
             self._unit = torch.where(kernel, means.clamp_min(1e-6), 1.0)
-        self._rate = self._falls()
+        self._ties = self._tie()
 
     def _gated(self, strength: Strength) -> Flags:
         groups = self.graph.groups
@@ -167,40 +174,42 @@ class Regularizer:
                 found |= self._by_scale & self._decides(source)
         return found
 
-    def _means(self) -> Tensor:
-        """The mean strength of every channel's group, ``[channels]``."""
-        with torch.no_grad():
-            strengths = self.strengths()
-        group, count = self._channel_group, len(self.graph.groups) + 1
-        total = torch.zeros(count, device=group.device).index_add(0, group % count, strengths)
-        means = total / torch.bincount(group % count, minlength=count).clamp_min(1)
-        return means[group]
+    def _means(self, strengths: Tensor, counted: Tensor) -> Tensor:
+        """The mean strength of the counted channels of every channel's group, ``[channels]``.
 
-    def _falls(self) -> Tensor:
-        """By how much strengths fall in a proximal step of amount 1, at most, ``[channels]``."""
-        falls = torch.ones_like(self._unit)
-        if not self.kernels:
-            return falls
-        index = torch.cat([source.channels for source in self.kernels])
-        values = torch.cat([1.0 / source.count for source in self.kernels])
-        values = values / self._unit[index].square()
-        return falls.scatter_reduce(0, index, values, "amax", include_self=False)
+        Zero where none is counted.
+        """
+        size = len(self.graph.groups) + 1
+        group = self._channel_group % size  # -1, no group, comes last
+        total = torch.zeros(size, device=group.device).index_add(0, group, strengths * counted)
+        count = torch.zeros(size, device=group.device).index_add(0, group, counted.float())
+        return (total / count.clamp_min(1))[group]
+
+    def _tie(self) -> TiedStrengths:
+        """Which strengths are of one channel, and how each falls with its parameter."""
+        index = [source.index for source in self.scales]
+        index += [source.channels for source in self.kernels]
+        weights = [torch.ones_like(source.index, dtype=torch.float32) for source in self.scales]
+        # The strength is the norm over u sqrt(n), with u its unit.
+        weights += [source.count * self._unit[source.channels].square() for source in self.kernels]
+        return TiedStrengths(index, weights, len(self._channel_group))
 
     def _per_channel(self, flags: Flags) -> Flags:
         """A flag per group as a flag per channel; channels outside of all groups get False."""
         found: Flags = np.append(flags, False)[self.graph.channel_group]
         return found
 
-    def strengths(self) -> Tensor:
-        """The strength of every channel, ``[channels]``; zero for those that are left alone."""
+    def _of_sources(self, l1_fraction: float) -> list[tuple[Tensor, Tensor]]:
+        """Per scale and kernel its channels and their strengths."""
         parts = [(source.index, scale_strength(source)) for source in self.scales]
-        parts += [
-            (
-                source.channels,
-                kernel_strength(source, self.l1_fraction) / self._unit[source.channels],
-            )
+        return parts + [
+            (source.channels, kernel_strength(source, l1_fraction) / self._unit[source.channels])
             for source in self.kernels
         ]
+
+    def strengths(self) -> Tensor:
+        """The strength of every channel, ``[channels]``; zero for those that are left alone."""
+        parts = self._of_sources(self.l1_fraction)
         total = torch.zeros(len(self._channel_group), device=self._channel_group.device)
         if not parts:
             return total
@@ -249,8 +258,7 @@ class Regularizer:
     def value(self) -> Tensor:
         """G itself, in units of the cost, a scalar with a gradient."""
         strengths = self.strengths()
-        marginals = self.marginals(strengths.detach())
-        return (marginals * strengths).sum()
+        return (self._prices(strengths.detach()) * strengths).sum()
 
     def marginals(self, strengths: Tensor | None = None) -> Tensor:
         """What every channel costs at the live widths, ``[channels]``; zero if left alone."""
@@ -258,8 +266,18 @@ class Regularizer:
         padded = torch.from_numpy(np.append(per_group, 0.0)).float().to(self._owned.device)
         return padded[self._channel_group] * self._owned
 
+    def _prices(self, strengths: Tensor) -> Tensor:
+        """What a unit of every channel's strength costs, ``[channels]``."""
+        marginals = self.marginals(strengths)
+        if not self.relative:
+            return marginals
+        means = self._means(strengths, self.alive(strengths))
+        return marginals * torch.where(means > 0, means, 1.0)
+
     def even_weight(self, path: float) -> float:
         """The weight at which an average channel of strength 1, without a loss, would just die.
+
+        For a channel with one producer; ties share the fall, and need more.
 
         Args:
             path: the sum of the phase's effective steps.
@@ -272,30 +290,23 @@ class Regularizer:
     def proximal_step(self, step_size: float) -> None:
         """Shrink every strength by ``step_size * weight * marginal / initial cost``, down to zero.
 
-        The proximal operator of the regularizer (soft threshold), to be called after the
-        optimizer's step instead of adding the regularizer to the loss. With momentum m the
-        optimizer's effective step is ``lr / (1 - m)``. Zeros are exact.
+        The proximal operator of the regularizer (:mod:`morphgraph.train.proximal`; of the group
+        lasso for kernels, whatever ``l1_fraction`` is), to be called after the optimizer's step
+        instead of adding the regularizer to the loss. With momentum m the optimizer's effective
+        step is ``lr / (1 - m)``. Zeros are exact.
         """
         strengths = self.strengths()
-        amounts = self.marginals(strengths) * (step_size * self.weight / self.initial_cost)
-        would_die = strengths - amounts * self._rate <= 2 * self.threshold
+        amounts = self._prices(strengths) * (step_size * self.weight / self.initial_cost)
+        would_die = strengths - amounts * self._ties.rate <= 2 * self.threshold
         amounts[would_die & self.protected(strengths, would_die)] = 0.0
+        values = [value for _, value in self._of_sources(l1_fraction=0.0)]
+        factors = iter(self._ties.factors(values, amounts, self.tied))
         for source in self.scales:
-            amount = amounts[source.index].to(source.parameter.dtype)
-            numbers = source.parameter.view(-1)
-            picked = numbers[source.positions]
-            shrunk = picked.sign() * (picked.abs() - amount).clamp_min(0)
-            numbers[source.positions] = shrunk
+            source.parameter.view(-1)[source.positions] *= next(factors).to(source.parameter.dtype)
         for source in self.kernels:
             rows = source.parameter.movedim(source.axis, 0)
-            norms = source.per_channel(rows.flatten(1)[source.positions].square().sum(1)).sqrt()
-            # The strength is the norm over u sqrt(n), with u its unit: its proximal step shortens
-            # the norm by t/(u sqrt(n)).
-            shortfall = amounts[source.channels] / self._unit[source.channels]
-            shortfall /= source.count.sqrt()
-            factor = (1 - shortfall / norms.clamp_min(1e-12)).clamp_min(0)[source.slot]
-            shape = (-1, *[1] * (rows.dim() - 1))
-            rows[source.positions] *= factor.to(rows.dtype).reshape(shape)
+            factor = next(factors)[source.slot].to(rows.dtype)
+            rows[source.positions] *= factor.reshape(-1, *[1] * (rows.dim() - 1))
 
     def protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:
         """Channels that must not die, ``[channels]``: as many of the strongest as a group needs.

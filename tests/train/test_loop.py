@@ -105,6 +105,18 @@ def test_growth_is_bounded_by_the_width_in_the_original() -> None:
         assert (found.plan.widths(graph) <= 1.25 * graph.widths).all()
 
 
+def test_channels_may_compete_within_their_group_only() -> None:
+    """The plan says so, and the phase goes another way."""
+    found = [
+        mg.morph(seed_network(), (X,), fitting(100), budget={"flops": "50%"}, relative=relative)
+        for relative in (False, True)
+    ]
+    assert [result.plan.request["relative"] for result in found] == [False, True]
+    absolute, relative = (result.iterations[0].trajectory for result in found)
+    assert absolute[0] == relative[0]  # the scales are 1 yet
+    assert absolute[-1].weight < relative[-1].weight  # what has shrunk is asked for less
+
+
 def test_a_phase_says_its_length_or_is_told_so() -> None:
     net, budget = seed_network(), {"flops": "50%"}
     silent = fitting(100, begin=False)

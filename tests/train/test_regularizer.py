@@ -271,17 +271,62 @@ def test_training_may_remove_a_block() -> None:
 
 
 def test_proximal_step_reaches_exact_zero() -> None:
+    """Of the maximum: the two scales that meet in the sum fall by half of the amount each."""
     original, graph = residual_network()
     net = copy.deepcopy(original)
     reg = Regularizer(graph, net)
     before = reg.marginals()[torch.from_numpy(graph.channels_at("stem.weight", 0))]
     step = 0.25 * reg.initial_cost / float(before.max())
     reg.proximal_step(step)
-    shrunk = 1 - before * step / reg.initial_cost
+    shrunk = 1 - before * step / reg.initial_cost / 2
     assert torch.allclose(net.bn.weight, shrunk, atol=1e-6)
+    assert torch.equal(net.bn.weight, net.blocks[0].bn2.weight)
     for _ in range(200):
         reg.proximal_step(step)
     assert float(net.bn.weight.abs().min()) == 0.0
+
+
+def test_a_relative_step_does_not_see_a_shared_scale() -> None:
+    """A layer whose scales are all three times smaller loses a third: nothing else changes."""
+
+    def after(shared: float, *, relative: bool = True) -> tuple[float, Tensor]:
+        original, graph = residual_network()
+        net = copy.deepcopy(original)
+        scale = net.get_parameter("blocks.0.bn1.weight")
+        with torch.no_grad():
+            scale.copy_(shared * torch.linspace(0.5, 1.5, len(scale)))
+        reg = Regularizer(graph, net, relative=relative)
+        value = float(reg.value().detach())
+        reg.proximal_step(0.4 * reg.initial_cost / float(reg.marginals().max()))
+        assert 0 < float(scale.detach().max()) < 1.5 * shared
+        return value, scale.detach()
+
+    whole, third = after(1.0), after(1 / 3)
+    assert torch.allclose(3 * third[1], whole[1], atol=1e-6)
+    absolute = after(1.0, relative=False)
+    assert absolute[0] == pytest.approx(whole[0])  # at a mean of 1 both are the same
+    assert torch.allclose(absolute[1], whole[1], atol=1e-6)
+    assert not torch.allclose(3 * after(1 / 3, relative=False)[1], whole[1], atol=1e-2)
+
+
+def test_a_relative_price_is_that_of_the_living() -> None:
+    original, graph = residual_network()
+    net = copy.deepcopy(original)
+    scale = net.get_parameter("blocks.0.bn1.weight")
+    reg = Regularizer(graph, net, relative=True, min_width=0)
+    channels = torch.from_numpy(graph.channels_at("blocks.0.conv1.weight", 0))
+    with torch.no_grad():
+        scale.fill_(0.5)
+        scale[: len(scale) // 2] = 0.0
+    reg().backward()
+    price = 0.5 * reg.marginals()[channels] / reg.initial_cost
+    alive = reg.alive()[channels]
+    assert torch.allclose(scale.grad[alive], price[alive])
+    with torch.no_grad():
+        scale.fill_(1e-3)  # all dead: they are not to come back because nothing is asked
+    strengths = reg.strengths().detach()
+    reg.proximal_step(1e-3 * reg.initial_cost / float(reg.marginals(strengths)[channels].max()))
+    assert float(scale.detach().abs().max()) == 0.0
 
 
 @pytest.mark.parametrize("convention", ["default", "morphnet"])
@@ -413,18 +458,31 @@ def test_group_lasso_on_recurrent_layers() -> None:
 
 
 def test_a_proximal_step_shortens_a_unit_over_all_gates() -> None:
+    """Its four kernels come down to one level, and the sum of n times the fall is 1/2 t."""
     net, words = Tagger().eval(), torch.randint(0, 20, (2, 7))
     reg = Regularizer(lift(export(net, (words,))), net, convention="morphnet")
     units = torch.from_numpy(reg.graph.channels_at("lstm.weight_hh_l0", 1))
     amounts = reg.marginals()[units] / reg.initial_cost
 
-    def norms() -> Tensor:
-        kernel = net.lstm.weight_hh_l0.detach().reshape(4, 8, 8)  # [gates, units, units]
-        return kernel.square().sum(dim=(0, 2)).sqrt()
+    def strengths(kernel: Tensor) -> Tensor:
+        return kernel.detach().reshape(4, 8, -1).square().mean(dim=(0, 2)).sqrt()
 
-    before = norms()
+    kernels = [
+        getattr(net.lstm, f"weight_{which}_l0{way}")
+        for which in ("ih", "hh")
+        for way in ("", "_reverse")
+    ]
+    before = [strengths(kernel) for kernel in kernels]
     reg.proximal_step(0.5)
-    assert torch.allclose(norms(), before - 0.5 * amounts / 32**0.5, atol=1e-6)
+    after = [strengths(kernel) for kernel in kernels]
+    level = torch.stack(after).amax(0)
+    for early, late in zip(before, after, strict=True):
+        assert torch.allclose(late, torch.minimum(early, level), atol=1e-6)
+    falls = [
+        kernel.numel() / 8 * (early - late)
+        for kernel, early, late in zip(kernels, before, after, strict=True)
+    ]
+    assert torch.allclose(torch.stack(falls).sum(0), 0.5 * amounts, atol=1e-5)
     strongest = int(reg.strengths()[units].argmax())
     reg.proximal_step(1e6)  # the floor is one unit
     left = net.lstm.weight_ih_l0.detach().reshape(4, 8, -1).abs().sum(dim=(0, 2)) > 0
@@ -554,7 +612,7 @@ def test_scales_and_kernels_shrink_alike() -> None:
         shrunk(net, reg, "50%")
         stem = shares(reg, "stem.0.weight", "stem.3.weight", "stem.6.weight")
         rest = shares(reg, "patch.weight", "query.weight", "up.weight")
-        return min(stem), min(rest)
+        return float(np.mean(stem)), min(rest)
 
     scales, kernels = left()
     assert kernels < 1

@@ -133,6 +133,7 @@ def result_of(folder: Path) -> dict[str, Any]:
         ("--budget", "latency=90%", "--cost", "latency", "--round-to", "2"),
         ("--absorb", "--strength", "lasso"),
         ("--update", "subgradient"),
+        ("--relative",),
     ],
 )
 def test_the_plan_is_of_the_original_and_gives_the_network_that_was_trained(

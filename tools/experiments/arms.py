@@ -47,7 +47,7 @@ class Arm:
         budget: share of the seed's cost in percent.
         cost: what is budgeted.
         target: what the regularizer counts; ``cost`` if not given.
-        iterations, weights, update, shrink_to, min_width, absorb: as for ``mg.morph``.
+        iterations, weights, update, relative, shrink_to, min_width, absorb: as for ``mg.morph``.
         extra_epochs: trained longer, by the epochs of so many shrinking phases.
         weight: of the regularizer, for ``fixed``.
         threshold: alive is above this, for ``fixed``.
@@ -60,6 +60,7 @@ class Arm:
     iterations: int = 1
     weights: str = "fresh"
     update: str = "proximal"
+    relative: bool = False
     shrink_to: float = SHRINK_TO
     min_width: int = 1
     absorb: bool = False
@@ -230,6 +231,7 @@ class Bench:
             arm.shrink_to,
             min_width=arm.min_width,
             update=arm.update,
+            relative=arm.relative,
         )
 
     def _iterations(self, arm: Arm) -> list[tuple[Iteration, float]]:

@@ -55,9 +55,15 @@ def full(cifar: Path, folder: Path) -> list[Question]:
     main = [SEED, *arms_at("morph", 100, 50, 25), *AGAINST]
     few = [SEED, *arms_at("morph", 100, 25), *arms_at("uniform", 25)]
     vgg, resnet, mobile, tower = "VGG [24]*7", "ResNet-14", "MobileNet", "Inception"
+    among = arms_at("morph", 100, 25, relative=True)
     half = [SEED, *arms_at("morph", 100)]
     quarter = [*arms_at("uniform", 25), *arms_at("morph", 25)]
     controlled = [*arms_at("morph", 100), *arms_at("morph", 100, update="subgradient")]
+    vit = [
+        *arms_at("uniform", 50),
+        *arms_at("morph", 50),
+        *arms_at("morph", 50, relative=True),
+    ]
     by_hand = [
         *(replace(Arm("fixed"), weight=w) for w in WEIGHTS),
         *(replace(Arm("fixed"), weight=w, update="subgradient", threshold=1e-2) for w in WEIGHTS),
@@ -74,7 +80,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
                 *over_seeds("VGG, by hand", data, 5, 5, 3, half),
                 *over_seeds(tower, data, 2, 5, 3, few),
                 *over_seeds(tower, data, range(2, 3), 5, 3, quarter),
-                *over_seeds(mobile, data, 5, 5, 4, few),
+                *over_seeds(mobile, data, 5, 5, 4, [*few, *among]),
                 *over_seeds(vgg, "fashion-mnist", 3, 2, 2, few),
                 *over_seeds("MobileNet x0.5", data, 2, 5, 4, half),
                 *over_seeds("ResNet, bottlenecks", data, 3, 5, 3, quarter),
@@ -146,7 +152,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
             "Kernels, heads and MLP widths instead of BatchNorm scales.",
             (
                 *over_seeds("VGG without BN", data, 3, 5, 3, quarter),
-                *over_seeds("ViT", data, 2, 5, 3, [*arms_at("uniform", 50), *arms_at("morph", 50)]),
+                *over_seeds("ViT", data, 3, 5, 3, vit),
             ),
         ),
     ]
