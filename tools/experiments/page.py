@@ -23,7 +23,7 @@ whatever else the machine did, with the phase that shrinks counted once, in the 
 it; all rows together took {hours:.1f} hours, two processes half of that.
 
 Every arm is trained by one recipe: SGD with Nesterov momentum 0.9, batch 128, peak rate 0.1 (0.02
-where the network has no BatchNorm), 15 % warm-up, then linearly to 0, weight decay 5e-4 on kernels,
+for the ViT), 15 % warm-up, then linearly to 0, weight decay 5e-4 on kernels,
 random crops, and flips for photographs; bfloat16 but for the MobileNets and the ViT. *Epochs* are
 those of this training, which starts from new weights, over the same batches in all arms of a seed,
 unless a row says `weights=keep`. MorphNet's arms have learned their structure before in a phase of

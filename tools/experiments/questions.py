@@ -56,6 +56,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
     few = [SEED, *arms_at("morph", 100, 25), *arms_at("uniform", 25)]
     vgg, resnet, mobile, tower = "VGG [24]*7", "ResNet-14", "MobileNet", "Inception"
     among = arms_at("morph", 100, 25, relative=True)
+    pruned = [*arms_at("l2", 25), *arms_at("bn", 25)]
     half = [SEED, *arms_at("morph", 100)]
     quarter = [*arms_at("uniform", 25), *arms_at("morph", 25)]
     controlled = [*arms_at("morph", 100), *arms_at("morph", 100, update="subgradient")]
@@ -74,18 +75,19 @@ def full(cifar: Path, folder: Path) -> list[Question]:
             "MorphNet against the multiplier and two pruners",
             "Accuracy at the same FLOPs, every arm trained from new weights.",
             (
-                *over_seeds(vgg, data, 5, 5, 3, main),
+                *over_seeds(vgg, data, 3, 5, 3, main),
+                *over_seeds(vgg, data, range(3, 5), 5, 3, [*few, *pruned]),
                 *over_seeds(resnet, data, 3, 5, 3, main),
                 *over_seeds(resnet, data, range(3, 5), 5, 3, few),
                 *over_seeds("VGG, by hand", data, 5, 5, 3, half),
-                *over_seeds(tower, data, 2, 5, 3, few),
-                *over_seeds(tower, data, range(2, 3), 5, 3, quarter),
+                *over_seeds(tower, data, 1, 5, 3, few),
+                *over_seeds(tower, data, range(1, 3), 5, 3, quarter),
                 *over_seeds(mobile, data, 5, 5, 4, [*few, *among]),
-                *over_seeds(vgg, "fashion-mnist", 3, 2, 2, few),
+                *over_seeds(vgg, "fashion-mnist", 3, 2, 2, quarter),
                 *over_seeds("MobileNet x0.5", data, 2, 5, 4, half),
                 *over_seeds("ResNet, bottlenecks", data, 3, 5, 3, quarter),
                 *over_seeds(vgg, "digits", 3, 20, 40, few),
-                *over_seeds(vgg, str(sounds(folder)), 3, 4, 8, few),
+                *over_seeds(vgg, str(sounds(folder)), 3, 4, 8, quarter),
             ),
         ),
         Question(
