@@ -29,7 +29,7 @@ from morphgraph.passes.score import Source, channel_scales, kernels
 from morphgraph.plans import Plan
 from morphgraph.torch_io.weights import named_tensors
 from morphgraph.train.proximal import Tied, TiedStrengths
-from morphgraph.train.sources import Flags, bind, kernel_strength, scale_strength
+from morphgraph.train.sources import Flags, bind, kernel_strength, root, scale_strength
 
 Strength = Literal["auto", "bn", "lasso"]
 
@@ -217,8 +217,7 @@ class Regularizer:
         values = torch.cat([value.float() for _, value in parts])
         if self.tied == "max":
             return total.scatter_reduce(0, index, values, "amax", include_self=False)
-        # The root's slope has no bound at zero, where a dead channel is.
-        return total.index_add(0, index, values.square()).clamp_min(1e-24).sqrt()
+        return root(total.index_add(0, index, values.square()))
 
     def alive(self, strengths: Tensor | None = None) -> Tensor:
         """Which channels are alive: above the threshold, or left alone, ``[channels]``."""

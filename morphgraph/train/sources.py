@@ -81,11 +81,17 @@ def scale_strength(source: BoundSource) -> Tensor:
     return source.parameter.reshape(-1).abs()[source.positions]
 
 
+def root(squares: Tensor) -> Tensor:
+    """The square root, with slope 0 at zero, where a dead channel is and the root's has no bound."""
+    tiny = torch.finfo(squares.dtype).tiny
+    return torch.where(squares > 0, squares.clamp_min(tiny).sqrt(), 0.0)
+
+
 def kernel_strength(source: BoundSource, l1_fraction: float) -> Tensor:
     """``(1 - f) sqrt(mean w^2) + f mean |w|`` over the numbers of every channel."""
     rows = source.parameter.movedim(source.axis, 0).flatten(1)[source.positions]
     mean = source.per_channel(rows.square().sum(dim=1)) / source.count
-    strength = mean.clamp_min(1e-24).sqrt()
+    strength = root(mean)
     if l1_fraction:
         magnitude = source.per_channel(rows.abs().sum(dim=1)) / source.count
         strength = (1 - l1_fraction) * strength + l1_fraction * magnitude
