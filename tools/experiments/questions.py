@@ -78,7 +78,7 @@ def full(cifar: Path, folder: Path) -> list[Question]:
                 *over_seeds(vgg, data, 3, 5, 3, main),
                 *over_seeds(vgg, data, range(3, 5), 5, 3, [*few, *pruned]),
                 *over_seeds(resnet, data, 3, 5, 3, main),
-                *over_seeds(resnet, data, range(3, 5), 5, 3, few),
+                *over_seeds(resnet, data, range(3, 5), 5, 3, [*few, *pruned]),
                 *over_seeds("VGG, by hand", data, 5, 5, 3, half),
                 *over_seeds(tower, data, 1, 5, 3, few),
                 *over_seeds(tower, data, range(1, 3), 5, 3, quarter),
