@@ -15,8 +15,10 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+from arms import Arm, Study
 from compute import KEPT, ROOT, RUNS, compute, stored
 from page import write, write_summary
 from questions import Question, full, quick
@@ -47,7 +49,7 @@ def main() -> int:
 
 def _compute(questions: Iterable[Question], jobs: int) -> None:
     known = stored()
-    studies = [study for question in questions for study in question.studies]
+    studies = _merged(study for question in questions for study in question.studies)
     todo = [s for s in studies if any(s.key(arm) not in known for arm in s.arms)]
     RUNS.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
@@ -58,6 +60,14 @@ def _compute(questions: Iterable[Question], jobs: int) -> None:
             left = (time.perf_counter() - began) / done * (len(todo) - done)
             told = f"{done}/{len(todo)} {name}: {seconds:.0f} s; about {left / 60:.0f} min left"
             print(told, flush=True)
+
+
+def _merged(studies: Iterable[Study]) -> list[Study]:
+    """One study for each seed network, so that what arms of several questions share comes once."""
+    arms: dict[Study, dict[Arm, None]] = {}
+    for study in studies:
+        arms.setdefault(replace(study, arms=()), {}).update(dict.fromkeys(study.arms))
+    return [replace(study, arms=tuple(found)) for study, found in arms.items()]
 
 
 def _keys(questions: Iterable[Question]) -> set[str]:

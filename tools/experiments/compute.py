@@ -31,7 +31,7 @@ def compute(study: Study) -> tuple[str, float]:
     """Compute a study, and append its rows, each when it is there; its name and the seconds."""
     torch.set_num_threads(1)
     began = time.perf_counter()
-    known = stored()  # another question's study may have had some of the arms
+    known = stored()
     missing = [arm for arm in study.arms if study.key(arm) not in known]
     for row in Bench(study).rows(missing) if missing else ():
         line = json.dumps(row) + "\n"

@@ -1,8 +1,8 @@
 """What is asked, and which studies answer it.
 
-Budgets are percents of the seed network's cost. A study's arms are computed in one process, and the
-same arm of two questions is computed once. Studies stand in the order in which they are computed:
-the seeds of one question before those of the next.
+Budgets are percents of the seed network's cost. All arms of one seed network are computed in one
+process, each once, whatever questions they belong to. Studies stand in the order in which they are
+computed: the seeds of one question before those of the next.
 """
 
 from collections.abc import Iterable
