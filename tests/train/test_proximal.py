@@ -18,7 +18,7 @@ from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
 from morphgraph.train.controller import Budget
 from morphgraph.train.proximal import Tied, TiedStrengths
-from morphgraph.train.regularizer import Regularizer
+from morphgraph.train.regularizer import Regularizer, Strength
 from morphgraph.workflow import apply
 
 NUMBERS = st.floats(0.0, 2.0, width=32)
@@ -192,6 +192,32 @@ def test_lasso_proximal_step_shortens_the_norm(convention: Convention) -> None:
     reg.proximal_step(1e-3)
     expected = before - amount * 1e-3 / reg.initial_cost / kernel[0].numel() / unit**2
     assert torch.allclose(reg.strengths()[index], expected.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", ["max", "l2"])
+@pytest.mark.parametrize("strength", ["bn", "lasso"])
+def test_a_dead_channel_has_no_strength_and_no_slope(tied: Tied, strength: Strength) -> None:
+    """The norms' slope has no bound at zero; the penalty's must be a number there."""
+    original, graph = residual_network()
+    net = copy.deepcopy(original)
+    reg = Regularizer(graph, net, strength=strength, tied=tied)
+    reg.weight = 1e6
+    reg.proximal_step(1.0)
+    strengths = reg.strengths()
+    dead = ~reg.alive()
+    assert dead.any()
+    assert float(strengths.detach()[dead].max()) == 0.0
+    reg().backward()  # type: ignore[no-untyped-call]
+    closed = 0
+    for source in (*reg.scales, *reg.kernels):
+        slopes = source.parameter.grad
+        assert slopes is not None
+        assert slopes.isfinite().all()
+        rows = slopes.movedim(source.axis, 0).flatten(1) if slopes.dim() > 1 else slopes[:, None]
+        rows = rows[source.positions[dead[source.index]]]
+        assert not rows.any()
+        closed += len(rows)
+    assert closed
 
 
 class Mixer(nn.Module):
