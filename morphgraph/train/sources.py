@@ -82,7 +82,7 @@ def scale_strength(source: BoundSource) -> Tensor:
 
 
 def root(squares: Tensor) -> Tensor:
-    """The square root; its slope, that has no bound at zero, is 0 there: a dead channel stays so."""
+    """The square root, with slope 0 at zero, where it has no bound: dead channels stay dead."""
     tiny = torch.finfo(squares.dtype).tiny
     return torch.where(squares > 0, squares.clamp_min(tiny).sqrt(), 0.0)
 
