@@ -16,13 +16,13 @@ from morphgraph.train.data import load_data
 def curves(studies: Sequence[Study], known: dict[str, Row], folder: Path, name: str) -> str:
     """Accuracy against both costs, where there are three budgets at least; Markdown, or ''."""
     plain = [arm for arm in studies[0].arms if _plain(arm)]
-    costs = {arm.cost for arm in plain}
+    costs = dict.fromkeys(arm.cost for arm in plain)
     rows = [
         _point(arm, cost, known[study.key(arm)])
         for study in studies
         for arm in plain
         if study.key(arm) in known
-        for cost in (costs if arm.method == "seed" else {arm.cost})
+        for cost in (costs if arm.method == "seed" else [arm.cost])
     ]
     if len({str(row.budget) for row in rows}) < 3:
         return ""
