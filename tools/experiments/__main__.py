@@ -35,11 +35,11 @@ def main() -> int:
         questions = full(options.data, RUNS)
     if not options.report:
         _compute(questions, options.jobs)
-    rows = list(stored().values())
+    asked = _keys(questions)
+    kept = [row for key, row in stored().items() if key in asked]
     if options.quick:
-        write(questions, rows, RUNS / "quick.md", "QUICK=1 make experiments")
+        write(questions, kept, RUNS / "quick.md", "QUICK=1 make experiments")
     else:
-        kept = [row for row in rows if row["key"] in _keys(questions)]
         KEPT.write_text("".join(json.dumps(row) + "\n" for row in sorted(kept, key=_key)))
         page, findings = ROOT / "docs" / "experiments.md", Path(__file__).parent / "findings.md"
         write(questions, kept, page, "make experiments", findings)
