@@ -82,9 +82,12 @@ def scale_strength(source: BoundSource) -> Tensor:
 
 
 def root(squares: Tensor) -> Tensor:
-    """The square root, with slope 0 at zero, where it has no bound: dead channels stay dead."""
-    tiny = torch.finfo(squares.dtype).tiny
-    return torch.where(squares > 0, squares.clamp_min(tiny).sqrt(), 0.0)
+    """The square root of every number; at zero, where its slope has no bound, the slope is 0.
+
+    So the penalty is defined for dead channels, and does not move them.
+    """
+    dead = squares == 0
+    return squares.masked_fill(dead, 1.0).sqrt().masked_fill(dead, 0.0)
 
 
 def kernel_strength(source: BoundSource, l1_fraction: float) -> Tensor:

@@ -230,7 +230,7 @@ def test_a_fixed_weight_by_the_subgradient() -> None:
     assert float(term.detach()) == pytest.approx(
         0.5 * float((amounts * reg.strengths().detach()).sum())
     )
-    term.backward()  # type: ignore[no-untyped-call]
+    term.backward()
     before = [scale.detach().clone() for scale in scales_of(net)]
     for scale, source in zip(scales_of(net), reg.scales, strict=True):
         assert scale.grad is not None

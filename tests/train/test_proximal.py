@@ -19,6 +19,7 @@ from morphgraph.torch_io.export import export
 from morphgraph.train.controller import Budget
 from morphgraph.train.proximal import Tied, TiedStrengths
 from morphgraph.train.regularizer import Regularizer, Strength
+from morphgraph.train.sources import root
 from morphgraph.workflow import apply
 
 NUMBERS = st.floats(0.0, 2.0, width=32)
@@ -207,7 +208,7 @@ def test_a_dead_channel_has_no_strength_and_no_slope(tied: Tied, strength: Stren
     dead = ~reg.alive()
     assert dead.any()
     assert float(strengths.detach()[dead].max()) == 0.0
-    reg().backward()  # type: ignore[no-untyped-call]
+    reg().backward()
     closed = 0
     for source in (*reg.scales, *reg.kernels):
         slopes = source.parameter.grad
@@ -218,6 +219,19 @@ def test_a_dead_channel_has_no_strength_and_no_slope(tied: Tied, strength: Stren
         assert not rows.any()
         closed += len(rows)
     assert closed
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_root_is_that_of_its_type(dtype: torch.dtype) -> None:
+    """Below the smallest normal number of float16, 6e-5, lie the mean squares of usual kernels."""
+    squares = torch.tensor([0.0, 1e-6, 4e-6, 0.25], dtype=dtype, requires_grad=True)
+    roots = root(squares)
+    assert torch.equal(roots, squares.sqrt())
+    roots.sum().backward()
+    assert squares.grad is not None
+    assert squares.grad[0] == 0
+    expected = 0.5 / squares[1:].detach().sqrt()
+    assert torch.allclose(squares.grad[1:], expected, rtol=1e-2)
 
 
 class Mixer(nn.Module):
@@ -260,7 +274,7 @@ def shrunk(net: nn.Module, reg: Regularizer, target: str, steps: int = 150) -> B
         images = patterns[labels] + torch.randn(8, 2, 9, 9, generator=noise)
         loss = F.cross_entropy(net(images), labels)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         budget.step(lr=0.05 / (1 - 0.9))
