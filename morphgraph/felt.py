@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.edit import Editor
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -245,21 +247,15 @@ def _set(value: ir.Value, array: np.ndarray[Any, Any]) -> None:
 
 def _fill_in(model: ir.Model) -> None:
     """Turn floats from ConstantOfShape over an initializer into initializers."""
-    graph = model.graph
+    graph, editor = model.graph, Editor(model)
     for node in list(graph):
         shape = node.inputs[0].const_value if node.inputs and node.inputs[0] is not None else None
         if node.op_type != "ConstantOfShape" or shape is None:
             continue
         out = node.outputs[0]
-        weight = ir.Value(
-            name=out.name,
-            shape=ir.Shape(shape.numpy().tolist()),
-            type=ir.TensorType(ir.DataType.FLOAT),
-        )
-        _set(weight, np.zeros(shape.numpy(), dtype=np.float32))
+        weight = editor.constant_for(out, np.zeros(shape.numpy(), dtype=np.float32))
         out.replace_all_uses_with(weight)
         graph.remove(node, safe=True)
-        graph.register_initializer(weight)
 
 
 def _draw(value: ir.Value, generator: np.random.Generator) -> np.ndarray[Any, Any]:
@@ -294,11 +290,10 @@ def _measure_statistics(
     from morphgraph.ort import run
 
     probe = model.clone()
-    norms: list[tuple[str, str]] = []
-    for node in list(probe.graph):
-        # GlobalAveragePool and InstanceNormalization are spelled alike in every opset.
-        if node.op_type == "BatchNormalization":
-            norms.append(_probe(probe.graph, node, len(norms)))
+    editor = Editor(probe)
+    # GlobalAveragePool and InstanceNormalization are spelled alike in every opset.
+    probed = [node for node in probe.graph if node.op_type == "BatchNormalization"]
+    norms = [_probe(editor, node) for node in probed]
     if not norms:
         return
     found = run(probe, feeds)
@@ -318,28 +313,23 @@ def _measure_statistics(
             _set(value, numbers)
 
 
-def _probe(graph: ir.Graph, node: ir.Node, number: int) -> tuple[str, str]:
+def _probe(editor: Editor, node: ir.Node) -> tuple[str, str]:
     """Replace one BatchNormalization; names of the mean and of the mean square of its operand."""
     x, scale, bias = node.inputs[:3]
     square = ir.node("Mul", [x, x])
     mean = ir.node("GlobalAveragePool", [x])
     mean_square = ir.node("GlobalAveragePool", [square.outputs[0]])
-    normal = ir.node(
-        "InstanceNormalization",
-        [x, scale, bias],
-        {"epsilon": node.attributes.get_float("epsilon", 1e-5)},
-    )
-    names = (f"felt_mean_{number}", f"felt_square_{number}")
-    for measured, name in ((mean, names[0]), (mean_square, names[1])):
-        measured.outputs[0].name = name
+    square.outputs[0].name = editor.value_name(f"felt_squared_{node.name}")
+    for measured, name in ((mean, "felt_mean"), (mean_square, "felt_square")):
+        measured.outputs[0].name = editor.value_name(f"{name}_{node.name}")
         measured.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        graph.outputs.append(measured.outputs[0])
-    normal.outputs[0].name = f"felt_normal_{number}"
-    square.outputs[0].name = f"felt_squared_{number}"
-    graph.insert_before(node, [square, mean, mean_square, normal])
-    node.outputs[0].replace_all_uses_with(normal.outputs[0], replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    return names
+        editor.graph.outputs.append(measured.outputs[0])
+    editor.graph.insert_before(node, [square, mean, mean_square])
+    epsilon = {"epsilon": node.attributes.get_float("epsilon", 1e-5)}
+    editor.replace(
+        node, "InstanceNormalization", [x, scale, bias], epsilon, results=node.outputs[:1]
+    )
+    return mean.outputs[0].name or "", mean_square.outputs[0].name or ""
 
 
 def _even_out_last(model: ir.Model, feeds: Mapping[str, np.ndarray[Any, Any]]) -> None:

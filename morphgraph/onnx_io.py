@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import (  # type: ignore[import-untyped]  # ships no types
@@ -29,6 +30,7 @@ from morphgraph.stored import is_stored
 __all__ = [
     "as_model",
     "bind_inputs",
+    "checker_refusal",
     "constant_names",
     "escape",
     "load",
@@ -41,6 +43,7 @@ __all__ = [
 ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
 Shape = tuple[int, ...]
 
+STATIC_SHAPE_KEY = "static_shape"  # in ``Value.meta``, where symbolic sizes stand in the shape
 PARAMETERS_KEY = "morphgraph.parameters"
 CONSTANTS_KEY = "morphgraph.constants"
 
@@ -187,7 +190,7 @@ def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Mode
                 sizes[old.value] = size
         value.shape = ir.Shape(shape)
     for value in (*bound.graph.inputs, *(v for node in bound.graph for v in node.outputs)):
-        value.meta.pop("static_shape", None)
+        value.meta.pop(STATIC_SHAPE_KEY, None)
         if value.shape is not None:
             value.shape = ir.Shape(
                 sizes.get(dim.value or "", dim) if isinstance(dim, ir.SymbolicDim) else dim
@@ -210,7 +213,7 @@ def static_shape(value: ir.Value) -> Shape:
     >>> static_shape(ir.val("x", ir.DataType.FLOAT, [1, 3, 8, 8]))
     (1, 3, 8, 8)
     """
-    known: Shape | None = value.meta.get("static_shape")
+    known: Shape | None = value.meta.get(STATIC_SHAPE_KEY)
     if known is not None:
         return known
     sizes = (None,) if value.shape is None else value.shape.dims
@@ -220,6 +223,25 @@ def static_shape(value: ir.Value) -> Shape:
             "canonicalize the model, giving --input-shape where inputs are dynamic"
         )
     return cast("Shape", tuple(sizes))
+
+
+def checker_refusal(model: ir.Model) -> str | None:
+    """Why ``onnx.checker`` refuses a model, in its words; ``None``: it takes the model.
+
+    It gets the structure: weights are left out, so that large models cost no more than small ones.
+    """
+    skeleton = model.clone()
+    for graph in skeleton.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype != ir.DataType.STRING:
+                nothing = np.zeros(0, tensor.dtype.numpy())
+                value.const_value = ir.Tensor(nothing, dtype=tensor.dtype, name=value.name)
+    try:
+        onnx.checker.check_model(ir.to_proto(skeleton))
+    except (onnx.checker.ValidationError, ValueError, TypeError) as error:
+        return escape(_root_cause(error).strip().splitlines()[0])
+    return None
 
 
 def parameter_names(model: ir.Model) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import VerificationError
 from morphgraph.fates import is_viable
 from morphgraph.felt import felt_array, make_felt, make_felt_model
 from morphgraph.graph import ChannelGraph, IntArray
@@ -152,7 +152,7 @@ def is_rejected(graph: ChannelGraph, plan: Plan, small: ir.Model) -> bool:
     """Whether verify, or ONNX Runtime itself, refuses a resized model."""
     try:
         return not verify(graph, plan, small).ok
-    except UnsupportedError:
+    except VerificationError:
         return True
 
 

@@ -15,7 +15,7 @@ from morphgraph.passes.absorb import absorb as constants_of
 from morphgraph.passes.fresh import fresh
 from morphgraph.passes.lift import lift
 from morphgraph.passes.resize import resize
-from morphgraph.passes.verify import TOLERANCE, VerifyReport, verify as compare
+from morphgraph.passes.verify import TOLERANCE, VerifyReport, require_valid, verify as compare
 from morphgraph.plans import Plan
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def apply(
         ModelError: ``weights`` lacks a tensor, or has it in another shape.
         UnsupportedError: neither ONNX Runtime nor PyTorch runs the model, so that it cannot be
             checked.
-        VerificationError: the result is wrong.
+        VerificationError: the result is wrong: it computes something else, is refused by ONNX
+            Runtime where the original is not, or by ``onnx.checker`` (looked for also without
+            ``verify``).
     """
     return resize_and_check(
         graph, plan, weights=weights, verify=verify, absorb=absorb, seed=seed
@@ -107,6 +109,7 @@ def resize_and_check(
             stacklevel=3,
         )
     small = resize(original, keep, plan.added(original), seed, moved)
+    require_valid(original, small)
     if not verify:
         return Resized(small, None)
     try:
@@ -130,9 +133,10 @@ def check(
 ) -> VerifyReport:
     """Compare a resized model with the original whose removed channels are masked.
 
-    Both run in ONNX Runtime. A model that it does not run, since it holds an operator of the
-    user's own, runs in PyTorch, if every operator has a lowering; the report's ``by`` says which it
-    was. Warns where the network hardly feels the removal, so that the check proves little.
+    Both run in ONNX Runtime. Where it does not run the original, since that holds an operator of
+    the user's own, both run in PyTorch, if every operator has a lowering; the report's ``by`` says
+    which it was. A resized model that ONNX Runtime refuses, where it runs the original, is wrong.
+    Warns where the network hardly feels the removal, so that the check proves little.
 
     Args:
         graph: the original, with the weights that were resized.
@@ -144,7 +148,8 @@ def check(
 
     Raises:
         PlanError: the plan is for another network.
-        UnsupportedError: neither ONNX Runtime nor PyTorch runs the model.
+        UnsupportedError: neither ONNX Runtime nor PyTorch runs the original.
+        VerificationError: the original runs, but the resized or the masked model does not.
     """
     try:
         report = compare(graph, plan, small, tolerance=tolerance, seed=seed, feeds=feeds)

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.edit import Array
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.fates import edges_of, result_names
 from morphgraph.graph import ChannelGraph, Edge, GraphNode, IntArray
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.depend import Flags, dependence
-from morphgraph.passes.evaluate import Array, evaluate
+from morphgraph.passes.evaluate import evaluate
 from morphgraph.passes.mask import mask
 from morphgraph.passes.placement import compacted
 

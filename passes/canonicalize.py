@@ -10,12 +10,12 @@ Sizes that a model leaves open stay open: the passes ``open_batch`` and ``open_s
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import count
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from morphgraph.edit import name_nodes
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.onnx_check import check_opset
 from morphgraph.onnx_io import bind_inputs, escape
@@ -29,6 +29,7 @@ from morphgraph.passes.unpack import unpack_sequences
 CANONICAL_KEY = "morphgraph.canonical"
 
 _MAX_INLINED_NODES = 1_000_000
+_MIN_IR_VERSION = 4  # before it, initializers had to stand among the inputs
 
 
 def canonicalize(
@@ -54,6 +55,7 @@ def canonicalize(
     check_opset(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
     bound = bind_inputs(model, input_shapes or {})
     common.RemoveInitializersFromInputsPass()(bound)
+    bound.ir_version = max(bound.ir_version, _MIN_IR_VERSION)
     _check_inputs(bound)
     symbols = open_symbols(bound)
     if not symbols:
@@ -96,12 +98,12 @@ def _fold_keeping(model: ir.Model, varying: frozenset[str]) -> dict[str, object]
         model.graph.sort()
     except ValueError as error:
         raise ModelError("the graph has a cycle; export the model again") from error
-    _name_nodes(model.graph)
+    name_nodes(model.graph)
     folded = fold_constants(model, varying)
     unpack_sequences(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
-    _name_nodes(model.graph)
+    name_nodes(model.graph)
     _check_shapes(model.graph)
     return folded
 
@@ -161,19 +163,6 @@ def _inlined_size(
     calls: Mapping[ir.OperatorIdentifier, int], sizes: Mapping[ir.OperatorIdentifier, int]
 ) -> int:
     return sum(number * sizes.get(callee, 1) for callee, number in calls.items())
-
-
-def _name_nodes(graph: ir.Graph) -> None:
-    """Name unnamed nodes after their first result, and tell nodes of the same name apart."""
-    taken: set[str] = set()
-    for node in graph:
-        base = node.name or "_".join([node.op_type, *(v.name or "" for v in node.outputs[:1])])
-        name = base
-        suffixes = count(1)
-        while name in taken:
-            name = f"{base}_{next(suffixes)}"
-        taken.add(name)
-        node.name = name
 
 
 def _check_shapes(graph: ir.Graph) -> None:

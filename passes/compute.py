@@ -12,10 +12,10 @@ import numpy as np
 import onnx.reference.ops
 import onnx_ir as ir
 
+from morphgraph.edit import Array
 from morphgraph.errors import ModelError
 from morphgraph.notation import Shape
 from morphgraph.onnx_io import escape
-from morphgraph.passes.evaluate import Array
 from morphgraph.passes.infer import has_subgraph, known_shape
 
 FOLD_LIMIT_BYTES = 16 * 2**20  # of one result, or of one operand

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.edit import Array
 from morphgraph.errors import UnsupportedError
 from morphgraph.fates import edges_of, operand_names, result_names
 from morphgraph.graph import ChannelGraph, Edge, GraphNode
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops import entry_of
-from morphgraph.passes.evaluate import Array, evaluate
+from morphgraph.passes.evaluate import evaluate
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 

@@ -7,11 +7,12 @@ Reshape fold in a single pass. What a node gives is told by ``infer`` (types and
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.edit import Editor
 from morphgraph.onnx_io import PARAMETERS_KEY, stored_names
 from morphgraph.ops.op import taught
 from morphgraph.passes.compute import (
@@ -52,14 +53,13 @@ def fold_constants(model: ir.Model, varying: frozenset[str] = frozenset()) -> di
 class _Folder:
     def __init__(self, model: ir.Model, varying: frozenset[str]) -> None:
         self.graph = model.graph
+        self.editor = Editor(model)
         self.varying = varying
         self.folded: dict[str, object] = {}
         self.at_present: dict[ir.Value, ir.TensorProtocol] = {}  # what varying values are now
         self.results = ResultTypes(model, self._known)
         self.lists_parameters = PARAMETERS_KEY in model.metadata_props
         self.parameters = set(stored_names(model))
-        self.names = {value.name for value in (*self.graph.inputs, *_results(self.graph))}
-        self.names |= set(self.graph.initializers)
         self.trained = self.parameters | {
             name
             for name, value in self.graph.initializers.items()
@@ -95,9 +95,9 @@ class _Folder:
         name = output.name or ""
         if output in self.outputs:
             # A graph output must be made by a node: keep it, as an Identity of the constant.
-            name = self._fresh(f"{name}_value")
-            value = self._register(name, tensor)
-            self._replace_by_node(node, ir.Node("", "Identity", [value], name=node.name))
+            value = self.editor.constant(f"{name}_value", tensor)
+            name = value.name or ""
+            self._replace(node, "Identity", [value])
         else:
             self._settle(node, [tensor])
         is_matrix = len(tensor.shape) > 1 and tensor.dtype.is_floating_point()
@@ -125,26 +125,10 @@ class _Folder:
         for output, tensor in zip(node.outputs, tensors, strict=True):
             if not output.name:
                 continue
-            value = self._register(output.name, tensor)
+            value = self.editor.constant_for(output, tensor)
             value.metadata_props.update(output.metadata_props)
             output.replace_all_uses_with(value)
         self._remove(node)
-
-    def _register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
-        )
-        self.graph.register_initializer(value)
-        return value
-
-    def _fresh(self, name: str) -> str:
-        while name in self.names:
-            name += "_"
-        self.names.add(name)
-        return name
 
     # -- operators that do nothing -------------------------------------------------------------
 
@@ -158,22 +142,7 @@ class _Folder:
             # TorchScript ties equal parameters by Identity; each gets back a tensor of its own.
             self._split_alias(node)
             return True
-        if output not in self.outputs:
-            self._replace_by_value(node, source)
-            return True
-        producer = source.producer()
-        if producer is None or producer.graph is not self.graph or source in self.outputs:
-            if not _is(node, "Identity"):
-                self._replace_by_node(node, ir.Node("", "Identity", [source], name=node.name))
-            return True
-        name = output.name
-        output.name = None
-        source.name = name
-        for index, value in enumerate(self.graph.outputs):
-            if value is output:
-                self.graph.outputs[index] = source
-        self.outputs = set(self.graph.outputs)
-        self._replace_by_value(node, source)
+        self._edit(node, lambda: self.editor.bypass(node, 0))
         return True
 
     def _drop_zeros(self, node: ir.Node) -> None:
@@ -201,8 +170,7 @@ class _Folder:
             indices = self._constant(node.inputs[1])
             if indices is None or not _is_everything(indices, known_shape(source)):
                 return False
-            reshape = ir.Node("", "Reshape", [source, self._shape_of(output)], name=node.name)
-            self._replace_by_node(node, reshape)
+            self._replace(node, "Reshape", [source, self._shape_of(output)])
             return True
         first = source.producer()
         if not _is(node, "Reshape") or first is None or not _is(first, "Reshape"):
@@ -221,7 +189,7 @@ class _Folder:
     def _shape_of(self, value: ir.Value) -> ir.Value:
         """A new initializer that holds the shape of a value."""
         shape = np.array(known_shape(value), np.int64)
-        return self._register(self._fresh(f"{value.name}_shape"), ir.tensor(shape))
+        return self.editor.constant(f"{value.name}_shape", shape)
 
     def _is_alias(self, source: ir.Value, output: ir.Value) -> bool:
         if self._constant(source) is None or source.name not in self.trained:
@@ -241,8 +209,7 @@ class _Folder:
         source, like = node.inputs
         if like is None or like.dtype is None:
             return False
-        to = ir.AttrInt64("to", like.dtype.value)
-        self._replace_by_node(node, ir.Node("", "Cast", [source], [to], name=node.name))
+        self._replace(node, "Cast", [source], {"to": like.dtype.value})
         return True
 
     def _inline_branch(self, node: ir.Node) -> bool:
@@ -254,15 +221,16 @@ class _Folder:
         if taken is None or len(taken.as_graph().outputs) != len(node.outputs):
             return False
         branch = taken.as_graph()
+        self.editor.release_subgraphs(node)
         for value in list(branch.initializers.values()):
             tensor = branch.initializers.pop(value.name or "").const_value
             assert tensor is not None
             value.replace_all_uses_with(
-                self._register(self._fresh(value.name or ""), tensor), replace_graph_outputs=True
+                self.editor.constant(value.name or "", tensor), replace_graph_outputs=True
             )
         inner = list(branch)
         for value in (value for child in inner for value in child.outputs if value.name):
-            value.name = self._fresh(value.name or "")
+            value.name = self.editor.value_name(value.name or "")
         results = list(branch.outputs)
         branch.outputs.clear()
         branch.remove(inner)
@@ -283,21 +251,25 @@ class _Folder:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         self.outputs = set(self.graph.outputs) if old in self.outputs else self.outputs
 
-    def _replace_by_node(self, node: ir.Node, new: ir.Node) -> None:
-        new.metadata_props.update(node.metadata_props)
-        self._take_over(node.outputs[0], new.outputs[0])
-        self.graph.insert_after(node, [new])
-        self._remove(node)
+    def _replace(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, int] | None = None,
+    ) -> None:
+        """Put another node in the place of one; what nobody reads any more goes."""
+        self._edit(node, lambda: self.editor.replace(node, op_type, inputs, attributes or {}))
 
-    def _replace_by_value(self, node: ir.Node, value: ir.Value) -> None:
-        node.outputs[0].replace_all_uses_with(value)
-        self._remove(node)
-
-    def _remove(self, node: ir.Node) -> None:
+    def _edit(self, node: ir.Node, edit: Callable[[], object]) -> None:
         operands = {value for value in node.inputs if value is not None}
-        self.graph.remove(node, safe=True)
+        edit()
+        self.outputs = set(self.graph.outputs)
         for value in operands:
             self._drop_unread(value)
+
+    def _remove(self, node: ir.Node) -> None:
+        self._edit(node, lambda: self.graph.remove(node, safe=True))
 
     def _drop_unread(self, value: ir.Value) -> None:
         # At once, not at the end: a chain of folded results never holds more than two of them.
@@ -356,10 +328,6 @@ def _shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def _is(node: ir.Node, op_type: str) -> bool:
     return node.op_type == op_type and not node.domain
-
-
-def _results(graph: ir.Graph) -> Iterator[ir.Value]:
-    return (value for node in graph for value in node.outputs)
 
 
 def _is_float(value: ir.Value) -> bool:

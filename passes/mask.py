@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.edit import Editor, resize_axis
 from morphgraph.graph import ChannelGraph, Edge, IntArray
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.kept import Kept
@@ -37,7 +38,7 @@ class _Masker:
         self.graph = graph
         self.kept = Kept(graph, keep)
         self.model = graph.model.clone()
-        self.count = 0
+        self.editor = Editor(self.model)
 
     def run(self) -> ir.Model:
         edges: dict[int, list[Edge]] = {}
@@ -83,11 +84,12 @@ class _Masker:
         holder = self.graph.nodes[edge.node].silent.get(edge.port)
         nothing = node.inputs[holder] if holder is not None and holder < len(node.inputs) else None
         if nothing is None:
-            nothing = self._constant(np.zeros((), dtype=_dtype(value)))
+            nothing = self._constant(value, "nothing", np.zeros((), dtype=_dtype(value)))
         operands, wide = [value, nothing], _WIDE.get(_dtype(value).name)
         if wide is not None:
             operands = [self._cast(node, operand, wide) for operand in operands]
-        masked = self._insert(node, "Where", [self._constant(stays), *operands], operands[0])
+        operands = [self._constant(value, "stays", stays), *operands]
+        masked = self._insert(node, "Where", operands, operands[1])
         if wide is not None and value.dtype is not None:
             masked = self._cast(node, masked, value.dtype)
         node.replace_input_with(edge.port, masked)
@@ -102,7 +104,9 @@ class _Masker:
         if port >= 0:
             value = node.inputs[port]
             assert value is not None
-            gathered = self._insert(node, "Gather", [value, self._constant(kept)], value, axis=axis)
+            operands = [value, self._constant(value, "stays", kept)]
+            gathered = self._insert(node, "Gather", operands, value, axis=axis)
+            resize_axis(gathered, axis, len(kept))
             node.replace_input_with(port, gathered)
             return
         value = node.outputs[~port]
@@ -112,16 +116,17 @@ class _Masker:
         place = np.full(shape[axis], len(kept), dtype=np.int64)
         place[kept] = np.arange(len(kept))
         users = list(value.uses())
-        padded = self._insert(node, "Pad", [value, self._constant(pads)], value, after=True)
+        operands = [value, self._constant(value, "pads", pads)]
+        padded = self._insert(node, "Pad", operands, value, after=True)
         source = padded.producer()
         assert source is not None
-        whole = self._insert(
-            source, "Gather", [padded, self._constant(place)], value, axis=axis, after=True
-        )
+        operands = [padded, self._constant(value, "place", place)]
+        whole = self._insert(source, "Gather", operands, value, after=True, axis=axis)
         for user, index in users:
             user.replace_input_with(index, whole)
-        if value.shape is not None:  # ONNX Runtime plans its memory by the shapes that are stated
-            value.shape[axis] = len(kept)
+        # ONNX Runtime plans its memory by the shapes that are stated.
+        resize_axis(value, axis, len(kept))
+        resize_axis(padded, axis, len(kept) + 1)
 
     def _insert(
         self,
@@ -130,41 +135,23 @@ class _Masker:
         inputs: list[ir.Value],
         like: ir.Value,
         *,
-        axis: int | None = None,
-        to: ir.DataType | None = None,
         after: bool = False,
+        **attributes: int,
     ) -> ir.Value:
-        """A new node beside another; its result has the other value's type."""
-        self.count += 1
-        attributes = [
-            ir.AttrInt64(name, number)
-            for name, number in (("axis", axis), ("to", to))
-            if number is not None
-        ]
-        new = ir.Node("", op_type, inputs, attributes, name=f"mask_{self.count}")
-        out = new.outputs[0]
-        out.name, out.type = f"masked_{self.count}", like.type
-        out.meta["static_shape"] = static_shape(like)
-        graph = node.graph
-        assert isinstance(graph, ir.Graph)
-        if after:
-            graph.insert_after(node, new)
-        else:
-            graph.insert_before(node, new)
-        return out
-
-    def _constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
-        self.count += 1
-        name = f"mask_constant_{self.count}"
-        tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
+        """A new node beside another; its result has the other value's type and shape."""
+        return self.editor.insert(
+            op_type,
+            inputs,
+            attributes,
+            name=f"{node.name}_mask",
+            result=f"{like.name}_masked",
+            like=like,
+            before=None if after else node,
+            after=node if after else None,
         )
-        self.model.graph.register_initializer(value)
-        return value
+
+    def _constant(self, value: ir.Value, what: str, array: np.ndarray[Any, Any]) -> ir.Value:
+        return self.editor.constant(f"{value.name}_{what}", array)
 
 
 # Types for which ONNX Runtime has no Where, and those that hold all their numbers.

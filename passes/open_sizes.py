@@ -21,16 +21,14 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from morphgraph.edit import Editor
 from morphgraph.errors import ModelError
 from morphgraph.notation import Shape
-from morphgraph.onnx_io import bind_inputs, escape, static_shape
+from morphgraph.onnx_io import STATIC_SHAPE_KEY, bind_inputs, escape, static_shape
 from morphgraph.passes.symbols import (
-    STATIC_SHAPE_KEY,
     Symbol,
-    constant_vector,
     expression,
     input_shapes,
-    insert_vector,
     same_numbers,
     same_structure,
 )
@@ -107,6 +105,7 @@ class _Restorer:
     def __init__(self, runs: Sequence[ir.Model], symbols: Sequence[Symbol]) -> None:
         self.graph = runs[0].graph
         self.model = runs[0]
+        self.editor = Editor(self.model)
         self.opset = runs[0].opset_imports.get("", 0)
         self.symbols = symbols
         self.shapes: dict[str, list[Shape]] = {}
@@ -227,14 +226,34 @@ class _Restorer:
         pieces = [
             self._pick(node, operand, k - skipped, f"{name}_size_{k}")
             if k in computed
-            else constant_vector(self.graph, f"{name}_size_{k}", [size])
+            else self.editor.sizes(f"{name}_size_{k}", [size])
             for k, size in enumerate(target)
         ]
-        node.replace_input_with(1, self._joined(node, pieces, f"{name}_shape"))
+        self._join(node, 1, pieces, f"{name}_shape")
 
-    def _joined(self, node: ir.Node, pieces: Sequence[ir.Value], name: str) -> ir.Value:
-        joined = ir.node("Concat", pieces, {"axis": 0}, name=f"{node.name}_{name}")
-        return insert_vector(node, joined, name, len(pieces))
+    def _join(self, node: ir.Node, index: int, pieces: Sequence[ir.Value], name: str) -> None:
+        """Give a node an operand that joins these sizes."""
+        joined = self._insert(node, "Concat", pieces, {"axis": 0}, name, len(pieces))
+        self.editor.replace_operand(node, index, joined, name, f"{node.name}_{name}")
+
+    def _insert(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, int],
+        name: str,
+        size: int,
+    ) -> ir.Value:
+        return self.editor.insert_vector(
+            op_type,
+            inputs,
+            attributes,
+            name=f"{node.name}_{name}",
+            result=name,
+            size=size,
+            before=node,
+        )
 
     def _restore_resize(self, node: ir.Node, operand: ir.Value) -> None:
         """Name only the axes that change, so that the channels stand in no operand."""
@@ -249,7 +268,7 @@ class _Restorer:
         name = node.outputs[0].name
         picked = [self._pick(node, operand, a, f"{name}_size_{a}") for a in axes]
         node.attributes["axes"] = ir.AttrInt64s("axes", axes)
-        node.replace_input_with(3, self._joined(node, picked, f"{name}_sizes"))
+        self._join(node, 3, picked, f"{name}_sizes")
 
     def _pick(self, node: ir.Node, operand: ir.Value, k: int, name: str) -> ir.Value:
         """One number of a computed shape, from where it comes: what nobody picks is not made."""
@@ -278,14 +297,12 @@ class _Restorer:
                     assert source is not None
                     axis = range(len(static_shape(source)))[slice(first, None)][k]
                     attributes = {"start": axis, "end": axis + 1}
-                    shape = ir.node("Shape", [source], attributes, name=f"{node.name}_{name}")
-                    return insert_vector(node, shape, name, 1)
+                    return self._insert(node, "Shape", [source], attributes, name, 1)
         if count == 1:
             return operand
-        indices = constant_vector(self.graph, f"{name}_at", [k])
-        gather = ir.node("Gather", [operand, indices], {"axis": 0}, name=f"{node.name}_{name}")
-        return insert_vector(node, gather, name, 1)
+        indices = self.editor.sizes(f"{name}_at", [k])
+        return self._insert(node, "Gather", [operand, indices], {"axis": 0}, name, 1)
 
     def _replace(self, node: ir.Node, index: int, numbers: Sequence[int]) -> None:
         name = f"{node.outputs[0].name}_target"
-        node.replace_input_with(index, constant_vector(self.graph, name, numbers))
+        node.replace_input_with(index, self.editor.sizes(name, numbers))

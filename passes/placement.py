@@ -8,19 +8,22 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.edit import Array, Editor, array_of, replace_array
 from morphgraph.graph import IntArray
 from morphgraph.onnx_io import static_shape
-from morphgraph.passes.evaluate import Array
-from morphgraph.passes.shift import add_to_shift, array_of, replace_array, shift_of
+from morphgraph.passes.shift import add_to_shift, shift_of
 
 
-def add_constant(node: ir.Node, given: Array, free: frozenset[int]) -> list[ir.Value]:
+def add_constant(
+    editor: Editor, node: ir.Node, given: Array, free: frozenset[int]
+) -> list[ir.Value]:
     """Add a constant to a node's result, in place; returns the initializers that are new.
 
     In its own bias, in the one that is added behind it, or in an addition of its own.
 
     Args:
-        node: of the resized model.
+        editor: of the resized model.
+        node: one of its nodes.
         given: of its result's rank, in its new size, for one sample.
         free: axes of the result that a plan may resize.
     """
@@ -28,10 +31,10 @@ def add_constant(node: ir.Node, given: Array, free: frozenset[int]) -> list[ir.V
     if not repeated:
         if add_to_shift(node, compact) or _add_behind(node, compact):
             return []
-        bias = _new_bias(node, compact)
+        bias = _new_bias(editor, node, compact)
         if bias is not None:
             return [bias]
-    return [_insert_sum(node, compact, repeated)]
+    return [_insert_sum(editor, node, compact, repeated)]
 
 
 def compacted(array: Array, free: frozenset[int]) -> tuple[Array, dict[int, IntArray]]:
@@ -80,7 +83,7 @@ def _leads(array: Array, like: Array) -> bool:
     return all(size == 1 for size in array.shape[: max(0, array.ndim - like.ndim)])
 
 
-def _new_bias(node: ir.Node, array: Array) -> ir.Value | None:
+def _new_bias(editor: Editor, node: ir.Node, array: Array) -> ir.Value | None:
     """A bias of its own for an operator that may have one and has none, or one that is shared."""
     operand = shift_of(node, array)
     if operand is None or len(static_shape(node.outputs[0])) < 2:
@@ -96,53 +99,38 @@ def _new_bias(node: ir.Node, array: Array) -> ir.Value | None:
     assert weight is not None
     owner, _, leaf = (weight.name or "").rpartition(".")
     name = f"{owner}.bias" if leaf == "weight" else f"{node.name}_absorbed"
-    bias = _initializer(node, name, total.astype(array.dtype))
+    bias = editor.constant(name, total.astype(array.dtype))
     if operand >= len(node.inputs):
         node.resize_inputs(operand + 1)
     node.replace_input_with(operand, bias)
     return bias
 
 
-def _insert_sum(node: ir.Node, array: Array, repeated: Mapping[int, IntArray]) -> ir.Value:
+def _insert_sum(
+    editor: Editor, node: ir.Node, array: Array, repeated: Mapping[int, IntArray]
+) -> ir.Value:
     """Add a constant behind a node; along some axes its slices are repeated in a given order."""
-    graph, result = node.graph, node.outputs[0]
-    assert isinstance(graph, ir.Graph)
-    constant = term = _initializer(node, f"{result.name}_absorbed", array)
+    result = node.outputs[0]
+    constant = term = editor.constant(f"{result.name}_absorbed", array)
+    term.type = result.type
     last = node
     for axis, index in repeated.items():
-        order = _initializer(node, f"{result.name}_order_{axis}", index)
-        gather = ir.node("Gather", [term, order], {"axis": axis})
-        gather.name = f"{node.name}_absorbed_{axis}"
-        sizes = [*static_shape(term)[:axis], len(index), *static_shape(term)[axis + 1 :]]
-        gather.outputs[0].name = f"{result.name}_absorbed_{axis}"
-        gather.outputs[0].type, gather.outputs[0].shape = result.type, ir.Shape(sizes)
-        graph.insert_after(last, gather)
-        last, term = gather, gather.outputs[0]
-    total = ir.node("Add", [result, term], name=f"{node.name}_absorbed")
-    out, name = total.outputs[0], result.name
-    out.type, out.shape = result.type, result.shape
-    out.meta.update(result.meta)
-    graph.insert_after(last, total)
-    result.replace_all_uses_with(out, replace_graph_outputs=True)
-    total.replace_input_with(0, result)
-    result.name, out.name = f"{name}_without", name
+        order = editor.constant(f"{result.name}_order_{axis}", index)
+        term = editor.insert(
+            "Gather",
+            [term, order],
+            {"axis": axis},
+            name=f"{node.name}_absorbed_{axis}",
+            result=f"{result.name}_absorbed_{axis}",
+            like=term,
+            sizes={axis: len(index)},
+            after=last,
+        )
+        maker = term.producer()
+        assert maker is not None
+        last = maker
+    editor.add_behind(result, term, last, "absorbed")
     return constant
-
-
-def _initializer(node: ir.Node, name: str, array: Array) -> ir.Value:
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    taken = {value.name for item in graph for value in item.outputs} | set(graph.initializers)
-    while name in taken:
-        name += "_"
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.Tensor(np.ascontiguousarray(array), name=name),
-    )
-    graph.register_initializer(value)
-    return value
 
 
 def unique_slices(array: Array, axis: int) -> tuple[list[int], IntArray]:

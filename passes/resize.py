@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.edit import Array, Editor, replace_array, reshape
 from morphgraph.errors import PlanError
 from morphgraph.fates import Fates, fates, result_names
 from morphgraph.graph import ChannelGraph, IntArray
@@ -23,7 +24,6 @@ from morphgraph.notation import Shape
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.ops import entry_of
 from morphgraph.passes.absorb import Absorbed, nothing_absorbed
-from morphgraph.passes.evaluate import Array
 from morphgraph.passes.kept import Kept as Kept
 from morphgraph.passes.placement import add_constant
 from morphgraph.passes.score import kernels, readers
@@ -80,6 +80,7 @@ class _Resizer:
             )
         self.model = graph.model.clone()
         self.model.meta.update(graph.model.meta)
+        self.editor = Editor(self.model)
 
     def run(self) -> ir.Model:
         require_viable(self.graph, sorted(self.kept.dead))
@@ -99,7 +100,7 @@ class _Resizer:
         copies = [self._resized(number, copy, found) for number, (_, copy) in enumerate(pairs)]
         left_over = self._absorb(found, copies)
         if self.kept.dead:
-            vanish(found, self.kept, self.model, copies, left_over)
+            vanish(found, self.kept, self.model, self.editor, copies, left_over)
         initializers = self.model.graph.initializers
         for name, value in list(initializers.items()):
             if name in used_before and not value.uses() and not value.is_graph_output():
@@ -118,7 +119,8 @@ class _Resizer:
             if number in found.from_zeros:
                 left_over[result] = given
             elif given.size and (not self.kept.dead or number in found.live | found.folded):
-                made += add_constant(copies[number], given, self.absorbed.free[number])
+                free = self.absorbed.free[number]
+                made += add_constant(self.editor, copies[number], given, free)
         if made:
             add_constant_names(self.model, [value.name or "" for value in made])
         self.absorbed.note_in(self.model)
@@ -131,7 +133,7 @@ class _Resizer:
         computes = not self.kept.dead or number in found.live | found.folded
         if entry is None or entry.resize is None or node.opaque is not None or not computes:
             return copy
-        view = NodeResizing(self.kept, node.ir, copy, node.factors)
+        view = NodeResizing(self.kept, self.editor, node.ir, copy, node.factors)
         entry.call(entry.resize, node.ir, view.original, view)
         return view.copy
 
@@ -169,27 +171,26 @@ class _Resizer:
     def _reshape(self, value: ir.Value) -> None:
         """Give a value its new shape; symbolic dims stay symbolic."""
         new = self.kept.shape(value)
-        if new == static_shape(value):
-            return
-        old = value.shape
-        assert old is not None
-        value.shape = ir.Shape(
-            [size if isinstance(dim, int) else dim for dim, size in zip(old.dims, new, strict=True)]
-        )
-        if "static_shape" in value.meta:
-            value.meta["static_shape"] = new
+        if new != static_shape(value):
+            reshape(value, new)
 
 
 class NodeResizing:
     """What an operator's ``resize`` sees of one node (see ``morphgraph.ops.Resizing``)."""
 
     def __init__(
-        self, kept: Kept, node: ir.Node, copy: ir.Node, factors: Mapping[str, int]
+        self,
+        kept: Kept,
+        editor: Editor,
+        node: ir.Node,
+        copy: ir.Node,
+        factors: Mapping[str, int],
     ) -> None:
         from morphgraph.ops import OpNode
 
         self.original = OpNode(node)
         self._kept = kept
+        self._editor = editor
         self._node = node
         self.copy = copy
         self._factors = factors
@@ -234,18 +235,18 @@ class NodeResizing:
             self.copy.resize_inputs(i + 1)
         old = self.copy.inputs[i]
         if old is None:
-            self.copy.replace_input_with(i, self._new_constant(f"{self.copy.name}_{i}", value))
+            new = self._editor.constant(f"{self.copy.name}_{i}", value)
+            self.copy.replace_input_with(i, new)
             return
         assert old.const_value is not None
         if np.array_equal(old.const_value.numpy(), value):
             return
         array = value.astype(old.const_value.numpy().dtype)
         if len(old.uses()) == 1 and not old.is_graph_output():
-            old.const_value = ir.Tensor(array, name=old.name)
-            old.shape = ir.Shape(array.shape)
-            old.meta.pop("static_shape", None)
+            replace_array(old, array)
             return
-        self.copy.replace_input_with(i, self._new_constant(f"{old.name}_{self.copy.name}", array))
+        new = self._editor.constant(f"{old.name}_{self.copy.name}", array)
+        self.copy.replace_input_with(i, new)
 
     def set_piece(self, i: int, k: int, number: int) -> None:
         """Change constant ``k`` of those that a Concat joins into operand ``i``."""
@@ -256,71 +257,31 @@ class NodeResizing:
         assert old is not None
         assert old.const_value is not None
         if old.const_value.numpy()[0] != number:
-            array = np.array([number], dtype=np.int64)
-            maker.replace_input_with(k, self._new_constant(f"{old.name}_{maker.name}", array))
+            new = self._editor.sizes(f"{old.name}_{maker.name}", [number])
+            maker.replace_input_with(k, new)
 
     def become_gather(self, axis: int, indices: IntArray) -> None:
         """Turn the node into a Gather of its first operand."""
-        copy = self.copy
-        gather = self._gather(axis, indices)
-        old, new = copy.outputs[0], gather.outputs[0]
-        new.shape, new.type = old.shape, old.type
-        new.meta.update(old.meta)
-        graph = copy.graph
-        assert isinstance(graph, ir.Graph)
-        name = old.name
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        graph.remove(copy, safe=True)
-        gather.name, new.name = copy.name, name
-        self.copy = gather
+        operands = [self.copy.inputs[0], self._positions(indices)]
+        self.copy = self._editor.replace(self.copy, "Gather", operands, {"axis": axis})
 
     def gather_first(self, axis: int, indices: IntArray) -> None:
         """Give the node a Gather of its first operand to read instead of that."""
         old = self.copy.inputs[0]
         assert old is not None
-        gather = self._gather(axis, indices)
-        sizes = list(old.shape.dims if old.shape is not None else static_shape(old))
-        sizes[axis] = len(indices)
-        new = gather.outputs[0]
-        graph = self.copy.graph
-        assert isinstance(graph, ir.Graph)
-        taken = {value.name for node in graph for value in node.outputs}
         name = f"{self.copy.name}_gathered"
-        while name in taken:
-            name += "_"
-        gather.name = new.name = name
-        new.shape, new.type = ir.Shape(sizes), old.type
-        if "static_shape" in old.meta:
-            before = old.meta["static_shape"]
-            new.meta["static_shape"] = (*before[:axis], len(indices), *before[axis + 1 :])
-        self.copy.replace_input_with(0, new)
-
-    def _gather(self, axis: int, indices: IntArray) -> ir.Node:
-        """A Gather of the node's first operand, in front of the node."""
-        constant = self._new_constant(f"{self.copy.name}_kept", indices.astype(np.int64))
-        gather = ir.Node(
-            "",
+        gathered = self._editor.insert(
             "Gather",
-            [self.copy.inputs[0], constant],
-            [ir.AttrInt64("axis", axis)],
-            num_outputs=1,
-            metadata_props=dict(self.copy.metadata_props),
-        )
-        graph = self.copy.graph
-        assert isinstance(graph, ir.Graph)
-        graph.insert_before(self.copy, gather)
-        return gather
-
-    def _new_constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        graph = self.copy.graph
-        assert isinstance(graph, ir.Graph)
-        while name in graph.initializers:
-            name += "_"
-        value = ir.Value(
+            [old, self._positions(indices)],
+            {"axis": axis},
             name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            const_value=ir.Tensor(array, name=name),
+            result=name,
+            like=old,
+            sizes={axis: len(indices)},
+            before=self.copy,
+            metadata=self.copy.metadata_props,
         )
-        graph.register_initializer(value)
-        return value
+        self.copy.replace_input_with(0, gathered)
+
+    def _positions(self, indices: IntArray) -> ir.Value:
+        return self._editor.constant(f"{self.copy.name}_kept", indices.astype(np.int64))

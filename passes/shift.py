@@ -3,9 +3,9 @@
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.edit import Array, array_of, replace_array
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops import entry_of
-from morphgraph.passes.evaluate import Array
 
 
 def add_to_shift(node: ir.Node, array: Array) -> bool:
@@ -36,18 +36,3 @@ def shift_of(node: ir.Node, array: Array) -> int | None:
         return None
     entry = entry_of(node.op_type, node.domain)
     return None if entry is None else entry.shift
-
-
-def array_of(value: ir.Value) -> Array:
-    """An initializer's numbers."""
-    assert value.const_value is not None
-    return value.const_value.numpy()
-
-
-def replace_array(value: ir.Value, array: Array) -> None:
-    """Give an initializer other numbers, of the same type."""
-    old = array_of(value)
-    new = np.ascontiguousarray(array.astype(old.dtype)).reshape(array.shape)
-    value.const_value = ir.Tensor(new, dtype=value.dtype, name=value.name)
-    value.shape = ir.Shape(new.shape)
-    value.meta.pop("static_shape", None)

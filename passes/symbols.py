@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-STATIC_SHAPE_KEY = "static_shape"
-
 BATCH = (2, 3)  # analysis size, enlarged size
 _IMAGE = (224, 256)  # height or width, a multiple of what networks divide it by
 _LENGTH = (64, 80)
@@ -112,29 +110,3 @@ def same_numbers(value: ir.Value, twin: ir.Value) -> bool:
     assert b is not None
     # Weights are shared by all runs; only what was folded needs a look inside.
     return a is b or (a.shape == b.shape and np.array_equal(a.numpy(), b.numpy(), equal_nan=True))
-
-
-def describe_vector(value: ir.Value, size: int) -> None:
-    """Say that a value holds so many sizes."""
-    value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([size])
-
-
-def constant_vector(graph: ir.Graph, name: str, numbers: Sequence[int]) -> ir.Value:
-    """A new initializer of sizes."""
-    while name in graph.initializers:
-        name += "_"
-    value = ir.Value(name=name, const_value=ir.tensor(np.array(numbers, np.int64), name=name))
-    describe_vector(value, len(numbers))
-    graph.register_initializer(value)
-    return value
-
-
-def insert_vector(node: ir.Node, new: ir.Node, name: str, size: int) -> ir.Value:
-    """Put a node that computes so many sizes before another; returns its result."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    value = new.outputs[0]
-    value.name = name
-    describe_vector(value, size)
-    graph.insert_before(node, new)
-    return value

@@ -8,24 +8,26 @@ same.
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.edit import Editor
 from morphgraph.onnx_io import static_shape
 
 
-def unpack_sequences(model: ir.Model) -> ir.Model:
-    """Replace SplitToSequence and SequenceAt by Split or Gather, in place; returns the model.
+def unpack_sequences(model: ir.Model) -> None:
+    """Replace SplitToSequence and SequenceAt by Split or Gather, in place.
 
     A sequence that is read in any other way, or at a computed place, stays.
 
     Args:
         model: constants are folded, sizes are known.
     """
-    for node in list(model.graph):
-        if node.op_type == "SplitToSequence" and not node.domain:
-            _unpack(model.graph, node)
-    return model
+    splits = [n for n in model.graph if n.op_type == "SplitToSequence" and not n.domain]
+    editor = Editor(model) if splits else None
+    for node in splits:
+        assert editor is not None
+        _unpack(editor, node)
 
 
-def _unpack(graph: ir.Graph, node: ir.Node) -> None:
+def _unpack(editor: Editor, node: ir.Node) -> None:
     source, parts = node.inputs[0], node.outputs[0]
     readers = [use.node for use in parts.uses()]
     places = [_constant(reader.inputs[1]) for reader in readers if reader.op_type == "SequenceAt"]
@@ -39,8 +41,9 @@ def _unpack(graph: ir.Graph, node: ir.Node) -> None:
         size = static_shape(source)[axis]
         if keeps is not None and not keeps.as_int():
             for reader, place in zip(readers, known, strict=True):
-                _replace(graph, reader, "Gather", [source, np.array(place % size)], axis)
-            graph.remove(node, safe=True)
+                index = editor.constant(f"{reader.name}_index", np.array(place % size))
+                editor.replace(reader, "Gather", [source, index], {"axis": axis})
+            editor.graph.remove(node, safe=True)
             return
         sizes = [1] * size
     else:
@@ -48,7 +51,7 @@ def _unpack(graph: ir.Graph, node: ir.Node) -> None:
         if split is None:
             return
         sizes = _sizes(split, static_shape(source)[axis])
-    _split(graph, node, source, sizes, axis, {r: p % len(sizes) for r, p in zip(readers, known)})
+    _split(editor, node, source, sizes, axis, {r: p % len(sizes) for r, p in zip(readers, known)})
 
 
 def _constant(value: ir.Value | None) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]] | None:
@@ -65,71 +68,34 @@ def _sizes(split: np.ndarray[tuple[int, ...], np.dtype[np.int64]], total: int) -
 
 
 def _split(
-    graph: ir.Graph,
+    editor: Editor,
     node: ir.Node,
     source: ir.Value,
     sizes: list[int],
     axis: int,
     places: dict[ir.Node, int],
 ) -> None:
-    name = node.name or ""
-    made = ir.Node(
-        "",
+    parts = editor.sizes(f"{node.name}_sizes", sizes)
+    split = ir.node(
         "Split",
-        [source, _initializer(graph, f"{name}_sizes", np.array(sizes))],
-        [ir.AttrInt64("axis", axis)],
+        [source, parts],
+        {"axis": axis},
         num_outputs=len(sizes),
-        name=name,
+        name=node.name,
         metadata_props=dict(node.metadata_props),
     )
-    for k, (value, size) in enumerate(zip(made.outputs, sizes, strict=True)):
+    for k, (value, size) in enumerate(zip(split.outputs, sizes, strict=True)):
         shape = list(static_shape(source))
         shape[axis] = size
-        value.name = f"{node.outputs[0].name}_{k}"
+        value.name = editor.value_name(f"{node.outputs[0].name}_{k}")
         value.type, value.shape = source.type, ir.Shape(shape)
-    graph.insert_before(node, made)
+    editor.graph.insert_before(node, split)
     for reader, place in places.items():
         old = reader.outputs[0]
-        new = made.outputs[place]
+        new = split.outputs[place]
         if not old.is_graph_output():
             old.replace_all_uses_with(new)
-            graph.remove(reader, safe=True)
+            editor.graph.remove(reader, safe=True)
         else:
-            _replace(graph, reader, "Identity", [new], None)
-    graph.remove(node, safe=True)
-
-
-def _replace(
-    graph: ir.Graph,
-    node: ir.Node,
-    op_type: str,
-    inputs: "list[ir.Value | np.ndarray[tuple[int, ...], np.dtype[np.int64]]]",
-    axis: int | None,
-) -> None:
-    """Put another operator in a node's place; its result keeps its name."""
-    operands = [
-        value if isinstance(value, ir.Value) else _initializer(graph, f"{node.name}_index", value)
-        for value in inputs
-    ]
-    attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
-    made = ir.Node("", op_type, operands, attributes, name=node.name)
-    old, new = node.outputs[0], made.outputs[0]
-    name = old.name
-    new.type, new.shape = old.type, old.shape
-    graph.insert_before(node, made)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    new.name = name
-
-
-def _initializer(
-    graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-) -> ir.Value:
-    while name in graph.initializers:
-        name += "_"
-    tensor = ir.Tensor(array.astype(np.int64), name=name)
-    value = ir.Value(
-        name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
+            editor.replace(reader, "Identity", [new])
+    editor.graph.remove(node, safe=True)

@@ -8,25 +8,27 @@ its reader broadcasts it has size 1. One that is added behind an operator with a
 moves into that; zeros are not added.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.edit import Array, Editor, array_of, replace_array
 from morphgraph.errors import UnsupportedError
 from morphgraph.fates import Fates, edges_of, result_names
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
-from morphgraph.passes.evaluate import Array, ancestors, evaluate
+from morphgraph.passes.evaluate import ancestors, evaluate
 from morphgraph.passes.kept import Kept
 from morphgraph.passes.open_batch import batched_sizes
-from morphgraph.passes.shift import add_to_shift, array_of, replace_array
+from morphgraph.passes.shift import add_to_shift
 
 
 def vanish(
     found: Fates,
     kept: Kept,
     model: ir.Model,
+    editor: Editor,
     copies: Sequence[ir.Node],
     absorbed: Mapping[str, Array],
 ) -> None:
@@ -36,13 +38,14 @@ def vanish(
         found: what stays and what goes.
         kept: the positions that stay on every axis.
         model: the model with its weights, shapes and attributes in their new size.
+        editor: of that model.
         copies: its nodes, in the order of ``found.graph.nodes``.
         absorbed: what removed constants add to values that nothing else is left of, by name.
 
     Raises:
         UnsupportedError: ONNX Runtime cannot compute a constant, or it depends on the batch.
     """
-    _Vanisher(found, kept, model, list(copies), absorbed).run()
+    _Vanisher(found, kept, model, editor, list(copies), absorbed).run()
 
 
 class _Vanisher:
@@ -51,6 +54,7 @@ class _Vanisher:
         found: Fates,
         kept: Kept,
         model: ir.Model,
+        editor: Editor,
         copies: list[ir.Node],
         absorbed: Mapping[str, Array],
     ) -> None:
@@ -58,6 +62,7 @@ class _Vanisher:
         self.nodes = found.graph.nodes
         self.kept = kept
         self.model = model
+        self.editor = editor
         self.copies = copies
         self.absorbed = absorbed
         self.forms: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
@@ -74,7 +79,7 @@ class _Vanisher:
                 self.model.graph.remove(node, safe=True)
         for number in live:
             if self.found.passes(number):
-                _pass(self.copies[number], 0)
+                self.editor.bypass(self.copies[number], 0)
         for number in live:
             self._tidy(self.copies[number])
         for form in self.forms.values():
@@ -88,7 +93,14 @@ class _Vanisher:
         node = self.copies[number]
         left = [v for v in node.outputs if v.name and v.name not in self.found.empty]
         if len(left) < len([v for v in node.outputs if v.name]):
-            self.copies[number] = _remade(node, node.op_type, node.inputs, left)
+            self.copies[number] = self.editor.replace(
+                node,
+                node.op_type,
+                list(node.inputs),
+                node.attributes.values(),
+                results=left,
+                domain=node.domain,
+            )
 
     # -- constants ----------------------------------------------------------------------------
 
@@ -190,35 +202,26 @@ class _Vanisher:
         )
 
     def _initializer(self, like: ir.Value, array: Array) -> ir.Value:
-        name = like.name or ""
-        while name in self.model.graph.initializers:
-            name += "_"
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=like.type,
-            const_value=ir.Tensor(np.ascontiguousarray(array), dtype=like.dtype, name=name),
-        )
-        self.model.graph.register_initializer(value)
-        return value
+        tensor = ir.Tensor(np.ascontiguousarray(array), dtype=like.dtype)
+        if any(name == like.name for name, _ in self.forms):
+            return self.editor.constant(like.name or "", tensor)
+        return self.editor.constant_for(like, tensor)
 
     def _repeat(self, number: int, place: int, value: ir.Value, form: ir.Value) -> ir.Value:
         """The constant once per sample, for a reader that does not broadcast."""
         node = self.copies[number]
         assert value.shape is not None
         name = f"{node.name}_{place}_{form.name}"
-        sizes = batched_sizes(self.model.graph, node, name, value.shape)
+        sizes = batched_sizes(self.editor, node, name, value.shape)
         if sizes is None:
             raise UnsupportedError(
                 f"node '{escape(node.name or '')}' ({escape(node.op_type)}): would read a constant "
                 "whose size depends on the batch; give --input-shape for a fixed one"
             )
-        expand = ir.node("Expand", [form, sizes], name=f"{name}_repeated")
-        out = expand.outputs[0]
-        out.name, out.type, out.shape = f"{name}_repeated", value.type, value.shape
-        out.meta.update(value.meta)
-        self.model.graph.insert_before(node, expand)
-        return out
+        name += "_repeated"
+        return self.editor.insert(
+            "Expand", [form, sizes], name=name, result=name, like=value, before=node
+        )
 
     # -- sums ---------------------------------------------------------------------------------
 
@@ -238,7 +241,7 @@ class _Vanisher:
             if array.any() and (len(others) > 1 or not self._shifted(others[0], array, made)):
                 continue
             if len(others) == 1:
-                _pass(node, 1 - place)
+                self.editor.bypass(node, 1 - place)
                 return
             _keep_operands(node, [place])
 
@@ -261,51 +264,6 @@ def _keep_operands(node: ir.Node, without: Sequence[int]) -> None:
     for port, value in enumerate(left):
         node.replace_input_with(port, value)
     node.resize_inputs(len(left))
-
-
-def _pass(node: ir.Node, place: int) -> None:
-    """Take a node out: its readers read an operand instead; a graph output keeps its name."""
-    source, result, graph = node.inputs[place], node.outputs[0], node.graph
-    assert source is not None
-    assert isinstance(graph, ir.Graph)
-    is_output, name = result.is_graph_output(), result.name
-    if is_output and (source.producer() is None or source.is_graph_output()):
-        _remade(node, "Identity", [source], [result])
-        return
-    result.replace_all_uses_with(source, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    if is_output:
-        source.name = name
-
-
-def _remade(
-    node: ir.Node, op_type: str, inputs: Iterable[ir.Value | None], results: Sequence[ir.Value]
-) -> ir.Node:
-    """A node in the place of another that makes some of its results."""
-    new = ir.Node(
-        node.domain,
-        op_type,
-        inputs,
-        [] if op_type == "Identity" else node.attributes.values(),
-        num_outputs=len(results),
-        name=node.name,
-        metadata_props=dict(node.metadata_props),
-    )
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    graph.insert_before(node, new)
-    names = [value.name for value in results]
-    for old, fresh in zip(results, new.outputs, strict=True):
-        fresh.shape, fresh.type = old.shape, old.type
-        fresh.meta.update(old.meta)
-        old.replace_all_uses_with(fresh, replace_graph_outputs=True)
-    for value in node.outputs:
-        for use in list(value.uses()):
-            use.node.replace_input_with(use.idx, None)  # of nodes that go, too
-    graph.remove(node, safe=True)
-    for fresh, name in zip(new.outputs, names, strict=True):
-        fresh.name = name
-    return new
 
 
 def _is_flat(array: Array, axis: int) -> bool:

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.errors import ModelError, VerificationError
+from morphgraph.errors import ModelError, UnsupportedError, VerificationError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import escape
+from morphgraph.onnx_io import checker_refusal, escape
 from morphgraph.passes.absorb import absorbed_in, with_channels
 from morphgraph.passes.mask import mask
 from morphgraph.passes.precision import in_single_precision
 from morphgraph.plans import Plan
 
-Arrays = dict[str, np.ndarray[Any, Any]]
-Runner = Callable[[ir.Model, Mapping[str, np.ndarray[Any, Any]]], Arrays]
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+Runner = Callable[[ir.Model, Mapping[str, Array]], Arrays]
 """Runs a model on inputs by name; results by name."""
 
 #: Largest error that passes, relative to the output's scale: rounding of float32 in a deep network.
@@ -86,7 +87,7 @@ def verify(
     *,
     tolerance: float = TOLERANCE,
     seed: int = 0,
-    feeds: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    feeds: Mapping[str, Array] | None = None,
     runner: Runner | None = None,
 ) -> VerifyReport:
     """Compare a resized model with the original whose removed channels are masked.
@@ -109,7 +110,8 @@ def verify(
         ModelError: the resized model takes other inputs, or what it says of absorbed channels does
             not fit the network.
         PlanError: the plan is for another network.
-        UnsupportedError: ONNX Runtime does not run the model.
+        UnsupportedError: ONNX Runtime does not run the original.
+        VerificationError: it runs the original, but not the resized or the masked model.
     """
     from morphgraph.ort import random_inputs, run as run_in_ort
 
@@ -118,17 +120,48 @@ def verify(
     model = in_single_precision(graph.model)
     inputs = random_inputs(model, seed) if feeds is None else _converted(feeds, model)
     keep, absorbed = plan.kept(graph), absorbed_in(graph, small)
-    expected = run(in_single_precision(mask(graph, with_channels(keep, absorbed))), inputs)
+    # The original first: only where that is refused may somebody else be asked to run them all.
     others = [run(model, inputs)]
+    masked = mask(graph, with_channels(keep, absorbed))
+    expected = _run_too(run, "masked original", masked, inputs)
     if absorbed:
-        others.append(run(in_single_precision(mask(graph, keep)), inputs))
-    found = run(in_single_precision(small), inputs)
+        others.append(_run_too(run, "masked original", mask(graph, keep), inputs))
+    found = _run_too(run, "resized model", small, inputs)
     return VerifyReport(
         tuple(
             _compare(name, expected[name], [other[name] for other in others], found.get(name))
             for name in expected
         ),
         tolerance,
+    )
+
+
+def _run_too(run: Runner, what: str, model: ir.Model, inputs: Mapping[str, Array]) -> Arrays:
+    """The results of a model that must run, since the original does."""
+    try:
+        return run(in_single_precision(model), inputs)
+    except UnsupportedError as error:
+        raise VerificationError(
+            f"the original runs, but the {what} does not: {error}; do not use the resized model, "
+            "and please report the original's structure"
+        ) from error
+
+
+def require_valid(graph: ChannelGraph, small: ir.Model) -> None:
+    """Refuse a resized model that ``onnx.checker`` refuses.
+
+    Raises:
+        UnsupportedError: it refuses the original as well.
+        VerificationError: it accepts the original.
+    """
+    refusal = checker_refusal(small)
+    if refusal is None:
+        return
+    before = checker_refusal(graph.model)
+    if before is not None:
+        raise UnsupportedError(f"onnx.checker refuses the original: {before}; repair the file")
+    raise VerificationError(
+        f"onnx.checker refuses the resized model: {refusal}; please report the original's structure"
     )
 
 
@@ -154,9 +187,7 @@ def _signature(value: ir.Value) -> str:
     return f"'{escape(value.name or '')}' ({value.dtype} [{shape}])"
 
 
-def _converted(
-    feeds: Mapping[str, np.ndarray[Any, Any]], model: ir.Model
-) -> dict[str, np.ndarray[Any, Any]]:
+def _converted(feeds: Mapping[str, Array], model: ir.Model) -> Arrays:
     """Inputs in the types that a model takes."""
     types = {value.name: value.dtype for value in model.graph.inputs}
     return {
@@ -167,9 +198,9 @@ def _converted(
 
 def _compare(
     name: str,
-    expected: np.ndarray[Any, Any],
-    others: Sequence[np.ndarray[Any, Any]],
-    found: np.ndarray[Any, Any] | None,
+    expected: Array,
+    others: Sequence[Array],
+    found: Array | None,
 ) -> OutputError:
     if found is None or found.shape != expected.shape:
         return OutputError(name, float("inf"), 0.0, float("inf"), 0.0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import gcd
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -20,6 +21,7 @@ from morphgraph.passes.budget import plan
 from morphgraph.passes.cost import cost
 from morphgraph.passes.depend import dependence
 from morphgraph.passes.lift import lift
+from morphgraph.passes.mask import mask
 from morphgraph.passes.resize import resize
 from morphgraph.passes.verify import verify
 from morphgraph.plans import structure_hash
@@ -383,6 +385,53 @@ def _check_dependence(graph: ChannelGraph) -> None:
 @given(networks())
 def test_laws_of_absorption(model: ir.Model) -> None:
     check_absorption(model)
+
+
+def with_hostile_names(model: ir.Model, seed: int) -> ir.Model:
+    """The network with about half of its values named as the program would name what it makes."""
+    graph = lift(model)
+    generator = np.random.default_rng(seed)
+    own = set(_names(graph.model))
+    made_up: set[str] = set()
+    for chosen in (random_plan(graph, 1), random_removal(graph, 1, deaths=0.5)):
+        keep = chosen.kept(graph)
+        moved = absorb(graph, keep)
+        for made in (resize(graph, keep), resize(graph, keep, absorbed=moved), mask(graph, keep)):
+            made_up.update(_names(made))
+    names = sorted(made_up - own)
+    values = [
+        *model.graph.initializers.values(),
+        *(v for node in model.graph for v in node.outputs),
+    ]
+    chosen_values = [v for v in values if not v.is_graph_output() and generator.random() < 0.5]
+    for value, name in zip(chosen_values, generator.permutation(names).tolist()):
+        value.name = name
+    return model
+
+
+def _names(model: ir.Model) -> list[str]:
+    values = [
+        *model.graph.initializers.values(),
+        *(v for node in model.graph for v in node.outputs),
+    ]
+    return [value.name for value in values if value.name]
+
+
+@pytest.mark.filterwarnings("ignore:the plan changes nothing")
+@settings(LAWS, max_examples=100)
+@given(networks(), st.integers(0, 2**16))
+def test_laws_whatever_values_are_called(model: ir.Model, seed: int) -> None:
+    """Names that a rewrite makes up may be taken: results are valid, and right in ONNX Runtime."""
+    graph = lift(with_hostile_names(silenced(model, 1), seed))
+    onnx.checker.check_model(ir.to_proto(graph.model))
+    for chosen in (random_plan(graph, 1), random_removal(graph, 1, deaths=0.5)):
+        keep = chosen.kept(graph)
+        for moved in (None, absorb(graph, keep)):
+            small = resize(graph, keep, absorbed=moved)
+            onnx.checker.check_model(ir.to_proto(small))
+            report = verify(graph, chosen, small)
+            assert report.by == "ONNX Runtime"
+            assert report.ok, report.worst
 
 
 def test_gcd_of_group_counts() -> None:

@@ -16,7 +16,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"notation"}),
     frozenset({"graph", "onnx_check"}),
     frozenset({"fates", "onnx_io"}),
-    frozenset({"ops", "ort", "plans"}),
+    frozenset({"edit", "ops", "ort", "plans"}),
     frozenset({"passes"}),
     frozenset({"felt"}),
     frozenset({"examples", "testing", "torch_io"}),

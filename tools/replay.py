@@ -6,12 +6,12 @@
     python tools/replay.py compare before.jsonl after.jsonl
 
 ``make`` writes the small networks of the zoo, the networks with one construct each that the tests
-compare peers on, and 200 random networks of ``tests/test_laws.py``, all as ONNX files. ``hash``
-writes a line per file: its groups and their reasons, costs with gradients, gates, strengths, three
-plans and an expansion, and the bytes of every resized model. Public names apart, functions are
-found by their names, wherever they stand, so that the code of both sides may be cut differently.
-``compare`` prints how many hashes of each kind are equal, lists those that are not, and exits
-with 1 if there are any.
+compare peers on, three with open sizes, and 200 random networks of ``tests/test_laws.py``, all as
+ONNX files. ``hash`` writes a line per file: its groups and their reasons, costs with gradients,
+gates, strengths, three plans with an expansion each, and the bytes of every resized model. Public
+names apart, functions are found by their names, wherever they stand, so that the code of both sides
+may be cut differently. ``compare`` prints how many hashes of each kind are equal, lists those that
+are not, and exits with 1 if there are any.
 """
 
 import argparse
@@ -68,7 +68,8 @@ def main() -> int:
 def write_networks(folder: Path) -> None:
     """All networks as ONNX files; torch is seeded before each."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, model in (*zoo_networks(), *constructs(), *random_networks()):
+    networks = (*zoo_networks(), *constructs(), *open_networks(), *random_networks())
+    for name, model in networks:
         mg.save(model, folder / f"{name}.onnx", overwrite=True)
         print(name, file=sys.stderr, flush=True)
 
@@ -92,6 +93,23 @@ def constructs() -> Iterator[tuple[str, ir.Model]]:
         torch.manual_seed(0)
         plain = "".join(letter if letter.isalnum() else "-" for letter in name)
         yield f"construct-{plain}", mg.export(build().eval(), (torch.randn(shape),))
+
+
+def open_networks() -> Iterator[tuple[str, ir.Model]]:
+    """Networks that leave sizes open, and a network with a class token of an open batch."""
+    import torch
+    from torchvision.models import vision_transformer
+
+    module = _test_module("passes/test_open_sizes.py")
+    axes = {"Language": (0, 1), "Segmentation": (0, 2, 3)}
+    for kind, sizes in module.SIZES.items():
+        torch.manual_seed(0)
+        opened = (dict.fromkeys(axes[kind.__name__], torch.export.Dim.DYNAMIC),)
+        example = module.given(kind, sizes[0])
+        yield f"open-{kind.__name__}", mg.export(kind().eval(), (example,), dynamic_shapes=opened)
+    torch.manual_seed(0)
+    net = vision_transformer.VisionTransformer(32, 8, 2, 4, 32, 64).eval()
+    yield "open-batch", mg.export(net, (torch.randn(2, 3, 32, 32),), dynamic_batch=True)
 
 
 def random_networks() -> Iterator[tuple[str, ir.Model]]:

@@ -6,8 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import morphgraph as mg
 from morphgraph.errors import ModelError, PlanError, VerificationError
 from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.onnx_io import checker_refusal
 from morphgraph.ort import random_inputs, run
 from morphgraph.passes.lift import lift
 from morphgraph.passes.mask import mask
@@ -201,6 +203,53 @@ def test_a_result_that_is_not_a_number_is_refused() -> None:
     assert tensor is not None
     give(small, "w3", tensor.numpy() * np.float32(np.nan))
     assert not verify(graph, plan, small).ok
+
+
+def _make_twice(small: ir.Model) -> None:
+    """Two values of one name, which no runtime takes."""
+    relu, conv = (n for n in small.graph if n.name in ("Relu_ra", "Conv_b"))
+    conv.outputs[0].name = relu.outputs[0].name
+
+
+def test_a_result_that_only_pytorch_would_run_is_wrong() -> None:
+    """ONNX Runtime runs the original; nobody else is asked whether the resized one is right."""
+    graph = of_text(RESIDUAL)
+    plan = random_plan(graph)
+    small = resize(graph, plan.kept(graph))
+    _make_twice(small)
+    assert is_rejected(graph, plan, small)
+    with pytest.raises(VerificationError, match=r"the original runs, but the resized model does"):
+        mg.verify(graph, plan, small)
+
+
+def test_a_result_that_the_checker_refuses_is_not_handed_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = of_text(RESIDUAL)
+    plan = random_plan(graph)
+
+    def broken(*arguments: object) -> ir.Model:
+        small = resize(*arguments)  # type: ignore[arg-type]
+        _make_twice(small)
+        return small
+
+    monkeypatch.setattr("morphgraph.workflow.resize", broken)
+    for verified in (True, False):
+        with pytest.raises(VerificationError, match=r"onnx\.checker refuses the resized model"):
+            mg.apply(graph, plan, verify=verified)
+
+
+def test_the_checker_looks_at_a_model_without_its_weights() -> None:
+    graph = of_text(RESIDUAL)
+    assert checker_refusal(graph.model) is None
+    large = graph.model.clone()
+    value = large.graph.initializers["w1"]
+    value.const_value = ir.LazyTensor(
+        lambda: pytest.fail("weights were read"), ir.DataType.FLOAT, ir.Shape([6, 3, 1, 1])
+    )
+    assert checker_refusal(large) is None
+    _make_twice(large)
+    assert "'ra'" in (checker_refusal(large) or "").replace('"', "'")
 
 
 def test_another_networks_file_is_refused() -> None:
