@@ -11,15 +11,13 @@ only what trains loads torch.
 True
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from morphgraph.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from morphgraph.bench import bench as bench
+    from morphgraph.benchmark import bench as bench
     from morphgraph.errors import (
         ArgumentError as ArgumentError,
         BudgetError as BudgetError,
@@ -34,12 +32,12 @@ if TYPE_CHECKING:
     from morphgraph.graph import ChannelGraph as ChannelGraph, Group as Group
     from morphgraph.onnx_io import load as load, save as save
     from morphgraph.ops import register as register
-    from morphgraph.passes.budget import plan as plan
-    from morphgraph.passes.cost import cost as cost
-    from morphgraph.passes.expand import expand as expand
-    from morphgraph.passes.fresh import fresh as fresh
+    from morphgraph.passes.analysis.cost import cost as cost
     from morphgraph.passes.lift import lift as lift
-    from morphgraph.passes.widths import uniform as uniform
+    from morphgraph.passes.planning.expand import expand as expand
+    from morphgraph.passes.planning.removal_path import plan as plan
+    from morphgraph.passes.planning.uniform import uniform as uniform
+    from morphgraph.passes.rewrite.fresh import fresh as fresh
     from morphgraph.plans import Plan as Plan
     from morphgraph.report.explain import explain as explain
     from morphgraph.torch_io.export import export as export
@@ -68,41 +66,26 @@ _HOMES = {
     "UnsupportedError": "morphgraph.errors",
     "VerificationError": "morphgraph.errors",
     "apply": "morphgraph.workflow",
-    "bench": "morphgraph.bench",
-    "cost": "morphgraph.passes.cost",
+    "bench": "morphgraph.benchmark",
+    "cost": "morphgraph.passes.analysis.cost",
     "export": "morphgraph.torch_io.export",
     "explain": "morphgraph.report.explain",
-    "expand": "morphgraph.passes.expand",
-    "fresh": "morphgraph.passes.fresh",
+    "expand": "morphgraph.passes.planning.expand",
+    "fresh": "morphgraph.passes.rewrite.fresh",
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
     "morph": "morphgraph.train.loop",
-    "plan": "morphgraph.passes.budget",
+    "plan": "morphgraph.passes.planning.removal_path",
     "register": "morphgraph.ops",
     "save": "morphgraph.onnx_io",
     "smoke": "morphgraph.train.smoke",
     "to_torch": "morphgraph.torch_io.to_torch",
-    "uniform": "morphgraph.passes.widths",
+    "uniform": "morphgraph.passes.planning.uniform",
     "verify": "morphgraph.workflow",
     "with_weights": "morphgraph.torch_io.weights",
 }
 
 __all__ = ["__version__", *_HOMES]
-
-
-class _Package(ModuleType):
-    """The package, whose public names win over submodules of the same name (``bench``).
-
-    Importing ``morphgraph.bench`` binds the module as an attribute of its package; ``mg.bench``
-    would be the function or the module by who came first.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> object:

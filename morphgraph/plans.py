@@ -8,7 +8,7 @@ model was lifted, since the groups depend on that: who gets a plan lifts the mod
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.errors import FileError, PlanError
-from morphgraph.fates import fates, is_viable
 from morphgraph.graph import ChannelGraph, Group, IntArray, LiftOptions
 from morphgraph.onnx_io import escape, static_shape, write_atomically
+from morphgraph.passes.analysis.liveness import require_viable
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
@@ -238,21 +238,6 @@ def _check_ranges(field: str, group: GroupPlan) -> None:
         raise PlanError(f"{field}: channel {last - 1} is out of range, the width is {group.width}")
     if not group.keep and group.new:
         raise PlanError(f"{field}: keeps no channel, so that none can be added; leave out 'new'")
-
-
-def require_viable(graph: ChannelGraph, dead: Sequence[int]) -> None:
-    """Do nothing if a network is left when these groups keep no channel.
-
-    Raises:
-        PlanError: names the group, and what would go with it.
-    """
-    refusal = fates(graph, dead).refusal
-    if refusal is None:
-        return
-    alone = [index for index in dead if not is_viable(graph, [index])]
-    culprits = [graph.groups[index] for index in (alone or dead)[:3]]
-    names = ", ".join(f"{group.id} '{escape(group.name)}'" for group in culprits)
-    raise PlanError(f"width 0 of {names}: {escape(refusal)}; keep at least one channel")
 
 
 def _check_fits(group: Group, entry: GroupPlan) -> None:

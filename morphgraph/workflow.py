@@ -11,11 +11,16 @@ import onnx_ir as ir
 from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
-from morphgraph.passes.absorb import absorb as constants_of
-from morphgraph.passes.fresh import fresh
+from morphgraph.passes.checking.verify import (
+    TOLERANCE,
+    VerifyReport,
+    require_valid,
+    verify as compare,
+)
 from morphgraph.passes.lift import lift
-from morphgraph.passes.resize import resize
-from morphgraph.passes.verify import TOLERANCE, VerifyReport, require_valid, verify as compare
+from morphgraph.passes.rewrite.absorb import absorb as constants_of
+from morphgraph.passes.rewrite.fresh import fresh
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan
 
 if TYPE_CHECKING:

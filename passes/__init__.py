@@ -1,1 +1,56 @@
-"""The passes: one module each, imported as ``morphgraph.passes``."""
+"""The pipeline on one page: from any ONNX model to the same network in another size, checked.
+
+Stages stand in their order, and in each the modules in the order in which they run; helpers of a
+module stand indented below it. A stage imports itself and those above it.
+
+canonical: any ONNX model -> the canonical model: constants folded, every size known, names kept
+    canonicalize        the recipe: inline, sort, fold, split, name
+        fold            one walk over the nodes: sizes, constants, operators that do nothing
+        infer_shapes    types and sizes of results
+        fold_values     what single nodes compute from constants
+        split_sequences SplitToSequence and SequenceAt become Split
+        symbols         the sizes that a model leaves open, and what they are tried at
+        dynamic_batch   a batch that stays open
+        dynamic_sizes   sequences, heights and widths that stay open
+
+coupling: the canonical model -> the channel graph
+    couple              every operator's factors, laid on the axes of its values
+    group               classes, pins, carriers, and the channels that they leave
+        factorize_axes  axes that several factors share, refined until all operators agree
+        carriers        which factor of a product axis may change, and what keeps its size
+
+lift: canonical and coupling in one call
+
+analysis: the channel graph -> facts about it
+    evaluate            a part of a model, run in ONNX Runtime
+    liveness            what goes and what becomes constant when whole groups go
+    selection           which positions of every axis stay when channels go
+    dependence          which positions depend on a graph input
+    cost                what a network costs at any widths
+        polynomial      sums of products of widths, with value and gradient
+    channel_sources     which slices of which parameters belong to a channel
+    score               how much the network uses each channel
+    gates               which learned scales switch which groups off
+
+planning: facts and a budget -> a plan: which channels stay
+    bounds              which widths a plan may give
+    constraints         budgets as limits on costs
+    build               from widths or channels to a plan
+    removal_path        channels leave one by one until the budget is met
+    uniform             one ratio for all widths, and widths by hand
+    expand              the largest multiplier of a plan's widths that fits
+    compose             several plans as one, held against the first network
+
+rewrite: the channel graph and a plan -> another model
+    mask                the original with removed channels silenced
+    absorb              removed channels that were constant, and what they contributed
+    resize              every axis keeps the positions of the channels that stay
+        vanish          layers of width 0 are cut
+        shift           a constant added by changing a bias
+        placement       where a constant that is added finds its place
+    fresh               newly drawn weights
+
+checking: original, plan, resized model -> a report
+    verify              the resized model against the masked original
+        single_precision the same network in float32, where every kernel exists
+"""

@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from morphgraph.graph import Attention, ChannelGraph, LiftOptions
 from morphgraph.onnx_io import as_model
-from morphgraph.passes.canonicalize import canonicalize
-from morphgraph.passes.couple import couple
-from morphgraph.passes.group import group
+from morphgraph.passes.canonical.canonicalize import canonicalize
+from morphgraph.passes.coupling.couple import couple
+from morphgraph.passes.coupling.group import group
 
 
 def lift(

@@ -22,7 +22,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from morphgraph.passes.lift import lift
-from morphgraph.passes.widths import uniform
+from morphgraph.passes.planning.uniform import uniform
 
 ROOT = Path(__file__).parent.parent
 MEMORY_BYTES = 4 * 2**30

@@ -18,7 +18,7 @@ import pytest
 from morphgraph.errors import MorphError
 from morphgraph.ops import described_ops
 from morphgraph.ops.plugins import GROUP
-from morphgraph.passes.cost import _BUILDERS
+from morphgraph.passes.analysis.cost import _BUILDERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

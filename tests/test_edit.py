@@ -7,7 +7,7 @@ import pytest
 
 import morphgraph as mg
 from morphgraph.edit import Editor, part_of
-from morphgraph.ort import run
+from morphgraph.onnx_io.runtime import run
 from morphgraph.testing import model_from_text, random_plan, random_removal
 
 OPSET = '<ir_version: 10, opset_import: ["": 20]>'

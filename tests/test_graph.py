@@ -9,7 +9,7 @@ import pytest
 from morphgraph.errors import PlanError
 from morphgraph.graph import Dim, FactorNode
 from morphgraph.passes.lift import lift
-from morphgraph.passes.resize import resize
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan, make_plan, structure_hash
 from morphgraph.testing import model_from_text, random_plan
 

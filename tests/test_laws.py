@@ -15,15 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.ort import random_inputs, run
-from morphgraph.passes.absorb import absorb
-from morphgraph.passes.budget import plan
-from morphgraph.passes.cost import cost
-from morphgraph.passes.depend import dependence
+from morphgraph.onnx_io.runtime import random_inputs, run
+from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.analysis.dependence import dependence
+from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
-from morphgraph.passes.mask import mask
-from morphgraph.passes.resize import resize
-from morphgraph.passes.verify import verify
+from morphgraph.passes.planning.removal_path import plan
+from morphgraph.passes.rewrite.absorb import absorb
+from morphgraph.passes.rewrite.mask import mask
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import structure_hash
 from morphgraph.testing import felt_array, random_plan, random_removal
 

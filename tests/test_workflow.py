@@ -11,12 +11,12 @@ import torch
 
 import morphgraph as mg
 from morphgraph.errors import PlanError, VerificationError
-from morphgraph.examples import image, residual_cnn
 from morphgraph.graph import ChannelGraph
-from morphgraph.ort import run
-from morphgraph.passes.resize import resize
+from morphgraph.onnx_io.runtime import run
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import make_plan
 from morphgraph.testing import make_felt, model_from_text
+from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
 from morphgraph.workflow import apply, resize_and_check, with_weights
 

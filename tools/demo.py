@@ -15,15 +15,15 @@ import click
 import torch
 
 import morphgraph as mg
-from morphgraph.bench import bench
-from morphgraph.examples import image, residual_cnn
+from morphgraph.benchmark import bench
+from morphgraph.recipes.data import Augmentation, load_data
+from morphgraph.recipes.readers import FASHION_FOLDER
+from morphgraph.recipes.run import Settings, run
+from morphgraph.recipes.trainer import Recipe
 from morphgraph.report.runs import event_line, result_report
 from morphgraph.report.tables import Column, Report, Table, amount, number, render, share
-from morphgraph.train.data import Augmentation, load_data
+from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.train.loop import Aim
-from morphgraph.train.readers import FASHION_FOLDER
-from morphgraph.train.run import Settings, run
-from morphgraph.train.trainer import Recipe
 
 # ONNX Runtime computes convolutions in blocks of 8 or 16 channels; other widths cost time.
 ROUND_TO = 16

@@ -100,7 +100,7 @@ def open_networks() -> Iterator[tuple[str, ir.Model]]:
     import torch
     from torchvision.models import vision_transformer
 
-    module = _test_module("passes/test_open_sizes.py")
+    module = _test_module("passes/canonical/test_dynamic_sizes.py")
     axes = {"Language": (0, 1), "Segmentation": (0, 2, 3)}
     for kind, sizes in module.SIZES.items():
         torch.manual_seed(0)

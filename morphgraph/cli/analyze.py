@@ -18,7 +18,7 @@ from morphgraph.cli.options import (
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.passes.cost import Convention
+from morphgraph.passes.analysis.cost import Convention
 from morphgraph.report.analysis import (
     Analysis,
     analyze as analyze_graph,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from morphgraph.bench import BenchResult, bench as time_models
+from morphgraph.benchmark import BenchResult, bench as time_models
 from morphgraph.cli.console import note, show
 from morphgraph.cli.models import open_graph
 from morphgraph.cli.options import (
@@ -18,7 +18,7 @@ from morphgraph.cli.options import (
     seed_option,
 )
 from morphgraph.errors import FileError, MorphError
-from morphgraph.passes.cost import cost
+from morphgraph.passes.analysis.cost import cost
 from morphgraph.report.tables import Cell, Column, Format, Report, Table, number, plain, share
 
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.cost import cost
-from morphgraph.passes.verify import VerifyReport
+from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.checking.verify import VerifyReport
 from morphgraph.plans import Plan
 from morphgraph.report.planning import removed_layers
 from morphgraph.report.tables import Cell, Column, Report, Table, change, number, plain

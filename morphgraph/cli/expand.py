@@ -21,8 +21,8 @@ from morphgraph.cli.options import (
     width,
 )
 from morphgraph.onnx_io import escape
-from morphgraph.passes.cost import Convention
-from morphgraph.passes.expand import expand as expand_plan
+from morphgraph.passes.analysis.cost import Convention
+from morphgraph.passes.planning.expand import expand as expand_plan
 from morphgraph.report.planning import plan_report
 from morphgraph.report.tables import Format
 

@@ -11,9 +11,8 @@ from morphgraph.cli.console import step
 from morphgraph.cli.options import Lifting
 from morphgraph.errors import MorphError, MorphWarning, PlanError
 from morphgraph.graph import ChannelGraph, LiftOptions
-from morphgraph.onnx_io import escape, load
+from morphgraph.onnx_io import escape, load, not_finite
 from morphgraph.passes.lift import lift
-from morphgraph.passes.score import not_finite
 from morphgraph.plans import Plan
 
 _SHOWN = 5
@@ -77,7 +76,7 @@ def _lift(path: Path, options: LiftOptions) -> ChannelGraph:
 
 def warn_of_weights(path: Path, graph: ChannelGraph) -> list[str]:
     """Warn of weights that are NaN or infinite; returns the tensors' names."""
-    broken = list(not_finite(graph))
+    broken = list(not_finite(graph.model))
     if broken:
         warnings.warn(
             f"{escape(str(path))}: NaN or infinite weights in {some(broken)}; repair or retrain "

@@ -101,9 +101,9 @@ def morph(
     """
     import torch
 
+    from morphgraph.recipes.run import run, smoke_run
     from morphgraph.report.runs import result_report, smoke_report
     from morphgraph.train import distributed
-    from morphgraph.train.run import run, smoke_run
 
     torch.set_num_threads(1)  # two training threads in one process are slower than one
     click.get_current_context().with_resource(distributed.launched())
@@ -141,7 +141,7 @@ def morph(
 
 def _spare(model: Path, folder: Path) -> None:
     """Refuse a folder where the run would replace its own input."""
-    from morphgraph.train.run import FILES
+    from morphgraph.recipes.run import FILES
 
     files = [path.resolve() for name in FILES for path in folder.glob(name)]
     if any(model.resolve().is_relative_to(path) for path in files):

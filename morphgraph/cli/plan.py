@@ -23,9 +23,9 @@ from morphgraph.cli.options import (
 )
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
-from morphgraph.passes import budget, widths as by_width
-from morphgraph.passes.cost import Convention
-from morphgraph.passes.score import Score
+from morphgraph.passes.analysis.cost import Convention
+from morphgraph.passes.analysis.score import Score
+from morphgraph.passes.planning import removal_path as budget, uniform as by_width
 from morphgraph.report.planning import plan_report
 from morphgraph.report.tables import Format
 

@@ -22,7 +22,7 @@ from morphgraph.cli.training import Training, train_options
 from morphgraph.report.tables import Format
 
 if TYPE_CHECKING:
-    from morphgraph.train.sweep import Row
+    from morphgraph.recipes.sweep import Row
 
 _METHODS = ("morph", "base", "uniform", "l2", "bn", "random")
 _PICTURE = "curves.svg"
@@ -127,8 +127,8 @@ def sweep(
     are not done again: the same command goes on where it was stopped, a larger one adds to it.
     """
     from morphgraph.onnx_io import write_atomically
+    from morphgraph.recipes.sweep import ROWS, grid, sweep as sweep_runs
     from morphgraph.report.curves import curves_svg, row_line, sweep_report
-    from morphgraph.train.sweep import ROWS, grid, sweep as sweep_runs
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise click.UsageError("a sweep starts its own processes; start it without torchrun")

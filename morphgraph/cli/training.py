@@ -14,8 +14,8 @@ from morphgraph.onnx_io import escape, static_shape
 
 if TYPE_CHECKING:
     from morphgraph.graph import ChannelGraph
-    from morphgraph.train.data import Dataset
-    from morphgraph.train.settings import Settings
+    from morphgraph.recipes.data import Dataset
+    from morphgraph.recipes.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Training:
             FileError: there is no such file or folder.
             UnsupportedError: the model takes no images, or the data are broken.
         """
-        from morphgraph.train.data import load_data
+        from morphgraph.recipes.data import load_data
 
         shapes = [static_shape(value) for value in graph.model.graph.inputs]
         if len(shapes) != 1 or len(shapes[0]) != 4:
@@ -71,11 +71,11 @@ class Training:
         """
         import torch
 
-        from morphgraph.train.data import Augmentation
+        from morphgraph.recipes.data import Augmentation
+        from morphgraph.recipes.precision import bf16_helps
+        from morphgraph.recipes.settings import Settings
+        from morphgraph.recipes.trainer import Recipe
         from morphgraph.train.loop import SHRINK_TO, Aim
-        from morphgraph.train.precision import bf16_helps
-        from morphgraph.train.settings import Settings
-        from morphgraph.train.trainer import Recipe
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         recipe = Recipe(

@@ -14,8 +14,8 @@ import numpy as np
 from morphgraph.errors import FileError
 from morphgraph.graph import ChannelGraph, GraphNode, IntArray
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.passes.cost import Convention, cost
-from morphgraph.passes.polynomial import Cost
+from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1

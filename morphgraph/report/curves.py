@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from morphgraph.recipes.sweep import Row
 from morphgraph.report.axes import Axis, Frame
 from morphgraph.report.runs import NAMES, duration
 from morphgraph.report.tables import Cell, Column, Report, Table, number, percent, plain, share
-from morphgraph.train.sweep import Row
 
 # Told apart by people who see colours differently (Okabe and Ito 2008), and by their marks.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")

@@ -5,7 +5,7 @@ from os import PathLike, fspath
 import msgspec
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.cost import cost
+from morphgraph.passes.analysis.cost import cost
 from morphgraph.report.analysis import Layer, Totals, layers, totals
 from morphgraph.version import __version__
 

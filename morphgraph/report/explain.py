@@ -10,8 +10,8 @@ import numpy as np
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, Dim, Edge, GraphNode, Group
 from morphgraph.onnx_io import escape
-from morphgraph.passes.cost import Convention, cost
-from morphgraph.passes.group import makes, ties
+from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.coupling.group import makes, ties
 from morphgraph.report.explanation import Axis, Explanation, Life, Operator, Price, Role, Use
 from morphgraph.report.ways import Ways, classes_of, place_of
 
@@ -27,7 +27,7 @@ def explain(graph: ChannelGraph, name: str, *, convention: Convention = "default
         convention: of the costs.
 
     >>> import morphgraph as mg
-    >>> from morphgraph.examples import image, residual_cnn
+    >>> from morphgraph.testing.examples import image, residual_cnn
     >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
     >>> life = mg.explain(graph, "stem").groups[0]
     >>> [(use.op_type, use.role) for use in life.operators][:3]

@@ -3,9 +3,9 @@
 import msgspec
 import numpy as np
 
-from morphgraph.fates import fates
 from morphgraph.graph import ChannelGraph, IntArray
-from morphgraph.passes.cost import Convention, cost
+from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.analysis.liveness import fates
 from morphgraph.plans import Plan
 from morphgraph.report.tables import Cell, Column, Report, Table, number, plain, share
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from morphgraph.bench import BenchResult
+from morphgraph.benchmark import BenchResult
+from morphgraph.recipes.results import Arm, Result
 from morphgraph.report.tables import (
     Cell,
     Column,
@@ -16,7 +17,6 @@ from morphgraph.report.tables import (
     plain,
     share,
 )
-from morphgraph.train.results import Arm, Result
 from morphgraph.train.smoke import SmokeReport
 
 NAMES = {
@@ -33,7 +33,7 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
     """The arms of a run; with their times in ONNX Runtime where they were measured.
 
     Args:
-        result: of :func:`morphgraph.train.run.run`.
+        result: of :func:`morphgraph.recipes.run.run`.
         folder: where the run wrote its files.
         timing: of the arms' files, in the order of ``result.arms``, the original first.
     """

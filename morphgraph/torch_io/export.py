@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import PARAMETERS_KEY, escape, load
-from morphgraph.passes.canonicalize import canonicalize
+from morphgraph.passes.canonical.canonicalize import canonicalize
 
 BATCH = "batch"
 

@@ -14,7 +14,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def run(model: ir.Model, feeds: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
-    """Run a model once; results by name, as :func:`morphgraph.ort.run` gives them.
+    """Run a model once; results by name, as :func:`morphgraph.onnx_io.runtime.run` gives them.
 
     Raises:
         UnsupportedError: an operator has no PyTorch form; names the node.

@@ -9,8 +9,8 @@ from torch import fx
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, parameter_names, static_shape
 from morphgraph.ops import OpNode, entry_of
-from morphgraph.passes.canonicalize import canonicalize
-from morphgraph.passes.symbols import Symbol, larger_shapes, open_symbols
+from morphgraph.passes.canonical.canonicalize import canonicalize
+from morphgraph.passes.canonical.symbols import Symbol, larger_shapes, open_symbols
 from morphgraph.torch_io.batch import free_batch
 from morphgraph.torch_io.builder import TorchBuilder
 from morphgraph.torch_io.names import clean

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from morphgraph.errors import BudgetError, MorphWarning, UnsupportedError
-from morphgraph.onnx_check import escape
-from morphgraph.passes.cost import parse_cost, spelling
-from morphgraph.passes.goals import parse_amount
+from morphgraph.onnx_io.check import escape
+from morphgraph.passes.analysis.cost import parse_cost, spelling
+from morphgraph.passes.planning.constraints import parse_amount
 from morphgraph.train.regularizer import Regularizer
 
 Update = Literal["proximal", "subgradient"]
@@ -55,7 +55,7 @@ class FixedWeight:
     """A regularizer whose weight stays as it was set.
 
     >>> import morphgraph as mg
-    >>> from morphgraph.examples import image, residual_cnn
+    >>> from morphgraph.testing.examples import image, residual_cnn
     >>> net = residual_cnn()
     >>> reg = mg.Regularizer(mg.lift(mg.export(net, (image(),))), net)
     >>> penalty = FixedWeight(reg, weight=0.5)
@@ -103,7 +103,7 @@ class Budget:
     """Meets a budget within a number of training steps, by proximal steps of a regularizer.
 
     >>> import morphgraph as mg, torch
-    >>> from morphgraph.examples import image, residual_cnn
+    >>> from morphgraph.testing.examples import image, residual_cnn
     >>> net = residual_cnn()
     >>> graph = mg.lift(mg.export(net, (image(),)))
     >>> reg = mg.Regularizer(graph, net)

@@ -21,9 +21,9 @@ from torch import Tensor, distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from morphgraph.errors import ArgumentError, MorphError
-from morphgraph.train.checkpoint import State
 from morphgraph.train.phases import Steady
 
+State = dict[str, Any]
 _T = TypeVar("_T")
 
 

@@ -18,12 +18,12 @@ from torch import nn
 
 from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.compose import Lineage
-from morphgraph.passes.cost import cost as cost_of, parse_cost, spelling
-from morphgraph.passes.expand import expand
-from morphgraph.passes.goals import Goal, goals_of, require_reachable
+from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
 from morphgraph.passes.lift import lift
-from morphgraph.passes.limits import Limits, viable_widths
+from morphgraph.passes.planning.bounds import Limits, viable_widths
+from morphgraph.passes.planning.compose import Lineage
+from morphgraph.passes.planning.constraints import Goal, goals_of, require_reachable
+from morphgraph.passes.planning.expand import expand
 from morphgraph.plans import Plan
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
@@ -385,7 +385,7 @@ def morph(
         seed: of the inputs of checks, and of new weights.
 
     >>> import morphgraph as mg, torch
-    >>> from morphgraph.examples import image, residual_cnn
+    >>> from morphgraph.testing.examples import image, residual_cnn
     >>> def fit(net, penalty):
     ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     ...     penalty.begin(80)

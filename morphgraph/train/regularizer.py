@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from morphgraph.errors import UnsupportedError
-from morphgraph.fates import is_viable
 from morphgraph.graph import ChannelGraph, FloatArray, IntArray
-from morphgraph.onnx_check import escape
+from morphgraph.onnx_io.check import escape
 from morphgraph.ops import entry_of
-from morphgraph.passes.budget import continue_plan
-from morphgraph.passes.cost import Convention, cost
-from morphgraph.passes.gates import closing_scales, deciding_scales, gated_groups
-from morphgraph.passes.goals import Budget as Amounts
-from morphgraph.passes.limits import Limits, viable_widths
-from morphgraph.passes.polynomial import Cost
-from morphgraph.passes.score import Source, channel_scales, kernels
+from morphgraph.passes.analysis.channel_sources import Source, channel_scales, kernels
+from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.analysis.gates import closing_scales, deciding_scales, gated_groups
+from morphgraph.passes.analysis.liveness import is_viable
+from morphgraph.passes.analysis.polynomial import Cost
+from morphgraph.passes.planning.bounds import Limits, viable_widths
+from morphgraph.passes.planning.constraints import Budget as Amounts
+from morphgraph.passes.planning.removal_path import continue_plan
 from morphgraph.plans import Plan
 from morphgraph.torch_io.weights import named_tensors
 from morphgraph.train.proximal import Tied, TiedStrengths
@@ -41,7 +41,7 @@ class Regularizer:
     model's initializers have (the user's own module that was exported).
 
     >>> import morphgraph as mg, torch
-    >>> from morphgraph.examples import image, residual_cnn
+    >>> from morphgraph.testing.examples import image, residual_cnn
     >>> net = residual_cnn()
     >>> graph = mg.lift(mg.export(net, (image(),)))
     >>> reg = mg.Regularizer(graph, net)
@@ -53,7 +53,7 @@ class Regularizer:
     Args:
         graph: the lifted network.
         net: the module to be trained.
-        cost: the resource to save, or a :class:`~morphgraph.passes.polynomial.Cost`.
+        cost: the resource to save, or a :class:`~morphgraph.passes.analysis.polynomial.Cost`.
         strength: ``"bn"``: the scales of norms and layer scales, refused where they cannot silence
             a group; ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: scales where
             they cut every path from a group's producers to its readers, the group lasso elsewhere.

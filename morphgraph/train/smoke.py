@@ -103,7 +103,7 @@ def smoke(
         steps: of either check.
 
     >>> import morphgraph as mg, torch
-    >>> from morphgraph.examples import image, residual_cnn
+    >>> from morphgraph.testing.examples import image, residual_cnn
     >>> def fit(net, penalty):
     ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     ...     for _ in range(100):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from morphgraph.errors import ModelError
-from morphgraph.onnx_check import escape
-from morphgraph.passes.score import Source
+from morphgraph.onnx_io.check import escape
+from morphgraph.passes.analysis.channel_sources import Source
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 

@@ -407,7 +407,7 @@ def test_export_and_the_whole_way(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_nets.py").write_text(
-        "from morphgraph.examples import residual_cnn\n"
+        "from morphgraph.testing.examples import residual_cnn\n"
         "def small(**arguments):\n"
         "    return residual_cnn(**arguments)\n"
         "def broken():\n"
@@ -436,7 +436,7 @@ def test_export_and_the_whole_way(
 def test_export_with_a_dynamic_batch(tmp_path: Path, run: Any) -> None:
     path, plan, slim = (tmp_path / name for name in ("m.onnx", "p.json", "s.onnx"))
     ran = run(
-        "export", "morphgraph.examples:residual_cnn", "--input", "image=1x1x8x8",
+        "export", "morphgraph.testing.examples:residual_cnn", "--input", "image=1x1x8x8",
         "--dynamic-batch", "-o", path,
     )  # fmt: skip
     assert ran.code == 0, ran.err

@@ -223,7 +223,7 @@ def test_a_model_that_nobody_can_run_says_both_reasons() -> None:
 
 
 def test_torch_runs_what_onnx_runtime_runs() -> None:
-    from morphgraph.ort import random_inputs, run as run_in_ort
+    from morphgraph.onnx_io.runtime import random_inputs, run as run_in_ort
 
     text = """net (float[2,3,4,4] x, float[8,3,1,1] w) => (float[2,8,4,4] y, float[2,8] z) {
         a = Conv(x, w)  y = Relu(a)  p = GlobalAveragePool(y)  z = Flatten(p)

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from morphgraph.graph import ChannelGraph
 from morphgraph.ops import OpNode, describe
-from morphgraph.passes.cost import cost
-from morphgraph.passes.group import Attention
+from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.coupling.group import Attention
 from morphgraph.passes.lift import lift
-from morphgraph.passes.resize import resize
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text, prove, random_plan
 
 OPSET = '<ir_version: 10, opset_import: ["": 23]>'

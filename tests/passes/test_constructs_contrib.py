@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.cost import cost
+from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text, prove
 

@@ -11,11 +11,11 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from morphgraph.graph import ChannelGraph
 from morphgraph.ops import OpNode, describe
-from morphgraph.passes.cost import cost
+from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
-from morphgraph.passes.mask import mask
-from morphgraph.passes.resize import resize
-from morphgraph.passes.verify import verify
+from morphgraph.passes.rewrite.mask import mask
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text, prove, random_plan
 
 OPSET = '<ir_version: 10, opset_import: ["": 20]>'

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.cost import cost
+from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text, prove
 

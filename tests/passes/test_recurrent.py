@@ -6,15 +6,16 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import morphgraph as mg
-from morphgraph import ort
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.cost import cost
-from morphgraph.passes.gates import gated_groups
+from morphgraph.onnx_io import runtime as ort
+from morphgraph.passes.analysis.channel_sources import kernels, readers
+from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.analysis.gates import gated_groups
+from morphgraph.passes.analysis.score import score
+from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
-from morphgraph.passes.mask import mask
-from morphgraph.passes.resize import resize
-from morphgraph.passes.score import kernels, readers, score
-from morphgraph.passes.verify import verify
+from morphgraph.passes.rewrite.mask import mask
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text, random_plan
 
 OPSET = '<ir_version: 10, opset_import: ["": 20]>'

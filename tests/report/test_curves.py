@@ -5,9 +5,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from morphgraph.recipes.settings import Method
+from morphgraph.recipes.sweep import Row
 from morphgraph.report.curves import curves_svg, points_of, sweep_report
-from morphgraph.train.settings import Method
-from morphgraph.train.sweep import Row
 
 
 def row(

@@ -16,7 +16,7 @@ from torch import nn
 
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import as_model, load, parameter_names, save, static_shape
-from morphgraph.passes.canonicalize import canonicalize
+from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.torch_io import export as exporter
 from morphgraph.torch_io.export import export
 

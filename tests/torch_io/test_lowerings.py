@@ -13,12 +13,12 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from morphgraph import ort
 from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io import runtime as ort
 from morphgraph.ops import described_ops
 from morphgraph.ops.barriers import BARRIERS
-from morphgraph.passes.canonicalize import canonicalize
-from morphgraph.passes.precision import in_single_precision
+from morphgraph.passes.canonical.canonicalize import canonicalize
+from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.testing import model_from_text
 from morphgraph.torch_io.tensors import to_tensor, torch_type
 from morphgraph.torch_io.to_torch import to_torch

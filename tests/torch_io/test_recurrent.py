@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import morphgraph as mg
-from morphgraph import ort
-from morphgraph.passes.cost import cost
+from morphgraph.onnx_io import runtime as ort
+from morphgraph.passes.analysis.cost import cost
 from morphgraph.testing import make_felt, model_from_text, prove, random_plan
 from morphgraph.torch_io import export as exporting
 from morphgraph.torch_io.origins import Origins

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from morphgraph import ort
+from morphgraph.onnx_io import runtime as ort
 from morphgraph.testing import make_felt, model_from_text
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch

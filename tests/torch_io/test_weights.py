@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from morphgraph import ort
 from morphgraph.errors import ModelError
-from morphgraph.examples import image, residual_cnn
+from morphgraph.onnx_io import runtime as ort
 from morphgraph.testing import make_felt, model_from_text
+from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights

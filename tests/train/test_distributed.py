@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from morphgraph.cli import main
-from morphgraph.examples import image, residual_cnn
 from morphgraph.onnx_io import save
+from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ from torch import nn
 
 import morphgraph as mg
 from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
-from morphgraph.examples import image, residual_cnn
 from morphgraph.graph import ChannelGraph
+from morphgraph.recipes.trainer import Recipe
+from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.train.loop import Aim
 from morphgraph.train.phases import NoPenalty, Penalty
-from morphgraph.train.trainer import Recipe
 
 X, LABELS = image(16), torch.arange(16) % 10
 

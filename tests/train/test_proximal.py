@@ -11,10 +11,10 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphgraph.examples import image, residual_cnn
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.cost import Convention
+from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.lift import lift
+from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
 from morphgraph.train.controller import Budget
 from morphgraph.train.proximal import Tied, TiedStrengths

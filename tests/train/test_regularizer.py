@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.examples import BasicBlock, image, residual_cnn
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.cost import cost
+from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
+from morphgraph.testing.examples import BasicBlock, image, residual_cnn
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.train.regularizer import Regularizer, Tied

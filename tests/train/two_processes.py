@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 import morphgraph as mg
 from morphgraph import cli
 from morphgraph.errors import BudgetError, MorphError
-from morphgraph.examples import residual_cnn
+from morphgraph.recipes.norms import synchronized
+from morphgraph.testing.examples import residual_cnn
 from morphgraph.train import distributed
 from morphgraph.train.loop import Penalty
-from morphgraph.train.norms import synchronized
 from morphgraph.train.phases import NoPenalty
 
 PARTS = (5, 3)  # images of either process

@@ -10,7 +10,7 @@ from torch import nn
 
 import morphgraph as mg
 from morphgraph.graph import ChannelGraph
-from morphgraph.ort import random_inputs, run
+from morphgraph.onnx_io.runtime import random_inputs, run
 from morphgraph.testing import make_felt
 
 pytestmark = pytest.mark.filterwarnings("ignore")

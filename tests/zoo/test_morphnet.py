@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import morphgraph as mg
-from morphgraph.examples import image, residual_cnn
 from morphgraph.graph import ChannelGraph
+from morphgraph.testing.examples import image, residual_cnn
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

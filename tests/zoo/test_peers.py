@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphgraph.ort import random_inputs, run
+from morphgraph.onnx_io.runtime import random_inputs, run
 from morphgraph.passes.lift import lift
-from morphgraph.passes.resize import resize
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import make_felt, prove, random_plan
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch

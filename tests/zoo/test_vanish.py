@@ -8,17 +8,17 @@ import torch
 import torchvision
 from torch import nn
 
-from morphgraph.fates import fates
 from morphgraph.graph import ChannelGraph
-from morphgraph.ort import run
-from morphgraph.passes.budget import plan
-from morphgraph.passes.cost import cost
+from morphgraph.onnx_io.runtime import run
+from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.analysis.liveness import fates
+from morphgraph.passes.analysis.score import score
+from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
-from morphgraph.passes.limits import Limits, viable_widths
-from morphgraph.passes.resize import resize
-from morphgraph.passes.score import score
-from morphgraph.passes.verify import verify
-from morphgraph.passes.widths import set_widths
+from morphgraph.passes.planning.bounds import Limits, viable_widths
+from morphgraph.passes.planning.removal_path import plan
+from morphgraph.passes.planning.uniform import set_widths
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan
 from morphgraph.testing import make_felt
 from morphgraph.torch_io.export import export

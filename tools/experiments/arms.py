@@ -27,12 +27,12 @@ from torch import nn
 import morphgraph as mg
 from morphgraph.graph import ChannelGraph
 from morphgraph.plans import Plan
-from morphgraph.train.baselines import baseline_plan
+from morphgraph.recipes.baselines import baseline_plan
+from morphgraph.recipes.data import Augmentation, Dataset, load_data
+from morphgraph.recipes.trainer import Recipe, accuracy, train
 from morphgraph.train.controller import FixedWeight
-from morphgraph.train.data import Augmentation, Dataset, load_data
 from morphgraph.train.loop import SHRINK_TO, Aim, Iteration, rounds
 from morphgraph.train.phases import NoPenalty, Steady
-from morphgraph.train.trainer import Recipe, accuracy, train
 
 Row = dict[str, Any]
 
@@ -86,7 +86,7 @@ class Arm:
 class Study:
     """One seed network on one dataset, one seed of everything random.
 
-    ``data`` is a name or path for :func:`morphgraph.train.data.load_data`.
+    ``data`` is a name or path for :func:`morphgraph.recipes.data.load_data`.
     """
 
     network: str

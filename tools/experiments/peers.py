@@ -12,7 +12,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 import morphgraph as mg
-from morphgraph.passes.widths import set_widths
+from morphgraph.passes.planning.uniform import set_widths
 from morphgraph.plans import Plan
 from morphgraph.train.phases import NoPenalty
 

@@ -8,9 +8,9 @@ from arms import Arm, Row, Study, seed_graph
 from graphs import Drawing, picture
 
 from morphgraph.onnx_io import write_atomically
+from morphgraph.recipes import sweep
+from morphgraph.recipes.data import load_data
 from morphgraph.report.curves import curves_svg
-from morphgraph.train import sweep
-from morphgraph.train.data import load_data
 
 
 def curves(studies: Sequence[Study], known: dict[str, Row], folder: Path, name: str) -> str:

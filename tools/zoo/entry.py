@@ -79,8 +79,8 @@ def versions() -> dict[str, str]:
 def export_digest(entry: Entry) -> str:
     """Of everything that the exported model depends on."""
     library = ROOT / "morphgraph"
-    sources = [library / "torch_io" / "export.py", library / "felt.py"]
-    sources += [ROOT / "passes" / f"{name}.py" for name in ("canonicalize", "fold", "unpack")]
+    sources = [library / "torch_io" / "export.py", library / "testing" / "random_weights.py"]
+    sources += sorted((ROOT / "passes" / "canonical").glob("*.py"))
     digest = hashlib.sha256(repr((versions(), entry.name, sorted(entry.options.items()))).encode())
     for path in (*sources, Path(__file__).with_name("prepare.py")):
         digest.update(path.read_bytes())

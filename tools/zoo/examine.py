@@ -18,10 +18,10 @@ from prepare import stored, worst_error
 import morphgraph as mg
 from morphgraph.errors import MorphError
 from morphgraph.graph import ChannelGraph
-from morphgraph.ort import run
-from morphgraph.passes.mask import mask
-from morphgraph.passes.resize import resize
-from morphgraph.passes.verify import TOLERANCE as REJECTED
+from morphgraph.onnx_io.runtime import run
+from morphgraph.passes.checking.verify import TOLERANCE as REJECTED
+from morphgraph.passes.rewrite.mask import mask
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import wrong_slices
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from entry import File, Network
 from torch import nn
 
 import morphgraph as mg
-from morphgraph.felt import make_felt_model
+from morphgraph.testing.random_weights import make_felt_model
 
 
 def _package(name: str) -> Path:

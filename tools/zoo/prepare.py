@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import morphgraph as mg
 from morphgraph import onnx_io
-from morphgraph.ort import run
+from morphgraph.onnx_io.runtime import run
 from morphgraph.testing import make_felt
 
 MODELS = ROOT / "runs" / "zoo" / "models"

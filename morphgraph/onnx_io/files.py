@@ -1,0 +1,265 @@
+"""Read and write ONNX files: lazily, atomically, and with one clear line for whatever is wrong.
+
+Weights stay where they are until somebody asks for them: in the protobuf message for ordinary
+models, memory-mapped for models with external data. Protobuf appears at this border only; the rest
+of the program works on ``onnx_ir.Model``.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import (  # type: ignore[import-untyped]  # ships no types
+    DecodeError,
+    EncodeError,
+)
+
+from morphgraph.errors import FileError, ModelError, MorphError
+from morphgraph.onnx_io.check import check_proto, escape
+from morphgraph.onnx_io.mapped import is_stored
+from morphgraph.onnx_io.model import bind_inputs, root_cause
+
+ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
+
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
+_INLINE_LIMIT_BYTES = 1_900_000_000  # weights beyond this go to an external data file
+_EXTERNAL_TENSOR_BYTES = 1024  # smaller tensors stay in the message, where shapes are read from
+
+# What a file is that is not ONNX, by how it begins.
+_FOREIGN_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "it is a Git LFS pointer; run `git lfs pull`"),
+    (b"PK\x03\x04", "it is a PyTorch or zip file; export the network to ONNX first"),
+    (b"\x80\x02", "it is a Python pickle, which is never opened; export the network to ONNX"),
+    (b"\x80\x03", "it is a Python pickle, which is never opened; export the network to ONNX"),
+    (b"\x80\x04", "it is a Python pickle, which is never opened; export the network to ONNX"),
+    (b"\x80\x05", "it is a Python pickle, which is never opened; export the network to ONNX"),
+    (b"\x89HDF", "it is an HDF5 file; export the network to ONNX first"),
+    (b"\x1f\x8b", "it is compressed; run gunzip first"),
+)
+
+
+def load(
+    path: str | PathLike[str], input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> ir.Model:
+    """Read an ONNX file.
+
+    Everything that can be wrong with a file is looked for before a weight is touched, in time
+    linear in its size. The model is returned as it stands in the file, apart from ``input_shapes``
+    and from the order of its nodes, which is made topological; see ``canonicalize`` for more.
+
+    Args:
+        path: the file; external data is looked for beside it and nowhere else.
+        input_shapes: sizes for graph inputs whose shape the file leaves open.
+
+    Raises:
+        FileError: there is no such file, or it cannot be read.
+        ModelError: the file is not ONNX, is damaged, or describes an impossible model.
+    """
+    location = Path(os.path.abspath(path))
+    model = _from_proto(_read_proto(location), str(location), str(location.parent))
+    return bind_inputs(model, input_shapes) if input_shapes else model
+
+
+def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) -> None:
+    """Write a model to a file that appears whole or not at all.
+
+    Weights go to ``NAME.onnx.data`` beside it where they are more than about 1.9 GB together, for
+    protobuf cannot hold them, and where they stood in such a file before: then they pass from file
+    to file in blocks, and never all stand in memory. The model itself is left as it is.
+
+    Raises:
+        FileError: the file exists already (without ``overwrite``) or cannot be written.
+    """
+    location = Path(os.path.abspath(path))
+    if not _wants_external_data(model):
+        try:
+            content = ir.to_proto(_internalized(model)).SerializeToString(deterministic=True)
+        except (ir.serde.SerdeError, EncodeError, ValueError) as error:
+            raise ModelError(
+                f"{escape(str(location))}: cannot be written as one protobuf message: "
+                f"{escape(root_cause(error))}"
+            ) from error
+        write_atomically(location, content, overwrite)
+        return
+    data = location.with_name(location.name + ".data")
+    for target in (location, data):
+        _check_target(target, overwrite)
+    with _os_errors(location):
+        folder = Path(tempfile.mkdtemp(prefix=f".{location.name}.", dir=location.parent))
+        try:
+            ir.save(
+                model.clone(),
+                folder / location.name,
+                external_data=data.name,
+                size_threshold_bytes=_EXTERNAL_TENSOR_BYTES,
+            )
+            os.replace(folder / data.name, data)
+            os.replace(folder / location.name, location)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_atomically(path: str | PathLike[str], content: str | bytes, overwrite: bool) -> None:
+    """Write a file by way of a temporary one in the same folder, so that it is never seen half.
+
+    Raises:
+        FileError: the file exists already (without ``overwrite``) or cannot be written.
+    """
+    location = Path(os.path.abspath(path))
+    _check_target(location, overwrite)
+    with _os_errors(location):
+        handle, temporary = tempfile.mkstemp(prefix=f".{location.name}.", dir=location.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, location)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+
+def as_model(model: ModelLike) -> ir.Model:
+    """The model itself, or the one that a protobuf message or a file describes.
+
+    Raises:
+        FileError: there is no such file, or it cannot be read.
+        ModelError: the file or message is not a valid model.
+    """
+    if isinstance(model, ir.Model):
+        return model
+    if isinstance(model, onnx.ModelProto):
+        return _from_proto(model, "model", None)
+    return load(model)
+
+
+def _read_proto(path: Path) -> onnx.ModelProto:
+    where = escape(str(path))
+    with _os_errors(path):
+        if path.is_dir():
+            raise FileError(f"{where}: is a folder; give the .onnx file in it")
+        if path.exists() and not path.is_file():
+            raise FileError(f"{where}: is not an ordinary file")
+        size = path.stat().st_size
+        if size == 0:
+            raise ModelError(f"{where}: the file is empty; export or download it again")
+        if size > _PROTOBUF_LIMIT_BYTES:
+            raise ModelError(
+                f"{where}: {size} bytes are more than protobuf can hold (2 GiB); "
+                "save the model with external data"
+            )
+        content = path.read_bytes()
+    for beginning, explanation in _FOREIGN_BEGINNINGS:
+        if content.startswith(beginning):
+            raise ModelError(f"{where}: not an ONNX file: {explanation}")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except DecodeError as error:
+        raise ModelError(f"{where}: {_why_undecodable(content)}") from error
+    return proto
+
+
+def _why_undecodable(content: bytes) -> str:
+    head = content[:512].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html")):
+        return "not an ONNX file: it looks like a web page (HTML); download the model itself"
+    if all(byte in b"\t\n\r" or byte >= 32 for byte in head) and b"\xff" not in head:
+        return "not an ONNX file: it looks like text"
+    return f"truncated or corrupt ({len(content)} bytes); export or download it again"
+
+
+def _from_proto(proto: onnx.ModelProto, where: str, folder: str | None) -> ir.Model:
+    where = escape(where)
+    try:
+        is_sorted = check_proto(proto, folder)
+        model = ir.from_proto(proto)
+    except MorphError as error:
+        raise type(error)(f"{where}: {error}") from error
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{where}: not a valid model: {escape(root_cause(error))}") from error
+    if folder is not None:
+        ir.external_data.set_base_dir(model.graph, folder)
+    if not is_sorted:
+        model.graph.sort()
+    _open_negative_sizes(model)
+    return model
+
+
+def _open_negative_sizes(model: ir.Model) -> None:
+    """Make sizes of -1, which PaddlePaddle writes, symbols as ONNX has them."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            _open_sizes(value)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        _open_sizes(value)
+
+
+def _open_sizes(value: ir.Value) -> None:
+    if value.shape is not None and -1 in value.shape.dims:
+        value.shape = ir.Shape(
+            f"{value.name}_{axis}" if size == -1 else size for axis, size in enumerate(value.shape)
+        )
+
+
+def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+
+
+def _wants_external_data(model: ir.Model) -> bool:
+    weights = list(_weights(model))
+    return sum(tensor.nbytes for tensor in weights) > _INLINE_LIMIT_BYTES or any(
+        is_stored(tensor) and tensor.nbytes > _EXTERNAL_TENSOR_BYTES for tensor in weights
+    )
+
+
+def _internalized(model: ir.Model) -> ir.Model:
+    """The model, or a copy of it whose weights point into memory (maps) instead of to files."""
+    if not any(isinstance(tensor, ir.ExternalTensor) for tensor in _weights(model)):
+        return model
+    copy = model.clone()
+    for graph in copy.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+    return copy
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    where = escape(str(path))
+    if path.is_dir():
+        raise FileError(f"{where}: is a folder; give a file name in it")
+    if not path.parent.is_dir():
+        raise FileError(f"{where}: there is no folder '{escape(str(path.parent))}'; make it first")
+    if path.exists() and not overwrite:
+        raise FileError(f"{where}: exists already; choose another name or pass --overwrite")
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError):
+            reason += "; check the path"
+        raise FileError(f"{escape(str(path))}: {reason}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

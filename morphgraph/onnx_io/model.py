@@ -1,0 +1,190 @@
+"""What is known of a model beyond its nodes: sizes, parameters, and whether it is valid."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from morphgraph.errors import ModelError
+from morphgraph.onnx_io.check import escape
+from morphgraph.onnx_io.mapped import blocks
+
+Shape = tuple[int, ...]
+
+STATIC_SHAPE_KEY = "static_shape"  # in ``Value.meta``, where symbolic sizes stand in the shape
+PARAMETERS_KEY = "morphgraph.parameters"
+CONSTANTS_KEY = "morphgraph.constants"
+
+
+def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Model:
+    """A copy of the model whose graph inputs have these shapes; weights are shared.
+
+    Symbolic sizes of other values follow where an input gives the symbol a size.
+
+    Raises:
+        ModelError: there is no such input, or its rank or a fixed size is another.
+    """
+    bound = model.clone()
+    inputs = {value.name: value for value in bound.graph.inputs if not value.is_initializer()}
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        value = inputs.get(name)
+        if value is None:
+            known = ", ".join(escape(str(n)) for n in inputs)
+            raise ModelError(
+                f"input '{escape(name)}': the model has no such input; its inputs are {known}"
+            )
+        declared = [None] * len(shape) if value.shape is None else list(value.shape)
+        if len(declared) != len(shape) or not all(map(_may_be, declared, shape)):
+            raise ModelError(
+                f"input '{escape(name)}': shape {_format(shape)} does not fit the model, "
+                f"which declares {_format(declared)}"
+            )
+        for old, size in zip(declared, shape, strict=True):
+            if isinstance(old, ir.SymbolicDim) and old.value is not None:
+                sizes[old.value] = size
+        value.shape = ir.Shape(shape)
+    for value in (*bound.graph.inputs, *(v for node in bound.graph for v in node.outputs)):
+        value.meta.pop(STATIC_SHAPE_KEY, None)
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                sizes.get(dim.value or "", dim) if isinstance(dim, ir.SymbolicDim) else dim
+                for dim in value.shape
+            )
+    return bound
+
+
+def _may_be(declared: int | ir.SymbolicDim | None, size: int) -> bool:
+    # Old exporters write 0 where they do not know a size.
+    return size > 0 and (not isinstance(declared, int) or declared in (0, size))
+
+
+def static_shape(value: ir.Value) -> Shape:
+    """The sizes of a value, in a model with a dynamic batch those that it is analysed with.
+
+    Raises:
+        ModelError: a size is not known.
+
+    >>> static_shape(ir.val("x", ir.DataType.FLOAT, [1, 3, 8, 8]))
+    (1, 3, 8, 8)
+    """
+    known: Shape | None = value.meta.get(STATIC_SHAPE_KEY)
+    if known is not None:
+        return known
+    sizes = (None,) if value.shape is None else value.shape.dims
+    if not all(isinstance(size, int) for size in sizes):
+        raise ModelError(
+            f"value '{escape(value.name or '')}': its shape is not known; "
+            "canonicalize the model, giving --input-shape where inputs are dynamic"
+        )
+    return cast("Shape", tuple(sizes))
+
+
+def checker_refusal(model: ir.Model) -> str | None:
+    """Why ``onnx.checker`` refuses a model, in its words; ``None``: it takes the model.
+
+    It gets the structure: weights are left out, so that large models cost no more than small ones.
+    """
+    skeleton = model.clone()
+    for graph in skeleton.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype != ir.DataType.STRING:
+                nothing = np.zeros(0, tensor.dtype.numpy())
+                value.const_value = ir.Tensor(nothing, dtype=tensor.dtype, name=value.name)
+    try:
+        onnx.checker.check_model(ir.to_proto(skeleton))
+    except (onnx.checker.ValidationError, ValueError, TypeError) as error:
+        return escape(root_cause(error).strip().splitlines()[0])
+    return None
+
+
+def parameter_names(model: ir.Model) -> list[str]:
+    """Names of the initializers that training changes, in the model's order.
+
+    A model exported by morphgraph lists them. In any other, ONNX cannot tell parameters from
+    buffers: there, all floating-point initializers with at least one axis count, apart from the
+    running statistics of batch normalizations.
+    """
+    initializers = model.graph.initializers
+    if PARAMETERS_KEY in model.metadata_props:
+        return [name for name in stored_names(model) if name in initializers]
+    return [
+        name
+        for name, value in initializers.items()
+        if value.const_value is not None
+        and value.const_value.dtype.is_floating_point()
+        and value.const_value.shape.rank() > 0
+        and not _is_running_statistic(value)
+    ]
+
+
+def stored_names(model: ir.Model) -> list[str]:
+    """The parameter names that the export has stored in the model's metadata; else none.
+
+    Raises:
+        ModelError: what is stored is not a list of names.
+    """
+    return _listed(model, PARAMETERS_KEY)
+
+
+def constant_names(model: ir.Model) -> frozenset[str]:
+    """Names of the initializers that vanished layers have left in their place.
+
+    Raises:
+        ModelError: what is stored is not a list of names.
+    """
+    return frozenset(_listed(model, CONSTANTS_KEY))
+
+
+def add_constant_names(model: ir.Model, names: Sequence[str]) -> None:
+    """Note that initializers stand for vanished layers; they are trained like parameters."""
+    for key in (CONSTANTS_KEY, PARAMETERS_KEY):
+        if key == CONSTANTS_KEY or key in model.metadata_props:
+            listed = dict.fromkeys([*_listed(model, key), *names])
+            known = [name for name in listed if name in model.graph.initializers]
+            model.metadata_props[key] = json.dumps(known)
+
+
+def _listed(model: ir.Model, key: str) -> list[str]:
+    """Names that stand in the model's metadata."""
+    try:
+        names = json.loads(model.metadata_props.get(key, "[]"))
+    except ValueError as error:
+        raise ModelError(f"metadata '{key}' is not JSON; export the model anew") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"metadata '{key}' is not a list of names; export the model anew")
+    return names
+
+
+def _is_running_statistic(value: ir.Value) -> bool:
+    uses = value.uses()
+    return bool(uses) and all(
+        use.node.op_type == "BatchNormalization" and use.idx in (3, 4) for use in uses
+    )
+
+
+def not_finite(model: ir.Model) -> Sequence[str]:
+    """Names of the parameters that hold NaN or infinite numbers."""
+    return [
+        name
+        for name, value in model.graph.initializers.items()
+        if value.dtype is not None
+        and value.dtype.is_floating_point()
+        and value.const_value is not None
+        and not all(np.isfinite(block).all() for _, block in blocks(value.const_value))
+    ]
+
+
+def root_cause(error: BaseException) -> str:
+    """The words of the error behind all others."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def _format(shape: Sequence[object]) -> str:
+    return "x".join(escape(str(size)) for size in shape) or "scalar"

@@ -1,0 +1,88 @@
+"""Running models in ONNX Runtime."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io.mapped import is_stored
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+_PROTO_LIMIT = 2**31 - 2**20
+
+
+def session(
+    model: ir.Model, threads: int = 0, optimize: bool = True
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU; ``threads`` 0 leaves the number to ONNX Runtime.
+
+    Raises:
+        UnsupportedError: ONNX Runtime does not take the model; carries its words.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # an error is raised; it need not be printed too
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_ENABLE_BASIC
+    providers = ["CPUExecutionProvider"]
+    try:
+        if _fits_a_message(model):
+            data = ir.to_proto(model).SerializeToString()
+            return onnxruntime.InferenceSession(data, options, providers)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            ir.save(model, path, external_data="model.onnx.data")
+            return onnxruntime.InferenceSession(str(path), options, providers)
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise _refused(error) from error
+
+
+def _fits_a_message(model: ir.Model) -> bool:
+    """Whether a model can be handed over in memory: external data is found only beside a file."""
+    weights = [
+        v.const_value for v in model.graph.initializers.values() if v.const_value is not None
+    ]
+    return sum(w.nbytes for w in weights) < _PROTO_LIMIT and not any(map(is_stored, weights))
+
+
+def _refused(error: Exception) -> UnsupportedError:
+    words = str(error).strip().splitlines()
+    return UnsupportedError(
+        f"ONNX Runtime does not run the model: {words[0] if words else error!r}"
+    )
+
+
+def run(model: ir.Model, feeds: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
+    """Run a model once, without optimizations that reorder arithmetic; results by name.
+
+    Raises:
+        UnsupportedError: ONNX Runtime does not take the model, or fails while it runs.
+    """
+    running = session(model, optimize=False)
+    names = [output.name for output in running.get_outputs()]
+    try:
+        results = running.run(names, dict(feeds))
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise _refused(error) from error
+    return dict(zip(names, results, strict=True))
+
+
+def random_inputs(model: ir.Model, seed: int = 0) -> Arrays:
+    """Inputs of the model's static shapes: standard normal numbers, or small integers."""
+    generator = np.random.default_rng(seed)
+    feeds: Arrays = {}
+    for value in model.graph.inputs:
+        shape = static_shape(value)
+        dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+        if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
+            feeds[value.name or ""] = generator.integers(0, 2, shape).astype(dtype)
+        else:
+            feeds[value.name or ""] = generator.standard_normal(shape).astype(dtype)
+    return feeds

@@ -1,0 +1,75 @@
+"""What a learned structure is compared with: plans for the same budget without a regularizer."""
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from morphgraph.errors import ArgumentError
+from morphgraph.graph import ChannelGraph
+from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.analysis.score import Score, score
+from morphgraph.passes.planning.build import finish, strongest
+from morphgraph.passes.planning.constraints import filled, goals_of
+from morphgraph.passes.planning.expand import expand
+from morphgraph.passes.planning.removal_path import plan
+from morphgraph.passes.planning.uniform import uniform
+from morphgraph.plans import Plan, make_plan
+from morphgraph.train.loop import Aim
+
+Baseline = Literal["uniform", "l2", "bn", "random"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+"""``uniform`` is the width multiplier. The others remove the channels with the lowest score from a
+trained network: the norm of their kernels (``l2``), the BatchNorm scale (``bn``), or by chance."""
+
+
+def check_baselines(names: tuple[Baseline, ...]) -> None:
+    """Refuse a baseline that there is not.
+
+    Raises:
+        ArgumentError: names it.
+    """
+    for name in names:
+        if name not in BASELINES:
+            raise ArgumentError(f"baseline '{name}' is unknown; use {', '.join(BASELINES)}")
+
+
+def fits_whole(graph: ChannelGraph, aim: Aim) -> bool:
+    """Whether the budget leaves the original as it is, so that nothing is to be pruned."""
+    return all(g.limit >= g.cost.total for g in goals_of(graph, aim.budget, "default"))
+
+
+def baseline_plan(name: Baseline, graph: ChannelGraph, aim: Aim, seed: int) -> Plan | None:
+    """A baseline's structure within the same budget, on the same grid.
+
+    Args:
+        name: which.
+        graph: the network, with trained weights where they are scored.
+        aim: whose budget and limits hold.
+        seed: of ``"random"``.
+
+    Returns:
+        The plan; ``None`` where the budget leaves the original as it is.
+    """
+    roomy = fits_whole(graph, aim)
+    if roomy and name != "uniform":
+        return None
+    if roomy:
+        same = make_plan(graph, {}, {"uniform": 1.0}, {})
+        wider = expand(graph, same, aim.budget, round_to=aim.round_to, max_growth=aim.max_growth)
+        return wider if wider.groups else None
+    if name == "uniform":
+        return uniform(graph, budget=aim.budget, round_to=aim.round_to, min_width=aim.min_width)
+    return _pruned(name, graph, aim, seed)
+
+
+def _pruned(name: Score, graph: ChannelGraph, aim: Aim, seed: int) -> Plan:
+    """The channels with the highest scores; the budget is used up as the other plans use it."""
+    scores = score(graph, name, seed)
+    made = plan(graph, aim.budget, score=scores, round_to=aim.round_to, min_width=aim.min_width)
+    goals = goals_of(graph, aim.budget, "default")
+    limits = aim.limits
+    ceilings = np.where([limits.allows(g) for g in graph.groups], graph.widths, made.widths(graph))
+    widths = filled(goals, made.widths(graph), made.widths(graph), ceilings, aim.round_to)
+    request = made.request | {"score": name, "seed": seed, "fill": True}
+    costs = [cost(graph, kind) for kind in made.cost]
+    return finish(graph, strongest(graph, widths, scores), request, costs)

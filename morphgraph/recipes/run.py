@@ -1,0 +1,413 @@
+"""A run of the whole loop on images: one model, one dataset, one budget, one folder.
+
+    run.json         what the run is of, for --resume
+    events.jsonl     what happened, one line each, as it happened
+    iteration-1/...  plan.json and model.onnx of every round of shrinking and expanding
+    base.onnx        the original (trained by the same recipe, where baselines are asked for)
+    plan.json        the structure that the training decided on
+    slim.onnx        the resized network, trained
+    uniform.onnx     the width multiplier at the same cost, and so on for every baseline
+    result.json      costs, accuracies, checks, seconds; its presence says that the run is finished
+
+Models carry their preprocessing, layout and classes in their metadata.
+"""
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+import onnx_ir as ir
+import torch
+from torch import fx, nn
+
+from morphgraph.errors import MorphWarning, UnsupportedError
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import escape, static_shape
+from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.lift import lift
+from morphgraph.passes.planning.constraints import goals_of
+from morphgraph.plans import Change, Plan, readable_json
+from morphgraph.recipes.baselines import Baseline, baseline_plan, check_baselines, fits_whole
+from morphgraph.recipes.data import Dataset
+from morphgraph.recipes.folder import Event, Onlooker, RunFolder, manifest_of, open_folder
+from morphgraph.recipes.progress import Progress
+from morphgraph.recipes.results import Arm, IterationResult, Result, Widths
+from morphgraph.recipes.settings import Alone, Settings as Settings, planned_work, shrink_phase
+from morphgraph.recipes.trainer import Epoch, Recipe, accuracy, steps_per_epoch, train
+from morphgraph.torch_io.to_torch import to_torch
+from morphgraph.torch_io.weights import with_weights
+from morphgraph.train import distributed
+from morphgraph.train.loop import Iteration, rounds, start_of_last
+from morphgraph.train.phases import NoPenalty, Penalty, Shrink, Steady
+from morphgraph.train.smoke import STEPS, SmokeReport, smoke_graph
+from morphgraph.workflow import resize_and_check
+
+PREPROCESSING_KEY = "morphgraph.preprocessing"
+CLASSES_KEY = "morphgraph.classes"
+
+FILES = (
+    "run.json",
+    "events.jsonl",
+    "checkpoints",
+    "iteration-*",
+    "plan.json",
+    "base.onnx",
+    "slim.onnx",
+    "uniform.onnx",
+    "l2.onnx",
+    "bn.onnx",
+    "random.onnx",
+    "result.json",
+)
+
+
+def run(
+    graph: ChannelGraph,
+    dataset: Dataset,
+    settings: Settings,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_seconds: float = 60.0,
+    on_event: Callable[[Event], None] | None = None,
+) -> Result:
+    """Learn a structure within a budget on a dataset, and write everything into a folder.
+
+    Args:
+        graph: the lifted model, an image classifier,
+            ``[N, channels, height, width] -> [N, classes]``.
+        dataset: images of the model's size and channels (see :func:`load_data`).
+        settings: how.
+        folder: made if missing.
+        overwrite: whether files of an earlier run may be replaced.
+        resume: go on with the run in the folder, from the last checkpoint. On the same machine with
+            as many threads it comes to the same plan and the same accuracies, to the last digit, as
+            if it had not been stopped. What is finished is read; what has not begun begins.
+        checkpoint_seconds: between two checkpoints within an epoch.
+        on_event: called with every event as it is logged.
+
+    Raises:
+        ArgumentError: the budget is on no cost, or no amount; or what is to be resumed was begun
+            with other settings, another model or other data.
+        BudgetError: the budget cannot be met.
+        FileError: the folder holds a run already, or cannot be written.
+        UnsupportedError: the model is no classifier of these images, or the training diverges.
+    """
+    require_classes(graph, dataset)
+    check_baselines(settings.baselines)
+    settings.aim.check(graph)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    manifest = manifest_of(graph, dataset, asdict(settings), device)
+    for name in ("settings", "model", "data"):
+        distributed.require_equal(name, json.dumps(manifest[name]))
+    make = partial(
+        RunFolder, overwrite=overwrite, resume=resume, every=checkpoint_seconds, on_event=on_event
+    )
+    place, finished = open_folder(lambda: make(folder, manifest, FILES))
+    for text in place.warnings:
+        place.log("warning", name=text)
+    if finished is not None:
+        place.tell("finished")
+        return Result.from_json(finished, str(folder / "result.json"))
+    return _Run(graph, dataset, settings, place, device).go()
+
+
+def smoke_run(graph: ChannelGraph, dataset: Dataset, settings: Settings) -> SmokeReport:
+    """The checks of :mod:`morphgraph.train.smoke` with what a run would train, for a few steps.
+
+    Raises:
+        UnsupportedError: the model is no classifier of these images, or the training diverges.
+    """
+    require_classes(graph, dataset)
+    recipe = replace(settings.shrink, warmup=0.0)  # the first steps are all that there is
+
+    def fit(net: nn.Module, penalty: Steady) -> None:
+        train(net, dataset, recipe, seed=settings.seed, phase="smoke", penalty=penalty)
+
+    aim, device = settings.aim, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Few images fill few steps: as many epochs as it takes.
+    recipe = replace(recipe, epochs=-(-STEPS // steps_per_epoch(dataset, recipe)))
+    return smoke_graph(
+        graph,
+        lambda: to_torch(graph.model).to(device),
+        fit,
+        aim.kind,
+        aim.strength,
+        min_width=aim.min_width,
+    )
+
+
+def require_classes(graph: ChannelGraph, dataset: Dataset) -> None:
+    """Refuse a model that tells fewer classes apart than the data have.
+
+    Raises:
+        UnsupportedError: says how many.
+    """
+    classes = static_shape(graph.model.graph.outputs[0])[-1]
+    if classes < len(dataset.classes):
+        raise UnsupportedError(
+            f"the model tells {classes} classes apart, {escape(dataset.name)} has "
+            f"{len(dataset.classes)}; give a model with as many outputs as the data has classes"
+        )
+
+
+class _Run:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        dataset: Dataset,
+        settings: Settings,
+        folder: RunFolder | Onlooker,
+        device: torch.device,
+    ) -> None:
+        self.graph = graph
+        self.dataset = dataset
+        self.settings = settings
+        self.folder = folder
+        self.device = device
+        self.trained: ChannelGraph | None = None  # the original, for baselines that score it
+        self.progress = Progress(planned_work(graph, settings))
+
+    def go(self) -> Result:
+        with warnings.catch_warnings():
+            self._log_warnings()
+            return self._go()
+
+    def _log_warnings(self) -> None:
+        """Let warnings of ours become events: early words must stand in the log, once."""
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, MorphWarning):
+                self.folder.log("warning", name=str(message))
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.simplefilter("always", MorphWarning)
+        warnings.showwarning = show
+
+    def _go(self) -> Result:
+        settings, aim = self.settings, self.settings.aim
+        torch.backends.cudnn.deterministic = True  # a run that goes on must come to the same
+        if settings.method != "morph":
+            return self._end(*self._alone(settings.method), [])
+        found, last = self._learn()
+        self.folder.write("plan.json", last.plan.to_json())
+        shrinking = settings.shrink.epochs * last.number
+        slim_model = start_of_last(last, aim.weights, settings.seed)
+        slim = self._to_torch(slim_model)
+        self._train("retrain", slim, settings.retrain)
+        epochs = shrinking + settings.retrain.epochs
+        slim_arm = self._arm("slim", slim_model, slim, epochs)
+        arms = {**self._baselines(shrinking), "slim": slim_arm}
+        return self._end(arms, last.plan.cost, found)
+
+    def _end(
+        self, arms: dict[str, Arm], costs: dict[str, Change], found: list[IterationResult]
+    ) -> Result:
+        aim = self.settings.aim
+        result = Result(
+            data=self.dataset.name,
+            seed=self.settings.seed,
+            budget={name: str(amount) for name, amount in aim.budget.items()},
+            regularized=aim.kind,
+            cost=costs,
+            arms=arms,
+            iterations=found,
+            seconds=round(self.folder.seconds, 1),
+        )
+        self.folder.finish(result.to_json())
+        return distributed.from_first(lambda: result)
+
+    def _learn(self) -> tuple[list[IterationResult], Iteration]:
+        """Shrink and expand until the structure is found."""
+        settings = self.settings
+        net = self._to_torch(self.graph.model)
+        done = 0
+
+        def fit(net: nn.Module, penalty: Penalty) -> None:
+            assert isinstance(penalty, Shrink)
+            self._train(shrink_phase(done + 1), net, settings.shrink, penalty)
+
+        results = []
+        for found in rounds(self.graph, net, fit, settings.aim, seed=settings.seed):
+            done = found.number
+            results.append(self._iteration(found))
+            last = found
+        for number in range(done + 1, settings.aim.iterations + 1):
+            self.progress.over(shrink_phase(number))
+        return results, last
+
+    def _iteration(self, found: Iteration) -> IterationResult:
+        """Write what an iteration came to."""
+        name = f"iteration-{found.number}"
+        plan, model = f"{name}/plan.json", f"{name}/model.onnx"
+        self.folder.write(plan, found.plan.to_json())
+        self._save(found.resized.model, model)
+        moments = [asdict(moment) for moment in found.trajectory]
+        self.folder.write(f"{name}/trajectory.json", readable_json(moments))
+        report = found.resized.report
+        assert report is not None
+        initial = cost(found.graph, found.regularized).total
+        result = IterationResult(
+            number=found.number,
+            target=found.target / initial,
+            live=found.live / initial,
+            met=found.met,
+            trimmed=found.trimmed,
+            omega=float(found.grown.request["omega"]),
+            shrunk=found.before_growth.cost,
+            cost=found.plan.cost,
+            widths=_widths(self.graph, found),
+            accuracy=accuracy(found.net, self.dataset),
+            resized_accuracy=accuracy(self._to_torch(found.resized.model), self.dataset),
+            error=report.worst.relative,
+            felt=report.felt,
+            plan=plan,
+            model=model,
+        )
+        self.folder.log(
+            "iteration",
+            number=found.number,
+            live=result.live,
+            target=result.target,
+            met=result.met,
+            omega=result.omega,
+            cost={kind: change.after / change.before for kind, change in result.cost.items()},
+            widths={w.name: w.grown for w in result.widths.values()},
+            accuracy=result.accuracy,
+            resized_accuracy=result.resized_accuracy,
+            error=result.error,
+            last=found.last,
+        )
+        return result
+
+    def _baselines(self, shrinking: int) -> dict[str, Arm]:
+        """The original as given; or trained alike, and the baselines that were asked for."""
+        settings = self.settings
+        net = self._to_torch(self.graph.model)
+        if not settings.baselines:
+            return {"base": self._arm("base", self.graph.model, net, 0)}
+        arms = {"base": self._original(shrinking)}
+        for name in settings.baselines:
+            made = self._baseline(name, shrinking)
+            if made is None:
+                reason = "the budget leaves the original whole"
+                self.folder.log("left out", name=name, reason=reason)
+            else:
+                arms[name] = made[0]
+        return arms
+
+    def _alone(self, method: Alone) -> tuple[dict[str, Arm], dict[str, Change]]:
+        """One baseline and nothing else; the original, where that is what it leaves."""
+        settings = self.settings
+        shrinking = settings.shrink.epochs * settings.aim.iterations
+        made = None if method == "base" else self._baseline(method, shrinking)
+        if made is not None:
+            self.folder.write("plan.json", made[1].to_json())
+            return {method: made[0]}, made[1].cost
+        goals = goals_of(self.graph, settings.aim.budget, "default")
+        costs = {goal.kind: Change(goal.cost.total, goal.cost.total) for goal in goals}
+        return {"base": self._original(shrinking)}, costs
+
+    def _original(self, shrinking: int) -> Arm:
+        """The original, trained for the epochs of all phases."""
+        settings = self.settings
+        epochs = shrinking + settings.retrain.epochs
+        net = self._to_torch(self.graph.model)
+        self._train("base", net, replace(settings.retrain, epochs=epochs))
+        return self._arm("base", self.graph.model, net, epochs)
+
+    def _baseline(self, name: Baseline, shrinking: int) -> tuple[Arm, Plan] | None:
+        """A baseline, trained, and its structure; ``None`` where that is the original's."""
+        settings = self.settings
+        pruned = name != "uniform" and not fits_whole(self.graph, settings.aim)
+        if pruned and self.trained is None:
+            self.trained = self._pretrained(shrinking)
+        graph = self.trained if pruned and self.trained is not None else self.graph
+        structure = distributed.from_first(
+            partial(baseline_plan, name, graph, settings.aim, settings.seed)
+        )
+        if structure is None:
+            return None
+        weights, epochs = settings.aim.weights, shrinking + settings.retrain.epochs
+        resized = resize_and_check(graph, structure, weights=weights, seed=settings.seed)
+        narrow = self._to_torch(resized.model)
+        whole = replace(settings.retrain, epochs=epochs)
+        self._train(name, narrow, whole if name == "uniform" else settings.retrain)
+        return self._arm(name, resized.model, narrow, epochs), structure
+
+    def _pretrained(self, epochs: int) -> ChannelGraph:
+        """The original, trained for as long as the structure was learned, without a regularizer."""
+        net = self._to_torch(self.graph.model)
+        self._train("pretrain", net, replace(self.settings.shrink, epochs=epochs))
+        model = with_weights(self.graph.model, net)
+        return lift(model, **self.graph.options.arguments())
+
+    def _to_torch(self, model: ir.Model) -> fx.GraphModule:
+        net: fx.GraphModule = to_torch(model).to(self.device)
+        return net
+
+    def _train(
+        self, phase: str, net: nn.Module, recipe: Recipe, penalty: Shrink | None = None
+    ) -> None:
+        self.folder.log("phase", phase=phase, epochs=recipe.epochs)
+
+        def tell(epoch: Epoch) -> None:
+            left = self.progress.left(phase, epoch.number, epoch.seconds)
+            self.folder.log("epoch", phase=phase, **asdict(epoch), left=round(left, 1))
+
+        train(
+            net,
+            self.dataset,
+            recipe,
+            seed=self.settings.seed,
+            phase=phase,
+            penalty=penalty or NoPenalty(),
+            on_epoch=tell,
+            checkpoint=self.folder.checkpoint(phase),
+        )
+        self.progress.over(phase)
+
+    def _save(self, model: ir.Model, name: str) -> None:
+        """Write a model that says what images it takes."""
+        preprocessing = asdict(self.dataset.preprocessing)
+        model.metadata_props[PREPROCESSING_KEY] = json.dumps(preprocessing)
+        model.metadata_props[CLASSES_KEY] = json.dumps(self.dataset.classes)
+        self.folder.save(model, name)
+
+    def _arm(self, name: str, model: ir.Model, net: fx.GraphModule, epochs: int) -> Arm:
+        """Write a trained network and say what it is worth."""
+        trained = with_weights(model, net)
+        self._save(trained, f"{name}.onnx")
+        graph = lift(trained, **self.graph.options.arguments())
+        arm = Arm(
+            accuracy=accuracy(net, self.dataset),
+            macs=cost(graph, "macs").total,
+            params=cost(graph, "params").total,
+            epochs=epochs,
+            file=f"{name}.onnx",
+        )
+        self.folder.log("arm", name=name, accuracy=arm.accuracy, macs=arm.macs, params=arm.params)
+        return arm
+
+
+def _widths(graph: ChannelGraph, found: Iteration) -> dict[str, Widths]:
+    shrunk, grown = found.before_growth.widths(graph), found.plan.widths(graph)
+    return {
+        group.id: Widths(group.name, group.width, int(shrunk[group.index]), int(grown[group.index]))
+        for group in graph.groups
+        if group.resizable
+    }

@@ -1,0 +1,192 @@
+"""Random plans, planted faults, and proofs on networks whose weights can be felt.
+
+:func:`prove` resizes a model at random plans and holds the result against the masked original, then
+plants wrong slices and sees them rejected. Whoever teaches morphgraph an operator can use it too.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+
+from morphgraph.errors import VerificationError
+from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.analysis.liveness import is_viable
+from morphgraph.passes.analysis.selection import Kept
+from morphgraph.passes.checking.verify import VerifyReport, verify
+from morphgraph.passes.lift import lift
+from morphgraph.passes.rewrite.resize import resize
+from morphgraph.plans import Change, Plan, make_plan
+from morphgraph.testing.random_weights import felt_array
+
+
+def model_from_text(text: str, inputs: Sequence[str] = ("x",), seed: int = 0) -> ir.Model:
+    """A model from ONNX's text form, with random weights.
+
+    Graph inputs other than ``inputs`` become initializers: vectors uniform in 0.5 to 1.5, so that
+    they serve as scales and variances too, all others normal with a variance of 1 / fan-in.
+
+    >>> text = '<ir_version: 10, opset_import: ["": 20]> '
+    >>> text += "net (float[1,3] x, float[3,4] w) => (float[1,4] y) { y = MatMul(x, w) }"
+    >>> list(model_from_text(text).graph.initializers)
+    ['w']
+    """
+    generator = np.random.default_rng(seed)
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    for value in list(model.graph.inputs):
+        if value.name in inputs:
+            continue
+        assert value.shape is not None
+        array = felt_array(value.shape.numpy(), generator)
+        model.graph.inputs.remove(value)
+        dtype = ir.DataType.FLOAT if value.dtype is None else value.dtype
+        value.const_value = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=value.name)
+        model.graph.register_initializer(value)
+    return model
+
+
+def random_plan(graph: ChannelGraph, seed: int = 0, low: float = 0.3, high: float = 0.8) -> Plan:
+    """A plan that keeps a random share, ``low`` to ``high``, of every resizable group.
+
+    At least one channel of a group stays, and where it has two, one goes.
+    """
+    generator = np.random.default_rng(seed)
+    keep: dict[int, IntArray] = {}
+    for group in graph.groups:
+        if group.resizable and group.width > 1:
+            wanted = round(generator.uniform(low, high) * group.width)
+            count = int(np.clip(wanted, 1, group.width - 1))
+            keep[group.index] = np.sort(generator.choice(group.width, count, replace=False))
+    return _planned(graph, keep, {"random": seed})
+
+
+def random_removal(graph: ChannelGraph, seed: int = 0, deaths: float = 0.3) -> Plan:
+    """A random plan under which about a share ``deaths`` of the groups that can die does.
+
+    The other groups keep a random share of their channels, half of them all.
+    """
+    generator = np.random.default_rng(seed)
+    keep = dict(random_plan(graph, seed).kept(graph))
+    keep = {index: kept for index, kept in keep.items() if generator.random() < 0.5}
+    dead: set[int] = set()
+    for index in generator.permutation(len(graph.groups)).tolist():
+        mortal = graph.groups[index].resizable and is_viable(graph, dead | {index})
+        if mortal and generator.random() < deaths:
+            dead.add(index)
+            keep[index] = np.zeros(0, dtype=np.int64)
+    return _planned(graph, keep, {"random": seed, "deaths": deaths})
+
+
+def _planned(graph: ChannelGraph, keep: Mapping[int, IntArray], request: dict[str, Any]) -> Plan:
+    widths = graph.widths.copy()
+    widths[list(keep)] = [len(kept) for kept in keep.values()]
+    changes = {
+        kind: Change(c.total, c.at(widths))
+        for kind in ("flops", "params")
+        for c in [cost(graph, kind)]
+    }
+    return make_plan(graph, keep, request, changes)
+
+
+def wrong_slices(
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    small: ir.Model,
+    names: Collection[str] | None = None,
+) -> Iterator[tuple[str, ir.Model]]:
+    """Resized models with one fault each, and what the fault is.
+
+    Every initializer axis that was sliced is sliced wrongly once in each way: shifted by one
+    channel, in another order, and left behind (its first channels instead of the kept ones).
+    ``names`` are the initializers to try, by default all.
+    """
+    kept = Kept(graph, keep)
+    for name, value in graph.model.graph.initializers.items():
+        if name not in small.graph.initializers or value.const_value is None:
+            continue
+        if names is not None and name not in names:
+            continue
+        array = value.const_value.numpy()
+        for axis in range(array.ndim):
+            stays = kept.axis(name, axis)
+            if stays is None:
+                continue
+            faults = {
+                "shifted": (stays + 1) % array.shape[axis],
+                "permuted": np.roll(stays, 1),
+                "left behind": np.arange(len(stays)),
+            }
+            for fault, positions in faults.items():
+                if np.array_equal(positions, stays):
+                    continue
+                wrong = array
+                for other in range(array.ndim):
+                    here = positions if other == axis else kept.axis(name, other)
+                    wrong = wrong if here is None else np.take(wrong, here, axis=other)
+                right = small.graph.initializers[name].const_value
+                if right is None or np.array_equal(wrong, right.numpy()):
+                    continue
+                broken = small.clone()
+                tensor = ir.Tensor(np.ascontiguousarray(wrong), name=name)
+                broken.graph.initializers[name].const_value = tensor
+                yield f"{name} axis {axis} {fault}", broken
+
+
+def is_rejected(graph: ChannelGraph, plan: Plan, small: ir.Model) -> bool:
+    """Whether verify, or ONNX Runtime itself, refuses a resized model."""
+    try:
+        return not verify(graph, plan, small).ok
+    except VerificationError:
+        return True
+
+
+def prove(
+    model: ir.Model | ChannelGraph, seeds: Sequence[int] = (0, 1, 2), faults: int = 12
+) -> list[VerifyReport]:
+    """Resize at random plans; hold each result against the masked original; plant wrong slices.
+
+    Args:
+        model: a model, or its graph, whose weights can be felt.
+        seeds: one random plan each.
+        faults: how many wrong slices are planted per plan at most, spread over the network.
+
+    Returns:
+        The report of every plan.
+
+    Raises:
+        AssertionError: nothing shrinks, a cost is not what was predicted, a result is off, the
+            network does not feel the removal, or a wrong slice passes.
+    """
+    graph = model if isinstance(model, ChannelGraph) else lift(model)
+    return [
+        prove_plan(graph, random_plan(graph, seed), faults=faults, label=f"seed {seed}")
+        for seed in seeds
+    ]
+
+
+def prove_plan(
+    graph: ChannelGraph, plan: Plan, *, faults: int = 12, label: str = "plan"
+) -> VerifyReport:
+    """The same for one plan, which states its cost in FLOPs and parameters.
+
+    Raises:
+        AssertionError: as :func:`prove`; ``label`` begins the message.
+    """
+    assert plan.groups, "nothing in this model can be resized"
+    keep = plan.kept(graph)
+    small = resize(graph, keep)
+    report = verify(graph, plan, small)
+    assert report.ok, f"{label}: {report.worst}"
+    assert report.felt > 1e-2, f"{label}: the network does not feel the plan: {report}"
+    again = lift(small)
+    for kind, change in plan.cost.items():
+        recounted = cost(again, kind).total
+        assert recounted == change.after, f"{kind}: predicted {change.after}, is {recounted}"
+    planted = list(wrong_slices(graph, keep, small))
+    chosen = planted[:: max(1, -(-len(planted) // faults))]
+    for fault, broken in chosen:
+        assert is_rejected(graph, plan, broken), f"{label}: not rejected: {fault}"
+    return report

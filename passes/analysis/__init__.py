@@ -1,0 +1,1 @@
+"""Facts about a channel graph; nothing here changes a model."""

@@ -1,0 +1,339 @@
+"""Costs: what is counted of a network, each as sums of products of factor sizes.
+
+Multiply-adds are products of an operator's factors, parameters and bytes of a value's axes. As
+:mod:`morphgraph.passes.analysis.polynomial` calls it, FLOPs, parameters and bytes have one piece; a
+roofline's block has two (arithmetic, traffic); peak memory is one block with a piece per moment. In
+a weighted sum of costs the blocks stand side by side.
+
+Arithmetic is counted per sample: a term of the whole run is divided by the batch. Constants that
+vanished layers have left are no parameters here: how many numbers they need depends on the weights'
+values, and a cost depends on the structure alone.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.errors import ArgumentError
+from morphgraph.graph import ChannelGraph, GraphNode
+from morphgraph.onnx_io import constant_names, escape, parameter_names, static_shape
+from morphgraph.passes.analysis.channel_sources import kernels as producing_kernels
+from morphgraph.passes.analysis.polynomial import Cost, Term
+
+Convention = Literal["default", "morphnet"]
+
+#: Peak arithmetic in GFLOP/s and memory bandwidth in GB/s, as MorphNet's device table has them.
+DEVICES: Mapping[str, tuple[float, float]] = {
+    "K80": (8740, 480),
+    "P4": (5500, 192),
+    "T4": (8100, 300),
+    "P100": (9300, 732),
+    "V100": (125000, 900),
+    "TPUv2": (22500, 300),
+}
+
+
+_DEVICE = "V100"
+_PART = re.compile(r"\s*(?:([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*\*)?\s*([A-Za-z_]+(?:@\w*)?)\s*")
+
+
+def cost(
+    graph: ChannelGraph,
+    kind: str | Mapping[str, float],
+    *,
+    convention: Convention = "default",
+    device: str = _DEVICE,
+) -> Cost:
+    """One resource of a network, or a weighted sum of several.
+
+    Args:
+        graph: the lifted network.
+        kind: ``"macs"`` (multiply-adds), ``"flops"`` (2 x macs), ``"params"`` (numbers),
+            ``"weight_bytes"``, ``"memory"`` (bytes of all activations), ``"peak"`` (bytes of the
+            activations alive at once), or ``"latency"`` (milliseconds on a roofline:
+            max(FLOPs / peak, bytes / bandwidth) per operator, summed; MorphNet), which may name its
+            device, ``"latency@P100"``. A sum is spelled ``"flops+20*params"``, or given as
+            ``{"flops": 1, "params": 20}``; its unit is that of its parts where they have one in
+            common, else ``"mixed units"``.
+        convention: ``"morphnet"`` counts kernels only as parameters, and a depthwise operator's
+            channel twice in the regularizer.
+        device: of a ``"latency"`` that names none, one of :data:`DEVICES`.
+
+    >>> import morphgraph as mg
+    >>> from morphgraph.testing.examples import image, residual_cnn
+    >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
+    >>> flops, params, both = (mg.cost(graph, k) for k in ("flops", "params", "flops + 20*params"))
+    >>> both.total == flops.total + 20 * params.total
+    True
+    >>> both.kind, both.unit, mg.cost(graph, {"flops": 1, "params": 20}) is both
+    ('flops+20*params', 'mixed units', True)
+
+    Raises:
+        ArgumentError: no such cost or device, or a weight that is not above 0.
+    """
+    parts = parse_cost(kind, device)
+    key = ("cost", spelling(parts), convention)
+    if key not in graph.cache:
+        if len(parts) == 1 and parts[0].weight == 1:
+            graph.cache[key] = _BUILDERS[parts[0].kind](graph, convention, parts[0].device)
+        else:
+            graph.cache[key] = _sum(graph, parts, convention)
+    found: Cost = graph.cache[key]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One resource of a weighted sum; ``device`` is that of a latency, where it is named."""
+
+    weight: float
+    kind: str
+    device: str = ""
+
+
+def spelling(parts: Sequence[Part]) -> str:
+    """A cost as :func:`cost` takes it, and as ``Cost.kind`` and plan files name it.
+
+    >>> spelling(parse_cost("flops + 20.0 * params"))
+    'flops+20*params'
+    """
+    return "+".join(
+        f"{'' if part.weight == 1 else f'{part.weight:.12g}*'}{part.kind}"
+        f"{part.device and f'@{part.device}'}"
+        for part in parts
+    )
+
+
+def parse_cost(kind: str | Mapping[str, float], device: str = _DEVICE) -> list[Part]:
+    """The parts of a cost, spelled or as a mapping from kinds to weights.
+
+    >>> parse_cost("flops+20*params")
+    [Part(weight=1.0, kind='flops', device=''), Part(weight=20.0, kind='params', device='')]
+    >>> parse_cost({"latency@P100": 1e3})
+    [Part(weight=1000.0, kind='latency', device='P100')]
+
+    Raises:
+        ArgumentError: no such cost or device, a weight that is not above 0, or a kind twice.
+    """
+    if isinstance(kind, str):
+        words = [_PART.fullmatch(text) for text in re.split(r"(?<![0-9.][eE])\+", kind)]
+        given = [(float(word[1] or 1), word[2]) for word in words if word]
+        if len(given) < len(words):
+            raise ArgumentError(
+                f"cost '{escape(kind)}' cannot be read; write flops, latency@P100 or "
+                "flops+20*params"
+            )
+    else:
+        given = [(float(weight), name) for name, weight in kind.items()]
+    parts = [_part(weight, name, device) for weight, name in given]
+    if not parts or len({(part.kind, part.device) for part in parts}) < len(parts):
+        raise ArgumentError("a sum of costs needs one part at least, and each of them once")
+    return parts
+
+
+def _part(weight: float, name: str, device: str) -> Part:
+    kind, at, named = name.partition("@")
+    if kind not in _BUILDERS:
+        raise ArgumentError(f"cost '{escape(kind)}' is unknown; use one of {', '.join(_BUILDERS)}")
+    if at and kind != "latency":
+        raise ArgumentError(f"cost '{escape(name)}': only a latency is of a device; write {kind}")
+    where = named if at else device
+    if where not in DEVICES:
+        raise ArgumentError(f"device '{escape(where)}' is unknown; use one of {', '.join(DEVICES)}")
+    if not 0 < weight < math.inf:
+        raise ArgumentError(f"cost '{kind}' has weight {weight:g}; give a number above 0")
+    names_it = kind == "latency" and (at or device != _DEVICE)
+    return Part(weight, kind, where if names_it else "")
+
+
+def _sum(graph: ChannelGraph, parts: Sequence[Part], convention: Convention) -> Cost:
+    """A weighted sum: blocks and pieces of all parts side by side."""
+    terms: list[Term] = []
+    blocks: list[int] = []
+    units = set()
+    for part in parts:
+        resource = cost(graph, spelling([replace(part, weight=1.0)]), convention=convention)
+        first = len(blocks)
+        blocks += [first + block for block in resource.block_of_piece]
+        terms += [
+            replace(term, coefficient=part.weight * term.coefficient, piece=first + term.piece)
+            for term in resource.terms
+        ]
+        units.add(resource.unit)
+    unit = units.pop() if len(units) == 1 else "mixed units"
+    return Cost(graph, spelling(parts), unit, terms, blocks)
+
+
+def _arithmetic(graph: ChannelGraph, convention: Convention, scale: float) -> list[Term]:
+    terms = []
+    for number, node in enumerate(graph.nodes):
+        times = _activation_axes(graph, node) if convention == "morphnet" else {}
+        for term in node.macs:
+            weights = tuple(max(1, times.get(factor, 1)) for factor in term)
+            terms.append(Term(scale / graph.batch, term, node.layer, weights, node=number))
+    return terms
+
+
+def _activation_axes(graph: ChannelGraph, node: GraphNode) -> dict[int, int]:
+    """On how many activation axes of the node each of its factors stands."""
+    if "activation_axes" not in graph.cache:
+        graph.cache["activation_axes"] = _all_activation_axes(graph)
+    axes: dict[str, dict[int, int]] = graph.cache["activation_axes"]
+    return axes.get(node.name, {})
+
+
+def _all_activation_axes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
+    counts: dict[str, dict[int, int]] = {}
+    couplings = graph.couplings
+    made: set[int] = set()
+    for edge in couplings.edges:
+        if couplings.dims[edge.dim].value in couplings.weights:
+            continue
+        if edge.port < 0:
+            if edge.factor in made:
+                continue  # once, however many results show it, as those of a recurrent layer
+            made.add(edge.factor)
+        node = counts.setdefault(couplings.nodes[edge.node].name, {})
+        node[edge.factor] = node.get(edge.factor, 0) + 1
+    return counts
+
+
+def _macs(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
+    return Cost(graph, "macs", "MACs", _arithmetic(graph, convention, 1.0))
+
+
+def _flops(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
+    return Cost(graph, "flops", "FLOPs", _arithmetic(graph, convention, 2.0))
+
+
+def _value_term(graph: ChannelGraph, value: ir.Value, scale: float, layer: str) -> Term:
+    """The element count of a value, times ``scale``."""
+    shape = static_shape(value)
+    name = value.name or ""
+    first = graph.couplings.first_dim.get(name)
+    if first is None:
+        return Term(scale * float(np.prod(shape, dtype=np.float64)), (), layer, value=name)
+    return Term(scale, tuple(range(first, first + len(shape))), layer, value=name)
+
+
+def _owner(graph: ChannelGraph, value: ir.Value) -> str:
+    """The layer that an initializer belongs to: the first that reads it."""
+    if "layers" not in graph.cache:
+        graph.cache["layers"] = {node.name: node.layer for node in graph.nodes}
+    layers: dict[str, str] = graph.cache["layers"]
+    return next((layers[u.node.name] for u in value.uses() if u.node.name in layers), "")
+
+
+def _params(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
+    left_over = constant_names(graph.model)
+    names: Iterable[str] = [n for n in parameter_names(graph.model) if n not in left_over]
+    if convention == "morphnet":
+        kernels = {
+            node.ir.inputs[1].name
+            for node in graph.nodes
+            if node.macs and node.ir.inputs[1] is not None
+        }
+        kernels |= {source.parameter for source in producing_kernels(graph)}
+        names = [name for name in names if name in kernels or _feeds(graph, name, kernels)]
+    values = [graph.model.graph.initializers[name] for name in names]
+    terms = [_value_term(graph, value, 1.0, _owner(graph, value)) for value in values]
+    return Cost(graph, "params", "parameters", terms)
+
+
+def _feeds(graph: ChannelGraph, name: str, kernels: set[str | None]) -> bool:
+    """Whether a kernel is computed from this parameter (a transposed linear layer's)."""
+    value = graph.model.graph.initializers[name]
+    outputs = {out.name for use in value.uses() for out in use.node.outputs}
+    return bool(outputs & kernels & set(graph.couplings.weights))
+
+
+def _weight_bytes(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
+    left_over = constant_names(graph.model)
+    terms = [
+        _value_term(graph, value, value.dtype.itemsize, _owner(graph, value))
+        for name, value in graph.model.graph.initializers.items()
+        if value.dtype is not None and value.dtype.is_floating_point() and name not in left_over
+    ]
+    return Cost(graph, "weight_bytes", "bytes", terms)
+
+
+def _activations(graph: ChannelGraph) -> list[tuple[ir.Value, str, int, int]]:
+    """Every activation with its layer, the step that makes it and the last that reads it."""
+    steps = {node.name: step for step, node in enumerate(graph.nodes)}
+    end = len(graph.nodes) - 1
+    outputs = {value.name for value in graph.model.graph.outputs}
+    found = []
+    made = [(value, "input", 0) for value in graph.model.graph.inputs]
+    for step, node in enumerate(graph.nodes):
+        made += [(value, node.layer, step) for value in node.ir.outputs]
+    for value, layer, step in made:
+        if (value.name or "") in graph.couplings.weights or not value.name:
+            continue
+        reads = [steps[use.node.name] for use in value.uses() if use.node.name in steps]
+        last = end if value.name in outputs else max(reads, default=step)
+        found.append((value, layer, step, last))
+    return found
+
+
+def _item_bytes(graph: ChannelGraph, value: ir.Value) -> float:
+    return (value.dtype.itemsize if value.dtype is not None else 4) / graph.batch
+
+
+def _memory(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
+    terms = [
+        _value_term(graph, value, _item_bytes(graph, value), layer)
+        for value, layer, _, _ in _activations(graph)
+    ]
+    return Cost(graph, "memory", "bytes", terms)
+
+
+def _peak(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
+    terms = [
+        Term(term.coefficient, term.nodes, term.layer, piece=moment, value=term.value)
+        for value, layer, step, last in _activations(graph)
+        for term in [_value_term(graph, value, _item_bytes(graph, value), layer)]
+        for moment in range(step, last + 1)
+    ]
+    return Cost(graph, "peak", "bytes", terms, [0] * max(1, len(graph.nodes)))
+
+
+def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
+    gflops, gbytes = DEVICES[device or _DEVICE]
+    terms: list[Term] = []
+    blocks: list[int] = []
+    for number, node in enumerate(graph.nodes):
+        if not node.macs:
+            continue
+        arithmetic = len(blocks)
+        blocks += [arithmetic, arithmetic]
+        for term in node.macs:
+            scale = 2.0 / graph.batch / (gflops * 1e6)
+            terms.append(Term(scale, term, node.layer, piece=arithmetic, node=number))
+        for value in (*node.ir.inputs, *node.ir.outputs):
+            if value is None or not value.name:
+                continue
+            weight = value.name in graph.couplings.weights
+            size = value.dtype.itemsize if value.dtype is not None else 4
+            scale = (size if weight else size / graph.batch) / (gbytes * 1e6)
+            term_ = _value_term(graph, value, scale, node.layer)
+            terms.append(
+                Term(term_.coefficient, term_.nodes, node.layer, piece=arithmetic + 1, node=number)
+            )
+    kind = f"latency@{device}" if device else "latency"
+    return Cost(graph, kind, "ms", terms, blocks or (0,))
+
+
+_BUILDERS = {
+    "macs": _macs,
+    "flops": _flops,
+    "params": _params,
+    "weight_bytes": _weight_bytes,
+    "memory": _memory,
+    "peak": _peak,
+    "latency": _latency,
+}

@@ -1,0 +1,191 @@
+"""What a cost is as a function of the group widths: sums of products of sizes.
+
+Every size is a linear function of the widths, and a term is a coefficient times a product of sizes.
+Terms add up to *pieces*, and a cost is the sum over blocks of the largest piece of each block: most
+costs have one piece, a roofline's block has two, peak memory one per moment. The gradient is that
+of the active pieces.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.passes.analysis.liveness import fates
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """``coefficient`` times the sizes of some dims or factors, owned by a layer.
+
+    ``weights`` says how often MorphNet's regularizer sums over each of them. The term counts while
+    the node at ``node`` and the value ``value`` are there (-1 and empty: always).
+    """
+
+    coefficient: float
+    nodes: tuple[int, ...]
+    layer: str
+    weights: tuple[int, ...] = ()
+    piece: int = 0
+    node: int = -1
+    value: str = ""
+
+
+class Cost:
+    """One resource as a function of the group widths.
+
+    >>> import morphgraph as mg
+    >>> from morphgraph.testing.examples import image, residual_cnn
+    >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
+    >>> macs = mg.cost(graph, "macs")
+    >>> macs.at(graph.widths) == macs.total
+    True
+    >>> macs.gradient(graph.widths).shape == graph.widths.shape
+    True
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        kind: str,
+        unit: str,
+        terms: Sequence[Term],
+        block_of_piece: Sequence[int] = (0,),
+    ) -> None:
+        self.graph = graph
+        self.kind = kind
+        self.unit = unit
+        self.terms = tuple(terms)
+        self.block_of_piece = tuple(block_of_piece)
+        classes = len(graph.fixed_size)
+        varies = np.diff(graph.per_channel.indptr) > 0
+        rows = [_fold(graph, term, varies) for term in terms]
+        order = max((len(kinds) for _, kinds, _ in rows), default=0)
+        self._factors = np.full((len(terms), max(order, 1)), classes, dtype=np.int64)
+        self._weights = np.ones(self._factors.shape)
+        for row, (_, kinds, weights) in enumerate(rows):
+            self._factors[row, : len(kinds)] = kinds
+            self._weights[row, : len(weights)] = weights
+        self._coefficients = np.array([coefficient for coefficient, _, _ in rows])
+        self._layers = list(dict.fromkeys(term.layer for term in terms))
+        index = {layer: k for k, layer in enumerate(self._layers)}
+        self._owner = np.array([index[term.layer] for term in terms], dtype=np.int64)
+        self._piece = np.array([term.piece for term in terms], dtype=np.int64)
+        self._block = np.array(block_of_piece, dtype=np.int64)
+        self._alone = len(np.unique(self._block)) == len(self._block)
+        self._node = np.array([term.node for term in terms], dtype=np.int64)
+        self._value = [term.value for term in terms]
+        self._there: dict[frozenset[int], Flags] = {}
+
+    @cached_property
+    def total(self) -> float:
+        """The cost at the present widths."""
+        return self.at(self.graph.widths)
+
+    @cached_property
+    def by_layer(self) -> Mapping[str, float]:
+        """The cost of every layer at the present widths."""
+        return self.by_layer_at(self.graph.widths)
+
+    def at(self, widths: FloatArray | IntArray) -> float:
+        """The cost at these group widths, ``[groups]`` in the order of ``graph.groups``.
+
+        Where a width is 0, what vanishes with the group is not counted
+        (:mod:`morphgraph.passes.analysis.liveness`).
+        """
+        terms = self._terms(self._sizes(widths)) * self._counted(widths)
+        return float(terms[self._active(terms)].sum())
+
+    def polynomial(self, widths: FloatArray | IntArray) -> float:
+        """The same, as if nothing vanished where a width is 0."""
+        terms = self._terms(self._sizes(widths))
+        return float(terms[self._active(terms)].sum())
+
+    def by_layer_at(self, widths: FloatArray | IntArray) -> Mapping[str, float]:
+        """The cost of every layer at these widths; zero for one that no active piece counts."""
+        terms = self._terms(self._sizes(widths)) * self._counted(widths)
+        active = np.where(self._active(terms), terms, 0.0)
+        totals = np.bincount(self._owner, active, minlength=len(self._layers))
+        return dict(zip(self._layers, totals.tolist(), strict=True))
+
+    def gradient(self, widths: FloatArray | IntArray) -> FloatArray:
+        """What one more channel of every group costs at these widths, ``[groups]``."""
+        return self._gradient(widths, np.ones_like(self._weights), self._counted(widths))
+
+    def marginals(self, widths: FloatArray | IntArray) -> FloatArray:
+        """The gradient as the regularizer uses it, ``[groups]``.
+
+        In MorphNet's convention a depthwise operator's channel counts once as input and once as
+        output.
+        """
+        return self._gradient(widths, self._weights, np.ones(len(self._value), dtype=bool))
+
+    def _sizes(self, widths: FloatArray | IntArray) -> FloatArray:
+        return np.append(self.graph.class_sizes(widths), 1.0)
+
+    def _terms(self, sizes: FloatArray) -> FloatArray:
+        terms: FloatArray = self._coefficients * sizes[self._factors].prod(axis=1)
+        return terms
+
+    def _active(self, terms: FloatArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which terms belong to the largest piece of their block."""
+        if self._alone:
+            return np.ones(len(terms), dtype=bool)
+        pieces = np.bincount(self._piece, terms, minlength=len(self._block))
+        descending = np.lexsort((np.arange(len(pieces)), -pieces, self._block))
+        _, first = np.unique(self._block[descending], return_index=True)
+        winners = np.zeros(len(pieces), dtype=bool)
+        winners[descending[first]] = True
+        return winners[self._piece]
+
+    def _counted(self, widths: FloatArray | IntArray) -> Flags:
+        """Which terms belong to what is left at these widths, ``[terms]``."""
+        dead = frozenset(np.flatnonzero(np.asarray(widths) == 0).tolist())
+        if not dead:
+            return np.ones(len(self._value), dtype=bool)
+        if dead not in self._there:
+            found = fates(self.graph, dead)
+            live = np.zeros(len(self.graph.nodes) + 1, dtype=bool)
+            live[[*found.live, -1]] = True  # -1, no node, comes last
+            there = [value not in found.vanished_values for value in self._value]
+            self._there = {dead: live[self._node] & np.array(there, dtype=bool)}
+        return self._there[dead]
+
+    def _gradient(
+        self, widths: FloatArray | IntArray, weights: FloatArray, counted: Flags
+    ) -> FloatArray:
+        sizes = self._sizes(widths)
+        values = sizes[self._factors]
+        active = self._active(self._coefficients * values.prod(axis=1) * counted)
+        coefficients = np.where(active & counted, self._coefficients, 0.0)
+        slopes = np.zeros(len(sizes))
+        for k in range(values.shape[1]):
+            slope = coefficients * weights[:, k]
+            for other in range(values.shape[1]):
+                if other != k:
+                    slope = slope * values[:, other]
+            slopes += np.bincount(self._factors[:, k], slope, minlength=len(sizes))
+        result: FloatArray = self.graph.per_channel.T @ slopes[:-1]
+        return result
+
+
+def _fold(
+    graph: ChannelGraph, term: Term, varies: np.ndarray[Any, np.dtype[np.bool_]]
+) -> tuple[float, list[int], list[int]]:
+    """A term's coefficient with the constant sizes multiplied in, and the classes that vary."""
+    coefficient = term.coefficient
+    kinds: list[int] = []
+    weights: list[int] = []
+    for k, node in enumerate(term.nodes):
+        kind = int(graph.node_class[node])
+        if varies[kind]:
+            kinds.append(kind)
+            weights.append(term.weights[k] if term.weights else 1)
+        else:
+            coefficient *= float(graph.fixed_size[kind])
+    return coefficient, kinds, weights

@@ -1,0 +1,98 @@
+"""Pass ``score``: how much the network uses each channel, from its weights."""
+
+from collections.abc import Callable, Iterable
+from typing import Literal, get_args
+
+import numpy as np
+
+from morphgraph.errors import ModelError, UnsupportedError
+from morphgraph.graph import ChannelGraph, FloatArray
+from morphgraph.onnx_io import escape
+from morphgraph.onnx_io.mapped import blocks
+from morphgraph.passes.analysis.channel_sources import Source, kernels, norm_scales
+
+Score = Literal["l2", "l1", "bn", "lasso", "random"]
+
+Norm = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
+"""From the sums of squares, the sums of magnitudes and the counts per channel to a strength."""
+
+
+def group_lasso(l1_fraction: float = 0.0) -> Norm:
+    """``(1 - f) sqrt(mean w^2) + f mean |w|`` over a channel's kernel (MorphNet's group lasso)."""
+
+    def norm(squares: FloatArray, magnitudes: FloatArray, counts: FloatArray) -> FloatArray:
+        mean = np.sqrt(squares / counts)
+        result: FloatArray = (1 - l1_fraction) * mean + l1_fraction * magnitudes / counts
+        return result
+
+    return norm
+
+
+def _l2(squares: FloatArray, _magnitudes: FloatArray, _counts: FloatArray) -> FloatArray:
+    return np.sqrt(squares)
+
+
+def _l1(_squares: FloatArray, magnitudes: FloatArray, _counts: FloatArray) -> FloatArray:
+    return magnitudes
+
+
+def strengths(graph: ChannelGraph, sources: Iterable[Source], norm: Norm) -> FloatArray:
+    """The norm of every channel's slices, the maximum over tied sources, ``[channels]``.
+
+    Channels that no source has get NaN.
+
+    Raises:
+        ModelError: a parameter holds NaN or infinite numbers, which cannot be ranked.
+    """
+    total = len(graph.channel_group)
+    result = np.full(total, np.nan)
+    for source in sources:
+        tensor = graph.model.graph.initializers[source.parameter].const_value
+        assert tensor is not None
+        size = len(source.channels)
+        squared, absolute = np.zeros(size), np.zeros(size)  # per position of the axis
+        for part, block in blocks(tensor, source.axis):
+            if not np.isfinite(block).all():
+                raise ModelError(
+                    f"tensor '{escape(source.parameter)}' holds NaN or infinite numbers, which "
+                    "cannot be ranked; train or repair the model first, or use --score random"
+                )
+            squared[part] += np.square(block).sum(axis=(0, 2))
+            absolute[part] += np.abs(block).sum(axis=(0, 2))
+        ones = np.full(size, tensor.size / max(size, 1))
+        squares, magnitudes, counts = (
+            np.bincount(source.channels, numbers, minlength=total).astype(np.float64)
+            for numbers in (squared, absolute, ones)
+        )
+        here = counts > 0
+        found = norm(squares[here], magnitudes[here], counts[here])
+        result[here] = np.fmax(result[here], found)
+    return result
+
+
+def score(graph: ChannelGraph, kind: Score = "l2", seed: int = 0) -> FloatArray:
+    """The strength of every channel, ``[channels]``, all of them above or at zero.
+
+    Args:
+        graph: the lifted network with its weights.
+        kind: ``"l2"`` and ``"l1"`` are norms of the producing kernels, ``"lasso"`` MorphNet's group
+            lasso (a mean, so that kernels of different size compare), ``"bn"`` the magnitude of the
+            BatchNorm scale (the group lasso where a channel passes none), ``"random"`` uniform.
+        seed: of ``"random"``.
+
+    Raises:
+        ModelError: a weight is NaN or infinite.
+        UnsupportedError: no such score.
+    """
+    if kind not in get_args(Score):
+        raise UnsupportedError(f"score '{kind}' is unknown; use {', '.join(get_args(Score))}")
+    if kind == "random":
+        return np.random.default_rng(seed).uniform(0.01, 1.0, len(graph.channel_group))
+    if kind == "bn":
+        found = strengths(graph, norm_scales(graph), group_lasso(1.0))
+        rest = strengths(graph, kernels(graph), group_lasso())
+        found = np.where(np.isnan(found), rest, found)
+    else:
+        norms: dict[str, Norm] = {"l2": _l2, "l1": _l1, "lasso": group_lasso()}
+        found = strengths(graph, kernels(graph), norms[kind])
+    return np.where(np.isnan(found), 1.0, found)

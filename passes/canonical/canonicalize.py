@@ -1,0 +1,187 @@
+"""Bring any ONNX model into the one form that all other passes work on.
+
+Local functions are inlined, constants folded (but never what is computed from a parameter),
+operators that do nothing dropped, weights made initializers, nodes named, and the size of every
+value known. Nothing is tied, merged or fused: batch normalizations and parameter names survive, so
+that the model can still be trained.
+
+Sizes that a model leaves open stay open: the passes ``open_batch`` and ``open_sizes`` see to that.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from morphgraph.edit import name_nodes
+from morphgraph.errors import ModelError, UnsupportedError
+from morphgraph.onnx_io import bind_inputs, escape
+from morphgraph.onnx_io.check import check_opset
+from morphgraph.ops import entry_of
+from morphgraph.passes.canonical.dynamic_batch import settle_open_batch
+from morphgraph.passes.canonical.dynamic_sizes import settle_open_sizes
+from morphgraph.passes.canonical.fold import fold_constants
+from morphgraph.passes.canonical.split_sequences import unpack_sequences
+from morphgraph.passes.canonical.symbols import open_symbols
+
+CANONICAL_KEY = "morphgraph.canonical"
+
+_MAX_INLINED_NODES = 1_000_000
+_MIN_IR_VERSION = 4  # before it, initializers had to stand among the inputs
+
+
+def canonicalize(
+    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> ir.Model:
+    """The canonical form of a model: a new model that shares its weights with the old one.
+
+    Symbolic sizes of inputs stay dynamic; a leading one is the batch. Values that depend on them
+    keep a symbolic size in ``value.shape``, and ``value.meta["static_shape"]`` says what they are
+    analysed with. A model that is canonical already is returned as it is.
+
+    Args:
+        model: any model of opset 11 or later; it is not changed.
+        input_shapes: sizes for inputs; an input named here becomes static.
+
+    Raises:
+        ModelError: operands do not fit together, or a size cannot be known; where ``input_shapes``
+            would help, the message says so.
+        UnsupportedError: an input is not a tensor.
+    """
+    if model.meta.get(CANONICAL_KEY) and not input_shapes:
+        return model
+    check_opset(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
+    bound = bind_inputs(model, input_shapes or {})
+    common.RemoveInitializersFromInputsPass()(bound)
+    bound.ir_version = max(bound.ir_version, _MIN_IR_VERSION)
+    _check_inputs(bound)
+    symbols = open_symbols(bound)
+    if not symbols:
+        return _finish(_fold(bound))
+    if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
+        return _finish(settle_open_sizes(bound, symbols, _fold_keeping))
+    settled = settle_open_batch(bound, symbols[0], _fold)
+    if settled is None:
+        settled = settle_open_sizes(bound, symbols, _fold_keeping)
+    return _finish(settled)
+
+
+def _check_inputs(model: ir.Model) -> None:
+    """Refuse inputs that are no tensors, and images with open channels."""
+    for value in model.graph.inputs:
+        where = f"input '{escape(value.name or '')}'"
+        remedy = f"give --input-shape {escape(value.name or '')}=..."
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            raise UnsupportedError(f"{where}: is not a tensor; export the model with tensor inputs")
+        if value.shape is None:
+            raise ModelError(f"{where}: its shape is not known; {remedy}")
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, int) and size > 0:
+                continue
+            is_channel = axis == 1 and len(value.shape) > 3
+            if isinstance(size, int) or is_channel:
+                raise ModelError(f"{where}: size {axis} of {value.shape} is not known; {remedy}")
+
+
+def _fold(model: ir.Model) -> ir.Model:
+    """The recipe itself, in place, for a model whose inputs are static."""
+    _fold_keeping(model, frozenset())
+    return model
+
+
+def _fold_keeping(model: ir.Model, varying: frozenset[str]) -> dict[str, object]:
+    """The recipe, keeping the nodes of some values; returns what the folded values were."""
+    _inline(model)
+    try:
+        model.graph.sort()
+    except ValueError as error:
+        raise ModelError("the graph has a cycle; export the model again") from error
+    name_nodes(model.graph)
+    folded = fold_constants(model, varying)
+    unpack_sequences(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    name_nodes(model.graph)
+    _check_shapes(model.graph)
+    return folded
+
+
+def _finish(model: ir.Model) -> ir.Model:
+    model.meta[CANONICAL_KEY] = True
+    return model
+
+
+def _inline(model: ir.Model) -> None:
+    if not model.functions:
+        return
+    _check_calls(model)
+    try:
+        common.InlinePass()(model)
+    except ValueError as error:
+        raise ModelError(f"local functions cannot be inlined: {escape(str(error))}") from error
+
+
+def _check_calls(model: ir.Model) -> None:
+    """Refuse functions that call themselves, or grow beyond all bounds once inlined."""
+    calls = {
+        identifier: Counter(node.op_identifier() for node in function.all_nodes())
+        for identifier, function in model.functions.items()
+    }
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    waiting = {
+        identifier: sum(callee in calls for callee in callees)
+        for identifier, callees in calls.items()
+    }
+    callers: dict[ir.OperatorIdentifier, list[ir.OperatorIdentifier]] = {name: [] for name in calls}
+    for identifier, callees in calls.items():
+        for callee in callees:
+            if callee in callers:
+                callers[callee].append(identifier)
+    ready = [identifier for identifier, number in waiting.items() if number == 0]
+    while ready:
+        identifier = ready.pop()
+        sizes[identifier] = _inlined_size(calls[identifier], sizes)
+        for caller in callers[identifier]:
+            waiting[caller] -= 1
+            if waiting[caller] == 0:
+                ready.append(caller)
+    stuck = [identifier for identifier in calls if identifier not in sizes]
+    if stuck:
+        raise ModelError(
+            f"function '{escape(stuck[0][1])}': calls itself; ONNX does not allow recursion"
+        )
+    main = Counter(node.op_identifier() for node in model.graph.all_nodes())
+    if _inlined_size(main, sizes) > _MAX_INLINED_NODES:
+        raise ModelError(
+            f"local functions expand to more than {_MAX_INLINED_NODES} nodes; export without them"
+        )
+
+
+def _inlined_size(
+    calls: Mapping[ir.OperatorIdentifier, int], sizes: Mapping[ir.OperatorIdentifier, int]
+) -> int:
+    return sum(number * sizes.get(callee, 1) for callee, number in calls.items())
+
+
+def _check_shapes(graph: ir.Graph) -> None:
+    for node in graph:
+        for value in node.outputs:
+            known = value.shape is not None and all(isinstance(size, int) for size in value.shape)
+            if value.name and not (known and value.dtype is not None):
+                raise ModelError(
+                    f"node '{escape(node.name or '')}' ({escape(node.op_type)}): the size of its "
+                    f"result '{escape(value.name)}' cannot be known; {_make_known(node)}"
+                )
+
+
+def _make_known(node: ir.Node) -> str:
+    """How the size of a node's results can become known, as it stands in a message."""
+    if onnx.defs.has(node.op_type, node.domain):
+        return "declare it in the model's value_info, or export with fixed shapes"
+    entry = entry_of(node.op_type, node.domain)
+    if entry is None:
+        return "teach the operator (mg.register, --ops), or declare it in the model's value_info"
+    where = f" ({entry.origin})" if entry.origin else ""
+    return f"give its `register`{where} a shape function, or declare it in the model's value_info"

@@ -1,0 +1,1 @@
+"""Whether a resized model computes what the masked original computes."""

@@ -1,0 +1,1 @@
+"""From facts and budgets to a plan: which channels stay."""

@@ -1,0 +1,178 @@
+"""Budgets as numbers: what costs must not exceed, and whether any network meets that."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from morphgraph.errors import ArgumentError, BudgetError
+from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.onnx_io import escape
+from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.analysis.polynomial import Cost
+from morphgraph.passes.planning.bounds import Limits, viable_widths
+
+Budget = Mapping[str, str | float | int]
+"""Per cost an amount or a share.
+
+Costs are spelled as :func:`~morphgraph.passes.analysis.cost.cost` takes them.
+"""
+
+_AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-z]*)\s*", re.IGNORECASE)
+_SCALES = {
+    "": 1.0,
+    "k": 1e3,
+    "m": 1e6,
+    "g": 1e9,
+    "t": 1e12,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "kib": 2.0**10,
+    "mib": 2.0**20,
+    "gib": 2.0**30,
+    "us": 1e-3,
+    "ms": 1.0,
+    "s": 1e3,
+}
+# What suffixes that are no mere multiples measure.
+_MEASURES = dict.fromkeys(("kb", "mb", "gb", "kib", "mib", "gib"), "bytes")
+_MEASURES |= dict.fromkeys(("us", "ms", "s"), "ms")
+
+
+def parse_amount(text: str | float | int, present: float, unit_of_cost: str) -> float:
+    """A budget as a number: absolute (``"300M"``, ``"5ms"``, ``2e6``) or a share (``"50%"``).
+
+    Args:
+        text: the amount; a suffix of time or memory fits costs in ``"ms"`` or ``"bytes"`` alone.
+        present: what ``"100%"`` stands for.
+        unit_of_cost: of ``present`` and of the result, as
+            :class:`~morphgraph.passes.analysis.polynomial.Cost` names it.
+
+    >>> parse_amount("50%", 80.0, "FLOPs"), parse_amount("300M", 1.0, "FLOPs")
+    (40.0, 300000000.0)
+
+    Raises:
+        ArgumentError: it is no amount, or one of something else.
+    """
+    match = _AMOUNT.fullmatch(str(text))
+    unit = match.group(2).lower() if match else "?"
+    if match is None or (unit != "%" and unit not in _SCALES):
+        raise ArgumentError(
+            f"budget '{escape(str(text))}' is no amount; write 50%, 300M, 2e6 or 5ms"
+        )
+    number = float(match.group(1))
+    if not math.isfinite(number) or _MEASURES.get(unit, unit_of_cost) != unit_of_cost:
+        raise ArgumentError(
+            f"budget '{escape(str(text))}' is no amount of {unit_of_cost}; write 50%, or a number"
+        )
+    return number / 100 * present if unit == "%" else number * _SCALES[unit]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A budget: a cost, and the amount that it must not exceed."""
+
+    kind: str
+    cost: Cost
+    limit: float
+
+    def holds(self, widths: IntArray) -> bool:
+        """Whether a network with these group widths, ``[groups]``, is within the budget."""
+        return self.cost.at(widths) <= self.limit
+
+
+def goals_of(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[Goal]:
+    """Budgets as absolute amounts; shares are of the present cost."""
+    goals = []
+    for kind, amount in budget.items():
+        resource = cost(graph, kind, convention=convention)
+        goals.append(
+            Goal(resource.kind, resource, parse_amount(amount, resource.total, resource.unit))
+        )
+    return goals
+
+
+def require_reachable(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> None:
+    """Refuse a budget that the narrowest network within the limits does not meet.
+
+    Raises:
+        BudgetError: names the budget, and the lowest that can be met.
+    """
+    narrowest = np.array([limits.floor(group) for group in graph.groups], dtype=np.int64)
+    lowest = viable_widths(graph, narrowest, limits)
+    for goal in goals:
+        least = goal.cost.at(lowest)
+        if least > goal.limit:
+            raise unreachable(graph, goal, least)
+
+
+def fits(goals: Sequence[Goal], widths: IntArray) -> bool:
+    """Whether a network with these group widths is within all budgets."""
+    return all(goal.holds(widths) for goal in goals)
+
+
+def filled(
+    goals: Sequence[Goal],
+    widths: IntArray,
+    proportions: IntArray,
+    ceilings: IntArray,
+    round_to: int,
+) -> IntArray:
+    """Widths that use what rounding left of the budgets, one grid step of one group at a time.
+
+    First is the group that rounding took most from: the narrowest for its proportion. In the end no
+    single step of any group fits. Costs grow with every width, so a step that does not fit never
+    will.
+
+    Args:
+        goals: budgets that ``widths`` meet.
+        widths: where to begin, ``[groups]``. A group of width 0 stays dead.
+        proportions: the widths are a multiple of these, but for the rounding, ``[groups]``.
+        ceilings: the widest that every group may get, ``[groups]``.
+        round_to: the grid; a group whose ceiling is off the grid may end there.
+    """
+    found = widths.copy()
+    open_ones = set(np.flatnonzero((widths > 0) & (widths < ceilings)).tolist())
+    while open_ones:
+        index = min(open_ones, key=lambda k: (found[k] / proportions[k], k))
+        before = int(found[index])
+        found[index] = min(ceilings[index], (before // round_to + 1) * round_to)
+        if not fits(goals, found):
+            found[index] = before
+            open_ones.remove(index)
+        elif found[index] == ceilings[index]:
+            open_ones.remove(index)
+    return found
+
+
+def all_pinned(graph: ChannelGraph) -> str:
+    """The reasons why nothing can shrink; empty where something can."""
+    if any(group.resizable for group in graph.groups):
+        return ""
+    reasons = sorted({group.reason or "" for group in graph.groups})
+    return f"every group keeps its size ({'; '.join(reasons[:5])})"
+
+
+def unreachable(graph: ChannelGraph, goal: Goal, least: float) -> BudgetError:
+    """The error that says that a budget cannot be met, and the lowest that can."""
+    pinned = all_pinned(graph)
+    remedy = (
+        f"{pinned}; see `analyze`"
+        if pinned
+        else "raise the budget, lower min-width or round-to, or exclude less"
+    )
+    return BudgetError(
+        f"budget {goal.kind}={goal.limit:.12g} cannot be met: the lowest that can is "
+        f"{least:.12g} {goal.cost.unit} ({least / goal.cost.total:.1%} of the model); {remedy}"
+    )
+
+
+def shown_costs(graph: ChannelGraph, goals: Sequence[Goal], convention: Convention) -> list[Cost]:
+    """The costs that every plan states, and those of its budgets."""
+    always = [cost(graph, kind, convention=convention) for kind in ("flops", "params")]
+    return list(
+        {resource.kind: resource for resource in (*always, *(g.cost for g in goals))}.values()
+    )

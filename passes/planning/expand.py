@@ -1,0 +1,281 @@
+"""Pass ``expand``: the largest uniform width multiplier on a plan's widths that still fits.
+
+MorphNet's third step (Gordon et al., CVPR 2018, algorithm 1): after shrinking, all widths are
+multiplied by the largest omega for which F(omega * widths) stays within the budget. A width is
+rounded down to its grid, so that F is a staircase in omega: the search is over its steps, and
+exact. What rounding leaves of the budget is then filled, one grid step of one group at a time.
+"""
+
+import math
+import warnings
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
+from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.onnx_io import escape
+from morphgraph.passes.analysis.channel_sources import readers
+from morphgraph.passes.analysis.cost import Convention
+from morphgraph.passes.analysis.score import Score
+from morphgraph.passes.analysis.selection import Kept
+from morphgraph.passes.planning.bounds import Limits, require_match
+from morphgraph.passes.planning.build import scores_of
+from morphgraph.passes.planning.constraints import Budget, Goal, filled, fits, goals_of, shown_costs
+from morphgraph.plans import MAX_NEW_CHANNELS, Change, Plan, make_plan
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def expand(
+    graph: ChannelGraph,
+    plan: Plan,
+    budget: Budget,
+    *,
+    round_to: int = 1,
+    min_width: int = 1,
+    max_growth: float | None = None,
+    max_width: Mapping[str, int] | None = None,
+    fill: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    score: Score | FloatArray = "l2",
+    convention: Convention = "default",
+) -> Plan:
+    """Multiply a plan's widths by one factor, the largest that every budget allows.
+
+    Groups grow behind the channels that stay; the resized network computes what it computed
+    before, since nothing reads the new channels yet. Groups of which that could not be said keep
+    their width (an operator normalizes over them, sums over them without weights, or would take
+    their copies for other channels), and so do pinned ones. Groups that the plan lets die stay
+    dead.
+
+    Args:
+        graph: the network that the plan is for.
+        plan: what stays of it, for example of :func:`morphgraph.plan` or ``Regularizer.plan``.
+        budget: per cost an amount, or a share of the original network's.
+        round_to: widths that grow become multiples of this.
+        min_width: narrower groups are raised to this first, before any other grows; if that is
+            above a budget, to the largest width that all of them can be raised to.
+        max_growth: no group gets wider than this many times its width in ``graph``. Layers that
+            cost little would grow without bound where shrinking and growing take turns.
+        max_width: per glob over group ids, names and producers the widest that a group may get.
+        fill: use what rounding leaves of the budget, one grid step of one group at a time, first
+            where rounding took most. Without it, all widths are those of the multiplier.
+        include, exclude: globs over group ids, names and producers.
+        score: where the plan is above a budget, so that the factor is below 1, the channels of
+            highest score stay.
+        convention: of the costs.
+
+    >>> import morphgraph as mg
+    >>> from morphgraph.testing.examples import image, residual_cnn
+    >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
+    >>> small = mg.plan(graph, {"flops": "25%"})
+    >>> wide = mg.expand(graph, small, {"flops": "50%"})
+    >>> 0.49 < wide.cost["flops"].after / wide.cost["flops"].before <= 0.5
+    True
+
+    Raises:
+        ArgumentError: a bound makes no sense.
+        BudgetError: the plan's groups are above a budget even at their narrowest.
+        PlanError: the plan is for another network.
+        UnsupportedError: unknown cost or amount, or a glob that names no group.
+    """
+    limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
+    limits.check(graph)
+    goals = goals_of(graph, budget, convention)
+    keep: Mapping[int, IntArray] = plan.kept(graph)
+    kept = np.array([len(keep.get(g.index, g.channels)) for g in graph.groups])
+    start = plan.widths(graph)
+    if fits(goals, start):
+        widest = np.minimum(_bounds(graph, max_growth, max_width or {}), kept + MAX_NEW_CHANNELS)
+        on_grid = np.maximum(start, widest // round_to * round_to)
+        ceilings = np.where(_growable(graph, limits, keep), on_grid, start)
+        floors = _floors(start, ceilings, goals, limits)
+    else:
+        ceilings = start
+        floors = _narrowest(graph, start, goals, limits)
+    growth = Growth(start, floors, ceilings, round_to)
+    omega = growth.largest(goals)
+    widths = growth.widths(omega)
+    if fill:
+        widths = filled(goals, widths, start, ceilings, round_to)
+    if (widths < kept).any():
+        keep = _strongest_of(graph, keep, widths, score)
+    request: dict[str, Any] = {
+        "expand": {kind: str(amount) for kind, amount in budget.items()},
+        "omega": omega,
+        "round_to": round_to,
+        "min_width": min_width,
+        "max_growth": max_growth,
+        "max_width": dict(max_width or {}),
+        "fill": fill,
+        "of": plan.request,
+    }
+    added = {int(k): int(widths[k] - kept[k]) for k in np.flatnonzero(widths > kept)}
+    costs = shown_costs(graph, goals, convention)
+    changes = {c.kind: Change(c.total, c.at(widths)) for c in costs}
+    return make_plan(graph, keep, request, changes, added)
+
+
+def _narrowest(
+    graph: ChannelGraph, start: IntArray, goals: Sequence[Goal], limits: Limits
+) -> IntArray:
+    """How narrow groups may get where a plan is above a budget; what it keeps does not die."""
+    least = np.array([max(limits.floor(group), limits.least(group)) for group in graph.groups])
+    floors: IntArray = np.minimum(start, least)
+    for goal in goals:
+        need = goal.cost.at(floors)
+        if need > goal.limit:
+            raise BudgetError(
+                f"budget {goal.kind}={goal.limit:.12g} cannot be met: the plan's groups need "
+                f"{need:.12g} {goal.cost.unit} at their narrowest; raise the budget, or shrink "
+                "further with `plan`"
+            )
+    return floors
+
+
+def _strongest_of(
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    widths: IntArray,
+    score: Score | FloatArray,
+) -> dict[int, IntArray]:
+    """The channels of highest score among those that a plan keeps, as many as widths allow."""
+    scores = scores_of(graph, score, 0)
+    found = {}
+    for group in graph.groups:
+        kept = keep.get(group.index, np.arange(group.width))
+        order = np.argsort(scores[group.channels[kept]], kind="stable")
+        found[group.index] = np.sort(kept[order[max(0, len(kept) - int(widths[group.index])) :]])
+    return found
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The staircase of widths over omega, all arrays ``[groups]``.
+
+    >>> growth = Growth(np.array([3, 10]), np.array([4, 10]), np.array([9, 18]), round_to=2)
+    >>> growth.widths(1.0).tolist(), growth.widths(1.7).tolist(), growth.widths(5.0).tolist()
+    ([4, 10], [4, 16], [9, 18])
+
+    Attributes:
+        start: the widths that omega multiplies.
+        floors, ceilings: what a width is never below and never above.
+        round_to: the grid; products are rounded down to it.
+    """
+
+    start: IntArray
+    floors: IntArray
+    ceilings: IntArray
+    round_to: int
+
+    def widths(self, omega: float) -> IntArray:
+        """The widths at one multiplier."""
+        # One part in 10^12 up: omega = k * round_to / width must give k steps, however it rounds.
+        steps = np.floor(omega * self.start / self.round_to * (1 + 1e-12)).astype(np.int64)
+        found: IntArray = np.clip(steps * self.round_to, self.floors, self.ceilings)
+        return found
+
+    def largest(self, goals: Sequence[Goal]) -> float:
+        """The largest omega that fits, among those at which some width changes.
+
+        The floors must fit. Below 1 it is where the widths to start from do not.
+        """
+        low, high = 1.0, 2.0
+        while not fits(goals, self.widths(low)):
+            low, high = low / 2, low
+        while fits(goals, self.widths(high)) and (self.widths(high) < self.ceilings).any():
+            low, high = high, 2 * high
+        steps = self._steps(low, high)
+        # Costs grow with omega, so that the steps that fit come first; ``low`` is one of them.
+        first = bisect_left(steps, True, key=lambda omega: not fits(goals, self.widths(omega)))
+        return float(steps[first - 1])
+
+    def _steps(self, low: float, high: float) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """The multipliers from ``low`` to ``high`` at which some width changes, ascending."""
+        steps = [np.array([low])]
+        for width, floor, ceiling in zip(self.start, self.floors, self.ceilings, strict=True):
+            if width > 0 and floor < ceiling:
+                last = min(high * width, math.ceil(ceiling / self.round_to) * self.round_to)
+                counts = np.arange(int(low * width / self.round_to), int(last / self.round_to) + 1)
+                steps.append(counts * self.round_to / width)
+        found = np.unique(np.concatenate(steps))
+        return found[(found >= low) & (found <= high)]
+
+
+def _bounds(
+    graph: ChannelGraph, max_growth: float | None, max_width: Mapping[str, int]
+) -> IntArray:
+    """The widest that every group may get by the user's bounds, ``[groups]``."""
+    factor = math.inf if max_growth is None else max_growth
+    if not factor >= 1:
+        raise ArgumentError(f"max_growth={max_growth}: give a number from 1")
+    products = np.floor(factor * (1 + 1e-12) * graph.widths)
+    widest: IntArray = np.minimum(products, 2.0**62).astype(np.int64)
+    for pattern, width in max_width.items():
+        if width < 1:
+            raise ArgumentError(
+                f"max_width '{escape(pattern)}={width}': give a whole number from 1"
+            )
+        for group in require_match(graph, pattern, "max_width"):
+            widest[group.index] = min(widest[group.index], width)
+    return widest
+
+
+def _floors(start: IntArray, ceilings: IntArray, goals: Sequence[Goal], limits: Limits) -> IntArray:
+    """Widths with the narrowest raised to one level: ``min_width``, or as near as budgets allow."""
+    grid, least = limits.round_to, limits.min_width
+    wanted = math.ceil(least / grid) * grid
+    narrow = (start > 0) & (start < np.minimum(least, ceilings))
+
+    def raised(level: int) -> IntArray:
+        found: IntArray = np.where(narrow, np.maximum(start, np.minimum(level, ceilings)), start)
+        return found
+
+    levels = range(wanted, 0, -grid)
+    level = next((level for level in levels if fits(goals, raised(level))), 0)
+    if narrow.any() and level < wanted:
+        warnings.warn(
+            f"min_width={least}: the budget has no room for it; narrow groups are raised to "
+            f"{level or 'no more'} channels",
+            MorphWarning,
+            stacklevel=3,
+        )
+    return raised(level)
+
+
+def _growable(graph: ChannelGraph, limits: Limits, keep: Mapping[int, IntArray]) -> Flags:
+    """Groups that may grow without a change of what the network computes, ``[groups]``."""
+    silent = {
+        graph.node_class[graph.dim(source.parameter, source.axis)] for source in readers(graph)
+    }
+    couplings = graph.couplings
+    covered: set[int] = set()
+    summed: set[int] = set()
+    for edge in couplings.edges:
+        node = graph.nodes[edge.node]
+        if couplings.factors[edge.factor - len(couplings.dims)].name not in node.contracted:
+            continue
+        summed.add(edge.factor)
+        weight = couplings.dims[edge.dim].value in couplings.weights
+        if weight and node.macs and graph.node_class[edge.dim] in silent:
+            covered.add(edge.factor)
+    blocked: set[int] = set()
+    matrix = graph.per_channel
+    for factor in summed - covered:
+        kind = graph.node_class[factor]
+        blocked.update(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
+    free = {
+        group.index
+        for group in graph.groups
+        if limits.allows(group) and not group.statistical and group.index not in blocked
+        # A group that keeps no channel has none to copy.
+        if len(keep.get(group.index, group.channels))
+    }
+    while misfits := Kept(graph, keep, dict.fromkeys(free, 1)).misfits(free):
+        free -= misfits
+    return np.array([group.index in free for group in graph.groups])

@@ -1,0 +1,227 @@
+"""Pass ``budget``: which channels stay so that the network's costs fit.
+
+Channels leave one by one (or one rounding step at a time) on a single removal path, which depends
+on scores, costs and options, not on the budget: a smaller budget keeps a subset of what a larger
+one keeps. The next to leave is the one that the network misses least per unit of cost it frees::
+
+    loss(channel)  = share(group) * score(channel) / live(group) / (live(group) / all(group))
+    gain(channel)  = sum over budgets of dF/d(width) / F0          (live, exact)
+
+where ``share`` is the group's width times its marginal cost in the original network, ``all`` the
+sum of the group's scores and ``live`` the sum of those that are left. Scores of different layers
+are not on one scale, so they count as shares of what is left of their group. The second division
+keeps groups in step: in a product of two widths, halving either frees the same, and whichever came
+first would shrink alone. With equal scores every group shrinks nearly alike, and the path is the
+width multiplier.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.passes.analysis.cost import Convention
+from morphgraph.passes.analysis.liveness import closed, is_viable
+from morphgraph.passes.analysis.polynomial import Cost
+from morphgraph.passes.analysis.score import Score
+from morphgraph.passes.planning.bounds import Limits, mortal, viable_widths
+from morphgraph.passes.planning.build import finish, scores_of
+from morphgraph.passes.planning.constraints import (
+    Budget,
+    Goal,
+    goals_of,
+    require_reachable,
+    shown_costs,
+    unreachable,
+)
+from morphgraph.plans import Plan
+
+
+def plan(
+    graph: ChannelGraph,
+    budget: Budget,
+    *,
+    score: Score | FloatArray = "l2",
+    round_to: int = 1,
+    min_width: int = 1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    convention: Convention = "default",
+) -> Plan:
+    """The plan that meets every budget and keeps what the network uses most.
+
+    Args:
+        graph: the lifted network.
+        budget: per cost (``"flops"``, ``"params"``, ...) an amount or a share of the present cost.
+        score: a kind of score, or a number per channel, ``[channels]``.
+        round_to: widths that change become multiples of this.
+        min_width: no group gets narrower; with 0 groups may die, and layers vanish.
+        include, exclude: globs over group ids, names and producers.
+        seed: of ``score="random"``.
+        convention: of the costs.
+
+    Raises:
+        BudgetError: no plan meets the budget; says the lowest that can be met.
+        ModelError: a weight is NaN.
+        UnsupportedError: unknown cost, score or amount, or a glob that names no group.
+    """
+    limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
+    limits.check(graph)
+    goals = goals_of(graph, budget, convention)
+    scores = scores_of(graph, score, seed)
+    path = _Path(graph, [goal.cost for goal in goals], scores, limits)
+    path.walk(goals)
+    request: dict[str, Any] = {
+        "budget": {kind: str(amount) for kind, amount in budget.items()},
+        "score": score if isinstance(score, str) else "given",
+        "round_to": round_to,
+        "min_width": min_width,
+        "include": list(include),
+        "exclude": list(exclude),
+        "seed": seed,
+        "convention": convention,
+    }
+    return finish(graph, path.kept(), request, shown_costs(graph, goals, convention))
+
+
+def continue_plan(
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    scores: FloatArray,
+    budget: Budget,
+    shown: Cost,
+    limits: Limits,
+) -> Plan:
+    """A plan that keeps these channels, and fewer where a budget is not met yet.
+
+    Args:
+        graph: the lifted network.
+        keep: per group index the channels that stay; rounding drops or restores a few.
+        scores: strength per channel, ``[channels]``.
+        budget: amounts to be met; may be empty.
+        shown: the cost that the plan states beside the budgeted ones.
+        limits: rounding grid, floor, and the groups that may change.
+
+    Raises:
+        BudgetError: the budget cannot be met.
+    """
+    goals = goals_of(graph, budget, "default")
+    scores = scores.copy()
+    widths = graph.widths.copy()
+    for index, kept in keep.items():
+        group = graph.groups[index]
+        if limits.allows(group):
+            lifted = np.zeros(group.width)
+            lifted[kept] = 1.0 + float(scores[group.channels].max(initial=0.0))
+            scores[group.channels] += lifted
+            widths[index] = limits.nearest(group, len(kept))
+    widths = viable_widths(graph, widths, limits)
+    path = _Path(graph, [goal.cost for goal in goals] or [shown], scores, limits, widths)
+    path.walk(goals)
+    request: dict[str, Any] = {"trained": True, "round_to": limits.round_to}
+    if budget:
+        request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
+    costs = {goal.kind: goal.cost for goal in goals} | {shown.kind: shown}
+    return finish(graph, path.kept(), request, list(costs.values()))
+
+
+class _Path:
+    """The removal path: a state of widths that shrinks step by step."""
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        costs: Sequence[Cost],
+        scores: FloatArray,
+        limits: Limits,
+        widths: IntArray | None = None,
+    ) -> None:
+        self.graph = graph
+        self.costs = [(resource, max(resource.total, 1e-30)) for resource in costs]
+        self.limits = limits
+        self.mortal = mortal(graph, limits)
+        self.widths = graph.widths.astype(np.float64)
+        self.order: list[IntArray] = []
+        self.prefix: list[FloatArray] = []
+        for group in graph.groups:
+            mine = scores[group.channels]
+            order = np.argsort(mine, kind="stable")
+            self.order.append(order)
+            self.prefix.append(np.concatenate([[0.0], np.cumsum(np.maximum(mine[order], 0.0))]))
+        share = self._marginals() * self.widths
+        self.share = np.where(share > 0, share, share[share > 0].mean() if share.any() else 1.0)
+        if widths is not None:
+            self.widths = widths.astype(np.float64)
+        self.next = np.array(
+            [limits.below(g, int(w)) for g, w in zip(graph.groups, self.widths, strict=True)]
+        )
+        self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
+
+    def walk(self, goals: Sequence[Goal]) -> None:
+        """Go on until every budget is met."""
+        if self.limits.min_width > 0:
+            require_reachable(self.graph, goals, self.limits)
+        while over := [goal for goal in goals if goal.cost.at(self.widths) > goal.limit]:
+            if not self._step():
+                raise unreachable(self.graph, over[0], over[0].cost.at(self.widths))
+
+    def _step(self) -> bool:
+        """Remove the next channels; whether there were any that free something."""
+        marginals = self._marginals()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            price = np.where(marginals > 0, self.loss / marginals, np.inf)
+        index = int(np.argmin(price))
+        if not np.isfinite(price[index]):
+            return False
+        if self.next[index] == 0:
+            self._kill(index)
+            return True
+        group = self.graph.groups[index]
+        self.widths[index] = self.next[index]
+        self.next[index] = self.limits.below(group, int(self.next[index]))
+        self.loss[index] = self._loss(index)
+        return True
+
+    def _kill(self, index: int) -> None:
+        """Let a group die, and what becomes useless with it; or never, if nothing were left.
+
+        A set of dead groups that leaves no network leaves none with more of them.
+        """
+        dead = frozenset(np.flatnonzero(self.widths == 0).tolist()) | {index}
+        if is_viable(self.graph, dead):
+            changed = closed(self.graph, dead, self.mortal)
+            self.widths[list(changed)] = 0
+            self.next[list(changed)] = 0
+        else:
+            changed = frozenset({index})
+            self.next[index] = self.widths[index]
+        for other in changed:
+            self.loss[other] = self._loss(other)
+
+    def _loss(self, index: int) -> float:
+        """Loss per channel of the group's next step; infinite at the floor."""
+        removed = self.graph.groups[index].width - int(self.widths[index])
+        step = int(self.widths[index] - self.next[index])
+        if step <= 0:
+            return float("inf")
+        prefix = self.prefix[index]
+        live = prefix[-1] - prefix[removed]
+        lost = prefix[removed + step] - prefix[removed]
+        fraction = lost * prefix[-1] / live**2 if live > 0 else 0.0
+        return float(self.share[index] * fraction / step)
+
+    def _marginals(self) -> FloatArray:
+        """Relative cost that one channel of every group frees now, over all budgets."""
+        total = np.zeros(len(self.widths))
+        for resource, initial in self.costs:
+            total += resource.gradient(self.widths) / initial
+        return total
+
+    def kept(self) -> dict[int, IntArray]:
+        """Per group index the channels that stay."""
+        return {
+            group.index: np.sort(order[group.width - int(width) :])
+            for group, order, width in zip(self.graph.groups, self.order, self.widths, strict=True)
+        }

@@ -1,0 +1,128 @@
+"""Widths without a removal path: the width multiplier, and widths by hand."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from morphgraph.errors import UnsupportedError
+from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.onnx_io import escape
+from morphgraph.passes.analysis.cost import Convention
+from morphgraph.passes.analysis.liveness import require_viable
+from morphgraph.passes.analysis.score import Score
+from morphgraph.passes.planning.bounds import Limits, require_match, viable_widths
+from morphgraph.passes.planning.build import finish, strongest
+from morphgraph.passes.planning.constraints import (
+    Budget,
+    Goal,
+    filled,
+    fits,
+    goals_of,
+    require_reachable,
+    shown_costs,
+)
+from morphgraph.plans import Plan
+
+
+def uniform(
+    graph: ChannelGraph,
+    ratio: float | None = None,
+    *,
+    budget: Budget | None = None,
+    score: Score | FloatArray = "l2",
+    round_to: int = 1,
+    min_width: int = 1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    convention: Convention = "default",
+) -> Plan:
+    """The width multiplier: every group times one ratio, the naive baseline.
+
+    Give the ``ratio`` (0 to 1), or a ``budget`` that the largest ratio is found for. What rounding
+    then leaves of the budget is filled, one grid step at a time, where rounding took most: a
+    baseline that wastes a part of its budget would be none. Within a group the channels with the
+    highest score stay.
+
+    Raises:
+        BudgetError: no ratio meets the budget.
+        UnsupportedError: the ratio is not above 0 and at most 1, or a glob names no group.
+    """
+    limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
+    limits.check(graph)
+    goals = goals_of(graph, budget or {}, convention)
+    fill = ratio is None
+    if ratio is None:
+        ratio = _largest_ratio(graph, goals, limits)
+    if not 0 < ratio <= 1:
+        raise UnsupportedError(
+            f"uniform ratio {ratio} is out of range; give one above 0, at most 1"
+        )
+    widths = _scaled(graph, ratio, limits)
+    if fill:
+        ceilings = np.array([g.width if limits.allows(g) else 0 for g in graph.groups])
+        widths = filled(goals, widths, graph.widths, ceilings, round_to)
+    request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
+    if budget:
+        request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
+    return finish(
+        graph, strongest(graph, widths, score, seed), request, shown_costs(graph, goals, convention)
+    )
+
+
+def set_widths(
+    graph: ChannelGraph,
+    widths: Mapping[str, int],
+    *,
+    score: Score | FloatArray = "l2",
+    seed: int = 0,
+) -> Plan:
+    """Widths by hand: per glob over group ids, names and producers a width, 0 where it is to go.
+
+    Raises:
+        PlanError: nothing would be left of the network.
+        UnsupportedError: a glob matches no group, or a width does not fit.
+    """
+    wanted = graph.widths.copy()
+    for pattern, width in widths.items():
+        matching = require_match(graph, pattern, "set")
+        free = [group for group in matching if group.resizable]
+        if not free:
+            raise UnsupportedError(
+                f"set '{escape(pattern)}': '{escape(matching[0].name)}' cannot be resized "
+                f"({matching[0].reason})"
+            )
+        for group in free:
+            if not 0 <= width <= group.width:
+                raise UnsupportedError(
+                    f"set '{escape(pattern)}={width}': '{escape(group.name)}' has "
+                    f"{group.width} channels; give a width from 0 to that"
+                )
+            wanted[group.index] = width
+    require_viable(graph, np.flatnonzero(wanted == 0).tolist())
+    request = {"set": dict(widths)}
+    return finish(
+        graph, strongest(graph, wanted, score, seed), request, shown_costs(graph, (), "default")
+    )
+
+
+def _scaled(graph: ChannelGraph, ratio: float, limits: Limits) -> IntArray:
+    widths = [limits.nearest(group, ratio * group.width) for group in graph.groups]
+    return viable_widths(graph, np.array(widths, dtype=np.int64), limits)
+
+
+def _largest_ratio(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> float:
+    """Bisect for the largest ratio whose widths meet every budget."""
+
+    def allowed(ratio: float) -> bool:
+        return fits(goals, _scaled(graph, ratio, limits))
+
+    low, high = 1e-9, 1.0
+    if allowed(high):
+        return high
+    require_reachable(graph, goals, limits)
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if allowed(middle) else (low, middle)
+    return low

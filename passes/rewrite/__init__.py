@@ -1,0 +1,1 @@
+"""From a channel graph and a plan to another ONNX model."""

@@ -1,0 +1,168 @@
+"""Pass ``mask``: the original network with removed channels silenced.
+
+At each operator that sums over an axis, the activation's removed positions are set to zero; the
+original then computes what the resized network computes. Where no activation operand has the axis
+(the norm of a weight, the state inside a recurrent layer), the weight's positions are. Where an
+operator normalizes, averages or competes over an axis, the kept positions are gathered, the
+operator runs on them, and its results are scattered back: there a removal is exact in this sense
+only.
+
+The masked model shares with ``resize`` the knowledge which positions of an axis stay, and nothing
+else: no weight is sliced, no attribute touched.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.edit import Editor, resize_axis
+from morphgraph.graph import ChannelGraph, Edge, IntArray
+from morphgraph.onnx_io import static_shape
+from morphgraph.passes.analysis.selection import Kept
+
+
+def mask(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
+    """The original model in its own size, computing what the resized one should compute.
+
+    Args:
+        graph: the lifted network.
+        keep: per group index the channels that stay, ascending; groups left out stay whole.
+    """
+    return _Masker(graph, keep).run()
+
+
+class _Masker:
+    def __init__(self, graph: ChannelGraph, keep: Mapping[int, IntArray]) -> None:
+        self.graph = graph
+        self.kept = Kept(graph, keep)
+        self.model = graph.model.clone()
+        self.editor = Editor(self.model)
+
+    def run(self) -> ir.Model:
+        edges: dict[int, list[Edge]] = {}
+        for edge in self.graph.couplings.edges:
+            edges.setdefault(edge.node, []).append(edge)
+        copies = list(self.model.graph)
+        for number, node in enumerate(self.graph.nodes):
+            names = {factor: name for name, factor in node.factors.items()}
+            on_activation = {e.factor for e in edges.get(number, ()) if self._is_activation(e)}
+            for edge in edges.get(number, ()):
+                kept = self.kept.node(edge.dim)
+                if kept is None:
+                    continue
+                axis = self.graph.couplings.dims[edge.dim].axis
+                if names[edge.factor] in node.contracted:
+                    if edge.port >= 0 and (
+                        self._is_activation(edge) or edge.factor not in on_activation
+                    ):
+                        self._silence(copies[number], edge, axis, kept)
+                elif (
+                    names[edge.factor] in node.statistical
+                    # Of (g c), statistics over c stay as they were where whole groups g go.
+                    and self.kept.node(edge.factor) is not None
+                    # Over no channels there is nothing to compute, and nobody reads it.
+                    and len(kept)
+                ):
+                    self._detour(copies[number], edge.port, axis, kept)
+        return self.model
+
+    def _is_activation(self, edge: Edge) -> bool:
+        """Whether the factor stands there on an operand that the input decides."""
+        couplings = self.graph.couplings
+        return edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.weights
+
+    def _silence(self, node: ir.Node, edge: Edge, axis: int, kept: IntArray) -> None:
+        """Put what adds nothing into an operand's removed positions: 0, or its zero point."""
+        value = node.inputs[edge.port]
+        assert value is not None
+        shape = static_shape(value)
+        stays = np.zeros(shape[axis], dtype=bool)
+        stays[kept] = True
+        stays = stays.reshape([size if k == axis else 1 for k, size in enumerate(shape)])
+        holder = self.graph.nodes[edge.node].silent.get(edge.port)
+        nothing = node.inputs[holder] if holder is not None and holder < len(node.inputs) else None
+        if nothing is None:
+            nothing = self._constant(value, "nothing", np.zeros((), dtype=_dtype(value)))
+        operands, wide = [value, nothing], _WIDE.get(_dtype(value).name)
+        if wide is not None:
+            operands = [self._cast(node, operand, wide) for operand in operands]
+        operands = [self._constant(value, "stays", stays), *operands]
+        masked = self._insert(node, "Where", operands, operands[1])
+        if wide is not None and value.dtype is not None:
+            masked = self._cast(node, masked, value.dtype)
+        node.replace_input_with(edge.port, masked)
+
+    def _cast(self, node: ir.Node, value: ir.Value, to: ir.DataType) -> ir.Value:
+        cast = self._insert(node, "Cast", [value], value, to=to)
+        cast.type = ir.TensorType(to)
+        return cast
+
+    def _detour(self, node: ir.Node, port: int, axis: int, kept: IntArray) -> None:
+        """Let an operator see kept positions only, and put its results back where they belong."""
+        if port >= 0:
+            value = node.inputs[port]
+            assert value is not None
+            operands = [value, self._constant(value, "stays", kept)]
+            gathered = self._insert(node, "Gather", operands, value, axis=axis)
+            resize_axis(gathered, axis, len(kept))
+            node.replace_input_with(port, gathered)
+            return
+        value = node.outputs[~port]
+        shape = static_shape(value)
+        pads = np.zeros(2 * len(shape), dtype=np.int64)
+        pads[len(shape) + axis] = 1
+        place = np.full(shape[axis], len(kept), dtype=np.int64)
+        place[kept] = np.arange(len(kept))
+        users = list(value.uses())
+        operands = [value, self._constant(value, "pads", pads)]
+        padded = self._insert(node, "Pad", operands, value, after=True)
+        source = padded.producer()
+        assert source is not None
+        operands = [padded, self._constant(value, "place", place)]
+        whole = self._insert(source, "Gather", operands, value, after=True, axis=axis)
+        for user, index in users:
+            user.replace_input_with(index, whole)
+        # ONNX Runtime plans its memory by the shapes that are stated.
+        resize_axis(value, axis, len(kept))
+        resize_axis(padded, axis, len(kept) + 1)
+
+    def _insert(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: list[ir.Value],
+        like: ir.Value,
+        *,
+        after: bool = False,
+        **attributes: int,
+    ) -> ir.Value:
+        """A new node beside another; its result has the other value's type and shape."""
+        return self.editor.insert(
+            op_type,
+            inputs,
+            attributes,
+            name=f"{node.name}_mask",
+            result=f"{like.name}_masked",
+            like=like,
+            before=None if after else node,
+            after=node if after else None,
+        )
+
+    def _constant(self, value: ir.Value, what: str, array: np.ndarray[Any, Any]) -> ir.Value:
+        return self.editor.constant(f"{value.name}_{what}", array)
+
+
+# Types for which ONNX Runtime has no Where, and those that hold all their numbers.
+_WIDE = {
+    "bfloat16": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT,
+    "int8": ir.DataType.INT32,
+    "int16": ir.DataType.INT32,
+    "uint16": ir.DataType.INT32,
+}
+
+
+def _dtype(value: ir.Value) -> np.dtype[Any]:
+    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
