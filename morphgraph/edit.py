@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.arrays import Array
 from morphgraph.onnx_io import STATIC_SHAPE_KEY, static_shape
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Attributes = Mapping[str, Any]
 
 

@@ -2,7 +2,8 @@
 
 A *dim* is one axis of one value, a *factor* one letter of one operator's notation. An edge says
 that the factor stands on that axis, and its index map which positions belong to which element.
-Nodes of the same size joined by identity maps form a *class* and share their positions. A *channel*
+Both are the graph's *vertices*; those of the same size joined by identity maps form a *class* and
+share their positions. A *channel*
 is what the remaining maps tie together across classes, and channels with the same members form a
 *group*: they can be removed one by one, and each costs the same.
 
@@ -20,10 +21,8 @@ import numpy as np
 import onnx_ir as ir
 from scipy import sparse
 
-from morphgraph.notation import Shape
+from morphgraph.arrays import Flags, FloatArray, IntArray, Shape
 
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 Attention = Literal["heads", "head-dim"]
 
 
@@ -57,10 +56,10 @@ class Dim:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class FactorNode:
-    """One factor of one operator."""
+class OpFactor:
+    """One factor of one operator, which has this name in the model."""
 
-    node: str
+    op: str
     name: str
 
 
@@ -77,22 +76,22 @@ class Member:
 class Pin:
     """Why a class keeps its size, and how the reason came to it.
 
-    Classes are numbers in ``ChannelGraph.node_class``. Finer factors that no operator names have a
-    class, but no dim or factor.
+    Classes are numbers in ``ChannelGraph.vertex_class``. Finer factors that no operator names have
+    a class, but no dim or factor.
 
     Attributes:
         reason: where it arose, as a person would say it.
-        node: the dim or factor of the class at which it came in; ``None`` where it has none.
+        vertex: the dim or factor of the class at which it came in; ``None`` where it has none.
         source: the class that it came from; ``None`` where it arose here.
-        source_node: the dim or factor of that class; ``None`` where it has none.
-        through: the operator between them, by its place in the model's order; where the reason
-            arose within an operator's axis, that operator.
+        source_vertex: the dim or factor of that class; ``None`` where it has none.
+        through: index of the operator between them; where the reason arose within an operator's
+            axis, of that operator.
     """
 
     reason: str
-    node: int | None
+    vertex: int | None
     source: int | None = None
-    source_node: int | None = None
+    source_vertex: int | None = None
     through: int | None = None
 
 
@@ -142,7 +141,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class GraphNode:
+class GraphOp:
     """An operator of the model with the ids of its factors.
 
     ``macs`` are the cost terms as factor ids. ``silent`` names for an operand the one that holds
@@ -165,17 +164,17 @@ class GraphNode:
 
 
 class Edge(NamedTuple):
-    """A factor on an axis: both as node ids, with the index map (``morphgraph.ops.IndexMap``).
+    """A factor on an axis: both as vertex ids, with the index map (``morphgraph.ops.IndexMap``).
 
-    ``port`` is the operand's index or ``~k`` for result ``k``, ``node`` the operator's place in the
-    model's order; ``whole`` says that the map is the identity on the whole axis.
+    ``port`` is the operand's index or ``~k`` for result ``k``, ``op_index`` the operator's place in
+    ``ChannelGraph.ops``; ``whole`` says that the map is the identity on the whole axis.
     """
 
     factor: int
     dim: int
     map: Any
     port: int
-    node: int
+    op_index: int
     whole: bool
 
 
@@ -187,25 +186,25 @@ class Couplings:
     first_dim: Mapping[str, int]
     shapes: Mapping[str, Shape]
     dims: Sequence[Dim]
-    factors: Sequence[FactorNode]
+    factors: Sequence[OpFactor]
     sizes: IntArray
-    nodes: Sequence[GraphNode]
+    ops: Sequence[GraphOp]
     edges: Sequence[Edge]
     pins: Mapping[int, str]
-    weights: frozenset[str]
+    input_independent: frozenset[str]
     preferences: Mapping[int, tuple[str, ...]]
     reluctant: frozenset[int]
     eager: frozenset[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChannelGraph:
     """A model with its couplings, channels and groups.
 
     Attributes:
         couplings: dims, factors and edges.
         groups: the channel groups, pinned ones included, in the model's order.
-        node_class: class of every dim and factor, ``[nodes]``.
+        vertex_class: class of every dim and factor, ``[vertices]``.
         class_start: first atom of every class, ``[classes + 1]``; atoms are (class, position).
         atom_channel: channel of every atom, ``[atoms]``.
         channel_group: group of every channel, -1 where nobody would resize it, ``[channels]``.
@@ -217,7 +216,7 @@ class ChannelGraph:
 
     couplings: Couplings
     groups: tuple[Group, ...]
-    node_class: IntArray
+    vertex_class: IntArray
     class_start: IntArray
     atom_channel: IntArray
     channel_group: IntArray
@@ -233,9 +232,9 @@ class ChannelGraph:
         return self.couplings.model
 
     @property
-    def nodes(self) -> Sequence[GraphNode]:
+    def ops(self) -> Sequence[GraphOp]:
         """The operators in topological order."""
-        return self.couplings.nodes
+        return self.couplings.ops
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -268,10 +267,10 @@ class ChannelGraph:
         """The id of an axis of a value."""
         return self.couplings.first_dim[value] + axis
 
-    def channels_of(self, node: int) -> IntArray:
+    def channels_of(self, vertex: int) -> IntArray:
         """The channel at every position of a dim or element of a factor, ``[size]``."""
-        kind = self.node_class[node]
-        return self.atom_channel[self.class_start[kind] : self.class_start[kind + 1]]
+        axis_class = self.vertex_class[vertex]
+        return self.atom_channel[self.class_start[axis_class] : self.class_start[axis_class + 1]]
 
     def channels_at(self, value: str, axis: int) -> IntArray:
         """The channel at every position of an axis, ``[size]``."""
@@ -282,7 +281,7 @@ class ChannelGraph:
         sizes: FloatArray = self.per_channel @ np.asarray(widths, dtype=np.float64)
         return sizes + self.fixed_size
 
-    def alive(self, keep: Mapping[int, IntArray]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def alive(self, keep: Mapping[int, IntArray]) -> Flags:
         """Which channels stay, ``[channels]``: per group index the kept channels, 0-based."""
         alive = np.ones(len(self.channel_group), dtype=bool)
         for index, kept in keep.items():
@@ -292,10 +291,10 @@ class ChannelGraph:
         return alive
 
     @cached_property
-    def networkx(self) -> "nx.Graph[Dim | FactorNode]":
-        """The bipartite graph of :class:`Dim` and :class:`FactorNode`, edges with ``map``."""
-        named: list[Dim | FactorNode] = [*self.couplings.dims, *self.couplings.factors]
-        graph: nx.Graph[Dim | FactorNode] = nx.Graph()
+    def networkx(self) -> "nx.Graph[Dim | OpFactor]":
+        """The bipartite graph of :class:`Dim` and :class:`OpFactor`, edges with ``map``."""
+        named: list[Dim | OpFactor] = [*self.couplings.dims, *self.couplings.factors]
+        graph: nx.Graph[Dim | OpFactor] = nx.Graph()
         graph.add_nodes_from(
             (node, {"size": int(size)})
             for node, size in zip(named, self.couplings.sizes, strict=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
 
-Shape = tuple[int, ...]
+from morphgraph.arrays import Shape
 
 _TOKEN = re.compile(r"\s*(->|[(),_]|\*?[A-Za-z][A-Za-z0-9]*|1)")
 

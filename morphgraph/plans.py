@@ -17,8 +17,9 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.arrays import IntArray
 from morphgraph.errors import FileError, PlanError
-from morphgraph.graph import ChannelGraph, Group, IntArray, LiftOptions
+from morphgraph.graph import ChannelGraph, Group, LiftOptions
 from morphgraph.onnx_io import escape, static_shape, write_atomically
 from morphgraph.passes.analysis.liveness import require_viable
 from morphgraph.version import __version__

@@ -3,11 +3,11 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import onnx_ir as ir
 
+from morphgraph.arrays import Array
 from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Start = Literal["keep", "fresh"]
 """Where a resized network's weights come from: the model's, or newly drawn."""
 
-_HARDLY_FELT = 1e-3  # a wrong slice could hide below a removal that changes outputs by less
+_MIN_SENSITIVITY = 1e-3  # a wrong slice could hide below a removal that changes outputs by less
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ def check(
     *,
     tolerance: float = TOLERANCE,
     seed: int = 0,
-    feeds: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    feeds: Mapping[str, Array] | None = None,
 ) -> VerifyReport:
     """Compare a resized model with the original whose removed channels are masked.
 
     Both run in ONNX Runtime. Where it does not run the original, since that holds an operator of
     the user's own, both run in PyTorch, if every operator has a lowering; the report's ``by`` says
     which it was. A resized model that ONNX Runtime refuses, where it runs the original, is wrong.
-    Warns where the network hardly feels the removal, so that the check proves little.
+    Warns where masking hardly changes the outputs, so that the check has no power.
 
     Args:
         graph: the original, with the weights that were resized.
@@ -160,10 +160,10 @@ def check(
         report = compare(graph, plan, small, tolerance=tolerance, seed=seed, feeds=feeds)
     except UnsupportedError as error:
         report = _compare_in_torch(error, graph, plan, small, tolerance, seed, feeds)
-    if plan.kept(graph) and report.ok and report.felt < _HARDLY_FELT:
+    if plan.kept(graph) and report.ok and report.sensitivity < _MIN_SENSITIVITY:
         warnings.warn(
-            f"the network hardly feels what was removed ({report.felt:.1g} of its outputs' scale), "
-            "so that this check proves little; check again with trained weights",
+            f"masking changed the outputs by {report.sensitivity:.1g} of their scale only: a wrong "
+            "slice could go unnoticed; check again with trained weights",
             MorphWarning,
             stacklevel=2,
         )
@@ -180,7 +180,7 @@ def _compare_in_torch(
     small: ir.Model,
     tolerance: float,
     seed: int,
-    feeds: Mapping[str, np.ndarray[Any, Any]] | None,
+    feeds: Mapping[str, Array] | None,
 ) -> VerifyReport:
     from morphgraph.torch_io.running import run
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from morphgraph.errors import PlanError
-from morphgraph.graph import Dim, FactorNode
+from morphgraph.graph import Dim, OpFactor
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan, make_plan, structure_hash
@@ -22,10 +22,10 @@ net (float[1,3,4,4] x, float[6,3,1,1] w1, float[4,6,3,3] w2, float[3,16] w3) => 
 def test_networkx_is_bipartite_between_dims_and_factors() -> None:
     graph = lift(model_from_text(TEXT))
     kinds = {type(node) for node in graph.networkx}
-    assert kinds == {Dim, FactorNode}
+    assert kinds == {Dim, OpFactor}
     assert all({type(u), type(v)} == kinds for u, v in graph.networkx.edges)
     assert graph.networkx.nodes[Dim("w1", 0)]["size"] == 6
-    assert graph.networkx.edges[FactorNode("Conv_a", "o"), Dim("w1", 0)]["map"].starts
+    assert graph.networkx.edges[OpFactor("Conv_a", "o"), Dim("w1", 0)]["map"].starts
 
 
 def test_positions_of_a_channel_after_flatten() -> None:
@@ -42,7 +42,7 @@ def test_class_sizes_at_widths_are_the_resized_shapes() -> None:
     values = {v.name: v for node in small.graph for v in (*node.inputs, *node.outputs)}
     for number, dim in enumerate(graph.couplings.dims):
         assert values[dim.value].shape is not None
-        assert sizes[graph.node_class[number]] == values[dim.value].shape[dim.axis]
+        assert sizes[graph.vertex_class[number]] == values[dim.value].shape[dim.axis]
 
 
 def test_structure_is_independent_of_weights_and_dependent_on_shapes() -> None:

@@ -25,7 +25,7 @@ from morphgraph.passes.rewrite.absorb import absorb
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import structure_hash
-from morphgraph.testing import felt_array, random_plan, random_removal
+from morphgraph.testing import random_plan, random_removal, random_weight
 
 LAWS = settings(
     max_examples=300,
@@ -52,7 +52,7 @@ class Net:
         self.input = ir.val("x", ir.DataType.FLOAT, [1, 3, SIZE, SIZE])
 
     def weight(self, *shape: int) -> ir.Value:
-        return self.constant(felt_array(shape, self.generator))
+        return self.constant(random_weight(shape, self.generator))
 
     def constant(self, array: np.ndarray) -> ir.Value:
         name = f"w{len(self.weights)}"

@@ -23,7 +23,7 @@ from morphgraph.recipes.trainer import Recipe
 from morphgraph.report.runs import event_line, result_report
 from morphgraph.report.tables import Column, Report, Table, amount, number, render, share
 from morphgraph.testing.examples import image, residual_cnn
-from morphgraph.train.loop import Aim
+from morphgraph.train.loop import SearchConfig
 
 # ONNX Runtime computes convolutions in blocks of 8 or 16 channels; other widths cost time.
 ROUND_TO = 16
@@ -51,7 +51,7 @@ def main(output: Path, data: str | None, seed: int) -> None:
     epochs, batch = ((1, 2), 128) if large else ((25, 35), 64)
     recipe = Recipe(epochs[1], batch, augmentation=Augmentation(crop=2 if large else 1))
     settings = Settings(
-        Aim({"flops": "50%"}, round_to=ROUND_TO),
+        SearchConfig({"flops": "50%"}, round_to=ROUND_TO),
         recipe.shrinking(epochs[0]),
         recipe,
         baselines=("uniform",),

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from morphgraph import ops
 from morphgraph.notation import NotationError
 from morphgraph.ops import Description, Op, OpNode, described_ops, entry_of
-from morphgraph.ops.op import UnreadableError, from_line
+from morphgraph.ops.op import UnsupportedFormError, from_line
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 BEGIN = "<!-- operators, written by tools/write_reference.py -->"
@@ -264,7 +264,7 @@ def _rows(op_type: str, family: str) -> tuple[Row, ...]:
     for example in _USUAL:
         try:
             return (_described(op_type, example),)
-        except (NotationError, UnreadableError):
+        except (NotationError, UnsupportedFormError):
             continue
     raise SystemExit(f"{op_type}: no usual example fits; add one to _EXAMPLES")
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 
+from morphgraph.arrays import Arrays, FloatArray
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.onnx_io import as_model, escape, load, save
 
 ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
-Feeds = dict[str, np.ndarray[Any, Any]]
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+Feeds = Arrays
 Clock = Literal["cpu", "wall"]
 
 WARM_UP_RUNS = 3

@@ -8,12 +8,12 @@ true median is binomial(n, 1/2) however the ratios are distributed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.stats import binom
 
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+from morphgraph.arrays import FloatArray
 
 CONFIDENCE = 0.95
 

@@ -1,5 +1,6 @@
 """What ``apply`` and ``verify`` report of the check against the masked original."""
 
+from dataclasses import asdict
 from typing import Any
 
 from morphgraph.graph import ChannelGraph
@@ -34,7 +35,8 @@ def check_report(graph: ChannelGraph, plan: Plan, report: VerifyReport | None) -
         "ok": report.ok,
         "by": report.by,
         "tolerance": report.tolerance,
-        "outputs": report.outputs,
+        # ``felt`` is the former name of ``sensitivity``, for one version.
+        "outputs": [asdict(output) | {"felt": output.sensitivity} for output in report.outputs],
     }
     verdict = "computes what the masked original computes" if report.ok else "WRONG"
     head.append(
@@ -44,7 +46,7 @@ def check_report(graph: ChannelGraph, plan: Plan, report: VerifyReport | None) -
         )
     )
     rows: list[list[Cell]] = [
-        [o.name, o.max_abs, o.relative, o.scale, o.felt] for o in report.outputs
+        [o.name, o.max_abs, o.relative, o.scale, o.sensitivity] for o in report.outputs
     ]
     return Report(data, [Table(_COLUMNS, rows)], head)
 
@@ -58,5 +60,5 @@ _COLUMNS = (
     number("largest error", _small),
     number("of its scale", _small),
     number("scale", _small),
-    number("felt", _small),
+    number("sensitivity", _small),
 )

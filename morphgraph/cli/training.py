@@ -75,7 +75,7 @@ class Training:
         from morphgraph.recipes.precision import bf16_helps
         from morphgraph.recipes.settings import Settings
         from morphgraph.recipes.trainer import Recipe
-        from morphgraph.train.loop import SHRINK_TO, Aim
+        from morphgraph.train.loop import SHRINK_TO, SearchConfig
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         recipe = Recipe(
@@ -86,7 +86,7 @@ class Training:
             bf16=bf16_helps(graph, device) if self.bf16 == "auto" else self.bf16 == "on",
             compiled=self.compiled,
         )
-        aim = Aim(
+        aim = SearchConfig(
             budget,
             cost=cost,
             iterations=self.iterations,

@@ -8,13 +8,14 @@ is scored, resized and written in a few dozen megabytes.
 import mmap
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Cut = tuple[int, np.ndarray[Any, np.dtype[np.int64]]]
+from morphgraph.arrays import Array, FloatArray, IntArray
+
+Cut = tuple[int, IntArray]
 """An axis, and the positions on it that are taken."""
 
 BLOCK_ELEMENTS = 2**20
@@ -99,9 +100,7 @@ def release_pages(tensor: ir.TensorProtocol) -> None:
         tensor.raw.madvise(mmap.MADV_DONTNEED)
 
 
-def blocks(
-    tensor: ir.TensorProtocol, axis: int = 0
-) -> Iterator[tuple[slice, np.ndarray[Any, np.dtype[np.float64]]]]:
+def blocks(tensor: ir.TensorProtocol, axis: int = 0) -> Iterator[tuple[slice, FloatArray]]:
     """A tensor in pieces, as ``(positions on the axis, [before, positions, after])``.
 
     What comes before and after the axis is flattened, numbers are double precision.

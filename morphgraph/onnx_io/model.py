@@ -8,11 +8,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io.check import escape
 from morphgraph.onnx_io.mapped import blocks
-
-Shape = tuple[int, ...]
 
 STATIC_SHAPE_KEY = "static_shape"  # in ``Value.meta``, where symbolic sizes stand in the shape
 PARAMETERS_KEY = "morphgraph.parameters"

@@ -3,17 +3,15 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.mapped import is_stored
-
-Arrays = dict[str, np.ndarray[Any, Any]]
 
 _PROTO_LIMIT = 2**31 - 2**20
 
@@ -59,7 +57,7 @@ def _refused(error: Exception) -> UnsupportedError:
     )
 
 
-def run(model: ir.Model, feeds: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
+def run(model: ir.Model, feeds: Mapping[str, Array]) -> Arrays:
     """Run a model once, without optimizations that reorder arithmetic; results by name.
 
     Raises:

@@ -34,10 +34,10 @@ from morphgraph.ops.op import (
     OpNode,
     Place,
     Resizing,
-    correct,
     describe,
     described_ops,
     entry_of,
+    mismatch_hint,
     op,
 )
 
@@ -55,7 +55,6 @@ __all__ = [
     "contraction",
     "contrib",
     "contrib_quantize",
-    "correct",
     "custom",
     "describe",
     "described_ops",
@@ -64,6 +63,7 @@ __all__ = [
     "entry_of",
     "indexing",
     "interpolation",
+    "mismatch_hint",
     "movement",
     "norm",
     "op",

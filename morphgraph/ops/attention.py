@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.notation import Shape
+from morphgraph.arrays import Shape
 from morphgraph.ops.op import (
     Description,
     IndexMap,
@@ -19,7 +19,7 @@ from morphgraph.ops.op import (
     OpNode,
     Place,
     Resizing,
-    UnreadableError,
+    UnsupportedFormError,
     from_line,
     op,
 )
@@ -47,7 +47,9 @@ class Attention(Op):
             q, k, v, out = "N (h r) T d", "N h S d", "N h S e", "N (h r) T e"
         heads, key_heads = _head_counts(n, q_num_heads, kv_num_heads)
         if not key_heads or heads % key_heads:
-            raise UnreadableError(f"Attention of {heads} query heads over {key_heads} key heads")
+            raise UnsupportedFormError(
+                f"Attention of {heads} query heads over {key_heads} key heads"
+            )
         past, length = "_, _", "S"
         if n.has(4):
             past, length = "N h P d, N h P e", "L"
@@ -229,7 +231,7 @@ class RotaryEmbedding(Op):
             sizes = {"R": 2, "c": head_size // 2}
             return from_line(n, f"{x}, {tables} -> {x}", sizes, prefer="h c", reluctant="c")
         if _is_flat(n):
-            raise UnreadableError("RotaryEmbedding of a part of every head, in the 3-D form")
+            raise UnsupportedFormError("RotaryEmbedding of a part of every head, in the 3-D form")
         description = from_line(n, f"N h T d, {tables} -> N h T d", reluctant="c")
         _turn_a_part(description, rotary_embedding_dim, head_size, bool(interleaved))
         return description

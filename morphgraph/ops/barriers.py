@@ -3,7 +3,7 @@
 Each has its reason, which ``analyze`` prints. None of them has a PyTorch form.
 """
 
-from morphgraph.ops.op import Description, Op, OpNode, UnreadableError, op
+from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, op
 
 _REASONS = {
     "draws random numbers, others for every size": (
@@ -45,7 +45,7 @@ _REASONS = {
 
 def _barrier(reason: str) -> type[Op]:
     def describe(n: OpNode) -> Description:
-        raise UnreadableError(f"{n.op_type} {reason}")
+        raise UnsupportedFormError(f"{n.op_type} {reason}")
 
     return type("Barrier", (Op,), {"describe": staticmethod(describe), "__doc__": reason})
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from morphgraph.notation import Shape
+from morphgraph.arrays import Shape
 from morphgraph.ops.initial import Initial, by_fan_in, by_kernel
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
 from morphgraph.ops.window import ranked, torch_padding, window_axes, window_pads

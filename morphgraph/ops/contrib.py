@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from morphgraph.notation import Shape
+from morphgraph.arrays import Shape
 from morphgraph.ops.attention import heads_first, mask_axes
 from morphgraph.ops.contraction import Conv, Gemm, convolution, matrices, product
 from morphgraph.ops.initial import ONE, ZERO, Initial, xavier
 from morphgraph.ops.norm import RMSNormalization
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import window_axes
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class FusedMatMul(Op):
         n: OpNode, *, transA: int = 0, transB: int = 0, transBatchA: int = 0, transBatchB: int = 0
     ) -> Description:
         if transBatchA or transBatchB or min(len(n.shape(0)), len(n.shape(1))) < 2:
-            raise UnreadableError("FusedMatMul of vectors, or with its batch axes turned")
+            raise UnsupportedFormError("FusedMatMul of vectors, or with its batch axes turned")
         left, right = "*b k m" if transA else "*b m k", "*b n k" if transB else "*b k n"
         return product(n, f"{left}, {right} -> *b m n", left, right, (0, 1))
 
@@ -291,7 +291,7 @@ class MultiHeadAttention(_Heads):
     @staticmethod
     def describe(n: OpNode, *, num_heads: int) -> Description:
         if n.has(3) or n.has(6) or any(not n.has(i) or len(n.shape(i)) != 3 for i in range(3)):
-            raise UnreadableError("MultiHeadAttention with packed operands, a bias or a past")
+            raise UnsupportedFormError("MultiHeadAttention with packed operands, a bias or a past")
         mask = mask_axes(n.shape(5), n.shape(0)[0], num_heads, "S") if n.has(5) else "_"
         return from_line(
             n,
@@ -328,7 +328,9 @@ class PackedAttention(_Heads):
         n: OpNode, *, do_rotary: int = 0, num_heads: int, qkv_hidden_sizes: Sequence[int] = ()
     ) -> Description:
         if n.has(4) or do_rotary or len(set(qkv_hidden_sizes)) > 1:
-            raise UnreadableError("Attention with a past, rotations, or values of another size")
+            raise UnsupportedFormError(
+                "Attention with a past, rotations, or values of another size"
+            )
         mask = mask_axes(n.shape(5), n.shape(0)[0], num_heads, "T") if n.has(5) else "_"
         return from_line(
             n,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from morphgraph.notation import Shape
+from morphgraph.arrays import Shape
 from morphgraph.ops.contrib import KeepsShape
 from morphgraph.ops.op import Description, IndexMap, Op, OpNode, Place, from_line, op
 from morphgraph.ops.pool import AveragePool

@@ -9,19 +9,20 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
+from morphgraph.arrays import Shape
 from morphgraph.errors import ArgumentError, FileError
-from morphgraph.notation import Axis, NotationError, Shape, Star, parse, result_shapes
+from morphgraph.notation import Axis, NotationError, Star, parse, result_shapes
 from morphgraph.onnx_io import escape
 from morphgraph.ops.op import (
     Description,
     Op,
     OpNode,
     Resizing,
-    UnreadableError,
-    forget,
+    UnsupportedFormError,
     from_line,
+    lookup,
     op,
-    taught,
+    unregister,
 )
 
 
@@ -67,7 +68,7 @@ def register(
     >>> from morphgraph.ops import entry_of
     >>> entry_of("Gate", "com.acme").shape((1, 8, 4, 4), (8,))
     [(1, 8, 4, 4)]
-    >>> forget("Gate", "com.acme")  # so that this example leaves nothing behind
+    >>> unregister("Gate", "com.acme")  # so that this example leaves nothing behind
 
     Raises:
         NotationError: the line cannot be read, or has no factor of a name that is given.
@@ -127,7 +128,7 @@ def _known(held: Mapping[str, str], attributes: Mapping[str, Any]) -> dict[str, 
     """Sizes of the factors that attributes hold."""
     for attribute in held.values():
         if not isinstance(attributes.get(attribute), int):
-            raise UnreadableError(f"attribute '{attribute}' holds no size")
+            raise UnsupportedFormError(f"attribute '{attribute}' holds no size")
     return {factor: attributes[attribute] for factor, attribute in held.items()}
 
 
@@ -143,14 +144,14 @@ def _make_way(op_type: str, domain: str, origin: str) -> None:
     Raises:
         ValueError: the operator has an entry from elsewhere.
     """
-    entry = taught(op_type, domain)
+    entry = lookup(op_type, domain)
     if entry is None:
         return
     file = entry.origin.rpartition(":")[0]
     if not file or (entry.origin != origin and Path(file).exists()):
         where = f"made in {entry.origin}" if file else "of the program's own"
         raise ValueError(f"{domain or 'ai.onnx'}::{op_type} has an entry already, {where}")
-    forget(op_type, domain)
+    unregister(op_type, domain)
 
 
 def load_ops(path: str | os.PathLike[str]) -> None:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from morphgraph.notation import Shape
-from morphgraph.ops.op import Description, Op, OpNode, UnreadableError, from_line, op
+from morphgraph.arrays import Shape
+from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
 
 if TYPE_CHECKING:
     from torch import fx
@@ -101,7 +101,7 @@ class Einsum(Op):
     def describe(n: OpNode, *, equation: str) -> Description:
         operands, out = _terms(equation)
         if any(len(set(axes)) < len(axes) for axes in (*operands, out)):
-            raise UnreadableError(f"Einsum '{equation}' takes a diagonal")
+            raise UnsupportedFormError(f"Einsum '{equation}' takes a diagonal")
         shapes = [n.shape(i) for i in range(len(n.in_shapes))]
         names, sizes = _names(operands), _largest(operands, shapes)
         left = ", ".join(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from morphgraph.notation import Shape
-from morphgraph.ops.op import Description, IndexMap, IntArray, Op, OpNode, Place, Resizing, op
+from morphgraph.arrays import IntArray, Shape
+from morphgraph.ops.op import Description, IndexMap, Op, OpNode, Place, Resizing, op
 from morphgraph.ops.positions import gathered, ranks, wrapped
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.notation import Shape
+from morphgraph.arrays import FloatArray, Shape
 from morphgraph.ops.op import OpNode, entry_of
 
 
@@ -19,9 +19,7 @@ class Initial:
     kind: Literal["uniform", "normal", "constant"]
     number: float
 
-    def draw(
-        self, shape: Shape, generator: np.random.Generator
-    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def draw(self, shape: Shape, generator: np.random.Generator) -> FloatArray:
         """A tensor of this shape.
 
         >>> Initial("constant", 0.25).draw((2,), np.random.default_rng(0))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, op
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, op
 from morphgraph.ops.positions import OPEN_ADVICE, pass_axes
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Resize(Op):
     @staticmethod
     def describe(n: OpNode, *, axes: Sequence[int] | None = None) -> Description:
         if n.has(3) and n.const(3) is None and axes is None:
-            raise UnreadableError("Resize of all axes to sizes that are computed")
+            raise UnsupportedFormError("Resize of all axes to sizes that are computed")
         description = Description()
         for axis, (size, out) in enumerate(zip(n.shape(0), n.out(), strict=True)):
             if size == out:

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from morphgraph.notation import Shape
+from morphgraph.arrays import IntArray, Shape
 from morphgraph.ops.initial import Initial
 from morphgraph.ops.op import (
     Description,
     IndexMap,
-    IntArray,
     Op,
     OpNode,
     Place,
     Resizing,
-    UnreadableError,
+    UnsupportedFormError,
     op,
 )
 from morphgraph.ops.positions import OPEN_ADVICE, gathered, pass_axes, ranks, stays, wrapped
@@ -123,7 +122,7 @@ def _slices(n: OpNode) -> dict[int, IntArray]:
     """Per sliced axis: the operand positions that stay, in the result's order."""
     starts, ends = n.ints(1), n.ints(2)
     if starts is None or ends is None or (n.has(3) and n.const(3) is None):
-        raise UnreadableError("Slice with bounds that are computed at run time")
+        raise UnsupportedFormError("Slice with bounds that are computed at run time")
     axes = n.ints(3) or tuple(range(len(starts)))
     steps = n.ints(4) or (1,) * len(starts)
     shape = n.shape(0)
@@ -138,7 +137,7 @@ def _sliced_where_computed(n: OpNode) -> Description:
     """Axes that are sliced at places computed from sizes keep theirs; the others pass."""
     axes = n.ints(3) if n.has(3) else tuple(range(n.shape(1)[0]))
     if axes is None:
-        raise UnreadableError("Slice of axes that are computed at run time")
+        raise UnsupportedFormError("Slice of axes that are computed at run time")
     description = Description()
     sliced = {axis % len(n.shape(0)) for axis in axes}
     for axis, size in enumerate(n.shape(0)):
@@ -427,6 +426,6 @@ def _inserted(n: OpNode, many: Shape) -> set[int]:
     axes = n.ints(1, None if attribute is None else attribute.as_ints())
     if axes is None:
         if n.has(1):
-            raise UnreadableError(f"{n.op_type} of axes that are computed at run time")
+            raise UnsupportedFormError(f"{n.op_type} of axes that are computed at run time")
         return {axis for axis, size in enumerate(many) if size == 1}
     return {axis % len(many) for axis in axes}

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from morphgraph.notation import Shape
+from morphgraph.arrays import Shape
 from morphgraph.ops.initial import ONE, ZERO, Initial
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class BatchNormalization(Op):
     @staticmethod
     def describe(n: OpNode, *, training_mode: int = 0) -> Description:
         if training_mode:
-            raise UnreadableError(
+            raise UnsupportedFormError(
                 "BatchNormalization in training mode; export the model in eval mode"
             )
         return from_line(n, "n c *s, c, c, c, c -> n c *s")

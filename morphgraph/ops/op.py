@@ -24,11 +24,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.notation import Binding, NotationError, Shape, bind
+from morphgraph.arrays import Array, IntArray, Shape
+from morphgraph.notation import Binding, NotationError, bind
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops.plugins import load_plugins
-
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +182,7 @@ class OpNode:
         value = self.ir.inputs[i]
         return value is not None and (value.name or "") in self.weights
 
-    def const(self, i: int) -> np.ndarray[Any, Any] | None:
+    def const(self, i: int) -> Array | None:
         """The value of operand ``i`` where it is a constant, else ``None``."""
         if not self.has(i):
             return None
@@ -221,7 +220,7 @@ class Resizing(Protocol):
     def remove_attribute(self, name: str) -> None:
         """Drop an attribute, if it is there."""
 
-    def set_constant(self, i: int, value: np.ndarray[Any, Any]) -> None:
+    def set_constant(self, i: int, value: Array) -> None:
         """Give operand ``i`` a constant; other readers of its old one keep that."""
 
     def set_piece(self, i: int, k: int, number: int) -> None:
@@ -312,26 +311,26 @@ def entry_of(op_type: str, domain: str = "") -> type[Op] | None:
 
     Plugins are looked for when the first operator turns up that nobody here knows.
     """
-    found = taught(op_type, domain)
+    found = lookup(op_type, domain)
     if found is None:
         load_plugins()
-        found = taught(op_type, domain)
+        found = lookup(op_type, domain)
     return found
 
 
-def taught(op_type: str, domain: str = "") -> type[Op] | None:
+def lookup(op_type: str, domain: str = "") -> type[Op] | None:
     """The entry of an operator so far; no plugin is asked."""
     return _REGISTRY.get(("" if domain == "ai.onnx" else domain, op_type))
 
 
-def correct(entry: type[Op] | None) -> str:
+def mismatch_hint(entry: type[Op] | None) -> str:
     """What to do where an entry and a node do not fit together, as it stands in a message."""
     if entry is None or not entry.origin:
         return "the model's weights and inputs do not belong together"
     return f"correct what {entry.origin} registers, or the model"
 
 
-def forget(op_type: str, domain: str = "") -> None:
+def unregister(op_type: str, domain: str = "") -> None:
     """Take an operator's entry back, so that it can be described anew."""
     _REGISTRY.pop((domain, op_type), None)
 
@@ -456,12 +455,12 @@ def describe(n: OpNode) -> Description:
         return opaque(n, f"no notation for operator {full}")
     try:
         description: Description = entry.call(entry.describe, n.ir, n)
-    except UnreadableError as error:
+    except UnsupportedFormError as error:
         return opaque(n, str(error))
     return description
 
 
-class UnreadableError(Exception):
+class UnsupportedFormError(Exception):
     """An entry meets a form of its operator that it cannot describe; the node becomes opaque."""
 
 
@@ -476,12 +475,12 @@ __all__ = [
     "OpNode",
     "Place",
     "Resizing",
-    "UnreadableError",
-    "correct",
+    "UnsupportedFormError",
     "describe",
     "described_ops",
     "entry_of",
     "from_line",
+    "mismatch_hint",
     "op",
     "opaque",
 ]

@@ -12,7 +12,7 @@ from morphgraph.ops.op import (
     OpNode,
     Place,
     Resizing,
-    UnreadableError,
+    UnsupportedFormError,
     op,
 )
 from morphgraph.ops.positions import pass_axes
@@ -28,7 +28,7 @@ def _pads(n: OpNode, pads: Sequence[int] | None) -> list[tuple[int, int]]:
     """Positions added before and after every axis."""
     given = n.ints(1, pads)
     if given is None:
-        raise UnreadableError("Pad by amounts that are computed at run time")
+        raise UnsupportedFormError("Pad by amounts that are computed at run time")
     rank = len(n.shape(0))
     listed = n.ints(3)
     axes = range(rank) if listed is None else [a % rank for a in listed]
@@ -125,7 +125,7 @@ class CenterCropPad(Op):
     @staticmethod
     def describe(n: OpNode) -> Description:
         if n.const(1) is None:
-            raise UnreadableError("CenterCropPad to a size that is computed at run time")
+            raise UnsupportedFormError("CenterCropPad to a size that is computed at run time")
         description = Description()
         for axis, (size, out) in enumerate(zip(n.shape(0), n.out(), strict=True)):
             if size == out:

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from morphgraph.notation import Shape
-from morphgraph.ops.op import Description, IndexMap, IntArray, Place, Resizing
+from morphgraph.arrays import IntArray, Shape
+from morphgraph.ops.op import Description, IndexMap, Place, Resizing
 
 OPEN_ADVICE = "pass input_shapes"  # to who meets a form that PyTorch has at known sizes alone
 

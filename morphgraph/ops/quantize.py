@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from morphgraph.ops.contraction import Convolution, Convolutional, product, product_axes
-from morphgraph.ops.op import Description, Op, OpNode, UnreadableError, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked, torch_padding, window_pads
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def _is_single(n: OpNode, i: int) -> bool:
 
 def _require_single(n: OpNode, *operands: int) -> None:
     if not all(_is_single(n, i) for i in operands):
-        raise UnreadableError(f"{n.op_type} with a scale or zero point for every row")
+        raise UnsupportedFormError(f"{n.op_type} with a scale or zero point for every row")
 
 
 @op("QuantizeLinear", "DequantizeLinear")
@@ -38,7 +38,7 @@ class Quantize(Op):
         if _is_single(n, 1):
             return from_line(n, "*a, _, _ -> *a")
         if len(n.shape(1)) != 1:
-            raise UnreadableError(f"{n.op_type} in blocks")
+            raise UnsupportedFormError(f"{n.op_type} in blocks")
         names = [f"a{k}" for k in range(len(n.shape(0)))]
         line = " ".join(names)
         return from_line(n, f"{line}, {names[axis]}, {names[axis]} -> {line}")

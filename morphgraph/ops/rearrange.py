@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from morphgraph.ops.op import Description, Op, OpNode, UnreadableError, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
 
 if TYPE_CHECKING:
     from torch import fx
@@ -66,7 +66,7 @@ class Tile(Op):
     def describe(n: OpNode) -> Description:
         repeats = n.ints(1)
         if repeats is None:
-            raise UnreadableError("Tile by repeats that are computed at run time")
+            raise UnsupportedFormError("Tile by repeats that are computed at run time")
         before = " ".join(f"a{axis}" for axis in range(len(repeats)))
         after = " ".join(f"(R{axis} a{axis})" for axis in range(len(repeats)))
         sizes = {f"R{axis}": count for axis, count in enumerate(repeats)}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from morphgraph.ops.op import Description, Op, OpNode, UnreadableError, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
 
 if TYPE_CHECKING:
     from torch import fx
@@ -17,7 +17,7 @@ def reduced_axes(
     """The axes that a reduction runs over, non-negative and ascending."""
     rank = len(n.shape(0))
     if axes is None and n.has(1) and n.const(1) is None:
-        raise UnreadableError(f"{n.op_type} over axes that are computed at run time")
+        raise UnsupportedFormError(f"{n.op_type} over axes that are computed at run time")
     given = n.ints(1, axes) or ()
     if not given:
         return () if noop_with_empty_axes else tuple(range(rank))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from morphgraph.notation import Shape
+from morphgraph.arrays import Shape
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops.op import (
     Description,
@@ -24,7 +24,7 @@ from morphgraph.ops.op import (
     OpNode,
     Place,
     Resizing,
-    UnreadableError,
+    UnsupportedFormError,
     op,
 )
 
@@ -119,9 +119,9 @@ def _pieces(n: OpNode) -> list[int | None]:
     operand = n.ir.inputs[1]
     maker = None if operand is None else operand.producer()
     if maker is None or maker.op_type != "Concat" or len(maker.outputs[0].uses()) > 1:
-        raise UnreadableError("Reshape to a shape that is computed at run time")
+        raise UnsupportedFormError("Reshape to a shape that is computed at run time")
     if any(piece is None or static_shape(piece) != (1,) for piece in maker.inputs):
-        raise UnreadableError("Reshape to a shape that is computed at run time")
+        raise UnsupportedFormError("Reshape to a shape that is computed at run time")
     constants = [None if piece is None else piece.const_value for piece in maker.inputs]
     return [None if c is None else int(c.numpy()[0]) for c in constants]
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from morphgraph.ops.op import Description, Op, OpNode, UnreadableError, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
 
 if TYPE_CHECKING:
     from torch import fx
@@ -21,7 +21,7 @@ def _constant_axis(n: OpNode, i: int) -> int:
     """An axis that is given as operand ``i``."""
     axis = n.ints(i)
     if axis is None:
-        raise UnreadableError(f"{n.op_type} along an axis that is computed at run time")
+        raise UnsupportedFormError(f"{n.op_type} along an axis that is computed at run time")
     return axis[0] % len(n.shape(0))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from morphgraph.ops.contraction import grouped_preference
 from morphgraph.ops.initial import Initial, by_kernel
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnreadableError, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked, torch_padding
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ class DeformConv(Op):
             sizes = {"G": offset_group}
             return from_line(n, line, sizes, macs="N G i o *K *T", contracted="i")
         if offset_group > 1:
-            raise UnreadableError(f"DeformConv with {group} groups and {offset_group} of offsets")
+            raise UnsupportedFormError(
+                f"DeformConv with {group} groups and {offset_group} of offsets"
+            )
         if group == n.shape(0)[1]:
             line = "N c *S, (c m) 1 *K, N O *T, (c m), N M *T -> N (c m) *T"
             return from_line(n, line, {"c": group}, macs="N c m *K *T", prefer="c m")
@@ -183,7 +185,7 @@ class Col2Im(Op):
     def describe(n: OpNode) -> Description:
         block = n.ints(2)
         if block is None:
-            raise UnreadableError("Col2Im with patches whose size is computed at run time")
+            raise UnsupportedFormError("Col2Im with patches whose size is computed at run time")
         return from_line(n, "N (c K) L, _, _ -> N c *T", {"K": prod(block)}, reason="patches")
 
     @staticmethod

@@ -8,13 +8,13 @@ from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.score import Score, score
-from morphgraph.passes.planning.build import finish, strongest
-from morphgraph.passes.planning.constraints import filled, goals_of
+from morphgraph.passes.planning.build import build_plan, top_channels
+from morphgraph.passes.planning.constraints import resolve_budget, spend_rest
 from morphgraph.passes.planning.expand import expand
 from morphgraph.passes.planning.removal_path import plan
 from morphgraph.passes.planning.uniform import uniform
 from morphgraph.plans import Plan, make_plan
-from morphgraph.train.loop import Aim
+from morphgraph.train.loop import SearchConfig
 
 Baseline = Literal["uniform", "l2", "bn", "random"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
@@ -33,12 +33,12 @@ def check_baselines(names: tuple[Baseline, ...]) -> None:
             raise ArgumentError(f"baseline '{name}' is unknown; use {', '.join(BASELINES)}")
 
 
-def fits_whole(graph: ChannelGraph, aim: Aim) -> bool:
+def fits_whole(graph: ChannelGraph, aim: SearchConfig) -> bool:
     """Whether the budget leaves the original as it is, so that nothing is to be pruned."""
-    return all(g.limit >= g.cost.total for g in goals_of(graph, aim.budget, "default"))
+    return all(g.limit >= g.cost.total for g in resolve_budget(graph, aim.budget, "default"))
 
 
-def baseline_plan(name: Baseline, graph: ChannelGraph, aim: Aim, seed: int) -> Plan | None:
+def baseline_plan(name: Baseline, graph: ChannelGraph, aim: SearchConfig, seed: int) -> Plan | None:
     """A baseline's structure within the same budget, on the same grid.
 
     Args:
@@ -62,14 +62,14 @@ def baseline_plan(name: Baseline, graph: ChannelGraph, aim: Aim, seed: int) -> P
     return _pruned(name, graph, aim, seed)
 
 
-def _pruned(name: Score, graph: ChannelGraph, aim: Aim, seed: int) -> Plan:
+def _pruned(name: Score, graph: ChannelGraph, aim: SearchConfig, seed: int) -> Plan:
     """The channels with the highest scores; the budget is used up as the other plans use it."""
     scores = score(graph, name, seed)
     made = plan(graph, aim.budget, score=scores, round_to=aim.round_to, min_width=aim.min_width)
-    goals = goals_of(graph, aim.budget, "default")
+    goals = resolve_budget(graph, aim.budget, "default")
     limits = aim.limits
     ceilings = np.where([limits.allows(g) for g in graph.groups], graph.widths, made.widths(graph))
-    widths = filled(goals, made.widths(graph), made.widths(graph), ceilings, aim.round_to)
+    widths = spend_rest(goals, made.widths(graph), made.widths(graph), ceilings, aim.round_to)
     request = made.request | {"score": name, "seed": seed, "fill": True}
     costs = [cost(graph, kind) for kind in made.cost]
-    return finish(graph, strongest(graph, widths, scores), request, costs)
+    return build_plan(graph, top_channels(graph, widths, scores), request, costs)

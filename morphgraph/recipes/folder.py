@@ -173,7 +173,7 @@ class RunFolder:
             self.log("resumed", number=times + 1)
 
 
-class Onlooker:
+class SecondaryRunFolder:
     """What other processes than the first have for a run folder: nothing is written."""
 
     warnings: tuple[str, ...] = ()
@@ -199,7 +199,9 @@ class Onlooker:
         return Checkpoint(Path(f"{phase}.pt"))
 
 
-def open_folder(make: Callable[[], RunFolder]) -> tuple[RunFolder | Onlooker, bytes | None]:
+def open_folder(
+    make: Callable[[], RunFolder],
+) -> tuple[RunFolder | SecondaryRunFolder, bytes | None]:
     """The folder for this process, and the run's result where the run is finished already.
 
     Raises:
@@ -212,7 +214,7 @@ def open_folder(make: Callable[[], RunFolder]) -> tuple[RunFolder | Onlooker, by
         return (made[0].path / "result.json").read_bytes() if made[0].finished else None
 
     result = distributed.from_first(first)
-    return (made[0] if made else Onlooker()), result
+    return (made[0] if made else SecondaryRunFolder()), result
 
 
 def manifest_of(

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from morphgraph.arrays import IntArray
 from morphgraph.errors import MorphError
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]  # [N, height, width, channels]
-Labels = np.ndarray[Any, np.dtype[np.int64]]  # [N]
+Labels = IntArray  # [N]
 Size = tuple[int, int]  # height, width
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601

@@ -25,6 +25,6 @@ def bf16_helps(graph: ChannelGraph, device: torch.device) -> bool:
         able = any(known.get(name) for name in _INSTRUCTIONS)
     grouped = any(
         node.ir.op_type == "Conv" and node.ir.attributes.get_int("group", 1) > 1
-        for node in graph.nodes
+        for node in graph.ops
     )
     return bool(able) and not grouped

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from morphgraph.arrays import Array, Flags
 from morphgraph.errors import FileError, UnsupportedError
 from morphgraph.onnx_io import escape
 from morphgraph.recipes.images import DataError, Images, Labels, Size, resized, with_channels
@@ -98,7 +98,7 @@ def _read_digits() -> Raw:
     return Raw("digits", classes, images[~test], labels[~test], images[test], labels[test])
 
 
-def _held_back(labels: Labels) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _held_back(labels: Labels) -> Flags:
     """Which images are for the test: of every class with two or more a fifth, at least one.
 
     >>> _held_back(np.repeat([0, 1], 10)).reshape(2, 10).sum(axis=1).tolist()
@@ -117,7 +117,7 @@ def _held_back(labels: Labels) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def _read_fashion(folder: Path) -> Raw:
-    arrays: list[np.ndarray[Any, Any]] = []
+    arrays: list[Array] = []
     for part in ("train", "t10k"):
         images = _read_idx(_idx_file(folder, f"{part}-images-idx3-ubyte"), rank=3)[..., None]
         labels = _read_idx(_idx_file(folder, f"{part}-labels-idx1-ubyte"), rank=1)
@@ -221,7 +221,7 @@ def _read_npz(path: Path) -> Raw:
     return Raw(escape(path.stem), classes, x_train, y_train, x_test, y_test)
 
 
-def _as_images(array: np.ndarray[Any, Any], where: str) -> Images:
+def _as_images(array: Array, where: str) -> Images:
     if array.dtype != np.uint8:
         raise DataError(f"{where}: images are {array.dtype}, wanted are uint8 from 0 to 255")
     images = array[..., None] if array.ndim == 3 else array
@@ -235,7 +235,7 @@ def _as_images(array: np.ndarray[Any, Any], where: str) -> Images:
     return np.ascontiguousarray(images)
 
 
-def _as_labels(array: np.ndarray[Any, Any], count: int, where: str) -> Labels:
+def _as_labels(array: Array, count: int, where: str) -> Labels:
     if not np.issubdtype(array.dtype, np.integer):
         raise DataError(f"{where}: labels are {array.dtype}, wanted are integers from 0")
     labels = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array

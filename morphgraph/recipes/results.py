@@ -41,8 +41,8 @@ class IterationResult(msgspec.Struct, frozen=True):
     are the shares of the regularized cost that the phase was to reach and did reach, ``trimmed``
     what the plan had to remove after the training. ``accuracy`` is of the trained network,
     ``resized_accuracy`` of the new one before it is trained. ``error`` is the resized network's
-    largest difference from the masked original, relative to the output's scale; ``felt`` how far
-    masking moved the original.
+    largest difference from the masked original, relative to the output's scale; ``sensitivity``
+    how far masking moved the original. ``felt`` is its former name, for one version.
     """
 
     number: int
@@ -57,6 +57,7 @@ class IterationResult(msgspec.Struct, frozen=True):
     accuracy: float
     resized_accuracy: float
     error: float
+    sensitivity: float
     felt: float
     plan: str
     model: str

@@ -29,11 +29,11 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
-from morphgraph.passes.planning.constraints import goals_of
+from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.plans import Change, Plan, readable_json
 from morphgraph.recipes.baselines import Baseline, baseline_plan, check_baselines, fits_whole
 from morphgraph.recipes.data import Dataset
-from morphgraph.recipes.folder import Event, Onlooker, RunFolder, manifest_of, open_folder
+from morphgraph.recipes.folder import Event, RunFolder, SecondaryRunFolder, manifest_of, open_folder
 from morphgraph.recipes.progress import Progress
 from morphgraph.recipes.results import Arm, IterationResult, Result, Widths
 from morphgraph.recipes.settings import Alone, Settings as Settings, planned_work, shrink_phase
@@ -42,7 +42,7 @@ from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
 from morphgraph.train.loop import Iteration, rounds, start_of_last
-from morphgraph.train.phases import NoPenalty, Penalty, Shrink, Steady
+from morphgraph.train.phases import NoPenalty, Penalty, ResumablePenalty, Shrink
 from morphgraph.train.smoke import STEPS, SmokeReport, smoke_graph
 from morphgraph.workflow import resize_and_check
 
@@ -126,7 +126,7 @@ def smoke_run(graph: ChannelGraph, dataset: Dataset, settings: Settings) -> Smok
     require_classes(graph, dataset)
     recipe = replace(settings.shrink, warmup=0.0)  # the first steps are all that there is
 
-    def fit(net: nn.Module, penalty: Steady) -> None:
+    def fit(net: nn.Module, penalty: ResumablePenalty) -> None:
         train(net, dataset, recipe, seed=settings.seed, phase="smoke", penalty=penalty)
 
     aim, device = settings.aim, torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -162,7 +162,7 @@ class _Run:
         graph: ChannelGraph,
         dataset: Dataset,
         settings: Settings,
-        folder: RunFolder | Onlooker,
+        folder: RunFolder | SecondaryRunFolder,
         device: torch.device,
     ) -> None:
         self.graph = graph
@@ -274,7 +274,8 @@ class _Run:
             accuracy=accuracy(found.net, self.dataset),
             resized_accuracy=accuracy(self._to_torch(found.resized.model), self.dataset),
             error=report.worst.relative,
-            felt=report.felt,
+            sensitivity=report.sensitivity,
+            felt=report.sensitivity,
             plan=plan,
             model=model,
         )
@@ -318,7 +319,7 @@ class _Run:
         if made is not None:
             self.folder.write("plan.json", made[1].to_json())
             return {method: made[0]}, made[1].cost
-        goals = goals_of(self.graph, settings.aim.budget, "default")
+        goals = resolve_budget(self.graph, settings.aim.budget, "default")
         costs = {goal.kind: Change(goal.cost.total, goal.cost.total) for goal in goals}
         return {"base": self._original(shrinking)}, costs
 

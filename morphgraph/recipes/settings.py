@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.planning.constraints import goals_of
+from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.recipes.baselines import Baseline, fits_whole
 from morphgraph.recipes.trainer import Recipe
-from morphgraph.train.loop import Aim
+from morphgraph.train.loop import SearchConfig
 
 Alone = Literal["base", "uniform", "l2", "bn", "random"]
 Method = Literal["morph", "base", "uniform", "l2", "bn", "random"]
@@ -33,7 +33,7 @@ class Settings:
             as many epochs.
     """
 
-    aim: Aim
+    aim: SearchConfig
     shrink: Recipe
     retrain: Recipe
     baselines: tuple[Baseline, ...] = ()
@@ -48,7 +48,7 @@ def shrink_phase(number: int) -> str:
 
 def planned_work(graph: ChannelGraph, settings: Settings) -> dict[str, tuple[int, float]]:
     """Per phase, in their order, its epochs and what one of them costs beside the original."""
-    goals = goals_of(graph, settings.aim.budget, "default")
+    goals = resolve_budget(graph, settings.aim.budget, "default")
     small = min(goal.limit / goal.cost.total for goal in goals)
     rounds = settings.aim.iterations
     shrinking = settings.shrink.epochs * rounds

@@ -75,9 +75,9 @@ def grid(
         costs: what the regularizer counts; for every budget its own cost if not given. Methods
             without a regularizer are not repeated.
 
-    >>> from morphgraph.train.loop import Aim
+    >>> from morphgraph.train.loop import SearchConfig
     >>> from morphgraph.recipes.trainer import Recipe
-    >>> common = Settings(Aim({"flops": "100%"}), Recipe(1), Recipe(1))
+    >>> common = Settings(SearchConfig({"flops": "100%"}), Recipe(1), Recipe(1))
     >>> len(grid(common, {"flops": ["25%", "50%"]}, ["morph", "uniform", "base"], range(3)))
     15
 

@@ -28,7 +28,7 @@ from morphgraph.recipes.checkpoint import (
 from morphgraph.recipes.data import Augmentation, Dataset
 from morphgraph.train import distributed
 from morphgraph.train.distributed import State
-from morphgraph.train.phases import NoPenalty, Steady
+from morphgraph.train.phases import NoPenalty, ResumablePenalty
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def train(
     *,
     seed: int = 0,
     phase: str = "train",
-    penalty: Steady | None = None,
+    penalty: ResumablePenalty | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> None:
@@ -141,7 +141,7 @@ class _Training:
         recipe: Recipe,
         seed: int,
         phase: str,
-        penalty: Steady,
+        penalty: ResumablePenalty,
         checkpoint: Checkpoint | None,
     ) -> None:
         self.net = net

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from morphgraph.arrays import IntArray
 from morphgraph.errors import FileError
-from morphgraph.graph import ChannelGraph, GraphNode, IntArray
+from morphgraph.graph import ChannelGraph, GraphOp
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.polynomial import Cost
@@ -154,7 +155,7 @@ def analyze(
             path=fspath(path).encode(errors="backslashreplace").decode(),
             sha256=file_sha256(path),
             opset=opsets.get("", opsets.get("ai.onnx", 0)),
-            ops=len(graph.nodes),
+            ops=len(graph.ops),
         ),
         convention=convention,
         totals=totals(graph, convention),
@@ -164,7 +165,7 @@ def analyze(
         groups=_groups(graph, costs, chosen),
         opaque_ops=[
             OpaqueOp(node.name, node.ir.op_type, node.opaque)
-            for node in graph.nodes
+            for node in graph.ops
             if node.opaque is not None
         ],
         not_finite=list(not_finite),
@@ -217,8 +218,8 @@ def layers(graph: ChannelGraph, costs: Mapping[str, Cost], chosen: Cost) -> list
         chosen: the cost that layers give as ``cost``.
     """
     by_layer = {kind: costs[kind].by_layer for kind in _KINDS}
-    members: dict[str, list[GraphNode]] = {}
-    for node in graph.nodes:
+    members: dict[str, list[GraphOp]] = {}
+    for node in graph.ops:
         members.setdefault(node.layer, []).append(node)
     return [
         Layer(
@@ -232,7 +233,7 @@ def layers(graph: ChannelGraph, costs: Mapping[str, Cost], chosen: Cost) -> list
     ]
 
 
-def _chief(nodes: Sequence[GraphNode]) -> GraphNode:
+def _chief(nodes: Sequence[GraphOp]) -> GraphOp:
     """The node that a layer is named after: the first that computes."""
     return next((node for node in nodes if node.macs), nodes[0])
 
@@ -260,10 +261,10 @@ def _groups(graph: ChannelGraph, costs: Mapping[str, Cost], chosen: Cost) -> lis
     ]
 
 
-def operators(graph: ChannelGraph) -> list[tuple[GraphNode, float]]:
+def operators(graph: ChannelGraph) -> list[tuple[GraphOp, float]]:
     """Every node with its MACs per sample."""
     sizes = graph.couplings.sizes.astype(np.float64)
     return [
         (node, sum(float(sizes[list(term)].prod()) for term in node.macs) / graph.batch)
-        for node in graph.nodes
+        for node in graph.ops
     ]

@@ -72,8 +72,8 @@ def compare(
     new = {layer.name: layer for layer in _layers(after)}
     both = [(old[name], new[name]) for name in old if name in new]
     changed = [_layer_diff(a, b) for a, b in both if a != b]
-    old_nodes = {node.name: None for node in before.nodes}
-    new_nodes = {node.name: None for node in after.nodes}
+    old_nodes = {node.name: None for node in before.ops}
+    new_nodes = {node.name: None for node in after.ops}
     return Diff(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,

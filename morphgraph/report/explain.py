@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from morphgraph.errors import ArgumentError
-from morphgraph.graph import ChannelGraph, Dim, Edge, GraphNode, Group
+from morphgraph.graph import ChannelGraph, Dim, Edge, GraphOp, Group
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.coupling.group import makes, ties
@@ -42,7 +42,7 @@ def explain(graph: ChannelGraph, name: str, *, convention: Convention = "default
     groups = _groups_named(graph, name)
     if groups:
         return Explanation(name, [teller.life(group) for group in groups], [], [])
-    nodes = _choose(name, graph.nodes, lambda node: (node.name, node.layer))
+    nodes = _choose(name, graph.ops, lambda node: (node.name, node.layer))
     values = list(dict.fromkeys(_values_of(graph, nodes)))
     if not nodes:
         values = _choose(name, list(graph.shapes), lambda value: (value,))
@@ -96,7 +96,7 @@ def _choose(name: str, things: Sequence[Any], names_of: Callable[[Any], tuple[st
     return []
 
 
-def _values_of(graph: ChannelGraph, nodes: Iterable[GraphNode]) -> Iterable[str]:
+def _values_of(graph: ChannelGraph, nodes: Iterable[GraphOp]) -> Iterable[str]:
     for node in nodes:
         for value in (*node.ir.inputs, *node.ir.outputs):
             if value is not None and (name := value.name or "") in graph.shapes:
@@ -114,10 +114,10 @@ class _Teller:
         self.ways = Ways(graph)
         self.edges_of: dict[tuple[int, int], list[Edge]] = defaultdict(list)  # node, factor
         for edge in self.couplings.edges:
-            self.edges_of[edge.node, edge.factor].append(edge)
-        self.counted = {f for node in graph.nodes for term in node.macs for f in term}
+            self.edges_of[edge.op_index, edge.factor].append(edge)
+        self.counted = {f for node in graph.ops for term in node.macs for f in term}
         self.layer_of = {
-            value.name or "": node.layer for node in graph.nodes for value in node.ir.outputs
+            value.name or "": node.layer for node in graph.ops for value in node.ir.outputs
         }
         self.costs = {
             kind: cost(graph, kind, convention=convention)
@@ -153,9 +153,9 @@ class _Teller:
 
     def _uses(self, group: Group) -> list[Use]:
         touched = classes_of(self.graph, group)
-        classes = self.graph.node_class
+        classes = self.graph.vertex_class
         uses = []
-        for index, node in enumerate(self.graph.nodes):
+        for index, node in enumerate(self.graph.ops):
             for name, factor in node.factors.items():
                 if int(classes[factor]) not in touched:
                     continue
@@ -164,7 +164,7 @@ class _Teller:
                     uses.append(self._use(node, name, factor, edges))
         return uses
 
-    def _use(self, node: GraphNode, name: str, factor: int, edges: Sequence[Edge]) -> Use:
+    def _use(self, node: GraphOp, name: str, factor: int, edges: Sequence[Edge]) -> Use:
         ports = [edge.port for edge in edges]
         tied = ties(self.couplings, node, ports)
         role: Role = "carries on"
@@ -180,7 +180,7 @@ class _Teller:
         operands = [
             dim.value
             for dim, edge in zip(dims, edges, strict=True)
-            if edge.port >= 0 and dim.value not in self.couplings.weights
+            if edge.port >= 0 and dim.value not in self.couplings.input_independent
         ]
         layers = [self.layer_of.get(value, value) for value in operands]
         # Within one layer, as the queries and keys of an attention, the tensors tell them apart.
@@ -197,11 +197,11 @@ class _Teller:
 
     def axis(self, dim: Dim) -> Axis:
         """What is known of an axis."""
-        number_ = self.graph.dim(dim.value, dim.axis)
-        channels = self.graph.channels_of(number_)
+        number_column = self.graph.dim(dim.value, dim.axis)
+        channels = self.graph.channels_of(number_column)
         groups = np.unique(self.graph.channel_group[channels])
         names = [self.graph.groups[index].id for index in groups if index >= 0]
-        kind = int(self.graph.node_class[number_])
+        kind = int(self.graph.vertex_class[number_column])
         pinned = kind in self.graph.pins
         return Axis(
             tensor=dim.value,
@@ -209,5 +209,5 @@ class _Teller:
             size=self.graph.shapes[dim.value][dim.axis],
             groups=names,
             reason=self.graph.pins[kind].reason if pinned else None,
-            path=self.ways.to_class(kind, {number_}) if pinned else [],
+            path=self.ways.to_class(kind, {number_column}) if pinned else [],
         )

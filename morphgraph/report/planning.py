@@ -3,9 +3,10 @@
 import msgspec
 import numpy as np
 
-from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.arrays import IntArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import Convention, cost
-from morphgraph.passes.analysis.liveness import fates
+from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.plans import Plan
 from morphgraph.report.tables import Cell, Column, Report, Table, number, plain, share
 
@@ -56,4 +57,4 @@ def _width(value: Cell) -> str:
 
 def removed_layers(graph: ChannelGraph, widths: IntArray) -> tuple[str, ...]:
     """Names of the layers of which nothing is left at these widths, ``[groups]``."""
-    return fates(graph, np.flatnonzero(widths == 0).tolist()).removed_layers
+    return liveness(graph, np.flatnonzero(widths == 0).tolist()).removed_layers

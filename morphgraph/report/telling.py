@@ -75,13 +75,13 @@ def _portrait(life: Life) -> list[tuple[str, str]]:
         if life.path:
             lines.append(("because", _path_words(life.path)))
     if life.statistical:
-        number_ = _count(len(life.competitors), "operator")
+        number_column = _count(len(life.competitors), "operator")
         more = ", ..." if len(life.competitors) > _SHOWN_COMPETITORS else ""
         names = ", ".join(map(escape, life.competitors[:_SHOWN_COMPETITORS]))
         lines.append(
             (
                 "statistical",
-                f"{number_} ({names}{more}) normalize, average or compete over the channels: "
+                f"{number_column} ({names}{more}) normalize, average or compete over the channels: "
                 "a removal changes what the others become",
             )
         )

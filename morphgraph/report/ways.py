@@ -26,15 +26,15 @@ class Ways:
             return []
         inside = [
             (factor, node.name in makers)
-            for node in self.graph.nodes
+            for node in self.graph.ops
             for factor in node.factors.values()
-            if int(self.graph.node_class[factor]) == group.pinned_by
+            if int(self.graph.vertex_class[factor]) == group.pinned_by
         ]
         targets = {factor for factor, is_maker in inside if is_maker}
         members = {
             self.graph.dim(member.value, member.axis)
             for member in group.members
-            if int(self.graph.node_class[self.graph.dim(member.value, member.axis)])
+            if int(self.graph.vertex_class[self.graph.dim(member.value, member.axis)])
             == group.pinned_by
         }
         if targets or members:
@@ -43,7 +43,7 @@ class Ways:
 
     def _over_segment(self, group: Group) -> list[Step]:
         """The way where a pinned factor covers a part of an axis that the group stands on."""
-        touched, classes = classes_of(self.graph, group), self.graph.node_class
+        touched, classes = classes_of(self.graph, group), self.graph.vertex_class
         for edge in self.couplings.edges:
             if int(classes[edge.factor]) == group.pinned_by and int(classes[edge.dim]) in touched:
                 steps = self.to_class(group.pinned_by, {edge.factor})
@@ -57,18 +57,18 @@ class Ways:
             pins.insert(0, self.graph.pins[source])
         steps: list[Step] = []
         for pin, following in zip(pins, [*pins[1:], None], strict=True):
-            if pin.node is None:
+            if pin.vertex is None:
                 continue
-            if pin.source_node is not None:
-                steps += self._through(self._edge(pin.source_node, pin.node), pin.node)
-            elif pin.node < len(self.couplings.dims):
-                steps.append(self._axis_step(pin.node))
+            if pin.source_vertex is not None:
+                steps += self._through(self._edge(pin.source_vertex, pin.vertex), pin.vertex)
+            elif pin.vertex < len(self.couplings.dims):
+                steps.append(self._axis_step(pin.vertex))
             else:
-                steps += self._from_factor(pin.node)
+                steps += self._from_factor(pin.vertex)
             ends = targets
-            if following is not None and following.source_node is not None:
-                ends = {following.source_node}
-            for edge, reached in self._walk(pin.node, ends):
+            if following is not None and following.source_vertex is not None:
+                ends = {following.source_vertex}
+            for edge, reached in self._walk(pin.vertex, ends):
                 if reached < len(self.couplings.dims):
                     steps.append(self._axis_step(reached))
                 else:
@@ -77,9 +77,9 @@ class Ways:
 
     def _from_factor(self, factor: int) -> list[Step]:
         """The step where a reason arose: within an operator."""
-        name = self.couplings.factors[factor - len(self.couplings.dims)].node
-        index = next(k for k, node in enumerate(self.graph.nodes) if node.name == name)
-        here = (e for e in self.couplings.edges if (e.node, e.factor) == (index, factor))
+        name = self.couplings.factors[factor - len(self.couplings.dims)].op
+        index = next(k for k, node in enumerate(self.graph.ops) if node.name == name)
+        here = (e for e in self.couplings.edges if (e.op_index, e.factor) == (index, factor))
         edge = next(here, None)
         return [] if edge is None else [self._operator_step(edge)]
 
@@ -118,7 +118,7 @@ class Ways:
         return Step("axis", where.value, axis=where.axis)
 
     def _operator_step(self, edge: Edge) -> Step:
-        node = self.graph.nodes[edge.node]
+        node = self.graph.ops[edge.op_index]
         words = None if edge.whole else map_words(place_of(self.couplings, edge))
         return Step("operator", node.name, op_type=node.ir.op_type, map=words)
 
@@ -137,7 +137,7 @@ def place_of(couplings: Couplings, edge: Edge) -> Place:
         index=edge.port if edge.port >= 0 else ~edge.port,
         tensor=dim.value,
         axis=dim.axis,
-        weight=dim.value in couplings.weights,
+        weight=dim.value in couplings.input_independent,
         map=_map_kind(edge),
         outer=edge.map.outer,
         inner=edge.map.inner,

@@ -1,4 +1,6 @@
-"""Networks whose weights can be felt, and proofs on them, for tests and for new operators."""
+"""Random weights, random plans and proofs on them, for tests and for new operators."""
+
+import warnings
 
 from morphgraph.testing.prove import (
     is_rejected,
@@ -9,17 +11,36 @@ from morphgraph.testing.prove import (
     random_removal,
     wrong_slices,
 )
-from morphgraph.testing.random_weights import felt_array, make_felt, make_felt_model
+from morphgraph.testing.random_weights import (
+    random_weight,
+    randomize_model_weights,
+    randomize_weights,
+)
 
 __all__ = [
-    "felt_array",
     "is_rejected",
-    "make_felt",
-    "make_felt_model",
     "model_from_text",
     "prove",
     "prove_plan",
     "random_plan",
     "random_removal",
+    "random_weight",
+    "randomize_model_weights",
+    "randomize_weights",
     "wrong_slices",
 ]
+
+# Former names, for one version.
+_RENAMED = {
+    "felt_array": "random_weight",
+    "make_felt": "randomize_weights",
+    "make_felt_model": "randomize_model_weights",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _RENAMED[name]
+    warnings.warn(f"{__name__}.{name} is now {new}", DeprecationWarning, stacklevel=2)
+    return globals()[new]

@@ -11,16 +11,17 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 
+from morphgraph.arrays import IntArray
 from morphgraph.errors import VerificationError
-from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.liveness import is_viable
-from morphgraph.passes.analysis.selection import Kept
+from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking.verify import VerifyReport, verify
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Change, Plan, make_plan
-from morphgraph.testing.random_weights import felt_array
+from morphgraph.testing.random_weights import random_weight
 
 
 def model_from_text(text: str, inputs: Sequence[str] = ("x",), seed: int = 0) -> ir.Model:
@@ -40,7 +41,7 @@ def model_from_text(text: str, inputs: Sequence[str] = ("x",), seed: int = 0) ->
         if value.name in inputs:
             continue
         assert value.shape is not None
-        array = felt_array(value.shape.numpy(), generator)
+        array = random_weight(value.shape.numpy(), generator)
         model.graph.inputs.remove(value)
         dtype = ir.DataType.FLOAT if value.dtype is None else value.dtype
         value.const_value = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=value.name)
@@ -103,7 +104,7 @@ def wrong_slices(
     channel, in another order, and left behind (its first channels instead of the kept ones).
     ``names`` are the initializers to try, by default all.
     """
-    kept = Kept(graph, keep)
+    kept = AxisSelection(graph, keep)
     for name, value in graph.model.graph.initializers.items():
         if name not in small.graph.initializers or value.const_value is None:
             continue
@@ -180,7 +181,7 @@ def prove_plan(
     small = resize(graph, keep)
     report = verify(graph, plan, small)
     assert report.ok, f"{label}: {report.worst}"
-    assert report.felt > 1e-2, f"{label}: the network does not feel the plan: {report}"
+    assert report.sensitivity > 1e-2, f"{label}: the network does not feel the plan: {report}"
     again = lift(small)
     for kind, change in plan.cost.items():
         recounted = cost(again, kind).total

@@ -1,9 +1,9 @@
 """Weights that can be felt, for networks in PyTorch and for models in ONNX.
 
 A freshly built network has every BatchNorm at (1, 0, 0, 1), biases and heads at zero, layer scales
-at 1e-6: a wrong slice can go unnoticed, and outputs may be 1e-14. :func:`make_felt` and
-:func:`make_felt_model` give every such tensor random values and calibrate the rest layer by layer,
-so that activations and outputs are of order 1 and depend on the input.
+at 1e-6: a wrong slice can go unnoticed, and outputs may be 1e-14. :func:`randomize_weights` and
+:func:`randomize_model_weights` give every such tensor random values and calibrate the rest layer by
+layer, so that activations and outputs are of order 1 and depend on the input.
 """
 
 from collections import Counter
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.arrays import Array
 from morphgraph.edit import Editor
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Array = np.ndarray[Any, np.dtype[np.float32]]
 
 _SAMPLES = 4  # that calibration runs on
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -28,7 +28,7 @@ _FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not 
 _STILL = 1e-6  # a standard deviation below this says that nothing flows
 
 
-def make_felt(
+def randomize_weights(
     net: "nn.Module", example: "torch.Tensor | Sequence[Any]", seed: int = 0
 ) -> "nn.Module":
     """Randomize and calibrate a network's parameters and statistics in place; returns it.
@@ -41,7 +41,7 @@ def make_felt(
         seed: of all random numbers.
 
     >>> import torch
-    >>> net = make_felt(torch.nn.Linear(8, 2), torch.zeros(1, 8))
+    >>> net = randomize_weights(torch.nn.Linear(8, 2), torch.zeros(1, 8))
     >>> bool(0.3 < net(torch.randn(64, 8)).std() < 3)
     True
     """
@@ -201,7 +201,7 @@ def _evening_out(net: "nn.Module") -> Iterator[None]:
             hook.remove()
 
 
-def felt_array(shape: Sequence[int], generator: np.random.Generator) -> Array:
+def random_weight(shape: Sequence[int], generator: np.random.Generator) -> Array:
     """Random numbers for a weight: vectors uniform in 0.5 to 1.5, others normal, 1 / fan-in."""
     if len(shape) <= 1:
         return generator.uniform(0.5, 1.5, shape).astype(np.float32)
@@ -210,9 +210,7 @@ def felt_array(shape: Sequence[int], generator: np.random.Generator) -> Array:
     return scaled
 
 
-def make_felt_model(
-    model: ir.Model, feeds: Mapping[str, np.ndarray[Any, Any]], seed: int = 0
-) -> ir.Model:
+def randomize_model_weights(model: ir.Model, feeds: Mapping[str, Array], seed: int = 0) -> ir.Model:
     """A copy of an ONNX model whose weights are random and can be felt.
 
     Weights are the float initializers, and what ConstantOfShape fills in their place (onnx's light
@@ -241,7 +239,7 @@ def make_felt_model(
     return felt
 
 
-def _set(value: ir.Value, array: np.ndarray[Any, Any]) -> None:
+def _set(value: ir.Value, array: Array) -> None:
     value.const_value = ir.Tensor(np.ascontiguousarray(array, dtype=np.float32), name=value.name)
 
 
@@ -258,7 +256,7 @@ def _fill_in(model: ir.Model) -> None:
         graph.remove(node, safe=True)
 
 
-def _draw(value: ir.Value, generator: np.random.Generator) -> np.ndarray[Any, Any]:
+def _draw(value: ir.Value, generator: np.random.Generator) -> Array:
     """Values that suit the first reader."""
     node, place = next(iter(value.uses()))
     assert value.const_value is not None
@@ -271,7 +269,7 @@ def _draw(value: ir.Value, generator: np.random.Generator) -> np.ndarray[Any, An
         return np.asarray(generator.standard_normal(shape) * spread)
     if node.op_type in _LAYERS and place == 2:
         return generator.uniform(-0.3, 0.3, shape)
-    return felt_array(shape, generator)
+    return random_weight(shape, generator)
 
 
 def _fan_in(shape: Sequence[int], node: ir.Node) -> float:
@@ -284,7 +282,7 @@ def _fan_in(shape: Sequence[int], node: ir.Node) -> float:
 
 
 def _measure_statistics(
-    model: ir.Model, feeds: Mapping[str, np.ndarray[Any, Any]], generator: np.random.Generator
+    model: ir.Model, feeds: Mapping[str, Array], generator: np.random.Generator
 ) -> None:
     """Give every BatchNormalization the mean and variance of what reaches it."""
     from morphgraph.onnx_io.runtime import run
@@ -332,7 +330,7 @@ def _probe(editor: Editor, node: ir.Node) -> tuple[str, str]:
     return mean.outputs[0].name or "", mean_square.outputs[0].name or ""
 
 
-def _even_out_last(model: ir.Model, feeds: Mapping[str, np.ndarray[Any, Any]]) -> None:
+def _even_out_last(model: ir.Model, feeds: Mapping[str, Array]) -> None:
     """Divide the last layer's kernel by the standard deviation of its results."""
     from morphgraph.onnx_io.runtime import run
 

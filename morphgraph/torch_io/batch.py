@@ -26,10 +26,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
+from morphgraph.arrays import Shape
 from morphgraph.errors import MorphError
 from morphgraph.torch_io.recurrent import fused, stepwise
-
-Shape = tuple[int, ...]
 
 _GROWTH = 3
 _MOST_CHOICES = 1000  # tried before giving up

@@ -29,6 +29,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from morphgraph.arrays import Array
 from morphgraph.errors import UnsupportedError
 from morphgraph.ops import OpNode, entry_of
 from morphgraph.torch_io.modules import ModuleTree
@@ -73,7 +74,7 @@ class TorchBuilder:
         value = n.ir.inputs[i] if n.has(i) else None
         return value is not None and self._is_parameter(value)
 
-    def constant(self, n: OpNode, i: int) -> "np.ndarray[Any, Any] | None":
+    def constant(self, n: OpNode, i: int) -> "Array | None":
         """The value of operand ``i`` where it is a constant that training leaves alone."""
         return None if self.is_parameter(n, i) else n.const(i)
 
@@ -316,7 +317,7 @@ class TorchBuilder:
         self.tree.put_buffer(path, tensor, persistent=False)
         return self._read(path)
 
-    def positions(self, n: OpNode, axis: int, kept: "np.ndarray[Any, Any]") -> fx.Node:
+    def positions(self, n: OpNode, axis: int, kept: "Array") -> fx.Node:
         """Constant positions along an axis, as an index tensor."""
         return self.buffer(n, f"positions_{axis}", torch.from_numpy(kept.astype(np.int64)))
 

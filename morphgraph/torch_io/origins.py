@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
+from morphgraph.arrays import IntArray
 
 
 class Origins:

@@ -1,19 +1,16 @@
 """Running models in PyTorch, where ONNX Runtime does not know an operator."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
+from morphgraph.arrays import Array, Arrays
 from morphgraph.torch_io.tensors import to_onnx, to_tensor
 from morphgraph.torch_io.to_torch import to_torch
 
-Arrays = dict[str, np.ndarray[Any, Any]]
 
-
-def run(model: ir.Model, feeds: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
+def run(model: ir.Model, feeds: Mapping[str, Array]) -> Arrays:
     """Run a model once; results by name, as :func:`morphgraph.onnx_io.runtime.run` gives them.
 
     Raises:

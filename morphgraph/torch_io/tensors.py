@@ -1,11 +1,10 @@
 """ONNX tensors as torch tensors and back, also in the types that numpy has not got."""
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 import torch
 
+from morphgraph.arrays import Array
 from morphgraph.errors import UnsupportedError
 
 _TORCH_TYPES = {
@@ -59,7 +58,7 @@ def to_tensor(value: ir.TensorProtocol | None) -> torch.Tensor:
 def to_onnx(tensor: torch.Tensor, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
     """An ONNX tensor of the given element type, detached and in main memory."""
     plain = tensor.detach().to("cpu", torch_type(dtype)).contiguous()
-    array: np.ndarray[Any, Any]
+    array: Array
     if dtype == ir.DataType.BFLOAT16:
         array = plain.view(torch.int16).numpy().view(dtype.numpy())
     else:

@@ -38,7 +38,7 @@ _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class ControlStep:
     """One control step: the live cost, where it should be, what is predicted (shares), the weight.
 
     ``step`` counts training steps from 1.
@@ -170,13 +170,13 @@ class Budget:
         self.step_number = 0
         self.share = self._earlier = regularizer.live_share()  # now, and at the last control step
         self.met = False
-        self.trajectory: list[Moment] = []
+        self.trajectory: list[ControlStep] = []
         self._dead: Tensor | None = None
         self._before: Tensor | None = None  # strengths at the last control step
         self._speed: Tensor | None = None  # by how much strengths change per training step
         self._warned: list[int] = []
         # For an effective step of 1; until the reference falls, the weight makes up for another.
-        self._first = regularizer.even_weight(steps)
+        self._first = regularizer.initial_weight(steps)
         regularizer.weight = self._first
         if self.share <= self.target:
             self._settle(regularizer.alive())
@@ -244,7 +244,7 @@ class Budget:
         if self._speed is not None:
             self.regularizer.weight *= exp(change)
         self.trajectory.append(
-            Moment(self.step_number, self.share, wanted, predicted, self.regularizer.weight)
+            ControlStep(self.step_number, self.share, wanted, predicted, self.regularizer.weight)
         )
         self._warn(strengths)
 
@@ -311,5 +311,5 @@ class Budget:
         """Go on from where :meth:`state_dict` was taken; the network must be as it was then."""
         for name in _STATE:
             setattr(self, name, state[name])
-        self.trajectory = [Moment(*moment) for moment in state["trajectory"]]
+        self.trajectory = [ControlStep(*moment) for moment in state["trajectory"]]
         self.regularizer.weight = state["weight"]

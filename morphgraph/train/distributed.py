@@ -21,7 +21,7 @@ from torch import Tensor, distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from morphgraph.errors import ArgumentError, MorphError
-from morphgraph.train.phases import Steady
+from morphgraph.train.phases import ResumablePenalty
 
 State = dict[str, Any]
 _T = TypeVar("_T")
@@ -147,7 +147,7 @@ def shared(net: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def agree(net: nn.Module, penalty: Steady) -> None:
+def agree(net: nn.Module, penalty: ResumablePenalty) -> None:
     """Give all processes the first one's network and penalty, should a last digit have differed."""
     if size() == 1:
         return

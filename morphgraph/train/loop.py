@@ -20,28 +20,28 @@ from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
 from morphgraph.passes.lift import lift
-from morphgraph.passes.planning.bounds import Limits, viable_widths
-from morphgraph.passes.planning.compose import Lineage
-from morphgraph.passes.planning.constraints import Goal, goals_of, require_reachable
+from morphgraph.passes.planning.bounds import WidthBounds, repair_widths
+from morphgraph.passes.planning.compose import Provenance
+from morphgraph.passes.planning.constraints import Constraint, require_reachable, resolve_budget
 from morphgraph.passes.planning.expand import expand
 from morphgraph.plans import Plan
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
-from morphgraph.train.controller import Moment, Update
+from morphgraph.train.controller import ControlStep, Update
 from morphgraph.train.phases import NoPenalty, Penalty, Shrink
 from morphgraph.train.regularizer import Regularizer, Strength
 from morphgraph.workflow import Resized, Start, resize_and_check
 
 SHRINK_TO = 0.35
-"""How far a phase shrinks before the widths are scaled to the budget, see :class:`Aim`."""
+"""How far a phase shrinks before the widths are scaled to the budget, see :class:`SearchConfig`."""
 
 Fit = Callable[[nn.Module, Penalty], None]
 
 
 @dataclass(frozen=True)
-class Aim:
+class SearchConfig:
     """What structure learning is to come to.
 
     Attributes:
@@ -104,9 +104,9 @@ class Aim:
         return self.cost or next(iter(self.budget))
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> WidthBounds:
         """Grid and floor of the widths."""
-        return Limits(self.round_to, self.min_width)
+        return WidthBounds(self.round_to, self.min_width)
 
     def check(self, graph: ChannelGraph) -> None:
         """Refuse before anything is trained what no training could reach.
@@ -116,7 +116,7 @@ class Aim:
             BudgetError: the narrowest network is above a budget.
         """
         cost_of(graph, self.kind)
-        require_reachable(graph, goals_of(graph, self.budget, "default"), self.limits)
+        require_reachable(graph, resolve_budget(graph, self.budget, "default"), self.limits)
 
     def request(self) -> dict[str, Any]:
         """What a plan says it was made for."""
@@ -164,7 +164,7 @@ class Iteration:
     target: float
     live: float
     met: bool
-    trajectory: tuple[Moment, ...]
+    trajectory: tuple[ControlStep, ...]
     last: bool
 
     @property
@@ -183,7 +183,7 @@ def rounds(
     graph: ChannelGraph,
     net: nn.Module,
     fit: Fit,
-    aim: Aim,
+    aim: SearchConfig,
     *,
     steps: int | None = None,
     seed: int = 0,
@@ -199,8 +199,8 @@ def rounds(
         seed: of the inputs of checks, and of the weights of new channels.
     """
     device = next(net.parameters()).device
-    goals = goals_of(graph, aim.budget, "default")
-    lineage = Lineage.of(graph)
+    goals = resolve_budget(graph, aim.budget, "default")
+    lineage = Provenance.of(graph)
     seen: set[bytes] = set()
     for number in range(1, aim.iterations + 1):
         found = _round(number, lineage, net, fit, aim, goals, steps, seed)
@@ -216,15 +216,15 @@ def rounds(
 
 def _round(
     number: int,
-    lineage: Lineage,
+    lineage: Provenance,
     net: nn.Module,
     fit: Fit,
-    aim: Aim,
-    goals: list[Goal],
+    aim: SearchConfig,
+    goals: list[Constraint],
     steps: int | None,
     seed: int,
 ) -> Iteration:
-    graph, bound = lineage.graph, tuple(lineage.bound())
+    graph, bound = lineage.graph, tuple(lineage.frozen_groups())
     resource = cost_of(graph, aim.kind)
     regularizer = Regularizer(
         graph,
@@ -242,23 +242,23 @@ def _round(
     penalty.end()
     with warnings.catch_warnings():
         # What was silenced is not missed, and where nothing was, the phase has said so.
-        for words in ("the network hardly feels", "the plan changes nothing"):
+        for words in ("masking changed the outputs", "the plan changes nothing"):
             warnings.filterwarnings("ignore", words, MorphWarning)
         return _read_off(number, lineage, net, aim, goals, regularizer, penalty, seed)
 
 
 def _read_off(
     number: int,
-    lineage: Lineage,
+    lineage: Provenance,
     net: nn.Module,
-    aim: Aim,
-    goals: list[Goal],
+    aim: SearchConfig,
+    goals: list[Constraint],
     regularizer: Regularizer,
     penalty: Shrink,
     seed: int,
 ) -> Iteration:
     """Widths, expansion and the new network after the training of a round."""
-    graph, bound = lineage.graph, tuple(lineage.bound())
+    graph, bound = lineage.graph, tuple(lineage.frozen_groups())
     ceilings = {goal.kind: goal.limit for goal in goals}
 
     def decide() -> tuple[Plan, Plan]:
@@ -293,23 +293,23 @@ def _read_off(
     )
 
 
-def _widest(lineage: Lineage, max_growth: float | None) -> dict[str, int]:
+def _widest(lineage: Provenance, max_growth: float | None) -> dict[str, int]:
     """Per group the widest that it may get, by its width in the original."""
     if max_growth is None:
         return {}
     return {
         group.id: max(1, int(max_growth * lineage.first.groups[home].width))
-        for group, home in zip(lineage.graph.groups, lineage.home.tolist(), strict=True)
+        for group, home in zip(lineage.graph.groups, lineage.origin_group.tolist(), strict=True)
         if group.resizable and home >= 0
     }
 
 
-def _target(regularizer: Regularizer, aim: Aim, limits: Limits) -> float:
+def _target(regularizer: Regularizer, aim: SearchConfig, limits: WidthBounds) -> float:
     """The regularized cost that a phase is to reach."""
     graph, resource = regularizer.graph, regularizer.cost
     narrowest = np.array([limits.floor(group) for group in graph.groups], dtype=np.int64)
     least = max(
-        resource.at(viable_widths(graph, narrowest, limits)),
+        resource.at(repair_widths(graph, narrowest, limits)),
         regularizer.lowest_share() * regularizer.initial_cost,
     )
     return least + aim.shrink_to * (regularizer.initial_cost - least)
@@ -381,7 +381,8 @@ def morph(
         steps: optimizer steps of a phase, for a ``fit`` that does not call ``penalty.begin``; 1000
             are supposed if nobody says.
         shrink_to, strength, round_to, min_width, max_growth, weights, absorb, update, relative: see
-            :class:`Aim`; with ``update="subgradient"`` ``fit`` adds ``penalty.loss()`` to the loss.
+            :class:`SearchConfig`; with ``update="subgradient"`` ``fit`` adds ``penalty.loss()`` to
+            the loss.
         seed: of the inputs of checks, and of new weights.
 
     >>> import morphgraph as mg, torch
@@ -402,7 +403,7 @@ def morph(
         ArgumentError: an argument makes no sense.
         BudgetError: the budget cannot be met.
     """
-    aim = Aim(
+    aim = SearchConfig(
         budget,
         cost,
         iterations,

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from morphgraph.errors import MorphWarning
-from morphgraph.train.controller import Budget, Moment, Update
+from morphgraph.train.controller import Budget, ControlStep, Update
 from morphgraph.train.regularizer import Regularizer
 
 DEFAULT_STEPS = 1000  # of a phase of unknown length
@@ -25,7 +25,7 @@ class Penalty(Protocol):
         """``lr`` is the optimizer's effective step: its learning rate over (1 - momentum)."""
 
 
-class Steady(Penalty, Protocol):
+class ResumablePenalty(Penalty, Protocol):
     """A penalty of a phase that can be stopped and gone on with."""
 
     @property
@@ -106,7 +106,7 @@ class Shrink:
         return self._controller().met
 
     @property
-    def trajectory(self) -> tuple[Moment, ...]:
+    def trajectory(self) -> tuple[ControlStep, ...]:
         """What the controller has seen and done, every few steps."""
         return tuple(self._controller().trajectory)
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from morphgraph.arrays import Flags, FloatArray, IntArray
 from morphgraph.errors import UnsupportedError
-from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.check import escape
 from morphgraph.ops import entry_of
 from morphgraph.passes.analysis.channel_sources import Source, channel_scales, kernels
@@ -23,13 +24,13 @@ from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.gates import closing_scales, deciding_scales, gated_groups
 from morphgraph.passes.analysis.liveness import is_viable
 from morphgraph.passes.analysis.polynomial import Cost
-from morphgraph.passes.planning.bounds import Limits, viable_widths
+from morphgraph.passes.planning.bounds import WidthBounds, repair_widths
 from morphgraph.passes.planning.constraints import Budget as Amounts
 from morphgraph.passes.planning.removal_path import continue_plan
 from morphgraph.plans import Plan
 from morphgraph.torch_io.weights import named_tensors
 from morphgraph.train.proximal import Tied, TiedStrengths
-from morphgraph.train.sources import Flags, bind, kernel_strength, root, scale_strength
+from morphgraph.train.sources import bind, kernel_strength, root, scale_strength
 
 Strength = Literal["auto", "bn", "lasso"]
 
@@ -107,7 +108,7 @@ class Regularizer:
         self._deciding = closing_scales(graph) if morphnet else deciding_scales(graph)
         self.cost = _resource(graph, cost, convention)
         self.initial_cost = self.cost.total
-        self.limits = Limits(1, min_width, tuple(include), tuple(exclude))
+        self.limits = WidthBounds(1, min_width, tuple(include), tuple(exclude))
         self.limits.check(graph)
         self._own = np.array([self.limits.allows(group) for group in graph.groups], dtype=bool)
         gated = self._gated(strength)
@@ -168,7 +169,7 @@ class Regularizer:
         """The channels that a scale which is no norm's decides on, ``[channels]``."""
         found = np.zeros(len(self.graph.channel_group), dtype=bool)
         for number, source in channel_scales(self.graph).items():
-            node = self.graph.nodes[number].ir
+            node = self.graph.ops[number].ir
             entry = entry_of(node.op_type, node.domain)
             if entry is None or entry.scale is None:
                 found |= self._by_scale & self._decides(source)
@@ -238,7 +239,7 @@ class Regularizer:
         live = self.live_widths(strengths)
         if self.limits.min_width > 0:
             return self.cost.polynomial(live)
-        return self.cost.at(viable_widths(self.graph, live.astype(np.int64), self.limits))
+        return self.cost.at(repair_widths(self.graph, live.astype(np.int64), self.limits))
 
     def live_share(self, strengths: Tensor | None = None) -> float:
         """``live_cost`` as a share of the initial cost."""
@@ -248,7 +249,7 @@ class Regularizer:
         """The cost at the lowest widths, one channel per group or ``min_width``, as a share."""
         widths = self.graph.widths
         lowest = np.where(self._own, np.minimum(self.limits.min_width, widths), widths)
-        return self.cost.at(viable_widths(self.graph, lowest, self.limits)) / self.initial_cost
+        return self.cost.at(repair_widths(self.graph, lowest, self.limits)) / self.initial_cost
 
     def __call__(self) -> Tensor:
         """``weight * G / (initial cost)``, a scalar to be added to the loss."""
@@ -273,7 +274,7 @@ class Regularizer:
         means = self._means(strengths, self.alive(strengths))
         return marginals * torch.where(means > 0, means, 1.0)
 
-    def even_weight(self, path: float) -> float:
+    def initial_weight(self, path: float) -> float:
         """The weight at which an average channel of strength 1, without a loss, would just die.
 
         For a channel with one producer; ties share the fall, and need more.
@@ -417,7 +418,7 @@ class Regularizer:
             self.strengths().detach().cpu().double().numpy(),
             budget or {},
             self.cost,
-            Limits(round_to, floor, self.limits.include, self.limits.exclude),
+            WidthBounds(round_to, floor, self.limits.include, self.limits.exclude),
         )
 
 

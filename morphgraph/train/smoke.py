@@ -77,7 +77,9 @@ class FixedPenalty(FixedWeight):
     def step(self, lr: float) -> None:
         """Shrink once; raise when it is enough."""
         if not self.regularizer.weight and self.strength:
-            self.regularizer.weight = self.strength * self.regularizer.even_weight(lr * self.steps)
+            self.regularizer.weight = self.strength * self.regularizer.initial_weight(
+                lr * self.steps
+            )
         super().step(lr)
         self.taken += 1
         if self.taken >= self.steps:

@@ -1,17 +1,15 @@
 """Axes of parameters whose slices are strengths: a module's scales and kernels, by channels."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from morphgraph.arrays import Flags
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io.check import escape
 from morphgraph.passes.analysis.channel_sources import Source
-
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class BoundSource:

@@ -12,7 +12,8 @@ from math import prod
 
 import numpy as np
 
-from morphgraph.graph import ChannelGraph, Edge, GraphNode, IntArray
+from morphgraph.arrays import IntArray
+from morphgraph.graph import ChannelGraph, Edge, GraphOp
 from morphgraph.onnx_io import parameter_names
 from morphgraph.ops import entry_of
 
@@ -34,25 +35,25 @@ def kernels(graph: ChannelGraph) -> list[Source]:
     bias and its peepholes are none.
     """
     couplings = graph.couplings
-    counted = [{factor for term in node.macs for factor in term} for node in graph.nodes]
+    counted = [{factor for term in node.macs for factor in term} for node in graph.ops]
     on_output: set[int] = set()
     not_kernels: set[tuple[int, int]] = set()
     operands: list[Edge] = []
     for edge in couplings.edges:
         if edge.port < 0:
             on_output.add(edge.factor)
-        elif couplings.dims[edge.dim].value in couplings.weights:
-            if edge.factor in counted[edge.node]:
+        elif couplings.dims[edge.dim].value in couplings.input_independent:
+            if edge.factor in counted[edge.op_index]:
                 operands.append(edge)
             elif couplings.sizes[edge.factor] > 1:
-                not_kernels.add((edge.node, edge.port))
+                not_kernels.add((edge.op_index, edge.port))
     made = [
         edge.dim
         for edge in operands
         if edge.factor in on_output
         and edge.factor not in couplings.pins
         and not _is_summed(graph, edge)
-        and (edge.node, edge.port) not in not_kernels
+        and (edge.op_index, edge.port) not in not_kernels
     ]
     return [source for source in _sources(graph, made) if _rank(graph, source) > 1]
 
@@ -64,8 +65,8 @@ def readers(graph: ChannelGraph) -> list[Source]:
         edge.dim
         for edge in couplings.edges
         if edge.port >= 0
-        and graph.nodes[edge.node].macs
-        and couplings.dims[edge.dim].value in couplings.weights
+        and graph.ops[edge.op_index].macs
+        and couplings.dims[edge.dim].value in couplings.input_independent
         and _is_summed(graph, edge)
     ]
     return _sources(graph, summed)
@@ -74,7 +75,7 @@ def readers(graph: ChannelGraph) -> list[Source]:
 def norm_scales(graph: ChannelGraph) -> list[Source]:
     """The scales of all BatchNorms."""
     found = {}
-    for node in graph.nodes:
+    for node in graph.ops:
         scale = node.ir.inputs[1] if node.ir.op_type == "BatchNormalization" else None
         if scale is not None and scale.name and scale.is_initializer():
             found[scale.name] = Source(scale.name, 0, graph.channels_at(scale.name, 0))
@@ -82,15 +83,15 @@ def norm_scales(graph: ChannelGraph) -> list[Source]:
 
 
 def channel_scales(graph: ChannelGraph) -> dict[int, Source]:
-    """Per node in ``graph.nodes`` the learned scale that it multiplies every channel with.
+    """Per node in ``graph.ops`` the learned scale that it multiplies every channel with.
 
     That of a norm, or a parameter that is a factor of a product (a layer scale, a GroupNorm's scale
     where that is written out): its numbers stand on one axis, and reach the node as they are.
     """
     learned = frozenset(parameter_names(graph.model))
-    weights = graph.couplings.weights
+    weights = graph.couplings.input_independent
     found = {}
-    for number, node in enumerate(graph.nodes):
+    for number, node in enumerate(graph.ops):
         names = [value.name or "" for value in node.ir.inputs if value is not None]
         if all(name in weights for name in names):
             continue
@@ -104,7 +105,7 @@ def channel_scales(graph: ChannelGraph) -> dict[int, Source]:
     return found
 
 
-def _multipliers(node: GraphNode, weights: frozenset[str]) -> list[str]:
+def _multipliers(node: GraphOp, weights: frozenset[str]) -> list[str]:
     """The operands that do not depend on the input and multiply what does."""
     entry = entry_of(node.ir.op_type, node.ir.domain)
     operands = list(node.ir.inputs) if node.gate else []
@@ -116,7 +117,7 @@ def _multipliers(node: GraphNode, weights: frozenset[str]) -> list[str]:
 def _is_summed(graph: ChannelGraph, edge: Edge) -> bool:
     """Whether the operator sums over the factor."""
     factor = graph.couplings.factors[edge.factor - len(graph.couplings.dims)]
-    return factor.name in graph.nodes[edge.node].contracted
+    return factor.name in graph.ops[edge.op_index].contracted
 
 
 def _rank(graph: ChannelGraph, source: Source) -> int:
@@ -153,13 +154,13 @@ def _movements(graph: ChannelGraph) -> tuple[dict[int, list[int]], dict[int, lis
         moved_to: dict[int, list[int]] = {}
         moved_from: dict[int, list[int]] = {}
         for edge in couplings.edges:
-            node = graph.nodes[edge.node].ir
+            node = graph.ops[edge.op_index].ir
             entry = entry_of(node.op_type, node.domain)
             if entry is None or not entry.moves:
                 continue
             if edge.port >= 0:
                 moved_from.setdefault(edge.factor, []).append(edge.dim)
-            elif couplings.dims[edge.dim].value in couplings.weights:
+            elif couplings.dims[edge.dim].value in couplings.input_independent:
                 moved_to.setdefault(edge.dim, []).append(edge.factor)
         graph.cache["movements"] = moved_to, moved_from
     found: tuple[dict[int, list[int]], dict[int, list[int]]] = graph.cache["movements"]

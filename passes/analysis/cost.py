@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.errors import ArgumentError
-from morphgraph.graph import ChannelGraph, GraphNode
+from morphgraph.graph import ChannelGraph, GraphOp
 from morphgraph.onnx_io import constant_names, escape, parameter_names, static_shape
 from morphgraph.passes.analysis.channel_sources import kernels as producing_kernels
 from morphgraph.passes.analysis.polynomial import Cost, Term
@@ -171,15 +171,15 @@ def _sum(graph: ChannelGraph, parts: Sequence[Part], convention: Convention) -> 
 
 def _arithmetic(graph: ChannelGraph, convention: Convention, scale: float) -> list[Term]:
     terms = []
-    for number, node in enumerate(graph.nodes):
+    for number, node in enumerate(graph.ops):
         times = _activation_axes(graph, node) if convention == "morphnet" else {}
         for term in node.macs:
             weights = tuple(max(1, times.get(factor, 1)) for factor in term)
-            terms.append(Term(scale / graph.batch, term, node.layer, weights, node=number))
+            terms.append(Term(scale / graph.batch, term, node.layer, weights, op_index=number))
     return terms
 
 
-def _activation_axes(graph: ChannelGraph, node: GraphNode) -> dict[int, int]:
+def _activation_axes(graph: ChannelGraph, node: GraphOp) -> dict[int, int]:
     """On how many activation axes of the node each of its factors stands."""
     if "activation_axes" not in graph.cache:
         graph.cache["activation_axes"] = _all_activation_axes(graph)
@@ -192,13 +192,13 @@ def _all_activation_axes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
     couplings = graph.couplings
     made: set[int] = set()
     for edge in couplings.edges:
-        if couplings.dims[edge.dim].value in couplings.weights:
+        if couplings.dims[edge.dim].value in couplings.input_independent:
             continue
         if edge.port < 0:
             if edge.factor in made:
                 continue  # once, however many results show it, as those of a recurrent layer
             made.add(edge.factor)
-        node = counts.setdefault(couplings.nodes[edge.node].name, {})
+        node = counts.setdefault(couplings.ops[edge.op_index].name, {})
         node[edge.factor] = node.get(edge.factor, 0) + 1
     return counts
 
@@ -224,7 +224,7 @@ def _value_term(graph: ChannelGraph, value: ir.Value, scale: float, layer: str) 
 def _owner(graph: ChannelGraph, value: ir.Value) -> str:
     """The layer that an initializer belongs to: the first that reads it."""
     if "layers" not in graph.cache:
-        graph.cache["layers"] = {node.name: node.layer for node in graph.nodes}
+        graph.cache["layers"] = {node.name: node.layer for node in graph.ops}
     layers: dict[str, str] = graph.cache["layers"]
     return next((layers[u.node.name] for u in value.uses() if u.node.name in layers), "")
 
@@ -235,7 +235,7 @@ def _params(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
     if convention == "morphnet":
         kernels = {
             node.ir.inputs[1].name
-            for node in graph.nodes
+            for node in graph.ops
             if node.macs and node.ir.inputs[1] is not None
         }
         kernels |= {source.parameter for source in producing_kernels(graph)}
@@ -249,7 +249,7 @@ def _feeds(graph: ChannelGraph, name: str, kernels: set[str | None]) -> bool:
     """Whether a kernel is computed from this parameter (a transposed linear layer's)."""
     value = graph.model.graph.initializers[name]
     outputs = {out.name for use in value.uses() for out in use.node.outputs}
-    return bool(outputs & kernels & set(graph.couplings.weights))
+    return bool(outputs & kernels & set(graph.couplings.input_independent))
 
 
 def _weight_bytes(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
@@ -264,15 +264,15 @@ def _weight_bytes(graph: ChannelGraph, _convention: Convention, _device: str) ->
 
 def _activations(graph: ChannelGraph) -> list[tuple[ir.Value, str, int, int]]:
     """Every activation with its layer, the step that makes it and the last that reads it."""
-    steps = {node.name: step for step, node in enumerate(graph.nodes)}
-    end = len(graph.nodes) - 1
+    steps = {node.name: step for step, node in enumerate(graph.ops)}
+    end = len(graph.ops) - 1
     outputs = {value.name for value in graph.model.graph.outputs}
     found = []
     made = [(value, "input", 0) for value in graph.model.graph.inputs]
-    for step, node in enumerate(graph.nodes):
+    for step, node in enumerate(graph.ops):
         made += [(value, node.layer, step) for value in node.ir.outputs]
     for value, layer, step in made:
-        if (value.name or "") in graph.couplings.weights or not value.name:
+        if (value.name or "") in graph.couplings.input_independent or not value.name:
             continue
         reads = [steps[use.node.name] for use in value.uses() if use.node.name in steps]
         last = end if value.name in outputs else max(reads, default=step)
@@ -294,35 +294,41 @@ def _memory(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
 
 def _peak(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
     terms = [
-        Term(term.coefficient, term.nodes, term.layer, piece=moment, value=term.value)
+        Term(term.coefficient, term.vertices, term.layer, piece=moment, value=term.value)
         for value, layer, step, last in _activations(graph)
         for term in [_value_term(graph, value, _item_bytes(graph, value), layer)]
         for moment in range(step, last + 1)
     ]
-    return Cost(graph, "peak", "bytes", terms, [0] * max(1, len(graph.nodes)))
+    return Cost(graph, "peak", "bytes", terms, [0] * max(1, len(graph.ops)))
 
 
 def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
     gflops, gbytes = DEVICES[device or _DEVICE]
     terms: list[Term] = []
     blocks: list[int] = []
-    for number, node in enumerate(graph.nodes):
+    for number, node in enumerate(graph.ops):
         if not node.macs:
             continue
         arithmetic = len(blocks)
         blocks += [arithmetic, arithmetic]
         for term in node.macs:
             scale = 2.0 / graph.batch / (gflops * 1e6)
-            terms.append(Term(scale, term, node.layer, piece=arithmetic, node=number))
+            terms.append(Term(scale, term, node.layer, piece=arithmetic, op_index=number))
         for value in (*node.ir.inputs, *node.ir.outputs):
             if value is None or not value.name:
                 continue
-            weight = value.name in graph.couplings.weights
+            weight = value.name in graph.couplings.input_independent
             size = value.dtype.itemsize if value.dtype is not None else 4
             scale = (size if weight else size / graph.batch) / (gbytes * 1e6)
             term_ = _value_term(graph, value, scale, node.layer)
             terms.append(
-                Term(term_.coefficient, term_.nodes, node.layer, piece=arithmetic + 1, node=number)
+                Term(
+                    term_.coefficient,
+                    term_.vertices,
+                    node.layer,
+                    piece=arithmetic + 1,
+                    op_index=number,
+                )
             )
     kind = f"latency@{device}" if device else "latency"
     return Cost(graph, kind, "ms", terms, blocks or (0,))

@@ -6,20 +6,17 @@ what its operands hold there; a constant operand that multiplies ends the depend
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.edit import Array
+from morphgraph.arrays import Array, Flags
 from morphgraph.errors import UnsupportedError
-from morphgraph.graph import ChannelGraph, Edge, GraphNode
+from morphgraph.graph import ChannelGraph, Edge, GraphOp
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops import entry_of
 from morphgraph.passes.analysis.evaluate import evaluate
 from morphgraph.passes.analysis.liveness import edges_of, operand_names, result_names
-
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def dependence(graph: ChannelGraph) -> dict[str, list[Flags]]:
@@ -33,14 +30,14 @@ def dependence(graph: ChannelGraph) -> dict[str, list[Flags]]:
 class _Dependence:
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
-        self.weights = graph.couplings.weights
-        self.makers = {v.name: item.ir for item in graph.nodes for v in item.ir.outputs}
+        self.weights = graph.couplings.input_independent
+        self.makers = {v.name: item.ir for item in graph.ops for v in item.ir.outputs}
         self.found: dict[str, list[Flags]] = {}
 
     def run(self) -> dict[str, list[Flags]]:
         for value in self.graph.model.graph.inputs:
             self.found[value.name or ""] = self._all(static_shape(value), True)
-        for number, node in enumerate(self.graph.nodes):
+        for number, node in enumerate(self.graph.ops):
             if not self.weights.issuperset(result_names(node)):
                 self._step(number, node)
         return self.found
@@ -55,7 +52,7 @@ class _Dependence:
             return name not in self.weights
         return all(bool(flags.any()) for flags in axes)
 
-    def _step(self, number: int, node: GraphNode) -> None:
+    def _step(self, number: int, node: GraphOp) -> None:
         reads = [name for name in operand_names(node) if name not in self.weights]
         varies = not reads or node.opaque is not None or any(map(self._varies, reads))
         for k, value in enumerate(node.ir.outputs):
@@ -67,7 +64,7 @@ class _Dependence:
                         axes = self._all(static_shape(value), False)
                 self.found[value.name] = axes
 
-    def _narrow(self, number: int, node: GraphNode, port: int, axes: list[Flags]) -> None:
+    def _narrow(self, number: int, node: GraphOp, port: int, axes: list[Flags]) -> None:
         """Unflag positions of a result that depend on constants alone."""
         couplings = self.graph.couplings
         for edge in edges_of(self.graph, number):
@@ -77,7 +74,7 @@ class _Dependence:
                 axes[couplings.dims[edge.dim].axis][positions] &= flags[elements]
         self._narrow_by_kernel(number, node, axes)
 
-    def _elements(self, number: int, node: GraphNode, place: Edge) -> Flags:
+    def _elements(self, number: int, node: GraphOp, place: Edge) -> Flags:
         """Which elements of a factor on a result may depend on an input."""
         couplings = self.graph.couplings
         size = int(couplings.sizes[place.factor])
@@ -101,7 +98,7 @@ class _Dependence:
             flags &= self._not_zero(number, node, port, place.factor)
         return flags
 
-    def _scaling(self, number: int, node: GraphNode) -> list[int]:
+    def _scaling(self, number: int, node: GraphOp) -> list[int]:
         """Constant operands that multiply: a zero there ends the dependence."""
         entry = entry_of(node.ir.op_type, node.ir.domain)
         ports = [] if entry is None or entry.scale is None else [entry.scale]
@@ -111,7 +108,7 @@ class _Dependence:
         ports += [] if kernel is None else [kernel]
         return [p for p in ports if self._constant(node.ir.inputs[p]) is not None]
 
-    def _kernel(self, number: int, node: GraphNode) -> int | None:
+    def _kernel(self, number: int, node: GraphOp) -> int | None:
         """The one weight that the one activation is multiplied with."""
         if not node.macs or sum(n not in self.weights for n in operand_names(node)) != 1:
             return None
@@ -145,7 +142,7 @@ class _Dependence:
         found: Array | None = self.graph.cache[key]
         return found
 
-    def _not_zero(self, number: int, node: GraphNode, port: int, factor: int) -> Flags:
+    def _not_zero(self, number: int, node: GraphOp, port: int, factor: int) -> Flags:
         """For which elements of a factor a constant operand has a number that is not zero."""
         array = self._constant(node.ir.inputs[port])
         assert array is not None
@@ -161,7 +158,7 @@ class _Dependence:
                 result &= there
         return result
 
-    def _narrow_by_kernel(self, number: int, node: GraphNode, axes: list[Flags]) -> None:
+    def _narrow_by_kernel(self, number: int, node: GraphOp, axes: list[Flags]) -> None:
         """The same by running the node on flags, where its activation varies in part only.
 
         With a kernel of ones and zeros nothing cancels, so that a zero in the result depends on

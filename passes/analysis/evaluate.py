@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from morphgraph.edit import Array, part_of
+from morphgraph.arrays import Array
+from morphgraph.edit import part_of
 
 
 def ancestors(wanted: Iterable[str], maker: Callable[[str], ir.Node | None]) -> list[str]:

@@ -14,7 +14,7 @@ in the residual stream of a transformer with norms first, the norm is one of its
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from morphgraph.graph import ChannelGraph, GraphNode
+from morphgraph.graph import ChannelGraph, GraphOp
 from morphgraph.ops import entry_of
 from morphgraph.passes.analysis.channel_sources import channel_scales
 
@@ -53,7 +53,7 @@ def deciding_scales(graph: ChannelGraph) -> dict[str, Groups]:
         for value in graph.model.graph.outputs
     }
     found = dict.fromkeys(gates.scales.values(), Groups())
-    for number, node in reversed(list(enumerate(graph.nodes))):
+    for number, node in reversed(list(enumerate(graph.ops))):
         passed = Groups().union(
             *(awaited.get(value.name or "", Groups()) for value in node.ir.outputs)
         )
@@ -73,7 +73,7 @@ def deciding_scales(graph: ChannelGraph) -> dict[str, Groups]:
 
 @dataclass(frozen=True)
 class _Gates:
-    """What the way from producers to readers shows; nodes by their place in ``graph.nodes``.
+    """What the way from producers to readers shows; nodes by their place in ``graph.ops``.
 
     Attributes:
         gated: the groups that scales cut on every path.
@@ -107,9 +107,9 @@ def _found_gates(graph: ChannelGraph) -> _Gates:
     leaking: set[int] = set()
     closed: dict[int, Groups] = {}
     noticed: dict[int, Groups] = {}
-    for number, node in enumerate(graph.nodes):
+    for number, node in enumerate(graph.ops):
         operands = [value.name or "" for value in node.ir.inputs if value is not None]
-        activations = [name for name in operands if name not in graph.couplings.weights]
+        activations = [name for name in operands if name not in graph.couplings.input_independent]
         reading = read.get(number, Groups())
         unnoticed = Groups().union(*(forked.get(name, Groups()) for name in activations))
         arrived = Groups().union(*(open_on.get(name, Groups()) for name in activations))
@@ -139,12 +139,12 @@ def _found_gates(graph: ChannelGraph) -> _Gates:
     return _Gates(Groups(gated), scales, closed, noticed)
 
 
-def _is_open_at_zero(node: GraphNode) -> bool:
+def _is_open_at_zero(node: GraphOp) -> bool:
     entry = entry_of(node.ir.op_type, node.ir.domain)
     return entry is not None and entry.open_at_zero
 
 
-def _stays_loud(node: GraphNode, activations: Sequence[str], silent: Sequence[str]) -> bool:
+def _stays_loud(node: GraphOp, activations: Sequence[str], silent: Sequence[str]) -> bool:
     """Whether a result is loud because operands are: one of a sum, all of a product."""
     if node.contracted:
         return False
@@ -152,7 +152,7 @@ def _stays_loud(node: GraphNode, activations: Sequence[str], silent: Sequence[st
 
 
 def _arriving(
-    node: GraphNode,
+    node: GraphOp,
     activations: Iterable[str],
     silent: Iterable[str],
     open_on: Mapping[str, Groups],
@@ -177,7 +177,7 @@ def _groups_on_values(graph: ChannelGraph) -> dict[str, Groups]:
     ]
     found: dict[str, Groups] = {}
     for number, dim in enumerate(graph.couplings.dims):
-        groups = rows[graph.node_class[number]]
+        groups = rows[graph.vertex_class[number]]
         if groups:
             found[dim.value] = found.get(dim.value, Groups()) | groups
     return found
@@ -189,14 +189,14 @@ def _roles(graph: ChannelGraph) -> tuple[dict[int, Groups], dict[int, Groups]]:
     on_weight: set[int] = set()
     for edge in graph.couplings.edges:
         if edge.port >= 0:
-            weight = graph.couplings.dims[edge.dim].value in graph.couplings.weights
+            weight = graph.couplings.dims[edge.dim].value in graph.couplings.input_independent
             (on_weight if weight else on_activation).add(edge.factor)
     matrix = graph.per_channel
     made: dict[int, Groups] = {}
     read: dict[int, Groups] = {}
-    for number, node in enumerate(graph.nodes):
+    for number, node in enumerate(graph.ops):
         for name, factor in node.factors.items():
-            kind = int(graph.node_class[factor])
+            kind = int(graph.vertex_class[factor])
             groups = Groups(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
             if name in node.contracted or name in node.statistical:
                 read[number] = read.get(number, Groups()) | groups
@@ -210,11 +210,11 @@ def _kept_by_statistics(graph: ChannelGraph) -> dict[int, Groups]:
     on_result = {edge.factor for edge in graph.couplings.edges if edge.port < 0}
     matrix = graph.per_channel
     found: dict[int, Groups] = {}
-    for number, node in enumerate(graph.nodes):
+    for number, node in enumerate(graph.ops):
         kept: set[int] = set()
         lost: set[int] = set()
         for name in node.statistical | node.contracted:
-            kind = int(graph.node_class[node.factors[name]])
+            kind = int(graph.vertex_class[node.factors[name]])
             groups = matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist()
             hands_on = node.factors[name] in on_result and name not in node.contracted
             (kept if hands_on else lost).update(groups)
@@ -229,16 +229,16 @@ def _read_inside(graph: ChannelGraph) -> dict[int, Groups]:
     outside: set[int] = set()
     running: set[int] = set()
     for edge in couplings.edges:
-        if edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.weights:
+        if edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.input_independent:
             outside.add(edge.factor)
-            running.add(edge.node)
+            running.add(edge.op_index)
     matrix = graph.per_channel
     found: dict[int, Groups] = {}
     for number in running:
-        node = graph.nodes[number]
+        node = graph.ops[number]
         for factor in (node.factors[name] for name in node.contracted):
             if factor not in outside:
-                kind = int(graph.node_class[factor])
+                kind = int(graph.vertex_class[factor])
                 groups = matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist()
                 found[number] = found.get(number, Groups()) | Groups(groups)
     return found

@@ -1,4 +1,4 @@
-"""What becomes of a network when whole groups of channels die: the fates of nodes and values.
+"""Which operators and values are eliminated, or become constant, when whole groups of channels go.
 
 With the groups that keep no channel, every axis has a new size, and factor notation alone decides:
 
@@ -20,14 +20,14 @@ from functools import cached_property
 import numpy as np
 
 from morphgraph.errors import PlanError
-from morphgraph.graph import ChannelGraph, Edge, GraphNode
+from morphgraph.graph import ChannelGraph, Edge, GraphOp
 from morphgraph.onnx_io import escape
 
 _REMEMBERED = 256  # results per graph; a removal path asks for the same sets again and again
 
 
 @dataclass(frozen=True)
-class Fates:
+class Liveness:
     """What stays and what goes when some groups keep no channel.
 
     Attributes:
@@ -35,8 +35,8 @@ class Fates:
         dead: indices of the groups that keep no channel.
         empty: values with an axis of size 0.
         constant: values that depend on no graph input any more, weights and empty ones apart.
-        live: places of the nodes that stay, in ``graph.nodes``.
-        from_zeros: places of the nodes that sum over nothing: what they give for zeros is constant.
+        live: places of the nodes that stay, in ``graph.ops``.
+        bias_only: places of the nodes that sum over nothing: what they give for zeros is constant.
         folded: places of the nodes that compute with constants alone.
         dropped: per node the operands that go while it stays.
         refusal: why no network would be left; ``None``: this removal is possible.
@@ -47,7 +47,7 @@ class Fates:
     empty: frozenset[str] = frozenset()
     constant: frozenset[str] = frozenset()
     live: frozenset[int] = frozenset()
-    from_zeros: frozenset[int] = frozenset()
+    bias_only: frozenset[int] = frozenset()
     folded: frozenset[int] = frozenset()
     dropped: dict[int, tuple[int, ...]] = field(default_factory=dict)
     refusal: str | None = None
@@ -57,11 +57,11 @@ class Fates:
         """Results and initializers that are no longer there (inputs and outputs stay)."""
         there: set[str] = set()
         for number in self.live:
-            there.update(operand_names(self.graph.nodes[number], self.dropped.get(number, ())))
-            there.update(result_names(self.graph.nodes[number]))
+            there.update(operand_names(self.graph.ops[number], self.dropped.get(number, ())))
+            there.update(result_names(self.graph.ops[number]))
         there -= self.passed_through
-        had_readers = {n for node in self.graph.nodes for n in operand_names(node)}
-        made = {name for node in self.graph.nodes for name in result_names(node)}
+        had_readers = {n for node in self.graph.ops for n in operand_names(node)}
+        made = {name for node in self.graph.ops for name in result_names(node)}
         outputs = {value.name for value in self.graph.model.graph.outputs}
         unread = made | (had_readers - {v.name for v in self.graph.model.graph.inputs})
         return frozenset(unread - (there - self.constant - self.empty) - outputs)
@@ -72,13 +72,13 @@ class Fates:
         return frozenset(
             name
             for number in self.live
-            for name in result_names(self.graph.nodes[number])
+            for name in result_names(self.graph.ops[number])
             if name not in self.empty and self.passes(number)
         )
 
     def passes(self, number: int) -> bool:
         """Whether a node has one segment left, so that it does nothing."""
-        node = self.graph.nodes[number]
+        node = self.graph.ops[number]
         results = result_names(node)
         left = [name for name in results if name not in self.empty]
         if len(left) < len(results):
@@ -90,19 +90,19 @@ class Fates:
     def removed_layers(self) -> tuple[str, ...]:
         """Names of the layers all of whose nodes are gone, in the model's order."""
         layers: dict[str, bool] = {}
-        for number, node in enumerate(self.graph.nodes):
+        for number, node in enumerate(self.graph.ops):
             layers[node.layer] = layers.get(node.layer, True) and number not in self.live
         return tuple(layer for layer, gone in layers.items() if gone)
 
     @cached_property
-    def useless(self) -> frozenset[int]:
+    def orphaned_groups(self) -> frozenset[int]:
         """Other groups that stand on nothing that is left: constant there, or unread."""
         graph = self.graph
         used = np.zeros(len(graph.fixed_size), dtype=bool)
         gone = self.vanished_values | self.constant | self.empty
         for name, first in graph.couplings.first_dim.items():
             if name not in gone:
-                used[graph.node_class[first : first + len(graph.shapes[name])]] = True
+                used[graph.vertex_class[first : first + len(graph.shapes[name])]] = True
         needed = (used.astype(np.float64) @ graph.per_channel) > 0
         return frozenset(
             group.index
@@ -111,19 +111,19 @@ class Fates:
         )
 
 
-def operand_names(node: GraphNode, without: Sequence[int] = ()) -> list[str]:
+def operand_names(node: GraphOp, without: Sequence[int] = ()) -> list[str]:
     """Names of what a node reads: its operands, those of some ports left out, and captures."""
     inputs = enumerate(node.ir.inputs)
     read = [v.name or "" for port, v in inputs if v is not None and port not in without]
     return [*read, *node.captured]
 
 
-def result_names(node: GraphNode) -> list[str]:
+def result_names(node: GraphOp) -> list[str]:
     """Names of what a node makes."""
     return [value.name for value in node.ir.outputs if value.name]
 
 
-def fates(graph: ChannelGraph, dead: Iterable[int]) -> Fates:
+def liveness(graph: ChannelGraph, dead: Iterable[int]) -> Liveness:
     """What becomes of every node and value when these groups keep no channel.
 
     Args:
@@ -134,11 +134,11 @@ def fates(graph: ChannelGraph, dead: Iterable[int]) -> Fates:
     >>> from morphgraph.testing.examples import image, residual_cnn
     >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
     >>> inside = next(group for group in graph.groups if len(group.producers) == 1)
-    >>> fates(graph, [inside.index]).refusal is None
+    >>> liveness(graph, [inside.index]).refusal is None
     True
     """
     key = frozenset(dead)
-    known: dict[frozenset[int], Fates] = graph.cache.setdefault("fates", {})
+    known: dict[frozenset[int], Liveness] = graph.cache.setdefault("liveness", {})
     if key not in known:
         if len(known) >= _REMEMBERED:
             known.clear()
@@ -146,20 +146,22 @@ def fates(graph: ChannelGraph, dead: Iterable[int]) -> Fates:
     return known[key]
 
 
-def closed(graph: ChannelGraph, dead: Iterable[int], allowed: Iterable[int]) -> frozenset[int]:
+def with_orphans(
+    graph: ChannelGraph, dead: Iterable[int], allowed: Iterable[int]
+) -> frozenset[int]:
     """Dead groups, and those of ``allowed`` that become useless with them."""
     found, may = frozenset(dead), frozenset(allowed)
     while True:
-        more = fates(graph, found).useless & may
+        more = liveness(graph, found).orphaned_groups & may
         grown = found | more
-        if not more or fates(graph, grown).refusal is not None:
+        if not more or liveness(graph, grown).refusal is not None:
             return found
         found = grown
 
 
 def is_viable(graph: ChannelGraph, dead: Iterable[int]) -> bool:
     """Whether a network is left when these groups keep no channel."""
-    return fates(graph, dead).refusal is None
+    return liveness(graph, dead).refusal is None
 
 
 def require_viable(graph: ChannelGraph, dead: Sequence[int]) -> None:
@@ -168,7 +170,7 @@ def require_viable(graph: ChannelGraph, dead: Sequence[int]) -> None:
     Raises:
         PlanError: names the group, and what would go with it.
     """
-    refusal = fates(graph, dead).refusal
+    refusal = liveness(graph, dead).refusal
     if refusal is None:
         return
     alone = [index for index in dead if not is_viable(graph, [index])]
@@ -183,7 +185,7 @@ class _Walk:
     def __init__(self, graph: ChannelGraph, dead: frozenset[int]) -> None:
         self.graph = graph
         self.dead = dead
-        self.weights = graph.couplings.weights
+        self.weights = graph.couplings.input_independent
         widths = graph.widths.copy()
         widths[list(dead)] = 0
         before, after = graph.class_sizes(graph.widths), graph.class_sizes(widths)
@@ -191,31 +193,31 @@ class _Walk:
         self.empty = frozenset(
             graph.couplings.dims[number].value
             for number in np.flatnonzero(
-                self.empty_class[graph.node_class[: len(graph.couplings.dims)]]
+                self.empty_class[graph.vertex_class[: len(graph.couplings.dims)]]
             ).tolist()
         )
         self.constant: set[str] = set()
         self.undefined: dict[str, str] = {}
-        self.from_zeros: set[int] = set()
+        self.bias_only: set[int] = set()
         self.folded: set[int] = set()
         self.dropped: dict[int, tuple[int, ...]] = {}
 
-    def run(self) -> Fates:
-        for number, node in enumerate(self.graph.nodes):
+    def run(self) -> Liveness:
+        for number, node in enumerate(self.graph.ops):
             self._decide(number, node)
-        return Fates(
+        return Liveness(
             self.graph,
             self.dead,
             self.empty,
             frozenset(self.constant),
             self._live(),
-            frozenset(self.from_zeros),
+            frozenset(self.bias_only),
             frozenset(self.folded),
             self.dropped,
             self._refusal(),
         )
 
-    def _decide(self, number: int, node: GraphNode) -> None:
+    def _decide(self, number: int, node: GraphOp) -> None:
         results = [name for name in result_names(node) if name not in self.empty]
         if not results:
             return
@@ -225,10 +227,10 @@ class _Walk:
             lost = self._without_operands(number, node)
         if lost is not None:
             self.undefined.update(dict.fromkeys(results, lost))
-        elif number in self.from_zeros or self._is_folded(number, node, results):
+        elif number in self.bias_only or self._is_folded(number, node, results):
             self.constant.update(results)
 
-    def _is_folded(self, number: int, node: GraphNode, results: Sequence[str]) -> bool:
+    def _is_folded(self, number: int, node: GraphOp, results: Sequence[str]) -> bool:
         """Whether a node that depended on an input computes with constants alone."""
         weights = self.weights
         if node.opaque is not None or weights.issuperset(results):
@@ -240,7 +242,7 @@ class _Walk:
             return True
         return False
 
-    def _without_operands(self, number: int, node: GraphNode) -> str | None:
+    def _without_operands(self, number: int, node: GraphOp) -> str | None:
         """Settle a node with empty operands and a result that is not; why that cannot be."""
         ports = tuple(
             port
@@ -250,7 +252,7 @@ class _Walk:
         where = f"{node.ir.op_type} '{node.name}'"
         summed = True
         for edge in edges_of(self.graph, number):
-            if edge.port not in ports or not self.empty_class[self.graph.node_class[edge.dim]]:
+            if edge.port not in ports or not self.empty_class[self.graph.vertex_class[edge.dim]]:
                 continue
             name = self._factor_name(edge.factor)
             if name in node.statistical:
@@ -262,7 +264,7 @@ class _Walk:
         others = [name for name in operand_names(node, ports) if name not in self.weights]
         if others:
             return f"{where} reads '{others[0]}' beside what it would have nothing of"
-        self.from_zeros.add(number)
+        self.bias_only.add(number)
         return None
 
     def _factor_name(self, factor: int) -> str:
@@ -279,7 +281,7 @@ class _Walk:
             if number is None or number in live or name in self.empty or name in self.constant:
                 continue
             live.add(number)
-            node = self.graph.nodes[number]
+            node = self.graph.ops[number]
             pending += operand_names(node, self.dropped.get(number, ()))
         return frozenset(live)
 
@@ -320,9 +322,9 @@ def _all_segments(graph: ChannelGraph, number: int, *, results: bool) -> bool:
 def edges_of(graph: ChannelGraph, number: int) -> Sequence[Edge]:
     """The edges of one node."""
     if "edges_of_nodes" not in graph.cache:
-        listed: list[list[Edge]] = [[] for _ in graph.nodes]
+        listed: list[list[Edge]] = [[] for _ in graph.ops]
         for edge in graph.couplings.edges:
-            listed[edge.node].append(edge)
+            listed[edge.op_index].append(edge)
         graph.cache["edges_of_nodes"] = listed
     found: list[list[Edge]] = graph.cache["edges_of_nodes"]
     return found[number]
@@ -332,7 +334,7 @@ def _makers(graph: ChannelGraph) -> dict[str, int]:
     """The place of the node that makes each value."""
     if "makers" not in graph.cache:
         graph.cache["makers"] = {
-            name: number for number, node in enumerate(graph.nodes) for name in result_names(node)
+            name: number for number, node in enumerate(graph.ops) for name in result_names(node)
         }
     found: dict[str, int] = graph.cache["makers"]
     return found

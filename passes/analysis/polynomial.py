@@ -9,14 +9,12 @@ of the active pieces.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from morphgraph.graph import ChannelGraph, FloatArray, IntArray
-from morphgraph.passes.analysis.liveness import fates
-
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
+from morphgraph.arrays import Flags, FloatArray, IntArray
+from morphgraph.graph import ChannelGraph
+from morphgraph.passes.analysis.liveness import liveness
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +22,15 @@ class Term:
     """``coefficient`` times the sizes of some dims or factors, owned by a layer.
 
     ``weights`` says how often MorphNet's regularizer sums over each of them. The term counts while
-    the node at ``node`` and the value ``value`` are there (-1 and empty: always).
+    the operator at ``op_index`` and the value ``value`` are there (-1 and empty: always).
     """
 
     coefficient: float
-    nodes: tuple[int, ...]
+    vertices: tuple[int, ...]
     layer: str
     weights: tuple[int, ...] = ()
     piece: int = 0
-    node: int = -1
+    op_index: int = -1
     value: str = ""
 
 
@@ -78,7 +76,7 @@ class Cost:
         self._piece = np.array([term.piece for term in terms], dtype=np.int64)
         self._block = np.array(block_of_piece, dtype=np.int64)
         self._alone = len(np.unique(self._block)) == len(self._block)
-        self._node = np.array([term.node for term in terms], dtype=np.int64)
+        self._node = np.array([term.op_index for term in terms], dtype=np.int64)
         self._value = [term.value for term in terms]
         self._there: dict[frozenset[int], Flags] = {}
 
@@ -132,7 +130,7 @@ class Cost:
         terms: FloatArray = self._coefficients * sizes[self._factors].prod(axis=1)
         return terms
 
-    def _active(self, terms: FloatArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _active(self, terms: FloatArray) -> Flags:
         """Which terms belong to the largest piece of their block."""
         if self._alone:
             return np.ones(len(terms), dtype=bool)
@@ -149,8 +147,8 @@ class Cost:
         if not dead:
             return np.ones(len(self._value), dtype=bool)
         if dead not in self._there:
-            found = fates(self.graph, dead)
-            live = np.zeros(len(self.graph.nodes) + 1, dtype=bool)
+            found = liveness(self.graph, dead)
+            live = np.zeros(len(self.graph.ops) + 1, dtype=bool)
             live[[*found.live, -1]] = True  # -1, no node, comes last
             there = [value not in found.vanished_values for value in self._value]
             self._there = {dead: live[self._node] & np.array(there, dtype=bool)}
@@ -174,15 +172,13 @@ class Cost:
         return result
 
 
-def _fold(
-    graph: ChannelGraph, term: Term, varies: np.ndarray[Any, np.dtype[np.bool_]]
-) -> tuple[float, list[int], list[int]]:
+def _fold(graph: ChannelGraph, term: Term, varies: Flags) -> tuple[float, list[int], list[int]]:
     """A term's coefficient with the constant sizes multiplied in, and the classes that vary."""
     coefficient = term.coefficient
     kinds: list[int] = []
     weights: list[int] = []
-    for k, node in enumerate(term.nodes):
-        kind = int(graph.node_class[node])
+    for k, node in enumerate(term.vertices):
+        kind = int(graph.vertex_class[node])
         if varies[kind]:
             kinds.append(kind)
             weights.append(term.weights[k] if term.weights else 1)

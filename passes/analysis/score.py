@@ -5,8 +5,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from morphgraph.arrays import FloatArray
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.graph import ChannelGraph, FloatArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.mapped import blocks
 from morphgraph.passes.analysis.channel_sources import Source, kernels, norm_scales

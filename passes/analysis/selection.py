@@ -7,12 +7,12 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.graph import ChannelGraph, Edge, IntArray
-from morphgraph.notation import Shape
+from morphgraph.arrays import IntArray, Shape
+from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import static_shape
 
 
-class Kept:
+class AxisSelection:
     """Which positions of every axis stay, given the channels that stay and those that are added."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Kept:
         self._changed[kind] = positions[taken]
         self._fresh[kind] = np.maximum(fresh[taken], is_new)
 
-    def misfits(self, groups: Collection[int]) -> set[int]:
+    def ungrowable(self, groups: Collection[int]) -> set[int]:
         """Those of these groups whose added channels some operator would take for others.
 
         The positions of a product axis must be what its factors' elements make, in order, and those
@@ -76,7 +76,7 @@ class Kept:
             if self._fits(dim, edges):
                 continue
             for node in (dim, *(edge.factor for edge in edges)):
-                kind = self.graph.node_class[node]
+                kind = self.graph.vertex_class[node]
                 found.update(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
         return found & set(groups)
 
@@ -85,9 +85,9 @@ class Kept:
         sites: dict[tuple[int, int, int], list[Edge]] = defaultdict(list)
         for edge in self.graph.couplings.edges:
             if not edge.whole and edge.map.table is None:
-                sites[edge.node, edge.port, edge.dim].append(edge)
+                sites[edge.op_index, edge.port, edge.dim].append(edge)
         for (_, _, dim), edges in sites.items():
-            kinds = {int(self.graph.node_class[n]) for n in (dim, *(e.factor for e in edges))}
+            kinds = {int(self.graph.vertex_class[n]) for n in (dim, *(e.factor for e in edges))}
             if not kinds.isdisjoint(self._fresh):
                 yield dim, edges
 
@@ -111,22 +111,22 @@ class Kept:
         return True
 
     def _elements(self, node: int) -> IntArray:
-        kept = self.node(node)
+        kept = self.vertex(node)
         return np.arange(self.graph.couplings.sizes[node]) if kept is None else kept
 
     def fresh(self, value: str, axis: int) -> IntArray:
         """New positions of an axis that belong to added channels, ascending."""
-        kind = int(self.graph.node_class[self.graph.dim(value, axis)])
+        kind = int(self.graph.vertex_class[self.graph.dim(value, axis)])
         return np.flatnonzero(self._fresh.get(kind, ()))
 
-    def node(self, node: int) -> IntArray | None:
+    def vertex(self, vertex: int) -> IntArray | None:
         """Kept positions of a dim or elements of a factor; ``None``: all."""
-        return self._changed.get(int(self.graph.node_class[node]))
+        return self._changed.get(int(self.graph.vertex_class[vertex]))
 
     def axis(self, value: str, axis: int) -> IntArray | None:
         """Kept positions of an axis of a value; ``None``: all."""
         first = self.graph.couplings.first_dim.get(value)
-        return None if first is None else self.node(first + axis)
+        return None if first is None else self.vertex(first + axis)
 
     def shape(self, value: ir.Value) -> Shape:
         """The new static shape of a value."""

@@ -21,9 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from morphgraph.arrays import Shape
 from morphgraph.edit import Editor
 from morphgraph.errors import ModelError
-from morphgraph.notation import Shape
 from morphgraph.onnx_io import STATIC_SHAPE_KEY, bind_inputs, escape, static_shape
 from morphgraph.passes.canonical.symbols import (
     Symbol,

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from morphgraph.edit import Editor
 from morphgraph.onnx_io import PARAMETERS_KEY, stored_names
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored
-from morphgraph.ops.op import taught
+from morphgraph.ops.op import lookup
 from morphgraph.passes.canonical.fold_values import (
     FOLD_LIMIT_BYTES,
     computed,
@@ -147,7 +147,7 @@ class _Folder:
 
     def _drop_zeros(self, node: ir.Node) -> None:
         """Drop biases and initial states that an exporter has made up."""
-        entry = taught(node.op_type, node.domain)
+        entry = lookup(node.op_type, node.domain)
         for index in () if entry is None else entry.zeros:
             value = node.inputs[index] if index < len(node.inputs) else None
             tensor = self._constant(value)

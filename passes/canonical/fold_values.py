@@ -12,9 +12,8 @@ import numpy as np
 import onnx.reference.ops
 import onnx_ir as ir
 
-from morphgraph.edit import Array
+from morphgraph.arrays import Array, Shape
 from morphgraph.errors import ModelError
-from morphgraph.notation import Shape
 from morphgraph.onnx_io import escape
 from morphgraph.passes.canonical.infer_shapes import has_subgraph, known_shape
 

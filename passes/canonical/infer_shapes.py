@@ -10,11 +10,12 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
-from morphgraph.notation import NotationError, Shape
+from morphgraph.notation import NotationError
 from morphgraph.onnx_io import escape
-from morphgraph.ops import Op, OpNode, correct, describe, entry_of
-from morphgraph.ops.op import UnreadableError, taught
+from morphgraph.ops import Op, OpNode, describe, entry_of, mismatch_hint
+from morphgraph.ops.op import UnsupportedFormError, lookup
 
 _INFERENCE_DATA = 4096  # elements of an operand that shape inference may look into
 
@@ -58,7 +59,7 @@ class ResultTypes:
             return
         proto = ir.serde.serialize_node(node)
         self._check(node, proto)
-        entry = taught(node.op_type, node.domain)
+        entry = lookup(node.op_type, node.domain)
         if not self._note_inferred(node, proto) and entry is not None and entry.shape is not None:
             self._note_taught(node, entry, outdated=True)
 
@@ -160,13 +161,13 @@ class ResultTypes:
                 _note_shapes(node, told, outdated)
             if all(known_shape(value) is not None for value in results):
                 describe(OpNode(node))
-        except UnreadableError:
+        except UnsupportedFormError:
             return  # nothing is known of this form of it
         except NotationError as error:
-            raise ModelError(f"{where}: shape mismatch: {error}; {correct(entry)}") from error
+            raise ModelError(f"{where}: shape mismatch: {error}; {mismatch_hint(entry)}") from error
         except Exception as error:
             raise ModelError(
-                f"{where}: its entry raised {type(error).__name__}: {error}; {correct(entry)}"
+                f"{where}: its entry raised {type(error).__name__}: {error}; {mismatch_hint(entry)}"
             ) from error
 
 

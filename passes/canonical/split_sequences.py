@@ -8,6 +8,7 @@ same.
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.arrays import IntArray
 from morphgraph.edit import Editor
 from morphgraph.onnx_io import static_shape
 
@@ -54,12 +55,12 @@ def _unpack(editor: Editor, node: ir.Node) -> None:
     _split(editor, node, source, sizes, axis, {r: p % len(sizes) for r, p in zip(readers, known)})
 
 
-def _constant(value: ir.Value | None) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]] | None:
+def _constant(value: ir.Value | None) -> IntArray | None:
     tensor = None if value is None else value.const_value
     return None if tensor is None else tensor.numpy().astype(np.int64)
 
 
-def _sizes(split: np.ndarray[tuple[int, ...], np.dtype[np.int64]], total: int) -> list[int]:
+def _sizes(split: IntArray, total: int) -> list[int]:
     """A scalar is the size of every part; the last one takes what is left."""
     if split.ndim:
         return [int(size) for size in split]

@@ -1,12 +1,13 @@
 """Pass ``verify``: proof that a resized model computes what the masked original computes."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import ModelError, UnsupportedError, VerificationError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import checker_refusal, escape
@@ -15,8 +16,6 @@ from morphgraph.passes.rewrite.absorb import absorbed_in, with_channels
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.plans import Plan
 
-Array = np.ndarray[Any, Any]
-Arrays = dict[str, Array]
 Runner = Callable[[ir.Model, Mapping[str, Array]], Arrays]
 """Runs a model on inputs by name; results by name."""
 
@@ -29,17 +28,17 @@ class OutputError:
     """How far one output of the resized model is from the masked original.
 
     ``scale`` is the largest magnitude of the masked original's output, ``relative`` the error as a
-    share of it. ``felt`` is how far the masked original is from the original itself, as a share of
-    the same scale: where it is tiny, the network does not feel the removal and the check proves
-    little. Where constants were absorbed, so that it may be the original, ``felt`` is also how far
-    it is from the original with all removed channels masked.
+    share of it. ``sensitivity`` is how far the masked original is from the original itself, as a
+    share of the same scale: near zero, masking changes nothing and the check has no power. Where
+    constants were absorbed, so that the masked original may be the original, it is also how far
+    that is from the original with all removed channels masked.
     """
 
     name: str
     max_abs: float
     scale: float
     relative: float
-    felt: float
+    sensitivity: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +60,15 @@ class VerifyReport:
         return max(self.outputs, key=lambda output: output.relative)
 
     @property
+    def sensitivity(self) -> float:
+        """The largest change that the removal made to any output, as a share of its scale."""
+        return max(output.sensitivity for output in self.outputs)
+
+    @property
     def felt(self) -> float:
-        """The largest change that the removal made to any output."""
-        return max(output.felt for output in self.outputs)
+        """The former name of ``sensitivity``, for one version."""
+        warnings.warn("VerifyReport.felt is now sensitivity", DeprecationWarning, stacklevel=2)
+        return self.sensitivity
 
     def require(self) -> None:
         """Do nothing if all is right.
@@ -207,7 +212,7 @@ def _compare(
     wide = expected.astype(np.float64)
     scale = float(np.abs(wide).max(initial=0.0))
     error = float(np.abs(wide - found).max(initial=0.0))
-    felt = max(float(np.abs(wide - other).max(initial=0.0)) for other in others)
+    sensitivity = max(float(np.abs(wide - other).max(initial=0.0)) for other in others)
     unit = scale or 1.0
     worst = error / unit if np.isfinite(error) else float("inf")
-    return OutputError(name, error, scale, worst, felt / unit)
+    return OutputError(name, error, scale, worst, sensitivity / unit)

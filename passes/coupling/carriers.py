@@ -9,18 +9,20 @@ masters.
 
 from collections import defaultdict, deque
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from morphgraph.graph import Attention, Couplings, IntArray, Pin
-from morphgraph.passes.coupling.factorize_axes import Part, Site, Sites
+from morphgraph.arrays import Flags, IntArray
+from morphgraph.graph import Attention, Couplings, Pin
+from morphgraph.passes.coupling.factorize_axes import AxisFactor, FactorizedAxes, SharedAxis
 
 _LOST = "shares an axis with the factor that shrinks there"
 _TWICE = "stands on an axis with itself, as in an outer product"
 
 
-def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[int, Pin]:
+def choose_carriers(
+    couplings: Couplings, found: FactorizedAxes, attention: Attention
+) -> Mapping[int, Pin]:
     """The classes that keep their size, each with the reason; of every product one factor is free.
 
     Args:
@@ -35,54 +37,56 @@ def settle(couplings: Couplings, found: Sites, attention: Attention) -> Mapping[
     repeats = _repeats(couplings, found)
     if attention == "head-dim":
         eager, reluctant = reluctant, eager
-    products = [site for site in found.sites if site.product]
+    products = [site for site in found.shared_axes if site.product]
     # An attention decides for all that shares an axis with it, wherever that stands.
-    products.sort(key=lambda site: not any(part.kind in eager for part in site.parts))
+    products.sort(key=lambda site: not any(part.axis_class in eager for part in site.factors))
     carriers: set[int] = set()
     for site in products:
-        free = [part for part in site.parts if part.kind not in pins.reasons]
-        kinds = [part.kind for part in site.parts]
-        candidates = [part for part in free if kinds.count(part.kind) == 1]
+        free = [part for part in site.factors if part.axis_class not in pins.reasons]
+        kinds = [part.axis_class for part in site.factors]
+        candidates = [part for part in free if kinds.count(part.axis_class) == 1]
         winner = -1
         if candidates:
             winner = min(
                 candidates,
                 key=lambda p: (
-                    p.kind not in eager,
-                    p.kind in reluctant,
-                    p.kind in repeats,
-                    p.kind in statistical,
-                    p.kind not in carriers,
+                    p.axis_class not in eager,
+                    p.axis_class in reluctant,
+                    p.axis_class in repeats,
+                    p.axis_class in statistical,
+                    p.axis_class not in carriers,
                     p.rank,
                 ),
-            ).kind
+            ).axis_class
             carriers.add(winner)
         pins.add(
             {
-                part.kind: Pin(_LOST if candidates else _TWICE, part.node, through=site.through)
+                part.axis_class: Pin(
+                    _LOST if candidates else _TWICE, part.vertex, through=site.through
+                )
                 for part in free
-                if part.kind != winner
+                if part.axis_class != winner
             }
         )
     return pins.reasons
 
 
-def _statistical(couplings: Couplings, found: Sites) -> set[int]:
+def _statistical(couplings: Couplings, found: FactorizedAxes) -> set[int]:
     """Classes over which an operator normalizes or competes, and the factors that they consist of.
 
     Their removal changes what the others become. The other factor of a product axis is removed
     exactly: of a GroupNorm's channels whole groups go.
     """
-    factors = {node.factors[name] for node in couplings.nodes for name in node.statistical}
+    factors = {node.factors[name] for node in couplings.ops for name in node.statistical}
     return _with_parts(found, {int(found.classes[factor]) for factor in factors})
 
 
-def _with_parts(found: Sites, marked: set[int]) -> set[int]:
+def _with_parts(found: FactorizedAxes, marked: set[int]) -> set[int]:
     """Classes with the factors of their products: a part of attention heads is heads, too."""
     parts: dict[int, list[int]] = defaultdict(list)
-    for site in found.sites:
+    for site in found.shared_axes:
         if site.product:
-            parts[site.dim_class] += (part.kind for part in site.parts)
+            parts[site.axis_class] += (part.axis_class for part in site.factors)
     reached, pending = set(marked), list(marked)
     while pending:
         for part in parts[pending.pop()]:
@@ -92,7 +96,7 @@ def _with_parts(found: Sites, marked: set[int]) -> set[int]:
     return reached
 
 
-def _repeats(couplings: Couplings, found: Sites) -> set[int]:
+def _repeats(couplings: Couplings, found: FactorizedAxes) -> set[int]:
     """Classes of factors that stand on no operand: an axis that Expand repeats has no producer."""
     on_operand = {edge.factor for edge in couplings.edges if edge.port >= 0}
     return {int(found.classes[e.factor]) for e in couplings.edges if e.factor not in on_operand}
@@ -105,13 +109,13 @@ class _Pins:
     operators, is pinned, and so is a part all of whose positions are.
     """
 
-    def __init__(self, couplings: Couplings, found: Sites) -> None:
+    def __init__(self, couplings: Couplings, found: FactorizedAxes) -> None:
         self.reasons: dict[int, Pin] = {}
         self._sizes = found.sizes
-        self._partly: dict[int, tuple[np.ndarray[Any, np.dtype[np.bool_]], Pin]] = {}
-        self._touching: dict[int, list[Site]] = defaultdict(list)
-        for site in found.sites:
-            for kind in {site.dim_class, *(part.kind for part in site.parts)}:
+        self._partly: dict[int, tuple[Flags, Pin]] = {}
+        self._touching: dict[int, list[SharedAxis]] = defaultdict(list)
+        for site in found.shared_axes:
+            for kind in {site.axis_class, *(part.axis_class for part in site.factors)}:
                 self._touching[kind].append(site)
         direct: dict[int, Pin] = {}
         for node, reason in couplings.pins.items():
@@ -144,35 +148,37 @@ class _Pins:
                 else:
                     self._over_segments(site)
 
-    def _over_product(self, site: Site) -> None:
-        if site.dim_class in self.reasons:
-            for part in site.parts:
-                self._pin(part.kind, self._down(site, part))
-        elif all(part.kind in self.reasons for part in site.parts):
-            self._pin(site.dim_class, self._up(site, site.parts[0]))
+    def _over_product(self, site: SharedAxis) -> None:
+        if site.axis_class in self.reasons:
+            for part in site.factors:
+                self._pin(part.axis_class, self._down(site, part))
+        elif all(part.axis_class in self.reasons for part in site.factors):
+            self._pin(site.axis_class, self._up(site, site.factors[0]))
 
-    def _over_segments(self, site: Site) -> None:
-        for part in site.parts:
-            if part.kind in self.reasons and site.dim_class in self.reasons:
+    def _over_segments(self, site: SharedAxis) -> None:
+        for part in site.factors:
+            if part.axis_class in self.reasons and site.axis_class in self.reasons:
                 continue
             elements, positions = part.pairs()
             for here, there, source, target, pin in (
-                (part.kind, site.dim_class, elements, positions, self._up(site, part)),
-                (site.dim_class, part.kind, positions, elements, self._down(site, part)),
+                (part.axis_class, site.axis_class, elements, positions, self._up(site, part)),
+                (site.axis_class, part.axis_class, positions, elements, self._down(site, part)),
             ):
                 if here in self.reasons:
                     self._mark(there, target, pin)
                 elif here in self._partly:
                     self._mark(there, target[self._partly[here][0][source]], pin)
 
-    def _up(self, site: Site, part: Part) -> Pin:
+    def _up(self, site: SharedAxis, part: AxisFactor) -> Pin:
         """The pin of an axis that comes from a factor on it."""
-        return Pin(self._reason(part.kind), site.dim, part.kind, part.node, site.through)
+        return Pin(
+            self._reason(part.axis_class), site.dim, part.axis_class, part.vertex, site.through
+        )
 
-    def _down(self, site: Site, part: Part) -> Pin:
+    def _down(self, site: SharedAxis, part: AxisFactor) -> Pin:
         """The pin of a factor that comes from the axis that it stands on."""
-        source = site.dim_class
-        return Pin(self._reason(source), part.node, source, site.dim, site.through)
+        source = site.axis_class
+        return Pin(self._reason(source), part.vertex, source, site.dim, site.through)
 
     def _reason(self, kind: int) -> str:
         pin = self.reasons.get(kind) or self._partly.get(kind, (None, None))[1]

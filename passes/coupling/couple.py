@@ -3,11 +3,12 @@
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
-from morphgraph.graph import Couplings, Dim, Edge, FactorNode, GraphNode
-from morphgraph.notation import NotationError, Shape
+from morphgraph.graph import Couplings, Dim, Edge, GraphOp, OpFactor
+from morphgraph.notation import NotationError
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.ops import Description, OpNode, correct, describe, entry_of
+from morphgraph.ops import Description, OpNode, describe, entry_of, mismatch_hint
 from morphgraph.passes.canonical.dynamic_sizes import OPEN_AXES_KEY
 from morphgraph.passes.canonical.infer_shapes import captured
 
@@ -33,7 +34,7 @@ class _Coupler:
         self.shapes: dict[str, Shape] = {}
         self.dims: list[Dim] = []
         self.sizes: list[int] = []
-        self.weights = weight_values(model)
+        self.weights = input_independent_values(model)
         self.descriptions: list[tuple[OpNode, Description]] = []
         self.first_at: list[dict[int, int]] = []
         self.known_shapes: dict[ir.Value, Shape] = {}
@@ -49,7 +50,7 @@ class _Coupler:
             except NotationError as error:
                 raise ModelError(
                     f"node '{escape(op_node.name)}' ({op_node.op_type}): shape mismatch: {error}; "
-                    f"{correct(entry_of(op_node.op_type, op_node.domain))}"
+                    f"{mismatch_hint(entry_of(op_node.op_type, op_node.domain))}"
                 ) from None
             self.descriptions.append((op_node, description))
             ports = {
@@ -77,8 +78,8 @@ class _Coupler:
         return shape
 
     def _number(self) -> Couplings:
-        factors: list[FactorNode] = []
-        nodes: list[GraphNode] = []
+        factors: list[OpFactor] = []
+        nodes: list[GraphOp] = []
         edges: list[Edge] = []
         pins: dict[int, str] = {}
         preferences: dict[int, tuple[str, ...]] = {}
@@ -92,7 +93,7 @@ class _Coupler:
             first_at = self.first_at[index]
             for name, factor in description.factors.items():
                 number = ids[name] = start + len(factors)
-                factors.append(FactorNode(op_node.name, name))
+                factors.append(OpFactor(op_node.name, name))
                 sizes.append(factor.size)
                 if factor.pinned is not None:
                     pins[number] = factor.pinned
@@ -118,7 +119,7 @@ class _Coupler:
                 for dim in self._dims_of(value):
                     pins.setdefault(dim, f"read inside {op_node.op_type} '{op_node.name}'")
             nodes.append(
-                GraphNode(
+                GraphOp(
                     ir=op_node.ir,
                     name=op_node.name,
                     layer=layer_name(op_node.ir),
@@ -142,10 +143,10 @@ class _Coupler:
             dims=self.dims,
             factors=factors,
             sizes=np.array(sizes, dtype=np.int64),
-            nodes=nodes,
+            ops=nodes,
             edges=edges,
             pins=pins,
-            weights=self.weights,
+            input_independent=self.weights,
             preferences=preferences,
             reluctant=frozenset(reluctant),
             eager=frozenset(eager),
@@ -180,7 +181,7 @@ def _value_at(node: ir.Node, port: int) -> ir.Value:
     return value
 
 
-def weight_values(model: ir.Model) -> frozenset[str]:
+def input_independent_values(model: ir.Model) -> frozenset[str]:
     """Names of the values that depend on initializers alone."""
     weights = set(model.graph.initializers)
     weights.difference_update(value.name or "" for value in model.graph.inputs)

@@ -22,22 +22,23 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from morphgraph.graph import Couplings, Edge, IntArray
+from morphgraph.arrays import IntArray
+from morphgraph.graph import Couplings, Edge
 from morphgraph.ops import IndexMap
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A factor at a site: its class, its map, and how gladly it carries a product (0: best).
+class AxisFactor:
+    """A factor on an axis that it shares: its class, its map, and its rank as a carrier (0: best).
 
-    ``node`` is the factor's id; ``None`` for a finer factor that no operator names.
+    ``vertex`` is the factor's id; ``None`` for a finer factor that no operator names.
     """
 
-    kind: int
+    axis_class: int
     size: int
     map: IndexMap
     rank: int = 0
-    node: int | None = None
+    vertex: int | None = None
 
     def pairs(self) -> tuple[IntArray, IntArray]:
         """Its (element, position) pairs on the axis."""
@@ -45,21 +46,21 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class SharedAxis:
     """An axis that several factors share, or one factor covers in part.
 
-    ``dim`` is the axis's id and ``through`` the operator's place; ``None`` for what refining found.
+    ``dim`` is the axis's id and ``through`` the operator's index; ``None`` for what refining found.
     """
 
-    dim_class: int
-    parts: tuple[Part, ...]
+    axis_class: int
+    factors: tuple[AxisFactor, ...]
     product: bool
     dim: int | None = None
     through: int | None = None
 
 
 @dataclass(frozen=True)
-class Sites:
+class FactorizedAxes:
     """All sites, the class of every dim and factor, and the size of every class.
 
     Classes beyond those of dims and factors are finer factors that no operator names.
@@ -67,10 +68,10 @@ class Sites:
 
     classes: IntArray
     sizes: IntArray
-    sites: Sequence[Site]
+    shared_axes: Sequence[SharedAxis]
 
 
-def find_sites(couplings: Couplings) -> Sites:
+def factorize_axes(couplings: Couplings) -> FactorizedAxes:
     """Classes and sites of what the pass ``couple`` found, refined against each other."""
     classes = _classes(couplings)
     sizes = np.zeros(int(classes.max(initial=-1)) + 1, dtype=np.int64)
@@ -103,27 +104,27 @@ def components(count: int, left: IntArray, right: IntArray) -> IntArray:
     return numbered
 
 
-def _sites(couplings: Couplings, classes: IntArray) -> list[Site]:
+def _sites(couplings: Couplings, classes: IntArray) -> list[SharedAxis]:
     shared: dict[tuple[int, int, int], list[Edge]] = defaultdict(list)
     for edge in couplings.edges:
         if not edge.whole:
-            shared[edge.node, edge.port, edge.dim].append(edge)
+            shared[edge.op_index, edge.port, edge.dim].append(edge)
     sites = []
     for (node, _, dim), edges in shared.items():
         preferred = couplings.preferences.get(node, ())
-        rank = {couplings.nodes[node].factors[name]: k for k, name in enumerate(preferred)}
+        rank = {couplings.ops[node].factors[name]: k for k, name in enumerate(preferred)}
         parts = tuple(
-            Part(
-                kind=int(classes[edge.factor]),
+            AxisFactor(
+                axis_class=int(classes[edge.factor]),
                 size=int(couplings.sizes[edge.factor]),
                 map=edge.map,
                 rank=rank.get(edge.factor, len(rank)),
-                node=edge.factor,
+                vertex=edge.factor,
             )
             for edge in edges
         )
         product = any(edge.map.outer * edge.map.inner > 1 for edge in edges)
-        sites.append(Site(int(classes[dim]), parts, product, dim, node))
+        sites.append(SharedAxis(int(classes[dim]), parts, product, dim, node))
     return sites
 
 
@@ -132,40 +133,44 @@ class _Class:
     """What is known of one class: the products on it, and the segments that lie in it."""
 
     size: int
-    products: list[tuple[Part, ...]] = field(default_factory=list)
-    segments: list[Part] = field(default_factory=list)
+    products: list[tuple[AxisFactor, ...]] = field(default_factory=list)
+    segments: list[AxisFactor] = field(default_factory=list)
 
 
 class _Refinement:
     """Refines products until all that nest are products of the same factors."""
 
-    def __init__(self, classes: IntArray, sizes: Sequence[int], sites: Sequence[Site]) -> None:
+    def __init__(
+        self, classes: IntArray, sizes: Sequence[int], sites: Sequence[SharedAxis]
+    ) -> None:
         self.classes = classes
         self.parent = list(range(len(sizes)))
         self.known = [_Class(size) for size in sizes]
         self.sites = list(sites)
         self.outer: dict[tuple[tuple[int, int, int], ...], int] = {}
         for site in sites:
-            here = self.known[site.dim_class]
+            here = self.known[site.axis_class]
             if site.product:
-                here.products.append(site.parts)
+                here.products.append(site.factors)
             else:
-                here.segments += [part for part in site.parts if part.map.table is None]
+                here.segments += [part for part in site.factors if part.map.table is None]
         self.pending = [kind for kind, here in enumerate(self.known) if here.products][::-1]
 
-    def run(self) -> Sites:
+    def run(self) -> FactorizedAxes:
         while self.pending:
             self._refine(self._find(self.pending.pop()))
         roots = np.array([self._find(kind) for kind in range(len(self.parent))], dtype=np.int64)
         used, inverse = np.unique(roots, return_inverse=True)
         sizes = np.array([self.known[root].size for root in used], dtype=np.int64)
-        sites: dict[Any, Site] = {}
+        sites: dict[Any, SharedAxis] = {}
         for site in self.sites:
-            parts = tuple(replace(part, kind=int(inverse[part.kind])) for part in site.parts)
-            same = [(p.kind, p.map if p.map.table is None else id(p.map)) for p in parts]
-            final = replace(site, dim_class=int(inverse[site.dim_class]), parts=parts)
-            sites.setdefault((final.dim_class, *same), final)
-        return Sites(inverse[self.classes], sizes, list(sites.values()))
+            parts = tuple(
+                replace(part, axis_class=int(inverse[part.axis_class])) for part in site.factors
+            )
+            same = [(p.axis_class, p.map if p.map.table is None else id(p.map)) for p in parts]
+            final = replace(site, axis_class=int(inverse[site.axis_class]), factors=parts)
+            sites.setdefault((final.axis_class, *same), final)
+        return FactorizedAxes(inverse[self.classes], sizes, list(sites.values()))
 
     def _find(self, kind: int) -> int:
         while self.parent[kind] != kind:
@@ -201,7 +206,7 @@ class _Refinement:
     def _intervals(self, kind: int) -> Iterable[tuple[int, int, int]]:
         """Every factor on a class, as (positions inside one element, of one round, class)."""
         return [
-            (part.map.inner, part.map.inner * part.size, self._find(part.kind))
+            (part.map.inner, part.map.inner * part.size, self._find(part.axis_class))
             for parts in self.known[kind].products
             for part in parts
         ]
@@ -214,7 +219,7 @@ class _Refinement:
         bounds: set[int] = set()
         owner: dict[tuple[int, int], int] = {}
         for parts in self.known[kind].products:
-            cuts = [(p.map.inner, p.map.inner * p.size, self._find(p.kind)) for p in parts]
+            cuts = [(p.map.inner, p.map.inner * p.size, self._find(p.axis_class)) for p in parts]
             wider = sorted(bounds.union(*((low, high) for low, high, _ in cuts)))
             if any(high % low for low, high in pairwise(wider)):
                 continue
@@ -238,19 +243,19 @@ class _Refinement:
             return
         here = self.known[kind]
         parts = tuple(
-            Part(self._find(factor), high // low, IndexMap(here.size // high, low))
+            AxisFactor(self._find(factor), high // low, IndexMap(here.size // high, low))
             for low, high, factor in reversed(cuts)
         )
         if any(self._resolved(known) == self._resolved(parts) for known in here.products):
             return
         here.products.append(parts)
-        self.sites.append(Site(kind, parts, True))
+        self.sites.append(SharedAxis(kind, parts, True))
         self.pending.append(kind)
 
-    def _resolved(self, parts: tuple[Part, ...]) -> list[tuple[int, int]]:
-        return [(self._find(part.kind), part.map.inner) for part in parts]
+    def _resolved(self, parts: tuple[AxisFactor, ...]) -> list[tuple[int, int]]:
+        return [(self._find(part.axis_class), part.map.inner) for part in parts]
 
-    def _cut_segment(self, part: Part, chain: Sequence[tuple[int, int, int]]) -> None:
+    def _cut_segment(self, part: AxisFactor, chain: Sequence[tuple[int, int, int]]) -> None:
         """A segment along whole blocks of its axis is a product: blocks, and what is in each."""
         start, length = part.map.offset, part.size
         inner = [cut for cut in chain if start % cut[1] == 0 and length % cut[1] == 0]
@@ -262,7 +267,7 @@ class _Refinement:
                 self._outer(chain[len(inner) :]), start // block, length // block
             )
             inner.append((block, length, blocks))
-        self._add_product(part.kind, inner)
+        self._add_product(part.axis_class, inner)
 
     def _outer(self, above: Sequence[tuple[int, int, int]]) -> int:
         """The class of what stands outside of the innermost of these intervals."""
@@ -279,9 +284,9 @@ class _Refinement:
         """The class of a segment of a class."""
         for part in self.known[kind].segments:
             if (part.map.offset, part.size) == (start, length):
-                return part.kind
-        part = Part(self._new(length), length, IndexMap(offset=start))
+                return part.axis_class
+        part = AxisFactor(self._new(length), length, IndexMap(offset=start))
         self.known[kind].segments.append(part)
-        self.sites.append(Site(kind, (part,), False))
+        self.sites.append(SharedAxis(kind, (part,), False))
         self.pending.append(kind)
-        return part.kind
+        return part.axis_class

@@ -16,20 +16,12 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from morphgraph.arrays import IntArray
 from morphgraph.errors import UnsupportedError
-from morphgraph.graph import (
-    Attention,
-    ChannelGraph,
-    Couplings,
-    Dim,
-    GraphNode,
-    Group,
-    IntArray,
-    Pin,
-)
+from morphgraph.graph import Attention, ChannelGraph, Couplings, Dim, GraphOp, Group, Pin
 from morphgraph.onnx_io import escape
-from morphgraph.passes.coupling.carriers import settle
-from morphgraph.passes.coupling.factorize_axes import Sites, components, find_sites
+from morphgraph.passes.coupling.carriers import choose_carriers
+from morphgraph.passes.coupling.factorize_axes import FactorizedAxes, components, factorize_axes
 
 # Positions of all classes together; every one takes some 40 bytes while channels are found.
 _MAX_POSITIONS = 2**26
@@ -42,8 +34,8 @@ def group(couplings: Couplings, attention: Attention = "heads") -> ChannelGraph:
         couplings: what the pass ``couple`` found.
         attention: whether an attention shrinks by whole heads or by the size of every head.
     """
-    found = find_sites(couplings)
-    return _Solver(couplings, found, settle(couplings, found, attention)).graph()
+    found = factorize_axes(couplings)
+    return _Solver(couplings, found, choose_carriers(couplings, found, attention)).graph()
 
 
 class _Solver:
@@ -52,12 +44,12 @@ class _Solver:
     def __init__(
         self,
         couplings: Couplings,
-        found: Sites,
+        found: FactorizedAxes,
         reasons: Mapping[int, Pin],
     ) -> None:
         self.couplings = couplings
         self.classes = found.classes
-        self.sites = found.sites
+        self.sites = found.shared_axes
         self.reasons = reasons
         self.class_size = found.sizes
         self.start = np.concatenate([[0], np.cumsum(found.sizes)])
@@ -121,7 +113,7 @@ class _Solver:
         return ChannelGraph(
             couplings=self.couplings,
             groups=_unique_names(groups),
-            node_class=self.classes,
+            vertex_class=self.classes,
             class_start=self.start,
             atom_channel=atom_channel,
             channel_group=listed[channel_set],
@@ -143,16 +135,18 @@ class _Solver:
         for kind in telling:
             pinned_by[self.start[kind] : self.start[kind + 1]] = rank[kind]
         for site in self.sites:
-            if site.dim_class in self.reasons:
+            if site.axis_class in self.reasons:
                 continue
-            for part in site.parts:
+            for part in site.factors:
                 elements, positions = part.pairs()
-                positions = positions + self.start[site.dim_class]
-                if part.kind in self.reasons:
+                positions = positions + self.start[site.axis_class]
+                if part.axis_class in self.reasons:
                     if not site.product:
-                        pinned_by[positions] = np.maximum(pinned_by[positions], rank[part.kind])
+                        pinned_by[positions] = np.maximum(
+                            pinned_by[positions], rank[part.axis_class]
+                        )
                     continue
-                left.append(elements + self.start[part.kind])
+                left.append(elements + self.start[part.axis_class])
                 right.append(positions)
         nothing = np.zeros(0, dtype=np.int64)
         channels = components(
@@ -230,21 +224,21 @@ def _mix(words: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtyp
     return words ^ (words >> np.uint64(31))
 
 
-def makes(couplings: Couplings, node: GraphNode, ports: Sequence[int]) -> bool:
+def makes(couplings: Couplings, node: GraphOp, ports: Sequence[int]) -> bool:
     """Whether a factor at these ports stands on a result and on weights, and on no activation."""
     return any(port < 0 for port in ports) and not _activations(couplings, node, ports)
 
 
-def ties(couplings: Couplings, node: GraphNode, ports: Sequence[int]) -> bool:
+def ties(couplings: Couplings, node: GraphOp, ports: Sequence[int]) -> bool:
     """Whether a factor at these ports stands on two activation operands."""
     return len(_activations(couplings, node, ports)) > 1
 
 
-def _activations(couplings: Couplings, node: GraphNode, ports: Sequence[int]) -> list[str]:
+def _activations(couplings: Couplings, node: GraphOp, ports: Sequence[int]) -> list[str]:
     """The operands at these ports that are no weights."""
     operands = [node.ir.inputs[port] for port in ports if port >= 0]
     names = [value.name or "" for value in operands if value is not None]
-    return [name for name in names if name not in couplings.weights]
+    return [name for name in names if name not in couplings.input_independent]
 
 
 class _Roles:
@@ -260,14 +254,14 @@ class _Roles:
         heads = {int(classes[factor]) for factor in couplings.eager}
         self.ways = (("attention", heads), ("residual", self.added))
         standing: dict[int, list[int]] = defaultdict(list)
-        counted = {f for node in couplings.nodes for term in node.macs for f in term}
+        counted = {f for node in couplings.ops for term in node.macs for f in term}
         for edge in couplings.edges:
             standing[edge.factor].append(edge.port)
             dim = couplings.dims[edge.dim]
             free = edge.factor in counted and edge.factor not in couplings.pins
-            if free and dim.value in couplings.weights:
+            if free and dim.value in couplings.input_independent:
                 self.kernels.add(int(classes[edge.dim]))
-        for number, node in enumerate(couplings.nodes):
+        for number, node in enumerate(couplings.ops):
             for name in node.statistical:
                 self.statistical.add(int(classes[node.factors[name]]))
             for name, factor in node.factors.items():
@@ -296,7 +290,7 @@ class _Roles:
 
     def _layers(self, role: Mapping[int, Sequence[int]], touched: IntArray) -> tuple[str, ...]:
         numbers = sorted({number for kind in touched for number in role.get(int(kind), ())})
-        return tuple(dict.fromkeys(self.couplings.nodes[number].layer for number in numbers))
+        return tuple(dict.fromkeys(self.couplings.ops[number].layer for number in numbers))
 
     def name(self, producers: Sequence[str], touched: IntArray) -> str:
         """``layer1 (residual, 7 producers)``; empty without a producer.

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from morphgraph.arrays import IntArray
 from morphgraph.errors import ArgumentError, UnsupportedError
-from morphgraph.graph import ChannelGraph, Group, IntArray
+from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
-from morphgraph.passes.analysis.liveness import closed, is_viable
+from morphgraph.passes.analysis.liveness import is_viable, with_orphans
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class WidthBounds:
     """Which widths a plan may give: rounding grid, floor, and the groups it may touch.
 
     With ``min_width`` 0 groups may die, where a network is left without them. ``include`` and
@@ -91,7 +92,7 @@ def require_match(graph: ChannelGraph, pattern: str, option: str) -> list[Group]
     return matching
 
 
-def viable_widths(graph: ChannelGraph, wanted: IntArray, limits: Limits) -> IntArray:
+def repair_widths(graph: ChannelGraph, wanted: IntArray, limits: WidthBounds) -> IntArray:
     """Wanted widths, some of them 0, made such that a network is left, ``[groups]``.
 
     Groups die one by one, the widest first, where they can; the others keep their least width.
@@ -105,10 +106,10 @@ def viable_widths(graph: ChannelGraph, wanted: IntArray, limits: Limits) -> IntA
             dead |= {index}
         else:
             widths[index] = limits.least(graph.groups[index])
-    widths[list(closed(graph, dead, mortal(graph, limits)))] = 0
+    widths[list(with_orphans(graph, dead, removable(graph, limits)))] = 0
     return widths
 
 
-def mortal(graph: ChannelGraph, limits: Limits) -> list[int]:
+def removable(graph: ChannelGraph, limits: WidthBounds) -> list[int]:
     """Indices of the groups that may die."""
     return [group.index for group in graph.groups if limits.floor(group) == 0]

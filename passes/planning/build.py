@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import MorphWarning, UnsupportedError
-from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score, score as score_channels
@@ -15,7 +16,7 @@ from morphgraph.passes.planning.constraints import all_pinned
 from morphgraph.plans import Change, Plan, make_plan
 
 
-def strongest(
+def top_channels(
     graph: ChannelGraph, widths: IntArray, score: Score | FloatArray, seed: int = 0
 ) -> dict[int, IntArray]:
     """Per group index the channels with the highest scores, as many as its new width."""
@@ -46,7 +47,7 @@ def scores_of(graph: ChannelGraph, score: Score | FloatArray, seed: int) -> Floa
     return given
 
 
-def finish(
+def build_plan(
     graph: ChannelGraph,
     keep: Mapping[int, IntArray],
     request: Mapping[str, Any],
@@ -58,7 +59,7 @@ def finish(
         widths[index] = len(kept)
     changes = {c.kind: Change(c.total, c.at(widths)) for c in costs}
     made = make_plan(graph, keep, request, changes)
-    uncounted = [f"{node.ir.op_type} '{node.name}'" for node in graph.nodes if node.opaque]
+    uncounted = [f"{node.ir.op_type} '{node.name}'" for node in graph.ops if node.opaque]
     if uncounted:
         more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
         warnings.warn(

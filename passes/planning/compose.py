@@ -1,8 +1,9 @@
 """Pass ``compose``: several resizes, one after the other, as one plan for the first network.
 
 Every channel of the network that a resize has made is a channel of the network before it, or new.
-Which one is read off the axes that both have: values keep their names, and ``Kept`` knows which
-positions of an axis stayed. Ids of groups are no help, for they can differ after a layer vanished.
+Which one is read off the axes that both have: values keep their names, and ``AxisSelection`` knows
+which positions of an axis stayed. Ids of groups are no help, for they can differ after a layer
+vanished.
 """
 
 from collections import Counter
@@ -12,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.arrays import IntArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.passes.analysis.selection import Kept
+from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.plans import Change, Plan, make_plan
 
 _NEW, _UNKNOWN = -1, -2
 
 
 @dataclass(frozen=True)
-class Lineage:
+class Provenance:
     """Where the channels of a network come from.
 
     Attributes:
@@ -29,29 +31,29 @@ class Lineage:
         graph: the network after the resizes so far.
         origin: per channel of ``graph`` its channel in ``first``; -1 where a resize has added it,
             -2 where that cannot be told, ``[channels]``.
-        home: per group of ``graph`` the group of ``first``; -1 where there is no single one,
-            ``[groups]``.
+        origin_group: per group of ``graph`` the group of ``first``; -1 where there is no single
+            one, ``[groups]``.
         plan: the resizes so far as a plan for ``first``; ``None`` where there were none.
     """
 
     first: ChannelGraph
     graph: ChannelGraph
     origin: IntArray
-    home: IntArray
+    origin_group: IntArray
     plan: Plan | None = None
 
     @classmethod
-    def of(cls, graph: ChannelGraph) -> "Lineage":
+    def of(cls, graph: ChannelGraph) -> "Provenance":
         """A network that has not been resized yet."""
         return cls(graph, graph, np.arange(len(graph.channel_group)), np.arange(len(graph.groups)))
 
-    def after(self, plan: Plan, small: ChannelGraph) -> "Lineage":
-        """The lineage of ``small``, which is ``graph`` resized by this plan and lifted again."""
+    def after(self, plan: Plan, small: ChannelGraph) -> "Provenance":
+        """The provenance of ``small``, which is ``graph`` resized by this plan and lifted again."""
         keep, added = plan.kept(self.graph), plan.added(self.graph)
-        kept = Kept(self.graph, keep, added)
+        kept = AxisSelection(self.graph, keep, added)
         origin = np.full(len(small.channel_group), _UNKNOWN)
         owner = np.full(len(small.channel_group), -1)  # the group before, where it is known
-        torn = np.zeros(len(small.channel_group), dtype=bool)
+        ambiguous = np.zeros(len(small.channel_group), dtype=bool)
         for dim in small.couplings.dims:
             if dim.value not in self.graph.couplings.first_dim:
                 continue
@@ -67,29 +69,30 @@ class Lineage:
             unknown = origin[now] == _UNKNOWN
             origin[now[unknown]] = source[unknown]
             owner[now[unknown]] = self.graph.channel_group[before[unknown]]
-            torn[now[origin[now] != source]] = True
-        origin[torn] = _UNKNOWN
-        home = np.array([self._home(owner[group.channels]) for group in small.groups], dtype=int)
-        return Lineage(self.first, small, origin, home, self.compose(plan, {}))
+            ambiguous[now[origin[now] != source]] = True
+        origin[ambiguous] = _UNKNOWN
+        groups = [self._origin_group(owner[group.channels]) for group in small.groups]
+        origin_group = np.array(groups, dtype=int)
+        return Provenance(self.first, small, origin, origin_group, self.compose(plan, {}))
 
-    def _home(self, owners: IntArray) -> int:
+    def _origin_group(self, owners: IntArray) -> int:
         found = np.unique(owners)
-        return int(self.home[found[0]]) if len(found) == 1 and found[0] >= 0 else -1
+        return int(self.origin_group[found[0]]) if len(found) == 1 and found[0] >= 0 else -1
 
-    def bound(self) -> list[str]:
+    def frozen_groups(self) -> list[str]:
         """Ids of groups that must keep their widths, or no plan for ``first`` could say it.
 
         A layer that vanishes can take with it what tied two groups, pinned one, or tied the
         channels of one together. They are free now, but not in ``first``.
         """
-        free = set(self._heirs().values())
+        free = set(self._successors().values())
         return [g.id for g in self.graph.groups if g.resizable and g.index not in free]
 
-    def _heirs(self) -> dict[int, int]:
+    def _successors(self) -> dict[int, int]:
         """Per resizable group of ``first`` the group that has its channels, one to one."""
-        children = Counter(self.home.tolist())
+        children = Counter(self.origin_group.tolist())
         found = {}
-        for group, home in zip(self.graph.groups, self.home.tolist(), strict=True):
+        for group, home in zip(self.graph.groups, self.origin_group.tolist(), strict=True):
             origin = self.origin[group.channels]
             known = origin[origin != _NEW]
             one_to_one = len(np.unique(known)) == len(known) and _UNKNOWN not in known
@@ -114,7 +117,7 @@ class Lineage:
         kept, added = plan.kept(self.graph), plan.added(self.graph)
         keep = {} if self.plan is None else self.plan.kept(self.first)
         new = {} if self.plan is None else self.plan.added(self.first)
-        for home, index in self._heirs().items():
+        for home, index in self._successors().items():
             heir = self.graph.groups[index]
             staying = heir.channels[kept.get(index, np.arange(heir.width))]
             origin = self.origin[staying]

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from morphgraph.arrays import IntArray
 from morphgraph.errors import ArgumentError, BudgetError
-from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.polynomial import Cost
-from morphgraph.passes.planning.bounds import Limits, viable_widths
+from morphgraph.passes.planning.bounds import WidthBounds, repair_widths
 
 Budget = Mapping[str, str | float | int]
 """Per cost an amount or a share.
@@ -72,7 +73,7 @@ def parse_amount(text: str | float | int, present: float, unit_of_cost: str) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class Constraint:
     """A budget: a cost, and the amount that it must not exceed."""
 
     kind: str
@@ -84,38 +85,40 @@ class Goal:
         return self.cost.at(widths) <= self.limit
 
 
-def goals_of(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[Goal]:
+def resolve_budget(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[Constraint]:
     """Budgets as absolute amounts; shares are of the present cost."""
     goals = []
     for kind, amount in budget.items():
         resource = cost(graph, kind, convention=convention)
         goals.append(
-            Goal(resource.kind, resource, parse_amount(amount, resource.total, resource.unit))
+            Constraint(resource.kind, resource, parse_amount(amount, resource.total, resource.unit))
         )
     return goals
 
 
-def require_reachable(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> None:
+def require_reachable(
+    graph: ChannelGraph, goals: Sequence[Constraint], limits: WidthBounds
+) -> None:
     """Refuse a budget that the narrowest network within the limits does not meet.
 
     Raises:
         BudgetError: names the budget, and the lowest that can be met.
     """
     narrowest = np.array([limits.floor(group) for group in graph.groups], dtype=np.int64)
-    lowest = viable_widths(graph, narrowest, limits)
+    lowest = repair_widths(graph, narrowest, limits)
     for goal in goals:
         least = goal.cost.at(lowest)
         if least > goal.limit:
             raise unreachable(graph, goal, least)
 
 
-def fits(goals: Sequence[Goal], widths: IntArray) -> bool:
+def fits(goals: Sequence[Constraint], widths: IntArray) -> bool:
     """Whether a network with these group widths is within all budgets."""
     return all(goal.holds(widths) for goal in goals)
 
 
-def filled(
-    goals: Sequence[Goal],
+def spend_rest(
+    goals: Sequence[Constraint],
     widths: IntArray,
     proportions: IntArray,
     ceilings: IntArray,
@@ -156,7 +159,7 @@ def all_pinned(graph: ChannelGraph) -> str:
     return f"every group keeps its size ({'; '.join(reasons[:5])})"
 
 
-def unreachable(graph: ChannelGraph, goal: Goal, least: float) -> BudgetError:
+def unreachable(graph: ChannelGraph, goal: Constraint, least: float) -> BudgetError:
     """The error that says that a budget cannot be met, and the lowest that can."""
     pinned = all_pinned(graph)
     remedy = (
@@ -170,7 +173,9 @@ def unreachable(graph: ChannelGraph, goal: Goal, least: float) -> BudgetError:
     )
 
 
-def shown_costs(graph: ChannelGraph, goals: Sequence[Goal], convention: Convention) -> list[Cost]:
+def shown_costs(
+    graph: ChannelGraph, goals: Sequence[Constraint], convention: Convention
+) -> list[Cost]:
     """The costs that every plan states, and those of its budgets."""
     always = [cost(graph, kind, convention=convention) for kind in ("flops", "params")]
     return list(

@@ -15,19 +15,25 @@ from typing import Any
 
 import numpy as np
 
+from morphgraph.arrays import Flags, FloatArray, IntArray
 from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
-from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.channel_sources import readers
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.score import Score
-from morphgraph.passes.analysis.selection import Kept
-from morphgraph.passes.planning.bounds import Limits, require_match
+from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.planning.bounds import WidthBounds, require_match
 from morphgraph.passes.planning.build import scores_of
-from morphgraph.passes.planning.constraints import Budget, Goal, filled, fits, goals_of, shown_costs
+from morphgraph.passes.planning.constraints import (
+    Budget,
+    Constraint,
+    fits,
+    resolve_budget,
+    shown_costs,
+    spend_rest,
+)
 from morphgraph.plans import MAX_NEW_CHANNELS, Change, Plan, make_plan
-
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def expand(
@@ -84,9 +90,9 @@ def expand(
         PlanError: the plan is for another network.
         UnsupportedError: unknown cost or amount, or a glob that names no group.
     """
-    limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
+    limits = WidthBounds(round_to, min_width, tuple(include), tuple(exclude))
     limits.check(graph)
-    goals = goals_of(graph, budget, convention)
+    goals = resolve_budget(graph, budget, convention)
     keep: Mapping[int, IntArray] = plan.kept(graph)
     kept = np.array([len(keep.get(g.index, g.channels)) for g in graph.groups])
     start = plan.widths(graph)
@@ -102,7 +108,7 @@ def expand(
     omega = growth.largest(goals)
     widths = growth.widths(omega)
     if fill:
-        widths = filled(goals, widths, start, ceilings, round_to)
+        widths = spend_rest(goals, widths, start, ceilings, round_to)
     if (widths < kept).any():
         keep = _strongest_of(graph, keep, widths, score)
     request: dict[str, Any] = {
@@ -122,7 +128,7 @@ def expand(
 
 
 def _narrowest(
-    graph: ChannelGraph, start: IntArray, goals: Sequence[Goal], limits: Limits
+    graph: ChannelGraph, start: IntArray, goals: Sequence[Constraint], limits: WidthBounds
 ) -> IntArray:
     """How narrow groups may get where a plan is above a budget; what it keeps does not die."""
     least = np.array([max(limits.floor(group), limits.least(group)) for group in graph.groups])
@@ -180,7 +186,7 @@ class Growth:
         found: IntArray = np.clip(steps * self.round_to, self.floors, self.ceilings)
         return found
 
-    def largest(self, goals: Sequence[Goal]) -> float:
+    def largest(self, goals: Sequence[Constraint]) -> float:
         """The largest omega that fits, among those at which some width changes.
 
         The floors must fit. Below 1 it is where the widths to start from do not.
@@ -195,7 +201,7 @@ class Growth:
         first = bisect_left(steps, True, key=lambda omega: not fits(goals, self.widths(omega)))
         return float(steps[first - 1])
 
-    def _steps(self, low: float, high: float) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    def _steps(self, low: float, high: float) -> "FloatArray":
         """The multipliers from ``low`` to ``high`` at which some width changes, ascending."""
         steps = [np.array([low])]
         for width, floor, ceiling in zip(self.start, self.floors, self.ceilings, strict=True):
@@ -226,7 +232,9 @@ def _bounds(
     return widest
 
 
-def _floors(start: IntArray, ceilings: IntArray, goals: Sequence[Goal], limits: Limits) -> IntArray:
+def _floors(
+    start: IntArray, ceilings: IntArray, goals: Sequence[Constraint], limits: WidthBounds
+) -> IntArray:
     """Widths with the narrowest raised to one level: ``min_width``, or as near as budgets allow."""
     grid, least = limits.round_to, limits.min_width
     wanted = math.ceil(least / grid) * grid
@@ -248,26 +256,26 @@ def _floors(start: IntArray, ceilings: IntArray, goals: Sequence[Goal], limits: 
     return raised(level)
 
 
-def _growable(graph: ChannelGraph, limits: Limits, keep: Mapping[int, IntArray]) -> Flags:
+def _growable(graph: ChannelGraph, limits: WidthBounds, keep: Mapping[int, IntArray]) -> Flags:
     """Groups that may grow without a change of what the network computes, ``[groups]``."""
     silent = {
-        graph.node_class[graph.dim(source.parameter, source.axis)] for source in readers(graph)
+        graph.vertex_class[graph.dim(source.parameter, source.axis)] for source in readers(graph)
     }
     couplings = graph.couplings
     covered: set[int] = set()
     summed: set[int] = set()
     for edge in couplings.edges:
-        node = graph.nodes[edge.node]
+        node = graph.ops[edge.op_index]
         if couplings.factors[edge.factor - len(couplings.dims)].name not in node.contracted:
             continue
         summed.add(edge.factor)
-        weight = couplings.dims[edge.dim].value in couplings.weights
-        if weight and node.macs and graph.node_class[edge.dim] in silent:
+        weight = couplings.dims[edge.dim].value in couplings.input_independent
+        if weight and node.macs and graph.vertex_class[edge.dim] in silent:
             covered.add(edge.factor)
     blocked: set[int] = set()
     matrix = graph.per_channel
     for factor in summed - covered:
-        kind = graph.node_class[factor]
+        kind = graph.vertex_class[factor]
         blocked.update(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
     free = {
         group.index
@@ -276,6 +284,6 @@ def _growable(graph: ChannelGraph, limits: Limits, keep: Mapping[int, IntArray])
         # A group that keeps no channel has none to copy.
         if len(keep.get(group.index, group.channels))
     }
-    while misfits := Kept(graph, keep, dict.fromkeys(free, 1)).misfits(free):
-        free -= misfits
+    while ungrowable := AxisSelection(graph, keep, dict.fromkeys(free, 1)).ungrowable(free):
+        free -= ungrowable
     return np.array([group.index in free for group in graph.groups])

@@ -20,18 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.arrays import FloatArray, IntArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import Convention
-from morphgraph.passes.analysis.liveness import closed, is_viable
+from morphgraph.passes.analysis.liveness import is_viable, with_orphans
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score
-from morphgraph.passes.planning.bounds import Limits, mortal, viable_widths
-from morphgraph.passes.planning.build import finish, scores_of
+from morphgraph.passes.planning.bounds import WidthBounds, removable, repair_widths
+from morphgraph.passes.planning.build import build_plan, scores_of
 from morphgraph.passes.planning.constraints import (
     Budget,
-    Goal,
-    goals_of,
+    Constraint,
     require_reachable,
+    resolve_budget,
     shown_costs,
     unreachable,
 )
@@ -67,9 +68,9 @@ def plan(
         ModelError: a weight is NaN.
         UnsupportedError: unknown cost, score or amount, or a glob that names no group.
     """
-    limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
+    limits = WidthBounds(round_to, min_width, tuple(include), tuple(exclude))
     limits.check(graph)
-    goals = goals_of(graph, budget, convention)
+    goals = resolve_budget(graph, budget, convention)
     scores = scores_of(graph, score, seed)
     path = _Path(graph, [goal.cost for goal in goals], scores, limits)
     path.walk(goals)
@@ -83,7 +84,7 @@ def plan(
         "seed": seed,
         "convention": convention,
     }
-    return finish(graph, path.kept(), request, shown_costs(graph, goals, convention))
+    return build_plan(graph, path.kept(), request, shown_costs(graph, goals, convention))
 
 
 def continue_plan(
@@ -92,7 +93,7 @@ def continue_plan(
     scores: FloatArray,
     budget: Budget,
     shown: Cost,
-    limits: Limits,
+    limits: WidthBounds,
 ) -> Plan:
     """A plan that keeps these channels, and fewer where a budget is not met yet.
 
@@ -107,7 +108,7 @@ def continue_plan(
     Raises:
         BudgetError: the budget cannot be met.
     """
-    goals = goals_of(graph, budget, "default")
+    goals = resolve_budget(graph, budget, "default")
     scores = scores.copy()
     widths = graph.widths.copy()
     for index, kept in keep.items():
@@ -117,14 +118,14 @@ def continue_plan(
             lifted[kept] = 1.0 + float(scores[group.channels].max(initial=0.0))
             scores[group.channels] += lifted
             widths[index] = limits.nearest(group, len(kept))
-    widths = viable_widths(graph, widths, limits)
+    widths = repair_widths(graph, widths, limits)
     path = _Path(graph, [goal.cost for goal in goals] or [shown], scores, limits, widths)
     path.walk(goals)
     request: dict[str, Any] = {"trained": True, "round_to": limits.round_to}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
     costs = {goal.kind: goal.cost for goal in goals} | {shown.kind: shown}
-    return finish(graph, path.kept(), request, list(costs.values()))
+    return build_plan(graph, path.kept(), request, list(costs.values()))
 
 
 class _Path:
@@ -135,13 +136,13 @@ class _Path:
         graph: ChannelGraph,
         costs: Sequence[Cost],
         scores: FloatArray,
-        limits: Limits,
+        limits: WidthBounds,
         widths: IntArray | None = None,
     ) -> None:
         self.graph = graph
         self.costs = [(resource, max(resource.total, 1e-30)) for resource in costs]
         self.limits = limits
-        self.mortal = mortal(graph, limits)
+        self.mortal = removable(graph, limits)
         self.widths = graph.widths.astype(np.float64)
         self.order: list[IntArray] = []
         self.prefix: list[FloatArray] = []
@@ -159,7 +160,7 @@ class _Path:
         )
         self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
 
-    def walk(self, goals: Sequence[Goal]) -> None:
+    def walk(self, goals: Sequence[Constraint]) -> None:
         """Go on until every budget is met."""
         if self.limits.min_width > 0:
             require_reachable(self.graph, goals, self.limits)
@@ -191,7 +192,7 @@ class _Path:
         """
         dead = frozenset(np.flatnonzero(self.widths == 0).tolist()) | {index}
         if is_viable(self.graph, dead):
-            changed = closed(self.graph, dead, self.mortal)
+            changed = with_orphans(self.graph, dead, self.mortal)
             self.widths[list(changed)] = 0
             self.next[list(changed)] = 0
         else:

@@ -5,22 +5,23 @@ from typing import Any
 
 import numpy as np
 
+from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import UnsupportedError
-from morphgraph.graph import ChannelGraph, FloatArray, IntArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.liveness import require_viable
 from morphgraph.passes.analysis.score import Score
-from morphgraph.passes.planning.bounds import Limits, require_match, viable_widths
-from morphgraph.passes.planning.build import finish, strongest
+from morphgraph.passes.planning.bounds import WidthBounds, repair_widths, require_match
+from morphgraph.passes.planning.build import build_plan, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
-    Goal,
-    filled,
+    Constraint,
     fits,
-    goals_of,
     require_reachable,
+    resolve_budget,
     shown_costs,
+    spend_rest,
 )
 from morphgraph.plans import Plan
 
@@ -49,9 +50,9 @@ def uniform(
         BudgetError: no ratio meets the budget.
         UnsupportedError: the ratio is not above 0 and at most 1, or a glob names no group.
     """
-    limits = Limits(round_to, min_width, tuple(include), tuple(exclude))
+    limits = WidthBounds(round_to, min_width, tuple(include), tuple(exclude))
     limits.check(graph)
-    goals = goals_of(graph, budget or {}, convention)
+    goals = resolve_budget(graph, budget or {}, convention)
     fill = ratio is None
     if ratio is None:
         ratio = _largest_ratio(graph, goals, limits)
@@ -62,12 +63,15 @@ def uniform(
     widths = _scaled(graph, ratio, limits)
     if fill:
         ceilings = np.array([g.width if limits.allows(g) else 0 for g in graph.groups])
-        widths = filled(goals, widths, graph.widths, ceilings, round_to)
+        widths = spend_rest(goals, widths, graph.widths, ceilings, round_to)
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
-    return finish(
-        graph, strongest(graph, widths, score, seed), request, shown_costs(graph, goals, convention)
+    return build_plan(
+        graph,
+        top_channels(graph, widths, score, seed),
+        request,
+        shown_costs(graph, goals, convention),
     )
 
 
@@ -102,17 +106,17 @@ def set_widths(
             wanted[group.index] = width
     require_viable(graph, np.flatnonzero(wanted == 0).tolist())
     request = {"set": dict(widths)}
-    return finish(
-        graph, strongest(graph, wanted, score, seed), request, shown_costs(graph, (), "default")
+    return build_plan(
+        graph, top_channels(graph, wanted, score, seed), request, shown_costs(graph, (), "default")
     )
 
 
-def _scaled(graph: ChannelGraph, ratio: float, limits: Limits) -> IntArray:
+def _scaled(graph: ChannelGraph, ratio: float, limits: WidthBounds) -> IntArray:
     widths = [limits.nearest(group, ratio * group.width) for group in graph.groups]
-    return viable_widths(graph, np.array(widths, dtype=np.int64), limits)
+    return repair_widths(graph, np.array(widths, dtype=np.int64), limits)
 
 
-def _largest_ratio(graph: ChannelGraph, goals: Sequence[Goal], limits: Limits) -> float:
+def _largest_ratio(graph: ChannelGraph, goals: Sequence[Constraint], limits: WidthBounds) -> float:
     """Bisect for the largest ratio whose widths meet every budget."""
 
     def allowed(ratio: float) -> bool:

@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.edit import Array
+from morphgraph.arrays import Array, Flags, IntArray
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.graph import ChannelGraph, Edge, GraphNode, IntArray
+from morphgraph.graph import ChannelGraph, Edge, GraphOp
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.passes.analysis.dependence import Flags, dependence
+from morphgraph.passes.analysis.dependence import dependence
 from morphgraph.passes.analysis.evaluate import evaluate
 from morphgraph.passes.analysis.liveness import edges_of, result_names
 from morphgraph.passes.rewrite.mask import mask
-from morphgraph.passes.rewrite.placement import compacted
+from morphgraph.passes.rewrite.placement import without_repeats
 
 ABSORBED_KEY = "morphgraph.absorbed"
 
@@ -40,7 +40,7 @@ class Absorbed:
     Attributes:
         graph: the network.
         channels: which channels are absorbed, ``[channels]``.
-        contributions: per place of a node in ``graph.nodes`` what its result gets, at the
+        contributions: per place of a node in ``graph.ops`` what its result gets, at the
             original size, for one sample.
         free: per such node the axes of its result that a plan may resize.
         refused: in words, what was constant and could not be absorbed.
@@ -134,7 +134,7 @@ class _Absorber:
         while True:
             contributions, lost = self._contributions(chosen)
             if not lost.any():
-                names = {k: result_names(self.graph.nodes[k])[0] for k in contributions}
+                names = {k: result_names(self.graph.ops[k])[0] for k in contributions}
                 free = {k: self._free_axes(name) for k, name in names.items()}
                 return Absorbed(self.graph, chosen, contributions, free, tuple(self.refused))
             chosen = chosen & ~lost
@@ -159,19 +159,19 @@ class _Absorber:
         return constant
 
     def _refuse(self, number: int, reason: str) -> None:
-        node = self.graph.nodes[number]
+        node = self.graph.ops[number]
         self.refused[f"{node.ir.op_type} '{escape(node.name)}' {reason}"] = None
 
     def _reads(self) -> list[tuple[int, Edge]]:
         """The edges at which removed channels of activations are summed or compete."""
         couplings = self.graph.couplings
         found = []
-        for number, node in enumerate(self.graph.nodes):
+        for number, node in enumerate(self.graph.ops):
             for edge in edges_of(self.graph, number):
                 name = couplings.factors[edge.factor - len(couplings.dims)].name
                 value = couplings.dims[edge.dim].value
                 read = edge.port >= 0 and name in node.contracted | node.statistical
-                if not read or value in couplings.weights:
+                if not read or value in couplings.input_independent:
                     continue
                 if self.removed[self.graph.channels_of(edge.dim)].any():
                     found.append((number, edge))
@@ -179,14 +179,16 @@ class _Absorber:
 
     def _obstacle(self, number: int, edge: Edge) -> str | None:
         """Why a node cannot be given a constant contribution; ``None``: it can."""
-        node = self.graph.nodes[number]
+        node = self.graph.ops[number]
         couplings = self.graph.couplings
         if couplings.factors[edge.factor - len(couplings.dims)].name in node.statistical:
             return "averages, normalizes or competes over it"
         others = [
             value.name
             for port, value in enumerate(node.ir.inputs)
-            if value is not None and port != edge.port and value.name not in couplings.weights
+            if value is not None
+            and port != edge.port
+            and value.name not in couplings.input_independent
         ]
         if others or node.captured:
             return "multiplies it with another activation"
@@ -247,7 +249,7 @@ class _Absorber:
         self, number: int, operand: str, constants: Array
     ) -> tuple[Array | None, str | None]:
         """What a node gives for constants beyond what it gives for zeros, or why not."""
-        node = self.graph.nodes[number]
+        node = self.graph.ops[number]
         noise = np.asarray(
             np.random.default_rng(0).standard_normal(constants.shape), dtype=constants.dtype
         )
@@ -266,9 +268,9 @@ class _Absorber:
         weights = sum(
             int(np.prod(static_shape(value)))
             for value in node.ir.inputs
-            if value is not None and value.name in self.graph.couplings.weights
+            if value is not None and value.name in self.graph.couplings.input_independent
         )
-        needed = compacted(given, self._free_axes(result_names(node)[0]))[0].size
+        needed = without_repeats(given, self._free_axes(result_names(node)[0]))[0].size
         if needed > weights:
             return None, f"would need a map of {needed} numbers, more than its {weights} weights"
         return given, None
@@ -278,9 +280,9 @@ class _Absorber:
         rows = np.diff(self.graph.per_channel.indptr)
         first = self.graph.dim(value, 0)
         axes = range(len(self.graph.shapes[value]))
-        return frozenset(a for a in axes if rows[self.graph.node_class[first + a]])
+        return frozenset(a for a in axes if rows[self.graph.vertex_class[first + a]])
 
-    def _run(self, node: GraphNode, operand: str, array: Array) -> Array:
-        makers = {v.name: item.ir for item in self.graph.nodes for v in item.ir.outputs}
+    def _run(self, node: GraphOp, operand: str, array: Array) -> Array:
+        makers = {v.name: item.ir for item in self.graph.ops for v in item.ir.outputs}
         (name,) = result_names(node)
         return evaluate([name], makers, {operand: array}, self.graph.model)[name]

@@ -19,7 +19,7 @@ from morphgraph.onnx_io import ModelLike, as_model, parameter_names, static_shap
 from morphgraph.ops import OpNode, entry_of
 from morphgraph.ops.initial import ZERO, Initial, initials_of, xavier
 from morphgraph.passes.canonical.canonicalize import canonicalize
-from morphgraph.passes.coupling.couple import weight_values
+from morphgraph.passes.coupling.couple import input_independent_values
 
 # Torch's own modules call parameters so.
 _RECURRENT = re.compile(r"(|.*\.)(?:weight|bias)_[ih]h(|_l[0-9]+(?:_reverse)?)")
@@ -66,7 +66,7 @@ def initials(model: ir.Model) -> dict[str, Initial]:
     Args:
         model: a canonical model.
     """
-    weights = weight_values(model)
+    weights = input_independent_values(model)
     trained = set(parameter_names(model))
     found: dict[str, Initial] = {}
     for node in model.graph:

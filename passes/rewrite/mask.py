@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.arrays import Array, IntArray
 from morphgraph.edit import Editor, resize_axis
-from morphgraph.graph import ChannelGraph, Edge, IntArray
+from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import static_shape
-from morphgraph.passes.analysis.selection import Kept
+from morphgraph.passes.analysis.selection import AxisSelection
 
 
 def mask(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
@@ -36,20 +37,20 @@ def mask(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
 class _Masker:
     def __init__(self, graph: ChannelGraph, keep: Mapping[int, IntArray]) -> None:
         self.graph = graph
-        self.kept = Kept(graph, keep)
+        self.kept = AxisSelection(graph, keep)
         self.model = graph.model.clone()
         self.editor = Editor(self.model)
 
     def run(self) -> ir.Model:
         edges: dict[int, list[Edge]] = {}
         for edge in self.graph.couplings.edges:
-            edges.setdefault(edge.node, []).append(edge)
+            edges.setdefault(edge.op_index, []).append(edge)
         copies = list(self.model.graph)
-        for number, node in enumerate(self.graph.nodes):
+        for number, node in enumerate(self.graph.ops):
             names = {factor: name for name, factor in node.factors.items()}
             on_activation = {e.factor for e in edges.get(number, ()) if self._is_activation(e)}
             for edge in edges.get(number, ()):
-                kept = self.kept.node(edge.dim)
+                kept = self.kept.vertex(edge.dim)
                 if kept is None:
                     continue
                 axis = self.graph.couplings.dims[edge.dim].axis
@@ -61,7 +62,7 @@ class _Masker:
                 elif (
                     names[edge.factor] in node.statistical
                     # Of (g c), statistics over c stay as they were where whole groups g go.
-                    and self.kept.node(edge.factor) is not None
+                    and self.kept.vertex(edge.factor) is not None
                     # Over no channels there is nothing to compute, and nobody reads it.
                     and len(kept)
                 ):
@@ -71,7 +72,7 @@ class _Masker:
     def _is_activation(self, edge: Edge) -> bool:
         """Whether the factor stands there on an operand that the input decides."""
         couplings = self.graph.couplings
-        return edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.weights
+        return edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.input_independent
 
     def _silence(self, node: ir.Node, edge: Edge, axis: int, kept: IntArray) -> None:
         """Put what adds nothing into an operand's removed positions: 0, or its zero point."""
@@ -81,7 +82,7 @@ class _Masker:
         stays = np.zeros(shape[axis], dtype=bool)
         stays[kept] = True
         stays = stays.reshape([size if k == axis else 1 for k, size in enumerate(shape)])
-        holder = self.graph.nodes[edge.node].silent.get(edge.port)
+        holder = self.graph.ops[edge.op_index].silent.get(edge.port)
         nothing = node.inputs[holder] if holder is not None and holder < len(node.inputs) else None
         if nothing is None:
             nothing = self._constant(value, "nothing", np.zeros((), dtype=_dtype(value)))
@@ -150,7 +151,7 @@ class _Masker:
             after=node if after else None,
         )
 
-    def _constant(self, value: ir.Value, what: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    def _constant(self, value: ir.Value, what: str, array: Array) -> ir.Value:
         return self.editor.constant(f"{value.name}_{what}", array)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.edit import Array, Editor, array_of, replace_array
-from morphgraph.graph import IntArray
+from morphgraph.arrays import Array, IntArray
+from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.onnx_io import static_shape
-from morphgraph.passes.rewrite.shift import add_to_shift, shift_of
+from morphgraph.passes.rewrite.shift import add_to_bias, shift_of
 
 
 def add_constant(
@@ -27,9 +27,9 @@ def add_constant(
         given: of its result's rank, in its new size, for one sample.
         free: axes of the result that a plan may resize.
     """
-    compact, repeated = compacted(given, free)
+    compact, repeated = without_repeats(given, free)
     if not repeated:
-        if add_to_shift(node, compact) or _add_behind(node, compact):
+        if add_to_bias(node, compact) or _add_behind(node, compact):
             return []
         bias = _new_bias(editor, node, compact)
         if bias is not None:
@@ -37,13 +37,13 @@ def add_constant(
     return [_insert_sum(editor, node, compact, repeated)]
 
 
-def compacted(array: Array, free: frozenset[int]) -> tuple[Array, dict[int, IntArray]]:
+def without_repeats(array: Array, free: frozenset[int]) -> tuple[Array, dict[int, IntArray]]:
     """An array without the slices that repeat others, and per axis where they belong.
 
     Where all slices of an axis are the same, it gets size 1 and broadcasts; other slices of axes in
     ``free`` stay as they are.
 
-    >>> compacted(np.array([[1.0, 2.0, 2.0, 2.0], [1.0, 2.0, 2.0, 2.0]]), frozenset())
+    >>> without_repeats(np.array([[1.0, 2.0, 2.0, 2.0], [1.0, 2.0, 2.0, 2.0]]), frozenset())
     (array([[1., 2.]]), {1: array([0, 1, 1, 1])})
     """
     orders: dict[int, IntArray] = {}

@@ -11,21 +11,20 @@ computes what it computed before, and training can begin to use the new channels
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.edit import Array, Editor, replace_array, reshape
+from morphgraph.arrays import Array, IntArray, Shape
+from morphgraph.edit import Editor, replace_array, reshape
 from morphgraph.errors import PlanError
-from morphgraph.graph import ChannelGraph, IntArray
-from morphgraph.notation import Shape
+from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored, take
 from morphgraph.ops import entry_of
 from morphgraph.passes.analysis.channel_sources import kernels, readers
-from morphgraph.passes.analysis.liveness import Fates, fates, require_viable, result_names
-from morphgraph.passes.analysis.selection import Kept as Kept
+from morphgraph.passes.analysis.liveness import Liveness, liveness, require_viable, result_names
+from morphgraph.passes.analysis.selection import AxisSelection as AxisSelection
 from morphgraph.passes.rewrite.absorb import Absorbed, nothing_absorbed
 from morphgraph.passes.rewrite.placement import add_constant
 from morphgraph.passes.rewrite.vanish import vanish
@@ -69,9 +68,9 @@ class _Resizer:
         self.absorbed = absorbed
         self.grows = bool(added)
         self.generator = np.random.default_rng(seed)
-        self.kept = Kept(graph, keep, added)
-        if misfits := self.kept.misfits(added):
-            groups = [graph.groups[index] for index in sorted(misfits)]
+        self.kept = AxisSelection(graph, keep, added)
+        if ungrowable := self.kept.ungrowable(added):
+            groups = [graph.groups[index] for index in sorted(ungrowable)]
             names = ", ".join(f"{group.id} '{escape(group.name)}'" for group in groups)
             raise PlanError(
                 f"{names} cannot grow: some operator would take the added channels for others; "
@@ -83,9 +82,9 @@ class _Resizer:
 
     def run(self) -> ir.Model:
         require_viable(self.graph, sorted(self.kept.dead))
-        found = fates(self.graph, self.kept.dead)
+        found = liveness(self.graph, self.kept.dead)
         used_before = {v.name for v in self.model.graph.initializers.values() if v.uses()}
-        pairs = list(zip(self.graph.nodes, list(self.model.graph), strict=True))
+        pairs = list(zip(self.graph.ops, list(self.model.graph), strict=True))
         for value in self.model.graph.initializers.values():
             self._slice(value)
         if self.grows:
@@ -106,16 +105,16 @@ class _Resizer:
                 del initializers[name]
         return self.model
 
-    def _absorb(self, found: Fates, copies: Sequence[ir.Node]) -> dict[str, Array]:
+    def _absorb(self, found: Liveness, copies: Sequence[ir.Node]) -> dict[str, Array]:
         """Add what removed constants contribute; by value, what nodes that go would get of it."""
         left_over: dict[str, Array] = {}
         made: list[ir.Value] = []
         for number, given in self.absorbed.contributions.items():
-            (result,) = result_names(self.graph.nodes[number])
+            (result,) = result_names(self.graph.ops[number])
             for axis in range(given.ndim):
                 stays = self.kept.axis(result, axis)
                 given = given if stays is None else np.take(given, stays, axis=axis)
-            if number in found.from_zeros:
+            if number in found.bias_only:
                 left_over[result] = given
             elif given.size and (not self.kept.dead or number in found.live | found.folded):
                 free = self.absorbed.free[number]
@@ -125,9 +124,9 @@ class _Resizer:
         self.absorbed.note_in(self.model)
         return left_over
 
-    def _resized(self, number: int, copy: ir.Node, found: Fates) -> ir.Node:
+    def _resized(self, number: int, copy: ir.Node, found: Liveness) -> ir.Node:
         """The node's copy, or the one in its place, with attributes and constants that fit."""
-        node = self.graph.nodes[number]
+        node = self.graph.ops[number]
         entry = entry_of(node.ir.op_type, node.ir.domain)
         computes = not self.kept.dead or number in found.live | found.folded
         if entry is None or entry.resize is None or node.opaque is not None or not computes:
@@ -179,7 +178,7 @@ class NodeResizing:
 
     def __init__(
         self,
-        kept: Kept,
+        kept: AxisSelection,
         editor: Editor,
         node: ir.Node,
         copy: ir.Node,
@@ -212,7 +211,7 @@ class NodeResizing:
     def size(self, factor: str) -> int:
         """The new size of a factor."""
         number = self._factors[factor]
-        kept = self._kept.node(number)
+        kept = self._kept.vertex(number)
         return int(self._kept.graph.couplings.sizes[number]) if kept is None else len(kept)
 
     def set_attribute(self, name: str, value: float | Sequence[int]) -> None:
@@ -228,7 +227,7 @@ class NodeResizing:
         """Drop an attribute, if it is there."""
         self.copy.attributes.pop(name, None)
 
-    def set_constant(self, i: int, value: np.ndarray[Any, Any]) -> None:
+    def set_constant(self, i: int, value: Array) -> None:
         """Give an operand a constant; other readers of its old one keep that."""
         if i >= len(self.copy.inputs):
             self.copy.resize_inputs(i + 1)

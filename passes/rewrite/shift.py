@@ -3,12 +3,13 @@
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.edit import Array, array_of, replace_array
+from morphgraph.arrays import Array
+from morphgraph.edit import array_of, replace_array
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops import entry_of
 
 
-def add_to_shift(node: ir.Node, array: Array) -> bool:
+def add_to_bias(node: ir.Node, array: Array) -> bool:
     """Add a constant to what a node gives by changing its bias in place; whether that could be.
 
     Args:

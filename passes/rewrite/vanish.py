@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.edit import Array, Editor, array_of, replace_array
+from morphgraph.arrays import Array
+from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.passes.analysis.evaluate import ancestors, evaluate
-from morphgraph.passes.analysis.liveness import Fates, edges_of, result_names
-from morphgraph.passes.analysis.selection import Kept
+from morphgraph.passes.analysis.liveness import Liveness, edges_of, result_names
+from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.canonical.dynamic_batch import batched_sizes
-from morphgraph.passes.rewrite.shift import add_to_shift
+from morphgraph.passes.rewrite.shift import add_to_bias
 
 
 def vanish(
-    found: Fates,
-    kept: Kept,
+    found: Liveness,
+    kept: AxisSelection,
     model: ir.Model,
     editor: Editor,
     copies: Sequence[ir.Node],
@@ -39,7 +40,7 @@ def vanish(
         kept: the positions that stay on every axis.
         model: the model with its weights, shapes and attributes in their new size.
         editor: of that model.
-        copies: its nodes, in the order of ``found.graph.nodes``.
+        copies: its nodes, in the order of ``found.graph.ops``.
         absorbed: what removed constants add to values that nothing else is left of, by name.
 
     Raises:
@@ -51,15 +52,15 @@ def vanish(
 class _Vanisher:
     def __init__(
         self,
-        found: Fates,
-        kept: Kept,
+        found: Liveness,
+        kept: AxisSelection,
         model: ir.Model,
         editor: Editor,
         copies: list[ir.Node],
         absorbed: Mapping[str, Array],
     ) -> None:
         self.found = found
-        self.nodes = found.graph.nodes
+        self.nodes = found.graph.ops
         self.kept = kept
         self.model = model
         self.editor = editor
@@ -135,7 +136,7 @@ class _Vanisher:
     def _compute(self, wanted: Sequence[str]) -> dict[str, Array]:
         """Values of constants, in their new size."""
         zeros = {
-            name for number in self.found.from_zeros for name in result_names(self.nodes[number])
+            name for number in self.found.bias_only for name in result_names(self.nodes[number])
         }
         makers = {v.name: node for node in self.model.graph for v in node.outputs}
         inner = ancestors(wanted, lambda name: None if name in zeros else makers.get(name))
@@ -147,7 +148,7 @@ class _Vanisher:
     def _from_zeros(self, wanted: Sequence[str]) -> dict[str, Array]:
         """What nodes that sum over nothing give, from a run at their original size on zeros."""
         graph = self.found.graph
-        makers = {v.name: node.ir for node in graph.nodes for v in node.ir.outputs}
+        makers = {v.name: node.ir for node in graph.ops for v in node.ir.outputs}
         zeros = {
             value.name or "": np.zeros(static_shape(value), _dtype(value))
             for name in wanted
@@ -251,7 +252,7 @@ class _Vanisher:
         if node is None or len(value.uses()) != 1 or value.is_graph_output():
             return False
         if node.op_type != "Add":
-            return add_to_shift(node, array)
+            return add_to_bias(node, array)
         sums = [v for v in node.inputs if v is not None and v in made and len(v.uses()) == 1]
         if not sums:
             return False

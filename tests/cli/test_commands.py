@@ -251,7 +251,8 @@ def test_apply_and_verify(model: Path, plan: Path, run: Any) -> None:
     found = json.loads(ran.out)
     assert found["ok"]
     assert found["outputs"][0]["relative"] < found["tolerance"]
-    assert found["outputs"][0]["felt"] > 1e-2
+    assert found["outputs"][0]["sensitivity"] > 1e-2
+    assert found["outputs"][0]["felt"] == found["outputs"][0]["sensitivity"]
     assert model.read_bytes() == before
     session = onnxruntime.InferenceSession(slim)
     (y,) = session.run(None, {"x": np.ones((1, 3, 10, 10), np.float32)})

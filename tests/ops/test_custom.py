@@ -85,7 +85,7 @@ def test_a_taught_operator_is_resized_right(text: str, teach: Any, width: int) -
         report = mg.verify(graph, plan, small)
         assert report.ok
         assert report.by == "PyTorch"
-        assert report.felt > 1e-2
+        assert report.sensitivity > 1e-2
         value = small.graph.initializers["w2"]
         assert value.const_value is not None
         value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.01))
@@ -194,7 +194,7 @@ def test_a_factor_that_the_line_has_not_is_refused_at_once(option: str) -> None:
 def test_an_attribute_without_a_size_leaves_the_node_opaque() -> None:
     register("com.acme::Shuffle", "N (g c) *S -> N (c g) *S", sizes={"g": "parts"})
     text = SHUFFLED.replace(" {", " <float[1,12,4,4] b> {", 1)
-    (node,) = [n for n in mg.lift(model_from_text(HEAD + text)).nodes if n.opaque]
+    (node,) = [n for n in mg.lift(model_from_text(HEAD + text)).ops if n.opaque]
     assert node.opaque == "attribute 'parts' holds no size"
 
 

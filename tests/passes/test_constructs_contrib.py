@@ -177,7 +177,7 @@ def test_a_file_that_onnx_runtime_optimized(tmp_path: Path) -> None:
     data = ir.to_proto(model).SerializeToString()
     onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
     graph = lift(path)
-    assert "FusedConv" in {node.ir.op_type for node in graph.nodes}
+    assert "FusedConv" in {node.ir.op_type for node in graph.ops}
     assert cost(graph, "macs").total == cost(lift(model), "macs").total
     assert [g.width for g in graph.groups if g.resizable] == [8]
     prove(graph)

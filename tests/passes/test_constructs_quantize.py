@@ -235,4 +235,4 @@ def test_what_onnx_runtime_quantizes(
         plan = random_plan(graph, seed)
         report = verify(graph, plan, resize(graph, plan.kept(graph)))
         assert report.ok
-        assert report.felt > 1e-2
+        assert report.sensitivity > 1e-2

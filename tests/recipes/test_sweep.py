@@ -22,7 +22,7 @@ from morphgraph.recipes.sweep import grid
 from morphgraph.recipes.trainer import Recipe
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
-from morphgraph.train.loop import Aim
+from morphgraph.train.loop import SearchConfig
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--shrink-epochs", "1", "--epochs", "1", "--batch-size", "128", "--bf16", "off")
@@ -191,7 +191,7 @@ def test_a_file_that_is_none_of_ours_is_left_alone(
 
 
 def test_the_grid_repeats_only_what_differs() -> None:
-    common = Settings(Aim({"flops": "100%"}), Recipe(1), Recipe(1))
+    common = Settings(SearchConfig({"flops": "100%"}), Recipe(1), Recipe(1))
     budgets = {"flops": ("25%", "50%"), "params": ("50%",)}
     found = grid(common, budgets, ("morph", "uniform", "base"), (0, 1), ("flops", "params"))
     asked = [(s.method, *s.aim.budget.items(), s.aim.kind, s.seed) for s in found]

@@ -100,7 +100,7 @@ def test_index_maps_are_told() -> None:
 def test_every_step_of_a_path_touches_the_next(text: str) -> None:
     """The model itself is the oracle: an axis that follows an operator is one of its tensors'."""
     graph = of_text(text)
-    nodes = {node.name: node for node in graph.nodes}
+    nodes = {node.name: node for node in graph.ops}
     tensors = {
         name: {v.name for v in (*node.ir.inputs, *node.ir.outputs) if v is not None}
         for name, node in nodes.items()

@@ -9,7 +9,7 @@ from torch import nn
 
 from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.lift import lift
-from morphgraph.testing import make_felt, make_felt_model, model_from_text, prove
+from morphgraph.testing import model_from_text, prove, randomize_model_weights, randomize_weights
 
 
 class Tokens(nn.Module):
@@ -35,7 +35,7 @@ IDS = torch.tensor([[3, 9, 4, 4, 7, 0]])
 
 
 def test_tokens_stay_in_range_and_masks_stay_masks() -> None:
-    net = make_felt(Tokens(), (IDS, torch.ones_like(IDS)))
+    net = randomize_weights(Tokens(), (IDS, torch.ones_like(IDS)))
     out = net(IDS, torch.ones_like(IDS))["logits"]
     assert 0.3 < out.std() < 3
     other = net((IDS + 1) % 10, torch.ones_like(IDS))["logits"]
@@ -43,7 +43,7 @@ def test_tokens_stay_in_range_and_masks_stay_masks() -> None:
 
 
 def test_what_starts_constant_becomes_random() -> None:
-    net = make_felt(Tokens(), (IDS, torch.ones_like(IDS)))
+    net = randomize_weights(Tokens(), (IDS, torch.ones_like(IDS)))
     for name, parameter in net.named_parameters():
         assert parameter.std() > 0.01, name
     assert net.layer_scale.min() >= 0.5
@@ -53,7 +53,7 @@ def test_what_starts_constant_becomes_random() -> None:
 def test_the_same_seed_gives_the_same_network() -> None:
     def felt(seed: int) -> torch.Tensor:
         torch.manual_seed(0)
-        net = make_felt(Tokens(), (IDS, torch.ones_like(IDS)), seed=seed)
+        net = randomize_weights(Tokens(), (IDS, torch.ones_like(IDS)), seed=seed)
         return nn.utils.parameters_to_vector(net.parameters())
 
     assert torch.equal(felt(1), felt(1))
@@ -64,7 +64,7 @@ def test_a_tied_kernel_is_not_evened_out() -> None:
     net = nn.Sequential(nn.Embedding(10, 10), nn.Linear(10, 10))
     net[1].weight = net[0].weight
     before = net[0].weight.detach().clone()
-    make_felt(net, (IDS,))
+    randomize_weights(net, (IDS,))
     assert torch.equal(net[0].weight, before)
 
 
@@ -75,13 +75,13 @@ def test_depth_neither_fades_nor_explodes(scale: float) -> None:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter *= scale
-    make_felt(net, torch.zeros(1, 8, 6, 6))
+    randomize_weights(net, torch.zeros(1, 8, 6, 6))
     assert 0.3 < net(torch.randn(4, 8, 6, 6)).std() < 3
 
 
 def test_batch_norms_have_statistics_of_what_passes() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    make_felt(net, torch.zeros(1, 3, 12, 12))
+    randomize_weights(net, torch.zeros(1, 3, 12, 12))
     norm = net[1]
     normal = (
         norm(net[0](torch.randn(8, 3, 12, 12))) - norm.bias.view(-1, 1, 1)
@@ -118,7 +118,7 @@ def light() -> tuple[ir.Model, dict[str, np.ndarray]]:
 
 def test_constant_fills_become_weights() -> None:
     model, feeds = light()
-    felt = make_felt_model(model, feeds)
+    felt = randomize_model_weights(model, feeds)
     assert set(felt.graph.initializers) >= {"kernel", "scale", "bias", "mean", "var", "last"}
     assert [node.op_type for node in model.graph].count("ConstantOfShape") == 6
     assert "ConstantOfShape" not in {node.op_type for node in felt.graph}
@@ -127,7 +127,7 @@ def test_constant_fills_become_weights() -> None:
 
 def test_statistics_of_a_model_are_measured() -> None:
     model, feeds = light()
-    felt = make_felt_model(model, feeds)
+    felt = randomize_model_weights(model, feeds)
     values = {name: v.const_value.numpy() for name, v in felt.graph.initializers.items()}
     weights = torch.from_numpy(values["kernel"].copy())
     passed = nn.functional.conv2d(torch.from_numpy(feeds["x"]), weights).numpy()
@@ -139,12 +139,12 @@ def test_statistics_of_a_model_are_measured() -> None:
 
 def test_a_felt_model_proves() -> None:
     model, feeds = light()
-    prove(lift(make_felt_model(model, feeds)))
+    prove(lift(randomize_model_weights(model, feeds)))
 
 
 def test_frozen_batch_norms_are_felt_as_well() -> None:
     frozen = torchvision.ops.FrozenBatchNorm2d(4)
-    make_felt(nn.Sequential(nn.Conv2d(3, 4, 3), frozen), torch.zeros(1, 3, 9, 9))
+    randomize_weights(nn.Sequential(nn.Conv2d(3, 4, 3), frozen), torch.zeros(1, 3, 9, 9))
     assert len(torch.unique(frozen.weight)) == len(torch.unique(frozen.bias)) == 4
     assert bool((frozen.running_mean != 0).all())
     assert bool((frozen.running_var != 1).all())

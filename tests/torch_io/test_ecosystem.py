@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import morphgraph as mg
-from morphgraph.testing import make_felt
+from morphgraph.testing import randomize_weights
 
 
 class Convolutions(nn.Module):
@@ -75,7 +75,7 @@ def images(kind: Callable[[], nn.Module], batch: int) -> torch.Tensor:
 @cache
 def original_of(kind: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
-    return make_felt(kind(), images(kind, 1))
+    return randomize_weights(kind(), images(kind, 1))
 
 
 @cache

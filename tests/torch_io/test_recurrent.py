@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import morphgraph as mg
 from morphgraph.onnx_io import runtime as ort
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.testing import make_felt, model_from_text, prove, random_plan
+from morphgraph.testing import model_from_text, prove, random_plan, randomize_weights
 from morphgraph.torch_io import export as exporting
 from morphgraph.torch_io.origins import Origins
 
@@ -68,7 +68,7 @@ def exported(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, ir.Mode
     make, example = NETS[request.param]
     torch.manual_seed(0)
     net = make().eval()
-    make_felt(net, example) if example.is_floating_point() else None
+    randomize_weights(net, example) if example.is_floating_point() else None
     return net, example, mg.export(net, (example,))
 
 
@@ -81,7 +81,7 @@ def by_ort(model: ir.Model, x: Tensor) -> Tensor:
 def test_it_resizes_exactly(exported: tuple[nn.Module, Tensor, ir.Model]) -> None:
     _, _, model = exported
     graph = mg.lift(model)
-    assert not [node.name for node in graph.nodes if node.opaque]
+    assert not [node.name for node in graph.ops if node.opaque]
     prove(graph, seeds=(0, 1), faults=8)
 
 

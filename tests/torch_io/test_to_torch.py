@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from morphgraph.onnx_io import runtime as ort
-from morphgraph.testing import make_felt, model_from_text
+from morphgraph.testing import model_from_text, randomize_weights
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 
@@ -38,7 +38,7 @@ def layers(net: nn.Module) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def resnet18() -> nn.Module:
-    return make_felt(torchvision.models.resnet18(num_classes=10), images(2))
+    return randomize_weights(torchvision.models.resnet18(num_classes=10), images(2))
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ def test_a_dynamic_batch_stays_dynamic(resnet18: nn.Module) -> None:
 def test_a_vision_transformer_at_any_batch() -> None:
     torch.manual_seed(0)
     original = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5)
-    make_felt(original, images(2, 3, 32, 32))
+    randomize_weights(original, images(2, 3, 32, 32))
     net = to_torch(export(original, images(1, 3, 32, 32)))
     assert net.meta["morphgraph.batch"] == "free"
     x = images(3, 3, 32, 32)
@@ -419,7 +419,7 @@ def test_pooled_values_go_back_to_their_places(dynamic: bool) -> None:
 def test_a_vision_transformer_of_an_open_batch() -> None:
     torch.manual_seed(0)
     net = torchvision.models.VisionTransformer(32, 8, 1, 4, 32, 64, num_classes=7)
-    net = make_felt(net, images(2, 3, 32, 32))
+    net = randomize_weights(net, images(2, 3, 32, 32))
     loaded = to_torch(export(net, images(2, 3, 32, 32), dynamic_batch=True))
     assert loaded.meta["morphgraph.batch"] == "free"
     for batch in (1, 5):

@@ -11,7 +11,7 @@ from torch import nn
 
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import runtime as ort
-from morphgraph.testing import make_felt, model_from_text
+from morphgraph.testing import model_from_text, randomize_weights
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
@@ -42,7 +42,7 @@ def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.fixture(scope="module")
 def original() -> nn.Module:
     torch.manual_seed(0)
-    return make_felt(residual_cnn((8, 16)), image(2))
+    return randomize_weights(residual_cnn((8, 16)), image(2))
 
 
 @pytest.fixture(scope="module")

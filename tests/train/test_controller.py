@@ -15,7 +15,7 @@ from morphgraph.errors import ArgumentError, BudgetError, MorphWarning, Unsuppor
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
-from morphgraph.train.controller import Budget, FixedWeight, Moment
+from morphgraph.train.controller import Budget, ControlStep, FixedWeight
 from morphgraph.train.regularizer import Regularizer
 
 
@@ -198,7 +198,7 @@ def test_going_on_from_a_state_changes_no_bit(options: dict[str, Any]) -> None:
         assert again.budget.state_dict().keys() == whole.budget.state_dict().keys()
         assert again.budget.trajectory == whole.budget.trajectory
         assert again.budget.share == whole.budget.share
-        assert isinstance(again.budget.trajectory[0], Moment)
+        assert isinstance(again.budget.trajectory[0], ControlStep)
         for one, other in zip(again.net.parameters(), whole.net.parameters(), strict=True):
             assert torch.equal(one, other)
 

@@ -11,7 +11,7 @@ from torch import nn
 import morphgraph as mg
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.runtime import random_inputs, run
-from morphgraph.testing import make_felt
+from morphgraph.testing import randomize_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -49,7 +49,7 @@ def graph_of() -> Callable[[str], ChannelGraph]:
 
     def lifted(name: str) -> ChannelGraph:
         if name not in made:
-            net = make_felt(built(name), EXAMPLE)
+            net = randomize_weights(built(name), EXAMPLE)
             made[name] = mg.lift(mg.export(net, (EXAMPLE,)))
         return made[name]
 

@@ -10,7 +10,7 @@ from torch import nn
 import morphgraph as mg
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
-from morphgraph.train.loop import Aim, rounds
+from morphgraph.train.loop import SearchConfig, rounds
 from morphgraph.train.phases import Shrink
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def test_the_plan_of_the_original_gives_the_network_of_every_round(name: str) ->
                 dead[torch.from_numpy(group.channels)] = True
         regularizer.silence(dead)
 
-    aim = Aim(BUDGET, iterations=3, min_width=0, shrink_to=1.0)
+    aim = SearchConfig(BUDGET, iterations=3, min_width=0, shrink_to=1.0)
     done = list(rounds(graph, net, fit, aim))
     assert len(done) == 3
     for found in done:

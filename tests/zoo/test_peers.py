@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from morphgraph.onnx_io.runtime import random_inputs, run
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.resize import resize
-from morphgraph.testing import make_felt, prove, random_plan
+from morphgraph.testing import prove, random_plan, randomize_weights
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 
@@ -295,7 +295,7 @@ def test_peers_construct(name: str) -> None:
     build, shape, widths = NETWORKS[name]
     torch.manual_seed(0)
     example = torch.randn(shape)
-    net = make_felt(build(), example)
+    net = randomize_weights(build(), example)
     model = export(net, (example,))
     feeds = {model.graph.inputs[0].name or "": example.numpy()}
     with torch.no_grad():

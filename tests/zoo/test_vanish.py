@@ -11,16 +11,16 @@ from torch import nn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.passes.analysis.liveness import fates
+from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.passes.analysis.score import score
 from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
-from morphgraph.passes.planning.bounds import Limits, viable_widths
+from morphgraph.passes.planning.bounds import WidthBounds, repair_widths
 from morphgraph.passes.planning.removal_path import plan
 from morphgraph.passes.planning.uniform import set_widths
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan
-from morphgraph.testing import make_felt
+from morphgraph.testing import randomize_weights
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 
@@ -61,7 +61,7 @@ def graph_of(name: str, graphs: dict[str, ChannelGraph]) -> ChannelGraph:
     if name not in graphs:
         torch.manual_seed(0)
         example = torch.randn(2, 3, 64, 64)
-        net = make_felt((NETWORKS | SLOW)[name][0]().eval(), example)
+        net = randomize_weights((NETWORKS | SLOW)[name][0]().eval(), example)
         graphs[name] = lift(export(net, (example,)))
     return graphs[name]
 
@@ -70,7 +70,7 @@ def check(graph: ChannelGraph, made: Plan) -> None:
     small = resize(graph, made.kept(graph))
     report = verify(graph, made, small)
     assert report.ok, report.worst
-    assert report.felt > 1e-2
+    assert report.sensitivity > 1e-2
     again = lift(small)
     for kind in ("flops", "params"):
         assert cost(again, kind).total == cost(graph, kind).at(made.widths(graph)), kind
@@ -87,12 +87,12 @@ def check(graph: ChannelGraph, made: Plan) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_all_that_can_die_dies(name: str, graphs: dict[str, ChannelGraph]) -> None:
     graph = graph_of(name, graphs)
-    limits = Limits(min_width=0)
+    limits = WidthBounds(min_width=0)
     floor = np.array([limits.floor(group) for group in graph.groups])
-    widths = viable_widths(graph, floor, limits)
+    widths = repair_widths(graph, floor, limits)
     dead = [group for group in graph.groups if widths[group.index] == 0]
     made = set_widths(graph, {group.id: 0 for group in dead})
-    assert (NETWORKS | SLOW)[name][1] in fates(graph, [g.index for g in dead]).removed_layers
+    assert (NETWORKS | SLOW)[name][1] in liveness(graph, [g.index for g in dead]).removed_layers
     check(graph, made)
 
 

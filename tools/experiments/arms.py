@@ -31,8 +31,8 @@ from morphgraph.recipes.baselines import baseline_plan
 from morphgraph.recipes.data import Augmentation, Dataset, load_data
 from morphgraph.recipes.trainer import Recipe, accuracy, train
 from morphgraph.train.controller import FixedWeight
-from morphgraph.train.loop import SHRINK_TO, Aim, Iteration, rounds
-from morphgraph.train.phases import NoPenalty, Steady
+from morphgraph.train.loop import SHRINK_TO, Iteration, SearchConfig, rounds
+from morphgraph.train.phases import NoPenalty, ResumablePenalty
 
 Row = dict[str, Any]
 
@@ -167,7 +167,7 @@ class Bench:
         """The arm's network before its training, and what is to be told of how it was found."""
         if arm.method in ("morph", "fixed"):
             return self._morphed(arm)
-        aim = Aim({arm.cost: f"{arm.budget:g}%"}, min_width=arm.min_width)
+        aim = SearchConfig({arm.cost: f"{arm.budget:g}%"}, min_width=arm.min_width)
         if arm.method == "bn":
             plan = bn_scale_pruned(self, arm.budget / 100)
         else:
@@ -223,8 +223,8 @@ class Bench:
         regularizer = mg.Regularizer(found.graph, found.net)
         return regularizer.strengths().detach().cpu().double().numpy()
 
-    def _aim(self, arm: Arm) -> Aim:
-        return Aim(
+    def _aim(self, arm: Arm) -> SearchConfig:
+        return SearchConfig(
             {arm.cost: f"{arm.budget:g}%"},
             arm.target,
             arm.iterations,
@@ -247,7 +247,7 @@ class Bench:
         recipe = replace(self.recipe, epochs=self.study.shrink_epochs, constant=True)
         number = 0
 
-        def fit(net: nn.Module, penalty: Steady) -> None:
+        def fit(net: nn.Module, penalty: ResumablePenalty) -> None:
             nonlocal number
             number += 1
             self.train(net, recipe, penalty, f"shrink {number}")
@@ -296,7 +296,7 @@ class Bench:
     def _module(self, model: ir.Model) -> nn.Module:
         return mg.to_torch(model).to(self.device)
 
-    def train(self, net: nn.Module, recipe: Recipe, penalty: Steady, phase: str) -> None:
+    def train(self, net: nn.Module, recipe: Recipe, penalty: ResumablePenalty, phase: str) -> None:
         """One phase of training; arms that name it alike see the same batches."""
         train(net, self.dataset, recipe, seed=self.study.seed, phase=phase, penalty=penalty)
 

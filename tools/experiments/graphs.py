@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import networkx as nx
 
-from morphgraph.graph import ChannelGraph, GraphNode
+from morphgraph.graph import ChannelGraph, GraphOp
 
 _DRAWN = {
     "Conv": "#0072b2",
@@ -42,13 +42,13 @@ def drawing_of(graph: ChannelGraph) -> Drawing:
     return Drawing(dict(layers.nodes(data="channels")), [list(edge) for edge in layers.edges])
 
 
-def _is_drawn(node: GraphNode) -> bool:
+def _is_drawn(node: GraphOp) -> bool:
     if node.ir.op_type == "Add":  # of two streams, not of a stream and a bias
         return all(value is not None and value.const_value is None for value in node.ir.inputs)
     return node.ir.op_type in _DRAWN
 
 
-def _channels(graph: ChannelGraph, node: GraphNode) -> int:
+def _channels(graph: ChannelGraph, node: GraphOp) -> int:
     shape = graph.shapes[str(node.ir.outputs[0].name)]
     return int(shape[1 if len(shape) in (2, 4) else -1])
 
@@ -60,7 +60,7 @@ def flow(graph: ChannelGraph) -> nx.DiGraph:
     """
     found = nx.DiGraph()
     sources: dict[str, list[str]] = {}  # of every value, the drawn operators that it comes from
-    for node in graph.nodes:
+    for node in graph.ops:
         names = [str(value.name) for value in node.ir.inputs if value is not None]
         origins = list(dict.fromkeys(o for name in names for o in sources.get(name, ())))
         if _is_drawn(node):
@@ -76,7 +76,7 @@ def flow(graph: ChannelGraph) -> nx.DiGraph:
     return found
 
 
-def _kernel(graph: ChannelGraph, node: GraphNode) -> str:
+def _kernel(graph: ChannelGraph, node: GraphOp) -> str:
     if node.ir.op_type != "Conv":
         return ""
     shape = graph.shapes[str(node.ir.inputs[1].name)]

@@ -183,7 +183,7 @@ def describe(found: Findings, graph: ChannelGraph) -> None:
     found.lowest = macs.at(floor) / macs.total if macs.total else 1.0
     reasons = Counter(group.reason for group in graph.groups if group.reason is not None)
     found.pinned = dict(sorted(reasons.items()))
-    ops = Counter(f"{node.ir.op_type}: {node.opaque}" for node in graph.nodes if node.opaque)
+    ops = Counter(f"{node.ir.op_type}: {node.opaque}" for node in graph.ops if node.opaque)
     found.opaque = dict(sorted(ops.items()))
 
 
@@ -194,11 +194,11 @@ def fixed_shares(graph: ChannelGraph) -> dict[str, float]:
     varies = np.asarray(widths[:, free].sum(axis=1)).reshape(-1) > 0
     total = 0.0
     fixed: Counter[str] = Counter()
-    for node in graph.nodes:
+    for node in graph.ops:
         for term in node.macs:
             size = float(np.prod(graph.couplings.sizes[list(term)], dtype=np.float64))
             total += size
-            classes = graph.node_class[list(term)]
+            classes = graph.vertex_class[list(term)]
             if not varies[classes].any():
                 fixed[_reasons(graph, classes)] += size
     return {reason: size / total for reason, size in fixed.items()} if total else {}

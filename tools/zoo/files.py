@@ -12,7 +12,7 @@ from entry import File, Network
 from torch import nn
 
 import morphgraph as mg
-from morphgraph.testing.random_weights import make_felt_model
+from morphgraph.testing.random_weights import randomize_model_weights
 
 
 def _package(name: str) -> Path:
@@ -37,7 +37,7 @@ def light(name: str) -> File:
     model = ir.from_proto(onnx.version_converter.convert_version(old, 13))
     value = next(v for v in model.graph.inputs if not v.is_initializer())
     feeds = {value.name or "": _noise(tuple(value.shape.numpy()))}
-    return File(make_felt_model(model, feeds), feeds)
+    return File(randomize_model_weights(model, feeds), feeds)
 
 
 def shipped(package: str, file: str, shape: tuple[int, ...]) -> File:

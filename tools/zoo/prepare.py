@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import morphgraph as mg
 from morphgraph import onnx_io
 from morphgraph.onnx_io.runtime import run
-from morphgraph.testing import make_felt
+from morphgraph.testing import randomize_weights
 
 MODELS = ROOT / "runs" / "zoo" / "models"
 
@@ -107,7 +107,7 @@ def _from_network(
 ) -> tuple[ir.Model, Feeds, list[np.ndarray[Any, Any]]]:
     net, arguments = built.net.eval(), built.arguments
     if not (structure_only or built.trained):
-        make_felt(net, arguments)
+        randomize_weights(net, arguments)
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

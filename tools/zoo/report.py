@@ -9,8 +9,8 @@ HEADER = """# Coverage: {title}
 
 `{command}`, {date}. {versions}. One process and one thread per network, {machine}
 
-Networks are built with random weights that can be felt (`morphgraph.testing.make_felt`: biases,
-scales, running statistics random, layers evened out), or come from others with their own; exported,
+Networks are built with random weights (`morphgraph.testing.randomize_weights`: biases, scales,
+running statistics random, layers evened out), or come from others with their own; exported,
 lifted, planned at {budget:.0%} of their FLOPs with random scores (at the lowest reachable, where
 that is more), resized, and held against the original with the removed channels masked. Errors are
 shares of the scale of the output that is furthest off; {tolerance:.0e} passes.

@@ -16,7 +16,7 @@ from morphgraph.errors import ModelError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import runtime as ort, static_shape
 from morphgraph.passes.rewrite.mask import mask
-from morphgraph.testing import make_felt, model_from_text, prove
+from morphgraph.testing import model_from_text, prove, randomize_weights
 
 OPEN = torch.export.Dim.DYNAMIC
 HEAD = '<ir_version: 10, opset_import: ["": 20]>'
@@ -105,7 +105,7 @@ def network(kind: Callable[[], nn.Module]) -> tuple[nn.Module, ChannelGraph]:
     torch.manual_seed(0)
     net = kind().eval()
     if kind is Segmentation:
-        net = make_felt(net, torch.randn(1, 3, 32, 32))
+        net = randomize_weights(net, torch.randn(1, 3, 32, 32))
     axes = dict.fromkeys((0, 1) if kind is Language else (0, 2, 3), OPEN)
     example = given(kind, SIZES[kind][0])
     return net, mg.lift(mg.export(net, (example,), dynamic_shapes=(axes,)))
@@ -158,7 +158,7 @@ def test_the_groups_are_those_at_fixed_sizes(kind: Callable[[], nn.Module]) -> N
         for each in (graph, fixed)
     )
     assert found == expected
-    assert {node.ir.op_type for node in graph.nodes if node.opaque} <= {"Trilu"}  # of the mask
+    assert {node.ir.op_type for node in graph.ops if node.opaque} <= {"Trilu"}  # of the mask
     assert mg.cost(graph, "macs").total == mg.cost(fixed, "macs").total
 
 
@@ -186,7 +186,7 @@ def test_sizes_are_written_in_the_open_ones() -> None:
     => (float[N,8,P,Q] y) {
         a = Conv<pads=[1,1,1,1]>(x, w)  y = ConvTranspose<strides=[2,2]>(a, v)
     }""")
-    shapes = {v.name: str(v.shape) for node in graph.nodes for v in node.ir.outputs}
+    shapes = {v.name: str(v.shape) for node in graph.ops for v in node.ir.outputs}
     assert shapes["a"] == "[N,8,H,W]"
     assert shapes["y"] == "[N,8,2*H,2*W]"
 

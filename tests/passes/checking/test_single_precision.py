@@ -12,7 +12,7 @@ import morphgraph as mg
 from morphgraph.onnx_io import not_finite, runtime as ort
 from morphgraph.passes.analysis.score import score
 from morphgraph.passes.checking.single_precision import in_single_precision
-from morphgraph.testing import felt_array, make_felt, model_from_text, prove
+from morphgraph.testing import model_from_text, prove, random_weight, randomize_weights
 from morphgraph.torch_io.tensors import torch_type
 
 KINDS = ["float", "double", "float16", "bfloat16"]
@@ -42,7 +42,7 @@ def in_places() -> ir.Model:
     generator = np.random.default_rng(0)
     model = network("float")
     graph = model.graph
-    array = felt_array((12, 8, 3, 3), generator)
+    array = random_weight((12, 8, 3, 3), generator)
     del graph.initializers["w2"]
     constant = ir.node("Constant", [], {"value": ir.tensor(array)}, name="constant")
     shape = ir.node("Constant", [], {"value_ints": [12, 10]}, name="shape")
@@ -161,7 +161,7 @@ def test_a_torch_network_of_another_type(dtype: torch.dtype) -> None:
         nn.Linear(8 * 9, 4),
     )
     x = torch.randn(2, 3, 8, 8)
-    net = make_felt(net, x).to(dtype)
+    net = randomize_weights(net, x).to(dtype)
     graph = mg.lift(mg.export(net, x.to(dtype)))
     back = mg.to_torch(graph.model)
     state = net.state_dict()

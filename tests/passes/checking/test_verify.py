@@ -7,8 +7,9 @@ import onnx_ir as ir
 import pytest
 
 import morphgraph as mg
+from morphgraph.arrays import IntArray
 from morphgraph.errors import ModelError, PlanError, VerificationError
-from morphgraph.graph import ChannelGraph, IntArray
+from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import checker_refusal
 from morphgraph.onnx_io.runtime import random_inputs, run
 from morphgraph.passes.checking.verify import TOLERANCE, verify
@@ -148,7 +149,7 @@ def test_a_statistical_removal_is_exact_only_with_the_statistic_of_the_kept() ->
     expected = (n * s[kept] + h[kept]) @ w2[kept]
     for model in (small, mask(graph, {index: kept})):
         assert run(model, feeds)["y"] == pytest.approx(expected, abs=1e-5)
-    assert verify(graph, plan, small).felt > 1e-2
+    assert verify(graph, plan, small).sensitivity > 1e-2
 
 
 def test_the_mask_is_the_original_with_zeros_where_it_sums() -> None:
@@ -183,7 +184,9 @@ def test_the_report_says_what_is_off_and_by_how_much() -> None:
     expected = run(mask(graph, plan.kept(graph)), feeds)["y"]
     original = run(graph.model, feeds)["y"]
     assert good.worst.scale == pytest.approx(np.abs(expected).max())
-    assert good.felt == pytest.approx(np.abs(expected - original).max() / np.abs(expected).max())
+    assert good.sensitivity == pytest.approx(
+        np.abs(expected - original).max() / np.abs(expected).max()
+    )
     (name,) = [n for n, v in small.graph.initializers.items() if n == "w3"]
     tensor = small.graph.initializers[name].const_value
     assert tensor is not None

@@ -82,7 +82,7 @@ def test_an_unknown_operator_pins_what_it_touches_and_nothing_else() -> None:
     assert [group.width for group in free(graph)] == [6, 7]
     pinned = {group.producers: group.reason for group in graph.groups if not group.resizable}
     assert pinned["Conv_b",] == reason
-    assert [node.opaque for node in graph.nodes if node.opaque] == [reason]
+    assert [node.opaque for node in graph.ops if node.opaque] == [reason]
     prove(graph)
 
 

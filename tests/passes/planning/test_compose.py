@@ -8,13 +8,13 @@ from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.runtime import random_inputs, run
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
-from morphgraph.passes.planning.compose import Lineage
+from morphgraph.passes.planning.compose import Provenance
 from morphgraph.passes.planning.expand import expand
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan
 from morphgraph.testing import model_from_text, random_plan, random_removal
 from morphgraph.testing.examples import image, residual_cnn
-from morphgraph.testing.random_weights import make_felt_model
+from morphgraph.testing.random_weights import randomize_model_weights
 from morphgraph.torch_io.export import export
 
 HEAD = '<ir_version: 10, opset_import: ["": 20]> net (float[1,3,8,8] x, '
@@ -48,7 +48,7 @@ NETWORKS = {
 def network(name: str) -> ChannelGraph:
     if name == "residual":
         model = export(residual_cnn((8, 12)), (image(),))
-        return lift(make_felt_model(model, random_inputs(model)))
+        return lift(randomize_model_weights(model, random_inputs(model)))
     return lift(model_from_text(HEAD + NETWORKS[name]))
 
 
@@ -57,9 +57,9 @@ def sizes(graph: ChannelGraph) -> dict[str, tuple[int, ...]]:
     return {name: static_shape(value) for name, value in values.items()}
 
 
-def second(lineage: Lineage, plan: Plan) -> Plan:
+def second(lineage: Provenance, plan: Plan) -> Plan:
     """The plan, but for groups that must keep their widths."""
-    bound = set(lineage.bound())
+    bound = set(lineage.frozen_groups())
     groups = {key: entry for key, entry in plan.groups.items() if key not in bound}
     return Plan(plan.model, plan.request, plan.cost, groups)
 
@@ -72,7 +72,7 @@ def test_two_removals_are_one(name: str, deaths: bool, seed: int) -> None:
     draw = random_removal if deaths else random_plan
     first = draw(graph, seed)
     small = lift(resize(graph, first.kept(graph)))
-    lineage = Lineage.of(graph).after(first, small)
+    lineage = Provenance.of(graph).after(first, small)
     again = second(lineage, random_plan(small, seed + 10))
     smaller = resize(small, again.kept(small))
     composed = lineage.compose(again, {})
@@ -91,7 +91,7 @@ def test_growth_is_new(name: str) -> None:
     graph = network(name)
     first = expand(graph, random_plan(graph, 1), {"flops": "90%"})
     wide = lift(resize(graph, first.kept(graph), first.added(graph)))
-    lineage = Lineage.of(graph).after(first, wide)
+    lineage = Provenance.of(graph).after(first, wide)
     again = expand(wide, random_plan(wide, 2), {"flops": "100%"})
     twice = lift(resize(wide, again.kept(wide), again.added(wide)))
     composed = lineage.compose(again, {})
@@ -117,19 +117,19 @@ def test_what_has_come_apart_keeps_its_width() -> None:
         plan.groups | {dead.id: type(entry)(entry.name, entry.width, ())},
     )
     small = lift(resize(graph, plan.kept(graph)))
-    lineage = Lineage.of(graph).after(plan, small)
-    apart = [g.id for g in small.groups if lineage.home[g.index] == tied.index]
+    lineage = Provenance.of(graph).after(plan, small)
+    apart = [g.id for g in small.groups if lineage.origin_group[g.index] == tied.index]
     assert len(apart) == 2
-    assert lineage.bound() == apart
+    assert lineage.frozen_groups() == apart
 
 
 def test_a_group_of_which_only_new_channels_stay_keeps_its_first() -> None:
     graph = network("towers")
     first = expand(graph, random_plan(graph, 1), {"flops": "100%"})
     wide = lift(resize(graph, first.kept(graph), first.added(graph)))
-    lineage = Lineage.of(graph).after(first, wide)
+    lineage = Provenance.of(graph).after(first, wide)
     grown = next(g for g in graph.groups if first.added(graph).get(g.index, 0) > 1)
-    here = wide.groups[int(np.flatnonzero(lineage.home == grown.index)[0])]
+    here = wide.groups[int(np.flatnonzero(lineage.origin_group == grown.index)[0])]
     only = random_plan(wide, 0)
     entry = type(next(iter(only.groups.values())))(
         here.name, here.width, ((here.width - 2, here.width),)

@@ -12,7 +12,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.score import score
 from morphgraph.passes.lift import lift
-from morphgraph.passes.planning.bounds import Limits
+from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.constraints import parse_amount
 from morphgraph.passes.planning.expand import expand
 from morphgraph.passes.planning.removal_path import plan
@@ -51,7 +51,7 @@ def test_a_smaller_budget_keeps_a_subset_and_none_is_exceeded(
     graph: ChannelGraph, kind: str, how: str, round_to: int
 ) -> None:
     resource = cost(graph, kind)
-    floor = [Limits(round_to).floor(group) for group in graph.groups]
+    floor = [WidthBounds(round_to).floor(group) for group in graph.groups]
     lowest = resource.at(np.array(floor))
     wider: list[set[int]] | None = None
     for share in BUDGETS:
@@ -138,7 +138,9 @@ def test_uniform_multiplies_every_width(graph: ChannelGraph) -> None:
     flops = cost(graph, "flops")
     assert flops.at(fitted.widths(graph)) <= 0.5 * flops.total
     for ratio in np.linspace(fitted.request["uniform"], 1, 50)[1:]:
-        wider = np.array([Limits().nearest(group, ratio * group.width) for group in graph.groups])
+        wider = np.array(
+            [WidthBounds().nearest(group, ratio * group.width) for group in graph.groups]
+        )
         same = (wider == fitted.widths(graph)).all()
         assert same or flops.at(wider) > 0.5 * flops.total
     for ratio in (0.0, -1.0, 1.5, float("nan")):

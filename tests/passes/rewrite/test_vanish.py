@@ -13,7 +13,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import PARAMETERS_KEY, constant_names, load, parameter_names, save
 from morphgraph.onnx_io.runtime import random_inputs, run
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.passes.analysis.liveness import closed, fates
+from morphgraph.passes.analysis.liveness import liveness, with_orphans
 from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.expand import expand
@@ -348,7 +348,7 @@ def test_an_output_that_never_depended_on_an_input_is_no_reason() -> None:
         a = MatMul(x, w1)  y = MatMul(a, w2)  z = Relu(b)
     }"""
     graph = lift(model_from_text(OPSET + text))
-    assert fates(graph, []).refusal is None
+    assert liveness(graph, []).refusal is None
 
 
 def test_a_plan_file_may_say_width_0() -> None:
@@ -397,9 +397,9 @@ def test_groups_that_become_useless_die_with_the_one_that_dies() -> None:
     graph = graph_of("a bottleneck, its middle alive in the plan")
     first, second = (graph.group(name).index for name in ("Conv_b", "Conv_c"))
     everything = range(len(graph.groups))
-    assert closed(graph, [first], everything) == {first, second}  # constant
-    assert closed(graph, [second], everything) == {first, second}  # unread
-    assert closed(graph, [second], [second]) == {second}
+    assert with_orphans(graph, [first], everything) == {first, second}  # constant
+    assert with_orphans(graph, [second], everything) == {first, second}  # unread
+    assert with_orphans(graph, [second], [second]) == {second}
 
 
 def test_a_group_of_a_computed_weight_is_not_useless() -> None:
@@ -407,7 +407,7 @@ def test_a_group_of_a_computed_weight_is_not_useless() -> None:
     text = """net (float[1,3] x, float[3,4] u, float[4,6] v, float[6,2] w) => (float[1,2] y) {
         k = MatMul(u, v)  a = MatMul(x, k)  r = Relu(a)  y = MatMul(r, w)
     }"""
-    assert fates(lift(model_from_text(OPSET + text)), []).useless == frozenset()
+    assert liveness(lift(model_from_text(OPSET + text)), []).orphaned_groups == frozenset()
 
 
 def check(graph: ChannelGraph, made: Plan) -> None:
@@ -462,7 +462,7 @@ def test_dead_channels_go_first_and_layers_with_them() -> None:
     scores = np.ones(len(graph.channel_group))
     scores[graph.group("Conv_c").channels] = 0.0
     made = plan(graph, {"flops": "30%"}, score=scores, min_width=0)
-    gone = fates(graph, np.flatnonzero(made.widths(graph) == 0).tolist())
+    gone = liveness(graph, np.flatnonzero(made.widths(graph) == 0).tolist())
     assert {"Conv_b", "Conv_c", "Conv_d"} <= set(gone.removed_layers)
     assert made.widths(graph)[graph.group("Conv_a (residual, 2 producers)").index] == 8
     check(graph, made)
