@@ -10,10 +10,10 @@ is what the remaining maps tie together across classes, and channels with the sa
 Everything here is data; the passes ``couple`` and ``group`` fill it in.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from functools import cached_property, wraps
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 import networkx as nx
@@ -24,6 +24,28 @@ from scipy import sparse
 from morphgraph.arrays import Flags, FloatArray, IntArray, Shape
 
 Attention = Literal["heads", "head-dim"]
+
+_Cached = TypeVar("_Cached", "Couplings", "ChannelGraph")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def analysis(
+    function: "Callable[Concatenate[_Cached, _Arguments], _Result]",
+) -> "Callable[Concatenate[_Cached, _Arguments], _Result]":
+    """Decorator of a function of a graph: the result stays on the graph, by the other arguments."""
+
+    @wraps(function)
+    def remembered(
+        graph: _Cached, /, *arguments: _Arguments.args, **options: _Arguments.kwargs
+    ) -> _Result:
+        key = (function, *arguments, *sorted(options.items()))
+        if key not in graph.cache:
+            graph.cache[key] = function(graph, *arguments, **options)
+        result: _Result = graph.cache[key]
+        return result
+
+    return remembered
 
 
 class LiftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -178,9 +200,13 @@ class Edge(NamedTuple):
     whole: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Couplings:
-    """What the pass ``couple`` found: dims first, then factors, in one numbering."""
+    """What the pass ``couple`` found: dims first, then factors, in one numbering (*vertices*).
+
+    ``input_independent`` names the values that no graph input reaches: weights, and what is
+    computed from them alone.
+    """
 
     model: ir.Model
     first_dim: Mapping[str, int]
@@ -195,6 +221,27 @@ class Couplings:
     preferences: Mapping[int, tuple[str, ...]]
     reluctant: frozenset[int]
     eager: frozenset[int]
+    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def on_weight(self, edge: Edge) -> bool:
+        """Whether a factor stands there on a value that no graph input reaches."""
+        return self.dims[edge.dim].value in self.input_independent
+
+    def on_activation(self, edge: Edge) -> bool:
+        """Whether a factor stands there on an operand that a graph input reaches."""
+        return edge.port >= 0 and not self.on_weight(edge)
+
+    def factor(self, vertex: int) -> OpFactor:
+        """The factor with this id."""
+        return self.factors[vertex - len(self.dims)]
+
+    @cached_property
+    def edges_of_ops(self) -> Sequence[Sequence[Edge]]:
+        """The edges of every operator, by its place in ``ops``."""
+        listed: list[list[Edge]] = [[] for _ in self.ops]
+        for edge in self.edges:
+            listed[edge.op_index].append(edge)
+        return listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,6 +313,30 @@ class ChannelGraph:
     def dim(self, value: str, axis: int) -> int:
         """The id of an axis of a value."""
         return self.couplings.first_dim[value] + axis
+
+    def edges_of(self, op_index: int) -> Sequence[Edge]:
+        """The edges of one operator."""
+        return self.couplings.edges_of_ops[op_index]
+
+    @cached_property
+    def makers(self) -> Mapping[str, int]:
+        """By value the index of the operator that makes it; none for inputs and initializers."""
+        return {
+            value.name: op_index
+            for op_index, op in enumerate(self.ops)
+            for value in op.ir.outputs
+            if value.name
+        }
+
+    def groups_in(self, axis_class: int) -> frozenset[int]:
+        """Indices of the groups with channels in a class."""
+        matrix = self.per_channel
+        start, stop = matrix.indptr[axis_class : axis_class + 2]
+        return frozenset(matrix.indices[start:stop].tolist())
+
+    def groups_on(self, vertex: int) -> frozenset[int]:
+        """Indices of the groups with channels on an axis, or among a factor's elements."""
+        return self.groups_in(int(self.vertex_class[vertex]))
 
     def channels_of(self, vertex: int) -> IntArray:
         """The channel at every position of a dim or element of a factor, ``[size]``."""

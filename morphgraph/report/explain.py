@@ -11,7 +11,7 @@ from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, Dim, Edge, GraphOp, Group
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.cost import Convention, cost
-from morphgraph.passes.coupling.group import makes, ties
+from morphgraph.passes.coupling.roles import roles
 from morphgraph.report.explanation import Axis, Explanation, Life, Operator, Price, Role, Use
 from morphgraph.report.ways import Ways, classes_of, place_of
 
@@ -115,7 +115,7 @@ class _Teller:
         self.edges_of: dict[tuple[int, int], list[Edge]] = defaultdict(list)  # node, factor
         for edge in self.couplings.edges:
             self.edges_of[edge.op_index, edge.factor].append(edge)
-        self.counted = {f for node in graph.ops for term in node.macs for f in term}
+        self.roles = roles(graph.couplings)
         self.layer_of = {
             value.name or "": node.layer for node in graph.ops for value in node.ir.outputs
         }
@@ -165,16 +165,14 @@ class _Teller:
         return uses
 
     def _use(self, node: GraphOp, name: str, factor: int, edges: Sequence[Edge]) -> Use:
-        ports = [edge.port for edge in edges]
-        tied = ties(self.couplings, node, ports)
         role: Role = "carries on"
         if name in node.statistical:
             role = "competes over"
         elif name in node.contracted:
             role = "sums over"
-        elif factor in self.counted and makes(self.couplings, node, ports):
+        elif self.roles.produces[factor]:
             role = "makes"
-        elif tied:
+        elif self.roles.ties[factor]:
             role = "ties"
         dims = [self.couplings.dims[edge.dim] for edge in edges]
         operands = [

@@ -13,9 +13,10 @@ from math import prod
 import numpy as np
 
 from morphgraph.arrays import IntArray
-from morphgraph.graph import ChannelGraph, Edge, GraphOp
+from morphgraph.graph import ChannelGraph, GraphOp, analysis
 from morphgraph.onnx_io import parameter_names
 from morphgraph.ops import entry_of
+from morphgraph.passes.coupling.roles import roles
 
 
 @dataclass(frozen=True)
@@ -35,39 +36,38 @@ def kernels(graph: ChannelGraph) -> list[Source]:
     bias and its peepholes are none.
     """
     couplings = graph.couplings
-    counted = [{factor for term in node.macs for factor in term} for node in graph.ops]
-    on_output: set[int] = set()
-    not_kernels: set[tuple[int, int]] = set()
-    operands: list[Edge] = []
-    for edge in couplings.edges:
-        if edge.port < 0:
-            on_output.add(edge.factor)
-        elif couplings.dims[edge.dim].value in couplings.input_independent:
-            if edge.factor in counted[edge.op_index]:
-                operands.append(edge)
-            elif couplings.sizes[edge.factor] > 1:
-                not_kernels.add((edge.op_index, edge.port))
-    made = [
+    role = roles(couplings)
+    on_weights = [e for e in couplings.edges if e.port >= 0 and couplings.on_weight(e)]
+    uncounted = {
+        (edge.op_index, edge.port)
+        for edge in on_weights
+        if not role.counted[edge.factor] and couplings.sizes[edge.factor] > 1
+    }
+    produced = [
         edge.dim
-        for edge in operands
-        if edge.factor in on_output
+        for edge in on_weights
+        if role.counted[edge.factor]
+        and role.on_results[edge.factor]
+        and not role.sums[edge.factor]
         and edge.factor not in couplings.pins
-        and not _is_summed(graph, edge)
-        and (edge.op_index, edge.port) not in not_kernels
+        and (edge.op_index, edge.port) not in uncounted
     ]
-    return [source for source in _sources(graph, made) if _rank(graph, source) > 1]
+    # A vector is a bias or a scale, whatever its operator counts.
+    sources = _sources(graph, produced)
+    return [source for source in sources if len(graph.shapes[source.parameter]) > 1]
 
 
 def readers(graph: ChannelGraph) -> list[Source]:
     """The kernels' axes that are summed over: the readers of channels."""
     couplings = graph.couplings
+    sums = roles(couplings).sums
     summed = [
         edge.dim
         for edge in couplings.edges
         if edge.port >= 0
         and graph.ops[edge.op_index].macs
-        and couplings.dims[edge.dim].value in couplings.input_independent
-        and _is_summed(graph, edge)
+        and couplings.on_weight(edge)
+        and sums[edge.factor]
     ]
     return _sources(graph, summed)
 
@@ -83,85 +83,73 @@ def norm_scales(graph: ChannelGraph) -> list[Source]:
 
 
 def channel_scales(graph: ChannelGraph) -> dict[int, Source]:
-    """Per node in ``graph.ops`` the learned scale that it multiplies every channel with.
+    """Per index of an operator the learned scale that it multiplies every channel with.
 
     That of a norm, or a parameter that is a factor of a product (a layer scale, a GroupNorm's scale
-    where that is written out): its numbers stand on one axis, and reach the node as they are.
+    where that is written out): its numbers stand on one axis, and reach the operator as they are.
     """
     learned = frozenset(parameter_names(graph.model))
     weights = graph.couplings.input_independent
-    found = {}
-    for number, node in enumerate(graph.ops):
-        names = [value.name or "" for value in node.ir.inputs if value is not None]
+    scales: dict[int, Source] = {}
+    for op_index, op in enumerate(graph.ops):
+        names = [value.name or "" for value in op.ir.inputs if value is not None]
         if all(name in weights for name in names):
             continue
-        for name in _multipliers(node, weights):
+        for name in _multipliers(op, weights):
             dims = [graph.dim(name, axis) for axis in range(len(graph.shapes.get(name, ())))]
             for source in _sources(graph, dims):
                 whole = prod(graph.shapes[source.parameter]) == len(source.channels)
                 tied = (graph.channel_group[source.channels] >= 0).any()
                 if source.parameter in learned and whole and tied:
-                    found[number] = source
-    return found
+                    scales[op_index] = source
+    return scales
 
 
-def _multipliers(node: GraphOp, weights: frozenset[str]) -> list[str]:
+def _multipliers(op: GraphOp, weights: frozenset[str]) -> list[str]:
     """The operands that do not depend on the input and multiply what does."""
-    entry = entry_of(node.ir.op_type, node.ir.domain)
-    operands = list(node.ir.inputs) if node.gate else []
+    entry = entry_of(op.ir.op_type, op.ir.domain)
+    operands = list(op.ir.inputs) if op.gate else []
     if entry is not None and entry.scale is not None:
-        operands = [node.ir.inputs[entry.scale]]
+        operands = [op.ir.inputs[entry.scale]]
     return [v.name for v in operands if v is not None and v.name and v.name in weights]
-
-
-def _is_summed(graph: ChannelGraph, edge: Edge) -> bool:
-    """Whether the operator sums over the factor."""
-    factor = graph.couplings.factors[edge.factor - len(graph.couplings.dims)]
-    return factor.name in graph.ops[edge.op_index].contracted
-
-
-def _rank(graph: ChannelGraph, source: Source) -> int:
-    return len(graph.shapes[source.parameter])
 
 
 def _sources(graph: ChannelGraph, dims: Iterable[int]) -> list[Source]:
     """The parameter axes that axes of weights come from, through operators that only move them."""
     couplings = graph.couplings
     initializers = graph.model.graph.initializers
-    moved_to, moved_from = _movements(graph)
-    found: dict[int, Source] = {}
+    moved_by, moved_from = _movements(graph)
+    sources: dict[int, Source] = {}
     for dim in dict.fromkeys(dims):
         wanted = graph.channels_of(dim)
         pending, seen = [dim], {dim}
         while pending:
-            here = pending.pop(0)
-            name, axis = couplings.dims[here].value, couplings.dims[here].axis
+            reached = pending.pop(0)
+            name, axis = couplings.dims[reached].value, couplings.dims[reached].axis
             if name in initializers:
-                found.setdefault(here, Source(name, axis, graph.channels_of(here)))
+                sources.setdefault(reached, Source(name, axis, graph.channels_of(reached)))
                 continue
-            for source in (d for f in moved_to.get(here, ()) for d in moved_from.get(f, ())):
+            for origin in (d for f in moved_by.get(reached, ()) for d in moved_from.get(f, ())):
                 # A reshape puts axes side by side that have no channel in common.
-                if source not in seen and np.isin(graph.channels_of(source), wanted).any():
-                    seen.add(source)
-                    pending.append(source)
-    return list(found.values())
+                if origin not in seen and np.isin(graph.channels_of(origin), wanted).any():
+                    seen.add(origin)
+                    pending.append(origin)
+    return list(sources.values())
 
 
+@analysis
 def _movements(graph: ChannelGraph) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
     """Per axis of a weight the factors of the op that moved it there, and where those come from."""
-    if "movements" not in graph.cache:
-        couplings = graph.couplings
-        moved_to: dict[int, list[int]] = {}
-        moved_from: dict[int, list[int]] = {}
-        for edge in couplings.edges:
-            node = graph.ops[edge.op_index].ir
-            entry = entry_of(node.op_type, node.domain)
-            if entry is None or not entry.moves:
-                continue
-            if edge.port >= 0:
-                moved_from.setdefault(edge.factor, []).append(edge.dim)
-            elif couplings.dims[edge.dim].value in couplings.input_independent:
-                moved_to.setdefault(edge.dim, []).append(edge.factor)
-        graph.cache["movements"] = moved_to, moved_from
-    found: tuple[dict[int, list[int]], dict[int, list[int]]] = graph.cache["movements"]
-    return found
+    couplings = graph.couplings
+    moved_by: dict[int, list[int]] = {}
+    moved_from: dict[int, list[int]] = {}
+    for edge in couplings.edges:
+        node = graph.ops[edge.op_index].ir
+        entry = entry_of(node.op_type, node.domain)
+        if entry is None or not entry.moves:
+            continue
+        if edge.port >= 0:
+            moved_from.setdefault(edge.factor, []).append(edge.dim)
+        elif couplings.on_weight(edge):
+            moved_by.setdefault(edge.dim, []).append(edge.factor)
+    return moved_by, moved_from

@@ -20,10 +20,11 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.errors import ArgumentError
-from morphgraph.graph import ChannelGraph, GraphOp
+from morphgraph.graph import ChannelGraph, analysis
 from morphgraph.onnx_io import constant_names, escape, parameter_names, static_shape
 from morphgraph.passes.analysis.channel_sources import kernels as producing_kernels
 from morphgraph.passes.analysis.polynomial import Cost, Term
+from morphgraph.passes.coupling.roles import roles
 
 Convention = Literal["default", "morphnet"]
 
@@ -76,15 +77,14 @@ def cost(
     Raises:
         ArgumentError: no such cost or device, or a weight that is not above 0.
     """
-    parts = parse_cost(kind, device)
-    key = ("cost", spelling(parts), convention)
-    if key not in graph.cache:
-        if len(parts) == 1 and parts[0].weight == 1:
-            graph.cache[key] = _BUILDERS[parts[0].kind](graph, convention, parts[0].device)
-        else:
-            graph.cache[key] = _sum(graph, parts, convention)
-    found: Cost = graph.cache[key]
-    return found
+    return _cost(graph, tuple(parse_cost(kind, device)), convention)
+
+
+@analysis
+def _cost(graph: ChannelGraph, parts: tuple["Part", ...], convention: Convention) -> Cost:
+    if len(parts) == 1 and parts[0].weight == 1:
+        return _BUILDERS[parts[0].kind](graph, convention, parts[0].device)
+    return _sum(graph, parts, convention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,37 +170,20 @@ def _sum(graph: ChannelGraph, parts: Sequence[Part], convention: Convention) -> 
 
 
 def _arithmetic(graph: ChannelGraph, convention: Convention, scale: float) -> list[Term]:
-    terms = []
-    for number, node in enumerate(graph.ops):
-        times = _activation_axes(graph, node) if convention == "morphnet" else {}
-        for term in node.macs:
-            weights = tuple(max(1, times.get(factor, 1)) for factor in term)
-            terms.append(Term(scale / graph.batch, term, node.layer, weights, op_index=number))
-    return terms
+    """The cost terms of every operator, per sample.
 
-
-def _activation_axes(graph: ChannelGraph, node: GraphOp) -> dict[int, int]:
-    """On how many activation axes of the node each of its factors stands."""
-    if "activation_axes" not in graph.cache:
-        graph.cache["activation_axes"] = _all_activation_axes(graph)
-    axes: dict[str, dict[int, int]] = graph.cache["activation_axes"]
-    return axes.get(node.name, {})
-
-
-def _all_activation_axes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
-    counts: dict[str, dict[int, int]] = {}
-    couplings = graph.couplings
-    made: set[int] = set()
-    for edge in couplings.edges:
-        if couplings.dims[edge.dim].value in couplings.input_independent:
-            continue
-        if edge.port < 0:
-            if edge.factor in made:
-                continue  # once, however many results show it, as those of a recurrent layer
-            made.add(edge.factor)
-        node = counts.setdefault(couplings.ops[edge.op_index].name, {})
-        node[edge.factor] = node.get(edge.factor, 0) + 1
-    return counts
+    MorphNet's regularizer sums over the channel axes of an operator's activations: a factor counts
+    once per operand that has it, and once for the results, however many show it.
+    """
+    role = roles(graph.couplings)
+    axes = np.ones(len(role.op_index), dtype=np.int64)
+    if convention == "morphnet":
+        axes = np.maximum(1, role.on_activations + (role.on_results > 0))
+    return [
+        Term(scale / graph.batch, term, op.layer, tuple(axes[list(term)].tolist()), op_index=index)
+        for index, op in enumerate(graph.ops)
+        for term in op.macs
+    ]
 
 
 def _macs(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
@@ -221,11 +204,14 @@ def _value_term(graph: ChannelGraph, value: ir.Value, scale: float, layer: str) 
     return Term(scale, tuple(range(first, first + len(shape))), layer, value=name)
 
 
+@analysis
+def _layers(graph: ChannelGraph) -> dict[str | None, str]:
+    return {op.name: op.layer for op in graph.ops}
+
+
 def _owner(graph: ChannelGraph, value: ir.Value) -> str:
     """The layer that an initializer belongs to: the first that reads it."""
-    if "layers" not in graph.cache:
-        graph.cache["layers"] = {node.name: node.layer for node in graph.ops}
-    layers: dict[str, str] = graph.cache["layers"]
+    layers = _layers(graph)
     return next((layers[u.node.name] for u in value.uses() if u.node.name in layers), "")
 
 

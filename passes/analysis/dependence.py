@@ -12,11 +12,11 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, Flags
 from morphgraph.errors import UnsupportedError
-from morphgraph.graph import ChannelGraph, Edge, GraphOp
+from morphgraph.graph import ChannelGraph, Edge, GraphOp, analysis
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops import entry_of
 from morphgraph.passes.analysis.evaluate import evaluate
-from morphgraph.passes.analysis.liveness import edges_of, operand_names, result_names
+from morphgraph.passes.analysis.liveness import operand_names, result_names
 
 
 def dependence(graph: ChannelGraph) -> dict[str, list[Flags]]:
@@ -31,15 +31,14 @@ class _Dependence:
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
         self.weights = graph.couplings.input_independent
-        self.makers = {v.name: item.ir for item in graph.ops for v in item.ir.outputs}
         self.found: dict[str, list[Flags]] = {}
 
     def run(self) -> dict[str, list[Flags]]:
         for value in self.graph.model.graph.inputs:
             self.found[value.name or ""] = self._all(static_shape(value), True)
-        for number, node in enumerate(self.graph.ops):
+        for op_index, node in enumerate(self.graph.ops):
             if not self.weights.issuperset(result_names(node)):
-                self._step(number, node)
+                self._step(op_index, node)
         return self.found
 
     def _all(self, shape: Sequence[int], flag: bool) -> list[Flags]:
@@ -52,37 +51,37 @@ class _Dependence:
             return name not in self.weights
         return all(bool(flags.any()) for flags in axes)
 
-    def _step(self, number: int, node: GraphOp) -> None:
+    def _step(self, op_index: int, node: GraphOp) -> None:
         reads = [name for name in operand_names(node) if name not in self.weights]
         varies = not reads or node.opaque is not None or any(map(self._varies, reads))
         for k, value in enumerate(node.ir.outputs):
             if value.name:
                 axes = self._all(static_shape(value), varies)
                 if varies and node.opaque is None and not node.captured:
-                    self._narrow(number, node, ~k, axes)
+                    self._narrow(op_index, node, ~k, axes)
                     if not all(flags.any() for flags in axes):
                         axes = self._all(static_shape(value), False)
                 self.found[value.name] = axes
 
-    def _narrow(self, number: int, node: GraphOp, port: int, axes: list[Flags]) -> None:
+    def _narrow(self, op_index: int, node: GraphOp, port: int, axes: list[Flags]) -> None:
         """Unflag positions of a result that depend on constants alone."""
         couplings = self.graph.couplings
-        for edge in edges_of(self.graph, number):
+        for edge in self.graph.edges_of(op_index):
             if edge.port == port:
                 elements, positions = edge.map.pairs(int(couplings.sizes[edge.factor]))
-                flags = self._elements(number, node, edge)
+                flags = self._elements(op_index, node, edge)
                 axes[couplings.dims[edge.dim].axis][positions] &= flags[elements]
-        self._narrow_by_kernel(number, node, axes)
+        self._narrow_by_kernel(op_index, node, axes)
 
-    def _elements(self, number: int, node: GraphOp, place: Edge) -> Flags:
+    def _elements(self, op_index: int, node: GraphOp, place: Edge) -> Flags:
         """Which elements of a factor on a result may depend on an input."""
         couplings = self.graph.couplings
         size = int(couplings.sizes[place.factor])
         flags = np.zeros(size, dtype=bool)
-        edges = edges_of(self.graph, number)
+        edges = self.graph.edges_of(op_index)
         product = place.map.outer * place.map.inner > 1
         siblings = {e.factor for e in edges if e.dim == place.dim and e.port == place.port}
-        name = couplings.factors[place.factor - len(couplings.dims)].name
+        name = couplings.factor(place.factor).name
         for port, value in enumerate(node.ir.inputs):
             if value is None or value.name in self.weights or not self._varies(value.name or ""):
                 continue
@@ -94,21 +93,21 @@ class _Dependence:
                 elements, positions = edge.map.pairs(size)
                 varying = self.found[value.name or ""][couplings.dims[edge.dim].axis]
                 np.logical_or.at(flags, elements, varying[positions])
-        for port in self._scaling(number, node):
-            flags &= self._not_zero(number, node, port, place.factor)
+        for port in self._scaling(op_index, node):
+            flags &= self._not_zero(op_index, node, port, place.factor)
         return flags
 
-    def _scaling(self, number: int, node: GraphOp) -> list[int]:
+    def _scaling(self, op_index: int, node: GraphOp) -> list[int]:
         """Constant operands that multiply: a zero there ends the dependence."""
         entry = entry_of(node.ir.op_type, node.ir.domain)
         ports = [] if entry is None or entry.scale is None else [entry.scale]
         if node.gate:
             ports = list(range(len(node.ir.inputs)))
-        kernel = self._kernel(number, node)
+        kernel = self._kernel(op_index, node)
         ports += [] if kernel is None else [kernel]
         return [p for p in ports if self._constant(node.ir.inputs[p]) is not None]
 
-    def _kernel(self, number: int, node: GraphOp) -> int | None:
+    def _kernel(self, op_index: int, node: GraphOp) -> int | None:
         """The one weight that the one activation is multiplied with."""
         if not node.macs or sum(n not in self.weights for n in operand_names(node)) != 1:
             return None
@@ -116,7 +115,7 @@ class _Dependence:
         counted = {factor for term in node.macs for factor in term}
         summed = {node.factors[name] for name in node.contracted}
         on: dict[int, set[int]] = {}
-        for edge in edges_of(self.graph, number):
+        for edge in self.graph.edges_of(op_index):
             if edge.port >= 0 and couplings.dims[edge.dim].value in self.weights:
                 on.setdefault(edge.port, set()).add(edge.factor)
         if sum(bool(factors & summed) for factors in on.values()) > 1 or not on:
@@ -131,24 +130,15 @@ class _Dependence:
             return None
         if value.const_value is not None:
             return value.const_value.numpy()
-        key = ("weight", value.name)
-        if key not in self.graph.cache:
-            try:
-                name = value.name or ""
-                made = evaluate([name], self.makers, {}, self.graph.model)
-                self.graph.cache[key] = made[name]
-            except UnsupportedError:
-                self.graph.cache[key] = None
-        found: Array | None = self.graph.cache[key]
-        return found
+        return _computed_weight(self.graph, value.name or "")
 
-    def _not_zero(self, number: int, node: GraphOp, port: int, factor: int) -> Flags:
-        """For which elements of a factor a constant operand has a number that is not zero."""
+    def _not_zero(self, op_index: int, node: GraphOp, port: int, factor: int) -> Flags:
+        """For which elements of a factor a constant operand has a op_index that is not zero."""
         array = self._constant(node.ir.inputs[port])
         assert array is not None
         size = int(self.graph.couplings.sizes[factor])
         result = np.ones(size, dtype=bool)
-        for edge in edges_of(self.graph, number):
+        for edge in self.graph.edges_of(op_index):
             if edge.port == port and edge.factor == factor:
                 axis = self.graph.couplings.dims[edge.dim].axis
                 others = tuple(a for a in range(array.ndim) if a != axis)
@@ -158,13 +148,13 @@ class _Dependence:
                 result &= there
         return result
 
-    def _narrow_by_kernel(self, number: int, node: GraphOp, axes: list[Flags]) -> None:
+    def _narrow_by_kernel(self, op_index: int, node: GraphOp, axes: list[Flags]) -> None:
         """The same by running the node on flags, where its activation varies in part only.
 
         With a kernel of ones and zeros nothing cancels, so that a zero in the result depends on
         nothing that varies.
         """
-        kernel = self._kernel(number, node)
+        kernel = self._kernel(op_index, node)
         name = next(n for n in operand_names(node) if n not in self.weights)
         if kernel is None or all(flags.all() for flags in self.found[name]):
             return
@@ -182,8 +172,17 @@ class _Dependence:
                 given[value.name or ""] = np.zeros(static_shape(value), dtype)
         (result,) = result_names(node)
         try:
-            reached = evaluate([result], self.makers, given, self.graph.model)[result] > 0
+            reached = evaluate([result], given, self.graph.model)[result] > 0
         except UnsupportedError:
             return
         for axis, flags in enumerate(axes):
             flags &= reached.any(axis=tuple(a for a in range(reached.ndim) if a != axis))
+
+
+@analysis
+def _computed_weight(graph: ChannelGraph, name: str) -> Array | None:
+    """The numbers of a weight that operators compute; ``None`` where ONNX Runtime does not."""
+    try:
+        return evaluate([name], {}, graph.model)[name]
+    except UnsupportedError:
+        return None

@@ -1,32 +1,40 @@
 """Running a part of a model: constants that a rewrite needs are computed, not derived again."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
-from morphgraph.arrays import Array
+from morphgraph.arrays import Array, Arrays
 from morphgraph.edit import part_of
 
 
-def ancestors(wanted: Iterable[str], maker: Callable[[str], ir.Node | None]) -> list[str]:
-    """Names of what is needed to compute values, themselves included."""
-    found: dict[str, None] = {}
+def nodes_by_result(model: ir.Model) -> dict[str, ir.Node]:
+    """By value the node that makes it."""
+    return {value.name: node for node in model.graph for value in node.outputs if value.name}
+
+
+def needed_for(
+    wanted: Iterable[str], makers: Mapping[str, ir.Node], given: Iterable[str] = ()
+) -> set[str]:
+    """Names of the results that are needed to compute values, themselves included.
+
+    Args:
+        wanted: names of values.
+        makers: by value the node that makes it.
+        given: names of values that need not be computed.
+    """
+    known, needed = set(given), set[str]()
     pending = list(wanted)
     while pending:
         name = pending.pop()
-        node = maker(name)
-        if name not in found and node is not None:
-            found[name] = None
+        node = makers.get(name)
+        if node is not None and name not in needed and name not in known:
+            needed.add(name)
             pending += [value.name or "" for value in node.inputs if value is not None]
-    return list(found)
+    return needed
 
 
-def evaluate(
-    wanted: Sequence[str],
-    makers: Mapping[str | None, ir.Node],
-    given: Mapping[str, Array],
-    model: ir.Model,
-) -> dict[str, Array]:
+def evaluate(wanted: Sequence[str], given: Mapping[str, Array], model: ir.Model) -> Arrays:
     """Compute values of a model in ONNX Runtime from given ones and from initializers.
 
     Raises:
@@ -36,6 +44,6 @@ def evaluate(
 
     if not wanted:
         return {}
-    needed = ancestors(wanted, lambda name: None if name in given else makers.get(name))
+    needed = needed_for(wanted, nodes_by_result(model), given)
     nodes = [node for node in model.graph if any(v.name in needed for v in node.outputs)]
     return run(part_of(model, nodes, given, wanted), {})

@@ -9,17 +9,24 @@ sigmoid, which is open at zero.
 Some norms have statistics over the channels themselves (LayerNorm, GroupNorm). Their scale closes a
 channel if the statistic is all that sees it before. Where the channel also goes around the norm, as
 in the residual stream of a transformer with norms first, the norm is one of its readers.
+
+One walk forwards follows the groups that are still *open* on every value: made, and not yet scaled.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from morphgraph.graph import ChannelGraph, GraphOp
+import numpy as np
+
+from morphgraph.arrays import Flags
+from morphgraph.graph import ChannelGraph, GraphOp, analysis
 from morphgraph.ops import entry_of
 from morphgraph.passes.analysis.channel_sources import channel_scales
+from morphgraph.passes.coupling.roles import roles
 
 Groups = frozenset[int]
 """Indices of groups."""
+_NONE = Groups()
 
 
 def gated_groups(graph: ChannelGraph) -> Groups:
@@ -29,11 +36,12 @@ def gated_groups(graph: ChannelGraph) -> Groups:
 
 def closing_scales(graph: ChannelGraph) -> dict[str, Groups]:
     """Per scale, by its parameter's name, the groups that it closes."""
-    found: dict[str, Groups] = {}
-    for number, groups in _gates(graph).closed.items():
-        name = _gates(graph).scales[number]
-        found[name] = found.get(name, Groups()) | groups
-    return found
+    gates = _gates(graph)
+    by_scale: dict[str, Groups] = {}
+    for op_index, groups in gates.closed.items():
+        name = gates.scales[op_index]
+        by_scale[name] = by_scale.get(name, _NONE) | groups
+    return by_scale
 
 
 def deciding_scales(graph: ChannelGraph) -> dict[str, Groups]:
@@ -45,200 +53,156 @@ def deciding_scales(graph: ChannelGraph) -> dict[str, Groups]:
     says how much of a channel is read.
     """
     gates = _gates(graph)
+    role = roles(graph.couplings)
     on_value = _groups_on_values(graph)
-    _, read = _roles(graph)
-    inside = _read_inside(graph)
-    awaited: dict[str, Groups] = {  # groups that are read behind a value, no scale between
-        value.name or "": on_value.get(value.name or "", Groups())
+    read = _groups_by_op(graph, role.reads)
+    read_by_state = _groups_by_op(graph, role.sums_state)
+    # Backwards: the groups that are read behind a value with no scale between.
+    awaited: dict[str, Groups] = {
+        value.name or "": on_value.get(value.name or "", _NONE)
         for value in graph.model.graph.outputs
     }
-    found = dict.fromkeys(gates.scales.values(), Groups())
-    for number, node in reversed(list(enumerate(graph.ops))):
-        passed = Groups().union(
-            *(awaited.get(value.name or "", Groups()) for value in node.ir.outputs)
-        )
-        closed = gates.closed.get(number, Groups())
-        if number in gates.scales:
-            found[gates.scales[number]] |= passed & closed
-        here = passed - closed
-        here |= read.get(number, Groups()) - gates.noticed.get(number, Groups())
-        here |= inside.get(number, Groups())
-        for value in node.ir.inputs:
+    deciding = dict.fromkeys(gates.scales.values(), _NONE)
+    for op_index, op in reversed(list(enumerate(graph.ops))):
+        behind = _union(awaited, [value.name or "" for value in op.ir.outputs])
+        closed = gates.closed.get(op_index, _NONE)
+        if op_index in gates.scales:
+            deciding[gates.scales[op_index]] |= behind & closed
+        before = behind - closed
+        before |= read.get(op_index, _NONE) - gates.seen_by_statistic_only.get(op_index, _NONE)
+        before |= read_by_state.get(op_index, _NONE)
+        for value in op.ir.inputs:
             if value is not None:
                 name = value.name or ""
-                groups = here & on_value.get(name, Groups())
-                awaited[name] = awaited.get(name, Groups()) | groups
-    return found
+                awaited[name] = awaited.get(name, _NONE) | (before & on_value.get(name, _NONE))
+    return deciding
 
 
 @dataclass(frozen=True)
 class _Gates:
-    """What the way from producers to readers shows; nodes by their place in ``graph.ops``.
+    """What the way from producers to readers shows; operators by their index.
 
     Attributes:
         gated: the groups that scales cut on every path.
-        scales: per node with a scale the parameter's name.
-        closed: per such node the groups that it closes.
-        noticed: per node the groups that arrive open, on no other path, and enter a statistic only.
+        scales: per operator with a scale the parameter's name.
+        closed: per such operator the groups that it closes.
+        seen_by_statistic_only: per operator the groups that arrive open, on no other path, and
+            enter nothing of it but a statistic.
     """
 
     gated: Groups
     scales: Mapping[int, str]
     closed: Mapping[int, Groups]
-    noticed: Mapping[int, Groups]
+    seen_by_statistic_only: Mapping[int, Groups]
 
 
+@analysis
 def _gates(graph: ChannelGraph) -> _Gates:
-    if "gates" not in graph.cache:
-        graph.cache["gates"] = _found_gates(graph)
-    found: _Gates = graph.cache["gates"]
-    return found
-
-
-def _found_gates(graph: ChannelGraph) -> _Gates:
+    role = roles(graph.couplings)
     on_value = _groups_on_values(graph)
-    made, read = _roles(graph)
-    inside = _read_inside(graph)
-    kept = _kept_by_statistics(graph)
-    sources = channel_scales(graph)
-    open_on: dict[str, Groups] = {}
-    forked: dict[str, Groups] = {}  # of those the ones that also go another way
-    loud: dict[str, bool] = {}  # values that a scale does not silence, whatever it is
-    leaking: set[int] = set()
+    made = _groups_by_op(graph, role.makes)
+    read = _groups_by_op(graph, role.reads)
+    read_by_state = _groups_by_op(graph, role.sums_state)
+    # A group that also enters the operator in a way that loses its channels is simply read.
+    lost = _groups_by_op(graph, role.reads & ~role.keeps)
+    kept_by_statistic = {
+        op_index: groups - lost.get(op_index, _NONE)
+        for op_index, groups in _groups_by_op(graph, role.keeps).items()
+    }
+    scales = channel_scales(graph)
+
+    open_on: dict[str, Groups] = {}  # per value the groups that no scale has cut yet
+    multi_use: dict[str, Groups] = {}  # of those the ones that also go another way
+    nonzero_when_off: dict[str, bool] = {}  # values that are not zero where their scale is
+    ungated: set[int] = set()
     closed: dict[int, Groups] = {}
-    noticed: dict[int, Groups] = {}
-    for number, node in enumerate(graph.ops):
-        operands = [value.name or "" for value in node.ir.inputs if value is not None]
-        activations = [name for name in operands if name not in graph.couplings.input_independent]
-        reading = read.get(number, Groups())
-        unnoticed = Groups().union(*(forked.get(name, Groups()) for name in activations))
-        arrived = Groups().union(*(open_on.get(name, Groups()) for name in activations))
-        noticed[number] = (arrived & kept.get(number, Groups())) - unnoticed
-        leaking |= (arrived & reading) - noticed[number]
-        leaking |= inside.get(number, Groups())
-        silent = [name for name in activations if not loud.get(name)]
-        arriving = _arriving(node, activations, silent, open_on, on_value)
-        is_loud = _is_open_at_zero(node) or (
-            number not in sources and _stays_loud(node, activations, silent)
+    seen_by_statistic_only: dict[int, Groups] = {}
+    for op_index, op in enumerate(graph.ops):
+        operands = [value.name or "" for value in op.ir.inputs if value is not None]
+        activations = [n for n in operands if n not in graph.couplings.input_independent]
+        reading = read.get(op_index, _NONE)
+        arrived = _union(open_on, activations)
+        # A statistic that sees a group is no reader of it, if nobody else sees the group: a
+        # scale behind the statistic still closes it.
+        elsewhere = _union(multi_use, activations)
+        by_statistic = (arrived & kept_by_statistic.get(op_index, _NONE)) - elsewhere
+        seen_by_statistic_only[op_index] = by_statistic
+        ungated |= (arrived & reading) - by_statistic
+        ungated |= read_by_state.get(op_index, _NONE)
+
+        zero_when_off = [name for name in activations if not nonzero_when_off.get(name)]
+        arriving = _arriving(op, activations, zero_when_off, open_on, on_value)
+        if op_index in scales:
+            scaled = Groups(graph.channel_group[scales[op_index].channels].tolist()) - {-1}
+            closed[op_index] = scaled - (reading - by_statistic)
+            arriving -= closed[op_index]
+        is_nonzero = _is_nonzero_at_zero(op) or (
+            op_index not in scales and _stays_nonzero(op, activations, zero_when_off)
         )
-        if number in sources:
-            scaled = Groups(graph.channel_group[sources[number].channels].tolist()) - {-1}
-            closed[number] = scaled - (reading - noticed[number])
-            arriving -= closed[number]
-        results = [value for value in node.ir.outputs if value.name]
+        results = [value for value in op.ir.outputs if value.name]
         for value in results:
             name = value.name or ""
-            here = on_value.get(name, Groups())
-            open_on[name] = (arriving | made.get(number, Groups())) & here
+            open_on[name] = (arriving | made.get(op_index, _NONE)) & on_value.get(name, _NONE)
             ways = len(value.uses()) + value.is_graph_output() + len(results) - 1
-            forked[name] = open_on[name] if ways > 1 else open_on[name] & unnoticed
-            loud[name] = is_loud
+            multi_use[name] = open_on[name] if ways > 1 else open_on[name] & elsewhere
+            nonzero_when_off[name] = is_nonzero
     resizable = {group.index for group in graph.groups if group.resizable}
-    gated = (resizable & Groups().union(*closed.values())) - leaking
-    scales = {number: source.parameter for number, source in sources.items()}
-    return _Gates(Groups(gated), scales, closed, noticed)
+    return _Gates(
+        gated=Groups((resizable & _NONE.union(*closed.values())) - ungated),
+        scales={op_index: source.parameter for op_index, source in scales.items()},
+        closed=closed,
+        seen_by_statistic_only=seen_by_statistic_only,
+    )
 
 
-def _is_open_at_zero(node: GraphOp) -> bool:
-    entry = entry_of(node.ir.op_type, node.ir.domain)
+def _union(groups: Mapping[str, Groups], names: Iterable[str]) -> Groups:
+    return _NONE.union(*(groups.get(name, _NONE) for name in names))
+
+
+def _is_nonzero_at_zero(op: GraphOp) -> bool:
+    entry = entry_of(op.ir.op_type, op.ir.domain)
     return entry is not None and entry.open_at_zero
 
 
-def _stays_loud(node: GraphOp, activations: Sequence[str], silent: Sequence[str]) -> bool:
-    """Whether a result is loud because operands are: one of a sum, all of a product."""
-    if node.contracted:
+def _stays_nonzero(op: GraphOp, activations: Sequence[str], zero_when_off: Sequence[str]) -> bool:
+    """Whether a result is not zero because operands are not: one of a sum, all of a product."""
+    if op.contracted:
         return False
-    return bool(activations) and not silent if node.gate else len(silent) < len(activations)
+    if op.gate:
+        return bool(activations) and not zero_when_off
+    return len(zero_when_off) < len(activations)
 
 
 def _arriving(
-    node: GraphOp,
+    op: GraphOp,
     activations: Iterable[str],
-    silent: Iterable[str],
+    zero_when_off: Iterable[str],
     open_on: Mapping[str, Groups],
     on_value: Mapping[str, Groups],
 ) -> Groups:
-    """Groups that reach the node's result on a path that no scale has cut yet."""
-    names = list(activations)
-    arriving = Groups().union(*(open_on.get(name, Groups()) for name in names))
-    if not node.gate:
+    """Groups that reach the operator's result on a path that no scale has cut yet."""
+    arriving = _union(open_on, activations)
+    if not op.gate:
         return arriving
-    closed = Groups().union(
-        *(on_value.get(name, Groups()) - open_on.get(name, Groups()) for name in silent)
-    )
-    return arriving - closed
+    # Of a product it is enough that one factor is cut, and zero where its scale is.
+    cut = (on_value.get(name, _NONE) - open_on.get(name, _NONE) for name in zero_when_off)
+    return arriving - _NONE.union(*cut)
 
 
+@analysis
 def _groups_on_values(graph: ChannelGraph) -> dict[str, Groups]:
-    matrix = graph.per_channel
-    rows = [
-        Groups(matrix.indices[matrix.indptr[k] : matrix.indptr[k + 1]].tolist())
-        for k in range(matrix.shape[0])
-    ]
-    found: dict[str, Groups] = {}
-    for number, dim in enumerate(graph.couplings.dims):
-        groups = rows[graph.vertex_class[number]]
-        if groups:
-            found[dim.value] = found.get(dim.value, Groups()) | groups
-    return found
+    on_value: dict[str, Groups] = {}
+    for vertex, dim in enumerate(graph.couplings.dims):
+        if groups := graph.groups_on(vertex):
+            on_value[dim.value] = on_value.get(dim.value, _NONE) | groups
+    return on_value
 
 
-def _roles(graph: ChannelGraph) -> tuple[dict[int, Groups], dict[int, Groups]]:
-    """Per node the groups that it makes, and those that it sums, normalizes or competes over."""
-    on_activation: set[int] = set()
-    on_weight: set[int] = set()
-    for edge in graph.couplings.edges:
-        if edge.port >= 0:
-            weight = graph.couplings.dims[edge.dim].value in graph.couplings.input_independent
-            (on_weight if weight else on_activation).add(edge.factor)
-    matrix = graph.per_channel
-    made: dict[int, Groups] = {}
-    read: dict[int, Groups] = {}
-    for number, node in enumerate(graph.ops):
-        for name, factor in node.factors.items():
-            kind = int(graph.vertex_class[factor])
-            groups = Groups(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
-            if name in node.contracted or name in node.statistical:
-                read[number] = read.get(number, Groups()) | groups
-            elif factor in on_weight and factor not in on_activation:
-                made[number] = made.get(number, Groups()) | groups
-    return made, read
-
-
-def _kept_by_statistics(graph: ChannelGraph) -> dict[int, Groups]:
-    """Per node the groups that enter a statistic of it, and that it hands on channel by channel."""
-    on_result = {edge.factor for edge in graph.couplings.edges if edge.port < 0}
-    matrix = graph.per_channel
-    found: dict[int, Groups] = {}
-    for number, node in enumerate(graph.ops):
-        kept: set[int] = set()
-        lost: set[int] = set()
-        for name in node.statistical | node.contracted:
-            kind = int(graph.vertex_class[node.factors[name]])
-            groups = matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist()
-            hands_on = node.factors[name] in on_result and name not in node.contracted
-            (kept if hands_on else lost).update(groups)
-        if kept - lost:
-            found[number] = Groups(kept - lost)
-    return found
-
-
-def _read_inside(graph: ChannelGraph) -> dict[int, Groups]:
-    """Per node the groups that it sums over before anyone else sees them: a recurrent state."""
-    couplings = graph.couplings
-    outside: set[int] = set()
-    running: set[int] = set()
-    for edge in couplings.edges:
-        if edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.input_independent:
-            outside.add(edge.factor)
-            running.add(edge.op_index)
-    matrix = graph.per_channel
-    found: dict[int, Groups] = {}
-    for number in running:
-        node = graph.ops[number]
-        for factor in (node.factors[name] for name in node.contracted):
-            if factor not in outside:
-                kind = int(graph.vertex_class[factor])
-                groups = matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist()
-                found[number] = found.get(number, Groups()) | Groups(groups)
-    return found
+def _groups_by_op(graph: ChannelGraph, flags: Flags) -> dict[int, Groups]:
+    """Per operator the groups on those of its factors that are flagged."""
+    op_index = roles(graph.couplings).op_index
+    by_op: dict[int, Groups] = {}
+    for vertex in np.flatnonzero(flags).tolist():
+        index = int(op_index[vertex])
+        by_op[index] = by_op.get(index, _NONE) | graph.groups_on(vertex)
+    return by_op

@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 
 from morphgraph.errors import PlanError
-from morphgraph.graph import ChannelGraph, Edge, GraphOp
+from morphgraph.graph import ChannelGraph, Edge, GraphOp, analysis
 from morphgraph.onnx_io import escape
 
 _REMEMBERED = 256  # results per graph; a removal path asks for the same sets again and again
@@ -56,9 +56,9 @@ class Liveness:
     def vanished_values(self) -> frozenset[str]:
         """Results and initializers that are no longer there (inputs and outputs stay)."""
         there: set[str] = set()
-        for number in self.live:
-            there.update(operand_names(self.graph.ops[number], self.dropped.get(number, ())))
-            there.update(result_names(self.graph.ops[number]))
+        for op_index in self.live:
+            there.update(operand_names(self.graph.ops[op_index], self.dropped.get(op_index, ())))
+            there.update(result_names(self.graph.ops[op_index]))
         there -= self.passed_through
         had_readers = {n for node in self.graph.ops for n in operand_names(node)}
         made = {name for node in self.graph.ops for name in result_names(node)}
@@ -71,27 +71,27 @@ class Liveness:
         """Results that equal an operand, now that one part is left: of a concatenation, a split."""
         return frozenset(
             name
-            for number in self.live
-            for name in result_names(self.graph.ops[number])
-            if name not in self.empty and self.passes(number)
+            for op_index in self.live
+            for name in result_names(self.graph.ops[op_index])
+            if name not in self.empty and self.passes(op_index)
         )
 
-    def passes(self, number: int) -> bool:
+    def passes(self, op_index: int) -> bool:
         """Whether a node has one segment left, so that it does nothing."""
-        node = self.graph.ops[number]
+        node = self.graph.ops[op_index]
         results = result_names(node)
         left = [name for name in results if name not in self.empty]
         if len(left) < len(results):
-            return len(left) == 1 and _all_segments(self.graph, number, results=True)
-        gone = self.dropped.get(number, ())
+            return len(left) == 1 and _all_segments(self.graph, op_index, results=True)
+        gone = self.dropped.get(op_index, ())
         return bool(gone) and len(operand_names(node, gone)) == 1
 
     @cached_property
     def removed_layers(self) -> tuple[str, ...]:
         """Names of the layers all of whose nodes are gone, in the model's order."""
         layers: dict[str, bool] = {}
-        for number, node in enumerate(self.graph.ops):
-            layers[node.layer] = layers.get(node.layer, True) and number not in self.live
+        for op_index, node in enumerate(self.graph.ops):
+            layers[node.layer] = layers.get(node.layer, True) and op_index not in self.live
         return tuple(layer for layer, gone in layers.items() if gone)
 
     @cached_property
@@ -138,12 +138,17 @@ def liveness(graph: ChannelGraph, dead: Iterable[int]) -> Liveness:
     True
     """
     key = frozenset(dead)
-    known: dict[frozenset[int], Liveness] = graph.cache.setdefault("liveness", {})
+    known = _remembered(graph)
     if key not in known:
         if len(known) >= _REMEMBERED:
             known.clear()
         known[key] = _Walk(graph, key).run()
     return known[key]
+
+
+@analysis
+def _remembered(_graph: ChannelGraph) -> dict[frozenset[int], Liveness]:
+    return {}
 
 
 def with_orphans(
@@ -191,8 +196,8 @@ class _Walk:
         before, after = graph.class_sizes(graph.widths), graph.class_sizes(widths)
         self.empty_class = (after == 0) & (before > 0)
         self.empty = frozenset(
-            graph.couplings.dims[number].value
-            for number in np.flatnonzero(
+            graph.couplings.dims[op_index].value
+            for op_index in np.flatnonzero(
                 self.empty_class[graph.vertex_class[: len(graph.couplings.dims)]]
             ).tolist()
         )
@@ -203,8 +208,8 @@ class _Walk:
         self.dropped: dict[int, tuple[int, ...]] = {}
 
     def run(self) -> Liveness:
-        for number, node in enumerate(self.graph.ops):
-            self._decide(number, node)
+        for op_index, node in enumerate(self.graph.ops):
+            self._decide(op_index, node)
         return Liveness(
             self.graph,
             self.dead,
@@ -217,32 +222,32 @@ class _Walk:
             self._refusal(),
         )
 
-    def _decide(self, number: int, node: GraphOp) -> None:
+    def _decide(self, op_index: int, node: GraphOp) -> None:
         results = [name for name in result_names(node) if name not in self.empty]
         if not results:
             return
         operands = operand_names(node)
         lost = next((self.undefined[name] for name in operands if name in self.undefined), None)
         if lost is None and any(name in self.empty for name in operands):
-            lost = self._without_operands(number, node)
+            lost = self._without_operands(op_index, node)
         if lost is not None:
             self.undefined.update(dict.fromkeys(results, lost))
-        elif number in self.bias_only or self._is_folded(number, node, results):
+        elif op_index in self.bias_only or self._is_folded(op_index, node, results):
             self.constant.update(results)
 
-    def _is_folded(self, number: int, node: GraphOp, results: Sequence[str]) -> bool:
+    def _is_folded(self, op_index: int, node: GraphOp, results: Sequence[str]) -> bool:
         """Whether a node that depended on an input computes with constants alone."""
         weights = self.weights
         if node.opaque is not None or weights.issuperset(results):
             return False
-        left = operand_names(node, self.dropped.get(number, ()))
+        left = operand_names(node, self.dropped.get(op_index, ()))
         depended = any(name not in weights for name in operand_names(node))
         if depended and all(name in weights or name in self.constant for name in left):
-            self.folded.add(number)
+            self.folded.add(op_index)
             return True
         return False
 
-    def _without_operands(self, number: int, node: GraphOp) -> str | None:
+    def _without_operands(self, op_index: int, node: GraphOp) -> str | None:
         """Settle a node with empty operands and a result that is not; why that cannot be."""
         ports = tuple(
             port
@@ -251,38 +256,35 @@ class _Walk:
         )
         where = f"{node.ir.op_type} '{node.name}'"
         summed = True
-        for edge in edges_of(self.graph, number):
+        for edge in self.graph.edges_of(op_index):
             if edge.port not in ports or not self.empty_class[self.graph.vertex_class[edge.dim]]:
                 continue
-            name = self._factor_name(edge.factor)
+            name = self.graph.couplings.factor(edge.factor).name
             if name in node.statistical:
                 return f"{where} averages, normalizes or competes over its channels"
             summed &= name in node.contracted
-        if not summed and _all_segments(self.graph, number, results=False):
-            self.dropped[number] = ports
+        if not summed and _all_segments(self.graph, op_index, results=False):
+            self.dropped[op_index] = ports
             return None
         others = [name for name in operand_names(node, ports) if name not in self.weights]
         if others:
             return f"{where} reads '{others[0]}' beside what it would have nothing of"
-        self.bias_only.add(number)
+        self.bias_only.add(op_index)
         return None
-
-    def _factor_name(self, factor: int) -> str:
-        return self.graph.couplings.factors[factor - len(self.graph.couplings.dims)].name
 
     def _live(self) -> frozenset[int]:
         """Nodes that an output of the graph depends on."""
-        makers = _makers(self.graph)
+        makers = self.graph.makers
         live: set[int] = set()
         pending = [value.name or "" for value in self.graph.model.graph.outputs]
         while pending:
             name = pending.pop()
-            number = makers.get(name)
-            if number is None or number in live or name in self.empty or name in self.constant:
+            op_index = makers.get(name)
+            if op_index is None or op_index in live or name in self.empty or name in self.constant:
                 continue
-            live.add(number)
-            node = self.graph.ops[number]
-            pending += operand_names(node, self.dropped.get(number, ()))
+            live.add(op_index)
+            node = self.graph.ops[op_index]
+            pending += operand_names(node, self.dropped.get(op_index, ()))
         return frozenset(live)
 
     def _refusal(self) -> str | None:
@@ -297,14 +299,14 @@ class _Walk:
         return None
 
 
-def _all_segments(graph: ChannelGraph, number: int, *, results: bool) -> bool:
+def _all_segments(graph: ChannelGraph, op_index: int, *, results: bool) -> bool:
     """Whether all operands (results) are segments of one axis of the one result (operand).
 
     So it is for a concatenation (a split): without one of them it is the same operator.
     """
     of_factor: dict[int, set[int]] = defaultdict(set)  # the parts that each factor stands on
     on_axis: dict[int, list[Edge]] = defaultdict(list)  # per axis of the whole
-    for edge in edges_of(graph, number):
+    for edge in graph.edges_of(op_index):
         if (edge.port < 0) == results:
             of_factor[edge.factor].add(edge.port)
         else:
@@ -317,24 +319,3 @@ def _all_segments(graph: ChannelGraph, number: int, *, results: bool) -> bool:
         == [[part] for part in sorted(parts)]
         for edges in on_axis.values()
     )
-
-
-def edges_of(graph: ChannelGraph, number: int) -> Sequence[Edge]:
-    """The edges of one node."""
-    if "edges_of_nodes" not in graph.cache:
-        listed: list[list[Edge]] = [[] for _ in graph.ops]
-        for edge in graph.couplings.edges:
-            listed[edge.op_index].append(edge)
-        graph.cache["edges_of_nodes"] = listed
-    found: list[list[Edge]] = graph.cache["edges_of_nodes"]
-    return found[number]
-
-
-def _makers(graph: ChannelGraph) -> dict[str, int]:
-    """The place of the node that makes each value."""
-    if "makers" not in graph.cache:
-        graph.cache["makers"] = {
-            name: number for number, node in enumerate(graph.ops) for name in result_names(node)
-        }
-    found: dict[str, int] = graph.cache["makers"]
-    return found

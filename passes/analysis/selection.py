@@ -28,24 +28,24 @@ class AxisSelection:
         dead = np.flatnonzero(~atom_alive)
         owners = np.searchsorted(graph.class_start, dead, side="right") - 1
         self._changed = {
-            int(kind): np.flatnonzero(
-                atom_alive[graph.class_start[kind] : graph.class_start[kind + 1]]
+            int(axis_class): np.flatnonzero(
+                atom_alive[graph.class_start[axis_class] : graph.class_start[axis_class + 1]]
             )
-            for kind in np.unique(owners)
+            for axis_class in np.unique(owners)
         }
         self._fresh: dict[int, IntArray] = {}
         for index, count in (added or {}).items():
             group = graph.groups[index]
             template = group.channels[keep[index][-1] if index in keep else -1]
             column = graph.per_channel.tocsc()[:, [index]].indices
-            for kind in column:
-                self._grow(int(kind), int(template), count)
+            for axis_class in column:
+                self._grow(int(axis_class), int(template), count)
 
-    def _grow(self, kind: int, template: int, count: int) -> None:
+    def _grow(self, axis_class: int, template: int, count: int) -> None:
         """Put copies of a channel behind every run of positions that it has in a class."""
-        start, stop = self.graph.class_start[kind : kind + 2]
-        positions = self._changed.get(kind, np.arange(stop - start))
-        fresh = self._fresh.get(kind, np.zeros(len(positions), dtype=np.int64))
+        start, stop = self.graph.class_start[axis_class : axis_class + 2]
+        positions = self._changed.get(axis_class, np.arange(stop - start))
+        fresh = self._fresh.get(axis_class, np.zeros(len(positions), dtype=np.int64))
         mine = np.flatnonzero((self.graph.atom_channel[start:stop] == template)[positions])
         ends = np.flatnonzero(np.diff(positions[mine], append=-2) != 1)
         order = np.arange(len(positions))
@@ -58,8 +58,8 @@ class AxisSelection:
             before, first = int(run[-1]) + 1, int(end) + 1
         taken = np.concatenate([*pieces, order[before:]])
         is_new = np.concatenate([*flags, marks[before:]])
-        self._changed[kind] = positions[taken]
-        self._fresh[kind] = np.maximum(fresh[taken], is_new)
+        self._changed[axis_class] = positions[taken]
+        self._fresh[axis_class] = np.maximum(fresh[taken], is_new)
 
     def ungrowable(self, groups: Collection[int]) -> set[int]:
         """Those of these groups whose added channels some operator would take for others.
@@ -70,25 +70,22 @@ class AxisSelection:
         """
         if not groups:
             return set()
-        matrix = self.graph.per_channel
-        found: set[int] = set()
-        for dim, edges in self._sites():
-            if self._fits(dim, edges):
-                continue
-            for node in (dim, *(edge.factor for edge in edges)):
-                kind = self.graph.vertex_class[node]
-                found.update(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
-        return found & set(groups)
+        misread: set[int] = set()
+        for dim, edges in self._grown_axes():
+            if not self._fits(dim, edges):
+                for vertex in (dim, *(edge.factor for edge in edges)):
+                    misread |= self.graph.groups_on(vertex)
+        return misread & set(groups)
 
-    def _sites(self) -> Iterable[tuple[int, Sequence[Edge]]]:
+    def _grown_axes(self) -> Iterable[tuple[int, Sequence[Edge]]]:
         """Axes with the factors that stand on them, per operator, where either grows."""
-        sites: dict[tuple[int, int, int], list[Edge]] = defaultdict(list)
+        shared: dict[tuple[int, int, int], list[Edge]] = defaultdict(list)
         for edge in self.graph.couplings.edges:
             if not edge.whole and edge.map.table is None:
-                sites[edge.op_index, edge.port, edge.dim].append(edge)
-        for (_, _, dim), edges in sites.items():
-            kinds = {int(self.graph.vertex_class[n]) for n in (dim, *(e.factor for e in edges))}
-            if not kinds.isdisjoint(self._fresh):
+                shared[edge.op_index, edge.port, edge.dim].append(edge)
+        for (_, _, dim), edges in shared.items():
+            vertices = (dim, *(edge.factor for edge in edges))
+            if any(int(self.graph.vertex_class[vertex]) in self._fresh for vertex in vertices):
                 yield dim, edges
 
     def _fits(self, dim: int, edges: Sequence[Edge]) -> bool:
@@ -110,14 +107,14 @@ class AxisSelection:
                 return False
         return True
 
-    def _elements(self, node: int) -> IntArray:
-        kept = self.vertex(node)
-        return np.arange(self.graph.couplings.sizes[node]) if kept is None else kept
+    def _elements(self, vertex: int) -> IntArray:
+        kept = self.vertex(vertex)
+        return np.arange(self.graph.couplings.sizes[vertex]) if kept is None else kept
 
     def fresh(self, value: str, axis: int) -> IntArray:
         """New positions of an axis that belong to added channels, ascending."""
-        kind = int(self.graph.vertex_class[self.graph.dim(value, axis)])
-        return np.flatnonzero(self._fresh.get(kind, ()))
+        axis_class = int(self.graph.vertex_class[self.graph.dim(value, axis)])
+        return np.flatnonzero(self._fresh.get(axis_class, ()))
 
     def vertex(self, vertex: int) -> IntArray | None:
         """Kept positions of a dim or elements of a factor; ``None``: all."""

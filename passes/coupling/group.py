@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from morphgraph.arrays import IntArray
+from morphgraph.arrays import Flags, IntArray
 from morphgraph.errors import UnsupportedError
-from morphgraph.graph import Attention, ChannelGraph, Couplings, Dim, GraphOp, Group, Pin
+from morphgraph.graph import Attention, ChannelGraph, Couplings, Dim, Group, Pin
 from morphgraph.onnx_io import escape
 from morphgraph.passes.coupling.carriers import choose_carriers
 from morphgraph.passes.coupling.factorize_axes import FactorizedAxes, components, factorize_axes
+from morphgraph.passes.coupling.roles import roles
 
 # Positions of all classes together; every one takes some 40 bytes while channels are found.
 _MAX_POSITIONS = 2**26
@@ -49,55 +50,53 @@ class _Solver:
     ) -> None:
         self.couplings = couplings
         self.classes = found.classes
-        self.sites = found.shared_axes
+        self.shared_axes = found.shared_axes
         self.reasons = reasons
         self.class_size = found.sizes
         self.start = np.concatenate([[0], np.cumsum(found.sizes)])
 
     def graph(self) -> ChannelGraph:
         atom_channel, pinned_by = self._channels()
-        pairs_channel, pairs_class, per_channel = self._incidence(atom_channel)
-        channel_set, representatives = self._group_channels(
-            len(pinned_by), pairs_channel, pairs_class, per_channel, pinned_by
-        )
-        order = np.argsort(pairs_channel, kind="stable")
-        bounds = np.searchsorted(pairs_channel[order], np.arange(len(pinned_by) + 1))
-        nodes_of_class = self._nodes_of_class()
-        roles = _Roles(self.couplings, self.classes)
-        groups: list[Group] = []
-        listed = np.full(len(representatives), -1, dtype=np.int64)
-        channels_by_set = np.split(
+        touches = self._incidence(atom_channel)
+        channel_set, representatives = self._sets_of_channels(len(pinned_by), touches, pinned_by)
+        touched_channel, touched_class, per_channel = touches
+        order = np.argsort(touched_channel, kind="stable")
+        bounds = np.searchsorted(touched_channel[order], np.arange(len(pinned_by) + 1))
+        channels_of_set = np.split(
             np.argsort(channel_set, kind="stable"),
             np.cumsum(np.bincount(channel_set, minlength=len(representatives)))[:-1],
         )
+        dims_of_class = self._dims_of_class()
+        members = _Members(self.couplings, self.classes)
+        groups: list[Group] = []
+        group_of_set = np.full(len(representatives), -1, dtype=np.int64)
         rows, columns, counts = [], [], []
         for number, channel in enumerate(representatives):
             span = order[bounds[channel] : bounds[channel + 1]]
-            touched = pairs_class[span]
+            touched = touched_class[span]
             pin = self.reasons.get(int(pinned_by[channel]))
-            reason = None if pin is None else pin.reason
             stands_on = tuple(
-                (nodes_of_class[kind], int(per))
-                for kind, per in zip(touched, per_channel[span], strict=True)
-                if nodes_of_class[kind]
+                (dims_of_class[axis_class], int(per))
+                for axis_class, per in zip(touched, per_channel[span], strict=True)
+                if dims_of_class[axis_class]
             )
-            if not stands_on or not (reason is None or roles.on_weights(touched)):
+            # Pinned channels that no weight has (batch, space, shape vectors) are no groups.
+            if not stands_on or not (pin is None or members.on_weights(touched)):
                 continue
-            channels = channels_by_set[number]
-            producers = roles.producers(touched)
+            producers = members.producers(touched)
             index = len(groups)
-            listed[number] = index
+            group_of_set[number] = index
             groups.append(
                 Group(
                     index=index,
                     id=f"g{index}",
-                    name=roles.name(producers, touched) or stands_on[0][0][0].value,
-                    width=len(channels),
-                    reason=reason,
-                    statistical=roles.is_statistical(touched),
+                    name=members.name(producers, touched) or stands_on[0][0][0].value,
+                    width=len(channels_of_set[number]),
+                    reason=None if pin is None else pin.reason,
+                    statistical=members.is_statistical(touched),
                     producers=producers,
-                    readers=roles.readers(touched),
-                    channels=channels,
+                    readers=members.readers(touched),
+                    channels=channels_of_set[number],
                     stands_on=stands_on,
                     pinned_by=int(pinned_by[channel]),
                 )
@@ -116,50 +115,50 @@ class _Solver:
             vertex_class=self.classes,
             class_start=self.start,
             atom_channel=atom_channel,
-            channel_group=listed[channel_set],
+            channel_group=group_of_set[channel_set],
             per_channel=matrix,
             fixed_size=self.class_size - matrix @ widths,
             pins=self.reasons,
         )
 
     def _channels(self) -> tuple[IntArray, IntArray]:
-        """Channel of every atom, and per channel a class that pins it (-1: none)."""
-        left: list[IntArray] = []
-        right: list[IntArray] = []
+        """Channel of every atom, and per channel a class that pins it (-1: none).
+
+        Atoms are (class, position) pairs. Every axis that several factors share says which atoms
+        are one channel: the element of a factor and its positions on the axis. A product axis that
+        is pinned ties nothing, nor does a pinned factor; a pinned segment pins its positions.
+        """
         atoms = int(self.start[-1])
         if atoms > _MAX_POSITIONS:
             raise UnsupportedError(self._too_large())
-        telling = _most_telling_last(self.reasons)
-        rank = {kind: place for place, kind in enumerate(telling)}
-        pinned_by = np.full(atoms, -1, dtype=np.int64)
-        for kind in telling:
-            pinned_by[self.start[kind] : self.start[kind + 1]] = rank[kind]
-        for site in self.sites:
-            if site.axis_class in self.reasons:
-                continue
-            for part in site.factors:
-                elements, positions = part.pairs()
-                positions = positions + self.start[site.axis_class]
-                if part.axis_class in self.reasons:
-                    if not site.product:
-                        pinned_by[positions] = np.maximum(
-                            pinned_by[positions], rank[part.axis_class]
-                        )
-                    continue
-                left.append(elements + self.start[part.axis_class])
-                right.append(positions)
+        pinned = _most_informative_last(self.reasons)
+        rank = {axis_class: place for place, axis_class in enumerate(pinned)}
+        atom_rank = np.full(atoms, -1, dtype=np.int64)
+        for axis_class in pinned:
+            atom_rank[self.start[axis_class] : self.start[axis_class + 1]] = rank[axis_class]
         nothing = np.zeros(0, dtype=np.int64)
-        channels = components(
-            atoms, np.concatenate([nothing, *left]), np.concatenate([nothing, *right])
-        )
+        of_factors, of_axes = [nothing], [nothing]
+        for axis in self.shared_axes:
+            if axis.axis_class in self.reasons:
+                continue
+            for factor in axis.factors:
+                elements, positions = factor.pairs()
+                positions = positions + self.start[axis.axis_class]
+                if factor.axis_class not in self.reasons:
+                    of_factors.append(elements + self.start[factor.axis_class])
+                    of_axes.append(positions)
+                elif not axis.product:
+                    informative = np.maximum(atom_rank[positions], rank[factor.axis_class])
+                    atom_rank[positions] = informative
+        channels = components(atoms, np.concatenate(of_factors), np.concatenate(of_axes))
         count = int(channels.max(initial=-1)) + 1
-        channel_pin = np.full(count, -1, dtype=np.int64)
-        np.maximum.at(channel_pin, channels, pinned_by)
-        return channels, np.array([*telling, -1], dtype=np.int64)[channel_pin]
+        channel_rank = np.full(count, -1, dtype=np.int64)
+        np.maximum.at(channel_rank, channels, atom_rank)
+        return channels, np.array([*pinned, -1], dtype=np.int64)[channel_rank]
 
     def _too_large(self) -> str:
         largest = int(np.argmax(self.class_size))
-        dims = self._nodes_of_class()[largest]
+        dims = self._dims_of_class()[largest]
         where = f"axis {dims[0].axis} of '{escape(dims[0].value)}' has" if dims else "an axis has"
         return (
             f"{where} {self.class_size[largest]} positions; at most {_MAX_POSITIONS} in all axes "
@@ -173,20 +172,20 @@ class _Solver:
         keys, counts = np.unique(atom_channel * count + atom_class, return_counts=True)
         return keys // count, keys % count, counts
 
-    def _group_channels(
-        self,
-        channels: int,
-        pairs_channel: IntArray,
-        pairs_class: IntArray,
-        per_channel: IntArray,
-        pinned_by: IntArray,
+    def _sets_of_channels(
+        self, channels: int, touches: tuple[IntArray, IntArray, IntArray], pinned_by: IntArray
     ) -> tuple[IntArray, IntArray]:
-        """Set of every channel, and one channel of every set; equal members make a set."""
+        """Set of every channel, and one channel of every set: those that touch the same classes.
+
+        A set is known by the sum of hashed (class, count) pairs of its channels: no Python loop
+        runs over channels.
+        """
+        touched_channel, touched_class, per_channel = touches
         words = _mix(
-            pairs_class.astype(np.uint64) * np.uint64(1 << 32) + per_channel.astype(np.uint64)
+            touched_class.astype(np.uint64) * np.uint64(1 << 32) + per_channel.astype(np.uint64)
         )
         signature = np.zeros(channels, dtype=np.uint64)
-        np.add.at(signature, pairs_channel, words)
+        np.add.at(signature, touched_channel, words)
         signature = _mix(signature + (pinned_by + 1).astype(np.uint64))
         _, first, inverse = np.unique(signature, return_index=True, return_inverse=True)
         rank = np.empty(len(first), dtype=np.int64)
@@ -194,26 +193,26 @@ class _Solver:
         rank[order] = np.arange(len(first))
         return rank[inverse], first[order]
 
-    def _nodes_of_class(self) -> list[list[Dim]]:
+    def _dims_of_class(self) -> list[list[Dim]]:
         """The dims of every class."""
-        found: list[list[Dim]] = [[] for _ in self.class_size]
-        for dim, kind in zip(self.couplings.dims, self.classes, strict=False):
-            found[kind].append(dim)
-        return found
+        dims: list[list[Dim]] = [[] for _ in self.class_size]
+        for dim, axis_class in zip(self.couplings.dims, self.classes, strict=False):
+            dims[axis_class].append(dim)
+        return dims
 
 
-def _most_telling_last(reasons: Mapping[int, Pin]) -> list[int]:
-    """Classes in the order in which their reasons speak for a channel that has several.
+def _most_informative_last(reasons: Mapping[int, Pin]) -> list[int]:
+    """Pinned classes by how informative their reason is; of several, a channel shows the last.
 
-    That it leaves the network tells most, then what arose at the class itself; of those the first
-    in the model's order.
+    A graph input or output says most, then a reason that arose at the class itself; of those the
+    first in the model's order.
     """
 
-    def telling(kind: int) -> tuple[bool, bool, int]:
-        pin = reasons[kind]
-        return pin.reason.startswith("graph "), pin.source is None, -kind
+    def informative(axis_class: int) -> tuple[bool, bool, int]:
+        pin = reasons[axis_class]
+        return pin.reason.startswith("graph "), pin.source is None, -axis_class
 
-    return sorted(reasons, key=telling)
+    return sorted(reasons, key=informative)
 
 
 def _mix(words: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -224,83 +223,61 @@ def _mix(words: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtyp
     return words ^ (words >> np.uint64(31))
 
 
-def makes(couplings: Couplings, node: GraphOp, ports: Sequence[int]) -> bool:
-    """Whether a factor at these ports stands on a result and on weights, and on no activation."""
-    return any(port < 0 for port in ports) and not _activations(couplings, node, ports)
-
-
-def ties(couplings: Couplings, node: GraphOp, ports: Sequence[int]) -> bool:
-    """Whether a factor at these ports stands on two activation operands."""
-    return len(_activations(couplings, node, ports)) > 1
-
-
-def _activations(couplings: Couplings, node: GraphOp, ports: Sequence[int]) -> list[str]:
-    """The operands at these ports that are no weights."""
-    operands = [node.ir.inputs[port] for port in ports if port >= 0]
-    names = [value.name or "" for value in operands if value is not None]
-    return [name for name in names if name not in couplings.input_independent]
-
-
-class _Roles:
-    """What layers do with a class: produce its channels, sum over them, compete over them."""
+class _Members:
+    """What the operators on a class do with it: make its channels, sum over them, normalize."""
 
     def __init__(self, couplings: Couplings, classes: IntArray) -> None:
-        self.couplings = couplings
-        self.produced: dict[int, list[int]] = defaultdict(list)
-        self.read: dict[int, list[int]] = defaultdict(list)
-        self.statistical: set[int] = set()
-        self.kernels: set[int] = set()
-        self.added: set[int] = set()
-        heads = {int(classes[factor]) for factor in couplings.eager}
-        self.ways = (("attention", heads), ("residual", self.added))
-        standing: dict[int, list[int]] = defaultdict(list)
-        counted = {f for node in couplings.ops for term in node.macs for f in term}
-        for edge in couplings.edges:
-            standing[edge.factor].append(edge.port)
-            dim = couplings.dims[edge.dim]
-            free = edge.factor in counted and edge.factor not in couplings.pins
-            if free and dim.value in couplings.input_independent:
-                self.kernels.add(int(classes[edge.dim]))
-        for number, node in enumerate(couplings.ops):
-            for name in node.statistical:
-                self.statistical.add(int(classes[node.factors[name]]))
-            for name, factor in node.factors.items():
-                kind = int(classes[factor])
-                ports = standing[factor]
-                if name in node.contracted:
-                    self.read[kind].append(number)
-                made = factor in counted and name not in node.contracted
-                if made and makes(couplings, node, ports):
-                    self.produced[kind].append(number)
-                if node.ir.op_type in ("Add", "Sum", "Sub") and ties(couplings, node, ports):
-                    self.added.add(kind)
+        self.ops = couplings.ops
+        self.classes = classes
+        role = roles(couplings)
+        self.op_index = role.op_index
+        self.produced = self._vertices_by_class(role.produces)
+        self.summed = self._vertices_by_class(role.sums)
+        self.normalized = self._classes_of(role.normalizes)
+        self.kernels = frozenset(
+            int(classes[edge.dim])
+            for edge in couplings.edges
+            if role.counted[edge.factor]
+            and edge.factor not in couplings.pins
+            and couplings.on_weight(edge)
+        )
+        heads = frozenset(int(classes[factor]) for factor in couplings.eager)
+        # Attentions come first: rotary embeddings add within a head, and no layers to each other.
+        self.ways = (("attention", heads), ("residual", self._classes_of(role.adds)))
+
+    def _classes_of(self, which: Flags) -> frozenset[int]:
+        return frozenset(self.classes[np.flatnonzero(which)].tolist())
+
+    def _vertices_by_class(self, which: Flags) -> Mapping[int, list[int]]:
+        listed: dict[int, list[int]] = defaultdict(list)
+        for vertex in np.flatnonzero(which).tolist():
+            listed[int(self.classes[vertex])].append(vertex)
+        return listed
 
     def on_weights(self, touched: IntArray) -> bool:
         """Whether a weight has these channels, so that a user would ask about them."""
-        return any(int(kind) in self.kernels for kind in touched)
+        return not self.kernels.isdisjoint(touched.tolist())
 
     def is_statistical(self, touched: IntArray) -> bool:
-        return any(int(kind) in self.statistical for kind in touched)
+        return not self.normalized.isdisjoint(touched.tolist())
 
     def producers(self, touched: IntArray) -> tuple[str, ...]:
         return self._layers(self.produced, touched)
 
     def readers(self, touched: IntArray) -> tuple[str, ...]:
-        return self._layers(self.read, touched)
+        return self._layers(self.summed, touched)
 
-    def _layers(self, role: Mapping[int, Sequence[int]], touched: IntArray) -> tuple[str, ...]:
-        numbers = sorted({number for kind in touched for number in role.get(int(kind), ())})
-        return tuple(dict.fromkeys(self.couplings.ops[number].layer for number in numbers))
+    def _layers(self, by_class: Mapping[int, list[int]], touched: IntArray) -> tuple[str, ...]:
+        vertices = [vertex for k in touched.tolist() for vertex in by_class.get(k, ())]
+        op_indices = sorted(set(self.op_index[vertices].tolist()))
+        return tuple(dict.fromkeys(self.ops[op_index].layer for op_index in op_indices))
 
     def name(self, producers: Sequence[str], touched: IntArray) -> str:
-        """``layer1 (residual, 7 producers)``; empty without a producer.
-
-        Attentions come first: rotary embeddings add within a head, and no layers to each other.
-        """
+        """``layer1 (residual, 7 producers)``; empty without a producer."""
         if len(producers) < 2:
             return "".join(producers)
         how = next(
-            (how for how, kinds in self.ways if not kinds.isdisjoint(map(int, touched))), "tied"
+            (how for how, classes in self.ways if not classes.isdisjoint(touched.tolist())), "tied"
         )
         split = [name.split(".") for name in producers]
         levels = zip(*split, strict=False)

@@ -24,7 +24,7 @@ from morphgraph.graph import ChannelGraph, Edge, GraphOp
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.analysis.dependence import dependence
 from morphgraph.passes.analysis.evaluate import evaluate
-from morphgraph.passes.analysis.liveness import edges_of, result_names
+from morphgraph.passes.analysis.liveness import result_names
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.placement import without_repeats
 
@@ -167,7 +167,7 @@ class _Absorber:
         couplings = self.graph.couplings
         found = []
         for number, node in enumerate(self.graph.ops):
-            for edge in edges_of(self.graph, number):
+            for edge in self.graph.edges_of(number):
                 name = couplings.factors[edge.factor - len(couplings.dims)].name
                 value = couplings.dims[edge.dim].value
                 read = edge.port >= 0 and name in node.contracted | node.statistical
@@ -283,6 +283,5 @@ class _Absorber:
         return frozenset(a for a in axes if rows[self.graph.vertex_class[first + a]])
 
     def _run(self, node: GraphOp, operand: str, array: Array) -> Array:
-        makers = {v.name: item.ir for item in self.graph.ops for v in item.ir.outputs}
         (name,) = result_names(node)
-        return evaluate([name], makers, {operand: array}, self.graph.model)[name]
+        return evaluate([name], {operand: array}, self.graph.model)[name]

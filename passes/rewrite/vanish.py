@@ -18,8 +18,8 @@ from morphgraph.arrays import Array
 from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
-from morphgraph.passes.analysis.evaluate import ancestors, evaluate
-from morphgraph.passes.analysis.liveness import Liveness, edges_of, result_names
+from morphgraph.passes.analysis.evaluate import evaluate, needed_for, nodes_by_result
+from morphgraph.passes.analysis.liveness import Liveness, result_names
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.canonical.dynamic_batch import batched_sizes
 from morphgraph.passes.rewrite.shift import add_to_bias
@@ -138,24 +138,24 @@ class _Vanisher:
         zeros = {
             name for number in self.found.bias_only for name in result_names(self.nodes[number])
         }
-        makers = {v.name: node for node in self.model.graph for v in node.outputs}
-        inner = ancestors(wanted, lambda name: None if name in zeros else makers.get(name))
+        makers = nodes_by_result(self.model)
+        inner = needed_for(wanted, makers, zeros)
         read = {v.name for name in inner for v in makers[name].inputs if v is not None}
         arrays = self._from_zeros([name for name in sorted(zeros) if name in read | set(wanted)])
         rest = [name for name in wanted if name not in arrays]
-        return arrays | evaluate(rest, makers, arrays, self.model)
+        return arrays | evaluate(rest, arrays, self.model)
 
     def _from_zeros(self, wanted: Sequence[str]) -> dict[str, Array]:
         """What nodes that sum over nothing give, from a run at their original size on zeros."""
         graph = self.found.graph
-        makers = {v.name: node.ir for node in graph.ops for v in node.ir.outputs}
+        makers = nodes_by_result(graph.model)
         zeros = {
             value.name or "": np.zeros(static_shape(value), _dtype(value))
             for name in wanted
             for value in makers[name].inputs
             if value is not None and value.name in self.found.empty
         }
-        results = evaluate(wanted, makers, zeros, graph.model)
+        results = evaluate(wanted, zeros, graph.model)
         for name, array in results.items():
             for axis in range(array.ndim):
                 stays = self.kept.axis(name, axis)
@@ -192,13 +192,13 @@ class _Vanisher:
         couplings = self.found.graph.couplings
         full = {
             edge.factor
-            for edge in edges_of(self.found.graph, number)
+            for edge in self.found.graph.edges_of(number)
             if edge.port >= 0 and couplings.dims[edge.dim].value not in self.found.constant
         }
         free = {factor for name, factor in node.factors.items() if name in node.broadcast}
         return frozenset(
             couplings.dims[edge.dim].axis
-            for edge in edges_of(self.found.graph, number)
+            for edge in self.found.graph.edges_of(number)
             if edge.port == port and edge.factor in full & free
         )
 
