@@ -18,6 +18,7 @@ coupling: the canonical model -> the channel graph
     group               classes, pins, carriers, and the channels that they leave
         factorize_axes  axes that several factors share, refined until all operators agree
         carriers        which factor of a product axis may change, and what keeps its size
+        roles           what every factor does at its operator: makes, sums, normalizes, ties
 
 lift: canonical and coupling in one call
 

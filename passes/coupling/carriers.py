@@ -1,10 +1,9 @@
 """Pins and carriers: which classes keep their size, and which factor of a product may change.
 
-Pins spread over sites until nothing changes. Then every product with several free factors chooses
-one carrier; the others are pinned, and pins spread again. Preferences are properties of classes,
-and nested products have been refined to the same factors
-(:mod:`morphgraph.passes.coupling.factorize_axes`), so that two sites do not tie a channel to two
-masters.
+Pins spread over shared axes until nothing changes. Then every product with several free factors
+chooses one carrier; the others are pinned, and pins spread again. Preferences are properties of
+classes, and nested products have been refined to the same factors
+(:mod:`morphgraph.passes.coupling.factorize_axes`), so that no channel is tied to two carriers.
 """
 
 from collections import defaultdict, deque
@@ -15,6 +14,7 @@ import numpy as np
 from morphgraph.arrays import Flags, IntArray
 from morphgraph.graph import Attention, Couplings, Pin
 from morphgraph.passes.coupling.factorize_axes import AxisFactor, FactorizedAxes, SharedAxis
+from morphgraph.passes.coupling.roles import roles
 
 _LOST = "shares an axis with the factor that shrinks there"
 _TWICE = "stands on an axis with itself, as in an outer product"
@@ -27,45 +27,47 @@ def choose_carriers(
 
     Args:
         couplings: what the pass ``couple`` found.
-        found: its classes and sites.
+        found: its classes and shared axes.
         attention: whether an attention shrinks by whole heads or by the size of every head.
     """
     pins = _Pins(couplings, found)
-    eager = _with_parts(found, {int(found.classes[factor]) for factor in couplings.eager})
-    reluctant = _with_parts(found, {int(found.classes[factor]) for factor in couplings.reluctant})
+    eager = _with_factors(found, {int(found.classes[factor]) for factor in couplings.eager})
+    reluctant = _with_factors(found, {int(found.classes[factor]) for factor in couplings.reluctant})
     statistical = _statistical(couplings, found)
-    repeats = _repeats(couplings, found)
+    repeated = _repeated(couplings, found)
     if attention == "head-dim":
         eager, reluctant = reluctant, eager
-    products = [site for site in found.shared_axes if site.product]
+    products = [axis for axis in found.shared_axes if axis.product]
     # An attention decides for all that shares an axis with it, wherever that stands.
-    products.sort(key=lambda site: not any(part.axis_class in eager for part in site.factors))
+    products.sort(key=lambda axis: not any(factor.axis_class in eager for factor in axis.factors))
     carriers: set[int] = set()
-    for site in products:
-        free = [part for part in site.factors if part.axis_class not in pins.reasons]
-        kinds = [part.axis_class for part in site.factors]
-        candidates = [part for part in free if kinds.count(part.axis_class) == 1]
+
+    def preference(factor: AxisFactor) -> tuple[bool | int, ...]:
+        """The smallest carries: what attentions want, then exact removals, then who carries now."""
+        return (
+            factor.axis_class not in eager,
+            factor.axis_class in reluctant,
+            factor.axis_class in repeated,
+            factor.axis_class in statistical,
+            factor.axis_class not in carriers,
+            factor.rank,
+        )
+
+    for axis in products:
+        classes = [factor.axis_class for factor in axis.factors]
+        free = [factor for factor in axis.factors if factor.axis_class not in pins.reasons]
+        # A class that stands on the axis twice, as in an outer product, cannot shrink there.
+        candidates = [factor for factor in free if classes.count(factor.axis_class) == 1]
         winner = -1
         if candidates:
-            winner = min(
-                candidates,
-                key=lambda p: (
-                    p.axis_class not in eager,
-                    p.axis_class in reluctant,
-                    p.axis_class in repeats,
-                    p.axis_class in statistical,
-                    p.axis_class not in carriers,
-                    p.rank,
-                ),
-            ).axis_class
+            winner = min(candidates, key=preference).axis_class
             carriers.add(winner)
+        reason = _LOST if candidates else _TWICE
         pins.add(
             {
-                part.axis_class: Pin(
-                    _LOST if candidates else _TWICE, part.vertex, through=site.through
-                )
-                for part in free
-                if part.axis_class != winner
+                factor.axis_class: Pin(reason, factor.vertex, through=axis.through)
+                for factor in free
+                if factor.axis_class != winner
             }
         )
     return pins.reasons
@@ -77,36 +79,37 @@ def _statistical(couplings: Couplings, found: FactorizedAxes) -> set[int]:
     Their removal changes what the others become. The other factor of a product axis is removed
     exactly: of a GroupNorm's channels whole groups go.
     """
-    factors = {node.factors[name] for node in couplings.ops for name in node.statistical}
-    return _with_parts(found, {int(found.classes[factor]) for factor in factors})
+    factors = np.flatnonzero(roles(couplings).normalizes)
+    return _with_factors(found, set(found.classes[factors].tolist()))
 
 
-def _with_parts(found: FactorizedAxes, marked: set[int]) -> set[int]:
-    """Classes with the factors of their products: a part of attention heads is heads, too."""
-    parts: dict[int, list[int]] = defaultdict(list)
-    for site in found.shared_axes:
-        if site.product:
-            parts[site.axis_class] += (part.axis_class for part in site.factors)
+def _with_factors(found: FactorizedAxes, marked: set[int]) -> set[int]:
+    """Classes with the factors of their products: a factor of attention heads is heads, too."""
+    factors: dict[int, list[int]] = defaultdict(list)
+    for axis in found.shared_axes:
+        if axis.product:
+            factors[axis.axis_class] += (factor.axis_class for factor in axis.factors)
     reached, pending = set(marked), list(marked)
     while pending:
-        for part in parts[pending.pop()]:
-            if part not in reached:
-                reached.add(part)
-                pending.append(part)
+        for factor in factors[pending.pop()]:
+            if factor not in reached:
+                reached.add(factor)
+                pending.append(factor)
     return reached
 
 
-def _repeats(couplings: Couplings, found: FactorizedAxes) -> set[int]:
+def _repeated(couplings: Couplings, found: FactorizedAxes) -> set[int]:
     """Classes of factors that stand on no operand: an axis that Expand repeats has no producer."""
-    on_operand = {edge.factor for edge in couplings.edges if edge.port >= 0}
-    return {int(found.classes[e.factor]) for e in couplings.edges if e.factor not in on_operand}
+    role = roles(couplings)
+    nowhere = (role.on_results > 0) & (role.on_activations + role.on_weights == 0)
+    return set(found.classes[np.flatnonzero(nowhere)].tolist())
 
 
 class _Pins:
-    """The classes that keep their size, each with the reason; pins spread over the sites.
+    """The classes that keep their size, each with the reason; pins spread over the shared axes.
 
-    Segments carry them position by position: an axis all of whose parts are pinned, by whichever
-    operators, is pinned, and so is a part all of whose positions are.
+    Segments carry them position by position: an axis all of whose factors are pinned, by whichever
+    operators, is pinned, and so is a factor all of whose positions are.
     """
 
     def __init__(self, couplings: Couplings, found: FactorizedAxes) -> None:
@@ -114,14 +117,14 @@ class _Pins:
         self._sizes = found.sizes
         self._partly: dict[int, tuple[Flags, Pin]] = {}
         self._touching: dict[int, list[SharedAxis]] = defaultdict(list)
-        for site in found.shared_axes:
-            for kind in {site.axis_class, *(part.axis_class for part in site.factors)}:
-                self._touching[kind].append(site)
+        for axis in found.shared_axes:
+            for axis_class in {axis.axis_class, *(factor.axis_class for factor in axis.factors)}:
+                self._touching[axis_class].append(axis)
         direct: dict[int, Pin] = {}
-        for node, reason in couplings.pins.items():
-            kind = int(found.classes[node])
-            if kind not in direct or reason.startswith("graph "):
-                direct[kind] = Pin(reason, node)
+        for vertex, reason in couplings.pins.items():
+            axis_class = int(found.classes[vertex])
+            if axis_class not in direct or reason.startswith("graph "):
+                direct[axis_class] = Pin(reason, vertex)
         self.add(direct)
 
     def add(self, reasons: Mapping[int, Pin]) -> None:
@@ -135,69 +138,68 @@ class _Pins:
         self._pending = deque(
             sorted(
                 reasons,
-                key=lambda kind: (
-                    not reasons[kind].reason.startswith("graph "),
-                    -self._sizes[kind],
+                key=lambda axis_class: (
+                    not reasons[axis_class].reason.startswith("graph "),
+                    -self._sizes[axis_class],
                 ),
             )
         )
         while self._pending:
-            for site in self._touching[self._pending.popleft()]:
-                if site.product:
-                    self._over_product(site)
+            for axis in self._touching[self._pending.popleft()]:
+                if axis.product:
+                    self._over_product(axis)
                 else:
-                    self._over_segments(site)
+                    self._over_segments(axis)
 
-    def _over_product(self, site: SharedAxis) -> None:
-        if site.axis_class in self.reasons:
-            for part in site.factors:
-                self._pin(part.axis_class, self._down(site, part))
-        elif all(part.axis_class in self.reasons for part in site.factors):
-            self._pin(site.axis_class, self._up(site, site.factors[0]))
+    def _over_product(self, axis: SharedAxis) -> None:
+        if axis.axis_class in self.reasons:
+            for factor in axis.factors:
+                self._pin(factor.axis_class, self._down(axis, factor))
+        elif all(factor.axis_class in self.reasons for factor in axis.factors):
+            self._pin(axis.axis_class, self._up(axis, axis.factors[0]))
 
-    def _over_segments(self, site: SharedAxis) -> None:
-        for part in site.factors:
-            if part.axis_class in self.reasons and site.axis_class in self.reasons:
+    def _over_segments(self, axis: SharedAxis) -> None:
+        for factor in axis.factors:
+            if factor.axis_class in self.reasons and axis.axis_class in self.reasons:
                 continue
-            elements, positions = part.pairs()
+            elements, positions = factor.pairs()
             for here, there, source, target, pin in (
-                (part.axis_class, site.axis_class, elements, positions, self._up(site, part)),
-                (site.axis_class, part.axis_class, positions, elements, self._down(site, part)),
+                (factor.axis_class, axis.axis_class, elements, positions, self._up(axis, factor)),
+                (axis.axis_class, factor.axis_class, positions, elements, self._down(axis, factor)),
             ):
                 if here in self.reasons:
                     self._mark(there, target, pin)
                 elif here in self._partly:
                     self._mark(there, target[self._partly[here][0][source]], pin)
 
-    def _up(self, site: SharedAxis, part: AxisFactor) -> Pin:
+    def _up(self, axis: SharedAxis, factor: AxisFactor) -> Pin:
         """The pin of an axis that comes from a factor on it."""
-        return Pin(
-            self._reason(part.axis_class), site.dim, part.axis_class, part.vertex, site.through
-        )
+        source = factor.axis_class
+        return Pin(self._reason(source), axis.dim, source, factor.vertex, axis.through)
 
-    def _down(self, site: SharedAxis, part: AxisFactor) -> Pin:
+    def _down(self, axis: SharedAxis, factor: AxisFactor) -> Pin:
         """The pin of a factor that comes from the axis that it stands on."""
-        source = site.axis_class
-        return Pin(self._reason(source), part.vertex, source, site.dim, site.through)
+        source = axis.axis_class
+        return Pin(self._reason(source), factor.vertex, source, axis.dim, axis.through)
 
-    def _reason(self, kind: int) -> str:
-        pin = self.reasons.get(kind) or self._partly.get(kind, (None, None))[1]
+    def _reason(self, axis_class: int) -> str:
+        pin = self.reasons.get(axis_class) or self._partly.get(axis_class, (None, None))[1]
         return "" if pin is None else pin.reason
 
-    def _mark(self, kind: int, positions: IntArray, pin: Pin) -> None:
+    def _mark(self, axis_class: int, positions: IntArray, pin: Pin) -> None:
         """Pin some positions of a class; once all are pinned, the class is."""
-        if kind in self.reasons:
+        if axis_class in self.reasons:
             return
-        nothing = np.zeros(self._sizes[kind], dtype=bool)
-        pinned, first = self._partly.setdefault(kind, (nothing, pin))
+        nothing = np.zeros(self._sizes[axis_class], dtype=bool)
+        pinned, first = self._partly.setdefault(axis_class, (nothing, pin))
         if pinned[positions].all():
             return
         pinned[positions] = True
-        self._pending.append(kind)
+        self._pending.append(axis_class)
         if pinned.all():
-            self._pin(kind, first)
+            self._pin(axis_class, first)
 
-    def _pin(self, kind: int, pin: Pin) -> None:
-        if kind not in self.reasons:
-            self.reasons[kind] = pin
-            self._pending.append(kind)
+    def _pin(self, axis_class: int, pin: Pin) -> None:
+        if axis_class not in self.reasons:
+            self.reasons[axis_class] = pin
+            self._pending.append(axis_class)

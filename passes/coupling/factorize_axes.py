@@ -1,8 +1,8 @@
-"""Classes and sites: where factors share an axis, in the finest terms that all operators agree on.
+"""Classes and shared axes: products of factors, in the finest terms that all operators agree on.
 
-Dims and factors joined by identity maps form a *class*, and share their positions. A *site* is an
-axis of one operator on which several factors stand, as a product (``(g c)``) or side by side as
-segments (a concatenation).
+Dims and factors joined by identity maps form a *class*, and share their positions. A *shared axis*
+is an axis of one operator on which several factors stand, as a product (``(g c)``) or side by side
+as segments (a concatenation).
 
 Operators cut the same axis in different ways: a grouped convolution sees 384 channels as (24 16),
 the attention behind it as (8 48). Where the cuts nest, both are products of the same finer factors,
@@ -61,7 +61,7 @@ class SharedAxis:
 
 @dataclass(frozen=True)
 class FactorizedAxes:
-    """All sites, the class of every dim and factor, and the size of every class.
+    """All shared axes, the class of every dim and factor, and the size of every class.
 
     Classes beyond those of dims and factors are finer factors that no operator names.
     """
@@ -72,15 +72,15 @@ class FactorizedAxes:
 
 
 def factorize_axes(couplings: Couplings) -> FactorizedAxes:
-    """Classes and sites of what the pass ``couple`` found, refined against each other."""
+    """Classes and shared axes of what ``couple`` found, refined against each other."""
     classes = _classes(couplings)
     sizes = np.zeros(int(classes.max(initial=-1)) + 1, dtype=np.int64)
     sizes[classes] = couplings.sizes
-    return _Refinement(classes, sizes.tolist(), _sites(couplings, classes)).run()
+    return _Refinement(classes, sizes.tolist(), _shared_axes(couplings, classes)).run()
 
 
 def _classes(couplings: Couplings) -> IntArray:
-    """Class of every node, numbered in the order of their first nodes."""
+    """Class of every vertex, numbered in the order of their first vertices."""
     whole = [edge for edge in couplings.edges if edge.whole]
     return components(
         len(couplings.sizes),
@@ -90,7 +90,7 @@ def _classes(couplings: Couplings) -> IntArray:
 
 
 def components(count: int, left: IntArray, right: IntArray) -> IntArray:
-    """Connected component of every node, numbered in the order of their first nodes.
+    """Connected component of every vertex, numbered in the order of their first vertices.
 
     The same as ``networkx.connected_components`` on ``ChannelGraph.networkx``, whose building alone
     would take a third of the time of lifting.
@@ -104,16 +104,17 @@ def components(count: int, left: IntArray, right: IntArray) -> IntArray:
     return numbered
 
 
-def _sites(couplings: Couplings, classes: IntArray) -> list[SharedAxis]:
-    shared: dict[tuple[int, int, int], list[Edge]] = defaultdict(list)
+def _shared_axes(couplings: Couplings, classes: IntArray) -> list[SharedAxis]:
+    """The axes on which an operator has several factors, or one that covers a part of it."""
+    edges_of: dict[tuple[int, int, int], list[Edge]] = defaultdict(list)
     for edge in couplings.edges:
         if not edge.whole:
-            shared[edge.op_index, edge.port, edge.dim].append(edge)
-    sites = []
-    for (node, _, dim), edges in shared.items():
-        preferred = couplings.preferences.get(node, ())
-        rank = {couplings.ops[node].factors[name]: k for k, name in enumerate(preferred)}
-        parts = tuple(
+            edges_of[edge.op_index, edge.port, edge.dim].append(edge)
+    shared = []
+    for (op_index, _, dim), edges in edges_of.items():
+        preferred = couplings.preferences.get(op_index, ())
+        rank = {couplings.ops[op_index].factors[name]: k for k, name in enumerate(preferred)}
+        factors = tuple(
             AxisFactor(
                 axis_class=int(classes[edge.factor]),
                 size=int(couplings.sizes[edge.factor]),
@@ -124,8 +125,8 @@ def _sites(couplings: Couplings, classes: IntArray) -> list[SharedAxis]:
             for edge in edges
         )
         product = any(edge.map.outer * edge.map.inner > 1 for edge in edges)
-        sites.append(SharedAxis(int(classes[dim]), parts, product, dim, node))
-    return sites
+        shared.append(SharedAxis(int(classes[dim]), factors, product, dim, op_index))
+    return shared
 
 
 @dataclass(slots=True)
@@ -138,44 +139,54 @@ class _Class:
 
 
 class _Refinement:
-    """Refines products until all that nest are products of the same factors."""
+    """Refines products until all that nest are products of the same factors.
+
+    Classes are merged as they turn out to be equal: a forest of disjoint sets (``_find``,
+    ``_unite``). A product is a chain of *intervals* (low, high, class), innermost first: ``low``
+    positions lie inside one element of the factor, ``high`` inside one round of it. Of (24 16) and
+    (8 48) on 384 channels the intervals are (1, 16), (16, 384) and (1, 48), (48, 384); together
+    they cut at 1, 16, 48, 384, which is (8 3 16). A class waits in ``pending`` until nothing new
+    is known of it.
+    """
 
     def __init__(
-        self, classes: IntArray, sizes: Sequence[int], sites: Sequence[SharedAxis]
+        self, classes: IntArray, sizes: Sequence[int], shared_axes: Sequence[SharedAxis]
     ) -> None:
         self.classes = classes
         self.parent = list(range(len(sizes)))
         self.known = [_Class(size) for size in sizes]
-        self.sites = list(sites)
+        self.shared_axes = list(shared_axes)
         self.outer: dict[tuple[tuple[int, int, int], ...], int] = {}
-        for site in sites:
-            here = self.known[site.axis_class]
-            if site.product:
-                here.products.append(site.factors)
+        for axis in shared_axes:
+            here = self.known[axis.axis_class]
+            if axis.product:
+                here.products.append(axis.factors)
             else:
-                here.segments += [part for part in site.factors if part.map.table is None]
-        self.pending = [kind for kind, here in enumerate(self.known) if here.products][::-1]
+                here.segments += [part for part in axis.factors if part.map.table is None]
+        with_products = [k for k, here in enumerate(self.known) if here.products]
+        self.pending = with_products[::-1]
 
     def run(self) -> FactorizedAxes:
         while self.pending:
             self._refine(self._find(self.pending.pop()))
-        roots = np.array([self._find(kind) for kind in range(len(self.parent))], dtype=np.int64)
+        roots = np.array([self._find(k) for k in range(len(self.parent))], dtype=np.int64)
         used, inverse = np.unique(roots, return_inverse=True)
         sizes = np.array([self.known[root].size for root in used], dtype=np.int64)
-        sites: dict[Any, SharedAxis] = {}
-        for site in self.sites:
+        shared_axes: dict[Any, SharedAxis] = {}
+        for axis in self.shared_axes:
             parts = tuple(
-                replace(part, axis_class=int(inverse[part.axis_class])) for part in site.factors
+                replace(part, axis_class=int(inverse[part.axis_class])) for part in axis.factors
             )
+            # Two operators may say the same of an axis; a table is the same if it is one object.
             same = [(p.axis_class, p.map if p.map.table is None else id(p.map)) for p in parts]
-            final = replace(site, axis_class=int(inverse[site.axis_class]), factors=parts)
-            sites.setdefault((final.axis_class, *same), final)
-        return FactorizedAxes(inverse[self.classes], sizes, list(sites.values()))
+            final = replace(axis, axis_class=int(inverse[axis.axis_class]), factors=parts)
+            shared_axes.setdefault((final.axis_class, *same), final)
+        return FactorizedAxes(inverse[self.classes], sizes, list(shared_axes.values()))
 
-    def _find(self, kind: int) -> int:
-        while self.parent[kind] != kind:
-            self.parent[kind] = kind = self.parent[self.parent[kind]]
-        return kind
+    def _find(self, axis_class: int) -> int:
+        while self.parent[axis_class] != axis_class:
+            self.parent[axis_class] = axis_class = self.parent[self.parent[axis_class]]
+        return axis_class
 
     def _unite(self, one: int, other: int) -> None:
         one, other = sorted((self._find(one), self._find(other)))
@@ -191,36 +202,38 @@ class _Refinement:
         self.known.append(_Class(size))
         return len(self.parent) - 1
 
-    def _refine(self, kind: int) -> None:
+    def _refine(self, axis_class: int) -> None:
         """Refine the products on one class, and hand its factors on to the segments in it."""
-        chain = self._chain(kind)
+        chain = self._chain(axis_class)
         if not chain:
             return
-        for low, high, factor in self._intervals(kind):
+        # A factor that spans several of the finest intervals is a product of them itself.
+        for low, high, factor in self._intervals(axis_class):
             inside = [cut for cut in chain if low <= cut[0] and cut[1] <= high]
             if len(inside) > 1 and (inside[0][0], inside[-1][1]) == (low, high):
                 self._add_product(factor, [(a // low, b // low, k) for a, b, k in inside])
-        for part in list(self.known[kind].segments):
+        for part in list(self.known[axis_class].segments):
             self._cut_segment(part, chain)
 
-    def _intervals(self, kind: int) -> Iterable[tuple[int, int, int]]:
+    def _intervals(self, axis_class: int) -> Iterable[tuple[int, int, int]]:
         """Every factor on a class, as (positions inside one element, of one round, class)."""
         return [
             (part.map.inner, part.map.inner * part.size, self._find(part.axis_class))
-            for parts in self.known[kind].products
+            for parts in self.known[axis_class].products
             for part in parts
         ]
 
-    def _chain(self, kind: int) -> list[tuple[int, int, int]]:
+    def _chain(self, axis_class: int) -> list[tuple[int, int, int]]:
         """The finest intervals of a class, innermost first; classes on equal ones are united.
 
         A product that does not nest with those before it is left out.
         """
         bounds: set[int] = set()
         owner: dict[tuple[int, int], int] = {}
-        for parts in self.known[kind].products:
+        for parts in self.known[axis_class].products:
             cuts = [(p.map.inner, p.map.inner * p.size, self._find(p.axis_class)) for p in parts]
             wider = sorted(bounds.union(*((low, high) for low, high, _ in cuts)))
+            # 4 groups that feed 6 cut 24 channels at 6 and at 4: neither divides the other.
             if any(high % low for low, high in pairwise(wider)):
                 continue
             bounds = set(wider)
@@ -232,16 +245,16 @@ class _Refinement:
             for low, high in spans
         ]
         if any(span not in owner for span in spans):
-            self._add_product(kind, chain)
+            self._add_product(axis_class, chain)
         return chain
 
-    def _add_product(self, kind: int, cuts: Sequence[tuple[int, int, int]]) -> None:
+    def _add_product(self, axis_class: int, cuts: Sequence[tuple[int, int, int]]) -> None:
         """Say that a class is a product of intervals, innermost first; what is known is no news."""
-        kind = self._find(kind)
+        axis_class = self._find(axis_class)
         if len(cuts) == 1:
-            self._unite(kind, cuts[0][2])
+            self._unite(axis_class, cuts[0][2])
             return
-        here = self.known[kind]
+        here = self.known[axis_class]
         parts = tuple(
             AxisFactor(self._find(factor), high // low, IndexMap(here.size // high, low))
             for low, high, factor in reversed(cuts)
@@ -249,8 +262,8 @@ class _Refinement:
         if any(self._resolved(known) == self._resolved(parts) for known in here.products):
             return
         here.products.append(parts)
-        self.sites.append(SharedAxis(kind, parts, True))
-        self.pending.append(kind)
+        self.shared_axes.append(SharedAxis(axis_class, parts, True))
+        self.pending.append(axis_class)
 
     def _resolved(self, parts: tuple[AxisFactor, ...]) -> list[tuple[int, int]]:
         return [(self._find(part.axis_class), part.map.inner) for part in parts]
@@ -258,6 +271,7 @@ class _Refinement:
     def _cut_segment(self, part: AxisFactor, chain: Sequence[tuple[int, int, int]]) -> None:
         """A segment along whole blocks of its axis is a product: blocks, and what is in each."""
         start, length = part.map.offset, part.size
+        # The innermost intervals whose blocks the segment's ends do not cut through.
         inner = [cut for cut in chain if start % cut[1] == 0 and length % cut[1] == 0]
         if not inner or len(inner) == len(chain):
             return
@@ -274,19 +288,19 @@ class _Refinement:
         if len(above) == 1:
             return self._find(above[0][2])
         block = above[0][0]
-        cuts = tuple((low // block, high // block, self._find(kind)) for low, high, kind in above)
+        cuts = tuple((low // block, high // block, self._find(k)) for low, high, k in above)
         if cuts not in self.outer:
             self.outer[cuts] = self._new(cuts[-1][1])
             self._add_product(self.outer[cuts], cuts)
         return self._find(self.outer[cuts])
 
-    def _segment(self, kind: int, start: int, length: int) -> int:
+    def _segment(self, axis_class: int, start: int, length: int) -> int:
         """The class of a segment of a class."""
-        for part in self.known[kind].segments:
+        for part in self.known[axis_class].segments:
             if (part.map.offset, part.size) == (start, length):
                 return part.axis_class
         part = AxisFactor(self._new(length), length, IndexMap(offset=start))
-        self.known[kind].segments.append(part)
-        self.sites.append(SharedAxis(kind, (part,), False))
-        self.pending.append(kind)
+        self.known[axis_class].segments.append(part)
+        self.shared_axes.append(SharedAxis(axis_class, (part,), False))
+        self.pending.append(axis_class)
         return part.axis_class

@@ -1,7 +1,7 @@
 """Pass ``group``: from couplings to channels and groups.
 
 1. Dims and factors joined by identity maps form classes, which share their positions; what several
-   factors stand on is a site (:mod:`morphgraph.passes.coupling.factorize_axes`).
+   factors stand on is a shared axis (:mod:`morphgraph.passes.coupling.factorize_axes`).
 2. Pins spread, and every product chooses one carrier (:mod:`morphgraph.passes.coupling.carriers`).
 3. The remaining maps tie positions of classes to each other: one sparse connected-components call.
 4. Channels that touch the same classes equally often are one group.
