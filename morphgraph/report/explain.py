@@ -165,14 +165,16 @@ class _Teller:
         return uses
 
     def _use(self, node: GraphOp, name: str, factor: int, edges: Sequence[Edge]) -> Use:
+        # Where the group stands on a part of the factor's axes only, the role is that of the part.
+        activations = sum(self.couplings.on_activation(edge) for edge in edges)
         role: Role = "carries on"
-        if name in node.statistical:
+        if self.roles.normalizes[factor]:
             role = "competes over"
-        elif name in node.contracted:
+        elif self.roles.sums[factor]:
             role = "sums over"
-        elif self.roles.produces[factor]:
+        elif self.roles.counted[factor] and not activations and any(e.port < 0 for e in edges):
             role = "makes"
-        elif self.roles.ties[factor]:
+        elif activations > 1:
             role = "ties"
         dims = [self.couplings.dims[edge.dim] for edge in edges]
         operands = [
