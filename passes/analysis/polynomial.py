@@ -63,11 +63,11 @@ class Cost:
         classes = len(graph.fixed_size)
         varies = np.diff(graph.per_channel.indptr) > 0
         rows = [_fold(graph, term, varies) for term in terms]
-        order = max((len(kinds) for _, kinds, _ in rows), default=0)
+        order = max((len(axis_classes) for _, axis_classes, _ in rows), default=0)
         self._factors = np.full((len(terms), max(order, 1)), classes, dtype=np.int64)
         self._weights = np.ones(self._factors.shape)
-        for row, (_, kinds, weights) in enumerate(rows):
-            self._factors[row, : len(kinds)] = kinds
+        for row, (_, axis_classes, weights) in enumerate(rows):
+            self._factors[row, : len(axis_classes)] = axis_classes
             self._weights[row, : len(weights)] = weights
         self._coefficients = np.array([coefficient for coefficient, _, _ in rows])
         self._layers = list(dict.fromkeys(term.layer for term in terms))
@@ -76,9 +76,9 @@ class Cost:
         self._piece = np.array([term.piece for term in terms], dtype=np.int64)
         self._block = np.array(block_of_piece, dtype=np.int64)
         self._alone = len(np.unique(self._block)) == len(self._block)
-        self._node = np.array([term.op_index for term in terms], dtype=np.int64)
+        self._op_index = np.array([term.op_index for term in terms], dtype=np.int64)
         self._value = [term.value for term in terms]
-        self._there: dict[frozenset[int], Flags] = {}
+        self._present: dict[frozenset[int], Flags] = {}
 
     @cached_property
     def total(self) -> float:
@@ -134,6 +134,7 @@ class Cost:
         """Which terms belong to the largest piece of their block."""
         if self._alone:
             return np.ones(len(terms), dtype=bool)
+        # A block counts as its largest piece; of equal ones the first: gradients are stable.
         pieces = np.bincount(self._piece, terms, minlength=len(self._block))
         descending = np.lexsort((np.arange(len(pieces)), -pieces, self._block))
         _, first = np.unique(self._block[descending], return_index=True)
@@ -146,13 +147,13 @@ class Cost:
         dead = frozenset(np.flatnonzero(np.asarray(widths) == 0).tolist())
         if not dead:
             return np.ones(len(self._value), dtype=bool)
-        if dead not in self._there:
-            found = liveness(self.graph, dead)
+        if dead not in self._present:
+            outcome = liveness(self.graph, dead)
             live = np.zeros(len(self.graph.ops) + 1, dtype=bool)
-            live[[*found.live, -1]] = True  # -1, no node, comes last
-            there = [value not in found.vanished_values for value in self._value]
-            self._there = {dead: live[self._node] & np.array(there, dtype=bool)}
-        return self._there[dead]
+            live[[*outcome.live, -1]] = True  # -1, no operator, comes last
+            stays = [value not in outcome.vanished_values for value in self._value]
+            self._present = {dead: live[self._op_index] & np.array(stays, dtype=bool)}
+        return self._present[dead]
 
     def _gradient(
         self, widths: FloatArray | IntArray, weights: FloatArray, counted: Flags
@@ -161,6 +162,8 @@ class Cost:
         values = sizes[self._factors]
         active = self._active(self._coefficients * values.prod(axis=1) * counted)
         coefficients = np.where(active & counted, self._coefficients, 0.0)
+        # The slope of a product by its k-th factor is the product of the others; a class may
+        # stand in several places of a term, and its slopes add up.
         slopes = np.zeros(len(sizes))
         for k in range(values.shape[1]):
             slope = coefficients * weights[:, k]
@@ -175,13 +178,13 @@ class Cost:
 def _fold(graph: ChannelGraph, term: Term, varies: Flags) -> tuple[float, list[int], list[int]]:
     """A term's coefficient with the constant sizes multiplied in, and the classes that vary."""
     coefficient = term.coefficient
-    kinds: list[int] = []
+    axis_classes: list[int] = []
     weights: list[int] = []
-    for k, node in enumerate(term.vertices):
-        kind = int(graph.vertex_class[node])
-        if varies[kind]:
-            kinds.append(kind)
+    for k, vertex in enumerate(term.vertices):
+        axis_class = int(graph.vertex_class[vertex])
+        if varies[axis_class]:
+            axis_classes.append(axis_class)
             weights.append(term.weights[k] if term.weights else 1)
         else:
-            coefficient *= float(graph.fixed_size[kind])
-    return coefficient, kinds, weights
+            coefficient *= float(graph.fixed_size[axis_class])
+    return coefficient, axis_classes, weights

@@ -1,5 +1,7 @@
 """Pass ``couple``: from a canonical model to dims, factors, and the edges between them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -27,6 +29,11 @@ def couple(model: ir.Model, pin_outputs: bool = True) -> Couplings:
 
 
 class _Coupler:
+    """Two walks: the first describes operators and gives axes their dims, the second lays factors.
+
+    Dims come first in the numbering, so that factors can be numbered only once all dims are known.
+    """
+
     def __init__(self, model: ir.Model, pin_outputs: bool) -> None:
         self.model = model
         self.pin_outputs = pin_outputs
@@ -34,33 +41,59 @@ class _Coupler:
         self.shapes: dict[str, Shape] = {}
         self.dims: list[Dim] = []
         self.sizes: list[int] = []
-        self.weights = input_independent_values(model)
-        self.descriptions: list[tuple[OpNode, Description]] = []
-        self.first_at: list[dict[int, int]] = []
+        self.input_independent = input_independent_values(model)
         self.known_shapes: dict[ir.Value, Shape] = {}
+        self.factors: list[OpFactor] = []
+        self.edges: list[Edge] = []
+        self.pins: dict[int, str] = {}
+        self.preferences: dict[int, tuple[str, ...]] = {}
+        self.reluctant: set[int] = set()
+        self.eager: set[int] = set()
 
     def run(self) -> Couplings:
-        graph = self.model.graph
-        for value in graph.inputs:
+        for value in self.model.graph.inputs:
             self._enter(value)
-        for node in graph:
-            op_node = OpNode(node, self.weights, self._shape)
-            try:
-                description = describe(op_node)
-            except NotationError as error:
-                raise ModelError(
-                    f"node '{escape(op_node.name)}' ({op_node.op_type}): shape mismatch: {error}; "
-                    f"{mismatch_hint(entry_of(op_node.op_type, op_node.domain))}"
-                ) from None
-            self.descriptions.append((op_node, description))
-            ports = {
-                place.port for factor in description.factors.values() for place in factor.places
-            }
-            self.first_at.append({p: self._enter(_value_at(node, p)) for p in sorted(ports)})
-        return self._number()
+        described = [self._describe(node) for node in self.model.graph]
+        ops = [
+            self._couple(k, node, description) for k, (node, description) in enumerate(described)
+        ]
+        self._pin_open()
+        self._pin_interface()
+        return Couplings(
+            model=self.model,
+            first_dim=self.first_dim,
+            shapes=self.shapes,
+            dims=self.dims,
+            factors=self.factors,
+            sizes=np.array(self.sizes, dtype=np.int64),
+            ops=ops,
+            edges=self.edges,
+            pins=self.pins,
+            input_independent=self.input_independent,
+            preferences=self.preferences,
+            reluctant=frozenset(self.reluctant),
+            eager=frozenset(self.eager),
+        )
 
-    def _enter(self, value: ir.Value) -> int:
-        """Give a value's axes dims, unless they have some; returns the id of the first."""
+    # -- dims ----------------------------------------------------------------------------------
+
+    def _describe(self, node: ir.Node) -> tuple[OpNode, Description]:
+        """The description of a node's operator; values on which a factor stands get dims."""
+        op_node = OpNode(node, self.input_independent, self._shape)
+        try:
+            description = describe(op_node)
+        except NotationError as error:
+            raise ModelError(
+                f"node '{escape(op_node.name)}' ({op_node.op_type}): shape mismatch: {error}; "
+                f"{mismatch_hint(entry_of(op_node.op_type, op_node.domain))}"
+            ) from None
+        ports = {place.port for factor in description.factors.values() for place in factor.places}
+        for port in sorted(ports):
+            self._enter(_value_at(node, port))
+        return op_node, description
+
+    def _enter(self, value: ir.Value) -> None:
+        """Give a value's axes dims, unless they have some."""
         name = value.name or ""
         if name not in self.first_dim:
             shape = self._shape(value)
@@ -68,7 +101,6 @@ class _Coupler:
             self.shapes[name] = shape
             self.dims += [Dim(name, axis) for axis in range(len(shape))]
             self.sizes += shape
-        return self.first_dim[name]
 
     def _shape(self, value: ir.Value) -> Shape:
         """A value's static shape; looked up once, since a value may have hundreds of readers."""
@@ -77,97 +109,75 @@ class _Coupler:
             shape = self.known_shapes[value] = static_shape(value)
         return shape
 
-    def _number(self) -> Couplings:
-        factors: list[OpFactor] = []
-        nodes: list[GraphOp] = []
-        edges: list[Edge] = []
-        pins: dict[int, str] = {}
-        preferences: dict[int, tuple[str, ...]] = {}
-        reluctant: set[int] = set()
-        eager: set[int] = set()
-        start = len(self.dims)
-        sizes = list(self.sizes)
-        for index, (op_node, description) in enumerate(self.descriptions):
-            ids: dict[str, int] = {}
-            covered: set[int] = set()
-            first_at = self.first_at[index]
-            for name, factor in description.factors.items():
-                number = ids[name] = start + len(factors)
-                factors.append(OpFactor(op_node.name, name))
-                sizes.append(factor.size)
-                if factor.pinned is not None:
-                    pins[number] = factor.pinned
-                for place in factor.places:
-                    dim = first_at[place.port] + place.axis
-                    covered.add(dim)
-                    whole = place.map.starts and factor.size == sizes[dim]
-                    edges.append(Edge(number, dim, place.map, place.port, index, whole))
-            if description.prefer:
-                preferences[index] = description.prefer
-            reluctant.update(ids[name] for name in description.reluctant)
-            eager.update(ids[name] for name in description.eager)
-            for operand in op_node.ir.inputs:
-                if operand is None or operand.const_value is not None:
-                    continue
-                for dim in self._dims_of(operand):
-                    if dim not in covered:
-                        pins.setdefault(
-                            dim, f"{op_node.op_type} '{op_node.name}' reads it undescribed"
-                        )
-            inner = captured(op_node.ir)
-            for value in inner:
-                for dim in self._dims_of(value):
-                    pins.setdefault(dim, f"read inside {op_node.op_type} '{op_node.name}'")
-            nodes.append(
-                GraphOp(
-                    ir=op_node.ir,
-                    name=op_node.name,
-                    layer=layer_name(op_node.ir),
-                    factors=ids,
-                    macs=tuple(tuple(ids[f] for f in term) for term in description.macs),
-                    contracted=description.contracted,
-                    statistical=description.statistical,
-                    gate=description.gate,
-                    silent=description.silent,
-                    broadcast=description.broadcast,
-                    captured=tuple(value.name or "" for value in inner),
-                    opaque=description.opaque,
-                )
-            )
-        self._pin_open(pins)
-        self._pin_interface(pins)
-        return Couplings(
-            model=self.model,
-            first_dim=self.first_dim,
-            shapes=self.shapes,
-            dims=self.dims,
-            factors=factors,
-            sizes=np.array(sizes, dtype=np.int64),
-            ops=nodes,
-            edges=edges,
-            pins=pins,
-            input_independent=self.weights,
-            preferences=preferences,
-            reluctant=frozenset(reluctant),
-            eager=frozenset(eager),
+    # -- factors -------------------------------------------------------------------------------
+
+    def _couple(self, op_index: int, op_node: OpNode, description: Description) -> GraphOp:
+        """Lay an operator's factors on the axes of its operands and results."""
+        node = op_node.ir
+        vertices = {name: len(self.sizes) + k for k, name in enumerate(description.factors)}
+        covered: set[int] = set()
+        for name, factor in description.factors.items():
+            vertex = vertices[name]
+            self.factors.append(OpFactor(op_node.name, name))
+            self.sizes.append(factor.size)
+            if factor.pinned is not None:
+                self.pins[vertex] = factor.pinned
+            for place in factor.places:
+                dim = self.first_dim[_value_at(node, place.port).name or ""] + place.axis
+                covered.add(dim)
+                whole = place.map.starts and factor.size == self.sizes[dim]
+                self.edges.append(Edge(vertex, dim, place.map, place.port, op_index, whole))
+        if description.prefer:
+            self.preferences[op_index] = description.prefer
+        self.reluctant.update(vertices[name] for name in description.reluctant)
+        self.eager.update(vertices[name] for name in description.eager)
+        read_inside = captured(node)
+        self._pin_reads(op_node, covered, read_inside)
+        return GraphOp(
+            ir=node,
+            name=op_node.name,
+            layer=layer_name(node),
+            factors=vertices,
+            macs=tuple(tuple(vertices[f] for f in term) for term in description.macs),
+            contracted=description.contracted,
+            statistical=description.statistical,
+            gate=description.gate,
+            silent=description.silent,
+            broadcast=description.broadcast,
+            captured=tuple(value.name or "" for value in read_inside),
+            opaque=description.opaque,
         )
 
-    def _pin_open(self, pins: dict[int, str]) -> None:
+    def _pin_reads(
+        self, op_node: OpNode, covered: set[int], read_inside: Sequence[ir.Value]
+    ) -> None:
+        """Axes that an operator reads without a factor, or in a subgraph, keep their size."""
+        where = f"{op_node.op_type} '{op_node.name}'"
+        for operand in op_node.ir.inputs:
+            if operand is not None and operand.const_value is None:
+                for dim in self._dims_of(operand):
+                    if dim not in covered:
+                        self.pins.setdefault(dim, f"{where} reads it undescribed")
+        for value in read_inside:
+            for dim in self._dims_of(value):
+                self.pins.setdefault(dim, f"read inside {where}")
+
+    def _pin_open(self) -> None:
         """An axis whose size follows the inputs is no axis of channels."""
         for node in self.model.graph:
             for value in node.outputs:
                 first = self.first_dim.get(value.name or "")
                 if first is not None:
                     for axis in value.meta.get(OPEN_AXES_KEY, ()):
-                        pins.setdefault(first + axis, "its size follows the inputs'")
+                        self.pins.setdefault(first + axis, "its size follows the inputs'")
 
-    def _pin_interface(self, pins: dict[int, str]) -> None:
+    def _pin_interface(self) -> None:
         interface = [("input", value) for value in self.model.graph.inputs]
         if self.pin_outputs:
             interface += [("output", value) for value in self.model.graph.outputs]
-        for kind, value in interface:
+        for side, value in interface:
             for dim in self._dims_of(value):
-                pins[dim] = f"graph {kind} '{value.name}'"
+                self.pins[dim] = f"graph {side} '{value.name}'"
 
     def _dims_of(self, value: ir.Value) -> range:
         """The ids of a value's dims; none for a value that no factor stands on."""
