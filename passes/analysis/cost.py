@@ -122,15 +122,15 @@ def parse_cost(kind: str | Mapping[str, float], device: str = _DEVICE) -> list[P
     """
     if isinstance(kind, str):
         words = [_PART.fullmatch(text) for text in re.split(r"(?<![0-9.][eE])\+", kind)]
-        given = [(float(word[1] or 1), word[2]) for word in words if word]
-        if len(given) < len(words):
+        weighted = [(float(word[1] or 1), word[2]) for word in words if word]
+        if len(weighted) < len(words):
             raise ArgumentError(
                 f"cost '{escape(kind)}' cannot be read; write flops, latency@P100 or "
                 "flops+20*params"
             )
     else:
-        given = [(float(weight), name) for name, weight in kind.items()]
-    parts = [_part(weight, name, device) for weight, name in given]
+        weighted = [(float(weight), name) for name, weight in kind.items()]
+    parts = [_part(weight, name, device) for weight, name in weighted]
     if not parts or len({(part.kind, part.device) for part in parts}) < len(parts):
         raise ArgumentError("a sum of costs needs one part at least, and each of them once")
     return parts
@@ -220,9 +220,7 @@ def _params(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
     names: Iterable[str] = [n for n in parameter_names(graph.model) if n not in left_over]
     if convention == "morphnet":
         kernels = {
-            node.ir.inputs[1].name
-            for node in graph.ops
-            if node.macs and node.ir.inputs[1] is not None
+            op.ir.inputs[1].name for op in graph.ops if op.macs and op.ir.inputs[1] is not None
         }
         kernels |= {source.parameter for source in producing_kernels(graph)}
         names = [name for name in names if name in kernels or _feeds(graph, name, kernels)]
@@ -250,20 +248,20 @@ def _weight_bytes(graph: ChannelGraph, _convention: Convention, _device: str) ->
 
 def _activations(graph: ChannelGraph) -> list[tuple[ir.Value, str, int, int]]:
     """Every activation with its layer, the step that makes it and the last that reads it."""
-    steps = {node.name: step for step, node in enumerate(graph.ops)}
+    steps = {op.name: step for step, op in enumerate(graph.ops)}
     end = len(graph.ops) - 1
     outputs = {value.name for value in graph.model.graph.outputs}
-    found = []
-    made = [(value, "input", 0) for value in graph.model.graph.inputs]
-    for step, node in enumerate(graph.ops):
-        made += [(value, node.layer, step) for value in node.ir.outputs]
-    for value, layer, step in made:
+    activations = []
+    values = [(value, "input", 0) for value in graph.model.graph.inputs]
+    for step, op in enumerate(graph.ops):
+        values += [(value, op.layer, step) for value in op.ir.outputs]
+    for value, layer, step in values:
         if (value.name or "") in graph.couplings.input_independent or not value.name:
             continue
         reads = [steps[use.node.name] for use in value.uses() if use.node.name in steps]
         last = end if value.name in outputs else max(reads, default=step)
-        found.append((value, layer, step, last))
-    return found
+        activations.append((value, layer, step, last))
+    return activations
 
 
 def _item_bytes(graph: ChannelGraph, value: ir.Value) -> float:
@@ -292,28 +290,28 @@ def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
     gflops, gbytes = DEVICES[device or _DEVICE]
     terms: list[Term] = []
     blocks: list[int] = []
-    for number, node in enumerate(graph.ops):
-        if not node.macs:
+    for op_index, op in enumerate(graph.ops):
+        if not op.macs:
             continue
         arithmetic = len(blocks)
         blocks += [arithmetic, arithmetic]
-        for term in node.macs:
+        for term in op.macs:
             scale = 2.0 / graph.batch / (gflops * 1e6)
-            terms.append(Term(scale, term, node.layer, piece=arithmetic, op_index=number))
-        for value in (*node.ir.inputs, *node.ir.outputs):
+            terms.append(Term(scale, term, op.layer, piece=arithmetic, op_index=op_index))
+        for value in (*op.ir.inputs, *op.ir.outputs):
             if value is None or not value.name:
                 continue
             weight = value.name in graph.couplings.input_independent
             size = value.dtype.itemsize if value.dtype is not None else 4
             scale = (size if weight else size / graph.batch) / (gbytes * 1e6)
-            term_ = _value_term(graph, value, scale, node.layer)
+            term_ = _value_term(graph, value, scale, op.layer)
             terms.append(
                 Term(
                     term_.coefficient,
                     term_.vertices,
-                    node.layer,
+                    op.layer,
                     piece=arithmetic + 1,
-                    op_index=number,
+                    op_index=op_index,
                 )
             )
     kind = f"latency@{device}" if device else "latency"

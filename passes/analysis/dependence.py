@@ -31,49 +31,49 @@ class _Dependence:
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
         self.weights = graph.couplings.input_independent
-        self.found: dict[str, list[Flags]] = {}
+        self.varying_axes: dict[str, list[Flags]] = {}
 
     def run(self) -> dict[str, list[Flags]]:
         for value in self.graph.model.graph.inputs:
-            self.found[value.name or ""] = self._all(static_shape(value), True)
-        for op_index, node in enumerate(self.graph.ops):
-            if not self.weights.issuperset(result_names(node)):
-                self._step(op_index, node)
-        return self.found
+            self.varying_axes[value.name or ""] = self._all(static_shape(value), True)
+        for op_index, op in enumerate(self.graph.ops):
+            if not self.weights.issuperset(result_names(op)):
+                self._step(op_index, op)
+        return self.varying_axes
 
     def _all(self, shape: Sequence[int], flag: bool) -> list[Flags]:
         return [np.full(size, flag) for size in shape]
 
     def _varies(self, name: str) -> bool:
         """Whether any position of a value depends on an input."""
-        axes = self.found.get(name)
+        axes = self.varying_axes.get(name)
         if axes is None:
             return name not in self.weights
         return all(bool(flags.any()) for flags in axes)
 
-    def _step(self, op_index: int, node: GraphOp) -> None:
-        reads = [name for name in operand_names(node) if name not in self.weights]
-        varies = not reads or node.opaque is not None or any(map(self._varies, reads))
-        for k, value in enumerate(node.ir.outputs):
+    def _step(self, op_index: int, op: GraphOp) -> None:
+        reads = [name for name in operand_names(op) if name not in self.weights]
+        varies = not reads or op.opaque is not None or any(map(self._varies, reads))
+        for k, value in enumerate(op.ir.outputs):
             if value.name:
                 axes = self._all(static_shape(value), varies)
-                if varies and node.opaque is None and not node.captured:
-                    self._narrow(op_index, node, ~k, axes)
+                if varies and op.opaque is None and not op.captured:
+                    self._narrow(op_index, op, ~k, axes)
                     if not all(flags.any() for flags in axes):
                         axes = self._all(static_shape(value), False)
-                self.found[value.name] = axes
+                self.varying_axes[value.name] = axes
 
-    def _narrow(self, op_index: int, node: GraphOp, port: int, axes: list[Flags]) -> None:
+    def _narrow(self, op_index: int, op: GraphOp, port: int, axes: list[Flags]) -> None:
         """Unflag positions of a result that depend on constants alone."""
         couplings = self.graph.couplings
         for edge in self.graph.edges_of(op_index):
             if edge.port == port:
                 elements, positions = edge.map.pairs(int(couplings.sizes[edge.factor]))
-                flags = self._elements(op_index, node, edge)
+                flags = self._elements(op_index, op, edge)
                 axes[couplings.dims[edge.dim].axis][positions] &= flags[elements]
-        self._narrow_by_kernel(op_index, node, axes)
+        self._narrow_by_kernel(op_index, op, axes)
 
-    def _elements(self, op_index: int, node: GraphOp, place: Edge) -> Flags:
+    def _elements(self, op_index: int, op: GraphOp, place: Edge) -> Flags:
         """Which elements of a factor on a result may depend on an input."""
         couplings = self.graph.couplings
         size = int(couplings.sizes[place.factor])
@@ -82,38 +82,38 @@ class _Dependence:
         product = place.map.outer * place.map.inner > 1
         siblings = {e.factor for e in edges if e.dim == place.dim and e.port == place.port}
         name = couplings.factor(place.factor).name
-        for port, value in enumerate(node.ir.inputs):
+        for port, value in enumerate(op.ir.inputs):
             if value is None or value.name in self.weights or not self._varies(value.name or ""):
                 continue
-            here = [e for e in edges if e.port == port and e.factor == place.factor]
+            standing = [e for e in edges if e.port == port and e.factor == place.factor]
             beside = any(e.port == port and e.factor in siblings for e in edges)
-            if name in node.statistical or (not here and (product or not beside)):
+            if name in op.statistical or (not standing and (product or not beside)):
                 flags[:] = True
-            for edge in here:
+            for edge in standing:
                 elements, positions = edge.map.pairs(size)
-                varying = self.found[value.name or ""][couplings.dims[edge.dim].axis]
+                varying = self.varying_axes[value.name or ""][couplings.dims[edge.dim].axis]
                 np.logical_or.at(flags, elements, varying[positions])
-        for port in self._scaling(op_index, node):
-            flags &= self._not_zero(op_index, node, port, place.factor)
+        for port in self._scaling(op_index, op):
+            flags &= self._not_zero(op_index, op, port, place.factor)
         return flags
 
-    def _scaling(self, op_index: int, node: GraphOp) -> list[int]:
+    def _scaling(self, op_index: int, op: GraphOp) -> list[int]:
         """Constant operands that multiply: a zero there ends the dependence."""
-        entry = entry_of(node.ir.op_type, node.ir.domain)
+        entry = entry_of(op.ir.op_type, op.ir.domain)
         ports = [] if entry is None or entry.scale is None else [entry.scale]
-        if node.gate:
-            ports = list(range(len(node.ir.inputs)))
-        kernel = self._kernel(op_index, node)
+        if op.gate:
+            ports = list(range(len(op.ir.inputs)))
+        kernel = self._kernel(op_index, op)
         ports += [] if kernel is None else [kernel]
-        return [p for p in ports if self._constant(node.ir.inputs[p]) is not None]
+        return [p for p in ports if self._constant(op.ir.inputs[p]) is not None]
 
-    def _kernel(self, op_index: int, node: GraphOp) -> int | None:
+    def _kernel(self, op_index: int, op: GraphOp) -> int | None:
         """The one weight that the one activation is multiplied with."""
-        if not node.macs or sum(n not in self.weights for n in operand_names(node)) != 1:
+        if not op.macs or sum(n not in self.weights for n in operand_names(op)) != 1:
             return None
         couplings = self.graph.couplings
-        counted = {factor for term in node.macs for factor in term}
-        summed = {node.factors[name] for name in node.contracted}
+        counted = {factor for term in op.macs for factor in term}
+        summed = {op.factors[name] for name in op.contracted}
         on: dict[int, set[int]] = {}
         for edge in self.graph.edges_of(op_index):
             if edge.port >= 0 and couplings.dims[edge.dim].value in self.weights:
@@ -132,9 +132,9 @@ class _Dependence:
             return value.const_value.numpy()
         return _computed_weight(self.graph, value.name or "")
 
-    def _not_zero(self, op_index: int, node: GraphOp, port: int, factor: int) -> Flags:
+    def _not_zero(self, op_index: int, op: GraphOp, port: int, factor: int) -> Flags:
         """For which elements of a factor a constant operand has a op_index that is not zero."""
-        array = self._constant(node.ir.inputs[port])
+        array = self._constant(op.ir.inputs[port])
         assert array is not None
         size = int(self.graph.couplings.sizes[factor])
         result = np.ones(size, dtype=bool)
@@ -148,29 +148,29 @@ class _Dependence:
                 result &= there
         return result
 
-    def _narrow_by_kernel(self, op_index: int, node: GraphOp, axes: list[Flags]) -> None:
+    def _narrow_by_kernel(self, op_index: int, op: GraphOp, axes: list[Flags]) -> None:
         """The same by running the node on flags, where its activation varies in part only.
 
         With a kernel of ones and zeros nothing cancels, so that a zero in the result depends on
         nothing that varies.
         """
-        kernel = self._kernel(op_index, node)
-        name = next(n for n in operand_names(node) if n not in self.weights)
-        if kernel is None or all(flags.all() for flags in self.found[name]):
+        kernel = self._kernel(op_index, op)
+        name = next(n for n in operand_names(op) if n not in self.weights)
+        if kernel is None or all(flags.all() for flags in self.varying_axes[name]):
             return
-        weight = node.ir.inputs[kernel]
+        weight = op.ir.inputs[kernel]
         array = self._constant(weight)
         if array is None or weight is None:
             return
         varying = np.ones((), dtype=array.dtype)
-        for flags in self.found[name]:
+        for flags in self.varying_axes[name]:
             varying = varying[..., None] * flags.astype(array.dtype)
         given = {name: varying, weight.name or "": (array != 0).astype(array.dtype)}
-        for value in node.ir.inputs:
+        for value in op.ir.inputs:
             if value is not None and value.name not in given and value.name in self.weights:
                 dtype = np.float32 if value.dtype is None else value.dtype.numpy()
                 given[value.name or ""] = np.zeros(static_shape(value), dtype)
-        (result,) = result_names(node)
+        (result,) = result_names(op)
         try:
             reached = evaluate([result], given, self.graph.model)[result] > 0
         except UnsupportedError:

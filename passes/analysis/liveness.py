@@ -60,10 +60,10 @@ class Liveness:
             there.update(operand_names(self.graph.ops[op_index], self.dropped.get(op_index, ())))
             there.update(result_names(self.graph.ops[op_index]))
         there -= self.passed_through
-        had_readers = {n for node in self.graph.ops for n in operand_names(node)}
-        made = {name for node in self.graph.ops for name in result_names(node)}
+        had_readers = {n for op in self.graph.ops for n in operand_names(op)}
+        results = {name for op in self.graph.ops for name in result_names(op)}
         outputs = {value.name for value in self.graph.model.graph.outputs}
-        unread = made | (had_readers - {v.name for v in self.graph.model.graph.inputs})
+        unread = results | (had_readers - {v.name for v in self.graph.model.graph.inputs})
         return frozenset(unread - (there - self.constant - self.empty) - outputs)
 
     @cached_property
@@ -78,20 +78,20 @@ class Liveness:
 
     def passes(self, op_index: int) -> bool:
         """Whether a node has one segment left, so that it does nothing."""
-        node = self.graph.ops[op_index]
-        results = result_names(node)
+        op = self.graph.ops[op_index]
+        results = result_names(op)
         left = [name for name in results if name not in self.empty]
         if len(left) < len(results):
             return len(left) == 1 and _all_segments(self.graph, op_index, results=True)
         gone = self.dropped.get(op_index, ())
-        return bool(gone) and len(operand_names(node, gone)) == 1
+        return bool(gone) and len(operand_names(op, gone)) == 1
 
     @cached_property
     def removed_layers(self) -> tuple[str, ...]:
         """Names of the layers all of whose nodes are gone, in the model's order."""
         layers: dict[str, bool] = {}
-        for op_index, node in enumerate(self.graph.ops):
-            layers[node.layer] = layers.get(node.layer, True) and op_index not in self.live
+        for op_index, op in enumerate(self.graph.ops):
+            layers[op.layer] = layers.get(op.layer, True) and op_index not in self.live
         return tuple(layer for layer, gone in layers.items() if gone)
 
     @cached_property
@@ -111,16 +111,16 @@ class Liveness:
         )
 
 
-def operand_names(node: GraphOp, without: Sequence[int] = ()) -> list[str]:
+def operand_names(op: GraphOp, without: Sequence[int] = ()) -> list[str]:
     """Names of what a node reads: its operands, those of some ports left out, and captures."""
-    inputs = enumerate(node.ir.inputs)
+    inputs = enumerate(op.ir.inputs)
     read = [v.name or "" for port, v in inputs if v is not None and port not in without]
-    return [*read, *node.captured]
+    return [*read, *op.captured]
 
 
-def result_names(node: GraphOp) -> list[str]:
+def result_names(op: GraphOp) -> list[str]:
     """Names of what a node makes."""
-    return [value.name for value in node.ir.outputs if value.name]
+    return [value.name for value in op.ir.outputs if value.name]
 
 
 def liveness(graph: ChannelGraph, dead: Iterable[int]) -> Liveness:
@@ -155,13 +155,13 @@ def with_orphans(
     graph: ChannelGraph, dead: Iterable[int], allowed: Iterable[int]
 ) -> frozenset[int]:
     """Dead groups, and those of ``allowed`` that become useless with them."""
-    found, may = frozenset(dead), frozenset(allowed)
+    removed, may = frozenset(dead), frozenset(allowed)
     while True:
-        more = liveness(graph, found).orphaned_groups & may
-        grown = found | more
+        more = liveness(graph, removed).orphaned_groups & may
+        grown = removed | more
         if not more or liveness(graph, grown).refusal is not None:
-            return found
-        found = grown
+            return removed
+        removed = grown
 
 
 def is_viable(graph: ChannelGraph, dead: Iterable[int]) -> bool:
@@ -208,8 +208,8 @@ class _Walk:
         self.dropped: dict[int, tuple[int, ...]] = {}
 
     def run(self) -> Liveness:
-        for op_index, node in enumerate(self.graph.ops):
-            self._decide(op_index, node)
+        for op_index, op in enumerate(self.graph.ops):
+            self._decide(op_index, op)
         return Liveness(
             self.graph,
             self.dead,
@@ -222,51 +222,51 @@ class _Walk:
             self._refusal(),
         )
 
-    def _decide(self, op_index: int, node: GraphOp) -> None:
-        results = [name for name in result_names(node) if name not in self.empty]
+    def _decide(self, op_index: int, op: GraphOp) -> None:
+        results = [name for name in result_names(op) if name not in self.empty]
         if not results:
             return
-        operands = operand_names(node)
+        operands = operand_names(op)
         lost = next((self.undefined[name] for name in operands if name in self.undefined), None)
         if lost is None and any(name in self.empty for name in operands):
-            lost = self._without_operands(op_index, node)
+            lost = self._without_operands(op_index, op)
         if lost is not None:
             self.undefined.update(dict.fromkeys(results, lost))
-        elif op_index in self.bias_only or self._is_folded(op_index, node, results):
+        elif op_index in self.bias_only or self._is_folded(op_index, op, results):
             self.constant.update(results)
 
-    def _is_folded(self, op_index: int, node: GraphOp, results: Sequence[str]) -> bool:
+    def _is_folded(self, op_index: int, op: GraphOp, results: Sequence[str]) -> bool:
         """Whether a node that depended on an input computes with constants alone."""
         weights = self.weights
-        if node.opaque is not None or weights.issuperset(results):
+        if op.opaque is not None or weights.issuperset(results):
             return False
-        left = operand_names(node, self.dropped.get(op_index, ()))
-        depended = any(name not in weights for name in operand_names(node))
+        left = operand_names(op, self.dropped.get(op_index, ()))
+        depended = any(name not in weights for name in operand_names(op))
         if depended and all(name in weights or name in self.constant for name in left):
             self.folded.add(op_index)
             return True
         return False
 
-    def _without_operands(self, op_index: int, node: GraphOp) -> str | None:
+    def _without_operands(self, op_index: int, op: GraphOp) -> str | None:
         """Settle a node with empty operands and a result that is not; why that cannot be."""
         ports = tuple(
             port
-            for port, value in enumerate(node.ir.inputs)
+            for port, value in enumerate(op.ir.inputs)
             if value is not None and value.name in self.empty
         )
-        where = f"{node.ir.op_type} '{node.name}'"
+        where = f"{op.ir.op_type} '{op.name}'"
         summed = True
         for edge in self.graph.edges_of(op_index):
             if edge.port not in ports or not self.empty_class[self.graph.vertex_class[edge.dim]]:
                 continue
             name = self.graph.couplings.factor(edge.factor).name
-            if name in node.statistical:
+            if name in op.statistical:
                 return f"{where} averages, normalizes or competes over its channels"
-            summed &= name in node.contracted
+            summed &= name in op.contracted
         if not summed and _all_segments(self.graph, op_index, results=False):
             self.dropped[op_index] = ports
             return None
-        others = [name for name in operand_names(node, ports) if name not in self.weights]
+        others = [name for name in operand_names(op, ports) if name not in self.weights]
         if others:
             return f"{where} reads '{others[0]}' beside what it would have nothing of"
         self.bias_only.add(op_index)
@@ -283,8 +283,8 @@ class _Walk:
             if op_index is None or op_index in live or name in self.empty or name in self.constant:
                 continue
             live.add(op_index)
-            node = self.graph.ops[op_index]
-            pending += operand_names(node, self.dropped.get(op_index, ()))
+            op = self.graph.ops[op_index]
+            pending += operand_names(op, self.dropped.get(op_index, ()))
         return frozenset(live)
 
     def _refusal(self) -> str | None:

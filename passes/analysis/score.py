@@ -65,9 +65,9 @@ def strengths(graph: ChannelGraph, sources: Iterable[Source], norm: Norm) -> Flo
             np.bincount(source.channels, numbers, minlength=total).astype(np.float64)
             for numbers in (squared, absolute, ones)
         )
-        here = counts > 0
-        found = norm(squares[here], magnitudes[here], counts[here])
-        result[here] = np.fmax(result[here], found)
+        present = counts > 0
+        norms = norm(squares[present], magnitudes[present], counts[present])
+        result[present] = np.fmax(result[present], norms)
     return result
 
 
@@ -90,10 +90,10 @@ def score(graph: ChannelGraph, kind: Score = "l2", seed: int = 0) -> FloatArray:
     if kind == "random":
         return np.random.default_rng(seed).uniform(0.01, 1.0, len(graph.channel_group))
     if kind == "bn":
-        found = strengths(graph, norm_scales(graph), group_lasso(1.0))
+        scores = strengths(graph, norm_scales(graph), group_lasso(1.0))
         rest = strengths(graph, kernels(graph), group_lasso())
-        found = np.where(np.isnan(found), rest, found)
+        scores = np.where(np.isnan(scores), rest, scores)
     else:
         norms: dict[str, Norm] = {"l2": _l2, "l1": _l1, "lasso": group_lasso()}
-        found = strengths(graph, kernels(graph), norms[kind])
-    return np.where(np.isnan(found), 1.0, found)
+        scores = strengths(graph, kernels(graph), norms[kind])
+    return np.where(np.isnan(scores), 1.0, scores)

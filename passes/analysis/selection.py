@@ -92,11 +92,13 @@ class AxisSelection:
         sizes = self.graph.couplings.sizes
         positions = self._elements(dim)
         if any(edge.map.outer * edge.map.inner > 1 for edge in edges):
-            made = np.zeros(1, dtype=np.int64)
+            composed = np.zeros(1, dtype=np.int64)
             for edge in sorted(edges, key=lambda edge: -edge.map.inner):
-                made = np.add.outer(made, self._elements(edge.factor) * edge.map.inner).ravel()
+                composed = np.add.outer(
+                    composed, self._elements(edge.factor) * edge.map.inner
+                ).ravel()
             complete = prod(int(sizes[edge.factor]) for edge in edges) == sizes[dim]
-            return complete and np.array_equal(made, positions)
+            return complete and np.array_equal(composed, positions)
         for edge in edges:
             first = edge.map.offset
             inside = np.flatnonzero((first <= positions) & (positions < first + sizes[edge.factor]))
