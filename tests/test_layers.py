@@ -120,6 +120,55 @@ def _lower(sources: dict[str, str]) -> dict[str, str]:
     return {n: source for n, source in sources.items() if n.split(".")[1] in WITHOUT_TORCH}
 
 
+def operator_names(source: str, known: frozenset[str]) -> list[str]:
+    """Names of operators in a source, but for those of the nodes that it makes.
+
+    A rewrite names what it inserts: the first strings that are given to the editor's ``insert`` and
+    ``replace``, or to helpers of the pass that are called like them.
+    """
+    tree = ast.parse(source)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    makers = [c for c in calls if ast.unparse(c.func).split(".")[-1].strip("_") in _MAKERS]
+    made = {id(argument) for call in makers for argument in call.args}
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in known and id(node) not in made
+    ]
+
+
+_MAKERS = {"insert", "replace"}
+
+
+def test_passes_ask_for_facts_not_for_names() -> None:
+    """What an operator is stands in its entry; canonicalization alone deals with ONNX's own."""
+    from morphgraph.ops import described_ops
+
+    known = frozenset(described_ops())
+    stages = ("morphgraph.passes.", "morphgraph.passes.canonical")
+    found = {
+        name: operator_names(source, known)
+        for name, source in _sources().items()
+        if name.startswith(stages[0]) and not name.startswith(stages[1])
+    }
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("if node.op_type == 'Add': pass", ["Add"]),
+        ("if node.op_type in ('Add', 'Sub'): pass", ["Add", "Sub"]),
+        ("match node.op_type:\n    case 'Add': pass", ["Add"]),
+        ("editor.insert('Gather', [x])", []),
+        ("self._insert(node, 'Gather', [x])", []),
+        ("editor.insert('Gather', [x] if node.op_type == 'Add' else [])", ["Add"]),
+    ],
+)
+def test_the_name_of_an_operator_is_seen(source: str, names: list[str]) -> None:
+    assert operator_names(source, frozenset({"Add", "Gather", "Sub"})) == names
+
+
 def test_every_unit_has_a_layer() -> None:
     assert {_unit(name) for name in _sources()} == set(RANK)
 

@@ -51,8 +51,6 @@ _FAMILIES = {
 # Entries of these families write index maps, not lines; their docstring says what moves.
 _MAPPED = ("movement", "reshape", "padding", "interpolation", "indexing", "sizes")
 _MAPPED += ("com.microsoft::QLinearConcat",)
-# These say only why nothing is known of their operators.
-_UNKNOWN = ("barriers",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +252,9 @@ def _family(title: str, rows: Mapping[tuple[Row, ...], list[str]]) -> str:
 
 def _rows(op_type: str, family: str) -> tuple[Row, ...]:
     entry = _entry(op_type)
+    if issubclass(entry, ops.barriers.Barrier):
+        return (Row(entry.reason),)
     words = (entry.__doc__ or "").split("\n\n")[0].strip().removesuffix(".")
-    if family in _UNKNOWN:
-        return (Row(words),)
     if family in _MAPPED or op_type in _MAPPED:
         return (Row(f"index map: {words[0].lower()}{words[1:]}" if words else "index map"),)
     if op_type in _EXAMPLES:

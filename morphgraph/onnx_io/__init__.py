@@ -10,7 +10,6 @@ from morphgraph.onnx_io.model import (
     checker_refusal,
     constant_names,
     not_finite,
-    parameter_names,
     static_shape,
     stored_names,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "escape",
     "load",
     "not_finite",
-    "parameter_names",
     "save",
     "static_shape",
     "stored_names",

@@ -101,26 +101,6 @@ def checker_refusal(model: ir.Model) -> str | None:
     return None
 
 
-def parameter_names(model: ir.Model) -> list[str]:
-    """Names of the initializers that training changes, in the model's order.
-
-    A model exported by morphgraph lists them. In any other, ONNX cannot tell parameters from
-    buffers: there, all floating-point initializers with at least one axis count, apart from the
-    running statistics of batch normalizations.
-    """
-    initializers = model.graph.initializers
-    if PARAMETERS_KEY in model.metadata_props:
-        return [name for name in stored_names(model) if name in initializers]
-    return [
-        name
-        for name, value in initializers.items()
-        if value.const_value is not None
-        and value.const_value.dtype.is_floating_point()
-        and value.const_value.shape.rank() > 0
-        and not _is_running_statistic(value)
-    ]
-
-
 def stored_names(model: ir.Model) -> list[str]:
     """The parameter names that the export has stored in the model's metadata; else none.
 
@@ -157,13 +137,6 @@ def _listed(model: ir.Model, key: str) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError(f"metadata '{key}' is not a list of names; export the model anew")
     return names
-
-
-def _is_running_statistic(value: ir.Value) -> bool:
-    uses = value.uses()
-    return bool(uses) and all(
-        use.node.op_type == "BatchNormalization" and use.idx in (3, 4) for use in uses
-    )
 
 
 def not_finite(model: ir.Model) -> Sequence[str]:

@@ -37,9 +37,11 @@ from morphgraph.ops.op import (
     describe,
     described_ops,
     entry_of,
+    facts_of,
     mismatch_hint,
     op,
 )
+from morphgraph.ops.parameters import parameter_names, running_statistics
 
 __all__ = [
     "Description",
@@ -61,6 +63,7 @@ __all__ = [
     "einsum",
     "elementwise",
     "entry_of",
+    "facts_of",
     "indexing",
     "interpolation",
     "mismatch_hint",
@@ -68,6 +71,7 @@ __all__ = [
     "norm",
     "op",
     "padding",
+    "parameter_names",
     "pool",
     "quantize",
     "rearrange",
@@ -75,6 +79,7 @@ __all__ = [
     "reduce",
     "register",
     "reshape",
+    "running_statistics",
     "selection",
     "sizes",
     "vision",

@@ -5,52 +5,64 @@ Each has its reason, which ``analyze`` prints. None of them has a PyTorch form.
 
 from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, op
 
-_REASONS = {
-    "draws random numbers, others for every size": (
-        "Bernoulli",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    ),
-    "decides at run time how many positions it keeps": (
-        "Compress",
-        "NonMaxSuppression",
-        "NonZero",
-        "Unique",
-    ),
-    "has a body of its own, which is left as it is": ("If", "Loop", "Scan", "SequenceMap"),
-    "deals with sequences or optional values, which have no axes": (
-        "ConcatFromSequence",
-        "Optional",
-        "OptionalGetElement",
-        "OptionalHasElement",
-        "SequenceAt",
-        "SequenceConstruct",
-        "SequenceEmpty",
-        "SequenceErase",
-        "SequenceInsert",
-        "SequenceLength",
-        "SplitToSequence",
-    ),
-    "makes numbers from numbers": (
-        "BlackmanWindow",
-        "HammingWindow",
-        "HannWindow",
-        "MelWeightMatrix",
-    ),
-}
+
+class Barrier(Op):
+    """An operator that is opaque for a ``reason``."""
+
+    reason = ""
+
+    @classmethod
+    def describe(cls, n: OpNode) -> Description:
+        raise UnsupportedFormError(f"{n.op_type} {cls.reason}")
 
 
-def _barrier(reason: str) -> type[Op]:
-    def describe(n: OpNode) -> Description:
-        raise UnsupportedFormError(f"{n.op_type} {reason}")
+@op(
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+class Random(Barrier):
+    reason = "draws random numbers, others for every size"
+    foldable = False
 
-    return type("Barrier", (Op,), {"describe": staticmethod(describe), "__doc__": reason})
+
+@op("Compress", "NonZero", "Unique")
+class SizedByData(Barrier):
+    reason = "decides at run time how many positions it keeps"
+    bounded = True
 
 
-for _reason, _names in _REASONS.items():
-    op(*_names)(_barrier(_reason))
+@op("NonMaxSuppression")
+class NonMaxSuppression(SizedByData):
+    foldable = False  # slow
+    bounded = False
 
-BARRIERS = frozenset(name for names in _REASONS.values() for name in names)
+
+@op("If", "Loop", "Scan", "SequenceMap")
+class WithBody(Barrier):
+    reason = "has a body of its own, which is left as it is"
+
+
+@op(
+    "ConcatFromSequence",
+    "Optional",
+    "OptionalGetElement",
+    "OptionalHasElement",
+    "SequenceAt",
+    "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceErase",
+    "SequenceInsert",
+    "SequenceLength",
+    "SplitToSequence",
+)
+class WithoutAxes(Barrier):
+    reason = "deals with sequences or optional values, which have no axes"
+
+
+@op("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix")
+class Table(Barrier):
+    reason = "makes numbers from numbers"

@@ -109,6 +109,7 @@ class Convolutional(Op):
 
 @op("Conv")
 class Conv(Convolutional):
+    foldable = False  # slow
     shift = 2
     zeros = (2,)
 
@@ -159,6 +160,7 @@ class Conv(Convolutional):
 class ConvTranspose(Op):
     """Every input position is multiplied with the whole kernel, so the input space is counted."""
 
+    foldable = False  # slow
     shift = 2
     zeros = (2,)
 
@@ -254,6 +256,7 @@ def grouped_preference(in_per_group: int, out_per_group: int) -> str:
 @op("Gemm")
 class Gemm(Op):
     shift = 2
+    shift_factor = "beta"
     zeros = (2,)
 
     @staticmethod

@@ -97,6 +97,8 @@ def _largest(operands: Sequence[Sequence[str]], shapes: Sequence[Shape]) -> dict
 class Einsum(Op):
     """A product of two activations is an attention, as for MatMul: what they share goes first."""
 
+    foldable = False  # slow
+
     @staticmethod
     def describe(n: OpNode, *, equation: str) -> Description:
         operands, out = _terms(equation)

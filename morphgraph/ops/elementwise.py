@@ -1,5 +1,6 @@
 """Operators that treat every element alone, with ONNX broadcasting."""
 
+import operator
 from collections.abc import Mapping
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from morphgraph.ops.op import Description, Op, OpNode, from_line, op
 if TYPE_CHECKING:
     from torch import fx
 
-    from morphgraph.torch_io.builder import Number, TorchBuilder
+    from morphgraph.torch_io.builder import TorchBuilder
 
 
 # fmt: off
@@ -106,6 +107,8 @@ class CastLike(Op):
 
 @op("Dropout")
 class Dropout(Op):
+    foldable = False  # meant as it stands: it acts in training
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, _, _ -> *a, *a")
@@ -120,31 +123,100 @@ class Dropout(Op):
         return b.module(n, nn.Dropout(share), b.tensor(n, 0))
 
 
-# fmt: off
-_BINARY = (
-    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater",
-    "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Or", "Pow", "Sub", "Xor",
-)
-# fmt: on
+# ONNX's names -> those of Python's operators, so that the generated code reads ``x + y``.
+_BINARY = {
+    "Add": "add",
+    "And": "and_",
+    "BitwiseAnd": "and_",
+    "BitwiseOr": "or_",
+    "BitwiseXor": "xor",
+    "Equal": "eq",
+    "Greater": "gt",
+    "GreaterOrEqual": "ge",
+    "Less": "lt",
+    "LessOrEqual": "le",
+    "Mul": "mul",
+    "Or": "or_",
+    "Pow": "pow",
+    "Sub": "sub",
+    "Xor": "xor",
+}
 
 
-@op(*_BINARY)
 class Binary(Op):
     @staticmethod
     def describe(n: OpNode) -> Description:
         return from_line(n, "*a, *a -> *a")
 
     @staticmethod
-    def initial(n: OpNode) -> Mapping[int, Initial]:
-        return of_affine_addend(n) if n.op_type == "Add" else {}
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        function = getattr(operator, _BINARY[n.op_type])
+        return b.call(function, b.operand(n, 0), b.operand(n, 1))
+
+
+op(*sorted(_BINARY.keys() - {"Add", "Mul", "Sub"}))(Binary)
+
+
+@op("Add")
+class Add(Binary):
+    adds = True
 
     @staticmethod
-    def lower(b: "TorchBuilder", n: OpNode, *, direction: str = "LEFT", fmod: int = 0) -> "fx.Node":
-        linear = b.biased_linear(n) if n.op_type == "Add" else None
-        if linear is not None:
-            return linear
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return of_affine_addend(n)
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        return b.biased_linear(n) or Binary.lower(b, n)
+
+
+@op("Sub")
+class Sub(Binary):
+    subtracts = True
+
+
+@op("Mul")
+class Mul(Binary):
+    """A product is silent where one operand is: squeeze-and-excite gates, layer scales."""
+
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        return from_line(n, "*a, *a -> *a", gate=True)
+
+    @staticmethod
+    def initial(n: OpNode) -> Mapping[int, Initial]:
+        return of_affine_factor(n)
+
+
+@op("Div")
+class Div(Binary):
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        import torch
+
         left, right = b.operand(n, 0), b.operand(n, 1)
-        return _binary(b, n, n.op_type, left, right, direction, bool(fmod))
+        dtype = n.ir.outputs[0].dtype
+        if dtype is not None and dtype.is_integer():
+            return b.call(torch.div, left, right, rounding_mode="trunc")
+        return b.call(operator.truediv, left, right)
+
+
+@op("Mod")
+class Mod(Binary):
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, fmod: int = 0) -> "fx.Node":
+        import torch
+
+        function = torch.fmod if fmod else torch.remainder
+        return b.call(function, b.operand(n, 0), b.operand(n, 1))
+
+
+@op("BitShift")
+class BitShift(Binary):
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, direction: str = "LEFT") -> "fx.Node":
+        function = operator.lshift if direction == "LEFT" else operator.rshift
+        return b.call(function, b.operand(n, 0), b.operand(n, 1))
 
 
 @op("PRelu")
@@ -165,24 +237,7 @@ class PRelu(Op):
         return b.call(torch.where, b.call(torch.lt, x, 0), b.call(torch.mul, x, slope), x)
 
 
-@op("Mul")
-class Mul(Op):
-    """A product is silent where one operand is: squeeze-and-excite gates, layer scales."""
-
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, *a -> *a", gate=True)
-
-    @staticmethod
-    def initial(n: OpNode) -> Mapping[int, Initial]:
-        return of_affine_factor(n)
-
-    @staticmethod
-    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
-        return _binary(b, n, "Mul", b.operand(n, 0), b.operand(n, 1))
-
-
-@op("Sum", "Mean", "Max", "Min")
+@op("Mean", "Max", "Min")
 class Variadic(Op):
     @staticmethod
     def describe(n: OpNode) -> Description:
@@ -196,6 +251,16 @@ class Variadic(Op):
         operands = [b.tensor(n, i) for i in range(len(n.in_shapes))]
         total = reduce(lambda left, right: b.call(function, left, right), operands)
         return b.call(torch.div, total, len(operands)) if n.op_type == "Mean" else total
+
+
+@op("Sum")
+class Sum(Variadic):
+    adds = True
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        linear = b.biased_linear(n) if len(n.in_shapes) == 2 else None
+        return linear or Variadic.lower(b, n)
 
 
 @op("Where")
@@ -212,52 +277,3 @@ class Where(Op):
         if all(isinstance(x, float | int) for x in chosen):  # torch would choose the type itself
             chosen = b.tensor(n, 1), b.tensor(n, 2)
         return b.call(torch.where, b.tensor(n, 0), *chosen)
-
-
-_OPERATORS = {
-    "Add": "add",
-    "And": "and_",
-    "Equal": "eq",
-    "Greater": "gt",
-    "GreaterOrEqual": "ge",
-    "Less": "lt",
-    "LessOrEqual": "le",
-    "Mul": "mul",
-    "Or": "or_",
-    "Pow": "pow",
-    "Sub": "sub",
-    "Xor": "xor",
-    "BitwiseAnd": "and_",
-    "BitwiseOr": "or_",
-    "BitwiseXor": "xor",
-}
-
-
-def _binary(
-    b: "TorchBuilder",
-    n: OpNode,
-    kind: str,
-    left: "fx.Node | Number",
-    right: "fx.Node | Number",
-    direction: str = "LEFT",
-    fmod: bool = False,
-) -> "fx.Node":
-    """Two operands: Python's operators, so that the generated code reads ``x + y``."""
-    import operator
-
-    import torch
-
-    if kind == "Div":
-        if _is_integer(n):
-            return b.call(torch.div, left, right, rounding_mode="trunc")
-        return b.call(operator.truediv, left, right)
-    if kind == "Mod":
-        return b.call(torch.fmod if fmod else torch.remainder, left, right)
-    if kind == "BitShift":
-        return b.call(operator.lshift if direction == "LEFT" else operator.rshift, left, right)
-    return b.call(getattr(operator, _OPERATORS[kind]), left, right)
-
-
-def _is_integer(n: OpNode) -> bool:
-    dtype = n.ir.outputs[0].dtype
-    return dtype is not None and dtype.is_integer()

@@ -6,10 +6,9 @@ from math import prod
 from typing import Literal
 
 import numpy as np
-import onnx_ir as ir
 
 from morphgraph.arrays import FloatArray, Shape
-from morphgraph.ops.op import OpNode, entry_of
+from morphgraph.ops.op import OpNode, facts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +57,8 @@ def xavier(shape: Shape) -> Initial:
 
 def initials_of(n: OpNode) -> Mapping[int, Initial]:
     """Per operand that is a layer's weight how PyTorch draws it."""
-    entry = entry_of(n.op_type, n.domain)
-    if entry is None or entry.initial is None:
+    entry = facts_of(n)
+    if entry.initial is None:
         return {}
     found: Mapping[int, Initial] = entry.call(entry.initial, n.ir, n)
     return {i: initial for i, initial in found.items() if n.has(i) and n.is_weight(i)}
@@ -73,8 +72,7 @@ def of_affine_addend(n: OpNode) -> dict[int, Initial]:
     """
     found = {}
     for i, maker in _others(n):
-        entry = entry_of(maker.op_type, maker.domain)
-        if entry is None or entry.shift is not None:
+        if facts_of(maker).shift is not None:
             continue
         for port, initial in initials_of(maker).items():
             if initial.kind == "uniform" and n.shape(i) == maker.out()[-1:]:
@@ -89,8 +87,7 @@ def of_affine_factor(n: OpNode) -> dict[int, Initial]:
     return {
         i: ONE
         for i, maker in _others(n, moved=True)
-        if _divides_by_root(maker)
-        or ((entry := entry_of(maker.op_type, maker.domain)) and entry.scale is not None)
+        if _divides_by_root(maker) or facts_of(maker).scale is not None
     }
 
 
@@ -117,13 +114,8 @@ def _others(n: OpNode, moved: bool = False) -> Sequence[tuple[int, OpNode]]:
     for i in filter(n.is_weight, (0, 1)):
         value = n.ir.inputs[1 - i]
         maker = None if value is None else value.producer()
-        while moved and maker is not None and _moves(maker) and maker.inputs[0] is not None:
+        while moved and maker is not None and facts_of(maker).moves and maker.inputs[0] is not None:
             maker = maker.inputs[0].producer()
         if maker is not None:
             found.append((i, OpNode(maker, n.weights)))
     return found
-
-
-def _moves(node: ir.Node) -> bool:
-    entry = entry_of(node.op_type, node.domain)
-    return entry is not None and entry.moves

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 @op("BatchNormalization")
 class BatchNormalization(Op):
-    """In inference a scale and a shift per channel; operands 3 and 4 are running statistics.
+    """In inference a scale and a shift per channel.
 
     The other axes pass: standardized weights come here as (1, out, in x kernel).
     """
 
     scale = 1
     shift = 2
+    statistics = (3, 4)
 
     @staticmethod
     def describe(n: OpNode, *, training_mode: int = 0) -> Description:

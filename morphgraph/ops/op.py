@@ -236,24 +236,44 @@ class Resizing(Protocol):
 class Op:
     """Base of all entries; ``describe`` is what every entry must have.
 
-    ``moves`` says that the results hold the operands' numbers as they are, elsewhere. ``shape``
-    gives the results' shapes for an operator of which ONNX infers none: it takes the shapes of the
-    operands (``None`` for an absent one) and returns one shape, or a list of them. ``origin`` is
-    the file and line where a user taught the operator; empty for the program's own.
+    Passes compare no operator names: they ask for these facts. The defaults are those of an
+    operator without any, which is what :func:`facts_of` returns where there is no entry.
 
-    Of the operands, ``scale`` alone scales every channel, ``shift`` is added to every channel of
-    axis 1, and ``zeros`` mean zero where they are absent (biases, initial states). A function of
-    one operand that is not zero at zero is ``open_at_zero``.
-
-    ``initial`` says per operand that is a layer's weight how PyTorch draws it
-    (:class:`~morphgraph.ops.initial.Initial`), for training from scratch.
+    Attributes:
+        moves: the results hold the operands' numbers as they are, elsewhere.
+        adds: the result is the sum of all operands.
+        subtracts: the result is the first operand less the second.
+        open_at_zero: a function of one operand that is not zero at zero.
+        foldable: a node with constant operands may be replaced by what it computes. Not so for
+            random numbers, for what is meant to stay as it is written (quantization, dropout), and
+            for what ONNX's reference implementation computes too slowly.
+        bounded: the results' sizes depend on the data, but no result has more numbers than the rank
+            times the size of an operand.
+        scale: the operand that alone scales every channel.
+        shift: the operand that is added to every channel, one number for each position of
+            ``shift_axis`` of the result, times the attribute named ``shift_factor`` if it is there.
+        statistics: operands that hold running statistics of a norm, which training updates without
+            a gradient.
+        zeros: operands that mean zero where they are absent (biases, initial states).
+        shape: the results' shapes for an operator of which ONNX infers none. It takes the operands'
+            shapes (``None`` for an absent one) and returns one shape, or a list of them.
+        initial: per operand that is a layer's weight how PyTorch draws it
+            (:class:`~morphgraph.ops.initial.Initial`), for training from scratch.
+        origin: file and line where a user taught the operator; empty for the program's own.
     """
 
     moves: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
+    subtracts: ClassVar[bool] = False
+    open_at_zero: ClassVar[bool] = False
+    foldable: ClassVar[bool] = True
+    bounded: ClassVar[bool] = False
     scale: ClassVar[int | None] = None
     shift: ClassVar[int | None] = None
+    shift_axis: ClassVar[int] = 1
+    shift_factor: ClassVar[str] = ""
+    statistics: ClassVar[tuple[int, ...]] = ()
     zeros: ClassVar[tuple[int, ...]] = ()
-    open_at_zero: ClassVar[bool] = False
     describe: ClassVar[Callable[..., Description]]
     shape: ClassVar[Callable[..., Shape | Sequence[Shape | None]] | None] = None
     resize: ClassVar[Callable[..., None] | None] = None
@@ -321,6 +341,17 @@ def entry_of(op_type: str, domain: str = "") -> type[Op] | None:
 def lookup(op_type: str, domain: str = "") -> type[Op] | None:
     """The entry of an operator so far; no plugin is asked."""
     return _REGISTRY.get(("" if domain == "ai.onnx" else domain, op_type))
+
+
+def facts_of(node: ir.Node | OpNode) -> type[Op]:
+    """The entry of a node's operator, for its facts; :class:`Op`, which has none, for an unknown.
+
+    >>> facts_of(ir.node("BatchNormalization", [])).statistics
+    (3, 4)
+    >>> facts_of(ir.node("Unheard", [], domain="com.acme")).statistics
+    ()
+    """
+    return entry_of(node.op_type, node.domain) or Op
 
 
 def mismatch_hint(entry: type[Op] | None) -> str:
@@ -479,6 +510,7 @@ __all__ = [
     "describe",
     "described_ops",
     "entry_of",
+    "facts_of",
     "from_line",
     "mismatch_hint",
     "op",

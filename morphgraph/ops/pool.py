@@ -24,6 +24,8 @@ class Pool(Op):
 
 @op("MaxPool")
 class MaxPool(Pool):
+    foldable = False  # slow
+
     @staticmethod
     def lower(
         b: "TorchBuilder",
@@ -60,6 +62,8 @@ class MaxPool(Pool):
 
 @op("AveragePool")
 class AveragePool(Pool):
+    foldable = False  # slow
+
     @staticmethod
     def lower(
         b: "TorchBuilder",
@@ -108,6 +112,8 @@ class AveragePool(Pool):
 
 @op("LpPool")
 class LpPool(Pool):
+    foldable = False  # slow
+
     @staticmethod
     def lower(
         b: "TorchBuilder",

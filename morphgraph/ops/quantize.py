@@ -33,6 +33,8 @@ def _require_single(n: OpNode, *operands: int) -> None:
 class Quantize(Op):
     """One scale for all, or one for every position of an axis."""
 
+    foldable = False  # meant as it stands
+
     @staticmethod
     def describe(n: OpNode, *, axis: int = 1) -> Description:
         if _is_single(n, 1):
@@ -90,6 +92,8 @@ def stored(b: "TorchBuilder", n: OpNode, number: "fx.Node") -> "fx.Node":
 @op("DynamicQuantizeLinear")
 class DynamicQuantize(Op):
     """The range spans all numbers and 0, so that a zero changes nothing of it."""
+
+    foldable = False  # meant as it stands
 
     @staticmethod
     def describe(n: OpNode) -> Description:
@@ -151,6 +155,8 @@ def _rescaled(b: "TorchBuilder", n: OpNode, total: "fx.Node", axis: int | None) 
 
 class _QuantizedConvolution(Convolutional):
     """A convolution of stored numbers; each zero point stands two operands behind its numbers."""
+
+    foldable = False  # slow
 
     @staticmethod
     @abstractmethod
@@ -225,6 +231,8 @@ def _column_axes(n: OpNode, i: int) -> str:
 
 @op("QLinearMatMul")
 class QLinearMatMul(Op):
+    foldable = False  # slow
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         _require_single(n, 1, 2, 6, 7)
@@ -245,6 +253,8 @@ class QLinearMatMul(Op):
 
 @op("MatMulInteger")
 class MatMulInteger(Op):
+    foldable = False  # slow
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         _require_single(n, 2)

@@ -305,6 +305,7 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
 class Recurrent(Op):
     """Arithmetic: both kernels, per step and direction; ``T N (|W| + |R|)`` in all."""
 
+    foldable = False  # slow
     zeros = (3, 5, 6)  # the biases, the initial states
 
     @staticmethod

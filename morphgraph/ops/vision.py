@@ -121,6 +121,8 @@ class MaxRoiPool(Op):
 class DeformConv(Op):
     """A convolution whose taps move by offsets, each for one block of input channels."""
 
+    foldable = False  # slow
+
     @staticmethod
     def describe(n: OpNode, *, group: int = 1, offset_group: int = 1) -> Description:
         if group == 1:
@@ -211,6 +213,8 @@ class Col2Im(Op):
 @op("MaxUnpool")
 class MaxUnpool(Op):
     """Puts pooled values back; positions are counted over all channels, as MaxPool counts them."""
+
+    foldable = False  # slow
 
     @staticmethod
     def describe(n: OpNode) -> Description:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array
 from morphgraph.edit import Editor
+from morphgraph.ops import facts_of
 
 if TYPE_CHECKING:
     import torch
@@ -261,7 +262,7 @@ def _draw(value: ir.Value, generator: np.random.Generator) -> Array:
     node, place = next(iter(value.uses()))
     assert value.const_value is not None
     shape = tuple(value.const_value.shape.numpy())
-    if node.op_type == "BatchNormalization":
+    if facts_of(node).statistics:
         spans = {1: (0.5, 1.5), 2: (-0.3, 0.3), 3: (0.0, 0.0), 4: (1.0, 1.0)}
         return generator.uniform(*spans[place], shape)
     if node.op_type in _LAYERS and len(shape) > 1:
@@ -290,12 +291,12 @@ def _measure_statistics(
     probe = model.clone()
     editor = Editor(probe)
     # GlobalAveragePool and InstanceNormalization are spelled alike in every opset.
-    probed = [node for node in probe.graph if node.op_type == "BatchNormalization"]
+    probed = [node for node in probe.graph if facts_of(node).statistics]
     norms = [_probe(editor, node) for node in probed]
     if not norms:
         return
     found = run(probe, feeds)
-    originals = [node for node in model.graph if node.op_type == "BatchNormalization"]
+    originals = [node for node in model.graph if facts_of(node).statistics]
     for node, (first, second) in zip(originals, norms, strict=True):
         mean = found[first].astype(np.float64)
         axes = (0, *range(2, mean.ndim))

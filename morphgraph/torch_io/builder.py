@@ -31,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from morphgraph.arrays import Array
 from morphgraph.errors import UnsupportedError
-from morphgraph.ops import OpNode, entry_of
+from morphgraph.ops import Op, OpNode, facts_of
 from morphgraph.torch_io.modules import ModuleTree
 from morphgraph.torch_io.names import clean, is_path, scope_of, shared_path
 from morphgraph.torch_io.origins import Origins
@@ -243,8 +243,7 @@ class TorchBuilder:
             if value is None or value.const_value is not None:
                 continue
             node = value.producer()
-            entry = None if node is None else entry_of(node.op_type, node.domain)
-            if node is None or entry is None or not entry.moves:
+            if node is None or not facts_of(node).moves:
                 return None
             pending += node.inputs
         return Origins(self.tensor(n, i), self.tree.tensor)
@@ -333,7 +332,7 @@ class TorchBuilder:
             UnsupportedError: always.
         """
         full = f"{n.domain}::{n.op_type}" if n.domain else n.op_type
-        known = entry_of(n.op_type, n.domain) is not None
+        known = facts_of(n) is not Op
         teach = f'register("{full}", line, lower=your_function)'
         hint = advice or (
             f"give its entry another 'lower': {full}" if known else f"teach it: {teach}"
@@ -399,7 +398,7 @@ def _other_rank(n: OpNode, i: int) -> int:
 def _is_added_behind(n: OpNode, name: str) -> bool:
     """Whether a parameter has no other reader than the addition to the node's result."""
     uses = list(n.ir.outputs[0].uses())
-    if len(uses) != 1 or uses[0].node.op_type != "Add":
+    if len(uses) != 1 or not facts_of(uses[0].node).adds or len(uses[0].node.inputs) != 2:
         return False
     value = uses[0].node.inputs[1 - uses[0].idx]
     return value is not None and value.name == name and len(value.uses()) == 1

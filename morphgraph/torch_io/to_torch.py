@@ -7,8 +7,8 @@ import torch
 from torch import fx
 
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, parameter_names, static_shape
-from morphgraph.ops import OpNode, entry_of
+from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, static_shape
+from morphgraph.ops import OpNode, facts_of, parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.passes.canonical.symbols import Symbol, larger_shapes, open_symbols
 from morphgraph.torch_io.batch import free_batch
@@ -149,8 +149,8 @@ def _example(value: ir.Value) -> torch.Tensor:
 def _lower(b: TorchBuilder, node: ir.Node) -> None:
     """Lower one node and bind its results."""
     n = OpNode(node)
-    entry = entry_of(n.op_type, n.domain)
-    if entry is None or entry.lower is None:
+    entry = facts_of(node)
+    if entry.lower is None:
         b.fail(n, "it has no lowering")
     result = entry.call(entry.lower, node, b, n)
     results = result if isinstance(result, tuple) else (result,)

@@ -7,7 +7,8 @@ import torch
 from torch import fx, nn
 
 from morphgraph.errors import ModelError
-from morphgraph.onnx_io import ModelLike, as_model, escape, parameter_names
+from morphgraph.onnx_io import ModelLike, as_model, escape
+from morphgraph.ops import parameter_names, running_statistics
 from morphgraph.torch_io.tensors import to_onnx
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
@@ -29,7 +30,7 @@ def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) 
     source = as_model(model)
     state = named_tensors(net)
     result = source.clone()
-    needed = set(parameter_names(source)) | set(_running_statistics(source))
+    needed = set(parameter_names(source)) | set(running_statistics(source))
     for name, value in result.graph.initializers.items():
         old = value.const_value
         tensor = state.get(name)
@@ -90,17 +91,6 @@ def _unwrapped(name: str) -> str:
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name
-
-
-def _running_statistics(model: ir.Model) -> list[str]:
-    """Names of the means and variances that BatchNormalization nodes read."""
-    return [
-        value.name
-        for node in model.graph
-        if node.op_type == "BatchNormalization"
-        for value in node.inputs[3:5]
-        if value is not None and value.const_value is not None and value.name is not None
-    ]
 
 
 def _format(shape: tuple[int, ...]) -> str:

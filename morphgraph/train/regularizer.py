@@ -18,7 +18,7 @@ from morphgraph.arrays import Flags, FloatArray, IntArray
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.check import escape
-from morphgraph.ops import entry_of
+from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.channel_sources import Source, channel_scales, kernels
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.gates import closing_scales, deciding_scales, gated_groups
@@ -169,9 +169,7 @@ class Regularizer:
         """The channels that a scale which is no norm's decides on, ``[channels]``."""
         found = np.zeros(len(self.graph.channel_group), dtype=bool)
         for number, source in channel_scales(self.graph).items():
-            node = self.graph.ops[number].ir
-            entry = entry_of(node.op_type, node.domain)
-            if entry is None or entry.scale is None:
+            if facts_of(self.graph.ops[number].ir).scale is None:
                 found |= self._by_scale & self._decides(source)
         return found
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
-from morphgraph.onnx_io import parameter_names
-from morphgraph.ops import entry_of
+from morphgraph.ops import facts_of, parameter_names
 from morphgraph.passes.coupling.roles import roles
 
 
@@ -73,13 +72,16 @@ def readers(graph: ChannelGraph) -> list[Source]:
 
 
 def norm_scales(graph: ChannelGraph) -> list[Source]:
-    """The scales of all BatchNorms."""
-    found = {}
-    for node in graph.ops:
-        scale = node.ir.inputs[1] if node.ir.op_type == "BatchNormalization" else None
+    """The scales of all norms with running statistics: of BatchNorms."""
+    sources = {}
+    for op in graph.ops:
+        facts = facts_of(op.ir)
+        if not facts.statistics or facts.scale is None:
+            continue
+        scale = op.ir.inputs[facts.scale]
         if scale is not None and scale.name and scale.is_initializer():
-            found[scale.name] = Source(scale.name, 0, graph.channels_at(scale.name, 0))
-    return list(found.values())
+            sources[scale.name] = Source(scale.name, 0, graph.channels_at(scale.name, 0))
+    return list(sources.values())
 
 
 def channel_scales(graph: ChannelGraph) -> dict[int, Source]:
@@ -107,10 +109,10 @@ def channel_scales(graph: ChannelGraph) -> dict[int, Source]:
 
 def _multipliers(op: GraphOp, weights: frozenset[str]) -> list[str]:
     """The operands that do not depend on the input and multiply what does."""
-    entry = entry_of(op.ir.op_type, op.ir.domain)
+    scale = facts_of(op.ir).scale
     operands = list(op.ir.inputs) if op.gate else []
-    if entry is not None and entry.scale is not None:
-        operands = [op.ir.inputs[entry.scale]]
+    if scale is not None:
+        operands = [op.ir.inputs[scale]]
     return [v.name for v in operands if v is not None and v.name and v.name in weights]
 
 
@@ -144,9 +146,7 @@ def _movements(graph: ChannelGraph) -> tuple[dict[int, list[int]], dict[int, lis
     moved_by: dict[int, list[int]] = {}
     moved_from: dict[int, list[int]] = {}
     for edge in couplings.edges:
-        node = graph.ops[edge.op_index].ir
-        entry = entry_of(node.op_type, node.domain)
-        if entry is None or not entry.moves:
+        if not facts_of(graph.ops[edge.op_index].ir).moves:
             continue
         if edge.port >= 0:
             moved_from.setdefault(edge.factor, []).append(edge.dim)

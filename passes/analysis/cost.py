@@ -21,7 +21,8 @@ import onnx_ir as ir
 
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, analysis
-from morphgraph.onnx_io import constant_names, escape, parameter_names, static_shape
+from morphgraph.onnx_io import constant_names, escape, static_shape
+from morphgraph.ops import parameter_names
 from morphgraph.passes.analysis.channel_sources import kernels as producing_kernels
 from morphgraph.passes.analysis.polynomial import Cost, Term
 from morphgraph.passes.coupling.roles import roles

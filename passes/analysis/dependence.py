@@ -14,7 +14,7 @@ from morphgraph.arrays import Array, Flags
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph, Edge, GraphOp, analysis
 from morphgraph.onnx_io import static_shape
-from morphgraph.ops import entry_of
+from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.evaluate import evaluate
 from morphgraph.passes.analysis.liveness import operand_names, result_names
 
@@ -99,8 +99,8 @@ class _Dependence:
 
     def _scaling(self, op_index: int, op: GraphOp) -> list[int]:
         """Constant operands that multiply: a zero there ends the dependence."""
-        entry = entry_of(op.ir.op_type, op.ir.domain)
-        ports = [] if entry is None or entry.scale is None else [entry.scale]
+        scale = facts_of(op.ir).scale
+        ports = [] if scale is None else [scale]
         if op.gate:
             ports = list(range(len(op.ir.inputs)))
         kernel = self._kernel(op_index, op)

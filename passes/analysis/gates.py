@@ -20,7 +20,7 @@ import numpy as np
 
 from morphgraph.arrays import Flags
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
-from morphgraph.ops import entry_of
+from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.channel_sources import channel_scales
 from morphgraph.passes.coupling.roles import roles
 
@@ -160,8 +160,7 @@ def _union(groups: Mapping[str, Groups], names: Iterable[str]) -> Groups:
 
 
 def _is_nonzero_at_zero(op: GraphOp) -> bool:
-    entry = entry_of(op.ir.op_type, op.ir.domain)
-    return entry is not None and entry.open_at_zero
+    return facts_of(op.ir).open_at_zero
 
 
 def _stays_nonzero(op: GraphOp, activations: Sequence[str], zero_when_off: Sequence[str]) -> bool:

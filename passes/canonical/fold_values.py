@@ -15,27 +15,19 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Shape
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
+from morphgraph.ops import facts_of
 from morphgraph.passes.canonical.infer_shapes import has_subgraph, known_shape
 
 FOLD_LIMIT_BYTES = 16 * 2**20  # of one result, or of one operand
 _FILL_LIMIT_BYTES = 2**31  # of a weight that is one repeated number and takes no memory
 
-_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}
-_RANDOM |= {"RandomUniformLike"}
-_MEANT_AS_THEY_STAND = {"DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "QuantizeLinear"}
-_SLOW = {"AveragePool", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU"}
-_SLOW |= {"LSTM", "LpPool", "MatMulInteger", "MaxPool", "MaxUnpool", "NonMaxSuppression"}
-_SLOW |= {"QLinearConv", "QLinearMatMul", "RNN"}
-_NEVER_FOLDED = _RANDOM | _MEANT_AS_THEY_STAND | _SLOW
-# Their results depend on the data, but are no larger than rank times their operands.
-_BOUNDED_BY_OPERANDS = frozenset({"Compress", "NonZero", "Unique"})
 
 logger = logging.getLogger(__name__)
 
 
 def is_foldable(node: ir.Node) -> bool:
     """Whether a node whose operands are constants may be replaced by what it computes."""
-    return not (node.domain or node.op_type in _NEVER_FOLDED or has_subgraph(node))
+    return not node.domain and facts_of(node).foldable and not has_subgraph(node)
 
 
 def described_shape(node: ir.Node, shape: Shape) -> Array:
@@ -94,7 +86,7 @@ def computed(
 
 
 def _result_is_small(node: ir.Node) -> bool:
-    if node.op_type in _BOUNDED_BY_OPERANDS:
+    if facts_of(node).bounded:
         return True
     for output in node.outputs:
         shape = known_shape(output)

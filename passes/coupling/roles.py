@@ -23,6 +23,7 @@ import numpy as np
 
 from morphgraph.arrays import Flags, IntArray
 from morphgraph.graph import Couplings, analysis
+from morphgraph.ops import facts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Roles:
         counted: it multiplies in one of the operator's cost terms.
         sums: the operator sums over it.
         normalizes: the operator normalizes, averages or competes over it.
-        sums_operands: it belongs to an operator that adds its operands.
+        sums_operands: it belongs to an operator that adds or subtracts its operands.
         runs: its operator reads some activation.
     """
 
@@ -125,7 +126,8 @@ def roles(couplings: Couplings) -> Roles:
     for index, op in enumerate(ops):
         op_index[list(op.factors.values())] = index
     running = {edge.op_index for edge in edges if couplings.on_activation(edge)}
-    summing = [k for k, op in enumerate(ops) if op.ir.op_type in ("Add", "Sum", "Sub")]
+    facts = [facts_of(op.ir) for op in ops]
+    summing = [k for k, fact in enumerate(facts) if fact.adds or fact.subtracts]
     return Roles(
         op_index=op_index,
         on_activations=count(~on_result & ~on_weight),

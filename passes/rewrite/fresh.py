@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import ModelLike, as_model, parameter_names, static_shape
-from morphgraph.ops import OpNode, entry_of
+from morphgraph.onnx_io import ModelLike, as_model, static_shape
+from morphgraph.ops import OpNode, facts_of, parameter_names
 from morphgraph.ops.initial import ZERO, Initial, initials_of, xavier
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.passes.coupling.couple import input_independent_values
@@ -73,7 +73,7 @@ def initials(model: ir.Model) -> dict[str, Initial]:
         for port, initial in initials_of(OpNode(node, weights)).items():
             value = node.inputs[port]
             assert value is not None
-            statistic = node.op_type == "BatchNormalization" and port in (3, 4)
+            statistic = port in facts_of(node).statistics
             for source in _sources(value):
                 if source.name in trained or statistic:
                     found.setdefault(source.name or "", initial)
@@ -86,12 +86,10 @@ def _sources(value: ir.Value) -> Iterator[ir.Value]:
     if value.is_initializer():
         if value.dtype is not None and value.dtype.is_floating_point():
             yield value
-    elif node is not None:
-        entry = entry_of(node.op_type, node.domain)
-        if entry is not None and entry.moves:
-            for operand in node.inputs:
-                if operand is not None:
-                    yield from _sources(operand)
+    elif node is not None and facts_of(node).moves:
+        for operand in node.inputs:
+            if operand is not None:
+                yield from _sources(operand)
 
 
 def _by_name(model: ir.Model, found: dict[str, Initial]) -> dict[str, Initial]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, IntArray
 from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.onnx_io import static_shape
+from morphgraph.ops import facts_of
 from morphgraph.passes.rewrite.shift import add_to_bias, shift_of
 
 
@@ -63,9 +64,12 @@ def _add_behind(node: ir.Node, array: Array) -> bool:
     """Add to the bias of an addition that alone reads the node (a linear layer's)."""
     result = node.outputs[0]
     uses = list(result.uses())
-    if len(uses) != 1 or uses[0].node.op_type != "Add" or result.is_graph_output():
+    if len(uses) != 1 or result.is_graph_output():
         return False
-    bias = uses[0].node.inputs[1 - uses[0].idx]
+    reader = uses[0].node
+    if not facts_of(reader).adds or len(reader.inputs) != 2:
+        return False
+    bias = reader.inputs[1 - uses[0].idx]
     if bias is None or bias.const_value is None or len(bias.uses()) != 1 or not bias.name:
         return False
     old = array_of(bias)
@@ -86,10 +90,11 @@ def _leads(array: Array, like: Array) -> bool:
 def _new_bias(editor: Editor, node: ir.Node, array: Array) -> ir.Value | None:
     """A bias of its own for an operator that may have one and has none, or one that is shared."""
     operand = shift_of(node, array)
-    if operand is None or len(static_shape(node.outputs[0])) < 2:
+    size, axis = static_shape(node.outputs[0]), facts_of(node).shift_axis
+    if operand is None or len(size) <= axis:
         return None
     old = node.inputs[operand] if operand < len(node.inputs) else None
-    channels = static_shape(node.outputs[0])[1]
+    channels = size[axis]
     if old is not None and (old.const_value is None or array_of(old).size != channels):
         return None
     total = np.broadcast_to(array.reshape(-1), (channels,))

@@ -21,7 +21,7 @@ from morphgraph.errors import PlanError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored, take
-from morphgraph.ops import entry_of
+from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.channel_sources import kernels, readers
 from morphgraph.passes.analysis.liveness import Liveness, liveness, require_viable, result_names
 from morphgraph.passes.analysis.selection import AxisSelection as AxisSelection
@@ -127,9 +127,9 @@ class _Resizer:
     def _resized(self, number: int, copy: ir.Node, found: Liveness) -> ir.Node:
         """The node's copy, or the one in its place, with attributes and constants that fit."""
         node = self.graph.ops[number]
-        entry = entry_of(node.ir.op_type, node.ir.domain)
+        entry = facts_of(node.ir)
         computes = not self.kept.dead or number in found.live | found.folded
-        if entry is None or entry.resize is None or node.opaque is not None or not computes:
+        if entry.resize is None or node.opaque is not None or not computes:
             return copy
         view = NodeResizing(self.kept, self.editor, node.ir, copy, node.factors)
         entry.call(entry.resize, node.ir, view.original, view)

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from morphgraph.arrays import Array
 from morphgraph.edit import array_of, replace_array
 from morphgraph.onnx_io import static_shape
-from morphgraph.ops import entry_of
+from morphgraph.ops import facts_of
 
 
 def add_to_bias(node: ir.Node, array: Array) -> bool:
@@ -18,22 +18,22 @@ def add_to_bias(node: ir.Node, array: Array) -> bool:
     """
     place = shift_of(node, array)
     shift = node.inputs[place] if place is not None and place < len(node.inputs) else None
-    size = static_shape(node.outputs[0])
+    size, shifted = static_shape(node.outputs[0]), facts_of(node).shift_axis
     if shift is None or shift.const_value is None or len(shift.uses()) != 1:
         return False
     old = array_of(shift)
-    if shift.is_graph_output() or old.size != size[1]:
+    if shift.is_graph_output() or old.size != size[shifted]:
         return False
-    full = [length if axis == 1 else 1 for axis, length in enumerate(size)]
+    full = [length if axis == shifted else 1 for axis, length in enumerate(size)]
     replace_array(shift, old + np.broadcast_to(array, full).reshape(old.shape))
     return True
 
 
 def shift_of(node: ir.Node, array: Array) -> int | None:
     """Which operand of a node could add a constant, present or not; ``None``: there is none."""
-    beta = node.attributes.get("beta")
-    channels_only = all(size == 1 for axis, size in enumerate(array.shape) if axis != 1)
-    if not channels_only or (beta is not None and beta.as_float() != 1.0):
+    facts = facts_of(node)
+    factor = node.attributes.get(facts.shift_factor)
+    alone = all(size == 1 for axis, size in enumerate(array.shape) if axis != facts.shift_axis)
+    if not alone or (factor is not None and factor.as_float() != 1.0):
         return None
-    entry = entry_of(node.op_type, node.domain)
-    return None if entry is None else entry.shift
+    return facts.shift

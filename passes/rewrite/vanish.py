@@ -18,6 +18,7 @@ from morphgraph.arrays import Array
 from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
+from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.evaluate import evaluate, needed_for, nodes_by_result
 from morphgraph.passes.analysis.liveness import Liveness, result_names
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -228,7 +229,7 @@ class _Vanisher:
 
     def _tidy(self, node: ir.Node) -> None:
         """Drop a constant from a sum where it is zero, or an operator before it can add it."""
-        if node.op_type not in ("Add", "Sum") or node.graph is None:
+        if not facts_of(node).adds or node.graph is None:
             return
         made = set(self.forms.values())
         size = static_shape(node.outputs[0])
@@ -251,7 +252,7 @@ class _Vanisher:
         node = value.producer()
         if node is None or len(value.uses()) != 1 or value.is_graph_output():
             return False
-        if node.op_type != "Add":
+        if not facts_of(node).adds:
             return add_to_bias(node, array)
         sums = [v for v in node.inputs if v is not None and v in made and len(v.uses()) == 1]
         if not sums:

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from morphgraph.errors import FileError, ModelError, MorphError
-from morphgraph.onnx_io import as_model, bind_inputs, escape, load, parameter_names, save
+from morphgraph.onnx_io import as_model, bind_inputs, escape, load, save
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 18]>
@@ -491,29 +491,6 @@ def test_bind_inputs() -> None:
     ]:
         with pytest.raises(ModelError, match=word):
             bind_inputs(model, shapes)
-
-
-def test_parameter_names() -> None:
-    model = ir.from_onnx_text(
-        """
-        <ir_version: 8, opset_import: ["" : 18]>
-        g (float[1,2,4] x) => (float[1,2,4] y)
-        <float[2] scale = {1,1}, float[2] shift = {0,0},
-         float[2] mean = {0,0}, float[2] var = {1,1},
-         float half = {0.5}, int64[1] axes = {1}, float[2] buffer = {1,2}>
-        { a = BatchNormalization(x, scale, shift, mean, var)
-          b = Mul(a, half)
-          c = Add(b, buffer)
-          d = ReduceSum(c, axes)
-          y = Add(c, d) }
-        """
-    )
-    assert parameter_names(model) == ["scale", "shift", "buffer"]
-    model.metadata_props["morphgraph.parameters"] = '["shift", "scale", "gone"]'
-    assert parameter_names(model) == ["shift", "scale"]
-    model.metadata_props["morphgraph.parameters"] = "{"
-    with pytest.raises(ModelError, match="not JSON"):
-        parameter_names(model)
 
 
 def test_escape_bounds_length() -> None:

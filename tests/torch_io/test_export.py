@@ -15,7 +15,8 @@ import torchvision
 from torch import nn
 
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import as_model, load, parameter_names, save, static_shape
+from morphgraph.onnx_io import as_model, load, save, static_shape
+from morphgraph.ops import parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.torch_io import export as exporter
 from morphgraph.torch_io.export import export

@@ -10,8 +10,9 @@ import torch
 
 from morphgraph.errors import BudgetError, PlanError, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import PARAMETERS_KEY, constant_names, load, parameter_names, save
+from morphgraph.onnx_io import PARAMETERS_KEY, constant_names, load, save
 from morphgraph.onnx_io.runtime import random_inputs, run
+from morphgraph.ops import parameter_names
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.liveness import liveness, with_orphans
 from morphgraph.passes.checking.verify import verify
