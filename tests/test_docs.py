@@ -105,6 +105,7 @@ def test_the_reference_lists_every_exit_code() -> None:
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.long
 def test_the_example_of_own_operators_runs_as_it_stands(tmp_path: Path) -> None:
     """Files are written as the page shows them, commands print what it says they print."""
     page = (ROOT / "docs" / "custom-op.md").read_text(encoding="utf-8")

@@ -58,12 +58,17 @@ def assert_named(net: nn.Module, model: ir.Model) -> None:
 NETWORKS: list[tuple[str, dict[str, Any], dict[str, int]]] = [
     ("resnet18", {}, {"Conv": 20, "BatchNormalization": 20, "Gemm": 1}),
     ("mobilenet_v3_small", {}, {"Conv": 52, "BatchNormalization": 34, "Dropout": 1}),
+]
+LARGE: list[tuple[str, dict[str, Any], dict[str, int]]] = [
     ("googlenet", {"aux_logits": False, "init_weights": False}, {"Dropout": 1, "Concat": 9}),
     ("convnext_tiny", {}, {"LayerNormalization": 23, "Gelu": 18}),
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "counts"), NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "options", "counts"),
+    [*NETWORKS, *(pytest.param(*network, marks=pytest.mark.long) for network in LARGE)],
+)
 def test_networks(name: str, options: dict[str, Any], counts: dict[str, int]) -> None:
     net = torchvision.models.get_model(name, weights=None, **options)
     example = torch.randn(1, 3, 64, 64)
