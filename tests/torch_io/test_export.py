@@ -82,6 +82,7 @@ def test_networks(name: str, options: dict[str, Any], counts: dict[str, int]) ->
     assert ir.to_proto(again) == ir.to_proto(model)
 
 
+@pytest.mark.long
 def test_dynamic_batch() -> None:
     net = torchvision.models.shufflenet_v2_x0_5(weights=None)
     model = export(net, (torch.randn(1, 3, 32, 32),), dynamic_batch=True)
