@@ -156,3 +156,18 @@ def _collected(folder: Path, options: list[str]) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_hooks_and_continuous_integration_run_what_make_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^check:.*\n((?:\t.*\n)+)", makefile, re.M)
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"entry: \.venv/bin/(.+)", hooks) == re.findall(r"\$\(BIN\)/(.+)", recipe)
+    targets = ["check", "test", "test-slow"]
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.findall(r"^make (\S+)", script, re.M) == targets
+    workflow = (ROOT / ".github" / "workflows" / "check.yml").read_text(encoding="utf-8")
+    assert re.findall(r"make (?:PYTHON=python )?(\S+)", workflow) == targets
+    (versions,) = re.findall(r"python: \[(.+)\]", workflow)
+    classifiers = " ".join(PYPROJECT["project"]["classifiers"])
+    assert re.findall(r"3\.\d+", versions) == re.findall(r":: (3\.\d+)", classifiers)
