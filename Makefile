@@ -64,6 +64,7 @@ experiments: $(STAMP)  ## does it beat the width multiplier? hours with DATA=...
 docs: $(STAMP)  ## the generated pages, and every example in the documentation
 	$(BIN)/python tools/write_reference.py
 	$(BIN)/python tools/write_schemas.py
+	$(BIN)/python tools/draw_ladder.py
 	$(BIN)/python -m pytest -q docs
 
 clean:  ## remove what make made, results in runs/ apart

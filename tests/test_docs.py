@@ -102,6 +102,12 @@ def test_the_reference_lists_every_exit_code() -> None:
             assert row.startswith(f"| {error.exit_code} |"), row
 
 
+def test_the_ladder_is_what_the_program_gives() -> None:
+    """If not: python tools/draw_ladder.py."""
+    tool = runpy.run_path(str(ROOT / "tools" / "draw_ladder.py"))
+    assert tool["PAGE"].read_text(encoding="utf-8") == tool["drawing"]()
+
+
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
