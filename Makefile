@@ -7,7 +7,7 @@ ZOO := .venv/.zoo
 # Two training threads in one process are slower than one, and timings want a quiet machine.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test check format bench zoo zoo-small experiments docs clean
+.PHONY: help demo test test-slow coverage check format bench zoo zoo-small experiments docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,8 +21,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole loop on a small network, results in runs/demo
 	$(BIN)/python tools/demo.py -o runs/demo
 
+# Every test runs in one of `test`, `test-slow` and `zoo-small`; tests/test_packaging.py holds that.
 test: $(STAMP)  ## tests, and the doctests of the package
 	$(BIN)/python -m pytest -n 2 -q
+
+test-slow: $(STAMP)  ## tests with several processes, kills and resumes, larger networks
+	$(BIN)/python -m pytest -n 2 -q -m long
+
+coverage: $(STAMP)  ## which lines `test` runs; the page with every line in htmlcov/
+	$(BIN)/python -m pytest -n 2 -q --cov --cov-report=term:skip-covered --cov-report=html
 
 check: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -48,7 +55,7 @@ zoo: $(ZOO)  ## coverage over every network of the zoo; takes hours, goes on whe
 
 zoo-small: $(STAMP)  ## coverage over the small networks of the zoo
 	$(BIN)/python tools/zoo --small
-	$(BIN)/python -m pytest -q -m slow tests/zoo
+	$(BIN)/python -m pytest -q -m slow
 
 # CIFAR-10 at 16x16 pixels is not part of the repository: make experiments DATA=cifar10_16px.npz
 experiments: $(STAMP)  ## does it beat the width multiplier? hours with DATA=..., minutes with QUICK=1
@@ -57,8 +64,9 @@ experiments: $(STAMP)  ## does it beat the width multiplier? hours with DATA=...
 docs: $(STAMP)  ## the generated pages, and every example in the documentation
 	$(BIN)/python tools/write_reference.py
 	$(BIN)/python tools/write_schemas.py
+	$(BIN)/python tools/draw_ladder.py
 	$(BIN)/python -m pytest -q docs
 
 clean:  ## remove what make made, results in runs/ apart
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -780,6 +780,7 @@ def test_bad_plans(results: Mapping[tuple[str, str], Ran], name: str, command: s
     _check(results[name, command], PLANS[name])
 
 
+@pytest.mark.long
 def test_a_chain_of_20000_operators(tmp_path: Path) -> None:
     # Row 31. What recurses over it, or takes time by the square of its length, ends here.
     proto = sound_model()

@@ -21,7 +21,9 @@ from morphgraph.ops.plugins import GROUP
 from morphgraph.passes.analysis.cost import _BUILDERS
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "findings").glob("*.md")]
+)
 
 _LINK = re.compile(r"(?<!`)\[[^\]\[]+\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
@@ -45,7 +47,7 @@ def test_links_and_anchors_are_found() -> None:
     assert anchors(page) == {"a-title-with-code"}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_resolve(path: Path) -> None:
     broken = []
     for link in links(path.read_text(encoding="utf-8")):
@@ -58,10 +60,20 @@ def test_relative_links_resolve(path: Path) -> None:
     assert not broken
 
 
-def test_the_index_names_every_page() -> None:
-    index = ROOT / "docs" / "index.md"
-    listed = {link.partition("#")[0] for link in links(index.read_text(encoding="utf-8"))}
-    assert {path.name for path in index.parent.glob("*.md")} - {index.name} <= listed
+@pytest.mark.parametrize("index", ["docs/index.md", "docs/decisions/README.md"])
+def test_the_index_names_every_page(index: str) -> None:
+    page = ROOT / index
+    listed = {link.partition("#")[0] for link in links(page.read_text(encoding="utf-8"))}
+    assert {path.name for path in page.parent.glob("*.md")} - {page.name} <= listed
+
+
+def test_functions_that_the_architecture_names_stand_in_their_files() -> None:
+    page = ROOT / "docs" / "architecture.md"
+    named = re.findall(r"\[`(\w+)`\]\(([^)]+\.py)\)", page.read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for name, target in named:
+        source = (page.parent / target).read_text(encoding="utf-8")
+        assert re.search(rf"^(?:def|class) {name}\b", source, re.MULTILINE), (name, target)
 
 
 def test_every_example_stands_in_a_fence_that_hides_nothing() -> None:
@@ -102,9 +114,16 @@ def test_the_reference_lists_every_exit_code() -> None:
             assert row.startswith(f"| {error.exit_code} |"), row
 
 
+def test_the_ladder_is_what_the_program_gives() -> None:
+    """If not: python tools/draw_ladder.py."""
+    tool = runpy.run_path(str(ROOT / "tools" / "draw_ladder.py"))
+    assert tool["PAGE"].read_text(encoding="utf-8") == tool["drawing"]()
+
+
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.long
 def test_the_example_of_own_operators_runs_as_it_stands(tmp_path: Path) -> None:
     """Files are written as the page shows them, commands print what it says they print."""
     page = (ROOT / "docs" / "custom-op.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """What is built is what lies in the repository, and ``passes/`` is imported under one name."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -111,3 +112,62 @@ def test_the_version_is_written_once() -> None:
     assert PYPROJECT["project"]["dynamic"] == ["version"]
     assert SETUPTOOLS["dynamic"]["version"] == {"attr": "morphgraph.version.__version__"}
     assert mg.__version__.count(".") == 2
+
+
+def _selections() -> dict[str, list[str]]:
+    """The options of pytest, by the target of the Makefile that runs it on all test paths."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    found: dict[str, list[str]] = {}
+    for target, recipe in re.findall(r"^([a-z-]+):.*\n((?:\t.*\n)+)", makefile, re.M):
+        for line in re.findall(r"-m pytest (.*)$", recipe, re.M):
+            options = re.sub(r"-n \d|-q", "", line).split()
+            if not options or options[0] == "-m":  # neither a folder nor coverage
+                found[target] = options
+    return found
+
+
+def test_every_test_runs_in_one_target_of_make(tmp_path: Path) -> None:
+    """pytest itself selects from four tests, one per combination of the two markers."""
+    options = PYPROJECT["tool"]["pytest"]["ini_options"]
+    markers = [marker.partition(":")[0] for marker in options["markers"]]
+    assert markers == ["long", "slow"]
+    assert {"--strict-markers"} <= set(options["addopts"])  # so that there are no others
+    sets = {"neither": (), "long": ("long",), "slow": ("slow",), "both": ("long", "slow")}
+    lines = ["import pytest"]
+    for name, marks in sets.items():
+        lines += [*(f"@pytest.mark.{mark}" for mark in marks), f"def test_{name}(): pass"]
+    (tmp_path / "test_four.py").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    selected = {
+        target: set(re.findall(r"::test_(\w+)", _collected(tmp_path, chosen)))
+        for target, chosen in _selections().items()
+    }
+    assert selected == {
+        "test": {"neither"},
+        "test-slow": {"long", "both"},
+        "zoo-small": {"slow", "both"},
+    }
+
+
+def _collected(folder: Path, options: list[str]) -> str:
+    line = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*line, *options, "test_four.py"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_hooks_and_continuous_integration_run_what_make_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^check:.*\n((?:\t.*\n)+)", makefile, re.M)
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"entry: \.venv/bin/(.+)", hooks) == re.findall(r"\$\(BIN\)/(.+)", recipe)
+    targets = ["check", "test", "test-slow"]
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.findall(r"^make (\S+)", script, re.M) == targets
+    workflow = (ROOT / ".github" / "workflows" / "check.yml").read_text(encoding="utf-8")
+    assert re.findall(r"make (?:PYTHON=python )?(\S+)", workflow) == targets
+    (versions,) = re.findall(r"python: \[(.+)\]", workflow)
+    classifiers = " ".join(PYPROJECT["project"]["classifiers"])
+    assert re.findall(r"3\.\d+", versions) == re.findall(r":: (3\.\d+)", classifiers)

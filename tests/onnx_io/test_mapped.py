@@ -90,7 +90,11 @@ TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "large_model.py"
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "most"), [(0.4, 0.25e9), pytest.param(3.0, 1.5e9, marks=pytest.mark.slow)]
+    ("gigabytes", "most"),
+    [
+        pytest.param(0.4, 0.25e9, marks=pytest.mark.long),
+        pytest.param(3.0, 1.5e9, marks=pytest.mark.slow),
+    ],
 )
 def test_memory_is_bounded(gigabytes: float, most: float, tmp_path: Path) -> None:
     """Weights pass from file to file; the resident set stays far below them."""

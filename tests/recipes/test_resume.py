@@ -82,6 +82,7 @@ def outcome(folder: Path) -> dict[str, object]:
     return {"result": result, "files": files, "events": told}
 
 
+@pytest.mark.long
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_result(task: Path, tmp_path: Path) -> None:
     folder, other = tmp_path / "undisturbed", tmp_path / "killed"
     assert main(arguments(task, folder)) == 0

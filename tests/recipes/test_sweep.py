@@ -54,6 +54,7 @@ def local(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_rows_are_what_runs_of_morph_come_to(model: Path, local: Path, tmp_path: Path) -> None:
     found = {(row["method"], *row["budget"].items()): row for row in rows_of(local)}
     assert len(found) == 2 * 3 + 1
@@ -74,6 +75,7 @@ def test_rows_are_what_runs_of_morph_come_to(model: Path, local: Path, tmp_path:
             assert row["shares"][kind] == cost(own, kind).total / cost(whole, kind).total
 
 
+@pytest.mark.long
 def test_a_ray_instance_gives_the_same_rows(
     model: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +87,7 @@ def test_a_ray_instance_gives_the_same_rows(
     assert (tmp_path / "curves.svg").read_bytes() == (local / "curves.svg").read_bytes()
 
 
+@pytest.mark.long
 def test_a_sweep_that_was_killed_goes_on_to_the_same_rows(
     model: Path, local: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +108,7 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_rows(
     assert rows.read_bytes() == (local / "rows.jsonl").read_bytes()
 
 
+@pytest.mark.long
 def test_rows_that_exist_are_not_computed_again(
     model: Path, local: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +127,7 @@ def test_rows_that_exist_are_not_computed_again(
     assert len(rows_of(local)) == len(known) + 2
 
 
+@pytest.mark.long
 def test_a_run_that_fails_does_not_end_the_others(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

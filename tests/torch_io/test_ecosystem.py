@@ -173,6 +173,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """One step on half of the batch each is the step on the whole of it."""
     jobs = [(resized_of(kind), images(kind, 6)) for kind in SHAPES]

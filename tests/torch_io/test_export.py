@@ -59,12 +59,17 @@ def assert_named(net: nn.Module, model: ir.Model) -> None:
 NETWORKS: list[tuple[str, dict[str, Any], dict[str, int]]] = [
     ("resnet18", {}, {"Conv": 20, "BatchNormalization": 20, "Gemm": 1}),
     ("mobilenet_v3_small", {}, {"Conv": 52, "BatchNormalization": 34, "Dropout": 1}),
+]
+LARGE: list[tuple[str, dict[str, Any], dict[str, int]]] = [
     ("googlenet", {"aux_logits": False, "init_weights": False}, {"Dropout": 1, "Concat": 9}),
     ("convnext_tiny", {}, {"LayerNormalization": 23, "Gelu": 18}),
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "counts"), NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "options", "counts"),
+    [*NETWORKS, *(pytest.param(*network, marks=pytest.mark.long) for network in LARGE)],
+)
 def test_networks(name: str, options: dict[str, Any], counts: dict[str, int]) -> None:
     net = torchvision.models.get_model(name, weights=None, **options)
     example = torch.randn(1, 3, 64, 64)
@@ -78,6 +83,7 @@ def test_networks(name: str, options: dict[str, Any], counts: dict[str, int]) ->
     assert ir.to_proto(again) == ir.to_proto(model)
 
 
+@pytest.mark.long
 def test_dynamic_batch() -> None:
     net = torchvision.models.shufflenet_v2_x0_5(weights=None)
     model = export(net, (torch.randn(1, 3, 32, 32),), dynamic_batch=True)

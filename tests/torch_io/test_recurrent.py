@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -72,6 +73,13 @@ def exported(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, ir.Mode
     return net, example, mg.export(net, (example,))
 
 
+@cache
+def tagger(kind: type[nn.RNNBase]) -> tuple[Tagger, ir.Model]:
+    """A network that no test may change, and its export."""
+    net = Tagger(kind).eval()
+    return net, mg.export(net, (WORDS,))
+
+
 def by_ort(model: ir.Model, x: Tensor) -> Tensor:
     (name,) = (value.name for value in model.graph.inputs)
     (result,) = ort.run(model, {name: x.numpy()}).values()
@@ -108,8 +116,8 @@ def test_it_loads_at_half_the_size_and_trains(
 
 def test_the_layers_are_those_of_torch() -> None:
     for kind in (nn.LSTM, nn.GRU):
-        net = Tagger(kind).eval()
-        model = mg.export(net, (WORDS,))
+        net, model = tagger(kind)
+        net = copy.deepcopy(net)
         loaded = mg.to_torch(model)
         assert repr(loaded.rnn) == f"{kind.__name__}(8, 6, num_layers=2, bidirectional=True)"
         assert repr(loaded.embed) == repr(net.embed)
@@ -139,7 +147,7 @@ def test_torchscript_keeps_an_rnn_as_one_layer(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_layers_of_unequal_size_are_calls_of_torchs_kernel() -> None:
-    graph = mg.lift(mg.export(Tagger(nn.LSTM).eval(), (WORDS,)))
+    graph = mg.lift(tagger(nn.LSTM)[1])
     plan = mg.plan(graph, {"params": "70%"}, include=["rnn #1"])
     small = mg.apply(graph, plan)
     loaded = mg.to_torch(small)
@@ -157,7 +165,7 @@ def test_layers_of_unequal_size_are_calls_of_torchs_kernel() -> None:
 
 @pytest.mark.parametrize("equal", [True, False])
 def test_it_exports_again(equal: bool) -> None:
-    graph = mg.lift(mg.export(Tagger(nn.GRU).eval(), (WORDS,)))
+    graph = mg.lift(tagger(nn.GRU)[1])
     plan = mg.uniform(graph, 0.5) if equal else mg.uniform(graph, 0.5, include=["rnn #2"])
     loaded = mg.to_torch(mg.apply(graph, plan))
     again = mg.export(loaded, (WORDS,))
@@ -168,7 +176,7 @@ def test_it_exports_again(equal: bool) -> None:
 
 @pytest.mark.slow
 def test_torch_compiles_it() -> None:
-    graph = mg.lift(mg.export(Tagger(nn.LSTM).eval(), (WORDS,)))
+    graph = mg.lift(tagger(nn.LSTM)[1])
     loaded = mg.to_torch(mg.apply(graph, mg.uniform(graph, 0.5, include=["rnn #1"])))
     program = torch.export.export(loaded, (WORDS,))
     assert torch.allclose(program.module()(WORDS), loaded(WORDS), atol=1e-6)

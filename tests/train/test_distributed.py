@@ -25,6 +25,8 @@ from morphgraph.onnx_io import save
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("two_processes.py")
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -56,6 +56,7 @@ def test_resnet18_regularizer_is_twice_the_cost_without_the_ends(resnet18: Chann
         assert penalty_with_all_scales_at_one(resnet18, kind) == 2 * function.total - ends
 
 
+@pytest.mark.long
 def test_mobilenet_v2() -> None:
     graph = graph_of("mobilenet_v2")
     assert mg.cost(graph, "flops", convention="morphnet").total == 601_548_544

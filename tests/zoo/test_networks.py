@@ -26,7 +26,14 @@ def zoo() -> Iterator[dict[str, ModuleType]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        pytest.param("mobilenet_v3_small", marks=pytest.mark.long),
+        pytest.param("shufflenet_v2_x0_5", marks=pytest.mark.long),
+    ],
+)
 def test_every_check_holds(
     zoo: dict[str, ModuleType], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

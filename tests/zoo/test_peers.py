@@ -290,6 +290,7 @@ def test_none_is_left_out() -> None:
     assert len(NETWORKS) == 31
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_peers_construct(name: str) -> None:
     build, shape, widths = NETWORKS[name]

@@ -143,6 +143,7 @@ def test_resized_at_any_size_it_is_the_masked_original(
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.long
 def test_proved(kind: Callable[[], nn.Module]) -> None:
     prove(network(kind)[1], faults=30)
 
