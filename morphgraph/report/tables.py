@@ -97,9 +97,17 @@ class Column:
     right: bool = False
 
 
-def number(title: str, show: Callable[[Cell], str] = amount) -> Column:
+def number_column(title: str, show: Callable[[Cell], str] = amount) -> Column:
     """A column of numbers."""
     return Column(title, show, right=True)
+
+
+number = number_column
+
+
+def columns(*titles: Column | str) -> list[Column]:
+    """Columns of a table; a title alone stands for a column of text."""
+    return [Column(title) if isinstance(title, str) else title for title in titles]
 
 
 @dataclass(frozen=True)
