@@ -25,6 +25,7 @@ from morphgraph.report.analysis import (
     operators,
 )
 from morphgraph.report.explain import explain
+from morphgraph.report.explanation import explanation_report
 from morphgraph.report.tables import (
     Column,
     Format,
@@ -36,7 +37,6 @@ from morphgraph.report.tables import (
     share,
     size,
 )
-from morphgraph.report.telling import explanation_report
 
 
 @click.command()

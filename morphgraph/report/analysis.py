@@ -1,17 +1,16 @@
-"""What ``analyze`` tells of a model: totals, layers, groups and opaque operators.
+"""What ``analyze`` reports of a model: totals, layers, groups and opaque operators.
 
 The structs are the JSON that is printed; ``docs/schema/analysis.schema.json`` is made from them.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from morphgraph.arrays import IntArray
 from morphgraph.errors import FileError
 from morphgraph.graph import ChannelGraph, GraphOp
 from morphgraph.onnx_io import escape, static_shape
@@ -20,8 +19,6 @@ from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
-
-_CHUNK_BYTES = 2**20
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -145,40 +142,39 @@ def analyze(
         FileError: the file cannot be read.
         UnsupportedError: no such cost.
     """
-    costs = {kind: cost(graph, kind, convention=convention) for kind in _KINDS}
     chosen = cost(graph, cost_kind, convention=convention)
     opsets = graph.model.opset_imports
     return Analysis(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
         model=ModelInfo(
-            path=fspath(path).encode(errors="backslashreplace").decode(),
+            path=path_text(path),
             sha256=file_sha256(path),
             opset=opsets.get("", opsets.get("ai.onnx", 0)),
             ops=len(graph.ops),
         ),
         convention=convention,
         totals=totals(graph, convention),
-        reach=_reach(graph, costs["macs"]),
+        reach=_reach(graph, cost(graph, "macs", convention=convention)),
         cost=ChosenCost(chosen.kind, chosen.unit, chosen.total),
-        layers=layers(graph, costs, chosen),
-        groups=_groups(graph, costs, chosen),
+        layers=layers(graph, chosen, convention),
+        groups=_groups(graph, chosen, convention),
         opaque_ops=[
-            OpaqueOp(node.name, node.ir.op_type, node.opaque)
-            for node in graph.ops
-            if node.opaque is not None
+            OpaqueOp(op.name, op.ir.op_type, op.opaque) for op in graph.ops if op.opaque is not None
         ],
         not_finite=list(not_finite),
     )
 
 
-_KINDS = ("macs", "flops", "params")
-
-
 def totals(graph: ChannelGraph, convention: Convention) -> Totals:
     """The costs of a whole model."""
-    kinds = ("macs", "flops", "params", "weight_bytes", "memory", "peak")
-    return Totals(*(round(cost(graph, kind, convention=convention).total) for kind in kinds))
+    units = ("macs", "flops", "params", "weight_bytes", "memory", "peak")
+    return Totals(*(round(cost(graph, unit, convention=convention).total) for unit in units))
+
+
+def path_text(path: str | PathLike[str]) -> str:
+    """A path that JSON can hold: bytes that are no UTF-8 are written as escapes."""
+    return fspath(path).encode(errors="backslashreplace").decode()
 
 
 def file_sha256(path: str | PathLike[str]) -> str:
@@ -187,61 +183,45 @@ def file_sha256(path: str | PathLike[str]) -> str:
     Raises:
         FileError: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
         with Path(path).open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise FileError(f"{escape(fspath(path))}: {error.strerror or error}") from error
-    return digest.hexdigest()
-
-
-def lowest_widths(graph: ChannelGraph) -> IntArray:
-    """The widths when every resizable group has one channel, ``[groups]``."""
-    return np.array([1 if group.resizable else group.width for group in graph.groups], np.int64)
 
 
 def _reach(graph: ChannelGraph, macs: Cost) -> Reach:
-    lowest = lowest_widths(graph)
+    lowest = np.array([1 if g.resizable else g.width for g in graph.groups], np.int64)
     after = macs.by_layer_at(lowest)
     shrinkable = sum(now for layer, now in macs.by_layer.items() if after[layer] < now)
     return Reach(round(shrinkable), round(macs.at(lowest)))
 
 
-def layers(graph: ChannelGraph, costs: Mapping[str, Cost], chosen: Cost) -> list[Layer]:
-    """The layers in the model's order.
-
-    Args:
-        graph: the lifted model.
-        costs: ``"macs"``, ``"flops"`` and ``"params"``.
-        chosen: the cost that layers give as ``cost``.
-    """
-    by_layer = {kind: costs[kind].by_layer for kind in _KINDS}
+def layers(graph: ChannelGraph, chosen: Cost, convention: Convention) -> list[Layer]:
+    """The layers in the model's order; ``chosen`` is the cost that they give as ``cost``."""
+    by_layer = {
+        unit: cost(graph, unit, convention=convention).by_layer
+        for unit in ("macs", "flops", "params")
+    }
     members: dict[str, list[GraphOp]] = {}
-    for node in graph.ops:
-        members.setdefault(node.layer, []).append(node)
+    for op in graph.ops:
+        members.setdefault(op.layer, []).append(op)
     return [
         Layer(
             name=name,
-            op_type=_chief(nodes).ir.op_type,
-            output_shape=list(static_shape(nodes[-1].ir.outputs[0])),
+            # A layer is of the type of the first operator that computes.
+            op_type=next((op for op in ops if op.macs), ops[0]).ir.op_type,
+            output_shape=list(static_shape(ops[-1].ir.outputs[0])),
             cost=chosen.by_layer.get(name, 0.0),
-            **{kind: round(by_layer[kind].get(name, 0.0)) for kind in _KINDS},
+            **{unit: round(costs.get(name, 0.0)) for unit, costs in by_layer.items()},
         )
-        for name, nodes in members.items()
+        for name, ops in members.items()
     ]
 
 
-def _chief(nodes: Sequence[GraphOp]) -> GraphOp:
-    """The node that a layer is named after: the first that computes."""
-    return next((node for node in nodes if node.macs), nodes[0])
-
-
-def _groups(graph: ChannelGraph, costs: Mapping[str, Cost], chosen: Cost) -> list[GroupInfo]:
-    flops, params, extra = (
-        resource.gradient(graph.widths) for resource in (costs["flops"], costs["params"], chosen)
-    )
+def _groups(graph: ChannelGraph, chosen: Cost, convention: Convention) -> list[GroupInfo]:
+    resources = [cost(graph, unit, convention=convention) for unit in ("flops", "params")]
+    flops, params, asked = (c.gradient(graph.widths) for c in (*resources, chosen))
     return [
         GroupInfo(
             id=group.id,
@@ -255,16 +235,16 @@ def _groups(graph: ChannelGraph, costs: Mapping[str, Cost], chosen: Cost) -> lis
             members=[MemberInfo(m.value, m.axis, m.per_channel) for m in group.members],
             flops_per_channel=float(flops[group.index]),
             params_per_channel=float(params[group.index]),
-            cost_per_channel=float(extra[group.index]),
+            cost_per_channel=float(asked[group.index]),
         )
         for group in graph.groups
     ]
 
 
 def operators(graph: ChannelGraph) -> list[tuple[GraphOp, float]]:
-    """Every node with its MACs per sample."""
+    """Every operator with its MACs per sample."""
     sizes = graph.couplings.sizes.astype(np.float64)
     return [
-        (node, sum(float(sizes[list(term)].prod()) for term in node.macs) / graph.batch)
-        for node in graph.ops
+        (op, sum(float(sizes[list(term)].prod()) for term in op.macs) / graph.batch)
+        for op in graph.ops
     ]

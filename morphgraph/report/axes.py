@@ -1,11 +1,13 @@
-"""Axes of a picture: round numbers, and where they stand."""
+"""Pictures in SVG: a page, text on it, and panels with axes whose numbers are round."""
 
 import html
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 18, 12, 54  # margins of a panel
 _TICKS = 6  # wanted at most
+_INK = "#14243c"
 
 
 @dataclass(frozen=True)
@@ -82,25 +84,65 @@ class Frame:
         for value in self.across.ticks():
             x = self.x(value)
             parts.append(f'<path d="M{x:.1f} {top:.1f}V{bottom:.1f}" stroke="#e3e8ef"/>')
-            parts.append(_text(x, bottom + 18, self.across.write(value), "middle"))
+            parts.append(svg_text(x, bottom + 18, self.across.write(value), 11, anchor="middle"))
         for value in self.up.ticks():
             y = self.y(value)
             parts.append(f'<path d="M{left:.1f} {y:.1f}H{right:.1f}" stroke="#e3e8ef"/>')
-            parts.append(_text(left - 8, y + 4, self.up.write(value), "end"))
+            parts.append(svg_text(left - 8, y + 4, self.up.write(value), 11, anchor="end"))
         parts.append(
             f'<path d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}" fill="none" '
             'stroke="#44546a"/>'
         )
-        parts.append(_text((left + right) / 2, bottom + 40, across, "middle", 12.5))
-        middle = (top + bottom) / 2
-        turned = _text(self.corner[0] + 18, middle, up, "middle", 12.5)
-        turn = f'<text transform="rotate(-90 {self.corner[0] + 18:.1f} {middle:.1f})"'
-        parts.append(turned.replace("<text", turn, 1))
+        centre, middle, edge = (left + right) / 2, (top + bottom) / 2, self.corner[0] + 18.0
+        parts.append(svg_text(centre, bottom + 40, across, 12.5, anchor="middle"))
+        parts.append(svg_text(edge, middle, up, 12.5, anchor="middle", rotated=True))
         return parts
 
 
-def _text(x: float, y: float, words: str, anchor: str, size: float = 11) -> str:
+def svg_page(width: float, height: float, label: str, elements: Sequence[str]) -> str:
+    """An SVG file of this size in pixels that needs no other file, nor a particular font.
+
+    Args:
+        width: of the page.
+        height: of the page.
+        label: what the picture shows, for those who hear it.
+        elements: what stands on the page, from the back to the front.
+    """
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
-        f'fill="#14243c">{html.escape(words)}</text>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" font-family="Helvetica, Arial, sans-serif" '
+        f'role="img" aria-label="{html.escape(label)}">\n'
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>\n'
+        + "\n".join(elements)
+        + "\n</svg>\n"
     )
+
+
+def svg_text(
+    x: float,
+    y: float,
+    text: str,
+    size: float,
+    *,
+    anchor: str = "",
+    weight: int | None = None,
+    color: str = _INK,
+    rotated: bool = False,
+) -> str:
+    """A line of text that begins at ``x``, or has its ``anchor`` there (``middle``, ``end``).
+
+    >>> svg_text(16, 26.04, "a < b", 14, weight=600)
+    '<text x="16" y="26.0" font-size="14" font-weight="600" fill="#14243c">a &lt; b</text>'
+    """
+    at_x, at_y = (f"{v:.1f}" if isinstance(v, float) else str(v) for v in (x, y))
+    attributes = {
+        "transform": f"rotate(-90 {at_x} {at_y})" if rotated else "",
+        "x": at_x,
+        "y": at_y,
+        "text-anchor": anchor,
+        "font-size": size,
+        "font-weight": weight,
+        "fill": color,
+    }
+    written = " ".join(f'{name}="{value}"' for name, value in attributes.items() if value)
+    return f"<text {written}>{html.escape(text)}</text>"

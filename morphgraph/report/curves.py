@@ -1,6 +1,5 @@
-"""Accuracy against cost: what a sweep came to, as a table and as a picture."""
+"""Accuracy against cost: the results of a sweep, as a table and as a picture."""
 
-import html
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,9 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphgraph.recipes.sweep import Row
-from morphgraph.report.axes import Axis, Frame
-from morphgraph.report.runs import NAMES, duration
-from morphgraph.report.tables import Cell, Column, Report, Table, number, percent, plain, share
+from morphgraph.report.axes import Axis, Frame, svg_page, svg_text
+from morphgraph.report.runs import NAMES, budget_text, duration, shares_text
+from morphgraph.report.tables import (
+    Cell,
+    Report,
+    Table,
+    columns,
+    number_column,
+    percent,
+    plain,
+    share,
+)
 
 # Told apart by people who see colours differently (Okabe and Ito 2008), and by their marks.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
@@ -42,14 +50,14 @@ class Point:
 def points_of(rows: Sequence[Row]) -> list[Point]:
     """Rows that differ in their seeds alone, as one point each; in the order of the rows."""
     own_cost = all(row.cost in row.budget for row in rows)
-    kinds = {kind for row in rows for kind in row.budget}
+    units = {unit for row in rows for unit in row.budget}
     gathered: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        budget = ", ".join(f"{kind}={amount}" for kind, amount in row.budget.items())
+        budget = budget_text(row.budget)
         name = NAMES["slim" if row.method == "morph" else row.method]
         if row.method == "morph" and not own_cost:
             name += f", regularized by {_title(row.cost)}"
-        if len(kinds) > 1 and row.method != "base":
+        if len(units) > 1 and row.method != "base":
             name += f" (budget on {_title(next(iter(row.budget)))})"
         gathered[name, budget].append(row)
     return [_point(name, budget, same) for (name, budget), same in gathered.items()]
@@ -58,32 +66,30 @@ def points_of(rows: Sequence[Row]) -> list[Point]:
 def _point(name: str, budget: str, rows: Sequence[Row]) -> Point:
     accuracies = np.array([row.accuracy for row in rows])
     spread = float(accuracies.std(ddof=1)) / math.sqrt(len(rows)) if len(rows) > 1 else 0.0
-    shares = {kind: float(np.mean([r.shares[kind] for r in rows])) for kind in rows[0].shares}
+    shares = {unit: float(np.mean([r.shares[unit] for r in rows])) for unit in rows[0].shares}
     return Point(name, budget, len(rows), float(accuracies.mean()), spread, shares)
 
 
 def row_line(row: Row, done: int, of: int, left: float) -> str:
     """A line of progress: what a run came to, and the seconds left for all of them."""
-    budget = ", ".join(f"{kind}={amount}" for kind, amount in row.budget.items())
-    costs = ", ".join(f"{value:.1%} of {kind}" for kind, value in row.shares.items())
     return (
-        f"{done}/{of}: {row.method} at {budget}, seed {row.seed}: accuracy {row.accuracy:.2%}, "
-        f"{costs}; {duration(left)} left"
+        f"{done}/{of}: {row.method} at {budget_text(row.budget)}, seed {row.seed}: "
+        f"accuracy {row.accuracy:.2%}, {shares_text(row.shares)}; {duration(left)} left"
     )
 
 
 def sweep_report(rows: Sequence[Row], written: Sequence[str] = ()) -> Report:
     """A row per method and budget."""
     points = points_of(rows)
-    kinds = _kinds(points)
-    columns = [
-        Column("method"),
-        Column("budget"),
-        number("seeds", plain),
-        number("accuracy", percent),
-        number("standard error", percent),
-        *(number(f"{_title(kind)} of original", share) for kind in kinds),
-    ]
+    units = _shared_units(points)
+    titles = columns(
+        "method",
+        "budget",
+        number_column("seeds", plain),
+        number_column("accuracy", percent),
+        number_column("standard error", percent),
+        *(number_column(f"{_title(unit)} of original", share) for unit in units),
+    )
     cells: list[list[Cell]] = [
         [
             point.series,
@@ -91,22 +97,22 @@ def sweep_report(rows: Sequence[Row], written: Sequence[str] = ()) -> Report:
             point.seeds,
             point.accuracy,
             point.error if point.seeds > 1 else None,
-            *(point.shares.get(kind) for kind in kinds),
+            *(point.shares.get(unit) for unit in units),
         ]
         for point in points
     ]
     foot = ["written: " + ", ".join(written)] if written else []
-    return Report(rows, [Table(columns, cells)], foot=foot)
+    return Report(rows, [Table(titles, cells)], foot=foot)
 
 
-def _title(kind: str) -> str:
-    return _TITLES.get(kind, kind)
+def _title(unit: str) -> str:
+    return _TITLES.get(unit, unit)
 
 
-def _kinds(points: Sequence[Point]) -> list[str]:
+def _shared_units(points: Sequence[Point]) -> list[str]:
     """The costs that all points have."""
-    first = dict.fromkeys(kind for point in points for kind in point.shares)
-    return [kind for kind in first if all(kind in point.shares for point in points)]
+    first = dict.fromkeys(unit for point in points for unit in point.shares)
+    return [unit for unit in first if all(unit in point.shares for point in points)]
 
 
 def curves_svg(rows: Sequence[Row], data: str) -> str:
@@ -119,34 +125,26 @@ def curves_svg(rows: Sequence[Row], data: str) -> str:
         data: what the dataset is called.
     """
     points = points_of(rows)
-    kinds = _kinds(points)
+    units = _shared_units(points)
     series = list(dict.fromkeys(point.series for point in points))
-    columns = min(len(kinds), 2)
-    lines = -(-len(kinds) // columns)
-    width = columns * _PANEL[0]
+    across = min(len(units), 2)
+    down = math.ceil(len(units) / across)
+    width = across * _PANEL[0]
     head = 44 + _LEGEND_ROW * len(series)
-    height = head + lines * _PANEL[1] + 10
+    height = head + down * _PANEL[1] + 10
     low = min(point.accuracy - point.error for point in points)
     high = max(point.accuracy + point.error for point in points)
     vertical = Axis.around(100 * low, 100 * high)
     parts = [_title_line(rows, points, data), *_legend(series)]
-    for index, kind in enumerate(kinds):
-        corner = ((index % columns) * _PANEL[0], head + index // columns * _PANEL[1])
-        shares = [100 * point.shares[kind] for point in points]
+    for index, unit in enumerate(units):
+        corner = ((index % across) * _PANEL[0], head + index // across * _PANEL[1])
+        shares = [100 * point.shares[unit] for point in points]
         frame = Frame(corner, _PANEL, Axis.around(min(shares), max(shares)), vertical)
-        parts += frame.draw(f"{_title(kind)} (% of the original)", "test accuracy (%)")
+        parts += frame.draw(f"{_title(unit)} (% of the original)", "test accuracy (%)")
         for place, name in enumerate(series):
             own = [point for point in points if point.series == name]
-            parts += _curve(frame, kind, own, place, place - (len(series) - 1) / 2)
-    label = html.escape(f"Test accuracy on {data} against cost, by method")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" font-family="Helvetica, Arial, sans-serif" '
-        f'role="img" aria-label="{label}">\n'
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )
+            parts += _curve(frame, unit, own, place, place - (len(series) - 1) / 2)
+    return svg_page(width, height, f"Test accuracy on {data} against cost, by method", parts)
 
 
 def _title_line(rows: Sequence[Row], points: Sequence[Point], data: str) -> str:
@@ -155,11 +153,7 @@ def _title_line(rows: Sequence[Row], points: Sequence[Point], data: str) -> str:
     word = "seed" if seeds[-1] == 1 else "seeds"
     bars = "; bars: standard error of the mean" if seeds[-1] > 1 else ""
     epochs = max(row.epochs for row in rows)
-    text = f"{data}: {epochs} epochs, {many} {word}{bars}"
-    return (
-        f'<text x="16" y="26" font-size="14" font-weight="600" fill="#14243c">'
-        f"{html.escape(text)}</text>"
-    )
+    return svg_text(16, 26, f"{data}: {epochs} epochs, {many} {word}{bars}", 14, weight=600)
 
 
 def _legend(series: Sequence[str]) -> list[str]:
@@ -169,20 +163,18 @@ def _legend(series: Sequence[str]) -> list[str]:
         colour = _COLOURS[place % len(_COLOURS)]
         parts.append(f'<path d="M16 {y}h28" stroke="{colour}" stroke-width="1.8"/>')
         parts.append(_mark(30, y, place))
-        parts.append(
-            f'<text x="54" y="{y + 4}" font-size="12.5" fill="#14243c">{html.escape(name)}</text>'
-        )
+        parts.append(svg_text(54, y + 4, name, 12.5))
     return parts
 
 
-def _curve(frame: Frame, kind: str, points: Sequence[Point], place: int, side: float) -> list[str]:
+def _curve(frame: Frame, unit: str, points: Sequence[Point], place: int, side: float) -> list[str]:
     """A line through a series' points from the left to the right, with marks and error bars.
 
     Series stand a little beside each other, or those at the same cost would hide each other.
     """
     colour = _COLOURS[place % len(_COLOURS)]
-    ordered = sorted(points, key=lambda point: point.shares[kind])
-    xs = [frame.x(100 * point.shares[kind]) + _ASIDE * side for point in ordered]
+    ordered = sorted(points, key=lambda point: point.shares[unit])
+    xs = [frame.x(100 * point.shares[unit]) + _ASIDE * side for point in ordered]
     ys = [frame.y(100 * point.accuracy) for point in ordered]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
     parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>']

@@ -1,12 +1,12 @@
-"""What ``diff`` tells of two models: layers that changed, nodes that came and went."""
+"""What ``diff`` reports of two models: layers that changed, nodes that came and went."""
 
-from os import PathLike, fspath
+from os import PathLike
 
 import msgspec
 
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.report.analysis import Layer, Totals, layers, totals
+from morphgraph.report.analysis import Layer, Totals, layers, path_text, totals
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
@@ -68,17 +68,16 @@ def compare(
     after_path: str | PathLike[str],
 ) -> Diff:
     """Compare two lifted models by the names of their layers and nodes."""
-    old = {layer.name: layer for layer in _layers(before)}
-    new = {layer.name: layer for layer in _layers(after)}
+    old, new = _layers(before), _layers(after)
     both = [(old[name], new[name]) for name in old if name in new]
     changed = [_layer_diff(a, b) for a, b in both if a != b]
-    old_nodes = {node.name: None for node in before.ops}
-    new_nodes = {node.name: None for node in after.ops}
+    old_nodes = dict.fromkeys(op.name for op in before.ops)
+    new_nodes = dict.fromkeys(op.name for op in after.ops)
     return Diff(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
-        before=Side(_text(before_path), totals(before, "default")),
-        after=Side(_text(after_path), totals(after, "default")),
+        before=Side(path_text(before_path), totals(before, "default")),
+        after=Side(path_text(after_path), totals(after, "default")),
         layers=changed,
         removed_layers=[
             RemovedLayer(layer.name, layer.op_type, layer.output_shape, layer.macs, layer.params)
@@ -91,13 +90,8 @@ def compare(
     )
 
 
-def _text(path: str | PathLike[str]) -> str:
-    return fspath(path).encode(errors="backslashreplace").decode()
-
-
-def _layers(graph: ChannelGraph) -> list[Layer]:
-    costs = {kind: cost(graph, kind) for kind in ("macs", "flops", "params")}
-    return layers(graph, costs, costs["macs"])
+def _layers(graph: ChannelGraph) -> dict[str, Layer]:
+    return {layer.name: layer for layer in layers(graph, cost(graph, "macs"), "default")}
 
 
 def _layer_diff(before: Layer, after: Layer) -> LayerDiff:

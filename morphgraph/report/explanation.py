@@ -1,29 +1,52 @@
-"""What ``explain`` tells of a group, an operator or an axis, as data.
+"""What is known of a group, an operator or an axis: as data, and in words.
 
 The structs are the JSON that is printed; ``docs/schema/explanation.schema.json`` is made from them.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from morphgraph.report.tables import render
+from morphgraph.onnx_io import escape
+from morphgraph.report.tables import (
+    Cell,
+    Report,
+    Table,
+    amount,
+    columns,
+    number_column,
+    plain,
+    render,
+    share,
+    size,
+)
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
 
 Role = Literal["makes", "sums over", "competes over", "ties", "carries on"]
+MapName = Literal["identity", "blocks", "strides", "segment", "table"]
+
+_SHOWN_STEPS = 12  # of a path, in text; JSON has all
+_SHOWN_WEIGHTS = 2  # of an operator
+_SHOWN_COMPETITORS = 3
+_TINY = 1e-4
 
 
 class Price(msgspec.Struct, frozen=True):
-    """What removing one channel frees, at the present widths; ``share`` is of the whole model."""
+    """What removing one channel saves, at the present widths; ``share`` is of the whole model."""
 
     unit: str
     per_channel: float
     share: float
 
+    def percent(self) -> str:
+        """The share, as people read it."""
+        return "under 0.01 %" if 0 < self.share < _TINY else share(self.share)
 
-class Place(msgspec.Struct, frozen=True):
+
+class TensorAxis(msgspec.Struct, frozen=True):
     """An axis on which an operator has the channels.
 
     ``side`` and ``index`` say which operand or result it is. ``map`` says which positions belong to
@@ -37,15 +60,33 @@ class Place(msgspec.Struct, frozen=True):
     tensor: str
     axis: int
     weight: bool
-    map: Literal["identity", "blocks", "strides", "segment", "table"]
+    map: MapName
     outer: int
     inner: int
     offset: int
     size: int
 
+    def map_words(self) -> str:
+        """How positions belong to channels; empty where one to one."""
+        match self.map:
+            case "blocks":
+                rounds = f", {self.outer} times" if self.outer > 1 else ""
+                return f"blocks of {self.inner}{rounds}"
+            case "strides":
+                return f"every {self.size}th"
+            case "segment":
+                return f"{self.offset} to {self.offset + self.size - 1}"
+            case "table":
+                return "chosen positions"
+        return ""
+
+    def __str__(self) -> str:
+        words = self.map_words()
+        return f"{self.tensor}[{self.axis}{': ' + words if words else ''}]"
+
 
 class Use(msgspec.Struct, frozen=True):
-    """What one operator does to the channels: its ``factor`` of the notation, and where it stands.
+    """What one operator does to the channels: its ``factor`` of the notation, and on which axes.
 
     ``role``: it ``makes`` them, ``sums over`` them, ``competes over`` them (a removal changes what
     the others become), ``ties`` those of several operands, or ``carries on``. ``tied`` names the
@@ -58,11 +99,24 @@ class Use(msgspec.Struct, frozen=True):
     factor: str
     role: Role
     tied: list[str]
-    places: list[Place]
+    places: list[TensorAxis]
+
+    def axes_words(self) -> str:
+        """The axes of operands and results; of more than two weights only the count."""
+        operands = [axis for axis in self.places if axis.side == "operand"]
+        weights = [axis for axis in operands if axis.weight]
+        hidden = weights if len(weights) > _SHOWN_WEIGHTS else []
+        sides = [
+            [str(axis) for axis in operands if axis not in hidden],
+            [str(axis) for axis in self.places if axis.side == "result"],
+        ]
+        if hidden:
+            sides[0].append(f"{len(hidden)} weights")
+        return " -> ".join(", ".join(words) for words in sides if words)
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One step of a reason's way: an axis, or an operator that carries it on.
+    """One step of the path that a reason took: an axis, or an operator between two.
 
     For an operator ``map`` says how the axes of the two sides go together, where not one to one.
     """
@@ -73,8 +127,14 @@ class Step(msgspec.Struct, frozen=True):
     axis: int | None = None
     map: str | None = None
 
+    def __str__(self) -> str:
+        if self.kind == "axis":
+            return f"{escape(self.name)}[{self.axis}]"
+        words = f" ({self.map})" if self.map else ""
+        return f"{escape(self.op_type or '')} '{escape(self.name)}'{words}"
 
-class Life(msgspec.Struct, frozen=True):
+
+class GroupExplanation(msgspec.Struct, frozen=True):
     """A group: who makes it, what ties it, who reads it, what it costs, why it can shrink or not.
 
     ``path`` leads from where the reason arose to the group. ``competitors`` are the operators that
@@ -98,7 +158,7 @@ class Life(msgspec.Struct, frozen=True):
     operators: list[Use]
 
 
-class Axis(msgspec.Struct, frozen=True):
+class AxisExplanation(msgspec.Struct, frozen=True):
     """An axis of a value: the groups that stand on it, or why it keeps its size."""
 
     tensor: str
@@ -109,7 +169,7 @@ class Axis(msgspec.Struct, frozen=True):
     path: list[Step]
 
 
-class Operator(msgspec.Struct, frozen=True):
+class OperatorExplanation(msgspec.Struct, frozen=True):
     """An operator by name; ``opaque`` says why nothing is known of it."""
 
     name: str
@@ -122,29 +182,111 @@ class Explanation(msgspec.Struct, frozen=True):
     """All that is known under a name: groups, or else operators, and axes of values."""
 
     name: str
-    groups: list[Life]
-    operators: list[Operator]
-    axes: list[Axis]
+    groups: list[GroupExplanation]
+    operators: list[OperatorExplanation]
+    axes: list[AxisExplanation]
     schema_version: int = SCHEMA_VERSION
     tool_version: str = __version__
 
     def __str__(self) -> str:
         """The text that the command line prints."""
-        from morphgraph.report.telling import explanation_report
-
         return render(explanation_report(self), "table")
 
 
-def map_words(place: Place) -> str:
-    """How the positions of an axis belong to channels; empty where one to one."""
-    rounds = f", {place.outer} times" if place.outer > 1 else ""
-    match place.map:
-        case "blocks":
-            return f"blocks of {place.inner}{rounds}"
-        case "strides":
-            return f"every {place.size}th"
-        case "segment":
-            return f"{place.offset} to {place.offset + place.size - 1}"
-        case "table":
-            return "chosen positions"
-    return ""
+def explanation_report(explanation: Explanation) -> Report:
+    """An explanation for people; several groups are listed, one is described in full."""
+    groups = explanation.groups
+    if len(groups) == 1:
+        return Report(explanation, [_use_table(groups[0])], _summary(groups[0]))
+    if groups:
+        return Report(
+            explanation,
+            [_group_table(groups)],
+            [("matches", f"{len(groups)} groups")],
+            [f"name one of them to see its life: --explain {groups[0].id}"],
+        )
+    head = [("operator", _operator_line(operator)) for operator in explanation.operators]
+    return Report(explanation, [_axis_table(explanation.axes)], head)
+
+
+def _operator_line(operator: OperatorExplanation) -> str:
+    opaque = f"; not described: {escape(operator.opaque)}" if operator.opaque else ""
+    layer = f" of {escape(operator.layer)}" if operator.layer != operator.name else ""
+    return f"{escape(operator.op_type)} '{escape(operator.name)}'{layer}{opaque}"
+
+
+def _summary(group: GroupExplanation) -> list[tuple[str, str]]:
+    lines = [
+        ("group", f"{group.id}: {escape(group.name)}, {_count(group.width, 'channel')}"),
+        ("made by", ", ".join(map(escape, group.producers)) or "no layer"),
+        ("read by", ", ".join(map(escape, group.readers)) or "no layer"),
+        (
+            "a channel",
+            f"{amount(group.macs.per_channel)} MACs = {amount(group.flops.per_channel)} FLOPs "
+            f"({group.flops.percent()} of the model), "
+            f"{amount(group.params.per_channel)} params ({group.params.percent()}), "
+            f"{size(group.activation_bytes.per_channel)} of activations "
+            f"({group.activation_bytes.percent()})",
+        ),
+    ]
+    if group.reason is None:
+        lines.append(("can shrink", "nothing that keeps its size is tied to it"))
+    else:
+        lines.append(("keeps size", escape(group.reason)))
+        if group.path:
+            lines.append(("because", _path_words(group.path)))
+    if group.statistical:
+        names = [*map(escape, group.competitors[:_SHOWN_COMPETITORS])]
+        if len(group.competitors) > len(names):
+            names.append("...")
+        lines.append(
+            (
+                "statistical",
+                f"{_count(len(group.competitors), 'operator')} ({', '.join(names)}) normalize, "
+                "average or compete over the channels: a removal changes what the others become",
+            )
+        )
+    return lines
+
+
+def _count(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def _path_words(path: Sequence[Step]) -> str:
+    words = [str(step) for step in path]
+    if len(words) > _SHOWN_STEPS:
+        half = _SHOWN_STEPS // 2
+        words[half:-half] = [f"... {len(words) - 2 * half} more ..."]
+    return " -> ".join(words)
+
+
+def _use_table(group: GroupExplanation) -> Table:
+    rows: list[list[Cell]] = []
+    for use in group.operators:
+        does = " ".join([use.role, " and ".join(dict.fromkeys(use.tied))]).rstrip()
+        rows.append([use.operator, use.op_type, does, use.factor, use.axes_words()])
+    titles = columns("operator", "type", "does", "factor", "stands on")
+    return Table(titles, rows, "Operator by operator")
+
+
+def _group_table(groups: Sequence[GroupExplanation]) -> Table:
+    prices = [number_column("FLOPs per channel"), number_column("params per channel")]
+    return Table(
+        columns("id", "group", number_column("width", plain), *prices, "keeps its size because"),
+        [
+            [g.id, g.name, g.width, g.flops.per_channel, g.params.per_channel, g.reason]
+            for g in groups
+        ],
+    )
+
+
+def _axis_table(axes: Sequence[AxisExplanation]) -> Table:
+    return Table(
+        columns("axis", number_column("size", plain), "groups", "keeps its size because", "path"),
+        [
+            [f"{a.tensor}[{a.axis}]", a.size, ", ".join(a.groups), a.reason, _path_words(a.path)]
+            for a in axes
+        ],
+        "Axes",
+    )

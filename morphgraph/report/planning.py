@@ -8,21 +8,21 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.plans import Plan
-from morphgraph.report.tables import Cell, Column, Report, Table, number, plain, share
+from morphgraph.report.tables import Cell, Report, Table, columns, number_column, plain, share
 
 
-def plan_report(graph: ChannelGraph, made: Plan, convention: Convention) -> Report:
+def plan_report(graph: ChannelGraph, plan: Plan, convention: Convention) -> Report:
     """Widths of all groups, and every cost that people ask about; its JSON is the plan file."""
-    widths = made.widths(graph)
+    widths = plan.widths(graph)
     groups = Table(
-        [
-            Column("id"),
-            Column("group"),
-            number("width", plain),
-            number("new width", _width),
-            number("kept", share),
-            Column("keeps its size because"),
-        ],
+        columns(
+            "id",
+            "group",
+            number_column("width", plain),
+            number_column("new width", _width),
+            number_column("kept", share),
+            "keeps its size because",
+        ),
         [
             [
                 group.id,
@@ -35,20 +35,21 @@ def plan_report(graph: ChannelGraph, made: Plan, convention: Convention) -> Repo
             for group in graph.groups
         ],
     )
-    kinds = list(dict.fromkeys(["macs", "flops", "params", "memory", *made.cost]))
-    resources = [cost(graph, kind, convention=convention) for kind in kinds]
+    units = dict.fromkeys(["macs", "flops", "params", "memory", *plan.cost])
+    resources = [cost(graph, unit, convention=convention) for unit in units]
+    amounts = (number_column("before"), number_column("after"), number_column("left", share))
     costs = Table(
-        [Column("cost"), number("before"), number("after"), number("left", share), Column("unit")],
+        columns("cost", *amounts, "unit"),
         [
             [c.kind, c.total, c.at(widths), c.at(widths) / c.total if c.total else None, c.unit]
             for c in resources
         ],
     )
     tables = [groups, costs]
-    gone = removed_layers(graph, widths)
-    if gone:
-        tables.insert(1, Table([Column("removed layer")], [[name] for name in gone], "Layers"))
-    return Report(msgspec.Raw(made.to_json()), tables)
+    removed = removed_layers(graph, widths)
+    if removed:
+        tables.insert(1, Table(columns("removed layer"), [[name] for name in removed], "Layers"))
+    return Report(msgspec.Raw(plan.to_json()), tables)
 
 
 def _width(value: Cell) -> str:
@@ -56,5 +57,5 @@ def _width(value: Cell) -> str:
 
 
 def removed_layers(graph: ChannelGraph, widths: IntArray) -> tuple[str, ...]:
-    """Names of the layers of which nothing is left at these widths, ``[groups]``."""
+    """Names of the layers that are removed as a whole at these widths, ``[groups]``."""
     return liveness(graph, np.flatnonzero(widths == 0).tolist()).removed_layers

@@ -1,18 +1,17 @@
-"""What a run came to, as a table, the networks side by side; and its progress in words."""
+"""The results of a run as a table, its networks side by side; and its progress in words."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from morphgraph.benchmark import BenchResult
-from morphgraph.recipes.results import Arm, Result
+from morphgraph.recipes.results import Result
 from morphgraph.report.tables import (
     Cell,
-    Column,
     Report,
     Table,
-    amount,
-    number,
+    columns,
+    number_column,
     percent,
     plain,
     share,
@@ -37,61 +36,60 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
         folder: where the run wrote its files.
         timing: of the arms' files, in the order of ``result.arms``, the original first.
     """
-    columns = [
-        Column("network"),
-        number("accuracy", percent),
-        number("MACs", amount),
-        number("of original", share),
-        number("parameters", amount),
-        number("epochs", plain),
-    ]
+    titles = columns(
+        "network",
+        number_column("accuracy", percent),
+        number_column("MACs"),
+        number_column("of original", share),
+        number_column("parameters"),
+        number_column("epochs", plain),
+    )
     if timing is not None:
-        columns += [number("ms", _ms), Column("speed-up (95 % interval)")]
+        titles += columns(number_column("ms", _ms), "speed-up (95 % interval)")
     base = next(iter(result.arms.values()))
     rows: list[list[Cell]] = []
     for index, (name, arm) in enumerate(result.arms.items()):
-        row = _row(name, arm, base)
+        title = NAMES.get(name, name)
+        row = [title, arm.accuracy, arm.macs, arm.macs / base.macs, arm.params, arm.epochs]
         if timing is not None:
             row += [timing.models[index].p50_ms, _speed_up(timing, index)]
         rows.append(row)
-    asked = ", ".join(f"{kind}={text}" for kind, text in result.budget.items())
-    met = ", ".join(_met(result, kind) for kind in result.budget)
-    last = result.iterations[-1]
+    changes = [result.cost[unit] for unit in result.budget]
+    met = ", ".join(share(change.after / change.before) for change in changes)
+    error = result.iterations[-1].error
     head = [
         ("data", result.data),
-        ("budget", f"{asked}: met with {met}"),
-        (
-            "check",
-            f"resized equals the masked original (error {last.error:.1e} of the output's scale)",
-        ),
+        ("budget", f"{budget_text(result.budget)}: met with {met}"),
+        ("check", f"resized equals the masked original (error {error:.1e} of the output's scale)"),
     ]
     foot = [] if timing is None else [timing.verdict]
-    foot.append("written: " + ", ".join(str(folder / name) for name in _written(result)))
-    return Report(result, [Table(columns, rows)], head, foot)
+    files = [*(arm.file for arm in result.arms.values()), "plan.json", "result.json"]
+    foot.append("written: " + ", ".join(str(folder / name) for name in (*files, "events.jsonl")))
+    return Report(result, [Table(titles, rows)], head, foot)
 
 
 def smoke_report(report: SmokeReport) -> Report:
     """The sanity checks before a run."""
-    columns = [
-        Column("penalty"),
-        number("cost before", share),
-        number("after", share),
-        number("steps", plain),
-        Column("result"),
-    ]
+    titles = columns(
+        "penalty",
+        number_column("cost before", share),
+        number_column("after", share),
+        number_column("steps", plain),
+        "result",
+    )
     rows: list[list[Cell]] = [
         [c.name, c.before, c.after, c.steps, "pass" if c.passed else f"FAIL: {c.reason}"]
         for c in report.checks
     ]
     verdict = "passed: the penalty reaches the network" if report.passed else "FAILED"
-    return Report(report, [Table(columns, rows)], foot=[verdict])
+    return Report(report, [Table(titles, rows)], foot=[verdict])
 
 
 def event_line(event: Mapping[str, Any]) -> str | None:
     """An event of a run as a line of progress; ``None`` where there is nothing to say."""
     match event["event"]:
         case "resumed":
-            return f"going on where the run was stopped, after {duration(event['at'])}"
+            return f"resumed where the run was stopped, after {duration(event['at'])}"
         case "finished":
             return f"{event['folder']}: the run is finished already; this is what it came to"
         case "warning":
@@ -104,11 +102,11 @@ def event_line(event: Mapping[str, Any]) -> str | None:
                 f"loss {event['loss']:.3f}{alive}, {duration(event['left'])} left"
             )
         case "iteration":
-            costs = ", ".join(f"{value:.1%} of {kind}" for kind, value in event["cost"].items())
             return (
                 f"iteration {event['number']}: shrunk to {event['live']:.1%}, widths x "
-                f"{event['omega']:.3g}, now {costs}; verified (error {event['error']:.1e}), "
-                f"accuracy {event['accuracy']:.2%}, resized {event['resized_accuracy']:.2%}"
+                f"{event['omega']:.3g}, now {shares_text(event['cost'])}; "
+                f"verified (error {event['error']:.1e}), accuracy {event['accuracy']:.2%}, "
+                f"resized {event['resized_accuracy']:.2%}"
             )
         case "left out":
             return f"{event['name']}: left out, {event['reason']}"
@@ -116,6 +114,24 @@ def event_line(event: Mapping[str, Any]) -> str | None:
             macs = event["macs"] / 1e6
             return f"{event['name']}: accuracy {event['accuracy']:.2%}, {macs:.3g} M MACs"
     return None
+
+
+def budget_text(budget: Mapping[str, Any]) -> str:
+    """A budget as people write it.
+
+    >>> budget_text({"flops": "50%", "params": "2M"})
+    'flops=50%, params=2M'
+    """
+    return ", ".join(f"{unit}={amount}" for unit, amount in budget.items())
+
+
+def shares_text(shares: Mapping[str, float]) -> str:
+    """Costs as shares of the original's.
+
+    >>> shares_text({"flops": 0.5})
+    '50.0% of flops'
+    """
+    return ", ".join(f"{value:.1%} of {unit}" for unit, value in shares.items())
 
 
 def duration(seconds: float) -> str:
@@ -128,20 +144,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _met(result: Result, kind: str) -> str:
-    change = result.cost[kind]
-    return share(change.after / change.before)
-
-
-def _row(name: str, arm: Arm, base: Arm) -> list[Cell]:
-    title = NAMES.get(name, name)
-    return [title, arm.accuracy, arm.macs, arm.macs / base.macs, arm.params, arm.epochs]
-
-
-def _written(result: Result) -> list[str]:
-    return [*(arm.file for arm in result.arms.values()), "plan.json", "result.json", "events.jsonl"]
 
 
 def _ms(value: Cell) -> str:

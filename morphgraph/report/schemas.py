@@ -23,12 +23,12 @@ def schema(name: str) -> bytes:
     >>> schema("plan").startswith(b'{')
     True
     """
-    made = msgspec.json.schema(SCHEMAS[name])
-    for definition in made["$defs"].values():
+    described = msgspec.json.schema(SCHEMAS[name])
+    for definition in described["$defs"].values():
         definition["description"] = _first_paragraph(definition["description"])
         # Which version of the program wrote a file is no part of the format.
         definition.get("properties", {}).get("tool_version", {}).pop("default", None)
-    return readable_json({"$schema": _DIALECT, **made})
+    return readable_json({"$schema": _DIALECT, **described})
 
 
 def _first_paragraph(docstring: str) -> str:

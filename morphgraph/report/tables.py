@@ -15,7 +15,8 @@ from morphgraph.onnx_io import escape
 from morphgraph.plans import readable_json
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions
+    from rich.console import Console
+    from rich.table import Table as RichTable
 
 Format = Literal["table", "json", "csv", "md"]
 Cell = str | int | float | None
@@ -39,11 +40,8 @@ def amount(value: Cell) -> str:
         return plain(value)
     for scale, prefix in _PREFIXES:
         if abs(value) >= scale:
-            return (
-                f"{value / scale:.3g} {prefix}"
-                if abs(value) < 999.5 * scale
-                else (f"{value / scale:.0f} {prefix}")
-            )
+            digits = ".3g" if abs(value) < 999.5 * scale else ".0f"
+            return f"{value / scale:{digits}} {prefix}"
     return f"{value:.4g}"
 
 
@@ -97,9 +95,17 @@ class Column:
     right: bool = False
 
 
-def number(title: str, show: Callable[[Cell], str] = amount) -> Column:
+def number_column(title: str, show: Callable[[Cell], str] = amount) -> Column:
     """A column of numbers."""
     return Column(title, show, right=True)
+
+
+number = number_column
+
+
+def columns(*titles: Column | str) -> list[Column]:
+    """Columns of a table; a title alone stands for a column of text."""
+    return [Column(title) if isinstance(title, str) else title for title in titles]
 
 
 @dataclass(frozen=True)
@@ -191,15 +197,8 @@ def _md(text: str) -> str:
     return "".join("\\" + char if char in "\\`*_{}[]<>|#" else char for char in text)
 
 
-def _unbounded(console: "Console") -> "ConsoleOptions":
-    """Options under which a table is as wide as it likes."""
-    return console.options.update(width=_ENDLESS)
-
-
 def _text(report: Report, color: bool, width: int | None) -> str:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     stream = io.StringIO()
@@ -212,32 +211,42 @@ def _text(report: Report, color: bool, width: int | None) -> str:
         legacy_windows=False,
         soft_wrap=True,
     )
-    if report.head:
-        indent = max(len(title) for title, _ in report.head)
-        for title, line in report.head:
-            console.print(Text.assemble((f"{title:<{indent}}  ", "bold"), line), soft_wrap=True)
+    indent = max((len(title) for title, _ in report.head), default=0)
+    for title, line in report.head:
+        console.print(Text.assemble((f"{title:<{indent}}  ", "bold"), line), soft_wrap=True)
     for table in report.tables:
         if report.head or table is not report.tables[0]:
             console.print()
         if table.title:
             console.print(Text(table.title, "bold"))
-        shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=not color)
-        for column in table.columns:
-            shown.add_column(
-                Text(column.title), justify="right" if column.right else "left", overflow="fold"
-            )
-        rows = table.readable()
-        for row in rows:
-            shown.add_row(*map(Text, row))
-        if console.measure(shown, options=_unbounded(console)).maximum > console.width:
-            # Titles of numbers break first, so that names keep the room.
-            for index, column in enumerate(table.columns):
-                if column.right:
-                    texts = [*column.title.split(), *(row[index] for row in rows)]
-                    shown.columns[index].max_width = max(map(len, texts))
-        console.print(shown, soft_wrap=False)
+        console.print(_rich_table(table, console), soft_wrap=False)
     if report.foot and (report.tables or report.head):
         console.print()
     for line in report.foot:
         console.print(Text(line), soft_wrap=True)
     return "".join(line.rstrip() + "\n" for line in stream.getvalue().splitlines())
+
+
+def _rich_table(table: Table, console: "Console") -> "RichTable":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    rows = table.readable()
+    shown = RichTable(
+        box=SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=console.color_system is None
+    )
+    for column in table.columns:
+        shown.add_column(
+            Text(column.title), justify="right" if column.right else "left", overflow="fold"
+        )
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    unbounded = console.options.update(width=_ENDLESS)
+    if console.measure(shown, options=unbounded).maximum > console.width:
+        # Titles of numbers break first, so that names keep the room.
+        for index, column in enumerate(table.columns):
+            if column.right:
+                texts = [*column.title.split(), *(row[index] for row in rows)]
+                shown.columns[index].max_width = max(map(len, texts))
+    return shown

@@ -12,7 +12,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.passes.lift import lift
 from morphgraph.plans import make_plan
 from morphgraph.report.explain import explain
-from morphgraph.report.explanation import Explanation, Life, Step
+from morphgraph.report.explanation import Explanation, GroupExplanation, Step
 from morphgraph.testing import model_from_text
 
 OPSET = '<ir_version: 10, opset_import: ["": 20, "com.acme": 1]>'
@@ -56,13 +56,13 @@ def of_text(text: str) -> ChannelGraph:
     return lift(model_from_text(OPSET + text))
 
 
-def life(graph: ChannelGraph, name: str) -> Life:
+def group_of(graph: ChannelGraph, name: str) -> GroupExplanation:
     (found,) = explain(graph, name).groups
     return found
 
 
-def test_a_residual_group_is_told_operator_by_operator() -> None:
-    found = life(of_text(RESIDUAL), "Conv_a (residual, 2 producers)")
+def test_a_residual_group_is_described_operator_by_operator() -> None:
+    found = group_of(of_text(RESIDUAL), "Conv_a (residual, 2 producers)")
     assert [(use.operator, use.role, use.factor) for use in found.operators] == [
         ("Conv_a", "makes", "o"),
         ("Relu_r", "carries on", "a1"),
@@ -82,12 +82,12 @@ def test_a_residual_group_is_told_operator_by_operator() -> None:
     assert (found.reason, found.path, found.statistical) == (None, [], False)
 
 
-def test_index_maps_are_told() -> None:
-    flat = life(of_text(RESIDUAL), "Conv_c").operators
+def test_index_maps() -> None:
+    flat = group_of(of_text(RESIDUAL), "Conv_c").operators
     blocks = {(u.operator, p.tensor): (p.map, p.inner) for u in flat for p in u.places}
     assert blocks["Flatten_f", "f"] == ("blocks", 16)
     assert blocks["Flatten_f", "c"] == ("identity", 1)
-    shuffled = life(of_text(SHUFFLE), "Conv_a").operators
+    shuffled = group_of(of_text(SHUFFLE), "Conv_a").operators
     maps = {(u.operator, p.tensor): (p.map, p.outer, p.inner) for u in shuffled for p in u.places}
     assert maps["Reshape_v", "a"] == ("strides", 3, 1)
     assert maps["Reshape_s", "s"] == ("blocks", 1, 3)
@@ -106,15 +106,15 @@ def test_every_step_of_a_path_touches_the_next(text: str) -> None:
         for name, node in nodes.items()
     }
     axes = [axis for node in nodes for axis in explain(graph, node).axes if axis.reason]
-    lives = [life(graph, group.id) for group in graph.groups]
-    paths = [a.path for a in axes] + [g.path for g in lives if g.reason]
+    groups = [group_of(graph, group.id) for group in graph.groups]
+    paths = [a.path for a in axes] + [g.path for g in groups if g.reason]
     assert all(paths)
     for path in paths:
         for step, following in pairwise(path):
             assert {step.kind, following.kind} == {"axis", "operator"}
             axis, operator = (step, following) if step.kind == "axis" else (following, step)
             assert axis.name in tensors[operator.name]
-    assert all(not group.path for group in lives if group.reason is None)
+    assert all(not group.path for group in groups if group.reason is None)
 
 
 def words(path: list[Step]) -> list[str]:
@@ -122,14 +122,14 @@ def words(path: list[Step]) -> list[str]:
 
 
 def test_a_reason_is_followed_from_where_it_arose() -> None:
-    pinned = life(of_text(PINNED), "Conv_a")
+    pinned = group_of(of_text(PINNED), "Conv_a")
     assert pinned.reason == "graph output 'y'"
     assert words(pinned.path) == ["y[1]", "Flatten_y", "r[1]", "Relu_r", "a[1]", "Conv_a"]
     assert [step.map for step in pinned.path if step.map] == ["blocks of 16"]
-    opaque = life(of_text(OPAQUE), "Conv_a")
+    opaque = group_of(of_text(OPAQUE), "Conv_a")
     assert opaque.reason == "no notation for operator com.acme::Unknown"
     assert words(opaque.path) == ["Unknown_g", "a[1]", "Conv_a"]
-    part = life(of_text(PART), "Conv_a")
+    part = group_of(of_text(PART), "Conv_a")
     assert words(part.path) == ["y[1]", "Concat_y", "ra[1]", "Relu_ra", "a[1]", "Conv_a"]
 
 
@@ -141,7 +141,7 @@ def test_the_price_of_a_channel_is_what_a_recount_finds(text: str) -> None:
             continue
         plan = make_plan(graph, {group.index: np.arange(group.width - 1)}, {}, {})
         after = lift(mg.apply(graph, plan))
-        found = life(graph, group.id)
+        found = group_of(graph, group.id)
         for kind, price in (
             ("macs", found.macs),
             ("flops", found.flops),
@@ -159,7 +159,7 @@ def test_the_price_of_a_channel_is_what_a_recount_finds(text: str) -> None:
 
 
 def test_statistical_groups_name_who_makes_them_so() -> None:
-    found = life(of_text(NORMED), "MatMul_a")
+    found = group_of(of_text(NORMED), "MatMul_a")
     assert found.statistical
     assert found.competitors == ["LayerNormalization_n"]
     assert "1 operator (LayerNormalization_n) normalize" in str(explain(of_text(NORMED), "g1"))

@@ -5,7 +5,6 @@ operator is part of the edge that it stands on. A layer keeps its name and its p
 has gone is seen where it was.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ from itertools import pairwise
 import networkx as nx
 
 from morphgraph.graph import ChannelGraph, GraphOp
+from morphgraph.report.axes import svg_page, svg_text
 
 _DRAWN = {
     "Conv": "#0072b2",
@@ -131,25 +131,14 @@ def picture(graph: ChannelGraph, becomes: Mapping[str, Drawing]) -> str:
             )
             for name, (column, lane) in places.items()
         }
-        parts.append(
-            f'<text x="{_LEFT}" y="{number * height + 22:.0f}" font-size="14" font-weight="600" '
-            f'fill="#14243c">{html.escape(title)}</text>'
-        )
+        parts.append(svg_text(_LEFT, round(number * height + 22), title, 14, weight=600))
         lives = [(a, b) for a, b in left.edges]  # rows hold lists
         gone = [edge for edge in layers.edges if edge not in lives]
         parts += [_gone(at[name]) for name in layers if name not in left.layers]
         parts += [_edge(at[a], at[b], 'stroke="#d5dbe4" stroke-dasharray="3 3"') for a, b in gone]
         parts += [_edge(at[a], at[b], 'stroke="#7a8aa0"') for a, b in lives]
         parts += [_node(layers.nodes[name], at[name], n) for name, n in left.layers.items()]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {len(rows) * height:.0f}" '
-        f'width="{width}" height="{len(rows) * height:.0f}" '
-        'font-family="Helvetica, Arial, sans-serif" role="img" '
-        'aria-label="The network before and after">\n'
-        f'<rect width="{width}" height="{len(rows) * height:.0f}" fill="#ffffff"/>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )
+    return svg_page(width, round(len(rows) * height), "The network before and after", parts)
 
 
 def _edge(a: tuple[float, float], b: tuple[float, float], look: str) -> str:
@@ -169,8 +158,7 @@ def _node(about: Mapping[str, str], at: tuple[float, float], channels: int) -> s
     """A box with what the layer does, and its channels."""
     sign = _SIGNS.get(about["op"]) or about["kernel"] or "fc"
     return _box(at, f'fill="{_DRAWN[about["op"]]}"') + "".join(
-        f'<text x="{at[0]:.0f}" y="{at[1] + down:.0f}" text-anchor="middle" font-size="{size}" '
-        f'fill="#ffffff">{html.escape(text)}</text>'
+        svg_text(round(at[0]), round(at[1] + down), text, size, anchor="middle", color="#ffffff")
         for text, size, down in ((sign, 9, -2), (str(channels), 11, 9))
     )
 
