@@ -1,0 +1,146 @@
+"""Speed beside another checkout of the program, in one run.
+
+    python tools/bench_against.py ../base                     # prints a table of ratios
+
+Every round runs both checkouts in turn, each measurement in a fresh process: CPU seconds of one
+thread for the stages from a PyTorch module to a checked smaller one, and of the commands ``--help``
+and ``analyze``. Shown are the least of all rounds on both sides, and the median of the ratios
+within a round (this checkout over the other; below 1 is faster). Only public names are used, so
+that the code of both sides may be cut differently.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORKS = ("resnet50", "densenet121", "mobilenet_v3_large", "vit_b_16")
+COMMANDS = ("--help", "analyze")
+STAGES = ("export", "lift from file", "plan", "apply, no check", "verify", "to_torch")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("other", type=Path, help="folder of the other checkout")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--measure", help="used internally")
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(stages(options.measure)))
+        return 0
+    sides = (ROOT, options.other.resolve())
+    print("| what | this, s | other, s | ratio of the least | median ratio |")
+    print("|---|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(Path(folder) / "resnet50.onnx")
+        save_example(model)
+        for words in COMMANDS:
+            arguments = [words, model] if words == "analyze" else [words]
+            rounds = [[command(side, arguments) for side in sides] for _ in range(options.rounds)]
+            print(row(f"`morphgraph {words}`", rounds), flush=True)
+    for network in options.networks:
+        found = [[child(side, network) for side in sides] for _ in range(options.rounds)]
+        for stage in STAGES:
+            rounds = [[side[stage] for side in both] for both in found]
+            print(row(f"{network}: {stage}", rounds), flush=True)
+    return 0
+
+
+def row(what: str, rounds: list[list[float]]) -> str:
+    """A line of the table from (this, other) seconds per round."""
+    mine, other = (min(side) for side in zip(*rounds, strict=True))
+    ratio = statistics.median(a / b for a, b in rounds)
+    return f"| {what} | {mine:.3f} | {other:.3f} | {mine / other:.2f} | {ratio:.2f} |"
+
+
+def environment(side: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(side), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def command(side: Path, arguments: list[str]) -> float:
+    """CPU seconds of a command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-m", "morphgraph", *arguments],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=environment(side),
+        cwd=side,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def child(side: Path, network: str) -> dict[str, float]:
+    """The stages of one network in a process of its own, with the code of one side."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(side), "--measure", network],
+        env=environment(side),
+        cwd=side,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def save_example(path: str) -> None:
+    import morphgraph as mg
+
+    net, example = build("resnet50")
+    mg.save(mg.export(net, (example,)), path)
+
+
+def build(network: str) -> tuple[Any, Any]:
+    """A torchvision network in eval mode, and an image for it."""
+    import torch
+    import torchvision
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = getattr(torchvision.models, network)(weights=None).eval()
+    return net, torch.randn(1, 3, 224, 224)
+
+
+def stages(network: str) -> dict[str, float]:
+    """CPU seconds of every stage, each run once after all modules have been imported."""
+    import morphgraph as mg
+
+    warnings.filterwarnings("ignore")
+    net, example = build(network)
+    for name in ("export", "lift", "plan", "apply", "verify", "to_torch"):
+        getattr(mg, name)
+    seconds: dict[str, float] = {}
+
+    def clocked(stage: str, work: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        result = work()
+        seconds[stage] = time.process_time() - start
+        return result
+
+    model = clocked("export", lambda: mg.export(net, (example,)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        mg.save(model, path)
+        graph = clocked("lift from file", lambda: mg.lift(path))
+    plan = clocked("plan", lambda: mg.plan(graph, budget={"flops": "50%"}))
+    small = clocked("apply, no check", lambda: mg.apply(graph, plan, verify=False))
+    clocked("verify", lambda: mg.verify(graph, plan, small))
+    clocked("to_torch", lambda: mg.to_torch(small))
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
