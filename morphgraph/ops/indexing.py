@@ -81,10 +81,10 @@ def _follow_elements(n: OpNode, new: Resizing, port: int, axis: int) -> None:
     found = wrapped(indices, n.shape(0)[axis])
     line = _along(found, axis)
     for k in range(found.ndim):
-        found = np.take(found, new.kept(port, k), k)
+        found = np.take(found, new.positions(port, k), k)
     if line is not None:
-        results = new.kept(port, axis)
-        moved = ranks(new.kept(0, axis), line[results], results)
+        results = new.positions(port, axis)
+        moved = ranks(new.positions(0, axis), line[results], results)
         column = [-1 if k == axis else 1 for k in range(found.ndim)]
         found = np.broadcast_to(moved.reshape(column), found.shape)
     new.set_constant(1, found)
@@ -166,15 +166,15 @@ def _follow_tuples(n: OpNode, new: Resizing, port: int, batch_dims: int) -> None
         return
     grid = None if batch_dims else _grid(indices, n.shape(0)[: indices.shape[-1]])
     if grid is not None:
-        kept = [new.kept(port, axis) for axis in range(len(grid))]
+        kept = [new.positions(port, axis) for axis in range(len(grid))]
         lines = [
-            ranks(new.kept(0, axis), line[results], results)
+            ranks(new.positions(0, axis), line[results], results)
             for axis, (line, results) in enumerate(zip(grid, kept, strict=True))
         ]
         new.set_constant(1, np.stack(np.meshgrid(*lines, indexing="ij"), -1))
         return
     for axis in range(indices.ndim - 1):
-        indices = np.take(indices, new.kept(port, axis), axis)
+        indices = np.take(indices, new.positions(port, axis), axis)
     new.set_constant(1, indices)
 
 

@@ -188,10 +188,10 @@ class Slice(Op):
         if n.ints(1) is None or n.ints(2) is None:
             return
         changed = {
-            axis: ranks(new.kept(0, axis), positions[results], results)
+            axis: ranks(new.positions(0, axis), positions[results], results)
             for axis, positions in _slices(n).items()
             if not stays(new, axis, n.shape(0)[axis])
-            for results in [new.kept(~0, axis)]
+            for results in [new.positions(~0, axis)]
         }
         if not changed:
             return
@@ -300,8 +300,8 @@ class Gather(Op):
             new.set_constant(1, np.arange(new.shape(0)[axis]).reshape(sizes))
             return
         found = wrapped(indices, n.shape(0)[axis])
-        results = new.kept(~0, axis) if found.ndim == 1 else np.arange(found.size)
-        positions = ranks(new.kept(0, axis), found.ravel()[results], results)
+        results = new.positions(~0, axis) if found.ndim == 1 else np.arange(found.size)
+        positions = ranks(new.positions(0, axis), found.ravel()[results], results)
         new.set_constant(1, positions.reshape(-1 if found.ndim == 1 else found.shape))
 
     @staticmethod

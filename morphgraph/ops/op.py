@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,7 @@ from morphgraph.arrays import Array, IntArray, Shape
 from morphgraph.notation import Binding, NotationError, bind
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops.plugins import load_plugins
+from morphgraph.ops.resizing import Resizing
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,41 +197,6 @@ class OpNode:
             return tuple(attribute)
         value = self.const(i)
         return None if value is None else tuple(int(x) for x in value.reshape(-1))
-
-
-class Resizing(Protocol):
-    """What ``Op.resize`` may ask about the new sizes and change on the node's copy.
-
-    Results of size 0 have gone from the resized node. It is not asked where an operand is empty but
-    for a concatenation, which goes on without it.
-    """
-
-    def kept(self, port: int, axis: int) -> IntArray:
-        """Old positions that stay on an axis, in the new order; a new one repeats its model."""
-
-    def shape(self, port: int) -> Shape:
-        """The new static shape of an operand or (``~k``) a result."""
-
-    def size(self, factor: str) -> int:
-        """The new size of a factor."""
-
-    def set_attribute(self, name: str, value: float | Sequence[int]) -> None:
-        """Change an attribute."""
-
-    def remove_attribute(self, name: str) -> None:
-        """Drop an attribute, if it is there."""
-
-    def set_constant(self, i: int, value: Array) -> None:
-        """Give operand ``i`` a constant; other readers of its old one keep that."""
-
-    def set_piece(self, i: int, k: int, number: int) -> None:
-        """Change constant ``k`` of those that a Concat joins into operand ``i``."""
-
-    def become_gather(self, axis: int, indices: IntArray) -> None:
-        """Turn the node into a Gather of its first operand, its results unchanged."""
-
-    def gather_first(self, axis: int, indices: IntArray) -> None:
-        """Give the node a Gather of its first operand to read instead of that."""
 
 
 class Op:

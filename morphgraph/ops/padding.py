@@ -70,7 +70,7 @@ class Pad(Op):
         amounts = _pads(n, pads)
         for axis, (before, after) in enumerate(amounts):
             if mode == "constant" and before >= 0 and after >= 0:
-                kept = new.kept(~0, axis)
+                kept = new.positions(~0, axis)
                 size = n.shape(0)[axis]
                 amounts[axis] = (
                     int((kept < before).sum()),

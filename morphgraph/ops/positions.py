@@ -50,7 +50,7 @@ def _copies(values: IntArray) -> IntArray:
 
 def stays(new: Resizing, axis: int, size: int) -> bool:
     """Whether an axis of the first operand keeps all of its positions, and gets no others."""
-    return np.array_equal(new.kept(0, axis), np.arange(size))
+    return np.array_equal(new.positions(0, axis), np.arange(size))
 
 
 def wrapped(indices: IntArray, size: int) -> IntArray:

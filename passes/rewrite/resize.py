@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, IntArray, Shape
-from morphgraph.edit import Editor, replace_array, reshape
+from morphgraph.arrays import Array, IntArray
+from morphgraph.edit import Editor, reshape
 from morphgraph.errors import PlanError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored, take
-from morphgraph.ops import facts_of
+from morphgraph.ops import OpNode, Resizing, entry_of
 from morphgraph.passes.analysis.channel_sources import kernels, readers
 from morphgraph.passes.analysis.liveness import Liveness, liveness, require_viable, result_names
 from morphgraph.passes.analysis.selection import AxisSelection as AxisSelection
@@ -131,9 +131,19 @@ class _Resizer:
         computes = not self.kept.dead or number in found.live | found.folded
         if entry.resize is None or node.opaque is not None or not computes:
             return copy
-        view = NodeResizing(self.kept, self.editor, node.ir, copy, node.factors)
-        entry.call(entry.resize, node.ir, view.original, view)
-        return view.copy
+        resizing = Resizing(
+            self.editor,
+            node.ir,
+            copy,
+            self.kept.axis,
+            lambda factor: self._size(node.factors[factor]),
+        )
+        entry.call(entry.resize, node.ir, OpNode(node.ir), resizing)
+        return resizing.copy
+
+    def _size(self, vertex: int) -> int:
+        stays = self.kept.vertex(vertex)
+        return int(self.graph.couplings.sizes[vertex]) if stays is None else len(stays)
 
     def _slice(self, value: ir.Value) -> None:
         tensor = value.const_value
@@ -171,115 +181,3 @@ class _Resizer:
         new = self.kept.shape(value)
         if new != static_shape(value):
             reshape(value, new)
-
-
-class NodeResizing:
-    """What an operator's ``resize`` sees of one node (see ``morphgraph.ops.Resizing``)."""
-
-    def __init__(
-        self,
-        kept: AxisSelection,
-        editor: Editor,
-        node: ir.Node,
-        copy: ir.Node,
-        factors: Mapping[str, int],
-    ) -> None:
-        from morphgraph.ops import OpNode
-
-        self.original = OpNode(node)
-        self._kept = kept
-        self._editor = editor
-        self._node = node
-        self.copy = copy
-        self._factors = factors
-
-    def _value(self, port: int) -> ir.Value:
-        value = self._node.inputs[port] if port >= 0 else self._node.outputs[~port]
-        assert value is not None
-        return value
-
-    def kept(self, port: int, axis: int) -> IntArray:
-        """Old positions that stay on an axis, in the new order; a new one repeats its model."""
-        value = self._value(port)
-        kept = self._kept.axis(value.name or "", axis)
-        return np.arange(static_shape(value)[axis]) if kept is None else kept
-
-    def shape(self, port: int) -> Shape:
-        """The new static shape of an operand or result."""
-        return self._kept.shape(self._value(port))
-
-    def size(self, factor: str) -> int:
-        """The new size of a factor."""
-        number = self._factors[factor]
-        kept = self._kept.vertex(number)
-        return int(self._kept.graph.couplings.sizes[number]) if kept is None else len(kept)
-
-    def set_attribute(self, name: str, value: float | Sequence[int]) -> None:
-        """Change an attribute; integers and floats are told apart by their type."""
-        if isinstance(value, float):
-            self.copy.attributes[name] = ir.AttrFloat32(name, value)
-        elif isinstance(value, int):
-            self.copy.attributes[name] = ir.AttrInt64(name, value)
-        else:
-            self.copy.attributes[name] = ir.AttrInt64s(name, value)
-
-    def remove_attribute(self, name: str) -> None:
-        """Drop an attribute, if it is there."""
-        self.copy.attributes.pop(name, None)
-
-    def set_constant(self, i: int, value: Array) -> None:
-        """Give an operand a constant; other readers of its old one keep that."""
-        if i >= len(self.copy.inputs):
-            self.copy.resize_inputs(i + 1)
-        old = self.copy.inputs[i]
-        if old is None:
-            new = self._editor.constant(f"{self.copy.name}_{i}", value)
-            self.copy.replace_input_with(i, new)
-            return
-        assert old.const_value is not None
-        if np.array_equal(old.const_value.numpy(), value):
-            return
-        array = value.astype(old.const_value.numpy().dtype)
-        if len(old.uses()) == 1 and not old.is_graph_output():
-            replace_array(old, array)
-            return
-        new = self._editor.constant(f"{old.name}_{self.copy.name}", array)
-        self.copy.replace_input_with(i, new)
-
-    def set_piece(self, i: int, k: int, number: int) -> None:
-        """Change constant ``k`` of those that a Concat joins into operand ``i``."""
-        joined = self.copy.inputs[i]
-        maker = None if joined is None else joined.producer()
-        assert maker is not None
-        old = maker.inputs[k]
-        assert old is not None
-        assert old.const_value is not None
-        if old.const_value.numpy()[0] != number:
-            new = self._editor.sizes(f"{old.name}_{maker.name}", [number])
-            maker.replace_input_with(k, new)
-
-    def become_gather(self, axis: int, indices: IntArray) -> None:
-        """Turn the node into a Gather of its first operand."""
-        operands = [self.copy.inputs[0], self._positions(indices)]
-        self.copy = self._editor.replace(self.copy, "Gather", operands, {"axis": axis})
-
-    def gather_first(self, axis: int, indices: IntArray) -> None:
-        """Give the node a Gather of its first operand to read instead of that."""
-        old = self.copy.inputs[0]
-        assert old is not None
-        name = f"{self.copy.name}_gathered"
-        gathered = self._editor.insert(
-            "Gather",
-            [old, self._positions(indices)],
-            {"axis": axis},
-            name=name,
-            result=name,
-            like=old,
-            sizes={axis: len(indices)},
-            before=self.copy,
-            metadata=self.copy.metadata_props,
-        )
-        self.copy.replace_input_with(0, gathered)
-
-    def _positions(self, indices: IntArray) -> ir.Value:
-        return self._editor.constant(f"{self.copy.name}_kept", indices.astype(np.int64))
