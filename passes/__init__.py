@@ -47,8 +47,7 @@ rewrite: the channel graph and a plan -> another model
     absorb              removed channels that were constant, and what they contributed
     resize              every axis keeps the positions of the channels that stay
         vanish          layers of width 0 are cut
-        shift           a constant added by changing a bias
-        placement       where a constant that is added finds its place
+        bias            a constant added to a result: in a bias, or by an addition
     fresh               newly drawn weights
 
 checking: original, plan, resized model -> a report

@@ -25,8 +25,8 @@ from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.analysis.dependence import dependence
 from morphgraph.passes.analysis.evaluate import evaluate
 from morphgraph.passes.analysis.liveness import result_names
+from morphgraph.passes.rewrite.bias import deduplicate_slices
 from morphgraph.passes.rewrite.mask import mask
-from morphgraph.passes.rewrite.placement import without_repeats
 
 ABSORBED_KEY = "morphgraph.absorbed"
 
@@ -270,7 +270,7 @@ class _Absorber:
             for value in node.ir.inputs
             if value is not None and value.name in self.graph.couplings.input_independent
         )
-        needed = without_repeats(given, self._free_axes(result_names(node)[0]))[0].size
+        needed = deduplicate_slices(given, self._free_axes(result_names(node)[0]))[0].size
         if needed > weights:
             return None, f"would need a map of {needed} numbers, more than its {weights} weights"
         return given, None

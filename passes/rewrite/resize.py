@@ -26,7 +26,7 @@ from morphgraph.passes.analysis.channel_sources import kernels, readers
 from morphgraph.passes.analysis.liveness import Liveness, liveness, require_viable, result_names
 from morphgraph.passes.analysis.selection import AxisSelection as AxisSelection
 from morphgraph.passes.rewrite.absorb import Absorbed, nothing_absorbed
-from morphgraph.passes.rewrite.placement import add_constant
+from morphgraph.passes.rewrite.bias import add_constant
 from morphgraph.passes.rewrite.vanish import vanish
 
 

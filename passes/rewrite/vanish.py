@@ -23,7 +23,7 @@ from morphgraph.passes.analysis.evaluate import evaluate, needed_for, nodes_by_r
 from morphgraph.passes.analysis.liveness import Liveness, result_names
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.canonical.dynamic_batch import batched_sizes
-from morphgraph.passes.rewrite.shift import add_to_bias
+from morphgraph.passes.rewrite.bias import add_to_bias
 
 
 def vanish(

@@ -1,0 +1,180 @@
+"""Adding a constant to a node's result in a resized model, where it costs least.
+
+In the node's own bias, in the one that is added behind it (a linear layer's), in a bias that the
+node lacks so far, or else in an addition of its own.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import Array, IntArray
+from morphgraph.edit import Editor, array_of, replace_array
+from morphgraph.onnx_io import static_shape
+from morphgraph.ops import entry_of
+
+_SAME = 1e-6  # of the largest magnitude: the rounding of single precision
+
+
+def add_constant(
+    editor: Editor, node: ir.Node, constant: Array, free: frozenset[int]
+) -> ir.Value | None:
+    """Add a constant to a node's result, in place; returns the initializer that is new, if any.
+
+    Args:
+        editor: of the resized model.
+        node: one of its nodes.
+        constant: of its result's rank, in its new size, for one sample.
+        free: axes of the result that a plan may resize.
+    """
+    compact, orders = deduplicate_slices(constant, free)
+    if orders:
+        return _insert_sum(editor, node, compact, orders)
+    if add_to_bias(node, compact) or _add_to_next_bias(node, compact):
+        return None
+    return _new_bias(editor, node, compact) or _insert_sum(editor, node, compact, {})
+
+
+def add_to_bias(node: ir.Node, constant: Array) -> bool:
+    """Add a constant to a node's result by changing its bias in place; whether that could be.
+
+    Args:
+        node: of any operator; its bias must be an initializer that it alone reads.
+        constant: of the result's rank; it may vary along the channels, and not along other axes.
+    """
+    port = _bias_port(node, constant)
+    bias = None if port is None else _operand(node, port)
+    shape = static_shape(node.outputs[0])
+    if bias is None or not _is_own(bias) or array_of(bias).size != shape[1]:
+        return False
+    old = array_of(bias)
+    along_channels = [size if axis == 1 else 1 for axis, size in enumerate(shape)]
+    replace_array(bias, old + np.broadcast_to(constant, along_channels).reshape(old.shape))
+    return True
+
+
+def deduplicate_slices(array: Array, free: frozenset[int]) -> tuple[Array, dict[int, IntArray]]:
+    """An array without slices that repeat others, and per axis which one each position had.
+
+    Where all slices of an axis are the same, it gets size 1 and broadcasts; other slices of axes in
+    ``free`` stay as they are.
+
+    >>> deduplicate_slices(np.array([[1.0, 2.0, 2.0, 2.0], [1.0, 2.0, 2.0, 2.0]]), frozenset())
+    (array([[1., 2.]]), {1: array([0, 1, 1, 1])})
+    """
+    orders: dict[int, IntArray] = {}
+    for axis in range(array.ndim):
+        if axis in free:
+            if np.ptp(array, axis=axis).max(initial=0.0) == 0:
+                array = array.take([0], axis=axis)
+            continue
+        first, order = _distinct_slices(array, axis)
+        if len(first) < array.shape[axis]:
+            array = array.take(first, axis=axis)
+            if len(first) > 1:
+                orders[axis] = order
+    return array, orders
+
+
+def _distinct_slices(array: Array, axis: int) -> tuple[list[int], IntArray]:
+    """First positions of slices along an axis that differ, and which of them each position has."""
+    rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+    allowed = _SAME * float(np.abs(rows).max(initial=0.0))
+    first: list[int] = []
+    order = np.full(len(rows), -1, dtype=np.int64)
+    while (order < 0).any():
+        first.append(int(np.argmin(order)))
+        same = np.abs(rows - rows[first[-1]]).max(axis=1, initial=0.0) <= allowed
+        same[first[-1]] = True  # NaN differs from itself
+        order[same & (order < 0)] = len(first) - 1
+    return first, order
+
+
+def _bias_port(node: ir.Node, constant: Array) -> int | None:
+    """Which operand of a node could add a constant, present or not; ``None``: there is none."""
+    beta = node.attributes.get("beta")  # Gemm's, a factor of its bias
+    channels_only = all(size == 1 for axis, size in enumerate(constant.shape) if axis != 1)
+    if not channels_only or (beta is not None and beta.as_float() != 1.0):
+        return None
+    entry = entry_of(node.op_type, node.domain)
+    return None if entry is None else entry.shift
+
+
+def _operand(node: ir.Node, port: int) -> ir.Value | None:
+    return node.inputs[port] if port < len(node.inputs) else None
+
+
+def _is_own(value: ir.Value) -> bool:
+    """Whether a value is an initializer that one node alone reads, so that it may be changed."""
+    return value.const_value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def _add_to_next_bias(node: ir.Node, constant: Array) -> bool:
+    """Add to the bias of an addition that alone reads the node (a linear layer's)."""
+    result = node.outputs[0]
+    uses = list(result.uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add" or result.is_graph_output():
+        return False
+    bias = uses[0].node.inputs[1 - uses[0].idx]
+    if bias is None or not _is_own(bias):
+        return False
+    old = array_of(bias)
+    extra = max(0, constant.ndim - old.ndim)  # leading axes that the bias lacks
+    if any(size > 1 for size in constant.shape[:extra]):
+        return False
+    trailing = constant.reshape(constant.shape[extra:])
+    if np.broadcast_shapes(trailing.shape, old.shape) != old.shape:
+        return False
+    replace_array(bias, old + trailing)
+    return True
+
+
+def _new_bias(editor: Editor, node: ir.Node, constant: Array) -> ir.Value | None:
+    """A bias for an operator that may have one and has none, or shares it with others."""
+    port = _bias_port(node, constant)
+    shape = static_shape(node.outputs[0])
+    if port is None or len(shape) < 2:
+        return None
+    old = _operand(node, port)
+    if old is not None and (old.const_value is None or array_of(old).size != shape[1]):
+        return None
+    total = np.broadcast_to(constant.reshape(-1), (shape[1],))
+    if old is not None:
+        total = total + array_of(old).reshape(-1)
+    weight = node.inputs[1]
+    assert weight is not None
+    owner, _, leaf = (weight.name or "").rpartition(".")
+    name = f"{owner}.bias" if leaf == "weight" else f"{node.name}_absorbed"
+    bias = editor.constant(name, total.astype(constant.dtype))
+    if port >= len(node.inputs):
+        node.resize_inputs(port + 1)
+    node.replace_input_with(port, bias)
+    return bias
+
+
+def _insert_sum(
+    editor: Editor, node: ir.Node, array: Array, orders: Mapping[int, IntArray]
+) -> ir.Value:
+    """Add a constant behind a node; along some axes its slices are repeated in a given order."""
+    result = node.outputs[0]
+    constant = term = editor.constant(f"{result.name}_absorbed", array)
+    term.type = result.type
+    last = node
+    for axis, index in orders.items():
+        order = editor.constant(f"{result.name}_order_{axis}", index)
+        term = editor.insert(
+            "Gather",
+            [term, order],
+            {"axis": axis},
+            name=f"{node.name}_absorbed_{axis}",
+            result=f"{result.name}_absorbed_{axis}",
+            like=term,
+            sizes={axis: len(index)},
+            after=last,
+        )
+        gather = term.producer()
+        assert gather is not None
+        last = gather
+    editor.add_behind(result, term, last, "absorbed")
+    return constant
