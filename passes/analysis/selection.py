@@ -127,6 +127,11 @@ class AxisSelection:
         first = self.graph.couplings.first_dim.get(value)
         return None if first is None else self.vertex(first + axis)
 
+    def cuts(self, value: str) -> list[tuple[int, IntArray]]:
+        """The axes of a value that do not stay whole, with the positions that stay."""
+        axes = range(len(self.graph.shapes.get(value, ())))
+        return [(a, positions) for a in axes if (positions := self.axis(value, a)) is not None]
+
     def shape(self, value: ir.Value) -> Shape:
         """The new static shape of a value."""
         return tuple(

@@ -23,7 +23,7 @@ from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored, take
 from morphgraph.ops import OpNode, Resizing, entry_of
 from morphgraph.passes.analysis.channel_sources import kernels, readers
-from morphgraph.passes.analysis.liveness import Liveness, liveness, require_viable, result_names
+from morphgraph.passes.analysis.liveness import liveness, require_viable, result_names
 from morphgraph.passes.analysis.selection import AxisSelection as AxisSelection
 from morphgraph.passes.rewrite.absorb import Absorbed, nothing_absorbed
 from morphgraph.passes.rewrite.bias import add_constant
@@ -68,90 +68,45 @@ class _Resizer:
         self.absorbed = absorbed
         self.grows = bool(added)
         self.generator = np.random.default_rng(seed)
-        self.kept = AxisSelection(graph, keep, added)
-        if ungrowable := self.kept.ungrowable(added):
+        self.selection = AxisSelection(graph, keep, added)
+        if ungrowable := self.selection.ungrowable(added):
             groups = [graph.groups[index] for index in sorted(ungrowable)]
             names = ", ".join(f"{group.id} '{escape(group.name)}'" for group in groups)
             raise PlanError(
                 f"{names} cannot grow: some operator would take the added channels for others; "
                 "leave out 'new'"
             )
+        require_viable(graph, sorted(self.selection.dead))
+        self.liveness = liveness(graph, self.selection.dead)
         self.model = graph.model.clone()
         self.model.meta.update(graph.model.meta)
         self.editor = Editor(self.model)
 
     def run(self) -> ir.Model:
-        require_viable(self.graph, sorted(self.kept.dead))
-        found = liveness(self.graph, self.kept.dead)
-        used_before = {v.name for v in self.model.graph.initializers.values() if v.uses()}
-        pairs = list(zip(self.graph.ops, list(self.model.graph), strict=True))
-        for value in self.model.graph.initializers.values():
+        initializers = self.model.graph.initializers
+        used_before = {value.name for value in initializers.values() if value.uses()}
+        copies = list(self.model.graph)
+        for value in initializers.values():
             self._slice(value)
         if self.grows:
             self._start_added()
-        for value in self.model.graph.inputs:
-            self._reshape(value)
-        for _, copy in pairs:
-            for value in copy.outputs:
-                if value.name:  # a result that nobody wants has none
-                    self._reshape(value)
-        copies = [self._resized(number, copy, found) for number, (_, copy) in enumerate(pairs)]
-        left_over = self._absorb(found, copies)
-        if self.kept.dead:
-            vanish(found, self.kept, self.model, self.editor, copies, left_over)
-        initializers = self.model.graph.initializers
+        results = [value for copy in copies for value in copy.outputs]
+        for value in (*self.model.graph.inputs, *results):
+            if value.name:  # a result that nobody wants has none
+                self._reshape(value)
+        copies = [self._resized(op_index, copy) for op_index, copy in enumerate(copies)]
+        to_constants = self._absorb(copies)
+        if self.selection.dead:
+            vanish(self.liveness, self.selection, self.model, self.editor, copies, to_constants)
         for name, value in list(initializers.items()):
             if name in used_before and not value.uses() and not value.is_graph_output():
                 del initializers[name]
         return self.model
 
-    def _absorb(self, found: Liveness, copies: Sequence[ir.Node]) -> dict[str, Array]:
-        """Add what removed constants contribute; by value, what nodes that go would get of it."""
-        left_over: dict[str, Array] = {}
-        made: list[ir.Value] = []
-        for number, given in self.absorbed.contributions.items():
-            (result,) = result_names(self.graph.ops[number])
-            for axis in range(given.ndim):
-                stays = self.kept.axis(result, axis)
-                given = given if stays is None else np.take(given, stays, axis=axis)
-            if number in found.bias_only:
-                left_over[result] = given
-            elif given.size and (not self.kept.dead or number in found.live | found.folded):
-                free = self.absorbed.free[number]
-                made += add_constant(self.editor, copies[number], given, free)
-        if made:
-            add_constant_names(self.model, [value.name or "" for value in made])
-        self.absorbed.note_in(self.model)
-        return left_over
-
-    def _resized(self, number: int, copy: ir.Node, found: Liveness) -> ir.Node:
-        """The node's copy, or the one in its place, with attributes and constants that fit."""
-        node = self.graph.ops[number]
-        entry = facts_of(node.ir)
-        computes = not self.kept.dead or number in found.live | found.folded
-        if entry.resize is None or node.opaque is not None or not computes:
-            return copy
-        resizing = Resizing(
-            self.editor,
-            node.ir,
-            copy,
-            self.kept.axis,
-            lambda factor: self._size(node.factors[factor]),
-        )
-        entry.call(entry.resize, node.ir, OpNode(node.ir), resizing)
-        return resizing.copy
-
-    def _size(self, vertex: int) -> int:
-        stays = self.kept.vertex(vertex)
-        return int(self.graph.couplings.sizes[vertex]) if stays is None else len(stays)
-
     def _slice(self, value: ir.Value) -> None:
+        """Give an initializer the positions that stay; a stored one is sliced when it is read."""
         tensor = value.const_value
-        cuts = [
-            (axis, kept)
-            for axis in range(len(static_shape(value)))
-            if (kept := self.kept.axis(value.name or "", axis)) is not None
-        ]
+        cuts = self.selection.cuts(value.name or "")
         if not cuts or tensor is None:
             return
         if is_stored(tensor):
@@ -161,11 +116,17 @@ class _Resizer:
             value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=value.name)
         self._reshape(value)
 
+    def _reshape(self, value: ir.Value) -> None:
+        """Give a value its new shape; symbolic dims stay symbolic."""
+        shape = self.selection.shape(value)
+        if shape != static_shape(value):
+            reshape(value, shape)
+
     def _start_added(self) -> None:
         """Draw the kernels that make added channels, and silence those that read them."""
         for sources, silent in ((kernels(self.graph), False), (readers(self.graph), True)):
             for source in sources:
-                fresh = self.kept.fresh(source.parameter, source.axis)
+                fresh = self.selection.fresh(source.parameter, source.axis)
                 value = self.model.graph.initializers[source.parameter]
                 if not len(fresh) or value.const_value is None:
                     continue
@@ -176,8 +137,49 @@ class _Resizer:
                 rows[fresh] = self.generator.standard_normal(shape) * spread
                 value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=value.name)
 
-    def _reshape(self, value: ir.Value) -> None:
-        """Give a value its new shape; symbolic dims stay symbolic."""
-        new = self.kept.shape(value)
-        if new != static_shape(value):
-            reshape(value, new)
+    def _computes(self, op_index: int) -> bool:
+        """Whether a node still has something to compute, be it a constant."""
+        return not self.selection.dead or op_index in self.liveness.live | self.liveness.folded
+
+    def _resized(self, op_index: int, copy: ir.Node) -> ir.Node:
+        """The node's copy, or the one in its place, with attributes and constants that fit."""
+        op = self.graph.ops[op_index]
+        entry = entry_of(op.ir.op_type, op.ir.domain)
+        if entry is None or entry.resize is None or op.opaque or not self._computes(op_index):
+            return copy
+        resizing = Resizing(
+            self.editor,
+            op.ir,
+            copy,
+            self.selection.axis,
+            lambda factor: self._size(op.factors[factor]),
+        )
+        entry.call(entry.resize, op.ir, OpNode(op.ir), resizing)
+        return resizing.copy
+
+    def _size(self, vertex: int) -> int:
+        positions = self.selection.vertex(vertex)
+        return int(self.graph.couplings.sizes[vertex]) if positions is None else len(positions)
+
+    def _absorb(self, copies: Sequence[ir.Node]) -> dict[str, Array]:
+        """Add what removed constants contribute to results that are still computed.
+
+        Returns:
+            By name what they contribute to results that become constants, which ``vanish`` makes.
+        """
+        to_constants: dict[str, Array] = {}
+        new: list[str] = []
+        for op_index, contribution in self.absorbed.contributions.items():
+            (result,) = result_names(self.graph.ops[op_index])
+            contribution = take(contribution, self.selection.cuts(result))
+            if op_index in self.liveness.bias_only:
+                to_constants[result] = contribution
+            elif contribution.size and self._computes(op_index):
+                free = self.absorbed.free[op_index]
+                constant = add_constant(self.editor, copies[op_index], contribution, free)
+                if constant is not None:
+                    new.append(constant.name or "")
+        if new:
+            add_constant_names(self.model, new)
+        self.absorbed.note_in(self.model)
+        return to_constants
