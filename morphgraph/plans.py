@@ -8,6 +8,7 @@ model was lifted, since the groups depend on that: who gets a plan lifts the mod
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -70,10 +71,16 @@ class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     new: _Position = 0
 
     @property
-    def kept(self) -> IntArray:
+    def positions(self) -> IntArray:
         """The old channels that stay, ascending."""
         spans = [np.arange(start, stop) for start, stop in self.keep]
         return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
+
+    @property
+    def kept(self) -> IntArray:
+        """The former name of ``positions``, for one version."""
+        warnings.warn("GroupPlan.kept is now positions", DeprecationWarning, stacklevel=2)
+        return self.positions
 
 
 class ModelRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -189,7 +196,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise FileError(f"{name}: {error.strerror or error}; check the path") from None
         return cls.from_json(data, name)
 
-    def kept(self, graph: ChannelGraph) -> dict[int, IntArray]:
+    def keep_channels(self, graph: ChannelGraph) -> dict[int, IntArray]:
         """Per group index the old channels that stay, for the groups that change.
 
         Raises:
@@ -198,29 +205,34 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         self.model.check(graph)
         by_id = {group.id: group for group in graph.groups}
-        found: dict[int, IntArray] = {}
+        keep: dict[int, IntArray] = {}
         for key, entry in self.groups.items():
             group = by_id.get(key)
             if group is None:
                 raise PlanError(f"groups.{escape(key)}: the model has no such group")
             _check_fits(group, entry)
-            if len(entry.kept) != group.width:
-                found[group.index] = entry.kept
-        require_viable(graph, [index for index, kept in found.items() if not len(kept)])
-        return found
+            if len(entry.positions) != group.width:
+                keep[group.index] = entry.positions
+        require_viable(graph, [index for index, positions in keep.items() if not len(positions)])
+        return keep
+
+    def kept(self, graph: ChannelGraph) -> dict[int, IntArray]:
+        """The former name of :meth:`keep_channels`, for one version."""
+        warnings.warn("Plan.kept is now keep_channels", DeprecationWarning, stacklevel=2)
+        return self.keep_channels(graph)
 
     def added(self, graph: ChannelGraph) -> dict[int, int]:
         """Per group index the number of channels that are added behind those that stay."""
-        index = {group.id: group.index for group in graph.groups}
-        return {index[key]: entry.new for key, entry in self.groups.items() if entry.new}
+        index_of = {group.id: group.index for group in graph.groups}
+        return {index_of[key]: entry.new for key, entry in self.groups.items() if entry.new}
 
     def widths(self, graph: ChannelGraph) -> IntArray:
         """The width of every group under the plan, ``[groups]``."""
         widths = graph.widths.copy()
-        for group, kept in self.kept(graph).items():
-            widths[group] = len(kept)
-        for group, new in self.added(graph).items():
-            widths[group] += new
+        for index, positions in self.keep_channels(graph).items():
+            widths[index] = len(positions)
+        for index, new in self.added(graph).items():
+            widths[index] += new
         return widths
 
 
@@ -250,7 +262,7 @@ def _check_fits(group: Group, entry: GroupPlan) -> None:
         )
     if entry.width != group.width:
         raise PlanError(f"{field}.width: {entry.width}, but the model's group has {group.width}")
-    if (entry.new or len(entry.kept) != group.width) and group.reason is not None:
+    if (entry.new or len(entry.positions) != group.width) and group.reason is not None:
         raise PlanError(
             f"{field}: '{escape(group.name)}' cannot be resized ({escape(group.reason)})"
         )

@@ -1,8 +1,9 @@
-"""``apply``: from a model and a plan to the resized model, checked."""
+"""``apply`` and ``verify``: from a model and a plan to the resized model, checked."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
@@ -98,36 +99,37 @@ def resize_and_check(
             raise ArgumentError(
                 "absorb goes with weights that are kept; fresh ones have no constants to absorb"
             )
-        kept = resize_and_check(graph, plan, verify=verify, seed=seed)
-        return replace(kept, model=fresh(kept.model, seed))
-    original = graph
-    if not isinstance(original, ChannelGraph):
-        original = lift(original, **plan.model.lift.arguments())
+        checked = resize_and_check(graph, plan, verify=verify, seed=seed)
+        return replace(checked, model=fresh(checked.model, seed))
+    if not isinstance(graph, ChannelGraph):
+        graph = lift(graph, **plan.model.lift.arguments())
     if weights is not None and weights != "keep":
-        original = with_weights(original, weights)
-    keep = plan.kept(original)
-    moved = constants_of(original, keep) if absorb else None
-    if moved is not None and moved.refused:
+        graph = with_weights(graph, weights)
+    keep = plan.keep_channels(graph)
+    absorbed = constants_of(graph, keep) if absorb else None
+    if absorbed is not None and absorbed.refused:
         warnings.warn(
-            f"constant channels were dropped, not absorbed: {'; '.join(moved.refused)}",
+            f"constant channels were dropped, not absorbed: {'; '.join(absorbed.refused)}",
             MorphWarning,
             stacklevel=3,
         )
-    small = resize(original, keep, plan.added(original), seed, moved)
-    require_valid(original, small)
-    if not verify:
-        return Resized(small, None)
+    small = resize(graph, keep, plan.added(graph), seed, absorbed)
+    require_valid(graph, small)
+    return Resized(small, _require_same(graph, plan, small, seed) if verify else None)
+
+
+def _require_same(graph: ChannelGraph, plan: Plan, small: ir.Model, seed: int) -> VerifyReport:
     try:
-        report = check(original, plan, small, seed=seed)
+        report = verify(graph, plan, small, seed=seed)
     except UnsupportedError as error:
         raise UnsupportedError(
             f"{error}; without a check, apply the plan with --no-verify (verify=False)"
         ) from error
     report.require()
-    return Resized(small, report)
+    return report
 
 
-def check(
+def verify(
     graph: ChannelGraph,
     plan: Plan,
     small: ir.Model,
@@ -152,15 +154,17 @@ def check(
         feeds: inputs by name instead of random ones.
 
     Raises:
+        ModelError: the resized model takes other inputs, or its metadata does not fit the original.
         PlanError: the plan is for another network.
         UnsupportedError: neither ONNX Runtime nor PyTorch runs the original.
         VerificationError: the original runs, but the resized or the masked model does not.
     """
+    compared = partial(compare, graph, plan, small, tolerance=tolerance, seed=seed, feeds=feeds)
     try:
-        report = compare(graph, plan, small, tolerance=tolerance, seed=seed, feeds=feeds)
-    except UnsupportedError as error:
-        report = _compare_in_torch(error, graph, plan, small, tolerance, seed, feeds)
-    if plan.kept(graph) and report.ok and report.sensitivity < _MIN_SENSITIVITY:
+        report = compared()
+    except UnsupportedError as refusal:
+        report = _in_torch(compared, refusal)
+    if plan.keep_channels(graph) and report.ok and report.sensitivity < _MIN_SENSITIVITY:
         warnings.warn(
             f"masking changed the outputs by {report.sensitivity:.1g} of their scale only: a wrong "
             "slice could go unnoticed; check again with trained weights",
@@ -170,27 +174,13 @@ def check(
     return report
 
 
-verify = check  # the public name; in the functions above it is an argument
-
-
-def _compare_in_torch(
-    refusal: UnsupportedError,
-    graph: ChannelGraph,
-    plan: Plan,
-    small: ir.Model,
-    tolerance: float,
-    seed: int,
-    feeds: Mapping[str, Array] | None,
-) -> VerifyReport:
+def _in_torch(compared: Callable[..., VerifyReport], refusal: UnsupportedError) -> VerifyReport:
     from morphgraph.torch_io.running import run
 
     try:
-        report = compare(
-            graph, plan, small, tolerance=tolerance, seed=seed, feeds=feeds, runner=run
-        )
+        return replace(compared(runner=run), by="PyTorch")
     except UnsupportedError as error:
         raise UnsupportedError(f"{refusal}; nor can it be checked in PyTorch: {error}") from error
-    return replace(report, by="PyTorch")
 
 
 def with_weights(graph: ChannelGraph, weights: "Weights") -> ChannelGraph:
@@ -203,4 +193,6 @@ def with_weights(graph: ChannelGraph, weights: "Weights") -> ChannelGraph:
 
     model = torch_weights.with_weights(graph.model, weights)
     model.meta.update(graph.model.meta)
-    return replace(graph, couplings=replace(graph.couplings, model=model), cache={})
+    # What reads weights at an operator's operands must find the new ones there.
+    ops = [replace(op, ir=node) for op, node in zip(graph.ops, model.graph, strict=True)]
+    return replace(graph, couplings=replace(graph.couplings, model=model, ops=ops), cache={})

@@ -37,7 +37,7 @@ def test_positions_of_a_channel_after_flatten() -> None:
 def test_class_sizes_at_widths_are_the_resized_shapes() -> None:
     graph = lift(model_from_text(TEXT))
     plan = random_plan(graph, 3)
-    small = resize(graph, plan.kept(graph))
+    small = resize(graph, plan.keep_channels(graph))
     sizes = graph.class_sizes(plan.widths(graph))
     values = {v.name: v for node in small.graph for v in (*node.inputs, *node.outputs)}
     for number, dim in enumerate(graph.couplings.dims):
@@ -101,12 +101,12 @@ def test_a_plan_survives_its_file_and_another_networks_plan_does_not_fit() -> No
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert again.to_json() == plan.to_json()
-    kept, same = plan.kept(graph), again.kept(graph)
+    kept, same = plan.keep_channels(graph), again.keep_channels(graph)
     assert kept.keys() == same.keys()
     assert all(np.array_equal(kept[index], same[index]) for index in kept)
     other = lift(model_from_text(TEXT.replace("w1", "v1")))
     with pytest.raises(PlanError, match="the plan was made for another network"):
-        plan.kept(other)
+        plan.keep_channels(other)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,20 @@ def test_ranges_are_half_open(kept: list[int], ranges: tuple[tuple[int, int], ..
     (index,) = [g.index for g in graph.groups if g.producers == ("Conv_a",)]
     entry = make_plan(graph, {index: np.array(kept)}, {}, {}).groups[graph.groups[index].id]
     assert entry.keep == ranges
-    assert entry.kept.tolist() == kept
+    assert entry.positions.tolist() == kept
+
+
+def test_former_names_of_a_plan_warn() -> None:
+    graph = lift(model_from_text(TEXT))
+    plan = random_plan(graph, 3)
+    with pytest.warns(DeprecationWarning, match="keep_channels"):
+        former = plan.kept(graph)
+    assert {k: v.tolist() for k, v in former.items()} == {
+        k: v.tolist() for k, v in plan.keep_channels(graph).items()
+    }
+    entry = next(iter(plan.groups.values()))
+    with pytest.warns(DeprecationWarning, match="positions"):
+        assert entry.kept.tolist() == entry.positions.tolist()
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def check_laws(model: ir.Model) -> None:
     if not free:
         return
     chosen = random_plan(graph, seed=1)
-    small = resize(graph, chosen.kept(graph))
+    small = resize(graph, chosen.keep_channels(graph))
     report = verify(graph, chosen, small)
     assert report.ok, report.worst
     again = lift(small)
@@ -302,7 +302,7 @@ def _check_budget(graph: ChannelGraph) -> None:
     tight, wide = (plan(graph, {"macs": amount}, score="l2") for amount in (limit, loose))
     assert function.at(tight.widths(graph)) <= limit
     assert function.at(wide.widths(graph)) <= loose
-    kept, kept_wide = tight.kept(graph), wide.kept(graph)
+    kept, kept_wide = tight.keep_channels(graph), wide.keep_channels(graph)
     for index, group in enumerate(graph.groups):
         everything = np.arange(group.width)
         inner, outer = kept.get(index, everything), kept_wide.get(index, everything)
@@ -323,7 +323,7 @@ def check_removal(model: ir.Model) -> None:
         chosen = random_removal(graph, seed, deaths=0.5)
         if not (chosen.widths(graph) == 0).any():
             continue
-        small = resize(graph, chosen.kept(graph))
+        small = resize(graph, chosen.keep_channels(graph))
         report = verify(graph, chosen, small)
         assert report.ok, report.worst
         again = lift(small)
@@ -359,8 +359,8 @@ def check_absorption(model: ir.Model) -> None:
     for chosen in (random_plan(graph, 3), random_removal(graph, 4)):
         if not chosen.groups:
             continue
-        moved = absorb(graph, chosen.kept(graph))
-        small = resize(graph, chosen.kept(graph), absorbed=moved)
+        moved = absorb(graph, chosen.keep_channels(graph))
+        small = resize(graph, chosen.keep_channels(graph), absorbed=moved)
         report = verify(graph, chosen, small)
         assert report.ok, report.worst
         for kind in ("macs", "params"):
@@ -395,7 +395,7 @@ def with_hostile_names(model: ir.Model, seed: int) -> ir.Model:
     own = set(_names(graph.model))
     made_up: set[str] = set()
     for chosen in (random_plan(graph, 1), random_removal(graph, 1, deaths=0.5)):
-        keep = chosen.kept(graph)
+        keep = chosen.keep_channels(graph)
         moved = absorb(graph, keep)
         for made in (resize(graph, keep), resize(graph, keep, absorbed=moved), mask(graph, keep)):
             made_up.update(_names(made))
@@ -427,7 +427,7 @@ def test_laws_whatever_values_are_called(model: ir.Model, seed: int) -> None:
     graph = lift(with_hostile_names(silenced(model, 1), seed))
     onnx.checker.check_model(ir.to_proto(graph.model))
     for chosen in (random_plan(graph, 1), random_removal(graph, 1, deaths=0.5)):
-        keep = chosen.kept(graph)
+        keep = chosen.keep_channels(graph)
         for moved in (None, absorb(graph, keep)):
             small = resize(graph, keep, absorbed=moved)
             onnx.checker.check_model(ir.to_proto(small))

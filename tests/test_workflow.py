@@ -13,6 +13,7 @@ import morphgraph as mg
 from morphgraph.errors import PlanError, VerificationError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.runtime import run
+from morphgraph.passes.rewrite.absorb import absorbed_in
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import make_plan
 from morphgraph.testing import model_from_text, randomize_weights
@@ -57,7 +58,9 @@ def test_trained_weights_are_resized(model: ir.Model) -> None:
     assert resize_and_check(graph, plan, weights=other.state_dict()).report is not None
 
     # Silence the removed channels in the network itself; a dead channel then adds nothing.
-    kept = {graph.groups[index].name: channels for index, channels in plan.kept(graph).items()}
+    kept = {
+        graph.groups[index].name: channels for index, channels in plan.keep_channels(graph).items()
+    }
     masked = residual_cnn((8, 16)).eval()
     masked.load_state_dict(other.state_dict())
     state = masked.state_dict()
@@ -105,6 +108,23 @@ def test_a_wrong_result_is_refused(model: ir.Model, monkeypatch: pytest.MonkeyPa
     with pytest.raises(VerificationError, match="is off by"):
         apply(graph, mg.uniform(graph, 0.5))
     assert apply(graph, mg.uniform(graph, 0.5), verify=False).graph.name == model.graph.name
+
+
+def test_what_trained_weights_hold_constant_is_absorbed(model: ir.Model) -> None:
+    """It is the trained weights that say which channels are constant, not those in the model."""
+    graph = mg.lift(model)
+    net = randomize_weights(residual_cnn((8, 16)), image(1, 8, 8), seed=7)
+    weights = net.state_dict()
+    weights["blocks.0.bn1.weight"][:3] = 0
+    group = graph.group("blocks.0.conv1")
+    plan = make_plan(graph, {group.index: np.arange(3, group.width)}, {}, {})
+    small = apply(graph, plan, weights=weights, absorb=True)
+    trained = mg.lift(mg.with_weights(model, weights))
+    assert absorbed_in(graph, small)[group.index].tolist() == [0, 1, 2]
+    again = apply(trained, plan, absorb=True)
+    assert ir.to_proto(small).SerializeToString(deterministic=True) == ir.to_proto(
+        again
+    ).SerializeToString(deterministic=True)
 
 
 def test_a_plan_remembers_how_the_model_was_lifted(attention_model: ir.Model) -> None:

@@ -63,7 +63,7 @@ def open_planned(
     shapes = dict(lifting.input_shapes) or made.input_shapes
     graph = _lift(path, msgspec.structs.replace(made, input_shapes=shapes))
     with naming(plan_path):
-        plan.kept(graph)
+        plan.keep_channels(graph)
     return graph, plan
 
 

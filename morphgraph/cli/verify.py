@@ -10,7 +10,7 @@ from morphgraph.cli.models import naming, open_planned
 from morphgraph.cli.options import MODEL, Lifting, common, format_option, lift_options, seed_option
 from morphgraph.onnx_io import load
 from morphgraph.report.tables import Format
-from morphgraph.workflow import check
+from morphgraph.workflow import verify as check
 
 
 @click.command()

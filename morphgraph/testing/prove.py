@@ -70,7 +70,7 @@ def random_removal(graph: ChannelGraph, seed: int = 0, deaths: float = 0.3) -> P
     The other groups keep a random share of their channels, half of them all.
     """
     generator = np.random.default_rng(seed)
-    keep = dict(random_plan(graph, seed).kept(graph))
+    keep = dict(random_plan(graph, seed).keep_channels(graph))
     keep = {index: kept for index, kept in keep.items() if generator.random() < 0.5}
     dead: set[int] = set()
     for index in generator.permutation(len(graph.groups)).tolist():
@@ -177,7 +177,7 @@ def prove_plan(
         AssertionError: as :func:`prove`; ``label`` begins the message.
     """
     assert plan.groups, "nothing in this model can be resized"
-    keep = plan.kept(graph)
+    keep = plan.keep_channels(graph)
     small = resize(graph, keep)
     report = verify(graph, plan, small)
     assert report.ok, f"{label}: {report.worst}"

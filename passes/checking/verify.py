@@ -124,7 +124,7 @@ def verify(
     _require_same_inputs(graph.model, small)
     model = in_single_precision(graph.model)
     inputs = random_inputs(model, seed) if feeds is None else _converted(feeds, model)
-    keep, absorbed = plan.kept(graph), absorbed_in(graph, small)
+    keep, absorbed = plan.keep_channels(graph), absorbed_in(graph, small)
     # The original first: only where that is refused may somebody else be asked to run them all.
     others = [run(model, inputs)]
     masked = mask(graph, with_channels(keep, absorbed))

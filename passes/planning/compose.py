@@ -49,7 +49,7 @@ class Provenance:
 
     def after(self, plan: Plan, small: ChannelGraph) -> "Provenance":
         """The provenance of ``small``, which is ``graph`` resized by this plan and lifted again."""
-        keep, added = plan.kept(self.graph), plan.added(self.graph)
+        keep, added = plan.keep_channels(self.graph), plan.added(self.graph)
         kept = AxisSelection(self.graph, keep, added)
         origin = np.full(len(small.channel_group), _UNKNOWN)
         owner = np.full(len(small.channel_group), -1)  # the group before, where it is known
@@ -114,8 +114,8 @@ class Provenance:
         Raises:
             PlanError: the plan is for another network than ``graph``.
         """
-        kept, added = plan.kept(self.graph), plan.added(self.graph)
-        keep = {} if self.plan is None else self.plan.kept(self.first)
+        kept, added = plan.keep_channels(self.graph), plan.added(self.graph)
+        keep = {} if self.plan is None else self.plan.keep_channels(self.first)
         new = {} if self.plan is None else self.plan.added(self.first)
         for home, index in self._successors().items():
             heir = self.graph.groups[index]

@@ -93,7 +93,7 @@ def expand(
     limits = WidthBounds(round_to, min_width, tuple(include), tuple(exclude))
     limits.check(graph)
     goals = resolve_budget(graph, budget, convention)
-    keep: Mapping[int, IntArray] = plan.kept(graph)
+    keep: Mapping[int, IntArray] = plan.keep_channels(graph)
     kept = np.array([len(keep.get(g.index, g.channels)) for g in graph.groups])
     start = plan.widths(graph)
     if fits(goals, start):

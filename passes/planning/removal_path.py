@@ -84,7 +84,7 @@ def plan(
         "seed": seed,
         "convention": convention,
     }
-    return build_plan(graph, path.kept(), request, shown_costs(graph, goals, convention))
+    return build_plan(graph, path.keep(), request, shown_costs(graph, goals, convention))
 
 
 def continue_plan(
@@ -125,7 +125,7 @@ def continue_plan(
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
     costs = {goal.kind: goal.cost for goal in goals} | {shown.kind: shown}
-    return build_plan(graph, path.kept(), request, list(costs.values()))
+    return build_plan(graph, path.keep(), request, list(costs.values()))
 
 
 class _Path:
@@ -220,7 +220,7 @@ class _Path:
             total += resource.gradient(self.widths) / initial
         return total
 
-    def kept(self) -> dict[int, IntArray]:
+    def keep(self) -> dict[int, IntArray]:
         """Per group index the channels that stay."""
         return {
             group.index: np.sort(order[group.width - int(width) :])

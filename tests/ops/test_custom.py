@@ -19,7 +19,6 @@ from morphgraph.ops.op import _REGISTRY
 from morphgraph.ops.plugins import load_plugins
 from morphgraph.testing import model_from_text, random_plan
 from morphgraph.torch_io.running import run
-from morphgraph.workflow import check
 
 HEAD = '<ir_version: 10, opset_import: ["": 20, "com.acme": 1]>'
 
@@ -89,7 +88,7 @@ def test_a_taught_operator_is_resized_right(text: str, teach: Any, width: int) -
         value = small.graph.initializers["w2"]
         assert value.const_value is not None
         value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.01))
-        assert not check(graph, plan, small).ok
+        assert not mg.verify(graph, plan, small).ok
 
 
 def test_an_attribute_that_holds_a_size_follows() -> None:
@@ -111,7 +110,7 @@ def test_a_resize_hook_sees_old_and_new() -> None:
     graph = mg.lift(model_from_text(HEAD + SHUFFLED))
     plan = mg.uniform(graph, 0.5)
     mg.apply(graph, plan, verify=False)
-    (kept,) = plan.kept(graph).values()
+    (kept,) = plan.keep_channels(graph).values()
     assert heard == [(3, 12, 6, list(kept))]
 
 

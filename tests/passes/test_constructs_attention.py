@@ -243,11 +243,11 @@ def test_groups_are_heads_or_their_sizes(name: str, attention: Attention) -> Non
 
 def test_the_scale_stays_that_of_the_old_head_size() -> None:
     graph = graph_of("one node", "head-dim")
-    small = resize(graph, random_plan(graph).kept(graph))
+    small = resize(graph, random_plan(graph).keep_channels(graph))
     (node,) = [node for node in small.graph if node.op_type == "Attention"]
     assert node.attributes["scale"].as_float() == np.float32(1 / sqrt(4))
     whole = graph_of("one node", "heads")
-    small = resize(whole, random_plan(whole).kept(whole))
+    small = resize(whole, random_plan(whole).keep_channels(whole))
     (node,) = [node for node in small.graph if node.op_type == "Attention"]
     assert "scale" not in node.attributes
 

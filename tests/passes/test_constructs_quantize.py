@@ -162,7 +162,7 @@ def test_groups_are_as_a_person_would_say(name: str) -> None:
 
 def test_zero_instead_of_the_zero_point_would_be_wrong() -> None:
     graph = graph_of("convolutions")
-    keep = random_plan(graph).kept(graph)
+    keep = random_plan(graph).keep_channels(graph)
     nodes = [node for node in mask(graph, keep).graph if node.op_type == "Where"]
     assert [node.inputs[2].name for node in nodes] == ["hz"]
 
@@ -233,6 +233,6 @@ def test_what_onnx_runtime_quantizes(
     assert [g.width for g in graph.groups if g.resizable] == widths
     for seed in range(3):
         plan = random_plan(graph, seed)
-        report = verify(graph, plan, resize(graph, plan.kept(graph)))
+        report = verify(graph, plan, resize(graph, plan.keep_channels(graph)))
         assert report.ok
         assert report.sensitivity > 1e-2

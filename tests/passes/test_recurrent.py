@@ -145,7 +145,7 @@ def test_batches_first(kind: str) -> None:
         a = {kind}<hidden_size=5, layout=1>(x, w, r, , , h)  y = MatMul(a, out)
     }}"""
     graph = lift(model_from_text(OPSET + text))
-    keep = random_plan(graph).kept(graph)
+    keep = random_plan(graph).keep_channels(graph)
     assert [len(kept) for kept in keep.values()] == [3]
     feeds = ort.random_inputs(graph.model)
     small, masked, whole = (

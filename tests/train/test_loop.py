@@ -65,8 +65,8 @@ def test_every_iteration_starts_from_the_network_before() -> None:
     whole = mg.cost(result.graph, "flops").total
     assert 0.95 * whole < mg.cost(made, "flops").total <= whole
     # What is said to stay is, untrained and unshrunk, the same channel.
-    gone = first.plan.kept(result.graph)
-    for index, kept in result.plan.kept(result.graph).items():
+    gone = first.plan.keep_channels(result.graph)
+    for index, kept in result.plan.keep_channels(result.graph).items():
         assert set(kept.tolist()) <= set(gone.get(index, np.arange(99)).tolist()) | {0}
 
 

@@ -316,7 +316,7 @@ def test_groups_without_strength_are_left_alone() -> None:
         with torch.no_grad():
             for source in reg.kernels:
                 source.parameter.zero_()
-        assert not alone & reg.plan().kept(graph).keys()
+        assert not alone & reg.plan().keep_channels(graph).keys()
 
 
 def test_kernels_that_are_parts_of_a_parameter_have_a_strength() -> None:

@@ -307,7 +307,7 @@ def test_peers_construct(name: str) -> None:
     assert [group.width for group in graph.groups if group.resizable] == widths
     prove(graph, seeds=(0, 1), faults=8)
     plan = random_plan(graph)
-    small = resize(graph, plan.kept(graph))
+    small = resize(graph, plan.keep_channels(graph))
     again = to_torch(small)
     assert set(dict(again.named_parameters())) == set(dict(net.named_parameters()))
     inputs = random_inputs(small)

@@ -67,7 +67,7 @@ def graph_of(name: str, graphs: dict[str, ChannelGraph]) -> ChannelGraph:
 
 
 def check(graph: ChannelGraph, made: Plan) -> None:
-    small = resize(graph, made.kept(graph))
+    small = resize(graph, made.keep_channels(graph))
     report = verify(graph, made, small)
     assert report.ok, report.worst
     assert report.sensitivity > 1e-2

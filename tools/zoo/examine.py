@@ -97,7 +97,7 @@ class Examination:
         change = plan.cost["flops"]
         found.ratio = change.after / change.before
         found.coarsest = _coarsest(graph, plan)
-        small = self.attempt("resize", lambda: resize(graph, plan.kept(graph)))
+        small = self.attempt("resize", lambda: resize(graph, plan.keep_channels(graph)))
         if small is None:
             return None
         self.attempt("check", lambda: self._check(small))
@@ -112,7 +112,7 @@ class Examination:
         self, graph: ChannelGraph, plan: mg.Plan, small: ir.Model, feeds: Feeds, original: Arrays
     ) -> None:
         found = self.found
-        keep = plan.kept(graph)
+        keep = plan.keep_channels(graph)
         expected = self.attempt("mask", lambda: list(run(mask(graph, keep), feeds).values()))
         results = self.attempt("verify", lambda: list(run(small, feeds).values()))
         if expected is not None and results is not None:
@@ -245,7 +245,7 @@ def _faults(
     sliced = [name for name in sliced if len(old[name].shape or ()) > 1] or sliced
     chosen = generator.choice(sliced, min(kernels, len(sliced)), replace=False).tolist()
     per_axis: dict[tuple[str, str], tuple[str, str, ir.Model]] = {}
-    for fault, broken in wrong_slices(graph, plan.kept(graph), small, chosen):
+    for fault, broken in wrong_slices(graph, plan.keep_channels(graph), small, chosen):
         name, _, axis, _ = fault.split(" ", 3)
         per_axis.setdefault((name, axis), (name, fault, broken))
     return list(per_axis.values())

@@ -127,7 +127,7 @@ def test_resized_at_any_size_it_is_the_masked_original(
 ) -> None:
     net, graph = network(kind)
     plan = mg.uniform(graph, 0.5)
-    small, masked = mg.apply(graph, plan), mask(graph, plan.kept(graph))
+    small, masked = mg.apply(graph, plan), mask(graph, plan.keep_channels(graph))
     mg.save(small, tmp_path / "small.onnx")
     again = mg.lift(tmp_path / "small.onnx")
     for size in SIZES[kind]:
@@ -196,7 +196,7 @@ def test_symbols_that_must_be_equal_grow_together() -> None:
     graph = lifted("""net (float[N,S,4] x, float[M,T,4] z, float[4,8] w, float[8,2] v)
     => (float[N,S,2] y) { a = Add(x, z)  b = MatMul(a, w)  r = Relu(b)  y = MatMul(r, v) }""")
     plan = mg.uniform(graph, 0.5)
-    small, masked = mg.apply(graph, plan), mask(graph, plan.kept(graph))
+    small, masked = mg.apply(graph, plan), mask(graph, plan.keep_channels(graph))
     feeds = {name: np.random.default_rng(0).standard_normal((3, 7, 4), np.float32) for name in "xz"}
     (expected,), (found,) = (ort.run(each, feeds).values() for each in (masked, small))
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -177,11 +177,11 @@ def test_the_masked_model_has_the_sizes_of_the_original() -> None:
 def test_the_report_says_what_is_off_and_by_how_much() -> None:
     graph = of_text(RESIDUAL)
     plan = random_plan(graph)
-    small = resize(graph, plan.kept(graph))
+    small = resize(graph, plan.keep_channels(graph))
     good = verify(graph, plan, small)
     good.require()
     feeds = random_inputs(graph.model, seed=0)
-    expected = run(mask(graph, plan.kept(graph)), feeds)["y"]
+    expected = run(mask(graph, plan.keep_channels(graph)), feeds)["y"]
     original = run(graph.model, feeds)["y"]
     assert good.worst.scale == pytest.approx(np.abs(expected).max())
     assert good.sensitivity == pytest.approx(
@@ -201,7 +201,7 @@ def test_the_report_says_what_is_off_and_by_how_much() -> None:
 def test_a_result_that_is_not_a_number_is_refused() -> None:
     graph = of_text(RESIDUAL)
     plan = random_plan(graph)
-    small = resize(graph, plan.kept(graph))
+    small = resize(graph, plan.keep_channels(graph))
     tensor = small.graph.initializers["w3"].const_value
     assert tensor is not None
     give(small, "w3", tensor.numpy() * np.float32(np.nan))
@@ -218,7 +218,7 @@ def test_a_result_that_only_pytorch_would_run_is_wrong() -> None:
     """ONNX Runtime runs the original; nobody else is asked whether the resized one is right."""
     graph = of_text(RESIDUAL)
     plan = random_plan(graph)
-    small = resize(graph, plan.kept(graph))
+    small = resize(graph, plan.keep_channels(graph))
     _make_twice(small)
     assert is_rejected(graph, plan, small)
     with pytest.raises(VerificationError, match=r"the original runs, but the resized model does"):
@@ -265,4 +265,4 @@ def test_another_networks_plan_is_refused() -> None:
     graph, other = of_text(RESIDUAL), of_text(GATHER)
     plan = random_plan(graph)
     with pytest.raises(PlanError, match="made for another network"):
-        verify(other, plan, resize(graph, plan.kept(graph)))
+        verify(other, plan, resize(graph, plan.keep_channels(graph)))

@@ -71,12 +71,12 @@ def test_two_removals_are_one(name: str, deaths: bool, seed: int) -> None:
     graph = network(name)
     draw = random_removal if deaths else random_plan
     first = draw(graph, seed)
-    small = lift(resize(graph, first.kept(graph)))
+    small = lift(resize(graph, first.keep_channels(graph)))
     lineage = Provenance.of(graph).after(first, small)
     again = second(lineage, random_plan(small, seed + 10))
-    smaller = resize(small, again.kept(small))
+    smaller = resize(small, again.keep_channels(small))
     composed = lineage.compose(again, {})
-    once = resize(graph, composed.kept(graph))
+    once = resize(graph, composed.keep_channels(graph))
     feeds = random_inputs(graph.model)
     for one, other in zip(run(smaller, feeds).values(), run(once, feeds).values(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -90,18 +90,20 @@ def test_two_removals_are_one(name: str, deaths: bool, seed: int) -> None:
 def test_growth_is_new(name: str) -> None:
     graph = network(name)
     first = expand(graph, random_plan(graph, 1), {"flops": "90%"})
-    wide = lift(resize(graph, first.kept(graph), first.added(graph)))
+    wide = lift(resize(graph, first.keep_channels(graph), first.added(graph)))
     lineage = Provenance.of(graph).after(first, wide)
     again = expand(wide, random_plan(wide, 2), {"flops": "100%"})
-    twice = lift(resize(wide, again.kept(wide), again.added(wide)))
+    twice = lift(resize(wide, again.keep_channels(wide), again.added(wide)))
     composed = lineage.compose(again, {})
-    once = lift(resize(graph, composed.kept(graph), composed.added(graph)))
+    once = lift(resize(graph, composed.keep_channels(graph), composed.added(graph)))
     assert sizes(twice) == sizes(once)
     # What is said to be kept was kept by both.
     for key, entry in composed.groups.items():
         group = graph.group(key)
-        survivors = set(first.kept(graph).get(group.index, np.arange(group.width)).tolist())
-        assert set(entry.kept.tolist()) <= survivors or entry.keep == ((0, 1),)
+        survivors = set(
+            first.keep_channels(graph).get(group.index, np.arange(group.width)).tolist()
+        )
+        assert set(entry.positions.tolist()) <= survivors or entry.keep == ((0, 1),)
 
 
 def test_what_has_come_apart_keeps_its_width() -> None:
@@ -116,7 +118,7 @@ def test_what_has_come_apart_keeps_its_width() -> None:
         {},
         plan.groups | {dead.id: type(entry)(entry.name, entry.width, ())},
     )
-    small = lift(resize(graph, plan.kept(graph)))
+    small = lift(resize(graph, plan.keep_channels(graph)))
     lineage = Provenance.of(graph).after(plan, small)
     apart = [g.id for g in small.groups if lineage.origin_group[g.index] == tied.index]
     assert len(apart) == 2
@@ -126,7 +128,7 @@ def test_what_has_come_apart_keeps_its_width() -> None:
 def test_a_group_of_which_only_new_channels_stay_keeps_its_first() -> None:
     graph = network("towers")
     first = expand(graph, random_plan(graph, 1), {"flops": "100%"})
-    wide = lift(resize(graph, first.kept(graph), first.added(graph)))
+    wide = lift(resize(graph, first.keep_channels(graph), first.added(graph)))
     lineage = Provenance.of(graph).after(first, wide)
     grown = next(g for g in graph.groups if first.added(graph).get(g.index, 0) > 1)
     here = wide.groups[int(np.flatnonzero(lineage.origin_group == grown.index)[0])]

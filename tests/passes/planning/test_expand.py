@@ -275,8 +275,8 @@ def test_a_plan_above_the_budget_is_narrowed_by_the_largest_multiplier(
     largest = staircase(start, floors, start, 1, max(fitting))
     assert narrow.widths(graph).tolist() == largest
     for group in graph.groups:
-        before = small.kept(graph).get(group.index, np.arange(group.width))
-        after = narrow.kept(graph).get(group.index, np.arange(group.width))
+        before = small.keep_channels(graph).get(group.index, np.arange(group.width))
+        after = narrow.keep_channels(graph).get(group.index, np.arange(group.width))
         assert set(after) <= set(before)
         gone = np.setdiff1d(before, after)
         if len(gone):

@@ -38,7 +38,7 @@ def graph() -> ChannelGraph:
 
 
 def kept(graph: ChannelGraph, made: Plan) -> list[set[int]]:
-    changed = made.kept(graph)
+    changed = made.keep_channels(graph)
     return [
         set(changed.get(group.index, np.arange(group.width)).tolist()) for group in graph.groups
     ]
@@ -83,7 +83,7 @@ def test_one_channel_more_of_any_group_would_not_have_been_needed(graph: Channel
 def test_the_strongest_channels_stay(graph: ChannelGraph) -> None:
     made = plan(graph, {"flops": "40%"}, score="l1")
     strength = score(graph, "l1")
-    for index, stays in made.kept(graph).items():
+    for index, stays in made.keep_channels(graph).items():
         mine = strength[graph.groups[index].channels]
         gone = np.setdiff1d(np.arange(len(mine)), stays)
         assert mine[stays].min() >= mine[gone].max()
@@ -113,7 +113,7 @@ def test_include_exclude_and_min_width(graph: ChannelGraph) -> None:
     rest = plan(graph, {"flops": "50%"}, exclude=["mid", "la*"])
     assert {entry.name for entry in rest.groups.values()} == {"stem (residual, 2 producers)"}
     narrow = plan(graph, {"flops": "30%"}, min_width=10)
-    assert min(len(entry.kept) for entry in narrow.groups.values()) >= 10
+    assert min(len(entry.positions) for entry in narrow.groups.values()) >= 10
     with pytest.raises(BudgetError):
         plan(graph, {"flops": "50%"}, include=["last"])
 

@@ -176,7 +176,7 @@ def test_the_result_is_the_original_network(name: str) -> None:
     for seed in (1, 2):
         feeds = random_inputs(graph.model, seed)
         original, found = run(graph.model, feeds)["y"], run(small, feeds)["y"]
-        dropped = run(resize(graph, made.kept(graph)), feeds)["y"]
+        dropped = run(resize(graph, made.keep_channels(graph)), feeds)["y"]
         scale = np.abs(original).max()
         assert np.abs(original - found).max() < 1e-5 * scale
         assert np.abs(original - dropped).max() > 1e-2 * scale  # it mattered
@@ -193,11 +193,11 @@ def test_channels_that_were_not_constant_are_masked_as_before(name: str) -> None
     constant = removed_by(graph, zero, group)
     live = [k for k in range(graph.group(group).width) if k not in constant]
     made = without(graph, group, [*constant[:1], *live[:2]])
-    moved = absorb(graph, made.kept(graph))
+    moved = absorb(graph, made.keep_channels(graph))
     assert {k: v.tolist() for k, v in moved.positions().items()} == {
         graph.group(group).index: constant[:1]
     }
-    small = resize(graph, made.kept(graph), absorbed=moved)
+    small = resize(graph, made.keep_channels(graph), absorbed=moved)
     report = verify(graph, made, small)
     assert report.ok, report.worst
 
@@ -298,7 +298,7 @@ def test_a_model_that_claims_too_much_fails() -> None:
     made = without(graph, group, [1, 4])
     small = apply(graph, made, absorb=True)
     assert "morphgraph.absorbed" in small.metadata_props
-    dropped = resize(graph, made.kept(graph))
+    dropped = resize(graph, made.keep_channels(graph))
     assert verify(graph, made, dropped).ok
     dropped.metadata_props["morphgraph.absorbed"] = small.metadata_props["morphgraph.absorbed"]
     assert not verify(graph, made, dropped).ok

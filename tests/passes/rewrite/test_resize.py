@@ -54,14 +54,14 @@ def test_weights_are_the_kept_slices_and_shared_where_nothing_is_cut() -> None:
 def test_the_model_given_is_not_changed() -> None:
     graph = of_text(TWO)
     before = ir.to_proto(graph.model).SerializeToString()
-    resize(graph, random_plan(graph).kept(graph))
+    resize(graph, random_plan(graph).keep_channels(graph))
     assert ir.to_proto(graph.model).SerializeToString() == before
 
 
 def test_names_stay_and_declared_sizes_follow() -> None:
     graph = of_text(TWO)
     plan = random_plan(graph, 1)
-    small = resize(graph, plan.kept(graph))
+    small = resize(graph, plan.keep_channels(graph))
     assert [node.name for node in small.graph] == [node.name for node in graph.model.graph]
     values = [v.name for node in small.graph for v in node.outputs]
     assert values == [v.name for node in graph.model.graph for v in node.outputs]
@@ -152,6 +152,6 @@ def test_group_counts_follow() -> None:
 
 def test_unused_constants_go_and_unused_parameters_of_the_file_stay() -> None:
     graph = of_text(SPLIT)
-    keep = random_plan(graph).kept(graph)
+    keep = random_plan(graph).keep_channels(graph)
     small = resize(graph, keep)
     assert all(value.uses() for value in small.graph.initializers.values())

@@ -225,7 +225,7 @@ def test_what_is_left_equals_the_masked_original(name: str) -> None:
     graph = graph_of(name)
     made = without(graph, *CONSTRUCTS[name][1])
     prove_plan(graph, made, faults=30)
-    assert operators(resize(graph, made.kept(graph))) == CONSTRUCTS[name][2]
+    assert operators(resize(graph, made.keep_channels(graph))) == CONSTRUCTS[name][2]
 
 
 @pytest.mark.parametrize("name", CONSTRUCTS)
@@ -238,7 +238,7 @@ def test_every_other_width_may_change_as_well(name: str) -> None:
 def test_a_wrong_constant_is_rejected() -> None:
     graph = graph_of("a residual block leaves the skip")
     made = without(graph, "Conv_b")
-    small = resize(graph, made.kept(graph))
+    small = resize(graph, made.keep_channels(graph))
     (name,) = constant_names(small)
     value = small.graph.initializers[name]
     assert value.const_value is not None
@@ -249,7 +249,7 @@ def test_a_wrong_constant_is_rejected() -> None:
 def test_a_uniform_constant_is_small_and_trained() -> None:
     model = model_from_text(OPSET + RESIDUAL)
     graph = lift(model)
-    small = resize(graph, without(graph, "Conv_b").kept(graph))
+    small = resize(graph, without(graph, "Conv_b").keep_channels(graph))
     assert constant_names(small) == {"cc"}
     assert tuple(small.graph.initializers["cc"].shape or ()) == (1, 8, 1, 1)
     assert "cc" in parameter_names(small)
@@ -258,7 +258,7 @@ def test_a_uniform_constant_is_small_and_trained() -> None:
     listed = model.clone()
     listed.metadata_props[PARAMETERS_KEY] = '["w0", "w1", "w2", "w3"]'
     graph = lift(listed)
-    again = resize(graph, without(graph, "Conv_b").kept(graph))
+    again = resize(graph, without(graph, "Conv_b").keep_channels(graph))
     assert parameter_names(again) == ["w0", "w3", "cc"]
 
 
@@ -266,7 +266,7 @@ def test_a_constant_behind_padding_is_a_map() -> None:
     """The bias of a dead tower's start, padded with zeros and convolved, is not the same
     everywhere."""
     graph = graph_of("a tower's start dies, a padded constant stays")
-    small = resize(graph, without(graph, "Conv_s").kept(graph))
+    small = resize(graph, without(graph, "Conv_s").keep_channels(graph))
     array = small.graph.initializers["rc"].const_value
     assert array is not None
     assert array.shape == (1, 7, 4, 4)
@@ -281,7 +281,7 @@ def test_a_dynamic_batch_stays_dynamic(tmp_path: Path) -> None:
     graph = lift(model_from_text(OPSET + DYNAMIC))
     made = without(graph, "Conv_s")
     prove_plan(graph, made)
-    small = resize(graph, made.kept(graph))
+    small = resize(graph, made.keep_channels(graph))
     path = tmp_path / "small.onnx"
     save(small, path)
     x = np.random.default_rng(0).standard_normal((5, 3, 4, 4)).astype(np.float32)
@@ -306,7 +306,7 @@ def test_a_constant_that_is_concatenated_twice() -> None:
 def test_a_constant_that_depends_on_the_batch_is_refused_by_name() -> None:
     old = lift(model_from_text(OPSET.replace("21", "14") + DYNAMIC))
     with pytest.raises(UnsupportedError, match=r"'Concat_d'.*--input-shape"):
-        resize(old, without(old, "Conv_s").kept(old))
+        resize(old, without(old, "Conv_s").keep_channels(old))
 
 
 MEAN = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[1,2,1,1] w2, float[5,3,1,1] w3,
@@ -358,7 +358,7 @@ def test_a_plan_file_may_say_width_0() -> None:
     again = Plan.from_json(made.to_json())
     assert again == made
     assert b'"keep": []' in made.to_json()
-    assert again.kept(graph)[graph.group("Conv_b").index].tolist() == []
+    assert again.keep_channels(graph)[graph.group("Conv_b").index].tolist() == []
     with pytest.raises(PlanError, match="keeps no channel, so that none can be added"):
         Plan.from_json(made.to_json().replace(b'"new": 0', b'"new": 2'))
 
@@ -383,12 +383,14 @@ def resized_again(small: ir.Model, folder: Path) -> None:
 @pytest.mark.parametrize("name", CONSTRUCTS)
 def test_a_network_without_layers_can_be_resized_again(name: str, tmp_path: Path) -> None:
     graph = graph_of(name)
-    resized_again(resize(graph, without(graph, *CONSTRUCTS[name][1]).kept(graph)), tmp_path)
+    resized_again(
+        resize(graph, without(graph, *CONSTRUCTS[name][1]).keep_channels(graph)), tmp_path
+    )
 
 
 def test_one_with_a_dynamic_batch_can_be_resized_again(tmp_path: Path) -> None:
     graph = lift(model_from_text(OPSET + DYNAMIC))
-    resized_again(resize(graph, without(graph, "Conv_s").kept(graph)), tmp_path)
+    resized_again(resize(graph, without(graph, "Conv_s").keep_channels(graph)), tmp_path)
 
 
 # -- plans -------------------------------------------------------------------------------------
@@ -413,7 +415,7 @@ def test_a_group_of_a_computed_weight_is_not_useless() -> None:
 
 def check(graph: ChannelGraph, made: Plan) -> None:
     """The result is the masked original, at the cost that the plan states."""
-    small = resize(graph, made.kept(graph))
+    small = resize(graph, made.keep_channels(graph))
     report = verify(graph, made, small)
     assert report.ok, report.worst
     for kind, change in made.cost.items():
@@ -452,7 +454,9 @@ def test_a_budget_below_the_lowest_of_width_1_is_met() -> None:
 
 def test_a_smaller_budget_keeps_a_subset_when_groups_die() -> None:
     graph = graph_of("all heads of an attention")
-    made = [plan(graph, {"flops": f"{s}%"}, min_width=0).kept(graph) for s in (50, 20, 8, 5)]
+    made = [
+        plan(graph, {"flops": f"{s}%"}, min_width=0).keep_channels(graph) for s in (50, 20, 8, 5)
+    ]
     for large, small in pairwise(made):
         for index, kept in large.items():
             assert np.isin(small[index], kept).all()
@@ -501,6 +505,6 @@ def test_expand_leaves_a_dead_group_dead() -> None:
     assert (wide.widths(graph)[dead] == 0).all()
     assert (wide.widths(graph) > small.widths(graph)).any()
     assert wide.cost["flops"].after <= 0.1 * wide.cost["flops"].before
-    again = resize(graph, wide.kept(graph), wide.added(graph))
+    again = resize(graph, wide.keep_channels(graph), wide.added(graph))
     assert cost(lift(again), "flops").total == wide.cost["flops"].after
     assert verify(graph, wide, again).ok
