@@ -1,11 +1,11 @@
 """Pass ``vanish``: layers of width 0 are cut, and what they still contributed stays as a constant.
 
-What goes is decided by :mod:`morphgraph.passes.analysis.liveness`; this pass, a step of ``resize``,
-does it. A node that sums over nothing is run alone on zeros, at its original size, and what
-computes with such constants alone is run at its new size. Where a constant enters a node that
-stays, it becomes an initializer named after the value that it replaces. Over axes along which it
-does not vary and which its reader broadcasts it has size 1. One that is added behind an operator
-with a shift of its own moves into that; zeros are not added.
+:mod:`morphgraph.passes.analysis.liveness` decides what goes; this pass, a step of ``resize``, takes
+it out. A node that sums over nothing is run alone on zeros, at its original size; nodes that
+compute with such constants alone are run at their new size. A constant that a remaining node reads
+becomes an initializer named after the value that it replaces. It has size 1 along axes on which it
+does not vary and which its reader broadcasts. Behind an operator with a bias of its own it moves
+into that bias; zeros are not added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from morphgraph.arrays import Array
 from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
-from morphgraph.ops import facts_of
+from morphgraph.onnx_io.mapped import take
 from morphgraph.passes.analysis.evaluate import evaluate, needed_for, nodes_by_result
 from morphgraph.passes.analysis.liveness import Liveness, result_names
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -27,8 +27,8 @@ from morphgraph.passes.rewrite.bias import add_to_bias
 
 
 def vanish(
-    found: Liveness,
-    kept: AxisSelection,
+    liveness: Liveness,
+    selection: AxisSelection,
     model: ir.Model,
     editor: Editor,
     copies: Sequence[ir.Node],
@@ -37,143 +37,152 @@ def vanish(
     """Cut what has gone out of a resized model, in place.
 
     Args:
-        found: what stays and what goes.
-        kept: the positions that stay on every axis.
+        liveness: what stays and what goes.
+        selection: the positions that stay on every axis.
         model: the model with its weights, shapes and attributes in their new size.
         editor: of that model.
-        copies: its nodes, in the order of ``found.graph.ops``.
-        absorbed: what removed constants add to values that nothing else is left of, by name.
+        copies: its nodes, in the order of ``liveness.graph.ops``.
+        absorbed: by name what removed constants add to values that become constant.
 
     Raises:
         UnsupportedError: ONNX Runtime cannot compute a constant, or it depends on the batch.
     """
-    _Vanisher(found, kept, model, editor, list(copies), absorbed).run()
+    _Vanisher(liveness, selection, model, editor, list(copies), absorbed).run()
 
 
 class _Vanisher:
     def __init__(
         self,
-        found: Liveness,
-        kept: AxisSelection,
+        liveness: Liveness,
+        selection: AxisSelection,
         model: ir.Model,
         editor: Editor,
         copies: list[ir.Node],
         absorbed: Mapping[str, Array],
     ) -> None:
-        self.found = found
-        self.nodes = found.graph.ops
-        self.kept = kept
+        self.liveness = liveness
+        self.graph = liveness.graph
+        self.selection = selection
         self.model = model
         self.editor = editor
         self.copies = copies
         self.absorbed = absorbed
-        self.forms: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
+        # Initializers that take the place of values, by the value's name and by what of it differs
+        # from its full array: several readers share one.
+        self.constants: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
 
     def run(self) -> None:
-        for number, ports in self.found.dropped.items():
-            _keep_operands(self.copies[number], ports)
-        for number in sorted(self.found.live | self.found.folded):
-            self._keep_results(number)
-        live = sorted(self.found.live)
-        self._feed({number: self._entering(number) for number in live})
+        live = sorted(self.liveness.live)
+        for op_index, ports in self.liveness.dropped.items():
+            _remove_operands(self.copies[op_index], ports)
+        for op_index in sorted(self.liveness.live | self.liveness.folded):
+            self._remove_empty_results(op_index)
+        self._feed({op_index: self._constant_operands(op_index) for op_index in live})
         for node in reversed(list(self.model.graph)):
             if not any(v.uses() or v.is_graph_output() for v in node.outputs):
                 self.model.graph.remove(node, safe=True)
-        for number in live:
-            if self.found.passes(number):
-                self.editor.bypass(self.copies[number], 0)
-        for number in live:
-            self._tidy(self.copies[number])
-        for form in self.forms.values():
-            if not form.uses():
-                del self.model.graph.initializers[form.name or ""]
-        made = [v.name or "" for v in self.forms.values() if v.uses() and _is_float(v)]
-        add_constant_names(self.model, made)
+        for op_index in live:
+            if self.liveness.passes(op_index):
+                self.editor.bypass(self.copies[op_index], 0)
+        for op_index in live:
+            self._tidy(self.copies[op_index])
+        for constant in self.constants.values():
+            if not constant.uses():
+                del self.model.graph.initializers[constant.name or ""]
+        used = [v.name or "" for v in self.constants.values() if v.uses() and _is_float(v)]
+        add_constant_names(self.model, used)
 
-    def _keep_results(self, number: int) -> None:
+    def _remove_empty_results(self, op_index: int) -> None:
         """Leave a node without its empty results, where there are others."""
-        node = self.copies[number]
-        left = [v for v in node.outputs if v.name and v.name not in self.found.empty]
-        if len(left) < len([v for v in node.outputs if v.name]):
-            self.copies[number] = self.editor.replace(
+        node = self.copies[op_index]
+        named = [value for value in node.outputs if value.name]
+        results = [value for value in named if value.name not in self.liveness.empty]
+        if len(results) < len(named):
+            self.copies[op_index] = self.editor.replace(
                 node,
                 node.op_type,
                 list(node.inputs),
                 node.attributes.values(),
-                results=left,
+                results=results,
                 domain=node.domain,
             )
 
     # -- constants ----------------------------------------------------------------------------
 
-    def _entering(self, number: int) -> list[int]:
-        """Operands of a node that have become constant, as places in its copy."""
-        inputs = enumerate(self.copies[number].inputs)
-        return [i for i, v in inputs if v is not None and v.name in self.found.constant]
+    def _constant_operands(self, op_index: int) -> list[int]:
+        """Ports of a node's copy whose operands have become constant."""
+        inputs = enumerate(self.copies[op_index].inputs)
+        return [i for i, v in inputs if v is not None and v.name in self.liveness.constant]
 
-    def _feed(self, entering: Mapping[int, Sequence[int]]) -> None:
-        """Give every node that stays the constants that it reads."""
-        values = {
-            value.name or "": value
-            for number, places in entering.items()
-            for value in (self.copies[number].inputs[i] for i in places)
-            if value is not None
-        }
-        inside = {v: None for number in self.found.live for v in self.nodes[number].captured}
-        for name in inside:
-            if name in self.found.constant:
+    def _feed(self, constant_operands: Mapping[int, Sequence[int]]) -> None:
+        """Let every node that stays read initializers where its operands have become constant.
+
+        Their numbers are computed before anything is replaced: that needs the nodes that go.
+        """
+        captured = {v: None for k in self.liveness.live for v in self.graph.ops[k].captured}
+        for name in captured:
+            if name in self.liveness.constant:
                 raise UnsupportedError(
-                    f"value '{escape(name)}' would be constant, and is read inside of a subgraph; "
-                    "keep a channel of what makes it"
+                    f"value '{escape(name)}' would be constant, and a subgraph reads it; keep a "
+                    "channel of what makes it"
                 )
-        arrays = self._compute(list(values))
-        for number, places in entering.items():
-            for i in places:
-                value = self.copies[number].inputs[i]
-                assert value is not None
-                form = self._form(number, i, value, arrays[value.name or ""])
-                self.copies[number].replace_input_with(i, form)
+        reads = [
+            (op_index, port, value)
+            for op_index, ports in constant_operands.items()
+            for port in ports
+            if (value := self.copies[op_index].inputs[port]) is not None
+        ]
+        arrays = self._compute(list(dict.fromkeys(value.name or "" for _, _, value in reads)))
+        for op_index, port, value in reads:
+            constant = self._constant(op_index, port, value, arrays[value.name or ""])
+            self.copies[op_index].replace_input_with(port, constant)
 
     def _compute(self, wanted: Sequence[str]) -> dict[str, Array]:
-        """Values of constants, in their new size."""
-        zeros = {
-            name for number in self.found.bias_only for name in result_names(self.nodes[number])
+        """Values of constants, in their new size.
+
+        The first of them are what nodes that sum over nothing give: those have no operands in the
+        resized model, and run in the original. What is computed from them runs in the resized one.
+        """
+        bias_only = {
+            name for k in self.liveness.bias_only for name in result_names(self.graph.ops[k])
         }
         makers = nodes_by_result(self.model)
-        inner = needed_for(wanted, makers, zeros)
-        read = {v.name for name in inner for v in makers[name].inputs if v is not None}
-        arrays = self._from_zeros([name for name in sorted(zeros) if name in read | set(wanted)])
+        computed = needed_for(wanted, makers, bias_only)
+        operands = {v.name for name in computed for v in makers[name].inputs if v is not None}
+        needed = sorted(bias_only & (operands | set(wanted)))
+        arrays = self._bias_alone(needed)
         rest = [name for name in wanted if name not in arrays]
         return arrays | evaluate(rest, arrays, self.model)
 
-    def _from_zeros(self, wanted: Sequence[str]) -> dict[str, Array]:
+    def _bias_alone(self, wanted: Sequence[str]) -> dict[str, Array]:
         """What nodes that sum over nothing give, from a run at their original size on zeros."""
-        graph = self.found.graph
-        makers = nodes_by_result(graph.model)
+        makers = nodes_by_result(self.graph.model)
         zeros = {
             value.name or "": np.zeros(static_shape(value), _dtype(value))
             for name in wanted
             for value in makers[name].inputs
-            if value is not None and value.name in self.found.empty
+            if value is not None and value.name in self.liveness.empty
         }
-        results = evaluate(wanted, zeros, graph.model)
-        for name, array in results.items():
-            for axis in range(array.ndim):
-                stays = self.kept.axis(name, axis)
-                if stays is not None:
-                    array = np.take(array, stays, axis=axis)
-            results[name] = array + self.absorbed.get(name, np.zeros((), array.dtype))
-        return results
+        results = evaluate(wanted, zeros, self.graph.model)
+        return {
+            name: take(array, self.selection.cuts(name))
+            + self.absorbed.get(name, np.zeros((), array.dtype))
+            for name, array in results.items()
+        }
 
-    def _form(self, number: int, place: int, value: ir.Value, array: Array) -> ir.Value:
-        """The constant as a node reads it: as small as broadcasting allows."""
-        shared = self._broadcast_axes(number, place)
-        flat = tuple(a for a in range(array.ndim) if a in shared and _is_flat(array, a))
+    def _constant(self, op_index: int, port: int, value: ir.Value, array: Array) -> ir.Value:
+        """The constant as a node reads it: as small as broadcasting allows.
+
+        Along an axis of open size (the batch) an initializer cannot have the full size. There it
+        has size 1 in any case, and what no reader broadcasts is repeated in the model.
+        """
         assert value.shape is not None
-        open_axes = [a for a, dim in enumerate(value.shape) if not isinstance(dim, int)]
+        broadcast = self._broadcast_axes(op_index, port)
+        flat = [a for a in range(array.ndim) if a in broadcast and _is_flat(array, a)]
+        open_axes = [a for a, size in enumerate(value.shape) if not isinstance(size, int)]
         repeated = [axis for axis in open_axes if axis not in flat]
         key = (value.name or "", (*flat, -1, *repeated))
-        if key not in self.forms:
+        if key not in self.constants:
             for axis in (*flat, *repeated):
                 if not _is_flat(array, axis):
                     raise UnsupportedError(
@@ -181,39 +190,42 @@ class _Vanisher:
                         "for every sample; give --input-shape for a fixed batch"
                     )
                 array = array.take([0], axis=axis)
-            self.forms[key] = self._initializer(value, array)
-        form = self.forms[key]
-        return self._repeat(number, place, value, form) if repeated else form
+            self.constants[key] = self._initializer(value, array)
+        constant = self.constants[key]
+        return self._repeat(op_index, port, value, constant) if repeated else constant
 
-    def _broadcast_axes(self, number: int, place: int) -> frozenset[int]:
+    def _broadcast_axes(self, op_index: int, port: int) -> frozenset[int]:
         """Axes of a node's operand that may have size 1, since another operand has the full one."""
-        node = self.nodes[number]
-        gone = self.found.dropped.get(number, ())
-        port = [p for p in range(len(node.ir.inputs)) if p not in gone][place]
-        couplings = self.found.graph.couplings
+        op = self.graph.ops[op_index]
+        couplings = self.graph.couplings
+        # The copy has lost operands, so that its ports are not those of the edges.
+        dropped = self.liveness.dropped.get(op_index, ())
+        original_port = [p for p in range(len(op.ir.inputs)) if p not in dropped][port]
+        edges = self.graph.edges_of(op_index)
         full = {
             edge.factor
-            for edge in self.found.graph.edges_of(number)
-            if edge.port >= 0 and couplings.dims[edge.dim].value not in self.found.constant
+            for edge in edges
+            if edge.port >= 0 and couplings.dims[edge.dim].value not in self.liveness.constant
         }
-        free = {factor for name, factor in node.factors.items() if name in node.broadcast}
+        free = {factor for name, factor in op.factors.items() if name in op.broadcast}
         return frozenset(
             couplings.dims[edge.dim].axis
-            for edge in self.found.graph.edges_of(number)
-            if edge.port == port and edge.factor in full & free
+            for edge in edges
+            if edge.port == original_port and edge.factor in full & free
         )
 
-    def _initializer(self, like: ir.Value, array: Array) -> ir.Value:
-        tensor = ir.Tensor(np.ascontiguousarray(array), dtype=like.dtype)
-        if any(name == like.name for name, _ in self.forms):
-            return self.editor.constant(like.name or "", tensor)
-        return self.editor.constant_for(like, tensor)
+    def _initializer(self, value: ir.Value, array: Array) -> ir.Value:
+        """A constant under the name of the value that it replaces; only the first can have it."""
+        tensor = ir.Tensor(np.ascontiguousarray(array), dtype=value.dtype)
+        if any(name == value.name for name, _ in self.constants):
+            return self.editor.constant(value.name or "", tensor)
+        return self.editor.constant_for(value, tensor)
 
-    def _repeat(self, number: int, place: int, value: ir.Value, form: ir.Value) -> ir.Value:
+    def _repeat(self, op_index: int, port: int, value: ir.Value, constant: ir.Value) -> ir.Value:
         """The constant once per sample, for a reader that does not broadcast."""
-        node = self.copies[number]
+        node = self.copies[op_index]
         assert value.shape is not None
-        name = f"{node.name}_{place}_{form.name}"
+        name = f"{node.name}_{port}_{constant.name}"
         sizes = batched_sizes(self.editor, node, name, value.shape)
         if sizes is None:
             raise UnsupportedError(
@@ -222,7 +234,7 @@ class _Vanisher:
             )
         name += "_repeated"
         return self.editor.insert(
-            "Expand", [form, sizes], name=name, result=name, like=value, before=node
+            "Expand", [constant, sizes], name=name, result=name, like=value, before=node
         )
 
     # -- sums ---------------------------------------------------------------------------------
@@ -231,41 +243,45 @@ class _Vanisher:
         """Drop a constant from a sum where it is zero, or an operator before it can add it."""
         if not facts_of(node).adds or node.graph is None:
             return
-        made = set(self.forms.values())
-        size = static_shape(node.outputs[0])
-        for place in reversed(range(len(node.inputs))):
-            constant = node.inputs[place]
-            others = [v for k, v in enumerate(node.inputs) if v is not None and k != place]
-            whole = any(static_shape(value) == size for value in others)
-            if constant is None or constant not in made or not whole:
+        constants = set(self.constants.values())
+        shape = static_shape(node.outputs[0])
+        for port in reversed(range(len(node.inputs))):  # so that ports before it stay what they are
+            constant = node.inputs[port]
+            others = [v for k, v in enumerate(node.inputs) if v is not None and k != port]
+            # Without the constant the others alone must make the result's shape.
+            whole = any(static_shape(value) == shape for value in others)
+            if constant is None or constant not in constants or not whole:
                 continue
             array = array_of(constant)
-            if array.any() and (len(others) > 1 or not self._shifted(others[0], array, made)):
+            if array.any() and (
+                len(others) > 1 or not self._add_upstream(others[0], array, constants)
+            ):
                 continue
             if len(others) == 1:
-                self.editor.bypass(node, 1 - place)
+                self.editor.bypass(node, 1 - port)
                 return
-            _keep_operands(node, [place])
+            _remove_operands(node, [port])
 
-    def _shifted(self, value: ir.Value, array: Array, made: set[ir.Value]) -> bool:
-        """Let the node that makes a value add a constant, if it alone is concerned."""
+    def _add_upstream(self, value: ir.Value, array: Array, constants: set[ir.Value]) -> bool:
+        """Let the node that makes a value add a constant, if nobody else reads that value."""
         node = value.producer()
         if node is None or len(value.uses()) != 1 or value.is_graph_output():
             return False
         if not facts_of(node).adds:
             return add_to_bias(node, array)
-        sums = [v for v in node.inputs if v is not None and v in made and len(v.uses()) == 1]
-        if not sums:
+        # A sum with another of these constants: one holds both.
+        terms = [v for v in node.inputs if v is not None and v in constants and len(v.uses()) == 1]
+        if not terms:
             return False
-        replace_array(sums[0], array_of(sums[0]) + array)
+        replace_array(terms[0], array_of(terms[0]) + array)
         return True
 
 
-def _keep_operands(node: ir.Node, without: Sequence[int]) -> None:
-    left = [value for port, value in enumerate(node.inputs) if port not in without]
-    for port, value in enumerate(left):
+def _remove_operands(node: ir.Node, ports: Sequence[int]) -> None:
+    operands = [value for port, value in enumerate(node.inputs) if port not in ports]
+    for port, value in enumerate(operands):
         node.replace_input_with(port, value)
-    node.resize_inputs(len(left))
+    node.resize_inputs(len(operands))
 
 
 def _is_flat(array: Array, axis: int) -> bool:
