@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +23,7 @@ from morphgraph.errors import FileError, PlanError
 from morphgraph.graph import ChannelGraph, Group, LiftOptions
 from morphgraph.onnx_io import escape, static_shape, write_atomically
 from morphgraph.passes.analysis.liveness import require_viable
+from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
@@ -228,12 +229,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def widths(self, graph: ChannelGraph) -> IntArray:
         """The width of every group under the plan, ``[groups]``."""
-        widths = graph.widths.copy()
-        for index, positions in self.keep_channels(graph).items():
-            widths[index] = len(positions)
-        for index, new in self.added(graph).items():
-            widths[index] += new
-        return widths
+        return _widths(graph, self.keep_channels(graph), self.added(graph))
 
 
 def _check_ranges(field: str, group: GroupPlan) -> None:
@@ -272,23 +268,43 @@ def make_plan(
     graph: ChannelGraph,
     keep: Mapping[int, IntArray],
     request: Mapping[str, Any],
-    cost: Mapping[str, Change],
+    costs: Iterable[Cost] = (),
     added: Mapping[int, int] | None = None,
 ) -> Plan:
-    """A plan from kept and added channels per group index; groups that stay are left out."""
-    new = added or {}
+    """A plan from kept and added channels; groups that do not change are left out.
+
+    Args:
+        graph: the lifted network.
+        keep: per group index the channels that stay, ascending; groups left out stay whole.
+        request: what the plan was made for.
+        costs: those that the plan states, before and after.
+        added: per group index the number of channels that are added.
+    """
+    added = added or {}
     groups = {}
-    for index in sorted({*keep, *new}):
-        group = graph.groups[index]
-        kept = keep.get(index, np.arange(group.width))
-        if len(kept) < group.width or new.get(index):
-            groups[group.id] = GroupPlan(
-                group.name, group.width, _ranges(kept), int(new.get(index, 0))
-            )
+    for index in sorted({*keep, *added}):
+        group, new = graph.groups[index], int(added.get(index, 0))
+        positions = keep.get(index, np.arange(group.width))
+        if len(positions) < group.width or new:
+            groups[group.id] = GroupPlan(group.name, group.width, _ranges(positions), new)
+    widths = _widths(graph, keep, added)
+    changes = {cost.kind: Change(cost.total, cost.at(widths)) for cost in costs}
     model = ModelRef(structure_hash(graph))
     if graph.options != model.lift:
         model = ModelRef(model.structure, graph.options)
-    return Plan(model, dict(request), dict(cost), groups)
+    return Plan(model, dict(request), changes, groups)
+
+
+def _widths(
+    graph: ChannelGraph, keep: Mapping[int, IntArray], added: Mapping[int, int]
+) -> IntArray:
+    """The width of every group when these channels stay and so many are added, ``[groups]``."""
+    widths = graph.widths.copy()
+    for index, positions in keep.items():
+        widths[index] = len(positions)
+    for index, new in added.items():
+        widths[index] += new
+    return widths
 
 
 def _sizes(options: LiftOptions) -> str:

@@ -116,7 +116,7 @@ def test_a_plan_survives_its_file_and_another_networks_plan_does_not_fit() -> No
 def test_ranges_are_half_open(kept: list[int], ranges: tuple[tuple[int, int], ...]) -> None:
     graph = lift(model_from_text(TEXT))
     (index,) = [g.index for g in graph.groups if g.producers == ("Conv_a",)]
-    entry = make_plan(graph, {index: np.array(kept)}, {}, {}).groups[graph.groups[index].id]
+    entry = make_plan(graph, {index: np.array(kept)}, {}).groups[graph.groups[index].id]
     assert entry.keep == ranges
     assert entry.positions.tolist() == kept
 
@@ -147,7 +147,7 @@ def test_former_names_of_a_plan_warn() -> None:
 )
 def test_a_broken_plan_names_the_field(text: str, message: str) -> None:
     graph = lift(model_from_text(TEXT))
-    broken = json.loads(make_plan(graph, {1: np.array([0, 1])}, {}, {}).to_json())
+    broken = json.loads(make_plan(graph, {1: np.array([0, 1])}, {}).to_json())
     broken["groups"]["g1"]["keep"] = json.loads(text)
     with pytest.raises(PlanError, match=message):
         Plan.from_json(json.dumps(broken).encode())

@@ -117,7 +117,7 @@ def test_what_trained_weights_hold_constant_is_absorbed(model: ir.Model) -> None
     weights = net.state_dict()
     weights["blocks.0.bn1.weight"][:3] = 0
     group = graph.group("blocks.0.conv1")
-    plan = make_plan(graph, {group.index: np.arange(3, group.width)}, {}, {})
+    plan = make_plan(graph, {group.index: np.arange(3, group.width)}, {})
     small = apply(graph, plan, weights=weights, absorb=True)
     trained = mg.lift(mg.with_weights(model, weights))
     assert absorbed_in(graph, small)[group.index].tolist() == [0, 1, 2]
@@ -187,7 +187,7 @@ def test_a_check_that_proves_little_warns() -> None:
         assert mg.verify(graph, mg.uniform(graph, 0.5), small).ok
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        grown = mg.expand(graph, make_plan(graph, {}, {}, {}), {"flops": "200%"})
+        grown = mg.expand(graph, make_plan(graph, {}, {}), {"flops": "200%"})
         assert grown.groups
         apply(graph, grown)  # nothing is removed, so there is nothing to feel
 

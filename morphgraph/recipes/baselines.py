@@ -54,7 +54,7 @@ def baseline_plan(name: Baseline, graph: ChannelGraph, aim: SearchConfig, seed: 
     if roomy and name != "uniform":
         return None
     if roomy:
-        same = make_plan(graph, {}, {"uniform": 1.0}, {})
+        same = make_plan(graph, {}, {"uniform": 1.0})
         wider = expand(graph, same, aim.budget, round_to=aim.round_to, max_growth=aim.max_growth)
         return wider if wider.groups else None
     if name == "uniform":
@@ -66,10 +66,10 @@ def _pruned(name: Score, graph: ChannelGraph, aim: SearchConfig, seed: int) -> P
     """The channels with the highest scores; the budget is used up as the other plans use it."""
     scores = score(graph, name, seed)
     made = plan(graph, aim.budget, score=scores, round_to=aim.round_to, min_width=aim.min_width)
-    goals = resolve_budget(graph, aim.budget, "default")
-    limits = aim.limits
-    ceilings = np.where([limits.allows(g) for g in graph.groups], graph.widths, made.widths(graph))
-    widths = spend_rest(goals, made.widths(graph), made.widths(graph), ceilings, aim.round_to)
+    constraints = resolve_budget(graph, aim.budget, "default")
+    start = made.widths(graph)
+    ceilings = np.where(aim.limits.allowed(graph), graph.widths, start)
+    widths = spend_rest(constraints, start, start, ceilings, aim.limits)
     request = made.request | {"score": name, "seed": seed, "fill": True}
     costs = [cost(graph, kind) for kind in made.cost]
     return build_plan(graph, top_channels(graph, widths, scores), request, costs)

@@ -20,7 +20,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking.verify import VerifyReport, verify
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.resize import resize
-from morphgraph.plans import Change, Plan, make_plan
+from morphgraph.plans import Plan, make_plan
 from morphgraph.testing.random_weights import random_weight
 
 
@@ -82,14 +82,7 @@ def random_removal(graph: ChannelGraph, seed: int = 0, deaths: float = 0.3) -> P
 
 
 def _planned(graph: ChannelGraph, keep: Mapping[int, IntArray], request: dict[str, Any]) -> Plan:
-    widths = graph.widths.copy()
-    widths[list(keep)] = [len(kept) for kept in keep.values()]
-    changes = {
-        kind: Change(c.total, c.at(widths))
-        for kind in ("flops", "params")
-        for c in [cost(graph, kind)]
-    }
-    return make_plan(graph, keep, request, changes)
+    return make_plan(graph, keep, request, [cost(graph, kind) for kind in ("flops", "params")])
 
 
 def wrong_slices(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
 from morphgraph.passes.lift import lift
-from morphgraph.passes.planning.bounds import WidthBounds, repair_widths
+from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.compose import Provenance
 from morphgraph.passes.planning.constraints import Constraint, require_reachable, resolve_budget
 from morphgraph.passes.planning.expand import expand
@@ -307,9 +306,8 @@ def _widest(lineage: Provenance, max_growth: float | None) -> dict[str, int]:
 def _target(regularizer: Regularizer, aim: SearchConfig, limits: WidthBounds) -> float:
     """The regularized cost that a phase is to reach."""
     graph, resource = regularizer.graph, regularizer.cost
-    narrowest = np.array([limits.floor(group) for group in graph.groups], dtype=np.int64)
     least = max(
-        resource.at(repair_widths(graph, narrowest, limits)),
+        resource.at(limits.lowest(graph)),
         regularizer.lowest_share() * regularizer.initial_cost,
     )
     return least + aim.shrink_to * (regularizer.initial_cost - least)

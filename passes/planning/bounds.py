@@ -1,4 +1,4 @@
-"""Which widths a plan may give: the rounding grid, the floor, the groups, and what may die."""
+"""Which widths a plan may give: the rounding grid, the floor, and the groups that may change."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from morphgraph.arrays import IntArray
+from morphgraph.arrays import Flags, IntArray
 from morphgraph.errors import ArgumentError, UnsupportedError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
@@ -15,10 +15,12 @@ from morphgraph.passes.analysis.liveness import is_viable, with_orphans
 
 @dataclass(frozen=True, slots=True)
 class WidthBounds:
-    """Which widths a plan may give: rounding grid, floor, and the groups it may touch.
+    """Which widths a plan may give.
 
-    With ``min_width`` 0 groups may die, where a network is left without them. ``include`` and
-    ``exclude`` are globs over a group's id, name and producers.
+    Attributes:
+        round_to: widths that change become multiples of this.
+        min_width: no group gets narrower; with 0 groups may go as a whole, and their layers vanish.
+        include, exclude: globs over group ids, names and producers.
     """
 
     round_to: int = 1
@@ -26,8 +28,8 @@ class WidthBounds:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
 
-    def check(self, graph: ChannelGraph) -> None:
-        """Refuse a glob that names no group (a typo would go unnoticed), and a senseless grid.
+    def check(self, graph: ChannelGraph) -> "WidthBounds":
+        """These bounds, if they make sense: a glob that names no group would be a typo.
 
         Raises:
             ArgumentError: ``round_to`` is below 1, or ``min_width`` below 0.
@@ -41,11 +43,21 @@ class WidthBounds:
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 require_match(graph, pattern, option)
+        return self
 
     def allows(self, group: Group) -> bool:
         """Whether a plan may change the group's width."""
         wanted = not self.include or _any_match(group, self.include)
         return group.resizable and wanted and not _any_match(group, self.exclude)
+
+    def allowed(self, graph: ChannelGraph) -> Flags:
+        """Which groups a plan may change, ``[groups]``."""
+        return np.array([self.allows(group) for group in graph.groups], dtype=bool)
+
+    def lowest(self, graph: ChannelGraph) -> IntArray:
+        """The narrowest widths within these bounds with which a network is left, ``[groups]``."""
+        floors = np.array([self.floor(group) for group in graph.groups], dtype=np.int64)
+        return repair_widths(graph, floors, self)
 
     def floor(self, group: Group) -> int:
         """The smallest width that the group may get."""
@@ -60,12 +72,6 @@ class WidthBounds:
     def below(self, group: Group, width: int) -> int:
         """The next smaller width on the grid."""
         return max(self.floor(group), (width - 1) // self.round_to * self.round_to)
-
-    def above(self, group: Group, width: int) -> int:
-        """The next larger width on the grid, or the group's own."""
-        if not self.allows(group):
-            return width
-        return min(group.width, (width // self.round_to + 1) * self.round_to)
 
     def nearest(self, group: Group, width: float) -> int:
         """The width on the grid that is nearest to a wanted one."""
@@ -92,11 +98,11 @@ def require_match(graph: ChannelGraph, pattern: str, option: str) -> list[Group]
     return matching
 
 
-def repair_widths(graph: ChannelGraph, wanted: IntArray, limits: WidthBounds) -> IntArray:
+def repair_widths(graph: ChannelGraph, wanted: IntArray, bounds: WidthBounds) -> IntArray:
     """Wanted widths, some of them 0, made such that a network is left, ``[groups]``.
 
-    Groups die one by one, the widest first, where they can; the others keep their least width.
-    What becomes useless with them dies with them.
+    Groups go one by one, the widest first, where they can; the others keep their least width.
+    Groups that are orphaned by that go with them.
     """
     widths = wanted.copy()
     zero = frozenset(np.flatnonzero(widths == 0).tolist())
@@ -105,11 +111,11 @@ def repair_widths(graph: ChannelGraph, wanted: IntArray, limits: WidthBounds) ->
         if is_viable(graph, dead | {index}):
             dead |= {index}
         else:
-            widths[index] = limits.least(graph.groups[index])
-    widths[list(with_orphans(graph, dead, removable(graph, limits)))] = 0
+            widths[index] = bounds.least(graph.groups[index])
+    widths[list(with_orphans(graph, dead, removable(graph, bounds)))] = 0
     return widths
 
 
-def removable(graph: ChannelGraph, limits: WidthBounds) -> list[int]:
-    """Indices of the groups that may die."""
-    return [group.index for group in graph.groups if limits.floor(group) == 0]
+def removable(graph: ChannelGraph, bounds: WidthBounds) -> list[int]:
+    """Indices of the groups that may go as a whole."""
+    return [group.index for group in graph.groups if bounds.floor(group) == 0]

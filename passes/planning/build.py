@@ -1,7 +1,7 @@
 """From numbers per channel to a plan: which channels stay, and what the plan states."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,53 +13,62 @@ from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score, score as score_channels
 from morphgraph.passes.planning.constraints import all_pinned
-from morphgraph.plans import Change, Plan, make_plan
+from morphgraph.plans import Plan, make_plan
 
 
 def top_channels(
-    graph: ChannelGraph, widths: IntArray, score: Score | FloatArray, seed: int = 0
+    graph: ChannelGraph,
+    widths: IntArray,
+    scores: FloatArray,
+    among: Mapping[int, IntArray] | None = None,
 ) -> dict[int, IntArray]:
-    """Per group index the channels with the highest scores, as many as its new width."""
-    scores = scores_of(graph, score, seed)
-    return {
-        group.index: np.sort(
-            np.argsort(scores[group.channels], kind="stable")[group.width - int(width) :]
-        )
-        for group, width in zip(graph.groups, widths, strict=True)
-    }
+    """Per group index the channels with the highest scores, as many as its new width.
+
+    Args:
+        graph: the lifted network.
+        widths: ``[groups]``.
+        scores: ``[channels]``.
+        among: per group index the only channels to choose from; by default all.
+    """
+    keep = {}
+    for group, width in zip(graph.groups, widths.tolist(), strict=True):
+        positions = (among or {}).get(group.index, np.arange(group.width))
+        weakest_first = np.argsort(scores[group.channels[positions]], kind="stable")
+        keep[group.index] = np.sort(positions[weakest_first[max(0, len(positions) - width) :]])
+    return keep
 
 
-def scores_of(graph: ChannelGraph, score: Score | FloatArray, seed: int) -> FloatArray:
-    """A number per channel, computed or given."""
+def scores_of(graph: ChannelGraph, score: Score | FloatArray, seed: int = 0) -> FloatArray:
+    """A number per channel, ``[channels]``, computed or given."""
     if isinstance(score, str):
         return score_channels(graph, score, seed)
-    given = np.asarray(score, dtype=np.float64)
+    scores = np.asarray(score, dtype=np.float64)
     channels = len(graph.channel_group)
-    if given.shape != (channels,):
-        raise UnsupportedError(f"{given.size} scores for {channels} channels; give one per channel")
-    if np.isnan(given).any():
-        raise UnsupportedError(f"score {int(np.isnan(given).argmax())} is NaN; it cannot be ranked")
-    if np.isinf(given).any():
+    if scores.shape != (channels,):
         raise UnsupportedError(
-            f"score {int(np.isinf(given).argmax())} is infinite; a score counts as a share of its "
+            f"{scores.size} scores for {channels} channels; give one per channel"
+        )
+    if np.isnan(scores).any():
+        raise UnsupportedError(
+            f"score {int(np.isnan(scores).argmax())} is NaN; it cannot be ranked"
+        )
+    if np.isinf(scores).any():
+        raise UnsupportedError(
+            f"score {int(np.isinf(scores).argmax())} is infinite; a score counts as a share of its "
             "group's sum, so give finite ones, and keep whole groups by `exclude`"
         )
-    return given
+    return scores
 
 
 def build_plan(
     graph: ChannelGraph,
     keep: Mapping[int, IntArray],
     request: Mapping[str, Any],
-    costs: Sequence[Cost],
+    costs: Iterable[Cost],
 ) -> Plan:
-    """A plan that keeps these channels; warns the caller's caller where it does not do much."""
-    widths = graph.widths.copy()
-    for index, kept in keep.items():
-        widths[index] = len(kept)
-    changes = {c.kind: Change(c.total, c.at(widths)) for c in costs}
-    made = make_plan(graph, keep, request, changes)
-    uncounted = [f"{node.ir.op_type} '{node.name}'" for node in graph.ops if node.opaque]
+    """A plan that keeps these channels; warns the caller's caller of what it leaves as it is."""
+    plan = make_plan(graph, keep, request, costs)
+    uncounted = [f"{op.ir.op_type} '{op.name}'" for op in graph.ops if op.opaque]
     if uncounted:
         more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
         warnings.warn(
@@ -68,9 +77,9 @@ def build_plan(
             MorphWarning,
             stacklevel=3,
         )
-    if not made.groups:
+    if not plan.groups:
         warnings.warn(_nothing_shrinks(graph), MorphWarning, stacklevel=3)
-    return made
+    return plan
 
 
 def _nothing_shrinks(graph: ChannelGraph) -> str:

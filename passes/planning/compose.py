@@ -17,7 +17,7 @@ from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.selection import AxisSelection
-from morphgraph.plans import Change, Plan, make_plan
+from morphgraph.plans import Plan, make_plan
 
 _NEW, _UNKNOWN = -1, -2
 
@@ -126,10 +126,5 @@ class Provenance:
             new[home] = int((origin == _NEW).sum()) + added.get(index, 0)
             if new[home] and not len(keep[home]):
                 keep[home], new[home] = np.zeros(1, dtype=np.int64), new[home] - 1
-        widths = self.first.widths.copy()
-        for index in {*keep, *new}:
-            stay = keep.get(index, self.first.groups[index].channels)
-            widths[index] = len(stay) + new.get(index, 0)
-        shown = [cost(self.first, kind) for kind in (plan.cost if costs is None else costs)]
-        changes = {c.kind: Change(c.total, c.at(widths)) for c in shown}
-        return make_plan(self.first, keep, request, changes, new)
+        stated = [cost(self.first, kind) for kind in (plan.cost if costs is None else costs)]
+        return make_plan(self.first, keep, request, stated, new)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from morphgraph.arrays import IntArray
+from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import ArgumentError, BudgetError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.polynomial import Cost
-from morphgraph.passes.planning.bounds import WidthBounds, repair_widths
+from morphgraph.passes.planning.bounds import WidthBounds
 
 Budget = Mapping[str, str | float | int]
 """Per cost an amount or a share.
@@ -76,53 +76,48 @@ def parse_amount(text: str | float | int, present: float, unit_of_cost: str) -> 
 class Constraint:
     """A budget: a cost, and the amount that it must not exceed."""
 
-    kind: str
     cost: Cost
     limit: float
 
-    def holds(self, widths: IntArray) -> bool:
+    @property
+    def kind(self) -> str:
+        """The cost, as budgets spell it."""
+        return self.cost.kind
+
+    def holds(self, widths: FloatArray | IntArray) -> bool:
         """Whether a network with these group widths, ``[groups]``, is within the budget."""
         return self.cost.at(widths) <= self.limit
 
 
 def resolve_budget(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[Constraint]:
     """Budgets as absolute amounts; shares are of the present cost."""
-    goals = []
-    for kind, amount in budget.items():
-        resource = cost(graph, kind, convention=convention)
-        goals.append(
-            Constraint(resource.kind, resource, parse_amount(amount, resource.total, resource.unit))
-        )
-    return goals
+    costs = [(cost(graph, kind, convention=convention), text) for kind, text in budget.items()]
+    return [Constraint(c, parse_amount(text, c.total, c.unit)) for c, text in costs]
 
 
 def require_reachable(
-    graph: ChannelGraph, goals: Sequence[Constraint], limits: WidthBounds
+    graph: ChannelGraph, constraints: Sequence[Constraint], bounds: WidthBounds
 ) -> None:
-    """Refuse a budget that the narrowest network within the limits does not meet.
+    """Refuse a budget that the narrowest network within the bounds does not meet.
 
     Raises:
         BudgetError: names the budget, and the lowest that can be met.
     """
-    narrowest = np.array([limits.floor(group) for group in graph.groups], dtype=np.int64)
-    lowest = repair_widths(graph, narrowest, limits)
-    for goal in goals:
-        least = goal.cost.at(lowest)
-        if least > goal.limit:
-            raise unreachable(graph, goal, least)
+    if not fits(constraints, lowest := bounds.lowest(graph)):
+        raise unreachable(graph, constraints, lowest)
 
 
-def fits(goals: Sequence[Constraint], widths: IntArray) -> bool:
+def fits(constraints: Sequence[Constraint], widths: FloatArray | IntArray) -> bool:
     """Whether a network with these group widths is within all budgets."""
-    return all(goal.holds(widths) for goal in goals)
+    return all(constraint.holds(widths) for constraint in constraints)
 
 
 def spend_rest(
-    goals: Sequence[Constraint],
+    constraints: Sequence[Constraint],
     widths: IntArray,
     proportions: IntArray,
     ceilings: IntArray,
-    round_to: int,
+    bounds: WidthBounds,
 ) -> IntArray:
     """Widths that use what rounding left of the budgets, one grid step of one group at a time.
 
@@ -131,24 +126,25 @@ def spend_rest(
     will.
 
     Args:
-        goals: budgets that ``widths`` meet.
-        widths: where to begin, ``[groups]``. A group of width 0 stays dead.
+        constraints: budgets that ``widths`` meet.
+        widths: where to begin, ``[groups]``. A group of width 0 is left at 0.
         proportions: the widths are a multiple of these, but for the rounding, ``[groups]``.
         ceilings: the widest that every group may get, ``[groups]``.
-        round_to: the grid; a group whose ceiling is off the grid may end there.
+        bounds: the grid; a group whose ceiling is off the grid may end there.
     """
-    found = widths.copy()
-    open_ones = set(np.flatnonzero((widths > 0) & (widths < ceilings)).tolist())
-    while open_ones:
-        index = min(open_ones, key=lambda k: (found[k] / proportions[k], k))
-        before = int(found[index])
-        found[index] = min(ceilings[index], (before // round_to + 1) * round_to)
-        if not fits(goals, found):
-            found[index] = before
-            open_ones.remove(index)
-        elif found[index] == ceilings[index]:
-            open_ones.remove(index)
-    return found
+    widths = widths.copy()
+    growing = set(np.flatnonzero((widths > 0) & (widths < ceilings)).tolist())
+    while growing:
+        index = min(growing, key=lambda k: (widths[k] / proportions[k], k))
+        before = int(widths[index])
+        step = (before // bounds.round_to + 1) * bounds.round_to
+        widths[index] = min(ceilings[index], step)
+        if not fits(constraints, widths):
+            widths[index] = before
+            growing.remove(index)
+        elif widths[index] == ceilings[index]:
+            growing.remove(index)
+    return widths
 
 
 def all_pinned(graph: ChannelGraph) -> str:
@@ -159,25 +155,27 @@ def all_pinned(graph: ChannelGraph) -> str:
     return f"every group keeps its size ({'; '.join(reasons[:5])})"
 
 
-def unreachable(graph: ChannelGraph, goal: Constraint, least: float) -> BudgetError:
-    """The error that says that a budget cannot be met, and the lowest that can."""
-    pinned = all_pinned(graph)
-    remedy = (
-        f"{pinned}; see `analyze`"
-        if pinned
-        else "raise the budget, lower min-width or round-to, or exclude less"
-    )
+def unreachable(
+    graph: ChannelGraph,
+    constraints: Sequence[Constraint],
+    lowest: FloatArray | IntArray,
+    remedy: str = "raise the budget, lower min-width or round-to, or exclude less",
+) -> BudgetError:
+    """The error that says which budget the lowest widths do not meet, and what they need."""
+    violated = next(constraint for constraint in constraints if not constraint.holds(lowest))
+    least, resource = violated.cost.at(lowest), violated.cost
+    if pinned := all_pinned(graph):
+        remedy = f"{pinned}; see `analyze`"
     return BudgetError(
-        f"budget {goal.kind}={goal.limit:.12g} cannot be met: the lowest that can is "
-        f"{least:.12g} {goal.cost.unit} ({least / goal.cost.total:.1%} of the model); {remedy}"
+        f"budget {violated.kind}={violated.limit:.12g} cannot be met: the lowest that can is "
+        f"{least:.12g} {resource.unit} ({least / resource.total:.1%} of the model); {remedy}"
     )
 
 
 def shown_costs(
-    graph: ChannelGraph, goals: Sequence[Constraint], convention: Convention
+    graph: ChannelGraph, constraints: Sequence[Constraint], convention: Convention
 ) -> list[Cost]:
     """The costs that every plan states, and those of its budgets."""
     always = [cost(graph, kind, convention=convention) for kind in ("flops", "params")]
-    return list(
-        {resource.kind: resource for resource in (*always, *(g.cost for g in goals))}.values()
-    )
+    budgeted = [constraint.cost for constraint in constraints]
+    return list({resource.kind: resource for resource in (*always, *budgeted)}.values())

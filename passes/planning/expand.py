@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 
 from morphgraph.arrays import Flags, FloatArray, IntArray
-from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
+from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.channel_sources import readers
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.score import Score
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.coupling.roles import roles
 from morphgraph.passes.planning.bounds import WidthBounds, require_match
-from morphgraph.passes.planning.build import scores_of
+from morphgraph.passes.planning.build import scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
     Constraint,
@@ -32,8 +33,9 @@ from morphgraph.passes.planning.constraints import (
     resolve_budget,
     shown_costs,
     spend_rest,
+    unreachable,
 )
-from morphgraph.plans import MAX_NEW_CHANNELS, Change, Plan, make_plan
+from morphgraph.plans import MAX_NEW_CHANNELS, Plan, make_plan
 
 
 def expand(
@@ -56,8 +58,8 @@ def expand(
     Groups grow behind the channels that stay; the resized network computes what it computed
     before, since nothing reads the new channels yet. Groups of which that could not be said keep
     their width (an operator normalizes over them, sums over them without weights, or would take
-    their copies for other channels), and so do pinned ones. Groups that the plan lets die stay
-    dead.
+    their copies for other channels), and so do pinned ones. Groups that the plan removes are not
+    brought back.
 
     Args:
         graph: the network that the plan is for.
@@ -90,27 +92,31 @@ def expand(
         PlanError: the plan is for another network.
         UnsupportedError: unknown cost or amount, or a glob that names no group.
     """
-    limits = WidthBounds(round_to, min_width, tuple(include), tuple(exclude))
-    limits.check(graph)
-    goals = resolve_budget(graph, budget, convention)
+    bounds = WidthBounds(round_to, min_width, include, exclude).check(graph)
+    constraints = resolve_budget(graph, budget, convention)
     keep: Mapping[int, IntArray] = plan.keep_channels(graph)
-    kept = np.array([len(keep.get(g.index, g.channels)) for g in graph.groups])
+    kept_widths = np.array([len(keep.get(g.index, g.channels)) for g in graph.groups])
     start = plan.widths(graph)
-    if fits(goals, start):
-        widest = np.minimum(_bounds(graph, max_growth, max_width or {}), kept + MAX_NEW_CHANNELS)
+    if fits(constraints, start):
+        widest = _widest(graph, max_growth, max_width or {})
+        widest = np.minimum(widest, kept_widths + MAX_NEW_CHANNELS)
         on_grid = np.maximum(start, widest // round_to * round_to)
-        ceilings = np.where(_growable(graph, limits, keep), on_grid, start)
-        floors = _floors(start, ceilings, goals, limits)
+        ceilings = np.where(_growable(graph, bounds, keep), on_grid, start)
+        floors = _floors(start, ceilings, constraints, bounds)
     else:
         ceilings = start
-        floors = _narrowest(graph, start, goals, limits)
+        # Groups that the plan keeps do not go.
+        floors = np.minimum(start, [bounds.least(group) for group in graph.groups])
+        if not fits(constraints, floors):
+            remedy = "the plan's groups are at their narrowest; raise the budget, or shrink further"
+            raise unreachable(graph, constraints, floors, f"{remedy} with `plan`")
     growth = Growth(start, floors, ceilings, round_to)
-    omega = growth.largest(goals)
+    omega = growth.largest(constraints)
     widths = growth.widths(omega)
     if fill:
-        widths = spend_rest(goals, widths, start, ceilings, round_to)
-    if (widths < kept).any():
-        keep = _strongest_of(graph, keep, widths, score)
+        widths = spend_rest(constraints, widths, start, ceilings, bounds)
+    if (widths < kept_widths).any():
+        keep = top_channels(graph, widths, scores_of(graph, score), among=keep)
     request: dict[str, Any] = {
         "expand": {kind: str(amount) for kind, amount in budget.items()},
         "omega": omega,
@@ -121,43 +127,9 @@ def expand(
         "fill": fill,
         "of": plan.request,
     }
-    added = {int(k): int(widths[k] - kept[k]) for k in np.flatnonzero(widths > kept)}
-    costs = shown_costs(graph, goals, convention)
-    changes = {c.kind: Change(c.total, c.at(widths)) for c in costs}
-    return make_plan(graph, keep, request, changes, added)
-
-
-def _narrowest(
-    graph: ChannelGraph, start: IntArray, goals: Sequence[Constraint], limits: WidthBounds
-) -> IntArray:
-    """How narrow groups may get where a plan is above a budget; what it keeps does not die."""
-    least = np.array([max(limits.floor(group), limits.least(group)) for group in graph.groups])
-    floors: IntArray = np.minimum(start, least)
-    for goal in goals:
-        need = goal.cost.at(floors)
-        if need > goal.limit:
-            raise BudgetError(
-                f"budget {goal.kind}={goal.limit:.12g} cannot be met: the plan's groups need "
-                f"{need:.12g} {goal.cost.unit} at their narrowest; raise the budget, or shrink "
-                "further with `plan`"
-            )
-    return floors
-
-
-def _strongest_of(
-    graph: ChannelGraph,
-    keep: Mapping[int, IntArray],
-    widths: IntArray,
-    score: Score | FloatArray,
-) -> dict[int, IntArray]:
-    """The channels of highest score among those that a plan keeps, as many as widths allow."""
-    scores = scores_of(graph, score, 0)
-    found = {}
-    for group in graph.groups:
-        kept = keep.get(group.index, np.arange(group.width))
-        order = np.argsort(scores[group.channels[kept]], kind="stable")
-        found[group.index] = np.sort(kept[order[max(0, len(kept) - int(widths[group.index])) :]])
-    return found
+    growing = np.flatnonzero(widths > kept_widths).tolist()
+    added = {index: int(widths[index] - kept_widths[index]) for index in growing}
+    return make_plan(graph, keep, request, shown_costs(graph, constraints, convention), added)
 
 
 @dataclass(frozen=True)
@@ -186,22 +158,24 @@ class Growth:
         found: IntArray = np.clip(steps * self.round_to, self.floors, self.ceilings)
         return found
 
-    def largest(self, goals: Sequence[Constraint]) -> float:
+    def largest(self, constraints: Sequence[Constraint]) -> float:
         """The largest omega that fits, among those at which some width changes.
 
         The floors must fit. Below 1 it is where the widths to start from do not.
         """
         low, high = 1.0, 2.0
-        while not fits(goals, self.widths(low)):
+        while not fits(constraints, self.widths(low)):
             low, high = low / 2, low
-        while fits(goals, self.widths(high)) and (self.widths(high) < self.ceilings).any():
+        while fits(constraints, self.widths(high)) and (self.widths(high) < self.ceilings).any():
             low, high = high, 2 * high
         steps = self._steps(low, high)
         # Costs grow with omega, so that the steps that fit come first; ``low`` is one of them.
-        first = bisect_left(steps, True, key=lambda omega: not fits(goals, self.widths(omega)))
+        first = bisect_left(
+            steps, True, key=lambda omega: not fits(constraints, self.widths(omega))
+        )
         return float(steps[first - 1])
 
-    def _steps(self, low: float, high: float) -> "FloatArray":
+    def _steps(self, low: float, high: float) -> FloatArray:
         """The multipliers from ``low`` to ``high`` at which some width changes, ascending."""
         steps = [np.array([low])]
         for width, floor, ceiling in zip(self.start, self.floors, self.ceilings, strict=True):
@@ -213,7 +187,7 @@ class Growth:
         return found[(found >= low) & (found <= high)]
 
 
-def _bounds(
+def _widest(
     graph: ChannelGraph, max_growth: float | None, max_width: Mapping[str, int]
 ) -> IntArray:
     """The widest that every group may get by the user's bounds, ``[groups]``."""
@@ -233,19 +207,18 @@ def _bounds(
 
 
 def _floors(
-    start: IntArray, ceilings: IntArray, goals: Sequence[Constraint], limits: WidthBounds
+    start: IntArray, ceilings: IntArray, constraints: Sequence[Constraint], bounds: WidthBounds
 ) -> IntArray:
     """Widths with the narrowest raised to one level: ``min_width``, or as near as budgets allow."""
-    grid, least = limits.round_to, limits.min_width
+    grid, least = bounds.round_to, bounds.min_width
     wanted = math.ceil(least / grid) * grid
     narrow = (start > 0) & (start < np.minimum(least, ceilings))
 
     def raised(level: int) -> IntArray:
-        found: IntArray = np.where(narrow, np.maximum(start, np.minimum(level, ceilings)), start)
-        return found
+        return np.where(narrow, np.maximum(start, np.minimum(level, ceilings)), start)
 
     levels = range(wanted, 0, -grid)
-    level = next((level for level in levels if fits(goals, raised(level))), 0)
+    level = next((level for level in levels if fits(constraints, raised(level))), 0)
     if narrow.any() and level < wanted:
         warnings.warn(
             f"min_width={least}: the budget has no room for it; narrow groups are raised to "
@@ -256,31 +229,29 @@ def _floors(
     return raised(level)
 
 
-def _growable(graph: ChannelGraph, limits: WidthBounds, keep: Mapping[int, IntArray]) -> Flags:
+def _growable(graph: ChannelGraph, bounds: WidthBounds, keep: Mapping[int, IntArray]) -> Flags:
     """Groups that may grow without a change of what the network computes, ``[groups]``."""
-    silent = {
-        graph.vertex_class[graph.dim(source.parameter, source.axis)] for source in readers(graph)
+    couplings, sums = graph.couplings, roles(graph.couplings).sums
+    read = {graph.vertex_class[graph.dim(s.parameter, s.axis)] for s in readers(graph)}
+    # Sums in which the new channels meet zeros: those of kernels that read them. Another sum (a
+    # mean, a product of two activations) would count the copies.
+    silenced = {
+        edge.factor
+        for edge in couplings.edges
+        if couplings.on_weight(edge)
+        and graph.ops[edge.op_index].macs
+        and graph.vertex_class[edge.dim] in read
     }
-    couplings = graph.couplings
-    covered: set[int] = set()
-    summed: set[int] = set()
-    for edge in couplings.edges:
-        node = graph.ops[edge.op_index]
-        if couplings.factors[edge.factor - len(couplings.dims)].name not in node.contracted:
-            continue
-        summed.add(edge.factor)
-        weight = couplings.dims[edge.dim].value in couplings.input_independent
-        if weight and node.macs and graph.vertex_class[edge.dim] in silent:
-            covered.add(edge.factor)
-    blocked: set[int] = set()
-    matrix = graph.per_channel
-    for factor in summed - covered:
-        kind = graph.vertex_class[factor]
-        blocked.update(matrix.indices[matrix.indptr[kind] : matrix.indptr[kind + 1]].tolist())
+    blocked = {
+        index
+        for factor in np.flatnonzero(sums).tolist()
+        if factor not in silenced
+        for index in graph.groups_on(factor)
+    }
     free = {
         group.index
         for group in graph.groups
-        if limits.allows(group) and not group.statistical and group.index not in blocked
+        if bounds.allows(group) and not group.statistical and group.index not in blocked
         # A group that keeps no channel has none to copy.
         if len(keep.get(group.index, group.channels))
     }

@@ -1,8 +1,8 @@
-"""Pass ``budget``: which channels stay so that the network's costs fit.
+"""Pass ``plan``: which channels stay so that the network's costs fit.
 
 Channels leave one by one (or one rounding step at a time) on a single removal path, which depends
 on scores, costs and options, not on the budget: a smaller budget keeps a subset of what a larger
-one keeps. The next to leave is the one that the network misses least per unit of cost it frees::
+one keeps. The next to leave is the one whose loss per unit of saved cost is the lowest::
 
     loss(channel)  = share(group) * score(channel) / live(group) / (live(group) / all(group))
     gain(channel)  = sum over budgets of dF/d(width) / F0          (live, exact)
@@ -27,10 +27,11 @@ from morphgraph.passes.analysis.liveness import is_viable, with_orphans
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score
 from morphgraph.passes.planning.bounds import WidthBounds, removable, repair_widths
-from morphgraph.passes.planning.build import build_plan, scores_of
+from morphgraph.passes.planning.build import build_plan, scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
     Constraint,
+    fits,
     require_reachable,
     resolve_budget,
     shown_costs,
@@ -58,7 +59,7 @@ def plan(
         budget: per cost (``"flops"``, ``"params"``, ...) an amount or a share of the present cost.
         score: a kind of score, or a number per channel, ``[channels]``.
         round_to: widths that change become multiples of this.
-        min_width: no group gets narrower; with 0 groups may die, and layers vanish.
+        min_width: no group gets narrower; with 0 groups may go as a whole, and layers vanish.
         include, exclude: globs over group ids, names and producers.
         seed: of ``score="random"``.
         convention: of the costs.
@@ -68,12 +69,11 @@ def plan(
         ModelError: a weight is NaN.
         UnsupportedError: unknown cost, score or amount, or a glob that names no group.
     """
-    limits = WidthBounds(round_to, min_width, tuple(include), tuple(exclude))
-    limits.check(graph)
-    goals = resolve_budget(graph, budget, convention)
+    bounds = WidthBounds(round_to, min_width, include, exclude).check(graph)
+    constraints = resolve_budget(graph, budget, convention)
     scores = scores_of(graph, score, seed)
-    path = _Path(graph, [goal.cost for goal in goals], scores, limits)
-    path.walk(goals)
+    path = _Path(graph, [constraint.cost for constraint in constraints], scores, bounds)
+    path.walk(constraints)
     request: dict[str, Any] = {
         "budget": {kind: str(amount) for kind, amount in budget.items()},
         "score": score if isinstance(score, str) else "given",
@@ -84,7 +84,7 @@ def plan(
         "seed": seed,
         "convention": convention,
     }
-    return build_plan(graph, path.keep(), request, shown_costs(graph, goals, convention))
+    return build_plan(graph, path.keep(), request, shown_costs(graph, constraints, convention))
 
 
 def continue_plan(
@@ -93,7 +93,7 @@ def continue_plan(
     scores: FloatArray,
     budget: Budget,
     shown: Cost,
-    limits: WidthBounds,
+    bounds: WidthBounds,
 ) -> Plan:
     """A plan that keeps these channels, and fewer where a budget is not met yet.
 
@@ -103,29 +103,28 @@ def continue_plan(
         scores: strength per channel, ``[channels]``.
         budget: amounts to be met; may be empty.
         shown: the cost that the plan states beside the budgeted ones.
-        limits: rounding grid, floor, and the groups that may change.
+        bounds: rounding grid, floor, and the groups that may change.
 
     Raises:
         BudgetError: the budget cannot be met.
     """
-    goals = resolve_budget(graph, budget, "default")
+    constraints = resolve_budget(graph, budget, "default")
     scores = scores.copy()
     widths = graph.widths.copy()
-    for index, kept in keep.items():
+    for index, positions in keep.items():
         group = graph.groups[index]
-        if limits.allows(group):
-            lifted = np.zeros(group.width)
-            lifted[kept] = 1.0 + float(scores[group.channels].max(initial=0.0))
-            scores[group.channels] += lifted
-            widths[index] = limits.nearest(group, len(kept))
-    widths = repair_widths(graph, widths, limits)
-    path = _Path(graph, [goal.cost for goal in goals] or [shown], scores, limits, widths)
-    path.walk(goals)
-    request: dict[str, Any] = {"trained": True, "round_to": limits.round_to}
+        if bounds.allows(group):
+            # Every channel that stays scores above all that do not, so that these leave first.
+            scores[group.channels[positions]] += 1.0 + scores[group.channels].max(initial=0.0)
+            widths[index] = bounds.nearest(group, len(positions))
+    widths = repair_widths(graph, widths, bounds)
+    costs = [constraint.cost for constraint in constraints]
+    path = _Path(graph, costs or [shown], scores, bounds, widths)
+    path.walk(constraints)
+    request: dict[str, Any] = {"trained": True, "round_to": bounds.round_to}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
-    costs = {goal.kind: goal.cost for goal in goals} | {shown.kind: shown}
-    return build_plan(graph, path.keep(), request, list(costs.values()))
+    return build_plan(graph, path.keep(), request, [*costs, shown])
 
 
 class _Path:
@@ -136,37 +135,34 @@ class _Path:
         graph: ChannelGraph,
         costs: Sequence[Cost],
         scores: FloatArray,
-        limits: WidthBounds,
+        bounds: WidthBounds,
         widths: IntArray | None = None,
     ) -> None:
         self.graph = graph
         self.costs = [(resource, max(resource.total, 1e-30)) for resource in costs]
-        self.limits = limits
-        self.mortal = removable(graph, limits)
+        self.scores = scores
+        self.bounds = bounds
+        self.removable = removable(graph, bounds)
         self.widths = graph.widths.astype(np.float64)
-        self.order: list[IntArray] = []
-        self.prefix: list[FloatArray] = []
-        for group in graph.groups:
-            mine = scores[group.channels]
-            order = np.argsort(mine, kind="stable")
-            self.order.append(order)
-            self.prefix.append(np.concatenate([[0.0], np.cumsum(np.maximum(mine[order], 0.0))]))
+        ascending = [np.sort(scores[group.channels], kind="stable") for group in graph.groups]
+        # Per group the summed scores of its k weakest channels, for k from 0 to its width.
+        self.prefix = [np.append(0.0, np.cumsum(np.maximum(s, 0.0))) for s in ascending]
         share = self._marginals() * self.widths
         self.share = np.where(share > 0, share, share[share > 0].mean() if share.any() else 1.0)
         if widths is not None:
             self.widths = widths.astype(np.float64)
         self.next = np.array(
-            [limits.below(g, int(w)) for g, w in zip(graph.groups, self.widths, strict=True)]
+            [bounds.below(g, int(w)) for g, w in zip(graph.groups, self.widths, strict=True)]
         )
         self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
 
-    def walk(self, goals: Sequence[Constraint]) -> None:
+    def walk(self, constraints: Sequence[Constraint]) -> None:
         """Go on until every budget is met."""
-        if self.limits.min_width > 0:
-            require_reachable(self.graph, goals, self.limits)
-        while over := [goal for goal in goals if goal.cost.at(self.widths) > goal.limit]:
+        if self.bounds.min_width > 0:
+            require_reachable(self.graph, constraints, self.bounds)
+        while not fits(constraints, self.widths):
             if not self._step():
-                raise unreachable(self.graph, over[0], over[0].cost.at(self.widths))
+                raise unreachable(self.graph, constraints, self.widths)
 
     def _step(self) -> bool:
         """Remove the next channels; whether there were any that free something."""
@@ -177,22 +173,21 @@ class _Path:
         if not np.isfinite(price[index]):
             return False
         if self.next[index] == 0:
-            self._kill(index)
+            self._remove_group(index)
             return True
-        group = self.graph.groups[index]
         self.widths[index] = self.next[index]
-        self.next[index] = self.limits.below(group, int(self.next[index]))
+        self.next[index] = self.bounds.below(self.graph.groups[index], int(self.next[index]))
         self.loss[index] = self._loss(index)
         return True
 
-    def _kill(self, index: int) -> None:
-        """Let a group die, and what becomes useless with it; or never, if nothing were left.
+    def _remove_group(self, index: int) -> None:
+        """Remove a group, and those that it orphans; or fix its width, if nothing would be left.
 
-        A set of dead groups that leaves no network leaves none with more of them.
+        For good: what leaves no network leaves none after more groups have gone.
         """
         dead = frozenset(np.flatnonzero(self.widths == 0).tolist()) | {index}
         if is_viable(self.graph, dead):
-            changed = with_orphans(self.graph, dead, self.mortal)
+            changed = with_orphans(self.graph, dead, self.removable)
             self.widths[list(changed)] = 0
             self.next[list(changed)] = 0
         else:
@@ -222,7 +217,4 @@ class _Path:
 
     def keep(self) -> dict[int, IntArray]:
         """Per group index the channels that stay."""
-        return {
-            group.index: np.sort(order[group.width - int(width) :])
-            for group, order, width in zip(self.graph.groups, self.order, self.widths, strict=True)
-        }
+        return top_channels(self.graph, self.widths.astype(np.int64), self.scores)

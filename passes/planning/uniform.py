@@ -13,7 +13,7 @@ from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.liveness import require_viable
 from morphgraph.passes.analysis.score import Score
 from morphgraph.passes.planning.bounds import WidthBounds, repair_widths, require_match
-from morphgraph.passes.planning.build import build_plan, top_channels
+from morphgraph.passes.planning.build import build_plan, scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
     Constraint,
@@ -41,38 +41,33 @@ def uniform(
 ) -> Plan:
     """The width multiplier: every group times one ratio, the naive baseline.
 
-    Give the ``ratio`` (0 to 1), or a ``budget`` that the largest ratio is found for. What rounding
-    then leaves of the budget is filled, one grid step at a time, where rounding took most: a
-    baseline that wastes a part of its budget would be none. Within a group the channels with the
-    highest score stay.
+    Give the ``ratio`` (0 to 1), or a ``budget`` for which the largest ratio is found. What rounding
+    then leaves of the budget is spent, one grid step at a time, where rounding took most: a
+    baseline that wastes a part of its budget would not be comparable. Within a group the channels
+    with the highest score stay.
 
     Raises:
         BudgetError: no ratio meets the budget.
         UnsupportedError: the ratio is not above 0 and at most 1, or a glob names no group.
     """
-    limits = WidthBounds(round_to, min_width, tuple(include), tuple(exclude))
-    limits.check(graph)
-    goals = resolve_budget(graph, budget or {}, convention)
+    bounds = WidthBounds(round_to, min_width, include, exclude).check(graph)
+    constraints = resolve_budget(graph, budget or {}, convention)
     fill = ratio is None
     if ratio is None:
-        ratio = _largest_ratio(graph, goals, limits)
+        ratio = _largest_ratio(graph, constraints, bounds)
     if not 0 < ratio <= 1:
         raise UnsupportedError(
             f"uniform ratio {ratio} is out of range; give one above 0, at most 1"
         )
-    widths = _scaled(graph, ratio, limits)
+    widths = _scaled(graph, ratio, bounds)
     if fill:
-        ceilings = np.array([g.width if limits.allows(g) else 0 for g in graph.groups])
-        widths = spend_rest(goals, widths, graph.widths, ceilings, round_to)
+        ceilings = np.where(bounds.allowed(graph), graph.widths, 0)
+        widths = spend_rest(constraints, widths, graph.widths, ceilings, bounds)
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
-    return build_plan(
-        graph,
-        top_channels(graph, widths, score, seed),
-        request,
-        shown_costs(graph, goals, convention),
-    )
+    keep = top_channels(graph, widths, scores_of(graph, score, seed))
+    return build_plan(graph, keep, request, shown_costs(graph, constraints, convention))
 
 
 def set_widths(
@@ -105,27 +100,27 @@ def set_widths(
                 )
             wanted[group.index] = width
     require_viable(graph, np.flatnonzero(wanted == 0).tolist())
-    request = {"set": dict(widths)}
-    return build_plan(
-        graph, top_channels(graph, wanted, score, seed), request, shown_costs(graph, (), "default")
-    )
+    keep = top_channels(graph, wanted, scores_of(graph, score, seed))
+    return build_plan(graph, keep, {"set": dict(widths)}, shown_costs(graph, (), "default"))
 
 
-def _scaled(graph: ChannelGraph, ratio: float, limits: WidthBounds) -> IntArray:
-    widths = [limits.nearest(group, ratio * group.width) for group in graph.groups]
-    return repair_widths(graph, np.array(widths, dtype=np.int64), limits)
+def _scaled(graph: ChannelGraph, ratio: float, bounds: WidthBounds) -> IntArray:
+    widths = [bounds.nearest(group, ratio * group.width) for group in graph.groups]
+    return repair_widths(graph, np.array(widths, dtype=np.int64), bounds)
 
 
-def _largest_ratio(graph: ChannelGraph, goals: Sequence[Constraint], limits: WidthBounds) -> float:
+def _largest_ratio(
+    graph: ChannelGraph, constraints: Sequence[Constraint], bounds: WidthBounds
+) -> float:
     """Bisect for the largest ratio whose widths meet every budget."""
 
     def allowed(ratio: float) -> bool:
-        return fits(goals, _scaled(graph, ratio, limits))
+        return fits(constraints, _scaled(graph, ratio, bounds))
 
     low, high = 1e-9, 1.0
     if allowed(high):
         return high
-    require_reachable(graph, goals, limits)
+    require_reachable(graph, constraints, bounds)
     while high - low > 1e-9:
         middle = (low + high) / 2
         low, high = (middle, high) if allowed(middle) else (low, middle)

@@ -139,7 +139,7 @@ def test_the_price_of_a_channel_is_what_a_recount_finds(text: str) -> None:
     for group in graph.groups:
         if not group.resizable:
             continue
-        plan = make_plan(graph, {group.index: np.arange(group.width - 1)}, {}, {})
+        plan = make_plan(graph, {group.index: np.arange(group.width - 1)}, {})
         after = lift(mg.apply(graph, plan))
         found = group_of(graph, group.id)
         for kind, price in (

@@ -55,7 +55,7 @@ def only_group(graph: ChannelGraph) -> int:
 
 
 def planned(graph: ChannelGraph, keep: dict[int, IntArray]) -> tuple[Plan, ir.Model]:
-    return make_plan(graph, keep, {}, {}), resize(graph, keep)
+    return make_plan(graph, keep, {}), resize(graph, keep)
 
 
 def give(model: ir.Model, name: str, array: np.ndarray) -> None:

@@ -195,7 +195,7 @@ def test_fill_uses_what_a_jump_of_constant_widths_leaves() -> None:
     text = """float[8,3,1,1] a, float[8,8,1,1] b, float[8,8,1,1] c, float[5,8,1,1] d)
     => (float[1,5,8,8] y) { p = Conv(x, a)  q = Conv(p, b)  r = Conv(q, c)  y = Conv(r, d) }"""
     graph = lift(model_from_text(HEAD + text))
-    whole = make_plan(graph, {}, {}, {})
+    whole = make_plan(graph, {}, {})
     free = [group.resizable for group in graph.groups]
 
     def widths(a: int, b: int, c: int, fill: bool = True) -> list[int]:
@@ -234,7 +234,7 @@ def test_narrow_groups_are_raised_as_far_as_the_budget_goes() -> None:
     flops = cost(graph, "flops")
     free = [group.index for group in graph.groups if group.resizable]
     keep = {index: np.arange(1 + place) for place, index in enumerate(free)}  # 1 and 2 channels
-    small = make_plan(graph, keep, {}, {})
+    small = make_plan(graph, keep, {})
 
     def at(level: int) -> float:
         widths = graph.widths.copy()
@@ -318,6 +318,6 @@ def test_a_group_whose_copies_would_be_taken_for_others_keeps_its_width(name: st
     assert grown.any()
     for blocked in names:
         group = graph.group(blocked)
-        forced = make_plan(graph, {}, {}, {}, {group.index: 1})
+        forced = make_plan(graph, {}, {}, added={group.index: 1})
         with pytest.raises(PlanError, match=re.escape(blocked)):
             apply(graph, forced, verify=False)

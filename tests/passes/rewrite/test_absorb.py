@@ -157,7 +157,7 @@ def graph_of(text: str, zero: Mapping[str, list[int]]) -> ChannelGraph:
 
 def without(graph: ChannelGraph, group: str, removed: list[int]) -> Plan:
     found = graph.group(group)
-    return make_plan(graph, {found.index: np.delete(np.arange(found.width), removed)}, {}, {})
+    return make_plan(graph, {found.index: np.delete(np.arange(found.width), removed)}, {})
 
 
 def removed_by(graph: ChannelGraph, zero: Mapping[str, list[int]], group: str) -> list[int]:
@@ -237,7 +237,7 @@ def test_a_chain_of_constants() -> None:
     graph = lift(model)
     first, second = graph.group("Conv_a"), graph.group("Conv_b")
     keep = {first.index: np.array([0, 3]), second.index: np.array([2, 3, 4])}
-    small = apply(graph, make_plan(graph, keep, {}, {}), absorb=True)
+    small = apply(graph, make_plan(graph, keep, {}), absorb=True)
     feeds = random_inputs(graph.model, 3)
     np.testing.assert_allclose(run(small, feeds)["y"], run(graph.model, feeds)["y"], rtol=1e-5)
 

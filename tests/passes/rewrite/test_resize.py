@@ -136,7 +136,7 @@ def test_an_irregular_slice_becomes_a_gather(odd: list[int], expected: str) -> N
     graph = of_text(text)
     assert [group.width for group in graph.groups if group.resizable] == [4, 4]
     keep = {group_on_position(graph, "w1", 1): np.array(odd)}
-    plan, small = make_plan(graph, keep, {}, {}), resize(graph, keep)
+    plan, small = make_plan(graph, keep, {}), resize(graph, keep)
     assert [node.op_type for node in small.graph if node.name == "Slice_b"] == [expected]
     assert verify(graph, plan, small).worst.relative < 1e-6
 
