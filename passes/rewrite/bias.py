@@ -12,7 +12,7 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, IntArray
 from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.onnx_io import static_shape
-from morphgraph.ops import entry_of
+from morphgraph.ops import facts_of
 
 _SAME = 1e-6  # of the largest magnitude: the rounding of single precision
 
@@ -45,11 +45,11 @@ def add_to_bias(node: ir.Node, constant: Array) -> bool:
     """
     port = _bias_port(node, constant)
     bias = None if port is None else _operand(node, port)
-    shape = static_shape(node.outputs[0])
-    if bias is None or not _is_own(bias) or array_of(bias).size != shape[1]:
+    shape, channel_axis = static_shape(node.outputs[0]), facts_of(node).shift_axis
+    if bias is None or not _is_own(bias) or array_of(bias).size != shape[channel_axis]:
         return False
     old = array_of(bias)
-    along_channels = [size if axis == 1 else 1 for axis, size in enumerate(shape)]
+    along_channels = [size if axis == channel_axis else 1 for axis, size in enumerate(shape)]
     replace_array(bias, old + np.broadcast_to(constant, along_channels).reshape(old.shape))
     return True
 
@@ -93,12 +93,12 @@ def _distinct_slices(array: Array, axis: int) -> tuple[list[int], IntArray]:
 
 def _bias_port(node: ir.Node, constant: Array) -> int | None:
     """Which operand of a node could add a constant, present or not; ``None``: there is none."""
-    beta = node.attributes.get("beta")  # Gemm's, a factor of its bias
-    channels_only = all(size == 1 for axis, size in enumerate(constant.shape) if axis != 1)
-    if not channels_only or (beta is not None and beta.as_float() != 1.0):
+    facts = facts_of(node)
+    others = [size for axis, size in enumerate(constant.shape) if axis != facts.shift_axis]
+    factor = node.attributes.get(facts.shift_factor)
+    if any(size != 1 for size in others) or (factor is not None and factor.as_float() != 1.0):
         return None
-    entry = entry_of(node.op_type, node.domain)
-    return None if entry is None else entry.shift
+    return facts.shift
 
 
 def _operand(node: ir.Node, port: int) -> ir.Value | None:
@@ -114,14 +114,17 @@ def _add_to_next_bias(node: ir.Node, constant: Array) -> bool:
     """Add to the bias of an addition that alone reads the node (a linear layer's)."""
     result = node.outputs[0]
     uses = list(result.uses())
-    if len(uses) != 1 or uses[0].node.op_type != "Add" or result.is_graph_output():
+    if len(uses) != 1 or result.is_graph_output():
         return False
-    bias = uses[0].node.inputs[1 - uses[0].idx]
+    reader = uses[0].node
+    if not facts_of(reader).adds or len(reader.inputs) != 2:
+        return False
+    bias = reader.inputs[1 - uses[0].idx]
     if bias is None or not _is_own(bias):
         return False
     old = array_of(bias)
     extra = max(0, constant.ndim - old.ndim)  # leading axes that the bias lacks
-    if any(size > 1 for size in constant.shape[:extra]):
+    if any(size != 1 for size in constant.shape[:extra]):
         return False
     trailing = constant.reshape(constant.shape[extra:])
     if np.broadcast_shapes(trailing.shape, old.shape) != old.shape:
@@ -133,13 +136,13 @@ def _add_to_next_bias(node: ir.Node, constant: Array) -> bool:
 def _new_bias(editor: Editor, node: ir.Node, constant: Array) -> ir.Value | None:
     """A bias for an operator that may have one and has none, or shares it with others."""
     port = _bias_port(node, constant)
-    shape = static_shape(node.outputs[0])
-    if port is None or len(shape) < 2:
+    shape, channel_axis = static_shape(node.outputs[0]), facts_of(node).shift_axis
+    if port is None or len(shape) <= channel_axis:
         return None
-    old = _operand(node, port)
-    if old is not None and (old.const_value is None or array_of(old).size != shape[1]):
+    old, channels = _operand(node, port), shape[channel_axis]
+    if old is not None and (old.const_value is None or array_of(old).size != channels):
         return None
-    total = np.broadcast_to(constant.reshape(-1), (shape[1],))
+    total = np.broadcast_to(constant.reshape(-1), (channels,))
     if old is not None:
         total = total + array_of(old).reshape(-1)
     weight = node.inputs[1]

@@ -21,7 +21,7 @@ from morphgraph.errors import PlanError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored, take
-from morphgraph.ops import OpNode, Resizing, entry_of
+from morphgraph.ops import OpNode, Resizing, facts_of
 from morphgraph.passes.analysis.channel_sources import kernels, readers
 from morphgraph.passes.analysis.liveness import liveness, require_viable, result_names
 from morphgraph.passes.analysis.selection import AxisSelection as AxisSelection
@@ -144,8 +144,8 @@ class _Resizer:
     def _resized(self, op_index: int, copy: ir.Node) -> ir.Node:
         """The node's copy, or the one in its place, with attributes and constants that fit."""
         op = self.graph.ops[op_index]
-        entry = entry_of(op.ir.op_type, op.ir.domain)
-        if entry is None or entry.resize is None or op.opaque or not self._computes(op_index):
+        entry = facts_of(op.ir)
+        if entry.resize is None or op.opaque or not self._computes(op_index):
             return copy
         resizing = Resizing(
             self.editor,

@@ -19,6 +19,7 @@ from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.onnx_io.mapped import take
+from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.evaluate import evaluate, needed_for, nodes_by_result
 from morphgraph.passes.analysis.liveness import Liveness, result_names
 from morphgraph.passes.analysis.selection import AxisSelection
