@@ -1,10 +1,10 @@
 """Pass ``absorb``: removed channels that were constant move into the next bias.
 
 A channel whose BatchNorm scale is exactly 0 still gives its shift, one whose kernel is 0 its bias.
-Dropping it changes the network by that constant. Here it is found out which positions of which axes
-depend on the graph's inputs, what the others hold, and what they contribute to each operator that
-sums over them. The resize then adds that contribution where it belongs, so that the result equals
-the original as far as such channels are concerned.
+Dropping it changes the network by that constant. This pass computes which channels do not depend on
+the graph's inputs, what they hold, and what they contribute to each operator that sums over them.
+``resize`` then adds that contribution to the operator's result, which equals the original's as far
+as such channels are concerned.
 
 The contribution is what the operator gives for the constants alone, all else zero, less what it
 gives for zeros. Next to zero padding it differs at the border; there it is a small map whose rows
@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, Flags, IntArray
+from morphgraph.arrays import Array, Arrays, Flags, IntArray
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.graph import ChannelGraph, Edge, GraphOp
+from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.analysis.dependence import dependence
 from morphgraph.passes.analysis.evaluate import evaluate
 from morphgraph.passes.analysis.liveness import result_names
+from morphgraph.passes.coupling.roles import roles
 from morphgraph.passes.rewrite.bias import deduplicate_slices
 from morphgraph.passes.rewrite.mask import mask
 
@@ -40,10 +41,10 @@ class Absorbed:
     Attributes:
         graph: the network.
         channels: which channels are absorbed, ``[channels]``.
-        contributions: per place of a node in ``graph.ops`` what its result gets, at the
-            original size, for one sample.
-        free: per such node the axes of its result that a plan may resize.
-        refused: in words, what was constant and could not be absorbed.
+        contributions: per operator, by its index in ``graph.ops``, what is added to its result,
+            at the original size, for one sample.
+        free: per such operator the axes of its result that a plan may resize.
+        refused: which operators read constants that could not be absorbed, and why.
     """
 
     graph: ChannelGraph
@@ -54,10 +55,10 @@ class Absorbed:
 
     def note_in(self, model: ir.Model) -> None:
         """Say in a resized model's metadata which channels it has absorbed, for ``verify``."""
-        listed = {self.graph.groups[k].id: v.tolist() for k, v in self.positions().items()}
+        by_id = {self.graph.groups[k].id: v.tolist() for k, v in self.positions().items()}
         model.metadata_props.pop(ABSORBED_KEY, None)
-        if listed:
-            model.metadata_props[ABSORBED_KEY] = json.dumps(listed)
+        if by_id:
+            model.metadata_props[ABSORBED_KEY] = json.dumps(by_id)
 
     def positions(self) -> dict[int, IntArray]:
         """Per group index the channels that are absorbed, 0-based, ascending."""
@@ -82,7 +83,7 @@ def absorb(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> Absorbed:
 
 
 def nothing_absorbed(graph: ChannelGraph) -> Absorbed:
-    """What is absorbed where nobody asked for it."""
+    """No channel absorbed."""
     return Absorbed(graph, np.zeros(len(graph.channel_group), dtype=bool))
 
 
@@ -96,10 +97,11 @@ def absorbed_in(graph: ChannelGraph, small: ir.Model) -> dict[int, IntArray]:
     """
     try:
         listed = json.loads(small.metadata_props.get(ABSORBED_KEY, "{}"))
-        by_id = {group.id: group for group in graph.groups}
-        found = {by_id[key].index: np.array(v, dtype=np.int64) for key, v in listed.items()}
+        index_of = {group.id: group.index for group in graph.groups}
+        absorbed = {index_of[key]: np.array(v, dtype=np.int64) for key, v in listed.items()}
         fits = all(
-            v.ndim == 1 and ((v >= 0) & (v < graph.groups[k].width)).all() for k, v in found.items()
+            positions.ndim == 1 and ((positions >= 0) & (positions < graph.groups[k].width)).all()
+            for k, positions in absorbed.items()
         )
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError):
         fits = False
@@ -107,18 +109,22 @@ def absorbed_in(graph: ChannelGraph, small: ir.Model) -> dict[int, IntArray]:
         raise ModelError(
             f"metadata '{ABSORBED_KEY}' does not fit the original network; resize the model anew"
         )
-    return found
+    return absorbed
 
 
 def with_channels(
     keep: Mapping[int, IntArray], more: Mapping[int, IntArray]
 ) -> dict[int, IntArray]:
-    """What stays, and some of the removed channels besides."""
+    """Per group index the channels that stay, and more of them for some groups."""
     nothing = np.zeros(0, dtype=np.int64)
     return {
         index: np.union1d(kept, more.get(index, nothing)).astype(np.int64)
         for index, kept in keep.items()
     }
+
+
+class _RefusedError(Exception):
+    """Why an operator cannot be given a contribution; follows its name in a warning."""
 
 
 class _Absorber:
@@ -127,161 +133,158 @@ class _Absorber:
         self.keep = keep
         self.removed = ~graph.alive(keep)
         self.refused: dict[str, None] = {}
+        couplings, reads = graph.couplings, roles(graph.couplings).reads
+        # Where removed channels of activations are summed over, or enter a statistic.
+        self.reads = [
+            edge
+            for edges in couplings.edges_of_ops
+            for edge in edges
+            if couplings.on_activation(edge)
+            and reads[edge.factor]
+            and self.removed[graph.channels_of(edge.dim)].any()
+        ]
 
     def run(self) -> Absorbed:
-        depends = dependence(self.graph)
-        chosen = self._constant(depends)
+        chosen = self._constant(dependence(self.graph))
         while True:
+            # A channel that one reader cannot absorb is masked everywhere. That changes what the
+            # others hold, so that all contributions are computed again without it.
             contributions, lost = self._contributions(chosen)
             if not lost.any():
-                names = {k: result_names(self.graph.ops[k])[0] for k in contributions}
-                free = {k: self._free_axes(name) for k, name in names.items()}
+                free = {op_index: self._free_axes(op_index) for op_index in contributions}
                 return Absorbed(self.graph, chosen, contributions, free, tuple(self.refused))
             chosen = chosen & ~lost
 
     def _constant(self, depends: Mapping[str, Sequence[Flags]]) -> Flags:
         """Removed channels that hold constants wherever they are read, ``[channels]``."""
-        chosen = np.zeros_like(self.removed)
+        read = np.zeros_like(self.removed)
         varying = np.zeros_like(self.removed)
-        for number, edge in self._reads():
+        for edge in self.reads:
             dim = self.graph.couplings.dims[edge.dim]
-            channels = self.graph.channels_at(dim.value, dim.axis)
-            flags = depends[dim.value][dim.axis]
-            chosen[channels] = True
-            varying[channels[flags]] = True
-            reason = self._obstacle(number, edge)
-            if reason is None:
-                continue
-            if self.removed[np.setdiff1d(channels, channels[flags])].any():
-                self._refuse(number, reason)
-            varying[channels] = True
-        constant: Flags = chosen & self.removed & ~varying
+            channels = self.graph.channels_of(edge.dim)
+            depending = channels[depends[dim.value][dim.axis]]
+            read[channels] = True
+            varying[depending] = True
+            obstacle = self._obstacle(edge)
+            if obstacle is not None:
+                if self.removed[np.setdiff1d(channels, depending)].any():
+                    self._refuse(edge.op_index, obstacle)
+                varying[channels] = True
+        constant: Flags = read & self.removed & ~varying
         return constant
 
-    def _refuse(self, number: int, reason: str) -> None:
-        node = self.graph.ops[number]
-        self.refused[f"{node.ir.op_type} '{escape(node.name)}' {reason}"] = None
+    def _refuse(self, op_index: int, reason: str) -> None:
+        op = self.graph.ops[op_index]
+        self.refused[f"{op.ir.op_type} '{escape(op.name)}' {reason}"] = None
 
-    def _reads(self) -> list[tuple[int, Edge]]:
-        """The edges at which removed channels of activations are summed or compete."""
+    def _obstacle(self, edge: Edge) -> str | None:
+        """Why an operator cannot be given a constant contribution; ``None``: it can."""
+        op = self.graph.ops[edge.op_index]
         couplings = self.graph.couplings
-        found = []
-        for number, node in enumerate(self.graph.ops):
-            for edge in self.graph.edges_of(number):
-                name = couplings.factors[edge.factor - len(couplings.dims)].name
-                value = couplings.dims[edge.dim].value
-                read = edge.port >= 0 and name in node.contracted | node.statistical
-                if not read or value in couplings.input_independent:
-                    continue
-                if self.removed[self.graph.channels_of(edge.dim)].any():
-                    found.append((number, edge))
-        return found
-
-    def _obstacle(self, number: int, edge: Edge) -> str | None:
-        """Why a node cannot be given a constant contribution; ``None``: it can."""
-        node = self.graph.ops[number]
-        couplings = self.graph.couplings
-        if couplings.factors[edge.factor - len(couplings.dims)].name in node.statistical:
+        if couplings.factor(edge.factor).name in op.statistical:
             return "averages, normalizes or competes over it"
-        others = [
-            value.name
-            for port, value in enumerate(node.ir.inputs)
-            if value is not None
-            and port != edge.port
-            and value.name not in couplings.input_independent
-        ]
-        if others or node.captured:
+        others = {v.name for k, v in enumerate(op.ir.inputs) if v is not None and k != edge.port}
+        if others - couplings.input_independent or op.captured:
             return "multiplies it with another activation"
-        if len(result_names(node)) != 1:
+        if len(result_names(op)) != 1:
             return "has several results"
         return None
 
     # -- contributions ------------------------------------------------------------------------
 
     def _contributions(self, chosen: Flags) -> tuple[dict[int, Array], Flags]:
-        """Per node what constants contribute, and the channels for which that cannot be added."""
+        """Per operator what constants contribute, and the channels that it cannot absorb."""
+        contributions: dict[int, Array] = {}
         lost = np.zeros_like(chosen)
         readers: dict[int, list[Edge]] = {}
-        for number, edge in self._reads():
+        for edge in self.reads:
             if chosen[self.graph.channels_of(edge.dim)].any():
-                readers.setdefault(number, []).append(edge)
-        if not readers:
-            return {}, lost
-        values = self._values(chosen, readers)
-        found: dict[int, Array] = {}
-        for number, edges in readers.items():
-            operand = self.graph.couplings.dims[edges[0].dim].value
-            constants = np.zeros_like(values[operand])
-            for edge in edges:
-                dim = self.graph.couplings.dims[edge.dim]
-                here = np.moveaxis(constants, dim.axis, 0)
-                held = np.moveaxis(values[operand], dim.axis, 0)
-                mine = chosen[self.graph.channels_of(edge.dim)]
-                here[mine] = held[mine]
-            reason = "sums over it in two directions" if len(edges) > 1 else None
-            if reason is None and constants.any():
-                given, reason = self._given(number, operand, constants)
-                if given is not None and given.any():
-                    found[number] = given
-            if reason is not None:
-                self._refuse(number, reason)
+                readers.setdefault(edge.op_index, []).append(edge)
+        values = self._values(chosen, readers) if readers else {}
+        for op_index, edges in readers.items():
+            try:
+                contribution = self._contribution(edges, chosen, values)
+            except _RefusedError as refusal:
+                self._refuse(op_index, str(refusal))
                 for edge in edges:
                     lost[self.graph.channels_of(edge.dim)] = True
-        return found, lost & chosen
+            else:
+                if contribution.any():
+                    contributions[op_index] = contribution
+        return contributions, lost & chosen
 
-    def _values(self, chosen: Flags, readers: Mapping[int, Sequence[Edge]]) -> dict[str, Array]:
+    def _values(self, chosen: Flags, readers: Mapping[int, Sequence[Edge]]) -> Arrays:
         """What the operands hold, in the original with all other removed channels silenced."""
         from morphgraph.onnx_io.runtime import random_inputs, run
 
         positions = Absorbed(self.graph, chosen).positions()
         model = mask(self.graph, with_channels(self.keep, positions))
-        made = {value.name: value for node in model.graph for value in node.outputs}
-        made |= {value.name: value for value in model.graph.inputs}
-        names = {
-            self.graph.couplings.dims[e.dim].value for edges in readers.values() for e in edges
-        }
+        dims = self.graph.couplings.dims
+        operands = {dims[edge.dim].value for edges in readers.values() for edge in edges}
         feeds = random_inputs(self.graph.model)
+        results = {value.name: value for node in model.graph for value in node.outputs}
         listed = {value.name for value in model.graph.outputs}
-        model.graph.outputs.extend(made[name] for name in sorted(names - listed - set(feeds)))
+        model.graph.outputs.extend(results[k] for k in sorted(operands - listed - set(feeds)))
         return feeds | run(model, feeds)
 
-    def _given(
-        self, number: int, operand: str, constants: Array
-    ) -> tuple[Array | None, str | None]:
-        """What a node gives for constants beyond what it gives for zeros, or why not."""
-        node = self.graph.ops[number]
-        noise = np.asarray(
-            np.random.default_rng(0).standard_normal(constants.shape), dtype=constants.dtype
-        )
-        inputs = (np.zeros_like(constants), constants, noise, constants + noise)
-        try:
-            zero, alone, other, both = (self._run(node, operand, x) for x in inputs)
-        except UnsupportedError:
-            return None, "is not run by ONNX Runtime"
-        scale = float(np.abs(both).max(initial=0.0)) or 1.0
-        if np.abs((both - other) - (alone - zero)).max(initial=0.0) > _ADDITIVE * scale:
-            return None, "is not linear"
-        given = alone - zero
-        result = self.graph.shapes[result_names(node)[0]]
-        if len(result) > 1 and result[0] == self.graph.batch:
-            given = given[:1]
+    def _contribution(
+        self, edges: Sequence[Edge], chosen: Flags, values: Mapping[str, Array]
+    ) -> Array:
+        """What an operator gives for the chosen channels of its operand beyond what zeros give.
+
+        Raises:
+            _RefusedError: that cannot be told, or cannot be added to its result.
+        """
+        if len(edges) > 1:
+            raise _RefusedError("sums over it in two directions")
+        (edge,) = edges
+        dim = self.graph.couplings.dims[edge.dim]
+        constants = np.zeros_like(values[dim.value])
+        where = np.flatnonzero(chosen[self.graph.channels_of(edge.dim)])
+        index = (slice(None),) * dim.axis + (where,)
+        constants[index] = values[dim.value][index]
+        if not constants.any():
+            return constants
+        contribution = self._linear_part(edge.op_index, dim.value, constants)
+        op = self.graph.ops[edge.op_index]
+        shape = self.graph.shapes[result_names(op)[0]]
+        if len(shape) > 1 and shape[0] == self.graph.batch:
+            contribution = contribution[:1]  # the same for every sample
+        compact, _ = deduplicate_slices(contribution, self._free_axes(edge.op_index))
         weights = sum(
             int(np.prod(static_shape(value)))
-            for value in node.ir.inputs
+            for value in op.ir.inputs
             if value is not None and value.name in self.graph.couplings.input_independent
         )
-        needed = deduplicate_slices(given, self._free_axes(result_names(node)[0]))[0].size
-        if needed > weights:
-            return None, f"would need a map of {needed} numbers, more than its {weights} weights"
-        return given, None
+        if compact.size > weights:
+            raise _RefusedError(
+                f"would need a map of {compact.size} numbers, more than its {weights} weights"
+            )
+        return contribution
 
-    def _free_axes(self, value: str) -> frozenset[int]:
-        """Axes of a value that a plan may resize; slices there are not shared."""
-        rows = np.diff(self.graph.per_channel.indptr)
-        first = self.graph.dim(value, 0)
-        axes = range(len(self.graph.shapes[value]))
-        return frozenset(a for a in axes if rows[self.graph.vertex_class[first + a]])
+    def _linear_part(self, op_index: int, operand: str, constants: Array) -> Array:
+        """``f(constants) - f(0)``, if that is what they add to any other operand.
 
-    def _run(self, node: GraphOp, operand: str, array: Array) -> Array:
-        (name,) = result_names(node)
-        return evaluate([name], {operand: array}, self.graph.model)[name]
+        Tried at one: ``f(constants + noise) - f(noise)`` must be the same.
+        """
+        (result,) = result_names(self.graph.ops[op_index])
+        drawn = np.random.default_rng(0).standard_normal(constants.shape)
+        noise = np.asarray(drawn, dtype=constants.dtype)
+        inputs = (np.zeros_like(constants), constants, noise, constants + noise)
+        try:
+            at_zero, at_constants, at_noise, at_sum = (
+                evaluate([result], {operand: array}, self.graph.model)[result] for array in inputs
+            )
+        except UnsupportedError:
+            raise _RefusedError("is not run by ONNX Runtime") from None
+        scale = float(np.abs(at_sum).max(initial=0.0)) or 1.0
+        linear = at_constants - at_zero
+        if np.abs((at_sum - at_noise) - linear).max(initial=0.0) > _ADDITIVE * scale:
+            raise _RefusedError("is not linear")
+        return linear
+
+    def _free_axes(self, op_index: int) -> frozenset[int]:
+        """Axes of an operator's result that a plan may resize; slices there are not shared."""
+        (result,) = result_names(self.graph.ops[op_index])
+        axes = range(len(self.graph.shapes[result]))
+        return frozenset(a for a in axes if self.graph.groups_on(self.graph.dim(result, a)))

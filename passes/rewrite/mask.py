@@ -22,6 +22,7 @@ from morphgraph.edit import Editor, resize_axis
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.coupling.roles import roles
 
 
 def mask(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
@@ -37,42 +38,33 @@ def mask(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
 class _Masker:
     def __init__(self, graph: ChannelGraph, keep: Mapping[int, IntArray]) -> None:
         self.graph = graph
-        self.kept = AxisSelection(graph, keep)
+        self.selection = AxisSelection(graph, keep)
         self.model = graph.model.clone()
         self.editor = Editor(self.model)
 
     def run(self) -> ir.Model:
-        edges: dict[int, list[Edge]] = {}
-        for edge in self.graph.couplings.edges:
-            edges.setdefault(edge.op_index, []).append(edge)
+        couplings, role = self.graph.couplings, roles(self.graph.couplings)
         copies = list(self.model.graph)
-        for number, node in enumerate(self.graph.ops):
-            names = {factor: name for name, factor in node.factors.items()}
-            on_activation = {e.factor for e in edges.get(number, ()) if self._is_activation(e)}
-            for edge in edges.get(number, ()):
-                kept = self.kept.vertex(edge.dim)
-                if kept is None:
-                    continue
-                axis = self.graph.couplings.dims[edge.dim].axis
-                if names[edge.factor] in node.contracted:
-                    if edge.port >= 0 and (
-                        self._is_activation(edge) or edge.factor not in on_activation
-                    ):
-                        self._silence(copies[number], edge, axis, kept)
-                elif (
-                    names[edge.factor] in node.statistical
-                    # Of (g c), statistics over c stay as they were where whole groups g go.
-                    and self.kept.vertex(edge.factor) is not None
-                    # Over no channels there is nothing to compute, and nobody reads it.
-                    and len(kept)
+        for edge in couplings.edges:
+            positions = self.selection.vertex(edge.dim)
+            if positions is None:
+                continue
+            node, axis = copies[edge.op_index], couplings.dims[edge.dim].axis
+            if role.sums[edge.factor]:
+                # One operand is enough; the weight's where no activation has the axis.
+                if couplings.on_activation(edge) or (
+                    edge.port >= 0 and not role.on_activations[edge.factor]
                 ):
-                    self._detour(copies[number], edge.port, axis, kept)
+                    self._silence(node, edge, axis, positions)
+            elif (
+                role.normalizes[edge.factor]
+                # Of (g c), statistics over c stay as they were where whole groups g go.
+                and self.selection.vertex(edge.factor) is not None
+                # Over no channels there is nothing to compute, and nobody reads it.
+                and len(positions)
+            ):
+                self._detour(node, edge.port, axis, positions)
         return self.model
-
-    def _is_activation(self, edge: Edge) -> bool:
-        """Whether the factor stands there on an operand that the input decides."""
-        couplings = self.graph.couplings
-        return edge.port >= 0 and couplings.dims[edge.dim].value not in couplings.input_independent
 
     def _silence(self, node: ir.Node, edge: Edge, axis: int, kept: IntArray) -> None:
         """Put what adds nothing into an operand's removed positions: 0, or its zero point."""
