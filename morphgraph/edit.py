@@ -1,8 +1,8 @@
 """Edits of an ONNX graph: names, new constants, new nodes, and what takes another's place.
 
-ONNX gives every value of a model a name of its own, results of subgraphs included: an inner name
-must not hide an outer one. Whoever makes a value up asks for its name here, where all that are
-taken are known; nothing else in the program registers an initializer or names a value.
+Every value of an ONNX model has a name of its own, results in subgraphs included: an inner name
+must not hide an outer one. All new values get their names here, where the names in use are known;
+nothing else in the program registers an initializer or names a value.
 """
 
 from collections import Counter
@@ -20,9 +20,9 @@ Attributes = Mapping[str, Any]
 
 
 class Editor:
-    """Changes the main graph of a model in place; names that it makes up are free.
+    """Changes the main graph of a model in place; the names that it gives are unused.
 
-    One editor serves for all edits of a model: names that others give meanwhile are not seen.
+    One editor serves for all edits of a model: it does not see names that others give meanwhile.
 
     >>> from morphgraph.testing import model_from_text
     >>> model = model_from_text('''
@@ -80,7 +80,7 @@ class Editor:
         return self.constant(value.name or "", content)
 
     def sizes(self, name: str, numbers: Sequence[int]) -> ir.Value:
-        """A new initializer of sizes or places, ``[len(numbers)]`` of int64."""
+        """A new initializer of sizes or positions, ``[len(numbers)]`` of int64."""
         return self.constant(name, np.array(numbers, dtype=np.int64))
 
     def _register(self, name: str, content: Array | ir.TensorProtocol) -> ir.Value:
@@ -206,12 +206,12 @@ class Editor:
             fresh.name = name
         return new
 
-    def bypass(self, node: ir.Node, place: int) -> None:
+    def bypass(self, node: ir.Node, port: int) -> None:
         """Take a node out: its readers read an operand instead; a graph output keeps its name.
 
         Where the operand is a graph input, an initializer or an output itself, an Identity stays.
         """
-        source, result = node.inputs[place], node.outputs[0]
+        source, result = node.inputs[port], node.outputs[0]
         assert source is not None
         if not result.is_graph_output():
             result.replace_all_uses_with(source)
@@ -241,8 +241,8 @@ class Editor:
         Args:
             node: the reader.
             index: of its operand.
-            new: a value that was made here.
-            name, node_name: of it and its maker, now that the operand's may be free.
+            new: a value from this editor.
+            name, node_name: of it and its producer; they may be those of the operand.
         """
         old = node.inputs[index]
         node.replace_input_with(index, new)
@@ -340,15 +340,15 @@ def part_of(
     Args:
         model: the model; it is not changed.
         nodes: in topological order.
-        given: values by name that none of them makes; the others are initializers.
+        given: by name values that none of the nodes computes; other operands are initializers.
         wanted: names of the results that are its outputs.
     """
     values: dict[str | None, ir.Value] = {}
     initializers: list[ir.Value] = []
-    made = {value.name for node in nodes for value in node.outputs}
+    results = {value.name for node in nodes for value in node.outputs}
     for node in nodes:
         for operand in node.inputs:
-            if operand is None or operand.name in values or operand.name in made:
+            if operand is None or operand.name in values or operand.name in results:
                 continue
             array = given.get(operand.name or "")
             tensor = operand.const_value if array is None else ir.Tensor(array, dtype=operand.dtype)
@@ -400,10 +400,10 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
+    graphs: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
+            graphs.append(attribute.as_graph())
         elif attribute.type == ir.AttributeType.GRAPHS:
-            found.extend(attribute.as_graphs())
-    return found
+            graphs.extend(attribute.as_graphs())
+    return graphs

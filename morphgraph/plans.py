@@ -1,8 +1,8 @@
 """The plan: which channels of every group stay. A JSON file that a person can read and edit.
 
 A plan belongs to a network's structure (operators with their attributes, names, shapes), not to
-its weights: it outlives training, and a plan for another network is refused. It also says how the
-model was lifted, since the groups depend on that: who gets a plan lifts the model in the same way.
+its weights: it stays valid after training, and is refused for another network. It also records how
+the model was lifted, since the groups depend on that: a model is lifted in the same way to use it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import IntArray
 from morphgraph.errors import FileError, PlanError
-from morphgraph.graph import ChannelGraph, Group, LiftOptions
+from morphgraph.graph import ChannelGraph, Group, LiftOptions, analysis
 from morphgraph.onnx_io import escape, static_shape, write_atomically
 from morphgraph.passes.analysis.liveness import require_viable
 from morphgraph.passes.analysis.polynomial import Cost
@@ -31,7 +31,6 @@ MAX_PLAN_BYTES = 64 * 2**20
 MAX_NEW_CHANNELS = 2**16  # of one group; a plan from a stranger must not exhaust the memory
 
 _Position = Annotated[int, msgspec.Meta(ge=0)]
-
 
 # Arrays of numbers, as msgspec spreads them; a line break never stands in a JSON string.
 _SPREAD = re.compile(rb"\[\n\s+((?:[\d.e+-]+,?\s+)+)\]")
@@ -49,7 +48,7 @@ def readable_json(data: Any) -> bytes:
     }
     """
     spread = msgspec.json.format(msgspec.json.encode(data), indent=2)
-    return _SPREAD.sub(lambda found: b"[" + b" ".join(found[1].split()) + b"]", spread) + b"\n"
+    return _SPREAD.sub(lambda match: b"[" + b" ".join(match[1].split()) + b"]", spread) + b"\n"
 
 
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,10 +59,10 @@ class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What becomes of one group.
+    """What a plan does to one group.
 
     ``keep`` holds half-open ranges of old channels, ascending; ``new`` channels come behind them.
-    Where it is empty the group dies, and its layers vanish.
+    Where it is empty the group is removed, and its layers vanish.
     """
 
     name: str
@@ -96,21 +95,21 @@ class ModelRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         Raises:
             PlanError: says what differs, and what to do.
         """
-        made, found = self.lift, graph.options
+        planned, present = self.lift, graph.options
         if self.structure != structure_hash(graph):
             sizes = ""
-            if made.input_shapes != found.input_shapes:
-                sizes = f" (its inputs were {_sizes(made)}, here they are {_sizes(found)})"
+            if planned.input_shapes != present.input_shapes:
+                sizes = f" (its inputs were {_sizes(planned)}, here they are {_sizes(present)})"
             raise PlanError(
                 f"model.structure: the plan was made for another network{sizes}; make one for this "
                 "model (`plan`), or give the model that it was made for"
             )
         for option in ("attention", "pin_outputs"):
-            wanted, given = getattr(made, option), getattr(found, option)
-            if wanted != given:
+            wanted, lifted = getattr(planned, option), getattr(present, option)
+            if wanted != lifted:
                 raise PlanError(
                     f"model.lift: the plan was made with {option}={wanted!r}, the model is lifted "
-                    f"with {given!r}; lift it as the plan says, or make a plan for {given!r}"
+                    f"with {lifted!r}; lift it as the plan says, or make a plan for {lifted!r}"
                 )
 
 
@@ -313,34 +312,33 @@ def _sizes(options: LiftOptions) -> str:
     return ", ".join(f"{escape(n)}={'x'.join(map(str, s))}" for n, s in shapes) or "as in the file"
 
 
-def _ranges(kept: IntArray) -> tuple[tuple[int, int], ...]:
+def _ranges(positions: IntArray) -> tuple[tuple[int, int], ...]:
     """Ascending positions as half-open ranges.
 
     >>> _ranges(np.array([0, 1, 4]))
     ((0, 2), (4, 5))
     """
-    breaks = np.flatnonzero(np.diff(kept) > 1) + 1
-    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(kept, breaks) if len(run))
+    breaks = np.flatnonzero(np.diff(positions) > 1) + 1
+    runs = np.split(positions, breaks)
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in runs if len(run))
 
 
 # Shapes, axes and indices are of these types; 8-bit integers are quantized weights.
 _STRUCTURAL = (ir.DataType.INT32, ir.DataType.INT64)
-_HASHED_ELEMENTS = 2**20  # of an integer constant; nobody keeps shapes or indices that are larger
+_HASHED_ELEMENTS = 2**20  # of an integer constant; shapes and indices are smaller
 
 
+@analysis
 def structure_hash(graph: ChannelGraph) -> str:
-    """SHA-256 of the canonical structure: what training leaves as it is.
+    """SHA-256 of the canonical structure: what training does not change.
 
     Operators, names, shapes, attributes that are integers or words, and integer constants (shapes,
     axes, indices). Not the weights, and no other floating-point number.
     """
-    if "structure" not in graph.cache:
-        digest = hashlib.sha256()
-        for line in _structure(graph.model.graph):
-            digest.update(line.encode(errors="backslashreplace"))
-        graph.cache["structure"] = digest.hexdigest()
-    found: str = graph.cache["structure"]
-    return found
+    digest = hashlib.sha256()
+    for line in _structure(graph.model.graph):
+        digest.update(line.encode(errors="backslashreplace"))
+    return digest.hexdigest()
 
 
 def _structure(model: ir.Graph, inner: bool = False) -> Iterator[str]:
@@ -353,10 +351,10 @@ def _structure(model: ir.Graph, inner: bool = False) -> Iterator[str]:
 
     for value in (*model.inputs, *model.initializers.values()):
         tensor = value.const_value
-        number = ""
+        content = ""
         if tensor is not None and tensor.dtype in _STRUCTURAL and tensor.size <= _HASHED_ELEMENTS:
-            number = f"={hashlib.sha256(tensor.numpy().astype('<i8').tobytes()).hexdigest()}"
-        yield f"{typed(value)}{number};"
+            content = f"={hashlib.sha256(tensor.numpy().astype('<i8').tobytes()).hexdigest()}"
+        yield f"{typed(value)}{content};"
     for node in model:
         inputs = ",".join("" if v is None else v.name or "" for v in node.inputs)
         outputs = ",".join(typed(value) for value in node.outputs)

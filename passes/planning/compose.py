@@ -27,10 +27,10 @@ class Provenance:
     """Where the channels of a network come from.
 
     Attributes:
-        first: the network that everything is told of.
+        first: the network before all resizes.
         graph: the network after the resizes so far.
         origin: per channel of ``graph`` its channel in ``first``; -1 where a resize has added it,
-            -2 where that cannot be told, ``[channels]``.
+            -2 where that is not known, ``[channels]``.
         origin_group: per group of ``graph`` the group of ``first``; -1 where there is no single
             one, ``[groups]``.
         plan: the resizes so far as a plan for ``first``; ``None`` where there were none.
@@ -50,34 +50,36 @@ class Provenance:
     def after(self, plan: Plan, small: ChannelGraph) -> "Provenance":
         """The provenance of ``small``, which is ``graph`` resized by this plan and lifted again."""
         keep, added = plan.keep_channels(self.graph), plan.added(self.graph)
-        kept = AxisSelection(self.graph, keep, added)
+        selection = AxisSelection(self.graph, keep, added)
         origin = np.full(len(small.channel_group), _UNKNOWN)
-        owner = np.full(len(small.channel_group), -1)  # the group before, where it is known
+        group_before = np.full(len(small.channel_group), -1)  # of every channel; -1: not known
         ambiguous = np.zeros(len(small.channel_group), dtype=bool)
         for dim in small.couplings.dims:
             if dim.value not in self.graph.couplings.first_dim:
                 continue
             now = small.channels_at(dim.value, dim.axis)
             before = self.graph.channels_at(dim.value, dim.axis)
-            positions = kept.axis(dim.value, dim.axis)
+            positions = selection.axis(dim.value, dim.axis)
             if positions is not None:
                 before = before[positions]
             if len(before) != len(now):
                 continue  # a constant that has taken the place of a vanished layer's result
             source = self.origin[before]
-            source[kept.fresh(dim.value, dim.axis)] = _NEW
+            source[selection.fresh(dim.value, dim.axis)] = _NEW
+            # The first axis that has a channel decides; where another one differs, nobody can say.
             unknown = origin[now] == _UNKNOWN
             origin[now[unknown]] = source[unknown]
-            owner[now[unknown]] = self.graph.channel_group[before[unknown]]
+            group_before[now[unknown]] = self.graph.channel_group[before[unknown]]
             ambiguous[now[origin[now] != source]] = True
         origin[ambiguous] = _UNKNOWN
-        groups = [self._origin_group(owner[group.channels]) for group in small.groups]
+        groups = [self._origin_group(group_before[group.channels]) for group in small.groups]
         origin_group = np.array(groups, dtype=int)
         return Provenance(self.first, small, origin, origin_group, self.compose(plan, {}))
 
-    def _origin_group(self, owners: IntArray) -> int:
-        found = np.unique(owners)
-        return int(self.origin_group[found[0]]) if len(found) == 1 and found[0] >= 0 else -1
+    def _origin_group(self, groups: IntArray) -> int:
+        """The group of ``first`` behind channels that were in these groups of ``graph``."""
+        alone = len(np.unique(groups)) == 1 and groups[0] >= 0
+        return int(self.origin_group[groups[0]]) if alone else -1
 
     def frozen_groups(self) -> list[str]:
         """Ids of groups that must keep their widths, or no plan for ``first`` could say it.
@@ -90,41 +92,46 @@ class Provenance:
 
     def _successors(self) -> dict[int, int]:
         """Per resizable group of ``first`` the group that has its channels, one to one."""
-        children = Counter(self.origin_group.tolist())
-        found = {}
-        for group, home in zip(self.graph.groups, self.origin_group.tolist(), strict=True):
+        descendants = Counter(self.origin_group.tolist())
+        successors = {}
+        for group, first in zip(self.graph.groups, self.origin_group.tolist(), strict=True):
             origin = self.origin[group.channels]
             known = origin[origin != _NEW]
             one_to_one = len(np.unique(known)) == len(known) and _UNKNOWN not in known
-            alone = home >= 0 and children[home] == 1 and self.first.groups[home].resizable
+            alone = first >= 0 and descendants[first] == 1 and self.first.groups[first].resizable
             if alone and one_to_one:
-                found[home] = group.index
-        return found
+                successors[first] = group.index
+        return successors
 
     def compose(
         self, plan: Plan, request: Mapping[str, Any], costs: Iterable[str] | None = None
     ) -> Plan:
-        """What all resizes and then this plan for ``graph`` come to, as a plan for ``first``.
+        """All resizes so far and then this plan for ``graph``, as one plan for ``first``.
 
         Channels that stay throughout are kept, those that a resize has added are ``new``. Where no
         channel of a group stays throughout but some of the new ones do, the first stands for one of
-        them, since a plan adds channels behind those that it keeps. States these ``costs``, by
-        default those that ``plan`` states.
+        them, since a plan adds channels behind those that it keeps.
+
+        Args:
+            plan: for ``graph``.
+            request: what the new plan says it was made for.
+            costs: those that it states; by default those that ``plan`` states.
 
         Raises:
             PlanError: the plan is for another network than ``graph``.
         """
-        kept, added = plan.keep_channels(self.graph), plan.added(self.graph)
+        last_keep, last_new = plan.keep_channels(self.graph), plan.added(self.graph)
         keep = {} if self.plan is None else self.plan.keep_channels(self.first)
         new = {} if self.plan is None else self.plan.added(self.first)
-        for home, index in self._successors().items():
-            heir = self.graph.groups[index]
-            staying = heir.channels[kept.get(index, np.arange(heir.width))]
-            origin = self.origin[staying]
-            known = np.isin(self.first.groups[home].channels, origin[origin >= 0])
-            keep[home] = np.flatnonzero(known)
-            new[home] = int((origin == _NEW).sum()) + added.get(index, 0)
-            if new[home] and not len(keep[home]):
-                keep[home], new[home] = np.zeros(1, dtype=np.int64), new[home] - 1
+        for first, index in self._successors().items():
+            successor = self.graph.groups[index]
+            origin = self.origin[
+                successor.channels[last_keep.get(index, np.arange(successor.width))]
+            ]
+            stays = np.isin(self.first.groups[first].channels, origin[origin >= 0])
+            keep[first] = np.flatnonzero(stays)
+            new[first] = int((origin == _NEW).sum()) + last_new.get(index, 0)
+            if new[first] and not len(keep[first]):
+                keep[first], new[first] = np.zeros(1, dtype=np.int64), new[first] - 1
         stated = [cost(self.first, kind) for kind in (plan.cost if costs is None else costs)]
         return make_plan(self.first, keep, request, stated, new)

@@ -2,8 +2,8 @@
 
 Every weight of a layer is drawn as PyTorch's layer of that kind draws it, which stands in the
 operator's entry (``initial``). A weight is followed back through what only moves numbers (a
-transposed linear layer, the gates of a recurrent one) to the parameters that it is made of. What is
-no layer's weight keeps its values: constants, buffers, layer scales, class tokens, position
+transposed linear layer, the gates of a recurrent one) to the parameters that it is made of.
+Everything else keeps its values: constants, buffers, layer scales, class tokens, position
 embeddings and tables, kernels that are computed, and operators without an ``initial``.
 """
 
@@ -46,9 +46,9 @@ def fresh(model: ChannelGraph | ModelLike, seed: int = 0) -> ir.Model:
         ModelError: the model is broken, or its shapes cannot be known.
         FileError: there is no such file.
     """
-    given = model.model if isinstance(model, ChannelGraph) else canonicalize(as_model(model))
-    copy = given.clone()
-    copy.meta.update(given.meta)
+    source = model.model if isinstance(model, ChannelGraph) else canonicalize(as_model(model))
+    copy = source.clone()
+    copy.meta.update(source.meta)
     for name, initial in initials(copy).items():
         value = copy.graph.initializers[name]
         assert value.dtype is not None
@@ -68,7 +68,7 @@ def initials(model: ir.Model) -> dict[str, Initial]:
     """
     weights = input_independent_values(model)
     trained = set(parameter_names(model))
-    found: dict[str, Initial] = {}
+    by_operator: dict[str, Initial] = {}
     for node in model.graph:
         for port, initial in initials_of(OpNode(node, weights)).items():
             value = node.inputs[port]
@@ -76,8 +76,8 @@ def initials(model: ir.Model) -> dict[str, Initial]:
             statistic = port in facts_of(node).statistics
             for source in _sources(value):
                 if source.name in trained or statistic:
-                    found.setdefault(source.name or "", initial)
-    return found | _by_name(model, found)
+                    by_operator.setdefault(source.name or "", initial)
+    return by_operator | _by_name(model, by_operator)
 
 
 def _sources(value: ir.Value) -> Iterator[ir.Value]:
@@ -92,20 +92,20 @@ def _sources(value: ir.Value) -> Iterator[ir.Value]:
                 yield from _sources(operand)
 
 
-def _by_name(model: ir.Model, found: dict[str, Initial]) -> dict[str, Initial]:
-    """What a module draws otherwise than the operators that it became; its parameters' names tell.
+def _by_name(model: ir.Model, by_operator: dict[str, Initial]) -> dict[str, Initial]:
+    """What modules draw otherwise than the operators that they became, by their parameters' names.
 
     Recurrent layers and cells that were unrolled are matrix products: all their tensors have the
     bound of the hidden size. ``nn.MultiheadAttention`` has projections of its own, and no biases at
     first.
     """
     special: dict[str, Initial] = {}
-    for name in found:
+    for name in by_operator:
         if recurrent := _RECURRENT.fullmatch(name):
             path, layer = recurrent.groups()
-            special[name] = found.get(f"{path}weight_hh{layer}", found[name])
+            special[name] = by_operator.get(f"{path}weight_hh{layer}", by_operator[name])
         path, dot, leaf = name.rpartition(".")
         if leaf in _PROJECTIONS:
             special[name] = xavier(static_shape(model.graph.initializers[name]))
             special |= {f"{path}{dot}{end}": ZERO for end in _BIASES}
-    return {name: initial for name, initial in special.items() if name in found}
+    return {name: initial for name, initial in special.items() if name in by_operator}
