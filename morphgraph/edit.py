@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array
-from morphgraph.onnx_io import STATIC_SHAPE_KEY, static_shape
+from morphgraph.onnx_io import STATIC_SHAPE_KEY
 
 Attributes = Mapping[str, Any]
 
@@ -329,62 +329,26 @@ def resize_axis(value: ir.Value, axis: int, size: int) -> None:
         value.meta[STATIC_SHAPE_KEY] = (*before[:axis], size, *before[axis + 1 :])
 
 
-def part_of(
-    model: ir.Model,
-    nodes: Sequence[ir.Node],
-    given: Mapping[str, Array],
-    wanted: Sequence[str],
-) -> ir.Model:
-    """Some of a model's nodes as a model of their own, without inputs.
+def part_of(model: ir.Model, given: Mapping[str, Array], wanted: Sequence[str]) -> ir.Model:
+    """The part of a model that computes some values, as a model of its own without inputs.
 
     Args:
         model: the model; it is not changed.
-        nodes: in topological order.
-        given: by name values that none of the nodes computes; other operands are initializers.
-        wanted: names of the results that are its outputs.
+        given: values by name that are not computed; they become initializers.
+        wanted: names of the results that are the new model's outputs.
     """
-    values: dict[str | None, ir.Value] = {}
-    initializers: list[ir.Value] = []
-    results = {value.name for node in nodes for value in node.outputs}
-    for node in nodes:
-        for operand in node.inputs:
-            if operand is None or operand.name in values or operand.name in results:
-                continue
-            array = given.get(operand.name or "")
-            tensor = operand.const_value if array is None else ir.Tensor(array, dtype=operand.dtype)
-            assert tensor is not None
-            values[operand.name] = ir.Value(
-                name=operand.name,
-                shape=ir.Shape(tensor.shape.numpy()),
-                type=operand.type,
-                const_value=tensor,
-            )
-            initializers.append(values[operand.name])
-        for result in node.outputs:
-            values[result.name or None] = ir.Value(
-                name=result.name,
-                shape=ir.Shape(static_shape(result)) if result.name else None,
-                type=result.type,
-            )
-    copies = [
-        ir.Node(
-            node.domain,
-            node.op_type,
-            [None if v is None else values[v.name] for v in node.inputs],
-            node.attributes.values(),
-            outputs=[values[v.name] if v.name else ir.Value(name="") for v in node.outputs],
-            name=node.name,
-        )
-        for node in nodes
-    ]
-    graph = ir.Graph(
-        [],
-        [values[name] for name in wanted],
-        nodes=copies,
-        initializers=initializers,
-        opset_imports=model.graph.opset_imports,
-        name="part",
-    )
+    values = {value.name for value in _values(model.graph)}
+    known = [name for name in given if name in values]
+    graph = ir.convenience.extract(model.graph, known, wanted)
+    operands = list(graph.inputs)
+    graph.inputs.clear()
+    for value in operands:
+        name = value.name or ""
+        graph.initializers.pop(name, None)  # of a weight that is given
+        if value.uses():
+            value.const_value = ir.Tensor(given[name], dtype=value.dtype, name=name)
+            value.shape = ir.Shape(given[name].shape)
+            graph.register_initializer(value)
     return ir.Model(graph, ir_version=model.ir_version)
 
 
