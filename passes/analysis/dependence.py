@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Flags
+from morphgraph.edit import dtype_of
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph, Edge, GraphOp, analysis
 from morphgraph.onnx_io import static_shape
@@ -168,8 +169,7 @@ class _Dependence:
         given = {name: varying, weight.name or "": (array != 0).astype(array.dtype)}
         for value in op.ir.inputs:
             if value is not None and value.name not in given and value.name in self.weights:
-                dtype = np.float32 if value.dtype is None else value.dtype.numpy()
-                given[value.name or ""] = np.zeros(static_shape(value), dtype)
+                given[value.name or ""] = np.zeros(static_shape(value), dtype_of(value))
         (result,) = result_names(op)
         try:
             reached = evaluate([result], given, self.graph.model)[result] > 0

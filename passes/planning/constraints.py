@@ -22,25 +22,12 @@ Costs are spelled as :func:`~morphgraph.passes.analysis.cost.cost` takes them.
 """
 
 _AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-z]*)\s*", re.IGNORECASE)
-_SCALES = {
-    "": 1.0,
-    "k": 1e3,
-    "m": 1e6,
-    "g": 1e9,
-    "t": 1e12,
-    "kb": 1e3,
-    "mb": 1e6,
-    "gb": 1e9,
-    "kib": 2.0**10,
-    "mib": 2.0**20,
-    "gib": 2.0**30,
-    "us": 1e-3,
-    "ms": 1.0,
-    "s": 1e3,
-}
-# What suffixes that are no mere multiples measure.
-_MEASURES = dict.fromkeys(("kb", "mb", "gb", "kib", "mib", "gib"), "bytes")
-_MEASURES |= dict.fromkeys(("us", "ms", "s"), "ms")
+# By suffix a factor, and the unit where it is more than a multiple.
+_MULTIPLES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_SCALES = _MULTIPLES | _BYTES | _MILLISECONDS
+_MEASURES = dict.fromkeys(_BYTES, "bytes") | dict.fromkeys(_MILLISECONDS, "ms")
 
 
 def parse_amount(text: str | float | int, present: float, unit_of_cost: str) -> float:

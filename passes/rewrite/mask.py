@@ -12,13 +12,12 @@ else: no weight is sliced, no attribute touched.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, IntArray
-from morphgraph.edit import Editor, resize_axis
+from morphgraph.edit import Editor, dtype_of, resize_axis
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -77,8 +76,8 @@ class _Masker:
         holder = self.graph.ops[edge.op_index].silent.get(edge.port)
         nothing = node.inputs[holder] if holder is not None and holder < len(node.inputs) else None
         if nothing is None:
-            nothing = self._constant(value, "nothing", np.zeros((), dtype=_dtype(value)))
-        operands, wide = [value, nothing], _WIDE.get(_dtype(value).name)
+            nothing = self._constant(value, "nothing", np.zeros((), dtype=dtype_of(value)))
+        operands, wide = [value, nothing], _WIDE.get(dtype_of(value).name)
         if wide is not None:
             operands = [self._cast(node, operand, wide) for operand in operands]
         operands = [self._constant(value, "stays", stays), *operands]
@@ -155,7 +154,3 @@ _WIDE = {
     "int16": ir.DataType.INT32,
     "uint16": ir.DataType.INT32,
 }
-
-
-def _dtype(value: ir.Value) -> np.dtype[Any]:
-    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()

@@ -9,14 +9,15 @@ into that bias; zeros are not added.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array
-from morphgraph.edit import Editor, array_of, replace_array
+from morphgraph.edit import Editor, array_of, dtype_of, replace_array
 from morphgraph.errors import UnsupportedError
+from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import add_constant_names, escape, static_shape
 from morphgraph.onnx_io.mapped import take
 from morphgraph.ops import facts_of
@@ -51,26 +52,21 @@ def vanish(
     _Vanisher(liveness, selection, model, editor, list(copies), absorbed).run()
 
 
+@dataclass
 class _Vanisher:
-    def __init__(
-        self,
-        liveness: Liveness,
-        selection: AxisSelection,
-        model: ir.Model,
-        editor: Editor,
-        copies: list[ir.Node],
-        absorbed: Mapping[str, Array],
-    ) -> None:
-        self.liveness = liveness
-        self.graph = liveness.graph
-        self.selection = selection
-        self.model = model
-        self.editor = editor
-        self.copies = copies
-        self.absorbed = absorbed
-        # Initializers that take the place of values, by the value's name and by what of it differs
-        # from its full array: several readers share one.
-        self.constants: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
+    liveness: Liveness
+    selection: AxisSelection
+    model: ir.Model
+    editor: Editor
+    copies: list[ir.Node]
+    absorbed: Mapping[str, Array]
+    # Initializers that take the place of values, by the value's name and by the axes along which
+    # they have size 1: several readers share one.
+    constants: dict[tuple[str, tuple[int, ...]], ir.Value] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> ChannelGraph:
+        return self.liveness.graph
 
     def run(self) -> None:
         live = sorted(self.liveness.live)
@@ -159,7 +155,7 @@ class _Vanisher:
         """What nodes that sum over nothing give, from a run at their original size on zeros."""
         makers = nodes_by_result(self.graph.model)
         zeros = {
-            value.name or "": np.zeros(static_shape(value), _dtype(value))
+            value.name or "": np.zeros(static_shape(value), dtype_of(value))
             for name in wanted
             for value in makers[name].inputs
             if value is not None and value.name in self.liveness.empty
@@ -292,7 +288,3 @@ def _is_flat(array: Array, axis: int) -> bool:
 
 def _is_float(value: ir.Value) -> bool:
     return value.dtype is not None and value.dtype.is_floating_point()
-
-
-def _dtype(value: ir.Value) -> np.dtype[Any]:
-    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
