@@ -1,5 +1,7 @@
 """Edits: names that are free in the whole model, constants, and what takes another's place."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -67,7 +69,9 @@ def test_a_node_in_the_place_of_another_has_its_name_and_readers() -> None:
     (node,) = [node for node in model.graph if node.op_type == "Neg"]
     node.metadata_props["layer"] = "b"
     name = node.name
-    new = editor.replace(node, "Mul", [node.inputs[0], editor.constant("two", np.float32([2]))])
+    new = editor.replace(
+        node, "Mul", [node.inputs[0], editor.constant("two", np.array([2], np.float32))]
+    )
     assert (new.name, new.metadata_props, new.outputs[0].name) == (name, {"layer": "b"}, "b")
     onnx.checker.check_model(ir.to_proto(model))
     x = np.array([[-1.0, 0.0, 2.0]], np.float32)
@@ -78,7 +82,11 @@ def test_a_node_in_the_place_of_another_has_its_name_and_readers() -> None:
 def test_a_node_that_is_bypassed_leaves_the_outputs_name(op_type: str) -> None:
     model = mg.lift(of_text(CHAIN)).model
     (node,) = [node for node in model.graph if node.op_type == op_type]
-    functions = {"Relu": lambda x: np.maximum(x, 0), "Neg": np.negative, "Exp": np.exp}
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "Relu": lambda x: np.maximum(x, 0),
+        "Neg": np.negative,
+        "Exp": np.exp,
+    }
     expected = x = np.array([[-1.0, 0.0, 2.0]], np.float32)
     for other, function in functions.items():
         expected = expected if other == op_type else function(expected)

@@ -41,8 +41,9 @@ def test_class_sizes_at_widths_are_the_resized_shapes() -> None:
     sizes = graph.class_sizes(plan.widths(graph))
     values = {v.name: v for node in small.graph for v in (*node.inputs, *node.outputs)}
     for number, dim in enumerate(graph.couplings.dims):
-        assert values[dim.value].shape is not None
-        assert sizes[graph.vertex_class[number]] == values[dim.value].shape[dim.axis]
+        shape = values[dim.value].shape
+        assert shape is not None
+        assert sizes[graph.vertex_class[number]] == shape[dim.axis]
 
 
 def test_structure_is_independent_of_weights_and_dependent_on_shapes() -> None:

@@ -7,6 +7,7 @@ tensor that nothing reads ends in the head.
 
 from dataclasses import dataclass, field
 from math import gcd
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.runtime import random_inputs, run
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.dependence import dependence
@@ -70,7 +72,7 @@ class Net:
         return self.constant(np.array(numbers, dtype=np.int64))
 
     def node(
-        self, op_type: str, inputs: list[ir.Value], *shapes: tuple[int, ...], **attributes: object
+        self, op_type: str, inputs: list[ir.Value], *shapes: tuple[int, ...], **attributes: Any
     ) -> list[ir.Value]:
         outputs = [
             ir.val(f"t{len(self.nodes)}_{k}", ir.DataType.FLOAT, list(shape))
@@ -85,7 +87,7 @@ class Net:
         return outputs
 
     def add(
-        self, op_type: str, inputs: list[ir.Value], *channels: int, **attributes: object
+        self, op_type: str, inputs: list[ir.Value], *channels: int, **attributes: Any
     ) -> ir.Value:
         """A node whose results have these channels; the first of them is returned."""
         shapes = [(1, c, SIZE, SIZE) for c in channels]
@@ -127,8 +129,7 @@ class Net:
 
 
 def width(value: ir.Value) -> int:
-    assert value.shape is not None
-    return int(value.shape[1])
+    return static_shape(value)[1]
 
 
 def _conv(net: Net, x: ir.Value, draw: st.DrawFn) -> None:

@@ -137,8 +137,8 @@ def test_bind_finds_the_sizes_it_was_built_from(
     assert {n: s for n, s in bound.sizes.items() if n in used} == {
         n: {**known, "x": 5}[n] for n in used
     }
-    for names, size in zip(bound.inputs[0] or (), shape, strict=True):
-        assert prod(bound.sizes[name] for name in names) == size
+    for axis, size in zip(bound.inputs[0] or (), shape, strict=True):
+        assert prod(bound.sizes[name] for name in axis) == size
 
 
 @PROPERTY

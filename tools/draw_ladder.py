@@ -76,8 +76,9 @@ def rungs(graph: ChannelGraph) -> list[tuple[str, str, str, str]]:
     keep = {group.index: np.delete(np.arange(group.width), CHANNEL)}
     kept = AxisSelection(graph, keep)
     plan = {
-        value: np.setdiff1d(np.arange(graph.couplings.sizes[dim]), kept.vertex(dim))
+        value: np.setdiff1d(np.arange(graph.couplings.sizes[dim]), stays)
         for value, dim in (("w1", dims[1]), ("w2", dims[3]))
+        if (stays := kept.vertex(dim)) is not None
     }
     named = f"{graph.couplings.sizes[vertex]} elements; on axis 0 of w1 and axis 1 of a"
     joined = ", ".join(f"{name}.{axis}" for name, axis in (("a", 1), ("w1", 0)))
@@ -98,8 +99,9 @@ def rungs(graph: ChannelGraph) -> list[tuple[str, str, str, str]]:
          code(0, 22, f"o: {named}")),
         ("3  vertex id", "one numbering, dims first", "coupling/couple.py",
          code(0, 22, f"vertex {vertex} = OpFactor('Conv_a', 'o')")
-         + code(0, 42, "edges to " + ", ".join(f"{d} = {vertices[d].value}.{vertices[d].axis}"
-                                               for d in sorted(dims[:2])), ink=SOFT)),
+         + code(0, 42, "edges to " + ", ".join(
+               f"{d} = {graph.couplings.dims[d].value}.{graph.couplings.dims[d].axis}"
+               for d in sorted(dims[:2])), ink=SOFT)),
         ("4  class", "vertices joined by identity maps", "coupling/factorize_axes.py",
          code(0, 22, f"class {small} ∋ {joined}, Conv_a.o, Flatten_f.f0")
          + code(0, 42, f"class {large} ∋ {flat}, Gemm_y.i", ink=SOFT)),

@@ -25,6 +25,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +177,13 @@ def hashes_of(path: Path) -> dict[str, str]:
     note("reasons", lambda: [group.reason for group in graph.groups])
     for kind in COSTS:
         for convention in ("default", "morphnet"):
-            note(f"cost {kind} {convention}", lambda k=kind, c=convention: _cost(graph, k, c))
+            note(f"cost {kind} {convention}", partial(_cost, graph, kind, convention))
     for name in ("gated_groups", "closing_scales", "deciding_scales"):
-        note(f"gates {name}", lambda n=name: function(n)(graph))
+        note(f"gates {name}", partial(_facts, graph, name))
     for kind in SCORES:
-        note(f"strengths {kind}", lambda k=kind: function("score")(graph, k))
+        note(f"strengths {kind}", partial(_facts, graph, "score", kind))
     for name in ("kernels", "readers", "norm_scales"):
-        note(f"strengths {name}", lambda n=name: [_source(s) for s in function(n)(graph)])
+        note(f"strengths {name}", partial(_sources, graph, name))
     plans = {
         "uniform": lambda: mg.uniform(graph, 0.5),
         "budget": lambda: mg.plan(graph, budget={"flops": "60%"}),
@@ -194,11 +195,11 @@ def hashes_of(path: Path) -> dict[str, str]:
         plan = note(f"plan {name}", make)
         if plan is None:
             continue
-        wide = note(f"expand {name}", lambda p=plan: mg.expand(graph, p, {"flops": "90%"}))
+        wide = note(f"expand {name}", partial(mg.expand, graph, plan, {"flops": "90%"}))
         for which, chosen in ((name, plan), (f"{name} expanded", wide)):
             if chosen is not None:
-                note(f"resized {which}", lambda p=chosen: mg.apply(graph, p, verify=False))
-        note(f"absorbed {name}", lambda p=plan: mg.apply(graph, p, verify=False, absorb=True))
+                note(f"resized {which}", partial(mg.apply, graph, chosen, verify=False))
+        note(f"absorbed {name}", partial(mg.apply, graph, plan, verify=False, absorb=True))
     return found
 
 
@@ -208,14 +209,18 @@ def _group(group: mg.Group) -> list[Any]:
     return [*words, members, group.channels]
 
 
-def _cost(graph: mg.ChannelGraph, kind: str, convention: str) -> list[Any]:
+def _cost(graph: mg.ChannelGraph, kind: str, convention: Any) -> list[Any]:
     cost = mg.cost(graph, kind, convention=convention)
     half = np.maximum(graph.widths // 2, 1)
     return [cost.total, cost.at(half), cost.gradient(graph.widths), cost.gradient(half)]
 
 
-def _source(source: Any) -> list[Any]:
-    return [source.parameter, source.axis, source.channels]
+def _facts(graph: mg.ChannelGraph, name: str, *arguments: str) -> Any:
+    return function(name)(graph, *arguments)
+
+
+def _sources(graph: mg.ChannelGraph, name: str) -> list[Any]:
+    return [[s.parameter, s.axis, s.channels] for s in function(name)(graph)]
 
 
 def function(name: str) -> Callable[..., Any]:
@@ -241,7 +246,8 @@ def _bytes(thing: Any) -> bytes:
     if isinstance(thing, mg.Plan):
         return thing.to_json()
     if isinstance(thing, ir.Model):
-        return ir.to_proto(thing).SerializeToString(deterministic=True)
+        proto: bytes = ir.to_proto(thing).SerializeToString(deterministic=True)
+        return proto
     if isinstance(thing, np.ndarray):
         return repr((thing.dtype.str, thing.shape)).encode() + thing.tobytes()
     if isinstance(thing, dict):

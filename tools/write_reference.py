@@ -49,8 +49,10 @@ _FAMILIES = {
     "sizes": "Computing with sizes",
 }
 # Entries of these families write index maps, not lines; their docstring says what moves.
-_MAPPED = ("movement", "reshape", "padding", "interpolation", "indexing", "sizes")
-_MAPPED += ("com.microsoft::QLinearConcat",)
+_MAPPED = (
+    *("movement", "reshape", "padding", "interpolation", "indexing", "sizes"),
+    "com.microsoft::QLinearConcat",
+)
 
 
 @dataclass(frozen=True, slots=True)

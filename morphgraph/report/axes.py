@@ -134,8 +134,8 @@ def svg_text(
     >>> svg_text(16, 26.04, "a < b", 14, weight=600)
     '<text x="16" y="26.0" font-size="14" font-weight="600" fill="#14243c">a &lt; b</text>'
     """
-    at_x, at_y = (f"{v:.1f}" if isinstance(v, float) else str(v) for v in (x, y))
-    attributes = {
+    at_x, at_y = (str(v) if isinstance(v, int) else f"{v:.1f}" for v in (x, y))
+    attributes: dict[str, str | float | None] = {
         "transform": f"rotate(-90 {at_x} {at_y})" if rotated else "",
         "x": at_x,
         "y": at_y,

@@ -50,7 +50,14 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
     rows: list[list[Cell]] = []
     for index, (name, arm) in enumerate(result.arms.items()):
         title = NAMES.get(name, name)
-        row = [title, arm.accuracy, arm.macs, arm.macs / base.macs, arm.params, arm.epochs]
+        row: list[Cell] = [
+            title,
+            arm.accuracy,
+            arm.macs,
+            arm.macs / base.macs,
+            arm.params,
+            arm.epochs,
+        ]
         if timing is not None:
             row += [timing.models[index].p50_ms, _speed_up(timing, index)]
         rows.append(row)

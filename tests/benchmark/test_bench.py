@@ -1,6 +1,7 @@
 """``bench`` on chains of matrix products, whose cost is known, in ONNX Runtime."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -126,15 +127,16 @@ def test_broken_files_and_arguments_are_named(tmp_path: Path) -> None:
     (tmp_path / "page.onnx").write_text("<html>404</html>")
     with pytest.raises(mg.ModelError, match=r"page\.onnx"):
         mg.bench([tmp_path / "page.onnx"])
-    for arguments in (
+    wrong: tuple[dict[str, Any], ...] = (
         {"threads": 0},
         {"seconds": 0.0},
         {"seconds": float("nan")},
         {"batch": 0},
         {"flops": [1.0, 2.0]},
         {"flops": [0.0]},
-    ):
+    )
+    for arguments in wrong:
         with pytest.raises(mg.UnsupportedError, match=f"bench: {next(iter(arguments))}"):
-            mg.bench([_chain(1)], **arguments)  # type: ignore[arg-type]
+            mg.bench([_chain(1)], **arguments)
     with pytest.raises(mg.UnsupportedError, match="no model"):
         mg.bench([])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import onnx
 import pytest
 
@@ -71,7 +72,7 @@ def test_the_work_on_onnx_files_is_done_without_torch(model: Path, plan: Path) -
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_line_in_the_overview_is_the_first_of_the_command(name: str) -> None:
-    command = cli.get_command(None, name)
+    command = cli.get_command(click.Context(cli), name)
     assert command is not None
     assert command.help is not None
     assert command.help.split("\n\n")[0] == COMMANDS[name]

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -199,8 +200,10 @@ def test_a_size_of_minus_one_is_open(tmp_path: Path) -> None:
     model = proto()
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     loaded = load(write(tmp_path, model))
-    assert isinstance(loaded.graph.inputs[0].shape[0], ir.SymbolicDim)
-    assert loaded.graph.inputs[0].shape[1] == 3
+    shape = loaded.graph.inputs[0].shape
+    assert shape is not None
+    assert isinstance(shape[0], ir.SymbolicDim)
+    assert shape[1] == 3
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -2
     refuse(write(tmp_path, model), "'x'", "negative size")
 
@@ -253,7 +256,7 @@ def test_damaged_tensor_in_an_attribute(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [code for code in ir.DataType if code != ir.DataType.UNDEFINED])
 def test_every_data_type_is_accepted(tmp_path: Path, code: ir.DataType) -> None:
     model = proto()
-    values = [b"x"] * 6 if code == ir.DataType.STRING else [1] * 6
+    values: Any = [b"x"] * 6 if code == ir.DataType.STRING else [1] * 6
     try:
         tensor = helper.make_tensor("extra", code.value, [2, 3], values)
     except (KeyError, TypeError, ValueError):
@@ -483,12 +486,13 @@ def test_bind_inputs() -> None:
     assert model.graph.inputs[0].shape == ("N", 3)
     weights = [m.graph.initializers["w"].const_value for m in (model, bound)]
     assert weights[0] is weights[1]
-    for shapes, word in [
+    wrong: list[tuple[dict[str, tuple[int, ...]], str]] = [
         ({"z": (1,)}, "no such input"),
         ({"x": (4, 5)}, "does not fit"),
         ({"x": (4,)}, "does not fit"),
         ({"x": (0, 3)}, "does not fit"),
-    ]:
+    ]
+    for shapes, word in wrong:
         with pytest.raises(ModelError, match=word):
             bind_inputs(model, shapes)
 

@@ -322,7 +322,7 @@ def test_a_broken_plugin_is_named_and_the_others_work(site: Path) -> None:
     assert len(words) == 2
     assert "plugin 'aaa' of aaa (acme_broken): SystemExit: out of luck" in words[0]
     assert "plugin 'bbb'" in words[1]
-    assert mg.lift(model_from_text(HEAD + GATED))  # and warned once
+    mg.lift(model_from_text(HEAD + GATED))  # and warned once
 
 
 def test_nobody_looks_for_plugins_without_need(site: Path) -> None:

@@ -6,6 +6,7 @@ both axes (or the pair is pinned) has an element that both positions share.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,10 +14,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from morphgraph.ops import Description, OpNode, describe
+from morphgraph.ops import Description, OpNode, Place, describe
 from morphgraph.testing import model_from_text
 
-Case = tuple[str, list[tuple[int, ...]], dict[str, object], list[Sequence[int]], int]
+# Operator, shapes of operands, attributes, constants behind the operands, number of results.
+Case = tuple[str, list[tuple[int, ...]], dict[str, Any], list[Any], int]
 EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True)
 
 
@@ -55,11 +57,11 @@ def run(case: Case) -> tuple[Description, list[np.ndarray], list[np.ndarray]]:
     for value in outputs:
         value.type = ir.TensorType(ir.DataType.FLOAT)
     proto = ir.to_proto(ir.Model(graph, ir_version=10))
-    feeds = {value.name: array for value, array in zip(inputs, operands, strict=True)}
-    found = ReferenceEvaluator(proto).run(None, feeds)
-    for value, array in zip(outputs, found, strict=True):
+    feeds = {str(value.name): array for value, array in zip(inputs, operands, strict=True)}
+    expected: list[np.ndarray] = [*ReferenceEvaluator(proto).run(None, feeds)]
+    for value, array in zip(outputs, expected, strict=True):
         value.shape = ir.Shape(array.shape)
-    return describe(OpNode(node)), operands, found
+    return describe(OpNode(node)), operands, expected
 
 
 def check(case: Case) -> Description:
@@ -110,12 +112,12 @@ def _check_pairs(
                 assert np.array_equal(table[out_at[other.axis]][inside], element[inside])
 
 
-def _extent(place: object, size: int) -> int:
+def _extent(place: Place, size: int) -> int:
     positions = place.map.pairs(size)[1]
     return int(positions.max(initial=-1)) + 1
 
 
-def _elements(place: object, size: int, extent: int) -> np.ndarray:
+def _elements(place: Place, size: int, extent: int) -> np.ndarray:
     """The element at every position of the axis, -1 where none stands."""
     elements, positions = place.map.pairs(size)
     table = np.full(max(extent, _extent(place, size)), -1)

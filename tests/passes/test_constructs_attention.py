@@ -11,10 +11,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from morphgraph.graph import ChannelGraph
+from morphgraph.graph import Attention, ChannelGraph
 from morphgraph.ops import OpNode, describe
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.passes.coupling.group import Attention
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text, prove, random_plan

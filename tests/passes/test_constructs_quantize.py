@@ -184,7 +184,7 @@ def test_blocks_are_left_alone() -> None:
     ]
 
 
-class _Noise(CalibrationDataReader):
+class _Noise(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     def __init__(self) -> None:
         generator = np.random.default_rng(0)
         samples = ({"x": generator.standard_normal((1, 3, 8, 8), np.float32)} for _ in range(4))

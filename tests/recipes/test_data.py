@@ -156,8 +156,8 @@ def test_digits_are_split_by_class() -> None:
     again = load_data("digits")
     assert np.array_equal(data.x_test, again.x_test)
     # A nearest-neighbour classifier is good only where every image kept its own label.
-    train, test = (x.reshape(len(x), -1).astype(np.float64) for x in (data.x_train, data.x_test))
-    distance = (train**2).sum(1)[:, None] - 2 * train @ test.T  # squared, but for what test adds
+    known, new = (x.reshape(len(x), -1).astype(np.float64) for x in (data.x_train, data.x_test))
+    distance = (known**2).sum(1)[:, None] - 2 * known @ new.T  # squared, but for what `new` adds
     assert (data.y_train[distance.argmin(0)] == data.y_test).mean() > 0.97
 
 

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def arguments(task: Path, folder: Path, *more: str) -> list[str]:
     return ["morph", model, "--data", data, "-o", str(folder), *SETTINGS, *more]
 
 
-def events(folder: Path) -> list[dict[str, object]]:
+def events(folder: Path) -> list[dict[str, Any]]:
     path = folder / "events.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     found = []

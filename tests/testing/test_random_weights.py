@@ -1,5 +1,7 @@
 """Weights that can be felt: outputs of order 1 that depend on every channel."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -43,7 +45,7 @@ def test_tokens_stay_in_range_and_masks_stay_masks() -> None:
 
 
 def test_what_starts_constant_becomes_random() -> None:
-    net = randomize_weights(Tokens(), (IDS, torch.ones_like(IDS)))
+    net: Any = randomize_weights(Tokens(), (IDS, torch.ones_like(IDS)))
     for name, parameter in net.named_parameters():
         assert parameter.std() > 0.01, name
     assert net.layer_scale.min() >= 0.5
@@ -51,17 +53,17 @@ def test_what_starts_constant_becomes_random() -> None:
 
 
 def test_the_same_seed_gives_the_same_network() -> None:
-    def felt(seed: int) -> torch.Tensor:
+    def parameters(seed: int) -> torch.Tensor:
         torch.manual_seed(0)
         net = randomize_weights(Tokens(), (IDS, torch.ones_like(IDS)), seed=seed)
         return nn.utils.parameters_to_vector(net.parameters())
 
-    assert torch.equal(felt(1), felt(1))
-    assert not torch.equal(felt(1), felt(2))
+    assert torch.equal(parameters(1), parameters(1))
+    assert not torch.equal(parameters(1), parameters(2))
 
 
 def test_a_tied_kernel_is_not_evened_out() -> None:
-    net = nn.Sequential(nn.Embedding(10, 10), nn.Linear(10, 10))
+    net: Any = nn.Sequential(nn.Embedding(10, 10), nn.Linear(10, 10))
     net[1].weight = net[0].weight
     before = net[0].weight.detach().clone()
     randomize_weights(net, (IDS,))
@@ -74,13 +76,13 @@ def test_depth_neither_fades_nor_explodes(scale: float) -> None:
     net = nn.Sequential(*layers, nn.Conv2d(8, 4, 1))
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter *= scale
+            parameter.mul_(scale)
     randomize_weights(net, torch.zeros(1, 8, 6, 6))
     assert 0.3 < net(torch.randn(4, 8, 6, 6)).std() < 3
 
 
 def test_batch_norms_have_statistics_of_what_passes() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    net: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
     randomize_weights(net, torch.zeros(1, 3, 12, 12))
     norm = net[1]
     normal = (

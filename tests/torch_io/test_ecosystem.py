@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -136,7 +137,7 @@ def running(net: nn.Module) -> dict[str, torch.Tensor]:
 def test_compile(kind: Callable[[], nn.Module], resized: nn.Module, backend: str) -> None:
     torch._dynamo.reset()
     x = images(kind, 4)
-    compiled = torch.compile(deepcopy(resized), backend=backend, fullgraph=True)
+    compiled: Any = torch.compile(deepcopy(resized), backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(x), resized(x))
     found = {name.removeprefix("_orig_mod."): g for name, g in gradients(compiled, x).items()}
     assert_close(found, gradients(resized, x))

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -21,7 +22,7 @@ from morphgraph.torch_io.origins import Origins
 class Tagger(nn.Module):
     """Words to tags: embeddings, a recurrent layer in both directions, a linear layer."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.embed = nn.Embedding(20, 8)
         self.rnn = kind(8, 6, num_layers=2, bidirectional=True, batch_first=True)
@@ -35,7 +36,9 @@ class Tagger(nn.Module):
 class Classifier(nn.Module):
     """A sequence, steps first, to classes by the last state; ``bias`` and initial states vary."""
 
-    def __init__(self, kind: type[nn.RNNBase], bias: bool = True, given: bool = False) -> None:
+    def __init__(
+        self, kind: Callable[..., nn.RNNBase], bias: bool = True, given: bool = False
+    ) -> None:
         super().__init__()
         self.rnn = kind(8, 6, num_layers=2, bias=bias)
         self.start = nn.Linear(8, 6) if given else None
@@ -81,7 +84,7 @@ def tagger(kind: type[nn.RNNBase]) -> tuple[Tagger, ir.Model]:
 
 
 def by_ort(model: ir.Model, x: Tensor) -> Tensor:
-    (name,) = (value.name for value in model.graph.inputs)
+    (name,) = (str(value.name) for value in model.graph.inputs)
     (result,) = ort.run(model, {name: x.numpy()}).values()
     return torch.from_numpy(result)
 

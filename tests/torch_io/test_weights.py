@@ -2,6 +2,7 @@
 
 import copy
 import io
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -72,13 +73,13 @@ def test_a_state_dict_comes_back_without_its_prefixes(model: ir.Model, prefix: s
 
 def test_wrapped_networks_come_back(model: ir.Model) -> None:
     net, x = trained(to_torch(model)), image(3)
-    holder = nn.Module()
+    holder: Any = nn.Module()
     holder.module = torch.compile(net, backend="eager")
     assert_close(answer(with_weights(model, holder), x), net(x))
 
 
 def test_a_wrapper_is_told_from_a_network_with_a_layer_of_that_name() -> None:
-    own = nn.Sequential()
+    own: Any = nn.Sequential()
     own.add_module("module", nn.Linear(2, 2))
     own.add_module("last", nn.Linear(2, 1))
     model = export(own, torch.zeros(1, 2))

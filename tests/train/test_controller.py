@@ -351,7 +351,8 @@ def test_the_last_path_never_dies(name: str, seed: int) -> None:
                 module.weight.uniform_(0.1, 1.0)
                 module.bias.uniform_(0.1, 1.0)
         if isinstance(net, Block):  # a strength is the most of both arms; the stem's stay longer
-            net.outer[1].weight.copy_(0.5 * net.stem[1].weight)
+            stem = net.get_parameter("stem.1.weight")
+            net.get_parameter("outer.1.weight").copy_(0.5 * stem)
     pairs = torch.rand(2, 8, 2, 5, 5, dtype=torch.float64)
     smallest = 1.0
     for _ in range(12):

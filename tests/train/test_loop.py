@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_a_phase_says_its_length_or_is_told_so() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_before_the_training(
-    arguments: dict[str, object], error: type[Exception]
+    arguments: dict[str, Any], error: type[Exception]
 ) -> None:
     def fit(net: nn.Module, penalty: Penalty) -> None:
         raise AssertionError("trained")
@@ -154,7 +155,7 @@ def test_what_cannot_be_is_refused_before_the_training(
 def test_fresh_weights_forget_what_was_trained() -> None:
     found = {}
 
-    def fit(net: nn.Module, penalty: Penalty) -> None:
+    def fit(net: Any, penalty: Penalty) -> None:
         if isinstance(penalty, NoPenalty):
             found["start"] = net.stem.weight.detach().clone()
             return

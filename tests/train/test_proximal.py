@@ -2,6 +2,7 @@
 
 import copy
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_channels_do_not_touch_each_other(tied: Tied) -> None:
 
 
 @cache
-def residual_network() -> tuple[nn.Module, ChannelGraph]:
+def residual_network() -> tuple[Any, ChannelGraph]:
     net = residual_cnn()
     return net, lift(export(net.eval(), (image(),)))
 
@@ -166,6 +167,7 @@ def test_a_relative_price_is_that_of_the_living() -> None:
     reg().backward()
     price = 0.5 * reg.marginals()[channels] / reg.initial_cost
     alive = reg.alive()[channels]
+    assert scale.grad is not None
     assert torch.allclose(scale.grad[alive], price[alive])
     with torch.no_grad():
         scale.fill_(1e-3)  # all dead: they are not to come back because nothing is asked

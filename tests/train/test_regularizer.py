@@ -16,7 +16,8 @@ from morphgraph.passes.lift import lift
 from morphgraph.testing.examples import BasicBlock, image, residual_cnn
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
-from morphgraph.train.regularizer import Regularizer, Tied
+from morphgraph.train.proximal import Tied
+from morphgraph.train.regularizer import Regularizer
 from morphgraph.workflow import apply
 
 GAMMAS = {
@@ -208,6 +209,7 @@ def test_tied_producers(tied: Tied, expected: list[float]) -> None:
             self.last = nn.Conv2d(4, 2, 1)
             with torch.no_grad():
                 for norm, row in zip(self.norms, rows, strict=True):
+                    assert isinstance(norm, nn.BatchNorm2d)
                     norm.weight.copy_(torch.tensor(row))
 
         def forward(self, x: Tensor) -> Tensor:
@@ -404,7 +406,8 @@ def test_a_proximal_step_shortens_a_unit_over_all_gates() -> None:
     assert torch.allclose(torch.stack(falls).sum(0), 0.5 * amounts, atol=1e-5)
     strongest = int(reg.strengths()[units].argmax())
     reg.proximal_step(1e6)  # the floor is one unit
-    left = net.lstm.weight_ih_l0.detach().reshape(4, 8, -1).abs().sum(dim=(0, 2)) > 0
+    kernel = net.get_parameter("lstm.weight_ih_l0").detach()
+    left = kernel.reshape(4, 8, -1).abs().sum(dim=(0, 2)) > 0
     assert left.nonzero().flatten().tolist() == [strongest]
 
 

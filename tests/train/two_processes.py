@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_regularizer import concat_network, morphnet
+from test_regularizer import concat_network, morphnet  # type: ignore[import-not-found]
 from torch import Tensor, distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,8 +22,7 @@ from morphgraph.errors import BudgetError, MorphError
 from morphgraph.recipes.norms import synchronized
 from morphgraph.testing.examples import residual_cnn
 from morphgraph.train import distributed
-from morphgraph.train.loop import Penalty
-from morphgraph.train.phases import NoPenalty
+from morphgraph.train.phases import NoPenalty, Penalty
 
 PARTS = (5, 3)  # images of either process
 

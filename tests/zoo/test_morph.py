@@ -11,7 +11,7 @@ import morphgraph as mg
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
 from morphgraph.train.loop import SearchConfig, rounds
-from morphgraph.train.phases import Shrink
+from morphgraph.train.phases import Penalty, Shrink
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +40,9 @@ def test_the_plan_of_the_original_gives_the_network_of_every_round(name: str) ->
     graph = mg.lift(mg.export(net, (x,)))
     chance = torch.Generator().manual_seed(0)
 
-    def fit(_net: nn.Module, penalty: Shrink) -> None:
+    def fit(_net: nn.Module, penalty: Penalty) -> None:
         """Silence 40 % of the channels, and some groups as a whole."""
+        assert isinstance(penalty, Shrink)
         regularizer = penalty.regularizer
         channels = len(regularizer.graph.channel_group)
         dead = torch.rand(channels, generator=chance) < 0.4

@@ -5,6 +5,7 @@ are rejected), and loaded back: equal to ONNX Runtime, every parameter trainable
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ class Net(nn.Module):
         return self.chain(x) if self.function is None else self.function(self, x)
 
 
-def conv(i: int, o: int, k: int = 1, **options: int) -> nn.Conv2d:
+def conv(i: int, o: int, k: int = 1, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(i, o, k, padding=k // 2, **options)
 
 
@@ -91,6 +92,8 @@ class Raw(nn.Module):
 
 class Scaled(nn.Module):
     """A buffer scales the channels."""
+
+    scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()

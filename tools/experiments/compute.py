@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 import torch
-from arms import Bench, Row, Study
+from arms import Row, Study
+from bench import Bench
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUNS = ROOT / "runs" / "experiments"

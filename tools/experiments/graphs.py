@@ -8,6 +8,7 @@ has gone is seen where it was.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import networkx as nx
 
@@ -28,6 +29,10 @@ _STEP, _LANE, _BOX = 46, 46, (34, 26)  # between columns, between lanes; a node'
 _LEFT, _TOP = 16, 34
 
 
+if TYPE_CHECKING:
+    Flow = nx.DiGraph[str]  # which cannot be subscripted when it runs
+
+
 @dataclass(frozen=True)
 class Drawing:
     """What is drawn of a network: its layers with their channels, and between which data flow."""
@@ -39,7 +44,10 @@ class Drawing:
 def drawing_of(graph: ChannelGraph) -> Drawing:
     """What is drawn of a network; plain data, so that rows can hold it."""
     layers = flow(graph)
-    return Drawing(dict(layers.nodes(data="channels")), [list(edge) for edge in layers.edges])
+    return Drawing(
+        {name: about["channels"] for name, about in layers.nodes.items()},
+        [list(edge) for edge in layers.edges],
+    )
 
 
 def _is_drawn(node: GraphOp) -> bool:
@@ -53,12 +61,12 @@ def _channels(graph: ChannelGraph, node: GraphOp) -> int:
     return int(shape[1 if len(shape) in (2, 4) else -1])
 
 
-def flow(graph: ChannelGraph) -> nx.DiGraph:
+def flow(graph: ChannelGraph) -> "Flow":
     """The drawn operators, joined where data flow from one to the next.
 
     Nodes have ``op``, ``kernel`` (empty without one) and ``channels``.
     """
-    found = nx.DiGraph()
+    found: Flow = nx.DiGraph()
     sources: dict[str, list[str]] = {}  # of every value, the drawn operators that it comes from
     for node in graph.ops:
         names = [str(value.name) for value in node.ir.inputs if value is not None]
@@ -79,11 +87,13 @@ def flow(graph: ChannelGraph) -> nx.DiGraph:
 def _kernel(graph: ChannelGraph, node: GraphOp) -> str:
     if node.ir.op_type != "Conv":
         return ""
-    shape = graph.shapes[str(node.ir.inputs[1].name)]
+    kernel = node.ir.inputs[1]
+    assert kernel is not None
+    shape = graph.shapes[str(kernel.name)]
     return "x".join(str(size) for size in shape[2:])
 
 
-def _places(layers: nx.DiGraph) -> dict[str, tuple[float, float]]:
+def _places(layers: "Flow") -> dict[str, tuple[float, float]]:
     """Column (the longest way from the input) and lane; a lane lies near those it is fed from."""
     columns: dict[str, int] = {}
     for name in nx.topological_sort(layers):

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from arms import Arm, Row, Study, seed_graph
+from arms import Arm, Row, Study
+from bench import seed_graph
 from graphs import Drawing, picture
 
 from morphgraph.onnx_io import write_atomically
@@ -37,7 +39,7 @@ def _plain(arm: Arm) -> bool:
 
 def _point(arm: Arm, cost: str, row: Row) -> sweep.Row:
     """The row as one of a sweep; the seed network is the multiplier at 1, whatever is budgeted."""
-    method = "uniform" if arm.method == "seed" else arm.method
+    method: Any = "uniform" if arm.method == "seed" else arm.method
     return sweep.Row(
         key=row["key"],
         method=method,

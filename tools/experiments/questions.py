@@ -8,6 +8,7 @@ computed: the seeds of one question before those of the next.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from arms import Arm, Study
 from sounds import sounds
@@ -26,7 +27,7 @@ class Question:
     studies: tuple[Study, ...]
 
 
-def arms_at(method: str, *budgets: float, **options: object) -> list[Arm]:
+def arms_at(method: str, *budgets: float, **options: Any) -> list[Arm]:
     """One arm for each budget."""
     return [replace(Arm(method), budget=float(b), **options) for b in budgets]
 

@@ -108,7 +108,8 @@ def _measure(
 ) -> Iterator[Findings]:
     """The rows of these entries, as they come; ``options.jobs`` at a time."""
     RUNS.mkdir(parents=True, exist_ok=True)
-    waiting, running = [*reversed(entries)], []
+    waiting = [*reversed(entries)]
+    running: list[Row] = []
     while waiting or running:
         while waiting and len(running) < options.jobs:
             running.append(Row(waiting.pop(), options))

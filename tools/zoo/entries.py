@@ -91,7 +91,7 @@ def _sequences() -> list[Entry]:
         "vit": sequences.hf_vit,
         "whisper_encoder": sequences.whisper_encoder,
     }
-    recurrent = {
+    recurrent: dict[str, dict[str, Any]] = {
         "lstm_tagger": {"kind": "LSTM"},
         "gru_tagger": {"kind": "GRU"},
         "bidirectional_lstm_stack": {"kind": "LSTM", "bidirectional": True, "num_layers": 2},

@@ -14,8 +14,10 @@ import onnx_ir as ir
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("torch", "torchvision", "timm", "transformers", "segmentation-models-pytorch")
-TOOLS += ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+TOOLS = (
+    *("torch", "torchvision", "timm", "transformers", "segmentation-models-pytorch"),
+    *("onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy"),
+)
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -145,8 +145,8 @@ class Examination:
             error = worst_error(expected, _exact(net, inputs))
             self.found.in_float64.append(which)
         self.found.torch_errors[which] = error
-        loss = sum(t.square().sum() for t in tensors if t.is_floating_point() and t.requires_grad)
-        loss.backward()
+        trained = [t for t in tensors if t.is_floating_point() and t.requires_grad]
+        sum((t.square().sum() for t in trained), torch.zeros(())).backward()
         self.found.without_gradient += [
             f"{name} ({which})"
             for name, parameter in net.named_parameters()
@@ -193,7 +193,7 @@ def fixed_shares(graph: ChannelGraph) -> dict[str, float]:
     free = [group.index for group in graph.groups if group.resizable and group.width > 1]
     varies = np.asarray(widths[:, free].sum(axis=1)).reshape(-1) > 0
     total = 0.0
-    fixed: Counter[str] = Counter()
+    fixed: dict[str, float] = defaultdict(float)
     for node in graph.ops:
         for term in node.macs:
             size = float(np.prod(graph.couplings.sizes[list(term)], dtype=np.float64))

@@ -12,6 +12,7 @@ from entry import File, Network
 from torch import nn
 
 import morphgraph as mg
+from morphgraph.onnx_io import static_shape
 from morphgraph.testing.random_weights import randomize_model_weights
 
 
@@ -36,7 +37,7 @@ def light(name: str) -> File:
     old = onnx.load(folder / f"light_{name}.onnx")
     model = ir.from_proto(onnx.version_converter.convert_version(old, 13))
     value = next(v for v in model.graph.inputs if not v.is_initializer())
-    feeds = {value.name or "": _noise(tuple(value.shape.numpy()))}
+    feeds = {value.name or "": _noise(static_shape(value))}
     return File(randomize_model_weights(model, feeds), feeds)
 
 

@@ -49,7 +49,8 @@ class Prepared:
 def paths(entry: Entry) -> tuple[Path, Path, Path]:
     """Of the model, its arrays, and its facts."""
     first = MODELS / entry.stem
-    return tuple(first.with_name(first.name + end) for end in (".onnx", ".npz", ".json"))
+    model, arrays, facts = (first.with_name(first.name + end) for end in (".onnx", ".npz", ".json"))
+    return model, arrays, facts
 
 
 def is_prepared(entry: Entry, any_version: bool) -> bool:
@@ -76,7 +77,7 @@ def prepare(entry: Entry) -> None:
     to_model, to_arrays, to_facts = paths(entry)
     to_facts.unlink(missing_ok=True)
     onnx_io.save(model, to_model, overwrite=True)
-    arrays = {f"in:{name}": array for name, array in feeds.items()}
+    arrays: dict[str, Any] = {f"in:{name}": array for name, array in feeds.items()}
     arrays |= {f"out:{index}": array for index, array in enumerate(outputs)}
     np.savez(to_arrays, **arrays)
     to_facts.write_text(json.dumps(vars(prepared)))

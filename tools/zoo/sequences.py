@@ -1,5 +1,6 @@
 """Networks for sequences: small random configurations of transformers, and recurrent nets."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ class Tagger(nn.Module):
     """Embedding, a recurrent stack, a linear layer per token."""
 
     def __init__(
-        self, kind: type[nn.RNNBase], width: int = 64, hidden: int = 96, **options: Any
+        self, kind: Callable[..., nn.RNNBase], width: int = 64, hidden: int = 96, **options: Any
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, width)

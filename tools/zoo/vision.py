@@ -57,7 +57,7 @@ def torchvision_backbone(name: str, size: int) -> Network:
 def timm_classifier(name: str) -> Network:
     import timm
 
-    net = timm.create_model(name)
+    net: Any = timm.create_model(name)
     return Network(net, (image(1, *net.pretrained_cfg["input_size"]),))
 
 

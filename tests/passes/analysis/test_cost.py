@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import morphgraph as mg
+from morphgraph.arrays import FloatArray
 from morphgraph.errors import ArgumentError, BudgetError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import DEVICES, Convention, cost
@@ -233,7 +235,7 @@ def roofline_ms(net: nn.Module, example: torch.Tensor, device: str) -> float:
     gflops, gbytes = DEVICES[device]
     total = 0.0
 
-    def add(module: nn.Module, given: tuple[torch.Tensor], result: torch.Tensor) -> None:
+    def add(module: Any, given: tuple[torch.Tensor], result: torch.Tensor) -> None:
         nonlocal total
         weights = sum(p.numel() for p in module.parameters())
         rows = result[:, 0].numel() if isinstance(module, nn.Conv2d) else 1
@@ -355,7 +357,7 @@ def test_gradient_is_the_difference_of_one_channel(kind: str) -> None:
     """Costs are linear in each group that stands once in every term, so one channel tells all."""
     graph = lift(model_from_text(OPSET + CHAIN))
     function = cost(graph, kind)
-    at = graph.widths - 1.0
+    at: FloatArray = graph.widths.astype(np.float64) - 1.0
     for index in range(len(graph.groups)):
         step = np.zeros(len(graph.groups))
         step[index] = 1e-3

@@ -1,14 +1,17 @@
 """Strengths against the formulas, tied maxima, and weights that cannot be ranked."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from morphgraph.arrays import FloatArray
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import not_finite
 from morphgraph.passes.analysis.channel_sources import kernels, norm_scales
-from morphgraph.passes.analysis.score import group_lasso, score, strengths
+from morphgraph.passes.analysis.score import Score, group_lasso, score, strengths
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text
 
@@ -35,7 +38,9 @@ def weights(graph: ChannelGraph, name: str) -> np.ndarray:
         ("lasso", lambda w: np.sqrt((w**2).mean(axis=1))),
     ],
 )
-def test_norms_are_the_maximum_over_tied_kernels(kind: str, norm: object) -> None:
+def test_norms_are_the_maximum_over_tied_kernels(
+    kind: Score, norm: Callable[[FloatArray], FloatArray]
+) -> None:
     graph = lift(model_from_text(OPSET + RESIDUAL))
     found = score(graph, kind)[graph.channels_at("c", 1)]
     tied = [norm(weights(graph, name).reshape(6, -1)) for name in ("w1", "w2")]
@@ -93,4 +98,4 @@ def test_a_weight_that_cannot_be_ranked_is_refused_by_name(poison: float) -> Non
 def test_an_unknown_score_lists_the_known() -> None:
     graph = lift(model_from_text(OPSET + RESIDUAL))
     with pytest.raises(UnsupportedError, match="score 'magic' is unknown; use l2, l1, bn"):
-        score(graph, "magic")
+        score(graph, "magic")  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """Which channels live together, what groups are called, and why some keep their size."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,7 +13,7 @@ from morphgraph.testing import model_from_text, prove
 OPSET = '<ir_version: 10, opset_import: ["": 20, "com.acme": 1, "com.microsoft": 1]>'
 
 
-def of_text(text: str, **options: object) -> ChannelGraph:
+def of_text(text: str, **options: Any) -> ChannelGraph:
     return lift(model_from_text(OPSET + text), **options)
 
 

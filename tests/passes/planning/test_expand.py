@@ -151,7 +151,7 @@ def test_no_larger_multiplier_fits(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MorphWarning)  # no room for the floor
-        options = {"round_to": grid, "max_growth": growth, "min_width": least}
+        options: dict[str, Any] = {"round_to": grid, "max_growth": growth, "min_width": least}
         bare = expand(graph, small, limits, fill=False, **options)
         full = expand(graph, small, limits, **options)
     free = [g.resizable and not g.statistical for g in graph.groups]

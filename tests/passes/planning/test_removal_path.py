@@ -10,7 +10,7 @@ import pytest
 from morphgraph.errors import BudgetError, ModelError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.passes.analysis.score import score
+from morphgraph.passes.analysis.score import Score, score
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.constraints import parse_amount
@@ -48,7 +48,7 @@ def kept(graph: ChannelGraph, made: Plan) -> list[set[int]]:
 @pytest.mark.parametrize("how", ["l2", "random", "lasso"])
 @pytest.mark.parametrize("round_to", [1, 4, 8])
 def test_a_smaller_budget_keeps_a_subset_and_none_is_exceeded(
-    graph: ChannelGraph, kind: str, how: str, round_to: int
+    graph: ChannelGraph, kind: str, how: Score, round_to: int
 ) -> None:
     resource = cost(graph, kind)
     floor = [WidthBounds(round_to).floor(group) for group in graph.groups]
@@ -252,6 +252,6 @@ def test_uniform_fills_what_rounding_leaves(graph: ChannelGraph) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"round_to": 0}, {"round_to": -3}, {"min_width": -1}])
-def test_a_senseless_grid_is_refused(graph: ChannelGraph, limits: dict[str, int]) -> None:
+def test_a_senseless_grid_is_refused(graph: ChannelGraph, limits: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match="give whole numbers"):
         plan(graph, {"flops": "50%"}, **limits)

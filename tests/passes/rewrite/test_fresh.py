@@ -63,7 +63,10 @@ class Words(nn.Module):
         return self.out(x)
 
 
-EXAMPLES = {Images: torch.zeros(2, 3, 16, 16), Words: torch.zeros(2, 7, dtype=torch.long)}
+EXAMPLES: dict[Callable[[], nn.Module], Tensor] = {
+    Images: torch.zeros(2, 3, 16, 16),
+    Words: torch.zeros(2, 7, dtype=torch.long),
+}
 
 
 def array(model: ir.Model, name: str) -> np.ndarray:
@@ -102,6 +105,9 @@ def test_weights_are_drawn_as_the_modules_draw_them(make: Callable[[], nn.Module
 
 def test_what_is_no_weight_of_a_layer_keeps_its_values() -> None:
     class Tokens(nn.Module):
+        order: Tensor
+        blur: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.patches = nn.Conv2d(3, 16, 4, 4)
