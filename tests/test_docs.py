@@ -67,6 +67,24 @@ def test_the_index_names_every_page(index: str) -> None:
     assert {path.name for path in page.parent.glob("*.md")} - {page.name} <= listed
 
 
+def test_every_finding_has_its_form() -> None:
+    """A section with versions, a script that can be started and does not use this program."""
+    folder = ROOT / "findings"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    scripts = sorted(folder.glob("*.sh"))
+    assert scripts
+    assert {path.stem for path in scripts} == set(re.findall(r"^## ([a-z-]+)$", page, re.MULTILINE))
+    for path in scripts:
+        text = path.read_text(encoding="utf-8")
+        assert os.access(path, os.X_OK), path.name
+        assert "set -euo pipefail" in text
+        assert "morphgraph" not in text
+        section = page.partition(f"## {path.stem}\n")[2].partition("\n## ")[0]
+        for name, version in re.findall(r"(\w+)==([\d.]+)", text):
+            if f"{name} " in section:
+                assert f"{name} {version}" in section, (path.name, name)
+
+
 def test_functions_that_the_architecture_names_stand_in_their_files() -> None:
     page = ROOT / "docs" / "architecture.md"
     named = re.findall(r"\[`(\w+)`\]\(([^)]+\.py)\)", page.read_text(encoding="utf-8"))

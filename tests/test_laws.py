@@ -382,7 +382,6 @@ def _check_dependence(graph: ChannelGraph) -> None:
             assert not (seen & ~flags).any(), (name, axis)
 
 
-@pytest.mark.long
 @FEWER
 @given(networks())
 def test_laws_of_absorption(model: ir.Model) -> None:
@@ -419,7 +418,6 @@ def _names(model: ir.Model) -> list[str]:
     return [value.name for value in values if value.name]
 
 
-@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:the plan changes nothing")
 @settings(LAWS, max_examples=100)
 @given(networks(), st.integers(0, 2**16))

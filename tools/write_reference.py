@@ -221,7 +221,7 @@ def table() -> str:
         name = op_type.rpartition("::")[2]
         entry = _entry(op_type)
         package, _, family = entry.__module__.rpartition(".")
-        if package != ops.__name__ or family == "op":
+        if package != ops.__name__ or family == "custom":
             continue  # taught by `register`, not part of the program
         rows = families.setdefault(family, {})
         rows.setdefault(_rows(op_type, family), []).append(name)
