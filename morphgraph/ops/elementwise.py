@@ -69,9 +69,7 @@ class Cast(Op):
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, to: int) -> "fx.Node":
-        from morphgraph.torch_io.tensors import torch_type
-
-        return b.method("to", b.tensor(n, 0), torch_type(to))
+        return b.method("to", b.tensor(n, 0), b.dtype(to))
 
 
 @op("Clip")

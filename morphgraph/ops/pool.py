@@ -215,11 +215,9 @@ class _Windows:
         self, x: "fx.Node", positions: "fx.Node", shift: Sequence[int]
     ) -> "fx.Node":
         """Positions in planes of ``x``, which pads may have shifted, as ONNX counts them."""
-        from morphgraph.torch_io.positions import over_the_tensor
-
         b, n = self.builder, self.node
         space = tuple(b.size(n, 0, axis) for axis in range(2, self.rank + 2))
-        return b.call(over_the_tensor, positions, x, space, tuple(shift))
+        return b.call(b.functions.over_the_tensor, positions, x, space, tuple(shift))
 
     def sums(self, x: "fx.Node") -> "fx.Node":
         """The sum over each window: a convolution with ones, channel by channel."""
