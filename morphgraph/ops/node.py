@@ -42,17 +42,15 @@ class OpNode:
         """Whether operand ``i`` is present."""
         return i < len(self.in_shapes) and self.in_shapes[i] is not None
 
-    def shape(self, i: int = 0) -> Shape:
-        """The static shape of operand ``i``."""
-        shape = self.in_shapes[i]
+    def shape(self, port: int = 0) -> Shape:
+        """The static shape of an operand or (``~k``) a result."""
+        shape = self.in_shapes[port] if port >= 0 else self.out_shapes[~port]
         assert shape is not None
         return shape
 
     def out(self, k: int = 0) -> Shape:
         """The static shape of result ``k``."""
-        shape = self.out_shapes[k]
-        assert shape is not None
-        return shape
+        return self.shape(~k)
 
     def is_weight(self, i: int) -> bool:
         """Whether operand ``i`` depends on parameters and constants alone."""
