@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -36,8 +37,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
-# A lowering stands with its op and takes its tools from above, but only when it is called.
-LATE = {("ops", "torch_io")}
+# A lowering stands with its operator; the type of the builder that it is given lies above.
+FOR_TYPES = {("ops", "torch_io")}
 WITHOUT_TORCH = ("edit", "graph", "notation", "onnx_io", "ops", "passes", "plans", "benchmark")
 
 
@@ -74,20 +75,35 @@ def _unit(name: str) -> str:
 
 
 def upward_imports(sources: dict[str, str]) -> list[str]:
-    """Imports inside the package that do not point down, in functions as well."""
+    """Imports inside the package that do not point down, in functions as well.
+
+    Those for type checkers alone may where ``FOR_TYPES`` says so.
+    """
     wrong = []
     for name, source in sources.items():
         unit = _unit(name)
         tree = ast.parse(source)
-        early = set(_at_import_time(tree.body))
+        typing = set(_for_type_checkers(tree))
         for node in ast.walk(tree):
             for imported in _imported(node):
                 target = _unit(imported)
                 points_down = target == unit or RANK.get(target, len(LAYERS)) < RANK.get(unit, -1)
-                waits = (unit, target) in LATE and node not in early
-                if imported.split(".")[0] == "morphgraph" and not points_down and not waits:
+                is_type = (unit, target) in FOR_TYPES and node in typing
+                if imported.split(".")[0] == "morphgraph" and not points_down and not is_type:
                     wrong.append(f"{name} imports {imported}")
     return wrong
+
+
+def _is_for_type_checkers(node: ast.AST) -> TypeGuard[ast.If]:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def _for_type_checkers(tree: ast.Module) -> Iterator[ast.AST]:
+    """Everything that stands under ``if TYPE_CHECKING``."""
+    for node in ast.walk(tree):
+        if _is_for_type_checkers(node):
+            for statement in node.body:
+                yield from ast.walk(statement)
 
 
 def _at_import_time(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -96,7 +112,7 @@ def _at_import_time(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         yield node
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        if _is_for_type_checkers(node):
             yield from _at_import_time(node.orelse)
             continue
         for block in ("body", "orelse", "finalbody"):
@@ -182,6 +198,8 @@ def test_imports_point_down() -> None:
     [
         ("morphgraph.graph", "from morphgraph.passes.analysis.cost import cost"),
         ("morphgraph.ops.pool", "import morphgraph.torch_io.builder"),
+        ("morphgraph.ops.pool", "def lower():\n    import morphgraph.torch_io.builder"),
+        ("morphgraph.plans", "if TYPE_CHECKING:\n    import morphgraph.torch_io.builder"),
         ("morphgraph.plans", "def lower():\n    import morphgraph.torch_io.builder"),
         ("morphgraph.passes.analysis.cost", "from morphgraph import train"),
         ("morphgraph.benchmark.timing", "from morphgraph.recipes.data import Dataset"),

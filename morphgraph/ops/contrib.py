@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.attention import heads_first, mask_axes
-from morphgraph.ops.contraction import Conv, Gemm, convolution, matrices, product
+from morphgraph.ops.contraction import Conv, Convolution, Convolutional, Gemm, matrices, product
+from morphgraph.ops.elementwise import Elementwise
 from morphgraph.ops.initial import ONE, ZERO, Initial, xavier
 from morphgraph.ops.norm import RMSNormalization
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
-from morphgraph.ops.window import window_axes
 
 if TYPE_CHECKING:
     from torch import fx
@@ -34,10 +34,8 @@ class KeepsShape(Op):
 
 
 @op("BiasGelu", "FastGelu", "Gelu", "QuickGelu", domain=_DOMAIN)
-class Gelus(KeepsShape):
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, *a -> *a")
+class Gelus(KeepsShape, Elementwise):
+    line = "*a, *a -> *a"
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, alpha: float = 1.702) -> "fx.Node":
@@ -75,7 +73,7 @@ def _activated(
 
 
 @op("FusedConv", domain=_DOMAIN)
-class FusedConv(Op):
+class FusedConv(Convolutional):
     """A convolution, to which another value may be added, and an activation."""
 
     @staticmethod
@@ -104,23 +102,10 @@ class FusedConv(Op):
         return (x[0], kernel[0], *space)
 
     @staticmethod
-    def describe(
-        n: OpNode,
-        *,
-        group: int = 1,
-        pads: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-    ) -> Description:
-        space = window_axes(n.shape(1)[2:], strides, pads)
-        form = convolution(n.shape(0)[1], n.shape(1), group, space)
+    def fit(n: OpNode, form: Convolution) -> Description:
         return form.describe(n, f"{form.x}, {form.kernel}, {form.out}, {form.y} -> {form.y}")
 
     initial = Conv.initial
-
-    @staticmethod
-    def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
-        if group > 1:
-            new.set_attribute("group", new.shape(0)[1] // new.shape(1)[1])
 
     @staticmethod
     def lower(
@@ -129,16 +114,10 @@ class FusedConv(Op):
         *,
         activation: str = "",
         activation_params: Sequence[float] = (),
-        auto_pad: str = "NOTSET",
-        dilations: Sequence[int] | None = None,
-        group: int = 1,
-        pads: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
     ) -> "fx.Node":
         import torch
 
-        window: dict[str, Any] = {"auto_pad": auto_pad, "dilations": dilations, "group": group}
-        y = Conv.lower(b, n, **window, pads=pads, strides=strides)
+        y = Op.call(Conv.lower, n.ir, b, n)
         if n.has(3):
             y = b.call(torch.add, y, b.tensor(n, 3))
         return _activated(b, n, y, activation, activation_params)
@@ -159,12 +138,8 @@ class FusedGemm(Op):
         activation: str = "",
         activation_alpha: float | None = None,
         activation_beta: float | None = None,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        transA: int = 0,
-        transB: int = 0,
     ) -> "fx.Node":
-        y = Gemm.lower(b, n, alpha=alpha, beta=beta, transA=transA, transB=transB)
+        y = Op.call(Gemm.lower, n.ir, b, n)
         numbers = [x for x in (activation_alpha, activation_beta) if x is not None]
         return _activated(b, n, y, activation, numbers)
 

@@ -1,14 +1,15 @@
 """Quantized operators of the domain ``com.microsoft``, beside those that ONNX has itself."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.contrib import KeepsShape
-from morphgraph.ops.op import Description, IndexMap, Op, OpNode, Place, from_line, op
+from morphgraph.ops.elementwise import Elementwise
+from morphgraph.ops.op import Description, Op, OpNode, from_line, op
 from morphgraph.ops.pool import AveragePool
+from morphgraph.ops.positions import joined
 from morphgraph.ops.quantize import centred, single, stored
 
 if TYPE_CHECKING:
@@ -56,10 +57,8 @@ class QLinearBinary(Op):
 
 
 @op("QLinearLeakyRelu", "QLinearSigmoid", domain=_DOMAIN)
-class QLinearUnary(KeepsShape):
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, _, _, _, _ -> *a")
+class QLinearUnary(KeepsShape, Elementwise):
+    line = "*a, _, _, _, _ -> *a"
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, alpha: float = 0.01) -> "fx.Node":
@@ -80,36 +79,16 @@ class QLinearPool(Op):
         return from_line(n, f"{x}, _, _, _, _ -> {y}")
 
     @staticmethod
-    def lower(
-        b: "TorchBuilder",
-        n: OpNode,
-        *,
-        auto_pad: str = "NOTSET",
-        ceil_mode: int = 0,
-        channels_last: int = 0,
-        count_include_pad: int = 0,
-        kernel_shape: Sequence[int] = (),
-        pads: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-    ) -> "fx.Node":
+    def lower(b: "TorchBuilder", n: OpNode, *, channels_last: int = 0) -> "fx.Node":
         if channels_last:
             b.fail(n, "its channels stand last")
         x = _real(b, n, 0)
         if n.op_type == "QLinearGlobalAveragePool":
             axes = tuple(range(2, len(n.shape(0))))
-            return _quantized(b, n, b.method("mean", x, axes, keepdim=True), 3)
-        pool = AveragePool.pooled(
-            b,
-            n,
-            x,
-            auto_pad=auto_pad,
-            ceil_mode=ceil_mode,
-            count_include_pad=count_include_pad,
-            kernel_shape=kernel_shape,
-            pads=pads,
-            strides=strides,
-        )
-        return _quantized(b, n, pool, 3)
+            pooled = b.method("mean", x, axes, keepdim=True)
+        else:
+            pooled = AveragePool.call(AveragePool.pooled, n.ir, b, n, x)
+        return _quantized(b, n, pooled, 3)
 
 
 @op("QLinearConcat", domain=_DOMAIN)
@@ -118,18 +97,7 @@ class QLinearConcat(Op):
 
     @staticmethod
     def describe(n: OpNode, *, axis: int) -> Description:
-        description, ports = Description(), range(2, len(n.in_shapes), 3)
-        rank, offset = len(n.out()), 0
-        for other in range(rank):
-            if other != axis % rank:
-                places = [Place(port, other) for port in (*ports, ~0)]
-                description.add(f"a{other}", n.out()[other], places)
-        for port in ports:
-            size = n.shape(port)[axis % rank]
-            part = Place(~0, axis % rank, IndexMap(offset=offset))
-            description.add(f"c{port}", size, [Place(port, axis % rank), part])
-            offset += size
-        return description
+        return joined(n, ~0, range(2, len(n.in_shapes), 3), axis)
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int) -> "fx.Node":

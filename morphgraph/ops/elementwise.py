@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Mapping
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from morphgraph.ops.initial import Initial, of_affine_addend, of_affine_factor
 from morphgraph.ops.op import Description, Op, OpNode, from_line, op
@@ -23,13 +23,20 @@ _TORCH_NAMES = (
 # fmt: on
 
 
-@op(*_TORCH_NAMES)
-class Unary(Op):
-    """Functions that torch has under the same name."""
+class Elementwise(Op):
+    """What all share: a ``line`` in which every axis passes, and whether the operands multiply."""
 
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a -> *a")
+    line: ClassVar[str] = "*a -> *a"
+    gate: ClassVar[bool] = False
+
+    @classmethod
+    def describe(cls, n: OpNode) -> Description:
+        return from_line(n, cls.line, gate=cls.gate)
+
+
+@op(*_TORCH_NAMES)
+class Unary(Elementwise):
+    """Functions that torch has under the same name."""
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
@@ -62,23 +69,15 @@ class IsInf(Unary):
 
 
 @op("Cast")
-class Cast(Op):
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a -> *a")
-
+class Cast(Elementwise):
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, to: int) -> "fx.Node":
-        from morphgraph.torch_io.tensors import torch_type
-
-        return b.method("to", b.tensor(n, 0), torch_type(to))
+        return b.method("to", b.tensor(n, 0), b.dtype(to))
 
 
 @op("Clip")
-class Clip(Op):
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, _, _ -> *a")
+class Clip(Elementwise):
+    line = "*a, _, _ -> *a"
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
@@ -95,10 +94,8 @@ class Clip(Op):
 
 
 @op("CastLike")
-class CastLike(Op):
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, _ -> *a")
+class CastLike(Elementwise):
+    line = "*a, _ -> *a"
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
@@ -106,12 +103,9 @@ class CastLike(Op):
 
 
 @op("Dropout")
-class Dropout(Op):
+class Dropout(Elementwise):
     foldable = False  # meant as it stands: it acts in training
-
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, _, _ -> *a, *a")
+    line = "*a, _, _ -> *a, *a"
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, ratio: float = 0.5) -> "fx.Node":
@@ -143,10 +137,8 @@ _BINARY = {
 }
 
 
-class Binary(Op):
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, *a -> *a")
+class Binary(Elementwise):
+    line = "*a, *a -> *a"
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
@@ -179,9 +171,7 @@ class Sub(Binary):
 class Mul(Binary):
     """A product is silent where one operand is: squeeze-and-excite gates, layer scales."""
 
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, *a -> *a", gate=True)
+    gate = True
 
     @staticmethod
     def initial(n: OpNode) -> Mapping[int, Initial]:
@@ -220,10 +210,8 @@ class BitShift(Binary):
 
 
 @op("PRelu")
-class PRelu(Op):
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, *a -> *a")
+class PRelu(Elementwise):
+    line = "*a, *a -> *a"
 
     @staticmethod
     def initial(n: OpNode) -> Mapping[int, Initial]:
@@ -264,10 +252,8 @@ class Sum(Variadic):
 
 
 @op("Where")
-class Where(Op):
-    @staticmethod
-    def describe(n: OpNode) -> Description:
-        return from_line(n, "*a, *a, *a -> *a")
+class Where(Elementwise):
+    line = "*a, *a, *a -> *a"
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":

@@ -21,7 +21,7 @@ from morphgraph.ops.op import (
     UnsupportedFormError,
     op,
 )
-from morphgraph.ops.positions import OPEN_ADVICE, gathered, pass_axes, ranks, stays, wrapped
+from morphgraph.ops.positions import OPEN_ADVICE, gathered, joined, pass_axes, ranks, stays, wrapped
 from morphgraph.ops.reshape import regroup
 
 if TYPE_CHECKING:
@@ -53,19 +53,7 @@ class Concat(Op):
 
     @staticmethod
     def describe(n: OpNode, *, axis: int) -> Description:
-        description = Description()
-        rank = len(n.out())
-        for other in range(rank):
-            if other != axis % rank:
-                places = [Place(i, other) for i in range(len(n.in_shapes))]
-                description.add(f"a{other}", n.out()[other], [*places, Place(~0, other)])
-        offset = 0
-        for i in range(len(n.in_shapes)):
-            size = n.shape(i)[axis % rank]
-            part = Place(~0, axis % rank, IndexMap(offset=offset))
-            description.add(f"c{i}", size, [Place(i, axis % rank), part])
-            offset += size
-        return description
+        return joined(n, ~0, range(len(n.in_shapes)), axis)
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int) -> "fx.Node":
@@ -80,25 +68,11 @@ class Split(Op):
     moves = True
 
     @staticmethod
-    def describe(n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None) -> Description:
-        description = Description()
-        rank = len(n.shape(0))
-        for other in range(rank):
-            if other != axis % rank:
-                places = [Place(~k, other) for k in range(len(n.out_shapes))]
-                description.add(f"a{other}", n.shape(0)[other], [Place(0, other), *places])
-        offset = 0
-        for k in range(len(n.out_shapes)):
-            size = n.out(k)[axis % rank]
-            part = Place(0, axis % rank, IndexMap(offset=offset))
-            description.add(f"c{k}", size, [part, Place(~k, axis % rank)])
-            offset += size
-        return description
+    def describe(n: OpNode, *, axis: int = 0) -> Description:
+        return joined(n, 0, (~k for k in range(len(n.out_shapes))), axis)
 
     @staticmethod
-    def resize(
-        n: OpNode, new: Resizing, *, axis: int = 0, split: Sequence[int] | None = None
-    ) -> None:
+    def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:
         sizes = [new.shape(~k)[axis % len(n.shape(0))] for k in range(len(n.out_shapes))]
         sizes = [size for size in sizes if size]  # a result of size 0 goes
         if n.opset < 13:
@@ -108,9 +82,7 @@ class Split(Op):
             new.set_constant(1, np.array(sizes, dtype=np.int64))
 
     @staticmethod
-    def lower(
-        b: "TorchBuilder", n: OpNode, *, axis: int = 0, split: Sequence[int] | None = None
-    ) -> "tuple[fx.Node, ...]":
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 0) -> "tuple[fx.Node, ...]":
         sizes = [n.out(k)[axis] for k in range(len(n.out_shapes))]
         if axis % len(n.shape(0)) in b.open_axes(n, 0):
             b.fail(n, "it splits an axis whose size is open", OPEN_ADVICE)

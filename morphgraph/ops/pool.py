@@ -65,22 +65,9 @@ class AveragePool(Pool):
     foldable = False  # slow
 
     @staticmethod
-    def lower(
-        b: "TorchBuilder",
-        n: OpNode,
-        *,
-        auto_pad: str = "NOTSET",
-        ceil_mode: int = 0,
-        count_include_pad: int = 0,
-        dilations: Sequence[int] | None = None,
-        kernel_shape: Sequence[int],
-        pads: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-    ) -> "fx.Node":
-        options: dict[str, Any] = {"auto_pad": auto_pad, "ceil_mode": ceil_mode}
-        options |= {"count_include_pad": count_include_pad, "dilations": dilations}
-        options |= {"kernel_shape": kernel_shape, "pads": pads, "strides": strides}
-        return AveragePool.pooled(b, n, b.tensor(n, 0), **options)
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        pooled: fx.Node = Op.call(AveragePool.pooled, n.ir, b, n, b.tensor(n, 0))
+        return pooled
 
     @staticmethod
     def pooled(
@@ -215,11 +202,9 @@ class _Windows:
         self, x: "fx.Node", positions: "fx.Node", shift: Sequence[int]
     ) -> "fx.Node":
         """Positions in planes of ``x``, which pads may have shifted, as ONNX counts them."""
-        from morphgraph.torch_io.positions import over_the_tensor
-
         b, n = self.builder, self.node
         space = tuple(b.size(n, 0, axis) for axis in range(2, self.rank + 2))
-        return b.call(over_the_tensor, positions, x, space, tuple(shift))
+        return b.call(b.functions.over_the_tensor, positions, x, space, tuple(shift))
 
     def sums(self, x: "fx.Node") -> "fx.Node":
         """The sum over each window: a convolution with ones, channel by channel."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from morphgraph.arrays import IntArray, Shape
-from morphgraph.ops.op import Description, IndexMap, Place, Resizing
+from morphgraph.ops.op import Description, IndexMap, OpNode, Place, Resizing
 
 OPEN_ADVICE = "pass input_shapes"  # to who meets a form that PyTorch has at known sizes alone
 
@@ -16,6 +16,27 @@ def pass_axes(
     """Axes that pass unchanged from an operand to the first result, as (axis, result axis)."""
     for axis, out_axis in pairs:
         description.add(f"a{axis}", shape[axis], [Place(port, axis), Place(~0, out_axis)])
+
+
+def joined(n: OpNode, whole: int, parts: Iterable[int], axis: int) -> Description:
+    """The parts stand side by side along one axis of the whole; all other axes are shared.
+
+    ``whole`` and ``parts`` are ports: of a Concat the result and its operands, of a Split the
+    operand and its results.
+    """
+    description, shape = Description(), n.shape(whole)
+    ports = sorted((whole, *parts), key=lambda port: port < 0)  # operands come first
+    axis, offset = axis % len(shape), 0
+    for other, size in enumerate(shape):
+        if other != axis:
+            description.add(f"a{other}", size, [Place(port, other) for port in ports])
+    for part in (port for port in ports if port != whole):
+        size = n.shape(part)[axis]
+        places = [Place(part, axis), Place(whole, axis, IndexMap(offset=offset))]
+        name = f"c{part if part >= 0 else ~part}"
+        description.add(name, size, sorted(places, key=lambda place: place.port < 0))
+        offset += size
+    return description
 
 
 def gathered(

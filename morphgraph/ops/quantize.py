@@ -79,14 +79,12 @@ def stored(b: "TorchBuilder", n: OpNode, number: "fx.Node") -> "fx.Node":
     """A whole number as the node's result type, as near as that holds it."""
     import torch
 
-    from morphgraph.torch_io.tensors import torch_type
-
     value = n.ir.outputs[0]
     if value.dtype is None or not value.dtype.is_integer():
         b.fail(n, f"results of type {value.dtype}")
-    kind = torch_type(value.dtype)
-    limits = torch.iinfo(kind)
-    return b.method("to", b.call(torch.clamp, number, limits.min, limits.max), kind)
+    dtype = b.dtype(value.dtype)
+    limits = torch.iinfo(dtype)
+    return b.method("to", b.call(torch.clamp, number, limits.min, limits.max), dtype)
 
 
 @op("DynamicQuantizeLinear")

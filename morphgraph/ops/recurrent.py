@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from morphgraph.torch_io.builder import TorchBuilder
-    from morphgraph.torch_io.recurrent import Activation
+    from morphgraph.torch_io.functions import Activation
 
 
 def _describe(n: OpNode, gates: int, states: int, layout: int) -> Description:
@@ -56,17 +56,21 @@ def _describe(n: OpNode, gates: int, states: int, layout: int) -> Description:
 
 _GATES_AND_STATES = {"LSTM": (4, 2), "GRU": (3, 1), "RNN": (1, 1)}
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-# The parameters alpha and beta of those activations that have some, and their defaults. Without one
-# they must be given: ONNX Runtime takes others than the operators of these names.
-_ALPHA: dict[str, float | None] = {
-    "affine": None,
-    "elu": 1.0,
-    "hardsigmoid": 0.2,
-    "leakyrelu": 0.01,
-    "scaledtanh": None,
-    "thresholdedrelu": None,
+# The activations that a layer may name, with the defaults of alpha and beta where they have them.
+# Without a default they must be given: ONNX Runtime takes others than the operators of these names.
+_ACTIVATIONS: dict[str, tuple[float | None, ...]] = {
+    "affine": (None, None),
+    "elu": (1.0,),
+    "hardsigmoid": (0.2, 0.5),
+    "leakyrelu": (0.01,),
+    "relu": (),
+    "scaledtanh": (None, None),
+    "sigmoid": (),
+    "softplus": (),
+    "softsign": (),
+    "tanh": (),
+    "thresholdedrelu": (None,),
 }
-_BETA: dict[str, float | None] = {"affine": None, "hardsigmoid": 0.5, "scaledtanh": None}
 # Where torch's gates stand among ONNX's: (i, f, c, o) in (i, o, f, c); (r, z, h) in (z, r, h).
 _TORCH_GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 
@@ -79,29 +83,23 @@ def _activations(
     betas: Sequence[float],
 ) -> list[list["Activation"]]:
     """The activations of every direction; numbers go to those that take some, in order."""
-    from morphgraph.torch_io.recurrent import FUNCTIONS
-
     default = _DEFAULTS[n.op_type]
     directions = n.shape(1)[0]
-    alpha, beta = iter(alphas), iter(betas)
-    found: list[Activation] = []
+    given = iter(alphas), iter(betas)
+    functions: list[Activation] = []
     for name in names or default * directions:
-        kind = name.lower()
-        if kind not in FUNCTIONS:
+        defaults = _ACTIVATIONS.get(name.lower())
+        if defaults is None:
             b.fail(n, f"activation {name} is none of ONNX's", "write another into the model")
-        a, b_ = (
-            _number(b, n, name, next(given, defaults[kind])) if kind in defaults else 0.0
-            for given, defaults in ((alpha, _ALPHA), (beta, _BETA))
-        )
-        found.append((kind, a, b_))
+        numbers = [0.0, 0.0]
+        for k, value in enumerate(defaults):
+            number = next(given[k], value)
+            if number is None:
+                b.fail(n, f"activation {name} without alpha or beta", "write them into the model")
+            numbers[k] = b.decimal(number)
+        functions.append((name.lower(), numbers[0], numbers[1]))
     each = len(default)
-    return [found[k * each : (k + 1) * each] for k in range(directions)]
-
-
-def _number(b: "TorchBuilder", n: OpNode, activation: str, number: float | None) -> float:
-    if number is None:
-        b.fail(n, f"activation {activation} without alpha or beta", "write them into the model")
-    return b.decimal(number)
+    return [functions[k * each : (k + 1) * each] for k in range(directions)]
 
 
 def _torch_kernel(
@@ -129,8 +127,6 @@ def _lower(
     option: int,
 ) -> "tuple[fx.Node, ...]":
     """The layer by torch's kernel where it has one, else step by step."""
-    from morphgraph.torch_io.recurrent import stepwise
-
     carried = 2 if n.op_type == "LSTM" else 1
     x = b.tensor(n, 0)
     states = [b.optional(n, 5 + k) for k in range(carried)]
@@ -141,7 +137,7 @@ def _lower(
     if kernel is None:
         weights = [b.tensor(n, 1), b.tensor(n, 2), b.optional(n, 3), b.optional(n, 7)]
         form = activations, direction == "reverse", clip, bool(option)
-        made = b.call(stepwise, n.op_type, x, states, *weights, b.optional(n, 4), *form)
+        made = b.call(b.functions.stepwise, n.op_type, x, states, *weights, b.optional(n, 4), *form)
         results = [b.item(made, k) for k in range(1 + carried)]
     else:
         results = _by_kernel(b, n, kernel, x, states, direction == "reverse")
@@ -160,13 +156,11 @@ def _by_kernel(
     reverse: bool,
 ) -> list["fx.Node"]:
     """A call of torch's kernel: of the module that was exported, or else of the function."""
-    from morphgraph.torch_io.recurrent import fused
-
     weights, names = _weights(b, n)
     directions = n.shape(1)[0]
     made = None if reverse else _module(b, n, kernel, x, states, names)
     if made is None:
-        made = b.call(fused, kernel, x, states, weights, directions, reverse)
+        made = b.call(b.functions.fused, kernel, x, states, weights, directions, reverse)
         return [b.item(made, k) for k in range(1 + len(states))]
     y, last = b.item(made, 0), b.item(made, 1)
     lasts = [b.item(last, k) for k in range(2)] if len(states) == 2 else [last]

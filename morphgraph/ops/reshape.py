@@ -17,16 +17,7 @@ import numpy as np
 
 from morphgraph.arrays import Shape
 from morphgraph.onnx_io import static_shape
-from morphgraph.ops.op import (
-    Description,
-    IndexMap,
-    Op,
-    OpNode,
-    Place,
-    Resizing,
-    UnsupportedFormError,
-    op,
-)
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, op
 
 if TYPE_CHECKING:
     from torch import fx
@@ -56,7 +47,7 @@ def regroup(old: Shape, new: Shape) -> Description:
         for name, size in zip(names, factors, strict=True):
             description.add(name, size, [])
         for port, axes, shape in ((0, in_axes, old), (~0, out_axes, new)):
-            _stand(description, port, axes, shape, names)
+            _lay(description, port, axes, shape, names)
     for port, shape in ((0, old), (~0, new)):
         for axis, size in enumerate(shape):
             if size == 1:
@@ -97,21 +88,16 @@ def _refine(left: Sequence[int], right: Sequence[int]) -> list[int] | None:
     return [larger // smaller for smaller, larger in reversed(pairs)]
 
 
-def _stand(
+def _lay(
     description: Description, port: int, axes: Sequence[int], shape: Shape, names: Sequence[str]
 ) -> None:
-    """Lay the factors of a block, outermost first, onto the axes of one side."""
+    """Lay the factors of a block, outermost first, on the axes of one side."""
     remaining = list(names)
     for axis in axes:
-        here: list[str] = []
-        while prod(description.factors[name].size for name in here) < shape[axis]:
-            here.append(remaining.pop(0))
-        outer = 1
-        for name in here:
-            factor = description.factors[name]
-            inner = shape[axis] // (outer * factor.size)
-            factor.places.append(Place(port, axis, IndexMap(outer, inner)))
-            outer *= factor.size
+        on_axis: list[str] = []
+        while prod(description.factors[name].size for name in on_axis) < shape[axis]:
+            on_axis.append(remaining.pop(0))
+        description.lay(port, axis, on_axis)
 
 
 def _pieces(n: OpNode) -> list[int | None]:

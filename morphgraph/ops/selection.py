@@ -223,13 +223,11 @@ class EyeLike(Op):
     def lower(b: "TorchBuilder", n: OpNode, *, dtype: int | None = None, k: int = 0) -> "fx.Node":
         import torch
 
-        from morphgraph.torch_io.tensors import torch_type
-
         like = n.ir.inputs[0]
         assert like is not None
         kind = like.dtype if dtype is None else dtype
         rows, columns = n.out()
-        ones = torch.ones(rows, columns, dtype=torch_type(1 if kind is None else kind))
+        ones = torch.ones(rows, columns, dtype=b.dtype(1 if kind is None else kind))
         return b.buffer(n, "eye", ones.triu(k).tril(k))
 
 

@@ -69,14 +69,12 @@ class Range(Op):
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
 
-        from morphgraph.torch_io.tensors import torch_type
-
         bounds = [b.numbers(n, i) for i in range(3)]
-        kind = n.ir.outputs[0].dtype
-        if kind is None or not kind.is_integer() or None in bounds:
+        dtype = n.ir.outputs[0].dtype
+        if dtype is None or not dtype.is_integer() or None in bounds:
             b.fail(n, "it counts by fractions, or to what is computed from values")
         numbers = [bound[0] for bound in bounds if bound]
-        return b.call(torch.arange, *numbers, dtype=torch_type(kind), device=b.device())
+        return b.call(torch.arange, *numbers, dtype=b.dtype(dtype), device=b.device())
 
 
 @op("ConstantOfShape")
@@ -94,11 +92,9 @@ class ConstantOfShape(Op):
     def lower(b: "TorchBuilder", n: OpNode, *, value: ir.TensorProtocol | None = None) -> "fx.Node":
         import torch
 
-        from morphgraph.torch_io.tensors import torch_type
-
         sizes = b.numbers(n, 0)
         if sizes is None:
             b.fail(n, "its shape is computed from values")
-        kind = torch.float32 if value is None else torch_type(value.dtype)
+        dtype = torch.float32 if value is None else b.dtype(value.dtype)
         fill = 0.0 if value is None else value.numpy().reshape(-1)[0].item()
-        return b.call(torch.full, sizes, fill, dtype=kind, device=b.device())
+        return b.call(torch.full, sizes, fill, dtype=dtype, device=b.device())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from morphgraph.ops.contraction import grouped_preference
+from morphgraph.ops.contraction import Convolutional, grouped_preference
 from morphgraph.ops.initial import Initial, by_kernel
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked, torch_padding
@@ -149,10 +149,7 @@ class DeformConv(Op):
     def initial(n: OpNode) -> Mapping[int, Initial]:
         return dict.fromkeys((1, 3), by_kernel(n.shape(1)))
 
-    @staticmethod
-    def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
-        if group > 1:
-            new.set_attribute("group", new.shape(0)[1] // new.shape(1)[1])
+    resize = Convolutional.resize
 
     @staticmethod
     def lower(

@@ -28,7 +28,7 @@ from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from morphgraph.arrays import Shape
 from morphgraph.errors import MorphError
-from morphgraph.torch_io.recurrent import fused, stepwise
+from morphgraph.torch_io.functions import fused, stepwise
 
 _GROWTH = 3
 _MOST_CHOICES = 1000  # tried before giving up

@@ -14,7 +14,8 @@ operands,
 =================  ===================================================================
 
 and for what computes with them: ``call`` a function, a ``method``, a module without weights
-(``module``), a module that owns weights (``owner``).
+(``module``), a module that owns weights (``owner``). ``functions`` has what torch itself lacks, and
+``dtype`` is the torch type of an ONNX one: operators import nothing of this package.
 """
 
 import operator
@@ -32,10 +33,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from morphgraph.arrays import Array
 from morphgraph.errors import UnsupportedError
 from morphgraph.ops import Op, OpNode, facts_of
+from morphgraph.torch_io import functions
 from morphgraph.torch_io.modules import ModuleTree
 from morphgraph.torch_io.names import clean, is_path, scope_of, shared_path
 from morphgraph.torch_io.origins import Origins
-from morphgraph.torch_io.sizes import Size, SizeArithmetic
+from morphgraph.torch_io.size_arithmetic import Size, SizeArithmetic
 from morphgraph.torch_io.tensors import to_tensor, torch_type
 
 Number: TypeAlias = float | int | bool
@@ -49,7 +51,13 @@ class TorchBuilder:
         graph: the fx graph.
         tree: the modules, by dotted path.
         parameters: torch name -> ONNX name, of every parameter and running statistic.
+        functions: :mod:`morphgraph.torch_io.functions`, for ``call``.
+        dtype: the torch dtype of an ONNX element type, see
+            :func:`~morphgraph.torch_io.tensors.torch_type`.
     """
+
+    functions = functions
+    dtype = staticmethod(torch_type)
 
     def __init__(self, parameters: Sequence[str], exported: bool) -> None:
         self.graph = fx.Graph()

@@ -25,6 +25,7 @@ from scipy.sparse.csgraph import connected_components
 from morphgraph.arrays import IntArray
 from morphgraph.graph import Couplings, Edge
 from morphgraph.ops import IndexMap
+from morphgraph.ops.description import product_maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +256,12 @@ class _Refinement:
             self._unite(axis_class, cuts[0][2])
             return
         here = self.known[axis_class]
+        sizes = [high // low for low, high, _ in reversed(cuts)]
         parts = tuple(
-            AxisFactor(self._find(factor), high // low, IndexMap(here.size // high, low))
-            for low, high, factor in reversed(cuts)
+            AxisFactor(self._find(factor), size, index_map)
+            for (_, _, factor), size, index_map in zip(
+                reversed(cuts), sizes, product_maps(sizes), strict=True
+            )
         )
         if any(self._resolved(known) == self._resolved(parts) for known in here.products):
             return

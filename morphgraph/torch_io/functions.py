@@ -1,11 +1,14 @@
-"""Recurrent layers in torch: its own kernels, and ONNX's formulas where those do not reach.
+"""Functions that ONNX has and torch has not; lowerings call them by the builder's ``functions``.
 
-Both work on ``[steps, batch, features]`` and return what the ONNX operator does: the states of all
-steps ``[T, D, N, h]``, then the last states ``[D, N, h]``.
+Recurrent layers, :func:`fused` by torch's own kernels and :func:`stepwise` by ONNX's formulas where
+those do not reach, work on ``[steps, batch, features]`` and return what the ONNX operator does: the
+states of all steps ``[T, D, N, h]``, then the last states ``[D, N, h]``. :func:`over_the_tensor`
+counts the positions of pooled values as ONNX does.
 """
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from math import prod
 from typing import ParamSpec
 
 import torch
@@ -19,8 +22,7 @@ _Layer = Callable[_Parameters, tuple[Tensor, ...]]
 Activation = tuple[str, float, float]
 """Name in lower case, alpha, beta."""
 
-
-FUNCTIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+_ACTIVATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "affine": lambda x, a, b: a * x + b,
     "elu": lambda x, a, _: F.elu(x, a),
     "hardsigmoid": lambda x, a, b: (a * x + b).clamp(0, 1),
@@ -158,7 +160,7 @@ class _Clipped:
 
     def plain(self, x: Tensor) -> Tensor:
         """Without the bound."""
-        return FUNCTIONS[self.name](x, self.alpha, self.beta)
+        return _ACTIVATIONS[self.name](x, self.alpha, self.beta)
 
 
 def _lstm_step(
@@ -202,3 +204,32 @@ def _gru_step(
     else:
         new = new + F.linear(reset * h, *hidden)
     return [(1 - z) * apply[1](new) + z * h]
+
+
+def over_the_tensor(
+    positions: torch.Tensor, pooled: torch.Tensor, space: Sequence[int], shift: Sequence[int]
+) -> torch.Tensor:
+    """Positions that ``max_pool`` gives within every plane, counted over a whole tensor.
+
+    Args:
+        positions: [batch, channels, *windows], flat within a plane of ``pooled``.
+        pooled: [batch, channels, *padded space].
+        space: the spatial sizes of the tensor in which is counted, before it was padded.
+        shift: how many positions were put before each spatial axis.
+
+    >>> over_the_tensor(torch.tensor([[[0, 3]], [[1, 2]]]), torch.empty(2, 1, 4), [4], [0])
+    tensor([[[0, 3]],
+    <BLANKLINE>
+            [[5, 6]]])
+    """
+    count, channels = pooled.shape[:2]
+    planes = torch.arange(count * channels, device=positions.device)
+    flat = planes.reshape(count, channels, *[1] * len(space)) * prod(space)
+    rest, step = positions, 1
+    for size, whole, before in zip(
+        reversed(pooled.shape[2:]), reversed(space), reversed(shift), strict=True
+    ):
+        flat = flat + (rest % size - before) * step
+        rest = rest // size
+        step *= whole
+    return flat
