@@ -2,9 +2,14 @@
 
 from morphgraph.onnx_io.check import escape
 from morphgraph.onnx_io.files import ModelLike, as_model, load, save, write_atomically
-from morphgraph.onnx_io.model import (
+from morphgraph.onnx_io.keys import (
+    ABSORBED_KEY,
+    CANONICAL_KEY,
+    DYNAMIC_AXES_KEY,
     PARAMETERS_KEY,
     STATIC_SHAPE_KEY,
+)
+from morphgraph.onnx_io.model import (
     add_constant_names,
     bind_inputs,
     checker_refusal,
@@ -15,6 +20,9 @@ from morphgraph.onnx_io.model import (
 )
 
 __all__ = [
+    "ABSORBED_KEY",
+    "CANONICAL_KEY",
+    "DYNAMIC_AXES_KEY",
     "PARAMETERS_KEY",
     "STATIC_SHAPE_KEY",
     "ModelLike",

@@ -11,11 +11,8 @@ import onnx_ir as ir
 from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io.check import escape
+from morphgraph.onnx_io.keys import CONSTANTS_KEY, PARAMETERS_KEY, STATIC_SHAPE_KEY
 from morphgraph.onnx_io.mapped import blocks
-
-STATIC_SHAPE_KEY = "static_shape"  # in ``Value.meta``, where symbolic sizes stand in the shape
-PARAMETERS_KEY = "morphgraph.parameters"
-CONSTANTS_KEY = "morphgraph.constants"
 
 
 def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Model:

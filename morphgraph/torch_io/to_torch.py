@@ -10,7 +10,7 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, static_shape
 from morphgraph.ops import OpNode, facts_of, parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
-from morphgraph.passes.canonical.symbols import Symbol, larger_shapes, open_symbols
+from morphgraph.passes.canonical.symbols import Symbol, input_shapes, input_symbols
 from morphgraph.torch_io.batch import free_batch
 from morphgraph.torch_io.builder import TorchBuilder
 from morphgraph.torch_io.names import clean
@@ -60,7 +60,7 @@ def to_torch(
     source = as_model(model)
     canonical = canonicalize(source, input_shapes)
     net = _network(canonical)
-    symbols = open_symbols(canonical)
+    symbols = input_symbols(canonical)
     if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
         _check_larger(source, net, symbols, canonical)
         free = any(axis == 0 for symbol in symbols for _, axis in symbol.axes)
@@ -105,7 +105,7 @@ def _check_larger(
     Raises:
         UnsupportedError: they differ: an operator takes the analysis size for the only one.
     """
-    larger = larger_shapes(canonical, symbols)
+    larger = input_shapes(canonical, symbols, enlarged=symbols)
     fixed_model = canonicalize(source, larger)
     fixed = _network(fixed_model)
     generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ operators that do nothing dropped, weights made initializers, nodes named, and t
 value known. Nothing is tied, merged or fused: batch normalizations and parameter names survive, so
 that the model can still be trained.
 
-Sizes that a model leaves open stay open: the passes ``open_batch`` and ``open_sizes`` see to that.
+Dynamic sizes stay dynamic: ``dynamic_sizes`` runs the recipe at several sizes and compares.
 """
 
 from collections import Counter
@@ -17,16 +17,14 @@ from onnx_ir.passes import common
 
 from morphgraph.edit import name_nodes
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.onnx_io import bind_inputs, escape
+from morphgraph.onnx_io import CANONICAL_KEY, bind_inputs, escape
 from morphgraph.onnx_io.check import check_opset
 from morphgraph.ops import entry_of
-from morphgraph.passes.canonical.dynamic_batch import settle_open_batch
-from morphgraph.passes.canonical.dynamic_sizes import settle_open_sizes
+from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.fold import fold_constants
+from morphgraph.passes.canonical.size_runs import Digests
 from morphgraph.passes.canonical.split_sequences import unpack_sequences
-from morphgraph.passes.canonical.symbols import open_symbols
-
-CANONICAL_KEY = "morphgraph.canonical"
+from morphgraph.passes.canonical.symbols import input_symbols
 
 _MAX_INLINED_NODES = 1_000_000
 _MIN_IR_VERSION = 4  # before it, initializers had to stand among the inputs
@@ -57,15 +55,13 @@ def canonicalize(
     common.RemoveInitializersFromInputsPass()(bound)
     bound.ir_version = max(bound.ir_version, _MIN_IR_VERSION)
     _check_inputs(bound)
-    symbols = open_symbols(bound)
-    if not symbols:
-        return _finish(_fold(bound))
-    if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
-        return _finish(settle_open_sizes(bound, symbols, _fold_keeping))
-    settled = settle_open_batch(bound, symbols[0], _fold)
-    if settled is None:
-        settled = settle_open_sizes(bound, symbols, _fold_keeping)
-    return _finish(settled)
+    symbols = input_symbols(bound)
+    if symbols:
+        bound = keep_sizes_dynamic(bound, symbols, _fold)
+    else:
+        _fold(bound, frozenset())
+    bound.meta[CANONICAL_KEY] = True
+    return bound
 
 
 def _check_inputs(model: ir.Model) -> None:
@@ -85,14 +81,11 @@ def _check_inputs(model: ir.Model) -> None:
                 raise ModelError(f"{where}: size {axis} of {value.shape} is not known; {remedy}")
 
 
-def _fold(model: ir.Model) -> ir.Model:
-    """The recipe itself, in place, for a model whose inputs are static."""
-    _fold_keeping(model, frozenset())
-    return model
+def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
+    """The recipe itself, in place, for a model whose inputs are static.
 
-
-def _fold_keeping(model: ir.Model, varying: frozenset[str]) -> dict[str, object]:
-    """The recipe, keeping the nodes of some values; returns what the folded values were."""
+    Nodes that make ``varying`` values stay. Returned is what the folded values were.
+    """
     _inline(model)
     try:
         model.graph.sort()
@@ -106,11 +99,6 @@ def _fold_keeping(model: ir.Model, varying: frozenset[str]) -> dict[str, object]
     name_nodes(model.graph)
     _check_shapes(model.graph)
     return folded
-
-
-def _finish(model: ir.Model) -> ir.Model:
-    model.meta[CANONICAL_KEY] = True
-    return model
 
 
 def _inline(model: ir.Model) -> None:

@@ -9,9 +9,8 @@ from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.graph import Couplings, Dim, Edge, GraphOp, OpFactor
 from morphgraph.notation import NotationError
-from morphgraph.onnx_io import escape, static_shape
+from morphgraph.onnx_io import DYNAMIC_AXES_KEY, escape, static_shape
 from morphgraph.ops import Description, OpNode, describe, entry_of, mismatch_hint
-from morphgraph.passes.canonical.dynamic_sizes import OPEN_AXES_KEY
 from morphgraph.passes.canonical.infer_shapes import captured
 
 
@@ -168,7 +167,7 @@ class _Coupler:
             for value in node.outputs:
                 first = self.first_dim.get(value.name or "")
                 if first is not None:
-                    for axis in value.meta.get(OPEN_AXES_KEY, ()):
+                    for axis in value.meta.get(DYNAMIC_AXES_KEY, ()):
                         self.pins.setdefault(first + axis, "its size follows the inputs'")
 
     def _pin_interface(self) -> None:

@@ -21,15 +21,13 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Arrays, Flags, IntArray
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph, Edge
-from morphgraph.onnx_io import escape, static_shape
+from morphgraph.onnx_io import ABSORBED_KEY, escape, static_shape
 from morphgraph.passes.analysis.dependence import dependence
 from morphgraph.passes.analysis.evaluate import evaluate
 from morphgraph.passes.analysis.liveness import result_names
 from morphgraph.passes.coupling.roles import roles
 from morphgraph.passes.rewrite.bias import deduplicate_slices
 from morphgraph.passes.rewrite.mask import mask
-
-ABSORBED_KEY = "morphgraph.absorbed"
 
 _ADDITIVE = 1e-4  # of a result's scale, within which an operator counts as linear
 
