@@ -15,8 +15,17 @@ from morphgraph.onnx_io.model import (
     checker_refusal,
     constant_names,
     not_finite,
-    static_shape,
     stored_names,
+)
+from morphgraph.onnx_io.values import (
+    captured_values,
+    is_float,
+    known_shape,
+    node_label,
+    numpy_type,
+    static_shape,
+    subgraphs,
+    values_of,
 )
 
 __all__ = [
@@ -29,13 +38,20 @@ __all__ = [
     "add_constant_names",
     "as_model",
     "bind_inputs",
+    "captured_values",
     "checker_refusal",
     "constant_names",
     "escape",
+    "is_float",
+    "known_shape",
     "load",
+    "node_label",
     "not_finite",
+    "numpy_type",
     "save",
     "static_shape",
     "stored_names",
+    "subgraphs",
+    "values_of",
     "write_atomically",
 ]

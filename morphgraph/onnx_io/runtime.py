@@ -10,8 +10,8 @@ import onnxruntime
 
 from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.mapped import is_stored
+from morphgraph.onnx_io.values import numpy_type, static_shape
 
 _PROTO_LIMIT = 2**31 - 2**20
 
@@ -78,7 +78,7 @@ def random_inputs(model: ir.Model, seed: int = 0) -> Arrays:
     feeds: Arrays = {}
     for value in model.graph.inputs:
         shape = static_shape(value)
-        dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+        dtype = numpy_type(value)
         if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
             feeds[value.name or ""] = generator.integers(0, 2, shape).astype(dtype)
         else:

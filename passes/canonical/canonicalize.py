@@ -17,13 +17,13 @@ from onnx_ir.passes import common
 
 from morphgraph.edit import name_nodes
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.onnx_io import CANONICAL_KEY, bind_inputs, escape
+from morphgraph.onnx_io import CANONICAL_KEY, bind_inputs, escape, known_shape, node_label
 from morphgraph.onnx_io.check import check_opset
 from morphgraph.ops import entry_of
 from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.fold import fold_constants
 from morphgraph.passes.canonical.size_runs import Digests
-from morphgraph.passes.canonical.split_sequences import unpack_sequences
+from morphgraph.passes.canonical.split_sequences import split_sequences
 from morphgraph.passes.canonical.symbols import input_symbols
 
 _MAX_INLINED_NODES = 1_000_000
@@ -93,7 +93,7 @@ def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
         raise ModelError("the graph has a cycle; export the model again") from error
     name_nodes(model.graph)
     folded = fold_constants(model, varying)
-    unpack_sequences(model)
+    split_sequences(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     name_nodes(model.graph)
@@ -156,11 +156,10 @@ def _inlined_size(
 def _check_shapes(graph: ir.Graph) -> None:
     for node in graph:
         for value in node.outputs:
-            known = value.shape is not None and all(isinstance(size, int) for size in value.shape)
-            if value.name and not (known and value.dtype is not None):
+            if value.name and (known_shape(value) is None or value.dtype is None):
                 raise ModelError(
-                    f"node '{escape(node.name or '')}' ({escape(node.op_type)}): the size of its "
-                    f"result '{escape(value.name)}' cannot be known; {_make_known(node)}"
+                    f"{node_label(node)}: the size of its result '{escape(value.name)}' cannot be "
+                    f"known; {_make_known(node)}"
                 )
 
 

@@ -23,7 +23,7 @@ from onnx_ir.passes import common
 
 from morphgraph.edit import Editor
 from morphgraph.errors import ModelError
-from morphgraph.onnx_io import bind_inputs, escape, static_shape
+from morphgraph.onnx_io import bind_inputs, escape, node_label, static_shape
 from morphgraph.passes.canonical.dynamic_batch import keep_batch_dynamic
 from morphgraph.passes.canonical.size_runs import Digests, Fold, SizeRuns, same_structure
 from morphgraph.passes.canonical.symbols import Symbol, expression, input_shapes
@@ -119,9 +119,8 @@ class _OperandWriter:
             if value.name in self.graph.initializers:
                 use = next(iter(value.uses()))
                 raise ModelError(
-                    f"node '{escape(use.node.name or '')}' ({escape(use.node.op_type)}): its "
-                    f"operand '{escape(value.name or '')}' depends on the size of an input; give "
-                    "--input-shape for a fixed one"
+                    f"{node_label(use.node)}: its operand '{escape(value.name or '')}' depends on "
+                    "the size of an input; give --input-shape for a fixed one"
                 )
 
     def _write_operand(self, node: ir.Node) -> None:
@@ -252,9 +251,8 @@ class _OperandWriter:
                     at = range(static_shape(source)[0])[int(constants[0][k])]
                     return self._pick(node, source, at, name)
                 case "Shape" if count > 1 and self.opset >= 15:
-                    attribute = maker.attributes.get("start")
-                    first = attribute.as_int() if attribute else 0
                     assert source is not None
+                    first = maker.attributes.get_int("start", 0)
                     axis = range(len(static_shape(source)))[slice(first, None)][k]
                     attributes = {"start": axis, "end": axis + 1}
                     return self._insert(node, "Shape", [source], attributes, name, 1)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Shape
-from morphgraph.onnx_io import DYNAMIC_AXES_KEY, STATIC_SHAPE_KEY, static_shape
+from morphgraph.onnx_io import DYNAMIC_AXES_KEY, STATIC_SHAPE_KEY, static_shape, values_of
 from morphgraph.passes.canonical.symbols import Symbol, expression
 
 Digests = Mapping[str, object]
@@ -35,8 +35,9 @@ class SizeRuns:
         self.symbols = symbols
         self._shapes: dict[str, list[Shape]] = {}
         for model in models:
-            for value in (*_inputs_and_results(model), *model.graph.initializers.values()):
-                self._shapes.setdefault(value.name or "", []).append(static_shape(value))
+            for value in values_of(model.graph):
+                if value.name:
+                    self._shapes.setdefault(value.name, []).append(static_shape(value))
         self.varying_constants = [
             value
             for name, value in self.model.graph.initializers.items()
@@ -77,7 +78,8 @@ class SizeRuns:
             source: the model that was canonicalized; inputs have the sizes that it declares.
         """
         declared = {value.name: ir.Shape(value.shape or ()) for value in source.graph.inputs}
-        for value in _inputs_and_results(self.model):
+        results = (value for node in self.model.graph for value in node.outputs if value.name)
+        for value in (*self.model.graph.inputs, *results):
             sizes = static_shape(value)
             runs = self._shapes.get(value.name or "", [sizes])  # new values are the same in all
             value.meta[STATIC_SHAPE_KEY] = sizes
@@ -109,8 +111,3 @@ def _same_content(value: ir.Value, other: ir.Value) -> bool:
     assert b is not None
     # Weights are shared by all runs; only what was folded needs a look inside.
     return a is b or (a.shape == b.shape and np.array_equal(a.numpy(), b.numpy(), equal_nan=True))
-
-
-def _inputs_and_results(model: ir.Model) -> list[ir.Value]:
-    results = (value for node in model.graph for value in node.outputs if value.name)
-    return [*model.graph.inputs, *results]

@@ -9,9 +9,8 @@ from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.graph import Couplings, Dim, Edge, GraphOp, OpFactor
 from morphgraph.notation import NotationError
-from morphgraph.onnx_io import DYNAMIC_AXES_KEY, escape, static_shape
+from morphgraph.onnx_io import DYNAMIC_AXES_KEY, captured_values, escape, static_shape
 from morphgraph.ops import Description, OpNode, describe, entry_of, mismatch_hint
-from morphgraph.passes.canonical.infer_shapes import captured
 
 
 def couple(model: ir.Model, pin_outputs: bool = True) -> Couplings:
@@ -130,7 +129,7 @@ class _Coupler:
             self.preferences[op_index] = description.prefer
         self.reluctant.update(vertices[name] for name in description.reluctant)
         self.eager.update(vertices[name] for name in description.eager)
-        read_inside = captured(node)
+        read_inside = captured_values(node)
         self._pin_reads(op_node, covered, read_inside)
         return GraphOp(
             ir=node,
