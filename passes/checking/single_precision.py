@@ -1,8 +1,8 @@
-"""Pass ``precision``: the same network in single precision.
+"""The same network in single precision.
 
 ONNX Runtime's CPU provider has no kernels for many operators in half or double precision, and half
-precision would hide a small error behind its own rounding. Slicing does not round: a resize is
-right in every precision or in none, so that it is checked in single precision.
+precision would hide a small error behind its own rounding. Slicing does not round, so a resize is
+right in every precision or in none, and is checked in single precision.
 """
 
 import numpy as np
