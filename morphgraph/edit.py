@@ -151,13 +151,17 @@ class Editor:
         inputs: Sequence[ir.Value | None],
         attributes: Attributes | None = None,
         *,
-        name: str,
         result: str,
         size: int,
         before: ir.Node,
+        name: str | None = None,
     ) -> ir.Value:
-        """A new node before another that computes ``size`` sizes, ``[size]`` of int64."""
+        """A new node before another that computes ``size`` sizes, ``[size]`` of int64.
+
+        Its name is that of the result, if none is given.
+        """
         like = ir.val("", ir.DataType.INT64, [size])
+        name = result if name is None else name
         return self.insert(
             op_type, inputs, attributes, name=name, result=result, like=like, before=before
         )

@@ -10,6 +10,7 @@ Dynamic sizes stay dynamic: ``dynamic_sizes`` runs the recipe at several sizes a
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 
 import onnx
 import onnx_ir as ir
@@ -118,28 +119,14 @@ def _check_calls(model: ir.Model) -> None:
         for identifier, function in model.functions.items()
     }
     sizes: dict[ir.OperatorIdentifier, int] = {}
-    waiting = {
-        identifier: sum(callee in calls for callee in callees)
-        for identifier, callees in calls.items()
-    }
-    callers: dict[ir.OperatorIdentifier, list[ir.OperatorIdentifier]] = {name: [] for name in calls}
-    for identifier, callees in calls.items():
-        for callee in callees:
-            if callee in callers:
-                callers[callee].append(identifier)
-    ready = [identifier for identifier, number in waiting.items() if number == 0]
-    while ready:
-        identifier = ready.pop()
-        sizes[identifier] = _inlined_size(calls[identifier], sizes)
-        for caller in callers[identifier]:
-            waiting[caller] -= 1
-            if waiting[caller] == 0:
-                ready.append(caller)
-    stuck = [identifier for identifier in calls if identifier not in sizes]
-    if stuck:
+    try:
+        for identifier in TopologicalSorter(calls).static_order():  # callees first
+            if identifier in calls:
+                sizes[identifier] = _inlined_size(calls[identifier], sizes)
+    except CycleError as error:
         raise ModelError(
-            f"function '{escape(stuck[0][1])}': calls itself; ONNX does not allow recursion"
-        )
+            f"function '{escape(error.args[1][0][1])}': calls itself; ONNX does not allow recursion"
+        ) from error
     main = Counter(node.op_identifier() for node in model.graph.all_nodes())
     if _inlined_size(main, sizes) > _MAX_INLINED_NODES:
         raise ModelError(
@@ -150,7 +137,7 @@ def _check_calls(model: ir.Model) -> None:
 def _inlined_size(
     calls: Mapping[ir.OperatorIdentifier, int], sizes: Mapping[ir.OperatorIdentifier, int]
 ) -> int:
-    return sum(number * sizes.get(callee, 1) for callee, number in calls.items())
+    return sum(count * sizes.get(callee, 1) for callee, count in calls.items())
 
 
 def _check_shapes(graph: ir.Graph) -> None:

@@ -8,7 +8,7 @@ operand that differs, another constant is right for any batch:
     Expand to [batch, 1, 64]   Concat(Shape<start=0, end=1>(x), [1, 64]), where it has none
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -79,24 +79,15 @@ def _sizes_with_batch(
     editor: Editor, node: ir.Node, name: str, batched: ir.Value, sizes: Sequence[int]
 ) -> ir.Value:
     """A shape whose first size is that of an input, as new nodes before a node."""
-
-    def insert(
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        attributes: Mapping[str, int],
-        suffix: str,
-        size: int,
-    ) -> ir.Value:
-        full = f"{name}_{suffix}"
-        return editor.insert_vector(
-            op_type, inputs, attributes, name=full, result=full, size=size, before=node
-        )
-
-    batch = insert("Shape", [batched], {"start": 0, "end": 1}, "batch", 1)
+    batch = editor.insert_vector(
+        "Shape", [batched], {"start": 0, "end": 1}, result=f"{name}_batch", size=1, before=node
+    )
     if len(sizes) == 1:
         return batch
     rest = editor.sizes(f"{name}_rest", sizes[1:])
-    return insert("Concat", [batch, rest], {"axis": 0}, "shape", len(sizes))
+    return editor.insert_vector(
+        "Concat", [batch, rest], {"axis": 0}, result=f"{name}_shape", size=len(sizes), before=node
+    )
 
 
 def batched_sizes(editor: Editor, node: ir.Node, name: str, shape: ir.Shape) -> ir.Value | None:
