@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array
-from morphgraph.onnx_io import STATIC_SHAPE_KEY
+from morphgraph.onnx_io import STATIC_SHAPE_KEY, subgraphs, values_of
 
 Attributes = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ class Editor:
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
         self._value_names = Counter(
-            value.name for graph in model.graphs() for value in _values(graph) if value.name
+            value.name for graph in model.graphs() for value in values_of(graph) if value.name
         )
         self._node_names = {node.name for node in self.graph}
 
@@ -62,8 +62,8 @@ class Editor:
 
     def release_subgraphs(self, node: ir.Node) -> None:
         """The same of all values inside of a node's subgraphs."""
-        for graph in _subgraphs(node):
-            for value in _values(graph):
+        for graph in subgraphs(node):
+            for value in values_of(graph):
                 self.release(value.name or "")
             for inner in graph:
                 self.release_subgraphs(inner)
@@ -151,13 +151,17 @@ class Editor:
         inputs: Sequence[ir.Value | None],
         attributes: Attributes | None = None,
         *,
-        name: str,
         result: str,
         size: int,
         before: ir.Node,
+        name: str | None = None,
     ) -> ir.Value:
-        """A new node before another that computes ``size`` sizes, ``[size]`` of int64."""
+        """A new node before another that computes ``size`` sizes, ``[size]`` of int64.
+
+        Its name is that of the result, if none is given.
+        """
         like = ir.val("", ir.DataType.INT64, [size])
+        name = result if name is None else name
         return self.insert(
             op_type, inputs, attributes, name=name, result=result, like=like, before=before
         )
@@ -360,19 +364,3 @@ def part_of(model: ir.Model, given: Mapping[str, Array], wanted: Sequence[str]) 
 def _copy_type(old: ir.Value, new: ir.Value) -> None:
     new.type, new.shape = old.type, old.shape
     new.meta.update(old.meta)
-
-
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    """All values that a graph itself names; an initializer may stand among its inputs as well."""
-    own = dict.fromkeys([*graph.inputs, *graph.initializers.values()])
-    return [*own, *(value for node in graph for value in node.outputs)]
-
-
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    graphs: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs.extend(attribute.as_graphs())
-    return graphs

@@ -13,7 +13,6 @@ from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
 from morphgraph.passes.checking.verify import (
-    TOLERANCE,
     VerifyReport,
     require_valid,
     verify as compare,
@@ -23,6 +22,7 @@ from morphgraph.passes.rewrite.absorb import absorb as constants_of
 from morphgraph.passes.rewrite.fresh import fresh
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan
+from morphgraph.tolerances import MIN_SENSITIVITY, RESIZED
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 Start = Literal["keep", "fresh"]
 """Where a resized network's weights come from: the model's, or newly drawn."""
-
-_MIN_SENSITIVITY = 1e-3  # a wrong slice could hide below a removal that changes outputs by less
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def verify(
     plan: Plan,
     small: ir.Model,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float = RESIZED,
     seed: int = 0,
     feeds: Mapping[str, Array] | None = None,
 ) -> VerifyReport:
@@ -164,7 +162,7 @@ def verify(
         report = compared()
     except UnsupportedError as refusal:
         report = _in_torch(compared, refusal)
-    if plan.keep_channels(graph) and report.ok and report.sensitivity < _MIN_SENSITIVITY:
+    if plan.keep_channels(graph) and report.ok and report.sensitivity < MIN_SENSITIVITY:
         warnings.warn(
             f"masking changed the outputs by {report.sensitivity:.1g} of their scale only: a wrong "
             "slice could go unnoticed; check again with trained weights",

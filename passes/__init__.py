@@ -9,9 +9,10 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
         infer_shapes    types and sizes of results
         fold_values     what single nodes compute from constants
         split_sequences SplitToSequence and SequenceAt become Split
-        symbols         the sizes that a model leaves open, and what they are tried at
-        dynamic_batch   a batch that stays open
-        dynamic_sizes   sequences, heights and widths that stay open
+        dynamic_sizes   sequences, heights and widths that stay dynamic
+        dynamic_batch   a batch that stays dynamic
+        size_runs       the recipe's runs at several sizes, compared
+        symbols         the dynamic sizes, and what they are analysed with
 
 coupling: the canonical model -> the channel graph
     couple              every operator's factors, laid on the axes of its values

@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from morphgraph.benchmark.sessions import Clock, Durations, ModelLike, model_name, time_rounds
-from morphgraph.benchmark.statistics import PairedRatio, judge, paired_ratio, summarize
+from morphgraph.benchmark.sessions import Clock, Durations, model_name, time_rounds
+from morphgraph.benchmark.statistics import Judgement, PairedRatio, judge, paired_ratio, summarize
 from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io import ModelLike
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
@@ -96,19 +97,12 @@ def bench(
     _check_arguments(models, threads, seconds, batch, flops)
     names = _unique([model_name(model, position) for position, model in enumerate(models)])
     clock: Clock = "cpu" if threads == 1 else "wall"
-    if len(models) == 1:
-        durations = time_rounds(
-            models, names, threads, seconds, batch, seed, MIN_ROUNDS, input_shapes
-        )
-        timing = _timing(names[0], durations, 0, clock)
-        verdict = _describe(timing, clock, threads)
-        return BenchResult((timing,), verdict, clock, threads, batch, seed, None)
-
     # The first model runs twice a round, in a session of its own each time, so that luck in how
     # memory was laid out shows as well.
+    repeated = 1 if len(models) > 1 else 0
     durations = time_rounds(
-        [*models, models[0]],
-        [*names, names[0]],
+        [*models, *models[:repeated]],
+        [*names, *names[:repeated]],
         threads,
         seconds,
         batch,
@@ -117,21 +111,22 @@ def bench(
         input_shapes,
     )
     measured = durations.by(clock)
-    self_ratio = paired_ratio(measured[:, 0], measured[:, -1])
+    self_ratio = paired_ratio(measured[:, 0], measured[:, -1]) if repeated else None
     timings = [_timing(names[0], durations, 0, clock)]
     sentences = [_describe(timings[0], clock, threads)]
-    for index in range(1, len(models)):
+    for index, name in enumerate(names[1:], start=1):
+        assert self_ratio is not None
         speedup = paired_ratio(measured[:, 0], measured[:, index])
         judgement = judge(speedup, self_ratio)
         timing = replace(
-            _timing(names[index], durations, index, clock),
+            _timing(name, durations, index, clock),
             speedup=speedup.ratio,
             speedup_interval=(speedup.low, speedup.high),
             flops_ratio=None if flops is None else flops[0] / flops[index],
             unstable=judgement == "unstable",
         )
         timings.append(timing)
-        sentences.append(_SENTENCES[judgement](timing, names[0], speedup, self_ratio))
+        sentences.append(_sentence(judgement, timing, names[0], speedup, self_ratio))
     verdict = " ".join(sentences)
     return BenchResult(tuple(timings), verdict, clock, threads, batch, seed, self_ratio)
 
@@ -185,30 +180,29 @@ def _describe(timing: ModelTiming, clock: Clock, threads: int) -> str:
     return f"{timing.name} takes {timing.p50_ms:.3g} ms ({spent}, {counted}, {timing.runs} runs)."
 
 
-def _faster(timing: ModelTiming, base: str, speedup: PairedRatio, _self: PairedRatio) -> str:
-    return f"{timing.name} is {_times(speedup)} as fast as {base}{_promise(timing)}."
-
-
-def _slower(timing: ModelTiming, base: str, speedup: PairedRatio, _self: PairedRatio) -> str:
-    return f"{timing.name} is slower: {_times(speedup)} as fast as {base}{_promise(timing)}."
-
-
-def _same(timing: ModelTiming, base: str, speedup: PairedRatio, _self: PairedRatio) -> str:
-    return (
-        f"{timing.name} is neither faster nor slower than {base}: {_times(speedup)} as fast"
-        f"{_promise(timing)}."
-    )
-
-
-def _unstable(timing: ModelTiming, base: str, speedup: PairedRatio, self_: PairedRatio) -> str:
-    return (
-        f"{timing.name} against {base}: the machine was too noisy to say; measured "
-        f"{_times(speedup)} as fast, but {base} came out {_times(self_)} as fast as itself. Run "
-        "longer, or on a quieter machine."
-    )
-
-
-_SENTENCES = {"faster": _faster, "slower": _slower, "same": _same, "unstable": _unstable}
+def _sentence(
+    judgement: Judgement,
+    timing: ModelTiming,
+    base: str,
+    speedup: PairedRatio,
+    self_ratio: PairedRatio,
+) -> str:
+    """What the verdict says of a model."""
+    name = timing.name
+    if judgement == "unstable":
+        return (
+            f"{name} against {base}: the machine was too noisy to say; measured "
+            f"{_times(speedup)} as fast, but {base} came out {_times(self_ratio)} as fast as "
+            "itself. Run longer, or on a quieter machine."
+        )
+    measured, promise = f"{_times(speedup)} as fast", _promise(timing)
+    match judgement:
+        case "faster":
+            return f"{name} is {measured} as {base}{promise}."
+        case "slower":
+            return f"{name} is slower: {measured} as {base}{promise}."
+        case "same":
+            return f"{name} is neither faster nor slower than {base}: {measured}{promise}."
 
 
 def _times(ratio: PairedRatio) -> str:

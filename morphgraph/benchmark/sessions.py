@@ -12,36 +12,31 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 import onnxruntime
 
-from morphgraph.arrays import Arrays, FloatArray
+from morphgraph.arrays import Arrays, FloatArray, Shape
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.onnx_io import as_model, escape, load, save
+from morphgraph.onnx_io import ModelLike, as_model, escape, load, save
+from morphgraph.onnx_io.runtime import random_array
 
-ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
-Feeds = Arrays
 Clock = Literal["cpu", "wall"]
 
 WARM_UP_RUNS = 3
 
-_DTYPES: dict[str, type[np.generic]] = {
-    "tensor(bool)": np.bool_,
-    "tensor(double)": np.float64,
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int16)": np.int16,
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-    "tensor(int8)": np.int8,
-    "tensor(uint16)": np.uint16,
-    "tensor(uint32)": np.uint32,
-    "tensor(uint64)": np.uint64,
-    "tensor(uint8)": np.uint8,
+# ONNX Runtime's names of the types that inputs may have.
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    **{
+        f"tensor({name})": np.dtype(name)
+        for size in ("8", "16", "32", "64")
+        for name in (f"int{size}", f"uint{size}")
+    },
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(bool)": np.dtype(np.bool_),
 }
 
 
@@ -116,7 +111,7 @@ def random_feeds(
     batch: int | None,
     seed: int,
     shapes: Mapping[str, Sequence[int]] | None = None,
-) -> Feeds:
+) -> Arrays:
     """Random inputs as the model declares them, the same for the same seed and declaration.
 
     Floats are standard normal. Integers are 0 or 1, which is a valid index wherever one is wanted.
@@ -129,37 +124,33 @@ def random_feeds(
         UnsupportedError: an input is no tensor of numbers.
     """
     generator = np.random.default_rng(seed)
-    feeds: Feeds = {}
-    wanted = dict(shapes or {})
+    feeds: Arrays = {}
+    left_over = dict(shapes or {})
     for declared in session.get_inputs():
         where = f"{name}: input '{escape(declared.name)}'"
         dtype = _DTYPES.get(declared.type)
         if dtype is None:
             raise UnsupportedError(f"{where} is a {declared.type}; only tensors of numbers are fed")
-        given = wanted.pop(declared.name, None)
-        if given is not None:
-            shape = _fitting(tuple(given), declared.shape, where)
+        requested = left_over.pop(declared.name, None)
+        if requested is not None:
+            shape = _fitting(tuple(requested), declared.shape, where)
         else:
             shape = tuple(_size(n, axis, batch, where) for axis, n in enumerate(declared.shape))
-        if issubclass(dtype, np.floating):
-            feeds[declared.name] = generator.standard_normal(shape).astype(dtype)
-        else:
-            feeds[declared.name] = generator.integers(0, 2, shape).astype(dtype)
-    if wanted:
-        raise ModelError(f"{name}: has no input '{escape(next(iter(wanted)))}' to give a shape to")
+        feeds[declared.name] = random_array(generator, shape, dtype)
+    if left_over:
+        unknown = escape(next(iter(left_over)))
+        raise ModelError(f"{name}: has no input '{unknown}' to give a shape to")
     return feeds
 
 
-def _fitting(
-    given: tuple[int, ...], declared: Sequence[int | str | None], where: str
-) -> tuple[int, ...]:
+def _fitting(shape: Shape, declared: Sequence[int | str | None], where: str) -> Shape:
     """The shape that the user gives, if the model takes it."""
     fixed = [size if isinstance(size, int) and size > 0 else None for size in declared]
-    fits = len(fixed) == len(given) and all(a in (None, b) for a, b in zip(fixed, given))
+    fits = len(fixed) == len(shape) and all(a in (None, b) for a, b in zip(fixed, shape))
     if not fits:
         shown = ", ".join(map(str, declared))
-        raise ModelError(f"{where}: shape {given} does not fit the model, which declares ({shown})")
-    return given
+        raise ModelError(f"{where}: shape {shape} does not fit the model, which declares ({shown})")
+    return shape
 
 
 def _size(size: int | str | None, axis: int, batch: int | None, where: str) -> int:
@@ -229,7 +220,7 @@ def time_rounds(
         return _alternate(runs, seconds * len(runs), seed, min_rounds)
 
 
-def _runner(session: onnxruntime.InferenceSession, feeds: Feeds) -> Callable[[], object]:
+def _runner(session: onnxruntime.InferenceSession, feeds: Arrays) -> Callable[[], object]:
     outputs = [output.name for output in session.get_outputs()]
     return lambda: session.run(outputs, feeds)
 

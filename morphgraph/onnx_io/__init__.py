@@ -2,32 +2,56 @@
 
 from morphgraph.onnx_io.check import escape
 from morphgraph.onnx_io.files import ModelLike, as_model, load, save, write_atomically
-from morphgraph.onnx_io.model import (
+from morphgraph.onnx_io.keys import (
+    ABSORBED_KEY,
+    CANONICAL_KEY,
+    DYNAMIC_AXES_KEY,
     PARAMETERS_KEY,
     STATIC_SHAPE_KEY,
+)
+from morphgraph.onnx_io.model import (
     add_constant_names,
     bind_inputs,
     checker_refusal,
     constant_names,
     not_finite,
-    static_shape,
     stored_names,
+)
+from morphgraph.onnx_io.values import (
+    captured_values,
+    is_float,
+    known_shape,
+    node_label,
+    numpy_type,
+    static_shape,
+    subgraphs,
+    values_of,
 )
 
 __all__ = [
+    "ABSORBED_KEY",
+    "CANONICAL_KEY",
+    "DYNAMIC_AXES_KEY",
     "PARAMETERS_KEY",
     "STATIC_SHAPE_KEY",
     "ModelLike",
     "add_constant_names",
     "as_model",
     "bind_inputs",
+    "captured_values",
     "checker_refusal",
     "constant_names",
     "escape",
+    "is_float",
+    "known_shape",
     "load",
+    "node_label",
     "not_finite",
+    "numpy_type",
     "save",
     "static_shape",
     "stored_names",
+    "subgraphs",
+    "values_of",
     "write_atomically",
 ]

@@ -1,13 +1,14 @@
-"""What can be wrong with an ONNX message, found before a weight is touched or memory allocated.
+"""Check an ONNX message before a weight is touched or memory allocated.
 
 ``onnx.checker`` accepts some of these models and names neither node nor remedy for the others. All
-checks here are linear in the size of the message, and none recurses: subgraphs wait on a stack.
+checks here are linear in the size of the message, and none recurses: subgraphs wait in a list.
 """
 
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 
 import onnx
 import onnx_ir as ir
@@ -164,7 +165,7 @@ def _check_graph(graph: onnx.GraphProto, folder: str | None) -> None:
             f"initializer '{escape(sparse.values.name)}': sparse weights are not supported; "
             "store them as dense tensors"
         )
-    for kind, infos in (
+    for role, infos in (
         ("input", graph.input),
         ("output", graph.output),
         ("value", graph.value_info),
@@ -172,7 +173,7 @@ def _check_graph(graph: onnx.GraphProto, folder: str | None) -> None:
         for info in infos:
             if not info.type.HasField("tensor_type"):
                 continue
-            where = f"{kind} '{escape(info.name)}'"
+            where = f"{role} '{escape(info.name)}'"
             _check_text(info.name, info.doc_string)
             tensor_type = info.type.tensor_type
             if tensor_type.elem_type:
@@ -310,14 +311,14 @@ class _Scope:
         scope._declare_nodes()
         return scope
 
-    def _declare(self, names: Iterable[str], kind: str) -> None:
+    def _declare(self, names: Iterable[str], role: str) -> None:
         for name in names:
             if not name:
-                raise ModelError(f"an {kind} has no name; export the model again")
+                raise ModelError(f"an {role} has no name; export the model again")
             _check_text(name)
             if name in self.producers:
                 raise ModelError(
-                    f"{kind} '{escape(name)}' is there twice; remove one of the two or export again"
+                    f"{role} '{escape(name)}' is there twice; remove one of the two or export again"
                 )
             self.producers[name] = -1
 
@@ -372,32 +373,13 @@ class _Scope:
         """
         if all(all(n < index for n in needed) for index, needed in enumerate(self.needs)):
             return True
-        users: list[list[int]] = [[] for _ in self.nodes]
-        waiting = [len(needed) for needed in self.needs]
-        for index, needed in enumerate(self.needs):
-            for producer in needed:
-                users[producer].append(index)
-        ready = [index for index, count in enumerate(waiting) if count == 0]
-        while ready:
-            for user in users[ready.pop()]:
-                waiting[user] -= 1
-                if waiting[user] == 0:
-                    ready.append(user)
-        stuck = {index for index, count in enumerate(waiting) if count}
-        if stuck:
-            raise ModelError(self._describe_cycle(stuck))
+        try:
+            TopologicalSorter(dict(enumerate(self.needs))).prepare()
+        except CycleError as error:
+            shown = [_describe(self.nodes[index], index) for index in error.args[1]]
+            if len(shown) > 6:
+                shown[5:-1] = ["..."]
+            raise ModelError(
+                f"the graph has a cycle: {' -> '.join(shown)}; export the model again"
+            ) from error
         return False
-
-    def _describe_cycle(self, stuck: set[int]) -> str:
-        position: dict[int, int] = {}
-        path: list[int] = []
-        index = min(stuck)
-        while index not in position:
-            position[index] = len(path)
-            path.append(index)
-            index = min(self.needs[index] & stuck)
-        cycle = path[position[index] :][::-1]
-        shown = [_describe(self.nodes[i], i) for i in cycle[:5]]
-        if len(cycle) > 5:
-            shown.append("...")
-        return f"the graph has a cycle: {' -> '.join([*shown, shown[0]])}; export the model again"

@@ -26,7 +26,7 @@ from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.model import bind_inputs, root_cause
 
 ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
-
+"""A model, or where one comes from: a protobuf message or a file."""
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _INLINE_LIMIT_BYTES = 1_900_000_000  # weights beyond this go to an external data file
@@ -36,10 +36,10 @@ _EXTERNAL_TENSOR_BYTES = 1024  # smaller tensors stay in the message, where shap
 _FOREIGN_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "it is a Git LFS pointer; run `git lfs pull`"),
     (b"PK\x03\x04", "it is a PyTorch or zip file; export the network to ONNX first"),
-    (b"\x80\x02", "it is a Python pickle, which is never opened; export the network to ONNX"),
-    (b"\x80\x03", "it is a Python pickle, which is never opened; export the network to ONNX"),
-    (b"\x80\x04", "it is a Python pickle, which is never opened; export the network to ONNX"),
-    (b"\x80\x05", "it is a Python pickle, which is never opened; export the network to ONNX"),
+    *(
+        (protocol, "it is a Python pickle, which is never opened; export the network to ONNX")
+        for protocol in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    ),
     (b"\x89HDF", "it is an HDF5 file; export the network to ONNX first"),
     (b"\x1f\x8b", "it is compressed; run gunzip first"),
 )
@@ -197,18 +197,13 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: str | None) -> ir.Mo
 
 def _open_negative_sizes(model: ir.Model) -> None:
     """Make sizes of -1, which PaddlePaddle writes, symbols as ONNX has them."""
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            _open_sizes(value)
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        _open_sizes(value)
-
-
-def _open_sizes(value: ir.Value) -> None:
-    if value.shape is not None and -1 in value.shape.dims:
-        value.shape = ir.Shape(
-            f"{value.name}_{axis}" if size == -1 else size for axis, size in enumerate(value.shape)
-        )
+    results = (value for node in model.graph.all_nodes() for value in node.outputs)
+    for value in (*results, *model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None and -1 in value.shape.dims:
+            value.shape = ir.Shape(
+                f"{value.name}_{axis}" if size == -1 else size
+                for axis, size in enumerate(value.shape)
+            )
 
 
 def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:

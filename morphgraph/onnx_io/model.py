@@ -1,21 +1,17 @@
-"""What is known of a model beyond its nodes: sizes, parameters, and whether it is valid."""
+"""What is known of a whole model: the sizes of its inputs, its parameters, whether it is valid."""
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io.check import escape
+from morphgraph.onnx_io.keys import CONSTANTS_KEY, PARAMETERS_KEY, STATIC_SHAPE_KEY
 from morphgraph.onnx_io.mapped import blocks
-
-STATIC_SHAPE_KEY = "static_shape"  # in ``Value.meta``, where symbolic sizes stand in the shape
-PARAMETERS_KEY = "morphgraph.parameters"
-CONSTANTS_KEY = "morphgraph.constants"
+from morphgraph.onnx_io.values import is_float
 
 
 def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Model:
@@ -59,27 +55,6 @@ def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Mode
 def _may_be(declared: int | ir.SymbolicDim | None, size: int) -> bool:
     # Old exporters write 0 where they do not know a size.
     return size > 0 and (not isinstance(declared, int) or declared in (0, size))
-
-
-def static_shape(value: ir.Value) -> Shape:
-    """The sizes of a value, in a model with a dynamic batch those that it is analysed with.
-
-    Raises:
-        ModelError: a size is not known.
-
-    >>> static_shape(ir.val("x", ir.DataType.FLOAT, [1, 3, 8, 8]))
-    (1, 3, 8, 8)
-    """
-    known: Shape | None = value.meta.get(STATIC_SHAPE_KEY)
-    if known is not None:
-        return known
-    sizes = (None,) if value.shape is None else value.shape.dims
-    if not all(isinstance(size, int) for size in sizes):
-        raise ModelError(
-            f"value '{escape(value.name or '')}': its shape is not known; "
-            "canonicalize the model, giving --input-shape where inputs are dynamic"
-        )
-    return cast("Shape", tuple(sizes))
 
 
 def checker_refusal(model: ir.Model) -> str | None:
@@ -144,8 +119,7 @@ def not_finite(model: ir.Model) -> Sequence[str]:
     return [
         name
         for name, value in model.graph.initializers.items()
-        if value.dtype is not None
-        and value.dtype.is_floating_point()
+        if is_float(value)
         and value.const_value is not None
         and not all(np.isfinite(block).all() for _, block in blocks(value.const_value))
     ]

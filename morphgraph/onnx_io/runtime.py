@@ -3,15 +3,16 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from morphgraph.arrays import Array, Arrays
+from morphgraph.arrays import Array, Arrays, Shape
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.mapped import is_stored
+from morphgraph.onnx_io.values import numpy_type, static_shape
 
 _PROTO_LIMIT = 2**31 - 2**20
 
@@ -78,9 +79,12 @@ def random_inputs(model: ir.Model, seed: int = 0) -> Arrays:
     feeds: Arrays = {}
     for value in model.graph.inputs:
         shape = static_shape(value)
-        dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
-        if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
-            feeds[value.name or ""] = generator.integers(0, 2, shape).astype(dtype)
-        else:
-            feeds[value.name or ""] = generator.standard_normal(shape).astype(dtype)
+        feeds[value.name or ""] = random_array(generator, shape, numpy_type(value))
     return feeds
+
+
+def random_array(generator: np.random.Generator, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """Standard normal numbers; of integers and booleans 0 or 1, a valid index wherever one is."""
+    if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
+        return generator.integers(0, 2, shape).astype(dtype)
+    return generator.standard_normal(shape).astype(dtype)

@@ -22,6 +22,7 @@ from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan, make_plan
 from morphgraph.testing.random_weights import random_weight
+from morphgraph.tolerances import PROOF_SENSITIVITY
 
 
 def model_from_text(text: str, inputs: Sequence[str] = ("x",), seed: int = 0) -> ir.Model:
@@ -174,7 +175,9 @@ def prove_plan(
     small = resize(graph, keep)
     report = verify(graph, plan, small)
     assert report.ok, f"{label}: {report.worst}"
-    assert report.sensitivity > 1e-2, f"{label}: the network does not feel the plan: {report}"
+    assert report.sensitivity > PROOF_SENSITIVITY, (
+        f"{label}: the network does not feel the plan: {report}"
+    )
     again = lift(small)
     for kind, change in plan.cost.items():
         recounted = cost(again, kind).total

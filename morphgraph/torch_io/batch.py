@@ -28,6 +28,7 @@ from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from morphgraph.arrays import Shape
 from morphgraph.errors import MorphError
+from morphgraph.tolerances import REBUILT
 from morphgraph.torch_io.functions import fused, stepwise
 
 _GROWTH = 3
@@ -89,7 +90,7 @@ def _keeps_samples_apart(
         halves = [_tensors(net(*(x.chunk(2)[k] for x in noise))) for k in (0, 1)]
     joined = [torch.cat(parts, axis) for *parts, axis in zip(*halves, axes, strict=True)]
     return all(
-        (one - other).abs().max() <= 1e-3 * one.abs().max()
+        (one - other).abs().max() <= REBUILT * one.abs().max()
         for one, other in zip(whole, joined, strict=True)
     )
 

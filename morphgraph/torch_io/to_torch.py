@@ -10,7 +10,8 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, static_shape
 from morphgraph.ops import OpNode, facts_of, parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
-from morphgraph.passes.canonical.symbols import Symbol, larger_shapes, open_symbols
+from morphgraph.passes.canonical.symbols import Symbol, input_shapes, input_symbols
+from morphgraph.tolerances import REBUILT
 from morphgraph.torch_io.batch import free_batch
 from morphgraph.torch_io.builder import TorchBuilder
 from morphgraph.torch_io.names import clean
@@ -60,7 +61,7 @@ def to_torch(
     source = as_model(model)
     canonical = canonicalize(source, input_shapes)
     net = _network(canonical)
-    symbols = open_symbols(canonical)
+    symbols = input_symbols(canonical)
     if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
         _check_larger(source, net, symbols, canonical)
         free = any(axis == 0 for symbol in symbols for _, axis in symbol.axes)
@@ -105,7 +106,7 @@ def _check_larger(
     Raises:
         UnsupportedError: they differ: an operator takes the analysis size for the only one.
     """
-    larger = larger_shapes(canonical, symbols)
+    larger = input_shapes(canonical, symbols, enlarged=symbols)
     fixed_model = canonicalize(source, larger)
     fixed = _network(fixed_model)
     generator = torch.Generator().manual_seed(0)
@@ -123,7 +124,7 @@ def _check_larger(
             raise UnsupportedError(f"the network fits one size only: {why}; {advice}") from error
     for value, one, other in zip(canonical.graph.outputs, found, expected, strict=True):
         if one.shape != other.shape or not torch.allclose(
-            one.double(), other.double(), rtol=1e-3, atol=1e-3, equal_nan=True
+            one.double(), other.double(), rtol=REBUILT, atol=REBUILT, equal_nan=True
         ):
             raise UnsupportedError(
                 f"output '{value.name}' is not what the model gives at {larger}; {advice}"

@@ -5,11 +5,12 @@ operators that do nothing dropped, weights made initializers, nodes named, and t
 value known. Nothing is tied, merged or fused: batch normalizations and parameter names survive, so
 that the model can still be trained.
 
-Sizes that a model leaves open stay open: the passes ``open_batch`` and ``open_sizes`` see to that.
+Dynamic sizes stay dynamic: ``dynamic_sizes`` runs the recipe at several sizes and compares.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 
 import onnx
 import onnx_ir as ir
@@ -17,16 +18,14 @@ from onnx_ir.passes import common
 
 from morphgraph.edit import name_nodes
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.onnx_io import bind_inputs, escape
+from morphgraph.onnx_io import CANONICAL_KEY, bind_inputs, escape, known_shape, node_label
 from morphgraph.onnx_io.check import check_opset
 from morphgraph.ops import entry_of
-from morphgraph.passes.canonical.dynamic_batch import settle_open_batch
-from morphgraph.passes.canonical.dynamic_sizes import settle_open_sizes
+from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.fold import fold_constants
-from morphgraph.passes.canonical.split_sequences import unpack_sequences
-from morphgraph.passes.canonical.symbols import open_symbols
-
-CANONICAL_KEY = "morphgraph.canonical"
+from morphgraph.passes.canonical.size_runs import Digests
+from morphgraph.passes.canonical.split_sequences import split_sequences
+from morphgraph.passes.canonical.symbols import input_symbols
 
 _MAX_INLINED_NODES = 1_000_000
 _MIN_IR_VERSION = 4  # before it, initializers had to stand among the inputs
@@ -57,15 +56,13 @@ def canonicalize(
     common.RemoveInitializersFromInputsPass()(bound)
     bound.ir_version = max(bound.ir_version, _MIN_IR_VERSION)
     _check_inputs(bound)
-    symbols = open_symbols(bound)
-    if not symbols:
-        return _finish(_fold(bound))
-    if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
-        return _finish(settle_open_sizes(bound, symbols, _fold_keeping))
-    settled = settle_open_batch(bound, symbols[0], _fold)
-    if settled is None:
-        settled = settle_open_sizes(bound, symbols, _fold_keeping)
-    return _finish(settled)
+    symbols = input_symbols(bound)
+    if symbols:
+        bound = keep_sizes_dynamic(bound, symbols, _fold)
+    else:
+        _fold(bound, frozenset())
+    bound.meta[CANONICAL_KEY] = True
+    return bound
 
 
 def _check_inputs(model: ir.Model) -> None:
@@ -85,14 +82,11 @@ def _check_inputs(model: ir.Model) -> None:
                 raise ModelError(f"{where}: size {axis} of {value.shape} is not known; {remedy}")
 
 
-def _fold(model: ir.Model) -> ir.Model:
-    """The recipe itself, in place, for a model whose inputs are static."""
-    _fold_keeping(model, frozenset())
-    return model
+def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
+    """The recipe itself, in place, for a model whose inputs are static.
 
-
-def _fold_keeping(model: ir.Model, varying: frozenset[str]) -> dict[str, object]:
-    """The recipe, keeping the nodes of some values; returns what the folded values were."""
+    Nodes that make ``varying`` values stay. Returned is what the folded values were.
+    """
     _inline(model)
     try:
         model.graph.sort()
@@ -100,17 +94,12 @@ def _fold_keeping(model: ir.Model, varying: frozenset[str]) -> dict[str, object]
         raise ModelError("the graph has a cycle; export the model again") from error
     name_nodes(model.graph)
     folded = fold_constants(model, varying)
-    unpack_sequences(model)
+    split_sequences(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     name_nodes(model.graph)
     _check_shapes(model.graph)
     return folded
-
-
-def _finish(model: ir.Model) -> ir.Model:
-    model.meta[CANONICAL_KEY] = True
-    return model
 
 
 def _inline(model: ir.Model) -> None:
@@ -130,28 +119,14 @@ def _check_calls(model: ir.Model) -> None:
         for identifier, function in model.functions.items()
     }
     sizes: dict[ir.OperatorIdentifier, int] = {}
-    waiting = {
-        identifier: sum(callee in calls for callee in callees)
-        for identifier, callees in calls.items()
-    }
-    callers: dict[ir.OperatorIdentifier, list[ir.OperatorIdentifier]] = {name: [] for name in calls}
-    for identifier, callees in calls.items():
-        for callee in callees:
-            if callee in callers:
-                callers[callee].append(identifier)
-    ready = [identifier for identifier, number in waiting.items() if number == 0]
-    while ready:
-        identifier = ready.pop()
-        sizes[identifier] = _inlined_size(calls[identifier], sizes)
-        for caller in callers[identifier]:
-            waiting[caller] -= 1
-            if waiting[caller] == 0:
-                ready.append(caller)
-    stuck = [identifier for identifier in calls if identifier not in sizes]
-    if stuck:
+    try:
+        for identifier in TopologicalSorter(calls).static_order():  # callees first
+            if identifier in calls:
+                sizes[identifier] = _inlined_size(calls[identifier], sizes)
+    except CycleError as error:
         raise ModelError(
-            f"function '{escape(stuck[0][1])}': calls itself; ONNX does not allow recursion"
-        )
+            f"function '{escape(error.args[1][0][1])}': calls itself; ONNX does not allow recursion"
+        ) from error
     main = Counter(node.op_identifier() for node in model.graph.all_nodes())
     if _inlined_size(main, sizes) > _MAX_INLINED_NODES:
         raise ModelError(
@@ -162,17 +137,16 @@ def _check_calls(model: ir.Model) -> None:
 def _inlined_size(
     calls: Mapping[ir.OperatorIdentifier, int], sizes: Mapping[ir.OperatorIdentifier, int]
 ) -> int:
-    return sum(number * sizes.get(callee, 1) for callee, number in calls.items())
+    return sum(count * sizes.get(callee, 1) for callee, count in calls.items())
 
 
 def _check_shapes(graph: ir.Graph) -> None:
     for node in graph:
         for value in node.outputs:
-            known = value.shape is not None and all(isinstance(size, int) for size in value.shape)
-            if value.name and not (known and value.dtype is not None):
+            if value.name and (known_shape(value) is None or value.dtype is None):
                 raise ModelError(
-                    f"node '{escape(node.name or '')}' ({escape(node.op_type)}): the size of its "
-                    f"result '{escape(value.name)}' cannot be known; {_make_known(node)}"
+                    f"{node_label(node)}: the size of its result '{escape(value.name)}' cannot be "
+                    f"known; {_make_known(node)}"
                 )
 
 

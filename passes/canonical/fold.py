@@ -2,8 +2,8 @@
 
 One walk over the nodes in topological order does everything: sizes are inferred node by node while
 the constants they depend on are already known, so that chains such as Shape, Gather, Concat,
-Reshape fold in a single pass. What a node gives is told by ``infer`` (types and sizes) and by
-``compute`` (numbers).
+Reshape fold in a single pass. ``infer_shapes`` knows the types and sizes of a node's results,
+``fold_values`` knows the numbers; what is here replaces nodes.
 """
 
 import hashlib
@@ -13,18 +13,16 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.edit import Editor
-from morphgraph.onnx_io import PARAMETERS_KEY, stored_names
+from morphgraph.onnx_io import known_shape
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored
 from morphgraph.ops.op import lookup
 from morphgraph.passes.canonical.fold_values import (
     FOLD_LIMIT_BYTES,
+    KnownValues,
     computed,
     constant_tensor,
-    described_shape,
-    filled,
-    is_foldable,
 )
-from morphgraph.passes.canonical.infer_shapes import ResultTypes, known_shape
+from morphgraph.passes.canonical.infer_shapes import ResultTypes
 
 
 def fold_constants(model: ir.Model, varying: frozenset[str] = frozenset()) -> dict[str, object]:
@@ -35,11 +33,11 @@ def fold_constants(model: ir.Model, varying: frozenset[str] = frozenset()) -> di
 
     Args:
         model: is changed.
-        varying: values that depend on sizes which are not meant to be fixed. Their nodes stay, and
-            what they compute at the present sizes is used to know other sizes only.
+        varying: names of values that depend on dynamic sizes. Their nodes stay; what they compute
+            at the present sizes is used to infer other sizes, and for nothing else.
 
     Returns:
-        By name, something that is equal for two folded values if they are.
+        By the name of a folded value, a digest: equal for two values if their content is.
 
     Raises:
         ModelError: operands of a node do not fit together.
@@ -47,7 +45,7 @@ def fold_constants(model: ir.Model, varying: frozenset[str] = frozenset()) -> di
     folder = _Folder(model, varying)
     for node in model.graph:  # nodes put behind the present one are visited too
         folder.visit(node)
-    return folder.folded
+    return folder.digests
 
 
 class _Folder:
@@ -55,72 +53,58 @@ class _Folder:
         self.graph = model.graph
         self.editor = Editor(model)
         self.varying = varying
-        self.folded: dict[str, object] = {}
-        self.at_present: dict[ir.Value, ir.TensorProtocol] = {}  # what varying values are now
-        self.results = ResultTypes(model, self._known)
-        self.lists_parameters = PARAMETERS_KEY in model.metadata_props
-        self.parameters = set(stored_names(model))
-        self.trained = self.parameters | {
-            name
-            for name, value in self.graph.initializers.items()
-            if _is_float(value) and value.shape is not None and len(value.shape) > 0
-        }
-        self.outputs = set(self.graph.outputs)
+        self.digests: dict[str, object] = {}
+        self.known = KnownValues(model)
+        self.types = ResultTypes(model, self.known)
 
     def visit(self, node: ir.Node) -> None:
         if _is(node, "Constant"):
-            self._lift_constant(node)
+            self._replace_constant_node(node)
             return
         if _is(node, "If") and self._inline_branch(node):
             return
         self._drop_zeros(node)
-        self.results.note(node)
+        self.types.infer(node)
         if _is(node, "CastLike") and self._make_cast(node):
             return
         if self._simplify_reshape(node):
             return
-        if not self._forward(node):
-            self._evaluate(node)
+        if not self._bypass(node):
+            self._fold(node)
 
     # -- constants ---------------------------------------------------------------------------
 
-    def _constant(self, value: ir.Value | None) -> ir.TensorProtocol | None:
-        if value is None or not value.is_initializer() or value.graph is not self.graph:
-            return None
-        return value.const_value
-
-    def _lift_constant(self, node: ir.Node) -> None:
+    def _replace_constant_node(self, node: ir.Node) -> None:
         tensor = _shared(constant_tensor(node))
         output = node.outputs[0]
         name = output.name or ""
-        if output in self.outputs:
+        if self._is_output(output):
             # A graph output must be made by a node: keep it, as an Identity of the constant.
             value = self.editor.constant(f"{name}_value", tensor)
             name = value.name or ""
             self._replace(node, "Identity", [value])
         else:
-            self._settle(node, [tensor])
+            self._replace_by_constants(node, [tensor])
         is_matrix = len(tensor.shape) > 1 and tensor.dtype.is_floating_point()
-        if not self.lists_parameters and is_matrix and not _is_zero(tensor):
-            self.trained.add(name)  # some exporters keep weights in Constant nodes
+        if not self.known.lists_parameters and is_matrix and not _is_zero(tensor):
+            self.known.trained.add(name)  # some exporters keep weights in Constant nodes
 
-    def _known(self, value: ir.Value | None) -> ir.TensorProtocol | None:
-        """The value of a constant, or what a varying one is at the present sizes."""
-        return None if value is None else self.at_present.get(value, self._constant(value))
-
-    def _settle_computed(self, node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> None:
-        """Put initializers in the place of a node's results, unless they vary."""
-        for output, tensor in zip(node.outputs, tensors, strict=True):
-            self.folded[output.name or ""] = _digest(tensor)
-        if any(output.name in self.varying for output in node.outputs):
-            self.at_present.update(zip(node.outputs, tensors, strict=True))
-            for output, tensor in zip(node.outputs, tensors, strict=True):
-                output.type = ir.TensorType(tensor.dtype)
-                output.shape = ir.Shape(tensor.shape.numpy())
+    def _fold(self, node: ir.Node) -> None:
+        """Put what a node computes in its place, where that is known; varying nodes stay."""
+        if any(self._is_output(output) for output in node.outputs):
             return
-        self._settle(node, tensors)
+        tensors = computed(node, self.types.opsets[""], self.known)
+        if tensors is None:
+            return
+        for output, tensor in zip(node.outputs, tensors, strict=True):
+            self.digests[output.name or ""] = _digest(tensor)
+        if any(output.name in self.varying for output in node.outputs):
+            for output, tensor in zip(node.outputs, tensors, strict=True):
+                self.known.note_varying(output, tensor)
+        else:
+            self._replace_by_constants(node, tensors)
 
-    def _settle(self, node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> None:
+    def _replace_by_constants(self, node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> None:
         """Put initializers in the place of a node's results."""
         for output, tensor in zip(node.outputs, tensors, strict=True):
             if not output.name:
@@ -132,9 +116,9 @@ class _Folder:
 
     # -- operators that do nothing -------------------------------------------------------------
 
-    def _forward(self, node: ir.Node) -> bool:
+    def _bypass(self, node: ir.Node) -> bool:
         """Let readers of a node that does nothing read its operand instead."""
-        if not _does_nothing(node):
+        if not _is_no_op(node):
             return False
         source, output = node.inputs[0], node.outputs[0]
         assert source is not None
@@ -150,8 +134,8 @@ class _Folder:
         entry = lookup(node.op_type, node.domain)
         for index in () if entry is None else entry.zeros:
             value = node.inputs[index] if index < len(node.inputs) else None
-            tensor = self._constant(value)
-            if value is None or tensor is None or value.name in self.trained:
+            tensor = self.known.constant(value)
+            if value is None or tensor is None or value.name in self.known.trained:
                 continue
             if _is_zero(tensor):
                 node.replace_input_with(index, None)
@@ -163,22 +147,22 @@ class _Folder:
         """Write a Gather of everything in order as the Reshape that it is; join two in a row."""
         source, output = node.inputs[0] if node.inputs else None, node.outputs[0]
         shape = known_shape(output)
-        if source is None or shape is None or self._constant(source) is not None:
+        if source is None or shape is None or self.known.constant(source) is not None:
             return False
         if _is(node, "Gather"):
             # From PyTorch's as_strided, which its pooling uses on channels-last data.
-            indices = self._constant(node.inputs[1])
-            if indices is None or not _is_everything(indices, known_shape(source)):
+            indices = self.known.constant(node.inputs[1])
+            if indices is None or not _lists_all(indices, known_shape(source)):
                 return False
             self._replace(node, "Reshape", [source, self._shape_of(output)])
             return True
         first = source.producer()
         if not _is(node, "Reshape") or first is None or not _is(first, "Reshape"):
             return False
-        if first.graph is not self.graph or source in self.outputs or len(source.uses()) > 1:
+        if first.graph is not self.graph or self._is_output(source) or len(source.uses()) > 1:
             return False
         target = node.inputs[1]
-        if target is None or self._constant(target) is None or 0 in shape:
+        if target is None or self.known.constant(target) is None or 0 in shape:
             return False
         node.replace_input_with(0, first.inputs[0])
         node.replace_input_with(1, self._shape_of(output))
@@ -192,18 +176,18 @@ class _Folder:
         return self.editor.constant(f"{value.name}_shape", shape)
 
     def _is_alias(self, source: ir.Value, output: ir.Value) -> bool:
-        if self._constant(source) is None or source.name not in self.trained:
+        if self.known.constant(source) is None or source.name not in self.known.trained:
             return False
-        return output not in self.outputs and (
-            not self.lists_parameters or output.name in self.parameters
+        return not self._is_output(output) and (
+            not self.known.lists_parameters or output.name in self.known.parameters
         )
 
     def _split_alias(self, node: ir.Node) -> None:
-        tensor = self._constant(node.inputs[0])
+        tensor = self.known.constant(node.inputs[0])
         assert tensor is not None
         name = node.outputs[0].name or ""
-        self._settle(node, [_shared(tensor)])
-        self.trained.add(name)
+        self._replace_by_constants(node, [_shared(tensor)])
+        self.known.trained.add(name)
 
     def _make_cast(self, node: ir.Node) -> bool:
         source, like = node.inputs
@@ -214,7 +198,7 @@ class _Folder:
 
     def _inline_branch(self, node: ir.Node) -> bool:
         """Replace an If whose condition is known by the branch that is taken."""
-        condition = self._constant(node.inputs[0]) if node.inputs else None
+        condition = self.known.constant(node.inputs[0]) if node.inputs else None
         if condition is None or condition.size != 1:
             return False
         taken = node.attributes.get("then_branch" if condition.numpy().item() else "else_branch")
@@ -234,22 +218,21 @@ class _Folder:
         results = list(branch.outputs)
         branch.outputs.clear()
         branch.remove(inner)
-        # An Identity for each result keeps the names of the outer values.
+        # An Identity per result keeps the outer value's name; it is bypassed where that can go.
         ends = [ir.Node("", "Identity", [result]) for result in results]
-        for old, end in zip(node.outputs, ends, strict=True):
-            self._take_over(old, end.outputs[0])
+        for old, new in zip(node.outputs, (end.outputs[0] for end in ends), strict=True):
+            new.name, old.name = old.name, None
+            new.type, new.shape = old.type, old.shape
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
         self.graph.insert_after(node, [*inner, *ends])
         self._remove(node)
         return True
 
     # -- editing -------------------------------------------------------------------------------
 
-    def _take_over(self, old: ir.Value, new: ir.Value) -> None:
-        name = old.name
-        old.name = None
-        new.name, new.type, new.shape = name, old.type, old.shape
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        self.outputs = set(self.graph.outputs) if old in self.outputs else self.outputs
+    def _is_output(self, value: ir.Value) -> bool:
+        # A value may also be the output of a subgraph that captures it.
+        return value.is_graph_output() and value in self.graph.outputs
 
     def _replace(
         self,
@@ -261,49 +244,22 @@ class _Folder:
         """Put another node in the place of one; what nobody reads any more goes."""
         self._edit(node, lambda: self.editor.replace(node, op_type, inputs, attributes or {}))
 
-    def _edit(self, node: ir.Node, edit: Callable[[], object]) -> None:
-        operands = {value for value in node.inputs if value is not None}
-        edit()
-        self.outputs = set(self.graph.outputs)
-        for value in operands:
-            self._drop_unread(value)
-
     def _remove(self, node: ir.Node) -> None:
         self._edit(node, lambda: self.graph.remove(node, safe=True))
 
+    def _edit(self, node: ir.Node, edit: Callable[[], object]) -> None:
+        """Take a node out; constants that only it has read go with it."""
+        operands = {value for value in node.inputs if value is not None}
+        edit()
+        for value in operands:
+            self._drop_unread(value)
+
     def _drop_unread(self, value: ir.Value) -> None:
         # At once, not at the end: a chain of folded results never holds more than two of them.
-        if self._constant(value) is None or value.uses() or value in self.outputs:
+        if self.known.constant(value) is None or value.uses() or self._is_output(value):
             return
-        if value.name not in self.trained:
+        if value.name not in self.known.trained:
             del self.graph.initializers[value.name or ""]
-
-    # -- values --------------------------------------------------------------------------------
-
-    def _evaluate(self, node: ir.Node) -> None:
-        """Replace a node by what it computes where all operands are constants."""
-        if not is_foldable(node) or any(output in self.outputs for output in node.outputs):
-            return
-        source = node.inputs[0] if node.inputs else None
-        if node.op_type in ("Shape", "Size"):
-            shape = known_shape(source)
-            if shape is not None:
-                self._settle_computed(node, [ir.tensor(described_shape(node, shape))])
-            return
-        operands = [self._known(value) for value in node.inputs]
-        for value, tensor in zip(node.inputs, operands, strict=True):
-            if value is not None and (
-                tensor is None or tensor.nbytes > FOLD_LIMIT_BYTES or value.name in self.trained
-            ):
-                return
-        if node.op_type == "ConstantOfShape":
-            made = None if operands[0] is None else filled(node, operands[0])
-            if made is not None:
-                self._settle_computed(node, [made])
-        elif node.inputs:
-            results = computed(node, self.results.opsets[""], operands)
-            if results is not None and len(results) == len(node.outputs):
-                self._settle_computed(node, [ir.tensor(result) for result in results])
 
 
 def _digest(tensor: ir.TensorProtocol) -> object:
@@ -330,11 +286,7 @@ def _is(node: ir.Node, op_type: str) -> bool:
     return node.op_type == op_type and not node.domain
 
 
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype is not None and value.dtype.is_floating_point()
-
-
-def _does_nothing(node: ir.Node) -> bool:
+def _is_no_op(node: ir.Node) -> bool:
     if node.domain or not node.inputs or node.inputs[0] is None:
         return False
     source, output = node.inputs[0], node.outputs[0]
@@ -351,7 +303,7 @@ def _does_nothing(node: ir.Node) -> bool:
     return False
 
 
-def _is_everything(indices: ir.TensorProtocol, shape: tuple[int, ...] | None) -> bool:
+def _lists_all(indices: ir.TensorProtocol, shape: tuple[int, ...] | None) -> bool:
     """Whether the indices name every element of a vector of this shape once, in order."""
     if shape is None or shape != (indices.size,) or indices.nbytes > FOLD_LIMIT_BYTES:
         return False

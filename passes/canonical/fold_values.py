@@ -1,7 +1,8 @@
-"""What single nodes compute from constants: by ONNX's reference implementation, within bounds.
+"""What numbers values hold: constants, and what single nodes compute from constants.
 
-Nothing is computed before the size of its result is known to be within the cap. Whole parts of a
-model run in ONNX Runtime instead (:mod:`morphgraph.passes.analysis.evaluate`).
+Nodes are computed by ONNX's reference implementation, and none before the size of its result is
+known to be within bounds. Whole parts of a model run in ONNX Runtime instead
+(:mod:`morphgraph.passes.analysis.evaluate`).
 """
 
 import logging
@@ -14,9 +15,15 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, Shape
 from morphgraph.errors import ModelError
-from morphgraph.onnx_io import escape
+from morphgraph.onnx_io import (
+    PARAMETERS_KEY,
+    is_float,
+    known_shape,
+    node_label,
+    stored_names,
+    subgraphs,
+)
 from morphgraph.ops import facts_of
-from morphgraph.passes.canonical.infer_shapes import has_subgraph, known_shape
 
 FOLD_LIMIT_BYTES = 16 * 2**20  # of one result, or of one operand
 _FILL_LIMIT_BYTES = 2**31  # of a weight that is one repeated number and takes no memory
@@ -25,35 +32,95 @@ _FILL_LIMIT_BYTES = 2**31  # of a weight that is one repeated number and takes n
 logger = logging.getLogger(__name__)
 
 
+class KnownValues:
+    """The numbers that are known while a graph is folded, and which of them training changes.
+
+    Attributes:
+        parameters: names that the model lists as its parameters.
+        lists_parameters: whether it lists them; if not, they can but be guessed.
+        trained: names of initializers that training may change. No node is folded into them.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._varying: dict[ir.Value, ir.TensorProtocol] = {}
+        self.parameters = set(stored_names(model))
+        self.lists_parameters = PARAMETERS_KEY in model.metadata_props
+        self.trained = self.parameters | {
+            name
+            for name, value in self._graph.initializers.items()
+            if is_float(value) and value.shape is not None and len(value.shape) > 0
+        }
+
+    def constant(self, value: ir.Value | None) -> ir.TensorProtocol | None:
+        """The tensor of an initializer of the graph; ``None`` for any other value."""
+        if value is None or not value.is_initializer() or value.graph is not self._graph:
+            return None
+        return value.const_value
+
+    def get(self, value: ir.Value | None) -> ir.TensorProtocol | None:
+        """The tensor of a constant, or what a varying value is at the present input sizes."""
+        return None if value is None else self._varying.get(value, self.constant(value))
+
+    def note_varying(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+        """Note what a value that varies with dynamic sizes is at the present input sizes."""
+        self._varying[value] = tensor
+        value.type = ir.TensorType(tensor.dtype)
+        value.shape = ir.Shape(tensor.shape.numpy())
+
+
 def is_foldable(node: ir.Node) -> bool:
     """Whether a node whose operands are constants may be replaced by what it computes."""
-    return not node.domain and facts_of(node).foldable and not has_subgraph(node)
+    return not node.domain and facts_of(node).foldable and not subgraphs(node)
 
 
-def described_shape(node: ir.Node, shape: Shape) -> Array:
+def computed(node: ir.Node, opset: int, known: KnownValues) -> Sequence[ir.TensorProtocol] | None:
+    """What a node computes, one tensor per result.
+
+    ``None`` where an operand is not known, or training changes it; where a tensor is too large; and
+    where ONNX's reference implementation does not have the operator.
+    """
+    if not is_foldable(node) or not node.inputs:
+        return None
+    if node.op_type in ("Shape", "Size"):
+        shape = known_shape(node.inputs[0])
+        return None if shape is None else [ir.tensor(_described_shape(node, shape))]
+    tensors = [known.get(value) for value in node.inputs]
+    for value, tensor in zip(node.inputs, tensors, strict=True):
+        if value is not None and (
+            tensor is None or tensor.nbytes > FOLD_LIMIT_BYTES or value.name in known.trained
+        ):
+            return None
+    if node.op_type == "ConstantOfShape":
+        return None if tensors[0] is None else _filled(node, tensors[0])
+    arrays = _computed_arrays(node, opset, tensors)
+    return None if arrays is None else [ir.tensor(array) for array in arrays]
+
+
+def _described_shape(node: ir.Node, shape: Shape) -> Array:
     """What Shape or Size computes for an operand of this shape."""
     if node.op_type == "Size":
         return np.array(math.prod(shape), np.int64)
-    start = node.attributes["start"].as_int() if "start" in node.attributes else None
-    end = node.attributes["end"].as_int() if "end" in node.attributes else None
+    start, end = node.attributes.get_int("start"), node.attributes.get_int("end")
     return np.array(shape[start:end], np.int64)
 
 
-def filled(node: ir.Node, shape: ir.TensorProtocol) -> ir.TensorProtocol | None:
+def _filled(node: ir.Node, shape: ir.TensorProtocol) -> list[ir.TensorProtocol] | None:
     """What a ConstantOfShape makes, without taking memory for it; ``None`` where it is too much."""
-    number = node.attributes["value"].as_tensor() if "value" in node.attributes else None
-    filler = np.zeros((), np.float32) if number is None else number.numpy().reshape(())
+    attribute = node.attributes.get("value")
+    filler = (
+        np.zeros((), np.float32) if attribute is None else attribute.as_tensor().numpy().reshape(())
+    )
     sizes = tuple(shape.numpy().tolist())
     if min(sizes, default=0) < 0 or math.prod(sizes) * filler.itemsize > _FILL_LIMIT_BYTES:
         return None
     # A view with stride 0: the weight takes no memory until it is changed.
-    return ir.tensor(np.broadcast_to(filler, sizes))
+    return [ir.tensor(np.broadcast_to(filler, sizes))]
 
 
-def computed(
+def _computed_arrays(
     node: ir.Node, opset: int, operands: Sequence[ir.TensorProtocol | None]
 ) -> list[Array] | None:
-    """What a node computes; ``None`` where that is too large, or not implemented."""
     if not _result_is_small(node):
         return None
     attributes = {
@@ -74,8 +141,8 @@ def computed(
         RuntimeError,
         TypeError,
         ValueError,
-    ) as why:
-        logger.debug("%s %s is not folded: %s", node.op_type, node.name, why)
+    ) as error:
+        logger.debug("%s %s is not folded: %s", node.op_type, node.name, error)
         return None
     if not isinstance(results, tuple | list):
         results = (results,)
@@ -114,6 +181,4 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
                 return ir.tensor(np.array(attribute.value, np.int64))
             case "value_string" | "value_strings":
                 return ir.tensor(attribute.value, dtype=ir.DataType.STRING)
-    raise ModelError(
-        f"node '{escape(node.name or '')}' (Constant): holds no dense value; store it as a tensor"
-    )
+    raise ModelError(f"{node_label(node)}: holds no dense value; store it as a tensor")

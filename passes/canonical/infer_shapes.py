@@ -1,21 +1,22 @@
-"""What the results of a node are: their types and sizes, told while constants are being folded.
+"""What types and sizes the results of a node have, inferred while constants are being folded.
 
-ONNX infers them, from the numbers of constant operands where those decide. For an operator that it
-does not know, or of which it infers no shape, the entry tells (``Op.shape``).
+ONNX infers them, from the numbers of known operands where those decide (such as the target of a
+Reshape). For an operator that ONNX does not have, or for which it infers no shape, the operator's
+entry does (``Op.shape``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.notation import NotationError
-from morphgraph.onnx_io import escape
+from morphgraph.onnx_io import captured_values, escape, known_shape, node_label, subgraphs
 from morphgraph.ops import Op, OpNode, describe, entry_of, mismatch_hint
 from morphgraph.ops.op import UnsupportedFormError, lookup
+from morphgraph.passes.canonical.fold_values import KnownValues
 
 _INFERENCE_DATA = 4096  # elements of an operand that shape inference may look into
 
@@ -28,14 +29,16 @@ _INFERENCE_ERRORS = (
     RuntimeError,
 )
 
-Known = Callable[[ir.Value], ir.TensorProtocol | None]
-"""The numbers of a value, where they are known."""
-
 
 class ResultTypes:
-    """Types and shapes of results, node by node in topological order."""
+    """Infers types and shapes of results, node by node in topological order.
 
-    def __init__(self, model: ir.Model, known: Known) -> None:
+    Args:
+        model: its operator sets say how ONNX infers.
+        known: the numbers that inference may look into.
+    """
+
+    def __init__(self, model: ir.Model, known: KnownValues) -> None:
         self.known = known
         self.opsets = {
             "" if domain == "ai.onnx" else domain: version
@@ -48,20 +51,21 @@ class ResultTypes:
             onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()
         ]
 
-    def note(self, node: ir.Node) -> None:
-        """Note types and shapes on a node's results; what nobody knows stays as it is declared.
+    def infer(self, node: ir.Node) -> None:
+        """Write types and shapes on a node's results; what cannot be inferred stays as declared.
 
         Raises:
             ModelError: the node is not valid, or its operands do not fit together.
         """
         if not self._is_in_onnx(node):
-            self._note_taught(node, entry_of(node.op_type, node.domain))
+            self._infer_by_entry(node, entry_of(node.op_type, node.domain))
             return
         proto = ir.serde.serialize_node(node)
         self._check(node, proto)
         entry = lookup(node.op_type, node.domain)
-        if not self._note_inferred(node, proto) and entry is not None and entry.shape is not None:
-            self._note_taught(node, entry, outdated=True)
+        if not self._infer_by_onnx(node, proto) and entry is not None and entry.shape is not None:
+            # Declared shapes may be those of before the inputs were made static.
+            self._infer_by_entry(node, entry, outdated=True)
 
     def _is_in_onnx(self, node: ir.Node) -> bool:
         version = self.opsets.get(node.domain)
@@ -69,41 +73,38 @@ class ResultTypes:
 
     def _check(self, node: ir.Node, proto: onnx.NodeProto) -> None:
         """Operands and attributes are as many, and of such kinds, as the operator's schema says."""
-        if has_subgraph(node) or (node.op_type in _WITHDRAWN and not node.domain):
+        if subgraphs(node) or (node.op_type in _WITHDRAWN and not node.domain):
             return
         try:
             onnx.checker.check_node(proto, self.checker_context)
         except onnx.checker.ValidationError as error:
-            raise ModelError(
-                f"node '{escape(node.name or '')}' ({node.op_type}): is not valid: "
-                f"{escape(' '.join(str(error).split()))}"
-            ) from error
+            reason = escape(" ".join(str(error).split()))
+            raise ModelError(f"{node_label(node)}: is not valid: {reason}") from error
 
-    def _note_inferred(self, node: ir.Node, proto: onnx.NodeProto) -> bool:
-        """Note what ONNX infers; whether a shape is among it."""
+    def _infer_by_onnx(self, node: ir.Node, proto: onnx.NodeProto) -> bool:
+        """Write what ONNX infers; whether a shape is among it."""
         version = self.opsets[node.domain]
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        operands = [value for value in (*node.inputs, *captured(node)) if value is not None]
-        types = {v.name or "": kind for v in operands if (kind := _type_proto(v)) is not None}
+        operands = [value for value in (*node.inputs, *captured_values(node)) if value is not None]
+        types = {v.name or "": t for v in operands if (t := _type_proto(v)) is not None}
         if schema.deprecated or any(value.name not in types for value in operands):
             return False
         data = {
             value.name or "": ir.serde.serialize_tensor(tensor)
             for value in operands
-            if (tensor := self.known(value)) is not None and tensor.size <= _INFERENCE_DATA
+            if (tensor := self.known.get(value)) is not None and tensor.size <= _INFERENCE_DATA
         }
         try:
             inferred = self._inferred(schema, proto, types, data)
         except _INFERENCE_ERRORS as error:
-            reason = " ".join(str(error).split())
+            reason = escape(" ".join(str(error).split()))
             raise ModelError(
-                f"node '{escape(node.name or '')}' ({node.op_type}): its operands do not fit "
-                f"together: {escape(reason)}"
+                f"{node_label(node)}: its operands do not fit together: {reason}"
             ) from error
         for output in node.outputs:
             if output.name in inferred:
                 _refine(output, inferred[output.name])
-        return any(kind.tensor_type.HasField("shape") for kind in inferred.values())
+        return any(t.tensor_type.HasField("shape") for t in inferred.values())
 
     def _inferred(
         self,
@@ -116,96 +117,52 @@ class ResultTypes:
 
         PyTorch exports convolutions in bfloat16 to opsets whose Conv does not list it.
         """
+        infer = onnx.shape_inference.infer_node_outputs
+        opsets = self.opset_protos
         try:
-            return onnx.shape_inference.infer_node_outputs(
-                schema, proto, types, data, opset_imports=self.opset_protos
-            )
-        except _INFERENCE_ERRORS:
-            if all(_element_type(kind) != onnx.TensorProto.BFLOAT16 for kind in types.values()):
+            return infer(schema, proto, types, data, opset_imports=opsets)
+        except _INFERENCE_ERRORS as error:
+            bfloat16, float16 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16
+            if all(t.tensor_type.elem_type != bfloat16 for t in types.values()):
                 raise
-            known = {
-                name: _retyped(kind, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16)
-                for name, kind in types.items()
-            }
-            small = {
-                name: x for name, x in data.items() if x.data_type != onnx.TensorProto.BFLOAT16
-            }
+            types = {name: _retyped(t, bfloat16, float16) for name, t in types.items()}
+            data = {name: x for name, x in data.items() if x.data_type != bfloat16}
             try:
-                inferred = onnx.shape_inference.infer_node_outputs(
-                    schema, proto, known, small, opset_imports=self.opset_protos
-                )
+                inferred = infer(schema, proto, types, data, opset_imports=opsets)
             except _INFERENCE_ERRORS:
-                inferred = None
-            if inferred is None:
-                raise
-            return {
-                name: _retyped(kind, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-                for name, kind in inferred.items()
-            }
+                raise error from None  # the first one speaks of the types that the model has
+            return {name: _retyped(t, float16, bfloat16) for name, t in inferred.items()}
 
-    def _note_taught(self, node: ir.Node, entry: type[Op] | None, outdated: bool = False) -> None:
-        """Note the shapes that an operator's entry tells; declared ones stay if not ``outdated``.
+    def _infer_by_entry(
+        self, node: ir.Node, entry: type[Op] | None, outdated: bool = False
+    ) -> None:
+        """Write the shapes that an operator's entry gives; declared ones stay if not ``outdated``.
 
-        What the entry says is held against them here, where the node is at fault, and not where a
-        later one stumbles.
+        The description of the entry is bound to the shapes here as well as in the coupling: here
+        an error names the node that is at fault, before a later one stumbles over its shape.
         """
-        present = [value for value in node.inputs if value is not None]
-        if entry is None or any(known_shape(value) is None for value in present):
+        operands = [value for value in node.inputs if value is not None]
+        if entry is None or any(known_shape(value) is None for value in operands):
             return
         results = [value for value in node.outputs if value.name]
-        where = f"node '{escape(node.name or '')}' ({escape(node.op_type)})"
         missing = outdated or any(known_shape(value) is None for value in results)
         try:
             if entry.shape is not None and missing:
-                told = entry.call(entry.shape, node, *map(known_shape, node.inputs))
-                _note_shapes(node, told, outdated)
+                shapes = entry.call(entry.shape, node, *map(known_shape, node.inputs))
+                _write_shapes(node, shapes, outdated)
             if all(known_shape(value) is not None for value in results):
                 describe(OpNode(node))
         except UnsupportedFormError:
             return  # nothing is known of this form of it
         except NotationError as error:
-            raise ModelError(f"{where}: shape mismatch: {error}; {mismatch_hint(entry)}") from error
+            raise ModelError(
+                f"{node_label(node)}: shape mismatch: {error}; {mismatch_hint(entry)}"
+            ) from error
         except Exception as error:
             raise ModelError(
-                f"{where}: its entry raised {type(error).__name__}: {error}; {mismatch_hint(entry)}"
+                f"{node_label(node)}: its entry raised {type(error).__name__}: {error}; "
+                f"{mismatch_hint(entry)}"
             ) from error
-
-
-def known_shape(value: ir.Value | None) -> Shape | None:
-    """The sizes of a value, if all of them are known."""
-    if value is None or value.shape is None:
-        return None
-    sizes = [size for size in value.shape if isinstance(size, int)]
-    return tuple(sizes) if len(sizes) == len(value.shape) else None
-
-
-def has_subgraph(node: ir.Node) -> bool:
-    """Whether an attribute of a node is a graph: the branches of an If, the body of a Loop."""
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
-
-
-def captured(node: ir.Node) -> list[ir.Value]:
-    """Values from around a node that its subgraphs read."""
-    if not has_subgraph(node):
-        return []
-    inner: set[ir.Graph] = set()
-    stack = [node]
-    read: list[ir.Value] = []
-    while stack:
-        for attribute in stack.pop().attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                graphs: Sequence[ir.Graph] = [attribute.as_graph()]
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                graphs = attribute.as_graphs()
-            else:
-                continue
-            for graph in graphs:
-                inner.add(graph)
-                stack.extend(graph)
-                read.extend(value for child in graph for value in child.inputs if value is not None)
-                read.extend(graph.outputs)
-    return [value for value in dict.fromkeys(read) if value.graph not in inner]
 
 
 def _type_proto(value: ir.Value) -> onnx.TypeProto | None:
@@ -217,22 +174,18 @@ def _type_proto(value: ir.Value) -> onnx.TypeProto | None:
     return proto
 
 
-def _element_type(kind: onnx.TypeProto) -> int:
-    return kind.tensor_type.elem_type
-
-
-def _retyped(kind: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
+def _retyped(declared: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
     """The same tensor type with another element type, if it has the old one."""
-    if _element_type(kind) != old:
-        return kind
+    if declared.tensor_type.elem_type != old:
+        return declared
     copy = onnx.TypeProto()
-    copy.CopyFrom(kind)
+    copy.CopyFrom(declared)
     copy.tensor_type.elem_type = new
     return copy
 
 
 def _refine(value: ir.Value, inferred: onnx.TypeProto) -> None:
-    """Note an inferred type; where it leaves a size open, the size that the file declares stays."""
+    """Write an inferred type; a size that it leaves open stays as the file declares it."""
     value.type = ir.serde.deserialize_type_proto_for_type(inferred)
     shape = ir.serde.deserialize_type_proto_for_shape(inferred)
     declared = value.shape
@@ -246,10 +199,10 @@ def _refine(value: ir.Value, inferred: onnx.TypeProto) -> None:
     )
 
 
-def _note_shapes(node: ir.Node, told: Sequence[Any], outdated: bool) -> None:
-    """Note the shapes of results: one, or one per result; declared ones stay if not outdated."""
-    several = any(shape is None or isinstance(shape, Sequence) for shape in told)
-    for value, shape in zip(node.outputs, told if several else [told], strict=False):
+def _write_shapes(node: ir.Node, shapes: Sequence[Any], outdated: bool) -> None:
+    """Write the shapes of results: one, or one per result; declared ones stay if not outdated."""
+    several = any(shape is None or isinstance(shape, Sequence) for shape in shapes)
+    for value, shape in zip(node.outputs, shapes if several else [shapes], strict=False):
         if value.type is None and node.inputs and node.inputs[0] is not None:
             value.type = node.inputs[0].type
         if shape is not None and (outdated or known_shape(value) is None):

@@ -1,4 +1,4 @@
-"""Pass ``unpack``: sequences of tensors become the splits that they are.
+"""Sequences of tensors become the splits that they are.
 
 PyTorch's exporter writes ``torch.split`` and ``torch.chunk`` as SplitToSequence and a SequenceAt
 per part. Channels cannot be followed through a sequence; a Split with as many results computes the
@@ -13,7 +13,7 @@ from morphgraph.edit import Editor
 from morphgraph.onnx_io import static_shape
 
 
-def unpack_sequences(model: ir.Model) -> None:
+def split_sequences(model: ir.Model) -> None:
     """Replace SplitToSequence and SequenceAt by Split or Gather, in place.
 
     A sequence that is read in any other way, or at a computed place, stays.
@@ -25,22 +25,20 @@ def unpack_sequences(model: ir.Model) -> None:
     editor = Editor(model) if splits else None
     for node in splits:
         assert editor is not None
-        _unpack(editor, node)
+        _split_sequence(editor, node)
 
 
-def _unpack(editor: Editor, node: ir.Node) -> None:
+def _split_sequence(editor: Editor, node: ir.Node) -> None:
     source, parts = node.inputs[0], node.outputs[0]
     readers = [use.node for use in parts.uses()]
     places = [_constant(reader.inputs[1]) for reader in readers if reader.op_type == "SequenceAt"]
     known = [int(place.item()) for place in places if place is not None]
     if source is None or parts.is_graph_output() or len(known) < len(readers):
         return
-    axis_attribute = node.attributes.get("axis")
-    axis = axis_attribute.as_int() if axis_attribute else 0
-    keeps = node.attributes.get("keepdims")
+    axis = node.attributes.get_int("axis", 0)
     if len(node.inputs) < 2 or node.inputs[1] is None:
         size = static_shape(source)[axis]
-        if keeps is not None and not keeps.as_int():
+        if not node.attributes.get_int("keepdims", 1):
             for reader, place in zip(readers, known, strict=True):
                 index = editor.constant(f"{reader.name}_index", np.array(place % size))
                 editor.replace(reader, "Gather", [source, index], {"axis": axis})

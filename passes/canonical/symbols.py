@@ -1,13 +1,12 @@
-"""Sizes that a model leaves open: what they are tried at, and what follows from the trials.
+"""The dynamic sizes of a model's inputs: a symbol each, and two static sizes in its place.
 
-Both ways to keep sizes open (``open_batch`` and ``open_sizes``) run the recipe at several sizes and
-compare what they get.
+A model is canonicalized at static sizes: once with every symbol at its analysis size, and once
+more per symbol with that one enlarged (:mod:`morphgraph.passes.canonical.size_runs`).
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 BATCH = (2, 3)  # analysis size, enlarged size
@@ -17,7 +16,14 @@ _LENGTH = (64, 80)
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """An open size: its name, the input axes that have it, and the two sizes it is tried at."""
+    """A dynamic size.
+
+    Attributes:
+        name: as the model has it.
+        axes: ``(input, axis)`` of all axes that have this size.
+        size: its analysis size.
+        larger: the enlarged one.
+    """
 
     name: str
     axes: tuple[tuple[str, int], ...]
@@ -25,10 +31,10 @@ class Symbol:
     larger: int
 
 
-def open_symbols(model: ir.Model) -> list[Symbol]:
-    """The open sizes of a model's inputs; all leading ones together are the batch."""
-    found: dict[str, list[tuple[str, int]]] = {}
-    ranges: dict[str, tuple[int, int]] = {}
+def input_symbols(model: ir.Model) -> list[Symbol]:
+    """The dynamic sizes of a model's inputs; all leading ones together are the batch."""
+    axes: dict[str, list[tuple[str, int]]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     batch = next((d.value for v in model.graph.inputs if (d := _dim(v, 0)) and d.value), "batch")
     for value in model.graph.inputs:
         rank = len(value.shape or ())
@@ -37,10 +43,10 @@ def open_symbols(model: ir.Model) -> list[Symbol]:
             if dim is None:
                 continue
             name = batch if axis == 0 else dim.value or f"{value.name}_{axis}"
-            found.setdefault(name, []).append((value.name or "", axis))
-            spatial = rank >= 4 and axis >= 2
-            ranges.setdefault(name, BATCH if axis == 0 else _IMAGE if spatial else _LENGTH)
-    return [Symbol(name, tuple(axes), *ranges[name]) for name, axes in found.items()]
+            axes.setdefault(name, []).append((value.name or "", axis))
+            is_spatial = rank >= 4 and axis >= 2
+            sizes.setdefault(name, BATCH if axis == 0 else _IMAGE if is_spatial else _LENGTH)
+    return [Symbol(name, tuple(axes[name]), *sizes[name]) for name in axes]
 
 
 def _dim(value: ir.Value, axis: int) -> ir.SymbolicDim | None:
@@ -49,11 +55,12 @@ def _dim(value: ir.Value, axis: int) -> ir.SymbolicDim | None:
 
 
 def input_shapes(
-    model: ir.Model, symbols: Iterable[Symbol], larger: Symbol | None
+    model: ir.Model, symbols: Iterable[Symbol], enlarged: Iterable[Symbol] = ()
 ) -> dict[str, list[int]]:
-    """Static shapes of a model's inputs: at the analysis sizes, one of them enlarged."""
+    """Static shapes of a model's inputs: at the analysis sizes, some symbols enlarged."""
+    larger = set(enlarged)
     sizes = {
-        place: symbol.larger if symbol is larger else symbol.size
+        place: symbol.larger if symbol in larger else symbol.size
         for symbol in symbols
         for place in symbol.axes
     }
@@ -66,18 +73,12 @@ def input_shapes(
     }
 
 
-def larger_shapes(model: ir.Model, symbols: Sequence[Symbol]) -> dict[str, list[int]]:
-    """The shapes of a model's inputs with all of its open sizes enlarged."""
-    enlarged = [Symbol(s.name, s.axes, s.larger, s.larger) for s in symbols]
-    return input_shapes(model, enlarged, None)
-
-
 def expression(symbols: Sequence[Symbol], sizes: Sequence[int]) -> int | ir.SymbolicDim:
-    """A size as a sum of multiples of the open ones; nameless where it is none.
+    """A size as a linear expression in the symbols; a nameless dim where it is none.
 
     Args:
-        symbols: the open sizes.
-        sizes: at the analysis sizes, and with each of the open sizes enlarged.
+        symbols: the dynamic sizes.
+        sizes: the size in every run: at the analysis sizes, then with each symbol enlarged.
 
     >>> symbol = Symbol("N", (("x", 0),), 2, 3)
     >>> str(expression([symbol], [5, 7])), expression([symbol], [5, 5])
@@ -94,19 +95,3 @@ def expression(symbols: Sequence[Symbol], sizes: Sequence[int]) -> int | ir.Symb
     if not terms:
         return sizes[0]
     return ir.SymbolicDim("+".join(terms) + (f"{rest:+d}" if rest else ""))
-
-
-def same_structure(runs: Sequence[ir.Model]) -> bool:
-    """Whether models have the same nodes, and initializers of the same names."""
-    structures = [[(n.name, n.op_identifier()) for n in run.graph] for run in runs]
-    names = [run.graph.initializers.keys() for run in runs]
-    return all(s == structures[0] for s in structures) and all(n == names[0] for n in names)
-
-
-def same_numbers(value: ir.Value, twin: ir.Value) -> bool:
-    """Whether two initializers hold the same."""
-    a, b = value.const_value, twin.const_value
-    assert a is not None
-    assert b is not None
-    # Weights are shared by all runs; only what was folded needs a look inside.
-    return a is b or (a.shape == b.shape and np.array_equal(a.numpy(), b.numpy(), equal_nan=True))

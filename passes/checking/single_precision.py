@@ -1,12 +1,14 @@
-"""Pass ``precision``: the same network in single precision.
+"""The same network in single precision.
 
 ONNX Runtime's CPU provider has no kernels for many operators in half or double precision, and half
-precision would hide a small error behind its own rounding. Slicing does not round: a resize is
-right in every precision or in none, so that it is checked in single precision.
+precision would hide a small error behind its own rounding. Slicing does not round, so a resize is
+right in every precision or in none, and is checked in single precision.
 """
 
 import numpy as np
 import onnx_ir as ir
+
+from morphgraph.onnx_io import values_of
 
 _OTHERS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
@@ -27,11 +29,11 @@ def in_single_precision(model: ir.Model) -> ir.Model:
     >>> single.graph.inputs[0].dtype, single.graph.outputs[0].dtype
     (FLOAT, FLOAT)
     """
-    if not any(value.dtype in _OTHERS for graph in model.graphs() for value in _values(graph)):
+    if not any(value.dtype in _OTHERS for graph in model.graphs() for value in values_of(graph)):
         return model
     copy = model.clone()
     for graph in copy.graphs():
-        for value in _values(graph):
+        for value in values_of(graph):
             if isinstance(value.type, ir.TensorType) and value.dtype in _OTHERS:
                 # Not in place: the type belongs to the original as well.
                 value.type = ir.TensorType(ir.DataType.FLOAT)
@@ -40,11 +42,6 @@ def in_single_precision(model: ir.Model) -> ir.Model:
         for node in graph:
             _convert_attributes(node)
     return copy
-
-
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    made = (value for node in graph for value in node.outputs)
-    return [*graph.inputs, *graph.initializers.values(), *made]
 
 
 def _when_read(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -1,4 +1,4 @@
-"""Pass ``verify``: proof that a resized model computes what the masked original computes."""
+"""Check that a resized model computes what the masked original computes, on random inputs."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,23 +15,24 @@ from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.passes.rewrite.absorb import absorbed_in, with_channels
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.plans import Plan
+from morphgraph.tolerances import RESIZED
 
 Runner = Callable[[ir.Model, Mapping[str, Array]], Arrays]
 """Runs a model on inputs by name; results by name."""
 
-#: Largest error that passes, relative to the output's scale: rounding of float32 in a deep network.
-TOLERANCE = 1e-4
-
 
 @dataclass(frozen=True, slots=True)
 class OutputError:
-    """How far one output of the resized model is from the masked original.
+    """How far one output of the resized model is from the masked original's.
 
-    ``scale`` is the largest magnitude of the masked original's output, ``relative`` the error as a
-    share of it. ``sensitivity`` is how far the masked original is from the original itself, as a
-    share of the same scale: near zero, masking changes nothing and the check has no power. Where
-    constants were absorbed, so that the masked original may be the original, it is also how far
-    that is from the original with all removed channels masked.
+    Attributes:
+        name: of the output.
+        max_abs: the largest error of a number.
+        scale: the largest magnitude of the masked original's output.
+        relative: ``max_abs`` as a share of ``scale``.
+        sensitivity: how far masking moved the original's output, as a share of ``scale``. Near
+            zero the check has no power: a wrong slice would go unnoticed. Where channels were
+            absorbed, and masking may change nothing, masking those as well counts too.
     """
 
     name: str
@@ -90,7 +91,7 @@ def verify(
     plan: Plan,
     small: ir.Model,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float = RESIZED,
     seed: int = 0,
     feeds: Mapping[str, Array] | None = None,
     runner: Runner | None = None,
@@ -98,7 +99,7 @@ def verify(
     """Compare a resized model with the original whose removed channels are masked.
 
     Models in half or double precision are compared in single precision, where ONNX Runtime has all
-    kernels and one tolerance serves: slicing does not round, so that a resize is right in every
+    kernels and one tolerance serves: slicing does not round, so a resize is right in every
     precision or in none. Removed channels that the model has absorbed are not masked: there it must
     equal the original.
 
@@ -125,23 +126,23 @@ def verify(
     model = in_single_precision(graph.model)
     inputs = random_inputs(model, seed) if feeds is None else _converted(feeds, model)
     keep, absorbed = plan.keep_channels(graph), absorbed_in(graph, small)
-    # The original first: only where that is refused may somebody else be asked to run them all.
-    others = [run(model, inputs)]
+    # The original first: only where that is refused may another runner be tried for all of them.
+    references = [run(model, inputs)]
     masked = mask(graph, with_channels(keep, absorbed))
-    expected = _run_too(run, "masked original", masked, inputs)
+    expected = _run_or_fail(run, "masked original", masked, inputs)
     if absorbed:
-        others.append(_run_too(run, "masked original", mask(graph, keep), inputs))
-    found = _run_too(run, "resized model", small, inputs)
+        references.append(_run_or_fail(run, "masked original", mask(graph, keep), inputs))
+    resized = _run_or_fail(run, "resized model", small, inputs)
     return VerifyReport(
         tuple(
-            _compare(name, expected[name], [other[name] for other in others], found.get(name))
-            for name in expected
+            _compare(name, masked_output, resized.get(name), [r[name] for r in references])
+            for name, masked_output in expected.items()
         ),
         tolerance,
     )
 
 
-def _run_too(run: Runner, what: str, model: ir.Model, inputs: Mapping[str, Array]) -> Arrays:
+def _run_or_fail(run: Runner, what: str, model: ir.Model, inputs: Mapping[str, Array]) -> Arrays:
     """The results of a model that must run, since the original does."""
     try:
         return run(in_single_precision(model), inputs)
@@ -173,15 +174,16 @@ def require_valid(graph: ChannelGraph, small: ir.Model) -> None:
 def _require_same_inputs(model: ir.Model, small: ir.Model) -> None:
     """Refuse what cannot be a resize of the model: inputs keep their names, types and sizes.
 
-    Old files list their weights among the inputs; those are none.
+    Old files list their weights among the inputs, too; those do not count.
     """
-    wanted, found = (
+    of_original, of_resized = (
         [_signature(value) for value in m.graph.inputs if value.name not in m.graph.initializers]
         for m in (model, small)
     )
-    if wanted != found:
+    if of_original != of_resized:
         raise ModelError(
-            f"takes inputs {', '.join(found)}, but the original takes {', '.join(wanted)}; "
+            f"takes inputs {', '.join(of_resized)}, but the original takes "
+            f"{', '.join(of_original)}; "
             "give a resize of the original"
         )
 
@@ -202,17 +204,22 @@ def _converted(feeds: Mapping[str, Array], model: ir.Model) -> Arrays:
 
 
 def _compare(
-    name: str,
-    expected: Array,
-    others: Sequence[Array],
-    found: Array | None,
+    name: str, masked: Array, resized: Array | None, references: Sequence[Array]
 ) -> OutputError:
-    if found is None or found.shape != expected.shape:
+    """One output of the masked original beside the resized model's.
+
+    Args:
+        name: of the output.
+        masked: what the resized model must give.
+        resized: what it gives, if anything.
+        references: outputs of the models that the masked original is to differ from.
+    """
+    if resized is None or resized.shape != masked.shape:
         return OutputError(name, float("inf"), 0.0, float("inf"), 0.0)
-    wide = expected.astype(np.float64)
-    scale = float(np.abs(wide).max(initial=0.0))
-    error = float(np.abs(wide - found).max(initial=0.0))
-    sensitivity = max(float(np.abs(wide - other).max(initial=0.0)) for other in others)
+    expected = masked.astype(np.float64)
+    scale = float(np.abs(expected).max(initial=0.0))
+    error = float(np.abs(expected - resized).max(initial=0.0))
+    change = max(float(np.abs(expected - other).max(initial=0.0)) for other in references)
     unit = scale or 1.0
-    worst = error / unit if np.isfinite(error) else float("inf")
-    return OutputError(name, error, scale, worst, sensitivity / unit)
+    relative = error / unit if np.isfinite(error) else float("inf")
+    return OutputError(name, error, scale, relative, change / unit)

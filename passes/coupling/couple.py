@@ -9,10 +9,8 @@ from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.graph import Couplings, Dim, Edge, GraphOp, OpFactor
 from morphgraph.notation import NotationError
-from morphgraph.onnx_io import escape, static_shape
+from morphgraph.onnx_io import DYNAMIC_AXES_KEY, captured_values, escape, static_shape
 from morphgraph.ops import Description, OpNode, describe, entry_of, mismatch_hint
-from morphgraph.passes.canonical.dynamic_sizes import OPEN_AXES_KEY
-from morphgraph.passes.canonical.infer_shapes import captured
 
 
 def couple(model: ir.Model, pin_outputs: bool = True) -> Couplings:
@@ -131,7 +129,7 @@ class _Coupler:
             self.preferences[op_index] = description.prefer
         self.reluctant.update(vertices[name] for name in description.reluctant)
         self.eager.update(vertices[name] for name in description.eager)
-        read_inside = captured(node)
+        read_inside = captured_values(node)
         self._pin_reads(op_node, covered, read_inside)
         return GraphOp(
             ir=node,
@@ -168,7 +166,7 @@ class _Coupler:
             for value in node.outputs:
                 first = self.first_dim.get(value.name or "")
                 if first is not None:
-                    for axis in value.meta.get(OPEN_AXES_KEY, ()):
+                    for axis in value.meta.get(DYNAMIC_AXES_KEY, ()):
                         self.pins.setdefault(first + axis, "its size follows the inputs'")
 
     def _pin_interface(self) -> None:

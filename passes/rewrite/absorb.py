@@ -21,17 +21,14 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Arrays, Flags, IntArray
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph, Edge
-from morphgraph.onnx_io import escape, static_shape
+from morphgraph.onnx_io import ABSORBED_KEY, escape, static_shape
 from morphgraph.passes.analysis.dependence import dependence
 from morphgraph.passes.analysis.evaluate import evaluate
 from morphgraph.passes.analysis.liveness import result_names
 from morphgraph.passes.coupling.roles import roles
 from morphgraph.passes.rewrite.bias import deduplicate_slices
 from morphgraph.passes.rewrite.mask import mask
-
-ABSORBED_KEY = "morphgraph.absorbed"
-
-_ADDITIVE = 1e-4  # of a result's scale, within which an operator counts as linear
+from morphgraph.tolerances import ADDITIVE
 
 
 @dataclass(frozen=True)
@@ -279,7 +276,7 @@ class _Absorber:
             raise _RefusedError("is not run by ONNX Runtime") from None
         scale = float(np.abs(at_sum).max(initial=0.0)) or 1.0
         linear = at_constants - at_zero
-        if np.abs((at_sum - at_noise) - linear).max(initial=0.0) > _ADDITIVE * scale:
+        if np.abs((at_sum - at_noise) - linear).max(initial=0.0) > ADDITIVE * scale:
             raise _RefusedError("is not linear")
         return linear
 

@@ -12,12 +12,13 @@ from morphgraph.errors import ModelError, PlanError, VerificationError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import checker_refusal
 from morphgraph.onnx_io.runtime import random_inputs, run
-from morphgraph.passes.checking.verify import TOLERANCE, verify
+from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan, make_plan
 from morphgraph.testing import is_rejected, model_from_text, random_plan
+from morphgraph.tolerances import RESIZED
 
 OPSET = '<ir_version: 10, opset_import: ["": 20]>'
 RESIDUAL = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6] b1, float[6,6,3,3] w2, float[6] b2,
@@ -190,10 +191,10 @@ def test_the_report_says_what_is_off_and_by_how_much() -> None:
     (name,) = [n for n, v in small.graph.initializers.items() if n == "w3"]
     tensor = small.graph.initializers[name].const_value
     assert tensor is not None
-    give(small, name, tensor.numpy() * np.float32(1 + 10 * TOLERANCE))
+    give(small, name, tensor.numpy() * np.float32(1 + 10 * RESIZED))
     bad = verify(graph, plan, small)
     assert not bad.ok
-    assert bad.worst.relative == pytest.approx(10 * TOLERANCE, rel=1e-2)
+    assert bad.worst.relative == pytest.approx(10 * RESIZED, rel=1e-2)
     with pytest.raises(VerificationError, match=r"output 'y' is off by 0\.001 of its scale"):
         bad.require()
 

@@ -1,0 +1,13 @@
+"""The keys under which the program notes what ONNX has no field for."""
+
+# In ``Model.metadata_props``, which stands in the file, as JSON:
+PARAMETERS_KEY = "morphgraph.parameters"  # names of the initializers that training changes
+CONSTANTS_KEY = "morphgraph.constants"  # names of those that vanished layers have left
+ABSORBED_KEY = "morphgraph.absorbed"  # removed channels that were absorbed as constants, by group
+
+# In ``Model.meta``, in memory only:
+CANONICAL_KEY = "morphgraph.canonical"  # true: the model is in canonical form
+
+# In ``Value.meta``, in memory only, in models with dynamic sizes:
+STATIC_SHAPE_KEY = "static_shape"  # the sizes that a value is analysed with
+DYNAMIC_AXES_KEY = "dynamic_axes"  # the axes whose size depends on one that is not the batch

@@ -1,0 +1,92 @@
+"""Reading values and nodes of a graph: their sizes and types, and what subgraphs read."""
+
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import Shape
+from morphgraph.errors import ModelError
+from morphgraph.onnx_io.check import escape
+from morphgraph.onnx_io.keys import STATIC_SHAPE_KEY
+
+
+def static_shape(value: ir.Value) -> Shape:
+    """The sizes of a value; where some are dynamic, those that it is analysed with.
+
+    Raises:
+        ModelError: a size is not known.
+
+    >>> static_shape(ir.val("x", ir.DataType.FLOAT, [1, 3, 8, 8]))
+    (1, 3, 8, 8)
+    """
+    analysed: Shape | None = value.meta.get(STATIC_SHAPE_KEY)
+    if analysed is not None:
+        return analysed
+    sizes = (None,) if value.shape is None else value.shape.dims
+    if not all(isinstance(size, int) for size in sizes):
+        raise ModelError(
+            f"value '{escape(value.name or '')}': its shape is not known; "
+            "canonicalize the model, giving --input-shape where inputs are dynamic"
+        )
+    return cast("Shape", tuple(sizes))
+
+
+def known_shape(value: ir.Value | None) -> Shape | None:
+    """The sizes of a value, if there is one and all of them are known."""
+    if value is None or value.shape is None:
+        return None
+    sizes = tuple(size for size in value.shape if isinstance(size, int))
+    return sizes if len(sizes) == len(value.shape) else None
+
+
+def is_float(value: ir.Value) -> bool:
+    """Whether a value holds floating-point numbers, as far as its type is known."""
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def numpy_type(value: ir.Value) -> np.dtype[Any]:
+    """The type of a value's elements; float32 where it is not declared."""
+    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+
+
+def values_of(graph: ir.Graph) -> list[ir.Value]:
+    """All values that a graph itself has: inputs, initializers, and results of nodes."""
+    # An initializer may stand among the inputs as well.
+    own = dict.fromkeys([*graph.inputs, *graph.initializers.values()])
+    return [*own, *(value for node in graph for value in node.outputs)]
+
+
+def node_label(node: ir.Node) -> str:
+    """A node as messages call it.
+
+    >>> node_label(ir.node("Relu", [ir.val("x")], name="act"))
+    "node 'act' (Relu)"
+    """
+    return f"node '{escape(node.name or '')}' ({escape(node.op_type)})"
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs among a node's attributes: the branches of an If, the body of a Loop."""
+    graphs: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs.extend(attribute.as_graphs())
+    return graphs
+
+
+def captured_values(node: ir.Node) -> list[ir.Value]:
+    """Values from around a node that its subgraphs read."""
+    inner: list[ir.Graph] = subgraphs(node)
+    for graph in inner:  # grows while nested ones are found
+        inner.extend(nested for child in graph for nested in subgraphs(child))
+    read = (
+        value
+        for graph in inner
+        for value in (*(v for child in graph for v in child.inputs), *graph.outputs)
+        if value is not None
+    )
+    own = set(inner)
+    return [value for value in dict.fromkeys(read) if value.graph not in own]
