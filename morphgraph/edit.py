@@ -346,7 +346,7 @@ def part_of(model: ir.Model, given: Mapping[str, Array], wanted: Sequence[str]) 
         given: values by name that are not computed; they become initializers.
         wanted: names of the results that are the new model's outputs.
     """
-    values = {value.name for value in _values(model.graph)}
+    values = {value.name for value in values_of(model.graph)}
     known = [name for name in given if name in values]
     graph = ir.convenience.extract(model.graph, known, wanted)
     operands = list(graph.inputs)
