@@ -4,7 +4,7 @@ The network is lifted and a plan made, so that every id in the picture is one th
 gives. ``docs/architecture.md`` shows the picture, and tests/test_docs.py holds it up to date.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 
 import morphgraph as mg
 from morphgraph.arrays import IntArray
-from morphgraph.graph import ChannelGraph, Dim, OpFactor
+from morphgraph.graph import ChannelGraph, OpFactor
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.testing import model_from_text
 
@@ -23,6 +23,7 @@ net (float[1,3,2,2] x, float[4,3,1,1] w1, float[5,16] w2) => (float[1,5] y) {
   f = Flatten(a)
   y = Gemm<transB=1>(f, w2)
 }"""
+AXES = (("a", 1), ("w1", 0), ("f", 1), ("w2", 1))
 CHANNEL = 1  # the one that is marked, and that the plan removes
 WIDTH, ROW, CELL = 960, 74, 19
 LEFT, RIGHT = 62, 240  # of the two rows of boxes
@@ -45,82 +46,102 @@ def code(x: float, y: float, words: str, *, ink: str = INK) -> str:
     )
 
 
-def cells(x: float, y: float, labels: Sequence[object], marked: Iterable[int], gone: str) -> str:
-    """A row of numbered boxes; marked ones are coloured, or struck out where they are gone."""
-    chosen = set(marked)
-    parts = []
-    for place, label in enumerate(labels):
-        left = x + place * CELL
-        fill = (GONE if gone else MARKED) if place in chosen else PLAIN
+def cells(x: float, count: int, chosen: Iterable[int], cut: bool) -> str:
+    """A row of numbered boxes; the chosen ones are coloured, or struck out where they are cut."""
+    marked, parts = set(chosen), []
+    for place in range(count):
+        left, fill = x + place * CELL, PLAIN
+        if place in marked:
+            fill = GONE if cut else MARKED
         parts.append(
-            f'<rect x="{left:g}" y="{y:g}" width="{CELL}" height="{CELL}" fill="{fill}" '
+            f'<rect x="{left:g}" y="10" width="{CELL}" height="{CELL}" fill="{fill}" '
             f'stroke="#33507a" stroke-width="0.8"/>'
-            f'<text x="{left + CELL / 2:g}" y="{y + 13:g}" font-size="9.5" text-anchor="middle" '
-            f'fill="{INK}">{label}</text>'
+            f'<text x="{left + CELL / 2:g}" y="23" font-size="9.5" text-anchor="middle" '
+            f'fill="{INK}">{place}</text>'
         )
-        if gone and place in chosen:
-            parts.append(f'<path d="M{left:g} {y + CELL:g}l{CELL} -{CELL}" stroke="#a33"/>')
+        if cut and place in marked:
+            parts.append(f'<path d="M{left:g} {10 + CELL}l{CELL} -{CELL}" stroke="#a33"/>')
     return "".join(parts)
 
 
 def rungs(graph: ChannelGraph) -> list[tuple[str, str, str, str]]:
     """Name, explanation, source, and drawing (relative to 0, 0) of every form."""
-    vertices = [*graph.couplings.dims, *graph.couplings.factors]
-    vertex = vertices.index(OpFactor("Conv_a", "o"))
-    dims = [vertices.index(Dim(*axis)) for axis in (("a", 1), ("w1", 0), ("f", 1), ("w2", 1))]
-    small, large = (int(graph.vertex_class[dims[k]]) for k in (0, 2))
-    atoms = {c: np.arange(*graph.class_start[c : c + 2]) for c in (small, large)}
+    vertex = [*graph.couplings.dims, *graph.couplings.factors].index(OpFactor("Conv_a", "o"))
+    axes = {f"{name}.{k}": graph.dim(name, k) for name, k in AXES}
+    small, large = (int(graph.vertex_class[axes[name]]) for name in ("w1.0", "w2.1"))
     group = graph.group("Conv_a")
     channel = int(group.channels[CHANNEL])
-    members = {c: np.flatnonzero(graph.atom_channel[atoms[c]] == channel) for c in atoms}
-    keep = {group.index: np.delete(np.arange(group.width), CHANNEL)}
-    kept = AxisSelection(graph, keep)
-    plan = {
-        value: np.setdiff1d(np.arange(graph.couplings.sizes[dim]), stays)
-        for value, dim in (("w1", dims[1]), ("w2", dims[3]))
-        if (stays := kept.vertex(dim)) is not None
-    }
-    named = f"{graph.couplings.sizes[vertex]} elements; on axis 0 of w1 and axis 1 of a"
-    joined = ", ".join(f"{name}.{axis}" for name, axis in (("a", 1), ("w1", 0)))
-    flat = ", ".join(f"{name}.{axis}" for name, axis in (("f", 1), ("w2", 1)))
-    pairs = {c: [f"{p}" for p in range(len(atoms[c]))] for c in atoms}
+    mine = {name: np.flatnonzero(graph.channels_of(dim) == channel) for name, dim in axes.items()}
+    kept = AxisSelection(graph, {group.index: np.delete(np.arange(group.width), CHANNEL)})
+    gone = {name: removed(graph, kept, dim) for name, dim in axes.items()}
 
-    def two(y: float, gone: str = "", at: dict[int, IntArray] | None = None) -> str:
-        at = at or members
-        return cells(LEFT, y, pairs[small], at[small], gone) + cells(
-            RIGHT, y, pairs[large], at[large], gone
+    def in_class(axis_class: int) -> str:
+        return ", ".join(
+            name for name, dim in axes.items() if graph.vertex_class[dim] == axis_class
         )
 
+    def rows(left: Iterable[int], right: Iterable[int], labels: tuple[str, str], cut: bool) -> str:
+        """The positions of the two classes side by side."""
+        sizes = [int(graph.couplings.sizes[axes[name]]) for name in ("w1.0", "w2.1")]
+        return (
+            code(0, 24, labels[0])
+            + cells(LEFT, sizes[0], left, cut)
+            + code(RIGHT - LEFT, 24, labels[1])
+            + cells(RIGHT, sizes[1], right, cut)
+        )
+
+    classes = f"class {small}", f"class {large}"
+    size = graph.couplings.sizes[vertex]
+    edges = ", ".join(f"{axes[name]} = {name}" for name in ("a.1", "w1.0"))
+    per_channel = ", ".join(f"{m.per_channel} of {m.value}.{m.axis}" for m in group.members)
+    first, last = mine["w2.1"][0], mine["w2.1"][-1]
+    tied = f"atom {CHANNEL} of class {small} and atoms {first} to {last} of class {large}"
+    numbers = ", ".join(map(str, group.channels))
     return [
-        ("1  letter", "in an operator's line", "ops/contraction.py",
-         code(0, 22, "Conv   N i *S, o i *K, o -> N o *T")
-         + code(0, 42, "the letter o: output channels", ink=SOFT)),
-        ("2  Factor", "a letter bound to sizes", "ops/op.py: from_line",
-         code(0, 22, f"o: {named}")),
-        ("3  vertex id", "one numbering, dims first", "coupling/couple.py",
-         code(0, 22, f"vertex {vertex} = OpFactor('Conv_a', 'o')")
-         + code(0, 42, "edges to " + ", ".join(
-               f"{d} = {graph.couplings.dims[d].value}.{graph.couplings.dims[d].axis}"
-               for d in sorted(dims[:2])), ink=SOFT)),
-        ("4  class", "vertices joined by identity maps", "coupling/factorize_axes.py",
-         code(0, 22, f"class {small} ∋ {joined}, Conv_a.o, Flatten_f.f0")
-         + code(0, 42, f"class {large} ∋ {flat}, Gemm_y.i", ink=SOFT)),
+        (
+            "1  letter", "in an operator's line", "ops/contraction.py",
+            code(0, 22, "Conv   N i *S, o i *K, o -> N o *T")
+            + code(0, 42, "the letter o: output channels", ink=SOFT),
+        ),
+        (
+            "2  Factor", "a letter bound to sizes", "ops/op.py: from_line",
+            code(0, 22, f"o: {size} elements; on axis 0 of w1 and axis 1 of a"),
+        ),
+        (
+            "3  vertex id", "one numbering, dims first", "coupling/couple.py",
+            code(0, 22, f"vertex {vertex} = OpFactor('Conv_a', 'o')")
+            + code(0, 42, f"edges to {edges}", ink=SOFT),
+        ),
+        (
+            "4  class", "vertices joined by identity maps", "coupling/factorize_axes.py",
+            code(0, 22, f"class {small} \u220b {in_class(small)}, Conv_a.o, Flatten_f.f0")
+            + code(0, 42, f"class {large} \u220b {in_class(large)}, Gemm_y.i", ink=SOFT),
+        ),
         ("5  atom", "a position of a class", "graph.py: class_start",
-         code(0, 24, f"class {small}") + code(RIGHT - 62, 24, f"class {large}") + two(10, at={
-             small: np.array([CHANNEL]), large: np.zeros(0, np.int64)})),
-        ("6  channel", "atoms that the other maps tie", "coupling/group.py",
-         code(0, 24, f"class {small}") + code(RIGHT - 62, 24, f"class {large}") + two(10)
-         + code(0, 48, f"channel {channel} = atom {CHANNEL} of class {small} and atoms "
-                        f"{members[large][0]} to {members[large][-1]} of class {large}", ink=SOFT)),
-        ("7  group", "channels with equal members", "coupling/group.py",
-         code(0, 22, f"{group.id} '{group.name}': channels {', '.join(map(str, group.channels))}")
-         + code(0, 42, "per channel: " + ", ".join(
-             f"{m.per_channel} of {m.value}.{m.axis}" for m in group.members), ink=SOFT)),
-        ("8  kept positions", "what the plan leaves of an axis", "analysis/selection.py",
-         code(0, 24, "w1.0") + code(RIGHT - 62, 24, "w2.1")
-         + two(10, "gone", {small: plan["w1"], large: plan["w2"]})
-         + code(0, 48, f"plan: {group.id} keeps [[0, 1], [2, 4]]", ink=SOFT)),
+         rows([CHANNEL], [], classes, False)),
+        (
+            "6  channel", "atoms that the other maps tie", "coupling/group.py",
+            rows(mine["w1.0"], mine["w2.1"], classes, False)
+            + code(0, 48, f"channel {channel} = {tied}", ink=SOFT),
+        ),
+        (
+            "7  group", "channels with equal members", "coupling/group.py",
+            code(0, 22, f"{group.id} '{group.name}': channels {numbers}")
+            + code(0, 42, f"per channel: {per_channel}", ink=SOFT),
+        ),
+        (
+            "8  kept positions", "what the plan leaves of an axis", "analysis/selection.py",
+            rows(gone["w1.0"], gone["w2.1"], ("w1.0", "w2.1"), True)
+            + code(0, 48, f"plan: {group.id} keeps [[0, 1], [2, 4]]", ink=SOFT),
+        ),
     ]  # fmt: skip
+
+
+def removed(graph: ChannelGraph, kept: AxisSelection, dim: int) -> IntArray:
+    """Positions of an axis that do not stay."""
+    stay = kept.vertex(dim)
+    assert stay is not None
+    return np.setdiff1d(np.arange(graph.couplings.sizes[dim]), stay)
 
 
 def drawing() -> str:
