@@ -104,7 +104,7 @@ def rungs(graph: ChannelGraph) -> list[tuple[str, str, str, str]]:
             + code(0, 42, "the letter o: output channels", ink=SOFT),
         ),
         (
-            "2  Factor", "a letter bound to sizes", "ops/op.py: from_line",
+            "2  Factor", "a letter bound to sizes", "ops/description.py: from_line",
             code(0, 22, f"o: {size} elements; on axis 0 of w1 and axis 1 of a"),
         ),
         (
