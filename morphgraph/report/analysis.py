@@ -16,6 +16,7 @@ from morphgraph.graph import ChannelGraph, GraphOp
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.polynomial import Cost
+from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
@@ -191,7 +192,7 @@ def file_sha256(path: str | PathLike[str]) -> str:
 
 
 def _reach(graph: ChannelGraph, macs: Cost) -> Reach:
-    lowest = np.array([1 if g.resizable else g.width for g in graph.groups], np.int64)
+    lowest = WidthBounds().lowest(graph)
     after = macs.by_layer_at(lowest)
     shrinkable = sum(now for layer, now in macs.by_layer.items() if after[layer] < now)
     return Reach(round(shrinkable), round(macs.at(lowest)))

@@ -103,14 +103,8 @@ def verify(
     precision or in none. Removed channels that the model has absorbed are not masked: there it must
     equal the original.
 
-    Args:
-        graph: the original, with the weights that were resized.
-        plan: what was removed.
-        small: the resized model.
-        tolerance: largest error, relative to the output's scale.
-        seed: of the random inputs.
-        feeds: inputs by name instead of random ones.
-        runner: what runs the models; ONNX Runtime if not given.
+    Args: as of :func:`morphgraph.verify`, and ``runner``: what runs the models, ONNX Runtime by
+    default.
 
     Raises:
         ModelError: the resized model takes other inputs, or what it says of absorbed channels does

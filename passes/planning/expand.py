@@ -55,11 +55,10 @@ def expand(
 ) -> Plan:
     """Multiply a plan's widths by one factor, the largest that every budget allows.
 
-    Groups grow behind the channels that stay; the resized network computes what it computed
-    before, since nothing reads the new channels yet. Groups of which that could not be said keep
-    their width (an operator normalizes over them, sums over them without weights, or would take
-    their copies for other channels), and so do pinned ones. Groups that the plan removes are not
-    brought back.
+    New channels come behind those that stay; the resized network computes what it computed before,
+    since nothing reads the new channels yet. Groups for which that would not hold keep their width
+    (an operator normalizes over them, sums over them without weights, or would take their copies
+    for other channels), and so do pinned ones. Groups that the plan removes are not brought back.
 
     Args:
         graph: the network that the plan is for.
@@ -155,8 +154,7 @@ class Growth:
         """The widths at one multiplier."""
         # One part in 10^12 up: omega = k * round_to / width must give k steps, however it rounds.
         steps = np.floor(omega * self.start / self.round_to * (1 + 1e-12)).astype(np.int64)
-        found: IntArray = np.clip(steps * self.round_to, self.floors, self.ceilings)
-        return found
+        return np.clip(steps * self.round_to, self.floors, self.ceilings)
 
     def largest(self, constraints: Sequence[Constraint]) -> float:
         """The largest omega that fits, among those at which some width changes.
@@ -183,8 +181,8 @@ class Growth:
                 last = min(high * width, math.ceil(ceiling / self.round_to) * self.round_to)
                 counts = np.arange(int(low * width / self.round_to), int(last / self.round_to) + 1)
                 steps.append(counts * self.round_to / width)
-        found = np.unique(np.concatenate(steps))
-        return found[(found >= low) & (found <= high)]
+        ascending = np.unique(np.concatenate(steps))
+        return ascending[(ascending >= low) & (ascending <= high)]
 
 
 def _widest(

@@ -113,10 +113,10 @@ def with_channels(
     keep: Mapping[int, IntArray], more: Mapping[int, IntArray]
 ) -> dict[int, IntArray]:
     """Per group index the channels that stay, and more of them for some groups."""
-    nothing = np.zeros(0, dtype=np.int64)
+    none = np.zeros(0, dtype=np.int64)
     return {
-        index: np.union1d(kept, more.get(index, nothing)).astype(np.int64)
-        for index, kept in keep.items()
+        index: np.union1d(positions, more.get(index, none)).astype(np.int64)
+        for index, positions in keep.items()
     }
 
 
@@ -230,7 +230,7 @@ class _Absorber:
         """What an operator gives for the chosen channels of its operand beyond what zeros give.
 
         Raises:
-            _RefusedError: that cannot be told, or cannot be added to its result.
+            _RefusedError: it cannot be computed, or not be added to the result.
         """
         if len(edges) > 1:
             raise _RefusedError("sums over it in two directions")

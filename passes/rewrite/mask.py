@@ -50,7 +50,7 @@ class _Masker:
                 continue
             node, axis = copies[edge.op_index], couplings.dims[edge.dim].axis
             if role.sums[edge.factor]:
-                # One operand is enough; the weight's where no activation has the axis.
+                # A zero in the activation is enough; in the weight where no activation has it.
                 if couplings.on_activation(edge) or (
                     edge.port >= 0 and not role.on_activations[edge.factor]
                 ):
@@ -65,19 +65,19 @@ class _Masker:
                 self._detour(node, edge.port, axis, positions)
         return self.model
 
-    def _silence(self, node: ir.Node, edge: Edge, axis: int, kept: IntArray) -> None:
+    def _silence(self, node: ir.Node, edge: Edge, axis: int, positions: IntArray) -> None:
         """Put what adds nothing into an operand's removed positions: 0, or its zero point."""
         value = node.inputs[edge.port]
         assert value is not None
         shape = static_shape(value)
         stays = np.zeros(shape[axis], dtype=bool)
-        stays[kept] = True
+        stays[positions] = True
         stays = stays.reshape([size if k == axis else 1 for k, size in enumerate(shape)])
-        holder = self.graph.ops[edge.op_index].silent.get(edge.port)
-        nothing = node.inputs[holder] if holder is not None and holder < len(node.inputs) else None
-        if nothing is None:
-            nothing = self._constant(value, "nothing", np.zeros((), dtype=dtype_of(value)))
-        operands, wide = [value, nothing], _WIDE.get(dtype_of(value).name)
+        port = self.graph.ops[edge.op_index].silent.get(edge.port)
+        zero = node.inputs[port] if port is not None and port < len(node.inputs) else None
+        if zero is None:
+            zero = self._constant(value, "nothing", np.zeros((), dtype=dtype_of(value)))
+        operands, wide = [value, zero], _WIDE.get(dtype_of(value).name)
         if wide is not None:
             operands = [self._cast(node, operand, wide) for operand in operands]
         operands = [self._constant(value, "stays", stays), *operands]
@@ -91,34 +91,37 @@ class _Masker:
         cast.type = ir.TensorType(to)
         return cast
 
-    def _detour(self, node: ir.Node, port: int, axis: int, kept: IntArray) -> None:
-        """Let an operator see kept positions only, and put its results back where they belong."""
+    def _detour(self, node: ir.Node, port: int, axis: int, positions: IntArray) -> None:
+        """Let an operator see some positions only, and put its results back where they belong.
+
+        A result is padded by one zero, and a Gather takes that for every position that was removed.
+        """
         if port >= 0:
             value = node.inputs[port]
             assert value is not None
-            operands = [value, self._constant(value, "stays", kept)]
+            operands = [value, self._constant(value, "stays", positions)]
             gathered = self._insert(node, "Gather", operands, value, axis=axis)
-            resize_axis(gathered, axis, len(kept))
+            resize_axis(gathered, axis, len(positions))
             node.replace_input_with(port, gathered)
             return
         value = node.outputs[~port]
         shape = static_shape(value)
         pads = np.zeros(2 * len(shape), dtype=np.int64)
         pads[len(shape) + axis] = 1
-        place = np.full(shape[axis], len(kept), dtype=np.int64)
-        place[kept] = np.arange(len(kept))
+        place = np.full(shape[axis], len(positions), dtype=np.int64)
+        place[positions] = np.arange(len(positions))
         users = list(value.uses())
         operands = [value, self._constant(value, "pads", pads)]
         padded = self._insert(node, "Pad", operands, value, after=True)
-        source = padded.producer()
-        assert source is not None
+        pad = padded.producer()
+        assert pad is not None
         operands = [padded, self._constant(value, "place", place)]
-        whole = self._insert(source, "Gather", operands, value, after=True, axis=axis)
+        whole = self._insert(pad, "Gather", operands, value, after=True, axis=axis)
         for user, index in users:
             user.replace_input_with(index, whole)
         # ONNX Runtime plans its memory by the shapes that are stated.
-        resize_axis(value, axis, len(kept))
-        resize_axis(padded, axis, len(kept) + 1)
+        resize_axis(value, axis, len(positions))
+        resize_axis(padded, axis, len(positions) + 1)
 
     def _insert(
         self,

@@ -105,6 +105,8 @@ def test_a_resize_hook_sees_old_and_new() -> None:
 
     def resize(n: Any, new: Any, *, groups: int) -> None:
         heard.append((groups, n.shape(0)[1], new.shape(0)[1], list(new.positions(0, 1))))
+        with pytest.warns(DeprecationWarning, match="positions"):
+            assert list(new.kept(0, 1)) == list(new.positions(0, 1))
 
     register("com.acme::Shuffle", "N c *S -> N c *S", resize=resize)
     graph = mg.lift(model_from_text(HEAD + SHUFFLED))

@@ -15,7 +15,7 @@ from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.passes.analysis.score import score
 from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
-from morphgraph.passes.planning.bounds import WidthBounds, repair_widths
+from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.removal_path import plan
 from morphgraph.passes.planning.uniform import set_widths
 from morphgraph.passes.rewrite.resize import resize
@@ -87,9 +87,7 @@ def check(graph: ChannelGraph, made: Plan) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_all_that_can_die_dies(name: str, graphs: dict[str, ChannelGraph]) -> None:
     graph = graph_of(name, graphs)
-    limits = WidthBounds(min_width=0)
-    floor = np.array([limits.floor(group) for group in graph.groups])
-    widths = repair_widths(graph, floor, limits)
+    widths = WidthBounds(min_width=0).lowest(graph)
     dead = [group for group in graph.groups if widths[group.index] == 0]
     made = set_widths(graph, {group.id: 0 for group in dead})
     assert (NETWORKS | SLOW)[name][1] in liveness(graph, [g.index for g in dead]).removed_layers
