@@ -305,11 +305,6 @@ def array_of(value: ir.Value) -> Array:
     return value.const_value.numpy()
 
 
-def dtype_of(value: ir.Value) -> np.dtype[Any]:
-    """The type of a value's numbers; float32 where the model does not say."""
-    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
-
-
 def replace_array(value: ir.Value, array: Array) -> None:
     """Give an initializer other numbers, of the same type."""
     new = np.ascontiguousarray(array.astype(array_of(value).dtype)).reshape(array.shape)

@@ -12,7 +12,7 @@ import onnxruntime
 from morphgraph.arrays import Array, Arrays, Shape
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io.mapped import is_stored
-from morphgraph.onnx_io.values import numpy_type, static_shape
+from morphgraph.onnx_io.values import dtype_of, static_shape
 
 _PROTO_LIMIT = 2**31 - 2**20
 
@@ -79,7 +79,7 @@ def random_inputs(model: ir.Model, seed: int = 0) -> Arrays:
     feeds: Arrays = {}
     for value in model.graph.inputs:
         shape = static_shape(value)
-        feeds[value.name or ""] = random_array(generator, shape, numpy_type(value))
+        feeds[value.name or ""] = random_array(generator, shape, dtype_of(value))
     return feeds
 
 

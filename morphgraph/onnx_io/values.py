@@ -45,7 +45,7 @@ def is_float(value: ir.Value) -> bool:
     return value.dtype is not None and value.dtype.is_floating_point()
 
 
-def numpy_type(value: ir.Value) -> np.dtype[Any]:
+def dtype_of(value: ir.Value) -> np.dtype[Any]:
     """The type of a value's elements; float32 where it is not declared."""
     return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
 

@@ -11,10 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Flags
-from morphgraph.edit import dtype_of
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph, Edge, GraphOp, analysis
-from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io import dtype_of, static_shape
 from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.evaluate import evaluate
 from morphgraph.passes.analysis.liveness import operand_names, result_names

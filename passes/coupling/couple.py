@@ -9,7 +9,7 @@ from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.graph import Couplings, Dim, Edge, GraphOp, OpFactor
 from morphgraph.notation import NotationError
-from morphgraph.onnx_io import DYNAMIC_AXES_KEY, captured_values, escape, static_shape
+from morphgraph.onnx_io import DYNAMIC_AXES_KEY, captured_values, node_label, static_shape
 from morphgraph.ops import Description, OpNode, describe, entry_of, mismatch_hint
 
 
@@ -82,7 +82,7 @@ class _Coupler:
             description = describe(op_node)
         except NotationError as error:
             raise ModelError(
-                f"node '{escape(op_node.name)}' ({op_node.op_type}): shape mismatch: {error}; "
+                f"{node_label(node)}: shape mismatch: {error}; "
                 f"{mismatch_hint(entry_of(op_node.op_type, op_node.domain))}"
             ) from None
         ports = {place.port for factor in description.factors.values() for place in factor.places}

@@ -13,8 +13,7 @@ from morphgraph.arrays import Array, IntArray
 from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops import facts_of
-
-_SAME = 1e-6  # of the largest magnitude: the rounding of single precision
+from morphgraph.tolerances import EQUAL_SLICES
 
 
 def add_constant(
@@ -80,7 +79,7 @@ def deduplicate_slices(array: Array, free: frozenset[int]) -> tuple[Array, dict[
 def _distinct_slices(array: Array, axis: int) -> tuple[list[int], IntArray]:
     """First positions of slices along an axis that differ, and which of them each position has."""
     rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-    allowed = _SAME * float(np.abs(rows).max(initial=0.0))
+    allowed = EQUAL_SLICES * float(np.abs(rows).max(initial=0.0))
     first: list[int] = []
     order = np.full(len(rows), -1, dtype=np.int64)
     while (order < 0).any():

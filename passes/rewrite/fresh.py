@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import ModelLike, as_model, static_shape
+from morphgraph.onnx_io import ModelLike, as_model, is_float, static_shape
 from morphgraph.ops import OpNode, facts_of, parameter_names
 from morphgraph.ops.initial import ZERO, Initial, initials_of, xavier
 from morphgraph.passes.canonical.canonicalize import canonicalize
@@ -84,7 +84,7 @@ def _sources(value: ir.Value) -> Iterator[ir.Value]:
     """The floating-point initializers that a weight is made of by movements alone."""
     node = value.producer()
     if value.is_initializer():
-        if value.dtype is not None and value.dtype.is_floating_point():
+        if is_float(value):
             yield value
     elif node is not None and facts_of(node).moves:
         for operand in node.inputs:

@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, IntArray
-from morphgraph.edit import Editor, dtype_of, resize_axis
+from morphgraph.edit import Editor, resize_axis
 from morphgraph.graph import ChannelGraph, Edge
-from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io import dtype_of, static_shape
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.coupling.roles import roles
 

@@ -15,10 +15,17 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array
-from morphgraph.edit import Editor, array_of, dtype_of, replace_array
+from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import add_constant_names, escape, static_shape
+from morphgraph.onnx_io import (
+    add_constant_names,
+    dtype_of,
+    escape,
+    is_float,
+    node_label,
+    static_shape,
+)
 from morphgraph.onnx_io.mapped import take
 from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.evaluate import evaluate, needed_for, nodes_by_result
@@ -86,7 +93,7 @@ class _Vanisher:
         for constant in self.constants.values():
             if not constant.uses():
                 del self.model.graph.initializers[constant.name or ""]
-        used = [v.name or "" for v in self.constants.values() if v.uses() and _is_float(v)]
+        used = [v.name or "" for v in self.constants.values() if v.uses() and is_float(v)]
         add_constant_names(self.model, used)
 
     def _remove_empty_results(self, op_index: int) -> None:
@@ -226,8 +233,8 @@ class _Vanisher:
         sizes = batched_sizes(self.editor, node, name, value.shape)
         if sizes is None:
             raise UnsupportedError(
-                f"node '{escape(node.name or '')}' ({escape(node.op_type)}): would read a constant "
-                "whose size depends on the batch; give --input-shape for a fixed one"
+                f"{node_label(node)}: would read a constant whose size depends on the batch; give "
+                "--input-shape for a fixed one"
             )
         name += "_repeated"
         return self.editor.insert(
@@ -284,7 +291,3 @@ def _remove_operands(node: ir.Node, ports: Sequence[int]) -> None:
 def _is_flat(array: Array, axis: int) -> bool:
     """Whether an array does not vary along an axis."""
     return bool(np.array_equal(array, np.broadcast_to(array.take([0], axis=axis), array.shape)))
-
-
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype is not None and value.dtype.is_floating_point()
