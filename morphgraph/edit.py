@@ -26,7 +26,6 @@ class Editor:
 
     >>> from morphgraph.testing import model_from_text
     >>> model = model_from_text('''
-    ... <ir_version: 10, opset_import: ["" : 20]>
     ... net (float[1,3] x) => (float[1,3] y) { order = Relu(x)  y = Relu(order) }''')
     >>> editor = Editor(model)
     >>> editor.constant("order", np.arange(2)).name

@@ -5,7 +5,7 @@ import pytest
 
 from morphgraph.testing import model_from_text
 
-ATTENTION = """<ir_version: 10, opset_import: ["": 20]>
+ATTENTION = """
 net (float[2,5,8] x, float[8,12] wq, float[8,12] wk, float[8,12] wv, float[12,8] wo)
     => (float[2,5,8] y) <int64[4] heads = {2, 5, 3, 4}, float scale = {0.5}, int64[3] flat = {0, 0,
     -1}> { q = MatMul(x, wq)  k = MatMul(x, wk)  v = MatMul(x, wv)

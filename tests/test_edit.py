@@ -12,7 +12,6 @@ from morphgraph.edit import Editor, part_of
 from morphgraph.onnx_io.runtime import run
 from morphgraph.testing import model_from_text, random_plan, random_removal
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
 CHAIN = """net (float[1,3] x) => (float[1,3] y) { a = Relu(x)  b = Neg(a)  y = Exp(b) }"""
 BRANCHES = """net (float[1,3] x, bool flag) => (float[1,3] y) {
     y = If(flag) <
@@ -46,7 +45,7 @@ OPEN = """net (float[N,3] x, float[1,4] token, float[3,4] w1, float[4,2] w2) => 
 
 
 def of_text(text: str, inputs: tuple[str, ...] = ("x",)) -> ir.Model:
-    return model_from_text(OPSET + text, inputs)
+    return model_from_text(text, inputs)
 
 
 def test_a_name_is_taken_wherever_it_stands() -> None:

@@ -13,7 +13,7 @@ from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan, make_plan, structure_hash
 from morphgraph.testing import model_from_text, random_plan
 
-TEXT = """<ir_version: 10, opset_import: ["": 20]>
+TEXT = """
 net (float[1,3,4,4] x, float[6,3,1,1] w1, float[4,6,3,3] w2, float[3,16] w3) => (float[1,3] y) {
     a = Conv(x, w1)  ra = Relu(a)  b = Conv(ra, w2)  f = Flatten(b)  y = Gemm<transB=1>(f, w3)
 }"""
@@ -57,7 +57,7 @@ def test_structure_is_independent_of_weights_and_dependent_on_shapes() -> None:
     assert len(hashes) == 3
 
 
-STRUCTURE = """<ir_version: 10, opset_import: ["": 20]>
+STRUCTURE = """
 net (float[1,4,4,4] x, float[4,4,3,3] w1, float[4,2,1,1] w2) => (float[1,4,4,4] y)
 <int64[3] shape = {1, 8, 8}, int64[4] back = {1, 4, 4, 4}> {
     a = Conv<pads=[1,1,1,1], dilations=[1,1]>(x, w1)  b = Conv<group=2>(a, w2)
@@ -86,7 +86,7 @@ def test_structure_is_attributes_and_integers_but_no_floats(old: str, new: str, 
 
 
 def test_structure_reaches_into_subgraphs() -> None:
-    text = """<ir_version: 10, opset_import: ["": 20]>
+    text = """
     net (float[1,4] x, bool c) => (float[1,4] y) {
         y = If (c) <then_branch = a () => (float[1,4] p) { p = Relu(x) },
                     else_branch = b () => (float[1,4] q) { q = AXIS(x) }>

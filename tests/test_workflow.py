@@ -150,7 +150,7 @@ def test_where_nothing_attends_the_choice_makes_no_difference(model: ir.Model) -
 
 
 def test_a_plan_remembers_pins_and_input_shapes() -> None:
-    text = """<ir_version: 10, opset_import: ["": 20]>
+    text = """
     net (float[1,3,H,W] x, float[8,3,3,3] w1, float[4,8,1,1] w2) => (float[1,4,P,Q] y) {
         a = Conv(x, w1)  y = Conv(a, w2)
     }"""
@@ -170,7 +170,7 @@ def test_a_plan_remembers_pins_and_input_shapes() -> None:
 
 
 def test_a_check_that_proves_little_warns() -> None:
-    text = """<ir_version: 10, opset_import: ["": 20]>
+    text = """
     net (float[1,3,4,4] x, float[8,3,3,3] w1, float[4,8,1,1] w2) => (float[1,4,2,2] y) {
         a = Conv(x, w1)  y = Conv(a, w2)
     }"""

@@ -21,7 +21,7 @@ from morphgraph.recipes.readers import FASHION_FOLDER
 from morphgraph.recipes.run import Settings, run
 from morphgraph.recipes.trainer import Recipe
 from morphgraph.report.runs import event_line, result_report
-from morphgraph.report.tables import Column, Report, Table, amount, number, render, share
+from morphgraph.report.tables import Column, Report, Table, amount, number_column, render, share
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.train.loop import SearchConfig
 
@@ -76,8 +76,8 @@ def groups_report(graph: mg.ChannelGraph) -> Report:
     ]
     columns = [
         Column("group"),
-        number("channels"),
-        number("MACs per channel", share),
+        number_column("channels"),
+        number_column("MACs per channel", share),
         Column("may shrink"),
     ]
     params = mg.cost(graph, "params").total

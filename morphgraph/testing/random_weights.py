@@ -1,4 +1,4 @@
-"""Weights that can be felt, for networks in PyTorch and for models in ONNX.
+"""Random weights in whose results a wrong slice shows, for PyTorch networks and ONNX models.
 
 A freshly built network has every BatchNorm at (1, 0, 0, 1), biases and heads at zero, layer scales
 at 1e-6: a wrong slice can go unnoticed, and outputs may be 1e-14. :func:`randomize_weights` and
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SAMPLES = 4  # that calibration runs on
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input
-_STILL = 1e-6  # a standard deviation below this says that nothing flows
+_DEAD = 1e-6  # with a smaller standard deviation a layer counts as dead: it is not rescaled
 
 
 def randomize_weights(
@@ -60,7 +60,7 @@ def randomize_weights(
         for norm in _frozen(net):
             norm.weight.copy_(_uniform(norm.weight, 0.5, 1.5, generator))
             norm.bias.copy_(_uniform(norm.bias, -0.3, 0.3, generator))
-        with _taking_statistics(net), _evening_out(net):
+        with _taking_statistics(net), _standardizing(net):
             net(*noise)
         for norm in norms.values():
             mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
@@ -133,7 +133,7 @@ def _is_scale(leaf: str) -> bool:
 
 @contextmanager
 def _taking_statistics(net: "nn.Module") -> Iterator[None]:
-    """Every BatchNorm uses and keeps the statistics of what passes, everything else in eval."""
+    """Every BatchNorm uses and stores the statistics of its batch; all else is in eval mode."""
     import torch
 
     batch_norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
@@ -161,25 +161,25 @@ def _taking_statistics(net: "nn.Module") -> Iterator[None]:
 
 
 @contextmanager
-def _evening_out(net: "nn.Module") -> Iterator[None]:
-    """The first time a layer runs, its results are brought to a standard deviation of 1.
+def _standardizing(net: "nn.Module") -> Iterator[None]:
+    """The first time a layer runs, its kernel is scaled for results of standard deviation 1.
 
-    Its kernel is divided by what it brings about, the bias aside: a random bias on a tiny kernel
-    would drown the input. (To take off means as well would amplify rounding, as depth does.)
-    A kernel that several modules share stays as it is: one of them would spoil the others.
+    The bias is not counted: a random bias on a tiny kernel would drown the input. (Removing means
+    as well would amplify rounding errors with depth.) A kernel that several modules share stays as
+    it is: scaling it for one would spoil it for the others.
     """
     import torch
 
-    kinds = (
+    layer_types = (
         torch.nn.Linear,
         torch.nn.Embedding,
         torch.nn.modules.conv._ConvNd,  # noqa: SLF001 - the base class of all convolutions
     )
-    layers = [module for module in net.modules() if isinstance(module, kinds)]
+    layers = [module for module in net.modules() if isinstance(module, layer_types)]
     owners = Counter(id(layer.weight) for layer in layers)
     done: set[int] = set()
 
-    def even_out(
+    def standardize(
         layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: "torch.Tensor"
     ) -> "torch.Tensor | None":
         bias: torch.Tensor | None = getattr(layer, "bias", None)
@@ -187,14 +187,14 @@ def _evening_out(net: "nn.Module") -> Iterator[None]:
         rows = out.movedim(axis, -1).reshape(-1, out.shape[axis])
         rows = rows if bias is None else rows - bias
         spread = float(rows.std()) if rows.numel() > 1 else 0.0
-        if id(layer) in done or owners[id(layer.weight)] > 1 or not _STILL < spread < np.inf:
+        if id(layer) in done or owners[id(layer.weight)] > 1 or not _DEAD < spread < np.inf:
             return None
         done.add(id(layer))
         layer.weight /= spread
         again: torch.Tensor = layer.forward(*args, **kwargs)
         return again
 
-    hooks = [layer.register_forward_hook(even_out, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_hook(standardize, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -212,7 +212,7 @@ def random_weight(shape: Sequence[int], generator: np.random.Generator) -> Array
 
 
 def randomize_model_weights(model: ir.Model, feeds: Mapping[str, Array], seed: int = 0) -> ir.Model:
-    """A copy of an ONNX model whose weights are random and can be felt.
+    """A copy of an ONNX model with random, calibrated weights.
 
     Weights are the float initializers, and what ConstantOfShape fills in their place (onnx's light
     models spell their weights so). Statistics of BatchNormalization are measured in one run of ONNX
@@ -228,16 +228,16 @@ def randomize_model_weights(model: ir.Model, feeds: Mapping[str, Array], seed: i
         UnsupportedError: ONNX Runtime does not run the model.
     """
     generator = np.random.default_rng(seed)
-    felt = model.clone()
-    felt.ir_version = max(felt.ir_version, _FREE_INITIALIZERS)
-    _fill_in(felt)
-    for value in list(felt.graph.initializers.values()):
+    randomized = model.clone()
+    randomized.ir_version = max(randomized.ir_version, _FREE_INITIALIZERS)
+    _fill_in(randomized)
+    for value in list(randomized.graph.initializers.values()):
         tensor = value.const_value
         if tensor is not None and tensor.dtype == ir.DataType.FLOAT and value.uses():
             _set(value, _draw(value, generator))
-    _measure_statistics(felt, feeds, generator)
-    _even_out_last(felt, feeds)
-    return felt
+    _measure_statistics(randomized, feeds, generator)
+    _standardize_last(randomized, feeds)
+    return randomized
 
 
 def _set(value: ir.Value, array: Array) -> None:
@@ -295,14 +295,14 @@ def _measure_statistics(
     norms = [_probe(editor, node) for node in probed]
     if not norms:
         return
-    found = run(probe, feeds)
+    results = run(probe, feeds)
     originals = [node for node in model.graph if facts_of(node).statistics]
     for node, (first, second) in zip(originals, norms, strict=True):
-        mean = found[first].astype(np.float64)
+        mean = results[first].astype(np.float64)
         axes = (0, *range(2, mean.ndim))
-        mean, square = mean.mean(axis=axes), found[second].astype(np.float64).mean(axis=axes)
+        mean, square = mean.mean(axis=axes), results[second].astype(np.float64).mean(axis=axes)
         var = square - mean**2
-        var = np.where(var > 1e-4 * np.maximum(square, _STILL), var, np.maximum(square, 1.0))
+        var = np.where(var > 1e-4 * np.maximum(square, _DEAD), var, np.maximum(square, 1.0))
         for place, numbers in (
             (3, mean + generator.uniform(-0.2, 0.2, mean.shape) * np.sqrt(var)),
             (4, var * generator.uniform(0.9, 1.6, mean.shape)),
@@ -318,8 +318,8 @@ def _probe(editor: Editor, node: ir.Node) -> tuple[str, str]:
     square = ir.node("Mul", [x, x])
     mean = ir.node("GlobalAveragePool", [x])
     mean_square = ir.node("GlobalAveragePool", [square.outputs[0]])
-    square.outputs[0].name = editor.value_name(f"felt_squared_{node.name}")
-    for measured, name in ((mean, "felt_mean"), (mean_square, "felt_square")):
+    square.outputs[0].name = editor.value_name(f"probe_square_{node.name}")
+    for measured, name in ((mean, "probe_mean"), (mean_square, "probe_mean_square")):
         measured.outputs[0].name = editor.value_name(f"{name}_{node.name}")
         measured.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         editor.graph.outputs.append(measured.outputs[0])
@@ -331,7 +331,7 @@ def _probe(editor: Editor, node: ir.Node) -> tuple[str, str]:
     return mean.outputs[0].name or "", mean_square.outputs[0].name or ""
 
 
-def _even_out_last(model: ir.Model, feeds: Mapping[str, Array]) -> None:
+def _standardize_last(model: ir.Model, feeds: Mapping[str, Array]) -> None:
     """Divide the last layer's kernel by the standard deviation of its results."""
     from morphgraph.onnx_io.runtime import run
 
@@ -355,5 +355,5 @@ def _even_out_last(model: ir.Model, feeds: Mapping[str, Array]) -> None:
     spread = float(run(probe, feeds)[name].std())
     assert kernel is not None
     assert kernel.const_value is not None
-    if _STILL < spread < np.inf:
+    if _DEAD < spread < np.inf:
         _set(kernel, kernel.const_value.numpy() / spread)

@@ -99,7 +99,7 @@ def roles(couplings: Couplings) -> Roles:
 
     >>> from morphgraph.passes.coupling.couple import couple
     >>> from morphgraph.testing import model_from_text
-    >>> model = model_from_text('''<ir_version: 10, opset_import: ["" : 20]>
+    >>> model = model_from_text('''
     ... net (float[1,3] x, float[3,4] w) => (float[1,4] y) { y = MatMul(x, w) }''')
     >>> couplings = couple(model)
     >>> found = roles(couplings)

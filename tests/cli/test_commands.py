@@ -20,7 +20,7 @@ from morphgraph.report.analysis import Analysis
 from morphgraph.report.schemas import SCHEMAS, schema
 from morphgraph.testing import model_from_text
 
-OPEN = """<ir_version: 10, opset_import: ["": 20]>
+OPEN = """
 net (float[1,3,H,W] x, float[8,3,3,3] w1, float[4,8,1,1] w2) => (float[1,4,P,Q] y) {
     a = Conv(x, w1)  y = Conv(a, w2)
 }"""
@@ -536,7 +536,7 @@ def test_expand_within_bounds(model: Path, plan: Path, run: Any) -> None:
 
 def residual(folder: Path) -> Path:
     path = folder / "residual.onnx"
-    text = """<ir_version: 10, opset_import: ["": 20]>
+    text = """
     net (float[1,3,6,6] x, float[8,3,1,1] w_stem, float[6,8,3,3] w_inner,
          float[6] b_inner, float[8,6,1,1] w_outer, float[8] b_outer,
          float[2,8,1,1] w_head) => (float[1,2,6,6] y) {

@@ -14,7 +14,7 @@ SHAPES = {"a": (2, 3, 4), "b": (4, 5), "c": (5, 6), "d": (2, 3, 4), "e": (1, 3, 
 
 def text_of(equation: str, operands: str) -> str:
     shapes = [f"float[{','.join(map(str, SHAPES[name]))}] {name}" for name in operands]
-    return f"""<ir_version: 10, opset_import: ["": 20]>
+    return f"""
         net ({", ".join(shapes)}) => (float y) {{
             y = Einsum<equation="{equation}">({", ".join(operands)})
         }}""".replace("float[] ", "float ")
@@ -75,7 +75,7 @@ def test_a_dimension_of_one_stands_for_none() -> None:
 
 def test_a_diagonal_is_left_alone() -> None:
     model = model_from_text(
-        """<ir_version: 10, opset_import: ["": 20]> net (float[3,3] x) => (float[3] y) {
+        """net (float[3,3] x) => (float[3] y) {
             y = Einsum<equation="ii->i">(x)
         }"""
     )

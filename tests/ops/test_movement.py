@@ -433,7 +433,7 @@ def test_a_slice_of_nothing_is_pinned() -> None:
 
 def test_computed_bounds_pin_the_sliced_axis_alone() -> None:
     model = model_from_text(
-        """<ir_version: 10, opset_import: ["": 20]>
+        """
         net (float[2,8] x, int64[1] start, int64[1] stop) => (float[2,4] y) <int64[1] axes = {1}> {
             y = Slice(x, start, stop, axes)
         }""",

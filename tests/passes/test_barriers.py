@@ -5,8 +5,6 @@ import pytest
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text, prove
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
-
 # 6 channels enter the barrier, 6 leave it; 5 before it and 7 behind it may shrink.
 NET = """net (float[1,3,4,4] x, bool which, float[5,3,1,1] w1, float[6,5,1,1] w2, float[7,6,1,1] w3,
     float[2,7,1,1] w4, float[6,3,1,1] w5, float[6] s6) => (float[1,2,4,4] y)
@@ -61,7 +59,7 @@ def test_a_barrier_names_itself_and_the_rest_is_resized(
     barrier: str, before: str, behind: str
 ) -> None:
     text = NET.format(barrier=barrier, zeros=f"{{{', '.join('0' * 16)}}}")
-    graph = lift(model_from_text(OPSET + text, inputs=("x", "which")))
+    graph = lift(model_from_text(text, inputs=("x", "which")))
     assert [group.width for group in graph.groups if group.resizable] == [5, 7]
     assert {group.reason for group in graph.groups if group.width == 6} == {before, behind}
     prove(graph)

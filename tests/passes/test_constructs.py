@@ -6,7 +6,6 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text, prove
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
 OPSET_21 = '<ir_version: 10, opset_import: ["": 21]>'
 
 # Every network: inputs x, weights as further inputs. `widths` are those of the resizable groups.
@@ -564,15 +563,11 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
 
 
 def graph_of(name: str) -> ChannelGraph:
-    text = NETWORKS[name][0]
-    return lift(model_from_text(text if text.startswith("<") else OPSET + text))
+    return lift(model_from_text(NETWORKS[name][0]))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_resized_equals_masked_and_wrong_slices_do_not(name: str) -> None:
-    prove(graph_of(name), faults=100)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_groups_are_as_a_person_would_say(name: str) -> None:
-    assert [g.width for g in graph_of(name).groups if g.resizable] == NETWORKS[name][1]
+def test_groups_and_slices(name: str) -> None:
+    graph = graph_of(name)
+    assert [group.width for group in graph.groups if group.resizable] == NETWORKS[name][1]
+    prove(graph, faults=100)

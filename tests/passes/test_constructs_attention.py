@@ -228,16 +228,11 @@ def graph_of(name: str, attention: Attention) -> ChannelGraph:
 
 @pytest.mark.parametrize("attention", CHOICES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_resized_equals_masked_and_wrong_slices_do_not(name: str, attention: Attention) -> None:
-    prove(graph_of(name, attention), faults=30)
-
-
-@pytest.mark.parametrize("attention", CHOICES)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_groups_are_heads_or_their_sizes(name: str, attention: Attention) -> None:
+def test_groups_and_slices(name: str, attention: Attention) -> None:
+    graph = graph_of(name, attention)
     expected = NETWORKS[name][1 + CHOICES.index(attention)]
-    groups = [g for g in graph_of(name, attention).groups if g.resizable]
-    assert [g.width for g in groups] == expected
+    assert [group.width for group in graph.groups if group.resizable] == expected
+    prove(graph, faults=30)
 
 
 def test_the_scale_stays_that_of_the_old_head_size() -> None:

@@ -146,13 +146,10 @@ def graph_of(name: str) -> ChannelGraph:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_resized_equals_masked_and_wrong_slices_do_not(name: str) -> None:
-    prove(graph_of(name), faults=30)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_groups_are_as_a_person_would_say(name: str) -> None:
-    assert [g.width for g in graph_of(name).groups if g.resizable] == NETWORKS[name][1]
+def test_groups_and_slices(name: str) -> None:
+    graph = graph_of(name)
+    assert [group.width for group in graph.groups if group.resizable] == NETWORKS[name][1]
+    prove(graph, faults=30)
 
 
 def test_sizes_of_heads_shrink_inside_an_attention_that_makes_them() -> None:

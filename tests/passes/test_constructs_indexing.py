@@ -6,8 +6,6 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text, prove
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
-
 # 6 channels are made, something is done to them, they are read.
 FRAME = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2{more}) => (float[1,2,4,4] y)
         <{constants}> {{
@@ -202,18 +200,14 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
 
 
 def graph_of(name: str) -> ChannelGraph:
-    text = NETWORKS[name][0]
-    return lift(model_from_text(text if text.startswith("<") else OPSET + text))
+    return lift(model_from_text(NETWORKS[name][0]))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_resized_equals_masked_and_wrong_slices_do_not(name: str) -> None:
-    prove(graph_of(name), faults=30)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_groups_are_as_a_person_would_say(name: str) -> None:
-    assert [g.width for g in graph_of(name).groups if g.resizable] == NETWORKS[name][1]
+def test_groups_and_slices(name: str) -> None:
+    graph = graph_of(name)
+    assert [group.width for group in graph.groups if group.resizable] == NETWORKS[name][1]
+    prove(graph, faults=30)
 
 
 MIXED = ", ".join(str(7 * k % 6) for k in range(96))
@@ -259,5 +253,5 @@ MIXED = ", ".join(str(7 * k % 6) for k in range(96))
 def test_what_cannot_shrink_says_why(body: str, constants: str, reason: str) -> None:
     text = framed(body, constants).replace("<int64", "<float[1,6,4,4] b, int64", 1)
     text = text.replace("<float ", "<float[1,6,4,4] b, float ", 1)
-    graph = lift(model_from_text(OPSET + text))
+    graph = lift(model_from_text(text))
     assert reason in [g.reason for g in graph.groups if "Conv_a" in g.producers]

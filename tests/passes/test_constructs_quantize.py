@@ -18,8 +18,6 @@ from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text, prove, random_plan
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
-
 
 def stored(kind: str, name: str, shape: str, low: int = -60, high: int = 60) -> str:
     """A constant of random whole numbers."""
@@ -147,17 +145,14 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
 
 
 def graph_of(name: str) -> ChannelGraph:
-    return lift(model_from_text(OPSET + NETWORKS[name][0]))
+    return lift(model_from_text(NETWORKS[name][0]))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_resized_equals_masked_and_wrong_slices_do_not(name: str) -> None:
-    prove(graph_of(name), faults=30)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_groups_are_as_a_person_would_say(name: str) -> None:
-    assert [g.width for g in graph_of(name).groups if g.resizable] == NETWORKS[name][1]
+def test_groups_and_slices(name: str) -> None:
+    graph = graph_of(name)
+    assert [group.width for group in graph.groups if group.resizable] == NETWORKS[name][1]
+    prove(graph, faults=30)
 
 
 def test_zero_instead_of_the_zero_point_would_be_wrong() -> None:
@@ -219,7 +214,7 @@ def test_what_onnx_runtime_quantizes(
             {CONVOLUTIONS}  {rest}
         }}"""
     whole, small = tmp_path / "whole.onnx", tmp_path / "quantized.onnx"
-    onnx.save(ir.to_proto(model_from_text(OPSET + text)), whole)
+    onnx.save(ir.to_proto(model_from_text(text)), whole)
     quantize_static(
         whole,
         small,

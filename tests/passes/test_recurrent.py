@@ -20,7 +20,6 @@ from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text, random_plan
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
@@ -32,7 +31,7 @@ def layer(kind: str, directions: int = 1, units: int = 5, tail: str = "") -> Cha
         float[{units},4] out) => (float[7,{directions},2,4] y) {{
         a = {kind}<hidden_size={units}, direction="{way}"{tail}>(x, w, r, b)  y = MatMul(a, out)
     }}"""
-    return lift(model_from_text(OPSET + text))
+    return lift(model_from_text(text))
 
 
 @pytest.mark.parametrize("kind", GATES)
@@ -77,7 +76,7 @@ SLICED = """net (float[7,2,3] x, float[20,3] w, float[1,20,5] r, float[5,4] out)
 
 
 def test_the_sources_of_a_computed_kernel_are_its_parameters() -> None:
-    graph = lift(model_from_text(OPSET + SLICED))
+    graph = lift(model_from_text(SLICED))
     assert ("w", 0) in [(s.parameter, s.axis) for s in kernels(graph)]
     assert ("w", 1) in [(s.parameter, s.axis) for s in readers(graph)]
     units = graph.channels_at("h", 3)
@@ -90,7 +89,7 @@ def test_a_group_is_not_gated_behind_the_layer_that_sums_over_it() -> None:
         , a = RNN<hidden_size=5>(x, w, r)  q = Squeeze(a, axis)
         n = BatchNormalization(q, s, h, m, v)  y = MatMul(n, out)
     }"""
-    assert gated_groups(lift(model_from_text(OPSET + text))) == frozenset()
+    assert gated_groups(lift(model_from_text(text))) == frozenset()
 
 
 @pytest.mark.parametrize("kind", GATES)
@@ -110,7 +109,7 @@ def test_a_layer_that_grows_computes_what_it_did(kind: str, directions: int) -> 
 
 
 def test_a_unit_that_is_added_is_sliced_from_its_own_rows() -> None:
-    graph = lift(model_from_text(OPSET + SLICED))
+    graph = lift(model_from_text(SLICED))
     (index,) = [group.index for group in graph.groups if group.resizable]
     keep = {index: np.array([0, 2, 3])}
     grown = resize(graph, keep, {index: 2})
@@ -146,7 +145,7 @@ def test_batches_first(kind: str) -> None:
         float[5,4] out) => (float[2,7,1,4] y) {{
         a = {kind}<hidden_size=5, layout=1>(x, w, r, , , h)  y = MatMul(a, out)
     }}"""
-    graph = lift(model_from_text(OPSET + text))
+    graph = lift(model_from_text(text))
     keep = random_plan(graph).keep_channels(graph)
     assert [len(kept) for kept in keep.values()] == [3]
     feeds = ort.random_inputs(graph.model)

@@ -191,7 +191,7 @@ def test_steps_first_are_not_taken_for_samples() -> None:
 
 
 def test_a_file_by_others_trains_under_its_own_names() -> None:
-    text = """<ir_version: 10, opset_import: ["": 20]>
+    text = """
     net (float[5,2,3] x, float[2,16,3] w, float[2,16,4] r, float[2,32] b) => (float[5,2,2,4] y) {
         y = LSTM<hidden_size=4, direction="bidirectional">(x, w, r, b)
     }"""

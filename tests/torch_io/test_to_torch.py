@@ -244,8 +244,6 @@ def test_a_shared_weight_stays_one_parameter() -> None:
 
 # -- foreign models ------------------------------------------------------------------------------
 
-HEAD = '<ir_version: 10, opset_import: ["" : 20]> '
-
 
 def test_foreign_names_become_paths_with_a_mapping() -> None:
     text = (
@@ -253,7 +251,7 @@ def test_foreign_names_become_paths_with_a_mapping() -> None:
         " float[4] v, float[4,1,1] g) => (float y) "
         "{ c = Conv (x, k, b) n = BatchNormalization (c, s, t, m, v) y = Mul (n, g) }"
     )
-    model = model_from_text(HEAD + text)
+    model = model_from_text(text)
     for old, new in {"k": "conv0/weights:0", "b": "conv0/bias:0", "g": "forward"}.items():
         model.graph.initializers[old].name = new
     net = to_torch(model)
@@ -285,7 +283,7 @@ def test_foreign_names_become_paths_with_a_mapping() -> None:
 def from_text(inputs: str, nodes: str) -> ir.Model:
     given, _, constants = inputs.partition("|")
     listed = f"<{constants}>" if constants else ""
-    return model_from_text(f"{HEAD} net ({given}) => (float y) {listed} {{ {nodes} }}")
+    return model_from_text(f"net ({given}) => (float y) {listed} {{ {nodes} }}")
 
 
 @pytest.mark.parametrize(
@@ -346,7 +344,7 @@ def test_a_batch_that_cannot_be_freed_stays_as_exported(
 ) -> None:
     given, _, constants = inputs.partition("|")
     listed = f"<{constants}>" if constants else ""
-    text = f"{HEAD} net ({given}) => (float y) {listed} {{ {nodes} }}"
+    text = f"net ({given}) => (float y) {listed} {{ {nodes} }}"
     model = model_from_text(text, inputs=("x", "z"))
     net = to_torch(model)
     assert re.search(reason, net.meta["morphgraph.batch"])

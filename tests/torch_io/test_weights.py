@@ -99,7 +99,6 @@ def test_running_statistics_come_back(model: ir.Model) -> None:
 
 def test_names_that_are_not_torchs_find_their_way_back_even_from_a_file() -> None:
     text = (
-        '<ir_version: 10, opset_import: ["" : 20]> '
         "net (float[1,3] x, float[4,3] k, float[4] b) => (float y) "
         "{ y = Gemm <transB = 1> (x, k, b) }"
     )

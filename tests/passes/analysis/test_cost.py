@@ -19,7 +19,6 @@ from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text
 from morphgraph.testing.examples import image, residual_cnn
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
 THRESHOLD = 0.45
 
 CONV1 = [0.8] * 7 + [0.2] * 6
@@ -79,7 +78,7 @@ def strength(gammas: list[float]) -> float:
 
 
 def test_concat_network_of_morphnet() -> None:
-    graph = lift(model_from_text(OPSET + CONCAT), pin_outputs=False)
+    graph = lift(model_from_text(CONCAT), pin_outputs=False)
     gammas = {"w1": CONV1, "w2": CONV2, "w3": CONV3, "w4": CONV4}
     live = {name: alive(g) for name, g in gammas.items()}
     sums = {name: strength(g) for name, g in gammas.items()}
@@ -99,7 +98,7 @@ def test_concat_network_of_morphnet() -> None:
 
 
 def test_depthwise_network_of_morphnet() -> None:
-    graph = lift(model_from_text(OPSET + DEPTHWISE), pin_outputs=False)
+    graph = lift(model_from_text(DEPTHWISE), pin_outputs=False)
     tied = np.maximum(np.abs(CONV2), np.abs(DW2))
     live = {
         "w1": alive(CONV1),
@@ -126,7 +125,7 @@ def test_depthwise_network_of_morphnet() -> None:
 
 
 def test_matrix_products_of_morphnet() -> None:
-    text = OPSET + "net (float[2,6] x, float[6,4] w, float[4,1] w2) => (float[2,1] y) {"
+    text = "net (float[2,6] x, float[6,4] w, float[4,1] w2) => (float[2,1] y) {"
     text += "a = MatMul(x, w)  ra = Relu(a)  b = MatMul(ra, w2)  y = Relu(b) }"
     graph = lift(model_from_text(text), pin_outputs=False)
     first, second = (
@@ -152,7 +151,7 @@ def test_matrix_products_of_morphnet() -> None:
 
 def test_grouped_convolution_is_not_overcounted() -> None:
     text = "net (float[1,32,8,8] x, float[64,8,3,3] w) => (float[1,64,8,8] y)"
-    graph = lift(model_from_text(OPSET + text + "{ y = Conv<group=4, pads=[1,1,1,1]>(x, w) }"))
+    graph = lift(model_from_text(text + "{ y = Conv<group=4, pads=[1,1,1,1]>(x, w) }"))
     assert cost(graph, "flops").total == 2 * 64 * 64 * 8 * 9 == 589_824
 
 
@@ -163,19 +162,19 @@ def test_consumers_of_a_split_are_charged_their_part() -> None:
         a = Conv(x, w0)  p, q = Split<axis=1>(a, parts)
         b = Conv<pads=[1,1,1,1]>(p, w1)  c = Conv(q, w2)  y = Add(b, c)
     }"""
-    by_layer = cost(lift(model_from_text(OPSET + text)), "macs").by_layer
+    by_layer = cost(lift(model_from_text(text)), "macs").by_layer
     assert by_layer["Conv_b"] == 64 * 20 * 3 * 9
     assert by_layer["Conv_c"] == 64 * 20 * 7
 
 
 def test_convolution_transposed_counts_its_input_space() -> None:
     text = "net (float[1,6,5,5] x, float[6,4,3,3] w) => (float[1,4,11,11] y)"
-    graph = lift(model_from_text(OPSET + text + "{ y = ConvTranspose<strides=[2,2]>(x, w) }"))
+    graph = lift(model_from_text(text + "{ y = ConvTranspose<strides=[2,2]>(x, w) }"))
     assert cost(graph, "macs").total == 25 * 6 * 4 * 9
 
 
 def test_the_batch_is_not_counted() -> None:
-    text = OPSET + "net (float[{n},3,8,8] x, float[4,3,3,3] w) => (float[{n},4,6,6] y)"
+    text = "net (float[{n},3,8,8] x, float[4,3,3,3] w) => (float[{n},4,6,6] y)"
     graphs = [lift(model_from_text(text.format(n=n) + "{ y = Conv(x, w) }")) for n in (1, 7)]
     for kind in ("macs", "params", "memory", "peak", "weight_bytes"):
         assert cost(graphs[0], kind).total == cost(graphs[1], kind).total, kind
@@ -190,7 +189,7 @@ m,
 
 
 def test_parameters_and_bytes() -> None:
-    graph = lift(model_from_text(OPSET + CHAIN))
+    graph = lift(model_from_text(CHAIN))
     kernels = 6 * 3 * 9 + 5 * 6 * 9 + 4 * 5
     assert cost(graph, "params").total == kernels + 3 * 6
     assert cost(graph, "params", convention="morphnet").total == kernels
@@ -202,7 +201,7 @@ def test_parameters_and_bytes() -> None:
 
 def test_peak_memory_is_the_largest_sum_alive_at_once() -> None:
     """Brute force over the topological order, at several widths."""
-    graph = lift(model_from_text(OPSET + CHAIN))
+    graph = lift(model_from_text(CHAIN))
     peak = cost(graph, "peak")
     free = [group.index for group in graph.groups if group.resizable]
     for a, b in ((6, 5), (1, 5), (6, 1), (2, 3)):
@@ -213,7 +212,7 @@ def test_peak_memory_is_the_largest_sum_alive_at_once() -> None:
 
 
 def test_latency_is_the_roofline() -> None:
-    graph = lift(model_from_text(OPSET + CHAIN))
+    graph = lift(model_from_text(CHAIN))
     flops = [2 * 36 * 6 * 27, 2 * 16 * 5 * 54, 2 * 16 * 20]
     moved = [
         3 * 64 + 6 * 27 + 6 + 6 * 36,
@@ -276,7 +275,7 @@ SUMS = (
 @pytest.mark.parametrize("weights", SUMS)
 @pytest.mark.parametrize("convention", ["default", "morphnet"])
 def test_a_weighted_sum_is_the_sum(weights: dict[str, float], convention: Convention) -> None:
-    graph = lift(model_from_text(OPSET + DEPTHWISE), pin_outputs=False)
+    graph = lift(model_from_text(DEPTHWISE), pin_outputs=False)
     whole = cost(graph, weights, convention=convention)
     parts = {kind: cost(graph, kind, convention=convention) for kind in weights}
     generator = np.random.default_rng(0)
@@ -341,21 +340,21 @@ def test_the_regularizer_of_a_weighted_sum_is_the_sum() -> None:
     ],
 )
 def test_sums_that_make_no_sense_are_refused(kind: str | dict[str, float], message: str) -> None:
-    graph = lift(model_from_text(OPSET + CHAIN))
+    graph = lift(model_from_text(CHAIN))
     with pytest.raises(ArgumentError, match=re.escape(message)):
         cost(graph, kind)
 
 
 @pytest.mark.parametrize("text", ["1e+3*flops+.5*params", " 1000 *flops+ 5E-1*params "])
 def test_numbers_in_a_sum(text: str) -> None:
-    graph = lift(model_from_text(OPSET + CHAIN))
+    graph = lift(model_from_text(CHAIN))
     assert cost(graph, text).kind == "1000*flops+0.5*params"
 
 
 @pytest.mark.parametrize("kind", ["macs", "params", "memory", "peak", "latency", "weight_bytes"])
 def test_gradient_is_the_difference_of_one_channel(kind: str) -> None:
     """Costs are linear in each group that stands once in every term, so one channel tells all."""
-    graph = lift(model_from_text(OPSET + CHAIN))
+    graph = lift(model_from_text(CHAIN))
     function = cost(graph, kind)
     at: FloatArray = graph.widths.astype(np.float64) - 1.0
     for index in range(len(graph.groups)):
@@ -366,14 +365,14 @@ def test_gradient_is_the_difference_of_one_channel(kind: str) -> None:
 
 
 def test_by_layer_adds_up() -> None:
-    graph = lift(model_from_text(OPSET + CHAIN))
+    graph = lift(model_from_text(CHAIN))
     for kind in ("macs", "params", "memory", "peak", "latency"):
         function = cost(graph, kind)
         assert sum(function.by_layer.values()) == pytest.approx(function.total, rel=1e-12)
 
 
 def test_unknown_costs_and_devices_are_named() -> None:
-    graph = lift(model_from_text(OPSET + CHAIN))
+    graph = lift(model_from_text(CHAIN))
     with pytest.raises(UnsupportedError, match="cost 'joules' is unknown; use one of macs"):
         cost(graph, "joules")
     with pytest.raises(UnsupportedError, match="device 'abacus' is unknown; use one of K80"):
@@ -381,7 +380,7 @@ def test_unknown_costs_and_devices_are_named() -> None:
 
 
 def test_dynamic_batch_counts_one_sample() -> None:
-    model = model_from_text(OPSET + CHAIN)
+    model = model_from_text(CHAIN)
     fixed = cost(lift(model), "macs").total
     assert model.graph.inputs[0].shape is not None
     model.graph.inputs[0].shape = ir.Shape(["batch", 3, 8, 8])

@@ -15,7 +15,6 @@ from morphgraph.passes.analysis.score import Score, group_lasso, score, strength
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
 RESIDUAL = """net (float[1,3,4,4] x, float[6,3,3,3] w1, float[6] s1, float[6] h, float[6] m,
 float[6] v,
     float[6,6,1,1] w2, float[6] s2, float[2,6,1,1] w3) => (float[1,2,2,2] y) {
@@ -41,14 +40,14 @@ def weights(graph: ChannelGraph, name: str) -> np.ndarray:
 def test_norms_are_the_maximum_over_tied_kernels(
     kind: Score, norm: Callable[[FloatArray], FloatArray]
 ) -> None:
-    graph = lift(model_from_text(OPSET + RESIDUAL))
+    graph = lift(model_from_text(RESIDUAL))
     found = score(graph, kind)[graph.channels_at("c", 1)]
     tied = [norm(weights(graph, name).reshape(6, -1)) for name in ("w1", "w2")]
     assert found == pytest.approx(np.maximum(*tied))
 
 
 def test_bn_takes_the_largest_magnitude_of_the_scales() -> None:
-    graph = lift(model_from_text(OPSET + RESIDUAL))
+    graph = lift(model_from_text(RESIDUAL))
     scale = graph.model.graph.initializers["s1"]
     scale.const_value = ir.Tensor(np.array([-2, 0, 1, 0.1, -0.2, 0.3], np.float32), name="s1")
     expected = np.maximum(np.abs(weights(graph, "s1")), np.abs(weights(graph, "s2")))
@@ -56,7 +55,7 @@ def test_bn_takes_the_largest_magnitude_of_the_scales() -> None:
 
 
 def test_group_lasso_mixes_mean_square_and_mean_magnitude() -> None:
-    graph = lift(model_from_text(OPSET + RESIDUAL))
+    graph = lift(model_from_text(RESIDUAL))
     w = weights(graph, "w1").reshape(6, -1)
     (source,) = [source for source in kernels(graph) if source.parameter == "w1"]
     found = strengths(graph, [source], group_lasso(0.3))[graph.channels_at("w1", 0)]
@@ -70,7 +69,7 @@ def test_sources_follow_transposes_and_depthwise_kernels() -> None:
         a = Conv(x, w1)  b = Conv<group=6>(a, w2)  f = Flatten(b)  t = Transpose<perm=[1,0]>(w3)
         l = MatMul(f, t)  y = Gemm<transB=1>(l, w4)
     }"""
-    graph = lift(model_from_text(OPSET + text))
+    graph = lift(model_from_text(text))
     assert {(s.parameter, s.axis) for s in kernels(graph)} == {
         ("w1", 0),
         ("w2", 0),
@@ -84,7 +83,7 @@ def test_sources_follow_transposes_and_depthwise_kernels() -> None:
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_weight_that_cannot_be_ranked_is_refused_by_name(poison: float) -> None:
-    model = model_from_text(OPSET + RESIDUAL)
+    model = model_from_text(RESIDUAL)
     array = np.full((6, 6, 1, 1), 0.5, np.float32)
     array[2] = poison
     model.graph.initializers["w2"].const_value = ir.Tensor(array, name="w2")
@@ -96,6 +95,6 @@ def test_a_weight_that_cannot_be_ranked_is_refused_by_name(poison: float) -> Non
 
 
 def test_an_unknown_score_lists_the_known() -> None:
-    graph = lift(model_from_text(OPSET + RESIDUAL))
+    graph = lift(model_from_text(RESIDUAL))
     with pytest.raises(UnsupportedError, match="score 'magic' is unknown; use l2, l1, bn"):
         score(graph, "magic")  # type: ignore[arg-type]

@@ -533,7 +533,7 @@ def test_long_chains_take_linear_time() -> None:
 
 
 def test_a_result_that_nobody_wants_may_have_open_sizes() -> None:
-    text = """<ir_version: 10, opset_import: ["": 20]>
+    text = """
     net (float[T,1,3] x, float[1,24,3] w, float[1,24,6] r) => (float[1,1,6] h) {
         , h = LSTM<hidden_size=6>(x, w, r)
     }"""

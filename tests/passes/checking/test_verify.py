@@ -20,7 +20,6 @@ from morphgraph.plans import Plan, make_plan
 from morphgraph.testing import is_rejected, model_from_text, random_plan
 from morphgraph.tolerances import RESIZED
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
 RESIDUAL = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6] b1, float[6,6,3,3] w2, float[6] b2,
     float[2,6,1,1] w3) => (float[1,2,4,4] y) {
     a = Conv(x, w1, b1)  ra = Relu(a)  b = Conv<pads=[1,1,1,1]>(ra, w2, b2)  c = Add(ra, b)
@@ -47,7 +46,7 @@ NORM = """net (float[2,5,3] x, float[3,8] w1, float[8] s, float[8] h, float[8,2]
 
 
 def of_text(text: str) -> ChannelGraph:
-    return lift(model_from_text(OPSET + text))
+    return lift(model_from_text(text))
 
 
 def only_group(graph: ChannelGraph) -> int:

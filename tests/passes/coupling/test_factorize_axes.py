@@ -5,8 +5,6 @@ import pytest
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text, prove
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
-
 # inputs, network, widths of the resizable groups
 NETWORKS: dict[str, tuple[tuple[str, ...], str, list[int]]] = {
     # 24 channels are (6 4) to the grouped convolution and (2 12) to the heads: both are (2 3 4).
@@ -57,14 +55,14 @@ NETWORKS: dict[str, tuple[tuple[str, ...], str, list[int]]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_finest_common_factors_shrink(name: str) -> None:
     inputs, text, widths = NETWORKS[name]
-    graph = lift(model_from_text(OPSET + text, inputs))
+    graph = lift(model_from_text(text, inputs))
     assert [group.width for group in graph.groups if group.resizable] == widths
     prove(graph, faults=100)
 
 
 def test_an_axis_pinned_part_by_part_is_pinned() -> None:
     inputs, text, _ = NETWORKS["heads that keep their number"]
-    graph = lift(model_from_text(OPSET + text, inputs))
+    graph = lift(model_from_text(text, inputs))
     (group,) = (group for group in graph.groups if group.resizable)
     per_channel = {(member.value, member.axis): member.per_channel for member in group.members}
     assert per_channel["w1", 1] == 3 * 2
@@ -77,5 +75,5 @@ def test_a_factor_that_stands_on_an_axis_with_itself_keeps_its_size() -> None:
         a = Conv(x, w1)  r = Reshape(a, flat)  t = Transpose<perm=[0,2,1]>(r)  g = MatMul(r, t)
         f = Flatten(g)  y = Gemm<transB=1>(f, w2)
     }"""
-    graph = lift(model_from_text(OPSET + text))
+    graph = lift(model_from_text(text))
     assert graph.group("Conv_a").reason == "stands on an axis with itself, as in an outer product"

@@ -7,7 +7,6 @@ from morphgraph.passes.coupling.roles import roles
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
 FLAGS = ("makes", "produces", "reads", "keeps", "sums_state", "ties", "adds")
 CONV = "net (float[1,3,4,4] x, float[8,3,1,1] w) => (float[1,8,4,4] y) { y = Conv(x, w) }"
 DEPTHWISE = """net (float[1,3,4,4] x, float[3,1,1,1] w) => (float[1,3,4,4] y)
@@ -40,7 +39,7 @@ RECURRENT = """net (float[5,2,3] x, float[1,16,3] w, float[1,16,4] r) => (float[
     ],
 )
 def test_roles(text: str, value: str, axis: int, expected: str) -> None:
-    graph = lift(model_from_text(OPSET + text))
+    graph = lift(model_from_text(text))
     couplings = graph.couplings
     last = len(graph.ops) - 1
     dim = graph.dim(value, axis)
@@ -52,7 +51,7 @@ def test_roles(text: str, value: str, axis: int, expected: str) -> None:
 
 
 def test_a_dim_has_no_role() -> None:
-    couplings = lift(model_from_text(OPSET + NORM)).couplings
+    couplings = lift(model_from_text(NORM)).couplings
     role = roles(couplings)
     dims = np.arange(len(couplings.dims))
     assert (role.op_index[dims] == -1).all()
@@ -60,5 +59,5 @@ def test_a_dim_has_no_role() -> None:
 
 
 def test_it_is_computed_once() -> None:
-    couplings = lift(model_from_text(OPSET + NORM)).couplings
+    couplings = lift(model_from_text(NORM)).couplings
     assert roles(couplings) is roles(couplings)

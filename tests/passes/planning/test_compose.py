@@ -17,7 +17,7 @@ from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.testing.random_weights import randomize_model_weights
 from morphgraph.torch_io.export import export
 
-HEAD = '<ir_version: 10, opset_import: ["": 20]> net (float[1,3,8,8] x, '
+HEAD = "net (float[1,3,8,8] x, "
 
 NETWORKS = {
     "towers": """float[5,3,1,1] w1, float[6,3,1,1] w0, float[4,6,1,1] w2, float[4] b2,

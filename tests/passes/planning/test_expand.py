@@ -23,7 +23,7 @@ from morphgraph.plans import Plan, make_plan
 from morphgraph.testing import model_from_text, random_plan
 from morphgraph.workflow import apply
 
-HEAD = """<ir_version: 10, opset_import: ["": 20]>
+HEAD = """
 net (float[1,3,8,8] x, """
 
 NETWORKS = {

@@ -20,7 +20,7 @@ from morphgraph.passes.planning.uniform import set_widths, uniform
 from morphgraph.plans import Plan
 from morphgraph.testing import model_from_text
 
-TEXT = """<ir_version: 10, opset_import: ["": 20]>
+TEXT = """
 net (float[1,3,8,8] x, float[32,3,3,3] "stem.weight", float[24,32,3,3] "mid.weight",
      float[32,24,1,1] "out.weight", float[20,32,1,1] "last.weight", float[5,20] "fc.weight")
 => (float[1,5] y) {
@@ -122,7 +122,7 @@ def test_a_plan_that_changes_nothing_says_so_loudly(graph: ChannelGraph) -> None
     with pytest.warns(MorphWarning, match="the plan changes nothing"):
         made = plan(graph, {"flops": "100%"})
     assert not made.groups
-    text = """<ir_version: 10, opset_import: ["": 20]>
+    text = """
     net (float[1,3,4,4] x, float[6,3,1,1] w) => (float[1,6,4,4] y) { y = Conv(x, w) }"""
     with pytest.warns(MorphWarning, match="graph input 'x'; graph output 'y'"):
         plan(lift(model_from_text(text)), {"flops": "100%"})

@@ -20,7 +20,6 @@ from morphgraph.plans import Plan, make_plan
 from morphgraph.testing import model_from_text
 from morphgraph.workflow import apply
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
 BN = """net (float[1,3,8,8] x, float[6,3,3,3] w1, float[6] s, float[6] h, float[6] m, float[6] v,
     {weights}) => (float[1,2,{out}] y) {{
     a = Conv<pads=[1,1,1,1]>(x, w1)  n = BatchNormalization(a, s, h, m, v)  r = Relu(n)
@@ -145,7 +144,7 @@ NETWORKS: dict[str, tuple[str, Mapping[str, list[int]], str, list[tuple[int, ...
 
 def graph_of(text: str, zero: Mapping[str, list[int]]) -> ChannelGraph:
     """A network in which some slices of some weights are zero."""
-    model = model_from_text(OPSET + text)
+    model = model_from_text(text)
     for name, rows in zero.items():
         value = model.graph.initializers[name]
         assert value.const_value is not None
@@ -227,7 +226,7 @@ def test_a_chain_of_constants() -> None:
         float[2,5,1,1] w3, float[2] b3) => (float[1,2,4,4] y) {
         a = Conv(x, w1, b1)  r = Sigmoid(a)  b = Conv(r, w2, b2)  s = Tanh(b)  y = Conv(s, w3, b3)
     }"""
-    model = model_from_text(OPSET + text)
+    model = model_from_text(text)
     for name, cut in (("w1", np.s_[1:3]), ("w2", np.s_[:2, [0, 3]])):
         value = model.graph.initializers[name]
         assert value.const_value is not None

@@ -13,11 +13,9 @@ from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import make_plan
 from morphgraph.testing import model_from_text, prove, random_plan
 
-OPSET = '<ir_version: 10, opset_import: ["": 20]>'
-
 
 def of_text(text: str) -> ChannelGraph:
-    return lift(model_from_text(OPSET + text))
+    return lift(model_from_text(text))
 
 
 def constant(model: ir.Model, op_type: str, operand: int) -> list[int]:
