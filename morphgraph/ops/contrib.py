@@ -52,24 +52,24 @@ class Gelus(KeepsShape, Elementwise):
 
 
 def _activated(
-    b: "TorchBuilder", n: OpNode, x: "fx.Node", kind: str, numbers: Sequence[float]
+    b: "TorchBuilder", n: OpNode, x: "fx.Node", activation: str, numbers: Sequence[float]
 ) -> "fx.Node":
     """The activation that was fused into an operator, with its parameters in ONNX's order."""
     import torch
     from torch import nn
 
-    if kind in ("", "Relu", "Tanh", "Sigmoid"):
+    if activation in ("", "Relu", "Tanh", "Sigmoid"):
         modules = {"Relu": nn.ReLU, "Tanh": nn.Tanh, "Sigmoid": nn.Sigmoid}
-        return b.module(n, modules[kind](), x) if kind else x
-    given = [b.decimal(number) for number in numbers]
-    if kind == "LeakyRelu" and given:
-        return b.module(n, nn.LeakyReLU(given[0]), x)
-    if kind == "Clip" and len(given) == 2:
-        return b.call(torch.clamp, x, *given)
-    if kind == "HardSigmoid" and len(given) == 2:
-        line = b.call(torch.add, b.call(torch.mul, x, given[0]), given[1])
+        return b.module(n, modules[activation](), x) if activation else x
+    parameters = [b.decimal(number) for number in numbers]
+    if activation == "LeakyRelu" and parameters:
+        return b.module(n, nn.LeakyReLU(parameters[0]), x)
+    if activation == "Clip" and len(parameters) == 2:
+        return b.call(torch.clamp, x, *parameters)
+    if activation == "HardSigmoid" and len(parameters) == 2:
+        line = b.call(torch.add, b.call(torch.mul, x, parameters[0]), parameters[1])
         return b.call(torch.clamp, line, 0.0, 1.0)
-    return b.fail(n, f"activation {kind} with parameters {given}")
+    return b.fail(n, f"activation {activation} with parameters {parameters}")
 
 
 @op("FusedConv", domain=_DOMAIN)

@@ -107,9 +107,9 @@ class Pad(Op):
         rank = len(amounts)
         spatial = 3 <= rank <= 5 and all(a == (0, 0) for a in amounts[:2])
         if spatial and min(min(a) for a in amounts) >= 0:
-            kind = {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}[mode]
+            torch_mode = {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}[mode]
             padding = torch_padding(*zip(*amounts[2:], strict=True))
-            return b.call(F.pad, x, padding, kind)
+            return b.call(F.pad, x, padding, torch_mode)
         for axis, (before, after) in enumerate(amounts):
             if (before, after) != (0, 0):
                 positions = _padded_positions(n.shape(0)[axis], before, after, mode)

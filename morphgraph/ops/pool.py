@@ -130,8 +130,8 @@ class GlobalPool(Pool):
         if rank not in (1, 2, 3):
             axes = tuple(range(2, rank + 2))
             return b.call(torch.mean if average else torch.amax, x, axes, keepdim=True)
-        kind = "AdaptiveAvgPool" if average else "AdaptiveMaxPool"
-        return b.module(n, ranked(nn, kind, rank)(1), x)
+        class_name = "AdaptiveAvgPool" if average else "AdaptiveMaxPool"
+        return b.module(n, ranked(nn, class_name, rank)(1), x)
 
 
 @op("GlobalLpPool")

@@ -225,9 +225,9 @@ class EyeLike(Op):
 
         like = n.ir.inputs[0]
         assert like is not None
-        kind = like.dtype if dtype is None else dtype
+        element = like.dtype if dtype is None else dtype
         rows, columns = n.out()
-        ones = torch.ones(rows, columns, dtype=b.dtype(1 if kind is None else kind))
+        ones = torch.ones(rows, columns, dtype=b.dtype(1 if element is None else element))
         return b.buffer(n, "eye", ones.triu(k).tril(k))
 
 
