@@ -95,7 +95,7 @@ def rungs(graph: ChannelGraph) -> list[tuple[str, str, str, str]]:
         ("1  letter", "in an operator's line", "ops/contraction.py",
          code(0, 22, "Conv   N i *S, o i *K, o -> N o *T")
          + code(0, 42, "the letter o: output channels", ink=SOFT)),
-        ("2  Factor", "a letter bound to sizes", "ops/op.py: from_line",
+        ("2  Factor", "a letter bound to sizes", "ops/description.py: from_line",
          code(0, 22, f"o: {named}")),
         ("3  vertex id", "one numbering, dims first", "coupling/couple.py",
          code(0, 22, f"vertex {vertex} = OpFactor('Conv_a', 'o')")
