@@ -7,20 +7,16 @@ operand's shape tell it, and convolutions; for others the file must state it.
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.attention import heads_first, mask_axes
 from morphgraph.ops.contraction import Conv, Convolution, Convolutional, Gemm, matrices, product
 from morphgraph.ops.elementwise import Elementwise
 from morphgraph.ops.initial import ONE, ZERO, Initial, xavier
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.norm import RMSNormalization
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 _DOMAIN = "com.microsoft"
 

@@ -6,18 +6,13 @@ are computed at run time, the indexed axes keep their size and the others pass.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.arrays import IntArray, Shape
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, IndexMap, Op, OpNode, Place, Resizing, op
 from morphgraph.ops.positions import gathered, ranks, wrapped
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 _RUN_TIME = "indexed at run time"
 _MIXED = "indexed position by position"

@@ -1,17 +1,12 @@
 """Resize: the spatial axes are sampled anew."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, op
 from morphgraph.ops.positions import OPEN_ADVICE, pass_axes
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 _ADVICE = "export it with mode nearest, or linear or cubic with half_pixel or align_corners"
 

@@ -5,12 +5,12 @@ of an operand. A factor stands for the positions that move together.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.arrays import IntArray, Shape
 from morphgraph.ops.initial import Initial
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import (
     Description,
     IndexMap,
@@ -23,11 +23,6 @@ from morphgraph.ops.op import (
 )
 from morphgraph.ops.positions import OPEN_ADVICE, gathered, joined, pass_axes, ranks, stays, wrapped
 from morphgraph.ops.reshape import regroup
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 @op("Transpose")

@@ -1,10 +1,10 @@
 """Pad: positions are added before and after, or cut off."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import (
     Description,
     IndexMap,
@@ -17,11 +17,6 @@ from morphgraph.ops.op import (
 )
 from morphgraph.ops.positions import pass_axes
 from morphgraph.ops.window import torch_padding
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 def _pads(n: OpNode, pads: Sequence[int] | None) -> list[tuple[int, int]]:

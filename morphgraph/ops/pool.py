@@ -1,17 +1,13 @@
 """Pooling: channels pass, space shrinks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, from_line, op
 from morphgraph.ops.window import ranked, torch_padding, window_pads
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 class Pool(Op):

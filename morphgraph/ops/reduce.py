@@ -1,14 +1,9 @@
 """Reductions over axes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 def reduced_axes(

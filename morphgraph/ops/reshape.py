@@ -11,18 +11,13 @@ nest (4x6 -> 6x4) is pinned.
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.arrays import Shape
 from morphgraph.onnx_io import static_shape
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 def regroup(old: Shape, new: Shape) -> Description:

@@ -1,13 +1,7 @@
 """Operators that choose, rank, accumulate or mark positions along one axis; the other axes pass."""
 
-from typing import TYPE_CHECKING
-
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 def _names(n: OpNode, *pinned: int) -> list[str]:
