@@ -1,14 +1,8 @@
 """Activations: element by element, each a torch module, so that hooks and readers find it."""
 
-from typing import TYPE_CHECKING
-
 from morphgraph.ops.elementwise import Unary
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import OpNode, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 @op("HardSwish", "Mish", "Relu", "Softsign", "Tanh")

@@ -6,12 +6,12 @@ queries and keys, ``e`` that of a head of values.
 """
 
 from math import sqrt
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Shape
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import (
     Description,
     IndexMap,
@@ -23,11 +23,6 @@ from morphgraph.ops.op import (
     from_line,
     op,
 )
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 def _is_flat(n: OpNode) -> bool:

@@ -3,17 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.initial import Initial, by_fan_in, by_kernel
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
 from morphgraph.ops.window import ranked, torch_padding, window_axes, window_pads
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 class Convolution(NamedTuple):

@@ -7,20 +7,16 @@ operand's shape tell it, and convolutions; for others the file must state it.
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.attention import heads_first, mask_axes
 from morphgraph.ops.contraction import Conv, Convolution, Convolutional, Gemm, matrices, product
 from morphgraph.ops.elementwise import Elementwise
 from morphgraph.ops.initial import ONE, ZERO, Initial, xavier
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.norm import RMSNormalization
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 _DOMAIN = "com.microsoft"
 
@@ -52,24 +48,24 @@ class Gelus(KeepsShape, Elementwise):
 
 
 def _activated(
-    b: "TorchBuilder", n: OpNode, x: "fx.Node", kind: str, numbers: Sequence[float]
+    b: "TorchBuilder", n: OpNode, x: "fx.Node", activation: str, numbers: Sequence[float]
 ) -> "fx.Node":
     """The activation that was fused into an operator, with its parameters in ONNX's order."""
     import torch
     from torch import nn
 
-    if kind in ("", "Relu", "Tanh", "Sigmoid"):
+    if activation in ("", "Relu", "Tanh", "Sigmoid"):
         modules = {"Relu": nn.ReLU, "Tanh": nn.Tanh, "Sigmoid": nn.Sigmoid}
-        return b.module(n, modules[kind](), x) if kind else x
-    given = [b.decimal(number) for number in numbers]
-    if kind == "LeakyRelu" and given:
-        return b.module(n, nn.LeakyReLU(given[0]), x)
-    if kind == "Clip" and len(given) == 2:
-        return b.call(torch.clamp, x, *given)
-    if kind == "HardSigmoid" and len(given) == 2:
-        line = b.call(torch.add, b.call(torch.mul, x, given[0]), given[1])
+        return b.module(n, modules[activation](), x) if activation else x
+    parameters = [b.decimal(number) for number in numbers]
+    if activation == "LeakyRelu" and parameters:
+        return b.module(n, nn.LeakyReLU(parameters[0]), x)
+    if activation == "Clip" and len(parameters) == 2:
+        return b.call(torch.clamp, x, *parameters)
+    if activation == "HardSigmoid" and len(parameters) == 2:
+        line = b.call(torch.add, b.call(torch.mul, x, parameters[0]), parameters[1])
         return b.call(torch.clamp, line, 0.0, 1.0)
-    return b.fail(n, f"activation {kind} with parameters {given}")
+    return b.fail(n, f"activation {activation} with parameters {parameters}")
 
 
 @op("FusedConv", domain=_DOMAIN)

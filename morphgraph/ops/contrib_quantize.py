@@ -1,21 +1,15 @@
 """Quantized operators of the domain ``com.microsoft``, beside those that ONNX has itself."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.contrib import KeepsShape
 from morphgraph.ops.elementwise import Elementwise
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, from_line, op
 from morphgraph.ops.pool import AveragePool
 from morphgraph.ops.positions import joined
 from morphgraph.ops.quantize import centred, single, stored
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 _DOMAIN = "com.microsoft"
 

@@ -6,15 +6,10 @@ does.
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from morphgraph.arrays import Shape
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 _DOTS = "..."
 

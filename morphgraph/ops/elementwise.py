@@ -3,16 +3,11 @@
 import operator
 from collections.abc import Mapping
 from functools import reduce
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from morphgraph.ops.initial import Initial, of_affine_addend, of_affine_factor
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, from_line, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
-
 
 # fmt: off
 _TORCH_NAMES = (

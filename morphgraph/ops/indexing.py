@@ -6,18 +6,13 @@ are computed at run time, the indexed axes keep their size and the others pass.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.arrays import IntArray, Shape
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, IndexMap, Op, OpNode, Place, Resizing, op
 from morphgraph.ops.positions import gathered, ranks, wrapped
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 _RUN_TIME = "indexed at run time"
 _MIXED = "indexed position by position"
@@ -75,19 +70,21 @@ class GatherElements(Op):
 
 def _follow_elements(n: OpNode, new: Resizing, port: int, axis: int) -> None:
     """Rebuild constant indices, which have the axes of ``port``."""
-    indices = n.const(1)
-    if indices is None:
+    constant = n.const(1)
+    if constant is None:
         return
-    found = wrapped(indices, n.shape(0)[axis])
-    line = _along(found, axis)
-    for k in range(found.ndim):
-        found = np.take(found, new.positions(port, k), k)
+    indices = wrapped(constant, n.shape(0)[axis])
+    line = _along(indices, axis)
+    # The elements whose place stays keep their indices ...
+    for k in range(indices.ndim):
+        indices = np.take(indices, new.positions(port, k), k)
+    # ... which point at the positions that stay, where these move as a whole. Else none goes.
     if line is not None:
         results = new.positions(port, axis)
         moved = ranks(new.positions(0, axis), line[results], results)
-        column = [-1 if k == axis else 1 for k in range(found.ndim)]
-        found = np.broadcast_to(moved.reshape(column), found.shape)
-    new.set_constant(1, found)
+        column = [-1 if k == axis else 1 for k in range(indices.ndim)]
+        indices = np.broadcast_to(moved.reshape(column), indices.shape)
+    new.set_constant(1, indices)
 
 
 def _from_start(b: "TorchBuilder", n: OpNode, i: int, size: int) -> "fx.Node":
@@ -111,11 +108,9 @@ def _grid(indices: IntArray | None, data: Shape) -> list[IntArray] | None:
     """
     if indices is None or indices.ndim - 1 != indices.shape[-1]:
         return None
-    lists = [_along(indices[..., k], k) for k in range(indices.shape[-1])]
-    found = [
-        wrapped(line, size) for line, size in zip(lists, data, strict=True) if line is not None
-    ]
-    return found if len(found) == len(lists) else None
+    lines = [_along(indices[..., k], k) for k in range(indices.shape[-1])]
+    grid = [wrapped(line, size) for line, size in zip(lines, data, strict=True) if line is not None]
+    return grid if len(grid) == len(lines) else None
 
 
 @op("GatherND")
@@ -276,8 +271,8 @@ class ScatterElements(Op):
         indices = _from_start(b, n, 1, n.shape(0)[axis])
         if reduction == "none":
             return b.method("scatter", x, axis, indices, updates)
-        kind = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[reduction]
-        return b.method("scatter_reduce", x, axis, indices, updates, kind)
+        torch_name = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[reduction]
+        return b.method("scatter_reduce", x, axis, indices, updates, torch_name)
 
 
 @op("TensorScatter")

@@ -13,10 +13,10 @@ from morphgraph.ops.op import OpNode, facts_of
 
 @dataclass(frozen=True, slots=True)
 class Initial:
-    """A distribution: uniform up to ``+-number``, normal with that deviation, or that constant."""
+    """A distribution: uniform in ``+-value``, normal with that deviation, or that constant."""
 
-    kind: Literal["uniform", "normal", "constant"]
-    number: float
+    distribution: Literal["uniform", "normal", "constant"]
+    value: float
 
     def draw(self, shape: Shape, generator: np.random.Generator) -> FloatArray:
         """A tensor of this shape.
@@ -24,13 +24,13 @@ class Initial:
         >>> Initial("constant", 0.25).draw((2,), np.random.default_rng(0))
         array([0.25, 0.25])
         """
-        match self.kind:
+        match self.distribution:
             case "uniform":
-                return generator.uniform(-self.number, self.number, shape)
+                return generator.uniform(-self.value, self.value, shape)
             case "normal":
-                return generator.normal(0.0, self.number, shape)
+                return generator.normal(0.0, self.value, shape)
             case _:
-                return np.full(shape, self.number)
+                return np.full(shape, self.value)
 
 
 ONE, ZERO = Initial("constant", 1.0), Initial("constant", 0.0)
@@ -75,7 +75,7 @@ def of_affine_addend(n: OpNode) -> dict[int, Initial]:
         if facts_of(maker).shift is not None:
             continue
         for port, initial in initials_of(maker).items():
-            if initial.kind == "uniform" and n.shape(i) == maker.out()[-1:]:
+            if initial.distribution == "uniform" and n.shape(i) == maker.out()[-1:]:
                 found[i] = initial
             if initial == ONE and n.shape(i) == maker.shape(port):
                 found[i] = ZERO

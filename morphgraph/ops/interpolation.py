@@ -1,17 +1,12 @@
 """Resize: the spatial axes are sampled anew."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, op
 from morphgraph.ops.positions import OPEN_ADVICE, pass_axes
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 _ADVICE = "export it with mode nearest, or linear or cubic with half_pixel or align_corners"
 
@@ -77,20 +72,20 @@ class Resize(Op):
         aligned = where == "align_corners"
         shrunk_to_one = where == "pytorch_half_pixel" and 1 in space[1]
         known = aligned or (where in ("half_pixel", "pytorch_half_pixel") and not shrunk_to_one)
-        kinds = {"linear": ("linear", "bilinear", "trilinear"), "cubic": ("", "bicubic", "")}
+        torch_modes = {"linear": ("linear", "bilinear", "trilinear"), "cubic": ("", "bicubic", "")}
         rank = len(space[0])
-        kind = kinds.get(mode, ("", "", ""))[rank - 1] if 1 <= rank <= 3 else ""
-        if not plain or not known or not kind or (mode == "cubic" and cubic_coeff_a != -0.75):
+        torch_mode = torch_modes.get(mode, ("", "", ""))[rank - 1] if 1 <= rank <= 3 else ""
+        if not plain or not known or not torch_mode or (mode == "cubic" and cubic_coeff_a != -0.75):
             b.fail(n, f"mode {mode} with {where} on {rank} spatial axes", _ADVICE)
         if b.open_axes(n, ~0) - {0, 1}:
-            return _open_space(b, n, x, kind, aligned)
+            return _open_space(b, n, x, torch_mode, aligned)
         exact = all(i * s == o for i, o, s in zip(*space, factors[2:], strict=True))
         size = {"size": space[1]} if exact else {"scale_factor": tuple(factors[2:])}
-        return b.module(n, nn.Upsample(**size, mode=kind, align_corners=aligned), x)
+        return b.module(n, nn.Upsample(**size, mode=torch_mode, align_corners=aligned), x)
 
 
 def _open_space(
-    b: "TorchBuilder", n: OpNode, x: "fx.Node", kind: str, aligned: bool | None
+    b: "TorchBuilder", n: OpNode, x: "fx.Node", torch_mode: str, aligned: bool | None
 ) -> "fx.Node":
     """To sizes that are computed from open ones, or by scales."""
     from torch.nn import functional as F
@@ -98,14 +93,14 @@ def _open_space(
     given = b.constant(n, 2)
     if given is not None and given.size == len(n.out()):
         scales = tuple(given[2:].tolist())
-        return b.call(F.interpolate, x, None, scales, mode=kind, align_corners=aligned)
+        return b.call(F.interpolate, x, None, scales, mode=torch_mode, align_corners=aligned)
     found = b.numbers(n, 3)
     axes = n.ir.attributes.get("axes")
     if found is None:
         b.fail(n, "its sizes are computed from values")
     told = dict(zip(axes.as_ints() if axes else range(len(n.out())), found, strict=True))
     space = [told.get(axis, n.out()[axis]) for axis in range(2, len(n.out()))]
-    return b.call(F.interpolate, x, tuple(space), mode=kind, align_corners=aligned)
+    return b.call(F.interpolate, x, tuple(space), mode=torch_mode, align_corners=aligned)
 
 
 def _scales(n: OpNode, axes: Sequence[int] | None) -> list[float]:

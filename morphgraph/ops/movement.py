@@ -5,12 +5,12 @@ of an operand. A factor stands for the positions that move together.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.arrays import IntArray, Shape
 from morphgraph.ops.initial import Initial
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import (
     Description,
     IndexMap,
@@ -23,11 +23,6 @@ from morphgraph.ops.op import (
 )
 from morphgraph.ops.positions import OPEN_ADVICE, gathered, joined, pass_axes, ranks, stays, wrapped
 from morphgraph.ops.reshape import regroup
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 @op("Transpose")
@@ -176,15 +171,18 @@ class Slice(Op):
             positions = changed[axis]
             stride = np.unique(np.diff(positions))
             if len(stride) > 1 or 0 in stride:
+                # Positions at uneven steps: no slice reads them, but a Gather does. If other axes
+                # are sliced, too, it stands before the Slice, which reads all that it gives.
                 if len(starts) == 1:
                     new.become_gather(axis, positions)
                     return
                 new.gather_first(axis, positions)
                 positions, stride = np.arange(len(positions)), np.ones(1)
             step = int(stride[0]) if len(stride) else 1
-            last = int(positions[-1]) + (1 if step > 0 else -1)
+            end = int(positions[-1]) + (1 if step > 0 else -1)
             starts[k], steps[k] = int(positions[0]), step
-            ends[k] = last if last >= 0 else -(2**63) + 1
+            # Running down to position 0 ends at -1, which ONNX would count from the end.
+            ends[k] = end if end >= 0 else -(2**63) + 1
         new.set_constant(1, np.array(starts, dtype=np.int64))
         new.set_constant(2, np.array(ends, dtype=np.int64))
         if n.has(4):
@@ -194,13 +192,13 @@ class Slice(Op):
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         x = b.tensor(n, 0)
         if b.open_axes(n, 0) or n.ints(1) is None or n.ints(2) is None:
-            return _sliced_as_told(b, n)
+            return _sliced_by_bounds(b, n)
         index: list[slice] = [slice(None)] * len(n.shape(0))
         for axis, positions in _slices(n).items():
             if np.array_equal(positions, np.arange(n.shape(0)[axis])):
                 continue
             step = _step(positions)
-            if step < 0:
+            if step < 0:  # torch's slices run forwards only
                 x = b.method("index_select", x, axis, b.positions(n, axis, positions))
             elif len(positions):
                 end = int(positions[-1]) + 1
@@ -212,8 +210,8 @@ class Slice(Op):
         return b.item(x, tuple(index)) if index else x
 
 
-def _sliced_as_told(b: "TorchBuilder", n: OpNode) -> "fx.Node":
-    """Bounds as they are given, also those that hang on open sizes; Python clips them, too."""
+def _sliced_by_bounds(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+    """A slice by its bounds, which may depend on open sizes; Python clips them as ONNX does."""
     starts, ends = b.numbers(n, 1), b.numbers(n, 2)
     axes = n.ints(3) or tuple(range(n.shape(1)[0]))
     steps = n.ints(4) or (1,) * len(axes)
@@ -267,14 +265,16 @@ class Gather(Op):
         axis %= len(n.shape(0))
         if indices is None or stays(new, axis, n.shape(0)[axis]):
             return
+        # Still every position once, in order: counted anew, in the new shape.
         if _is_reshape(indices, n.shape(0)[axis]):
             sizes = new.shape(~0)[axis : axis + indices.ndim]
             new.set_constant(1, np.arange(new.shape(0)[axis]).reshape(sizes))
             return
-        found = wrapped(indices, n.shape(0)[axis])
-        results = new.positions(~0, axis) if found.ndim == 1 else np.arange(found.size)
-        positions = ranks(new.positions(0, axis), found.ravel()[results], results)
-        new.set_constant(1, positions.reshape(-1 if found.ndim == 1 else found.shape))
+        old = wrapped(indices, n.shape(0)[axis])
+        # Indices of several axes are pinned, and none of them goes; their values still move.
+        results = new.positions(~0, axis) if old.ndim == 1 else np.arange(old.size)
+        positions = ranks(new.positions(0, axis), old.ravel()[results], results)
+        new.set_constant(1, positions.reshape(-1 if old.ndim == 1 else old.shape))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 0) -> "fx.Node":
@@ -293,9 +293,7 @@ class Gather(Op):
         if indices is not None and indices.ndim == 0:
             return b.method("select", x, axis, int(indices))
         if indices is not None and np.array_equal(indices.reshape(-1), np.arange(n.shape(0)[axis])):
-            return b.method(
-                "unflatten", x, axis, indices.shape
-            )  # torch exports as_strided in this way
+            return b.method("unflatten", x, axis, indices.shape)  # from torch's as_strided
         if indices is not None and indices.ndim == 1:
             positions = wrapped(indices, n.shape(0)[axis])
             return b.method("index_select", x, axis, b.positions(n, axis, positions))
@@ -339,8 +337,8 @@ class Expand(Op):
         if target is None:
             return
         sizes = new.shape(~0)[len(n.out()) - len(target) :]
-        follow = [1 if t == 1 else size for t, size in zip(target, sizes, strict=True)]
-        new.set_constant(1, np.array(follow, dtype=np.int64))
+        updated = [1 if old == 1 else size for old, size in zip(target, sizes, strict=True)]
+        new.set_constant(1, np.array(updated, dtype=np.int64))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":

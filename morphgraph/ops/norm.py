@@ -1,17 +1,12 @@
 """Normalizations."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.initial import ONE, ZERO, Initial
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 @op("BatchNormalization")

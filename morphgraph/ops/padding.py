@@ -1,10 +1,10 @@
 """Pad: positions are added before and after, or cut off."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import (
     Description,
     IndexMap,
@@ -17,11 +17,6 @@ from morphgraph.ops.op import (
 )
 from morphgraph.ops.positions import pass_axes
 from morphgraph.ops.window import torch_padding
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 def _pads(n: OpNode, pads: Sequence[int] | None) -> list[tuple[int, int]]:
@@ -107,9 +102,9 @@ class Pad(Op):
         rank = len(amounts)
         spatial = 3 <= rank <= 5 and all(a == (0, 0) for a in amounts[:2])
         if spatial and min(min(a) for a in amounts) >= 0:
-            kind = {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}[mode]
+            torch_mode = {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}[mode]
             padding = torch_padding(*zip(*amounts[2:], strict=True))
-            return b.call(F.pad, x, padding, kind)
+            return b.call(F.pad, x, padding, torch_mode)
         for axis, (before, after) in enumerate(amounts):
             if (before, after) != (0, 0):
                 positions = _padded_positions(n.shape(0)[axis], before, after, mode)

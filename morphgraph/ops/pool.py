@@ -1,17 +1,13 @@
 """Pooling: channels pass, space shrinks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, from_line, op
 from morphgraph.ops.window import ranked, torch_padding, window_pads
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 class Pool(Op):
@@ -130,8 +126,8 @@ class GlobalPool(Pool):
         if rank not in (1, 2, 3):
             axes = tuple(range(2, rank + 2))
             return b.call(torch.mean if average else torch.amax, x, axes, keepdim=True)
-        kind = "AdaptiveAvgPool" if average else "AdaptiveMaxPool"
-        return b.module(n, ranked(nn, kind, rank)(1), x)
+        class_name = "AdaptiveAvgPool" if average else "AdaptiveMaxPool"
+        return b.module(n, ranked(nn, class_name, rank)(1), x)
 
 
 @op("GlobalLpPool")

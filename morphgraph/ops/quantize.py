@@ -7,16 +7,11 @@ multiply stored numbers subtract the zero points first, so that a zero point add
 from abc import abstractmethod
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING
 
 from morphgraph.ops.contraction import Convolution, Convolutional, product, product_axes
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked, torch_padding, window_pads
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 def _is_single(n: OpNode, i: int) -> bool:

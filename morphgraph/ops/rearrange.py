@@ -1,13 +1,7 @@
 """Channels to space and back, and repetition: movements that a line of notation describes."""
 
-from typing import TYPE_CHECKING
-
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 @op("DepthToSpace")

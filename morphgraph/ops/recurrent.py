@@ -9,12 +9,13 @@ recurrent kernel are zero. Gates and directions are pinned: both directions keep
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from morphgraph.ops.initial import Initial, by_fan_in
+from morphgraph.ops.lowering import Activation, TorchBuilder, fx
 from morphgraph.ops.op import (
     Description,
     Op,
@@ -24,12 +25,6 @@ from morphgraph.ops.op import (
     from_line,
     op,
 )
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
-    from morphgraph.torch_io.functions import Activation
 
 
 def _describe(n: OpNode, gates: int, states: int, layout: int) -> Description:

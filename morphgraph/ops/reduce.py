@@ -1,14 +1,9 @@
 """Reductions over axes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 def reduced_axes(
@@ -83,25 +78,25 @@ def _reduced(
     """The torch form of a reduction; over no axes it still maps each element."""
     import torch
 
-    kind = n.op_type
-    if kind == "ReduceSumSquare":
+    op_type = n.op_type
+    if op_type == "ReduceSumSquare":
         x = b.method("square", x)
-    elif kind == "ReduceL1":
+    elif op_type == "ReduceL1":
         x = b.method("abs", x)
     if not axes:
-        return b.method("abs", x) if kind == "ReduceL2" else x
-    if kind == "ReduceProd":
+        return b.method("abs", x) if op_type == "ReduceL2" else x
+    if op_type == "ReduceProd":
         for axis in reversed(axes):
             x = b.method("prod", x, axis, keepdim=keepdim)
         return x
-    if kind == "ReduceL2":
+    if op_type == "ReduceL2":
         return b.call(torch.linalg.vector_norm, x, 2, axes, keepdim=keepdim)
-    if kind == "ReduceLogSum":
+    if op_type == "ReduceLogSum":
         return b.method("log", b.method("sum", x, axes, keepdim=keepdim))
     method = {
         "ReduceMean": "mean",
         "ReduceMax": "amax",
         "ReduceMin": "amin",
         "ReduceLogSumExp": "logsumexp",
-    }.get(kind, "sum")
+    }.get(op_type, "sum")
     return b.method(method, x, axes, keepdim=keepdim)

@@ -11,18 +11,13 @@ nest (4x6 -> 6x4) is pinned.
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.arrays import Shape
 from morphgraph.onnx_io import static_shape
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 def regroup(old: Shape, new: Shape) -> Description:
@@ -59,22 +54,19 @@ def regroup(old: Shape, new: Shape) -> Description:
 def _blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
     """The axes (size 1 left out) of both sides between two boundaries that both sides share."""
     blocks: list[tuple[list[int], list[int]]] = []
-    left = [a for a, size in enumerate(old) if size != 1]
-    right = [a for a, size in enumerate(new) if size != 1]
-    i = j = 0
-    while i < len(left):
-        in_axes, out_axes = [left[i]], [right[j]]
-        here, there = old[left[i]], new[right[j]]
-        i, j = i + 1, j + 1
-        while here != there:
-            if here < there:
-                here *= old[left[i]]
-                in_axes.append(left[i])
-                i += 1
+    left = iter([axis for axis, size in enumerate(old) if size != 1])
+    right = iter([axis for axis, size in enumerate(new) if size != 1])
+    for first in left:
+        in_axes, out_axes = [first], [next(right)]
+        in_size, out_size = old[first], new[out_axes[0]]
+        # The side with fewer positions takes its next axis until both have as many.
+        while in_size != out_size:
+            if in_size < out_size:
+                in_axes.append(next(left))
+                in_size *= old[in_axes[-1]]
             else:
-                there *= new[right[j]]
-                out_axes.append(right[j])
-                j += 1
+                out_axes.append(next(right))
+                out_size *= new[out_axes[-1]]
         blocks.append((in_axes, out_axes))
     return blocks
 
@@ -130,21 +122,21 @@ class Reshape(Op):
                 if size is not None and size > 0:
                     new.set_piece(1, k, sizes[k])
             return
+        # -1 stays; a 0 copies the operand's size, and stays where that is still the right one.
         before = new.shape(0)
-        copied = [
-            t == 0 and k < len(before) and before[k] == sizes[k] for k, t in enumerate(target)
+        updated = [
+            entry if entry == -1 or (entry == 0 and before[k : k + 1] == (size,)) else size
+            for k, (entry, size) in enumerate(zip(target, sizes, strict=True))
         ]
-        follow = [
-            t if t == -1 or copy else size
-            for t, copy, size in zip(target, copied, sizes, strict=True)
-        ]
-        new.set_constant(1, np.array(follow, dtype=np.int64))
+        new.set_constant(1, np.array(updated, dtype=np.int64))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, allowzero: int = 0) -> "fx.Node":
         x, target = b.tensor(n, 0), b.numbers(n, 1)
         if target is None:
             b.fail(n, "its shape is computed from values")
+        # torch knows no 0 that copies a size. The first becomes -1 where the model has no -1, so
+        # that most reshapes follow the operand; the others are read off it.
         copied = [k for k, size in enumerate(target) if size == 0 and not allowzero]
         for k in copied:
             target[k] = n.out()[k]

@@ -1,13 +1,7 @@
 """Operators that choose, rank, accumulate or mark positions along one axis; the other axes pass."""
 
-from typing import TYPE_CHECKING
-
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 def _names(n: OpNode, *pinned: int) -> list[str]:
@@ -225,9 +219,9 @@ class EyeLike(Op):
 
         like = n.ir.inputs[0]
         assert like is not None
-        kind = like.dtype if dtype is None else dtype
+        element = like.dtype if dtype is None else dtype
         rows, columns = n.out()
-        ones = torch.ones(rows, columns, dtype=b.dtype(1 if kind is None else kind))
+        ones = torch.ones(rows, columns, dtype=b.dtype(1 if element is None else element))
         return b.buffer(n, "eye", ones.triu(k).tril(k))
 
 

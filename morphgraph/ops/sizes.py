@@ -3,16 +3,10 @@
 Where PyTorch wants a number, such as in a shape, it gets one (``b.numbers``); here are the tensors.
 """
 
-from typing import TYPE_CHECKING
-
 import onnx_ir as ir
 
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Place, op
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 @op("Shape")

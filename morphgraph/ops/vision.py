@@ -3,19 +3,14 @@
 from collections.abc import Mapping, Sequence
 from math import prod
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from morphgraph.ops.contraction import Convolutional, grouped_preference
 from morphgraph.ops.initial import Initial, by_kernel
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked, torch_padding
-
-if TYPE_CHECKING:
-    from torch import fx
-
-    from morphgraph.torch_io.builder import TorchBuilder
 
 
 @op("GridSample")

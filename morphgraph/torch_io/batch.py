@@ -1,17 +1,18 @@
 """Free the batch size of a network that was exported with a fixed one.
 
-An export with a batch of 1 writes that 1 into every shape: ``reshape(x, (1, 512))``. Which axis of
-which value is the batch is found by running the network on shapes alone, at the batch of the export
-and at three times as much: axes that grow carry it. A reshape keeps samples apart exactly if the
-positions that come before the batch in row-major order stay before it; that tells where in the new
-shape the batch stands:
+An export with a batch of 1 writes that 1 into every shape: ``reshape(x, (1, 512))``. To find which
+axis of which value is the batch, the network runs on shapes alone (the meta device), at the batch
+of the export and at three times as much: the axis that grows carries the batch. A reshape with
+numbers in it cannot grow by itself. It keeps samples apart exactly if the positions that come
+before the batch in row-major order stay before it, so that the batch can stand in the new shape:
 
     (1, 3, 49, 96) -> (1, 49, 288)     nothing before it: axis 0, (-1, 49, 288)
     (49, 1, 512)   -> (49, 8, 64)      49 before it: axis 1 with (49, -1, 64), or axis 0
 
-Where axes leave a choice, the first that no later operation refuses is taken; one refuses where it
-mixes samples or does not fit. Whatever cannot be decided so leaves the network as it was, with a
-reason.
+Where that leaves a choice, a depth-first search takes the first axis that no later operation
+refuses; an operation refuses where it mixes samples or where shapes do not fit. A network that was
+found by such a choice is then run on random inputs, whose samples must not influence each other.
+Otherwise it stays as it was, and the reason is returned.
 """
 
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from morphgraph.errors import MorphError
 from morphgraph.tolerances import REBUILT
 from morphgraph.torch_io.functions import fused, stepwise
 
-_GROWTH = 3
+_GROWTH = 3  # times the batch of the export
 _MOST_CHOICES = 1000  # tried before giving up
 _BATCH_FIRST = (_ConvNd, _NormBase, _MaxPoolNd, _AvgPoolNd)
 _RECURRENT = (fused, stepwise)
@@ -103,8 +104,8 @@ class _OnShapes(fx.Interpreter):
     """Runs a network without memory or arithmetic: everything is on the meta device."""
 
     def fetch_attr(self, target: str) -> Any:
-        found = super().fetch_attr(target)
-        return found.to("meta") if isinstance(found, torch.Tensor) else found
+        attribute = super().fetch_attr(target)
+        return attribute.to("meta") if isinstance(attribute, torch.Tensor) else attribute
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = super().fetch_attr(target)
@@ -156,6 +157,8 @@ class _Freed:
 
     def _search(self, nodes: list[fx.Node]) -> None:
         """Run node by node; where one refuses, go back to the last choice and take the next."""
+        # The stack of the search: per reshape with a choice, what has not been tried there. Going
+        # back needs no undoing: values, batches and edits of later nodes are written again.
         choices: list[tuple[int, Iterator[_Batch]]] = []
         tried, k, first_failure = 0, 0, None
         while k < len(nodes):
@@ -200,8 +203,10 @@ class _Freed:
             return None
         (source, *_) = self._sources(node)
         carried, old_in, old_out = self.carried[source], self.old[source], self.old[node]
+        # Positions that come before the batch in row-major order, whatever axes they are spread on.
         ahead = prod(old_in[: carried.axis]) * carried.outer
-        found = _landings(ahead, carried.axis, old_in, old_out, self.batch)
+        places = _landings(ahead, carried.axis, old_in, old_out, self.batch)
+        # Where the shape is computed from sizes, running it tells which of the places it is.
         if self.dynamic or node.target == "flatten":
             try:
                 value = self.machine.run_node(node)
@@ -209,11 +214,11 @@ class _Freed:
                 value = None
             if value is not None:
                 axis = _grown_axis(node, old_out, tuple(value.shape))
-                found = [place for place in found if place.axis == axis]
-        if not found:
+                places = [place for place in places if place.axis == axis]
+        if not places:
             raise _FixedError(f"{node.name} mixes samples")
-        self.guessed |= ahead > 1 and len(found) > 1
-        return iter(found)
+        self.guessed |= ahead > 1 and len(places) > 1
+        return iter(places)
 
     def _take(self, node: fx.Node, place: _Batch) -> None:
         """Reshape so that the batch stands at a place."""
@@ -240,6 +245,7 @@ class _Freed:
             return
         places = {self.carried[source] for source in sources}
         self._refuse_mixing(node, sources)
+        # A sum of (batch, 49) and (49, batch) positions would add different samples.
         outers = {place.outer for place in places}
         if len(outers) != 1:
             raise _FixedError(f"{node.name} combines values that order the samples differently")
@@ -250,6 +256,7 @@ class _Freed:
             self.carried[node] = places.pop()
 
     def _refuse_mixing(self, node: fx.Node, sources: list[fx.Node]) -> None:
+        """Refuse operations that have a fixed axis for samples, or compute along the batch."""
         place, rank = self.carried[sources[0]], len(self.old.get(sources[0], ()))
         mixes = False
         if node.op == "call_module":
@@ -270,6 +277,7 @@ class _Freed:
         axis %= len(self.old[node])
         place = self.carried[sources[0]]
         if place.axis == axis:
+            # Chunks of samples joined along the batch: each must be a whole batch.
             if any(o not in self.carried or self.old[o][axis] != self.batch for o in operands):
                 raise _FixedError(f"{node.name} joins along the batch")
             self.carried[node] = _Batch(axis, len(operands))
@@ -333,8 +341,10 @@ def _grown_axis(n: fx.Node, old: Shape, new: Shape) -> int:
 def _landings(ahead: int, axis: int, old_in: Shape, old_out: Shape, batch: int) -> list[_Batch]:
     """Where the batch may stand in a new shape, ``ahead`` positions coming before it.
 
-    Best first: at the head of an axis (among axes of size 1 it keeps its distance from the last
-    larger axis), then inside one, behind positions that were merged with it.
+    Best first. The batch is the head of an axis if the axes before it hold exactly the ``ahead``
+    positions. Several axes can, where some have size 1: the one at the same distance from the last
+    larger axis as before comes first. After these come axes that the batch shares with positions
+    that were merged with it: it stands behind ``outer`` of them.
 
     >>> _landings(49, 1, (49, 1, 512), (49, 512), 1)
     [_Batch(axis=1, outer=1), _Batch(axis=0, outer=49)]

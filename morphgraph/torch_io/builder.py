@@ -82,7 +82,7 @@ class TorchBuilder:
         value = n.ir.inputs[i] if n.has(i) else None
         return value is not None and self._is_parameter(value)
 
-    def constant(self, n: OpNode, i: int) -> "Array | None":
+    def constant(self, n: OpNode, i: int) -> Array | None:
         """The value of operand ``i`` where it is a constant that training leaves alone."""
         return None if self.is_parameter(n, i) else n.const(i)
 
@@ -119,11 +119,14 @@ class TorchBuilder:
 
     def sizes(self, n: OpNode, i: int) -> list[int] | None:
         """Operand ``i`` as a list of integers; ``None`` where it is absent or computed."""
-        found = n.ints(i)
-        return None if found is None else list(found)
+        sizes = n.ints(i)
+        return None if sizes is None else list(sizes)
 
     def numbers(self, n: OpNode, i: int) -> list[Size] | None:
-        """Operand ``i`` as numbers that may hang on open sizes; ``None`` where on other values."""
+        """Operand ``i`` as numbers that may depend on open sizes, but on no other values.
+
+        ``None`` where it is absent, or depends on others.
+        """
         value = n.ir.inputs[i] if n.has(i) else None
         return None if value is None else self._arithmetic.list_of(value)
 
@@ -161,6 +164,7 @@ class TorchBuilder:
     def squeeze(self, x: fx.Node, axes: Sequence[int]) -> fx.Node:
         """Drop axes of size 1; where a slice has just cut one out, select there instead."""
         if len(axes) == 1 and x.target is operator.getitem:
+            # x[:, :, 3:4] without axis 2 is x.select(2, 3).
             source, index = x.args
             before, cut = (index[:-1], index[-1]) if isinstance(index, tuple) else ((), None)
             whole = len(before) == axes[0] and all(part == slice(None) for part in before)
@@ -191,10 +195,12 @@ class TorchBuilder:
     ) -> fx.Node | None:
         """The same, the weights given as ONNX values of the shape that the module wants."""
         names = {role: _name(value) for role, value in values.items()}
+        # Where the module lives: at the path that the names share; else where a weight of it has a
+        # home already; else, in a model from elsewhere, at a path of the node's name.
         path = shared_path(names, self._exported)
-        settled = [self._homes[name] for name in names.values() if name in self._homes]
-        if path is None and settled:
-            path = settled[0].rpartition(".")[0]
+        homes = [self._homes[name] for name in names.values() if name in self._homes]
+        if path is None and homes:
+            path = homes[0].rpartition(".")[0]
         elif path is None and not self._exported:
             path = self.tree.unique(clean(n.name or n.op_type))
         if not path:
@@ -202,9 +208,11 @@ class TorchBuilder:
         at_home = {
             role for role, name in names.items() if self._homes.get(name) == f"{path}.{role}"
         }
+        # All weights are there: the same module is called once more, as in weight sharing.
         if len(at_home) == len(names) and self.tree.same_form(path, module):
             return self._call_owner(path, x)
-        if len(at_home) < len(settled) or not self.tree.is_free(path):
+        # A weight that lives elsewhere has one home only; the lowering reads it from there.
+        if len(at_home) < len(homes) or not self.tree.is_free(path):
             return None
         if not all(
             value.const_value is not None and (role in _RUNNING or self._is_parameter(value))
@@ -214,7 +222,7 @@ class TorchBuilder:
         for role, value in values.items():
             if role not in at_home:
                 _give(module, role, to_tensor(value.const_value))
-                self._settle(value, f"{path}.{role}")
+                self._set_home(value, f"{path}.{role}")
         if isinstance(module, _BatchNorm):
             module.num_batches_tracked = torch.tensor(0)
         self.tree.put(path, module)
@@ -271,10 +279,10 @@ class TorchBuilder:
         """
         if not self.tree.same_form(path, module):
             names = [name for name, _ in module.named_parameters()]
-            given = {name: self.tree.get(f"{path}.{name}") for name in names}
+            tensors = {name: self.tree.get(f"{path}.{name}") for name in names}
             if not self.tree.is_free(path):
                 return None
-            for name, tensor in given.items():
+            for name, tensor in tensors.items():
                 if not isinstance(tensor, nn.Parameter):
                     return None
                 setattr(module, name, tensor)
@@ -289,6 +297,7 @@ class TorchBuilder:
             linear = None if product is None else self._values.get(_name(product))
             if bias is None or linear is None:
                 continue
+            # A Linear whose weight is computed is a call, one that owns it is a module.
             is_bare = linear.target is F.linear and len(linear.args) == 2
             if is_bare and self._is_parameter(bias) and n.shape(i) == n.out()[-1:]:
                 return self.call(F.linear, *linear.args, self.value(bias))
@@ -296,6 +305,8 @@ class TorchBuilder:
                 continue
             path = str(linear.target)
             module = self.tree.get(path)
+            # Only the bias that the exported module had: its name says so, and nobody else has read
+            # the module's result, called the module, or read the bias.
             if (
                 isinstance(module, nn.Linear)
                 and self.tree.get(f"{path}.bias") is None
@@ -307,7 +318,7 @@ class TorchBuilder:
                 and n.shape(i) == (module.out_features,)
             ):
                 _give(module, "bias", to_tensor(bias.const_value))
-                self._settle(bias, f"{path}.bias")
+                self._set_home(bias, f"{path}.bias")
                 return linear
         return None
 
@@ -324,9 +335,9 @@ class TorchBuilder:
         self.tree.put_buffer(path, tensor, persistent=False)
         return self._read(path)
 
-    def positions(self, n: OpNode, axis: int, kept: "Array") -> fx.Node:
+    def positions(self, n: OpNode, axis: int, positions: Array) -> fx.Node:
         """Constant positions along an axis, as an index tensor."""
-        return self.buffer(n, f"positions_{axis}", torch.from_numpy(kept.astype(np.int64)))
+        return self.buffer(n, f"positions_{axis}", torch.from_numpy(positions.astype(np.int64)))
 
     @staticmethod
     def decimal(x: float) -> float:
@@ -356,7 +367,7 @@ class TorchBuilder:
         self._calls[path] += 1
         return self.graph.call_module(path, (x,))
 
-    def _settle(self, value: ir.Value, path: str) -> None:
+    def _set_home(self, value: ir.Value, path: str) -> None:
         self._homes[_name(value)] = path
         self.parameters[path] = _name(value)
 
@@ -367,7 +378,7 @@ class TorchBuilder:
             path = name if is_path(name, self._exported) and self.tree.is_free(name) else ""
             path = path or self.tree.unique(clean(name))
             self.tree.put_parameter(path, nn.Parameter(to_tensor(value.const_value)))
-            self._settle(value, path)
+            self._set_home(value, path)
         return self._homes[name]
 
     def _buffer(self, value: ir.Value) -> str:

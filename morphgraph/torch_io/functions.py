@@ -58,7 +58,7 @@ def _one_node(layer: _Layer[_Parameters]) -> _Layer[_Parameters]:
 
 @_one_node
 def fused(
-    kind: str,
+    kernel: str,
     x: Tensor,
     states: Sequence[Tensor | None],
     weights: Sequence[Tensor],
@@ -68,7 +68,7 @@ def fused(
     """One layer by torch's kernels.
 
     Args:
-        kind: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``.
+        kernel: ``"lstm"``, ``"gru"``, ``"rnn_tanh"`` or ``"rnn_relu"``.
         x: the sequence, ``[T, N, i]``.
         states: the initial states, ``[D, N, h]``; ``None``: zero.
         weights: per direction ``[G h, i]``, ``[G h, h]`` and the two biases ``[G h]`` or none, in
@@ -77,20 +77,20 @@ def fused(
         reverse: whether the one direction is from the last step to the first.
     """
     size = weights[1].shape[1]
-    given = [zero_state(x, directions, size) if s is None else s for s in states]
+    initial = [zero_state(x, directions, size) if s is None else s for s in states]
     biased = len(weights) == 4 * directions
     sequence = x.flip(0) if reverse else x
     # Training mode, without dropout, is the same arithmetic; cuDNN learns in no other.
     options = (list(weights), biased, 1, 0.0, True, directions == 2, False)
-    function = getattr(torch, kind)
-    y, *last = function(sequence, given if kind == "lstm" else given[0], *options)
+    function = getattr(torch, kernel)
+    y, *last = function(sequence, initial if kernel == "lstm" else initial[0], *options)
     y = y.flip(0) if reverse else y
     return (y.unflatten(2, (directions, size)).transpose(1, 2), *last)
 
 
 @_one_node
 def stepwise(
-    kind: str,
+    op_type: str,
     x: Tensor,
     states: Sequence[Tensor | None],
     w: Tensor,
@@ -106,7 +106,7 @@ def stepwise(
     """One layer by ONNX's formulas, step by step: slow, but in every form of the operator.
 
     Args:
-        kind: ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
+        op_type: ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
         x: the sequence, ``[T, N, i]``.
         states: the initial states, ``[D, N, h]``; ``None``: zero.
         w, r, b, p: the operator's weights: ``[D, G h, i]``, ``[D, G h, h]``, ``[D, 2 G h]``,
@@ -120,31 +120,32 @@ def stepwise(
     """
     outputs, lasts = [], []
     for d, functions in enumerate(activations):
-        here = [zero_state(x, 1, r.shape[2])[0] if s is None else s[d] for s in states]
+        state = [zero_state(x, 1, r.shape[2])[0] if s is None else s[d] for s in states]
         bias = None if b is None else b[d].chunk(2)
         peepholes = None if p is None else p[d].chunk(3)
         apply = [_Clipped(function, clip) for function in functions]
         backwards = d == 1 or reversed_first
         steps = range(x.shape[0])[::-1] if backwards else range(x.shape[0])
-        made: list[Tensor] = []
+        steps_out: list[Tensor] = []
         for t in steps:
             enter = F.linear(x[t], w[d], None if bias is None else bias[0])
             recur = r[d], None if bias is None else bias[1]
-            if kind == "LSTM":
-                new = _lstm_step(enter, *recur, peepholes, here[0], here[1], apply, option)
-            elif kind == "GRU":
-                new = _gru_step(enter, *recur, here[0], apply, option)
+            if op_type == "LSTM":
+                new = _lstm_step(enter, *recur, peepholes, state[0], state[1], apply, option)
+            elif op_type == "GRU":
+                new = _gru_step(enter, *recur, state[0], apply, option)
             else:
-                new = [apply[0](enter + F.linear(here[0], *recur))]
+                new = [apply[0](enter + F.linear(state[0], *recur))]
             if lengths is None:
-                here, out = new, new[0]
+                state, out = new, new[0]
             else:
+                # A sample that has ended keeps its state, and gives zeros.
                 live = (lengths > t).unsqueeze(1)
-                here = [torch.where(live, a, o) for a, o in zip(new, here, strict=True)]
+                state = [torch.where(live, a, o) for a, o in zip(new, state, strict=True)]
                 out = torch.where(live, new[0], torch.zeros_like(new[0]))
-            made.append(out)
-        outputs.append(torch.stack(made[::-1] if backwards else made))
-        lasts.append(here)
+            steps_out.append(out)
+        outputs.append(torch.stack(steps_out[::-1] if backwards else steps_out))
+        lasts.append(state)
     return (torch.stack(outputs, 1), *(torch.stack(last) for last in zip(*lasts, strict=True)))
 
 

@@ -33,14 +33,14 @@ def shared_path(names: Mapping[str, str], exported: bool) -> str | None:
     return paths.pop() if matching and len(paths) == 1 and is_path(min(paths), exported) else None
 
 
-def scope_of(n: OpNode, kind: str) -> str:
+def scope_of(n: OpNode, class_name: str) -> str:
     """Where the module that made this node stood, or a name made of the node's own."""
     scopes, classes = n.ir.metadata_props.get(_SCOPES), n.ir.metadata_props.get(_CLASSES)
     if not scopes or not classes:
-        return clean(n.name or kind)
+        return clean(n.name or class_name)
     paths, kinds = ast.literal_eval(scopes), ast.literal_eval(classes)
     if len(paths) < 2 or len(kinds) < 2 or not is_path(paths[-2] or "_", True):
-        return clean(n.name or kind)
-    if paths[-2] and kinds[-2].rpartition(".")[2] == kind:
+        return clean(n.name or class_name)
+    if paths[-2] and kinds[-2].rpartition(".")[2] == class_name:
         return str(paths[-2])
-    return f"{paths[-2]}.{kind.lower()}".lstrip(".")
+    return f"{paths[-2]}.{class_name.lower()}".lstrip(".")
