@@ -4,13 +4,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from morphgraph.arrays import Array
 from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
+from morphgraph.methods import Start
 from morphgraph.onnx_io import ModelLike
 from morphgraph.passes.checking.verify import (
     TOLERANCE,
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     Weights = nn.Module | Mapping[str, torch.Tensor]
-
-Start = Literal["keep", "fresh"]
-"""Where a resized network's weights come from: the model's, or newly drawn."""
 
 _MIN_SENSITIVITY = 1e-3  # a wrong slice could hide below a removal that changes outputs by less
 

@@ -1,6 +1,7 @@
 """``morphgraph apply``: the same network in another size."""
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -18,9 +19,10 @@ from morphgraph.cli.options import (
     overwrite_option,
     seed_option,
 )
+from morphgraph.methods import Start
 from morphgraph.onnx_io import escape, save
 from morphgraph.report.tables import Format
-from morphgraph.workflow import Start, resize_and_check
+from morphgraph.workflow import resize_and_check
 
 
 @click.command()
@@ -29,7 +31,7 @@ from morphgraph.workflow import Start, resize_and_check
 @output_option("slim.onnx")
 @click.option(
     "--weights",
-    type=click.Choice(["keep", "fresh"]),
+    type=click.Choice(get_args(Start)),
     default="keep",
     show_default=True,
     help="Keep the model's weights, or draw new ones by --seed, for training from scratch.",

@@ -21,13 +21,12 @@ from morphgraph.cli.options import (
 )
 from morphgraph.cli.training import Training, train_options
 from morphgraph.errors import FileError
+from morphgraph.methods import BASELINES, Baseline
 from morphgraph.onnx_io import escape
 from morphgraph.report.tables import Format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_BASELINES: Any = ("uniform", "l2", "bn", "random")
 
 
 @click.command()
@@ -50,7 +49,7 @@ _BASELINES: Any = ("uniform", "l2", "bn", "random")
     "--baseline",
     "chosen",
     multiple=True,
-    type=click.Choice(_BASELINES),
+    type=click.Choice(BASELINES),
     help="Also train the original and this, for as many epochs; may be repeated.",
 )
 @click.option("--baselines", is_flag=True, help="All of them.")
@@ -81,7 +80,7 @@ def morph(
     budgets: tuple[tuple[str, str], ...],
     cost: str | None,
     training: Training,
-    chosen: tuple[Any, ...],
+    chosen: tuple[Baseline, ...],
     baselines: bool,
     smoke: bool,
     resume: bool,
@@ -118,7 +117,7 @@ def morph(
     dataset = training.load_data(graph, model)
     settings = replace(
         training.settings(graph, dict(budgets), cost, seed),
-        baselines=_BASELINES if baselines else tuple(dict.fromkeys(chosen)),
+        baselines=BASELINES if baselines else tuple(dict.fromkeys(chosen)),
     )
     if smoke:
         checked = smoke_run(graph, dataset, settings)

@@ -19,12 +19,12 @@ from morphgraph.cli.options import (
     refuse_repeated,
 )
 from morphgraph.cli.training import Training, train_options
+from morphgraph.methods import METHODS
 from morphgraph.report.tables import Format
 
 if TYPE_CHECKING:
     from morphgraph.recipes.sweep import Row
 
-_METHODS = ("morph", "base", "uniform", "l2", "bn", "random")
 _PICTURE = "curves.svg"
 
 
@@ -46,8 +46,8 @@ _words.__name__ = "list"
 def _methods(text: str) -> tuple[str, ...]:
     found = _words(text)
     for word in found:
-        if word not in _METHODS:
-            raise click.BadParameter(f"'{word}' is none of {', '.join(_METHODS)}")
+        if word not in METHODS:
+            raise click.BadParameter(f"'{word}' is none of {', '.join(METHODS)}")
     return found
 
 

@@ -1,13 +1,12 @@
 """What a learned structure is compared with: plans for the same budget without a regularizer."""
 
-from typing import Literal, get_args
-
 import numpy as np
 
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
+from morphgraph.methods import BASELINES, Baseline, Score
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.passes.analysis.score import Score, score
+from morphgraph.passes.analysis.score import score
 from morphgraph.passes.planning.build import build_plan, top_channels
 from morphgraph.passes.planning.constraints import resolve_budget, spend_rest
 from morphgraph.passes.planning.expand import expand
@@ -15,11 +14,6 @@ from morphgraph.passes.planning.removal_path import plan
 from morphgraph.passes.planning.uniform import uniform
 from morphgraph.plans import Plan, make_plan
 from morphgraph.train.loop import SearchConfig
-
-Baseline = Literal["uniform", "l2", "bn", "random"]
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-"""``uniform`` is the width multiplier. The others remove the channels with the lowest score from a
-trained network: the norm of their kernels (``l2``), the BatchNorm scale (``bn``), or by chance."""
 
 
 def check_baselines(names: tuple[Baseline, ...]) -> None:

@@ -26,17 +26,18 @@ from torch import fx, nn
 
 from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
+from morphgraph.methods import BASELINES, Alone, Baseline
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.plans import Change, Plan, readable_json
-from morphgraph.recipes.baselines import Baseline, baseline_plan, check_baselines, fits_whole
+from morphgraph.recipes.baselines import baseline_plan, check_baselines, fits_whole
 from morphgraph.recipes.data import Dataset
 from morphgraph.recipes.folder import Event, RunFolder, SecondaryRunFolder, manifest_of, open_folder
 from morphgraph.recipes.progress import Progress
 from morphgraph.recipes.results import Arm, IterationResult, Result, Widths
-from morphgraph.recipes.settings import Alone, Settings as Settings, planned_work, shrink_phase
+from morphgraph.recipes.settings import Settings as Settings, planned_work, shrink_phase
 from morphgraph.recipes.trainer import Epoch, Recipe, accuracy, steps_per_epoch, train
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
@@ -57,10 +58,7 @@ FILES = (
     "plan.json",
     "base.onnx",
     "slim.onnx",
-    "uniform.onnx",
-    "l2.onnx",
-    "bn.onnx",
-    "random.onnx",
+    *(f"{name}.onnx" for name in BASELINES),
     "result.json",
 )
 

@@ -20,6 +20,7 @@ import torch
 
 from morphgraph.errors import ArgumentError, FileError, MorphError
 from morphgraph.graph import ChannelGraph
+from morphgraph.methods import METHODS, Method
 from morphgraph.onnx_io import escape, load, write_atomically
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
@@ -27,7 +28,7 @@ from morphgraph.recipes.data import Dataset
 from morphgraph.recipes.folder import manifest_of
 from morphgraph.recipes.results import Result
 from morphgraph.recipes.run import require_classes
-from morphgraph.recipes.settings import METHODS, Method, Settings
+from morphgraph.recipes.settings import Settings
 from morphgraph.recipes.workers import Job, Task, on_ray, on_this_machine
 from morphgraph.train import distributed
 
@@ -70,7 +71,7 @@ def grid(
     Args:
         settings: what they have in common; budget, cost, method and seed are replaced.
         budgets: per cost the amounts or shares, each of which is one budget.
-        methods: see :data:`~morphgraph.recipes.settings.METHODS`.
+        methods: see :data:`~morphgraph.methods.METHODS`.
         seeds: of every point.
         costs: what the regularizer counts; for every budget its own cost if not given. Methods
             without a regularizer are not repeated.

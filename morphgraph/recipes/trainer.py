@@ -226,7 +226,7 @@ class _Training:
                 f"the training has diverged: the loss of epoch {self.epoch} is {self.total}; lower "
                 f"the learning rate (now {self.recipe.lr:g})"
             )
-        distributed.agree(self.net, self.penalty)
+        distributed.broadcast_state(self.net, self.penalty)
         loss = self.total / self.batch
         regularizer = self.penalty.regularizer
         live = None if regularizer is None else regularizer.live_share()

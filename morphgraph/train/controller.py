@@ -17,18 +17,17 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from math import exp
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from morphgraph.errors import BudgetError, MorphWarning, UnsupportedError
+from morphgraph.methods import Update
 from morphgraph.onnx_io.check import escape
 from morphgraph.passes.analysis.cost import parse_cost, spelling
 from morphgraph.passes.planning.constraints import parse_amount
 from morphgraph.train.regularizer import Regularizer
-
-Update = Literal["proximal", "subgradient"]
 
 _RISE, _FALL = 0.1, 0.1  # largest change of log(weight) per control step
 _EASE = 0.3  # how much slower the weight falls than it grows for the same error
@@ -201,7 +200,7 @@ class Budget:
         """
         self.step_number += 1
         if self._dead is not None:
-            self.regularizer.silence(self._dead)
+            self.regularizer.zero_channels(self._dead)
             return
         if lr > 0 and self.step_number <= self.start * self.steps:
             self.regularizer.weight = self._first / lr
@@ -274,7 +273,7 @@ class Budget:
         self.met = True
         self.regularizer.weight = 0.0
         self._dead = ~alive
-        self.regularizer.silence(self._dead)
+        self.regularizer.zero_channels(self._dead)
 
     def _warn(self, strengths: Tensor) -> None:
         """Early words: nothing shrinks, or a group is dying."""

@@ -147,7 +147,7 @@ def shared(net: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def agree(net: nn.Module, penalty: ResumablePenalty) -> None:
+def broadcast_state(net: nn.Module, penalty: ResumablePenalty) -> None:
     """Give all processes the first one's network and penalty, should a last digit have differed."""
     if size() == 1:
         return

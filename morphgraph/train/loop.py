@@ -17,6 +17,7 @@ from torch import nn
 
 from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
+from morphgraph.methods import Start, Strength, Update
 from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds
@@ -28,10 +29,10 @@ from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
-from morphgraph.train.controller import ControlStep, Update
+from morphgraph.train.controller import ControlStep
 from morphgraph.train.phases import NoPenalty, Penalty, Shrink
-from morphgraph.train.regularizer import Regularizer, Strength
-from morphgraph.workflow import Resized, Start, resize_and_check
+from morphgraph.train.regularizer import Regularizer
+from morphgraph.workflow import Resized, resize_and_check
 
 SHRINK_TO = 0.35
 """How far a phase shrinks before the widths are scaled to the budget, see :class:`SearchConfig`."""

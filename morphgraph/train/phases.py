@@ -6,7 +6,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from morphgraph.errors import MorphWarning
-from morphgraph.train.controller import Budget, ControlStep, Update
+from morphgraph.methods import Update
+from morphgraph.train.controller import Budget, ControlStep
 from morphgraph.train.regularizer import Regularizer
 
 DEFAULT_STEPS = 1000  # of a phase of unknown length

@@ -8,12 +8,11 @@ n equal scales fall by ``t / n`` each.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Tied = Literal["max", "l2"]
+from morphgraph.methods import Tied
 
 _HALVINGS = 40  # of the interval in which an L2 norm is looked for
 

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.methods import Strength
 from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
 from morphgraph.train.controller import FixedWeight
 from morphgraph.train.phases import Penalty
-from morphgraph.train.regularizer import Regularizer, Strength
+from morphgraph.train.regularizer import Regularizer
 
 STEPS = 30
 _STRONG = 100.0  # times what would silence an average channel within the steps

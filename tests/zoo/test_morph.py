@@ -49,7 +49,7 @@ def test_the_plan_of_the_original_gives_the_network_of_every_round(name: str) ->
         for group in regularizer.graph.groups:
             if torch.rand(1, generator=chance) < 0.15:
                 dead[torch.from_numpy(group.channels)] = True
-        regularizer.silence(dead)
+        regularizer.zero_channels(dead)
 
     aim = SearchConfig(BUDGET, iterations=3, min_width=0, shrink_to=1.0)
     done = list(rounds(graph, net, fit, aim))

@@ -1,0 +1,34 @@
+"""The names by which users choose methods, each once; the command line and the library read them.
+
+No torch here: the command line offers the names before anything is loaded.
+"""
+
+from typing import Literal, get_args
+
+Score = Literal["l2", "l1", "bn", "lasso", "random"]
+"""How the channels of a group are ranked, see :func:`morphgraph.passes.analysis.score.score`."""
+
+Start = Literal["keep", "fresh"]
+"""The weights of a resized network: those it had, or new ones."""
+
+Strength = Literal["auto", "bn", "lasso"]
+"""What the regularizer measures, see :class:`~morphgraph.train.regularizer.Regularizer`."""
+
+Tied = Literal["max", "l2"]
+"""How the strengths of tied producers combine: their maximum, or the root of the sum of squares."""
+
+Update = Literal["proximal", "subgradient"]
+"""How strengths shrink, see :class:`~morphgraph.train.controller.FixedWeight`."""
+
+Baseline = Literal["uniform", "l2", "bn", "random"]
+"""``uniform`` is the width multiplier. The others remove the channels with the lowest score from a
+trained network: the norm of their kernels (``l2``), the BatchNorm scale (``bn``), or by chance."""
+
+Alone = Literal["base", Baseline]
+"""What a run can train by itself: ``base`` is the original."""
+
+Method = Literal["morph", Alone]
+"""``morph`` learns the structure."""
+
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+METHODS: tuple[Method, ...] = get_args(Method)
