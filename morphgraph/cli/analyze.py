@@ -2,23 +2,18 @@
 
 import warnings
 from pathlib import Path
+from typing import Annotated, Literal
 
-import click
+from msgspec import Meta
 
+from morphgraph.cli.command import command
 from morphgraph.cli.console import show
-from morphgraph.cli.models import open_graph, some, warn_of_weights
-from morphgraph.cli.options import (
-    MODEL,
-    Lifting,
-    common,
-    convention_option,
-    format_option,
-    lift_options,
-)
+from morphgraph.cli.models import Lifting, open_graph, some, warn_of_weights
+from morphgraph.cli.shared_options import OutputFormat
+from morphgraph.cli.width_options import Counting
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.passes.analysis.cost import Convention
 from morphgraph.report.analysis import (
     Analysis,
     analyze as analyze_graph,
@@ -28,7 +23,6 @@ from morphgraph.report.explain import explain
 from morphgraph.report.explanation import explanation_report
 from morphgraph.report.tables import (
     Column,
-    Format,
     Report,
     Table,
     amount,
@@ -39,46 +33,36 @@ from morphgraph.report.tables import (
 )
 
 
-@click.command()
-@click.argument("model", type=MODEL)
-@click.option(
-    "--by",
-    type=click.Choice(["group", "layer", "op"]),
-    default="group",
-    show_default=True,
-    help="What a row of the table stands for.",
-)
-@click.option(
-    "--cost",
-    "cost_kind",
-    default="flops",
-    show_default=True,
-    metavar="COST",
-    help="The cost that rows are priced with: flops, params, memory, latency@P100 (a device), "
-    "flops+20*params (a weighted sum), ...",
-)
-@click.option(
-    "--explain",
-    "name",
-    metavar="NAME",
-    help="Tell the life of a group: by its id or name, a layer, a tensor, an operator, or a glob.",
-)
-@click.option(
-    "--top", type=click.IntRange(min=1), metavar="N", help="Only the N most expensive rows."
-)
-@convention_option
-@lift_options
-@format_option
-@common
+@command
 def analyze(
     model: Path,
-    by: str,
-    cost_kind: str,
-    name: str | None,
-    top: int | None,
-    convention: Convention,
+    *,
+    by: Annotated[
+        Literal["group", "layer", "op"], Meta(description="What a row of the table stands for.")
+    ] = "group",
+    cost_kind: Annotated[
+        str,
+        Meta(
+            description="The cost that rows are priced with: flops, params, memory, latency@P100 "
+            "(a device), flops+20*params (a weighted sum), ...",
+            extra={"flags": ("--cost",), "metavar": "COST"},
+        ),
+    ] = "flops",
+    name: Annotated[
+        str | None,
+        Meta(
+            description="Tell the life of a group: by its id or name, a layer, a tensor, an "
+            "operator, or a glob.",
+            extra={"flags": ("--explain",), "metavar": "NAME"},
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        Meta(ge=1, description="Only the N most expensive rows.", extra={"metavar": "N"}),
+    ] = None,
+    convention: Counting = "default",
     lifting: Lifting,
-    kind: Format,
+    kind: OutputFormat = "table",
 ) -> None:
     """Show a model's channel groups, what they cost, and which can shrink.
 

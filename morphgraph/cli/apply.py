@@ -1,63 +1,41 @@
 """``morphgraph apply``: the same network in another size."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Annotated
 
-import click
+from msgspec import Meta
 
 from morphgraph.cli.checks import check_report
+from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
-from morphgraph.cli.models import naming, open_planned
-from morphgraph.cli.options import (
-    MODEL,
-    Lifting,
-    check_output,
-    common,
-    format_option,
-    lift_options,
-    output_option,
-    overwrite_option,
-    seed_option,
-)
+from morphgraph.cli.models import Lifting, naming, open_planned
+from morphgraph.cli.shared_options import OutputFormat, Overwrite, Seed, check_output, output_file
 from morphgraph.methods import Start
 from morphgraph.onnx_io import escape, save
-from morphgraph.report.tables import Format
 from morphgraph.workflow import resize_and_check
 
 
-@click.command()
-@click.argument("model", type=MODEL)
-@click.argument("plan", type=MODEL)
-@output_option("slim.onnx")
-@click.option(
-    "--weights",
-    type=click.Choice(get_args(Start)),
-    default="keep",
-    show_default=True,
-    help="Keep the model's weights, or draw new ones by --seed, for training from scratch.",
-)
-@click.option("--no-verify", is_flag=True, help="Write the result without checking it.")
-@click.option(
-    "--absorb",
-    is_flag=True,
-    help="Move what removed channels added as a constant into the next bias.",
-)
-@seed_option
-@overwrite_option
-@lift_options
-@format_option
-@common
+@command
 def apply(
     model: Path,
     plan: Path,
-    output: Path,
-    weights: Start,
-    no_verify: bool,
-    absorb: bool,
-    seed: int,
-    overwrite: bool,
+    *,
+    output: Annotated[Path, output_file("slim.onnx")],
+    weights: Annotated[
+        Start,
+        Meta(
+            description="Keep the model's weights, or draw new ones by --seed, for training from "
+            "scratch."
+        ),
+    ] = "keep",
+    no_verify: Annotated[bool, Meta(description="Write the result without checking it.")] = False,
+    absorb: Annotated[
+        bool, Meta(description="Move what removed channels added as a constant into the next bias.")
+    ] = False,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
     lifting: Lifting,
-    kind: Format,
+    kind: OutputFormat = "table",
 ) -> None:
     """Resize a model by a plan, and check the result.
 

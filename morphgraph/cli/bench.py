@@ -2,75 +2,61 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-import click
+from msgspec import Meta
 
 from morphgraph.benchmark import BenchResult, bench as time_models
+from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show
-from morphgraph.cli.models import open_graph
-from morphgraph.cli.options import (
-    MODEL,
-    Lifting,
-    common,
-    format_option,
-    input_shape_option,
-    ops_option,
-    seed_option,
-)
+from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.shared_options import InputShapes, Ops, OutputFormat, Seed
 from morphgraph.errors import FileError, MorphError
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.report.tables import Cell, Column, Format, Report, Table, number, plain, share
+from morphgraph.report.tables import Cell, Column, Report, Table, number, plain, share
 
 
-@click.command()
-@click.argument("models", type=MODEL, nargs=-1, required=True)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Threads within an operator. CPU time is measured at one, wall time at more.",
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    metavar="S",
-    help="How long every model runs.",
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="The batch, for models that leave it open.",
-)
-@seed_option
-@input_shape_option
-@ops_option
-@format_option
-@common
+@command
 def bench(
     models: tuple[Path, ...],
-    threads: int,
-    seconds: float,
-    batch: int | None,
-    seed: int,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    kind: Format,
+    *,
+    threads: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Threads within an operator. CPU time is measured at one, wall time at "
+            "more.",
+            extra={"metavar": "N"},
+        ),
+    ] = 1,
+    seconds: Annotated[
+        float, Meta(gt=0, description="How long every model runs.", extra={"metavar": "S"})
+    ] = 5.0,
+    batch: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            description="The batch, for models that leave it open.",
+            extra={"metavar": "N"},
+        ),
+    ] = None,
+    seed: Seed = 0,
+    input_shapes: InputShapes = (),
+    ops: Ops = (),
+    kind: OutputFormat = "table",
 ) -> None:
     """Time models side by side in ONNX Runtime.
 
     The models take turns on the same random inputs; every one is compared with the first.
     """
+    del ops  # they have run already
     result = time_models(
         models,
         threads=threads,
         seconds=seconds,
         batch=batch,
         seed=seed,
-        flops=_flops(models, Lifting(input_shapes)),
+        flops=_flops(models, Lifting(input_shapes=input_shapes)),
         input_shapes=dict(input_shapes),
     )
     show(_report(result), kind)

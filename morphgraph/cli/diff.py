@@ -3,27 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
+from morphgraph.cli.command import command
 from morphgraph.cli.console import show
-from morphgraph.cli.models import open_graph
-from morphgraph.cli.options import MODEL, Lifting, common, format_option, lift_options
+from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.shared_options import OutputFormat
 from morphgraph.report.differences import Diff, LayerDiff, RemovedLayer, compare
-from morphgraph.report.tables import Cell, Column, Format, Report, Table, change, number
+from morphgraph.report.tables import Cell, Column, Report, Table, change, number
 
 
-@click.command()
-@click.argument("base", type=MODEL)
-@click.argument("slim", type=MODEL)
-@lift_options
-@format_option
-@common
-def diff(
-    base: Path,
-    slim: Path,
-    lifting: Lifting,
-    kind: Format,
-) -> None:
+@command
+def diff(base: Path, slim: Path, *, lifting: Lifting, kind: OutputFormat = "table") -> None:
     """Show what changed between two models, layer by layer.
 
     Layers and nodes are matched by name; MACs are per sample.

@@ -5,11 +5,10 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import click
-
+from morphgraph.cli.command import command
 from morphgraph.cli.console import show
-from morphgraph.cli.options import common, format_option
-from morphgraph.report.tables import Cell, Column, Format, Report, Table
+from morphgraph.cli.shared_options import OutputFormat
+from morphgraph.report.tables import Cell, Column, Report, Table
 from morphgraph.version import __version__
 
 _PACKAGES = (
@@ -50,10 +49,8 @@ _FEATURES = (
 )
 
 
-@click.command()
-@format_option
-@common
-def doctor(kind: Format) -> None:
+@command
+def doctor(*, kind: OutputFormat = "table") -> None:
     """Show versions, CPU features and execution providers."""
     packages = {name: _version(name) for name in _PACKAGES}
     model, features = _cpu()

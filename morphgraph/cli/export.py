@@ -5,22 +5,16 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import torch
+from msgspec import Meta
 from torch import nn
 
+from morphgraph.cli.command import command
 from morphgraph.cli.console import note, step
-from morphgraph.cli.options import (
-    check_output,
-    common,
-    ops_option,
-    output_option,
-    overwrite_option,
-    seed_option,
-    shape,
-)
+from morphgraph.cli.shared_options import Ops, Overwrite, Seed, check_output, output_file, shape
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape, save
 from morphgraph.torch_io.export import export as export_network
@@ -58,39 +52,37 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-@click.command()
-@click.argument("factory", metavar="MODULE:FACTORY")
-@click.option(
-    "-k",
-    "arguments",
-    type=_argument,
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A keyword argument of the factory: a Python literal, or text; may be repeated.",
-)
-@click.option(
-    "--input",
-    "inputs",
-    type=_input,
-    multiple=True,
-    required=True,
-    metavar="[NAME=]1x3x224x224[:TYPE]",
-    help="Shape of an input, if need be with name and type (float32 if not); once per input.",
-)
-@click.option("--dynamic-batch", is_flag=True, help="Leave the first size of every input open.")
-@output_option("model.onnx")
-@seed_option
-@overwrite_option
-@ops_option
-@common
+@command
 def export(
-    factory: str,
-    arguments: tuple[tuple[str, Any], ...],
-    inputs: tuple[Input, ...],
-    dynamic_batch: bool,
-    output: Path,
-    seed: int,
-    overwrite: bool,
+    factory: Annotated[str, Meta(extra={"metavar": "MODULE:FACTORY"})],
+    *,
+    arguments: Annotated[
+        tuple[tuple[str, Any], ...],
+        Meta(
+            description="A keyword argument of the factory: a Python literal, or text; may be "
+            "repeated.",
+            extra={"flags": ("-k",), "type": _argument, "metavar": "NAME=VALUE"},
+        ),
+    ] = (),
+    inputs: Annotated[
+        tuple[Input, ...],
+        Meta(
+            description="Shape of an input, if need be with name and type (float32 if not); once "
+            "per input.",
+            extra={
+                "flags": ("--input",),
+                "type": _input,
+                "metavar": "[NAME=]1x3x224x224[:TYPE]",
+            },
+        ),
+    ],
+    dynamic_batch: Annotated[
+        bool, Meta(description="Leave the first size of every input open.")
+    ] = False,
+    output: Annotated[Path, output_file("model.onnx")],
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    ops: Ops = (),
 ) -> None:
     """Export a PyTorch network to ONNX in trainable form.
 
@@ -98,6 +90,7 @@ def export(
     torchvision.models:resnet18, or a function of your own in the present folder. BatchNorm stays as
     it is, and parameters keep their names.
     """
+    del ops  # they have run already
     named = [name for name, _, _ in inputs if name]
     if named and len(named) != len(inputs):
         raise click.UsageError("--input: name all inputs or none")

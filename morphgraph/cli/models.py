@@ -3,19 +3,43 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from morphgraph.cli.console import step
-from morphgraph.cli.options import Lifting
+from morphgraph.cli.shared_options import InputShapes, Ops
 from morphgraph.errors import MorphError, MorphWarning, PlanError
-from morphgraph.graph import ChannelGraph, LiftOptions
+from morphgraph.graph import Attention, ChannelGraph, LiftOptions
 from morphgraph.onnx_io import escape, load, not_finite
 from morphgraph.passes.lift import lift
 from morphgraph.plans import Plan
 
 _SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Lifting:
+    """How the user wants models lifted; ``None`` and no shapes where a plan, or the default, says.
+
+    Attributes:
+        ops: Python files that teach operators; they have run already.
+        attention: whether attentions shrink by ``"heads"`` or by ``"head-dim"``.
+        input_shapes: sizes of inputs that files leave open.
+    """
+
+    ops: Ops = ()
+    attention: Annotated[
+        Attention | None,
+        Meta(
+            description="Shrink attentions by whole heads (the default) or by the size of every "
+            "head. A plan remembers the choice."
+        ),
+    ] = None
+    input_shapes: InputShapes = ()
 
 
 @contextmanager

@@ -3,24 +3,17 @@
 import os
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 import click
+from msgspec import Meta
 
+from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show
-from morphgraph.cli.models import open_graph
-from morphgraph.cli.options import (
-    MODEL,
-    Lifting,
-    assignment,
-    common,
-    format_option,
-    lift_options,
-    refuse_repeated,
-)
-from morphgraph.cli.training import Training, train_options
-from morphgraph.methods import METHODS
-from morphgraph.report.tables import Format
+from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.shared_options import OutputFormat, assignment, refuse_repeated
+from morphgraph.cli.training_options import Training
+from morphgraph.methods import METHODS, Method
 
 if TYPE_CHECKING:
     from morphgraph.recipes.sweep import Row
@@ -54,71 +47,67 @@ def _methods(text: str) -> tuple[str, ...]:
 _methods.__name__ = "list"
 
 
-@click.command()
-@click.argument("model", type=MODEL)
-@click.option(
-    "--budget",
-    "budgets",
-    multiple=True,
-    required=True,
-    type=assignment(_words, "flops=25%,50%,100%"),
-    metavar="COST=AMOUNT,...",
-    help="flops, params, memory or latency: amounts (300M) or shares (50%), each a point of the "
-    "curves; may be repeated with other costs, for curves of their own.",
-)
-@click.option(
-    "--method",
-    "methods",
-    default="morph,uniform",
-    show_default=True,
-    type=_methods,
-    metavar="NAME,...",
-    help="morph, the baselines uniform, l2, bn and random, and base, the original.",
-)
-@click.option(
-    "--cost",
-    "costs",
-    default=None,
-    type=_words,
-    metavar="COST,...",
-    help="What the regularizer counts, a curve of morph for each; by default the budget's cost.",
-)
-@click.option(
-    "--seeds",
-    default=3,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Runs of every point, with the seeds 0, 1, ...",
-)
-@train_options
-@click.option(
-    "--jobs",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Processes at a time on this machine, each with one thread.",
-)
-@click.option(
-    "--ray",
-    metavar="ADDRESS",
-    help="Run on the Ray cluster at this address; 'local' starts one here, with --jobs processes.",
-)
-@click.option("-o", "--output", "folder", type=MODEL, required=True, metavar="runs/NAME")
-@lift_options
-@format_option
-@common
+@command
 def sweep(
     model: Path,
-    budgets: tuple[tuple[str, tuple[str, ...]], ...],
-    methods: tuple[Any, ...],
-    costs: tuple[str, ...] | None,
-    seeds: int,
+    *,
+    budgets: Annotated[
+        tuple[tuple[str, tuple[str, ...]], ...],
+        Meta(
+            description="flops, params, memory or latency: amounts (300M) or shares (50%), each a "
+            "point of the curves; may be repeated with other costs, for curves of their own.",
+            extra={
+                "flags": ("--budget",),
+                "type": assignment(_words, "flops=25%,50%,100%"),
+                "metavar": "COST=AMOUNT,...",
+            },
+        ),
+    ],
+    methods: Annotated[
+        tuple[Method, ...],
+        Meta(
+            description="morph, the baselines uniform, l2, bn and random, and base, the original.",
+            extra={
+                "flags": ("--method",),
+                "type": _methods,
+                "multiple": False,
+                "default": "morph,uniform",
+                "metavar": "NAME,...",
+            },
+        ),
+    ] = ("morph", "uniform"),
+    costs: Annotated[
+        tuple[str, ...] | None,
+        Meta(
+            description="What the regularizer counts, a curve of morph for each; by default the "
+            "budget's cost.",
+            extra={
+                "flags": ("--cost",),
+                "type": _words,
+                "multiple": False,
+                "metavar": "COST,...",
+            },
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, Meta(ge=1, description="Runs of every point, with the seeds 0, 1, ...")
+    ] = 3,
     training: Training,
-    jobs: int,
-    ray: str | None,
-    folder: Path,
+    jobs: Annotated[
+        int,
+        Meta(ge=1, description="Processes at a time on this machine, each with one thread."),
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        Meta(
+            description="Run on the Ray cluster at this address; 'local' starts one here, with "
+            "--jobs processes.",
+            extra={"metavar": "ADDRESS"},
+        ),
+    ] = None,
+    folder: Annotated[Path, Meta(extra={"flags": ("-o", "--output"), "metavar": "runs/NAME"})],
     lifting: Lifting,
-    kind: Format,
+    kind: OutputFormat = "table",
 ) -> None:
     """Draw trade-off curves: train a model at several budgets by several methods.
 

@@ -13,7 +13,7 @@ from morphgraph.passes.planning.expand import expand
 from morphgraph.passes.planning.removal_path import plan
 from morphgraph.passes.planning.uniform import uniform
 from morphgraph.plans import Plan, make_plan
-from morphgraph.train.loop import SearchConfig
+from morphgraph.train.config import SearchConfig
 
 
 def check_baselines(names: tuple[Baseline, ...]) -> None:

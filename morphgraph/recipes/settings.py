@@ -7,7 +7,7 @@ from morphgraph.methods import Baseline, Method
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.recipes.baselines import fits_whole
 from morphgraph.recipes.trainer import Recipe
-from morphgraph.train.loop import SearchConfig
+from morphgraph.train.config import SearchConfig
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def grid(
         costs: what the regularizer counts; for every budget its own cost if not given. Methods
             without a regularizer are not repeated.
 
-    >>> from morphgraph.train.loop import SearchConfig
+    >>> from morphgraph.train.config import SearchConfig
     >>> from morphgraph.recipes.trainer import Recipe
     >>> common = Settings(SearchConfig({"flops": "100%"}), Recipe(1), Recipe(1))
     >>> len(grid(common, {"flops": ["25%", "50%"]}, ["morph", "uniform", "base"], range(3)))

@@ -9,129 +9,32 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
-from morphgraph.errors import ArgumentError, MorphWarning
+from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.methods import Start, Strength, Update
-from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
+from morphgraph.passes.analysis.cost import cost as cost_of
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.compose import Provenance
-from morphgraph.passes.planning.constraints import Constraint, require_reachable, resolve_budget
+from morphgraph.passes.planning.constraints import Constraint, resolve_budget
 from morphgraph.passes.planning.expand import expand
 from morphgraph.plans import Plan
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
+from morphgraph.train.config import SHRINK_TO, SearchConfig
 from morphgraph.train.controller import ControlStep
 from morphgraph.train.phases import NoPenalty, Penalty, Shrink
 from morphgraph.train.regularizer import Regularizer
 from morphgraph.workflow import Resized, resize_and_check
 
-SHRINK_TO = 0.35
-"""How far a phase shrinks before the widths are scaled to the budget, see :class:`SearchConfig`."""
-
 Fit = Callable[[nn.Module, Penalty], None]
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """What structure learning is to come to.
-
-    Attributes:
-        budget: per cost an amount or a share of the original's, such as ``{"flops": "50%"}``. All
-            hold in the end.
-        cost: what the regularizer counts; the first of the budget's costs if not given.
-        iterations: how often to shrink and expand; ends before where the widths repeat.
-        shrink_to: how far a phase shrinks, as the share of the way from the least cost that can be
-            reached to the cost of the network that it begins with. Then all widths are multiplied
-            by one factor, above or below 1, that brings the network to the budget. A phase that
-            shrinks hard tells more about what each layer needs than one that stops at a budget
-            near where it began; docs/experiments.md has the figures.
-        strength: how the use of a channel is measured, see
-            :class:`~morphgraph.train.regularizer.Regularizer`.
-        relative: whether channels compete within their group only, see the same; for networks whose
-            layers would lose their channels all at once (depthwise convolutions, transformers).
-        update: how the strengths shrink, see
-            :class:`~morphgraph.train.controller.FixedWeight`.
-        round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
-        max_growth: no group gets wider than so many times its width in the original.
-        weights: ``"keep"``: the last phase goes on with the weights; ``"fresh"``: it trains the
-            structure from new ones.
-        absorb: whether what removed channels still add (a shift behind a scale of 0) moves into the
-            next bias.
-
-    Raises:
-        ArgumentError: a number is out of its range.
-    """
-
-    budget: Mapping[str, str | float | int]
-    cost: str | None = None
-    iterations: int = 1
-    shrink_to: float = SHRINK_TO
-    strength: Strength = "auto"
-    round_to: int = 1
-    min_width: int = 1
-    max_growth: float | None = None
-    weights: Start = "keep"
-    absorb: bool = False
-    update: Update = "proximal"
-    relative: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.budget:
-            raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
-        budget = {spelling(parse_cost(kind)): amount for kind, amount in self.budget.items()}
-        object.__setattr__(self, "budget", budget)
-        if self.cost is not None:
-            object.__setattr__(self, "cost", spelling(parse_cost(self.cost)))
-        if self.iterations < 1:
-            raise ArgumentError(f"iterations={self.iterations}: give a number from 1")
-        if not 0 < self.shrink_to <= 1:
-            raise ArgumentError(f"shrink_to={self.shrink_to}: give a share above 0, at most 1")
-        if self.max_growth is not None and not self.max_growth >= 1:
-            raise ArgumentError(f"max_growth={self.max_growth}: give a number from 1")
-
-    @property
-    def kind(self) -> str:
-        """The cost that the regularizer counts."""
-        return self.cost or next(iter(self.budget))
-
-    @property
-    def limits(self) -> WidthBounds:
-        """Grid and floor of the widths."""
-        return WidthBounds(self.round_to, self.min_width)
-
-    def check(self, graph: ChannelGraph) -> None:
-        """Refuse before anything is trained what no training could reach.
-
-        Raises:
-            ArgumentError: an amount is none, or a cost is unknown.
-            BudgetError: the narrowest network is above a budget.
-        """
-        cost_of(graph, self.kind)
-        require_reachable(graph, resolve_budget(graph, self.budget, "default"), self.limits)
-
-    def request(self) -> dict[str, Any]:
-        """What a plan says it was made for."""
-        return {
-            "morph": {kind: str(amount) for kind, amount in self.budget.items()},
-            "cost": self.kind,
-            "iterations": self.iterations,
-            "shrink_to": self.shrink_to,
-            "strength": self.strength,
-            "update": self.update,
-            "relative": self.relative,
-            "round_to": self.round_to,
-            "min_width": self.min_width,
-            "max_growth": self.max_growth,
-        }
 
 
 @dataclass(frozen=True)
@@ -380,8 +283,8 @@ def morph(
         steps: optimizer steps of a phase, for a ``fit`` that does not call ``penalty.begin``; 1000
             are supposed if nobody says.
         shrink_to, strength, round_to, min_width, max_growth, weights, absorb, update, relative: see
-            :class:`SearchConfig`; with ``update="subgradient"`` ``fit`` adds ``penalty.loss()`` to
-            the loss.
+            :class:`~morphgraph.train.config.SearchConfig`; with ``update="subgradient"`` ``fit``
+            adds ``penalty.loss()`` to the loss.
         seed: of the inputs of checks, and of new weights.
 
     >>> import morphgraph as mg, torch
@@ -404,17 +307,17 @@ def morph(
     """
     aim = SearchConfig(
         budget,
-        cost,
-        iterations,
-        shrink_to,
-        strength,
-        round_to,
-        min_width,
-        max_growth,
-        weights,
-        absorb,
-        update,
-        relative,
+        cost=cost,
+        iterations=iterations,
+        shrink_to=shrink_to,
+        strength=strength,
+        round_to=round_to,
+        min_width=min_width,
+        max_growth=max_growth,
+        weights=weights,
+        absorb=absorb,
+        update=update,
+        relative=relative,
     )
     graph = lift(export(net, example))
     aim.check(graph)

@@ -22,7 +22,7 @@ from morphgraph.recipes.sweep import grid
 from morphgraph.recipes.trainer import Recipe
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
-from morphgraph.train.loop import SearchConfig
+from morphgraph.train.config import SearchConfig
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--shrink-epochs", "1", "--epochs", "1", "--batch-size", "128", "--bf16", "off")

@@ -15,7 +15,7 @@ from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.recipes.trainer import Recipe
 from morphgraph.testing.examples import image, residual_cnn
-from morphgraph.train.loop import SearchConfig
+from morphgraph.train.config import SearchConfig
 from morphgraph.train.phases import NoPenalty, Penalty
 
 X, LABELS = image(16), torch.arange(16) % 10

@@ -10,7 +10,8 @@ from torch import nn
 import morphgraph as mg
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
-from morphgraph.train.loop import SearchConfig, rounds
+from morphgraph.train.config import SearchConfig
+from morphgraph.train.loop import rounds
 from morphgraph.train.phases import Penalty, Shrink
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,190 @@
+"""Commands from functions: every option is spelled once, as a parameter or as a dataclass's field.
+
+A positional parameter is an argument of the command, a keyword parameter an option. An annotation
+says what a value must be and what it is for, and a default is the option's default:
+
+    width: Annotated[int, Meta(ge=1, description="Channels.", extra={"metavar": "N"})] = 1
+
+A parameter whose type is a dataclass stands for the options that its fields are; the command gets
+the dataclass. ``extra`` holds what click alone needs to know; it overrides what follows from the
+type. ``extra["flags"]`` are the option's spellings, where they do not follow from its name.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import click
+from msgspec import Meta
+
+from morphgraph.cli.console import settings
+
+_Values = dict[str, Any]
+_Build = Callable[[_Values], Any]  # takes the values of its options out of all values
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Some fields of a dataclass as options, as an annotation of a ``dict`` that holds them.
+
+    Attributes:
+        struct: the dataclass.
+        first, last: names of fields; those from the first to the last are taken.
+    """
+
+    struct: type
+    first: str
+    last: str
+
+
+def command(function: Callable[..., Any]) -> click.Command:
+    """A command whose arguments and options are the parameters of a function."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[click.Parameter] = []
+    builds: dict[str, _Build] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            made, builds[name] = _options(name, hints[name], parameter.default)
+            parameters += made
+        else:
+            parameters.append(click.Argument([name], **_argument(hints[name])))
+
+    def callback(**values: Any) -> Any:
+        built = {name: build(values) for name, build in builds.items()}
+        return function(**values, **built)  # what is left are arguments
+
+    return click.Command(
+        function.__name__,
+        callback=callback,
+        params=[*parameters, *_common()],
+        help=inspect.getdoc(function),
+    )
+
+
+def _options(name: str, hint: Any, default: Any) -> tuple[Sequence[click.Parameter], _Build]:
+    """The options that a parameter stands for, and how its value is made of theirs."""
+    part = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Fields)), None)
+    if part is not None:
+        return _group(part.struct, dict, part.first, part.last)
+    if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
+        return _group(hint, hint)
+    return [_option(name, hint, default)], lambda values: values.pop(name)
+
+
+def _group(
+    struct: Any, make: Callable[..., Any], first: str | None = None, last: str | None = None
+) -> tuple[Sequence[click.Parameter], _Build]:
+    """The options of a dataclass, or of its fields from ``first`` to ``last``."""
+    hints = get_type_hints(struct, include_extras=True)
+    fields = {field.name: field.default for field in dataclasses.fields(struct)}
+    names = list(fields)
+    taken = names[names.index(first or names[0]) : names.index(last or names[-1]) + 1]
+    parameters: list[click.Parameter] = []
+    builds: dict[str, _Build] = {}
+    for name in taken:
+        made, builds[name] = _options(name, hints[name], fields[name])
+        parameters += made
+    return parameters, lambda values: make(**{k: build(values) for k, build in builds.items()})
+
+
+def _unpacked(hint: Any) -> tuple[Any, Meta]:
+    """The type behind an annotation, ``X`` for ``X | None``, and what is said about it."""
+    kind, meta = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, Meta())
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(each for each in get_args(kind) if each is not NoneType)
+    return kind, meta
+
+
+def _argument(hint: Any) -> dict[str, Any]:
+    kind, meta = _unpacked(hint)
+    several = {"nargs": -1, "required": True} if get_origin(kind) is tuple else {}
+    return {"type": _click_type(kind, meta), **several, **(meta.extra or {})}
+
+
+def _option(name: str, hint: Any, default: Any) -> click.Option:
+    kind, meta = _unpacked(hint)
+    attributes: dict[str, Any] = {"help": meta.description, **(meta.extra or {})}
+    flags = attributes.pop("flags", (f"--{name.replace('_', '-')}",))
+    attributes.setdefault("multiple", get_origin(kind) is tuple)
+    if kind is bool:
+        attributes.setdefault("is_flag", True)
+    else:
+        attributes.setdefault("type", _click_type(kind, meta))
+    if default in (inspect.Parameter.empty, dataclasses.MISSING):
+        attributes.setdefault("required", True)
+    elif not any(default is nothing for nothing in (None, False, ())):
+        attributes = {"default": default, "show_default": True} | attributes
+    return click.Option([*flags, name], **attributes)
+
+
+def _click_type(kind: Any, meta: Meta) -> Any:
+    """What click is to make of an argument's text."""
+    low = meta.ge if meta.gt is None else meta.gt
+    if get_origin(kind) is tuple:
+        return _click_type(get_args(kind)[0], meta)
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if kind is Path:
+        return click.Path(path_type=Path)
+    if kind is int and low is not None:
+        return click.IntRange(int(low))
+    if kind is float:
+        return click.FloatRange(low, meta.le, min_open=meta.gt is not None)
+    return kind
+
+
+def _common() -> list[click.Parameter]:
+    """``-q``, ``-v``, ``--debug`` and ``--no-color``, which every command has."""
+    hidden = {"expose_value": False}
+    return [
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            callback=_set_quiet,
+            help="No notes and warnings on stderr, only errors.",
+            **hidden,
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            count=True,
+            callback=_add_verbosity,
+            help="Say on stderr what is done; twice, what other libraries log.",
+            **hidden,
+        ),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            callback=_set_debug,
+            help="Show where in the program an error arose.",
+            **hidden,
+        ),
+        click.Option(
+            ["--no-color"],
+            is_flag=True,
+            callback=_set_color,
+            help="Plain text, also in a terminal (as does the variable NO_COLOR).",
+            **hidden,
+        ),
+    ]
+
+
+def _set_color(_ctx: click.Context, _param: click.Parameter, plain: bool) -> None:
+    if plain:
+        settings().color = False
+
+
+def _set_debug(_ctx: click.Context, _param: click.Parameter, debug: bool) -> None:
+    settings().debug = debug
+
+
+def _add_verbosity(_ctx: click.Context, _param: click.Parameter, count: int) -> None:
+    settings().verbosity += count
+
+
+def _set_quiet(_ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
+    if quiet:
+        settings().verbosity = -1

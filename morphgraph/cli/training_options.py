@@ -1,0 +1,103 @@
+"""Options of commands that train, and what they make of a model and data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta
+
+from morphgraph.cli.command import Fields
+from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io import escape, static_shape
+from morphgraph.train.config import SearchConfig
+
+if TYPE_CHECKING:
+    from morphgraph.graph import ChannelGraph
+    from morphgraph.recipes.data import Dataset
+    from morphgraph.recipes.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How the user wants networks trained: on which data, to what end, and by which recipe."""
+
+    data: Annotated[
+        str,
+        Meta(
+            description="digits, fashion-mnist, a folder with one sub-folder per class, or an .npz "
+            "file.",
+            extra={"metavar": "NAME|DIR|FILE.npz"},
+        ),
+    ]
+    data_dir: Annotated[Path | None, Meta(description="Where the files of fashion-mnist lie.")] = (
+        None
+    )
+    targets: Annotated[dict[str, Any], Fields(SearchConfig, "iterations", "absorb")]
+    shrink_epochs: Annotated[
+        int, Meta(ge=1, description="Epochs of a phase that learns the structure.")
+    ] = 4
+    epochs: Annotated[int, Meta(ge=1, description="Epochs of the last training.")] = 8
+    batch_size: Annotated[int, Meta(ge=2)] = 128
+    lr: Annotated[float, Meta(gt=0)] = 0.1
+    crop: Annotated[
+        int, Meta(ge=0, description="Shift training images by up to so many pixels.")
+    ] = 0
+    flip: Annotated[bool, Meta(description="Mirror half of the training images.")] = False
+    shrinking: Annotated[dict[str, Any], Fields(SearchConfig, "strength", "min_width")]
+    bf16: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="Compute in bfloat16; by default where the device has instructions for it "
+            "and the model no grouped convolutions."
+        ),
+    ] = "auto"
+    compiled: Annotated[
+        bool,
+        Meta(description="Train with torch.compile.", extra={"flags": ("--compile",)}),
+    ] = False
+
+    def load_data(self, graph: "ChannelGraph", path: Path) -> "Dataset":
+        """The images, in the size and with the channels that the model takes.
+
+        Raises:
+            FileError: there is no such file or folder.
+            UnsupportedError: the model takes no images, or the data are broken.
+        """
+        from morphgraph.recipes.data import load_data
+
+        shapes = [static_shape(value) for value in graph.model.graph.inputs]
+        if len(shapes) != 1 or len(shapes[0]) != 4:
+            raise UnsupportedError(
+                f"{escape(str(path))}: morph trains image classifiers with one input NxCxHxW; "
+                "for other models use mg.morph in Python with your own training loop"
+            )
+        _, channels, height, width = shapes[0]
+        return load_data(self.data, self.data_dir, (height, width), channels)
+
+    def settings(
+        self, graph: "ChannelGraph", budget: Mapping[str, str], cost: str | None, seed: int = 0
+    ) -> "Settings":
+        """The settings of a run without baselines.
+
+        Raises:
+            ArgumentError: a budget or cost is none.
+        """
+        import torch
+
+        from morphgraph.recipes.data import Augmentation
+        from morphgraph.recipes.precision import bf16_helps
+        from morphgraph.recipes.settings import Settings
+        from morphgraph.recipes.trainer import Recipe
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        recipe = Recipe(
+            self.epochs,
+            self.batch_size,
+            self.lr,
+            augmentation=Augmentation(self.crop, self.flip),
+            bf16=bf16_helps(graph, device) if self.bf16 == "auto" else self.bf16 == "on",
+            compiled=self.compiled,
+        )
+        aim = SearchConfig(budget, cost, **self.targets, **self.shrinking)
+        return Settings(aim, recipe.shrinking(self.shrink_epochs), recipe, seed=seed)

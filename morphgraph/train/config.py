@@ -1,0 +1,151 @@
+"""What structure learning is to come to, and how: plain data, without torch.
+
+The fields say about themselves what a command line needs to know of them; ``morphgraph morph`` and
+``morphgraph sweep`` make their options of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from morphgraph.errors import ArgumentError
+from morphgraph.graph import ChannelGraph
+from morphgraph.methods import Start, Strength, Update
+from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
+from morphgraph.passes.planning.bounds import WidthBounds
+from morphgraph.passes.planning.constraints import require_reachable, resolve_budget
+
+SHRINK_TO = 0.35
+"""How far a phase shrinks before the widths are scaled to the budget, see :class:`SearchConfig`."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What structure learning is to come to.
+
+    Attributes:
+        budget: per cost an amount or a share of the original's, such as ``{"flops": "50%"}``. All
+            hold in the end.
+        cost: what the regularizer counts; the first of the budget's costs if not given.
+        iterations: how often to shrink and expand; ends before where the widths repeat.
+        shrink_to: how far a phase shrinks, as the share of the way from the least cost that can be
+            reached to the cost of the network that it begins with. Then all widths are multiplied
+            by one factor, above or below 1, that brings the network to the budget. A phase that
+            shrinks hard tells more about what each layer needs than one that stops at a budget
+            near where it began; docs/experiments.md has the figures.
+        max_growth: no group gets wider than so many times its width in the original.
+        weights: ``"keep"``: the last phase continues with the trained weights; ``"fresh"``: it
+            trains the structure from new ones.
+        absorb: whether what removed channels still add (a shift behind a scale of 0) moves into the
+            next bias.
+        strength: how the use of a channel is measured, see
+            :class:`~morphgraph.train.regularizer.Regularizer`.
+        update: how the strengths shrink, see
+            :class:`~morphgraph.train.controller.FixedWeight`.
+        relative: whether channels compete within their group only, see the same; for networks whose
+            layers would lose their channels all at once (depthwise convolutions, transformers).
+        round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
+
+    Raises:
+        ArgumentError: a number is out of its range.
+    """
+
+    budget: Mapping[str, str | float | int]
+    cost: str | None = None
+    iterations: Annotated[
+        int, Meta(ge=1, description="How often to shrink and scale before the last training.")
+    ] = 1
+    shrink_to: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="How far a phase shrinks, as a share of what it begins with, before all "
+            "widths are multiplied by the factor that brings them to the budget.",
+            extra={"show_default": False},
+        ),
+    ] = SHRINK_TO
+    max_growth: Annotated[
+        float | None,
+        Meta(
+            ge=1,
+            description="No group gets wider than so many times its width in the model.",
+            extra={"metavar": "TIMES"},
+        ),
+    ] = None
+    weights: Annotated[
+        Start,
+        Meta(
+            description="Whether the last training goes on with the weights or begins with new "
+            "ones."
+        ),
+    ] = "keep"
+    absorb: Annotated[
+        bool, Meta(description="Move what removed channels still add into the next bias.")
+    ] = False
+    strength: Annotated[Strength, Meta(description="How the use of a channel is measured.")] = (
+        "auto"
+    )
+    update: Annotated[
+        Update,
+        Meta(
+            description="Shrink to exact zeros after every step, or by a term of the loss and a "
+            "threshold."
+        ),
+    ] = "proximal"
+    relative: Annotated[
+        bool,
+        Meta(
+            description="Channels compete within their group only: for networks whose layers "
+            "would lose their channels all at once (depthwise convolutions, transformers)."
+        ),
+    ] = False
+    round_to: Annotated[int, Meta(ge=1)] = 1
+    min_width: Annotated[
+        int, Meta(ge=0, description="No group gets narrower; with 0 layers may vanish.")
+    ] = 1
+
+    def __post_init__(self) -> None:
+        if not self.budget:
+            raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
+        budget = {spelling(parse_cost(unit)): amount for unit, amount in self.budget.items()}
+        object.__setattr__(self, "budget", budget)
+        if self.cost is not None:
+            object.__setattr__(self, "cost", spelling(parse_cost(self.cost)))
+        if self.iterations < 1:
+            raise ArgumentError(f"iterations={self.iterations}: give a number from 1")
+        if not 0 < self.shrink_to <= 1:
+            raise ArgumentError(f"shrink_to={self.shrink_to}: give a share above 0, at most 1")
+        if self.max_growth is not None and not self.max_growth >= 1:
+            raise ArgumentError(f"max_growth={self.max_growth}: give a number from 1")
+
+    @property
+    def kind(self) -> str:
+        """The cost that the regularizer counts."""
+        return self.cost or next(iter(self.budget))
+
+    @property
+    def limits(self) -> WidthBounds:
+        """Grid and floor of the widths."""
+        return WidthBounds(self.round_to, self.min_width)
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Refuse before anything is trained what no training could reach.
+
+        Raises:
+            ArgumentError: an amount is none, or a cost is unknown.
+            BudgetError: the narrowest network is above a budget.
+        """
+        cost_of(graph, self.kind)
+        require_reachable(graph, resolve_budget(graph, self.budget, "default"), self.limits)
+
+    def request(self) -> dict[str, Any]:
+        """What a plan says it was made for."""
+        names = ("iterations", "shrink_to", "strength", "update", "relative", "round_to")
+        return {
+            "morph": {unit: str(amount) for unit, amount in self.budget.items()},
+            "cost": self.kind,
+            **{name: getattr(self, name) for name in (*names, "min_width", "max_growth")},
+        }
