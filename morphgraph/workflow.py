@@ -11,8 +11,8 @@ import onnx_ir as ir
 from morphgraph.arrays import Array
 from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import Start
 from morphgraph.onnx_io import ModelLike
+from morphgraph.options import Start
 from morphgraph.passes.checking.verify import (
     TOLERANCE,
     VerifyReport,

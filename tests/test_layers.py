@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "morphgraph"
 # From the bottom up. A unit (a module of the package, a folder, or a stage of the passes) imports
 # itself and lower layers.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"arrays", "errors", "methods", "version"}),
+    frozenset({"arrays", "errors", "options", "version"}),
     frozenset({"notation"}),
     frozenset({"onnx_io"}),
     frozenset({"edit", "graph"}),
@@ -42,7 +42,7 @@ FOR_TYPES = {("ops", "torch_io")}
 WITHOUT_TORCH = (
     "edit",
     "graph",
-    "methods",
+    "options",
     "notation",
     "onnx_io",
     "ops",

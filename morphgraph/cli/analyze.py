@@ -4,8 +4,6 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta
-
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show
 from morphgraph.cli.models import Lifting, open_graph, some, warn_of_weights
@@ -14,6 +12,7 @@ from morphgraph.cli.width_options import Counting
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
+from morphgraph.options import option
 from morphgraph.report.analysis import (
     Analysis,
     analyze as analyze_graph,
@@ -38,27 +37,29 @@ def analyze(
     model: Path,
     *,
     by: Annotated[
-        Literal["group", "layer", "op"], Meta(description="What a row of the table stands for.")
+        Literal["group", "layer", "op"], option("What a row of the table stands for.")
     ] = "group",
     cost_kind: Annotated[
         str,
-        Meta(
-            description="The cost that rows are priced with: flops, params, memory, latency@P100 "
-            "(a device), flops+20*params (a weighted sum), ...",
-            extra={"flags": ("--cost",), "metavar": "COST"},
+        option(
+            "The cost that rows are priced with: flops, params, memory, latency@P100 (a device), "
+            "flops+20*params (a weighted sum), ...",
+            "--cost",
+            metavar="COST",
         ),
     ] = "flops",
     name: Annotated[
         str | None,
-        Meta(
-            description="Tell the life of a group: by its id or name, a layer, a tensor, an "
-            "operator, or a glob.",
-            extra={"flags": ("--explain",), "metavar": "NAME"},
+        option(
+            "Tell the life of a group: by its id or name, a layer, a tensor, an operator, or a "
+            "glob.",
+            "--explain",
+            metavar="NAME",
         ),
     ] = None,
     top: Annotated[
         int | None,
-        Meta(ge=1, description="Only the N most expensive rows.", extra={"metavar": "N"}),
+        option("Only the N most expensive rows.", ge=1, metavar="N"),
     ] = None,
     convention: Counting = "default",
     lifting: Lifting,

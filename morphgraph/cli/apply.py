@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-from msgspec import Meta
-
 from morphgraph.cli.checks import check_report
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
 from morphgraph.cli.models import Lifting, naming, open_planned
 from morphgraph.cli.shared_options import OutputFormat, Overwrite, Seed, check_output, output_file
-from morphgraph.methods import Start
 from morphgraph.onnx_io import escape, save
+from morphgraph.options import Start, option
 from morphgraph.workflow import resize_and_check
 
 
@@ -23,14 +21,11 @@ def apply(
     output: Annotated[Path, output_file("slim.onnx")],
     weights: Annotated[
         Start,
-        Meta(
-            description="Keep the model's weights, or draw new ones by --seed, for training from "
-            "scratch."
-        ),
+        option("Keep the model's weights, or draw new ones by --seed, for training from scratch."),
     ] = "keep",
-    no_verify: Annotated[bool, Meta(description="Write the result without checking it.")] = False,
+    no_verify: Annotated[bool, option("Write the result without checking it.")] = False,
     absorb: Annotated[
-        bool, Meta(description="Move what removed channels added as a constant into the next bias.")
+        bool, option("Move what removed channels added as a constant into the next bias.")
     ] = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,

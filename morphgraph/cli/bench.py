@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from msgspec import Meta
-
 from morphgraph.benchmark import BenchResult, bench as time_models
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show
 from morphgraph.cli.models import Lifting, open_graph
 from morphgraph.cli.shared_options import InputShapes, Ops, OutputFormat, Seed
 from morphgraph.errors import FileError, MorphError
+from morphgraph.options import option
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.report.tables import Cell, Column, Report, Table, number, plain, share
 
@@ -22,23 +21,16 @@ def bench(
     *,
     threads: Annotated[
         int,
-        Meta(
+        option(
+            "Threads within an operator. CPU time is measured at one, wall time at more.",
             ge=1,
-            description="Threads within an operator. CPU time is measured at one, wall time at "
-            "more.",
-            extra={"metavar": "N"},
+            metavar="N",
         ),
     ] = 1,
-    seconds: Annotated[
-        float, Meta(gt=0, description="How long every model runs.", extra={"metavar": "S"})
-    ] = 5.0,
+    seconds: Annotated[float, option("How long every model runs.", gt=0, metavar="S")] = 5.0,
     batch: Annotated[
         int | None,
-        Meta(
-            ge=1,
-            description="The batch, for models that leave it open.",
-            extra={"metavar": "N"},
-        ),
+        option("The batch, for models that leave it open.", ge=1, metavar="N"),
     ] = None,
     seed: Seed = 0,
     input_shapes: InputShapes = (),

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import click
 import torch
-from msgspec import Meta
 from torch import nn
 
 from morphgraph.cli.command import command
@@ -17,6 +16,7 @@ from morphgraph.cli.console import note, step
 from morphgraph.cli.shared_options import Ops, Overwrite, Seed, check_output, output_file, shape
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape, save
+from morphgraph.options import option
 from morphgraph.torch_io.export import export as export_network
 
 Input = tuple[str | None, tuple[int, ...], torch.dtype]
@@ -54,31 +54,27 @@ def _argument(text: str) -> tuple[str, Any]:
 
 @command
 def export(
-    factory: Annotated[str, Meta(extra={"metavar": "MODULE:FACTORY"})],
+    factory: Annotated[str, option(metavar="MODULE:FACTORY")],
     *,
     arguments: Annotated[
         tuple[tuple[str, Any], ...],
-        Meta(
-            description="A keyword argument of the factory: a Python literal, or text; may be "
-            "repeated.",
-            extra={"flags": ("-k",), "type": _argument, "metavar": "NAME=VALUE"},
+        option(
+            "A keyword argument of the factory: a Python literal, or text; may be repeated.",
+            "-k",
+            type=_argument,
+            metavar="NAME=VALUE",
         ),
     ] = (),
     inputs: Annotated[
         tuple[Input, ...],
-        Meta(
-            description="Shape of an input, if need be with name and type (float32 if not); once "
-            "per input.",
-            extra={
-                "flags": ("--input",),
-                "type": _input,
-                "metavar": "[NAME=]1x3x224x224[:TYPE]",
-            },
+        option(
+            "Shape of an input, if need be with name and type (float32 if not); once per input.",
+            "--input",
+            type=_input,
+            metavar="[NAME=]1x3x224x224[:TYPE]",
         ),
     ],
-    dynamic_batch: Annotated[
-        bool, Meta(description="Leave the first size of every input open.")
-    ] = False,
+    dynamic_batch: Annotated[bool, option("Leave the first size of every input open.")] = False,
     output: Annotated[Path, output_file("model.onnx")],
     seed: Seed = 0,
     overwrite: Overwrite = False,

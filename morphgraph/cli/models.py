@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from morphgraph.cli.console import step
 from morphgraph.cli.shared_options import InputShapes, Ops
 from morphgraph.errors import MorphError, MorphWarning, PlanError
 from morphgraph.graph import Attention, ChannelGraph, LiftOptions
 from morphgraph.onnx_io import escape, load, not_finite
+from morphgraph.options import option
 from morphgraph.passes.lift import lift
 from morphgraph.plans import Plan
 
@@ -34,9 +34,9 @@ class Lifting:
     ops: Ops = ()
     attention: Annotated[
         Attention | None,
-        Meta(
-            description="Shrink attentions by whole heads (the default) or by the size of every "
-            "head. A plan remembers the choice."
+        option(
+            "Shrink attentions by whole heads (the default) or by the size of every head. A plan "
+            "remembers the choice."
         ),
     ] = None
     input_shapes: InputShapes = ()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
-from msgspec import Meta
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import be_silent, note, show
@@ -19,8 +18,8 @@ from morphgraph.cli.shared_options import (
 )
 from morphgraph.cli.training_options import Training
 from morphgraph.errors import FileError
-from morphgraph.methods import BASELINES, Baseline
 from morphgraph.onnx_io import escape
+from morphgraph.options import BASELINES, Baseline, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,36 +39,30 @@ def morph(
     ],
     cost: Annotated[
         str | None,
-        Meta(
-            description="What the regularizer counts; by default the first budget's.",
-            extra={"metavar": "COST"},
-        ),
+        option("What the regularizer counts; by default the first budget's.", metavar="COST"),
     ] = None,
     training: Training,
     chosen: Annotated[
         tuple[Baseline, ...],
-        Meta(
-            description="Also train the original and this, for as many epochs; may be repeated.",
-            extra={"flags": ("--baseline",)},
+        option(
+            "Also train the original and this, for as many epochs; may be repeated.", "--baseline"
         ),
     ] = (),
-    baselines: Annotated[bool, Meta(description="All of them.")] = False,
+    baselines: Annotated[bool, option("All of them.")] = False,
     smoke: Annotated[
         bool,
-        Meta(
-            description="Only check within a few steps that a much too strong penalty collapses "
-            "the cost and that none does not move it; writes nothing."
+        option(
+            "Only check within a few steps that a much too strong penalty collapses the cost and "
+            "that none does not move it; writes nothing."
         ),
     ] = False,
     resume: Annotated[
-        bool, Meta(description="Go on with the run in the output folder, or begin one.")
+        bool, option("Go on with the run in the output folder, or begin one.")
     ] = False,
     checkpoint_seconds: Annotated[
-        float, Meta(ge=0, description="Between two checkpoints within an epoch.")
+        float, option("Between two checkpoints within an epoch.", ge=0)
     ] = 60.0,
-    folder: Annotated[
-        Path | None, Meta(extra={"flags": ("-o", "--output"), "metavar": "runs/NAME"})
-    ] = None,
+    folder: Annotated[Path | None, option(None, "-o", "--output", metavar="runs/NAME")] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     lifting: Lifting,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import click
-from msgspec import Meta
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
@@ -23,6 +22,7 @@ from morphgraph.cli.shared_options import (
 from morphgraph.cli.width_options import PlanOptions
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
+from morphgraph.options import option
 from morphgraph.passes.planning import removal_path, uniform as by_width
 from morphgraph.report.planning import plan_report
 
@@ -57,22 +57,21 @@ def plan(
     ] = (),
     ratio: Annotated[
         float | str | None,
-        Meta(
-            description="Every width times R (the width multiplier); `fit`: the largest R that "
-            "meets the budgets.",
-            extra={"flags": ("--uniform",), "type": _ratio, "metavar": "R|fit"},
+        option(
+            "Every width times R (the width multiplier); `fit`: the largest R that meets the "
+            "budgets.",
+            "--uniform",
+            type=_ratio,
+            metavar="R|fit",
         ),
     ] = None,
     widths: Annotated[
         tuple[tuple[str, int], ...],
-        Meta(
-            description="Widths by hand, by group id, name or producer, 0 to remove it; may be "
-            "repeated.",
-            extra={
-                "flags": ("--set",),
-                "type": assignment(width, "'layer1*=48'"),
-                "metavar": "GLOB=N",
-            },
+        option(
+            "Widths by hand, by group id, name or producer, 0 to remove it; may be repeated.",
+            "--set",
+            type=assignment(width, "'layer1*=48'"),
+            metavar="GLOB=N",
         ),
     ] = (),
     options: PlanOptions,

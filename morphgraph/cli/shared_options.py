@@ -10,6 +10,7 @@ import click
 from msgspec import Meta
 
 from morphgraph.errors import FileError
+from morphgraph.options import option
 from morphgraph.report.tables import Format
 
 _Value = TypeVar("_Value")
@@ -57,19 +58,15 @@ def width(text: str) -> int:
     return int(text)
 
 
-OutputFormat = Annotated[
-    Format, Meta(description="How results are printed.", extra={"flags": ("--format",)})
-]
+OutputFormat = Annotated[Format, option("How results are printed.", "--format")]
 
 InputShapes = Annotated[
     tuple[tuple[str, tuple[int, ...]], ...],
-    Meta(
-        description="The size of an input that the file leaves open; may be repeated.",
-        extra={
-            "flags": ("--input-shape",),
-            "type": assignment(shape, "NAME=1x3x224x224"),
-            "metavar": "NAME=1x3x224x224",
-        },
+    option(
+        "The size of an input that the file leaves open; may be repeated.",
+        "--input-shape",
+        type=assignment(shape, "NAME=1x3x224x224"),
+        metavar="NAME=1x3x224x224",
     ),
 ]
 
@@ -87,28 +84,27 @@ def _run_ops(
 
 Ops = Annotated[
     tuple[str, ...],
-    Meta(
-        description="A Python file of yours that teaches operators with mg.register; may be "
-        "repeated.",
-        extra={"type": click.Path(path_type=Path), "metavar": "my_ops.py", "callback": _run_ops},
+    option(
+        "A Python file of yours that teaches operators with mg.register; may be repeated.",
+        type=click.Path(path_type=Path),
+        metavar="my_ops.py",
+        callback=_run_ops,
     ),
 ]
 
-Overwrite = Annotated[bool, Meta(description="Replace an existing output file.")]
+Overwrite = Annotated[bool, option("Replace an existing output file.")]
 
-Seed = Annotated[int, Meta(ge=0, description="Of random numbers.")]
+Seed = Annotated[int, option("Of random numbers.", ge=0)]
 
 RoundTo = Annotated[
     int,
-    Meta(ge=1, description="Widths that change become multiples of N.", extra={"metavar": "N"}),
+    option("Widths that change become multiples of N.", ge=1, metavar="N"),
 ]
 
 
 def output_file(example: str) -> Meta:
     """``-o``: the file that is written."""
-    return Meta(
-        description="The file to write.", extra={"flags": ("-o", "--output"), "metavar": example}
-    )
+    return option("The file to write.", "-o", "--output", metavar=example)
 
 
 def budget_option(example: str, description: str) -> Meta:

@@ -6,14 +6,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import click
-from msgspec import Meta
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show
 from morphgraph.cli.models import Lifting, open_graph
 from morphgraph.cli.shared_options import OutputFormat, assignment, refuse_repeated
 from morphgraph.cli.training_options import Training
-from morphgraph.methods import METHODS, Method
+from morphgraph.options import METHODS, Method, option
 
 if TYPE_CHECKING:
     from morphgraph.recipes.sweep import Row
@@ -53,59 +52,50 @@ def sweep(
     *,
     budgets: Annotated[
         tuple[tuple[str, tuple[str, ...]], ...],
-        Meta(
-            description="flops, params, memory or latency: amounts (300M) or shares (50%), each a "
-            "point of the curves; may be repeated with other costs, for curves of their own.",
-            extra={
-                "flags": ("--budget",),
-                "type": assignment(_words, "flops=25%,50%,100%"),
-                "metavar": "COST=AMOUNT,...",
-            },
+        option(
+            "flops, params, memory or latency: amounts (300M) or shares (50%), each a point of "
+            "the curves; may be repeated with other costs, for curves of their own.",
+            "--budget",
+            type=assignment(_words, "flops=25%,50%,100%"),
+            metavar="COST=AMOUNT,...",
         ),
     ],
     methods: Annotated[
         tuple[Method, ...],
-        Meta(
-            description="morph, the baselines uniform, l2, bn and random, and base, the original.",
-            extra={
-                "flags": ("--method",),
-                "type": _methods,
-                "multiple": False,
-                "default": "morph,uniform",
-                "metavar": "NAME,...",
-            },
+        option(
+            "morph, the baselines uniform, l2, bn and random, and base, the original.",
+            "--method",
+            type=_methods,
+            multiple=False,
+            default="morph,uniform",
+            metavar="NAME,...",
         ),
     ] = ("morph", "uniform"),
     costs: Annotated[
         tuple[str, ...] | None,
-        Meta(
-            description="What the regularizer counts, a curve of morph for each; by default the "
-            "budget's cost.",
-            extra={
-                "flags": ("--cost",),
-                "type": _words,
-                "multiple": False,
-                "metavar": "COST,...",
-            },
+        option(
+            "What the regularizer counts, a curve of morph for each; by default the budget's cost.",
+            "--cost",
+            type=_words,
+            multiple=False,
+            metavar="COST,...",
         ),
     ] = None,
-    seeds: Annotated[
-        int, Meta(ge=1, description="Runs of every point, with the seeds 0, 1, ...")
-    ] = 3,
+    seeds: Annotated[int, option("Runs of every point, with the seeds 0, 1, ...", ge=1)] = 3,
     training: Training,
     jobs: Annotated[
         int,
-        Meta(ge=1, description="Processes at a time on this machine, each with one thread."),
+        option("Processes at a time on this machine, each with one thread.", ge=1),
     ] = 1,
     ray: Annotated[
         str | None,
-        Meta(
-            description="Run on the Ray cluster at this address; 'local' starts one here, with "
-            "--jobs processes.",
-            extra={"metavar": "ADDRESS"},
+        option(
+            "Run on the Ray cluster at this address; 'local' starts one here, with --jobs "
+            "processes.",
+            metavar="ADDRESS",
         ),
     ] = None,
-    folder: Annotated[Path, Meta(extra={"flags": ("-o", "--output"), "metavar": "runs/NAME"})],
+    folder: Annotated[Path, option(None, "-o", "--output", metavar="runs/NAME")],
     lifting: Lifting,
     kind: OutputFormat = "table",
 ) -> None:

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import Meta
-
 from morphgraph.cli.command import Fields
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape, static_shape
+from morphgraph.options import option
 from morphgraph.train.config import SearchConfig
 
 if TYPE_CHECKING:
@@ -24,37 +23,30 @@ class Training:
 
     data: Annotated[
         str,
-        Meta(
-            description="digits, fashion-mnist, a folder with one sub-folder per class, or an .npz "
-            "file.",
-            extra={"metavar": "NAME|DIR|FILE.npz"},
+        option(
+            "digits, fashion-mnist, a folder with one sub-folder per class, or an .npz file.",
+            metavar="NAME|DIR|FILE.npz",
         ),
     ]
-    data_dir: Annotated[Path | None, Meta(description="Where the files of fashion-mnist lie.")] = (
-        None
-    )
+    data_dir: Annotated[Path | None, option("Where the files of fashion-mnist lie.")] = None
     targets: Annotated[dict[str, Any], Fields(SearchConfig, "iterations", "absorb")]
-    shrink_epochs: Annotated[
-        int, Meta(ge=1, description="Epochs of a phase that learns the structure.")
-    ] = 4
-    epochs: Annotated[int, Meta(ge=1, description="Epochs of the last training.")] = 8
-    batch_size: Annotated[int, Meta(ge=2)] = 128
-    lr: Annotated[float, Meta(gt=0)] = 0.1
-    crop: Annotated[
-        int, Meta(ge=0, description="Shift training images by up to so many pixels.")
-    ] = 0
-    flip: Annotated[bool, Meta(description="Mirror half of the training images.")] = False
+    shrink_epochs: Annotated[int, option("Epochs of a phase that learns the structure.", ge=1)] = 4
+    epochs: Annotated[int, option("Epochs of the last training.", ge=1)] = 8
+    batch_size: Annotated[int, option(ge=2)] = 128
+    lr: Annotated[float, option(gt=0)] = 0.1
+    crop: Annotated[int, option("Shift training images by up to so many pixels.", ge=0)] = 0
+    flip: Annotated[bool, option("Mirror half of the training images.")] = False
     shrinking: Annotated[dict[str, Any], Fields(SearchConfig, "strength", "min_width")]
     bf16: Annotated[
         Literal["auto", "on", "off"],
-        Meta(
-            description="Compute in bfloat16; by default where the device has instructions for it "
-            "and the model no grouped convolutions."
+        option(
+            "Compute in bfloat16; by default where the device has instructions for it and the "
+            "model no grouped convolutions."
         ),
     ] = "auto"
     compiled: Annotated[
         bool,
-        Meta(description="Train with torch.compile.", extra={"flags": ("--compile",)}),
+        option("Train with torch.compile.", "--compile"),
     ] = False
 
     def load_data(self, graph: "ChannelGraph", path: Path) -> "Dataset":

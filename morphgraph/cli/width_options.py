@@ -6,28 +6,28 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from morphgraph.cli.shared_options import RoundTo, Seed, assignment, width
-from morphgraph.methods import Score
+from morphgraph.options import Score, option
 from morphgraph.passes.analysis.cost import Convention
 
-Counting = Annotated[Convention, Meta(description="How costs are counted.")]
+Counting = Annotated[Convention, option("How costs are counted.")]
 
 
 def _globs(description: str) -> Meta:
-    return Meta(description=description, extra={"metavar": "GLOB"})
+    return option(description, metavar="GLOB")
 
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
     """Keyword arguments of :func:`morphgraph.plan` and :func:`morphgraph.uniform`."""
 
-    score: Annotated[Score, Meta(description="How channels of a group are ranked.")] = "l2"
+    score: Annotated[Score, option("How channels of a group are ranked.")] = "l2"
     round_to: RoundTo = 1
     min_width: Annotated[
         int,
-        Meta(
+        option(
+            "No group gets narrower; with 0 groups may die, and their layers vanish.",
             ge=0,
-            description="No group gets narrower; with 0 groups may die, and their layers vanish.",
-            extra={"metavar": "N"},
+            metavar="N",
         ),
     ] = 1
     include: Annotated[tuple[str, ...], _globs("Resize these groups only; may be repeated.")] = ()
@@ -43,32 +43,27 @@ class ExpandOptions:
     round_to: RoundTo = 1
     min_width: Annotated[
         int,
-        Meta(
-            ge=0,
-            description="Narrower groups are raised to N first, as far as the budget allows.",
-            extra={"metavar": "N"},
+        option(
+            "Narrower groups are raised to N first, as far as the budget allows.", ge=0, metavar="N"
         ),
     ] = 1
     max_growth: Annotated[
         float | None,
-        Meta(
-            ge=1,
-            description="No group gets wider than R times its width in the model.",
-            extra={"metavar": "R"},
-        ),
+        option("No group gets wider than R times its width in the model.", ge=1, metavar="R"),
     ] = None
     max_width: Annotated[
         tuple[tuple[str, int], ...],
-        Meta(
-            description="These groups get no wider than N; may be repeated.",
-            extra={"type": assignment(width, "'layer4*=512'"), "metavar": "GLOB=N"},
+        option(
+            "These groups get no wider than N; may be repeated.",
+            type=assignment(width, "'layer4*=512'"),
+            metavar="GLOB=N",
         ),
     ] = ()
     fill: Annotated[
         bool,
-        Meta(
-            description="Use what rounding leaves of the budget, one step of one group at a time.",
-            extra={"flags": ("--fill/--no-fill",)},
+        option(
+            "Use what rounding leaves of the budget, one step of one group at a time.",
+            "--fill/--no-fill",
         ),
     ] = True
     include: Annotated[tuple[str, ...], _globs("Grow these groups only.")] = ()

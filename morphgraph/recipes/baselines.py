@@ -4,7 +4,7 @@ import numpy as np
 
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import BASELINES, Baseline, Score
+from morphgraph.options import BASELINES, Baseline, Score
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.score import score
 from morphgraph.passes.planning.build import build_plan, top_channels

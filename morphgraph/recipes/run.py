@@ -26,8 +26,8 @@ from torch import fx, nn
 
 from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import BASELINES, Alone, Baseline
 from morphgraph.onnx_io import escape, static_shape
+from morphgraph.options import BASELINES, Alone, Baseline
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.constraints import resolve_budget

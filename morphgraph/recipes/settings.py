@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import Baseline, Method
+from morphgraph.options import Baseline, Method
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.recipes.baselines import fits_whole
 from morphgraph.recipes.trainer import Recipe

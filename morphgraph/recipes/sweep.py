@@ -20,8 +20,8 @@ import torch
 
 from morphgraph.errors import ArgumentError, FileError, MorphError
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import METHODS, Method
 from morphgraph.onnx_io import escape, load, write_atomically
+from morphgraph.options import METHODS, Method
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.recipes.data import Dataset
@@ -71,7 +71,7 @@ def grid(
     Args:
         settings: what they have in common; budget, cost, method and seed are replaced.
         budgets: per cost the amounts or shares, each of which is one budget.
-        methods: see :data:`~morphgraph.methods.METHODS`.
+        methods: see :data:`~morphgraph.options.METHODS`.
         seeds: of every point.
         costs: what the regularizer counts; for every budget its own cost if not given. Methods
             without a regularizer are not repeated.

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from msgspec import Meta
-
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import Start, Strength, Update
+from morphgraph.options import Start, Strength, Update, option
 from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.constraints import require_reachable, resolve_budget
@@ -36,16 +34,13 @@ class SearchConfig:
             shrinks hard tells more about what each layer needs than one that stops at a budget
             near where it began; docs/experiments.md has the figures.
         max_growth: no group gets wider than so many times its width in the original.
-        weights: ``"keep"``: the last phase continues with the trained weights; ``"fresh"``: it
-            trains the structure from new ones.
+        weights: of the last phase: the trained ones (``"keep"``), or new ones (``"fresh"``).
         absorb: whether what removed channels still add (a shift behind a scale of 0) moves into the
             next bias.
-        strength: how the use of a channel is measured, see
-            :class:`~morphgraph.train.regularizer.Regularizer`.
+        strength, relative: how the use of a channel is measured, and whether channels compete
+            within their group only; see :class:`~morphgraph.train.regularizer.Regularizer`.
         update: how the strengths shrink, see
             :class:`~morphgraph.train.controller.FixedWeight`.
-        relative: whether channels compete within their group only, see the same; for networks whose
-            layers would lose their channels all at once (depthwise convolutions, transformers).
         round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
 
     Raises:
@@ -55,57 +50,45 @@ class SearchConfig:
     budget: Mapping[str, str | float | int]
     cost: str | None = None
     iterations: Annotated[
-        int, Meta(ge=1, description="How often to shrink and scale before the last training.")
+        int, option("How often to shrink and scale before the last training.", ge=1)
     ] = 1
     shrink_to: Annotated[
         float,
-        Meta(
+        option(
+            "How far a phase shrinks, as a share of what it begins with, before all widths are "
+            "multiplied by the factor that brings them to the budget.",
             gt=0,
             le=1,
-            description="How far a phase shrinks, as a share of what it begins with, before all "
-            "widths are multiplied by the factor that brings them to the budget.",
-            extra={"show_default": False},
+            show_default=False,
         ),
     ] = SHRINK_TO
     max_growth: Annotated[
         float | None,
-        Meta(
-            ge=1,
-            description="No group gets wider than so many times its width in the model.",
-            extra={"metavar": "TIMES"},
+        option(
+            "No group gets wider than so many times its width in the model.", ge=1, metavar="TIMES"
         ),
     ] = None
     weights: Annotated[
         Start,
-        Meta(
-            description="Whether the last training goes on with the weights or begins with new "
-            "ones."
-        ),
+        option("Whether the last training goes on with the weights or begins with new ones."),
     ] = "keep"
-    absorb: Annotated[
-        bool, Meta(description="Move what removed channels still add into the next bias.")
-    ] = False
-    strength: Annotated[Strength, Meta(description="How the use of a channel is measured.")] = (
-        "auto"
+    absorb: Annotated[bool, option("Move what removed channels still add into the next bias.")] = (
+        False
     )
+    strength: Annotated[Strength, option("How the use of a channel is measured.")] = "auto"
     update: Annotated[
         Update,
-        Meta(
-            description="Shrink to exact zeros after every step, or by a term of the loss and a "
-            "threshold."
-        ),
+        option("Shrink to exact zeros after every step, or by a term of the loss and a threshold."),
     ] = "proximal"
     relative: Annotated[
         bool,
-        Meta(
-            description="Channels compete within their group only: for networks whose layers "
-            "would lose their channels all at once (depthwise convolutions, transformers)."
+        option(
+            "Channels compete within their group only: for networks whose layers would lose their"
+            " channels all at once (depthwise convolutions, transformers)."
         ),
     ] = False
-    round_to: Annotated[int, Meta(ge=1)] = 1
-    min_width: Annotated[
-        int, Meta(ge=0, description="No group gets narrower; with 0 layers may vanish.")
-    ] = 1
+    round_to: Annotated[int, option(ge=1)] = 1
+    min_width: Annotated[int, option("No group gets narrower; with 0 layers may vanish.", ge=0)] = 1
 
     def __post_init__(self) -> None:
         if not self.budget:

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from morphgraph.errors import BudgetError, MorphWarning, UnsupportedError
-from morphgraph.methods import Update
 from morphgraph.onnx_io.check import escape
+from morphgraph.options import Update
 from morphgraph.passes.analysis.cost import parse_cost, spelling
 from morphgraph.passes.planning.constraints import parse_amount
 from morphgraph.train.regularizer import Regularizer

@@ -16,12 +16,11 @@ from torch import nn
 
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import Start, Strength, Update
-from morphgraph.passes.analysis.cost import cost as cost_of
+from morphgraph.options import Start, Strength, Update
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.compose import Provenance
-from morphgraph.passes.planning.constraints import Constraint, resolve_budget
+from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.passes.planning.expand import expand
 from morphgraph.plans import Plan
 from morphgraph.torch_io.export import export
@@ -102,119 +101,106 @@ def rounds(
         seed: of the inputs of checks, and of the weights of new channels.
     """
     device = next(net.parameters()).device
-    goals = resolve_budget(graph, aim.budget, "default")
-    lineage = Provenance.of(graph)
+    # Amounts, not shares: they hold for the networks of all iterations.
+    ceilings = {goal.kind: goal.limit for goal in resolve_budget(graph, aim.budget, "default")}
+    provenance = Provenance.of(graph)
     seen: set[bytes] = set()
     for number in range(1, aim.iterations + 1):
-        found = _round(number, lineage, net, fit, aim, goals, steps, seed)
-        widths = found.plan.widths(graph).tobytes()
-        yield replace(found, last=found.last or widths in seen)
-        if found.last or widths in seen:
+        iteration = _round(number, provenance, net, fit, aim, ceilings, steps, seed)
+        widths = iteration.plan.widths(graph).tobytes()
+        # Widths that come a second time would come again and again.
+        last = number == aim.iterations or widths in seen
+        yield replace(iteration, last=last)
+        if last:
             return
         seen.add(widths)
-        small = lift(found.resized.model, **graph.options.arguments())
-        lineage = lineage.after(found.grown, small)
-        net = to_torch(found.resized.model).to(device)
+        small = lift(iteration.resized.model, **graph.options.arguments())
+        provenance = provenance.after(iteration.grown, small)
+        net = to_torch(iteration.resized.model).to(device)
 
 
 def _round(
     number: int,
-    lineage: Provenance,
+    provenance: Provenance,
     net: nn.Module,
     fit: Fit,
     aim: SearchConfig,
-    goals: list[Constraint],
+    ceilings: Mapping[str, float],
     steps: int | None,
     seed: int,
 ) -> Iteration:
-    graph, bound = lineage.graph, tuple(lineage.frozen_groups())
-    resource = cost_of(graph, aim.kind)
+    """Train with the regularizer, read off the widths, expand them, and resize the network."""
+    graph, frozen = provenance.graph, tuple(provenance.frozen_groups())
     regularizer = Regularizer(
         graph,
         net,
-        resource,
+        aim.kind,
         aim.strength,
         relative=aim.relative,
-        exclude=bound,
+        exclude=frozen,
         min_width=aim.min_width,
     )
-    limits = replace(aim.limits, exclude=bound)
-    target = _target(regularizer, aim, limits)
+    target = _target(regularizer, aim.shrink_to, replace(aim.limits, exclude=frozen))
     penalty = Shrink(regularizer, target, steps, aim.update)
     fit(net, penalty)
     penalty.end()
-    with warnings.catch_warnings():
-        # What was silenced is not missed, and where nothing was, the phase has said so.
-        for words in ("masking changed the outputs", "the plan changes nothing"):
-            warnings.filterwarnings("ignore", words, MorphWarning)
-        return _read_off(number, lineage, net, aim, goals, regularizer, penalty, seed)
-
-
-def _read_off(
-    number: int,
-    lineage: Provenance,
-    net: nn.Module,
-    aim: SearchConfig,
-    goals: list[Constraint],
-    regularizer: Regularizer,
-    penalty: Shrink,
-    seed: int,
-) -> Iteration:
-    """Widths, expansion and the new network after the training of a round."""
-    graph, bound = lineage.graph, tuple(lineage.frozen_groups())
-    ceilings = {goal.kind: goal.limit for goal in goals}
 
     def decide() -> tuple[Plan, Plan]:
-        shrunk = regularizer.plan({regularizer.cost.kind: penalty.target}, round_to=aim.round_to)
+        shrunk = regularizer.plan({regularizer.cost.kind: target}, round_to=aim.round_to)
         grown = expand(
             graph,
             shrunk,
             ceilings,
             round_to=aim.round_to,
-            max_width=_widest(lineage, aim.max_growth),
-            exclude=bound,
+            max_width=_widest(provenance, aim.max_growth),
+            exclude=frozen,
             score=regularizer.strengths().detach().cpu().double().numpy(),
         )
         return shrunk, grown
 
-    shrunk, grown = distributed.from_first(decide)
-    resized = resize_and_check(graph, grown, weights=net, seed=seed, absorb=aim.absorb)
+    with warnings.catch_warnings():
+        # Channels that are zero are not missed; where nothing shrank, `penalty.end` has said so.
+        for words in ("masking changed the outputs", "the plan changes nothing"):
+            warnings.filterwarnings("ignore", words, MorphWarning)
+        shrunk, grown = distributed.from_first(decide)
+        resized = resize_and_check(graph, grown, weights=net, seed=seed, absorb=aim.absorb)
     return Iteration(
-        number,
-        graph,
-        net,
-        shrunk,
-        grown,
-        lineage.compose(grown, aim.request() | {"omega": grown.request["omega"]}),
-        lineage.compose(shrunk, aim.request(), grown.cost),
-        resized,
-        penalty.target,
-        regularizer.live_cost(),
-        penalty.met,
-        penalty.trajectory,
-        number == aim.iterations,
+        number=number,
+        graph=graph,
+        net=net,
+        shrunk=shrunk,
+        grown=grown,
+        plan=provenance.compose(grown, aim.request() | {"omega": grown.request["omega"]}),
+        before_growth=provenance.compose(shrunk, aim.request(), grown.cost),
+        resized=resized,
+        target=target,
+        live=regularizer.live_cost(),
+        met=penalty.met,
+        trajectory=penalty.trajectory,
+        last=False,
     )
 
 
-def _widest(lineage: Provenance, max_growth: float | None) -> dict[str, int]:
-    """Per group the widest that it may get, by its width in the original."""
+def _widest(provenance: Provenance, max_growth: float | None) -> dict[str, int]:
+    """Per group the widest that it may get, by the width of its origin in the first network."""
     if max_growth is None:
         return {}
+    origins = provenance.origin_group.tolist()
     return {
-        group.id: max(1, int(max_growth * lineage.first.groups[home].width))
-        for group, home in zip(lineage.graph.groups, lineage.origin_group.tolist(), strict=True)
-        if group.resizable and home >= 0
+        group.id: max(1, int(max_growth * provenance.first.groups[origin].width))
+        for group, origin in zip(provenance.graph.groups, origins, strict=True)
+        if group.resizable and origin >= 0
     }
 
 
-def _target(regularizer: Regularizer, aim: SearchConfig, limits: WidthBounds) -> float:
+def _target(regularizer: Regularizer, shrink_to: float, limits: WidthBounds) -> float:
     """The regularized cost that a phase is to reach."""
     graph, resource = regularizer.graph, regularizer.cost
     least = max(
         resource.at(limits.lowest(graph)),
         regularizer.lowest_share() * regularizer.initial_cost,
     )
-    return least + aim.shrink_to * (regularizer.initial_cost - least)
+    return least + shrink_to * (regularizer.initial_cost - least)
 
 
 def start_of_last(last: Iteration, weights: Start, seed: int) -> ir.Model:

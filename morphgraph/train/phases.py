@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from morphgraph.errors import MorphWarning
-from morphgraph.methods import Update
+from morphgraph.options import Update
 from morphgraph.train.controller import Budget, ControlStep
 from morphgraph.train.regularizer import Regularizer
 

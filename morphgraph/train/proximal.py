@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from morphgraph.methods import Tied
+from morphgraph.options import Tied
 
 _HALVINGS = 40  # of the interval in which an L2 norm is looked for
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import Strength, Tied
+from morphgraph.options import Strength, Tied
 from morphgraph.passes.analysis.cost import Convention, cost as cost_of
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.planning.bounds import WidthBounds, repair_widths

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import Strength
+from morphgraph.options import Strength
 from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
 from morphgraph.train.controller import FixedWeight

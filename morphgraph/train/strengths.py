@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from morphgraph.arrays import Flags, FloatArray
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import Strength, Tied
 from morphgraph.onnx_io.check import escape
 from morphgraph.ops import facts_of
+from morphgraph.options import Strength, Tied
 from morphgraph.passes.analysis.channel_sources import Source, channel_scales, kernels
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.gates import closing_scales, deciding_scales, gated_groups

@@ -8,9 +8,9 @@ import numpy as np
 from morphgraph.arrays import FloatArray
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import Score as Score
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.mapped import blocks
+from morphgraph.options import Score as Score
 from morphgraph.passes.analysis.channel_sources import Source, kernels, norm_scales
 
 Norm = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import Strength, Tied
+from morphgraph.options import Strength, Tied
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.lift import lift
 from morphgraph.testing.examples import image, residual_cnn

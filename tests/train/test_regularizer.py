@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.methods import Tied
+from morphgraph.options import Tied
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.testing.examples import BasicBlock, image, residual_cnn

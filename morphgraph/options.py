@@ -1,9 +1,12 @@
-"""The names by which users choose methods, each once; the command line and the library read them.
+"""What users choose: the names of methods, each once, and what an option says about itself.
 
-No torch here: the command line offers the names before anything is loaded.
+The library and the command line read both. No torch here: the command line offers the names before
+anything is loaded.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from msgspec import Meta
 
 Score = Literal["l2", "l1", "bn", "lasso", "random"]
 """How the channels of a group are ranked, see :func:`morphgraph.passes.analysis.score.score`."""
@@ -32,3 +35,24 @@ Method = Literal["morph", Alone]
 
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 METHODS: tuple[Method, ...] = get_args(Method)
+
+
+def option(
+    description: str | None = None,
+    *flags: str,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    **click: Any,
+) -> Meta:
+    """What a command line must know of a value beside its type: to be used in ``Annotated``.
+
+    Args:
+        description: the help text.
+        flags: the option's spellings, where they do not follow from the name.
+        ge, gt, le: bounds of a number.
+        click: what click alone needs to know, such as ``metavar``.
+    """
+    extra: dict[str, Any] = {"flags": flags} if flags else {}
+    bounds: dict[str, Any] = {"ge": ge, "gt": gt, "le": le}
+    return Meta(description=description, extra=extra | click, **bounds)
