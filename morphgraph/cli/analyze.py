@@ -197,14 +197,14 @@ def _op_table(graph: ChannelGraph, analysis: Analysis) -> Table:
         ],
         [
             [
-                node.name,
-                node.ir.op_type,
-                node.layer,
+                op.name,
+                op.ir.op_type,
+                op.layer,
                 macs,
                 macs / total,
-                "x".join(map(str, static_shape(node.ir.outputs[0]))),
+                "x".join(map(str, static_shape(op.ir.outputs[0]))),
             ]
-            for node, macs in operators(graph)
+            for op, macs in operators(graph)
         ],
     )
 

@@ -48,8 +48,8 @@ def command(function: Callable[..., Any]) -> click.Command:
     builds: dict[str, _Build] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
-            made, builds[name] = _options(name, hints[name], parameter.default)
-            parameters += made
+            options, builds[name] = _options(name, hints[name], parameter.default)
+            parameters += options
         else:
             parameters.append(click.Argument([name], **_argument(hints[name])))
 
@@ -86,8 +86,8 @@ def _group(
     parameters: list[click.Parameter] = []
     builds: dict[str, _Build] = {}
     for name in taken:
-        made, builds[name] = _options(name, hints[name], fields[name])
-        parameters += made
+        options, builds[name] = _options(name, hints[name], fields[name])
+        parameters += options
     return parameters, lambda values: make(**{k: build(values) for k, build in builds.items()})
 
 

@@ -82,10 +82,10 @@ def step(text: str) -> Iterator[None]:
         _say(f"{text}: {perf_counter() - start:.2f} s")
 
 
-def be_silent(number: int) -> None:
-    """Let another process of this program speak; this one, which has a number, only of errors."""
+def be_silent(process: int) -> None:
+    """Write errors only, with the number of this process: another one writes the rest."""
     now = settings()
-    now.verbosity, now.silent, now.speaker = -1, True, f"process {number}: "
+    now.verbosity, now.silent, now.speaker = -1, True, f"process {process}: "
 
 
 def complain(text: str) -> None:

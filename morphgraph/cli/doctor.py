@@ -72,7 +72,7 @@ def doctor(*, kind: OutputFormat = "table") -> None:
         ["cpus usable", _usable_cpus()],
         ["execution providers", ", ".join(_providers()) or "onnxruntime is not installed"],
     ]
-    rows += [[name, found or "not installed"] for name, found in packages.items()]
+    rows += [[name, release or "not installed"] for name, release in packages.items()]
     show(Report(data, [Table([Column("what"), Column("found")], rows)]), kind)
 
 

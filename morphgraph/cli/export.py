@@ -110,17 +110,17 @@ def _find(factory: str) -> Callable[..., Any]:
         raise click.UsageError(f"'{factory}' names no factory; write package.module:factory")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = import_module(module_name)
+        member: Any = import_module(module_name)
         for part in path.split("."):
-            found = getattr(found, part)
+            member = getattr(member, part)
     except Exception as error:  # importing runs whatever the module says
         raise click.UsageError(f"{factory}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(Path.cwd()))
-    if not callable(found):
-        raise click.UsageError(f"{factory}: is no callable but a {type(found).__name__}")
-    chosen: Callable[..., Any] = found
-    return chosen
+    if not callable(member):
+        raise click.UsageError(f"{factory}: is no callable but a {type(member).__name__}")
+    function: Callable[..., Any] = member
+    return function
 
 
 def _build(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) -> nn.Module:

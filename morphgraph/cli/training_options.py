@@ -75,20 +75,17 @@ class Training:
         Raises:
             ArgumentError: a budget or cost is none.
         """
-        import torch
-
         from morphgraph.recipes.data import Augmentation
         from morphgraph.recipes.precision import bf16_helps
         from morphgraph.recipes.settings import Settings
-        from morphgraph.recipes.trainer import Recipe
+        from morphgraph.recipes.trainer import Recipe, best_device
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         recipe = Recipe(
             self.epochs,
             self.batch_size,
             self.lr,
             augmentation=Augmentation(self.crop, self.flip),
-            bf16=bf16_helps(graph, device) if self.bf16 == "auto" else self.bf16 == "on",
+            bf16=bf16_helps(graph, best_device()) if self.bf16 == "auto" else self.bf16 == "on",
             compiled=self.compiled,
         )
         aim = SearchConfig(budget, cost, **self.targets, **self.shrinking)

@@ -59,11 +59,11 @@ def baseline_plan(name: Baseline, graph: ChannelGraph, aim: SearchConfig, seed: 
 def _pruned(name: Score, graph: ChannelGraph, aim: SearchConfig, seed: int) -> Plan:
     """The channels with the highest scores; the budget is used up as the other plans use it."""
     scores = score(graph, name, seed)
-    made = plan(graph, aim.budget, score=scores, round_to=aim.round_to, min_width=aim.min_width)
+    pruned = plan(graph, aim.budget, score=scores, round_to=aim.round_to, min_width=aim.min_width)
     constraints = resolve_budget(graph, aim.budget, "default")
-    start = made.widths(graph)
+    start = pruned.widths(graph)
     ceilings = np.where(aim.limits.allowed(graph), graph.widths, start)
     widths = spend_rest(constraints, start, start, ceilings, aim.limits)
-    request = made.request | {"score": name, "seed": seed, "fill": True}
-    costs = [cost(graph, kind) for kind in made.cost]
+    request = pruned.request | {"score": name, "seed": seed, "fill": True}
+    costs = [cost(graph, kind) for kind in pruned.cost]
     return build_plan(graph, top_channels(graph, widths, scores), request, costs)

@@ -4,7 +4,7 @@
     events.jsonl    what happened, one line each, as it happened
     checkpoints/    one file per phase, until the run is finished
 
-Of several processes that train together the first one writes; the others look on.
+Of several processes that train together only the first one writes.
 
 A run that was killed is done again from the start, but for the training: phases go on from their
 checkpoints. All else follows from those and takes no time worth saving. So the events that are
@@ -93,7 +93,7 @@ class RunFolder:
         return (self.path / "result.json").exists()
 
     def log(self, event: str, **fields: object) -> None:
-        """Write an event down, unless it stands there already, and tell it."""
+        """Append an event to the log, unless it is there already, and report it."""
         entry = {"event": event, "at": round(self.seconds, 2), **fields}
         key = _key(entry)
         if key in self._logged:
@@ -109,7 +109,7 @@ class RunFolder:
         save(model, self.place(name), overwrite=True)
 
     def tell(self, event: str) -> None:
-        """Tell an event that is no part of the log."""
+        """Report an event that is no part of the log."""
         if self.on_event is not None:
             self.on_event({"event": event, "folder": str(self.path)})
 
@@ -135,12 +135,7 @@ class RunFolder:
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def _make(self, files: tuple[str, ...], overwrite: bool) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(
-                f"{escape(str(self.path))}: {error.strerror}; give a folder that can be written"
-            ) from None
+        make_folder(self.path)
         earlier = [place for name in files for place in self.path.glob(name)]
         if earlier and not overwrite:
             raise FileError(
@@ -155,7 +150,7 @@ class RunFolder:
                 place.unlink()
 
     def _go_on(self) -> None:
-        """Forget what was half written, and know what is logged."""
+        """Delete half-written files, and read which events are logged."""
         for folder, _, names in os.walk(self.path):
             for name in names:
                 if name.startswith(".") and _is_ours(name):
@@ -174,13 +169,13 @@ class RunFolder:
 
 
 class SecondaryRunFolder:
-    """What other processes than the first have for a run folder: nothing is written."""
+    """The run folder of all processes but the first: nothing is written."""
 
     warnings: tuple[str, ...] = ()
     seconds = 0.0
 
     def log(self, event: str, **fields: object) -> None:
-        """Do nothing; so do the others."""
+        """Do nothing."""
 
     def tell(self, event: str) -> None:
         """See :meth:`log`."""
@@ -199,6 +194,20 @@ class SecondaryRunFolder:
         return Checkpoint(Path(f"{phase}.pt"))
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        FileError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{escape(str(path))}: {error.strerror}; give a folder that can be written"
+        ) from None
+
+
 def open_folder(
     make: Callable[[], RunFolder],
 ) -> tuple[RunFolder | SecondaryRunFolder, bytes | None]:
@@ -207,20 +216,20 @@ def open_folder(
     Raises:
         ArgumentError, FileError: as for :class:`RunFolder`, on all processes.
     """
-    made = []
+    folders: list[RunFolder | SecondaryRunFolder] = [SecondaryRunFolder()]
 
     def first() -> bytes | None:
-        made.append(make())
-        return (made[0].path / "result.json").read_bytes() if made[0].finished else None
+        folders[0] = folder = make()
+        return (folder.path / "result.json").read_bytes() if folder.finished else None
 
     result = distributed.from_first(first)
-    return (made[0] if made else SecondaryRunFolder()), result
+    return folders[0], result
 
 
 def manifest_of(
     graph: ChannelGraph, dataset: Dataset, settings: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
-    """What identifies a run: what it is of, and what its last digits hang on."""
+    """What identifies a run, and the environment on which its last digits depend."""
     return {
         "schema_version": 1,
         "settings": dict(settings),
@@ -254,12 +263,12 @@ def _data_hash(dataset: Dataset) -> str:
 
 
 def _compare(path: Path, known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs without changing what the run is; refuses what does."""
-    given = json.loads(json.dumps(now))
+    """Warnings about another environment; another model, other data or settings are refused."""
+    asked = json.loads(json.dumps(now))
     differences = [
         f"{section}.{name} was {old}, is {new}"
         for section in _REFUSED
-        for name, old, new in _differences(known.get(section, {}), given[section])
+        for name, old, new in _differences(known.get(section, {}), asked[section])
     ]
     if differences:
         raise ArgumentError(
@@ -269,7 +278,7 @@ def _compare(path: Path, known: Mapping[str, Any], now: Mapping[str, Any]) -> li
     return [
         f"{name} was {old}, is {new}: the last digits may differ from those of a run that was not "
         "stopped"
-        for name, old, new in _differences(known.get("environment", {}), given["environment"])
+        for name, old, new in _differences(known.get("environment", {}), asked["environment"])
     ]
 
 
@@ -292,7 +301,7 @@ def _key(entry: Event) -> tuple[str, ...]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a hidden file is what a write that was cut short has left."""
+    """Whether a hidden file is the remainder of a write that was cut short."""
     return any(f"{ending}." in name for ending in (".json", ".jsonl", ".onnx", ".pt"))
 
 
@@ -310,13 +319,13 @@ def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise FileError(f"{escape(str(path))}: {error.strerror}; check the path") from None
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         raise FileError(f"{escape(str(path))}: is no run.json of a run; begin with --overwrite")
-    return found
+    return content

@@ -38,7 +38,7 @@ from morphgraph.recipes.folder import Event, RunFolder, SecondaryRunFolder, mani
 from morphgraph.recipes.progress import Progress
 from morphgraph.recipes.results import Arm, IterationResult, Result, Widths
 from morphgraph.recipes.settings import Settings as Settings, planned_work, shrink_phase
-from morphgraph.recipes.trainer import Epoch, Recipe, accuracy, steps_per_epoch, train
+from morphgraph.recipes.trainer import Epoch, Recipe, accuracy, best_device, steps_per_epoch, train
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
@@ -99,7 +99,7 @@ def run(
     require_classes(graph, dataset)
     check_baselines(settings.baselines)
     settings.aim.check(graph)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     manifest = manifest_of(graph, dataset, asdict(settings), device)
     for name in ("settings", "model", "data"):
         distributed.require_equal(name, json.dumps(manifest[name]))
@@ -127,7 +127,7 @@ def smoke_run(graph: ChannelGraph, dataset: Dataset, settings: Settings) -> Smok
     def fit(net: nn.Module, penalty: ResumablePenalty) -> None:
         train(net, dataset, recipe, seed=settings.seed, phase="smoke", penalty=penalty)
 
-    aim, device = settings.aim, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    aim, device = settings.aim, best_device()
     # Few images fill few steps: as many epochs as it takes.
     recipe = replace(recipe, epochs=-(-STEPS // steps_per_epoch(dataset, recipe)))
     return smoke_graph(
@@ -177,7 +177,7 @@ class _Run:
             return self._go()
 
     def _log_warnings(self) -> None:
-        """Let warnings of ours become events: early words must stand in the log, once."""
+        """Let ``MorphWarning`` become events: they must be in the log, each once."""
         others = warnings.showwarning
 
         def show(
@@ -201,7 +201,7 @@ class _Run:
         torch.backends.cudnn.deterministic = True  # a run that goes on must come to the same
         if settings.method != "morph":
             return self._end(*self._alone(settings.method), [])
-        found, last = self._learn()
+        iterations, last = self._learn()
         self.folder.write("plan.json", last.plan.to_json())
         shrinking = settings.shrink.epochs * last.number
         slim_model = start_of_last(last, aim.weights, settings.seed)
@@ -210,10 +210,10 @@ class _Run:
         epochs = shrinking + settings.retrain.epochs
         slim_arm = self._arm("slim", slim_model, slim, epochs)
         arms = {**self._baselines(shrinking), "slim": slim_arm}
-        return self._end(arms, last.plan.cost, found)
+        return self._end(arms, last.plan.cost, iterations)
 
     def _end(
-        self, arms: dict[str, Arm], costs: dict[str, Change], found: list[IterationResult]
+        self, arms: dict[str, Arm], costs: dict[str, Change], iterations: list[IterationResult]
     ) -> Result:
         aim = self.settings.aim
         result = Result(
@@ -223,7 +223,7 @@ class _Run:
             regularized=aim.kind,
             cost=costs,
             arms=arms,
-            iterations=found,
+            iterations=iterations,
             seconds=round(self.folder.seconds, 1),
         )
         self.folder.finish(result.to_json())
@@ -240,37 +240,37 @@ class _Run:
             self._train(shrink_phase(done + 1), net, settings.shrink, penalty)
 
         results = []
-        for found in rounds(self.graph, net, fit, settings.aim, seed=settings.seed):
-            done = found.number
-            results.append(self._iteration(found))
-            last = found
+        for iteration in rounds(self.graph, net, fit, settings.aim, seed=settings.seed):
+            done = iteration.number
+            results.append(self._iteration(iteration))
+            last = iteration
         for number in range(done + 1, settings.aim.iterations + 1):
             self.progress.over(shrink_phase(number))
         return results, last
 
-    def _iteration(self, found: Iteration) -> IterationResult:
+    def _iteration(self, iteration: Iteration) -> IterationResult:
         """Write what an iteration came to."""
-        name = f"iteration-{found.number}"
+        name = f"iteration-{iteration.number}"
         plan, model = f"{name}/plan.json", f"{name}/model.onnx"
-        self.folder.write(plan, found.plan.to_json())
-        self._save(found.resized.model, model)
-        moments = [asdict(moment) for moment in found.trajectory]
-        self.folder.write(f"{name}/trajectory.json", readable_json(moments))
-        report = found.resized.report
+        self.folder.write(plan, iteration.plan.to_json())
+        self._save(iteration.resized.model, model)
+        steps = [asdict(step) for step in iteration.trajectory]
+        self.folder.write(f"{name}/trajectory.json", readable_json(steps))
+        report = iteration.resized.report
         assert report is not None
-        initial = cost(found.graph, found.regularized).total
+        initial = cost(iteration.graph, iteration.regularized).total
         result = IterationResult(
-            number=found.number,
-            target=found.target / initial,
-            live=found.live / initial,
-            met=found.met,
-            trimmed=found.trimmed,
-            omega=float(found.grown.request["omega"]),
-            shrunk=found.before_growth.cost,
-            cost=found.plan.cost,
-            widths=_widths(self.graph, found),
-            accuracy=accuracy(found.net, self.dataset),
-            resized_accuracy=accuracy(self._to_torch(found.resized.model), self.dataset),
+            number=iteration.number,
+            target=iteration.target / initial,
+            live=iteration.live / initial,
+            met=iteration.met,
+            trimmed=iteration.trimmed,
+            omega=float(iteration.grown.request["omega"]),
+            shrunk=iteration.before_growth.cost,
+            cost=iteration.plan.cost,
+            widths=_widths(self.graph, iteration),
+            accuracy=accuracy(iteration.net, self.dataset),
+            resized_accuracy=accuracy(self._to_torch(iteration.resized.model), self.dataset),
             error=report.worst.relative,
             sensitivity=report.sensitivity,
             felt=report.sensitivity,
@@ -279,7 +279,7 @@ class _Run:
         )
         self.folder.log(
             "iteration",
-            number=found.number,
+            number=iteration.number,
             live=result.live,
             target=result.target,
             met=result.met,
@@ -289,7 +289,7 @@ class _Run:
             accuracy=result.accuracy,
             resized_accuracy=result.resized_accuracy,
             error=result.error,
-            last=found.last,
+            last=iteration.last,
         )
         return result
 
@@ -301,22 +301,23 @@ class _Run:
             return {"base": self._arm("base", self.graph.model, net, 0)}
         arms = {"base": self._original(shrinking)}
         for name in settings.baselines:
-            made = self._baseline(name, shrinking)
-            if made is None:
+            trained = self._baseline(name, shrinking)
+            if trained is None:
                 reason = "the budget leaves the original whole"
                 self.folder.log("left out", name=name, reason=reason)
             else:
-                arms[name] = made[0]
+                arms[name] = trained[0]
         return arms
 
     def _alone(self, method: Alone) -> tuple[dict[str, Arm], dict[str, Change]]:
         """One baseline and nothing else; the original, where that is what it leaves."""
         settings = self.settings
         shrinking = settings.shrink.epochs * settings.aim.iterations
-        made = None if method == "base" else self._baseline(method, shrinking)
-        if made is not None:
-            self.folder.write("plan.json", made[1].to_json())
-            return {method: made[0]}, made[1].cost
+        trained = None if method == "base" else self._baseline(method, shrinking)
+        if trained is not None:
+            arm, structure = trained
+            self.folder.write("plan.json", structure.to_json())
+            return {method: arm}, structure.cost
         goals = resolve_budget(self.graph, settings.aim.budget, "default")
         costs = {goal.kind: Change(goal.cost.total, goal.cost.total) for goal in goals}
         return {"base": self._original(shrinking)}, costs
@@ -365,8 +366,8 @@ class _Run:
         self.folder.log("phase", phase=phase, epochs=recipe.epochs)
 
         def tell(epoch: Epoch) -> None:
-            left = self.progress.left(phase, epoch.number, epoch.seconds)
-            self.folder.log("epoch", phase=phase, **asdict(epoch), left=round(left, 1))
+            seconds = self.progress.left(phase, epoch.number, epoch.seconds)
+            self.folder.log("epoch", phase=phase, **asdict(epoch), left=round(seconds, 1))
 
         train(
             net,
@@ -403,8 +404,8 @@ class _Run:
         return arm
 
 
-def _widths(graph: ChannelGraph, found: Iteration) -> dict[str, Widths]:
-    shrunk, grown = found.before_growth.widths(graph), found.plan.widths(graph)
+def _widths(graph: ChannelGraph, iteration: Iteration) -> dict[str, Widths]:
+    shrunk, grown = iteration.before_growth.widths(graph), iteration.plan.widths(graph)
     return {
         group.id: Widths(group.name, group.width, int(shrunk[group.index]), int(grown[group.index]))
         for group in graph.groups

@@ -25,7 +25,7 @@ from morphgraph.options import METHODS, Method
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.recipes.data import Dataset
-from morphgraph.recipes.folder import manifest_of
+from morphgraph.recipes.folder import make_folder, manifest_of
 from morphgraph.recipes.results import Result
 from morphgraph.recipes.run import require_classes
 from morphgraph.recipes.settings import Settings
@@ -88,7 +88,7 @@ def grid(
     for method in methods:
         if method not in METHODS:
             raise ArgumentError(f"method '{method}' is unknown; use {', '.join(METHODS)}")
-    found: dict[str, Settings] = {}
+    runs: dict[str, Settings] = {}
     for kind, amounts in budgets.items():
         for amount in amounts:
             for method in methods:
@@ -98,10 +98,10 @@ def grid(
                     aim = replace(settings.aim, budget=asked, cost=each)
                     for seed in seeds:
                         one = replace(settings, aim=aim, method=method, seed=seed, baselines=())
-                        found[_text(one)] = one
-    if not found:
+                        runs[_text(one)] = one
+    if not runs:
         raise ArgumentError("the sweep is empty; give at least one budget, method and seed")
-    return list(found.values())
+    return list(runs.values())
 
 
 def sweep(
@@ -143,7 +143,7 @@ def sweep(
     require_classes(graph, dataset)
     for settings in runs:
         settings.aim.check(graph)
-    _make(folder)
+    make_folder(folder)
     keys = _keys(graph, dataset, runs)
     known = _read(folder / ROWS)
     todo = {
@@ -210,15 +210,6 @@ def _row(graph: ChannelGraph, key: str, job: Job, result: Result) -> Row:
     )
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            f"{escape(str(folder))}: {error.strerror}; give a folder that can be written"
-        ) from None
-
-
 def _read(path: Path) -> dict[str, Row]:
     """The rows of a file by their keys, up to a line that was cut short, which is dropped.
 
@@ -228,19 +219,19 @@ def _read(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
     whole, _, cut = path.read_bytes().rpartition(b"\n")
-    found: dict[str, Row] = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    rows: dict[str, Row] = {}
+    for line_number, line in enumerate(whole.splitlines(), 1):
         try:
             row = msgspec.json.decode(line, type=Row)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise FileError(
-                f"{escape(str(path))}: line {number} is no row of a sweep ({error}); give another "
-                "folder, or remove the line"
+                f"{escape(str(path))}: line {line_number} is no row of a sweep ({error}); give "
+                "another folder, or remove the line"
             ) from None
-        found[row.key] = row
+        rows[row.key] = row
     if cut:
-        _write(path, list(found.values()))
-    return found
+        _write(path, list(rows.values()))
+    return rows
 
 
 def _append(path: Path, row: Row) -> None:

@@ -88,6 +88,11 @@ class Epoch:
     weight: float | None = None
 
 
+def best_device() -> torch.device:
+    """Where to train: on a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def steps_per_epoch(dataset: Dataset, recipe: Recipe) -> int:
     """Training steps in one epoch: whole batches, at least one."""
     return max(1, len(dataset.y_train) // recipe.batch_size)
@@ -188,7 +193,7 @@ class _Training:
             self._save()
 
     def _pass(self) -> None:
-        """What is left of the epoch."""
+        """The remainder of the epoch."""
         recipe, began = self.recipe, time.perf_counter() - self.seconds
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.phase, self.epoch))
         batches = self.dataset.training_batches(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from morphgraph.methods import Update
+from morphgraph.options import Update
 from morphgraph.train.config import SHRINK_TO
 
 Row = dict[str, Any]
