@@ -21,14 +21,14 @@ from morphgraph.report.analysis import (
 from morphgraph.report.explain import explain
 from morphgraph.report.explanation import explanation_report
 from morphgraph.report.tables import (
-    Column,
     Report,
     Table,
     amount,
-    number,
+    number_column,
     plain,
     share,
     size,
+    table_of,
 )
 
 
@@ -130,82 +130,43 @@ def _head(graph: ChannelGraph, analysis: Analysis) -> list[tuple[str, str]]:
 
 def _group_table(graph: ChannelGraph, analysis: Analysis) -> Table:
     del graph
-    unit = analysis.cost.unit
-    return Table(
-        [
-            Column("id"),
-            Column("group"),
-            number("width", plain),
-            number(f"{unit} per channel"),
-            number("params per channel"),
-            number("readers", plain),
-            Column("keeps its size because"),
-        ],
-        [
-            [
-                group.id,
-                group.name,
-                group.width,
-                group.cost_per_channel,
-                group.params_per_channel,
-                len(group.readers),
-                group.reason,
-            ]
-            for group in analysis.groups
-        ],
+    return table_of(
+        analysis.groups,
+        ("id", lambda group: group.id),
+        ("group", lambda group: group.name),
+        (number_column("width", plain), lambda group: group.width),
+        (number_column(f"{analysis.cost.unit} per channel"), lambda group: group.cost_per_channel),
+        (number_column("params per channel"), lambda group: group.params_per_channel),
+        (number_column("readers", plain), lambda group: len(group.readers)),
+        ("keeps its size because", lambda group: group.reason),
     )
 
 
 def _layer_table(graph: ChannelGraph, analysis: Analysis) -> Table:
     del graph
     total = analysis.cost.total or 1.0
-    return Table(
-        [
-            Column("layer"),
-            Column("op"),
-            Column("output"),
-            number(analysis.cost.unit),
-            number("share", share),
-            number("MACs"),
-            number("params"),
-        ],
-        [
-            [
-                layer.name,
-                layer.op_type,
-                "x".join(map(str, layer.output_shape)),
-                layer.cost,
-                layer.cost / total,
-                layer.macs,
-                layer.params,
-            ]
-            for layer in analysis.layers
-        ],
+    return table_of(
+        analysis.layers,
+        ("layer", lambda layer: layer.name),
+        ("op", lambda layer: layer.op_type),
+        ("output", lambda layer: "x".join(map(str, layer.output_shape))),
+        (number_column(analysis.cost.unit), lambda layer: layer.cost),
+        (number_column("share", share), lambda layer: layer.cost / total),
+        (number_column("MACs"), lambda layer: layer.macs),
+        (number_column("params"), lambda layer: layer.params),
     )
 
 
 def _op_table(graph: ChannelGraph, analysis: Analysis) -> Table:
     total = analysis.totals.macs or 1
-    return Table(
-        [
-            Column("node"),
-            Column("op"),
-            Column("layer"),
-            number("MACs"),
-            number("share", share),
-            Column("output"),
-        ],
-        [
-            [
-                op.name,
-                op.ir.op_type,
-                op.layer,
-                macs,
-                macs / total,
-                "x".join(map(str, static_shape(op.ir.outputs[0]))),
-            ]
-            for op, macs in operators(graph)
-        ],
+    return table_of(
+        operators(graph),
+        ("node", lambda row: row[0].name),
+        ("op", lambda row: row[0].ir.op_type),
+        ("layer", lambda row: row[0].layer),
+        (number_column("MACs"), lambda row: row[1]),
+        (number_column("share", share), lambda row: row[1] / total),
+        ("output", lambda row: "x".join(map(str, static_shape(row[0].ir.outputs[0])))),
     )
 
 
@@ -218,8 +179,10 @@ def _top(table: Table, count: int | None) -> Table:
 
 
 def _opaque_table(analysis: Analysis) -> Table:
-    return Table(
-        [Column("operator"), Column("type"), Column("not described because")],
-        [[op.name, op.op_type, op.reason] for op in analysis.opaque_ops],
-        "Opaque operators: the axes that they touch keep their size",
+    return table_of(
+        analysis.opaque_ops,
+        ("operator", lambda op: op.name),
+        ("type", lambda op: op.op_type),
+        ("not described because", lambda op: op.reason),
+        title="Opaque operators: the axes that they touch keep their size",
     )

@@ -12,7 +12,7 @@ from morphgraph.cli.shared_options import InputShapes, Ops, OutputFormat, Seed
 from morphgraph.errors import FileError, MorphError
 from morphgraph.options import option
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.report.tables import Cell, Column, Report, Table, number, plain, share
+from morphgraph.report.tables import Cell, Report, number_column, plain, share, table_of
 
 
 @command
@@ -67,48 +67,28 @@ def _flops(models: Sequence[Path], lifting: Lifting) -> list[float] | None:
 
 
 def _report(result: BenchResult) -> Report:
-    rows: list[list[Cell]] = [
-        [
-            timing.name,
-            timing.min_ms,
-            timing.p50_ms,
-            timing.p90_ms,
-            timing.p99_ms,
-            timing.runs,
-            timing.cv,
-            timing.speedup,
-            None if timing.speedup_interval is None else _interval(timing.speedup_interval),
-            timing.flops_ratio,
-            "unstable" if timing.unstable else None,
-        ]
-        for timing in result.models
-    ]
     clock = "CPU time" if result.clock == "cpu" else "wall time"
-    return Report(
-        result,
-        [Table(_COLUMNS, rows, f"{clock} in ms, {result.threads} thread(s) per operator")],
-        foot=[result.verdict],
+    times = table_of(
+        result.models,
+        ("model", lambda timing: timing.name),
+        (number_column("min", _decimal), lambda timing: timing.min_ms),
+        (number_column("p50", _decimal), lambda timing: timing.p50_ms),
+        (number_column("p90", _decimal), lambda timing: timing.p90_ms),
+        (number_column("p99", _decimal), lambda timing: timing.p99_ms),
+        (number_column("runs", plain), lambda timing: timing.runs),
+        (number_column("cv", share), lambda timing: timing.cv),
+        (number_column("speed-up", _decimal), lambda timing: timing.speedup),
+        ("95 %", lambda timing: _interval(timing.speedup_interval)),
+        (number_column("FLOPs ratio", _decimal), lambda timing: timing.flops_ratio),
+        ("note", lambda timing: "unstable" if timing.unstable else None),
+        title=f"{clock} in ms, {result.threads} thread(s) per operator",
     )
+    return Report(result, [times], foot=[result.verdict])
 
 
-def _interval(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:.3f} to {ends[1]:.3f}"
+def _interval(ends: tuple[float, float] | None) -> str | None:
+    return None if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _decimal(value: Cell) -> str:
     return f"{value:.3f}" if isinstance(value, float) else plain(value)
-
-
-_COLUMNS = (
-    Column("model"),
-    number("min", _decimal),
-    number("p50", _decimal),
-    number("p90", _decimal),
-    number("p99", _decimal),
-    number("runs", plain),
-    number("cv", share),
-    number("speed-up", _decimal),
-    Column("95 %"),
-    number("FLOPs ratio", _decimal),
-    Column("note"),
-)

@@ -8,7 +8,7 @@ from morphgraph.cli.console import show
 from morphgraph.cli.models import Lifting, open_graph
 from morphgraph.cli.shared_options import OutputFormat
 from morphgraph.report.differences import Diff, LayerDiff, RemovedLayer, compare
-from morphgraph.report.tables import Cell, Column, Report, Table, change, number
+from morphgraph.report.tables import Cell, Column, Report, Table, change, number_column
 
 
 @command
@@ -47,10 +47,10 @@ _COLUMNS = (
     Column("op"),
     Column("output"),
     Column("new output"),
-    number("MACs"),
-    number("new MACs"),
-    number("params"),
-    number("new params"),
+    number_column("MACs"),
+    number_column("new MACs"),
+    number_column("params"),
+    number_column("new params"),
 )
 
 
