@@ -1,13 +1,12 @@
 """Commands from functions: every option is spelled once, as a parameter or as a dataclass's field.
 
 A positional parameter is an argument of the command, a keyword parameter an option. An annotation
-says what a value must be and what it is for, and a default is the option's default:
+gives the type, the bounds and the help text of a value, a default is the option's default:
 
-    width: Annotated[int, Meta(ge=1, description="Channels.", extra={"metavar": "N"})] = 1
+    width: Annotated[int, option("Channels.", ge=1, metavar="N")] = 1
 
-A parameter whose type is a dataclass stands for the options that its fields are; the command gets
-the dataclass. ``extra`` holds what click alone needs to know; it overrides what follows from the
-type. ``extra["flags"]`` are the option's spellings, where they do not follow from its name.
+The fields of a parameter whose type is a dataclass are options too; the command gets the dataclass.
+What :func:`morphgraph.options.option` is given for click overrides what follows from the type.
 """
 
 import dataclasses
@@ -66,7 +65,7 @@ def command(function: Callable[..., Any]) -> click.Command:
 
 
 def _options(name: str, hint: Any, default: Any) -> tuple[Sequence[click.Parameter], _Build]:
-    """The options that a parameter stands for, and how its value is made of theirs."""
+    """The options of a parameter, and how its value is made of theirs."""
     part = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Fields)), None)
     if part is not None:
         return _group(part.struct, dict, part.first, part.last)

@@ -1,4 +1,4 @@
-"""What a command line says, and where: results to stdout, notes, warnings and errors to stderr."""
+"""Output of the command line: results to stdout, notes, warnings and errors to stderr."""
 
 import logging
 import os

@@ -90,7 +90,7 @@ def _usable_cpus() -> int:
 
 
 def _cpu() -> tuple[str, list[str]]:
-    """The CPU's name and those of its features that matter here, as Linux tells them."""
+    """The CPU's name and its features that matter here, from Linux's ``/proc/cpuinfo``."""
     fields: dict[str, str] = {}
     path = Path("/proc/cpuinfo")
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Opening models for commands: errors name the file, steps are timed, doubts are said."""
+"""Opening models for commands: errors name the file, steps are timed, weights are checked."""
 
 import warnings
 from collections.abc import Iterator
@@ -112,6 +112,6 @@ def warn_of_weights(path: Path, graph: ChannelGraph) -> list[str]:
 
 
 def some(names: list[str]) -> str:
-    """The first few of many names, as they may stand in a message."""
+    """The first few of many names, escaped for a message."""
     shown = ", ".join(f"'{escape(name)}'" for name in names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

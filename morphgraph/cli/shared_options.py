@@ -114,7 +114,7 @@ def budget_option(example: str, description: str) -> Meta:
 
 
 def refuse_repeated(budgets: tuple[tuple[str, str], ...]) -> None:
-    """Refuse two budgets on one cost; the wider one would be lost in silence."""
+    """Refuse two budgets on one cost; one of them would be ignored."""
     repeated = [key for key, count in Counter(key for key, _ in budgets).items() if count > 1]
     if repeated:
         raise click.UsageError(f"--budget {repeated[0]} is given twice")

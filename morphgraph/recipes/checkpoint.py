@@ -34,7 +34,7 @@ class Checkpoint:
         """The last state, its tensors on ``device``; ``None`` where there is none yet.
 
         Raises:
-            FileError: the file is none of ours.
+            FileError: the file is no checkpoint.
         """
         if not self.path.exists():
             return None
@@ -65,8 +65,8 @@ def seed_of(seed: int, *names: object) -> int:
     >>> seed_of(0, "retrain", 1) == seed_of(0, "retrain", 1) != seed_of(0, "retrain", 2)
     True
     """
-    words = "/".join(map(str, (seed, *names)))
-    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")
+    text = "/".join(map(str, (seed, *names)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def seed_everything(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""A run folder: what identifies the run, what happened in it, and where it can go on.
+"""A run folder: what identifies the run, its events, and checkpoints to resume from.
 
     run.json        what the run is of: settings, and hashes of the model and the data
     events.jsonl    what happened, one line each, as it happened
@@ -6,9 +6,9 @@
 
 Of several processes that train together only the first one writes.
 
-A run that was killed is done again from the start, but for the training: phases go on from their
-checkpoints. All else follows from those and takes no time worth saving. So the events that are
-logged already come again; the log takes each of them once.
+A run that was killed is repeated from the start, but for the training: phases resume from their
+checkpoints. All else follows from those and takes little time. So events that are logged already
+occur again; the log takes each of them once.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from morphgraph.version import __version__
 Event = Mapping[str, Any]
 
 _IDENTITY = ("event", "phase", "number", "name", "step")  # what tells one event from another
-_REFUSED = ("settings", "model", "data")  # what must be the same for a run to go on
+_REFUSED = ("settings", "model", "data")  # what must be the same to resume a run
 
 
 class RunFolder:
@@ -47,7 +47,7 @@ class RunFolder:
         manifest: what identifies the run, as :func:`manifest_of` says it.
         files: names of files and folders of a run; those of an earlier one are removed.
         overwrite: whether an earlier run may be replaced.
-        resume: go on with the run that is there; one that is not there yet begins.
+        resume: continue the run in the folder, or begin one if there is none.
         every: seconds between two checkpoints within an epoch.
         on_event: called with every event as it is logged.
 
@@ -129,7 +129,7 @@ class RunFolder:
         return Checkpoint(self.place(f"checkpoints/{phase}.pt"), self.every)
 
     def finish(self, result: bytes) -> None:
-        """Write ``result.json``; what was needed to go on is not needed any more."""
+        """Write ``result.json``; remove the checkpoints."""
         self.log("done", seconds=round(self.seconds, 1))
         self.write("result.json", result)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)

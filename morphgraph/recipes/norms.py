@@ -1,6 +1,6 @@
 """BatchNorm over the whole batch, where several processes have a part of it each.
 
-PyTorch has one for GPUs, ``SyncBatchNorm``. What stands here is for CPUs: mean and variance of the
+PyTorch has one for GPUs, ``SyncBatchNorm``. This is the one for CPUs: mean and variance of the
 parts are merged exactly (Chan, Golub, LeVeque 1979), so that only rounding differs from one process
 with the same batch.
 """

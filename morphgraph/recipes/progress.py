@@ -7,8 +7,8 @@ from collections.abc import Mapping
 class Progress:
     """Time left for a whole run.
 
-    Epochs of networks of the same size are supposed to take as long as those that were measured.
-    As long as there are none of a size, they are supposed to take as long as they cost.
+    Epochs of networks of the same size are assumed to take as long as those that were measured.
+    While none of a size was measured, they are assumed to take time in proportion to their cost.
 
     Args:
         work: per phase its epochs, and how much one of them is to be computed, where an epoch of

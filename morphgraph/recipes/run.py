@@ -83,9 +83,9 @@ def run(
         settings: how.
         folder: made if missing.
         overwrite: whether files of an earlier run may be replaced.
-        resume: go on with the run in the folder, from the last checkpoint. On the same machine with
-            as many threads it comes to the same plan and the same accuracies, to the last digit, as
-            if it had not been stopped. What is finished is read; what has not begun begins.
+        resume: continue the run in the folder from the last checkpoint. On the same machine with
+            as many threads the plan and the accuracies are the same, to the last digit, as if it
+            had not been stopped. What is finished is read; what has not begun begins.
         checkpoint_seconds: between two checkpoints within an epoch.
         on_event: called with every event as it is logged.
 
@@ -141,7 +141,7 @@ def smoke_run(graph: ChannelGraph, dataset: Dataset, settings: Settings) -> Smok
 
 
 def require_classes(graph: ChannelGraph, dataset: Dataset) -> None:
-    """Refuse a model that tells fewer classes apart than the data have.
+    """Refuse a model with fewer classes than the data have.
 
     Raises:
         UnsupportedError: says how many.
@@ -198,7 +198,7 @@ class _Run:
 
     def _go(self) -> Result:
         settings, aim = self.settings, self.settings.aim
-        torch.backends.cudnn.deterministic = True  # a run that goes on must come to the same
+        torch.backends.cudnn.deterministic = True  # a resumed run must give the same result
         if settings.method != "morph":
             return self._end(*self._alone(settings.method), [])
         iterations, last = self._learn()
@@ -249,7 +249,7 @@ class _Run:
         return results, last
 
     def _iteration(self, iteration: Iteration) -> IterationResult:
-        """Write what an iteration came to."""
+        """Write the result of an iteration."""
         name = f"iteration-{iteration.number}"
         plan, model = f"{name}/plan.json", f"{name}/model.onnx"
         self.folder.write(plan, iteration.plan.to_json())
@@ -310,7 +310,7 @@ class _Run:
         return arms
 
     def _alone(self, method: Alone) -> tuple[dict[str, Arm], dict[str, Change]]:
-        """One baseline and nothing else; the original, where that is what it leaves."""
+        """One baseline by itself; the original, where the baseline leaves it as it is."""
         settings = self.settings
         shrinking = settings.shrink.epochs * settings.aim.iterations
         trained = None if method == "base" else self._baseline(method, shrinking)
@@ -389,7 +389,7 @@ class _Run:
         self.folder.save(model, name)
 
     def _arm(self, name: str, model: ir.Model, net: fx.GraphModule, epochs: int) -> Arm:
-        """Write a trained network and say what it is worth."""
+        """Write a trained network, and measure it."""
         trained = with_weights(model, net)
         self._save(trained, f"{name}.onnx")
         graph = lift(trained, **self.graph.options.arguments())

@@ -1,10 +1,11 @@
 """Trade-off curves: runs over budgets, methods and seeds, whose results are rows of a file.
 
-    rows.jsonl       one row per run, as it is done; what stands there is not computed again
+    rows.jsonl       one row per run, as it is done; what is there is not computed again
     RUN/...          a folder of :mod:`morphgraph.recipes.run` for every run
 
-A row's key is a hash of its settings, the model and the data. A sweep that was stopped goes on by
-the same call; a larger one computes what is missing. Where a row was computed does not matter.
+A row's key is a hash of its settings, the model and the data. The same
+call resumes a sweep that was stopped; a larger one computes what is missing. Where a row was
+computed does not matter.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ ROWS = "rows.jsonl"
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What one run came to.
+    """The result of one run.
 
     ``method``, ``budget``, ``cost`` (what the regularizer counted) and ``seed`` are what was asked.
     ``accuracy`` on the test images (0 to 1); ``costs`` counted on the file that was written, at
@@ -55,7 +56,7 @@ class Row(msgspec.Struct, frozen=True):
     folder: str
 
     def order(self) -> tuple[str, ...]:
-        """Where the row stands among others."""
+        """The key that rows are sorted by."""
         return self.method, str(self.budget), self.cost, f"{self.seed:09}", self.key
 
 

@@ -61,7 +61,7 @@ class Recipe:
     compiled: bool = False
 
     def shrinking(self, epochs: int) -> "Recipe":
-        """The same for a phase that learns a structure: so many epochs, at a constant rate."""
+        """The same for a phase that learns a structure, at a constant rate."""
         return replace(self, epochs=epochs, constant=True)
 
     def rate(self, step: int, steps: int) -> float:
@@ -78,7 +78,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one epoch came to."""
+    """The result of one epoch."""
 
     number: int
     epochs: int
@@ -112,8 +112,8 @@ def train(
     """Train a classifier in place.
 
     The order of images, crops and flips follow from the seed, the phase and the number of the
-    epoch; the global generators are seeded for the phase. So a phase that goes on from a checkpoint
-    comes to the same numbers as one that was never stopped, on as many threads.
+    epoch; the global generators are seeded for the phase. So a phase that is resumed from a
+    checkpoint gives the same numbers as one that was never stopped, on as many threads.
 
     Args:
         net: ``[N, channels, height, width] -> [N, classes]``, on the device where it is to train.
@@ -123,8 +123,7 @@ def train(
         phase: name of what is trained.
         penalty: what shrinks the network, if anything does.
         on_epoch: called after every epoch.
-        checkpoint: where to go on from, and where to write what is needed for that: after every
-            epoch, and within one where it is due.
+        checkpoint: to resume from; written after every epoch, and within one where it is due.
 
     Of several processes (see :mod:`morphgraph.train.distributed`) each trains on its share of
     every batch; ``recipe.batch_size`` is that of all of them together.
@@ -137,7 +136,7 @@ def train(
 
 
 class _Training:
-    """A phase as it goes on. ``step``, ``epoch`` and ``batch`` count what is done."""
+    """A running phase. ``step``, ``epoch`` and ``batch`` count what is done."""
 
     def __init__(
         self,
@@ -165,7 +164,7 @@ class _Training:
         self.steps = recipe.epochs * steps_per_epoch(dataset, recipe)
         self.step = self.epoch = self.batch = 0
         self.total = self.seconds = 0.0  # of this epoch: sum of losses, time
-        # Convolutions are faster where the channels of a pixel lie side by side.
+        # Convolutions are faster where the channels of a pixel are adjacent in memory.
         net.to(memory_format=torch.channels_last)
         self.device = next(net.parameters()).device
         self.optimizer = make_optimizer(net, recipe)
@@ -224,7 +223,7 @@ class _Training:
         self.step += 1
 
     def _finished(self) -> Epoch:
-        """Count the epoch that is over, and say what it came to."""
+        """Count the epoch that is over, and return its result."""
         self.epoch += 1
         if not math.isfinite(self.total):
             raise UnsupportedError(
@@ -239,7 +238,7 @@ class _Training:
         return Epoch(self.epoch, self.recipe.epochs, loss, self.seconds, live, weight)
 
     def _save(self) -> None:
-        """Write what is needed to go on from here; of a phase that is over, the network."""
+        """Write what is needed to resume here; of a phase that is over, the network."""
         if self.checkpoint is None or not distributed.is_first():
             return
         state: State = {

@@ -83,7 +83,7 @@ def work(task: Task, job: Job) -> Outcome:
 
 
 def on_this_machine(task: Task, jobs: Jobs, processes: int) -> Iterator[tuple[str, Outcome]]:
-    """Run jobs in so many processes; gives what each came to, by its name, as it is done.
+    """Run jobs in ``processes`` processes; yields their names and outcomes as they are done.
 
     Each process has one GPU, if there are any.
 
@@ -150,7 +150,7 @@ def on_ray(task: Task, jobs: Jobs, address: str, processes: int) -> Iterator[tup
 
     Args:
         task, jobs: what is to be done.
-        address: as for ``ray.init``; ``"local"`` starts an instance here, with so many processes.
+        address: as for ``ray.init``; ``"local"`` starts an instance on this machine.
         processes: of a local instance; a cluster runs as many jobs as it has room for.
 
     Raises:

@@ -1,7 +1,7 @@
-"""What structure learning is to come to, and how: plain data, without torch.
+"""The configuration of structure learning: plain data, without torch.
 
-The fields say about themselves what a command line needs to know of them; ``morphgraph morph`` and
-``morphgraph sweep`` make their options of them.
+The annotations of the fields hold what a command line needs; ``morphgraph morph`` and
+``morphgraph sweep`` take their options from them.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ SHRINK_TO = 0.35
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What structure learning is to come to.
+    """The target of structure learning, and how to get there.
 
     Attributes:
         budget: per cost an amount or a share of the original's, such as ``{"flops": "50%"}``. All

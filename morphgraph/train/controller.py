@@ -90,7 +90,7 @@ class FixedWeight:
             self.regularizer.proximal_step(lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """The weight is all that could be changed from outside."""
+        """The weight: all that can change."""
         return {"weight": self.regularizer.weight}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -223,8 +223,8 @@ class Budget:
 
         A proportional controller of log(weight), with the prediction in place of a derivative term.
         """
-        # 1. Predict the share some steps ahead: strengths that fall go on falling at their mean
-        # speed, those that rise stay as they are.
+        # 1. Predict the share some steps ahead: strengths that fall keep their mean speed, those
+        # that rise stay as they are.
         predicted = self.share
         if self._before is not None:
             speed = (strengths - self._before) / self.interval

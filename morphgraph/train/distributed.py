@@ -71,7 +71,7 @@ def is_first() -> bool:
 
 
 def own_share(count: int) -> slice:
-    """This process's part of so many images; parts differ by one at most.
+    """This process's part of ``count`` images; parts differ by one at most.
 
     >>> own_share(128)
     slice(0, 128, None)
@@ -97,7 +97,7 @@ def from_first(make: Callable[[], _T]) -> _T:
 
 
 def state_from_first(make: Callable[[], State | None], device: torch.device) -> State | None:
-    """The same for plain data and tensors, which come to this process's own device."""
+    """The same for plain data and tensors; the tensors are moved to ``device``."""
     if size() == 1:
         return make()
 

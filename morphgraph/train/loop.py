@@ -38,7 +38,7 @@ Fit = Callable[[nn.Module, Penalty], None]
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one round of shrinking and expanding came to.
+    """The result of one round of shrinking and expanding.
 
     Attributes:
         number: from 1.
@@ -213,14 +213,14 @@ def start_of_last(last: Iteration, weights: Start, seed: int) -> ir.Model:
 
 @dataclass(frozen=True)
 class MorphResult:
-    """What structure learning came to.
+    """The result of structure learning.
 
     Attributes:
         graph: the original network, lifted.
         plan: the structure that the training decided on, as a plan for the original.
         model: the resized network with its trained weights.
         net: the same as a torch module.
-        iterations: what every iteration came to.
+        iterations: the results of all iterations.
     """
 
     graph: ChannelGraph
@@ -267,7 +267,7 @@ def morph(
         iterations: how often to shrink and expand before the last training.
         cost: what the regularizer counts; the first of the budget's costs if not given.
         steps: optimizer steps of a phase, for a ``fit`` that does not call ``penalty.begin``; 1000
-            are supposed if nobody says.
+            are assumed without either.
         shrink_to, strength, round_to, min_width, max_growth, weights, absorb, update, relative: see
             :class:`~morphgraph.train.config.SearchConfig`; with ``update="subgradient"`` ``fit``
             adds ``penalty.loss()`` to the loss.

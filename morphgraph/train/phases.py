@@ -70,7 +70,7 @@ class Shrink:
     Args:
         regularizer: of the network that is trained.
         target: the cost, of the regularizer's own kind and in its units, to be reached.
-        steps: of the phase, where nobody calls :meth:`begin`.
+        steps: of the phase, where :meth:`begin` is not called.
         update: see :class:`~morphgraph.train.controller.FixedWeight`.
     """
 

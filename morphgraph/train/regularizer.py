@@ -46,7 +46,7 @@ class Regularizer:
         graph: the lifted network.
         net: the module to be trained.
         cost: the resource to save, or a :class:`~morphgraph.passes.analysis.polynomial.Cost`.
-        strength: ``"bn"``: the scales of norms and layer scales, refused where they cannot silence
+        strength: ``"bn"``: the scales of norms and layer scales, refused where no scale can zero
             a group; ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: scales where
             they cut every path from a group's producers to its readers, the group lasso elsewhere.
             Of several scales in a row the last one counts, since a BatchNorm undoes the scales

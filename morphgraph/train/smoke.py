@@ -29,7 +29,7 @@ _MOVED = 0.01  # share of the cost within which it has not moved
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what was tried, and what came of it. ``reason`` is empty where it passed."""
+    """One check and its result. ``reason`` says why it failed, and is empty where it passed."""
 
     name: str
     before: float
@@ -65,7 +65,7 @@ class FixedPenalty(FixedWeight):
     Args:
         regularizer: of the network that is trained.
         strength: 1 would zero an average channel within the steps, were there no loss; the
-            weight is set for that when the first step tells its length.
+            weight is set for that when the first step's length is known.
         steps: after which the phase is ended.
     """
 
