@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -97,15 +97,7 @@ def complain(text: str) -> None:
 def talking(settings: Settings) -> Iterator[None]:
     """Warnings and log records become lines on stderr while a command runs."""
 
-    def warn(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: object = None,
-        line: str | None = None,
-    ) -> None:
-        del filename, lineno, file, line
+    def warn(message: Warning | str, category: type[Warning], *_: Any, **_place: Any) -> None:
         if settings.verbosity >= 0:
             source = "" if issubclass(category, MorphWarning) else f"{category.__name__}: "
             _say(f"morphgraph: warning: {source}{message}")

@@ -174,20 +174,10 @@ class SecondaryRunFolder:
     warnings: tuple[str, ...] = ()
     seconds = 0.0
 
-    def log(self, event: str, **fields: object) -> None:
-        """Do nothing."""
+    def _nothing(self, *_: object, **_fields: object) -> None:
+        """Do nothing: the first process writes and reports."""
 
-    def tell(self, event: str) -> None:
-        """See :meth:`log`."""
-
-    def write(self, name: str, content: bytes) -> None:
-        """See :meth:`log`."""
-
-    def save(self, model: ir.Model, name: str) -> None:
-        """See :meth:`log`."""
-
-    def finish(self, result: bytes) -> None:
-        """See :meth:`log`."""
+    log = tell = write = save = finish = _nothing
 
     def checkpoint(self, phase: str) -> Checkpoint:
         """Of the phase; states come from the first process, which alone reads and saves them."""

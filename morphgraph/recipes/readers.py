@@ -40,9 +40,9 @@ FASHION_CLASSES = (
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".webp"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Raw:
-    """What a reader finds: images and labels, split in two."""
+    """Images ``[N, height, width, channels]`` and labels ``[N]``, split in two, as read."""
 
     name: str
     classes: tuple[str, ...]

@@ -15,10 +15,10 @@ Models carry their preprocessing, layout and classes in their metadata.
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -154,22 +154,17 @@ def require_classes(graph: ChannelGraph, dataset: Dataset) -> None:
         )
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        dataset: Dataset,
-        settings: Settings,
-        folder: RunFolder | SecondaryRunFolder,
-        device: torch.device,
-    ) -> None:
-        self.graph = graph
-        self.dataset = dataset
-        self.settings = settings
-        self.folder = folder
-        self.device = device
-        self.trained: ChannelGraph | None = None  # the original, for baselines that score it
-        self.progress = Progress(planned_work(graph, settings))
+    graph: ChannelGraph
+    dataset: Dataset
+    settings: Settings
+    folder: RunFolder | SecondaryRunFolder
+    device: torch.device
+    trained: ChannelGraph | None = None  # the original, for baselines that score it
+
+    def __post_init__(self) -> None:
+        self.progress = Progress(planned_work(self.graph, self.settings))
 
     def go(self) -> Result:
         with warnings.catch_warnings():
@@ -180,18 +175,11 @@ class _Run:
         """Let ``MorphWarning`` become events: they must be in the log, each once."""
         others = warnings.showwarning
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, MorphWarning):
                 self.folder.log("warning", name=str(message))
             else:
-                others(message, category, filename, lineno, file, line)
+                others(message, category, *place, **more)
 
         warnings.simplefilter("always", MorphWarning)
         warnings.showwarning = show
@@ -245,7 +233,7 @@ class _Run:
             results.append(self._iteration(iteration))
             last = iteration
         for number in range(done + 1, settings.aim.iterations + 1):
-            self.progress.over(shrink_phase(number))
+            self.progress.finish(shrink_phase(number))
         return results, last
 
     def _iteration(self, iteration: Iteration) -> IterationResult:
@@ -366,7 +354,7 @@ class _Run:
         self.folder.log("phase", phase=phase, epochs=recipe.epochs)
 
         def tell(epoch: Epoch) -> None:
-            seconds = self.progress.left(phase, epoch.number, epoch.seconds)
+            seconds = self.progress.remaining(phase, epoch.number, epoch.seconds)
             self.folder.log("epoch", phase=phase, **asdict(epoch), left=round(seconds, 1))
 
         train(
@@ -379,7 +367,7 @@ class _Run:
             on_epoch=tell,
             checkpoint=self.folder.checkpoint(phase),
         )
-        self.progress.over(phase)
+        self.progress.finish(phase)
 
     def _save(self, model: ir.Model, name: str) -> None:
         """Write a model that says what images it takes."""
