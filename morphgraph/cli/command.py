@@ -138,52 +138,49 @@ def _click_type(kind: Any, meta: Meta) -> Any:
 
 def _common() -> list[click.Parameter]:
     """``-q``, ``-v``, ``--debug`` and ``--no-color``, which every command has."""
-    hidden = {"expose_value": False}
+
+    def common(*flags: str, callback: Callable[..., None], **attributes: Any) -> click.Parameter:
+        return click.Option(flags, expose_value=False, callback=callback, **attributes)
+
     return [
-        click.Option(
-            ["-q", "--quiet"],
+        common(
+            "-q",
+            "--quiet",
             is_flag=True,
-            callback=_set_quiet,
+            callback=_setting(verbosity=-1),
             help="No notes and warnings on stderr, only errors.",
-            **hidden,
         ),
-        click.Option(
-            ["-v", "--verbose"],
+        common(
+            "-v",
+            "--verbose",
             count=True,
             callback=_add_verbosity,
             help="Say on stderr what is done; twice, what other libraries log.",
-            **hidden,
         ),
-        click.Option(
-            ["--debug"],
+        common(
+            "--debug",
             is_flag=True,
-            callback=_set_debug,
+            callback=_setting(debug=True),
             help="Show where in the program an error arose.",
-            **hidden,
         ),
-        click.Option(
-            ["--no-color"],
+        common(
+            "--no-color",
             is_flag=True,
-            callback=_set_color,
+            callback=_setting(color=False),
             help="Plain text, also in a terminal (as does the variable NO_COLOR).",
-            **hidden,
         ),
     ]
 
 
-def _set_color(_ctx: click.Context, _param: click.Parameter, plain: bool) -> None:
-    if plain:
-        settings().color = False
+def _setting(**changes: Any) -> Callable[..., None]:
+    """A callback that changes settings where its flag is given."""
 
+    def callback(_ctx: click.Context, _param: click.Parameter, is_given: bool) -> None:
+        for name, value in changes.items() if is_given else ():
+            setattr(settings(), name, value)
 
-def _set_debug(_ctx: click.Context, _param: click.Parameter, debug: bool) -> None:
-    settings().debug = debug
+    return callback
 
 
 def _add_verbosity(_ctx: click.Context, _param: click.Parameter, count: int) -> None:
     settings().verbosity += count
-
-
-def _set_quiet(_ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
-    if quiet:
-        settings().verbosity = -1

@@ -21,14 +21,9 @@ from morphgraph.torch_io.export import export as export_network
 
 Input = tuple[str | None, tuple[int, ...], torch.dtype]
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "bool": torch.bool,
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name)
+    for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
 }
 
 

@@ -172,8 +172,8 @@ class Regularizer:
         marginals = self.marginals(strengths)
         if not self.relative:
             return marginals
-        # Divided by its group's mean, a channel's price is the same however small the group's
-        # strengths are together: they shrink in proportion, and only differences decide.
+        # In units of the group's mean strength: then a scale that all channels of the group share
+        # does not change what they cost.
         means = self._strengths.means(strengths, self.alive(strengths))
         return marginals * torch.where(means > 0, means, 1.0)
 
@@ -201,7 +201,7 @@ class Regularizer:
         ties = self._strengths.ties
         strengths = self.strengths()
         amounts = self._prices(strengths) * (step_size * self.weight / self.initial_cost)
-        # Twice the threshold: a channel that only just lives would die by rounding, or by the loss.
+        # With a margin: below twice the threshold a channel counts as dying.
         would_die = strengths - amounts * ties.rate <= 2 * self.threshold
         amounts[would_die & self.protected(strengths, would_die)] = 0.0
         values = [value for _, value in self._strengths.of_sources(l1_fraction=0.0)]
