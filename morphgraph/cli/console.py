@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Settings:
+class OutputSettings:
     """How much is said, and how; options of every command set it.
 
     ``verbosity`` is -1 (errors only), 0, or 1 and more (every step with its time). Of a
@@ -33,9 +33,9 @@ class Settings:
     color: bool = True
 
 
-def settings() -> Settings:
+def settings() -> OutputSettings:
     """The settings of the command that runs."""
-    return click.get_current_context().ensure_object(Settings)
+    return click.get_current_context().ensure_object(OutputSettings)
 
 
 def emit(text: str) -> None:
@@ -94,7 +94,7 @@ def complain(text: str) -> None:
 
 
 @contextmanager
-def talking(settings: Settings) -> Iterator[None]:
+def talking(settings: OutputSettings) -> Iterator[None]:
     """Warnings and log records become lines on stderr while a command runs."""
 
     def warn(message: Warning | str, category: type[Warning], *_: Any, **_place: Any) -> None:
@@ -117,7 +117,7 @@ def talking(settings: Settings) -> Iterator[None]:
 class _LogLines(logging.Handler):
     """Other libraries' log records: they explain, and never count as our warnings."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: OutputSettings) -> None:
         super().__init__(logging.INFO)
         self._settings = settings
 

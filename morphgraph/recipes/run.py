@@ -43,7 +43,7 @@ from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
 from morphgraph.train.loop import Iteration, rounds, start_of_last
-from morphgraph.train.phases import NoPenalty, Penalty, ResumablePenalty, Shrink
+from morphgraph.train.phases import NoPenalty, Penalty, ResumablePenalty, ShrinkPenalty
 from morphgraph.train.smoke import STEPS, SmokeReport, smoke_graph
 from morphgraph.workflow import resize_and_check
 
@@ -224,7 +224,7 @@ class _Run:
         done = 0
 
         def fit(net: nn.Module, penalty: Penalty) -> None:
-            assert isinstance(penalty, Shrink)
+            assert isinstance(penalty, ShrinkPenalty)
             self._train(shrink_phase(done + 1), net, settings.shrink, penalty)
 
         results = []
@@ -349,7 +349,7 @@ class _Run:
         return net
 
     def _train(
-        self, phase: str, net: nn.Module, recipe: Recipe, penalty: Shrink | None = None
+        self, phase: str, net: nn.Module, recipe: Recipe, penalty: ShrinkPenalty | None = None
     ) -> None:
         self.folder.log("phase", phase=phase, epochs=recipe.epochs)
 

@@ -29,7 +29,7 @@ from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
 from morphgraph.train.config import SHRINK_TO, SearchConfig
 from morphgraph.train.controller import ControlStep
-from morphgraph.train.phases import NoPenalty, Penalty, Shrink
+from morphgraph.train.phases import NoPenalty, Penalty, ShrinkPenalty
 from morphgraph.train.regularizer import Regularizer
 from morphgraph.workflow import Resized, resize_and_check
 
@@ -141,7 +141,7 @@ def _round(
         min_width=aim.min_width,
     )
     target = _target(regularizer, aim.shrink_to, replace(aim.limits, exclude=frozen))
-    penalty = Shrink(regularizer, target, steps, aim.update)
+    penalty = ShrinkPenalty(regularizer, target, steps, aim.update)
     fit(net, penalty)
     penalty.end()
 

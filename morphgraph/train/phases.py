@@ -64,7 +64,7 @@ class NoPenalty:
         """Do nothing."""
 
 
-class Shrink:
+class ShrinkPenalty:
     """The penalty of a phase that learns a structure: a controller, made when the length is known.
 
     Args:

@@ -12,7 +12,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
 from morphgraph.train.config import SearchConfig
 from morphgraph.train.loop import rounds
-from morphgraph.train.phases import Penalty, Shrink
+from morphgraph.train.phases import Penalty, ShrinkPenalty
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def test_the_plan_of_the_original_gives_the_network_of_every_round(name: str) ->
 
     def fit(_net: nn.Module, penalty: Penalty) -> None:
         """Silence 40 % of the channels, and some groups as a whole."""
-        assert isinstance(penalty, Shrink)
+        assert isinstance(penalty, ShrinkPenalty)
         regularizer = penalty.regularizer
         channels = len(regularizer.graph.channel_group)
         dead = torch.rand(channels, generator=chance) < 0.4
