@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -90,16 +91,18 @@ def grid(
         if method not in METHODS:
             raise ArgumentError(f"method '{method}' is unknown; use {', '.join(METHODS)}")
     runs: dict[str, Settings] = {}
-    for kind, amounts in budgets.items():
-        for amount in amounts:
-            for method in methods:
-                counted = (costs or (kind,)) if method == "morph" else (kind,)
-                asked = {next(iter(budgets)): "100%"} if method == "base" else {kind: amount}
-                for each in counted if method != "base" else asked:
-                    aim = replace(settings.aim, budget=asked, cost=each)
-                    for seed in seeds:
-                        one = replace(settings, aim=aim, method=method, seed=seed, baselines=())
-                        runs[_text(one)] = one
+    for unit, amounts in budgets.items():
+        for amount, method in product(amounts, methods):
+            budget, counted = {unit: amount}, tuple(costs) if costs else (unit,)
+            if method == "base":  # the same at every budget: one of them stands for all
+                first = next(iter(budgets))
+                budget, counted = {first: "100%"}, (first,)
+            elif method != "morph":
+                counted = (unit,)
+            for counted_cost, seed in product(counted, seeds):
+                aim = replace(settings.aim, budget=budget, cost=counted_cost)
+                one = replace(settings, aim=aim, method=method, seed=seed, baselines=())
+                runs[_text(one)] = one
     if not runs:
         raise ArgumentError("the sweep is empty; give at least one budget, method and seed")
     return list(runs.values())
