@@ -63,7 +63,7 @@ def analyze(
     ] = None,
     convention: Counting = "default",
     lifting: Lifting,
-    kind: OutputFormat = "table",
+    output_format: OutputFormat = "table",
 ) -> None:
     """Show a model's channel groups, what they cost, and which can shrink.
 
@@ -71,7 +71,7 @@ def analyze(
     """
     graph = open_graph(model, lifting)
     if name is not None:
-        show(explanation_report(explain(graph, name, convention=convention)), kind)
+        show(explanation_report(explain(graph, name, convention=convention)), output_format)
         return
     broken = warn_of_weights(model, graph)
     analysis = analyze_graph(
@@ -81,7 +81,7 @@ def analyze(
     tables = {"group": _group_table, "layer": _layer_table, "op": _op_table}
     table = _top(tables[by](graph, analysis), top)
     opaque = [_opaque_table(analysis)] if analysis.opaque_ops else []
-    show(Report(analysis, [table, *opaque], _head(graph, analysis)), kind)
+    show(Report(analysis, [table, *opaque], _head(graph, analysis)), output_format)
 
 
 def _warn_of_opaque(model: Path, analysis: Analysis) -> None:

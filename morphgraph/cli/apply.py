@@ -30,7 +30,7 @@ def apply(
     seed: Seed = 0,
     overwrite: Overwrite = False,
     lifting: Lifting,
-    kind: OutputFormat = "table",
+    output_format: OutputFormat = "table",
 ) -> None:
     """Resize a model by a plan, and check the result.
 
@@ -45,5 +45,5 @@ def apply(
             graph, chosen, weights=weights, verify=not no_verify, absorb=absorb, seed=seed
         )
     save(result.model, output, overwrite)
-    show(check_report(graph, chosen, result.report), kind)
+    show(check_report(graph, chosen, result.report), output_format)
     note(f"wrote {escape(str(output))}")

@@ -35,7 +35,7 @@ def bench(
     seed: Seed = 0,
     input_shapes: InputShapes = (),
     ops: Ops = (),
-    kind: OutputFormat = "table",
+    output_format: OutputFormat = "table",
 ) -> None:
     """Time models side by side in ONNX Runtime.
 
@@ -51,7 +51,7 @@ def bench(
         flops=_flops(models, Lifting(input_shapes=input_shapes)),
         input_shapes=dict(input_shapes),
     )
-    show(_report(result), kind)
+    show(_report(result), output_format)
 
 
 def _flops(models: Sequence[Path], lifting: Lifting) -> list[float] | None:

@@ -17,11 +17,11 @@ SCHEMA_VERSION = 1
 def check_report(graph: ChannelGraph, plan: Plan, report: VerifyReport | None) -> Report:
     """The costs before and after, and the error of every output where it was measured."""
     widths = plan.widths(graph)
-    costs = {kind: cost(graph, kind) for kind in ("macs", "flops", "params")}
+    costs = {unit: cost(graph, unit) for unit in ("macs", "flops", "params")}
     data: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "tool_version": __version__,
-        "cost": {kind: {"before": c.total, "after": c.at(widths)} for kind, c in costs.items()},
+        "cost": {unit: {"before": c.total, "after": c.at(widths)} for unit, c in costs.items()},
         "verified": report is not None,
     }
     head = [(c.unit, change(c.total, c.at(widths))) for c in costs.values()]

@@ -92,27 +92,27 @@ def _group(
 
 def _unpacked(hint: Any) -> tuple[Any, Meta]:
     """The type behind an annotation, ``X`` for ``X | None``, and what is said about it."""
-    kind, meta = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, Meta())
-    if get_origin(kind) in (Union, UnionType):
-        kind = next(each for each in get_args(kind) if each is not NoneType)
-    return kind, meta
+    value_type, meta = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, Meta())
+    if get_origin(value_type) in (Union, UnionType):
+        value_type = next(each for each in get_args(value_type) if each is not NoneType)
+    return value_type, meta
 
 
 def _argument(hint: Any) -> dict[str, Any]:
-    kind, meta = _unpacked(hint)
-    several = {"nargs": -1, "required": True} if get_origin(kind) is tuple else {}
-    return {"type": _click_type(kind, meta), **several, **(meta.extra or {})}
+    value_type, meta = _unpacked(hint)
+    several = {"nargs": -1, "required": True} if get_origin(value_type) is tuple else {}
+    return {"type": _click_type(value_type, meta), **several, **(meta.extra or {})}
 
 
 def _option(name: str, hint: Any, default: Any) -> click.Option:
-    kind, meta = _unpacked(hint)
+    value_type, meta = _unpacked(hint)
     attributes: dict[str, Any] = {"help": meta.description, **(meta.extra or {})}
     flags = attributes.pop("flags", (f"--{name.replace('_', '-')}",))
-    attributes.setdefault("multiple", get_origin(kind) is tuple)
-    if kind is bool:
+    attributes.setdefault("multiple", get_origin(value_type) is tuple)
+    if value_type is bool:
         attributes.setdefault("is_flag", True)
     else:
-        attributes.setdefault("type", _click_type(kind, meta))
+        attributes.setdefault("type", _click_type(value_type, meta))
     if default in (inspect.Parameter.empty, dataclasses.MISSING):
         attributes.setdefault("required", True)
     elif not any(default is nothing for nothing in (None, False, ())):
@@ -120,20 +120,20 @@ def _option(name: str, hint: Any, default: Any) -> click.Option:
     return click.Option([*flags, name], **attributes)
 
 
-def _click_type(kind: Any, meta: Meta) -> Any:
+def _click_type(value_type: Any, meta: Meta) -> Any:
     """What click is to make of an argument's text."""
     low = meta.ge if meta.gt is None else meta.gt
-    if get_origin(kind) is tuple:
-        return _click_type(get_args(kind)[0], meta)
-    if get_origin(kind) is Literal:
-        return click.Choice(get_args(kind))
-    if kind is Path:
+    if get_origin(value_type) is tuple:
+        return _click_type(get_args(value_type)[0], meta)
+    if get_origin(value_type) is Literal:
+        return click.Choice(get_args(value_type))
+    if value_type is Path:
         return click.Path(path_type=Path)
-    if kind is int and low is not None:
+    if value_type is int and low is not None:
         return click.IntRange(int(low))
-    if kind is float:
+    if value_type is float:
         return click.FloatRange(low, meta.le, min_open=meta.gt is not None)
-    return kind
+    return value_type
 
 
 def _common() -> list[click.Parameter]:

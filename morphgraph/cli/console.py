@@ -49,14 +49,14 @@ def emit(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def show(report: "Report", kind: "Format") -> None:
+def show(report: "Report", output_format: "Format") -> None:
     """Write a report to stdout in the format that the user wants."""
     if settings().silent:
         return
     from morphgraph.report.tables import render
 
     color = settings().color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    emit(render(report, kind, color=color, width=_terminal_width()))
+    emit(render(report, output_format, color=color, width=_terminal_width()))
 
 
 def _terminal_width() -> int | None:

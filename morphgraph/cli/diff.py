@@ -12,13 +12,15 @@ from morphgraph.report.tables import Cell, Column, Report, Table, change, number
 
 
 @command
-def diff(base: Path, slim: Path, *, lifting: Lifting, kind: OutputFormat = "table") -> None:
+def diff(
+    base: Path, slim: Path, *, lifting: Lifting, output_format: OutputFormat = "table"
+) -> None:
     """Show what changed between two models, layer by layer.
 
     Layers and nodes are matched by name; MACs are per sample.
     """
     result = compare(open_graph(base, lifting), open_graph(slim, lifting), base, slim)
-    show(_report(result), kind)
+    show(_report(result), output_format)
 
 
 def _report(result: Diff) -> Report:

@@ -50,7 +50,7 @@ _FEATURES = (
 
 
 @command
-def doctor(*, kind: OutputFormat = "table") -> None:
+def doctor(*, output_format: OutputFormat = "table") -> None:
     """Show versions, CPU features and execution providers."""
     packages = {name: _version(name) for name in _PACKAGES}
     model, features = _cpu()
@@ -73,7 +73,7 @@ def doctor(*, kind: OutputFormat = "table") -> None:
         ["execution providers", ", ".join(_providers()) or "onnxruntime is not installed"],
     ]
     rows += [[name, release or "not installed"] for name, release in packages.items()]
-    show(Report(data, [Table([Column("what"), Column("found")], rows)]), kind)
+    show(Report(data, [Table([Column("what"), Column("found")], rows)]), output_format)
 
 
 def _version(package: str) -> str | None:

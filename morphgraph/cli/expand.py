@@ -36,7 +36,7 @@ def expand(
     output: Annotated[Path, output_file("wide.json")],
     overwrite: Overwrite = False,
     lifting: Lifting,
-    kind: OutputFormat = "table",
+    output_format: OutputFormat = "table",
 ) -> None:
     """Multiply the widths of a plan by the largest factor that fits a budget.
 
@@ -51,5 +51,5 @@ def expand(
     with step("expanding"):
         wide = expand_plan(graph, small, dict(budgets), **options.arguments())
     wide.save(output, overwrite)
-    show(plan_report(graph, wide, options.convention), kind)
+    show(plan_report(graph, wide, options.convention), output_format)
     note(f"wrote {escape(str(output))}")

@@ -43,11 +43,11 @@ class Lifting:
 
 
 @contextmanager
-def naming(path: Path, kind: type[MorphError] = MorphError) -> Iterator[None]:
-    """Errors of this kind begin with the file that they are about."""
+def naming(path: Path, errors: type[MorphError] = MorphError) -> Iterator[None]:
+    """Errors of these types begin with the file that they are about."""
     try:
         yield
-    except kind as error:
+    except errors as error:
         raise type(error)(f"{escape(str(path))}: {error}") from error
 
 

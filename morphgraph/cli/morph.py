@@ -66,7 +66,7 @@ def morph(
     seed: Seed = 0,
     overwrite: Overwrite = False,
     lifting: Lifting,
-    kind: OutputFormat = "table",
+    output_format: OutputFormat = "table",
 ) -> int:
     """Learn a network's structure within a budget, and train it.
 
@@ -98,7 +98,7 @@ def morph(
     )
     if smoke:
         checked = smoke_run(graph, dataset, settings)
-        show(smoke_report(checked), kind)
+        show(smoke_report(checked), output_format)
         return 0 if checked.passed else 1
     assert folder is not None
     result = run(
@@ -111,7 +111,7 @@ def morph(
         checkpoint_seconds=checkpoint_seconds,
         on_event=_tell,
     )
-    show(result_report(result, folder), kind)
+    show(result_report(result, folder), output_format)
     return 0
 
 

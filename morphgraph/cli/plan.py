@@ -78,7 +78,7 @@ def plan(
     output: Annotated[Path | None, output_file("plan.json")] = None,
     overwrite: Overwrite = False,
     lifting: Lifting,
-    kind: OutputFormat = "table",
+    output_format: OutputFormat = "table",
 ) -> None:
     """Decide which channels stay so that a model fits a budget.
 
@@ -110,7 +110,7 @@ def plan(
             result = removal_path.plan(graph, dict(budgets), **asdict(options))
     if output is not None:
         result.save(output, overwrite)
-    show(plan_report(graph, result, options.convention), kind)
+    show(plan_report(graph, result, options.convention), output_format)
     note(f"wrote {escape(str(output))}" if output else "nothing written; give -o to keep the plan")
 
 

@@ -97,7 +97,7 @@ def sweep(
     ] = None,
     folder: Annotated[Path, option(None, "-o", "--output", metavar="runs/NAME")],
     lifting: Lifting,
-    kind: OutputFormat = "table",
+    output_format: OutputFormat = "table",
 ) -> None:
     """Draw trade-off curves: train a model at several budgets by several methods.
 
@@ -129,4 +129,4 @@ def sweep(
         graph, dataset, runs, folder, jobs=jobs, ray=ray, ops=lifting.ops, on_row=tell
     )
     write_atomically(folder / _PICTURE, curves_svg(rows, dataset.name), overwrite=True)
-    show(sweep_report(rows, [str(folder / ROWS), str(folder / _PICTURE)]), kind)
+    show(sweep_report(rows, [str(folder / ROWS), str(folder / _PICTURE)]), output_format)

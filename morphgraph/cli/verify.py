@@ -19,7 +19,7 @@ def verify(
     *,
     seed: Seed = 0,
     lifting: Lifting,
-    kind: OutputFormat = "table",
+    output_format: OutputFormat = "table",
 ) -> None:
     """Check that a resized model computes what the masked original computes.
 
@@ -30,6 +30,6 @@ def verify(
     small = load(slim)
     with step("comparing"), naming(slim):
         report = check(graph, chosen, small, seed=seed)
-    show(check_report(graph, chosen, report), kind)
+    show(check_report(graph, chosen, report), output_format)
     with naming(slim):
         report.require()

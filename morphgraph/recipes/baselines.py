@@ -65,5 +65,5 @@ def _pruned(name: Score, graph: ChannelGraph, aim: SearchConfig, seed: int) -> P
     ceilings = np.where(aim.limits.allowed(graph), graph.widths, start)
     widths = spend_rest(constraints, start, start, ceilings, aim.limits)
     request = pruned.request | {"score": name, "seed": seed, "fill": True}
-    costs = [cost(graph, kind) for kind in pruned.cost]
+    costs = [cost(graph, unit) for unit in pruned.cost]
     return build_plan(graph, top_channels(graph, widths, scores), request, costs)

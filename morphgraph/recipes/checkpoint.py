@@ -78,11 +78,11 @@ def seed_everything(seed: int) -> None:
 
 def random_states() -> State:
     """The states of the global generators."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    generator, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (str(kind), np.asarray(keys).tolist(), position, has_gauss, cached),
+        "numpy": (str(generator), np.asarray(keys).tolist(), position, has_gauss, cached),
         "python": random.getstate(),
     }
 
@@ -92,7 +92,7 @@ def restore_random_states(state: State) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"]:
         torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    generator, keys, *rest = state["numpy"]
+    np.random.set_state((generator, np.array(keys, dtype=np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

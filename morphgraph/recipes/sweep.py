@@ -187,9 +187,9 @@ def _keys(graph: ChannelGraph, dataset: Dataset, runs: Sequence[Settings]) -> di
 
 def _name(settings: Settings, key: str) -> str:
     """A name for a run's folder that a person can read, and that is no other run's."""
-    ((kind, amount),) = settings.aim.budget.items()
-    counted = [settings.aim.kind] if settings.aim.kind != kind else []
-    words = [settings.method, f"{kind}-{amount}", *counted, f"seed{settings.seed}", key[:8]]
+    ((unit, amount),) = settings.aim.budget.items()
+    counted = [settings.aim.regularized] if settings.aim.regularized != unit else []
+    words = [settings.method, f"{unit}-{amount}", *counted, f"seed{settings.seed}", key[:8]]
     return "-".join(re.sub(r"[^\w.]+", "-", str(word)).strip("-") for word in words)
 
 
@@ -198,17 +198,17 @@ def _row(graph: ChannelGraph, key: str, job: Job, result: Result) -> Row:
     settings = job.settings
     arm = result.arms.get("slim") or next(iter(result.arms.values()))
     trained = lift(load(Path(job.folder) / arm.file), **graph.options.arguments())
-    kinds = dict.fromkeys(["flops", "params", *settings.aim.budget, settings.aim.kind])
-    costs = {kind: cost(trained, kind).total for kind in kinds}
+    units = dict.fromkeys(["flops", "params", *settings.aim.budget, settings.aim.regularized])
+    costs = {unit: cost(trained, unit).total for unit in units}
     return Row(
         key=key,
         method=settings.method,
-        budget={kind: str(amount) for kind, amount in settings.aim.budget.items()},
-        cost=settings.aim.kind,
+        budget={unit: str(amount) for unit, amount in settings.aim.budget.items()},
+        cost=settings.aim.regularized,
         seed=settings.seed,
         accuracy=arm.accuracy,
         costs=costs,
-        shares={kind: value / cost(graph, kind).total for kind, value in costs.items()},
+        shares={unit: value / cost(graph, unit).total for unit, value in costs.items()},
         epochs=arm.epochs,
         folder=Path(job.folder).name,
     )

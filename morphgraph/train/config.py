@@ -105,7 +105,7 @@ class SearchConfig:
             raise ArgumentError(f"max_growth={self.max_growth}: give a number from 1")
 
     @property
-    def kind(self) -> str:
+    def regularized(self) -> str:
         """The cost that the regularizer counts."""
         return self.cost or next(iter(self.budget))
 
@@ -121,7 +121,7 @@ class SearchConfig:
             ArgumentError: an amount is none, or a cost is unknown.
             BudgetError: the narrowest network is above a budget.
         """
-        cost_of(graph, self.kind)
+        cost_of(graph, self.regularized)
         require_reachable(graph, resolve_budget(graph, self.budget, "default"), self.limits)
 
     def request(self) -> dict[str, Any]:
@@ -129,6 +129,6 @@ class SearchConfig:
         names = ("iterations", "shrink_to", "strength", "update", "relative", "round_to")
         return {
             "morph": {unit: str(amount) for unit, amount in self.budget.items()},
-            "cost": self.kind,
+            "cost": self.regularized,
             **{name: getattr(self, name) for name in (*names, "min_width", "max_growth")},
         }

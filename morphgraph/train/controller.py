@@ -146,20 +146,20 @@ class Budget:
         interval: int | None = None,
         update: Update = "proximal",
     ) -> None:
-        kind = regularizer.cost.kind
+        unit = regularizer.cost.kind
         amounts = {spelling(parse_cost(name)): amount for name, amount in budget.items()}
-        if set(amounts) != {kind}:
+        if set(amounts) != {unit}:
             raise UnsupportedError(
-                f"budget {dict(budget)}: the regularizer counts {kind}; give one budget, on {kind}"
+                f"budget {dict(budget)}: the regularizer counts {unit}; give one budget, on {unit}"
             )
         self.regularizer = regularizer
         initial = regularizer.initial_cost
-        self.target = parse_amount(amounts[kind], initial, regularizer.cost.unit) / initial
+        self.target = parse_amount(amounts[unit], initial, regularizer.cost.unit) / initial
         lowest = regularizer.lowest_share()
         if self.target < lowest:
             raise BudgetError(
-                f"budget {kind}={amounts[kind]} cannot be met: the narrowest network needs "
-                f"{lowest:.1%} of the model's {kind}; raise the budget"
+                f"budget {unit}={amounts[unit]} cannot be met: the narrowest network needs "
+                f"{lowest:.1%} of the model's {unit}; raise the budget"
             )
         self.steps = steps
         self.start, self.end = start, end

@@ -134,7 +134,7 @@ def _round(
     regularizer = Regularizer(
         graph,
         net,
-        aim.kind,
+        aim.regularized,
         aim.strength,
         relative=aim.relative,
         exclude=frozen,

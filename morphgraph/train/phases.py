@@ -147,8 +147,8 @@ class ShrinkPenalty:
     def _controller(self) -> Budget:
         # Made at its first use: `begin`, if it is called at all, says how long the phase is.
         if self.budget is None:
-            kind = self.regularizer.cost.kind
+            unit = self.regularizer.cost.kind
             self.budget = Budget(
-                self.regularizer, {kind: self.target}, self.steps, update=self.update
+                self.regularizer, {unit: self.target}, self.steps, update=self.update
             )
         return self.budget
