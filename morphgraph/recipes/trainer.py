@@ -135,42 +135,39 @@ def train(
     _Training(net, dataset, recipe, seed, phase, penalty or NoPenalty(), checkpoint).go(on_epoch)
 
 
+@dataclass
 class _Training:
     """A running phase. ``step``, ``epoch`` and ``batch`` count what is done."""
 
-    def __init__(
-        self,
-        net: nn.Module,
-        dataset: Dataset,
-        recipe: Recipe,
-        seed: int,
-        phase: str,
-        penalty: ResumablePenalty,
-        checkpoint: Checkpoint | None,
-    ) -> None:
-        self.net = net
-        self.dataset = dataset
-        self.recipe = recipe
-        self.seed = seed
-        self.phase = phase
-        self.penalty = penalty
-        self.checkpoint = checkpoint
-        self.images = min(recipe.batch_size, len(dataset.y_train))  # of a batch, on all processes
+    net: nn.Module
+    dataset: Dataset
+    recipe: Recipe
+    seed: int
+    phase: str
+    penalty: ResumablePenalty
+    checkpoint: Checkpoint | None
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    total: float = 0.0  # the sum of losses of this epoch
+    seconds: float = 0.0  # of this epoch
+
+    def __post_init__(self) -> None:
+        # Of a batch, on all processes.
+        self.images = min(self.recipe.batch_size, len(self.dataset.y_train))
         if self.images < distributed.size():
             raise ArgumentError(
                 f"batches of {self.images} images cannot be shared by {distributed.size()} "
                 "processes; raise --batch-size, or start fewer"
             )
-        self.steps = recipe.epochs * steps_per_epoch(dataset, recipe)
-        self.step = self.epoch = self.batch = 0
-        self.total = self.seconds = 0.0  # of this epoch: sum of losses, time
+        self.steps = self.recipe.epochs * steps_per_epoch(self.dataset, self.recipe)
         # Convolutions are faster where the channels of a pixel are adjacent in memory.
-        net.to(memory_format=torch.channels_last)
-        self.device = next(net.parameters()).device
-        self.optimizer = make_optimizer(net, recipe)
-        shared = distributed.shared(net)
+        self.net.to(memory_format=torch.channels_last)
+        self.device = next(self.net.parameters()).device
+        self.optimizer = make_optimizer(self.net, self.recipe)
+        forward = distributed.shared(self.net)
         self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(shared) if recipe.compiled else shared
+            torch.compile(forward) if self.recipe.compiled else forward
         )
 
     def go(self, on_epoch: Callable[[Epoch], None] | None) -> None:
