@@ -101,7 +101,7 @@ class Regularizer:
         self._strengths = Strengths(
             graph,
             net,
-            np.array([self.limits.allows(group) for group in graph.groups], dtype=bool),
+            self.limits.allowed(graph),
             strength,
             threshold=threshold,
             l1_fraction=l1_fraction,

@@ -33,9 +33,10 @@ import torch
 from entries import ENTRIES
 from entry import ROOT, Entry, export_digest, program_digest, versions
 from examine import Examination
-from findings import Findings
 from prepare import is_prepared, note_memory, prepare
 from report import report
+
+from findings import Findings
 
 RUNS = ROOT / "runs" / "zoo"
 RESULTS = RUNS / "results.jsonl"

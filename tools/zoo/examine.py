@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 import torch
 from entry import Entry, Feeds
-from findings import BUDGET, TOLERANCE, Findings
 from prepare import stored, worst_error
 
 import morphgraph as mg
+from findings import BUDGET, TOLERANCE, Findings
 from morphgraph.errors import MorphError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.runtime import run
