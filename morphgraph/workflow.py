@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -12,6 +12,7 @@ from morphgraph.arrays import Array
 from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
+from morphgraph.options import Start
 from morphgraph.passes.checking.verify import (
     VerifyReport,
     require_valid,
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     Weights = nn.Module | Mapping[str, torch.Tensor]
-
-Start = Literal["keep", "fresh"]
-"""Where a resized network's weights come from: the model's, or newly drawn."""
 
 
 @dataclass(frozen=True)

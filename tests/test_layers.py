@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "morphgraph"
 # From the bottom up. A unit (a module of the package, a folder, or a stage of the passes) imports
 # itself and lower layers.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"arrays", "errors", "tolerances", "version"}),
+    frozenset({"arrays", "errors", "options", "tolerances", "version"}),
     frozenset({"notation"}),
     frozenset({"onnx_io"}),
     frozenset({"edit", "graph"}),
@@ -39,7 +39,17 @@ LAYERS: tuple[frozenset[str], ...] = (
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # A lowering stands with its operator; the type of the builder that it is given lies above.
 FOR_TYPES = {("ops", "torch_io")}
-WITHOUT_TORCH = ("edit", "graph", "notation", "onnx_io", "ops", "passes", "plans", "benchmark")
+WITHOUT_TORCH = (
+    "edit",
+    "graph",
+    "options",
+    "notation",
+    "onnx_io",
+    "ops",
+    "passes",
+    "plans",
+    "benchmark",
+)
 
 
 def _sources() -> dict[str, str]:

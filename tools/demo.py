@@ -23,7 +23,7 @@ from morphgraph.recipes.trainer import Recipe
 from morphgraph.report.runs import event_line, result_report
 from morphgraph.report.tables import Column, Report, Table, amount, number_column, render, share
 from morphgraph.testing.examples import image, residual_cnn
-from morphgraph.train.loop import SearchConfig
+from morphgraph.train.config import SearchConfig
 
 # ONNX Runtime computes convolutions in blocks of 8 or 16 channels; other widths cost time.
 ROUND_TO = 16

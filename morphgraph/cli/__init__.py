@@ -9,7 +9,7 @@ from importlib import import_module
 
 import click
 
-from morphgraph.cli.console import Settings, complain, talking
+from morphgraph.cli.console import OutputSettings, complain, talking
 from morphgraph.errors import FileError, MorphError
 from morphgraph.version import __version__
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     morphgraph, version ...
     0
     """
-    settings = Settings()
+    settings = OutputSettings()
     with talking(settings):
         try:
             result = cli.main(

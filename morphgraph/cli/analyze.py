@@ -2,23 +2,17 @@
 
 import warnings
 from pathlib import Path
+from typing import Annotated, Literal
 
-import click
-
+from morphgraph.cli.command import command
 from morphgraph.cli.console import show
-from morphgraph.cli.models import open_graph, some, warn_of_weights
-from morphgraph.cli.options import (
-    MODEL,
-    Lifting,
-    common,
-    convention_option,
-    format_option,
-    lift_options,
-)
+from morphgraph.cli.models import Lifting, open_graph, some, warn_of_weights
+from morphgraph.cli.shared_options import OutputFormat
+from morphgraph.cli.width_options import Counting
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.passes.analysis.cost import Convention
+from morphgraph.options import option
 from morphgraph.report.analysis import (
     Analysis,
     analyze as analyze_graph,
@@ -27,58 +21,49 @@ from morphgraph.report.analysis import (
 from morphgraph.report.explain import explain
 from morphgraph.report.explanation import explanation_report
 from morphgraph.report.tables import (
-    Column,
-    Format,
     Report,
     Table,
     amount,
-    number,
+    number_column,
     plain,
     share,
     size,
+    table_of,
 )
 
 
-@click.command()
-@click.argument("model", type=MODEL)
-@click.option(
-    "--by",
-    type=click.Choice(["group", "layer", "op"]),
-    default="group",
-    show_default=True,
-    help="What a row of the table stands for.",
-)
-@click.option(
-    "--cost",
-    "cost_kind",
-    default="flops",
-    show_default=True,
-    metavar="COST",
-    help="The cost that rows are priced with: flops, params, memory, latency@P100 (a device), "
-    "flops+20*params (a weighted sum), ...",
-)
-@click.option(
-    "--explain",
-    "name",
-    metavar="NAME",
-    help="Tell the life of a group: by its id or name, a layer, a tensor, an operator, or a glob.",
-)
-@click.option(
-    "--top", type=click.IntRange(min=1), metavar="N", help="Only the N most expensive rows."
-)
-@convention_option
-@lift_options
-@format_option
-@common
+@command
 def analyze(
     model: Path,
-    by: str,
-    cost_kind: str,
-    name: str | None,
-    top: int | None,
-    convention: Convention,
+    *,
+    by: Annotated[
+        Literal["group", "layer", "op"], option("What a row of the table stands for.")
+    ] = "group",
+    cost_kind: Annotated[
+        str,
+        option(
+            "The cost that rows are priced with: flops, params, memory, latency@P100 (a device), "
+            "flops+20*params (a weighted sum), ...",
+            "--cost",
+            metavar="COST",
+        ),
+    ] = "flops",
+    name: Annotated[
+        str | None,
+        option(
+            "Tell the life of a group: by its id or name, a layer, a tensor, an operator, or a "
+            "glob.",
+            "--explain",
+            metavar="NAME",
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        option("Only the N most expensive rows.", ge=1, metavar="N"),
+    ] = None,
+    convention: Counting = "default",
     lifting: Lifting,
-    kind: Format,
+    output_format: OutputFormat = "table",
 ) -> None:
     """Show a model's channel groups, what they cost, and which can shrink.
 
@@ -86,7 +71,7 @@ def analyze(
     """
     graph = open_graph(model, lifting)
     if name is not None:
-        show(explanation_report(explain(graph, name, convention=convention)), kind)
+        show(explanation_report(explain(graph, name, convention=convention)), output_format)
         return
     broken = warn_of_weights(model, graph)
     analysis = analyze_graph(
@@ -96,7 +81,7 @@ def analyze(
     tables = {"group": _group_table, "layer": _layer_table, "op": _op_table}
     table = _top(tables[by](graph, analysis), top)
     opaque = [_opaque_table(analysis)] if analysis.opaque_ops else []
-    show(Report(analysis, [table, *opaque], _head(graph, analysis)), kind)
+    show(Report(analysis, [table, *opaque], _head(graph, analysis)), output_format)
 
 
 def _warn_of_opaque(model: Path, analysis: Analysis) -> None:
@@ -145,82 +130,43 @@ def _head(graph: ChannelGraph, analysis: Analysis) -> list[tuple[str, str]]:
 
 def _group_table(graph: ChannelGraph, analysis: Analysis) -> Table:
     del graph
-    unit = analysis.cost.unit
-    return Table(
-        [
-            Column("id"),
-            Column("group"),
-            number("width", plain),
-            number(f"{unit} per channel"),
-            number("params per channel"),
-            number("readers", plain),
-            Column("keeps its size because"),
-        ],
-        [
-            [
-                group.id,
-                group.name,
-                group.width,
-                group.cost_per_channel,
-                group.params_per_channel,
-                len(group.readers),
-                group.reason,
-            ]
-            for group in analysis.groups
-        ],
+    return table_of(
+        analysis.groups,
+        ("id", lambda group: group.id),
+        ("group", lambda group: group.name),
+        (number_column("width", plain), lambda group: group.width),
+        (number_column(f"{analysis.cost.unit} per channel"), lambda group: group.cost_per_channel),
+        (number_column("params per channel"), lambda group: group.params_per_channel),
+        (number_column("readers", plain), lambda group: len(group.readers)),
+        ("keeps its size because", lambda group: group.reason),
     )
 
 
 def _layer_table(graph: ChannelGraph, analysis: Analysis) -> Table:
     del graph
     total = analysis.cost.total or 1.0
-    return Table(
-        [
-            Column("layer"),
-            Column("op"),
-            Column("output"),
-            number(analysis.cost.unit),
-            number("share", share),
-            number("MACs"),
-            number("params"),
-        ],
-        [
-            [
-                layer.name,
-                layer.op_type,
-                "x".join(map(str, layer.output_shape)),
-                layer.cost,
-                layer.cost / total,
-                layer.macs,
-                layer.params,
-            ]
-            for layer in analysis.layers
-        ],
+    return table_of(
+        analysis.layers,
+        ("layer", lambda layer: layer.name),
+        ("op", lambda layer: layer.op_type),
+        ("output", lambda layer: "x".join(map(str, layer.output_shape))),
+        (number_column(analysis.cost.unit), lambda layer: layer.cost),
+        (number_column("share", share), lambda layer: layer.cost / total),
+        (number_column("MACs"), lambda layer: layer.macs),
+        (number_column("params"), lambda layer: layer.params),
     )
 
 
 def _op_table(graph: ChannelGraph, analysis: Analysis) -> Table:
     total = analysis.totals.macs or 1
-    return Table(
-        [
-            Column("node"),
-            Column("op"),
-            Column("layer"),
-            number("MACs"),
-            number("share", share),
-            Column("output"),
-        ],
-        [
-            [
-                node.name,
-                node.ir.op_type,
-                node.layer,
-                macs,
-                macs / total,
-                "x".join(map(str, static_shape(node.ir.outputs[0]))),
-            ]
-            for node, macs in operators(graph)
-        ],
+    return table_of(
+        operators(graph),
+        ("node", lambda row: row[0].name),
+        ("op", lambda row: row[0].ir.op_type),
+        ("layer", lambda row: row[0].layer),
+        (number_column("MACs"), lambda row: row[1]),
+        (number_column("share", share), lambda row: row[1] / total),
+        ("output", lambda row: "x".join(map(str, static_shape(row[0].ir.outputs[0])))),
     )
 
 
@@ -233,8 +179,10 @@ def _top(table: Table, count: int | None) -> Table:
 
 
 def _opaque_table(analysis: Analysis) -> Table:
-    return Table(
-        [Column("operator"), Column("type"), Column("not described because")],
-        [[op.name, op.op_type, op.reason] for op in analysis.opaque_ops],
-        "Opaque operators: the axes that they touch keep their size",
+    return table_of(
+        analysis.opaque_ops,
+        ("operator", lambda op: op.name),
+        ("type", lambda op: op.op_type),
+        ("not described because", lambda op: op.reason),
+        title="Opaque operators: the axes that they touch keep their size",
     )

@@ -1,61 +1,36 @@
 """``morphgraph apply``: the same network in another size."""
 
 from pathlib import Path
-
-import click
+from typing import Annotated
 
 from morphgraph.cli.checks import check_report
+from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
-from morphgraph.cli.models import naming, open_planned
-from morphgraph.cli.options import (
-    MODEL,
-    Lifting,
-    check_output,
-    common,
-    format_option,
-    lift_options,
-    output_option,
-    overwrite_option,
-    seed_option,
-)
+from morphgraph.cli.models import Lifting, naming, open_planned
+from morphgraph.cli.shared_options import OutputFormat, Overwrite, Seed, check_output, output_file
 from morphgraph.onnx_io import escape, save
-from morphgraph.report.tables import Format
-from morphgraph.workflow import Start, resize_and_check
+from morphgraph.options import Start, option
+from morphgraph.workflow import resize_and_check
 
 
-@click.command()
-@click.argument("model", type=MODEL)
-@click.argument("plan", type=MODEL)
-@output_option("slim.onnx")
-@click.option(
-    "--weights",
-    type=click.Choice(["keep", "fresh"]),
-    default="keep",
-    show_default=True,
-    help="Keep the model's weights, or draw new ones by --seed, for training from scratch.",
-)
-@click.option("--no-verify", is_flag=True, help="Write the result without checking it.")
-@click.option(
-    "--absorb",
-    is_flag=True,
-    help="Move what removed channels added as a constant into the next bias.",
-)
-@seed_option
-@overwrite_option
-@lift_options
-@format_option
-@common
+@command
 def apply(
     model: Path,
     plan: Path,
-    output: Path,
-    weights: Start,
-    no_verify: bool,
-    absorb: bool,
-    seed: int,
-    overwrite: bool,
+    *,
+    output: Annotated[Path, output_file("slim.onnx")],
+    weights: Annotated[
+        Start,
+        option("Keep the model's weights, or draw new ones by --seed, for training from scratch."),
+    ] = "keep",
+    no_verify: Annotated[bool, option("Write the result without checking it.")] = False,
+    absorb: Annotated[
+        bool, option("Move what removed channels added as a constant into the next bias.")
+    ] = False,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
     lifting: Lifting,
-    kind: Format,
+    output_format: OutputFormat = "table",
 ) -> None:
     """Resize a model by a plan, and check the result.
 
@@ -70,5 +45,5 @@ def apply(
             graph, chosen, weights=weights, verify=not no_verify, absorb=absorb, seed=seed
         )
     save(result.model, output, overwrite)
-    show(check_report(graph, chosen, result.report), kind)
+    show(check_report(graph, chosen, result.report), output_format)
     note(f"wrote {escape(str(output))}")

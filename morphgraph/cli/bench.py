@@ -2,78 +2,56 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import click
+from typing import Annotated
 
 from morphgraph.benchmark import BenchResult, bench as time_models
+from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show
-from morphgraph.cli.models import open_graph
-from morphgraph.cli.options import (
-    MODEL,
-    Lifting,
-    common,
-    format_option,
-    input_shape_option,
-    ops_option,
-    seed_option,
-)
+from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.shared_options import InputShapes, Ops, OutputFormat, Seed
 from morphgraph.errors import FileError, MorphError
+from morphgraph.options import option
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.report.tables import Cell, Column, Format, Report, Table, number, plain, share
+from morphgraph.report.tables import Cell, Report, number_column, plain, share, table_of
 
 
-@click.command()
-@click.argument("models", type=MODEL, nargs=-1, required=True)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Threads within an operator. CPU time is measured at one, wall time at more.",
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    metavar="S",
-    help="How long every model runs.",
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="The batch, for models that leave it open.",
-)
-@seed_option
-@input_shape_option
-@ops_option
-@format_option
-@common
+@command
 def bench(
     models: tuple[Path, ...],
-    threads: int,
-    seconds: float,
-    batch: int | None,
-    seed: int,
-    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    kind: Format,
+    *,
+    threads: Annotated[
+        int,
+        option(
+            "Threads within an operator. CPU time is measured at one, wall time at more.",
+            ge=1,
+            metavar="N",
+        ),
+    ] = 1,
+    seconds: Annotated[float, option("How long every model runs.", gt=0, metavar="S")] = 5.0,
+    batch: Annotated[
+        int | None,
+        option("The batch, for models that leave it open.", ge=1, metavar="N"),
+    ] = None,
+    seed: Seed = 0,
+    input_shapes: InputShapes = (),
+    ops: Ops = (),
+    output_format: OutputFormat = "table",
 ) -> None:
     """Time models side by side in ONNX Runtime.
 
     The models take turns on the same random inputs; every one is compared with the first.
     """
+    del ops  # they have run already
     result = time_models(
         models,
         threads=threads,
         seconds=seconds,
         batch=batch,
         seed=seed,
-        flops=_flops(models, Lifting(input_shapes)),
+        flops=_flops(models, Lifting(input_shapes=input_shapes)),
         input_shapes=dict(input_shapes),
     )
-    show(_report(result), kind)
+    show(_report(result), output_format)
 
 
 def _flops(models: Sequence[Path], lifting: Lifting) -> list[float] | None:
@@ -89,48 +67,28 @@ def _flops(models: Sequence[Path], lifting: Lifting) -> list[float] | None:
 
 
 def _report(result: BenchResult) -> Report:
-    rows: list[list[Cell]] = [
-        [
-            timing.name,
-            timing.min_ms,
-            timing.p50_ms,
-            timing.p90_ms,
-            timing.p99_ms,
-            timing.runs,
-            timing.cv,
-            timing.speedup,
-            None if timing.speedup_interval is None else _interval(timing.speedup_interval),
-            timing.flops_ratio,
-            "unstable" if timing.unstable else None,
-        ]
-        for timing in result.models
-    ]
     clock = "CPU time" if result.clock == "cpu" else "wall time"
-    return Report(
-        result,
-        [Table(_COLUMNS, rows, f"{clock} in ms, {result.threads} thread(s) per operator")],
-        foot=[result.verdict],
+    times = table_of(
+        result.models,
+        ("model", lambda timing: timing.name),
+        (number_column("min", _decimal), lambda timing: timing.min_ms),
+        (number_column("p50", _decimal), lambda timing: timing.p50_ms),
+        (number_column("p90", _decimal), lambda timing: timing.p90_ms),
+        (number_column("p99", _decimal), lambda timing: timing.p99_ms),
+        (number_column("runs", plain), lambda timing: timing.runs),
+        (number_column("cv", share), lambda timing: timing.cv),
+        (number_column("speed-up", _decimal), lambda timing: timing.speedup),
+        ("95 %", lambda timing: _interval(timing.speedup_interval)),
+        (number_column("FLOPs ratio", _decimal), lambda timing: timing.flops_ratio),
+        ("note", lambda timing: "unstable" if timing.unstable else None),
+        title=f"{clock} in ms, {result.threads} thread(s) per operator",
     )
+    return Report(result, [times], foot=[result.verdict])
 
 
-def _interval(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:.3f} to {ends[1]:.3f}"
+def _interval(ends: tuple[float, float] | None) -> str | None:
+    return None if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _decimal(value: Cell) -> str:
     return f"{value:.3f}" if isinstance(value, float) else plain(value)
-
-
-_COLUMNS = (
-    Column("model"),
-    number("min", _decimal),
-    number("p50", _decimal),
-    number("p90", _decimal),
-    number("p99", _decimal),
-    number("runs", plain),
-    number("cv", share),
-    number("speed-up", _decimal),
-    Column("95 %"),
-    number("FLOPs ratio", _decimal),
-    Column("note"),
-)

@@ -8,7 +8,7 @@ from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.checking.verify import VerifyReport
 from morphgraph.plans import Plan
 from morphgraph.report.planning import removed_layers
-from morphgraph.report.tables import Cell, Column, Report, Table, change, number, plain
+from morphgraph.report.tables import Cell, Report, change, number_column, plain, table_of
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
@@ -17,11 +17,11 @@ SCHEMA_VERSION = 1
 def check_report(graph: ChannelGraph, plan: Plan, report: VerifyReport | None) -> Report:
     """The costs before and after, and the error of every output where it was measured."""
     widths = plan.widths(graph)
-    costs = {kind: cost(graph, kind) for kind in ("macs", "flops", "params")}
+    costs = {unit: cost(graph, unit) for unit in ("macs", "flops", "params")}
     data: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "tool_version": __version__,
-        "cost": {kind: {"before": c.total, "after": c.at(widths)} for kind, c in costs.items()},
+        "cost": {unit: {"before": c.total, "after": c.at(widths)} for unit, c in costs.items()},
         "verified": report is not None,
     }
     head = [(c.unit, change(c.total, c.at(widths))) for c in costs.values()]
@@ -29,8 +29,16 @@ def check_report(graph: ChannelGraph, plan: Plan, report: VerifyReport | None) -
     data["removed_layers"] = list(gone)
     if gone:
         head.append(("removed", ", ".join(gone)))
+    outputs = table_of(
+        () if report is None else report.outputs,
+        ("output", lambda output: output.name),
+        (number_column("largest error", _small), lambda output: output.max_abs),
+        (number_column("of its scale", _small), lambda output: output.relative),
+        (number_column("scale", _small), lambda output: output.scale),
+        (number_column("sensitivity", _small), lambda output: output.sensitivity),
+    )
     if report is None:
-        return Report(data, [Table(_COLUMNS, [])], [*head, ("check", "not done (--no-verify)")])
+        return Report(data, [outputs], [*head, ("check", "not done (--no-verify)")])
     data |= {
         "ok": report.ok,
         "by": report.by,
@@ -45,20 +53,8 @@ def check_report(graph: ChannelGraph, plan: Plan, report: VerifyReport | None) -
             f"{verdict} (in {report.by}); tolerance {report.tolerance:g} of an output's scale",
         )
     )
-    rows: list[list[Cell]] = [
-        [o.name, o.max_abs, o.relative, o.scale, o.sensitivity] for o in report.outputs
-    ]
-    return Report(data, [Table(_COLUMNS, rows)], head)
+    return Report(data, [outputs], head)
 
 
 def _small(value: Cell) -> str:
     return f"{value:.3g}" if isinstance(value, float) else plain(value)
-
-
-_COLUMNS = (
-    Column("output"),
-    number("largest error", _small),
-    number("of its scale", _small),
-    number("scale", _small),
-    number("sensitivity", _small),
-)

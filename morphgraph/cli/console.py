@@ -1,4 +1,4 @@
-"""What a command line says, and where: results to stdout, notes, warnings and errors to stderr."""
+"""Output of the command line: results to stdout, notes, warnings and errors to stderr."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Settings:
+class OutputSettings:
     """How much is said, and how; options of every command set it.
 
     ``verbosity`` is -1 (errors only), 0, or 1 and more (every step with its time). Of a
@@ -33,9 +33,9 @@ class Settings:
     color: bool = True
 
 
-def settings() -> Settings:
+def settings() -> OutputSettings:
     """The settings of the command that runs."""
-    return click.get_current_context().ensure_object(Settings)
+    return click.get_current_context().ensure_object(OutputSettings)
 
 
 def emit(text: str) -> None:
@@ -49,14 +49,14 @@ def emit(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def show(report: "Report", kind: "Format") -> None:
+def show(report: "Report", output_format: "Format") -> None:
     """Write a report to stdout in the format that the user wants."""
     if settings().silent:
         return
     from morphgraph.report.tables import render
 
     color = settings().color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    emit(render(report, kind, color=color, width=_terminal_width()))
+    emit(render(report, output_format, color=color, width=_terminal_width()))
 
 
 def _terminal_width() -> int | None:
@@ -82,10 +82,10 @@ def step(text: str) -> Iterator[None]:
         _say(f"{text}: {perf_counter() - start:.2f} s")
 
 
-def be_silent(number: int) -> None:
-    """Let another process of this program speak; this one, which has a number, only of errors."""
+def be_silent(process: int) -> None:
+    """Write errors only, with the number of this process: another one writes the rest."""
     now = settings()
-    now.verbosity, now.silent, now.speaker = -1, True, f"process {number}: "
+    now.verbosity, now.silent, now.speaker = -1, True, f"process {process}: "
 
 
 def complain(text: str) -> None:
@@ -94,18 +94,10 @@ def complain(text: str) -> None:
 
 
 @contextmanager
-def talking(settings: Settings) -> Iterator[None]:
+def talking(settings: OutputSettings) -> Iterator[None]:
     """Warnings and log records become lines on stderr while a command runs."""
 
-    def warn(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: object = None,
-        line: str | None = None,
-    ) -> None:
-        del filename, lineno, file, line
+    def warn(message: Warning | str, category: type[Warning], *_: Any, **_place: Any) -> None:
         if settings.verbosity >= 0:
             source = "" if issubclass(category, MorphWarning) else f"{category.__name__}: "
             _say(f"morphgraph: warning: {source}{message}")
@@ -125,7 +117,7 @@ def talking(settings: Settings) -> Iterator[None]:
 class _LogLines(logging.Handler):
     """Other libraries' log records: they explain, and never count as our warnings."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: OutputSettings) -> None:
         super().__init__(logging.INFO)
         self._settings = settings
 

@@ -3,33 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
+from morphgraph.cli.command import command
 from morphgraph.cli.console import show
-from morphgraph.cli.models import open_graph
-from morphgraph.cli.options import MODEL, Lifting, common, format_option, lift_options
+from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.shared_options import OutputFormat
 from morphgraph.report.differences import Diff, LayerDiff, RemovedLayer, compare
-from morphgraph.report.tables import Cell, Column, Format, Report, Table, change, number
+from morphgraph.report.tables import Cell, Column, Report, Table, change, number_column
 
 
-@click.command()
-@click.argument("base", type=MODEL)
-@click.argument("slim", type=MODEL)
-@lift_options
-@format_option
-@common
+@command
 def diff(
-    base: Path,
-    slim: Path,
-    lifting: Lifting,
-    kind: Format,
+    base: Path, slim: Path, *, lifting: Lifting, output_format: OutputFormat = "table"
 ) -> None:
     """Show what changed between two models, layer by layer.
 
     Layers and nodes are matched by name; MACs are per sample.
     """
     result = compare(open_graph(base, lifting), open_graph(slim, lifting), base, slim)
-    show(_report(result), kind)
+    show(_report(result), output_format)
 
 
 def _report(result: Diff) -> Report:
@@ -58,10 +49,10 @@ _COLUMNS = (
     Column("op"),
     Column("output"),
     Column("new output"),
-    number("MACs"),
-    number("new MACs"),
-    number("params"),
-    number("new params"),
+    number_column("MACs"),
+    number_column("new MACs"),
+    number_column("params"),
+    number_column("new params"),
 )
 
 

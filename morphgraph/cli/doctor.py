@@ -5,11 +5,10 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import click
-
+from morphgraph.cli.command import command
 from morphgraph.cli.console import show
-from morphgraph.cli.options import common, format_option
-from morphgraph.report.tables import Cell, Column, Format, Report, Table
+from morphgraph.cli.shared_options import OutputFormat
+from morphgraph.report.tables import Cell, Column, Report, Table
 from morphgraph.version import __version__
 
 _PACKAGES = (
@@ -50,10 +49,8 @@ _FEATURES = (
 )
 
 
-@click.command()
-@format_option
-@common
-def doctor(kind: Format) -> None:
+@command
+def doctor(*, output_format: OutputFormat = "table") -> None:
     """Show versions, CPU features and execution providers."""
     packages = {name: _version(name) for name in _PACKAGES}
     model, features = _cpu()
@@ -75,8 +72,8 @@ def doctor(kind: Format) -> None:
         ["cpus usable", _usable_cpus()],
         ["execution providers", ", ".join(_providers()) or "onnxruntime is not installed"],
     ]
-    rows += [[name, found or "not installed"] for name, found in packages.items()]
-    show(Report(data, [Table([Column("what"), Column("found")], rows)]), kind)
+    rows += [[name, release or "not installed"] for name, release in packages.items()]
+    show(Report(data, [Table([Column("what"), Column("found")], rows)]), output_format)
 
 
 def _version(package: str) -> str | None:
@@ -93,7 +90,7 @@ def _usable_cpus() -> int:
 
 
 def _cpu() -> tuple[str, list[str]]:
-    """The CPU's name and those of its features that matter here, as Linux tells them."""
+    """The CPU's name and its features that matter here, from Linux's ``/proc/cpuinfo``."""
     fields: dict[str, str] = {}
     path = Path("/proc/cpuinfo")
     if path.is_file():

@@ -5,36 +5,25 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import torch
 from torch import nn
 
+from morphgraph.cli.command import command
 from morphgraph.cli.console import note, step
-from morphgraph.cli.options import (
-    check_output,
-    common,
-    ops_option,
-    output_option,
-    overwrite_option,
-    seed_option,
-    shape,
-)
+from morphgraph.cli.shared_options import Ops, Overwrite, Seed, check_output, output_file, shape
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape, save
+from morphgraph.options import option
 from morphgraph.torch_io.export import export as export_network
 
 Input = tuple[str | None, tuple[int, ...], torch.dtype]
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "bool": torch.bool,
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name)
+    for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
 }
 
 
@@ -58,39 +47,33 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-@click.command()
-@click.argument("factory", metavar="MODULE:FACTORY")
-@click.option(
-    "-k",
-    "arguments",
-    type=_argument,
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A keyword argument of the factory: a Python literal, or text; may be repeated.",
-)
-@click.option(
-    "--input",
-    "inputs",
-    type=_input,
-    multiple=True,
-    required=True,
-    metavar="[NAME=]1x3x224x224[:TYPE]",
-    help="Shape of an input, if need be with name and type (float32 if not); once per input.",
-)
-@click.option("--dynamic-batch", is_flag=True, help="Leave the first size of every input open.")
-@output_option("model.onnx")
-@seed_option
-@overwrite_option
-@ops_option
-@common
+@command
 def export(
-    factory: str,
-    arguments: tuple[tuple[str, Any], ...],
-    inputs: tuple[Input, ...],
-    dynamic_batch: bool,
-    output: Path,
-    seed: int,
-    overwrite: bool,
+    factory: Annotated[str, option(metavar="MODULE:FACTORY")],
+    *,
+    arguments: Annotated[
+        tuple[tuple[str, Any], ...],
+        option(
+            "A keyword argument of the factory: a Python literal, or text; may be repeated.",
+            "-k",
+            type=_argument,
+            metavar="NAME=VALUE",
+        ),
+    ] = (),
+    inputs: Annotated[
+        tuple[Input, ...],
+        option(
+            "Shape of an input, if need be with name and type (float32 if not); once per input.",
+            "--input",
+            type=_input,
+            metavar="[NAME=]1x3x224x224[:TYPE]",
+        ),
+    ],
+    dynamic_batch: Annotated[bool, option("Leave the first size of every input open.")] = False,
+    output: Annotated[Path, output_file("model.onnx")],
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    ops: Ops = (),
 ) -> None:
     """Export a PyTorch network to ONNX in trainable form.
 
@@ -98,6 +81,7 @@ def export(
     torchvision.models:resnet18, or a function of your own in the present folder. BatchNorm stays as
     it is, and parameters keep their names.
     """
+    del ops  # they have run already
     named = [name for name, _, _ in inputs if name]
     if named and len(named) != len(inputs):
         raise click.UsageError("--input: name all inputs or none")
@@ -121,17 +105,17 @@ def _find(factory: str) -> Callable[..., Any]:
         raise click.UsageError(f"'{factory}' names no factory; write package.module:factory")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = import_module(module_name)
+        member: Any = import_module(module_name)
         for part in path.split("."):
-            found = getattr(found, part)
+            member = getattr(member, part)
     except Exception as error:  # importing runs whatever the module says
         raise click.UsageError(f"{factory}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(Path.cwd()))
-    if not callable(found):
-        raise click.UsageError(f"{factory}: is no callable but a {type(found).__name__}")
-    chosen: Callable[..., Any] = found
-    return chosen
+    if not callable(member):
+        raise click.UsageError(f"{factory}: is no callable but a {type(member).__name__}")
+    function: Callable[..., Any] = member
+    return function
 
 
 def _build(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) -> nn.Module:

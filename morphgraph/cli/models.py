@@ -1,29 +1,53 @@
-"""Opening models for commands: errors name the file, steps are timed, doubts are said."""
+"""Opening models for commands: errors name the file, steps are timed, weights are checked."""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from morphgraph.cli.console import step
-from morphgraph.cli.options import Lifting
+from morphgraph.cli.shared_options import InputShapes, Ops
 from morphgraph.errors import MorphError, MorphWarning, PlanError
-from morphgraph.graph import ChannelGraph, LiftOptions
+from morphgraph.graph import Attention, ChannelGraph, LiftOptions
 from morphgraph.onnx_io import escape, load, not_finite
+from morphgraph.options import option
 from morphgraph.passes.lift import lift
 from morphgraph.plans import Plan
 
 _SHOWN = 5
 
 
+@dataclass(frozen=True, slots=True)
+class Lifting:
+    """How the user wants models lifted; ``None`` and no shapes where a plan, or the default, says.
+
+    Attributes:
+        ops: Python files that teach operators; they have run already.
+        attention: whether attentions shrink by ``"heads"`` or by ``"head-dim"``.
+        input_shapes: sizes of inputs that files leave open.
+    """
+
+    ops: Ops = ()
+    attention: Annotated[
+        Attention | None,
+        option(
+            "Shrink attentions by whole heads (the default) or by the size of every head. A plan "
+            "remembers the choice."
+        ),
+    ] = None
+    input_shapes: InputShapes = ()
+
+
 @contextmanager
-def naming(path: Path, kind: type[MorphError] = MorphError) -> Iterator[None]:
-    """Errors of this kind begin with the file that they are about."""
+def naming(path: Path, errors: type[MorphError] = MorphError) -> Iterator[None]:
+    """Errors of these types begin with the file that they are about."""
     try:
         yield
-    except kind as error:
+    except errors as error:
         raise type(error)(f"{escape(str(path))}: {error}") from error
 
 
@@ -88,6 +112,6 @@ def warn_of_weights(path: Path, graph: ChannelGraph) -> list[str]:
 
 
 def some(names: list[str]) -> str:
-    """The first few of many names, as they may stand in a message."""
+    """The first few of many names, escaped for a message."""
     shown = ", ".join(f"'{escape(name)}'" for name in names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

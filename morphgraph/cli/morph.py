@@ -2,95 +2,71 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
+from morphgraph.cli.command import command
 from morphgraph.cli.console import be_silent, note, show
-from morphgraph.cli.models import open_graph
-from morphgraph.cli.options import (
-    MODEL,
-    Lifting,
-    assignment,
-    common,
-    format_option,
-    lift_options,
-    overwrite_option,
+from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.shared_options import (
+    OutputFormat,
+    Overwrite,
+    Seed,
+    budget_option,
     refuse_repeated,
-    seed_option,
 )
-from morphgraph.cli.training import Training, train_options
+from morphgraph.cli.training_options import Training
 from morphgraph.errors import FileError
 from morphgraph.onnx_io import escape
-from morphgraph.report.tables import Format
+from morphgraph.options import BASELINES, Baseline, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_BASELINES: Any = ("uniform", "l2", "bn", "random")
 
-
-@click.command()
-@click.argument("model", type=MODEL)
-@click.option(
-    "--budget",
-    "budgets",
-    multiple=True,
-    required=True,
-    type=assignment(str, "flops=50%"),
-    metavar="COST=AMOUNT",
-    help="flops, params, memory or latency: an amount (300M) or a share (50%); may be repeated, "
-    "all hold.",
-)
-@click.option(
-    "--cost", metavar="COST", help="What the regularizer counts; by default the first budget's."
-)
-@train_options
-@click.option(
-    "--baseline",
-    "chosen",
-    multiple=True,
-    type=click.Choice(_BASELINES),
-    help="Also train the original and this, for as many epochs; may be repeated.",
-)
-@click.option("--baselines", is_flag=True, help="All of them.")
-@click.option(
-    "--smoke",
-    is_flag=True,
-    help="Only check within a few steps that a much too strong penalty collapses the cost and that "
-    "none does not move it; writes nothing.",
-)
-@click.option(
-    "--resume", is_flag=True, help="Go on with the run in the output folder, or begin one."
-)
-@click.option(
-    "--checkpoint-seconds",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Between two checkpoints within an epoch.",
-)
-@click.option("-o", "--output", "folder", type=MODEL, metavar="runs/NAME")
-@seed_option
-@overwrite_option
-@lift_options
-@format_option
-@common
+@command
 def morph(
     model: Path,
-    budgets: tuple[tuple[str, str], ...],
-    cost: str | None,
+    *,
+    budgets: Annotated[
+        tuple[tuple[str, str], ...],
+        budget_option(
+            "flops=50%",
+            "flops, params, memory or latency: an amount (300M) or a share (50%); may be "
+            "repeated, all hold.",
+        ),
+    ],
+    cost: Annotated[
+        str | None,
+        option("What the regularizer counts; by default the first budget's.", metavar="COST"),
+    ] = None,
     training: Training,
-    chosen: tuple[Any, ...],
-    baselines: bool,
-    smoke: bool,
-    resume: bool,
-    checkpoint_seconds: float,
-    folder: Path | None,
-    seed: int,
-    overwrite: bool,
+    chosen: Annotated[
+        tuple[Baseline, ...],
+        option(
+            "Also train the original and this, for as many epochs; may be repeated.", "--baseline"
+        ),
+    ] = (),
+    baselines: Annotated[bool, option("All of them.")] = False,
+    smoke: Annotated[
+        bool,
+        option(
+            "Only check within a few steps that a much too strong penalty collapses the cost and "
+            "that none does not move it; writes nothing."
+        ),
+    ] = False,
+    resume: Annotated[
+        bool, option("Go on with the run in the output folder, or begin one.")
+    ] = False,
+    checkpoint_seconds: Annotated[
+        float, option("Between two checkpoints within an epoch.", ge=0)
+    ] = 60.0,
+    folder: Annotated[Path | None, option(None, "-o", "--output", metavar="runs/NAME")] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
     lifting: Lifting,
-    kind: Format,
+    output_format: OutputFormat = "table",
 ) -> int:
     """Learn a network's structure within a budget, and train it.
 
@@ -118,11 +94,11 @@ def morph(
     dataset = training.load_data(graph, model)
     settings = replace(
         training.settings(graph, dict(budgets), cost, seed),
-        baselines=_BASELINES if baselines else tuple(dict.fromkeys(chosen)),
+        baselines=BASELINES if baselines else tuple(dict.fromkeys(chosen)),
     )
     if smoke:
         checked = smoke_run(graph, dataset, settings)
-        show(smoke_report(checked), kind)
+        show(smoke_report(checked), output_format)
         return 0 if checked.passed else 1
     assert folder is not None
     result = run(
@@ -135,7 +111,7 @@ def morph(
         checkpoint_seconds=checkpoint_seconds,
         on_event=_tell,
     )
-    show(result_report(result, folder), kind)
+    show(result_report(result, folder), output_format)
     return 0
 
 

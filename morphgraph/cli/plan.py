@@ -1,33 +1,30 @@
 """``morphgraph plan``: which channels stay."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Annotated
 
 import click
 
+from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
-from morphgraph.cli.models import naming, open_graph, warn_of_weights
-from morphgraph.cli.options import (
-    MODEL,
-    Lifting,
+from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
+from morphgraph.cli.shared_options import (
+    OutputFormat,
+    Overwrite,
     assignment,
+    budget_option,
     check_output,
-    common,
-    convention_option,
-    format_option,
-    lift_options,
-    output_option,
-    overwrite_option,
+    output_file,
     refuse_repeated,
-    seed_option,
     width,
 )
+from morphgraph.cli.width_options import PlanOptions
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
-from morphgraph.passes.analysis.cost import Convention
-from morphgraph.passes.analysis.score import Score
-from morphgraph.passes.planning import removal_path as budget, uniform as by_width
+from morphgraph.options import option
+from morphgraph.passes.planning import removal_path, uniform as by_width
 from morphgraph.report.planning import plan_report
-from morphgraph.report.tables import Format
 
 _FIT = "fit"
 
@@ -45,130 +42,75 @@ def _ratio(text: str) -> float | str:
     return ratio
 
 
-@click.command()
-@click.argument("model", type=MODEL)
-@click.option(
-    "--budget",
-    "budgets",
-    type=assignment(str, "flops=50%"),
-    multiple=True,
-    metavar="COST=AMOUNT",
-    help="The most that the result may cost: flops=50%, params=2M, latency=5ms; may be repeated. "
-    "Costs are flops, macs, params, weight_bytes, memory, peak and latency (latency@P100 names a "
-    "device), and weighted sums of them: 'flops+20*params=50%'.",
-)
-@click.option(
-    "--uniform",
-    "ratio",
-    type=_ratio,
-    metavar="R|fit",
-    help="Every width times R (the width multiplier); `fit`: the largest R that meets the budgets.",
-)
-@click.option(
-    "--set",
-    "widths",
-    type=assignment(width, "'layer1*=48'"),
-    multiple=True,
-    metavar="GLOB=N",
-    help="Widths by hand, by group id, name or producer, 0 to remove it; may be repeated.",
-)
-@click.option(
-    "--score",
-    type=click.Choice(["l2", "l1", "bn", "lasso", "random"]),
-    default="l2",
-    show_default=True,
-    help="How channels of a group are ranked.",
-)
-@click.option(
-    "--round-to",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Widths that change become multiples of N.",
-)
-@click.option(
-    "--min-width",
-    type=click.IntRange(min=0),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="No group gets narrower; with 0 groups may die, and their layers vanish.",
-)
-@click.option(
-    "--include", multiple=True, metavar="GLOB", help="Resize these groups only; may be repeated."
-)
-@click.option(
-    "--exclude", multiple=True, metavar="GLOB", help="Leave these groups alone; may be repeated."
-)
-@convention_option
-@seed_option
-@output_option("plan.json", required=False)
-@overwrite_option
-@lift_options
-@format_option
-@common
+@command
 def plan(
     model: Path,
-    budgets: tuple[tuple[str, str], ...],
-    ratio: float | str | None,
-    widths: tuple[tuple[str, int], ...],
-    score: Score,
-    round_to: int,
-    min_width: int,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    convention: Convention,
-    seed: int,
-    output: Path | None,
-    overwrite: bool,
+    *,
+    budgets: Annotated[
+        tuple[tuple[str, str], ...],
+        budget_option(
+            "flops=50%",
+            "The most that the result may cost: flops=50%, params=2M, latency=5ms; may be "
+            "repeated. Costs are flops, macs, params, weight_bytes, memory, peak and latency "
+            "(latency@P100 names a device), and weighted sums of them: 'flops+20*params=50%'.",
+        ),
+    ] = (),
+    ratio: Annotated[
+        float | str | None,
+        option(
+            "Every width times R (the width multiplier); `fit`: the largest R that meets the "
+            "budgets.",
+            "--uniform",
+            type=_ratio,
+            metavar="R|fit",
+        ),
+    ] = None,
+    widths: Annotated[
+        tuple[tuple[str, int], ...],
+        option(
+            "Widths by hand, by group id, name or producer, 0 to remove it; may be repeated.",
+            "--set",
+            type=assignment(width, "'layer1*=48'"),
+            metavar="GLOB=N",
+        ),
+    ] = (),
+    options: PlanOptions,
+    output: Annotated[Path | None, output_file("plan.json")] = None,
+    overwrite: Overwrite = False,
     lifting: Lifting,
-    kind: Format,
+    output_format: OutputFormat = "table",
 ) -> None:
     """Decide which channels stay so that a model fits a budget.
 
     Give budgets, or --uniform, or widths with --set. Without -o the plan is shown and not written.
     """
     _check_request(budgets, ratio, widths)
-    if widths and (round_to, min_width, include, exclude) != (1, 1, (), ()):
+    unused = replace(options, score="l2", convention="default", seed=0)
+    if widths and unused != PlanOptions():
         raise click.UsageError(
             "--set gives widths by hand; leave out --round-to, --min-width, --include and --exclude"
         )
     check_output(output, overwrite, model)
     graph = open_graph(model, lifting)
-    if score != "random":
+    if options.score != "random":
         warn_of_weights(model, graph)
     with step("planning"), naming(model, ModelError):
         if widths:
-            made = by_width.set_widths(graph, dict(widths), score=score, seed=seed)
+            result = by_width.set_widths(
+                graph, dict(widths), score=options.score, seed=options.seed
+            )
         elif ratio is not None:
-            made = by_width.uniform(
+            result = by_width.uniform(
                 graph,
                 ratio if isinstance(ratio, float) else None,
                 budget=dict(budgets),
-                score=score,
-                round_to=round_to,
-                min_width=min_width,
-                include=include,
-                exclude=exclude,
-                seed=seed,
-                convention=convention,
+                **asdict(options),
             )
         else:
-            made = budget.plan(
-                graph,
-                dict(budgets),
-                score=score,
-                round_to=round_to,
-                min_width=min_width,
-                include=include,
-                exclude=exclude,
-                seed=seed,
-                convention=convention,
-            )
+            result = removal_path.plan(graph, dict(budgets), **asdict(options))
     if output is not None:
-        made.save(output, overwrite)
-    show(plan_report(graph, made, convention), kind)
+        result.save(output, overwrite)
+    show(plan_report(graph, result, options.convention), output_format)
     note(f"wrote {escape(str(output))}" if output else "nothing written; give -o to keep the plan")
 
 

@@ -3,28 +3,20 @@
 import os
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
+from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show
-from morphgraph.cli.models import open_graph
-from morphgraph.cli.options import (
-    MODEL,
-    Lifting,
-    assignment,
-    common,
-    format_option,
-    lift_options,
-    refuse_repeated,
-)
-from morphgraph.cli.training import Training, train_options
-from morphgraph.report.tables import Format
+from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.shared_options import OutputFormat, assignment, refuse_repeated
+from morphgraph.cli.training_options import Training
+from morphgraph.options import METHODS, Method, option
 
 if TYPE_CHECKING:
     from morphgraph.recipes.sweep import Row
 
-_METHODS = ("morph", "base", "uniform", "l2", "bn", "random")
 _PICTURE = "curves.svg"
 
 
@@ -46,79 +38,66 @@ _words.__name__ = "list"
 def _methods(text: str) -> tuple[str, ...]:
     found = _words(text)
     for word in found:
-        if word not in _METHODS:
-            raise click.BadParameter(f"'{word}' is none of {', '.join(_METHODS)}")
+        if word not in METHODS:
+            raise click.BadParameter(f"'{word}' is none of {', '.join(METHODS)}")
     return found
 
 
 _methods.__name__ = "list"
 
 
-@click.command()
-@click.argument("model", type=MODEL)
-@click.option(
-    "--budget",
-    "budgets",
-    multiple=True,
-    required=True,
-    type=assignment(_words, "flops=25%,50%,100%"),
-    metavar="COST=AMOUNT,...",
-    help="flops, params, memory or latency: amounts (300M) or shares (50%), each a point of the "
-    "curves; may be repeated with other costs, for curves of their own.",
-)
-@click.option(
-    "--method",
-    "methods",
-    default="morph,uniform",
-    show_default=True,
-    type=_methods,
-    metavar="NAME,...",
-    help="morph, the baselines uniform, l2, bn and random, and base, the original.",
-)
-@click.option(
-    "--cost",
-    "costs",
-    default=None,
-    type=_words,
-    metavar="COST,...",
-    help="What the regularizer counts, a curve of morph for each; by default the budget's cost.",
-)
-@click.option(
-    "--seeds",
-    default=3,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Runs of every point, with the seeds 0, 1, ...",
-)
-@train_options
-@click.option(
-    "--jobs",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Processes at a time on this machine, each with one thread.",
-)
-@click.option(
-    "--ray",
-    metavar="ADDRESS",
-    help="Run on the Ray cluster at this address; 'local' starts one here, with --jobs processes.",
-)
-@click.option("-o", "--output", "folder", type=MODEL, required=True, metavar="runs/NAME")
-@lift_options
-@format_option
-@common
+@command
 def sweep(
     model: Path,
-    budgets: tuple[tuple[str, tuple[str, ...]], ...],
-    methods: tuple[Any, ...],
-    costs: tuple[str, ...] | None,
-    seeds: int,
+    *,
+    budgets: Annotated[
+        tuple[tuple[str, tuple[str, ...]], ...],
+        option(
+            "flops, params, memory or latency: amounts (300M) or shares (50%), each a point of "
+            "the curves; may be repeated with other costs, for curves of their own.",
+            "--budget",
+            type=assignment(_words, "flops=25%,50%,100%"),
+            metavar="COST=AMOUNT,...",
+        ),
+    ],
+    methods: Annotated[
+        tuple[Method, ...],
+        option(
+            "morph, the baselines uniform, l2, bn and random, and base, the original.",
+            "--method",
+            type=_methods,
+            multiple=False,
+            default="morph,uniform",
+            metavar="NAME,...",
+        ),
+    ] = ("morph", "uniform"),
+    costs: Annotated[
+        tuple[str, ...] | None,
+        option(
+            "What the regularizer counts, a curve of morph for each; by default the budget's cost.",
+            "--cost",
+            type=_words,
+            multiple=False,
+            metavar="COST,...",
+        ),
+    ] = None,
+    seeds: Annotated[int, option("Runs of every point, with the seeds 0, 1, ...", ge=1)] = 3,
     training: Training,
-    jobs: int,
-    ray: str | None,
-    folder: Path,
+    jobs: Annotated[
+        int,
+        option("Processes at a time on this machine, each with one thread.", ge=1),
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        option(
+            "Run on the Ray cluster at this address; 'local' starts one here, with --jobs "
+            "processes.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
+    folder: Annotated[Path, option(None, "-o", "--output", metavar="runs/NAME")],
     lifting: Lifting,
-    kind: Format,
+    output_format: OutputFormat = "table",
 ) -> None:
     """Draw trade-off curves: train a model at several budgets by several methods.
 
@@ -150,4 +129,4 @@ def sweep(
         graph, dataset, runs, folder, jobs=jobs, ray=ray, ops=lifting.ops, on_row=tell
     )
     write_atomically(folder / _PICTURE, curves_svg(rows, dataset.name), overwrite=True)
-    show(sweep_report(rows, [str(folder / ROWS), str(folder / _PICTURE)]), kind)
+    show(sweep_report(rows, [str(folder / ROWS), str(folder / _PICTURE)]), output_format)

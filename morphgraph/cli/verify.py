@@ -2,32 +2,24 @@
 
 from pathlib import Path
 
-import click
-
 from morphgraph.cli.checks import check_report
+from morphgraph.cli.command import command
 from morphgraph.cli.console import show, step
-from morphgraph.cli.models import naming, open_planned
-from morphgraph.cli.options import MODEL, Lifting, common, format_option, lift_options, seed_option
+from morphgraph.cli.models import Lifting, naming, open_planned
+from morphgraph.cli.shared_options import OutputFormat, Seed
 from morphgraph.onnx_io import load
-from morphgraph.report.tables import Format
 from morphgraph.workflow import verify as check
 
 
-@click.command()
-@click.argument("model", type=MODEL)
-@click.argument("plan", type=MODEL)
-@click.argument("slim", type=MODEL)
-@seed_option
-@lift_options
-@format_option
-@common
+@command
 def verify(
     model: Path,
     plan: Path,
     slim: Path,
-    seed: int,
+    *,
+    seed: Seed = 0,
     lifting: Lifting,
-    kind: Format,
+    output_format: OutputFormat = "table",
 ) -> None:
     """Check that a resized model computes what the masked original computes.
 
@@ -38,6 +30,6 @@ def verify(
     small = load(slim)
     with step("comparing"), naming(slim):
         report = check(graph, chosen, small, seed=seed)
-    show(check_report(graph, chosen, report), kind)
+    show(check_report(graph, chosen, report), output_format)
     with naming(slim):
         report.require()

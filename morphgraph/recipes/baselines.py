@@ -1,25 +1,19 @@
 """What a learned structure is compared with: plans for the same budget without a regularizer."""
 
-from typing import Literal, get_args
-
 import numpy as np
 
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
+from morphgraph.options import BASELINES, Baseline, Score
 from morphgraph.passes.analysis.cost import cost
-from morphgraph.passes.analysis.score import Score, score
+from morphgraph.passes.analysis.score import score
 from morphgraph.passes.planning.build import build_plan, top_channels
 from morphgraph.passes.planning.constraints import resolve_budget, spend_rest
 from morphgraph.passes.planning.expand import expand
 from morphgraph.passes.planning.removal_path import plan
 from morphgraph.passes.planning.uniform import uniform
 from morphgraph.plans import Plan, make_plan
-from morphgraph.train.loop import SearchConfig
-
-Baseline = Literal["uniform", "l2", "bn", "random"]
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-"""``uniform`` is the width multiplier. The others remove the channels with the lowest score from a
-trained network: the norm of their kernels (``l2``), the BatchNorm scale (``bn``), or by chance."""
+from morphgraph.train.config import SearchConfig
 
 
 def check_baselines(names: tuple[Baseline, ...]) -> None:
@@ -65,11 +59,11 @@ def baseline_plan(name: Baseline, graph: ChannelGraph, aim: SearchConfig, seed: 
 def _pruned(name: Score, graph: ChannelGraph, aim: SearchConfig, seed: int) -> Plan:
     """The channels with the highest scores; the budget is used up as the other plans use it."""
     scores = score(graph, name, seed)
-    made = plan(graph, aim.budget, score=scores, round_to=aim.round_to, min_width=aim.min_width)
+    pruned = plan(graph, aim.budget, score=scores, round_to=aim.round_to, min_width=aim.min_width)
     constraints = resolve_budget(graph, aim.budget, "default")
-    start = made.widths(graph)
+    start = pruned.widths(graph)
     ceilings = np.where(aim.limits.allowed(graph), graph.widths, start)
     widths = spend_rest(constraints, start, start, ceilings, aim.limits)
-    request = made.request | {"score": name, "seed": seed, "fill": True}
-    costs = [cost(graph, kind) for kind in made.cost]
+    request = pruned.request | {"score": name, "seed": seed, "fill": True}
+    costs = [cost(graph, unit) for unit in pruned.cost]
     return build_plan(graph, top_channels(graph, widths, scores), request, costs)

@@ -34,7 +34,7 @@ class Checkpoint:
         """The last state, its tensors on ``device``; ``None`` where there is none yet.
 
         Raises:
-            FileError: the file is none of ours.
+            FileError: the file is no checkpoint.
         """
         if not self.path.exists():
             return None
@@ -65,8 +65,8 @@ def seed_of(seed: int, *names: object) -> int:
     >>> seed_of(0, "retrain", 1) == seed_of(0, "retrain", 1) != seed_of(0, "retrain", 2)
     True
     """
-    words = "/".join(map(str, (seed, *names)))
-    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")
+    text = "/".join(map(str, (seed, *names)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def seed_everything(seed: int) -> None:
@@ -78,11 +78,11 @@ def seed_everything(seed: int) -> None:
 
 def random_states() -> State:
     """The states of the global generators."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    generator, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (str(kind), np.asarray(keys).tolist(), position, has_gauss, cached),
+        "numpy": (str(generator), np.asarray(keys).tolist(), position, has_gauss, cached),
         "python": random.getstate(),
     }
 
@@ -92,7 +92,7 @@ def restore_random_states(state: State) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"]:
         torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    generator, keys, *rest = state["numpy"]
+    np.random.set_state((generator, np.array(keys, dtype=np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

@@ -17,13 +17,12 @@ from torch.nn import functional as F
 from morphgraph.recipes.images import (
     DataError,
     Images,
-    Labels,
     Size,
     mean_and_std,
     resized,
     with_channels,
 )
-from morphgraph.recipes.readers import read
+from morphgraph.recipes.readers import Raw, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +82,9 @@ class Augmentation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dataset:
+class Dataset(Raw):
     """Images with labels, split in two, and how to feed them to a network."""
 
-    name: str
-    classes: tuple[str, ...]
-    x_train: Images
-    y_train: Labels
-    x_test: Images
-    y_test: Labels
     preprocessing: Preprocessing
 
     def training_batches(

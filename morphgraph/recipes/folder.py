@@ -1,14 +1,14 @@
-"""A run folder: what identifies the run, what happened in it, and where it can go on.
+"""A run folder: what identifies the run, its events, and checkpoints to resume from.
 
     run.json        what the run is of: settings, and hashes of the model and the data
     events.jsonl    what happened, one line each, as it happened
     checkpoints/    one file per phase, until the run is finished
 
-Of several processes that train together the first one writes; the others look on.
+Of several processes that train together only the first one writes.
 
-A run that was killed is done again from the start, but for the training: phases go on from their
-checkpoints. All else follows from those and takes no time worth saving. So the events that are
-logged already come again; the log takes each of them once.
+A run that was killed is repeated from the start, but for the training: phases resume from their
+checkpoints. All else follows from those and takes little time. So events that are logged already
+occur again; the log takes each of them once.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from morphgraph.version import __version__
 Event = Mapping[str, Any]
 
 _IDENTITY = ("event", "phase", "number", "name", "step")  # what tells one event from another
-_REFUSED = ("settings", "model", "data")  # what must be the same for a run to go on
+_REFUSED = ("settings", "model", "data")  # what must be the same to resume a run
 
 
 class RunFolder:
@@ -47,7 +47,7 @@ class RunFolder:
         manifest: what identifies the run, as :func:`manifest_of` says it.
         files: names of files and folders of a run; those of an earlier one are removed.
         overwrite: whether an earlier run may be replaced.
-        resume: go on with the run that is there; one that is not there yet begins.
+        resume: continue the run in the folder, or begin one if there is none.
         every: seconds between two checkpoints within an epoch.
         on_event: called with every event as it is logged.
 
@@ -93,7 +93,7 @@ class RunFolder:
         return (self.path / "result.json").exists()
 
     def log(self, event: str, **fields: object) -> None:
-        """Write an event down, unless it stands there already, and tell it."""
+        """Append an event to the log, unless it is there already, and report it."""
         entry = {"event": event, "at": round(self.seconds, 2), **fields}
         key = _key(entry)
         if key in self._logged:
@@ -109,7 +109,7 @@ class RunFolder:
         save(model, self.place(name), overwrite=True)
 
     def tell(self, event: str) -> None:
-        """Tell an event that is no part of the log."""
+        """Report an event that is no part of the log."""
         if self.on_event is not None:
             self.on_event({"event": event, "folder": str(self.path)})
 
@@ -129,18 +129,13 @@ class RunFolder:
         return Checkpoint(self.place(f"checkpoints/{phase}.pt"), self.every)
 
     def finish(self, result: bytes) -> None:
-        """Write ``result.json``; what was needed to go on is not needed any more."""
+        """Write ``result.json``; remove the checkpoints."""
         self.log("done", seconds=round(self.seconds, 1))
         self.write("result.json", result)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def _make(self, files: tuple[str, ...], overwrite: bool) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(
-                f"{escape(str(self.path))}: {error.strerror}; give a folder that can be written"
-            ) from None
+        make_folder(self.path)
         earlier = [place for name in files for place in self.path.glob(name)]
         if earlier and not overwrite:
             raise FileError(
@@ -155,7 +150,7 @@ class RunFolder:
                 place.unlink()
 
     def _go_on(self) -> None:
-        """Forget what was half written, and know what is logged."""
+        """Delete half-written files, and read which events are logged."""
         for folder, _, names in os.walk(self.path):
             for name in names:
                 if name.startswith(".") and _is_ours(name):
@@ -174,29 +169,33 @@ class RunFolder:
 
 
 class SecondaryRunFolder:
-    """What other processes than the first have for a run folder: nothing is written."""
+    """The run folder of all processes but the first: nothing is written."""
 
     warnings: tuple[str, ...] = ()
     seconds = 0.0
 
-    def log(self, event: str, **fields: object) -> None:
-        """Do nothing; so do the others."""
+    def _nothing(self, *_: object, **_fields: object) -> None:
+        """Do nothing: the first process writes and reports."""
 
-    def tell(self, event: str) -> None:
-        """See :meth:`log`."""
-
-    def write(self, name: str, content: bytes) -> None:
-        """See :meth:`log`."""
-
-    def save(self, model: ir.Model, name: str) -> None:
-        """See :meth:`log`."""
-
-    def finish(self, result: bytes) -> None:
-        """See :meth:`log`."""
+    log = tell = write = save = finish = _nothing
 
     def checkpoint(self, phase: str) -> Checkpoint:
         """Of the phase; states come from the first process, which alone reads and saves them."""
         return Checkpoint(Path(f"{phase}.pt"))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        FileError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{escape(str(path))}: {error.strerror}; give a folder that can be written"
+        ) from None
 
 
 def open_folder(
@@ -207,20 +206,20 @@ def open_folder(
     Raises:
         ArgumentError, FileError: as for :class:`RunFolder`, on all processes.
     """
-    made = []
+    folders: list[RunFolder | SecondaryRunFolder] = [SecondaryRunFolder()]
 
     def first() -> bytes | None:
-        made.append(make())
-        return (made[0].path / "result.json").read_bytes() if made[0].finished else None
+        folders[0] = folder = make()
+        return (folder.path / "result.json").read_bytes() if folder.finished else None
 
     result = distributed.from_first(first)
-    return (made[0] if made else SecondaryRunFolder()), result
+    return folders[0], result
 
 
 def manifest_of(
     graph: ChannelGraph, dataset: Dataset, settings: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
-    """What identifies a run: what it is of, and what its last digits hang on."""
+    """What identifies a run, and the environment on which its last digits depend."""
     return {
         "schema_version": 1,
         "settings": dict(settings),
@@ -254,12 +253,12 @@ def _data_hash(dataset: Dataset) -> str:
 
 
 def _compare(path: Path, known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs without changing what the run is; refuses what does."""
-    given = json.loads(json.dumps(now))
+    """Warnings about another environment; another model, other data or settings are refused."""
+    asked = json.loads(json.dumps(now))
     differences = [
         f"{section}.{name} was {old}, is {new}"
         for section in _REFUSED
-        for name, old, new in _differences(known.get(section, {}), given[section])
+        for name, old, new in _differences(known.get(section, {}), asked[section])
     ]
     if differences:
         raise ArgumentError(
@@ -269,7 +268,7 @@ def _compare(path: Path, known: Mapping[str, Any], now: Mapping[str, Any]) -> li
     return [
         f"{name} was {old}, is {new}: the last digits may differ from those of a run that was not "
         "stopped"
-        for name, old, new in _differences(known.get("environment", {}), given["environment"])
+        for name, old, new in _differences(known.get("environment", {}), asked["environment"])
     ]
 
 
@@ -292,7 +291,7 @@ def _key(entry: Event) -> tuple[str, ...]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a hidden file is what a write that was cut short has left."""
+    """Whether a hidden file is the remainder of a write that was cut short."""
     return any(f"{ending}." in name for ending in (".json", ".jsonl", ".onnx", ".pt"))
 
 
@@ -310,13 +309,13 @@ def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise FileError(f"{escape(str(path))}: {error.strerror}; check the path") from None
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        content = None
+    if not isinstance(content, dict):
         raise FileError(f"{escape(str(path))}: is no run.json of a run; begin with --overwrite")
-    return found
+    return content

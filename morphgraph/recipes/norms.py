@@ -1,6 +1,6 @@
 """BatchNorm over the whole batch, where several processes have a part of it each.
 
-PyTorch has one for GPUs, ``SyncBatchNorm``. What stands here is for CPUs: mean and variance of the
+PyTorch has one for GPUs, ``SyncBatchNorm``. This is the one for CPUs: mean and variance of the
 parts are merged exactly (Chan, Golub, LeVeque 1979), so that only rounding differs from one process
 with the same batch.
 """
@@ -71,8 +71,8 @@ class _Whole(torch.autograd.Function):
         channels = x.shape[1]
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(exact, _others(x), correction=0)
-        here = mean.new_tensor([x.numel() / channels])
-        parts = distributed.gathered(torch.cat([mean, variance * here, here]))
+        own_count = mean.new_tensor([x.numel() / channels])
+        parts = distributed.gathered(torch.cat([mean, variance * own_count, own_count]))
         counts = parts[:, -1:]  # [processes, 1]
         count = counts.sum()
         means, squares = parts[:, :channels], parts[:, channels:-1]
@@ -88,15 +88,15 @@ class _Whole(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         standard, weight, scale, count = ctx.saved_tensors
-        given = slopes[0]
-        slope = given.to(standard.dtype)
+        by_y = slopes[0]
+        slope = by_y.to(standard.dtype)
         by_bias = slope.sum(_others(slope))
         by_weight = (slope * standard).sum(_others(slope))
         both = torch.stack([by_bias, by_weight])
         dist.all_reduce(both)  # mean and variance are of all parts
         shift, tilt = (_along(row / count, slope) for row in both)
         by_x = (slope - shift - standard * tilt) * _along(weight * scale, slope)
-        return by_x.to(given.dtype), by_weight, by_bias, None
+        return by_x.to(by_y.dtype), by_weight, by_bias, None
 
 
 def _others(x: Tensor) -> list[int]:

@@ -24,7 +24,6 @@ def bf16_helps(graph: ChannelGraph, device: torch.device) -> bool:
         known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         able = any(known.get(name) for name in _INSTRUCTIONS)
     grouped = any(
-        node.ir.op_type == "Conv" and node.ir.attributes.get_int("group", 1) > 1
-        for node in graph.ops
+        op.ir.op_type == "Conv" and op.ir.attributes.get_int("group", 1) > 1 for op in graph.ops
     )
     return bool(able) and not grouped

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 class Progress:
     """Time left for a whole run.
 
-    Epochs of networks of the same size are supposed to take as long as those that were measured.
-    As long as there are none of a size, they are supposed to take as long as they cost.
+    Epochs of networks of the same size are assumed to take as long as those that were measured.
+    While none of a size was measured, they are assumed to take time in proportion to their cost.
 
     Args:
         work: per phase its epochs, and how much one of them is to be computed, where an epoch of
             the original is 1.
 
     >>> progress = Progress({"shrink-1": (2, 1.0), "retrain": (4, 0.5), "uniform": (2, 0.5)})
-    >>> progress.left("shrink-1", 1, 10.0)
+    >>> progress.remaining("shrink-1", 1, 10.0)
     40.0
-    >>> progress.over("shrink-1")
-    >>> progress.left("retrain", 1, 8.0)        # a small network takes more than half of the time
+    >>> progress.finish("shrink-1")
+    >>> progress.remaining("retrain", 1, 8.0)    # a small network takes more than half the time
     40.0
     """
 
@@ -28,14 +28,14 @@ class Progress:
         self._left = dict(self._epochs)
         self._times: dict[float, list[float]] = defaultdict(list)  # per unit, seconds of epochs
 
-    def left(self, phase: str, number: int, seconds: float) -> float:
-        """Seconds left for the run after epoch ``number`` (from 1) of a phase took so long."""
+    def remaining(self, phase: str, number: int, seconds: float) -> float:
+        """Seconds that the run still takes, now that epoch ``number`` (from 1) took ``seconds``."""
         self._left[phase] = self._epochs[phase] - number
         self._times[self._unit[phase]].append(seconds)
         return sum(epochs * self._each(self._unit[name]) for name, epochs in self._left.items())
 
-    def over(self, phase: str) -> None:
-        """A phase is finished, or will not come."""
+    def finish(self, phase: str) -> None:
+        """Take a phase as done; also one that is left out."""
         self._left[phase] = 0
 
     def _each(self, unit: float) -> float:

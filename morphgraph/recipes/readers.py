@@ -40,9 +40,9 @@ FASHION_CLASSES = (
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".webp"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Raw:
-    """What a reader finds: images and labels, split in two."""
+    """Images ``[N, height, width, channels]`` and labels ``[N]``, split in two, as read."""
 
     name: str
     classes: tuple[str, ...]
@@ -183,10 +183,10 @@ def _read_npz(path: Path) -> Raw:
         with np.load(path, allow_pickle=False) as stored:  # arrays of objects are refused
             missing = [key for key in wanted if key not in stored.files]
             if missing:
-                found = ", ".join(escape(name) for name in stored.files) or "nothing"
+                present = ", ".join(escape(name) for name in stored.files) or "nothing"
                 raise DataError(
                     f"{where}: there is no {missing[0]}; needed are {', '.join(wanted)}, "
-                    f"found {found}"
+                    f"found {present}"
                 )
             arrays = {key: stored[key] for key in wanted}
     except OSError as error:
@@ -297,18 +297,18 @@ def _labelled_files(root: Path, classes: Sequence[str]) -> tuple[list[Path], Lab
         folder = root / name
         if not folder.is_dir():
             continue  # a class without test images
-        found = sorted(
+        images = sorted(
             entry
             for entry in folder.iterdir()
             if entry.suffix.lower() in IMAGE_SUFFIXES and entry.name[0] != "."
         )
-        if not found:
+        if not images:
             raise DataError(
                 f"{escape(str(folder))}: there are no images in the folder of this class; add some "
                 f"({', '.join(sorted(IMAGE_SUFFIXES))}), or remove the folder"
             )
-        files += found
-        labels += [label] * len(found)
+        files += images
+        labels += [label] * len(images)
     return files, np.array(labels, dtype=np.int64)
 
 

@@ -1,4 +1,4 @@
-"""What a run comes to: the contents of ``result.json``."""
+"""The result of a run: the contents of ``result.json``."""
 
 import msgspec
 
@@ -37,12 +37,13 @@ class IterationResult(msgspec.Struct, frozen=True):
     """One round of shrinking and expanding.
 
     ``shrunk`` and ``cost`` are the costs of the original and of the network after either step,
-    ``widths`` is told per group of the original that may change, by its id. ``target`` and ``live``
-    are the shares of the regularized cost that the phase was to reach and did reach, ``trimmed``
-    what the plan had to remove after the training. ``accuracy`` is of the trained network,
-    ``resized_accuracy`` of the new one before it is trained. ``error`` is the resized network's
-    largest difference from the masked original, relative to the output's scale; ``sensitivity``
-    how far masking moved the original. ``felt`` is its former name, for one version.
+    ``widths`` are those of the groups of the original that may change, by id. ``target`` and
+    ``live`` are the shares of the regularized cost that the phase was to reach and did reach,
+    ``trimmed`` what the plan had to remove after the training. ``accuracy`` is of the trained
+    network, ``resized_accuracy`` of the new one before it is trained. ``error`` is the resized
+    network's largest difference from the masked original, relative to the output's scale;
+    ``sensitivity`` how far masking moved the original. ``felt`` is its former name, for one
+    version.
     """
 
     number: int

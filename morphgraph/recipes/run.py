@@ -15,10 +15,10 @@ Models carry their preprocessing, layout and classes in their metadata.
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -27,22 +27,23 @@ from torch import fx, nn
 from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
+from morphgraph.options import BASELINES, Alone, Baseline
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.plans import Change, Plan, readable_json
-from morphgraph.recipes.baselines import Baseline, baseline_plan, check_baselines, fits_whole
+from morphgraph.recipes.baselines import baseline_plan, check_baselines, fits_whole
 from morphgraph.recipes.data import Dataset
 from morphgraph.recipes.folder import Event, RunFolder, SecondaryRunFolder, manifest_of, open_folder
 from morphgraph.recipes.progress import Progress
 from morphgraph.recipes.results import Arm, IterationResult, Result, Widths
-from morphgraph.recipes.settings import Alone, Settings as Settings, planned_work, shrink_phase
-from morphgraph.recipes.trainer import Epoch, Recipe, accuracy, steps_per_epoch, train
+from morphgraph.recipes.settings import Settings as Settings, planned_work, shrink_phase
+from morphgraph.recipes.trainer import Epoch, Recipe, accuracy, best_device, steps_per_epoch, train
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
 from morphgraph.train.loop import Iteration, rounds, start_of_last
-from morphgraph.train.phases import NoPenalty, Penalty, ResumablePenalty, Shrink
+from morphgraph.train.phases import NoPenalty, Penalty, ResumablePenalty, ShrinkPenalty
 from morphgraph.train.smoke import STEPS, SmokeReport, smoke_graph
 from morphgraph.workflow import resize_and_check
 
@@ -57,10 +58,7 @@ FILES = (
     "plan.json",
     "base.onnx",
     "slim.onnx",
-    "uniform.onnx",
-    "l2.onnx",
-    "bn.onnx",
-    "random.onnx",
+    *(f"{name}.onnx" for name in BASELINES),
     "result.json",
 )
 
@@ -85,9 +83,9 @@ def run(
         settings: how.
         folder: made if missing.
         overwrite: whether files of an earlier run may be replaced.
-        resume: go on with the run in the folder, from the last checkpoint. On the same machine with
-            as many threads it comes to the same plan and the same accuracies, to the last digit, as
-            if it had not been stopped. What is finished is read; what has not begun begins.
+        resume: continue the run in the folder from the last checkpoint. On the same machine with
+            as many threads the plan and the accuracies are the same, to the last digit, as if it
+            had not been stopped. What is finished is read; what has not begun begins.
         checkpoint_seconds: between two checkpoints within an epoch.
         on_event: called with every event as it is logged.
 
@@ -101,7 +99,7 @@ def run(
     require_classes(graph, dataset)
     check_baselines(settings.baselines)
     settings.aim.check(graph)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     manifest = manifest_of(graph, dataset, asdict(settings), device)
     for name in ("settings", "model", "data"):
         distributed.require_equal(name, json.dumps(manifest[name]))
@@ -129,21 +127,21 @@ def smoke_run(graph: ChannelGraph, dataset: Dataset, settings: Settings) -> Smok
     def fit(net: nn.Module, penalty: ResumablePenalty) -> None:
         train(net, dataset, recipe, seed=settings.seed, phase="smoke", penalty=penalty)
 
-    aim, device = settings.aim, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    aim, device = settings.aim, best_device()
     # Few images fill few steps: as many epochs as it takes.
     recipe = replace(recipe, epochs=-(-STEPS // steps_per_epoch(dataset, recipe)))
     return smoke_graph(
         graph,
         lambda: to_torch(graph.model).to(device),
         fit,
-        aim.kind,
+        aim.regularized,
         aim.strength,
         min_width=aim.min_width,
     )
 
 
 def require_classes(graph: ChannelGraph, dataset: Dataset) -> None:
-    """Refuse a model that tells fewer classes apart than the data have.
+    """Refuse a model with fewer classes than the data have.
 
     Raises:
         UnsupportedError: says how many.
@@ -156,22 +154,17 @@ def require_classes(graph: ChannelGraph, dataset: Dataset) -> None:
         )
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        dataset: Dataset,
-        settings: Settings,
-        folder: RunFolder | SecondaryRunFolder,
-        device: torch.device,
-    ) -> None:
-        self.graph = graph
-        self.dataset = dataset
-        self.settings = settings
-        self.folder = folder
-        self.device = device
-        self.trained: ChannelGraph | None = None  # the original, for baselines that score it
-        self.progress = Progress(planned_work(graph, settings))
+    graph: ChannelGraph
+    dataset: Dataset
+    settings: Settings
+    folder: RunFolder | SecondaryRunFolder
+    device: torch.device
+    trained: ChannelGraph | None = None  # the original, for baselines that score it
+
+    def __post_init__(self) -> None:
+        self.progress = Progress(planned_work(self.graph, self.settings))
 
     def go(self) -> Result:
         with warnings.catch_warnings():
@@ -179,31 +172,24 @@ class _Run:
             return self._go()
 
     def _log_warnings(self) -> None:
-        """Let warnings of ours become events: early words must stand in the log, once."""
+        """Let ``MorphWarning`` become events: they must be in the log, each once."""
         others = warnings.showwarning
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, MorphWarning):
                 self.folder.log("warning", name=str(message))
             else:
-                others(message, category, filename, lineno, file, line)
+                others(message, category, *place, **more)
 
         warnings.simplefilter("always", MorphWarning)
         warnings.showwarning = show
 
     def _go(self) -> Result:
         settings, aim = self.settings, self.settings.aim
-        torch.backends.cudnn.deterministic = True  # a run that goes on must come to the same
+        torch.backends.cudnn.deterministic = True  # a resumed run must give the same result
         if settings.method != "morph":
             return self._end(*self._alone(settings.method), [])
-        found, last = self._learn()
+        iterations, last = self._learn()
         self.folder.write("plan.json", last.plan.to_json())
         shrinking = settings.shrink.epochs * last.number
         slim_model = start_of_last(last, aim.weights, settings.seed)
@@ -212,20 +198,20 @@ class _Run:
         epochs = shrinking + settings.retrain.epochs
         slim_arm = self._arm("slim", slim_model, slim, epochs)
         arms = {**self._baselines(shrinking), "slim": slim_arm}
-        return self._end(arms, last.plan.cost, found)
+        return self._end(arms, last.plan.cost, iterations)
 
     def _end(
-        self, arms: dict[str, Arm], costs: dict[str, Change], found: list[IterationResult]
+        self, arms: dict[str, Arm], costs: dict[str, Change], iterations: list[IterationResult]
     ) -> Result:
         aim = self.settings.aim
         result = Result(
             data=self.dataset.name,
             seed=self.settings.seed,
             budget={name: str(amount) for name, amount in aim.budget.items()},
-            regularized=aim.kind,
+            regularized=aim.regularized,
             cost=costs,
             arms=arms,
-            iterations=found,
+            iterations=iterations,
             seconds=round(self.folder.seconds, 1),
         )
         self.folder.finish(result.to_json())
@@ -238,41 +224,41 @@ class _Run:
         done = 0
 
         def fit(net: nn.Module, penalty: Penalty) -> None:
-            assert isinstance(penalty, Shrink)
+            assert isinstance(penalty, ShrinkPenalty)
             self._train(shrink_phase(done + 1), net, settings.shrink, penalty)
 
         results = []
-        for found in rounds(self.graph, net, fit, settings.aim, seed=settings.seed):
-            done = found.number
-            results.append(self._iteration(found))
-            last = found
+        for iteration in rounds(self.graph, net, fit, settings.aim, seed=settings.seed):
+            done = iteration.number
+            results.append(self._iteration(iteration))
+            last = iteration
         for number in range(done + 1, settings.aim.iterations + 1):
-            self.progress.over(shrink_phase(number))
+            self.progress.finish(shrink_phase(number))
         return results, last
 
-    def _iteration(self, found: Iteration) -> IterationResult:
-        """Write what an iteration came to."""
-        name = f"iteration-{found.number}"
+    def _iteration(self, iteration: Iteration) -> IterationResult:
+        """Write the result of an iteration."""
+        name = f"iteration-{iteration.number}"
         plan, model = f"{name}/plan.json", f"{name}/model.onnx"
-        self.folder.write(plan, found.plan.to_json())
-        self._save(found.resized.model, model)
-        moments = [asdict(moment) for moment in found.trajectory]
-        self.folder.write(f"{name}/trajectory.json", readable_json(moments))
-        report = found.resized.report
+        self.folder.write(plan, iteration.plan.to_json())
+        self._save(iteration.resized.model, model)
+        steps = [asdict(step) for step in iteration.trajectory]
+        self.folder.write(f"{name}/trajectory.json", readable_json(steps))
+        report = iteration.resized.report
         assert report is not None
-        initial = cost(found.graph, found.regularized).total
+        initial = cost(iteration.graph, iteration.regularized).total
         result = IterationResult(
-            number=found.number,
-            target=found.target / initial,
-            live=found.live / initial,
-            met=found.met,
-            trimmed=found.trimmed,
-            omega=float(found.grown.request["omega"]),
-            shrunk=found.before_growth.cost,
-            cost=found.plan.cost,
-            widths=_widths(self.graph, found),
-            accuracy=accuracy(found.net, self.dataset),
-            resized_accuracy=accuracy(self._to_torch(found.resized.model), self.dataset),
+            number=iteration.number,
+            target=iteration.target / initial,
+            live=iteration.live / initial,
+            met=iteration.met,
+            trimmed=iteration.trimmed,
+            omega=float(iteration.grown.request["omega"]),
+            shrunk=iteration.before_growth.cost,
+            cost=iteration.plan.cost,
+            widths=_widths(self.graph, iteration),
+            accuracy=accuracy(iteration.net, self.dataset),
+            resized_accuracy=accuracy(self._to_torch(iteration.resized.model), self.dataset),
             error=report.worst.relative,
             sensitivity=report.sensitivity,
             felt=report.sensitivity,
@@ -281,17 +267,17 @@ class _Run:
         )
         self.folder.log(
             "iteration",
-            number=found.number,
+            number=iteration.number,
             live=result.live,
             target=result.target,
             met=result.met,
             omega=result.omega,
-            cost={kind: change.after / change.before for kind, change in result.cost.items()},
+            cost={unit: change.after / change.before for unit, change in result.cost.items()},
             widths={w.name: w.grown for w in result.widths.values()},
             accuracy=result.accuracy,
             resized_accuracy=result.resized_accuracy,
             error=result.error,
-            last=found.last,
+            last=iteration.last,
         )
         return result
 
@@ -303,22 +289,23 @@ class _Run:
             return {"base": self._arm("base", self.graph.model, net, 0)}
         arms = {"base": self._original(shrinking)}
         for name in settings.baselines:
-            made = self._baseline(name, shrinking)
-            if made is None:
+            trained = self._baseline(name, shrinking)
+            if trained is None:
                 reason = "the budget leaves the original whole"
                 self.folder.log("left out", name=name, reason=reason)
             else:
-                arms[name] = made[0]
+                arms[name] = trained[0]
         return arms
 
     def _alone(self, method: Alone) -> tuple[dict[str, Arm], dict[str, Change]]:
-        """One baseline and nothing else; the original, where that is what it leaves."""
+        """One baseline by itself; the original, where the baseline leaves it as it is."""
         settings = self.settings
         shrinking = settings.shrink.epochs * settings.aim.iterations
-        made = None if method == "base" else self._baseline(method, shrinking)
-        if made is not None:
-            self.folder.write("plan.json", made[1].to_json())
-            return {method: made[0]}, made[1].cost
+        trained = None if method == "base" else self._baseline(method, shrinking)
+        if trained is not None:
+            arm, structure = trained
+            self.folder.write("plan.json", structure.to_json())
+            return {method: arm}, structure.cost
         goals = resolve_budget(self.graph, settings.aim.budget, "default")
         costs = {goal.kind: Change(goal.cost.total, goal.cost.total) for goal in goals}
         return {"base": self._original(shrinking)}, costs
@@ -362,13 +349,13 @@ class _Run:
         return net
 
     def _train(
-        self, phase: str, net: nn.Module, recipe: Recipe, penalty: Shrink | None = None
+        self, phase: str, net: nn.Module, recipe: Recipe, penalty: ShrinkPenalty | None = None
     ) -> None:
         self.folder.log("phase", phase=phase, epochs=recipe.epochs)
 
         def tell(epoch: Epoch) -> None:
-            left = self.progress.left(phase, epoch.number, epoch.seconds)
-            self.folder.log("epoch", phase=phase, **asdict(epoch), left=round(left, 1))
+            seconds = self.progress.remaining(phase, epoch.number, epoch.seconds)
+            self.folder.log("epoch", phase=phase, **asdict(epoch), left=round(seconds, 1))
 
         train(
             net,
@@ -380,7 +367,7 @@ class _Run:
             on_epoch=tell,
             checkpoint=self.folder.checkpoint(phase),
         )
-        self.progress.over(phase)
+        self.progress.finish(phase)
 
     def _save(self, model: ir.Model, name: str) -> None:
         """Write a model that says what images it takes."""
@@ -390,7 +377,7 @@ class _Run:
         self.folder.save(model, name)
 
     def _arm(self, name: str, model: ir.Model, net: fx.GraphModule, epochs: int) -> Arm:
-        """Write a trained network and say what it is worth."""
+        """Write a trained network, and measure it."""
         trained = with_weights(model, net)
         self._save(trained, f"{name}.onnx")
         graph = lift(trained, **self.graph.options.arguments())
@@ -405,8 +392,8 @@ class _Run:
         return arm
 
 
-def _widths(graph: ChannelGraph, found: Iteration) -> dict[str, Widths]:
-    shrunk, grown = found.before_growth.widths(graph), found.plan.widths(graph)
+def _widths(graph: ChannelGraph, iteration: Iteration) -> dict[str, Widths]:
+    shrunk, grown = iteration.before_growth.widths(graph), iteration.plan.widths(graph)
     return {
         group.id: Widths(group.name, group.width, int(shrunk[group.index]), int(grown[group.index]))
         for group in graph.groups

@@ -1,19 +1,13 @@
 """How a run goes, and how much there is to do."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.options import Baseline, Method
 from morphgraph.passes.planning.constraints import resolve_budget
-from morphgraph.recipes.baselines import Baseline, fits_whole
+from morphgraph.recipes.baselines import fits_whole
 from morphgraph.recipes.trainer import Recipe
-from morphgraph.train.loop import SearchConfig
-
-Alone = Literal["base", "uniform", "l2", "bn", "random"]
-Method = Literal["morph", "base", "uniform", "l2", "bn", "random"]
-METHODS: tuple[Method, ...] = get_args(Method)
-"""``morph`` learns the structure; ``base`` is the original; for the others see
-:data:`~morphgraph.recipes.baselines.BASELINES`."""
+from morphgraph.train.config import SearchConfig
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Trade-off curves: runs over budgets, methods and seeds, whose results are rows of a file.
 
-    rows.jsonl       one row per run, as it is done; what stands there is not computed again
+    rows.jsonl       one row per run, as it is done; what is there is not computed again
     RUN/...          a folder of :mod:`morphgraph.recipes.run` for every run
 
-A row's key is a hash of its settings, the model and the data. A sweep that was stopped goes on by
-the same call; a larger one computes what is missing. Where a row was computed does not matter.
+A row's key is a hash of its settings, the model and the data. The same
+call resumes a sweep that was stopped; a larger one computes what is missing. Where a row was
+computed does not matter.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -21,13 +23,14 @@ import torch
 from morphgraph.errors import ArgumentError, FileError, MorphError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, load, write_atomically
+from morphgraph.options import METHODS, Method
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.recipes.data import Dataset
-from morphgraph.recipes.folder import manifest_of
+from morphgraph.recipes.folder import make_folder, manifest_of
 from morphgraph.recipes.results import Result
 from morphgraph.recipes.run import require_classes
-from morphgraph.recipes.settings import METHODS, Method, Settings
+from morphgraph.recipes.settings import Settings
 from morphgraph.recipes.workers import Job, Task, on_ray, on_this_machine
 from morphgraph.train import distributed
 
@@ -35,7 +38,7 @@ ROWS = "rows.jsonl"
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What one run came to.
+    """The result of one run.
 
     ``method``, ``budget``, ``cost`` (what the regularizer counted) and ``seed`` are what was asked.
     ``accuracy`` on the test images (0 to 1); ``costs`` counted on the file that was written, at
@@ -54,7 +57,7 @@ class Row(msgspec.Struct, frozen=True):
     folder: str
 
     def order(self) -> tuple[str, ...]:
-        """Where the row stands among others."""
+        """The key that rows are sorted by."""
         return self.method, str(self.budget), self.cost, f"{self.seed:09}", self.key
 
 
@@ -70,12 +73,12 @@ def grid(
     Args:
         settings: what they have in common; budget, cost, method and seed are replaced.
         budgets: per cost the amounts or shares, each of which is one budget.
-        methods: see :data:`~morphgraph.recipes.settings.METHODS`.
+        methods: see :data:`~morphgraph.options.METHODS`.
         seeds: of every point.
         costs: what the regularizer counts; for every budget its own cost if not given. Methods
             without a regularizer are not repeated.
 
-    >>> from morphgraph.train.loop import SearchConfig
+    >>> from morphgraph.train.config import SearchConfig
     >>> from morphgraph.recipes.trainer import Recipe
     >>> common = Settings(SearchConfig({"flops": "100%"}), Recipe(1), Recipe(1))
     >>> len(grid(common, {"flops": ["25%", "50%"]}, ["morph", "uniform", "base"], range(3)))
@@ -87,20 +90,22 @@ def grid(
     for method in methods:
         if method not in METHODS:
             raise ArgumentError(f"method '{method}' is unknown; use {', '.join(METHODS)}")
-    found: dict[str, Settings] = {}
-    for kind, amounts in budgets.items():
-        for amount in amounts:
-            for method in methods:
-                counted = (costs or (kind,)) if method == "morph" else (kind,)
-                asked = {next(iter(budgets)): "100%"} if method == "base" else {kind: amount}
-                for each in counted if method != "base" else asked:
-                    aim = replace(settings.aim, budget=asked, cost=each)
-                    for seed in seeds:
-                        one = replace(settings, aim=aim, method=method, seed=seed, baselines=())
-                        found[_text(one)] = one
-    if not found:
+    runs: dict[str, Settings] = {}
+    for unit, amounts in budgets.items():
+        for amount, method in product(amounts, methods):
+            budget, counted = {unit: amount}, tuple(costs) if costs else (unit,)
+            if method == "base":  # the same at every budget: one of them stands for all
+                first = next(iter(budgets))
+                budget, counted = {first: "100%"}, (first,)
+            elif method != "morph":
+                counted = (unit,)
+            for counted_cost, seed in product(counted, seeds):
+                aim = replace(settings.aim, budget=budget, cost=counted_cost)
+                one = replace(settings, aim=aim, method=method, seed=seed, baselines=())
+                runs[_text(one)] = one
+    if not runs:
         raise ArgumentError("the sweep is empty; give at least one budget, method and seed")
-    return list(found.values())
+    return list(runs.values())
 
 
 def sweep(
@@ -142,7 +147,7 @@ def sweep(
     require_classes(graph, dataset)
     for settings in runs:
         settings.aim.check(graph)
-    _make(folder)
+    make_folder(folder)
     keys = _keys(graph, dataset, runs)
     known = _read(folder / ROWS)
     todo = {
@@ -182,9 +187,9 @@ def _keys(graph: ChannelGraph, dataset: Dataset, runs: Sequence[Settings]) -> di
 
 def _name(settings: Settings, key: str) -> str:
     """A name for a run's folder that a person can read, and that is no other run's."""
-    ((kind, amount),) = settings.aim.budget.items()
-    counted = [settings.aim.kind] if settings.aim.kind != kind else []
-    words = [settings.method, f"{kind}-{amount}", *counted, f"seed{settings.seed}", key[:8]]
+    ((unit, amount),) = settings.aim.budget.items()
+    counted = [settings.aim.regularized] if settings.aim.regularized != unit else []
+    words = [settings.method, f"{unit}-{amount}", *counted, f"seed{settings.seed}", key[:8]]
     return "-".join(re.sub(r"[^\w.]+", "-", str(word)).strip("-") for word in words)
 
 
@@ -193,29 +198,20 @@ def _row(graph: ChannelGraph, key: str, job: Job, result: Result) -> Row:
     settings = job.settings
     arm = result.arms.get("slim") or next(iter(result.arms.values()))
     trained = lift(load(Path(job.folder) / arm.file), **graph.options.arguments())
-    kinds = dict.fromkeys(["flops", "params", *settings.aim.budget, settings.aim.kind])
-    costs = {kind: cost(trained, kind).total for kind in kinds}
+    units = dict.fromkeys(["flops", "params", *settings.aim.budget, settings.aim.regularized])
+    costs = {unit: cost(trained, unit).total for unit in units}
     return Row(
         key=key,
         method=settings.method,
-        budget={kind: str(amount) for kind, amount in settings.aim.budget.items()},
-        cost=settings.aim.kind,
+        budget={unit: str(amount) for unit, amount in settings.aim.budget.items()},
+        cost=settings.aim.regularized,
         seed=settings.seed,
         accuracy=arm.accuracy,
         costs=costs,
-        shares={kind: value / cost(graph, kind).total for kind, value in costs.items()},
+        shares={unit: value / cost(graph, unit).total for unit, value in costs.items()},
         epochs=arm.epochs,
         folder=Path(job.folder).name,
     )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            f"{escape(str(folder))}: {error.strerror}; give a folder that can be written"
-        ) from None
 
 
 def _read(path: Path) -> dict[str, Row]:
@@ -227,19 +223,19 @@ def _read(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
     whole, _, cut = path.read_bytes().rpartition(b"\n")
-    found: dict[str, Row] = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    rows: dict[str, Row] = {}
+    for line_number, line in enumerate(whole.splitlines(), 1):
         try:
             row = msgspec.json.decode(line, type=Row)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise FileError(
-                f"{escape(str(path))}: line {number} is no row of a sweep ({error}); give another "
-                "folder, or remove the line"
+                f"{escape(str(path))}: line {line_number} is no row of a sweep ({error}); give "
+                "another folder, or remove the line"
             ) from None
-        found[row.key] = row
+        rows[row.key] = row
     if cut:
-        _write(path, list(found.values()))
-    return found
+        _write(path, list(rows.values()))
+    return rows
 
 
 def _append(path: Path, row: Row) -> None:

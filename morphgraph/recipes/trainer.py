@@ -61,7 +61,7 @@ class Recipe:
     compiled: bool = False
 
     def shrinking(self, epochs: int) -> "Recipe":
-        """The same for a phase that learns a structure: so many epochs, at a constant rate."""
+        """The same for a phase that learns a structure, at a constant rate."""
         return replace(self, epochs=epochs, constant=True)
 
     def rate(self, step: int, steps: int) -> float:
@@ -78,7 +78,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one epoch came to."""
+    """The result of one epoch."""
 
     number: int
     epochs: int
@@ -86,6 +86,11 @@ class Epoch:
     seconds: float
     live_share: float | None = None
     weight: float | None = None
+
+
+def best_device() -> torch.device:
+    """Where to train: on a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def steps_per_epoch(dataset: Dataset, recipe: Recipe) -> int:
@@ -107,8 +112,8 @@ def train(
     """Train a classifier in place.
 
     The order of images, crops and flips follow from the seed, the phase and the number of the
-    epoch; the global generators are seeded for the phase. So a phase that goes on from a checkpoint
-    comes to the same numbers as one that was never stopped, on as many threads.
+    epoch; the global generators are seeded for the phase. So a phase that is resumed from a
+    checkpoint gives the same numbers as one that was never stopped, on as many threads.
 
     Args:
         net: ``[N, channels, height, width] -> [N, classes]``, on the device where it is to train.
@@ -118,8 +123,7 @@ def train(
         phase: name of what is trained.
         penalty: what shrinks the network, if anything does.
         on_epoch: called after every epoch.
-        checkpoint: where to go on from, and where to write what is needed for that: after every
-            epoch, and within one where it is due.
+        checkpoint: to resume from; written after every epoch, and within one where it is due.
 
     Of several processes (see :mod:`morphgraph.train.distributed`) each trains on its share of
     every batch; ``recipe.batch_size`` is that of all of them together.
@@ -131,42 +135,39 @@ def train(
     _Training(net, dataset, recipe, seed, phase, penalty or NoPenalty(), checkpoint).go(on_epoch)
 
 
+@dataclass
 class _Training:
-    """A phase as it goes on. ``step``, ``epoch`` and ``batch`` count what is done."""
+    """A running phase. ``step``, ``epoch`` and ``batch`` count what is done."""
 
-    def __init__(
-        self,
-        net: nn.Module,
-        dataset: Dataset,
-        recipe: Recipe,
-        seed: int,
-        phase: str,
-        penalty: ResumablePenalty,
-        checkpoint: Checkpoint | None,
-    ) -> None:
-        self.net = net
-        self.dataset = dataset
-        self.recipe = recipe
-        self.seed = seed
-        self.phase = phase
-        self.penalty = penalty
-        self.checkpoint = checkpoint
-        self.images = min(recipe.batch_size, len(dataset.y_train))  # of a batch, on all processes
+    net: nn.Module
+    dataset: Dataset
+    recipe: Recipe
+    seed: int
+    phase: str
+    penalty: ResumablePenalty
+    checkpoint: Checkpoint | None
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    total: float = 0.0  # the sum of losses of this epoch
+    seconds: float = 0.0  # of this epoch
+
+    def __post_init__(self) -> None:
+        # Of a batch, on all processes.
+        self.images = min(self.recipe.batch_size, len(self.dataset.y_train))
         if self.images < distributed.size():
             raise ArgumentError(
                 f"batches of {self.images} images cannot be shared by {distributed.size()} "
                 "processes; raise --batch-size, or start fewer"
             )
-        self.steps = recipe.epochs * steps_per_epoch(dataset, recipe)
-        self.step = self.epoch = self.batch = 0
-        self.total = self.seconds = 0.0  # of this epoch: sum of losses, time
-        # Convolutions are faster where the channels of a pixel lie side by side.
-        net.to(memory_format=torch.channels_last)
-        self.device = next(net.parameters()).device
-        self.optimizer = make_optimizer(net, recipe)
-        shared = distributed.shared(net)
+        self.steps = self.recipe.epochs * steps_per_epoch(self.dataset, self.recipe)
+        # Convolutions are faster where the channels of a pixel are adjacent in memory.
+        self.net.to(memory_format=torch.channels_last)
+        self.device = next(self.net.parameters()).device
+        self.optimizer = make_optimizer(self.net, self.recipe)
+        forward = distributed.shared(self.net)
         self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(shared) if recipe.compiled else shared
+            torch.compile(forward) if self.recipe.compiled else forward
         )
 
     def go(self, on_epoch: Callable[[Epoch], None] | None) -> None:
@@ -188,7 +189,7 @@ class _Training:
             self._save()
 
     def _pass(self) -> None:
-        """What is left of the epoch."""
+        """The remainder of the epoch."""
         recipe, began = self.recipe, time.perf_counter() - self.seconds
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.phase, self.epoch))
         batches = self.dataset.training_batches(
@@ -219,14 +220,14 @@ class _Training:
         self.step += 1
 
     def _finished(self) -> Epoch:
-        """Count the epoch that is over, and say what it came to."""
+        """Count the epoch that is over, and return its result."""
         self.epoch += 1
         if not math.isfinite(self.total):
             raise UnsupportedError(
                 f"the training has diverged: the loss of epoch {self.epoch} is {self.total}; lower "
                 f"the learning rate (now {self.recipe.lr:g})"
             )
-        distributed.agree(self.net, self.penalty)
+        distributed.broadcast_state(self.net, self.penalty)
         loss = self.total / self.batch
         regularizer = self.penalty.regularizer
         live = None if regularizer is None else regularizer.live_share()
@@ -234,7 +235,7 @@ class _Training:
         return Epoch(self.epoch, self.recipe.epochs, loss, self.seconds, live, weight)
 
     def _save(self) -> None:
-        """Write what is needed to go on from here; of a phase that is over, the network."""
+        """Write what is needed to resume here; of a phase that is over, the network."""
         if self.checkpoint is None or not distributed.is_first():
             return
         state: State = {

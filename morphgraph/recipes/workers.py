@@ -74,7 +74,7 @@ Jobs = Mapping[str, Job]
 
 
 def work(task: Task, job: Job) -> Outcome:
-    """Do a run, or go on with it; an error of ours is a result like another."""
+    """Do or resume a run; returns its result, or the ``MorphError`` that ended it."""
     torch.set_num_threads(1)
     try:
         return run(task.graph(), task.dataset, job.settings, Path(job.folder), resume=True)
@@ -83,7 +83,7 @@ def work(task: Task, job: Job) -> Outcome:
 
 
 def on_this_machine(task: Task, jobs: Jobs, processes: int) -> Iterator[tuple[str, Outcome]]:
-    """Run jobs in so many processes; gives what each came to, by its name, as it is done.
+    """Run jobs in ``processes`` processes; yields their names and outcomes as they are done.
 
     Each process has one GPU, if there are any.
 
@@ -109,7 +109,7 @@ def on_this_machine(task: Task, jobs: Jobs, processes: int) -> Iterator[tuple[st
             "on, with fewer --jobs if so"
         ) from None
     finally:
-        # After an error or an interrupt nobody waits for the rest: runs can be killed.
+        # After an error or an interrupt the other runs are not needed; they can be resumed.
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
@@ -134,7 +134,7 @@ def _begin(task: Task, places: "multiprocessing.Queue[int]") -> None:
 
 
 def _end_with_parent() -> None:
-    """A run that nobody waits for would go on writing where the next one resumes it."""
+    """Exit with the parent: an orphaned run would write to the folder that the next one resumes."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -150,7 +150,7 @@ def on_ray(task: Task, jobs: Jobs, address: str, processes: int) -> Iterator[tup
 
     Args:
         task, jobs: what is to be done.
-        address: as for ``ray.init``; ``"local"`` starts an instance here, with so many processes.
+        address: as for ``ray.init``; ``"local"`` starts an instance on this machine.
         processes: of a local instance; a cluster runs as many jobs as it has room for.
 
     Raises:
@@ -182,8 +182,8 @@ def _on_ray(task: Task, job: Job) -> Outcome:
     return work(replace(task, dataset=own), job)
 
 
-def _knock(address: str) -> None:
-    """Raise an OSError where nobody listens: Ray itself would try for minutes."""
+def _require_listening(address: str) -> None:
+    """Raise an OSError where no server listens: Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -205,7 +205,7 @@ def _cluster(address: str, processes: int) -> Iterator[Any]:
     if address == "local":
         options |= {"num_cpus": processes, "include_dashboard": False}
     try:
-        _knock(address)
+        _require_listening(address)
         ray.init(address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise UnsupportedError(

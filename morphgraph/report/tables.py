@@ -7,9 +7,9 @@ files that anybody may have written: they are escaped, and never taken for marku
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from morphgraph.onnx_io import escape
 from morphgraph.plans import readable_json
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Format = Literal["table", "json", "csv", "md"]
 Cell = str | int | float | None
+_Item = TypeVar("_Item")
 
 _ENDLESS = 10_000  # columns: a line in a file is never broken
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -122,6 +123,20 @@ class Table:
             [column.show(cell) for column, cell in zip(self.columns, row, strict=True)]
             for row in self.rows
         ]
+
+
+def table_of(
+    items: Iterable[_Item],
+    *cells: tuple[Column | str, Callable[[_Item], Cell]],
+    title: str = "",
+) -> Table:
+    """A table with a row per item; every column comes with how its cell is read off an item.
+
+    >>> table_of(["conv1", "fc"], ("layer", str), (number_column("letters"), len)).readable()
+    [['conv1', '5'], ['fc', '2']]
+    """
+    rows = [[read(item) for _, read in cells] for item in items]
+    return Table(columns(*(column for column, _ in cells)), rows, title)
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,17 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from math import exp
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from morphgraph.errors import BudgetError, MorphWarning, UnsupportedError
 from morphgraph.onnx_io.check import escape
+from morphgraph.options import Update
 from morphgraph.passes.analysis.cost import parse_cost, spelling
 from morphgraph.passes.planning.constraints import parse_amount
 from morphgraph.train.regularizer import Regularizer
-
-Update = Literal["proximal", "subgradient"]
 
 _RISE, _FALL = 0.1, 0.1  # largest change of log(weight) per control step
 _EASE = 0.3  # how much slower the weight falls than it grows for the same error
@@ -91,11 +90,11 @@ class FixedWeight:
             self.regularizer.proximal_step(lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """The weight is all that could be changed from outside."""
+        """The weight: all that can change."""
         return {"weight": self.regularizer.weight}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Resume from a state."""
         self.regularizer.weight = state["weight"]
 
 
@@ -147,20 +146,20 @@ class Budget:
         interval: int | None = None,
         update: Update = "proximal",
     ) -> None:
-        kind = regularizer.cost.kind
+        unit = regularizer.cost.kind
         amounts = {spelling(parse_cost(name)): amount for name, amount in budget.items()}
-        if set(amounts) != {kind}:
+        if set(amounts) != {unit}:
             raise UnsupportedError(
-                f"budget {dict(budget)}: the regularizer counts {kind}; give one budget, on {kind}"
+                f"budget {dict(budget)}: the regularizer counts {unit}; give one budget, on {unit}"
             )
         self.regularizer = regularizer
         initial = regularizer.initial_cost
-        self.target = parse_amount(amounts[kind], initial, regularizer.cost.unit) / initial
+        self.target = parse_amount(amounts[unit], initial, regularizer.cost.unit) / initial
         lowest = regularizer.lowest_share()
         if self.target < lowest:
             raise BudgetError(
-                f"budget {kind}={amounts[kind]} cannot be met: the narrowest network needs "
-                f"{lowest:.1%} of the model's {kind}; raise the budget"
+                f"budget {unit}={amounts[unit]} cannot be met: the narrowest network needs "
+                f"{lowest:.1%} of the model's {unit}; raise the budget"
             )
         self.steps = steps
         self.start, self.end = start, end
@@ -201,7 +200,7 @@ class Budget:
         """
         self.step_number += 1
         if self._dead is not None:
-            self.regularizer.silence(self._dead)
+            self.regularizer.zero_channels(self._dead)
             return
         if lr > 0 and self.step_number <= self.start * self.steps:
             self.regularizer.weight = self._first / lr
@@ -220,7 +219,12 @@ class Budget:
             self._control(strengths)
 
     def _control(self, strengths: Tensor) -> None:
-        """Move the weight by how far the predicted cost is from the reference."""
+        """Move the weight by how far the predicted cost is from the reference.
+
+        A proportional controller of log(weight), with the prediction in place of a derivative term.
+        """
+        # 1. Predict the share some steps ahead: strengths that fall keep their mean speed, those
+        # that rise stay as they are.
         predicted = self.share
         if self._before is not None:
             speed = (strengths - self._before) / self.interval
@@ -230,18 +234,21 @@ class Budget:
             ahead = strengths + self.ahead * speed.clamp_max(0)
             predicted = self.regularizer.live_share(ahead)
         self._before = strengths
+        # 2. The error, positive where the network is to cost less than it will.
         wanted = self.reference(self.step_number + self.ahead)
-        # Behind the end of the reference there is no pace to keep, only the target to be reached.
+        # After the end of the reference there is no pace to keep, only the target to be reached.
         paced = self.step_number <= self.end * self.steps
         error = (predicted if paced else self.share) - wanted
+        # 3. The change of log(weight): as large as the error, within bounds, less where the weight
+        # falls, and more towards the end of the phase where the network is still too large.
         late = max(0.0, self.step_number / self.steps - self.end) / (1.0 - self.end)
         change = min(_RISE, error + _RISE * late) if error > 0 else max(-_FALL, _EASE * error)
-        # A subgradient throws scales across zero, and a large weight throws them so far that they
-        # count as alive again: where that happens, more weight would only revive more.
+        # Subgradient steps overshoot zero, with a large weight so far that scales count as alive
+        # again: where the cost rises that way, more weight would only revive more channels.
         if self.update == "subgradient" and self.share > self._earlier:
             change = -_FALL
         self._earlier = self.share
-        if self._speed is not None:
+        if self._speed is not None:  # the first control step has nothing to predict from
             self.regularizer.weight *= exp(change)
         self.trajectory.append(
             ControlStep(self.step_number, self.share, wanted, predicted, self.regularizer.weight)
@@ -249,15 +256,19 @@ class Budget:
         self._warn(strengths)
 
     def _reached(self, before: Tensor, strengths: Tensor) -> Tensor:
-        """Who stays at the step that reaches the target, a flag per channel.
+        """The channels alive after the step that reaches the target, ``[channels]``.
 
         Of those that died in this step the strongest come back, as many as the target allows: many
         channels may die at once, and the cost would end far below the budget.
+
+        Args:
+            before, strengths: before and after the step, ``[channels]``.
         """
         alive = self.regularizer.alive(strengths)
         died = torch.nonzero(self.regularizer.alive(before) & ~alive).flatten()
         died = died[before[died].argsort(descending=True, stable=True)]
-        low, high = 0, len(died)  # so many can come back; one more than `high` cannot
+        # Bisection: more channels never cost less. `low` can come back, more than `high` cannot.
+        low, high = 0, len(died)
         while low < high:
             middle = (low + high + 1) // 2
             mixed = strengths.index_copy(0, died[:middle], before[died[:middle]])
@@ -270,14 +281,14 @@ class Budget:
         return alive | self.regularizer.protected(strengths, ~alive)
 
     def _settle(self, alive: Tensor) -> None:
-        """The structure is decided: from now on the weight is zero and the dead stay dead."""
+        """Fix the structure: from now on the weight is zero and dead channels stay dead."""
         self.met = True
         self.regularizer.weight = 0.0
         self._dead = ~alive
-        self.regularizer.silence(self._dead)
+        self.regularizer.zero_channels(self._dead)
 
     def _warn(self, strengths: Tensor) -> None:
-        """Early words: nothing shrinks, or a group is dying."""
+        """Warn early, once each: nothing shrinks, or a group is nearly pruned."""
         late = self.step_number > self.steps / 2
         if late and -1 not in self._warned and self.share > 1 - 0.1 * (1 - self.target):
             self._warned.append(-1)
@@ -289,27 +300,27 @@ class Budget:
             )
         widths = self.regularizer.live_widths(strengths)
         for group in self.regularizer.graph.groups:
-            few = (
-                self.regularizer.limits.allows(group) and widths[group.index] <= 0.05 * group.width
-            )
-            if few and group.index not in self._warned:
+            few = widths[group.index] <= 0.05 * group.width
+            if not few or not self.regularizer.limits.allows(group):
+                continue
+            if group.index not in self._warned:
                 self._warned.append(group.index)
                 warnings.warn(
-                    f"group '{escape(group.name)}' is dying: {int(widths[group.index])} of "
-                    f"{group.width} channels are alive; min_width (--min-width) sets a floor",
+                    f"group '{escape(group.name)}' is nearly pruned: {int(widths[group.index])} of "
+                    f"{group.width} channels left; min_width (--min-width) sets a floor",
                     MorphWarning,
                     stacklevel=3,
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes while training goes on, the network apart: plain data and tensors."""
+        """All that changes during training, the network apart: plain data and tensors."""
         state = {name: getattr(self, name) for name in _STATE}
-        state["trajectory"] = [astuple(moment) for moment in self.trajectory]
+        state["trajectory"] = [astuple(step) for step in self.trajectory]
         return state | {"weight": self.regularizer.weight}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where :meth:`state_dict` was taken; the network must be as it was then."""
+        """Resume from a state; the network must be as it was when :meth:`state_dict` was taken."""
         for name in _STATE:
             setattr(self, name, state[name])
-        self.trajectory = [ControlStep(*moment) for moment in state["trajectory"]]
+        self.trajectory = [ControlStep(*step) for step in state["trajectory"]]
         self.regularizer.weight = state["weight"]

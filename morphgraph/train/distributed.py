@@ -4,7 +4,7 @@ Every process runs the whole program on its share of every batch. Gradients are 
 DistributedDataParallel, so that weights agree after every step; from equal weights all processes
 decide alike. What is decided is taken from the first process all the same, and so is the state at
 the end of every epoch: sums on a GPU may differ in their last digit from one process to another.
-Only the first process writes and speaks.
+Only the first process writes files and messages.
 
 In a program of one process everything here does nothing. :class:`~morphgraph.train.loop.Iteration`
 and what follows from it are the same on all processes, also where a user's own ``fit`` trains.
@@ -50,7 +50,7 @@ def launched() -> Iterator[None]:
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield
-        dist.barrier()  # who leaves first would close what another still reads from
+        dist.barrier()  # a process that leaves closes what others may still read from
     finally:
         dist.destroy_process_group()
 
@@ -66,12 +66,12 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process writes and speaks."""
+    """Whether this process writes files and messages."""
     return rank() == 0
 
 
 def own_share(count: int) -> slice:
-    """This process's part of so many images; parts differ by one at most.
+    """This process's part of ``count`` images; parts differ by one at most.
 
     >>> own_share(128)
     slice(0, 128, None)
@@ -80,10 +80,10 @@ def own_share(count: int) -> slice:
 
 
 def from_first(make: Callable[[], _T]) -> _T:
-    """What the first process makes, on all of them; an error of ours is raised on all, too."""
+    """The first process's result on all processes; a ``MorphError`` is raised on all, too."""
     if size() == 1:
         return make()
-    packet: list[Any] = [None, None]  # what was made, or the error
+    packet: list[Any] = [None, None]  # the result, or the error
     if is_first():
         try:
             packet[0] = make()
@@ -92,12 +92,12 @@ def from_first(make: Callable[[], _T]) -> _T:
     dist.broadcast_object_list(packet)
     if packet[1] is not None:
         raise packet[1]
-    made: _T = packet[0]
-    return made
+    result: _T = packet[0]
+    return result
 
 
 def state_from_first(make: Callable[[], State | None], device: torch.device) -> State | None:
-    """The same for plain data and tensors, which come to this process's own device."""
+    """The same for plain data and tensors; the tensors are moved to ``device``."""
     if size() == 1:
         return make()
 
@@ -119,12 +119,12 @@ def require_equal(what: str, value: str) -> None:
     """
     if size() == 1:
         return
-    found: list[Any] = [None] * size()
-    dist.all_gather_object(found, value)
-    for number, other in enumerate(found):
-        if other != found[0]:
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    for process, other in enumerate(values):
+        if other != values[0]:
             raise ArgumentError(
-                f"process {number} has other {what} than process 0; start all of them with the "
+                f"process {process} has other {what} than process 0; start all of them with the "
                 "same arguments and the same files"
             )
 
@@ -147,8 +147,8 @@ def shared(net: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def agree(net: nn.Module, penalty: ResumablePenalty) -> None:
-    """Give all processes the first one's network and penalty, should a last digit have differed."""
+def broadcast_state(net: nn.Module, penalty: ResumablePenalty) -> None:
+    """Give all processes the first one's weights and penalty: last digits may have differed."""
     if size() == 1:
         return
     for tensor in net.state_dict().values():

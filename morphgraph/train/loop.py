@@ -9,133 +9,36 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
-from morphgraph.errors import ArgumentError, MorphWarning
+from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
+from morphgraph.options import Start, Strength, Update
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.compose import Provenance
-from morphgraph.passes.planning.constraints import Constraint, require_reachable, resolve_budget
+from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.passes.planning.expand import expand
 from morphgraph.plans import Plan
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
-from morphgraph.train.controller import ControlStep, Update
-from morphgraph.train.phases import NoPenalty, Penalty, Shrink
-from morphgraph.train.regularizer import Regularizer, Strength
-from morphgraph.workflow import Resized, Start, resize_and_check
-
-SHRINK_TO = 0.35
-"""How far a phase shrinks before the widths are scaled to the budget, see :class:`SearchConfig`."""
+from morphgraph.train.config import SHRINK_TO, SearchConfig
+from morphgraph.train.controller import ControlStep
+from morphgraph.train.phases import NoPenalty, Penalty, ShrinkPenalty
+from morphgraph.train.regularizer import Regularizer
+from morphgraph.workflow import Resized, resize_and_check
 
 Fit = Callable[[nn.Module, Penalty], None]
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """What structure learning is to come to.
-
-    Attributes:
-        budget: per cost an amount or a share of the original's, such as ``{"flops": "50%"}``. All
-            hold in the end.
-        cost: what the regularizer counts; the first of the budget's costs if not given.
-        iterations: how often to shrink and expand; ends before where the widths repeat.
-        shrink_to: how far a phase shrinks, as the share of the way from the least cost that can be
-            reached to the cost of the network that it begins with. Then all widths are multiplied
-            by one factor, above or below 1, that brings the network to the budget. A phase that
-            shrinks hard tells more about what each layer needs than one that stops at a budget
-            near where it began; docs/experiments.md has the figures.
-        strength: how the use of a channel is measured, see
-            :class:`~morphgraph.train.regularizer.Regularizer`.
-        relative: whether channels compete within their group only, see the same; for networks whose
-            layers would lose their channels all at once (depthwise convolutions, transformers).
-        update: how the strengths shrink, see
-            :class:`~morphgraph.train.controller.FixedWeight`.
-        round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
-        max_growth: no group gets wider than so many times its width in the original.
-        weights: ``"keep"``: the last phase goes on with the weights; ``"fresh"``: it trains the
-            structure from new ones.
-        absorb: whether what removed channels still add (a shift behind a scale of 0) moves into the
-            next bias.
-
-    Raises:
-        ArgumentError: a number is out of its range.
-    """
-
-    budget: Mapping[str, str | float | int]
-    cost: str | None = None
-    iterations: int = 1
-    shrink_to: float = SHRINK_TO
-    strength: Strength = "auto"
-    round_to: int = 1
-    min_width: int = 1
-    max_growth: float | None = None
-    weights: Start = "keep"
-    absorb: bool = False
-    update: Update = "proximal"
-    relative: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.budget:
-            raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
-        budget = {spelling(parse_cost(kind)): amount for kind, amount in self.budget.items()}
-        object.__setattr__(self, "budget", budget)
-        if self.cost is not None:
-            object.__setattr__(self, "cost", spelling(parse_cost(self.cost)))
-        if self.iterations < 1:
-            raise ArgumentError(f"iterations={self.iterations}: give a number from 1")
-        if not 0 < self.shrink_to <= 1:
-            raise ArgumentError(f"shrink_to={self.shrink_to}: give a share above 0, at most 1")
-        if self.max_growth is not None and not self.max_growth >= 1:
-            raise ArgumentError(f"max_growth={self.max_growth}: give a number from 1")
-
-    @property
-    def kind(self) -> str:
-        """The cost that the regularizer counts."""
-        return self.cost or next(iter(self.budget))
-
-    @property
-    def limits(self) -> WidthBounds:
-        """Grid and floor of the widths."""
-        return WidthBounds(self.round_to, self.min_width)
-
-    def check(self, graph: ChannelGraph) -> None:
-        """Refuse before anything is trained what no training could reach.
-
-        Raises:
-            ArgumentError: an amount is none, or a cost is unknown.
-            BudgetError: the narrowest network is above a budget.
-        """
-        cost_of(graph, self.kind)
-        require_reachable(graph, resolve_budget(graph, self.budget, "default"), self.limits)
-
-    def request(self) -> dict[str, Any]:
-        """What a plan says it was made for."""
-        return {
-            "morph": {kind: str(amount) for kind, amount in self.budget.items()},
-            "cost": self.kind,
-            "iterations": self.iterations,
-            "shrink_to": self.shrink_to,
-            "strength": self.strength,
-            "update": self.update,
-            "relative": self.relative,
-            "round_to": self.round_to,
-            "min_width": self.min_width,
-            "max_growth": self.max_growth,
-        }
-
-
-@dataclass(frozen=True)
 class Iteration:
-    """What one round of shrinking and expanding came to.
+    """The result of one round of shrinking and expanding.
 
     Attributes:
         number: from 1.
@@ -198,119 +101,106 @@ def rounds(
         seed: of the inputs of checks, and of the weights of new channels.
     """
     device = next(net.parameters()).device
-    goals = resolve_budget(graph, aim.budget, "default")
-    lineage = Provenance.of(graph)
+    # Amounts, not shares: they hold for the networks of all iterations.
+    ceilings = {goal.kind: goal.limit for goal in resolve_budget(graph, aim.budget, "default")}
+    provenance = Provenance.of(graph)
     seen: set[bytes] = set()
     for number in range(1, aim.iterations + 1):
-        found = _round(number, lineage, net, fit, aim, goals, steps, seed)
-        widths = found.plan.widths(graph).tobytes()
-        yield replace(found, last=found.last or widths in seen)
-        if found.last or widths in seen:
+        iteration = _round(number, provenance, net, fit, aim, ceilings, steps, seed)
+        widths = iteration.plan.widths(graph).tobytes()
+        # Widths that come a second time would come again and again.
+        last = number == aim.iterations or widths in seen
+        yield replace(iteration, last=last)
+        if last:
             return
         seen.add(widths)
-        small = lift(found.resized.model, **graph.options.arguments())
-        lineage = lineage.after(found.grown, small)
-        net = to_torch(found.resized.model).to(device)
+        small = lift(iteration.resized.model, **graph.options.arguments())
+        provenance = provenance.after(iteration.grown, small)
+        net = to_torch(iteration.resized.model).to(device)
 
 
 def _round(
     number: int,
-    lineage: Provenance,
+    provenance: Provenance,
     net: nn.Module,
     fit: Fit,
     aim: SearchConfig,
-    goals: list[Constraint],
+    ceilings: Mapping[str, float],
     steps: int | None,
     seed: int,
 ) -> Iteration:
-    graph, bound = lineage.graph, tuple(lineage.frozen_groups())
-    resource = cost_of(graph, aim.kind)
+    """Train with the regularizer, read off the widths, expand them, and resize the network."""
+    graph, frozen = provenance.graph, tuple(provenance.frozen_groups())
     regularizer = Regularizer(
         graph,
         net,
-        resource,
+        aim.regularized,
         aim.strength,
         relative=aim.relative,
-        exclude=bound,
+        exclude=frozen,
         min_width=aim.min_width,
     )
-    limits = replace(aim.limits, exclude=bound)
-    target = _target(regularizer, aim, limits)
-    penalty = Shrink(regularizer, target, steps, aim.update)
+    target = _target(regularizer, aim.shrink_to, replace(aim.limits, exclude=frozen))
+    penalty = ShrinkPenalty(regularizer, target, steps, aim.update)
     fit(net, penalty)
     penalty.end()
-    with warnings.catch_warnings():
-        # What was silenced is not missed, and where nothing was, the phase has said so.
-        for words in ("masking changed the outputs", "the plan changes nothing"):
-            warnings.filterwarnings("ignore", words, MorphWarning)
-        return _read_off(number, lineage, net, aim, goals, regularizer, penalty, seed)
-
-
-def _read_off(
-    number: int,
-    lineage: Provenance,
-    net: nn.Module,
-    aim: SearchConfig,
-    goals: list[Constraint],
-    regularizer: Regularizer,
-    penalty: Shrink,
-    seed: int,
-) -> Iteration:
-    """Widths, expansion and the new network after the training of a round."""
-    graph, bound = lineage.graph, tuple(lineage.frozen_groups())
-    ceilings = {goal.kind: goal.limit for goal in goals}
 
     def decide() -> tuple[Plan, Plan]:
-        shrunk = regularizer.plan({regularizer.cost.kind: penalty.target}, round_to=aim.round_to)
+        shrunk = regularizer.plan({regularizer.cost.kind: target}, round_to=aim.round_to)
         grown = expand(
             graph,
             shrunk,
             ceilings,
             round_to=aim.round_to,
-            max_width=_widest(lineage, aim.max_growth),
-            exclude=bound,
+            max_width=_widest(provenance, aim.max_growth),
+            exclude=frozen,
             score=regularizer.strengths().detach().cpu().double().numpy(),
         )
         return shrunk, grown
 
-    shrunk, grown = distributed.from_first(decide)
-    resized = resize_and_check(graph, grown, weights=net, seed=seed, absorb=aim.absorb)
+    with warnings.catch_warnings():
+        # Channels that are zero are not missed; where nothing shrank, `penalty.end` has said so.
+        for words in ("masking changed the outputs", "the plan changes nothing"):
+            warnings.filterwarnings("ignore", words, MorphWarning)
+        shrunk, grown = distributed.from_first(decide)
+        resized = resize_and_check(graph, grown, weights=net, seed=seed, absorb=aim.absorb)
     return Iteration(
-        number,
-        graph,
-        net,
-        shrunk,
-        grown,
-        lineage.compose(grown, aim.request() | {"omega": grown.request["omega"]}),
-        lineage.compose(shrunk, aim.request(), grown.cost),
-        resized,
-        penalty.target,
-        regularizer.live_cost(),
-        penalty.met,
-        penalty.trajectory,
-        number == aim.iterations,
+        number=number,
+        graph=graph,
+        net=net,
+        shrunk=shrunk,
+        grown=grown,
+        plan=provenance.compose(grown, aim.request() | {"omega": grown.request["omega"]}),
+        before_growth=provenance.compose(shrunk, aim.request(), grown.cost),
+        resized=resized,
+        target=target,
+        live=regularizer.live_cost(),
+        met=penalty.met,
+        trajectory=penalty.trajectory,
+        last=False,
     )
 
 
-def _widest(lineage: Provenance, max_growth: float | None) -> dict[str, int]:
-    """Per group the widest that it may get, by its width in the original."""
+def _widest(provenance: Provenance, max_growth: float | None) -> dict[str, int]:
+    """Per group the widest that it may get, by the width of its origin in the first network."""
     if max_growth is None:
         return {}
+    origins = provenance.origin_group.tolist()
     return {
-        group.id: max(1, int(max_growth * lineage.first.groups[home].width))
-        for group, home in zip(lineage.graph.groups, lineage.origin_group.tolist(), strict=True)
-        if group.resizable and home >= 0
+        group.id: max(1, int(max_growth * provenance.first.groups[origin].width))
+        for group, origin in zip(provenance.graph.groups, origins, strict=True)
+        if group.resizable and origin >= 0
     }
 
 
-def _target(regularizer: Regularizer, aim: SearchConfig, limits: WidthBounds) -> float:
+def _target(regularizer: Regularizer, shrink_to: float, limits: WidthBounds) -> float:
     """The regularized cost that a phase is to reach."""
     graph, resource = regularizer.graph, regularizer.cost
     least = max(
         resource.at(limits.lowest(graph)),
         regularizer.lowest_share() * regularizer.initial_cost,
     )
-    return least + aim.shrink_to * (regularizer.initial_cost - least)
+    return least + shrink_to * (regularizer.initial_cost - least)
 
 
 def start_of_last(last: Iteration, weights: Start, seed: int) -> ir.Model:
@@ -323,14 +213,14 @@ def start_of_last(last: Iteration, weights: Start, seed: int) -> ir.Model:
 
 @dataclass(frozen=True)
 class MorphResult:
-    """What structure learning came to.
+    """The result of structure learning.
 
     Attributes:
         graph: the original network, lifted.
         plan: the structure that the training decided on, as a plan for the original.
         model: the resized network with its trained weights.
         net: the same as a torch module.
-        iterations: what every iteration came to.
+        iterations: the results of all iterations.
     """
 
     graph: ChannelGraph
@@ -377,10 +267,10 @@ def morph(
         iterations: how often to shrink and expand before the last training.
         cost: what the regularizer counts; the first of the budget's costs if not given.
         steps: optimizer steps of a phase, for a ``fit`` that does not call ``penalty.begin``; 1000
-            are supposed if nobody says.
+            are assumed without either.
         shrink_to, strength, round_to, min_width, max_growth, weights, absorb, update, relative: see
-            :class:`SearchConfig`; with ``update="subgradient"`` ``fit`` adds ``penalty.loss()`` to
-            the loss.
+            :class:`~morphgraph.train.config.SearchConfig`; with ``update="subgradient"`` ``fit``
+            adds ``penalty.loss()`` to the loss.
         seed: of the inputs of checks, and of new weights.
 
     >>> import morphgraph as mg, torch
@@ -403,17 +293,17 @@ def morph(
     """
     aim = SearchConfig(
         budget,
-        cost,
-        iterations,
-        shrink_to,
-        strength,
-        round_to,
-        min_width,
-        max_growth,
-        weights,
-        absorb,
-        update,
-        relative,
+        cost=cost,
+        iterations=iterations,
+        shrink_to=shrink_to,
+        strength=strength,
+        round_to=round_to,
+        min_width=min_width,
+        max_growth=max_growth,
+        weights=weights,
+        absorb=absorb,
+        update=update,
+        relative=relative,
     )
     graph = lift(export(net, example))
     aim.check(graph)

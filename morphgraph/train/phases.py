@@ -6,10 +6,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from morphgraph.errors import MorphWarning
-from morphgraph.train.controller import Budget, ControlStep, Update
+from morphgraph.options import Update
+from morphgraph.train.controller import Budget, ControlStep
 from morphgraph.train.regularizer import Regularizer
 
 DEFAULT_STEPS = 1000  # of a phase of unknown length
+NEVER_STEPPED = "fit never called penalty.step: call it after every optimizer step"
 
 
 class Penalty(Protocol):
@@ -26,17 +28,17 @@ class Penalty(Protocol):
 
 
 class ResumablePenalty(Penalty, Protocol):
-    """A penalty of a phase that can be stopped and gone on with."""
+    """A penalty of a phase that can be stopped and resumed."""
 
     @property
     def regularizer(self) -> Regularizer | None:
         """What shrinks the network, if anything does."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes while the phase goes on, the network apart."""
+        """All that changes during the phase, the network apart."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Resume from a state."""
 
 
 class NoPenalty:
@@ -62,13 +64,13 @@ class NoPenalty:
         """Do nothing."""
 
 
-class Shrink:
+class ShrinkPenalty:
     """The penalty of a phase that learns a structure: a controller, made when the length is known.
 
     Args:
         regularizer: of the network that is trained.
         target: the cost, of the regularizer's own kind and in its units, to be reached.
-        steps: of the phase, where nobody calls :meth:`begin`.
+        steps: of the phase, where :meth:`begin` is not called.
         update: see :class:`~morphgraph.train.controller.FixedWeight`.
     """
 
@@ -115,17 +117,17 @@ class Shrink:
         if self.met:
             return
         share = self.regularizer.live_share()
-        aim = self.target / self.regularizer.initial_cost
+        target = self.target / self.regularizer.initial_cost
         warnings.warn(
             f"the phase ended at {share:.1%} of the network's {self.regularizer.cost.kind}, "
-            f"not at {aim:.1%}; {self._advice()}",
+            f"not at {target:.1%}; {self._advice()}",
             MorphWarning,
             stacklevel=3,
         )
 
     def _advice(self) -> str:
         if not self.taken:
-            return "fit never called penalty.step: call it after every optimizer step"
+            return NEVER_STEPPED
         if self.taken < self.steps:
             return (
                 f"it took {self.taken} steps of {self.steps}: say so by "
@@ -134,18 +136,19 @@ class Shrink:
         return "train it longer"
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes while the phase goes on, the network apart."""
+        """All that changes during the phase, the network apart."""
         return {"taken": self.taken, "controller": self._controller().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of a phase of the same length; the network is loaded already."""
+        """Resume from a state of a phase of the same length; the network is loaded already."""
         self.taken = state["taken"]
         self._controller().load_state_dict(state["controller"])
 
     def _controller(self) -> Budget:
+        # Made at its first use: `begin`, if it is called at all, says how long the phase is.
         if self.budget is None:
-            kind = self.regularizer.cost.kind
+            unit = self.regularizer.cost.kind
             self.budget = Budget(
-                self.regularizer, {kind: self.target}, self.steps, update=self.update
+                self.regularizer, {unit: self.target}, self.steps, update=self.update
             )
         return self.budget

@@ -8,12 +8,11 @@ n equal scales fall by ``t / n`` each.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Tied = Literal["max", "l2"]
+from morphgraph.options import Tied
 
 _HALVINGS = 40  # of the interval in which an L2 norm is looked for
 
@@ -43,6 +42,7 @@ class TiedStrengths:
             ordered, ordered
         )
         most = int(place.max()) + 1 if len(place) else 1
+        # The strengths lie in a table of a row per channel, whose columns are its ties.
         self._cell = flat * most + place
         self._shape = (channels, most)
         self._weights = self._table(weights)
@@ -68,8 +68,9 @@ class TiedStrengths:
         if not values:
             return ()
         table, amount = self._table(values), amounts.float()[:, None]
-        left = (self._below_maximum if tied == "max" else self._below_l2)(table, amount)
-        return torch.split_with_sizes(left.view(-1)[self._cell], self._sizes)
+        shrink = self._below_maximum if tied == "max" else self._below_l2
+        factors = shrink(table, amount)
+        return torch.split_with_sizes(factors.view(-1)[self._cell], self._sizes)
 
     def _below_maximum(self, values: Tensor, amount: Tensor) -> Tensor:
         """All strengths above one level come down to it, by ``t`` in all (each times its w)."""
@@ -85,11 +86,14 @@ class TiedStrengths:
         weights, low = self._weights, torch.zeros_like(amount)
         high = values.norm(dim=1, keepdim=True)
         pull = weights * values
+        # r is where sum_i (w_i v_i / (w_i r + t))^2 = 1; the sum falls as r grows from 0 to |v|.
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             above = (pull / (weights * middle + amount).clamp_min(1e-30)).square().sum(1) > 1
             low = torch.where(above[:, None], middle, low)
             high = torch.where(above[:, None], high, middle)
-        kept = weights * high
-        factor = torch.where(amount > 0, kept / (kept + amount).clamp_min(1e-30), 1.0)
-        return torch.where((pull.norm(dim=1, keepdim=True) <= amount) & (amount > 0), 0.0, factor)
+        scaled = weights * high  # w_i r
+        factor = torch.where(amount > 0, scaled / (scaled + amount).clamp_min(1e-30), 1.0)
+        # No r > 0 solves this where |w v| <= t: the step is at least as long as the strengths.
+        dies = (pull.norm(dim=1, keepdim=True) <= amount) & (amount > 0)
+        return torch.where(dies, 0.0, factor)

@@ -14,21 +14,22 @@ import torch
 from torch import nn
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.options import Strength
 from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
 from morphgraph.train.controller import FixedWeight
-from morphgraph.train.phases import Penalty
-from morphgraph.train.regularizer import Regularizer, Strength
+from morphgraph.train.phases import NEVER_STEPPED, Penalty
+from morphgraph.train.regularizer import Regularizer
 
 STEPS = 30
-_STRONG = 100.0  # times what would silence an average channel within the steps
+_STRONG = 100.0  # times what would zero an average channel within the steps
 _COLLAPSED = 0.1  # share of what can be removed that may be left
 _MOVED = 0.01  # share of the cost within which it has not moved
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what was tried, and what came of it. ``reason`` is empty where it passed."""
+    """One check and its result. ``reason`` says why it failed, and is empty where it passed."""
 
     name: str
     before: float
@@ -63,8 +64,8 @@ class FixedPenalty(FixedWeight):
 
     Args:
         regularizer: of the network that is trained.
-        strength: 1 would silence an average channel within the steps, were there no loss; the
-            weight is set for that when the first step tells its length.
+        strength: 1 would zero an average channel within the steps, were there no loss; the
+            weight is set for that when the first step's length is known.
         steps: after which the phase is ended.
     """
 
@@ -142,15 +143,18 @@ def smoke_graph(
         with suppress(_EnoughError):
             fit(net, penalty)
         after = regularizer.live_share()
-        judge = _collapse if force else _stillness
-        reason = judge(before, after, regularizer.lowest_share(), penalty.taken)
+        if not penalty.taken:
+            reason = NEVER_STEPPED
+        elif force:
+            reason = _collapse(before, after, regularizer.lowest_share())
+        else:
+            reason = _stillness(before, after)
         checks.append(Check(name, before, after, penalty.taken, reason))
     return SmokeReport(tuple(checks))
 
 
-def _collapse(before: float, after: float, lowest: float, taken: int) -> str:
-    if not taken:
-        return "fit never called penalty.step: call it after every optimizer step"
+def _collapse(before: float, after: float, lowest: float) -> str:
+    """Why the cost did not fall as far as it must; empty where it did."""
     if before - lowest < _MOVED:
         return "nothing can shrink: see `analyze` for the reasons"
     if after - lowest > _COLLAPSED * (before - lowest):
@@ -161,10 +165,8 @@ def _collapse(before: float, after: float, lowest: float, taken: int) -> str:
     return ""
 
 
-def _stillness(before: float, after: float, lowest: float, taken: int) -> str:
-    del lowest
-    if not taken:
-        return "fit never called penalty.step: call it after every optimizer step"
+def _stillness(before: float, after: float) -> str:
+    """Why the cost moved without a penalty; empty where it did not."""
     if abs(after - before) > _MOVED:
         return (
             "the cost moved without a penalty: is there weight decay on BatchNorm scales, or is "

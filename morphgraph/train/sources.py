@@ -29,6 +29,16 @@ class BoundSource:
         numbers = parameter.numel() // parameter.shape[axis]
         self.count = numbers * torch.bincount(self.slot, minlength=len(self.channels))
 
+    @property
+    def rows(self) -> Tensor:
+        """The parameter with the axis in front, a view, ``[positions on the axis, ...]``."""
+        return self.parameter.movedim(self.axis, 0)
+
+    def multiply(self, factors: Tensor) -> None:
+        """Multiply the numbers of every position in place, ``factors`` one for each."""
+        rows = self.rows
+        rows[self.positions] *= factors.to(rows.dtype).reshape(-1, *[1] * (rows.dim() - 1))
+
     def per_channel(self, values: Tensor) -> Tensor:
         """Sums over the positions of every channel."""
         total = torch.zeros(len(self.channels), dtype=values.dtype, device=values.device)
@@ -90,7 +100,7 @@ def root(squares: Tensor) -> Tensor:
 
 def kernel_strength(source: BoundSource, l1_fraction: float) -> Tensor:
     """``(1 - f) sqrt(mean w^2) + f mean |w|`` over the numbers of every channel."""
-    rows = source.parameter.movedim(source.axis, 0).flatten(1)[source.positions]
+    rows = source.rows.flatten(1)[source.positions]
     mean = source.per_channel(rows.square().sum(dim=1)) / source.count
     strength = root(mean)
     if l1_fraction:

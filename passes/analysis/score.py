@@ -1,7 +1,7 @@
 """Pass ``score``: how much the network uses each channel, from its weights."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -10,9 +10,8 @@ from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.mapped import blocks
+from morphgraph.options import Score as Score
 from morphgraph.passes.analysis.channel_sources import Source, kernels, norm_scales
-
-Score = Literal["l2", "l1", "bn", "lasso", "random"]
 
 Norm = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
 """From the sums of squares, the sums of magnitudes and the counts per channel to a strength."""

@@ -22,7 +22,7 @@ from morphgraph.recipes.sweep import grid
 from morphgraph.recipes.trainer import Recipe
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
-from morphgraph.train.loop import SearchConfig
+from morphgraph.train.config import SearchConfig
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--shrink-epochs", "1", "--epochs", "1", "--batch-size", "128", "--bf16", "off")
@@ -199,7 +199,7 @@ def test_the_grid_repeats_only_what_differs() -> None:
     common = Settings(SearchConfig({"flops": "100%"}), Recipe(1), Recipe(1))
     budgets = {"flops": ("25%", "50%"), "params": ("50%",)}
     found = grid(common, budgets, ("morph", "uniform", "base"), (0, 1), ("flops", "params"))
-    asked = [(s.method, *s.aim.budget.items(), s.aim.kind, s.seed) for s in found]
+    asked = [(s.method, *s.aim.budget.items(), s.aim.regularized, s.seed) for s in found]
     assert len(set(asked)) == len(asked) == 2 * (3 * 2 + 3 + 1)
     assert ("morph", ("params", "50%"), "flops", 1) in asked
     assert {entry[2] for entry in asked if entry[0] == "uniform"} == {"flops", "params"}

@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from morphgraph.recipes.settings import Method
+from morphgraph.options import Method
 from morphgraph.recipes.sweep import Row
 from morphgraph.report.curves import curves_svg, points_of, sweep_report
 

@@ -299,7 +299,7 @@ def test_a_word_when_a_group_is_dying() -> None:
     budget = Budget(reg, {"flops": "5%"}, steps=60)
     with torch.no_grad():
         first[1:] = 0.0
-    with pytest.warns(MorphWarning, match=r"group '0\.0' is dying: 1 of 20 .* min_width"):
+    with pytest.warns(MorphWarning, match=r"group '0\.0' is nearly pruned: 1 of 20 .* min_width"):
         budget.step(lr=0.1)
 
 

@@ -15,7 +15,7 @@ from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.recipes.trainer import Recipe
 from morphgraph.testing.examples import image, residual_cnn
-from morphgraph.train.loop import SearchConfig
+from morphgraph.train.config import SearchConfig
 from morphgraph.train.phases import NoPenalty, Penalty
 
 X, LABELS = image(16), torch.arange(16) % 10
@@ -220,4 +220,4 @@ def test_recipes_of_the_structure_phase_keep_their_rate() -> None:
 
 def test_an_aim_names_costs_as_plans_do() -> None:
     aim = SearchConfig({"flops + 20*params": "50%"}, cost="flops + 20.0*params")
-    assert (list(aim.budget), aim.kind) == (["flops+20*params"], "flops+20*params")
+    assert (list(aim.budget), aim.regularized) == (["flops+20*params"], "flops+20*params")

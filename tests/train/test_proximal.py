@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.options import Strength, Tied
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.lift import lift
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
 from morphgraph.train.controller import Budget
-from morphgraph.train.proximal import Tied, TiedStrengths
-from morphgraph.train.regularizer import Regularizer, Strength
+from morphgraph.train.proximal import TiedStrengths
+from morphgraph.train.regularizer import Regularizer
 from morphgraph.train.sources import root
 from morphgraph.workflow import apply
 

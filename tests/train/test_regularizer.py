@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
+from morphgraph.options import Tied
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.testing.examples import BasicBlock, image, residual_cnn
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
-from morphgraph.train.proximal import Tied
 from morphgraph.train.regularizer import Regularizer
 from morphgraph.workflow import apply
 

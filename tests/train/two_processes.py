@@ -115,7 +115,7 @@ def decisions() -> dict[str, Any]:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(float(distributed.rank() + 1))
-    distributed.agree(net, NoPenalty())
+    distributed.broadcast_state(net, NoPenalty())
     weights = {float(w) for p in net.parameters() for w in p.flatten()}
     return {"said": said, "error": error, "refused": refused, "weights": sorted(weights)}
 

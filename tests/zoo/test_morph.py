@@ -10,8 +10,9 @@ from torch import nn
 import morphgraph as mg
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
-from morphgraph.train.loop import SearchConfig, rounds
-from morphgraph.train.phases import Penalty, Shrink
+from morphgraph.train.config import SearchConfig
+from morphgraph.train.loop import rounds
+from morphgraph.train.phases import Penalty, ShrinkPenalty
 
 pytestmark = pytest.mark.slow
 
@@ -42,14 +43,14 @@ def test_the_plan_of_the_original_gives_the_network_of_every_round(name: str) ->
 
     def fit(_net: nn.Module, penalty: Penalty) -> None:
         """Silence 40 % of the channels, and some groups as a whole."""
-        assert isinstance(penalty, Shrink)
+        assert isinstance(penalty, ShrinkPenalty)
         regularizer = penalty.regularizer
         channels = len(regularizer.graph.channel_group)
         dead = torch.rand(channels, generator=chance) < 0.4
         for group in regularizer.graph.groups:
             if torch.rand(1, generator=chance) < 0.15:
                 dead[torch.from_numpy(group.channels)] = True
-        regularizer.silence(dead)
+        regularizer.zero_channels(dead)
 
     aim = SearchConfig(BUDGET, iterations=3, min_width=0, shrink_to=1.0)
     done = list(rounds(graph, net, fit, aim))

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from morphgraph.train.controller import Update
-from morphgraph.train.loop import SHRINK_TO
+from morphgraph.options import Update
+from morphgraph.train.config import SHRINK_TO
 
 Row = dict[str, Any]
 

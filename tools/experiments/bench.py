@@ -20,12 +20,14 @@ from torch import nn
 
 import morphgraph as mg
 from morphgraph.graph import ChannelGraph
+from morphgraph.options import Baseline
 from morphgraph.plans import Plan
-from morphgraph.recipes.baselines import Baseline, baseline_plan
+from morphgraph.recipes.baselines import baseline_plan
 from morphgraph.recipes.data import Augmentation, Dataset, load_data
 from morphgraph.recipes.trainer import Recipe, accuracy, train
+from morphgraph.train.config import SearchConfig
 from morphgraph.train.controller import FixedWeight
-from morphgraph.train.loop import Iteration, SearchConfig, rounds
+from morphgraph.train.loop import Iteration, rounds
 from morphgraph.train.phases import NoPenalty, Penalty, ResumablePenalty
 
 

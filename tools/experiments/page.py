@@ -12,7 +12,7 @@ from arms import Arm, Row, Study, standard_error
 from pictures import before_and_after, curves
 from questions import Question
 
-from morphgraph.train.loop import SHRINK_TO
+from morphgraph.train.config import SHRINK_TO
 
 HEAD = """# Experiments
 

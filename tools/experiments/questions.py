@@ -13,7 +13,7 @@ from typing import Any
 from arms import Arm, Study
 from sounds import sounds
 
-from morphgraph.train.loop import SHRINK_TO
+from morphgraph.train.config import SHRINK_TO
 
 WEIGHTS = (0.3, 1.0, 3.0)  # of the regularizer, set by hand
 

@@ -1,0 +1,142 @@
+"""Options and argument types that several commands share."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import click
+from msgspec import Meta
+
+from morphgraph.errors import FileError
+from morphgraph.options import option
+from morphgraph.report.tables import Format
+
+_Value = TypeVar("_Value")
+
+_MAX_RANK = 16
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """The sizes in ``1x3x224x224``.
+
+    >>> shape("1x3x224x224")
+    (1, 3, 224, 224)
+    """
+    sizes = text.split("x")
+    if len(sizes) > _MAX_RANK or not all(re.fullmatch("[1-9][0-9]{0,9}", size) for size in sizes):
+        raise click.BadParameter(f"'{text}' is no shape; write 1x3x224x224")
+    return tuple(map(int, sizes))
+
+
+def assignment(value: Callable[[str], _Value], example: str) -> Callable[[str], tuple[str, _Value]]:
+    """The type of ``NAME=VALUE``; the last ``=`` separates, for names may hold some.
+
+    >>> assignment(int, "'layer1*=48'")("layer1*=48")
+    ('layer1*', 48)
+    """
+
+    def convert(text: str) -> tuple[str, _Value]:
+        name, _, rest = text.rpartition("=")
+        if not name or not rest:
+            raise click.BadParameter(f"'{text}' is no assignment; write {example}")
+        return name, value(rest)
+
+    convert.__name__ = "assignment"
+    return convert
+
+
+def width(text: str) -> int:
+    """A number of channels.
+
+    >>> width("48")
+    48
+    """
+    if not re.fullmatch("[0-9]{1,10}", text):
+        raise click.BadParameter(f"'{text}' is no width; give a whole number from 0")
+    return int(text)
+
+
+OutputFormat = Annotated[Format, option("How results are printed.", "--format")]
+
+InputShapes = Annotated[
+    tuple[tuple[str, tuple[int, ...]], ...],
+    option(
+        "The size of an input that the file leaves open; may be repeated.",
+        "--input-shape",
+        type=assignment(shape, "NAME=1x3x224x224"),
+        metavar="NAME=1x3x224x224",
+    ),
+]
+
+
+def _run_ops(
+    _ctx: click.Context, _param: click.Parameter, paths: tuple[Path, ...]
+) -> tuple[str, ...]:
+    if paths:
+        from morphgraph.ops.custom import load_ops
+
+        for path in paths:
+            load_ops(path)
+    return tuple(str(path.resolve()) for path in paths)
+
+
+Ops = Annotated[
+    tuple[str, ...],
+    option(
+        "A Python file of yours that teaches operators with mg.register; may be repeated.",
+        type=click.Path(path_type=Path),
+        metavar="my_ops.py",
+        callback=_run_ops,
+    ),
+]
+
+Overwrite = Annotated[bool, option("Replace an existing output file.")]
+
+Seed = Annotated[int, option("Of random numbers.", ge=0)]
+
+RoundTo = Annotated[
+    int,
+    option("Widths that change become multiples of N.", ge=1, metavar="N"),
+]
+
+
+def output_file(example: str) -> Meta:
+    """``-o``: the file that is written."""
+    return option("The file to write.", "-o", "--output", metavar=example)
+
+
+def budget_option(example: str, description: str) -> Meta:
+    """``--budget COST=AMOUNT``, which may be repeated."""
+    extra = {"flags": ("--budget",), "type": assignment(str, example), "metavar": "COST=AMOUNT"}
+    return Meta(description=description, extra=extra)
+
+
+def refuse_repeated(budgets: tuple[tuple[str, str], ...]) -> None:
+    """Refuse two budgets on one cost; one of them would be ignored."""
+    repeated = [key for key, count in Counter(key for key, _ in budgets).items() if count > 1]
+    if repeated:
+        raise click.UsageError(f"--budget {repeated[0]} is given twice")
+
+
+def check_output(output: Path | None, overwrite: bool, *inputs: Path) -> None:
+    """Refuse an output file before any work is done for it.
+
+    Raises:
+        FileError: it exists already (without ``overwrite``), is an input, or has no folder.
+    """
+    from morphgraph.onnx_io import escape
+
+    if output is None:
+        return
+    where = escape(str(output))
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise FileError(f"{where}: is an input, which is never changed; choose another name")
+    if output.is_dir():
+        raise FileError(f"{where}: is a folder; give a file name in it")
+    if output.exists() and not overwrite:
+        raise FileError(f"{where}: exists already; choose another name or pass --overwrite")
+    if not output.absolute().parent.is_dir():
+        raise FileError(f"{where}: there is no such folder; make it first")

@@ -1,0 +1,58 @@
+"""What users choose: the names of methods, each once, and what an option says about itself.
+
+The library and the command line read both. No torch here: the command line offers the names before
+anything is loaded.
+"""
+
+from typing import Any, Literal, get_args
+
+from msgspec import Meta
+
+Score = Literal["l2", "l1", "bn", "lasso", "random"]
+"""How the channels of a group are ranked, see :func:`morphgraph.passes.analysis.score.score`."""
+
+Start = Literal["keep", "fresh"]
+"""The weights of a resized network: those it had, or new ones."""
+
+Strength = Literal["auto", "bn", "lasso"]
+"""What the regularizer measures, see :class:`~morphgraph.train.regularizer.Regularizer`."""
+
+Tied = Literal["max", "l2"]
+"""How the strengths of tied producers combine: their maximum, or the root of the sum of squares."""
+
+Update = Literal["proximal", "subgradient"]
+"""How strengths shrink, see :class:`~morphgraph.train.controller.FixedWeight`."""
+
+Baseline = Literal["uniform", "l2", "bn", "random"]
+"""``uniform`` is the width multiplier. The others remove the channels with the lowest score from a
+trained network: the norm of their kernels (``l2``), the BatchNorm scale (``bn``), or by chance."""
+
+Alone = Literal["base", Baseline]
+"""What a run can train by itself: ``base`` is the original."""
+
+Method = Literal["morph", Alone]
+"""``morph`` learns the structure."""
+
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+def option(
+    description: str | None = None,
+    *flags: str,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    **click: Any,
+) -> Meta:
+    """What a command line must know of a value beside its type: to be used in ``Annotated``.
+
+    Args:
+        description: the help text.
+        flags: the option's spellings, where they do not follow from the name.
+        ge, gt, le: bounds of a number.
+        click: what click alone needs to know, such as ``metavar``.
+    """
+    extra: dict[str, Any] = {"flags": flags} if flags else {}
+    bounds: dict[str, Any] = {"ge": ge, "gt": gt, "le": le}
+    return Meta(description=description, extra=extra | click, **bounds)

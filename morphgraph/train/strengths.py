@@ -1,0 +1,221 @@
+"""The strength of every channel: how much the network uses it, measured on a module's parameters.
+
+The strength of a group's channels is measured in one of two ways: by the scales (of norms, layer
+scales, gates) that switch the channel off for all of its readers, or by the kernels that produce
+it. Channel ``c`` of the network is one of ``[channels]``, all groups' channels one after another;
+``graph.channel_group[c]`` is its group, -1 for channels of no group.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from morphgraph.arrays import Flags, FloatArray
+from morphgraph.errors import UnsupportedError
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io.check import escape
+from morphgraph.ops import facts_of
+from morphgraph.options import Strength, Tied
+from morphgraph.passes.analysis.channel_sources import Source, channel_scales, kernels
+from morphgraph.passes.analysis.cost import Convention
+from morphgraph.passes.analysis.gates import closing_scales, deciding_scales, gated_groups
+from morphgraph.torch_io.weights import named_tensors
+from morphgraph.train.proximal import TiedStrengths
+from morphgraph.train.sources import bind, kernel_strength, root, scale_strength
+
+_THRESHOLD = 1e-2  # of a strength that begins at 1
+
+
+class Strengths:
+    """Measures strengths and says which channels are alive.
+
+    Args:
+        graph: the lifted network.
+        net: the module, with the parameters that the graph names.
+        allowed: the groups that may be measured, ``[groups]``.
+        strength, threshold, l1_fraction, tied, convention: see
+            :class:`~morphgraph.train.regularizer.Regularizer`.
+
+    Attributes:
+        measured: the groups that are allowed and have scales or kernels, ``[groups]``.
+        owned: the same as a flag per channel, ``[channels]``, on the module's device.
+        scales, kernels: the slices of parameters that are measured.
+        threshold: a number, or one per channel, ``[channels]``.
+
+    Raises:
+        ModelError: a parameter that the graph names is not in the module, or has another shape.
+        UnsupportedError: ``strength="bn"`` and some allowed group has no norm that gates it.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        net: nn.Module,
+        allowed: Flags,
+        strength: Strength,
+        *,
+        threshold: float | None,
+        l1_fraction: float,
+        tied: Tied,
+        convention: Convention,
+    ) -> None:
+        self.graph = graph
+        self.l1_fraction = l1_fraction
+        self.tied = tied
+        morphnet = convention == "morphnet"
+        gated = _gated(graph, strength, allowed)
+        producing = kernels(graph)
+        self.measured: Flags = allowed & (gated | _on_axes_of(graph, producing))
+        by_scale = _per_channel(graph, gated)
+        by_kernel = _per_channel(graph, self.measured & ~gated)
+        deciding = closing_scales(graph) if morphnet else deciding_scales(graph)
+        # Per scale the channels whose strength it has a part in.
+        decides = {
+            source.parameter: by_scale & _of_groups(graph, deciding.get(source.parameter, ()))
+            for source in channel_scales(graph).values()
+        }
+        tensors = named_tensors(net)
+        device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
+        # A parameter that several operators share is one source; the last of them stands for all.
+        scaling = {source.parameter: source for source in channel_scales(graph).values()}
+        self.scales = bind(
+            [(source, decides[source.parameter]) for source in scaling.values()], tensors, device
+        )
+        self.kernels = bind([(source, by_kernel) for source in producing], tensors, device)
+        self.channel_group = torch.from_numpy(graph.channel_group).to(device)
+        self.owned = torch.from_numpy(_per_channel(graph, self.measured)).to(device)
+        self._unit = torch.ones(len(self.owned), device=device)
+        with torch.no_grad():
+            means = self.means(self.measure(), torch.ones_like(self.owned))
+        # A norm's scales begin at 1; other scales, and kernels as they are, may begin anywhere.
+        anywhere = _by_layer_scale(graph, decides)
+        if morphnet:
+            anywhere = anywhere | by_kernel
+        begin = torch.where(torch.from_numpy(anywhere).to(device), means.clamp(1e-6, 1.0), 1.0)
+        self.threshold = _THRESHOLD * begin if threshold is None else threshold
+        if not morphnet:
+            # From here on kernels are measured relative to what they were: they begin at 1, too.
+            kernel = torch.from_numpy(by_kernel).to(device)
+            self._unit = torch.where(kernel, means.clamp_min(1e-6), 1.0)
+        self.ties = self._tie()
+
+    def _tie(self) -> TiedStrengths:
+        """Which strengths are of one channel, and how each falls with its parameter."""
+        index = [source.index for source in self.scales]
+        index += [source.channels for source in self.kernels]
+        weights = [torch.ones_like(source.index, dtype=torch.float32) for source in self.scales]
+        # The strength is the norm over u sqrt(n), with u its unit.
+        weights += [source.count * self._unit[source.channels].square() for source in self.kernels]
+        return TiedStrengths(index, weights, len(self.channel_group))
+
+    def of_sources(self, l1_fraction: float) -> list[tuple[Tensor, Tensor]]:
+        """Per scale and kernel its channels and their strengths."""
+        parts = [(source.index, scale_strength(source)) for source in self.scales]
+        return parts + [
+            (source.channels, kernel_strength(source, l1_fraction) / self._unit[source.channels])
+            for source in self.kernels
+        ]
+
+    def measure(self) -> Tensor:
+        """The strength of every channel, ``[channels]``; zero for those that are left alone."""
+        parts = self.of_sources(self.l1_fraction)
+        total = torch.zeros(len(self.channel_group), device=self.channel_group.device)
+        if not parts:
+            return total
+        index = torch.cat([index for index, _ in parts])
+        values = torch.cat([value.float() for _, value in parts])
+        if self.tied == "max":
+            return total.scatter_reduce(0, index, values, "amax", include_self=False)
+        return root(total.index_add(0, index, values.square()))
+
+    def means(self, strengths: Tensor, counted: Tensor) -> Tensor:
+        """The mean strength of the counted channels of every channel's group, ``[channels]``.
+
+        Zero where none is counted.
+        """
+        size = len(self.graph.groups) + 1
+        group = self.channel_group % size  # -1, no group, comes last
+        total = torch.zeros(size, device=group.device).index_add(0, group, strengths * counted)
+        count = torch.zeros(size, device=group.device).index_add(0, group, counted.float())
+        return (total / count.clamp_min(1))[group]
+
+    def alive(self, strengths: Tensor) -> Tensor:
+        """Which channels are above the threshold, or left alone, ``[channels]``."""
+        return (strengths > self.threshold) | ~self.owned
+
+    def live_widths(self, strengths: Tensor) -> FloatArray:
+        """The number of channels alive in every group, ``[groups]``."""
+        alive = self.alive(strengths)
+        groups = self.channel_group[alive & (self.channel_group >= 0)]
+        counted = torch.bincount(groups, minlength=len(self.graph.groups))
+        widths: FloatArray = counted.cpu().numpy().astype(np.float64)
+        return widths
+
+    def strongest(self, strengths: Tensor, counts: Tensor) -> Tensor:
+        """The strongest channels of every group, a flag per channel ``[channels]``.
+
+        Args:
+            strengths: by which they are ranked, ``[channels]``; of equals the first counts.
+            counts: how many of every group, ``[groups]``.
+        """
+        order = torch.argsort(strengths, descending=True, stable=True)
+        order = order[self.channel_group[order] >= 0]
+        # Stable, so that every group's channels stand together and still from strong to weak.
+        order = order[torch.argsort(self.channel_group[order], stable=True)]
+        groups = self.channel_group[order]
+        first = torch.searchsorted(groups, groups)  # where the channel's group begins
+        rank = torch.arange(len(order), device=order.device) - first
+        chosen = torch.zeros_like(strengths, dtype=torch.bool)
+        chosen[order[rank < counts[groups]]] = True
+        return chosen
+
+
+def _gated(graph: ChannelGraph, strength: Strength, allowed: Flags) -> Flags:
+    """The allowed groups whose strength is measured by scales, ``[groups]``."""
+    if strength == "lasso":
+        return np.zeros(len(graph.groups), dtype=bool)
+    gated = allowed & _flags(graph, gated_groups(graph))
+    ungated = [graph.groups[index].name for index in np.flatnonzero(allowed & ~gated)]
+    if strength == "bn" and ungated:
+        raise UnsupportedError(
+            f"strength 'bn': no norm's scale gates '{escape(ungated[0])}' (and "
+            f"{len(ungated) - 1} more groups); use 'auto', or exclude them"
+        )
+    return gated
+
+
+def _flags(graph: ChannelGraph, groups: Iterable[int]) -> Flags:
+    """Group indices as a flag per group."""
+    flags = np.zeros(len(graph.groups), dtype=bool)
+    flags[list(groups)] = True
+    return flags
+
+
+def _per_channel(graph: ChannelGraph, flags: Flags) -> Flags:
+    """A flag per group as a flag per channel; channels outside of all groups get False."""
+    spread: Flags = np.append(flags, False)[graph.channel_group]
+    return spread
+
+
+def _of_groups(graph: ChannelGraph, groups: Iterable[int]) -> Flags:
+    """The channels of some groups, a flag per channel."""
+    return _per_channel(graph, _flags(graph, groups))
+
+
+def _on_axes_of(graph: ChannelGraph, sources: Iterable[Source]) -> Flags:
+    """Which groups have channels on one of these axes, ``[groups]``."""
+    on_axes = np.zeros(len(graph.groups) + 1, dtype=bool)
+    for source in sources:
+        on_axes[graph.channel_group[source.channels]] = True  # -1, no group, comes last
+    return on_axes[:-1]
+
+
+def _by_layer_scale(graph: ChannelGraph, decides: dict[str, Flags]) -> Flags:
+    """The channels that a scale which is no norm's decides on, ``[channels]``."""
+    flags = np.zeros(len(graph.channel_group), dtype=bool)
+    for op_index, source in channel_scales(graph).items():
+        if facts_of(graph.ops[op_index].ir).scale is None:
+            flags |= decides[source.parameter]
+    return flags
