@@ -18,6 +18,7 @@ import onnx_ir as ir
 from morphgraph import ops
 from morphgraph.notation import NotationError
 from morphgraph.ops import Description, Op, OpNode, described_ops, entry_of
+from morphgraph.ops.barriers import Barrier
 from morphgraph.ops.op import UnsupportedFormError, from_line
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -254,7 +255,7 @@ def _family(title: str, rows: Mapping[tuple[Row, ...], list[str]]) -> str:
 
 def _rows(op_type: str, family: str) -> tuple[Row, ...]:
     entry = _entry(op_type)
-    if issubclass(entry, ops.barriers.Barrier):
+    if issubclass(entry, Barrier):
         return (Row(entry.reason),)
     words = (entry.__doc__ or "").split("\n\n")[0].strip().removesuffix(".")
     if family in _MAPPED or op_type in _MAPPED:

@@ -1,30 +1,8 @@
 """Operators: one entry each, by family. Importing this package fills the registry."""
 
-from morphgraph.ops import (
-    activation,
-    attention,
-    barriers,
-    contraction,
-    contrib,
-    contrib_quantize,
-    custom,
-    einsum,
-    elementwise,
-    indexing,
-    interpolation,
-    movement,
-    norm,
-    padding,
-    pool,
-    quantize,
-    rearrange,
-    recurrent,
-    reduce,
-    reshape,
-    selection,
-    sizes,
-    vision,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from morphgraph.ops.custom import register
 from morphgraph.ops.op import (
     Description,
@@ -43,6 +21,10 @@ from morphgraph.ops.op import (
 )
 from morphgraph.ops.parameters import parameter_names, running_statistics
 
+# An entry registers itself when its file is imported.
+for _file in iter_modules(__path__):
+    import_module(f"{__name__}.{_file.name}")
+
 __all__ = [
     "Description",
     "Factor",
@@ -51,36 +33,13 @@ __all__ = [
     "OpNode",
     "Place",
     "Resizing",
-    "activation",
-    "attention",
-    "barriers",
-    "contraction",
-    "contrib",
-    "contrib_quantize",
-    "custom",
     "describe",
     "described_ops",
-    "einsum",
-    "elementwise",
     "entry_of",
     "facts_of",
-    "indexing",
-    "interpolation",
     "mismatch_hint",
-    "movement",
-    "norm",
     "op",
-    "padding",
     "parameter_names",
-    "pool",
-    "quantize",
-    "rearrange",
-    "recurrent",
-    "reduce",
     "register",
-    "reshape",
     "running_statistics",
-    "selection",
-    "sizes",
-    "vision",
 ]
