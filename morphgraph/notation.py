@@ -16,9 +16,10 @@ absent;
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
 from math import prod
 
 from morphgraph.arrays import Shape
@@ -127,49 +128,45 @@ def parse(text: str) -> Notation:
 
 
 def _operands(text: str, tokens: Sequence[str]) -> tuple[Operand, ...]:
-    operands: list[Operand] = []
+    commas = [k for k, token in enumerate(tokens) if token == ","]
+    spans = pairwise([-1, *commas, len(tokens)])
+    return tuple(_operand(text, tokens[before + 1 : after]) for before, after in spans)
+
+
+def _operand(text: str, tokens: Sequence[str]) -> Operand:
+    """One operand's axes: factors, products of them in brackets, ``1``, at most one star."""
     axes: list[Axis | Star] = []
-    product: list[str] | None = None
-    absent = False
-
-    def finish() -> None:
-        nonlocal absent
-        if product is not None:
-            raise NotationError(f"{text!r}: a '(' is not closed")
-        if absent and axes:
-            raise NotationError(f"{text!r}: '_' stands alone in its operand")
-        if sum(isinstance(axis, Star) for axis in axes) > 1:
-            raise NotationError(f"{text!r}: an operand has two stars; their ranks are ambiguous")
-        operands.append(None if absent else tuple(axes))
-        axes.clear()
-        absent = False
-
-    for token in tokens:
-        if token == ",":
-            finish()
-        elif token == "_":
-            absent = True
-        elif token == "(":
-            if product is not None:
-                raise NotationError(f"{text!r}: products do not nest; write (a b c)")
-            product = []
+    rest = iter(token for token in tokens if token != "_")
+    for token in rest:
+        if token == "(":
+            axes.append(_product(text, rest))
         elif token == ")":
-            if not product:
-                raise NotationError(f"{text!r}: ')' without factors before it")
-            axes.append(Axis(tuple(product)))
-            product = None
-        elif product is not None:
-            if token == "1" or token.startswith("*"):
-                raise NotationError(f"{text!r}: only factors stand in a product, not {token!r}")
-            product.append(token)
-        elif token == "1":
-            axes.append(Axis(()))
+            raise NotationError(f"{text!r}: ')' without factors before it")
         elif token.startswith("*"):
             axes.append(Star(token[1:]))
         else:
-            axes.append(Axis((token,)))
-    finish()
-    return tuple(operands)
+            axes.append(Axis(() if token == "1" else (token,)))
+    if "_" in tokens and axes:
+        raise NotationError(f"{text!r}: '_' stands alone in its operand")
+    if sum(isinstance(axis, Star) for axis in axes) > 1:
+        raise NotationError(f"{text!r}: an operand has two stars; their ranks are ambiguous")
+    return None if "_" in tokens else tuple(axes)
+
+
+def _product(text: str, rest: Iterator[str]) -> Axis:
+    """The factors up to the closing bracket, which is taken, too."""
+    factors: list[str] = []
+    for token in rest:
+        if token == "(":
+            raise NotationError(f"{text!r}: products do not nest; write (a b c)")
+        if token == ")" and not factors:
+            raise NotationError(f"{text!r}: ')' without factors before it")
+        if token == ")":
+            return Axis(tuple(factors))
+        if token == "1" or token.startswith("*"):
+            raise NotationError(f"{text!r}: only factors stand in a product, not {token!r}")
+        factors.append(token)
+    raise NotationError(f"{text!r}: a '(' is not closed")
 
 
 def bind(
