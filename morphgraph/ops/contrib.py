@@ -247,7 +247,7 @@ def _attention(
 
 
 class _Heads(Op):
-    """What attentions share: the scale's default hangs on the head size, as its attribute."""
+    """What attentions share: without a `scale` attribute, the scale depends on the head size."""
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, num_heads: int, scale: float | None = None) -> None:
