@@ -83,9 +83,9 @@ def _check_inputs(model: ir.Model) -> None:
 
 
 def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
-    """The recipe itself, in place, for a model whose inputs are static.
+    """The recipe, in place, for a model whose inputs are static; digests of what was folded.
 
-    Nodes that make ``varying`` values stay. Returned is what the folded values were.
+    Nodes that compute ``varying`` values stay.
     """
     _inline(model)
     try:
@@ -93,13 +93,13 @@ def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
     except ValueError as error:
         raise ModelError("the graph has a cycle; export the model again") from error
     name_nodes(model.graph)
-    folded = fold_constants(model, varying)
+    digests = fold_constants(model, varying)
     split_sequences(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     name_nodes(model.graph)
     _check_shapes(model.graph)
-    return folded
+    return digests
 
 
 def _inline(model: ir.Model) -> None:

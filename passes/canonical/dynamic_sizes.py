@@ -84,7 +84,7 @@ def _folded(
     except ModelError as error:
         tried = ", ".join(f"{symbol.name}={symbol.size}" for symbol in symbols)
         raise ModelError(
-            f"{error} (the open sizes were tried at {tried}; give --input-shape for others)"
+            f"{error} (the dynamic sizes were tried at {tried}; give --input-shape for others)"
         ) from error
     stuck: dict[tuple[int, int], list[Symbol]] = {}
     growing = []

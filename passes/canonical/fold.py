@@ -156,6 +156,8 @@ class _Folder:
                 return False
             self._replace(node, "Reshape", [source, self._shape_of(output)])
             return True
+        # Of two Reshapes in a row the second alone decides, once its shape is written out: a 0 or
+        # -1 in it may speak of the shape between the two.
         first = source.producer()
         if not _is(node, "Reshape") or first is None or not _is(first, "Reshape"):
             return False

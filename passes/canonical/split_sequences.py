@@ -31,16 +31,18 @@ def split_sequences(model: ir.Model) -> None:
 def _split_sequence(editor: Editor, node: ir.Node) -> None:
     source, parts = node.inputs[0], node.outputs[0]
     readers = [use.node for use in parts.uses()]
-    places = [_constant(reader.inputs[1]) for reader in readers if reader.op_type == "SequenceAt"]
-    known = [int(place.item()) for place in places if place is not None]
+    # Which part each reader takes; negative ones count from the end.
+    indices = [_constant(reader.inputs[1]) for reader in readers if reader.op_type == "SequenceAt"]
+    known = [int(index.item()) for index in indices if index is not None]
     if source is None or parts.is_graph_output() or len(known) < len(readers):
         return
     axis = node.attributes.get_int("axis", 0)
     if len(node.inputs) < 2 or node.inputs[1] is None:
         size = static_shape(source)[axis]
         if not node.attributes.get_int("keepdims", 1):
-            for reader, place in zip(readers, known, strict=True):
-                index = editor.constant(f"{reader.name}_index", np.array(place % size))
+            # Parts of size 1 without their axis: no Split gives those.
+            for reader, part in zip(readers, known, strict=True):
+                index = editor.constant(f"{reader.name}_index", np.array(part % size))
                 editor.replace(reader, "Gather", [source, index], {"axis": axis})
             editor.graph.remove(node, safe=True)
             return
