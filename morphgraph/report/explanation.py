@@ -10,16 +10,15 @@ import msgspec
 
 from morphgraph.onnx_io import escape
 from morphgraph.report.tables import (
-    Cell,
     Report,
     Table,
     amount,
-    columns,
     number_column,
     plain,
     render,
     share,
     size,
+    table_of,
 )
 from morphgraph.version import __version__
 
@@ -262,31 +261,36 @@ def _path_words(path: Sequence[Step]) -> str:
 
 
 def _use_table(group: GroupExplanation) -> Table:
-    rows: list[list[Cell]] = []
-    for use in group.operators:
-        does = " ".join([use.role, " and ".join(dict.fromkeys(use.tied))]).rstrip()
-        rows.append([use.operator, use.op_type, does, use.factor, use.axes_words()])
-    titles = columns("operator", "type", "does", "factor", "stands on")
-    return Table(titles, rows, "Operator by operator")
+    return table_of(
+        group.operators,
+        ("operator", lambda use: use.operator),
+        ("type", lambda use: use.op_type),
+        ("does", lambda use: f"{use.role} {' and '.join(dict.fromkeys(use.tied))}".rstrip()),
+        ("factor", lambda use: use.factor),
+        ("stands on", lambda use: use.axes_words()),
+        title="Operator by operator",
+    )
 
 
 def _group_table(groups: Sequence[GroupExplanation]) -> Table:
-    prices = [number_column("FLOPs per channel"), number_column("params per channel")]
-    return Table(
-        columns("id", "group", number_column("width", plain), *prices, "keeps its size because"),
-        [
-            [g.id, g.name, g.width, g.flops.per_channel, g.params.per_channel, g.reason]
-            for g in groups
-        ],
+    return table_of(
+        groups,
+        ("id", lambda group: group.id),
+        ("group", lambda group: group.name),
+        (number_column("width", plain), lambda group: group.width),
+        (number_column("FLOPs per channel"), lambda group: group.flops.per_channel),
+        (number_column("params per channel"), lambda group: group.params.per_channel),
+        ("keeps its size because", lambda group: group.reason),
     )
 
 
 def _axis_table(axes: Sequence[AxisExplanation]) -> Table:
-    return Table(
-        columns("axis", number_column("size", plain), "groups", "keeps its size because", "path"),
-        [
-            [f"{a.tensor}[{a.axis}]", a.size, ", ".join(a.groups), a.reason, _path_words(a.path)]
-            for a in axes
-        ],
-        "Axes",
+    return table_of(
+        axes,
+        ("axis", lambda axis: f"{axis.tensor}[{axis.axis}]"),
+        (number_column("size", plain), lambda axis: axis.size),
+        ("groups", lambda axis: ", ".join(axis.groups)),
+        ("keeps its size because", lambda axis: axis.reason),
+        ("path", lambda axis: _path_words(axis.path)),
+        title="Axes",
     )

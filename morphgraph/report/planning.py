@@ -8,42 +8,38 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.plans import Plan
-from morphgraph.report.tables import Cell, Report, Table, columns, number_column, plain, share
+from morphgraph.report.tables import (
+    Cell,
+    Report,
+    Table,
+    columns,
+    number_column,
+    plain,
+    share,
+    table_of,
+)
 
 
 def plan_report(graph: ChannelGraph, plan: Plan, convention: Convention) -> Report:
     """Widths of all groups, and every cost that people ask about; its JSON is the plan file."""
     widths = plan.widths(graph)
-    groups = Table(
-        columns(
-            "id",
-            "group",
-            number_column("width", plain),
-            number_column("new width", _width),
-            number_column("kept", share),
-            "keeps its size because",
-        ),
-        [
-            [
-                group.id,
-                group.name,
-                group.width,
-                int(widths[group.index]),
-                int(widths[group.index]) / group.width,
-                group.reason,
-            ]
-            for group in graph.groups
-        ],
+    groups = table_of(
+        graph.groups,
+        ("id", lambda group: group.id),
+        ("group", lambda group: group.name),
+        (number_column("width", plain), lambda group: group.width),
+        (number_column("new width", _width), lambda group: int(widths[group.index])),
+        (number_column("kept", share), lambda group: int(widths[group.index]) / group.width),
+        ("keeps its size because", lambda group: group.reason),
     )
     units = dict.fromkeys(["macs", "flops", "params", "memory", *plan.cost])
-    resources = [cost(graph, unit, convention=convention) for unit in units]
-    amounts = (number_column("before"), number_column("after"), number_column("left", share))
-    costs = Table(
-        columns("cost", *amounts, "unit"),
-        [
-            [c.kind, c.total, c.at(widths), c.at(widths) / c.total if c.total else None, c.unit]
-            for c in resources
-        ],
+    costs = table_of(
+        [cost(graph, unit, convention=convention) for unit in units],
+        ("cost", lambda c: c.kind),
+        (number_column("before"), lambda c: c.total),
+        (number_column("after"), lambda c: c.at(widths)),
+        (number_column("left", share), lambda c: c.at(widths) / c.total if c.total else None),
+        ("unit", lambda c: c.unit),
     )
     tables = [groups, costs]
     removed = removed_layers(graph, widths)

@@ -15,6 +15,7 @@ from morphgraph.report.tables import (
     percent,
     plain,
     share,
+    table_of,
 )
 from morphgraph.train.smoke import SmokeReport
 
@@ -77,19 +78,16 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
 
 def smoke_report(report: SmokeReport) -> Report:
     """The sanity checks before a run."""
-    titles = columns(
-        "penalty",
-        number_column("cost before", share),
-        number_column("after", share),
-        number_column("steps", plain),
-        "result",
+    checks = table_of(
+        report.checks,
+        ("penalty", lambda check: check.name),
+        (number_column("cost before", share), lambda check: check.before),
+        (number_column("after", share), lambda check: check.after),
+        (number_column("steps", plain), lambda check: check.steps),
+        ("result", lambda check: "pass" if check.passed else f"FAIL: {check.reason}"),
     )
-    rows: list[list[Cell]] = [
-        [c.name, c.before, c.after, c.steps, "pass" if c.passed else f"FAIL: {c.reason}"]
-        for c in report.checks
-    ]
     verdict = "passed: the penalty reaches the network" if report.passed else "FAILED"
-    return Report(report, [Table(titles, rows)], foot=[verdict])
+    return Report(report, [checks], foot=[verdict])
 
 
 def event_line(event: Mapping[str, Any]) -> str | None:

@@ -101,9 +101,6 @@ def number_column(title: str, show: Callable[[Cell], str] = amount) -> Column:
     return Column(title, show, right=True)
 
 
-number = number_column
-
-
 def columns(*titles: Column | str) -> list[Column]:
     """Columns of a table; a title alone stands for a column of text."""
     return [Column(title) if isinstance(title, str) else title for title in titles]
@@ -165,7 +162,7 @@ def render(report: Report, kind: Format, *, color: bool = False, width: int | No
         color: whether tables may hold terminal colors.
         width: columns of the terminal; ``None`` leaves lines as long as they are.
 
-    >>> table = Table([Column("layer"), number("MACs")], [["conv1", 118_013_952]])
+    >>> table = Table([Column("layer"), number_column("MACs")], [["conv1", 118_013_952]])
     >>> print(render(Report(None, [table]), "md"), end="")
     | layer | MACs |
     |:---|---:|

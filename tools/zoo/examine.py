@@ -19,10 +19,10 @@ import morphgraph as mg
 from morphgraph.errors import MorphError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.runtime import run
-from morphgraph.passes.checking.verify import TOLERANCE as REJECTED
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import wrong_slices
+from morphgraph.tolerances import RESIZED as REJECTED
 
 T = TypeVar("T")
 Arrays = list[np.ndarray[Any, Any]]
