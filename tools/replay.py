@@ -37,7 +37,7 @@ import morphgraph as mg
 HERE = Path(__file__).resolve().parent
 RANDOM_NETWORKS = 200
 COSTS = ("macs", "flops", "params", "weight_bytes", "memory", "peak", "latency")
-SCORES = ("l2", "l1", "bn", "lasso", "random")
+SCORES = ("l2", "l1", "bn", "lasso", "random")  # both sides must know them
 
 
 def main() -> int:

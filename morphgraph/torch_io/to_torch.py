@@ -43,6 +43,7 @@ def to_torch(
             is built for larger sizes.
 
     >>> net = to_torch(ir.from_onnx_text('''
+    ... <ir_version: 10, opset_import: ["" : 20]>
     ... tiny (float[1,2] x) => (float[1,3] y) <float[3,2] w = {1,0, 0,1, 1,1}> {
     ...     y = Gemm<transB=1>(x, w)
     ... }'''))

@@ -23,6 +23,7 @@ def in_single_precision(model: ir.Model) -> ir.Model:
     number. A model without such types is returned as it is.
 
     >>> half = ir.from_onnx_text('''
+    ... <ir_version: 10, opset_import: ["" : 20]>
     ... tiny (float16[1,2] x) => (double[1,2] y) { y = Cast<to=11>(x) }''')
     >>> single = in_single_precision(half)
     >>> single.graph.inputs[0].dtype, single.graph.outputs[0].dtype
