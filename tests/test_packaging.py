@@ -126,6 +126,7 @@ def _selections() -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.long
 def test_every_test_runs_in_one_target_of_make(tmp_path: Path) -> None:
     """pytest itself selects from four tests, one per combination of the two markers."""
     options = PYPROJECT["tool"]["pytest"]["ini_options"]

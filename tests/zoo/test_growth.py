@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 EXAMPLE = torch.zeros(8, 3, 64, 64)
 VIT = {"image_size": 64, "patch_size": 16, "num_layers": 2, "num_heads": 4, "hidden_dim": 32}
-LIGHT = ("resnet18", "vit")
+LIGHT = ("vit",)
 SLOW = (
     "mobilenet_v3_small",
     "shufflenet_v2_x0_5",
@@ -32,8 +32,8 @@ SLOW = (
     "convnext_tiny",
     "swin_t",
 )
-LONG = pytest.param("mobilenet_v2", marks=pytest.mark.long)
-ALL = [*LIGHT, LONG, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet18", "mobilenet_v2")]
+ALL = [*LIGHT, *LONG, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 def built(name: str) -> nn.Module:
@@ -84,7 +84,7 @@ def test_shrunk_to_half_and_grown_to_the_whole(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [*LIGHT, "mobilenet_v2"])
+@pytest.mark.parametrize("name", [*LIGHT, *LONG])
 def test_fresh_weights_of_a_grown_network_train(
     name: str, graph_of: Callable[[str], ChannelGraph]
 ) -> None:

@@ -25,15 +25,9 @@ def zoo() -> Iterator[dict[str, ModuleType]]:
             sys.modules.pop(name, None)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "resnet18",
-        pytest.param("mobilenet_v3_small", marks=pytest.mark.long),
-        pytest.param("shufflenet_v2_x0_5", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_every_check_holds(
     zoo: dict[str, ModuleType], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
