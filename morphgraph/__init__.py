@@ -11,9 +11,11 @@ only what trains loads torch.
 True
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from morphgraph._moved import FormerNames
 from morphgraph.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -86,6 +88,8 @@ _HOMES = {
 }
 
 __all__ = ["__version__", *_HOMES]
+
+sys.meta_path.append(FormerNames)
 
 
 def __getattr__(name: str) -> object:

@@ -192,3 +192,10 @@ def with_weights(graph: ChannelGraph, weights: "Weights") -> ChannelGraph:
     # What reads weights at an operator's operands must find the new ones there.
     ops = [replace(op, ir=node) for op, node in zip(graph.ops, model.graph, strict=True)]
     return replace(graph, couplings=replace(graph.couplings, model=model, ops=ops), cache={})
+
+
+def __getattr__(name: str) -> object:
+    if name != "check":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.check is now verify", DeprecationWarning, stacklevel=2)
+    return verify

@@ -1,6 +1,7 @@
 """What is built is what lies in the repository, and ``passes/`` is imported under one name."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -173,3 +174,20 @@ def test_hooks_and_continuous_integration_run_what_make_runs() -> None:
     (versions,) = re.findall(r"python: \[(.+)\]", workflow)
     classifiers = " ".join(PYPROJECT["project"]["classifiers"])
     assert re.findall(r"3\.\d+", versions) == re.findall(r":: (3\.\d+)", classifiers)
+
+
+def test_modules_are_found_under_their_former_names() -> None:
+    from morphgraph._moved import MOVED
+
+    for old, new in MOVED.items():
+        code = f"import warnings; warnings.simplefilter('error'); import {old}"
+        if old == "morphgraph.ort":
+            with pytest.raises(AssertionError, match=f"{old} is now {new}"):
+                _python(code)
+        assert importlib.util.find_spec(new) is not None, new
+        assert importlib.util.find_spec(old) is not None, old
+    code = "import morphgraph.ort, morphgraph.passes.mask as mask; from morphgraph.train import run"
+    code += (
+        "; from morphgraph.passes.rewrite import mask as new; print(mask is new, run.__spec__.name)"
+    )
+    assert _python(code) == "True morphgraph.recipes.run"

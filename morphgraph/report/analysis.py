@@ -4,6 +4,7 @@ The structs are the JSON that is printed; ``docs/schema/analysis.schema.json`` i
 """
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from morphgraph.arrays import IntArray
 from morphgraph.errors import FileError
 from morphgraph.graph import ChannelGraph, GraphOp
 from morphgraph.onnx_io import escape, static_shape
@@ -249,3 +251,9 @@ def operators(graph: ChannelGraph) -> list[tuple[GraphOp, float]]:
         (op, sum(float(sizes[list(term)].prod()) for term in op.macs) / graph.batch)
         for op in graph.ops
     ]
+
+
+def lowest_widths(graph: ChannelGraph) -> IntArray:
+    """The former name of ``WidthBounds().lowest(graph)``, for one version."""
+    warnings.warn("lowest_widths is now WidthBounds().lowest", DeprecationWarning, stacklevel=2)
+    return WidthBounds().lowest(graph)

@@ -108,6 +108,7 @@ class Regularizer:
             tied=tied,
             convention=convention,
         )
+        self._ties = self._strengths.ties
         self.scales = self._strengths.scales
         self.kernels = self._strengths.kernels
         self._viability = Viability(self._strengths, self.limits)
@@ -198,7 +199,7 @@ class Regularizer:
         instead of adding the regularizer to the loss. With momentum m the optimizer's effective
         step is ``lr / (1 - m)``. Zeros are exact.
         """
-        ties = self._strengths.ties
+        ties = self._ties
         strengths = self.strengths()
         amounts = self._prices(strengths) * (step_size * self.weight / self.initial_cost)
         # With a margin: below twice the threshold a channel counts as dying.
