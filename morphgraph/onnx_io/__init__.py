@@ -14,6 +14,7 @@ from morphgraph.onnx_io.model import (
     bind_inputs,
     checker_refusal,
     constant_names,
+    keep_known_names,
     not_finite,
     stored_names,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "dtype_of",
     "escape",
     "is_float",
+    "keep_known_names",
     "known_shape",
     "load",
     "node_label",

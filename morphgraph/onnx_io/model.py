@@ -11,7 +11,7 @@ from morphgraph.errors import ModelError
 from morphgraph.onnx_io.check import escape
 from morphgraph.onnx_io.keys import CONSTANTS_KEY, PARAMETERS_KEY, STATIC_SHAPE_KEY
 from morphgraph.onnx_io.mapped import blocks
-from morphgraph.onnx_io.values import is_float
+from morphgraph.onnx_io.values import is_float, values_of
 
 
 def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Model:
@@ -110,6 +110,16 @@ def add_constant_names(model: ir.Model, names: Sequence[str]) -> None:
             listed = dict.fromkeys([*_listed(model, key), *names])
             known = [name for name in listed if name in model.graph.initializers]
             model.metadata_props[key] = json.dumps(known)
+
+
+def keep_known_names(model: ir.Model) -> None:
+    """Take names out of the model's lists that none of its values has any more."""
+    known = {value.name for value in values_of(model.graph)}
+    for key in (CONSTANTS_KEY, PARAMETERS_KEY):
+        if key in model.metadata_props:
+            names = _listed(model, key)
+            if not known.issuperset(names):
+                model.metadata_props[key] = json.dumps([n for n in names if n in known])
 
 
 def _listed(model: ir.Model, key: str) -> list[str]:

@@ -19,7 +19,7 @@ from morphgraph.ops.op import (
     mismatch_hint,
     op,
 )
-from morphgraph.ops.parameters import parameter_names, running_statistics
+from morphgraph.ops.parameters import listed_parameters, parameter_names, running_statistics
 
 # An entry registers itself when its file is imported.
 for _file in iter_modules(__path__):
@@ -39,6 +39,7 @@ __all__ = [
     "facts_of",
     "mismatch_hint",
     "op",
+    "listed_parameters",
     "parameter_names",
     "register",
     "running_statistics",

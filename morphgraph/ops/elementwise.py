@@ -167,6 +167,7 @@ class Mul(Binary):
     """A product is silent where one operand is: squeeze-and-excite gates, layer scales."""
 
     gate = True
+    multiplies = True
 
     @staticmethod
     def initial(n: OpNode) -> Mapping[int, Initial]:

@@ -51,6 +51,7 @@ class Op:
         moves: the results hold the operands' numbers as they are, elsewhere.
         adds: the result is the sum of all operands.
         subtracts: the result is the first operand less the second.
+        multiplies: the result is the product of both operands, element by element.
         open_at_zero: a function of one operand that is not zero at zero.
         foldable: a node with constant operands may be replaced by what it computes. Not so for
             random numbers, for what is meant to stay as it is written (quantization, dropout), and
@@ -73,6 +74,7 @@ class Op:
     moves: ClassVar[bool] = False
     adds: ClassVar[bool] = False
     subtracts: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = False
     open_at_zero: ClassVar[bool] = False
     foldable: ClassVar[bool] = True
     bounded: ClassVar[bool] = False

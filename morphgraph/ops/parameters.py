@@ -1,9 +1,31 @@
 """Which initializers training changes: parameters by gradients, running statistics beside them."""
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 
-from morphgraph.onnx_io import PARAMETERS_KEY, stored_names
+from morphgraph.onnx_io import PARAMETERS_KEY, stored_names, values_of
 from morphgraph.ops.op import facts_of
+
+
+def listed_parameters(model: ir.Model) -> list[str] | None:
+    """The names that the model lists as its parameters; ``None``: it has no list that fits.
+
+    Other tools keep the metadata and rename, fold or split weights. A list is outdated where a name
+    of it has gone and some layer has a weight that is not on it. A name that has gone with its
+    layer is no harm, nor is a layer's weight that was never listed: a buffer.
+
+    Raises:
+        ModelError: the model's list is broken.
+    """
+    if PARAMETERS_KEY not in model.metadata_props:
+        return None
+    values = {value.name for value in values_of(model.graph) if _is_read(value)}
+    listed = stored_names(model)
+    known = [name for name in listed if name in values]
+    if len(known) < len(listed) and not _layers_weights(model) <= set(known):
+        return None
+    return known
 
 
 def parameter_names(model: ir.Model) -> list[str]:
@@ -11,21 +33,20 @@ def parameter_names(model: ir.Model) -> list[str]:
 
     A model exported by morphgraph lists them. In any other, ONNX cannot tell parameters from
     buffers: there, all floating-point initializers with at least one axis count, apart from those
-    that are read as running statistics alone.
+    that are read as running statistics alone. So they do where the list does not fit any more
+    (:func:`listed_parameters`).
 
     Raises:
         ModelError: the model's list is broken.
     """
     initializers = model.graph.initializers
-    if PARAMETERS_KEY in model.metadata_props:
-        return [name for name in stored_names(model) if name in initializers]
+    listed = listed_parameters(model)
+    if listed is not None:
+        return [name for name in listed if name in initializers]
     return [
         name
         for name, value in initializers.items()
-        if value.const_value is not None
-        and value.const_value.dtype.is_floating_point()
-        and value.const_value.shape.rank() > 0
-        and not (value.uses() and all(_statistical_reads(value)))
+        if _may_train(value) and not (value.uses() and all(_statistical_reads(value)))
     ]
 
 
@@ -39,3 +60,48 @@ def running_statistics(model: ir.Model) -> list[str]:
 def _statistical_reads(value: ir.Value) -> list[bool]:
     """For each use of a value whether it is as a running statistic."""
     return [use.idx in facts_of(use.node).statistics for use in value.uses()]
+
+
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def _may_train(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype.is_floating_point() and tensor.shape.rank() > 0
+
+
+def _layers_weights(model: ir.Model) -> set[str]:
+    """Names of the floating-point initializers that layers read as kernels, scales and biases."""
+    return {
+        name
+        for name, value in model.graph.initializers.items()
+        if _may_train(value) and any(_is_layers_weight(*use) for use in _moved_uses(value))
+    }
+
+
+def _moved_uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The uses of a weight, as node and index, also behind operators that move it."""
+    for node, index in value.uses():
+        yield node, index
+        if facts_of(node).moves and index == 0:
+            for output in node.outputs:
+                yield from _moved_uses(output)
+
+
+def _is_layers_weight(node: ir.Node, index: int) -> bool:
+    facts = facts_of(node)
+    if facts.initial is None or index in facts.statistics:
+        return False
+    if not (facts.adds or facts.multiplies):
+        return True
+    # Of what is added, the bias of a linear layer, whose product has no bias of its own.
+    others = [v for k, v in enumerate(node.inputs) if k != index and v is not None]
+    makers = [maker for value in others if (maker := value.producer()) is not None]
+    return facts.adds and any(_is_product(maker) for maker in makers)
+
+
+def _is_product(node: ir.Node) -> bool:
+    facts = facts_of(node)
+    pointwise = facts.adds or facts.multiplies
+    return facts.initial is not None and facts.shift is None and not pointwise

@@ -7,8 +7,8 @@ import torch
 from torch import fx
 
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, static_shape
-from morphgraph.ops import OpNode, facts_of, parameter_names
+from morphgraph.onnx_io import ModelLike, as_model, static_shape
+from morphgraph.ops import OpNode, facts_of, listed_parameters, parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.passes.canonical.symbols import Symbol, input_shapes, input_symbols
 from morphgraph.tolerances import REBUILT
@@ -73,7 +73,7 @@ def to_torch(
 
 def _network(canonical: ir.Model) -> fx.GraphModule:
     """A canonical model node by node, in ``eval`` mode."""
-    builder = TorchBuilder(parameter_names(canonical), PARAMETERS_KEY in canonical.metadata_props)
+    builder = TorchBuilder(parameter_names(canonical), listed_parameters(canonical) is not None)
     graph = canonical.graph
     for value in _inputs(canonical):
         builder.bind(value, builder.graph.placeholder(clean(value.name or "x")))

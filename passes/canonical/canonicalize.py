@@ -8,6 +8,7 @@ that the model can still be trained.
 Dynamic sizes stay dynamic: ``dynamic_sizes`` runs the recipe at several sizes and compares.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -17,10 +18,18 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from morphgraph.edit import name_nodes
-from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.onnx_io import CANONICAL_KEY, bind_inputs, escape, known_shape, node_label
+from morphgraph.errors import ModelError, MorphWarning, UnsupportedError
+from morphgraph.onnx_io import (
+    CANONICAL_KEY,
+    PARAMETERS_KEY,
+    bind_inputs,
+    escape,
+    keep_known_names,
+    known_shape,
+    node_label,
+)
 from morphgraph.onnx_io.check import check_opset
-from morphgraph.ops import entry_of
+from morphgraph.ops import entry_of, listed_parameters
 from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.fold import fold_constants
 from morphgraph.passes.canonical.size_runs import Digests
@@ -56,6 +65,8 @@ def canonicalize(
     common.RemoveInitializersFromInputsPass()(bound)
     bound.ir_version = max(bound.ir_version, _MIN_IR_VERSION)
     _check_inputs(bound)
+    _inline(bound)
+    _drop_outdated_metadata(bound)
     symbols = input_symbols(bound)
     if symbols:
         bound = keep_sizes_dynamic(bound, symbols, _fold)
@@ -87,7 +98,6 @@ def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
 
     Nodes that compute ``varying`` values stay.
     """
-    _inline(model)
     try:
         model.graph.sort()
     except ValueError as error:
@@ -100,6 +110,20 @@ def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
     name_nodes(model.graph)
     _check_shapes(model.graph)
     return digests
+
+
+def _drop_outdated_metadata(model: ir.Model) -> None:
+    """Forget what the metadata says of initializers that other tools have replaced since."""
+    if PARAMETERS_KEY in model.metadata_props and listed_parameters(model) is None:
+        del model.metadata_props[PARAMETERS_KEY]
+        warnings.warn(
+            f"metadata '{PARAMETERS_KEY}' does not fit the weights any more, since another tool has "
+            "renamed or replaced some: it is ignored, and all floating-point weights count as "
+            "parameters",
+            MorphWarning,
+            stacklevel=2,
+        )
+    keep_known_names(model)
 
 
 def _inline(model: ir.Model) -> None:

@@ -15,15 +15,8 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, Shape
 from morphgraph.errors import ModelError
-from morphgraph.onnx_io import (
-    PARAMETERS_KEY,
-    is_float,
-    known_shape,
-    node_label,
-    stored_names,
-    subgraphs,
-)
-from morphgraph.ops import facts_of
+from morphgraph.onnx_io import is_float, known_shape, node_label, subgraphs
+from morphgraph.ops import facts_of, listed_parameters
 
 FOLD_LIMIT_BYTES = 16 * 2**20  # of one result, or of one operand
 _FILL_LIMIT_BYTES = 2**31  # of a weight that is one repeated number and takes no memory
@@ -44,8 +37,9 @@ class KnownValues:
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
         self._varying: dict[ir.Value, ir.TensorProtocol] = {}
-        self.parameters = set(stored_names(model))
-        self.lists_parameters = PARAMETERS_KEY in model.metadata_props
+        listed = listed_parameters(model)
+        self.parameters = set(listed or ())
+        self.lists_parameters = listed is not None
         self.trained = self.parameters | {
             name
             for name, value in self._graph.initializers.items()

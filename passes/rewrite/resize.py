@@ -19,7 +19,7 @@ from morphgraph.arrays import Array, IntArray
 from morphgraph.edit import Editor, reshape
 from morphgraph.errors import PlanError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import add_constant_names, escape, static_shape
+from morphgraph.onnx_io import add_constant_names, escape, keep_known_names, static_shape
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored, take
 from morphgraph.ops import OpNode, Resizing, facts_of
 from morphgraph.passes.analysis.channel_sources import kernels, readers
@@ -101,6 +101,7 @@ class _Resizer:
         for name, value in list(initializers.items()):
             if name in used_before and not value.uses() and not value.is_graph_output():
                 del initializers[name]
+        keep_known_names(self.model)
         return self.model
 
     def _slice(self, value: ir.Value) -> None:
