@@ -1,7 +1,5 @@
 """What a learned structure is compared with: plans for the same budget without a regularizer."""
 
-import numpy as np
-
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
 from morphgraph.options import BASELINES, Baseline, Score
@@ -62,8 +60,8 @@ def _pruned(name: Score, graph: ChannelGraph, aim: SearchConfig, seed: int) -> P
     pruned = plan(graph, aim.budget, score=scores, round_to=aim.round_to, min_width=aim.min_width)
     constraints = resolve_budget(graph, aim.budget, "default")
     start = pruned.widths(graph)
-    ceilings = np.where(aim.limits.allowed(graph), graph.widths, start)
-    widths = spend_rest(constraints, start, start, ceilings, aim.limits)
+    allowed = aim.limits.on(graph)
+    widths = spend_rest(constraints, start, start, allowed.ceilings, allowed)
     request = pruned.request | {"score": name, "seed": seed, "fill": True}
     costs = [cost(graph, unit) for unit in pruned.cost]
     return build_plan(graph, top_channels(graph, widths, scores), request, costs)

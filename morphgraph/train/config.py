@@ -122,7 +122,8 @@ class SearchConfig:
             BudgetError: the narrowest network is above a budget.
         """
         cost_of(graph, self.regularized)
-        require_reachable(graph, resolve_budget(graph, self.budget, "default"), self.limits)
+        constraints = resolve_budget(graph, self.budget, "default")
+        require_reachable(constraints, self.limits.on(graph))
 
     def request(self) -> dict[str, Any]:
         """What a plan says it was made for."""

@@ -97,7 +97,7 @@ class Regularizer:
         self.cost = cost if isinstance(cost, Cost) else cost_of(graph, cost, convention=convention)
         self.initial_cost = self.cost.total
         self.limits = WidthBounds(1, min_width, tuple(include), tuple(exclude))
-        self.limits.check(graph)
+        self._allowed = self.limits.on(graph)
         self._strengths = Strengths(
             graph,
             net,
@@ -137,7 +137,7 @@ class Regularizer:
         live = self.live_widths(strengths)
         if self.limits.min_width > 0:
             return self.cost.polynomial(live)
-        return self.cost.at(repair_widths(self.graph, live.astype(np.int64), self.limits))
+        return self.cost.at(repair_widths(live.astype(np.int64), self._allowed))
 
     def live_share(self, strengths: Tensor | None = None) -> float:
         """``live_cost`` as a share of the initial cost."""
@@ -145,11 +145,8 @@ class Regularizer:
 
     def lowest_share(self) -> float:
         """The cost at the lowest widths, one channel per group or ``min_width``, as a share."""
-        widths = self.graph.widths
-        lowest = np.where(
-            self._strengths.measured, np.minimum(self.limits.min_width, widths), widths
-        )
-        return self.cost.at(repair_widths(self.graph, lowest, self.limits)) / self.initial_cost
+        lowest = np.where(self._strengths.measured, self._allowed.floors, self.graph.widths)
+        return self.cost.at(repair_widths(lowest, self._allowed)) / self.initial_cost
 
     def __call__(self) -> Tensor:
         """``weight * G / (initial cost)``, a scalar to be added to the loss."""
@@ -246,7 +243,7 @@ class Regularizer:
         keep: dict[int, IntArray] = {}
         for group in self.graph.groups:
             living = np.flatnonzero(alive[group.channels])
-            if not len(living) and self.limits.floor(group) > 0:
+            if not len(living) and self._allowed.floors[group.index] > 0:
                 living = np.array([int(np.argmax(ranked[group.channels]))])
             keep[group.index] = living
         return keep

@@ -23,7 +23,7 @@ class Viability:
         self.graph = strengths.graph
         self._strengths = strengths
         self._groups_may_die = bounds.min_width == 0
-        self._floors: IntArray = np.array([bounds.floor(group) for group in self.graph.groups])
+        self._floors: IntArray = bounds.on(self.graph).floors
         self._last: tuple[frozenset[int], IntArray] | None = None  # dead groups, and what is needed
 
     def protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
-"""Which widths a plan may give: the rounding grid, the floor, and the groups that may change."""
+"""Which widths a plan may give: grid, floor, widths by hand, and the groups that may change."""
 
+import difflib
 import fnmatch
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import gcd
 
 import numpy as np
 
@@ -10,23 +13,34 @@ from morphgraph.arrays import Flags, IntArray
 from morphgraph.errors import ArgumentError, UnsupportedError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
-from morphgraph.passes.analysis.liveness import is_viable, with_orphans
+from morphgraph.passes.analysis.liveness import is_viable, require_viable, with_orphans
+from morphgraph.passes.planning.grids import Grid, tensor_channels
+
+Widths = Mapping[str, int | str]
+"""Widths by hand: per glob over group ids, names and producers a number or a share (``"50%"``)."""
+
+_WIDTH = re.compile(r"([0-9]{1,10})|([0-9]{1,10}(?:\.[0-9]{1,10})?)%")
 
 
 @dataclass(frozen=True, slots=True)
 class WidthBounds:
-    """Which widths a plan may give.
+    """Which widths a plan may give, whatever the network.
 
     Attributes:
-        round_to: widths that change become multiples of this.
-        min_width: no group gets narrower; with 0 groups may go as a whole, and their layers vanish.
+        round_to: channels of the tensors that layers make and read become multiples of this.
+        min_width: no group gets fewer channels of a tensor; with 0 groups may go as a whole, and
+            their layers vanish.
         include, exclude: globs over group ids, names and producers.
+        widths: widths by hand; where several globs name a group, the last counts.
+        same: globs; all groups that one of them names get one width.
     """
 
     round_to: int = 1
     min_width: int = 1
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    widths: Widths = field(default_factory=dict)
+    same: Sequence[str] = ()
 
     def check(self, graph: ChannelGraph) -> "WidthBounds":
         """These bounds, if they make sense: a glob that names no group would be a typo.
@@ -45,8 +59,40 @@ class WidthBounds:
                 require_match(graph, pattern, option)
         return self
 
+    def on(self, graph: ChannelGraph) -> "AllowedWidths":
+        """The widths that every group of a network may get.
+
+        Raises:
+            ArgumentError: a number makes no sense.
+            PlanError: with the widths by hand nothing would be left of the network.
+            UnsupportedError: a glob names no group, or none that may change, a width does not fit,
+                or groups that are to get one width cannot.
+        """
+        self.check(graph)
+        blocks = _blocks(self, graph)
+        units, widths = tensor_channels(graph).tolist(), graph.widths.tolist()
+        for block in blocks:
+            common = gcd(*(units[index] for index in block))
+            for index in block:
+                units[index] = common
+        grids = [Grid.of(self.round_to, *each) for each in zip(units, widths, strict=True)]
+        floors, ceilings = list(widths), list(widths)
+        together = {index for block in blocks for index in block if len(block) > 1}
+        for group in graph.groups:
+            index = group.index
+            if self.allows(group):
+                least = -(-self.min_width // units[index])
+                # Groups of one width do not vanish one by one.
+                floor = grids[index].at_least(max(least, 1) if index in together else least)
+                floors[index] = min(group.width, floor)
+        for index, width in _by_hand(self, graph, grids, blocks).items():
+            floors[index] = ceilings[index] = width
+        require_viable(graph, [index for index, width in enumerate(ceilings) if width == 0])
+        arrays = (np.array(each, dtype=np.int64) for each in (floors, ceilings, units))
+        return AllowedWidths(graph, *arrays, tuple(grids), blocks)
+
     def allows(self, group: Group) -> bool:
-        """Whether a plan may change the group's width."""
+        """Whether a plan may change the group's width to meet a budget."""
         wanted = not self.include or _any_match(group, self.include)
         return group.resizable and wanted and not _any_match(group, self.exclude)
 
@@ -56,66 +102,177 @@ class WidthBounds:
 
     def lowest(self, graph: ChannelGraph) -> IntArray:
         """The narrowest widths within these bounds with which a network is left, ``[groups]``."""
-        floors = np.array([self.floor(group) for group in graph.groups], dtype=np.int64)
-        return repair_widths(graph, floors, self)
+        return self.on(graph).lowest()
 
-    def floor(self, group: Group) -> int:
-        """The smallest width that the group may get."""
-        if not self.allows(group):
-            return group.width
-        return min(group.width, -(-self.min_width // self.round_to) * self.round_to)
+    def request(self) -> dict[str, object]:
+        """What a plan says of the wishes for single groups, if there were any."""
+        return {
+            **({"set": dict(self.widths)} if self.widths else {}),
+            **({"same": list(self.same)} if self.same else {}),
+        }
 
-    def least(self, group: Group) -> int:
+
+@dataclass(frozen=True, eq=False)
+class AllowedWidths:
+    """The widths that every group of a network may get.
+
+    Groups that are to have one width form a *block*; every other group is one by itself.
+
+    Attributes:
+        graph: the network.
+        floors, ceilings: the least width and the largest that a shrunk network has, ``[groups]``;
+            the same where the width is given by hand, or the group may not change.
+        units: channels of a tensor that a channel of the group is, ``[groups]``.
+        grids: the widths between them, by group.
+        blocks: indices of groups, every group in one block.
+    """
+
+    graph: ChannelGraph
+    floors: IntArray
+    ceilings: IntArray
+    units: IntArray
+    grids: tuple[Grid, ...]
+    blocks: tuple[tuple[int, ...], ...]
+
+    def least(self, index: int) -> int:
         """The smallest width above 0 that the group may get."""
-        return max(self.floor(group), min(group.width, self.round_to))
+        first = self.grids[index].above(0)
+        return max(int(self.floors[index]), min(int(self.ceilings[index]), first))
 
-    def below(self, group: Group, width: int) -> int:
-        """The next smaller width on the grid."""
-        return max(self.floor(group), (width - 1) // self.round_to * self.round_to)
+    def below(self, index: int, width: int) -> int:
+        """The next smaller width of the group."""
+        return max(int(self.floors[index]), self.grids[index].at_most(width - 1))
 
-    def nearest(self, group: Group, width: float) -> int:
-        """The width on the grid that is nearest to a wanted one."""
-        rounded = int(np.floor(width / self.round_to + 0.5)) * self.round_to
-        return int(np.clip(rounded, self.floor(group), group.width))
+    def nearest(self, index: int, width: float) -> int:
+        """The width of the group that is nearest to a wanted one."""
+        nearest = self.grids[index].nearest(width)
+        return int(np.clip(nearest, self.floors[index], self.ceilings[index]))
+
+    def lowest(self) -> IntArray:
+        """The narrowest widths with which a network is left, ``[groups]``."""
+        return repair_widths(self.floors, self)
+
+    def removable(self) -> list[int]:
+        """Indices of the groups that may go as a whole."""
+        return np.flatnonzero(self.floors == 0).tolist()
 
 
 def _any_match(group: Group, patterns: Sequence[str]) -> bool:
-    names = (group.id, group.name, *group.producers)
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    return any(fnmatch.fnmatchcase(name, p) for name in _names(group) for p in patterns)
+
+
+def _names(group: Group) -> tuple[str, ...]:
+    """What a glob may match."""
+    return group.id, group.name, *group.producers
 
 
 def require_match(graph: ChannelGraph, pattern: str, option: str) -> list[Group]:
     """The groups that a glob names, by id, name or producer.
 
     Raises:
-        UnsupportedError: there is none.
+        UnsupportedError: there is none; says which names are near.
     """
     matching = [group for group in graph.groups if _any_match(group, [pattern])]
     if not matching:
+        names = dict.fromkeys(name for group in graph.groups for name in _names(group))
+        near = difflib.get_close_matches(pattern.strip("*"), names, 3)
+        some = ", ".join(f"'{escape(name)}'" for name in near)
+        hint = f"near are {some}; " if near else ""
         raise UnsupportedError(
-            f"{option} '{escape(pattern)}': no group has that name; `analyze` lists them all"
+            f"{option} '{escape(pattern)}': no group has that name; {hint}`analyze` lists them all"
         )
     return matching
 
 
-def repair_widths(graph: ChannelGraph, wanted: IntArray, bounds: WidthBounds) -> IntArray:
+def _blocks(bounds: WidthBounds, graph: ChannelGraph) -> tuple[tuple[int, ...], ...]:
+    """Groups that are to have one width, and every other group by itself.
+
+    Globs with a group in common make one block.
+    """
+    block_of = {group.index: frozenset({group.index}) for group in graph.groups}
+    for pattern in bounds.same:
+        members = _alike(bounds, graph, pattern)
+        together = frozenset().union(*(block_of[index] for index in members))
+        block_of |= dict.fromkeys(together, together)
+    return tuple(tuple(sorted(block)) for block in dict.fromkeys(block_of.values()))
+
+
+def _alike(bounds: WidthBounds, graph: ChannelGraph, pattern: str) -> list[int]:
+    """Indices of the groups of a glob that are to have one width."""
+    where = f"same '{escape(pattern)}'"
+    named = require_match(graph, pattern, "same")
+    matching = [group for group in named if bounds.allows(group) or not group.resizable]
+    if not matching:
+        raise UnsupportedError(f"{where}: '{escape(named[0].name)}' is excluded")
+    by_width = {group.width: group for group in matching}
+    if len(by_width) > 1:
+        kinds = ", ".join(f"{width} ('{escape(g.name)}')" for width, g in sorted(by_width.items()))
+        raise UnsupportedError(
+            f"{where}: names groups of different widths: {kinds}; give one glob per kind of layer"
+        )
+    pinned = next((group for group in matching if not group.resizable), None)
+    if pinned is not None:
+        raise UnsupportedError(
+            f"{where}: '{escape(pinned.name)}' cannot be resized ({pinned.reason}), so that all "
+            "would keep their width; give a glob without it"
+        )
+    return [group.index for group in matching]
+
+
+def _by_hand(
+    bounds: WidthBounds,
+    graph: ChannelGraph,
+    grids: Sequence[Grid],
+    blocks: Sequence[tuple[int, ...]],
+) -> dict[int, int]:
+    """Per group index the width that is given by hand."""
+    block_of = {index: block for block in blocks for index in block}
+    chosen: dict[int, int] = {}
+    for pattern, wish in bounds.widths.items():
+        where = f"set '{escape(pattern)}={escape(str(wish))}'"
+        matching = require_match(graph, pattern, "set")
+        free = [g for g in matching if g.resizable and not _any_match(g, bounds.exclude)]
+        if not free:
+            group = matching[0]
+            why = f"cannot be resized ({group.reason})" if group.reason else "is excluded"
+            raise UnsupportedError(f"{where}: '{escape(group.name)}' {why}")
+        for group in free:
+            width = _wished(where, wish, group, grids[group.index])
+            chosen |= dict.fromkeys(block_of[group.index], width)
+    return chosen
+
+
+def _wished(where: str, wish: int | str, group: Group, grid: Grid) -> int:
+    """A width as a number of channels; a share is rounded to the grid, and is one at least."""
+    match = _WIDTH.fullmatch(str(wish))
+    share = float(match[2]) / 100 if match and match[2] else None
+    if match is None or (share is None and int(match[1]) > group.width) or (share or 0) > 1:
+        raise ArgumentError(
+            f"{where}: '{escape(group.name)}' has {group.width} channels; give a width from 0 to "
+            "that, or a share from 0% to 100%"
+        )
+    if share is None:
+        return int(match[1])
+    if share in (0, 1):
+        return round(share * group.width)
+    nearest = grid.nearest(share * group.width)
+    return min(group.width, max(nearest, grid.above(0)))
+
+
+def repair_widths(wanted: IntArray, allowed: AllowedWidths) -> IntArray:
     """Wanted widths, some of them 0, made such that a network is left, ``[groups]``.
 
     Groups go one by one, the widest first, where they can; the others keep their least width.
     Groups that are orphaned by that go with them.
     """
-    widths = wanted.copy()
+    graph, widths = allowed.graph, wanted.copy()
     zero = frozenset(np.flatnonzero(widths == 0).tolist())
-    dead = zero if is_viable(graph, zero) else frozenset()
+    by_hand = frozenset(np.flatnonzero(allowed.ceilings == 0).tolist())
+    dead = zero if is_viable(graph, zero) else zero & by_hand
     for index in sorted(zero - dead, key=lambda k: -graph.groups[k].width):
         if is_viable(graph, dead | {index}):
             dead |= {index}
         else:
-            widths[index] = bounds.least(graph.groups[index])
-    widths[list(with_orphans(graph, dead, removable(graph, bounds)))] = 0
+            widths[index] = allowed.least(index)
+    widths[list(with_orphans(graph, dead, allowed.removable()))] = 0
     return widths
-
-
-def removable(graph: ChannelGraph, bounds: WidthBounds) -> list[int]:
-    """Indices of the groups that may go as a whole."""
-    return [group.index for group in graph.groups if bounds.floor(group) == 0]

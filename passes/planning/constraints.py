@@ -5,15 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import ArgumentError, BudgetError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.polynomial import Cost
-from morphgraph.passes.planning.bounds import WidthBounds
+from morphgraph.passes.planning.bounds import AllowedWidths
 
 Budget = Mapping[str, str | float | int]
 """Per cost an amount or a share.
@@ -82,16 +80,14 @@ def resolve_budget(graph: ChannelGraph, budget: Budget, convention: Convention) 
     return [Constraint(c, parse_amount(text, c.total, c.unit)) for c, text in costs]
 
 
-def require_reachable(
-    graph: ChannelGraph, constraints: Sequence[Constraint], bounds: WidthBounds
-) -> None:
+def require_reachable(constraints: Sequence[Constraint], allowed: AllowedWidths) -> None:
     """Refuse a budget that the narrowest network within the bounds does not meet.
 
     Raises:
         BudgetError: names the budget, and the lowest that can be met.
     """
-    if not fits(constraints, lowest := bounds.lowest(graph)):
-        raise unreachable(graph, constraints, lowest)
+    if not fits(constraints, lowest := allowed.lowest()):
+        raise unreachable(allowed.graph, constraints, lowest)
 
 
 def fits(constraints: Sequence[Constraint], widths: FloatArray | IntArray) -> bool:
@@ -104,7 +100,7 @@ def spend_rest(
     widths: IntArray,
     proportions: IntArray,
     ceilings: IntArray,
-    bounds: WidthBounds,
+    allowed: AllowedWidths,
 ) -> IntArray:
     """Widths that use what rounding left of the budgets, one grid step of one group at a time.
 
@@ -117,20 +113,23 @@ def spend_rest(
         widths: where to begin, ``[groups]``. A group of width 0 is left at 0.
         proportions: the widths are a multiple of these, but for the rounding, ``[groups]``.
         ceilings: the widest that every group may get, ``[groups]``.
-        bounds: the grid; a group whose ceiling is off the grid may end there.
+        allowed: the grids, and which groups grow together; a group whose ceiling is off its grid
+            may end there.
     """
     widths = widths.copy()
-    growing = set(np.flatnonzero((widths > 0) & (widths < ceilings)).tolist())
+    may_grow = (widths > 0) & (widths < ceilings)
+    # Groups of one block have one width, and one ceiling: its first stands for all.
+    growing = {block[0]: list(block) for block in allowed.blocks if may_grow[list(block)].all()}
     while growing:
-        index = min(growing, key=lambda k: (widths[k] / proportions[k], k))
-        before = int(widths[index])
-        step = (before // bounds.round_to + 1) * bounds.round_to
-        widths[index] = min(ceilings[index], step)
+        first = min(growing, key=lambda k: (widths[k] / proportions[k], k))
+        before = int(widths[first])
+        wider = min(int(ceilings[first]), allowed.grids[first].above(before))
+        widths[growing[first]] = wider
         if not fits(constraints, widths):
-            widths[index] = before
-            growing.remove(index)
-        elif widths[index] == ceilings[index]:
-            growing.remove(index)
+            widths[growing[first]] = before
+            del growing[first]
+        elif wider == ceilings[first]:
+            del growing[first]
     return widths
 
 

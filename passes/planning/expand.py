@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from morphgraph.arrays import Flags, FloatArray, IntArray
-from morphgraph.errors import ArgumentError, MorphWarning
+from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.channel_sources import readers
@@ -24,7 +24,7 @@ from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.score import Score
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.coupling.roles import roles
-from morphgraph.passes.planning.bounds import WidthBounds, require_match
+from morphgraph.passes.planning.bounds import AllowedWidths, WidthBounds, require_match
 from morphgraph.passes.planning.build import scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
@@ -35,6 +35,7 @@ from morphgraph.passes.planning.constraints import (
     spend_rest,
     unreachable,
 )
+from morphgraph.passes.planning.grids import Grid
 from morphgraph.plans import MAX_NEW_CHANNELS, Plan, make_plan
 
 
@@ -50,6 +51,7 @@ def expand(
     fill: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    same: Sequence[str] = (),
     score: Score | FloatArray = "l2",
     convention: Convention = "default",
 ) -> Plan:
@@ -64,7 +66,7 @@ def expand(
         graph: the network that the plan is for.
         plan: what stays of it, for example of :func:`morphgraph.plan` or ``Regularizer.plan``.
         budget: per cost an amount, or a share of the original network's.
-        round_to: widths that grow become multiples of this.
+        round_to: widths that grow become multiples of this, counted as by :func:`morphgraph.plan`.
         min_width: narrower groups are raised to this first, before any other grows; if that is
             above a budget, to the largest width that all of them can be raised to.
         max_growth: no group gets wider than this many times its width in ``graph``. Layers that
@@ -73,6 +75,7 @@ def expand(
         fill: use what rounding leaves of the budget, one grid step of one group at a time, first
             where rounding took most. Without it, all widths are those of the multiplier.
         include, exclude: globs over group ids, names and producers.
+        same: globs; all groups that one of them names have one width in ``plan``, and get one.
         score: where the plan is above a budget, so that the factor is below 1, the channels of
             highest score stay.
         convention: of the costs.
@@ -91,29 +94,34 @@ def expand(
         PlanError: the plan is for another network.
         UnsupportedError: unknown cost or amount, or a glob that names no group.
     """
-    bounds = WidthBounds(round_to, min_width, include, exclude).check(graph)
+    bounds = WidthBounds(round_to, min_width, include, exclude, same=same)
+    allowed = bounds.on(graph)
     constraints = resolve_budget(graph, budget, convention)
     keep: Mapping[int, IntArray] = plan.keep_channels(graph)
     kept_widths = np.array([len(keep.get(g.index, g.channels)) for g in graph.groups])
     start = plan.widths(graph)
+    _require_same(start, allowed)
     if fits(constraints, start):
         widest = _widest(graph, max_growth, max_width or {})
         widest = np.minimum(widest, kept_widths + MAX_NEW_CHANNELS)
-        on_grid = np.maximum(start, widest // round_to * round_to)
-        ceilings = np.where(_growable(graph, bounds, keep), on_grid, start)
-        floors = _floors(start, ceilings, constraints, bounds)
+        on_grid = [allowed.grids[k].at_most(int(width)) for k, width in enumerate(widest)]
+        grown = np.maximum(start, on_grid)
+        ceilings = np.where(_growable(graph, bounds, keep), grown, start)
+        for block in map(list, allowed.blocks):
+            ceilings[block] = ceilings[block].min()
+        floors = _floors(start, ceilings, constraints, bounds, allowed)
     else:
         ceilings = start
         # Groups that the plan keeps do not go.
-        floors = np.minimum(start, [bounds.least(group) for group in graph.groups])
+        floors = np.minimum(start, [allowed.least(group.index) for group in graph.groups])
         if not fits(constraints, floors):
             remedy = "the plan's groups are at their narrowest; raise the budget, or shrink further"
             raise unreachable(graph, constraints, floors, f"{remedy} with `plan`")
-    growth = Growth(start, floors, ceilings, round_to)
+    growth = Growth(start, floors, ceilings, allowed.grids)
     omega = growth.largest(constraints)
     widths = growth.widths(omega)
     if fill:
-        widths = spend_rest(constraints, widths, start, ceilings, bounds)
+        widths = spend_rest(constraints, widths, start, ceilings, allowed)
     if (widths < kept_widths).any():
         keep = top_channels(graph, widths, scores_of(graph, score), among=keep)
     request: dict[str, Any] = {
@@ -125,7 +133,7 @@ def expand(
         "max_width": dict(max_width or {}),
         "fill": fill,
         "of": plan.request,
-    }
+    } | bounds.request()
     growing = np.flatnonzero(widths > kept_widths).tolist()
     added = {index: int(widths[index] - kept_widths[index]) for index in growing}
     return make_plan(graph, keep, request, shown_costs(graph, constraints, convention), added)
@@ -135,26 +143,28 @@ def expand(
 class Growth:
     """The staircase of widths over omega, all arrays ``[groups]``.
 
-    >>> growth = Growth(np.array([3, 10]), np.array([4, 10]), np.array([9, 18]), round_to=2)
+    >>> even = Grid.of(2, 1, 20)
+    >>> growth = Growth(np.array([3, 10]), np.array([4, 10]), np.array([9, 18]), [even, even])
     >>> growth.widths(1.0).tolist(), growth.widths(1.7).tolist(), growth.widths(5.0).tolist()
     ([4, 10], [4, 16], [9, 18])
 
     Attributes:
         start: the widths that omega multiplies.
         floors, ceilings: what a width is never below and never above.
-        round_to: the grid; products are rounded down to it.
+        grids: of every group; products are rounded down to it.
     """
 
     start: IntArray
     floors: IntArray
     ceilings: IntArray
-    round_to: int
+    grids: Sequence[Grid]
 
     def widths(self, omega: float) -> IntArray:
         """The widths at one multiplier."""
-        # One part in 10^12 up: omega = k * round_to / width must give k steps, however it rounds.
-        steps = np.floor(omega * self.start / self.round_to * (1 + 1e-12)).astype(np.int64)
-        return np.clip(steps * self.round_to, self.floors, self.ceilings)
+        # One part in 10^12 up: omega = k / width must give k channels, however it rounds.
+        products = np.floor(omega * self.start * (1 + 1e-12)).astype(np.int64).tolist()
+        widths = [grid.at_most(width) for grid, width in zip(self.grids, products, strict=True)]
+        return np.clip(np.array(widths, dtype=np.int64), self.floors, self.ceilings)
 
     def largest(self, constraints: Sequence[Constraint]) -> float:
         """The largest omega that fits, among those at which some width changes.
@@ -176,11 +186,12 @@ class Growth:
     def _steps(self, low: float, high: float) -> FloatArray:
         """The multipliers from ``low`` to ``high`` at which some width changes, ascending."""
         steps = [np.array([low])]
-        for width, floor, ceiling in zip(self.start, self.floors, self.ceilings, strict=True):
+        for width, floor, ceiling, grid in zip(
+            self.start.tolist(), self.floors, self.ceilings.tolist(), self.grids, strict=True
+        ):
             if width > 0 and floor < ceiling:
-                last = min(high * width, math.ceil(ceiling / self.round_to) * self.round_to)
-                counts = np.arange(int(low * width / self.round_to), int(last / self.round_to) + 1)
-                steps.append(counts * self.round_to / width)
+                last = min(high * width, grid.at_least(ceiling))
+                steps.append(grid.between(int(low * width), int(last)) / width)
         ascending = np.unique(np.concatenate(steps))
         return ascending[(ascending >= low) & (ascending <= high)]
 
@@ -204,16 +215,34 @@ def _widest(
     return widest
 
 
+def _require_same(start: IntArray, allowed: AllowedWidths) -> None:
+    """Refuse a plan whose groups differ in width where they are to have one."""
+    for block in allowed.blocks:
+        narrow, wide = (find(block, key=lambda k: start[k]) for find in (min, max))
+        if start[narrow] < start[wide]:
+            few, many = (escape(allowed.graph.groups[index].name) for index in (narrow, wide))
+            raise UnsupportedError(
+                f"same: '{few}' has {start[narrow]} channels in the plan and '{many}' "
+                f"{start[wide]}; make the plan with the same globs"
+            )
+
+
 def _floors(
-    start: IntArray, ceilings: IntArray, constraints: Sequence[Constraint], bounds: WidthBounds
+    start: IntArray,
+    ceilings: IntArray,
+    constraints: Sequence[Constraint],
+    bounds: WidthBounds,
+    allowed: AllowedWidths,
 ) -> IntArray:
     """Widths with the narrowest raised to one level: ``min_width``, or as near as budgets allow."""
     grid, least = bounds.round_to, bounds.min_width
     wanted = math.ceil(least / grid) * grid
-    narrow = (start > 0) & (start < np.minimum(least, ceilings))
+    narrow = (start > 0) & (start < np.minimum(-(-least // allowed.units), ceilings))
 
     def raised(level: int) -> IntArray:
-        return np.where(narrow, np.maximum(start, np.minimum(level, ceilings)), start)
+        counts = (-(-level // allowed.units)).tolist()
+        levels = [grid.at_least(count) for grid, count in zip(allowed.grids, counts, strict=True)]
+        return np.where(narrow, np.maximum(start, np.minimum(levels, ceilings)), start)
 
     levels = range(wanted, 0, -grid)
     level = next((level for level in levels if fits(constraints, raised(level))), 0)

@@ -12,7 +12,8 @@ sum of the group's scores and ``live`` the sum of those that are left. Scores of
 are not on one scale, so they count as shares of what is left of their group. The second division
 keeps groups in step: in a product of two widths, halving either frees the same, and whichever came
 first would shrink alone. With equal scores every group shrinks nearly alike, and the path is the
-width multiplier.
+width multiplier. Groups that are to have one width step together: their losses and their gains add
+up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.liveness import is_viable, with_orphans
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score
-from morphgraph.passes.planning.bounds import WidthBounds, removable, repair_widths
+from morphgraph.passes.planning.bounds import AllowedWidths, WidthBounds, Widths, repair_widths
 from morphgraph.passes.planning.build import build_plan, scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
@@ -49,6 +50,8 @@ def plan(
     min_width: int = 1,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    widths: Widths | None = None,
+    same: Sequence[str] = (),
     seed: int = 0,
     convention: Convention = "default",
 ) -> Plan:
@@ -58,21 +61,38 @@ def plan(
         graph: the lifted network.
         budget: per cost (``"flops"``, ``"params"``, ...) an amount or a share of the present cost.
         score: a kind of score, or a number per channel, ``[channels]``.
-        round_to: widths that change become multiples of this.
-        min_width: no group gets narrower; with 0 groups may go as a whole, and layers vanish.
+        round_to: widths that change become multiples of this, counted in channels of the tensors
+            that layers make and read: any number of heads of size 64 is on a grid of 16.
+        min_width: no group gets narrower, counted as ``round_to``; with 0 groups may go as a whole,
+            and layers vanish.
         include, exclude: globs over group ids, names and producers.
+        widths: widths by hand, per glob a number or a share (``"50%"``, rounded to the grid); of
+            several globs that name a group, the last counts. The budget is met by the others.
+        same: globs; all groups that one of them names get one width, which the budget chooses.
+            Which channels stay is for each group's own scores to say.
         seed: of ``score="random"``.
         convention: of the costs.
 
     Raises:
         BudgetError: no plan meets the budget; says the lowest that can be met.
         ModelError: a weight is NaN.
-        UnsupportedError: unknown cost, score or amount, or a glob that names no group.
+        PlanError: with the widths by hand nothing would be left of the network.
+        UnsupportedError: unknown cost, score or amount, a glob that names no group, or groups of
+            different widths that are to get the same.
+
+    >>> import morphgraph as mg
+    >>> from morphgraph.testing.examples import image, residual_cnn
+    >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
+    >>> first = next(group for group in graph.groups if group.resizable)
+    >>> made = mg.plan(graph, {"flops": "50%"}, widths={first.id: "75%"})
+    >>> int(made.widths(graph)[first.index]) / first.width
+    0.75
     """
-    bounds = WidthBounds(round_to, min_width, include, exclude).check(graph)
+    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same)
+    allowed = bounds.on(graph)
     constraints = resolve_budget(graph, budget, convention)
     scores = scores_of(graph, score, seed)
-    path = _Path(graph, [constraint.cost for constraint in constraints], scores, bounds)
+    path = _Path(graph, [constraint.cost for constraint in constraints], scores, allowed)
     path.walk(constraints)
     request: dict[str, Any] = {
         "budget": {kind: str(amount) for kind, amount in budget.items()},
@@ -83,7 +103,7 @@ def plan(
         "exclude": list(exclude),
         "seed": seed,
         "convention": convention,
-    }
+    } | bounds.request()
     return build_plan(graph, path.keep(), request, shown_costs(graph, constraints, convention))
 
 
@@ -110,16 +130,17 @@ def continue_plan(
     """
     constraints = resolve_budget(graph, budget, "default")
     scores = scores.copy()
+    allowed = bounds.on(graph)
     widths = graph.widths.copy()
     for index, positions in keep.items():
         group = graph.groups[index]
         if bounds.allows(group):
             # Every channel that stays scores above all that do not, so that these leave first.
             scores[group.channels[positions]] += 1.0 + scores[group.channels].max(initial=0.0)
-            widths[index] = bounds.nearest(group, len(positions))
-    widths = repair_widths(graph, widths, bounds)
+            widths[index] = allowed.nearest(index, len(positions))
+    widths = repair_widths(widths, allowed)
     costs = [constraint.cost for constraint in constraints]
-    path = _Path(graph, costs or [shown], scores, bounds, widths)
+    path = _Path(graph, costs or [shown], scores, allowed, widths)
     path.walk(constraints)
     request: dict[str, Any] = {"trained": True, "round_to": bounds.round_to}
     if budget:
@@ -135,49 +156,50 @@ class _Path:
         graph: ChannelGraph,
         costs: Sequence[Cost],
         scores: FloatArray,
-        bounds: WidthBounds,
+        allowed: AllowedWidths,
         widths: IntArray | None = None,
     ) -> None:
         self.graph = graph
         self.costs = [(resource, max(resource.total, 1e-30)) for resource in costs]
         self.scores = scores
-        self.bounds = bounds
-        self.removable = removable(graph, bounds)
+        self.allowed = allowed
+        self.removable = allowed.removable()
+        self.block_of = np.zeros(len(graph.groups), dtype=np.int64)
+        for number, block in enumerate(allowed.blocks):
+            self.block_of[list(block)] = number
         self.widths = graph.widths.astype(np.float64)
         ascending = [np.sort(scores[group.channels], kind="stable") for group in graph.groups]
         # Per group the summed scores of its k weakest channels, for k from 0 to its width.
         self.prefix = [np.append(0.0, np.cumsum(np.maximum(s, 0.0))) for s in ascending]
         share = self._marginals() * self.widths
         self.share = np.where(share > 0, share, share[share > 0].mean() if share.any() else 1.0)
-        if widths is not None:
-            self.widths = widths.astype(np.float64)
-        self.next = np.array(
-            [bounds.below(g, int(w)) for g, w in zip(graph.groups, self.widths, strict=True)]
-        )
+        self.widths = (allowed.ceilings if widths is None else widths).astype(np.float64)
+        self.next = np.array([allowed.below(k, int(w)) for k, w in enumerate(self.widths)])
         self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
 
     def walk(self, constraints: Sequence[Constraint]) -> None:
         """Go on until every budget is met."""
-        if self.bounds.min_width > 0:
-            require_reachable(self.graph, constraints, self.bounds)
+        if not self.removable:
+            require_reachable(constraints, self.allowed)
         while not fits(constraints, self.widths):
             if not self._step():
                 raise unreachable(self.graph, constraints, self.widths)
 
     def _step(self) -> bool:
         """Remove the next channels; whether there were any that free something."""
-        marginals = self._marginals()
+        gains = np.bincount(self.block_of, self._marginals())
         with np.errstate(divide="ignore", invalid="ignore"):
-            price = np.where(marginals > 0, self.loss / marginals, np.inf)
-        index = int(np.argmin(price))
-        if not np.isfinite(price[index]):
+            price = np.where(gains > 0, np.bincount(self.block_of, self.loss) / gains, np.inf)
+        cheapest = int(np.argmin(price))
+        if not np.isfinite(price[cheapest]):
             return False
-        if self.next[index] == 0:
-            self._remove_group(index)
-            return True
-        self.widths[index] = self.next[index]
-        self.next[index] = self.bounds.below(self.graph.groups[index], int(self.next[index]))
-        self.loss[index] = self._loss(index)
+        for index in self.allowed.blocks[cheapest]:
+            if self.next[index] == 0:
+                self._remove_group(index)  # a block by itself: others keep one channel
+                continue
+            self.widths[index] = self.next[index]
+            self.next[index] = self.allowed.below(index, int(self.next[index]))
+            self.loss[index] = self._loss(index)
         return True
 
     def _remove_group(self, index: int) -> None:

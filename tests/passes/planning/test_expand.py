@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
@@ -111,13 +112,32 @@ def graph_of(name: str) -> ChannelGraph:
     return lift(model_from_text(HEAD + NETWORKS[name]))
 
 
+UNITS = {"groups": 4}  # channels of the tensor per channel of a group, where it is not 1
+
+
+def ladder(grid: int, unit: int, width: int) -> list[int]:
+    """0 and the widths on the grid: channels are multiples of it, else nearest to those."""
+    exact = [w for w in range(1, 500) if w * unit % grid == 0]
+    if exact[0] < width or grid >= unit * width:
+        return [0, *exact]
+    return sorted({0} | {max(1, (2 * k * grid + unit) // (2 * unit)) for k in range(1, 500)})
+
+
+def at_most(ladder: Sequence[int], width: float | Fraction) -> int:
+    return ladder[bisect_right(ladder, width) - 1]
+
+
 def staircase(
-    start: Sequence[int], floors: Sequence[int], ceilings: Sequence[int], grid: int, omega: Fraction
+    start: Sequence[int],
+    floors: Sequence[int],
+    ceilings: Sequence[int],
+    ladders: Sequence[Sequence[int]],
+    omega: Fraction,
 ) -> list[int]:
     """The widths at one multiplier, in exact arithmetic."""
     return [
-        max(low, min(high, omega * width // grid * grid))
-        for width, low, high in zip(start, floors, ceilings, strict=True)
+        max(low, min(high, at_most(ladder, omega * width)))
+        for width, low, high, ladder in zip(start, floors, ceilings, ladders, strict=True)
     ]
 
 
@@ -156,33 +176,37 @@ def test_no_larger_multiplier_fits(
         full = expand(graph, small, limits, **options)
     free = [g.resizable and not g.statistical for g in graph.groups]
     bound = [int(g.width * Fraction(growth)) if growth else 10**6 for g in graph.groups]
+    unit = UNITS.get(name, 1)
+    ladders = [ladder(grid, unit, g.width) for g in graph.groups]
     ceilings = [
-        max(w, b // grid * grid) if f else int(w)
-        for w, b, f in zip(start, bound, free, strict=True)
+        max(int(w), at_most(ladder, b)) if f else int(w)
+        for w, b, f, ladder in zip(start, bound, free, ladders, strict=True)
     ]
     for level in range(-(-least // grid) * grid, -1, -grid):
         floors = [
-            max(int(w), min(level, high)) if w < least else int(w)
-            for w, high in zip(start, ceilings, strict=True)
+            max(int(w), min(high, ladder[bisect_left(ladder, level / unit)]))
+            if w * unit < least
+            else int(w)
+            for w, high, ladder in zip(start, ceilings, ladders, strict=True)
         ]
         if fit(floors):
             break
     omegas = {
-        Fraction(k * grid, int(w))
-        for w, f in zip(start, free, strict=True)
-        for k in range(1, 300)
+        Fraction(k, int(w))
+        for w, f, ladder in zip(start, free, ladders, strict=True)
+        for k in ladder[1:300]
         if f
     }
     best = floors
     for omega in sorted(omega for omega in omegas if omega >= 1):
-        widths = staircase(start.tolist(), floors, ceilings, grid, omega)
+        widths = staircase(start.tolist(), floors, ceilings, ladders, omega)
         best = widths if fit(widths) else best
     assert bare.widths(graph).tolist() == best
     # Then what is left is filled, where rounding took most, until no single step fits.
     while steps := [
         (Fraction(width, int(start[index])), index, wider)
         for index, width in enumerate(best)
-        for wider in [min(ceilings[index], (width // grid + 1) * grid)]
+        for wider in [min(ceilings[index], next(k for k in ladders[index] if k > width))]
         if width < wider and fit([*best[:index], wider, *best[index + 1 :]])
     ]:
         _, index, wider = min(steps)
@@ -265,14 +289,15 @@ def test_a_plan_above_the_budget_is_narrowed_by_the_largest_multiplier(
     limit = 0.4 * resource.total
     start = small.widths(graph).tolist()
     floors = [min(w, 1) if g.resizable else w for w, g in zip(start, graph.groups, strict=True)]
+    every = [range(500)] * len(start)
     omegas = {Fraction(k, w) for w in start if w for k in range(1, w)}
     fitting = [
         omega
         for omega in omegas
-        if resource.at(np.array(staircase(start, floors, start, 1, omega))) <= limit
+        if resource.at(np.array(staircase(start, floors, start, every, omega))) <= limit
     ]
     narrow = expand(graph, small, {"flops": "40%"}, fill=False, score=scores)
-    largest = staircase(start, floors, start, 1, max(fitting))
+    largest = staircase(start, floors, start, every, max(fitting))
     assert narrow.widths(graph).tolist() == largest
     for group in graph.groups:
         before = small.keep_channels(graph).get(group.index, np.arange(group.width))

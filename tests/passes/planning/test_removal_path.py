@@ -51,8 +51,8 @@ def test_a_smaller_budget_keeps_a_subset_and_none_is_exceeded(
     graph: ChannelGraph, kind: str, how: Score, round_to: int
 ) -> None:
     resource = cost(graph, kind)
-    floor = [WidthBounds(round_to).floor(group) for group in graph.groups]
-    lowest = resource.at(np.array(floor))
+    floor = WidthBounds(round_to).on(graph).floors
+    lowest = resource.at(floor)
     wider: list[set[int]] | None = None
     for share in BUDGETS:
         limit = lowest + share * (resource.total - lowest)
@@ -138,9 +138,8 @@ def test_uniform_multiplies_every_width(graph: ChannelGraph) -> None:
     flops = cost(graph, "flops")
     assert flops.at(fitted.widths(graph)) <= 0.5 * flops.total
     for ratio in np.linspace(fitted.request["uniform"], 1, 50)[1:]:
-        wider = np.array(
-            [WidthBounds().nearest(group, ratio * group.width) for group in graph.groups]
-        )
+        allowed = WidthBounds().on(graph)
+        wider = np.array([allowed.nearest(g.index, ratio * g.width) for g in graph.groups])
         same = (wider == fitted.widths(graph)).all()
         assert same or flops.at(wider) > 0.5 * flops.total
     for ratio in (0.0, -1.0, 1.5, float("nan")):
