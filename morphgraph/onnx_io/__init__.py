@@ -4,7 +4,9 @@ from morphgraph.onnx_io.check import escape
 from morphgraph.onnx_io.files import ModelLike, as_model, load, save, write_atomically
 from morphgraph.onnx_io.keys import (
     ABSORBED_KEY,
+    ALIASES_KEY,
     CANONICAL_KEY,
+    COPIES_KEY,
     DYNAMIC_AXES_KEY,
     PARAMETERS_KEY,
     STATIC_SHAPE_KEY,
@@ -31,7 +33,9 @@ from morphgraph.onnx_io.values import (
 
 __all__ = [
     "ABSORBED_KEY",
+    "ALIASES_KEY",
     "CANONICAL_KEY",
+    "COPIES_KEY",
     "DYNAMIC_AXES_KEY",
     "PARAMETERS_KEY",
     "STATIC_SHAPE_KEY",

@@ -7,6 +7,8 @@ ABSORBED_KEY = "morphgraph.absorbed"  # removed channels that were absorbed as c
 
 # In ``Model.meta``, in memory only:
 CANONICAL_KEY = "morphgraph.canonical"  # true: the model is in canonical form
+COPIES_KEY = "morphgraph.copies"  # by the name of a constant's copy that of the constant
+ALIASES_KEY = "morphgraph.aliases"  # by constant and reader the name that an Identity had given
 
 # In ``Value.meta``, in memory only, in models with dynamic sizes:
 STATIC_SHAPE_KEY = "static_shape"  # the sizes that a value is analysed with

@@ -84,6 +84,13 @@ def take(array: Array, cuts: Sequence[Cut]) -> Array:
     return array
 
 
+def shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same data under a name of its own; an initializer gives its tensor its name."""
+    if is_stored(tensor):
+        return StoredTensor(tensor)
+    return ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape.numpy()))
+
+
 def is_stored(tensor: ir.TensorProtocol | None) -> bool:
     """Whether a tensor's data stands in a file beside the model."""
     return isinstance(tensor, ir.ExternalTensor | StoredTensor)

@@ -84,7 +84,7 @@ def export(
             model = _translate(net, arguments, names, dynamic_batch, dynamic_shapes, opset)
     _clean(model)
     parameters = dict(net.named_parameters(remove_duplicate=False))
-    model.metadata_props[PARAMETERS_KEY] = json.dumps(list(parameters))
+    model.metadata_props[PARAMETERS_KEY] = json.dumps(_own_names(model, parameters))
     model = canonicalize(model)
     _restore_first_names(model, net)
     _name_results(model, results)
@@ -350,6 +350,21 @@ def _clean(model: ir.Model) -> None:
         value.metadata_props.clear()
     graph.metadata_props.clear()
     model.metadata_props.clear()
+
+
+def _own_names(model: ir.Model, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """One name for every parameter in the model, though a tied one has several.
+
+    Names that stand side by side are those of equal parameters that the exporter has tied, and that
+    get back tensors of their own.
+    """
+    results = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    own: dict[int, str] = {}
+    for known in (model.graph.initializers.keys(), results):
+        for name, parameter in parameters.items():
+            if name in known:
+                own.setdefault(id(parameter), name)
+    return list(own.values())
 
 
 def _restore_first_names(model: ir.Model, net: nn.Module) -> None:

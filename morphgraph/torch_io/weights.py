@@ -9,6 +9,7 @@ from torch import fx, nn
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.ops import parameter_names, running_statistics
+from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.torch_io.tensors import to_onnx
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
@@ -29,6 +30,11 @@ def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) 
     """
     source = as_model(model)
     state = named_tensors(net)
+    if not source.graph.initializers.keys() >= state.keys():
+        # A constant that a file stores once, or in a node, may be several weights of the network.
+        canonical = canonicalize(source)
+        if canonical.graph.initializers.keys() & state.keys() - source.graph.initializers.keys():
+            source = canonical
     result = source.clone()
     needed = set(parameter_names(source)) | set(running_statistics(source))
     for name, value in result.graph.initializers.items():

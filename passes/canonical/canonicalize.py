@@ -35,6 +35,7 @@ from morphgraph.passes.canonical.fold import fold_constants
 from morphgraph.passes.canonical.size_runs import Digests
 from morphgraph.passes.canonical.split_sequences import split_sequences
 from morphgraph.passes.canonical.symbols import input_symbols
+from morphgraph.passes.canonical.untie import untie_constants
 
 _MAX_INLINED_NODES = 1_000_000
 _MIN_IR_VERSION = 4  # before it, initializers had to stand among the inputs
@@ -72,6 +73,7 @@ def canonicalize(
         bound = keep_sizes_dynamic(bound, symbols, _fold)
     else:
         _fold(bound, frozenset())
+    untie_constants(bound)
     bound.meta[CANONICAL_KEY] = True
     return bound
 
@@ -117,8 +119,8 @@ def _drop_outdated_metadata(model: ir.Model) -> None:
     if PARAMETERS_KEY in model.metadata_props and listed_parameters(model) is None:
         del model.metadata_props[PARAMETERS_KEY]
         warnings.warn(
-            f"metadata '{PARAMETERS_KEY}' does not fit the weights any more, since another tool has "
-            "renamed or replaced some: it is ignored, and all floating-point weights count as "
+            f"metadata '{PARAMETERS_KEY}' does not fit the weights any more, since another tool "
+            "has renamed or replaced some: it is ignored, and all floating-point weights count as "
             "parameters",
             MorphWarning,
             stacklevel=2,

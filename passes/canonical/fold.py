@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.edit import Editor
-from morphgraph.onnx_io import known_shape
-from morphgraph.onnx_io.mapped import StoredTensor, is_stored
+from morphgraph.onnx_io import ALIASES_KEY, known_shape
+from morphgraph.onnx_io.mapped import shared
 from morphgraph.ops.op import lookup
 from morphgraph.passes.canonical.fold_values import (
     FOLD_LIMIT_BYTES,
@@ -54,6 +54,7 @@ class _Folder:
         self.editor = Editor(model)
         self.varying = varying
         self.digests: dict[str, object] = {}
+        self.aliases: dict[tuple[str, str], str] = model.meta.setdefault(ALIASES_KEY, {})
         self.known = KnownValues(model)
         self.types = ResultTypes(model, self.known)
 
@@ -75,7 +76,7 @@ class _Folder:
     # -- constants ---------------------------------------------------------------------------
 
     def _replace_constant_node(self, node: ir.Node) -> None:
-        tensor = _shared(constant_tensor(node))
+        tensor = shared(constant_tensor(node))
         output = node.outputs[0]
         name = output.name or ""
         if self._is_output(output):
@@ -126,6 +127,9 @@ class _Folder:
             # TorchScript ties equal parameters by Identity; each gets back a tensor of its own.
             self._split_alias(node)
             return True
+        if self.known.constant(source) is not None and not self._is_output(output):
+            for reader, _ in output.uses():
+                self.aliases[source.name or "", reader.name or ""] = output.name or ""
         self._edit(node, lambda: self.editor.bypass(node, 0))
         return True
 
@@ -178,17 +182,18 @@ class _Folder:
         return self.editor.constant(f"{value.name}_shape", shape)
 
     def _is_alias(self, source: ir.Value, output: ir.Value) -> bool:
-        if self.known.constant(source) is None or source.name not in self.known.trained:
-            return False
-        return not self._is_output(output) and (
-            not self.known.lists_parameters or output.name in self.known.parameters
+        """Whether two parameters are tied that are two in the model's list of them."""
+        return (
+            self.known.constant(source) is not None
+            and {source.name, output.name} <= self.known.parameters
+            and not self._is_output(output)
         )
 
     def _split_alias(self, node: ir.Node) -> None:
         tensor = self.known.constant(node.inputs[0])
         assert tensor is not None
         name = node.outputs[0].name or ""
-        self._replace_by_constants(node, [_shared(tensor)])
+        self._replace_by_constants(node, [shared(tensor)])
         self.known.trained.add(name)
 
     def _make_cast(self, node: ir.Node) -> bool:
@@ -275,13 +280,6 @@ def _digest(tensor: ir.TensorProtocol) -> object:
 def _is_zero(tensor: ir.TensorProtocol) -> bool:
     """Whether a tensor holds zeros alone; large ones are not looked into."""
     return tensor.nbytes <= FOLD_LIMIT_BYTES and not tensor.numpy().any()
-
-
-def _shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """The same data under a name of its own; an initializer gives its tensor its name."""
-    if is_stored(tensor):
-        return StoredTensor(tensor)
-    return ir.LazyTensor(lambda: tensor, tensor.dtype, ir.Shape(tensor.shape.numpy()))
 
 
 def _is(node: ir.Node, op_type: str) -> bool:

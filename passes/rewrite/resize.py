@@ -19,12 +19,19 @@ from morphgraph.arrays import Array, IntArray
 from morphgraph.edit import Editor, reshape
 from morphgraph.errors import PlanError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import add_constant_names, escape, keep_known_names, static_shape
+from morphgraph.onnx_io import (
+    CANONICAL_KEY,
+    add_constant_names,
+    escape,
+    keep_known_names,
+    static_shape,
+)
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored, take
 from morphgraph.ops import OpNode, Resizing, facts_of
 from morphgraph.passes.analysis.channel_sources import kernels, readers
 from morphgraph.passes.analysis.liveness import liveness, require_viable, result_names
 from morphgraph.passes.analysis.selection import AxisSelection as AxisSelection
+from morphgraph.passes.canonical.untie import merge_copies
 from morphgraph.passes.rewrite.absorb import Absorbed, nothing_absorbed
 from morphgraph.passes.rewrite.bias import add_constant
 from morphgraph.passes.rewrite.vanish import vanish
@@ -101,6 +108,8 @@ class _Resizer:
         for name, value in list(initializers.items()):
             if name in used_before and not value.uses() and not value.is_graph_output():
                 del initializers[name]
+        if merge_copies(self.model):
+            del self.model.meta[CANONICAL_KEY]
         keep_known_names(self.model)
         return self.model
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.onnx_io import as_model, static_shape
+from morphgraph.onnx_io import PARAMETERS_KEY, as_model, static_shape
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.testing import model_from_text
 
@@ -205,17 +205,21 @@ def test_shared_shape_operands_are_told_apart() -> None:
     assert_same_function(model, canonical, x=noise(5, 4))
 
 
-def test_aliases_of_parameters_are_split() -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_aliases_of_parameters_are_split(listed: bool) -> None:
+    """Where the export lists both as parameters; in files from elsewhere they are one weight."""
     model = parse(
         """
         g (float[1,2] x) => (float[1,2] y)
-        <float[2] a.scale = {3,4}>
-        { b.scale = Identity(a.scale)  m = Mul(x, a.scale)  y = Mul(m, b.scale) }
-        """.replace("a.scale", "a").replace("b.scale", "b")
+        <float[2] a = {3,4}>
+        { b = Identity(a)  m = Mul(x, a)  y = Mul(m, b) }
+        """
     )
+    if listed:
+        model.metadata_props[PARAMETERS_KEY] = '["a", "b"]'
     canonical = canonicalize(model)
     assert ops(canonical) == ["Mul", "Mul"]
-    assert list(canonical.graph.initializers) == ["a", "b"]
+    assert list(canonical.graph.initializers) == (["a", "b"] if listed else ["a"])
     assert_same_function(model, canonical, x=noise(1, 2))
 
 
