@@ -11,3 +11,4 @@ CANONICAL_KEY = "morphgraph.canonical"  # true: the model is in canonical form
 # In ``Value.meta``, in memory only, in models with dynamic sizes:
 STATIC_SHAPE_KEY = "static_shape"  # the sizes that a value is analysed with
 DYNAMIC_AXES_KEY = "dynamic_axes"  # the axes whose size depends on one that is not the batch
+UNSIZED_KEY = "unsized"  # true: nobody knows its size before the model runs

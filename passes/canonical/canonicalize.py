@@ -8,6 +8,7 @@ that the model can still be trained.
 Dynamic sizes stay dynamic: ``dynamic_sizes`` runs the recipe at several sizes and compares.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -17,8 +18,16 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from morphgraph.edit import name_nodes
-from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.onnx_io import CANONICAL_KEY, bind_inputs, escape, known_shape, node_label
+from morphgraph.errors import ModelError, MorphWarning, UnsupportedError
+from morphgraph.onnx_io import (
+    CANONICAL_KEY,
+    bind_inputs,
+    escape,
+    is_unsized,
+    known_shape,
+    mark_unsized,
+    node_label,
+)
 from morphgraph.onnx_io.check import check_opset
 from morphgraph.ops import entry_of
 from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
@@ -28,6 +37,7 @@ from morphgraph.passes.canonical.split_sequences import split_sequences
 from morphgraph.passes.canonical.symbols import input_symbols
 
 _MAX_INLINED_NODES = 1_000_000
+_MAX_NAMED = 3  # operators in one warning
 _MIN_IR_VERSION = 4  # before it, initializers had to stand among the inputs
 
 
@@ -38,15 +48,16 @@ def canonicalize(
 
     Symbolic sizes of inputs stay dynamic; a leading one is the batch. Values that depend on them
     keep a symbolic size in ``value.shape``, and ``value.meta["static_shape"]`` says what they are
-    analysed with. A model that is canonical already is returned as it is.
+    analysed with. Results whose size nobody knows are marked (``is_unsized``), and a warning names
+    the operators that make them. A model that is canonical already is returned as it is.
 
     Args:
         model: any model of opset 11 or later; it is not changed.
         input_shapes: sizes for inputs; an input named here becomes static.
 
     Raises:
-        ModelError: operands do not fit together, or a size cannot be known; where ``input_shapes``
-            would help, the message says so.
+        ModelError: operands do not fit together, or the size of an input is not known; where
+            ``input_shapes`` would help, the message says so.
         UnsupportedError: an input is not a tensor.
     """
     if model.meta.get(CANONICAL_KEY) and not input_shapes:
@@ -61,12 +72,13 @@ def canonicalize(
         bound = keep_sizes_dynamic(bound, symbols, _fold)
     else:
         _fold(bound, frozenset())
+    _warn_of_unsized(bound.graph)
     bound.meta[CANONICAL_KEY] = True
     return bound
 
 
 def _check_inputs(model: ir.Model) -> None:
-    """Refuse inputs that are no tensors, and images with open channels."""
+    """Refuse inputs that are no tensors, or of a size that is neither known nor open."""
     for value in model.graph.inputs:
         where = f"input '{escape(value.name or '')}'"
         remedy = f"give --input-shape {escape(value.name or '')}=..."
@@ -75,10 +87,7 @@ def _check_inputs(model: ir.Model) -> None:
         if value.shape is None:
             raise ModelError(f"{where}: its shape is not known; {remedy}")
         for axis, size in enumerate(value.shape):
-            if isinstance(size, int) and size > 0:
-                continue
-            is_channel = axis == 1 and len(value.shape) > 3
-            if isinstance(size, int) or is_channel:
+            if isinstance(size, int) and size <= 0:
                 raise ModelError(f"{where}: size {axis} of {value.shape} is not known; {remedy}")
 
 
@@ -98,7 +107,7 @@ def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     name_nodes(model.graph)
-    _check_shapes(model.graph)
+    _mark_unsized(model.graph)
     return digests
 
 
@@ -140,14 +149,35 @@ def _inlined_size(
     return sum(count * sizes.get(callee, 1) for callee, count in calls.items())
 
 
-def _check_shapes(graph: ir.Graph) -> None:
+def _mark_unsized(graph: ir.Graph) -> None:
+    """Note which results have a size, or a type, that nobody knows."""
     for node in graph:
         for value in node.outputs:
             if value.name and (known_shape(value) is None or value.dtype is None):
-                raise ModelError(
-                    f"{node_label(node)}: the size of its result '{escape(value.name)}' cannot be "
-                    f"known; {_make_known(node)}"
-                )
+                mark_unsized(value)
+
+
+def _warn_of_unsized(graph: ir.Graph) -> None:
+    """Name the operators at which sizes get lost, in one warning."""
+    first = [
+        (node, value)
+        for node in graph
+        for value in node.outputs
+        if is_unsized(value) and not any(map(is_unsized, node.inputs))
+    ]
+    if not first:
+        return
+    node, value = first[0]
+    others = [node_label(other) for other in dict.fromkeys(n for n, _ in first) if other != node]
+    more = f", and so of {', '.join(others[:_MAX_NAMED])}" if others else ""
+    more += f" and {len(others) - _MAX_NAMED} more" if len(others) > _MAX_NAMED else ""
+    warnings.warn(
+        f"{node_label(node)}: the size of its result '{escape(value.name or '')}' cannot be "
+        f"known{more}; all that depends on it keeps its channels, and costs nothing in what is "
+        f"counted; {_make_known(node)}",
+        MorphWarning,
+        stacklevel=4,
+    )
 
 
 def _make_known(node: ir.Node) -> str:
