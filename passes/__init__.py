@@ -7,6 +7,7 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
     canonicalize        the recipe: inline, sort, fold, split, name
         fold            one walk over the nodes: sizes, constants, operators that do nothing
         infer_shapes    types and sizes of results
+        ask_runtime     those that nobody knows, from a run of the node in ONNX Runtime
         fold_values     what single nodes compute from constants
         split_sequences SplitToSequence and SequenceAt become Split
         dynamic_sizes   sequences, heights and widths that stay dynamic

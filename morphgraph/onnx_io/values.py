@@ -8,11 +8,13 @@ import onnx_ir as ir
 from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io.check import escape
-from morphgraph.onnx_io.keys import STATIC_SHAPE_KEY
+from morphgraph.onnx_io.keys import STATIC_SHAPE_KEY, UNSIZED_KEY
 
 
 def static_shape(value: ir.Value) -> Shape:
     """The sizes of a value; where some are dynamic, those that it is analysed with.
+
+    A value whose size nobody knows (:func:`is_unsized`) has no axes here.
 
     Raises:
         ModelError: a size is not known.
@@ -38,6 +40,17 @@ def known_shape(value: ir.Value | None) -> Shape | None:
         return None
     sizes = tuple(size for size in value.shape if isinstance(size, int))
     return sizes if len(sizes) == len(value.shape) else None
+
+
+def is_unsized(value: ir.Value | None) -> bool:
+    """Whether a value of a canonical model has a size that only running the model tells."""
+    return value is not None and bool(value.meta.get(UNSIZED_KEY))
+
+
+def mark_unsized(value: ir.Value) -> None:
+    """Say that nobody knows a value's size: it has no axes, whatever its file declares."""
+    value.meta[UNSIZED_KEY] = True
+    value.meta[STATIC_SHAPE_KEY] = ()
 
 
 def is_float(value: ir.Value) -> bool:

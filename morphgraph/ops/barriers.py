@@ -32,6 +32,7 @@ class Random(Barrier):
 @op("Compress", "NonZero", "Unique")
 class SizedByData(Barrier):
     reason = "decides at run time how many positions it keeps"
+    sized_by_data = True
     bounded = True
 
 
@@ -44,6 +45,7 @@ class NonMaxSuppression(SizedByData):
 @op("If", "Loop", "Scan", "SequenceMap")
 class WithBody(Barrier):
     reason = "has a body of its own, which is left as it is"
+    sized_by_data = True
 
 
 @op(

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from morphgraph.arrays import Shape
+from morphgraph.onnx_io import escape, is_unsized
 from morphgraph.ops.description import (
     IDENTITY,
     Description,
@@ -56,8 +57,8 @@ class Op:
         foldable: a node with constant operands may be replaced by what it computes. Not so for
             random numbers, for what is meant to stay as it is written (quantization, dropout), and
             for what ONNX's reference implementation computes too slowly.
-        bounded: the results' sizes depend on the data, but no result has more numbers than the rank
-            times the size of an operand.
+        sized_by_data: what the results' sizes are depends on the operands' numbers.
+        bounded: no result has more numbers than the rank times the size of an operand.
         scale: the operand that alone scales every channel.
         shift: the operand that is added to every channel, one number for each position of
             ``shift_axis`` of the result, times the attribute named ``shift_factor`` if it is there.
@@ -77,6 +78,7 @@ class Op:
     multiplies: ClassVar[bool] = False
     open_at_zero: ClassVar[bool] = False
     foldable: ClassVar[bool] = True
+    sized_by_data: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     scale: ClassVar[int | None] = None
     shift: ClassVar[int | None] = None
@@ -184,6 +186,8 @@ def described_ops() -> list[str]:
 def describe(n: OpNode) -> Description:
     """What a node does to its axes, by its operator's entry; opaque where there is none.
 
+    It is opaque, too, where the size of an operand or a result is not known.
+
     Raises:
         NotationError: the entry's notation does not fit the node's shapes.
     """
@@ -191,6 +195,9 @@ def describe(n: OpNode) -> Description:
     if entry is None:
         full = f"{n.domain}::{n.op_type}" if n.domain else n.op_type
         return opaque(n, f"no notation for operator {full}")
+    unsized = [value.name for value in (*n.ir.inputs, *n.ir.outputs) if is_unsized(value)]
+    if unsized:
+        return opaque(n, f"the size of '{escape(unsized[0] or '')}' is not known before it runs")
     try:
         description: Description = entry.call(entry.describe, n.ir, n)
     except UnsupportedFormError as error:

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, analysis
-from morphgraph.onnx_io import constant_names, escape, static_shape
+from morphgraph.onnx_io import constant_names, escape, is_unsized, static_shape
 from morphgraph.ops import parameter_names
 from morphgraph.passes.analysis.channel_sources import kernels as producing_kernels
 from morphgraph.passes.analysis.polynomial import Cost, Term
@@ -196,9 +196,11 @@ def _flops(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
 
 
 def _value_term(graph: ChannelGraph, value: ir.Value, scale: float, layer: str) -> Term:
-    """The element count of a value, times ``scale``."""
+    """The element count of a value, times ``scale``; nothing where its size is not known."""
     shape = static_shape(value)
     name = value.name or ""
+    if is_unsized(value):
+        return Term(0.0, (), layer, value=name)
     first = graph.couplings.first_dim.get(name)
     if first is None:
         return Term(scale * float(np.prod(shape, dtype=np.float64)), (), layer, value=name)

@@ -24,8 +24,10 @@ from morphgraph.onnx_io import (
     PARAMETERS_KEY,
     bind_inputs,
     escape,
+    is_unsized,
     keep_known_names,
     known_shape,
+    mark_unsized,
     node_label,
 )
 from morphgraph.onnx_io.check import check_opset
@@ -38,6 +40,7 @@ from morphgraph.passes.canonical.symbols import input_symbols
 from morphgraph.passes.canonical.untie import untie_constants
 
 _MAX_INLINED_NODES = 1_000_000
+_MAX_NAMED = 3  # operators in one warning
 _MIN_IR_VERSION = 4  # before it, initializers had to stand among the inputs
 
 
@@ -48,15 +51,16 @@ def canonicalize(
 
     Symbolic sizes of inputs stay dynamic; a leading one is the batch. Values that depend on them
     keep a symbolic size in ``value.shape``, and ``value.meta["static_shape"]`` says what they are
-    analysed with. A model that is canonical already is returned as it is.
+    analysed with. Results whose size nobody knows are marked (``is_unsized``), and a warning names
+    the operators that make them. A model that is canonical already is returned as it is.
 
     Args:
         model: any model of opset 11 or later; it is not changed.
         input_shapes: sizes for inputs; an input named here becomes static.
 
     Raises:
-        ModelError: operands do not fit together, or a size cannot be known; where ``input_shapes``
-            would help, the message says so.
+        ModelError: operands do not fit together, or the size of an input is not known; where
+            ``input_shapes`` would help, the message says so.
         UnsupportedError: an input is not a tensor.
     """
     if model.meta.get(CANONICAL_KEY) and not input_shapes:
@@ -74,12 +78,13 @@ def canonicalize(
     else:
         _fold(bound, frozenset())
     untie_constants(bound)
+    _warn_of_unsized(bound.graph)
     bound.meta[CANONICAL_KEY] = True
     return bound
 
 
 def _check_inputs(model: ir.Model) -> None:
-    """Refuse inputs that are no tensors, and images with open channels."""
+    """Refuse inputs that are no tensors, or of a size that is neither known nor open."""
     for value in model.graph.inputs:
         where = f"input '{escape(value.name or '')}'"
         remedy = f"give --input-shape {escape(value.name or '')}=..."
@@ -88,10 +93,7 @@ def _check_inputs(model: ir.Model) -> None:
         if value.shape is None:
             raise ModelError(f"{where}: its shape is not known; {remedy}")
         for axis, size in enumerate(value.shape):
-            if isinstance(size, int) and size > 0:
-                continue
-            is_channel = axis == 1 and len(value.shape) > 3
-            if isinstance(size, int) or is_channel:
+            if isinstance(size, int) and size <= 0:
                 raise ModelError(f"{where}: size {axis} of {value.shape} is not known; {remedy}")
 
 
@@ -110,7 +112,7 @@ def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     name_nodes(model.graph)
-    _check_shapes(model.graph)
+    _mark_unsized(model.graph)
     return digests
 
 
@@ -166,14 +168,35 @@ def _inlined_size(
     return sum(count * sizes.get(callee, 1) for callee, count in calls.items())
 
 
-def _check_shapes(graph: ir.Graph) -> None:
+def _mark_unsized(graph: ir.Graph) -> None:
+    """Note which results have a size, or a type, that nobody knows."""
     for node in graph:
         for value in node.outputs:
             if value.name and (known_shape(value) is None or value.dtype is None):
-                raise ModelError(
-                    f"{node_label(node)}: the size of its result '{escape(value.name)}' cannot be "
-                    f"known; {_make_known(node)}"
-                )
+                mark_unsized(value)
+
+
+def _warn_of_unsized(graph: ir.Graph) -> None:
+    """Name the operators at which sizes get lost, in one warning."""
+    first = [
+        (node, value)
+        for node in graph
+        for value in node.outputs
+        if is_unsized(value) and not any(map(is_unsized, node.inputs))
+    ]
+    if not first:
+        return
+    node, value = first[0]
+    others = [node_label(other) for other in dict.fromkeys(n for n, _ in first) if other != node]
+    more = f", and so of {', '.join(others[:_MAX_NAMED])}" if others else ""
+    more += f" and {len(others) - _MAX_NAMED} more" if len(others) > _MAX_NAMED else ""
+    warnings.warn(
+        f"{node_label(node)}: the size of its result '{escape(value.name or '')}' cannot be "
+        f"known{more}; all that depends on it keeps its channels, and costs nothing in what is "
+        f"counted; {_make_known(node)}",
+        MorphWarning,
+        stacklevel=4,
+    )
 
 
 def _make_known(node: ir.Node) -> str:

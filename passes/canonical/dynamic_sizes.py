@@ -17,6 +17,9 @@ comes here.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from itertools import product
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -25,8 +28,17 @@ from morphgraph.edit import Editor
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import bind_inputs, escape, node_label, static_shape
 from morphgraph.passes.canonical.dynamic_batch import keep_batch_dynamic
+from morphgraph.passes.canonical.infer_shapes import MisfitError, require_fit
 from morphgraph.passes.canonical.size_runs import Digests, Fold, SizeRuns, same_structure
-from morphgraph.passes.canonical.symbols import Symbol, expression, input_shapes
+from morphgraph.passes.canonical.symbols import (
+    Symbol,
+    expression,
+    input_shapes,
+    other_sizes,
+)
+
+_MAX_TRIES = 40  # sizes that are looked at for the advice of an error
+_MAX_TRIED = 4096  # the largest of them
 
 
 def keep_sizes_dynamic(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -> ir.Model:
@@ -41,7 +53,59 @@ def keep_sizes_dynamic(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -
         ModelError: the network's structure depends on a size, or a number that does cannot be
             written so that it follows.
     """
-    if all(axis == 0 for symbol in symbols for _, axis in symbol.axes):
+    failure = None
+    for tried in [symbols, *other_sizes(symbols)]:
+        try:
+            return _kept(model, tried, fold)
+        except MisfitError as error:
+            failure = failure or error
+    assert failure is not None
+    sizes = ", ".join(f"{symbol.name}={symbol.size}" for symbol in symbols)
+    names = dict.fromkeys(name for symbol in symbols for name, _ in symbol.axes)
+    raise ModelError(
+        f"{failure} (the open sizes of input {', '.join(repr(escape(n)) for n in names)} were tried "
+        f"at {escape(sizes)}; {_advice(model, symbols, fold, failure)})"
+    ) from failure
+
+
+def _advice(model: ir.Model, symbols: Sequence[Symbol], fold: Fold, failure: MisfitError) -> str:
+    """Which ``--input-shape`` would do, as it stands in a message: sizes at which all fits.
+
+    A size that tracing has burnt into the file stands beside the one that it should be. So every
+    symbol is tried by itself, and all but the batch together, in proportion to such a pair.
+    """
+    beside_batch = [symbol for symbol in symbols if not symbol.is_batch]
+    choices = [[symbol] for symbol in symbols] + [beside_batch] * (len(beside_batch) > 1)
+    pairs = set(product((size for size in failure.sizes if size > 0), repeat=2))
+    ranked = sorted(
+        # A symbol's own size in another's place first, and then what is not far from it.
+        (given != chosen[0].size, max(ratio, 1 / ratio), ratio, k)
+        for k, chosen in enumerate(choices)
+        for wanted, given in pairs
+        for ratio in [Fraction(wanted, given)]
+        if all((s.size * ratio).denominator == 1 and s.size * ratio <= _MAX_TRIED for s in chosen)
+    )
+    wanted = [
+        [replace(s, size=int(s.size * ratio)) if s in choices[k] else s for s in symbols]
+        for ratio, k in dict.fromkeys((ratio, k) for _, _, ratio, k in ranked)
+    ]
+    for sizes in wanted[:_MAX_TRIES]:
+        shapes = input_shapes(model, sizes)
+        bound = bind_inputs(model, shapes)
+        try:
+            fold(bound, frozenset())
+            require_fit(bound.graph)
+        except ModelError:
+            continue
+        named = dict.fromkeys(name for symbol in symbols for name, _ in symbol.axes)
+        given = (f"{escape(name)}={'x'.join(map(str, shapes[name]))}" for name in named)
+        return f"give --input-shape {' --input-shape '.join(given)}"
+    return f"give --input-shape {escape(symbols[-1].axes[0][0])}=... for others"
+
+
+def _kept(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -> ir.Model:
+    """The canonical form, from runs at the symbols' sizes."""
+    if all(symbol.is_batch for symbol in symbols):
         (batch,) = symbols
         canonical = keep_batch_dynamic(model, batch, fold)
         if canonical is not None:
@@ -56,6 +120,7 @@ def keep_sizes_dynamic(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -
     models += [bind_inputs(model, input_shapes(model, symbols, [symbol])) for symbol in symbols]
     for run in models:
         fold(run, varying)
+    require_fit(models[0].graph)
     if not same_structure(models):
         raise ModelError(
             "the network's structure depends on the size of its inputs; give --input-shape for "
@@ -79,13 +144,7 @@ def _folded(
     def folded(of: Sequence[Symbol], *enlarged: Symbol) -> Digests:
         return fold(bind_inputs(model, input_shapes(model, of, enlarged)), frozenset())
 
-    try:
-        digests = [folded(symbols)]
-    except ModelError as error:
-        tried = ", ".join(f"{symbol.name}={symbol.size}" for symbol in symbols)
-        raise ModelError(
-            f"{error} (the dynamic sizes were tried at {tried}; give --input-shape for others)"
-        ) from error
+    digests = [folded(symbols)]
     stuck: dict[tuple[int, int], list[Symbol]] = {}
     growing = []
     for symbol in symbols:

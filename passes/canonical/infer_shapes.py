@@ -1,11 +1,13 @@
 """What types and sizes the results of a node have, inferred while constants are being folded.
 
 ONNX infers them, from the numbers of known operands where those decide (such as the target of a
-Reshape). For an operator that ONNX does not have, or for which it infers no shape, the operator's
-entry does (``Op.shape``).
+Reshape); for an operator that came into ONNX after the model's opset, as its first version does.
+For one that ONNX does not have, or for which it infers no shape, the operator's entry does
+(``Op.shape``), and where that is silent ONNX Runtime is asked what comes out (``ask_runtime``).
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import onnx
@@ -16,6 +18,7 @@ from morphgraph.notation import NotationError
 from morphgraph.onnx_io import captured_values, escape, known_shape, node_label, subgraphs
 from morphgraph.ops import Op, OpNode, describe, entry_of, mismatch_hint
 from morphgraph.ops.op import UnsupportedFormError, lookup
+from morphgraph.passes.canonical.ask_runtime import Runtime
 from morphgraph.passes.canonical.fold_values import KnownValues
 
 _INFERENCE_DATA = 4096  # elements of an operand that shape inference may look into
@@ -30,6 +33,19 @@ _INFERENCE_ERRORS = (
 )
 
 
+class MisfitError(ModelError):
+    """Operands do not fit together at the sizes that the inputs have.
+
+    Attributes:
+        sizes: of the operands, and numbers that stand in them; one of them may be right where
+            another is now.
+    """
+
+    def __init__(self, message: str, sizes: Sequence[int]) -> None:
+        super().__init__(message)
+        self.sizes = tuple(sizes)
+
+
 class ResultTypes:
     """Infers types and shapes of results, node by node in topological order.
 
@@ -40,6 +56,7 @@ class ResultTypes:
 
     def __init__(self, model: ir.Model, known: KnownValues) -> None:
         self.known = known
+        self.runtime = Runtime(model, known)
         self.opsets = {
             "" if domain == "ai.onnx" else domain: version
             for domain, version in model.opset_imports.items()
@@ -57,19 +74,47 @@ class ResultTypes:
         Raises:
             ModelError: the node is not valid, or its operands do not fit together.
         """
-        if not self._is_in_onnx(node):
-            self._infer_by_entry(node, entry_of(node.op_type, node.domain))
+        schema = self._schema(node)
+        if schema is None:
+            entry = entry_of(node.op_type, node.domain)
+            self._infer_by_entry(node, entry)
+            self._ask(node, entry)
             return
         proto = ir.serde.serialize_node(node)
-        self._check(node, proto)
+        if schema.since_version <= self.opsets[node.domain]:
+            self._check(node, proto)
+        if self._infer_by_onnx(node, proto, schema):
+            self._check_reshape(node)
+            return
         entry = lookup(node.op_type, node.domain)
-        if not self._infer_by_onnx(node, proto) and entry is not None and entry.shape is not None:
+        if entry is not None and entry.shape is not None:
             # Declared shapes may be those of before the inputs were made static.
             self._infer_by_entry(node, entry, outdated=True)
+        if not schema.has_type_and_shape_inference_function:
+            self._ask(node, entry)
 
-    def _is_in_onnx(self, node: ir.Node) -> bool:
+    def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
+        """ONNX's own description of an operator: of the model's opset, else the first later one.
+
+        ONNX Runtime writes operators such as LayerNormalization into models of older opsets.
+        """
         version = self.opsets.get(node.domain)
-        return version is not None and onnx.defs.has(node.op_type, version, node.domain)
+        if version is None or not onnx.defs.has(node.op_type, node.domain):
+            return None
+        if onnx.defs.has(node.op_type, version, node.domain):
+            return onnx.defs.get_schema(node.op_type, version, node.domain)
+        newest = onnx.defs.get_schema(node.op_type, domain=node.domain)
+        return newest if newest.since_version > version else None
+
+    def _ask(self, node: ir.Node, entry: type[Op] | None) -> None:
+        """Have ONNX Runtime say what results nobody else knows the sizes of."""
+        unknown = [v for v in node.outputs if v.name and (known_shape(v) is None or v.type is None)]
+        if not unknown or (entry is not None and entry.sized_by_data) or subgraphs(node):
+            return
+        types = self.runtime.results(node)
+        for value, found in zip(node.outputs, types or (), strict=False):
+            if value in unknown and found is not None:
+                value.type, value.shape = found
 
     def _check(self, node: ir.Node, proto: onnx.NodeProto) -> None:
         """Operands and attributes are as many, and of such kinds, as the operator's schema says."""
@@ -81,10 +126,10 @@ class ResultTypes:
             reason = escape(" ".join(str(error).split()))
             raise ModelError(f"{node_label(node)}: is not valid: {reason}") from error
 
-    def _infer_by_onnx(self, node: ir.Node, proto: onnx.NodeProto) -> bool:
+    def _infer_by_onnx(
+        self, node: ir.Node, proto: onnx.NodeProto, schema: onnx.defs.OpSchema
+    ) -> bool:
         """Write what ONNX infers; whether a shape is among it."""
-        version = self.opsets[node.domain]
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         operands = [value for value in (*node.inputs, *captured_values(node)) if value is not None]
         types = {v.name or "": t for v in operands if (t := _type_proto(v)) is not None}
         if schema.deprecated or any(value.name not in types for value in operands):
@@ -97,14 +142,40 @@ class ResultTypes:
         try:
             inferred = self._inferred(schema, proto, types, data)
         except _INFERENCE_ERRORS as error:
-            reason = escape(" ".join(str(error).split()))
-            raise ModelError(
-                f"{node_label(node)}: its operands do not fit together: {reason}"
-            ) from error
+            raise self._misfit(node, escape(" ".join(str(error).split()))) from error
         for output in node.outputs:
             if output.name in inferred:
                 _refine(output, inferred[output.name])
         return any(t.tensor_type.HasField("shape") for t in inferred.values())
+
+    def _check_reshape(self, node: ir.Node) -> None:
+        """Refuse a Reshape to another number of elements, which ONNX's inference lets pass."""
+        if node.op_type != "Reshape" or node.domain:
+            return
+        before, after = known_shape(node.inputs[0]), known_shape(node.outputs[0])
+        if before is not None and after is not None and prod(before) != prod(after):
+            raise self._misfit(node, f"{prod(before)} elements cannot become {prod(after)}")
+
+    def _misfit(self, node: ir.Node, reason: str) -> MisfitError:
+        """The error that a node's operands do not fit together; it names their sizes."""
+        sizes: list[int] = []
+        operands = []
+        for value in node.inputs:
+            shape = known_shape(value)
+            if value is None or shape is None:
+                continue
+            tensor = self.known.get(value)
+            if tensor is not None and tensor.dtype == ir.DataType.INT64 and tensor.size <= 8:
+                numbers = tensor.numpy().reshape(-1).tolist()
+                sizes += [prod(abs(n) for n in numbers if n), *numbers]
+                operands.append(f"[{','.join(map(str, numbers))}]")
+            else:
+                sizes += [prod(shape), *shape]
+                operands.append("x".join(map(str, shape)) or "scalar")
+        return MisfitError(
+            f"{node_label(node)}: its operands do not fit together: {', '.join(operands)}: {reason}",
+            sizes,
+        )
 
     def _inferred(
         self,
@@ -117,6 +188,8 @@ class ResultTypes:
 
         PyTorch exports convolutions in bfloat16 to opsets whose Conv does not list it.
         """
+        if schema.has_function and not schema.has_type_and_shape_inference_function:
+            return _inferred_from_body(proto, types, self.opset_protos)
         infer = onnx.shape_inference.infer_node_outputs
         opsets = self.opset_protos
         try:
@@ -155,14 +228,47 @@ class ResultTypes:
         except UnsupportedFormError:
             return  # nothing is known of this form of it
         except NotationError as error:
-            raise ModelError(
-                f"{node_label(node)}: shape mismatch: {error}; {mismatch_hint(entry)}"
+            sizes = [size for value in operands for size in known_shape(value) or ()]
+            raise MisfitError(
+                f"{node_label(node)}: shape mismatch: {error}; {mismatch_hint(entry)}", sizes
             ) from error
         except Exception as error:
             raise ModelError(
                 f"{node_label(node)}: its entry raised {type(error).__name__}: {error}; "
                 f"{mismatch_hint(entry)}"
             ) from error
+
+
+def _inferred_from_body(
+    proto: onnx.NodeProto,
+    types: dict[str, onnx.TypeProto],
+    opsets: Sequence[onnx.OperatorSetIdProto],
+) -> dict[str, onnx.TypeProto]:
+    """What ONNX infers from the body of an operator that is a function (of a node by itself)."""
+    graph = onnx.helper.make_graph(
+        [proto],
+        "node",
+        [onnx.helper.make_value_info(name, declared) for name, declared in types.items()],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=opsets)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.output
+    return {value.name: value.type for value in inferred if value.HasField("type")}
+
+
+def require_fit(graph: ir.Graph) -> None:
+    """Check that all operands fit their operators' entries: ONNX's inference is not that strict.
+
+    Raises:
+        MisfitError: some do not, such as an image of other channels than a convolution's.
+    """
+    for node in graph:
+        try:
+            op_node = OpNode(node)
+            describe(op_node)
+        except NotationError as error:
+            sizes = [size for shape in op_node.in_shapes for size in shape or ()]
+            raise MisfitError(f"{node_label(node)}: shape mismatch: {error}", sizes) from error
 
 
 def _type_proto(value: ir.Value) -> onnx.TypeProto | None:

@@ -11,7 +11,14 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Shape
-from morphgraph.onnx_io import DYNAMIC_AXES_KEY, STATIC_SHAPE_KEY, static_shape, values_of
+from morphgraph.onnx_io import (
+    DYNAMIC_AXES_KEY,
+    STATIC_SHAPE_KEY,
+    is_unsized,
+    mark_unsized,
+    static_shape,
+    values_of,
+)
 from morphgraph.passes.canonical.symbols import Symbol, expression
 
 Digests = Mapping[str, object]
@@ -38,11 +45,20 @@ class SizeRuns:
             for value in values_of(model.graph):
                 if value.name:
                     self._shapes.setdefault(value.name, []).append(static_shape(value))
+        self._forget_unsized()
         self.varying_constants = [
             value
             for name, value in self.model.graph.initializers.items()
             if any(not _same_content(value, m.graph.initializers[name]) for m in models[1:])
         ]
+
+    def _forget_unsized(self) -> None:
+        """What has no known size in one run has none."""
+        for value in values_of(self.model.graph):
+            shapes = self._shapes.get(value.name or "", [])
+            if any(len(shape) != len(shapes[0]) for shape in shapes):
+                shapes[:] = [()] * len(shapes)
+                mark_unsized(value)
 
     def shapes(self, value: ir.Value | None) -> list[Shape]:
         """The shapes of a value in all runs."""
@@ -78,13 +94,17 @@ class SizeRuns:
             source: the model that was canonicalized; inputs have the sizes that it declares.
         """
         declared = {value.name: ir.Shape(value.shape or ()) for value in source.graph.inputs}
+        outputs = {value.name: value.shape for value in source.graph.outputs}
         results = (value for node in self.model.graph for value in node.outputs if value.name)
         for value in (*self.model.graph.inputs, *results):
+            if is_unsized(value):
+                value.shape = outputs.get(value.name)
+                continue
             sizes = static_shape(value)
             runs = self._shapes.get(value.name or "", [sizes])  # new values are the same in all
             value.meta[STATIC_SHAPE_KEY] = sizes
             # The batch may share an axis with heads or windows, which can be resized there.
-            others = [run for run, s in zip(runs[1:], self.symbols) if s.axes[0][1] > 0]
+            others = [run for run, s in zip(runs[1:], self.symbols) if not s.is_batch]
             value.meta[DYNAMIC_AXES_KEY] = frozenset(
                 axis for axis, size in enumerate(sizes) if any(run[axis] != size for run in others)
             )

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import IntArray
 from morphgraph.edit import Editor
-from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io import known_shape, static_shape
 
 
 def split_sequences(model: ir.Model) -> None:
@@ -34,7 +34,7 @@ def _split_sequence(editor: Editor, node: ir.Node) -> None:
     # Which part each reader takes; negative ones count from the end.
     indices = [_constant(reader.inputs[1]) for reader in readers if reader.op_type == "SequenceAt"]
     known = [int(index.item()) for index in indices if index is not None]
-    if source is None or parts.is_graph_output() or len(known) < len(readers):
+    if known_shape(source) is None or parts.is_graph_output() or len(known) < len(readers):
         return
     axis = node.attributes.get_int("axis", 0)
     if len(node.inputs) < 2 or node.inputs[1] is None:

@@ -5,12 +5,13 @@ more per symbol with that one enlarged (:mod:`morphgraph.passes.canonical.size_r
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 BATCH = (2, 3)  # analysis size, enlarged size
 _IMAGE = (224, 256)  # height or width, a multiple of what networks divide it by
+_VOLUME = (64, 96)  # the same of three dimensions
 _LENGTH = (64, 80)
 
 
@@ -30,6 +31,11 @@ class Symbol:
     size: int
     larger: int
 
+    @property
+    def is_batch(self) -> bool:
+        """Whether it is the leading size of inputs."""
+        return self.axes[0][1] == 0
+
 
 def input_symbols(model: ir.Model) -> list[Symbol]:
     """The dynamic sizes of a model's inputs; all leading ones together are the batch."""
@@ -44,9 +50,32 @@ def input_symbols(model: ir.Model) -> list[Symbol]:
                 continue
             name = batch if axis == 0 else dim.value or f"{value.name}_{axis}"
             axes.setdefault(name, []).append((value.name or "", axis))
-            is_spatial = rank >= 4 and axis >= 2
-            sizes.setdefault(name, BATCH if axis == 0 else _IMAGE if is_spatial else _LENGTH)
+            sizes.setdefault(name, BATCH if axis == 0 else _sizes_of(value, axis))
     return [Symbol(name, tuple(axes[name]), *sizes[name]) for name in axes]
+
+
+def _sizes_of(value: ir.Value, axis: int) -> tuple[int, int]:
+    """The sizes for an open axis behind the first: one of an image's or volume's, or a length."""
+    rank = len(value.shape or ())
+    # Channels stand behind the batch, or last; which ones they are only the network knows.
+    channels_last = _dim(value, 1) is not None and _dim(value, rank - 1) is None
+    space = range(1, rank - 1) if channels_last else range(2, rank)
+    if rank < 4 or axis not in space or _dim(value, space[0]) is None is _dim(value, space[-1]):
+        return _LENGTH
+    return _VOLUME if sum(_dim(value, k) is not None for k in space) > 2 else _IMAGE
+
+
+def other_sizes(symbols: Sequence[Symbol]) -> list[list[Symbol]]:
+    """What else to analyse a model with whose operands do not fit: all lengths, or all images."""
+    choices = []
+    for size, larger in (_LENGTH, _IMAGE):
+        changed = [
+            symbol if symbol.is_batch else replace(symbol, size=size, larger=larger)
+            for symbol in symbols
+        ]
+        if changed != list(symbols):
+            choices.append(changed)
+    return choices
 
 
 def _dim(value: ir.Value, axis: int) -> ir.SymbolicDim | None:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from morphgraph.errors import ModelError, UnsupportedError
+from morphgraph.errors import ModelError, MorphWarning, UnsupportedError
 from morphgraph.onnx_io import PARAMETERS_KEY, as_model, static_shape
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.testing import model_from_text
@@ -124,12 +124,27 @@ def test_input_shapes_make_static() -> None:
     assert static_shape(narrowed.graph.outputs[0]) == (5, 2)
 
 
-@pytest.mark.parametrize("shape", ["1,C,8,8", "1,3,0,8"])
-def test_open_sizes_are_asked_for(shape: str) -> None:
-    model = parse(f"g (float[{shape}] pic) => (float[{shape}] y) {{ y = Relu(pic) }}")
+def test_unknown_sizes_are_asked_for() -> None:
+    model = parse("g (float[1,3,0,8] pic) => (float[1,3,0,8] y) { y = Relu(pic) }")
     with pytest.raises(ModelError, match=r"input 'pic'.*give --input-shape pic=\.\.\."):
         canonicalize(model)
     assert static_shape(canonicalize(model, {"pic": (1, 3, 8, 8)}).graph.outputs[0]) == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("shape", "needed"), [("1,C,8,8", "1x3x8x8"), ("N,C,H,W", "2x3x224x224")])
+def test_open_channels_that_a_kernel_decides_are_asked_for(shape: str, needed: str) -> None:
+    model = model_from_text(
+        f"g (float[{shape}] pic, float[4,3,1,1] w) => (float[N,4,H,W] y) {{ y = Conv(pic, w) }}",
+        inputs=("pic",),
+    )
+    with pytest.raises(ModelError, match=f"input 'pic'.*give --input-shape pic={needed}\\)"):
+        canonicalize(model)
+
+
+def test_open_channels_that_nobody_cares_for_stay_open() -> None:
+    model = parse("g (float[N,C,H,W] pic) => (float[N,C,H,W] y) { y = Relu(pic) }")
+    (y,) = canonicalize(model).graph.outputs
+    assert [str(size) for size in y.shape or ()] == ["N", "C", "H", "W"]
 
 
 def test_input_without_a_shape_is_asked_for() -> None:
@@ -480,8 +495,9 @@ def test_custom_operators_with_declared_sizes() -> None:
 
 def test_unknown_sizes_are_named() -> None:
     model = parse("g (float[1,4] x) => (int64[2,n] y) { [find] y = NonZero(x) }")
-    with pytest.raises(ModelError, match=r"node 'find' \(NonZero\): the size of its result 'y'"):
-        canonicalize(model)
+    with pytest.warns(MorphWarning, match=r"node 'find' \(NonZero\): the size of its result 'y'"):
+        canonical = canonicalize(model)
+    assert [str(size) for size in canonical.graph.outputs[0].shape or ()] == ["2", "n"]
 
 
 def test_sequence_inputs_are_refused() -> None:
