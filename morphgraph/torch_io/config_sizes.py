@@ -16,7 +16,7 @@ from morphgraph.onnx_io import escape
 from morphgraph.torch_io.module_sizes import Attributes
 from morphgraph.torch_io.module_state import Slot, config_table, holds_sizes, slots
 
-_BUILDS = 400
+_BUILDS = 600
 _Score = tuple[int, int]
 
 
@@ -80,7 +80,8 @@ class ConfigFit:
                 "from a config, plan layers of one kind with one width (same=[GLOB])"
             )
         for key, value in values.items():
-            attributes.set(self._slot(key), value)
+            if value != self._table[key]:
+                attributes.set(self._slot(key), value)
         built = self._built({})
         for slot, value in list(_differing(self._module, built)) if built else ():
             if value in attributes.alternatives(slot):
@@ -90,12 +91,12 @@ class ConfigFit:
     def _best(
         self, values: Mapping[str, Any], options: list[tuple[str, Any]], score: _Score
     ) -> tuple[dict[str, Any], _Score] | None:
-        """The best change of one entry, or of two where none helps."""
-        for size in (1, 2):
+        """The best change of one entry, or of two or three where none helps."""
+        for size in (1, 2, 3):
             tried = []
             for picked in combinations(options, size):
                 changed = dict(values) | dict(picked)
-                if self._builds > 0 and len({key for key, _ in picked}) == size:
+                if changed != values and self._builds > 0 and len({key for key, _ in picked}) == size:
                     tried.append((self._score(changed), len(tried), changed))
             if tried and min(tried)[0] < score:
                 best, _, changed = min(tried, key=lambda entry: entry[:2])
@@ -109,7 +110,8 @@ class ConfigFit:
         for key, value in self._table.items():
             if key.startswith("_") or not holds_sizes(value):
                 continue
-            for other in attributes.alternatives(self._slot(key))[1:]:
+            alternatives = attributes.alternatives(self._slot(key))
+            for other in alternatives if len(alternatives) > 1 else ():
                 yield key, other
 
     def _first_wrong(self, values: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.runtime import run as run_in_ort
 from morphgraph.passes.checking.single_precision import in_single_precision
-from morphgraph.tolerances import REBUILT, RESIZED
+from morphgraph.tolerances import IN_PLACE, REBUILT, ROUNDING_SPREAD
 from morphgraph.torch_io.module_runs import Failure, Runner, largest_error
 from morphgraph.torch_io.module_sizes import Attributes
 from morphgraph.torch_io.module_tensors import Followed, Form, eval_form, training_form
@@ -31,8 +31,8 @@ class EvalCheck:
     """The ``eval`` forward; made before the resize.
 
     Attributes:
-        tolerance: by which results may differ, as a share of their scale: that of a resize, and
-            what PyTorch and ONNX Runtime differ by on the original.
+        tolerance: by which results may differ, as a share of their scale; depends on what PyTorch
+            and ONNX Runtime differ by on the original.
 
     Raises:
         UnsupportedError: the network does not compute what the graph computes even before.
@@ -61,7 +61,7 @@ class EvalCheck:
                 f"network {name}: differs from the graph by {error:.3g} of its scale before the "
                 "resize; export it again, with the example that is given here"
             )
-        self.tolerance = RESIZED + error
+        self.tolerance = IN_PLACE + ROUNDING_SPREAD * error
         self._wanted = _results(form.small, runner)
 
     def require(self, attributes: Attributes) -> float:
@@ -82,7 +82,7 @@ class TrainingCheck:
         self._runner = runner
         self._followed = followed
         self._wanted: list[Array] | None = None
-        self._tolerance = RESIZED
+        self._tolerance = IN_PLACE
         with training_form(runner.net):
             found = runner()
         self._refusal = found.words if isinstance(found, Failure) else ""
@@ -91,7 +91,7 @@ class TrainingCheck:
             return
         error = largest_error(found, _results(form.graph.model, runner))
         if error <= REBUILT:  # else it draws random numbers
-            self._tolerance = RESIZED + error
+            self._tolerance = IN_PLACE + ROUNDING_SPREAD * error
             self._wanted = _results(form.small, runner)
 
     def require(self, attributes: Attributes) -> str:

@@ -41,7 +41,7 @@ def _note(sizes: Sizes, old: int, new: int) -> None:
 
 
 class AxisSizes:
-    """The sizes of channel axes before and after, by the module that computes with them.
+    """The sizes of axes before and after, by the module that computes with them.
 
     Attributes:
         graph: the network.
@@ -60,16 +60,14 @@ class AxisSizes:
             edges = sorted(graph.edges_of(op_index), key=lambda edge: edge.port)
             vertices = dict.fromkeys(v for edge in edges for v in (edge.dim, edge.factor))
             for vertex in vertices:
-                groups = graph.groups_on(vertex)
-                if not groups:
-                    continue
                 old = int(graph.couplings.sizes[vertex])
                 kept = form.selection.vertex(vertex)
                 new = old if kept is None else len(kept)
                 _note(here, old, new)
                 _note(self.everywhere, old, new)
                 if new != old and path is not None:
-                    self._groups.setdefault(path, {}).update(dict.fromkeys(groups))
+                    on = dict.fromkeys(sorted(graph.groups_on(vertex)))
+                    self._groups.setdefault(path, {}).update(on)
 
     def direct(self, path: str) -> Sizes:
         """Those of what a module's own forward computes."""
@@ -163,17 +161,16 @@ class Attributes:
         return self._old.get(slot.place, (slot, slot.value))[1]
 
     def set_plain(self) -> None:
-        """Set what has one meaning in the module's own tensors, or in what its forward computes."""
+        """Set what has one meaning in the module's own tensors, or in what its forward computes.
+
+        What a config says is left to :mod:`morphgraph.torch_io.config_sizes` and to the search.
+        """
         for slot in self.slots:
-            values = {
-                repr(value): value
-                for holder in self.holders[slot.place]
-                for value in self._values(holder, self._nearest(holder))
-            }
-            if len(values) == 1 and slot.place not in self._old:
-                (value,) = values.values()
-                if value != slot.value:
-                    self.set(slot, value)
+            if slot.table is not vars(slot.module) or slot.place in self._old:
+                continue
+            values = self._values(slot, self._nearest(slot))
+            if len(values) == 1 and values[0] != slot.value:
+                self.set(slot, values[0])
 
     def alternatives(self, slot: Slot) -> list[Any]:
         """All values that a place may take, those with a meaning nearby first."""

@@ -148,6 +148,18 @@ def follow(net: nn.Module, form: Form, call: Call) -> Followed:
     return followed
 
 
+def follow_known(tensors: Sequence[OwnTensor], form: Form) -> Followed:
+    """What becomes of the tensors that a form has, with the numbers that they hold now.
+
+    Raises:
+        UnsupportedError: a tensor of a layer that is cut away altogether.
+    """
+    followed = Followed()
+    for own in tensors:
+        _take(form, own, followed)
+    return followed
+
+
 def _take(form: Form, own: OwnTensor, followed: Followed) -> bool:
     """Note what a form says of a tensor; whether it says anything."""
     name = form.find(own)

@@ -5,23 +5,35 @@ The graph tells which positions of every tensor stay, and the tensors which size
 must compute what its resized ONNX model computes. Whatever fails, everything is put back.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir as ir
+import torch
 from torch import nn
 
-from morphgraph.errors import PlanError
+from morphgraph.errors import PlanError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
 from morphgraph.passes.lift import lift
 from morphgraph.plans import Plan
 from morphgraph.torch_io.config_sizes import configs_of
 from morphgraph.torch_io.export import export
+from morphgraph.torch_io.lively_weights import lend_lively_weights
 from morphgraph.torch_io.module_checks import EvalCheck, TrainingCheck
 from morphgraph.torch_io.module_runs import Runner, call_of, random_call
 from morphgraph.torch_io.module_sizes import Attributes, AxisSizes
 from morphgraph.torch_io.module_state import Snapshot, cut, replace_data
-from morphgraph.torch_io.module_tensors import Followed, follow, form_of, own_tensors
+from morphgraph.torch_io.module_tensors import (
+    Followed,
+    Form,
+    OwnTensor,
+    follow,
+    follow_known,
+    form_of,
+    own_tensors,
+)
 from morphgraph.torch_io.tensors import to_tensor
 from morphgraph.torch_io.weights import graph_with_weights
 
@@ -159,8 +171,9 @@ class _Resize:
         self, net: nn.Module, graph: ChannelGraph, plan: Plan, example: Any, seed: int
     ) -> None:
         self.net = net
-        keep, added = plan.keep_channels(graph), plan.added(graph)
-        self.form = form_of(graph_with_weights(graph, net), keep, added, seed=seed)
+        self.seed = seed
+        self.keep, self.added = plan.keep_channels(graph), plan.added(graph)
+        self.form = form_of(graph_with_weights(graph, net), self.keep, self.added, seed=seed)
         self.call = (
             random_call(net, graph.model, seed) if example is None else call_of(net, example)
         )
@@ -178,48 +191,69 @@ class _Resize:
 
     def _resize(self, undo: list[Attributes]) -> ModuleReport:
         runner = Runner(self.net, self.call)
-        eval_check = EvalCheck(runner, self.form)
-        followed = follow(self.net, self.form, self.call)
-        training_check = TrainingCheck(runner, followed)
+        check = EvalCheck(runner, self.form)
+        tensors = own_tensors(self.net)
+        known = follow_known(tensors, self.form)
+        data = {own.names[0]: own.tensor.data for own in tensors}
         configs = configs_of(self.net)
-        changes = self._cut(followed)
-        sizes = AxisSizes(self.form)
-        attributes = Attributes(self.net, sizes, followed.cuts)
+        lively = self._lend()
+        lively_check = EvalCheck(runner, lively)
+        followed = follow(self.net, lively, self.call)
+        training_check = TrainingCheck(runner, followed)
+        self._cut(tensors, followed, followed.numbers, {})
+        attributes = Attributes(self.net, AxisSizes(lively), followed.cuts)
         undo.append(attributes)
         attributes.set_known()
         said = [config.fit(attributes) for config in configs]
         attributes.set_plain()
-        error = eval_check.require(attributes)
+        lively_check.require(attributes)
         training = training_check.require(attributes)
+        self._cut(tensors, followed, known.numbers, data)
         return ModuleReport(
-            changes,
             tuple(
-                AttributeChange(
-                    slot.path, type(slot.module).__name__, slot.label, old, slot.value
-                )
+                TensorChange(name, cuts.before, cuts.after)
+                for name in data
+                if (cuts := followed.cuts.get(name)) is not None
+            ),
+            tuple(
+                AttributeChange(slot.path, type(slot.module).__name__, slot.label, old, slot.value)
                 for slot, old in attributes.changes()
             ),
-            error,
-            eval_check.tolerance,
+            check.require(attributes),
+            check.tolerance,
             training,
             followed.unread,
             "; ".join(said),
         )
 
-    def _cut(self, followed: Followed) -> tuple[TensorChange, ...]:
-        """Give every tensor the positions that stay."""
-        changes = []
-        for own in own_tensors(self.net):
-            name = own.names[0]
-            if name not in followed.cuts:
-                continue
-            cuts, tensor = followed.cuts[name], own.tensor
-            numbers = followed.numbers.get(name)
-            data = (
-                cut(tensor, cuts)
-                if numbers is None
-                else to_tensor(numbers).to(tensor.device, tensor.dtype)
-            )
-            replace_data(tensor, data)
-            changes.append(TensorChange(name, cuts.before, cuts.after))
-        return tuple(changes)
+    def _lend(self) -> Form:
+        """Lend the network lively weights where it can compute with them; what it then computes."""
+        own = Snapshot(self.net)
+        lend_lively_weights(self.net, self.seed)
+        graph = graph_with_weights(self.form.graph, self.net)
+        form = form_of(graph, self.keep, self.added, seed=self.seed)
+        try:
+            EvalCheck(Runner(self.net, self.call), form)
+        except UnsupportedError:  # numbers without end, or a network that wants its own
+            own.restore()
+            return self.form
+        return form
+
+    def _cut(
+        self,
+        tensors: Sequence[OwnTensor],
+        followed: Followed,
+        numbers: Mapping[str, ir.TensorProtocol],
+        data: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Give every tensor the positions that stay, of its own numbers or of other ones."""
+        for own in tensors:
+            name, tensor = own.names[0], own.tensor
+            whole, cuts = data.get(name, tensor.data), followed.cuts.get(name)
+            if cuts is None:
+                replace_data(tensor, whole)
+            elif name in numbers:
+                content = to_tensor(numbers[name])
+                replace_data(tensor, content.to(tensor.device, tensor.dtype))
+            else:
+                replace_data(tensor, cut(whole, cuts))
