@@ -16,22 +16,23 @@ def lend_lively_weights(net: nn.Module, seed: int) -> None:
     """Give parameters and running statistics random numbers, in new memory.
 
     Kernels are normal with a variance of one over their inputs, so that results stay of order 1;
-    scales lie around 1, biases around 0. What is frozen stays: it may be a fixed function.
+    embeddings and tokens have a variance of one, scales lie around 1, biases around 0. What is frozen stays: it may be a fixed function.
     """
     generator = torch.Generator().manual_seed(seed)
+    tables = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     for tensor in dict.fromkeys(p for p in net.parameters() if p.requires_grad):
         if tensor.is_floating_point() and tensor.numel():
-            numbers = _drawn(tensor.detach(), generator)
+            numbers = _drawn(tensor.detach(), id(tensor) in tables, generator)
             replace_data(tensor, numbers.to(tensor.device, tensor.dtype))
     for mean, var in _statistics(net):
         mean.data = torch.rand(mean.shape, generator=generator).sub(0.5).to(mean)
         var.data = torch.rand(var.shape, generator=generator).add(0.5).to(var)
 
 
-def _drawn(old: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _drawn(old: torch.Tensor, is_table: bool, generator: torch.Generator) -> torch.Tensor:
     long_axes = [size for size in old.shape if size > 1]
     if len(long_axes) > 1:
-        fan_in = old.numel() / old.shape[0]
+        fan_in = 1 if is_table or old.shape[0] == 1 else old.numel() / old.shape[0]
         return torch.randn(old.shape, generator=generator) / fan_in**0.5
     numbers = torch.rand(old.shape, generator=generator)
     # Biases are near zero on the whole, scales are not; which of the two a vector is, hardly

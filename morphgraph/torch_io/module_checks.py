@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from morphgraph.arrays import Array
@@ -139,7 +140,7 @@ def _solve(
     def nowhere() -> None:
         return None
 
-    locate: Callable[[], tuple[int, nn.Module] | None] = nowhere
+    locate: Callable[[], tuple[int, str] | None] = nowhere
     if form is not None and not form.prefix:
         single = in_single_precision(form.small)
         locate = FirstDifference(runner, single, runner.call.feeds(single), tolerance)
@@ -172,12 +173,13 @@ def _explained(failure: Failure, net: nn.Module, attributes: Attributes, forward
     )
     return (
         f"{place}{line}: its {forward} forward does not fit the plan ({failure.words}): {cause}, "
-        f"or leave {kept} as it is (exclude=); the network is as it was"
+        f"or leave {kept} as it is (exclude=){_plain_tensors(module)}; the network is as it was"
     )
 
 
 def _shared(attributes: Attributes, module: nn.Module) -> str:
     """Which of a module's sizes stand in a config that others share, and would differ there."""
+    found = []
     for slot in attributes.slots:
         holders = attributes.holders[slot.place]
         if slot.module is not module or len(holders) < 2:
@@ -189,8 +191,16 @@ def _shared(attributes: Attributes, module: nn.Module) -> str:
             for size in attributes.sizes.direct(holder.path).get(number, ())
         }
         if len(news) > 1:
-            return (
-                f"'{slot.label}' is one number for {len(holders)} modules, and would have to be "
-                f"{', '.join(map(str, news))}"
-            )
-    return ""
+            found.append(slot.label)
+    names = ", ".join(f"'{escape(label)}'" for label in found)
+    return f"{names}: layers of different sizes share these numbers" if found else ""
+
+
+def _plain_tensors(module: nn.Module) -> str:
+    """Tensors that a module keeps as mere attributes, which no plan reaches."""
+    names = [
+        f"self.{name}"
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and value.dim() and not name.startswith("_")
+    ]
+    return f"; or make {', '.join(names[:_SHOWN])} buffers (register_buffer)" if names else ""

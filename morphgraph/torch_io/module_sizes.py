@@ -29,7 +29,7 @@ from morphgraph.torch_io.names import module_path
 _OPTIONS = 8  # alternatives for one tuple
 _NO_SIZES = frozenset(
     ("kernel_size", "stride", "padding", "dilation", "output_padding", "scale_factor", "axis")
-    + ("upscale_factor", "downscale_factor", "dim", "start_dim", "end_dim", "num_layers", "depth")
+    + ("upscale_factor", "downscale_factor", "start_dim", "end_dim", "num_layers", "depth")
 )
 
 Sizes = dict[int, dict[int, None]]

@@ -31,6 +31,7 @@ from morphgraph.torch_io.module_runs import Call
 from morphgraph.torch_io.tensors import to_onnx
 
 _PREFIX = "net."
+_INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,13 @@ def follow(net: nn.Module, form: Form, call: Call) -> Followed:
         UnsupportedError: a tensor of a layer that is cut away altogether; or a plan that adds
             channels to what the graph does not show.
     """
-    followed = Followed()
     tensors = own_tensors(net)
-    unknown = [own for own in tensors if not _take(form, own, followed)]
-    unknown = [own for own in unknown if own.tensor.is_floating_point() and own.tensor.dim()]
+    followed = follow_known(tensors, form)
+    unknown = [
+        own
+        for own in tensors
+        if own.tensor.is_floating_point() and own.tensor.dim() and form.find(own) is None
+    ]
     for exported in (eval_form, training_form):
         if not unknown:
             break
@@ -156,7 +160,8 @@ def follow_known(tensors: Sequence[OwnTensor], form: Form) -> Followed:
     """
     followed = Followed()
     for own in tensors:
-        _take(form, own, followed)
+        if not _take(form, own, followed):
+            _take_positions(form, own, followed)
     return followed
 
 
@@ -188,6 +193,30 @@ def _take(form: Form, own: OwnTensor, followed: Followed) -> bool:
         return True
     followed.cuts |= dict.fromkeys(own.names, TensorCut(before, after, positions))
     return True
+
+
+def _take_positions(form: Form, own: OwnTensor, followed: Followed) -> None:
+    """Note new numbers of a list of positions, from which the exporter has made a constant.
+
+    Such a constant is known by its numbers; where it changes, a choice by index follows the plan.
+    """
+    if own.tensor.dtype not in (torch.int64, torch.int32) or own.tensor.dim() != 1:
+        return
+    numbers = own.tensor.cpu().numpy()
+    news: dict[bytes, ir.TensorProtocol] = {}
+    for name, value in form.graph.model.graph.initializers.items():
+        old, new = value.const_value, form.small.graph.initializers.get(name)
+        if old is None or new is None or new.const_value is None or old.size != numbers.size:
+            continue
+        if old.dtype in _INTEGERS and np.array_equal(old.numpy().ravel(), numbers):
+            content = new.const_value.numpy().ravel()
+            news[content.tobytes()] = ir.tensor(content)
+    if len(news) == 1:
+        (found,) = news.values()
+        if not np.array_equal(found.numpy(), numbers):
+            cuts = TensorCut(own.shape, tuple(found.shape.numpy()), {})
+            followed.cuts |= dict.fromkeys(own.names, cuts)
+            followed.numbers |= dict.fromkeys(own.names, found)
 
 
 def _other_form(
@@ -272,6 +301,11 @@ class _Holder(nn.Module):
         for own in self._kept:
             for name in own.names[: 1 if remove_duplicate else None]:
                 yield f"{_PREFIX}{name}", own.tensor  # type: ignore[misc]
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The network's parameters; a buffer takes no gradient."""
+        for _, parameter in super().named_parameters(recurse=recurse):
+            yield parameter
 
     def forward(self, *arguments: Any) -> list[torch.Tensor]:
         """The tensors in the network's results."""

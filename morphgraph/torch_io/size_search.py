@@ -59,8 +59,8 @@ class FirstDifference:
     def _values(self) -> Arrays:
         return evaluate(list(self._paths), self._feeds, self._small)
 
-    def __call__(self) -> tuple[int, nn.Module] | None:
-        """How many modules gave what they should before, and the module; ``None``: not known."""
+    def __call__(self) -> tuple[int, str] | None:
+        """How many modules gave what they should before, and its path; ``None``: not known."""
         if not self._paths:
             return None
         paths = {id(module): path for path, module in self._runner.net.named_modules()}
@@ -70,7 +70,7 @@ class FirstDifference:
             nonlocal done, found
             path = paths.get(id(module))
             if found is None and path is not None and not self._matches(path, result):
-                found = (done, module)
+                found = (done, path)
             done += 1
 
         hook = register_module_forward_hook(check)
@@ -112,7 +112,7 @@ class SizeSearch:
     wanted: Sequence[Array] | None
     tolerance: float
     attributes: Attributes
-    locate: Callable[[], tuple[int, nn.Module] | None]
+    locate: Callable[[], tuple[int, str] | None]
     runs: int = RUNS
     error: float = 0.0
 
@@ -132,11 +132,13 @@ class SizeSearch:
         self.error = largest_error(results, self.wanted)
         if self.error <= self.tolerance:
             return None
-        done, module = self.locate() or (0, self.runner.net)
+        done, path = self.locate() or (0, "")
+        around = [path[:k] for k, letter in enumerate(path) if letter == "."]
+        modules = [self.runner.net.get_submodule(p) for p in dict.fromkeys(("", *around, path))]
         words = f"its result differs by {self.error:.3g} of its scale"
         if isinf(self.error):
             words = "its result has another shape"
-        return Failure(words, (module,), "", (RUNS_TO_THE_END, done))
+        return Failure(words, tuple(modules), "", (RUNS_TO_THE_END, done))
 
     def _advance(self, failure: Failure) -> bool:
         """Change something that brings the run further, until all is right."""
