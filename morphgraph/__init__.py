@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from morphgraph.plans import Plan as Plan
     from morphgraph.report.explain import explain as explain
     from morphgraph.torch_io.export import export as export
+    from morphgraph.torch_io.resize_module import resize_module as resize_module
     from morphgraph.torch_io.to_torch import to_torch as to_torch
     from morphgraph.torch_io.weights import with_weights as with_weights
     from morphgraph.train.controller import Budget as Budget
@@ -79,6 +80,7 @@ _HOMES = {
     "morph": "morphgraph.train.loop",
     "plan": "morphgraph.passes.planning.removal_path",
     "register": "morphgraph.ops",
+    "resize_module": "morphgraph.torch_io.resize_module",
     "save": "morphgraph.onnx_io",
     "smoke": "morphgraph.train.smoke",
     "to_torch": "morphgraph.torch_io.to_torch",

@@ -17,6 +17,12 @@ EQUAL_SLICES = 1e-6
 """Between slices of a constant that count as the same: of its largest magnitude. This is the
 rounding of single precision."""
 
+IN_PLACE = 1e-5
+ROUNDING_SPREAD = 30
+"""Between a user's own network resized in place and its resized ONNX: of the largest magnitude of a
+result IN_PLACE, and ROUNDING_SPREAD times what the two forms of the original differ by. A wrong size
+of a head may change the result of an untrained network by less than RESIZED."""
+
 REBUILT = 1e-3
 """Between two forms of one network in PyTorch: of an output's largest magnitude, or of each number
 and of 1. It is wide, for the order of sums differs; what it must catch is another function."""

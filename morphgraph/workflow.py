@@ -185,13 +185,9 @@ def with_weights(graph: ChannelGraph, weights: "Weights") -> ChannelGraph:
     Raises:
         ModelError: a tensor is missing, or has another shape.
     """
-    from morphgraph.torch_io import weights as torch_weights
+    from morphgraph.torch_io.weights import graph_with_weights
 
-    model = torch_weights.with_weights(graph.model, weights)
-    model.meta.update(graph.model.meta)
-    # What reads weights at an operator's operands must find the new ones there.
-    ops = [replace(op, ir=node) for op, node in zip(graph.ops, model.graph, strict=True)]
-    return replace(graph, couplings=replace(graph.couplings, model=model, ops=ops), cache={})
+    return graph_with_weights(graph, weights)
 
 
 def __getattr__(name: str) -> object:

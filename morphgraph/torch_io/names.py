@@ -4,6 +4,8 @@ import ast
 import re
 from collections.abc import Mapping
 
+import onnx_ir as ir
+
 from morphgraph.ops import OpNode
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -31,6 +33,15 @@ def shared_path(names: Mapping[str, str], exported: bool) -> str | None:
     paths = {name.removesuffix(f".{role}") for role, name in names.items()}
     matching = all(name.endswith(f".{role}") for role, name in names.items())
     return paths.pop() if matching and len(paths) == 1 and is_path(min(paths), exported) else None
+
+
+def module_path(node: ir.Node) -> str | None:
+    """The path of the module in whose own forward the exporter met a node; ``None``: not known."""
+    scopes = node.metadata_props.get(_SCOPES)
+    paths = ast.literal_eval(scopes) if scopes else []
+    if len(paths) < 2:
+        return None
+    return re.sub(r"@\d+", "", str(paths[-2]))  # a module that is called again
 
 
 def scope_of(n: OpNode, class_name: str) -> str:

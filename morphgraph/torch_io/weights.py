@@ -1,12 +1,14 @@
 """Trained weights back into an ONNX model, by name."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 import torch
 from torch import fx, nn
 
 from morphgraph.errors import ModelError
+from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.ops import parameter_names, running_statistics
 from morphgraph.passes.canonical.canonicalize import canonicalize
@@ -55,6 +57,21 @@ def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) 
             )
         value.const_value = to_onnx(tensor, old.dtype, name)
     return result
+
+
+def graph_with_weights(
+    graph: ChannelGraph, weights: nn.Module | Mapping[str, torch.Tensor]
+) -> ChannelGraph:
+    """The same graph over a model with other weights.
+
+    Raises:
+        ModelError: a tensor is missing, or has another shape.
+    """
+    model = with_weights(graph.model, weights)
+    model.meta.update(graph.model.meta)
+    # What reads weights at an operator's operands must find the new ones there.
+    ops = [replace(op, ir=node) for op, node in zip(graph.ops, model.graph, strict=True)]
+    return replace(graph, couplings=replace(graph.couplings, model=model, ops=ops), cache={})
 
 
 def named_tensors(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
