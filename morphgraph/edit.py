@@ -355,6 +355,33 @@ def part_of(model: ir.Model, given: Mapping[str, Array], wanted: Sequence[str]) 
     return ir.Model(graph, ir_version=model.ir_version)
 
 
+def cut_at(model: ir.Model, names: Iterable[str]) -> tuple[ir.Model, dict[str, str]]:
+    """A copy of a model whose nodes are given some results instead of what it computes for them.
+
+    Args:
+        model: the model; it is not changed.
+        names: results of nodes of its main graph.
+
+    Returns:
+        The copy, whose outputs those results are as well; and by result the input that takes what
+        its readers are given.
+    """
+    copy = model.clone()
+    editor, results = Editor(copy), {v.name: v for node in copy.graph for v in node.outputs}
+    given: dict[str, str] = {}
+    for name in names:
+        value = results[name]
+        source = ir.Value(name=editor.value_name(f"{name}_given"))
+        _copy_type(value, source)
+        for use in list(value.uses()):
+            use.node.replace_input_with(use.idx, source)
+        copy.graph.inputs.append(source)
+        if not value.is_graph_output():
+            copy.graph.outputs.append(value)
+        given[name] = source.name or ""
+    return copy, given
+
+
 def _copy_type(old: ir.Value, new: ir.Value) -> None:
     new.type, new.shape = old.type, old.shape
     new.meta.update(old.meta)

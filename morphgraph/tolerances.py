@@ -9,6 +9,10 @@ RESIZED = 1e-4
 """Between a resized model and the masked original: of the largest magnitude of the original's
 output. Single precision rounds by less even in deep networks; a wrong slice is off by far more."""
 
+ROUNDING = 2.0**-23
+"""How far a number moves where a sum is taken in another order: of its own magnitude. This is one
+step of single precision."""
+
 ADDITIVE = 1e-4
 """Between f(a + b) - f(b) and f(a) - f(0), where an operator counts as linear: of the largest
 magnitude of f(a + b)."""
@@ -30,6 +34,10 @@ and of 1. It is wide, for the order of sums differs; what it must catch is anoth
 MIN_SENSITIVITY = 1e-3
 """How far masking must change some output, as a share of its scale, for a check to have power. A
 wrong slice could hide below a removal that changes the outputs by less."""
+
+MIN_MOVED = 0.5
+"""Share of an output's numbers that masking must move beyond ``RESIZED``, lest the values inside
+are compared too."""
 
 PROOF_SENSITIVITY = 1e-2
 """The same in ``testing.prove``, whose weights are drawn so that removals change the outputs."""

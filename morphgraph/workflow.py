@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from morphgraph.arrays import Array
 from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import ModelLike
+from morphgraph.onnx_io import ModelLike, escape
 from morphgraph.options import Start
 from morphgraph.passes.checking.verify import (
+    Inputs,
     VerifyReport,
     require_valid,
     verify as compare,
@@ -132,7 +132,7 @@ def verify(
     *,
     tolerance: float = RESIZED,
     seed: int = 0,
-    feeds: Mapping[str, Array] | None = None,
+    inputs: Inputs | None = None,
 ) -> VerifyReport:
     """Compare a resized model with the original whose removed channels are masked.
 
@@ -147,7 +147,7 @@ def verify(
         small: the resized model.
         tolerance: largest error, relative to the output's scale.
         seed: of the random inputs.
-        feeds: inputs by name instead of random ones.
+        inputs: arrays by name, or several such sets, instead of random ones.
 
     Raises:
         ModelError: the resized model takes other inputs, or its metadata does not fit the original.
@@ -155,7 +155,7 @@ def verify(
         UnsupportedError: neither ONNX Runtime nor PyTorch runs the original.
         VerificationError: the original runs, but the resized or the masked model does not.
     """
-    compared = partial(compare, graph, plan, small, tolerance=tolerance, seed=seed, feeds=feeds)
+    compared = partial(compare, graph, plan, small, tolerance=tolerance, seed=seed, inputs=inputs)
     try:
         report = compared()
     except UnsupportedError as refusal:
@@ -164,6 +164,14 @@ def verify(
         warnings.warn(
             f"masking changed the outputs by {report.sensitivity:.1g} of their scale only: a wrong "
             "slice could go unnoticed; check again with trained weights",
+            MorphWarning,
+            stacklevel=2,
+        )
+    if report.ok and report.untold:
+        warnings.warn(
+            f"{', '.join(map(repr, map(escape, report.untold[:3])))} give no finite numbers in the "
+            "masked original, so that nothing is known of them; give inputs of the kind that the "
+            "model expects with --inputs (inputs=...)",
             MorphWarning,
             stacklevel=2,
         )

@@ -56,4 +56,6 @@ rewrite: the channel graph and a plan -> another model
 checking: original, plan, resized model -> a report
     verify              the resized model against the masked original
         single_precision the same network in float32, where every kernel exists
+        stepwise        every value inside, from the masked original's operands
+        compare         one array beside another, at the positions that stay
 """

@@ -1,7 +1,7 @@
 """Running models in ONNX Runtime."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +73,30 @@ def run(model: ir.Model, feeds: Mapping[str, Array]) -> Arrays:
     return dict(zip(names, results, strict=True))
 
 
-def random_inputs(model: ir.Model, seed: int = 0) -> Arrays:
+Draw = Callable[[np.random.Generator, Shape], Array]
+
+DRAWS: tuple[Draw, ...] = (
+    lambda generator, shape: generator.standard_normal(shape),
+    # Where a network takes logarithms or roots of what it is given: positive numbers.
+    lambda generator, shape: generator.uniform(0.05, 1.0, shape),
+    lambda generator, shape: generator.uniform(1.0, 2.0, shape),
+)
+"""Kinds of random floating-point inputs, the usual one first."""
+
+
+def random_inputs(model: ir.Model, seed: int = 0, draw: Draw = DRAWS[0]) -> Arrays:
     """Inputs of the model's static shapes: standard normal numbers, or small integers."""
     generator = np.random.default_rng(seed)
-    feeds: Arrays = {}
-    for value in model.graph.inputs:
-        shape = static_shape(value)
-        feeds[value.name or ""] = random_array(generator, shape, dtype_of(value))
-    return feeds
+    return {
+        value.name or "": random_array(generator, static_shape(value), dtype_of(value), draw)
+        for value in model.graph.inputs
+    }
 
 
-def random_array(generator: np.random.Generator, shape: Shape, dtype: np.dtype[Any]) -> Array:
+def random_array(
+    generator: np.random.Generator, shape: Shape, dtype: np.dtype[Any], draw: Draw = DRAWS[0]
+) -> Array:
     """Standard normal numbers; of integers and booleans 0 or 1, a valid index wherever one is."""
     if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
         return generator.integers(0, 2, shape).astype(dtype)
-    return generator.standard_normal(shape).astype(dtype)
+    return draw(generator, shape).astype(dtype)

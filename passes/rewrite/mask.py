@@ -19,24 +19,38 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, IntArray
 from morphgraph.edit import Editor, resize_axis
 from morphgraph.graph import ChannelGraph, Edge
-from morphgraph.onnx_io import dtype_of, static_shape
+from morphgraph.onnx_io import dtype_of, is_float, static_shape
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.coupling.roles import roles
+from morphgraph.tolerances import ROUNDING
 
 
-def mask(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
+def mask(
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    rounding: np.random.Generator | None = None,
+) -> ir.Model:
     """The original model in its own size, computing what the resized one should compute.
 
     Args:
         graph: the lifted network.
         keep: per group index the channels that stay, ascending; groups left out stay whole.
+        rounding: if given, every term of a sum that gets shorter is moved by a random share of
+            :data:`morphgraph.tolerances.ROUNDING`, drawn per channel. The sums of another order are
+            the only place where a right resize rounds otherwise.
     """
-    return _Masker(graph, keep).run()
+    return _Masker(graph, keep, rounding).run()
 
 
 class _Masker:
-    def __init__(self, graph: ChannelGraph, keep: Mapping[int, IntArray]) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        keep: Mapping[int, IntArray],
+        rounding: np.random.Generator | None,
+    ) -> None:
         self.graph = graph
+        self.rounding = rounding
         self.selection = AxisSelection(graph, keep)
         self.model = graph.model.clone()
         self.editor = Editor(self.model)
@@ -84,6 +98,10 @@ class _Masker:
         masked = self._insert(node, "Where", operands, operands[1])
         if wide is not None and value.dtype is not None:
             masked = self._cast(node, masked, value.dtype)
+        if self.rounding is not None and is_float(value):
+            share = 1 + ROUNDING * self.rounding.standard_normal(stays.shape)
+            noise = self._constant(value, "rounding", share.astype(dtype_of(value)))
+            masked = self._insert(node, "Mul", [masked, noise], masked)
         node.replace_input_with(edge.port, masked)
 
     def _cast(self, node: ir.Node, value: ir.Value, to: ir.DataType) -> ir.Value:
