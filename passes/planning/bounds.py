@@ -93,7 +93,7 @@ class WidthBounds:
             floors[index] = ceilings[index] = width
         require_viable(graph, [index for index, width in enumerate(ceilings) if width == 0])
         arrays = (np.array(each, dtype=np.int64) for each in (floors, ceilings, units))
-        return AllowedWidths(graph, *arrays, tuple(grids), blocks)
+        return AllowedWidths(graph, self, *arrays, tuple(grids), blocks)
 
     def allows(self, group: Group) -> bool:
         """Whether a plan may change the group's width to meet a budget."""
@@ -128,6 +128,7 @@ class AllowedWidths:
 
     Attributes:
         graph: the network.
+        bounds: where these widths come from.
         floors, ceilings: the least width and the largest that a shrunk network has, ``[groups]``;
             the same where the width is given by hand, or the group may not change.
         units: channels of a tensor that a channel of the group is, ``[groups]``.
@@ -136,6 +137,7 @@ class AllowedWidths:
     """
 
     graph: ChannelGraph
+    bounds: WidthBounds
     floors: IntArray
     ceilings: IntArray
     units: IntArray
@@ -155,6 +157,19 @@ class AllowedWidths:
         """The width of the group that is nearest to a wanted one."""
         nearest = self.grids[index].nearest(width)
         return int(np.clip(nearest, self.floors[index], self.ceilings[index]))
+
+    def why_wide(self, index: int) -> str:
+        """Why the group cannot get narrower than its floor, as a person would say it."""
+        group = self.graph.groups[index]
+        if group.reason is not None:
+            return group.reason
+        if index in self.bounds.channels:
+            return "its channels are given by hand"
+        if not self.bounds.allows(group):
+            return "left alone by include or exclude"
+        if self.floors[index] == self.ceilings[index] < group.width:
+            return "its width is given by hand"
+        return f"{self.floors[index]} is the least by round-to and min-width"
 
     def lowest(self) -> IntArray:
         """The narrowest widths with which a network is left, ``[groups]``."""

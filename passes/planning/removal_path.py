@@ -198,7 +198,7 @@ class _Path:
             require_reachable(constraints, self.allowed)
         while not fits(constraints, self.widths):
             if not self._step():
-                raise unreachable(self.graph, constraints, self.widths)
+                raise unreachable(constraints, self.widths, self.allowed)
 
     def _step(self) -> bool:
         """Remove the next channels; whether there were any that free something."""
