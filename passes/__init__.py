@@ -38,6 +38,7 @@ analysis: the channel graph -> facts about it
 planning: facts and a budget -> a plan: which channels stay
     bounds              which widths a plan may give
         grids           multiples of a number of channels, as a group counts them
+    outputs             the channels of classes that outputs keep
     constraints         budgets as limits on costs
     build               from widths or channels to a plan
     removal_path        channels leave one by one until the budget is met

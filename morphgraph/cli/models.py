@@ -54,15 +54,19 @@ def naming(path: Path, errors: type[MorphError] = MorphError) -> Iterator[None]:
 _BY_DEFAULT = Lifting()
 
 
-def open_graph(path: Path, lifting: Lifting = _BY_DEFAULT) -> ChannelGraph:
-    """Load a file and lift it.
+def open_graph(
+    path: Path, lifting: Lifting = _BY_DEFAULT, *, pin_outputs: bool = True
+) -> ChannelGraph:
+    """Load a file and lift it; graph outputs keep their size, or may change.
 
     Raises:
         FileError: there is no such file, or it cannot be read.
         ModelError: the file or the model in it is broken; names the file.
     """
     options = LiftOptions(
-        attention=lifting.attention or "heads", input_shapes=dict(lifting.input_shapes)
+        attention=lifting.attention or "heads",
+        pin_outputs=pin_outputs,
+        input_shapes=dict(lifting.input_shapes),
     )
     return _lift(path, options)
 

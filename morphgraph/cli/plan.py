@@ -1,6 +1,5 @@
 """``morphgraph plan``: which channels stay."""
 
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +11,11 @@ from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
 from morphgraph.cli.shared_options import (
     OutputFormat,
     Overwrite,
-    assignment,
     budget_option,
     check_output,
+    indices_of_output,
     output_file,
     refuse_repeated,
-    width,
 )
 from morphgraph.cli.width_options import PlanOptions
 from morphgraph.errors import ModelError
@@ -65,13 +63,15 @@ def plan(
             metavar="R|fit",
         ),
     ] = None,
-    widths: Annotated[
-        tuple[tuple[str, int], ...],
+    classes: Annotated[
+        tuple[tuple[str, list[int]], ...],
         option(
-            "Widths by hand, by group id, name or producer, 0 to remove it; may be repeated.",
-            "--set",
-            type=assignment(width, "'layer1*=48'"),
-            metavar="GLOB=N",
+            "Classes that an output keeps, in the order that they have; of several outputs give "
+            "the name, and OUTPUT:AXIS where it has several axes of channels. The scores of these "
+            "classes stay what they are, but for what the budget removes elsewhere.",
+            "--keep-classes",
+            type=indices_of_output,
+            metavar="[OUTPUT=]0,3,7",
         ),
     ] = (),
     options: PlanOptions,
@@ -82,32 +82,28 @@ def plan(
 ) -> None:
     """Decide which channels stay so that a model fits a budget.
 
-    Give budgets, or --uniform, or widths with --set. Without -o the plan is shown and not written.
+    Give budgets, --uniform, or widths with --set, which goes with both others. Without -o the plan
+    is shown and not written.
     """
-    _check_request(budgets, ratio, widths)
-    unused = replace(options, score="l2", convention="default", seed=0)
-    if widths and unused != PlanOptions():
-        raise click.UsageError(
-            "--set gives widths by hand; leave out --round-to, --min-width, --include and --exclude"
-        )
+    _check_request(budgets, ratio, options, classes)
+    kept = dict(classes)
     check_output(output, overwrite, model)
-    graph = open_graph(model, lifting)
+    graph = open_graph(model, lifting, pin_outputs=not classes)
     if options.score != "random":
         warn_of_weights(model, graph)
     with step("planning"), naming(model, ModelError):
-        if widths:
-            result = by_width.set_widths(
-                graph, dict(widths), score=options.score, seed=options.seed
-            )
-        elif ratio is not None:
+        if ratio is not None:
             result = by_width.uniform(
                 graph,
                 ratio if isinstance(ratio, float) else None,
                 budget=dict(budgets),
-                **asdict(options),
+                keep_classes=kept.get("", kept),
+                **options.arguments(),
             )
         else:
-            result = removal_path.plan(graph, dict(budgets), **asdict(options))
+            result = removal_path.plan(
+                graph, dict(budgets), keep_classes=kept.get("", kept), **options.arguments()
+            )
     if output is not None:
         result.save(output, overwrite)
     show(plan_report(graph, result, options.convention), output_format)
@@ -117,13 +113,17 @@ def plan(
 def _check_request(
     budgets: tuple[tuple[str, str], ...],
     ratio: float | str | None,
-    widths: tuple[tuple[str, int], ...],
+    options: PlanOptions,
+    classes: tuple[tuple[str, list[int]], ...],
 ) -> None:
     refuse_repeated(budgets)
-    if not budgets and ratio is None and not widths:
-        raise click.UsageError("say what the result may cost: --budget, --uniform or --set")
-    if widths and (budgets or ratio is not None):
-        raise click.UsageError("--set goes with neither --budget nor --uniform")
+    if not budgets and ratio is None and not options.widths and not classes:
+        raise click.UsageError(
+            "say what the result may cost: --budget, --uniform, --set or --keep-classes"
+        )
+    outputs = [output for output, _ in classes]
+    if len(set(outputs)) < len(outputs) or ("" in outputs and len(outputs) > 1):
+        raise click.UsageError("--keep-classes: give each output once, by its name")
     if ratio == _FIT and not budgets:
         raise click.UsageError("--uniform fit needs a --budget to fit")
     if budgets and isinstance(ratio, float):

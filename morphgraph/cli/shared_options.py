@@ -58,6 +58,46 @@ def width(text: str) -> int:
     return int(text)
 
 
+def width_or_share(text: str) -> int | str:
+    """A number of channels, or a share of a group's.
+
+    >>> width_or_share("48"), width_or_share("50%")
+    (48, '50%')
+    """
+    if text.endswith("%"):
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,10})?%", text):
+            raise click.BadParameter(f"'{text}' is no share; write 50%")
+        return text
+    return width(text)
+
+
+def indices(text: str) -> list[int]:
+    """The numbers in ``0,3,7-9``.
+
+    >>> indices("0,3,7-9")
+    [0, 3, 7, 8, 9]
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
+        if match is None:
+            raise click.BadParameter(f"'{text}' is no list of indices; write 0,3,7 or 0-9")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return found
+
+
+def indices_of_output(text: str) -> tuple[str, list[int]]:
+    """The output, empty where there is none, and the numbers in ``OUTPUT=0,3,7``.
+
+    >>> indices_of_output("logits=0,3"), indices_of_output("0,3")
+    (('logits', [0, 3]), ('', [0, 3]))
+    """
+    name, _, rest = text.rpartition("=")
+    return name, indices(rest)
+
+
+indices_of_output.__name__ = "indices"
+
 OutputFormat = Annotated[Format, option("How results are printed.", "--format")]
 
 InputShapes = Annotated[
@@ -98,7 +138,12 @@ Seed = Annotated[int, option("Of random numbers.", ge=0)]
 
 RoundTo = Annotated[
     int,
-    option("Widths that change become multiples of N.", ge=1, metavar="N"),
+    option(
+        "Widths that change become multiples of N, counted in channels of the tensors that layers "
+        "read and make: any number of heads of size 64 is on a grid of 16.",
+        ge=1,
+        metavar="N",
+    ),
 ]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from morphgraph.cli.shared_options import RoundTo, Seed, assignment, width
+from morphgraph.cli.shared_options import RoundTo, Seed, assignment, width, width_or_share
 from morphgraph.options import Score, option
 from morphgraph.passes.analysis.cost import Convention
 
@@ -14,6 +14,9 @@ Counting = Annotated[Convention, option("How costs are counted.")]
 
 def _globs(description: str) -> Meta:
     return option(description, metavar="GLOB")
+
+
+_SAME = "All these groups get one width, as a model's configuration needs it; may be repeated."
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +28,36 @@ class PlanOptions:
     min_width: Annotated[
         int,
         option(
-            "No group gets narrower; with 0 groups may die, and their layers vanish.",
+            "No group gets narrower, counted in channels of tensors; with 0 groups may die, and "
+            "their layers vanish.",
             ge=0,
             metavar="N",
         ),
     ] = 1
     include: Annotated[tuple[str, ...], _globs("Resize these groups only; may be repeated.")] = ()
     exclude: Annotated[tuple[str, ...], _globs("Leave these groups alone; may be repeated.")] = ()
+    widths: Annotated[
+        tuple[tuple[str, int | str], ...],
+        option(
+            "A width by hand, by group id, name or producer: a number of channels, a share of the "
+            "group's (rounded to the grid), or 0 to remove it. The budget is met by the other "
+            "groups. May be repeated; the last that names a group counts.",
+            "--set",
+            type=assignment(width_or_share, "'layer1*=48' or 'layer1*=50%'"),
+            metavar="GLOB=N|P%",
+        ),
+    ] = ()
+    same: Annotated[tuple[str, ...], _globs(_SAME)] = ()
     convention: Counting = "default"
     seed: Seed = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments."""
+        widths: dict[str, int | str] = {}
+        for pattern, wish in self.widths:
+            widths.pop(pattern, None)  # the last that is given comes last
+            widths[pattern] = wish
+        return asdict(self) | {"widths": widths}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +92,7 @@ class ExpandOptions:
     ] = True
     include: Annotated[tuple[str, ...], _globs("Grow these groups only.")] = ()
     exclude: Annotated[tuple[str, ...], _globs("Do not grow these groups.")] = ()
+    same: Annotated[tuple[str, ...], _globs(_SAME)] = ()
     convention: Counting = "default"
 
     def arguments(self) -> dict[str, Any]:

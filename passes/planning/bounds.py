@@ -33,6 +33,7 @@ class WidthBounds:
         include, exclude: globs over group ids, names and producers.
         widths: widths by hand; where several globs name a group, the last counts.
         same: globs; all groups that one of them names get one width.
+        channels: per index of a group the channels that stay, by hand.
     """
 
     round_to: int = 1
@@ -41,6 +42,7 @@ class WidthBounds:
     exclude: Sequence[str] = ()
     widths: Widths = field(default_factory=dict)
     same: Sequence[str] = ()
+    channels: Mapping[int, IntArray] = field(default_factory=dict)
 
     def check(self, graph: ChannelGraph) -> "WidthBounds":
         """These bounds, if they make sense: a glob that names no group would be a typo.
@@ -85,16 +87,22 @@ class WidthBounds:
                 # Groups of one width do not vanish one by one.
                 floor = grids[index].at_least(max(least, 1) if index in together else least)
                 floors[index] = min(group.width, floor)
-        for index, width in _by_hand(self, graph, grids, blocks).items():
+        by_hand = _by_hand(self, graph, grids, blocks)
+        by_hand |= {index: len(positions) for index, positions in self.channels.items()}
+        for index, width in by_hand.items():
             floors[index] = ceilings[index] = width
         require_viable(graph, [index for index, width in enumerate(ceilings) if width == 0])
         arrays = (np.array(each, dtype=np.int64) for each in (floors, ceilings, units))
-        return AllowedWidths(graph, *arrays, tuple(grids), blocks)
+        return AllowedWidths(graph, self, *arrays, tuple(grids), blocks)
 
     def allows(self, group: Group) -> bool:
         """Whether a plan may change the group's width to meet a budget."""
         wanted = not self.include or _any_match(group, self.include)
-        return group.resizable and wanted and not _any_match(group, self.exclude)
+        return group.resizable and wanted and not self.excludes(group)
+
+    def excludes(self, group: Group) -> bool:
+        """Whether the user wants the group left alone, or has said which channels it keeps."""
+        return group.index in self.channels or _any_match(group, self.exclude)
 
     def allowed(self, graph: ChannelGraph) -> Flags:
         """Which groups a plan may change, ``[groups]``."""
@@ -120,6 +128,7 @@ class AllowedWidths:
 
     Attributes:
         graph: the network.
+        bounds: where these widths come from.
         floors, ceilings: the least width and the largest that a shrunk network has, ``[groups]``;
             the same where the width is given by hand, or the group may not change.
         units: channels of a tensor that a channel of the group is, ``[groups]``.
@@ -128,6 +137,7 @@ class AllowedWidths:
     """
 
     graph: ChannelGraph
+    bounds: WidthBounds
     floors: IntArray
     ceilings: IntArray
     units: IntArray
@@ -147,6 +157,19 @@ class AllowedWidths:
         """The width of the group that is nearest to a wanted one."""
         nearest = self.grids[index].nearest(width)
         return int(np.clip(nearest, self.floors[index], self.ceilings[index]))
+
+    def why_wide(self, index: int) -> str:
+        """Why the group cannot get narrower than its floor, as a person would say it."""
+        group = self.graph.groups[index]
+        if group.reason is not None:
+            return group.reason
+        if index in self.bounds.channels:
+            return "its channels are given by hand"
+        if not self.bounds.allows(group):
+            return "left alone by include or exclude"
+        if self.floors[index] == self.ceilings[index] < group.width:
+            return "its width is given by hand"
+        return f"{self.floors[index]} is the least by round-to and min-width"
 
     def lowest(self) -> IntArray:
         """The narrowest widths with which a network is left, ``[groups]``."""
@@ -231,7 +254,7 @@ def _by_hand(
     for pattern, wish in bounds.widths.items():
         where = f"set '{escape(pattern)}={escape(str(wish))}'"
         matching = require_match(graph, pattern, "set")
-        free = [g for g in matching if g.resizable and not _any_match(g, bounds.exclude)]
+        free = [group for group in matching if group.resizable and not bounds.excludes(group)]
         if not free:
             group = matching[0]
             why = f"cannot be resized ({group.reason})" if group.reason else "is excluded"
@@ -246,8 +269,9 @@ def _wished(where: str, wish: int | str, group: Group, grid: Grid) -> int:
     """A width as a number of channels; a share is rounded to the grid, and is one at least."""
     match = _WIDTH.fullmatch(str(wish))
     share = float(match[2]) / 100 if match and match[2] else None
-    if match is None or (share is None and int(match[1]) > group.width) or (share or 0) > 1:
-        raise ArgumentError(
+    if match is None or (share or 0) > 1 or (match[1] and int(match[1]) > group.width):
+        error = UnsupportedError if match and match[1] else ArgumentError
+        raise error(
             f"{where}: '{escape(group.name)}' has {group.width} channels; give a width from 0 to "
             "that, or a share from 0% to 100%"
         )

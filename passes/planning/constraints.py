@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import ArgumentError, BudgetError
 from morphgraph.graph import ChannelGraph
@@ -87,7 +89,7 @@ def require_reachable(constraints: Sequence[Constraint], allowed: AllowedWidths)
         BudgetError: names the budget, and the lowest that can be met.
     """
     if not fits(constraints, lowest := allowed.lowest()):
-        raise unreachable(allowed.graph, constraints, lowest)
+        raise unreachable(constraints, lowest, allowed)
 
 
 def fits(constraints: Sequence[Constraint], widths: FloatArray | IntArray) -> bool:
@@ -141,20 +143,41 @@ def all_pinned(graph: ChannelGraph) -> str:
     return f"every group keeps its size ({'; '.join(reasons[:5])})"
 
 
+_HOLDERS = 3  # groups that an error names
+
+
 def unreachable(
-    graph: ChannelGraph,
     constraints: Sequence[Constraint],
     lowest: FloatArray | IntArray,
+    allowed: AllowedWidths,
     remedy: str = "raise the budget, lower min-width or round-to, or exclude less",
 ) -> BudgetError:
-    """The error that says which budget the lowest widths do not meet, and what they need."""
+    """The error that says which budget the lowest widths do not meet, what they need, and why."""
     violated = next(constraint for constraint in constraints if not constraint.holds(lowest))
     least, resource = violated.cost.at(lowest), violated.cost
-    if pinned := all_pinned(graph):
+    if pinned := all_pinned(allowed.graph):
         remedy = f"{pinned}; see `analyze`"
+    elif holders := _holders(resource, lowest, allowed):
+        remedy = f"it is held by {holders}; {remedy}"
     return BudgetError(
         f"budget {violated.kind}={violated.limit:.12g} cannot be met: the lowest that can is "
         f"{least:.12g} {resource.unit} ({least / resource.total:.1%} of the model); {remedy}"
+    )
+
+
+def _holders(resource: Cost, lowest: FloatArray | IntArray, allowed: AllowedWidths) -> str:
+    """The groups that hold most of what is left, the reasons, and what each would free alone."""
+    least, shares = resource.at(lowest), {}
+    for index in np.flatnonzero(np.asarray(lowest) > 1).tolist():
+        narrow = np.array(lowest)
+        narrow[index] = 1
+        shares[index] = (least - resource.at(narrow)) / resource.total
+    largest = sorted(shares, key=lambda index: -shares[index])[:_HOLDERS]
+    return ", ".join(
+        f"'{escape(allowed.graph.groups[index].name)}' with {shares[index]:.1%} "
+        f"({escape(allowed.why_wide(index))})"
+        for index in largest
+        if shares[index] > 0
     )
 
 

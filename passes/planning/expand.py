@@ -116,7 +116,7 @@ def expand(
         floors = np.minimum(start, [allowed.least(group.index) for group in graph.groups])
         if not fits(constraints, floors):
             remedy = "the plan's groups are at their narrowest; raise the budget, or shrink further"
-            raise unreachable(graph, constraints, floors, f"{remedy} with `plan`")
+            raise unreachable(constraints, floors, allowed, f"{remedy} with `plan`")
     growth = Growth(start, floors, ceilings, allowed.grids)
     omega = growth.largest(constraints)
     widths = growth.widths(omega)

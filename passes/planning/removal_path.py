@@ -38,6 +38,11 @@ from morphgraph.passes.planning.constraints import (
     shown_costs,
     unreachable,
 )
+from morphgraph.passes.planning.outputs import (
+    Classes,
+    channels_of_classes,
+    request_of_classes,
+)
 from morphgraph.plans import Plan
 
 
@@ -52,6 +57,7 @@ def plan(
     exclude: Sequence[str] = (),
     widths: Widths | None = None,
     same: Sequence[str] = (),
+    keep_classes: Classes = (),
     seed: int = 0,
     convention: Convention = "default",
 ) -> Plan:
@@ -70,6 +76,9 @@ def plan(
             several globs that name a group, the last counts. The budget is met by the others.
         same: globs; all groups that one of them names get one width, which the budget chooses.
             Which channels stay is for each group's own scores to say.
+        keep_classes: what outputs keep, by index: ``[0, 3, 7]``, or ``{"output": [0, 3, 7]}`` where
+            there are several outputs (``"output:1"`` names the axis as well). The graph must be
+            lifted with ``pin_outputs=False``; what else stands on outputs keeps its size.
         seed: of ``score="random"``.
         convention: of the costs.
 
@@ -88,23 +97,29 @@ def plan(
     >>> int(made.widths(graph)[first.index]) / first.width
     0.75
     """
-    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same)
+    channels = channels_of_classes(graph, keep_classes)
+    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
     allowed = bounds.on(graph)
     constraints = resolve_budget(graph, budget, convention)
     scores = scores_of(graph, score, seed)
     path = _Path(graph, [constraint.cost for constraint in constraints], scores, allowed)
     path.walk(constraints)
-    request: dict[str, Any] = {
-        "budget": {kind: str(amount) for kind, amount in budget.items()},
-        "score": score if isinstance(score, str) else "given",
-        "round_to": round_to,
-        "min_width": min_width,
-        "include": list(include),
-        "exclude": list(exclude),
-        "seed": seed,
-        "convention": convention,
-    } | bounds.request()
-    return build_plan(graph, path.keep(), request, shown_costs(graph, constraints, convention))
+    request: dict[str, Any] = (
+        {
+            "budget": {kind: str(amount) for kind, amount in budget.items()},
+            "score": score if isinstance(score, str) else "given",
+            "round_to": round_to,
+            "min_width": min_width,
+            "include": list(include),
+            "exclude": list(exclude),
+            "seed": seed,
+            "convention": convention,
+        }
+        | bounds.request()
+        | request_of_classes(keep_classes)
+    )
+    keep = path.keep() | channels
+    return build_plan(graph, keep, request, shown_costs(graph, constraints, convention))
 
 
 def continue_plan(
@@ -183,7 +198,7 @@ class _Path:
             require_reachable(constraints, self.allowed)
         while not fits(constraints, self.widths):
             if not self._step():
-                raise unreachable(self.graph, constraints, self.widths)
+                raise unreachable(constraints, self.widths, self.allowed)
 
     def _step(self) -> bool:
         """Remove the next channels; whether there were any that free something."""

@@ -21,6 +21,11 @@ from morphgraph.passes.planning.constraints import (
     shown_costs,
     spend_rest,
 )
+from morphgraph.passes.planning.outputs import (
+    Classes,
+    channels_of_classes,
+    request_of_classes,
+)
 from morphgraph.plans import Plan
 
 
@@ -36,6 +41,7 @@ def uniform(
     exclude: Sequence[str] = (),
     widths: Widths | None = None,
     same: Sequence[str] = (),
+    keep_classes: Classes = (),
     seed: int = 0,
     convention: Convention = "default",
 ) -> Plan:
@@ -44,15 +50,16 @@ def uniform(
     Give the ``ratio`` (0 to 1), or a ``budget`` for which the largest ratio is found. What rounding
     then leaves of the budget is spent, one grid step at a time, where rounding took most: a
     baseline that wastes a part of its budget would not be comparable. Within a group the channels
-    with the highest score stay. ``widths`` and ``same`` are those of
-    :func:`morphgraph.plan`; groups whose width is given by hand are not multiplied.
+    with the highest score stay. ``widths``, ``same`` and ``keep_classes`` are
+    those of :func:`morphgraph.plan`; groups whose width is given by hand are not multiplied.
 
     Raises:
         BudgetError: no ratio meets the budget.
         PlanError: with the widths by hand nothing would be left of the network.
         UnsupportedError: the ratio is not above 0 and at most 1, or a glob names no group.
     """
-    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same)
+    channels = channels_of_classes(graph, keep_classes)
+    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
     allowed = bounds.on(graph)
     constraints = resolve_budget(graph, budget or {}, convention)
     fill = ratio is None
@@ -68,8 +75,8 @@ def uniform(
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
-    keep = top_channels(graph, scaled, scores_of(graph, score, seed))
-    request |= bounds.request()
+    keep = top_channels(graph, scaled, scores_of(graph, score, seed)) | channels
+    request |= bounds.request() | request_of_classes(keep_classes)
     return build_plan(graph, keep, request, shown_costs(graph, constraints, convention))
 
 

@@ -103,9 +103,30 @@ def test_a_budget_that_cannot_be_met_names_the_lowest(graph: ChannelGraph) -> No
     with pytest.raises(BudgetError) as caught:
         plan(graph, {"flops": lowest - 1})
     assert f"the lowest that can is {lowest:.6g} FLOPs" in str(caught.value)
+    assert "(graph input 'x')" in str(caught.value)
     assert caught.value.exit_code == 1
     made = plan(graph, {"flops": lowest})
     assert made.widths(graph).tolist() == floor.tolist()
+
+
+def test_a_budget_that_cannot_be_met_names_what_holds_the_cost(graph: ChannelGraph) -> None:
+    """Shares by hand: what the cost would be if that group alone had one channel."""
+    flops = cost(graph, "flops")
+    limits: list[tuple[dict[str, Any], str, str]] = [
+        ({"exclude": ["mid"]}, "mid", "left alone by include or exclude"),
+        ({"widths": {"mid": 20}}, "mid", "its width is given by hand"),
+        ({"round_to": 8}, "mid", "8 is the least by round-to and min-width"),
+        ({"min_width": 5}, "mid", "5 is the least by round-to and min-width"),
+    ]
+    for options, name, reason in limits:
+        with pytest.raises(BudgetError) as caught:
+            plan(graph, {"flops": "1%"}, **options)
+        bounds = WidthBounds(**options)
+        narrow = bounds.lowest(graph)
+        before = flops.at(narrow)
+        narrow[graph.group(name).index] = 1
+        share = (before - flops.at(narrow)) / flops.total
+        assert f"'{name}' with {share:.1%} ({reason})" in str(caught.value)
 
 
 def test_include_exclude_and_min_width(graph: ChannelGraph) -> None:
