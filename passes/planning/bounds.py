@@ -93,8 +93,9 @@ class WidthBounds:
 
     def allows(self, group: Group) -> bool:
         """Whether a plan may change the group's width to meet a budget."""
-        wanted = not self.include or _any_match(group, self.include)
-        return group.resizable and wanted and not _any_match(group, self.exclude)
+        named = bool(self.include) and _any_match(group, self.include)
+        wanted = named or (not self.include and not group.held)
+        return group.can_change and wanted and not _any_match(group, self.exclude)
 
     def allowed(self, graph: ChannelGraph) -> Flags:
         """Which groups a plan may change, ``[groups]``."""

@@ -104,7 +104,9 @@ def plan(
         "seed": seed,
         "convention": convention,
     } | bounds.request()
-    return build_plan(graph, path.keep(), request, shown_costs(graph, constraints, convention))
+    costs = shown_costs(graph, constraints, convention)
+    computed = scores if isinstance(score, str) else None
+    return build_plan(graph, path.keep(), request, costs, computed)
 
 
 def continue_plan(
