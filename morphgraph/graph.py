@@ -127,6 +127,7 @@ class Group:
         name: the layers that produce it, as a person would say it.
         width: number of channels.
         reason: why it keeps its size; ``None`` where it may be resized.
+        held: it could be resized, and is where ``include`` names it.
         statistical: some operator normalizes, averages or competes over it.
         producers: layers whose weights make these channels.
         readers: layers that sum over them.
@@ -146,6 +147,7 @@ class Group:
     channels: IntArray = field(repr=False, compare=False)
     stands_on: tuple[tuple[Sequence[Dim], int], ...] = field(repr=False, compare=False)
     pinned_by: int = field(default=-1, repr=False, compare=False)
+    held: bool = False
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
@@ -158,8 +160,13 @@ class Group:
 
     @property
     def resizable(self) -> bool:
-        """Whether a plan may change its width."""
+        """Whether a plan may change its width, without being asked for it."""
         return self.reason is None
+
+    @property
+    def can_change(self) -> bool:
+        """Whether a plan may change its width where somebody asks for it."""
+        return self.reason is None or self.held
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,9 +257,9 @@ def _check_fits(group: Group, entry: GroupPlan) -> None:
         )
     if entry.width != group.width:
         raise PlanError(f"{field}.width: {entry.width}, but the model's group has {group.width}")
-    if (entry.new or len(entry.positions) != group.width) and group.reason is not None:
+    if (entry.new or len(entry.positions) != group.width) and not group.can_change:
         raise PlanError(
-            f"{field}: '{escape(group.name)}' cannot be resized ({escape(group.reason)})"
+            f"{field}: '{escape(group.name)}' cannot be resized ({escape(group.reason or '')})"
         )
 
 

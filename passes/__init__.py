@@ -21,6 +21,7 @@ coupling: the canonical model -> the channel graph
         factorize_axes  axes that several factors share, refined until all operators agree
         carriers        which factor of a product axis may change, and what keeps its size
         roles           what every factor does at its operator: makes, sums, normalizes, ties
+    fixed_readers       bins that constants count, held unless somebody asks for them
 
 lift: canonical and coupling in one call
 
@@ -32,6 +33,7 @@ analysis: the channel graph -> facts about it
     cost                what a network costs at any widths
         polynomial      sums of products of widths, with value and gradient
     channel_sources     which slices of which parameters belong to a channel
+        computed_kernels the numbers of those that no parameter holds
     score               how much the network uses each channel
     gates               which learned scales switch which groups off
 

@@ -13,6 +13,7 @@ from morphgraph.graph import Attention, ChannelGraph, LiftOptions
 from morphgraph.onnx_io import as_model
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.passes.coupling.couple import couple
+from morphgraph.passes.coupling.fixed_readers import hold_fixed_bins
 from morphgraph.passes.coupling.group import group
 
 
@@ -42,7 +43,7 @@ def lift(
         # Without an attention the choice makes no difference, and plans for both are the same.
         chosen: Attention = attention if couplings.eager or couplings.reluctant else "heads"
         options = LiftOptions(chosen, pin_outputs, shapes)
-        return replace(group(couplings, chosen), options=options)
+        return replace(hold_fixed_bins(group(couplings, chosen)), options=options)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Quantized operators of the domain ``com.microsoft``, beside those that ONNX has itself."""
 
+from types import MappingProxyType
+
 import numpy as np
 
 from morphgraph.arrays import Shape
@@ -103,6 +105,8 @@ class QLinearConcat(Op):
 
 @op("QGemm", domain=_DOMAIN)
 class QGemm(Op):
+    quantized = MappingProxyType({0: (1, 2), 3: (4, 5)})
+
     @staticmethod
     def describe(n: OpNode, *, transA: int = 0, transB: int = 0) -> Description:
         left, right = "i N" if transA else "N i", "o i" if transB else "i o"

@@ -247,8 +247,8 @@ class LRN(Op):
         return b.method("flip", b.module(n, module, b.method("flip", x, 1)), 1)
 
 
-@op("Softmax", "LogSoftmax", "Hardmax")
-class Softmax(Op):
+@op("LogSoftmax")
+class LogSoftmax(Op):
     open_at_zero = True
 
     @staticmethod
@@ -273,6 +273,11 @@ class Softmax(Op):
             return _competition(b, n, x, first)
         flat = _competition(b, n, b.method("flatten", x, first), first)
         return b.method("view_as", flat, x)
+
+
+@op("Softmax", "Hardmax")
+class Softmax(LogSoftmax):
+    distribution = True
 
 
 @op("GroupNormalization")

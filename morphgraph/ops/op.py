@@ -18,6 +18,7 @@ that attributes are parsed in one place: :meth:`Op.call`.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import onnx_ir as ir
@@ -53,6 +54,7 @@ class Op:
         adds: the result is the sum of all operands.
         subtracts: the result is the first operand less the second.
         multiplies: the result is the product of both operands, element by element.
+        distribution: the numbers along the axis that it competes over sum to one.
         open_at_zero: a function of one operand that is not zero at zero.
         foldable: a node with constant operands may be replaced by what it computes. Not so for
             random numbers, for what is meant to stay as it is written (quantization, dropout), and
@@ -64,6 +66,8 @@ class Op:
             ``shift_axis`` of the result, times the attribute named ``shift_factor`` if it is there.
         statistics: operands that hold running statistics of a norm, which training updates without
             a gradient.
+        quantized: per operand of stored numbers the operands that hold their scale and zero point,
+            ``real = (stored - zero point) * scale``; ``None`` for a scale that is applied behind.
         zeros: operands that mean zero where they are absent (biases, initial states).
         shape: the results' shapes for an operator of which ONNX infers none. It takes the operands'
             shapes (``None`` for an absent one) and returns one shape, or a list of them.
@@ -76,6 +80,7 @@ class Op:
     adds: ClassVar[bool] = False
     subtracts: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
+    distribution: ClassVar[bool] = False
     open_at_zero: ClassVar[bool] = False
     foldable: ClassVar[bool] = True
     sized_by_data: ClassVar[bool] = False
@@ -85,6 +90,7 @@ class Op:
     shift_axis: ClassVar[int] = 1
     shift_factor: ClassVar[str] = ""
     statistics: ClassVar[tuple[int, ...]] = ()
+    quantized: ClassVar[Mapping[int, tuple[int | None, int]]] = MappingProxyType({})
     zeros: ClassVar[tuple[int, ...]] = ()
     describe: ClassVar[Callable[..., Description]]
     shape: ClassVar[Callable[..., Shape | Sequence[Shape | None]] | None] = None

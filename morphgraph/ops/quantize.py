@@ -7,6 +7,7 @@ multiply stored numbers subtract the zero points first, so that a zero point add
 from abc import abstractmethod
 from collections.abc import Sequence
 from math import prod
+from types import MappingProxyType
 
 from morphgraph.ops.contraction import Convolution, Convolutional, product, product_axes
 from morphgraph.ops.lowering import TorchBuilder, fx
@@ -26,29 +27,40 @@ def _require_single(n: OpNode, *operands: int) -> None:
 
 @op("QuantizeLinear", "DequantizeLinear")
 class Quantize(Op):
-    """One scale for all, or one for every position of an axis."""
+    """One scale for all, one for every position of an axis, or one for every block of it."""
 
     foldable = False  # meant as it stands
 
     @staticmethod
-    def describe(n: OpNode, *, axis: int = 1) -> Description:
-        if _is_single(n, 1):
+    def describe(n: OpNode, *, axis: int = 1, block_size: int = 0) -> Description:
+        if _is_single(n, 1) and not block_size:
             return from_line(n, "*a, _, _ -> *a")
-        if len(n.shape(1)) != 1:
-            raise UnsupportedFormError(f"{n.op_type} in blocks")
         names = [f"a{k}" for k in range(len(n.shape(0)))]
         line = " ".join(names)
-        return from_line(n, f"{line}, {names[axis]}, {names[axis]} -> {line}")
+        if not block_size:
+            return from_line(n, f"{line}, {names[axis]}, {names[axis]} -> {line}")
+        if n.shape(0)[axis] != n.shape(1)[axis] * block_size:
+            raise UnsupportedFormError(f"{n.op_type} with a last block that is not full")
+        names[axis] = f"({names[axis]} W)"
+        whole = " ".join(names)
+        reason = "whole blocks of a quantized axis go"
+        sizes = {"W": block_size}
+        return from_line(n, f"{whole}, {line}, {line} -> {whole}", sizes, reason=reason)
 
     @staticmethod
-    def lower(b: "TorchBuilder", n: OpNode, *, axis: int = 1, saturate: int = 1) -> "fx.Node":
+    def lower(
+        b: "TorchBuilder", n: OpNode, *, axis: int = 1, block_size: int = 0, saturate: int = 1
+    ) -> "fx.Node":
         import torch
 
-        if not _is_single(n, 1) and len(n.shape(1)) != 1:
-            b.fail(n, "it works in blocks")
-        x, scale, zero = b.tensor(n, 0), _column(b, n, 1, axis), None
+        def spread(i: int) -> "fx.Node":
+            if not block_size:
+                return _column(b, n, i, axis)
+            return b.call(torch.repeat_interleave, b.tensor(n, i), block_size, axis)
+
+        x, scale, zero = b.tensor(n, 0), spread(1), None
         if n.has(2):
-            zero = b.method("float", _column(b, n, 2, axis))
+            zero = b.method("float", spread(2))
         if n.op_type == "DequantizeLinear":
             real = b.method("float", x)
             real = real if zero is None else b.call(torch.sub, real, zero)
@@ -185,6 +197,7 @@ class _QuantizedConvolution(Convolutional):
 @op("QLinearConv")
 class QLinearConv(_QuantizedConvolution):
     kernel = 3
+    quantized = MappingProxyType({0: (1, 2), 3: (4, 5)})
 
     @staticmethod
     def fit(n: OpNode, form: Convolution) -> Description:
@@ -202,6 +215,8 @@ class QLinearConv(_QuantizedConvolution):
 
 @op("ConvInteger")
 class ConvInteger(_QuantizedConvolution):
+    quantized = MappingProxyType({0: (None, 2), 1: (None, 3)})
+
     @staticmethod
     def fit(n: OpNode, form: Convolution) -> Description:
         _require_single(n, 2)
@@ -225,6 +240,7 @@ def _column_axes(n: OpNode, i: int) -> str:
 @op("QLinearMatMul")
 class QLinearMatMul(Op):
     foldable = False  # slow
+    quantized = MappingProxyType({0: (1, 2), 3: (4, 5)})
 
     @staticmethod
     def describe(n: OpNode) -> Description:
@@ -247,6 +263,7 @@ class QLinearMatMul(Op):
 @op("MatMulInteger")
 class MatMulInteger(Op):
     foldable = False  # slow
+    quantized = MappingProxyType({0: (None, 2), 1: (None, 3)})
 
     @staticmethod
     def describe(n: OpNode) -> Description:

@@ -64,4 +64,4 @@ def _pruned(name: Score, graph: ChannelGraph, aim: SearchConfig, seed: int) -> P
     widths = spend_rest(constraints, start, start, allowed.ceilings, allowed)
     request = pruned.request | {"score": name, "seed": seed, "fill": True}
     costs = [cost(graph, unit) for unit in pruned.cost]
-    return build_plan(graph, top_channels(graph, widths, scores), request, costs)
+    return build_plan(graph, top_channels(graph, widths, scores), request, costs, scores)

@@ -40,7 +40,8 @@ class Recipe:
         batch_size: images per step.
         lr: peak learning rate.
         momentum: of Nesterov's method.
-        weight_decay: on kernels (tensors of rank 2 and more) only.
+        weight_decay: on kernels only: not on biases, nor on scales, whatever axes of size 1 they
+            have (``[C, 1, 1]``).
         warmup: share of the steps over which the rate rises to its peak.
         constant: keep the rate after the warm-up instead of letting it fall to zero.
         augmentation: random crops and flips.
@@ -263,10 +264,21 @@ class _Training:
             restore_random_states(state["random"])
 
 
+def _kernels(net: nn.Module) -> set[nn.Parameter]:
+    """Linear layers' weights, and all parameters with several axes of more than one number.
+
+    A layer scale has one, as has a depthwise convolution with a window of 1, which is a scale.
+    """
+    linear = {module.weight for module in net.modules() if isinstance(module, nn.Linear)}
+    large = (p for p in net.parameters() if sum(size > 1 for size in p.shape) > 1)
+    return linear.union(large)
+
+
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """SGD as the recipe says; made anew after every resize, since its state has the old sizes."""
-    kernels = [p for p in net.parameters() if p.requires_grad and p.dim() > 1]
-    others = [p for p in net.parameters() if p.requires_grad and p.dim() <= 1]
+    decayed = _kernels(net)
+    kernels = [p for p in net.parameters() if p.requires_grad and p in decayed]
+    others = [p for p in net.parameters() if p.requires_grad and p not in decayed]
     return torch.optim.SGD(
         [
             {"params": kernels, "weight_decay": recipe.weight_decay},

@@ -71,6 +71,24 @@ def to_torch(
     return net
 
 
+def to_function(canonical: ir.Model, inputs: Sequence[str], result: str) -> fx.GraphModule:
+    """One value of a canonical model as a function of other values of it, initializers or results.
+
+    Args:
+        canonical: as ``lift`` holds it; it is not changed.
+        inputs: names of the values that are given, in the order of the arguments.
+        result: name of the value that is computed.
+
+    Raises:
+        UnsupportedError: an operator on the way has no torch counterpart; names the node.
+    """
+    graph = ir.convenience.extract(canonical.graph, list(inputs), [result])
+    for value in graph.inputs:
+        graph.initializers.pop(value.name or "", None)
+        value.const_value = None
+    return _network(ir.Model(graph, ir_version=canonical.ir_version))
+
+
 def _network(canonical: ir.Model) -> fx.GraphModule:
     """A canonical model node by node, in ``eval`` mode."""
     builder = TorchBuilder(parameter_names(canonical), listed_parameters(canonical) is not None)

@@ -157,9 +157,11 @@ class Budget:
         self.target = parse_amount(amounts[unit], initial, regularizer.cost.unit) / initial
         lowest = regularizer.lowest_share()
         if self.target < lowest:
+            alone = regularizer.left_alone()
             raise BudgetError(
                 f"budget {unit}={amounts[unit]} cannot be met: the narrowest network needs "
                 f"{lowest:.1%} of the model's {unit}; raise the budget"
+                + (f". Nothing measures {alone}" if alone else "")
             )
         self.steps = steps
         self.start, self.end = start, end

@@ -7,6 +7,7 @@ convolutions and matrix products this is MorphNet's bilinear regularizer (Gordon
 equation 6): ``A_in R_out + A_out R_in`` with A the channels alive and R the sums of strengths.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from morphgraph.arrays import FloatArray, IntArray
+from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io.check import escape
 from morphgraph.options import Strength, Tied
 from morphgraph.passes.analysis.cost import Convention, cost as cost_of
 from morphgraph.passes.analysis.polynomial import Cost
@@ -22,6 +25,7 @@ from morphgraph.passes.planning.bounds import WidthBounds, repair_widths
 from morphgraph.passes.planning.constraints import Budget as Amounts
 from morphgraph.passes.planning.removal_path import continue_plan
 from morphgraph.plans import Plan
+from morphgraph.train.computed import ComputedSource
 from morphgraph.train.strengths import Strengths
 from morphgraph.train.viability import Viability
 
@@ -50,9 +54,10 @@ class Regularizer:
             a group; ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: scales where
             they cut every path from a group's producers to its readers, the group lasso elsewhere.
             Of several scales in a row the last one counts, since a BatchNorm undoes the scales
-            before it (with ``convention="morphnet"`` all of them, as in the original). A group
-            without either (an embedding, kernels that are computed) has no strength: it is left
-            alone.
+            before it (with ``convention="morphnet"`` all of them, as in the original). A kernel
+            that is computed (weight norm, masks, fake quantization) is measured as it is, and
+            shrinks by the parameters that scale its channels. A group without any (an embedding,
+            standardized kernels without a norm's scale) is left alone, with a warning.
         threshold: a channel is alive if its strength is above this. By default 0.01; of the group's
             mean now where scales are no norm's, since they may begin anywhere.
         l1_fraction: share of the mean magnitude in the group lasso.
@@ -112,6 +117,22 @@ class Regularizer:
         self.scales = self._strengths.scales
         self.kernels = self._strengths.kernels
         self._viability = Viability(self._strengths, self.limits)
+        if self._strengths.left_alone:
+            warnings.warn(
+                f"left alone, since nothing measures them: {self.left_alone()}",
+                MorphWarning,
+                stacklevel=2,
+            )
+
+    def left_alone(self) -> str:
+        """The groups that may shrink, but have no strength, and why; empty where there is none."""
+        reasons = list(self._strengths.left_alone.items())
+        named = [
+            f"{(group := self.graph.groups[index]).id} '{escape(group.name)}' ({why})"
+            for index, why in reasons[:5]
+        ]
+        more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        return "; ".join(named) + more
 
     @property
     def threshold(self) -> float | Tensor:
@@ -207,7 +228,9 @@ class Regularizer:
         for source in self.scales:
             source.multiply(next(factors))
         for source in self.kernels:  # one factor per channel, which may have several positions
-            source.multiply(next(factors)[source.slot])
+            factor = next(factors)
+            for part in source.scaling if isinstance(source, ComputedSource) else (source,):
+                part.multiply(factor[part.slot])
 
     def protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:
         """Channels that must not die, ``[channels]``: as many of the strongest as a group needs.
@@ -219,19 +242,19 @@ class Regularizer:
 
     def snapshot(self) -> list[Tensor]:
         """Copies of the scales and kernels that the regularizer acts on, for :meth:`restore`."""
-        return [source.parameter.detach().clone() for source in (*self.scales, *self.kernels)]
+        return [source.parameter.detach().clone() for source in self._strengths.acted_on]
 
     @torch.no_grad()
     def restore(self, snapshot: Sequence[Tensor], channels: Tensor) -> None:
         """Give some channels the scales and kernels of a snapshot, a flag per channel."""
-        for source, earlier in zip((*self.scales, *self.kernels), snapshot, strict=True):
+        for source, earlier in zip(self._strengths.acted_on, snapshot, strict=True):
             positions = source.positions[channels[source.index]]
             source.rows[positions] = earlier.movedim(source.axis, 0)[positions]
 
     @torch.no_grad()
     def zero_channels(self, dead: Tensor) -> None:
         """Set the scales and kernels of some channels to zero, ``dead`` a flag per channel."""
-        for source in (*self.scales, *self.kernels):
+        for source in self._strengths.acted_on:
             positions = source.positions[dead[source.index]]
             source.rows[positions] = 0.0
 

@@ -18,12 +18,18 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.check import escape
 from morphgraph.ops import facts_of
 from morphgraph.options import Strength, Tied
-from morphgraph.passes.analysis.channel_sources import Source, channel_scales, kernels
+from morphgraph.passes.analysis.channel_sources import (
+    Source,
+    channel_scales,
+    computed_kernels,
+    stored_kernels,
+)
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.gates import closing_scales, deciding_scales, gated_groups
 from morphgraph.torch_io.weights import named_tensors
+from morphgraph.train.computed import ComputedSource, find_computed
 from morphgraph.train.proximal import TiedStrengths
-from morphgraph.train.sources import bind, kernel_strength, root, scale_strength
+from morphgraph.train.sources import BoundSource, bind, kernel_strength, root, scale_strength
 
 _THRESHOLD = 1e-2  # of a strength that begins at 1
 
@@ -40,8 +46,10 @@ class Strengths:
 
     Attributes:
         measured: the groups that are allowed and have scales or kernels, ``[groups]``.
+        left_alone: why the other allowed groups have neither, by their index.
         owned: the same as a flag per channel, ``[channels]``, on the module's device.
-        scales, kernels: the slices of parameters that are measured.
+        scales, kernels: the slices of parameters, and of what is computed from them, that are
+            measured.
         threshold: a number, or one per channel, ``[channels]``.
 
     Raises:
@@ -66,8 +74,19 @@ class Strengths:
         self.tied = tied
         morphnet = convention == "morphnet"
         gated = _gated(graph, strength, allowed)
-        producing = kernels(graph)
-        self.measured: Flags = allowed & (gated | _on_axes_of(graph, producing))
+        tensors = named_tensors(net)
+        device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
+        producing = stored_kernels(graph)
+        computed, without = find_computed(
+            graph, computed_kernels(graph), tensors, _per_channel(graph, allowed & ~gated), device
+        )
+        by_kernels = _on_axes_of(graph, producing) | _flags(graph, _groups_of(graph, computed))
+        by_kernels &= ~_flags(graph, without)
+        self.measured: Flags = allowed & (gated | by_kernels)
+        self.left_alone = {
+            index: without.get(index, "no kernel makes its channels")
+            for index in np.flatnonzero(allowed & ~self.measured).tolist()
+        }
         by_scale = _per_channel(graph, gated)
         by_kernel = _per_channel(graph, self.measured & ~gated)
         deciding = closing_scales(graph) if morphnet else deciding_scales(graph)
@@ -76,14 +95,14 @@ class Strengths:
             source.parameter: by_scale & _of_groups(graph, deciding.get(source.parameter, ()))
             for source in channel_scales(graph).values()
         }
-        tensors = named_tensors(net)
-        device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
         # A parameter that several operators share is one source; the last of them stands for all.
         scaling = {source.parameter: source for source in channel_scales(graph).values()}
         self.scales = bind(
             [(source, decides[source.parameter]) for source in scaling.values()], tensors, device
         )
-        self.kernels = bind([(source, by_kernel) for source in producing], tensors, device)
+        stored = bind([(source, by_kernel) for source in producing], tensors, device)
+        # A kernel's groups may have others beside it that cannot be measured.
+        self.kernels = [*stored, *(s for s in computed if bool(by_kernel[s.index.cpu()].all()))]
         self.channel_group = torch.from_numpy(graph.channel_group).to(device)
         self.owned = torch.from_numpy(_per_channel(graph, self.measured)).to(device)
         self._unit = torch.ones(len(self.owned), device=device)
@@ -107,14 +126,31 @@ class Strengths:
         index += [source.channels for source in self.kernels]
         weights = [torch.ones_like(source.index, dtype=torch.float32) for source in self.scales]
         # The strength is the norm over u sqrt(n), with u its unit.
-        weights += [source.count * self._unit[source.channels].square() for source in self.kernels]
+        weights += [self._weights(source) for source in self.kernels]
         return TiedStrengths(index, weights, len(self.channel_group))
+
+    def _weights(self, source: BoundSource) -> Tensor:
+        weights = source.count * self._unit[source.channels].square()
+        if isinstance(source, ComputedSource):
+            with torch.no_grad():
+                strength = kernel_strength(source, 0.0) / self._unit[source.channels]
+                measured = (source.magnitudes() / strength).square()
+                weights = torch.where(measured.isfinite() & (measured > 0), measured, weights)
+        return weights
+
+    @property
+    def acted_on(self) -> list[BoundSource]:
+        """The slices of parameters that shrinking steps multiply."""
+        found = list(self.scales)
+        for source in self.kernels:
+            found += source.scaling if isinstance(source, ComputedSource) else (source,)
+        return found
 
     def of_sources(self, l1_fraction: float) -> list[tuple[Tensor, Tensor]]:
         """Per scale and kernel its channels and their strengths."""
         parts = [(source.index, scale_strength(source)) for source in self.scales]
         return parts + [
-            (source.channels, kernel_strength(source, l1_fraction) / self._unit[source.channels])
+            (source.channels, _strength(source, l1_fraction) / self._unit[source.channels])
             for source in self.kernels
         ]
 
@@ -184,6 +220,25 @@ def _gated(graph: ChannelGraph, strength: Strength, allowed: Flags) -> Flags:
             f"{len(ungated) - 1} more groups); use 'auto', or exclude them"
         )
     return gated
+
+
+def _strength(source: BoundSource, l1_fraction: float) -> Tensor:
+    """A kernel's strength; that of a computed one has the gradient of what scales its channels."""
+    strength = kernel_strength(source, l1_fraction)
+    if not isinstance(source, ComputedSource):
+        return strength
+    magnitude = source.magnitudes()
+    now = magnitude.detach()
+    return strength * torch.where(now > 0, magnitude / now.where(now > 0, 1.0), 1.0)
+
+
+def _groups_of(graph: ChannelGraph, sources: Iterable[BoundSource]) -> set[int]:
+    """The groups whose channels stand on these sources."""
+    return {
+        group
+        for source in sources
+        for group in graph.channel_group[source.channels.cpu().numpy()].tolist()
+    }
 
 
 def _flags(graph: ChannelGraph, groups: Iterable[int]) -> Flags:

@@ -4,6 +4,10 @@ A *source* is an axis of a parameter whose slices belong to channels: a kernel's
 BatchNorm's scale. Where a kernel is computed from parameters by movements alone (transposed, sliced
 by gates that are joined in another order), the sources are theirs. The same sources feed the scores
 and the regularizer in training.
+
+Other kernels hold numbers that no parameter holds: weight norm, masks, a product with a scale,
+quantized weights. They are *computed*, and their channels are those of the axis that the operator
+reads (:mod:`morphgraph.passes.analysis.computed_kernels` has the numbers).
 """
 
 from collections.abc import Iterable
@@ -13,7 +17,7 @@ from math import prod
 import numpy as np
 
 from morphgraph.arrays import IntArray
-from morphgraph.graph import ChannelGraph, GraphOp, analysis
+from morphgraph.graph import ChannelGraph, Edge, GraphOp, analysis
 from morphgraph.ops import facts_of, parameter_names
 from morphgraph.passes.coupling.roles import roles
 
@@ -27,6 +31,26 @@ class Source:
     channels: IntArray
 
 
+@dataclass(frozen=True)
+class ComputedKernel:
+    """An axis of a kernel whose numbers no parameter holds as they are.
+
+    Attributes:
+        value: what the operator reads.
+        axis: where its channels stand.
+        channels: of every position on the axis, ``[size]``.
+        scales: values whose product the stored numbers are multiplied with: one number for all, or
+            one for every position; empty where the kernel's numbers are real ones.
+        zero_point: the value that is subtracted first, likewise.
+    """
+
+    value: str
+    axis: int
+    channels: IntArray
+    scales: tuple[str, ...] = ()
+    zero_point: str | None = None
+
+
 def kernels(graph: ChannelGraph) -> list[Source]:
     """The kernels' axes that stand on an operator's result: the producers of channels.
 
@@ -34,6 +58,46 @@ def kernels(graph: ChannelGraph) -> list[Source]:
     its channel is as dead as its producer's if the kernel is zero. A recurrent layer has two; its
     bias and its peepholes are none.
     """
+    # A vector is a bias or a scale, whatever its operator counts.
+    sources = _sources(graph, [edge.dim for edge in _producing(graph)])
+    return [source for source in sources if len(graph.shapes[source.parameter]) > 1]
+
+
+def stored_kernels(graph: ChannelGraph) -> list[Source]:
+    """Those of :func:`kernels` whose parameters hold the very numbers that the operator uses."""
+    return _by_origin(graph)[0]
+
+
+def computed_kernels(graph: ChannelGraph) -> list[ComputedKernel]:
+    """The producers of channels that are computed from what is stored."""
+    return _by_origin(graph)[1]
+
+
+@analysis
+def _by_origin(graph: ChannelGraph) -> tuple[list[Source], list[ComputedKernel]]:
+    dims = graph.couplings.dims
+    stored: dict[int, Source] = {}
+    computed: dict[tuple[int, tuple[str, ...]], ComputedKernel] = {}
+    running = roles(graph.couplings).runs
+    for edge in _producing(graph):
+        if not running[edge.factor]:
+            continue  # it computes a kernel
+        name, axis = dims[edge.dim].value, dims[edge.dim].axis
+        if len(graph.shapes[name]) < 2:
+            continue
+        scales, zero_point = _dequantization(graph, edge)
+        sources, complete = _trace(graph, edge.dim)
+        if complete and not scales and zero_point is None:
+            stored |= sources
+        else:
+            channels = graph.channels_of(edge.dim)
+            kernel = ComputedKernel(name, axis, channels, scales, zero_point)
+            computed.setdefault((edge.dim, scales), kernel)
+    return [s for s in stored.values() if len(graph.shapes[s.parameter]) > 1], [*computed.values()]
+
+
+def _producing(graph: ChannelGraph) -> list[Edge]:
+    """Where the factors that make channels stand on kernels."""
     couplings = graph.couplings
     role = roles(couplings)
     on_weights = [e for e in couplings.edges if e.port >= 0 and couplings.on_weight(e)]
@@ -42,8 +106,8 @@ def kernels(graph: ChannelGraph) -> list[Source]:
         for edge in on_weights
         if not role.counted[edge.factor] and couplings.sizes[edge.factor] > 1
     }
-    produced = [
-        edge.dim
+    return [
+        edge
         for edge in on_weights
         if role.counted[edge.factor]
         and role.on_results[edge.factor]
@@ -51,9 +115,44 @@ def kernels(graph: ChannelGraph) -> list[Source]:
         and edge.factor not in couplings.pins
         and (edge.op_index, edge.port) not in uncounted
     ]
-    # A vector is a bias or a scale, whatever its operator counts.
-    sources = _sources(graph, produced)
-    return [source for source in sources if len(graph.shapes[source.parameter]) > 1]
+
+
+def _dequantization(graph: ChannelGraph, edge: Edge) -> tuple[tuple[str, ...], str | None]:
+    """What the operator, or those behind it, make real numbers of stored ones with."""
+    op = graph.ops[edge.op_index]
+    ports = facts_of(op.ir).quantized.get(edge.port)
+    if ports is None:
+        return (), None
+    scale, zero_point = (_operand(op, port) for port in ports)
+    return (_scales_behind(graph, op) if scale is None else (scale,)), zero_point
+
+
+def _operand(op: GraphOp, port: int | None) -> str | None:
+    value = op.ir.inputs[port] if port is not None and port < len(op.ir.inputs) else None
+    return None if value is None else value.name
+
+
+def _scales_behind(graph: ChannelGraph, op: GraphOp) -> tuple[str, ...]:
+    """The weights in the first product behind an operator that works with whole numbers.
+
+    Where activations are quantized as they come, the scales of both stand in one product.
+    """
+    weights, makers = graph.couplings.input_independent, graph.makers
+    value = op.ir.outputs[0]
+    while len(value.uses()) == 1:
+        (use,) = value.uses()
+        behind = graph.ops[makers[use.node.outputs[0].name or ""]]
+        if behind.gate:
+            factors = [v for v in behind.ir.inputs if v is not None and v is not value]
+            for factor in list(factors):
+                maker = makers.get(factor.name or "")
+                if factor.name not in weights and maker is not None and graph.ops[maker].gate:
+                    factors += [v for v in graph.ops[maker].ir.inputs if v is not None]
+            return tuple(v.name for v in factors if v.name and v.name in weights)
+        if behind.macs or len(behind.ir.inputs) != 1:
+            break
+        value = use.node.outputs[0]
+    return ()
 
 
 def readers(graph: ChannelGraph) -> list[Source]:
@@ -118,25 +217,42 @@ def _multipliers(op: GraphOp, weights: frozenset[str]) -> list[str]:
 
 def _sources(graph: ChannelGraph, dims: Iterable[int]) -> list[Source]:
     """The parameter axes that axes of weights come from, through operators that only move them."""
+    sources: dict[int, Source] = {}
+    for dim in dict.fromkeys(dims):
+        sources = _trace(graph, dim)[0] | sources
+    return list(sources.values())
+
+
+def _trace(graph: ChannelGraph, dim: int) -> tuple[dict[int, Source], bool]:
+    """By their ids the parameter axes that an axis of a weight comes from, and whether all do.
+
+    It does not come from them alone where something computes it on the way.
+    """
     couplings = graph.couplings
     initializers = graph.model.graph.initializers
     moved_by, moved_from = _movements(graph)
     sources: dict[int, Source] = {}
-    for dim in dict.fromkeys(dims):
-        wanted = graph.channels_of(dim)
-        pending, seen = [dim], {dim}
-        while pending:
-            reached = pending.pop(0)
-            name, axis = couplings.dims[reached].value, couplings.dims[reached].axis
-            if name in initializers:
-                sources.setdefault(reached, Source(name, axis, graph.channels_of(reached)))
-                continue
-            for origin in (d for f in moved_by.get(reached, ()) for d in moved_from.get(f, ())):
-                # A reshape puts axes side by side that have no channel in common.
-                if origin not in seen and np.isin(graph.channels_of(origin), wanted).any():
-                    seen.add(origin)
-                    pending.append(origin)
-    return list(sources.values())
+    complete = True
+    wanted = graph.channels_of(dim)
+    pending, seen = [dim], {dim}
+    while pending:
+        reached = pending.pop(0)
+        name, axis = couplings.dims[reached].value, couplings.dims[reached].axis
+        if name in initializers:
+            sources[reached] = Source(name, axis, graph.channels_of(reached))
+            continue
+        # A reshape puts axes side by side that have no channel in common.
+        origins = [
+            origin
+            for factor in moved_by.get(reached, ())
+            for origin in moved_from.get(factor, ())
+            if np.isin(graph.channels_of(origin), wanted).any()
+        ]
+        complete &= bool(origins)
+        new = [origin for origin in dict.fromkeys(origins) if origin not in seen]
+        seen.update(new)
+        pending += new
+    return sources, complete
 
 
 @analysis

@@ -146,7 +146,7 @@ def _gates(graph: ChannelGraph) -> _Gates:
             ways = len(value.uses()) + value.is_graph_output() + len(results) - 1
             multi_use[name] = open_on[name] if ways > 1 else open_on[name] & elsewhere
             nonzero_when_off[name] = is_nonzero
-    resizable = {group.index for group in graph.groups if group.resizable}
+    resizable = {group.index for group in graph.groups if group.can_change}
     return _Gates(
         gated=Groups((resizable & _NONE.union(*closed.values())) - ungated),
         scales={op_index: source.parameter for op_index, source in scales.items()},

@@ -107,7 +107,7 @@ class Liveness:
         return frozenset(
             group.index
             for group in graph.groups
-            if group.index not in self.dead and group.resizable and not needed[group.index]
+            if group.index not in self.dead and group.can_change and not needed[group.index]
         )
 
 

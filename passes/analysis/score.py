@@ -4,14 +4,22 @@ from collections.abc import Callable, Iterable
 from typing import get_args
 
 import numpy as np
+import onnx_ir as ir
 
-from morphgraph.arrays import FloatArray
+from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.mapped import blocks
 from morphgraph.options import Score as Score
-from morphgraph.passes.analysis.channel_sources import Source, kernels, norm_scales
+from morphgraph.passes.analysis.channel_sources import (
+    ComputedKernel,
+    Source,
+    computed_kernels,
+    norm_scales,
+    stored_kernels,
+)
+from morphgraph.passes.analysis.computed_kernels import numbers
 
 Norm = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
 """From the sums of squares, the sums of magnitudes and the counts per channel to a strength."""
@@ -36,42 +44,66 @@ def _l1(_squares: FloatArray, magnitudes: FloatArray, _counts: FloatArray) -> Fl
     return magnitudes
 
 
-def strengths(graph: ChannelGraph, sources: Iterable[Source], norm: Norm) -> FloatArray:
+def strengths(
+    graph: ChannelGraph,
+    sources: Iterable[Source],
+    norm: Norm,
+    computed: Iterable[ComputedKernel] = (),
+) -> FloatArray:
     """The norm of every channel's slices, the maximum over tied sources, ``[channels]``.
 
-    Channels that no source has get NaN.
+    Channels that no source has get NaN, and those of kernels that cannot be computed.
 
     Raises:
         ModelError: a parameter holds NaN or infinite numbers, which cannot be ranked.
     """
-    total = len(graph.channel_group)
-    result = np.full(total, np.nan)
+    result = np.full(len(graph.channel_group), np.nan)
     for source in sources:
         tensor = graph.model.graph.initializers[source.parameter].const_value
         assert tensor is not None
-        size = len(source.channels)
-        squared, absolute = np.zeros(size), np.zeros(size)  # per position of the axis
-        for part, block in blocks(tensor, source.axis):
-            if not np.isfinite(block).all():
-                raise ModelError(
-                    f"tensor '{escape(source.parameter)}' holds NaN or infinite numbers, which "
-                    "cannot be ranked; train or repair the model first, or use --score random"
-                )
-            squared[part] += np.square(block).sum(axis=(0, 2))
-            absolute[part] += np.abs(block).sum(axis=(0, 2))
-        ones = np.full(size, tensor.size / max(size, 1))
-        squares, magnitudes, counts = (
-            np.bincount(source.channels, numbers, minlength=total).astype(np.float64)
-            for numbers in (squared, absolute, ones)
-        )
-        present = counts > 0
-        norms = norm(squares[present], magnitudes[present], counts[present])
-        result[present] = np.fmax(result[present], norms)
+        _measure(result, source.parameter, tensor, source.axis, source.channels, norm)
+    for kernel in computed:
+        array = numbers(graph, kernel)
+        if array is not None:
+            tensor = ir.Tensor(array, name=kernel.value)
+            _measure(result, kernel.value, tensor, kernel.axis, kernel.channels, norm)
     return result
+
+
+def _measure(
+    result: FloatArray,
+    name: str,
+    tensor: ir.TensorProtocol,
+    axis: int,
+    channels: IntArray,
+    norm: Norm,
+) -> None:
+    """Raise the channels on an axis to the norms of their slices."""
+    size, total = len(channels), len(result)
+    squared, absolute = np.zeros(size), np.zeros(size)  # per position of the axis
+    for part, block in blocks(tensor, axis):
+        if not np.isfinite(block).all():
+            raise ModelError(
+                f"tensor '{escape(name)}' holds NaN or infinite numbers, which "
+                "cannot be ranked; train or repair the model first, or use --score random"
+            )
+        squared[part] += np.square(block).sum(axis=(0, 2))
+        absolute[part] += np.abs(block).sum(axis=(0, 2))
+    ones = np.full(size, tensor.size / max(size, 1))
+    squares, magnitudes, counts = (
+        np.bincount(channels, sums, minlength=total).astype(np.float64)
+        for sums in (squared, absolute, ones)
+    )
+    present = counts > 0
+    norms = norm(squares[present], magnitudes[present], counts[present])
+    result[present] = np.fmax(result[present], norms)
 
 
 def score(graph: ChannelGraph, kind: Score = "l2", seed: int = 0) -> FloatArray:
     """The strength of every channel, ``[channels]``, all of them above or at zero.
+
+    A kernel that is computed (weight norm, a mask, quantized weights) counts as what it is, not as
+    what it is computed from. Channels that no kernel makes count 1, see :func:`scored`.
 
     Args:
         graph: the lifted network with its weights.
@@ -84,15 +116,19 @@ def score(graph: ChannelGraph, kind: Score = "l2", seed: int = 0) -> FloatArray:
         ModelError: a weight is NaN or infinite.
         UnsupportedError: no such score.
     """
+    scores = scored(graph, kind, seed)
+    return np.where(np.isnan(scores), 1.0, scores)
+
+
+def scored(graph: ChannelGraph, kind: Score = "l2", seed: int = 0) -> FloatArray:
+    """As :func:`score`, and NaN for channels without a score."""
     if kind not in get_args(Score):
         raise UnsupportedError(f"score '{kind}' is unknown; use {', '.join(get_args(Score))}")
     if kind == "random":
         return np.random.default_rng(seed).uniform(0.01, 1.0, len(graph.channel_group))
+    norms: dict[str, Norm] = {"l2": _l2, "l1": _l1, "lasso": group_lasso(), "bn": group_lasso()}
+    scores = strengths(graph, stored_kernels(graph), norms[kind], computed_kernels(graph))
     if kind == "bn":
-        scores = strengths(graph, norm_scales(graph), group_lasso(1.0))
-        rest = strengths(graph, kernels(graph), group_lasso())
-        scores = np.where(np.isnan(scores), rest, scores)
-    else:
-        norms: dict[str, Norm] = {"l2": _l2, "l1": _l1, "lasso": group_lasso()}
-        scores = strengths(graph, kernels(graph), norms[kind])
-    return np.where(np.isnan(scores), 1.0, scores)
+        by_norm = strengths(graph, norm_scales(graph), group_lasso(1.0))
+        scores = np.where(np.isnan(by_norm), scores, by_norm)
+    return scores

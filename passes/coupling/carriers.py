@@ -33,7 +33,8 @@ def choose_carriers(
     pins = _Pins(couplings, found)
     eager = _with_factors(found, {int(found.classes[factor]) for factor in couplings.eager})
     reluctant = _with_factors(found, {int(found.classes[factor]) for factor in couplings.reluctant})
-    statistical = _statistical(couplings, found)
+    normalized = _normalized(couplings, found)
+    statistical = _with_factors(found, normalized)
     repeated = _repeated(couplings, found)
     if attention == "head-dim":
         eager, reluctant = reluctant, eager
@@ -49,6 +50,8 @@ def choose_carriers(
             factor.axis_class in reluctant,
             factor.axis_class in repeated,
             factor.axis_class in statistical,
+            # Of two that both are, the one that a norm has to itself (GroupNorm's channels).
+            factor.axis_class in normalized,
             factor.axis_class not in carriers,
             factor.rank,
         )
@@ -73,14 +76,14 @@ def choose_carriers(
     return pins.reasons
 
 
-def _statistical(couplings: Couplings, found: FactorizedAxes) -> set[int]:
-    """Classes over which an operator normalizes or competes, and the factors that they consist of.
+def _normalized(couplings: Couplings, found: FactorizedAxes) -> set[int]:
+    """Classes over which an operator normalizes or competes.
 
     Their removal changes what the others become. The other factor of a product axis is removed
     exactly: of a GroupNorm's channels whole groups go.
     """
     factors = np.flatnonzero(roles(couplings).normalizes)
-    return _with_factors(found, set(found.classes[factors].tolist()))
+    return set(found.classes[factors].tolist())
 
 
 def _with_factors(found: FactorizedAxes, marked: set[int]) -> set[int]:

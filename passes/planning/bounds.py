@@ -97,8 +97,9 @@ class WidthBounds:
 
     def allows(self, group: Group) -> bool:
         """Whether a plan may change the group's width to meet a budget."""
-        wanted = not self.include or _any_match(group, self.include)
-        return group.resizable and wanted and not self.excludes(group)
+        named = bool(self.include) and _any_match(group, self.include)
+        wanted = named or (not self.include and not group.held)
+        return group.can_change and wanted and not self.excludes(group)
 
     def excludes(self, group: Group) -> bool:
         """Whether the user wants the group left alone, or has said which channels it keeps."""

@@ -1,15 +1,16 @@
 """From numbers per channel to a plan: which channels stay, and what the plan states."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import MorphWarning, UnsupportedError
-from morphgraph.graph import ChannelGraph
+from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
+from morphgraph.passes.analysis.channel_sources import computed_kernels, stored_kernels
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score, score as score_channels
 from morphgraph.passes.planning.constraints import all_pinned
@@ -65,9 +66,17 @@ def build_plan(
     keep: Mapping[int, IntArray],
     request: Mapping[str, Any],
     costs: Iterable[Cost],
+    scores: FloatArray | None = None,
 ) -> Plan:
-    """A plan that keeps these channels; warns the caller's caller of what it leaves as it is."""
+    """A plan that keeps these channels; warns the caller's caller of what it leaves as it is.
+
+    With the ``scores`` by which channels were chosen, ``[channels]``, it also warns of groups in
+    which these tell no channel from another.
+    """
     plan = make_plan(graph, keep, request, costs)
+    undecided = [] if scores is None else _undecided(graph, keep, scores)
+    if undecided:
+        warnings.warn(_without_choice(undecided), MorphWarning, stacklevel=3)
     uncounted = [f"{op.ir.op_type} '{op.name}'" for op in graph.ops if op.opaque]
     if uncounted:
         more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
@@ -80,6 +89,36 @@ def build_plan(
     if not plan.groups:
         warnings.warn(_nothing_shrinks(graph), MorphWarning, stacklevel=3)
     return plan
+
+
+_SAME = 0.01  # scores of a group within this share of the largest do not tell channels apart
+
+
+def _undecided(
+    graph: ChannelGraph, keep: Mapping[int, IntArray], scores: FloatArray
+) -> dict[str, list[Group]]:
+    """By reason the groups that lose some of their channels, but no score says which."""
+    sources = [s.channels for s in (*stored_kernels(graph), *computed_kernels(graph))]
+    made = set(graph.channel_group[np.concatenate(sources)].tolist()) if sources else set()
+    found: dict[str, list[Group]] = {}
+    for index, kept in keep.items():
+        group = graph.groups[index]
+        if 0 < len(kept) < group.width and np.ptp(of := scores[group.channels]) <= _SAME * of.max():
+            alike = "their channels score alike" if index in made else "no kernel makes them"
+            found.setdefault(alike, []).append(group)
+    return found
+
+
+def _without_choice(undecided: Mapping[str, Sequence[Group]]) -> str:
+    parts = []
+    for reason, groups in undecided.items():
+        names = ", ".join(f"{group.id} '{escape(group.name)}'" for group in groups[:5])
+        more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+        parts.append(f"{names}{more} ({reason})")
+    return (
+        f"no score tells the channels apart of {'; '.join(parts)}: the first ones go, whatever "
+        "they do; exclude these groups, or give scores"
+    )
 
 
 def _nothing_shrinks(graph: ChannelGraph) -> str:

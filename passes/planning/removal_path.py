@@ -119,7 +119,9 @@ def plan(
         | request_of_classes(keep_classes)
     )
     keep = path.keep() | channels
-    return build_plan(graph, keep, request, shown_costs(graph, constraints, convention))
+    costs = shown_costs(graph, constraints, convention)
+    computed = scores if isinstance(score, str) else None
+    return build_plan(graph, keep, request, costs, computed)
 
 
 def continue_plan(

@@ -75,9 +75,11 @@ def uniform(
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
-    keep = top_channels(graph, scaled, scores_of(graph, score, seed)) | channels
     request |= bounds.request() | request_of_classes(keep_classes)
-    return build_plan(graph, keep, request, shown_costs(graph, constraints, convention))
+    scores = scores_of(graph, score, seed)
+    keep = top_channels(graph, scaled, scores) | channels
+    computed = scores if isinstance(score, str) else None
+    return build_plan(graph, keep, request, shown_costs(graph, constraints, convention), computed)
 
 
 def set_widths(
@@ -93,9 +95,11 @@ def set_widths(
         PlanError: nothing would be left of the network.
         UnsupportedError: a glob matches no group, or a width does not fit.
     """
-    bounds = WidthBounds(widths=widths)
-    keep = top_channels(graph, bounds.on(graph).ceilings, scores_of(graph, score, seed))
-    return build_plan(graph, keep, bounds.request(), shown_costs(graph, (), "default"))
+    request |= bounds.request()
+    scores = scores_of(graph, score, seed)
+    keep = top_channels(graph, scaled, scores)
+    computed = scores if isinstance(score, str) else None
+    return build_plan(graph, keep, request, shown_costs(graph, constraints, convention), computed)
 
 
 def _scaled(ratio: float, allowed: AllowedWidths) -> IntArray:

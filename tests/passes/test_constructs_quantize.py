@@ -7,9 +7,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io.runtime import run
 from morphgraph.ops import OpNode, describe
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.checking.verify import verify
@@ -17,6 +19,7 @@ from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text, prove, random_plan
+from morphgraph.torch_io.to_torch import to_torch
 
 
 def stored(kind: str, name: str, shape: str, low: int = -60, high: int = 60) -> str:
@@ -167,15 +170,35 @@ def test_macs_are_those_of_the_operators_on_real_numbers() -> None:
     assert cost(graph_of("matrix products"), "macs").total == 5 * (3 * 6 + 6 * 2)
 
 
-def test_blocks_are_left_alone() -> None:
+def test_whole_blocks_go() -> None:
+    """Weights in blocks of 4 along what is summed over; what makes them loses 4 channels each."""
+    text = """<ir_version: 10, opset_import: ["": 21]> net (float[2,5] x, float[5,8] u, int8[6,8] w,
+    float[6,2] s, int8[6,2] z, float[6,3] v) => (float[2,3] y) {
+        h = MatMul(x, u)  r = Relu(h)  d = DequantizeLinear<axis=1, block_size=4>(w, s, z)
+        t = Transpose<perm=[1, 0]>(d)  a = MatMul(r, t)  b = Relu(a)  y = MatMul(b, v)
+    }"""
+    model = model_from_text(text)
+    stored = np.random.default_rng(0).integers(-9, 9, (6, 8)).astype(np.int8)
+    model.graph.initializers["w"].const_value = ir.Tensor(stored, name="w")
+    graph = lift(model)
+    assert [group.width for group in graph.groups if group.resizable] == [2, 6]
+    prove(graph, faults=30)
+    x = np.random.default_rng(1).standard_normal((2, 5), np.float32)
+    (expected,) = run(model, {"x": x}).values()
+    assert to_torch(model)(torch.from_numpy(x)).detach().numpy() == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_blocks_that_are_not_full_are_left_alone() -> None:
     head = '<ir_version: 10, opset_import: ["": 21]>'
-    text = """net (float[2,8] x) => (float[2,8] y) <float[2,2] s = {0.1, 0.2, 0.3, 0.4}> {
+    text = """net (float[2,7] x) => (float[2,7] y) <float[2,2] s = {0.1, 0.2, 0.3, 0.4}> {
         q = QuantizeLinear<block_size=4>(x, s)  y = DequantizeLinear<block_size=4>(q, s)
     }"""
     nodes = list(lift(model_from_text(head + text)).model.graph)
     assert [describe(OpNode(node)).opaque for node in nodes] == [
-        "QuantizeLinear in blocks",
-        "DequantizeLinear in blocks",
+        "QuantizeLinear with a last block that is not full",
+        "DequantizeLinear with a last block that is not full",
     ]
 
 

@@ -59,6 +59,31 @@ def test_group_norm_loses_whole_groups_where_it_has_some(
     prove(graph)
 
 
+STANDARDIZED = {
+    "mean and deviation": """m = ReduceMean(w2, over)  c = Sub(w2, m)  q = Mul(c, c)
+        v = ReduceMean(q, over)  d = Sqrt(v)  k = Div(c, d)""",
+    "mean alone": "m = ReduceMean(w2, over)  k = Sub(w2, m)",
+    "a norm": "f = Flatten(w2)  u = LpNormalization<axis=1>(f)  sh = Shape(w2)  k = Reshape(u, sh)",
+}
+
+
+@pytest.mark.parametrize("how", STANDARDIZED)
+@pytest.mark.parametrize(("groups", "widths"), [(4, [4]), (2, [2]), (8, [8])])
+def test_group_norm_loses_whole_groups_before_standardized_kernels(
+    how: str, groups: int, widths: list[int]
+) -> None:
+    """Those normalize over all of their input channels, whichever factor of them goes."""
+    text = f"""<ir_version: 10, opset_import: ["": 21]>
+    net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8] s, float[8] h, float[2,8,1,1] w2)
+    => (float[1,2,4,4] y) <int64[3] over = {{1, 2, 3}}> {{
+        a = Conv(x, w1)  n = GroupNormalization<num_groups={groups}>(a, s, h)  r = Relu(n)
+        {STANDARDIZED[how]}  y = Conv(r, k)
+    }}"""
+    graph = lift(model_from_text(text))
+    assert [group.width for group in free(graph)] == widths
+    prove(graph)
+
+
 def test_group_norm_of_single_channels_loses_whole_groups() -> None:
     text = """<ir_version: 10, opset_import: ["": 21]>
     net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8] s, float[8] h, float[2,8,1,1] w2)
