@@ -298,6 +298,32 @@ def name_nodes(graph: ir.Graph) -> None:
         node.name = name
 
 
+def name_values(model: ir.Model) -> None:
+    """Tell values of the same name apart, in place: initializers keep theirs, then graph inputs.
+
+    Exporters name results after their operations, and weights as the network's author does:
+    ``self.mean`` and ``x.mean()`` meet in one graph.
+
+    >>> model = ir.from_onnx_text('''
+    ... <ir_version: 10, opset_import: ["" : 20]>
+    ... net (float[2] x) => (float[2] y) <float[2] mean = {1, 2}> { t = Relu(x)  y = Add(t, mean) }
+    ... ''')
+    >>> model.graph.node(0).outputs[0].name = "mean"
+    >>> name_values(model)
+    >>> [value.name for value in model.graph.node(1).inputs]
+    ['mean_', 'mean']
+    """
+    editor = Editor(model)
+    taken: set[str] = set()
+    for graph in model.graphs():
+        own = [*graph.initializers.values(), *values_of(graph)]
+        for value in dict.fromkeys(own):
+            if value.name and value.name in taken:
+                value.name = editor.value_name(value.name)
+            if value.name:
+                taken.add(value.name)
+
+
 def array_of(value: ir.Value) -> Array:
     """An initializer's numbers."""
     assert value.const_value is not None

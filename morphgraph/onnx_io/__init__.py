@@ -5,6 +5,7 @@ from morphgraph.onnx_io.files import ModelLike, as_model, load, save, write_atom
 from morphgraph.onnx_io.keys import (
     ABSORBED_KEY,
     ALIASES_KEY,
+    BUFFERS_KEY,
     CANONICAL_KEY,
     COPIES_KEY,
     DYNAMIC_AXES_KEY,
@@ -15,6 +16,7 @@ from morphgraph.onnx_io.keys import (
 from morphgraph.onnx_io.model import (
     add_constant_names,
     bind_inputs,
+    buffer_names,
     checker_refusal,
     constant_names,
     keep_known_names,
@@ -37,6 +39,7 @@ from morphgraph.onnx_io.values import (
 __all__ = [
     "ABSORBED_KEY",
     "ALIASES_KEY",
+    "BUFFERS_KEY",
     "CANONICAL_KEY",
     "COPIES_KEY",
     "DYNAMIC_AXES_KEY",
@@ -47,6 +50,7 @@ __all__ = [
     "add_constant_names",
     "as_model",
     "bind_inputs",
+    "buffer_names",
     "captured_values",
     "checker_refusal",
     "constant_names",

@@ -2,6 +2,7 @@
 
 # In ``Model.metadata_props``, which stands in the file, as JSON:
 PARAMETERS_KEY = "morphgraph.parameters"  # names of the initializers that training changes
+BUFFERS_KEY = "morphgraph.buffers"  # names of those that are persistent buffers of the network
 CONSTANTS_KEY = "morphgraph.constants"  # names of those that stand in for layers of width 0
 ABSORBED_KEY = "morphgraph.absorbed"  # removed channels that were absorbed as constants, by group
 

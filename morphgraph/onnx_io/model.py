@@ -10,6 +10,7 @@ import onnx_ir as ir
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io.check import escape
 from morphgraph.onnx_io.keys import (
+    BUFFERS_KEY,
     CONSTANTS_KEY,
     PARAMETERS_KEY,
     STATIC_SHAPE_KEY,
@@ -98,6 +99,15 @@ def stored_names(model: ir.Model) -> list[str]:
         ModelError: what is stored is not a list of names.
     """
     return _listed(model, PARAMETERS_KEY)
+
+
+def buffer_names(model: ir.Model) -> frozenset[str]:
+    """Names of the initializers that are persistent buffers of the exported network.
+
+    Raises:
+        ModelError: what is stored is not a list of names.
+    """
+    return frozenset(_listed(model, BUFFERS_KEY))
 
 
 def constant_names(model: ir.Model) -> frozenset[str]:

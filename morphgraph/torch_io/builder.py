@@ -18,9 +18,10 @@ and for what computes with them: ``call`` a function, a ``method``, a module wit
 ``dtype`` is the torch type of an ONNX one: operators import nothing of this package.
 """
 
+import keyword
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -37,6 +38,7 @@ from morphgraph.torch_io import functions
 from morphgraph.torch_io.modules import ModuleTree
 from morphgraph.torch_io.names import clean, is_path, scope_of, shared_path
 from morphgraph.torch_io.origins import Origins
+from morphgraph.torch_io.paths import PathTracer
 from morphgraph.torch_io.size_arithmetic import Size, SizeArithmetic
 from morphgraph.torch_io.tensors import to_tensor, torch_type
 
@@ -59,11 +61,12 @@ class TorchBuilder:
     functions = functions
     dtype = staticmethod(torch_type)
 
-    def __init__(self, parameters: Sequence[str], exported: bool) -> None:
-        self.graph = fx.Graph()
+    def __init__(self, parameters: Sequence[str], buffers: Collection[str], exported: bool) -> None:
+        self.graph = fx.Graph(tracer_cls=PathTracer)
         self.tree = ModuleTree()
         self.parameters: dict[str, str] = {}
         self._trainable = frozenset(parameters)
+        self._buffers = frozenset(buffers)
         self._exported = exported
         self._values: dict[str, fx.Node] = {}
         self._homes: dict[str, str] = {}
@@ -72,6 +75,16 @@ class TorchBuilder:
         self._arithmetic = SizeArithmetic(self.graph, self.value)
 
     # -- values -------------------------------------------------------------------------------
+
+    def placeholder(self, value: ir.Value) -> None:
+        """Make a graph input an argument, under its name where Python and torch.fx take that."""
+        others = [node for node in self.graph.nodes if node.op == "placeholder"]
+        taken = {name for node in others for name in (node.name, str(node.target))}
+        name = clean(_name(value))
+        node = self.graph.placeholder(f"{name}_" if name in _READ_BY_CODE else name)
+        if node.target in taken:
+            node.target = node.name
+        self.bind(value, node)
 
     def bind(self, value: ir.Value, result: fx.Node) -> None:
         """Say what an ONNX value is in the graph."""
@@ -212,7 +225,7 @@ class TorchBuilder:
         if len(at_home) == len(names) and self.tree.same_form(path, module):
             return self._call_owner(path, x)
         # A weight that lives elsewhere has one home only; the lowering reads it from there.
-        if len(at_home) < len(homes) or not self.tree.is_free(path):
+        if len(at_home) < len(homes) or not self.tree.takes(path, module):
             return None
         if not all(
             value.const_value is not None and (role in _RUNNING or self._is_parameter(value))
@@ -280,7 +293,7 @@ class TorchBuilder:
         if not self.tree.same_form(path, module):
             names = [name for name, _ in module.named_parameters()]
             tensors = {name: self.tree.get(f"{path}.{name}") for name in names}
-            if not self.tree.is_free(path):
+            if not self.tree.takes(path, module):
                 return None
             for name, tensor in tensors.items():
                 if not isinstance(tensor, nn.Parameter):
@@ -375,19 +388,23 @@ class TorchBuilder:
         """The path of a parameter; one that no module owns is put at the path its name spells."""
         name = _name(value)
         if name not in self._homes:
-            path = name if is_path(name, self._exported) and self.tree.is_free(name) else ""
-            path = path or self.tree.unique(clean(name))
+            path = self._path_of(name)
             self.tree.put_parameter(path, nn.Parameter(to_tensor(value.const_value)))
             self._set_home(value, path)
         return self._homes[name]
+
+    def _path_of(self, name: str) -> str:
+        """The path that a tensor's name spells, or the nearest that torch takes."""
+        fits = is_path(name, self._exported) and self.tree.is_vacant(name)
+        return name if fits else self.tree.unique(clean(name))
 
     def _buffer(self, value: ir.Value) -> str:
         """The path of a constant tensor."""
         name = _name(value)
         if name not in self._homes:
-            path = name if is_path(name, self._exported) and self.tree.is_free(name) else ""
-            path = path or self.tree.unique(clean(name))
-            was_buffer = value.metadata_props.get(_PERSISTENT) == "True"
+            path = self._path_of(name)
+            told = value.metadata_props.get(_PERSISTENT)  # by torch's own exporter
+            was_buffer = told == "True" or name in self._buffers
             self.tree.put_buffer(path, to_tensor(value.const_value), persistent=was_buffer)
             self._homes[name] = path
             if was_buffer:
@@ -400,6 +417,15 @@ class TorchBuilder:
         return self._reads[path]
 
 
+# What the code that torch.fx writes reads beside its arguments.
+_READ_BY_CODE = frozenset(
+    [
+        *keyword.kwlist,
+        *("self", "Self", "torch", "device", "fx_pytree", "pytree", "NoneType", "inf", "nan"),
+        *("getattr", "slice", "range", "float", "int", "bool", "complex"),
+        *("list", "tuple", "dict", "set"),
+    ]
+)
 _PERSISTENT = "pkg.torch.export.graph_signature.InputSpec.persistent"
 _PLAIN = {"b": "?", "i": "i8", "u": "i8"}
 

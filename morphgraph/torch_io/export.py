@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,12 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from morphgraph.edit import name_values
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import PARAMETERS_KEY, escape, load
+from morphgraph.onnx_io import BUFFERS_KEY, PARAMETERS_KEY, checker_refusal, escape, load
+from morphgraph.ops import running_statistics
 from morphgraph.passes.canonical.canonicalize import canonicalize
+from morphgraph.torch_io.names import is_spelled_plainly
 
 BATCH = "batch"
 
@@ -75,13 +78,15 @@ def export(
         dynamic_shapes = dynamic_shapes or pytree.tree_map(_first_axis_dynamic, arguments)
         # From a batch of 1 the exporter concludes that the batch is always 1.
         arguments = pytree.tree_map_only(torch.Tensor, _at_least_two, arguments)
-    names = list(input_names or _input_names(net, arguments))
+    names = _input_names(net, arguments, input_names)
     with _inference_mode(net):
         results = _results(net, arguments)
         used = _used_parameters(results)
         _forget_derived(net)
         with _keeping_dropout(net):
             model = _translate(net, arguments, names, dynamic_batch, dynamic_shapes, opset)
+    name_values(model)
+    _check_inputs(model, net, input_names)
     _clean(model)
     parameters = dict(net.named_parameters(remove_duplicate=False))
     model.metadata_props[PARAMETERS_KEY] = json.dumps(_own_names(model, parameters))
@@ -89,14 +94,34 @@ def export(
     _restore_first_names(model, net)
     _name_results(model, results)
     _check_parameters(model, parameters, used)
-    kept = [name for name in parameters if name in model.graph.initializers]
-    model.metadata_props[PARAMETERS_KEY] = json.dumps(kept)
+    _note_names(model, PARAMETERS_KEY, parameters)
+    _note_names(model, BUFFERS_KEY, _plain_buffers(net, model))
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is not None:
             copied = np.array(tensor.numpy(), copy=True)
             value.const_value = ir.Tensor(copied, dtype=tensor.dtype, name=name)
+    refusal = checker_refusal(model)
+    if refusal is not None:
+        raise UnsupportedError(
+            f"network {type(net).__name__}: onnx.checker refuses what was exported: {refusal}; "
+            "replace the module that this is of by one that torch.onnx exports"
+        )
     return model
+
+
+def _note_names(model: ir.Model, key: str, names: Iterable[str]) -> None:
+    """Write into the metadata which initializers these are, in this order; nothing for none."""
+    kept = [name for name in names if name in model.graph.initializers]
+    if kept or key == PARAMETERS_KEY:
+        model.metadata_props[key] = json.dumps(kept)
+
+
+def _plain_buffers(net: nn.Module, model: ir.Model) -> list[str]:
+    """What the ``state_dict`` has beside parameters and running statistics."""
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    known = {*parameters, *running_statistics(model)}
+    return [name for name in net.state_dict() if name not in known]
 
 
 def _arguments(net: nn.Module, example: Any) -> tuple[Any, ...]:
@@ -124,14 +149,46 @@ def _arguments(net: nn.Module, example: Any) -> tuple[Any, ...]:
     return tuple(example.get(name, parameters[name].default) for name in places[: last + 1])
 
 
+def _check_inputs(model: ir.Model, net: nn.Module, given: Sequence[str] | None) -> None:
+    """Refuse a given input name that a parameter or buffer has, whose names must stay."""
+    for name, value in zip(given or (), model.graph.inputs, strict=False):
+        if value.name != name:
+            raise UnsupportedError(
+                f"network {type(net).__name__}: input '{escape(name)}' has the name of a parameter "
+                "or buffer; give it another"
+            )
+
+
 def _at_least_two(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.ndim == 0 or tensor.shape[0] != 1:
         return tensor
     return torch.cat([tensor, tensor])
 
 
-def _input_names(net: nn.Module, arguments: tuple[Any, ...]) -> list[str]:
-    """One name per tensor: that of its argument, numbered where an argument holds several."""
+def _input_names(
+    net: nn.Module, arguments: tuple[Any, ...], given: Sequence[str] | None
+) -> list[str]:
+    """One name per tensor: the given one, or what its argument is called; each only once.
+
+    Raises:
+        UnsupportedError: a given name is there twice.
+    """
+    names: list[str] = []
+    for name in given or _argument_names(net, arguments):
+        unique = name
+        while unique in names:
+            unique += "_"
+        if given and unique != name:
+            raise UnsupportedError(
+                f"network {type(net).__name__}: two inputs are called '{escape(name)}'; give each "
+                "a name of its own"
+            )
+        names.append(unique)
+    return names
+
+
+def _argument_names(net: nn.Module, arguments: tuple[Any, ...]) -> list[str]:
+    """Per tensor what its argument is called, numbered where an argument holds several."""
     parameters = list(inspect.signature(net.forward).parameters.values())
     named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
     names = []
@@ -265,8 +322,13 @@ def _translate_by_dynamo(
     dynamic_shapes: Any,
     opset: int,
 ) -> ir.Model:
+    source: nn.Module | torch.export.ExportedProgram = net
+    state: dict[str, str] = {}
+    if not all(is_spelled_plainly(name) for name in _state_names(net)):
+        source, state = _plainly_named(net, arguments, dynamic_shapes)
+        dynamic_shapes = None
     program = torch.onnx.export(
-        net,
+        source,
         arguments,
         input_names=names,
         opset_version=opset,
@@ -276,7 +338,44 @@ def _translate_by_dynamo(
         verbose=False,
     )
     assert program is not None
+    for value in list(program.model.graph.initializers.values()):
+        value.name = state.get(value.name or "", value.name)
     return program.model
+
+
+def _state_names(net: nn.Module) -> list[str]:
+    """The paths of all parameters and buffers."""
+    return [
+        *dict(net.named_parameters(remove_duplicate=False)),
+        *dict(net.named_buffers(remove_duplicate=False)),
+    ]
+
+
+def _plainly_named(
+    net: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any
+) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
+    """The traced network with weights called ``state_0``, ..., and what they are called in it.
+
+    The exporter writes Python that reads ``self.heads.class``, and fails to compile it.
+    """
+    program = torch.export.export(
+        net,
+        arguments,
+        dynamic_shapes=dynamic_shapes,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    names: dict[str, str] = {}
+    for k, spec in enumerate(program.graph_signature.input_specs):
+        if spec.target is None:
+            continue
+        plain = f"state_{k}"
+        names[plain] = spec.target
+        for tensors in (program.state_dict, program.constants):
+            if spec.target in tensors:
+                tensors[plain] = tensors.pop(spec.target)
+        spec.target = plain
+    return program, names
 
 
 def _first_axis_dynamic(argument: Any) -> Any:
@@ -292,20 +391,26 @@ def _translate_by_torchscript(
     dynamic_batch: bool,
     opset: int,
 ) -> ir.Model:
+    # TorchScript renames the weight, not the input, where both have one name.
+    placeholders = [f"morphgraph_input_{k}" for k in range(len(names))]
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "model.onnx"))
         torch.onnx.export(
             net,
             arguments,
             path,
-            input_names=names,
+            input_names=placeholders,
             opset_version=min(opset, _TORCHSCRIPT_OPSET),
-            dynamic_axes={name: {0: BATCH} for name in names} if dynamic_batch else None,
+            dynamic_axes={name: {0: BATCH} for name in placeholders} if dynamic_batch else None,
             dynamo=False,
             training=torch.onnx.TrainingMode.PRESERVE,
             do_constant_folding=False,
         )
-        return load(path)
+        model = load(path)
+    wanted = dict(zip(placeholders, names, strict=True))
+    for value in model.graph.inputs:
+        value.name = wanted.get(value.name or "", value.name)
+    return model
 
 
 @contextmanager

@@ -342,4 +342,3 @@ def training_form(net: nn.Module) -> Iterator[None]:
             if not any(True for _ in module.children()):
                 module.training = False
         yield
-

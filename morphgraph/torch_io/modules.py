@@ -2,7 +2,13 @@
 
 from torch import Tensor, fx, nn
 
-_RESERVED = frozenset(dir(fx.GraphModule)) | frozenset(vars(nn.Module()))
+_RESERVED = (
+    frozenset(dir(fx.GraphModule))
+    | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
+    | {"onnx_names"}  # what weights.py sets
+    | {"self", "Self"}  # torch.fx calls the module's result so as well, and then reads from that
+)
+"""What a module at the root cannot be called; further in, what ``nn.Module`` has itself."""
 
 
 class ModuleTree:
@@ -32,20 +38,42 @@ class ModuleTree:
         return found
 
     def is_free(self, path: str) -> bool:
-        """Whether something can be put here; an empty folder can still become a module."""
-        first, *rest = path.split(".")
-        if first in _RESERVED:
-            return False
-        above = [self.get(".".join([first, *rest][:k])) for k in range(1, len(rest) + 1)]
-        if any(there is not None and not isinstance(there, nn.Module) for there in above):
-            return False
-        return self.get(path) is None or self._is_folder(path)
+        """Whether a module can be put here; an empty folder can still become one."""
+        here: nn.Module | Tensor | None = self.root
+        for part in path.split("."):
+            if not isinstance(here, nn.Module) or (here is self.root and part in _RESERVED):
+                return False
+            inner = _member(here, part)
+            if inner is None and hasattr(here, part):
+                return False
+            here = nn.Module() if inner is None else inner
+        return type(here) is nn.Module
+
+    def is_vacant(self, path: str) -> bool:
+        """Whether nothing is here, and a tensor can be put."""
+        return self.is_free(path) and self.get(path) is None
+
+    def takes(self, path: str, module: nn.Module) -> bool:
+        """Whether a module can be put here, with what stands in the folder of that name."""
+        folder = self.get(path)
+        inside: list[str] = []
+        if isinstance(folder, nn.Module):
+            inside = [
+                *(name for name, _ in folder.named_children()),
+                *(name for name, _ in folder.named_parameters(recurse=False)),
+                *(name for name, _ in folder.named_buffers(recurse=False)),
+            ]
+        return self.is_free(path) and not any(
+            hasattr(module, name) and _member(module, name) is None for name in inside
+        )
 
     def unique(self, path: str) -> str:
         """This path, or with a number behind it where it is taken."""
+        folder, _, _ = path.rpartition(".")
+        if folder and not self.is_free(folder) and not isinstance(self.get(folder), nn.Module):
+            path = path.replace(".", "_")
         candidate, number = path, 0
-        reserved = path.split(".")[0] in _RESERVED
-        while (reserved and not number) or self.get(candidate) is not None:
+        while not self.is_vacant(candidate):
             number += 1
             candidate = f"{path}_{number}"
         return candidate
@@ -67,8 +95,7 @@ class ModuleTree:
         """Put a module without weights, or find the same one there; returns its path."""
         if path.split(".")[0] not in _RESERVED and self.same_form(path, module):
             return path
-        if not self.is_free(path) or self._is_folder(path):
-            path = self.unique(path)
+        path = self.unique(path)
         self.put(path, module)
         return path
 
@@ -88,9 +115,6 @@ class ModuleTree:
         """Whether the module there has the class and the options of this one."""
         there = self.get(path)
         return type(there) is type(module) and repr(there) == repr(module)
-
-    def _is_folder(self, path: str) -> bool:
-        return type(self.get(path)) is nn.Module
 
     def _parent(self, path: str) -> tuple[nn.Module, str]:
         *folders, field = path.split(".")

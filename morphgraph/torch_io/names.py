@@ -1,7 +1,9 @@
 """Names in PyTorch: the paths of modules and parameters, and what the exporter noted of them."""
 
 import ast
+import keyword
 import re
+import unicodedata
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -24,8 +26,23 @@ def clean(name: str) -> str:
 
 def is_path(name: str, exported: bool) -> bool:
     """Whether a name can stay a torch path; torch itself allows more in it than Python does."""
-    part = r"[^.\s\"'\\]+" if exported else r"\w+"
+    part = r"[^.]+" if exported else r"\w+"
     return re.fullmatch(rf"{part}(\.{part})*", name, flags=re.ASCII) is not None
+
+
+def is_spelled_plainly(path: str) -> bool:
+    """Whether Python that torch.fx writes, ``self.heads.box``, reads what stands at a path.
+
+    >>> is_spelled_plainly("layer1.0.a b.weight"), is_spelled_plainly("heads.class.weight")
+    (True, False)
+    """
+    # It quotes what is no identifier, but does not escape; Python normalizes what it reads.
+    return not any(
+        keyword.iskeyword(part)
+        or re.search(r"[\"\\\n\r]", part)
+        or (part.isidentifier() and unicodedata.normalize("NFKC", part) != part)
+        for part in path.split(".")
+    )
 
 
 def shared_path(names: Mapping[str, str], exported: bool) -> str | None:

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import ModelLike, as_model, static_shape
+from morphgraph.onnx_io import ModelLike, as_model, buffer_names, static_shape
 from morphgraph.ops import OpNode, facts_of, listed_parameters, parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.passes.canonical.symbols import Symbol, input_shapes, input_symbols
@@ -15,6 +15,7 @@ from morphgraph.tolerances import REBUILT
 from morphgraph.torch_io.batch import free_batch
 from morphgraph.torch_io.builder import TorchBuilder
 from morphgraph.torch_io.names import clean
+from morphgraph.torch_io.paths import spell_paths
 from morphgraph.torch_io.tensors import torch_type
 from morphgraph.torch_io.weights import record_names
 
@@ -91,14 +92,16 @@ def to_function(canonical: ir.Model, inputs: Sequence[str], result: str) -> fx.G
 
 def _network(canonical: ir.Model) -> fx.GraphModule:
     """A canonical model node by node, in ``eval`` mode."""
-    builder = TorchBuilder(parameter_names(canonical), listed_parameters(canonical) is not None)
+    exported = listed_parameters(canonical) is not None
+    builder = TorchBuilder(parameter_names(canonical), buffer_names(canonical), exported)
     graph = canonical.graph
     for value in _inputs(canonical):
-        builder.bind(value, builder.graph.placeholder(clean(value.name or "x")))
+        builder.placeholder(value)
     for node in graph:
         _lower(builder, node)
     results = tuple(builder.value(value) for value in graph.outputs)
     builder.graph.output(results[0] if len(results) == 1 else results)
+    spell_paths(builder.graph)
     net = fx.GraphModule(builder.tree.root, builder.graph, clean(graph.name or "Network"))
     net.graph.eliminate_dead_code()
     net.graph.lint()
