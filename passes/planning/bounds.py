@@ -232,7 +232,9 @@ def _by_hand(
     for pattern, wish in bounds.widths.items():
         where = f"set '{escape(pattern)}={escape(str(wish))}'"
         matching = require_match(graph, pattern, "set")
-        free = [g for g in matching if g.resizable and not _any_match(g, bounds.exclude)]
+        named = [g for g in matching if g.can_change and not _any_match(g, bounds.exclude)]
+        # A glob that names nothing but what is held asks for that.
+        free = [group for group in named if group.resizable or bounds.allows(group)] or named
         if not free:
             group = matching[0]
             why = f"cannot be resized ({group.reason})" if group.reason else "is excluded"

@@ -88,11 +88,12 @@ def set_widths(
         PlanError: nothing would be left of the network.
         UnsupportedError: a glob matches no group, or a width does not fit.
     """
-    request |= bounds.request()
+    bounds = WidthBounds(widths=widths)
     scores = scores_of(graph, score, seed)
-    keep = top_channels(graph, scaled, scores)
+    keep = top_channels(graph, bounds.on(graph).ceilings, scores)
     computed = scores if isinstance(score, str) else None
-    return build_plan(graph, keep, request, shown_costs(graph, constraints, convention), computed)
+    costs = shown_costs(graph, (), "default")
+    return build_plan(graph, keep, bounds.request(), costs, computed)
 
 
 def _scaled(ratio: float, allowed: AllowedWidths) -> IntArray:
