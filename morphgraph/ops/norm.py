@@ -17,6 +17,7 @@ class BatchNormalization(Op):
     """
 
     scale = 1
+    offset = 2
     shift = 2
     statistics = (3, 4)
 
@@ -83,6 +84,7 @@ class InstanceNormalization(Affine):
     """Statistics run over the axes behind the channels, where a GroupNorm may have put others."""
 
     scale = 1
+    offset = 2
 
     @staticmethod
     def describe(n: OpNode) -> Description:
@@ -109,6 +111,7 @@ class LayerNormalization(Affine):
     """Mean and variance run over all axes from ``axis`` on."""
 
     scale = 1
+    offset = 2
 
     @staticmethod
     def describe(n: OpNode, *, axis: int = -1) -> Description:
@@ -288,6 +291,7 @@ class GroupNormalization(Affine):
     """
 
     scale = 1
+    offset = 2
 
     @staticmethod
     def shape(x: Shape, *_others: Shape | None) -> Shape:

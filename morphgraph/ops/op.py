@@ -62,6 +62,7 @@ class Op:
         sized_by_data: what the results' sizes are depends on the operands' numbers.
         bounded: no result has more numbers than the rank times the size of an operand.
         scale: the operand that alone scales every channel.
+        offset: the operand that is added to what the scale has scaled.
         shift: the operand that is added to every channel, one number for each position of
             ``shift_axis`` of the result, times the attribute named ``shift_factor`` if it is there.
         statistics: operands that hold running statistics of a norm, which training updates without
@@ -86,6 +87,7 @@ class Op:
     sized_by_data: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     scale: ClassVar[int | None] = None
+    offset: ClassVar[int | None] = None
     shift: ClassVar[int | None] = None
     shift_axis: ClassVar[int] = 1
     shift_factor: ClassVar[str] = ""

@@ -3,8 +3,9 @@
 A scale is a norm's, or a parameter that multiplies every channel (a layer scale). A group is gated
 if scales cut every path from its producers to its readers: after the convolution, before the next
 one (pre-activation), on both arms of a residual sum, or after a concatenation (DenseNet). A product
-is silent where one operand is, so there one gated operand is enough; but not a scale before a
-sigmoid, which is open at zero.
+is silent where one operand is zero, so there one gated operand is enough; but not a scale before a
+sigmoid, which is open at zero, and not that of a norm with a shift: at a scale of zero the product
+is still the shift times the other operand.
 
 Some norms have statistics over the channels themselves (LayerNorm, GroupNorm). Their scale closes a
 channel if the statistic is all that sees it before. Where the channel also goes around the norm, as
@@ -20,7 +21,7 @@ import numpy as np
 
 from morphgraph.arrays import Flags
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
-from morphgraph.ops import facts_of
+from morphgraph.ops import facts_of, parameter_names
 from morphgraph.passes.analysis.channel_sources import channel_scales
 from morphgraph.passes.coupling.roles import roles
 
@@ -136,9 +137,10 @@ def _gates(graph: ChannelGraph) -> _Gates:
             scaled = Groups(graph.channel_group[scales[op_index].channels].tolist()) - {-1}
             closed[op_index] = scaled - (reading - by_statistic)
             arriving -= closed[op_index]
-        is_nonzero = _is_nonzero_at_zero(op) or (
-            op_index not in scales and _stays_nonzero(op, activations, zero_when_off)
-        )
+        if op_index in scales:
+            is_nonzero = _has_shift(graph, op)
+        else:
+            is_nonzero = _is_nonzero_at_zero(op) or _stays_nonzero(op, activations, zero_when_off)
         results = [value for value in op.ir.outputs if value.name]
         for value in results:
             name = value.name or ""
@@ -161,6 +163,18 @@ def _union(groups: Mapping[str, Groups], names: Iterable[str]) -> Groups:
 
 def _is_nonzero_at_zero(op: GraphOp) -> bool:
     return facts_of(op.ir).open_at_zero
+
+
+def _has_shift(graph: ChannelGraph, op: GraphOp) -> bool:
+    """Whether an operator adds something to what it scales, or will after training."""
+    port = facts_of(op.ir).offset
+    shift = op.ir.inputs[port] if port is not None and port < len(op.ir.inputs) else None
+    if shift is None:
+        return False
+    constant = shift.const_value
+    if constant is None or shift.name in parameter_names(graph.model):
+        return True
+    return bool(constant.numpy().any())
 
 
 def _stays_nonzero(op: GraphOp, activations: Sequence[str], zero_when_off: Sequence[str]) -> bool:

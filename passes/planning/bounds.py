@@ -255,7 +255,9 @@ def _by_hand(
     for pattern, wish in bounds.widths.items():
         where = f"set '{escape(pattern)}={escape(str(wish))}'"
         matching = require_match(graph, pattern, "set")
-        free = [group for group in matching if group.resizable and not bounds.excludes(group)]
+        named = [group for group in matching if group.can_change and not bounds.excludes(group)]
+        # A glob that names nothing but what is held asks for that.
+        free = [group for group in named if group.resizable or bounds.allows(group)] or named
         if not free:
             group = matching[0]
             why = f"cannot be resized ({group.reason})" if group.reason else "is excluded"

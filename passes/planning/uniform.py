@@ -99,7 +99,8 @@ def set_widths(
     scores = scores_of(graph, score, seed)
     keep = top_channels(graph, bounds.on(graph).ceilings, scores)
     computed = scores if isinstance(score, str) else None
-    return build_plan(graph, keep, bounds.request(), shown_costs(graph, (), "default"), computed)
+    costs = shown_costs(graph, (), "default")
+    return build_plan(graph, keep, bounds.request(), costs, computed)
 
 
 def _scaled(ratio: float, allowed: AllowedWidths) -> IntArray:

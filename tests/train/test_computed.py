@@ -157,7 +157,8 @@ def test_gradients_and_steps_act_on_what_scales_a_channel(
         assert {n for n in changed if n.startswith(f"layers.{name}.")} == wanted, name
         assert wanted <= with_gradient, name
         now = net.norms(name).detach()
-        assert bool((now <= before[name] * 1.0001).all()), name
+        if name != "spectral":  # whose largest singular value, the divisor, falls as well
+            assert bool((now <= before[name] * 1.0001).all()), name
         assert float(now[[0, 2, 3, 5]].sum()) < 0.999 * float(before[name][[0, 2, 3, 5]].sum())
 
 

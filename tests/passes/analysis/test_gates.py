@@ -1,9 +1,11 @@
 """Which scales close which groups, held against what the networks compute."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 import morphgraph as mg
 from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import PARAMETERS_KEY
 from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.analysis.channel_sources import channel_scales
 from morphgraph.passes.analysis.gates import closing_scales, deciding_scales, gated_groups
@@ -421,3 +424,48 @@ def test_what_is_closed_is_removed(name: str) -> None:
     torch.manual_seed(0)
     graph = removable(felt(NETS[name][0]()), IMAGE)
     assert gated_groups(graph)
+
+
+PRODUCTS = {
+    # what the arm is behind its BatchNorm -> whether the scale alone can silence the product
+    "as it is": ("p = Mul(a, n)", "h", False),
+    "behind a ReLU": ("r = Relu(n)  p = Mul(r, a)", "h", False),
+    "as a gate of itself": ("q = Sigmoid(n)  p = Mul(a, q)", "h", False),
+    "squeezed": ("q = GlobalAveragePool(n)  p = Mul(a, q)", "h", False),
+    "without a shift": ("p = Mul(a, n)", "zero", True),
+    "behind a ReLU without a shift": ("r = Relu(n)  p = Mul(r, a)", "zero", True),
+    "scaled by one number each": ("q = Mul(n, g)  p = Mul(a, q)", "h", True),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_norm_on_one_arm_of_a_product(name: str) -> None:
+    """A shift that is not zero is multiplied with the other arm, so that the channel lives on."""
+    body, shift, expected = PRODUCTS[name]
+    text = f"""net (float[1,3,4,4] x, float[4,3,1,1] w1, float[4,3,1,1] w2, float[4] s, float[4] h,
+    float[4] zero, float[4] m, float[4] v, float[4,1,1] g, float[2,4,1,1] w3)
+    => (float[1,2,4,4] y) {{
+        a = Conv(x, w1)  b = Conv(x, w2)
+        n = BatchNormalization(b, s, {shift}, m, v)  {body}  y = Conv(p, w3)
+    }}"""
+    model = model_from_text(text)
+    zero = model.graph.initializers["zero"]
+    zero.const_value = ir.Tensor(np.zeros(4, np.float32), name="zero")
+    read = {value.name for node in model.graph for value in node.inputs if value is not None}
+    names = [n for n in model.graph.initializers if n in read and n != "zero"]
+    model.metadata_props[PARAMETERS_KEY] = json.dumps(names)  # the zero shift is not trained
+    graph = mg.lift(model)
+    (group,) = [group for group in graph.groups if group.resizable]
+    assert (group.index in gated_groups(graph)) == expected
+    # In ONNX Runtime: with the scale (and factor) of channel 1 at zero, does what is read vary?
+    silent = graph.model.clone()
+    for scale in {"s", "g"} & silent.graph.initializers.keys():
+        array = silent.graph.initializers[scale].const_value.numpy().copy()  # type: ignore[union-attr]
+        array[1] = 0.0
+        silent.graph.initializers[scale].const_value = ir.Tensor(array, name=scale)
+    silent.graph.outputs.append(
+        next(n for n in silent.graph if n.outputs[0].name == "p").outputs[0]
+    )
+    feeds = np.random.default_rng(0).standard_normal((2, 1, 3, 4, 4)).astype(np.float32)
+    one, other = (run(silent, {"x": x})["p"][:, 1] for x in feeds)
+    assert np.array_equal(one, other) == expected

@@ -10,6 +10,7 @@ from morphgraph.onnx_io import PARAMETERS_KEY
 from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.removal_path import plan
+from morphgraph.passes.planning.uniform import set_widths
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text
 
@@ -80,6 +81,8 @@ def test_bins_with_fixed_numbers_are_held_unless_included(name: str) -> None:
     chosen = plan(graph, {"macs": "80%"}, include=[held.id])
     (kept,) = chosen.keep_channels(graph).values()
     assert 0 < len(kept) < 16
+    by_hand = set_widths(graph, {held.id: 5})
+    assert len(by_hand.keep_channels(graph)[held.index]) == 5
     assert verify(graph, chosen, resize(graph, chosen.keep_channels(graph))).ok
 
 
