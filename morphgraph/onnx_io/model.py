@@ -30,7 +30,7 @@ def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Mode
     """
     bound = model.clone()
     inputs = {value.name: value for value in bound.graph.inputs if not value.is_initializer()}
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int | None] = {}
     for name, shape in shapes.items():
         value = inputs.get(name)
         if value is None:
@@ -46,14 +46,15 @@ def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Mode
             )
         for old, size in zip(declared, shape, strict=True):
             if isinstance(old, ir.SymbolicDim) and old.value is not None:
-                sizes[old.value] = size
+                # A name of several sizes, such as "?", says nothing of other values.
+                sizes[old.value] = size if sizes.get(old.value, size) == size else None
         value.shape = ir.Shape(shape)
     for value in (*bound.graph.inputs, *(v for node in bound.graph for v in node.outputs)):
         value.meta.pop(STATIC_SHAPE_KEY, None)
         value.meta.pop(UNSIZED_KEY, None)
         if value.shape is not None:
             value.shape = ir.Shape(
-                sizes.get(dim.value or "", dim) if isinstance(dim, ir.SymbolicDim) else dim
+                (sizes.get(dim.value or "") or dim) if isinstance(dim, ir.SymbolicDim) else dim
                 for dim in value.shape
             )
     return bound

@@ -85,7 +85,7 @@ class Split(Op):
         return tuple(b.item(parts, k) for k in range(len(sizes)))
 
 
-def _slices(n: OpNode) -> dict[int, IntArray]:
+def sliced_positions(n: OpNode) -> dict[int, IntArray]:
     """Per sliced axis: the operand positions that stay, in the result's order."""
     starts, ends = n.ints(1), n.ints(2)
     if starts is None or ends is None or (n.has(3) and n.const(3) is None):
@@ -134,7 +134,7 @@ class Slice(Op):
         if n.ints(1) is None or n.ints(2) is None:
             return _sliced_where_computed(n)
         description = Description()
-        slices = _slices(n)
+        slices = sliced_positions(n)
         for axis, size in enumerate(n.shape(0)):
             positions = slices.get(axis)
             if positions is None or np.array_equal(positions, np.arange(size)):
@@ -156,7 +156,7 @@ class Slice(Op):
             return
         changed = {
             axis: ranks(new.positions(0, axis), positions[results], results)
-            for axis, positions in _slices(n).items()
+            for axis, positions in sliced_positions(n).items()
             if not stays(new, axis, n.shape(0)[axis])
             for results in [new.positions(~0, axis)]
         }
@@ -194,7 +194,7 @@ class Slice(Op):
         if b.open_axes(n, 0) or n.ints(1) is None or n.ints(2) is None:
             return _sliced_by_bounds(b, n)
         index: list[slice] = [slice(None)] * len(n.shape(0))
-        for axis, positions in _slices(n).items():
+        for axis, positions in sliced_positions(n).items():
             if np.array_equal(positions, np.arange(n.shape(0)[axis])):
                 continue
             step = _step(positions)
@@ -320,6 +320,8 @@ class Expand(Op):
         description = Description()
         shape, out = n.shape(0), n.out()
         shift = len(out) - len(shape)
+        target = n.sizes(1)
+        target = [1] * (len(out) - len(target)) + target
         for axis, size in enumerate(out):
             inner = axis - shift
             if inner >= 0 and shape[inner] == size:
@@ -327,18 +329,17 @@ class Expand(Op):
                 continue
             if inner >= 0:
                 description.pin(0, inner, 1, "axis of size 1, broadcast")
-            computed = None if n.const(1) is not None else "expanded to a computed size"
+            computed = "expanded to a computed size" if target[axis] is None else None
             description.add(f"a{axis}", size, [Place(~0, axis)], computed)
         return description
 
     @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:
-        target = n.ints(1)
-        if target is None:
+        target = n.sizes(1)
+        if all(size is None for size in target):
             return
         sizes = new.shape(~0)[len(n.out()) - len(target) :]
-        updated = [1 if old == 1 else size for old, size in zip(target, sizes, strict=True)]
-        new.set_constant(1, np.array(updated, dtype=np.int64))
+        new.set_sizes(1, [1 if old == 1 else size for old, size in zip(target, sizes, strict=True)])
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":

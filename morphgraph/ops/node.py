@@ -71,3 +71,27 @@ class OpNode:
             return tuple(attribute)
         value = self.const(i)
         return None if value is None else tuple(int(x) for x in value.reshape(-1))
+
+    def sizes(self, i: int) -> list[int | None]:
+        """The numbers of a shape operand; ``None`` for each that is computed at run time.
+
+        A shape may be joined from pieces, of which some are constants; nobody else may read it
+        then, so that they can follow a resize.
+        """
+        constant = self.ints(i)
+        if constant is not None:
+            return list(constant)
+        operand = self.ir.inputs[i]
+        maker = None if operand is None else operand.producer()
+        unknown: list[int | None] = [None] * self.shape(i)[0]
+        if maker is None or maker.op_type != "Concat" or maker.domain:
+            return unknown
+        if len(maker.outputs[0].uses()) > 1 or maker.outputs[0].is_graph_output():
+            return unknown
+        numbers: list[int | None] = []
+        for piece in maker.inputs:
+            assert piece is not None
+            constants = piece.const_value
+            count = static_shape(piece)[0]
+            numbers += [None] * count if constants is None else constants.numpy().tolist()
+        return numbers

@@ -12,10 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
-import numpy as np
-
 from morphgraph.arrays import Shape
-from morphgraph.onnx_io import static_shape
 from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, op
 
@@ -92,43 +89,25 @@ def _lay(
         description.lay(port, axis, on_axis)
 
 
-def _pieces(n: OpNode) -> list[int | None]:
-    """The numbers of a shape that is joined from pieces; ``None`` where one is computed."""
-    operand = n.ir.inputs[1]
-    maker = None if operand is None else operand.producer()
-    if maker is None or maker.op_type != "Concat" or len(maker.outputs[0].uses()) > 1:
-        raise UnsupportedFormError("Reshape to a shape that is computed at run time")
-    if any(piece is None or static_shape(piece) != (1,) for piece in maker.inputs):
-        raise UnsupportedFormError("Reshape to a shape that is computed at run time")
-    constants = [None if piece is None else piece.const_value for piece in maker.inputs]
-    return [None if c is None else int(c.numpy()[0]) for c in constants]
-
-
 @op("Reshape")
 class Reshape(Op):
     moves = True
 
     @staticmethod
     def describe(n: OpNode, *, allowzero: int = 0) -> Description:
-        if n.ints(1) is None:
-            _pieces(n)
+        if n.ints(1) is None and all(size is None for size in n.sizes(1)):
+            raise UnsupportedFormError("Reshape to a shape that is computed at run time")
         return regroup(n.shape(0), n.out())
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, allowzero: int = 0) -> None:
-        target, sizes = n.ints(1), new.shape(~0)
-        if target is None:
-            for k, size in enumerate(_pieces(n)):
-                if size is not None and size > 0:
-                    new.set_piece(1, k, sizes[k])
-            return
         # -1 stays; a 0 copies the operand's size, and stays where that is still the right one.
-        before = new.shape(0)
+        before, target = new.shape(0), n.sizes(1)
         updated = [
-            entry if entry == -1 or (entry == 0 and before[k : k + 1] == (size,)) else size
-            for k, (entry, size) in enumerate(zip(target, sizes, strict=True))
+            entry if entry in (None, -1) or (entry == 0 and before[k : k + 1] == (size,)) else size
+            for k, (entry, size) in enumerate(zip(target, new.shape(~0), strict=True))
         ]
-        new.set_constant(1, np.array(updated, dtype=np.int64))
+        new.set_sizes(1, [size or 0 for size in updated])
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, allowzero: int = 0) -> "fx.Node":

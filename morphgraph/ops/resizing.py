@@ -94,17 +94,22 @@ class Resizing:
         new = self._editor.constant(f"{old.name}_{self.copy.name}", array)
         self.copy.replace_input_with(i, new)
 
-    def set_piece(self, i: int, k: int, size: int) -> None:
-        """Change constant ``k`` of those that a Concat joins into operand ``i``."""
-        joined = self.copy.inputs[i]
-        concat = None if joined is None else joined.producer()
+    def set_sizes(self, i: int, sizes: Sequence[int]) -> None:
+        """Change a shape operand, a constant or joined from pieces; what is computed stays."""
+        operand = self.copy.inputs[i]
+        assert operand is not None
+        if operand.const_value is not None:
+            self.set_constant(i, np.array(sizes, dtype=np.int64))
+            return
+        concat, start = operand.producer(), 0
         assert concat is not None
-        old = concat.inputs[k]
-        assert old is not None
-        assert old.const_value is not None
-        if old.const_value.numpy()[0] != size:
-            new = self._editor.sizes(f"{old.name}_{concat.name}", [size])
-            concat.replace_input_with(k, new)
+        for k, piece in enumerate(list(concat.inputs)):
+            assert piece is not None
+            part = list(sizes[start : start + static_shape(piece)[0]])
+            start += len(part)
+            if piece.const_value is not None and piece.const_value.numpy().tolist() != part:
+                new = self._editor.sizes(f"{piece.name}_{concat.name}", part)
+                concat.replace_input_with(k, new)
 
     def become_gather(self, axis: int, indices: IntArray) -> None:
         """Turn the node into a Gather of its first operand, its results unchanged."""

@@ -64,7 +64,7 @@ class Runtime:
             attributes.SerializeToString(deterministic=True),
             tuple((value.dtype, shape) for value, shape in zip(operands, shapes, strict=True)),
             tuple((name in constants, value is None) for name, value in _ports(node)),
-            tuple(array.tobytes() for array in constants.values() if array.dtype != object),
+            tuple(array.tobytes() for array in constants.values() if array.dtype.kind != "O"),
         )
         if key not in self._answers:
             self._answers[key] = self._asked(node, operands, constants)
@@ -122,7 +122,7 @@ def _numbers(value: ir.Value, half: bool) -> Array:
     """Operands of two runs: ones and positive numbers; then every other number is zero."""
     shape, dtype = known_shape(value), dtype_of(value)
     assert shape is not None
-    if dtype == object:
+    if dtype.kind == "O":
         return np.full(shape, "a", object)
     array = np.ones(shape, dtype)
     if half:
@@ -137,5 +137,5 @@ def _type_of(results: Sequence[object]) -> ResultType | None:
         return None
     if first.shape != second.shape:
         return None
-    dtype = ir.DataType.STRING if first.dtype == object else ir.DataType.from_numpy(first.dtype)
+    dtype = ir.DataType.STRING if first.dtype.kind == "O" else ir.DataType.from_numpy(first.dtype)
     return ir.TensorType(dtype), ir.Shape(first.shape)

@@ -61,9 +61,9 @@ def keep_sizes_dynamic(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -
             failure = failure or error
     assert failure is not None
     sizes = ", ".join(f"{symbol.name}={symbol.size}" for symbol in symbols)
-    names = dict.fromkeys(name for symbol in symbols for name, _ in symbol.axes)
+    names = dict.fromkeys(f"'{escape(name)}'" for symbol in symbols for name, _ in symbol.axes)
     raise ModelError(
-        f"{failure} (the open sizes of input {', '.join(repr(escape(n)) for n in names)} were tried "
+        f"{failure} (the open sizes of input {', '.join(names)} were tried "
         f"at {escape(sizes)}; {_advice(model, symbols, fold, failure)})"
     ) from failure
 
@@ -78,8 +78,8 @@ def _advice(model: ir.Model, symbols: Sequence[Symbol], fold: Fold, failure: Mis
     choices = [[symbol] for symbol in symbols] + [beside_batch] * (len(beside_batch) > 1)
     pairs = set(product((size for size in failure.sizes if size > 0), repeat=2))
     ranked = sorted(
-        # A symbol's own size in another's place first, and then what is not far from it.
-        (given != chosen[0].size, max(ratio, 1 / ratio), ratio, k)
+        # First what stands where a symbol's own size should, then what is near; 1 fits too much.
+        (chosen[0].size * ratio == 1, given != chosen[0].size, max(ratio, 1 / ratio), ratio, k)
         for k, chosen in enumerate(choices)
         for wanted, given in pairs
         for ratio in [Fraction(wanted, given)]
@@ -87,7 +87,7 @@ def _advice(model: ir.Model, symbols: Sequence[Symbol], fold: Fold, failure: Mis
     )
     wanted = [
         [replace(s, size=int(s.size * ratio)) if s in choices[k] else s for s in symbols]
-        for ratio, k in dict.fromkeys((ratio, k) for _, _, ratio, k in ranked)
+        for ratio, k in dict.fromkeys((ratio, k) for *_, ratio, k in ranked)
     ]
     for sizes in wanted[:_MAX_TRIES]:
         shapes = input_shapes(model, sizes)
@@ -183,7 +183,7 @@ class _OperandWriter:
                 )
 
     def _write_operand(self, node: ir.Node) -> None:
-        index = {"Reshape": 1, "Expand": 1, "Resize": 3}.get(node.op_type)
+        index = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}.get(node.op_type)
         operand = node.inputs[index] if index is not None and index < len(node.inputs) else None
         if node.domain or operand is None or index is None:
             return
@@ -193,7 +193,11 @@ class _OperandWriter:
             self._write_reshape(node, operand)
         elif node.op_type == "Expand":
             target, dynamic = self.runs.expand_target(node)
-            self._write_target(node, operand, target, dynamic)
+            self._write_target(node, 1, operand, target, dynamic)
+        elif node.op_type == "ConstantOfShape":
+            (result,) = node.outputs
+            dynamic = self.runs.varying_axes(result)
+            self._write_target(node, 0, operand, static_shape(result), dynamic)
         elif self.opset >= 18 and "axes" not in node.attributes:
             self._write_resize(node, operand)
 
@@ -223,7 +227,7 @@ class _OperandWriter:
         for axis in inferred:
             target[axis] = -1
         computed = [axis for axis in others if axis not in inferred]
-        self._write_target(node, operand, target, computed)
+        self._write_target(node, 1, operand, target, computed)
 
     def _is_symbol(self, sizes: Sequence[int]) -> bool:
         """Whether a size is one dynamic size, and nothing is multiplied by it or added."""
@@ -231,12 +235,17 @@ class _OperandWriter:
         return expression(symbols, sizes) in [ir.SymbolicDim(s.name) for s in symbols]
 
     def _write_target(
-        self, node: ir.Node, operand: ir.Value, target: Sequence[int], computed: Sequence[int]
+        self,
+        node: ir.Node,
+        index: int,
+        operand: ir.Value,
+        target: Sequence[int],
+        computed: Sequence[int],
     ) -> None:
         """Give a node a shape: a constant, or one with some sizes picked from the computed one."""
         name = node.outputs[0].name
         if not computed:
-            node.replace_input_with(1, self.editor.sizes(f"{name}_target", target))
+            node.replace_input_with(index, self.editor.sizes(f"{name}_target", target))
             return
         if operand.const_value is not None:
             return
@@ -247,7 +256,7 @@ class _OperandWriter:
             else self.editor.sizes(f"{name}_size_{k}", [size])
             for k, size in enumerate(target)
         ]
-        self._join(node, 1, pieces, f"{name}_shape")
+        self._join(node, index, pieces, f"{name}_shape")
 
     def _join(self, node: ir.Node, index: int, pieces: Sequence[ir.Value], name: str) -> None:
         """Give a node an operand that joins these sizes."""

@@ -13,6 +13,7 @@ BATCH = (2, 3)  # analysis size, enlarged size
 _IMAGE = (224, 256)  # height or width, a multiple of what networks divide it by
 _VOLUME = (64, 96)  # the same of three dimensions
 _LENGTH = (64, 80)
+_NAMELESS = {None, "", "?", "-1", "None", "unknown"}  # of what exporters do not name
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ def input_symbols(model: ir.Model) -> list[Symbol]:
             dim = _dim(value, axis)
             if dim is None:
                 continue
-            name = batch if axis == 0 else dim.value or f"{value.name}_{axis}"
+            name = dim.value if dim.value not in _NAMELESS else f"{value.name}_{axis}"
+            name = batch if axis == 0 else name or ""
             axes.setdefault(name, []).append((value.name or "", axis))
             sizes.setdefault(name, BATCH if axis == 0 else _sizes_of(value, axis))
     return [Symbol(name, tuple(axes[name]), *sizes[name]) for name in axes]

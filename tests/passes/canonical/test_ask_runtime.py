@@ -122,8 +122,8 @@ def test_sizes_that_depend_on_numbers_are_not_believed() -> None:
 
 
 UNKNOWN = """<ir_version: 8, opset_import: ["": 17, "com.acme": 1]>
-    net (float[N,3,8,8] x, float[6,3,3,3] w1, float[7,6,3,3] w2, float[7,7,1,1] w3, float[9,3,1,1] v1,
-        float[4,9,1,1] v2) => (float[N,k,a,b] y, float[N,4,8,8] z) {
+    net (float[N,3,8,8] x, float[6,3,3,3] w1, float[7,6,3,3] w2, float[7,7,1,1] w3,
+        float[9,3,1,1] v1, float[4,9,1,1] v2) => (float[N,k,a,b] y, float[N,4,8,8] z) {
         a = Conv(x, w1) b = Relu(a) c = Conv(b, w2) d = com.acme.Odd(c) e = Conv(d, w3) y = Relu(e)
         f = Conv(x, v1) g = Relu(f) z = Conv(g, v2) }"""
 
