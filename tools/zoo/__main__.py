@@ -30,12 +30,16 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 
 import torch
-from entries import ENTRIES
+from entries import ALL
 from entry import ROOT, Entry, export_digest, program_digest, versions
-from examine import Examination
+from file_findings import FileFindings
+from file_report import file_sections
 from findings import Findings
-from prepare import is_prepared, note_memory, prepare
+from kinds import AnyFindings, kind_of
+from peers import PeerFindings
+from prepare import is_prepared, note_memory
 from report import report
+from small_models import SmallFindings
 
 RUNS = ROOT / "runs" / "zoo"
 RESULTS = RUNS / "results.jsonl"
@@ -74,9 +78,9 @@ def _options() -> argparse.Namespace:
 
 
 def _chosen(options: argparse.Namespace) -> list[Entry]:
-    entries = [entry for entry in ENTRIES.values() if entry.small or not options.small]
+    entries = [entry for entry in ALL.values() if entry.small or not options.small]
     for pattern in options.only:
-        if not fnmatch.filter(ENTRIES, pattern):
+        if not fnmatch.filter(ALL, pattern):
             raise SystemExit(f"zoo: no entry is named {pattern}")
     if options.only:
         entries = [e for e in entries if any(fnmatch.fnmatch(e.name, p) for p in options.only)]
@@ -86,26 +90,26 @@ def _chosen(options: argparse.Namespace) -> list[Entry]:
     return entries
 
 
-def stored(digest: str | None) -> dict[str, Findings]:
+def stored(digest: str | None) -> dict[str, AnyFindings]:
     """The last row of every network, of this program or (None) of any."""
     if not RESULTS.exists():
         return {}
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     return {
-        row["name"]: Findings.from_json(row["findings"])
+        row["name"]: kind_of(ALL[row["name"]]).from_json(row["findings"])
         for row in rows
-        if digest is None or row["digest"] == digest
+        if row["name"] in ALL and (digest is None or row["digest"] == digest)
     }
 
 
-def _is_open(entry: Entry, known: dict[str, Findings], options: argparse.Namespace) -> bool:
+def _is_open(entry: Entry, known: dict[str, AnyFindings], options: argparse.Namespace) -> bool:
     found = known.get(entry.name)
     return found is None or (options.failed and not found.holds)
 
 
 def _measure(
     entries: Sequence[Entry], digest: str, options: argparse.Namespace
-) -> Iterator[Findings]:
+) -> Iterator[AnyFindings]:
     """The rows of these entries, as they come; ``options.jobs`` at a time."""
     RUNS.mkdir(parents=True, exist_ok=True)
     waiting = [*reversed(entries)]
@@ -131,19 +135,21 @@ def _measure(
 
 
 class Row:
-    """A network on its way through its two processes.
+    """An entry on its way through its one or two processes.
 
     They are forks of this one, which has imported everything and computed nothing.
     """
 
     def __init__(self, entry: Entry, options: argparse.Namespace) -> None:
         self.entry = entry
+        self.kind = kind_of(entry)
         self.options = options
         self.start = time.perf_counter()
         self.crash: tuple[str, str] | None = None
         self.partial = WORK / f"{entry.stem}.json"
         self.partial.unlink(missing_ok=True)
-        self._launch("examine" if is_prepared(entry, options.reuse_exports) else "prepare")
+        ready = self.kind.prepare is None or is_prepared(entry, options.reuse_exports)
+        self._launch("examine" if ready else "prepare")
 
     def _launch(self, stage: str) -> None:
         self.stage = stage
@@ -164,23 +170,27 @@ class Row:
             self.crash = (self.stage, f"no result in {self.options.time_s} s")
         self.process.join()
         if self.crash is None and self.process.exitcode:
-            says = self.words.recv() if self.words.poll() else f"exit {self.process.exitcode}"
-            self.crash = (self.stage, says)
+            self.crash = (self.stage, self._last_words())
         if self.crash is None and self.stage == "prepare":
             self._launch("examine")
             return False
         return True
 
-    def findings(self) -> Findings:
+    def _last_words(self) -> str:
+        """What a process said that failed; its exit code where it was killed or crashed."""
+        try:
+            return str(self.words.recv())
+        except EOFError:
+            return f"exit {self.process.exitcode}"
+
+    def findings(self) -> AnyFindings:
         """What was found before the end, and what ended it."""
-        found = Findings(
-            self.entry.name, self.entry.family, structure_only=self.entry.structure_only
-        )
+        found = self.kind.blank(self.entry)
         if self.partial.exists():
-            found = Findings.from_json(json.loads(self.partial.read_text()))
+            found = self.kind.from_json(json.loads(self.partial.read_text()))
         if self.crash is not None:
             stage, says = self.crash
-            found.crashes["export" if stage == "prepare" else stage] = says
+            found.crashes[self.kind.first_stage if stage == "prepare" else stage] = says
         return found
 
 
@@ -196,7 +206,8 @@ def _work(stage: str, entry: Entry, memory_gib: float, sender: connection.Connec
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     try:
-        if stage == "prepare":
+        prepare = kind_of(entry).prepare
+        if stage == "prepare" and prepare is not None:
             prepare(entry)
             note_memory(entry, _memory_mib())
         else:
@@ -208,20 +219,20 @@ def _work(stage: str, entry: Entry, memory_gib: float, sender: connection.Connec
 
 
 def _examine(entry: Entry) -> None:
-    def note(found: Findings) -> None:
+    def note(found: AnyFindings) -> None:
         found.memory_mib["examine"] = _memory_mib()
         (WORK / f"{entry.stem}.json").write_text(json.dumps(dataclasses.asdict(found)))
 
-    note(Examination(entry, note).run())
+    note(kind_of(entry).examine(entry, note))
 
 
 def _memory_mib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def _extent(options: argparse.Namespace, rows: Sequence[Findings]) -> str:
+def _extent(options: argparse.Namespace, rows: Sequence[AnyFindings]) -> str:
     """How much of the zoo the page holds, and whether one program measured it."""
-    wanted = sum(entry.small or not options.small for entry in ENTRIES.values())
+    wanted = sum(entry.small or not options.small for entry in ALL.values())
     words = f"{len(rows)} of {wanted} entries were measured"
     if options.report:
         last = {row["name"]: row["digest"] for row in map(json.loads, RESULTS.open())}
@@ -230,17 +241,23 @@ def _extent(options: argparse.Namespace, rows: Sequence[Findings]) -> str:
     return words + "."
 
 
-def _write(options: argparse.Namespace, rows: Sequence[Findings]) -> None:
+def _write(options: argparse.Namespace, rows: Sequence[AnyFindings]) -> None:
     name = "coverage-small" if options.small else "coverage"
+    networks = [found for found in rows if isinstance(found, Findings)]
     page = report(
         "small networks" if options.small else "the zoo",
         "python tools/zoo" + " --small" * options.small + " --report" * options.report,
         dt.datetime.now(dt.UTC).date().isoformat(),
         {"Python": platform.python_version(), **versions()},
         f"{os.cpu_count()} cores. {_extent(options, rows)}",
-        rows,
+        networks,
     )
-    (ROOT / "docs" / f"{name}.md").write_text(page)
+    others = file_sections(
+        [found for found in rows if isinstance(found, FileFindings)],
+        [found for found in rows if isinstance(found, SmallFindings)],
+        [found for found in rows if isinstance(found, PeerFindings)],
+    )
+    (ROOT / "docs" / f"{name}.md").write_text(page + "\n".join([*others, ""] if others else []))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ import files
 import sequences
 import vision
 from entry import Entry
+from others import FILES
+from peers import PEERS
+from small_models import SMALL
 
 _TIMM = """
 convnext_tiny convnextv2_tiny efficientnet_b0 mobilenetv3_large_100 mobilenetv4_conv_small
@@ -128,6 +131,10 @@ def _others() -> list[Entry]:
     ]
 
 
+#: Networks: everything is asked of them.
 ENTRIES: dict[str, Entry] = {
     entry.name: entry for entry in (*_sequences(), *_others(), *_timm(), *_torchvision())
 }
+
+#: And files of others under treatments, small models, comparisons with peers.
+ALL: dict[str, Entry] = {**ENTRIES, **FILES, **SMALL, **PEERS}

@@ -41,12 +41,12 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of the zoo.
+    """A network of the zoo; entries of other kinds inherit.
 
     Attributes:
         name: unique; those of a library start with its name, ``timm/resnet50``.
         family: ``cnn``, ``transformer`` (hybrids too), ``recurrent`` or ``other``.
-        make: builds it from ``options``.
+        make: builds it from ``options``; entries of other kinds say what else.
         options: plain values.
         small: whether ``--small`` takes it.
         structure_only: too large to be run: no weights, nothing verified.
@@ -54,7 +54,7 @@ class Entry:
 
     name: str
     family: str
-    make: Callable[..., Network | File]
+    make: Callable[..., Any]
     options: dict[str, Any] = field(default_factory=dict)
     small: bool = False
     structure_only: bool = False
@@ -64,9 +64,15 @@ class Entry:
         """A file name."""
         return self.name.replace("/", "--")
 
+    @property
+    def pins(self) -> bytes:
+        """What is prepared depends on this, too."""
+        return b""
+
     def build(self) -> Network | File:
         """The network, freshly made."""
-        return self.make(**self.options)
+        built: Network | File = self.make(**self.options)
+        return built
 
 
 def versions() -> dict[str, str]:
@@ -84,6 +90,7 @@ def export_digest(entry: Entry) -> str:
     sources = [library / "torch_io" / "export.py", library / "testing" / "random_weights.py"]
     sources += sorted((ROOT / "passes" / "canonical").glob("*.py"))
     digest = hashlib.sha256(repr((versions(), entry.name, sorted(entry.options.items()))).encode())
+    digest.update(entry.pins)
     for path in (*sources, Path(__file__).with_name("prepare.py")):
         digest.update(path.read_bytes())
     for text in sorted(set(_sources(entry.make, set()))):
@@ -110,6 +117,8 @@ def program_digest() -> str:
     digest = hashlib.sha256(repr(versions()).encode())
     here = Path(__file__).parent
     sources = [*(ROOT / "morphgraph").rglob("*.py"), *(ROOT / "passes").rglob("*.py")]
-    for path in sorted({path.resolve() for path in (*sources, here / "examine.py")}):
+    sources += [here / name for name in ("examine.py", "examine_file.py", "small_models.py")]
+    sources += [here / "peers.py"]
+    for path in sorted({path.resolve() for path in sources}):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -96,7 +96,7 @@ class Examination:
             return None
         change = plan.cost["flops"]
         found.ratio = change.after / change.before
-        found.coarsest = _coarsest(graph, plan)
+        found.coarsest = coarsest(graph, plan)
         small = self.attempt("resize", lambda: resize(graph, plan.keep_channels(graph)))
         if small is None:
             return None
@@ -162,7 +162,7 @@ def _exact(net: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Arrays:
     return [t.numpy() for t in ([outputs] if isinstance(outputs, torch.Tensor) else outputs)]
 
 
-def _coarsest(graph: ChannelGraph, plan: mg.Plan) -> str:
+def coarsest(graph: ChannelGraph, plan: mg.Plan) -> str:
     """The group of which one channel frees the largest share of the MACs under a plan."""
     macs = mg.cost(graph, "macs")
     shares = macs.gradient(plan.widths(graph)) / macs.total

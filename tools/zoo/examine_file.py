@@ -1,0 +1,263 @@
+"""What morphgraph makes of an ONNX file of others."""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from entry import Entry
+from examine import coarsest, fixed_shares
+from file_findings import FileFindings
+from findings import BUDGET
+from others import FileEntry
+from prepare import paths, worst_error
+
+import morphgraph as mg
+from morphgraph.errors import MorphError
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io.runtime import session
+from morphgraph.passes.checking.single_precision import in_single_precision
+from morphgraph.passes.rewrite.mask import mask
+from morphgraph.passes.rewrite.resize import resize
+
+T = TypeVar("T")
+#: Of a sequence of tensors there is a list in place of an array.
+Arrays = list[Any]
+#: Inputs are moved by this share: the rounding of single precision; and where the file quantizes,
+#: an eighth of a step of 8 bits, so that some round the other way.
+MOVED, MOVED_QUANTIZED = 1e-6, 1e-3
+
+
+class FileExamination:
+    """Puts one file through every check; ``found`` is up to date after every stage.
+
+    Args:
+        found: what is to be filled.
+        path: of the file.
+        feeds: its inputs.
+        note: called after every stage.
+        expected: what the file computes, where that is known; else ONNX Runtime is asked.
+        lowest: whether to plan at the lowest reachable, not at the zoo's budget.
+    """
+
+    def __init__(
+        self,
+        found: FileFindings,
+        path: Path,
+        feeds: Mapping[str, Any],
+        note: Callable[[FileFindings], None],
+        expected: Arrays | None = None,
+        lowest: bool = False,
+    ) -> None:
+        self.found, self.path, self.feeds = found, path, feeds
+        self.note, self.expected, self.to_lowest = note, expected, lowest
+
+    def run(self) -> FileFindings:
+        """Everything that can be found out; a stage that fails ends those that need it."""
+        found = self.found
+        self._describe_file()
+        try:
+            run_file(self.path, self.feeds)
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
+            found.not_run = first_line(error)
+        shapes = {n: a.shape for n, a in self.feeds.items() if isinstance(a, np.ndarray)}
+        graph = self.attempt("lift", lambda: mg.lift(mg.load(self.path, shapes)))
+        if graph is None:
+            return found
+        if self.expected is not None or not found.not_run:
+            self._compare_lifted(graph)
+        macs = self.attempt("cost", lambda: mg.cost(graph, "macs"))
+        if macs is None:
+            return found
+        found.macs = macs.total
+        self._describe(graph)
+        if not found.nothing_to_shrink:
+            self._resize(graph)
+        return found
+
+    def attempt(self, stage: str, action: Callable[[], T]) -> T | None:
+        """Do it; an error becomes a finding."""
+        try:
+            with self._clock(stage):
+                return action()
+        except Exception as error:  # noqa: BLE001 - whatever fails is what is looked for
+            self.found.crashes[stage] = first_line(error)
+            return None
+        finally:
+            self.note(self.found)
+
+    @contextmanager
+    def _clock(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.found.seconds[stage] = round(time.perf_counter() - start, 3)
+
+    def _describe_file(self) -> None:
+        proto = onnx.load(self.path, load_external_data=False)
+        opset = max((o.version for o in proto.opset_import if not o.domain), default=0)
+        words = [proto.producer_name or "unnamed", proto.producer_version.split("+")[0]]
+        self.found.producer = " ".join(word for word in words if word) + f", opset {opset}"
+        self.found.bytes = [self.path.stat().st_size]
+        self.found.nodes = len(proto.graph.node)
+
+    def _describe(self, graph: ChannelGraph) -> None:
+        found = self.found
+        free = [group for group in graph.groups if group.resizable]
+        found.groups, found.resizable = len(graph.groups), len(free)
+        found.binding = fixed_shares(graph)
+        found.shrinkable = 1 - sum(found.binding.values())
+        floor = np.array([1 if group.resizable else group.width for group in graph.groups])
+        macs = mg.cost(graph, "macs")
+        found.lowest = macs.at(floor) / macs.total if macs.total else 1.0
+        reasons = Counter(group.reason for group in graph.groups if group.reason is not None)
+        found.pinned = dict(sorted(reasons.items()))
+        ops = Counter(f"{node.ir.op_type}: {node.opaque}" for node in graph.ops if node.opaque)
+        found.opaque = dict(sorted(ops.items()))
+
+    def _compare_lifted(self, graph: ChannelGraph) -> None:
+        """The canonical model beside the file as it came, or beside what is expected of that."""
+        expected = self.expected
+        if expected is None:
+            expected = self.attempt("as it came", lambda: _run(_as_it_came(self.path), self.feeds))
+        results = self.attempt("lifted", lambda: _run(graph.model, self.feeds))
+        if results is None and self.found.not_run:  # nor does the file run: no fault of the lift
+            del self.found.crashes["lifted"]
+        if results is None or expected is None:
+            return
+        pairs = [
+            (a, b)
+            for a, b in zip(results, expected, strict=True)
+            if isinstance(b, np.ndarray) and b.dtype.kind not in "OSU"
+        ]
+        if pairs:
+            self.found.unexpected = error_of([a for a, _ in pairs], [b for _, b in pairs])
+
+    def _resize(self, graph: ChannelGraph) -> None:
+        found = self.found
+        found.target = found.lowest if self.to_lowest else max(BUDGET, found.lowest)
+        bound = 2 * found.macs * found.target
+        plan = self.attempt(
+            "plan", lambda: mg.plan(graph, {"flops": bound}, score="random", seed=0)
+        )
+        if plan is None:
+            return
+        widths = plan.widths(graph)
+        found.ratio = mg.cost(graph, "macs").at(widths) / found.macs
+        params = mg.cost(graph, "params")
+        found.params = params.at(widths) / params.total if params.total else 1.0
+        found.coarsest = coarsest(graph, plan)
+        keep = plan.keep_channels(graph)
+        small = self.attempt("resize", lambda: resize(graph, keep))
+        if small is None:
+            return
+        self.attempt("save", lambda: self._save(small))
+        expected = self.attempt("mask", lambda: self._noise(mask(graph, keep)))
+        results = self.attempt("compare", lambda: _run(small, self.feeds))
+        if expected is not None and results is not None:
+            found.error = error_of(results, expected)
+            original = self.attempt("original", lambda: _run(graph.model, self.feeds))
+            found.felt = float("nan") if original is None else error_of(original, expected)
+        report = self.attempt("verify", lambda: mg.verify(graph, plan, small))
+        found.accepted = None if report is None else report.ok
+
+    def _save(self, small: ir.Model) -> None:
+        """Write it as users do, look at the file, and run that."""
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "small.onnx"
+            mg.save(small, target)
+            onnx.checker.check_model(target, full_check=True)
+            self.found.bytes.append(sum(part.stat().st_size for part in Path(folder).iterdir()))
+            if not self.found.not_run:
+                run_file(target, self.feeds)
+
+    def _noise(self, masked: ir.Model) -> Arrays:
+        """What the masked original computes; and how far rounding moves that."""
+        expected = _run(masked, self.feeds)
+        generator = np.random.default_rng(1)
+        others = [_run(masked, self.feeds, optimize=True)]
+        quantizes = any("Quantize" in node.op_type for node in masked.graph.all_nodes())
+        share = MOVED_QUANTIZED if quantizes else MOVED
+        for _ in range(2):
+            moved = {n: _moved(a, share, generator) for n, a in self.feeds.items()}
+            others.append(_run(masked, moved))
+        self.found.noise = max(error_of(other, expected) for other in others)
+        return expected
+
+
+def first_line(error: Exception) -> str:
+    """Of its words, after its kind where that is not morphgraph's own."""
+    words = str(error).strip().splitlines() or [""]
+    kind = "" if isinstance(error, MorphError) else f"{type(error).__name__}: "
+    return kind + words[0][:400]
+
+
+def error_of(found: Arrays, expected: Arrays) -> float:
+    """The worst error of any output; NaN where NaN is expected is none."""
+    if [a.shape for a in found] != [a.shape for a in expected]:
+        return float("inf")
+    same = [np.isnan(a) & np.isnan(b) for a, b in zip(found, expected, strict=True)]
+    return worst_error(
+        [np.where(s, 0, a) for s, a in zip(same, found, strict=True)],
+        [np.where(s, 0, b) for s, b in zip(same, expected, strict=True)],
+    )
+
+
+def _is_float(array: object) -> bool:
+    """Not so: whole numbers, strings, sequences of arrays."""
+    return isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)
+
+
+def _moved(
+    array: np.ndarray[Any, Any], share: float, generator: np.random.Generator
+) -> np.ndarray[Any, Any]:
+    if not _is_float(array):
+        return array
+    moved = array * (1 + share * generator.standard_normal(array.shape))
+    return np.asarray(moved, array.dtype)
+
+
+def _run(model: ir.Model, feeds: Mapping[str, Any], optimize: bool = False) -> Arrays:
+    """The results in single precision; slicing does not round."""
+    single = in_single_precision(model)
+    wide = {
+        name: array.astype(np.float32) if _is_float(array) else array
+        for name, array in feeds.items()
+    }
+    return list(session(single, optimize=optimize).run(None, wide))
+
+
+def _as_it_came(path: Path) -> ir.Model:
+    """The file by nobody's passes; converters to float16 leave nodes out of order."""
+    model = ir.load(path)
+    model.graph.sort()
+    return model
+
+
+def run_file(path: Path, feeds: Mapping[str, Any]) -> Arrays:
+    """The results of a file as ONNX Runtime runs it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    running = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return list(running.run(None, dict(feeds)))
+
+
+def examine_file(entry: FileEntry, note: Callable[[FileFindings], None]) -> FileFindings:
+    """The row of an entry whose file is prepared."""
+    at_model, at_arrays, _ = paths(entry)
+    with np.load(at_arrays) as arrays:
+        feeds = {name: arrays[name] for name in arrays}
+    return FileExamination(blank(entry), at_model, feeds, note).run()
+
+
+def blank(entry: Entry) -> FileFindings:
+    """A row that holds only what the entry says."""
+    return FileFindings(
+        entry.name, entry.family, entry.options["source"], entry.options["treatment"]
+    )
