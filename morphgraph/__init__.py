@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from morphgraph.onnx_io import load as load, save as save
     from morphgraph.ops import register as register
     from morphgraph.passes.analysis.cost import cost as cost
+    from morphgraph.passes.checking.sensitivity import sensitivity as sensitivity
     from morphgraph.passes.lift import lift as lift
     from morphgraph.passes.planning.expand import expand as expand
     from morphgraph.passes.planning.removal_path import plan as plan
@@ -82,6 +83,7 @@ _HOMES = {
     "register": "morphgraph.ops",
     "resize_module": "morphgraph.torch_io.resize_module",
     "save": "morphgraph.onnx_io",
+    "sensitivity": "morphgraph.passes.checking.sensitivity",
     "smoke": "morphgraph.train.smoke",
     "to_torch": "morphgraph.torch_io.to_torch",
     "uniform": "morphgraph.passes.planning.uniform",

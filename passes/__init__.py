@@ -61,4 +61,5 @@ checking: original, plan, resized model -> a report
         single_precision the same network in float32, where every kernel exists
         stepwise        every value inside, from the masked original's operands
         compare         one array beside another, at the positions that stay
+    sensitivity         what halving each group alone does to the outputs
 """

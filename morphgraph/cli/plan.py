@@ -1,7 +1,8 @@
 """``morphgraph plan``: which channels stay."""
 
 from pathlib import Path
-from typing import Annotated
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
@@ -24,7 +25,12 @@ from morphgraph.options import option
 from morphgraph.passes.planning import removal_path, uniform as by_width
 from morphgraph.report.planning import plan_report
 
+if TYPE_CHECKING:
+    from morphgraph.graph import ChannelGraph
+    from morphgraph.report.tables import Report
+
 _FIT = "fit"
+_SECONDS = 3  # between two lines of progress
 
 
 def _ratio(text: str) -> float | str:
@@ -74,6 +80,21 @@ def plan(
             metavar="[OUTPUT=]0,3,7",
         ),
     ] = (),
+    sensitivity: Annotated[
+        bool,
+        option(
+            "Instead of a plan, show what halving each group alone does to the outputs, and what "
+            "it saves, the least harmful first."
+        ),
+    ] = False,
+    inputs: Annotated[
+        Path | None,
+        option(
+            "For --sensitivity: what the model reads, an array per input; random numbers, if not "
+            "given.",
+            metavar="FILE.npz",
+        ),
+    ] = None,
     options: PlanOptions,
     output: Annotated[Path | None, output_file("plan.json")] = None,
     overwrite: Overwrite = False,
@@ -85,6 +106,15 @@ def plan(
     Give budgets, --uniform, or widths with --set, which goes with both others. Without -o the plan
     is shown and not written.
     """
+    if sensitivity:
+        if budgets or ratio is not None or classes or options.widths or output is not None:
+            raise click.UsageError("--sensitivity makes no plan; leave out what a plan is for")
+        graph = open_graph(model, lifting)
+        with naming(model, ModelError):
+            show(_sensitivity(graph, inputs, options), output_format)
+        return
+    if inputs is not None:
+        raise click.UsageError("--inputs goes with --sensitivity")
     _check_request(budgets, ratio, options, classes)
     kept = dict(classes)
     check_output(output, overwrite, model)
@@ -108,6 +138,32 @@ def plan(
         result.save(output, overwrite)
     show(plan_report(graph, result, options.convention), output_format)
     note(f"wrote {escape(str(output))}" if output else "nothing written; give -o to keep the plan")
+
+
+def _sensitivity(graph: "ChannelGraph", inputs: Path | None, options: PlanOptions) -> "Report":
+    from morphgraph.onnx_io.feeds import load_feeds
+    from morphgraph.passes.checking.sensitivity import sensitivity
+    from morphgraph.report.sensitivity import sensitivity_report
+
+    last = monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if monotonic() - last > _SECONDS:
+            last = monotonic()
+            note(f"{done} of {total} groups")
+
+    rows = sensitivity(
+        graph,
+        None if inputs is None else load_feeds(inputs, graph.model),
+        score=options.score,
+        include=options.include,
+        exclude=options.exclude,
+        seed=options.seed,
+        on_row=tell,
+    )
+    where = "random numbers" if inputs is None else escape(str(inputs))
+    return sensitivity_report(rows, where)
 
 
 def _check_request(

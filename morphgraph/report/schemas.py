@@ -6,12 +6,14 @@ from morphgraph.plans import Plan, readable_json
 from morphgraph.report.analysis import Analysis
 from morphgraph.report.differences import Diff
 from morphgraph.report.explanation import Explanation
+from morphgraph.report.sensitivity import SensitivityReport
 
 SCHEMAS: dict[str, type] = {
     "plan": Plan,
     "analysis": Analysis,
     "diff": Diff,
     "explanation": Explanation,
+    "sensitivity": SensitivityReport,
 }
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -92,8 +92,8 @@ class WidthBounds:
         for index, width in by_hand.items():
             floors[index] = ceilings[index] = width
         require_viable(graph, [index for index, width in enumerate(ceilings) if width == 0])
-        arrays = (np.array(each, dtype=np.int64) for each in (floors, ceilings, units))
-        return AllowedWidths(graph, self, *arrays, tuple(grids), blocks)
+        low, high, each = (np.array(n, dtype=np.int64) for n in (floors, ceilings, units))
+        return AllowedWidths(graph, self, low, high, each, tuple(grids), blocks)
 
     def allows(self, group: Group) -> bool:
         """Whether a plan may change the group's width to meet a budget."""

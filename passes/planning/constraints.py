@@ -169,7 +169,7 @@ def _holders(resource: Cost, lowest: FloatArray | IntArray, allowed: AllowedWidt
     """The groups that hold most of what is left, the reasons, and what each would free alone."""
     least, shares = resource.at(lowest), {}
     for index in np.flatnonzero(np.asarray(lowest) > 1).tolist():
-        narrow = np.array(lowest)
+        narrow = lowest.copy()
         narrow[index] = 1
         shares[index] = (least - resource.at(narrow)) / resource.total
     largest = sorted(shares, key=lambda index: -shares[index])[:_HOLDERS]

@@ -594,3 +594,37 @@ def test_absorb_on_the_command_line(model: Path, run: Any) -> None:
     x = {"x": np.random.default_rng(0).standard_normal((1, 3, 10, 10), np.float32)}
     before, after = (onnxruntime.InferenceSession(p).run(None, x)[0] for p in (model, slim))
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_wishes_for_single_groups(model: Path, run: Any, tmp_path: Path) -> None:
+    """By hand beside a budget, one width for two groups, classes by index, each in the plan."""
+
+    def widths(*options: object) -> dict[str, int]:
+        ran = run("plan", model, *options, "--format", "csv")
+        assert ran.code == 0, ran.err
+        rows = list(csv.DictReader(io.StringIO(ran.out.split("\n\n")[0])))
+        return {row["group"]: int(row["new width"]) for row in rows}
+
+    whole = widths("--uniform", "1")
+    names = [name for name in whole if name.startswith("conv")]
+    half = widths("--budget", "flops=60%", "--set", f"{names[0]}=50%")
+    assert half[names[0]] == whole[names[0]] // 2
+    later = widths("--uniform", "0.5", "--set", "conv*=2", "--set", f"{names[0]}=3")
+    assert [later[name] for name in names] == [3, *[2] * (len(names) - 1)]
+    kept = tmp_path / "classes.json"
+    assert widths("--keep-classes", "0,2", "--budget", "flops=60%", "-o", kept)["fc"] == 2
+    request = json.loads(kept.read_bytes())["request"]
+    assert request["keep_classes"] == [0, 2]
+    assert run("plan", model, "--budget", "flops=50%", "--same", "fc").code == 3
+
+
+def test_sensitivity_is_a_table_of_groups(model: Path, run: Any, tmp_path: Path) -> None:
+    shown = json.loads(run("plan", model, "--sensitivity", "--format", "json").out)
+    errors = [max(row["error"].values()) for row in shown["rows"]]
+    assert errors == sorted(errors)
+    assert min(errors) > 0
+    table = run("plan", model, "--sensitivity", "--format", "csv")
+    assert len(table.out.strip().splitlines()) == 1 + len(errors)
+    assert run("plan", model, "--sensitivity", "--budget", "flops=50%").code == 2
+    assert run("plan", model, "--budget", "flops=50%", "--inputs", "x.npz").code == 2
+    assert run("plan", model, "--sensitivity", "--inputs", tmp_path / "no.npz").code == 4

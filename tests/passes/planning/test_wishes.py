@@ -82,7 +82,8 @@ def test_one_width_beside_others_is_no_wider_than_needed(graph: ChannelGraph) ->
     for share, round_to in product((0.7, 0.4, 0.2), (1, 4)):
         made = plan(graph, {"flops": f"{share:.0%}"}, same=[INNER], round_to=round_to)
         widths = made.widths(graph)
-        inner, others = [], []
+        inner: list[int] = []
+        others: list[int] = []
         for group in graph.groups:
             if group.resizable:
                 (inner if group.name.endswith(".inner") else others).append(group.index)
