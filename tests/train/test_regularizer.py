@@ -1,6 +1,7 @@
 """The regularizer against numbers measured on the original MorphNet, and against autograd."""
 
 import copy
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -435,13 +436,24 @@ def test_untrained_wide_layers_are_alive() -> None:
     assert 0 in reg.live_widths()
 
 
-class Gated(nn.Module):
-    """A product whose second operand alone is normalized, and passes a function on its way."""
+class Scale(nn.Module):
+    """A learned scale per channel, and no shift."""
 
-    def __init__(self, gate: nn.Module) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(6, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class Gated(nn.Module):
+    """A product whose second operand alone is scaled, and passes a function on its way."""
+
+    def __init__(self, scale: nn.Module, gate: nn.Module) -> None:
         super().__init__()
         self.value, self.key = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
-        self.norm, self.gate, self.out = nn.BatchNorm2d(6), gate, nn.Conv2d(6, 2, 1)
+        self.norm, self.gate, self.out = scale, gate, nn.Conv2d(6, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.out(self.value(x) * self.gate(self.norm(self.key(x))))
@@ -449,13 +461,24 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("gate", "is_gated"), [(nn.ReLU(), True), (nn.Tanh(), True), (nn.Sigmoid(), False)]
+    ("make", "gate", "is_gated"),
+    [
+        (Scale, nn.ReLU(), True),
+        (Scale, nn.Tanh(), True),
+        (Scale, nn.Sigmoid(), False),
+        (lambda: nn.BatchNorm2d(6), nn.ReLU(), False),
+        (lambda: nn.BatchNorm2d(6), nn.Tanh(), False),
+        (lambda: nn.BatchNorm2d(6), nn.Sigmoid(), False),
+    ],
 )
-def test_a_sigmoid_does_not_silence_a_product(gate: nn.Module, is_gated: bool) -> None:
-    net = Gated(gate).eval()
+def test_a_product_is_silent_where_an_operand_is_zero(
+    make: Callable[[], nn.Module], gate: nn.Module, is_gated: bool
+) -> None:
+    net = Gated(make(), gate).eval()
+    graph = lift(export(net, (torch.rand(1, 3, 9, 9),)))  # the shift is zero, but is trained
+    assert bool(Regularizer(graph, net).scales) == is_gated
     with torch.no_grad():
-        net.norm.weight.zero_()
+        for name, parameter in net.norm.named_parameters():
+            parameter.fill_(0.0 if name == "weight" else 0.7)
     spread = float(net(torch.rand(1, 3, 9, 9)).std(dim=(2, 3)).max())
     assert (spread < 1e-6) == is_gated  # the oracle: is what is left a constant?
-    reg = Regularizer(lift(export(net, (torch.rand(1, 3, 9, 9),))), net)
-    assert bool(reg.scales) == is_gated
