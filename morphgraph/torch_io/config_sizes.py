@@ -96,7 +96,11 @@ class ConfigFit:
             tried = []
             for picked in combinations(options, size):
                 changed = dict(values) | dict(picked)
-                if changed != values and self._builds > 0 and len({key for key, _ in picked}) == size:
+                if (
+                    changed != values
+                    and self._builds > 0
+                    and len({key for key, _ in picked}) == size
+                ):
                     tried.append((self._score(changed), len(tried), changed))
             if tried and min(tried)[0] < score:
                 best, _, changed = min(tried, key=lambda entry: entry[:2])

@@ -37,7 +37,9 @@ def _drawn(old: torch.Tensor, is_table: bool, generator: torch.Generator) -> tor
     numbers = torch.rand(old.shape, generator=generator)
     # Biases are near zero on the whole, scales are not; which of the two a vector is, hardly
     # matters here, but a scale must not vanish.
-    centred = float(old.float().mean().abs()) < float(old.float().std(correction=0)) or not old.any()
+    centred = (
+        float(old.float().mean().abs()) < float(old.float().std(correction=0)) or not old.any()
+    )
     return numbers - 0.5 if centred else numbers + 0.5
 
 

@@ -210,7 +210,9 @@ def _is_free(slot: Slot, cuts: Cuts) -> bool:
     return not is_torch_layer(slot.module)
 
 
-def _layer_cuts(module: nn.Module, path: str, cuts: Mapping[str, TensorCut]) -> dict[str, TensorCut]:
+def _layer_cuts(
+    module: nn.Module, path: str, cuts: Mapping[str, TensorCut]
+) -> dict[str, TensorCut]:
     """A module's own tensors by the names that they have without parametrizations."""
     prefix = f"{path}." if path else ""
     found: dict[str, TensorCut] = {}

@@ -139,7 +139,9 @@ def config_table(value: Any) -> MutableMapping[str, Any] | None:
 def holds_sizes(value: Any) -> bool:
     """Whether a value is an integer, or a few of them in a tuple or list."""
     if isinstance(value, tuple | list):
-        return type(value) in (tuple, list, torch.Size) and 0 < len(value) <= 16 and all(
-            type(item) is int for item in value
+        return (
+            type(value) in (tuple, list, torch.Size)
+            and 0 < len(value) <= 16
+            and all(type(item) is int for item in value)
         )
     return type(value) is int

@@ -162,9 +162,7 @@ class SizeSearch:
         near = list(reversed(modules))
         order = {id(module): k for k, module in enumerate(near)}
         last = len(order)
-        ranked = sorted(
-            self.attributes.slots, key=lambda slot: order.get(id(slot.module), last)
-        )
+        ranked = sorted(self.attributes.slots, key=lambda slot: order.get(id(slot.module), last))
         for slot in ranked:
             for value in self.attributes.alternatives(slot):
                 if value != slot.value:
@@ -189,4 +187,3 @@ class SizeSearch:
         for members in families.values():
             if len(members) > 1:
                 yield list(members.values())
-
