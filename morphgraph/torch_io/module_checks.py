@@ -88,7 +88,7 @@ class TrainingCheck:
             found = runner()
         self._refusal = found.words if isinstance(found, Failure) else ""
         form = followed.training
-        if form is None or isinstance(found, Failure):
+        if form is None or form.traced or isinstance(found, Failure):
             return
         error = largest_error(found, _results(form.graph.model, runner))
         if error <= REBUILT:  # else it draws random numbers

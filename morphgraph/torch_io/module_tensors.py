@@ -7,9 +7,10 @@ the tensors that both graphs have say which channels of that graph go, and these
 the others.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,14 @@ class Form:
         small: the resized model.
         selection: which positions stay.
         prefix: what stands before a tensor's name.
+        traced: exported by tracing, so that what depends on data is decided once for all.
     """
 
     graph: ChannelGraph
     small: ir.Model
     selection: AxisSelection
     prefix: str = ""
+    traced: bool = False
 
     def find(self, own: OwnTensor) -> str | None:
         """The initializer that a tensor is, if it is one."""
@@ -229,7 +232,10 @@ def _other_form(
     """Another form of the network, with the channels that the plan removes from the first."""
     kept = [own for own in unknown if not isinstance(own.tensor, nn.Parameter)]
     holder = _Holder(net, kept, call.keywords)
-    graph = lift(export(holder, call.arguments), attention=form.graph.options.attention)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = export(holder, call.arguments)
+    graph = lift(model, attention=form.graph.options.attention)
     bare = Form(graph, graph.model, AxisSelection(graph, {}), _PREFIX)
     dead = _dead_channels(form, bare, tensors)
     owners = graph.channel_group[dead]
@@ -239,7 +245,7 @@ def _other_form(
         int(index): np.flatnonzero(~np.isin(graph.groups[index].channels, dead))
         for index in np.unique(owners)
     }
-    return form_of(graph, keep, prefix=_PREFIX)
+    return replace(form_of(graph, keep, prefix=_PREFIX), traced=bool(caught))
 
 
 def _dead_channels(form: Form, other: Form, tensors: Sequence[OwnTensor]) -> IntArray:
