@@ -275,19 +275,30 @@ def _together(reports: Sequence[VerifyReport]) -> VerifyReport:
 def require_valid(graph: ChannelGraph, small: ir.Model) -> None:
     """Refuse a resized model that ``onnx.checker`` refuses.
 
+    Files that ONNX Runtime's optimizer wrote hold operators that the checker does not know at their
+    opset. There the checker says the same of the original, and ONNX Runtime has to take the result.
+
     Raises:
-        UnsupportedError: it refuses the original as well.
-        VerificationError: it accepts the original.
+        UnsupportedError: both refuse the resized model, the checker in the words it has for the
+            original.
+        VerificationError: the checker has other words for the original, or accepts it.
     """
     refusal = checker_refusal(small)
     if refusal is None:
         return
-    before = checker_refusal(graph.model)
-    if before is not None:
-        raise UnsupportedError(f"onnx.checker refuses the original: {before}; repair the file")
-    raise VerificationError(
-        f"onnx.checker refuses the resized model: {refusal}; please report the original's structure"
-    )
+    if refusal != checker_refusal(graph.model):
+        raise VerificationError(
+            f"onnx.checker refuses the resized model: {refusal}; "
+            "please report the original's structure"
+        )
+    from morphgraph.onnx_io.runtime import session
+
+    try:
+        session(small)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"onnx.checker refuses the original: {refusal}; and {error}; repair the file"
+        ) from error
 
 
 def _require_same_inputs(model: ir.Model, small: ir.Model) -> None:

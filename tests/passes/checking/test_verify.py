@@ -12,7 +12,7 @@ from morphgraph.errors import ModelError, PlanError, VerificationError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import checker_refusal
 from morphgraph.onnx_io.runtime import random_inputs, run
-from morphgraph.passes.checking.verify import verify
+from morphgraph.passes.checking.verify import require_valid, verify
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize
@@ -240,6 +240,23 @@ def test_a_result_that_the_checker_refuses_is_not_handed_out(
     for verified in (True, False):
         with pytest.raises(VerificationError, match=r"onnx\.checker refuses the resized model"):
             mg.apply(graph, plan, verify=verified)
+
+
+def test_a_file_that_only_the_checker_refuses_is_resized() -> None:
+    """ONNX Runtime's optimizer puts LayerNormalization into files of older opsets."""
+    model = model_from_text(
+        """<ir_version: 8, opset_import: ["": 13]>
+        net (float[2,6] x, float[6,8] w, float[8] g, float[8,3] w2) => (float[2,3] y) {
+            a = MatMul(x, w)  r = Relu(a)  n = LayerNormalization<axis=-1>(r, g)  y = MatMul(n, w2)
+        }"""
+    )
+    graph = lift(model)
+    assert checker_refusal(graph.model) is not None
+    small = mg.apply(graph, mg.uniform(graph, 0.5))
+    assert run(small, {"x": np.ones((2, 6), np.float32)})["y"].shape == (2, 3)
+    small.graph[0].outputs[0].name = "g"
+    with pytest.raises(VerificationError, match=r"onnx\.checker refuses the resized model"):
+        require_valid(graph, small)
 
 
 def test_the_checker_looks_at_a_model_without_its_weights() -> None:
