@@ -9,7 +9,12 @@ import onnx_ir as ir
 
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io.check import escape
-from morphgraph.onnx_io.keys import CONSTANTS_KEY, PARAMETERS_KEY, STATIC_SHAPE_KEY
+from morphgraph.onnx_io.keys import (
+    CONSTANTS_KEY,
+    DYNAMIC_AXES_KEY,
+    PARAMETERS_KEY,
+    STATIC_SHAPE_KEY,
+)
 from morphgraph.onnx_io.mapped import blocks
 from morphgraph.onnx_io.values import is_float, values_of
 
@@ -44,6 +49,7 @@ def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Mode
         value.shape = ir.Shape(shape)
     for value in (*bound.graph.inputs, *(v for node in bound.graph for v in node.outputs)):
         value.meta.pop(STATIC_SHAPE_KEY, None)
+        value.meta.pop(DYNAMIC_AXES_KEY, None)
         if value.shape is not None:
             value.shape = ir.Shape(
                 sizes.get(dim.value or "", dim) if isinstance(dim, ir.SymbolicDim) else dim
