@@ -194,6 +194,7 @@ class Editor:
             attributes,
             num_outputs=len(results),
             name=node.name,
+            doc_string=node.doc_string,
             metadata_props=dict(node.metadata_props),
         )
         self.graph.insert_after(node, new)
@@ -333,17 +334,34 @@ def array_of(value: ir.Value) -> Array:
 def replace_array(value: ir.Value, array: Array) -> None:
     """Give an initializer other numbers, of the same type."""
     new = np.ascontiguousarray(array.astype(array_of(value).dtype)).reshape(array.shape)
-    value.const_value = ir.Tensor(new, dtype=value.dtype, name=value.name)
+    assert value.const_value is not None
+    value.const_value = like_tensor(value.const_value, new)
     value.shape = ir.Shape(new.shape)
     value.meta.pop(STATIC_SHAPE_KEY, None)
 
 
+def like_tensor(old: ir.TensorProtocol, array: Array) -> ir.Tensor:
+    """A tensor of other numbers and sizes that has the name, type and notes of another."""
+    return ir.Tensor(
+        array,
+        dtype=old.dtype,
+        name=old.name,
+        doc_string=old.doc_string,
+        metadata_props=dict(old.metadata_props),
+    )
+
+
 def reshape(value: ir.Value, shape: Sequence[int]) -> None:
-    """Give a value another static shape of the same rank; symbolic sizes stay symbolic."""
+    """Give a value another static shape of the same rank; symbolic sizes stay symbolic.
+
+    Those that change have no name any more: a product of an open size and one that was resized.
+    """
     old = value.shape
     assert old is not None
+    before = value.meta.get(STATIC_SHAPE_KEY, shape)
     value.shape = ir.Shape(
-        [size if isinstance(dim, int) else dim for dim, size in zip(old.dims, shape, strict=True)]
+        size if isinstance(dim, int) else dim if size == was else None
+        for dim, was, size in zip(old.dims, before, shape, strict=True)
     )
     if STATIC_SHAPE_KEY in value.meta:
         value.meta[STATIC_SHAPE_KEY] = tuple(shape)
@@ -411,3 +429,5 @@ def cut_at(model: ir.Model, names: Iterable[str]) -> tuple[ir.Model, dict[str, s
 def _copy_type(old: ir.Value, new: ir.Value) -> None:
     new.type, new.shape = old.type, old.shape
     new.meta.update(old.meta)
+    new.doc_string = new.doc_string or old.doc_string
+    new.metadata_props.update(old.metadata_props)

@@ -13,6 +13,7 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
         dynamic_sizes   sequences, heights and widths that stay dynamic
         dynamic_batch   a batch that stays dynamic
         size_runs       the recipe's runs at several sizes, compared
+        declared        what the file declares, kept for what is written
         symbols         the dynamic sizes, and what they are analysed with
 
 coupling: the canonical model -> the channel graph

@@ -37,7 +37,7 @@ def lift(
         FileError: there is no such file.
     """
     shapes = {name: tuple(sizes) for name, sizes in (input_shapes or {}).items()}
-    canonical = canonicalize(as_model(model), shapes or None)
+    canonical = canonicalize(as_model(model), shapes or None, open_defaults=True)
     with _without_collector():
         couplings = couple(canonical, pin_outputs)
         # Without an attention the choice makes no difference, and plans for both are the same.

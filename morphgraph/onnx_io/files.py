@@ -80,7 +80,9 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
     location = Path(os.path.abspath(path))
     if not _wants_external_data(model):
         try:
-            content = ir.to_proto(_internalized(model)).SerializeToString(deterministic=True)
+            proto = ir.to_proto(_internalized(model))
+            _drop_repeated_metadata(proto)
+            content = proto.SerializeToString(deterministic=True)
         except (ir.serde.SerdeError, EncodeError, ValueError) as error:
             raise ModelError(
                 f"{escape(str(location))}: cannot be written as one protobuf message: "
@@ -104,6 +106,16 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
             os.replace(folder / location.name, location)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _drop_repeated_metadata(proto: onnx.ModelProto) -> None:
+    """Keep one entry per key: onnx_ir 1.1 writes those of a tensor that it has read twice."""
+    for tensor in proto.graph.initializer:
+        entries = {entry.key: entry.value for entry in tensor.metadata_props}
+        if len(entries) < len(tensor.metadata_props):
+            del tensor.metadata_props[:]
+            for key, value in entries.items():
+                tensor.metadata_props.add(key=key, value=value)
 
 
 def write_atomically(path: str | PathLike[str], content: str | bytes, overwrite: bool) -> None:

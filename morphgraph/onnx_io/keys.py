@@ -8,10 +8,12 @@ ABSORBED_KEY = "morphgraph.absorbed"  # removed channels that were absorbed as c
 
 # In ``Model.meta``, in memory only:
 CANONICAL_KEY = "morphgraph.canonical"  # true: the model is in canonical form
+DECLARED_KEY = "morphgraph.declared"  # what the file declares that is restored when it is resized
 COPIES_KEY = "morphgraph.copies"  # by the name of a constant's copy that of the constant
 ALIASES_KEY = "morphgraph.aliases"  # by constant and reader the name that an Identity had given
 
 # In ``Value.meta``, in memory only, in models with dynamic sizes:
 STATIC_SHAPE_KEY = "static_shape"  # the sizes that a value is analysed with
+DEFAULT_KEY = "default"  # of an input that callers may leave out: what it is then
 DYNAMIC_AXES_KEY = "dynamic_axes"  # the axes whose size depends on one that is not the batch
 UNSIZED_KEY = "unsized"  # true: nobody knows its size before the model runs

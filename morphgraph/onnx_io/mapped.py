@@ -36,7 +36,14 @@ class StoredTensor(ir.LazyTensor):
         sizes = list(source.shape.numpy())
         for axis, positions in cuts:
             sizes[axis] = len(positions)
-        super().__init__(self._read, source.dtype, ir.Shape(sizes), name=name or source.name)
+        super().__init__(
+            self._read,
+            source.dtype,
+            ir.Shape(sizes),
+            name=name or source.name,
+            doc_string=source.doc_string,
+            metadata_props=dict(source.metadata_props),
+        )
         self._source = source
         self._cuts = tuple(cuts)
 

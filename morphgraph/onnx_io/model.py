@@ -12,6 +12,7 @@ from morphgraph.onnx_io.check import escape
 from morphgraph.onnx_io.keys import (
     BUFFERS_KEY,
     CONSTANTS_KEY,
+    DYNAMIC_AXES_KEY,
     PARAMETERS_KEY,
     STATIC_SHAPE_KEY,
     UNSIZED_KEY,
@@ -52,6 +53,7 @@ def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Mode
     for value in (*bound.graph.inputs, *(v for node in bound.graph for v in node.outputs)):
         value.meta.pop(STATIC_SHAPE_KEY, None)
         value.meta.pop(UNSIZED_KEY, None)
+        value.meta.pop(DYNAMIC_AXES_KEY, None)
         if value.shape is not None:
             value.shape = ir.Shape(
                 (sizes.get(dim.value or "") or dim) if isinstance(dim, ir.SymbolicDim) else dim

@@ -11,6 +11,7 @@ import onnxruntime
 
 from morphgraph.arrays import Array, Arrays, Shape
 from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io.keys import DEFAULT_KEY
 from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.values import dtype_of, static_shape
 
@@ -85,12 +86,19 @@ DRAWS: tuple[Draw, ...] = (
 
 
 def random_inputs(model: ir.Model, seed: int = 0, draw: Draw = DRAWS[0]) -> Arrays:
-    """Inputs of the model's static shapes: standard normal numbers, or small integers."""
+    """Inputs of the static shapes: what they are by default, normal numbers, or small integers."""
     generator = np.random.default_rng(seed)
-    return {
-        value.name or "": random_array(generator, static_shape(value), dtype_of(value), draw)
-        for value in model.graph.inputs
-    }
+    feeds: Arrays = {}
+    for value in model.graph.inputs:
+        if value.is_initializer():
+            continue
+        default = value.meta.get(DEFAULT_KEY)
+        feeds[value.name or ""] = (
+            random_array(generator, static_shape(value), dtype_of(value), draw)
+            if default is None
+            else default.numpy().astype(dtype_of(value))
+        )
+    return feeds
 
 
 def random_array(

@@ -21,6 +21,7 @@ from morphgraph.edit import name_nodes
 from morphgraph.errors import ModelError, MorphWarning, UnsupportedError
 from morphgraph.onnx_io import (
     CANONICAL_KEY,
+    DECLARED_KEY,
     PARAMETERS_KEY,
     bind_inputs,
     escape,
@@ -32,6 +33,7 @@ from morphgraph.onnx_io import (
 )
 from morphgraph.onnx_io.check import check_opset
 from morphgraph.ops import entry_of, listed_parameters
+from morphgraph.passes.canonical.declared import note_declared
 from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.fold import fold_constants
 from morphgraph.passes.canonical.size_runs import Digests
@@ -41,11 +43,13 @@ from morphgraph.passes.canonical.untie import untie_constants
 
 _MAX_INLINED_NODES = 1_000_000
 _MAX_NAMED = 3  # operators in one warning
-_MIN_IR_VERSION = 4  # before it, initializers had to stand among the inputs
 
 
 def canonicalize(
-    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None
+    model: ir.Model,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    open_defaults: bool = False,
 ) -> ir.Model:
     """The canonical form of a model: a new model that shares its weights with the old one.
 
@@ -57,18 +61,21 @@ def canonicalize(
     Args:
         model: any model of opset 11 or later; it is not changed.
         input_shapes: sizes for inputs; an input named here becomes static.
+        open_defaults: initializers that are inputs as well, and may be overridden by callers,
+            become ordinary inputs; else they are constants.
 
     Raises:
         ModelError: operands do not fit together, or the size of an input is not known; where
             ``input_shapes`` would help, the message says so.
         UnsupportedError: an input is not a tensor.
     """
-    if model.meta.get(CANONICAL_KEY) and not input_shapes:
+    has_defaults = open_defaults and any(v.is_initializer() for v in model.graph.inputs)
+    if model.meta.get(CANONICAL_KEY) and not input_shapes and not has_defaults:
         return model
     check_opset(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
     bound = bind_inputs(model, input_shapes or {})
-    common.RemoveInitializersFromInputsPass()(bound)
-    bound.ir_version = max(bound.ir_version, _MIN_IR_VERSION)
+    note_declared(bound, model, open_defaults)
+    declared = bound.meta[DECLARED_KEY]
     _check_inputs(bound)
     _inline(bound)
     _drop_outdated_metadata(bound)
@@ -79,7 +86,7 @@ def canonicalize(
         _fold(bound, frozenset())
     untie_constants(bound)
     _warn_of_unsized(bound.graph)
-    bound.meta[CANONICAL_KEY] = True
+    bound.meta.update({CANONICAL_KEY: True, DECLARED_KEY: declared})
     return bound
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Arrays, IntArray
 from morphgraph.errors import ArgumentError, ModelError, UnsupportedError, VerificationError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import checker_refusal, escape
+from morphgraph.onnx_io import DEFAULT_KEY, checker_refusal, escape
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking.compare import OutputError, compare, kept
 from morphgraph.passes.checking.single_precision import in_single_precision
@@ -304,10 +304,15 @@ def require_valid(graph: ChannelGraph, small: ir.Model) -> None:
 def _require_same_inputs(model: ir.Model, small: ir.Model) -> None:
     """Refuse what cannot be a resize of the model: inputs keep their names, types and sizes.
 
-    Old files list their weights among the inputs, too; those do not count.
+    Old files list their weights among the inputs, too; those do not count, nor do inputs that
+    callers may leave out.
     """
     of_original, of_resized = (
-        [_signature(value) for value in m.graph.inputs if value.name not in m.graph.initializers]
+        [
+            _signature(value)
+            for value in m.graph.inputs
+            if value.name not in m.graph.initializers and DEFAULT_KEY not in value.meta
+        ]
         for m in (model, small)
     )
     if of_original != of_resized:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, IntArray
-from morphgraph.edit import Editor, reshape
+from morphgraph.edit import Editor, like_tensor, reshape
 from morphgraph.errors import PlanError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import (
@@ -31,6 +31,7 @@ from morphgraph.ops import OpNode, Resizing, facts_of
 from morphgraph.passes.analysis.channel_sources import kernels, readers
 from morphgraph.passes.analysis.liveness import liveness, require_viable, result_names
 from morphgraph.passes.analysis.selection import AxisSelection as AxisSelection
+from morphgraph.passes.canonical.declared import restore_declared
 from morphgraph.passes.canonical.untie import merge_copies
 from morphgraph.passes.rewrite.absorb import Absorbed, nothing_absorbed
 from morphgraph.passes.rewrite.bias import add_constant
@@ -111,6 +112,7 @@ class _Resizer:
         if merge_copies(self.model):
             del self.model.meta[CANONICAL_KEY]
         keep_known_names(self.model)
+        restore_declared(self.model, lambda value, axis: self.selection.axis(value, axis) is None)
         return self.model
 
     def _slice(self, value: ir.Value) -> None:
@@ -123,7 +125,7 @@ class _Resizer:
             value.const_value = StoredTensor(tensor, cuts, name=value.name or "")
         else:
             array = take(tensor.numpy(), cuts)
-            value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=value.name)
+            value.const_value = like_tensor(tensor, array)
         self._reshape(value)
 
     def _reshape(self, value: ir.Value) -> None:
@@ -145,7 +147,7 @@ class _Resizer:
                 shape = (len(fresh), *rows.shape[1:])
                 spread = 0.0 if silent or not array.size else float(array.std(dtype=np.float64))
                 rows[fresh] = self.generator.standard_normal(shape) * spread
-                value.const_value = ir.Tensor(array, dtype=value.const_value.dtype, name=value.name)
+                value.const_value = like_tensor(value.const_value, array)
 
     def _computes(self, op_index: int) -> bool:
         """Whether a node still has something to compute, be it a constant."""
