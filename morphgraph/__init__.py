@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         VerificationError as VerificationError,
     )
     from morphgraph.graph import ChannelGraph as ChannelGraph, Group as Group
-    from morphgraph.onnx_io import load as load, save as save
+    from morphgraph.onnx_io import load as load
     from morphgraph.ops import register as register
     from morphgraph.passes.analysis.cost import cost as cost
     from morphgraph.passes.lift import lift as lift
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from morphgraph.train.loop import morph as morph
     from morphgraph.train.regularizer import Regularizer as Regularizer
     from morphgraph.train.smoke import smoke as smoke
-    from morphgraph.workflow import apply as apply, verify as verify
+    from morphgraph.workflow import apply as apply, save as save, verify as verify
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
 _HOMES = {
@@ -79,7 +79,7 @@ _HOMES = {
     "morph": "morphgraph.train.loop",
     "plan": "morphgraph.passes.planning.removal_path",
     "register": "morphgraph.ops",
-    "save": "morphgraph.onnx_io",
+    "save": "morphgraph.workflow",
     "smoke": "morphgraph.train.smoke",
     "to_torch": "morphgraph.torch_io.to_torch",
     "uniform": "morphgraph.passes.planning.uniform",

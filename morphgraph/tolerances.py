@@ -17,6 +17,10 @@ EQUAL_SLICES = 1e-6
 """Between slices of a constant that count as the same: of its largest magnitude. This is the
 rounding of single precision."""
 
+FOLDED_IN_HALF = 3e-2
+"""Between a model with weights in half precision and the same with scales folded into its layers:
+of the largest magnitude of the model's output. Each folded weight is rounded once more."""
+
 REBUILT = 1e-3
 """Between two forms of one network in PyTorch: of an output's largest magnitude, or of each number
 and of 1. It is wide, for the order of sums differs; what it must catch is another function."""

@@ -8,6 +8,7 @@ from morphgraph.onnx_io.keys import (
     CANONICAL_KEY,
     COPIES_KEY,
     DYNAMIC_AXES_KEY,
+    ORIGINAL_KEY,
     PARAMETERS_KEY,
     STATIC_SHAPE_KEY,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "CANONICAL_KEY",
     "COPIES_KEY",
     "DYNAMIC_AXES_KEY",
+    "ORIGINAL_KEY",
     "PARAMETERS_KEY",
     "STATIC_SHAPE_KEY",
     "ModelLike",

@@ -117,15 +117,23 @@ class Reshape(Op):
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, allowzero: int = 0) -> None:
         target, sizes = n.ints(1), new.shape(~0)
+        # A -1 stays where nothing was cut, for a size that the model leaves open, and for a batch.
+        # Elsewhere tools read from it how many heads there are.
+        result = n.ir.outputs[0].shape
+        cut = [k for k, (new_size, size) in enumerate(zip(sizes, n.out())) if new_size != size]
+        known = {k for k in range(1 - any(k == 0 for k in cut), len(sizes)) if cut}
+        known = {k for k in known if result is None or isinstance(result[k], int)}
         if target is None:
             for k, size in enumerate(_pieces(n)):
-                if size is not None and size > 0:
+                if size is not None and (size > 0 or (size == -1 and k in known)):
                     new.set_piece(1, k, sizes[k])
             return
-        # -1 stays; a 0 copies the operand's size, and stays where that is still the right one.
+        # A 0 copies the operand's size, and stays where that is still the right one.
         before = new.shape(0)
         updated = [
-            entry if entry == -1 or (entry == 0 and before[k : k + 1] == (size,)) else size
+            entry
+            if (entry == -1 and k not in known) or (entry == 0 and before[k : k + 1] == (size,))
+            else size
             for k, (entry, size) in enumerate(zip(target, sizes, strict=True))
         ]
         new.set_constant(1, np.array(updated, dtype=np.int64))

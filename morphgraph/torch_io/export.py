@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import PARAMETERS_KEY, escape, load
+from morphgraph.onnx_io import ORIGINAL_KEY, PARAMETERS_KEY, escape, load
 from morphgraph.passes.canonical.canonicalize import canonicalize
 
 BATCH = "batch"
@@ -86,6 +86,9 @@ def export(
     parameters = dict(net.named_parameters(remove_duplicate=False))
     model.metadata_props[PARAMETERS_KEY] = json.dumps(_own_names(model, parameters))
     model = canonicalize(model)
+    del model.meta[
+        ORIGINAL_KEY
+    ]  # of what the exporter wrote around the network, nothing comes back
     _restore_first_names(model, net)
     _name_results(model, results)
     _check_parameters(model, parameters, used)
