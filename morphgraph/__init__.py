@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         VerificationError as VerificationError,
     )
     from morphgraph.graph import ChannelGraph as ChannelGraph, Group as Group
-    from morphgraph.onnx_io import load as load, save as save
+    from morphgraph.onnx_io import load as load
     from morphgraph.ops import register as register
     from morphgraph.passes.analysis.cost import cost as cost
     from morphgraph.passes.checking.sensitivity import sensitivity as sensitivity
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from morphgraph.train.loop import morph as morph
     from morphgraph.train.regularizer import Regularizer as Regularizer
     from morphgraph.train.smoke import smoke as smoke
-    from morphgraph.workflow import apply as apply, verify as verify
+    from morphgraph.workflow import apply as apply, save as save, verify as verify
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
 _HOMES = {
@@ -82,8 +82,8 @@ _HOMES = {
     "plan": "morphgraph.passes.planning.removal_path",
     "register": "morphgraph.ops",
     "resize_module": "morphgraph.torch_io.resize_module",
-    "save": "morphgraph.onnx_io",
     "sensitivity": "morphgraph.passes.checking.sensitivity",
+    "save": "morphgraph.workflow",
     "smoke": "morphgraph.train.smoke",
     "to_torch": "morphgraph.torch_io.to_torch",
     "uniform": "morphgraph.passes.planning.uniform",

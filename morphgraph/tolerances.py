@@ -27,6 +27,10 @@ ROUNDING_SPREAD = 30
 result IN_PLACE, and ROUNDING_SPREAD times what the two forms of the original differ by. A wrong size
 of a head may change the result of an untrained network by less than RESIZED."""
 
+FOLDED_IN_HALF = 3e-2
+"""Between a model with weights in half precision and the same with scales folded into its layers:
+of the largest magnitude of the model's output. Each folded weight is rounded once more."""
+
 REBUILT = 1e-3
 """Between two forms of one network in PyTorch: of an output's largest magnitude, or of each number
 and of 1. It is wide, for the order of sums differs; what it must catch is another function."""

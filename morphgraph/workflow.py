@@ -4,14 +4,25 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
-from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
+from morphgraph.errors import (
+    ArgumentError,
+    ModelError,
+    MorphWarning,
+    UnsupportedError,
+    VerificationError,
+)
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import ModelLike, escape
+from morphgraph.onnx_io import ModelLike, bind_inputs, escape, is_float, save as write, values_of
 from morphgraph.options import Start
+from morphgraph.passes.canonical.fold_affine import fold_affine
+from morphgraph.passes.canonical.symbols import input_shapes, input_symbols
+from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.passes.checking.verify import (
     Inputs,
     VerifyReport,
@@ -23,7 +34,7 @@ from morphgraph.passes.rewrite.absorb import absorb as constants_of
 from morphgraph.passes.rewrite.fresh import fresh
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan
-from morphgraph.tolerances import MIN_SENSITIVITY, RESIZED
+from morphgraph.tolerances import FOLDED_IN_HALF, MIN_SENSITIVITY, RESIZED
 
 if TYPE_CHECKING:
     import torch
@@ -196,6 +207,85 @@ def with_weights(graph: ChannelGraph, weights: "Weights") -> ChannelGraph:
     from morphgraph.torch_io.weights import graph_with_weights
 
     return graph_with_weights(graph, weights)
+
+
+def save(
+    model: ir.Model,
+    path: str | PathLike[str],
+    overwrite: bool = False,
+    *,
+    folded: bool = False,
+) -> None:
+    """Write a model to a file that appears whole or not at all.
+
+    Weights go to ``NAME.onnx.data`` beside it where they are more than about 1.9 GB together, for
+    protobuf cannot hold them, and where they stood in such a file before: then they pass from file
+    to file in blocks, and never all stand in memory. The model itself is left as it is.
+
+    Args:
+        model: the model.
+        path: the file.
+        overwrite: whether a file that exists may be replaced.
+        folded: write a file for shipping: every BatchNorm, and every product or sum with a constant
+            per channel, becomes part of the convolution or matrix product beside it, where that is
+            exact. What is written is held against the model in ONNX Runtime. It is not for
+            training.
+
+    Raises:
+        FileError: the file exists already (without ``overwrite``) or cannot be written.
+        VerificationError: the folded model computes something else.
+
+    >>> import os, tempfile
+    >>> model = ir.from_onnx_text('''
+    ... <ir_version: 8, opset_import: ["" : 17]>
+    ... tiny (float[1,2] x) => (float[1,2] y)
+    ... <float[2,2] w = {1,0, 0,1}, float[2] s = {2,3}, float[2] b = {1,1},
+    ...  float[2] mean = {0,0}, float[2] var = {1,1}> {
+    ...     h = Gemm(x, w)
+    ...     y = BatchNormalization(h, s, b, mean, var)
+    ... }''')
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(model, os.path.join(folder, "small.onnx"), folded=True)
+    ...     [node.op_type for node in ir.load(os.path.join(folder, "small.onnx")).graph]
+    ['Gemm']
+    """
+    if folded:
+        shipped = fold_affine(model)
+        _require_equal(model, shipped)
+        model = shipped
+    write(model, path, overwrite)
+
+
+def _require_equal(model: ir.Model, folded: ir.Model) -> None:
+    """Hold a folded model against the one that it was made of, on random inputs.
+
+    Raises:
+        VerificationError: an output differs by more than rounding.
+    """
+    from morphgraph.onnx_io.runtime import random_inputs, run
+
+    half = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    is_half = any(value.dtype in half for value in values_of(model.graph))
+    tolerance = FOLDED_IN_HALF if is_half else RESIZED
+    sizes = input_shapes(model, input_symbols(model))
+    before, after = (in_single_precision(bind_inputs(m, sizes)) for m in (model, folded))
+    try:
+        feeds = random_inputs(before)
+        expected = run(before, feeds)
+    except (UnsupportedError, ModelError) as error:
+        warnings.warn(f"the folded model is not checked: {error}", MorphWarning, stacklevel=3)
+        return
+    found = run(after, feeds)
+    for value in before.graph.outputs:
+        one, other = (results[value.name or ""] for results in (expected, found))
+        if not is_float(value):
+            continue
+        scale = float(np.abs(one[np.isfinite(one)]).max(initial=0.0)) or 1.0
+        if not np.allclose(other, one, rtol=0, atol=tolerance * scale, equal_nan=True):
+            raise VerificationError(
+                f"output '{escape(value.name or '')}' is not the same once scales are folded into "
+                "their layers; save without folding"
+            )
 
 
 def __getattr__(name: str) -> object:

@@ -15,6 +15,9 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
         size_runs       the recipe's runs at several sizes, compared
         declared        what the file declares, kept for what is written
         symbols         the dynamic sizes, and what they are analysed with
+        untie           constants that were stored once become one per reader
+    restore             back from there: in a resized model, what was folded and is the same
+    fold_affine         for a file that is shipped: scales and shifts in the layers beside
 
 coupling: the canonical model -> the channel graph
     couple              every operator's factors, laid on the axes of its values
@@ -55,7 +58,7 @@ rewrite: the channel graph and a plan -> another model
     resize              every axis keeps the positions of the channels that stay
         vanish          layers of width 0 are cut
         bias            a constant added to a result: in a bias, or by an addition
-    fresh               newly drawn weights
+        fresh               newly drawn weights
 
 checking: original, plan, resized model -> a report
     verify              the resized model against the masked original

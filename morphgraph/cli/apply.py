@@ -8,9 +8,9 @@ from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
 from morphgraph.cli.models import Lifting, naming, open_planned
 from morphgraph.cli.shared_options import OutputFormat, Overwrite, Seed, check_output, output_file
-from morphgraph.onnx_io import escape, save
+from morphgraph.onnx_io import escape
 from morphgraph.options import Start, option
-from morphgraph.workflow import resize_and_check
+from morphgraph.workflow import resize_and_check, save
 
 
 @command
@@ -27,6 +27,9 @@ def apply(
     absorb: Annotated[
         bool, option("Move what removed channels added as a constant into the next bias.")
     ] = False,
+    fold: Annotated[
+        bool, option("Write a file for shipping: BatchNorm and scales go into the layers beside.")
+    ] = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     lifting: Lifting,
@@ -36,7 +39,8 @@ def apply(
 
     The result is compared, on random inputs, with the original whose removed channels are masked:
     in ONNX Runtime, or in PyTorch where that does not know an operator. A result that is wrong is
-    not written. Fresh weights are drawn after the check.
+    not written. Fresh weights are drawn after the check. With ``--fold``, what is written is
+    compared with the result once more.
     """
     check_output(output, overwrite, model, plan)
     graph, chosen = open_planned(model, plan, lifting)
@@ -44,6 +48,7 @@ def apply(
         result = resize_and_check(
             graph, chosen, weights=weights, verify=not no_verify, absorb=absorb, seed=seed
         )
-    save(result.model, output, overwrite)
+    with naming(model):
+        save(result.model, output, overwrite, folded=fold)
     show(check_report(graph, chosen, result.report), output_format)
     note(f"wrote {escape(str(output))}")

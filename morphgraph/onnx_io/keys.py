@@ -9,6 +9,7 @@ ABSORBED_KEY = "morphgraph.absorbed"  # removed channels that were absorbed as c
 # In ``Model.meta``, in memory only:
 CANONICAL_KEY = "morphgraph.canonical"  # true: the model is in canonical form
 DECLARED_KEY = "morphgraph.declared"  # what the file declares that is restored when it is resized
+ORIGINAL_KEY = "morphgraph.original"  # the model before it was folded, with the same node names
 COPIES_KEY = "morphgraph.copies"  # by the name of a constant's copy that of the constant
 ALIASES_KEY = "morphgraph.aliases"  # by constant and reader the name that an Identity had given
 

@@ -101,11 +101,21 @@ class Reshape(Op):
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, allowzero: int = 0) -> None:
-        # -1 stays; a 0 copies the operand's size, and stays where that is still the right one.
-        before, target = new.shape(0), n.sizes(1)
+        # A 0 copies the operand's size, and stays where that is still the right one. A -1 stays
+        # where nothing was cut, for a size that the model leaves open, and for a batch: elsewhere
+        # tools read from it how many heads there are.
+        before, target, sizes = new.shape(0), n.sizes(1), new.shape(~0)
+        result = n.ir.outputs[0].shape
+        cut = [k for k, (size, old) in enumerate(zip(sizes, n.out(), strict=True)) if size != old]
+        known = {k for k in range(0 if 0 in cut else 1, len(sizes)) if cut}
+        known = {k for k in known if result is None or isinstance(result[k], int)}
         updated = [
-            entry if entry in (None, -1) or (entry == 0 and before[k : k + 1] == (size,)) else size
-            for k, (entry, size) in enumerate(zip(target, new.shape(~0), strict=True))
+            entry
+            if entry is None
+            or (entry == -1 and k not in known)
+            or (entry == 0 and before[k : k + 1] == (size,))
+            else size
+            for k, (entry, size) in enumerate(zip(target, sizes, strict=True))
         ]
         new.set_sizes(1, [size or 0 for size in updated])
 

@@ -25,7 +25,14 @@ from torch.utils import _pytree as pytree
 
 from morphgraph.edit import name_values
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import BUFFERS_KEY, PARAMETERS_KEY, checker_refusal, escape, load
+from morphgraph.onnx_io import (
+    BUFFERS_KEY,
+    ORIGINAL_KEY,
+    PARAMETERS_KEY,
+    checker_refusal,
+    escape,
+    load,
+)
 from morphgraph.ops import running_statistics
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.torch_io.names import is_spelled_plainly
@@ -91,6 +98,9 @@ def export(
     parameters = dict(net.named_parameters(remove_duplicate=False))
     model.metadata_props[PARAMETERS_KEY] = json.dumps(_own_names(model, parameters))
     model = canonicalize(model)
+    del model.meta[
+        ORIGINAL_KEY
+    ]  # of what the exporter wrote around the network, nothing comes back
     _restore_first_names(model, net)
     _name_results(model, results)
     _check_parameters(model, parameters, used)

@@ -22,6 +22,7 @@ from morphgraph.errors import ModelError, MorphWarning, UnsupportedError
 from morphgraph.onnx_io import (
     CANONICAL_KEY,
     DECLARED_KEY,
+    ORIGINAL_KEY,
     PARAMETERS_KEY,
     bind_inputs,
     escape,
@@ -79,14 +80,18 @@ def canonicalize(
     _check_inputs(bound)
     _inline(bound)
     _drop_outdated_metadata(bound)
+    _sort(bound.graph)
+    name_nodes(bound.graph)
+    original = bound
     symbols = input_symbols(bound)
     if symbols:
-        bound = keep_sizes_dynamic(bound, symbols, _fold)
+        bound = keep_sizes_dynamic(original, symbols, _fold)
     else:
+        bound = original.clone()
         _fold(bound, frozenset())
     untie_constants(bound)
     _warn_of_unsized(bound.graph)
-    bound.meta.update({CANONICAL_KEY: True, DECLARED_KEY: declared})
+    bound.meta.update({CANONICAL_KEY: True, DECLARED_KEY: declared, ORIGINAL_KEY: original})
     return bound
 
 
@@ -109,11 +114,6 @@ def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
 
     Nodes that compute ``varying`` values stay.
     """
-    try:
-        model.graph.sort()
-    except ValueError as error:
-        raise ModelError("the graph has a cycle; export the model again") from error
-    name_nodes(model.graph)
     digests = fold_constants(model, varying)
     split_sequences(model)
     common.RemoveUnusedNodesPass()(model)
@@ -135,6 +135,13 @@ def _drop_outdated_metadata(model: ir.Model) -> None:
             stacklevel=2,
         )
     keep_known_names(model)
+
+
+def _sort(graph: ir.Graph) -> None:
+    try:
+        graph.sort()
+    except ValueError as error:
+        raise ModelError("the graph has a cycle; export the model again") from error
 
 
 def _inline(model: ir.Model) -> None:

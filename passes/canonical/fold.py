@@ -13,8 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.edit import Editor
+from morphgraph.notation import NotationError
 from morphgraph.onnx_io import ALIASES_KEY, known_shape
 from morphgraph.onnx_io.mapped import shared
+from morphgraph.ops import OpNode, describe
 from morphgraph.ops.op import lookup
 from morphgraph.passes.canonical.fold_values import (
     FOLD_LIMIT_BYTES,
@@ -22,7 +24,9 @@ from morphgraph.passes.canonical.fold_values import (
     computed,
     constant_tensor,
 )
-from morphgraph.passes.canonical.infer_shapes import ResultTypes
+from morphgraph.passes.canonical.infer_shapes import INFERENCE_DATA, ResultTypes
+
+_SMALL_BYTES = 256  # by so much a folded vector may be larger than what it is computed from
 
 
 def fold_constants(model: ir.Model, varying: frozenset[str] = frozenset()) -> dict[str, object]:
@@ -54,6 +58,7 @@ class _Folder:
         self.editor = Editor(model)
         self.varying = varying
         self.digests: dict[str, object] = {}
+        self.unfolded: dict[ir.Value | None, tuple[int, int]] = {}
         self.aliases: dict[tuple[str, str], str] = model.meta.setdefault(ALIASES_KEY, {})
         self.known = KnownValues(model)
         self.types = ResultTypes(model, self.known)
@@ -102,8 +107,41 @@ class _Folder:
         if any(output.name in self.varying for output in node.outputs):
             for output, tensor in zip(node.outputs, tensors, strict=True):
                 self.known.note_varying(output, tensor)
+        elif self._would_inflate(node, tensors):
+            for output, tensor in zip(node.outputs, tensors, strict=True):
+                self.unfolded[output] = self._extent(node.inputs)
+                if tensor.size <= INFERENCE_DATA:
+                    self.known.note_varying(output, tensor)
         else:
             self._replace_by_constants(node, tensors)
+
+    def _would_inflate(self, node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> bool:
+        """Whether what a node computes has the numbers of its operands, but takes more bytes.
+
+        So weights that are kept in int8 behind Cast and Mul. They stay there, and are sliced there.
+        What has more numbers than its operands is folded: no axis of theirs would be sliced.
+        """
+        size, stored = self._extent(node.inputs)
+        numbers, bytes_ = sum(t.size for t in tensors), sum(t.nbytes for t in tensors)
+        is_matrix = any(sum(n > 1 for n in t.shape.numpy()) > 1 for t in tensors)
+        slack = 0 if is_matrix else _SMALL_BYTES
+        if numbers > size or bytes_ <= stored + slack:
+            return False
+        try:
+            return describe(OpNode(node)).opaque is None
+        except NotationError:
+            return False
+
+    def _extent(self, values: Sequence[ir.Value | None]) -> tuple[int, int]:
+        """How many numbers, and bytes of them, constants are computed from."""
+        size = stored = 0
+        for value in dict.fromkeys(values):
+            tensor = self.known.constant(value)
+            if value in self.unfolded:
+                size, stored = size + self.unfolded[value][0], stored + self.unfolded[value][1]
+            elif tensor is not None:
+                size, stored = size + tensor.size, stored + tensor.nbytes
+        return size, stored
 
     def _replace_by_constants(self, node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> None:
         """Put initializers in the place of a node's results."""

@@ -21,7 +21,7 @@ from morphgraph.ops.op import UnsupportedFormError, lookup
 from morphgraph.passes.canonical.ask_runtime import Runtime
 from morphgraph.passes.canonical.fold_values import KnownValues
 
-_INFERENCE_DATA = 4096  # elements of an operand that shape inference may look into
+INFERENCE_DATA = 4096  # elements of an operand that shape inference may look into
 
 # Operators that ONNX has withdrawn in some version, while ONNX Runtime still runs that.
 _WITHDRAWN = {"GroupNormalization"}
@@ -137,7 +137,7 @@ class ResultTypes:
         data = {
             value.name or "": ir.serde.serialize_tensor(tensor)
             for value in operands
-            if (tensor := self.known.get(value)) is not None and tensor.size <= _INFERENCE_DATA
+            if (tensor := self.known.get(value)) is not None and tensor.size <= INFERENCE_DATA
         }
         try:
             inferred = self._inferred(schema, proto, types, data)

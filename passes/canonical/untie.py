@@ -43,10 +43,12 @@ def untie_constants(model: ir.Model) -> None:
         editor, layers = Editor(model), _Layers(model)
         for value in shared_values:
             readers = [node for node in _readers(model, value) if _follows_channels(node, value)]
-            name, is_filler = value.name or "", _repeats(value.const_value)
+            name, tensor = value.name or "", value.const_value
+            assert tensor is not None
+            is_filler = _repeats(tensor)
             for tied in layers.apart(readers, is_filler)[1:]:
                 wanted = aliases.get((name, tied[0].name or ""), f"{name}_{tied[0].name}")
-                copy = editor.constant(wanted, shared(value.const_value))
+                copy = editor.constant(wanted, shared(tensor))
                 copies[copy.name or ""] = name
                 for node in tied:
                     for index, operand in enumerate(node.inputs):
@@ -85,8 +87,7 @@ def _is_vector_or_filler(value: ir.Value) -> bool:
     return sum(size > 1 for size in tensor.shape.numpy()) == 1 or _repeats(tensor)
 
 
-def _repeats(tensor: ir.TensorProtocol | None) -> bool:
-    assert tensor is not None
+def _repeats(tensor: ir.TensorProtocol) -> bool:
     array: Array = tensor.numpy()
     if not any(array.strides):
         return True
@@ -112,8 +113,19 @@ def _follows_channels(node: ir.Node, value: ir.Value) -> bool:
         description = describe(OpNode(node))
     except (NotationError, MorphError):
         return False  # said in the pass that couples operators
-    ports = {place.port for factor in description.factors.values() for place in factor.places}
-    return any(k in ports for k, operand in enumerate(node.inputs) if operand is value)
+    mine = {k for k, operand in enumerate(node.inputs) if operand is value}
+    for factor in description.factors.values():
+        ports = {place.port for place in factor.places}
+        if factor.size > 1 and factor.pinned is None and ports & mine:
+            # Not so an axis that no activation has, such as the positions of a table.
+            others = [k for k in ports - mine if k < 0 or not _is_initializer(node.inputs[k])]
+            if others:
+                return True
+    return False
+
+
+def _is_initializer(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()
 
 
 class _Layers:

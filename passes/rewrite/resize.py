@@ -21,6 +21,8 @@ from morphgraph.errors import PlanError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import (
     CANONICAL_KEY,
+    COPIES_KEY,
+    ORIGINAL_KEY,
     add_constant_names,
     escape,
     keep_known_names,
@@ -32,6 +34,7 @@ from morphgraph.passes.analysis.channel_sources import kernels, readers
 from morphgraph.passes.analysis.liveness import liveness, require_viable, result_names
 from morphgraph.passes.analysis.selection import AxisSelection as AxisSelection
 from morphgraph.passes.canonical.declared import restore_declared
+from morphgraph.passes.canonical.restore import restore
 from morphgraph.passes.canonical.untie import merge_copies
 from morphgraph.passes.rewrite.absorb import Absorbed, nothing_absorbed
 from morphgraph.passes.rewrite.bias import add_constant
@@ -109,8 +112,11 @@ class _Resizer:
         for name, value in list(initializers.items()):
             if name in used_before and not value.uses() and not value.is_graph_output():
                 del initializers[name]
-        if merge_copies(self.model):
-            del self.model.meta[CANONICAL_KEY]
+        restored = restore(self.graph.model, self.model, self.selection.cuts, self.editor)
+        if merge_copies(self.model) or restored:
+            self.model.meta.pop(CANONICAL_KEY, None)
+        for key in (COPIES_KEY, ORIGINAL_KEY):
+            self.model.meta.pop(key, None)
         keep_known_names(self.model)
         restore_declared(self.model, lambda value, axis: self.selection.axis(value, axis) is None)
         return self.model

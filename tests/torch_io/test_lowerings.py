@@ -644,7 +644,12 @@ NEWER_CASES = [
 ]
 
 NOT_IN_CURRENT_OPSETS = {"Upsample"}
-WITH_OPEN_SIZES = {"ConstantOfShape", "Range", "Shape", "Size"}  # in test_open_sizes.py; else folded
+WITH_OPEN_SIZES = {
+    "ConstantOfShape",
+    "Range",
+    "Shape",
+    "Size",
+}  # in test_open_sizes.py; else folded
 
 _STORED = (
     "uint8[2,3,4,6] x, uint8[2,3,4,6] z",
