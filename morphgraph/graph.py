@@ -52,12 +52,14 @@ class LiftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     """How a model was lifted: which groups it has, and of what width, depends on it.
 
     ``attention`` says whether attentions shrink by whole heads or by every head's size,
-    ``pin_outputs`` whether graph outputs keep their size, and ``input_shapes`` the sizes of inputs
-    that the file leaves open.
+    ``pin_outputs`` whether graph outputs keep their size, ``pin_rows`` whether tables keep the rows
+    that are named by number at run time (the tokens of an embedding), and ``input_shapes`` the
+    sizes of inputs that the file leaves open.
     """
 
     attention: Attention = "heads"
     pin_outputs: bool = True
+    pin_rows: bool = True
     input_shapes: dict[str, tuple[int, ...]] = {}
 
     def arguments(self) -> dict[str, Any]:
@@ -212,7 +214,8 @@ class Couplings:
     """What the pass ``couple`` found: dims first, then factors, in one numbering (*vertices*).
 
     ``input_independent`` names the values that no graph input reaches: weights, and what is
-    computed from them alone.
+    computed from them alone, ``rows`` the factors whose elements are rows of a weight, named by
+    number at run time.
     """
 
     model: ir.Model
@@ -228,6 +231,7 @@ class Couplings:
     preferences: Mapping[int, tuple[str, ...]]
     reluctant: frozenset[int]
     eager: frozenset[int]
+    rows: frozenset[int] = frozenset()
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def on_weight(self, edge: Edge) -> bool:

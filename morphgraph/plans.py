@@ -104,7 +104,7 @@ class ModelRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
                 f"model.structure: the plan was made for another network{sizes}; make one for this "
                 "model (`plan`), or give the model that it was made for"
             )
-        for option in ("attention", "pin_outputs"):
+        for option in ("attention", "pin_outputs", "pin_rows"):
             wanted, lifted = getattr(planned, option), getattr(present, option)
             if wanted != lifted:
                 raise PlanError(

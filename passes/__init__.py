@@ -39,12 +39,13 @@ analysis: the channel graph -> facts about it
     channel_sources     which slices of which parameters belong to a channel
         computed_kernels the numbers of those that no parameter holds
     score               how much the network uses each channel
+    rows                tables whose rows are named by number: embeddings
     gates               which learned scales switch which groups off
 
 planning: facts and a budget -> a plan: which channels stay
     bounds              which widths a plan may give
         grids           multiples of a number of channels, as a group counts them
-    outputs             the channels of classes that outputs keep
+    outputs             the channels of classes and tokens that are to stay
     constraints         budgets as limits on costs
     build               from widths or channels to a plan
     removal_path        channels leave one by one until the budget is met

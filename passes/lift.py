@@ -22,6 +22,7 @@ def lift(
     *,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     pin_outputs: bool = True,
+    pin_rows: bool = True,
     attention: Attention = "heads",
 ) -> ChannelGraph:
     """Lift a model (or the ONNX file at a path) into a :class:`~morphgraph.graph.ChannelGraph`.
@@ -30,6 +31,8 @@ def lift(
         model: an ``onnx_ir.Model``, an ``onnx.ModelProto`` or a path; it is not changed.
         input_shapes: static shapes for inputs whose file leaves them open.
         pin_outputs: graph outputs keep their size (a user of the model expects it).
+        pin_rows: tables keep the rows that are named by number at run time: the tokens of an
+            embedding. Where they may change, ``plan(keep_tokens=...)`` says which stay.
         attention: shrink attentions by whole ``"heads"`` or by every head's ``"head-dim"``.
 
     Raises:
@@ -39,10 +42,10 @@ def lift(
     shapes = {name: tuple(sizes) for name, sizes in (input_shapes or {}).items()}
     canonical = canonicalize(as_model(model), shapes or None, open_defaults=True)
     with _without_collector():
-        couplings = couple(canonical, pin_outputs)
+        couplings = couple(canonical, pin_outputs, pin_rows)
         # Without an attention the choice makes no difference, and plans for both are the same.
         chosen: Attention = attention if couplings.eager or couplings.reluctant else "heads"
-        options = LiftOptions(chosen, pin_outputs, shapes)
+        options = LiftOptions(chosen, pin_outputs, pin_rows, shapes)
         return replace(hold_fixed_bins(group(couplings, chosen)), options=options)
 
 

@@ -55,9 +55,13 @@ _BY_DEFAULT = Lifting()
 
 
 def open_graph(
-    path: Path, lifting: Lifting = _BY_DEFAULT, *, pin_outputs: bool = True
+    path: Path,
+    lifting: Lifting = _BY_DEFAULT,
+    *,
+    pin_outputs: bool = True,
+    pin_rows: bool = True,
 ) -> ChannelGraph:
-    """Load a file and lift it; graph outputs keep their size, or may change.
+    """Load a file and lift it; graph outputs and rows of tables stay, or may go.
 
     Raises:
         FileError: there is no such file, or it cannot be read.
@@ -66,6 +70,7 @@ def open_graph(
     options = LiftOptions(
         attention=lifting.attention or "heads",
         pin_outputs=pin_outputs,
+        pin_rows=pin_rows,
         input_shapes=dict(lifting.input_shapes),
     )
     return _lift(path, options)

@@ -14,6 +14,7 @@ from morphgraph.cli.shared_options import (
     Overwrite,
     budget_option,
     check_output,
+    file_of_table,
     indices_of_output,
     output_file,
     refuse_repeated,
@@ -21,6 +22,7 @@ from morphgraph.cli.shared_options import (
 from morphgraph.cli.width_options import PlanOptions
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
+from morphgraph.onnx_io.feeds import load_feeds, load_indices
 from morphgraph.options import option
 from morphgraph.passes.planning import removal_path, uniform as by_width
 from morphgraph.report.planning import plan_report
@@ -80,6 +82,18 @@ def plan(
             metavar="[OUTPUT=]0,3,7",
         ),
     ] = (),
+    tokens: Annotated[
+        tuple[tuple[str, Path], ...],
+        option(
+            "Token ids whose rows an embedding keeps, and an output tied to it: one on each line, "
+            "a JSON array or .npy; where inputs number several tables, give the name. Inputs "
+            "must be renumbered: the new id of a token is its place among those in the plan's "
+            "request.keep_tokens.",
+            "--keep-tokens",
+            type=file_of_table,
+            metavar="[TABLE=]FILE",
+        ),
+    ] = (),
     sensitivity: Annotated[
         bool,
         option(
@@ -106,8 +120,9 @@ def plan(
     Give budgets, --uniform, or widths with --set, which goes with both others. Without -o the plan
     is shown and not written.
     """
+    by_index = bool(classes or tokens)
     if sensitivity:
-        if budgets or ratio is not None or classes or options.widths or output is not None:
+        if budgets or ratio is not None or by_index or options.widths or output is not None:
             raise click.UsageError("--sensitivity makes no plan; leave out what a plan is for")
         graph = open_graph(model, lifting)
         with naming(model, ModelError):
@@ -115,10 +130,15 @@ def plan(
         return
     if inputs is not None:
         raise click.UsageError("--inputs goes with --sensitivity")
-    _check_request(budgets, ratio, options, classes)
-    kept = dict(classes)
+    _check_request(budgets, ratio, by_index or bool(options.widths))
+    _check_names("--keep-classes", [name for name, _ in classes])
+    _check_names("--keep-tokens", [name for name, _ in tokens])
+    kept = {
+        "keep_classes": _alone(dict(classes)),
+        "keep_tokens": _alone({name: load_indices(path) for name, path in tokens}),
+    }
     check_output(output, overwrite, model)
-    graph = open_graph(model, lifting, pin_outputs=not classes)
+    graph = open_graph(model, lifting, pin_outputs=not by_index, pin_rows=not tokens)
     if options.score != "random":
         warn_of_weights(model, graph)
     with step("planning"), naming(model, ModelError):
@@ -127,13 +147,11 @@ def plan(
                 graph,
                 ratio if isinstance(ratio, float) else None,
                 budget=dict(budgets),
-                keep_classes=kept.get("", kept),
+                **kept,
                 **options.arguments(),
             )
         else:
-            result = removal_path.plan(
-                graph, dict(budgets), keep_classes=kept.get("", kept), **options.arguments()
-            )
+            result = removal_path.plan(graph, dict(budgets), **kept, **options.arguments())
     if output is not None:
         result.save(output, overwrite)
     show(plan_report(graph, result, options.convention), output_format)
@@ -141,7 +159,6 @@ def plan(
 
 
 def _sensitivity(graph: "ChannelGraph", inputs: Path | None, options: PlanOptions) -> "Report":
-    from morphgraph.onnx_io.feeds import load_feeds
     from morphgraph.passes.checking.sensitivity import sensitivity
     from morphgraph.report.sensitivity import sensitivity_report
 
@@ -169,18 +186,26 @@ def _sensitivity(graph: "ChannelGraph", inputs: Path | None, options: PlanOption
 def _check_request(
     budgets: tuple[tuple[str, str], ...],
     ratio: float | str | None,
-    options: PlanOptions,
-    classes: tuple[tuple[str, list[int]], ...],
+    has_wishes: bool,
 ) -> None:
     refuse_repeated(budgets)
-    if not budgets and ratio is None and not options.widths and not classes:
+    if not budgets and ratio is None and not has_wishes:
         raise click.UsageError(
-            "say what the result may cost: --budget, --uniform, --set or --keep-classes"
+            "say what the result may cost: --budget, --uniform, --set, --keep-classes or "
+            "--keep-tokens"
         )
-    outputs = [output for output, _ in classes]
-    if len(set(outputs)) < len(outputs) or ("" in outputs and len(outputs) > 1):
-        raise click.UsageError("--keep-classes: give each output once, by its name")
     if ratio == _FIT and not budgets:
         raise click.UsageError("--uniform fit needs a --budget to fit")
     if budgets and isinstance(ratio, float):
         raise click.UsageError("--uniform with a number meets no --budget; write --uniform fit")
+
+
+def _check_names(option_name: str, names: list[str]) -> None:
+    """Refuse a name that is given twice, and several values of which one has no name."""
+    if len(set(names)) < len(names) or ("" in names and len(names) > 1):
+        raise click.UsageError(f"{option_name}: given several times, so give each with its name")
+
+
+def _alone(by_name: dict[str, list[int]]) -> dict[str, list[int]] | list[int]:
+    """The only value, if it has no name."""
+    return by_name.get("", by_name)

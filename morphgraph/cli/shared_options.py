@@ -98,6 +98,19 @@ def indices_of_output(text: str) -> tuple[str, list[int]]:
 
 indices_of_output.__name__ = "indices"
 
+
+def file_of_table(text: str) -> tuple[str, Path]:
+    """The table, empty where there is none, and the file in ``TABLE=FILE``.
+
+    >>> file_of_table("word.weight=ids.txt")[0], file_of_table("ids.txt")[0]
+    ('word.weight', '')
+    """
+    table, _, path = text.rpartition("=")
+    return table, Path(path)
+
+
+file_of_table.__name__ = "file"
+
 OutputFormat = Annotated[Format, option("How results are printed.", "--format")]
 
 InputShapes = Annotated[

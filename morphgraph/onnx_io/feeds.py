@@ -1,8 +1,11 @@
-"""Inputs for a model from a file of arrays."""
+"""Inputs for a model, and indices, from files."""
 
+import json
 import os
+import re
 import zipfile
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +14,30 @@ from morphgraph.arrays import Arrays
 from morphgraph.errors import FileError, UnsupportedError
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.values import dtype_of, static_shape
+
+
+def load_indices(path: str | PathLike[str]) -> list[int]:
+    """Whole numbers from a file: one on each line, a JSON array of them, or an ``.npy`` array.
+
+    Raises:
+        FileError: the file cannot be read, or holds something else.
+    """
+    where = escape(os.fspath(path))
+    try:
+        if Path(path).suffix == ".npy":
+            numbers = np.load(path, allow_pickle=False).ravel().tolist()
+        else:
+            text = Path(path).read_text(encoding="utf-8").strip()
+            if not text.startswith("["):
+                text = "[" + re.sub(r"\s+", ",", text) + "]"
+            numbers = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{where}: cannot be read as a list of ids: {error}") from None
+    if not numbers or not all(type(number) is int and number >= 0 for number in numbers):
+        raise FileError(
+            f"{where}: is no list of ids; write one whole number on each line, a JSON array or .npy"
+        )
+    return numbers
 
 
 def load_feeds(path: str | PathLike[str], model: ir.Model) -> list[Arrays]:

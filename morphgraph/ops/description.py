@@ -100,6 +100,8 @@ class Description:
         gate: the operands multiply, so that one dead operand silences the channel.
         silent: operands in which not 0 but another operand (its zero point) adds nothing to a sum.
         broadcast: factors over which an operand of size 1 is repeated, as ONNX broadcasts.
+        rows: factors whose elements an operand names by number at run time (the rows of an
+            embedding): pinned, unless whoever makes the numbers follows.
         opaque: why nothing is known of the op, for one without an entry.
     """
 
@@ -113,6 +115,7 @@ class Description:
     gate: bool = False
     silent: Mapping[int, int] = field(default_factory=dict)
     broadcast: frozenset[str] = frozenset()
+    rows: frozenset[str] = frozenset()
     opaque: str | None = None
 
     def add(

@@ -241,7 +241,8 @@ class Gather(Op):
         others = [a for a in range(len(shape)) if a != axis]
         pass_axes(description, shape, ((a, a if a < axis else a + rank - 1) for a in others))
         if indices is None:
-            description.pin(0, axis, shape[axis], "indexed at run time")
+            description.add("rows", shape[axis], [Place(0, axis)], "indexed at run time")
+            description.rows = frozenset({"rows"} if n.is_weight(0) else ())
             for k, size in enumerate(n.shape(1)):
                 description.add(f"i{k}", size, [Place(1, k), Place(~0, axis + k)])
         elif rank == 1:

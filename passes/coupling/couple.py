@@ -13,17 +13,18 @@ from morphgraph.onnx_io import DYNAMIC_AXES_KEY, captured_values, node_label, st
 from morphgraph.ops import Description, OpNode, describe, entry_of, mismatch_hint
 
 
-def couple(model: ir.Model, pin_outputs: bool = True) -> Couplings:
+def couple(model: ir.Model, pin_outputs: bool = True, pin_rows: bool = True) -> Couplings:
     """Describe every operator of a canonical model and lay its factors on the values' axes.
 
     Args:
         model: as ``canonicalize`` returns it.
         pin_outputs: whether graph outputs keep their size, as a user of the model expects.
+        pin_rows: whether tables keep the rows that are named by number at run time.
 
     Raises:
         ModelError: an operator's operands do not fit together; names the node.
     """
-    return _Coupler(model, pin_outputs).run()
+    return _Coupler(model, pin_outputs, pin_rows).run()
 
 
 class _Coupler:
@@ -32,8 +33,10 @@ class _Coupler:
     Dims come first in the numbering, so that factors can be numbered only once all dims are known.
     """
 
-    def __init__(self, model: ir.Model, pin_outputs: bool) -> None:
+    def __init__(self, model: ir.Model, pin_outputs: bool, pin_rows: bool) -> None:
         self.model = model
+        self.pin_rows = pin_rows
+        self.rows: set[int] = set()
         self.pin_outputs = pin_outputs
         self.first_dim: dict[str, int] = {}
         self.shapes: dict[str, Shape] = {}
@@ -71,6 +74,7 @@ class _Coupler:
             preferences=self.preferences,
             reluctant=frozenset(self.reluctant),
             eager=frozenset(self.eager),
+            rows=frozenset(self.rows),
         )
 
     # -- dims ----------------------------------------------------------------------------------
@@ -118,7 +122,9 @@ class _Coupler:
             vertex = vertices[name]
             self.factors.append(OpFactor(op_node.name, name))
             self.sizes.append(factor.size)
-            if factor.pinned is not None:
+            if name in description.rows and not self.pin_rows:
+                self.rows.add(vertex)
+            elif factor.pinned is not None:
                 self.pins[vertex] = factor.pinned
             for place in factor.places:
                 dim = self.first_dim[_value_at(node, place.port).name or ""] + place.axis

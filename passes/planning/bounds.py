@@ -234,7 +234,7 @@ def _alike(bounds: WidthBounds, graph: ChannelGraph, pattern: str) -> list[int]:
         raise UnsupportedError(
             f"{where}: names groups of different widths: {kinds}; give one glob per kind of layer"
         )
-    pinned = next((group for group in matching if not group.resizable), None)
+    pinned = next((group for group in matching if not bounds.allows(group)), None)
     if pinned is not None:
         raise UnsupportedError(
             f"{where}: '{escape(pinned.name)}' cannot be resized ({pinned.reason}), so that all "
@@ -260,7 +260,7 @@ def _by_hand(
         free = [group for group in named if group.resizable or bounds.allows(group)] or named
         if not free:
             group = matching[0]
-            why = f"cannot be resized ({group.reason})" if group.reason else "is excluded"
+            why = "is excluded" if group.can_change else f"cannot be resized ({group.reason})"
             raise UnsupportedError(f"{where}: '{escape(group.name)}' {why}")
         for group in free:
             width = _wished(where, wish, group, grids[group.index])

@@ -1,7 +1,7 @@
 """From numbers per channel to a plan: which channels stay, and what the plan states."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,14 +67,16 @@ def build_plan(
     request: Mapping[str, Any],
     costs: Iterable[Cost],
     scores: FloatArray | None = None,
+    by_hand: Container[int] = (),
 ) -> Plan:
     """A plan that keeps these channels; warns the caller's caller of what it leaves as it is.
 
     With the ``scores`` by which channels were chosen, ``[channels]``, it also warns of groups in
-    which these tell no channel from another.
+    which these tell no channel from another; ``by_hand`` are groups whose channels no score chose.
     """
     plan = make_plan(graph, keep, request, costs)
-    undecided = [] if scores is None else _undecided(graph, keep, scores)
+    ranked = {index: kept for index, kept in keep.items() if index not in by_hand}
+    undecided = {} if scores is None else _undecided(graph, ranked, scores)
     if undecided:
         warnings.warn(_without_choice(undecided), MorphWarning, stacklevel=3)
     uncounted = [f"{op.ir.op_type} '{op.name}'" for op in graph.ops if op.opaque]

@@ -40,8 +40,8 @@ from morphgraph.passes.planning.constraints import (
 )
 from morphgraph.passes.planning.outputs import (
     Classes,
-    channels_of_classes,
-    request_of_classes,
+    channels_by_index,
+    request_by_index,
 )
 from morphgraph.plans import Plan
 
@@ -58,6 +58,7 @@ def plan(
     widths: Widths | None = None,
     same: Sequence[str] = (),
     keep_classes: Classes = (),
+    keep_tokens: Classes = (),
     seed: int = 0,
     convention: Convention = "default",
 ) -> Plan:
@@ -79,6 +80,10 @@ def plan(
         keep_classes: what outputs keep, by index: ``[0, 3, 7]``, or ``{"output": [0, 3, 7]}`` where
             there are several outputs (``"output:1"`` names the axis as well). The graph must be
             lifted with ``pin_outputs=False``; what else stands on outputs keeps its size.
+        keep_tokens: rows that an embedding keeps, by token id (``{"table": ids}`` where inputs
+            number several tables), and with them the tokens of a head tied to it. The graph must be
+            lifted with ``pin_rows=False`` (and ``pin_outputs=False`` for a tied head). The new
+            id of a token is its place among those that stay, in ascending order.
         seed: of ``score="random"``.
         convention: of the costs.
 
@@ -97,7 +102,7 @@ def plan(
     >>> int(made.widths(graph)[first.index]) / first.width
     0.75
     """
-    channels = channels_of_classes(graph, keep_classes)
+    channels = channels_by_index(graph, keep_classes, keep_tokens)
     bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
     allowed = bounds.on(graph)
     constraints = resolve_budget(graph, budget, convention)
@@ -116,12 +121,12 @@ def plan(
             "convention": convention,
         }
         | bounds.request()
-        | request_of_classes(keep_classes)
+        | request_by_index(keep_classes, keep_tokens)
     )
     keep = path.keep() | channels
     costs = shown_costs(graph, constraints, convention)
     computed = scores if isinstance(score, str) else None
-    return build_plan(graph, keep, request, costs, computed)
+    return build_plan(graph, keep, request, costs, computed, channels)
 
 
 def continue_plan(

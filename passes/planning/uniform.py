@@ -23,8 +23,8 @@ from morphgraph.passes.planning.constraints import (
 )
 from morphgraph.passes.planning.outputs import (
     Classes,
-    channels_of_classes,
-    request_of_classes,
+    channels_by_index,
+    request_by_index,
 )
 from morphgraph.plans import Plan
 
@@ -42,6 +42,7 @@ def uniform(
     widths: Widths | None = None,
     same: Sequence[str] = (),
     keep_classes: Classes = (),
+    keep_tokens: Classes = (),
     seed: int = 0,
     convention: Convention = "default",
 ) -> Plan:
@@ -50,15 +51,16 @@ def uniform(
     Give the ``ratio`` (0 to 1), or a ``budget`` for which the largest ratio is found. What rounding
     then leaves of the budget is spent, one grid step at a time, where rounding took most: a
     baseline that wastes a part of its budget would not be comparable. Within a group the channels
-    with the highest score stay. ``widths``, ``same`` and ``keep_classes`` are
-    those of :func:`morphgraph.plan`; groups whose width is given by hand are not multiplied.
+    with the highest score stay. ``widths``, ``same``, ``keep_classes`` and
+    ``keep_tokens`` are those of :func:`morphgraph.plan`; groups whose width is given by hand are
+    not multiplied.
 
     Raises:
         BudgetError: no ratio meets the budget.
         PlanError: with the widths by hand nothing would be left of the network.
         UnsupportedError: the ratio is not above 0 and at most 1, or a glob names no group.
     """
-    channels = channels_of_classes(graph, keep_classes)
+    channels = channels_by_index(graph, keep_classes, keep_tokens)
     bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
     allowed = bounds.on(graph)
     constraints = resolve_budget(graph, budget or {}, convention)
@@ -75,11 +77,12 @@ def uniform(
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
-    request |= bounds.request() | request_of_classes(keep_classes)
+    request |= bounds.request() | request_by_index(keep_classes, keep_tokens)
     scores = scores_of(graph, score, seed)
     keep = top_channels(graph, scaled, scores) | channels
     computed = scores if isinstance(score, str) else None
-    return build_plan(graph, keep, request, shown_costs(graph, constraints, convention), computed)
+    costs = shown_costs(graph, constraints, convention)
+    return build_plan(graph, keep, request, costs, computed, channels)
 
 
 def set_widths(
