@@ -220,6 +220,22 @@ def test_of_several_reasons_the_graphs_own_is_told() -> None:
     assert graph.group("z").reason == "graph output 's'"
 
 
+@pytest.mark.parametrize("how", STANDARDIZED)
+def test_the_same_where_the_group_norm_is_written_out(how: str) -> None:
+    """As exporters write it: rows of groups, an InstanceNormalization, scales."""
+    text = f"""net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8,1,1] s, float[8,1,1] h,
+    float[2,8,1,1] w2) => (float[1,2,4,4] y) <int64[3] over = {{1, 2, 3}},
+    int64[3] rows = {{0, 4, -1}}, int64[4] back = {{1, 8, 4, 4}}, float[4] ones = {{1, 1, 1, 1}},
+    float[4] zeros = {{0, 0, 0, 0}}> {{
+        a = Conv(x, w1)  p = Reshape(a, rows)  i = InstanceNormalization(p, ones, zeros)
+        b = Reshape(i, back)  bs = Mul(b, s)  bh = Add(bs, h)  r = Relu(bh)
+        {STANDARDIZED[how]}  y = Conv(r, k)
+    }}"""
+    graph = lift(model_from_text(text))
+    assert [group.width for group in free(graph)] == [4]
+    prove(graph)
+
+
 ALTERNATING = {
     "taken by a slice": "f = Slice(a, zero, eight, one, two)  g = Identity(a)",
     "taken by a gather": "f = Gather<axis=1>(a, even)  g = Identity(a)",
