@@ -15,6 +15,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from morphgraph.errors import BudgetError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.runtime import random_inputs, run
@@ -22,12 +23,16 @@ from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.dependence import dependence
 from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
+from morphgraph.passes.planning.compose import Provenance
+from morphgraph.passes.planning.expand import expand
 from morphgraph.passes.planning.removal_path import plan
+from morphgraph.passes.planning.uniform import uniform
 from morphgraph.passes.rewrite.absorb import absorb
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import structure_hash
 from morphgraph.testing import random_plan, random_removal, random_weight
+from morphgraph.workflow import apply
 
 LAWS = settings(
     max_examples=300,
@@ -339,6 +344,48 @@ def check_removal(model: ir.Model) -> None:
 @given(networks())
 def test_laws_of_removal(model: ir.Model) -> None:
     check_removal(model)
+
+
+@pytest.mark.filterwarnings("ignore::morphgraph.errors.MorphWarning")
+@settings(LAWS, max_examples=15)
+@given(networks())
+def test_laws_of_budgets_without_a_floor(model: ir.Model) -> None:
+    """Where layers may vanish to meet a budget: what is fed by a dead arm alone goes with it."""
+    graph = lift(model)
+    for unit, share in (("macs", "30%"), ("params", "10%")):
+        try:
+            chosen = plan(graph, {unit: share}, min_width=0)
+        except BudgetError:
+            continue
+        small = resize(graph, chosen.keep_channels(graph))
+        report = verify(graph, chosen, small)
+        assert report.ok, report.worst
+        again = lift(small)
+        for kind in ("macs", "params"):
+            assert cost(again, kind).total == cost(graph, kind).at(chosen.widths(graph)), kind
+
+
+@pytest.mark.filterwarnings("ignore::morphgraph.errors.MorphWarning")
+@settings(LAWS, max_examples=8)
+@given(networks())
+def test_laws_of_growth_after_growth(model: ir.Model) -> None:
+    """Shrunk and grown three times, product axes among them: one plan says the same."""
+    graph = lift(model)
+    provenance, feeds = Provenance.of(graph), random_inputs(graph.model, 1)
+    for seed in (1, 2, 3):
+        current = provenance.graph
+        frozen = provenance.frozen_groups()
+        # The original's channels stay before new ones: a plan cannot say that new ones alone do.
+        scores = np.random.default_rng(seed).random(len(current.channel_group))
+        narrow = uniform(current, 0.6, score=scores + (provenance.origin >= 0))
+        wide = expand(current, narrow, {"macs": "150%"}, exclude=frozen)
+        step = apply(current, wide, verify=False)
+        whole = apply(graph, provenance.compose(wide, {}), verify=False)
+        widths = [{g.name: g.width for g in lift(made).groups} for made in (step, whole)]
+        assert widths[0] == widths[1]
+        one, other = (run(made, feeds)["y"] for made in (step, whole))
+        assert np.abs(one - other).max() <= 1e-4 * max(1.0, np.abs(one).max())
+        provenance = provenance.after(wide, lift(step))
 
 
 def silenced(model: ir.Model, seed: int) -> ir.Model:

@@ -6,7 +6,7 @@ classes, and nested products have been refined to the same factors
 (:mod:`morphgraph.passes.coupling.factorize_axes`), so that no channel is tied to two carriers.
 """
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 
 import numpy as np
@@ -33,8 +33,7 @@ def choose_carriers(
     pins = _Pins(couplings, found)
     eager = _with_factors(found, {int(found.classes[factor]) for factor in couplings.eager})
     reluctant = _with_factors(found, {int(found.classes[factor]) for factor in couplings.reluctant})
-    normalized = _normalized(couplings, found)
-    statistical = _with_factors(found, normalized)
+    statistics = _statistics(couplings, found)
     repeated = _repeated(couplings, found)
     if attention == "head-dim":
         eager, reluctant = reluctant, eager
@@ -49,9 +48,9 @@ def choose_carriers(
             factor.axis_class not in eager,
             factor.axis_class in reluctant,
             factor.axis_class in repeated,
-            factor.axis_class in statistical,
-            # Of two that both are, the one that a norm has to itself (GroupNorm's channels).
-            factor.axis_class in normalized,
+            # Of two that are normalized over, the one over which fewer norms run: before kernels
+            # that are standardized over both, whole groups of a GroupNorm.
+            statistics[factor.axis_class],
             factor.axis_class not in carriers,
             factor.rank,
         )
@@ -76,25 +75,24 @@ def choose_carriers(
     return pins.reasons
 
 
-def _normalized(couplings: Couplings, found: FactorizedAxes) -> set[int]:
-    """Classes over which an operator normalizes or competes.
+def _statistics(couplings: Couplings, found: FactorizedAxes) -> Counter[int]:
+    """Over how many axes that a class is a factor of an operator normalizes or competes.
 
-    Their removal changes what the others become. The other factor of a product axis is removed
+    Its removal changes what the others become. The other factor of a product axis is removed
     exactly: of a GroupNorm's channels whole groups go.
     """
     factors = np.flatnonzero(roles(couplings).normalizes)
-    return set(found.classes[factors].tolist())
+    counted: Counter[int] = Counter()
+    for axis_class in set(found.classes[factors].tolist()):
+        counted.update(_with_factors(found, {axis_class}))
+    return counted
 
 
 def _with_factors(found: FactorizedAxes, marked: set[int]) -> set[int]:
     """Classes with the factors of their products: a factor of attention heads is heads, too."""
-    factors: dict[int, list[int]] = defaultdict(list)
-    for axis in found.shared_axes:
-        if axis.product:
-            factors[axis.axis_class] += (factor.axis_class for factor in axis.factors)
     reached, pending = set(marked), list(marked)
     while pending:
-        for factor in factors[pending.pop()]:
+        for factor in found.factors_of_products.get(pending.pop(), ()):
             if factor not in reached:
                 reached.add(factor)
                 pending.append(factor)

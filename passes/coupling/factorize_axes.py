@@ -13,8 +13,9 @@ does not nest (4 groups that feed 6) stays as it is; there the solving ties the 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -70,6 +71,15 @@ class FactorizedAxes:
     classes: IntArray
     sizes: IntArray
     shared_axes: Sequence[SharedAxis]
+
+    @cached_property
+    def factors_of_products(self) -> Mapping[int, Sequence[int]]:
+        """By the class of a product axis the classes of its factors."""
+        factors: dict[int, list[int]] = defaultdict(list)
+        for axis in self.shared_axes:
+            if axis.product:
+                factors[axis.axis_class] += (factor.axis_class for factor in axis.factors)
+        return factors
 
 
 def factorize_axes(couplings: Couplings) -> FactorizedAxes:

@@ -178,7 +178,9 @@ class _Solver:
         """Set of every channel, and one channel of every set: those that touch the same classes.
 
         A set is known by the sum of hashed (class, count) pairs of its channels: no Python loop
-        runs over channels.
+        runs over channels. Sets come in the order of their classes, in which the model's order
+        shows; not of their channels, since of two that alternate on an axis the one would come
+        first that happens to keep its first channel.
         """
         touched_channel, touched_class, per_channel = touches
         words = _mix(
@@ -188,8 +190,12 @@ class _Solver:
         np.add.at(signature, touched_channel, words)
         signature = _mix(signature + (pinned_by + 1).astype(np.uint64))
         _, first, inverse = np.unique(signature, return_index=True, return_inverse=True)
+        starts = np.searchsorted(touched_channel, first)
+        stops = np.searchsorted(touched_channel, first, side="right")
+        spans = [slice(*span) for span in zip(starts.tolist(), stops.tolist(), strict=True)]
+        keys = [(touched_class[s].tolist(), per_channel[s].tolist()) for s in spans]
         rank = np.empty(len(first), dtype=np.int64)
-        order = np.argsort(first, kind="stable")
+        order = np.array(sorted(range(len(first)), key=lambda k: (*keys[k], first[k])), dtype=int)
         rank[order] = np.arange(len(first))
         return rank[inverse], first[order]
 

@@ -98,7 +98,7 @@ class Provenance:
             origin = self.origin[group.channels]
             known = origin[origin != _NEW]
             one_to_one = len(np.unique(known)) == len(known) and _UNKNOWN not in known
-            alone = first >= 0 and descendants[first] == 1 and self.first.groups[first].resizable
+            alone = first >= 0 and descendants[first] == 1 and self.first.groups[first].can_change
             if alone and one_to_one:
                 successors[first] = group.index
         return successors

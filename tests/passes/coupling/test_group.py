@@ -8,6 +8,7 @@ import pytest
 
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.passes.lift import lift
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text, prove
 
 OPSET = '<ir_version: 10, opset_import: ["": 20, "com.acme": 1, "com.microsoft": 1]>'
@@ -217,3 +218,49 @@ def test_of_several_reasons_the_graphs_own_is_told() -> None:
     opsets = '<ir_version: 10, opset_import: ["": 20, "com.acme": 1]>'
     graph = lift(model_from_text(opsets + text))
     assert graph.group("z").reason == "graph output 's'"
+
+
+@pytest.mark.parametrize("how", STANDARDIZED)
+def test_the_same_where_the_group_norm_is_written_out(how: str) -> None:
+    """As exporters write it: rows of groups, an InstanceNormalization, scales."""
+    text = f"""net (float[1,3,4,4] x, float[8,3,1,1] w1, float[8,1,1] s, float[8,1,1] h,
+    float[2,8,1,1] w2) => (float[1,2,4,4] y) <int64[3] over = {{1, 2, 3}},
+    int64[3] rows = {{0, 4, -1}}, int64[4] back = {{1, 8, 4, 4}}, float[4] ones = {{1, 1, 1, 1}},
+    float[4] zeros = {{0, 0, 0, 0}}> {{
+        a = Conv(x, w1)  p = Reshape(a, rows)  i = InstanceNormalization(p, ones, zeros)
+        b = Reshape(i, back)  bs = Mul(b, s)  bh = Add(bs, h)  r = Relu(bh)
+        {STANDARDIZED[how]}  y = Conv(r, k)
+    }}"""
+    graph = lift(model_from_text(text))
+    assert [group.width for group in free(graph)] == [4]
+    prove(graph)
+
+
+ALTERNATING = {
+    "taken by a slice": "f = Slice(a, zero, eight, one, two)  g = Identity(a)",
+    "taken by a gather": "f = Gather<axis=1>(a, even)  g = Identity(a)",
+    "taken twice": "f = Slice(a, zero, eight, one, two)  g = Slice(a, one, eight, one, two)",
+    "taken last": "g = Slice(a, one, eight, one, two)  f = Slice(a, zero, eight, one, two)",
+}
+
+
+@pytest.mark.parametrize("how", ALTERNATING)
+@pytest.mark.parametrize("lost", [[0], [0, 1], [0, 1, 2], [1, 3]])
+def test_groups_that_alternate_keep_their_order(how: str, lost: list[int]) -> None:
+    """Whichever channels go, the ids and names of what is left are those of the original."""
+    body = ALTERNATING[how]
+    width = 4 if "Identity" not in body else 8
+    text = f"""net (float[1,3,4,4] x, float[8,3,1,1] w1, float[2,4,1,1] w2, float[2,{width},1,1] w3)
+    => (float[1,2,4,4] y) <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}},
+    int64[1] eight = {{8}}, int64[4] even = {{0, 2, 4, 6}}> {{
+        a = Conv(x, w1)  {body}  r = Conv(f, w2)  s = Conv(g, w3)  y = Add(r, s)
+    }}"""
+    graph = lift(model_from_text(text))
+    halves = free(graph)
+    assert [group.width for group in halves] == [4, 4]
+    for group in halves:
+        kept = np.setdiff1d(np.arange(4), lost)
+        again = lift(resize(graph, {group.index: kept}))
+        widths = {g.name: len(kept) if g is group else g.width for g in graph.groups}
+        assert {g.name: g.width for g in again.groups} == widths
+        assert [(g.id, g.name) for g in again.groups] == [(g.id, g.name) for g in graph.groups]
