@@ -24,8 +24,8 @@ rounding of single precision."""
 IN_PLACE = 1e-5
 ROUNDING_SPREAD = 30
 """Between a user's own network resized in place and its resized ONNX: of the largest magnitude of a
-result IN_PLACE, and ROUNDING_SPREAD times what the two forms of the original differ by. A wrong size
-of a head may change the result of an untrained network by less than RESIZED."""
+result IN_PLACE, and ROUNDING_SPREAD times what the two forms of the original differ by. A wrong
+number of heads may change a result by less than RESIZED."""
 
 FOLDED_IN_HALF = 3e-2
 """Between a model with weights in half precision and the same with scales folded into its layers:

@@ -46,7 +46,7 @@ class ConfigFit:
             vars(config).update(values)
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 return type(self._module)(config)
-        except Exception:  # a class of the user's own may refuse anything
+        except Exception:  # noqa: BLE001  a class of the user's own may raise anything
             return None
 
     def _score(self, values: Mapping[str, Any]) -> _Score:
@@ -93,7 +93,7 @@ class ConfigFit:
     ) -> tuple[dict[str, Any], _Score] | None:
         """The best change of one entry, or of two or three where none helps."""
         for size in (1, 2, 3):
-            tried = []
+            tried: list[tuple[_Score, int, dict[str, Any]]] = []
             for picked in combinations(options, size):
                 changed = dict(values) | dict(picked)
                 if (
@@ -147,7 +147,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _differing(module: nn.Module, built: nn.Module) -> Iterator[tuple[Slot, Any]]:
-    """The sizes that a module's attributes hold otherwise than those of a network that was built."""
+    """The sizes that a module's attributes hold otherwise than a network that was built."""
     others = dict(built.named_modules())
     for path, mine in module.named_modules():
         other = others.get(path)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from torch.nn.modules import batchnorm, conv, instancenorm
+from torch.nn.modules import batchnorm, conv
 
 from morphgraph.arrays import IntArray, Shape
 from morphgraph.errors import UnsupportedError
@@ -69,12 +69,12 @@ def is_torch_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules")
 
 
-def _linear(module: Any, cuts: Cuts) -> dict[str, Any]:
+def _linear(_: Any, cuts: Cuts) -> dict[str, Any]:
     out_features, in_features = cuts["weight"].after
     return {"in_features": in_features, "out_features": out_features}
 
 
-def _bilinear(module: Any, cuts: Cuts) -> dict[str, Any]:
+def _bilinear(_: Any, cuts: Cuts) -> dict[str, Any]:
     names = ("out_features", "in1_features", "in2_features")
     return dict(zip(names, cuts["weight"].after, strict=True))
 
@@ -105,12 +105,12 @@ def _group_norm(module: Any, cuts: Cuts) -> dict[str, Any]:
     return {"num_channels": cuts["weight"].after[0], "num_groups": groups}
 
 
-def _features(module: Any, cuts: Cuts) -> dict[str, Any]:
+def _features(_: Any, cuts: Cuts) -> dict[str, Any]:
     tensors = [cuts[name] for name in ("weight", "running_mean") if name in cuts]
     return {"num_features": tensors[0].after[0]} if tensors else {}
 
 
-def _normalized(module: Any, cuts: Cuts) -> dict[str, Any]:
+def _normalized(_: Any, cuts: Cuts) -> dict[str, Any]:
     return {"normalized_shape": tuple(cuts["weight"].after)} if "weight" in cuts else {}
 
 
@@ -123,7 +123,7 @@ def _embedding(module: Any, cuts: Cuts) -> dict[str, Any]:
     return sizes
 
 
-def _prelu(module: Any, cuts: Cuts) -> dict[str, Any]:
+def _prelu(_: Any, cuts: Cuts) -> dict[str, Any]:
     return {"num_parameters": cuts["weight"].after[0]}
 
 
@@ -144,7 +144,7 @@ def _recurrent(module: Any, cuts: Cuts) -> dict[str, Any]:
     return sizes | ({"proj_size": projected.pop()} if projected else {})
 
 
-def _cell(module: Any, cuts: Cuts) -> dict[str, Any]:
+def _cell(_: Any, cuts: Cuts) -> dict[str, Any]:
     return {
         "input_size": cuts["weight_ih"].after[1],
         "hidden_size": cuts["weight_hh"].after[1],
@@ -172,11 +172,12 @@ def _attention(module: Any, cuts: Cuts) -> dict[str, Any]:
 
 
 _Sizes = Callable[[Any, Cuts], dict[str, Any]]
-_NORMS = (batchnorm._NormBase, instancenorm._InstanceNorm)
+# The classes above all BatchNorms, InstanceNorms and convolutions; torch gives them no other name.
+_NORMS = (batchnorm._NormBase,)  # noqa: SLF001
 _LAYERS: dict[type[nn.Module] | tuple[type[nn.Module], ...], _Sizes] = {
     nn.Linear: _linear,
     nn.Bilinear: _bilinear,
-    conv._ConvNd: _conv,
+    conv._ConvNd: _conv,  # noqa: SLF001
     _NORMS: _features,
     nn.GroupNorm: _group_norm,
     (nn.LayerNorm, nn.RMSNorm): _normalized,

@@ -4,6 +4,7 @@ A network that was built and not trained may hardly depend on its layers: attent
 small weights, layer scales are 1e-6, last layers zero. A wrong number of heads would go unnoticed.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +17,8 @@ def lend_lively_weights(net: nn.Module, seed: int) -> None:
     """Give parameters and running statistics random numbers, in new memory.
 
     Kernels are normal with a variance of one over their inputs, so that results stay of order 1;
-    embeddings and tokens have a variance of one, scales lie around 1, biases around 0. What is frozen stays: it may be a fixed function.
+    embeddings and tokens have a variance of one, scales lie around 1, biases around 0. What is
+    frozen stays: it may be a fixed function.
     """
     generator = torch.Generator().manual_seed(seed)
     tables = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
@@ -32,15 +34,12 @@ def lend_lively_weights(net: nn.Module, seed: int) -> None:
 def _drawn(old: torch.Tensor, is_table: bool, generator: torch.Generator) -> torch.Tensor:
     long_axes = [size for size in old.shape if size > 1]
     if len(long_axes) > 1:
-        fan_in = 1 if is_table or old.shape[0] == 1 else old.numel() / old.shape[0]
-        return torch.randn(old.shape, generator=generator) / fan_in**0.5
+        fan_in = 1 if is_table or old.shape[0] == 1 else old.numel() // old.shape[0]
+        return torch.randn(old.shape, generator=generator).div(math.sqrt(fan_in))
     numbers = torch.rand(old.shape, generator=generator)
-    # Biases are near zero on the whole, scales are not; which of the two a vector is, hardly
-    # matters here, but a scale must not vanish.
-    centred = (
-        float(old.float().mean().abs()) < float(old.float().std(correction=0)) or not old.any()
-    )
-    return numbers - 0.5 if centred else numbers + 0.5
+    # Biases are near zero on the whole, scales are not and must not vanish.
+    centred = abs(float(old.float().mean())) < float(old.float().std(correction=0))
+    return numbers - 0.5 if centred or not old.any() else numbers + 0.5
 
 
 def _statistics(net: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

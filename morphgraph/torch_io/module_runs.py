@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
 from typing import Any
@@ -21,7 +22,7 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape
 from morphgraph.torch_io.tensors import to_tensor
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
+_TORCH = str(Path(torch.__file__).parent) + os.sep
 _LOW = (torch.float16, torch.bfloat16)
 
 
@@ -147,7 +148,7 @@ class Runner:
                 leaves = pytree.tree_leaves(results)
                 found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
                 return [_in_single(leaf.detach()).cpu().clone() for leaf in found]
-        except Exception as error:  # anything may happen in a user's forward
+        except Exception as error:  # noqa: BLE001  anything may happen in a user's forward
             return self._failure(error, done)
         finally:
             hook.remove()
@@ -175,6 +176,11 @@ def _raised(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in _LOW else tensor
 
 
+def _buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    table: dict[str, torch.Tensor | None] = vars(module)["_buffers"]
+    return table
+
+
 @contextmanager
 def _without_trace(net: nn.Module) -> Iterator[None]:
     """Half precision raised to single for a while; afterwards all tensors are as they were.
@@ -183,7 +189,7 @@ def _without_trace(net: nn.Module) -> Iterator[None]:
     """
     tensors = list(dict.fromkeys((*net.parameters(), *net.buffers())))
     data = [tensor.data for tensor in tensors]
-    buffers = [(module, dict(module._buffers)) for module in net.modules()]
+    buffers = [(table, dict(table)) for table in map(_buffers_of, net.modules())]
     contents = [(tensor, tensor.detach().clone()) for tensor in net.buffers()]
     try:
         for tensor in tensors:
@@ -195,8 +201,8 @@ def _without_trace(net: nn.Module) -> Iterator[None]:
     finally:
         for tensor, old in zip(tensors, data, strict=True):
             tensor.data = old
-        for module, own in buffers:
-            module._buffers.update(own)
+        for table, own in buffers:
+            table.update(own)
         for buffer, content in contents:
             if not torch.equal(buffer, content):
                 buffer.data.copy_(content)

@@ -28,9 +28,13 @@ from morphgraph.torch_io.names import module_path
 
 _OPTIONS = 8  # alternatives for one tuple
 _NO_SIZES = frozenset(
-    ("kernel_size", "stride", "padding", "dilation", "output_padding", "scale_factor", "axis")
-    + ("upscale_factor", "downscale_factor", "start_dim", "end_dim", "num_layers", "depth")
+    {
+        *("kernel_size", "stride", "padding", "dilation", "output_padding"),
+        *("scale_factor", "upscale_factor", "downscale_factor"),
+        *("axis", "start_dim", "end_dim", "num_layers", "depth"),
+    }
 )
+"""Names of attributes that hold other integers, by torch's usage."""
 
 Sizes = dict[int, dict[int, None]]
 """By old size the new ones that it has, those that stay included, in order of their finding."""

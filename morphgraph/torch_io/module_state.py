@@ -36,8 +36,8 @@ class Snapshot:
         for tensor, data, grad in self._tensors:
             replace_data(tensor, data)
             tensor.grad = grad
-        for data, content in self._buffers:
-            data.copy_(content)
+        for data, numbers in self._buffers:
+            data.copy_(numbers)
 
 
 def replace_data(tensor: torch.Tensor, data: torch.Tensor) -> None:

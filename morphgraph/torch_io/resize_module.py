@@ -5,6 +5,7 @@ The graph tells which positions of every tensor stay, and the tensors which size
 must compute what its resized ONNX model computes. Whatever fails, everything is put back.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from morphgraph.errors import PlanError, UnsupportedError
+from morphgraph.errors import MorphWarning, PlanError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
 from morphgraph.passes.lift import lift
@@ -149,7 +150,8 @@ def resize_module(
     7 tensors, 3 attributes changed
     """
     if isinstance(graph, Plan):
-        graph, plan = _exported(net, example, graph), graph
+        plan = graph
+        graph = _exported(net, example, plan)
     if plan is None:
         raise PlanError("no plan; call resize_module(net, graph, plan)")
     if not isinstance(graph, ChannelGraph):
@@ -209,6 +211,9 @@ class _Resize:
         lively_check.require(attributes)
         training = training_check.require(attributes)
         self._cut(tensors, followed, known.numbers, data)
+        for words in said:
+            if "cannot" in words:
+                warnings.warn(words, MorphWarning, stacklevel=4)
         return ModuleReport(
             tuple(
                 TensorChange(name, cuts.before, cuts.after)

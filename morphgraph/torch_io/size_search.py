@@ -27,6 +27,8 @@ from morphgraph.torch_io.module_state import Slot
 from morphgraph.torch_io.names import module_path
 
 RUNS = 400
+_TRIED = 60  # single changes at one failure; those of the modules nearby come first
+_PAIRED = 12  # of these, those that are also tried two by two
 RUNS_TO_THE_END = 2**62  # progress of a run that gives results, be they wrong
 
 Step = tuple[Slot, Any]
@@ -64,13 +66,13 @@ class FirstDifference:
         if not self._paths:
             return None
         paths = {id(module): path for path, module in self._runner.net.named_modules()}
-        done, found = 0, None
+        done, found = 0, list[tuple[int, str]]()
 
         def check(module: nn.Module, _: Any, result: Any) -> None:
-            nonlocal done, found
+            nonlocal done
             path = paths.get(id(module))
-            if found is None and path is not None and not self._matches(path, result):
-                found = (done, path)
+            if not found and path is not None and not self._matches(path, result):
+                found.append((done, path))
             done += 1
 
         hook = register_module_forward_hook(check)
@@ -78,7 +80,7 @@ class FirstDifference:
             self._runner()
         finally:
             hook.remove()
-        return found
+        return found[0] if found else None
 
     def _matches(self, path: str, result: Any) -> bool:
         computed = [
@@ -170,10 +172,10 @@ class SizeSearch:
 
     def _steps(self, candidates: Sequence[Step]) -> Iterable[Sequence[Step]]:
         """Single changes, the same change in all modules of a class, then two in one module."""
-        for step in candidates:
+        for step in candidates[:_TRIED]:
             yield [step]
         yield from self._families(candidates)
-        for a, b in combinations(candidates[:12], 2):
+        for a, b in combinations(candidates[:_PAIRED], 2):
             if a[0].module is b[0].module and a[0].place != b[0].place:
                 yield [a, b]
 

@@ -1,0 +1,110 @@
+"""Hugging Face's own classes are resized in place, and load by ``from_pretrained``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import morphgraph as mg
+from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io import runtime as ort
+from morphgraph.passes.planning.uniform import set_widths
+
+transformers: Any = pytest.importorskip("transformers")
+
+TOKENS = torch.randint(0, 60, (2, 7), generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 80}
+
+
+def bert() -> Any:
+    config = transformers.BertConfig(
+        vocab_size=60, max_position_embeddings=7, num_attention_heads=6, **SIZES
+    )
+    return transformers.BertForMaskedLM(config)
+
+
+def llama() -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=60, num_attention_heads=6, num_key_value_heads=3, head_dim=8, **SIZES
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def vit() -> Any:
+    config = transformers.ViTConfig(
+        num_attention_heads=6, image_size=16, patch_size=8, num_labels=5, **SIZES
+    )
+    return transformers.ViTForImageClassification(config)
+
+
+KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
+    "bert": (bert, {"input_ids": TOKENS}, {"labels": TOKENS}),
+    "llama": (llama, {"input_ids": TOKENS, "use_cache": False}, {"labels": TOKENS}),
+    "vit": (vit, {"pixel_values": IMAGES}, {"labels": torch.tensor([1, 3])}),
+}
+
+
+def planned(net: Any, example: dict[str, Any]) -> tuple[mg.ChannelGraph, mg.Plan]:
+    """All widths times 2/3, which a config can say; kinds of layers have one width each."""
+    graph = mg.lift(mg.export(net, example))
+    free = [g for g in graph.groups if g.resizable and g.width > 2]
+    return graph, set_widths(graph, {g.id: g.width * 2 // 3 // 2 * 2 or 2 for g in free})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_layers_of_one_width_load_from_the_config(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, example, labels = KINDS[kind]
+    net = make().eval()
+    graph, plan = planned(net, example)
+    small = mg.apply(graph, plan, weights=net)
+    report = mg.resize_module(net, graph, plan, example=example)
+    with torch.no_grad():
+        results = pytree.tree_leaves(net.eval()(**example))
+    tensor = next(v for v in example.values() if isinstance(v, torch.Tensor))
+    feeds = {small.graph.inputs[0].name or "": tensor.numpy()}
+    for found, expected in zip(results, ort.run(small, feeds).values(), strict=True):
+        assert np.abs(found.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+    assert report.config.endswith("builds this network")
+    config = net.config
+    assert (config.hidden_size, config.num_attention_heads, config.intermediate_size) == (32, 4, 52)
+    net.save_pretrained(tmp_path)
+    again = type(net).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        for found, expected in zip(pytree.tree_leaves(again(**example)), results, strict=True):
+            torch.testing.assert_close(found, expected)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    net.train()(**example, **labels).loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.long
+def test_heads_of_unequal_number_stay_out_of_the_config() -> None:
+    torch.manual_seed(0)
+    net = bert().eval()
+    graph = mg.lift(mg.export(net, {"input_ids": TOKENS}))
+    heads = [g for g in graph.groups if "attention" in g.name and g.width == 6]
+    plan = set_widths(graph, {heads[0].id: 4, heads[1].id: 3})
+    with pytest.warns(mg.MorphWarning, match="BertConfig cannot say"):
+        report = mg.resize_module(net, graph, plan, example={"input_ids": TOKENS})
+    layers = net.bert.encoder.layer
+    assert [layer.attention.self.num_attention_heads for layer in layers] == [4, 3]
+    assert [layer.attention.self.attention_head_size for layer in layers] == [8, 8]
+    assert net.config.num_attention_heads == 6
+    assert "same=" in report.config
+
+
+@pytest.mark.long
+def test_an_example_of_other_inputs_is_refused() -> None:
+    net = llama()
+    graph = mg.lift(mg.export(net, {"input_ids": TOKENS, "use_cache": False}))
+    example = {"input_ids": TOKENS, "attention_mask": torch.ones(2, 7)}
+    with pytest.raises(UnsupportedError, match="holds 2 tensors, and the graph has 1 inputs"):
+        mg.resize_module(net, graph, mg.uniform(graph, 0.5), example=example)
+    assert net.config.hidden_size == 48
