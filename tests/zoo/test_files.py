@@ -130,7 +130,7 @@ _GOOD: dict[str, Any] = {
 _SHORT: list[tuple[dict[str, Any], str]] = [
     ({"crashes": {"lift": "no"}}, "lift: no"),
     ({"unexpected": 0.1}, "the lifted model is off by 1.0e-01 from the file"),
-    ({"accepted": False}, "verify calls it wrong, it is off by 1.0e-07"),
+    ({"accepted": False}, "apply calls it wrong, it is off by 1.0e-07"),
     ({"ratio": 0.3}, "the plan for 50.0% lands at 30.0%: "),
     ({"felt": 1e-5}, "the removal is felt only 1.0e-05"),
     (

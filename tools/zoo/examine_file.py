@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from others import FileEntry
 from prepare import paths, worst_error
 
 import morphgraph as mg
-from morphgraph.errors import MorphError
+from morphgraph.errors import MorphError, VerificationError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.runtime import session
 from morphgraph.passes.checking.single_precision import in_single_precision
@@ -106,6 +107,11 @@ class FileExamination:
         self.found.producer = " ".join(word for word in words if word) + f", opset {opset}"
         self.found.bytes = [self.path.stat().st_size]
         self.found.nodes = len(proto.graph.node)
+        try:
+            onnx.checker.check_model(self.path, full_check=True)
+            self.valid = True
+        except Exception:  # noqa: BLE001 - several kinds; ONNX Runtime writes what it refuses
+            self.valid = False
 
     def _describe(self, graph: ChannelGraph) -> None:
         found = self.found
@@ -164,15 +170,25 @@ class FileExamination:
             found.error = error_of(results, expected)
             original = self.attempt("original", lambda: _run(graph.model, self.feeds))
             found.felt = float("nan") if original is None else error_of(original, expected)
-        report = self.attempt("verify", lambda: mg.verify(graph, plan, small))
-        found.accepted = None if report is None else report.ok
+        self.attempt("apply", lambda: self._apply(graph, plan))
+
+    def _apply(self, graph: ChannelGraph, plan: mg.Plan) -> None:
+        """What users call; does it hand the result out?"""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                mg.apply(graph, plan)
+                self.found.accepted = True
+            except VerificationError:
+                self.found.accepted = False
 
     def _save(self, small: ir.Model) -> None:
         """Write it as users do, look at the file, and run that."""
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "small.onnx"
             mg.save(small, target)
-            onnx.checker.check_model(target, full_check=True)
+            if self.valid:
+                onnx.checker.check_model(target, full_check=True)
             self.found.bytes.append(sum(part.stat().st_size for part in Path(folder).iterdir()))
             if not self.found.not_run:
                 run_file(target, self.feeds)

@@ -31,7 +31,7 @@ class FileFindings:
         error: resized against masked original.
         noise: the masked original against itself, with inputs moved by rounding and optimized.
         felt: masked against original.
-        accepted: whether ``mg.verify`` calls the result right; None where that was not reached.
+        accepted: whether ``mg.apply`` hands the result out; None where that was not reached.
         unexpected: how far the lifted model's outputs are from those of the file.
         not_run: what ONNX Runtime says where it does not run the file.
     """
@@ -137,9 +137,9 @@ class FileFindings:
         if self.wrong:
             words.append(f"resized is off by {self.error:.1e}, rounding does {self.noise:.1e}")
         if self.accepted is False and not self.wrong:
-            words.append(f"verify calls it wrong, it is off by {self.error:.1e}")
+            words.append(f"apply calls it wrong, it is off by {self.error:.1e}")
         if self.accepted and self.wrong:
-            words.append("verify calls it right")
+            words.append("apply calls it right")
         if self.ratio <= UNSHRUNK and not math.isnan(self.felt) and not self.felt > FELT:
             words.append(f"the removal is felt only {self.felt:.1e}")
         if self.larger:

@@ -19,7 +19,8 @@ planned at {budget:.0%} of its FLOPs with random scores, resized, saved, and run
 - **error**: resized against masked, computed in single precision; **rounding**: the masked model
   against itself with inputs moved by 1e-6 (by 1e-3 where the file quantizes) and after ONNX
   Runtime's optimizations. An error above {tolerance:.0e} and {of_noise:g} times the rounding is
-  **wrong**. **verify**: whether `mg.verify` calls the result right.
+  **wrong**. **apply**: whether `mg.apply`, which
+  checks, calls the result right.
 - **bytes**: the file saved against the file that came. **Larger** is what exceeds its share of the
   MACs and of the parameters by more than {slack:.0%} and {bytes} KiB.
 """
@@ -31,7 +32,7 @@ COUNTS = """
 
 ROWS = """
 | file | written by | opaque | MMACs | groups | shrinkable | lowest | planned | parameters | bytes \
-| error | rounding | verify |
+| error | rounding | apply |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 

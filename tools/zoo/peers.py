@@ -142,30 +142,37 @@ def _onnxsim(
     for tensor in masked.graph.initializer:
         node = readers.get(tensor.name)
         array = numpy_helper.to_array(tensor)
-        if node is None or tensor.name not in left or left[tensor.name].shape == array.shape:
+        few = left.get(tensor.name, array)
+        if node is None or few.shape == array.shape:
             continue
-        axis = _read_axis(node)
-        if axis is None:
-            if node.op_type in ("LayerNormalization", "GroupNormalization"):
-                return kept, math.nan
-            continue
-        tensor.CopyFrom(
-            numpy_helper.from_array(_without(array, left[tensor.name], axis), tensor.name)
-        )
+        if node.op_type in ("LayerNormalization", "GroupNormalization"):
+            return kept, math.nan
+        if node.op_type in _READS:
+            axis, groups = _reading(node)
+            if groups > 1 and array.shape[1] == 1:  # depthwise: every channel reads itself
+                continue
+            silent = _silent(array, few, axis, groups)
+            tensor.CopyFrom(numpy_helper.from_array(silent, tensor.name))
     expected = list(run(ir.from_proto(masked), feeds).values())
     return kept, worst_error(results, expected)
 
 
-def _read_axis(node: onnx.NodeProto) -> int | None:
-    """The axis of a weight along which a node reads channels; None where it reads none."""
+_READS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def _reading(node: onnx.NodeProto) -> tuple[int, int]:
+    """The axis of a weight along which a node reads channels, and the groups of its first axis."""
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    groups = attributes.get("group", 1)
     if node.op_type == "Conv":
-        return 1 if attributes.get("group", 1) == 1 else None
-    if node.op_type == "ConvTranspose":
-        return 0
-    if node.op_type == "Gemm":
-        return 1 if attributes.get("transB", 0) else 0
-    return 0 if node.op_type == "MatMul" else None
+        return 1, groups
+    return int(node.op_type == "Gemm" and attributes.get("transB", 0) == 1), groups
+
+
+def _silent(whole: np.ndarray[Any, Any], left: np.ndarray[Any, Any], axis: int, groups: int) -> Any:
+    """A weight with zeros where it no longer reads; every group of the first axis for itself."""
+    pairs = zip(np.split(whole, groups), np.split(left, groups), strict=True)
+    return np.concatenate([_without(a, b, axis) for a, b in pairs])
 
 
 def _without(whole: np.ndarray[Any, Any], left: np.ndarray[Any, Any], axis: int) -> Any:
@@ -200,7 +207,7 @@ def _torch_pruning(
     import torch_pruning as tp
 
     pruned = copy.deepcopy(net)
-    layers = [module for module in pruned.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [module for module in pruned.modules() if isinstance(module, _LAYERS)]
     tp.pruner.MagnitudePruner(
         pruned,
         arguments if len(arguments) > 1 else arguments[0],
@@ -216,6 +223,11 @@ def _torch_pruning(
     return kept, worst_error(results, flat_outputs(masked, arguments))
 
 
+_LAYERS = (
+    nn.Linear,
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 _STATISTICAL = (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention)
 
 
@@ -228,9 +240,12 @@ def _mask_modules(masked: nn.Module, pruned: Mapping[str, nn.Module]) -> bool:
             continue
         if isinstance(module, _STATISTICAL):
             return False
-        if isinstance(module, nn.Linear | nn.Conv2d) and getattr(module, "groups", 1) == 1:
+        if isinstance(module, _LAYERS):
             weight, few = module.weight.detach(), left.get_parameter("weight").detach()
-            silent = _without(weight.numpy(), few.numpy(), 1)
+            transposed, groups = getattr(module, "transposed", False), getattr(left, "groups", 1)
+            if groups != getattr(module, "groups", 1):  # depthwise: every channel reads itself
+                continue
+            silent = _silent(weight.numpy(), few.numpy(), int(not transposed), groups)
             module.weight.data = torch.from_numpy(silent)
     return True
 
