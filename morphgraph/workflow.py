@@ -275,7 +275,10 @@ def _require_equal(model: ir.Model, folded: ir.Model) -> None:
     except (UnsupportedError, ModelError) as error:
         warnings.warn(f"the folded model is not checked: {error}", MorphWarning, stacklevel=3)
         return
-    found = run(after, feeds)
+    try:
+        found = run(after, feeds)
+    except UnsupportedError as error:
+        raise VerificationError(f"the folded model is not run: {error}; save unfolded") from error
     for value in before.graph.outputs:
         one, other = (results[value.name or ""] for results in (expected, found))
         if not is_float(value):

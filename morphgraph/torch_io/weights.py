@@ -1,13 +1,13 @@
 """Trained weights back into an ONNX model, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from morphgraph.errors import ModelError
+from morphgraph.errors import ModelError, MorphError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.ops import parameter_names, running_statistics
@@ -32,11 +32,7 @@ def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) 
     """
     source = as_model(model)
     state = named_tensors(net)
-    if not source.graph.initializers.keys() >= state.keys():
-        # A constant that a file stores once, or in a node, may be several weights of the network.
-        canonical = canonicalize(source)
-        if canonical.graph.initializers.keys() & state.keys() - source.graph.initializers.keys():
-            source = canonical
+    source = _with_copies(source, state.keys() - source.graph.initializers.keys())
     result = source.clone()
     needed = set(parameter_names(source)) | set(running_statistics(source))
     for name, value in result.graph.initializers.items():
@@ -72,6 +68,20 @@ def graph_with_weights(
     # What reads weights at an operator's operands must find the new ones there.
     ops = [replace(op, ir=node) for op, node in zip(graph.ops, model.graph, strict=True)]
     return replace(graph, couplings=replace(graph.couplings, model=model, ops=ops), cache={})
+
+
+def _with_copies(source: ir.Model, others: Set[str]) -> ir.Model:
+    """The model, or its canonical form where that has more of the tensors.
+
+    A constant that a file stores once, or in a node, may be several weights of a network.
+    """
+    if not others:
+        return source
+    try:
+        canonical = canonicalize(source)
+    except MorphError:  # its sizes are not known; it has no copies then
+        return source
+    return canonical if canonical.graph.initializers.keys() & others else source
 
 
 def named_tensors(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -97,6 +97,8 @@ class _Restorer:
                 continue
             if not is_constant and operand.name == wanted.name:
                 continue
+            if operand.name != wanted.name and not self._may_be_other(node, operand):
+                continue
             value = self._rebuild(wanted, node)
             if value is not None and value is not operand:
                 node.replace_input_with(index, value)
@@ -117,6 +119,16 @@ class _Restorer:
             one.dtype == other.dtype
             and one.shape == other.shape
             and np.array_equal(one.numpy(), other.numpy())
+        )
+
+    def _may_be_other(self, node: ir.Node, operand: ir.Value) -> bool:
+        """Whether an operand may become the original's, which has another name.
+
+        Sizes were written anew so that open ones stay open: a 0 or 1 in a shape follows a resize
+        where the original's number would not.
+        """
+        return operand.dtype != ir.DataType.INT64 or all(
+            self._has_its_size(value) for value in node.outputs if value.name
         )
 
     def _has_its_size(self, value: ir.Value) -> bool:

@@ -246,6 +246,25 @@ def test_what_the_resize_does_not_need_is_as_it_was(batch: int | str) -> None:
 
 
 @pytest.mark.parametrize("batch", [2, "N"])
+def test_a_shape_that_names_what_was_cut_is_not_restored(batch: int | str) -> None:
+    """An Expand whose shape holds a width that its operand has already."""
+    nodes = [
+        node("Shape", "x", "s"),
+        node("Gather", "s first", "n"),
+        node("Concat", "n four", "sizes", axis=0),
+        node("Expand", "token sizes", "t"),
+        node("MatMul", "x a", "h"),
+        node("Add", "h t", "sum"),
+        node("MatMul", "sum b", "y"),
+    ]
+    weights = {"first": np.array([0]), "four": np.array([4]), "token": noise(1, 4)}
+    weights |= {"a": noise(3, 4), "b": noise(4, 2)}
+    graph = mg.lift(build(nodes, weights, [batch, 3], [batch, 2]))
+    small = mg.apply(graph, mg.uniform(graph, 0.5))
+    assert mg.lift(small).widths.tolist()[1:-1] == [2]
+
+
+@pytest.mark.parametrize("batch", [2, "N"])
 def test_a_shape_that_has_changed_has_numbers(batch: int | str) -> None:
     graph = mg.lift(attention(batch))
     heads = next(g for g in graph.groups if g.resizable and g.width == 2)
