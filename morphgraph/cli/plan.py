@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -133,7 +133,7 @@ def plan(
     _check_request(budgets, ratio, by_index or bool(options.widths))
     _check_names("--keep-classes", [name for name, _ in classes])
     _check_names("--keep-tokens", [name for name, _ in tokens])
-    kept = {
+    kept: dict[str, Any] = {
         "keep_classes": _alone(dict(classes)),
         "keep_tokens": _alone({name: load_indices(path) for name, path in tokens}),
     }

@@ -37,7 +37,7 @@ def load_indices(path: str | PathLike[str]) -> list[int]:
         raise FileError(
             f"{where}: is no list of ids; write one whole number on each line, a JSON array or .npy"
         )
-    return numbers
+    return list(numbers)
 
 
 def load_feeds(path: str | PathLike[str], model: ir.Model) -> list[Arrays]:
