@@ -269,9 +269,8 @@ def _kernels(net: nn.Module) -> set[nn.Parameter]:
 
     A layer scale has one, as has a depthwise convolution with a window of 1, which is a scale.
     """
-    linear = {module.weight for module in net.modules() if isinstance(module, nn.Linear)}
-    large = (p for p in net.parameters() if sum(size > 1 for size in p.shape) > 1)
-    return linear.union(large)
+    linear = {id(module.weight) for module in net.modules() if isinstance(module, nn.Linear)}
+    return {p for p in net.parameters() if id(p) in linear or sum(size > 1 for size in p.shape) > 1}
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:

@@ -100,12 +100,14 @@ def _undecided(
     graph: ChannelGraph, keep: Mapping[int, IntArray], scores: FloatArray
 ) -> dict[str, list[Group]]:
     """By reason the groups that lose some of their channels, but no score says which."""
-    sources = [s.channels for s in (*stored_kernels(graph), *computed_kernels(graph))]
+    sources = [source.channels for source in stored_kernels(graph)]
+    sources += [kernel.channels for kernel in computed_kernels(graph)]
     made = set(graph.channel_group[np.concatenate(sources)].tolist()) if sources else set()
     found: dict[str, list[Group]] = {}
     for index, kept in keep.items():
         group = graph.groups[index]
-        if 0 < len(kept) < group.width and np.ptp(of := scores[group.channels]) <= _SAME * of.max():
+        of: FloatArray = scores[group.channels]
+        if 0 < len(kept) < group.width and np.ptp(of) <= _SAME * of.max():
             alike = "their channels score alike" if index in made else "no kernel makes them"
             found.setdefault(alike, []).append(group)
     return found

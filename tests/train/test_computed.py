@@ -28,7 +28,9 @@ RANK = [
 class Computed(nn.Conv2d):
     """A convolution whose kernel is ``compute`` of its parameters."""
 
-    compute: Callable[["Computed"], Tensor] = staticmethod(lambda conv: conv.weight)
+    a: Tensor
+    b: Tensor
+    s: Tensor
 
     def __init__(self, compute: Callable[["Computed"], Tensor], **parameters: Tensor) -> None:
         super().__init__(WIDTH, WIDTH, 3, padding=1)
@@ -47,7 +49,7 @@ def standardized(conv: Computed) -> Tensor:
 
 
 def low_rank(conv: Computed) -> Tensor:
-    return conv.weight + (conv.b @ conv.a).view_as(conv.weight) * 2.0  # type: ignore[operator]
+    return conv.weight + (conv.b @ conv.a).view_as(conv.weight) * 2.0
 
 
 def faked(conv: Computed) -> Tensor:
@@ -77,7 +79,7 @@ class Network(nn.Module):
         torch.manual_seed(0)
         column = torch.rand(WIDTH, 1, 1, 1) + 0.5
         weights = {"a": torch.randn(2, 9 * WIDTH) * 0.1, "b": torch.zeros(WIDTH, 2)}
-        layers = {
+        layers: dict[str, nn.Conv2d] = {
             "normed": nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
             "masked": nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
             "halved": Computed(lambda conv: conv.weight * 0.5),
@@ -92,22 +94,24 @@ class Network(nn.Module):
         for name, layer in layers.items():
             with torch.no_grad():
                 layer.weight[WEAK] *= 0.01
-                if name == "gained":
+                if isinstance(layer, Computed) and name == "gained":
                     layer.s[WEAK] *= 0.01
         parametrizations.weight_norm(layers["normed"])
         parametrizations.spectral_norm(layers["spectral"])
-        prune.random_unstructured(layers["masked"], "weight", amount=0.3)  # type: ignore[no-untyped-call]
+        prune.random_unstructured(layers["masked"], "weight", amount=0.3)
         self.layers = nn.ModuleDict(layers)
         self.head = nn.Conv2d(WIDTH, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers.values():
             x = F.relu(layer(x))
-        return self.head(x)
+        out: Tensor = self.head(x)
+        return out
 
     def norms(self, name: str) -> Tensor:
         """The norms of a layer's kernel, as PyTorch computes it."""
         layer = self.layers[name]
+        assert isinstance(layer, nn.Conv2d)
         if name == "masked":  # its kernel is computed anew when the layer is called
             layer(torch.zeros(1, WIDTH, 3, 3))
         kernel = layer.compute(layer) if isinstance(layer, Computed) else layer.weight
@@ -144,7 +148,7 @@ def test_gradients_and_steps_act_on_what_scales_a_channel(
     measured: tuple[Network, Regularizer],
 ) -> None:
     net, regularizer = measured
-    regularizer().backward()  # type: ignore[no-untyped-call]
+    regularizer().backward()
     with_gradient = {n for n, p in net.named_parameters() if p.grad is not None and p.grad.any()}
     before = {name: net.norms(name).detach() for name in ACTING}
     old = {name: p.detach().clone() for name, p in net.named_parameters()}
