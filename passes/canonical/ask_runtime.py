@@ -78,10 +78,11 @@ class Runtime:
 
         model = self._alone(node, operands, constants)
         free = [value for value in operands if value.name not in constants]
+        length = max((size for v in operands for size in (known_shape(v) or ())[1:2]), default=1)
         runs = []
         try:
             for half in (False, True):
-                feeds = {value.name or "": _numbers(value, half) for value in free}
+                feeds = {value.name or "": _numbers(value, half, length) for value in free}
                 runs.append(runtime.run(model, feeds))
         except UnsupportedError as error:
             logger.debug("%s %s is not run: %s", node.op_type, node.name, error)
@@ -118,12 +119,17 @@ def _bytes(value: ir.Value) -> float:
     return float(np.prod(known_shape(value) or (), dtype=np.float64)) * value.dtype.itemsize
 
 
-def _numbers(value: ir.Value, half: bool) -> Array:
-    """Operands of two runs: ones and positive numbers; then every other number is zero."""
+def _numbers(value: ir.Value, half: bool, length: int) -> Array:
+    """An operand for one of two runs: ones; in the second every other number is zero.
+
+    An integer by itself may be a length: it gets that of the operands, and then one more.
+    """
     shape, dtype = known_shape(value), dtype_of(value)
     assert shape is not None
     if dtype.kind == "O":
         return np.full(shape, "a", object)
+    if not shape and dtype.kind in "iu":
+        return np.asarray(length + half, dtype)
     array = np.ones(shape, dtype)
     if half:
         array.reshape(-1)[::2] = np.zeros((), dtype)
