@@ -132,7 +132,9 @@ def _check_versions(proto: onnx.ModelProto) -> None:
         )
     for opset in proto.opset_import:
         if opset.domain in ("", "ai.onnx"):
-            check_opset(opset.version)
+            if opset.version < 1:
+                raise ModelError(f"opset {opset.version} does not exist; export the model again")
+            check_opset(max(opset.version, MIN_OPSET))  # older ones are raised to it
 
 
 def check_opset(version: int) -> None:

@@ -8,6 +8,7 @@ of the program works on ``onnx_ir.Model``.
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -20,10 +21,11 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # ships n
     EncodeError,
 )
 
-from morphgraph.errors import FileError, ModelError, MorphError
-from morphgraph.onnx_io.check import check_proto, escape
+from morphgraph.errors import FileError, ModelError, MorphError, MorphWarning
+from morphgraph.onnx_io.check import MIN_OPSET, check_proto, escape
 from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.model import bind_inputs, root_cause
+from morphgraph.onnx_io.old_opsets import raised, standard_opset
 
 ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
 """A model, or where one comes from: a protobuf message or a file."""
@@ -52,7 +54,8 @@ def load(
 
     Everything that can be wrong with a file is looked for before a weight is touched, in time
     linear in its size. The model is returned as it stands in the file, apart from ``input_shapes``
-    and from the order of its nodes, which is made topological; see ``canonicalize`` for more.
+    and from the order of its nodes, which is made topological; one of an older opset than 11 is
+    raised to that, with a warning; see ``canonicalize`` for more.
 
     Args:
         path: the file; external data is looked for beside it and nowhere else.
@@ -148,6 +151,9 @@ def as_model(model: ModelLike) -> ir.Model:
         ModelError: the file or message is not a valid model.
     """
     if isinstance(model, ir.Model):
+        versions = model.opset_imports
+        if 0 < versions.get("", versions.get("ai.onnx", MIN_OPSET)) < MIN_OPSET:
+            return _from_proto(ir.to_proto(model), "model", None)
         return model
     if isinstance(model, onnx.ModelProto):
         return _from_proto(model, "model", None)
@@ -194,6 +200,8 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: str | None) -> ir.Mo
     where = escape(where)
     try:
         is_sorted = check_proto(proto, folder)
+        version = standard_opset(proto)
+        proto = raised(proto)
         model = ir.from_proto(proto)
     except MorphError as error:
         raise type(error)(f"{where}: {error}") from error
@@ -204,6 +212,12 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: str | None) -> ir.Mo
     if not is_sorted:
         model.graph.sort()
     _open_negative_sizes(model)
+    if standard_opset(proto) != version:
+        warnings.warn(
+            f"{where}: opset {version} is raised to {MIN_OPSET}, the oldest supported",
+            MorphWarning,
+            stacklevel=4,
+        )
     return model
 
 

@@ -78,11 +78,18 @@ class Runtime:
 
         model = self._alone(node, operands, constants)
         free = [value for value in operands if value.name not in constants]
-        runs = []
+        length = max((size for v in operands for size in (known_shape(v) or ())[1:2]), default=1)
+
+        def run(half: bool, single: int) -> Arrays:
+            feeds = {value.name or "": _numbers(value, half, single) for value in free}
+            return runtime.run(model, feeds)
+
         try:
-            for half in (False, True):
-                feeds = {value.name or "": _numbers(value, half) for value in free}
-                runs.append(runtime.run(model, feeds))
+            runs = [run(False, length)]
+            try:
+                runs.append(run(True, length + 1))
+            except UnsupportedError:  # a number that must be that length follows from the sizes
+                runs.append(run(True, length))
         except UnsupportedError as error:
             logger.debug("%s %s is not run: %s", node.op_type, node.name, error)
             return None
@@ -118,12 +125,17 @@ def _bytes(value: ir.Value) -> float:
     return float(np.prod(known_shape(value) or (), dtype=np.float64)) * value.dtype.itemsize
 
 
-def _numbers(value: ir.Value, half: bool) -> Array:
-    """Operands of two runs: ones and positive numbers; then every other number is zero."""
+def _numbers(value: ir.Value, half: bool, single: int) -> Array:
+    """An operand for one of two runs: ones; in the second every other number is zero.
+
+    An integer by itself may be a length: it is ``single``.
+    """
     shape, dtype = known_shape(value), dtype_of(value)
     assert shape is not None
     if dtype.kind == "O":
         return np.full(shape, "a", object)
+    if not shape and dtype.kind in "iu":
+        return np.asarray(single, dtype)
     array = np.ones(shape, dtype)
     if half:
         array.reshape(-1)[::2] = np.zeros((), dtype)

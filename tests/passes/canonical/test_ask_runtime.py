@@ -160,3 +160,26 @@ def _run(model: object, x: np.ndarray) -> list[np.ndarray]:
     assert isinstance(model, ir.Model)
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
     return list(session.run(None, {"x": x}))
+
+
+def test_a_length_beside_the_operands_is_one_that_fits() -> None:
+    """GroupQueryAttention is told how many keys there are, and takes no other number."""
+    model = _network(
+        [
+            helper.make_node(
+                "GroupQueryAttention",
+                ["x", "x", "x", "", "", "l", "t"],
+                ["m", "k", "v"],
+                name="middle",
+                domain=MS,
+                num_heads=4,
+                kv_num_heads=4,
+            )
+        ],
+        {},
+    )
+    model.graph.input.append(helper.make_tensor_value_info("l", TensorProto.INT32, ["B"]))
+    model.graph.input.append(helper.make_tensor_value_info("t", TensorProto.INT32, []))
+    graph = mg.lift(model)
+    assert graph.shapes["h"] == (2, 64, 64)
+    assert [group.width for group in graph.groups if group.resizable] == [64]
