@@ -9,8 +9,11 @@ from morphgraph.onnx_io.keys import (
     CANONICAL_KEY,
     COPIES_KEY,
     DYNAMIC_AXES_KEY,
+    FROZEN_KEY,
+    OUTPUTS_KEY,
     PARAMETERS_KEY,
     STATIC_SHAPE_KEY,
+    TIED_KEY,
     UNSIZED_KEY,
 )
 from morphgraph.onnx_io.model import (
@@ -19,9 +22,11 @@ from morphgraph.onnx_io.model import (
     buffer_names,
     checker_refusal,
     constant_names,
+    frozen_names,
     keep_known_names,
     not_finite,
     stored_names,
+    tied_names,
 )
 from morphgraph.onnx_io.values import (
     captured_values,
@@ -43,8 +48,11 @@ __all__ = [
     "CANONICAL_KEY",
     "COPIES_KEY",
     "DYNAMIC_AXES_KEY",
+    "FROZEN_KEY",
+    "OUTPUTS_KEY",
     "PARAMETERS_KEY",
     "STATIC_SHAPE_KEY",
+    "TIED_KEY",
     "UNSIZED_KEY",
     "ModelLike",
     "add_constant_names",
@@ -56,6 +64,7 @@ __all__ = [
     "constant_names",
     "dtype_of",
     "escape",
+    "frozen_names",
     "is_float",
     "is_unsized",
     "keep_known_names",
@@ -68,6 +77,7 @@ __all__ = [
     "static_shape",
     "stored_names",
     "subgraphs",
+    "tied_names",
     "values_of",
     "write_atomically",
 ]

@@ -3,6 +3,8 @@
 Where PyTorch wants a number, such as in a shape, it gets one (``b.numbers``); here are the tensors.
 """
 
+import operator
+
 import onnx_ir as ir
 
 from morphgraph.ops.lowering import TorchBuilder, fx
@@ -47,6 +49,27 @@ def _picked(n: OpNode) -> set[int] | None:
             return None
         found.update(int(k) for k in indices.const_value.numpy().reshape(-1))
     return None if n.ir.outputs[0].is_graph_output() else found
+
+
+@op("Size")
+class Size(Op):
+    """The number of elements: all sizes are read, and kept."""
+
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        description = Description()
+        for axis, size in enumerate(n.shape(0)):
+            description.pin(0, axis, size, "its size is read")
+        return description
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        import torch
+
+        count: int | fx.Node = 1
+        for axis in range(len(n.shape(0))):
+            count = b.call(operator.mul, count, b.size(n, 0, axis))
+        return b.call(torch.tensor, count, dtype=torch.int64, device=b.device())
 
 
 @op("Range")
