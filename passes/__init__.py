@@ -26,6 +26,7 @@ coupling: the canonical model -> the channel graph
         carriers        which factor of a product axis may change, and what keeps its size
         roles           what every factor does at its operator: makes, sums, normalizes, ties
     fixed_readers       bins that constants count, held unless somebody asks for them
+    frozen              what frozen kernels make, held in the same way
 
 lift: canonical and coupling in one call
 

@@ -14,6 +14,7 @@ from morphgraph.onnx_io import as_model
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.passes.coupling.couple import couple
 from morphgraph.passes.coupling.fixed_readers import hold_fixed_bins
+from morphgraph.passes.coupling.frozen import hold_frozen
 from morphgraph.passes.coupling.group import group
 
 
@@ -46,7 +47,8 @@ def lift(
         # Without an attention the choice makes no difference, and plans for both are the same.
         chosen: Attention = attention if couplings.eager or couplings.reluctant else "heads"
         options = LiftOptions(chosen, pin_outputs, pin_rows, shapes)
-        return replace(hold_fixed_bins(group(couplings, chosen)), options=options)
+        grouped = hold_frozen(hold_fixed_bins(group(couplings, chosen)))
+        return replace(grouped, options=options)
 
 
 @contextmanager

@@ -11,9 +11,12 @@ from morphgraph.onnx_io.keys import (
     DECLARED_KEY,
     DEFAULT_KEY,
     DYNAMIC_AXES_KEY,
+    FROZEN_KEY,
     ORIGINAL_KEY,
+    OUTPUTS_KEY,
     PARAMETERS_KEY,
     STATIC_SHAPE_KEY,
+    TIED_KEY,
     UNSIZED_KEY,
 )
 from morphgraph.onnx_io.model import (
@@ -22,9 +25,11 @@ from morphgraph.onnx_io.model import (
     buffer_names,
     checker_refusal,
     constant_names,
+    frozen_names,
     keep_known_names,
     not_finite,
     stored_names,
+    tied_names,
 )
 from morphgraph.onnx_io.values import (
     captured_values,
@@ -48,9 +53,12 @@ __all__ = [
     "DECLARED_KEY",
     "DEFAULT_KEY",
     "DYNAMIC_AXES_KEY",
+    "FROZEN_KEY",
     "ORIGINAL_KEY",
+    "OUTPUTS_KEY",
     "PARAMETERS_KEY",
     "STATIC_SHAPE_KEY",
+    "TIED_KEY",
     "UNSIZED_KEY",
     "ModelLike",
     "add_constant_names",
@@ -62,6 +70,7 @@ __all__ = [
     "constant_names",
     "dtype_of",
     "escape",
+    "frozen_names",
     "is_float",
     "is_unsized",
     "keep_known_names",
@@ -74,6 +83,7 @@ __all__ = [
     "static_shape",
     "stored_names",
     "subgraphs",
+    "tied_names",
     "values_of",
     "write_atomically",
 ]

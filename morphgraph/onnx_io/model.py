@@ -13,8 +13,10 @@ from morphgraph.onnx_io.keys import (
     BUFFERS_KEY,
     CONSTANTS_KEY,
     DYNAMIC_AXES_KEY,
+    FROZEN_KEY,
     PARAMETERS_KEY,
     STATIC_SHAPE_KEY,
+    TIED_KEY,
     UNSIZED_KEY,
 )
 from morphgraph.onnx_io.mapped import blocks
@@ -113,6 +115,26 @@ def buffer_names(model: ir.Model) -> frozenset[str]:
     return frozenset(_listed(model, BUFFERS_KEY))
 
 
+def frozen_names(model: ir.Model) -> frozenset[str]:
+    """Names of the parameters that the exported network had frozen.
+
+    Raises:
+        ModelError: what is stored is not a list of names.
+    """
+    return frozenset(_listed(model, FROZEN_KEY))
+
+
+def tied_names(model: ir.Model) -> dict[str, str]:
+    """By every further name of a tied parameter the one that it stands under in the model."""
+    try:
+        names = json.loads(model.metadata_props.get(TIED_KEY, "{}"))
+    except ValueError:
+        return {}
+    if not isinstance(names, dict):
+        return {}
+    return {further: str(name) for further, name in names.items()}
+
+
 def constant_names(model: ir.Model) -> frozenset[str]:
     """Names of the initializers that vanished layers have left in their place.
 
@@ -134,7 +156,7 @@ def add_constant_names(model: ir.Model, names: Sequence[str]) -> None:
 def keep_known_names(model: ir.Model) -> None:
     """Take names out of the model's lists that none of its values has any more."""
     known = {value.name for value in values_of(model.graph)}
-    for key in (CONSTANTS_KEY, PARAMETERS_KEY):
+    for key in (BUFFERS_KEY, CONSTANTS_KEY, FROZEN_KEY, PARAMETERS_KEY):
         if key in model.metadata_props:
             names = _listed(model, key)
             if not known.issuperset(names):

@@ -3,6 +3,7 @@
 Where PyTorch wants a number, such as in a shape, it gets one (``b.numbers``); here are the tensors.
 """
 
+import operator
 from math import prod
 
 import numpy as np
@@ -44,7 +45,7 @@ class Shape(Op):
 
 @op("Size")
 class Size(Op):
-    """The product of all sizes, so that all of them are read."""
+    """The number of elements: all sizes are read, and kept."""
 
     @staticmethod
     def describe(n: OpNode) -> Description:
@@ -57,8 +58,10 @@ class Size(Op):
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
 
-        size = b.method("numel", b.tensor(n, 0))
-        return b.call(torch.tensor, size, dtype=torch.int64, device=b.device())
+        count: int | fx.Node = 1
+        for axis in range(len(n.shape(0))):
+            count = b.call(operator.mul, count, b.size(n, 0, axis))
+        return b.call(torch.tensor, count, dtype=torch.int64, device=b.device())
 
 
 def read_places(value: ir.Value) -> set[int]:

@@ -39,7 +39,7 @@ from morphgraph.recipes.progress import Progress
 from morphgraph.recipes.results import Arm, IterationResult, Result, Widths
 from morphgraph.recipes.settings import Settings as Settings, planned_work, shrink_phase
 from morphgraph.recipes.trainer import Epoch, Recipe, accuracy, best_device, steps_per_epoch, train
-from morphgraph.torch_io.to_torch import to_torch
+from morphgraph.torch_io.to_torch import flat_network
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
 from morphgraph.train.loop import Iteration, rounds, start_of_last
@@ -132,7 +132,7 @@ def smoke_run(graph: ChannelGraph, dataset: Dataset, settings: Settings) -> Smok
     recipe = replace(recipe, epochs=-(-STEPS // steps_per_epoch(dataset, recipe)))
     return smoke_graph(
         graph,
-        lambda: to_torch(graph.model).to(device),
+        lambda: flat_network(graph.model).to(device),
         fit,
         aim.regularized,
         aim.strength,
@@ -345,7 +345,7 @@ class _Run:
         return lift(model, **self.graph.options.arguments())
 
     def _to_torch(self, model: ir.Model) -> fx.GraphModule:
-        net: fx.GraphModule = to_torch(model).to(self.device)
+        net: fx.GraphModule = flat_network(model).to(self.device)
         return net
 
     def _train(

@@ -38,7 +38,7 @@ from morphgraph.torch_io import functions
 from morphgraph.torch_io.modules import ModuleTree
 from morphgraph.torch_io.names import clean, is_path, scope_of, shared_path
 from morphgraph.torch_io.origins import Origins
-from morphgraph.torch_io.paths import PathTracer
+from morphgraph.torch_io.paths import PathTracer, spell_paths
 from morphgraph.torch_io.size_arithmetic import Size, SizeArithmetic
 from morphgraph.torch_io.tensors import to_tensor, torch_type
 
@@ -61,12 +61,19 @@ class TorchBuilder:
     functions = functions
     dtype = staticmethod(torch_type)
 
-    def __init__(self, parameters: Sequence[str], buffers: Collection[str], exported: bool) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[str],
+        exported: bool,
+        buffers: Collection[str] = (),
+        frozen: Collection[str] = (),
+    ) -> None:
         self.graph = fx.Graph(tracer_cls=PathTracer)
         self.tree = ModuleTree()
         self.parameters: dict[str, str] = {}
         self._trainable = frozenset(parameters)
         self._buffers = frozenset(buffers)
+        self._frozen = frozenset(frozen)
         self._exported = exported
         self._values: dict[str, fx.Node] = {}
         self._homes: dict[str, str] = {}
@@ -234,7 +241,7 @@ class TorchBuilder:
             return None
         for role, value in values.items():
             if role not in at_home:
-                _give(module, role, to_tensor(value.const_value))
+                self._give(module, role, value)
                 self._set_home(value, f"{path}.{role}")
         if isinstance(module, _BatchNorm):
             module.num_batches_tracked = torch.tensor(0)
@@ -330,7 +337,7 @@ class TorchBuilder:
                 and self._is_parameter(bias)
                 and n.shape(i) == (module.out_features,)
             ):
-                _give(module, "bias", to_tensor(bias.const_value))
+                self._give(module, "bias", bias)
                 self._set_home(bias, f"{path}.bias")
                 return linear
         return None
@@ -380,6 +387,39 @@ class TorchBuilder:
         self._calls[path] += 1
         return self.graph.call_module(path, (x,))
 
+    def _give(self, module: nn.Module, role: str, value: ir.Value) -> None:
+        if role in _RUNNING:
+            module.register_buffer(role, to_tensor(value.const_value))
+        else:
+            module.register_parameter(role, self._parameter(value))
+
+    def _parameter(self, value: ir.Value) -> nn.Parameter:
+        tensor = to_tensor(value.const_value)
+        trains = _name(value) not in self._frozen and tensor.is_floating_point()
+        return nn.Parameter(tensor, requires_grad=trains)
+
+    def tie(self, net: fx.GraphModule, path: str, name: str) -> None:
+        """Let a parameter be found at a further path in the finished network, as tied weights are.
+
+        Nothing reads it there. A node that does nothing names it, since torch.fx copies and pickles
+        what its graph names.
+        """
+        self.tree.root = net
+        home = self._homes.get(name, "")
+        parameter = self.tree.get(home) if home else None
+        if not isinstance(parameter, nn.Parameter) or not is_path(path, self._exported):
+            return
+        folder, _, role = path.rpartition(".")
+        owner = self.tree.get(folder) if folder else None
+        # A module that has a place for it, or a folder.
+        vacant = isinstance(owner, nn.Module) and getattr(owner, role, owner) is None
+        if vacant or self.tree.is_vacant(path):
+            self.tree.put_parameter(path, parameter)
+            self.parameters[path] = name
+            with net.graph.inserting_before(net.graph.output_node()):
+                net.graph.create_node("get_attr", path)
+            spell_paths(net.graph)
+
     def _set_home(self, value: ir.Value, path: str) -> None:
         self._homes[_name(value)] = path
         self.parameters[path] = _name(value)
@@ -389,7 +429,7 @@ class TorchBuilder:
         name = _name(value)
         if name not in self._homes:
             path = self._path_of(name)
-            self.tree.put_parameter(path, nn.Parameter(to_tensor(value.const_value)))
+            self.tree.put_parameter(path, self._parameter(value))
             self._set_home(value, path)
         return self._homes[name]
 
@@ -460,10 +500,3 @@ def decimal(x: float) -> float:
         return x
     # The largest float32, as masks hold it, is rounded up by its shortest decimal: out of range.
     return min(max(float(str(np.float32(x))), float(limits.min)), float(limits.max))
-
-
-def _give(module: nn.Module, role: str, tensor: torch.Tensor) -> None:
-    if role in _RUNNING:
-        module.register_buffer(role, tensor)
-    else:
-        module.register_parameter(role, nn.Parameter(tensor))

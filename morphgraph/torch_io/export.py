@@ -24,11 +24,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from morphgraph.edit import name_values
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.onnx_io import (
     BUFFERS_KEY,
+    FROZEN_KEY,
     ORIGINAL_KEY,
     PARAMETERS_KEY,
+    TIED_KEY,
     checker_refusal,
     escape,
     load,
@@ -36,6 +38,7 @@ from morphgraph.onnx_io import (
 from morphgraph.ops import running_statistics
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.torch_io.names import is_spelled_plainly
+from morphgraph.torch_io.structure import note_structure
 
 BATCH = "batch"
 
@@ -104,7 +107,11 @@ def export(
     _restore_first_names(model, net)
     _name_results(model, results)
     _check_parameters(model, parameters, used)
+    _warn_of_absent(net, model, parameters)
     _note_names(model, PARAMETERS_KEY, parameters)
+    _note_names(model, FROZEN_KEY, _frozen(parameters))
+    _note_ties(model, net)
+    note_structure(model, results)
     _note_names(model, BUFFERS_KEY, _plain_buffers(net, model))
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -125,6 +132,46 @@ def _note_names(model: ir.Model, key: str, names: Iterable[str]) -> None:
     kept = [name for name in names if name in model.graph.initializers]
     if kept or key == PARAMETERS_KEY:
         model.metadata_props[key] = json.dumps(kept)
+
+
+def _warn_of_absent(
+    net: nn.Module, model: ir.Model, parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Name the parameters that only the training forward reads, or nothing does."""
+    there = {id(p) for name, p in parameters.items() if name in model.graph.initializers}
+    absent = [name for name, parameter in parameters.items() if id(parameter) not in there]
+    if absent:
+        shown = ", ".join(escape(name) for name in absent[:5])
+        shown += f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        warnings.warn(
+            f"network {type(net).__name__}: its forward in eval is exported, which does not "
+            f"use {shown}; where its forward in training does, resize the module itself by "
+            "mg.resize_module(net, plan)",
+            MorphWarning,
+            stacklevel=3,
+        )
+
+
+def _frozen(parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """The parameters that nobody trains; none in a network in inference, where all are frozen."""
+    frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    return [] if len(frozen) == len(parameters) else frozen
+
+
+def _note_ties(model: ir.Model, net: nn.Module) -> None:
+    """Write into the metadata which further names tied parameters have."""
+    standing: dict[int, str] = {}
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        if name in model.graph.initializers:
+            standing.setdefault(id(parameter), name)
+    further = {
+        name: standing[id(parameter)]
+        for name, parameter in parameters.items()
+        if id(parameter) in standing and name not in model.graph.initializers
+    }
+    if further:
+        model.metadata_props[TIED_KEY] = json.dumps(further)
 
 
 def _plain_buffers(net: nn.Module, model: ir.Model) -> list[str]:

@@ -9,15 +9,16 @@ counts the positions of pooled values as ONNX does.
 from collections.abc import Callable, Sequence
 from functools import wraps
 from math import prod
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils import _pytree as pytree
 
 _Parameters = ParamSpec("_Parameters")
-_Layer = Callable[_Parameters, tuple[Tensor, ...]]
+_Result = TypeVar("_Result")
 
 Activation = tuple[str, float, float]
 """Name in lower case, alpha, beta."""
@@ -42,21 +43,22 @@ def zero_state(x: Tensor, directions: int, size: int) -> Tensor:
     return torch.zeros_like(x[:1, :, :1]).repeat(directions, 1, size)
 
 
-def _one_node(layer: _Layer[_Parameters]) -> _Layer[_Parameters]:
+def as_one_node(layer: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
     """Let torch.fx see a layer as one operation, as it does torch's own (unpickling traces)."""
 
     @wraps(layer)
-    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> tuple[Tensor, ...]:
-        tensors = tuple(value for value in args if hasattr(value, "__torch_function__"))
+    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        leaves = pytree.tree_leaves(args)
+        tensors = tuple(value for value in leaves if hasattr(value, "__torch_function__"))
         if has_torch_function(tensors):
-            found: tuple[Tensor, ...] = handle_torch_function(call, tensors, *args, **kwargs)
+            found: _Result = handle_torch_function(call, tensors, *args, **kwargs)
             return found
         return layer(*args, **kwargs)
 
     return call
 
 
-@_one_node
+@as_one_node
 def fused(
     kernel: str,
     x: Tensor,
@@ -88,7 +90,7 @@ def fused(
     return (y.unflatten(2, (directions, size)).transpose(1, 2), *last)
 
 
-@_one_node
+@as_one_node
 def stepwise(
     op_type: str,
     x: Tensor,

@@ -7,7 +7,7 @@ import torch
 
 from morphgraph.arrays import Array, Arrays
 from morphgraph.torch_io.tensors import to_onnx, to_tensor
-from morphgraph.torch_io.to_torch import to_torch
+from morphgraph.torch_io.to_torch import flat_network
 
 
 def run(model: ir.Model, feeds: Mapping[str, Array]) -> Arrays:
@@ -16,7 +16,7 @@ def run(model: ir.Model, feeds: Mapping[str, Array]) -> Arrays:
     Raises:
         UnsupportedError: an operator has no PyTorch form; names the node.
     """
-    net = to_torch(model)
+    net = flat_network(model)
     inputs = [value for value in model.graph.inputs if value.const_value is None]
     with torch.no_grad():
         found = net(*(to_tensor(ir.tensor(feeds[value.name or ""])) for value in inputs))

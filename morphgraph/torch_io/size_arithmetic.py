@@ -73,10 +73,25 @@ class SizeArithmetic:
             raise _UnknownError
         if node.op_type == "Shape":
             return self._shape(OpNode(node))
+        if node.op_type == "Size":
+            return _array([math.prod(self._shape(OpNode(node)))]).reshape(shape)
+        if node.op_type == "Split":
+            return self._part(node, value)
         if node.op_type not in _RULES:
             raise _UnknownError
         operands = [self._numbers(v) for v in node.inputs if v is not None]
         return _array(_RULES[node.op_type](OpNode(node), *operands).reshape(-1)).reshape(shape)
+
+    def _part(self, node: ir.Node, value: ir.Value) -> Numbers:
+        source = node.inputs[0]
+        assert source is not None
+        whole = self._numbers(source)
+        if whole.ndim != 1:
+            raise _UnknownError
+        place = next(k for k, output in enumerate(node.outputs) if output is value)
+        sizes = [math.prod(static_shape(output)) for output in node.outputs]
+        start = sum(sizes[:place])
+        return whole[start : start + sizes[place]]
 
     def _shape(self, n: OpNode) -> Numbers:
         value = n.ir.inputs[0]
@@ -130,9 +145,10 @@ def _slice(_node: OpNode, x: Numbers, *bounds: Numbers) -> Numbers:
 
 
 def _gather(_node: OpNode, x: Numbers, indices: Numbers) -> Numbers:
-    if any(isinstance(k, fx.Proxy) for k in indices.reshape(-1)):
+    if x.ndim != 1 or any(isinstance(k, fx.Proxy) for k in indices.reshape(-1)):
         raise _UnknownError
-    return x[indices.astype(np.int64)].reshape(-1)
+    # Flat: numpy hands out the number itself at an index without axes.
+    return x[indices.reshape(-1).astype(np.int64)]
 
 
 def _product(n: OpNode, x: Numbers, *_axes: Numbers) -> Numbers:
@@ -145,6 +161,22 @@ def _divided(n: OpNode, x: Numbers, y: Numbers) -> Numbers:
     dtype = n.ir.outputs[0].dtype
     is_integer = dtype is not None and dtype.is_integer()  # sizes are not negative
     return _each(operator.floordiv if is_integer else operator.truediv)(n, x, y)
+
+
+def _expand(n: OpNode, x: Numbers, *_shape: Numbers) -> Numbers:
+    return np.broadcast_to(x, n.out())
+
+
+def _filled(n: OpNode, *_shape: Numbers) -> Numbers:
+    value = n.ir.attributes.get("value")
+    number = 0.0 if value is None else value.as_tensor().numpy().reshape(-1)[0].item()
+    return _array([number] * math.prod(n.out()))
+
+
+def _summed(n: OpNode, x: Numbers, *_axes: Numbers) -> Numbers:
+    if math.prod(n.out()) != 1:
+        raise _UnknownError
+    return _array([sum(x.reshape(-1))])
 
 
 def _concat(_node: OpNode, *parts: Numbers) -> Numbers:
@@ -160,21 +192,31 @@ _RULES: dict[str, Callable[..., Numbers]] = {
     "Cast": _cast,
     "Ceil": _each(lambda x: _called(math.ceil, x)),
     "Concat": _concat,
+    "ConstantOfShape": _filled,
     "Div": _divided,
+    "Equal": _each(operator.eq),
+    "Expand": _expand,
     "Floor": _each(lambda x: _called(math.floor, x)),
     "Gather": _gather,
+    "Greater": _each(operator.gt),
+    "GreaterOrEqual": _each(operator.ge),
     "Identity": _same,
+    "Less": _each(operator.lt),
+    "LessOrEqual": _each(operator.le),
     "Max": _each(torch.sym_max),
     "Min": _each(torch.sym_min),
     "Mod": _each(operator.mod),
     "Mul": _each(operator.mul),
     "Neg": _each(operator.neg),
+    "Not": _each(torch.sym_not),
     "ReduceProd": _product,
+    "ReduceSum": _summed,
     "Reshape": _same,
     "Slice": _slice,
     "Squeeze": _same,
     "Sub": _each(operator.sub),
     "Unsqueeze": _same,
+    "Where": _each(torch.sym_ite),
 }
 
 

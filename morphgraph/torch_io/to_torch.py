@@ -7,7 +7,14 @@ import torch
 from torch import fx
 
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import ModelLike, as_model, buffer_names, static_shape
+from morphgraph.onnx_io import (
+    ModelLike,
+    as_model,
+    buffer_names,
+    frozen_names,
+    static_shape,
+    tied_names,
+)
 from morphgraph.ops import OpNode, facts_of, listed_parameters, parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.passes.canonical.symbols import Symbol, input_shapes, input_symbols
@@ -16,6 +23,7 @@ from morphgraph.torch_io.batch import free_batch
 from morphgraph.torch_io.builder import TorchBuilder
 from morphgraph.torch_io.names import clean
 from morphgraph.torch_io.paths import spell_paths
+from morphgraph.torch_io.structure import restore_structure
 from morphgraph.torch_io.tensors import torch_type
 from morphgraph.torch_io.weights import record_names
 
@@ -32,7 +40,9 @@ def to_torch(
     to ONNX names; they differ where an ONNX name cannot be a torch name, and in models that were
     not exported from torch.
     The network is in ``eval`` mode, as the ONNX model is; call ``net.train()`` to train it: then
-    BatchNorm updates its running statistics and Dropout drops.
+    BatchNorm updates its running statistics and Dropout drops. Of a model that ``export`` made it
+    gives its results as the exported network did, as a dict, a list, nested or as an object with
+    named fields; parameters that were frozen are frozen, tied ones are one parameter at all paths.
 
     A batch size that the export fixed is freed where the network treats samples alike:
     ``net.meta["morphgraph.batch"]`` is ``"free"`` or says why it is not.
@@ -61,6 +71,19 @@ def to_torch(
     """
     source = as_model(model)
     canonical = canonicalize(source, input_shapes)
+    net = _flat(source, canonical)
+    restore_structure(net, canonical)
+    return net
+
+
+def flat_network(model: ModelLike) -> fx.GraphModule:
+    """What :func:`to_torch` builds, with its results side by side, as the model has them."""
+    source = as_model(model)
+    return _flat(source, canonicalize(source))
+
+
+def _flat(source: ir.Model, canonical: ir.Model) -> fx.GraphModule:
+    """The network, checked, with its batch freed."""
     net = _network(canonical)
     symbols = input_symbols(canonical)
     if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
@@ -93,7 +116,9 @@ def to_function(canonical: ir.Model, inputs: Sequence[str], result: str) -> fx.G
 def _network(canonical: ir.Model) -> fx.GraphModule:
     """A canonical model node by node, in ``eval`` mode."""
     exported = listed_parameters(canonical) is not None
-    builder = TorchBuilder(parameter_names(canonical), buffer_names(canonical), exported)
+    builder = TorchBuilder(
+        parameter_names(canonical), exported, buffer_names(canonical), frozen_names(canonical)
+    )
     graph = canonical.graph
     for value in _inputs(canonical):
         builder.placeholder(value)
@@ -104,6 +129,8 @@ def _network(canonical: ir.Model) -> fx.GraphModule:
     spell_paths(builder.graph)
     net = fx.GraphModule(builder.tree.root, builder.graph, clean(graph.name or "Network"))
     net.graph.eliminate_dead_code()
+    for further, name in tied_names(canonical).items():
+        builder.tie(net, further, name)
     net.graph.lint()
     net.recompile()
     record_names(net, builder.parameters)

@@ -119,7 +119,16 @@ class Regularizer:
         self._viability = Viability(self._strengths, self.limits)
         if self._strengths.left_alone:
             warnings.warn(
-                f"left alone, since nothing measures them: {self.left_alone()}",
+                f"left alone, since nothing measures or trains them: {self.left_alone()}",
+                MorphWarning,
+                stacklevel=2,
+            )
+
+        acted_on = self._strengths.acted_on
+        if acted_on and all(source.frozen for source in acted_on):
+            warnings.warn(
+                "every parameter is frozen (requires_grad=False): strengths are measured, and no "
+                "step changes them; set requires_grad to train",
                 MorphWarning,
                 stacklevel=2,
             )
@@ -248,6 +257,8 @@ class Regularizer:
     def restore(self, snapshot: Sequence[Tensor], channels: Tensor) -> None:
         """Give some channels the scales and kernels of a snapshot, a flag per channel."""
         for source, earlier in zip(self._strengths.acted_on, snapshot, strict=True):
+            if source.frozen:
+                continue
             positions = source.positions[channels[source.index]]
             source.rows[positions] = earlier.movedim(source.axis, 0)[positions]
 
@@ -255,8 +266,9 @@ class Regularizer:
     def zero_channels(self, dead: Tensor) -> None:
         """Set the scales and kernels of some channels to zero, ``dead`` a flag per channel."""
         for source in self._strengths.acted_on:
-            positions = source.positions[dead[source.index]]
-            source.rows[positions] = 0.0
+            if not source.frozen:
+                positions = source.positions[dead[source.index]]
+                source.rows[positions] = 0.0
 
     def keep(self) -> dict[int, IntArray]:
         """Per group index the channels alive; where none is the strongest, if one must stay."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from morphgraph.arrays import Flags
 from morphgraph.errors import ModelError
@@ -34,8 +34,15 @@ class BoundSource:
         """The parameter with the axis in front, a view, ``[positions on the axis, ...]``."""
         return self.parameter.movedim(self.axis, 0)
 
+    @property
+    def frozen(self) -> bool:
+        """Whether nobody trains the parameter: then it is never changed."""
+        return isinstance(self.parameter, nn.Parameter) and not self.parameter.requires_grad
+
     def multiply(self, factors: Tensor) -> None:
         """Multiply the numbers of every position in place, ``factors`` one for each."""
+        if self.frozen:
+            return
         rows = self.rows
         rows[self.positions] *= factors.to(rows.dtype).reshape(-1, *[1] * (rows.dim() - 1))
 

@@ -6,7 +6,7 @@ it. Channel ``c`` of the network is one of ``[channels]``, all groups' channels 
 ``graph.channel_group[c]`` is its group, -1 for channels of no group.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -81,7 +81,11 @@ class Strengths:
             graph, computed_kernels(graph), tensors, _per_channel(graph, allowed & ~gated), device
         )
         by_kernels = _on_axes_of(graph, producing) | _flags(graph, _groups_of(graph, computed))
+        deciding = closing_scales(graph) if morphnet else deciding_scales(graph)
+        still = _frozen_groups(graph, tensors, producing, computed, gated, deciding)
+        without = {**without, **still}
         by_kernels &= ~_flags(graph, without)
+        gated &= ~_flags(graph, still)
         self.measured: Flags = allowed & (gated | by_kernels)
         self.left_alone = {
             index: without.get(index, "no kernel makes its channels")
@@ -89,7 +93,6 @@ class Strengths:
         }
         by_scale = _per_channel(graph, gated)
         by_kernel = _per_channel(graph, self.measured & ~gated)
-        deciding = closing_scales(graph) if morphnet else deciding_scales(graph)
         # Per scale the channels whose strength it has a part in.
         decides = {
             source.parameter: by_scale & _of_groups(graph, deciding.get(source.parameter, ()))
@@ -238,6 +241,41 @@ def _groups_of(graph: ChannelGraph, sources: Iterable[BoundSource]) -> set[int]:
         group
         for source in sources
         for group in graph.channel_group[source.channels.cpu().numpy()].tolist()
+    }
+
+
+def _frozen_groups(
+    graph: ChannelGraph,
+    tensors: Mapping[str, Tensor],
+    producing: Iterable[Source],
+    computed: Iterable[ComputedSource],
+    gated: Flags,
+    deciding: Mapping[str, Iterable[int]],
+) -> dict[int, str]:
+    """Groups whose strength is, in part, that of a frozen parameter, by index with the reason.
+
+    It never falls to zero there. Where everything is frozen, nothing is trained, but measured.
+    """
+    frozen = {
+        name
+        for name, tensor in tensors.items()
+        if isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+    }
+    if not any(tensor.requires_grad for tensor in tensors.values()):
+        return {}
+    still: dict[int, str] = {}
+    for name in sorted(frozen & set(deciding)):
+        still.update({k: name for k in deciding[name] if gated[k]})
+    for source in producing:
+        if source.parameter in frozen:
+            groups = np.unique(graph.channel_group[source.channels]).tolist()
+            still.update({k: source.parameter for k in groups if k >= 0 and not gated[k]})
+    for kernel in computed:
+        if any(part.frozen for part in kernel.scaling):
+            groups = np.unique(graph.channel_group[kernel.channels.cpu().numpy()]).tolist()
+            still.update({k: "what scales its kernel" for k in groups if k >= 0 and not gated[k]})
+    return {
+        index: f"{escape(name)} is frozen (requires_grad=False)" for index, name in still.items()
     }
 
 

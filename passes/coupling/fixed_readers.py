@@ -97,7 +97,7 @@ class _Readers:
                 continue
             value = node.inputs[edge.port]
             assert value is not None
-            stored = _stored_in(value)
+            stored = stored_in(value)
             if not any(v.name in self.learned for v in stored):
                 return True
             tensor = stored[0].const_value if len(stored) == 1 else None
@@ -109,7 +109,7 @@ class _Readers:
         return False
 
 
-def _stored_in(value: ir.Value) -> list[ir.Value]:
+def stored_in(value: ir.Value) -> list[ir.Value]:
     """The floating-point initializers that a weight is computed from."""
     found: dict[ir.Value, None] = {}
     pending, seen = [value], {value}

@@ -212,7 +212,7 @@ def of(layer: nn.Module, *behind: nn.Module) -> tuple[nn.Module, ChannelGraph]:
 def test_what_nothing_scales_is_named_with_the_reason() -> None:
     net, graph = of(Computed(standardized))
     with pytest.warns(
-        MorphWarning, match="left alone, since nothing measures them: g1 '0' .kernel"
+        MorphWarning, match="left alone, since nothing measures or trains them: g1 '0' .kernel"
     ):
         regularizer = Regularizer(graph, net)
     with pytest.raises(BudgetError, match=r"narrowest network needs 100.0%.*no trained parameter"):

@@ -314,7 +314,7 @@ def test_groups_without_strength_are_left_alone() -> None:
     ]
     for net, example in nets:
         graph = lift(export(net.eval(), (example,)))
-        with pytest.warns(MorphWarning, match="left alone, since nothing measures them"):
+        with pytest.warns(MorphWarning, match="left alone, since nothing measures or trains them"):
             reg = Regularizer(graph, net)
         np.testing.assert_array_equal(reg.live_widths(), graph.widths)
         assert not reg.plan().groups

@@ -1,0 +1,193 @@
+"""The structure that a network's results come in: noted at the export, restored by ``to_torch``.
+
+ONNX knows a list of outputs. The metadata entry ``morphgraph.outputs`` says in JSON how they were
+put together: a string is an output by its name, ``null`` a ``None``; a list, a tuple, a dict or an
+object of named fields is ``{"list": [...]}``, ``{"dict": [[key, ...], ...]}`` and so on. A class is
+looked up among those that torch's pytree knows already; nothing is imported for it.
+"""
+
+import json
+import sys
+from collections import namedtuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from morphgraph.onnx_io import OUTPUTS_KEY
+from morphgraph.torch_io.functions import as_one_node
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def note_structure(model: ir.Model, results: Any) -> None:
+    """Note how the results of the exported network are put together, where the outputs are not so.
+
+    Args:
+        model: with one output per tensor of the results, in their order.
+        results: what the network gave.
+    """
+    leaves, spec = pytree.tree_flatten(results)
+    outputs = [value.name for value in model.graph.outputs]
+    tensors = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+    if sum(tensors) != len(outputs):
+        return
+    names = iter(outputs)
+    named = [next(names) if is_tensor else None for is_tensor in tensors]
+    described = _described(pytree.tree_unflatten(named, spec))
+    plain = outputs[0] if len(outputs) == 1 else {"tuple": outputs}
+    if described is not None and described != plain:
+        model.metadata_props[OUTPUTS_KEY] = json.dumps(described, ensure_ascii=False)
+
+
+def _described(tree: Any) -> Any:
+    """A tree of output names as JSON; ``None`` where it holds what cannot be noted."""
+    if isinstance(tree, str):
+        return tree
+    kind, keys, parts, name = "", None, [], ""
+    if isinstance(tree, Mapping):
+        kind, keys, parts = "dict", list(tree), list(tree.values())
+        if type(tree) is not dict:
+            kind, name = "object", _path_of(type(tree))
+    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        kind, keys, parts, name = "named", list(tree._fields), list(tree), _path_of(type(tree))
+    elif isinstance(tree, list | tuple):
+        kind, parts = ("list" if isinstance(tree, list) else "tuple"), list(tree)
+    described = [None if part is None else _described(part) for part in parts]
+    lost = any(
+        found is None and part is not None for found, part in zip(described, parts, strict=True)
+    )
+    if not kind or lost or any(type(key) not in _PLAIN for key in keys or ()):
+        return None
+    inside = described if keys is None else [list(p) for p in zip(keys, described, strict=True)]
+    return {kind: inside, **({"class": name} if name else {})}
+
+
+def _path_of(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def restore_structure(net: fx.GraphModule, model: ir.Model) -> None:
+    """Let a network give its results as the exported one gave them.
+
+    Left as it is where nothing is noted, or what is noted does not fit the outputs that are there.
+    """
+    names = [value.name or "" for value in model.graph.outputs]
+    (output,) = net.graph.find_nodes(op="output")
+    given = output.args[0]
+    results = dict(zip(names, given if isinstance(given, tuple) else (given,), strict=True))
+    try:
+        described = json.loads(model.metadata_props.get(OUTPUTS_KEY, "null"))
+        fits = set(_names(described)) == set(names)
+    except (ValueError, TypeError, RecursionError):
+        return
+    if not fits:
+        return
+    with net.graph.inserting_before(output):
+        output.args = (_restored(described, results, net.graph),)
+    net.recompile()
+
+
+def _names(described: Any) -> Iterator[str]:
+    """The outputs that a description names.
+
+    Raises:
+        ValueError: it is no description.
+    """
+    if isinstance(described, str):
+        yield described
+    elif described is not None:
+        kind, parts = _kind(described)
+        for part in parts:
+            yield from _names(part[1] if kind in ("dict", "object", "named") else part)
+
+
+def _kind(described: Any) -> tuple[str, list[Any]]:
+    if not isinstance(described, dict):
+        raise ValueError("a structure is a string, null or an object")
+    for kind in ("list", "tuple", "dict", "object", "named"):
+        parts = described.get(kind)
+        if isinstance(parts, list):
+            keyed = kind in ("dict", "object", "named")
+            if keyed and not all(
+                isinstance(p, list) and len(p) == 2 and type(p[0]) in _PLAIN for p in parts
+            ):
+                break
+            if kind in ("object", "named") and not all(
+                isinstance(p[0], str) and (kind == "object" or p[0].isidentifier()) for p in parts
+            ):
+                break
+            return kind, parts
+    raise ValueError("a structure of no known kind")
+
+
+def _restored(described: Any, results: Mapping[str, Any], graph: fx.Graph) -> Any:
+    if described is None:
+        return None
+    if isinstance(described, str):
+        return results[described]
+    kind, parts = _kind(described)
+    if kind in ("list", "tuple"):
+        inside = [_restored(part, results, graph) for part in parts]
+        return inside if kind == "list" else tuple(inside)
+    keys = [part[0] for part in parts]
+    values = [_restored(part[1], results, graph) for part in parts]
+    if kind == "dict":
+        return dict(zip(keys, values, strict=True))
+    function = as_object if kind == "object" else as_named_tuple
+    path = str(described.get("class", ""))
+    return graph.call_function(function, (path, tuple(keys), tuple(values)))
+
+
+class Record(dict[str, Any]):
+    """A dict whose entries are attributes, too: in the place of a class that is not there.
+
+    >>> Record(logits=1).logits
+    1
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no result is called '{name}'; there are {', '.join(self)}")
+
+
+pytree.register_pytree_node(
+    Record,
+    lambda record: (list(record.values()), list(record)),
+    lambda values, keys: Record(zip(keys, values, strict=True)),
+    serialized_type_name="morphgraph.Record",
+)
+
+
+@as_one_node
+def as_object(path: str, keys: Sequence[str], values: Sequence[Any]) -> Any:
+    """Named results as an object of the class at ``module:name``, where torch knows it."""
+    fields = dict(zip(keys, values, strict=True))
+    cls = _known_class(path)
+    if cls is not None and cls in pytree.SUPPORTED_NODES and issubclass(cls, dict):
+        return cls(**fields) if all(key.isidentifier() for key in keys) else cls(fields)
+    return Record(fields)
+
+
+@as_one_node
+def as_named_tuple(path: str, keys: Sequence[str], values: Sequence[Any]) -> Any:
+    """The same as a named tuple, of that class if it is loaded."""
+    cls = _known_class(path)
+    known = cls is not None and issubclass(cls, tuple)
+    if cls is None or not known or getattr(cls, "_fields", None) != tuple(keys):
+        name = path.rpartition(":")[2].rpartition(".")[2]
+        return namedtuple(name if name.isidentifier() else "Results", keys)(*values)  # type: ignore[misc]
+    return cls(*values)
+
+
+def _known_class(path: str) -> type | None:
+    """The class at ``module:name`` in what is imported already."""
+    module, _, name = path.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) else None
