@@ -340,7 +340,7 @@ def replace_array(value: ir.Value, array: Array) -> None:
     value.meta.pop(STATIC_SHAPE_KEY, None)
 
 
-def like_tensor(old: ir.TensorProtocol, array: Array) -> ir.Tensor:
+def like_tensor(old: ir.TensorProtocol, array: Array) -> ir.TensorProtocol:
     """A tensor of other numbers and sizes that has the name, type and notes of another."""
     return ir.Tensor(
         array,

@@ -19,12 +19,12 @@ from morphgraph.errors import (
 )
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, bind_inputs, escape, is_float, save as write, values_of
+from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.options import Start
 from morphgraph.passes.canonical.fold_affine import fold_affine
 from morphgraph.passes.canonical.symbols import input_shapes, input_symbols
 from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.passes.checking.verify import (
-    Inputs,
     VerifyReport,
     require_valid,
     verify as compare,
@@ -59,6 +59,7 @@ def apply(
     verify: bool = True,
     absorb: bool = False,
     seed: int = 0,
+    inputs: Inputs | None = None,
 ) -> ir.Model:
     """Resize a model by a plan, and check the result against the masked original.
 
@@ -75,6 +76,7 @@ def apply(
         absorb: whether removed channels that were constant move into the next bias; what cannot
             move is warned of.
         seed: of the check's inputs, of the kernels that make new channels, and of fresh weights.
+        inputs: of the check, instead of random ones, as :func:`verify` takes them.
 
     Raises:
         ArgumentError: ``absorb`` with fresh weights, which leave nothing to absorb into.
@@ -87,7 +89,7 @@ def apply(
             ``verify``).
     """
     return resize_and_check(
-        graph, plan, weights=weights, verify=verify, absorb=absorb, seed=seed
+        graph, plan, weights=weights, verify=verify, absorb=absorb, seed=seed, inputs=inputs
     ).model
 
 
@@ -99,6 +101,7 @@ def resize_and_check(
     verify: bool = True,
     absorb: bool = False,
     seed: int = 0,
+    inputs: Inputs | None = None,
 ) -> Resized:
     """The same as :func:`apply`, with the errors that were measured."""
     if weights == "fresh":
@@ -106,7 +109,7 @@ def resize_and_check(
             raise ArgumentError(
                 "absorb goes with weights that are kept; fresh ones have no constants to absorb"
             )
-        checked = resize_and_check(graph, plan, verify=verify, seed=seed)
+        checked = resize_and_check(graph, plan, verify=verify, seed=seed, inputs=inputs)
         return replace(checked, model=fresh(checked.model, seed))
     if not isinstance(graph, ChannelGraph):
         graph = lift(graph, **plan.model.lift.arguments())
@@ -122,12 +125,14 @@ def resize_and_check(
         )
     small = resize(graph, keep, plan.added(graph), seed, absorbed)
     require_valid(graph, small)
-    return Resized(small, _require_same(graph, plan, small, seed) if verify else None)
+    return Resized(small, _require_same(graph, plan, small, seed, inputs) if verify else None)
 
 
-def _require_same(graph: ChannelGraph, plan: Plan, small: ir.Model, seed: int) -> VerifyReport:
+def _require_same(
+    graph: ChannelGraph, plan: Plan, small: ir.Model, seed: int, inputs: Inputs | None
+) -> VerifyReport:
     try:
-        report = verify(graph, plan, small, seed=seed)
+        report = verify(graph, plan, small, seed=seed, inputs=inputs)
     except UnsupportedError as error:
         raise UnsupportedError(
             f"{error}; without a check, apply the plan with --no-verify (verify=False)"
@@ -158,9 +163,10 @@ def verify(
         small: the resized model.
         tolerance: largest error, relative to the output's scale.
         seed: of the random inputs.
-        inputs: arrays by name, or several such sets, instead of random ones.
+        inputs: arrays by the names of inputs, or a list of such dicts, instead of random ones.
 
     Raises:
+        ModelError: inputs are unknown or missing, or do not fit the model.
         ModelError: the resized model takes other inputs, or its metadata does not fit the original.
         PlanError: the plan is for another network.
         UnsupportedError: neither ONNX Runtime nor PyTorch runs the original.

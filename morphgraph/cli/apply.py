@@ -6,8 +6,15 @@ from typing import Annotated
 from morphgraph.cli.checks import check_report
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
-from morphgraph.cli.models import Lifting, naming, open_planned
-from morphgraph.cli.shared_options import OutputFormat, Overwrite, Seed, check_output, output_file
+from morphgraph.cli.models import Lifting, naming, open_inputs, open_planned
+from morphgraph.cli.shared_options import (
+    InputFiles,
+    OutputFormat,
+    Overwrite,
+    Seed,
+    check_output,
+    output_file,
+)
 from morphgraph.onnx_io import escape
 from morphgraph.options import Start, option
 from morphgraph.workflow import resize_and_check, save
@@ -31,22 +38,30 @@ def apply(
         bool, option("Write a file for shipping: BatchNorm and scales go into the layers beside.")
     ] = False,
     seed: Seed = 0,
+    inputs: InputFiles = None,
     overwrite: Overwrite = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
     """Resize a model by a plan, and check the result.
 
-    The result is compared, on random inputs, with the original whose removed channels are masked:
-    in ONNX Runtime, or in PyTorch where that does not know an operator. A result that is wrong is
-    not written. Fresh weights are drawn after the check. With ``--fold``, what is written is
-    compared with the result once more.
+    The result is compared, on random inputs or those given, with the original whose removed
+    channels are masked: in ONNX Runtime, or in PyTorch where that does not know an operator. A
+    result that is wrong is not written. Fresh weights are drawn after the check. With
+    ``--fold``, what is written is compared with the result once more.
     """
     check_output(output, overwrite, model, plan)
+    batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
     with step("resizing"), naming(model):
         result = resize_and_check(
-            graph, chosen, weights=weights, verify=not no_verify, absorb=absorb, seed=seed
+            graph,
+            chosen,
+            weights=weights,
+            verify=not no_verify,
+            absorb=absorb,
+            seed=seed,
+            inputs=batches,
         )
     with naming(model):
         save(result.model, output, overwrite, folded=fold)

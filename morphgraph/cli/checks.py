@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.checking.verify import VerifyReport
 from morphgraph.plans import Plan
@@ -46,6 +47,8 @@ def check_report(graph: ChannelGraph, plan: Plan, report: VerifyReport | None) -
         # ``felt`` is the former name of ``sensitivity``, for one version.
         "outputs": [asdict(output) | {"felt": output.sensitivity} for output in report.outputs],
     }
+    if report.values is not None:
+        data["values"] = asdict(report.values)
     verdict = "computes what the masked original computes" if report.ok else "WRONG"
     head.append(
         (
@@ -53,7 +56,27 @@ def check_report(graph: ChannelGraph, plan: Plan, report: VerifyReport | None) -
             f"{verdict} (in {report.by}); tolerance {report.tolerance:g} of an output's scale",
         )
     )
+    head += _reasons(report)
     return Report(data, [outputs], head)
+
+
+def _reasons(report: VerifyReport) -> list[tuple[str, str]]:
+    """What the verdict follows from where the outputs alone do not tell."""
+    lines = []
+    floors = [output.floor for output in report.outputs if output.floor is not None]
+    if floors:
+        moved = _small(max(floors))
+        lines.append(("rounding", f"alone moves an output of the original by up to {moved}"))
+    if report.values is not None:
+        worst = report.values.worst
+        lines.append(
+            (
+                "inside",
+                f"{report.values.compared} values computed from the same operands; the largest "
+                f"error is {_small(worst.relative)} of its scale, in '{escape(worst.name)}'",
+            )
+        )
+    return lines
 
 
 def _small(value: Cell) -> str:

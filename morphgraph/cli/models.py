@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from morphgraph.arrays import Arrays
 from morphgraph.cli.console import step
 from morphgraph.cli.shared_options import InputShapes, Ops
 from morphgraph.errors import MorphError, MorphWarning, PlanError
@@ -49,6 +50,13 @@ def naming(path: Path, errors: type[MorphError] = MorphError) -> Iterator[None]:
         yield
     except errors as error:
         raise type(error)(f"{escape(str(path))}: {error}") from error
+
+
+def open_inputs(path: Path | None) -> list[Arrays] | None:
+    """The sets of inputs in a file or folder that the user named."""
+    from morphgraph.onnx_io.inputs import read_inputs
+
+    return None if path is None else read_inputs(path)
 
 
 _BY_DEFAULT = Lifting()

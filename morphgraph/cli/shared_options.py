@@ -145,6 +145,17 @@ Ops = Annotated[
     ),
 ]
 
+InputFiles = Annotated[
+    Path | None,
+    option(
+        "What the check runs on, instead of random numbers: arrays by the names of inputs, or a "
+        "folder of .npz files (one set each) or of .npy files (named after the inputs).",
+        "--inputs",
+        type=click.Path(path_type=Path),
+        metavar="FILE.npz|DIR",
+    ),
+]
+
 Overwrite = Annotated[bool, option("Replace an existing output file.")]
 
 Seed = Annotated[int, option("Of random numbers.", ge=0)]

@@ -5,8 +5,8 @@ from pathlib import Path
 from morphgraph.cli.checks import check_report
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show, step
-from morphgraph.cli.models import Lifting, naming, open_planned
-from morphgraph.cli.shared_options import OutputFormat, Seed
+from morphgraph.cli.models import Lifting, naming, open_inputs, open_planned
+from morphgraph.cli.shared_options import InputFiles, OutputFormat, Seed
 from morphgraph.onnx_io import load
 from morphgraph.workflow import verify as check
 
@@ -18,6 +18,7 @@ def verify(
     slim: Path,
     *,
     seed: Seed = 0,
+    inputs: InputFiles = None,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -26,10 +27,11 @@ def verify(
     Exits with 1 where it does not. A model with other weights than the original's is wrong in this
     sense too.
     """
+    batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
     small = load(slim)
     with step("comparing"), naming(slim):
-        report = check(graph, chosen, small, seed=seed)
+        report = check(graph, chosen, small, seed=seed, inputs=batches)
     show(check_report(graph, chosen, report), output_format)
     with naming(slim):
         report.require()

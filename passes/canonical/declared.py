@@ -155,6 +155,6 @@ def _restore_inputs(graph: ir.Graph, names: tuple[str, ...]) -> None:
             graph.register_initializer(value)
     if not names:
         return
-    known = {**graph.initializers, **inputs}
+    known = dict(graph.initializers) | {name or "": value for name, value in inputs.items()}
     graph.inputs.clear()
     graph.inputs.extend(known[name] for name in names if name in known)

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, IntArray
-from morphgraph.errors import ArgumentError, ModelError, UnsupportedError, VerificationError
+from morphgraph.errors import ModelError, UnsupportedError, VerificationError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import DEFAULT_KEY, checker_refusal, escape
+from morphgraph.onnx_io.inputs import Inputs, fit_inputs
 from morphgraph.passes.analysis.rows import renumbered
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking.compare import OutputError, compare, kept
@@ -21,9 +22,6 @@ from morphgraph.passes.rewrite.absorb import absorbed_in, with_channels
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.plans import Plan
 from morphgraph.tolerances import MIN_MOVED, RESIZED, ROUNDING
-
-Inputs = Mapping[str, Array] | Sequence[Mapping[str, Array]]
-"""Arrays by the names of inputs, or several such sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +123,8 @@ def verify(
     default.
 
     Raises:
-        ModelError: the resized model or the inputs do not fit the original, or what it says of
-            absorbed channels does not fit the network.
+        ModelError: the resized model takes other inputs, or what it says of absorbed channels does
+            not fit the network; or inputs are unknown or missing, or do not fit.
         PlanError: the plan is for another network.
         UnsupportedError: ONNX Runtime does not run the original.
         VerificationError: it runs the original, but not the resized or the masked model.
@@ -136,8 +134,7 @@ def verify(
     _require_same_inputs(graph.model, small)
     check = _Check(graph, plan, small, tolerance, runner or run_in_ort)
     if inputs is not None:
-        batches = [inputs] if isinstance(inputs, Mapping) else inputs
-        return _together([check.on(_fitting(batch, check.original)) for batch in batches])
+        return _together([check.on(arrays) for arrays in fit_inputs(inputs, check.original)])
     return check.on_random(seed)
 
 
@@ -273,8 +270,6 @@ def _moved(inputs: Mapping[str, Array], generator: np.random.Generator) -> Array
 
 def _together(reports: Sequence[VerifyReport]) -> VerifyReport:
     """One report of several inputs: the first that is wrong, else the one that is furthest off."""
-    if not reports:
-        raise ArgumentError("inputs is empty; give a dict of arrays, or a list of such dicts")
     return max(reports, key=lambda report: (not report.ok, report.worst.relative))
 
 
@@ -333,12 +328,3 @@ def _signature(value: ir.Value) -> str:
     """``'x' (FLOAT [?,3,8,8])``; symbolic sizes may have any name."""
     shape = ",".join(str(size) if isinstance(size, int) else "?" for size in value.shape or ())
     return f"'{escape(value.name or '')}' ({value.dtype} [{shape}])"
-
-
-def _fitting(inputs: Mapping[str, Array], model: ir.Model) -> Arrays:
-    """Inputs in the types that a model takes."""
-    types = {value.name: value.dtype for value in model.graph.inputs}
-    return {
-        name: array if (dtype := types.get(name)) is None else array.astype(dtype.numpy())
-        for name, array in inputs.items()
-    }

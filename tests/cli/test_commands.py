@@ -260,6 +260,13 @@ def test_apply_and_verify(model: Path, plan: Path, run: Any) -> None:
     old = {node.name for node in onnx.load(model).graph.node}
     assert {node.name for node in onnx.load(slim).graph.node} == old
     assert "computes what the masked original computes" in run("verify", model, plan, slim).out
+    given = model.with_name("given.npz")
+    np.savez(given, x=np.ones((1, 3, 10, 10), np.float32))
+    assert run("verify", model, plan, slim, "--inputs", given).code == 0
+    np.savez(given, image=np.ones((1, 3, 10, 10), np.float32))
+    ran = run("verify", model, plan, slim, "--inputs", given)
+    assert ran.code == 3
+    assert "the model has no input 'image'; it takes 'x' (FLOAT [1,3,10,10])" in ran.err
 
     proto = onnx.load(slim)
     tensor = next(t for t in proto.graph.initializer if t.name == "conv2.weight")
