@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.edit import Editor
+from morphgraph.errors import ModelError
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import ALIASES_KEY, known_shape
 from morphgraph.onnx_io.mapped import shared
@@ -129,7 +130,7 @@ class _Folder:
             return False
         try:
             return describe(OpNode(node)).opaque is None
-        except NotationError:
+        except (NotationError, ModelError):
             return False
 
     def _extent(self, values: Sequence[ir.Value | None]) -> tuple[int, int]:

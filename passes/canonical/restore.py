@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, IntArray
+from morphgraph.arrays import Array, IntArray, Shape
 from morphgraph.edit import Editor
+from morphgraph.errors import ModelError
 from morphgraph.onnx_io import ORIGINAL_KEY, static_shape, subgraphs
 from morphgraph.onnx_io.mapped import Cut, shared
 from morphgraph.passes.canonical.fold_values import constant_tensor
@@ -133,7 +134,7 @@ class _Restorer:
 
     def _has_its_size(self, value: ir.Value) -> bool:
         before = self.analysed.get(value.name)
-        return before is not None and static_shape(before) == static_shape(value)
+        return before is not None and _size(before) == _size(value)
 
     # -- building anew --------------------------------------------------------------------------
 
@@ -299,6 +300,14 @@ class _Restorer:
         self._drop(value)
         self.editor.rename(made, name)
         self.changed = True
+
+
+def _size(value: ir.Value) -> Shape | None:
+    """The sizes of a value; ``None`` where they are not known, so that no resize changes them."""
+    try:
+        return static_shape(value)
+    except ModelError:
+        return None
 
 
 def _results(graph: ir.Graph) -> dict[str | None, ir.Value]:

@@ -635,3 +635,15 @@ def test_sensitivity_is_a_table_of_groups(model: Path, run: Any, tmp_path: Path)
     assert run("plan", model, "--sensitivity", "--budget", "flops=50%").code == 2
     assert run("plan", model, "--budget", "flops=50%", "--inputs", "x.npz").code == 2
     assert run("plan", model, "--sensitivity", "--inputs", tmp_path / "no.npz").code == 4
+
+
+def test_apply_folded(model: Path, plan: Path, run: Any) -> None:
+    """The file for shipping computes what the other does, without a BatchNorm."""
+    slim, ship = model.with_name("slim.onnx"), model.with_name("ship.onnx")
+    assert run("apply", model, plan, "-o", slim).code == 0
+    assert run("apply", model, plan, "-o", ship, "--fold").code == 0
+    kinds = [{node.op_type for node in onnx.load(path).graph.node} for path in (slim, ship)]
+    assert kinds[0] - kinds[1] == {"BatchNormalization"}
+    x = {"x": np.random.default_rng(0).standard_normal((1, 3, 10, 10), np.float32)}
+    before, after = (onnxruntime.InferenceSession(p).run(None, x)[0] for p in (slim, ship))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * abs(before).max())
