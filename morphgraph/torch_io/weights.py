@@ -89,7 +89,7 @@ def named_tensors(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torc
     names: Mapping[str, str] = {}
     if isinstance(net, nn.Module):
         inner = inner_module(net)
-        names = _recorded_names(inner)
+        names = recorded_names(inner)
         tensors = dict(inner.named_buffers(remove_duplicate=False))
         tensors.update(inner.named_parameters(remove_duplicate=False))
     else:
@@ -114,7 +114,8 @@ def record_names(net: fx.GraphModule, names: dict[str, str]) -> None:
     vars(net)["onnx_names"] = names
 
 
-def _recorded_names(net: nn.Module) -> Mapping[str, str]:
+def recorded_names(net: nn.Module) -> Mapping[str, str]:
+    """The ONNX names of a network's tensors by their torch names, where they differ."""
     recorded = net.meta.get(_NAMES_KEY) if isinstance(net, fx.GraphModule) else None
     names: Mapping[str, str] = recorded or getattr(net, "onnx_names", {})
     return names
