@@ -196,7 +196,7 @@ def _without_trace(net: nn.Module) -> Iterator[None]:
             if tensor.dtype in _LOW:
                 tensor.data = tensor.data.float()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             yield
     finally:
         for tensor, old in zip(tensors, data, strict=True):

@@ -8,7 +8,7 @@ the search that runs the network.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from torch import nn
@@ -193,8 +193,8 @@ class Attributes:
         choices = [list(sizes.get(number, {number: None})) for number in numbers]
         if not any(number in sizes for number in numbers):
             return []
-        picks = [dict(zip(numbers, pick, strict=True)) for pick in product(*choices)][:_OPTIONS]
-        return [_replaced(original, pick) for pick in picks]
+        picks = islice(product(*choices), _OPTIONS)
+        return [_replaced(original, dict(zip(numbers, p, strict=True))) for p in picks]
 
 
 def _replaced(value: Any, sizes: Mapping[int, int]) -> Any:

@@ -1,7 +1,7 @@
 """A network's tensors and attributes, changed in place and put back exactly."""
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -97,14 +97,6 @@ class Slot:
     def set(self, value: Any) -> None:
         """Let it hold something else."""
         self.table[self.key] = value
-
-    def with_sizes(self, sizes: Mapping[int, int]) -> Any:
-        """Its value with other sizes, in the same kind of container."""
-        value = self.value
-        if isinstance(value, int):
-            return sizes.get(value, value)
-        items = [sizes.get(item, item) for item in value]
-        return items if isinstance(value, list) else type(value)(items)
 
     @property
     def numbers(self) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ from morphgraph.torch_io.export import export
 from morphgraph.torch_io.layer_sizes import TensorCut
 from morphgraph.torch_io.module_runs import Call
 from morphgraph.torch_io.tensors import to_onnx
+from morphgraph.torch_io.weights import recorded_names
 
 _PREFIX = "net."
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
@@ -37,7 +38,7 @@ _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 
 @dataclass(frozen=True)
 class OwnTensor:
-    """A parameter or buffer, which may be tied: all names it has in the network."""
+    """A parameter or buffer, which may be tied: all names it has in the network and in ONNX."""
 
     tensor: torch.Tensor
     names: tuple[str, ...]
@@ -50,6 +51,7 @@ class OwnTensor:
 
 def own_tensors(net: nn.Module) -> list[OwnTensor]:
     """All parameters and buffers, each once."""
+    in_onnx = recorded_names(net)
     names: dict[int, list[str]] = {}
     tensors: dict[int, torch.Tensor] = {}
     for name, tensor in (
@@ -58,6 +60,8 @@ def own_tensors(net: nn.Module) -> list[OwnTensor]:
     ):
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
+    for known in names.values():
+        known += [in_onnx[name] for name in known if in_onnx.get(name, name) not in known]
     return [OwnTensor(tensor, tuple(names[key])) for key, tensor in tensors.items()]
 
 

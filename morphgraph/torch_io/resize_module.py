@@ -16,7 +16,7 @@ from torch import nn
 
 from morphgraph.errors import MorphWarning, PlanError, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import ModelLike
+from morphgraph.onnx_io import ModelLike, escape
 from morphgraph.passes.lift import lift
 from morphgraph.plans import Plan
 from morphgraph.torch_io.config_sizes import configs_of
@@ -36,7 +36,7 @@ from morphgraph.torch_io.module_tensors import (
     own_tensors,
 )
 from morphgraph.torch_io.tensors import to_tensor
-from morphgraph.torch_io.weights import graph_with_weights
+from morphgraph.torch_io.weights import graph_with_weights, inner_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,8 @@ def resize_module(
     them, so that ``save_pretrained`` and ``from_pretrained`` work.
 
     Args:
-        net: the network that ``graph`` was exported from, trained further or not.
+        net: the network that ``graph`` was exported from, trained further or not. What stands in
+            a DistributedDataParallel has to be wrapped again.
         graph: the lifted model, or a model or path that is lifted here as it was for the plan. Or
             the plan, with an ``example``: then the network is exported here.
         plan: which channels stay, and how many are added.
@@ -156,7 +157,7 @@ def resize_module(
         raise PlanError("no plan; call resize_module(net, graph, plan)")
     if not isinstance(graph, ChannelGraph):
         graph = lift(graph, **plan.model.lift.arguments())
-    return _Resize(net, graph, plan, example, seed).run()
+    return _Resize(inner_module(net), graph, plan, example, seed).run()
 
 
 def _exported(net: nn.Module, example: Any, plan: Plan) -> ChannelGraph:
@@ -211,9 +212,15 @@ class _Resize:
         lively_check.require(attributes)
         training = training_check.require(attributes)
         self._cut(tensors, followed, known.numbers, data)
-        for words in said:
-            if "cannot" in words:
-                warnings.warn(words, MorphWarning, stacklevel=4)
+        notes = [words for words in said if "cannot" in words]
+        if followed.unread and followed.refusal:
+            shown = ", ".join(f"'{escape(name)}'" for name in followed.unread[:5])
+            notes.append(
+                f"{shown} keep their size: they are not read in eval, and the training forward "
+                f"could not be followed ({followed.refusal})"
+            )
+        for words in notes:
+            warnings.warn(words, MorphWarning, stacklevel=4)
         return ModuleReport(
             tuple(
                 TensorChange(name, cuts.before, cuts.after)

@@ -88,8 +88,8 @@ def named_tensors(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torc
     """A network's parameters and buffers (or a ``state_dict``'s tensors) by their ONNX names."""
     names: Mapping[str, str] = {}
     if isinstance(net, nn.Module):
-        inner = _inner(net)
-        names = _recorded_names(inner)
+        inner = inner_module(net)
+        names = recorded_names(inner)
         tensors = dict(inner.named_buffers(remove_duplicate=False))
         tensors.update(inner.named_parameters(remove_duplicate=False))
     else:
@@ -97,12 +97,12 @@ def named_tensors(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torc
     return {names.get(name, name): tensor for name, tensor in tensors.items()}
 
 
-def _inner(net: nn.Module) -> nn.Module:
+def inner_module(net: nn.Module) -> nn.Module:
     """The network inside wrappers, whose only child it is."""
     children = dict(net.named_children())
     wrapped = [children.get(prefix[:-1]) for prefix in _WRAPPERS]
     inside = next((module for module in wrapped if module is not None), None)
-    return net if inside is None or len(children) > 1 else _inner(inside)
+    return net if inside is None or len(children) > 1 else inner_module(inside)
 
 
 def record_names(net: fx.GraphModule, names: dict[str, str]) -> None:
@@ -114,7 +114,8 @@ def record_names(net: fx.GraphModule, names: dict[str, str]) -> None:
     vars(net)["onnx_names"] = names
 
 
-def _recorded_names(net: nn.Module) -> Mapping[str, str]:
+def recorded_names(net: nn.Module) -> Mapping[str, str]:
+    """The ONNX names of a network's tensors by their torch names, where they differ."""
     recorded = net.meta.get(_NAMES_KEY) if isinstance(net, fx.GraphModule) else None
     names: Mapping[str, str] = recorded or getattr(net, "onnx_names", {})
     return names
