@@ -5,6 +5,9 @@
     python tools/zoo --only timm/dla34 ...  # these (globs too); prints their findings
     python tools/zoo --failed               # once more what failed
 
+Beside networks there are ONNX files of others under treatments (``files/*``), the small models of
+the onnx package (``onnx/*``), and peers at half the width (``peers/*``).
+
 Every network is exported and examined in processes of its own under a time and a memory limit, two
 at a time. Exported models stay in ``runs/zoo/models`` until what they depend on changes; findings
 are appended to ``runs/zoo/results.jsonl`` and hold while the program stays the same. So a run that

@@ -39,7 +39,7 @@ ROWS = """
 SMALL = """
 ## Small models of the onnx package
 
-{count} files of opset 6 to 13 in `onnx/backend/test/data`, planned at the lowest that they can
+{count} files of opset 6 to 12 in `onnx/backend/test/data`, planned at the lowest that they can
 reach. What the lifted model computes is held against the outputs that are stored beside the file.
 """
 
