@@ -8,6 +8,7 @@ import pytest
 
 import morphgraph as mg
 from morphgraph.arrays import IntArray
+from morphgraph.edit import array_of
 from morphgraph.errors import ModelError, PlanError, VerificationError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import checker_refusal
@@ -96,7 +97,9 @@ def _swap_shuffle(small: ir.Model) -> None:
 def _swap_split(small: ir.Model) -> None:
     (node,) = [n for n in small.graph if n.op_type == "Split"]
     assert node.inputs[1] is not None
-    give(small, node.inputs[1].name or "", np.array([3, 2], dtype=np.int64))
+    sizes = array_of(node.inputs[1])
+    assert sizes[0] != sizes[1]
+    give(small, node.inputs[1].name or "", sizes[::-1])
 
 
 def _roll_gather(small: ir.Model) -> None:
