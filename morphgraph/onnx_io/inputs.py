@@ -93,7 +93,7 @@ def _fit(arrays: Mapping[str, Array], model: ir.Model, where: str) -> Arrays:
         default = value.meta.get(DEFAULT_KEY)
         if name not in arrays and default is None:
             raise ModelError(f"{where}input '{escape(name)}' is missing; the model takes {known}")
-        array = np.asarray(arrays[name] if name in arrays else default.numpy())
+        array = np.asarray(arrays[name] if default is None or name in arrays else default.numpy())
         sizes = list(value.shape or ())
         fits = len(sizes) == array.ndim and all(
             not isinstance(size, int) or size == given
