@@ -46,10 +46,14 @@ def fresh(model: ChannelGraph | ModelLike, seed: int = 0) -> ir.Model:
         ModelError: the model is broken, or its shapes cannot be known.
         FileError: there is no such file.
     """
-    source = model.model if isinstance(model, ChannelGraph) else canonicalize(as_model(model))
+    source = model.model if isinstance(model, ChannelGraph) else as_model(model)
+    canonical = canonicalize(source)
+    drawn = initials(canonical)
+    # What canonicalization has folded stays as it is written, unless weights stand there.
+    source = source if drawn.keys() <= source.graph.initializers.keys() else canonical
     copy = source.clone()
     copy.meta.update(source.meta)
-    for name, initial in initials(copy).items():
+    for name, initial in drawn.items():
         value = copy.graph.initializers[name]
         assert value.dtype is not None
         generator = np.random.default_rng((seed, zlib.crc32(name.encode(errors="surrogatepass"))))
