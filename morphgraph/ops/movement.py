@@ -321,8 +321,8 @@ class Expand(Op):
         description = Description()
         shape, out = n.shape(0), n.out()
         shift = len(out) - len(shape)
-        target = n.sizes(1)
-        target = [1] * (len(out) - len(target)) + target
+        given = n.sizes(1)
+        target = [*[1] * (len(out) - len(given)), *given]
         for axis, size in enumerate(out):
             inner = axis - shift
             if inner >= 0 and shape[inner] == size:

@@ -203,9 +203,11 @@ def describe(n: OpNode) -> Description:
     if entry is None:
         full = f"{n.domain}::{n.op_type}" if n.domain else n.op_type
         return opaque(n, f"no notation for operator {full}")
-    unsized = [value.name for value in (*n.ir.inputs, *n.ir.outputs) if is_unsized(value)]
-    if unsized:
-        return opaque(n, f"the size of '{escape(unsized[0] or '')}' is not known before it runs")
+    for value in (*n.ir.inputs, *n.ir.outputs):
+        if value is not None and is_unsized(value):
+            return opaque(
+                n, f"the size of '{escape(value.name or '')}' is not known before it runs"
+            )
     try:
         description: Description = entry.call(entry.describe, n.ir, n)
     except UnsupportedFormError as error:

@@ -186,7 +186,8 @@ class ResultTypes:
 
         PyTorch exports convolutions in bfloat16 to opsets whose Conv does not list it.
         """
-        if schema.has_function and not schema.has_type_and_shape_inference_function:
+        is_function = schema.has_function  # type: ignore[attr-defined]  # not in onnx's stubs
+        if is_function and not schema.has_type_and_shape_inference_function:
             return _inferred_from_body(proto, types, self.opset_protos)
         infer = onnx.shape_inference.infer_node_outputs
         opsets = self.opset_protos

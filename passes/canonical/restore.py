@@ -96,7 +96,9 @@ class _Restorer:
             is_constant = operand.is_initializer()
             if is_constant and not self._is_unchanged(operand):
                 continue
-            if not is_constant and operand.name == wanted.name:
+            if not is_constant and (operand.name == wanted.name or self._has_new_pieces(operand)):
+                continue
+            if operand.name != wanted.name and self._tells_sizes(operand, node):
                 continue
             if operand.name != wanted.name and not self._may_be_other(node, operand):
                 continue
@@ -105,6 +107,20 @@ class _Restorer:
                 node.replace_input_with(index, value)
                 self._drop(operand)
                 self.changed = True
+
+    def _has_new_pieces(self, operand: ir.Value) -> bool:
+        """Whether the resize has changed a constant of those that a shape is joined from."""
+        maker = operand.producer()
+        pieces = [] if maker is None or maker.op_type != "Concat" else maker.inputs
+        return any(
+            piece is not None and piece.is_initializer() and not self._is_unchanged(piece)
+            for piece in pieces
+        )
+
+    def _tells_sizes(self, operand: ir.Value, node: ir.Node) -> bool:
+        """Whether numbers that were written for open sizes stand at a node that has others now."""
+        is_shape = operand.dtype == ir.DataType.INT64 and len(operand.shape or ()) == 1
+        return is_shape and not all(self._has_its_size(value) for value in node.outputs)
 
     # -- what is the same as before -------------------------------------------------------------
 

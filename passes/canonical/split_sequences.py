@@ -34,7 +34,12 @@ def _split_sequence(editor: Editor, node: ir.Node) -> None:
     # Which part each reader takes; negative ones count from the end.
     indices = [_constant(reader.inputs[1]) for reader in readers if reader.op_type == "SequenceAt"]
     known = [int(index.item()) for index in indices if index is not None]
-    if known_shape(source) is None or parts.is_graph_output() or len(known) < len(readers):
+    if (
+        source is None
+        or known_shape(source) is None
+        or parts.is_graph_output()
+        or len(known) < len(readers)
+    ):
         return
     axis = node.attributes.get_int("axis", 0)
     if len(node.inputs) < 2 or node.inputs[1] is None:

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,7 +35,7 @@ def _model(
     return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
 
 
-def _node(op_type: str, *inputs: str, **attributes: object) -> onnx.NodeProto:
+def _node(op_type: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
     node = helper.make_node(op_type, inputs, ["y"], name="node", **attributes)
     node.metadata_props.add(key="scope", value="here")
     return node

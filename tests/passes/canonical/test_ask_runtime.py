@@ -1,5 +1,8 @@
 """Sizes that neither ONNX nor an entry knows: ONNX Runtime is asked, or the operator is opaque."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -15,12 +18,12 @@ GENERATOR = np.random.default_rng(0)
 
 def _network(
     middle: list[onnx.NodeProto],
-    initializers: dict[str, object],
+    initializers: Mapping[str, object],
     opset: int = 17,
-    shape: tuple[object, ...] = ("B", "S", 32),
+    shape: tuple[str | int, ...] = ("B", "S", 32),
 ) -> onnx.ModelProto:
     """``x`` through the nodes that make ``m``, then a layer of 64 and one of 5."""
-    given = {"w1": (32, 64), "w2": (64, 5)} | initializers
+    given: dict[str, object] = {"w1": (32, 64), "w2": (64, 5), **initializers}
     tensors = [
         numpy_helper.from_array(
             GENERATOR.standard_normal(content).astype(np.float32)
@@ -46,9 +49,7 @@ def _network(
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
-def _node(
-    op_type: str, inputs: list[str], domain: str = MS, **attributes: object
-) -> onnx.NodeProto:
+def _node(op_type: str, inputs: list[str], domain: str = MS, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op_type, inputs, ["m"], name="middle", domain=domain, **attributes)
 
 

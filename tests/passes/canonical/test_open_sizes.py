@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def resized_is_right(graph: ChannelGraph, sizes: Sequence[Sizes]) -> None:
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase], layers: int, both: bool) -> None:
+    def __init__(self, kind: Callable[..., nn.Module], layers: int, both: bool) -> None:
         super().__init__()
         self.layers = kind(8, 16, num_layers=layers, batch_first=True, bidirectional=both)
         self.head = nn.Linear(32 if both else 16, 5)
@@ -170,7 +170,7 @@ def test_sizes_that_are_read_keep_theirs() -> None:
                 np.testing.assert_allclose(found.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
-IMAGES = {
+IMAGES: dict[str, tuple[str, str, str, tuple[int, ...], list[tuple[int, ...]]]] = {
     "NHWC": ("N,H,W,3", "0,3,1,2", "0,2,3,1", (3, 3), [(1, 20, 31, 3), (3, 64, 9, 3)]),
     "unk__": ("unk__1,unk__2,unk__3,3", "0,3,1,2", "0,2,3,1", (3, 3), [(2, 9, 8, 3)] * 2),
     "one image": ("1,H,W,3", "0,3,1,2", "0,2,3,1", (3, 3), [(1, 20, 31, 3), (1, 7, 8, 3)]),
