@@ -1,0 +1,54 @@
+"""Sizes that a model reads off its input and computes with, in all spellings, at an open batch."""
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+
+import morphgraph as mg
+from morphgraph.testing import model_from_text
+
+# Each computes u, the batch as [1] of int64.
+SPELLINGS = {
+    "a scalar index": """sh = Shape(x)  i = Constant<value = int64 {0}>()  s = Gather<axis=0>(sh, i)
+        ax = Constant<value = int64[1] {0}>()  u = Unsqueeze(s, ax)""",
+    "a negative index": """sh = Shape(x)  i = Constant<value = int64 {-3}>()
+        s = Gather<axis=0>(sh, i)  ax = Constant<value = int64[1] {0}>()  u = Unsqueeze(s, ax)""",
+    "start and end": "u = Shape<start=0, end=1>(x)",
+    "Size": """n = Size(x)  a = Shape<start=1>(x)  p = ReduceProd<keepdims=0>(a)  d = Div(n, p)
+        o = Constant<value = int64[1] {1}>()  u = Reshape(d, o)""",
+    "a slice with steps": """sh = Shape(x)  st = Constant<value = int64[1] {-1}>()
+        en = Constant<value = int64[1] {-100}>()  ax = Constant<value = int64[1] {0}>()
+        sp = Constant<value = int64[1] {-2}>()  r = Slice(sh, st, en, ax, sp)
+        i = Constant<value = int64[1] {1}>()  u = Gather(r, i)""",
+    "Min and Max": """b = Shape<start=0, end=1>(x)  h = Constant<value = int64[1] {100}>()
+        l = Min(b, h)  o = Constant<value = int64[1] {1}>()  u = Max(l, o)""",
+    "a choice": """b = Shape<start=0, end=1>(x)  h = Constant<value = int64[1] {100}>()
+        c = Less(b, h)  u = Where(c, b, h)""",
+    "fractions": """sh = Shape(x)  i = Constant<value = int64 {0}>()  s = Gather<axis=0>(sh, i)
+        f = Cast<to=1>(s)  t = Constant<value = float {2.0}>()  g = Mul(f, t)  k = Div(g, t)
+        q = Cast<to=7>(k)  ax = Constant<value = int64[1] {0}>()  u = Unsqueeze(q, ax)""",
+    "a split": """sh = Shape(x)  p = Constant<value = int64[3] {1, 1, 1}>()
+        u, v, z = Split<axis=0>(sh, p)""",
+    "Expand": """r = Shape<start=0, end=1>(x)  ax = Constant<value = int64[1] {0}>()
+        s = Squeeze(r, ax)  o = Constant<value = int64[1] {1}>()  u = Expand(s, o)""",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_size_in_any_spelling(spelling: str) -> None:
+    model = model_from_text(f"""
+        net (float[B,T,2] x) => (float[B,T,3] y)
+            <float[2,3] w = {{1, 2, 3, 4, 5, 6}}, float[1,1] one = {{1}}, int64[2] rest = {{1, 3}}>
+        {{
+            {SPELLINGS[spelling]}
+            shape = Concat<axis=0>(u, rest)  e = Expand(one, shape)
+            m = MatMul(x, w)  y = Add(m, e)
+        }}""")
+    net = mg.to_torch(model)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    for batch in (1, 3):
+        x = np.random.default_rng(0).standard_normal((batch, 4, 2)).astype("f")
+        (expected,) = session.run(None, {"x": x})
+        np.testing.assert_allclose(net(torch.from_numpy(x)).detach(), expected, rtol=1e-5)
