@@ -748,13 +748,16 @@ def test_untrained_weights_hide_no_wrong_number_of_heads() -> None:
 def test_parameters_stay_the_same_objects() -> None:
     torch.manual_seed(0)
     net: Any = randomize_weights(Tied(), IDS)
-    net.up.weight.requires_grad_(False)
+    graph = mg.lift(mg.export(net, (IDS,)))
+    plan = half(graph)
+    net.up.weight.requires_grad_(False)  # later, for what is frozen keeps its size
     seen: list[torch.Size] = []
     net.up.bias.register_hook(lambda grad: seen.append(grad.shape))
     net.up.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     before = {name: id(p) for name, p in net.named_parameters(remove_duplicate=False)}
     loss = net(IDS).sum()  # autograd remembers shapes as long as this is alive
-    _, small = resized(net, IDS)
+    small = mg.apply(graph, plan, weights=net)
+    mg.resize_module(net, graph, plan)
     assert {n: id(p) for n, p in net.named_parameters(remove_duplicate=False)} == before
     assert net.head.weight is net.emb.weight
     assert not net.up.weight.requires_grad
