@@ -158,8 +158,6 @@ class FileExamination:
             return
         widths = plan.widths(graph)
         found.ratio = mg.cost(graph, "macs").at(widths) / found.macs
-        params = mg.cost(graph, "params")
-        found.params = params.at(widths) / params.total if params.total else 1.0
         found.coarsest = coarsest(graph, plan)
         keep = plan.keep_channels(graph)
         small = self.attempt("resize", lambda: resize(graph, keep))
@@ -192,6 +190,7 @@ class FileExamination:
             if self.valid:
                 onnx.checker.check_model(target, full_check=True)
             self.found.bytes.append(sum(part.stat().st_size for part in Path(folder).iterdir()))
+            self.found.allowed = _allowed(self.path, target)
             if not self.found.not_run:
                 run_file(target, self.feeds)
 
@@ -239,6 +238,28 @@ def _moved(
         return array
     moved = array * (1 + share * generator.standard_normal(array.shape))
     return np.asarray(moved, array.dtype)
+
+
+def _allowed(before: Path, after: Path) -> float:
+    """The share of a file that its own tensors take, each at its kept share."""
+    old, new = (_tensors(ir.load(path)) for path in (before, after))
+    shares = {name: new[name][0] / max(old[name][0], 1) for name in old.keys() & new.keys()}
+    lost = sum(size for name, (_, size) in old.items() if name not in shares)
+    kept = sum(old[name][1] * min(share, 1.0) for name, share in shares.items())
+    return (lost + kept) / before.stat().st_size
+
+
+def _tensors(model: ir.Model) -> dict[str, tuple[int, int]]:
+    """Elements and bytes of every stored tensor, by name."""
+    stored = {
+        name: value.const_value
+        for graph in model.graphs()
+        for name, value in graph.initializers.items()
+    }
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and "value" in node.attributes:
+            stored[node.outputs[0].name or ""] = node.attributes["value"].as_tensor()
+    return {name: (tensor.size, tensor.nbytes) for name, tensor in stored.items() if tensor}
 
 
 def _run(model: ir.Model, feeds: Mapping[str, Any], optimize: bool = False) -> Arrays:

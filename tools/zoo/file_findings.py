@@ -10,9 +10,8 @@ from findings import BUDGET, FELT, SLACK, TOLERANCE, UNSHRUNK
 TREATED = ("extended", "static", "dynamic", "float16")
 #: An error may be this many times what rounding alone does to the masked original.
 OF_NOISE = 4.0
-#: A file may be larger than its share of the parameters, or of the MACs, by this and by so many
-#: bytes: names, attributes and constants do not shrink.
-SIZE_SLACK, SIZE_BYTES = 0.05, 2**16
+#: A file may be larger than its resized tensors by this share and by so many bytes.
+SIZE_SLACK, SIZE_BYTES = 0.02, 2**16
 
 
 @dataclass
@@ -27,7 +26,9 @@ class FileFindings:
         producer: what wrote the file, as that says, with its opset.
         bytes: of the file, and of the resized one.
         ratio: MACs of the plan as a share.
-        params: parameters under the plan as a share.
+        allowed: the bytes of the file's own tensors, each at the share of it that was kept, as a
+            share of the file; those that went lost are allowed whole. What is stored twice, or was
+            computed and is stored now, goes beyond.
         error: resized against masked original.
         noise: the masked original against itself, with inputs moved by rounding and optimized.
         felt: masked against original.
@@ -55,7 +56,7 @@ class FileFindings:
     pinned: dict[str, int] = field(default_factory=dict)
     target: float = math.nan
     ratio: float = math.nan
-    params: float = math.nan
+    allowed: float = math.nan
     coarsest: str = ""
     error: float = math.nan
     noise: float = math.nan
@@ -97,12 +98,11 @@ class FileFindings:
 
     @property
     def larger(self) -> bool:
-        """Whether the resized file is larger than its share of parameters or MACs allows."""
+        """Whether the resized file is larger than its tensors allow."""
         if len(self.bytes) < 2:
             return False
         before, after = self.bytes
-        allowed = (max(self.ratio, self.params) + SIZE_SLACK) * before + SIZE_BYTES
-        return after > allowed
+        return after > (self.allowed + SIZE_SLACK) * before + SIZE_BYTES
 
     @property
     def resized(self) -> bool:
@@ -145,8 +145,8 @@ class FileFindings:
         if self.larger:
             before, after = self.bytes
             words.append(
-                f"{after / before:.0%} of the bytes for {self.ratio:.0%} of the MACs and "
-                f"{self.params:.0%} of the parameters"
+                f"{after / before:.0%} of the bytes for {self.ratio:.0%} of the MACs, where its "
+                f"tensors allow {self.allowed:.0%}"
             )
         return words
 

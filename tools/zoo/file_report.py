@@ -19,10 +19,10 @@ planned at {budget:.0%} of its FLOPs with random scores, resized, saved, and run
 - **error**: resized against masked, computed in single precision; **rounding**: the masked model
   against itself with inputs moved by 1e-6 (by 1e-3 where the file quantizes) and after ONNX
   Runtime's optimizations. An error above {tolerance:.0e} and {of_noise:g} times the rounding is
-  **wrong**. **apply**: whether `mg.apply`, which
-  checks, calls the result right.
-- **bytes**: the file saved against the file that came. **Larger** is what exceeds its share of the
-  MACs and of the parameters by more than {slack:.0%} and {bytes} KiB.
+  **wrong**. **apply**: whether `mg.apply`, which checks, calls the result right.
+- **bytes**: the file saved against the file that came. **allowed**: its own tensors, each at the
+  share of it that was kept, as a share of the file. **Larger** is what exceeds that by more than
+  {slack:.0%} and {bytes} KiB, as where shared weights are stored twice.
 """
 
 COUNTS = """
@@ -31,7 +31,7 @@ COUNTS = """
 """
 
 ROWS = """
-| file | written by | opaque | MMACs | groups | shrinkable | lowest | planned | parameters | bytes \
+| file | written by | opaque | MMACs | groups | shrinkable | lowest | planned | allowed | bytes \
 | error | rounding | apply |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
@@ -128,7 +128,7 @@ def _file(f: FileFindings) -> str:
         _number(f.shrinkable, ".1%"),
         _number(f.lowest, ".1%"),
         _number(f.ratio, ".1%"),
-        _number(f.params, ".1%"),
+        _number(f.allowed, ".1%"),
         f"{f.bytes[1] / f.bytes[0]:.1%}" if len(f.bytes) > 1 else "",
         _number(f.error, ".0e"),
         _number(f.noise, ".0e"),
