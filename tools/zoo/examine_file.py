@@ -241,12 +241,11 @@ def _moved(
 
 
 def _allowed(before: Path, after: Path) -> float:
-    """The share of a file that its own tensors take, each at its kept share."""
+    """The share of a file that stays: of every tensor what was kept, and what is no tensor."""
     old, new = (_tensors(ir.load(path)) for path in (before, after))
     shares = {name: new[name][0] / max(old[name][0], 1) for name in old.keys() & new.keys()}
-    lost = sum(size for name, (_, size) in old.items() if name not in shares)
-    kept = sum(old[name][1] * min(share, 1.0) for name, share in shares.items())
-    return (lost + kept) / before.stat().st_size
+    gone = sum(old[name][1] * (1 - min(share, 1.0)) for name, share in shares.items())
+    return 1 - gone / before.stat().st_size
 
 
 def _tensors(model: ir.Model) -> dict[str, tuple[int, int]]:

@@ -26,9 +26,8 @@ class FileFindings:
         producer: what wrote the file, as that says, with its opset.
         bytes: of the file, and of the resized one.
         ratio: MACs of the plan as a share.
-        allowed: the bytes of the file's own tensors, each at the share of it that was kept, as a
-            share of the file; those that went lost are allowed whole. What is stored twice, or was
-            computed and is stored now, goes beyond.
+        allowed: the file less what was cut from its own tensors, as a share of the file. What is
+            stored twice, or was computed and is stored now, goes beyond.
         error: resized against masked original.
         noise: the masked original against itself, with inputs moved by rounding and optimized.
         felt: masked against original.
