@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from morphgraph.onnx_io import DECLARED_KEY, DEFAULT_KEY, STATIC_SHAPE_KEY, static_shape, values_of
+from morphgraph.onnx_io import DECLARED_KEY, DEFAULT_KEY, STATIC_SHAPE_KEY, known_shape, values_of
 
 _MIN_IR_VERSION = 4  # before it, initializers had to stand among the inputs
 
@@ -137,8 +137,10 @@ def _restore_shape(
     denotations = [declared.get_denotation(axis) for axis in range(len(dims))]
     if dims == list(value.shape) and not any(denotations):
         return
-    if not value.is_initializer() and STATIC_SHAPE_KEY not in value.meta:
-        value.meta[STATIC_SHAPE_KEY] = static_shape(value)
+    # What was restored from the file as it was has no sizes to be analysed with.
+    analysed = known_shape(value)
+    if not value.is_initializer() and STATIC_SHAPE_KEY not in value.meta and analysed is not None:
+        value.meta[STATIC_SHAPE_KEY] = analysed
     value.shape = ir.Shape(dims, denotations=denotations)
 
 
