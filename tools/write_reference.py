@@ -45,6 +45,7 @@ _FAMILIES = {
     "vision": "Sampling, regions, patches",
     "quantize": "Quantized numbers",
     "contrib": "ONNX Runtime's own (`com.microsoft`)",
+    "contrib_attention": "ONNX Runtime's own, around attention (`com.microsoft`)",
     "contrib_quantize": "ONNX Runtime's own, quantized (`com.microsoft`)",
     "barriers": "Barriers",
     "sizes": "Computing with sizes",
@@ -124,8 +125,30 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     ),
     "com.microsoft::FusedGemm": (Example("2x8, 8x4, 4 -> 2x4", {}),),
     "com.microsoft::FusedMatMul": (Example("2x6x8, 2x8x4 -> 2x6x4", {}),),
+    "com.microsoft::EmbedLayerNormalization": (
+        Example("2x5, 2x5, 20x8, 9x8, 2x8, 8, 8 -> 2x5x8, 2, 2x5x8", {}),
+    ),
+    "com.microsoft::GroupQueryAttention": (
+        Example(
+            "2x5x64, 2x5x32, 2x5x32, 2x2x3x16, 2x2x3x16, 2, 1 -> 2x5x64, 2x2x8x16, 2x2x8x16",
+            {"num_heads": 4, "kv_num_heads": 2},
+        ),
+    ),
     "com.microsoft::MultiHeadAttention": (
         Example("2x5x8, 2x7x8, 2x7x8 -> 2x5x8", {"num_heads": 2}),
+        Example(
+            "2x5x8, 2x7x8, 2x7x8, 24, 2x10, 2x2x5x10, 2x2x3x4, 2x2x3x4"
+            " -> 2x5x8, 2x2x10x4, 2x2x10x4",
+            {"num_heads": 2},
+        ),
+    ),
+    "com.microsoft::QAttention": (
+        Example("2x6x8, 8x24, 24, 1, 1, 2, 1, 1 -> 2x6x8", {"num_heads": 2}),
+    ),
+    "com.microsoft::RotaryEmbedding": (
+        Example("2x5x24, 2x5, 9x2, 9x2 -> 2x5x24", {"num_heads": 6}),
+        Example("2x6x5x4, 1, 9x2, 9x2 -> 2x6x5x4", {"interleaved": 1}),
+        Example("2x5x24, 1, 9x1, 9x1 -> 2x5x24", {"num_heads": 6, "rotary_embedding_dim": 2}),
     ),
     "com.microsoft::QGemm": (Example("2x8, 1, 1, 8x4, 4, 4, 4, 1, 1 -> 2x4", {}),),
     "com.microsoft::QLinearAdd": _QUANTIZED_PAIR,

@@ -5,6 +5,7 @@ the heads of keys and values, each shared by ``r`` heads of queries; ``d`` is th
 queries and keys, ``e`` that of a head of values.
 """
 
+from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
@@ -226,7 +227,9 @@ class RotaryEmbedding(Op):
             sizes = {"R": 2, "c": head_size // 2}
             return from_line(n, f"{x}, {tables} -> {x}", sizes, prefer="h c", reluctant="c")
         if _is_flat(n):
-            raise UnsupportedFormError("RotaryEmbedding of a part of every head, in the 3-D form")
+            x = "N T (h D)"
+            reason = "a part of every head turns"
+            return from_line(n, f"{x}, _, _, _ -> {x}", {"D": head_size}, reason=reason)
         description = from_line(n, f"N h T d, {tables} -> N h T d", reluctant="c")
         _turn_a_part(description, rotary_embedding_dim, head_size, bool(interleaved))
         return description
@@ -237,7 +240,8 @@ class RotaryEmbedding(Op):
     ) -> None:
         if num_heads:
             new.set_attribute("num_heads", new.size("h"))
-        if rotary_embedding_dim:
+        head_size = n.shape(0)[-1] // num_heads if _is_flat(n) else n.shape(0)[-1]
+        if rotary_embedding_dim and (not _is_flat(n) or rotary_embedding_dim == head_size):
             new.set_attribute("rotary_embedding_dim", 2 * new.size("c"))
 
     @staticmethod
@@ -249,35 +253,49 @@ class RotaryEmbedding(Op):
         num_heads: int = 0,
         rotary_embedding_dim: int = 0,
     ) -> "fx.Node":
-        import torch
-
         x = heads_first(b, b.tensor(n, 0), num_heads if _is_flat(n) else 0)
-        turned, rest = x, None
         head_size = n.shape(0)[-1] // num_heads if _is_flat(n) else n.shape(0)[-1]
-        if rotary_embedding_dim not in (0, head_size):
-            turned = b.item(x, (..., slice(rotary_embedding_dim)))
-            rest = b.item(x, (..., slice(rotary_embedding_dim, None)))
         cos, sin = b.tensor(n, 1), b.tensor(n, 2)  # [N, T, c]
         if n.has(3):
             cos, sin = b.item(cos, b.tensor(n, 3)), b.item(sin, b.tensor(n, 3))
-        cos, sin = b.method("unsqueeze", cos, 1), b.method("unsqueeze", sin, 1)
-        if interleaved:
-            real = b.item(turned, (..., slice(0, None, 2)))
-            imaginary = b.item(turned, (..., slice(1, None, 2)))
-        else:
-            halves = b.method("chunk", turned, 2, -1)
-            real, imaginary = b.item(halves, 0), b.item(halves, 1)
-        parts = (
-            b.call(torch.sub, b.call(torch.mul, real, cos), b.call(torch.mul, imaginary, sin)),
-            b.call(torch.add, b.call(torch.mul, real, sin), b.call(torch.mul, imaginary, cos)),
-        )
-        if interleaved:
-            y = b.method("flatten", b.call(torch.stack, parts, -1), -2)
-        else:
-            y = b.call(torch.cat, parts, -1)
-        if rest is not None:
-            y = b.call(torch.cat, (y, rest), -1)
+        tables = [b.method("unsqueeze", table, 1) for table in (cos, sin)]
+        part = 0 if rotary_embedding_dim in (0, head_size) else rotary_embedding_dim
+        y = rotated(b, x, tables, bool(interleaved), part)
         return b.method("flatten", b.method("transpose", y, 1, 2), 2) if _is_flat(n) else y
+
+
+def rotated(
+    b: "TorchBuilder",
+    x: "fx.Node",
+    tables: "Sequence[fx.Node]",
+    interleaved: bool,
+    part: int = 0,
+) -> "fx.Node":
+    """Heads ``[N, heads, T, size]``, turned by cosines and sines ``[N, 1, T, c]``.
+
+    Of every head the first ``part`` positions turn; 0: all of them.
+    """
+    import torch
+
+    turned, rest, (cos, sin) = x, None, tables
+    if part:
+        turned = b.item(x, (..., slice(part)))
+        rest = b.item(x, (..., slice(part, None)))
+    if interleaved:
+        real = b.item(turned, (..., slice(0, None, 2)))
+        imaginary = b.item(turned, (..., slice(1, None, 2)))
+    else:
+        halves = b.method("chunk", turned, 2, -1)
+        real, imaginary = b.item(halves, 0), b.item(halves, 1)
+    parts = (
+        b.call(torch.sub, b.call(torch.mul, real, cos), b.call(torch.mul, imaginary, sin)),
+        b.call(torch.add, b.call(torch.mul, real, sin), b.call(torch.mul, imaginary, cos)),
+    )
+    if interleaved:
+        y = b.method("flatten", b.call(torch.stack, parts, -1), -2)
+    else:
+        y = b.call(torch.cat, parts, -1)
+    return y if rest is None else b.call(torch.cat, (y, rest), -1)
 
 
 def _turn_a_part(description: Description, turned: int, head_size: int, interleaved: bool) -> None:

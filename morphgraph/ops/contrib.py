@@ -6,17 +6,14 @@ operand's shape tell it, and convolutions; for others the file must state it.
 """
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
-from typing import Any
 
 from morphgraph.arrays import Shape
-from morphgraph.ops.attention import heads_first, mask_axes
 from morphgraph.ops.contraction import Conv, Convolution, Convolutional, Gemm, matrices, product
 from morphgraph.ops.elementwise import Elementwise
-from morphgraph.ops.initial import ONE, ZERO, Initial, xavier
+from morphgraph.ops.initial import ONE, ZERO, Initial
 from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.norm import RMSNormalization
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
 
 _DOMAIN = "com.microsoft"
 
@@ -221,135 +218,3 @@ class SkipLayerNormalization(KeepsShape):
 @op("SimplifiedLayerNormalization")
 class SimplifiedLayerNormalization(RMSNormalization, KeepsShape):
     """ONNX Runtime writes it into the domain of ONNX itself."""
-
-
-def _attention(
-    b: "TorchBuilder",
-    n: OpNode,
-    qkv: "Sequence[fx.Node]",
-    bias: int,
-    options: tuple[int, float | None, int],
-) -> "fx.Node":
-    """Attention of ``[N, T, (heads, size)]``; ``options`` are heads, scale and direction."""
-    from torch.nn import functional as F
-
-    heads, scale, unidirectional = options
-    q, k, v = (heads_first(b, x, heads) for x in qkv)
-    if unidirectional and n.has(bias):
-        b.fail(n, "a bias on scores that run in one direction")
-    chosen: dict[str, Any] = {"attn_mask": b.optional(n, bias)} if n.has(bias) else {}
-    if unidirectional:
-        chosen["is_causal"] = True
-    if scale:
-        chosen["scale"] = b.decimal(scale)
-    y = b.call(F.scaled_dot_product_attention, q, k, v, **chosen)
-    return b.method("flatten", b.method("transpose", y, 1, 2), 2)
-
-
-class _Heads(Op):
-    """What attentions share: without a `scale` attribute, the scale depends on the head size."""
-
-    @staticmethod
-    def resize(n: OpNode, new: Resizing, *, num_heads: int, scale: float | None = None) -> None:
-        head_size = n.out()[-1] // num_heads
-        new.set_attribute("num_heads", new.size("h"))
-        if not scale and new.size("d") != head_size:
-            new.set_attribute("scale", 1 / sqrt(head_size))
-
-
-@op("MultiHeadAttention", domain=_DOMAIN)
-class MultiHeadAttention(_Heads):
-    @staticmethod
-    def describe(n: OpNode, *, num_heads: int) -> Description:
-        if n.has(3) or n.has(6) or any(not n.has(i) or len(n.shape(i)) != 3 for i in range(3)):
-            raise UnsupportedFormError("MultiHeadAttention with packed operands, a bias or a past")
-        mask = mask_axes(n.shape(5), n.shape(0)[0], num_heads, "S") if n.has(5) else "_"
-        return from_line(
-            n,
-            f"N T (h d), N S (h d), N S (h e), _, N S, {mask} -> N T (h e)",
-            {"h": num_heads},
-            macs="N h T S d + N h T S e",
-            contracted="d",
-            prefer="h d e",
-            eager="h",
-            reluctant="d e",
-        )
-
-    @staticmethod
-    def lower(
-        b: "TorchBuilder",
-        n: OpNode,
-        *,
-        num_heads: int,
-        scale: float | None = None,
-        unidirectional: int = 0,
-    ) -> "fx.Node":
-        if any(n.has(i) for i in (3, 4, 6, 7)) or any(len(n.shape(i)) != 3 for i in range(3)):
-            b.fail(n, "packed operands, a bias, lengths or a past")
-        qkv = [b.tensor(n, i) for i in range(3)]
-        return _attention(b, n, qkv, 5, (num_heads, scale, unidirectional))
-
-
-@op("Attention", domain=_DOMAIN)
-class PackedAttention(_Heads):
-    """Makes queries, keys and values by one kernel, whose axis is (3, heads, head size)."""
-
-    @staticmethod
-    def describe(
-        n: OpNode, *, do_rotary: int = 0, num_heads: int, qkv_hidden_sizes: Sequence[int] = ()
-    ) -> Description:
-        if n.has(4) or do_rotary or len(set(qkv_hidden_sizes)) > 1:
-            raise UnsupportedFormError(
-                "Attention with a past, rotations, or values of another size"
-            )
-        mask = mask_axes(n.shape(5), n.shape(0)[0], num_heads, "T") if n.has(5) else "_"
-        return from_line(
-            n,
-            f"N T i, i (Q h d), (Q h d), _, _, {mask} -> N T (h d)",
-            {"Q": 3, "h": num_heads},
-            macs="N T i Q h d + N h T T d + N h T T d",
-            contracted="i d",
-            prefer="h d",
-            eager="h",
-            reluctant="d",
-        )
-
-    @staticmethod
-    def initial(n: OpNode) -> Mapping[int, Initial]:
-        return {1: xavier(n.shape(1)), 2: ZERO}
-
-    @staticmethod
-    def resize(
-        n: OpNode,
-        new: Resizing,
-        *,
-        num_heads: int,
-        qkv_hidden_sizes: Sequence[int] = (),
-        scale: float | None = None,
-    ) -> None:
-        _Heads.resize(n, new, num_heads=num_heads, scale=scale)
-        if qkv_hidden_sizes:
-            new.set_attribute("qkv_hidden_sizes", [new.shape(~0)[-1]] * 3)
-
-    @staticmethod
-    def lower(
-        b: "TorchBuilder",
-        n: OpNode,
-        *,
-        do_rotary: int = 0,
-        num_heads: int,
-        qkv_hidden_sizes: Sequence[int] = (),
-        scale: float | None = None,
-        unidirectional: int = 0,
-    ) -> "fx.Node":
-        import torch
-
-        if do_rotary or n.has(3) or n.has(4):
-            b.fail(n, "rotations, lengths or a past")
-        x = b.call(torch.matmul, b.tensor(n, 0), b.tensor(n, 1))
-        if n.has(2):
-            x = b.call(torch.add, x, b.tensor(n, 2))
-        sizes = list(qkv_hidden_sizes) or [n.shape(1)[1] // 3] * 3
-        parts = b.method("split", x, sizes, 2)
-        qkv = [b.item(parts, k) for k in range(3)]
-        return _attention(b, n, qkv, 5, (num_heads, scale, unidirectional))

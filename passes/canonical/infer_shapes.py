@@ -221,7 +221,7 @@ class ResultTypes:
         try:
             if entry.shape is not None and missing:
                 shapes = entry.call(entry.shape, node, *map(known_shape, node.inputs))
-                _write_shapes(node, shapes, outdated)
+                _write_shapes(node, shapes, entry.typed_by, outdated)
             if all(known_shape(value) is not None for value in results):
                 describe(OpNode(node))
         except UnsupportedFormError:
@@ -304,11 +304,12 @@ def _refine(value: ir.Value, inferred: onnx.TypeProto) -> None:
     )
 
 
-def _write_shapes(node: ir.Node, shapes: Sequence[Any], outdated: bool) -> None:
+def _write_shapes(node: ir.Node, shapes: Sequence[Any], typed_by: int, outdated: bool) -> None:
     """Write the shapes of results: one, or one per result; declared ones stay if not outdated."""
     several = any(shape is None or isinstance(shape, Sequence) for shape in shapes)
     for value, shape in zip(node.outputs, shapes if several else [shapes], strict=False):
-        if value.type is None and node.inputs and node.inputs[0] is not None:
-            value.type = node.inputs[0].type
+        model = node.inputs[typed_by] if typed_by < len(node.inputs) else None
+        if value.type is None and model is not None and (shape is not None or not several):
+            value.type = model.type
         if shape is not None and (outdated or known_shape(value) is None):
             value.shape = ir.Shape(shape)

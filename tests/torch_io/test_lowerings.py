@@ -751,6 +751,72 @@ CONTRIB_CASES = [  # inputs, result, constants, operator, its form
         "<num_heads = 2, qkv_hidden_sizes = [6, 6, 8]> (x, w, b)",
     ),
     *(
+        (
+            f"{_TOKENS}, float[2,5,6] k, float[2,5,9] v, float[21] b, float[2,3,5,5] m",
+            "float[2,5,9]",
+            "int32[2,5] a = {1,1,1,1,0,1,1,0,0,0}",
+            "MultiHeadAttention",
+            f"<num_heads = 3> (x, k, v, b{more})",
+        )
+        for more in ("", ", a", ", a, m")
+    ),
+    (
+        f"{_TOKENS}, float[2,3,7,2] k, float[2,3,7,2] v",
+        "float[2,5,6]",
+        "",
+        "MultiHeadAttention",
+        "<num_heads = 3> (x, k, v)",
+    ),
+    *(
+        (
+            "float[2,5,64] x, float[2,5,32] k, float[2,5,32] v",
+            "float[2,5,64]",
+            "int32[2] a = {4,4}, int32 t = {5}",
+            "GroupQueryAttention",
+            f"<num_heads = 4, kv_num_heads = 2{more}> (x, k, v, , , a, t)",
+        )
+        for more in ("", ", scale = 0.2")
+    ),
+    *(
+        (
+            f"float[2,5,24] x, float[9,{size}] c, float[9,{size}] s",
+            "float[2,5,24]",
+            f"int64[{shape}] i = {{{steps}}}",
+            "RotaryEmbedding",
+            f"<num_heads = 3{more}> (x, i, c, s)",
+        )
+        for size, shape, steps, more in (
+            (4, "2,5", "0,1,2,3,4,1,2,3,4,5", ""),
+            (4, "1", "2", ", interleaved = 1"),
+            (2, "1", "0", ", rotary_embedding_dim = 4"),
+        )
+    ),
+    (
+        "float[2,3,5,8] x, float[9,4] c, float[9,4] s",
+        "float[2,3,5,8]",
+        "int64[1] i = {1}",
+        "RotaryEmbedding",
+        "(x, i, c, s)",
+    ),
+    *(
+        (
+            "int32[2,5] x, float[9,6] w, float[7,6] p, float[2,6] k, float[6] g, float[6] h",
+            "float[2,5,6]",
+            "int32[2,5] i = {0,1,2,3,4,1,2,3,4,5}",
+            "EmbedLayerNormalization",
+            f"<epsilon = 0.001> ({operands})",
+        )
+        for operands in ("x, x, w, p, k, g, h", "x, , w, p, , g, h", "x, , w, p, , g, h, , i")
+    ),
+    (
+        "uint8[2,5,6] x, float[18] h",
+        "float[2,5,6]",
+        "float s = {0.03}, uint8 o = {120}, float t = {0.02}, int8 u = {0}, int8[6,18] w = "
+        f"{{{','.join(str(37 * k % 200 - 100) for k in range(108))}}}",
+        "QAttention",
+        "<num_heads = 3> (x, w, h, s, t, , o, u)",
+    ),
+    *(
         (_STORED[0], "uint8[2,3,4,6]", _STORED[1], kind, "(x, s, o, z, t, p, u, o)")
         for kind in ("QLinearAdd", "QLinearMul")
     ),
@@ -794,6 +860,9 @@ CONTRIB_CASES = [  # inputs, result, constants, operator, its form
     ),
     ("float[2,5,6] x, float[6] w", "float[2,5,6]", "", "", "SimplifiedLayerNormalization (x, w)"),
 ]
+
+
+_FURTHER_RESULTS = {"EmbedLayerNormalization": ", m", "GroupQueryAttention": ", k2, v2"}
 
 
 def build(inputs: str, nodes: str, opset: int = 21) -> ir.Model:
@@ -840,8 +909,9 @@ def test_operators_of_onnx_runtime_itself(
 ) -> None:
     dtype, _, shape = result.partition("[")
     call = f"com.microsoft.{kind} {form}" if kind else form
+    more = _FURTHER_RESULTS.get(kind, "")
     head = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>'
-    text = f"{head} net ({inputs}) => ({dtype}[{shape} y) <{constants}> {{ y = {call} }}"
+    text = f"{head} net ({inputs}) => ({dtype}[{shape} y) <{constants}> {{ y{more} = {call} }}"
     model = canonicalize(model_from_text(text, inputs=("x", "z")))
     feeds = ort.random_inputs(model)
     (expected,) = ort.run(model, feeds).values()
