@@ -1,7 +1,7 @@
 """Channels to space and back, and repetition: movements that a line of notation describes."""
 
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, from_line, op
 
 
 @op("DepthToSpace")
@@ -58,13 +58,17 @@ class Tile(Op):
 
     @staticmethod
     def describe(n: OpNode) -> Description:
-        repeats = n.ints(1)
-        if repeats is None:
-            raise UnsupportedFormError("Tile by repeats that are computed at run time")
-        before = " ".join(f"a{axis}" for axis in range(len(repeats)))
-        after = " ".join(f"(R{axis} a{axis})" for axis in range(len(repeats)))
-        sizes = {f"R{axis}": count for axis, count in enumerate(repeats)}
-        return from_line(n, f"{before}, _ -> {after}", sizes)
+        repeats = n.sizes(1)
+        computed = [axis for axis, count in enumerate(repeats) if count is None]
+        axes = range(len(repeats))
+        before = " ".join(f"{'A' if axis in computed else 'a'}{axis}" for axis in axes)
+        after = " ".join(f"B{axis}" if axis in computed else f"(R{axis} a{axis})" for axis in axes)
+        sizes = {f"R{axis}": count for axis, count in enumerate(repeats) if count is not None}
+        description = from_line(n, f"{before}, _ -> {after}", sizes)
+        for axis in computed:
+            for name in (f"A{axis}", f"B{axis}"):
+                description.factors[name].pinned = "repeated as often as is computed at run time"
+        return description
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":

@@ -249,15 +249,20 @@ class DFT(Op):
     ) -> "fx.Node":
         import torch
 
-        if inverse and onesided:
-            b.fail(n, "inverse and onesided at once")
-        along, x = _transformed(n, axis), b.tensor(n, 0)
-        given = b.sizes(n, 1)
-        length = n.shape(0)[along] if given is None else given[0]
-        if n.shape(0)[-1] == 2:
+        along, x, given = _transformed(n, axis), b.tensor(n, 0), b.numbers(n, 1)
+        if given is None and n.has(1):
+            b.fail(n, "its length is computed from values")
+        # Without one it is that of the axis; of half a spectrum, 2 (K - 1): torch's own default.
+        length = given[0] if given else None
+        is_complex = n.shape(0)[-1] == 2
+        if is_complex:
             x = b.call(torch.view_as_complex, b.method("contiguous", x))
         else:
             x = b.method("squeeze", x, -1)
+        if inverse and onesided:
+            if not is_complex:
+                b.fail(n, "half a spectrum has imaginary parts, and this one has none")
+            return b.method("unsqueeze", b.call(torch.fft.irfft, x, length, along), -1)
         function = torch.fft.ifft if inverse else torch.fft.rfft if onesided else torch.fft.fft
         return b.call(torch.view_as_real, b.call(function, x, length, along))
 

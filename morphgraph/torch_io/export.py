@@ -37,6 +37,7 @@ from morphgraph.onnx_io import (
 )
 from morphgraph.ops import running_statistics
 from morphgraph.passes.canonical.canonicalize import canonicalize
+from morphgraph.torch_io.embedding_bags import PlainBags
 from morphgraph.torch_io.names import is_spelled_plainly
 from morphgraph.torch_io.structure import note_structure
 
@@ -92,8 +93,9 @@ def export(
     with _inference_mode(net):
         results = _results(net, arguments)
         used = _used_parameters(results)
+        _refuse_projections(net, used)
         _forget_derived(net)
-        with _keeping_dropout(net):
+        with _keeping_dropout(net), PlainBags():
             model = _translate(net, arguments, names, dynamic_batch, dynamic_shapes, opset)
     name_values(model)
     _check_inputs(model, net, input_names)
@@ -146,7 +148,7 @@ def _warn_of_absent(
         warnings.warn(
             f"network {type(net).__name__}: its forward in eval is exported, which does not "
             f"use {shown}; where its forward in training does, resize the module itself by "
-            "mg.resize_module(net, plan)",
+            "mg.resize_module(net, plan), and where nothing does, remove them",
             MorphWarning,
             stacklevel=3,
         )
@@ -320,6 +322,17 @@ def _results(net: nn.Module, arguments: tuple[Any, ...]) -> Any:
                 "ONNX results are tensors; return tensors only"
             )
     return results
+
+
+def _refuse_projections(net: nn.Module, used: set[int]) -> None:
+    """ONNX has no LSTM with a projection; the exporter leaves it away, or mixes up the weights."""
+    for path, module in net.named_modules():
+        if isinstance(module, nn.LSTM) and module.proj_size and id(module.weight_hr_l0) in used:
+            raise UnsupportedError(
+                f"network {type(net).__name__}: module '{escape(path)}' is an LSTM with proj_size="
+                f"{module.proj_size}, and ONNX has no such operator; write its steps yourself, as "
+                "nn.LSTM would do them, or use one without proj_size"
+            )
 
 
 def _used_parameters(results: Any) -> set[int]:

@@ -5,7 +5,7 @@ from torch import Tensor, fx, nn
 _RESERVED = (
     frozenset(dir(fx.GraphModule))
     | frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
-    | {"onnx_names"}  # what weights.py sets
+    | {"onnx_names"}  # what names.py sets
     | {"self", "Self"}  # torch.fx calls the module's result so as well, and then reads from that
 )
 """What a module at the root cannot be called; further in, what ``nn.Module`` has itself."""

@@ -7,9 +7,11 @@ import unicodedata
 from collections.abc import Mapping
 
 import onnx_ir as ir
+from torch import fx, nn
 
 from morphgraph.ops import OpNode
 
+_NAMES_KEY = "morphgraph.parameters"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _CLASSES = "pkg.torch.onnx.class_hierarchy"
 
@@ -72,3 +74,19 @@ def scope_of(n: OpNode, class_name: str) -> str:
     if paths[-2] and kinds[-2].rpartition(".")[2] == class_name:
         return str(paths[-2])
     return f"{paths[-2]}.{class_name.lower()}".lstrip(".")
+
+
+def record_names(net: fx.GraphModule, names: dict[str, str]) -> None:
+    """Note on a network what its tensors are called in ONNX, by their torch names.
+
+    Copying a GraphModule keeps ``meta`` and drops attributes; pickling does the reverse.
+    """
+    net.meta[_NAMES_KEY] = names
+    vars(net)["onnx_names"] = names
+
+
+def recorded_names(net: nn.Module) -> Mapping[str, str]:
+    """The ONNX names of a network's tensors by their torch names, where they differ."""
+    recorded = net.meta.get(_NAMES_KEY) if isinstance(net, fx.GraphModule) else None
+    names: Mapping[str, str] = recorded or getattr(net, "onnx_names", {})
+    return names

@@ -21,11 +21,10 @@ from morphgraph.passes.canonical.symbols import Symbol, input_shapes, input_symb
 from morphgraph.tolerances import REBUILT
 from morphgraph.torch_io.batch import free_batch
 from morphgraph.torch_io.builder import TorchBuilder
-from morphgraph.torch_io.names import clean
+from morphgraph.torch_io.names import clean, record_names, recorded_names
 from morphgraph.torch_io.paths import spell_paths
 from morphgraph.torch_io.structure import restore_structure
 from morphgraph.torch_io.tensors import torch_type
-from morphgraph.torch_io.weights import record_names
 
 _BATCH = "morphgraph.batch"
 
@@ -80,6 +79,15 @@ def flat_network(model: ModelLike) -> fx.GraphModule:
     """What :func:`to_torch` builds, with its results side by side, as the model has them."""
     source = as_model(model)
     return _flat(source, canonicalize(source))
+
+
+def torch_names(model: ModelLike) -> Mapping[str, str]:
+    """What :func:`to_torch` calls the tensors of a model: torch name -> ONNX name.
+
+    Raises:
+        UnsupportedError: an operator has no torch counterpart.
+    """
+    return recorded_names(_network(canonicalize(as_model(model))))
 
 
 def _flat(source: ir.Model, canonical: ir.Model) -> fx.GraphModule:

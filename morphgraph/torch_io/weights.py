@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import onnx_ir as ir
 import torch
-from torch import fx, nn
+from torch import nn
 
-from morphgraph.errors import ModelError, MorphError
+from morphgraph.errors import ModelError, MorphError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.ops import parameter_names, running_statistics
 from morphgraph.passes.canonical.canonicalize import canonicalize
+from morphgraph.torch_io.names import recorded_names
 from morphgraph.torch_io.tensors import to_onnx
+from morphgraph.torch_io.to_torch import torch_names
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-_NAMES_KEY = "morphgraph.parameters"
 
 
 def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) -> ir.Model:
@@ -23,9 +24,10 @@ def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) 
 
     Args:
         model: the model that ``net`` was made from, or was exported to. It is not changed.
-        net: what ``to_torch`` returned, the exported module itself, or a ``state_dict`` of either
-            with ONNX names; wrapped by DistributedDataParallel or ``torch.compile`` or not. Tensors
-            that the model does not have, such as ``num_batches_tracked``, are left out.
+        net: what ``to_torch`` returned, the exported module itself, or a ``state_dict`` of either;
+            wrapped by DistributedDataParallel or ``torch.compile`` or not. Its tensors go by ONNX
+            names or, where some are missing, by those that ``to_torch`` gives them. Tensors that
+            the model does not have, such as ``num_batches_tracked``, are left out.
 
     Raises:
         ModelError: a parameter or running statistic is missing, or has another shape; names it.
@@ -35,6 +37,8 @@ def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) 
     source = _with_copies(source, state.keys() - source.graph.initializers.keys())
     result = source.clone()
     needed = set(parameter_names(source)) | set(running_statistics(source))
+    if not needed <= state.keys():
+        state = _by_onnx_names(source, state)
     for name, value in result.graph.initializers.items():
         old = value.const_value
         tensor = state.get(name)
@@ -84,6 +88,17 @@ def _with_copies(source: ir.Model, others: Set[str]) -> ir.Model:
     return canonical if canonical.graph.initializers.keys() & others else source
 
 
+def _by_onnx_names(
+    source: ir.Model, state: Mapping[str, torch.Tensor]
+) -> Mapping[str, torch.Tensor]:
+    """The tensors of a network that ``to_torch`` made of the model, which calls some otherwise."""
+    try:
+        names = torch_names(source)
+    except UnsupportedError:  # then the tensors are of no such network
+        return state
+    return {names.get(name, name): tensor for name, tensor in state.items()}
+
+
 def named_tensors(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A network's parameters and buffers (or a ``state_dict``'s tensors) by their ONNX names."""
     names: Mapping[str, str] = {}
@@ -103,22 +118,6 @@ def inner_module(net: nn.Module) -> nn.Module:
     wrapped = [children.get(prefix[:-1]) for prefix in _WRAPPERS]
     inside = next((module for module in wrapped if module is not None), None)
     return net if inside is None or len(children) > 1 else inner_module(inside)
-
-
-def record_names(net: fx.GraphModule, names: dict[str, str]) -> None:
-    """Note on a network what its tensors are called in ONNX, by their torch names.
-
-    Copying a GraphModule keeps ``meta`` and drops attributes; pickling does the reverse.
-    """
-    net.meta[_NAMES_KEY] = names
-    vars(net)["onnx_names"] = names
-
-
-def recorded_names(net: nn.Module) -> Mapping[str, str]:
-    """The ONNX names of a network's tensors by their torch names, where they differ."""
-    recorded = net.meta.get(_NAMES_KEY) if isinstance(net, fx.GraphModule) else None
-    names: Mapping[str, str] = recorded or getattr(net, "onnx_names", {})
-    return names
 
 
 def _unwrapped(name: str) -> str:

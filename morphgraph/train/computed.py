@@ -62,10 +62,15 @@ class ComputedSource(BoundSource):
     def magnitudes(self) -> Tensor:
         """The norm of all that scales a channel, one number for each of ``channels``."""
         squares = (
-            source.per_channel(source.rows.float().flatten(1)[source.positions].square().sum(dim=1))
+            source.per_channel(_by_row(source.rows)[source.positions].square().sum(dim=1))
             for source in self.scaling
         )
         return root(torch.stack(list(squares)).sum(dim=0))
+
+
+def _by_row(rows: Tensor) -> Tensor:
+    """Every row flat, of a vector each number: ``[rows, numbers]``."""
+    return rows.float().reshape(len(rows), -1)
 
 
 def find_computed(
@@ -184,7 +189,7 @@ def _scaling(kernel: ComputedSource, candidates: Sequence[BoundSource]) -> Seque
             rows = scaled[id(source.parameter)].movedim(source.axis, 0)
             rows[source.positions[every_other]] *= factor
         now = kernel.compute(tensors | {name: scaled[key] for name, key in names.items()})
-        rows = now.float().movedim(kernel.axis, 0).flatten(1)[kernel.positions]
+        rows = _by_row(now.movedim(kernel.axis, 0))[kernel.positions]
         return kernel.per_channel(rows.square().sum(dim=1)).sqrt()
 
     before = norms(1.0, ())

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.onnx_io import as_model, load, save, static_shape
 from morphgraph.ops import parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
@@ -320,3 +320,45 @@ def test_examples_and_results_that_do_not_fit_are_refused_by_name() -> None:
         export(Several("tuple"), {"mask": x, "z": x})
     with pytest.raises(UnsupportedError, match="returns 3 beside tensors"):
         export(Several("number"), (x,))
+
+
+class TrainsMore(nn.Module):
+    """A head of the training forward alone, a table that nothing reads, and what is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.auxiliary, self.spare = nn.Linear(8, 2), nn.Parameter(torch.zeros(3))
+        self.again = self.head.weight  # tied: the same parameter is not absent
+
+    def forward(self, x: torch.Tensor) -> Any:
+        hidden = self.body(x).relu()
+        y = self.head(hidden)
+        return (y, self.auxiliary(hidden)) if self.training else y
+
+
+def test_parameters_that_the_exported_forward_does_not_read_are_named() -> None:
+    net = TrainsMore()
+    with pytest.warns(MorphWarning) as caught:
+        model = export(net, (torch.randn(2, 4),))
+    (words,) = [str(w.message) for w in caught if issubclass(w.category, MorphWarning)]
+    absent = "does not use spare, auxiliary.weight, auxiliary.bias; where its forward in training"
+    assert absent in words
+    assert "mg.resize_module(net, plan), and where nothing does, remove them" in words
+    assert sorted(parameter_names(model)) == sorted(
+        ["body.bias", "body.weight", "head.bias", "head.weight"]
+        if "head.weight" in model.graph.initializers
+        else ["again", "body.bias", "body.weight", "head.bias"]
+    )
+    del net.spare, net.auxiliary
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MorphWarning)
+        export(net.eval(), (torch.randn(2, 4),))
+
+
+def test_many_absent_parameters_are_counted() -> None:
+    net = nn.Sequential(nn.Linear(4, 2))
+    for k in range(7):
+        net[0].register_parameter(f"spare{k}", nn.Parameter(torch.zeros(1)))
+    with pytest.warns(MorphWarning, match=r"0\.spare3, 0\.spare4 and 2 more; where"):
+        export(net, (torch.randn(2, 4),))

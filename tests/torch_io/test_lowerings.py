@@ -428,6 +428,17 @@ CASES = [
     ("float[2,8,3,1] x | int64 a = {1}", "y = DFT (x, , a)"),
     ("float[2,8,3,1] x | int64 a = {-3}, int64 n = {6}", "y = DFT <onesided = 1> (x, n, a)"),
     ("float[2,3,8,2] x", "y = DFT <inverse = 1> (x)"),
+    *(
+        (f"float[2,5,3,2] x | int64 a = {{{axis}}}{length}", f"y = DFT {how} (x, {operands})")
+        for how in ("<inverse = 1, onesided = 1>",)
+        for axis, length, operands in (
+            (1, "", ", a"),
+            (-3, ", int64 n = {8}", "n, a"),
+            (1, ", int64 n = {9}", "n, a"),
+            (1, ", int64 n = {6}", "n, a"),
+            (2, ", int64 n = {5}", "n, a"),
+        )
+    ),
     (
         "float[2,16,1] x | int64 s = {4}, float[8] w = {1,2,3,4,4,3,2,1}",
         "y = STFT (x, s, w)",
@@ -564,6 +575,7 @@ CASES = [
 
 OLDER_CASES = [
     (17, "float[2,3,8,1] x", "y = DFT <axis = 2> (x)"),
+    (17, "float[2,5,3,2] x", "y = DFT <inverse = 1, onesided = 1> (x)"),
     (12, "float[2,3,4] x", "y = Softmax (x)"),
     (12, "float[2,3,4] x", "y = LogSoftmax <axis = -1> (x)"),
     (11, "float[2,3,4] x", "y = Hardmax <axis = 0> (x)"),

@@ -162,6 +162,8 @@ def test_a_file_of_any_names_becomes_a_network_of_torch(names: list[str], export
             parameter.mul_(-0.5)
     trained = mg.with_weights(model, net)
     np.testing.assert_allclose(run(trained, data), net(data).detach(), atol=1e-5)
+    by_state = mg.with_weights(model, net.state_dict())  # by the names that torch has for them
+    np.testing.assert_allclose(run(by_state, data), net(data).detach(), atol=1e-5)
 
 
 @pytest.mark.parametrize(

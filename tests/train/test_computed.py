@@ -56,6 +56,11 @@ def faked(conv: Computed) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(conv.weight, 0.01, 0, -128, 127)
 
 
+def directed(conv: Computed) -> Tensor:
+    norms = conv.weight.flatten(1).norm(dim=1)
+    return conv.weight * (conv.s / norms).view(-1, 1, 1, 1)
+
+
 # Per layer the parameters that shrink.
 ACTING = {
     "normed": {"parametrizations.weight.original0"},
@@ -68,6 +73,8 @@ ACTING = {
     "faked": {"weight"},
     "rectified": {"weight"},
     "gained": {"s"},
+    "by_vector": {"s"},
+    "directed": {"s"},
 }
 
 
@@ -90,11 +97,15 @@ class Network(nn.Module):
             "faked": Computed(faked),
             "rectified": Computed(lambda conv: conv.weight.relu() - conv.weight.relu().neg()),
             "gained": Computed(lambda conv: standardized(conv) * conv.s, s=column.clone()),
+            "by_vector": Computed(
+                lambda conv: conv.weight * conv.s[:, None, None, None], s=column.flatten()
+            ),
+            "directed": Computed(directed, s=column.flatten()),
         }
         for name, layer in layers.items():
             with torch.no_grad():
                 layer.weight[WEAK] *= 0.01
-                if isinstance(layer, Computed) and name == "gained":
+                if isinstance(layer, Computed) and name in ("gained", "by_vector", "directed"):
                     layer.s[WEAK] *= 0.01
         parametrizations.weight_norm(layers["normed"])
         parametrizations.spectral_norm(layers["spectral"])
