@@ -28,6 +28,7 @@ class KeepsShape(Op):
 
 @op("BiasGelu", "FastGelu", "Gelu", "QuickGelu", domain=_DOMAIN)
 class Gelus(KeepsShape, Elementwise):
+    offset = 1
     line = "*a, *a -> *a"
 
     @staticmethod

@@ -62,7 +62,8 @@ class Op:
         sized_by_data: what the results' sizes are depends on the operands' numbers.
         bounded: no result has more numbers than the rank times the size of an operand.
         scale: the operand that alone scales every channel.
-        offset: the operand that is added to what the scale has scaled.
+        offset: the operand that is added to what the scale has scaled, or before a function that
+            is zero at zero.
         shift: the operand that is added to every channel, one number for each position of
             ``shift_axis`` of the result, times the attribute named ``shift_factor`` if it is there.
         statistics: operands that hold running statistics of a norm, which training updates without

@@ -50,9 +50,10 @@ class Regularizer:
         graph: the lifted network.
         net: the module to be trained.
         cost: the resource to save, or a :class:`~morphgraph.passes.analysis.polynomial.Cost`.
-        strength: ``"bn"``: the scales of norms and layer scales, refused where no scale can zero
-            a group; ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: scales where
-            they cut every path from a group's producers to its readers, the group lasso elsewhere.
+        strength: ``"bn"``: the scales of norms and layer scales, and before products (squeeze and
+            excite) the norms' shifts with them; refused where no scale can zero a group;
+            ``"lasso"``: the group lasso of the producing kernels; ``"auto"``: scales where they cut
+            every path from a group's producers to its readers, the group lasso elsewhere.
             Of several scales in a row the last one counts, since a BatchNorm undoes the scales
             before it (with ``convention="morphnet"`` all of them, as in the original). A kernel
             that is computed (weight norm, masks, fake quantization) is measured as it is, and

@@ -2,7 +2,9 @@
 
 The strength of a group's channels is measured in one of two ways: by the scales (of norms, layer
 scales, gates) that switch the channel off for all of its readers, or by the kernels that produce
-it. Channel ``c`` of the network is one of ``[channels]``, all groups' channels one after another;
+it. Where a scale closes a product only if the norm's shift is zero as well, both are tied, and the
+channel is dead where both are zero. Channel ``c`` of the network is one of ``[channels]``, all
+groups' channels one after another;
 ``graph.channel_group[c]`` is its group, -1 for channels of no group.
 """
 
@@ -22,16 +24,24 @@ from morphgraph.passes.analysis.channel_sources import (
     Source,
     channel_scales,
     computed_kernels,
+    one_per_channel,
     stored_kernels,
 )
 from morphgraph.passes.analysis.cost import Convention
-from morphgraph.passes.analysis.gates import closing_scales, deciding_scales, gated_groups
+from morphgraph.passes.analysis.gates import (
+    closing_scales,
+    closing_shifts,
+    deciding_scales,
+    deciding_shifts,
+    gated_groups,
+)
 from morphgraph.torch_io.weights import named_tensors
 from morphgraph.train.computed import ComputedSource, find_computed
 from morphgraph.train.proximal import TiedStrengths
 from morphgraph.train.sources import BoundSource, bind, kernel_strength, root, scale_strength
 
 _THRESHOLD = 1e-2  # of a strength that begins at 1
+_ONE = torch.ones(1)
 
 
 class Strengths:
@@ -49,7 +59,7 @@ class Strengths:
         left_alone: why the other allowed groups have neither, by their index.
         owned: the same as a flag per channel, ``[channels]``, on the module's device.
         scales, kernels: the slices of parameters, and of what is computed from them, that are
-            measured.
+            measured; among the scales the shifts that close products with them.
         threshold: a number, or one per channel, ``[channels]``.
 
     Raises:
@@ -82,7 +92,10 @@ class Strengths:
         )
         by_kernels = _on_axes_of(graph, producing) | _flags(graph, _groups_of(graph, computed))
         deciding = closing_scales(graph) if morphnet else deciding_scales(graph)
-        still = _frozen_groups(graph, tensors, producing, computed, gated, deciding)
+        shifts = closing_shifts(graph) if morphnet else deciding_shifts(graph)
+        # A frozen shift that is zero already is in nobody's way.
+        felt = {name: on for name, on in shifts.items() if bool(tensors.get(name, _ONE).any())}
+        still = _frozen_groups(graph, tensors, producing, computed, gated, deciding | felt)
         without = {**without, **still}
         by_kernels &= ~_flags(graph, without)
         gated &= ~_flags(graph, still)
@@ -93,16 +106,17 @@ class Strengths:
         }
         by_scale = _per_channel(graph, gated)
         by_kernel = _per_channel(graph, self.measured & ~gated)
-        # Per scale the channels whose strength it has a part in.
-        decides = {
-            source.parameter: by_scale & _of_groups(graph, deciding.get(source.parameter, ()))
-            for source in channel_scales(graph).values()
-        }
         # A parameter that several operators share is one source; the last of them stands for all.
         scaling = {source.parameter: source for source in channel_scales(graph).values()}
-        self.scales = bind(
-            [(source, decides[source.parameter]) for source in scaling.values()], tensors, device
-        )
+        # Per scale the channels whose strength it has a part in.
+        decides = {name: by_scale & _of_groups(graph, deciding.get(name, ())) for name in scaling}
+        wanted = [(source, decides[name]) for name, source in scaling.items()]
+        wanted += [
+            (source, by_scale & _of_groups(graph, groups))
+            for name, groups in shifts.items()
+            if (source := one_per_channel(graph, name)) is not None
+        ]
+        self.scales = bind(wanted, tensors, device)
         stored = bind([(source, by_kernel) for source in producing], tensors, device)
         # A kernel's groups may have others beside it that cannot be measured.
         self.kernels = [*stored, *(s for s in computed if bool(by_kernel[s.index.cpu()].all()))]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+import onnx_ir as ir
 
 from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph, Edge, GraphOp, analysis
@@ -189,7 +190,6 @@ def channel_scales(graph: ChannelGraph) -> dict[int, Source]:
     That of a norm, or a parameter that is a factor of a product (a layer scale, a GroupNorm's scale
     where that is written out): its numbers stand on one axis, and reach the operator as they are.
     """
-    learned = frozenset(parameter_names(graph.model))
     weights = graph.couplings.input_independent
     scales: dict[int, Source] = {}
     for op_index, op in enumerate(graph.ops):
@@ -197,13 +197,48 @@ def channel_scales(graph: ChannelGraph) -> dict[int, Source]:
         if all(name in weights for name in names):
             continue
         for name in _multipliers(op, weights):
-            dims = [graph.dim(name, axis) for axis in range(len(graph.shapes.get(name, ())))]
-            for source in _sources(graph, dims):
-                whole = prod(graph.shapes[source.parameter]) == len(source.channels)
-                tied = (graph.channel_group[source.channels] >= 0).any()
-                if source.parameter in learned and whole and tied:
-                    scales[op_index] = source
+            if (source := one_per_channel(graph, name)) is not None:
+                scales[op_index] = source
     return scales
+
+
+def channel_shifts(graph: ChannelGraph, op: GraphOp) -> list[Source | None]:
+    """The learned shifts that an operator adds to every channel.
+
+    That of a norm, the bias of a depthwise convolution, or a parameter that is a term of a sum;
+    ``None`` for other numbers that it adds, do not depend on the input, and are not all zero.
+    """
+    shifts: list[Source | None] = []
+    for value in _addends(op, graph.couplings.input_independent):
+        name = value.name or ""
+        source = one_per_channel(graph, name)
+        dims = [graph.dim(name, axis) for axis in range(len(graph.shapes[name]))]
+        here = np.concatenate([graph.channels_of(dim) for dim in dims] or [np.zeros(0, np.int64)])
+        here = here[graph.channel_group[here] >= 0]
+        if source is not None and np.isin(here, source.channels).all():
+            shifts.append(source)
+        elif (
+            name in _trained(graph) or value.const_value is None or value.const_value.numpy().any()
+        ):
+            shifts.append(None)
+    return shifts
+
+
+def one_per_channel(graph: ChannelGraph, name: str) -> Source | None:
+    """The learned parameter that a weight is, if it holds one number per channel on one axis."""
+    dims = [graph.dim(name, axis) for axis in range(len(graph.shapes.get(name, ())))]
+    found = None
+    for source in _sources(graph, dims):
+        whole = prod(graph.shapes[source.parameter]) == len(source.channels)
+        tied = (graph.channel_group[source.channels] >= 0).any()
+        if source.parameter in _trained(graph) and whole and tied:
+            found = source
+    return found
+
+
+@analysis
+def _trained(graph: ChannelGraph) -> frozenset[str]:
+    return frozenset(parameter_names(graph.model))
 
 
 def _multipliers(op: GraphOp, weights: frozenset[str]) -> list[str]:
@@ -213,6 +248,15 @@ def _multipliers(op: GraphOp, weights: frozenset[str]) -> list[str]:
     if scale is not None:
         operands = [op.ir.inputs[scale]]
     return [v.name for v in operands if v is not None and v.name and v.name in weights]
+
+
+def _addends(op: GraphOp, weights: frozenset[str]) -> list[ir.Value]:
+    """The operands that do not depend on the input and are added to what does."""
+    facts = facts_of(op.ir)
+    ports = {facts.offset, facts.shift, *facts.zeros}
+    everything = facts.adds or facts.subtracts
+    operands = [v for port, v in enumerate(op.ir.inputs) if everything or port in ports]
+    return [v for v in operands if v is not None and v.name and v.name in weights]
 
 
 def _sources(graph: ChannelGraph, dims: Iterable[int]) -> list[Source]:

@@ -4,8 +4,9 @@ A scale is a norm's, or a parameter that multiplies every channel (a layer scale
 if scales cut every path from its producers to its readers: after the convolution, before the next
 one (pre-activation), on both arms of a residual sum, or after a concatenation (DenseNet). A product
 is silent where one operand is zero, so there one gated operand is enough; but not a scale before a
-sigmoid, which is open at zero, and not that of a norm with a shift: at a scale of zero the product
-is still the shift times the other operand.
+sigmoid, which is open at zero. Behind a norm with a shift scale and shift close a product together
+(squeeze-and-excitation): with the scale alone at zero it is still the shift times the other
+operand. Elsewhere a shift leaves a constant, which the next bias can take, and the scale decides.
 
 Some norms have statistics over the channels themselves (LayerNorm, GroupNorm). Their scale closes a
 channel if the statistic is all that sees it before. Where the channel also goes around the norm, as
@@ -21,13 +22,15 @@ import numpy as np
 
 from morphgraph.arrays import Flags
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
-from morphgraph.ops import facts_of, parameter_names
-from morphgraph.passes.analysis.channel_sources import channel_scales
+from morphgraph.ops import facts_of
+from morphgraph.passes.analysis.channel_sources import channel_scales, channel_shifts
 from morphgraph.passes.coupling.roles import roles
 
 Groups = frozenset[int]
 """Indices of groups."""
 _NONE = Groups()
+_Silent = Mapping[int, frozenset[str]]
+"""Groups of a value that are zero where their scales are, and the shifts that must be zero, too."""
 
 
 def gated_groups(graph: ChannelGraph) -> Groups:
@@ -38,11 +41,15 @@ def gated_groups(graph: ChannelGraph) -> Groups:
 def closing_scales(graph: ChannelGraph) -> dict[str, Groups]:
     """Per scale, by its parameter's name, the groups that it closes."""
     gates = _gates(graph)
-    by_scale: dict[str, Groups] = {}
-    for op_index, groups in gates.closed.items():
-        name = gates.scales[op_index]
-        by_scale[name] = by_scale.get(name, _NONE) | groups
-    return by_scale
+    return _joined((gates.scales[k], groups) for k, groups in gates.closed.items())
+
+
+def closing_shifts(graph: ChannelGraph) -> dict[str, Groups]:
+    """Per shift, by its parameter's name, the groups that a product cuts only if it is zero, too.
+
+    Scale and shift then close the channel together.
+    """
+    return _joined(pair for by_shift in _gates(graph).relied.values() for pair in by_shift.items())
 
 
 def deciding_scales(graph: ChannelGraph) -> dict[str, Groups]:
@@ -53,6 +60,33 @@ def deciding_scales(graph: ChannelGraph) -> dict[str, Groups]:
     channels, useful or not, until it is zero and the channel holds nothing. The last scale alone
     says how much of a channel is read.
     """
+    gates, behind = _gates(graph), _awaited_behind(graph)
+    return _joined(
+        (name, behind[k] & gates.closed.get(k, _NONE)) for k, name in gates.scales.items()
+    )
+
+
+def deciding_shifts(graph: ChannelGraph) -> dict[str, Groups]:
+    """Those of :func:`closing_shifts` whose products no other scale follows."""
+    behind = _awaited_behind(graph)
+    return _joined(
+        (name, behind[k] & groups)
+        for k, by_shift in _gates(graph).relied.items()
+        for name, groups in by_shift.items()
+    )
+
+
+def _joined(pairs: Iterable[tuple[str, Groups]]) -> dict[str, Groups]:
+    """The groups of every name together."""
+    joined: dict[str, Groups] = {}
+    for name, groups in pairs:
+        joined[name] = joined.get(name, _NONE) | groups
+    return joined
+
+
+@analysis
+def _awaited_behind(graph: ChannelGraph) -> list[Groups]:
+    """Per operator the groups that are read behind it with no scale between."""
     gates = _gates(graph)
     role = roles(graph.couplings)
     on_value = _groups_on_values(graph)
@@ -63,20 +97,18 @@ def deciding_scales(graph: ChannelGraph) -> dict[str, Groups]:
         value.name or "": on_value.get(value.name or "", _NONE)
         for value in graph.model.graph.outputs
     }
-    deciding = dict.fromkeys(gates.scales.values(), _NONE)
+    behind_ops: list[Groups] = []
     for op_index, op in reversed(list(enumerate(graph.ops))):
         behind = _union(awaited, [value.name or "" for value in op.ir.outputs])
-        closed = gates.closed.get(op_index, _NONE)
-        if op_index in gates.scales:
-            deciding[gates.scales[op_index]] |= behind & closed
-        before = behind - closed
+        behind_ops.append(behind)
+        before = behind - gates.closed.get(op_index, _NONE)
         before |= read.get(op_index, _NONE) - gates.seen_by_statistic_only.get(op_index, _NONE)
         before |= read_by_state.get(op_index, _NONE)
         for value in op.ir.inputs:
             if value is not None:
                 name = value.name or ""
                 awaited[name] = awaited.get(name, _NONE) | (before & on_value.get(name, _NONE))
-    return deciding
+    return behind_ops[::-1]
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,7 @@ class _Gates:
         gated: the groups that scales cut on every path.
         scales: per operator with a scale the parameter's name.
         closed: per such operator the groups that it closes.
+        relied: per product and shift the groups that are cut there only if the shift is zero, too.
         seen_by_statistic_only: per operator the groups that arrive open, on no other path, and
             enter nothing of it but a statistic.
     """
@@ -94,6 +127,7 @@ class _Gates:
     gated: Groups
     scales: Mapping[int, str]
     closed: Mapping[int, Groups]
+    relied: Mapping[int, Mapping[str, Groups]]
     seen_by_statistic_only: Mapping[int, Groups]
 
 
@@ -106,17 +140,18 @@ def _gates(graph: ChannelGraph) -> _Gates:
     read_by_state = _groups_by_op(graph, role.sums_state)
     # A group that also enters the operator in a way that loses its channels is simply read.
     lost = _groups_by_op(graph, role.reads & ~role.keeps)
+    keeping = _groups_by_op(graph, role.keeps)
     kept_by_statistic = {
-        op_index: groups - lost.get(op_index, _NONE)
-        for op_index, groups in _groups_by_op(graph, role.keeps).items()
+        op_index: groups - lost.get(op_index, _NONE) for op_index, groups in keeping.items()
     }
     scales = channel_scales(graph)
 
     open_on: dict[str, Groups] = {}  # per value the groups that no scale has cut yet
     multi_use: dict[str, Groups] = {}  # of those the ones that also go another way
-    nonzero_when_off: dict[str, bool] = {}  # values that are not zero where their scale is
+    silent: dict[str, _Silent] = {}
     ungated: set[int] = set()
     closed: dict[int, Groups] = {}
+    relied: dict[int, dict[str, Groups]] = {}
     seen_by_statistic_only: dict[int, Groups] = {}
     for op_index, op in enumerate(graph.ops):
         operands = [value.name or "" for value in op.ir.inputs if value is not None]
@@ -131,28 +166,39 @@ def _gates(graph: ChannelGraph) -> _Gates:
         ungated |= (arrived & reading) - by_statistic
         ungated |= read_by_state.get(op_index, _NONE)
 
-        zero_when_off = [name for name in activations if not nonzero_when_off.get(name)]
-        arriving = _arriving(op, activations, zero_when_off, open_on, on_value)
+        here: _Silent = _silent_behind(op, activations, silent, on_value)
+        if op.gate:
+            # Of a product it is enough that one factor is cut, and zero where its scale is.
+            varying = arrived | _beside(activations, on_value)
+            cut = varying & here.keys()
+            relied[op_index] = _joined((n, Groups({k})) for k in cut for n in here[k])
+            arriving = varying - cut
+        else:
+            arriving = arrived
         if op_index in scales:
             scaled = Groups(graph.channel_group[scales[op_index].channels].tolist()) - {-1}
             closed[op_index] = scaled - (reading - by_statistic)
             arriving -= closed[op_index]
-        if op_index in scales:
-            is_nonzero = _has_shift(graph, op)
-        else:
-            is_nonzero = _is_nonzero_at_zero(op) or _stays_nonzero(op, activations, zero_when_off)
+        # A channel at zero that enters a statistic comes out as what the others make of it.
+        kept_zero = here.keys() - keeping.get(op_index, _NONE)
+        here = {k: here[k] for k in kept_zero} | dict.fromkeys(
+            closed.get(op_index, _NONE), frozenset()
+        )
+        here = _with_shifts(graph, op, here)
         results = [value for value in op.ir.outputs if value.name]
         for value in results:
             name = value.name or ""
             open_on[name] = (arriving | made.get(op_index, _NONE)) & on_value.get(name, _NONE)
             ways = len(value.uses()) + value.is_graph_output() + len(results) - 1
             multi_use[name] = open_on[name] if ways > 1 else open_on[name] & elsewhere
-            nonzero_when_off[name] = is_nonzero
+            left = on_value.get(name, _NONE) - open_on[name]
+            silent[name] = {k: here[k] for k in here.keys() & left}
     resizable = {group.index for group in graph.groups if group.can_change}
     return _Gates(
         gated=Groups((resizable & _NONE.union(*closed.values())) - ungated),
         scales={op_index: source.parameter for op_index, source in scales.items()},
         closed=closed,
+        relied=relied,
         seen_by_statistic_only=seen_by_statistic_only,
     )
 
@@ -161,45 +207,49 @@ def _union(groups: Mapping[str, Groups], names: Iterable[str]) -> Groups:
     return _NONE.union(*(groups.get(name, _NONE) for name in names))
 
 
-def _is_nonzero_at_zero(op: GraphOp) -> bool:
-    return facts_of(op.ir).open_at_zero
+def _beside(activations: Sequence[str], on_value: Mapping[str, Groups]) -> Groups:
+    """Groups of some operand that another one has not: it acts on all channels (spatial gates)."""
+    on_operands = [on_value.get(name, _NONE) for name in activations]
+    everywhere = frozenset.intersection(*on_operands) if on_operands else _NONE
+    return _NONE.union(*on_operands) - everywhere
 
 
-def _has_shift(graph: ChannelGraph, op: GraphOp) -> bool:
-    """Whether an operator adds something to what it scales, or will after training."""
-    port = facts_of(op.ir).offset
-    shift = op.ir.inputs[port] if port is not None and port < len(op.ir.inputs) else None
-    if shift is None:
-        return False
-    constant = shift.const_value
-    if constant is None or shift.name in parameter_names(graph.model):
-        return True
-    return bool(constant.numpy().any())
-
-
-def _stays_nonzero(op: GraphOp, activations: Sequence[str], zero_when_off: Sequence[str]) -> bool:
-    """Whether a result is not zero because operands are not: one of a sum, all of a product."""
-    if op.contracted:
-        return False
-    if op.gate:
-        return bool(activations) and not zero_when_off
-    return len(zero_when_off) < len(activations)
-
-
-def _arriving(
+def _silent_behind(
     op: GraphOp,
-    activations: Iterable[str],
-    zero_when_off: Iterable[str],
-    open_on: Mapping[str, Groups],
+    activations: Sequence[str],
+    silent: Mapping[str, _Silent],
     on_value: Mapping[str, Groups],
-) -> Groups:
-    """Groups that reach the operator's result on a path that no scale has cut yet."""
-    arriving = _union(open_on, activations)
-    if not op.gate:
-        return arriving
-    # Of a product it is enough that one factor is cut, and zero where its scale is.
-    cut = (on_value.get(name, _NONE) - open_on.get(name, _NONE) for name in zero_when_off)
-    return arriving - _NONE.union(*cut)
+) -> dict[int, frozenset[str]]:
+    """What the operator leaves at zero of what arrives at zero, whatever it scales and adds.
+
+    A product is zero where one factor is: that with the fewest shifts. Others are zero where all
+    operands of the group are; a sum where all operands are.
+    """
+    facts = facts_of(op.ir)
+    if facts.open_at_zero or facts.scale is not None:
+        return {}
+    found: dict[int, frozenset[str]] = {}
+    for index in _NONE.union(*(silent.get(name, {}) for name in activations)):
+        at = [silent.get(name, {}).get(index) for name in activations]
+        zero = [shifts for shifts in at if shifts is not None]
+        if op.gate:
+            found[index] = min(zero, key=lambda shifts: (len(shifts), sorted(shifts)))
+            continue
+        everything = facts.adds or facts.subtracts
+        needed = [n for n in activations if everything or index in on_value.get(n, _NONE)]
+        if len(zero) == len(needed):
+            found[index] = frozenset().union(*zero)
+    return found
+
+
+def _with_shifts(graph: ChannelGraph, op: GraphOp, silent: _Silent) -> _Silent:
+    """What is still zero behind what the operator adds, if that is zero."""
+    for shift in channel_shifts(graph, op) if silent else ():
+        if shift is None:
+            return {}
+        groups = set(graph.channel_group[shift.channels].tolist())
+        silent = {k: silent[k] | {shift.parameter} for k in silent.keys() & groups}
+    return silent
 
 
 @analysis

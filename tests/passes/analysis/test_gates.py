@@ -1,6 +1,7 @@
 """Which scales close which groups, held against what the networks compute."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,11 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import morphgraph as mg
+from morphgraph.arrays import Array
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import PARAMETERS_KEY
 from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.analysis.channel_sources import channel_scales
-from morphgraph.passes.analysis.gates import closing_scales, deciding_scales, gated_groups
+from morphgraph.passes.analysis.gates import (
+    closing_scales,
+    closing_shifts,
+    deciding_scales,
+    deciding_shifts,
+    gated_groups,
+)
 from morphgraph.testing import model_from_text
 
 IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -426,46 +434,129 @@ def test_what_is_closed_is_removed(name: str) -> None:
     assert gated_groups(graph)
 
 
-PRODUCTS = {
-    # what the arm is behind its BatchNorm -> whether the scale alone can silence the product
-    "as it is": ("p = Mul(a, n)", "h", False),
-    "behind a ReLU": ("r = Relu(n)  p = Mul(r, a)", "h", False),
-    "as a gate of itself": ("q = Sigmoid(n)  p = Mul(a, q)", "h", False),
-    "squeezed": ("q = GlobalAveragePool(n)  p = Mul(a, q)", "h", False),
-    "without a shift": ("p = Mul(a, n)", "zero", True),
-    "behind a ReLU without a shift": ("r = Relu(n)  p = Mul(r, a)", "zero", True),
-    "scaled by one number each": ("q = Mul(n, g)  p = Mul(a, q)", "h", True),
+# What the arm is behind its BatchNorm -> the scales and the shifts that silence the product if all
+# of them are zero; none where nothing that is trained does.
+PRODUCTS: dict[str, tuple[str, str, str, str]] = {
+    "as it is": ("p = Mul(a, n)", "h", "s", "h"),
+    "behind a ReLU": ("r = Relu(n)  p = Mul(r, a)", "h", "s", "h"),
+    "behind a HardSwish": ("r = HardSwish(n)  p = Mul(r, a)", "h", "s", "h"),
+    "behind a SiLU": ("q = Sigmoid(n)  r = Mul(n, q)  p = Mul(r, a)", "h", "s", "h"),
+    "squeezed": ("q = GlobalAveragePool(n)  p = Mul(a, q)", "h", "s", "h"),
+    "behind a depthwise convolution": (
+        "r = Relu(n)  q = Conv<group=4>(r, wd, hd)  p = Mul(a, q)",
+        "h",
+        "s",
+        "h hd",
+    ),
+    "a sum of two norms": (
+        "o = BatchNormalization(b, s2, h2, m, v)  q = Add(n, o)  p = Mul(a, q)",
+        "h",
+        "s s2",
+        "h h2",
+    ),
+    "a shift written out": ("o = Mul(b, g)  q = Add(o, k)  p = Mul(a, q)", "h", "g", "k"),
+    "less a shift": ("o = Mul(b, g)  q = Sub(o, k)  p = Mul(a, q)", "h", "g", "k"),
+    "two products": ("q = Mul(a, n)  p = Mul(a, q)", "h", "s", "h"),
+    "a norm behind it": (
+        "q = Mul(a, n)  p = BatchNormalization(q, s2, h2, m, v)",
+        "h",
+        "s2",
+        "",
+    ),
+    "without a shift": ("p = Mul(a, n)", "zero", "s", ""),
+    "behind a ReLU without a shift": ("r = Relu(n)  p = Mul(r, a)", "zero", "s", ""),
+    "scaled by one number each": ("q = Mul(n, g)  p = Mul(a, q)", "h", "g", ""),
+    "as a gate of itself": ("q = Sigmoid(n)  p = Mul(a, q)", "h", "", ""),
+    "a shift that nobody trains": ("p = Mul(a, n)", "fixed", "", ""),
+    "a constant more": ("q = Add(n, fixed1)  r = Relu(q)  p = Mul(a, r)", "h", "", ""),
+    "what has no channels more": (
+        "one = ReduceMean<keepdims=1>(x, axes)  q = Add(n, one)  p = Mul(a, q)",
+        "h",
+        "",
+        "",
+    ),
+    "a gate for all channels": (
+        "one = ReduceMean<keepdims=1>(x, axes)  q = Relu(n)  p = Mul(one, q)",
+        "h",
+        "s",
+        "h",
+    ),
+    "a gate for all channels without a shift": (
+        "one = ReduceMean<keepdims=1>(x, axes)  p = Mul(n, one)",
+        "zero",
+        "s",
+        "",
+    ),
+    "a gate for all channels behind a sigmoid": (
+        "one = ReduceMean<keepdims=1>(x, axes)  q = Sigmoid(n)  p = Mul(q, one)",
+        "h",
+        "",
+        "",
+    ),
+    "a norm that nobody trains": (
+        "q = BatchNormalization(n, ones, zero, m, v)  p = Mul(a, q)",
+        "h",
+        "",
+        "",
+    ),
 }
+CONSTANTS: dict[str, Array] = {
+    "zero": np.zeros(4, np.float32),
+    "ones": np.ones(4, np.float32),
+    "fixed": np.full(4, 0.5, np.float32),
+    "fixed1": np.full(1, 3.0, np.float32),
+    "axes": np.ones(1, np.int64),
+}
+
+
+def product_graph(body: str, shift: str) -> ChannelGraph:
+    text = f"""net (float[1,3,4,4] x, float[4,3,1,1] w1, float[4,3,1,1] w2, float[4] s, float[4] h,
+    float[4] s2, float[4] h2, float[4] zero, float[4] ones, float[4] fixed, float[1] fixed1,
+    int64[1] axes, float[4] m, float[4] v, float[4,1,1] g, float[4,1,1] k, float[4,1,1,1] wd,
+    float[4] hd, float[2,4,1,1] w3) => (float[1,2,4,4] y) {{
+        {"a = Conv(x, w1)" if re.search("[(,] ?a[,)]", body) else ""}  b = Conv(x, w2)
+        n = BatchNormalization(b, s, {shift}, m, v)  {body}  y = Conv(p, w3)
+    }}"""
+    model = model_from_text(text)
+    for name, array in CONSTANTS.items():
+        model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+    read = {value.name for node in model.graph for value in node.inputs if value is not None}
+    names = [n for n in model.graph.initializers if n in read and n not in {*CONSTANTS, "m", "v"}]
+    model.metadata_props[PARAMETERS_KEY] = json.dumps(names)
+    return mg.lift(model)
+
+
+def is_silent(graph: ChannelGraph, zero: set[str]) -> bool:
+    """Whether channel 1 of the product is a constant in ONNX Runtime, with these at zero there."""
+    silent = graph.model.clone()
+    for name in zero & silent.graph.initializers.keys():
+        array = silent.graph.initializers[name].const_value.numpy().copy()
+        array[1] = 0.0
+        silent.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+    product = next(n for n in silent.graph if n.outputs[0].name == "p").outputs[0]
+    silent.graph.outputs.append(product)
+    feeds = np.random.default_rng(0).standard_normal((2, 1, 3, 4, 4)).astype(np.float32)
+    one, other = (run(silent, {"x": x})["p"][:, 1] for x in feeds)
+    return np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_norm_on_one_arm_of_a_product(name: str) -> None:
     """A shift that is not zero is multiplied with the other arm, so that the channel lives on."""
-    body, shift, expected = PRODUCTS[name]
-    text = f"""net (float[1,3,4,4] x, float[4,3,1,1] w1, float[4,3,1,1] w2, float[4] s, float[4] h,
-    float[4] zero, float[4] m, float[4] v, float[4,1,1] g, float[2,4,1,1] w3)
-    => (float[1,2,4,4] y) {{
-        a = Conv(x, w1)  b = Conv(x, w2)
-        n = BatchNormalization(b, s, {shift}, m, v)  {body}  y = Conv(p, w3)
-    }}"""
-    model = model_from_text(text)
-    zero = model.graph.initializers["zero"]
-    zero.const_value = ir.Tensor(np.zeros(4, np.float32), name="zero")
-    read = {value.name for node in model.graph for value in node.inputs if value is not None}
-    names = [n for n in model.graph.initializers if n in read and n != "zero"]
-    model.metadata_props[PARAMETERS_KEY] = json.dumps(names)  # the zero shift is not trained
-    graph = mg.lift(model)
+    body, shift, *expected = PRODUCTS[name]
+    graph = product_graph(body, shift)
     (group,) = [group for group in graph.groups if group.resizable]
-    assert (group.index in gated_groups(graph)) == expected
-    # In ONNX Runtime: with the scale (and factor) of channel 1 at zero, does what is read vary?
-    silent = graph.model.clone()
-    for scale in {"s", "g"} & silent.graph.initializers.keys():
-        array = silent.graph.initializers[scale].const_value.numpy().copy()
-        array[1] = 0.0
-        silent.graph.initializers[scale].const_value = ir.Tensor(array, name=scale)
-    silent.graph.outputs.append(
-        next(n for n in silent.graph if n.outputs[0].name == "p").outputs[0]
-    )
-    feeds = np.random.default_rng(0).standard_normal((2, 1, 3, 4, 4)).astype(np.float32)
-    one, other = (run(silent, {"x": x})["p"][:, 1] for x in feeds)
-    assert np.array_equal(one, other) == expected
+    found = [
+        {name for name, groups in deciding.items() if group.index in groups}
+        for deciding in (deciding_scales(graph), deciding_shifts(graph))
+    ]
+    scales, shifts = (set(names.split()) for names in expected)
+    assert (group.index in gated_groups(graph)) == bool(scales)
+    if scales:
+        assert found == [scales, shifts]
+        assert shifts <= {n for n, groups in closing_shifts(graph).items() if group.index in groups}
+        assert is_silent(graph, scales | shifts)
+        for one in scales | shifts:  # none is enough without the others
+            assert not is_silent(graph, (scales | shifts) - {one})
+    else:
+        assert not is_silent(graph, {"s", "h", "s2", "h2", "g", "k", "hd"})
