@@ -16,6 +16,7 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
         declared        what the file declares, kept for what is written
         symbols         the dynamic sizes, and what they are analysed with
         untie           constants that were stored once become one per reader
+        expected        what numbers the readers of an input expect
     restore             back from there: in a resized model, what was folded and is the same
     fold_affine         for a file that is shipped: scales and shifts in the layers beside
 

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from morphgraph.arrays import Arrays
 from morphgraph.cli.console import step
 from morphgraph.cli.shared_options import InputShapes, Ops
 from morphgraph.errors import MorphError, MorphWarning, PlanError
@@ -18,6 +17,9 @@ from morphgraph.onnx_io import escape, load, not_finite
 from morphgraph.options import option
 from morphgraph.passes.lift import lift
 from morphgraph.plans import Plan
+
+if TYPE_CHECKING:
+    from morphgraph.onnx_io.inputs import FileArrays
 
 _SHOWN = 5
 
@@ -52,7 +54,7 @@ def naming(path: Path, errors: type[MorphError] = MorphError) -> Iterator[None]:
         raise type(error)(f"{escape(str(path))}: {error}") from error
 
 
-def open_inputs(path: Path | None) -> list[Arrays] | None:
+def open_inputs(path: Path | None) -> "list[FileArrays] | None":
     """The sets of inputs in a file or folder that the user named."""
     from morphgraph.onnx_io.inputs import read_inputs
 

@@ -8,7 +8,7 @@ import click
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
-from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
+from morphgraph.cli.models import Lifting, naming, open_graph, open_inputs, warn_of_weights
 from morphgraph.cli.shared_options import (
     OutputFormat,
     Overwrite,
@@ -22,7 +22,7 @@ from morphgraph.cli.shared_options import (
 from morphgraph.cli.width_options import PlanOptions
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
-from morphgraph.onnx_io.feeds import load_feeds, load_indices
+from morphgraph.onnx_io.inputs import load_indices
 from morphgraph.options import option
 from morphgraph.passes.planning import removal_path, uniform as by_width
 from morphgraph.report.planning import plan_report
@@ -106,7 +106,7 @@ def plan(
         option(
             "For --sensitivity: what the model reads, an array per input; random numbers, if not "
             "given.",
-            metavar="FILE.npz",
+            metavar="FILE.npz|FOLDER",
         ),
     ] = None,
     options: PlanOptions,
@@ -172,7 +172,7 @@ def _sensitivity(graph: "ChannelGraph", inputs: Path | None, options: PlanOption
 
     rows = sensitivity(
         graph,
-        None if inputs is None else load_feeds(inputs, graph.model),
+        open_inputs(inputs),
         score=options.score,
         include=options.include,
         exclude=options.exclude,

@@ -11,6 +11,7 @@ from morphgraph.onnx_io.keys import (
     DECLARED_KEY,
     DEFAULT_KEY,
     DYNAMIC_AXES_KEY,
+    EXPECTED_KEY,
     FROZEN_KEY,
     ORIGINAL_KEY,
     OUTPUTS_KEY,
@@ -32,6 +33,7 @@ from morphgraph.onnx_io.model import (
     tied_names,
 )
 from morphgraph.onnx_io.values import (
+    Expected,
     captured_values,
     dtype_of,
     is_float,
@@ -53,6 +55,7 @@ __all__ = [
     "DECLARED_KEY",
     "DEFAULT_KEY",
     "DYNAMIC_AXES_KEY",
+    "EXPECTED_KEY",
     "FROZEN_KEY",
     "ORIGINAL_KEY",
     "OUTPUTS_KEY",
@@ -60,6 +63,7 @@ __all__ = [
     "STATIC_SHAPE_KEY",
     "TIED_KEY",
     "UNSIZED_KEY",
+    "Expected",
     "ModelLike",
     "add_constant_names",
     "as_model",

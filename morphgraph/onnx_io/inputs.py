@@ -1,7 +1,13 @@
-"""Arrays that a model is to be run on: read from files, and held against what it takes."""
+"""Arrays that a model is to be run on: read from files, and held against what it takes.
 
+And indices, from files.
+"""
+
+import json
+import os
+import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -18,7 +24,19 @@ Inputs = Mapping[str, Array] | Sequence[Mapping[str, Array]]
 """Arrays by the names of inputs, or several such sets."""
 
 
-def read_inputs(path: str | PathLike[str]) -> list[Arrays]:
+class FileArrays(dict[str, Array]):
+    """A set of inputs that came from a file or folder, which errors name.
+
+    Attributes:
+        source: its path.
+    """
+
+    def __init__(self, arrays: Mapping[str, Array], source: Path) -> None:
+        super().__init__(arrays)
+        self.source = source
+
+
+def read_inputs(path: str | PathLike[str]) -> list[FileArrays]:
     """Read sets of inputs.
 
     Args:
@@ -30,16 +48,16 @@ def read_inputs(path: str | PathLike[str]) -> list[Arrays]:
     """
     where = Path(path)
     if not where.is_dir():
-        return [_read_npz(where)]
+        return [FileArrays(_read_npz(where), where)]
     if sets := sorted(where.glob("*.npz")):
-        return [_read_npz(file) for file in sets]
+        return [FileArrays(_read_npz(file), file) for file in sets]
     arrays = {file.stem: _read_npy(file) for file in sorted(where.glob("*.npy"))}
     if not arrays:
         raise FileError(
             f"{escape(str(where))}: holds neither .npz nor .npy files; save one with "
             "numpy.savez(FILE, NAME=array)"
         )
-    return [arrays]
+    return [FileArrays(arrays, where)]
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -67,7 +85,10 @@ def _read_npy(path: Path) -> Array:
 
 
 def fit_inputs(inputs: Inputs, model: ir.Model) -> list[Arrays]:
-    """Sets of inputs, each complete and in the model's types.
+    """Sets of inputs, each complete and in the model's types, one for every run.
+
+    Arrays may hold several samples: where the first axis is a multiple of the model's, they are cut
+    into as many sets.
 
     Raises:
         ModelError: an input is unknown or missing, or has another shape or kind of numbers.
@@ -75,38 +96,62 @@ def fit_inputs(inputs: Inputs, model: ir.Model) -> list[Arrays]:
     sets = [inputs] if isinstance(inputs, Mapping) else list(inputs)
     if not sets:
         raise ModelError("inputs is empty; give a dict of arrays, or a list of such dicts")
-    fitted = []
+    fitted: list[Arrays] = []
     for index, arrays in enumerate(sets):
         where = "" if len(sets) == 1 else f"set {index} of inputs: "
-        fitted.append(_fit(arrays, model, where))
+        if isinstance(arrays, FileArrays):
+            where = f"{escape(str(arrays.source))}: "
+        fitted.extend(_fit(arrays, model, where))
     return fitted
 
 
-def _fit(arrays: Mapping[str, Array], model: ir.Model, where: str) -> Arrays:
+def _fit(arrays: Mapping[str, Array], model: ir.Model, where: str) -> Iterator[Arrays]:
     values = {v.name or "": v for v in model.graph.inputs if not v.is_initializer()}
     known = ", ".join(map(_described, values.values()))
     for name in arrays:
         if name not in values:
             raise ModelError(f"{where}the model has no input '{escape(name)}'; it takes {known}")
-    fitted: Arrays = {}
+    parts: dict[str, list[Array]] = {}
     for name, value in values.items():
         default = value.meta.get(DEFAULT_KEY)
         if name not in arrays and default is None:
             raise ModelError(f"{where}input '{escape(name)}' is missing; the model takes {known}")
         array = np.asarray(arrays[name] if default is None or name in arrays else default.numpy())
-        sizes = list(value.shape or ())
-        fits = len(sizes) == array.ndim and all(
-            not isinstance(size, int) or size == given
-            for size, given in zip(sizes, array.shape, strict=True)
-        )
-        if not fits or not np.can_cast(array.dtype, dtype_of(value), "same_kind"):
+        runs = _runs(array, value)
+        if not runs or not np.can_cast(array.dtype, dtype_of(value), "same_kind"):
             given = ",".join(map(str, array.shape))
             raise ModelError(
                 f"{where}input '{escape(name)}' is {array.dtype} [{given}]; the model takes "
                 f"{_described(value)}"
             )
-        fitted[name] = array.astype(dtype_of(value))
-    return fitted
+        typed = array.astype(dtype_of(value))
+        parts[name] = [typed] if runs == 1 else np.split(typed, runs)
+    count = max(map(len, parts.values()), default=1)
+    odd = {name: len(part) for name, part in parts.items() if len(part) not in (1, count)}
+    if odd:
+        few = next(iter(odd))
+        raise ModelError(
+            f"{where}input '{escape(few)}' has samples for {odd[few]} runs, another input for "
+            f"{count}; give as many of each"
+        )
+    for number in range(count):
+        yield {name: part[number % len(part)] for name, part in parts.items()}
+
+
+def _runs(array: Array, value: ir.Value) -> int:
+    """For how many runs an array has samples; 0 where its shape does not fit."""
+    sizes = list(value.shape or ())
+    if len(sizes) != array.ndim:
+        return 0
+    fits = [
+        not isinstance(size, int) or size == given
+        for size, given in zip(sizes, array.shape, strict=True)
+    ]
+    if all(fits):
+        return 1
+    lead = sizes[0]
+    several = all(fits[1:]) and isinstance(lead, int) and lead and array.shape[0] % lead == 0
+    return array.shape[0] // lead if several and isinstance(lead, int) else 0
 
 
 def _described(value: ir.Value) -> str:
@@ -116,3 +161,27 @@ def _described(value: ir.Value) -> str:
         for size in value.shape or ()
     )
     return f"'{escape(value.name or '')}' ({value.dtype} [{sizes}])"
+
+
+def load_indices(path: str | PathLike[str]) -> list[int]:
+    """Whole numbers from a file: one on each line, a JSON array of them, or an ``.npy`` array.
+
+    Raises:
+        FileError: the file cannot be read, or holds something else.
+    """
+    where = escape(os.fspath(path))
+    try:
+        if Path(path).suffix == ".npy":
+            numbers = np.load(path, allow_pickle=False).ravel().tolist()
+        else:
+            text = Path(path).read_text(encoding="utf-8").strip()
+            if not text.startswith("["):
+                text = "[" + re.sub(r"\s+", ",", text) + "]"
+            numbers = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{where}: cannot be read as a list of ids: {error}") from None
+    if not numbers or not all(type(number) is int and number >= 0 for number in numbers):
+        raise FileError(
+            f"{where}: is no list of ids; write one whole number on each line, a JSON array or .npy"
+        )
+    return list(numbers)

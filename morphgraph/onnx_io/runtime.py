@@ -11,9 +11,9 @@ import onnxruntime
 
 from morphgraph.arrays import Array, Arrays, Shape
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io.keys import DEFAULT_KEY
+from morphgraph.onnx_io.keys import DEFAULT_KEY, EXPECTED_KEY
 from morphgraph.onnx_io.mapped import is_stored
-from morphgraph.onnx_io.values import dtype_of, static_shape
+from morphgraph.onnx_io.values import Expected, dtype_of, static_shape
 
 _PROTO_LIMIT = 2**31 - 2**20
 
@@ -86,19 +86,43 @@ DRAWS: tuple[Draw, ...] = (
 
 
 def random_inputs(model: ir.Model, seed: int = 0, draw: Draw = DRAWS[0]) -> Arrays:
-    """Inputs of the static shapes: what they are by default, normal numbers, or small integers."""
+    """Inputs of the static shapes: what they are by default, or random numbers.
+
+    They are of the kind that the readers expect, where these say it: numbers of rows, lengths,
+    masks, pixels. Else they are as of :func:`random_array`.
+    """
     generator = np.random.default_rng(seed)
     feeds: Arrays = {}
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
         default = value.meta.get(DEFAULT_KEY)
-        feeds[value.name or ""] = (
-            random_array(generator, static_shape(value), dtype_of(value), draw)
-            if default is None
-            else default.numpy().astype(dtype_of(value))
-        )
+        expected = value.meta.get(EXPECTED_KEY)
+        shape, dtype = static_shape(value), dtype_of(value)
+        if default is not None:
+            array = default.numpy().astype(dtype)
+        elif expected is not None:
+            array = _as_expected(generator, shape, expected).astype(dtype)
+        else:
+            array = random_array(generator, shape, dtype, draw)
+        feeds[value.name or ""] = array
     return feeds
+
+
+def _as_expected(generator: np.random.Generator, shape: Shape, expected: Expected) -> Array:
+    if expected.kind in ("rows", "length"):  # as many different ones as there is room for
+        count = max(expected.high - expected.low, 1)
+        return np.resize(generator.permutation(count), shape) + expected.low
+    if expected.kind == "mask":
+        flags: Array = generator.random(shape) < _SET
+        if shape:
+            flags[..., :1] |= ~flags.any(axis=-1, keepdims=True)  # of no line all is masked
+        return flags
+    return generator.integers(expected.low, expected.high, shape)
+
+
+_SET = 0.75
+"""Share of a mask that is set."""
 
 
 def random_array(

@@ -1,6 +1,6 @@
 """Reading values and nodes of a graph: their sizes and types, and what subgraphs read."""
 
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -9,6 +9,20 @@ from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io.check import escape
 from morphgraph.onnx_io.keys import STATIC_SHAPE_KEY, UNSIZED_KEY
+
+
+class Expected(NamedTuple):
+    """The numbers that the readers of an input expect: ``low`` to ``high``, which is excluded.
+
+    Attributes:
+        kind: numbers of rows; lengths; flags, most of which are set; or any numbers of a range.
+        low: the lowest number.
+        high: the first that is too high.
+    """
+
+    kind: Literal["rows", "length", "mask", "range", "number"]
+    low: int
+    high: int
 
 
 def static_shape(value: ir.Value) -> Shape:

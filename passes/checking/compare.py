@@ -1,11 +1,12 @@
 """One array of a resized model beside what the masked original gives for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from morphgraph.arrays import Array, Flags
+from morphgraph.arrays import Array, Arrays, Flags
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.tolerances import RESIZED
 
@@ -54,9 +55,14 @@ def compare(
     """
     if resized is None or resized.shape != masked.shape:
         return OutputError(name, float("inf"), 0.0, float("inf"), 0.0)
+    # What is listed or cut out by what is computed (the places of positive numbers) has as many
+    # rows as there are: where masking changes how many, it moves all.
+    resized_by_masking = any(other.shape != masked.shape for other in references)
+    references = [other for other in references if other.shape == masked.shape]
     if not np.issubdtype(masked.dtype, np.number):  # flags and texts are the same or are not
         error = float(np.any(masked != resized))
-        moved = max((float(np.mean(masked != other)) for other in references), default=0.0)
+        moved = max((_share(masked != other) for other in references), default=0.0)
+        moved = 1.0 if resized_by_masking else moved
         return OutputError(name, error, 1.0, error, float(moved > 0), moved)
     expected = masked.astype(np.float64)
     finite = np.isfinite(expected)
@@ -65,9 +71,36 @@ def compare(
     unit = scale or 1.0
     changes = [_distance(expected, other) for other in references]
     change = max((largest(distance, finite) for distance in changes), default=0.0)
-    moved = max((float((distance > RESIZED * unit).mean()) for distance in changes), default=0.0)
+    moved = max((_share(distance > RESIZED * unit) for distance in changes), default=0.0)
     told = float(finite.mean()) if expected.size else 1.0
+    if resized_by_masking:
+        change, moved = max(change, unit), 1.0
     return OutputError(name, error, scale, error / unit, change / unit, moved, told)
+
+
+def _share(flags: Flags) -> float:
+    return float(flags.mean()) if flags.size else 0.0
+
+
+def as_arrays(results: Mapping[str, Any]) -> Arrays:
+    """Results by name, with one name for each element of a sequence and each entry of a map.
+
+    An optional value that is absent has no numbers.
+
+    >>> as_arrays({"y": np.ones(1), "s": [np.ones(2), np.ones(3)], "none": None}).keys()
+    dict_keys(['y', 's[0]', 's[1]', 'none'])
+    """
+    arrays: Arrays = {}
+    for name, value in results.items():
+        if isinstance(value, dict):
+            arrays.update(as_arrays({f"{name}[{key}]": each for key, each in value.items()}))
+        elif isinstance(value, list):
+            arrays.update(as_arrays({f"{name}[{k}]": each for k, each in enumerate(value)}))
+            if not value:
+                arrays[name] = np.zeros(0, dtype=np.bool_)
+        else:
+            arrays[name] = np.zeros(0, dtype=np.bool_) if value is None else np.asarray(value)
+    return arrays
 
 
 def largest(array: Array, where: Flags) -> float:

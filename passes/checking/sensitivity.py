@@ -12,9 +12,11 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, FloatArray
 from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io.inputs import Inputs, fit_inputs
 from morphgraph.onnx_io.runtime import random_inputs, run
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.score import Score
+from morphgraph.passes.checking.compare import as_arrays
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.build import scores_of, top_channels
 from morphgraph.passes.rewrite.mask import mask
@@ -49,7 +51,7 @@ class Sensitivity(msgspec.Struct, frozen=True):
 
 def sensitivity(
     graph: ChannelGraph,
-    inputs: Sequence[Mapping[str, Array]] | None = None,
+    inputs: Inputs | None = None,
     *,
     score: Score | FloatArray = "l2",
     include: Sequence[str] = (),
@@ -63,7 +65,7 @@ def sensitivity(
 
     Args:
         graph: the lifted network.
-        inputs: one or more times what the model reads, by the names of its inputs; random numbers
+        inputs: arrays by the names of the model's inputs, or several such sets; random numbers
             where there are none, which say little of a trained network.
         score: which half of a group's channels goes, as for :func:`morphgraph.plan`.
         include, exclude: globs over group ids, names and producers.
@@ -78,12 +80,14 @@ def sensitivity(
     True
 
     Raises:
-        ModelError: a weight is NaN.
+        ModelError: a weight is NaN, or inputs do not fit.
         UnsupportedError: ONNX Runtime does not run the model on these inputs, or a glob names no
             group.
     """
     bounds = WidthBounds(include=include, exclude=exclude).check(graph)
-    feeds = inputs or [random_inputs(graph.model, seed)]
+    feeds = [random_inputs(graph.model, seed)]
+    if inputs is not None:
+        feeds = fit_inputs(inputs, graph.model)
     scores = scores_of(graph, score, seed)
     costs = [cost(graph, kind) for kind in _SAVED]
     whole = _run_all(graph.model, feeds)
@@ -100,7 +104,11 @@ def sensitivity(
                 group.name,
                 group.width,
                 int(widths[group.index]),
-                {name: relative_error(whole[name], outputs[name]) for name in whole},
+                {
+                    name: relative_error(whole[name], outputs[name])
+                    for name in whole
+                    if name in outputs
+                },
                 {c.kind: 1 - c.at(widths) / c.total if c.total else 0.0 for c in costs},
             )
         )
@@ -111,8 +119,9 @@ def sensitivity(
 
 def _run_all(model: ir.Model, feeds: Sequence[Mapping[str, Array]]) -> Arrays:
     """The results on all inputs, by name, one after the other in one row of numbers."""
-    results = [run(model, each) for each in feeds]
-    return {name: np.concatenate([r[name].ravel() for r in results]) for name in results[0]}
+    results = [as_arrays(run(model, each)) for each in feeds]
+    names = dict.fromkeys(name for result in results for name in result)
+    return {n: np.concatenate([r[n].ravel() for r in results if n in r]) for n in names}
 
 
 def relative_error(wanted: Array, given: Array) -> float:
@@ -126,7 +135,10 @@ def relative_error(wanted: Array, given: Array) -> float:
     >>> relative_error(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5]))
     0.25
     """
-    if not np.issubdtype(wanted.dtype, np.floating):
+    is_float = np.issubdtype(wanted.dtype, np.floating)
+    if wanted.shape != given.shape:  # as many as the data gives
+        return float("inf") if is_float else 1.0
+    if not is_float:
         return float(np.mean(wanted != given)) if wanted.size else 0.0
     first, second = wanted.astype(np.float64), given.astype(np.float64)
     finite = np.isfinite(first) & np.isfinite(second)

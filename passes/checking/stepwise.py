@@ -74,10 +74,10 @@ class Stepwise:
 
     def _compare(self, inputs: Mapping[str, Array], tolerance: float) -> ValuesReport | None:
         names = self._common()
-        expected = self._values(self.masked, names, inputs)
+        sums = self._sums() if self.constants_moved else {}
+        expected = self._values(self.masked, [*names, *self._vanished(names, sums)], inputs)
         original = self._values(self.original, names, inputs)
         cut = [name for name in names if expected[name].size]
-        added = self._added_to()
         while True:
             open_model, given = cut_at(self.small, cut)
             feeds = {given[name]: expected[name] for name in cut}
@@ -85,14 +85,17 @@ class Stepwise:
             errors = {
                 name: compare(name, expected[name], result, [original[name]])
                 for name, result in found.items()
-                if name in expected
+                if name in original
             }
             # What is another's by right is judged by what is computed from it.
             other = {
                 name
                 for name in cut
                 if found[name].shape != expected[name].shape
-                or (errors[name].relative > tolerance and name in added)
+                or (
+                    errors[name].relative > tolerance
+                    and self._holds_constant(name, found[name], sums, expected, tolerance)
+                )
             }
             if not other:
                 break
@@ -115,7 +118,12 @@ class Stepwise:
             for value in node.outputs
             if value.name and (value.uses() or value.name in outputs)
         }
-        in_masked = {v.name: v.dtype for node in self.masked.graph for v in node.outputs}
+        in_masked = {
+            v.name: v.dtype
+            for node in self.masked.graph
+            for v in node.outputs
+            if isinstance(v.type, ir.TensorType)
+        }
         shapes = self.selection.graph.shapes
         return [
             name
@@ -126,17 +134,42 @@ class Stepwise:
             and not any(len(self.selection.fresh(name, k)) for k in range(len(shapes[name])))
         ]
 
-    def _added_to(self) -> set[str]:
-        """Results that are added to something, and may now hold a removed operand's constant."""
-        if not self.constants_moved:
-            return set()
-        return {
-            value.name or ""
-            for node in self.original.graph
-            if facts_of(node).adds
-            for value in node.inputs
-            if value is not None and value.producer() is not None
-        }
+    def _sums(self) -> dict[str, list[str]]:
+        """By operand of an addition its sums: what it is added into, however often."""
+        sums: dict[str, list[str]] = {}
+        for node in reversed(list(self.original.graph)):
+            for value in node.inputs if facts_of(node).adds else ():
+                if value is not None and value.producer() is not None:
+                    total = node.outputs[0].name or ""
+                    sums.setdefault(value.name or "", []).extend([total, *sums.get(total, [])])
+        return sums
+
+    def _vanished(self, names: list[str], sums: Mapping[str, list[str]]) -> set[str]:
+        """Sums of which but one operand is left, which is what is left of them."""
+        shapes = self.selection.graph.shapes
+        gone = {total for name in names for total in sums.get(name, [])} - set(names)
+        return {name for name in gone if name in shapes}
+
+    def _holds_constant(
+        self,
+        name: str,
+        found: Array,
+        sums: Mapping[str, list[str]],
+        expected: Arrays,
+        tolerance: float,
+    ) -> bool:
+        """Whether a value may, by right, hold the constant that a removed addend was.
+
+        Either the sum is computed in the resized model, and is compared there; or the value is all
+        that is left of the sum, and is equal to it.
+        """
+        totals = sums.get(name, [])
+        results = {value.name for node in self.small.graph for value in node.outputs}
+        return any(
+            total in results
+            or (total in expected and compare(name, expected[total], found).relative <= tolerance)
+            for total in totals
+        )
 
     def _values(self, model: ir.Model, names: list[str], inputs: Mapping[str, Array]) -> Arrays:
         """What a model computes for some values, at the positions that stay."""

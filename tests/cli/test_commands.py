@@ -635,6 +635,17 @@ def test_sensitivity_is_a_table_of_groups(model: Path, run: Any, tmp_path: Path)
     assert run("plan", model, "--sensitivity", "--budget", "flops=50%").code == 2
     assert run("plan", model, "--budget", "flops=50%", "--inputs", "x.npz").code == 2
     assert run("plan", model, "--sensitivity", "--inputs", tmp_path / "no.npz").code == 4
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    for seed in (0, 1):
+        x = np.random.default_rng(seed).standard_normal((1, 3, 10, 10))
+        np.savez(folder / f"{seed}.npz", x=x)
+    table = run("plan", model, "--sensitivity", "--inputs", folder, "--format", "csv")
+    assert len(table.out.strip().splitlines()) == 1 + len(errors)
+    np.savez(folder / "2.npz", x=x[:, :2])
+    refused = run("plan", model, "--sensitivity", "--inputs", folder)
+    assert refused.code == 3
+    assert "2.npz: input 'x' is float64 [1,2,10,10]" in refused.err
 
 
 def test_apply_folded(model: Path, plan: Path, run: Any) -> None:

@@ -665,7 +665,7 @@ WITH_OPEN_SIZES = {
 
 _STORED = (
     "uint8[2,3,4,6] x, uint8[2,3,4,6] z",
-    "float s = {0.03}, uint8 o = {120}, float t = {0.02}, uint8 p = {90}, float u = {0.05}",
+    "float s = {0.03}, uint8 o = {120}, float t = {0.0217}, uint8 p = {90}, float u = {0.05}",
 )
 _TOKENS = "float[2,5,6] x"
 CONTRIB_CASES = [  # inputs, result, constants, operator, its form

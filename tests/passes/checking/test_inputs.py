@@ -7,7 +7,7 @@ import pytest
 
 import morphgraph as mg
 from morphgraph.errors import FileError, ModelError
-from morphgraph.onnx_io.inputs import read_inputs
+from morphgraph.onnx_io.inputs import fit_inputs, read_inputs
 from morphgraph.testing import model_from_text, random_plan
 
 NET = """net (float[N,3,4,4] x, int64[N,2] ids, float[6,3,1,1] w1, float[2,6,1,1] w2,
@@ -77,6 +77,52 @@ def test_what_does_not_fit_is_named(
         mg.apply(graph, plan, inputs=given)
     with pytest.raises(ModelError, match="set 1 of inputs: "):
         mg.apply(graph, plan, inputs=[arrays(1), given])
+
+
+def test_a_set_of_a_folder_is_named_by_its_file(graph: mg.ChannelGraph, tmp_path: Path) -> None:
+    plan = random_plan(graph, 0)
+    small = mg.apply(graph, plan)
+    np.savez(tmp_path / "first.npz", **arrays(1))  # type: ignore[arg-type]
+    for name, given, message in [
+        ("second.npz", {"x": arrays(2)["x"]}, r"second\.npz: input 'ids' is missing"),
+        (
+            "third.npz",
+            {**arrays(2), "q": arrays(2)["x"]},
+            r"third\.npz: the model has no input 'q'",
+        ),
+        ("fourth.npz", {**arrays(2), "ids": np.zeros((2, 3), int)}, r"fourth\.npz: input 'ids' is"),
+    ]:
+        np.savez(tmp_path / name, **given)  # type: ignore[arg-type]
+        for use in (
+            lambda sets: mg.verify(graph, plan, small, inputs=sets),
+            lambda sets: mg.sensitivity(graph, sets),
+        ):
+            with pytest.raises(ModelError, match=message):
+                use(read_inputs(tmp_path))
+        (tmp_path / name).unlink()
+    for name, array in {**arrays(1), "x": np.zeros((1, 3, 4))}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "first.npz").unlink()
+    with pytest.raises(ModelError, match=rf"{tmp_path.name}: input 'x' is float64"):
+        mg.verify(graph, plan, small, inputs=read_inputs(tmp_path))
+
+
+def test_samples_are_cut_into_runs_of_the_size_that_the_model_has() -> None:
+    text = NET.replace("[N,3,4,4]", "[2,3,4,4]").replace("[N,2]", "[2,2]").replace("-1, ", "2, ")
+    graph = mg.lift(model_from_text(text.replace("[N,2,4,4]", "[2,2,4,4]"), ("x", "ids")))
+    sets = fit_inputs(arrays(6), graph.model)
+    assert [each["x"].shape[0] for each in sets] == [2, 2, 2]
+    np.testing.assert_array_equal(np.concatenate([s["ids"] for s in sets]), arrays(6)["ids"])
+    plan = random_plan(graph, 0)
+    assert mg.verify(graph, plan, mg.apply(graph, plan), inputs=arrays(6)).ok
+    one = {**arrays(6), "ids": arrays(2)["ids"]}
+    assert [each["ids"].tolist() for each in fit_inputs(one, graph.model)] == [
+        one["ids"].tolist()
+    ] * 3
+    with pytest.raises(ModelError, match=r"input 'ids' has samples for 2 runs, another .* 3"):
+        fit_inputs({**arrays(6), "ids": arrays(4)["ids"]}, graph.model)
+    with pytest.raises(ModelError, match="input 'x' is float32"):
+        fit_inputs(arrays(3), graph.model)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

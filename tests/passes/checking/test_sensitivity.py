@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import morphgraph as mg
 from morphgraph.errors import MorphError
-from morphgraph.onnx_io.feeds import load_feeds
+from morphgraph.onnx_io.inputs import fit_inputs, read_inputs
 from morphgraph.onnx_io.runtime import random_inputs
 
 
@@ -81,8 +81,8 @@ def test_several_inputs_count_together(net: Net, tmp_path: Path) -> None:
     (name,) = random_inputs(graph.model)
     many = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
     _save(tmp_path / "x.npz", {name: many})
-    feeds = load_feeds(tmp_path / "x.npz", graph.model)
-    assert [feed[name].shape for feed in feeds] == [(2, 6)] * 3
+    feeds = read_inputs(tmp_path / "x.npz")
+    assert [feed[name].shape for feed in fit_inputs(feeds, graph.model)] == [(2, 6)] * 3
     rows = mg.sensitivity(graph, feeds)
     with torch.no_grad():
         whole = net(torch.from_numpy(many))[0]
@@ -95,22 +95,23 @@ def test_several_inputs_count_together(net: Net, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ({"other": np.zeros((2, 6), np.float32)}, "has no array"),
-        ({"x": np.zeros((2, 5), np.float32)}, "the model reads .2, 6."),
-        ({"x": np.zeros((3, 6), np.float32)}, "the model reads .2, 6."),
-        ({"x": np.zeros((2, 6), np.complex64)}, "holds complex64"),
+        ({"other": np.zeros((2, 6), np.float32)}, "no input 'other'; it takes"),
+        ({}, "is missing; the model takes"),
+        ({"x": np.zeros((2, 5), np.float32)}, r"is float32 .2,5.; the model takes"),
+        ({"x": np.zeros((3, 6), np.float32)}, r"is float32 .3,6.; the model takes"),
+        ({"x": np.zeros((2, 6), np.complex64)}, "is complex64"),
     ],
 )
 def test_inputs_that_do_not_fit(net: Net, tmp_path: Path, arrays: Any, why: str) -> None:
     graph = mg.lift(mg.export(net, (torch.randn(2, 6),)))
     (name,) = random_inputs(graph.model)
     _save(tmp_path / "x.npz", {name if k == "x" else k: v for k, v in arrays.items()})
-    with pytest.raises(MorphError, match=why):
-        load_feeds(tmp_path / "x.npz", graph.model)
+    with pytest.raises(MorphError, match=rf"x\.npz: .*{why}"):
+        mg.sensitivity(graph, read_inputs(tmp_path / "x.npz"))
 
 
 def test_a_file_that_holds_no_arrays(net: Net, tmp_path: Path) -> None:
     graph = mg.lift(mg.export(net, (torch.randn(2, 6),)))
     (tmp_path / "x.npz").write_bytes(b"PK nothing")
-    with pytest.raises(MorphError, match=r"is no \.npz file"):
-        load_feeds(tmp_path / "x.npz", graph.model)
+    with pytest.raises(MorphError, match=r"not an \.npz file"):
+        mg.sensitivity(graph, read_inputs(tmp_path / "x.npz"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import morphgraph as mg
 from morphgraph.cli import main
 from morphgraph.errors import FileError, MorphError
-from morphgraph.onnx_io.feeds import load_indices
+from morphgraph.onnx_io.inputs import load_indices
 from morphgraph.onnx_io.runtime import run
 
 VOCABULARY, WIDTH = 20, 8

@@ -169,11 +169,11 @@ CONSTRUCTS: dict[str, tuple[str, list[str], list[str]]] = {
         """net (float[1,3,4,4] x, float[9,3,1,1] w1, float[5,3,1,1] w2, float[5,3,1,1] w3,
              float[5,3,1,1] w4, float[2,5,1,1] w5) => (float[1,2,4,4] y) {
             a = Conv(x, w1)  ra = Relu(a)  p, q, s = Split<axis=1, num_outputs=3>(ra)
-            b = Conv(p, w2)  c = Conv(q, w3)  d = Conv(s, w4)  e = Sum(b, c, d)  re = Relu(e)
+            b = Conv(p, w2)  c = Conv(q, w3)  d = Conv(s, w4)  e = Sum(b, c, d)  re = Sigmoid(e)
             y = Conv(re, w5)
         }""",
         ["Conv_a #2"],
-        ["Conv", "Relu", "Split", "Conv", "Conv", "Sum", "Relu", "Conv"],
+        ["Conv", "Relu", "Split", "Conv", "Conv", "Sum", "Sigmoid", "Conv"],
     ),
     "a branch of a u-net": (
         """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[5,6,2,2] w2, float[5,4,2,2] w3,
