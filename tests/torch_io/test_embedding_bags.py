@@ -28,7 +28,7 @@ def test_a_bag_is_what_torch_gives(form: str, padding: int | None, mode: str) ->
     table = torch.randn(12, 5)
     weights = torch.rand(words.shape) if mode == "sum" else None
     found, expected = (
-        function(
+        bag(
             words,
             table,
             offsets,
@@ -37,7 +37,7 @@ def test_a_bag_is_what_torch_gives(form: str, padding: int | None, mode: str) ->
             include_last_offset=last,
             padding_idx=padding,
         )
-        for function in (embedding_bag, F.embedding_bag)
+        for bag in (embedding_bag, F.embedding_bag)
     )
     torch.testing.assert_close(found, expected)
 
