@@ -51,9 +51,10 @@ class Bags(nn.Module):
         self.table = nn.Parameter(torch.randn(12, 8))
         self.hidden, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
 
-    def forward(self, words: Tensor, *offsets: Tensor) -> Tensor:
-        bags = self.words(words, *offsets) + F.embedding_bag(words, self.table, *offsets)
-        return self.head(self.hidden(bags).relu())
+    def forward(self, words: Tensor, offsets: Tensor | None = None) -> Tensor:
+        bags = self.words(words, offsets) + F.embedding_bag(words, self.table, offsets)
+        out: Tensor = self.head(self.hidden(bags).relu())
+        return out
 
 
 @pytest.mark.parametrize(
