@@ -5,7 +5,10 @@ notation, the multiply-adds, the factors that it sums or competes over. ``tests/
 the page against :func:`updated`.
 """
 
-from collections.abc import Mapping
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
@@ -328,11 +331,50 @@ def _node(op_type: str, example: Example) -> ir.Node:
     )
 
 
+def without_lowering() -> str:
+    """The Markdown table of the forms that lowerings refuse, read off their calls of ``b.fail``."""
+    refused: dict[tuple[str, ...], list[str]] = {}
+    for op_type in described_ops():
+        entry = _entry(op_type)
+        if entry.__module__.rpartition(".")[0] == ops.__name__ and entry.lower is not None:
+            reasons = tuple(dict.fromkeys(_refusals(entry.lower, set())))
+            if reasons:
+                refused.setdefault(reasons, []).append(op_type)
+    rows = [f"| {', '.join(names)} | {'; '.join(reasons)} |" for reasons, names in refused.items()]
+    head = "| operators | what `to_torch` refuses, by the node's name |"
+    return "\n".join(["### Forms without a lowering", "", head, "| --- | --- |", *rows])
+
+
+def _refusals(function: Any, seen: set[Any]) -> Iterator[str]:
+    """The reasons that a function of this package, and those that it calls, may give."""
+    written = function if inspect.isroutine(function) or isinstance(function, type) else None
+    written = type(function) if written is None else inspect.unwrap(function)
+    module = getattr(written, "__module__", "") or ""
+    if written in seen or module.rpartition(".")[0] != ops.__name__:
+        return
+    seen.add(written)
+    names = vars(import_module(module))
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(written)))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "b.fail":
+            reason = node.args[1]
+            parts = reason.values if isinstance(reason, ast.JoinedStr) else [reason]
+            yield "".join(_part(part) for part in parts)
+        elif isinstance(node, ast.Name) and callable(names.get(node.id)):
+            yield from _refusals(names[node.id], seen)
+
+
+def _part(part: ast.expr) -> str:
+    if isinstance(part, ast.FormattedValue):
+        return f"*{ast.unparse(part.value).rpartition('.')[2]}*"
+    assert isinstance(part, ast.Constant)
+    return str(part.value)
+
+
 def updated(page: str) -> str:
-    """The page with the table as the registry has it now."""
+    """The page with the tables as the registry has them now."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{table()}\n\n{without_lowering()}\n\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ BUFFERS_KEY = "morphgraph.buffers"  # names of those that are persistent buffers
 FROZEN_KEY = "morphgraph.frozen"  # names of parameters that had requires_grad=False
 TIED_KEY = "morphgraph.tied"  # by every further name of a parameter the one that it stands under
 OUTPUTS_KEY = "morphgraph.outputs"  # the structure that the network's results come in
+INPUTS_KEY = "morphgraph.inputs"  # the structure that the network's arguments come in
 CONSTANTS_KEY = "morphgraph.constants"  # names of those that stand in for layers of width 0
 ABSORBED_KEY = "morphgraph.absorbed"  # removed channels that were absorbed as constants, by group
 

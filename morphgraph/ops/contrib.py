@@ -192,7 +192,7 @@ class SkipLayerNormalization(KeepsShape):
 
     @staticmethod
     def lower(
-        b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-5
+        b: "TorchBuilder", n: OpNode, *, epsilon: float = 1e-12
     ) -> "tuple[fx.Node | None, ...]":
         import torch
         from torch import nn

@@ -32,13 +32,20 @@ class TopK(Op):
     @staticmethod
     def lower(
         b: "TorchBuilder", n: OpNode, *, axis: int = -1, largest: int = 1
-    ) -> "tuple[fx.Node, fx.Node]":
+    ) -> "tuple[fx.Node, ...]":
         import torch
 
         count = b.sizes(n, 1)
         if count is None:
             b.fail(n, "its number is computed at run time")
-        found = b.call(torch.topk, b.tensor(n, 0), count[0], axis, bool(largest))
+        x, indices = b.tensor(n, 0), n.ir.outputs[1]
+        if indices.uses() or indices.is_graph_output():
+            # Of equal elements the first come first, which torch.topk does not say.
+            options = {"dim": axis, "descending": bool(largest), "stable": True}
+            ranked = b.call(torch.sort, x, **options)
+            first, second = (b.item(ranked, k) for k in range(2))
+            return tuple(b.method("narrow", part, axis, 0, count[0]) for part in (first, second))
+        found = b.call(torch.topk, x, count[0], axis, bool(largest))
         return b.item(found, 0), b.item(found, 1)
 
 

@@ -18,7 +18,6 @@ and for what computes with them: ``call`` a function, a ``method``, a module wit
 ``dtype`` is the torch type of an ONNX one: operators import nothing of this package.
 """
 
-import keyword
 import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,7 +35,7 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.ops import Op, OpNode, facts_of
 from morphgraph.torch_io import functions
 from morphgraph.torch_io.modules import ModuleTree
-from morphgraph.torch_io.names import clean, is_path, scope_of, shared_path
+from morphgraph.torch_io.names import as_argument, clean, is_path, scope_of, shared_path
 from morphgraph.torch_io.origins import Origins
 from morphgraph.torch_io.paths import PathTracer, spell_paths
 from morphgraph.torch_io.size_arithmetic import Size, SizeArithmetic
@@ -87,8 +86,7 @@ class TorchBuilder:
         """Make a graph input an argument, under its name where Python and torch.fx take that."""
         others = [node for node in self.graph.nodes if node.op == "placeholder"]
         taken = {name for node in others for name in (node.name, str(node.target))}
-        name = clean(_name(value))
-        node = self.graph.placeholder(f"{name}_" if name in _READ_BY_CODE else name)
+        node = self.graph.placeholder(as_argument(_name(value)))
         if node.target in taken:
             node.target = node.name
         self.bind(value, node)
@@ -222,7 +220,7 @@ class TorchBuilder:
         if path is None and homes:
             path = homes[0].rpartition(".")[0]
         elif path is None and not self._exported:
-            path = self.tree.unique(clean(n.name or n.op_type))
+            path = self._new_path(clean(n.name or n.op_type), names)
         if not path:
             return None
         at_home = {
@@ -247,6 +245,21 @@ class TorchBuilder:
             module.num_batches_tracked = torch.tensor(0)
         self.tree.put(path, module)
         return self._call_owner(path, x)
+
+    def _new_path(self, stem: str, names: Mapping[str, str]) -> str:
+        """A vacant path at which no weight would get the ONNX name of another one.
+
+        So a ``state_dict`` whose keys are all ONNX names is one by ONNX names.
+        """
+        path = self.tree.unique(stem)
+        while any(
+            own != name and own in self._trainable
+            for role, name in names.items()
+            for own in (f"{path}.{role}",)
+        ):
+            stem += "_"
+            path = self.tree.unique(stem)
+        return path
 
     def _would_take(self, n: OpNode, module: nn.Module, path: str) -> bool:
         """Whether a module would use a parameter at its path that the node does not.
@@ -457,15 +470,6 @@ class TorchBuilder:
         return self._reads[path]
 
 
-# What the code that torch.fx writes reads beside its arguments.
-_READ_BY_CODE = frozenset(
-    [
-        *keyword.kwlist,
-        *("self", "Self", "torch", "device", "fx_pytree", "pytree", "NoneType", "inf", "nan"),
-        *("getattr", "slice", "range", "float", "int", "bool", "complex"),
-        *("list", "tuple", "dict", "set"),
-    ]
-)
 _PERSISTENT = "pkg.torch.export.graph_signature.InputSpec.persistent"
 _PLAIN = {"b": "?", "i": "i8", "u": "i8"}
 

@@ -36,14 +36,14 @@ class PlainBags(TorchFunctionMode):
 
 
 def embedding_bag(
-    input: Tensor,
+    input: Tensor,  # noqa: A002
     weight: Tensor,
     offsets: Tensor | None = None,
     max_norm: float | None = None,
-    norm_type: float = 2,
-    scale_grad_by_freq: bool = False,
+    norm_type: float = 2,  # noqa: ARG001
+    scale_grad_by_freq: bool = False,  # noqa: ARG001
     mode: str = "mean",
-    sparse: bool = False,
+    sparse: bool = False,  # noqa: ARG001
     per_sample_weights: Tensor | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
@@ -69,7 +69,7 @@ def embedding_bag(
     if scales is not None:
         rows = rows * scales[..., None]
     if held is None:
-        return {"sum": rows.sum, "mean": rows.mean, "max": rows.amax}[mode](1)
+        return rows.sum(1) if mode == "sum" else rows.mean(1) if mode == "mean" else rows.amax(1)
     if mode == "max":  # of an empty bag 0
         largest = torch.where(held[..., None], rows, torch.finfo(rows.dtype).min).amax(1)
         return torch.where(held.any(1)[:, None], largest, 0.0)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -39,7 +39,7 @@ from morphgraph.ops import running_statistics
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.torch_io.embedding_bags import PlainBags
 from morphgraph.torch_io.names import is_spelled_plainly
-from morphgraph.torch_io.structure import note_structure
+from morphgraph.torch_io.structure import note_arguments, note_structure
 
 BATCH = "batch"
 
@@ -84,19 +84,20 @@ def export(
     >>> [node.op_type for node in model.graph], list(model.graph.initializers)
     (['Gemm'], ['weight', 'bias'])
     """
-    arguments = _arguments(net, example)
+    call = _call(net, example)
     if dynamic_batch:
-        dynamic_shapes = dynamic_shapes or pytree.tree_map(_first_axis_dynamic, arguments)
+        dynamic_shapes = dynamic_shapes or _dynamic_batch(net, call)
         # From a batch of 1 the exporter concludes that the batch is always 1.
-        arguments = pytree.tree_map_only(torch.Tensor, _at_least_two, arguments)
-    names = _input_names(net, arguments, input_names)
+        call = pytree.tree_map_only(torch.Tensor, _at_least_two, call)
+    named = _named_arguments(net, call)
+    names = _input_names(net, named, input_names)
     with _inference_mode(net):
-        results = _results(net, arguments)
+        results = _results(net, call)
         used = _used_parameters(results)
         _refuse_projections(net, used)
         _forget_derived(net)
         with _keeping_dropout(net), PlainBags():
-            model = _translate(net, arguments, names, dynamic_batch, dynamic_shapes, opset)
+            model = _translate(net, call, names, dynamic_batch, dynamic_shapes, opset)
     name_values(model)
     _check_inputs(model, net, input_names)
     _clean(model)
@@ -114,6 +115,7 @@ def export(
     _note_names(model, FROZEN_KEY, _frozen(parameters))
     _note_ties(model, net)
     note_structure(model, results)
+    note_arguments(model, named)
     _note_names(model, BUFFERS_KEY, _plain_buffers(net, model))
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -183,29 +185,52 @@ def _plain_buffers(net: nn.Module, model: ir.Model) -> list[str]:
     return [name for name in net.state_dict() if name not in known]
 
 
-def _arguments(net: nn.Module, example: Any) -> tuple[Any, ...]:
-    """The example as positional arguments; what is not given up to the last has its default."""
+class _Call(NamedTuple):
+    """Arguments of a forward by position and by name, in the order of its signature."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+def _call(net: nn.Module, example: Any) -> _Call:
+    """The example as arguments; what is not given, up to the last by position, has its default."""
     if isinstance(example, torch.Tensor):
-        return (example,)
+        return _Call((example,), {})
     if not isinstance(example, Mapping):
-        return tuple(example)
+        return _Call(tuple(example), {})
     parameters = inspect.signature(net.forward).parameters
-    places = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    unknown = [name for name in example if name not in places]
+    of = inspect.Parameter
+    kinds = {name: p.kind for name, p in parameters.items()}
+    places = [name for name, kind in kinds.items() if kind is of.POSITIONAL_OR_KEYWORD]
+    by_name = [name for name, kind in kinds.items() if kind is of.KEYWORD_ONLY]
     last = max((places.index(name) for name in example if name in places), default=-1)
+    others = [name for name in example if name not in places and name not in by_name]
+    unknown = [] if of.VAR_KEYWORD in kinds.values() else others
     absent = [
         name
-        for name in places[: last + 1]
-        if name not in example and parameters[name].default is inspect.Parameter.empty
+        for name in (*places, *by_name)
+        if name not in example and parameters[name].default is of.empty
     ]
     if unknown or absent:
         wrong = [f"'{escape(name)}' cannot be given" for name in unknown]
         wrong += [f"'{name}' is missing" for name in absent]
         raise UnsupportedError(
             f"network {type(net).__name__}: of the example's arguments {', '.join(wrong)}; its "
-            f"forward takes {', '.join(places) or 'none'} by position"
+            f"forward takes {', '.join((*places, *by_name)) or 'none'}; a dict that is itself an "
+            "argument is given as (dict,)"
         )
-    return tuple(example.get(name, parameters[name].default) for name in places[: last + 1])
+    return _Call(
+        tuple(example.get(name, parameters[name].default) for name in places[: last + 1]),
+        {name: example[name] for name in (*by_name, *others) if name in example},
+    )
+
+
+def _dynamic_batch(net: nn.Module, call: _Call) -> Any:
+    """The first size of every tensor open, said as ``torch.export`` wants it."""
+    if not call.keywords:
+        return pytree.tree_map(_first_axis_dynamic, call.arguments)
+    bound = inspect.signature(net.forward).bind(*call.arguments, **call.keywords)
+    return pytree.tree_map(_first_axis_dynamic, dict(bound.arguments))
 
 
 def _check_inputs(model: ir.Model, net: nn.Module, given: Sequence[str] | None) -> None:
@@ -225,7 +250,7 @@ def _at_least_two(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _input_names(
-    net: nn.Module, arguments: tuple[Any, ...], given: Sequence[str] | None
+    net: nn.Module, arguments: Mapping[str, Any], given: Sequence[str] | None
 ) -> list[str]:
     """One name per tensor: the given one, or what its argument is called; each only once.
 
@@ -233,7 +258,7 @@ def _input_names(
         UnsupportedError: a given name is there twice.
     """
     names: list[str] = []
-    for name in given or _argument_names(net, arguments):
+    for name in given or _tensor_names(arguments):
         unique = name
         while unique in names:
             unique += "_"
@@ -246,18 +271,28 @@ def _input_names(
     return names
 
 
-def _argument_names(net: nn.Module, arguments: tuple[Any, ...]) -> list[str]:
-    """Per tensor what its argument is called, numbered where an argument holds several."""
+def _named_arguments(net: nn.Module, call: _Call) -> dict[str, Any]:
+    """Arguments by the names of the forward's parameters, or by their number."""
     parameters = list(inspect.signature(net.forward).parameters.values())
-    named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
-    names = []
-    for index, argument in enumerate(arguments):
-        name = named[index] if index < len(named) else f"input_{index}"
-        leaves = pytree.tree_leaves(argument)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        alone = isinstance(argument, torch.Tensor)
-        names += [name] if alone else [f"{name}_{k}" for k in range(len(tensors))]
-    return names
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in parameters if p.kind in positional]
+    names += [f"input_{index}" for index in range(len(names), len(call.arguments))]
+    return {**dict(zip(names, call.arguments, strict=False)), **call.keywords}
+
+
+def _tensor_names(arguments: Mapping[str, Any]) -> list[str]:
+    """Per tensor what its argument is called; in a structure with its key or number behind it."""
+    return [
+        "_".join([name, *(str(_key(place)) for place in path)])
+        for name, argument in arguments.items()
+        for path, leaf in pytree.tree_flatten_with_path(argument)[0]
+        if isinstance(leaf, torch.Tensor)
+    ]
+
+
+def _key(place: Any) -> Any:
+    """The key, name or number of one step into a structure."""
+    return next(getattr(place, kind) for kind in ("key", "idx", "name") if hasattr(place, kind))
 
 
 @contextmanager
@@ -300,14 +335,14 @@ def _keeping_dropout(net: nn.Module) -> Iterator[None]:
             module.training, module.inplace = False, inplace
 
 
-def _results(net: nn.Module, arguments: tuple[Any, ...]) -> Any:
+def _results(net: nn.Module, call: _Call) -> Any:
     """What the network gives for the example, on autograd's tape."""
     flags = [(p, p.requires_grad) for p in net.parameters() if p.is_floating_point()]
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            results = net(*arguments)
+            results = net(*call.arguments, **call.keywords)
     except Exception as error:  # anything may happen in a user's forward
         raise UnsupportedError(
             f"network {type(net).__name__}: does not run on the example: {_first_line(error)}"
@@ -354,7 +389,7 @@ def _used_parameters(results: Any) -> set[int]:
 
 def _translate(
     net: nn.Module,
-    arguments: tuple[Any, ...],
+    call: _Call,
     names: list[str],
     dynamic_batch: bool,
     dynamic_shapes: Any,
@@ -362,7 +397,7 @@ def _translate(
 ) -> ir.Model:
     try:
         with _quiet():
-            return _translate_by_dynamo(net, arguments, names, dynamic_shapes, opset)
+            return _translate_by_dynamo(net, call, names, dynamic_shapes, opset)
     except Exception as error:
         reason = _first_line(error)
         if dynamic_shapes is not None and not dynamic_batch:
@@ -372,7 +407,7 @@ def _translate(
             ) from error
     try:
         with _quiet():
-            model = _translate_by_torchscript(net, arguments, names, dynamic_batch, opset)
+            model = _translate_by_torchscript(net, call, names, dynamic_batch, opset)
     except Exception as error:
         raise UnsupportedError(
             f"network {type(net).__name__}: PyTorch cannot export it: {reason}"
@@ -387,7 +422,7 @@ def _translate(
 
 def _translate_by_dynamo(
     net: nn.Module,
-    arguments: tuple[Any, ...],
+    call: _Call,
     names: list[str],
     dynamic_shapes: Any,
     opset: int,
@@ -395,11 +430,12 @@ def _translate_by_dynamo(
     source: nn.Module | torch.export.ExportedProgram = net
     state: dict[str, str] = {}
     if not all(is_spelled_plainly(name) for name in _state_names(net)):
-        source, state = _plainly_named(net, arguments, dynamic_shapes)
+        source, state = _plainly_named(net, call, dynamic_shapes)
         dynamic_shapes = None
     program = torch.onnx.export(
         source,
-        arguments,
+        _unlike_keywords(call),
+        kwargs=call.keywords,
         input_names=names,
         opset_version=opset,
         dynamic_shapes=dynamic_shapes,
@@ -413,6 +449,12 @@ def _translate_by_dynamo(
     return program.model
 
 
+def _unlike_keywords(call: _Call) -> tuple[Any, ...]:
+    """Arguments by position; the exporter takes a dict at their end for those by name."""
+    ends_in_dict = bool(call.arguments) and isinstance(call.arguments[-1], dict)
+    return (*call.arguments, {}) if ends_in_dict and not call.keywords else call.arguments
+
+
 def _state_names(net: nn.Module) -> list[str]:
     """The paths of all parameters and buffers."""
     return [
@@ -422,7 +464,7 @@ def _state_names(net: nn.Module) -> list[str]:
 
 
 def _plainly_named(
-    net: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any
+    net: nn.Module, call: _Call, dynamic_shapes: Any
 ) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
     """The traced network with weights called ``state_0``, ..., and what they are called in it.
 
@@ -430,7 +472,8 @@ def _plainly_named(
     """
     program = torch.export.export(
         net,
-        arguments,
+        call.arguments,
+        call.keywords,
         dynamic_shapes=dynamic_shapes,
         strict=False,
         prefer_deferred_runtime_asserts_over_guards=True,
@@ -456,7 +499,7 @@ def _first_axis_dynamic(argument: Any) -> Any:
 
 def _translate_by_torchscript(
     net: nn.Module,
-    arguments: tuple[Any, ...],
+    call: _Call,
     names: list[str],
     dynamic_batch: bool,
     opset: int,
@@ -467,8 +510,9 @@ def _translate_by_torchscript(
         path = str(Path(folder, "model.onnx"))
         torch.onnx.export(
             net,
-            arguments,
+            call.arguments,
             path,
+            kwargs=call.keywords,
             input_names=placeholders,
             opset_version=min(opset, _TORCHSCRIPT_OPSET),
             dynamic_axes={name: {0: BATCH} for name in placeholders} if dynamic_batch else None,
@@ -557,7 +601,7 @@ def _name_results(model: ir.Model, results: Any) -> None:
     if not isinstance(results, Mapping):
         return
     keys = [
-        ".".join([str(key), *(str(getattr(k, "idx", getattr(k, "key", k))) for k in path)])
+        ".".join([str(key), *(str(_key(place)) for place in path)])
         for key, result in results.items()
         for path, leaf in pytree.tree_flatten_with_path(result)[0]
         if isinstance(leaf, torch.Tensor)

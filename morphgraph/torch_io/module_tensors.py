@@ -29,8 +29,8 @@ from morphgraph.passes.rewrite.resize import resize
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.layer_sizes import TensorCut
 from morphgraph.torch_io.module_runs import Call
-from morphgraph.torch_io.tensors import to_onnx
 from morphgraph.torch_io.names import recorded_names
+from morphgraph.torch_io.tensors import to_onnx
 
 _PREFIX = "net."
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)

@@ -26,6 +26,27 @@ def clean(name: str) -> str:
     return f"_{plain}" if plain[0].isdigit() else plain
 
 
+# What the code that torch.fx writes reads beside its arguments.
+_READ_BY_CODE = frozenset(
+    [
+        *keyword.kwlist,
+        *("self", "Self", "torch", "device", "fx_pytree", "pytree", "NoneType", "inf", "nan"),
+        *("getattr", "slice", "range", "float", "int", "bool", "complex"),
+        *("list", "tuple", "dict", "set"),
+    ]
+)
+
+
+def as_argument(name: str) -> str:
+    """A name that can be an argument of a network's forward.
+
+    >>> as_argument("in/put:0"), as_argument("class")
+    ('in_put_0', 'class_')
+    """
+    plain = clean(name)
+    return f"{plain}_" if plain in _READ_BY_CODE else plain
+
+
 def is_path(name: str, exported: bool) -> bool:
     """Whether a name can stay a torch path; torch itself allows more in it than Python does."""
     part = r"[^.]+" if exported else r"\w+"

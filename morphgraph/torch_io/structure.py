@@ -1,12 +1,14 @@
-"""The structure that a network's results come in: noted at the export, restored by ``to_torch``.
+"""The structure of a network's arguments and results: noted at the export, kept by ``to_torch``.
 
-ONNX knows a list of outputs. The metadata entry ``morphgraph.outputs`` says in JSON how they were
-put together: a string is an output by its name, ``null`` a ``None``; a list, a tuple, a dict or an
-object of named fields is ``{"list": [...]}``, ``{"dict": [[key, ...], ...]}`` and so on. A class is
-looked up among those that torch's pytree knows already; nothing is imported for it.
+ONNX knows a list of inputs and one of outputs. The metadata entry ``morphgraph.outputs`` says in
+JSON how the outputs were put together, ``morphgraph.inputs`` the same of the inputs, as a dict of
+arguments by name: a string is a tensor by its name, ``null`` a ``None``; a list, a tuple, a dict or
+an object of named fields is ``{"list": [...]}``, ``{"dict": [[key, ...], ...]}`` and so on. A class
+is looked up among those that torch's pytree knows already; nothing is imported for it.
 """
 
 import json
+import operator
 import sys
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +19,9 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from morphgraph.onnx_io import OUTPUTS_KEY
+from morphgraph.onnx_io import INPUTS_KEY, OUTPUTS_KEY
 from morphgraph.torch_io.functions import as_one_node
+from morphgraph.torch_io.names import as_argument
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -41,6 +44,27 @@ def note_structure(model: ir.Model, results: Any) -> None:
     plain = outputs[0] if len(outputs) == 1 else {"tuple": outputs}
     if described is not None and described != plain:
         model.metadata_props[OUTPUTS_KEY] = json.dumps(described, ensure_ascii=False)
+
+
+def note_arguments(model: ir.Model, arguments: Mapping[str, Any]) -> None:
+    """Note how the arguments of the exported network are put together, where one is no tensor.
+
+    Args:
+        model: with one input per tensor of the arguments, in their order.
+        arguments: by name.
+    """
+    leaves, spec = pytree.tree_flatten(dict(arguments))
+    tensors = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+    names = [value.name for value in model.graph.inputs]
+    if sum(tensors) != len(names):
+        return
+    rest = iter(names)
+    named = [next(rest) if is_tensor else None for is_tensor in tensors]
+    trees = pytree.tree_unflatten(named, spec)
+    trees = {name: tree for name, tree in trees.items() if pytree.tree_leaves(tree) != [None]}
+    described = _described(trees)
+    if described is not None and not all(isinstance(tree, str) for tree in trees.values()):
+        model.metadata_props[INPUTS_KEY] = json.dumps(described, ensure_ascii=False)
 
 
 def _described(tree: Any) -> Any:
@@ -89,6 +113,56 @@ def restore_structure(net: fx.GraphModule, model: ir.Model) -> None:
     with net.graph.inserting_before(output):
         output.args = (_restored(described, results, net.graph),)
     net.recompile()
+
+
+def restore_arguments(net: fx.GraphModule, model: ir.Model) -> None:
+    """Let a network take its arguments as the exported one took them.
+
+    Left as it is where nothing is noted, or what is noted does not fit the inputs that are there.
+    """
+    given = net.graph.find_nodes(op="placeholder")
+    names = [value.name or "" for value in model.graph.inputs if value.const_value is None]
+    try:
+        described = json.loads(model.metadata_props.get(INPUTS_KEY, "null"))
+        kind, arguments = _kind(described)
+        fits = kind == "dict" and list(_names(described)) == names
+    except (ValueError, TypeError, RecursionError):
+        return
+    if not fits or len(given) != len(names):
+        return
+    tensors = dict(zip(names, given, strict=True))
+    kept = [str(tensors[part].target) for _, part in arguments if isinstance(part, str)]
+    whole = {as_argument(str(name)): part for name, part in arguments if not isinstance(part, str)}
+    if len(whole) + len(kept) != len(arguments) or whole.keys() & set(kept):
+        return
+    for name, part in whole.items():
+        first = next(_names(part), None)
+        if first is None:
+            continue
+        with net.graph.inserting_before(tensors[first]):
+            argument = net.graph.placeholder(name)
+        with net.graph.inserting_before(given[-1].next):
+            _taken_apart(net.graph, argument, part, tensors)
+    for name in names:
+        if not any(name == part for _, part in arguments):
+            net.graph.erase_node(tensors[name])
+    net.recompile()
+
+
+def _taken_apart(
+    graph: fx.Graph, whole: fx.Node, described: Any, tensors: Mapping[str, fx.Node]
+) -> None:
+    """Read the tensors of a structure, in the place of arguments of their own."""
+    if isinstance(described, str):
+        tensors[described].replace_all_uses_with(whole)
+    elif described is not None:
+        kind, parts = _kind(described)
+        keyed = kind in ("dict", "object")
+        for k, part in enumerate(parts):
+            inside = part[1] if keyed or kind == "named" else part
+            if any(True for _ in _names(inside)):
+                item = graph.call_function(operator.getitem, (whole, part[0] if keyed else k))
+                _taken_apart(graph, item, inside, tensors)
 
 
 def _names(described: Any) -> Iterator[str]:
@@ -180,7 +254,7 @@ def as_named_tuple(path: str, keys: Sequence[str], values: Sequence[Any]) -> Any
     known = cls is not None and issubclass(cls, tuple)
     if cls is None or not known or getattr(cls, "_fields", None) != tuple(keys):
         name = path.rpartition(":")[2].rpartition(".")[2]
-        return namedtuple(name if name.isidentifier() else "Results", keys)(*values)  # type: ignore[misc]
+        return namedtuple(name if name.isidentifier() else "Results", keys)(*values)
     return cls(*values)
 
 

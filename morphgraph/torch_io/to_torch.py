@@ -23,7 +23,7 @@ from morphgraph.torch_io.batch import free_batch
 from morphgraph.torch_io.builder import TorchBuilder
 from morphgraph.torch_io.names import clean, record_names, recorded_names
 from morphgraph.torch_io.paths import spell_paths
-from morphgraph.torch_io.structure import restore_structure
+from morphgraph.torch_io.structure import restore_arguments, restore_structure
 from morphgraph.torch_io.tensors import torch_type
 
 _BATCH = "morphgraph.batch"
@@ -40,8 +40,9 @@ def to_torch(
     not exported from torch.
     The network is in ``eval`` mode, as the ONNX model is; call ``net.train()`` to train it: then
     BatchNorm updates its running statistics and Dropout drops. Of a model that ``export`` made it
-    gives its results as the exported network did, as a dict, a list, nested or as an object with
-    named fields; parameters that were frozen are frozen, tied ones are one parameter at all paths.
+    takes its arguments as the exported network did, as dicts and lists of tensors too, and gives
+    its results so, as a dict, a list, nested or as an object with named fields; parameters that
+    were frozen are frozen, tied ones are one parameter at all paths.
 
     A batch size that the export fixed is freed where the network treats samples alike:
     ``net.meta["morphgraph.batch"]`` is ``"free"`` or says why it is not.
@@ -71,6 +72,7 @@ def to_torch(
     source = as_model(model)
     canonical = canonicalize(source, input_shapes)
     net = _flat(source, canonical)
+    restore_arguments(net, canonical)
     restore_structure(net, canonical)
     return net
 

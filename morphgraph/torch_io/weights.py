@@ -88,9 +88,7 @@ def _with_copies(source: ir.Model, others: Set[str]) -> ir.Model:
     return canonical if canonical.graph.initializers.keys() & others else source
 
 
-def _by_onnx_names(
-    source: ir.Model, state: Mapping[str, torch.Tensor]
-) -> Mapping[str, torch.Tensor]:
+def _by_onnx_names(source: ir.Model, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a network that ``to_torch`` made of the model, which calls some otherwise."""
     try:
         names = torch_names(source)

@@ -400,6 +400,10 @@ CASES = [
     ("float[2,3,5] x | int64[1] k = {3}", "y, i = TopK <axis = 1> (x, k)"),
     ("float[2,3,5] x | int64[1] k = {2}", "v, y = TopK <largest = 0> (x, k)"),
     *(
+        ("float[2,9,40] x | int64[1] k = {30}", f"e = Round (x)  v, y = TopK <{how}> (e, k)")
+        for how in ("largest = 1", "largest = 0")  # many are equal
+    ),
+    *(
         (IMAGE, f"y = {kind} {how} (x)")
         for kind in ("ArgMax", "ArgMin")
         for how in ("", "<axis = -1, keepdims = 0>", "<axis = 1, select_last_index = 1>")

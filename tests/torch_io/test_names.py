@@ -125,7 +125,7 @@ PARTS = st.sampled_from(
 NAMES = st.lists(PARTS, min_size=1, max_size=3).map(".".join)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(names=st.lists(NAMES, min_size=7, max_size=7, unique=True), exported=st.booleans())
 def test_a_file_of_any_names_becomes_a_network_of_torch(names: list[str], exported: bool) -> None:
     x, y, w1, b1, w2, scale, shift = names

@@ -6,9 +6,11 @@ The oracle is the module itself.
 import copy
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
@@ -17,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 import morphgraph as mg
 from morphgraph.errors import MorphWarning
-from morphgraph.onnx_io import OUTPUTS_KEY
+from morphgraph.onnx_io import INPUTS_KEY, OUTPUTS_KEY, runtime as ort
 
 
 class Pair(NamedTuple):
@@ -140,12 +142,13 @@ def test_no_step_changes_a_frozen_tensor() -> None:
     graph = mg.lift(mg.export(net, (x,)))
     with pytest.warns(MorphWarning, match=r"0.weight is frozen \(requires_grad=False\)"):
         regularizer = mg.Regularizer(graph, net, include=["*"])
-    frozen, trained = net[0].weight.clone(), net[2].weight.clone()
+    frozen, trained = (net.get_parameter(f"{k}.weight") for k in (0, 2))
+    before = [frozen.clone(), trained.clone()]
     regularizer.weight = 50.0
     regularizer.proximal_step(1.0)
     regularizer.zero_channels(torch.ones(len(graph.channel_group), dtype=torch.bool))
-    assert torch.equal(net[0].weight, frozen)
-    assert not torch.equal(net[2].weight, trained)
+    assert torch.equal(frozen, before[0])
+    assert not torch.equal(trained, before[1])
 
 
 def test_a_network_that_is_frozen_as_a_whole_says_nothing_by_it() -> None:
@@ -183,3 +186,130 @@ def test_tied_parameters_are_one_parameter_at_all_paths() -> None:
     trained = mg.with_weights(model, again.state_dict())
     torch.testing.assert_close(mg.to_torch(trained)(x), other(x))
     assert isinstance(trained, ir.Model)
+
+
+class Sum(nn.Module):
+    """Two layers on two tensors, which the forward takes out of its arguments."""
+
+    def __init__(self, take: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
+        super().__init__()
+        self.take = take
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def both(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.c((self.a(x) + self.b(y)).relu())
+        return out
+
+
+class Positional(Sum):
+    def forward(self, batch: Any, more: Any = None) -> torch.Tensor:
+        return self.both(*self.take(batch, more))
+
+
+class ByName(Sum):
+    def forward(self, x: Any, *, y: Any = None, **others: Any) -> torch.Tensor:
+        return self.both(*self.take(x, y, **others))
+
+
+class Many(Sum):
+    def forward(self, *parts: Any) -> torch.Tensor:
+        return self.both(*self.take(*parts))
+
+
+X, Y = torch.randn(2, 3), torch.randn(2, 3)
+ARGUMENTS: dict[str, tuple[type[Sum], Callable[..., Any], Any, list[str]]] = {
+    "dict": (
+        Positional,
+        lambda d, _: (d["x"], d["y"]),
+        ({"x": X, "y": Y},),
+        ["batch_x", "batch_y"],
+    ),
+    "odd keys": (
+        Positional,
+        lambda d, _: (d["a b"], d["class"]),
+        ({"a b": X, "class": Y},),
+        ["batch_a b", "batch_class"],
+    ),
+    "list": (Positional, lambda d, _: d, ([X, Y],), ["batch_0", "batch_1"]),
+    "nested": (
+        Positional,
+        lambda d, more: (d["l"][1]["x"], more[0]),
+        ({"l": [None, {"x": X}]}, (Y,)),
+        ["batch_l_1_x", "more_0"],
+    ),
+    "named tuple": (
+        Positional,
+        lambda p, _: (p.first, p.second),
+        (Pair(X, Y),),
+        ["batch_first", "batch_second"],
+    ),
+    "dict behind a tensor": (
+        Positional,
+        lambda x, more: (x, more["y"]),
+        (X, {"y": Y}),
+        ["batch", "more_y"],
+    ),
+    "by name": (ByName, lambda x, y: (x, y), {"x": X, "y": Y}, ["x", "y"]),
+    "other names": (ByName, lambda x, _, z: (x, z["k"]), {"x": X, "z": {"k": Y}}, ["x", "z_k"]),
+    "any number": (Many, lambda d, y: (d["x"], y), ({"x": X}, Y), ["input_0_x", "input_1"]),
+}
+
+
+def _of_size(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda tensor: tensor.repeat(3, 1)[:size]
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamic"),
+    [
+        ("odd keys", False),
+        ("nested", True),
+        ("named tuple", False),
+        ("dict behind a tensor", False),
+        ("other names", True),
+        ("any number", False),
+        *(
+            pytest.param(name, dynamic, marks=pytest.mark.long)
+            for name, dynamic in (("dict", True), ("list", True), ("by name", True))
+        ),
+    ],
+)
+def test_arguments_are_given_as_the_network_takes_them(name: str, dynamic: bool) -> None:
+    """To the network of torch, before and after a resize; the model has inputs side by side."""
+    kind, take, example, inputs = ARGUMENTS[name]
+    net = kind(take).eval()
+    model = mg.export(net, example, dynamic_batch=dynamic)
+    assert [value.name for value in model.graph.inputs] == inputs
+    graph = mg.lift(model)
+    plan = mg.uniform(graph, 0.5)
+    again, slim = mg.to_torch(model), mg.to_torch(mg.apply(graph, plan))
+    feeds = {value.name or "": tensor.numpy() for value, tensor in zip(model.graph.inputs, (X, Y))}
+    for size in (2, 5) if dynamic else (2,):
+        given = pytree.tree_map_only(torch.Tensor, _of_size(size), example)
+        fed = {key: np.tile(array, (3, 1))[:size] for key, array in feeds.items()}
+        keywords = given if isinstance(given, dict) else {}
+        positional = () if keywords else given
+        for copied in (again, copy.deepcopy(again), pickle.loads(pickle.dumps(again))):
+            torch.testing.assert_close(
+                copied(*positional, **keywords), net(*positional, **keywords)
+            )
+        (expected,) = ort.run(mg.apply(graph, plan), fed).values()
+        np.testing.assert_allclose(slim(*positional, **keywords).detach(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "noted",
+    ["{", "7", '{"list": ["batch_x"]}', '{"dict": [["batch", {"dict": [["x", "elsewhere"]]}]]}'],
+)
+def test_arguments_that_do_not_fit_are_ignored(noted: str) -> None:
+    kind, take, example, _ = ARGUMENTS["dict"]
+    net = kind(take).eval()
+    model = mg.export(net, example)
+    model.metadata_props[INPUTS_KEY] = noted
+    torch.testing.assert_close(mg.to_torch(model)(X, Y), net(*example))
+
+
+def test_a_batch_that_is_one_argument_is_told_from_arguments_by_name() -> None:
+    kind, take, example, _ = ARGUMENTS["dict"]
+    with pytest.raises(mg.UnsupportedError, match=r"'batch' is missing.*is given as \(dict,\)"):
+        mg.export(kind(take), example[0])

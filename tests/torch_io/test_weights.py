@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import morphgraph as mg
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import runtime as ort
 from morphgraph.testing import model_from_text, randomize_weights
@@ -143,3 +144,60 @@ def test_a_network_of_another_size_is_refused(model: ir.Model) -> None:
     other = residual_cnn((8, 12))
     with pytest.raises(ModelError, match=r"12x8x3x3 in the network, 16x8x3x3 in the model"):
         with_weights(model, other)
+
+
+def dense(names: list[str]) -> ir.Model:
+    """Two layers and a norm from elsewhere, with weights of these names: all of one shape each."""
+    model = model_from_text(
+        "net (float[2,3] x, float[8,3] k, float[8] b, float[8] s, float[8] t, float[2,8] q) "
+        "=> (float y) { h = Gemm <transB = 1> (x, k, b)  l = LayerNormalization (h, s, t) "
+        "r = Relu(l) y = Gemm <transB = 1> (r, q) }"
+    )
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    for value, name in zip([model.graph.initializers[k] for k in "kbstq"], names, strict=True):
+        value.name = name
+    return model
+
+
+HOSTILE = [
+    ["conv/kernel:0", "conv/bias:0", "ln/gamma", "ln/beta", "out/kernel:0"],
+    ["1", "2", "3", "4", "5"],
+    ["a.b", "a_b", "a/b", "a:b", "a b"],
+    ["state_dict", "training", "forward", "class", "self.weight."],
+    ["h.bias", "h.weight", "l.bias", "l.weight", "y.weight"],  # roles that are mixed up
+    ["l.weight", "l.bias", "y.weight", "h.bias", "h.weight"],
+]
+
+
+@pytest.mark.parametrize("names", HOSTILE, ids=" ".join)
+def test_a_state_dict_of_a_network_from_elsewhere_comes_back(names: list[str]) -> None:
+    model = dense(names)
+    net, x = to_torch(model), torch.randn(2, 3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.rand(parameter.shape))
+    file = io.BytesIO()
+    torch.save({f"module.{key}": tensor for key, tensor in net.state_dict().items()}, file)
+    file.seek(0)
+    for state in (net.state_dict(), torch.load(file)):
+        back = with_weights(model, state)
+        assert_close(answer_whole(back, x), net(x).detach())
+        graph = mg.lift(model)
+        plan = mg.uniform(graph, 0.5)
+        by_state, by_net = (mg.apply(graph, plan, weights=given) for given in (state, net))
+        assert_close(answer_whole(by_state, x), answer_whole(by_net, x))
+    by_onnx = {net.meta["morphgraph.parameters"][k]: t for k, t in net.state_dict().items()}
+    assert_close(answer_whole(with_weights(model, by_onnx), x), net(x).detach())
+
+
+def answer_whole(model: ir.Model, x: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(next(iter(ort.run(model, {"x": x.numpy()}).values())))
+
+
+def test_a_tensor_that_is_missing_in_a_state_dict_from_elsewhere_is_named() -> None:
+    model = dense(HOSTILE[0])
+    state = to_torch(model).state_dict()
+    del state["l.bias"]
+    with pytest.raises(ModelError, match="tensor 'ln/beta': the network has no weight"):
+        with_weights(model, state)

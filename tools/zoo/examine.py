@@ -23,6 +23,7 @@ from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import wrong_slices
 from morphgraph.tolerances import RESIZED as REJECTED
+from morphgraph.torch_io.to_torch import flat_network
 
 T = TypeVar("T")
 Arrays = list[np.ndarray[Any, Any]]
@@ -133,7 +134,7 @@ class Examination:
                     self.found.passed_wrongly.append(fault)
 
     def _to_torch(self, which: str, model: ir.Model, feeds: Feeds, expected: Arrays) -> None:
-        net = mg.to_torch(model)
+        net = flat_network(model)
         names = [v.name or "" for v in model.graph.inputs if not v.is_initializer()]
         inputs = [torch.from_numpy(feeds[name].copy()) for name in names]
         outputs = net(*inputs)

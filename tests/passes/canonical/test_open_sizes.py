@@ -170,6 +170,41 @@ def test_sizes_that_are_read_keep_theirs() -> None:
                 np.testing.assert_allclose(found.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
+TILES = {  # operand, repeats joined from the batch b, the length t and numbers, widths that shrink
+    "a token by batch": ("1,1,16", "b, i1, i1", [16]),
+    "tokens by batch, twice": ("1,3,16", "b, i2, i1", [16]),
+    "channels twice": ("1,1,8", "b, i1, i2", [8]),
+    "by length": ("1,2,16", "b, t, i1", [16]),
+    "without a known piece": ("1,1,16", "all", []),
+}
+
+
+@pytest.mark.parametrize("name", TILES)
+def test_only_the_axes_that_are_repeated_by_computed_numbers_keep_their_size(name: str) -> None:
+    """A learned start of a sequence, repeated for every sample."""
+    sizes, repeats, widths = TILES[name]
+    pieces = (
+        f"p = Concat<axis=0>({repeats})"
+        if repeats != "all"
+        else ("j = Concat<axis=0>(b, i1, i1)  p = Mul(j, i1)")
+    )
+    graph = mg.lift(
+        model_from_text(f"""net (float[B,T,8] x, float[{sizes}] first, float[8,16] w, float[16,5] v)
+        => (float[B,U,5] y) <int64[1] i1 = {{1}}, int64[1] i2 = {{2}}> {{
+            b = Shape<start=0, end=1>(x)  t = Shape<start=1, end=2>(x)  {pieces}
+            k = Tile(first, p)  m = MatMul(x, w)  c = Concat<axis=1>(k, m)  r = Relu(c)
+            y = MatMul(r, v) }}""")
+    )
+    assert [group.width for group in graph.groups if group.resizable] == widths
+    if widths:
+        resized_is_right(graph, [[(1, 3, 8)], [(4, 70, 8)]])
+    net = mg.to_torch(graph.model)
+    for size in ((2, 3, 8), (3, 5, 8)):
+        x = torch.randn(size)
+        (expected,) = ort.run(graph.model, {"x": x.numpy()}).values()
+        np.testing.assert_allclose(net(x).detach(), expected, rtol=1e-4, atol=1e-5)
+
+
 IMAGES: dict[str, tuple[str, str, str, tuple[int, ...], list[tuple[int, ...]]]] = {
     "NHWC": ("N,H,W,3", "0,3,1,2", "0,2,3,1", (3, 3), [(1, 20, 31, 3), (3, 64, 9, 3)]),
     "unk__": ("unk__1,unk__2,unk__3,3", "0,3,1,2", "0,2,3,1", (3, 3), [(2, 9, 8, 3)] * 2),
