@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Shape
 from morphgraph.onnx_io import escape, is_unsized
+from morphgraph.onnx_io.maps import is_map
 from morphgraph.ops.description import (
     IDENTITY,
     Description,
@@ -206,7 +207,7 @@ def describe(n: OpNode) -> Description:
         full = f"{n.domain}::{n.op_type}" if n.domain else n.op_type
         return opaque(n, f"no notation for operator {full}")
     for value in (*n.ir.inputs, *n.ir.outputs):
-        if value is not None and is_unsized(value):
+        if value is not None and is_unsized(value) and not is_map(value):
             return opaque(
                 n, f"the size of '{escape(value.name or '')}' is not known before it runs"
             )

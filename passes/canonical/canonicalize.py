@@ -33,10 +33,12 @@ from morphgraph.onnx_io import (
     node_label,
 )
 from morphgraph.onnx_io.check import check_opset
+from morphgraph.onnx_io.maps import is_map
 from morphgraph.ops import entry_of, listed_parameters
 from morphgraph.passes.canonical.declared import note_declared
 from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.fold import fold_constants
+from morphgraph.passes.canonical.separate_packed import separate_packed
 from morphgraph.passes.canonical.size_runs import Digests
 from morphgraph.passes.canonical.split_sequences import split_sequences
 from morphgraph.passes.canonical.symbols import input_symbols
@@ -116,6 +118,7 @@ def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
     """
     digests = fold_constants(model, varying)
     split_sequences(model)
+    separate_packed(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     name_nodes(model.graph)
@@ -196,7 +199,7 @@ def _warn_of_unsized(graph: ir.Graph) -> None:
         (node, value)
         for node in graph
         for value in node.outputs
-        if is_unsized(value) and not any(map(is_unsized, node.inputs))
+        if is_unsized(value) and not is_map(value) and not any(map(is_unsized, node.inputs))
     ]
     if not first:
         return

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from morphgraph.errors import ModelError
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import captured_values, escape, known_shape, node_label, subgraphs
+from morphgraph.onnx_io.maps import is_map_type
 from morphgraph.ops import Op, OpNode, describe, entry_of, mismatch_hint
 from morphgraph.ops.op import UnsupportedFormError, lookup
 from morphgraph.passes.canonical.ask_runtime import Runtime
@@ -291,6 +292,8 @@ def _retyped(declared: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
 
 def _refine(value: ir.Value, inferred: onnx.TypeProto) -> None:
     """Write an inferred type; a size that it leaves open stays as the file declares it."""
+    if is_map_type(inferred):
+        return  # onnx_ir has no such type
     value.type = ir.serde.deserialize_type_proto_for_type(inferred)
     shape = ir.serde.deserialize_type_proto_for_shape(inferred)
     declared = value.shape

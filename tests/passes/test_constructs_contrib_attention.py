@@ -95,6 +95,22 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
     "groups, window": (grouped("q, k, v, , , l, t", ", local_window_size=3, softcap=2.0"), [2]),
     "groups, bias": (grouped("q, k, v, , , l, t, , , , s", more=", float[2,4,5,5] s"), [2]),
     "groups, sink": (grouped("q, k, v, , , l, t, , , , , s", more=", float[4] s"), [2]),
+    "groups, packed": (
+        """net (float[2,5,6] x, float[6,128] w1, float[64,3] w2, float[9,8] cosines,
+            float[9,8] sines) => (float[2,5,3] y) <int32[2] l = {4,4}, int32 t = {5}> {
+            q = MatMul(x, w1)
+            b, k, v = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2, do_rotary=1>
+                (q, , , , , l, t, cosines, sines)
+            y = MatMul(b, w2) }""",
+        [2],
+    ),
+    "groups, past": (
+        grouped("q, k, v, p, r, l, t", more=", float[1,2,4,16] p, float[1,2,4,16] r")
+        .replace("b = com", "b, o1, o2 = com")
+        .replace("[2,5,", "[1,5,")
+        .replace("int32[2] l = {4,4}, int32 t = {5}", "int32[1] l = {8}, int32 t = {9}"),
+        [2],
+    ),
     "rotation": (
         network(
             "a = com.microsoft.RotaryEmbedding<num_heads=3>(q, i, cosines, sines)"
