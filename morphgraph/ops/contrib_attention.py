@@ -267,7 +267,7 @@ class PackedAttention(_Heads):
 
 
 @op("QAttention", domain=_DOMAIN)
-class QuantizedAttention(_Heads):
+class QuantizedAttention(Op):
     """The same of stored numbers, whose result is a real one."""
 
     quantized = MappingProxyType({0: (3, 6), 1: (4, 7)})
@@ -485,13 +485,13 @@ class RotaryEmbedding(Op):
 class EmbedLayerNormalization(Op):
     """The sum of the embeddings of words, positions and segments, normalized."""
 
-    typed_by = 2
+    typed_by = (2, 0, 2)
 
     @staticmethod
     def shape(
         ids: Shape, _segments: Shape | None, words: Shape, *_others: Shape | None
-    ) -> list[Shape | None]:
-        return [(*ids, words[1]), None, (*ids, words[1])]
+    ) -> list[Shape]:
+        return [(*ids, words[1]), ids[:1], (*ids, words[1])]
 
     @staticmethod
     def describe(n: OpNode) -> Description:

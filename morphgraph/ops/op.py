@@ -73,7 +73,8 @@ class Op:
         zeros: operands that mean zero where they are absent (biases, initial states).
         shape: the results' shapes for an operator of which ONNX infers none. It takes the operands'
             shapes (``None`` for an absent one) and returns one shape, or a list of them.
-        typed_by: the operand of whose type the results are that ``shape`` tells the shapes of.
+        typed_by: the operand of whose type the results are that ``shape`` tells the shapes of, or
+            one for each.
         initial: per operand that is a layer's weight how PyTorch draws it
             (:class:`~morphgraph.ops.initial.Initial`), for training from scratch.
         origin: file and line where a user taught the operator; empty for the program's own.
@@ -98,7 +99,7 @@ class Op:
     zeros: ClassVar[tuple[int, ...]] = ()
     describe: ClassVar[Callable[..., Description]]
     shape: ClassVar[Callable[..., Shape | Sequence[Shape | None]] | None] = None
-    typed_by: ClassVar[int] = 0
+    typed_by: ClassVar[int | tuple[int, ...]] = 0
     resize: ClassVar[Callable[..., None] | None] = None
     initial: ClassVar[Callable[..., Mapping[int, Any]] | None] = None
     lower: ClassVar[Callable[..., Any] | None] = None

@@ -307,12 +307,17 @@ def _refine(value: ir.Value, inferred: onnx.TypeProto) -> None:
     )
 
 
-def _write_shapes(node: ir.Node, shapes: Sequence[Any], typed_by: int, outdated: bool) -> None:
+def _write_shapes(
+    node: ir.Node, shapes: Sequence[Any], typed_by: int | tuple[int, ...], outdated: bool
+) -> None:
     """Write the shapes of results: one, or one per result; declared ones stay if not outdated."""
     several = any(shape is None or isinstance(shape, Sequence) for shape in shapes)
-    for value, shape in zip(node.outputs, shapes if several else [shapes], strict=False):
-        model = node.inputs[typed_by] if typed_by < len(node.inputs) else None
-        if value.type is None and model is not None and (shape is not None or not several):
-            value.type = model.type
+    for k, (value, shape) in enumerate(
+        zip(node.outputs, shapes if several else [shapes], strict=False)
+    ):
+        source = typed_by if isinstance(typed_by, int) else typed_by[k]
+        like = node.inputs[source] if source < len(node.inputs) else None
+        if value.type is None and like is not None and shape is not None:
+            value.type = like.type
         if shape is not None and (outdated or known_shape(value) is None):
             value.shape = ir.Shape(shape)

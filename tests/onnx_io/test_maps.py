@@ -1,6 +1,7 @@
 """Values that are maps: onnx_ir has no type for them, and they stay what they are."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ import morphgraph as mg
 
 GENERATOR = np.random.default_rng(0)
 ML = "ai.onnx.ml"
-LABELS = {
+LABELS: dict[str, tuple[int, dict[str, Any]]] = {
     "integers": (TensorProto.INT64, {"classlabels_int64s": [0, 1, 2, 3, 4]}),
     "words": (TensorProto.STRING, {"classlabels_strings": list("abcde")}),
 }
