@@ -19,5 +19,6 @@ ALIASES_KEY = "morphgraph.aliases"  # by constant and reader the name that an Id
 # In ``Value.meta``, in memory only, in models with dynamic sizes:
 STATIC_SHAPE_KEY = "static_shape"  # the sizes that a value is analysed with
 DEFAULT_KEY = "default"  # of an input that callers may leave out: what it is then
+LENGTH_KEY = "length"  # of an input that counts keys or marks them: its number without padding
 DYNAMIC_AXES_KEY = "dynamic_axes"  # the axes whose size depends on one that is not the batch
 UNSIZED_KEY = "unsized"  # true: nobody knows its size before the model runs

@@ -11,7 +11,7 @@ import onnxruntime
 
 from morphgraph.arrays import Array, Arrays, Shape
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io.keys import DEFAULT_KEY
+from morphgraph.onnx_io.keys import DEFAULT_KEY, LENGTH_KEY
 from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.values import dtype_of, static_shape
 
@@ -107,18 +107,24 @@ DRAWS: tuple[Draw, ...] = (
 
 
 def random_inputs(model: ir.Model, seed: int = 0, draw: Draw = DRAWS[0]) -> Arrays:
-    """Inputs of the static shapes: what they are by default, normal numbers, or small integers."""
+    """Inputs of the static shapes: what they are by default, normal numbers, or small integers.
+
+    An input that counts keys counts all of them.
+    """
     generator = np.random.default_rng(seed)
     feeds: Arrays = {}
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
-        default = value.meta.get(DEFAULT_KEY)
-        feeds[value.name or ""] = (
-            random_array(generator, static_shape(value), dtype_of(value), draw)
-            if default is None
-            else default.numpy().astype(dtype_of(value))
-        )
+        shape, dtype = static_shape(value), dtype_of(value)
+        default, length = value.meta.get(DEFAULT_KEY), value.meta.get(LENGTH_KEY)
+        if default is not None:
+            array = default.numpy().astype(dtype)
+        elif length is not None:
+            array = np.full(shape, length, dtype)
+        else:
+            array = random_array(generator, shape, dtype, draw)
+        feeds[value.name or ""] = array
     return feeds
 
 

@@ -354,6 +354,11 @@ class GroupQueryAttention(Op):
         return [(batch, length, num_heads * size), present, present, whole]
 
     @staticmethod
+    def lengths(n: OpNode) -> Mapping[int, int]:
+        keys = n.shape(0)[1] + (n.shape(3)[2] if n.has(3) else 0)
+        return {5: keys - 1, 6: keys}
+
+    @staticmethod
     def describe(n: OpNode, *, kv_num_heads: int, num_heads: int) -> Description:
         if not n.has(1) or not n.has(2) or n.has(12) or n.has(13):
             raise UnsupportedFormError("GroupQueryAttention with packed operands or stored numbers")

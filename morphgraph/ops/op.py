@@ -75,6 +75,8 @@ class Op:
             shapes (``None`` for an absent one) and returns one shape, or a list of them.
         typed_by: the operand of whose type the results are that ``shape`` tells the shapes of, or
             one for each.
+        lengths: per operand that must fit the sizes of the others the number that it holds where
+            nothing is padded.
         initial: per operand that is a layer's weight how PyTorch draws it
             (:class:`~morphgraph.ops.initial.Initial`), for training from scratch.
         origin: file and line where a user taught the operator; empty for the program's own.
@@ -101,6 +103,7 @@ class Op:
     shape: ClassVar[Callable[..., Shape | Sequence[Shape | None]] | None] = None
     typed_by: ClassVar[int | tuple[int, ...]] = 0
     resize: ClassVar[Callable[..., None] | None] = None
+    lengths: ClassVar[Callable[..., Mapping[int, int]] | None] = None
     initial: ClassVar[Callable[..., Mapping[int, Any]] | None] = None
     lower: ClassVar[Callable[..., Any] | None] = None
     origin: ClassVar[str] = ""

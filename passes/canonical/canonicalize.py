@@ -38,6 +38,7 @@ from morphgraph.ops import entry_of, listed_parameters
 from morphgraph.passes.canonical.declared import note_declared
 from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.fold import fold_constants
+from morphgraph.passes.canonical.lengths import note_lengths
 from morphgraph.passes.canonical.separate_packed import separate_packed
 from morphgraph.passes.canonical.size_runs import Digests
 from morphgraph.passes.canonical.split_sequences import split_sequences
@@ -92,6 +93,7 @@ def canonicalize(
         bound = original.clone()
         _fold(bound, frozenset())
     untie_constants(bound)
+    note_lengths(bound)
     _warn_of_unsized(bound.graph)
     bound.meta.update({CANONICAL_KEY: True, DECLARED_KEY: declared, ORIGINAL_KEY: original})
     return bound

@@ -192,3 +192,26 @@ def test_groups_and_slices(name: str) -> None:
     graph = graph_of(name)
     assert [group.width for group in graph.groups if group.resizable] == NETWORKS[name][1]
     prove(graph, seeds=(0, 1), faults=6)
+
+
+def test_lengths_of_keys_that_callers_give() -> None:
+    """ONNX Runtime takes no lengths that do not fit: a check gives those of a whole batch."""
+    text = NETWORKS["groups"][0].replace(LENGTHS, "").replace("<>", "")
+    text = text.replace("float[2,5,6] x,", "float[2,5,6] x, int32[2] l, int32[1] t,", 1)
+    graph = lift(model_from_text(OPSET + text, inputs=("x", "l", "t")))
+    assert [group.width for group in graph.groups if group.resizable] == [2]
+    prove(graph, seeds=(0,), faults=6)
+
+
+def test_lengths_of_keys_from_a_mask() -> None:
+    """As builders of models for generation write it."""
+    text = NETWORKS["groups"][0].replace(LENGTHS, "int64[1] one = {1}, int64 axis = {1}")
+    text = text.replace("float[2,5,6] x,", "float[2,5,6] x, int64[2,5] m,", 1)
+    text = text.replace(
+        "b = com",
+        """sum = ReduceSum<keepdims=0>(m, one)  less = Sub(sum, one)  l = Cast<to=6>(less)
+        shape = Shape(m)  size = Gather(shape, axis)  t = Cast<to=6>(size)  b = com""",
+    )
+    graph = lift(model_from_text(OPSET + text, inputs=("x", "m")))
+    assert [group.width for group in graph.groups if group.resizable] == [2]
+    prove(graph, seeds=(0,), faults=6)
