@@ -47,6 +47,7 @@ _FAMILIES = {
     "contrib": "ONNX Runtime's own (`com.microsoft`)",
     "contrib_attention": "ONNX Runtime's own, around attention (`com.microsoft`)",
     "contrib_quantize": "ONNX Runtime's own, quantized (`com.microsoft`)",
+    "ml": "Features of tables (`ai.onnx.ml`)",
     "barriers": "Barriers",
     "sizes": "Computing with sizes",
 }
@@ -125,6 +126,8 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     ),
     "com.microsoft::FusedGemm": (Example("2x8, 8x4, 4 -> 2x4", {}),),
     "com.microsoft::FusedMatMul": (Example("2x6x8, 2x8x4 -> 2x6x4", {}),),
+    "ai.onnx.ml::Imputer": (Example("2x8 -> 2x8", {}),),
+    "ai.onnx.ml::Scaler": (Example("2x8 -> 2x8", {}),),
     "com.microsoft::DynamicQuantizeLSTM": (
         Example("5x2x3, 1x3x16, 1x4x16, 1x32, 2, 1x2x4, 1x2x4 -> 5x1x2x4, 1x2x4, 1x2x4", {}),
     ),

@@ -11,7 +11,7 @@ from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text, prove
 
-OPSET = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>'
+OPSET = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1, "ai.onnx.ml": 3]>'
 TOKENS = """net (float[1,5,3] x, float[3,6] w1, float[6,2] w2{more}) => (float[1,5,2] y)
     <float[1,5,6] b{values}> {{ a = MatMul(x, w1)  {body}  y = MatMul(b, w2) }}"""
 IMAGES = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2{more}) => (float[1,2,4,4] y)
@@ -201,6 +201,20 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
             y = MatMul(b, w2) }}""",
         [6],
     ),
+    **{
+        f"{kind} of {form}": (
+            f"""net (float[4,3] x, float[3,5] w1, float[5,2] w2) => (float[4,2] y) {{
+                a = MatMul(x, w1)  r = Relu(a)
+                b = ai.onnx.ml.{kind}<{form}>(r)  y = MatMul(b, w2) }}""",
+            [5],
+        )
+        for kind, form in (
+            ("Scaler", "offset=[0.1,0.2,-0.3,0.4,0.5], scale=[1.5,2.0,3.0,0.5,1.0]"),
+            ("Scaler", "offset=[0.5], scale=[2.0]"),
+            ("Imputer", "imputed_value_floats=[0.1,0.2,-0.3,0.4,0.7]"),
+            ("Imputer", "imputed_value_floats=[0.5], replaced_value_float=0.0"),
+        )
+    },
     "QGemm": (
         """net (float[4,3] x, float[3,6] w1, float[2,2] w2) => (float[4,2] y)
         <float s = {0.03}, uint8 o = {120}, float t = {0.02}, uint8 p = {90}, uint8[4,2] z,

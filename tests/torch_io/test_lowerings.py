@@ -849,6 +849,15 @@ CONTRIB_CASES = [  # inputs, result, constants, operator, its form
         )
     ),
     *(
+        ("float[3,4] x", "float[3,4]", "", f"ai.onnx.ml.{kind}", f"<{form}> (x)")
+        for kind, form in (
+            ("Scaler", "offset = [0.1, 0.2, -0.3, 0.4], scale = [1.5, 2.0, 3.0, 0.5]"),
+            ("Scaler", "offset = [0.5], scale = [2.0]"),
+            ("Imputer", "imputed_value_floats = [0.1, 0.2, -0.3, 0.4]"),
+            ("Imputer", "imputed_value_floats = [0.5], replaced_value_float = 1.0"),
+        )
+    ),
+    *(
         (_STORED[0], "uint8[2,3,4,6]", _STORED[1], "QLinearSoftmax", f"<{form}> (x, s, o, r, n)")
         for form in ("axis = 1, opset = 13", "axis = 2, opset = 12")
     ),
@@ -977,9 +986,10 @@ def test_operators_of_onnx_runtime_itself(
     inputs: str, result: str, constants: str, kind: str, form: str
 ) -> None:
     dtype, _, shape = result.partition("[")
-    call = f"com.microsoft.{kind} {form}" if kind else form
+    domain = "" if "." in kind or not kind else "com.microsoft."
+    call = f"{domain}{kind} {form}"
     more = _FURTHER_RESULTS.get(kind, "")
-    head = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>'
+    head = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1, "ai.onnx.ml" : 3]>'
     text = f"{head} net ({inputs}) => ({dtype}[{shape} y) <{constants}> {{ y{more} = {call} }}"
     model = canonicalize(model_from_text(text, inputs=("x", "z")))
     feeds = ort.random_inputs(model)
@@ -1074,6 +1084,7 @@ def test_every_operator_has_a_case() -> None:
     texts = [case[-1] for case in (*CASES, *NEWER_CASES, *CONTRIB_CASES)]
     covered = {word for nodes in texts for word in nodes.replace("(", " ").split()}
     covered |= {f"com.microsoft::{case[3]}" for case in CONTRIB_CASES}
+    covered |= {"::".join(case[3].rsplit(".", 1)) for case in CONTRIB_CASES if "." in case[3]}
     described = {name for name in described_ops() if "com.acme" not in name}
     barriers = {
         name for name in described if issubclass(entry_of(*name.split("::")[::-1]) or Op, Barrier)

@@ -68,13 +68,7 @@ MODELS = {
     "QLinearSoftmax": lambda: _network(
         _quantized(_node("QLinearSoftmax", ["q", "s", "z", "s", "z"], axis=-1, opset=13)), SCALE
     ),
-    "Scaler": lambda: _network(
-        [_node("Scaler", ["x"], ML, offset=[0.0] * 32, scale=[2.0] * 32)], {}, shape=("B", 32)
-    ),
     "Normalizer": lambda: _network([_node("Normalizer", ["x"], ML, norm="L2")], {}, shape=(4, 32)),
-    "Imputer": lambda: _network(
-        [_node("Imputer", ["x"], ML, imputed_value_floats=[0.5])], {}, shape=("B", 32)
-    ),
     "Inverse": lambda: _network([_node("Inverse", ["x"])], {}, shape=(2, 32, 32)),
     "LayerNormalization of opset 13": lambda: _network(
         [_node("LayerNormalization", ["x", "g", "b"], "")], {"g": (32,), "b": (32,)}, opset=13
