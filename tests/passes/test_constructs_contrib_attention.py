@@ -1,10 +1,14 @@
 """Attentions of ONNX Runtime's own, and what stands around them: resized equals masked."""
 
+import numpy as np
 import pytest
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
+from morphgraph.plans import make_plan
 from morphgraph.testing import model_from_text, prove
+from morphgraph.testing.prove import prove_plan
 
 OPSET = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>'
 QKV = "q = MatMul(x, w1)  k = MatMul(x, w3)  v = MatMul(x, w4)"
@@ -215,3 +219,15 @@ def test_lengths_of_keys_from_a_mask() -> None:
     graph = lift(model_from_text(OPSET + text, inputs=("x", "m")))
     assert [group.width for group in graph.groups if group.resizable] == [2]
     prove(graph, seeds=(0,), faults=6)
+
+
+def test_a_packed_operand_whose_attention_keeps_its_size_stays_separate() -> None:
+    text = NETWORKS["groups, packed"][0].replace(
+        "float[6,128] w1", "float[6,7] w0, float[7,128] w1"
+    )
+    text = text.replace("q = MatMul(x, w1)", "a = MatMul(x, w0)  r = Relu(a)  q = MatMul(r, w1)")
+    graph = lift(model_from_text(OPSET + text))
+    group = graph.group("MatMul_a")
+    keep = {group.index: np.array([0, 2, 5])}
+    costs = [cost(graph, unit) for unit in ("flops", "params")]
+    assert prove_plan(graph, make_plan(graph, keep, {}, costs)).ok
