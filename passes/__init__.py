@@ -10,6 +10,8 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
         ask_runtime     those that nobody knows, from a run of the node in ONNX Runtime
         fold_values     what single nodes compute from constants
         split_sequences SplitToSequence and SequenceAt become Split
+        lengths         inputs that count keys, and what they are without padding
+        separate_packed packed queries, keys and values become three operands
         dynamic_sizes   sequences, heights and widths that stay dynamic
         dynamic_batch   a batch that stays dynamic
         size_runs       the recipe's runs at several sizes, compared

@@ -50,6 +50,7 @@ _FAMILIES = {
     "contrib": "ONNX Runtime's own (`com.microsoft`)",
     "contrib_attention": "ONNX Runtime's own, around attention (`com.microsoft`)",
     "contrib_quantize": "ONNX Runtime's own, quantized (`com.microsoft`)",
+    "ml": "Features of tables (`ai.onnx.ml`)",
     "barriers": "Barriers",
     "sizes": "Computing with sizes",
 }
@@ -128,6 +129,19 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     ),
     "com.microsoft::FusedGemm": (Example("2x8, 8x4, 4 -> 2x4", {}),),
     "com.microsoft::FusedMatMul": (Example("2x6x8, 2x8x4 -> 2x6x4", {}),),
+    "ai.onnx.ml::Imputer": (Example("2x8 -> 2x8", {}),),
+    "ai.onnx.ml::Scaler": (Example("2x8 -> 2x8", {}),),
+    "com.microsoft::DynamicQuantizeLSTM": (
+        Example("5x2x3, 1x3x16, 1x4x16, 1x32, 2, 1x2x4, 1x2x4 -> 5x1x2x4, 1x2x4, 1x2x4", {}),
+    ),
+    "com.microsoft::DynamicQuantizeMatMul": (Example("2x6x8, 8x4, 4, 4, 4 -> 2x6x4", {}),),
+    "com.microsoft::MatMulIntegerToFloat": (Example("2x6x8, 8x4, 1, 4, 1, 4, 4 -> 2x6x4", {}),),
+    "com.microsoft::MatMulNBits": (
+        Example("2x6x32, 4x2x8, 4x2 -> 2x6x4", {"K": 32, "N": 4, "bits": 4, "block_size": 16}),
+    ),
+    "com.microsoft::QLinearSoftmax": (
+        Example(f"{_IMAGE}, 1, 1, 1, 1 -> {_IMAGE}", {"axis": 1, "opset": 13}),
+    ),
     "com.microsoft::EmbedLayerNormalization": (
         Example("2x5, 2x5, 20x8, 9x8, 2x8, 8, 8 -> 2x5x8, 2, 2x5x8", {}),
     ),

@@ -24,6 +24,7 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # ships n
 from morphgraph.errors import FileError, ModelError, MorphError, MorphWarning
 from morphgraph.onnx_io.check import MIN_OPSET, check_proto, escape
 from morphgraph.onnx_io.mapped import is_stored
+from morphgraph.onnx_io.maps import note_maps, without_maps, write_maps
 from morphgraph.onnx_io.model import bind_inputs, root_cause
 from morphgraph.onnx_io.old_opsets import raised, standard_opset
 
@@ -84,6 +85,7 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
     if not _wants_external_data(model):
         try:
             proto = ir.to_proto(_internalized(model))
+            write_maps(model, proto.graph)
             _drop_repeated_metadata(proto)
             content = proto.SerializeToString(deterministic=True)
         except (ir.serde.SerdeError, EncodeError, ValueError) as error:
@@ -202,7 +204,9 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: str | None) -> ir.Mo
         is_sorted = check_proto(proto, folder)
         version = standard_opset(proto)
         proto = raised(proto)
-        model = ir.from_proto(proto)
+        with without_maps(proto) as maps:
+            model = ir.from_proto(proto)
+        note_maps(model, maps)
     except MorphError as error:
         raise type(error)(f"{where}: {error}") from error
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:

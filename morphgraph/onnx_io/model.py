@@ -20,6 +20,7 @@ from morphgraph.onnx_io.keys import (
     UNSIZED_KEY,
 )
 from morphgraph.onnx_io.mapped import blocks
+from morphgraph.onnx_io.maps import write_maps
 from morphgraph.onnx_io.values import is_float, values_of
 
 
@@ -87,6 +88,7 @@ def checker_refusal(model: ir.Model) -> str | None:
         proto.graph.name = graph.name or "graph"
         proto.graph.input.extend(map(ir.serde.serialize_value, graph.inputs))
         proto.graph.output.extend(map(ir.serde.serialize_value, graph.outputs))
+        write_maps(model, proto.graph)
         proto.graph.node.extend(map(ir.serde.serialize_node, graph))
         for name, value in graph.initializers.items():
             # Of size 0, so that no data is missing.

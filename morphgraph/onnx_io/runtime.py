@@ -62,16 +62,37 @@ def _refused(error: Exception) -> UnsupportedError:
 def run(model: ir.Model, feeds: Mapping[str, Array]) -> Arrays:
     """Run a model once, without optimizations that reorder arithmetic; results by name.
 
+    Of a map its numbers, of a sequence all its parts behind each other.
+
+    Raises:
+        UnsupportedError: ONNX Runtime does not take the model, or fails while it runs.
+    """
+    return {name: _as_array(result) for name, result in results(model, feeds).items()}
+
+
+def results(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Any]:
+    """The same, as ONNX Runtime gives them: arrays, lists of them, dicts.
+
     Raises:
         UnsupportedError: ONNX Runtime does not take the model, or fails while it runs.
     """
     running = session(model, optimize=False)
     names = [output.name for output in running.get_outputs()]
     try:
-        results = running.run(names, dict(feeds))
+        found = running.run(names, dict(feeds))
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise _refused(error) from error
-    return dict(zip(names, results, strict=True))
+    return dict(zip(names, found, strict=True))
+
+
+def _as_array(result: Any) -> Array:
+    if isinstance(result, Mapping):
+        return np.array(list(result.values()))
+    if isinstance(result, list):
+        parts = [_as_array(part).reshape(-1) for part in result]
+        return np.concatenate(parts) if parts else np.zeros(0)
+    array: Array = result
+    return array
 
 
 Draw = Callable[[np.random.Generator, Shape], Array]

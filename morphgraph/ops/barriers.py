@@ -68,3 +68,8 @@ class WithoutAxes(Barrier):
 @op("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix")
 class Table(Barrier):
     reason = "makes numbers from numbers"
+
+
+@op("ZipMap", domain="ai.onnx.ml")
+class Named(Barrier):
+    reason = "names every class"

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+
 from morphgraph.arrays import Shape
 from morphgraph.ops.initial import Initial, by_fan_in, by_kernel
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked, torch_padding, window_axes, window_pads
 
 
@@ -313,6 +315,17 @@ def product_axes(left: Shape, right: Shape) -> tuple[str, str, str]:
     second = "k" if len(right) == 1 else "*b k n"
     axes = ("*b" if len(left) > 1 or len(right) > 1 else "", "m" if len(left) > 1 else "")
     return first, second, " ".join([*axes, "n" if len(right) > 1 else ""]).strip()
+
+
+def product_shape(left: Shape, right: Shape) -> Shape:
+    """The shape of a product of two stacks of matrices.
+
+    Raises:
+        UnsupportedFormError: one of them is a vector.
+    """
+    if min(len(left), len(right)) < 2:
+        raise UnsupportedFormError("a product of vectors")
+    return (*np.broadcast_shapes(left[:-2], right[:-2]), left[-2], right[-1])
 
 
 def product(n: OpNode, line: str, left: str, right: str, operands: tuple[int, int]) -> Description:

@@ -8,7 +8,15 @@ operand's shape tell it, and convolutions; for others the file must state it.
 from collections.abc import Mapping, Sequence
 
 from morphgraph.arrays import Shape
-from morphgraph.ops.contraction import Conv, Convolution, Convolutional, Gemm, matrices, product
+from morphgraph.ops.contraction import (
+    Conv,
+    Convolution,
+    Convolutional,
+    Gemm,
+    matrices,
+    product,
+    product_shape,
+)
 from morphgraph.ops.elementwise import Elementwise
 from morphgraph.ops.initial import ONE, ZERO, Initial
 from morphgraph.ops.lowering import TorchBuilder, fx
@@ -140,18 +148,37 @@ class FusedGemm(Op):
 
 @op("FusedMatMul", domain=_DOMAIN)
 class FusedMatMul(Op):
+    """A product of operands whose axes are turned: the last two, or the batch before the first."""
+
+    @staticmethod
+    def shape(
+        left: Shape,
+        right: Shape,
+        *,
+        transA: int = 0,
+        transB: int = 0,
+        transBatchA: int = 0,
+        transBatchB: int = 0,
+    ) -> Shape:
+        if min(len(left), len(right)) < 2:
+            raise UnsupportedFormError("FusedMatMul of vectors")
+        a, b = _turned(left, transA, transBatchA), _turned(right, transB, transBatchB)
+        return product_shape(a, b)
+
     @staticmethod
     def describe(
         n: OpNode, *, transA: int = 0, transB: int = 0, transBatchA: int = 0, transBatchB: int = 0
     ) -> Description:
-        if transBatchA or transBatchB or min(len(n.shape(0)), len(n.shape(1))) < 2:
-            raise UnsupportedFormError("FusedMatMul of vectors, or with its batch axes turned")
-        left, right = "*b k m" if transA else "*b m k", "*b n k" if transB else "*b k n"
-        return product(n, f"{left}, {right} -> *b m n", left, right, (0, 1))
+        if min(len(n.shape(0)), len(n.shape(1))) < 2:
+            raise UnsupportedFormError("FusedMatMul of vectors")
+        left, right = ("k", "m") if transA else ("m", "k"), ("n", "k") if transB else ("k", "n")
+        first = f"{left[0]} *b {left[1]}" if transBatchA else f"*b {left[0]} {left[1]}"
+        second = f"{right[0]} *b {right[1]}" if transBatchB else f"*b {right[0]} {right[1]}"
+        return product(n, f"{first}, {second} -> *b m n", first, second, (0, 1))
 
     @staticmethod
-    def initial(n: OpNode, *, transA: int = 0) -> Mapping[int, Initial]:
-        return matrices(n, n.shape(0)[-2 if transA else -1])
+    def initial(n: OpNode, *, transA: int = 0, transBatchA: int = 0) -> Mapping[int, Initial]:
+        return matrices(n, _turned(n.shape(0), transA, transBatchA)[-1])
 
     @staticmethod
     def lower(
@@ -166,14 +193,20 @@ class FusedMatMul(Op):
     ) -> "fx.Node":
         import torch
 
-        if transBatchA or transBatchB:
-            b.fail(n, "its batch axes are turned")
-        operands = [
-            b.method("transpose", b.tensor(n, i), -2, -1) if turned else b.tensor(n, i)
-            for i, turned in enumerate((transA, transB))
-        ]
+        operands = []
+        for i, (turned, leads) in enumerate(((transA, transBatchA), (transB, transBatchB))):
+            x = b.tensor(n, i)
+            x = b.method("movedim", x, 0, -2) if leads else x
+            operands.append(b.method("transpose", x, -2, -1) if turned else x)
         y = b.call(torch.matmul, *operands)
         return y if alpha == 1.0 else b.call(torch.mul, y, b.decimal(alpha))
+
+
+def _turned(shape: Shape, turned: int, leads: int) -> Shape:
+    """An operand's shape as a stack of matrices; its first axis ``leads`` the batch, not them."""
+    if leads:
+        shape = (*shape[1:-1], shape[0], shape[-1])
+    return (*shape[:-2], shape[-1], shape[-2]) if turned else shape
 
 
 @op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_DOMAIN)

@@ -267,7 +267,7 @@ class PackedAttention(_Heads):
 
 
 @op("QAttention", domain=_DOMAIN)
-class QuantizedAttention(_Heads):
+class QuantizedAttention(Op):
     """The same of stored numbers, whose result is a real one."""
 
     quantized = MappingProxyType({0: (3, 6), 1: (4, 7)})
@@ -352,6 +352,11 @@ class GroupQueryAttention(Op):
         present = (batch, kv_num_heads, keys, size)
         whole = (batch, num_heads, length, keys)
         return [(batch, length, num_heads * size), present, present, whole]
+
+    @staticmethod
+    def lengths(n: OpNode) -> Mapping[int, int]:
+        keys = n.shape(0)[1] + (n.shape(3)[2] if n.has(3) else 0)
+        return {5: keys - 1, 6: keys}
 
     @staticmethod
     def describe(n: OpNode, *, kv_num_heads: int, num_heads: int) -> Description:
@@ -485,13 +490,13 @@ class RotaryEmbedding(Op):
 class EmbedLayerNormalization(Op):
     """The sum of the embeddings of words, positions and segments, normalized."""
 
-    typed_by = 2
+    typed_by = (2, 0, 2)
 
     @staticmethod
     def shape(
         ids: Shape, _segments: Shape | None, words: Shape, *_others: Shape | None
-    ) -> list[Shape | None]:
-        return [(*ids, words[1]), None, (*ids, words[1])]
+    ) -> list[Shape]:
+        return [(*ids, words[1]), ids[:1], (*ids, words[1])]
 
     @staticmethod
     def describe(n: OpNode) -> Description:

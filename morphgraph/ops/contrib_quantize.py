@@ -1,17 +1,20 @@
 """Quantized operators of the domain ``com.microsoft``, beside those that ONNX has itself."""
 
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import numpy as np
+import onnx_ir as ir
 
 from morphgraph.arrays import Shape
+from morphgraph.ops.contraction import product, product_axes, product_shape
 from morphgraph.ops.contrib import KeepsShape
 from morphgraph.ops.elementwise import Elementwise
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
 from morphgraph.ops.pool import AveragePool
 from morphgraph.ops.positions import joined
-from morphgraph.ops.quantize import centred, single, stored
+from morphgraph.ops.quantize import by_range, centred, column_axes, require_single, single, stored
 
 _DOMAIN = "com.microsoft"
 
@@ -136,3 +139,197 @@ class QGemm(Op):
             scale = b.call(torch.mul, scale, b.decimal(alpha))
         real = b.call(torch.mul, total, scale)
         return _quantized(b, n, real, 7) if n.has(7) else b.method("float", real)
+
+
+@op("QLinearSoftmax", domain=_DOMAIN)
+class QLinearSoftmax(KeepsShape):
+    @staticmethod
+    def describe(n: OpNode, *, axis: int = -1, opset: int) -> Description:
+        names = [f"a{k}" for k in range(len(n.shape(0)))]
+        first = axis % len(names)
+        summed = names[first : first + 1] if opset >= 13 else names[first:]
+        line = f"{' '.join(names)}, _, _, _, _ -> {' '.join(names)}"
+        return from_line(n, line, statistical=" ".join(summed))
+
+    @staticmethod
+    def lower(b: "TorchBuilder", n: OpNode, *, axis: int = -1, opset: int) -> "fx.Node":
+        import torch
+
+        x, first = _real(b, n, 0), axis % len(n.shape(0))
+        if opset >= 13:
+            return _quantized(b, n, b.call(torch.softmax, x, axis), 3)
+        flat = b.call(torch.softmax, b.method("flatten", x, first), first)
+        return _quantized(b, n, b.method("reshape", flat, n.shape(0)), 3)
+
+
+class _QuantizedProduct(Op):
+    """A matrix product of stored numbers whose result is a real one, with a bias."""
+
+    foldable = False  # slow
+
+    @staticmethod
+    def shape(left: Shape, right: Shape, *_others: Shape | None) -> Shape:
+        return product_shape(left, right)
+
+    @staticmethod
+    def finish(
+        b: "TorchBuilder", n: OpNode, total: "fx.Node", scales: "Sequence[fx.Node]", bias: int
+    ) -> "fx.Node":
+        """Real numbers, from the sum of whole ones."""
+        import torch
+
+        for scale in scales:
+            total = b.call(torch.mul, total, scale)
+        if n.has(bias):
+            total = b.call(torch.add, total, b.tensor(n, bias))
+        return b.method("float", total)
+
+
+@op("DynamicQuantizeMatMul", domain=_DOMAIN)
+class DynamicQuantizeMatMul(_QuantizedProduct):
+    """The left operand is quantized by a range that spans its numbers and 0."""
+
+    quantized = MappingProxyType({1: (2, 3)})
+
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        left, right, out = product_axes(n.shape(0), n.shape(1))
+        line = f"{left}, {right}, {column_axes(n, 2)}, {column_axes(n, 3)}, n -> {out}"
+        description = product(n, line, left, right, (0, 1))
+        description.silent = {1: 3}
+        return description
+
+    @classmethod
+    def lower(cls, b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        import torch
+
+        steps, scale, zero = by_range(b, b.tensor(n, 0))
+        left = b.method("double", b.call(torch.sub, steps, zero))
+        total = b.call(torch.matmul, left, centred(b, n, 1, 3))
+        return cls.finish(b, n, total, (scale, b.tensor(n, 2)), 4)
+
+
+@op("MatMulIntegerToFloat", domain=_DOMAIN)
+class MatMulIntegerToFloat(_QuantizedProduct):
+    quantized = MappingProxyType({0: (2, 4), 1: (3, 5)})
+    typed_by = 2
+
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        require_single(n, 2, 4)
+        left, right, out = product_axes(n.shape(0), n.shape(1))
+        line = f"{left}, {right}, _, {column_axes(n, 3)}, _, {column_axes(n, 5)}, n -> {out}"
+        description = product(n, line, left, right, (0, 1))
+        description.silent = {0: 4, 1: 5}
+        return description
+
+    @classmethod
+    def lower(cls, b: "TorchBuilder", n: OpNode) -> "fx.Node":
+        import torch
+
+        total = b.call(torch.matmul, centred(b, n, 0, 4), centred(b, n, 1, 5))
+        return cls.finish(b, n, total, (single(b, n, 2), b.tensor(n, 3)), 6)
+
+
+@op("MatMulNBits", domain=_DOMAIN)
+class MatMulNBits(Op):
+    """A kernel in few bits, whose rows are quantized in blocks; of its columns whole blocks go."""
+
+    foldable = False  # meant as it stands
+
+    @staticmethod
+    def shape(x: Shape, *_others: Shape | None, N: int) -> Shape:
+        return (*x[:-1], N)
+
+    @staticmethod
+    def describe(n: OpNode, *, K: int, N: int, bits: int = 4, block_size: int) -> Description:
+        blocks = -(-K // block_size)
+        few_bits = n.has(3) and _is_packed(n, bits)
+        whole = blocks * block_size == K and not n.has(4) and not few_bits
+        columns, k = ("(k W)", "k") if whole else ("C", "K")
+        scales, zeros = (
+            f"o {k}" if n.has(i) and len(n.shape(i)) == 2 else f"(o {k})" for i in (2, 3)
+        )
+        if few_bits:
+            zeros = "o Z" if len(n.shape(3)) == 2 else "(o Z)"
+        reason = "whole blocks of a quantized axis go"
+        return from_line(
+            n,
+            f"*b {columns}, o {k} B, {scales}, {zeros}, C, o -> *b o",
+            {k: blocks, **({"W": block_size} if whole else {})},
+            macs=f"*b o {'k W' if whole else 'C'}",
+            contracted="k W" if whole else "C",
+            prefer="k o",
+            reason=reason if whole else "its columns are no whole blocks, or share bytes",
+        )
+
+    @staticmethod
+    def resize(n: OpNode, new: Resizing) -> None:
+        new.set_attribute("K", new.shape(0)[-1])
+        new.set_attribute("N", new.shape(~0)[-1])
+
+    @staticmethod
+    def lower(
+        b: "TorchBuilder", n: OpNode, *, K: int, N: int, bits: int = 4, block_size: int
+    ) -> "fx.Node":
+        import torch
+
+        if n.has(4):
+            b.fail(n, "columns in another order")
+        blocks = -(-K // block_size)
+        steps = _unpacked(b, b.tensor(n, 1), bits, block_size)  # [N, blocks, block_size]
+        scale = b.method("reshape", b.tensor(n, 2), (N, blocks, 1))
+        if not n.has(3):
+            zero: fx.Node | float = float(2 ** (bits - 1))
+        elif _is_packed(n, bits):
+            rows = b.method("reshape", b.tensor(n, 3), (N, -1))
+            zero = b.method("unsqueeze", _unpacked(b, rows, bits, blocks), -1)
+        else:
+            zero = b.method("float", b.method("reshape", b.tensor(n, 3), (N, blocks, 1)))
+        kernel = b.call(torch.mul, b.call(torch.sub, steps, zero), scale)
+        kernel = b.item(b.method("flatten", kernel, 1), (slice(None), slice(K)))
+        y = b.call(torch.matmul, b.tensor(n, 0), b.method("t", kernel))
+        return b.call(torch.add, y, b.tensor(n, 5)) if n.has(5) else y
+
+
+def _is_packed(n: OpNode, bits: int) -> bool:
+    """Whether zero points of several blocks share a byte."""
+    value = n.ir.inputs[3]
+    return bits < 8 and value is not None and value.dtype == ir.DataType.UINT8
+
+
+def _unpacked(b: "TorchBuilder", packed: "fx.Node", bits: int, count: int) -> "fx.Node":
+    """Numbers of 2, 4 or 8 bits, the lowest bits first; ``count`` of them on the last axis."""
+    import torch
+
+    parts = [
+        b.call(torch.bitwise_and, b.call(torch.bitwise_right_shift, packed, shift), 2**bits - 1)
+        for shift in range(0, 8, bits)
+    ]
+    flat = b.method("flatten", b.call(torch.stack, parts, -1), -2)
+    return b.method("float", b.item(flat, (..., slice(count))))
+
+
+@op("DynamicQuantizeLSTM", domain=_DOMAIN)
+class DynamicQuantizeLSTM(Op):
+    """An LSTM whose kernels stand transposed, in 8 bits; its hidden units share one range.
+
+    So none of them can go without a change of what the others are rounded to.
+    """
+
+    @staticmethod
+    def shape(x: Shape, kernel: Shape, recurrent: Shape, *_others: Shape | None) -> list[Shape]:
+        length, batch = x[:2]
+        directions, units = recurrent[:2]
+        last = (directions, batch, units)
+        return [(length, directions, batch, units), last, last]
+
+    @staticmethod
+    def describe(n: OpNode) -> Description:
+        return from_line(
+            n,
+            "T N i, D i G, D H G, D B, N, D N H, D N H, D P, _, _, _, _ -> T D N H, D N H, D N H",
+            macs="T N D G i + T N D G H",
+            contracted="i",
+            reason="hidden units share a range of numbers",
+        )

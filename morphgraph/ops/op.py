@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Shape
 from morphgraph.onnx_io import escape, is_unsized
+from morphgraph.onnx_io.maps import is_map
 from morphgraph.ops.description import (
     IDENTITY,
     Description,
@@ -73,7 +74,10 @@ class Op:
         zeros: operands that mean zero where they are absent (biases, initial states).
         shape: the results' shapes for an operator of which ONNX infers none. It takes the operands'
             shapes (``None`` for an absent one) and returns one shape, or a list of them.
-        typed_by: the operand of whose type the results are that ``shape`` tells the shapes of.
+        typed_by: the operand of whose type the results are that ``shape`` tells the shapes of, or
+            one for each.
+        lengths: per operand that must fit the sizes of the others the number that it holds where
+            nothing is padded.
         initial: per operand that is a layer's weight how PyTorch draws it
             (:class:`~morphgraph.ops.initial.Initial`), for training from scratch.
         origin: file and line where a user taught the operator; empty for the program's own.
@@ -98,8 +102,9 @@ class Op:
     zeros: ClassVar[tuple[int, ...]] = ()
     describe: ClassVar[Callable[..., Description]]
     shape: ClassVar[Callable[..., Shape | Sequence[Shape | None]] | None] = None
-    typed_by: ClassVar[int] = 0
+    typed_by: ClassVar[int | tuple[int, ...]] = 0
     resize: ClassVar[Callable[..., None] | None] = None
+    lengths: ClassVar[Callable[..., Mapping[int, int]] | None] = None
     initial: ClassVar[Callable[..., Mapping[int, Any]] | None] = None
     lower: ClassVar[Callable[..., Any] | None] = None
     origin: ClassVar[str] = ""
@@ -207,7 +212,7 @@ def describe(n: OpNode) -> Description:
         full = f"{n.domain}::{n.op_type}" if n.domain else n.op_type
         return opaque(n, f"no notation for operator {full}")
     for value in (*n.ir.inputs, *n.ir.outputs):
-        if value is not None and is_unsized(value):
+        if value is not None and is_unsized(value) and not is_map(value):
             return opaque(
                 n, f"the size of '{escape(value.name or '')}' is not known before it runs"
             )

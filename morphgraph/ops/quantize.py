@@ -20,7 +20,8 @@ def _is_single(n: OpNode, i: int) -> bool:
     return not n.has(i) or prod(n.shape(i)) == 1
 
 
-def _require_single(n: OpNode, *operands: int) -> None:
+def require_single(n: OpNode, *operands: int) -> None:
+    """Refuse a form in which one of these operands is more than one number."""
     if not all(_is_single(n, i) for i in operands):
         raise UnsupportedFormError(f"{n.op_type} with a scale or zero point for every row")
 
@@ -108,18 +109,21 @@ class DynamicQuantize(Op):
     def lower(b: "TorchBuilder", n: OpNode) -> "tuple[fx.Node, fx.Node, fx.Node]":
         import torch
 
-        x = b.tensor(n, 0)
-        high = b.call(torch.clamp, b.method("amax", x), 0.0)
-        low = b.call(torch.clamp, b.method("amin", x), None, 0.0)
-        scale = b.call(torch.div, b.call(torch.sub, high, low), 255)
-        nearest = b.call(torch.round, b.call(torch.neg, b.call(torch.div, low, scale)))
-        zero = b.call(torch.clamp, nearest, 0, 255)
-        steps = b.call(torch.round, b.call(torch.div, x, scale))
-        return (
-            stored(b, n, b.call(torch.add, steps, zero)),
-            scale,
-            b.method("to", zero, torch.uint8),
-        )
+        steps, scale, zero = by_range(b, b.tensor(n, 0))
+        return stored(b, n, steps), scale, b.method("to", zero, torch.uint8)
+
+
+def by_range(b: "TorchBuilder", x: "fx.Node") -> "tuple[fx.Node, fx.Node, fx.Node]":
+    """Numbers in 8 bits whose range spans all of them and 0: steps, scale and zero point."""
+    import torch
+
+    high = b.call(torch.clamp, b.method("amax", x), 0.0)
+    low = b.call(torch.clamp, b.method("amin", x), None, 0.0)
+    scale = b.call(torch.div, b.call(torch.sub, high, low), 255)
+    nearest = b.call(torch.round, b.call(torch.neg, b.call(torch.div, low, scale)))
+    zero = b.call(torch.clamp, nearest, 0, 255)
+    steps = b.call(torch.add, b.call(torch.round, b.call(torch.div, x, scale)), zero)
+    return b.call(torch.clamp, steps, 0, 255), scale, zero
 
 
 def centred(b: "TorchBuilder", n: OpNode, i: int, zero: int, axis: int | None = None) -> "fx.Node":
@@ -201,7 +205,7 @@ class QLinearConv(_QuantizedConvolution):
 
     @staticmethod
     def fit(n: OpNode, form: Convolution) -> Description:
-        _require_single(n, 1, 2, 6, 7)
+        require_single(n, 1, 2, 6, 7)
         scale, zero = ("_" if _is_single(n, i) else form.out for i in (4, 5))
         line = f"{form.x}, _, _, {form.kernel}, {scale}, {zero}, _, _, {form.out} -> {form.y}"
         description = form.describe(n, line)
@@ -219,7 +223,7 @@ class ConvInteger(_QuantizedConvolution):
 
     @staticmethod
     def fit(n: OpNode, form: Convolution) -> Description:
-        _require_single(n, 2)
+        require_single(n, 2)
         zero = "_" if _is_single(n, 3) else form.out
         description = form.describe(n, f"{form.x}, {form.kernel}, _, {zero} -> {form.y}")
         description.silent = {0: 2, 1: 3}
@@ -230,7 +234,7 @@ class ConvInteger(_QuantizedConvolution):
         return stored(b, n, total)
 
 
-def _column_axes(n: OpNode, i: int) -> str:
+def column_axes(n: OpNode, i: int) -> str:
     """How a number for every column of a matrix stands: one for all, ``[n]`` or ``[..., 1, n]``."""
     if _is_single(n, i):
         return "_"
@@ -244,9 +248,9 @@ class QLinearMatMul(Op):
 
     @staticmethod
     def describe(n: OpNode) -> Description:
-        _require_single(n, 1, 2, 6, 7)
+        require_single(n, 1, 2, 6, 7)
         left, right, out = product_axes(n.shape(0), n.shape(3))
-        scale, zero = _column_axes(n, 4), _column_axes(n, 5)
+        scale, zero = column_axes(n, 4), column_axes(n, 5)
         line = f"{left}, _, _, {right}, {scale}, {zero}, _, _ -> {out}"
         description = product(n, line, left, right, (0, 3))
         description.silent = {0: 2, 3: 5}
@@ -267,10 +271,10 @@ class MatMulInteger(Op):
 
     @staticmethod
     def describe(n: OpNode) -> Description:
-        _require_single(n, 2)
+        require_single(n, 2)
         left, right, out = product_axes(n.shape(0), n.shape(1))
         description = product(
-            n, f"{left}, {right}, _, {_column_axes(n, 3)} -> {out}", left, right, (0, 1)
+            n, f"{left}, {right}, _, {column_axes(n, 3)} -> {out}", left, right, (0, 1)
         )
         description.silent = {0: 2, 1: 3}
         return description

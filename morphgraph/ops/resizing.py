@@ -62,14 +62,16 @@ class Resizing:
         assert value is not None
         return tuple(len(self.positions(port, axis)) for axis in range(len(static_shape(value))))
 
-    def set_attribute(self, name: str, value: float | Sequence[int]) -> None:
+    def set_attribute(self, name: str, value: float | Sequence[float]) -> None:
         """Change an attribute; integers and floats are told apart by their type."""
         if isinstance(value, float):
             self.copy.attributes[name] = ir.AttrFloat32(name, value)
         elif isinstance(value, int):
             self.copy.attributes[name] = ir.AttrInt64(name, value)
+        elif any(isinstance(number, float) for number in value):
+            self.copy.attributes[name] = ir.AttrFloat32s(name, value)
         else:
-            self.copy.attributes[name] = ir.AttrInt64s(name, value)
+            self.copy.attributes[name] = ir.AttrInt64s(name, [int(number) for number in value])
 
     def remove_attribute(self, name: str) -> None:
         """Drop an attribute, if it is there."""

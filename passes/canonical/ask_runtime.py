@@ -6,6 +6,7 @@ operator, attributes and operand sizes.
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -80,9 +81,9 @@ class Runtime:
         free = [value for value in operands if value.name not in constants]
         length = max((size for v in operands for size in (known_shape(v) or ())[1:2]), default=1)
 
-        def run(half: bool, single: int) -> Arrays:
+        def run(half: bool, single: int) -> dict[str, Any]:
             feeds = {value.name or "": _numbers(value, half, single) for value in free}
-            return runtime.run(model, feeds)
+            return runtime.results(model, feeds)
 
         try:
             runs = [run(False, length)]

@@ -33,11 +33,14 @@ from morphgraph.onnx_io import (
     node_label,
 )
 from morphgraph.onnx_io.check import check_opset
+from morphgraph.onnx_io.maps import is_map
 from morphgraph.ops import entry_of, listed_parameters
 from morphgraph.passes.canonical.declared import note_declared
 from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.expected import note_expected
 from morphgraph.passes.canonical.fold import fold_constants
+from morphgraph.passes.canonical.lengths import note_lengths
+from morphgraph.passes.canonical.separate_packed import separate_packed
 from morphgraph.passes.canonical.size_runs import Digests
 from morphgraph.passes.canonical.split_sequences import split_sequences
 from morphgraph.passes.canonical.symbols import input_symbols
@@ -91,6 +94,7 @@ def canonicalize(
         bound = original.clone()
         _fold(bound, frozenset())
     untie_constants(bound)
+    note_lengths(bound)
     note_expected(bound)
     _warn_of_unsized(bound.graph)
     bound.meta.update({CANONICAL_KEY: True, DECLARED_KEY: declared, ORIGINAL_KEY: original})
@@ -118,6 +122,7 @@ def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
     """
     digests = fold_constants(model, varying)
     split_sequences(model)
+    separate_packed(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     name_nodes(model.graph)
@@ -198,7 +203,7 @@ def _warn_of_unsized(graph: ir.Graph) -> None:
         (node, value)
         for node in graph
         for value in node.outputs
-        if is_unsized(value) and not any(map(is_unsized, node.inputs))
+        if is_unsized(value) and not is_map(value) and not any(map(is_unsized, node.inputs))
     ]
     if not first:
         return

@@ -37,9 +37,12 @@ _EIGHT_BITS = frozenset({ir.DataType.UINT8, ir.DataType.INT8})
 
 
 def note_expected(model: ir.Model) -> None:
-    """Note at every input of a canonical model what numbers its readers expect, where they say."""
+    """Note at every input of a canonical model what numbers its readers expect, where they say.
+
+    What is noted already stays.
+    """
     for value in model.graph.inputs:
-        expected = _of(value)
+        expected = value.meta.get(EXPECTED_KEY) or _of(value)
         if expected is not None:
             value.meta[EXPECTED_KEY] = expected
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from morphgraph.errors import ModelError
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import captured_values, escape, known_shape, node_label, subgraphs
+from morphgraph.onnx_io.maps import is_map_type
 from morphgraph.ops import Op, OpNode, describe, entry_of, mismatch_hint
 from morphgraph.ops.op import UnsupportedFormError, lookup
 from morphgraph.passes.canonical.ask_runtime import Runtime
@@ -291,6 +292,8 @@ def _retyped(declared: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
 
 def _refine(value: ir.Value, inferred: onnx.TypeProto) -> None:
     """Write an inferred type; a size that it leaves open stays as the file declares it."""
+    if is_map_type(inferred):
+        return  # onnx_ir has no such type
     value.type = ir.serde.deserialize_type_proto_for_type(inferred)
     shape = ir.serde.deserialize_type_proto_for_shape(inferred)
     declared = value.shape
@@ -304,12 +307,17 @@ def _refine(value: ir.Value, inferred: onnx.TypeProto) -> None:
     )
 
 
-def _write_shapes(node: ir.Node, shapes: Sequence[Any], typed_by: int, outdated: bool) -> None:
+def _write_shapes(
+    node: ir.Node, shapes: Sequence[Any], typed_by: int | tuple[int, ...], outdated: bool
+) -> None:
     """Write the shapes of results: one, or one per result; declared ones stay if not outdated."""
     several = any(shape is None or isinstance(shape, Sequence) for shape in shapes)
-    for value, shape in zip(node.outputs, shapes if several else [shapes], strict=False):
-        model = node.inputs[typed_by] if typed_by < len(node.inputs) else None
-        if value.type is None and model is not None and (shape is not None or not several):
-            value.type = model.type
+    for k, (value, shape) in enumerate(
+        zip(node.outputs, shapes if several else [shapes], strict=False)
+    ):
+        source = typed_by if isinstance(typed_by, int) else typed_by[k]
+        like = node.inputs[source] if source < len(node.inputs) else None
+        if value.type is None and like is not None and shape is not None:
+            value.type = like.type
         if shape is not None and (outdated or known_shape(value) is None):
             value.shape = ir.Shape(shape)

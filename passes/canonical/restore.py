@@ -90,7 +90,10 @@ class _Restorer:
         self.graph.sort()
 
     def _restore_operands(self, node: ir.Node, old: ir.Node) -> None:
-        for index, (operand, wanted) in enumerate(zip(node.inputs, old.inputs, strict=False)):
+        pairs = list(zip(node.inputs, old.inputs, strict=False))
+        if any(operand is not None and wanted is None for operand, wanted in pairs):
+            return  # a packed operand was separated into several
+        for index, (operand, wanted) in enumerate(pairs):
             if operand is None or wanted is None or wanted.producer() is None:
                 continue
             is_constant = operand.is_initializer()

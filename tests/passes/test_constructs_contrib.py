@@ -11,7 +11,7 @@ from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.testing import model_from_text, prove
 
-OPSET = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>'
+OPSET = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1, "ai.onnx.ml": 3]>'
 TOKENS = """net (float[1,5,3] x, float[3,6] w1, float[6,2] w2{more}) => (float[1,5,2] y)
     <float[1,5,6] b{values}> {{ a = MatMul(x, w1)  {body}  y = MatMul(b, w2) }}"""
 IMAGES = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2{more}) => (float[1,2,4,4] y)
@@ -34,6 +34,23 @@ def images(body: str, more: str = "", values: str = "") -> str:
 def stored(body: str, out: str = "4,4", result: str = "1,6,4,4", more: str = "") -> str:
     read = result.split(",")[1]
     return STORED.format(body=body, out=out, read=read, values=f"uint8[{result}] z{more}")
+
+
+def numbers(count: int, low: int = 0, span: int = 256) -> str:
+    """So many whole numbers in braces, as different as they may be."""
+    return f"{{{', '.join(str(low + 97 * k % span) for k in range(count))}}}"
+
+
+def blocks(form: str, more: str = "", constants: str = "", bits: int = 4) -> str:
+    """Two products by kernels in few bits, with 64 channels in blocks of 16 between them."""
+    blob = 2 * bits
+    return f"""net (float[2,5,32] x, float[64,2] s, float[192] t, float[48,2] w2{more})
+        => (float[2,5,2] y) <uint8[64,2,{blob}] a = {numbers(128 * blob)},
+        uint8[48,4,{blob}] c = {numbers(192 * blob)}{constants}> {{
+            u = com.microsoft.MatMulNBits<K=32, N=64, bits={bits}, block_size=16>(x, a, s)
+            v = Relu(u)
+            b = com.microsoft.MatMulNBits<K=64, N=48, bits={bits}, block_size=16>({form})
+            y = MatMul(b, w2) }}"""
 
 
 NETWORKS: dict[str, tuple[str, list[int]]] = {
@@ -65,6 +82,16 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
             ", float[1,5,6] c",
         ),
         [6, 6],
+    ),
+    "FusedMatMul, batch axes turned": (
+        tokens(
+            "t = Transpose<perm=[1,0,2]>(a)"
+            "  c = com.microsoft.FusedMatMul<transBatchA=1>(t, w3)"
+            "  u = Transpose<perm=[2,0,1]>(c)"
+            "  b = com.microsoft.FusedMatMul<transA=1, transBatchA=1>(u, w4)",
+            ", float[1,6,8] w3, float[1,8,6] w4",
+        ),
+        [6, 8, 6],
     ),
     "FusedGemm": (
         """net (float[4,3] x, float[6,3] w1, float[6] h, float[6,2] w2) => (float[4,2] y)
@@ -127,6 +154,67 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         ),
         [6],
     ),
+    "QLinearSoftmax": (
+        stored("z = com.microsoft.QLinearSoftmax<axis=1, opset=13>(q, s, o, t, p)"),
+        [6],
+    ),
+    "QLinearSoftmax of all behind": (
+        stored("z = com.microsoft.QLinearSoftmax<axis=2, opset=12>(q, s, o, t, p)"),
+        [6],
+    ),
+    "DynamicQuantizeMatMul": (
+        tokens(
+            "c = com.microsoft.DynamicQuantizeMatMul(a, d, s, z, h)"
+            "  b = com.microsoft.DynamicQuantizeMatMul(c, e, t)",
+            ", float[6] h, float[6] t",
+            f", int8[6,6] d = {numbers(36, -128)}, int8[6,6] e = {numbers(36, -100, 201)},"
+            " float s = {0.01}, int8 z = {5}",
+        ),
+        [6, 6, 6],
+    ),
+    "MatMulIntegerToFloat": (
+        tokens(
+            "q = QuantizeLinear(a, u, o)"
+            "  b = com.microsoft.MatMulIntegerToFloat(q, d, u, s, o, z, h)",
+            ", float[6] h, float[6] s",
+            f", int8[6,6] d = {numbers(36, -128)}, float u = {{0.03}}, uint8 o = {{120}},"
+            " int8[6] z = {1,2,3,4,5,6}",
+        ),
+        [6, 6],
+    ),
+    "MatMulNBits": (blocks("v, c, t", bits=8), [4, 48]),
+    "MatMulNBits, with a bias": (
+        blocks("v, c, t, , , h", ", float[48] h"),
+        [4, 48],
+    ),
+    "MatMulNBits, zero points in bytes": (
+        blocks("v, c, t, z", constants=f", uint8[96] z = {numbers(96)}"),
+        [48],
+    ),
+    "MatMulNBits, real zero points": (blocks("v, c, t, z", ", float[192] z"), [4, 48]),
+    "DynamicQuantizeLSTM": (
+        f"""net (float[3,2,4] x, float[4,6] w1, float[8,2] w2) => (float[3,1,2,2] y)
+        <float[1] s = {{0.01}}, int8[1] z = {{0}},
+         int8[1,6,32] w = {numbers(192, -128)}, int8[1,8,32] r = {numbers(256, -128)}> {{
+            a = MatMul(x, w1)  b, m, c = com.microsoft.DynamicQuantizeLSTM
+                <hidden_size=8>(a, w, r, , , , , , s, z, s, z)
+            y = MatMul(b, w2) }}""",
+        [6],
+    ),
+    **{
+        f"{kind} of {form}": (
+            f"""net (float[4,3] x, float[3,5] w1, float[5,2] w2) => (float[4,2] y) {{
+                a = MatMul(x, w1)  r = Relu(a)
+                b = ai.onnx.ml.{kind}<{form}>(r)  y = MatMul(b, w2) }}""",
+            [5],
+        )
+        for kind, form in (
+            ("Scaler", "offset=[0.1,0.2,-0.3,0.4,0.5], scale=[1.5,2.0,3.0,0.5,1.0]"),
+            ("Scaler", "offset=[0.5], scale=[2.0]"),
+            ("Imputer", "imputed_value_floats=[0.1,0.2,-0.3,0.4,0.7]"),
+            ("Imputer", "imputed_value_floats=[0.5], replaced_value_float=0.0"),
+        )
+    },
     "QGemm": (
         """net (float[4,3] x, float[3,6] w1, float[2,2] w2) => (float[4,2] y)
         <float s = {0.03}, uint8 o = {120}, float t = {0.02}, uint8 p = {90}, uint8[4,2] z,

@@ -1,10 +1,14 @@
 """Attentions of ONNX Runtime's own, and what stands around them: resized equals masked."""
 
+import numpy as np
 import pytest
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
+from morphgraph.plans import make_plan
 from morphgraph.testing import model_from_text, prove
+from morphgraph.testing.prove import prove_plan
 
 OPSET = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>'
 QKV = "q = MatMul(x, w1)  k = MatMul(x, w3)  v = MatMul(x, w4)"
@@ -95,6 +99,22 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
     "groups, window": (grouped("q, k, v, , , l, t", ", local_window_size=3, softcap=2.0"), [2]),
     "groups, bias": (grouped("q, k, v, , , l, t, , , , s", more=", float[2,4,5,5] s"), [2]),
     "groups, sink": (grouped("q, k, v, , , l, t, , , , , s", more=", float[4] s"), [2]),
+    "groups, packed": (
+        """net (float[2,5,6] x, float[6,128] w1, float[64,3] w2, float[9,8] cosines,
+            float[9,8] sines) => (float[2,5,3] y) <int32[2] l = {4,4}, int32 t = {5}> {
+            q = MatMul(x, w1)
+            b, k, v = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2, do_rotary=1>
+                (q, , , , , l, t, cosines, sines)
+            y = MatMul(b, w2) }""",
+        [2],
+    ),
+    "groups, past": (
+        grouped("q, k, v, p, r, l, t", more=", float[1,2,4,16] p, float[1,2,4,16] r")
+        .replace("b = com", "b, o1, o2 = com")
+        .replace("[2,5,", "[1,5,")
+        .replace("int32[2] l = {4,4}, int32 t = {5}", "int32[1] l = {8}, int32 t = {9}"),
+        [2],
+    ),
     "rotation": (
         network(
             "a = com.microsoft.RotaryEmbedding<num_heads=3>(q, i, cosines, sines)"
@@ -176,3 +196,38 @@ def test_groups_and_slices(name: str) -> None:
     graph = graph_of(name)
     assert [group.width for group in graph.groups if group.resizable] == NETWORKS[name][1]
     prove(graph, seeds=(0, 1), faults=6)
+
+
+def test_lengths_of_keys_that_callers_give() -> None:
+    """ONNX Runtime takes no lengths that do not fit: a check gives those of a whole batch."""
+    text = NETWORKS["groups"][0].replace(LENGTHS, "").replace("<>", "")
+    text = text.replace("float[2,5,6] x,", "float[2,5,6] x, int32[2] l, int32[1] t,", 1)
+    graph = lift(model_from_text(OPSET + text, inputs=("x", "l", "t")))
+    assert [group.width for group in graph.groups if group.resizable] == [2]
+    prove(graph, seeds=(0,), faults=6)
+
+
+def test_lengths_of_keys_from_a_mask() -> None:
+    """As builders of models for generation write it."""
+    text = NETWORKS["groups"][0].replace(LENGTHS, "int64[1] one = {1}, int64 axis = {1}")
+    text = text.replace("float[2,5,6] x,", "float[2,5,6] x, int64[2,5] m,", 1)
+    text = text.replace(
+        "b = com",
+        """sum = ReduceSum<keepdims=0>(m, one)  less = Sub(sum, one)  l = Cast<to=6>(less)
+        shape = Shape(m)  size = Gather(shape, axis)  t = Cast<to=6>(size)  b = com""",
+    )
+    graph = lift(model_from_text(OPSET + text, inputs=("x", "m")))
+    assert [group.width for group in graph.groups if group.resizable] == [2]
+    prove(graph, seeds=(0,), faults=6)
+
+
+def test_a_packed_operand_whose_attention_keeps_its_size_stays_separate() -> None:
+    text = NETWORKS["groups, packed"][0].replace(
+        "float[6,128] w1", "float[6,7] w0, float[7,128] w1"
+    )
+    text = text.replace("q = MatMul(x, w1)", "a = MatMul(x, w0)  r = Relu(a)  q = MatMul(r, w1)")
+    graph = lift(model_from_text(OPSET + text))
+    group = graph.group("MatMul_a")
+    keep = {group.index: np.array([0, 2, 5])}
+    costs = [cost(graph, unit) for unit in ("flops", "params")]
+    assert prove_plan(graph, make_plan(graph, keep, {}, costs)).ok

@@ -660,6 +660,7 @@ NEWER_CASES = [
 ]
 
 NOT_IN_CURRENT_OPSETS = {"Upsample"}
+NOT_IN_TORCH = {"com.microsoft::DynamicQuantizeLSTM"}
 WITH_OPEN_SIZES = {
     "ConstantOfShape",
     "Range",
@@ -669,9 +670,21 @@ WITH_OPEN_SIZES = {
 
 _STORED = (
     "uint8[2,3,4,6] x, uint8[2,3,4,6] z",
-    "float s = {0.03}, uint8 o = {120}, float t = {0.0217}, uint8 p = {90}, float u = {0.05}",
+    "float s = {0.03}, uint8 o = {120}, float t = {0.0217}, uint8 p = {90}, float u = {0.05}, "
+    "float r = {0.00390625}, uint8 n = {0}",
 )
 _TOKENS = "float[2,5,6] x"
+
+
+def _numbers(count: int, low: int = 0) -> str:
+    """So many of the whole numbers that a byte holds, in braces."""
+    return f"{{{','.join(str(low + 97 * k % 256) for k in range(count))}}}"
+
+
+_KERNEL = (
+    f"int8[6,4] w = {_numbers(24, -128)}, float t = {{0.01}}, int8 z = {{5}}, "
+    "float[4] u = {0.01, 0.02, 0.03, 0.04}, int8[4] v = {1, -2, 3, -4}, uint8 o = {120}"
+)
 CONTRIB_CASES = [  # inputs, result, constants, operator, its form
     ("float[2,6] x", "float[2,6]", "", "Gelu", "(x)"),
     ("float[2,6] x", "float[2,6]", "", "FastGelu", "(x)"),
@@ -824,6 +837,59 @@ CONTRIB_CASES = [  # inputs, result, constants, operator, its form
         )
         for operands in ("x, x, w, p, k, g, h", "x, , w, p, , g, h", "x, , w, p, , g, h, , i")
     ),
+    *(
+        (
+            f"float[2,3,4] x, {right} w",
+            result,
+            "",
+            "FusedMatMul",
+            f"<{form}> (x, w)",
+        )
+        for right, result, form in (
+            ("float[3,4,5]", "float[3,2,5]", "transBatchA = 1"),
+            ("float[3,2,5]", "float[3,4,5]", "transBatchA = 1, transA = 1"),
+            ("float[4,2,5]", "float[2,3,5]", "transBatchB = 1"),
+            ("float[5,2,4]", "float[2,3,5]", "transBatchB = 1, transB = 1"),
+        )
+    ),
+    *(
+        ("float[3,4] x", "float[3,4]", "", f"ai.onnx.ml.{kind}", f"<{form}> (x)")
+        for kind, form in (
+            ("Scaler", "offset = [0.1, 0.2, -0.3, 0.4], scale = [1.5, 2.0, 3.0, 0.5]"),
+            ("Scaler", "offset = [0.5], scale = [2.0]"),
+            ("Imputer", "imputed_value_floats = [0.1, 0.2, -0.3, 0.4]"),
+            ("Imputer", "imputed_value_floats = [0.5], replaced_value_float = 1.0"),
+        )
+    ),
+    *(
+        (_STORED[0], "uint8[2,3,4,6]", _STORED[1], "QLinearSoftmax", f"<{form}> (x, s, o, r, n)")
+        for form in ("axis = 1, opset = 13", "axis = 2, opset = 12")
+    ),
+    *(
+        (_TOKENS + ", float[4] b", "float[2,5,4]", _KERNEL, "DynamicQuantizeMatMul", f"({form})")
+        for form in ("x, w, t, z, b", "x, w, u, v")
+    ),
+    *(
+        ("uint8[2,5,6] x, float[4] b", "float[2,5,4]", _KERNEL, "MatMulIntegerToFloat", f"({form})")
+        for form in ("x, w, t, u, o, v, b", "x, w, t, t")
+    ),
+    *(
+        (
+            f"float[2,5,{columns}] x, float[{4 * blocks}] s, float[4] b",
+            "float[2,5,4]",
+            f"uint8[4,{blocks},{2 * bits}] w = {_numbers(8 * bits * blocks)}, "
+            f"uint8[{4 * packed}] z = {_numbers(4 * packed)}",
+            "MatMulNBits",
+            f"<K = {columns}, N = 4, bits = {bits}, block_size = 16> ({form})",
+        )
+        for columns, blocks, bits, packed, form in (
+            (32, 2, 4, 1, "x, w, s"),
+            (32, 2, 4, 1, "x, w, s, , , b"),
+            (48, 3, 4, 2, "x, w, s, z"),
+            (40, 3, 4, 2, "x, w, s, z"),
+            (32, 2, 8, 2, "x, w, s, z"),
+        )
+    ),
     (
         "uint8[2,5,6] x, float[18] h",
         "float[2,5,6]",
@@ -924,9 +990,10 @@ def test_operators_of_onnx_runtime_itself(
     inputs: str, result: str, constants: str, kind: str, form: str
 ) -> None:
     dtype, _, shape = result.partition("[")
-    call = f"com.microsoft.{kind} {form}" if kind else form
+    domain = "" if "." in kind or not kind else "com.microsoft."
+    call = f"{domain}{kind} {form}"
     more = _FURTHER_RESULTS.get(kind, "")
-    head = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>'
+    head = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1, "ai.onnx.ml" : 3]>'
     text = f"{head} net ({inputs}) => ({dtype}[{shape} y) <{constants}> {{ y{more} = {call} }}"
     model = canonicalize(model_from_text(text, inputs=("x", "z")))
     feeds = ort.random_inputs(model)
@@ -1021,9 +1088,12 @@ def test_every_operator_has_a_case() -> None:
     texts = [case[-1] for case in (*CASES, *NEWER_CASES, *CONTRIB_CASES)]
     covered = {word for nodes in texts for word in nodes.replace("(", " ").split()}
     covered |= {f"com.microsoft::{case[3]}" for case in CONTRIB_CASES}
+    covered |= {"::".join(case[3].rsplit(".", 1)) for case in CONTRIB_CASES if "." in case[3]}
     described = {name for name in described_ops() if "com.acme" not in name}
-    barriers = {name for name in described if issubclass(entry_of(name) or Op, Barrier)}
-    without = NOT_IN_CURRENT_OPSETS | WITH_OPEN_SIZES | barriers
+    barriers = {
+        name for name in described if issubclass(entry_of(*name.split("::")[::-1]) or Op, Barrier)
+    }
+    without = NOT_IN_CURRENT_OPSETS | NOT_IN_TORCH | WITH_OPEN_SIZES | barriers
     assert described - covered == without
 
 

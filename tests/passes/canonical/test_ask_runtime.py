@@ -65,24 +65,10 @@ def _quantized(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 SCALE = {"s": np.float32(0.1), "z": np.uint8(128)}
 MODELS = {
-    "MatMulNBits": lambda: _network(
-        [_node("MatMulNBits", ["x", "a", "t"], K=32, N=32, bits=4, block_size=32)],
-        {"a": GENERATOR.integers(0, 256, (32, 1, 16)).astype(np.uint8), "t": (32,)},
-    ),
     "QLinearSoftmax": lambda: _network(
         _quantized(_node("QLinearSoftmax", ["q", "s", "z", "s", "z"], axis=-1, opset=13)), SCALE
     ),
-    "DynamicQuantizeMatMul": lambda: _network(
-        [_node("DynamicQuantizeMatMul", ["x", "a", "s", "z"])],
-        SCALE | {"a": GENERATOR.integers(0, 256, (32, 32)).astype(np.uint8)},
-    ),
-    "Scaler": lambda: _network(
-        [_node("Scaler", ["x"], ML, offset=[0.0] * 32, scale=[2.0] * 32)], {}, shape=("B", 32)
-    ),
     "Normalizer": lambda: _network([_node("Normalizer", ["x"], ML, norm="L2")], {}, shape=(4, 32)),
-    "Imputer": lambda: _network(
-        [_node("Imputer", ["x"], ML, imputed_value_floats=[0.5])], {}, shape=("B", 32)
-    ),
     "Inverse": lambda: _network([_node("Inverse", ["x"])], {}, shape=(2, 32, 32)),
     "LayerNormalization of opset 13": lambda: _network(
         [_node("LayerNormalization", ["x", "g", "b"], "")], {"g": (32,), "b": (32,)}, opset=13
