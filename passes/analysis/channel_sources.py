@@ -263,7 +263,8 @@ def _sources(graph: ChannelGraph, dims: Iterable[int]) -> list[Source]:
     """The parameter axes that axes of weights come from, through operators that only move them."""
     sources: dict[int, Source] = {}
     for dim in dict.fromkeys(dims):
-        sources = _trace(graph, dim)[0] | sources
+        for identity, source in _trace(graph, dim)[0].items():
+            sources.setdefault(identity, source)
     return list(sources.values())
 
 

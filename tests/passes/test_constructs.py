@@ -108,7 +108,7 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
             a = Conv(x, w1)  ra = Relu(a)  p, q = Split<axis=1>(ra, parts)
             b = Conv(p, w2)  c = Conv(q, w3)  d = Add(b, c)  rd = Relu(d)  y = Conv(rd, w4)
         }""",
-        [3, 7, 5],
+        [7, 3, 5],
     ),
     "even split by number": (
         """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[2,4,1,1] w2, float[2,4,1,1] w3)
@@ -203,7 +203,7 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
             a = Conv(x, w1)  ra = Relu(a)  b = Gather<axis=1>(ra, chosen)
             c = Conv(b, w2)  d = Conv(ra, w3)  y = Add(c, d)
         }""",
-        [1, 3, 2],
+        [3, 2, 1],
     ),
     "sliced backwards": (
         """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[2,6,1,1] w2) => (float[1,2,4,4] y)

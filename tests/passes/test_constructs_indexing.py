@@ -47,7 +47,7 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
             numbers("i", "1,4,2,2", "0, 3, 1, 2, 3, 3, 0, 1, 1, 0, 2, 1, 0, 1, -1, -2"),
             ", float[4,6,2,2] w3",
         ),
-        [4, 2],
+        [2, 4],
     ),
     "elements found at run time": (
         framed(
