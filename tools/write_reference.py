@@ -350,10 +350,12 @@ def without_lowering() -> str:
     refused: dict[tuple[str, ...], list[str]] = {}
     for op_type in described_ops():
         entry = _entry(op_type)
-        if entry.__module__.rpartition(".")[0] == ops.__name__ and entry.lower is not None:
-            reasons = tuple(dict.fromkeys(_refusals(entry.lower, set())))
-            if reasons:
-                refused.setdefault(reasons, []).append(op_type)
+        if entry.__module__.rpartition(".")[0] != ops.__name__ or issubclass(entry, Barrier):
+            continue
+        found = ["it has no lowering"] if entry.lower is None else _refusals(entry.lower, set())
+        reasons = tuple(dict.fromkeys(found))
+        if reasons:
+            refused.setdefault(reasons, []).append(op_type)
     rows = [f"| {', '.join(names)} | {'; '.join(reasons)} |" for reasons, names in refused.items()]
     head = "| operators | what `to_torch` refuses, by the node's name |"
     return "\n".join(["### Forms without a lowering", "", head, "| --- | --- |", *rows])

@@ -1,7 +1,7 @@
 """Every network in which a form of an operator is tested becomes one of PyTorch.
 
 The networks are those by which the descriptions are tested, so that a form that is described has a
-lowering, too: of all that is in the registry only the barriers have none, as the reference says.
+lowering, too, or is refused by name, as the reference says.
 """
 
 import importlib.util
@@ -44,12 +44,19 @@ def _models() -> Iterator[tuple[str, str]]:
 
 
 MODELS = dict(_models())
-REFUSED = {
+BARE = "com.microsoft::DynamicQuantizeLSTM"  # of numbers that are quantized at every step
+REFUSED = {"constructs_contrib: DynamicQuantizeLSTM"} | {
     f"constructs_contrib_attention: {name}"
     for name in (
         *("lengths", "starts and ends", "padding for every query"),
         *("groups, rotated", "groups, rotated neighbours", "groups, window", "groups, bias"),
-        *("groups, sink", "packed kernels, lengths", "packed kernels, past"),
+        *(
+            "groups, packed",
+            "groups, past",
+            "groups, sink",
+            "packed kernels, lengths",
+            "packed kernels, past",
+        ),
     )
 }
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
@@ -92,4 +99,4 @@ def test_the_registry_has_a_lowering_of_all_but_barriers() -> None:
     }
     without = {name for name, entry in entries.items() if entry is None or entry.lower is None}
     barriers = {name for name, entry in entries.items() if issubclass(entry or Op, Barrier)}
-    assert without == barriers
+    assert without == barriers | {BARE}
