@@ -61,6 +61,7 @@ class Op:
             random numbers, for what is meant to stay as it is written (quantization, dropout), and
             for what ONNX's reference implementation computes too slowly.
         sized_by_data: what the results' sizes are depends on the operands' numbers.
+        reads_sizes: the results hold sizes of the operand, not what its numbers give.
         bounded: no result has more numbers than the rank times the size of an operand.
         scale: the operand that alone scales every channel.
         offset: the operand that is added to what the scale has scaled, or before a function that
@@ -91,6 +92,7 @@ class Op:
     open_at_zero: ClassVar[bool] = False
     foldable: ClassVar[bool] = True
     sized_by_data: ClassVar[bool] = False
+    reads_sizes: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     scale: ClassVar[int | None] = None
     offset: ClassVar[int | None] = None

@@ -21,6 +21,8 @@ from morphgraph.ops.op import Description, Op, OpNode, Place, Resizing, facts_of
 class Shape(Op):
     """The axes whose sizes are read keep them; all others are free."""
 
+    reads_sizes = True
+
     @staticmethod
     def describe(n: OpNode, *, start: int = 0, end: int | None = None) -> Description:
         description = Description()
@@ -46,6 +48,8 @@ class Shape(Op):
 @op("Size")
 class Size(Op):
     """The number of elements: all sizes are read, and kept."""
+
+    reads_sizes = True
 
     @staticmethod
     def describe(n: OpNode) -> Description:

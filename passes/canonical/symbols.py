@@ -107,6 +107,10 @@ def input_shapes(
 def expression(symbols: Sequence[Symbol], sizes: Sequence[int]) -> int | ir.SymbolicDim:
     """A size as a linear expression in the symbols; a nameless dim where it is none.
 
+    Two sizes of each symbol do not tell a line from a curve, nor a sum from a product: a product of
+    two symbols gives a line in each, less a constant. So only such lines are written as no product
+    gives.
+
     Args:
         symbols: the dynamic sizes.
         sizes: the size in every run: at the analysis sizes, then with each symbol enlarged.
@@ -114,8 +118,10 @@ def expression(symbols: Sequence[Symbol], sizes: Sequence[int]) -> int | ir.Symb
     >>> symbol = Symbol("N", (("x", 0),), 2, 3)
     >>> str(expression([symbol], [5, 7])), expression([symbol], [5, 5])
     ('2*N+1', 5)
+    >>> expression([symbol, Symbol("T", (("x", 1),), 4, 8)], [8, 12, 16])  # N * T
+    SymbolicDim(None)
     """
-    terms, rest = [], sizes[0]
+    terms, rest, factor = [], sizes[0], 1
     for symbol, size in zip(symbols, sizes[1:], strict=False):
         times, remainder = divmod(size - sizes[0], symbol.larger - symbol.size)
         if remainder:
@@ -123,6 +129,10 @@ def expression(symbols: Sequence[Symbol], sizes: Sequence[int]) -> int | ir.Symb
         if times:
             terms.append(symbol.name if times == 1 else f"{times}*{symbol.name}")
             rest -= times * symbol.size
+            factor = times
     if not terms:
         return sizes[0]
+    is_line = factor == 1 or 0 <= rest < factor
+    if rest if len(terms) > 1 else not is_line:
+        return ir.SymbolicDim(None)
     return ir.SymbolicDim("+".join(terms) + (f"{rest:+d}" if rest else ""))

@@ -124,15 +124,25 @@ class Stepwise:
             for v in node.outputs
             if isinstance(v.type, ir.TensorType)
         }
-        shapes = self.selection.graph.shapes
+        shapes, of_sizes = self.selection.graph.shapes, self._of_sizes()
         return [
             name
             for name, value in inside.items()
             if name in shapes
+            and name not in of_sizes
             and in_masked.get(name) in _COMPARED
             and value.dtype in (None, in_masked[name])
             and not any(len(self.selection.fresh(name, k)) for k in range(len(shapes[name])))
         ]
+
+    def _of_sizes(self) -> set[str]:
+        """Results that follow from sizes alone, which differ by right."""
+        found: set[str] = set()
+        for node in self.masked.graph:
+            operands = [v.name for v in node.inputs if v is not None and v.const_value is None]
+            if facts_of(node).reads_sizes or (operands and found.issuperset(operands)):
+                found.update(value.name or "" for value in node.outputs)
+        return found
 
     def _sums(self) -> dict[str, list[str]]:
         """By operand of an addition its sums: what it is added into, however often."""
