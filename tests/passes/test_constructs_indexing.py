@@ -44,7 +44,7 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         framed(
             "e = GatherElements<axis=3>(r, i)  c = ConvTranspose<strides=[2,2]>(e, w3)"
             "  b = Add(c, r)",
-            numbers("i", "1,4,2,2", "0, 3, 1, 2, 3, 3, 0, 1, 1, 0, 2, 1, 0, 1, -1, -2"),
+            numbers("i", "1,4,2,2", "1, 3, 0, 2, 3, 0, 2, 1, 1, 0, 2, 3, 3, 1, -3, -2"),
             ", float[4,6,2,2] w3",
         ),
         [2, 4],
