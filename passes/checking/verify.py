@@ -213,7 +213,7 @@ class _Check:
         return whole
 
     def _values_are_many(self) -> bool:
-        """Whether the values inside are too many to be held for a second proof."""
+        """Whether the values inside are too many for a second proof of what the outputs tell."""
         return sum(map(math.prod, self.graph.shapes.values())) > _MOST_NUMBERS
 
     def _tells(self, output: OutputError) -> bool:
@@ -272,8 +272,8 @@ class _Check:
 
 _FLOOR_DRAWS = 4
 
-_MOST_NUMBERS = 2**27
-"""Half a gigabyte in single precision; three networks' values are held at a time."""
+_MOST_NUMBERS = 2**22
+"""Beyond them the comparison of values more than doubles the seconds that a check takes."""
 
 
 def _moved(inputs: Mapping[str, Array], generator: np.random.Generator) -> Arrays:
