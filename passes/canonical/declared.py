@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from morphgraph.onnx_io import DECLARED_KEY, DEFAULT_KEY, STATIC_SHAPE_KEY, known_shape, values_of
+from morphgraph.ops import facts_of
 
 _MIN_IR_VERSION = 4  # before it, initializers had to stand among the inputs
 
@@ -52,7 +53,7 @@ def note_declared(model: ir.Model, source: ir.Model, open_defaults: bool) -> Non
         if value.type is not None and value.type.denotation
     } | ({} if before is None else before.meanings)
     model.meta[DECLARED_KEY] = Declared(tuple(name or "" for name in names), shapes, meanings)
-    deliberate = names and not _by_habit(model, listed)
+    deliberate = names and not _by_habit(listed)
     for value in listed:
         if open_defaults and deliberate:
             tensor = value.const_value
@@ -81,10 +82,18 @@ def _with_denotations(shape: ir.Shape, meant: ir.Shape | None) -> ir.Shape:
     return ir.Shape(shape.dims, [meant.get_denotation(axis) for axis in range(len(shape))])
 
 
-def _by_habit(model: ir.Model, listed: list[ir.Value]) -> bool:
-    """Whether the inputs list all weights, as exporters did until 2020: nobody overrides them."""
-    weights = [v for v in model.graph.initializers.values() if len(v.shape or ()) > 1]
-    return bool(weights) and all(value in listed for value in weights)
+def _by_habit(listed: list[ir.Value]) -> bool:
+    """Whether the inputs list weights, as exporters did until 2020: nobody overrides them.
+
+    One kernel or statistic of a layer is enough: a quantizer takes what it replaces off the list.
+    """
+    return any(_is_of_a_layer(use.node, use.idx) for value in listed for use in value.uses())
+
+
+def _is_of_a_layer(node: ir.Node, index: int) -> bool:
+    facts = facts_of(node)
+    pointwise = facts.adds or facts.multiplies
+    return index > 0 and facts.initial is not None and not pointwise
 
 
 def restore_declared(model: ir.Model, is_whole: Callable[[str, int], bool]) -> None:
