@@ -19,6 +19,7 @@ _CONVERTER_ERRORS = (
     IndexError,
     onnx.version_converter.ConvertError,
 )
+_FREE_INITIALIZERS = 4  # the IR version from which initializers need not be inputs
 _PRELU_BROADCASTS = 7  # the opset from which slopes are aligned with the last axis, not the second
 _RESIZING = ("Resize", "Upsample")
 
@@ -49,9 +50,13 @@ def raised(proto: onnx.ModelProto) -> onnx.ModelProto:
         _align_slopes(converted)
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    result.ir_version = max(proto.ir_version, 4)  # whose initializers need not be inputs
     graph = result.graph
     known = {tensor.name for tensor in graph.initializer}
+    if proto.ir_version < _FREE_INITIALIZERS:
+        # All had to stand among the inputs; later that says that callers may override them.
+        for k in reversed([k for k, v in enumerate(graph.input) if v.name in known]):
+            del graph.input[k]
+        result.ir_version = _FREE_INITIALIZERS
     del graph.node[:], result.opset_import[:]
     graph.node.extend(converted.graph.node)
     graph.initializer.extend(t for t in converted.graph.initializer if t.name not in known)

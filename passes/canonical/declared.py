@@ -53,7 +53,7 @@ def note_declared(model: ir.Model, source: ir.Model, open_defaults: bool) -> Non
         if value.type is not None and value.type.denotation
     } | ({} if before is None else before.meanings)
     model.meta[DECLARED_KEY] = Declared(tuple(name or "" for name in names), shapes, meanings)
-    deliberate = names and not _by_habit(listed)
+    deliberate = names and not _by_habit(model, listed)
     for value in listed:
         if open_defaults and deliberate:
             tensor = value.const_value
@@ -82,11 +82,14 @@ def _with_denotations(shape: ir.Shape, meant: ir.Shape | None) -> ir.Shape:
     return ir.Shape(shape.dims, [meant.get_denotation(axis) for axis in range(len(shape))])
 
 
-def _by_habit(listed: list[ir.Value]) -> bool:
+def _by_habit(model: ir.Model, listed: list[ir.Value]) -> bool:
     """Whether the inputs list weights, as exporters did until 2020: nobody overrides them.
 
     One kernel or statistic of a layer is enough: a quantizer takes what it replaces off the list.
     """
+    weights = [v for v in model.graph.initializers.values() if len(v.shape or ()) > 1]
+    if weights and all(value in listed for value in weights):
+        return True
     return any(_is_of_a_layer(use.node, use.idx) for value in listed for use in value.uses())
 
 
