@@ -55,7 +55,7 @@ def note_declared(model: ir.Model, source: ir.Model, open_defaults: bool) -> Non
     model.meta[DECLARED_KEY] = Declared(tuple(name or "" for name in names), shapes, meanings)
     deliberate = names and not _by_habit(model, listed)
     for value in listed:
-        if open_defaults and deliberate:
+        if open_defaults and deliberate and value.uses():
             tensor = value.const_value
             assert tensor is not None
             del graph.initializers[value.name or ""]

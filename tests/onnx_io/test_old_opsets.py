@@ -81,6 +81,7 @@ def test_a_raised_model_computes_what_it_did(name: str) -> None:
     assert len(caught) == 1
     assert model.SerializeToString() == before
     assert graph.model.opset_imports[""] == 11
+    assert [value.name for value in graph.model.graph.inputs] == ["x"]
     x = GENERATOR.standard_normal((1, 4, 8, 8), np.float32)
     expected, found = _run(model, x), _run(ir.to_proto(graph.model), x)
     assert found.shape == expected.shape
