@@ -178,7 +178,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] 
     ),
     "pixel shuffle": (lambda: between(nn.PixelShuffle(2), 24, 6), IMAGE, [6]),
     "pixel unshuffle": (lambda: between(nn.PixelUnshuffle(2), 6, 24), IMAGE, [6]),
-    "unequal split": (lambda: between(unequal_split, 10, 10), IMAGE, [2, 5, 3]),
+    "unequal split": (lambda: between(unequal_split, 10, 10), IMAGE, [3, 5, 2]),
     "C2f": (
         lambda: Net(conv(3, 8), nn.ReLU(), Bottlenecks(), nn.ReLU(), conv(10, 4)),
         IMAGE,
@@ -189,7 +189,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] 
         IMAGE,
         [8, 6, 5, 10],
     ),
-    "channel gather": (lambda: between(lambda x: x[:, [3, 0, 5, 5, 2]], 6, 5), IMAGE, [3, 2, 1]),
+    "channel gather": (lambda: between(lambda x: x[:, [3, 0, 5, 5, 2]], 6, 5), IMAGE, [2, 3, 1]),
     "raw parameter in matmul": (lambda: Raw(einsum=False), (2, 5, 6), [10]),
     "raw parameter in einsum": (lambda: Raw(einsum=True), (2, 5, 6), [10]),
     "buffer that scales channels": (Scaled, IMAGE, [8]),
