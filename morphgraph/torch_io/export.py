@@ -6,16 +6,11 @@ comes out as an initializer under its ``state_dict`` name, every batch normaliza
 a node.
 """
 
-import inspect
-import io
 import json
-import logging
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from pathlib import Path
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -33,18 +28,24 @@ from morphgraph.onnx_io import (
     TIED_KEY,
     checker_refusal,
     escape,
-    load,
 )
 from morphgraph.ops import running_statistics
 from morphgraph.passes.canonical.canonicalize import canonicalize
+from morphgraph.torch_io.arguments import (
+    BATCH,
+    Call,
+    at_least_two,
+    call_of,
+    dynamic_batch_of,
+    input_names_of,
+    key_of,
+    named_arguments,
+)
 from morphgraph.torch_io.embedding_bags import PlainBags
-from morphgraph.torch_io.names import is_spelled_plainly
 from morphgraph.torch_io.structure import note_arguments, note_structure
-
-BATCH = "batch"
+from morphgraph.torch_io.translate import first_line, translate
 
 _KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
-_TORCHSCRIPT_OPSET = 20  # the last one that the older exporter knows
 
 
 def export(
@@ -84,20 +85,20 @@ def export(
     >>> [node.op_type for node in model.graph], list(model.graph.initializers)
     (['Gemm'], ['weight', 'bias'])
     """
-    call = _call(net, example)
+    call = call_of(net, example)
     if dynamic_batch:
-        dynamic_shapes = dynamic_shapes or _dynamic_batch(net, call)
+        dynamic_shapes = dynamic_shapes or dynamic_batch_of(net, call)
         # From a batch of 1 the exporter concludes that the batch is always 1.
-        call = pytree.tree_map_only(torch.Tensor, _at_least_two, call)
-    named = _named_arguments(net, call)
-    names = _input_names(net, named, input_names)
+        call = pytree.tree_map_only(torch.Tensor, at_least_two, call)
+    named = named_arguments(net, call)
+    names = input_names_of(net, named, input_names)
     with _inference_mode(net):
         results = _results(net, call)
         used = _used_parameters(results)
         _refuse_projections(net, used)
         _forget_derived(net)
         with _keeping_dropout(net), PlainBags():
-            model = _translate(net, call, names, dynamic_batch, dynamic_shapes, opset)
+            model = translate(net, call, names, dynamic_batch, dynamic_shapes, opset)
     name_values(model)
     _check_inputs(model, net, input_names)
     _clean(model)
@@ -185,54 +186,6 @@ def _plain_buffers(net: nn.Module, model: ir.Model) -> list[str]:
     return [name for name in net.state_dict() if name not in known]
 
 
-class _Call(NamedTuple):
-    """Arguments of a forward by position and by name, in the order of its signature."""
-
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-
-
-def _call(net: nn.Module, example: Any) -> _Call:
-    """The example as arguments; what is not given, up to the last by position, has its default."""
-    if isinstance(example, torch.Tensor):
-        return _Call((example,), {})
-    if not isinstance(example, Mapping):
-        return _Call(tuple(example), {})
-    parameters = inspect.signature(net.forward).parameters
-    of = inspect.Parameter
-    kinds = {name: p.kind for name, p in parameters.items()}
-    places = [name for name, kind in kinds.items() if kind is of.POSITIONAL_OR_KEYWORD]
-    by_name = [name for name, kind in kinds.items() if kind is of.KEYWORD_ONLY]
-    last = max((places.index(name) for name in example if name in places), default=-1)
-    others = [name for name in example if name not in places and name not in by_name]
-    unknown = [] if of.VAR_KEYWORD in kinds.values() else others
-    absent = [
-        name
-        for name in (*places, *by_name)
-        if name not in example and parameters[name].default is of.empty
-    ]
-    if unknown or absent:
-        wrong = [f"'{escape(name)}' cannot be given" for name in unknown]
-        wrong += [f"'{name}' is missing" for name in absent]
-        raise UnsupportedError(
-            f"network {type(net).__name__}: of the example's arguments {', '.join(wrong)}; its "
-            f"forward takes {', '.join((*places, *by_name)) or 'none'}; a dict that is itself an "
-            "argument is given as (dict,)"
-        )
-    return _Call(
-        tuple(example.get(name, parameters[name].default) for name in places[: last + 1]),
-        {name: example[name] for name in (*by_name, *others) if name in example},
-    )
-
-
-def _dynamic_batch(net: nn.Module, call: _Call) -> Any:
-    """The first size of every tensor open, said as ``torch.export`` wants it."""
-    if not call.keywords:
-        return pytree.tree_map(_first_axis_dynamic, call.arguments)
-    bound = inspect.signature(net.forward).bind(*call.arguments, **call.keywords)
-    return pytree.tree_map(_first_axis_dynamic, dict(bound.arguments))
-
-
 def _check_inputs(model: ir.Model, net: nn.Module, given: Sequence[str] | None) -> None:
     """Refuse a given input name that a parameter or buffer has, whose names must stay."""
     for name, value in zip(given or (), model.graph.inputs, strict=False):
@@ -241,58 +194,6 @@ def _check_inputs(model: ir.Model, net: nn.Module, given: Sequence[str] | None) 
                 f"network {type(net).__name__}: input '{escape(name)}' has the name of a parameter "
                 "or buffer; give it another"
             )
-
-
-def _at_least_two(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.ndim == 0 or tensor.shape[0] != 1:
-        return tensor
-    return torch.cat([tensor, tensor])
-
-
-def _input_names(
-    net: nn.Module, arguments: Mapping[str, Any], given: Sequence[str] | None
-) -> list[str]:
-    """One name per tensor: the given one, or what its argument is called; each only once.
-
-    Raises:
-        UnsupportedError: a given name is there twice.
-    """
-    names: list[str] = []
-    for name in given or _tensor_names(arguments):
-        unique = name
-        while unique in names:
-            unique += "_"
-        if given and unique != name:
-            raise UnsupportedError(
-                f"network {type(net).__name__}: two inputs are called '{escape(name)}'; give each "
-                "a name of its own"
-            )
-        names.append(unique)
-    return names
-
-
-def _named_arguments(net: nn.Module, call: _Call) -> dict[str, Any]:
-    """Arguments by the names of the forward's parameters, or by their number."""
-    parameters = list(inspect.signature(net.forward).parameters.values())
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [p.name for p in parameters if p.kind in positional]
-    names += [f"input_{index}" for index in range(len(names), len(call.arguments))]
-    return {**dict(zip(names, call.arguments, strict=False)), **call.keywords}
-
-
-def _tensor_names(arguments: Mapping[str, Any]) -> list[str]:
-    """Per tensor what its argument is called; in a structure with its key or number behind it."""
-    return [
-        "_".join([name, *(str(_key(place)) for place in path)])
-        for name, argument in arguments.items()
-        for path, leaf in pytree.tree_flatten_with_path(argument)[0]
-        if isinstance(leaf, torch.Tensor)
-    ]
-
-
-def _key(place: Any) -> Any:
-    """The key, name or number of one step into a structure."""
-    return next(getattr(place, kind) for kind in ("key", "idx", "name") if hasattr(place, kind))
 
 
 @contextmanager
@@ -335,7 +236,7 @@ def _keeping_dropout(net: nn.Module) -> Iterator[None]:
             module.training, module.inplace = False, inplace
 
 
-def _results(net: nn.Module, call: _Call) -> Any:
+def _results(net: nn.Module, call: Call) -> Any:
     """What the network gives for the example, on autograd's tape."""
     flags = [(p, p.requires_grad) for p in net.parameters() if p.is_floating_point()]
     try:
@@ -345,7 +246,7 @@ def _results(net: nn.Module, call: _Call) -> Any:
             results = net(*call.arguments, **call.keywords)
     except Exception as error:  # anything may happen in a user's forward
         raise UnsupportedError(
-            f"network {type(net).__name__}: does not run on the example: {_first_line(error)}"
+            f"network {type(net).__name__}: does not run on the example: {first_line(error)}"
         ) from error
     finally:
         for parameter, flag in flags:
@@ -385,171 +286,6 @@ def _used_parameters(results: Any) -> set[int]:
                 seen.add(source)
                 stack.append(source)
     return used
-
-
-def _translate(
-    net: nn.Module,
-    call: _Call,
-    names: list[str],
-    dynamic_batch: bool,
-    dynamic_shapes: Any,
-    opset: int,
-) -> ir.Model:
-    try:
-        with _quiet():
-            return _translate_by_dynamo(net, call, names, dynamic_shapes, opset)
-    except Exception as error:
-        reason = _first_line(error)
-        if dynamic_shapes is not None and not dynamic_batch:
-            raise UnsupportedError(
-                f"network {type(net).__name__}: PyTorch cannot export it with these sizes open: "
-                f"{reason}"
-            ) from error
-    try:
-        with _quiet():
-            model = _translate_by_torchscript(net, call, names, dynamic_batch, opset)
-    except Exception as error:
-        raise UnsupportedError(
-            f"network {type(net).__name__}: PyTorch cannot export it: {reason}"
-        ) from error
-    warnings.warn(
-        f"network {type(net).__name__}: torch.export refused it ({reason}); "
-        "exported by way of TorchScript",
-        stacklevel=3,
-    )
-    return model
-
-
-def _translate_by_dynamo(
-    net: nn.Module,
-    call: _Call,
-    names: list[str],
-    dynamic_shapes: Any,
-    opset: int,
-) -> ir.Model:
-    source: nn.Module | torch.export.ExportedProgram = net
-    state: dict[str, str] = {}
-    if not all(is_spelled_plainly(name) for name in _state_names(net)):
-        source, state = _plainly_named(net, call, dynamic_shapes)
-        dynamic_shapes = None
-    program = torch.onnx.export(
-        source,
-        _unlike_keywords(call),
-        kwargs=call.keywords,
-        input_names=names,
-        opset_version=opset,
-        dynamic_shapes=dynamic_shapes,
-        dynamo=True,
-        optimize=False,  # its optimizations fuse and tie what is to be trained
-        verbose=False,
-    )
-    assert program is not None
-    for value in list(program.model.graph.initializers.values()):
-        value.name = state.get(value.name or "", value.name)
-    return program.model
-
-
-def _unlike_keywords(call: _Call) -> tuple[Any, ...]:
-    """Arguments by position; the exporter takes a dict at their end for those by name."""
-    ends_in_dict = bool(call.arguments) and isinstance(call.arguments[-1], dict)
-    return (*call.arguments, {}) if ends_in_dict and not call.keywords else call.arguments
-
-
-def _state_names(net: nn.Module) -> list[str]:
-    """The paths of all parameters and buffers."""
-    return [
-        *dict(net.named_parameters(remove_duplicate=False)),
-        *dict(net.named_buffers(remove_duplicate=False)),
-    ]
-
-
-def _plainly_named(
-    net: nn.Module, call: _Call, dynamic_shapes: Any
-) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
-    """The traced network with weights called ``state_0``, ..., and what they are called in it.
-
-    The exporter writes Python that reads ``self.heads.class``, and fails to compile it.
-    """
-    program = torch.export.export(
-        net,
-        call.arguments,
-        call.keywords,
-        dynamic_shapes=dynamic_shapes,
-        strict=False,
-        prefer_deferred_runtime_asserts_over_guards=True,
-    )
-    names: dict[str, str] = {}
-    for k, spec in enumerate(program.graph_signature.input_specs):
-        if spec.target is None:
-            continue
-        plain = f"state_{k}"
-        names[plain] = spec.target
-        for tensors in (program.state_dict, program.constants):
-            if spec.target in tensors:
-                tensors[plain] = tensors.pop(spec.target)
-        spec.target = plain
-    return program, names
-
-
-def _first_axis_dynamic(argument: Any) -> Any:
-    if isinstance(argument, torch.Tensor) and argument.ndim > 0:
-        return {0: torch.export.Dim.DYNAMIC}
-    return None
-
-
-def _translate_by_torchscript(
-    net: nn.Module,
-    call: _Call,
-    names: list[str],
-    dynamic_batch: bool,
-    opset: int,
-) -> ir.Model:
-    # TorchScript renames the weight, not the input, where both have one name.
-    placeholders = [f"morphgraph_input_{k}" for k in range(len(names))]
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, "model.onnx"))
-        torch.onnx.export(
-            net,
-            call.arguments,
-            path,
-            kwargs=call.keywords,
-            input_names=placeholders,
-            opset_version=min(opset, _TORCHSCRIPT_OPSET),
-            dynamic_axes={name: {0: BATCH} for name in placeholders} if dynamic_batch else None,
-            dynamo=False,
-            training=torch.onnx.TrainingMode.PRESERVE,
-            do_constant_folding=False,
-        )
-        model = load(path)
-    wanted = dict(zip(placeholders, names, strict=True))
-    for value in model.graph.inputs:
-        value.name = wanted.get(value.name or "", value.name)
-    return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters chat on both streams, in warnings and in logs."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of the innermost cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return escape(lines[0])
 
 
 def _clean(model: ir.Model) -> None:
@@ -601,7 +337,7 @@ def _name_results(model: ir.Model, results: Any) -> None:
     if not isinstance(results, Mapping):
         return
     keys = [
-        ".".join([str(key), *(str(_key(place)) for place in path)])
+        ".".join([str(key), *(str(key_of(place)) for place in path)])
         for key, result in results.items()
         for path, leaf in pytree.tree_flatten_with_path(result)[0]
         if isinstance(leaf, torch.Tensor)

@@ -171,7 +171,7 @@ class _Check:
         return min(reports, key=lambda report: len(report.untold))
 
     def on(self, inputs: Mapping[str, Array]) -> VerifyReport:
-        """Compare on some inputs, value by value where the outputs do not tell."""
+        """Compare on some inputs: the outputs, and value by value where that is quick or needed."""
         inputs, anew = renumbered(self.graph, self.keep, inputs)
         # The original first: only where that is refused may another runner be tried for all.
         references = [as_arrays(self.runner(self.original, inputs))]
@@ -204,7 +204,7 @@ class _Check:
             constants_moved=bool(self.absorbed or self.selection.dead),
         )
         # Outputs that tell do so of what reaches them on these inputs: not of a channel that is
-        # silent on random numbers. So the values inside are compared in any case.
+        # silent on random numbers. So the values inside are compared as well, where they are few.
         whole = replace(report, values=stepwise.compare(inputs, self.tolerance))
         if told and whole.ok:
             return report

@@ -18,7 +18,7 @@ from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.onnx_io import as_model, load, save, static_shape
 from morphgraph.ops import parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
-from morphgraph.torch_io import export as exporter
+from morphgraph.torch_io import export as exporter, translate as translating
 from morphgraph.torch_io.export import export
 
 
@@ -211,7 +211,7 @@ def test_torchscript_splits_what_it_ties(monkeypatch: pytest.MonkeyPatch, tmp_pa
     def refuse(*_: object) -> None:
         raise RuntimeError("torch.export has\nmany words")
 
-    monkeypatch.setattr(exporter, "_translate_by_dynamo", refuse)
+    monkeypatch.setattr(translating, "_translate_by_dynamo", refuse)
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
     )  # a fresh network: both norms are equal
@@ -232,7 +232,7 @@ def test_networks_that_do_not_run() -> None:
 
 
 def test_lost_parameters_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    translate = exporter._translate_by_dynamo
+    translate = translating.translate
 
     def optimized(*arguments: Any) -> ir.Model:
         model = translate(*arguments)
@@ -240,7 +240,7 @@ def test_lost_parameters_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         weight.name = "val_7"
         return model
 
-    monkeypatch.setattr(exporter, "_translate_by_dynamo", optimized)
+    monkeypatch.setattr(exporter, "translate", optimized)
     with pytest.raises(UnsupportedError, match=r"lost 1 of 4 parameters \(1\.weight\)"):
         export(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), torch.randn(1, 3))
 

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 import morphgraph as mg
-from morphgraph.torch_io import export as exporting
+from morphgraph.torch_io import export as exporting, translate as translating
 
 HOSTILE = ("class", "a b", "a_b", "a/b:0", "ünï", "1", "q\"'\\\n", "ﬁ", "lambda", "x", "val_0")
 
@@ -67,7 +67,7 @@ def test_a_module_of_any_names_goes_through_export_and_back(
 ) -> None:
     net, x = Named(name, keys).eval(), torch.randn(2, 3, 8, 8)
     if by_torchscript:
-        monkeypatch.setattr(exporting, "_translate_by_dynamo", refused)
+        monkeypatch.setattr(translating, "_translate_by_dynamo", refused)
     model = mg.export(net, (x,))
     monkeypatch.undo()
     expected = net(x).detach()

@@ -15,7 +15,7 @@ import morphgraph as mg
 from morphgraph.onnx_io import runtime as ort
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.testing import model_from_text, prove, random_plan, randomize_weights
-from morphgraph.torch_io import export as exporting
+from morphgraph.torch_io import translate as translating
 from morphgraph.torch_io.origins import Origins
 
 
@@ -140,7 +140,7 @@ def test_torchscript_keeps_an_rnn_as_one_layer(monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_: object) -> ir.Model:
         raise RuntimeError("as torch.export refuses a network")
 
-    monkeypatch.setattr(exporting, "_translate_by_dynamo", refuse)
+    monkeypatch.setattr(translating, "_translate_by_dynamo", refuse)
     net = Tagger(nn.RNN).eval()
     model = mg.export(net, (WORDS,))
     loaded = mg.to_torch(model)

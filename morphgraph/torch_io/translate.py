@@ -1,0 +1,194 @@
+"""PyTorch's two exporters: torch.export first, TorchScript where that refuses a network."""
+
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io import escape, load
+from morphgraph.torch_io.arguments import BATCH, Call
+from morphgraph.torch_io.names import is_spelled_plainly
+
+_TORCHSCRIPT_OPSET = 20  # the last one that the older exporter knows
+
+
+def translate(
+    net: nn.Module,
+    call: Call,
+    names: list[str],
+    dynamic_batch: bool,
+    dynamic_shapes: Any,
+    opset: int,
+) -> ir.Model:
+    """The network in ONNX, as PyTorch's exporter writes it.
+
+    Args:
+        net: in inference mode.
+        call: the arguments of its forward.
+        names: of the inputs, one per tensor.
+        dynamic_batch: whether the first size of every input is open.
+        dynamic_shapes: the open sizes as ``torch.export`` wants them; TorchScript knows the batch
+            alone.
+        opset: the version of ONNX's operators.
+
+    Raises:
+        UnsupportedError: both exporters refuse the network; carries the first one's words.
+    """
+    try:
+        with _quiet():
+            return _translate_by_dynamo(net, call, names, dynamic_shapes, opset)
+    except Exception as error:
+        reason = first_line(error)
+        if dynamic_shapes is not None and not dynamic_batch:
+            raise UnsupportedError(
+                f"network {type(net).__name__}: PyTorch cannot export it with these sizes open: "
+                f"{reason}"
+            ) from error
+    try:
+        with _quiet():
+            model = _translate_by_torchscript(net, call, names, dynamic_batch, opset)
+    except Exception as error:
+        raise UnsupportedError(
+            f"network {type(net).__name__}: PyTorch cannot export it: {reason}"
+        ) from error
+    warnings.warn(
+        f"network {type(net).__name__}: torch.export refused it ({reason}); "
+        "exported by way of TorchScript",
+        stacklevel=3,
+    )
+    return model
+
+
+def _translate_by_dynamo(
+    net: nn.Module,
+    call: Call,
+    names: list[str],
+    dynamic_shapes: Any,
+    opset: int,
+) -> ir.Model:
+    source: nn.Module | torch.export.ExportedProgram = net
+    state: dict[str, str] = {}
+    if not all(is_spelled_plainly(name) for name in _state_names(net)):
+        source, state = _plainly_named(net, call, dynamic_shapes)
+        dynamic_shapes = None
+    program = torch.onnx.export(
+        source,
+        _unlike_keywords(call),
+        kwargs=call.keywords,
+        input_names=names,
+        opset_version=opset,
+        dynamic_shapes=dynamic_shapes,
+        dynamo=True,
+        optimize=False,  # its optimizations fuse and tie what is to be trained
+        verbose=False,
+    )
+    assert program is not None
+    for value in list(program.model.graph.initializers.values()):
+        value.name = state.get(value.name or "", value.name)
+    return program.model
+
+
+def _unlike_keywords(call: Call) -> tuple[Any, ...]:
+    """Arguments by position; the exporter takes a dict at their end for those by name."""
+    ends_in_dict = bool(call.arguments) and isinstance(call.arguments[-1], dict)
+    return (*call.arguments, {}) if ends_in_dict and not call.keywords else call.arguments
+
+
+def _state_names(net: nn.Module) -> list[str]:
+    """The paths of all parameters and buffers."""
+    return [
+        *dict(net.named_parameters(remove_duplicate=False)),
+        *dict(net.named_buffers(remove_duplicate=False)),
+    ]
+
+
+def _plainly_named(
+    net: nn.Module, call: Call, dynamic_shapes: Any
+) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
+    """The traced network with weights called ``state_0``, ..., and what they are called in it.
+
+    The exporter writes Python that reads ``self.heads.class``, and fails to compile it.
+    """
+    program = torch.export.export(
+        net,
+        call.arguments,
+        call.keywords,
+        dynamic_shapes=dynamic_shapes,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    names: dict[str, str] = {}
+    for k, spec in enumerate(program.graph_signature.input_specs):
+        if spec.target is None:
+            continue
+        plain = f"state_{k}"
+        names[plain] = spec.target
+        for tensors in (program.state_dict, program.constants):
+            if spec.target in tensors:
+                tensors[plain] = tensors.pop(spec.target)
+        spec.target = plain
+    return program, names
+
+
+def _translate_by_torchscript(
+    net: nn.Module,
+    call: Call,
+    names: list[str],
+    dynamic_batch: bool,
+    opset: int,
+) -> ir.Model:
+    # TorchScript renames the weight, not the input, where both have one name.
+    placeholders = [f"morphgraph_input_{k}" for k in range(len(names))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "model.onnx"))
+        torch.onnx.export(
+            net,
+            call.arguments,
+            path,
+            kwargs=call.keywords,
+            input_names=placeholders,
+            opset_version=min(opset, _TORCHSCRIPT_OPSET),
+            dynamic_axes={name: {0: BATCH} for name in placeholders} if dynamic_batch else None,
+            dynamo=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
+        )
+        model = load(path)
+    wanted = dict(zip(placeholders, names, strict=True))
+    for value in model.graph.inputs:
+        value.name = wanted.get(value.name or "", value.name)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters chat on both streams, in warnings and in logs."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return escape(lines[0])
