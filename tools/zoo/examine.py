@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from entry import Entry, Feeds
+from file_findings import FileFindings
 from findings import BUDGET, TOLERANCE, Findings
 from prepare import stored, worst_error
 
@@ -173,10 +174,15 @@ def coarsest(graph: ChannelGraph, plan: mg.Plan) -> str:
 
 def describe(found: Findings, graph: ChannelGraph) -> None:
     """Groups, what can shrink, and what cannot and why."""
+    found.statistical = sum(group.statistical for group in graph.groups if group.resizable)
+    found.params = mg.cost(graph, "params").total
+    describe_groups(found, graph)
+
+
+def describe_groups(found: Findings | FileFindings, graph: ChannelGraph) -> None:
+    """What networks and files of others have in common of that."""
     free = [group for group in graph.groups if group.resizable]
     found.groups, found.resizable = len(graph.groups), len(free)
-    found.statistical = sum(group.statistical for group in free)
-    found.params = mg.cost(graph, "params").total
     found.binding = fixed_shares(graph)
     found.shrinkable = 1 - sum(found.binding.values())
     floor = np.array([1 if group.resizable else group.width for group in graph.groups])

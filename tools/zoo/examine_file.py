@@ -3,7 +3,6 @@
 import tempfile
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from entry import Entry
-from examine import coarsest, fixed_shares
+from examine import coarsest, describe_groups
 from file_findings import FileFindings
 from findings import BUDGET
 from others import FileEntry
@@ -79,7 +78,7 @@ class FileExamination:
         if macs is None:
             return found
         found.macs = macs.total
-        self._describe(graph)
+        describe_groups(self.found, graph)
         if not found.nothing_to_shrink:
             self._resize(graph)
         return found
@@ -113,20 +112,6 @@ class FileExamination:
             self.valid = True
         except Exception:  # noqa: BLE001 - several kinds; ONNX Runtime writes what it refuses
             self.valid = False
-
-    def _describe(self, graph: ChannelGraph) -> None:
-        found = self.found
-        free = [group for group in graph.groups if group.resizable]
-        found.groups, found.resizable = len(graph.groups), len(free)
-        found.binding = fixed_shares(graph)
-        found.shrinkable = 1 - sum(found.binding.values())
-        floor = np.array([1 if group.resizable else group.width for group in graph.groups])
-        macs = mg.cost(graph, "macs")
-        found.lowest = macs.at(floor) / macs.total if macs.total else 1.0
-        reasons = Counter(group.reason for group in graph.groups if group.reason is not None)
-        found.pinned = dict(sorted(reasons.items()))
-        ops = Counter(f"{node.ir.op_type}: {node.opaque}" for node in graph.ops if node.opaque)
-        found.opaque = dict(sorted(ops.items()))
 
     def _compare_lifted(self, graph: ChannelGraph) -> None:
         """The canonical model beside the file as it came, or beside what is expected of that."""
