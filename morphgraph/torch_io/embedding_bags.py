@@ -35,6 +35,7 @@ class PlainBags(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+# The parameters are those of F.embedding_bag, which it stands in for, used or not.
 def embedding_bag(
     input: Tensor,  # noqa: A002
     weight: Tensor,

@@ -84,6 +84,44 @@ def test_all_layers_of_one_width_load_from_the_config(kind: str, tmp_path: Path)
     optimizer.step()
 
 
+SAME = {
+    "bert": ["*intermediate*"],
+    "llama": ["*.self_attn (*", "*.mlp (*"],
+    "vit": ["*.mlp.fc1"],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_widths_that_a_budget_chose_load_from_the_config(kind: str, tmp_path: Path) -> None:
+    """One width per kind of layer (``same``); which channels go differs from layer to layer."""
+    torch.manual_seed(0)
+    make, example, labels = KINDS[kind]
+    net = make().eval()
+    graph = mg.lift(mg.export(net, example))
+    plan = mg.plan(graph, {"flops": "75%"}, include=SAME[kind], same=SAME[kind])
+    keeps = [tuple(map(tuple, group.keep)) for group in plan.groups.values()]
+    assert len(set(keeps)) > len(SAME[kind])
+    small = mg.apply(graph, plan, weights=net)
+    report = mg.resize_module(net, graph, plan, example=example)
+    assert report.config.endswith("builds this network")
+    widths = {group.name: sum(b - a for a, b in group.keep) for group in plan.groups.values()}
+    assert net.config.intermediate_size in widths.values()
+    assert net.config.intermediate_size < SIZES["intermediate_size"]
+    with torch.no_grad():
+        results = pytree.tree_leaves(net.eval()(**example))
+    tensor = next(v for v in example.values() if isinstance(v, torch.Tensor))
+    feeds = {small.graph.inputs[0].name or "": tensor.numpy()}
+    for found, expected in zip(results, ort.run(small, feeds).values(), strict=True):
+        assert np.abs(found.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+    net.save_pretrained(tmp_path)
+    again = type(net).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        for found, expected in zip(pytree.tree_leaves(again(**example)), results, strict=True):
+            torch.testing.assert_close(found, expected)
+    net.train()(**example, **labels).loss.backward()
+
+
 @pytest.mark.long
 def test_heads_of_unequal_number_stay_out_of_the_config() -> None:
     torch.manual_seed(0)
