@@ -221,6 +221,7 @@ NETWORKS = {
     # With seven layers, from PyTorch's initialization, many seeds never begin to learn.
     "VGG without BN": Network(_sizeless(Vgg, widths=[24] * 5, norm=False)),
     "ResNet-14": Network(_sizeless(ResNet, widths=[16, 16, 16])),
+    "ResNet-20": Network(_sizeless(ResNet, widths=[16, 32, 64], depth=3)),
     "ResNet, bottlenecks": Network(_sizeless(ResNet, widths=[48, 48, 48], inner=[16, 16, 16])),
     "Inception": Network(_sizeless(Inception, width=12)),
     "MobileNet": Network(_sizeless(MobileNet), bf16=False),
