@@ -1,11 +1,13 @@
 """Activations: element by element, each a torch module, so that hooks and readers find it."""
 
+import math
+
 from morphgraph.ops.elementwise import Unary
 from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import OpNode, op
 
 
-@op("HardSwish", "Mish", "Relu", "Softsign", "Tanh")
+@op("HardSwish", "Mish", "Softsign", "Tanh")
 class Activation(Unary):
     """Activations without attributes."""
 
@@ -16,6 +18,13 @@ class Activation(Unary):
         other_names = {"HardSwish": "Hardswish", "Relu": "ReLU"}
         module = getattr(nn, other_names.get(n.op_type, n.op_type))()
         return b.module(n, module, b.tensor(n, 0))
+
+
+@op("Relu")
+class Relu(Activation):
+    @staticmethod
+    def clamp(n: OpNode) -> tuple[float, float]:
+        return 0.0, math.inf
 
 
 @op("Sigmoid", "Softplus")

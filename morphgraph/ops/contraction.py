@@ -2,6 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.initial import Initial, by_fan_in, by_kernel
+from morphgraph.ops.linear import Linear, Product, Window
 from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked, torch_padding, window_axes, window_pads
@@ -98,6 +101,19 @@ class Convolutional(Op):
         kernel = n.shape(cls.kernel)
         space = window_axes(kernel[2:], strides, pads)
         return cls.fit(n, convolution(n.shape(0)[1], kernel, group, space))
+
+    @classmethod
+    def linear(
+        cls,
+        n: OpNode,
+        *,
+        auto_pad: str = "NOTSET",
+        dilations: Sequence[int] | None = None,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> Linear | None:
+        return _window(n, (0, cls.kernel), auto_pad, dilations, group, pads, strides)
 
     @classmethod
     def resize(cls, n: OpNode, new: Resizing, *, group: int = 1) -> None:
@@ -192,6 +208,21 @@ class ConvTranspose(Op):
         return dict.fromkeys((1, 2), by_kernel(n.shape(1)))
 
     @staticmethod
+    def linear(
+        n: OpNode,
+        *,
+        auto_pad: str = "NOTSET",
+        dilations: Sequence[int] | None = None,
+        group: int = 1,
+        output_shape: Sequence[int] | None = None,
+        pads: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> Linear | None:
+        padding = "SAME_LOWER" if output_shape and auto_pad == "NOTSET" else auto_pad
+        found = _window(n, (0, 1), padding, dilations, group, pads, strides)
+        return found and replace(found, transposed=True, odd_first=padding != "SAME_UPPER")
+
+    @staticmethod
     def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:
         if group > 1:
             new.set_attribute("group", new.size("c" if group == n.shape(0)[1] else "g"))
@@ -246,6 +277,34 @@ class ConvTranspose(Op):
         return y
 
 
+def _window(
+    n: OpNode,
+    ports: tuple[int, int],
+    auto_pad: str,
+    dilations: Sequence[int] | None,
+    group: int,
+    pads: Sequence[int] | None,
+    strides: Sequence[int] | None,
+) -> Window | None:
+    """A convolution as a linear map of the first of these ports."""
+    operand, weight = ports
+    if n.is_weight(operand) or not n.is_weight(weight):
+        return None
+    size = n.shape(weight)[2:]
+    rank = len(size)
+    fixed = {"NOTSET": tuple(pads or (0,) * (2 * rank))[:rank], "VALID": (0,) * rank}
+    return Window(
+        operand=operand,
+        weight=weight,
+        size=tuple(size),
+        strides=tuple(strides or (1,) * rank),
+        dilations=tuple(dilations or (1,) * rank),
+        before=fixed.get(auto_pad or "NOTSET"),
+        odd_first=auto_pad == "SAME_LOWER",
+        groups=group,
+    )
+
+
 def grouped_preference(in_per_group: int, out_per_group: int) -> str:
     """Channels within the groups shrink by default; where a group has one only, whole groups go."""
     return "i o g" if in_per_group > 1 and out_per_group > 1 else "g i o"
@@ -265,6 +324,12 @@ class Gemm(Op):
         right = "o i" if transB else "i o"
         bias = _bias_axes(n.shape(2), n.out()) if n.has(2) else "_"
         return from_line(n, f"{left}, {right}, {bias} -> N o", macs="N i o", contracted="i")
+
+    @staticmethod
+    def linear(
+        n: OpNode, *, alpha: float = 1.0, transA: int = 0, transB: int = 0
+    ) -> Linear | None:
+        return turned_product(n, alpha, transA, transB)
 
     @staticmethod
     def initial(n: OpNode, *, transB: int = 0) -> Mapping[int, Initial]:
@@ -342,6 +407,25 @@ def product(n: OpNode, line: str, left: str, right: str, operands: tuple[int, in
     )
 
 
+def turned_product(n: OpNode, factor: float, left: int, right: int) -> Linear | None:
+    """A matrix product with one kernel as a linear map; ``None`` for a stack of several kernels.
+
+    ``left`` and ``right`` say whether that operand is transposed.
+    """
+    if n.is_weight(0) == n.is_weight(1) or factor == 0:
+        return None
+    weight = 0 if n.is_weight(0) else 1
+    kernel, operand = n.shape(weight), n.shape(1 - weight)
+    if len(operand) < 2 or len(kernel) < 2 or prod(kernel[:-2]) > 1:
+        return None
+    common = {"operand": 1 - weight, "weight": weight}
+    if weight:
+        reduced = -2 if left else -1
+        return Product(**common, factor=factor, reduced=reduced, transposed=not right)
+    reduced, transposed = -1 if right else -2, bool(left)
+    return Product(**common, factor=factor, reduced=reduced, made=-2, transposed=transposed)
+
+
 def matrices(n: OpNode, fan_in: int) -> Mapping[int, Initial]:
     """Kernels of linear layers among a product's operands: matrices, not stacks of them."""
     return {i: by_fan_in(fan_in) for i in (0, 1) if len(n.shape(i)) == 2}
@@ -355,6 +439,10 @@ class MatMul(Op):
     def describe(n: OpNode) -> Description:
         left, right, out = product_axes(n.shape(0), n.shape(1))
         return product(n, f"{left}, {right} -> {out}", left, right, (0, 1))
+
+    @staticmethod
+    def linear(n: OpNode) -> Linear | None:
+        return turned_product(n, 1.0, 0, 0)
 
     @staticmethod
     def initial(n: OpNode) -> Mapping[int, Initial]:

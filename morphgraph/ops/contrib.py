@@ -6,6 +6,7 @@ operand's shape tell it, and convolutions; for others the file must state it.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.contraction import (
@@ -16,9 +17,11 @@ from morphgraph.ops.contraction import (
     matrices,
     product,
     product_shape,
+    turned_product,
 )
 from morphgraph.ops.elementwise import Elementwise
 from morphgraph.ops.initial import ONE, ZERO, Initial
+from morphgraph.ops.linear import Linear
 from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.norm import RMSNormalization
 from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
@@ -103,6 +106,12 @@ class FusedConv(Convolutional):
         )
         return (x[0], kernel[0], *space)
 
+    @classmethod
+    def linear(cls, n: OpNode, *, activation: str = "", **attributes: Any) -> Linear | None:
+        if activation or n.has(3):
+            return None  # the result is not the map's
+        return super().linear(n, **attributes)
+
     @staticmethod
     def fit(n: OpNode, form: Convolution) -> Description:
         return form.describe(n, f"{form.x}, {form.kernel}, {form.out}, {form.y} -> {form.y}")
@@ -179,6 +188,20 @@ class FusedMatMul(Op):
     @staticmethod
     def initial(n: OpNode, *, transA: int = 0, transBatchA: int = 0) -> Mapping[int, Initial]:
         return matrices(n, _turned(n.shape(0), transA, transBatchA)[-1])
+
+    @staticmethod
+    def linear(
+        n: OpNode,
+        *,
+        alpha: float = 1.0,
+        transA: int = 0,
+        transB: int = 0,
+        transBatchA: int = 0,
+        transBatchB: int = 0,
+    ) -> Linear | None:
+        if transBatchA or transBatchB:
+            return None
+        return turned_product(n, alpha, transA, transB)
 
     @staticmethod
     def lower(

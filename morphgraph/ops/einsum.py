@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from morphgraph.arrays import Shape
+from morphgraph.ops.linear import Linear, Product
 from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
 
@@ -119,6 +120,28 @@ class Einsum(Op):
             eager=" ".join(names[axis] for axis in kept) if is_attention else "",
             reluctant=" ".join(names[axis] for axis in summed) if is_attention else "",
             gate=len(operands) > 1 and not summed,
+        )
+
+    @staticmethod
+    def linear(n: OpNode, *, equation: str) -> Linear | None:
+        operands, out = _terms(equation)
+        if len(operands) != 2 or n.is_weight(0) == n.is_weight(1):
+            return None
+        weight = 0 if n.is_weight(0) else 1
+        kernel, rows = operands[weight], operands[1 - weight]
+        summed = [axis for axis in rows if axis not in out]
+        made = [axis for axis in out if axis not in rows]
+        # One axis is summed over, one is made, and all others pass in their order.
+        passing = [axis for axis in rows if axis not in summed]
+        plain = len(summed) == len(made) == 1 and sorted(kernel) == sorted(summed + made)
+        if not plain or _DOTS in summed + made or [x for x in out if x not in made] != passing:
+            return None
+        return Product(
+            operand=1 - weight,
+            weight=weight,
+            reduced=rows.index(summed[0]) - len(rows),
+            made=out.index(made[0]) - len(out),
+            transposed=kernel.index(made[0]) == 1,
         )
 
     @staticmethod

@@ -1,5 +1,6 @@
 """Operators that treat every element alone, with ONNX broadcasting."""
 
+import math
 import operator
 from collections.abc import Mapping
 from functools import reduce
@@ -75,6 +76,19 @@ class Clip(Elementwise):
     line = "*a, _, _ -> *a"
 
     @staticmethod
+    def clamp(
+        n: OpNode, *, min: float = -math.inf, max: float = math.inf
+    ) -> tuple[float, float] | None:
+        ends = [min, max]
+        for port in (1, 2):
+            if n.has(port):
+                constant = n.const(port)
+                if constant is None:
+                    return None
+                ends[port - 1] = float(constant)
+        return ends[0], ends[1]
+
+    @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch
         from torch import nn
@@ -99,6 +113,7 @@ class CastLike(Elementwise):
 
 @op("Dropout")
 class Dropout(Elementwise):
+    inert = True
     foldable = False  # meant as it stands: it acts in training
     line = "*a, _, _ -> *a, *a"
 

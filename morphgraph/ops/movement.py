@@ -30,6 +30,10 @@ class Transpose(Op):
     moves = True
 
     @staticmethod
+    def permutation(n: OpNode, *, perm: Sequence[int] | None = None) -> tuple[int, ...]:
+        return tuple(range(len(n.shape(0)))[::-1] if perm is None else perm)
+
+    @staticmethod
     def describe(n: OpNode, *, perm: Sequence[int] | None = None) -> Description:
         order = range(len(n.shape(0)))[::-1] if perm is None else perm
         description = Description()

@@ -35,6 +35,7 @@ from morphgraph.ops.description import (
     from_line,
     opaque,
 )
+from morphgraph.ops.linear import Linear
 from morphgraph.ops.node import OpNode
 from morphgraph.ops.plugins import load_plugins
 from morphgraph.ops.resizing import Resizing
@@ -79,6 +80,13 @@ class Op:
             one for each.
         lengths: per operand that must fit the sizes of the others the number that it holds where
             nothing is padded.
+        inert: in inference the result is the first operand as it is.
+        clamp: the range in which a function of one operand gives it as it is, and beyond which it
+            gives the range's end: from nothing to something, ``(low, high)``.
+        permutation: the order in which the result has the operand's axes.
+        linear: the operator as a linear map of one operand
+            (:class:`~morphgraph.ops.linear.Linear`), where it is one; ``None`` where this node is
+            not.
         initial: per operand that is a layer's weight how PyTorch draws it
             (:class:`~morphgraph.ops.initial.Initial`), for training from scratch.
         origin: file and line where a user taught the operator; empty for the program's own.
@@ -108,6 +116,10 @@ class Op:
     resize: ClassVar[Callable[..., None] | None] = None
     lengths: ClassVar[Callable[..., Mapping[int, int]] | None] = None
     initial: ClassVar[Callable[..., Mapping[int, Any]] | None] = None
+    inert: ClassVar[bool] = False
+    clamp: ClassVar[Callable[..., tuple[float, float] | None] | None] = None
+    permutation: ClassVar[Callable[..., tuple[int, ...]] | None] = None
+    linear: ClassVar[Callable[..., Linear | None] | None] = None
     lower: ClassVar[Callable[..., Any] | None] = None
     origin: ClassVar[str] = ""
 
@@ -230,6 +242,7 @@ __all__ = [
     "Description",
     "Factor",
     "IndexMap",
+    "Linear",
     "Op",
     "OpNode",
     "Place",

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.ops.initial import Initial, by_fan_in
+from morphgraph.ops.linear import Gates, Linear
 from morphgraph.ops.lowering import Activation, TorchBuilder, fx
 from morphgraph.ops.op import (
     Description,
@@ -305,6 +306,10 @@ class Recurrent(Op):
     @staticmethod
     def initial(n: OpNode) -> Mapping[int, Initial]:
         return dict.fromkeys((1, 2, 3, 7), by_fan_in(n.shape(2)[2]))  # kernels, biases, peepholes
+
+    @staticmethod
+    def linear(n: OpNode) -> Linear | None:
+        return Gates(operand=0, weight=1) if n.is_weight(1) and not n.is_weight(0) else None
 
     @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:

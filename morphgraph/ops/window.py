@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from morphgraph.ops.op import OpNode
+from morphgraph.ops.node import OpNode
 
 
 def window_pads(

@@ -47,6 +47,7 @@ def resize(
     added: Mapping[int, int] | None = None,
     seed: int = 0,
     absorbed: Absorbed | None = None,
+    restored: bool = True,
 ) -> ir.Model:
     """Remove the channels that a plan does not keep, and add those that it adds.
 
@@ -56,6 +57,7 @@ def resize(
         added: per group index the number of channels that are added.
         seed: of the kernels that make the added channels.
         absorbed: what removed constants contribute to what stays, to be added there.
+        restored: whether the result is as the user's model was written; else it is canonical.
 
     Returns:
         A new model. Nodes, values and initializers keep their names.
@@ -63,7 +65,27 @@ def resize(
     Raises:
         PlanError: groups keep no channel, and nothing would be left; or a group cannot grow.
     """
-    return _Resizer(graph, keep, added or {}, seed, absorbed or nothing_absorbed(graph)).run()
+    resizer = _Resizer(graph, keep, added or {}, seed, absorbed or nothing_absorbed(graph))
+    return resizer.run(restored)
+
+
+def restore_names(
+    graph: ChannelGraph, keep: Mapping[int, IntArray], small: ir.Model, editor: Editor
+) -> None:
+    """Write a canonical resized model as the user's was written, in place."""
+    _as_written(graph, AxisSelection(graph, keep), small, editor)
+
+
+def _as_written(
+    graph: ChannelGraph, selection: AxisSelection, small: ir.Model, editor: Editor
+) -> None:
+    changed = restore(graph.model, small, selection.cuts, editor)
+    if merge_copies(small) or changed:
+        small.meta.pop(CANONICAL_KEY, None)
+    for key in (COPIES_KEY, ORIGINAL_KEY):
+        small.meta.pop(key, None)
+    keep_known_names(small)
+    restore_declared(small, lambda value, axis: selection.axis(value, axis) is None)
 
 
 class _Resizer:
@@ -93,7 +115,7 @@ class _Resizer:
         self.model.meta.update(graph.model.meta)
         self.editor = Editor(self.model)
 
-    def run(self) -> ir.Model:
+    def run(self, restored: bool) -> ir.Model:
         initializers = self.model.graph.initializers
         used_before = {value.name for value in initializers.values() if value.uses()}
         copies = list(self.model.graph)
@@ -112,13 +134,8 @@ class _Resizer:
         for name, value in list(initializers.items()):
             if name in used_before and not value.uses() and not value.is_graph_output():
                 del initializers[name]
-        restored = restore(self.graph.model, self.model, self.selection.cuts, self.editor)
-        if merge_copies(self.model) or restored:
-            self.model.meta.pop(CANONICAL_KEY, None)
-        for key in (COPIES_KEY, ORIGINAL_KEY):
-            self.model.meta.pop(key, None)
-        keep_known_names(self.model)
-        restore_declared(self.model, lambda value, axis: self.selection.axis(value, axis) is None)
+        if restored:
+            _as_written(self.graph, self.selection, self.model, self.editor)
         return self.model
 
     def _slice(self, value: ir.Value) -> None:

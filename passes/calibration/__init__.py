@@ -1,0 +1,1 @@
+"""Stage of the pipeline: what data tell of a network's channels."""

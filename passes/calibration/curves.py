@@ -1,0 +1,292 @@
+"""Pass ``curves``: what it does to the outputs when one group alone gets narrower.
+
+How wrong a layer becomes does not say what the outputs see of it, so that is measured: the group's
+readers get the kernels that make up best for the channels that go, everything else stays, and the
+network runs on some of the calibration inputs. A group's *curve* is the error of the outputs over
+its width, as a share of their variance; between the widths that were measured it follows the error
+of the group's readers.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
+from morphgraph.edit import Editor
+from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io.runtime import session
+from morphgraph.passes.analysis.score import score
+from morphgraph.passes.calibration.readers import Reader, readers
+from morphgraph.passes.calibration.statistics import Calibration, Progress, silent
+from morphgraph.passes.rewrite.bias import add_constant
+from morphgraph.passes.rewrite.mask import mask
+
+Points = dict[int, float]
+"""By width the error of the outputs, as a share of their variance."""
+
+WORST = 100.0
+"""Error that is given to outputs that are no numbers any more."""
+
+
+def output_error(expected: Sequence[Arrays], found: Sequence[Mapping[str, Any]]) -> float:
+    """The squared error of all outputs, each as a share of its variance; their mean.
+
+    Of integers and booleans the share that differs. Outputs that are always the same do not count.
+
+    >>> ones = [{"y": np.array([[0.0], [2.0]])}]
+    >>> output_error(ones, [{"y": np.array([[0.0], [1.0]])}])
+    0.5
+    """
+    shares = []
+    for name in expected[0]:
+        pairs = [(one[name], other[name]) for one, other in zip(expected, found, strict=True)]
+        arrays = [(a, b) for a, b in pairs if isinstance(a, np.ndarray)]
+        if not arrays:
+            continue
+        if not np.issubdtype(arrays[0][0].dtype, np.floating):
+            differ = [float(np.mean(a != b)) if a.shape == b.shape else 1.0 for a, b in arrays]
+            shares.append(float(np.mean(differ)))
+            continue
+        energy, error = _energy([a for a, _ in arrays]), 0.0
+        for a, b in arrays:
+            if a.shape != b.shape:
+                return WORST
+            error += float(np.square(np.subtract(a, b, dtype=np.float64)).sum())
+        if energy > 0:
+            shares.append(error / energy)
+    worst = np.nan_to_num(np.array(shares or [0.0]), nan=WORST, posinf=WORST)
+    return float(np.minimum(worst, WORST).mean())
+
+
+def _energy(arrays: Sequence[Array]) -> float:
+    """Sum of squares about the mean over all samples, or about one number where shapes differ."""
+    if len({a.shape[1:] for a in arrays}) == 1 and arrays[0].ndim:
+        rows = np.concatenate(arrays).astype(np.float64)
+        if len(rows) > 1:
+            return float(np.square(rows - rows.mean(axis=0)).sum())
+    flat = np.concatenate([a.ravel() for a in arrays]).astype(np.float64)
+    return float(np.square(flat - flat.mean()).sum())
+
+
+def measure(
+    calibration: Calibration,
+    feeds: Sequence[Arrays],
+    stops: Mapping[int, Sequence[int]],
+    *,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> dict[int, Points]:
+    """By group index the error of the outputs at some widths of that group alone.
+
+    Args:
+        calibration: what is known of the groups' readers.
+        feeds: the inputs on which it is measured.
+        stops: by group index the widths.
+        threads: of ONNX Runtime.
+        progress: told of every run.
+    """
+    graph = calibration.graph
+    simple = {k for k in stops if k in calibration.groups and calibration.groups[k].complete}
+    names = {name for k in simple for name in calibration.groups[k].blocks}
+    open_model = _Open(calibration, sorted(names), threads)
+    expected = open_model.run(feeds, {})
+    found: dict[int, Points] = {k: {} for k in stops}
+    total, done = sum(map(len, stops.values())), 0
+    for index, widths in stops.items():
+        for width in widths:
+            progress("curves", done, total)
+            done += 1
+            changed = changed_kernels(calibration, index, width)
+            if index in simple:
+                results = open_model.run(feeds, changed)
+            else:
+                results = _masked(calibration, index, width, changed, feeds, threads)
+            found[index][width] = output_error(expected, results)
+    progress("curves", total, total)
+    return found
+
+
+Changed = dict[str, tuple[FloatArray, FloatArray]]
+"""By the name of a reader its matrices, and what is added to its result, ``[groups, outputs]``."""
+
+
+def changed_kernels(calibration: Calibration, index: int, width: int) -> Changed:
+    """The kernels of a group's readers that make up best for the channels that go."""
+    removal = calibration.removals.get(index)
+    if removal is None or width not in removal.matrices:
+        return {}
+    found: Changed = {}
+    names = calibration.groups[index].blocks
+    for name, scaled in zip(names, removal.matrices[width], strict=True):
+        reader, units = calibration.readers[name], np.abs(calibration.following[name].scale)
+        shape = reader.matrix_shape
+        before = reader.matrix().reshape(*shape[:2], -1)
+        # An output that nobody sees counts nothing, and keeps its kernel.
+        seen = units > 0
+        after = np.where(seen[:, :, None], scaled / np.where(seen, units, 1.0)[:, :, None], before)
+        shift = np.einsum("goi,gi->go", before - after, calibration.means[name])
+        found[name] = after.reshape(shape), shift
+    return found
+
+
+class _Open:
+    """The original with kernels that are fed, so that one session serves all widths."""
+
+    def __init__(self, calibration: Calibration, names: Sequence[str], threads: int) -> None:
+        model = calibration.graph.model.clone()
+        editor, nodes = Editor(model), {node.name: node for node in model.graph}
+        self.names: dict[str, tuple[Reader, str, str]] = {}
+        self.usual: Arrays = {}
+        outputs = [value.name or "" for value in model.graph.outputs]
+        for name in names:
+            reader, node = calibration.readers[name], nodes[name]
+            kernel = reader.kernel()
+            source = _input(editor, f"{name}_kernel", kernel)
+            node.replace_input_with(reader.linear.weight, source)
+            shift = ""
+            self.usual[source.name or ""] = kernel
+            if not reader.linear.inside:
+                result = node.outputs[0]
+                rank = len(static_shape(result))
+                zeros = reader.linear.spread(np.zeros(reader.matrix_shape[:2], kernel.dtype), rank)
+                added = _input(editor, f"{name}_shift", zeros)
+                shift = added.name or ""
+                self.usual[shift] = zeros
+                editor.add_behind(result, added, node, "shifted")
+            self.names[name] = reader, source.name or "", shift
+        self.session = session(model, threads)
+        self.outputs = outputs
+
+    def run(self, feeds: Sequence[Arrays], changed: Changed) -> list[Arrays]:
+        """The outputs with other kernels in some readers."""
+        given = dict(self.usual)
+        for name, (matrix, shift) in changed.items():
+            reader, source, target = self.names[name]
+            given[source] = reader.kernel_of(matrix)
+            if target:
+                like = self.usual[target]
+                given[target] = shift.astype(like.dtype).reshape(like.shape)
+        return [
+            dict(zip(self.outputs, self.session.run(self.outputs, {**feed, **given}), strict=True))
+            for feed in feeds
+        ]
+
+
+def _input(editor: Editor, name: str, like: Array) -> ir.Value:
+    """A new graph input of the shape of an array."""
+    dtype = ir.DataType.from_numpy(like.dtype)
+    value = ir.Value(
+        name=editor.value_name(name), shape=ir.Shape(like.shape), type=ir.TensorType(dtype)
+    )
+    editor.graph.inputs.append(value)
+    return value
+
+
+def _masked(
+    calibration: Calibration,
+    index: int,
+    width: int,
+    changed: Changed,
+    feeds: Sequence[Arrays],
+    threads: int,
+) -> list[Arrays]:
+    """The outputs of the masked original, for groups over which something normalizes."""
+    graph = calibration.graph
+    keep = order_of(calibration, index)[graph.groups[index].width - width :]
+    model = mask(graph, {index: np.sort(keep)})
+    editor = Editor(model)
+    for name, reader in readers(model, graph.couplings.input_independent).items():
+        if name in changed:
+            matrix, shift = changed[name]
+            reader.write(matrix)
+            if not reader.linear.inside:
+                rank = len(static_shape(reader.result))
+                constant = reader.linear.spread(shift.astype(reader.kernel().dtype), rank)
+                add_constant(editor, reader.node, constant, frozenset(range(rank)))
+    running = session(model, threads)
+    outputs = [value.name or "" for value in graph.model.graph.outputs]
+    try:
+        return [dict(zip(outputs, running.run(outputs, feed), strict=True)) for feed in feeds]
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise UnsupportedError(f"ONNX Runtime does not run the masked model: {error}") from error
+
+
+def order_of(calibration: Calibration, index: int) -> IntArray:
+    """The order in which a group's channels go, 0-based; by their kernels where no reader tells."""
+    removal = calibration.removals.get(index)
+    if removal is not None:
+        return removal.order
+    group = calibration.graph.groups[index]
+    return np.argsort(score(calibration.graph, "l2")[group.channels], kind="stable")
+
+
+def curve(width: int, points: Points, losses: FloatArray | None) -> FloatArray:
+    """The error of the outputs at every width of a group, ``[width + 1]``; falls with the width.
+
+    Args:
+        width: of the group as it is, where there is no error.
+        points: what was measured.
+        losses: of the group's readers after each removal, ``[width]``, or ``None``.
+    """
+    shape = np.arange(width, -1.0, -1.0) / width
+    if losses is not None:
+        shape = np.append(losses[::-1], 0.0)  # by the number that stay
+    shape = np.maximum(shape, 1e-12 * max(float(shape[0]), 1e-12))
+    measured = sorted(points)
+    ratios = [points[k] / shape[k] for k in measured]
+    kept = np.arange(width + 1)
+    found = np.interp(kept, measured, ratios) * shape if measured else shape
+    found[width] = 0.0
+    return np.maximum.accumulate(found[::-1])[::-1]
+
+
+def convex(curve: FloatArray) -> FloatArray:
+    """The greatest convex function that is nowhere above a curve, ``[width + 1]``.
+
+    >>> convex(np.array([8.0, 7.0, 2.0, 0.0])).tolist()
+    [8.0, 5.0, 2.0, 0.0]
+    """
+    hull: list[int] = []
+    for k in range(len(curve)):
+        while len(hull) > 1:
+            a, b = hull[-2:]
+            if (curve[b] - curve[a]) * (k - b) < (curve[k] - curve[b]) * (b - a):
+                break
+            hull.pop()
+        hull.append(k)
+    return np.interp(np.arange(len(curve)), hull, curve[hull])
+
+
+def channel_scores(calibration: Calibration, points: Mapping[int, Points]) -> FloatArray:
+    """What each channel costs the outputs when its turn comes, ``[channels]``.
+
+    The sum over the channels that a group loses is its curve (made convex), so that scores of all
+    groups are on one scale: shares of the outputs' variance. Channels of groups that were not
+    measured count nothing.
+    """
+    graph = calibration.graph
+    scores = np.zeros(len(graph.channel_group))
+    for index, measured in points.items():
+        group, removal = graph.groups[index], calibration.removals.get(index)
+        whole = curve(group.width, measured, None if removal is None else removal.losses)
+        steps = -np.diff(convex(whole))[::-1]  # the first to go first
+        # Equal steps of a hull would let the order of removal be lost.
+        steps = np.maximum.accumulate(np.maximum(steps, 1e-12))
+        rising = 1 + 1e-9 * np.arange(len(steps))
+        scores[group.channels[order_of(calibration, index)]] = steps * rising
+    return scores
+
+
+def first_samples(batches: Iterable[Arrays], count: int) -> list[Arrays]:
+    """Batches until so many samples are there; at least one."""
+    found: list[Arrays] = []
+    have = 0
+    for batch in batches:
+        found.append(batch)
+        have += max((len(a) for a in batch.values() if a.ndim), default=1)
+        if have >= count:
+            break
+    return found

@@ -1,0 +1,138 @@
+"""Second moments of what a linear map sees and is to give, streamed; least squares from them.
+
+With rows ``x`` and wanted results ``y`` over all places, both counted from their means::
+
+    covariance = E[x x'],  cross = E[y x'],  energy = E[y^2]
+
+the affine map ``W x + b`` that is nearest to ``y`` has ``W = cross covariance^-1`` and
+``b = E[y] - W E[x]``, and its error is ``energy - sum of W * cross``.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import linalg
+
+from morphgraph.arrays import Array, FloatArray
+
+#: Inputs of a map from which products are taken in single precision; sums are always in double.
+SINGLE_FROM = 512
+
+
+class Moments:
+    """Sums over places, in double precision.
+
+    Rows are ``[places, groups, inputs]``, what is wanted ``[places, groups, outputs]``. Both are
+    counted from the mean of the first batch, so that sums of squares do not cancel.
+
+    >>> moments = Moments()
+    >>> x = np.array([[[0.0]], [[1.0]], [[2.0]]])
+    >>> moments.add(x, 3 * x + 1)
+    >>> found = moments.statistics()
+    >>> float(found.covariance[0, 0, 0]), float(found.cross[0, 0, 0]), float(found.mean_out[0, 0])
+    (0.6666666666666666, 2.0, 4.0)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _start(self, x: Array, y: Array) -> None:
+        self.first_in, self.first_out = x.mean(axis=0), y.mean(axis=0)
+        (groups, inputs), outputs = self.first_in.shape, self.first_out.shape[1]
+        self.sum_in, self.sum_out = np.zeros((groups, inputs)), np.zeros((groups, outputs))
+        self.squares = np.zeros((groups, inputs, inputs))
+        self.energies = np.zeros((groups, outputs))
+        self.products = np.zeros((groups, outputs, inputs))
+
+    def add(self, rows: Array, wanted: Array) -> None:
+        """Count some places; what is no finite number is left out with its place."""
+        good = np.isfinite(rows).all(axis=(1, 2)) & np.isfinite(wanted).all(axis=(1, 2))
+        if not good.all():
+            rows, wanted = rows[good], wanted[good]
+        if not len(rows):
+            return
+        kind = np.float32 if rows.shape[2] >= SINGLE_FROM else np.float64
+        if not self.count:
+            self._start(rows.astype(np.float64), wanted.astype(np.float64))
+        x = (rows - self.first_in).astype(kind).transpose(1, 0, 2)
+        y = (wanted - self.first_out).astype(kind).transpose(1, 0, 2)
+        self.count += len(rows)
+        self.sum_in += x.sum(axis=1, dtype=np.float64)
+        self.sum_out += y.sum(axis=1, dtype=np.float64)
+        self.squares += x.swapaxes(1, 2) @ x
+        self.energies += np.einsum("gno,gno->go", y, y, dtype=np.float64)
+        self.products += y.swapaxes(1, 2) @ x
+
+    def statistics(self) -> "Statistics":
+        """What was counted, from the means; the sums are used up."""
+        count = max(self.count, 1)
+        off_in, off_out = self.sum_in / count, self.sum_out / count
+        self.squares /= count
+        self.squares -= off_in[:, :, None] * off_in[:, None, :]
+        self.products /= count
+        self.products -= off_out[:, :, None] * off_in[:, None, :]
+        return Statistics(
+            self.count,
+            self.first_in + off_in,
+            self.first_out + off_out,
+            self.squares,
+            self.products,
+            np.maximum(self.energies / count - off_out**2, 0.0),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Means and second moments about them, over ``count`` places.
+
+    Attributes:
+        mean_in, mean_out: ``[groups, inputs]``, ``[groups, outputs]``.
+        covariance: of what the map sees, ``[groups, inputs, inputs]``.
+        cross: of what is wanted with it, ``[groups, outputs, inputs]``.
+        energy: variance of what is wanted, ``[groups, outputs]``.
+    """
+
+    count: int
+    mean_in: FloatArray
+    mean_out: FloatArray
+    covariance: FloatArray
+    cross: FloatArray
+    energy: FloatArray
+
+    def copied(self) -> "Statistics":
+        """The same, with a covariance of its own."""
+        return replace(self, covariance=self.covariance.copy())
+
+    def error(self, matrix: FloatArray) -> FloatArray:
+        """Mean squared error of a map with the best bias, ``[groups, outputs]``."""
+        product = matrix @ self.covariance - 2 * self.cross
+        return np.maximum(np.einsum("goi,goi->go", product, matrix) + self.energy, 0.0)
+
+    def bias(self, matrix: FloatArray) -> FloatArray:
+        """The best bias of a map, ``[groups, outputs]``."""
+        return self.mean_out - np.einsum("goi,gi->go", matrix, self.mean_in)
+
+
+class Ridge:
+    """Ridge regression from the same rows onto several targets, towards a map that is there.
+
+    ``W = W0 + (cross - W0 covariance) (covariance + strength * mean variance)^-1``: where data say
+    nothing, the map stays what it is.
+    """
+
+    def __init__(self, covariance: FloatArray, strength: float) -> None:
+        self.covariance = covariance
+        size = covariance.shape[1]
+        self.factors = []
+        for each in covariance:
+            damped = each.copy()
+            damped[np.diag_indices(size)] += strength * max(np.trace(each) / max(size, 1), 1e-30)
+            self.factors.append(linalg.cho_factor(damped, overwrite_a=True, check_finite=False))
+
+    def solve(self, cross: FloatArray, start: FloatArray) -> FloatArray:
+        """The map, ``[groups, outputs, inputs]``."""
+        left = cross - start @ self.covariance
+        found = start.copy()
+        for group, factor in enumerate(self.factors):
+            found[group] += linalg.cho_solve(factor, left[group].T, check_finite=False).T
+        return found

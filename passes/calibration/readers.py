@@ -1,0 +1,235 @@
+"""Pass ``readers``: linear operators whose kernels may be fitted anew, and what follows them.
+
+A *reader* sums over the channels of a group: a convolution, a matrix product, the input side of a
+recurrent layer (:mod:`morphgraph.ops.linear`). Its kernel can be written where one initializer
+holds it, as it is or transposed, and nobody else reads that: tied kernels stay tied.
+"""
+
+import math
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import Array, FloatArray, Shape
+from morphgraph.edit import array_of, like_tensor
+from morphgraph.onnx_io import COPIES_KEY, is_float, static_shape
+from morphgraph.ops import Linear, Op, OpNode, facts_of
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A linear operator of a model, and where its kernel stands.
+
+    Attributes:
+        node: the operator.
+        linear: as a linear map.
+        store: the initializer that holds the kernel.
+        order: how its axes are permuted on the way to the operator; empty: not at all.
+    """
+
+    node: ir.Node
+    linear: Linear
+    store: ir.Value
+    order: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the node."""
+        return self.node.name or ""
+
+    @property
+    def operand(self) -> ir.Value:
+        """The activation that it maps."""
+        return cast("ir.Value", self.node.inputs[self.linear.operand])
+
+    @property
+    def result(self) -> ir.Value:
+        """What it gives."""
+        return self.node.outputs[0]
+
+    def kernel(self) -> Array:
+        """The numbers that the operator multiplies with."""
+        stored = array_of(self.store)
+        return stored.transpose(self.order) if self.order else stored
+
+    def matrix(self) -> FloatArray:
+        """As matrices with their factor, ``[groups, outputs, inputs, taps]``."""
+        kernel = self.kernel().astype(np.float64)
+        return self.linear.matrix(kernel) * self.linear.factor
+
+    def kernel_of(self, matrix: FloatArray) -> Array:
+        """The kernel that has these matrices, as the operator reads it."""
+        kernel = self.kernel()
+        return self.linear.kernel(matrix / self.linear.factor, kernel.shape).astype(kernel.dtype)
+
+    def write(self, matrix: FloatArray) -> None:
+        """Give the operator another kernel, in place."""
+        kernel = self.kernel_of(matrix)
+        if self.order:
+            kernel = kernel.transpose(np.argsort(self.order))
+        tensor = self.store.const_value
+        assert tensor is not None
+        self.store.const_value = like_tensor(tensor, np.ascontiguousarray(kernel))
+
+    def bias(self) -> FloatArray:
+        """What the operator adds by itself, ``[groups, outputs]``; zeros where it has no bias."""
+        groups, outputs = self.matrix_shape[:2]
+        port, facts = facts_of(self.node).shift, facts_of(self.node)
+        value = None
+        if port is not None and port < len(self.node.inputs):
+            value = self.node.inputs[port]
+        if value is None or value.const_value is None or self.linear.inside:
+            return np.zeros((groups, outputs))
+        factor = self.node.attributes.get(facts.shift_factor)
+        scale = 1.0 if factor is None else factor.as_float()
+        vector = array_of(value).astype(np.float64).reshape(-1) * scale
+        return np.broadcast_to(vector, (groups * outputs,)).reshape(groups, outputs)
+
+    @property
+    def matrix_shape(self) -> Shape:
+        """``(groups, outputs, inputs, taps)``."""
+        shape = static_shape(self.store)
+        permuted = tuple(shape[axis] for axis in self.order) if self.order else shape
+        return self.linear.matrix(np.broadcast_to(np.zeros(1), permuted)).shape
+
+
+def readers(model: ir.Model, weights: frozenset[str]) -> dict[str, Reader]:
+    """All readers of a model by the names of their nodes, in topological order.
+
+    Args:
+        model: canonical.
+        weights: names of the values that no graph input reaches.
+    """
+    tied = set(model.meta.get(COPIES_KEY, {}))
+    tied |= set(model.meta.get(COPIES_KEY, {}).values())
+    found: dict[str, Reader] = {}
+    for node in model.graph:
+        reader = _reader(node, weights)
+        if reader is not None and reader.store.name not in tied:
+            found[reader.name] = reader
+    return found
+
+
+def _reader(node: ir.Node, weights: frozenset[str]) -> Reader | None:
+    facts = facts_of(node)
+    if facts.linear is None or not node.outputs[0].name:
+        return None
+    linear: Linear | None = facts.call(facts.linear, node, OpNode(node, weights))
+    if linear is None:
+        return None
+    kernel = node.inputs[linear.weight]
+    stored = None if kernel is None else _stored(kernel)
+    if stored is None:
+        return None
+    store, order = stored
+    whole = is_float(store) and is_float(node.outputs[0])
+    return Reader(node, linear, store, order) if whole else None
+
+
+def _stored(value: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """The initializer behind transpositions that this alone reads, and their order."""
+    order: tuple[int, ...] = ()
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        maker = value.producer()
+        if maker is None:
+            return (value, order) if value.const_value is not None else None
+        facts = facts_of(maker)
+        source = maker.inputs[0] if maker.inputs else None
+        if facts.permutation is None or source is None:
+            return None
+        here: tuple[int, ...] = facts.call(facts.permutation, maker, OpNode(maker))
+        order = tuple(here[axis] for axis in order) if order else here
+        value = source
+    return None
+
+
+@dataclass(frozen=True)
+class Following:
+    """What comes behind a reader, element by element: ``clamp(scale * result + shift + added)``.
+
+    Attributes:
+        scale, shift: per output, ``[groups, outputs]``.
+        added: name of an activation of the same shape that is added; ``None``: there is none.
+        low, high: the range beyond which nobody sees how far the value is.
+    """
+
+    scale: FloatArray
+    shift: FloatArray
+    added: str | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def clamps(self) -> bool:
+        """Whether there is such a range."""
+        return self.low > -math.inf or self.high < math.inf
+
+
+def following(reader: Reader) -> Following:
+    """What comes behind a reader, as far as its result alone is passed on."""
+    groups, outputs = reader.matrix_shape[:2]
+    scale, shift = np.ones(groups * outputs), np.zeros(groups * outputs)
+    added, value, ends = None, reader.result, (-math.inf, math.inf)
+    shape = static_shape(value)
+    axis = -1 if reader.linear.inside else reader.linear.output_axis(len(shape))
+    while axis >= 0 and len(value.uses()) == 1 and not value.is_graph_output():
+        (use,) = value.uses()
+        node, facts = use.node, facts_of(use.node)
+        if facts.clamp is not None:
+            found = facts.call(facts.clamp, node, OpNode(node))
+            ends = ends if found is None else found
+            break
+        step = _affine(node, use.idx, facts, axis, len(scale), len(shape))
+        if step is not None and added is None:
+            scale, shift = scale * step[0], shift * step[0] + step[1]
+        elif facts.adds and len(node.inputs) == 2 and added is None:
+            other = node.inputs[1 - use.idx]
+            if other is None or other.is_initializer() or static_shape(other) != shape:
+                break
+            added = other.name
+        elif not (facts.inert and use.idx == 0):
+            break
+        value = node.outputs[0]
+    form = (groups, outputs)
+    return Following(scale.reshape(form), shift.reshape(form), added, *ends)
+
+
+def _affine(
+    node: ir.Node, port: int, facts: type[Op], axis: int, size: int, rank: int
+) -> tuple[FloatArray, FloatArray] | None:
+    """Scale and shift of an operator that multiplies and adds constants per output."""
+    if facts.statistics and port == 0:
+        constants = [_vector(v, None, size, rank) for v in node.inputs[1:5]]
+        if any(constant is None for constant in constants):
+            return None
+        gamma, beta, mean, variance = cast("list[FloatArray]", constants)
+        epsilon = node.attributes.get("epsilon")
+        spread = np.sqrt(variance + (1e-5 if epsilon is None else epsilon.as_float()))
+        return gamma / spread, beta - mean * gamma / spread
+    if len(node.inputs) != 2 or not (facts.adds or facts.multiplies):
+        return None
+    constant = _vector(node.inputs[1 - port], axis, size, rank)
+    if constant is None:
+        return None
+    if facts.adds:
+        return np.ones(size), constant
+    return constant, np.zeros(size)
+
+
+def _vector(value: ir.Value | None, axis: int | None, size: int, rank: int) -> FloatArray | None:
+    """A constant that varies along one axis of a result only, ``[size]``."""
+    if value is None or value.const_value is None:
+        return None
+    array = array_of(value).astype(np.float64)
+    if axis is not None:
+        if array.ndim > rank:
+            return None
+        array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+        if any(n != 1 for k, n in enumerate(array.shape) if k != axis):
+            return None
+    return np.broadcast_to(array.reshape(-1), (size,)) if array.size in (1, size) else None
+
+

@@ -1,0 +1,172 @@
+"""Which channels of a group go first if those that stay take over: block optimal brain surgeon.
+
+A reader that loses the inputs ``c`` (all taps of a channel) and changes its other weights for the
+best has the additional error (Hassibi & Stork 1993, for blocks: Kurtic et al. 2022)::
+
+    W_c (P_cc)^-1 W_c',   P = (covariance of the inputs)^-1
+
+and its weights become ``W - W_c (P_cc)^-1 P_c:``. Channels leave in the order of what that costs
+all readers of their group together, each in shares of what it gives, after every few removals anew
+(backward elimination, as OSSCAR, Meng et al. 2024, has it for one layer).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+from morphgraph.arrays import FloatArray, IntArray
+from morphgraph.passes.calibration.moments import Statistics
+
+#: So many times the order of removal is looked at anew.
+ROUNDS = 64
+DAMPING = 1e-4
+
+
+@dataclass
+class Seen:
+    """What a group's channels are to one of its readers.
+
+    Attributes:
+        inverse: of the covariance, damped, ``[groups, inputs, inputs]``; ``None`` where that is too
+            large: then nothing takes over, and a channel costs what it contributes.
+        matrix: ``[groups, outputs, inputs]``, each output in the unit in which errors count.
+        blocks: inputs of every channel, ``[channels, inputs per channel]``.
+        energy: of what the reader gives, in that unit.
+        alone: what each channel contributes, a share of the energy, where there is no inverse.
+    """
+
+    inverse: FloatArray | None
+    matrix: FloatArray
+    blocks: IntArray
+    energy: float
+    alone: FloatArray | None = None
+
+
+def seen_by(
+    statistics: Statistics, matrix: FloatArray, units: FloatArray, blocks: IntArray
+) -> Seen:
+    """What channels are to a reader with this matrix, ``[groups, outputs, inputs]``.
+
+    The covariance is used up: a large one would not fit into memory three times.
+    """
+    inverse = statistics.covariance
+    diagonal = np.diag_indices(inverse.shape[1])
+    for group, covariance in enumerate(inverse):
+        spread = np.trace(covariance) / max(len(covariance), 1)
+        covariance[diagonal] += DAMPING * max(spread, 1e-30)
+        # Of the transpose, which is the same and stands in memory as LAPACK wants it.
+        factor, _ = linalg.lapack.dpotrf(covariance.T, lower=1, overwrite_a=1)
+        half, _ = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
+        lower, own = np.tril(half, -1), np.diagonal(half).copy()  # LAPACK worked in place
+        inverse[group] = lower
+        inverse[group] += lower.T
+        inverse[group][diagonal] = own
+    energy = float((statistics.energy * units**2).sum())
+    return Seen(inverse, matrix * units[:, :, None], blocks, max(energy, 1e-30))
+
+
+def seen_alone(
+    own: Statistics, whole: Statistics, matrix: FloatArray, units: FloatArray, blocks: IntArray
+) -> Seen:
+    """The same without compensation, where a reader has too many inputs for its covariance.
+
+    Args:
+        own: of every channel by itself, for each of the reader's maps.
+        whole: of what the reader gives.
+        matrix, units, blocks: as for :func:`seen_by`.
+    """
+    scaled = matrix * units[:, :, None]
+    energy = max(float((whole.energy * units**2).sum()), 1e-30)
+    weights = scaled[:, :, blocks].transpose(0, 2, 1, 3)  # [groups, channels, outputs, block]
+    weights = weights.reshape(-1, *weights.shape[2:])
+    contributed = np.einsum("cob,cbd,cod->c", weights, own.covariance, weights, optimize=True)
+    alone = np.maximum(contributed.reshape(len(matrix), -1).sum(axis=0), 0.0) / energy
+    return Seen(None, scaled, blocks, energy, alone)
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """How a group shrinks, one channel after the other.
+
+    Attributes:
+        order: channels of the group, 0-based, the first to go first.
+        losses: of all readers together, after each of them, in shares of what they give.
+        matrices: by number of channels that stay the readers' matrices, compensated, in the units
+            in which they were given.
+    """
+
+    order: IntArray
+    losses: FloatArray
+    matrices: dict[int, list[FloatArray]]
+
+
+def remove_in_order(seen: Sequence[Seen], stops: Sequence[int] = ()) -> Removal:
+    """Let all channels of a group go, the cheapest first.
+
+    Args:
+        seen: what the channels are to each of their readers; used up.
+        stops: numbers of channels that stay at which the matrices are kept.
+    """
+    channels = len(seen[0].blocks)
+    alive = np.ones(channels, dtype=bool)
+    order: list[int] = []
+    losses: list[float] = []
+    kept: dict[int, list[FloatArray]] = {}
+    step, lost, ahead = max(1, channels // ROUNDS), 0.0, sorted(set(stops))
+    while alive.any():
+        left = int(alive.sum())
+        if ahead and left == ahead[-1]:
+            kept[ahead.pop()] = [each.matrix.copy() for each in seen]
+        there = np.flatnonzero(alive)
+        costs = sum((_costs(each, there) for each in seen), np.zeros(len(there)))
+        count = min(step, left - (ahead[-1] if ahead else 0))
+        chosen = np.argsort(costs, kind="stable")[:count]
+        for each in seen:
+            _remove(each, there[chosen])
+        # What several cost together is not the sum; it is shared out by what each costs alone.
+        for channel, cost in zip(there[chosen], costs[chosen], strict=True):
+            lost += float(cost)
+            order.append(int(channel))
+            losses.append(lost)
+        alive[there[chosen]] = False
+    if ahead and ahead[-1] == 0:
+        kept[0] = [each.matrix.copy() for each in seen]
+    return Removal(np.array(order, dtype=np.int64), np.array(losses), kept)
+
+
+def _costs(seen: Seen, channels: IntArray) -> FloatArray:
+    """What removing each of some channels alone costs a reader, a share of its energy."""
+    if seen.inverse is None:
+        assert seen.alone is not None
+        return seen.alone[channels]
+    blocks = seen.blocks[channels]
+    total = np.zeros(len(channels))
+    for inverse, matrix in zip(seen.inverse, seen.matrix, strict=True):
+        weights = matrix[:, blocks].transpose(1, 0, 2)  # [channels, outputs, block]
+        if blocks.shape[1] == 1:
+            diagonal = inverse[blocks[:, 0], blocks[:, 0]]
+            total += np.square(weights[:, :, 0]).sum(axis=1) / np.maximum(diagonal, 1e-30)
+            continue
+        own = inverse[blocks[:, :, None], blocks[:, None, :]]
+        solved = np.linalg.solve(own, weights.transpose(0, 2, 1))
+        total += np.einsum("cob,cbo->c", weights, solved)
+    return np.maximum(total, 0.0) / seen.energy
+
+
+def _remove(seen: Seen, channels: IntArray) -> None:
+    """Take some channels from a reader, which changes its other weights for the best."""
+    inputs = seen.blocks[channels].ravel()
+    if seen.inverse is None:
+        seen.matrix[:, :, inputs] = 0.0
+        return
+    for inverse, matrix in zip(seen.inverse, seen.matrix, strict=True):
+        rows = inverse[inputs]  # [block, inputs]
+        solved = np.linalg.solve(rows[:, inputs], rows)
+        matrix -= matrix[:, inputs] @ solved
+        inverse -= rows.T @ solved
+        matrix[:, inputs] = 0.0
+        inverse[inputs] = 0.0
+        inverse[:, inputs] = 0.0
+        inverse[inputs, inputs] = 1.0

@@ -1,0 +1,306 @@
+"""Pass ``statistics``: in what order a group's channels may go, from what its readers see.
+
+The original runs once over the calibration inputs, piece by piece; at every reader the second
+moments of its operand are taken, and as soon as all readers of a group are through, the group's
+order of removal follows from them (:mod:`morphgraph.passes.calibration.removal`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import Array, Arrays, FloatArray, IntArray, Shape
+from morphgraph.graph import ChannelGraph, Group
+from morphgraph.onnx_io import static_shape
+from morphgraph.passes.calibration.moments import Moments
+from morphgraph.passes.calibration.readers import Following, Reader, following, readers
+from morphgraph.passes.calibration.removal import (
+    Removal,
+    Seen,
+    remove_in_order,
+    seen_alone,
+    seen_by,
+)
+from morphgraph.passes.calibration.segments import Piece, live_values
+from morphgraph.passes.calibration.spool import Spool
+from morphgraph.passes.coupling.roles import roles
+
+Progress = Callable[[str, int, int], None]
+"""Told of a phase, what is done of it, and how much there is."""
+
+#: Places at which a reader is looked at, per input of its map, and their bounds.
+PLACES_PER_INPUT = 16
+FEWEST_PLACES = 8192
+MOST_PLACES = 40000
+#: Inputs of one map above which its covariance would need more memory than it is worth: 200 MB.
+MOST_INPUTS = 5000
+#: Bytes that the covariances of one group's readers may take together.
+MOST_BYTES = 400 * 2**20
+
+
+def silent(_phase: str, _done: int, _total: int) -> None:
+    """Progress that nobody wants to see."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupReaders:
+    """The readers of a group.
+
+    Attributes:
+        group: the group.
+        blocks: by the name of each reader the inputs of every channel, taps apart,
+            ``[channels, inputs per channel]``.
+        complete: whether all that sums over the group's channels are among them, and nothing
+            normalizes over them: then other kernels in the readers are the same as other widths.
+    """
+
+    group: Group
+    blocks: Mapping[str, IntArray]
+    complete: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What the calibration inputs tell of a network.
+
+    Attributes:
+        graph: the network.
+        readers: all of them, by name.
+        following: what comes behind each.
+        means: of what each reader sees, ``[groups, inputs]``.
+        removals: by group index how it shrinks; groups without readers are left out.
+        groups: by group index its readers.
+    """
+
+    graph: ChannelGraph
+    readers: Mapping[str, Reader]
+    following: Mapping[str, Following]
+    means: dict[str, FloatArray] = field(default_factory=dict)
+    removals: dict[int, Removal] = field(default_factory=dict)
+    groups: Mapping[int, GroupReaders] = field(default_factory=dict)
+
+
+def group_readers(graph: ChannelGraph, found: Mapping[str, Reader]) -> dict[int, GroupReaders]:
+    """The readers of every group that a plan may change, by group index."""
+    role, couplings = roles(graph.couplings), graph.couplings
+    blocks: dict[int, dict[str, IntArray]] = {}
+    other: set[int] = set()
+    for edge in couplings.edges:
+        on_them = graph.groups_on(edge.dim)
+        if role.normalizes[edge.factor] or (role.sums_state[edge.factor] and edge.port >= 0):
+            other |= on_them
+        if not role.sums[edge.factor] or not couplings.on_activation(edge):
+            continue
+        reader = found.get(graph.ops[edge.op_index].name)
+        dim = couplings.dims[edge.dim]
+        for index in on_them:
+            inputs = None
+            if reader is not None and edge.port == reader.linear.operand:
+                inputs = _inputs(graph, reader, graph.groups[index], edge.dim, dim.axis)
+            if reader is None or inputs is None:
+                other.add(index)
+            else:
+                blocks.setdefault(index, {})[reader.name] = inputs
+    return {
+        index: GroupReaders(graph.groups[index], named, index not in other)
+        for index, named in sorted(blocks.items())
+        if graph.groups[index].can_change
+    }
+
+
+def _inputs(
+    graph: ChannelGraph, reader: Reader, group: Group, vertex: int, axis: int
+) -> IntArray | None:
+    """The inputs of every channel of a group in each of a reader's maps; ``None``: they differ."""
+    rank = len(static_shape(reader.operand))
+    if axis != reader.linear.input_axis(rank):
+        return None
+    maps, _, inputs, _ = reader.matrix_shape
+    standing = graph.channels_of(vertex).reshape(-1, inputs)
+    if len(standing) != maps or (standing != standing[:1]).any():
+        return None
+    places = np.argsort(standing[0], kind="stable")
+    sorted_channels = standing[0][places]
+    first = np.searchsorted(sorted_channels, group.channels)
+    count = np.searchsorted(sorted_channels, group.channels, side="right") - first
+    if len(count) == 0 or (count != count[0]).any() or not count[0]:
+        return None
+    return places[first[:, None] + np.arange(count[0])]
+
+
+def calibrate(
+    graph: ChannelGraph,
+    batches: Iterable[Arrays],
+    *,
+    stops: Callable[[Group], Iterable[int]],
+    wanted: Callable[[Group], bool] = lambda group: group.resizable,
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Calibration:
+    """Run the original over the calibration inputs, and see in what order channels may go.
+
+    Args:
+        graph: the lifted network.
+        batches: feeds of the model; passed over once.
+        stops: by group the widths at which compensated matrices are kept.
+        wanted: which groups are looked at.
+        seed: of the places that are looked at where there are more than enough.
+        threads: of ONNX Runtime.
+        progress: told of every reader.
+    """
+    found = readers(graph.model, graph.couplings.input_independent)
+    behind = {name: following(reader) for name, reader in found.items()}
+    groups = {k: v for k, v in group_readers(graph, found).items() if wanted(v.group)}
+    result = Calibration(graph, found, behind, groups=groups)
+    waiting = {index: dict[str, Seen]() for index in groups}
+    of_reader: dict[str, list[int]] = {}
+    for index, each in groups.items():
+        for name in each.blocks:
+            of_reader.setdefault(name, []).append(index)
+    generator = np.random.default_rng(seed)
+    names = [name for name in found if name in of_reader]
+    for name, samples in visit(graph.model, found, names, batches, generator, threads, progress):
+        reader, matrix = found[name], found[name].matrix()
+        maps, outputs, inputs, taps = matrix.shape
+        of_groups = {k: _with_taps(groups[k].blocks[name], taps) for k in of_reader[name]}
+        room = min(MOST_BYTES // len(groups[k].blocks) for k in of_groups)
+        large = inputs * taps > MOST_INPUTS or maps * (inputs * taps) ** 2 * 8 > room
+        total = Moments()
+        alone = {k: Moments() for k in of_groups} if large else {}
+        mean = np.zeros((maps, inputs * taps))
+        for rows, results in samples:
+            if not large:
+                total.add(rows, results)
+                continue
+            mean += rows.sum(axis=0, dtype=np.float64)
+            total.add(rows[:, :, :0], results)
+            for k, blocks in of_groups.items():
+                own = rows[:, :, blocks].reshape(len(rows), -1, blocks.shape[1])
+                alone[k].add(own, np.zeros((*own.shape[:2], 0)))
+        statistics = total.statistics()
+        result.means[name] = mean / max(statistics.count, 1) if large else statistics.mean_in
+        units = np.abs(behind[name].scale)
+        flat = matrix.reshape(maps, outputs, -1)
+        for k, blocks in of_groups.items():
+            if large:
+                seen = seen_alone(alone[k].statistics(), statistics, flat, units, blocks)
+            else:
+                own = statistics if k == of_reader[name][-1] else statistics.copied()
+                seen = seen_by(own, flat, units, blocks)
+            waiting[k][name] = seen
+            if len(waiting[k]) == len(groups[k].blocks):
+                ready = waiting.pop(k)
+                ordered = [ready[each] for each in groups[k].blocks]
+                result.removals[k] = remove_in_order(ordered, [*stops(groups[k].group)])
+    return result
+
+
+def _with_taps(blocks: IntArray, taps: int) -> IntArray:
+    """Inputs with all their taps, ``[channels, inputs per channel * taps]``."""
+    every = blocks[:, :, None] * taps + np.arange(taps)
+    return every.reshape(len(blocks), -1)
+
+
+Samples = Iterator[tuple[Array, Array]]
+"""Per batch rows ``[places, groups, inputs]`` and results ``[places, groups, outputs]``."""
+
+
+def visit(
+    model: ir.Model,
+    found: Mapping[str, Reader],
+    names: Sequence[str],
+    batches: Iterable[Arrays],
+    generator: np.random.Generator,
+    threads: int,
+    progress: Progress,
+) -> Iterator[tuple[str, Samples]]:
+    """Run a model over batches, and stop at some readers: what they see and give, batch by batch.
+
+    What is given for one reader must be used up before the next.
+    """
+    nodes = list(model.graph)
+    place = {node.name: number for number, node in enumerate(nodes)}
+    outputs = [value.name or "" for value in model.graph.outputs]
+    spool = Spool()
+    for batch in batches:
+        spool.append(batch)
+    cuts = [place[name] for name in names]
+    # Behind the last reader nothing is asked for any more.
+    for number, (name, cut) in enumerate(zip(names, cuts, strict=True)):
+        progress("statistics", number, len(names))
+        if not number:
+            spool = _advance(model, nodes, spool, (0, cut), outputs, threads)
+        here = live_values(nodes, cut, outputs)
+        last = number + 1 == len(names)
+        ahead = [] if last else live_values(nodes, cuts[number + 1], outputs)
+        reader = found[name]
+        result = [] if reader.linear.inside else [reader.result.name or ""]
+        piece = Piece(model, here, [*ahead, *result], threads)
+        later = Spool()
+        yield name, _samples(reader, piece, spool, later, ahead, generator)
+        spool.close()
+        spool = later
+    spool.close()
+    progress("statistics", len(names), len(names))
+
+
+def _advance(
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    spool: Spool,
+    cuts: tuple[int, int],
+    outputs: Sequence[str],
+    threads: int,
+) -> Spool:
+    """What is live at the second cut, from what is live at the first."""
+    here, ahead = (live_values(nodes, cut, outputs) for cut in cuts)
+    if here == ahead:
+        return spool
+    piece, later = Piece(model, here, ahead, threads), Spool()
+    for arrays in spool:
+        later.append(piece.run(arrays))
+    spool.close()
+    return later
+
+
+def _samples(
+    reader: Reader,
+    piece: Piece,
+    spool: Spool,
+    later: Spool,
+    ahead: Sequence[str],
+    generator: np.random.Generator,
+) -> Samples:
+    maps, outputs, inputs, taps = reader.matrix_shape
+    matrix = reader.matrix().reshape(maps, outputs, -1) if reader.linear.inside else None
+    enough = -(-places_for(inputs * taps) // max(len(spool), 1))
+    for arrays in spool:
+        found = piece.run(arrays)
+        later.append({name: found[name] for name in ahead})
+        operand = arrays[reader.operand.name or ""]
+        result = operand if reader.linear.inside else found[reader.result.name or ""]
+        chosen = choose(reader, operand.shape, result.shape, enough, generator)
+        rows = reader.linear.rows(operand, result.shape, chosen)
+        rows = rows.reshape(len(rows), maps, -1)
+        if matrix is None:
+            yield rows, reader.linear.results(result, chosen)
+        else:
+            yield rows, np.einsum("ngi,goi->ngo", rows, matrix)
+
+
+def places_for(inputs: int) -> int:
+    """How many places are looked at for a map of so many inputs: several for each of them."""
+    return int(np.clip(PLACES_PER_INPUT * inputs, FEWEST_PLACES, MOST_PLACES))
+
+
+def choose(
+    reader: Reader, operand: Shape, result: Shape, enough: int, generator: np.random.Generator
+) -> IntArray:
+    """Some places of a batch, or all."""
+    there = reader.linear.places(operand, result)
+    if there <= enough:
+        return np.arange(there)
+    return np.sort(generator.choice(there, enough, replace=False))

@@ -1,0 +1,1 @@
+"""Stage of the pipeline: what is left of a network, fitted to what the whole one computes."""

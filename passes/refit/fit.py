@@ -1,0 +1,172 @@
+"""The least squares of one reader: kernel and bias, chosen on inputs that were kept aside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from morphgraph.arrays import Array, FloatArray
+from morphgraph.passes.calibration.moments import Moments, Ridge
+from morphgraph.passes.calibration.readers import Following
+
+#: Strengths of the ridge that are tried, relative to the mean variance of the inputs.
+STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
+#: Inputs of a map from which fewer are tried: each needs a factorization.
+MANY = 2000
+#: Rounds in which what a clamp hides is taken out of the target.
+ROUNDS = 4
+#: Bytes of rows that are kept for them, and rows that are kept of the inputs kept aside.
+KEPT_BYTES = 96 * 2**20
+KEPT_ASIDE = 4096
+
+
+@dataclass
+class Target:
+    """What a reader is to give at some places.
+
+    Attributes:
+        wanted: ``[places, groups, outputs]``.
+        base: what is added behind it in the resized network, in the unit of the clamp; 0: nothing.
+    """
+
+    wanted: Array
+    base: Array | float = 0.0
+
+
+class Fit:
+    """Rows and targets of a reader in the resized network, and the map that fits them.
+
+    Args:
+        start: the sliced kernel's matrices, ``[groups, outputs, inputs]``.
+        bias: of the operator as it is, ``[groups, outputs]``.
+        after: what comes behind it.
+    """
+
+    def __init__(self, start: FloatArray, bias: FloatArray, after: Following) -> None:
+        self.start, self.old_bias, self.after = start, bias, after
+        self.moments = Moments()
+        self.kept: list[tuple[Array, Target]] = []
+        self.aside: list[tuple[Array, Target]] = []
+        self.room = KEPT_BYTES
+        self.room_aside = KEPT_ASIDE
+
+    def add(self, rows: Array, target: Target) -> None:
+        """Count some places to be fitted."""
+        self.moments.add(rows, target.wanted)
+        size = rows.size * 4
+        if self.after.clamps and size <= self.room:
+            self.room -= size
+            self.kept.append((rows.astype(np.float32), target))
+
+    def add_aside(self, rows: Array, target: Target) -> None:
+        """Count some places on which is chosen."""
+        if self.room_aside > 0:
+            self.room_aside -= len(rows)
+            self.aside.append((rows.astype(np.float32), target))
+
+    def solve(self) -> "Fitted":
+        """The best map that was found, by the error on what was kept aside."""
+        if not self.moments.count:
+            return Fitted(self.start, self.old_bias, 0.0, 0.0)
+        statistics = self.moments.statistics()
+        many = self.start.shape[2] >= MANY
+        strengths = STRENGTHS[1::2] if many else STRENGTHS
+        as_it_is = self.start, self.old_bias
+        shifted = self.start, statistics.bias(self.start)
+        before = self._error(*as_it_is)
+        best, error = (as_it_is, before)
+        if (found := self._error(*shifted)) < error:
+            best, error = shifted, found
+        chosen = None
+        for strength in strengths:
+            ridge = Ridge(statistics.covariance, strength)
+            matrix = ridge.solve(statistics.cross, self.start)
+            candidate = matrix, statistics.bias(matrix)
+            if (found := self._error(*candidate)) < error:
+                best, error, chosen = candidate, found, ridge
+        if chosen is not None and self.kept:
+            best, error = self._through_clamp(chosen, best, error)
+        return Fitted(best[0], best[1], before, error)
+
+    def _through_clamp(
+        self, ridge: Ridge, best: tuple[FloatArray, FloatArray], error: float
+    ) -> tuple[tuple[FloatArray, FloatArray], float]:
+        """Let values that a clamp hides be what they are: only the rest is worth fitting.
+
+        Majorization: where the original is beyond an end of the range, any value beyond that end is
+        right, so the target there is the present value, or the end if that is nearer. Each round is
+        a least squares with the same covariance, and the error behind the clamp never rises on the
+        places that it is computed from.
+        """
+        now, places = best, sum(len(rows) for rows, _ in self.kept)
+        for _ in range(ROUNDS):
+            moments = Moments()
+            for rows, target in self.kept:
+                moments.add(rows, self._seen_target(rows, target, *now))
+            # The covariance of the kept places is nearly that of all: only the cross moments of the
+            # new target are needed, about the same means.
+            statistics = moments.statistics()
+            own = statistics.covariance
+            cross = statistics.cross + now[0] @ (ridge.covariance - own)
+            matrix = ridge.solve(cross, self.start)
+            now = matrix, statistics.bias(matrix)
+            found = self._error(*now)
+            if found < error:
+                best, error = now, found
+        assert places
+        return best, error
+
+    def _seen_target(
+        self, rows: Array, target: Target, matrix: FloatArray, bias: FloatArray
+    ) -> Array:
+        after = self.after
+        given = _apply(matrix, bias, rows)
+        scale = np.where(after.scale == 0, 1.0, after.scale)
+        wanted = target.wanted * after.scale + after.shift + target.base
+        present = given * after.scale + after.shift + target.base
+        seen = np.where(wanted <= after.low, np.minimum(present, after.low), wanted)
+        seen = np.where(wanted >= after.high, np.maximum(present, after.high), seen)
+        return np.where(
+            after.scale == 0, target.wanted, (seen - after.shift - target.base) / scale
+        )
+
+    def _error(self, matrix: FloatArray, bias: FloatArray) -> float:
+        """Mean squared error behind what follows, on what was kept aside (else on the rest)."""
+        after, total, count = self.after, 0.0, 0
+        for rows, target in self.aside or self.kept[:4]:
+            given = _apply(matrix, bias, rows) * after.scale + after.shift + target.base
+            wanted = target.wanted * after.scale + after.shift + target.base
+            if after.clamps:
+                given, wanted = (np.clip(each, after.low, after.high) for each in (given, wanted))
+            total += float(np.square(given - wanted, dtype=np.float64).sum())
+            count += len(rows)
+        return total / max(count, 1)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted map: its matrices, its bias, and the errors before and after."""
+
+    matrix: FloatArray
+    bias: FloatArray
+    before: float
+    after: float
+
+
+def _apply(matrix: FloatArray, bias: FloatArray, rows: Array) -> Array:
+    """What a map gives, ``[places, groups, outputs]``."""
+    product = rows.transpose(1, 0, 2) @ matrix.astype(rows.dtype).swapaxes(1, 2)
+    return product.transpose(1, 0, 2) + bias
+
+
+def scale_and_shift(given: Sequence[Array], wanted: Sequence[Array]) -> tuple[FloatArray, ...]:
+    """Per channel the straight line from what is given to what is wanted: slope, offset.
+
+    Both are lists of ``[places, channels]``.
+    """
+    x, y = (np.concatenate(list(each)).astype(np.float64) for each in (given, wanted))
+    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+    spread = np.square(x - mean_x).mean(axis=0)
+    product = ((x - mean_x) * (y - mean_y)).mean(axis=0)
+    slope = np.where(spread > 0, product / np.where(spread > 0, spread, 1.0), 1.0)
+    return slope, mean_y - slope * mean_x

@@ -1,0 +1,282 @@
+"""Pass ``refit``: the kernels of a resized network, fitted to what the original computes.
+
+Both networks run over the calibration inputs in lockstep, from reader to reader. Each reader of the
+resized network gets the kernel and the bias with which it comes nearest to the original's result,
+from what it sees in the resized network, all earlier ones fitted already: errors do not add up, and
+what removed channels gave on average moves into the bias. Where the result is added to another
+value (a residual connection), the sum is what it is fitted to, so that a block also corrects what
+is wrong in the stream that it adds to.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
+from morphgraph.edit import Editor, array_of, replace_array
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io.mapped import take
+from morphgraph.ops import facts_of
+from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.calibration.readers import Following, Reader, following, readers
+from morphgraph.passes.calibration.segments import Piece, live_values
+from morphgraph.passes.calibration.spool import Spool
+from morphgraph.passes.calibration.statistics import Progress, choose, places_for, silent
+from morphgraph.passes.refit.fit import Fit, Target
+from morphgraph.passes.rewrite.bias import add_constant
+from morphgraph.passes.rewrite.resize import resize, restore_names
+
+#: A scale behind a reader below this share of the largest does not carry a correction.
+LEAST_SCALE = 1e-3
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """The error of a reader on inputs kept aside, before and after, as shares of its variance."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """A resized network with fitted kernels.
+
+    Attributes:
+        model: the network.
+        layers: the errors of its readers.
+        expected: what the original gives for the inputs kept aside, batch by batch.
+        found: what the resized network gives for them.
+    """
+
+    model: ir.Model
+    layers: tuple[LayerError, ...]
+    expected: tuple[Arrays, ...]
+    found: tuple[Arrays, ...]
+
+
+def refit(
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    batches: Iterable[Arrays],
+    aside: Iterable[Arrays],
+    *,
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Refitted:
+    """Resize a network, and fit what is left to what the whole one computes.
+
+    Args:
+        graph: the lifted network.
+        keep: per group index the channels that stay, ascending; groups left out stay whole.
+        batches: feeds of the model, to fit to.
+        aside: others, to choose the strength of the ridge on, and to report on.
+        seed: of the places that are looked at where there are more than enough.
+        threads: of ONNX Runtime.
+        progress: told of every reader.
+    """
+    return _Refit(graph, keep, seed, threads, progress).run(batches, aside)
+
+
+@dataclass
+class _Network:
+    """One of the two networks, with what is live where it stands."""
+
+    model: ir.Model
+    live: list[str]
+    fitted: Spool
+    aside: Spool
+
+
+class _Refit:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        keep: Mapping[int, IntArray],
+        seed: int,
+        threads: int,
+        progress: Progress,
+    ) -> None:
+        self.graph, self.keep = graph, keep
+        self.threads, self.progress = threads, progress
+        self.generator = np.random.default_rng(seed)
+        self.selection = AxisSelection(graph, keep)
+        self.weights = graph.couplings.input_independent
+        self.big = graph.model
+        self.small = resize(graph, keep, restored=False)
+        self.editor = Editor(self.small)
+        self.outputs = [value.name or "" for value in self.big.graph.outputs]
+        self.errors: list[LayerError] = []
+
+    def run(self, batches: Iterable[Arrays], aside: Iterable[Arrays]) -> Refitted:
+        big, small = self._start(batches, aside)
+        originals = readers(self.big, self.weights)
+        shrunk = readers(self.small, self.weights)
+        names = [name for name in originals if name in shrunk]
+        self._go(big, names[0] if names else None)
+        self._go(small, names[0] if names else None)
+        for number, name in enumerate(names):
+            self.progress("refit", number, len(names))
+            following_name = names[number + 1] if number + 1 < len(names) else None
+            # The original goes first: what its reader gives is what the other's is fitted to.
+            fit = self._visit(big, small, originals[name], following_name)
+            if fit is not None:
+                self._write(name, fit)
+            self._go(small, following_name)
+        self.progress("refit", len(names), len(names))
+        restore_names(self.graph, self.keep, self.small, self.editor)
+        expected, found = ([*network.aside] for network in (big, small))
+        return Refitted(self.small, tuple(self.errors), tuple(expected), tuple(found))
+
+    def _start(
+        self, batches: Iterable[Arrays], aside: Iterable[Arrays]
+    ) -> tuple[_Network, _Network]:
+        inputs = [v.name or "" for v in self.big.graph.inputs if not v.is_initializer()]
+        big, small = (
+            _Network(model, inputs, Spool(), Spool()) for model in (self.big, self.small)
+        )
+        for one, other, feeds in (
+            (big.fitted, small.fitted, batches),
+            (big.aside, small.aside, aside),
+        ):
+            for feed in feeds:
+                one.append(feed)
+                other.append(feed)
+        return big, small
+
+    def _ahead(self, network: _Network, name: str | None) -> list[str]:
+        """What is live in front of a node; at the end the outputs."""
+        nodes = list(network.model.graph)
+        place = {node.name: number for number, node in enumerate(nodes)}
+        cut = len(nodes) if name is None else place[name]
+        return live_values(nodes, cut, self.outputs)
+
+    def _go(self, network: _Network, name: str | None) -> None:
+        """Run a network up to a node."""
+        ahead = self._ahead(network, name)
+        piece = Piece(network.model, network.live, ahead, self.threads)
+        for kind in ("fitted", "aside"):
+            before, later = getattr(network, kind), Spool()
+            for arrays in before:
+                later.append(piece.run(arrays))
+            before.close()
+            setattr(network, kind, later)
+        network.live = ahead
+
+    def _visit(
+        self, big: _Network, small: _Network, original: Reader, then: str | None
+    ) -> "Fit | None":
+        """Run the original up to the next reader; collect what this one is fitted to."""
+        reader = readers(self.small, self.weights).get(original.name)
+        ahead = self._ahead(big, then)
+        linear = original.linear
+        result = [] if linear.inside else [original.result.name or ""]
+        piece = Piece(self.big, big.live, [*ahead, *result], self.threads)
+        if reader is None:
+            after, fit = None, None
+        else:
+            after = self._following(reader, big.live, small.live)
+            maps, outputs, inputs, taps = reader.matrix_shape
+            matrix = reader.matrix().reshape(maps, outputs, inputs * taps)
+            fit = Fit(matrix, reader.bias(), after)
+        for kind in ("fitted", "aside"):
+            before, later = getattr(big, kind), Spool()
+            count = len(before)
+            for arrays, others in zip(before, getattr(small, kind), strict=True):
+                found = piece.run(arrays)
+                later.append({name: found[name] for name in ahead})
+                if fit is None or reader is None or after is None:
+                    continue
+                rows, target = self._rows(original, reader, after, (arrays, others, found), count)
+                (fit.add if kind == "fitted" else fit.add_aside)(rows, target)
+            before.close()
+            setattr(big, kind, later)
+        big.live = ahead
+        return fit
+
+    def _following(self, reader: Reader, *live: list[str]) -> Following:
+        """What comes behind a reader; an addend that is not there yet is none."""
+        after = following(reader)
+        if after.added is not None and not all(after.added in names for names in live):
+            return Following(after.scale, after.shift)
+        return after
+
+    def _rows(
+        self,
+        original: Reader,
+        reader: Reader,
+        after: Following,
+        values: tuple[Arrays, Arrays, Arrays],
+        batches: int,
+    ) -> tuple[Array, Target]:
+        """What a reader sees in the resized network at some places, and what it is to give."""
+        before, others, found = values
+        linear = reader.linear
+        operand = others[reader.operand.name or ""]
+        maps, outputs, inputs, taps = reader.matrix_shape
+        enough = -(-places_for(inputs * taps) // max(batches, 1))
+        if linear.inside:
+            chosen = choose(reader, operand.shape, operand.shape, enough, self.generator)
+            seen = linear.rows(before[original.operand.name or ""], operand.shape, chosen)
+            wanted = np.einsum("ngik,goik->ngo", seen, self._whole_matrix(original))
+            rows = linear.rows(operand, operand.shape, chosen)
+            return rows.reshape(len(rows), maps, -1), Target(wanted)
+        name = original.result.name or ""
+        result = take(found[name], self.selection.cuts(name))
+        chosen = choose(reader, operand.shape, result.shape, enough, self.generator)
+        rows = linear.rows(operand, result.shape, chosen).reshape(len(chosen), maps, -1)
+        wanted = linear.results(result, chosen)
+        if after.added is None:
+            return rows, Target(wanted)
+        cuts = self.selection.cuts(after.added)
+        one = linear.results(take(before[after.added], cuts), chosen)
+        other = linear.results(others[after.added], chosen)
+        scale = np.where(np.abs(after.scale) < LEAST_SCALE * np.abs(after.scale).max(), np.inf, after.scale)
+        return rows, Target(wanted + (one - other) / scale, other)
+
+    def _whole_matrix(self, original: Reader) -> FloatArray:
+        """The original's kernel with the outputs that stay, and all inputs."""
+        axis = original.kernel().ndim - 1
+        cuts = [cut for cut in self.selection.cuts(original.store.name or "") if cut[0] != axis]
+        return original.linear.matrix(take(original.kernel().astype(np.float64), cuts))
+
+    def _write(self, name: str, fit: "Fit") -> None:
+        """Give a reader of the resized network its kernel and bias."""
+        reader = readers(self.small, self.weights)[name]
+        fitted = fit.solve()
+        scale = float((fit.moments.energies / max(fit.moments.count, 1)).sum()) if fit.moments.count else 0.0
+        self.errors.append(LayerError(name, fitted.before, fitted.after))
+        assert scale >= 0
+        reader.write(fitted.matrix.reshape(reader.matrix_shape))
+        shift = fitted.bias - fit.old_bias
+        if not shift.any():
+            return
+        if reader.linear.inside:
+            self._shift_gates(reader, shift)
+            return
+        rank = len(static_shape(reader.result))
+        constant = reader.linear.spread(shift, rank).astype(reader.kernel().dtype)
+        add_constant(self.editor, reader.node, constant, frozenset(range(rank)))
+
+    def _shift_gates(self, reader: Reader, shift: FloatArray) -> None:
+        """Add to the first half of a recurrent layer's bias, ``[directions, 2 * gates * units]``."""
+        node, kernel = reader.node, reader.kernel()
+        directions, rows = kernel.shape[:2]
+        port = 3
+        if len(node.inputs) <= port or node.inputs[port] is None:
+            zeros = np.zeros((directions, 2 * rows), kernel.dtype)
+            bias = self.editor.constant(f"{node.name}_bias", zeros)
+            if len(node.inputs) <= port:
+                node.resize_inputs(port + 1)
+            node.replace_input_with(port, bias)
+        value = node.inputs[port]
+        if value is None or value.const_value is None or len(value.uses()) > 1:
+            return
+        array = array_of(value).copy()
+        array[:, :rows] += shift.reshape(directions, rows).astype(array.dtype)
+        replace_array(value, array)
