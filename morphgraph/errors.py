@@ -27,6 +27,10 @@ class PlanError(MorphError):
     """The plan is broken or belongs to another model."""
 
 
+class DataError(MorphError):
+    """The data to train or to calibrate with are broken, or are not what was asked for."""
+
+
 class UnsupportedError(MorphError):
     """The model is valid, but morphgraph cannot do what was asked with it."""
 

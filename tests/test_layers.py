@@ -17,6 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_moved", "arrays", "errors", "options", "tolerances", "version"}),
     frozenset({"notation"}),
     frozenset({"onnx_io"}),
+    frozenset({"calibration"}),
     frozenset({"edit", "graph"}),
     frozenset({"ops"}),
     frozenset({"passes.canonical"}),
@@ -40,6 +41,7 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 # A lowering stands with its operator; the type of the builder that it is given lies above.
 FOR_TYPES = {("ops", "torch_io")}
 WITHOUT_TORCH = (
+    "calibration",
     "edit",
     "graph",
     "options",

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -105,25 +105,44 @@ def fit_inputs(inputs: Inputs, model: ir.Model) -> list[Arrays]:
     return fitted
 
 
-def _fit(arrays: Mapping[str, Array], model: ir.Model, where: str) -> Iterator[Arrays]:
-    values = {v.name or "": v for v in model.graph.inputs if not v.is_initializer()}
-    known = ", ".join(map(_described, values.values()))
-    for name in arrays:
+def takes(model: ir.Model) -> dict[str, ir.Value]:
+    """By name, the inputs that arrays may be given for: not weights that are listed as inputs."""
+    return {value.name or "": value for value in model.graph.inputs if not value.is_initializer()}
+
+
+def check_names(names: Collection[str], model: ir.Model, where: str = "") -> None:
+    """Refuse names of arrays of which one is no input, or that leave one out without a default.
+
+    Raises:
+        ModelError: begins with ``where``.
+    """
+    values = takes(model)
+    known = ", ".join(map(described, values.values()))
+    for name in names:
         if name not in values:
             raise ModelError(f"{where}the model has no input '{escape(name)}'; it takes {known}")
-    parts: dict[str, list[Array]] = {}
     for name, value in values.items():
-        default = value.meta.get(DEFAULT_KEY)
-        if name not in arrays and default is None:
+        if name not in names and DEFAULT_KEY not in value.meta:
             raise ModelError(f"{where}input '{escape(name)}' is missing; the model takes {known}")
-        array = np.asarray(arrays[name] if default is None or name in arrays else default.numpy())
+
+
+def misfit(dtype: object, shape: Sequence[int], value: ir.Value, where: str = "") -> ModelError:
+    """The error for an array of a type or shape that an input does not take."""
+    given = ",".join(map(str, shape))
+    return ModelError(
+        f"{where}input '{escape(value.name or '')}' is {dtype} [{given}]; the model takes "
+        f"{described(value)}"
+    )
+
+
+def _fit(arrays: Mapping[str, Array], model: ir.Model, where: str) -> Iterator[Arrays]:
+    check_names(arrays, model, where)
+    parts: dict[str, list[Array]] = {}
+    for name, value in takes(model).items():
+        array = np.asarray(arrays[name] if name in arrays else value.meta[DEFAULT_KEY].numpy())
         runs = _runs(array, value)
         if not runs or not np.can_cast(array.dtype, dtype_of(value), "same_kind"):
-            given = ",".join(map(str, array.shape))
-            raise ModelError(
-                f"{where}input '{escape(name)}' is {array.dtype} [{given}]; the model takes "
-                f"{_described(value)}"
-            )
+            raise misfit(array.dtype, array.shape, value, where)
         typed = array.astype(dtype_of(value))
         parts[name] = [typed] if runs == 1 else np.split(typed, runs)
     count = max(map(len, parts.values()), default=1)
@@ -154,8 +173,8 @@ def _runs(array: Array, value: ir.Value) -> int:
     return array.shape[0] // lead if several and isinstance(lead, int) else 0
 
 
-def _described(value: ir.Value) -> str:
-    """``'x' (FLOAT [batch,3,8,8])``."""
+def described(value: ir.Value) -> str:
+    """An input as messages call it: ``'x' (FLOAT [batch,3,8,8])``."""
     sizes = ",".join(
         str(size) if isinstance(size, int) else escape(size.value or "?")
         for size in value.shape or ()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from morphgraph.errors import DataError
 from morphgraph.recipes.images import (
-    DataError,
     Images,
     Size,
     mean_and_std,

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from morphgraph.arrays import IntArray
-from morphgraph.errors import MorphError
+from morphgraph.errors import DataError
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]  # [N, height, width, channels]
 Labels = IntArray  # [N]
@@ -16,10 +16,6 @@ Size = tuple[int, int]  # height, width
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _RESIZE_CHUNK = 1024  # images; bounds the memory of a resize
-
-
-class DataError(MorphError):
-    """The training data are broken, or are not what was asked for."""
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from morphgraph.arrays import Array, Flags
-from morphgraph.errors import FileError, UnsupportedError
+from morphgraph.errors import DataError, FileError, UnsupportedError
 from morphgraph.onnx_io import escape
-from morphgraph.recipes.images import DataError, Images, Labels, Size, resized, with_channels
+from morphgraph.recipes.images import Images, Labels, Size, resized, with_channels
 
 # The share of images that is held back for the test where nobody has said which, and the seed of
 # that choice.

@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from morphgraph.errors import FileError, MorphError
+from morphgraph.errors import DataError, FileError, MorphError
 from morphgraph.recipes.data import Augmentation, Dataset, Preprocessing, load_data
-from morphgraph.recipes.images import DataError
 from morphgraph.recipes.readers import FASHION_FOLDER
 
 torch.set_num_threads(1)

@@ -1,0 +1,74 @@
+"""What an iterable of samples hands out, as arrays by the names of inputs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from morphgraph.arrays import Array, Arrays
+from morphgraph.calibration.layout import Layout
+from morphgraph.errors import DataError, ModelError
+from morphgraph.onnx_io import escape
+
+
+def is_array(value: object) -> bool:
+    """Whether a value is an array or a tensor of some library, or an image."""
+    return hasattr(value, "__array__") or hasattr(value, "__array_interface__")
+
+
+def as_array(value: Any, where: str) -> Array:
+    """An array from an array, a tensor, or nested lists of numbers.
+
+    Raises:
+        DataError: it is nothing of the kind.
+    """
+    if hasattr(value, "detach"):  # a tensor of torch, on whatever device
+        value = value.detach().cpu()
+        try:
+            return np.asarray(value.numpy())
+        except TypeError:  # bfloat16, which numpy does not know
+            return np.asarray(value.float().numpy())
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise DataError(
+            f"{where}lists of different lengths are no array; give one array per sample"
+        ) from error
+    if found.dtype.kind in "OUSMm":
+        raise DataError(f"{where}a {type(value).__name__} is no array of numbers; give arrays")
+    return found
+
+
+def feed_of(item: Any, layout: Layout, where: str) -> Arrays:
+    """Arrays by the names of inputs, from a dict, an array, or a tuple in the inputs' order.
+
+    Raises:
+        ModelError: there are fewer arrays than inputs.
+        DataError: something is no array.
+    """
+    if isinstance(item, Mapping):
+        return {str(name): as_array(value, where) for name, value in item.items()}
+    if isinstance(item, Sequence) and item and not _is_number_list(item):
+        if isinstance(item[0], Mapping):  # a dict of inputs, and labels
+            return feed_of(item[0], layout, where)
+        return _in_order(item, layout, where)
+    return _in_order([item], layout, where)
+
+
+def _is_number_list(item: Sequence[Any]) -> bool:
+    first = item[0]
+    while isinstance(first, list) and first:
+        first = first[0]
+    return isinstance(first, int | float) and not is_array(item[0])
+
+
+def _in_order(arrays: Sequence[Any], layout: Layout, where: str) -> Arrays:
+    needed = layout.needed
+    if len(arrays) < len(needed):
+        names = ", ".join(f"'{escape(name)}'" for name in needed)
+        count = "one array is" if len(arrays) == 1 else f"{len(arrays)} arrays are"
+        raise ModelError(
+            f"{where}{count} given, but the model takes {len(needed)} inputs: {names}; give dicts "
+            "of arrays by these names"
+        )
+    return {name: as_array(value, where) for name, value in zip(needed, arrays)}
