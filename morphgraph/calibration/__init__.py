@@ -1,5 +1,7 @@
 """Inputs to calibrate with: given as arrays, files or iterables, and passed over many times."""
 
+from morphgraph.calibration.images import ImageOptions
+from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.calibration.samples import Samples
 
-__all__ = ["Samples"]
+__all__ = ["ImageOptions", "Progress", "Samples", "no_progress"]

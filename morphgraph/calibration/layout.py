@@ -86,7 +86,12 @@ def _open_axis(value: ir.Value) -> int | None:
 
 
 def _leads(needed: Mapping[str, ir.Value]) -> Iterator[tuple[str, int]]:
-    """The size of the first axis of inputs whose samples have a shape."""
+    """The size of the first axis of inputs whose samples have a shape.
+
+    Three channels, height and width are one image.
+    """
     for name, value in needed.items():
-        if value.shape is not None and len(value.shape) > 1 and isinstance(value.shape[0], int):
-            yield name, value.shape[0]
+        sizes = list(value.shape or ())
+        is_image = len(sizes) == 3 and sizes[0] == 3
+        if len(sizes) > 1 and isinstance(sizes[0], int) and not is_image:
+            yield name, sizes[0]

@@ -1,39 +1,18 @@
 """Calibration inputs that can be passed over many times, in bounded memory."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from os import PathLike
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Hashable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, IntArray
-from morphgraph.calibration.feeds import feed_of, is_array
+from morphgraph.calibration.images import ImageOptions
 from morphgraph.calibration.layout import Layout
-from morphgraph.calibration.rows import MemoryRows, Rows, npy_rows, npz_rows, reading
-from morphgraph.calibration.spool import Spool
-from morphgraph.calibration.tables import Table, defaults
-from morphgraph.errors import ArgumentError, DataError, FileError
-from morphgraph.onnx_io import escape
-from morphgraph.onnx_io.inputs import check_names
-
-
-class Source(Protocol):
-    """Samples that can be read by their numbers, as often as anybody likes."""
-
-    @property
-    def count(self) -> int:
-        """How many samples there are."""
-
-    def key(self, row: int) -> Hashable:
-        """Equal for samples that can stand in one run."""
-
-    def choose(self, rows: IntArray) -> None:
-        """Promise that no other samples will be asked for."""
-
-    def read(self, rows: Sequence[int]) -> Arrays:
-        """Samples of equal key, as inputs of one run."""
+from morphgraph.calibration.progress import Progress, no_progress
+from morphgraph.calibration.sources import Reader, Source, spread
+from morphgraph.calibration.tables import defaults
+from morphgraph.errors import ArgumentError, DataError
 
 
 class Samples:
@@ -56,24 +35,38 @@ class Samples:
         self.described = described
 
     @classmethod
-    def of(cls, data: Any, model: ir.Model, limit: int | None = None, seed: int = 0) -> "Samples":
+    def of(
+        cls,
+        data: Any,
+        model: ir.Model,
+        limit: int | None = None,
+        seed: int = 0,
+        *,
+        images: ImageOptions | None = None,
+        progress: Progress = no_progress,
+    ) -> "Samples":
         """Samples from wherever they come.
 
         Args:
             data: a file or folder: ``.npz`` (arrays by the names of inputs), ``.npy``, a folder of
-                ``.npz`` files or of ``.npy`` files named after the inputs; or arrays by the names
-                of inputs; or one array, where the model has one input; or any iterable, such as a
+                images (also in folders below it), of ``.npz`` files, or of ``.npy`` files: one
+                for each input, named after it, or one for each sample; or arrays by the names of
+                inputs; or one array, where the model has one input; or any iterable, such as a
                 DataLoader or dataset, of arrays, dicts of arrays, or tuples of arrays in the order
                 of the inputs, of which what follows the inputs is ignored. Arrays hold samples
-                along the model's batch axis; those of an iterable may also be one sample without
-                that axis. Tensors are arrays too.
+                along the model's batch axis; a single sample may lack that axis. Tensors are
+                arrays too.
             model: whose inputs they are for. Samples may differ in sizes that it leaves open.
             limit: at most so many samples, spread evenly; of what can only be iterated the first.
             seed: of the choice of samples, and of :meth:`split`.
+            images: how images and arrays of pixels (uint8) become an input; what is not said is
+                read from the model's metadata.
+            progress: is told how many samples are read, where that takes time.
 
         Raises:
             ModelError: an array has the name, shape or type of no input, or one is missing.
             DataError: there are no samples, or a number is NaN or infinite.
+            ArgumentError: what is said about images does not fit the model or the data.
             FileError: a file cannot be read.
 
         >>> x = ir.val("x", ir.DataType.FLOAT, ["N", 3])
@@ -87,7 +80,8 @@ class Samples:
         if limit is not None and limit < 1:
             raise ArgumentError(f"limit={limit}: give the most samples to read, at least 1")
         layout = Layout.of(model)
-        source, name = _source_of(data, model, layout, limit, seed)
+        reader = Reader(model, layout, images or ImageOptions(), limit, seed, progress)
+        source, name = reader.open(data)
         where = f"{name}: " if name else ""
         if not source.count:
             raise DataError(
@@ -101,9 +95,9 @@ class Samples:
                 "shape in every run; give more of them, or export the model with an open batch"
             )
         if limit is not None:
-            runs = runs[_spread(len(runs), max(limit // layout.batch, 1), seed)]
+            runs = runs[spread(len(runs), max(limit // layout.batch, 1), seed)]
         source.choose(runs.reshape(-1))
-        described = f"{runs.size} samples" + (f" of {name}" if name else "")
+        described = f"{runs.size} {reader.kind}" + (f" of {name}" if name else "") + reader.done
         return cls(source, layout, runs, seed, described)
 
     @property
@@ -149,7 +143,7 @@ class Samples:
             )
         held = min(max(round(total * share), 1), total - 1)
         is_held = np.zeros(total, dtype=np.bool_)
-        is_held[_spread(total, held, self._seed)] = True
+        is_held[spread(total, held, self._seed)] = True
         return self._part(~is_held), self._part(is_held)
 
     def _part(self, which: Array) -> "Samples":
@@ -159,18 +153,6 @@ class Samples:
 
     def _key(self, run: int) -> Hashable:
         return self._source.key(int(self._runs[run, 0]))
-
-
-def _spread(total: int, count: int, seed: int) -> IntArray:
-    """So many of a number of places, one at random from each of as many stretches of them.
-
-    >>> _spread(10, 3, seed=0).tolist()
-    [2, 4, 8]
-    """
-    if count >= total:
-        return np.arange(total)
-    bounds = np.arange(count + 1) * total // count
-    return np.random.default_rng(seed).integers(bounds[:-1], bounds[1:])
 
 
 def _runs(source: Source, batch: int) -> IntArray:
@@ -186,79 +168,3 @@ def _runs(source: Source, batch: int) -> IntArray:
         for rows in by_key.values()
     ]
     return np.concatenate(whole) if whole else np.empty((0, batch), dtype=np.int64)
-
-
-def _source_of(
-    data: Any, model: ir.Model, layout: Layout, limit: int | None, seed: int
-) -> tuple[Source, str]:
-    """The samples in what the user gave, and a name for it where it has one."""
-    if isinstance(data, str | PathLike):
-        path = Path(data)
-        return _of_path(path, model, layout, limit, seed), escape(str(path))
-    if isinstance(data, Mapping) or is_array(data):
-        return _table(feed_of(data, layout, ""), model, layout, ""), ""
-    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
-        raise ArgumentError(
-            f"data is a {type(data).__name__}; give a path, arrays, or an iterable of arrays, "
-            "dicts or tuples"
-        )
-    return _spooled(data, model, layout, limit, seed), ""
-
-
-def _of_path(path: Path, model: ir.Model, layout: Layout, limit: int | None, seed: int) -> Source:
-    where = f"{escape(str(path))}: "
-    if not path.is_dir():
-        return _of_rows(_rows_of_file(path, layout), model, layout, where)
-    if files := sorted(path.glob("*.npz")):
-        return _of_files(files, model, layout, limit, seed)
-    if files := sorted(path.glob("*.npy")):
-        return _of_rows({file.stem: npy_rows(file) for file in files}, model, layout, where)
-    raise FileError(
-        f"{where}holds no images and neither .npz nor .npy files; save arrays with "
-        "numpy.savez(FILE, NAME=array)"
-    )
-
-
-def _of_files(
-    files: Sequence[Path], model: ir.Model, layout: Layout, limit: int | None, seed: int
-) -> Source:
-    """The samples of all files, or of some where there are more files than samples wanted."""
-    spool = Spool()
-    for number in _spread(len(files), limit or len(files), seed):
-        where = f"{escape(str(files[number]))}: "
-        spool.add(_of_rows(npz_rows(files[number]), model, layout, where))
-    return spool
-
-
-def _rows_of_file(path: Path, layout: Layout) -> Mapping[str, Rows]:
-    with reading(path), path.open("rb") as file:
-        is_npy = file.read(6) == b"\x93NUMPY"
-    return {layout.needed[0]: npy_rows(path)} if is_npy else npz_rows(path)
-
-
-def _of_rows(arrays: Mapping[str, Rows], model: ir.Model, layout: Layout, where: str) -> Table:
-    check_names(arrays, model, where)
-    return Table(arrays, layout, where)
-
-
-def _table(arrays: Arrays, model: ir.Model, layout: Layout, where: str) -> Table:
-    rows = {name: MemoryRows(array) for name, array in arrays.items()}
-    return _of_rows(rows, model, layout, where)
-
-
-def _spooled(data: Any, model: ir.Model, layout: Layout, limit: int | None, seed: int) -> Spool:
-    """Samples from an iterable, copied, for the next pass over it may give others.
-
-    Of what can only be iterated, which may never end, the first are taken; where there are more
-    items than samples wanted, and they can be indexed, some from everywhere.
-    """
-    spool = Spool()
-    is_indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    numbers = _spread(len(data), limit or len(data), seed).tolist() if is_indexed else ()
-    items = ((number, data[number]) for number in numbers) if is_indexed else enumerate(data)
-    for number, item in items:
-        where = f"sample {number} of the data: "
-        spool.add(_table(feed_of(item, layout, where), model, layout, where))
-        if not is_indexed and limit is not None and spool.count >= limit:
-            break
-    return spool

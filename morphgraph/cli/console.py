@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -56,13 +56,13 @@ def show(report: "Report", output_format: "Format") -> None:
     from morphgraph.report.tables import render
 
     color = settings().color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    emit(render(report, output_format, color=color, width=_terminal_width()))
+    emit(render(report, output_format, color=color, width=_columns(sys.stdout)))
 
 
-def _terminal_width() -> int | None:
-    """Columns of the terminal; ``None`` where stdout is none, and lines are not broken."""
+def _columns(stream: TextIO) -> int | None:
+    """Columns of the terminal; ``None`` where a stream is none, and lines are not broken."""
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
         return None
 
@@ -86,6 +86,36 @@ def be_silent(process: int) -> None:
     """Write errors only, with the number of this process: another one writes the rest."""
     now = settings()
     now.verbosity, now.silent, now.speaker = -1, True, f"process {process}: "
+
+
+class StatusLine:
+    """A line at the foot of a terminal that says how far work has come, and is written over."""
+
+    def __init__(self) -> None:
+        self._width = 0
+
+    def show(self, text: str) -> None:
+        """Write over what stands there."""
+        limit = (_columns(sys.stderr) or 80) - 1  # a longer line could not be written over
+        text = _one_line(text)[:limit]
+        self._write("\r" + text.ljust(self._width))
+        self._width = len(text)
+
+    def clear(self) -> None:
+        """Make room for other lines."""
+        if self._width:
+            self._write("\r" + " " * self._width + "\r")
+            self._width = 0
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+STATUS = StatusLine()
 
 
 def complain(text: str) -> None:
@@ -127,6 +157,7 @@ class _LogLines(logging.Handler):
 
 
 def _say(text: str) -> None:
+    STATUS.clear()
     try:
         print(_one_line(text), file=sys.stderr, flush=True)
     except BrokenPipeError:

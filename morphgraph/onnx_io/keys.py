@@ -9,6 +9,7 @@ OUTPUTS_KEY = "morphgraph.outputs"  # the structure that the network's results c
 INPUTS_KEY = "morphgraph.inputs"  # the structure that the network's arguments come in
 CONSTANTS_KEY = "morphgraph.constants"  # names of those that stand in for layers of width 0
 ABSORBED_KEY = "morphgraph.absorbed"  # removed channels that were absorbed as constants, by group
+PREPROCESSING_KEY = "morphgraph.preprocessing"  # how images become the network's input
 
 # In ``Model.meta``, in memory only:
 CANONICAL_KEY = "morphgraph.canonical"  # true: the model is in canonical form

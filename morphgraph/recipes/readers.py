@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from morphgraph.arrays import Array, Flags
+from morphgraph.calibration.decode import IMAGE_SUFFIXES, decode
 from morphgraph.errors import DataError, FileError, UnsupportedError
 from morphgraph.onnx_io import escape
 from morphgraph.recipes.images import Images, Labels, Size, resized, with_channels
@@ -36,8 +37,6 @@ FASHION_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".webp"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -314,7 +313,7 @@ def _labelled_files(root: Path, classes: Sequence[str]) -> tuple[list[Path], Lab
 
 def _decode_all(files: Sequence[Path], size: Size | None) -> Images:
     """All images in one array: of ``size``, or of the one size that they have."""
-    images = [torch.from_numpy(_decode(file)) for file in files]
+    images = [torch.from_numpy(decode(file)) for file in files]
     if size is not None:
         images = [resized(image, size) for image in images]
     for file, image in zip(files, images, strict=True):
@@ -329,27 +328,3 @@ def _decode_all(files: Sequence[Path], size: Size | None) -> Images:
 
 def _by(image: Tensor) -> str:
     return f"{image.shape[1]}x{image.shape[2]}"
-
-
-def _decode(file: Path) -> Images:
-    """One image as it is to be looked at, ``[1, height, width, 1 or 3]``."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError:
-        raise UnsupportedError(
-            f"{escape(str(file))}: Pillow is not installed; pip install 'morphgraph[data]'"
-        ) from None
-    try:
-        with Image.open(file) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.mode[0] in "IF":
-                raise DataError(
-                    f"{escape(str(file))}: its pixels have more than 8 bits; save it with 8"
-                )
-            pixels = np.array(upright.convert("L" if upright.mode in ("1", "L") else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{escape(str(file))}: not an image that can be read ({escape(str(error))}); "
-            "replace or remove it"
-        ) from None
-    return pixels.reshape(1, *pixels.shape[:2], -1)

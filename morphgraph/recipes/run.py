@@ -26,7 +26,7 @@ from torch import fx, nn
 
 from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import escape, static_shape
+from morphgraph.onnx_io import PREPROCESSING_KEY, escape, static_shape
 from morphgraph.options import BASELINES, Alone, Baseline
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
@@ -47,7 +47,6 @@ from morphgraph.train.phases import NoPenalty, Penalty, ResumablePenalty, Shrink
 from morphgraph.train.smoke import STEPS, SmokeReport, smoke_graph
 from morphgraph.workflow import resize_and_check
 
-PREPROCESSING_KEY = "morphgraph.preprocessing"
 CLASSES_KEY = "morphgraph.classes"
 
 FILES = (

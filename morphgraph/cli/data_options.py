@@ -1,0 +1,133 @@
+"""Options of commands that read calibration data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+
+from morphgraph.calibration.images import Axes, Fit, ImageOptions, Order, Size
+from morphgraph.cli.console import note
+from morphgraph.cli.progress import ProgressLines
+from morphgraph.cli.shared_options import shape
+from morphgraph.options import option
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from morphgraph.calibration import Samples
+
+DATA_METAVAR = "FILE.npz|FILE.npy|DIR"
+
+
+def image_size(text: str) -> Size:
+    """Height and width in ``224x224``.
+
+    >>> image_size("224x160")
+    (224, 160)
+    """
+    sizes = shape(text) if "x" in text else ()
+    if len(sizes) != 2:
+        raise click.BadParameter(f"'{text}' is no size of images; write 224x224, the height first")
+    return sizes[0], sizes[1]
+
+
+image_size.__name__ = "size"
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """The numbers in ``0.485,0.456,0.406``.
+
+    >>> numbers("0.5"), numbers("0.485,0.456,0.406")
+    ((0.5,), (0.485, 0.456, 0.406))
+    """
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(abs(number) < float("inf") for number in found):
+        raise click.BadParameter(
+            f"'{text}' is no list of numbers; write 0.485,0.456,0.406, or one for all channels"
+        )
+    return found
+
+
+_CHANNELS_METAVAR = "R,G,B"
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """How many calibration inputs are read, and how images become inputs.
+
+    What is not said about images is read from the model's metadata.
+    """
+
+    samples: Annotated[
+        int, option("Read so many samples of the data at most.", ge=1, metavar="N")
+    ] = 512
+    size: Annotated[
+        Size | None,
+        option(
+            "For images: the size to which they are brought, where the model leaves it open.",
+            type=image_size,
+            metavar="HxW",
+            multiple=False,
+        ),
+    ] = None
+    mean: Annotated[
+        tuple[float, ...] | None,
+        option(
+            "For images: subtracted from every channel, in the model's order of colours.",
+            type=numbers,
+            metavar=_CHANNELS_METAVAR,
+            multiple=False,
+        ),
+    ] = None
+    std: Annotated[
+        tuple[float, ...] | None,
+        option(
+            "For images: what every channel is divided by then.",
+            type=numbers,
+            metavar=_CHANNELS_METAVAR,
+            multiple=False,
+        ),
+    ] = None
+    scale: Annotated[
+        bool | None,
+        option(
+            "For images: whether pixels are divided by 255 first; by default, unless --mean or "
+            "--std has a number above 1.",
+            "--scale/--no-scale",
+            default=None,
+        ),
+    ] = None
+    layout: Annotated[
+        Axes | None,
+        option("For images: the axes of the input, where its shape does not say them."),
+    ] = None
+    resize: Annotated[
+        Fit | None,
+        option(
+            "For images of another aspect ratio: stretch them (the default), crop the borders, or "
+            "pad."
+        ),
+    ] = None
+    channels: Annotated[
+        Order | None,
+        option("For images: the order of colours in the input; RGB by default."),
+    ] = None
+
+    def read(self, data: Path, model: "ir.Model", seed: int = 0) -> "Samples":
+        """The samples of a file or folder; says what they are, and shows progress.
+
+        Raises:
+            MorphError: as of :meth:`morphgraph.calibration.Samples.of`.
+        """
+        from morphgraph.calibration import Samples
+
+        images = ImageOptions(
+            self.size, self.mean, self.std, self.scale, self.layout, self.resize, self.channels
+        )
+        found = Samples.of(data, model, self.samples, seed, images=images, progress=ProgressLines())
+        note(f"calibration data: {found.described}")
+        return found
