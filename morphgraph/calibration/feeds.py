@@ -35,7 +35,8 @@ def as_array(value: Any, where: str) -> Array:
             f"{where}lists of different lengths are no array; give one array per sample"
         ) from error
     if found.dtype.kind in "OUSMm":
-        raise DataError(f"{where}a {type(value).__name__} is no array of numbers; give arrays")
+        kind = type(value).__name__
+        raise DataError(f"{where}what is of type {kind} is no array of numbers; give arrays")
     return found
 
 

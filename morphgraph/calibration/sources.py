@@ -89,8 +89,8 @@ class Reader:
             source, name = self._of_items(data), ""
         else:
             raise ArgumentError(
-                f"data is a {type(data).__name__}; give a path, arrays, or an iterable of arrays, "
-                "dicts or tuples"
+                f"data is of type {type(data).__name__}; give a path, arrays, or an iterable of "
+                "arrays, dicts or tuples"
             )
         if self._options and not self.done:
             raise ArgumentError(
