@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from morphgraph.errors import (
         ArgumentError as ArgumentError,
         BudgetError as BudgetError,
+        DataError as DataError,
         FileError as FileError,
         ModelError as ModelError,
         MorphError as MorphError,
@@ -59,6 +60,7 @@ _HOMES = {
     "Budget": "morphgraph.train.controller",
     "BudgetError": "morphgraph.errors",
     "ChannelGraph": "morphgraph.graph",
+    "DataError": "morphgraph.errors",
     "FileError": "morphgraph.errors",
     "Group": "morphgraph.graph",
     "ModelError": "morphgraph.errors",

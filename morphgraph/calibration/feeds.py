@@ -49,18 +49,18 @@ def feed_of(item: Any, layout: Layout, where: str) -> Arrays:
     """
     if isinstance(item, Mapping):
         return {str(name): as_array(value, where) for name, value in item.items()}
-    if isinstance(item, Sequence) and item and not _is_number_list(item):
+    if isinstance(item, Sequence) and item and not _is_numbers(item, len(layout.needed)):
         if isinstance(item[0], Mapping):  # a dict of inputs, and labels
             return feed_of(item[0], layout, where)
         return _in_order(item, layout, where)
     return _in_order([item], layout, where)
 
 
-def _is_number_list(item: Sequence[Any]) -> bool:
-    first = item[0]
-    while isinstance(first, list) and first:
-        first = first[0]
-    return isinstance(first, int | float) and not is_array(item[0])
+def _is_numbers(item: Sequence[Any], needed: int) -> bool:
+    """Whether a sequence is an array written as numbers, or lists of them, and no row of inputs."""
+    if isinstance(item[0], int | float):
+        return True
+    return needed == 1 and isinstance(item, list) and isinstance(item[0], list)
 
 
 def _in_order(arrays: Sequence[Any], layout: Layout, where: str) -> Arrays:

@@ -25,8 +25,14 @@ def files_in(root: Path, suffixes: frozenset[str]) -> list[Path]:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    for folder, below, names in os.walk(root):
-        below[:] = [name for name in below if name[0] != "."]
+    seen: set[str] = set()  # links may lead to a folder above
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if name[0] != ".")
         yield from (Path(folder) / name for name in names if name[0] != ".")
 
 

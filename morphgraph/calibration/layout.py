@@ -13,9 +13,9 @@ import onnx_ir as ir
 from morphgraph.onnx_io import DEFAULT_KEY
 from morphgraph.onnx_io.inputs import takes
 
-_BATCH = re.compile(r"[a-z0-9_.]*batch[a-z0-9_.]*|n|b|bs", re.IGNORECASE)
+_BATCH = re.compile(r"[\w. -]*batch[\w. -]*|n|b|bs", re.IGNORECASE)
 _NOT_BATCH = re.compile(
-    r".*(seq|len|time|step|frame|token|node|edge|point|height|width|[-+*/]).*|[tlshw]",
+    r".*(seq|len|time|step|frame|token|node|edge|point|height|width|[+*/]).*|[tlshw]",
     re.IGNORECASE,
 )
 _DENOTATION = "DATA_BATCH"  # ONNX's word for such an axis

@@ -147,7 +147,7 @@ class Reader:
         """
         spool = Spool()
         limit = self._limit
-        is_indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+        is_indexed = _is_indexed(data)
         numbers = spread(len(data), limit or len(data), self._seed).tolist() if is_indexed else ()
         items = ((number, data[number]) for number in numbers) if is_indexed else enumerate(data)
         for number, item in items:
@@ -205,6 +205,17 @@ class Reader:
                 f"{names}; give an .npz file with an array for each, by these names"
             )
         return needed[0]
+
+
+def _is_indexed(data: Any) -> bool:
+    """Whether items can be had by their numbers; PyTorch's iterable datasets only look like it."""
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or not len(data):
+        return False
+    try:
+        data[0]
+    except (NotImplementedError, TypeError, KeyError):
+        return False
+    return True
 
 
 def spread(total: int, count: int, seed: int) -> IntArray:

@@ -212,7 +212,7 @@ def test_numbers_of_half_precision(dtype: str) -> None:
     kind = ir.DataType[dtype.upper()]
     x = ir.val("x", kind, ["N", 3])
     model = ir.Model(ir.Graph([x], [], nodes=[]), ir_version=10)
-    values = np.float32([[0.5, 1.0, 3.0]] * 4)
+    values = np.array([[0.5, 1.0, 3.0]] * 4, np.float32)
     halves = values.astype(kind.numpy())
     for given in (values, halves, torch.from_numpy(values).bfloat16(), list(halves)):
         (feed,) = Samples.of(given, model).batches(4)

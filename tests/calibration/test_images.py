@@ -45,11 +45,18 @@ def folder(tmp_path: Path) -> Path:
     ):
         place = tmp_path / "images" / f"class{number % 2}"
         place.mkdir(parents=True, exist_ok=True)
-        options = {"lossless": True} if suffix == "webp" else {}
+        options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
         Image.fromarray(pixels).save(place / f"{number}.{suffix}", **options)
     (tmp_path / "images" / "labels.txt").touch()
     (tmp_path / "images" / ".hidden.png").touch()
     return tmp_path / "images"
+
+
+def test_links_are_followed_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "all").symlink_to(folder)
+    (folder / "class0" / "up").symlink_to(folder)
+    assert Samples.of(tmp_path / "linked", model_of("N,3,30,40"), images=NORMAL).count == 6
 
 
 ORDER = [0, 2, 4, 1, 3, 5]  # of the files by their paths
@@ -67,7 +74,7 @@ def expected(*steps: v2.Transform) -> Array:
 
 
 def normalised(images: Array) -> Array:
-    mean, std = (np.float32(each)[:, None, None] for each in (MEAN, STD))
+    mean, std = (np.array(each, np.float32)[:, None, None] for each in (MEAN, STD))
     return (images - mean) / std
 
 
@@ -110,7 +117,7 @@ def test_channels_may_stand_last_and_in_another_order(folder: Path) -> None:
     # Numbers are in the order in which the network takes the colours.
     options = ImageOptions(channels="BGR", scale=False, mean=(1, 2, 3))
     found = inputs(Samples.of(folder, model_of("N,3,30,40"), images=options))
-    wanted = pictures()[ORDER][..., ::-1].astype(np.float32) - np.float32([1, 2, 3])
+    wanted = pictures()[ORDER][..., ::-1].astype(np.float32) - np.array([1, 2, 3], np.float32)
     np.testing.assert_array_equal(found, wanted.transpose(0, 3, 1, 2))
 
 
@@ -129,7 +136,7 @@ def test_the_scale_follows_from_the_numbers(
     options = ImageOptions(mean=mean, channels="RGB")
     found = inputs(Samples.of(folder, model_of("N,3,30,40"), images=options))
     pixels = pictures()[ORDER].astype(np.float32) / (255 if divides else 1)
-    wanted = (pixels - np.float32(mean or 0)).transpose(0, 3, 1, 2)
+    wanted = (pixels - np.array(mean or 0, np.float32)).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 

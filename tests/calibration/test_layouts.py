@@ -115,6 +115,16 @@ def test_a_dimension_denoted_as_the_batch_is_it() -> None:
     assert Samples.of(numbers(4, 6, 2), model).count == 6
 
 
+@pytest.mark.parametrize(
+    ("first", "count"),
+    [("batch-size", 6), ("s77", 6), ("unk__0", 6), ("BS", 6), ("num_frames", 1), ("2*k", 1)],
+)
+def test_the_first_axis_is_the_batch_unless_its_name_says_otherwise(first: str, count: int) -> None:
+    model = model_from_text(FRAMES, ("x",))
+    model.graph.inputs[0].shape = ir.Shape([first, 2])
+    assert Samples.of(numbers(6, 2), model).count == count
+
+
 def test_a_length_is_not_cut() -> None:
     model = model_from_text(FRAMES, ("x",))
     samples = Samples.of([numbers(4, 2), numbers(7, 2)], model)
@@ -136,7 +146,7 @@ CONSTANT = "net (float[N,3] x, float[3] scale) => (float[N,3] y) { y = Mul(x, sc
 
 def test_an_input_of_the_whole_run_is_given_once() -> None:
     model = model_from_text(CONSTANT, ("x", "scale"))
-    one, two = np.float32([1, 2, 3]), np.float32([3, 2, 1])
+    one, two = np.array([1, 2, 3], np.float32), np.array([3, 2, 1], np.float32)
     samples = Samples.of({"x": numbers(5, 3), "scale": one}, model)
     assert [f["x"].shape for f in feeds_that_run(samples, model, 4)] == [(4, 3), (1, 3)]
     items = [{"x": numbers(2, 3), "scale": scale} for scale in (one, two, one)]

@@ -91,6 +91,31 @@ def _dataset(folder: Path) -> object:
     return _loader(folder).dataset  # type: ignore[attr-defined]
 
 
+def _batches_of_dicts(folder: Path) -> object:
+    from torch.utils.data import DataLoader
+
+    items = [({name: array[row] for name, array in arrays().items()}, 5) for row in range(30)]
+    return DataLoader(items, batch_size=9)  # type: ignore[arg-type]  # a list is a dataset
+
+
+def _only_iterated(folder: Path) -> object:
+    from torch.utils.data import IterableDataset
+
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return _tuples(folder)
+
+        def __len__(self) -> int:
+            return 30
+
+    return Stream()
+
+
+def _lists(folder: Path) -> Iterator[object]:
+    given = arrays()
+    yield from ([given["x"][row].tolist(), given["ids"][row].tolist()] for row in range(30))
+
+
 SOURCES: list[Callable[[Path], object]] = [
     _npz,
     _packed,
@@ -103,6 +128,9 @@ SOURCES: list[Callable[[Path], object]] = [
     _tuples,
     _loader,
     _dataset,
+    _batches_of_dicts,
+    _only_iterated,
+    _lists,
 ]
 
 
@@ -139,5 +167,5 @@ def test_a_limit_and_a_split_take_rows_as_they_are(
     assert sorted(numbers(rest) + numbers(held)) == numbers(samples)
     again = Samples.of(source(tmp_path), model, limit=12, seed=3).split(0.25)
     assert [numbers(part) for part in again] == [numbers(rest), numbers(held)]
-    if source not in (_tuples, _loader):
+    if source not in (_tuples, _loader, _batches_of_dicts, _only_iterated, _lists):
         assert max(numbers(samples)) > 24  # spread over all of them
