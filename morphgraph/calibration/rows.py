@@ -5,7 +5,6 @@ What is read from files is read and not mapped: mapped pages would count as the 
 
 import lzma
 import os
-import shutil
 import tempfile
 import zipfile
 import zlib
@@ -19,9 +18,11 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from morphgraph.arrays import Array, IntArray, Shape
+from morphgraph.calibration.progress import Progress
 from morphgraph.errors import DataError, FileError
 from morphgraph.onnx_io import escape
 
+_MEGABYTE = 10**6
 _BLOCK = 2**20  # bytes that pass at a time where a zip is unpacked
 
 
@@ -162,8 +163,11 @@ class PackedRows:
     Those that were chosen before the first is asked for, else all of them.
     """
 
-    def __init__(self, path: Path, member: str, header: "Header", shape: Shape) -> None:
+    def __init__(
+        self, path: Path, member: str, header: "Header", shape: Shape, progress: Progress
+    ) -> None:
         self.path, self.member, self.header, self.shape = path, member, header, shape
+        self._progress = progress
         self._unpacked: FileRows | None = None
         self._places: IntArray | None = None  # index of every row in the temporary file
 
@@ -178,7 +182,7 @@ class PackedRows:
             self._unpack(None)
             assert self._unpacked is not None
             return self._unpacked.reshaped(shape)
-        return PackedRows(self.path, self.member, self.header, shape)
+        return PackedRows(self.path, self.member, self.header, shape, self._progress)
 
     def choose(self, axis: int, indices: IntArray) -> None:
         """Unpack these rows."""
@@ -207,7 +211,7 @@ class PackedRows:
         ):
             packed.read(self.header.offset)
             if places is None:
-                shutil.copyfileobj(packed, file, _BLOCK)
+                self._pass(packed, 0, self.header.nbytes, file)
             else:
                 self._copy(packed, file, places)
         file.flush()
@@ -217,20 +221,25 @@ class PackedRows:
     def _copy(self, packed: IO[bytes], file: IO[bytes], places: IntArray) -> None:
         size = prod(self.shape[1:]) * self.dtype.itemsize
         at = 0
-        row = bytearray(size)
         for place in places.tolist():
-            _skip(packed, (place - at) * size)
-            read_fully(packed, memoryview(row))
-            file.write(row)
-            at = place + 1
+            self._pass(packed, at, place * size)
+            at = (place + 1) * size
+            self._pass(packed, place * size, at, file)
 
-
-def _skip(file: IO[bytes], count: int) -> None:
-    while count:
-        block = file.read(min(count, _BLOCK))
-        if not block:
-            raise EOFError("it is cut short")
-        count -= len(block)
+    def _pass(
+        self, packed: IO[bytes], start: int, stop: int, file: IO[bytes] | None = None
+    ) -> None:
+        """Read the numbers from one byte to another, into a file or to skip them."""
+        while start < stop:
+            block = packed.read(min(stop - start, _BLOCK))
+            if not block:
+                raise EOFError("it is cut short")
+            start += len(block)
+            if file is not None:
+                file.write(block)
+            done, total = (count // _MEGABYTE for count in (start, self.header.nbytes))
+            if total:
+                self._progress(f"unpacking {escape(self.member)} (MB)", done, total)
 
 
 @dataclass(frozen=True)
@@ -288,8 +297,12 @@ def npy_rows(path: Path) -> FileRows:
     return FileRows(path, header.offset, header.shape, header.dtype, header.columns)
 
 
-def npz_rows(path: Path) -> dict[str, Rows]:
+def npz_rows(path: Path, progress: Progress) -> dict[str, Rows]:
     """The arrays of an ``.npz`` file by name; none of their numbers is read.
+
+    Args:
+        path: the file.
+        progress: is told how much is unpacked, where numbers are asked for that are compressed.
 
     Raises:
         FileError: it cannot be read.
@@ -307,7 +320,7 @@ def npz_rows(path: Path) -> dict[str, Rows]:
                 offset = _data_offset(path, info) + header.offset
                 found[name] = FileRows(path, offset, header.shape, header.dtype, header.columns)
             else:
-                found[name] = PackedRows(path, info.filename, header, header.shape)
+                found[name] = PackedRows(path, info.filename, header, header.shape, progress)
     return found
 
 

@@ -22,7 +22,7 @@ from morphgraph.calibration.images import (
     with_stated,
 )
 from morphgraph.calibration.layout import Layout
-from morphgraph.calibration.progress import Progress
+from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.calibration.rows import MemoryRows, Rows, npy_rows, npz_rows, reading
 from morphgraph.calibration.spool import Spool
 from morphgraph.calibration.tables import Table
@@ -105,10 +105,14 @@ class Reader:
         if not path.is_dir():
             with reading(path), path.open("rb") as file:
                 is_npy = file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
-            rows = {self._only_input(where): npy_rows(path)} if is_npy else npz_rows(path)
+            rows = (
+                {self._only_input(where): npy_rows(path)}
+                if is_npy
+                else npz_rows(path, self._progress)
+            )
             return self._of_rows(rows, where)
         if files := sorted(path.glob("*.npz")):
-            return self._of_files(files, npz_rows)
+            return self._of_files(files, lambda file: npz_rows(file, no_progress))
         arrays = {file.stem: file for file in sorted(path.glob("*.npy"))}
         if arrays and set(self._layout.needed) <= arrays.keys():
             return self._of_rows({name: npy_rows(file) for name, file in arrays.items()}, where)

@@ -169,3 +169,20 @@ def test_a_limit_and_a_split_take_rows_as_they_are(
     assert [numbers(part) for part in again] == [numbers(rest), numbers(held)]
     if source not in (_tuples, _loader, _batches_of_dicts, _only_iterated, _lists):
         assert max(numbers(samples)) > 24  # spread over all of them
+
+
+def test_progress_is_told_where_reading_takes_time(tmp_path: Path) -> None:
+    model = model_from_text("net (float[N,500] x) => (float[N,500] y) { y = Relu(x) }", ("x",))
+    given = np.zeros((3000, 500), np.float32)  # 6 MB
+    np.savez_compressed(tmp_path / "x.npz", x=given)
+
+    def told(data: object) -> list[tuple[str, int, int]]:
+        states: list[tuple[str, int, int]] = []
+        Samples.of(data, model, progress=lambda *state: states.append(state))
+        return states
+
+    unpacked = told(tmp_path / "x.npz")
+    assert unpacked == sorted(unpacked)
+    assert unpacked[-1] == ("unpacking x.npy (MB)", 6, 6)
+    assert told(list(given[:3])) == [("reading samples", done, 3) for done in (1, 2, 3)]
+    assert told(iter(given[:3])) == [("reading samples", done, 0) for done in (1, 2, 3)]
