@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from morphgraph.passes.rewrite.fresh import fresh as fresh
     from morphgraph.plans import Plan as Plan
     from morphgraph.report.explain import explain as explain
+    from morphgraph.shrinking import data_scores as data_scores, shrink as shrink
     from morphgraph.torch_io.export import export as export
     from morphgraph.torch_io.resize_module import resize_module as resize_module
     from morphgraph.torch_io.to_torch import to_torch as to_torch
@@ -86,6 +87,8 @@ _HOMES = {
     "resize_module": "morphgraph.torch_io.resize_module",
     "sensitivity": "morphgraph.passes.checking.sensitivity",
     "save": "morphgraph.workflow",
+    "data_scores": "morphgraph.shrinking",
+    "shrink": "morphgraph.shrinking",
     "smoke": "morphgraph.train.smoke",
     "to_torch": "morphgraph.torch_io.to_torch",
     "uniform": "morphgraph.passes.planning.uniform",

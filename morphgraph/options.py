@@ -11,6 +11,12 @@ from msgspec import Meta
 Score = Literal["l2", "l1", "bn", "lasso", "random"]
 """How the channels of a group are ranked, see :func:`morphgraph.passes.analysis.score.score`."""
 
+DataScore = Literal["data", "variance", "activation"]
+"""The same by calibration inputs, see :func:`morphgraph.shrinking.data_scores`."""
+
+Allocation = Literal["shares", "sum"]
+"""What scores of different groups are to each other, see :func:`morphgraph.plan`."""
+
 Start = Literal["keep", "fresh"]
 """The weights of a resized network: those it had, or new ones."""
 

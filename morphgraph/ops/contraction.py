@@ -326,9 +326,7 @@ class Gemm(Op):
         return from_line(n, f"{left}, {right}, {bias} -> N o", macs="N i o", contracted="i")
 
     @staticmethod
-    def linear(
-        n: OpNode, *, alpha: float = 1.0, transA: int = 0, transB: int = 0
-    ) -> Linear | None:
+    def linear(n: OpNode, *, alpha: float = 1.0, transA: int = 0, transB: int = 0) -> Linear | None:
         return turned_product(n, alpha, transA, transB)
 
     @staticmethod

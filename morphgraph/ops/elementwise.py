@@ -76,16 +76,14 @@ class Clip(Elementwise):
     line = "*a, _, _ -> *a"
 
     @staticmethod
-    def clamp(
-        n: OpNode, *, min: float = -math.inf, max: float = math.inf
-    ) -> tuple[float, float] | None:
-        ends = [min, max]
+    def clamp(n: OpNode, **attributes: float) -> tuple[float, float] | None:
+        ends = [attributes.get("min", -math.inf), attributes.get("max", math.inf)]
         for port in (1, 2):
             if n.has(port):
                 constant = n.const(port)
                 if constant is None:
                     return None
-                ends[port - 1] = float(constant)
+                ends[port - 1] = float(constant.reshape(-1)[0])
         return ends[0], ends[1]
 
     @staticmethod

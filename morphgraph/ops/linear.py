@@ -117,7 +117,7 @@ def _flat(array: Array, axis: int) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Gates(Linear):
-    """The input side of a recurrent layer: its kernel is ``[directions, gates * units, inputs]``."""
+    """The input side of a recurrent layer, by a kernel ``[directions, gates * units, inputs]``."""
 
     inside: bool = True
 
@@ -206,7 +206,8 @@ class Window(Linear):
 
     def results(self, result: Array, chosen: IntArray) -> Array:
         sample, *at = _where(chosen, result.shape[2:])
-        found = result[(sample, slice(None), *at)]
+        index: list[IntArray | slice] = [sample, slice(None), *at]
+        found = result[tuple(index)]
         return found.reshape(len(chosen), self.groups, -1)
 
     def matrix(self, kernel: Array) -> Array:

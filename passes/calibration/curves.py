@@ -88,7 +88,6 @@ def measure(
         threads: of ONNX Runtime.
         progress: told of every run.
     """
-    graph = calibration.graph
     simple = {k for k in stops if k in calibration.groups and calibration.groups[k].complete}
     names = {name for k in simple for name in calibration.groups[k].blocks}
     open_model = _Open(calibration, sorted(names), threads)

@@ -106,11 +106,13 @@ class Statistics:
     def error(self, matrix: FloatArray) -> FloatArray:
         """Mean squared error of a map with the best bias, ``[groups, outputs]``."""
         product = matrix @ self.covariance - 2 * self.cross
-        return np.maximum(np.einsum("goi,goi->go", product, matrix) + self.energy, 0.0)
+        left: FloatArray = np.einsum("goi,goi->go", product, matrix) + self.energy
+        return np.maximum(left, 0.0)
 
     def bias(self, matrix: FloatArray) -> FloatArray:
         """The best bias of a map, ``[groups, outputs]``."""
-        return self.mean_out - np.einsum("goi,gi->go", matrix, self.mean_in)
+        best: FloatArray = self.mean_out - np.einsum("goi,gi->go", matrix, self.mean_in)
+        return best
 
 
 class Ridge:

@@ -6,14 +6,13 @@ holds it, as it is or transposed, and nobody else reads that: tied kernels stay 
 """
 
 import math
-
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, FloatArray, Shape
+from morphgraph.arrays import Array, FloatArray
 from morphgraph.edit import array_of, like_tensor
 from morphgraph.onnx_io import COPIES_KEY, is_float, static_shape
 from morphgraph.ops import Linear, Op, OpNode, facts_of
@@ -89,11 +88,13 @@ class Reader:
         return np.broadcast_to(vector, (groups * outputs,)).reshape(groups, outputs)
 
     @property
-    def matrix_shape(self) -> Shape:
+    def matrix_shape(self) -> tuple[int, int, int, int]:
         """``(groups, outputs, inputs, taps)``."""
         shape = static_shape(self.store)
         permuted = tuple(shape[axis] for axis in self.order) if self.order else shape
-        return self.linear.matrix(np.broadcast_to(np.zeros(1), permuted)).shape
+        nothing: Array = np.broadcast_to(np.zeros(1), permuted)
+        shape = self.linear.matrix(nothing).shape
+        return shape[0], shape[1], shape[2], shape[3]
 
 
 def readers(model: ir.Model, weights: frozenset[str]) -> dict[str, Reader]:
@@ -231,5 +232,3 @@ def _vector(value: ir.Value | None, axis: int | None, size: int, rank: int) -> F
         if any(n != 1 for k, n in enumerate(array.shape) if k != axis):
             return None
     return np.broadcast_to(array.reshape(-1), (size,)) if array.size in (1, size) else None
-
-

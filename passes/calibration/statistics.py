@@ -14,7 +14,7 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Arrays, FloatArray, IntArray, Shape
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import static_shape
-from morphgraph.passes.calibration.moments import Moments
+from morphgraph.passes.calibration.moments import Moments, Statistics
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.removal import (
     Removal,
@@ -72,6 +72,7 @@ class Calibration:
         means: of what each reader sees, ``[groups, inputs]``.
         removals: by group index how it shrinks; groups without readers are left out.
         groups: by group index its readers.
+        contributed: by group index, by kind, what each channel contributes to its readers.
     """
 
     graph: ChannelGraph
@@ -80,6 +81,19 @@ class Calibration:
     means: dict[str, FloatArray] = field(default_factory=dict)
     removals: dict[int, Removal] = field(default_factory=dict)
     groups: Mapping[int, GroupReaders] = field(default_factory=dict)
+    contributed: dict[int, dict[str, FloatArray]] = field(default_factory=dict)
+
+    def contributions(self, kind: str) -> FloatArray:
+        """What each channel contributes to its readers, ``[channels]``.
+
+        Shares of what they give, summed over the readers: the variance of the contribution
+        (``"variance"``), or its energy, the mean included (``"activation"``). Of groups without
+        readers 1.
+        """
+        scores = np.ones(len(self.graph.channel_group))
+        for index, by_kind in self.contributed.items():
+            scores[self.graph.groups[index].channels] = by_kind[kind]
+        return scores
 
 
 def group_readers(graph: ChannelGraph, found: Mapping[str, Reader]) -> dict[int, GroupReaders]:
@@ -163,7 +177,7 @@ def calibrate(
     generator = np.random.default_rng(seed)
     names = [name for name in found if name in of_reader]
     for name, samples in visit(graph.model, found, names, batches, generator, threads, progress):
-        reader, matrix = found[name], found[name].matrix()
+        matrix = found[name].matrix()
         maps, outputs, inputs, taps = matrix.shape
         of_groups = {k: _with_taps(groups[k].blocks[name], taps) for k in of_reader[name]}
         room = min(MOST_BYTES // len(groups[k].blocks) for k in of_groups)
@@ -185,8 +199,20 @@ def calibrate(
         units = np.abs(behind[name].scale)
         flat = matrix.reshape(maps, outputs, -1)
         for k, blocks in of_groups.items():
+            own_moments = alone[k].statistics() if large else None
+            _contribute(
+                result,
+                k,
+                own_moments or statistics,
+                statistics,
+                flat * units[:, :, None],
+                units,
+                blocks,
+                large,
+            )
             if large:
-                seen = seen_alone(alone[k].statistics(), statistics, flat, units, blocks)
+                assert own_moments is not None
+                seen = seen_alone(own_moments, statistics, flat, units, blocks)
             else:
                 own = statistics if k == of_reader[name][-1] else statistics.copied()
                 seen = seen_by(own, flat, units, blocks)
@@ -196,6 +222,39 @@ def calibrate(
                 ordered = [ready[each] for each in groups[k].blocks]
                 result.removals[k] = remove_in_order(ordered, [*stops(groups[k].group)])
     return result
+
+
+def _contribute(
+    result: Calibration,
+    index: int,
+    own: Statistics,
+    whole: Statistics,
+    scaled: FloatArray,
+    units: FloatArray,
+    blocks: IntArray,
+    large: bool,
+) -> None:
+    """Add what a group's channels contribute to one reader; ``scaled`` are its matrices.
+
+    ``own`` has every channel of every map as a map of its own where the reader is ``large``.
+    """
+    energy = max(float((whole.energy * units**2).sum()), 1e-30)
+    weights = scaled[:, :, blocks].transpose(0, 2, 1, 3)  # [maps, channels, outputs, block]
+    maps, channels, _, size = weights.shape
+    if large:
+        spread = own.covariance.reshape(maps, channels, size, size)
+        means = own.mean_in.reshape(maps, channels, size)
+    else:
+        spread = own.covariance[:, blocks[:, :, None], blocks[:, None, :]]
+        means = own.mean_in[:, blocks]
+    variance = np.einsum("mcob,mcbd,mcod->c", weights, spread, weights, optimize=True)
+    constant = np.einsum("mcob,mcb->mco", weights, means)
+    energies = variance + np.square(constant).sum(axis=(0, 2))
+    sums = result.contributed.setdefault(
+        index, {kind: np.zeros(channels) for kind in ("variance", "activation")}
+    )
+    sums["variance"] += np.maximum(variance, 0.0) / energy
+    sums["activation"] += np.maximum(energies, 0.0) / energy
 
 
 def _with_taps(blocks: IntArray, taps: int) -> IntArray:

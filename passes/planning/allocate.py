@@ -96,9 +96,7 @@ class _Allocation:
             below = [self.allowed.below(k, w) for k, w in zip(block, now, strict=True)]
             if below == now or (number in self.fixed and 0 in below):
                 continue
-            saved = sum(
-                gains[k] * (w - b) for k, w, b in zip(block, now, below, strict=True)
-            )
+            saved = sum(gains[k] * (w - b) for k, w, b in zip(block, now, below, strict=True))
             if saved <= 0:
                 continue
             price = (self._block_loss(block, below) - self._block_loss(block, now)) / saved

@@ -23,10 +23,12 @@ import numpy as np
 
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.graph import ChannelGraph
+from morphgraph.options import Allocation
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.liveness import is_viable, with_orphans
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score
+from morphgraph.passes.planning.allocate import allocate
 from morphgraph.passes.planning.bounds import AllowedWidths, WidthBounds, Widths, repair_widths
 from morphgraph.passes.planning.build import build_plan, scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
@@ -61,6 +63,7 @@ def plan(
     keep_tokens: Classes = (),
     seed: int = 0,
     convention: Convention = "default",
+    allocation: Allocation = "shares",
 ) -> Plan:
     """The plan that meets every budget and keeps what the network uses most.
 
@@ -86,6 +89,9 @@ def plan(
             id of a token is its place among those that stay, in ascending order.
         seed: of ``score="random"``.
         convention: of the costs.
+        allocation: what scores of different groups are to each other: ``"shares"`` of what is left
+            of their group, or, where they are on one scale for the whole network, numbers whose
+            ``"sum"`` is to be the least (:mod:`morphgraph.passes.planning.allocate`).
 
     Raises:
         BudgetError: no plan meets the budget; says the lowest that can be met.
@@ -107,8 +113,13 @@ def plan(
     allowed = bounds.on(graph)
     constraints = resolve_budget(graph, budget, convention)
     scores = scores_of(graph, score, seed)
-    path = _Path(graph, [constraint.cost for constraint in constraints], scores, allowed)
-    path.walk(constraints)
+    if allocation == "sum":
+        widths_now = allocate(graph, scores, constraints, allowed)
+        chosen = top_channels(graph, widths_now, scores)
+    else:
+        path = _Path(graph, [constraint.cost for constraint in constraints], scores, allowed)
+        path.walk(constraints)
+        chosen = path.keep()
     request: dict[str, Any] = (
         {
             "budget": {kind: str(amount) for kind, amount in budget.items()},
@@ -122,8 +133,9 @@ def plan(
         }
         | bounds.request()
         | request_by_index(keep_classes, keep_tokens)
+        | ({"allocation": allocation} if allocation != "shares" else {})
     )
-    keep = path.keep() | channels
+    keep = chosen | channels
     costs = shown_costs(graph, constraints, convention)
     computed = scores if isinstance(score, str) else None
     return build_plan(graph, keep, request, costs, computed, channels)

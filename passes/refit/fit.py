@@ -98,7 +98,7 @@ class Fit:
         a least squares with the same covariance, and the error behind the clamp never rises on the
         places that it is computed from.
         """
-        now, places = best, sum(len(rows) for rows, _ in self.kept)
+        now = best
         for _ in range(ROUNDS):
             moments = Moments()
             for rows, target in self.kept:
@@ -113,7 +113,6 @@ class Fit:
             found = self._error(*now)
             if found < error:
                 best, error = now, found
-        assert places
         return best, error
 
     def _seen_target(
@@ -126,21 +125,19 @@ class Fit:
         present = given * after.scale + after.shift + target.base
         seen = np.where(wanted <= after.low, np.minimum(present, after.low), wanted)
         seen = np.where(wanted >= after.high, np.maximum(present, after.high), seen)
-        return np.where(
-            after.scale == 0, target.wanted, (seen - after.shift - target.base) / scale
-        )
+        return np.where(after.scale == 0, target.wanted, (seen - after.shift - target.base) / scale)
 
     def _error(self, matrix: FloatArray, bias: FloatArray) -> float:
-        """Mean squared error behind what follows, on what was kept aside (else on the rest)."""
-        after, total, count = self.after, 0.0, 0
+        """Squared error behind what follows, on what was kept aside: a share of the variance."""
+        after, total, energy = self.after, 0.0, 0.0
         for rows, target in self.aside or self.kept[:4]:
             given = _apply(matrix, bias, rows) * after.scale + after.shift + target.base
             wanted = target.wanted * after.scale + after.shift + target.base
             if after.clamps:
                 given, wanted = (np.clip(each, after.low, after.high) for each in (given, wanted))
             total += float(np.square(given - wanted, dtype=np.float64).sum())
-            count += len(rows)
-        return total / max(count, 1)
+            energy += float(np.square(wanted - wanted.mean(axis=0), dtype=np.float64).sum())
+        return total / max(energy, 1e-30)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.mapped import take
-from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Piece, live_values
@@ -35,11 +34,21 @@ LEAST_SCALE = 1e-3
 
 @dataclass(frozen=True)
 class LayerError:
-    """The error of a reader on inputs kept aside, before and after, as shares of its variance."""
+    """The error of a reader on inputs kept aside, as shares of the variance of what it gives.
+
+    Attributes:
+        name: of the reader.
+        before: with the sliced kernel, all earlier readers fitted.
+        after: with the fitted one.
+        places: at how many places it was fitted.
+        inputs: numbers that one of its maps takes.
+    """
 
     name: str
     before: float
     after: float
+    places: int
+    inputs: int
 
 
 @dataclass(frozen=True)
@@ -137,9 +146,7 @@ class _Refit:
         self, batches: Iterable[Arrays], aside: Iterable[Arrays]
     ) -> tuple[_Network, _Network]:
         inputs = [v.name or "" for v in self.big.graph.inputs if not v.is_initializer()]
-        big, small = (
-            _Network(model, inputs, Spool(), Spool()) for model in (self.big, self.small)
-        )
+        big, small = (_Network(model, inputs, Spool(), Spool()) for model in (self.big, self.small))
         for one, other, feeds in (
             (big.fitted, small.fitted, batches),
             (big.aside, small.aside, aside),
@@ -218,7 +225,7 @@ class _Refit:
         before, others, found = values
         linear = reader.linear
         operand = others[reader.operand.name or ""]
-        maps, outputs, inputs, taps = reader.matrix_shape
+        maps, _, inputs, taps = reader.matrix_shape
         enough = -(-places_for(inputs * taps) // max(batches, 1))
         if linear.inside:
             chosen = choose(reader, operand.shape, operand.shape, enough, self.generator)
@@ -236,7 +243,8 @@ class _Refit:
         cuts = self.selection.cuts(after.added)
         one = linear.results(take(before[after.added], cuts), chosen)
         other = linear.results(others[after.added], chosen)
-        scale = np.where(np.abs(after.scale) < LEAST_SCALE * np.abs(after.scale).max(), np.inf, after.scale)
+        size = np.abs(after.scale)
+        scale = np.where(size < LEAST_SCALE * size.max(), np.inf, after.scale)
         return rows, Target(wanted + (one - other) / scale, other)
 
     def _whole_matrix(self, original: Reader) -> FloatArray:
@@ -248,10 +256,9 @@ class _Refit:
     def _write(self, name: str, fit: "Fit") -> None:
         """Give a reader of the resized network its kernel and bias."""
         reader = readers(self.small, self.weights)[name]
+        places, inputs = fit.moments.count, fit.start.shape[2]
         fitted = fit.solve()
-        scale = float((fit.moments.energies / max(fit.moments.count, 1)).sum()) if fit.moments.count else 0.0
-        self.errors.append(LayerError(name, fitted.before, fitted.after))
-        assert scale >= 0
+        self.errors.append(LayerError(name, fitted.before, fitted.after, places, inputs))
         reader.write(fitted.matrix.reshape(reader.matrix_shape))
         shift = fitted.bias - fit.old_bias
         if not shift.any():
@@ -264,7 +271,7 @@ class _Refit:
         add_constant(self.editor, reader.node, constant, frozenset(range(rank)))
 
     def _shift_gates(self, reader: Reader, shift: FloatArray) -> None:
-        """Add to the first half of a recurrent layer's bias, ``[directions, 2 * gates * units]``."""
+        """Add to the first half of a recurrent layer's bias, ``[directions, 2 gates units]``."""
         node, kernel = reader.node, reader.kernel()
         directions, rows = kernel.shape[:2]
         port = 3

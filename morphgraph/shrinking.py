@@ -1,0 +1,531 @@
+"""Shrinking without training: calibration inputs in, a network that still works out.
+
+Statistics of the original, in what order channels may go, what that costs the outputs, the widths
+for a budget, the fit of what is left: the passes of :mod:`morphgraph.passes.calibration` and
+:mod:`morphgraph.passes.refit`, one after the other.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import Array, Arrays, FloatArray
+from morphgraph.calibration import ImageOptions, Progress, Samples, no_progress
+from morphgraph.errors import MorphWarning, VerificationError
+from morphgraph.graph import ChannelGraph, Group
+from morphgraph.onnx_io import ModelLike, as_model, escape
+from morphgraph.onnx_io.runtime import session
+from morphgraph.options import DataScore
+from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.calibration.curves import (
+    channel_scores,
+    first_samples,
+    measure,
+)
+from morphgraph.passes.calibration.statistics import Calibration, calibrate
+from morphgraph.passes.checking.sensitivity import relative_error
+from morphgraph.passes.checking.verify import require_valid
+from morphgraph.passes.lift import lift
+from morphgraph.passes.planning.bounds import WidthBounds, Widths
+from morphgraph.passes.planning.constraints import Budget
+from morphgraph.passes.planning.removal_path import plan as make_plan
+from morphgraph.passes.refit.refit import LayerError, Refitted, refit
+from morphgraph.plans import Plan
+from morphgraph.workflow import resize_and_check
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LIMIT = 512
+"""Samples that are read of data by default."""
+HELD_OUT = 0.2
+CURVE = (0.9, 0.8, 0.7, 0.6, 0.5)
+"""Shares of the first budget's cost at which a curve is measured."""
+BATCH_BYTES = 64e6
+LARGEST_BATCH = 100
+
+#: Shares of a group's channels at which what it does to the outputs is measured, most important
+#: first; how many of them, and on how many samples, follows from the time that the original takes.
+LEVELS = (0.7, 0.4, 0.85, 0.55, 0.25)
+FEWEST_LEVELS = 2
+#: Runs of the original over all samples that the curves may cost.
+CURVE_RUNS = 6.0
+FEWEST_SAMPLES, MOST_SAMPLES = 16, 256
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """How far an output is from the original's, on inputs that were held out.
+
+    Attributes:
+        name: of the output.
+        error: root mean square of the difference, as a share of the output's; of integers the
+            share that differs.
+        agreement: share of places at which the largest of several numbers is the same, where the
+            output looks like scores of classes; ``None`` where not.
+        cosine: mean cosine between both, sample by sample; ``None`` where samples give no vectors.
+    """
+
+    name: str
+    error: float
+    agreement: float | None = None
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What a budget costs: the share asked for, the share reached, and the outputs' errors."""
+
+    share: float
+    reached: float
+    outputs: tuple[OutputCheck, ...]
+
+
+@dataclass(frozen=True)
+class ShrinkResult:
+    """A shrunk network.
+
+    Attributes:
+        model: the network, to be saved, or loaded by ``to_torch``.
+        plan: which channels stay.
+        error: of every output on held-out inputs.
+        before: the same without the refit.
+        layers: of every layer that was fitted, on held-out inputs.
+        curve: the errors at other budgets, where they were asked for.
+        samples: how many inputs it was fitted to, and how many were held out.
+        tuned: the errors before self-distillation; empty without.
+    """
+
+    model: ir.Model
+    plan: Plan
+    error: tuple[OutputCheck, ...]
+    before: tuple[OutputCheck, ...]
+    layers: tuple[LayerError, ...]
+    samples: tuple[int, int]
+    curve: tuple[CurvePoint, ...] = ()
+    tuned: tuple[OutputCheck, ...] = ()
+
+
+class Shrinker:
+    """A network with calibration inputs: what is learned of it once serves many budgets.
+
+    Args:
+        graph: the lifted network.
+        data: as :meth:`morphgraph.calibration.Samples.of` takes it, or samples.
+        limit: the most samples that are read.
+        images: how images become inputs.
+        bounds: which groups may change; others are not looked at.
+        seed: of all that is random.
+        threads: of ONNX Runtime; 0 leaves the number to it.
+        progress: told how far it is.
+
+    >>> import morphgraph as mg
+    >>> from morphgraph.testing.examples import image, residual_cnn
+    >>> graph = mg.lift(mg.export(residual_cnn(), (image(),), dynamic_batch=True))
+    >>> inputs = np.random.default_rng(0).normal(size=(64, *image().shape[1:]))
+    >>> shrinker = Shrinker(graph, inputs.astype(np.float32))
+    >>> scores = shrinker.scores()
+    >>> scores.shape == graph.channel_group.shape
+    True
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        data: Any,
+        *,
+        limit: int | None = LIMIT,
+        images: ImageOptions | None = None,
+        bounds: WidthBounds | None = None,
+        seed: int = 0,
+        threads: int = 0,
+        progress: Progress = no_progress,
+    ) -> None:
+        self.graph, self.seed, self.threads, self.progress = graph, seed, threads, progress
+        self.bounds = (bounds or WidthBounds()).check(graph)
+        if not isinstance(data, Samples):
+            data = Samples.of(data, graph.model, limit, seed, images=images, progress=progress)
+        self.samples: Samples = data
+        self.fitted, self.held_out = data.split(HELD_OUT)
+        per_sample = cost(graph, "peak").total
+        self.batch = int(np.clip(BATCH_BYTES / max(per_sample, 1.0), 1, LARGEST_BATCH))
+
+    def batches(self) -> Iterator[Arrays]:
+        """Inputs to fit to."""
+        return self.fitted.batches(self.batch)
+
+    def aside(self) -> Iterator[Arrays]:
+        """Inputs held out."""
+        return self.held_out.batches(self.batch)
+
+    @cached_property
+    def _levels(self) -> tuple[int, int]:
+        """At how many widths of every group, and on how many samples, the outputs are measured."""
+        groups = max(sum(self._looked_at(group) for group in self.graph.groups), 1)
+        runs = CURVE_RUNS * self.samples.count / groups
+        levels = int(np.clip(runs / 64, FEWEST_LEVELS, len(LEVELS)))
+        samples = int(np.clip(runs / levels, FEWEST_SAMPLES, MOST_SAMPLES))
+        return levels, min(samples, self.fitted.count)
+
+    def _looked_at(self, group: Group) -> bool:
+        return self.bounds.allows(group) and group.width > 1
+
+    def _stops(self, group: Group) -> list[int]:
+        levels = LEVELS[: self._levels[0]]
+        floor = 0 if self.bounds.min_width == 0 else 1
+        widths = {int(np.clip(round(s * group.width), floor, group.width - 1)) for s in levels}
+        return sorted(widths | ({0} if floor == 0 else set()))
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """In what order channels may go."""
+        return calibrate(
+            self.graph,
+            self.batches(),
+            stops=self._stops,
+            wanted=self._looked_at,
+            seed=self.seed,
+            threads=self.threads,
+            progress=self.progress,
+        )
+
+    def scores(self, kind: DataScore = "data") -> FloatArray:
+        """A number per channel, ``[channels]``; see :func:`data_scores`."""
+        if kind != "data":
+            return self.calibration.contributions(kind)
+        return self._measured
+
+    @cached_property
+    def _measured(self) -> FloatArray:
+        groups = [group for group in self.graph.groups if self._looked_at(group)]
+        points = measure(
+            self.calibration,
+            first_samples(self.batches(), self._levels[1]),
+            {group.index: self._stops(group) for group in groups},
+            threads=self.threads,
+            progress=self.progress,
+        )
+        return channel_scores(self.calibration, points)
+
+    def plan(self, budget: Budget, score: DataScore = "data", **options: Any) -> Plan:
+        """The plan for a budget; ``options`` as of :func:`morphgraph.plan`."""
+        allocation = "sum" if score == "data" else "shares"
+        bounds = self.bounds
+        made = make_plan(
+            self.graph,
+            budget,
+            score=self.scores(score),
+            round_to=bounds.round_to,
+            min_width=bounds.min_width,
+            include=bounds.include,
+            exclude=bounds.exclude,
+            widths=bounds.widths,
+            same=bounds.same,
+            allocation=allocation,
+            **options,
+        )
+        request = {**made.request, "score": score, "samples": self.samples.count}
+        return msgspec.structs.replace(made, request=request)
+
+    def fit(self, plan: Plan) -> Refitted:
+        """The network of a plan, fitted to what the original computes."""
+        fitted = refit(
+            self.graph,
+            plan.keep_channels(self.graph),
+            self.batches(),
+            self.aside(),
+            seed=self.seed,
+            threads=self.threads,
+            progress=self.progress,
+        )
+        require_valid(self.graph, fitted.model)
+        return fitted
+
+    def errors(self, model: ir.Model, expected: Sequence[Arrays]) -> tuple[OutputCheck, ...]:
+        """How far a model's outputs are from the original's on held-out inputs."""
+        return checks(expected, run_all(model, self.aside(), self.threads))
+
+
+def shrink(
+    model: "ChannelGraph | ModelLike | nn.Module",
+    data: Any,
+    budget: Budget,
+    *,
+    score: DataScore = "data",
+    refit: bool = True,
+    tune: int = 0,
+    curve: bool = False,
+    round_to: int = 1,
+    min_width: int = 1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    widths: Widths | None = None,
+    same: Sequence[str] = (),
+    convention: Convention = "default",
+    limit: int | None = LIMIT,
+    images: ImageOptions | None = None,
+    verify: bool = True,
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress = no_progress,
+) -> ShrinkResult:
+    """Fit a network into a budget without training it: plan, apply and refit, by some inputs.
+
+    No labels are needed, and torch only for a module and for ``tune``. A fifth of the inputs is
+    held out, and says what to expect.
+
+    Args:
+        model: a lifted model, or a model or path, or a torch module.
+        data: calibration inputs: arrays, a dict of them, a file or folder, a DataLoader, or any
+            iterable of feeds (:meth:`morphgraph.calibration.Samples.of`).
+        budget: per cost an amount or a share, as of :func:`morphgraph.plan`.
+        score: how channels are ranked and widths chosen, see :func:`data_scores`.
+        refit: whether kernels are fitted to what the original computes.
+        tune: steps of self-distillation after that (:func:`morphgraph.train.distill.distill`);
+            needs torch.
+        curve: measure the errors at 90, 80, 70, 60 and 50 % of the first budget's cost, too.
+        round_to, min_width, include, exclude, widths, same, convention: as of
+            :func:`morphgraph.plan`.
+        limit: the most samples that are read.
+        images: how images become inputs.
+        verify: whether the resize is checked against the masked original before the refit.
+        seed: of all that is random.
+        threads: of ONNX Runtime; 0 leaves the number to it.
+        progress: told how far it is.
+
+    Raises:
+        BudgetError: no plan meets the budget.
+        DataError: there are no or too few samples, or they hold NaN.
+        ModelError: data do not fit the model's inputs.
+        VerificationError: the result is wrong.
+
+    >>> import morphgraph as mg
+    >>> from morphgraph.testing.examples import image, residual_cnn
+    >>> inputs = np.random.default_rng(0).normal(size=(64, *image().shape[1:]))
+    >>> result = mg.shrink(residual_cnn(), inputs.astype(np.float32), {"flops": "70%"})
+    >>> result.plan.cost["flops"].after <= 0.7 * result.plan.cost["flops"].before
+    True
+    >>> [output.name for output in result.error] == [o.name for o in result.model.graph.outputs]
+    True
+    """
+    graph = _graph_of(model, data)
+    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same)
+    shrinker = Shrinker(
+        graph,
+        data,
+        limit=limit,
+        images=images,
+        bounds=bounds,
+        seed=seed,
+        threads=threads,
+        progress=progress,
+    )
+    plan = shrinker.plan(budget, score, convention=convention)
+    return finish(shrinker, plan, budget, refit=refit, tune=tune, curve=curve, verify=verify)
+
+
+def finish(
+    shrinker: Shrinker,
+    plan: Plan,
+    budget: Budget | None = None,
+    *,
+    refit: bool = True,
+    tune: int = 0,
+    curve: bool = False,
+    verify: bool = True,
+    score: DataScore = "data",
+) -> ShrinkResult:
+    """Apply a plan, fit what is left, and say how far it is from the original."""
+    sliced = resize_and_check(shrinker.graph, plan, verify=verify, seed=shrinker.seed).model
+    expected = run_all(shrinker.graph.model, shrinker.aside(), shrinker.threads)
+    before = shrinker.errors(sliced, expected)
+    model, layers, error = sliced, (), before
+    if refit:
+        fitted = shrinker.fit(plan)
+        model, layers = fitted.model, fitted.layers
+        found = run_all(model, shrinker.aside(), shrinker.threads)
+        _require_same(fitted.found, found)
+        error = checks(expected, found)
+        _warn_of_few(fitted, shrinker.fitted.count)
+    tuned: tuple[OutputCheck, ...] = ()
+    if tune:
+        model, tuned, error = _tuned(shrinker, model, tune, expected, error)
+    points = _curve(shrinker, budget or {}, refit, score) if curve else ()
+    sizes = shrinker.fitted.count, shrinker.held_out.count
+    return ShrinkResult(model, plan, error, before, layers, sizes, points, tuned)
+
+
+def _tuned(
+    shrinker: Shrinker,
+    model: ir.Model,
+    steps: int,
+    expected: Sequence[Arrays],
+    error: tuple[OutputCheck, ...],
+) -> tuple[ir.Model, tuple[OutputCheck, ...], tuple[OutputCheck, ...]]:
+    from morphgraph.train.distill import distill
+
+    found = distill(
+        shrinker.graph.model,
+        model,
+        shrinker.fitted,
+        steps=steps,
+        held_out=shrinker.held_out,
+        seed=shrinker.seed,
+        progress=shrinker.progress,
+    )
+    return found.model, error, shrinker.errors(found.model, expected)
+
+
+def _curve(
+    shrinker: Shrinker, budget: Budget, refit: bool, score: DataScore
+) -> tuple[CurvePoint, ...]:
+    kind = next(iter(budget), "flops")
+    resource = cost(shrinker.graph, kind)
+    expected = run_all(shrinker.graph.model, shrinker.aside(), shrinker.threads)
+    points = []
+    for share in CURVE:
+        plan = shrinker.plan({kind: share * resource.total}, score)
+        if refit:
+            model = shrinker.fit(plan).model
+        else:
+            model = resize_and_check(shrinker.graph, plan, verify=False).model
+        reached = resource.at(plan.widths(shrinker.graph)) / resource.total
+        points.append(CurvePoint(share, reached, shrinker.errors(model, expected)))
+    return tuple(points)
+
+
+def data_scores(
+    graph: ChannelGraph, data: Any, kind: DataScore = "data", **options: Any
+) -> FloatArray:
+    """A number per channel from calibration inputs, ``[channels]``.
+
+    Args:
+        graph: the lifted network.
+        data: as :func:`shrink` takes it.
+        kind: ``"data"`` is what removing the channel, when its turn comes, does to the outputs
+            after the best compensation, on one scale for the whole network: shares of the outputs'
+            variance; to be allocated by their ``"sum"``. ``"variance"`` is the variance of what a
+            channel contributes to its readers (FLAP, An et al. 2024), ``"activation"`` its energy,
+            both as shares of what the readers give; to be allocated as ``"shares"``.
+        options: as of :class:`Shrinker`.
+    """
+    return Shrinker(graph, data, **options).scores(kind)
+
+
+def run_all(model: ir.Model, feeds: Iterator[Arrays], threads: int = 0) -> list[Arrays]:
+    """What a model gives, batch by batch."""
+    running = session(model, threads)
+    names = [output.name for output in running.get_outputs()]
+    taken = {source.name for source in running.get_inputs()}
+    return [
+        dict(
+            zip(
+                names,
+                running.run(names, {n: a for n, a in feed.items() if n in taken}),
+                strict=True,
+            )
+        )
+        for feed in feeds
+    ]
+
+
+def checks(expected: Sequence[Arrays], found: Sequence[Arrays]) -> tuple[OutputCheck, ...]:
+    """Every output beside the original's.
+
+    >>> one, other = [{"y": np.array([[1.0, 0.0]])}], [{"y": np.array([[0.9, 0.1]])}]
+    >>> (check,) = checks(one, other)
+    >>> round(check.error, 3), check.agreement
+    (0.141, 1.0)
+    """
+    return tuple(
+        _check(name, [each[name] for each in expected], [each[name] for each in found])
+        for name in (expected[0] if expected else ())
+        if isinstance(expected[0][name], np.ndarray)
+    )
+
+
+def _check(name: str, expected: Sequence[Array], found: Sequence[Array]) -> OutputCheck:
+    if [a.shape for a in expected] != [b.shape for b in found]:
+        return OutputCheck(name, float("inf"))
+    flat, given = (np.concatenate([a.ravel() for a in each]) for each in (expected, found))
+    error = relative_error(flat, given)
+    if not np.issubdtype(flat.dtype, np.floating) or expected[0].ndim < 2:
+        return OutputCheck(name, error)
+    rank = expected[0].ndim
+    axis = 2 if rank == 3 else 1
+    pairs = [
+        (np.moveaxis(a, axis, -1).reshape(-1, a.shape[axis]) for a in pair)
+        for pair in zip(expected, found, strict=True)
+    ]
+    one, other = (np.concatenate(list(rows)) for rows in zip(*map(tuple, pairs), strict=True))
+    lengths = np.linalg.norm(one.astype(np.float64), axis=1)
+    unit = len(lengths) > 1 and np.allclose(lengths, 1.0, atol=1e-3)
+    products = np.einsum("nc,nc->n", one, other, dtype=np.float64)
+    norms = lengths * np.linalg.norm(other.astype(np.float64), axis=1)
+    cosine = float(np.mean(products / np.maximum(norms, 1e-30))) if rank == 2 else None
+    if one.shape[1] < 2 or unit:
+        return OutputCheck(name, error, None, cosine)
+    same = float(np.mean(one.argmax(axis=1) == other.argmax(axis=1)))
+    return OutputCheck(name, error, same, cosine)
+
+
+#: Largest difference, as a share of an output's scale, between the walk and the finished network.
+WALKED = 1e-2
+
+
+def _require_same(walked: Sequence[Arrays], found: Sequence[Arrays]) -> None:
+    """The finished network must give what it gave piece by piece while it was fitted."""
+    for one, other in zip(walked, found, strict=True):
+        for name, array in one.items():
+            if isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating):
+                scale = float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) or 1.0
+                if not np.allclose(other[name], array, rtol=0, atol=WALKED * scale, equal_nan=True):
+                    raise VerificationError(
+                        f"output '{escape(name)}' of the fitted network is not what it was while "
+                        "it was fitted; please report the model's structure, and use refit=False"
+                    )
+
+
+def _warn_of_few(fitted: Refitted, count: int) -> None:
+    few = [layer for layer in fitted.layers if layer.places < layer.inputs]
+    if few:
+        worst = max(few, key=lambda layer: layer.inputs / max(layer.places, 1))
+        warnings.warn(
+            f"{count} samples are few: {len(few)} layers see fewer places than they have inputs "
+            f"('{escape(worst.name)}': {worst.places} places, {worst.inputs} inputs); ridge "
+            "regression carries them; give more samples",
+            MorphWarning,
+            stacklevel=4,
+        )
+
+
+def _graph_of(model: Any, data: Any) -> ChannelGraph:
+    if isinstance(model, ChannelGraph):
+        return model
+    if hasattr(model, "state_dict") and callable(getattr(model, "forward", None)):
+        return lift(_exported(model, data))
+    return lift(as_model(model))
+
+
+def _exported(net: "nn.Module", data: Any) -> ir.Model:
+    """A torch module as a model whose batch is open, by the first of the data."""
+    from morphgraph.torch_io.export import export
+    from morphgraph.torch_io.first import first_example
+
+    return export(net, first_example(net, data), dynamic_batch=True)
+
+
+__all__ = [
+    "CurvePoint",
+    "OutputCheck",
+    "ShrinkResult",
+    "Shrinker",
+    "data_scores",
+    "shrink",
+]
