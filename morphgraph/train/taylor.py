@@ -104,19 +104,19 @@ def _readers(graph: ChannelGraph) -> Iterator[_Reader]:
                 by_factor[edge.factor].append(edge)
         seen = set()
         for edges in by_factor.values():
-            edge = _place(graph, role, edges)
-            if edge is None or (edge.port, edge.dim) in seen:
+            place = _place(graph, role, edges)
+            if place is None or (place.port, place.dim) in seen:
                 continue
-            seen.add((edge.port, edge.dim))
-            channels = graph.channels_of(edge.dim)
-            operand = op.ir.inputs[edge.port]
+            seen.add((place.port, place.dim))
+            channels = graph.channels_of(place.dim)
+            operand = op.ir.inputs[place.port]
             if (
                 operand is not None
                 and is_float(operand)
                 and (graph.channel_group[channels] >= 0).any()
             ):
-                axis = graph.couplings.dims[edge.dim].axis
-                yield _Reader(op_index, edge.port, axis, channels)
+                axis = graph.couplings.dims[place.dim].axis
+                yield _Reader(op_index, place.port, axis, channels)
 
 
 def _is_read(role: Roles, factor: int) -> bool:

@@ -168,6 +168,8 @@ def test_a_recurrent_layer_reads_its_own_state(kind: str) -> None:
         net.zero_grad()
         F.cross_entropy(net(sample), label).backward()
         # A gate before a product changes the loss as the product's weights scaled with it do.
+        assert own.grad is not None
+        assert head.grad is not None
         expected += np.abs(((own * own.grad).sum(0) + (head * head.grad).sum(0)).detach().numpy())
     assert_scores(scores[group.channels], expected / 4)
 
