@@ -17,7 +17,6 @@ statistics of the batch meanwhile, is tried in short runs and judged at held-out
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, inf, isfinite, pi, prod
-from typing import Protocol, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from morphgraph.arrays import Array, Arrays
+from morphgraph.calibration.samples import Samples
 from morphgraph.errors import ArgumentError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import DEFAULT_KEY, dtype_of, is_float, static_shape
@@ -49,16 +49,6 @@ _CLIP = 1.0  # largest norm of a gradient
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase (``"rate"``, ``"tune"``), the steps that are done, and all of its steps."""
-
-
-class Samples(Protocol):
-    """Calibration inputs that can be passed over many times."""
-
-    def batches(self, size: int) -> Iterator[Arrays]:
-        """Feeds of at most so many samples, or of the model's own batch where that is fixed."""
-
-    def split(self, share: float = 0.2) -> tuple[Self, Self]:
-        """The rest, and a share that is held out."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +101,7 @@ def distill(
 
     Raises:
         ArgumentError: there are no steps, or no float output to learn.
+        DataError: there are too few samples to hold some out.
         UnsupportedError: an operator has no PyTorch form; names the node.
     """
     if steps < 1:
@@ -219,9 +210,10 @@ class _Pair:
             network.give(inside)
         self.spreads: list[float] | None = None
         self.trained = [p for p in self.student.net.parameters() if p.requires_grad]
-        free = self.teacher.takes_any_batch and self.student.takes_any_batch
         fitting = _ACTIVATIONS / max(2 * self.student.bytes_per_sample, 1.0)
-        self.at_once = int(min(max(fitting, 1), _BATCH)) if free else 1
+        self.fitting = int(min(max(fitting, 1), _BATCH))
+        free = self.teacher.takes_any_batch and self.student.takes_any_batch
+        self.at_once = self.fitting if free else 1
 
     def _shared(self, names: Sequence[str]) -> list[str]:
         """Those of these values that both networks compute, each for itself."""
@@ -310,7 +302,8 @@ class _Run:
         self, pair: _Pair, samples: Samples, held_out: Samples, seed: int, progress: Progress
     ) -> None:
         self.pair, self.held_out, self.progress = pair, held_out, progress
-        self.chunks = _chunks(samples, np.random.default_rng(seed))
+        size = min(_CHUNK, pair.fitting)
+        self.chunks = _chunks(samples, size, np.random.default_rng(seed))
         self.norms = [m for m in pair.student.net.modules() if isinstance(m, _BatchNorm)]
         if pair.at_once < _ENOUGH:
             self.norms = []
@@ -340,7 +333,7 @@ class _Run:
         """Mean of the outputs' errors at the held-out inputs."""
         total, count = 0.0, 0
         with torch.no_grad():
-            for feeds in self.held_out.batches(self.pair.at_once):
+            for feeds in self.held_out.batches(self.pair.fitting):
                 samples = _count(feeds)
                 total += samples * float(self.pair.errors(feeds)[: self.pair.outputs].mean())
                 count += samples
@@ -398,20 +391,20 @@ def _size(parameter: Tensor) -> float:
 # -- inputs --------------------------------------------------------------------------------------
 
 
-def _chunks(samples: Samples, generator: np.random.Generator) -> Iterator[Arrays]:
-    """Inputs without end, in random order among those that memory holds at a time."""
-    for window in _windows(samples):
+def _chunks(samples: Samples, size: int, generator: np.random.Generator) -> Iterator[Arrays]:
+    """Inputs without end, so many together, in random order among those that memory holds."""
+    for window in _windows(samples, size):
         for k in generator.permutation(len(window)):
             yield window[k]
 
 
-def _windows(samples: Samples) -> Iterator[list[Arrays]]:
+def _windows(samples: Samples, size: int) -> Iterator[list[Arrays]]:
     """All inputs again and again, in parts that memory holds; they are read once if all fit."""
     window: list[Arrays] = []
     all_fit = True
     while True:
         held = 0
-        for feeds in samples.batches(_CHUNK):
+        for feeds in samples.batches(size):
             window.append(feeds)
             held += sum(array.nbytes for array in feeds.values())
             if held >= _HELD:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import morphgraph as mg
 from morphgraph.arrays import Array, Arrays
+from morphgraph.calibration.samples import Samples
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -20,27 +21,6 @@ from morphgraph.testing import model_from_text, randomize_weights
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
 from morphgraph.train.distill import distill, layer_results
-
-
-class Feeds:
-    """Samples in memory."""
-
-    def __init__(self, feeds: Arrays, own: int | None = None) -> None:
-        self.feeds, self.own = feeds, own
-        self.passes = 0
-
-    def batches(self, size: int) -> Iterator[Arrays]:
-        self.passes += 1
-        size = self.own or size
-        for k in range(0, len(next(iter(self.feeds.values()))), size):
-            yield {name: array[k : k + size] for name, array in self.feeds.items()}
-
-    def split(self, share: float = 0.2) -> "tuple[Feeds, Feeds]":
-        count = len(next(iter(self.feeds.values())))
-        cut = int(count * (1 - share))
-        parts = (slice(cut), slice(cut, None))
-        first, second = ({n: a[part] for n, a in self.feeds.items()} for part in parts)
-        return Feeds(first, self.own), Feeds(second, self.own)
 
 
 def noise(*shape: int, seed: int = 0) -> Array:
@@ -115,17 +95,15 @@ def check_it_helps(model: ir.Model, feeds: Arrays, unseen: Arrays, *, inside: bo
     small, selection = halved(graph)
     given = ir.to_proto(small).SerializeToString()
     chosen = selection if inside else None
-    tuned = distill(graph.model, small, Feeds(feeds), steps=40, selection=chosen)
+    samples = Samples.of(feeds, graph.model)
+    tuned = distill(graph.model, small, samples, steps=40, selection=chosen)
     assert tuned.reason == ""
     before, after = (error(model, m, unseen) for m in (small, tuned.model))
     assert after < 0.9 * before
     shares = [np.mean(list(errors.values())) for errors in (tuned.before, tuned.after)]
-    np.testing.assert_allclose(shares[1], error(model, tuned.model, held(feeds)), rtol=0.3)
+    (held,) = samples.split()[1].batches(1000)
+    np.testing.assert_allclose(shares[1], error(model, tuned.model, held), rtol=1e-3)
     assert ir.to_proto(small).SerializeToString() == given  # it is not changed
-
-
-def held(feeds: Arrays) -> Arrays:
-    return Feeds(feeds).split()[1].feeds
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -157,22 +135,29 @@ def test_a_fixed_batch_and_a_part_of_the_inputs_at_a_time(
 ) -> None:
     """Two at a time in the file, and fewer bytes in memory than all inputs have."""
     monkeypatch.setattr("morphgraph.train.distill._HELD", 3000)
+    passes: list[int] = []
+    batches = Samples.batches
+
+    def counted(samples: Samples, size: int) -> Iterator[Arrays]:
+        passes.append(samples.count)
+        return batches(samples, size)
+
+    monkeypatch.setattr(Samples, "batches", counted)
     fixed = mg.lift(cnn, input_shapes={"x": (2, 1, 8, 8)})
     small, selection = halved(fixed)
     samples, unseen = (
-        Feeds({"x": noise(60, 1, 8, 8)}, own=2),
-        Feeds({"x": noise(20, 1, 8, 8)}, own=2),
+        Samples.of({"x": noise(count, 1, 8, 8, seed=count)}, fixed.model) for count in (60, 20)
     )
     tuned = distill(
         fixed.model, small, samples, steps=10, held_out=unseen, selection=selection, lr=0.03
     )
     assert tuned.reason == ""
-    assert samples.passes > 2  # read again and again
+    assert passes.count(60) > 2  # read again and again
 
 
 def test_never_worse(cnn: ir.Model) -> None:
     """What is right already, and rates that are far too high: the given network comes back."""
-    samples = Feeds({"x": noise(40, 1, 8, 8)})
+    samples = Samples.of({"x": noise(40, 1, 8, 8)}, cnn)
     same = distill(cnn, cnn, samples, steps=5)
     assert same.model is cnn
     assert same.reason.startswith("tuning did not help")
@@ -187,7 +172,7 @@ def test_frozen_weights_stay() -> None:
     net.get_submodule("stem").requires_grad_(False)
     model = export(net, (image(2),), dynamic_batch=True)
     small, selection = halved(mg.lift(model))
-    feeds = Feeds({"x": noise(40, 1, 8, 8)})
+    feeds = Samples.of({"x": noise(40, 1, 8, 8)}, model)
     tuned = distill(selection.graph.model, small, feeds, steps=10, selection=selection)
     for name, stays in (("stem.weight", True), ("fc.weight", False)):
         before, after = (weight(m, name) for m in (small, tuned.model))
@@ -202,7 +187,7 @@ def weight(model: ir.Model, name: str) -> Array:
 
 def test_without_weights_nothing_changes() -> None:
     model = model_from_text("net (float[2,3] x) => (float[2,3] y) { y = Relu(x) }")
-    found = distill(model, model, Feeds({"x": noise(8, 3)}), steps=2)
+    found = distill(model, model, Samples.of({"x": noise(8, 3)}, model), steps=2)
     assert found.model is model
     assert "no weights" in found.reason
 
@@ -217,7 +202,7 @@ def test_the_values_inside_are_those_of_layers(cnn: ir.Model) -> None:
 def test_progress_is_told(cnn: ir.Model) -> None:
     said: list[Any] = []
     small, selection = halved(mg.lift(cnn))
-    feeds = Feeds({"x": noise(40, 1, 8, 8)})
+    feeds = Samples.of({"x": noise(40, 1, 8, 8)}, cnn)
     distill(
         selection.graph.model,
         small,
@@ -235,7 +220,7 @@ def test_what_cannot_be_tuned_is_said() -> None:
     model = model_from_text(
         "net (float[2,3] x) => (int64[2] y) { y = ArgMax<axis=1, keepdims=0>(x) }"
     )
-    samples = Feeds({"x": noise(8, 3)})
+    samples = Samples.of({"x": noise(8, 3)}, model)
     with pytest.raises(ArgumentError, match="no floating-point output"):
         distill(model, model, samples, steps=3)
     with pytest.raises(ArgumentError, match="0 steps"):
