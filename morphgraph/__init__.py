@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from morphgraph.train.loop import morph as morph
     from morphgraph.train.regularizer import Regularizer as Regularizer
     from morphgraph.train.smoke import smoke as smoke
+    from morphgraph.train.taylor import taylor as taylor
     from morphgraph.workflow import apply as apply, save as save, verify as verify
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
@@ -90,6 +91,7 @@ _HOMES = {
     "data_scores": "morphgraph.shrinking",
     "shrink": "morphgraph.shrinking",
     "smoke": "morphgraph.train.smoke",
+    "taylor": "morphgraph.train.taylor",
     "to_torch": "morphgraph.torch_io.to_torch",
     "uniform": "morphgraph.passes.planning.uniform",
     "verify": "morphgraph.workflow",

@@ -165,6 +165,11 @@ class TorchBuilder:
         first = next(node for node in self.graph.nodes if node.op == "placeholder")
         return self.call(getattr, first, "device")
 
+    @property
+    def values(self) -> Mapping[str, fx.Node]:
+        """By ONNX value the fx node that it is, in the order in which they were computed."""
+        return self._values
+
     # -- computing ----------------------------------------------------------------------------
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:

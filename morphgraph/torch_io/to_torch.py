@@ -27,6 +27,7 @@ from morphgraph.torch_io.structure import restore_arguments, restore_structure
 from morphgraph.torch_io.tensors import torch_type
 
 _BATCH = "morphgraph.batch"
+_VALUES = "morphgraph.values"
 
 
 def to_torch(
@@ -89,12 +90,12 @@ def torch_names(model: ModelLike) -> Mapping[str, str]:
     Raises:
         UnsupportedError: an operator has no torch counterpart.
     """
-    return recorded_names(_network(canonicalize(as_model(model))))
+    return recorded_names(canonical_network(canonicalize(as_model(model))))
 
 
 def _flat(source: ir.Model, canonical: ir.Model) -> fx.GraphModule:
     """The network, checked, with its batch freed."""
-    net = _network(canonical)
+    net = canonical_network(canonical)
     symbols = input_symbols(canonical)
     if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
         _check_larger(source, net, symbols, canonical)
@@ -120,11 +121,11 @@ def to_function(canonical: ir.Model, inputs: Sequence[str], result: str) -> fx.G
     for value in graph.inputs:
         graph.initializers.pop(value.name or "", None)
         value.const_value = None
-    return _network(ir.Model(graph, ir_version=canonical.ir_version))
+    return canonical_network(ir.Model(graph, ir_version=canonical.ir_version))
 
 
-def _network(canonical: ir.Model) -> fx.GraphModule:
-    """A canonical model node by node, in ``eval`` mode."""
+def canonical_network(canonical: ir.Model) -> fx.GraphModule:
+    """A canonical model node by node, in ``eval`` mode: for the sizes that it is of."""
     exported = listed_parameters(canonical) is not None
     builder = TorchBuilder(
         parameter_names(canonical), exported, buffer_names(canonical), frozen_names(canonical)
@@ -144,8 +145,19 @@ def _network(canonical: ir.Model) -> fx.GraphModule:
     net.graph.lint()
     net.recompile()
     record_names(net, builder.parameters)
+    net.meta[_VALUES] = {node.name: name for name, node in builder.values.items()}
     net.eval()
     return net
+
+
+def value_nodes(net: fx.GraphModule) -> dict[str, fx.Node]:
+    """By ONNX value the fx node that computes it, in a network that was just built.
+
+    Where lowering has merged operators (the bias that is added behind a matrix product), the last
+    of their results alone is there.
+    """
+    recorded: Mapping[str, str] = net.meta[_VALUES]
+    return {recorded[node.name]: node for node in net.graph.nodes if node.name in recorded}
 
 
 def _inputs(canonical: ir.Model) -> list[ir.Value]:
@@ -166,7 +178,7 @@ def _check_larger(
     """
     larger = input_shapes(canonical, symbols, enlarged=symbols)
     fixed_model = canonicalize(source, larger)
-    fixed = _network(fixed_model)
+    fixed = canonical_network(fixed_model)
     generator = torch.Generator().manual_seed(0)
     feeds = [_noise(example, generator) for example in _examples(fixed_model)]
     example = ", ".join(
