@@ -21,7 +21,7 @@ from morphgraph.errors import MorphWarning, VerificationError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.runtime import session
-from morphgraph.options import DataScore
+from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.calibration.curves import (
     channel_scores,
@@ -149,10 +149,12 @@ class Shrinker:
     ) -> None:
         self.graph, self.seed, self.threads, self.progress = graph, seed, threads, progress
         self.bounds = (bounds or WidthBounds()).check(graph)
-        if not isinstance(data, Samples):
-            data = Samples.of(data, graph.model, limit, seed, images=images, progress=progress)
-        self.samples: Samples = data
-        self.fitted, self.held_out = data.split(HELD_OUT)
+        self.samples: Samples = (
+            data
+            if isinstance(data, Samples)
+            else Samples.of(data, graph.model, limit, seed, images=images, progress=progress)
+        )
+        self.fitted, self.held_out = self.samples.split(HELD_OUT)
         per_sample = cost(graph, "peak").total
         self.batch = int(np.clip(BATCH_BYTES / max(per_sample, 1.0), 1, LARGEST_BATCH))
 
@@ -215,7 +217,7 @@ class Shrinker:
 
     def plan(self, budget: Budget, score: DataScore = "data", **options: Any) -> Plan:
         """The plan for a budget; ``options`` as of :func:`morphgraph.plan`."""
-        allocation = "sum" if score == "data" else "shares"
+        allocation: Allocation = "sum" if score == "data" else "shares"
         bounds = self.bounds
         made = make_plan(
             self.graph,
@@ -345,7 +347,8 @@ def finish(
     sliced = resize_and_check(shrinker.graph, plan, verify=verify, seed=shrinker.seed).model
     expected = run_all(shrinker.graph.model, shrinker.aside(), shrinker.threads)
     before = shrinker.errors(sliced, expected)
-    model, layers, error = sliced, (), before
+    model, error = sliced, before
+    layers: tuple[LayerError, ...] = ()
     if refit:
         fitted = shrinker.fit(plan)
         model, layers = fitted.model, fitted.layers
@@ -446,7 +449,7 @@ def checks(expected: Sequence[Arrays], found: Sequence[Arrays]) -> tuple[OutputC
     return tuple(
         _check(name, [each[name] for each in expected], [each[name] for each in found])
         for name in (expected[0] if expected else ())
-        if isinstance(expected[0][name], np.ndarray)
+        if hasattr(expected[0][name], "dtype")  # no sequences or maps
     )
 
 
@@ -483,7 +486,7 @@ def _require_same(walked: Sequence[Arrays], found: Sequence[Arrays]) -> None:
     """The finished network must give what it gave piece by piece while it was fitted."""
     for one, other in zip(walked, found, strict=True):
         for name, array in one.items():
-            if isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating):
+            if hasattr(array, "dtype") and np.issubdtype(array.dtype, np.floating):
                 scale = float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) or 1.0
                 if not np.allclose(other[name], array, rtol=0, atol=WALKED * scale, equal_nan=True):
                     raise VerificationError(

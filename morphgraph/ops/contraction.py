@@ -416,12 +416,11 @@ def turned_product(n: OpNode, factor: float, left: int, right: int) -> Linear | 
     kernel, operand = n.shape(weight), n.shape(1 - weight)
     if len(operand) < 2 or len(kernel) < 2 or prod(kernel[:-2]) > 1:
         return None
-    common = {"operand": 1 - weight, "weight": weight}
     if weight:
-        reduced = -2 if left else -1
-        return Product(**common, factor=factor, reduced=reduced, transposed=not right)
-    reduced, transposed = -1 if right else -2, bool(left)
-    return Product(**common, factor=factor, reduced=reduced, made=-2, transposed=transposed)
+        plain = Product(operand=0, weight=1, factor=factor, transposed=not right)
+        return replace(plain, reduced=-2) if left else plain
+    turned = Product(operand=1, weight=0, factor=factor, made=-2, transposed=bool(left))
+    return turned if right else replace(turned, reduced=-2)
 
 
 def matrices(n: OpNode, fan_in: int) -> Mapping[int, Initial]:

@@ -43,7 +43,7 @@ def output_error(expected: Sequence[Arrays], found: Sequence[Mapping[str, Any]])
     shares = []
     for name in expected[0]:
         pairs = [(one[name], other[name]) for one, other in zip(expected, found, strict=True)]
-        arrays = [(a, b) for a, b in pairs if isinstance(a, np.ndarray)]
+        arrays = [(a, b) for a, b in pairs if hasattr(a, "dtype")]  # no sequences or maps
         if not arrays:
             continue
         if not np.issubdtype(arrays[0][0].dtype, np.floating):

@@ -214,8 +214,8 @@ def calibrate(
                 assert own_moments is not None
                 seen = seen_alone(own_moments, statistics, flat, units, blocks)
             else:
-                own = statistics if k == of_reader[name][-1] else statistics.copied()
-                seen = seen_by(own, flat, units, blocks)
+                mine = statistics if k == of_reader[name][-1] else statistics.copied()
+                seen = seen_by(mine, flat, units, blocks)
             waiting[k][name] = seen
             if len(waiting[k]) == len(groups[k].blocks):
                 ready = waiting.pop(k)

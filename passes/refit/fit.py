@@ -125,7 +125,10 @@ class Fit:
         present = given * after.scale + after.shift + target.base
         seen = np.where(wanted <= after.low, np.minimum(present, after.low), wanted)
         seen = np.where(wanted >= after.high, np.maximum(present, after.high), seen)
-        return np.where(after.scale == 0, target.wanted, (seen - after.shift - target.base) / scale)
+        unseen: Array = np.where(
+            after.scale == 0, target.wanted, (seen - after.shift - target.base) / scale
+        )
+        return unseen
 
     def _error(self, matrix: FloatArray, bias: FloatArray) -> float:
         """Squared error behind what follows, on what was kept aside: a share of the variance."""
