@@ -159,7 +159,6 @@ class _Network:
             if is_float(value)
         ]
         output.args = ((*floats, *(self.nodes[name] for name in inside)),)
-        self.net.graph.eliminate_dead_code()
         self.net.recompile()
 
     def __call__(self, feeds: Mapping[str, Array]) -> tuple[Tensor, ...]:
@@ -185,7 +184,7 @@ def _tensor(value: ir.Value, feeds: Mapping[str, Array]) -> Tensor:
     array = feeds.get(value.name or "")
     if array is None:
         array = value.meta[DEFAULT_KEY].numpy()
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype_of(value)))
+    return torch.from_numpy(np.array(array, dtype=dtype_of(value), order="C"))
 
 
 class _Pair:
@@ -291,6 +290,7 @@ class _Way:
     live: bool
 
 
+_CAREFUL = 0.002  # the rate where larger ones do harm
 _WAYS = (_Way(0.005, False), _Way(0.02, False), _Way(0.08, False))
 _LIVE_WAYS = (_Way(0.1, True), _Way(0.03, True), _Way(0.03, False))
 
@@ -318,7 +318,8 @@ class _Run:
         if trial < 1 or len(ways) == 1:
             return ways[0]
         start = self._state()
-        best, chosen, least = start, ways[0], inf
+        best, least = start, self.error()
+        chosen = None
         for number, way in enumerate(ways):
             self._restore(start)
             self.train(way, trial, "rate", trial * number, trial * len(ways))
@@ -326,6 +327,8 @@ class _Run:
             if error < least:
                 best, chosen, least = self._state(), way, error
         self._restore(best)
+        if chosen is None:  # the network is better than what any of them makes so soon
+            return _Way(ways[0].rate if rate is not None else _CAREFUL, live=False)
         self.done = trial
         return chosen
 
@@ -345,28 +348,31 @@ class _Run:
         trained = self.pair.trained
         optimizer = torch.optim.Adam([{"params": [p], "scale": _size(p)} for p in trained])
         warm = max(_WARM * steps, 1.0)
-        for norm in self.norms:
-            norm.train(way.live)
         for step in range(steps):
             share = min((step + 1) / warm, 1.0) * 0.5 * (1 + cos(pi * step / steps))
             for group in optimizer.param_groups:
                 group["lr"] = way.rate * share * group["scale"]
             optimizer.zero_grad()
-            self._backward()
+            self._backward(way.live)
             # A step of numbers that are not finite would spoil all that follow.
             if bool(nn.utils.clip_grad_norm_(trained, _CLIP).isfinite()):
                 optimizer.step()
             self.progress(phase, done + step + 1, total)
-        for norm in self.norms:
-            norm.eval()
+        self._use_batches(False)
 
-    def _backward(self) -> None:
+    def _use_batches(self, live: bool) -> None:
+        """Let norms take the statistics of what they are given, or the running ones."""
+        for norm in self.norms:
+            norm.train(live)
+
+    def _backward(self, live: bool) -> None:
         """Add the gradients of one batch, as much of it at once as memory takes."""
         batch: list[Arrays] = []
         while sum(map(_count, batch)) < _BATCH:
             batch.append(next(self.chunks))
         samples = sum(map(_count, batch))
         for feeds in _joined(batch, self.pair.at_once):
+            self._use_batches(live and _count(feeds) > 1)  # one sample may have no variance
             with torch.enable_grad():
                 torch.autograd.backward(self.pair.loss(feeds) * (_count(feeds) / samples))
 
@@ -477,12 +483,14 @@ def _share(count: float, total: float, squares: float, differences: float) -> fl
 
 
 def _runner(model: ir.Model) -> Callable[[Arrays], Arrays]:
-    names = [value.name or "" for value in model.graph.outputs]
     try:
         running = session(model)
     except UnsupportedError:
         net = _Network(model)
+        net.give([])
         return lambda feeds: {
-            name: result.detach().numpy() for name, result in zip(names, net(feeds), strict=True)
+            name: result.detach().numpy()
+            for name, result in zip(net.outputs, net(feeds), strict=True)
         }
+    names = [output.name for output in running.get_outputs()]
     return lambda feeds: dict(zip(names, running.run(names, feeds), strict=True))

@@ -192,7 +192,7 @@ class _Gated:
                 for name, a in feeds.items()
             }
             own = labels[k * each : (k + 1) * each] if labels.ndim else labels
-            yield part, torch.from_numpy(np.ascontiguousarray(own))
+            yield part, torch.from_numpy(np.array(own))
 
     def _by_name(self, inputs: Mapping[str, Array] | Array) -> Arrays:
         if not isinstance(inputs, Mapping):
@@ -234,7 +234,7 @@ def _tensor(value: ir.Value, feeds: Mapping[str, Array]) -> Tensor:
     array = feeds.get(value.name or "")
     if array is None:
         array = value.meta[DEFAULT_KEY].numpy()
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype_of(value)))
+    return torch.from_numpy(np.array(array, dtype=dtype_of(value), order="C"))
 
 
 def _cross_entropy(results: Any, labels: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 import morphgraph as mg
 from morphgraph.arrays import Array, Arrays
 from morphgraph.calibration.samples import Samples
-from morphgraph.errors import ArgumentError
+from morphgraph.errors import ArgumentError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.testing import model_from_text, randomize_weights
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
-from morphgraph.train.distill import distill, layer_results
+from morphgraph.train.distill import distill, layer_results, relative_errors
 
 
 def noise(*shape: int, seed: int = 0) -> Array:
@@ -197,6 +197,36 @@ def test_the_values_inside_are_those_of_layers(cnn: ir.Model) -> None:
     kinds = [graph.ops[graph.makers[name]].ir.op_type for name in layer_results(graph)]
     assert sorted(set(kinds)) == ["Conv", "Gemm"]
     assert len(kinds) == 7
+
+
+def test_errors_are_measured_in_torch_where_onnx_runtime_refuses(
+    cnn: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, _ = halved(mg.lift(cnn))
+    samples = Samples.of({"x": noise(20, 1, 8, 8)}, cnn)
+    measured = relative_errors(cnn, small, samples)
+
+    def refuse(_model: ir.Model) -> None:
+        raise UnsupportedError("no such operator")
+
+    monkeypatch.setattr("morphgraph.train.distill.session", refuse)
+    assert relative_errors(cnn, small, samples) == pytest.approx(measured, rel=1e-4)
+    (feeds,) = samples.batches(100)
+    assert list(measured.values()) == pytest.approx([error(cnn, small, feeds)], rel=1e-4)
+
+
+def test_single_samples_and_norms_over_batches() -> None:
+    """Sizes that differ, so that each sample stands alone, and a norm over vectors."""
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    model = exported(net, torch.randn(2, 3))
+    small, selection = halved(mg.lift(model))
+    samples = Samples.of({"input": noise(41, 3)}, model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("morphgraph.train.distill._BATCH", 1)
+        patch.setattr("morphgraph.train.distill._CHUNK", 1)
+        patch.setattr("morphgraph.train.distill._ENOUGH", 1)
+        tuned = distill(selection.graph.model, small, samples, steps=30, selection=selection)
+    assert np.mean(list(tuned.after.values())) < np.inf
 
 
 def test_progress_is_told(cnn: ir.Model) -> None:
