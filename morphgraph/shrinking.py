@@ -23,6 +23,7 @@ from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.runtime import session
 from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.curves import (
     channel_scores,
     first_samples,
@@ -358,7 +359,7 @@ def finish(
         _warn_of_few(fitted, shrinker.fitted.count)
     tuned: tuple[OutputCheck, ...] = ()
     if tune:
-        model, tuned, error = _tuned(shrinker, model, tune, expected, error)
+        model, tuned, error = _tuned(shrinker, plan, model, tune, expected, error)
     points = _curve(shrinker, budget or {}, refit, score) if curve else ()
     sizes = shrinker.fitted.count, shrinker.held_out.count
     return ShrinkResult(model, plan, error, before, layers, sizes, points, tuned)
@@ -366,6 +367,7 @@ def finish(
 
 def _tuned(
     shrinker: Shrinker,
+    plan: Plan,
     model: ir.Model,
     steps: int,
     expected: Sequence[Arrays],
@@ -379,6 +381,7 @@ def _tuned(
         shrinker.fitted,
         steps=steps,
         held_out=shrinker.held_out,
+        selection=AxisSelection(shrinker.graph, plan.keep_channels(shrinker.graph)),
         seed=shrinker.seed,
         progress=shrinker.progress,
     )

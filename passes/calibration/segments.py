@@ -17,6 +17,9 @@ from morphgraph.onnx_io.runtime import session
 def live_values(nodes: Sequence[ir.Node], cut: int, outputs: Collection[str]) -> list[str]:
     """Names of what is there before node ``cut`` and is needed by it, by later ones or at the end.
 
+    What follows from constants alone is none of it, the outputs apart: it is computed where it is
+    needed, from the constants that the model has then.
+
     Args:
         nodes: in topological order.
         cut: the number of the first node of the later piece.
@@ -24,8 +27,12 @@ def live_values(nodes: Sequence[ir.Node], cut: int, outputs: Collection[str]) ->
     """
     later = nodes[cut:]
     made = {value.name for node in later for value in node.outputs}
+    reached: set[ir.Value] = set()
+    for node in nodes[:cut]:
+        if any(value.is_graph_input() or value in reached for value in _read(node)):
+            reached.update(node.outputs)
     read = (value for node in later for value in _read(node))
-    needed = (value.name for value in read if value.name and not value.is_initializer())
+    needed = (v.name for v in read if v.name and (v in reached or v.is_graph_input()))
     return list(dict.fromkeys(name for name in (*needed, *outputs) if name not in made))
 
 
