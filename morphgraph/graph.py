@@ -361,7 +361,13 @@ class ChannelGraph:
     def class_sizes(self, widths: FloatArray | IntArray) -> FloatArray:
         """Size of every class at these group widths, ``[classes]``."""
         sizes: FloatArray = self.per_channel @ np.asarray(widths, dtype=np.float64)
-        return sizes + self.fixed_size
+        sizes += self.fixed_size
+        return sizes
+
+    @cached_property
+    def per_group(self) -> sparse.csr_array:
+        """The transpose of ``per_channel``, ``[groups, classes]``."""
+        return self.per_channel.T.tocsr()
 
     def alive(self, keep: Mapping[int, IntArray]) -> Flags:
         """Which channels stay, ``[channels]``: per group index the kept channels, 0-based."""

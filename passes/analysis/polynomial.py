@@ -171,7 +171,7 @@ class Cost:
                 if other != k:
                     slope = slope * values[:, other]
             slopes += np.bincount(self._factors[:, k], slope, minlength=len(sizes))
-        result: FloatArray = self.graph.per_channel.T @ slopes[:-1]
+        result: FloatArray = self.graph.per_group @ slopes[:-1]
         return result
 
 

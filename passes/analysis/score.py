@@ -1,7 +1,7 @@
 """Pass ``score``: how much the network uses each channel, from its weights."""
 
 from collections.abc import Callable, Iterable
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -21,8 +21,16 @@ from morphgraph.passes.analysis.channel_sources import (
 )
 from morphgraph.passes.analysis.computed_kernels import numbers
 
-Norm = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
-"""From the sums of squares, the sums of magnitudes and the counts per channel to a strength."""
+
+class Norm(NamedTuple):
+    """A strength from the sums of squares, the sums of magnitudes and the counts per channel.
+
+    ``squares`` and ``magnitudes`` say which of the sums it needs; the others it gets are zeros.
+    """
+
+    of: Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
+    squares: bool = True
+    magnitudes: bool = True
 
 
 def group_lasso(l1_fraction: float = 0.0) -> Norm:
@@ -33,7 +41,7 @@ def group_lasso(l1_fraction: float = 0.0) -> Norm:
         result: FloatArray = (1 - l1_fraction) * mean + l1_fraction * magnitudes / counts
         return result
 
-    return norm
+    return Norm(norm, l1_fraction < 1, l1_fraction > 0)
 
 
 def _l2(squares: FloatArray, _magnitudes: FloatArray, _counts: FloatArray) -> FloatArray:
@@ -82,20 +90,22 @@ def _measure(
     size, total = len(channels), len(result)
     squared, absolute = np.zeros(size), np.zeros(size)  # per position of the axis
     for part, block in blocks(tensor, axis):
-        if not np.isfinite(block).all():
+        if not np.isfinite(block.sum()) and not np.isfinite(block).all():
             raise ModelError(
                 f"tensor '{escape(name)}' holds NaN or infinite numbers, which "
                 "cannot be ranked; train or repair the model first, or use --score random"
             )
-        squared[part] += np.square(block).sum(axis=(0, 2))
-        absolute[part] += np.abs(block).sum(axis=(0, 2))
+        if norm.squares:
+            squared[part] += np.einsum("ijk,ijk->j", block, block)
+        if norm.magnitudes:
+            absolute[part] += np.abs(block).sum(axis=(0, 2))
     ones = np.full(size, tensor.size / max(size, 1))
     squares, magnitudes, counts = (
         np.bincount(channels, sums, minlength=total).astype(np.float64)
         for sums in (squared, absolute, ones)
     )
     present = counts > 0
-    norms = norm(squares[present], magnitudes[present], counts[present])
+    norms = norm.of(squares[present], magnitudes[present], counts[present])
     result[present] = np.fmax(result[present], norms)
 
 
@@ -126,7 +136,12 @@ def scored(graph: ChannelGraph, kind: Score = "l2", seed: int = 0) -> FloatArray
         raise UnsupportedError(f"score '{kind}' is unknown; use {', '.join(get_args(Score))}")
     if kind == "random":
         return np.random.default_rng(seed).uniform(0.01, 1.0, len(graph.channel_group))
-    norms: dict[str, Norm] = {"l2": _l2, "l1": _l1, "lasso": group_lasso(), "bn": group_lasso()}
+    norms = {
+        "l2": Norm(_l2, magnitudes=False),
+        "l1": Norm(_l1, squares=False),
+        "lasso": group_lasso(),
+        "bn": group_lasso(),
+    }
     scores = strengths(graph, stored_kernels(graph), norms[kind], computed_kernels(graph))
     if kind == "bn":
         by_norm = strengths(graph, norm_scales(graph), group_lasso(1.0))

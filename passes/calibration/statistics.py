@@ -31,8 +31,8 @@ Progress = Callable[[str, int, int], None]
 """Told of a phase, what is done of it, and how much there is."""
 
 #: Places at which a reader is looked at, per input of its map, and their bounds.
-PLACES_PER_INPUT = 16
-FEWEST_PLACES = 8192
+PLACES_PER_INPUT = 8
+FEWEST_PLACES = 16384
 MOST_PLACES = 40000
 #: Inputs of one map above which its covariance would need more memory than it is worth: 200 MB.
 MOST_INPUTS = 5000

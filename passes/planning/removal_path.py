@@ -182,6 +182,10 @@ def continue_plan(
     return build_plan(graph, path.keep(), request, [*costs, shown])
 
 
+#: A group loses its channels in so many steps at least, where it has so many.
+ROUNDS = 128
+
+
 class _Path:
     """The removal path: a state of widths that shrinks step by step."""
 
@@ -208,16 +212,38 @@ class _Path:
         share = self._marginals() * self.widths
         self.share = np.where(share > 0, share, share[share > 0].mean() if share.any() else 1.0)
         self.widths = (allowed.ceilings if widths is None else widths).astype(np.float64)
-        self.next = np.array([allowed.below(k, int(w)) for k, w in enumerate(self.widths)])
+        self.next = np.array([self._below(k, int(w)) for k, w in enumerate(self.widths)])
         self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
 
     def walk(self, constraints: Sequence[Constraint]) -> None:
         """Go on until every budget is met."""
         if not self.removable:
             require_reachable(constraints, self.allowed)
+        before = self.widths.copy()
         while not fits(constraints, self.widths):
+            before = self.widths.copy()
             if not self._step():
                 raise unreachable(constraints, self.widths, self.allowed)
+        self._only_as_far(constraints, before)
+
+    def _only_as_far(self, constraints: Sequence[Constraint], before: FloatArray) -> None:
+        """Of a last step of several channels take no more than the budgets ask for."""
+        after = self.widths
+        changed = np.flatnonzero((after < before) & (after > 0)).tolist()
+        now = before.copy()
+        while changed and not fits(constraints, np.where(after > 0, now, after)):
+            for index in changed:
+                now[index] = max(after[index], self.allowed.below(index, int(now[index])))
+        self.widths = np.where(after > 0, now, after)
+
+    def _below(self, index: int, width: int) -> int:
+        """The next smaller width: of a wide group, several channels go at a time."""
+        floor, wide = int(self.allowed.floors[index]), self.graph.groups[index].width
+        below = self.allowed.below(index, width)
+        aim = width - max(1, wide // ROUNDS)
+        if floor < aim < below:
+            below = max(floor, self.allowed.grids[index].at_most(aim))
+        return below
 
     def _step(self) -> bool:
         """Remove the next channels; whether there were any that free something."""
@@ -232,7 +258,7 @@ class _Path:
                 self._remove_group(index)  # a block by itself: others keep one channel
                 continue
             self.widths[index] = self.next[index]
-            self.next[index] = self.allowed.below(index, int(self.next[index]))
+            self.next[index] = self._below(index, int(self.next[index]))
             self.loss[index] = self._loss(index)
         return True
 
