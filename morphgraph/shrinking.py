@@ -249,8 +249,12 @@ class Shrinker:
         request = {**made.request, "score": score, "samples": self.samples.count}
         return msgspec.structs.replace(made, request=request)
 
-    def fit(self, plan: Plan) -> Refitted:
+    def fit(self, plan: Plan, what: str = "") -> Refitted:
         """The network of a plan, fitted to what the original computes.
+
+        Args:
+            plan: which channels stay.
+            what: of this plan progress is told, where there are several.
 
         Raises:
             PlanError: the plan adds channels.
@@ -267,7 +271,7 @@ class Shrinker:
             self.aside(),
             seed=self.seed,
             threads=self.threads,
-            progress=self.progress,
+            progress=lambda phase, done, total: self.progress(what + phase, done, total),
         )
         require_valid(self.graph, fitted.model)
         return fitted
@@ -315,7 +319,7 @@ class Shrinker:
             except BudgetError:
                 break
             if refit:
-                model = self.fit(plan).model
+                model = self.fit(plan, f"{share:.0%} of {kind}, ").model
             else:
                 model = resize_and_check(self.graph, plan, verify=False).model
             reached = resource.at(plan.widths(self.graph)) / resource.total
