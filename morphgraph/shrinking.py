@@ -7,6 +7,7 @@ for a budget, the fit of what is left: the passes of :mod:`morphgraph.passes.cal
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,11 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, FloatArray
 from morphgraph.calibration import ImageOptions, Progress, Samples, no_progress
-from morphgraph.errors import BudgetError, MorphWarning, PlanError, VerificationError
+from morphgraph.errors import BudgetError, DataError, MorphWarning, PlanError, VerificationError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
-from morphgraph.onnx_io.runtime import session
+from morphgraph.onnx_io.runtime import is_refusal, session
 from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -193,15 +194,30 @@ class Shrinker:
     @cached_property
     def calibration(self) -> Calibration:
         """In what order channels may go."""
-        return calibrate(
-            self.graph,
-            self.batches(),
-            stops=self._stops,
-            wanted=self._looked_at,
-            seed=self.seed,
-            threads=self.threads,
-            progress=self.progress,
-        )
+        with self._blaming_samples():
+            return calibrate(
+                self.graph,
+                self.batches(),
+                stops=self._stops,
+                wanted=self._looked_at,
+                seed=self.seed,
+                threads=self.threads,
+                progress=self.progress,
+            )
+
+    @contextmanager
+    def _blaming_samples(self) -> Iterator[None]:
+        """What ONNX Runtime refuses while the original runs, it refuses because of the inputs."""
+        try:
+            yield
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            words = " ".join(str(error).split())
+            raise DataError(
+                f"{self.samples.described}: the model does not run on some of them ({words}); "
+                "check that they are what it expects"
+            ) from error
 
     def scores(self, kind: DataScore = "data") -> FloatArray:
         """A number per channel, ``[channels]``; see :func:`data_scores`."""
@@ -264,21 +280,23 @@ class Shrinker:
                 "the plan adds channels, and a refit fits what is left of those that there were; "
                 "apply it without a refit, or refit a plan that only removes"
             )
-        fitted = refit(
-            self.graph,
-            plan.keep_channels(self.graph),
-            self.batches(),
-            self.aside(),
-            seed=self.seed,
-            threads=self.threads,
-            progress=lambda phase, done, total: self.progress(what + phase, done, total),
-        )
+        with self._blaming_samples():
+            fitted = refit(
+                self.graph,
+                plan.keep_channels(self.graph),
+                self.batches(),
+                self.aside(),
+                seed=self.seed,
+                threads=self.threads,
+                progress=lambda phase, done, total: self.progress(what + phase, done, total),
+            )
         require_valid(self.graph, fitted.model)
         return fitted
 
     def expected(self, plan: Plan | None = None) -> list[Arrays]:
         """What the original gives for inputs held out; of a plan, at the positions that stay."""
-        found = run_all(self.graph.model, self.aside(), self.threads)
+        with self._blaming_samples():
+            found = run_all(self.graph.model, self.aside(), self.threads)
         keep = plan.keep_channels(self.graph) if plan else {}
         selection = AxisSelection(self.graph, keep)
         for output in self.graph.model.graph.outputs:
@@ -427,13 +445,13 @@ def finish(
         refit, tune, verify: as of :func:`shrink`.
         inputs: of the check against the masked original; the first of those held out, if not given.
     """
+    expected = shrinker.expected(plan)
     if inputs is None:
         inputs = next(shrinker.held_out.batches(min(shrinker.batch, CHECKED)))
     resized = resize_and_check(
         shrinker.graph, plan, verify=verify, seed=shrinker.seed, inputs=inputs
     )
     sliced = resized.model
-    expected = shrinker.expected(plan)
     before = shrinker.errors(sliced, expected)
     model, error = sliced, before
     layers: tuple[LayerError, ...] = ()

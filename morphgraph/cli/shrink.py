@@ -132,7 +132,8 @@ def shrink(
                 )
     counts = shrinker.fitted.count, shrinker.held_out.count
     calibrated = Calibrated(samples.described, *counts)
-    show(shrink_report(graph, calibrated, result, points, kind, convention), output_format)
+    of = kind if draws else None
+    show(shrink_report(graph, calibrated, result, points, of, convention), output_format)
     if result is not None and output is not None:
         tell_layers(result)
         with naming(model):

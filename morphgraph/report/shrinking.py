@@ -23,7 +23,7 @@ from morphgraph.report.tables import (
     share,
     table_of,
 )
-from morphgraph.shrinking import CurvePoint, OutputCheck, ShrinkResult
+from morphgraph.shrinking import CURVE, CurvePoint, OutputCheck, ShrinkResult
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
@@ -104,7 +104,7 @@ def shrink_report(
     calibration: Calibrated,
     result: ShrinkResult | None,
     curve: Sequence[CurvePoint] = (),
-    kind: str = "flops",
+    kind: str | None = None,
     convention: Convention = "default",
 ) -> Report:
     """What is to be expected of the result, and of other budgets.
@@ -114,7 +114,7 @@ def shrink_report(
         calibration: what it was calibrated with.
         result: what came out; ``None`` where only the curve was wanted.
         curve: what other budgets cost.
-        kind: of the curve's cost.
+        kind: of the curve's cost; ``None`` where no curve was wanted.
         convention: of the costs.
     """
     head = [("calibration", _calibration_line(calibration))]
@@ -132,7 +132,7 @@ def shrink_report(
             head.append(("removed", escape(", ".join(gone))))
         head.append(("check", _check_line(result)))
         tables.append(errors_table(result))
-    if curve:
+    if curve and kind is not None:
         tables.append(_curve_table(curve, kind))
     data = ShrinkReport(
         calibration,
@@ -140,11 +140,17 @@ def shrink_report(
         list(gone),
         result is not None and result.check is not None,
         None if result is None else fitted(result),
-        kind if curve else None,
+        kind,
         [CurveRow(p.share, p.reached, _errors(p.outputs)) for p in curve],
     )
     checks = [*(result.error if result else ()), *(c for p in curve for c in p.outputs)]
-    return Report(data, tables, head, legend_lines(checks))
+    foot = _meanings(checks)
+    if kind is not None and len(curve) < len(CURVE):
+        foot.append(
+            f"No plan reaches {CURVE[len(curve)]:.0%} of {cost_title(kind)}: what keeps its size, "
+            "and the options, hold more."
+        )
+    return Report(data, tables, head, foot)
 
 
 def _calibration_line(calibration: Calibrated) -> str:
@@ -182,14 +188,15 @@ def errors_table(result: ShrinkResult) -> Table:
     )
 
 
-def legend_lines(checks: Iterable[OutputCheck]) -> list[str]:
+def _meanings(checks: Sequence[OutputCheck]) -> list[str]:
     """What the figures mean."""
-    found = list(checks)
-    lines = ["error: root mean square of the difference, relative to the output's"]
-    if any(check.agreement is not None for check in found):
-        lines.append(
-            "same arg max: how often the largest of the numbers along the channels is the same one"
-        )
+    if not checks:
+        return []
+    lines = ["error: root mean square of the difference, as a share of the output's own."]
+    if any(check.agreement is not None for check in checks):
+        lines.append("same arg max: how often the largest number is in the same channel.")
+    if any(check.cosine is not None for check in checks):
+        lines.append("cosine: of the angle between the two vectors, the mean over the inputs.")
     return lines
 
 

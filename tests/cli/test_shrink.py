@@ -16,6 +16,7 @@ import morphgraph as mg
 from morphgraph.arrays import Array
 from morphgraph.calibration import Samples
 from morphgraph.errors import ArgumentError, PlanError
+from morphgraph.testing import model_from_text
 
 BUDGET = ("--budget", "flops=70%")
 
@@ -186,6 +187,10 @@ def test_a_curve_ends_where_no_plan_reaches(model: Path, data: Path, run: Any) -
     said = json.loads(ran.out)
     shares = [point["share"] for point in said["curve"]]
     assert shares == [0.9, 0.8, 0.7]  # 7 of 8 and 7 of 12 channels leave 61 %
+    assert (
+        "No plan reaches 60% of FLOPs"
+        in run("shrink", model, "--data", data, *line[:2], "--curve").out
+    )
     (line_of,) = ET.fromstring(plot.read_text()).iter("{http://www.w3.org/2000/svg}polyline")
     assert len(line_of.attrib["points"].split()) == len(shares)
     assert slim.exists()
@@ -287,6 +292,31 @@ def test_too_few_samples_are_said(model: Path, tmp_path: Path, run: Any) -> None
     assert "too few samples (5) for 1 of 3 layers" in ran.err
     assert "'head': 5 of" in ran.err
     assert np.isfinite(results(slim, inputs(9, seed=2))).all()
+
+
+@pytest.mark.parametrize("command", ["shrink", "plan", "apply"])
+def test_what_the_model_does_not_run_on(command: str, tmp_path: Path, run: Any) -> None:
+    """A token that no table has."""
+    text = """
+    net (int64[N,4] ids, float[9,6] table, float[6,5] w1, float[5,3] w2) => (float[N,4,3] y) {
+        a = Gather(table, ids)  b = MatMul(a, w1)  c = Relu(b)  y = MatMul(c, w2)
+    }"""
+    model, data, plan = (tmp_path / name for name in ("m.onnx", "ids.npz", "plan.json"))
+    mg.save(model_from_text(text, ("ids",)), model)
+    ids = np.random.default_rng(0).integers(0, 9, (20, 4))
+    ids[13, 2] = 9
+    np.savez(data, ids=ids)
+    assert run("plan", model, "--uniform", "0.5", "-o", plan).code == 0
+    lines: dict[str, tuple[object, ...]] = {
+        "shrink": ("--data", data, *BUDGET),
+        "plan": ("--score", "variance", "--data", data, *BUDGET),
+        "apply": (plan, "--refit", data),
+    }
+    ran = run(command, model, *lines[command], "-o", out := tmp_path / "out")
+    assert (ran.code, ran.out, out.exists()) == (3, "", False)
+    error = ran.err.splitlines()[-1]
+    assert "the model does not run on some of them" in error
+    assert "idx=9 must be within" in error
 
 
 @pytest.mark.parametrize(
