@@ -5,6 +5,7 @@ for a budget, the fit of what is left: the passes of :mod:`morphgraph.passes.cal
 :mod:`morphgraph.passes.refit`, one after the other.
 """
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,10 @@ from morphgraph.arrays import Array, Arrays, FloatArray
 from morphgraph.calibration import ImageOptions, Progress, Samples, no_progress
 from morphgraph.errors import BudgetError, DataError, MorphWarning, PlanError, VerificationError
 from morphgraph.graph import ChannelGraph, Group
-from morphgraph.onnx_io import ModelLike, as_model, escape
+from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.onnx_io.runtime import is_refusal, session
+from morphgraph.ops.parameters import layers_weights
 from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -290,8 +292,17 @@ class Shrinker:
                 threads=self.threads,
                 progress=lambda phase, done, total: self.progress(what + phase, done, total),
             )
+        self._list_biases(fitted.model)
         require_valid(self.graph, fitted.model)
         return fitted
+
+    def _list_biases(self, model: ir.Model) -> None:
+        """Biases that the refit made are parameters, where the model lists these."""
+        if PARAMETERS_KEY in model.metadata_props:
+            former = self.graph.model.graph.initializers
+            made = [name for name in sorted(layers_weights(model)) if name not in former]
+            listed = json.loads(model.metadata_props[PARAMETERS_KEY])
+            model.metadata_props[PARAMETERS_KEY] = json.dumps([*listed, *made])
 
     def expected(self, plan: Plan | None = None) -> list[Arrays]:
         """What the original gives for inputs held out; of a plan, at the positions that stay."""
@@ -560,8 +571,10 @@ def _check(name: str, expected: Sequence[Array], found: Sequence[Array]) -> Outp
     unit = len(lengths) > 1 and np.allclose(lengths, 1.0, atol=1e-3)
     products = np.einsum("nc,nc->n", one, other, dtype=np.float64)
     norms = lengths * np.linalg.norm(other.astype(np.float64), axis=1)
+    if one.shape[1] < 2:
+        return OutputCheck(name, error)
     cosine = float(np.mean(products / np.maximum(norms, 1e-30))) if rank == 2 else None
-    if one.shape[1] < 2 or unit:
+    if unit:
         return OutputCheck(name, error, None, cosine)
     same = float(np.mean(one.argmax(axis=1) == other.argmax(axis=1)))
     return OutputCheck(name, error, same, cosine)

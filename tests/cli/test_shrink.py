@@ -16,7 +16,8 @@ import morphgraph as mg
 from morphgraph.arrays import Array
 from morphgraph.calibration import Samples
 from morphgraph.errors import ArgumentError, PlanError
-from morphgraph.testing import model_from_text
+from morphgraph.testing import model_from_text, randomize_weights
+from morphgraph.testing.examples import image, residual_cnn
 
 BUDGET = ("--budget", "flops=70%")
 
@@ -231,7 +232,24 @@ def test_tuning_is_told(model: Path, data: Path, run: Any) -> None:
     found = relative(results(model, aside), results(slim, aside))
     assert said["tuned"][0]["error"] == pytest.approx(found, rel=1e-3)
     assert said["tuned"][0]["error"] <= said["refitted"][0]["error"]
-    assert "BatchNormalization" not in {node.op_type for node in onnx.load(slim).graph.node}
+    proto = onnx.load(slim)
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    assert [entry.key for entry in proto.metadata_props] == ["trained on"]
+
+
+def test_biases_that_are_new_can_be_trained() -> None:
+    """The refit gives convolutions without biases some; exported models list their parameters."""
+    net = randomize_weights(residual_cnn((8, 16)), image(1, 8, 8))
+    model = mg.export(net, (image(1, 8, 8),), dynamic_batch=True)
+    x = np.random.default_rng(0).standard_normal((64, 1, 8, 8)).astype(np.float32)
+    small = mg.shrink(model, x, {"flops": "60%"}).model
+    biases = {
+        node.inputs[2].name
+        for node in small.graph
+        if node.op_type == "Conv" and len(node.inputs) > 2 and node.inputs[2] is not None
+    }
+    assert biases - set(model.graph.initializers)
+    assert biases <= dict(mg.to_torch(small).named_parameters()).keys()
 
 
 _Make = Callable[[Path], object]
