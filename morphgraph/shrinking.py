@@ -19,7 +19,14 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, FloatArray
 from morphgraph.calibration import ImageOptions, Progress, Samples, no_progress
-from morphgraph.errors import BudgetError, DataError, MorphWarning, PlanError, VerificationError
+from morphgraph.errors import (
+    BudgetError,
+    DataError,
+    ModelError,
+    MorphWarning,
+    PlanError,
+    VerificationError,
+)
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
@@ -197,6 +204,7 @@ class Shrinker:
     def calibration(self) -> Calibration:
         """In what order channels may go."""
         with self._blaming_samples():
+            self._require_numbers()
             return calibrate(
                 self.graph,
                 self.batches(),
@@ -206,6 +214,23 @@ class Shrinker:
                 threads=self.threads,
                 progress=self.progress,
             )
+
+    def _require_numbers(self) -> None:
+        """Refuse a network whose results are no numbers, which nothing can be fitted to.
+
+        Raises:
+            ModelError: names the output.
+        """
+        first = next(self.held_out.batches(1))
+        (found,) = run_all(self.graph.model, iter([first]), self.threads)
+        for name, array in found.items():
+            is_float = hasattr(array, "dtype") and np.issubdtype(array.dtype, np.floating)
+            if is_float and array.size and not np.isfinite(array).any():
+                raise ModelError(
+                    f"output '{escape(name)}' is NaN or infinite for these inputs "
+                    f"({self.samples.described}); repair the model's weights, or give inputs as it "
+                    "expects them"
+                )
 
     @contextmanager
     def _blaming_samples(self) -> Iterator[None]:
@@ -283,6 +308,7 @@ class Shrinker:
                 "apply it without a refit, or refit a plan that only removes"
             )
         with self._blaming_samples():
+            self._require_numbers()
             fitted = refit(
                 self.graph,
                 plan.keep_channels(self.graph),

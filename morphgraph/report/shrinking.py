@@ -302,7 +302,7 @@ def _check_line(result: ShrinkResult) -> str:
 
 
 def _cost_name(kind: str, unit: str) -> str:
-    return unit if kind in _COSTS else kind
+    return unit if kind in _COSTS else f"{kind} ({unit})"
 
 
 def _error(value: Cell) -> str:

@@ -163,6 +163,15 @@ def test_classes_may_go_too(model: Path, data: Path, run: Any) -> None:
     assert error["error"] < 0.2
 
 
+def test_budgets_of_other_costs_have_their_unit(model: Path, data: Path, run: Any) -> None:
+    slim = model.with_name("slim.onnx")
+    line = ("--budget", "memory=80%", "--budget", "latency=90%", "--no-refit", "-o", slim)
+    ran = run("shrink", model, "--data", data, *line)
+    assert ran.code == 0
+    titles = [row.partition("  ")[0] for row in ran.out.splitlines()]
+    assert {"memory (bytes)", "latency (ms)"} <= set(titles)
+
+
 def test_a_curve_alone_writes_nothing(model: Path, data: Path, run: Any) -> None:
     before = sorted(model.parent.iterdir())
     line = ("shrink", model, "--data", data, "--curve")
@@ -335,6 +344,26 @@ def test_what_the_model_does_not_run_on(command: str, tmp_path: Path, run: Any) 
     error = ran.err.splitlines()[-1]
     assert "the model does not run on some of them" in error
     assert "idx=9 must be within" in error
+
+
+@pytest.mark.parametrize("command", ["shrink", "plan", "apply"])
+def test_a_model_that_computes_no_numbers(command: str, model: Path, data: Path, run: Any) -> None:
+    plan = model.with_name("plan.json")
+    assert run("plan", model, "--uniform", "0.5", "-o", plan).code == 0
+    proto = onnx.load(model)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "conv2.bias":
+            broken = np.full(12, np.nan, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(broken, tensor.name))
+    model.write_bytes(proto.SerializeToString())
+    lines: dict[str, tuple[object, ...]] = {
+        "shrink": ("--data", data, *BUDGET),
+        "plan": ("--score", "variance", "--data", data, *BUDGET),
+        "apply": (plan, "--refit", data, "--no-verify"),
+    }
+    ran = run(command, model, *lines[command], "-o", out := model.with_name("out"))
+    assert (ran.code, ran.out, out.exists()) == (3, "", False)
+    assert "output 'y' is NaN or infinite for these inputs" in ran.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
