@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from morphgraph.passes.checking.sensitivity import sensitivity as sensitivity
     from morphgraph.passes.lift import lift as lift
     from morphgraph.passes.planning.expand import expand as expand
-    from morphgraph.passes.planning.removal_path import plan as plan
     from morphgraph.passes.planning.uniform import uniform as uniform
     from morphgraph.passes.rewrite.fresh import fresh as fresh
     from morphgraph.plans import Plan as Plan
     from morphgraph.report.explain import explain as explain
     from morphgraph.shrinking import data_scores as data_scores, shrink as shrink
+    from morphgraph.steps import apply as apply, plan as plan
     from morphgraph.torch_io.export import export as export
     from morphgraph.torch_io.resize_module import resize_module as resize_module
     from morphgraph.torch_io.to_torch import to_torch as to_torch
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from morphgraph.train.regularizer import Regularizer as Regularizer
     from morphgraph.train.smoke import smoke as smoke
     from morphgraph.train.taylor import taylor as taylor
-    from morphgraph.workflow import apply as apply, save as save, verify as verify
+    from morphgraph.workflow import save as save, verify as verify
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
 _HOMES = {
@@ -73,7 +73,7 @@ _HOMES = {
     "Regularizer": "morphgraph.train.regularizer",
     "UnsupportedError": "morphgraph.errors",
     "VerificationError": "morphgraph.errors",
-    "apply": "morphgraph.workflow",
+    "apply": "morphgraph.steps",
     "bench": "morphgraph.benchmark",
     "cost": "morphgraph.passes.analysis.cost",
     "export": "morphgraph.torch_io.export",
@@ -83,7 +83,7 @@ _HOMES = {
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
     "morph": "morphgraph.train.loop",
-    "plan": "morphgraph.passes.planning.removal_path",
+    "plan": "morphgraph.steps",
     "register": "morphgraph.ops",
     "resize_module": "morphgraph.torch_io.resize_module",
     "sensitivity": "morphgraph.passes.checking.sensitivity",

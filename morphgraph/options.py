@@ -14,6 +14,8 @@ Score = Literal["l2", "l1", "bn", "lasso", "random"]
 DataScore = Literal["data", "variance", "activation"]
 """The same by calibration inputs, see :func:`morphgraph.shrinking.data_scores`."""
 
+AnyScore = Literal[Score, DataScore]
+
 Allocation = Literal["shares", "sum"]
 """What scores of different groups are to each other, see :func:`morphgraph.plan`."""
 
@@ -41,6 +43,7 @@ Method = Literal["morph", Alone]
 
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 METHODS: tuple[Method, ...] = get_args(Method)
+DATA_SCORES: tuple[DataScore, ...] = get_args(DataScore)
 
 
 def option(

@@ -5,9 +5,11 @@ for a budget, the fit of what is left: the passes of :mod:`morphgraph.passes.cal
 :mod:`morphgraph.passes.refit`, one after the other.
 """
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,19 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, FloatArray
 from morphgraph.calibration import ImageOptions, Progress, Samples, no_progress
-from morphgraph.errors import MorphWarning, VerificationError
+from morphgraph.errors import (
+    BudgetError,
+    DataError,
+    ModelError,
+    MorphWarning,
+    PlanError,
+    VerificationError,
+)
 from morphgraph.graph import ChannelGraph, Group
-from morphgraph.onnx_io import ModelLike, as_model, escape
-from morphgraph.onnx_io.runtime import session
+from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, escape
+from morphgraph.onnx_io.inputs import Inputs
+from morphgraph.onnx_io.runtime import is_refusal, session
+from morphgraph.ops.parameters import layers_weights
 from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -31,10 +42,10 @@ from morphgraph.passes.calibration.curves import (
 )
 from morphgraph.passes.calibration.statistics import Calibration, calibrate
 from morphgraph.passes.checking.sensitivity import relative_error
-from morphgraph.passes.checking.verify import require_valid
+from morphgraph.passes.checking.verify import VerifyReport, require_valid
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds, Widths
-from morphgraph.passes.planning.constraints import Budget
+from morphgraph.passes.planning.constraints import Budget, require_reachable, resolve_budget
 from morphgraph.passes.planning.removal_path import plan as make_plan
 from morphgraph.passes.refit.refit import LayerError, Refitted, refit
 from morphgraph.plans import Plan
@@ -48,6 +59,8 @@ LIMIT = 512
 HELD_OUT = 0.2
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5)
 """Shares of the first budget's cost at which a curve is measured."""
+CHECKED = 8
+"""Samples that the resize is checked on."""
 BATCH_BYTES = 64e6
 LARGEST_BATCH = 100
 
@@ -101,6 +114,7 @@ class ShrinkResult:
         curve: the errors at other budgets, where they were asked for.
         samples: how many inputs it was fitted to, and how many were held out.
         tuned: the errors before self-distillation; empty without.
+        check: of the resize, against the masked original; ``None`` where it was not made.
     """
 
     model: ir.Model
@@ -111,6 +125,7 @@ class ShrinkResult:
     samples: tuple[int, int]
     curve: tuple[CurvePoint, ...] = ()
     tuned: tuple[OutputCheck, ...] = ()
+    check: VerifyReport | None = None
 
 
 class Shrinker:
@@ -188,15 +203,48 @@ class Shrinker:
     @cached_property
     def calibration(self) -> Calibration:
         """In what order channels may go."""
-        return calibrate(
-            self.graph,
-            self.batches(),
-            stops=self._stops,
-            wanted=self._looked_at,
-            seed=self.seed,
-            threads=self.threads,
-            progress=self.progress,
-        )
+        with self._blaming_samples():
+            self._require_numbers()
+            return calibrate(
+                self.graph,
+                self.batches(),
+                stops=self._stops,
+                wanted=self._looked_at,
+                seed=self.seed,
+                threads=self.threads,
+                progress=self.progress,
+            )
+
+    def _require_numbers(self) -> None:
+        """Refuse a network whose results are no numbers, which nothing can be fitted to.
+
+        Raises:
+            ModelError: names the output.
+        """
+        first = next(self.held_out.batches(1))
+        (found,) = run_all(self.graph.model, iter([first]), self.threads)
+        for name, array in found.items():
+            is_float = hasattr(array, "dtype") and np.issubdtype(array.dtype, np.floating)
+            if is_float and array.size and not np.isfinite(array).any():
+                raise ModelError(
+                    f"output '{escape(name)}' is NaN or infinite for these inputs "
+                    f"({self.samples.described}); repair the model's weights, or give inputs as it "
+                    "expects them"
+                )
+
+    @contextmanager
+    def _blaming_samples(self) -> Iterator[None]:
+        """What ONNX Runtime refuses while the original runs, it refuses because of the inputs."""
+        try:
+            yield
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            words = " ".join(str(error).split())
+            raise DataError(
+                f"{self.samples.described}: the model does not run on some of them ({words}); "
+                "check that they are what it expects"
+            ) from error
 
     def scores(self, kind: DataScore = "data") -> FloatArray:
         """A number per channel, ``[channels]``; see :func:`data_scores`."""
@@ -216,10 +264,18 @@ class Shrinker:
         )
         return channel_scores(self.calibration, points)
 
-    def plan(self, budget: Budget, score: DataScore = "data", **options: Any) -> Plan:
+    def plan(
+        self,
+        budget: Budget,
+        score: DataScore = "data",
+        *,
+        allocation: Allocation | None = None,
+        **options: Any,
+    ) -> Plan:
         """The plan for a budget; ``options`` as of :func:`morphgraph.plan`."""
-        allocation: Allocation = "sum" if score == "data" else "shares"
-        bounds = self.bounds
+        bounds, counted = self.bounds, options.get("convention", "default")
+        # A budget that cannot be met is told before anything is measured.
+        require_reachable(resolve_budget(self.graph, budget, counted), bounds.on(self.graph))
         made = make_plan(
             self.graph,
             budget,
@@ -230,29 +286,100 @@ class Shrinker:
             exclude=bounds.exclude,
             widths=bounds.widths,
             same=bounds.same,
-            allocation=allocation,
+            allocation=allocation or ("sum" if score == "data" else "shares"),
             **options,
         )
         request = {**made.request, "score": score, "samples": self.samples.count}
         return msgspec.structs.replace(made, request=request)
 
-    def fit(self, plan: Plan) -> Refitted:
-        """The network of a plan, fitted to what the original computes."""
-        fitted = refit(
-            self.graph,
-            plan.keep_channels(self.graph),
-            self.batches(),
-            self.aside(),
-            seed=self.seed,
-            threads=self.threads,
-            progress=self.progress,
-        )
+    def fit(self, plan: Plan, what: str = "") -> Refitted:
+        """The network of a plan, fitted to what the original computes.
+
+        Args:
+            plan: which channels stay.
+            what: of this plan progress is told, where there are several.
+
+        Raises:
+            PlanError: the plan adds channels.
+        """
+        if plan.added(self.graph):
+            raise PlanError(
+                "the plan adds channels, and a refit fits what is left of those that there were; "
+                "apply it without a refit, or refit a plan that only removes"
+            )
+        with self._blaming_samples():
+            self._require_numbers()
+            fitted = refit(
+                self.graph,
+                plan.keep_channels(self.graph),
+                self.batches(),
+                self.aside(),
+                seed=self.seed,
+                threads=self.threads,
+                progress=lambda phase, done, total: self.progress(what + phase, done, total),
+            )
+        self._list_biases(fitted.model)
         require_valid(self.graph, fitted.model)
         return fitted
+
+    def _list_biases(self, model: ir.Model) -> None:
+        """Biases that the refit made are parameters, where the model lists these."""
+        if PARAMETERS_KEY in model.metadata_props:
+            former = self.graph.model.graph.initializers
+            made = [name for name in sorted(layers_weights(model)) if name not in former]
+            listed = json.loads(model.metadata_props[PARAMETERS_KEY])
+            model.metadata_props[PARAMETERS_KEY] = json.dumps([*listed, *made])
+
+    def expected(self, plan: Plan | None = None) -> list[Arrays]:
+        """What the original gives for inputs held out; of a plan, at the positions that stay."""
+        with self._blaming_samples():
+            found = run_all(self.graph.model, self.aside(), self.threads)
+        keep = plan.keep_channels(self.graph) if plan else {}
+        selection = AxisSelection(self.graph, keep)
+        for output in self.graph.model.graph.outputs:
+            name = output.name or ""
+            for axis, positions in selection.cuts(name) if keep else ():
+                for arrays in found:
+                    arrays[name] = arrays[name].take(positions, axis)
+        return found
 
     def errors(self, model: ir.Model, expected: Sequence[Arrays]) -> tuple[OutputCheck, ...]:
         """How far a model's outputs are from the original's on held-out inputs."""
         return checks(expected, run_all(model, self.aside(), self.threads))
+
+    def curve(
+        self,
+        kind: str = "flops",
+        *,
+        score: DataScore = "data",
+        refit: bool = True,
+        convention: Convention = "default",
+    ) -> tuple[CurvePoint, ...]:
+        """What the outputs lose at several shares of a cost, those that no plan reaches left out.
+
+        Args:
+            kind: of the cost, as of :func:`morphgraph.cost`.
+            score: see :func:`data_scores`.
+            refit: whether kernels are fitted.
+            convention: of the cost.
+        """
+        resource = cost(self.graph, kind, convention=convention)
+        expected = self.expected()
+        points = []
+        for share in CURVE:
+            try:
+                with warnings.catch_warnings():  # the plan that is applied has told of them
+                    warnings.simplefilter("ignore", MorphWarning)
+                    plan = self.plan({kind: share * resource.total}, score, convention=convention)
+            except BudgetError:
+                break
+            if refit:
+                model = self.fit(plan, f"{share:.0%} of {kind}, ").model
+            else:
+                model = resize_and_check(self.graph, plan, verify=False).model
+            reached = resource.at(plan.widths(self.graph)) / resource.total
+            points.append(CurvePoint(share, reached, self.errors(model, expected)))
+        return tuple(points)
 
 
 def shrink(
@@ -330,23 +457,38 @@ def shrink(
         progress=progress,
     )
     plan = shrinker.plan(budget, score, convention=convention)
-    return finish(shrinker, plan, budget, refit=refit, tune=tune, curve=curve, verify=verify)
+    result = finish(shrinker, plan, refit=refit, tune=tune, verify=verify)
+    if not curve:
+        return result
+    kind = next(iter(budget), "flops")
+    points = shrinker.curve(kind, score=score, refit=refit, convention=convention)
+    return replace(result, curve=points)
 
 
 def finish(
     shrinker: Shrinker,
     plan: Plan,
-    budget: Budget | None = None,
     *,
     refit: bool = True,
     tune: int = 0,
-    curve: bool = False,
     verify: bool = True,
-    score: DataScore = "data",
+    inputs: Inputs | None = None,
 ) -> ShrinkResult:
-    """Apply a plan, fit what is left, and say how far it is from the original."""
-    sliced = resize_and_check(shrinker.graph, plan, verify=verify, seed=shrinker.seed).model
-    expected = run_all(shrinker.graph.model, shrinker.aside(), shrinker.threads)
+    """Apply a plan, fit what is left, and say how far it is from the original.
+
+    Args:
+        shrinker: of the original.
+        plan: which channels stay.
+        refit, tune, verify: as of :func:`shrink`.
+        inputs: of the check against the masked original; the first of those held out, if not given.
+    """
+    expected = shrinker.expected(plan)
+    if inputs is None:
+        inputs = next(shrinker.held_out.batches(min(shrinker.batch, CHECKED)))
+    resized = resize_and_check(
+        shrinker.graph, plan, verify=verify, seed=shrinker.seed, inputs=inputs
+    )
+    sliced = resized.model
     before = shrinker.errors(sliced, expected)
     model, error = sliced, before
     layers: tuple[LayerError, ...] = ()
@@ -359,20 +501,17 @@ def finish(
         _warn_of_few(fitted, shrinker.fitted.count)
     tuned: tuple[OutputCheck, ...] = ()
     if tune:
-        model, tuned, error = _tuned(shrinker, plan, model, tune, expected, error)
-    points = _curve(shrinker, budget or {}, refit, score) if curve else ()
+        tuned = error
+        model, error = _tuned(shrinker, plan, model, tune, expected)
     sizes = shrinker.fitted.count, shrinker.held_out.count
-    return ShrinkResult(model, plan, error, before, layers, sizes, points, tuned)
+    return ShrinkResult(
+        model, plan, error, before, layers, sizes, tuned=tuned, check=resized.report
+    )
 
 
 def _tuned(
-    shrinker: Shrinker,
-    plan: Plan,
-    model: ir.Model,
-    steps: int,
-    expected: Sequence[Arrays],
-    error: tuple[OutputCheck, ...],
-) -> tuple[ir.Model, tuple[OutputCheck, ...], tuple[OutputCheck, ...]]:
+    shrinker: Shrinker, plan: Plan, model: ir.Model, steps: int, expected: Sequence[Arrays]
+) -> tuple[ir.Model, tuple[OutputCheck, ...]]:
     from morphgraph.train.distill import distill
 
     found = distill(
@@ -385,25 +524,9 @@ def _tuned(
         seed=shrinker.seed,
         progress=shrinker.progress,
     )
-    return found.model, error, shrinker.errors(found.model, expected)
-
-
-def _curve(
-    shrinker: Shrinker, budget: Budget, refit: bool, score: DataScore
-) -> tuple[CurvePoint, ...]:
-    kind = next(iter(budget), "flops")
-    resource = cost(shrinker.graph, kind)
-    expected = run_all(shrinker.graph.model, shrinker.aside(), shrinker.threads)
-    points = []
-    for share in CURVE:
-        plan = shrinker.plan({kind: share * resource.total}, score)
-        if refit:
-            model = shrinker.fit(plan).model
-        else:
-            model = resize_and_check(shrinker.graph, plan, verify=False).model
-        reached = resource.at(plan.widths(shrinker.graph)) / resource.total
-        points.append(CurvePoint(share, reached, shrinker.errors(model, expected)))
-    return tuple(points)
+    if found.reason:
+        warnings.warn(found.reason, MorphWarning, stacklevel=4)
+    return found.model, shrinker.errors(found.model, expected)
 
 
 def data_scores(
@@ -474,8 +597,10 @@ def _check(name: str, expected: Sequence[Array], found: Sequence[Array]) -> Outp
     unit = len(lengths) > 1 and np.allclose(lengths, 1.0, atol=1e-3)
     products = np.einsum("nc,nc->n", one, other, dtype=np.float64)
     norms = lengths * np.linalg.norm(other.astype(np.float64), axis=1)
+    if one.shape[1] < 2:
+        return OutputCheck(name, error)
     cosine = float(np.mean(products / np.maximum(norms, 1e-30))) if rank == 2 else None
-    if one.shape[1] < 2 or unit:
+    if unit:
         return OutputCheck(name, error, None, cosine)
     same = float(np.mean(one.argmax(axis=1) == other.argmax(axis=1)))
     return OutputCheck(name, error, same, cosine)
@@ -494,7 +619,8 @@ def _require_same(walked: Sequence[Arrays], found: Sequence[Arrays]) -> None:
                 if not np.allclose(other[name], array, rtol=0, atol=WALKED * scale, equal_nan=True):
                     raise VerificationError(
                         f"output '{escape(name)}' of the fitted network is not what it was while "
-                        "it was fitted; please report the model's structure, and use refit=False"
+                        "it was fitted; please report the model's structure, and do without the "
+                        "refit (--no-refit, refit=False)"
                     )
 
 
@@ -503,9 +629,9 @@ def _warn_of_few(fitted: Refitted, count: int) -> None:
     if few:
         worst = max(few, key=lambda layer: layer.inputs / max(layer.places, 1))
         warnings.warn(
-            f"{count} samples are few: {len(few)} layers see fewer places than they have inputs "
-            f"('{escape(worst.name)}': {worst.places} places, {worst.inputs} inputs); ridge "
-            "regression carries them; give more samples",
+            f"too few samples ({count}) for {len(few)} of {len(fitted.layers)} layers, which are "
+            f"fitted at fewer places than they have inputs ('{escape(worst.name)}': "
+            f"{worst.places} of {worst.inputs}); ridge regression carries them; give more samples",
             MorphWarning,
             stacklevel=4,
         )

@@ -61,33 +61,7 @@ def apply(
     seed: int = 0,
     inputs: Inputs | None = None,
 ) -> ir.Model:
-    """Resize a model by a plan, and check the result against the masked original.
-
-    Args:
-        graph: a lifted model, or a model or path that is lifted here, as it was for the plan; it is
-            not changed.
-        plan: which channels stay.
-        weights: ``"keep"`` (also ``None``): those of the model, of which growth leaves the function
-            as it is. ``"fresh"``: newly drawn ones for training from scratch, as
-            :func:`morphgraph.fresh` draws them. A trained module or ``state_dict``: the weights and
-            running statistics there, by name, instead of those in the model.
-        verify: whether to check the result, as :func:`verify` does. Fresh weights are drawn after
-            the check: it is made with those of the model.
-        absorb: whether removed channels that were constant move into the next bias; what cannot
-            move is warned of.
-        seed: of the check's inputs, of the kernels that make new channels, and of fresh weights.
-        inputs: of the check, instead of random ones, as :func:`verify` takes them.
-
-    Raises:
-        ArgumentError: ``absorb`` with fresh weights, which leave nothing to absorb into.
-        PlanError: the plan is for another network, or nothing would be left of this one.
-        ModelError: ``weights`` lacks a tensor, or has it in another shape.
-        UnsupportedError: neither ONNX Runtime nor PyTorch runs the model, so that it cannot be
-            checked.
-        VerificationError: the result is wrong: it computes something else, is refused by ONNX
-            Runtime where the original is not, or by ``onnx.checker`` (looked for also without
-            ``verify``).
-    """
+    """What :func:`morphgraph.apply` gives without a refit."""
     return resize_and_check(
         graph, plan, weights=weights, verify=verify, absorb=absorb, seed=seed, inputs=inputs
     ).model

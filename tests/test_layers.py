@@ -35,6 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"workflow"}),
     frozenset({"benchmark", "train"}),
     frozenset({"shrinking"}),
+    frozenset({"steps"}),
     frozenset({"recipes"}),
     frozenset({"report"}),
     frozenset({"cli"}),

@@ -97,7 +97,8 @@ class Samples:
         if limit is not None:
             runs = runs[spread(len(runs), max(limit // layout.batch, 1), seed)]
         source.choose(runs.reshape(-1))
-        described = f"{runs.size} {reader.kind}" + (f" of {name}" if name else "") + reader.done
+        kind = reader.kind.removesuffix("s") if runs.size == 1 else reader.kind
+        described = f"{runs.size} {kind}" + (f" of {name}" if name else "") + reader.done
         return cls(source, layout, runs, seed, described)
 
     @property

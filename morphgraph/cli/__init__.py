@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "Export a PyTorch network to ONNX in trainable form.",
     "analyze": "Show a model's channel groups, what they cost, and which can shrink.",
     "plan": "Decide which channels stay so that a model fits a budget.",
+    "shrink": "Fit a model into a budget without training it, by calibration inputs.",
     "expand": "Multiply the widths of a plan by the largest factor that fits a budget.",
     "apply": "Resize a model by a plan, and check the result.",
     "verify": "Check that a resized model computes what the masked original computes.",

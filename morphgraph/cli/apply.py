@@ -1,12 +1,16 @@
 """``morphgraph apply``: the same network in another size."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+
+import click
 
 from morphgraph.cli.checks import check_report
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
+from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
 from morphgraph.cli.models import Lifting, naming, open_inputs, open_planned
+from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
     InputFiles,
     OutputFormat,
@@ -15,9 +19,20 @@ from morphgraph.cli.shared_options import (
     check_output,
     output_file,
 )
+from morphgraph.cli.shrink import tell_layers
+from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
 from morphgraph.options import Start, option
 from morphgraph.workflow import resize_and_check, save
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from morphgraph.calibration import Samples
+    from morphgraph.graph import ChannelGraph
+    from morphgraph.onnx_io.inputs import Inputs
+    from morphgraph.plans import Plan
+    from morphgraph.report.tables import Report
 
 
 @command
@@ -34,6 +49,15 @@ def apply(
     absorb: Annotated[
         bool, option("Move what removed channels added as a constant into the next bias.")
     ] = False,
+    refit: Annotated[
+        Path | None,
+        option(
+            "Calibration inputs, without labels: fit the kernels that are left to what the "
+            "original computes for them.",
+            metavar=DATA_METAVAR,
+        ),
+    ] = None,
+    reading: DataOptions,
     fold: Annotated[
         bool, option("Write a file for shipping: BatchNorm and scales go into the layers beside.")
     ] = False,
@@ -48,11 +72,25 @@ def apply(
     The result is compared, on random inputs or those given, with the original whose removed
     channels are masked: in ONNX Runtime, or in PyTorch where that does not know an operator. A
     result that is wrong is not written. Fresh weights are drawn after the check. With
-    ``--fold``, what is written is compared with the result once more.
+    ``--fold``, what is written is compared with the result once more. With ``--refit`` kernels are
+    fitted after the check, and what the outputs lose on inputs that were held out is told.
     """
-    check_output(output, overwrite, model, plan)
+    if refit is not None and weights == "fresh":
+        raise click.UsageError("--refit fits the weights that are kept; leave out --weights fresh")
+    if refit is not None and absorb:
+        raise click.UsageError("--refit moves more into the biases than --absorb; leave that out")
+    check_output(output, overwrite, model, plan, *((refit,) if refit else ()))
     batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
+    if refit is not None:
+        samples = reading.read(refit, graph.model, seed)
+        with naming(model, ModelError):
+            fitted, report = _refit(graph, chosen, samples, not no_verify, seed, batches)
+        show(report, output_format)
+        with naming(model):
+            save(fitted, output, overwrite, folded=fold)
+        note(f"wrote {escape(str(output))}")
+        return
     with step("resizing"), naming(model):
         result = resize_and_check(
             graph,
@@ -67,3 +105,22 @@ def apply(
         save(result.model, output, overwrite, folded=fold)
     show(check_report(graph, chosen, result.report), output_format)
     note(f"wrote {escape(str(output))}")
+
+
+def _refit(
+    graph: "ChannelGraph",
+    plan: "Plan",
+    samples: "Samples",
+    verify: bool,
+    seed: int,
+    inputs: "Inputs | None",
+) -> "tuple[ir.Model, Report]":
+    """The fitted network, and what is to be expected of it."""
+    from morphgraph.report.shrinking import Calibrated, shrink_report
+    from morphgraph.shrinking import Shrinker, finish
+
+    shrinker = Shrinker(graph, samples, seed=seed, progress=ProgressLines())
+    result = finish(shrinker, plan, verify=verify, inputs=inputs)
+    tell_layers(result)
+    counts = shrinker.fitted.count, shrinker.held_out.count
+    return result.model, shrink_report(graph, Calibrated(samples.described, *counts), result)

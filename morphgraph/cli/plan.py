@@ -2,13 +2,15 @@
 
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import click
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
+from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
 from morphgraph.cli.models import Lifting, naming, open_graph, open_inputs, warn_of_weights
+from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
     OutputFormat,
     Overwrite,
@@ -23,12 +25,14 @@ from morphgraph.cli.width_options import PlanOptions
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.inputs import load_indices
-from morphgraph.options import option
+from morphgraph.options import DATA_SCORES, Score, option
 from morphgraph.passes.planning import removal_path, uniform as by_width
 from morphgraph.report.planning import plan_report
 
 if TYPE_CHECKING:
+    from morphgraph.calibration import Samples
     from morphgraph.graph import ChannelGraph
+    from morphgraph.plans import Plan
     from morphgraph.report.tables import Report
 
 _FIT = "fit"
@@ -110,6 +114,14 @@ def plan(
         ),
     ] = None,
     options: PlanOptions,
+    data: Annotated[
+        Path | None,
+        option(
+            f"Calibration inputs, for --score {', '.join(DATA_SCORES[:-1])} or {DATA_SCORES[-1]}.",
+            metavar=DATA_METAVAR,
+        ),
+    ] = None,
+    reading: DataOptions,
     output: Annotated[Path | None, output_file("plan.json")] = None,
     overwrite: Overwrite = False,
     lifting: Lifting,
@@ -118,12 +130,25 @@ def plan(
     """Decide which channels stay so that a model fits a budget.
 
     Give budgets, --uniform, or widths with --set, which goes with both others. Without -o the plan
-    is shown and not written.
+    is shown and not written. What calibration inputs say of the channels (--score data --data FILE)
+    serves networks that are not trained again; `shrink` goes the whole way.
     """
     by_index = bool(classes or tokens)
+    by_data = options.score in DATA_SCORES
+    if by_data and data is None:
+        raise click.UsageError(f"--score {options.score} needs calibration inputs; give --data")
+    if data is not None and not by_data:
+        raise click.UsageError(
+            f"--data goes with --score {', '.join(DATA_SCORES[:-1])} or {DATA_SCORES[-1]}; choose "
+            "one, or leave --data out"
+        )
     if sensitivity:
         if budgets or ratio is not None or by_index or options.widths or output is not None:
             raise click.UsageError("--sensitivity makes no plan; leave out what a plan is for")
+        if by_data:
+            raise click.UsageError(
+                "--sensitivity goes by scores of weights; choose another --score"
+            )
         graph = open_graph(model, lifting)
         with naming(model, ModelError):
             show(_sensitivity(graph, inputs, options), output_format)
@@ -137,12 +162,15 @@ def plan(
         "keep_classes": _alone(dict(classes)),
         "keep_tokens": _alone({name: load_indices(path) for name, path in tokens}),
     }
-    check_output(output, overwrite, model)
+    check_output(output, overwrite, model, *((data,) if data else ()))
     graph = open_graph(model, lifting, pin_outputs=not by_index, pin_rows=not tokens)
     if options.score != "random":
         warn_of_weights(model, graph)
+    samples = reading.read(data, graph.model, options.seed) if data else None
     with step("planning"), naming(model, ModelError):
-        if ratio is not None:
+        if samples is not None:
+            result = _by_data(graph, samples, ratio, dict(budgets), kept, options)
+        elif ratio is not None:
             result = by_width.uniform(
                 graph,
                 ratio if isinstance(ratio, float) else None,
@@ -156,6 +184,30 @@ def plan(
         result.save(output, overwrite)
     show(plan_report(graph, result, options.convention), output_format)
     note(f"wrote {escape(str(output))}" if output else "nothing written; give -o to keep the plan")
+
+
+def _by_data(
+    graph: "ChannelGraph",
+    samples: "Samples",
+    ratio: float | str | None,
+    budget: dict[str, str],
+    kept: dict[str, Any],
+    options: PlanOptions,
+) -> "Plan":
+    """The plan by a score of calibration inputs."""
+    from morphgraph.passes.planning.bounds import WidthBounds
+    from morphgraph.shrinking import Shrinker
+
+    arguments = options.arguments()
+    score, convention, seed = (arguments.pop(name) for name in ("score", "convention", "seed"))
+    shrinker = Shrinker(
+        graph, samples, bounds=WidthBounds(**arguments), seed=seed, progress=ProgressLines()
+    )
+    if ratio is None:
+        return shrinker.plan(budget, score, convention=convention, **kept)
+    share = ratio if isinstance(ratio, float) else None
+    given = arguments | {"score": shrinker.scores(score), "convention": convention}
+    return by_width.uniform(graph, share, budget=budget, **kept, **given)
 
 
 def _sensitivity(graph: "ChannelGraph", inputs: Path | None, options: PlanOptions) -> "Report":
@@ -173,7 +225,7 @@ def _sensitivity(graph: "ChannelGraph", inputs: Path | None, options: PlanOption
     rows = sensitivity(
         graph,
         open_inputs(inputs),
-        score=options.score,
+        score=cast("Score", options.score),
         include=options.include,
         exclude=options.exclude,
         seed=options.seed,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from morphgraph.cli.shared_options import RoundTo, Seed, assignment, width, width_or_share
-from morphgraph.options import Score, option
+from morphgraph.options import AnyScore, DataScore, option
 from morphgraph.passes.analysis.cost import Convention
 
 Counting = Annotated[Convention, option("How costs are counted.")]
@@ -23,7 +23,13 @@ _SAME = "All these groups get one width, as a model's configuration needs it; ma
 class PlanOptions:
     """Keyword arguments of :func:`morphgraph.plan` and :func:`morphgraph.uniform`."""
 
-    score: Annotated[Score, option("How channels of a group are ranked.")] = "l2"
+    score: Annotated[
+        AnyScore,
+        option(
+            "How channels of a group are ranked: by their kernels, or by what calibration inputs "
+            "(--data) say of them."
+        ),
+    ] = "l2"
     round_to: RoundTo = 1
     min_width: Annotated[
         int,
@@ -58,6 +64,20 @@ class PlanOptions:
             widths.pop(pattern, None)  # the last that is given comes last
             widths[pattern] = wish
         return asdict(self) | {"widths": widths}
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkOptions(PlanOptions):
+    """The same where there are calibration inputs."""
+
+    score: Annotated[
+        DataScore,
+        option(
+            "How channels are ranked and widths chosen: by what removing them does to the outputs "
+            "after the best compensation (data), or by the variance or the energy of what they "
+            "give."
+        ),
+    ] = "data"
 
 
 @dataclass(frozen=True, slots=True)

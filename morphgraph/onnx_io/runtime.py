@@ -59,6 +59,11 @@ def _refused(error: Exception) -> UnsupportedError:
     )
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether an error is one of ONNX Runtime's, which share no base class of their own."""
+    return type(error).__module__ == f"{onnxruntime.__name__}.capi.onnxruntime_pybind11_state"
+
+
 def run(model: ir.Model, feeds: Mapping[str, Array]) -> Arrays:
     """Run a model once, without optimizations that reorder arithmetic; results by name.
 

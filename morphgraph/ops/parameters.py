@@ -23,7 +23,7 @@ def listed_parameters(model: ir.Model) -> list[str] | None:
     values = {value.name for value in values_of(model.graph) if _is_read(value)}
     listed = stored_names(model)
     known = [name for name in listed if name in values]
-    if len(known) < len(listed) and not _layers_weights(model) <= set(known):
+    if len(known) < len(listed) and not layers_weights(model) <= set(known):
         return None
     return known
 
@@ -71,7 +71,7 @@ def _may_train(value: ir.Value) -> bool:
     return tensor is not None and tensor.dtype.is_floating_point() and tensor.shape.rank() > 0
 
 
-def _layers_weights(model: ir.Model) -> set[str]:
+def layers_weights(model: ir.Model) -> set[str]:
     """Names of the floating-point initializers that layers read as kernels, scales and biases."""
     return {
         name

@@ -9,6 +9,7 @@ import numpy as np
 
 from morphgraph.recipes.sweep import Row
 from morphgraph.report.axes import Axis, Frame, svg_page, svg_text
+from morphgraph.report.lines import LEGEND_ROW, cost_title, curve, legend
 from morphgraph.report.runs import NAMES, budget_text, duration, shares_text
 from morphgraph.report.tables import (
     Cell,
@@ -21,18 +22,7 @@ from morphgraph.report.tables import (
     share,
 )
 
-# Told apart by people who see colours differently (Okabe and Ito 2008), and by their marks.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
-_MARKS = ("circle", "square", "triangle", "diamond", "down", "plus", "ring")
-_TITLES = {
-    "flops": "FLOPs",
-    "params": "parameters",
-    "memory": "activation memory",
-    "latency": "latency",
-}
 _PANEL = (470, 330)  # width and height with labels
-_LEGEND_ROW = 20
-_ASIDE = 4.0
 
 
 @dataclass(frozen=True)
@@ -56,9 +46,9 @@ def points_of(rows: Sequence[Row]) -> list[Point]:
         budget = budget_text(row.budget)
         name = NAMES["slim" if row.method == "morph" else row.method]
         if row.method == "morph" and not own_cost:
-            name += f", regularized by {_title(row.cost)}"
+            name += f", regularized by {cost_title(row.cost)}"
         if len(units) > 1 and row.method != "base":
-            name += f" (budget on {_title(next(iter(row.budget)))})"
+            name += f" (budget on {cost_title(next(iter(row.budget)))})"
         gathered[name, budget].append(row)
     return [_point(name, budget, same) for (name, budget), same in gathered.items()]
 
@@ -88,7 +78,7 @@ def sweep_report(rows: Sequence[Row], written: Sequence[str] = ()) -> Report:
         number_column("seeds", plain),
         number_column("accuracy", percent),
         number_column("standard error", percent),
-        *(number_column(f"{_title(unit)} of original", share) for unit in units),
+        *(number_column(f"{cost_title(unit)} of original", share) for unit in units),
     )
     cells: list[list[Cell]] = [
         [
@@ -103,10 +93,6 @@ def sweep_report(rows: Sequence[Row], written: Sequence[str] = ()) -> Report:
     ]
     foot = ["written: " + ", ".join(written)] if written else []
     return Report(rows, [Table(titles, cells)], foot=foot)
-
-
-def _title(unit: str) -> str:
-    return _TITLES.get(unit, unit)
 
 
 def _shared_units(points: Sequence[Point]) -> list[str]:
@@ -130,20 +116,24 @@ def curves_svg(rows: Sequence[Row], data: str) -> str:
     across = min(len(units), 2)
     down = math.ceil(len(units) / across)
     width = across * _PANEL[0]
-    head = 44 + _LEGEND_ROW * len(series)
+    head = 44 + LEGEND_ROW * len(series)
     height = head + down * _PANEL[1] + 10
     low = min(point.accuracy - point.error for point in points)
     high = max(point.accuracy + point.error for point in points)
     vertical = Axis.around(100 * low, 100 * high)
-    parts = [_title_line(rows, points, data), *_legend(series)]
+    parts = [_title_line(rows, points, data), *legend(series)]
     for index, unit in enumerate(units):
         corner = ((index % across) * _PANEL[0], head + index // across * _PANEL[1])
         shares = [100 * point.shares[unit] for point in points]
         frame = Frame(corner, _PANEL, Axis.around(min(shares), max(shares)), vertical)
-        parts += frame.draw(f"{_title(unit)} (% of the original)", "test accuracy (%)")
+        parts += frame.draw(f"{cost_title(unit)} (% of the original)", "test accuracy (%)")
         for place, name in enumerate(series):
-            own = [point for point in points if point.series == name]
-            parts += _curve(frame, unit, own, place, place - (len(series) - 1) / 2)
+            own = [
+                (100 * point.shares[unit], 100 * point.accuracy, 100 * point.error)
+                for point in points
+                if point.series == name
+            ]
+            parts += curve(frame, own, place, place - (len(series) - 1) / 2)
     return svg_page(width, height, f"Test accuracy on {data} against cost, by method", parts)
 
 
@@ -154,53 +144,3 @@ def _title_line(rows: Sequence[Row], points: Sequence[Point], data: str) -> str:
     bars = "; bars: standard error of the mean" if seeds[-1] > 1 else ""
     epochs = max(row.epochs for row in rows)
     return svg_text(16, 26, f"{data}: {epochs} epochs, {many} {word}{bars}", 14, weight=600)
-
-
-def _legend(series: Sequence[str]) -> list[str]:
-    parts = []
-    for place, name in enumerate(series):
-        y = 46 + _LEGEND_ROW * place
-        colour = _COLOURS[place % len(_COLOURS)]
-        parts.append(f'<path d="M16 {y}h28" stroke="{colour}" stroke-width="1.8"/>')
-        parts.append(_mark(30, y, place))
-        parts.append(svg_text(54, y + 4, name, 12.5))
-    return parts
-
-
-def _curve(frame: Frame, unit: str, points: Sequence[Point], place: int, side: float) -> list[str]:
-    """A line through a series' points from the left to the right, with marks and error bars.
-
-    Series stand a little beside each other, or those at the same cost would hide each other.
-    """
-    colour = _COLOURS[place % len(_COLOURS)]
-    ordered = sorted(points, key=lambda point: point.shares[unit])
-    xs = [frame.x(100 * point.shares[unit]) + _ASIDE * side for point in ordered]
-    ys = [frame.y(100 * point.accuracy) for point in ordered]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
-    parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>']
-    for point, x, y in zip(ordered, xs, ys, strict=True):
-        if point.error:
-            top, bottom = (frame.y(100 * (point.accuracy + s * point.error)) for s in (1, -1))
-            parts.append(
-                f'<path d="M{x - 4:.1f} {top:.1f}h8m-4 0V{bottom:.1f}m-4 0h8" fill="none" '
-                f'stroke="{colour}" stroke-width="1.2"/>'
-            )
-        parts.append(_mark(x, y, place))
-    return parts
-
-
-def _mark(x: float, y: float, place: int) -> str:
-    """The sign of a series, centred."""
-    colour, shape = _COLOURS[place % len(_COLOURS)], _MARKS[place % len(_MARKS)]
-    at = f"M{x:.1f} {y:.1f}"
-    paths = {
-        "square": f"{at}m-4 -4h8v8h-8z",
-        "triangle": f"{at}m0 -5l5 9h-10z",
-        "diamond": f"{at}m0 -5.5l5.5 5.5l-5.5 5.5l-5.5 -5.5z",
-        "down": f"{at}m0 5l5 -9h-10z",
-        "plus": f"{at}m-1.5 -5h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5v-3h3.5z",
-    }
-    if shape in paths:
-        return f'<path d="{paths[shape]}" fill="{colour}"/>'
-    fill = colour if shape == "circle" else "#ffffff"
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.2" fill="{fill}" stroke="{colour}"/>'

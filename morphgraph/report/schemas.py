@@ -7,6 +7,7 @@ from morphgraph.report.analysis import Analysis
 from morphgraph.report.differences import Diff
 from morphgraph.report.explanation import Explanation
 from morphgraph.report.sensitivity import SensitivityReport
+from morphgraph.report.shrinking import ShrinkReport
 
 SCHEMAS: dict[str, type] = {
     "plan": Plan,
@@ -14,6 +15,7 @@ SCHEMAS: dict[str, type] = {
     "diff": Diff,
     "explanation": Explanation,
     "sensitivity": SensitivityReport,
+    "shrink": ShrinkReport,
 }
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -65,49 +65,7 @@ def plan(
     convention: Convention = "default",
     allocation: Allocation = "shares",
 ) -> Plan:
-    """The plan that meets every budget and keeps what the network uses most.
-
-    Args:
-        graph: the lifted network.
-        budget: per cost (``"flops"``, ``"params"``, ...) an amount or a share of the present cost.
-        score: a kind of score, or a number per channel, ``[channels]``.
-        round_to: widths that change become multiples of this, counted in channels of the tensors
-            that layers make and read: any number of heads of size 64 is on a grid of 16.
-        min_width: no group gets narrower, counted as ``round_to``; with 0 groups may go as a whole,
-            and layers vanish.
-        include, exclude: globs over group ids, names and producers.
-        widths: widths by hand, per glob a number or a share (``"50%"``, rounded to the grid); of
-            several globs that name a group, the last counts. The budget is met by the others.
-        same: globs; all groups that one of them names get one width, which the budget chooses.
-            Which channels stay is for each group's own scores to say.
-        keep_classes: what outputs keep, by index: ``[0, 3, 7]``, or ``{"output": [0, 3, 7]}`` where
-            there are several outputs (``"output:1"`` names the axis as well). The graph must be
-            lifted with ``pin_outputs=False``; what else stands on outputs keeps its size.
-        keep_tokens: rows that an embedding keeps, by token id (``{"table": ids}`` where inputs
-            number several tables), and with them the tokens of a head tied to it. The graph must be
-            lifted with ``pin_rows=False`` (and ``pin_outputs=False`` for a tied head). The new
-            id of a token is its place among those that stay, in ascending order.
-        seed: of ``score="random"``.
-        convention: of the costs.
-        allocation: what scores of different groups are to each other: ``"shares"`` of what is left
-            of their group, or, where they are on one scale for the whole network, numbers whose
-            ``"sum"`` is to be the least (:mod:`morphgraph.passes.planning.allocate`).
-
-    Raises:
-        BudgetError: no plan meets the budget; says the lowest that can be met.
-        ModelError: a weight is NaN.
-        PlanError: with the widths by hand nothing would be left of the network.
-        UnsupportedError: unknown cost, score or amount, a glob that names no group, or groups of
-            different widths that are to get the same.
-
-    >>> import morphgraph as mg
-    >>> from morphgraph.testing.examples import image, residual_cnn
-    >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
-    >>> first = next(group for group in graph.groups if group.resizable)
-    >>> made = mg.plan(graph, {"flops": "50%"}, widths={first.id: "75%"})
-    >>> int(made.widths(graph)[first.index]) / first.width
-    0.75
-    """
+    """What :func:`morphgraph.plan` gives by scores of weights, or by those given."""
     channels = channels_by_index(graph, keep_classes, keep_tokens)
     bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
     allowed = bounds.on(graph)

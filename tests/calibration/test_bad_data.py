@@ -175,7 +175,7 @@ def test_objects_that_are_no_samples(
 
 
 def test_too_few_to_split(single: ir.Model) -> None:
-    with pytest.raises(DataError, match=r"1 samples: one sample is too few.*at least 2"):
+    with pytest.raises(DataError, match=r"1 sample: one sample is too few.*at least 2"):
         Samples.of(np.ones((1, 3)), single).split()
     assert [part.count for part in Samples.of(np.ones((2, 3)), single).split()] == [1, 1]
 

@@ -396,12 +396,17 @@ def test_the_published_schemas_are_up_to_date(name: str) -> None:
         ("plan", ["plan", "{model}", "--uniform", "0.5"]),
         ("diff", ["diff", "{model}", "{model}"]),
         ("explanation", ["analyze", "{model}", "--explain", "conv1"]),
+        ("shrink", ["shrink", "{model}", "--data", "{data}", "--curve"]),
+        ("shrink", ["shrink", "{model}", "--data", "{data}", "--set", "conv1=50%", "-o", "{out}"]),
     ],
 )
 def test_what_is_printed_fits_its_schema(
     model: Path, run: Any, name: str, arguments: list[str]
 ) -> None:
-    ran = run(*(argument.format(model=model) for argument in arguments), "--format", "json")
+    data, out = model.with_name("data.npz"), model.with_name("out.onnx")
+    np.savez(data, x=np.random.default_rng(0).standard_normal((9, 3, 10, 10)).astype(np.float32))
+    line = [argument.format(model=model, data=data, out=out) for argument in arguments]
+    ran = run(*line, "--format", "json")
     printed: Any = json.loads(ran.out)
     published = json.loads((SCHEMA_FOLDER / f"{name}.schema.json").read_bytes())
     top = published["$defs"][published["$ref"].rpartition("/")[2]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import onnx
 import pytest
 
@@ -54,13 +55,17 @@ def test_help_is_fast_and_loads_nothing() -> None:
 
 
 def test_the_work_on_onnx_files_is_done_without_torch(model: Path, plan: Path) -> None:
-    slim = model.with_name("slim.onnx")
+    slim, fitted, data = (model.with_name(n) for n in ("slim.onnx", "fitted.onnx", "data.npz"))
+    np.savez(data, x=np.random.default_rng(0).standard_normal((12, 3, 10, 10)).astype(np.float32))
     done = _python(
         _LOADED,
         '["torch"]',
         f"analyze|{model}",
         f"plan|{model}|--uniform|0.5",
         f"apply|{model}|{plan}|-o|{slim}",
+        f"plan|{model}|--score|data|--data|{data}|--budget|flops=50%",
+        f"apply|{model}|{plan}|--refit|{data}|-o|{fitted}",
+        f"shrink|{model}|--data|{data}|--budget|flops=50%|--curve|-o|{fitted}|--overwrite",
         f"verify|{model}|{plan}|{slim}",
         f"bench|{model}|{slim}|--seconds|0.01",
         f"diff|{model}|{slim}",

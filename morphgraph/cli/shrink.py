@@ -1,0 +1,173 @@
+"""``morphgraph shrink``: a smaller network by calibration inputs, without training."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+
+from morphgraph.cli.command import command
+from morphgraph.cli.console import note, settings, show, step
+from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
+from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
+from morphgraph.cli.progress import ProgressLines
+from morphgraph.cli.shared_options import (
+    OutputFormat,
+    Overwrite,
+    budget_option,
+    check_output,
+    output_file,
+    refuse_repeated,
+)
+from morphgraph.cli.width_options import ShrinkOptions
+from morphgraph.errors import ModelError
+from morphgraph.onnx_io import escape, write_atomically
+from morphgraph.options import option
+from morphgraph.workflow import save
+
+if TYPE_CHECKING:
+    from morphgraph.shrinking import CurvePoint, ShrinkResult
+
+
+@command
+def shrink(
+    model: Path,
+    *,
+    data: Annotated[
+        Path,
+        option(
+            "Calibration inputs, without labels: arrays by the names of inputs, or a folder of "
+            "images or arrays.",
+            metavar=DATA_METAVAR,
+        ),
+    ],
+    budgets: Annotated[
+        tuple[tuple[str, str], ...],
+        budget_option(
+            "flops=70%",
+            "The most that the result may cost, as for `plan`: flops=70%, params=2M; may be "
+            "repeated.",
+        ),
+    ] = (),
+    output: Annotated[Path | None, output_file("slim.onnx")] = None,
+    curve: Annotated[
+        bool,
+        option(
+            "Show what 90, 80, 70, 60 and 50 % of the first budget's cost do to the outputs. "
+            "Without -o nothing else is done."
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None, option("Draw that curve to this file, too.", metavar="curve.svg")
+    ] = None,
+    no_refit: Annotated[
+        bool, option("Leave the kernels as they are, but for the channels that go.")
+    ] = False,
+    tune: Annotated[
+        int,
+        option(
+            "Then train the result for so many steps to answer as the original does, without "
+            "labels. Needs torch, and minutes.",
+            ge=0,
+            metavar="STEPS",
+        ),
+    ] = 0,
+    plan: Annotated[
+        Path | None, option("Write the plan to this file, too.", metavar="plan.json")
+    ] = None,
+    no_verify: Annotated[
+        bool, option("Do not check the resize against the masked original.")
+    ] = False,
+    fold: Annotated[
+        bool, option("Write a file for shipping: BatchNorm and scales go into the layers beside.")
+    ] = False,
+    options: ShrinkOptions,
+    reading: DataOptions,
+    overwrite: Overwrite = False,
+    lifting: Lifting,
+    output_format: OutputFormat = "table",
+) -> None:
+    """Fit a model into a budget without training it, by calibration inputs.
+
+    Chooses the channels whose removal the outputs feel least, removes them, and fits the kernels
+    that are left to what the original computes for the inputs. A few hundred inputs do, and no
+    labels are needed. A fifth of them is held out, and says what to expect, before anything is
+    written.
+    """
+    refuse_repeated(budgets)
+    draws = curve or plot is not None
+    _check_request(output, draws, bool(budgets or options.widths), bool(tune or plan or fold))
+    files = [path for path in (output, plan, plot) if path is not None]
+    if len({path.absolute() for path in files}) < len(files):
+        raise click.UsageError("-o, --plan and --plot name the same file; give each its own")
+    for path in files:
+        check_output(path, overwrite, model, data)
+    graph = open_graph(model, lifting)
+    warn_of_weights(model, graph)
+    samples = reading.read(data, graph.model, options.seed)
+
+    from morphgraph.passes.planning.bounds import WidthBounds
+    from morphgraph.report.shrinking import Calibrated, curve_svg, shrink_report
+    from morphgraph.shrinking import Shrinker, finish
+
+    arguments = options.arguments()
+    score, convention, seed = (arguments.pop(name) for name in ("score", "convention", "seed"))
+    result: ShrinkResult | None = None
+    points: tuple[CurvePoint, ...] = ()
+    kind = next((name for name, _ in budgets), "flops")
+    with naming(model, ModelError):
+        shrinker = Shrinker(
+            graph, samples, bounds=WidthBounds(**arguments), seed=seed, progress=ProgressLines()
+        )
+        if output is not None:
+            with step("planning"):
+                chosen = shrinker.plan(dict(budgets), score, convention=convention)
+            with step("resizing and fitting"):
+                result = finish(
+                    shrinker, chosen, refit=not no_refit, tune=tune, verify=not no_verify
+                )
+        if draws:
+            with step("drawing the curve"):
+                points = shrinker.curve(
+                    kind, score=score, refit=not no_refit, convention=convention
+                )
+    counts = shrinker.fitted.count, shrinker.held_out.count
+    calibrated = Calibrated(samples.described, *counts)
+    of = kind if draws else None
+    show(shrink_report(graph, calibrated, result, points, of, convention), output_format)
+    if result is not None and output is not None:
+        tell_layers(result)
+        with naming(model):
+            save(result.model, output, overwrite, folded=fold)
+        if plan is not None:
+            result.plan.save(plan, overwrite)
+    if plot is not None:
+        write_atomically(plot, curve_svg(points, kind, model.name), overwrite)
+    for path in files:
+        note(f"wrote {escape(str(path))}")
+    if not files:
+        note("nothing written; give -o and a --budget to shrink the model")
+
+
+def _check_request(output: Path | None, draws: bool, has_budget: bool, has_more: bool) -> None:
+    if output is None and not draws:
+        raise click.UsageError(
+            "give -o, the file to write, or --curve to see first what budgets cost"
+        )
+    if output is None and has_more:
+        raise click.UsageError(
+            "--tune, --plan and --fold are of a result; give -o, the file to write"
+        )
+    if output is not None and not has_budget:
+        raise click.UsageError(
+            "say what the result may cost: --budget flops=70%, or --set; --curve without -o shows "
+            "what budgets cost"
+        )
+
+
+def tell_layers(result: "ShrinkResult") -> None:
+    """With ``-v`` the layers that are furthest from the original's."""
+    if settings().verbosity > 0:
+        from morphgraph.report.shrinking import layer_lines
+
+        for line in layer_lines(result):
+            note(line)

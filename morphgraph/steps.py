@@ -1,0 +1,217 @@
+"""``plan`` and ``apply`` as users call them: by the weights, or by calibration inputs."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import onnx_ir as ir
+
+from morphgraph.arrays import FloatArray
+from morphgraph.calibration import ImageOptions, Progress, no_progress
+from morphgraph.errors import ArgumentError
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import ModelLike
+from morphgraph.onnx_io.inputs import Inputs
+from morphgraph.options import DATA_SCORES, Allocation, AnyScore, Score, Start
+from morphgraph.passes.analysis.cost import Convention
+from morphgraph.passes.lift import lift
+from morphgraph.passes.planning import removal_path
+from morphgraph.passes.planning.bounds import WidthBounds, Widths
+from morphgraph.passes.planning.constraints import Budget
+from morphgraph.passes.planning.outputs import Classes
+from morphgraph.plans import Plan
+from morphgraph.shrinking import LIMIT, Shrinker, finish
+from morphgraph.workflow import apply as apply_plan, with_weights
+
+if TYPE_CHECKING:
+    from morphgraph.workflow import Weights
+
+
+def plan(
+    graph: ChannelGraph,
+    budget: Budget,
+    *,
+    score: AnyScore | FloatArray = "l2",
+    data: Any = None,
+    round_to: int = 1,
+    min_width: int = 1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    widths: Widths | None = None,
+    same: Sequence[str] = (),
+    keep_classes: Classes = (),
+    keep_tokens: Classes = (),
+    seed: int = 0,
+    convention: Convention = "default",
+    allocation: Allocation | None = None,
+    limit: int | None = LIMIT,
+    images: ImageOptions | None = None,
+    progress: Progress = no_progress,
+) -> Plan:
+    """The plan that meets every budget and keeps what the network uses most.
+
+    Args:
+        graph: the lifted network.
+        budget: per cost (``"flops"``, ``"params"``, ...) an amount or a share of the present cost.
+        score: a kind of score: of the weights, or, with ``data``, of what the network computes
+            (:func:`morphgraph.data_scores`); or a number per channel, ``[channels]``.
+        data: calibration inputs, as :func:`morphgraph.shrink` takes them.
+        round_to: widths that change become multiples of this, counted in channels of the tensors
+            that layers make and read: any number of heads of size 64 is on a grid of 16.
+        min_width: no group gets narrower, counted as ``round_to``; with 0 groups may go as a whole,
+            and layers vanish.
+        include, exclude: globs over group ids, names and producers.
+        widths: widths by hand, per glob a number or a share (``"50%"``, rounded to the grid); of
+            several globs that name a group, the last counts. The budget is met by the others.
+        same: globs; all groups that one of them names get one width, which the budget chooses.
+            Which channels stay is for each group's own scores to say.
+        keep_classes: what outputs keep, by index: ``[0, 3, 7]``, or ``{"output": [0, 3, 7]}`` where
+            there are several outputs (``"output:1"`` names the axis as well). The graph must be
+            lifted with ``pin_outputs=False``; what else stands on outputs keeps its size.
+        keep_tokens: rows that an embedding keeps, by token id (``{"table": ids}`` where inputs
+            number several tables), and with them the tokens of a head tied to it. The graph must be
+            lifted with ``pin_rows=False`` (and ``pin_outputs=False`` for a tied head). The new
+            id of a token is its place among those that stay, in ascending order.
+        seed: of ``score="random"``, and of what is drawn from ``data``.
+        convention: of the costs.
+        allocation: what scores of different groups are to each other: ``"shares"`` of what is left
+            of their group, or, where they are on one scale for the whole network, numbers whose
+            ``"sum"`` is to be the least (:mod:`morphgraph.passes.planning.allocate`), as is the
+            default for ``score="data"``.
+        limit: the most samples that are read of ``data``.
+        images: how images in ``data`` become inputs.
+        progress: told how far the measurements on ``data`` are.
+
+    Raises:
+        ArgumentError: a score of data without ``data``, or ``data`` with another score.
+        BudgetError: no plan meets the budget; says the lowest that can be met.
+        DataError: there are no or too few samples, or they hold NaN.
+        ModelError: a weight is NaN, or ``data`` do not fit the model's inputs.
+        PlanError: with the widths by hand nothing would be left of the network.
+        UnsupportedError: unknown cost, score or amount, a glob that names no group, or groups of
+            different widths that are to get the same.
+
+    >>> import morphgraph as mg
+    >>> from morphgraph.testing.examples import image, residual_cnn
+    >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
+    >>> first = next(group for group in graph.groups if group.resizable)
+    >>> made = mg.plan(graph, {"flops": "50%"}, widths={first.id: "75%"})
+    >>> int(made.widths(graph)[first.index]) / first.width
+    0.75
+    """
+    require_data(score, data is not None)
+    if isinstance(score, str) and score in DATA_SCORES:
+        bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same)
+        shrinker = Shrinker(
+            graph, data, limit=limit, images=images, bounds=bounds, seed=seed, progress=progress
+        )
+        return shrinker.plan(
+            budget,
+            score,
+            keep_classes=keep_classes,
+            keep_tokens=keep_tokens,
+            convention=convention,
+            allocation=allocation,
+        )
+    return removal_path.plan(
+        graph,
+        budget,
+        score=cast("Score | FloatArray", score),
+        round_to=round_to,
+        min_width=min_width,
+        include=include,
+        exclude=exclude,
+        widths=widths,
+        same=same,
+        keep_classes=keep_classes,
+        keep_tokens=keep_tokens,
+        seed=seed,
+        convention=convention,
+        allocation=allocation or "shares",
+    )
+
+
+def require_data(score: AnyScore | FloatArray, is_given: bool) -> None:
+    """Scores of data need data, and others have no use for them.
+
+    Raises:
+        ArgumentError: they do not go together.
+    """
+    is_needed = isinstance(score, str) and score in DATA_SCORES
+    if is_needed and not is_given:
+        raise ArgumentError(
+            f"score {score} is measured on calibration inputs; give some with --data (data=...)"
+        )
+    if is_given and not is_needed:
+        raise ArgumentError(
+            f"calibration inputs go with score {', '.join(DATA_SCORES[:-1])} or {DATA_SCORES[-1]}: "
+            "choose one with --score (score=...), or leave the inputs out"
+        )
+
+
+def apply(
+    graph: ChannelGraph | ModelLike,
+    plan: Plan,
+    *,
+    weights: "Weights | Start | None" = None,
+    refit: Any = None,
+    verify: bool = True,
+    absorb: bool = False,
+    seed: int = 0,
+    inputs: Inputs | None = None,
+    limit: int | None = LIMIT,
+    images: ImageOptions | None = None,
+    progress: Progress = no_progress,
+) -> ir.Model:
+    """Resize a model by a plan, and check the result against the masked original.
+
+    Args:
+        graph: a lifted model, or a model or path that is lifted here, as it was for the plan; it is
+            not changed.
+        plan: which channels stay.
+        weights: ``"keep"`` (also ``None``): those of the model, of which growth leaves the function
+            as it is. ``"fresh"``: newly drawn ones for training from scratch, as
+            :func:`morphgraph.fresh` draws them. A trained module or ``state_dict``: the weights and
+            running statistics there, by name, instead of those in the model.
+        refit: calibration inputs, as :func:`morphgraph.shrink` takes them: the kernels that are
+            left are fitted to what the original computes for them, after the check.
+        verify: whether to check the result, as :func:`morphgraph.verify` does. Fresh weights are
+            drawn after the check: it is made with those of the model.
+        absorb: whether removed channels that were constant move into the next bias; what cannot
+            move is warned of.
+        seed: of the check's inputs, of the kernels that make new channels, and of fresh weights.
+        inputs: of the check, instead of random ones (with ``refit``: some of these), as
+            :func:`morphgraph.verify` takes them.
+        limit: the most samples that are read of ``refit``.
+        images: how images in ``refit`` become inputs.
+        progress: told how far the refit is.
+
+    Raises:
+        ArgumentError: ``absorb`` or ``refit`` with fresh weights, which leave nothing to absorb
+            into or to fit, or both.
+        DataError: there are no or too few samples, or they hold NaN.
+        PlanError: the plan is for another network, nothing would be left of this one, or it adds
+            channels, which ``refit`` cannot fit.
+        ModelError: ``weights`` lacks a tensor, or has it in another shape; or ``refit`` does not
+            fit the model's inputs.
+        UnsupportedError: neither ONNX Runtime nor PyTorch runs the model, so that it cannot be
+            checked.
+        VerificationError: the result is wrong: it computes something else, is refused by ONNX
+            Runtime where the original is not, or by ``onnx.checker`` (looked for also without
+            ``verify``).
+    """
+    if refit is None:
+        return apply_plan(
+            graph, plan, weights=weights, verify=verify, absorb=absorb, seed=seed, inputs=inputs
+        )
+    if weights == "fresh" or absorb:
+        raise ArgumentError(
+            "fresh weights have nothing that could be fitted; leave out one of the two"
+            if weights == "fresh"
+            else "a refit moves more into the biases than absorb does; leave absorb out"
+        )
+    if not isinstance(graph, ChannelGraph):
+        graph = lift(graph, **plan.model.lift.arguments())
+    if weights is not None and weights != "keep":
+        graph = with_weights(graph, weights)
+    shrinker = Shrinker(graph, refit, limit=limit, images=images, seed=seed, progress=progress)
+    return finish(shrinker, plan, verify=verify, inputs=inputs).model
