@@ -68,7 +68,8 @@ def require_linear(case: Case, bias: np.ndarray | None = None, seed: int = 0) ->
     linear, result = taken(case)
     assert linear is not None, case
     operand, kernel = case.arrays[linear.operand], case.arrays[linear.weight]
-    assert operand is not None and kernel is not None
+    assert operand is not None
+    assert kernel is not None
     matrix = linear.matrix(kernel)
     maps, outputs, inputs, _ = matrix.shape
     assert matrix.size == kernel.size
@@ -344,7 +345,8 @@ def test_gates_of_recurrent_layers_change_by_their_rows(
     bias = floats(generator, directions, 2 * gates * units)
     attributes = {"hidden_size": units, "direction": direction}
     linear, result = taken(Case(op_type, [x, kernel, state, bias], attributes))
-    assert linear is not None and linear.inside
+    assert linear is not None
+    assert linear.inside
     matrix = linear.matrix(kernel)
     np.testing.assert_array_equal(linear.kernel(matrix, kernel.shape), kernel)
     places = linear.places(x.shape, result.shape)
