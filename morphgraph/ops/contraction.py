@@ -214,13 +214,20 @@ class ConvTranspose(Op):
         auto_pad: str = "NOTSET",
         dilations: Sequence[int] | None = None,
         group: int = 1,
+        output_padding: Sequence[int] | None = None,
         output_shape: Sequence[int] | None = None,
         pads: Sequence[int] | None = None,
         strides: Sequence[int] | None = None,
     ) -> Linear | None:
-        padding = "SAME_LOWER" if output_shape and auto_pad == "NOTSET" else auto_pad
+        # A size that is asked for leaves the pads to it, whatever they are said to be.
+        padding = "SAME_LOWER" if output_shape and auto_pad != "SAME_UPPER" else auto_pad
         found = _window(n, (0, 1), padding, dilations, group, pads, strides)
-        return found and replace(found, transposed=True, odd_first=padding != "SAME_UPPER")
+        return found and replace(
+            found,
+            transposed=True,
+            odd_first=padding != "SAME_UPPER",
+            extra=tuple(output_padding or ()),
+        )
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, group: int = 1) -> None:

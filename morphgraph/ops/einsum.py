@@ -75,6 +75,12 @@ def _placed(axes: Sequence[str], shape: Shape, sizes: dict[str, int], names: dic
     )
 
 
+def _from_behind(axes: Sequence[str], axis: str, dots: int) -> int:
+    """Where an axis stands, counted from behind; the dots are so many axes."""
+    behind = axes[axes.index(axis) + 1 :]
+    return -1 - sum(dots if other == _DOTS else 1 for other in behind)
+
+
 def _largest(operands: Sequence[Sequence[str]], shapes: Sequence[Shape]) -> dict[str, int]:
     """The size of every letter."""
     sizes: dict[str, int] = {}
@@ -136,11 +142,12 @@ class Einsum(Op):
         plain = len(summed) == len(made) == 1 and sorted(kernel) == sorted(summed + made)
         if not plain or _DOTS in summed + made or [x for x in out if x not in made] != passing:
             return None
+        dots = len(n.shape(1 - weight)) - len([axis for axis in rows if axis != _DOTS])
         return Product(
             operand=1 - weight,
             weight=weight,
-            reduced=rows.index(summed[0]) - len(rows),
-            made=out.index(made[0]) - len(out),
+            reduced=_from_behind(rows, summed[0], dots),
+            made=_from_behind(out, made[0], dots),
             transposed=kernel.index(made[0]) == 1,
         )
 

@@ -153,6 +153,7 @@ class Window(Linear):
         before: positions added in front of every spatial axis (cut off, where it is transposed);
             ``None``: so that as much stands in front as behind.
         odd_first: then an odd one goes in front.
+        extra: positions that a transposed one makes behind what it reaches; empty: none.
         groups: of channels.
         transposed: the kernel is ``[groups * inputs, outputs, *K]``.
     """
@@ -162,6 +163,7 @@ class Window(Linear):
     dilations: Shape
     before: Shape | None
     odd_first: bool = False
+    extra: Shape = ()
     groups: int = 1
     transposed: bool = False
 
@@ -193,7 +195,8 @@ class Window(Linear):
             first = self.before[axis]
         else:
             few, many = (made, given) if not self.transposed else (given, made)
-            total = max((few - 1) * stride + reach - many, 0)
+            more = self.extra[axis] if self.extra else 0
+            total = max((few - 1) * stride + reach + more - many, 0)
             first = total - total // 2 if self.odd_first else total // 2
         taps = np.arange(width) * gap
         if self.transposed:

@@ -6,6 +6,7 @@ holds it, as it is or transposed, and nobody else reads that: tied kernels stay 
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
 
@@ -153,15 +154,17 @@ class Following:
 
     Attributes:
         scale, shift: per output, ``[groups, outputs]``.
-        added: name of an activation of the same shape that is added; ``None``: there is none.
+        added: names of activations of the same shape that are added.
         low, high: the range beyond which nobody sees how far the value is.
+        nodes: names of the operators that make the scale, the shift and the sums.
     """
 
     scale: FloatArray
     shift: FloatArray
-    added: str | None = None
+    added: tuple[str, ...] = ()
     low: float = -math.inf
     high: float = math.inf
+    nodes: frozenset[str] = frozenset()
 
     @property
     def clamps(self) -> bool:
@@ -169,33 +172,45 @@ class Following:
         return self.low > -math.inf or self.high < math.inf
 
 
-def following(reader: Reader) -> Following:
-    """What comes behind a reader, as far as its result alone is passed on."""
+def following(reader: Reader, within: Collection[str] | None = None) -> Following:
+    """What comes behind a reader, as far as its result alone is passed on.
+
+    Args:
+        reader: the reader.
+        within: names of the operators that may be among it, by default all.
+    """
     groups, outputs = reader.matrix_shape[:2]
     scale, shift = np.ones(groups * outputs), np.zeros(groups * outputs)
-    added, value, ends = None, reader.result, (-math.inf, math.inf)
+    value, ends = reader.result, (-math.inf, math.inf)
+    added: list[str] = []
+    nodes: set[str] = set()
     shape = static_shape(value)
     axis = -1 if reader.linear.inside else reader.linear.output_axis(len(shape))
     while axis >= 0 and len(value.uses()) == 1 and not value.is_graph_output():
         (use,) = value.uses()
         node, facts = use.node, facts_of(use.node)
+        if within is not None and node.name not in within:
+            break
         if facts.clamp is not None:
             found = facts.call(facts.clamp, node, OpNode(node))
             ends = ends if found is None else found
             break
         step = _affine(node, use.idx, facts, axis, len(scale), len(shape))
-        if step is not None and added is None:
+        if step is not None and (not added or (step[0] == 1).all()):
             scale, shift = scale * step[0], shift * step[0] + step[1]
-        elif facts.adds and len(node.inputs) == 2 and added is None:
+            nodes.add(node.name or "")
+        elif facts.adds and len(node.inputs) == 2:
             other = node.inputs[1 - use.idx]
             if other is None or other.is_initializer() or static_shape(other) != shape:
                 break
-            added = other.name
+            added.append(other.name or "")
+            nodes.add(node.name or "")
         elif not (facts.inert and use.idx == 0):
             break
         value = node.outputs[0]
     form = (groups, outputs)
-    return Following(scale.reshape(form), shift.reshape(form), added, *ends)
+    vectors = scale.reshape(form), shift.reshape(form)
+    return Following(*vectors, tuple(added), *ends, frozenset(nodes))
 
 
 def _affine(

@@ -93,11 +93,16 @@ class _Restorer:
         pairs = list(zip(node.inputs, old.inputs, strict=False))
         if any(operand is not None and wanted is None for operand, wanted in pairs):
             return  # a packed operand was separated into several
+        # Where operands are gone, those behind them stand at other ports than they did.
+        fewer = len(node.inputs) < len(old.inputs)
+        named = {value.name for value in old.inputs if value is not None} if fewer else set()
         for index, (operand, wanted) in enumerate(pairs):
             if operand is None or wanted is None or wanted.producer() is None:
                 continue
             is_constant = operand.is_initializer()
             if is_constant and not self._is_unchanged(operand):
+                continue
+            if operand.name != wanted.name and operand.name in named:
                 continue
             if not is_constant and (operand.name == wanted.name or self._has_new_pieces(operand)):
                 continue

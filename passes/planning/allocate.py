@@ -22,6 +22,10 @@ from morphgraph.passes.planning.constraints import (
     unreachable,
 )
 
+#: Steps that are exchanged at most, and blocks up to which both directions are tried.
+MOST_EXCHANGES = 200
+FEW_BLOCKS = 64
+
 
 def allocate(
     graph: ChannelGraph,
@@ -65,7 +69,7 @@ class _Allocation:
             if not self._shrink():
                 raise unreachable(self.constraints, self.widths, self.allowed)
         self._fill()
-        for _ in range(len(self.allowed.blocks)):
+        for _ in range(MOST_EXCHANGES):
             if not self._exchange():
                 break
         return self.widths
@@ -83,8 +87,11 @@ class _Allocation:
             float(self.lost[k][groups[k].width - w]) for k, w in zip(block, widths, strict=True)
         )
 
-    def _shrink(self) -> bool:
-        """Take the step that loses least for what it saves of the budgets not met yet."""
+    def _shrink(self, held: int = -1) -> bool:
+        """Take the step that loses least for what it saves of the budgets not met yet.
+
+        The block with the number ``held`` stays as it is.
+        """
         missing = [c for c in self.constraints if not c.holds(self.widths)]
         gains = sum(
             (c.cost.gradient(self.widths) / max(c.cost.total, 1e-30) for c in missing),
@@ -94,7 +101,7 @@ class _Allocation:
         for number, block in enumerate(self.allowed.blocks):
             now = [int(self.widths[k]) for k in block]
             below = [self.allowed.below(k, w) for k, w in zip(block, now, strict=True)]
-            if below == now or (number in self.fixed and 0 in below):
+            if below == now or number == held or (number in self.fixed and 0 in below):
                 continue
             saved = sum(gains[k] * (w - b) for k, w, b in zip(block, now, below, strict=True))
             if saved <= 0:
@@ -129,9 +136,9 @@ class _Allocation:
             wider.append(min(ceiling, self.allowed.grids[k].above(width)))
         return wider
 
-    def _fill(self) -> None:
-        """Grow where that fits, first what wins most for its cost."""
-        stuck: set[int] = set()
+    def _fill(self, held: int = -1) -> None:
+        """Grow where that fits, first what wins most for its cost; not the block ``held``."""
+        stuck = {held}
         while True:
             best, chosen = 0.0, None
             gains = sum(
@@ -158,19 +165,37 @@ class _Allocation:
                 stuck.add(number)
 
     def _exchange(self) -> bool:
-        """One block grows by a step, and others shrink to pay for it, if less is lost then."""
+        """One block takes a step, and others make up for it, if less is lost then.
+
+        Where a block grows, others shrink to pay for it; where it shrinks, others grow.
+        """
         start, loss = self.widths.copy(), self.loss(self.widths)
-        for block in self.allowed.blocks:
-            wider = self._above(block)
-            if wider is None:
-                continue
-            self.widths[list(block)] = wider
-            while not fits(self.constraints, self.widths):
-                grown = self.widths[list(block)].copy()
-                if not self._shrink() or (self.widths[list(block)] != grown).any():
-                    break
-            if fits(self.constraints, self.widths) and self.loss(self.widths) < loss * (1 - 1e-9):
-                self._fill()
-                return True
-            self.widths = start.copy()
+        few = len(self.allowed.blocks) <= FEW_BLOCKS
+        for number, block in enumerate(self.allowed.blocks):
+            for attempt in (self._grown, self._shrunk) if few else (self._grown,):
+                if attempt(number, block) and self.loss(self.widths) < loss * (1 - 1e-9):
+                    return True
+                self.widths = start.copy()
         return False
+
+    def _grown(self, number: int, block: Sequence[int]) -> bool:
+        """Let a block grow by a step at the cost of others; whether that can be."""
+        wider = self._above(block)
+        if wider is None:
+            return False
+        self.widths[list(block)] = wider
+        while not fits(self.constraints, self.widths):
+            if not self._shrink(number):
+                return False
+        self._fill(number)
+        return True
+
+    def _shrunk(self, number: int, block: Sequence[int]) -> bool:
+        """Let a block shrink by a step, and others grow; whether that can be."""
+        now = [int(self.widths[k]) for k in block]
+        below = [self.allowed.below(k, w) for k, w in zip(block, now, strict=True)]
+        if below == now or 0 in below:
+            return False
+        self.widths[list(block)] = below
+        self._fill(number)
+        return True

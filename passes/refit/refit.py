@@ -9,7 +9,7 @@ is wrong in the stream that it adds to.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -183,11 +183,13 @@ class _Refit:
         ahead = self._ahead(big, then)
         linear = original.linear
         result = [] if linear.inside else [original.result.name or ""]
-        piece = Piece(self.big, big.live, [*ahead, *result], self.threads)
-        if reader is None:
-            after, fit = None, None
+        whole = following(original)
+        gone = self._gone(whole)
+        piece = Piece(self.big, big.live, [*ahead, *result, *gone], self.threads)
+        after = reader and self._following(reader, whole, gone, big.live, small.live)
+        if reader is None or after is None:
+            fit = None
         else:
-            after = self._following(reader, big.live, small.live)
             maps, outputs, inputs, taps = reader.matrix_shape
             matrix = reader.matrix().reshape(maps, outputs, inputs * taps)
             fit = Fit(matrix, reader.bias(), after)
@@ -199,30 +201,54 @@ class _Refit:
                 later.append({name: found[name] for name in ahead})
                 if fit is None or reader is None or after is None:
                     continue
-                rows, target = self._rows(original, reader, after, (arrays, others, found), count)
+                rows, target = self._rows(
+                    original, reader, (whole, after), gone, (arrays, others, found), count
+                )
                 (fit.add if kind == "fitted" else fit.add_aside)(rows, target)
             before.close()
             setattr(big, kind, later)
         big.live = ahead
         return fit
 
-    def _following(self, reader: Reader, *live: list[str]) -> Following:
-        """What comes behind a reader; an addend that is not there yet is none."""
+    def _gone(self, whole: Following) -> list[str]:
+        """What is added behind a reader of the original, and is no more in the resized network."""
+        made = {value.name for node in self.small.graph for value in node.outputs}
+        made.update(value.name for value in self.small.graph.inputs)
+        return [name for name in whole.added if name not in made]
+
+    def _following(
+        self, reader: Reader, whole: Following, gone: list[str], *live: list[str]
+    ) -> Following | None:
+        """What comes behind a reader; an addend that is not there yet is none.
+
+        Where addends of the original are ``gone``, what makes up the same sum now; ``None`` where
+        that cannot be seen.
+        """
         after = following(reader)
-        if after.added is not None and not all(after.added in names for names in live):
-            return Following(after.scale, after.shift)
+        if gone:
+            known = {node.name for node in self.big.graph}
+            here = {node.name or "" for node in self.small.graph}
+            within = {name for name in here if name in whole.nodes or name not in known}
+            after = replace(following(reader, within), low=whole.low, high=whole.high)
+            complete = after.nodes >= here & whole.nodes
+            if not complete or {*after.added} != {*whole.added} - {*gone}:
+                return None
+        there = tuple(name for name in after.added if all(name in names for names in live))
+        if there != after.added:  # a clamp would be of another sum
+            return Following(after.scale, after.shift, there)
         return after
 
     def _rows(
         self,
         original: Reader,
         reader: Reader,
-        after: Following,
+        behind: tuple[Following, Following],
+        gone: list[str],
         values: tuple[Arrays, Arrays, Arrays],
         batches: int,
     ) -> tuple[Array, Target]:
         """What a reader sees in the resized network at some places, and what it is to give."""
-        before, others, found = values
+        (whole, after), (before, others, found) = behind, values
         linear = reader.linear
         operand = others[reader.operand.name or ""]
         maps, _, inputs, taps = reader.matrix_shape
@@ -238,14 +264,32 @@ class _Refit:
         chosen = choose(reader, operand.shape, result.shape, enough, self.generator)
         rows = linear.rows(operand, result.shape, chosen).reshape(len(chosen), maps, -1)
         wanted = linear.results(result, chosen)
-        if after.added is None:
-            return rows, Target(wanted)
-        cuts = self.selection.cuts(after.added)
-        one = linear.results(take(before[after.added], cuts), chosen)
-        other = linear.results(others[after.added], chosen)
         size = np.abs(after.scale)
         scale = np.where(size < LEAST_SCALE * size.max(), np.inf, after.scale)
-        return rows, Target(wanted + (one - other) / scale, other)
+        # What is added has to be made up for: where it is another now, and where it is no more.
+        missing: Array | float = 0.0
+        base: Array | float = 0.0
+        for added in after.added:
+            other = linear.results(others[added], chosen)
+            whole_other = take(before[added], self.selection.cuts(added))
+            missing = missing + linear.results(whole_other, chosen) - other
+            base = base + other
+        for added in gone:
+            lost = take(found[added], self.selection.cuts(added))
+            missing = missing + linear.results(lost, chosen)
+        if gone:
+            missing = missing + self._kept(original, whole.shift, maps) - after.shift
+            factor = self._kept(original, whole.scale, maps)
+            missing = missing + wanted * (factor - after.scale)
+        return rows, Target(wanted + missing / scale, base)
+
+    def _kept(self, original: Reader, vector: FloatArray, maps: int) -> FloatArray:
+        """Of a number per output of the original those that stay, ``[maps, outputs]``."""
+        rank = len(static_shape(original.result))
+        axis = original.linear.output_axis(rank)
+        cuts = self.selection.cuts(original.result.name or "")
+        of_outputs = [cut for cut in cuts if cut[0] == axis]
+        return take(original.linear.spread(vector, rank), of_outputs).reshape(maps, -1)
 
     def _whole_matrix(self, original: Reader) -> FloatArray:
         """The original's kernel with the outputs that stay, and all inputs."""

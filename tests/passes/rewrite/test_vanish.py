@@ -303,6 +303,18 @@ def test_a_constant_that_is_concatenated_twice() -> None:
     prove_plan(graph, without(graph, "Conv_s"))
 
 
+def test_operands_behind_one_that_is_gone_stay_what_they_are() -> None:
+    """A concatenation loses its first part: the others move up, and none takes another's place."""
+    text = """net (float[1,3,4,4] x, float[4,3,1,1] wa, float[5,3,1,1] wb, float[5,3,1,1] wc,
+        float[2,14,1,1] wd) => (float[1,2,4,4] y) {
+        a = Conv(x, wa)  b = Conv(x, wb)  c = Conv(x, wc)
+        d = Concat<axis=1>(a, b, c)  y = Conv(d, wd)
+    }"""
+    graph = lift(model_from_text(text))
+    first = next(group for group in graph.groups if group.width == 4)
+    prove_plan(graph, set_widths(graph, {first.id: 0}))
+
+
 def test_a_constant_that_depends_on_the_batch_is_refused_by_name() -> None:
     old = lift(model_from_text(OPSET.replace("21", "14") + DYNAMIC))
     with pytest.raises(UnsupportedError, match=r"'Concat_d'.*--input-shape"):
