@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 import morphgraph as mg
 
+PATIENCE = 60  # seconds of the processor, of a refit whose strength is varied
 STEPS = 8  # of a bisection: ratios are exact to 0.4 %
 
 
@@ -73,9 +74,9 @@ def by_onnxsim(material: Material, share: float) -> Made:
 
     Calibrated or not and one ratio for each layer or one for all are tried together, then, from the
     best of these four, in turn: the other norm of weights, heads of attention too, the refit with
-    three strengths of the ridge, and two corrections that fit a changed model to the original
-    (means of outputs, moments behind LayerNorm); what is better is kept. *Better* is by the test
-    inputs: more than a user would get of it.
+    three strengths of the ridge (with its default alone where that takes minutes), and two
+    corrections that fit a changed model to the original (means of outputs, moments behind
+    LayerNorm); what is better is kept. *Better* is by the test inputs: more than a user would get.
 
     Raises:
         CannotError: no setting comes within the budget.
@@ -88,7 +89,7 @@ def by_onnxsim(material: Material, share: float) -> Made:
         nonlocal best
         ratio = peer.ratio(setting, most)
         if ratio is not None:
-            model, seconds = _timed(partial(peer.pruned, setting), ratio)
+            model, seconds = peer.made(setting, ratio)
             score = _score(material, model)
             if flops(model) <= most and (best is None or score > best[0]):
                 best = score, setting, Made(model, setting.name, seconds)
@@ -100,8 +101,12 @@ def by_onnxsim(material: Material, share: float) -> Made:
         attempt(replace(best[1] if best else _Setting(), heads=True))
     if best is None:
         raise CannotError(f"no setting comes to {100 * share:g} % of the FLOPs")
+    plain = best[1]
     for strength in (1e-2, 1e-1, 1e-4):  # the first is its default
-        attempt(replace(best[1], ridge=strength))
+        began = time.process_time()
+        attempt(replace(plain, ridge=strength))
+        if time.process_time() - began > PATIENCE:
+            break
     for correction in ("correct_bias", "apply_norm_tweaking"):
         attempt(replace(best[1], corrections=(*best[1].corrections, correction)))
     return best[2]
@@ -152,6 +157,7 @@ class _Onnxsim:
         half = [self._channels(_Setting(calibrated), 0.5) for calibrated in (True, False)]
         self.alike = flops(half[0]) == flops(half[1])
         self._ratios: dict[_Setting, float | None] = {}
+        self._kept: dict[tuple[_Setting, float], tuple[onnx.ModelProto, float]] = {}
 
     def ratio(self, setting: _Setting, most: float) -> float | None:
         """The least one with which a setting comes to so many FLOPs."""
@@ -159,18 +165,36 @@ class _Onnxsim:
         if self.alike and not setting.pooled:  # widths are the same whichever channels go
             trial = replace(trial, calibrated=False, norm="l2")
         if trial not in self._ratios:
-            self._ratios[trial] = _ratio(partial(self.pruned, trial), most)
+            self._ratios[trial] = _ratio(
+                lambda ratio: self._fused(trial, self._channels(trial, ratio), ratio), most
+            )
         return self._ratios[trial]
 
-    def pruned(self, setting: _Setting, ratio: float) -> onnx.ModelProto:
-        """The file with a share of its channels gone, and what the setting says besides."""
-        model = self._channels(setting, ratio)
-        if setting.ridge is not None:
-            model = self.tool.apply_pruning_finetune(
-                self.base, model, self.feeds, reg_param=setting.ridge
-            )
+    def made(self, setting: _Setting, ratio: float) -> tuple[onnx.ModelProto, float]:
+        """The file with a share of its channels gone, and the processor's seconds for it."""
+        model, before = self._refitted(replace(setting, corrections=()), ratio)
+        began = time.process_time()
         for name in setting.corrections:
             model = getattr(self.tool, name)(self.base, model, self.feeds)
+        model = self._fused(setting, model, ratio)
+        return model, before + time.process_time() - began
+
+    def _refitted(self, setting: _Setting, ratio: float) -> tuple[onnx.ModelProto, float]:
+        """As :meth:`made`, before corrections; what was refitted is kept, since it takes long."""
+        if (setting, ratio) in self._kept:
+            return self._kept[setting, ratio]
+        began = time.process_time()
+        model = self._channels(setting, ratio)
+        if setting.ridge is None:
+            return model, time.process_time() - began
+        model = self.tool.apply_pruning_finetune(
+            self.base, model, self.feeds, reg_param=setting.ridge
+        )
+        self._kept[setting, ratio] = model, time.process_time() - began
+        return self._kept[setting, ratio]
+
+    def _fused(self, setting: _Setting, model: onnx.ModelProto, ratio: float) -> onnx.ModelProto:
+        """The model, with fewer heads of attention where they are to go."""
         if not setting.heads:
             return model
         fused, _ = self.tool.simplify(model)
