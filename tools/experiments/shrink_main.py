@@ -4,9 +4,9 @@
     python tools/experiments/shrink_main.py --report  # the page, from the rows that there are
     python tools/experiments/shrink_main.py --networks MiniLM --arms shrink --seeds 0
 
-Two subjects are computed at a time, each by one thread. Every row is appended to
+Two networks are computed at a time, each by one thread. Every row is appended to
 ``runs/experiments/shrinking.jsonl`` when it is there; rows that are there, or in the checked-in
-``docs/shrinking.jsonl``, are not computed again, so that a run that was stopped goes on. Subjects
+``docs/shrinking.jsonl``, are not computed again, so that a run that was stopped goes on. Those
 whose packages are not installed are left out; ``make experiments-shrink`` installs them.
 """
 
@@ -17,19 +17,20 @@ import sys
 from pathlib import Path
 
 from shrink_arms import ARMS
-from shrink_networks import subjects
+from shrink_networks import Subject, subjects
 from shrink_page import write
 from shrink_rows import KEPT, ROOT, RUNS, Job, asked, compute, key, stored
 
 
 def main() -> int:
     options = _options()
-    chosen = [
-        s for s in subjects(options.seeds) if not options.networks or s.network in options.networks
-    ]
     arms = tuple(a for a in ARMS if not options.arms or a.method in options.arms)
+    forms: dict[tuple[str, int], list[Subject]] = {}
+    for subject in subjects(options.seeds):
+        if not options.networks or subject.network in options.networks:
+            forms.setdefault((subject.network, subject.seed), []).append(subject)
     if not options.report:
-        _compute([(subject, arms, options.data) for subject in chosen], options.jobs)
+        _compute([(tuple(each), arms, options.data) for each in forms.values()], options.jobs)
     known = stored()
     everything = [key(s, *pair) for s in subjects() for pair in asked(s, ARMS)]
     rows = [known[name] for name in everything if name in known]

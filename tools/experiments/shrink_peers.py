@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 import torch
 import torch_pruning as tp
-from shrink_networks import Material
+from shrink_networks import Feeds, Material
 from torch import nn
 from torch.nn import functional as F
 
@@ -72,8 +72,8 @@ def _ratio(prune: Callable[[float], onnx.ModelProto], most: float) -> float | No
 def by_onnxsim(material: Material, share: float) -> Made:
     """Calibrated structured pruning of onnxsim and its ridge refit, in the best of its settings.
 
-    Calibrated or not and one ratio for each layer or one for all are tried together, then, from the
-    best of these four, in turn: the other norm of weights, heads of attention too, the refit with
+    Calibrated or not, one ratio for each layer or one for all, and the norm of weights are tried
+    together, then, from the best of these eight, in turn: heads of attention too, the refit with
     three strengths of the ridge (with its default alone where that takes minutes), and two
     corrections that fit a changed model to the original (means of outputs, moments behind
     LayerNorm); what is better is kept. *Better* is by the test inputs: more than a user would get.
@@ -91,12 +91,11 @@ def by_onnxsim(material: Material, share: float) -> Made:
         if ratio is not None:
             model, seconds = peer.made(setting, ratio)
             score = _score(material, model)
-            if flops(model) <= most and (best is None or score > best[0]):
+            if best is None or score > best[0]:
                 best = score, setting, Made(model, setting.name, seconds)
 
-    for calibrated, pooled in itertools.product((True, False), (False, True)):
-        attempt(_Setting(calibrated, pooled))
-    attempt(replace(best[1] if best else _Setting(), norm="l1"))
+    for calibrated, pooled, norm in itertools.product((True, False), (False, True), ("l2", "l1")):
+        attempt(_Setting(calibrated, pooled, norm))
     if peer.knows_heads:
         attempt(replace(best[1] if best else _Setting(), heads=True))
     if best is None:
@@ -154,21 +153,33 @@ class _Onnxsim:
         halved = flops(onnxsim.apply_attention_head_pruning(fused, sparsity=0.5))
         self.knows_heads = halved < whole
         # Its calibrated pruning passes by chains that the other knows: with PRelu, with pooling.
-        half = [self._channels(_Setting(calibrated), 0.5) for calibrated in (True, False)]
+        half = [
+            self._channels(_Setting(calibrated), 0.5, self.feeds[:1])
+            for calibrated in (True, False)
+        ]
         self.alike = flops(half[0]) == flops(half[1])
         self._ratios: dict[_Setting, float | None] = {}
         self._kept: dict[tuple[_Setting, float], tuple[onnx.ModelProto, float]] = {}
 
     def ratio(self, setting: _Setting, most: float) -> float | None:
-        """The least one with which a setting comes to so many FLOPs."""
+        """The least one with which a setting comes to so many FLOPs; None if there is none.
+
+        It is sought with a part of the inputs, and from there on with all. With one ratio for each
+        layer the widths are the same whichever channels go.
+        """
         trial = replace(setting, ridge=None, corrections=())
-        if self.alike and not setting.pooled:  # widths are the same whichever channels go
+        if self.alike and not setting.pooled:
             trial = replace(trial, calibrated=False, norm="l2")
         if trial not in self._ratios:
-            self._ratios[trial] = _ratio(
-                lambda ratio: self._fused(trial, self._channels(trial, ratio), ratio), most
-            )
+            found = _ratio(partial(self._cut, trial, self.feeds[:1]), most)
+            if trial.calibrated:
+                while found is not None and flops(self._cut(trial, self.feeds, found)) > most:
+                    found = found + 0.5**STEPS if found < 0.99 else None
+            self._ratios[trial] = found
         return self._ratios[trial]
+
+    def _cut(self, setting: _Setting, feeds: list[Feeds], ratio: float) -> onnx.ModelProto:
+        return self._fused(setting, self._channels(setting, ratio, feeds), ratio, feeds)
 
     def made(self, setting: _Setting, ratio: float) -> tuple[onnx.ModelProto, float]:
         """The file with a share of its channels gone, and the processor's seconds for it."""
@@ -176,7 +187,7 @@ class _Onnxsim:
         began = time.process_time()
         for name in setting.corrections:
             model = getattr(self.tool, name)(self.base, model, self.feeds)
-        model = self._fused(setting, model, ratio)
+        model = self._fused(setting, model, ratio, self.feeds)
         return model, before + time.process_time() - began
 
     def _refitted(self, setting: _Setting, ratio: float) -> tuple[onnx.ModelProto, float]:
@@ -184,7 +195,7 @@ class _Onnxsim:
         if (setting, ratio) in self._kept:
             return self._kept[setting, ratio]
         began = time.process_time()
-        model = self._channels(setting, ratio)
+        model = self._channels(setting, ratio, self.feeds)
         if setting.ridge is None:
             return model, time.process_time() - began
         model = self.tool.apply_pruning_finetune(
@@ -193,7 +204,9 @@ class _Onnxsim:
         self._kept[setting, ratio] = model, time.process_time() - began
         return self._kept[setting, ratio]
 
-    def _fused(self, setting: _Setting, model: onnx.ModelProto, ratio: float) -> onnx.ModelProto:
+    def _fused(
+        self, setting: _Setting, model: onnx.ModelProto, ratio: float, feeds: list[Feeds]
+    ) -> onnx.ModelProto:
         """The model, with fewer heads of attention where they are to go."""
         if not setting.heads:
             return model
@@ -201,16 +214,14 @@ class _Onnxsim:
         if not setting.calibrated:
             return self.tool.apply_attention_head_pruning(fused, sparsity=ratio)
         return self.tool.apply_attention_head_wanda_pruning(
-            fused, self.feeds, sparsity=ratio, importance_norm=setting.norm
+            fused, feeds, sparsity=ratio, importance_norm=setting.norm
         )
 
-    def _channels(self, setting: _Setting, ratio: float) -> onnx.ModelProto:
+    def _channels(self, setting: _Setting, ratio: float, feeds: list[Feeds]) -> onnx.ModelProto:
         options = {"importance_norm": setting.norm, "global_sparsity": setting.pooled}
         if not setting.calibrated:
             return self.tool.apply_structured_pruning(self.base, sparsity=ratio, **options)
-        return self.tool.apply_structured_wanda_pruning(
-            self.base, self.feeds, sparsity=ratio, **options
-        )
+        return self.tool.apply_structured_wanda_pruning(self.base, feeds, sparsity=ratio, **options)
 
 
 def _with_plain_slopes(model: onnx.ModelProto) -> onnx.ModelProto:

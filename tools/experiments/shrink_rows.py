@@ -23,7 +23,7 @@ ROWS = RUNS / "shrinking.jsonl"
 KEPT = ROOT / "docs" / "shrinking.jsonl"
 
 Row = dict[str, Any]
-Job = tuple[Subject, tuple[Arm, ...], Path | None]
+Job = tuple[tuple[Subject, ...], tuple[Arm, ...], Path | None]
 
 
 def key(subject: Subject, arm: Arm, budget: int) -> str:
@@ -58,39 +58,48 @@ def stored() -> dict[str, Row]:
 
 
 def compute(job: Job) -> tuple[str, float]:
-    """Compute what is missing of a subject, and append each row when it is there.
+    """Compute what is missing of some subjects, and append each row when it is there.
 
     A subject whose package is missing, and an arm that fails, are named and left out.
 
+    Args:
+        job: the forms of one network that is trained once, the arms, and CIFAR-10 at 16x16 pixels.
+
     Returns:
-        Its title and seed, and the seconds.
+        The network and its seed, and the seconds.
     """
-    subject, arms, data = job
+    subjects, arms, data = job
     torch.set_num_threads(1)
     began, known = time.perf_counter(), stored()
-    todo = [pair for pair in asked(subject, arms) if key(subject, *pair) not in known]
-    title = f"{subject.title}, seed {subject.seed}"
-    if todo:
+    for subject in subjects:
+        todo = [pair for pair in asked(subject, arms) if key(subject, *pair) not in known]
+        if not todo:
+            continue
         try:
             given = material(subject, data, RUNS)
         except (FileNotFoundError, ModuleNotFoundError) as error:
-            print(f"{title}: left out: {error}", flush=True)
-            todo = []
-    for arm, budget in todo:
-        row = _about(subject, arm, budget)
-        try:
-            row |= _computed(subject, given, arm, budget)
-        except CannotError as error:
-            row["cannot"] = str(error)
-        except Exception as error:  # noqa: BLE001  # another program's failure is a result
-            print(f"{title}, {arm.name} at {budget} %: left out", flush=True)
-            traceback.print_exception(error, limit=-3)
+            print(f"{subject.title}, seed {subject.seed}: left out: {error}", flush=True)
             continue
-        line = json.dumps(row) + "\n"
-        with ROWS.open("a") as lines:
-            lines.write(line)  # one short write: rows of two processes do not mix
-        print(f"{title}, {arm.name} at {budget} %: {_told(row)}", flush=True)
-    return title, time.perf_counter() - began
+        for arm, budget in todo:
+            _append(subject, given, arm, budget)
+    return f"{subjects[0].network}, seed {subjects[0].seed}", time.perf_counter() - began
+
+
+def _append(subject: Subject, given: Material, arm: Arm, budget: int) -> None:
+    title = f"{subject.title}, seed {subject.seed}, {arm.name} at {budget} %"
+    row = _about(subject, arm, budget)
+    try:
+        row |= _computed(subject, given, arm, budget)
+    except CannotError as error:
+        row["cannot"] = str(error)
+    except Exception as error:  # noqa: BLE001  # another program's failure stops no other arm
+        print(f"{title}: left out", flush=True)
+        traceback.print_exception(error, limit=-3)
+        return
+    line = json.dumps(row) + "\n"
+    with ROWS.open("a") as lines:
+        lines.write(line)  # one short write: rows of two processes do not mix
+    print(f"{title}: {_told(row)}", flush=True)
 
 
 def _about(subject: Subject, arm: Arm, budget: int) -> Row:
