@@ -5,7 +5,6 @@ import warnings
 from dataclasses import dataclass, fields
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
 from shrink_networks import Material
@@ -13,6 +12,7 @@ from shrink_peers import Made, by_onnxsim, by_torch_pruning
 from torch import nn
 
 import morphgraph as mg
+from morphgraph.shrinking import Shrinker, finish
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,14 @@ class Arm:
 
     Attributes:
         method: ``l2``: the plan by weights and nothing else; ``l2 + bn``: BatchNorm's statistics
-            are taken anew from the inputs; ``onnxsim``; ``torch-pruning``; ``shrink``, for which
-            the other fields are options of ``mg.shrink``, None where they are left to it.
+            are taken anew from the inputs; ``l2 + refit``: kernels are fitted by them; ``onnxsim``;
+            ``torch-pruning``; ``shrink``, for which the other fields are options of ``mg.shrink``,
+            None where they are left to it.
     """
 
     method: str
     score: str | None = None
     refit: bool | None = None
-    allocation: str | None = None
-    swaps: bool | None = None
     tune: int | None = None
 
     @property
@@ -46,9 +45,10 @@ class Arm:
 
 PEERS = (Arm("l2"), Arm("l2 + bn"), Arm("onnxsim"), Arm("torch-pruning"))
 OURS = (
-    Arm("shrink"),
+    Arm("l2 + refit"),
+    Arm("shrink", score="variance"),
     Arm("shrink", refit=False),
-    Arm("shrink", score="l2"),
+    Arm("shrink"),
     Arm("shrink", tune=300),
 )
 ARMS = (*PEERS, *OURS)
@@ -63,18 +63,20 @@ def made(arm: Arm, material: Material, share: float, seed: int) -> Made:
         if arm.method == "torch-pruning":
             return by_torch_pruning(material, share)
         began = time.process_time()
-        budget = {"flops": f"{100 * share:g}%"}
-        if arm.method == "shrink":
-            shrink: Any = mg.shrink
-            model = shrink(
-                str(material.path), material.inputs, budget, seed=seed, **arm.options
-            ).model
-        else:
-            graph = mg.lift(str(material.path))
-            model = mg.apply(graph, mg.plan(graph, budget, score="l2"))
-            if arm.method == "l2 + bn":
-                model = _statistics_anew(model, material)
-        return Made(_proto(model), "", time.process_time() - began)
+        model = _by_us(arm, material, {"flops": f"{100 * share:g}%"}, seed)
+        return Made(ir.to_proto(model), "", time.process_time() - began)
+
+
+def _by_us(arm: Arm, material: Material, budget: dict[str, str], seed: int) -> ir.Model:
+    if arm.method == "shrink":
+        shrunk = mg.shrink(str(material.path), material.inputs, budget, seed=seed, **arm.options)
+        return shrunk.model
+    graph = mg.lift(str(material.path))
+    plan = mg.plan(graph, budget, score="l2")
+    if arm.method == "l2 + refit":
+        return finish(Shrinker(graph, material.inputs, seed=seed), plan).model
+    model = mg.apply(graph, plan)
+    return _statistics_anew(model, material) if arm.method == "l2 + bn" else model
 
 
 def _statistics_anew(model: ir.Model, material: Material) -> ir.Model:
@@ -89,7 +91,3 @@ def _statistics_anew(model: ir.Model, material: Material) -> ir.Model:
         for feeds in material.batches(250):
             net(*(torch.from_numpy(array) for array in feeds.values()))
     return mg.with_weights(model, net.eval())
-
-
-def _proto(model: ir.Model) -> onnx.ModelProto:
-    return ir.to_proto(model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arms import standard_error
-from shrink_arms import ARMS, Arm
+from shrink_arms import ARMS, OURS, Arm
 from shrink_networks import Subject, subjects
 from shrink_rows import Row, key, suits
 
@@ -36,7 +36,7 @@ networks, which others have trained, it is a choice of inputs to shrink with and
   mean.
 
 Arms: `l2` plans by the weights and does nothing else; `l2 + bn` takes BatchNorm's statistics anew
-from the inputs. `onnxsim` is its calibrated structured pruning (`wanda`) of what its `simplify`
+from the inputs, `l2 + refit` fits the kernels of the same plan by them. `onnxsim` is its calibrated structured pruning (`wanda`) of what its `simplify`
 makes of the file, with its ridge refit (`apply_pruning_finetune`) and its corrections where they
 help: the norm of weights, one ratio for all layers or one for each, heads of attention and strength
 of the ridge are chosen **by the test inputs**, which a user does not have. `torch-pruning` is its
@@ -129,7 +129,7 @@ def _ahead(tables: Iterable[Sequence[_Found]]) -> str:
     ]
     for found in tables:
         for each in found:
-            if each.arm.method != "shrink":
+            if each.arm not in OURS:
                 continue
             rivals = [
                 other
