@@ -36,11 +36,12 @@ networks, which others have trained, it is a choice of inputs to shrink with and
   mean.
 
 Arms: `l2` plans by the weights and does nothing else; `l2 + bn` takes BatchNorm's statistics anew
-from the inputs, `l2 + refit` fits the kernels of the same plan by them. `onnxsim` is its calibrated structured pruning (`wanda`) of what its `simplify`
-makes of the file, with its ridge refit (`apply_pruning_finetune`) and its corrections where they
-help: the norm of weights, one ratio for all layers or one for each, heads of attention and strength
-of the ridge are chosen **by the test inputs**, which a user does not have. `torch-pruning` is its
-Taylor importance with the labels of the inputs, pooled over layers or not, chosen in the same way.
+from the inputs; `l2 + refit` fits the kernels of the same plan by them. `onnxsim` is its calibrated
+structured pruning (`wanda`) of what its `simplify` makes of the file, with its ridge refit
+(`apply_pruning_finetune`) and its corrections where they help: the norm of weights, one ratio for
+all layers or one for each, heads of attention and strength of the ridge are chosen **by the test
+inputs**, which a user does not have. `torch-pruning` is its Taylor importance with the labels of
+the inputs, pooled over layers or not, chosen in the same way.
 `shrink` is `mg.shrink`; what is said behind it differs from its defaults.
 """
 
