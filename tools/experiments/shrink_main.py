@@ -24,7 +24,7 @@ from shrink_rows import KEPT, ROOT, RUNS, Job, asked, compute, key, stored
 
 def main() -> int:
     options = _options()
-    arms = tuple(a for a in ARMS if not options.arms or a.method in options.arms)
+    arms = tuple(a for a in ARMS if not options.arms or a.name in options.arms)
     forms: dict[tuple[str, int], list[Subject]] = {}
     for subject in subjects(options.seeds):
         if not options.networks or subject.network in options.networks:
@@ -55,7 +55,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="compute nothing")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--networks", nargs="*", help="only these")
-    parser.add_argument("--arms", nargs="*", help="only those of these methods")
+    parser.add_argument("--arms", nargs="*", help="only these, by their names")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     return parser.parse_args()
 
