@@ -2,7 +2,7 @@
 
     python tools/experiments/shrink_main.py --data cifar10_16px.npz  # all; writes docs/shrinking.md
     python tools/experiments/shrink_main.py --report  # the page, from the rows that there are
-    python tools/experiments/shrink_main.py --networks MiniLM --arms shrink --seeds 0
+    python tools/experiments/shrink_main.py --networks MiniLM --arms shrink --seeds 0 --again
 
 Two networks are computed at a time, each by one thread. Every row is appended to
 ``runs/experiments/shrinking.jsonl`` when it is there; rows that are there, or in the checked-in
@@ -19,7 +19,7 @@ from pathlib import Path
 from shrink_arms import ARMS
 from shrink_networks import Subject, subjects
 from shrink_page import write
-from shrink_rows import KEPT, ROOT, RUNS, Job, asked, compute, key, stored
+from shrink_rows import KEPT, ROOT, RUNS, Job, asked, compute, forget, key, stored
 
 
 def main() -> int:
@@ -29,6 +29,9 @@ def main() -> int:
     for subject in subjects(options.seeds):
         if not options.networks or subject.network in options.networks:
             forms.setdefault((subject.network, subject.seed), []).append(subject)
+    if options.again:
+        asked_for = [s for each in forms.values() for s in each]
+        forget({key(s, *pair) for s in asked_for for pair in asked(s, arms)})
     if not options.report:
         _compute([(tuple(each), arms, options.data) for each in forms.values()], options.jobs)
     known = stored()
@@ -53,6 +56,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="CIFAR-10 at 16x16 pixels, an .npz file")
     parser.add_argument("--report", action="store_true", help="compute nothing")
+    parser.add_argument("--again", action="store_true", help="compute what is there, too")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--networks", nargs="*", help="only these")
     parser.add_argument("--arms", nargs="*", help="only these, by their names")

@@ -45,16 +45,23 @@ def asked(subject: Subject, arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
 
 def stored() -> dict[str, Row]:
     """All rows that there are, by their keys; later ones in place of earlier ones."""
-    found = {}
+    return {row["key"]: row for path in (KEPT, ROWS) for row in _rows(path)}
+
+
+def forget(keys: set[str]) -> None:
+    """Drop stored rows, so that they are computed again."""
     for path in (KEPT, ROWS):
+        others = [json.dumps(row) + "\n" for row in _rows(path) if row["key"] not in keys]
         if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the process was killed within a line
-                found[row["key"]] = row
-    return found
+            path.write_text("".join(others))
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the process was killed within a line
 
 
 def compute(job: Job) -> tuple[str, float]:
