@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from shrink_arms import ARMS, OURS, Arm
 from shrink_networks import Subject, subjects
 from shrink_rows import Row, key, suits
 
-HEAD = """# Shrinking without training
-
-Made by `make experiments-shrink DATA=cifar10_16px.npz` from rows of {first} to {last}, on
+MADE = """Made by `make experiments-shrink DATA=cifar10_16px.npz` from rows of {first} to {last}, on
 {machine}; {versions}. Every row is in [shrinking.jsonl](shrinking.jsonl); those that are missing
 there are computed. The rows took {hours:.1f} hours of the processor, without the training of the
-networks, the search of ratios and settings, and the tests.
+networks, the search of ratios and settings, and the tests."""
+
+HEAD = """# Shrinking without training
+
+{made}
 
 A network that works is made smaller with a few hundred inputs, without labels and without training
 (but for *tune*), and judged by other inputs in ONNX Runtime. FLOPs and parameters of every result
@@ -92,13 +95,14 @@ def _head(rows: Sequence[Row]) -> str:
     for row in rows:
         for name, number in row["versions"].items():
             versions.setdefault(name, {})[number] = None
-    return HEAD.format(
+    made = MADE.format(
         first=days[0],
         last=days[-1],
         machine=" and ".join(dict.fromkeys(row["machine"] for row in rows)),
         versions=", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items()),
         hours=sum(row.get("cpu_seconds", 0) for row in rows) / 3600,
     )
+    return HEAD.format(made=textwrap.fill(made, 100, break_long_words=False))
 
 
 def _by_title(every: Iterable[Subject]) -> list[list[Subject]]:
