@@ -37,7 +37,6 @@ from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.curves import (
     channel_scores,
-    first_samples,
     measure,
 )
 from morphgraph.passes.calibration.statistics import Calibration, calibrate
@@ -189,7 +188,7 @@ class Shrinker:
         runs = CURVE_RUNS * self.samples.count / groups
         levels = int(np.clip(runs / 64, FEWEST_LEVELS, len(LEVELS)))
         samples = int(np.clip(runs / levels, FEWEST_SAMPLES, MOST_SAMPLES))
-        return levels, min(samples, self.fitted.count)
+        return levels, min(samples, self.held_out.count)
 
     def _looked_at(self, group: Group) -> bool:
         return self.bounds.allows(group) and group.width > 1
@@ -252,12 +251,20 @@ class Shrinker:
             return self.calibration.contributions(kind)
         return self._measured
 
+    def _measured_on(self) -> list[Arrays]:
+        """Some of the inputs held out: on those that kernels were fitted to they look too good."""
+        count = self._levels[1]
+        if count >= self.held_out.count:
+            return [*self.aside()]
+        _, few = self.held_out.split(count / self.held_out.count)
+        return [*few.batches(self.batch)]
+
     @cached_property
     def _measured(self) -> FloatArray:
         groups = [group for group in self.graph.groups if self._looked_at(group)]
         points = measure(
             self.calibration,
-            first_samples(self.batches(), self._levels[1]),
+            self._measured_on(),
             {group.index: self._stops(group) for group in groups},
             threads=self.threads,
             progress=self.progress,

@@ -7,7 +7,7 @@ its width, as a share of their variance; between the widths that were measured i
 of the group's readers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -277,15 +277,3 @@ def channel_scores(calibration: Calibration, points: Mapping[int, Points]) -> Fl
         rising = 1 + 1e-9 * np.arange(len(steps))
         scores[group.channels[order_of(calibration, index)]] = steps * rising
     return scores
-
-
-def first_samples(batches: Iterable[Arrays], count: int) -> list[Arrays]:
-    """Batches until so many samples are there; at least one."""
-    found: list[Arrays] = []
-    have = 0
-    for batch in batches:
-        found.append(batch)
-        have += max((len(a) for a in batch.values() if a.ndim), default=1)
-        if have >= count:
-            break
-    return found

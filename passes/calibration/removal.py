@@ -22,6 +22,7 @@ from morphgraph.passes.calibration.moments import Statistics
 #: So many times the order of removal is looked at anew.
 ROUNDS = 64
 DAMPING = 1e-4
+FEW_DAMPING = 0.05
 
 
 @dataclass
@@ -52,10 +53,12 @@ def seen_by(
     The covariance is used up: a large one would not fit into memory three times.
     """
     inverse = statistics.covariance
+    # The fewer places there are for each input, the less their covariance can be trusted.
+    damping = DAMPING + FEW_DAMPING * inverse.shape[1] / max(statistics.count, 1)
     diagonal = np.diag_indices(inverse.shape[1])
     for group, covariance in enumerate(inverse):
         spread = np.trace(covariance) / max(len(covariance), 1)
-        covariance[diagonal] += DAMPING * max(spread, 1e-30)
+        covariance[diagonal] += damping * max(spread, 1e-30)
         # Of the transpose, which is the same and stands in memory as LAPACK wants it.
         factor, _ = linalg.lapack.dpotrf(covariance.T, lower=1, overwrite_a=1)
         half, _ = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)

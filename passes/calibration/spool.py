@@ -8,8 +8,8 @@ import numpy as np
 
 from morphgraph.arrays import Arrays
 
-IN_MEMORY = 256 * 2**20
-"""Bytes that a spool holds in memory."""
+IN_MEMORY = 48 * 2**20
+"""Bytes that a spool holds in memory; while two networks are run in lockstep there are eight."""
 
 
 class Spool:

@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, FloatArray, IntArray, Shape
+from morphgraph.errors import ModelError
 from morphgraph.graph import ChannelGraph, Group
-from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.calibration.moments import Moments, Statistics
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.removal import (
@@ -194,6 +195,11 @@ def calibrate(
             for k, blocks in of_groups.items():
                 own = rows[:, :, blocks].reshape(len(rows), -1, blocks.shape[1])
                 alone[k].add(own, np.zeros((*own.shape[:2], 0)))
+        if not total.count:
+            raise ModelError(
+                f"node '{escape(name)}' sees or gives no finite numbers on the calibration inputs; "
+                "repair the model's weights, or give inputs of the kind that it expects"
+            )
         statistics = total.statistics()
         result.means[name] = mean / max(statistics.count, 1) if large else statistics.mean_in
         units = np.abs(behind[name].scale)

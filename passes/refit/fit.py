@@ -1,6 +1,5 @@
 """The least squares of one reader: kernel and bias, chosen on inputs that were kept aside."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,17 +155,5 @@ class Fitted:
 def _apply(matrix: FloatArray, bias: FloatArray, rows: Array) -> Array:
     """What a map gives, ``[places, groups, outputs]``."""
     product = rows.transpose(1, 0, 2) @ matrix.astype(rows.dtype).swapaxes(1, 2)
-    return product.transpose(1, 0, 2) + bias
-
-
-def scale_and_shift(given: Sequence[Array], wanted: Sequence[Array]) -> tuple[FloatArray, ...]:
-    """Per channel the straight line from what is given to what is wanted: slope, offset.
-
-    Both are lists of ``[places, channels]``.
-    """
-    x, y = (np.concatenate(list(each)).astype(np.float64) for each in (given, wanted))
-    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
-    spread = np.square(x - mean_x).mean(axis=0)
-    product = ((x - mean_x) * (y - mean_y)).mean(axis=0)
-    slope = np.where(spread > 0, product / np.where(spread > 0, spread, 1.0), 1.0)
-    return slope, mean_y - slope * mean_x
+    given: Array = product.transpose(1, 0, 2) + bias
+    return given
