@@ -35,7 +35,7 @@ def _laws() -> ModuleType:
 
 LAWS = _laws()
 PLAN = settings(
-    max_examples=12,
+    max_examples=6,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],
@@ -45,7 +45,7 @@ MANY = settings(PLAN, max_examples=150)
 
 
 def relative(expected: np.ndarray, found: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
+    return float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
 
 
 def outputs(model: ir.Model, samples: np.ndarray) -> np.ndarray:
@@ -101,5 +101,8 @@ def test_planned_by_data(model: ir.Model, seed: int) -> None:
 @given(LAWS.networks(), st.integers(0, 2**16), st.sampled_from(["widths", "vanish", "plan"]))
 def test_many_random_networks(model: ir.Model, seed: int, how: str) -> None:
     graph = lift(model)
-    plans = {"widths": random_plan, "vanish": random_removal}
-    require_nearer(graph, plans[how](graph, seed) if how in plans else None, seed)
+    if how == "plan":
+        require_nearer(graph, None, seed)
+    else:
+        made = random_plan(graph, seed) if how == "widths" else random_removal(graph, seed)
+        require_nearer(graph, made, seed)
