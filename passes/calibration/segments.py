@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 
 from morphgraph.arrays import Arrays
+from morphgraph.edit import array_of
 from morphgraph.onnx_io import subgraphs
 from morphgraph.onnx_io.runtime import session
 
@@ -60,7 +61,10 @@ class Piece:
         self, model: ir.Model, given: Sequence[str], wanted: Sequence[str], threads: int = 0
     ) -> None:
         self.wanted = list(dict.fromkeys(wanted))
-        self.computed = [name for name in self.wanted if name not in given]
+        stored = model.graph.initializers
+        constants = [n for n in self.wanted if n in stored and not stored[n].is_graph_input()]
+        self.stored = {name: array_of(stored[name]) for name in constants}
+        self.computed = [n for n in self.wanted if n not in given and n not in self.stored]
         self.session = None
         if self.computed:
             graph = ir.convenience.extract(model.graph, list(given), self.computed)
@@ -70,8 +74,8 @@ class Piece:
 
     def run(self, arrays: Arrays) -> Arrays:
         """What is asked for, from what is given."""
-        found: Arrays = {}
+        found: Arrays = {**self.stored}  # outputs that are constants
         if self.session is not None:
             results = self.session.run(self.computed, {name: arrays[name] for name in self.fed})
-            found = dict(zip(self.computed, results, strict=True))
+            found |= zip(self.computed, results, strict=True)
         return {name: found[name] if name in found else arrays[name] for name in self.wanted}

@@ -131,14 +131,18 @@ class Fit:
 
     def _error(self, matrix: FloatArray, bias: FloatArray) -> float:
         """Squared error behind what follows, on what was kept aside: a share of the variance."""
-        after, total, energy = self.after, 0.0, 0.0
+        after, total = self.after, 0.0
+        seen: list[Array] = []
         for rows, target in self.aside or self.kept[:4]:
             given = _apply(matrix, bias, rows) * after.scale + after.shift + target.base
             wanted = target.wanted * after.scale + after.shift + target.base
             if after.clamps:
                 given, wanted = (np.clip(each, after.low, after.high) for each in (given, wanted))
             total += float(np.square(given - wanted, dtype=np.float64).sum())
-            energy += float(np.square(wanted - wanted.mean(axis=0), dtype=np.float64).sum())
+            seen.append(wanted)
+        # About the mean of all: a batch may be one place.
+        every = np.concatenate(seen) if seen else np.zeros(0)
+        energy = float(np.square(every - every.mean(axis=0), dtype=np.float64).sum()) if seen else 0
         return total / max(energy, 1e-30)
 
 

@@ -186,7 +186,9 @@ class _Refit:
         whole = following(original)
         gone = self._gone(whole)
         piece = Piece(self.big, big.live, [*ahead, *result, *gone], self.threads)
-        after = reader and self._following(reader, whole, gone, big.live, small.live)
+        after = None
+        if reader is not None:
+            after = self._following(reader, whole, gone, big.live, small.live)
         if reader is None or after is None:
             fit = None
         else:

@@ -1,6 +1,6 @@
 """Operators as linear maps, held against what ONNX Runtime computes for random nodes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -22,7 +22,7 @@ class Case:
     """A node, its operand and its weights by port."""
 
     op_type: str
-    arrays: list[np.ndarray | None]
+    arrays: Sequence[np.ndarray | None]
     attributes: dict[str, Any] = field(default_factory=dict)
     operand: int = 0
     domain: str = ""

@@ -91,7 +91,8 @@ NETWORKS: dict[str, tuple[str, list[tuple[str, int]]]] = {
         [("a", 0)],
     ),
     "scaled product": (
-        """net (float[N,6] x, float[6,8] a, float[8] c, float[8,5] b, float[5] d) => (float[N,5] y) {
+        """net (float[N,6] x, float[6,8] a, float[8] c, float[8,5] b, float[5] d)
+        => (float[N,5] y) {
             p = Gemm<alpha=2.0>(x, a, c)  r = Relu(p)  y = Gemm<alpha=0.5, beta=2.0>(r, b, d)
         }""",
         [("a", 1), ("c", 0)],
@@ -113,7 +114,8 @@ NETWORKS: dict[str, tuple[str, list[tuple[str, int]]]] = {
     ),
     "residual stream": (
         """net (float[N,3,4,4] x, float[8,3,1,1] s, float[6,8,3,3] a, float[8,6,3,3] b,
-            float[8] g, float[4,8,1,1] c, float[6,8,3,3] d) => (float[N,4,4,4] y, float[N,6,4,4] z) {
+            float[8] g, float[4,8,1,1] c, float[6,8,3,3] d)
+        => (float[N,4,4,4] y, float[N,6,4,4] z) {
             t = Conv(x, s)  p = Conv<pads=[1,1,1,1]>(t, a)  r = Relu(p)
             q = Conv<pads=[1,1,1,1]>(r, b, g)  u = Add(t, q)  v = Relu(u)  y = Conv(v, c)
             z = Conv<pads=[1,1,1,1]>(v, d)
