@@ -228,6 +228,51 @@ class Window(Linear):
         return 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Channelwise(Linear):
+    """A norm's scale and shift: a map of its own for every channel, of what is normalized.
+
+    Attributes:
+        axis: of operand and result on which the channels stand.
+        mean, unit: what is subtracted from every channel, and what that is multiplied with, of a
+            norm that has statistics stored; else they are those of each place.
+        epsilon: is added to the variance of a place.
+    """
+
+    axis: int
+    mean: Array | None = None
+    unit: Array | None = None
+    epsilon: float = 0.0
+
+    def places(self, operand: Shape, result: Shape) -> int:
+        return prod(operand) // operand[self.axis]
+
+    def rows(self, operand: Array, result: Shape, chosen: IntArray) -> Array:
+        seen = _flat(operand, self.axis)[chosen].astype(np.float64)
+        if self.mean is not None and self.unit is not None:
+            normal = (seen - self.mean) * self.unit
+        else:
+            centered = seen - seen.mean(axis=1, keepdims=True)
+            variance = np.square(centered).mean(axis=1, keepdims=True)
+            normal = centered / np.sqrt(variance + self.epsilon)
+        return normal[:, :, None, None]
+
+    def results(self, result: Array, chosen: IntArray) -> Array:
+        return _flat(result, self.axis)[chosen][:, :, None]
+
+    def matrix(self, kernel: Array) -> Array:
+        return kernel.reshape(-1, 1, 1, 1)
+
+    def kernel(self, matrix: Array, like: Shape) -> Array:
+        return matrix.reshape(like)
+
+    def input_axis(self, rank: int) -> int:
+        return self.axis % rank
+
+    def output_axis(self, rank: int) -> int:
+        return self.axis % rank
+
+
 def _where(chosen: IntArray, sizes: Shape) -> tuple[IntArray, ...]:
     """Places as sample and position on every spatial axis."""
     rest, positions = chosen, []

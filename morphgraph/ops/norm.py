@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from morphgraph.arrays import Shape
 from morphgraph.ops.initial import ONE, ZERO, Initial
+from morphgraph.ops.linear import Channelwise, Linear
 from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked
@@ -32,6 +35,14 @@ class BatchNormalization(Op):
     @staticmethod
     def initial(n: OpNode) -> Mapping[int, Initial]:
         return {1: ONE, 2: ZERO, 3: ZERO, 4: ONE}
+
+    @staticmethod
+    def linear(n: OpNode, *, epsilon: float = 1e-5, training_mode: int = 0) -> Linear | None:
+        mean, variance = n.const(3), n.const(4)
+        if mean is None or variance is None or n.is_weight(0) or training_mode:
+            return None
+        unit = 1 / np.sqrt(variance.astype(np.float64) + epsilon)
+        return Channelwise(operand=0, weight=1, axis=1, mean=mean, unit=unit)
 
     @staticmethod
     def lower(
@@ -125,6 +136,13 @@ class LayerNormalization(Affine):
             f"{kept} {normed}, {scale}, {scale} -> {kept} {normed}, {statistics}, {statistics}",
             statistical=normed,
         )
+
+    @staticmethod
+    def linear(n: OpNode, *, axis: int = -1, epsilon: float = 1e-5) -> Linear | None:
+        last = axis in (-1, len(n.shape(0)) - 1) and n.shape(1) == n.shape(0)[-1:]
+        if not last or n.is_weight(0) or not n.is_weight(1):
+            return None
+        return Channelwise(operand=0, weight=1, axis=-1, epsilon=epsilon)
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = -1, epsilon: float = 1e-5) -> "fx.Node":

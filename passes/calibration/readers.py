@@ -17,6 +17,7 @@ from morphgraph.arrays import Array, FloatArray
 from morphgraph.edit import array_of, like_tensor
 from morphgraph.onnx_io import COPIES_KEY, is_float, static_shape
 from morphgraph.ops import Linear, Op, OpNode, facts_of
+from morphgraph.ops.linear import Channelwise
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Reader:
         """What it gives."""
         return self.node.outputs[0]
 
+    @property
+    def is_norm(self) -> bool:
+        """Whether it sums over nothing, but scales and shifts what is normalized."""
+        return isinstance(self.linear, Channelwise)
+
     def kernel(self) -> Array:
         """The numbers that the operator multiplies with."""
         stored = array_of(self.store)
@@ -77,7 +83,8 @@ class Reader:
     def bias(self) -> FloatArray:
         """What the operator adds by itself, ``[groups, outputs]``; zeros where it has no bias."""
         groups, outputs = self.matrix_shape[:2]
-        port, facts = facts_of(self.node).shift, facts_of(self.node)
+        facts = facts_of(self.node)
+        port = facts.offset if self.is_norm else facts.shift
         value = None
         if port is not None and port < len(self.node.inputs):
             value = self.node.inputs[port]

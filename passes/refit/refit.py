@@ -19,6 +19,7 @@ from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.mapped import take
+from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Piece, live_values
@@ -126,7 +127,14 @@ class _Refit:
         big, small = self._start(batches, aside)
         originals = readers(self.big, self.weights)
         shrunk = readers(self.small, self.weights)
-        names = [name for name in originals if name in shrunk]
+        # A norm right behind a reader has nothing to correct that the reader does not.
+        covered = {
+            name
+            for each in originals.values()
+            if not each.is_norm
+            for name in following(each).nodes
+        }
+        names = [name for name in originals if name in shrunk and name not in covered]
         self._go(big, names[0] if names else None)
         self._go(small, names[0] if names else None)
         for number, name in enumerate(names):
@@ -307,7 +315,7 @@ class _Refit:
         self.errors.append(LayerError(name, fitted.before, fitted.after, places, inputs))
         reader.write(fitted.matrix.reshape(reader.matrix_shape))
         shift = fitted.bias - fit.old_bias
-        if not shift.any():
+        if not shift.any() or (reader.is_norm and self._write_offset(reader, fitted.bias)):
             return
         if reader.linear.inside:
             self._shift_gates(reader, shift)
@@ -315,6 +323,23 @@ class _Refit:
         rank = len(static_shape(reader.result))
         constant = reader.linear.spread(shift, rank).astype(reader.kernel().dtype)
         add_constant(self.editor, reader.node, constant, frozenset(range(rank)))
+
+    def _write_offset(self, reader: Reader, bias: FloatArray) -> bool:
+        """Give a norm another shift, where it has one of its own or may have one."""
+        node, port = reader.node, facts_of(reader.node).offset
+        if port is None:
+            return False
+        value = node.inputs[port] if port < len(node.inputs) else None
+        kernel = reader.kernel()
+        array = bias.reshape(kernel.shape).astype(kernel.dtype)
+        if value is None:
+            node.resize_inputs(max(port + 1, len(node.inputs)))
+            node.replace_input_with(port, self.editor.constant(f"{node.name}_bias", array))
+        elif value.const_value is not None and len(value.uses()) == 1:
+            replace_array(value, array.reshape(array_of(value).shape))
+        else:
+            return False
+        return True
 
     def _shift_gates(self, reader: Reader, shift: FloatArray) -> None:
         """Add to the first half of a recurrent layer's bias, ``[directions, 2 gates units]``."""
