@@ -392,6 +392,22 @@ def test_a_second_time_from_its_own_result() -> None:
     assert distance(model, twice.model, {"x": noise(20, 3, 8, 8, seed=1)}) < 1.0
 
 
+def test_layers_in_front_of_all_that_changes_stay_as_they_are() -> None:
+    """Bit by bit, and without a bias that they did not have."""
+    model = network(MLP)
+    graph = lift(model)
+    group = next(group for group in graph.groups if group.width == 12)
+    plan = mg.uniform(graph, 0.5, include=[group.id])
+    result = finish(Shrinker(graph, noise(200, 6), threads=1), plan)
+    sliced = mg.apply(graph, plan)
+    for name in ("a", "ab", "b"):
+        one, other = (m.graph.initializers[name] for m in (sliced, result.model))
+        np.testing.assert_array_equal(array_of(one), array_of(other))
+    nodes = [node for node in result.model.graph if node.op_type == "Gemm"]
+    assert [len(node.inputs) for node in nodes] == [3, 2, 3]
+    assert result.error[0].error < 0.9 * result.before[0].error
+
+
 def test_any_plan_can_be_fitted() -> None:
     model = network(CNN)
     graph = lift(model)

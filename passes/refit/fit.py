@@ -14,6 +14,9 @@ STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 MANY = 2000
 #: Rounds in which what a clamp hides is taken out of the target.
 ROUNDS = 4
+#: An error that is rounding, and what has to be left of a larger one, or nothing is changed.
+ROUNDING = 1e-10
+WORTH = 0.99
 #: Bytes of rows that are kept for them, and rows that are kept of the inputs kept aside.
 KEPT_BYTES = 96 * 2**20
 KEPT_ASIDE = 4096
@@ -73,7 +76,9 @@ class Fit:
         as_it_is = self.start, self.old_bias
         shifted = self.start, statistics.bias(self.start)
         before = self._error(*as_it_is)
-        best, error = (as_it_is, before)
+        if before <= ROUNDING:
+            return Fitted(*as_it_is, before, before)
+        best, error = as_it_is, before * WORTH
         if (found := self._error(*shifted)) < error:
             best, error = shifted, found
         chosen = None
@@ -85,7 +90,7 @@ class Fit:
                 best, error, chosen = candidate, found, ridge
         if chosen is not None and self.kept:
             best, error = self._through_clamp(chosen, best, error)
-        return Fitted(best[0], best[1], before, error)
+        return Fitted(*best, before, before if best is as_it_is else error)
 
     def _through_clamp(
         self, ridge: Ridge, best: tuple[FloatArray, FloatArray], error: float

@@ -14,6 +14,7 @@ from morphgraph.passes.calibration.removal import Seen, remove_in_order, seen_al
 def undamped(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is computed is least squares itself, not ridge regression."""
     monkeypatch.setattr(removal, "DAMPING", 1e-12)
+    monkeypatch.setattr(removal, "FEW_DAMPING", 0.0)
 
 
 class Reader:
