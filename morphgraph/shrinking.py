@@ -68,7 +68,7 @@ LARGEST_BATCH = 100
 LEVELS = (0.7, 0.4, 0.85, 0.55, 0.25)
 FEWEST_LEVELS = 2
 #: Runs of the original over all samples that the curves may cost.
-CURVE_RUNS = 6.0
+CURVE_RUNS = 4.0
 FEWEST_SAMPLES, MOST_SAMPLES = 16, 256
 
 

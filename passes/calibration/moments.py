@@ -115,6 +115,10 @@ class Statistics:
         return best
 
 
+class TooWeakError(ArithmeticError):
+    """A ridge is too weak for rows that are fewer than their inputs."""
+
+
 class Ridge:
     """Ridge regression from the same rows onto several targets, towards a map that is there.
 
@@ -129,7 +133,12 @@ class Ridge:
         for each in covariance:
             damped = each.copy()
             damped[np.diag_indices(size)] += strength * max(np.trace(each) / max(size, 1), 1e-30)
-            self.factors.append(linalg.cho_factor(damped, overwrite_a=True, check_finite=False))
+            # Few places and a weak ridge leave a matrix that rounding makes indefinite.
+            try:
+                factor = linalg.cho_factor(damped, overwrite_a=True, check_finite=False)
+            except linalg.LinAlgError:
+                raise TooWeakError from None
+            self.factors.append(factor)
 
     def solve(self, cross: FloatArray, start: FloatArray) -> FloatArray:
         """The map, ``[groups, outputs, inputs]``."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphgraph.arrays import Array, FloatArray
-from morphgraph.passes.calibration.moments import Moments, Ridge
+from morphgraph.passes.calibration.moments import Moments, Ridge, TooWeakError
 from morphgraph.passes.calibration.readers import Following
 
 #: Strengths of the ridge that are tried, relative to the mean variance of the inputs.
@@ -83,7 +83,10 @@ class Fit:
             best, error = shifted, found
         chosen = None
         for strength in strengths:
-            ridge = Ridge(statistics.covariance, strength)
+            try:
+                ridge = Ridge(statistics.covariance, strength)
+            except TooWeakError:
+                continue
             matrix = ridge.solve(statistics.cross, self.start)
             candidate = matrix, statistics.bias(matrix)
             if (found := self._error(*candidate)) < error:
