@@ -7,7 +7,7 @@ for a budget, the fit of what is left: the passes of :mod:`morphgraph.passes.cal
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, Arrays, FloatArray
+from morphgraph.arrays import Arrays, FloatArray
 from morphgraph.calibration import ImageOptions, Progress, Samples, no_progress
 from morphgraph.errors import (
     BudgetError,
@@ -25,12 +25,12 @@ from morphgraph.errors import (
     ModelError,
     MorphWarning,
     PlanError,
-    VerificationError,
 )
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import PARAMETERS_KEY, ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
-from morphgraph.onnx_io.runtime import is_refusal, session
+from morphgraph.onnx_io.mapped import take
+from morphgraph.onnx_io.runtime import is_refusal
 from morphgraph.ops.parameters import layers_weights
 from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
@@ -39,8 +39,9 @@ from morphgraph.passes.calibration.curves import (
     channel_scores,
     measure,
 )
+from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same, run_all
+from morphgraph.passes.calibration.spool import Spool
 from morphgraph.passes.calibration.statistics import Calibration, calibrate
-from morphgraph.passes.checking.sensitivity import relative_error
 from morphgraph.passes.checking.verify import VerifyReport, require_valid
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds, Widths
@@ -70,25 +71,6 @@ FEWEST_LEVELS = 2
 #: Runs of the original over all samples that the curves may cost.
 CURVE_RUNS = 4.0
 FEWEST_SAMPLES, MOST_SAMPLES = 16, 256
-
-
-@dataclass(frozen=True)
-class OutputCheck:
-    """How far an output is from the original's, on inputs that were held out.
-
-    Attributes:
-        name: of the output.
-        error: root mean square of the difference, as a share of the output's; of integers the
-            share that differs.
-        agreement: share of places at which the largest of several numbers is the same, where the
-            output looks like scores of classes; ``None`` where not.
-        cosine: mean cosine between both, sample by sample; ``None`` where samples give no vectors.
-    """
-
-    name: str
-    error: float
-    agreement: float | None = None
-    cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -221,7 +203,7 @@ class Shrinker:
             ModelError: names the output.
         """
         first = next(self.held_out.batches(1))
-        (found,) = run_all(self.graph.model, iter([first]), self.threads)
+        (found,) = run_all(self.graph.model, [first], self.threads)
         for name, array in found.items():
             is_float = hasattr(array, "dtype") and np.issubdtype(array.dtype, np.floating)
             if is_float and array.size and not np.isfinite(array).any():
@@ -251,13 +233,16 @@ class Shrinker:
             return self.calibration.contributions(kind)
         return self._measured
 
-    def _measured_on(self) -> list[Arrays]:
+    def _measured_on(self) -> Spool:
         """Some of the inputs held out: on those that kernels were fitted to they look too good."""
         count = self._levels[1]
-        if count >= self.held_out.count:
-            return [*self.aside()]
-        _, few = self.held_out.split(count / self.held_out.count)
-        return [*few.batches(self.batch)]
+        chosen = self.held_out
+        if count < chosen.count:
+            _, chosen = chosen.split(count / chosen.count)
+        kept = Spool()
+        for batch in chosen.batches(self.batch):
+            kept.append(batch)
+        return kept
 
     @cached_property
     def _measured(self) -> FloatArray:
@@ -337,20 +322,18 @@ class Shrinker:
             listed = json.loads(model.metadata_props[PARAMETERS_KEY])
             model.metadata_props[PARAMETERS_KEY] = json.dumps([*listed, *made])
 
-    def expected(self, plan: Plan | None = None) -> list[Arrays]:
+    def expected(self, plan: Plan | None = None) -> Spool:
         """What the original gives for inputs held out; of a plan, at the positions that stay."""
-        with self._blaming_samples():
-            found = run_all(self.graph.model, self.aside(), self.threads)
         keep = plan.keep_channels(self.graph) if plan else {}
         selection = AxisSelection(self.graph, keep)
-        for output in self.graph.model.graph.outputs:
-            name = output.name or ""
-            for axis, positions in selection.cuts(name) if keep else ():
-                for arrays in found:
-                    arrays[name] = arrays[name].take(positions, axis)
-        return found
+        kept = Spool()
+        with self._blaming_samples():
+            for found in run_all(self.graph.model, self.aside(), self.threads):
+                cuts = {name: selection.cuts(name) for name in found if keep}
+                kept.append({n: take(a, cuts[n]) if cuts.get(n) else a for n, a in found.items()})
+        return kept
 
-    def errors(self, model: ir.Model, expected: Sequence[Arrays]) -> tuple[OutputCheck, ...]:
+    def errors(self, model: ir.Model, expected: Iterable[Arrays]) -> tuple[OutputCheck, ...]:
         """How far a model's outputs are from the original's on held-out inputs."""
         return checks(expected, run_all(model, self.aside(), self.threads))
 
@@ -502,9 +485,8 @@ def finish(
     if refit:
         fitted = shrinker.fit(plan)
         model, layers = fitted.model, fitted.layers
-        found = run_all(model, shrinker.aside(), shrinker.threads)
-        _require_same(fitted.found, found)
-        error = checks(expected, found)
+        require_same(fitted.found, run_all(model, shrinker.aside(), shrinker.threads))
+        error = checks(expected, fitted.found)
         _warn_of_few(fitted, shrinker.fitted.count)
     tuned: tuple[OutputCheck, ...] = ()
     if tune:
@@ -517,7 +499,7 @@ def finish(
 
 
 def _tuned(
-    shrinker: Shrinker, plan: Plan, model: ir.Model, steps: int, expected: Sequence[Arrays]
+    shrinker: Shrinker, plan: Plan, model: ir.Model, steps: int, expected: Iterable[Arrays]
 ) -> tuple[ir.Model, tuple[OutputCheck, ...]]:
     from morphgraph.train.distill import distill
 
@@ -552,83 +534,6 @@ def data_scores(
         options: as of :class:`Shrinker`.
     """
     return Shrinker(graph, data, **options).scores(kind)
-
-
-def run_all(model: ir.Model, feeds: Iterator[Arrays], threads: int = 0) -> list[Arrays]:
-    """What a model gives, batch by batch."""
-    running = session(model, threads)
-    names = [output.name for output in running.get_outputs()]
-    taken = {source.name for source in running.get_inputs()}
-    return [
-        dict(
-            zip(
-                names,
-                running.run(names, {n: a for n, a in feed.items() if n in taken}),
-                strict=True,
-            )
-        )
-        for feed in feeds
-    ]
-
-
-def checks(expected: Sequence[Arrays], found: Sequence[Arrays]) -> tuple[OutputCheck, ...]:
-    """Every output beside the original's.
-
-    >>> one, other = [{"y": np.array([[1.0, 0.0]])}], [{"y": np.array([[0.9, 0.1]])}]
-    >>> (check,) = checks(one, other)
-    >>> round(check.error, 3), check.agreement
-    (0.141, 1.0)
-    """
-    return tuple(
-        _check(name, [each[name] for each in expected], [each[name] for each in found])
-        for name in (expected[0] if expected else ())
-        if hasattr(expected[0][name], "dtype")  # no sequences or maps
-    )
-
-
-def _check(name: str, expected: Sequence[Array], found: Sequence[Array]) -> OutputCheck:
-    if [a.shape for a in expected] != [b.shape for b in found]:
-        return OutputCheck(name, float("inf"))
-    flat, given = (np.concatenate([a.ravel() for a in each]) for each in (expected, found))
-    error = relative_error(flat, given)
-    if not np.issubdtype(flat.dtype, np.floating) or expected[0].ndim < 2:
-        return OutputCheck(name, error)
-    rank = expected[0].ndim
-    axis = 2 if rank == 3 else 1
-    pairs = [
-        (np.moveaxis(a, axis, -1).reshape(-1, a.shape[axis]) for a in pair)
-        for pair in zip(expected, found, strict=True)
-    ]
-    one, other = (np.concatenate(list(rows)) for rows in zip(*map(tuple, pairs), strict=True))
-    lengths = np.linalg.norm(one.astype(np.float64), axis=1)
-    unit = len(lengths) > 1 and np.allclose(lengths, 1.0, atol=1e-3)
-    products = np.einsum("nc,nc->n", one, other, dtype=np.float64)
-    norms = lengths * np.linalg.norm(other.astype(np.float64), axis=1)
-    if one.shape[1] < 2:
-        return OutputCheck(name, error)
-    cosine = float(np.mean(products / np.maximum(norms, 1e-30))) if rank == 2 else None
-    if unit:
-        return OutputCheck(name, error, None, cosine)
-    same = float(np.mean(one.argmax(axis=1) == other.argmax(axis=1)))
-    return OutputCheck(name, error, same, cosine)
-
-
-#: Largest difference, as a share of an output's scale, between the walk and the finished network.
-WALKED = 1e-2
-
-
-def _require_same(walked: Sequence[Arrays], found: Sequence[Arrays]) -> None:
-    """The finished network must give what it gave piece by piece while it was fitted."""
-    for one, other in zip(walked, found, strict=True):
-        for name, array in one.items():
-            if hasattr(array, "dtype") and np.issubdtype(array.dtype, np.floating):
-                scale = float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) or 1.0
-                if not np.allclose(other[name], array, rtol=0, atol=WALKED * scale, equal_nan=True):
-                    raise VerificationError(
-                        f"output '{escape(name)}' of the fitted network is not what it was while "
-                        "it was fitted; please report the model's structure, and do without the "
-                        "refit (--no-refit, refit=False)"
-                    )
 
 
 def _warn_of_few(fitted: Refitted, count: int) -> None:

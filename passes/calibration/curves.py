@@ -7,8 +7,7 @@ its width, as a share of their variance; between the widths that were measured i
 of the group's readers.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +18,9 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.runtime import session
 from morphgraph.passes.analysis.score import score
+from morphgraph.passes.calibration.outputs import output_error, run_all
 from morphgraph.passes.calibration.readers import Reader, readers
+from morphgraph.passes.calibration.spool import Spool
 from morphgraph.passes.calibration.statistics import Calibration, Progress, silent
 from morphgraph.passes.rewrite.bias import add_constant
 from morphgraph.passes.rewrite.mask import mask
@@ -27,53 +28,10 @@ from morphgraph.passes.rewrite.mask import mask
 Points = dict[int, float]
 """By width the error of the outputs, as a share of their variance."""
 
-WORST = 100.0
-"""Error that is given to outputs that are no numbers any more."""
-
-
-def output_error(expected: Sequence[Arrays], found: Sequence[Mapping[str, Any]]) -> float:
-    """The squared error of all outputs, each as a share of its variance; their mean.
-
-    Of integers and booleans the share that differs. Outputs that are always the same do not count.
-
-    >>> ones = [{"y": np.array([[0.0], [2.0]])}]
-    >>> output_error(ones, [{"y": np.array([[0.0], [1.0]])}])
-    0.5
-    """
-    shares = []
-    for name in expected[0]:
-        pairs = [(one[name], other[name]) for one, other in zip(expected, found, strict=True)]
-        arrays = [(a, b) for a, b in pairs if hasattr(a, "dtype")]  # no sequences or maps
-        if not arrays:
-            continue
-        if not np.issubdtype(arrays[0][0].dtype, np.floating):
-            differ = [float(np.mean(a != b)) if a.shape == b.shape else 1.0 for a, b in arrays]
-            shares.append(float(np.mean(differ)))
-            continue
-        energy, error = _energy([a for a, _ in arrays]), 0.0
-        for a, b in arrays:
-            if a.shape != b.shape:
-                return WORST
-            error += float(np.square(np.subtract(a, b, dtype=np.float64)).sum())
-        if energy > 0:
-            shares.append(error / energy)
-    worst = np.nan_to_num(np.array(shares or [0.0]), nan=WORST, posinf=WORST)
-    return float(np.minimum(worst, WORST).mean())
-
-
-def _energy(arrays: Sequence[Array]) -> float:
-    """Sum of squares about the mean over all samples, or about one number where shapes differ."""
-    if len({a.shape[1:] for a in arrays}) == 1 and arrays[0].ndim:
-        rows = np.concatenate(arrays).astype(np.float64)
-        if len(rows) > 1:
-            return float(np.square(rows - rows.mean(axis=0)).sum())
-    flat = np.concatenate([a.ravel() for a in arrays]).astype(np.float64)
-    return float(np.square(flat - flat.mean()).sum())
-
 
 def measure(
     calibration: Calibration,
-    feeds: Sequence[Arrays],
+    feeds: Iterable[Arrays],
     stops: Mapping[int, Sequence[int]],
     *,
     threads: int = 0,
@@ -91,7 +49,9 @@ def measure(
     simple = {k for k in stops if k in calibration.groups and calibration.groups[k].complete}
     names = {name for k in simple for name in calibration.groups[k].blocks}
     open_model = _Open(calibration, sorted(names), threads)
-    expected = open_model.run(feeds, {})
+    expected = Spool()
+    for outputs in open_model.run(feeds, {}):
+        expected.append(outputs)
     found: dict[int, Points] = {k: {} for k in stops}
     total, done = sum(map(len, stops.values())), 0
     for index, widths in stops.items():
@@ -159,7 +119,7 @@ class _Open:
         self.session = session(model, threads)
         self.outputs = outputs
 
-    def run(self, feeds: Sequence[Arrays], changed: Changed) -> list[Arrays]:
+    def run(self, feeds: Iterable[Arrays], changed: Changed) -> Iterator[Arrays]:
         """The outputs with other kernels in some readers."""
         given = dict(self.usual)
         for name, (matrix, shift) in changed.items():
@@ -168,10 +128,9 @@ class _Open:
             if target:
                 like = self.usual[target]
                 given[target] = shift.astype(like.dtype).reshape(like.shape)
-        return [
-            dict(zip(self.outputs, self.session.run(self.outputs, {**feed, **given}), strict=True))
-            for feed in feeds
-        ]
+        for feed in feeds:
+            results = self.session.run(self.outputs, {**feed, **given})
+            yield dict(zip(self.outputs, results, strict=True))
 
 
 def _input(editor: Editor, name: str, like: Array) -> ir.Value:
@@ -189,9 +148,9 @@ def _masked(
     index: int,
     width: int,
     changed: Changed,
-    feeds: Sequence[Arrays],
+    feeds: Iterable[Arrays],
     threads: int,
-) -> list[Arrays]:
+) -> Iterator[Arrays]:
     """The outputs of the masked original, for groups over which something normalizes."""
     graph = calibration.graph
     keep = order_of(calibration, index)[graph.groups[index].width - width :]
@@ -205,10 +164,8 @@ def _masked(
                 rank = len(static_shape(reader.result))
                 constant = reader.linear.spread(shift.astype(reader.kernel().dtype), rank)
                 add_constant(editor, reader.node, constant, frozenset(range(rank)))
-    running = session(model, threads)
-    outputs = [value.name or "" for value in graph.model.graph.outputs]
     try:
-        return [dict(zip(outputs, running.run(outputs, feed), strict=True)) for feed in feeds]
+        yield from run_all(model, feeds, threads)
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise UnsupportedError(f"ONNX Runtime does not run the masked model: {error}") from error
 

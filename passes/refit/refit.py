@@ -65,8 +65,8 @@ class Refitted:
 
     model: ir.Model
     layers: tuple[LayerError, ...]
-    expected: tuple[Arrays, ...]
-    found: tuple[Arrays, ...]
+    expected: Spool
+    found: Spool
 
 
 def refit(
@@ -147,8 +147,9 @@ class _Refit:
             self._go(small, following_name)
         self.progress("refit", len(names), len(names))
         restore_names(self.graph, self.keep, self.small, self.editor)
-        expected, found = ([*network.aside] for network in (big, small))
-        return Refitted(self.small, tuple(self.errors), tuple(expected), tuple(found))
+        for network in (big, small):
+            network.fitted.close()
+        return Refitted(self.small, tuple(self.errors), big.aside, small.aside)
 
     def _start(
         self, batches: Iterable[Arrays], aside: Iterable[Arrays]
