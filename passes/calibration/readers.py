@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, FloatArray
-from morphgraph.edit import array_of, like_tensor
+from morphgraph.edit import array_of
 from morphgraph.onnx_io import COPIES_KEY, is_float, static_shape
 from morphgraph.ops import Linear, Op, OpNode, facts_of
 from morphgraph.ops.linear import Channelwise
+from morphgraph.passes.calibration.kernels import Store, stored
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,12 @@ class Reader:
     Attributes:
         node: the operator.
         linear: as a linear map.
-        store: the initializer that holds the kernel.
-        order: how its axes are permuted on the way to the operator; empty: not at all.
+        store: where its kernel is stored.
     """
 
     node: ir.Node
     linear: Linear
-    store: ir.Value
-    order: tuple[int, ...] = ()
+    store: Store
 
     @property
     def name(self) -> str:
@@ -58,8 +57,7 @@ class Reader:
 
     def kernel(self) -> Array:
         """The numbers that the operator multiplies with."""
-        stored = array_of(self.store)
-        return stored.transpose(self.order) if self.order else stored
+        return self.store.array()
 
     def matrix(self) -> FloatArray:
         """As matrices with their factor, ``[groups, outputs, inputs, taps]``."""
@@ -73,12 +71,7 @@ class Reader:
 
     def write(self, matrix: FloatArray) -> None:
         """Give the operator another kernel, in place."""
-        kernel = self.kernel_of(matrix)
-        if self.order:
-            kernel = kernel.transpose(np.argsort(self.order))
-        tensor = self.store.const_value
-        assert tensor is not None
-        self.store.const_value = like_tensor(tensor, np.ascontiguousarray(kernel))
+        self.store.write(self.kernel_of(matrix))
 
     def bias(self) -> FloatArray:
         """What the operator adds by itself, ``[groups, outputs]``; zeros where it has no bias."""
@@ -98,9 +91,7 @@ class Reader:
     @property
     def matrix_shape(self) -> tuple[int, int, int, int]:
         """``(groups, outputs, inputs, taps)``."""
-        shape = static_shape(self.store)
-        permuted = tuple(shape[axis] for axis in self.order) if self.order else shape
-        nothing: Array = np.broadcast_to(np.zeros(1), permuted)
+        nothing: Array = np.broadcast_to(np.zeros(1), self.store.shape)
         shape = self.linear.matrix(nothing).shape
         return shape[0], shape[1], shape[2], shape[3]
 
@@ -116,13 +107,13 @@ def readers(model: ir.Model, weights: frozenset[str]) -> dict[str, Reader]:
     tied |= set(model.meta.get(COPIES_KEY, {}).values())
     found: dict[str, Reader] = {}
     for node in model.graph:
-        reader = _reader(node, weights)
-        if reader is not None and reader.store.name not in tied:
+        reader = _reader(node, weights, model)
+        if reader is not None and not reader.store.names & tied:
             found[reader.name] = reader
     return found
 
 
-def _reader(node: ir.Node, weights: frozenset[str]) -> Reader | None:
+def _reader(node: ir.Node, weights: frozenset[str], model: ir.Model) -> Reader | None:
     facts = facts_of(node)
     if facts.linear is None or not node.outputs[0].name:
         return None
@@ -130,29 +121,10 @@ def _reader(node: ir.Node, weights: frozenset[str]) -> Reader | None:
     if linear is None:
         return None
     kernel = node.inputs[linear.weight]
-    stored = None if kernel is None else _stored(kernel)
-    if stored is None:
+    if kernel is None or not is_float(node.outputs[0]):
         return None
-    store, order = stored
-    whole = is_float(store) and is_float(node.outputs[0])
-    return Reader(node, linear, store, order) if whole else None
-
-
-def _stored(value: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """The initializer behind transpositions that this alone reads, and their order."""
-    order: tuple[int, ...] = ()
-    while len(value.uses()) == 1 and not value.is_graph_output():
-        maker = value.producer()
-        if maker is None:
-            return (value, order) if value.const_value is not None else None
-        facts = facts_of(maker)
-        source = maker.inputs[0] if maker.inputs else None
-        if facts.permutation is None or source is None:
-            return None
-        here: tuple[int, ...] = facts.call(facts.permutation, maker, OpNode(maker))
-        order = tuple(here[axis] for axis in order) if order else here
-        value = source
-    return None
+    store = stored(kernel, model)
+    return None if store is None else Reader(node, linear, store)
 
 
 @dataclass(frozen=True)

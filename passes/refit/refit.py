@@ -122,11 +122,12 @@ class _Refit:
         self.editor = Editor(self.small)
         self.outputs = [value.name or "" for value in self.big.graph.outputs]
         self.errors: list[LayerError] = []
+        self.readers: dict[str, Reader] = {}
 
     def run(self, batches: Iterable[Arrays], aside: Iterable[Arrays]) -> Refitted:
         big, small = self._start(batches, aside)
         originals = readers(self.big, self.weights)
-        shrunk = readers(self.small, self.weights)
+        self.readers = readers(self.small, self.weights)
         # A norm right behind a reader has nothing to correct that the reader does not.
         covered = {
             name
@@ -134,7 +135,7 @@ class _Refit:
             if not each.is_norm
             for name in following(each).nodes
         }
-        names = [name for name in originals if name in shrunk and name not in covered]
+        names = [name for name in originals if name in self.readers and name not in covered]
         self._go(big, names[0] if names else None)
         self._go(small, names[0] if names else None)
         for number, name in enumerate(names):
@@ -188,7 +189,7 @@ class _Refit:
         self, big: _Network, small: _Network, original: Reader, then: str | None
     ) -> "Fit | None":
         """Run the original up to the next reader; collect what this one is fitted to."""
-        reader = readers(self.small, self.weights).get(original.name)
+        reader = self.readers.get(original.name)
         ahead = self._ahead(big, then)
         linear = original.linear
         result = [] if linear.inside else [original.result.name or ""]
@@ -305,12 +306,14 @@ class _Refit:
     def _whole_matrix(self, original: Reader) -> FloatArray:
         """The original's kernel with the outputs that stay, and all inputs."""
         axis = original.kernel().ndim - 1
-        cuts = [cut for cut in self.selection.cuts(original.store.name or "") if cut[0] != axis]
+        kernel = original.node.inputs[original.linear.weight]
+        name = "" if kernel is None else kernel.name or ""
+        cuts = [cut for cut in self.selection.cuts(name) if cut[0] != axis]
         return original.linear.matrix(take(original.kernel().astype(np.float64), cuts))
 
     def _write(self, name: str, fit: "Fit") -> None:
         """Give a reader of the resized network its kernel and bias."""
-        reader = readers(self.small, self.weights)[name]
+        reader = self.readers[name]
         places, inputs = fit.moments.count, fit.start.shape[2]
         fitted = fit.solve()
         self.errors.append(LayerError(name, fitted.before, fitted.after, places, inputs))
