@@ -53,6 +53,7 @@ planning: facts and a budget -> a plan: which channels stay
     constraints         budgets as limits on costs
     build               from widths or channels to a plan
     removal_path        channels leave one by one until the budget is met
+        allocate        the widths with the least sum of scores, on one scale for the whole network
     uniform             one ratio for all widths, and widths by hand
     expand              the largest multiplier of a plan's widths that fits
     compose             several plans as one, held against the first network
@@ -64,6 +65,19 @@ rewrite: the channel graph and a plan -> another model
         vanish          layers of width 0 are cut
         bias            a constant added to a result: in a bias, or by an addition
         fresh               newly drawn weights
+
+calibration: the channel graph and inputs -> what the channels are to the network that computes
+    statistics          one walk through the original: moments at every reader, orders of removal
+        readers         linear operators whose kernels may change, and what follows them
+        segments        the model in pieces, cut where something is looked at
+        spool           what is live at a cut, for all inputs, in memory or in files
+        moments         means and second moments, streamed; ridge regression from them
+        removal         which channels go first if those that stay take over
+    curves              what each group's width costs the outputs; a score per channel
+
+refit: original, which channels stay, inputs -> the resized model with fitted kernels
+    refit               both models in lockstep, layer after layer
+        fit             kernel and bias of one layer
 
 checking: original, plan, resized model -> a report
     verify              the resized model against the masked original
