@@ -178,6 +178,57 @@ def test_the_example_of_own_operators_runs_as_it_stands(tmp_path: Path) -> None:
     assert list(tomllib.loads(toml)["project"]["entry-points"]) == [GROUP]
 
 
+_FIGURE = re.compile(r"[\d.]+( [kMG](?= ))?|=+|(?<=\n)─+")
+
+
+@pytest.mark.long
+def test_the_page_for_onnx_files_runs_as_it_stands(tmp_path: Path) -> None:
+    """Commands print what the page shows, but for figures, which depend on the machine."""
+    page = (ROOT / "docs" / "from-an-onnx-file.md").read_text(encoding="utf-8")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    found: dict[str, str] = {}
+
+    def start(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        notes = done.stderr.splitlines(keepends=True)
+        first = [line for line in notes if line.startswith("calibration data")]
+        return "".join([*first, done.stdout, *(line for line in notes if line not in first)])
+
+    for language, block in _BLOCK.findall(page):
+        if language == "python":
+            name = block.partition("\n")[0].removeprefix("# ")
+            (tmp_path / name).write_text(block, encoding="utf-8")
+            if name == "make_model.py":
+                assert start(name) == ""
+        elif language == "console":
+            for command, expected in re.findall(r"^\$ (.*)\n((?:[^$].*\n|\n)*)", block, re.M):
+                program, *arguments = shlex.split(command)
+                given = ["-m", program] if program == "morphgraph" else []
+                found[command] = start(*given, *arguments)
+                one, other = (
+                    _FIGURE.sub("#", text.replace("...\n", "ANYTHING\n"))
+                    for text in (expected, found[command])
+                )
+                check = doctest.OutputChecker().check_output
+                options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+                assert check(one.replace("ANYTHING", "..."), other, options), (
+                    command,
+                    found[command],
+                )
+    assert len(found) == 9
+    (told,) = (text for command, text in found.items() if "accuracy" in command)
+    accuracy = [float(share) for share in re.findall(r"([\d.]+)%", told)]
+    assert accuracy[0] > 90
+    assert accuracy[1] > max(accuracy[0] - 3, accuracy[2] + 10)
+
+
 def test_what_the_limits_call_opaque_is_not_described() -> None:
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
     section = page.partition("Among them:")[2].partition("Some forms")[0]
