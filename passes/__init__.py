@@ -74,6 +74,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         moments         means and second moments, streamed; ridge regression from them
         removal         which channels go first if those that stay take over
     curves              what each group's width costs the outputs; a score per channel
+        outputs         errors of the outputs, batch by batch
 
 refit: original, which channels stay, inputs -> the resized model with fitted kernels
     refit               both models in lockstep, layer after layer
