@@ -69,6 +69,7 @@ rewrite: the channel graph and a plan -> another model
 calibration: the channel graph and inputs -> what the channels are to the network that computes
     statistics          one walk through the original: moments at every reader, orders of removal
         readers         linear operators whose kernels may change, and what follows them
+        kernels         where a kernel is stored: as it is, transposed, joined of several
         segments        the model in pieces, cut where something is looked at
         spool           what is live at a cut, for all inputs, in memory or in files
         moments         means and second moments, streamed; ridge regression from them
