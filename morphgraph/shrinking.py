@@ -61,7 +61,7 @@ CURVE = (0.9, 0.8, 0.7, 0.6, 0.5)
 """Shares of the first budget's cost at which a curve is measured."""
 CHECKED = 8
 """Samples that the resize is checked on."""
-BATCH_BYTES = 64e6
+BATCH_BYTES = 32e6
 LARGEST_BATCH = 100
 
 #: Shares of a group's channels at which what it does to the outputs is measured, most important

@@ -8,6 +8,7 @@ the affine map ``W x + b`` that is nearest to ``y`` has ``W = cross covariance^-
 ``b = E[y] - W E[x]``, and its error is ``energy - sum of W * cross``.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -147,3 +148,33 @@ class Ridge:
         for group, factor in enumerate(self.factors):
             found[group] += linalg.cho_solve(factor, left[group].T, check_finite=False).T
         return found
+
+
+def solve_by_rows(
+    rows: Array, wanted: Array, start: FloatArray, strengths: Sequence[float]
+) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Ridge regression for maps with more inputs than there are rows: matrices and biases.
+
+    The same as :class:`Ridge`, with a matrix of the size of the rows instead of the inputs:
+    ``(R' R / n + s I)^-1 R' = R' (R R' / n + s I)^-1``.
+
+    Args:
+        rows: ``[places, groups, inputs]``.
+        wanted: ``[places, groups, outputs]``.
+        start: towards which the ridge draws, ``[groups, outputs, inputs]``.
+        strengths: of the ridge, relative to the mean variance of the inputs.
+    """
+    mean_in = rows.mean(axis=0, dtype=np.float64)
+    mean_out = wanted.mean(axis=0, dtype=np.float64)
+    count = len(rows)
+    for strength in strengths:
+        matrix = start.copy()
+        for group, mean in enumerate(mean_in):
+            x = rows[:, group] - mean.astype(rows.dtype)
+            left = wanted[:, group] - mean_out[group] - x @ start[group].T
+            kernel = (x @ x.T).astype(np.float64) / count
+            damping = strength * max(np.trace(kernel) / x.shape[1], 1e-30)
+            kernel[np.diag_indices(count)] += damping
+            solved = linalg.solve(kernel, left, assume_a="sym") / count
+            matrix[group] += solved.T @ x
+        yield matrix, mean_out - np.einsum("goi,gi->go", matrix, mean_in)

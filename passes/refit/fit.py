@@ -5,13 +5,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphgraph.arrays import Array, FloatArray
-from morphgraph.passes.calibration.moments import Moments, Ridge, TooWeakError
+from morphgraph.passes.calibration.moments import (
+    Moments,
+    Ridge,
+    Statistics,
+    TooWeakError,
+    solve_by_rows,
+)
 from morphgraph.passes.calibration.readers import Following
 
 #: Strengths of the ridge that are tried, relative to the mean variance of the inputs.
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 #: Inputs of a map from which fewer are tried: each needs a factorization.
 MANY = 2000
+#: Bytes that the covariance of a map's inputs may take.
+MOST_BYTES = 200 * 2**20
 #: Rounds in which what a clamp hides is taken out of the target.
 ROUNDS = 4
 #: An error that is rounding, and what has to be left of a larger one, or nothing is changed.
@@ -51,12 +59,15 @@ class Fit:
         self.aside: list[tuple[Array, Target]] = []
         self.room = KEPT_BYTES
         self.room_aside = KEPT_ASIDE
+        maps, _, inputs = start.shape
+        #: Whether the covariance of the inputs would be too large: then some rows stand for it.
+        self.wide = maps * inputs**2 * 8 > MOST_BYTES
 
     def add(self, rows: Array, target: Target) -> None:
         """Count some places to be fitted."""
-        self.moments.add(rows, target.wanted)
+        self.moments.add(rows[:, :, :0] if self.wide else rows, target.wanted)
         size = rows.size * 4
-        if self.after.clamps and size <= self.room:
+        if (self.after.clamps or self.wide) and size <= self.room:
             self.room -= size
             self.kept.append((rows.astype(np.float32), target))
 
@@ -70,6 +81,8 @@ class Fit:
         """The best map that was found, by the error on what was kept aside."""
         if not self.moments.count:
             return Fitted(self.start, self.old_bias, 0.0, 0.0)
+        if self.wide:
+            return self._solve_wide()
         statistics = self.moments.statistics()
         many = self.start.shape[2] >= MANY
         strengths = STRENGTHS[1::2] if many else STRENGTHS
@@ -92,11 +105,28 @@ class Fit:
             if (found := self._error(*candidate)) < error:
                 best, error, chosen = candidate, found, ridge
         if chosen is not None and self.kept:
-            best, error = self._through_clamp(chosen, best, error)
+            best, error = self._through_clamp(chosen, statistics, best, error)
+        return Fitted(*best, before, before if best is as_it_is else error)
+
+    def _solve_wide(self) -> "Fitted":
+        """The best map from the rows that were kept, which are fewer than the inputs."""
+        as_it_is = self.start, self.old_bias
+        before = self._error(*as_it_is)
+        best, error = as_it_is, before * WORTH
+        if before > ROUNDING and self.kept:
+            rows = np.concatenate([rows for rows, _ in self.kept])
+            wanted = np.concatenate([target.wanted for _, target in self.kept])
+            for candidate in solve_by_rows(rows, wanted, self.start, STRENGTHS[1::2]):
+                if (found := self._error(*candidate)) < error:
+                    best, error = candidate, found
         return Fitted(*best, before, before if best is as_it_is else error)
 
     def _through_clamp(
-        self, ridge: Ridge, best: tuple[FloatArray, FloatArray], error: float
+        self,
+        ridge: Ridge,
+        statistics: Statistics,
+        best: tuple[FloatArray, FloatArray],
+        error: float,
     ) -> tuple[tuple[FloatArray, FloatArray], float]:
         """Let values that a clamp hides be what they are: only the rest is worth fitting.
 
@@ -106,17 +136,20 @@ class Fit:
         places that it is computed from.
         """
         now = best
+        places = sum(len(rows) for rows, _ in self.kept)
         for _ in range(ROUNDS):
-            moments = Moments()
+            products, sums = np.zeros_like(statistics.cross), np.zeros_like(statistics.mean_out)
+            seen = np.zeros_like(statistics.mean_in)
             for rows, target in self.kept:
-                moments.add(rows, self._seen_target(rows, target, *now))
-            # The covariance of the kept places is nearly that of all: only the cross moments of the
-            # new target are needed, about the same means.
-            statistics = moments.statistics()
-            own = statistics.covariance
-            cross = statistics.cross + now[0] @ (ridge.covariance - own)
-            matrix = ridge.solve(cross, self.start)
-            now = matrix, statistics.bias(matrix)
+                moved = self._seen_target(rows, target, *now) - target.wanted
+                x = (rows - statistics.mean_in).transpose(1, 0, 2)
+                products += moved.transpose(1, 2, 0) @ x
+                sums += moved.sum(axis=0)
+                seen += x.sum(axis=1)
+            # By what the target has moved on the places that are kept, it has moved on all.
+            products -= sums[:, :, None] * (seen / places)[:, None, :]
+            matrix = ridge.solve(statistics.cross + products / places, self.start)
+            now = matrix, statistics.bias(matrix) + sums / places
             found = self._error(*now)
             if found < error:
                 best, error = now, found
