@@ -7,21 +7,21 @@ its width, as a share of their variance; between the widths that were measured i
 of the group's readers.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
+from morphgraph.arrays import Arrays, FloatArray, IntArray
 from morphgraph.edit import Editor
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
-from morphgraph.onnx_io.runtime import session
 from morphgraph.passes.analysis.score import score
 from morphgraph.passes.calibration.outputs import output_error, run_all
-from morphgraph.passes.calibration.readers import Reader, readers
+from morphgraph.passes.calibration.readers import readers
+from morphgraph.passes.calibration.segments import Piece, live_values
 from morphgraph.passes.calibration.spool import Spool
-from morphgraph.passes.calibration.statistics import Calibration, Progress, silent
+from morphgraph.passes.calibration.statistics import Calibration, Progress, advance, silent
 from morphgraph.passes.rewrite.bias import add_constant
 from morphgraph.passes.rewrite.mask import mask
 
@@ -46,21 +46,21 @@ def measure(
         threads: of ONNX Runtime.
         progress: told of every run.
     """
-    simple = {k for k in stops if k in calibration.groups and calibration.groups[k].complete}
-    names = {name for k in simple for name in calibration.groups[k].blocks}
-    open_model = _Open(calibration, sorted(names), threads)
-    expected = Spool()
-    for outputs in open_model.run(feeds, {}):
+    expected, found = Spool(), dict[int, Points]()
+    for outputs in run_all(calibration.graph.model, feeds, threads):
         expected.append(outputs)
-    found: dict[int, Points] = {k: {} for k in stops}
     total, done = sum(map(len, stops.values())), 0
-    for index, widths in stops.items():
-        for width in widths:
+    simple = [k for k in stops if k in calibration.groups and calibration.groups[k].complete]
+    runs = _from_readers(calibration, simple, feeds, threads)
+    for index in [*_in_order(calibration, simple), *(k for k in stops if k not in simple)]:
+        run = next(runs) if index in simple else None
+        found[index] = {}
+        for width in stops[index]:
             progress("curves", done, total)
             done += 1
             changed = changed_kernels(calibration, index, width)
-            if index in simple:
-                results = open_model.run(feeds, changed)
+            if run is not None:
+                results = run(changed)
             else:
                 results = _masked(calibration, index, width, changed, feeds, threads)
             found[index][width] = output_error(expected, results)
@@ -91,56 +91,62 @@ def changed_kernels(calibration: Calibration, index: int, width: int) -> Changed
     return found
 
 
-class _Open:
-    """The original with kernels that are fed, so that one session serves all widths."""
+Run = Callable[[Changed], Iterator[Arrays]]
+"""The outputs, batch by batch, with other kernels in some readers."""
 
-    def __init__(self, calibration: Calibration, names: Sequence[str], threads: int) -> None:
-        model = calibration.graph.model.clone()
-        editor, nodes = Editor(model), {node.name: node for node in model.graph}
-        self.names: dict[str, tuple[Reader, str, str]] = {}
-        self.usual: Arrays = {}
-        outputs = [value.name or "" for value in model.graph.outputs]
-        for name in names:
-            reader, node = calibration.readers[name], nodes[name]
-            kernel = reader.kernel()
-            source = _input(editor, f"{name}_kernel", kernel)
-            node.replace_input_with(reader.linear.weight, source)
-            shift = ""
-            self.usual[source.name or ""] = kernel
+
+def _first_reader(calibration: Calibration, index: int) -> int:
+    """The place of a group's first reader among the model's nodes."""
+    names = calibration.groups[index].blocks
+    nodes = enumerate(calibration.graph.model.graph)
+    return min(place for place, node in nodes if node.name in names)
+
+
+def _in_order(calibration: Calibration, groups: Iterable[int]) -> list[int]:
+    """Groups in the order of their first readers."""
+    return sorted(groups, key=lambda index: _first_reader(calibration, index))
+
+
+def _from_readers(
+    calibration: Calibration, groups: Sequence[int], feeds: Iterable[Arrays], threads: int
+) -> Iterator[Run]:
+    """For each group in order what runs the network from its first reader on.
+
+    What comes before is computed once for all groups.
+    """
+    model = calibration.graph.model
+    nodes = list(model.graph)
+    outputs = [value.name or "" for value in model.graph.outputs]
+    spool, at = Spool(), 0
+    for feed in feeds:
+        spool.append(feed)
+    for index in _in_order(calibration, groups):
+        cut = _first_reader(calibration, index)
+        spool, at = advance(model, nodes, spool, (at, cut), outputs, threads), cut
+        here = live_values(nodes, cut, outputs)
+
+        def run(changed: Changed, here: list[str] = here, spool: Spool = spool) -> Iterator[Arrays]:
+            copy = model.clone()
+            copy.meta.update(model.meta)
+            _write(calibration, copy, changed)
+            piece = Piece(copy, here, outputs, threads)
+            return (piece.run(arrays) for arrays in spool)
+
+        yield run
+
+
+def _write(calibration: Calibration, model: ir.Model, changed: Changed) -> None:
+    """Give readers of a copy of the network other kernels and biases, in place."""
+    editor = Editor(model)
+    weights = calibration.graph.couplings.input_independent
+    for name, reader in readers(model, weights).items():
+        if name in changed:
+            matrix, shift = changed[name]
+            reader.write(matrix)
             if not reader.linear.inside:
-                result = node.outputs[0]
-                rank = len(static_shape(result))
-                zeros = reader.linear.spread(np.zeros(reader.matrix_shape[:2], kernel.dtype), rank)
-                added = _input(editor, f"{name}_shift", zeros)
-                shift = added.name or ""
-                self.usual[shift] = zeros
-                editor.add_behind(result, added, node, "shifted")
-            self.names[name] = reader, source.name or "", shift
-        self.session = session(model, threads)
-        self.outputs = outputs
-
-    def run(self, feeds: Iterable[Arrays], changed: Changed) -> Iterator[Arrays]:
-        """The outputs with other kernels in some readers."""
-        given = dict(self.usual)
-        for name, (matrix, shift) in changed.items():
-            reader, source, target = self.names[name]
-            given[source] = reader.kernel_of(matrix)
-            if target:
-                like = self.usual[target]
-                given[target] = shift.astype(like.dtype).reshape(like.shape)
-        for feed in feeds:
-            results = self.session.run(self.outputs, {**feed, **given})
-            yield dict(zip(self.outputs, results, strict=True))
-
-
-def _input(editor: Editor, name: str, like: Array) -> ir.Value:
-    """A new graph input of the shape of an array."""
-    dtype = ir.DataType.from_numpy(like.dtype)
-    value = ir.Value(
-        name=editor.value_name(name), shape=ir.Shape(like.shape), type=ir.TensorType(dtype)
-    )
-    editor.graph.inputs.append(value)
-    return value
+                rank = len(static_shape(reader.result))
+                constant = reader.linear.spread(shift.astype(reader.kernel().dtype), rank)
+                add_constant(editor, reader.node, constant, frozenset(range(rank)))
 
 
 def _masked(
@@ -155,15 +161,7 @@ def _masked(
     graph = calibration.graph
     keep = order_of(calibration, index)[graph.groups[index].width - width :]
     model = mask(graph, {index: np.sort(keep)})
-    editor = Editor(model)
-    for name, reader in readers(model, graph.couplings.input_independent).items():
-        if name in changed:
-            matrix, shift = changed[name]
-            reader.write(matrix)
-            if not reader.linear.inside:
-                rank = len(static_shape(reader.result))
-                constant = reader.linear.spread(shift.astype(reader.kernel().dtype), rank)
-                add_constant(editor, reader.node, constant, frozenset(range(rank)))
+    _write(calibration, model, changed)
     try:
         yield from run_all(model, feeds, threads)
     except Exception as error:  # ONNX Runtime's errors share no base class

@@ -297,7 +297,7 @@ def visit(
     for number, (name, cut) in enumerate(zip(names, cuts, strict=True)):
         progress("statistics", number, len(names))
         if not number:
-            spool = _advance(model, nodes, spool, (0, cut), outputs, threads)
+            spool = advance(model, nodes, spool, (0, cut), outputs, threads)
         here = live_values(nodes, cut, outputs)
         last = number + 1 == len(names)
         ahead = [] if last else live_values(nodes, cuts[number + 1], outputs)
@@ -312,7 +312,7 @@ def visit(
     progress("statistics", len(names), len(names))
 
 
-def _advance(
+def advance(
     model: ir.Model,
     nodes: Sequence[ir.Node],
     spool: Spool,
