@@ -152,7 +152,8 @@ class _Onnxsim:
         whole = flops(fused)
         halved = flops(onnxsim.apply_attention_head_pruning(fused, sparsity=0.5))
         self.knows_heads = halved < whole
-        # Its calibrated pruning passes by chains that the other knows: with pooling, with HardSwish.
+        # Its calibrated pruning passes by chains that the other knows: with pooling, with
+        # HardSwish.
         half = [
             self._channels(_Setting(calibrated), 0.5, self.feeds[:1])
             for calibrated in (True, False)
