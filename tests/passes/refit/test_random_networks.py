@@ -41,7 +41,7 @@ PLAN = settings(
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-MANY = settings(PLAN, max_examples=150)
+MANY = settings(PLAN, max_examples=50)
 
 
 def relative(expected: np.ndarray, found: np.ndarray) -> float:
