@@ -23,7 +23,10 @@ from morphgraph.passes.analysis.evaluate import evaluate
 class Store(ABC):
     """Where a kernel's numbers are stored."""
 
-    shape: Shape
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """Of the kernel, as the operator reads it."""
 
     @property
     @abstractmethod
@@ -47,7 +50,7 @@ class Whole(Store):
     order: tuple[int, ...] = ()
 
     @property
-    def shape(self) -> Shape:  # type: ignore[override]  # computed here
+    def shape(self) -> Shape:
         """As the operator reads it."""
         stored = static_shape(self.value)
         return tuple(stored[axis] for axis in self.order) if self.order else tuple(stored)
@@ -75,8 +78,13 @@ class Joined(Store):
     flat.
     """
 
-    shape: Shape
+    sizes: Shape
     pieces: tuple[tuple[ir.Value, IntArray, IntArray], ...]
+
+    @property
+    def shape(self) -> Shape:
+        """As the operator reads it."""
+        return self.sizes
 
     @property
     def names(self) -> frozenset[str]:

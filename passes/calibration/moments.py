@@ -16,6 +16,8 @@ from scipy import linalg
 
 from morphgraph.arrays import Array, FloatArray
 
+#: Bytes that the covariances of one reader's inputs may take: one map of 5,000 inputs.
+MOST_BYTES = 8 * 5000**2
 #: Inputs of a map from which products are taken in single precision; sums are always in double.
 SINGLE_FROM = 512
 

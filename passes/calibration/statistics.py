@@ -15,7 +15,7 @@ from morphgraph.arrays import Array, Arrays, FloatArray, IntArray, Shape
 from morphgraph.errors import ModelError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.passes.calibration.moments import Moments, Statistics
+from morphgraph.passes.calibration.moments import MOST_BYTES, Moments, Statistics
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.removal import (
     Removal,
@@ -35,10 +35,8 @@ Progress = Callable[[str, int, int], None]
 PLACES_PER_INPUT = 8
 FEWEST_PLACES = 16384
 MOST_PLACES = 40000
-#: Inputs of one map above which its covariance would need more memory than it is worth: 200 MB.
-MOST_INPUTS = 5000
 #: Bytes that the covariances of one group's readers may take together.
-MOST_BYTES = 400 * 2**20
+MOST_TOGETHER = 400 * 2**20
 
 
 def silent(_phase: str, _done: int, _total: int) -> None:
@@ -181,8 +179,8 @@ def calibrate(
         matrix = found[name].matrix()
         maps, outputs, inputs, taps = matrix.shape
         of_groups = {k: _with_taps(groups[k].blocks[name], taps) for k in of_reader[name]}
-        room = min(MOST_BYTES // len(groups[k].blocks) for k in of_groups)
-        large = inputs * taps > MOST_INPUTS or maps * (inputs * taps) ** 2 * 8 > room
+        room = min(MOST_TOGETHER // len(groups[k].blocks) for k in of_groups)
+        large = maps * (inputs * taps) ** 2 * 8 > min(MOST_BYTES, room)
         total = Moments()
         alone = {k: Moments() for k in of_groups} if large else {}
         mean = np.zeros((maps, inputs * taps))

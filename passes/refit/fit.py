@@ -6,6 +6,7 @@ import numpy as np
 
 from morphgraph.arrays import Array, FloatArray
 from morphgraph.passes.calibration.moments import (
+    MOST_BYTES,
     Moments,
     Ridge,
     Statistics,
@@ -18,8 +19,6 @@ from morphgraph.passes.calibration.readers import Following
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 #: Inputs of a map from which fewer are tried: each needs a factorization.
 MANY = 2000
-#: Bytes that the covariance of a map's inputs may take.
-MOST_BYTES = 200 * 2**20
 #: Rounds in which what a clamp hides is taken out of the target.
 ROUNDS = 4
 #: An error that is rounding, and what has to be left of a larger one, or nothing is changed.
