@@ -35,12 +35,12 @@ from morphgraph.ops.parameters import layers_weights
 from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.curves import (
     channel_scores,
     measure,
 )
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same, run_all
-from morphgraph.passes.calibration.spool import Spool
 from morphgraph.passes.calibration.statistics import Calibration, calibrate
 from morphgraph.passes.checking.verify import VerifyReport, require_valid
 from morphgraph.passes.lift import lift
@@ -233,13 +233,13 @@ class Shrinker:
             return self.calibration.contributions(kind)
         return self._measured
 
-    def _measured_on(self) -> Spool:
+    def _measured_on(self) -> Batches:
         """Some of the inputs held out: on those that kernels were fitted to they look too good."""
         count = self._levels[1]
         chosen = self.held_out
         if count < chosen.count:
             _, chosen = chosen.split(count / chosen.count)
-        kept = Spool()
+        kept = Batches()
         for batch in chosen.batches(self.batch):
             kept.append(batch)
         return kept
@@ -322,11 +322,11 @@ class Shrinker:
             listed = json.loads(model.metadata_props[PARAMETERS_KEY])
             model.metadata_props[PARAMETERS_KEY] = json.dumps([*listed, *made])
 
-    def expected(self, plan: Plan | None = None) -> Spool:
+    def expected(self, plan: Plan | None = None) -> Batches:
         """What the original gives for inputs held out; of a plan, at the positions that stay."""
         keep = plan.keep_channels(self.graph) if plan else {}
         selection = AxisSelection(self.graph, keep)
-        kept = Spool()
+        kept = Batches()
         with self._blaming_samples():
             for found in run_all(self.graph.model, self.aside(), self.threads):
                 cuts = {name: selection.cuts(name) for name in found if keep}

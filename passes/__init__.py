@@ -71,7 +71,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         readers         linear operators whose kernels may change, and what follows them
         kernels         where a kernel is stored: as it is, transposed, joined of several
         segments        the model in pieces, cut where something is looked at
-        spool           what is live at a cut, for all inputs, in memory or in files
+        batches         what is live at a cut, for all inputs, in memory or in files
         moments         means and second moments, streamed; ridge regression from them
         removal         which channels go first if those that stay take over
     curves              what each group's width costs the outputs; a score per channel

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from morphgraph.arrays import Array, Arrays
-from morphgraph.calibration.samples import Samples
+from morphgraph.calibration import Progress, Samples
 from morphgraph.errors import ArgumentError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import DEFAULT_KEY, dtype_of, is_float, static_shape
@@ -46,9 +46,6 @@ _ENOUGH = 16  # samples at once from which on norms may take statistics of a bat
 _SIZES = (1e-2, 1.0)  # bounds on what a tensor's rate is multiplied with
 _WARM = 0.05  # share of the steps in which the rate rises
 _CLIP = 1.0  # largest norm of a gradient
-
-Progress = Callable[[str, int, int], None]
-"""Called with the phase (``"rate"``, ``"tune"``), the steps that are done, and all of its steps."""
 
 
 @dataclass(frozen=True)

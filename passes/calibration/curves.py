@@ -13,15 +13,16 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Arrays, FloatArray, IntArray
+from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.edit import Editor
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.score import score
+from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.outputs import output_error, run_all
 from morphgraph.passes.calibration.readers import readers
 from morphgraph.passes.calibration.segments import Piece, live_values
-from morphgraph.passes.calibration.spool import Spool
-from morphgraph.passes.calibration.statistics import Calibration, Progress, advance, silent
+from morphgraph.passes.calibration.statistics import Calibration, advance
 from morphgraph.passes.rewrite.bias import add_constant
 from morphgraph.passes.rewrite.mask import mask
 
@@ -35,7 +36,7 @@ def measure(
     stops: Mapping[int, Sequence[int]],
     *,
     threads: int = 0,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[int, Points]:
     """By group index the error of the outputs at some widths of that group alone.
 
@@ -46,7 +47,7 @@ def measure(
         threads: of ONNX Runtime.
         progress: told of every run.
     """
-    expected, found = Spool(), dict[int, Points]()
+    expected, found = Batches(), dict[int, Points]()
     for outputs in run_all(calibration.graph.model, feeds, threads):
         expected.append(outputs)
     total, done = sum(map(len, stops.values())), 0
@@ -117,20 +118,20 @@ def _from_readers(
     model = calibration.graph.model
     nodes = list(model.graph)
     outputs = [value.name or "" for value in model.graph.outputs]
-    spool, at = Spool(), 0
+    kept, at = Batches(), 0
     for feed in feeds:
-        spool.append(feed)
+        kept.append(feed)
     for index in _in_order(calibration, groups):
         cut = _first_reader(calibration, index)
-        spool, at = advance(model, nodes, spool, (at, cut), outputs, threads), cut
+        kept, at = advance(model, nodes, kept, (at, cut), outputs, threads), cut
         here = live_values(nodes, cut, outputs)
 
-        def run(changed: Changed, here: list[str] = here, spool: Spool = spool) -> Iterator[Arrays]:
+        def run(changed: Changed, here: list[str] = here, kept: Batches = kept) -> Iterator[Arrays]:
             copy = model.clone()
             copy.meta.update(model.meta)
             _write(calibration, copy, changed)
             piece = Piece(copy, here, outputs, threads)
-            return (piece.run(arrays) for arrays in spool)
+            return (piece.run(arrays) for arrays in kept)
 
         yield run
 

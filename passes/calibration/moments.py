@@ -14,12 +14,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import linalg
 
-from morphgraph.arrays import Array, FloatArray
+from morphgraph.arrays import Array, Flags, FloatArray
 
 #: Bytes that the covariances of one reader's inputs may take: one map of 5,000 inputs.
 MOST_BYTES = 8 * 5000**2
 #: Inputs of a map from which products are taken in single precision; sums are always in double.
 SINGLE_FROM = 512
+
+
+def finite(rows: Array, wanted: Array) -> Flags:
+    """At which places all that is seen and wanted is a finite number, ``[places]``."""
+    seen: Flags = np.isfinite(rows).all(axis=(1, 2))
+    given: Flags = np.isfinite(wanted).all(axis=(1, 2))
+    return np.logical_and(seen, given)
 
 
 class Moments:
@@ -49,7 +56,7 @@ class Moments:
 
     def add(self, rows: Array, wanted: Array) -> None:
         """Count some places; what is no finite number is left out with its place."""
-        good = np.isfinite(rows).all(axis=(1, 2)) & np.isfinite(wanted).all(axis=(1, 2))
+        good = finite(rows, wanted)
         if not good.all():
             rows, wanted = rows[good], wanted[good]
         if not len(rows):

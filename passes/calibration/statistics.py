@@ -12,9 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, FloatArray, IntArray, Shape
+from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.errors import ModelError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape, static_shape
+from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.moments import MOST_BYTES, Moments, Statistics
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.removal import (
@@ -25,11 +27,7 @@ from morphgraph.passes.calibration.removal import (
     seen_by,
 )
 from morphgraph.passes.calibration.segments import Piece, live_values
-from morphgraph.passes.calibration.spool import Spool
 from morphgraph.passes.coupling.roles import roles
-
-Progress = Callable[[str, int, int], None]
-"""Told of a phase, what is done of it, and how much there is."""
 
 #: Places at which a reader is looked at, per input of its map, and their bounds.
 PLACES_PER_INPUT = 8
@@ -37,10 +35,6 @@ FEWEST_PLACES = 16384
 MOST_PLACES = 40000
 #: Bytes that the covariances of one group's readers may take together.
 MOST_TOGETHER = 400 * 2**20
-
-
-def silent(_phase: str, _done: int, _total: int) -> None:
-    """Progress that nobody wants to see."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +145,7 @@ def calibrate(
     wanted: Callable[[Group], bool] = lambda group: group.resizable,
     seed: int = 0,
     threads: int = 0,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Calibration:
     """Run the original over the calibration inputs, and see in what order channels may go.
 
@@ -287,60 +281,60 @@ def visit(
     nodes = list(model.graph)
     place = {node.name: number for number, node in enumerate(nodes)}
     outputs = [value.name or "" for value in model.graph.outputs]
-    spool = Spool()
+    kept = Batches()
     for batch in batches:
-        spool.append(batch)
+        kept.append(batch)
     cuts = [place[name] for name in names]
     # Behind the last reader nothing is asked for any more.
     for number, (name, cut) in enumerate(zip(names, cuts, strict=True)):
         progress("statistics", number, len(names))
         if not number:
-            spool = advance(model, nodes, spool, (0, cut), outputs, threads)
+            kept = advance(model, nodes, kept, (0, cut), outputs, threads)
         here = live_values(nodes, cut, outputs)
         last = number + 1 == len(names)
         ahead = [] if last else live_values(nodes, cuts[number + 1], outputs)
         reader = found[name]
         result = [] if reader.linear.inside else [reader.result.name or ""]
         piece = Piece(model, here, [*ahead, *result], threads)
-        later = Spool()
-        yield name, _samples(reader, piece, spool, later, ahead, generator)
-        spool.close()
-        spool = later
-    spool.close()
+        later = Batches()
+        yield name, _samples(reader, piece, kept, later, ahead, generator)
+        kept.close()
+        kept = later
+    kept.close()
     progress("statistics", len(names), len(names))
 
 
 def advance(
     model: ir.Model,
     nodes: Sequence[ir.Node],
-    spool: Spool,
+    kept: Batches,
     cuts: tuple[int, int],
     outputs: Sequence[str],
     threads: int,
-) -> Spool:
+) -> Batches:
     """What is live at the second cut, from what is live at the first."""
     here, ahead = (live_values(nodes, cut, outputs) for cut in cuts)
     if here == ahead:
-        return spool
-    piece, later = Piece(model, here, ahead, threads), Spool()
-    for arrays in spool:
+        return kept
+    piece, later = Piece(model, here, ahead, threads), Batches()
+    for arrays in kept:
         later.append(piece.run(arrays))
-    spool.close()
+    kept.close()
     return later
 
 
 def _samples(
     reader: Reader,
     piece: Piece,
-    spool: Spool,
-    later: Spool,
+    kept: Batches,
+    later: Batches,
     ahead: Sequence[str],
     generator: np.random.Generator,
 ) -> Samples:
     maps, outputs, inputs, taps = reader.matrix_shape
     matrix = reader.matrix().reshape(maps, outputs, -1) if reader.linear.inside else None
-    enough = -(-places_for(inputs * taps) // max(len(spool), 1))
-    for arrays in spool:
+    enough = -(-places_for(inputs * taps) // max(len(kept), 1))
+    for arrays in kept:
         found = piece.run(arrays)
         later.append({name: found[name] for name in ahead})
         operand = arrays[reader.operand.name or ""]

@@ -11,6 +11,7 @@ from morphgraph.passes.calibration.moments import (
     Ridge,
     Statistics,
     TooWeakError,
+    finite,
     solve_by_rows,
 )
 from morphgraph.passes.calibration.readers import Following
@@ -42,6 +43,15 @@ class Target:
     base: Array | float = 0.0
 
 
+def _finite(rows: Array, target: Target) -> tuple[Array, Target]:
+    """The places at which all is a finite number."""
+    good = finite(rows, target.wanted + target.base)
+    if good.all():
+        return rows, target
+    base = target.base[good] if isinstance(target.base, np.ndarray) else target.base
+    return rows[good], Target(target.wanted[good], base)
+
+
 class Fit:
     """Rows and targets of a reader in the resized network, and the map that fits them.
 
@@ -64,6 +74,7 @@ class Fit:
 
     def add(self, rows: Array, target: Target) -> None:
         """Count some places to be fitted."""
+        rows, target = _finite(rows, target)
         self.moments.add(rows[:, :, :0] if self.wide else rows, target.wanted)
         size = rows.size * 4
         if (self.after.clamps or self.wide) and size <= self.room:
@@ -72,6 +83,7 @@ class Fit:
 
     def add_aside(self, rows: Array, target: Target) -> None:
         """Count some places on which is chosen."""
+        rows, target = _finite(rows, target)
         if self.room_aside > 0:
             self.room_aside -= len(rows)
             self.aside.append((rows.astype(np.float32), target))

@@ -15,16 +15,17 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
+from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.mapped import take
 from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Piece, live_values
-from morphgraph.passes.calibration.spool import Spool
-from morphgraph.passes.calibration.statistics import Progress, choose, places_for, silent
+from morphgraph.passes.calibration.statistics import choose, places_for
 from morphgraph.passes.refit.fit import Fit, Target
 from morphgraph.passes.rewrite.bias import add_constant
 from morphgraph.passes.rewrite.resize import resize, restore_names
@@ -65,8 +66,8 @@ class Refitted:
 
     model: ir.Model
     layers: tuple[LayerError, ...]
-    expected: Spool
-    found: Spool
+    expected: Batches
+    found: Batches
 
 
 def refit(
@@ -77,7 +78,7 @@ def refit(
     *,
     seed: int = 0,
     threads: int = 0,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Refitted:
     """Resize a network, and fit what is left to what the whole one computes.
 
@@ -99,8 +100,8 @@ class _Network:
 
     model: ir.Model
     live: list[str]
-    fitted: Spool
-    aside: Spool
+    fitted: Batches
+    aside: Batches
 
 
 class _Refit:
@@ -156,7 +157,9 @@ class _Refit:
         self, batches: Iterable[Arrays], aside: Iterable[Arrays]
     ) -> tuple[_Network, _Network]:
         inputs = [v.name or "" for v in self.big.graph.inputs if not v.is_initializer()]
-        big, small = (_Network(model, inputs, Spool(), Spool()) for model in (self.big, self.small))
+        big, small = (
+            _Network(model, inputs, Batches(), Batches()) for model in (self.big, self.small)
+        )
         for one, other, feeds in (
             (big.fitted, small.fitted, batches),
             (big.aside, small.aside, aside),
@@ -178,7 +181,7 @@ class _Refit:
         ahead = self._ahead(network, name)
         piece = Piece(network.model, network.live, ahead, self.threads)
         for kind in ("fitted", "aside"):
-            before, later = getattr(network, kind), Spool()
+            before, later = getattr(network, kind), Batches()
             for arrays in before:
                 later.append(piece.run(arrays))
             before.close()
@@ -206,7 +209,7 @@ class _Refit:
             matrix = reader.matrix().reshape(maps, outputs, inputs * taps)
             fit = Fit(matrix, reader.bias(), after)
         for kind in ("fitted", "aside"):
-            before, later = getattr(big, kind), Spool()
+            before, later = getattr(big, kind), Batches()
             count = len(before)
             for arrays, others in zip(before, getattr(small, kind), strict=True):
                 found = piece.run(arrays)

@@ -9,15 +9,15 @@ import numpy as np
 from morphgraph.arrays import Arrays
 
 IN_MEMORY = 48 * 2**20
-"""Bytes that a spool holds in memory; while two networks are run in lockstep there are eight."""
+"""Bytes that one such sequence holds in memory; in the lockstep of two networks there are eight."""
 
 
-class Spool:
+class Batches:
     """Sets of arrays by name, one per batch of samples, written once and read many times.
 
-    >>> spool = Spool()
-    >>> spool.append({"x": np.zeros((2, 3))})
-    >>> [{name: array.shape for name, array in each.items()} for each in spool]
+    >>> kept = Batches()
+    >>> kept.append({"x": np.zeros((2, 3))})
+    >>> [{name: array.shape for name, array in each.items()} for each in kept]
     [{'x': (2, 3)}]
     """
 
