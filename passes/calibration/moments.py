@@ -24,9 +24,11 @@ SINGLE_FROM = 512
 
 def finite(rows: Array, wanted: Array) -> Flags:
     """At which places all that is seen and wanted is a finite number, ``[places]``."""
-    seen: Flags = np.isfinite(rows).all(axis=(1, 2))
-    given: Flags = np.isfinite(wanted).all(axis=(1, 2))
-    return np.logical_and(seen, given)
+    seen, given = (
+        np.logical_and.reduce(np.isfinite(array), axis=(1, 2)) for array in (rows, wanted)
+    )
+    both: Flags = seen & given
+    return both
 
 
 class Moments:
