@@ -10,6 +10,7 @@ the affine map ``W x + b`` that is nearest to ``y`` has ``W = cross covariance^-
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import linalg
@@ -20,6 +21,8 @@ from morphgraph.arrays import Array, Flags, FloatArray
 MOST_BYTES = 8 * 5000**2
 #: Inputs of a map from which products are taken in single precision; sums are always in double.
 SINGLE_FROM = 512
+#: Bytes of places that are summed together.
+TOGETHER_BYTES = 32 * 2**20
 
 
 def finite(rows: Array, wanted: Array) -> Flags:
@@ -47,9 +50,15 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
+        self._started = False
+        self._waiting: list[tuple[Array, Array]] = []
+        self._bytes = 0
 
-    def _start(self, x: Array, y: Array) -> None:
-        self.first_in, self.first_out = x.mean(axis=0), y.mean(axis=0)
+    def _start(self, x: Array, y: Array, kind: type[np.floating[Any]]) -> None:
+        # Numbers that both precisions hold: what is subtracted is what is added again.
+        self.first_in, self.first_out = (
+            array.mean(axis=0, dtype=np.float64).astype(kind).astype(np.float64) for array in (x, y)
+        )
         (groups, inputs), outputs = self.first_in.shape, self.first_out.shape[1]
         self.sum_in, self.sum_out = np.zeros((groups, inputs)), np.zeros((groups, outputs))
         self.squares = np.zeros((groups, inputs, inputs))
@@ -63,12 +72,26 @@ class Moments:
             rows, wanted = rows[good], wanted[good]
         if not len(rows):
             return
-        kind = np.float32 if rows.shape[2] >= SINGLE_FROM else np.float64
-        if not self.count:
-            self._start(rows.astype(np.float64), wanted.astype(np.float64))
-        x = (rows - self.first_in).astype(kind).transpose(1, 0, 2)
-        y = (wanted - self.first_out).astype(kind).transpose(1, 0, 2)
         self.count += len(rows)
+        self._waiting.append((rows, wanted))
+        self._bytes += rows.nbytes + wanted.nbytes
+        if self._bytes >= TOGETHER_BYTES:
+            self._sum()
+
+    def _sum(self) -> None:
+        """Sum over what waits: of a few places the sums would cost more than the products."""
+        if not self._waiting:
+            return
+        rows, wanted = (np.concatenate(each) for each in zip(*self._waiting, strict=True))
+        self._waiting, self._bytes = [], 0
+        kind = np.float32 if rows.shape[2] >= SINGLE_FROM else np.float64
+        if not self._started:
+            self._started = True
+            self._start(rows, wanted, kind)
+        x, y = (
+            (array.astype(kind, copy=False) - first.astype(kind)).transpose(1, 0, 2)
+            for array, first in ((rows, self.first_in), (wanted, self.first_out))
+        )
         self.sum_in += x.sum(axis=1, dtype=np.float64)
         self.sum_out += y.sum(axis=1, dtype=np.float64)
         self.squares += x.swapaxes(1, 2) @ x
@@ -77,6 +100,7 @@ class Moments:
 
     def statistics(self) -> "Statistics":
         """What was counted, from the means; the sums are used up."""
+        self._sum()
         count = max(self.count, 1)
         off_in, off_out = self.sum_in / count, self.sum_out / count
         self.squares /= count
