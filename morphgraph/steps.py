@@ -19,7 +19,8 @@ from morphgraph.passes.planning.bounds import WidthBounds, Widths
 from morphgraph.passes.planning.constraints import Budget
 from morphgraph.passes.planning.outputs import Classes
 from morphgraph.plans import Plan
-from morphgraph.shrinking import LIMIT, Shrinker, finish
+from morphgraph.shrinker import LIMIT, Shrinker
+from morphgraph.shrinking import finish
 from morphgraph.workflow import apply as apply_plan, with_weights
 
 if TYPE_CHECKING:

@@ -34,6 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"testing", "torch_io"}),
     frozenset({"workflow"}),
     frozenset({"benchmark", "train"}),
+    frozenset({"shrinker"}),
     frozenset({"shrinking"}),
     frozenset({"steps"}),
     frozenset({"recipes"}),

@@ -11,7 +11,8 @@ from morphgraph.arrays import Array, Arrays
 from morphgraph.edit import array_of
 from morphgraph.errors import BudgetError, DataError, MorphError
 from morphgraph.passes.lift import lift
-from morphgraph.shrinking import Shrinker, ShrinkResult, finish, shrink
+from morphgraph.shrinker import Shrinker
+from morphgraph.shrinking import ShrinkResult, finish, shrink
 from morphgraph.testing import model_from_text, random_plan
 
 OPSET = '<ir_version: 9, opset_import: ["": 20]> '

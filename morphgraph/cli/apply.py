@@ -117,7 +117,8 @@ def _refit(
 ) -> "tuple[ir.Model, Report]":
     """The fitted network, and what is to be expected of it."""
     from morphgraph.report.shrinking import Calibrated, shrink_report
-    from morphgraph.shrinking import Shrinker, finish
+    from morphgraph.shrinker import Shrinker
+    from morphgraph.shrinking import finish
 
     shrinker = Shrinker(graph, samples, seed=seed, progress=ProgressLines())
     result = finish(shrinker, plan, verify=verify, inputs=inputs)

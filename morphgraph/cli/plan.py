@@ -196,7 +196,7 @@ def _by_data(
 ) -> "Plan":
     """The plan by a score of calibration inputs."""
     from morphgraph.passes.planning.bounds import WidthBounds
-    from morphgraph.shrinking import Shrinker
+    from morphgraph.shrinker import Shrinker
 
     arguments = options.arguments()
     score, convention, seed = (arguments.pop(name) for name in ("score", "convention", "seed"))

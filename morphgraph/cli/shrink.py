@@ -25,7 +25,8 @@ from morphgraph.options import option
 from morphgraph.workflow import save
 
 if TYPE_CHECKING:
-    from morphgraph.shrinking import CurvePoint, ShrinkResult
+    from morphgraph.shrinker import CurvePoint
+    from morphgraph.shrinking import ShrinkResult
 
 
 @command
@@ -107,7 +108,8 @@ def shrink(
 
     from morphgraph.passes.planning.bounds import WidthBounds
     from morphgraph.report.shrinking import Calibrated, curve_svg, shrink_report
-    from morphgraph.shrinking import Shrinker, finish
+    from morphgraph.shrinker import Shrinker
+    from morphgraph.shrinking import finish
 
     arguments = options.arguments()
     score, convention, seed = (arguments.pop(name) for name in ("score", "convention", "seed"))

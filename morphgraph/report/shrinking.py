@@ -9,6 +9,7 @@ import msgspec
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.calibration.outputs import OutputCheck
 from morphgraph.plans import Change
 from morphgraph.report.axes import Axis, Frame, svg_page, svg_text
 from morphgraph.report.lines import LEGEND_ROW, cost_title, curve as line, legend
@@ -23,7 +24,8 @@ from morphgraph.report.tables import (
     share,
     table_of,
 )
-from morphgraph.shrinking import CURVE, CurvePoint, OutputCheck, ShrinkResult
+from morphgraph.shrinker import CURVE, CurvePoint
+from morphgraph.shrinking import ShrinkResult
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1

@@ -12,7 +12,8 @@ from shrink_peers import Made, by_onnxsim, by_torch_pruning
 from torch import nn
 
 import morphgraph as mg
-from morphgraph.shrinking import Shrinker, finish
+from morphgraph.shrinker import Shrinker
+from morphgraph.shrinking import finish
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.lift import lift
 from morphgraph.plans import Plan, make_plan
-from morphgraph.shrinking import Shrinker, ShrinkResult, finish
+from morphgraph.shrinker import Shrinker
+from morphgraph.shrinking import ShrinkResult, finish
 from morphgraph.testing import model_from_text
 
 OPSET = '<ir_version: 9, opset_import: ["": 20]> '

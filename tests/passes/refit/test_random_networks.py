@@ -17,7 +17,8 @@ from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan
-from morphgraph.shrinking import Shrinker, finish
+from morphgraph.shrinker import Shrinker
+from morphgraph.shrinking import finish
 from morphgraph.testing import random_plan, random_removal
 
 

@@ -1,0 +1,335 @@
+"""What is learned of a network from calibration inputs, once for many budgets.
+
+Statistics of the original, in what order channels may go, what that costs the outputs, the widths
+for a budget, the fit of what is left: the passes of :mod:`morphgraph.passes.calibration` and
+:mod:`morphgraph.passes.refit`, one after the other.
+"""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import Arrays, FloatArray
+from morphgraph.calibration import ImageOptions, Progress, Samples, no_progress
+from morphgraph.errors import (
+    BudgetError,
+    DataError,
+    ModelError,
+    MorphWarning,
+    PlanError,
+)
+from morphgraph.graph import ChannelGraph, Group
+from morphgraph.onnx_io import PARAMETERS_KEY, escape
+from morphgraph.onnx_io.mapped import take
+from morphgraph.onnx_io.runtime import is_refusal
+from morphgraph.ops.parameters import layers_weights
+from morphgraph.options import Allocation, DataScore
+from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.calibration.batches import Batches
+from morphgraph.passes.calibration.curves import channel_scores, measure
+from morphgraph.passes.calibration.outputs import OutputCheck, checks, run_all
+from morphgraph.passes.calibration.statistics import Calibration, calibrate
+from morphgraph.passes.checking.verify import require_valid
+from morphgraph.passes.planning.bounds import WidthBounds
+from morphgraph.passes.planning.constraints import Budget, require_reachable, resolve_budget
+from morphgraph.passes.planning.removal_path import plan as make_plan
+from morphgraph.passes.refit.refit import Refitted, refit
+from morphgraph.plans import Plan
+from morphgraph.workflow import resize_and_check
+
+LIMIT = 512
+"""Samples that are read of data by default."""
+HELD_OUT = 0.2
+CURVE = (0.9, 0.8, 0.7, 0.6, 0.5)
+"""Shares of the first budget's cost at which a curve is measured."""
+BATCH_BYTES = 32e6
+LARGEST_BATCH = 100
+
+#: Shares of a group's channels at which what it does to the outputs is measured, most important
+#: first; how many of them, and on how many samples, follows from the time that the original takes.
+LEVELS = (0.7, 0.4, 0.85, 0.55, 0.25)
+FEWEST_LEVELS = 2
+#: Runs of the original over all samples that the curves may cost.
+CURVE_RUNS = 4.0
+FEWEST_SAMPLES, MOST_SAMPLES = 16, 256
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What a budget costs: the share asked for, the share reached, and the outputs' errors."""
+
+    share: float
+    reached: float
+    outputs: tuple[OutputCheck, ...]
+
+
+class Shrinker:
+    """A network with calibration inputs: what is learned of it once serves many budgets.
+
+    Args:
+        graph: the lifted network.
+        data: as :meth:`morphgraph.calibration.Samples.of` takes it, or samples.
+        limit: the most samples that are read.
+        images: how images become inputs.
+        bounds: which groups may change; others are not looked at.
+        seed: of all that is random.
+        threads: of ONNX Runtime; 0 leaves the number to it.
+        progress: told how far it is.
+
+    >>> import morphgraph as mg
+    >>> from morphgraph.testing.examples import image, residual_cnn
+    >>> graph = mg.lift(mg.export(residual_cnn(), (image(),), dynamic_batch=True))
+    >>> inputs = np.random.default_rng(0).normal(size=(64, *image().shape[1:]))
+    >>> shrinker = Shrinker(graph, inputs.astype(np.float32))
+    >>> scores = shrinker.scores()
+    >>> scores.shape == graph.channel_group.shape
+    True
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        data: Any,
+        *,
+        limit: int | None = LIMIT,
+        images: ImageOptions | None = None,
+        bounds: WidthBounds | None = None,
+        seed: int = 0,
+        threads: int = 0,
+        progress: Progress = no_progress,
+    ) -> None:
+        self.graph, self.seed, self.threads, self.progress = graph, seed, threads, progress
+        self.bounds = (bounds or WidthBounds()).check(graph)
+        self.samples: Samples = (
+            data
+            if isinstance(data, Samples)
+            else Samples.of(data, graph.model, limit, seed, images=images, progress=progress)
+        )
+        self.fitted, self.held_out = self.samples.split(HELD_OUT)
+        per_sample = cost(graph, "peak").total
+        self.batch = int(np.clip(BATCH_BYTES / max(per_sample, 1.0), 1, LARGEST_BATCH))
+
+    def batches(self) -> Iterator[Arrays]:
+        """Inputs to fit to."""
+        return self.fitted.batches(self.batch)
+
+    def aside(self) -> Iterator[Arrays]:
+        """Inputs held out."""
+        return self.held_out.batches(self.batch)
+
+    @cached_property
+    def _levels(self) -> tuple[int, int]:
+        """At how many widths of every group, and on how many samples, the outputs are measured."""
+        groups = max(sum(self._looked_at(group) for group in self.graph.groups), 1)
+        runs = CURVE_RUNS * self.samples.count / groups
+        levels = int(np.clip(runs / 64, FEWEST_LEVELS, len(LEVELS)))
+        samples = int(np.clip(runs / levels, FEWEST_SAMPLES, MOST_SAMPLES))
+        return levels, min(samples, self.held_out.count)
+
+    def _looked_at(self, group: Group) -> bool:
+        return self.bounds.allows(group) and group.width > 1
+
+    def _stops(self, group: Group) -> list[int]:
+        levels = LEVELS[: self._levels[0]]
+        floor = 0 if self.bounds.min_width == 0 else 1
+        widths = {int(np.clip(round(s * group.width), floor, group.width - 1)) for s in levels}
+        return sorted(widths | ({0} if floor == 0 else set()))
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """In what order channels may go."""
+        with self._blaming_samples():
+            self._require_numbers()
+            return calibrate(
+                self.graph,
+                self.batches(),
+                stops=self._stops,
+                wanted=self._looked_at,
+                seed=self.seed,
+                threads=self.threads,
+                progress=self.progress,
+            )
+
+    def _require_numbers(self) -> None:
+        """Refuse a network whose results are no numbers, which nothing can be fitted to.
+
+        Raises:
+            ModelError: names the output.
+        """
+        first = next(self.held_out.batches(1))
+        (found,) = run_all(self.graph.model, [first], self.threads)
+        for name, array in found.items():
+            is_float = hasattr(array, "dtype") and np.issubdtype(array.dtype, np.floating)
+            if is_float and array.size and not np.isfinite(array).any():
+                raise ModelError(
+                    f"output '{escape(name)}' is NaN or infinite for these inputs "
+                    f"({self.samples.described}); repair the model's weights, or give inputs as it "
+                    "expects them"
+                )
+
+    @contextmanager
+    def _blaming_samples(self) -> Iterator[None]:
+        """What ONNX Runtime refuses while the original runs, it refuses because of the inputs."""
+        try:
+            yield
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            words = " ".join(str(error).split())
+            raise DataError(
+                f"{self.samples.described}: the model does not run on some of them ({words}); "
+                "check that they are what it expects"
+            ) from error
+
+    def scores(self, kind: DataScore = "data") -> FloatArray:
+        """A number per channel, ``[channels]``; see :func:`data_scores`."""
+        if kind != "data":
+            return self.calibration.contributions(kind)
+        return self._measured
+
+    def _measured_on(self) -> Batches:
+        """Some of the inputs held out: on those that kernels were fitted to they look too good."""
+        count = self._levels[1]
+        chosen = self.held_out
+        if count < chosen.count:
+            _, chosen = chosen.split(count / chosen.count)
+        kept = Batches()
+        for batch in chosen.batches(self.batch):
+            kept.append(batch)
+        return kept
+
+    @cached_property
+    def _measured(self) -> FloatArray:
+        groups = [group for group in self.graph.groups if self._looked_at(group)]
+        points = measure(
+            self.calibration,
+            self._measured_on(),
+            {group.index: self._stops(group) for group in groups},
+            threads=self.threads,
+            progress=self.progress,
+        )
+        return channel_scores(self.calibration, points)
+
+    def plan(
+        self,
+        budget: Budget,
+        score: DataScore = "data",
+        *,
+        allocation: Allocation | None = None,
+        **options: Any,
+    ) -> Plan:
+        """The plan for a budget; ``options`` as of :func:`morphgraph.plan`."""
+        bounds, counted = self.bounds, options.get("convention", "default")
+        # A budget that cannot be met is told before anything is measured.
+        require_reachable(resolve_budget(self.graph, budget, counted), bounds.on(self.graph))
+        made = make_plan(
+            self.graph,
+            budget,
+            score=self.scores(score),
+            round_to=bounds.round_to,
+            min_width=bounds.min_width,
+            include=bounds.include,
+            exclude=bounds.exclude,
+            widths=bounds.widths,
+            same=bounds.same,
+            allocation=allocation or ("sum" if score == "data" else "shares"),
+            **options,
+        )
+        request = {**made.request, "score": score, "samples": self.samples.count}
+        return msgspec.structs.replace(made, request=request)
+
+    def fit(self, plan: Plan, what: str = "") -> Refitted:
+        """The network of a plan, fitted to what the original computes.
+
+        Args:
+            plan: which channels stay.
+            what: of this plan progress is told, where there are several.
+
+        Raises:
+            PlanError: the plan adds channels.
+        """
+        if plan.added(self.graph):
+            raise PlanError(
+                "the plan adds channels, and a refit fits what is left of those that there were; "
+                "apply it without a refit, or refit a plan that only removes"
+            )
+        with self._blaming_samples():
+            self._require_numbers()
+            fitted = refit(
+                self.graph,
+                plan.keep_channels(self.graph),
+                self.batches(),
+                self.aside(),
+                seed=self.seed,
+                threads=self.threads,
+                progress=lambda phase, done, total: self.progress(what + phase, done, total),
+            )
+        self._list_biases(fitted.model)
+        require_valid(self.graph, fitted.model)
+        return fitted
+
+    def _list_biases(self, model: ir.Model) -> None:
+        """Biases that the refit made are parameters, where the model lists these."""
+        if PARAMETERS_KEY in model.metadata_props:
+            former = self.graph.model.graph.initializers
+            made = [name for name in sorted(layers_weights(model)) if name not in former]
+            listed = json.loads(model.metadata_props[PARAMETERS_KEY])
+            model.metadata_props[PARAMETERS_KEY] = json.dumps([*listed, *made])
+
+    def expected(self, plan: Plan | None = None) -> Batches:
+        """What the original gives for inputs held out; of a plan, at the positions that stay."""
+        keep = plan.keep_channels(self.graph) if plan else {}
+        selection = AxisSelection(self.graph, keep)
+        kept = Batches()
+        with self._blaming_samples():
+            for found in run_all(self.graph.model, self.aside(), self.threads):
+                cuts = {name: selection.cuts(name) for name in found if keep}
+                kept.append({n: take(a, cuts[n]) if cuts.get(n) else a for n, a in found.items()})
+        return kept
+
+    def errors(self, model: ir.Model, expected: Iterable[Arrays]) -> tuple[OutputCheck, ...]:
+        """How far a model's outputs are from the original's on held-out inputs."""
+        return checks(expected, run_all(model, self.aside(), self.threads))
+
+    def curve(
+        self,
+        kind: str = "flops",
+        *,
+        score: DataScore = "data",
+        refit: bool = True,
+        convention: Convention = "default",
+    ) -> tuple[CurvePoint, ...]:
+        """What the outputs lose at several shares of a cost, those that no plan reaches left out.
+
+        Args:
+            kind: of the cost, as of :func:`morphgraph.cost`.
+            score: see :func:`data_scores`.
+            refit: whether kernels are fitted.
+            convention: of the cost.
+        """
+        resource = cost(self.graph, kind, convention=convention)
+        expected = self.expected()
+        points = []
+        for share in CURVE:
+            try:
+                with warnings.catch_warnings():  # the plan that is applied has told of them
+                    warnings.simplefilter("ignore", MorphWarning)
+                    plan = self.plan({kind: share * resource.total}, score, convention=convention)
+            except BudgetError:
+                break
+            if refit:
+                model = self.fit(plan, f"{share:.0%} of {kind}, ").model
+            else:
+                model = resize_and_check(self.graph, plan, verify=False).model
+            reached = resource.at(plan.widths(self.graph)) / resource.total
+            points.append(CurvePoint(share, reached, self.errors(model, expected)))
+        return tuple(points)
