@@ -46,9 +46,14 @@ class Moments:
     >>> found = moments.statistics()
     >>> float(found.covariance[0, 0, 0]), float(found.cross[0, 0, 0]), float(found.mean_out[0, 0])
     (0.6666666666666666, 2.0, 4.0)
+
+    Args:
+        crossed: whether products of what is wanted with the rows are needed; without them
+            ``cross`` is 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, crossed: bool = True) -> None:
+        self.crossed = crossed
         self.count = 0
         self._started = False
         self._waiting: list[tuple[Array, Array]] = []
@@ -63,7 +68,7 @@ class Moments:
         self.sum_in, self.sum_out = np.zeros((groups, inputs)), np.zeros((groups, outputs))
         self.squares = np.zeros((groups, inputs, inputs))
         self.energies = np.zeros((groups, outputs))
-        self.products = np.zeros((groups, outputs, inputs))
+        self.products = np.zeros((groups, outputs, inputs if self.crossed else 0))
 
     def add(self, rows: Array, wanted: Array) -> None:
         """Count some places; what is no finite number is left out with its place."""
@@ -96,7 +101,8 @@ class Moments:
         self.sum_out += y.sum(axis=1, dtype=np.float64)
         self.squares += x.swapaxes(1, 2) @ x
         self.energies += np.einsum("gno,gno->go", y, y, dtype=np.float64)
-        self.products += y.swapaxes(1, 2) @ x
+        if self.crossed:
+            self.products += y.swapaxes(1, 2) @ x
 
     def statistics(self) -> "Statistics":
         """What was counted, from the means; the sums are used up."""
@@ -106,7 +112,8 @@ class Moments:
         self.squares /= count
         self.squares -= off_in[:, :, None] * off_in[:, None, :]
         self.products /= count
-        self.products -= off_out[:, :, None] * off_in[:, None, :]
+        if self.crossed:
+            self.products -= off_out[:, :, None] * off_in[:, None, :]
         return Statistics(
             self.count,
             self.first_in + off_in,
@@ -139,6 +146,11 @@ class Statistics:
         """The same, with a covariance of its own."""
         return replace(self, covariance=self.covariance.copy())
 
+    def left_by(self, matrix: FloatArray) -> FloatArray:
+        """What a map leaves to be explained, ``cross - matrix @ covariance``."""
+        left: FloatArray = self.cross - matrix @ self.covariance
+        return left
+
     def error(self, matrix: FloatArray) -> FloatArray:
         """Mean squared error of a map with the best bias, ``[groups, outputs]``."""
         product = matrix @ self.covariance - 2 * self.cross
@@ -160,10 +172,16 @@ class Ridge:
 
     ``W = W0 + (cross - W0 covariance) (covariance + strength * mean variance)^-1``: where data say
     nothing, the map stays what it is.
+
+    Args:
+        covariance: of the rows, ``[groups, inputs, inputs]``.
+        strength: relative to the mean variance of the inputs.
+
+    Raises:
+        TooWeakError: the damped covariance is not positive definite.
     """
 
     def __init__(self, covariance: FloatArray, strength: float) -> None:
-        self.covariance = covariance
         size = covariance.shape[1]
         self.factors = []
         for each in covariance:
@@ -176,9 +194,13 @@ class Ridge:
                 raise TooWeakError from None
             self.factors.append(factor)
 
-    def solve(self, cross: FloatArray, start: FloatArray) -> FloatArray:
-        """The map, ``[groups, outputs, inputs]``."""
-        left = cross - start @ self.covariance
+    def solve(self, left: FloatArray, start: FloatArray) -> FloatArray:
+        """The map, ``[groups, outputs, inputs]``.
+
+        Args:
+            left: what the start leaves to be explained (:meth:`Statistics.left_by`).
+            start: towards which the ridge draws.
+        """
         found = start.copy()
         for group, factor in enumerate(self.factors):
             found[group] += linalg.cho_solve(factor, left[group].T, check_finite=False).T

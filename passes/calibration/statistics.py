@@ -175,8 +175,8 @@ def calibrate(
         of_groups = {k: _with_taps(groups[k].blocks[name], taps) for k in of_reader[name]}
         room = min(MOST_TOGETHER // len(groups[k].blocks) for k in of_groups)
         large = maps * (inputs * taps) ** 2 * 8 > min(MOST_BYTES, room)
-        total = Moments()
-        alone = {k: Moments() for k in of_groups} if large else {}
+        total = Moments(crossed=False)
+        alone = {k: Moments(crossed=False) for k in of_groups} if large else {}
         mean = np.zeros((maps, inputs * taps))
         for rows, results in samples:
             if not large:

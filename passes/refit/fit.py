@@ -1,5 +1,6 @@
 """The least squares of one reader: kernel and bias, chosen on inputs that were kept aside."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,14 +21,17 @@ from morphgraph.passes.calibration.readers import Following
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 #: Inputs of a map from which fewer are tried: each needs a factorization.
 MANY = 2000
-#: Rounds in which what a clamp hides is taken out of the target.
+#: Rounds in which what a clamp hides is taken out of the target, and what one has to gain.
 ROUNDS = 4
+GAIN = 0.995
 #: An error that is rounding, and what has to be left of a larger one, or nothing is changed.
 ROUNDING = 1e-10
 WORTH = 0.99
-#: Bytes of rows that are kept for them, and rows that are kept of the inputs kept aside.
-KEPT_BYTES = 96 * 2**20
-KEPT_ASIDE = 4096
+#: Bytes of rows that are kept for them.
+KEPT_BYTES = 64 * 2**20
+#: Rows that are kept of the inputs kept aside: fewer where each says something of many outputs.
+FEWEST_ASIDE, MOST_ASIDE = 1024, 4096
+RESULTS_ASIDE = 2**19
 
 
 @dataclass
@@ -52,6 +56,10 @@ def _finite(rows: Array, target: Target) -> tuple[Array, Target]:
     return rows[good], Target(target.wanted[good], base)
 
 
+Map = tuple[FloatArray, FloatArray]
+"""Matrices ``[groups, outputs, inputs]`` and biases ``[groups, outputs]``."""
+
+
 class Fit:
     """Rows and targets of a reader in the resized network, and the map that fits them.
 
@@ -67,8 +75,11 @@ class Fit:
         self.kept: list[tuple[Array, Target]] = []
         self.aside: list[tuple[Array, Target]] = []
         self.room = KEPT_BYTES
-        self.room_aside = KEPT_ASIDE
-        maps, _, inputs = start.shape
+        maps, outputs, inputs = start.shape
+        per_row = max(maps * outputs, 1)
+        self.room_aside = int(np.clip(RESULTS_ASIDE // per_row, FEWEST_ASIDE, MOST_ASIDE))
+        #: From where the rows that are kept are counted.
+        self.centre = np.zeros((maps, inputs))
         #: Whether the covariance of the inputs would be too large: then some rows stand for it.
         self.wide = maps * inputs**2 * 8 > MOST_BYTES
 
@@ -95,8 +106,7 @@ class Fit:
         if self.wide:
             return self._solve_wide()
         statistics = self.moments.statistics()
-        many = self.start.shape[2] >= MANY
-        strengths = STRENGTHS[1::2] if many else STRENGTHS
+        self._count_from(statistics.mean_in)
         as_it_is = self.start, self.old_bias
         shifted = self.start, statistics.bias(self.start)
         before = self._error(*as_it_is)
@@ -105,19 +115,44 @@ class Fit:
         best, error = as_it_is, before * WORTH
         if (found := self._error(*shifted)) < error:
             best, error = shifted, found
+        left = statistics.left_by(self.start)
         chosen = None
-        for strength in strengths:
-            try:
-                ridge = Ridge(statistics.covariance, strength)
-            except TooWeakError:
-                continue
-            matrix = ridge.solve(statistics.cross, self.start)
-            candidate = matrix, statistics.bias(matrix)
-            if (found := self._error(*candidate)) < error:
+        for ridge, candidate, found in self._ridges(statistics, left):
+            if found < error:
                 best, error, chosen = candidate, found, ridge
         if chosen is not None and self.kept:
-            best, error = self._through_clamp(chosen, statistics, best, error)
+            best, error = self._through_clamp(chosen, statistics, left, best, error)
         return Fitted(*best, before, before if best is as_it_is else error)
+
+    def _count_from(self, mean: FloatArray) -> None:
+        """Count the rows that are kept from their mean, in place."""
+        self.centre = mean.astype(np.float32).astype(np.float64)
+        for rows, _ in (*self.kept, *self.aside):
+            rows -= self.centre.astype(np.float32)
+
+    def _ridges(
+        self, statistics: Statistics, left: FloatArray
+    ) -> Iterator[tuple[Ridge, Map, float]]:
+        """Ridges, with their maps and errors: from a middle one on as long as the error falls."""
+        many = self.start.shape[2] >= MANY
+        strengths = STRENGTHS[1::2] if many else STRENGTHS
+        middle, least = len(strengths) // 2, np.inf
+        for places in ([middle], range(middle - 1, -1, -1), range(middle + 1, len(strengths))):
+            better = False
+            for place in places:
+                try:
+                    ridge = Ridge(statistics.covariance, strengths[place])
+                except TooWeakError:
+                    break
+                matrix = ridge.solve(left, self.start)
+                candidate = matrix, statistics.bias(matrix)
+                found = self._error(*candidate)
+                yield ridge, candidate, found
+                if found >= least:
+                    break
+                least, better = found, True
+            if better and places[0] != middle:
+                return
 
     def _solve_wide(self) -> "Fitted":
         """The best map from the rows that were kept, which are fewer than the inputs."""
@@ -136,9 +171,10 @@ class Fit:
         self,
         ridge: Ridge,
         statistics: Statistics,
-        best: tuple[FloatArray, FloatArray],
+        left: FloatArray,
+        best: Map,
         error: float,
-    ) -> tuple[tuple[FloatArray, FloatArray], float]:
+    ) -> tuple[Map, float]:
         """Let values that a clamp hides be what they are: only the rest is worth fitting.
 
         Majorization: where the original is beyond an end of the range, any value beyond that end is
@@ -149,28 +185,29 @@ class Fit:
         now = best
         places = sum(len(rows) for rows, _ in self.kept)
         for _ in range(ROUNDS):
-            products, sums = np.zeros_like(statistics.cross), np.zeros_like(statistics.mean_out)
+            products, sums = np.zeros_like(left), np.zeros_like(statistics.mean_out)
             seen = np.zeros_like(statistics.mean_in)
             for rows, target in self.kept:
                 moved = self._seen_target(rows, target, *now) - target.wanted
-                x = (rows - statistics.mean_in).transpose(1, 0, 2)
-                products += moved.transpose(1, 2, 0) @ x
+                products += moved.transpose(1, 2, 0).astype(rows.dtype) @ rows.transpose(1, 0, 2)
                 sums += moved.sum(axis=0)
-                seen += x.sum(axis=1)
+                seen += rows.sum(axis=0, dtype=np.float64)
             # By what the target has moved on the places that are kept, it has moved on all.
             products -= sums[:, :, None] * (seen / places)[:, None, :]
-            matrix = ridge.solve(statistics.cross + products / places, self.start)
+            matrix = ridge.solve(left + products / places, self.start)
             now = matrix, statistics.bias(matrix) + sums / places
-            found = self._error(*now)
+            found, former = self._error(*now), error
             if found < error:
                 best, error = now, found
+            if found > GAIN * former:
+                break
         return best, error
 
     def _seen_target(
         self, rows: Array, target: Target, matrix: FloatArray, bias: FloatArray
     ) -> Array:
         after = self.after
-        given = _apply(matrix, bias, rows)
+        given = self._apply(matrix, bias, rows)
         scale = np.where(after.scale == 0, 1.0, after.scale)
         wanted = target.wanted * after.scale + after.shift + target.base
         present = given * after.scale + after.shift + target.base
@@ -181,12 +218,19 @@ class Fit:
         )
         return unseen
 
+    def _apply(self, matrix: FloatArray, bias: FloatArray, rows: Array) -> Array:
+        """What a map gives for rows that are kept, ``[places, groups, outputs]``."""
+        product = rows.transpose(1, 0, 2) @ matrix.astype(rows.dtype).swapaxes(1, 2)
+        from_centre = bias + np.einsum("goi,gi->go", matrix, self.centre)
+        given: Array = product.transpose(1, 0, 2) + from_centre
+        return given
+
     def _error(self, matrix: FloatArray, bias: FloatArray) -> float:
         """Squared error behind what follows, on what was kept aside: a share of the variance."""
         after, total = self.after, 0.0
         seen: list[Array] = []
         for rows, target in self.aside or self.kept[:4]:
-            given = _apply(matrix, bias, rows) * after.scale + after.shift + target.base
+            given = self._apply(matrix, bias, rows) * after.scale + after.shift + target.base
             wanted = target.wanted * after.scale + after.shift + target.base
             if after.clamps:
                 given, wanted = (np.clip(each, after.low, after.high) for each in (given, wanted))
@@ -206,10 +250,3 @@ class Fitted:
     bias: FloatArray
     before: float
     after: float
-
-
-def _apply(matrix: FloatArray, bias: FloatArray, rows: Array) -> Array:
-    """What a map gives, ``[places, groups, outputs]``."""
-    product = rows.transpose(1, 0, 2) @ matrix.astype(rows.dtype).swapaxes(1, 2)
-    given: Array = product.transpose(1, 0, 2) + bias
-    return given

@@ -18,6 +18,6 @@ def test_both_forms_are_one() -> None:
     for strength, (matrix, bias) in zip(
         strengths, solve_by_rows(rows, wanted, start, strengths), strict=True
     ):
-        expected = Ridge(statistics.covariance, strength).solve(statistics.cross, start)
+        expected = Ridge(statistics.covariance, strength).solve(statistics.left_by(start), start)
         np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-8)
         np.testing.assert_allclose(bias, statistics.bias(expected), rtol=0, atol=1e-7)
