@@ -8,6 +8,7 @@ of the group's readers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -96,16 +97,17 @@ Run = Callable[[Changed], Iterator[Arrays]]
 """The outputs, batch by batch, with other kernels in some readers."""
 
 
-def _first_reader(calibration: Calibration, index: int) -> int:
-    """The place of a group's first reader among the model's nodes."""
+def _span(calibration: Calibration, index: int) -> tuple[int, int]:
+    """The places of a group's first reader and behind its last one among the model's nodes."""
     names = calibration.groups[index].blocks
     nodes = enumerate(calibration.graph.model.graph)
-    return min(place for place, node in nodes if node.name in names)
+    places = [place for place, node in nodes if node.name in names]
+    return min(places), max(places) + 1
 
 
 def _in_order(calibration: Calibration, groups: Iterable[int]) -> list[int]:
     """Groups in the order of their first readers."""
-    return sorted(groups, key=lambda index: _first_reader(calibration, index))
+    return sorted(groups, key=lambda index: _span(calibration, index)[0])
 
 
 def _from_readers(
@@ -113,7 +115,8 @@ def _from_readers(
 ) -> Iterator[Run]:
     """For each group in order what runs the network from its first reader on.
 
-    What comes before is computed once for all groups.
+    What comes before is computed once for all groups, and what comes behind the last reader is
+    the same for all widths of one: only what stands between is built anew for each.
     """
     model = calibration.graph.model
     nodes = list(model.graph)
@@ -122,18 +125,28 @@ def _from_readers(
     for feed in feeds:
         kept.append(feed)
     for index in _in_order(calibration, groups):
-        cut = _first_reader(calibration, index)
+        cut, end = _span(calibration, index)
         kept, at = advance(model, nodes, kept, (at, cut), outputs, threads), cut
-        here = live_values(nodes, cut, outputs)
+        here, there = (live_values(nodes, place, outputs) for place in (cut, end))
+        tail = Piece(model, there, outputs, threads)
+        yield partial(_run_changed, calibration, (here, there), tail, kept, threads)
 
-        def run(changed: Changed, here: list[str] = here, kept: Batches = kept) -> Iterator[Arrays]:
-            copy = model.clone()
-            copy.meta.update(model.meta)
-            _write(calibration, copy, changed)
-            piece = Piece(copy, here, outputs, threads)
-            return (piece.run(arrays) for arrays in kept)
 
-        yield run
+def _run_changed(
+    calibration: Calibration,
+    between: tuple[list[str], list[str]],
+    tail: Piece,
+    kept: Batches,
+    threads: int,
+    changed: Changed,
+) -> Iterator[Arrays]:
+    """The outputs with other kernels in the readers between two cuts."""
+    model = calibration.graph.model
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    _write(calibration, copy, changed)
+    head = Piece(copy, *between, threads)
+    return (tail.run(head.run(arrays)) for arrays in kept)
 
 
 def _write(calibration: Calibration, model: ir.Model, changed: Changed) -> None:
