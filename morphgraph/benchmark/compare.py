@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from morphgraph.benchmark.sessions import Clock, Durations, model_name, time_rounds
+from morphgraph.benchmark.runtimes import Clock, find_runtime
+from morphgraph.benchmark.sessions import Durations, Entry, Feeding, model_name, time_rounds
 from morphgraph.benchmark.statistics import Judgement, PairedRatio, judge, paired_ratio, summarize
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import ModelLike
@@ -100,15 +101,14 @@ def bench(
     # The first model runs twice a round, in a session of its own each time, so that luck in how
     # memory was laid out shows as well.
     repeated = 1 if len(models) > 1 else 0
+    runtime = find_runtime("ort")
+    entries = [Entry(runtime, model, name) for model, name in zip(models, names, strict=True)]
     durations = time_rounds(
-        [*models, *models[:repeated]],
-        [*names, *names[:repeated]],
+        [*entries, *entries[:repeated]],
         threads,
         seconds,
-        batch,
-        seed,
+        Feeding(batch, seed, input_shapes or {}),
         MIN_ROUNDS,
-        input_shapes,
     )
     measured = durations.by(clock)
     self_ratio = paired_ratio(measured[:, 0], measured[:, -1]) if repeated else None

@@ -1,43 +1,27 @@
-"""ONNX Runtime sessions made for timing, random inputs for them, and rounds of runs.
+"""Random inputs for sessions of any runtime, and rounds of runs.
 
 Process CPU time at one thread with spinning off is the steadiest clock on a machine that others use
-too; wall time is kept beside it, and is what counts for several threads.
+too; wall time is kept beside it, and is what counts for several threads and other devices.
 """
 
 import gc
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
-from time import perf_counter, process_time
-from typing import Any, Literal
+from time import perf_counter
 
 import numpy as np
-import onnxruntime
 
 from morphgraph.arrays import Arrays, FloatArray, Shape
-from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.onnx_io import ModelLike, as_model, escape, load, save
+from morphgraph.benchmark.runtimes import Clock, Runtime, Session, Spent
+from morphgraph.benchmark.runtimes.sources import runtime_errors
+from morphgraph.errors import ModelError
+from morphgraph.onnx_io import ModelLike, escape
 from morphgraph.onnx_io.runtime import random_array
 
-Clock = Literal["cpu", "wall"]
-
 WARM_UP_RUNS = 3
-
-# ONNX Runtime's names of the types that inputs may have.
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(double)": np.dtype(np.float64),
-    **{
-        f"tensor({name})": np.dtype(name)
-        for size in ("8", "16", "32", "64")
-        for name in (f"int{size}", f"uint{size}")
-    },
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(bool)": np.dtype(np.bool_),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,54 +43,8 @@ def model_name(model: ModelLike, position: int) -> str:
     return escape(model.graph.name or "") or f"model {position + 1}"
 
 
-@contextmanager
-def model_file(model: ModelLike) -> Iterator[Path]:
-    """A file that holds the model: its own, or a temporary one that lasts as long as the block.
-
-    Raises:
-        FileError: there is no such file, or it cannot be read.
-        ModelError: the file is not ONNX or is damaged.
-    """
-    if isinstance(model, str | PathLike):
-        load(model)  # for what it says about a broken file; ONNX Runtime says INVALID_PROTOBUF
-        yield Path(model).absolute()
-        return
-    with tempfile.TemporaryDirectory(prefix="morphgraph-") as folder:
-        path = Path(folder) / "model.onnx"
-        save(as_model(model), path)
-        yield path
-
-
-def timing_session(path: Path, name: str, threads: int) -> onnxruntime.InferenceSession:
-    """A session on the CPU with all optimizations and so many threads, which sleep when idle.
-
-    Raises:
-        UnsupportedError: ONNX Runtime does not take the model; carries its words.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Threads that spin while they wait burn the CPU time that is measured.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    with _runtime_errors(name):
-        return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-
-
-@contextmanager
-def _runtime_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        words = " ".join(str(error).split())
-        raise UnsupportedError(
-            f"{name}: ONNX Runtime does not run it: {escape(words)[:300]}; "
-            "`morphgraph doctor` tells its version"
-        ) from error
-
-
 def random_feeds(
-    session: onnxruntime.InferenceSession,
+    session: Session,
     name: str,
     batch: int | None,
     seed: int,
@@ -126,17 +64,14 @@ def random_feeds(
     generator = np.random.default_rng(seed)
     feeds: Arrays = {}
     left_over = dict(shapes or {})
-    for declared in session.get_inputs():
+    for declared in session.inputs:
         where = f"{name}: input '{escape(declared.name)}'"
-        dtype = _DTYPES.get(declared.type)
-        if dtype is None:
-            raise UnsupportedError(f"{where} is a {declared.type}; only tensors of numbers are fed")
         requested = left_over.pop(declared.name, None)
         if requested is not None:
             shape = _fitting(tuple(requested), declared.shape, where)
         else:
             shape = tuple(_size(n, axis, batch, where) for axis, n in enumerate(declared.shape))
-        feeds[declared.name] = random_array(generator, shape, dtype)
+        feeds[declared.name] = random_array(generator, shape, declared.dtype)
     if left_over:
         unknown = escape(next(iter(left_over)))
         raise ModelError(f"{name}: has no input '{unknown}' to give a shape to")
@@ -169,15 +104,34 @@ def _size(size: int | str | None, axis: int, batch: int | None, where: str) -> i
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who takes part in the rounds: a model in a runtime; ``name`` is how errors call it."""
+
+    runtime: Runtime
+    model: ModelLike
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Feeding:
+    """What sessions are fed: sizes of open axes, and the seed of random numbers."""
+
+    batch: int | None = None
+    seed: int = 0
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def feeds(self, session: Session, name: str) -> Arrays:
+        """Random inputs of a session."""
+        return random_feeds(session, name, self.batch, self.seed, self.shapes)
+
+
 def time_rounds(
-    models: Sequence[ModelLike],
-    names: Sequence[str],
+    entries: Sequence[Entry],
     threads: int,
     seconds: float,
-    batch: int | None,
-    seed: int,
+    feeding: Feeding,
     min_rounds: int,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Durations:
     """Run models in turn until their share of time is spent, and take both clocks at every run.
 
@@ -185,69 +139,56 @@ def time_rounds(
     of the round before backwards (A B, B A): a machine that grows steadily slower favours nobody.
 
     Args:
-        models: what to run.
-        names: how errors call them.
-        threads: ONNX Runtime's threads within an operator.
+        entries: what to run, and where.
+        threads: a runtime's threads within an operator.
         seconds: of wall time per model, warm-up apart; rounds are whole and come in twos.
-        batch: size of the models' open leading axes.
-        seed: of the inputs and the order.
+        feeding: what they are fed; its seed is that of the order too.
         min_rounds: run at least so many, however long that takes.
-        input_shapes: shapes of inputs that the models leave open, by name.
 
     Raises:
         FileError: there is no such file.
         ModelError: a file is broken, or the models do not take the same batch.
-        UnsupportedError: ONNX Runtime does not run a model.
+        UnsupportedError: a runtime does not run a model.
     """
-    with ExitStack() as files:
-        runs: list[Callable[[], object]] = []
-        batches: list[int | None] = []
-        for model, name in zip(models, names, strict=True):
-            path = files.enter_context(model_file(model))
-            session = timing_session(path, name, threads)
-            feeds = random_feeds(session, name, batch, seed, input_shapes)
-            first = next(iter(feeds.values()), None)
-            batches.append(first.shape[0] if first is not None and first.ndim else None)
-            if batches[-1] != batches[0]:
-                raise ModelError(
-                    f"{name}: takes a batch of {batches[-1]}, {names[0]} one of {batches[0]}; "
-                    "give a batch that both can take"
-                )
-            runs.append(_runner(session, feeds))
-            with _runtime_errors(name):
-                for _ in range(WARM_UP_RUNS):
-                    runs[-1]()
-        return _alternate(runs, seconds * len(runs), seed, min_rounds)
+    runs: list[Run] = []
+    batches: list[int | None] = []
+    for entry in entries:
+        session = entry.runtime.session(entry.model, threads, name=entry.name)
+        feeds = feeding.feeds(session, entry.name)
+        first = next(iter(feeds.values()), None)
+        batches.append(first.shape[0] if first is not None and first.ndim else None)
+        if batches[-1] != batches[0]:
+            raise ModelError(
+                f"{entry.name}: takes a batch of {batches[-1]}, {entries[0].name} one of "
+                f"{batches[0]}; give a batch that both can take"
+            )
+        runs.append(partial(session.timed_run, feeds))
+        with runtime_errors(entry.runtime.name, entry.name):
+            for _ in range(WARM_UP_RUNS):
+                runs[-1]()
+    return _alternate(runs, seconds * len(runs), feeding.seed, min_rounds)
 
 
-def _runner(session: onnxruntime.InferenceSession, feeds: Arrays) -> Callable[[], object]:
-    outputs = [output.name for output in session.get_outputs()]
-    return lambda: session.run(outputs, feeds)
+Run = Callable[[], Spent]
 
 
-def _alternate(
-    runs: Sequence[Callable[[], object]], seconds: float, seed: int, min_rounds: int
-) -> Durations:
-    cpu: list[FloatArray] = []
-    wall: list[FloatArray] = []
+def _alternate(runs: Sequence[Run], seconds: float, seed: int, min_rounds: int) -> Durations:
+    rounds: list[list[Spent]] = []
     order = round_orders(len(runs), seed)
     collecting = gc.isenabled()
     gc.disable()  # a collection would be charged to whoever runs when it comes
     try:
         end = perf_counter() + seconds
-        while len(cpu) < min_rounds or len(cpu) % 2 or perf_counter() < end:
-            cpu.append(np.empty(len(runs)))
-            wall.append(np.empty(len(runs)))
+        while len(rounds) < min_rounds or len(rounds) % 2 or perf_counter() < end:
+            spent = [Spent(0.0, 0.0)] * len(runs)
             for index in next(order):
-                wall_start, cpu_start = perf_counter(), process_time()
-                runs[index]()
-                cpu_end, wall_end = process_time(), perf_counter()
-                cpu[-1][index] = cpu_end - cpu_start
-                wall[-1][index] = wall_end - wall_start
+                spent[index] = runs[index]()
+            rounds.append(spent)
     finally:
         if collecting:
             gc.enable()
-    return Durations(np.stack(cpu), np.stack(wall))
+    cpu, wall = np.moveaxis(np.array(rounds), -1, 0)  # each [rounds, models]
+    return Durations(cpu, wall)
 
 
 def round_orders(count: int, seed: int) -> Iterator[list[int]]:
