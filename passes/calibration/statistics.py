@@ -30,9 +30,9 @@ from morphgraph.passes.calibration.segments import Piece, live_values
 from morphgraph.passes.coupling.roles import roles
 
 #: Places at which a reader is looked at, per input of its map, and their bounds.
-PLACES_PER_INPUT = 8
-FEWEST_PLACES = 16384
-MOST_PLACES = 40000
+PLACES_PER_INPUT = 4
+FEWEST_PLACES = 8192
+MOST_PLACES = 20000
 #: Bytes that the covariances of one group's readers may take together.
 MOST_TOGETHER = 400 * 2**20
 
