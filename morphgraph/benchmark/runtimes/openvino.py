@@ -17,6 +17,7 @@ from morphgraph.benchmark.runtimes.base import (
     Session,
     Source,
 )
+from morphgraph.benchmark.runtimes.origins import layer_of
 from morphgraph.benchmark.runtimes.sources import Held, runtime_errors
 from morphgraph.errors import UnsupportedError
 
@@ -120,10 +121,13 @@ class OpenVinoSession(Session):
         made = self._made([_told(layer, _ORIGINS).split(",") for layer in layers])
         starts = {name for names in made for name in names}
         for layer, ends in zip(layers, made, strict=True):
+            op_type = _told(layer, "layerType")
+            origins = self._model.nodes.between(ends, starts)
             yield Executed(
                 name=layer.get_friendly_name(),
-                op_type=_told(layer, "layerType"),
-                origins=self._model.nodes.between(ends, starts),
+                op_type=op_type,
+                origins=tuple(origin.name for origin in origins),
+                layer=layer_of(op_type, origins),
                 inputs=tuple(map(_shape, layer.inputs())),
                 outputs=tuple(map(_shape, layer.outputs())),
             )

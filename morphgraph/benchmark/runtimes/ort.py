@@ -30,13 +30,14 @@ from morphgraph.benchmark.runtimes.base import (
     Session,
     Source,
 )
-from morphgraph.benchmark.runtimes.origins import Nodes
+from morphgraph.benchmark.runtimes.origins import Node, Nodes, layer_of
 from morphgraph.benchmark.runtimes.sources import Held, runtime_errors
 from morphgraph.errors import UnsupportedError
 
 _NCHWC = "com.microsoft.nchwc"
 _NCHWC_SUFFIX = "_nchwc"
 _REORDERS = ("ReorderInput", "ReorderOutput")  # take a value into the blocked layout and back
+_SUM_INPUT = 3  # of a convolution there
 _EVENT_SUFFIX = "_kernel_time"
 
 # ONNX Runtime's names of the types that inputs may have.
@@ -223,15 +224,20 @@ def _operators(graph: onnx.GraphProto, nodes: Nodes) -> list[Operator]:
     ]
     starts = {name for names in made for name in names}
     return [
-        Operator(
-            name=node.name,
-            op_type=node.op_type,
-            domain=node.domain,
-            origins=nodes.between(ends, starts),
-            layout=_layout(node),
-        )
+        _operator(node, nodes.between(ends, starts))
         for node, ends in zip(graph.node, made, strict=True)
     ]
+
+
+def _operator(node: onnx.NodeProto, origins: Sequence[Node]) -> Operator:
+    return Operator(
+        name=node.name,
+        op_type=node.op_type,
+        domain=node.domain,
+        origins=tuple(origin.name for origin in origins),
+        layer=layer_of(node.op_type, origins),
+        layout=_layout(node),
+    )
 
 
 def _made(node: onnx.NodeProto, nodes: Nodes) -> tuple[str, ...]:
@@ -243,9 +249,19 @@ def _made(node: onnx.NodeProto, nodes: Nodes) -> tuple[str, ...]:
     kept = tuple(name for name in node.output if name in nodes.makers)
     value = node.name.rpartition(_NCHWC_SUFFIX)[0]
     if kept or value in nodes.makers:
-        return kept or (value,)
+        return kept or (nodes.behind(value, most=_taken_in(node)),)
     named = nodes.named_after(node.name)
     return () if named is None else named.makes
+
+
+def _taken_in(node: onnx.NodeProto) -> int:
+    """How many nodes a convolution of the blocked layout has taken in behind the value it names.
+
+    One that adds what its fourth input holds keeps its name, also with an activation behind that.
+    """
+    if len(node.input) <= _SUM_INPUT or not node.input[_SUM_INPUT]:
+        return 0
+    return 1 + any(attribute.name == "activation" for attribute in node.attribute)
 
 
 def _layout(node: onnx.NodeProto) -> Layout | None:
