@@ -1,13 +1,15 @@
-"""Timing models in ONNX Runtime, and saying honestly which is faster.
+"""Timing models in runtimes, and saying honestly which is faster.
 
-``statistics`` knows numbers only, ``sessions`` runs models, ``compare`` puts the two together.
+``runtimes`` builds sessions, ``sessions`` runs models in turn, ``statistics`` knows numbers only,
+``compare`` puts them together.
 """
 
-from morphgraph.benchmark.compare import BenchResult, ModelTiming, bench
+from morphgraph.benchmark.compare import BenchResult, Convolutions, ModelTiming, bench
 from morphgraph.benchmark.statistics import PairedRatio, Summary, paired_ratio, summarize
 
 __all__ = [
     "BenchResult",
+    "Convolutions",
     "ModelTiming",
     "PairedRatio",
     "Summary",

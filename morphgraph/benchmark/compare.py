@@ -3,30 +3,47 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
-from morphgraph.benchmark.runtimes import Clock, find_runtime
+import numpy as np
+
+from morphgraph.benchmark.runtimes import Clock, Runtime, find_runtime
 from morphgraph.benchmark.sessions import Durations, Entry, Feeding, model_name, time_rounds
 from morphgraph.benchmark.statistics import Judgement, PairedRatio, judge, paired_ratio, summarize
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import ModelLike
 from morphgraph.version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 MIN_ROUNDS = 10
 MAX_SECONDS = 86_400.0
 
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Convolutions:
+    """How many convolutions a runtime runs, and the layers of those outside its blocked layout."""
+
+    count: int
+    outside: tuple[str, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelTiming:
-    """One model's runs, and for every model after the first how it compares with the first.
+    """One model's runs in one runtime, and how it compares with the first model there.
 
     Times are milliseconds of the clock that :class:`BenchResult` names; the medians of both clocks
     stand beside. ``speedup`` and ``flops_ratio`` are first model over this one: 2 is twice as fast,
-    and half the arithmetic.
+    and half the arithmetic. ``runtime_speedup`` is this model's own time in the first runtime over
+    that in this one. Intervals are of 95 %. ``self_ratio`` is what the first model's ``speedup``
+    over itself comes out as, in a second session: how far it is from 1 is how far to trust the
+    rest. ``convolutions`` is None where the runtime has no blocked layout, or does not tell.
     """
 
     name: str
+    runtime: str
     min_ms: float
     p50_ms: float
     p90_ms: float
@@ -39,15 +56,18 @@ class ModelTiming:
     speedup_interval: tuple[float, float] | None = None
     flops_ratio: float | None = None
     unstable: bool | None = None
+    runtime_speedup: float | None = None
+    runtime_speedup_interval: tuple[float, float] | None = None
+    self_ratio: PairedRatio | None = None
+    convolutions: Convolutions | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
     """What was measured, and how.
 
-    ``clock`` is ``"cpu"`` (process CPU time, at one thread) or ``"wall"``. ``self_ratio`` is the
-    speed-up of the first model over itself in a second session, with its 95 % interval: how far it
-    is from 1 is how far to trust the rest. It is None where there is but one model.
+    ``models`` has a timing per runtime and model. ``clock`` is ``"cpu"`` (process CPU time, at one
+    thread) or ``"wall"``. ``epochs`` is how often all sessions were built anew.
     """
 
     models: tuple[ModelTiming, ...]
@@ -56,14 +76,20 @@ class BenchResult:
     threads: int
     batch: int | None
     seed: int
-    self_ratio: PairedRatio | None
+    epochs: int
     schema_version: int = SCHEMA_VERSION
     tool_version: str = __version__
+
+    @property
+    def self_ratio(self) -> PairedRatio | None:
+        """The speed-up of the first model over itself; None where there is but one model."""
+        return self.models[0].self_ratio
 
 
 def bench(
     models: Sequence[ModelLike],
     *,
+    runtimes: Sequence[str | Runtime] = ("ort",),
     threads: int = 1,
     seconds: float = 5.0,
     batch: int | None = None,
@@ -71,12 +97,16 @@ def bench(
     flops: Sequence[float] | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> BenchResult:
-    """Time models in ONNX Runtime on the CPU, in turn, on the same random inputs.
+    """Time models in turn, on the same random inputs.
 
     Args:
         models: paths or models; all are compared with the first.
-        threads: within an operator. CPU time is the measure at one thread, wall time at more.
-        seconds: how long to run each model, warm-up apart; at least 10 rounds are run.
+        runtimes: where each of them runs, by names that
+            :func:`morphgraph.benchmark.runtimes.find_runtime` knows, or built.
+        threads: within an operator. CPU time is the measure at one thread on this machine's CPU,
+            wall time at more, and elsewhere.
+        seconds: how long to run each model in each runtime, building sessions apart; at least 10
+            rounds are run.
         batch: size of leading axes that the models leave open; 1 if not given.
         seed: of the inputs and of the order in which the models take turns.
         flops: FLOPs per model, to be set beside the speed-ups.
@@ -85,7 +115,7 @@ def bench(
     Raises:
         FileError: there is no such file.
         ModelError: a file is broken, or the models do not take the same batch.
-        UnsupportedError: ONNX Runtime does not run a model, or an argument makes no sense.
+        UnsupportedError: a runtime does not run a model, or an argument makes no sense.
 
     >>> import onnx_ir as ir
     >>> x = ir.val("x", dtype=ir.DataType.FLOAT, shape=[1, 8])
@@ -95,44 +125,165 @@ def bench(
     >>> result.models[0].name, result.models[0].runs >= 10, result.clock
     ('relu', True, 'cpu')
     """
-    _check_arguments(models, threads, seconds, batch, flops)
+    _check_arguments(models, runtimes, threads, seconds, batch, flops)
     names = _unique([model_name(model, position) for position, model in enumerate(models)])
-    clock: Clock = "cpu" if threads == 1 else "wall"
-    # The first model runs twice a round, in a session of its own each time, so that luck in how
-    # memory was laid out shows as well.
-    repeated = 1 if len(models) > 1 else 0
-    runtime = find_runtime("ort")
-    entries = [Entry(runtime, model, name) for model, name in zip(models, names, strict=True)]
+    places = [find_runtime(one) if isinstance(one, str) else one for one in runtimes]
+    on_cpu = threads == 1 and all(place.clock == "cpu" for place in places)
+    clock: Clock = "cpu" if on_cpu else "wall"
+    entries = [
+        Entry(place, model, name)
+        for place, (model, name) in product(places, zip(models, names, strict=True))
+    ]
+    # The first model of a runtime takes two turns a round, in a session of its own each time.
+    again = entries[:: len(models)] if len(models) > 1 else []
     durations = time_rounds(
-        [*entries, *entries[:repeated]],
-        threads,
-        seconds,
-        Feeding(batch, seed, input_shapes or {}),
-        MIN_ROUNDS,
+        [*entries, *again], threads, seconds, Feeding(batch, seed, input_shapes or {}), MIN_ROUNDS
     )
-    measured = durations.by(clock)
-    self_ratio = paired_ratio(measured[:, 0], measured[:, -1]) if repeated else None
-    timings = [_timing(names[0], durations, 0, clock)]
-    sentences = [_describe(timings[0], clock, threads)]
-    for index, name in enumerate(names[1:], start=1):
-        assert self_ratio is not None
-        speedup = paired_ratio(measured[:, 0], measured[:, index])
-        judgement = judge(speedup, self_ratio)
-        timing = replace(
-            _timing(name, durations, index, clock),
+    race = _Race(entries, len(models), durations, clock, flops)
+    timings = [
+        replace(race.timing(index), convolutions=_convolutions(entry, threads))
+        for index, entry in enumerate(entries)
+    ]
+    spent = "CPU time" if clock == "cpu" else "wall time"
+    counted = "1 thread" if threads == 1 else f"{threads} threads"
+    sentences = [f"Measured is {spent} at {counted}."]
+    for index, timing in enumerate(timings):
+        sentences += [race.sentence(index, timing), *_outside(timing)]
+    return BenchResult(
+        models=tuple(timings),
+        verdict=" ".join(sentences),
+        clock=clock,
+        threads=threads,
+        batch=batch,
+        seed=seed,
+        epochs=int(durations.epochs[-1]) + 1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Race:
+    """Durations of models in runtimes: all models in the first, then in the next.
+
+    Behind them stand those of each runtime's first model in a second session, if there are others.
+    """
+
+    entries: Sequence[Entry]
+    models: int
+    durations: Durations
+    clock: Clock
+    flops: Sequence[float] | None
+
+    def _ratio(self, base: int, other: int) -> PairedRatio:
+        turns = np.median(self.durations.by(self.clock), axis=2)  # [rounds, models]
+        return paired_ratio(turns[:, base], turns[:, other], self.durations.epochs)
+
+    def _first(self, index: int) -> int:
+        """The first model in the same runtime."""
+        return index - index % self.models
+
+    def _self_ratio(self, index: int) -> PairedRatio | None:
+        again = len(self.entries) + index // self.models
+        return self._ratio(self._first(index), again) if self.models > 1 else None
+
+    def timing(self, index: int) -> ModelTiming:
+        entry, first = self.entries[index], self._first(index)
+        timing = ModelTiming(
+            name=entry.name,
+            runtime=entry.runtime.name,
+            **asdict(summarize(self.durations.by(self.clock)[:, index].ravel())),
+            cpu_p50_ms=summarize(self.durations.cpu[:, index].ravel()).p50_ms,
+            wall_p50_ms=summarize(self.durations.wall[:, index].ravel()).p50_ms,
+        )
+        if index >= self.models:
+            across = self._ratio(index % self.models, index)
+            timing = replace(
+                timing,
+                runtime_speedup=across.ratio,
+                runtime_speedup_interval=(across.low, across.high),
+            )
+        if index == first:
+            return replace(timing, self_ratio=self._self_ratio(index))
+        speedup = self._ratio(first, index)
+        flops = self.flops
+        return replace(
+            timing,
             speedup=speedup.ratio,
             speedup_interval=(speedup.low, speedup.high),
-            flops_ratio=None if flops is None else flops[0] / flops[index],
-            unstable=judgement == "unstable",
+            flops_ratio=None if flops is None else flops[0] / flops[index % self.models],
+            unstable=self._judgement(index) == "unstable",
         )
-        timings.append(timing)
-        sentences.append(_sentence(judgement, timing, names[0], speedup, self_ratio))
-    verdict = " ".join(sentences)
-    return BenchResult(tuple(timings), verdict, clock, threads, batch, seed, self_ratio)
+
+    def _judgement(self, index: int) -> Judgement:
+        self_ratio = self._self_ratio(index)
+        assert self_ratio is not None  # there are several models
+        return judge(self._ratio(self._first(index), index), self_ratio)
+
+    def sentence(self, index: int, timing: ModelTiming) -> str:
+        """What the verdict says of a model."""
+        name = self._label(index)
+        if index == self._first(index):
+            return f"{name} takes {timing.p50_ms:.3g} ms ({timing.runs} runs{_across(timing)})."
+        base, speedup = self._label(self._first(index)), self._ratio(self._first(index), index)
+        self_ratio = self._self_ratio(index)
+        assert self_ratio is not None
+        measured, promise = f"{_times(speedup)} as fast", _promise(timing)
+        match self._judgement(index):
+            case "unstable":
+                return (
+                    f"{name} against {base}: the machine was too noisy to say; measured "
+                    f"{measured}, but {base} came out {_times(self_ratio)} as fast as itself. Run "
+                    "longer, or on a quieter machine."
+                )
+            case "faster":
+                return f"{name} is {measured} as {base}{promise}."
+            case "slower":
+                return f"{name} is slower: {measured} as {base}{promise}."
+            case "same":
+                return f"{name} is neither faster nor slower than {base}: {measured}{promise}."
+
+    def _label(self, index: int) -> str:
+        entry = self.entries[index]
+        several = len(self.entries) > self.models
+        return f"{entry.name} in {entry.runtime.name}" if several else entry.name
+
+
+def _across(timing: ModelTiming) -> str:
+    if timing.runtime_speedup is None or timing.runtime_speedup_interval is None:
+        return ""
+    ratio = PairedRatio(timing.runtime_speedup, *timing.runtime_speedup_interval)
+    return f", {_times(ratio)} as fast as in the first runtime"
+
+
+def _convolutions(entry: Entry, threads: int) -> Convolutions | None:
+    """The convolutions of a model in a runtime that has a blocked layout and tells of it."""
+    session = entry.runtime.session(entry.model, threads, name=entry.name)
+    try:
+        operators = session.operators()
+    except UnsupportedError:
+        return None
+    laid_out = [operator for operator in operators if operator.layout is not None]
+    outside = [operator for operator in laid_out if operator.layout == "plain"]
+    if not laid_out:
+        return None
+    return Convolutions(len(laid_out), tuple(one.layer or one.name for one in outside))
+
+
+def _outside(timing: ModelTiming) -> list[str]:
+    """What the verdict says of convolutions outside the blocked layout."""
+    found = timing.convolutions
+    if found is None or not found.outside:
+        return []
+    more = len(found.outside) - _NAMED
+    named = ", ".join(found.outside[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return [
+        f"{len(found.outside)} of its {found.count} convolutions run outside the blocked layout: "
+        f"{named}."
+    ]
 
 
 def _check_arguments(
     models: Sequence[ModelLike],
+    runtimes: Sequence[str | Runtime],
     threads: int,
     seconds: float,
     batch: int | None,
@@ -140,6 +291,8 @@ def _check_arguments(
 ) -> None:
     if not models:
         raise UnsupportedError("bench: there is no model to time; give at least one")
+    if not runtimes:
+        raise UnsupportedError("bench: there is no runtime to time them in; give ort")
     if threads < 1:
         raise UnsupportedError(f"bench: threads: {threads} is not a number of threads; give 1")
     if not 0 < seconds < MAX_SECONDS:
@@ -163,46 +316,6 @@ def _unique(names: Sequence[str]) -> list[str]:
         f"{name} ({position})" if counts[name] > 1 else name
         for position, name in enumerate(names, start=1)
     ]
-
-
-def _timing(name: str, durations: Durations, index: int, clock: Clock) -> ModelTiming:
-    return ModelTiming(
-        name=name,
-        **asdict(summarize(durations.by(clock)[:, index])),
-        cpu_p50_ms=summarize(durations.cpu[:, index]).p50_ms,
-        wall_p50_ms=summarize(durations.wall[:, index]).p50_ms,
-    )
-
-
-def _describe(timing: ModelTiming, clock: Clock, threads: int) -> str:
-    spent = "CPU time" if clock == "cpu" else "wall time"
-    counted = "1 thread" if threads == 1 else f"{threads} threads"
-    return f"{timing.name} takes {timing.p50_ms:.3g} ms ({spent}, {counted}, {timing.runs} runs)."
-
-
-def _sentence(
-    judgement: Judgement,
-    timing: ModelTiming,
-    base: str,
-    speedup: PairedRatio,
-    self_ratio: PairedRatio,
-) -> str:
-    """What the verdict says of a model."""
-    name = timing.name
-    if judgement == "unstable":
-        return (
-            f"{name} against {base}: the machine was too noisy to say; measured "
-            f"{_times(speedup)} as fast, but {base} came out {_times(self_ratio)} as fast as "
-            "itself. Run longer, or on a quieter machine."
-        )
-    measured, promise = f"{_times(speedup)} as fast", _promise(timing)
-    match judgement:
-        case "faster":
-            return f"{name} is {measured} as {base}{promise}."
-        case "slower":
-            return f"{name} is slower: {measured} as {base}{promise}."
-        case "same":
-            return f"{name} is neither faster nor slower than {base}: {measured}{promise}."
 
 
 def _times(ratio: PairedRatio) -> str:

@@ -6,6 +6,7 @@ too; wall time is kept beside it, and is what counts for several threads and oth
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike, fspath
@@ -14,22 +15,29 @@ from time import perf_counter
 
 import numpy as np
 
-from morphgraph.arrays import Arrays, FloatArray, Shape
+from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
 from morphgraph.benchmark.runtimes import Clock, Runtime, Session, Spent
-from morphgraph.benchmark.runtimes.sources import runtime_errors
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import ModelLike, escape
 from morphgraph.onnx_io.runtime import random_array
 
-WARM_UP_RUNS = 3
+WARM_UP_RUNS = 2
+MIN_EPOCHS = 6  # below that no interval can be told from the spread between sessions
+
+_TURN_SECONDS = 0.02
+_MAX_TURN_RUNS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Seconds per round and model by both clocks, ``[rounds, models]``."""
+    """Seconds of every run by both clocks, ``[rounds, models, runs]``.
+
+    ``epochs`` tells which sessions a round used: those of one epoch are the same, ``[rounds]``.
+    """
 
     cpu: FloatArray
     wall: FloatArray
+    epochs: IntArray
 
     def by(self, clock: Clock) -> FloatArray:
         """The durations by one of the clocks."""
@@ -126,6 +134,9 @@ class Feeding:
         return random_feeds(session, name, self.batch, self.seed, self.shapes)
 
 
+Run = Callable[[], Spent]
+
+
 def time_rounds(
     entries: Sequence[Entry],
     threads: int,
@@ -135,13 +146,19 @@ def time_rounds(
 ) -> Durations:
     """Run models in turn until their share of time is spent, and take both clocks at every run.
 
-    Every round runs each model once. The order is shuffled, and each second round takes the order
-    of the round before backwards (A B, B A): a machine that grows steadily slower favours nobody.
+    In a round every model has a turn: one run that is not timed, for the models before have left
+    their own data in the caches (a run is up to 1.3 times as long then), and some that are. The
+    order is shuffled, and each second round takes the order of the round before backwards (A B,
+    B A): a machine that grows steadily slower favours nobody.
+
+    After some rounds all sessions are built anew. Where a session's memory comes to lie is luck,
+    and stays with it: two sessions of one model may differ by several percent however long they
+    run. What building takes stands beside what running takes, by the rule of two-stage samples.
 
     Args:
         entries: what to run, and where.
         threads: a runtime's threads within an operator.
-        seconds: of wall time per model, warm-up apart; rounds are whole and come in twos.
+        seconds: of wall time per model, building apart; rounds are whole and come in twos.
         feeding: what they are fed; its seed is that of the order too.
         min_rounds: run at least so many, however long that takes.
 
@@ -150,6 +167,46 @@ def time_rounds(
         ModelError: a file is broken, or the models do not take the same batch.
         UnsupportedError: a runtime does not run a model.
     """
+    total = seconds * len(entries)
+    order = round_orders(len(entries), feeding.seed)
+    rounds: list[list[list[Spent]]] = []
+    epochs: list[int] = []
+    building = running = 0.0
+    epoch, turn_runs = 0, 0
+    while len(rounds) < min_rounds or running < total or _wants_epoch(epoch, building, total):
+        start = perf_counter()
+        runs = _build(entries, threads, feeding)
+        turn_runs = turn_runs or _turn_runs(runs)
+        built = perf_counter()
+        with _no_collections():
+            pairs = 0
+            while pairs == 0 or _stays(pairs, built - start, perf_counter() - built, total):
+                rounds += [_round(runs, next(order), turn_runs) for _ in range(2)]
+                pairs += 1
+        epochs += [epoch] * (2 * pairs)
+        building += built - start
+        running += perf_counter() - built
+        epoch += 1
+    cpu, wall = np.moveaxis(np.array(rounds), -1, 0)  # each [rounds, models, runs]
+    return Durations(cpu, wall, np.array(epochs))
+
+
+def _wants_epoch(epochs: int, building: float, total: float) -> bool:
+    """Whether more sessions are needed, and no dearer than the time that was asked for."""
+    return epochs < MIN_EPOCHS and building < total
+
+
+def _stays(pairs: int, building: float, running: float, total: float) -> bool:
+    """Whether an epoch goes on after so many pairs of rounds, which took so long.
+
+    Sessions differ about as much as rounds do. Then the mean is known best, at given time, with
+    sqrt(building / running of a pair) pairs a session (Cochran, *Sampling Techniques*, 10.6).
+    """
+    return pairs < (building / (running / pairs)) ** 0.5 and running < total / MIN_EPOCHS
+
+
+def _build(entries: Sequence[Entry], threads: int, feeding: Feeding) -> list[Run]:
+    """Sessions of all models, warmed up."""
     runs: list[Run] = []
     batches: list[int | None] = []
     for entry in entries:
@@ -163,32 +220,35 @@ def time_rounds(
                 f"{batches[0]}; give a batch that both can take"
             )
         runs.append(partial(session.timed_run, feeds))
-        with runtime_errors(entry.runtime.name, entry.name):
-            for _ in range(WARM_UP_RUNS):
-                runs[-1]()
-    return _alternate(runs, seconds * len(runs), feeding.seed, min_rounds)
+        for _ in range(WARM_UP_RUNS):
+            runs[-1]()
+    return runs
 
 
-Run = Callable[[], Spent]
+def _turn_runs(runs: Sequence[Run]) -> int:
+    """How many timed runs make a turn: some for quick models, one for slow ones."""
+    slowest = max(run().wall for run in runs)
+    return int(min(max(_TURN_SECONDS / max(slowest, 1e-6), 1), _MAX_TURN_RUNS))
 
 
-def _alternate(runs: Sequence[Run], seconds: float, seed: int, min_rounds: int) -> Durations:
-    rounds: list[list[Spent]] = []
-    order = round_orders(len(runs), seed)
+def _round(runs: Sequence[Run], order: Sequence[int], turn_runs: int) -> list[list[Spent]]:
+    spent: list[list[Spent]] = [[] for _ in runs]
+    for index in order:
+        runs[index]()
+        spent[index] = [runs[index]() for _ in range(turn_runs)]
+    return spent
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """No garbage collection, which would be charged to whoever runs when it comes."""
     collecting = gc.isenabled()
-    gc.disable()  # a collection would be charged to whoever runs when it comes
+    gc.disable()
     try:
-        end = perf_counter() + seconds
-        while len(rounds) < min_rounds or len(rounds) % 2 or perf_counter() < end:
-            spent = [Spent(0.0, 0.0)] * len(runs)
-            for index in next(order):
-                spent[index] = runs[index]()
-            rounds.append(spent)
+        yield
     finally:
         if collecting:
             gc.enable()
-    cpu, wall = np.moveaxis(np.array(rounds), -1, 0)  # each [rounds, models]
-    return Durations(cpu, wall)
 
 
 def round_orders(count: int, seed: int) -> Iterator[list[int]]:

@@ -1,9 +1,13 @@
 """The statistics of a timing: what a model's runs say, and what a pair of models' runs say.
 
-Two models are compared by the *median of paired ratios*: in every round each model runs once, and
-what slows a round down slows all of its runs. The 95 % interval of that median comes from order
-statistics (David and Nagaraja, *Order Statistics*, 7.1): of n ratios, the number that lie below the
-true median is binomial(n, 1/2) however the ratios are distributed.
+Two models are compared by *paired ratios*: in every round each model has a turn, and what slows a
+round down slows all of its runs. The rounds of an epoch have the luck of its sessions in common, so
+that it counts as one observation: the median of its log ratios. Of the epochs the Hodges-Lehmann
+estimate is taken (the median of all means of two), with the interval that belongs to
+Wilcoxon's signed-rank test (Hollander, Wolfe and Chicken, *Nonparametric Statistical Methods*, 3.2
+and 3.3). It holds exactly for any symmetric distribution, and a model against itself has one. Nor
+does a stalled epoch matter more than another. Intervals that take rounds for independent
+observations held 1.00 in 11 to 16 of 20 comparisons of a model with itself.
 """
 
 from collections.abc import Sequence
@@ -11,11 +15,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binom
 
-from morphgraph.arrays import FloatArray
+from morphgraph.arrays import FloatArray, IntArray
 
 CONFIDENCE = 0.95
+MIN_OBSERVATIONS = 6
+_MAX_OBSERVATIONS = 100
 
 # An answer that is off by more than this share, or could be, is no answer.
 MAX_NOISE = 0.05
@@ -37,7 +42,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class PairedRatio:
-    """The median of paired ratios and its 95 % interval."""
+    """The typical ratio of paired runs and its 95 % interval."""
 
     ratio: float
     low: float
@@ -62,39 +67,61 @@ def summarize(seconds: Sequence[float] | FloatArray) -> Summary:
 
 
 def paired_ratio(
-    base: Sequence[float] | FloatArray, other: Sequence[float] | FloatArray
+    base: Sequence[float] | FloatArray,
+    other: Sequence[float] | FloatArray,
+    epochs: Sequence[int] | IntArray | None = None,
 ) -> PairedRatio:
     """How many times as fast ``other`` is as ``base``, from runs of the same rounds.
 
     Args:
         base: durations, ``[rounds]``.
         other: durations of the other model in the same rounds, ``[rounds]``.
+        epochs: which rounds shared their sessions, ``[rounds]``. Below 6 epochs, as without them,
+            rounds stand for themselves (neighbours together where there are more than 100).
 
-    Below 6 rounds no pair of order statistics covers the median with 95 %; the interval is then the
-    range of the ratios, which covers it with less.
+    Below 6 observations no interval covers with 95 %; it is their range then, which covers less.
 
     >>> paired_ratio([2.0] * 10, [1.0] * 10)
     PairedRatio(ratio=2.0, low=2.0, high=2.0)
     """
-    ratios = np.sort(np.asarray(base, dtype=np.float64) / np.asarray(other, dtype=np.float64))
-    low, high = median_ranks(len(ratios))
-    return PairedRatio(float(np.median(ratios)), float(ratios[low]), float(ratios[high]))
+    logs = np.log(np.asarray(base, dtype=np.float64) / np.asarray(other, dtype=np.float64))
+    observations = _medians(logs, epochs)
+    first, second = np.triu_indices(len(observations))
+    means = np.sort((observations[first] + observations[second]) / 2)
+    rank = signed_rank(len(observations))
+    center, low, high = np.median(means), means[rank], means[-1 - rank]
+    return PairedRatio(*(float(np.exp(value)) for value in (center, low, high)))
 
 
-def median_ranks(count: int) -> tuple[int, int]:
-    """The innermost symmetric positions in a sorted sample that enclose the median with 95 %.
+def _medians(logs: FloatArray, epochs: Sequence[int] | IntArray | None) -> FloatArray:
+    """The observations: medians of epochs, or of neighbouring rounds."""
+    groups = np.arange(len(logs)) if epochs is None else np.asarray(epochs)
+    if len(np.unique(groups)) < MIN_OBSERVATIONS:
+        groups = np.arange(len(logs))
+    parts = [logs[groups == group] for group in np.unique(groups)]
+    medians = np.array([np.median(part) for part in parts])
+    if len(medians) <= _MAX_OBSERVATIONS:
+        return medians
+    return np.array([np.median(part) for part in np.array_split(medians, _MAX_OBSERVATIONS)])
 
-    With positions ``k`` and ``count - 1 - k`` the median is missed on one side when at most ``k``
-    values lie below it: P(binomial(count, 1/2) <= k) must not exceed 2.5 %.
 
-    >>> median_ranks(10)  # 2 * P(binomial(10, 1/2) <= 1) = 0.021
-    (1, 8)
+def signed_rank(count: int) -> int:
+    """The position in the sorted means of two of the 95 % interval's lower end.
+
+    It is the largest ``k`` that the sum of those of the ranks 1, ..., ``count`` that a fair coin
+    picks is at most with 2.5 %; there are ``count`` (``count`` + 1) / 2 means.
+
+    >>> signed_rank(6), signed_rank(10), signed_rank(5)
+    (0, 8, 0)
     """
-    tail = (1 - CONFIDENCE) / 2
-    quantile = int(binom.ppf(tail, count, 0.5))
-    rank = quantile if binom.cdf(quantile, count, 0.5) <= tail else quantile - 1
-    rank = max(rank, 0)
-    return rank, count - 1 - rank
+    ways = np.ones(1)  # [sum]: share of the subsets of the ranks so far that have it
+    for rank in range(1, count + 1):
+        wider = np.zeros(len(ways) + rank)
+        wider[: len(ways)] += ways / 2
+        wider[rank:] += ways / 2
+        ways = wider
+    below = int(np.searchsorted(np.cumsum(ways), (1 - CONFIDENCE) / 2, side="right"))
+    return max(below - 1, 0)
 
 
 def judge(speedup: PairedRatio, self_ratio: PairedRatio) -> Judgement:
@@ -102,8 +129,9 @@ def judge(speedup: PairedRatio, self_ratio: PairedRatio) -> Judgement:
 
     Args:
         speedup: the model against the base.
-        self_ratio: a second session of the base against the base. It should be 1; what it is off
-            was not the model's doing, and an effect must be larger than that to be told.
+        self_ratio: a second session of the base against the base. It should be 1. Where its
+            interval does not hold 1, what it is off was not the model's doing, and an effect must
+            be larger than that to be told.
 
     >>> judge(PairedRatio(1.50, 1.48, 1.52), PairedRatio(1.0, 0.99, 1.01))
     'faster'
@@ -112,7 +140,7 @@ def judge(speedup: PairedRatio, self_ratio: PairedRatio) -> Judgement:
     >>> judge(PairedRatio(1.50, 1.48, 1.52), PairedRatio(1.1, 1.05, 1.15))
     'unstable'
     """
-    bias = abs(self_ratio.ratio - 1)
+    bias = 0.0 if self_ratio.low <= 1 <= self_ratio.high else abs(self_ratio.ratio - 1)
     if max(bias, self_ratio.noise, speedup.noise) > MAX_NOISE:
         return "unstable"
     if speedup.low > 1 + bias:

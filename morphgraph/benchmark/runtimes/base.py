@@ -49,13 +49,15 @@ class Operator:
         domain: of the type; empty for ONNX's own, and where the runtime has none.
         origins: names of the model's nodes that it computes, in order (``output 'y'`` for a node
             without a name); empty for what the runtime has added, and where it cannot be told.
-        layout: whether its channels lie in blocks; ``None`` where that is no question.
+        layer: the one of them that it is for; empty where there is none.
+        layout: of a convolution, whether its channels lie in blocks; else ``None``.
     """
 
     name: str
     op_type: str
     domain: str = ""
     origins: tuple[str, ...] = ()
+    layer: str = ""
     layout: Layout | None = None
 
 

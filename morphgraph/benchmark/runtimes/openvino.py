@@ -1,6 +1,7 @@
 """OpenVINO, which ``pip install openvino`` adds."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -17,9 +18,11 @@ from morphgraph.benchmark.runtimes.base import (
     Session,
     Source,
 )
-from morphgraph.benchmark.runtimes.sources import Held, runtime_errors
+from morphgraph.benchmark.runtimes.origins import layer_of
+from morphgraph.benchmark.runtimes.sources import Held
 from morphgraph.errors import UnsupportedError
 
+_RUNTIME = "OpenVINO"
 _ORIGINS = "originalLayersNames"
 _NO_KERNELS = ("Input", "Const", "Output")
 
@@ -61,18 +64,21 @@ class OpenVinoSession(Session):
         """Compile the model."""
         self._core, self._device = core, device
         self._model, self._threads, self._name = model, threads, name
-        self._request = self._compile(profiled=False).create_infer_request()
+        self._request = self._compile(told=False).create_infer_request()
 
-    def _compile(self, profiled: bool) -> Any:
-        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": profiled}
+    def _compile(self, told: bool) -> Any:
+        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": told}
         if self._device == "CPU":
             properties |= {"INFERENCE_NUM_THREADS": self._threads, "NUM_STREAMS": 1}
-        with runtime_errors("OpenVINO", self._name), self._model.file() as path:
+        with self._errors(), self._model.file(named=told) as path:
             read = self._core.read_model(str(path))
-            for node in read.get_ops():
+            for node in read.get_ops() if told else ():
                 # Kept through all fusions, where names are not.
                 node.get_rt_info()[_ORIGINS] = node.get_friendly_name()
             return self._core.compile_model(read, self._device, properties)
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return self._model.errors(_RUNTIME, self._name)
 
     @property
     def inputs(self) -> Sequence[Input]:
@@ -84,19 +90,22 @@ class OpenVinoSession(Session):
 
     def run(self, feeds: Arrays) -> Sequence[Any]:
         """Run once."""
-        results = self._request.infer(feeds)
+        try:
+            results = self._request.infer(feeds)
+        except Exception as error:  # a context manager would be timed
+            raise self._model.refused(_RUNTIME, self._name, error) from error
         return [results[output] for output in self._request.model_outputs]
 
     def operators(self) -> Sequence[Operator]:
         """The layers of the compiled model, in the order of execution."""
-        return list(self._layers(self._request.get_compiled_model()))
+        return list(self._layers(self._compile(told=True)))
 
     def executed(self, feeds: Arrays, runs: int = 1) -> Sequence[Executed]:
         """The layers that ran, from a model of its own that OpenVINO counts the times of."""
-        compiled = self._compile(profiled=True)
+        compiled = self._compile(told=True)
         request = compiled.create_infer_request()
         spent: dict[str, list[float]] = {}
-        with runtime_errors("OpenVINO", self._name):
+        with self._errors():
             request.infer(feeds)
             for _ in range(runs):
                 request.infer(feeds)
@@ -120,10 +129,13 @@ class OpenVinoSession(Session):
         made = self._made([_told(layer, _ORIGINS).split(",") for layer in layers])
         starts = {name for names in made for name in names}
         for layer, ends in zip(layers, made, strict=True):
+            op_type = _told(layer, "layerType")
+            origins = self._model.nodes.between(ends, starts)
             yield Executed(
                 name=layer.get_friendly_name(),
-                op_type=_told(layer, "layerType"),
-                origins=self._model.nodes.between(ends, starts),
+                op_type=op_type,
+                origins=tuple(origin.name for origin in origins),
+                layer=layer_of(op_type, origins),
                 inputs=tuple(map(_shape, layer.inputs())),
                 outputs=tuple(map(_shape, layer.outputs())),
             )

@@ -6,19 +6,23 @@ kernels make: the walk goes back from the one to the others. Nodes that constant
 part of it; the runtime has computed them beforehand.
 """
 
-from collections.abc import Collection, Iterator
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from morphgraph.onnx_io import escape
 
+_ENDLESS = sys.maxsize
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node of a model: its name, and the values that it reads and makes."""
+    """A node of a model: its name and type, and the values that it reads and makes."""
 
     name: str
+    op_type: str
     reads: tuple[str, ...]
     makes: tuple[str, ...]
 
@@ -44,7 +48,7 @@ class Nodes:
             self.makers.update(dict.fromkeys(makes, len(self.nodes)))
             if node.name:
                 self.named[node.name] = len(self.nodes)
-            self.nodes.append(Node(node_name(node), reads, makes))
+            self.nodes.append(Node(node_name(node), node.op_type, reads, makes))
 
     def named_after(self, name: str) -> Node | None:
         """The node of a name, or of what stands before a slash in it: ``layer/MatMulAddFusion``.
@@ -58,20 +62,21 @@ class Nodes:
             name = name.rpartition("/")[0]
         return None
 
-    def behind(self, value: str, taken: Collection[str]) -> str:
+    def behind(self, value: str, taken: Collection[str] = (), most: int = _ENDLESS) -> str:
         """The last value of a chain of nodes, each the only reader of the one before.
 
-        It ends before a node that makes one of the values ``taken``.
+        It ends before a node that makes one of the values ``taken``, and after ``most`` nodes.
         """
-        while len(readers := self.readers.get(value, ())) == 1:
-            makes = self.nodes[readers[0]].makes
+        for _ in range(most):
+            readers = self.readers.get(value, ())
+            makes = self.nodes[readers[0]].makes if len(readers) == 1 else ()
             if len(makes) != 1 or makes[0] in taken:
                 break
             value = makes[0]
         return value
 
-    def between(self, ends: Collection[str], starts: Collection[str]) -> tuple[str, ...]:
-        """Names of the nodes that the values ``ends`` need, back to the values ``starts``.
+    def between(self, ends: Collection[str], starts: Collection[str]) -> list[Node]:
+        """The nodes that the values ``ends`` need, back to the values ``starts``, in order.
 
         An end may be a start too: it stops the walk from other ends only.
         """
@@ -87,7 +92,18 @@ class Nodes:
                 for name in self.nodes[position].reads
                 if name in self.makers and name not in starts
             ]
-        return tuple(self.nodes[position].name for position in sorted(found))
+        return [self.nodes[position] for position in sorted(found)]
+
+
+def layer_of(op_type: str, origins: Sequence[Node]) -> str:
+    """The node that a kernel is for: the last of its own kind, else the last.
+
+    >>> conv, relu = Node("conv1", "Conv", ("x",), ("a",)), Node("relu1", "Relu", ("a",), ("y",))
+    >>> layer_of("FusedConv", [conv, relu]), layer_of("Subgraph", [conv, relu])
+    ('conv1', 'relu1')
+    """
+    alike = [node for node in origins if node.op_type in op_type]
+    return [*origins, *alike][-1].name if origins else ""
 
 
 def node_name(node: ir.Node) -> str:

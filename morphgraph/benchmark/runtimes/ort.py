@@ -8,8 +8,8 @@ make there; most other values keep their names.
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -30,13 +30,16 @@ from morphgraph.benchmark.runtimes.base import (
     Session,
     Source,
 )
-from morphgraph.benchmark.runtimes.origins import Nodes
-from morphgraph.benchmark.runtimes.sources import Held, runtime_errors
+from morphgraph.benchmark.runtimes.origins import Node, Nodes, layer_of
+from morphgraph.benchmark.runtimes.sources import Held
 from morphgraph.errors import UnsupportedError
 
+_RUNTIME = "ONNX Runtime"
+_OPTIMIZED = "optimized.onnx"
 _NCHWC = "com.microsoft.nchwc"
 _NCHWC_SUFFIX = "_nchwc"
 _REORDERS = ("ReorderInput", "ReorderOutput")  # take a value into the blocked layout and back
+_SUM_INPUT = 3  # of a convolution there
 _EVENT_SUFFIX = "_kernel_time"
 
 # ONNX Runtime's names of the types that inputs may have.
@@ -96,16 +99,15 @@ class OrtSession(Session):
     """A model in ONNX Runtime."""
 
     def __init__(self, model: Source, providers: Sequence[str], threads: int, name: str) -> None:
-        """Build the session, and keep what it has made of the model."""
+        """Build the session."""
         self._model, self._providers = Held(model), list(providers)
         self._threads, self._name = threads, name
-        with tempfile.TemporaryDirectory(prefix="morphgraph-") as folder:
-            options = self._options()
-            path = _write_optimized(options, Path(folder))
-            self._session = self._build(options)
-            # A provider that compiles leaves none.
-            self._nodes = _optimized(path, self._model.nodes) if path.exists() else []
+        with self._errors(), self._model.file() as path:
+            self._session = self._build(path, self._options())
         self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return self._model.errors(_RUNTIME, self._name)
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
@@ -116,9 +118,10 @@ class OrtSession(Session):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
 
-    def _build(self, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-        with runtime_errors("ONNX Runtime", self._name), self._model.file() as path:
-            return onnxruntime.InferenceSession(str(path), options, self._providers)
+    def _build(
+        self, path: Path, options: onnxruntime.SessionOptions
+    ) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(str(path), options, self._providers)
 
     @property
     def inputs(self) -> Sequence[Input]:
@@ -142,42 +145,57 @@ class OrtSession(Session):
 
     def run(self, feeds: Arrays) -> Sequence[Any]:
         """Run once."""
-        results: list[Any] = self._session.run(self._outputs, feeds)
+        try:
+            results: list[Any] = self._session.run(self._outputs, feeds)
+        except Exception as error:  # a context manager would be timed
+            raise self._model.refused(_RUNTIME, self._name, error) from error
         return results
 
     def operators(self) -> Sequence[Operator]:
         """The nodes of the model that ONNX Runtime runs, in topological order."""
-        if not self._nodes:
+        with self._looking(self._options()) as (_, folder):
+            nodes = _optimized(folder, self._model.nodes)
+        if not nodes:
             raise UnsupportedError(
                 f"{self._name}: this provider does not tell what it executes; its profile does"
             )
-        return [one.operator for one in self._nodes]
+        return [one.operator for one in nodes]
 
     def executed(self, feeds: Arrays, runs: int = 1) -> Sequence[Executed]:
         """The kernels of a run, from a session of its own with the profiler on."""
-        with tempfile.TemporaryDirectory(prefix="morphgraph-") as folder:
-            options = self._options()
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "profile")
-            session = self._build(options)
-            with runtime_errors("ONNX Runtime", self._name):
+        options = self._options()
+        options.enable_profiling = True
+        with self._looking(options) as (session, folder):
+            with self._errors():
                 for _ in range(runs + 1):
                     session.run(self._outputs, feeds)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        known = {one.operator.name: one for one in self._nodes}
+            known = {one.operator.name: one for one in _optimized(folder, self._model.nodes)}
         return [_executed(kernel, known) for kernel in _kernels(events, 1)]
 
+    @contextmanager
+    def _looking(
+        self, options: onnxruntime.SessionOptions
+    ) -> Iterator[tuple[onnxruntime.InferenceSession, Path]]:
+        """A session whose nodes have names, and the folder for what it writes about them."""
+        with tempfile.TemporaryDirectory(prefix="morphgraph-") as made:
+            folder = Path(made)
+            options.profile_file_prefix = str(folder / "profile")
+            _write_optimized(options, folder)
+            with self._errors(), self._model.file(named=True) as path:
+                session = self._build(path, options)
+            yield session, folder
 
-def _write_optimized(options: onnxruntime.SessionOptions, folder: Path) -> Path:
+
+def _write_optimized(options: onnxruntime.SessionOptions, folder: Path) -> None:
     """Have the optimized model saved, without its weights where the system can forget them."""
-    path, weights = folder / "optimized.onnx", folder / "weights"
-    options.optimized_model_filepath = str(path)
+    weights = folder / "weights"
+    options.optimized_model_filepath = str(folder / _OPTIMIZED)
     prefix = "session.optimized_model_external_initializers"
     options.add_session_config_entry(f"{prefix}_file_name", weights.name)
     options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "256")
     with suppress(OSError, NotImplementedError):
         weights.symlink_to(os.devnull)
-    return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +223,11 @@ class _Optimized:
         return tuple(shapes)
 
 
-def _optimized(path: Path, nodes: Nodes) -> list[_Optimized]:
-    """The nodes of an optimized model in its file, in topological order."""
+def _optimized(folder: Path, nodes: Nodes) -> list[_Optimized]:
+    """The nodes of the optimized model, in topological order; none if a provider leaves none."""
+    path = folder / _OPTIMIZED
+    if not path.exists():
+        return []
     graph = onnx.load(path, load_external_data=False).graph
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     return [
@@ -223,15 +244,20 @@ def _operators(graph: onnx.GraphProto, nodes: Nodes) -> list[Operator]:
     ]
     starts = {name for names in made for name in names}
     return [
-        Operator(
-            name=node.name,
-            op_type=node.op_type,
-            domain=node.domain,
-            origins=nodes.between(ends, starts),
-            layout=_layout(node),
-        )
+        _operator(node, nodes.between(ends, starts))
         for node, ends in zip(graph.node, made, strict=True)
     ]
+
+
+def _operator(node: onnx.NodeProto, origins: Sequence[Node]) -> Operator:
+    return Operator(
+        name=node.name,
+        op_type=node.op_type,
+        domain=node.domain,
+        origins=tuple(origin.name for origin in origins),
+        layer=layer_of(node.op_type, origins),
+        layout=_layout(node),
+    )
 
 
 def _made(node: onnx.NodeProto, nodes: Nodes) -> tuple[str, ...]:
@@ -243,9 +269,19 @@ def _made(node: onnx.NodeProto, nodes: Nodes) -> tuple[str, ...]:
     kept = tuple(name for name in node.output if name in nodes.makers)
     value = node.name.rpartition(_NCHWC_SUFFIX)[0]
     if kept or value in nodes.makers:
-        return kept or (value,)
+        return kept or (nodes.behind(value, most=_taken_in(node)),)
     named = nodes.named_after(node.name)
     return () if named is None else named.makes
+
+
+def _taken_in(node: onnx.NodeProto) -> int:
+    """How many nodes a convolution of the blocked layout has taken in behind the value it names.
+
+    One that adds what its fourth input holds keeps its name, also with an activation behind that.
+    """
+    if len(node.input) <= _SUM_INPUT or not node.input[_SUM_INPUT]:
+        return 0
+    return 1 + any(attribute.name == "activation" for attribute in node.attribute)
 
 
 def _layout(node: onnx.NodeProto) -> Layout | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,36 +17,70 @@ from morphgraph.onnx_io import as_model, escape, save
 
 
 class Held:
-    """A model that a session is built from, perhaps twice.
-
-    Attributes:
-        nodes: the nodes of its main graph.
-    """
+    """A model that sessions are built from; nothing is read before it is needed."""
 
     def __init__(self, model: Source) -> None:
-        """Read the structure.
+        """Take a model."""
+        self._model = model
+
+    @cached_property
+    def read(self) -> ir.Model:
+        """The model as this program reads it.
 
         Raises:
             FileError: there is no such file, or it cannot be read.
             ModelError: it is not ONNX, or is damaged.
         """
-        read = as_model(_message(model) if isinstance(model, bytes) else model)
-        self.nodes = Nodes(read.graph)
-        is_file = isinstance(model, str | PathLike)
-        self._held: Path | ir.Model = Path(model).absolute() if is_file else read
-        if not _names_are_unique(read.graph):
-            self._held = _named(read)
+        return as_model(_message(self._model) if isinstance(self._model, bytes) else self._model)
+
+    @cached_property
+    def nodes(self) -> Nodes:
+        """The nodes of its main graph."""
+        return Nodes(self.read.graph)
 
     @contextmanager
-    def file(self) -> Iterator[Path]:
-        """A file that holds it: its own, or a temporary one that lasts as long as the block."""
-        if isinstance(self._held, Path):
-            yield self._held
+    def file(self, *, named: bool = False) -> Iterator[Path]:
+        """A file that holds it: its own, or a temporary one that lasts as long as the block.
+
+        Args:
+            named: whether every node has a name of its own there: it is these that a runtime tells.
+        """
+        wanting = named and not _names_are_unique(self.read.graph)
+        if isinstance(self._model, str | PathLike) and not wanting:
+            yield Path(self._model).absolute()
             return
         with TemporaryDirectory(prefix="morphgraph-") as folder:
             path = Path(folder) / "model.onnx"
-            save(self._held, path)
+            if isinstance(self._model, bytes) and not wanting:
+                path.write_bytes(self._model)
+            else:
+                save(_named(self.read) if wanting else self.read, path)
             yield path
+
+    @contextmanager
+    def errors(self, runtime: str, name: str) -> Iterator[None]:
+        """Turn what a runtime raises about it into one line.
+
+        Raises:
+            FileError: there is no such file, or it cannot be read.
+            ModelError: it is not ONNX, or is damaged.
+            UnsupportedError: with the words of the runtime.
+        """
+        try:
+            yield
+        except MorphError:
+            raise
+        except Exception as error:  # runtimes' errors share no base class
+            raise self.refused(runtime, name, error) from error
+
+    def refused(self, runtime: str, name: str, error: Exception) -> UnsupportedError:
+        """What to raise where a runtime has raised that, unless reading it says what is wrong."""
+        assert self.read is not None
+        words = " ".join(str(error).split())
+        return UnsupportedError(
+            f"{name}: {runtime} does not run it: {escape(words)[:300]}; "
+            "`morphgraph doctor` tells its version"
+        )
 
 
 def _message(serialized: bytes) -> onnx.ModelProto:
@@ -69,22 +104,3 @@ def _named(model: ir.Model) -> ir.Model:
         node.name = name if name not in taken else f"{name} ({position})"
         taken.add(node.name)
     return named
-
-
-@contextmanager
-def runtime_errors(runtime: str, name: str) -> Iterator[None]:
-    """Turn what a runtime raises into one line.
-
-    Raises:
-        UnsupportedError: with the words of the runtime.
-    """
-    try:
-        yield
-    except MorphError:
-        raise
-    except Exception as error:  # runtimes' errors share no base class
-        words = " ".join(str(error).split())
-        raise UnsupportedError(
-            f"{name}: {runtime} does not run it: {escape(words)[:300]}; "
-            "`morphgraph doctor` tells its version"
-        ) from error
