@@ -10,20 +10,25 @@ vanished layers have left are no parameters here: how many numbers they need dep
 values, and a cost depends on the structure alone.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.device import DeviceProfile, load_profile
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, analysis
 from morphgraph.onnx_io import constant_names, escape, is_unsized, static_shape
 from morphgraph.ops import parameter_names
 from morphgraph.passes.analysis.channel_sources import kernels as producing_kernels
+from morphgraph.passes.analysis.measured import measured_cost
 from morphgraph.passes.analysis.polynomial import Cost, Term
 from morphgraph.passes.coupling.roles import roles
 
@@ -41,7 +46,40 @@ DEVICES: Mapping[str, tuple[float, float]] = {
 
 
 _DEVICE = "V100"
-_PART = re.compile(r"\s*(?:([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*\*)?\s*([A-Za-z_]+(?:@\w*)?)\s*")
+_PART = re.compile(
+    r"\s*(?:([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*\*)?\s*([A-Za-z_]+(?:@[^\s+*]*)?)\s*"
+)
+
+Device = str | PathLike[str] | DeviceProfile
+"""A device of :data:`DEVICES`, a measured one, or the file of one."""
+
+_MEASURED: dict[str, DeviceProfile] = {}
+"""Measured devices that costs have been asked for, by the name in ``latency@NAME``."""
+
+
+def device_name(device: Device) -> str:
+    """How a cost names a device, ``latency@NAME``.
+
+    Raises:
+        FileError: its file cannot be read.
+        ModelError: its file is no profile.
+        ArgumentError: there is no such device.
+    """
+    if isinstance(device, str) and (device in DEVICES or device in _MEASURED):
+        return device
+    is_file = not isinstance(device, DeviceProfile)
+    if is_file and not Path(device).suffix:
+        raise ArgumentError(
+            f"device '{escape(str(device))}' is unknown; use one of {', '.join(DEVICES)}, or the "
+            "file of a profile that `morphgraph calibrate` has written"
+        )
+    profile = load_profile(device) if not isinstance(device, DeviceProfile) else device
+    known = next((name for name, other in _MEASURED.items() if other is profile), None)
+    if known is None:
+        same = (f"{profile.name}-{k}" if k > 1 else profile.name for k in itertools.count(1))
+        known = next(name for name in same if name not in _MEASURED)
+        _MEASURED[known] = profile
+    return known
 
 
 def cost(
@@ -49,7 +87,7 @@ def cost(
     kind: str | Mapping[str, float],
     *,
     convention: Convention = "default",
-    device: str = _DEVICE,
+    device: Device = _DEVICE,
 ) -> Cost:
     """One resource of a network, or a weighted sum of several.
 
@@ -64,7 +102,9 @@ def cost(
             common, else ``"mixed units"``.
         convention: ``"morphnet"`` counts kernels only as parameters, and a depthwise operator's
             channel twice in the regularizer.
-        device: of a ``"latency"`` that names none, one of :data:`DEVICES`.
+        device: of a ``"latency"`` that names none: one of :data:`DEVICES`, or a profile that
+            :func:`morphgraph.calibrate` has measured, or its file. Of a measured device a latency
+            is that of a run at the declared batch, of one sample where the batch is open.
 
     >>> import morphgraph as mg
     >>> from morphgraph.testing.examples import image, residual_cnn
@@ -78,7 +118,7 @@ def cost(
     Raises:
         ArgumentError: no such cost or device, or a weight that is not above 0.
     """
-    return _cost(graph, tuple(parse_cost(kind, device)), convention)
+    return _cost(graph, tuple(parse_cost(kind, device_name(device))), convention)
 
 
 @analysis
@@ -144,8 +184,7 @@ def _part(weight: float, name: str, device: str) -> Part:
     if at and kind != "latency":
         raise ArgumentError(f"cost '{escape(name)}': only a latency is of a device; write {kind}")
     where = named if at else device
-    if where not in DEVICES:
-        raise ArgumentError(f"device '{escape(where)}' is unknown; use one of {', '.join(DEVICES)}")
+    where = device_name(where)
     if not 0 < weight < math.inf:
         raise ArgumentError(f"cost '{kind}' has weight {weight:g}; give a number above 0")
     names_it = kind == "latency" and (at or device != _DEVICE)
@@ -159,6 +198,11 @@ def _sum(graph: ChannelGraph, parts: Sequence[Part], convention: Convention) -> 
     units = set()
     for part in parts:
         resource = cost(graph, spelling([replace(part, weight=1.0)]), convention=convention)
+        if part.device in _MEASURED:
+            raise ArgumentError(
+                f"cost '{part.kind}@{escape(part.device)}' was measured, and cannot be part of a "
+                "sum; give it a budget of its own"
+            )
         first = len(blocks)
         blocks += [first + block for block in resource.block_of_piece]
         terms += [
@@ -290,6 +334,8 @@ def _peak(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
 
 
 def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
+    if device in _MEASURED:
+        return measured_cost(graph, _MEASURED[device], f"latency@{device}")
     gflops, gbytes = DEVICES[device or _DEVICE]
     terms: list[Term] = []
     blocks: list[int] = []

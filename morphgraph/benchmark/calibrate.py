@@ -1,0 +1,261 @@
+"""``calibrate``: measure what kernels cost on this machine in a runtime.
+
+Small networks (:mod:`morphgraph.benchmark.probes`) run with the runtime's profiler on, so that what
+is measured is what the runtime makes of them: fused, laid out and padded as it does. Of every
+network those kernels are kept of which the profile so far says least; what the next network is like
+follows from where the profile is worst.
+"""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from morphgraph.arrays import Arrays
+from morphgraph.benchmark.probes import FAMILIES, probe_network
+from morphgraph.benchmark.runtimes import Executed, Runtime, Session, find_runtime
+from morphgraph.calibration.progress import Progress, no_progress
+from morphgraph.device import DeviceProfile, Kernel, Predictor
+from morphgraph.device.profile import measurements
+from morphgraph.errors import UnsupportedError
+from morphgraph.version import __version__
+
+MINUTES = 5.0
+KERNELS = 300
+"""Measurements that a profile holds by default: more are worth little."""
+RUNS = 21
+"""Profiled runs of a network; a kernel's time is their median."""
+PER_NETWORK = 14
+"""Measurements that are taken of one network at most."""
+KNOWN = 0.04
+"""A kernel whose time is known as well as this, in the logarithm, is not measured again."""
+NOISY = 0.1
+"""Spread of one network's time over the whole measuring above which a machine is too noisy."""
+_REFERENCE = ("dense", 0)
+_EVERY = 6  # networks between two fits, and between two runs of the reference
+
+
+def calibrate(
+    runtime: str | Runtime = "ort",
+    *,
+    threads: int = 1,
+    minutes: float = MINUTES,
+    kernels: int = KERNELS,
+    resume: DeviceProfile | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    keep: Callable[[DeviceProfile], object] | None = None,
+) -> DeviceProfile:
+    """A profile of this machine, from which :func:`morphgraph.cost` predicts run times.
+
+    Args:
+        runtime: its name, or one.
+        threads: within an operator.
+        minutes: after which it ends, whatever it has.
+        kernels: measurements after which it ends.
+        resume: a profile to which measurements are added.
+        seed: of the sizes.
+        progress: told how many measurements there are.
+        keep: called with the profile after every few networks, so that nothing is lost.
+
+    Raises:
+        UnsupportedError: the runtime does not tell what its kernels take.
+
+    >>> profile = calibrate(minutes=0.02, kernels=10)
+    >>> len(profile.kernels) > 0, profile.runtime
+    (True, 'ort')
+    """
+    found = find_runtime(runtime) if isinstance(runtime, str) else runtime
+    return _Calibration(found, threads, seed, resume).run(minutes, kernels, progress, keep)
+
+
+class _Calibration:
+    def __init__(
+        self, runtime: Runtime, threads: int, seed: int, resume: DeviceProfile | None
+    ) -> None:
+        self.runtime, self.threads = runtime, threads
+        self.start = time.monotonic()
+        self.kernels: list[Kernel] = []
+        self.times: list[float] = []
+        self.before = 0.0
+        if resume is not None:
+            self.kernels = [each.kernel for each in resume.kernels]
+            self.times = [each.microseconds for each in resume.kernels]
+            self.before = resume.minutes
+        self.random = np.random.default_rng([seed, len(self.kernels)])
+        self.predictor: Predictor | None = None
+        self.wholes: list[tuple[float, float, int]] = []
+        self.references: list[float] = []
+        self.layouts: list[tuple[str, int]] = []
+        self.families: dict[str, list[float]] = {name: [] for name in FAMILIES}
+
+    def run(
+        self,
+        minutes: float,
+        most: int,
+        progress: Progress,
+        keep: Callable[[DeviceProfile], object] | None,
+    ) -> DeviceProfile:
+        number = 0
+        while len(self.kernels) < most:
+            progress("calibrate", len(self.kernels), most)
+            if number % _EVERY == 0:
+                self._again()
+                if keep is not None and self.kernels:
+                    keep(self.profile())
+            self._measure(self._family(number), most)
+            number += 1
+            if time.monotonic() - self.start > minutes * 60:
+                break
+        self._again()
+        progress("calibrate", most, most)
+        return self.profile(final=True)
+
+    def _again(self) -> None:
+        """Fit what there is, and measure the reference once more."""
+        session, feeds, _ = self._session(*_REFERENCE)
+        self.references.append(_whole(session, feeds))
+        if self.kernels:
+            self.predictor = Predictor(self.kernels, np.array(self.times))
+
+    def _family(self, number: int) -> str:
+        """Every family once; then by how wrong the profile is about what it has seen of each."""
+        names = list(FAMILIES)
+        if number < len(names):
+            return names[number]
+        worth = np.array([np.mean(self.families[name][-3:]) for name in names])
+        return str(self.random.choice(names, p=worth / worth.sum()))
+
+    def _session(self, family: str, seed: int) -> tuple[Session, Arrays, dict[str, int]]:
+        model = probe_network(family, seed)
+        session = self.runtime.session(model, self.threads, name=f"probe {family}")
+        random = np.random.default_rng(0)
+        feeds = {
+            one.name: random.standard_normal([int(n) for n in one.shape if n]).astype(np.float32)
+            for one in session.inputs
+        }
+        return session, feeds, _common_widths(model)
+
+    def _measure(self, family: str, most: int) -> None:
+        session, feeds, widths = self._session(family, int(self.random.integers(2**31)))
+        executed = [each for each in session.executed(feeds, RUNS) if each.microseconds > 0]
+        if not executed:
+            raise UnsupportedError(
+                f"runtime '{self.runtime.name}' tells no times of its kernels; give a table of "
+                "measurements (.csv) instead"
+            )
+        self.layouts += [
+            (each.layout, widths[each.layer])
+            for each in executed
+            if each.layout is not None and each.layer in widths
+        ]
+        total = sum(each.microseconds for each in executed)
+        self.wholes.append((_whole(session, feeds), total, len(executed)))
+        found: dict[Kernel, list[float]] = {}
+        for each in executed:
+            found.setdefault(kernel_of(each), []).append(each.microseconds)
+        kernels = list(found)
+        times = np.array([float(np.median(found[kernel])) for kernel in kernels])
+        unsure, wrong = self._doubts(kernels, times)
+        self.families[family].append(wrong)
+        # What takes long is worth more: a network's time is a sum.
+        order = np.argsort(-(unsure * np.sqrt(times / times.sum())), kind="stable")
+        room = min(PER_NETWORK, most - len(self.kernels))
+        for place in [p for p in order if unsure[p] > KNOWN][:room]:
+            self.kernels.append(kernels[place])
+            self.times.append(float(times[place]))
+
+    def _doubts(self, kernels: Sequence[Kernel], times: np.ndarray) -> tuple[np.ndarray, float]:
+        """How unsure the profile is of each kernel, and how wrong of all together."""
+        if self.predictor is None:
+            return np.ones(len(kernels)), 1.0
+        logs, unsure = self.predictor.log_times(kernels)
+        shares = times / times.sum()
+        wrong = float(np.sqrt(shares @ np.square(logs - np.log(times))))
+        return unsure, max(wrong, 0.01)
+
+    def profile(self, final: bool = False) -> DeviceProfile:
+        """What there is so far."""
+        wholes = np.array(self.wholes)  # [networks, (whole, sum, kernels)]
+        more = np.median((wholes[:, 0] - wholes[:, 1]) / wholes[:, 2]) if len(wholes) else 0.0
+        references = np.array(self.references)
+        return DeviceProfile(
+            runtime=self.runtime.name,
+            threads=self.threads,
+            kernels=measurements(self.kernels, self.times),
+            per_kernel=max(float(more), 0.0),
+            machine=_processor(),
+            versions={"morphgraph": __version__, **_version_of(self.runtime.name)},
+            measured=date.today().isoformat(),
+            noise=float(np.std(references) / np.mean(references)) if len(references) else 0.0,
+            minutes=round(self.before + (time.monotonic() - self.start) / 60, 2),
+            blocked_multiple=_multiple(self.layouts),
+            settings=self.predictor.settings if final and self.predictor else {},
+        )
+
+
+def kernel_of(executed: Executed) -> Kernel:
+    """A kernel that ran, without its name and time."""
+    return Kernel(executed.op_type, executed.layout or "", executed.inputs, executed.outputs)
+
+
+def _common_widths(model: onnx.ModelProto) -> dict[str, int]:
+    """By dense convolution the largest power of two that divides its channels; images apart."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    widths = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            filters, channels = shapes[node.input[1]][:2]
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            if groups == 1 and channels > FEW_CHANNELS:
+                widths[node.name] = math.gcd(filters, channels, LARGEST_MULTIPLE)
+    return widths
+
+
+FEW_CHANNELS = 16
+"""Channels up to which a convolution may read another layout than it writes."""
+LARGEST_MULTIPLE = 64
+
+
+def _multiple(layouts: Sequence[tuple[str, int]]) -> int:
+    """What divides the channels of all convolutions in blocks, and not of those that are not.
+
+    >>> _multiple([("blocked", 16), ("blocked", 4), ("plain", 1), ("plain", 2)])
+    4
+    """
+    blocked = [width for layout, width in layouts if layout == "blocked"]
+    plain = [width for layout, width in layouts if layout == "plain"]
+    if not blocked or not plain:
+        return 1
+    least = min(blocked)
+    return least if max(plain) < least else 1
+
+
+def _whole(session: Session, feeds: Arrays) -> float:
+    """Microseconds of a whole run."""
+    for _ in range(3):
+        session.run(feeds)
+    return float(np.median([session.timed_run(feeds).cpu for _ in range(RUNS)])) * 1e6
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version_of(runtime: str) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    package = {"ort": "onnxruntime"}.get(runtime.partition(":")[0], runtime.partition(":")[0])
+    with suppress(PackageNotFoundError):
+        return {package: version(package)}
+    return {}

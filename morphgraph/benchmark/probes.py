@@ -1,0 +1,399 @@
+"""Small networks of random sizes, run to see what a device's kernels cost.
+
+A kernel is measured where it stands in a network, between others: what it finds in the caches, and
+what a runtime fuses it with, is then what a user's network has. Every family is one way in which
+networks are built.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from morphgraph.arrays import Array, Shape
+
+OPSET = 20
+MOST_MACS = 4e8
+"""Multiply-adds of a layer of a probe: larger ones would take the time of many smaller ones."""
+
+
+class _Probe:
+    """A network in the making."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.shapes: dict[str, Shape] = {}
+
+    def model(self, output: str) -> onnx.ModelProto:
+        """The finished model."""
+        result = helper.make_tensor_value_info(output, TensorProto.FLOAT, self.shapes[output])
+        graph = helper.make_graph(self.nodes, "probe", self.inputs, [result], self.weights)
+        return helper.make_model(
+            graph, ir_version=10, opset_imports=[helper.make_opsetid("", OPSET)]
+        )
+
+    def input(self, shape: Shape) -> str:
+        name = f"x{len(self.inputs)}"
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self.shapes[name] = shape
+        return name
+
+    def weight(self, *shape: int, values: Array | None = None) -> str:
+        name = f"w{len(self.weights)}"
+        if values is None:
+            inner = max(math.prod(shape[1:]), 1)
+            values = (self.random.standard_normal(shape) / math.sqrt(inner)).astype(np.float32)
+        self.weights.append(numpy_helper.from_array(values, name))
+        self.shapes[name] = values.shape
+        return name
+
+    def numbers(self, *values: int) -> str:
+        return self.weight(values=np.array(values, dtype=np.int64))
+
+    def node(self, op_type: str, inputs: Sequence[str], shape: Shape, **attributes: object) -> str:
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(
+            helper.make_node(
+                op_type, list(inputs), [name], name=f"n{len(self.nodes)}", **attributes
+            )
+        )
+        self.shapes[name] = shape
+        return name
+
+    def conv(self, x: str, filters: int, size: int = 3, stride: int = 1, groups: int = 1) -> str:
+        samples, channels, height, width = self.shapes[x]
+        pad = (size - 1) // 2
+        shape = (samples, filters, -(-height // stride), -(-width // stride))
+        weight = self.weight(filters, channels // groups, size, size)
+        return self.node(
+            "Conv",
+            [x, weight, self.weight(filters)],
+            shape,
+            kernel_shape=[size, size],
+            strides=[stride, stride],
+            pads=[pad, pad, size - 1 - pad, size - 1 - pad],
+            group=groups,
+        )
+
+    def act(self, x: str, kind: str = "Relu") -> str:
+        shape = self.shapes[x]
+        if kind == "SiLU":
+            return self.node("Mul", [x, self.node("Sigmoid", [x], shape)], shape)
+        if kind == "Relu6":
+            low, high = (self.weight(values=np.float32(v)) for v in (0.0, 6.0))
+            return self.node("Clip", [x, low, high], shape)
+        return self.node(kind, [x], shape)
+
+    def add(self, x: str, y: str) -> str:
+        return self.node("Add", [x, y], self.shapes[x])
+
+    def pool(self, x: str, kind: str, size: int, stride: int) -> str:
+        samples, channels, height, width = self.shapes[x]
+        pad = (size - 1) // 2
+        shape = tuple((side + 2 * pad - size) // stride + 1 for side in (height, width))
+        return self.node(
+            kind,
+            [x],
+            (samples, channels, *shape),
+            kernel_shape=[size, size],
+            strides=[stride, stride],
+            pads=[pad] * 4,
+        )
+
+    def excite(self, x: str, narrow: int, act: str, gate: str, mean: str) -> str:
+        samples, channels, *_ = self.shapes[x]
+        shape = (samples, channels, 1, 1)
+        if mean == "ReduceMean":
+            y = self.node(mean, [x, self.numbers(2, 3)], shape, keepdims=1)
+        else:
+            y = self.node(mean, [x], shape)
+        y = self.act(self.conv(y, narrow, 1), act)
+        y = self.act(self.conv(y, channels, 1), gate)
+        return self.node("Mul", [x, y], self.shapes[x])
+
+    def norm(self, x: str) -> str:
+        channels = self.shapes[x][1]
+        positive = np.abs(self.random.standard_normal(channels)).astype(np.float32) + 0.5
+        parts = [self.weight(channels) for _ in range(3)] + [self.weight(values=positive)]
+        return self.node("BatchNormalization", [x, *parts], self.shapes[x])
+
+    def concat(self, values: Sequence[str]) -> str:
+        first = self.shapes[values[0]]
+        channels = sum(self.shapes[value][1] for value in values)
+        return self.node("Concat", values, (first[0], channels, *first[2:]), axis=1)
+
+    def slice(self, x: str, start: int, stop: int) -> str:
+        shape = self.shapes[x]
+        bounds = [self.numbers(start), self.numbers(stop), self.numbers(1)]
+        return self.node("Slice", [x, *bounds], (shape[0], stop - start, *shape[2:]))
+
+    def pick(self, *choices: str) -> str:
+        return str(self.random.choice(choices))
+
+    def between(self, low: float, high: float) -> int:
+        """A whole number, its logarithm evenly spread."""
+        return round(float(np.exp(self.random.uniform(math.log(low), math.log(high)))))
+
+    def width(self, low: float, high: float, grid: int) -> int:
+        """A number of channels on a grid."""
+        return max(grid, round(self.between(low, high) / grid) * grid)
+
+    def grid(self) -> int:
+        return int(self.random.choice([16, 16, 8, 4, 1]))
+
+
+def _most(side: int, taps: int = 9) -> float:
+    """Channels in and out of a map of this size with which a layer is not too large."""
+    return max(min(math.sqrt(MOST_MACS / (side * side * taps)), 768.0), 24.0)
+
+
+def _stem(probe: _Probe, grid: int) -> str:
+    side = int(probe.random.choice([112, 160, 224]))
+    x = probe.input((1, 3, side, side))
+    size, stride = (int(n) for n in probe.random.permutation([(3, 2), (7, 2), (3, 1), (4, 4)])[0])
+    if stride == 1:
+        side //= 4
+        x = probe.input((1, 3, side, side))
+        probe.inputs.pop(0)
+    return probe.act(probe.conv(x, probe.width(16, 64, grid), size, stride))
+
+
+def _image_of(probe: _Probe, low: float, high: float, grid: int) -> str:
+    """A map of random size that a layer has made, so that it lies as the runtime wants it."""
+    side = int(probe.random.choice([7, 7, 10, 14, 14, 20, 28, 28, 56, 80]))
+    x = probe.input((1, 16, side, side))
+    return probe.act(probe.conv(x, probe.width(low, min(high, _most(side)), grid), 1))
+
+
+def _dense(probe: _Probe) -> str:
+    """Convolutions 3x3 with a residual connection, now and then another size or stride."""
+    grid = probe.grid()
+    x = _image_of(probe, 16, 768, grid)
+    for _ in range(4):
+        side = probe.shapes[x][2]
+        size = int(probe.random.choice([3, 3, 3, 5, 7])) if side < 60 else 3
+        stride = int(probe.random.choice([1, 1, 2])) if side > 8 else 1
+        most = _most(side // stride, size * size)
+        x = probe.act(probe.conv(x, probe.width(16, most, grid), size, stride))
+        same = probe.shapes[x][1]
+        y = probe.act(probe.conv(x, probe.width(16, _most(side // stride), grid)))
+        y = probe.conv(y, same)
+        x = probe.act(probe.add(y, x))
+    return x
+
+
+def _bottleneck(probe: _Probe) -> str:
+    """Pointwise, 3x3 or in groups, pointwise; a residual connection."""
+    grid = probe.grid()
+    x = _image_of(probe, 32, 1024, grid)
+    for _ in range(4):
+        side, wide = probe.shapes[x][2], probe.shapes[x][1]
+        stride = int(probe.random.choice([1, 1, 2])) if side > 8 else 1
+        groups = int(probe.random.choice([1, 2, 4, 8, 16]))
+        per_group = probe.width(16, min(_most(side), 512), grid) // groups
+        narrow = max(per_group, grid if grid > 1 else 4) * groups
+        y = probe.act(probe.conv(x, narrow, 1))
+        y = probe.act(probe.conv(y, narrow, 3, stride, groups))
+        out = wide if stride == 1 else probe.width(32, min(_most(side // 2, 1), 1024), grid)
+        y = probe.conv(y, out, 1)
+        x = probe.act(probe.add(y, x if stride == 1 else probe.conv(x, out, 1, stride)))
+    return x
+
+
+def _inverted(probe: _Probe) -> str:
+    """Pointwise, depthwise, perhaps excitation, pointwise."""
+    grid = probe.grid()
+    x = _image_of(probe, 8, 256, grid)
+    act = probe.pick("Relu", "Relu6", "HardSwish", "SiLU", "Relu6")
+    gate = probe.pick("Sigmoid", "HardSigmoid")
+    mean = probe.pick("GlobalAveragePool", "ReduceMean")
+    for _ in range(3):
+        side = probe.shapes[x][2]
+        wide = probe.width(32, min(_most(side, 1), 1024), grid)
+        size = int(probe.random.choice([3, 3, 5]))
+        stride = int(probe.random.choice([1, 1, 2])) if side > 8 else 1
+        y = probe.act(probe.conv(x, wide, 1), act)
+        y = probe.act(probe.conv(y, wide, size, stride, wide), act)
+        if probe.random.random() < 0.5:
+            y = probe.excite(y, probe.width(4, 64, grid), act, gate, mean)
+        x = probe.conv(y, probe.width(8, 256, grid), 1)
+    return x
+
+
+def _branches(probe: _Probe) -> str:
+    """Branches side by side, joined; pooling; normalization in front of a convolution."""
+    grid = probe.grid()
+    x = _image_of(probe, 32, 512, grid)
+    for _ in range(3):
+        side = probe.shapes[x][2]
+        most = min(_most(side), 256)
+        one = probe.act(probe.conv(x, probe.width(16, most, grid), 1))
+        two = probe.act(probe.conv(x, probe.width(16, most, grid), 1))
+        two = probe.act(probe.conv(two, probe.width(16, most, grid), 3))
+        three = probe.pool(x, probe.pick("MaxPool", "AveragePool"), 3, 1)
+        three = probe.act(probe.conv(three, probe.width(16, most, grid), 1))
+        x = probe.concat([one, two, three])
+        if probe.random.random() < 0.5:
+            x = probe.act(probe.norm(x))
+            x = probe.conv(x, probe.width(16, most, grid), 1)
+        if probe.shapes[x][2] > 10:
+            x = probe.pool(x, *_POOLS[int(probe.random.integers(len(_POOLS)))])
+    return x
+
+
+_POOLS = (("MaxPool", 3, 2), ("MaxPool", 2, 2), ("AveragePool", 2, 2))
+
+
+def _classifier(probe: _Probe) -> str:
+    """From an image to classes: stem, pooling, a head of matrix products."""
+    grid = probe.grid()
+    x = probe.pool(_stem(probe, grid), "MaxPool", 3, 2)
+    x = probe.act(probe.conv(x, probe.width(16, 64, grid), 3, 2))
+    x = probe.act(probe.conv(x, probe.width(64, 1024, grid), 1))
+    samples, channels, *_ = probe.shapes[x]
+    x = probe.node("GlobalAveragePool", [x], (samples, channels, 1, 1))
+    x = probe.node("Flatten", [x], (samples, channels), axis=1)
+    for wide in (probe.between(64, 2048), probe.between(10, 1000)):
+        weight = probe.weight(wide, probe.shapes[x][1])
+        x = probe.node("Gemm", [x, weight, probe.weight(wide)], (samples, wide), transB=1)
+    return x
+
+
+def _attention(probe: _Probe) -> str:
+    """Blocks of a transformer as exporters write them."""
+    head, heads = int(probe.random.choice([16, 32, 64])), probe.between(2, 12)
+    tokens, wide = probe.between(16, 256), head * heads
+    x = probe.input((1, tokens, wide))
+    act = probe.pick("Gelu", "Relu", "Gelu")
+    for _ in range(2):
+        y = _layer_norm(probe, x)
+        parts = [_linear(probe, y, wide) for _ in range(3)]
+        split = (1, tokens, heads, head)
+        q, k, v = (
+            probe.node(
+                "Transpose",
+                [probe.node("Reshape", [part, probe.numbers(*split)], split)],
+                (1, heads, head, tokens) if place == 1 else (1, heads, tokens, head),
+                perm=[0, 2, 3, 1] if place == 1 else [0, 2, 1, 3],
+            )
+            for place, part in enumerate(parts)
+        )
+        logits = probe.node("MatMul", [q, k], (1, heads, tokens, tokens))
+        scale = probe.weight(values=np.float32(head**-0.5))
+        logits = probe.node("Mul", [logits, scale], (1, heads, tokens, tokens))
+        shares = probe.node("Softmax", [logits], (1, heads, tokens, tokens), axis=-1)
+        y = probe.node("MatMul", [shares, v], (1, heads, tokens, head))
+        y = probe.node("Transpose", [y], split, perm=[0, 2, 1, 3])
+        y = probe.node("Reshape", [y, probe.numbers(1, tokens, wide)], (1, tokens, wide))
+        x = probe.add(x, _linear(probe, y, wide))
+        y = _linear(probe, _layer_norm(probe, x), probe.width(wide, 4 * wide, probe.grid()))
+        x = probe.add(x, _linear(probe, probe.act(y, act), wide))
+    return _layer_norm(probe, x)
+
+
+def _layer_norm(probe: _Probe, x: str) -> str:
+    wide = probe.shapes[x][-1]
+    return probe.node(
+        "LayerNormalization", [x, probe.weight(wide), probe.weight(wide)], probe.shapes[x], axis=-1
+    )
+
+
+def _linear(probe: _Probe, x: str, wide: int) -> str:
+    shape = (*probe.shapes[x][:-1], wide)
+    y = probe.node("MatMul", [x, probe.weight(probe.shapes[x][-1], wide)], shape)
+    return probe.node("Add", [y, probe.weight(wide)], shape)
+
+
+def _products(probe: _Probe) -> str:
+    """Matrix products of all sizes, with and without an activation."""
+    rows = probe.between(1, 512)
+    x = probe.input((rows, probe.between(32, 1024)))
+    for number in range(6):
+        grid = probe.grid()
+        most = min(MOST_MACS / 8 / rows / probe.shapes[x][1], 2048.0)
+        wide = probe.width(16, max(most, 24.0), grid)
+        weight = probe.weight(wide, probe.shapes[x][1])
+        x = probe.node("Gemm", [x, weight, probe.weight(wide)], (rows, wide), transB=1)
+        x = probe.act(x, ("Tanh", "Relu", "Sigmoid")[number % 3])
+    return x
+
+
+def _recurrent(probe: _Probe) -> str:
+    """LSTM and GRU layers."""
+    steps, units = probe.between(8, 96), probe.between(16, 256)
+    x = probe.input((steps, 1, probe.between(16, 256)))
+    for kind, gates in (("LSTM", 4), ("GRU", 3)):
+        weight = probe.weight(1, gates * units, probe.shapes[x][-1])
+        state = probe.weight(1, gates * units, units)
+        y = probe.node(kind, [x, weight, state], (steps, 1, 1, units), hidden_size=units)
+        x = probe.node("Squeeze", [y, probe.numbers(1)], (steps, 1, units))
+    return x
+
+
+_UNARY = ("Sigmoid", "Tanh", "Relu", "HardSwish", "HardSigmoid", "Gelu", "Erf", "Exp", "Softplus",
+          "LeakyRelu", "Elu", "Abs", "Neg")  # fmt: skip
+
+
+def _elementwise(probe: _Probe) -> str:
+    """What only moves numbers or computes each by itself."""
+    samples, channels, side = 1, probe.width(16, 256, 8), int(probe.random.choice([7, 14, 28, 56]))
+    shape = (samples, channels, side, side)
+    x = probe.input(shape)
+    other = probe.input(shape)
+    column = probe.weight(1, channels, 1, 1)
+    scalar = probe.weight(values=np.float32(0.7))
+    for kind in probe.random.permutation(_UNARY)[:5]:
+        x = probe.act(x, str(kind))
+        x = probe.node(probe.pick("Add", "Mul", "Sub"), [x, other], shape)
+        x = probe.node(probe.pick("Mul", "Add", "Div"), [x, column], shape)
+        x = probe.node(probe.pick("Mul", "Pow", "Sub", "Min"), [x, scalar], shape)
+    x = probe.node("Transpose", [x], (samples, side, side, channels), perm=[0, 2, 3, 1])
+    x = probe.node("Softmax", [x], probe.shapes[x], axis=-1)
+    x = _layer_norm(probe, x)
+    x = probe.node("Transpose", [x], shape, perm=[0, 3, 1, 2])
+    halves = [probe.slice(x, 0, channels // 2), probe.slice(x, channels // 2, channels)]
+    x = probe.concat(halves[::-1])
+    wide = probe.node(
+        "Resize",
+        [x, "", probe.weight(values=np.array([1, 1, 2, 2], np.float32))],
+        (samples, channels, 2 * side, 2 * side),
+        mode=probe.pick("nearest", "linear"),
+    )
+    padded = probe.node(
+        "Pad",
+        [wide, probe.numbers(0, 0, 1, 1, 0, 0, 1, 1)],
+        (samples, channels, 2 * side + 2, 2 * side + 2),
+    )
+    axes = probe.numbers(2, 3)
+    mean = probe.node("ReduceMean", [padded, axes], (samples, channels, 1, 1), keepdims=1)
+    return probe.add(x, mean)
+
+
+FAMILIES: dict[str, Callable[[_Probe], str]] = {
+    "dense": _dense,
+    "bottleneck": _bottleneck,
+    "inverted": _inverted,
+    "branches": _branches,
+    "classifier": _classifier,
+    "attention": _attention,
+    "products": _products,
+    "recurrent": _recurrent,
+    "elementwise": _elementwise,
+}
+"""By name the families of networks."""
+
+
+def probe_network(family: str, seed: int) -> onnx.ModelProto:
+    """A network of a family, with sizes drawn by a seed; inputs of fixed sizes.
+
+    >>> first, again = probe_network("dense", 3), probe_network("dense", 3)
+    >>> first == again
+    True
+    """
+    probe = _Probe(seed)
+    return probe.model(FAMILIES[family](probe))

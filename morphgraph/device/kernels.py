@@ -1,0 +1,188 @@
+"""Kernels as a runtime executes them: what a run time depends on, read off type and shapes.
+
+Nothing here knows a model: an operator's type, its layout and the shapes that it gets and makes are
+all that a profile of any runtime tells.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from morphgraph.arrays import FloatArray, Shape
+
+BYTES = 4.0
+"""Bytes of a number: what is measured is single precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel with its sizes.
+
+    Attributes:
+        op_type: as the runtime calls it.
+        layout: ``"blocked"``, ``"plain"`` or empty.
+        inputs: shapes of its tensors, weights included.
+        outputs: shapes of what it makes.
+
+    >>> Kernel("Conv", "plain", ((1, 8, 4, 4), (16, 8, 3, 3)), ((1, 16, 4, 4),)).kind
+    'Conv dense plain'
+    """
+
+    op_type: str
+    layout: str
+    inputs: tuple[Shape, ...]
+    outputs: tuple[Shape, ...]
+
+    @property
+    def kind(self) -> str:
+        """Kernels of one kind run alike: what is measured of some says something of all."""
+        if (convolution := _convolution(self)) is not None:
+            return f"Conv {convolution.form} {self.layout or 'plain'}"
+        if _product(self) is not None:
+            return "product"
+        if _is_recurrent(self):
+            return self.op_type
+        return self.op_type.removeprefix("Fused")
+
+    def work(self) -> FloatArray:
+        """What its time is made of, ``[5]``: one start, multiply-adds, numbers read and written.
+
+        The last two are numbers of weights, and those that it reads and writes of activations.
+        """
+        weights = 0.0
+        arithmetic = 0.0
+        moved = float(sum(map(math.prod, self.outputs)) + sum(map(math.prod, self.inputs)))
+        if (convolution := _convolution(self)) is not None:
+            weights, arithmetic = math.prod(self.inputs[1]), convolution.macs
+        elif (product := _product(self)) is not None:
+            batch, rows, inner, columns = product
+            arithmetic = float(batch * rows * inner * columns)
+            weights = float(inner * columns)
+        elif _is_recurrent(self):
+            weights = float(sum(math.prod(shape) for shape in self.inputs[1:3]))
+            arithmetic = weights * self.inputs[0][0]
+        moved -= weights
+        return np.array([1.0, arithmetic, weights, max(moved, 0.0)])
+
+    def features(self, block: int) -> FloatArray:
+        """Numbers that a run time varies smoothly with, ``[features]``, by kind equally many.
+
+        Args:
+            block: channels are computed in blocks of so many: within one, width costs nothing.
+        """
+        if (convolution := _convolution(self)) is not None:
+            return convolution.features(block, len(self.inputs) > _WITH_SUM)
+        if (product := _product(self)) is not None:
+            batch, rows, inner, columns = product
+            blocks = -(-columns // block)
+            return np.array([*map(math.log2, (batch, rows, inner, blocks * block)), 0.0])
+        shape = max((*self.inputs, *self.outputs), key=math.prod, default=())
+        size = math.log2(max(math.prod(shape), 1))
+        if _is_recurrent(self):
+            steps, per_step = self.inputs[0][0], math.log2(math.prod(self.inputs[2]))
+            return np.array([math.log2(max(steps, 1)), per_step])
+        last = math.log2(max(shape[-1], 1)) if shape else 0.0
+        return np.array([size, last])
+
+
+_WITH_SUM = 3
+"""Inputs of a convolution that nothing is added to: operand, weight, bias."""
+_FILTER_SETS = 4
+"""Blocks of output channels that a convolution computes together."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Convolution:
+    samples: int
+    channels: int
+    filters: int
+    groups: int
+    places: int
+    row: int
+    taps: int
+    stride: float
+
+    @property
+    def form(self) -> str:
+        if self.groups == 1:
+            if self.taps == 1:
+                return "pointwise"
+            return "image" if self.channels <= _IMAGE_CHANNELS else "dense"
+        return "depthwise" if self.groups == self.channels else "grouped"
+
+    @property
+    def macs(self) -> float:
+        inner = self.channels / self.groups
+        return float(self.samples * self.filters * inner * self.places * self.taps)
+
+    def features(self, block: int, adds: bool) -> FloatArray:
+        def padded(count: int) -> int:
+            return -(-count // block) * block
+
+        blocks = padded(self.filters) // block
+        return np.array(
+            [
+                math.log2(padded(self.channels)),
+                math.log2(padded(self.filters)),
+                math.log2(max(self.samples * self.places, 1)),
+                math.log2(max(self.row, 1)),
+                math.log2(self.taps),
+                math.log2(self.stride),
+                (blocks - 1) % _FILTER_SETS + 1.0 if blocks < 4 * _FILTER_SETS else _FILTER_SETS,
+                float(adds),
+                math.log2(max(self.channels // self.groups, 1)) if self.groups > 1 else 0.0,
+            ]
+        )
+
+
+_IMAGE_CHANNELS = 4
+"""Channels up to which a convolution reads an image."""
+
+
+def _convolution(kernel: Kernel) -> _Convolution | None:
+    if "Conv" not in kernel.op_type or len(kernel.inputs) < 2 or not kernel.outputs:
+        return None
+    (operand, weight), result = kernel.inputs[:2], kernel.outputs[0]
+    if not len(operand) == len(weight) == len(result) > 2:
+        return None
+    if "Transpose" in kernel.op_type:
+        operand, result = result, operand
+    if not (all(operand) and all(weight) and all(result)):
+        return None
+    places = math.prod(result[2:])
+    ratio = math.prod(operand[2:]) / places
+    return _Convolution(
+        samples=operand[0],
+        channels=operand[1],
+        filters=result[1],
+        groups=max(round(operand[1] / weight[1]), 1),
+        places=places,
+        row=result[-1],
+        taps=math.prod(weight[2:]),
+        stride=max(float(round(ratio ** (1 / (len(operand) - 2)))), 1.0),
+    )
+
+
+_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "FullyConnected")
+
+
+def _product(kernel: Kernel) -> tuple[int, int, int, int] | None:
+    """Batch, rows, inner size and columns of a matrix product."""
+    if kernel.op_type not in _PRODUCTS or len(kernel.inputs) < 2 or not kernel.outputs:
+        return None
+    (left, right), result = kernel.inputs[:2], kernel.outputs[0]
+    if not left or not right or not result or not all((*left, *right, *result)):
+        return None
+    columns = result[-1]
+    inner = max(math.prod(right[-2:]) // columns, 1) if len(right) > 1 else right[0]
+    batch = math.prod(right[:-2])
+    return batch, max(math.prod(result) // columns // batch, 1), inner, columns
+
+
+def _is_recurrent(kernel: Kernel) -> bool:
+    return kernel.op_type in ("LSTM", "GRU", "RNN") and len(kernel.inputs) > 2
+
+
+Pad = Callable[[int], int]

@@ -1,0 +1,280 @@
+"""What a kernel's run time is, learned from measurements.
+
+By kind of kernel two steps. First physics: a start, arithmetic, and numbers moved, each at a price
+that is not negative; it also carries beyond the sizes that were measured. Then what physics does
+not say, how efficient a kernel is at these sizes: a Gaussian process on the logarithm of the ratio
+(Rasmussen & Williams 2006, chapters 2 and 5), whose variance says where it would be worth to
+measure more.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from scipy import linalg, optimize
+
+from morphgraph.arrays import FloatArray
+from morphgraph.device.kernels import Kernel
+
+#: Measurements of a kind from which on a process is fitted, and spreads that it begins with.
+ENOUGH = 5
+BLOCKS = (1, 4, 8, 16, 32)
+#: The unexplained spread of a kind with too few measurements, in the logarithm.
+UNKNOWN = 0.5
+#: Rounds of a fit, and of one that only compares blocks; features of kinds without channels.
+ROUNDS, FEW_ROUNDS = 60, 12
+FEW_FEATURES = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Process:
+    """A Gaussian process on standardized features.
+
+    Attributes:
+        points: features of what was measured, standardized, ``[measurements, features]``.
+        mean, scale: what they were standardized by, ``[features]``.
+        theta: logarithms of the lengths on which features matter, of spread and noise,
+            ``[features + 2]``.
+        weights: of the points in a prediction, ``[measurements]``.
+        factor: of the points' covariance.
+        residuals: each value without what the others predict of it.
+    """
+
+    points: FloatArray
+    mean: FloatArray
+    scale: FloatArray
+    theta: FloatArray
+    weights: FloatArray
+    factor: Any
+    residuals: FloatArray
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of what the process says of a point far from all others."""
+        return float(np.exp(self.theta[-2]))
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of a measurement."""
+        return float(np.exp(self.theta[-1]))
+
+    def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation at some features, ``[n, features]``."""
+        cross = self.spread**2 * _similar(
+            (features - self.mean) / self.scale, self.points, np.exp(self.theta[:-2])
+        )
+        solved = linalg.cho_solve(self.factor, cross.T, check_finite=False)
+        variance = self.spread**2 - np.einsum("np,pn->n", cross, solved)
+        return cross @ self.weights, np.sqrt(np.maximum(variance, 0.0) + self.noise**2)
+
+
+def _similar(one: FloatArray, other: FloatArray, lengths: FloatArray) -> FloatArray:
+    apart = (one[:, None, :] - other[None, :, :]) / lengths
+    similar: FloatArray = np.exp(-0.5 * np.square(apart).sum(axis=2))
+    return similar
+
+
+def fit_process(
+    features: FloatArray, values: FloatArray, known: FloatArray | None = None, rounds: int = 60
+) -> Process:
+    """The process under which values with mean 0 are likeliest.
+
+    Args:
+        features: ``[n, features]``.
+        values: ``[n]``.
+        known: logarithms of lengths, spread and noise, where they have been found before.
+        rounds: of the search for them.
+    """
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    points = (features - mean) / scale
+    count, size = points.shape
+    varies = features.std(axis=0) > 0
+    start = np.concatenate([np.where(varies, 0.5, 5.0), [np.log(0.2), np.log(0.03)]])
+
+    def covariance(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+        similar = np.exp(2 * theta[size]) * _similar(points, points, np.exp(theta[:size]))
+        return similar, similar + np.eye(count) * (np.exp(2 * theta[size + 1]) + 1e-10)
+
+    def unlikely(theta: FloatArray) -> tuple[float, FloatArray]:
+        similar, whole = covariance(theta)
+        try:
+            factor = linalg.cho_factor(whole, lower=True)
+        except linalg.LinAlgError:
+            return 1e10, np.zeros_like(theta)
+        inverse = linalg.cho_solve(factor, np.eye(count))
+        weights = inverse @ values
+        half = inverse - np.outer(weights, weights)
+        slopes = np.empty_like(theta)
+        for k in range(size):
+            apart = np.square((points[:, None, k] - points[None, :, k]) / np.exp(theta[k]))
+            slopes[k] = 0.5 * np.sum(half * similar * apart)
+        slopes[size] = np.sum(half * similar)
+        slopes[size + 1] = np.exp(2 * theta[size + 1]) * np.trace(half)
+        value = 0.5 * values @ weights + np.log(np.diag(factor[0])).sum()
+        # Weak beliefs: features matter on the scale of their spread, noise is a few per cent.
+        width = np.concatenate([np.full(size, 1.5), [1.0, 0.7]])
+        off = (theta - start) / width
+        return float(value + 0.5 * off @ off), slopes + off / width
+
+    theta = known
+    if theta is None:
+        options = {"maxiter": rounds}
+        found = optimize.minimize(unlikely, start, jac=True, method="L-BFGS-B", options=options)
+        theta = found.x
+    _, whole = covariance(theta)
+    factor = linalg.cho_factor(whole, lower=True)
+    weights = linalg.cho_solve(factor, values)
+    # Each value as the others predict it (Rasmussen & Williams 2006, equation 5.12).
+    own = np.diag(linalg.cho_solve(factor, np.eye(count)))
+    return Process(
+        points,
+        mean,
+        scale,
+        theta,
+        weights,
+        factor,
+        weights / own,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class KindModel:
+    """What is known of one kind of kernel.
+
+    Attributes:
+        prices: of a start, a multiply-add, a weight and a number moved, in microseconds, ``[4]``.
+        block: channels that are computed together.
+        process: of the logarithm of time over physics; ``None`` of a kind with few measurements.
+        offset: mean of that logarithm.
+        error: root mean square of what the others predict of each measurement, in the logarithm.
+    """
+
+    prices: FloatArray
+    block: int
+    process: Process | None
+    offset: float
+    error: float
+    count: int
+
+    def log_time(self, kernels: Sequence[Kernel]) -> tuple[FloatArray, FloatArray]:
+        """Logarithms of microseconds, and their standard deviations, ``[n]`` each."""
+        work = np.stack([kernel.work() for kernel in kernels])
+        physics = np.log(np.maximum(work @ self.prices, 1e-3))
+        if self.process is None:
+            return physics + self.offset, np.full(len(kernels), max(self.error, 0.1))
+        features = np.stack([kernel.features(self.block) for kernel in kernels])
+        more, spread = self.process.predict(features)
+        return physics + self.offset + more, spread
+
+
+def _prices(work: FloatArray, times: FloatArray) -> FloatArray:
+    """Prices that are not negative, with the least relative errors."""
+    scale = np.maximum(work.max(axis=0), 1e-30)
+    found, _ = optimize.nnls(work / scale / times[:, None], np.ones(len(times)))
+    prices: FloatArray = found / scale
+    return prices
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What was found once for a kind, so that a profile is read without a search."""
+
+    block: int
+    theta: list[float]
+
+
+def fit_kind(
+    kernels: Sequence[Kernel], times: FloatArray, known: Settings | None = None
+) -> KindModel:
+    """What some measurements say of a kind.
+
+    Args:
+        kernels: of the kind, ``[n]``.
+        times: in microseconds, ``[n]``.
+        known: of an earlier fit.
+    """
+    work = np.stack([kernel.work() for kernel in kernels])
+    prices = _prices(work, times)
+    ratios = np.log(times / np.maximum(work @ prices, 1e-3))
+    offset = float(np.median(ratios))
+    if len(times) < ENOUGH:
+        return KindModel(prices, 1, None, offset, UNKNOWN, len(times))
+
+    def fitted(block: int, theta: FloatArray | None, rounds: int) -> KindModel:
+        features = np.stack([kernel.features(block) for kernel in kernels])
+        process = fit_process(features, ratios - offset, theta, rounds)
+        error = float(np.sqrt(np.mean(np.square(process.residuals))))
+        return KindModel(prices, block, process, offset, error, len(times))
+
+    size = len(kernels[0].features(1))
+    if known is not None and len(known.theta) == size + 2:
+        return fitted(known.block, np.array(known.theta), 0)
+    if size <= FEW_FEATURES:  # no channels
+        return fitted(1, None, ROUNDS)
+    tried = [fitted(block, None, FEW_ROUNDS) for block in BLOCKS]
+    return fitted(min(tried, key=lambda each: each.error).block, None, ROUNDS)
+
+
+class Predictor:
+    """Run times of kernels, from measurements of others."""
+
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        times: FloatArray,
+        known: Mapping[str, Settings] | None = None,
+    ) -> None:
+        known = known or {}
+        by_kind: dict[str, list[int]] = {}
+        for place, kernel in enumerate(kernels):
+            by_kind.setdefault(kernel.kind, []).append(place)
+        self.kinds = {
+            kind: fit_kind([kernels[p] for p in places], times[places], known.get(kind))
+            for kind, places in by_kind.items()
+        }
+        light = [k for k, kernel in enumerate(kernels) if kernel.work()[1] == 0]
+        others = light or list(range(len(kernels)))
+        #: For kinds that were never measured: by what they move and compute.
+        alike = [_anonymous(kernels[k]) for k in others]
+        self.other = fit_kind(alike, times[others], known.get(""))
+        self._known: dict[Kernel, float] = {}
+
+    @property
+    def settings(self) -> dict[str, Settings]:
+        """What was found for every kind; the empty one stands for all others."""
+        models = {**self.kinds, "": self.other}
+        return {
+            kind: Settings(model.block, model.process.theta.tolist())
+            for kind, model in models.items()
+            if model.process is not None
+        }
+
+    def log_times(self, kernels: Sequence[Kernel]) -> tuple[FloatArray, FloatArray]:
+        """Logarithms of microseconds, and their standard deviations, ``[n]`` each."""
+        found, spread = np.empty(len(kernels)), np.empty(len(kernels))
+        by_kind: dict[str, list[int]] = {}
+        for place, kernel in enumerate(kernels):
+            by_kind.setdefault(kernel.kind, []).append(place)
+        for kind, places in by_kind.items():
+            chosen = [kernels[place] for place in places]
+            if kind in self.kinds:
+                found[places], spread[places] = self.kinds[kind].log_time(chosen)
+            else:
+                alike = [_anonymous(kernel) for kernel in chosen]
+                found[places], _ = self.other.log_time(alike)
+                spread[places] = UNKNOWN
+        return found, spread
+
+    def times(self, kernels: Sequence[Kernel]) -> FloatArray:
+        """Microseconds, ``[n]``."""
+        new = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._known]
+        if new:
+            logs, _ = self.log_times(new)
+            self._known.update(zip(new, np.exp(logs).tolist(), strict=True))
+        return np.array([self._known[kernel] for kernel in kernels])
+
+
+def _anonymous(kernel: Kernel) -> Kernel:
+    return Kernel("", "", kernel.inputs, kernel.outputs)

@@ -1,0 +1,197 @@
+"""Device profiles: what was measured on a device, as a file that costs can be computed from."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from morphgraph.device.kernels import Kernel
+from morphgraph.device.predictor import Predictor, Settings
+from morphgraph.errors import FileError, ModelError
+from morphgraph.onnx_io import escape
+from morphgraph.version import __version__
+
+SCHEMA_VERSION = 1
+TABLE = "table"
+"""The runtime of a profile that is a table of measurements made elsewhere."""
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """One kernel, as the runtime executed it, and how long it took.
+
+    Attributes:
+        op_type: as the runtime calls it.
+        inputs, outputs: shapes of its tensors, weights included.
+        microseconds: of one run.
+        layout: ``"blocked"`` or ``"plain"`` where the runtime tells; else empty.
+    """
+
+    op_type: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    microseconds: float
+    layout: str = ""
+
+    @property
+    def kernel(self) -> Kernel:
+        """What was measured, without the time."""
+        return Kernel(self.op_type, self.layout, self.inputs, self.outputs)
+
+
+class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True, eq=False):
+    """What kernels cost on one machine in one runtime.
+
+    Attributes:
+        runtime: its name, as :func:`morphgraph.benchmark.runtimes.find_runtime` takes it.
+        threads: within an operator.
+        kernels: what was measured.
+        per_kernel: microseconds of a run for each of its kernels that no kernel accounts for.
+        machine: the processor's name.
+        versions: of this program and of the runtime.
+        measured: the day.
+        noise: spread of a network that was measured again and again, as a share.
+        minutes: that the measuring took.
+        settings: of the fits, by kind.
+        blocked_multiple: channels of convolutions lie in blocks where they are multiples of it;
+            1 where the runtime does not tell.
+        name: how costs call it, ``latency@NAME``.
+    """
+
+    runtime: str
+    threads: int
+    kernels: list[Measurement]
+    per_kernel: float = 0.0
+    machine: str = ""
+    versions: dict[str, str] = {}
+    measured: str = ""
+    noise: float = 0.0
+    minutes: float = 0.0
+    settings: dict[str, Settings] = {}
+    blocked_multiple: int = 1
+    name: str = "device"
+    schema_version: int = SCHEMA_VERSION
+    tool_version: str = __version__
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Run times of other kernels."""
+        times = np.array([each.microseconds for each in self.kernels])
+        return Predictor([each.kernel for each in self.kernels], times, self.settings)
+
+    def grid(self, kinds: Iterable[str]) -> int:
+        """The step in which widths cost: the largest block of some kinds that were measured."""
+        found = [m.block for kind, m in self.predictor.kinds.items() if kind in set(kinds)]
+        return max(found, default=1)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the profile as JSON.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        data = msgspec.json.format(msgspec.json.encode(self), indent=1)
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            partial.write_bytes(data + b"\n")
+            partial.replace(target)
+        except OSError as error:
+            raise FileError(f"{escape(str(path))}: {error.strerror or error}") from error
+
+
+def load_profile(path: str | PathLike[str]) -> DeviceProfile:
+    """Read a profile that ``calibrate`` has written, or a table of measurements (``.csv``).
+
+    A table has the columns ``op_type``, ``inputs``, ``outputs`` and ``microseconds``, and may have
+    ``layout``; shapes are written ``1x3x224x224`` and separated by blanks.
+
+    Raises:
+        FileError: it cannot be read.
+        ModelError: it is no profile, or has no measurements.
+    """
+    location = Path(path)
+    where = escape(str(path))
+    try:
+        data = location.read_bytes()
+    except OSError as error:
+        raise FileError(f"{where}: {error.strerror or error}; check the path") from error
+    if location.suffix.lower() == ".csv":
+        profile = _from_table(data, where)
+    else:
+        try:
+            profile = msgspec.json.decode(data, type=DeviceProfile)
+        except msgspec.DecodeError as error:
+            raise ModelError(
+                f"{where}: is no device profile ({error}); `morphgraph calibrate` writes one"
+            ) from error
+        if profile.schema_version > SCHEMA_VERSION:
+            raise ModelError(
+                f"{where}: was written by a newer version ({profile.tool_version}); update this one"
+            )
+    return checked(msgspec.structs.replace(profile, name=location.stem), where)
+
+
+def checked(profile: DeviceProfile, where: str) -> DeviceProfile:
+    """The profile, if costs can be computed from it.
+
+    Raises:
+        ModelError: names the measurement that is none.
+    """
+    if not profile.kernels:
+        raise ModelError(f"{where}: has no measurements; run `morphgraph calibrate` again")
+    for place, each in enumerate(profile.kernels):
+        sizes = [size for shape in (*each.inputs, *each.outputs) for size in shape]
+        if not 0 < each.microseconds < np.inf or any(size < 0 for size in sizes):
+            raise ModelError(
+                f"{where}: measurement {place} ({escape(each.op_type)}) has a time or a size that "
+                "is not positive; remove it"
+            )
+    return profile
+
+
+_COLUMNS = ("op_type", "inputs", "outputs", "microseconds")
+
+
+def _from_table(data: bytes, where: str) -> DeviceProfile:
+    try:
+        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ModelError(f"{where}: is no table ({error}); save it as CSV in UTF-8") from error
+    missing = [name for name in _COLUMNS if not rows or name not in rows[0]]
+    if missing:
+        raise ModelError(f"{where}: has no column {', '.join(missing)}; see `calibrate --help`")
+    return DeviceProfile(TABLE, 1, [_measurement(row, n, where) for n, row in enumerate(rows, 2)])
+
+
+def _measurement(row: dict[str, Any], line: int, where: str) -> Measurement:
+    try:
+        return Measurement(
+            row["op_type"],
+            _shapes(row["inputs"]),
+            _shapes(row["outputs"]),
+            float(row["microseconds"]),
+            row.get("layout") or "",
+        )
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"{where}: line {line} is no measurement; write shapes as '1x3x8x8 16x3x3x3' and "
+            "microseconds as a number"
+        ) from error
+
+
+def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(size) for size in shape.split("x")) for shape in text.split())
+
+
+def measurements(kernels: Sequence[Kernel], times: Sequence[float]) -> list[Measurement]:
+    """Kernels with their times, as a profile holds them."""
+    return [
+        Measurement(k.op_type, k.inputs, k.outputs, time, k.layout)
+        for k, time in zip(kernels, times, strict=True)
+    ]

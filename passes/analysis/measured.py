@@ -1,0 +1,296 @@
+"""Latency on a device that was measured: a run time as a function of the group widths.
+
+The runtime is asked once which kernels it makes of the network and on what sizes they run. A
+kernel's time then follows its sizes as the device's profile has them: a staircase, no polynomial.
+What a channel costs is therefore the secant over a block of channels, not a slope.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
+from morphgraph.benchmark.runtimes import Executed, find_runtime
+from morphgraph.device import DeviceProfile, Kernel
+from morphgraph.device.profile import TABLE
+from morphgraph.graph import ChannelGraph, GraphOp, analysis
+from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io.runtime import random_inputs
+from morphgraph.passes.analysis.liveness import liveness
+from morphgraph.passes.analysis.polynomial import Cost
+
+MILLISECONDS = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A kernel of a network, and the operator whose sizes it follows.
+
+    Attributes:
+        kernel: as it runs at the present widths.
+        op: index of the operator in the graph; -1 for none, whose time stays.
+        layer: that it counts for.
+    """
+
+    kernel: Kernel
+    op: int
+    layer: str
+
+
+class MeasuredCost(Cost):
+    """Milliseconds of a run on a measured device, as a function of the group widths.
+
+    Args:
+        graph: the lifted network.
+        profile: of the device.
+        kernels: of the network, as the runtime executes them.
+        kind: how budgets spell it.
+
+    Attributes:
+        kernels: with the operators that they follow.
+        groups_of: by kernel the indices of the groups that its sizes depend on.
+        correction: a factor of all times.
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, profile: DeviceProfile, kernels: Sequence[Placed], kind: str
+    ) -> None:
+        self.graph, self.profile, self.kernels = graph, profile, tuple(kernels)
+        self.kind, self.unit = kind, "ms"
+        self.terms, self.block_of_piece = (), ()
+        self.correction = 1.0
+        self._sizes_of = [_operands(graph, each.op) for each in kernels]
+        self.groups_of = [
+            sorted({g for size in sizes for v in size if v >= 0 for g in graph.groups_on(v)})
+            for sizes in self._sizes_of
+        ]
+        self._by_group: dict[int, list[int]] = {}
+        for place, groups in enumerate(self.groups_of):
+            for group in groups:
+                self._by_group.setdefault(group, []).append(place)
+        self._known: list[dict[tuple[int, ...], float]] = [{} for _ in kernels]
+        self._now = profile.predictor.times([each.kernel for each in kernels]) * MILLISECONDS
+        self._now = self._now + profile.per_kernel * MILLISECONDS
+        self._live: dict[frozenset[int], frozenset[int]] = {}
+        # Sizes that the graph counts at another batch than the kernels ran on.
+        self._base = [self._kernel_at(place, graph.widths) for place in range(len(kernels))]
+
+    def corrected(self, factor: float) -> "MeasuredCost":
+        """The same cost, times a factor that a measurement has shown."""
+        other = MeasuredCost(self.graph, self.profile, self.kernels, self.kind)
+        other.correction = factor
+        return other
+
+    @cached_property
+    def step(self) -> IntArray:
+        """Channels over which every group's price is taken, ``[groups]``."""
+        return measured_grids(self)
+
+    def at(self, widths: FloatArray | IntArray) -> float:
+        """Milliseconds at these group widths, ``[groups]``."""
+        return float(self._times(widths).sum())
+
+    def polynomial(self, widths: FloatArray | IntArray) -> float:
+        """The same: nothing here is a polynomial."""
+        return self.at(widths)
+
+    def by_layer_at(self, widths: FloatArray | IntArray) -> Mapping[str, float]:
+        """Milliseconds of every layer at these widths."""
+        layers = dict.fromkeys((op.layer for op in self.graph.ops), 0.0)
+        for placed, time in zip(self.kernels, self._times(widths), strict=True):
+            layers[placed.layer] = layers.get(placed.layer, 0.0) + float(time)
+        return layers
+
+    def gradient(self, widths: FloatArray | IntArray) -> FloatArray:
+        """What a channel of every group costs: the secant over a block of them, ``[groups]``."""
+        now = np.rint(np.asarray(widths, dtype=np.float64)).astype(np.int64)
+        times = self._times(now)
+        prices = np.zeros(len(now))
+        for group, places in self._by_group.items():
+            step = min(int(self.step[group]), int(now[group]) - 1)
+            other = now.copy()
+            if step >= 1:
+                other[group] -= step
+            else:
+                other[group] += max(int(self.step[group]), 1)
+            there = sum(self._time_of(place, other) for place in places)
+            here = float(times[places].sum())
+            prices[group] = (there - here) / float(other[group] - now[group])
+        return np.maximum(prices, 0.0)
+
+    def marginals(self, widths: FloatArray | IntArray) -> FloatArray:
+        """The gradient."""
+        return self.gradient(widths)
+
+    def _times(self, widths: FloatArray | IntArray) -> FloatArray:
+        now = np.rint(np.asarray(widths, dtype=np.float64)).astype(np.int64)
+        live = self._ops_live(now)
+        self._learn(now)
+        return np.array(
+            [
+                self._time_of(place, now) if each.op < 0 or each.op in live else 0.0
+                for place, each in enumerate(self.kernels)
+            ]
+        )
+
+    def _ops_live(self, widths: IntArray) -> frozenset[int]:
+        dead = frozenset(np.flatnonzero(widths == 0).tolist())
+        if dead not in self._live:
+            every = frozenset(range(len(self.graph.ops)))
+            self._live[dead] = liveness(self.graph, dead).live if dead else every
+        return self._live[dead]
+
+    def _key(self, place: int, widths: IntArray) -> tuple[int, ...]:
+        return tuple(widths[self.groups_of[place]].tolist())
+
+    def _learn(self, widths: IntArray) -> None:
+        """Ask the profile for all kernels at once, which costs little more than for one."""
+        missing = [
+            place
+            for place in range(len(self.kernels))
+            if self.groups_of[place] and self._key(place, widths) not in self._known[place]
+        ]
+        if missing:
+            kernels = [self._kernel_at(place, widths) for place in missing]
+            self.profile.predictor.times([*kernels, *(self._base[place] for place in missing)])
+
+    def _time_of(self, place: int, widths: IntArray) -> float:
+        if not self.groups_of[place]:
+            return self.correction * float(self._now[place])
+        key = self._key(place, widths)
+        known = self._known[place]
+        if key not in known:
+            if 0 in key:
+                known[key] = 0.0
+            else:
+                kernels = [self._kernel_at(place, widths), self._base[place]]
+                there, here = self.profile.predictor.times(kernels)
+                known[key] = float(self._now[place] * there / here)
+        return self.correction * known[key]
+
+    def _kernel_at(self, place: int, widths: IntArray) -> Kernel:
+        """The kernel at other widths, by the operator's own operands and result."""
+        placed = self.kernels[place]
+        sizes = self.graph.class_sizes(widths)
+        vertices = self._sizes_of[place]
+        if placed.op < 0 or not vertices:
+            return placed.kernel
+        op = self.graph.ops[placed.op]
+        values = [value for value in (*op.ir.inputs, *op.ir.outputs) if value is not None]
+        shapes = [
+            tuple(
+                max(round(sizes[self.graph.vertex_class[v]]), 1) if v >= 0 else size
+                for v, size in zip(row, static_shape(value), strict=True)
+            )
+            for row, value in zip(vertices, values, strict=True)
+        ]
+        made = len([value for value in op.ir.outputs if value is not None])
+        inputs, outputs = shapes[: len(shapes) - made], shapes[len(shapes) - made :]
+        # What the kernel gets beside the operator's own operands: a sum that was fused into it.
+        more = placed.kernel.inputs[len(inputs) :]
+        kernel = Kernel(placed.kernel.op_type, placed.kernel.layout, (*inputs, *more), (*outputs,))
+        return self._laid_out(kernel)
+
+    def _laid_out(self, kernel: Kernel) -> Kernel:
+        """The kernel in the layout that the runtime gives to these widths."""
+        multiple = self.profile.blocked_multiple
+        if not kernel.layout or multiple <= 1 or not kernel.inputs:
+            return kernel
+        channels = (kernel.inputs[0][1], kernel.outputs[0][1])
+        fits = [c % multiple == 0 or c <= 4 for c in channels]
+        return replace(kernel, layout="blocked" if all(fits) else "plain")
+
+
+def _operands(graph: ChannelGraph, op: int) -> list[Shape]:
+    """Per operand and result of an operator the vertex of every axis; -1 where it has none."""
+    if op < 0:
+        return []
+    node = graph.ops[op].ir
+    first = graph.couplings.first_dim
+    rows = []
+    for value in (*node.inputs, *node.outputs):
+        if value is None:
+            continue
+        rank = len(static_shape(value))
+        start = first.get(value.name or "")
+        rows.append((-1,) * rank if start is None else tuple(range(start, start + rank)))
+    return rows
+
+
+def measured_grids(cost: MeasuredCost) -> IntArray:
+    """The step in which every group's width costs, ``[groups]``: the largest of its kernels'."""
+    steps = np.ones(len(cost.graph.groups), dtype=np.int64)
+    kinds = cost.profile.predictor.kinds
+    for placed, groups in zip(cost.kernels, cost.groups_of, strict=True):
+        model = kinds.get(placed.kernel.kind)
+        if model is not None:
+            for group in groups:
+                steps[group] = max(steps[group], model.block)
+    return steps
+
+
+def place_kernels(
+    graph: ChannelGraph, executed: Sequence[tuple[Kernel, str, tuple[str, ...]]]
+) -> list[Placed]:
+    """Kernels with the operators that they follow.
+
+    Args:
+        graph: the lifted network.
+        executed: kernels in the order of their execution, with the node that each is for, if any,
+            and all nodes that it computes.
+    """
+    index = {op.name: place for place, op in enumerate(graph.ops)}
+    placed: list[Placed] = []
+    waiting: list[Kernel] = []
+    last = -1
+    for kernel, layer, origins in executed:
+        names = [layer, *reversed(origins)]
+        op = next((index[name] for name in names if name in index), -1)
+        if op < 0:
+            waiting.append(kernel)  # a change of layout goes with what comes next
+            continue
+        placed += [_moved(graph, each, op) for each in waiting]
+        waiting = []
+        placed.append(Placed(kernel, op, graph.ops[op].layer))
+        last = op
+    return placed + [_moved(graph, each, last) for each in waiting]
+
+
+def _moved(graph: ChannelGraph, kernel: Kernel, op: int) -> Placed:
+    layer: GraphOp | None = graph.ops[op] if op >= 0 else None
+    return Placed(kernel, -1, layer.layer if layer else "")
+
+
+@analysis
+def measured_cost(graph: ChannelGraph, profile: DeviceProfile, kind: str) -> MeasuredCost:
+    """Milliseconds of a run on a measured device: of the batch that is declared, one where open.
+
+    Args:
+        graph: the lifted network, whose kernels the profile's runtime is asked for.
+        profile: of the device.
+        kind: how budgets spell the cost.
+
+    Raises:
+        UnsupportedError: the runtime does not take the network, or does not tell its kernels.
+    """
+    runtime = find_runtime(profile.runtime if profile.runtime != TABLE else "ort")
+    session = runtime.session(graph.model, profile.threads)
+    executed = session.executed(one_sample(graph))
+    told = [(_kernel_of(each), each.layer, each.origins) for each in executed]
+    return MeasuredCost(graph, profile, place_kernels(graph, told), kind)
+
+
+def one_sample(graph: ChannelGraph) -> Arrays:
+    """Random inputs of the batch that a model declares; of one sample where it is open."""
+    feeds = random_inputs(graph.model)
+    for value in graph.model.graph.inputs:
+        name, shape = value.name or "", value.shape
+        if name in feeds and shape is not None and len(shape) and not isinstance(shape[0], int):
+            feeds[name] = feeds[name][:1]
+    return feeds
+
+
+def _kernel_of(executed: Executed) -> Kernel:
+    return Kernel(executed.op_type, executed.layout or "", executed.inputs, executed.outputs)
