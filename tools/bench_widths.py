@@ -53,7 +53,8 @@ def row(name: str, grids: Sequence[str], budget: str, seconds: float) -> str:
     first, *others = found.models
     cells = [f"{name} | {first.p50_ms:.2f}"]
     for timing, (_, outside) in zip(others, made, strict=True):
-        assert timing.speedup is not None and timing.speedup_interval is not None
+        assert timing.speedup is not None
+        assert timing.speedup_interval is not None
         low, high = timing.speedup_interval
         cells.append(f"{timing.speedup:.2f} ({low:.2f} to {high:.2f}), {outside}")
     return f"| {' | '.join(cells)} |"

@@ -64,13 +64,12 @@ class WidthBounds:
             ArgumentError: ``round_to`` is below 1, or ``min_width`` below 0.
             UnsupportedError: ``include`` or ``exclude`` names no group.
         """
-        is_auto = self.round_to == "auto"
-        if not (is_auto or (isinstance(self.round_to, int) and self.round_to >= 1)):
+        is_grid = self.round_to == "auto" or (isinstance(self.round_to, int) and self.round_to >= 1)
+        if not is_grid or self.min_width < 0:
             raise ArgumentError(
-                f"round_to={self.round_to!r}: give a whole number from 1, or 'auto'"
+                f"round_to={self.round_to}, min_width={self.min_width}: give whole numbers, "
+                "round_to from 1 or 'auto', min_width from 0"
             )
-        if self.min_width < 0:
-            raise ArgumentError(f"min_width={self.min_width}: give a whole number from 0")
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
                 require_match(graph, pattern, option)

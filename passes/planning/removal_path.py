@@ -80,7 +80,7 @@ def plan(
         path.walk(constraints)
         path.fill(constraints)
         chosen = path.keep()
-    warn_of_finer(allowed, np.array([len(each) for each in chosen.values()]), 3)
+    warn_of_finer(allowed, np.array([len(each) for each in chosen.values()]), 2)
     request: dict[str, Any] = (
         {
             "budget": {kind: str(amount) for kind, amount in budget.items()},
