@@ -141,12 +141,12 @@ def _click_type(value_type: Any, meta: Meta) -> Any:
     return value_type
 
 
-class _NumberOrWord(click.ParamType):
+class _NumberOrWord(click.ParamType[Any]):
     """A number, or one of a few words instead."""
 
     name = "number or word"
 
-    def __init__(self, number: click.ParamType, words: Sequence[str]) -> None:
+    def __init__(self, number: click.ParamType[Any], words: Sequence[str]) -> None:
         self.number, self.words = number, words
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

@@ -50,10 +50,11 @@ class Convolution:
     def fits_blocks(self, sizes: FloatArray) -> bool:
         """Whether it is computed in blocks where classes have these sizes, ``[classes]``."""
         if self.depthwise:
-            return sizes[self.makes] % ALIGNED == 0
+            return bool(sizes[self.makes] % ALIGNED == 0)
         if self.within:
             return all(sizes[each] % BLOCK == 0 for each in self.within)
-        return sizes[self.reads] < BLOCK or sizes[self.reads] % ALIGNED == 0
+        reads = float(sizes[self.reads])
+        return reads < BLOCK or reads % ALIGNED == 0
 
 
 @analysis

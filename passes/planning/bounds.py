@@ -64,7 +64,7 @@ class WidthBounds:
             ArgumentError: ``round_to`` is below 1, or ``min_width`` below 0.
             UnsupportedError: ``include`` or ``exclude`` names no group.
         """
-        is_grid = self.round_to == "auto" or (isinstance(self.round_to, int) and self.round_to >= 1)
+        is_grid = self.round_to == "auto" if isinstance(self.round_to, str) else self.round_to >= 1
         if not is_grid or self.min_width < 0:
             raise ArgumentError(
                 f"round_to={self.round_to}, min_width={self.min_width}: give whole numbers, "

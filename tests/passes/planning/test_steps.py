@@ -116,10 +116,10 @@ def kernels(model: ir.Model) -> dict[str, tuple[int, ...]]:
     """The shapes of convolutions' kernels, by name."""
     weights = model.graph.initializers
     return {
-        name: tuple(weights[name].shape.numpy())  # type: ignore[union-attr]
+        name: tuple(weights[name].shape.numpy())
         for node in model.graph
         if node.op_type == "Conv"
-        for name in [node.inputs[1].name or ""]  # type: ignore[union-attr]
+        for name in [node.inputs[1].name or ""]
     }
 
 
@@ -268,7 +268,7 @@ def test_wishes_hold_on_the_grid() -> None:
         ({"exclude": ["Conv_a0"]}, by_hand, 96),
         ({"include": ["Conv_a0"]}, other, 80),
     ):
-        made = mg.plan(graph, {"flops": "70%"}, **options)  # type: ignore[arg-type]
+        made = mg.plan(graph, {"flops": "70%"}, **options)
         assert made.widths(graph)[index] == width
         assert made.cost["flops"].after <= 0.7 * made.cost["flops"].before
     least = mg.plan(graph, {"flops": "60%"}, min_width=20).widths(graph)
