@@ -19,6 +19,9 @@ AnyScore = Literal[Score, DataScore]
 Allocation = Literal["shares", "sum"]
 """What scores of different groups are to each other, see :func:`morphgraph.plan`."""
 
+RoundTo = int | Literal["auto"]
+"""The multiple that widths become, or ``"auto"``: by what suits the operators that see a group."""
+
 Start = Literal["keep", "fresh"]
 """The weights of a resized network: those it had, or new ones."""
 
@@ -65,3 +68,14 @@ def option(
     extra: dict[str, Any] = {"flags": flags} if flags else {}
     bounds: dict[str, Any] = {"ge": ge, "gt": gt, "le": le}
     return Meta(description=description, extra=extra | click, **bounds)
+
+
+ROUND_TO = option(
+    "Widths that change become multiples of N, counted in channels of the tensors that layers "
+    "read and make: any number of heads of size 64 is on a grid of 16. auto: of what suits the "
+    "operators of each group (16 for depthwise convolutions, 4 at least for others), finer where a "
+    "budget needs it; 1 frees all widths.",
+    ge=1,
+    metavar="N|auto",
+)
+"""What a command line says of :data:`RoundTo`."""

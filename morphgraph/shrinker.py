@@ -41,6 +41,7 @@ from morphgraph.passes.calibration.statistics import Calibration, calibrate
 from morphgraph.passes.checking.verify import require_valid
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.constraints import Budget, require_reachable, resolve_budget
+from morphgraph.passes.planning.finer import within_reach
 from morphgraph.passes.planning.removal_path import plan as make_plan
 from morphgraph.passes.refit.refit import Refitted, refit
 from morphgraph.plans import Plan
@@ -230,7 +231,8 @@ class Shrinker:
         """The plan for a budget; ``options`` as of :func:`morphgraph.plan`."""
         bounds, counted = self.bounds, options.get("convention", "default")
         # A budget that cannot be met is told before anything is measured.
-        require_reachable(resolve_budget(self.graph, budget, counted), bounds.on(self.graph))
+        constraints = resolve_budget(self.graph, budget, counted)
+        require_reachable(constraints, within_reach(self.graph, bounds, constraints))
         made = make_plan(
             self.graph,
             budget,

@@ -13,7 +13,7 @@ from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
-from morphgraph.options import DataScore
+from morphgraph.options import DataScore, RoundTo
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same, run_all
@@ -69,7 +69,7 @@ def shrink(
     refit: bool = True,
     tune: int = 0,
     curve: bool = False,
-    round_to: int = 1,
+    round_to: RoundTo = "auto",
     min_width: int = 1,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),

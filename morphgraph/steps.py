@@ -11,11 +11,12 @@ from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
 from morphgraph.onnx_io.inputs import Inputs
-from morphgraph.options import DATA_SCORES, Allocation, AnyScore, Score, Start
+from morphgraph.options import DATA_SCORES, Allocation, AnyScore, RoundTo, Score, Start
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning import removal_path
 from morphgraph.passes.planning.bounds import WidthBounds, Widths
+from morphgraph.passes.planning.build import warn_of_price
 from morphgraph.passes.planning.constraints import Budget
 from morphgraph.passes.planning.outputs import Classes
 from morphgraph.plans import Plan
@@ -33,7 +34,7 @@ def plan(
     *,
     score: AnyScore | FloatArray = "l2",
     data: Any = None,
-    round_to: int = 1,
+    round_to: RoundTo = "auto",
     min_width: int = 1,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -57,7 +58,10 @@ def plan(
             (:func:`morphgraph.data_scores`); or a number per channel, ``[channels]``.
         data: calibration inputs, as :func:`morphgraph.shrink` takes them.
         round_to: widths that change become multiples of this, counted in channels of the tensors
-            that layers make and read: any number of heads of size 64 is on a grid of 16.
+            that layers make and read: any number of heads of size 64 is on a grid of 16. With
+            ``"auto"`` of what suits the operators that see them: 16 for depthwise convolutions, 4
+            at least for others; finer where a budget cannot be met otherwise. What that leaves of
+            the budget is spent. 1 frees all widths.
         min_width: no group gets narrower, counted as ``round_to``; with 0 groups may go as a whole,
             and layers vanish.
         include, exclude: globs over group ids, names and producers.
@@ -200,6 +204,9 @@ def apply(
             Runtime where the original is not, or by ``onnx.checker`` (looked for also without
             ``verify``).
     """
+    if not isinstance(graph, ChannelGraph):
+        graph = lift(graph, **plan.model.lift.arguments())
+    warn_of_price(graph, plan, 2)
     if refit is None:
         return apply_plan(
             graph, plan, weights=weights, verify=verify, absorb=absorb, seed=seed, inputs=inputs
@@ -210,8 +217,6 @@ def apply(
             if weights == "fresh"
             else "a refit moves more into the biases than absorb does; leave absorb out"
         )
-    if not isinstance(graph, ChannelGraph):
-        graph = lift(graph, **plan.model.lift.arguments())
     if weights is not None and weights != "keep":
         graph = with_weights(graph, weights)
     shrinker = Shrinker(graph, refit, limit=limit, images=images, seed=seed, progress=progress)

@@ -45,12 +45,15 @@ analysis: the channel graph -> facts about it
     score               how much the network uses each channel
     rows                tables whose rows are named by number: embeddings
     gates               which learned scales switch which groups off
+    convolutions        which ones ONNX Runtime computes in blocks of channels, by widths
 
 planning: facts and a budget -> a plan: which channels stay
     bounds              which widths a plan may give
+        steps           which multiples of channels suit runtimes, by group
         grids           multiples of a number of channels, as a group counts them
     outputs             the channels of classes and tokens that are to stay
     constraints         budgets as limits on costs
+        finer           finer steps where a budget needs them, for as few groups as possible
     build               from widths or channels to a plan
     removal_path        channels leave one by one until the budget is met
         allocate        the widths with the least sum of scores, on one scale for the whole network

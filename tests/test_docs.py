@@ -222,7 +222,7 @@ def test_the_page_for_onnx_files_runs_as_it_stands(tmp_path: Path) -> None:
                     command,
                     found[command],
                 )
-    assert len(found) == 9
+    assert len(found) == 8
     (told,) = (text for command, text in found.items() if "accuracy" in command)
     accuracy = [float(share) for share in re.findall(r"([\d.]+)%", told)]
     assert accuracy[0] > 90

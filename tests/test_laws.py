@@ -305,7 +305,11 @@ def _check_budget(graph: ChannelGraph) -> None:
     lowest = function.at(floor)
     limit = lowest + 0.4 * (function.total - lowest)
     loose = lowest + 0.8 * (function.total - lowest)
-    tight, wide = (plan(graph, {"macs": amount}, score="l2") for amount in (limit, loose))
+    tight, wide = (
+        plan(graph, {"macs": amount}, score="l2", round_to=1) for amount in (limit, loose)
+    )
+    on_grid = plan(graph, {"macs": limit}, score="l2")
+    assert function.at(on_grid.widths(graph)) <= limit
     assert function.at(tight.widths(graph)) <= limit
     assert function.at(wide.widths(graph)) <= loose
     kept, kept_wide = tight.keep_channels(graph), wide.keep_channels(graph)
@@ -354,7 +358,7 @@ def test_laws_of_budgets_without_a_floor(model: ir.Model) -> None:
     graph = lift(model)
     for unit, share in (("macs", "30%"), ("params", "10%")):
         try:
-            chosen = plan(graph, {unit: share}, min_width=0)
+            chosen = plan(graph, {unit: share}, min_width=0, round_to=1)
         except BudgetError:
             continue
         small = resize(graph, chosen.keep_channels(graph))
@@ -377,8 +381,9 @@ def test_laws_of_growth_after_growth(model: ir.Model) -> None:
         frozen = provenance.frozen_groups()
         # The original's channels stay before new ones: a plan cannot say that new ones alone do.
         scores = np.random.default_rng(seed).random(len(current.channel_group))
-        narrow = uniform(current, 0.6, score=scores + (provenance.origin >= 0))
-        wide = expand(current, narrow, {"macs": "150%"}, exclude=frozen)
+        scores += provenance.origin >= 0
+        narrow = uniform(current, 0.6, score=scores, round_to=1)
+        wide = expand(current, narrow, {"macs": "150%"}, exclude=frozen, round_to=1)
         step = apply(current, wide, verify=False)
         whole = apply(graph, provenance.compose(wide, {}), verify=False)
         widths = [{g.name: g.width for g in lift(made).groups} for made in (step, whole)]

@@ -185,8 +185,8 @@ def hashes_of(path: Path) -> dict[str, str]:
     for name in ("kernels", "readers", "norm_scales"):
         note(f"strengths {name}", partial(_sources, graph, name))
     plans = {
-        "uniform": lambda: mg.uniform(graph, 0.5),
-        "budget": lambda: mg.plan(graph, budget={"flops": "60%"}),
+        "uniform": lambda: mg.uniform(graph, 0.5, round_to=1),
+        "budget": lambda: mg.plan(graph, budget={"flops": "60%"}, round_to=1),
         "deaths": lambda: mg.plan(
             graph, budget={"params": "40%"}, score="lasso", min_width=0, round_to=2
         ),

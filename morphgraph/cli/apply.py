@@ -23,6 +23,7 @@ from morphgraph.cli.shrink import tell_layers
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
 from morphgraph.options import Start, option
+from morphgraph.passes.planning.build import warn_of_price
 from morphgraph.workflow import resize_and_check, save
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def apply(
     check_output(output, overwrite, model, plan, *((refit,) if refit else ()))
     batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
+    warn_of_price(graph, chosen, 1)
     if refit is not None:
         samples = reading.read(refit, graph.model, seed)
         with naming(model, ModelError):

@@ -94,7 +94,9 @@ def _unpacked(hint: Any) -> tuple[Any, Meta]:
     """The type behind an annotation, ``X`` for ``X | None``, and what is said about it."""
     value_type, meta = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, Meta())
     if get_origin(value_type) in (Union, UnionType):
-        value_type = next(each for each in get_args(value_type) if each is not NoneType)
+        types = [each for each in get_args(value_type) if each is not NoneType]
+        if not any(get_origin(each) is Literal for each in types):
+            value_type = types[0]
     return value_type, meta
 
 
@@ -123,6 +125,9 @@ def _option(name: str, hint: Any, default: Any) -> click.Option:
 def _click_type(value_type: Any, meta: Meta) -> Any:
     """What click is to make of an argument's text."""
     low = meta.ge if meta.gt is None else meta.gt
+    if get_origin(value_type) in (Union, UnionType):
+        number, words = get_args(value_type)
+        return _NumberOrWord(_click_type(number, meta), get_args(words))
     if get_origin(value_type) is tuple:
         return _click_type(get_args(value_type)[0], meta)
     if get_origin(value_type) is Literal:
@@ -134,6 +139,18 @@ def _click_type(value_type: Any, meta: Meta) -> Any:
     if value_type is float:
         return click.FloatRange(low, meta.le, min_open=meta.gt is not None)
     return value_type
+
+
+class _NumberOrWord(click.ParamType[Any]):
+    """A number, or one of a few words instead."""
+
+    name = "number or word"
+
+    def __init__(self, number: click.ParamType[Any], words: Sequence[str]) -> None:
+        self.number, self.words = number, words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value in self.words else self.number.convert(value, param, ctx)
 
 
 def _common() -> list[click.Parameter]:

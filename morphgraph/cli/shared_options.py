@@ -160,16 +160,6 @@ Overwrite = Annotated[bool, option("Replace an existing output file.")]
 
 Seed = Annotated[int, option("Of random numbers.", ge=0)]
 
-RoundTo = Annotated[
-    int,
-    option(
-        "Widths that change become multiples of N, counted in channels of the tensors that layers "
-        "read and make: any number of heads of size 64 is on a grid of 16.",
-        ge=1,
-        metavar="N",
-    ),
-]
-
 
 def output_file(example: str) -> Meta:
     """``-o``: the file that is written."""

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from morphgraph.cli.shared_options import RoundTo, Seed, assignment, width, width_or_share
-from morphgraph.options import AnyScore, DataScore, option
+from morphgraph.cli.shared_options import Seed, assignment, width, width_or_share
+from morphgraph.options import ROUND_TO, AnyScore, DataScore, RoundTo, option
 from morphgraph.passes.analysis.cost import Convention
 
 Counting = Annotated[Convention, option("How costs are counted.")]
@@ -30,7 +30,7 @@ class PlanOptions:
             "(--data) say of them."
         ),
     ] = "l2"
-    round_to: RoundTo = 1
+    round_to: Annotated[RoundTo, ROUND_TO] = "auto"
     min_width: Annotated[
         int,
         option(
@@ -84,7 +84,7 @@ class ShrinkOptions(PlanOptions):
 class ExpandOptions:
     """Keyword arguments of :func:`morphgraph.expand`."""
 
-    round_to: RoundTo = 1
+    round_to: Annotated[RoundTo, ROUND_TO] = "auto"
     min_width: Annotated[
         int,
         option(

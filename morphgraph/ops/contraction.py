@@ -83,6 +83,7 @@ class Convolutional(Op):
     """
 
     kernel: ClassVar[int] = 1
+    convolves = True
 
     @staticmethod
     @abstractmethod
@@ -123,6 +124,7 @@ class Convolutional(Op):
 
 @op("Conv")
 class Conv(Convolutional):
+    blocked = True
     foldable = False  # slow
     shift = 2
     zeros = (2,)
@@ -174,6 +176,7 @@ class Conv(Convolutional):
 class ConvTranspose(Op):
     """Every input position is multiplied with the whole kernel, so the input space is counted."""
 
+    convolves = True
     foldable = False  # slow
     shift = 2
     zeros = (2,)

@@ -87,6 +87,8 @@ class Op:
         linear: the operator as a linear map of one operand
             (:class:`~morphgraph.ops.linear.Linear`), where it is one; ``None`` where this node is
             not.
+        convolves: it has one kernel for all places, and runtimes compute it in blocks of channels.
+        blocked: ONNX Runtime computes it in a layout of such blocks, where its sizes allow that.
         initial: per operand that is a layer's weight how PyTorch draws it
             (:class:`~morphgraph.ops.initial.Initial`), for training from scratch.
         origin: file and line where a user taught the operator; empty for the program's own.
@@ -99,6 +101,8 @@ class Op:
     distribution: ClassVar[bool] = False
     open_at_zero: ClassVar[bool] = False
     foldable: ClassVar[bool] = True
+    convolves: ClassVar[bool] = False
+    blocked: ClassVar[bool] = False
     sized_by_data: ClassVar[bool] = False
     reads_sizes: ClassVar[bool] = False
     bounded: ClassVar[bool] = False

@@ -116,6 +116,7 @@ class MaxRoiPool(Op):
 class DeformConv(Op):
     """A convolution whose taps move by offsets, each for one block of input channels."""
 
+    convolves = True
     foldable = False  # slow
 
     @staticmethod

@@ -8,6 +8,7 @@ from morphgraph.passes.analysis.score import score
 from morphgraph.passes.planning.build import build_plan, top_channels
 from morphgraph.passes.planning.constraints import resolve_budget, spend_rest
 from morphgraph.passes.planning.expand import expand
+from morphgraph.passes.planning.finer import within_reach
 from morphgraph.passes.planning.removal_path import plan
 from morphgraph.passes.planning.uniform import uniform
 from morphgraph.plans import Plan, make_plan
@@ -60,7 +61,7 @@ def _pruned(name: Score, graph: ChannelGraph, aim: SearchConfig, seed: int) -> P
     pruned = plan(graph, aim.budget, score=scores, round_to=aim.round_to, min_width=aim.min_width)
     constraints = resolve_budget(graph, aim.budget, "default")
     start = pruned.widths(graph)
-    allowed = aim.limits.on(graph)
+    allowed = within_reach(graph, aim.limits, constraints)
     widths = spend_rest(constraints, start, start, allowed.ceilings, allowed)
     request = pruned.request | {"score": name, "seed": seed, "fill": True}
     costs = [cost(graph, unit) for unit in pruned.cost]

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
-from morphgraph.options import Start, Strength, Update, option
+from morphgraph.options import ROUND_TO, RoundTo, Start, Strength, Update, option
 from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.constraints import require_reachable, resolve_budget
+from morphgraph.passes.planning.finer import within_reach
 
 SHRINK_TO = 0.35
 """How far a phase shrinks before the widths are scaled to the budget, see :class:`SearchConfig`."""
@@ -87,7 +88,7 @@ class SearchConfig:
             " channels all at once (depthwise convolutions, transformers)."
         ),
     ] = False
-    round_to: Annotated[int, option(ge=1)] = 1
+    round_to: Annotated[RoundTo, ROUND_TO] = "auto"
     min_width: Annotated[int, option("No group gets narrower; with 0 layers may vanish.", ge=0)] = 1
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ class SearchConfig:
         """
         cost_of(graph, self.regularized)
         constraints = resolve_budget(graph, self.budget, "default")
-        require_reachable(constraints, self.limits.on(graph))
+        require_reachable(constraints, within_reach(graph, self.limits, constraints))
 
     def request(self) -> dict[str, Any]:
         """What a plan says it was made for."""

@@ -16,9 +16,10 @@ from torch import nn
 
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
-from morphgraph.options import Start, Strength, Update
+from morphgraph.options import RoundTo, Start, Strength, Update
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds
+from morphgraph.passes.planning.build import warn_of_price
 from morphgraph.passes.planning.compose import Provenance
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.passes.planning.expand import expand
@@ -110,6 +111,8 @@ def rounds(
         widths = iteration.plan.widths(graph).tobytes()
         # Widths that come a second time would come again and again.
         last = number == aim.iterations or widths in seen
+        if last:
+            warn_of_price(graph, iteration.plan, 2)
         yield replace(iteration, last=last)
         if last:
             return
@@ -160,7 +163,9 @@ def _round(
 
     with warnings.catch_warnings():
         # Channels that are zero are not missed; where nothing shrank, `penalty.end` has said so.
-        for words in ("masking changed the outputs", "the plan changes nothing"):
+        # What widths cost is told of the last.
+        told = (".* off the grid", "the budget is below what the grid")
+        for words in ("masking changed the outputs", "the plan changes nothing", *told):
             warnings.filterwarnings("ignore", words, MorphWarning)
         shrunk, grown = distributed.from_first(decide)
         resized = resize_and_check(graph, grown, weights=net, seed=seed, absorb=aim.absorb)
@@ -241,7 +246,7 @@ def morph(
     steps: int | None = None,
     shrink_to: float = SHRINK_TO,
     strength: Strength = "auto",
-    round_to: int = 1,
+    round_to: RoundTo = "auto",
     min_width: int = 1,
     max_growth: float | None = None,
     weights: Start = "keep",

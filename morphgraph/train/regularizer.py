@@ -18,7 +18,7 @@ from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.check import escape
-from morphgraph.options import Strength, Tied
+from morphgraph.options import RoundTo, Strength, Tied
 from morphgraph.passes.analysis.cost import Convention, cost as cost_of
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.planning.bounds import WidthBounds, repair_widths
@@ -285,7 +285,7 @@ class Regularizer:
         return keep
 
     def plan(
-        self, budget: Amounts | None = None, *, round_to: int = 1, min_width: int | None = None
+        self, budget: Amounts | None = None, *, round_to: RoundTo = 1, min_width: int | None = None
     ) -> Plan:
         """What the training has decided: the channels alive stay.
 

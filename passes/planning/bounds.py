@@ -13,11 +13,18 @@ from morphgraph.arrays import Flags, IntArray
 from morphgraph.errors import ArgumentError, UnsupportedError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
+from morphgraph.options import RoundTo
 from morphgraph.passes.analysis.liveness import is_viable, require_viable, with_orphans
 from morphgraph.passes.planning.grids import Grid, tensor_channels
+from morphgraph.passes.planning.steps import Steps, auto_steps, common
 
 Widths = Mapping[str, int | str]
 """Widths by hand: per glob over group ids, names and producers a number or a share (``"50%"``)."""
+
+COARSEST = 99
+"""More steps than any group has: the one that suits best."""
+BY_HAND = 1
+"""Shares by hand are rounded to the finest step but 1, where there are several."""
 
 _WIDTH = re.compile(r"([0-9]{1,10})|([0-9]{1,10}(?:\.[0-9]{1,10})?)%")
 
@@ -27,22 +34,28 @@ class WidthBounds:
     """Which widths a plan may give, whatever the network.
 
     Attributes:
-        round_to: channels of the tensors that layers make and read become multiples of this.
+        round_to: channels of the tensors that layers make and read become multiples of this; with
+            ``"auto"`` of what suits each group.
         min_width: no group gets fewer channels of a tensor; with 0 groups may go as a whole, and
             their layers vanish.
         include, exclude: globs over group ids, names and producers.
         widths: widths by hand; where several globs name a group, the last counts.
         same: globs; all groups that one of them names get one width.
         channels: per index of a group the channels that stay, by hand.
+        steps: what suits each group, ``[groups]``, where that was measured; for ``"auto"``.
+        finer: per index of a group how many finer steps that of ``"auto"`` has at most, for groups
+            that would not leave a budget room enough.
     """
 
-    round_to: int = 1
+    round_to: RoundTo = 1
     min_width: int = 1
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     widths: Widths = field(default_factory=dict)
     same: Sequence[str] = ()
     channels: Mapping[int, IntArray] = field(default_factory=dict)
+    steps: Sequence[Steps] | None = None
+    finer: Mapping[int, int] = field(default_factory=dict)
 
     def check(self, graph: ChannelGraph) -> "WidthBounds":
         """These bounds, if they make sense: a glob that names no group would be a typo.
@@ -51,10 +64,11 @@ class WidthBounds:
             ArgumentError: ``round_to`` is below 1, or ``min_width`` below 0.
             UnsupportedError: ``include`` or ``exclude`` names no group.
         """
-        if self.round_to < 1 or self.min_width < 0:
+        is_grid = self.round_to == "auto" if isinstance(self.round_to, str) else self.round_to >= 1
+        if not is_grid or self.min_width < 0:
             raise ArgumentError(
                 f"round_to={self.round_to}, min_width={self.min_width}: give whole numbers, "
-                "round_to from 1, min_width from 0"
+                "round_to from 1 or 'auto', min_width from 0"
             )
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             for pattern in patterns:
@@ -77,7 +91,10 @@ class WidthBounds:
             common = gcd(*(units[index] for index in block))
             for index in block:
                 units[index] = common
-        grids = [Grid.of(self.round_to, *each) for each in zip(units, widths, strict=True)]
+        grids, shares = (
+            [Grid.of(*each) for each in zip(steps, units, widths, strict=True)]
+            for steps in (self._multiples(graph, blocks), self._multiples(graph, blocks, BY_HAND))
+        )
         floors, ceilings = list(widths), list(widths)
         together = {index for block in blocks for index in block if len(block) > 1}
         for group in graph.groups:
@@ -87,13 +104,31 @@ class WidthBounds:
                 # Groups of one width do not vanish one by one.
                 floor = grids[index].at_least(max(least, 1) if index in together else least)
                 floors[index] = min(group.width, floor)
-        by_hand = _by_hand(self, graph, grids, blocks)
+        by_hand = _by_hand(self, graph, shares, blocks)
         by_hand |= {index: len(positions) for index, positions in self.channels.items()}
         for index, width in by_hand.items():
             floors[index] = ceilings[index] = width
         require_viable(graph, [index for index, width in enumerate(ceilings) if width == 0])
         low, high, each = (np.array(n, dtype=np.int64) for n in (floors, ceilings, units))
         return AllowedWidths(graph, self, low, high, each, tuple(grids), blocks)
+
+    def steps_of(self, graph: ChannelGraph) -> Sequence[Steps]:
+        """What suits each group, ``[groups]``."""
+        if isinstance(self.round_to, int):
+            return [Steps((self.round_to,), "by hand")] * len(graph.groups)
+        return auto_steps(graph) if self.steps is None else self.steps
+
+    def _multiples(
+        self, graph: ChannelGraph, blocks: Sequence[tuple[int, ...]], level: int = COARSEST
+    ) -> list[int]:
+        """What each group's width is a multiple of, in channels of a tensor, ``[groups]``."""
+        all_steps, chosen = self.steps_of(graph), [1] * len(graph.groups)
+        for block in blocks:
+            steps = common([all_steps[index] for index in block])
+            finest = min(self.finer.get(index, level) for index in block)
+            for index in block:
+                chosen[index] = steps.at(min(level, finest))
+        return chosen
 
     def allows(self, group: Group) -> bool:
         """Whether a plan may change the group's width to meet a budget."""
@@ -171,6 +206,15 @@ class AllowedWidths:
         if self.floors[index] == self.ceilings[index] < group.width:
             return "its width is given by hand"
         return f"{self.floors[index]} is the least by round-to and min-width"
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the grids were chosen by what suits each group."""
+        return self.bounds.round_to == "auto"
+
+    def chosen_coarse(self) -> Flags:
+        """Groups for which more than one channel was chosen as their step, ``[groups]``."""
+        return np.array([self.is_auto and grid.pitch > 1 for grid in self.grids], dtype=bool)
 
     def lowest(self) -> IntArray:
         """The narrowest widths with which a network is left, ``[groups]``."""

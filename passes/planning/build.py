@@ -11,6 +11,7 @@ from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.channel_sources import computed_kernels, stored_kernels
+from morphgraph.passes.analysis.convolutions import price_of_widths
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score, score as score_channels
 from morphgraph.passes.planning.constraints import all_pinned
@@ -88,9 +89,18 @@ def build_plan(
             MorphWarning,
             stacklevel=3,
         )
+    warn_of_price(graph, plan, 3)
     if not plan.groups:
         warnings.warn(_nothing_shrinks(graph), MorphWarning, stacklevel=3)
     return plan
+
+
+def warn_of_price(graph: ChannelGraph, plan: Plan, stacklevel: int) -> None:
+    """Say what a plan's widths cost in time where they are off the grid."""
+    if price := price_of_widths(graph, plan.widths(graph)):
+        by_auto = plan.request.get("round_to") == "auto"
+        remedy = "" if by_auto else "; plan with --round-to auto (round_to='auto')"
+        warnings.warn(price + remedy, MorphWarning, stacklevel=stacklevel + 1)
 
 
 _SAME = 0.01  # scores of a group within this share of the largest do not tell channels apart

@@ -19,13 +19,14 @@ from morphgraph.arrays import Flags, FloatArray, IntArray
 from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
+from morphgraph.options import RoundTo
 from morphgraph.passes.analysis.channel_sources import readers
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.score import Score
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.coupling.roles import roles
 from morphgraph.passes.planning.bounds import AllowedWidths, WidthBounds, require_match
-from morphgraph.passes.planning.build import scores_of, top_channels
+from morphgraph.passes.planning.build import scores_of, top_channels, warn_of_price
 from morphgraph.passes.planning.constraints import (
     Budget,
     Constraint,
@@ -44,7 +45,7 @@ def expand(
     plan: Plan,
     budget: Budget,
     *,
-    round_to: int = 1,
+    round_to: RoundTo = "auto",
     min_width: int = 1,
     max_growth: float | None = None,
     max_width: Mapping[str, int] | None = None,
@@ -136,7 +137,9 @@ def expand(
     } | bounds.request()
     growing = np.flatnonzero(widths > kept_widths).tolist()
     added = {index: int(widths[index] - kept_widths[index]) for index in growing}
-    return make_plan(graph, keep, request, shown_costs(graph, constraints, convention), added)
+    made = make_plan(graph, keep, request, shown_costs(graph, constraints, convention), added)
+    warn_of_price(graph, made, 2)
+    return made
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,8 @@ def _floors(
     allowed: AllowedWidths,
 ) -> IntArray:
     """Widths with the narrowest raised to one level: ``min_width``, or as near as budgets allow."""
-    grid, least = bounds.round_to, bounds.min_width
+    least = bounds.min_width
+    grid = bounds.round_to if isinstance(bounds.round_to, int) else 1
     wanted = math.ceil(least / grid) * grid
     narrow = (start > 0) & (start < np.minimum(-(-least // allowed.units), ceilings))
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.graph import ChannelGraph
-from morphgraph.options import Allocation
+from morphgraph.options import Allocation, RoundTo
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.liveness import is_viable, with_orphans
 from morphgraph.passes.analysis.polynomial import Cost
@@ -40,6 +40,7 @@ from morphgraph.passes.planning.constraints import (
     shown_costs,
     unreachable,
 )
+from morphgraph.passes.planning.finer import warn_of_finer, within_reach
 from morphgraph.passes.planning.outputs import (
     Classes,
     channels_by_index,
@@ -53,7 +54,7 @@ def plan(
     budget: Budget,
     *,
     score: Score | FloatArray = "l2",
-    round_to: int = 1,
+    round_to: RoundTo = "auto",
     min_width: int = 1,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -68,8 +69,8 @@ def plan(
     """What :func:`morphgraph.plan` gives by scores of weights, or by those given."""
     channels = channels_by_index(graph, keep_classes, keep_tokens)
     bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
-    allowed = bounds.on(graph)
     constraints = resolve_budget(graph, budget, convention)
+    allowed = within_reach(graph, bounds, constraints)
     scores = scores_of(graph, score, seed)
     if allocation == "sum":
         widths_now = allocate(graph, scores, constraints, allowed)
@@ -77,7 +78,9 @@ def plan(
     else:
         path = _Path(graph, [constraint.cost for constraint in constraints], scores, allowed)
         path.walk(constraints)
+        path.fill(constraints)
         chosen = path.keep()
+    warn_of_finer(allowed, np.array([len(each) for each in chosen.values()]), 2)
     request: dict[str, Any] = (
         {
             "budget": {kind: str(amount) for kind, amount in budget.items()},
@@ -122,7 +125,7 @@ def continue_plan(
     """
     constraints = resolve_budget(graph, budget, "default")
     scores = scores.copy()
-    allowed = bounds.on(graph)
+    allowed = within_reach(graph, bounds, constraints)
     widths = graph.widths.copy()
     for index, positions in keep.items():
         group = graph.groups[index]
@@ -160,6 +163,7 @@ class _Path:
         self.scores = scores
         self.allowed = allowed
         self.removable = allowed.removable()
+        self.coarse = allowed.chosen_coarse()
         self.block_of = np.zeros(len(graph.groups), dtype=np.int64)
         for number, block in enumerate(allowed.blocks):
             self.block_of[list(block)] = number
@@ -193,6 +197,38 @@ class _Path:
             for index in changed:
                 now[index] = max(after[index], self.allowed.below(index, int(now[index])))
         self.widths = np.where(after > 0, now, after)
+
+    def fill(self, constraints: Sequence[Constraint]) -> None:
+        """Give back what coarse steps took too much, first where most was lost for the cost.
+
+        Only steps that were chosen for each group: with one number for the whole network, plans of
+        smaller budgets keep subsets, which this would end.
+        """
+        blocks = [list(block) for block in self.allowed.blocks if self.coarse[list(block)].all()]
+        while blocks:
+            gains = self._marginals()
+            offers = sorted((self._offer(block, gains) for block in blocks), reverse=True)
+            blocks = []
+            for number, (worth, block, wider) in enumerate(offers):
+                before = self.widths[block].copy()
+                if worth > 0:
+                    self.widths[block] = wider
+                    if fits(constraints, self.widths):
+                        blocks = [each for _, each, _ in offers[number:]]
+                        break
+                    self.widths[block] = before
+
+    def _offer(self, block: list[int], gains: FloatArray) -> tuple[float, list[int], list[int]]:
+        """What the next wider widths of a block win for their cost; nothing at its ceiling."""
+        now = self.widths[block].astype(int).tolist()
+        wider = [
+            min(int(self.allowed.ceilings[k]), self.allowed.grids[k].above(width))
+            for k, width in zip(block, now, strict=True)
+        ]
+        if now == wider or 0 in now:
+            return 0.0, block, now
+        won = sum(self._step_loss(*each) for each in zip(block, wider, now, strict=True))
+        return won / max(float(gains[block] @ np.subtract(wider, now)), 1e-30), block, wider
 
     def _below(self, index: int, width: int) -> int:
         """The next smaller width: of a wide group, several channels go at a time."""
@@ -238,15 +274,17 @@ class _Path:
 
     def _loss(self, index: int) -> float:
         """Loss per channel of the group's next step; infinite at the floor."""
-        removed = self.graph.groups[index].width - int(self.widths[index])
-        step = int(self.widths[index] - self.next[index])
-        if step <= 0:
-            return float("inf")
-        prefix = self.prefix[index]
-        live = prefix[-1] - prefix[removed]
-        lost = prefix[removed + step] - prefix[removed]
+        width, below = int(self.widths[index]), int(self.next[index])
+        step = width - below
+        return self._step_loss(index, width, below) / step if step > 0 else float("inf")
+
+    def _step_loss(self, index: int, width: int, below: int) -> float:
+        """What a group loses from one width to a smaller one."""
+        wide, prefix = self.graph.groups[index].width, self.prefix[index]
+        live = prefix[-1] - prefix[wide - width]
+        lost = prefix[wide - below] - prefix[wide - width]
         fraction = lost * prefix[-1] / live**2 if live > 0 else 0.0
-        return float(self.share[index] * fraction / step)
+        return float(self.share[index] * fraction)
 
     def _marginals(self) -> FloatArray:
         """Relative cost that one channel of every group frees now, over all budgets."""

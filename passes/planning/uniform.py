@@ -8,6 +8,7 @@ import numpy as np
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
+from morphgraph.options import RoundTo
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.score import Score
 from morphgraph.passes.planning.bounds import AllowedWidths, WidthBounds, Widths, repair_widths
@@ -21,6 +22,7 @@ from morphgraph.passes.planning.constraints import (
     shown_costs,
     spend_rest,
 )
+from morphgraph.passes.planning.finer import warn_of_finer, within_reach
 from morphgraph.passes.planning.outputs import (
     Classes,
     channels_by_index,
@@ -35,7 +37,7 @@ def uniform(
     *,
     budget: Budget | None = None,
     score: Score | FloatArray = "l2",
-    round_to: int = 1,
+    round_to: RoundTo = "auto",
     min_width: int = 1,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -62,8 +64,8 @@ def uniform(
     """
     channels = channels_by_index(graph, keep_classes, keep_tokens)
     bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
-    allowed = bounds.on(graph)
     constraints = resolve_budget(graph, budget or {}, convention)
+    allowed = within_reach(graph, bounds, constraints)
     fill = ratio is None
     if ratio is None:
         ratio = _largest_ratio(constraints, allowed)
@@ -74,6 +76,7 @@ def uniform(
     scaled = _scaled(ratio, allowed)
     if fill:
         scaled = spend_rest(constraints, scaled, graph.widths, allowed.ceilings, allowed)
+    warn_of_finer(allowed, scaled, 2)
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}

@@ -219,7 +219,11 @@ def test_plan_options(model: Path, run: Any) -> None:
         assert ran.code == 0, ran.err
         return _widths(ran.out)
 
-    assert widths("--uniform", "0.5") == {"x": 3, "conv1": 4, "conv2": 6, "fc": 5}
+    half = {"x": 3, "conv1": 4, "conv2": 6, "fc": 5}
+    assert widths("--uniform", "0.5", "--round-to", 1) == half
+    on_grid = half | {"conv2": 8}  # half of 12 is no multiple of 4
+    assert widths("--uniform", "0.5") == widths("--uniform", "0.5", "--round-to", "auto") == on_grid
+    assert run("plan", model, "--uniform", "0.5", "--round-to", "8x").code == 2
     assert widths("--set", "conv*=3") == {"x": 3, "conv1": 3, "conv2": 3, "fc": 5}
     assert widths("--set", "conv1=2", "--set", "conv2=7")["conv2"] == 7
     excluded = widths("--budget", "flops=50%", "--exclude", "conv1")

@@ -140,7 +140,7 @@ def test_every_score_of_data_makes_plans(
             shift[3] = -1000
             tensor.CopyFrom(onnx.numpy_helper.from_array(shift, tensor.name))
     model.write_bytes(proto.SerializeToString())
-    line = ("plan", model, "--score", score, "--data", data, *how)
+    line = ("plan", model, "--score", score, "--data", data, *how, "--round-to", "1")
     plan = model.with_name("plan.json")
     assert run(*line, "-o", plan).code == 0
     first = plan.read_bytes()

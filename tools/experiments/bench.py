@@ -100,7 +100,7 @@ class Bench:
         """The arm's network before its training, and what is to be told of how it was found."""
         if arm.method in ("morph", "fixed"):
             return self._morphed(arm)
-        aim = SearchConfig({arm.cost: f"{arm.budget:g}%"}, min_width=arm.min_width)
+        aim = SearchConfig({arm.cost: f"{arm.budget:g}%"}, round_to=1, min_width=arm.min_width)
         if arm.method == "bn":
             plan = bn_scale_pruned(
                 self._slimmed, self.graph, zero_image(self.dataset), arm.budget / 100
@@ -144,6 +144,7 @@ class Bench:
                 found.graph,
                 found.shrunk,
                 {arm.cost: f"{arm.budget:g}%"},
+                round_to=1,
                 score=self._scores(found),
             )
         told = {
@@ -167,6 +168,7 @@ class Bench:
             arm.target,
             arm.iterations,
             arm.shrink_to,
+            round_to=1,
             min_width=arm.min_width,
             update=arm.update,
             relative=arm.relative,
@@ -203,7 +205,8 @@ class Bench:
         penalty = FixedWeight(regularizer, arm.weight, arm.update)
         self.train(net, recipe, penalty, "shrink 1")
         live = regularizer.live_share()
-        plan = mg.expand(self.graph, regularizer.plan(), {arm.cost: f"{arm.budget:g}%"})
+        budget = {arm.cost: f"{arm.budget:g}%"}
+        plan = mg.expand(self.graph, regularizer.plan(), budget, round_to=1)
         return self._applied(self.graph, plan, arm), {"live": live, "omega": plan.request["omega"]}
 
     def _measured(self, arm: Arm, model: ir.Model, graph: ChannelGraph, told: Row) -> Row:

@@ -48,7 +48,7 @@ def bn_scale_pruned(net: nn.Module, graph: ChannelGraph, image: Tensor, share: f
         else:
             low = ratio
     plan = set_widths(graph, widths)
-    return mg.expand(graph, plan, {"flops": f"{100 * share:g}%"})
+    return mg.expand(graph, plan, {"flops": f"{100 * share:g}%"}, round_to=1)
 
 
 def _pruned(net: nn.Module, graph: ChannelGraph, image: Tensor, ratio: float) -> dict[str, int]:

@@ -70,10 +70,12 @@ def made(arm: Arm, material: Material, share: float, seed: int) -> Made:
 
 def _by_us(arm: Arm, material: Material, budget: dict[str, str], seed: int) -> ir.Model:
     if arm.method == "shrink":
-        shrunk = mg.shrink(str(material.path), material.inputs, budget, seed=seed, **arm.options)
+        shrunk = mg.shrink(
+            str(material.path), material.inputs, budget, round_to=1, seed=seed, **arm.options
+        )
         return shrunk.model
     graph = mg.lift(str(material.path))
-    plan = mg.plan(graph, budget, score="l2")
+    plan = mg.plan(graph, budget, score="l2", round_to=1)
     if arm.method == "l2 + refit":
         return finish(Shrinker(graph, material.inputs, seed=seed), plan).model
     model = mg.apply(graph, plan)

@@ -116,7 +116,7 @@ def _morphgraph(
 ) -> tuple[float, float]:
     graph = mg.lift(exported)
     macs = mg.cost(graph, "macs")
-    plan = mg.uniform(graph, SHARE)
+    plan = mg.uniform(graph, SHARE, round_to=1)
     small = mg.apply(graph, plan, verify=False)
     report = mg.verify(graph, plan, small)
     return mg.cost(mg.lift(small), "macs").total / macs.total, report.worst.relative

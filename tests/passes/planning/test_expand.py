@@ -240,7 +240,7 @@ def test_bounds_by_group() -> None:
     widths = dict(zip((g.name for g in graph.groups), wide.widths(graph).tolist(), strict=True))
     assert widths["Conv_q"] == 9
     assert max(widths.values()) == 39
-    free = expand(graph, small, {"flops": "1e15%"})  # the most that a plan file may add
+    free = expand(graph, small, {"flops": "1e15%"}, round_to=1)  # the most that a plan file may add
     assert set(free.widths(graph) - small.widths(graph)) == {0, 2**16}
 
 
@@ -265,10 +265,10 @@ def test_narrow_groups_are_raised_as_far_as_the_budget_goes() -> None:
         widths[free] = level
         return flops.at(widths)
 
-    wide = expand(graph, small, {"flops": at(6)}, min_width=6)
+    wide = expand(graph, small, {"flops": at(6)}, min_width=6, round_to=1)
     assert wide.widths(graph)[free].tolist() == [6, 6]
     with pytest.warns(MorphWarning, match="raised to 4 channels"):
-        wide = expand(graph, small, {"flops": at(5) - 1}, min_width=6, fill=False)
+        wide = expand(graph, small, {"flops": at(5) - 1}, min_width=6, fill=False, round_to=1)
     assert wide.widths(graph)[free].min() == 4
 
 
@@ -284,7 +284,7 @@ def test_a_plan_above_the_budget_is_narrowed_by_the_largest_multiplier(
     graph: ChannelGraph,
 ) -> None:
     scores = np.random.default_rng(3).uniform(0.1, 1.0, len(graph.channel_group))
-    small = plan(graph, {"flops": "80%"}, score=scores)
+    small = plan(graph, {"flops": "80%"}, score=scores, round_to=1)
     resource = cost(graph, "flops")
     limit = 0.4 * resource.total
     start = small.widths(graph).tolist()
@@ -296,7 +296,7 @@ def test_a_plan_above_the_budget_is_narrowed_by_the_largest_multiplier(
         for omega in omegas
         if resource.at(np.array(staircase(start, floors, start, every, omega))) <= limit
     ]
-    narrow = expand(graph, small, {"flops": "40%"}, fill=False, score=scores)
+    narrow = expand(graph, small, {"flops": "40%"}, fill=False, score=scores, round_to=1)
     largest = staircase(start, floors, start, every, max(fitting))
     assert narrow.widths(graph).tolist() == largest
     for group in graph.groups:
@@ -307,7 +307,7 @@ def test_a_plan_above_the_budget_is_narrowed_by_the_largest_multiplier(
         if len(gone):
             own = scores[group.channels]
             assert own[gone].max() < own[after].min()
-    full = expand(graph, small, {"flops": "40%"}, score=scores)
+    full = expand(graph, small, {"flops": "40%"}, score=scores, round_to=1)
     assert (full.widths(graph) >= largest).all()
     assert cost(lift(apply(graph, full)), "flops").total == full.cost["flops"].after <= limit
 

@@ -70,7 +70,7 @@ def test_one_channel_more_of_any_group_would_not_have_been_needed(graph: Channel
     """The walk stops at once: giving back the last removed channel breaks the budget."""
     flops = cost(graph, "flops")
     for share in (0.8, 0.5, 0.3):
-        made = plan(graph, {"flops": f"{share:.0%}"})
+        made = plan(graph, {"flops": f"{share:.0%}"}, round_to=1)
         widths = made.widths(graph)
         back = [
             flops.at(widths + np.eye(len(widths), dtype=int)[group.index])
@@ -101,11 +101,11 @@ def test_a_budget_that_cannot_be_met_names_the_lowest(graph: ChannelGraph) -> No
     floor = np.array([1 if group.resizable else group.width for group in graph.groups])
     lowest = flops.at(floor)
     with pytest.raises(BudgetError) as caught:
-        plan(graph, {"flops": lowest - 1})
+        plan(graph, {"flops": lowest - 1}, round_to=1)
     assert f"the lowest that can is {lowest:.6g} FLOPs" in str(caught.value)
     assert "(graph input 'x')" in str(caught.value)
     assert caught.value.exit_code == 1
-    made = plan(graph, {"flops": lowest})
+    made = plan(graph, {"flops": lowest}, round_to=1)
     assert made.widths(graph).tolist() == floor.tolist()
 
 
@@ -150,16 +150,16 @@ def test_a_plan_that_changes_nothing_says_so_loudly(graph: ChannelGraph) -> None
 
 
 def test_uniform_multiplies_every_width(graph: ChannelGraph) -> None:
-    made = uniform(graph, 0.5)
+    made = uniform(graph, 0.5, round_to=1)
     for group, width in zip(graph.groups, made.widths(graph), strict=True):
         assert width == (group.width // 2 if group.resizable else group.width)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fitted = uniform(graph, budget={"flops": "50%"})
+        fitted = uniform(graph, budget={"flops": "50%"}, round_to=4)
     flops = cost(graph, "flops")
     assert flops.at(fitted.widths(graph)) <= 0.5 * flops.total
     for ratio in np.linspace(fitted.request["uniform"], 1, 50)[1:]:
-        allowed = WidthBounds().on(graph)
+        allowed = WidthBounds(4).on(graph)
         wider = np.array([allowed.nearest(g.index, ratio * g.width) for g in graph.groups])
         same = (wider == fitted.widths(graph)).all()
         assert same or flops.at(wider) > 0.5 * flops.total
@@ -184,7 +184,7 @@ def test_widths_by_hand(graph: ChannelGraph) -> None:
 
 def test_equal_scores_give_the_width_multiplier(graph: ChannelGraph) -> None:
     equal = np.ones(len(graph.channel_group))
-    made = plan(graph, {"flops": "36%"}, score=equal)
+    made = plan(graph, {"flops": "36%"}, score=equal, round_to=1)
     free = [group for group in graph.groups if group.resizable]
     ratios = [made.widths(graph)[group.index] / group.width for group in free]
     assert max(ratios) - min(ratios) < 0.1

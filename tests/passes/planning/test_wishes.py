@@ -105,8 +105,8 @@ def test_what_is_the_same_shrinks_by_the_sum_of_its_scores(graph: ChannelGraph) 
     # Half of block 0 is nearly unused, all of block 1 is used evenly.
     scores[graph.group("0.inner").channels[:12]] = 1e-6
     scores[graph.group("1.inner").channels] = 1.0
-    alone = plan(graph, {"flops": "70%"}, score=scores, include=[INNER])
-    tied = plan(graph, {"flops": "70%"}, score=scores, include=[INNER], same=[INNER])
+    alone = plan(graph, {"flops": "70%"}, score=scores, include=[INNER], round_to=1)
+    tied = plan(graph, {"flops": "70%"}, score=scores, include=[INNER], same=[INNER], round_to=1)
     assert width(graph, alone, "0.inner") < width(graph, tied, "0.inner")
     assert width(graph, tied, "1.inner") < width(graph, alone, "1.inner")
     kept = tied.keep_channels(graph)[graph.group("0.inner").index]
@@ -156,7 +156,7 @@ def test_the_best_rest_for_a_width_by_hand(graph: ChannelGraph, narrow: int) -> 
     """With one group left to choose, its width is the largest that fits."""
     flops = cost(graph, "flops")
     wishes = {"stem*": 16, "0.inner": narrow, "last": 20}
-    made = plan(graph, {"flops": "70%"}, widths=wishes)
+    made = plan(graph, {"flops": "70%"}, widths=wishes, round_to=1)
     widths = made.widths(graph)
     index = graph.group("1.inner").index
     assert widths[graph.group("0.inner").index] == narrow
@@ -172,7 +172,7 @@ def test_shares_are_rounded_to_the_grid_and_numbers_are_not(graph: ChannelGraph)
     assert width(graph, made, "0.inner") == 8  # of 9.6
     assert width(graph, made, "1.inner") == 9
     assert width(graph, made, "last") == 8
-    assert width(graph, uniform(graph, 0.5, widths={"*": "75%"}), "0.inner") == 18
+    assert width(graph, uniform(graph, 0.5, widths={"*": "75%"}, round_to=1), "0.inner") == 18
 
 
 def test_the_last_wish_counts_and_one_for_a_block_is_for_all_of_it(graph: ChannelGraph) -> None:
