@@ -1,18 +1,22 @@
 """``plan`` and ``apply`` as users call them: by the weights, or by calibration inputs."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import onnx_ir as ir
 
 from morphgraph.arrays import FloatArray
+from morphgraph.benchmark.meeting import meet
 from morphgraph.calibration import ImageOptions, Progress, no_progress
-from morphgraph.errors import ArgumentError
+from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.options import DATA_SCORES, Allocation, AnyScore, RoundTo, Score, Start
-from morphgraph.passes.analysis.cost import Convention
+from morphgraph.passes.analysis.cost import Convention, Device, measured_device, on_device
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning import removal_path
 from morphgraph.passes.planning.bounds import WidthBounds, Widths
@@ -22,7 +26,7 @@ from morphgraph.passes.planning.outputs import Classes
 from morphgraph.plans import Plan
 from morphgraph.shrinker import LIMIT, Shrinker
 from morphgraph.shrinking import finish
-from morphgraph.workflow import apply as apply_plan, with_weights
+from morphgraph.workflow import apply as apply_plan, resize_and_check, with_weights
 
 if TYPE_CHECKING:
     from morphgraph.workflow import Weights
@@ -47,6 +51,8 @@ def plan(
     allocation: Allocation | None = None,
     limit: int | None = LIMIT,
     images: ImageOptions | None = None,
+    device: Device | None = None,
+    measure: bool = False,
     progress: Progress = no_progress,
 ) -> Plan:
     """The plan that meets every budget and keeps what the network uses most.
@@ -84,10 +90,16 @@ def plan(
             default for ``score="data"``.
         limit: the most samples that are read of ``data``.
         images: how images in ``data`` become inputs.
-        progress: told how far the measurements on ``data`` are.
+        device: on which a latency counts that names none, as of :func:`morphgraph.cost`.
+        measure: whether the network of the plan is timed beside the original in the runtime of a
+            measured ``device``, and the plan made again, until it takes the time that was asked
+            for; what came out is in ``plan.request["measured"]``
+            (:mod:`morphgraph.benchmark.meeting`).
+        progress: told how far the measurements are.
 
     Raises:
-        ArgumentError: a score of data without ``data``, or ``data`` with another score.
+        ArgumentError: a score of data without ``data``, or ``data`` with another score;
+            ``measure`` without a latency on a measured device.
         BudgetError: no plan meets the budget; says the lowest that can be met.
         DataError: there are no or too few samples, or they hold NaN.
         ModelError: a weight is NaN, or ``data`` do not fit the model's inputs.
@@ -104,35 +116,87 @@ def plan(
     0.75
     """
     require_data(score, data is not None)
+    budget = on_device(budget, device)
     if isinstance(score, str) and score in DATA_SCORES:
         bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same)
         shrinker = Shrinker(
             graph, data, limit=limit, images=images, bounds=bounds, seed=seed, progress=progress
         )
-        return shrinker.plan(
-            budget,
-            score,
+        make = partial(
+            shrinker.plan,
+            score=score,
             keep_classes=keep_classes,
             keep_tokens=keep_tokens,
             convention=convention,
             allocation=allocation,
         )
-    return removal_path.plan(
+    else:
+        make = partial(
+            removal_path.plan,
+            graph,
+            score=cast("Score | FloatArray", score),
+            round_to=round_to,
+            min_width=min_width,
+            include=include,
+            exclude=exclude,
+            widths=widths,
+            same=same,
+            keep_classes=keep_classes,
+            keep_tokens=keep_tokens,
+            seed=seed,
+            convention=convention,
+            allocation=allocation or "shares",
+        )
+    return measured_plan(graph, make, budget, seed, progress) if measure else make(budget)
+
+
+def measured_plan(
+    graph: ChannelGraph,
+    make: Callable[[Budget], Plan],
+    budget: Budget,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Plan:
+    """The plan whose network takes the budget's latency, as measured beside the original.
+
+    Args:
+        graph: the lifted network.
+        make: makes a plan for a budget.
+        budget: with a latency on a measured device.
+        seed: of the inputs.
+        progress: told of every round.
+
+    Raises:
+        ArgumentError: the budget has no such latency.
+        BudgetError: no plan meets the budget.
+    """
+    devices = [kind.partition("@")[2] for kind in budget if kind.startswith("latency")]
+    profile = next(filter(None, map(measured_device, devices)), None)
+    if profile is None:
+        raise ArgumentError(
+            "a plan is measured for a latency on a measured device; write one with `morphgraph "
+            "calibrate -o device.json`, and give it as --device device.json (device=...)"
+        )
+    met = meet(
         graph,
+        make,
+        lambda plan: resize_and_check(graph, plan, verify=False).model,
         budget,
-        score=cast("Score | FloatArray", score),
-        round_to=round_to,
-        min_width=min_width,
-        include=include,
-        exclude=exclude,
-        widths=widths,
-        same=same,
-        keep_classes=keep_classes,
-        keep_tokens=keep_tokens,
+        profile,
         seed=seed,
-        convention=convention,
-        allocation=allocation or "shares",
+        progress=progress,
     )
+    if not met.is_met:
+        warnings.warn(met.sentence(), MorphWarning, stacklevel=3)
+    measured = {
+        "asked": round(met.asked, 4),
+        "share": round(met.measured, 4),
+        "milliseconds": round(met.measured * met.original_ms, 4),
+        "rounds": len(met.attempts),
+        "runtime": profile.runtime,
+        "threads": profile.threads,
+    }
+    return msgspec.structs.replace(met.plan, request={**met.plan.request, "measured": measured})
 
 
 def require_data(score: AnyScore | FloatArray, is_given: bool) -> None:

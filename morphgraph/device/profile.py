@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -84,10 +84,10 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
         times = np.array([each.microseconds for each in self.kernels])
         return Predictor([each.kernel for each in self.kernels], times, self.settings)
 
-    def grid(self, kinds: Iterable[str]) -> int:
-        """The step in which widths cost: the largest block of some kinds that were measured."""
-        found = [m.block for kind, m in self.predictor.kinds.items() if kind in set(kinds)]
-        return max(found, default=1)
+    @cached_property
+    def encoded(self) -> bytes:
+        """The profile as JSON."""
+        return msgspec.json.encode(self)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the profile as JSON.
@@ -95,7 +95,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
         Raises:
             FileError: it cannot be written.
         """
-        data = msgspec.json.format(msgspec.json.encode(self), indent=1)
+        data = msgspec.json.format(self.encoded, indent=1)
         target = Path(path)
         partial = target.with_name(f".{target.name}.partial")
         try:

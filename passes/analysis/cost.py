@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -73,7 +73,7 @@ def device_name(device: Device) -> str:
             f"device '{escape(str(device))}' is unknown; use one of {', '.join(DEVICES)}, or the "
             "file of a profile that `morphgraph calibrate` has written"
         )
-    profile = load_profile(device) if not isinstance(device, DeviceProfile) else device
+    profile = device if isinstance(device, DeviceProfile) else _read(Path(device))
     known = next((name for name, other in _MEASURED.items() if other is profile), None)
     if known is None:
         same = (f"{profile.name}-{k}" if k > 1 else profile.name for k in itertools.count(1))
@@ -119,6 +119,36 @@ def cost(
         ArgumentError: no such cost or device, or a weight that is not above 0.
     """
     return _cost(graph, tuple(parse_cost(kind, device_name(device))), convention)
+
+
+def _read(path: Path) -> DeviceProfile:
+    """The profile in a file, read anew where the file has changed."""
+    profile = load_profile(path)
+    same = (other for other in _MEASURED.values() if other.encoded == profile.encoded)
+    return next(same, profile)
+
+
+_Amount = TypeVar("_Amount")
+
+
+def on_device(budget: Mapping[str, _Amount], device: Device | None) -> dict[str, _Amount]:
+    """A budget whose latency, where it names no device, is on this one.
+
+    >>> on_device({"flops": "50%", "latency": "4ms"}, "P100")
+    {'flops': '50%', 'latency@P100': '4ms'}
+
+    Raises:
+        ArgumentError: there is no such device.
+    """
+    if device is None:
+        return dict(budget)
+    name = device_name(device)
+    return {f"latency@{name}" if k == "latency" else k: v for k, v in budget.items()}
+
+
+def measured_device(name: str) -> DeviceProfile | None:
+    """The profile that a cost names; ``None`` of a roofline."""
+    return _MEASURED.get(name)
 
 
 @analysis

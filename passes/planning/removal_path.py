@@ -17,6 +17,7 @@ up.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.options import Allocation, RoundTo
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.liveness import is_viable, with_orphans
+from morphgraph.passes.analysis.measured import MeasuredCost
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score
 from morphgraph.passes.planning.allocate import allocate
@@ -46,6 +48,7 @@ from morphgraph.passes.planning.outputs import (
     channels_by_index,
     request_by_index,
 )
+from morphgraph.passes.planning.steps import measured_steps
 from morphgraph.plans import Plan
 
 
@@ -70,6 +73,7 @@ def plan(
     channels = channels_by_index(graph, keep_classes, keep_tokens)
     bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
     constraints = resolve_budget(graph, budget, convention)
+    bounds = _as_measured(bounds, constraints)
     allowed = within_reach(graph, bounds, constraints)
     scores = scores_of(graph, score, seed)
     if allocation == "sum":
@@ -102,6 +106,14 @@ def plan(
     return build_plan(graph, keep, request, costs, computed, channels)
 
 
+def _as_measured(bounds: WidthBounds, constraints: Sequence[Constraint]) -> WidthBounds:
+    """The bounds, with the steps of the device where a latency on a measured one is budgeted."""
+    for constraint in constraints:
+        if isinstance(constraint.cost, MeasuredCost):
+            return replace(bounds, steps=measured_steps(constraint.cost))
+    return bounds
+
+
 def continue_plan(
     graph: ChannelGraph,
     keep: Mapping[int, IntArray],
@@ -124,6 +136,7 @@ def continue_plan(
         BudgetError: the budget cannot be met.
     """
     constraints = resolve_budget(graph, budget, "default")
+    bounds = _as_measured(bounds, constraints)
     scores = scores.copy()
     allowed = within_reach(graph, bounds, constraints)
     widths = graph.widths.copy()

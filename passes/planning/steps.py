@@ -21,6 +21,7 @@ from math import gcd
 
 from morphgraph.graph import ChannelGraph, analysis
 from morphgraph.passes.analysis.convolutions import ALIGNED, BLOCK, convolutions
+from morphgraph.passes.analysis.measured import MeasuredCost
 from morphgraph.passes.planning.grids import tensor_channels
 
 #: The steps of dense convolutions, and how many of them a group's width has at least.
@@ -85,6 +86,27 @@ def auto_steps(graph: ChannelGraph) -> tuple[Steps, ...]:
         else _product(group.width * units[group.index])
         for group in graph.groups
     )
+
+
+def measured_steps(cost: MeasuredCost) -> tuple[Steps, ...]:
+    """Per group the steps that a measured device shows, ``[groups]``.
+
+    A device's largest block counts where a group has two of them at least: in less, a coarse step
+    wins no time and costs channels. The finest above 1 is what a blocked layout asks for.
+    """
+    graph = cost.graph
+    units, blocks = tensor_channels(graph).tolist(), cost.step.tolist()
+    finest = max(cost.profile.blocked_multiple, 1)
+    found = []
+    for group in graph.groups:
+        block, channels = blocks[group.index], group.width * units[group.index]
+        sizes = []
+        while block > 1 and block >= finest:
+            if 2 * block <= channels:
+                sizes.append(block)
+            block //= 2
+        found.append(Steps((*sizes, 1), "measured") if sizes else FREE)
+    return tuple(found)
 
 
 def _grouped(unit: int) -> Steps:
