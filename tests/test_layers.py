@@ -17,6 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_moved", "arrays", "errors", "options", "tolerances", "version"}),
     frozenset({"notation"}),
     frozenset({"onnx_io"}),
+    frozenset({"device", "runtimes"}),
     frozenset({"calibration"}),
     frozenset({"edit", "graph"}),
     frozenset({"ops"}),
@@ -47,6 +48,7 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 FOR_TYPES = {("ops", "torch_io")}
 WITHOUT_TORCH = (
     "calibration",
+    "device",
     "edit",
     "graph",
     "options",
@@ -56,6 +58,7 @@ WITHOUT_TORCH = (
     "passes",
     "plans",
     "benchmark",
+    "runtimes",
 )
 
 

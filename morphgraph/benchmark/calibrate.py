@@ -19,11 +19,11 @@ import onnx
 
 from morphgraph.arrays import Arrays
 from morphgraph.benchmark.probes import FAMILIES, probe_network
-from morphgraph.benchmark.runtimes import Executed, Runtime, Session, find_runtime
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile, Kernel, Predictor
 from morphgraph.device.profile import measurements
 from morphgraph.errors import UnsupportedError
+from morphgraph.runtimes import Executed, Runtime, Session, find_runtime
 from morphgraph.version import __version__
 
 MINUTES = 5.0

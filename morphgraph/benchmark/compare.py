@@ -7,11 +7,11 @@ from itertools import product
 
 import numpy as np
 
-from morphgraph.benchmark.runtimes import Clock, Runtime, find_runtime
 from morphgraph.benchmark.sessions import Durations, Entry, Feeding, model_name, time_rounds
 from morphgraph.benchmark.statistics import Judgement, PairedRatio, judge, paired_ratio, summarize
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import ModelLike
+from morphgraph.runtimes import Clock, Runtime, find_runtime
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 2
@@ -102,7 +102,7 @@ def bench(
     Args:
         models: paths or models; all are compared with the first.
         runtimes: where each of them runs, by names that
-            :func:`morphgraph.benchmark.runtimes.find_runtime` knows, or built.
+            :func:`morphgraph.runtimes.find_runtime` knows, or built.
         threads: within an operator. CPU time is the measure at one thread on this machine's CPU,
             wall time at more, and elsewhere.
         seconds: how long to run each model in each runtime, building sessions apart; at least 10

@@ -7,6 +7,7 @@ networks are built.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -55,7 +56,7 @@ class _Probe:
     def numbers(self, *values: int) -> str:
         return self.weight(values=np.array(values, dtype=np.int64))
 
-    def node(self, op_type: str, inputs: Sequence[str], shape: Shape, **attributes: object) -> str:
+    def node(self, op_type: str, inputs: Sequence[str], shape: Shape, **attributes: Any) -> str:
         name = f"v{len(self.nodes)}"
         self.nodes.append(
             helper.make_node(
@@ -85,7 +86,7 @@ class _Probe:
         if kind == "SiLU":
             return self.node("Mul", [x, self.node("Sigmoid", [x], shape)], shape)
         if kind == "Relu6":
-            low, high = (self.weight(values=np.float32(v)) for v in (0.0, 6.0))
+            low, high = (self.weight(values=np.array(v, np.float32)) for v in (0.0, 6.0))
             return self.node("Clip", [x, low, high], shape)
         return self.node(kind, [x], shape)
 
@@ -284,7 +285,7 @@ def _attention(probe: _Probe) -> str:
             for place, part in enumerate(parts)
         )
         logits = probe.node("MatMul", [q, k], (1, heads, tokens, tokens))
-        scale = probe.weight(values=np.float32(head**-0.5))
+        scale = probe.weight(values=np.array(head**-0.5, np.float32))
         logits = probe.node("Mul", [logits, scale], (1, heads, tokens, tokens))
         shares = probe.node("Softmax", [logits], (1, heads, tokens, tokens), axis=-1)
         y = probe.node("MatMul", [shares, v], (1, heads, tokens, head))
@@ -346,7 +347,7 @@ def _elementwise(probe: _Probe) -> str:
     x = probe.input(shape)
     other = probe.input(shape)
     column = probe.weight(1, channels, 1, 1)
-    scalar = probe.weight(values=np.float32(0.7))
+    scalar = probe.weight(values=np.array(0.7, np.float32))
     for kind in probe.random.permutation(_UNARY)[:5]:
         x = probe.act(x, str(kind))
         x = probe.node(probe.pick("Add", "Mul", "Sub"), [x, other], shape)

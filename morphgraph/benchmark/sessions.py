@@ -16,10 +16,10 @@ from time import perf_counter
 import numpy as np
 
 from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
-from morphgraph.benchmark.runtimes import Clock, Runtime, Session, Spent
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import ModelLike, escape
 from morphgraph.onnx_io.runtime import random_array
+from morphgraph.runtimes import Clock, Runtime, Session, Spent
 
 WARM_UP_RUNS = 2
 MIN_EPOCHS = 6  # below that no interval can be told from the spread between sessions

@@ -48,7 +48,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
     """What kernels cost on one machine in one runtime.
 
     Attributes:
-        runtime: its name, as :func:`morphgraph.benchmark.runtimes.find_runtime` takes it.
+        runtime: its name, as :func:`morphgraph.runtimes.find_runtime` takes it.
         threads: within an operator.
         kernels: what was measured.
         per_kernel: microseconds of a run for each of its kernels that no kernel accounts for.

@@ -67,12 +67,6 @@ def device_name(device: Device) -> str:
     """
     if isinstance(device, str) and (device in DEVICES or device in _MEASURED):
         return device
-    is_file = not isinstance(device, DeviceProfile)
-    if is_file and not Path(device).suffix:
-        raise ArgumentError(
-            f"device '{escape(str(device))}' is unknown; use one of {', '.join(DEVICES)}, or the "
-            "file of a profile that `morphgraph calibrate` has written"
-        )
     profile = device if isinstance(device, DeviceProfile) else _read(Path(device))
     known = next((name for name, other in _MEASURED.items() if other is profile), None)
     if known is None:
@@ -122,7 +116,12 @@ def cost(
 
 
 def _read(path: Path) -> DeviceProfile:
-    """The profile in a file, read anew where the file has changed."""
+    """The profile in a file; the same as before where the file has not changed."""
+    if not path.suffix:
+        raise ArgumentError(
+            f"device '{escape(str(path))}' is unknown; use one of {', '.join(DEVICES)}, or the "
+            "file of a profile that `morphgraph calibrate` has written"
+        )
     profile = load_profile(path)
     same = (other for other in _MEASURED.values() if other.encoded == profile.encoded)
     return next(same, profile)

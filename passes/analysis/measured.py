@@ -12,7 +12,6 @@ from functools import cached_property
 import numpy as np
 
 from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
-from morphgraph.benchmark.runtimes import Executed, find_runtime
 from morphgraph.device import DeviceProfile, Kernel
 from morphgraph.device.profile import TABLE
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
@@ -20,6 +19,7 @@ from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.runtime import random_inputs
 from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.passes.analysis.polynomial import Cost
+from morphgraph.runtimes import Executed, find_runtime
 
 MILLISECONDS = 1e-3
 
@@ -178,7 +178,8 @@ class MeasuredCost(Cost):
         if placed.op < 0 or not vertices:
             return placed.kernel
         op = self.graph.ops[placed.op]
-        values = [value for value in (*op.ir.inputs, *op.ir.outputs) if value is not None]
+        made = list(op.ir.outputs)
+        values = [*(value for value in op.ir.inputs if value is not None), *made]
         shapes = [
             tuple(
                 max(round(sizes[self.graph.vertex_class[v]]), 1) if v >= 0 else size
@@ -186,8 +187,7 @@ class MeasuredCost(Cost):
             )
             for row, value in zip(vertices, values, strict=True)
         ]
-        made = len([value for value in op.ir.outputs if value is not None])
-        inputs, outputs = shapes[: len(shapes) - made], shapes[len(shapes) - made :]
+        inputs, outputs = shapes[: -len(made)], shapes[-len(made) :]
         # What the kernel gets beside the operator's own operands: a sum that was fused into it.
         more = placed.kernel.inputs[len(inputs) :]
         kernel = Kernel(placed.kernel.op_type, placed.kernel.layout, (*inputs, *more), (*outputs,))

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 import morphgraph as mg
-from morphgraph.benchmark.runtimes import find_runtime
 from morphgraph.benchmark.sessions import random_feeds
+from morphgraph.runtimes import find_runtime
 
 
 def _chain(

@@ -5,19 +5,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from morphgraph.benchmark.runtimes.base import Runtime
 from morphgraph.errors import ArgumentError
 from morphgraph.onnx_io import escape
+from morphgraph.runtimes.base import Runtime
 
 
 def _ort(provider: str) -> Runtime:
-    from morphgraph.benchmark.runtimes.ort import OnnxRuntime
+    from morphgraph.runtimes.ort import OnnxRuntime
 
     return OnnxRuntime(provider or "cpu")
 
 
 def _openvino(device: str) -> Runtime:
-    from morphgraph.benchmark.runtimes.openvino import OpenVino
+    from morphgraph.runtimes.openvino import OpenVino
 
     return OpenVino(device or "CPU")
 
@@ -62,7 +62,6 @@ def find_runtime(name: str) -> Runtime:
         sys.path.remove(folder)
     if not isinstance(found, Runtime):
         raise ArgumentError(
-            f"{where} makes a {type(found).__name__}; derive it from "
-            "morphgraph.benchmark.runtimes.Runtime"
+            f"{where} makes a {type(found).__name__}; derive it from morphgraph.runtimes.Runtime"
         )
     return found

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from morphgraph.arrays import Arrays, Shape
-from morphgraph.benchmark.runtimes.base import (
+from morphgraph.errors import UnsupportedError
+from morphgraph.runtimes.base import (
     Clock,
     Executed,
     Input,
@@ -18,9 +19,8 @@ from morphgraph.benchmark.runtimes.base import (
     Session,
     Source,
 )
-from morphgraph.benchmark.runtimes.origins import layer_of
-from morphgraph.benchmark.runtimes.sources import Held
-from morphgraph.errors import UnsupportedError
+from morphgraph.runtimes.origins import layer_of
+from morphgraph.runtimes.sources import Held
 
 _RUNTIME = "OpenVINO"
 _ORIGINS = "originalLayersNames"

@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 import onnx
 import onnx_ir as ir
 
-from morphgraph.benchmark.runtimes.base import Source
-from morphgraph.benchmark.runtimes.origins import Nodes, node_name
 from morphgraph.errors import ModelError, MorphError, UnsupportedError
 from morphgraph.onnx_io import as_model, escape, save
+from morphgraph.runtimes.base import Source
+from morphgraph.runtimes.origins import Nodes, node_name
 
 
 class Held:

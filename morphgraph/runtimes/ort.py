@@ -20,7 +20,8 @@ import onnx
 import onnxruntime
 
 from morphgraph.arrays import Arrays, Shape
-from morphgraph.benchmark.runtimes.base import (
+from morphgraph.errors import UnsupportedError
+from morphgraph.runtimes.base import (
     Clock,
     Executed,
     Input,
@@ -30,9 +31,8 @@ from morphgraph.benchmark.runtimes.base import (
     Session,
     Source,
 )
-from morphgraph.benchmark.runtimes.origins import Node, Nodes, layer_of
-from morphgraph.benchmark.runtimes.sources import Held
-from morphgraph.errors import UnsupportedError
+from morphgraph.runtimes.origins import Node, Nodes, layer_of
+from morphgraph.runtimes.sources import Held
 
 _RUNTIME = "ONNX Runtime"
 _OPTIMIZED = "optimized.onnx"

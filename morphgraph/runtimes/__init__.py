@@ -3,7 +3,7 @@
 ONNX Runtime is built in (``ort``), OpenVINO an extra (``openvino``); others are a user's own class.
 """
 
-from morphgraph.benchmark.runtimes.base import (
+from morphgraph.runtimes.base import (
     Clock,
     Executed,
     Input,
@@ -13,7 +13,7 @@ from morphgraph.benchmark.runtimes.base import (
     Source,
     Spent,
 )
-from morphgraph.benchmark.runtimes.find import find_runtime
+from morphgraph.runtimes.find import find_runtime
 
 __all__ = [
     "Clock",
