@@ -21,7 +21,6 @@ import onnxruntime
 
 from morphgraph.arrays import Arrays, Shape
 from morphgraph.benchmark.runtimes.base import (
-    Clock,
     Executed,
     Input,
     Layout,
@@ -77,7 +76,7 @@ class OnnxRuntime(Runtime):
                 f"{', '.join(available)}"
             )
         self.name = "ort" if key == "cpu" else f"ort:{key}"
-        self.clock: Clock = "cpu" if key == "cpu" else "wall"
+        self.clock = "cpu" if key == "cpu" else "wall"
         # What the provider does not take runs on the CPU.
         self.providers = list(dict.fromkeys([available[key], "CPUExecutionProvider"]))
 
