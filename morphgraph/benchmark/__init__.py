@@ -4,16 +4,28 @@
 ``compare`` puts them together.
 """
 
-from morphgraph.benchmark.compare import BenchResult, Convolutions, ModelTiming, bench
+from morphgraph.benchmark.compare import (
+    BenchResult,
+    BenchSweep,
+    Convolutions,
+    ModelTiming,
+    bench,
+)
+from morphgraph.benchmark.profile import Profile, Structure, TimeRow, structure_of
 from morphgraph.benchmark.statistics import PairedRatio, Summary, paired_ratio, summarize
 
 __all__ = [
     "BenchResult",
+    "BenchSweep",
     "Convolutions",
     "ModelTiming",
     "PairedRatio",
+    "Profile",
+    "Structure",
     "Summary",
+    "TimeRow",
     "bench",
     "paired_ratio",
+    "structure_of",
     "summarize",
 ]

@@ -1,17 +1,18 @@
 """``bench``: time models side by side, and say which is faster and how sure that is."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import numpy as np
 
+from morphgraph.benchmark.profile import Profile, Structure, compare_profiles
 from morphgraph.benchmark.sessions import Durations, Entry, Feeding, model_name, time_rounds
 from morphgraph.benchmark.statistics import Judgement, PairedRatio, judge, paired_ratio, summarize
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import ModelLike
-from morphgraph.runtimes import Clock, Runtime, find_runtime
+from morphgraph.runtimes import Clock, Executed, Runtime, find_runtime
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 2
@@ -20,6 +21,8 @@ MIN_ROUNDS = 10
 MAX_SECONDS = 86_400.0
 
 _NAMED = 3
+_PROFILED_SECONDS = 1.0
+_MIN_PROFILED, _MAX_PROFILED = 3, 50  # runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ class BenchResult:
     """What was measured, and how.
 
     ``models`` has a timing per runtime and model. ``clock`` is ``"cpu"`` (process CPU time, at one
-    thread) or ``"wall"``. ``epochs`` is how often all sessions were built anew.
+    thread) or ``"wall"``. ``epochs`` is how often all sessions were built anew. ``profiles`` are of
+    every model after the first in each runtime, or of the only one, where they were asked for.
     """
 
     models: tuple[ModelTiming, ...]
@@ -77,6 +81,7 @@ class BenchResult:
     batch: int | None
     seed: int
     epochs: int
+    profiles: tuple[Profile, ...] = ()
     schema_version: int = SCHEMA_VERSION
     tool_version: str = __version__
 
@@ -84,6 +89,15 @@ class BenchResult:
     def self_ratio(self) -> PairedRatio | None:
         """The speed-up of the first model over itself; None where there is but one model."""
         return self.models[0].self_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSweep:
+    """Results at several numbers of threads and sizes of the batch."""
+
+    points: tuple[BenchResult, ...]
+    schema_version: int = SCHEMA_VERSION
+    tool_version: str = __version__
 
 
 def bench(
@@ -96,6 +110,8 @@ def bench(
     seed: int = 0,
     flops: Sequence[float] | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    profile: bool = False,
+    structures: Sequence[Structure] | None = None,
 ) -> BenchResult:
     """Time models in turn, on the same random inputs.
 
@@ -111,6 +127,9 @@ def bench(
         seed: of the inputs and of the order in which the models take turns.
         flops: FLOPs per model, to be set beside the speed-ups.
         input_shapes: shapes of inputs that the models leave open, by name.
+        profile: whether to look where the time goes, kernel by kernel.
+        structures: per model what its channel graph says of its nodes
+            (:func:`morphgraph.benchmark.profile.structure_of`): layers and FLOPs of the profile.
 
     Raises:
         FileError: there is no such file.
@@ -127,6 +146,10 @@ def bench(
     """
     _check_arguments(models, runtimes, threads, seconds, batch, flops)
     names = _unique([model_name(model, position) for position, model in enumerate(models)])
+    if structures is not None and len(structures) != len(models):
+        raise UnsupportedError(
+            f"bench: structures: {len(structures)} for {len(models)} models; give one each"
+        )
     places = [find_runtime(one) if isinstance(one, str) else one for one in runtimes]
     on_cpu = threads == 1 and all(place.clock == "cpu" for place in places)
     clock: Clock = "cpu" if on_cpu else "wall"
@@ -136,12 +159,20 @@ def bench(
     ]
     # The first model of a runtime takes two turns a round, in a session of its own each time.
     again = entries[:: len(models)] if len(models) > 1 else []
-    durations = time_rounds(
-        [*entries, *again], threads, seconds, Feeding(batch, seed, input_shapes or {}), MIN_ROUNDS
+    feeding = Feeding(batch, seed, input_shapes or {})
+    # First, as it may turn out that a runtime has none.
+    profiles = (
+        tuple(_profiles(entries, len(models), threads, feeding, structures)) if profile else ()
     )
+    durations = time_rounds([*entries, *again], threads, seconds, feeding, MIN_ROUNDS)
     race = _Race(entries, len(models), durations, clock, flops)
     timings = [
-        replace(race.timing(index), convolutions=_convolutions(entry, threads))
+        replace(
+            race.timing(index),
+            convolutions=_convolutions(
+                entry, threads, structures[index % len(models)].layers if structures else {}
+            ),
+        )
         for index, entry in enumerate(entries)
     ]
     spent = "CPU time" if clock == "cpu" else "wall time"
@@ -157,7 +188,39 @@ def bench(
         batch=batch,
         seed=seed,
         epochs=int(durations.epochs[-1]) + 1,
+        profiles=profiles,
     )
+
+
+def _profiles(
+    entries: Sequence[Entry],
+    models: int,
+    threads: int,
+    feeding: Feeding,
+    structures: Sequence[Structure] | None,
+) -> Iterator[Profile]:
+    """Where the time of every model goes, or of the only one."""
+    kernels = [_kernels(entry, threads, feeding) for entry in entries]
+    for index, entry in enumerate(entries):
+        first = index - index % models
+        if models > 1 and index == first:
+            continue
+        known = None if structures is None else (structures[0], structures[index % models])
+        yield compare_profiles(
+            (entries[first].name if models > 1 else None, entry.name),
+            entry.runtime.name,
+            kernels[first] if models > 1 else [],
+            kernels[index],
+            known,
+        )
+
+
+def _kernels(entry: Entry, threads: int, feeding: Feeding) -> Sequence[Executed]:
+    session = entry.runtime.session(entry.model, threads, name=entry.name)
+    feeds = feeding.feeds(session, entry.name)
+    session.run(feeds)
+    runs = _PROFILED_SECONDS / max(session.timed_run(feeds).wall, 1e-6)
+    return session.executed(feeds, int(min(max(runs, _MIN_PROFILED), _MAX_PROFILED)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +317,7 @@ def _across(timing: ModelTiming) -> str:
     return f", {_times(ratio)} as fast as in the first runtime"
 
 
-def _convolutions(entry: Entry, threads: int) -> Convolutions | None:
+def _convolutions(entry: Entry, threads: int, layers: Mapping[str, str]) -> Convolutions | None:
     """The convolutions of a model in a runtime that has a blocked layout and tells of it."""
     session = entry.runtime.session(entry.model, threads, name=entry.name)
     try:
@@ -265,7 +328,8 @@ def _convolutions(entry: Entry, threads: int) -> Convolutions | None:
     outside = [operator for operator in laid_out if operator.layout == "plain"]
     if not laid_out:
         return None
-    return Convolutions(len(laid_out), tuple(one.layer or one.name for one in outside))
+    names = [one.layer or one.name for one in outside]
+    return Convolutions(len(laid_out), tuple(layers.get(name, name) for name in names))
 
 
 def _outside(timing: ModelTiming) -> list[str]:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from morphgraph.benchmark import BenchResult, BenchSweep
 from morphgraph.plans import Plan, readable_json
 from morphgraph.report.analysis import Analysis
 from morphgraph.report.differences import Diff
@@ -16,6 +17,8 @@ SCHEMAS: dict[str, type] = {
     "explanation": Explanation,
     "sensitivity": SensitivityReport,
     "shrink": ShrinkReport,
+    "bench": BenchResult,
+    "bench-sweep": BenchSweep,
 }
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter, process_time
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -129,7 +129,7 @@ class Runtime(ABC):
     """
 
     name: str
-    clock: ClassVar[Clock] = "cpu"
+    clock: Clock = "cpu"
 
     @abstractmethod
     def session(self, model: Source, threads: int = 1, *, name: str = "model") -> Session:

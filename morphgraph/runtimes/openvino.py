@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 
 from morphgraph.arrays import Arrays, Shape
-from morphgraph.errors import UnsupportedError
 from morphgraph.runtimes.base import (
-    Clock,
     Executed,
     Input,
     Operator,
@@ -50,7 +48,7 @@ class OpenVino(Runtime):
                 f"{', '.join(self._core.available_devices)}"
             )
         self.name = "openvino" if self._device == "CPU" else f"openvino:{device.lower()}"
-        self.clock: Clock = "cpu" if self._device == "CPU" else "wall"
+        self.clock = "cpu" if self._device == "CPU" else "wall"
 
     def session(self, model: Source, threads: int = 1, *, name: str = "model") -> "OpenVinoSession":
         """A session for one request at a time; ``threads`` are those that it may use."""

@@ -20,9 +20,7 @@ import onnx
 import onnxruntime
 
 from morphgraph.arrays import Arrays, Shape
-from morphgraph.errors import UnsupportedError
 from morphgraph.runtimes.base import (
-    Clock,
     Executed,
     Input,
     Layout,
@@ -77,7 +75,7 @@ class OnnxRuntime(Runtime):
                 f"{', '.join(available)}"
             )
         self.name = "ort" if key == "cpu" else f"ort:{key}"
-        self.clock: Clock = "cpu" if key == "cpu" else "wall"
+        self.clock = "cpu" if key == "cpu" else "wall"
         # What the provider does not take runs on the CPU.
         self.providers = list(dict.fromkeys([available[key], "CPUExecutionProvider"]))
 
