@@ -20,6 +20,7 @@ from morphgraph.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from morphgraph.benchmark import bench as bench
+    from morphgraph.benchmark.calibrate import calibrate as calibrate
     from morphgraph.errors import (
         ArgumentError as ArgumentError,
         BudgetError as BudgetError,
@@ -75,6 +76,7 @@ _HOMES = {
     "VerificationError": "morphgraph.errors",
     "apply": "morphgraph.steps",
     "bench": "morphgraph.benchmark",
+    "calibrate": "morphgraph.benchmark.calibrate",
     "cost": "morphgraph.passes.analysis.cost",
     "export": "morphgraph.torch_io.export",
     "explain": "morphgraph.report.explain",

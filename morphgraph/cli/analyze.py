@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show
 from morphgraph.cli.models import Lifting, open_graph, some, warn_of_weights
-from morphgraph.cli.shared_options import OutputFormat
+from morphgraph.cli.shared_options import DeviceFile, OutputFormat
 from morphgraph.cli.width_options import Counting
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.options import option
+from morphgraph.passes.analysis.cost import on_device
 from morphgraph.report.analysis import (
     Analysis,
     analyze as analyze_graph,
@@ -48,6 +49,7 @@ def analyze(
             metavar="COST",
         ),
     ] = "flops",
+    device: DeviceFile = None,
     name: Annotated[
         str | None,
         option(
@@ -75,7 +77,11 @@ def analyze(
         return
     broken = warn_of_weights(model, graph)
     analysis = analyze_graph(
-        graph, model, cost_kind=cost_kind, convention=convention, not_finite=broken
+        graph,
+        model,
+        cost_kind=next(iter(on_device({cost_kind: None}, device))),
+        convention=convention,
+        not_finite=broken,
     )
     _warn_of_opaque(model, analysis)
     tables = {"group": _group_table, "layer": _layer_table, "op": _op_table}

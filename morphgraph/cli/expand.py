@@ -7,6 +7,7 @@ from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
 from morphgraph.cli.models import Lifting, open_planned
 from morphgraph.cli.shared_options import (
+    DeviceFile,
     OutputFormat,
     Overwrite,
     budget_option,
@@ -16,6 +17,7 @@ from morphgraph.cli.shared_options import (
 )
 from morphgraph.cli.width_options import ExpandOptions
 from morphgraph.onnx_io import escape
+from morphgraph.passes.analysis.cost import on_device
 from morphgraph.passes.planning.expand import expand as expand_plan
 from morphgraph.report.planning import plan_report
 
@@ -32,6 +34,7 @@ def expand(
             "The most that the result may cost; shares are of the model's. May be repeated.",
         ),
     ],
+    device: DeviceFile = None,
     options: ExpandOptions,
     output: Annotated[Path, output_file("wide.json")],
     overwrite: Overwrite = False,
@@ -49,7 +52,7 @@ def expand(
     check_output(output, overwrite, model, plan)
     graph, small = open_planned(model, plan, lifting)
     with step("expanding"):
-        wide = expand_plan(graph, small, dict(budgets), **options.arguments())
+        wide = expand_plan(graph, small, on_device(dict(budgets), device), **options.arguments())
     wide.save(output, overwrite)
     show(plan_report(graph, wide, options.convention), output_format)
     note(f"wrote {escape(str(output))}")

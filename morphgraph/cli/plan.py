@@ -1,5 +1,7 @@
 """``morphgraph plan``: which channels stay."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -12,6 +14,8 @@ from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
 from morphgraph.cli.models import Lifting, naming, open_graph, open_inputs, warn_of_weights
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
+    DeviceFile,
+    Measure,
     OutputFormat,
     Overwrite,
     budget_option,
@@ -26,12 +30,15 @@ from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.inputs import load_indices
 from morphgraph.options import DATA_SCORES, Score, option
+from morphgraph.passes.analysis.cost import on_device
 from morphgraph.passes.planning import removal_path, uniform as by_width
 from morphgraph.report.planning import plan_report
+from morphgraph.steps import measured_plan
 
 if TYPE_CHECKING:
     from morphgraph.calibration import Samples
     from morphgraph.graph import ChannelGraph
+    from morphgraph.passes.planning.constraints import Budget
     from morphgraph.plans import Plan
     from morphgraph.report.tables import Report
 
@@ -113,6 +120,8 @@ def plan(
             metavar="FILE.npz|FOLDER",
         ),
     ] = None,
+    device: DeviceFile = None,
+    measure: Measure = False,
     options: PlanOptions,
     data: Annotated[
         Path | None,
@@ -155,6 +164,8 @@ def plan(
         return
     if inputs is not None:
         raise click.UsageError("--inputs goes with --sensitivity")
+    if (device or measure) and not any(kind.startswith("latency") for kind, _ in budgets):
+        raise click.UsageError("--device and --measure go with --budget latency=...")
     _check_request(budgets, ratio, by_index or bool(options.widths))
     _check_names("--keep-classes", [name for name, _ in classes])
     _check_names("--keep-tokens", [name for name, _ in tokens])
@@ -167,19 +178,21 @@ def plan(
     if options.score != "random":
         warn_of_weights(model, graph)
     samples = reading.read(data, graph.model, options.seed) if data else None
+    budget = on_device(dict(budgets), device)
     with step("planning"), naming(model, ModelError):
+        make: Callable[[Budget], Plan]
         if samples is not None:
-            result = _by_data(graph, samples, ratio, dict(budgets), kept, options)
+            make = _by_data(graph, samples, ratio, kept, options)
         elif ratio is not None:
-            result = by_width.uniform(
-                graph,
-                ratio if isinstance(ratio, float) else None,
-                budget=dict(budgets),
-                **kept,
-                **options.arguments(),
-            )
+            share = ratio if isinstance(ratio, float) else None
+            given = kept | options.arguments()
+            make = partial(_uniform, graph, share, given)
         else:
-            result = removal_path.plan(graph, dict(budgets), **kept, **options.arguments())
+            make = partial(removal_path.plan, graph, **kept, **options.arguments())
+        if measure:
+            result = measured_plan(graph, make, budget, options.seed, ProgressLines())
+        else:
+            result = make(budget)
     if output is not None:
         result.save(output, overwrite)
     show(plan_report(graph, result, options.convention), output_format)
@@ -190,11 +203,10 @@ def _by_data(
     graph: "ChannelGraph",
     samples: "Samples",
     ratio: float | str | None,
-    budget: dict[str, str],
     kept: dict[str, Any],
     options: PlanOptions,
-) -> "Plan":
-    """The plan by a score of calibration inputs."""
+) -> "Callable[[Budget], Plan]":
+    """Makes plans by a score of calibration inputs."""
     from morphgraph.passes.planning.bounds import WidthBounds
     from morphgraph.shrinker import Shrinker
 
@@ -204,10 +216,16 @@ def _by_data(
         graph, samples, bounds=WidthBounds(**arguments), seed=seed, progress=ProgressLines()
     )
     if ratio is None:
-        return shrinker.plan(budget, score, convention=convention, **kept)
+        return partial(shrinker.plan, score=score, convention=convention, **kept)
     share = ratio if isinstance(ratio, float) else None
-    given = arguments | {"score": shrinker.scores(score), "convention": convention}
-    return by_width.uniform(graph, share, budget=budget, **kept, **given)
+    given = arguments | {"score": shrinker.scores(score), "convention": convention} | kept
+    return partial(_uniform, graph, share, given)
+
+
+def _uniform(
+    graph: "ChannelGraph", share: float | None, given: dict[str, Any], budget: "Budget"
+) -> "Plan":
+    return by_width.uniform(graph, share, budget=budget, **given)
 
 
 def _sensitivity(graph: "ChannelGraph", inputs: Path | None, options: PlanOptions) -> "Report":

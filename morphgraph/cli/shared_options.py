@@ -199,3 +199,22 @@ def check_output(output: Path | None, overwrite: bool, *inputs: Path) -> None:
         raise FileError(f"{where}: exists already; choose another name or pass --overwrite")
     if not output.absolute().parent.is_dir():
         raise FileError(f"{where}: there is no such folder; make it first")
+
+
+DeviceFile = Annotated[
+    Path | None,
+    option(
+        "The device that latency is of: a file that `calibrate` has written, or a table of "
+        "measurements.",
+        "--device",
+        metavar="device.json|.csv",
+    ),
+]
+
+Measure = Annotated[
+    bool,
+    option(
+        "Time the result beside the model in the device's runtime, and plan again until it takes "
+        "the time that was asked for."
+    ),
+]

@@ -1,5 +1,6 @@
 """``morphgraph shrink``: a smaller network by calibration inputs, without training."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
 from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
+    DeviceFile,
+    Measure,
     OutputFormat,
     Overwrite,
     budget_option,
@@ -22,6 +25,7 @@ from morphgraph.cli.width_options import ShrinkOptions
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape, write_atomically
 from morphgraph.options import option
+from morphgraph.passes.analysis.cost import on_device
 from morphgraph.workflow import save
 
 if TYPE_CHECKING:
@@ -49,6 +53,8 @@ def shrink(
             "repeated.",
         ),
     ] = (),
+    device: DeviceFile = None,
+    measure: Measure = False,
     output: Annotated[Path | None, output_file("slim.onnx")] = None,
     curve: Annotated[
         bool,
@@ -110,19 +116,25 @@ def shrink(
     from morphgraph.report.shrinking import Calibrated, curve_svg, shrink_report
     from morphgraph.shrinker import Shrinker
     from morphgraph.shrinking import finish
+    from morphgraph.steps import measured_plan
 
     arguments = options.arguments()
     score, convention, seed = (arguments.pop(name) for name in ("score", "convention", "seed"))
     result: ShrinkResult | None = None
     points: tuple[CurvePoint, ...] = ()
-    kind = next((name for name, _ in budgets), "flops")
+    budget = on_device(dict(budgets), device)
+    kind = next(iter(budget), "flops")
     with naming(model, ModelError):
         shrinker = Shrinker(
             graph, samples, bounds=WidthBounds(**arguments), seed=seed, progress=ProgressLines()
         )
         if output is not None:
             with step("planning"):
-                chosen = shrinker.plan(dict(budgets), score, convention=convention)
+                make = partial(shrinker.plan, score=score, convention=convention)
+                if measure:
+                    chosen = measured_plan(graph, make, budget, seed, ProgressLines())
+                else:
+                    chosen = make(budget)
             with step("resizing and fitting"):
                 result = finish(
                     shrinker, chosen, refit=not no_refit, tune=tune, verify=not no_verify

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from scipy import linalg, optimize
+from scipy import linalg
 
 from morphgraph.arrays import FloatArray
 from morphgraph.device.kernels import Kernel
@@ -121,6 +121,8 @@ def fit_process(
 
     theta = known
     if theta is None:
+        from scipy import optimize
+
         options = {"maxiter": rounds}
         found = optimize.minimize(unlikely, start, jac=True, method="L-BFGS-B", options=options)
         theta = found.x
@@ -172,6 +174,8 @@ class KindModel:
 
 def _prices(work: FloatArray, times: FloatArray) -> FloatArray:
     """Prices that are not negative, with the least relative errors."""
+    from scipy import optimize  # slow to import, and of use for new measurements alone
+
     scale = np.maximum(work.max(axis=0), 1e-30)
     found, _ = optimize.nnls(work / scale / times[:, None], np.ones(len(times)))
     prices: FloatArray = found / scale

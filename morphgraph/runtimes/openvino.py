@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from morphgraph.arrays import Arrays, Shape
+from morphgraph.errors import UnsupportedError
 from morphgraph.runtimes.base import (
     Executed,
     Input,

@@ -20,6 +20,7 @@ import onnx
 import onnxruntime
 
 from morphgraph.arrays import Arrays, Shape
+from morphgraph.errors import UnsupportedError
 from morphgraph.runtimes.base import (
     Executed,
     Input,
