@@ -206,25 +206,25 @@ def kernel_of(executed: Executed) -> Kernel:
 
 
 def _common_widths(model: onnx.ModelProto) -> dict[str, int]:
-    """By dense convolution the largest power of two that divides its channels; images apart."""
+    """By dense convolution the largest power of two that divides what it reads; images apart."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     widths = {}
     for node in model.graph.node:
         if node.op_type == "Conv":
-            filters, channels = shapes[node.input[1]][:2]
+            channels = shapes[node.input[1]][1]
             groups = next((a.i for a in node.attribute if a.name == "group"), 1)
             if groups == 1 and channels > FEW_CHANNELS:
-                widths[node.name] = math.gcd(filters, channels, LARGEST_MULTIPLE)
+                widths[node.name] = math.gcd(channels, LARGEST_MULTIPLE)
     return widths
 
 
 FEW_CHANNELS = 16
-"""Channels up to which a convolution may read another layout than it writes."""
+"""Channels up to which a convolution reads them as an image."""
 LARGEST_MULTIPLE = 64
 
 
 def _multiple(layouts: Sequence[tuple[str, int]]) -> int:
-    """What divides the channels of all convolutions in blocks, and not of those that are not.
+    """What divides the channels that all convolutions in blocks read, and no others.
 
     >>> _multiple([("blocked", 16), ("blocked", 4), ("plain", 1), ("plain", 2)])
     4

@@ -1,6 +1,7 @@
 """A latency budget that is met: plan, resize, measure beside the original, correct, plan again."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import onnx_ir as ir
 from morphgraph.benchmark.compare import bench
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile
-from morphgraph.errors import ArgumentError, BudgetError
+from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.planning.constraints import parse_amount
@@ -145,7 +146,9 @@ def _planned(
 ) -> Plan | None:
     """A plan; ``None`` where a correction asks for more than any plan can do."""
     try:
-        return make(budget)
+        with warnings.catch_warnings():  # of the plan that is taken they are said once
+            warnings.simplefilter("ignore", MorphWarning)
+            return make(budget)
     except BudgetError:
         if plans:
             return None

@@ -7,7 +7,7 @@ not say, how efficient a kernel is at these sizes: a Gaussian process on the log
 measure more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,35 +190,35 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def fit_kind(
-    kernels: Sequence[Kernel], times: FloatArray, known: Settings | None = None
+    kernels: Sequence[Kernel],
+    times: FloatArray,
+    block: int = 1,
+    known: Settings | None = None,
+    rounds: int = ROUNDS,
 ) -> KindModel:
     """What some measurements say of a kind.
 
     Args:
         kernels: of the kind, ``[n]``.
         times: in microseconds, ``[n]``.
+        block: channels that are computed together.
         known: of an earlier fit.
+        rounds: of the search, where nothing is known.
     """
     work = np.stack([kernel.work() for kernel in kernels])
     prices = _prices(work, times)
     ratios = np.log(times / np.maximum(work @ prices, 1e-3))
     offset = float(np.median(ratios))
     if len(times) < ENOUGH:
-        return KindModel(prices, 1, None, offset, UNKNOWN, len(times))
+        return KindModel(prices, block, None, offset, UNKNOWN, len(times))
 
-    def fitted(block: int, theta: FloatArray | None, rounds: int) -> KindModel:
-        features = np.stack([kernel.features(block) for kernel in kernels])
-        process = fit_process(features, ratios - offset, theta, rounds)
-        error = float(np.sqrt(np.mean(np.square(process.residuals))))
-        return KindModel(prices, block, process, offset, error, len(times))
-
-    size = len(kernels[0].features(1))
-    if known is not None and len(known.theta) == size + 2:
-        return fitted(known.block, np.array(known.theta), 0)
-    if size <= FEW_FEATURES:  # no channels
-        return fitted(1, None, ROUNDS)
-    tried = [fitted(block, None, FEW_ROUNDS) for block in BLOCKS]
-    return fitted(min(tried, key=lambda each: each.error).block, None, ROUNDS)
+    features = np.stack([kernel.features(block) for kernel in kernels])
+    theta = None
+    if known is not None and known.block == block and len(known.theta) == features.shape[1] + 2:
+        theta = np.array(known.theta)
+    process = fit_process(features, ratios - offset, theta, rounds)
+    error = float(np.sqrt(np.mean(np.square(process.residuals))))
+    return KindModel(prices, block, process, offset, error, len(times))
 
 
 class Predictor:
@@ -234,15 +234,17 @@ class Predictor:
         by_kind: dict[str, list[int]] = {}
         for place, kernel in enumerate(kernels):
             by_kind.setdefault(kernel.kind, []).append(place)
-        self.kinds = {
-            kind: fit_kind([kernels[p] for p in places], times[places], known.get(kind))
-            for kind, places in by_kind.items()
-        }
+        self.kinds: dict[str, KindModel] = {}
+        for together in _computed_alike(by_kind).values():
+            data = {k: ([kernels[p] for p in by_kind[k]], times[by_kind[k]]) for k in together}
+            block = _block_of(data, known)
+            for kind, (some, spent) in data.items():
+                self.kinds[kind] = fit_kind(some, spent, block, known.get(kind))
         light = [k for k, kernel in enumerate(kernels) if kernel.work()[1] == 0]
         others = light or list(range(len(kernels)))
         #: For kinds that were never measured: by what they move and compute.
         alike = [_anonymous(kernels[k]) for k in others]
-        self.other = fit_kind(alike, times[others], known.get(""))
+        self.other = fit_kind(alike, times[others], 1, known.get(""))
         self._known: dict[Kernel, float] = {}
 
     @property
@@ -278,6 +280,36 @@ class Predictor:
             logs, _ = self.log_times(new)
             self._known.update(zip(new, np.exp(logs).tolist(), strict=True))
         return np.array([self._known[kernel] for kernel in kernels])
+
+
+def _computed_alike(kinds: Iterable[str]) -> dict[str, list[str]]:
+    """Kinds whose channels lie alike, and so are computed in one block."""
+    found: dict[str, list[str]] = {}
+    for kind in kinds:
+        words = kind.split()
+        found.setdefault(f"Conv {words[-1]}" if words[0] == "Conv" else kind, []).append(kind)
+    return found
+
+
+def _block_of(
+    data: Mapping[str, tuple[Sequence[Kernel], FloatArray]], known: Mapping[str, Settings]
+) -> int:
+    """The block under which measurements predict each other best: the staircase in the width."""
+    for kind in data:
+        if kind in known:
+            return known[kind].block
+    with_channels = {
+        kind: each
+        for kind, each in data.items()
+        if len(each[1]) >= ENOUGH and len(each[0][0].features(1)) > FEW_FEATURES
+    }
+    if not with_channels:
+        return 1
+    errors = {}
+    for block in BLOCKS:
+        tried = [fit_kind(*each, block, None, FEW_ROUNDS) for each in with_channels.values()]
+        errors[block] = sum(model.error**2 * model.count for model in tried)
+    return min(errors, key=lambda block: errors[block])
 
 
 def _anonymous(kernel: Kernel) -> Kernel:

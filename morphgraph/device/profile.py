@@ -58,8 +58,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
         noise: spread of a network that was measured again and again, as a share.
         minutes: that the measuring took.
         settings: of the fits, by kind.
-        blocked_multiple: channels of convolutions lie in blocks where they are multiples of it;
-            1 where the runtime does not tell.
+        blocked_multiple: convolutions run in blocks where the channels that they read are
+            multiples of it; 1 where the runtime does not tell.
         name: how costs call it, ``latency@NAME``.
     """
 

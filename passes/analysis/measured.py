@@ -196,11 +196,10 @@ class MeasuredCost(Cost):
     def _laid_out(self, kernel: Kernel) -> Kernel:
         """The kernel in the layout that the runtime gives to these widths."""
         multiple = self.profile.blocked_multiple
-        if not kernel.layout or multiple <= 1 or not kernel.inputs:
+        if not kernel.layout or multiple <= 1 or "image" in kernel.kind:
             return kernel
-        channels = (kernel.inputs[0][1], kernel.outputs[0][1])
-        fits = [c % multiple == 0 or c <= 4 for c in channels]
-        return replace(kernel, layout="blocked" if all(fits) else "plain")
+        fits = kernel.inputs[0][1] % multiple == 0
+        return replace(kernel, layout="blocked" if fits else "plain")
 
 
 def _operands(graph: ChannelGraph, op: int) -> list[Shape]:
