@@ -127,7 +127,7 @@ def _click_type(value_type: Any, meta: Meta) -> Any:
     low = meta.ge if meta.gt is None else meta.gt
     if get_origin(value_type) in (Union, UnionType):
         number, words = get_args(value_type)
-        return _NumberOrWord(_click_type(number, meta), get_args(words))
+        return _number_or_word(_click_type(number, meta), get_args(words))
     if get_origin(value_type) is tuple:
         return _click_type(get_args(value_type)[0], meta)
     if get_origin(value_type) is Literal:
@@ -141,16 +141,14 @@ def _click_type(value_type: Any, meta: Meta) -> Any:
     return value_type
 
 
-class _NumberOrWord(click.ParamType[Any]):
-    """A number, or one of a few words instead."""
+def _number_or_word(number: Any, words: Sequence[str]) -> Callable[[str], Any]:
+    """A type of click's, or one of a few words instead."""
 
-    name = "number or word"
+    def convert(text: str) -> Any:
+        return text if text in words else number.convert(text, None, None)
 
-    def __init__(self, number: click.ParamType[Any], words: Sequence[str]) -> None:
-        self.number, self.words = number, words
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value in self.words else self.number.convert(value, param, ctx)
+    convert.__name__ = "number"
+    return convert
 
 
 def _common() -> list[click.Parameter]:

@@ -88,6 +88,7 @@ def every_width(graph: ChannelGraph, bounds: WidthBounds) -> Iterator[tuple[int,
     """All widths within the bounds, by counting."""
     allowed = bounds.on(graph)
     choices = []
+    assert isinstance(bounds.round_to, int)
     for group in graph.groups:
         low, high = int(allowed.floors[group.index]), int(allowed.ceilings[group.index])
         grid = [
