@@ -3,8 +3,8 @@
     python tools/bench_aa.py                         # 20 of each, on a chain of convolutions
     python tools/bench_aa.py --model resnet18.onnx   # that model against itself
 
-The chain has 33 equal convolutions; the one that must be found slower has 34. On Linux, memory in huge
-pages makes sessions more alike: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench_aa.py.
+The chain has 33 equal convolutions; the one that must be found slower has 34. On Linux, huge pages
+make sessions more alike: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python tools/bench_aa.py.
 """
 
 import argparse

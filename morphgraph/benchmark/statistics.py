@@ -12,6 +12,7 @@ observations held 1.00 in 11 to 16 of 20 comparisons of a model with itself.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -105,6 +106,7 @@ def _medians(logs: FloatArray, epochs: Sequence[int] | IntArray | None) -> Float
     return np.array([np.median(part) for part in np.array_split(medians, _MAX_OBSERVATIONS)])
 
 
+@cache
 def signed_rank(count: int) -> int:
     """The position in the sorted means of two of the 95 % interval's lower end.
 
