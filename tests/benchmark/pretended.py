@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from morphgraph.arrays import Arrays
-from morphgraph.benchmark.runtimes import Executed, Input, Operator, Runtime, Session, Source, Spent
+from morphgraph.runtimes import Executed, Input, Operator, Runtime, Session, Source, Spent
 
 SECONDS = {"quick": 0.001, "slow": 0.002}
 

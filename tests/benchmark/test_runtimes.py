@@ -14,7 +14,7 @@ import pytest
 
 import morphgraph as mg
 from morphgraph.benchmark.profile import Structure, compare_profiles, structure_of
-from morphgraph.benchmark.runtimes import Executed, Operator, find_runtime
+from morphgraph.runtimes import Executed, Operator, find_runtime
 from morphgraph.testing import model_from_text
 
 PRETENDED = Path(__file__).parent / "pretended.py"
