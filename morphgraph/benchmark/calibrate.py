@@ -11,13 +11,14 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from morphgraph.arrays import Arrays
+from morphgraph.arrays import Arrays, Shape
 from morphgraph.benchmark.probes import FAMILIES, probe_network
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile, Kernel, Predictor
@@ -132,18 +133,20 @@ class _Calibration:
         worth = np.array([np.mean(self.families[name][-3:]) for name in names])
         return str(self.random.choice(names, p=worth / worth.sum()))
 
-    def _session(self, family: str, seed: int) -> tuple[Session, Arrays, dict[str, int]]:
+    def _session(self, family: str, seed: int) -> tuple[Session, Arrays, dict[str, "_Written"]]:
         model = probe_network(family, seed)
         session = self.runtime.session(model, self.threads, name=f"probe {family}")
         random = np.random.default_rng(0)
         feeds = {
-            one.name: random.standard_normal([int(n) for n in one.shape if n]).astype(np.float32)
+            one.name: random.standard_normal(
+                [n if isinstance(n, int) and n > 0 else 1 for n in one.shape]
+            ).astype(np.float32)
             for one in session.inputs
         }
-        return session, feeds, _common_widths(model)
+        return session, feeds, _written(model)
 
     def _measure(self, family: str, most: int) -> None:
-        session, feeds, widths = self._session(family, int(self.random.integers(2**31)))
+        session, feeds, own = self._session(family, int(self.random.integers(2**31)))
         executed = [each for each in session.executed(feeds, RUNS) if each.microseconds > 0]
         if not executed:
             raise UnsupportedError(
@@ -151,15 +154,16 @@ class _Calibration:
                 "measurements (.csv) instead"
             )
         self.layouts += [
-            (each.layout, widths[each.layer])
+            (each.layout, math.gcd(own[each.layer].channels, LARGEST_MULTIPLE))
             for each in executed
-            if each.layout is not None and each.layer in widths
+            if each.layout is not None and each.layer in own and own[each.layer].is_dense
         ]
         total = sum(each.microseconds for each in executed)
         self.wholes.append((_whole(session, feeds), total, len(executed)))
         found: dict[Kernel, list[float]] = {}
         for each in executed:
-            found.setdefault(kernel_of(each), []).append(each.microseconds)
+            kernel = _as_written(each, own.get(each.layer))
+            found.setdefault(kernel, []).append(each.microseconds)
         kernels = list(found)
         times = np.array([float(np.median(found[kernel])) for kernel in kernels])
         unsure, wrong = self._doubts(kernels, times)
@@ -200,22 +204,45 @@ class _Calibration:
         )
 
 
-def kernel_of(executed: Executed) -> Kernel:
-    """A kernel that ran, without its name and time."""
-    return Kernel(executed.op_type, executed.layout or "", executed.inputs, executed.outputs)
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A convolution as the model has it, whatever a runtime has padded."""
+
+    weight: Shape
+    groups: int
+
+    @property
+    def channels(self) -> int:
+        return self.weight[1] * self.groups
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it reads many channels, all of them for each result."""
+        return self.groups == 1 and self.channels > FEW_CHANNELS
 
 
-def _common_widths(model: onnx.ModelProto) -> dict[str, int]:
-    """By dense convolution the largest power of two that divides what it reads; images apart."""
+def _written(model: onnx.ModelProto) -> dict[str, _Written]:
+    """The convolutions of a model by the names of their nodes."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    widths = {}
-    for node in model.graph.node:
-        if node.op_type == "Conv":
-            channels = shapes[node.input[1]][1]
-            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-            if groups == 1 and channels > FEW_CHANNELS:
-                widths[node.name] = math.gcd(channels, LARGEST_MULTIPLE)
-    return widths
+    return {
+        node.name: _Written(
+            shapes[node.input[1]],
+            next((a.i for a in node.attribute if a.name == "group"), 1),
+        )
+        for node in model.graph.node
+        if node.op_type == "Conv"
+    }
+
+
+def _as_written(executed: Executed, own: _Written | None) -> Kernel:
+    """A kernel that ran, with the channels that the model has: what padding costs is its time."""
+    kernel = Kernel(executed.op_type, executed.layout or "", executed.inputs, executed.outputs)
+    if own is None or executed.layout is None:
+        return kernel
+    operand, _, *more = kernel.inputs
+    result = kernel.outputs[0]
+    inputs = ((operand[0], own.channels, *operand[2:]), own.weight, *more)
+    return replace(kernel, inputs=inputs, outputs=((result[0], own.weight[0], *result[2:]),))
 
 
 FEW_CHANNELS = 16

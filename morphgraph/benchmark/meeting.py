@@ -19,10 +19,15 @@ from morphgraph.plans import Plan
 TOLERANCE = 0.03
 """How far from the asked time a plan may end, as a share of it."""
 ROUNDS = 8
+PLANS = 40
+"""Networks that are measured at most, and plans that are made: many limits give the same."""
 SECONDS = 2.0
 """How long the original and each network run."""
 FARTHEST = 1.6
-"""The most that one round changes what is asked of the prediction."""
+LEAST = 1.01
+"""The most and the least that one round changes what is asked of the prediction."""
+CLOSE = 1.002
+"""Two limits between which there is nothing to be found."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def meet(
     budget: Mapping[str, str | float | int],
     profile: DeviceProfile,
     *,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Met:
@@ -100,7 +105,7 @@ def meet(
         budget: with one latency on the profile's device among its costs; its share is one of the
             time that the original takes here, its amount one of this machine's milliseconds.
         profile: of the device.
-        seconds: how long both networks run in each round.
+        seconds: how long both networks run in each round; :data:`SECONDS` if not given.
         seed: of the inputs.
         progress: told of every round.
 
@@ -112,25 +117,32 @@ def meet(
     if len(kinds) != 1:
         raise ArgumentError("a budget that is to be measured has one latency; give latency=60%")
     kind = kinds[0]
+    seconds = SECONDS if seconds is None else seconds
     predicted = cost(graph, kind)
     text = budget[kind]
     original_ms = _original(graph, profile, seconds, seed)
     asked = parse_amount(text, original_ms, "ms") / original_ms
-    limit, attempts, plans = asked, list[Attempt](), list[Plan]()
-    for number in range(ROUNDS):
-        progress("measure", number, ROUNDS)
-        plan = _planned(make, {**budget, kind: limit * predicted.total}, plans)
+    search = _Search(asked)
+    attempts, plans = list[Attempt](), list[Plan]()
+    for _ in range(PLANS):
+        progress("measure", len(attempts), ROUNDS)
+        plan = _planned(make, {**budget, kind: search.limit * predicted.total}, plans)
         if plan is None:
             break
         widths = plan.widths(graph)
-        if any((widths == other.widths(graph)).all() for other in plans):
+        same = (k for k, other in enumerate(plans) if (widths == other.widths(graph)).all())
+        known = next(same, None)
+        if known is None:
+            if len(attempts) == ROUNDS:
+                break
+            share, noise, original_ms = _share(graph, resized(plan), profile, seconds, seed)
+            plans.append(plan)
+            at = predicted.at(widths) / predicted.total
+            attempts.append(Attempt(at, share, noise))
+            known = len(plans) - 1
+        measured = attempts[known].measured
+        if abs(measured / asked - 1) <= TOLERANCE / 2 or not search.learn(measured):
             break
-        share, noise, original_ms = _share(graph, resized(plan), profile, seconds, seed)
-        plans.append(plan)
-        attempts.append(Attempt(predicted.at(widths) / predicted.total, share, noise))
-        if abs(share / asked - 1) <= TOLERANCE / 2:
-            break
-        limit = _next(limit, asked, attempts)
     progress("measure", ROUNDS, ROUNDS)
     within = [k for k, each in enumerate(attempts) if each.measured <= asked * (1 + TOLERANCE)]
     best = min(
@@ -155,18 +167,37 @@ def _planned(
         raise
 
 
-def _next(limit: float, asked: float, attempts: list[Attempt]) -> float:
-    """The share to ask for: by the last error, or between two networks on both sides."""
-    below = [each for each in attempts if each.measured <= asked]
-    above = [each for each in attempts if each.measured > asked]
-    if below and above:
-        low = max(below, key=lambda each: each.measured)
-        high = min(above, key=lambda each: each.measured)
-        if low.predicted < high.predicted:
-            way = (asked - low.measured) / (high.measured - low.measured)
-            return low.predicted + min(max(way, 0.1), 0.9) * (high.predicted - low.predicted)
-    factor = asked / attempts[-1].measured
-    return limit * min(max(factor, 1 / FARTHEST), FARTHEST)
+class _Search:
+    """What to ask the prediction for, so that the measurement is what was asked for.
+
+    Bisection by what was measured, once there is a network on either side.
+    """
+
+    def __init__(self, asked: float) -> None:
+        self.asked = self.limit = asked
+        self.below: tuple[float, float] | None = None  # what was asked for, and measured
+        self.above: tuple[float, float] | None = None
+
+    def learn(self, measured: float) -> bool:
+        """Choose the next limit; whether there is any between those that were tried."""
+        here = self.limit, measured
+        if measured <= self.asked:
+            self.below = max(self.below or here, here)
+        else:
+            self.above = min(self.above or here, here)
+        if self.below is None or self.above is None:
+            factor = self.asked / measured
+            # Where the plan has not changed the same step would not change it either.
+            least = LEAST if measured <= self.asked else 1 / LEAST
+            factor = max(factor, least) if factor >= 1 else min(factor, least)
+            self.limit *= min(max(factor, 1 / FARTHEST), FARTHEST)
+            return 0 < self.limit <= FARTHEST
+        (low, fast), (high, slow) = self.below, self.above
+        if high <= low * CLOSE:
+            return False
+        way = (self.asked - fast) / max(slow - fast, 1e-9)
+        self.limit = low + min(max(way, 0.2), 0.8) * (high - low)
+        return True
 
 
 def _original(graph: ChannelGraph, profile: DeviceProfile, seconds: float, seed: int) -> float:

@@ -5,7 +5,6 @@ all that a profile of any runtime tells.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,19 +45,20 @@ class Kernel:
             return self.op_type
         return self.op_type.removeprefix("Fused")
 
-    def work(self) -> FloatArray:
-        """What its time is made of, ``[5]``: one start, multiply-adds, numbers read and written.
+    def work(self, block: int = 1) -> FloatArray:
+        """What its time is made of, ``[4]``: a start, multiply-adds, weights, other numbers moved.
 
-        The last two are numbers of weights, and those that it reads and writes of activations.
+        Args:
+            block: channels are computed in blocks of so many, filled up where they are fewer.
         """
         weights = 0.0
         arithmetic = 0.0
         moved = float(sum(map(math.prod, self.outputs)) + sum(map(math.prod, self.inputs)))
         if (convolution := _convolution(self)) is not None:
-            weights, arithmetic = math.prod(self.inputs[1]), convolution.macs
+            weights, arithmetic = math.prod(self.inputs[1]), convolution.macs(block)
         elif (product := _product(self)) is not None:
             batch, rows, inner, columns = product
-            arithmetic = float(batch * rows * inner * columns)
+            arithmetic = float(batch * rows * inner * _padded(columns, block))
             weights = float(inner * columns)
         elif _is_recurrent(self):
             weights = float(sum(math.prod(shape) for shape in self.inputs[1:3]))
@@ -76,8 +76,7 @@ class Kernel:
             return convolution.features(block, len(self.inputs) > _WITH_SUM)
         if (product := _product(self)) is not None:
             batch, rows, inner, columns = product
-            blocks = -(-columns // block)
-            return np.array([*map(math.log2, (batch, rows, inner, blocks * block)), 0.0])
+            return np.array([*map(math.log2, (batch, rows, inner, _padded(columns, block)))])
         shape = max((*self.inputs, *self.outputs), key=math.prod, default=())
         size = math.log2(max(math.prod(shape), 1))
         if _is_recurrent(self):
@@ -112,20 +111,19 @@ class _Convolution:
             return "image" if self.channels <= _IMAGE_CHANNELS else "dense"
         return "depthwise" if self.groups == self.channels else "grouped"
 
-    @property
-    def macs(self) -> float:
-        inner = self.channels / self.groups
-        return float(self.samples * self.filters * inner * self.places * self.taps)
+    def macs(self, block: int) -> float:
+        inner = self.channels // self.groups
+        if self.groups < self.channels and self.channels > _IMAGE_CHANNELS:
+            inner = _padded(inner, block)
+        filters = _padded(self.filters, block)
+        return float(self.samples * filters * inner * self.places * self.taps)
 
     def features(self, block: int, adds: bool) -> FloatArray:
-        def padded(count: int) -> int:
-            return -(-count // block) * block
-
-        blocks = padded(self.filters) // block
+        blocks = _padded(self.filters, block) // block
         return np.array(
             [
-                math.log2(padded(self.channels)),
-                math.log2(padded(self.filters)),
+                math.log2(_padded(self.channels, block)),
+                math.log2(_padded(self.filters, block)),
                 math.log2(max(self.samples * self.places, 1)),
                 math.log2(max(self.row, 1)),
                 math.log2(self.taps),
@@ -135,6 +133,10 @@ class _Convolution:
                 math.log2(max(self.channels // self.groups, 1)) if self.groups > 1 else 0.0,
             ]
         )
+
+
+def _padded(count: int, block: int) -> int:
+    return -(-count // block) * block
 
 
 _IMAGE_CHANNELS = 4
@@ -183,6 +185,3 @@ def _product(kernel: Kernel) -> tuple[int, int, int, int] | None:
 
 def _is_recurrent(kernel: Kernel) -> bool:
     return kernel.op_type in ("LSTM", "GRU", "RNN") and len(kernel.inputs) > 2
-
-
-Pad = Callable[[int], int]

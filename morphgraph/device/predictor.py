@@ -163,7 +163,7 @@ class KindModel:
 
     def log_time(self, kernels: Sequence[Kernel]) -> tuple[FloatArray, FloatArray]:
         """Logarithms of microseconds, and their standard deviations, ``[n]`` each."""
-        work = np.stack([kernel.work() for kernel in kernels])
+        work = np.stack([kernel.work(self.block) for kernel in kernels])
         physics = np.log(np.maximum(work @ self.prices, 1e-3))
         if self.process is None:
             return physics + self.offset, np.full(len(kernels), max(self.error, 0.1))
@@ -205,7 +205,7 @@ def fit_kind(
         known: of an earlier fit.
         rounds: of the search, where nothing is known.
     """
-    work = np.stack([kernel.work() for kernel in kernels])
+    work = np.stack([kernel.work(block) for kernel in kernels])
     prices = _prices(work, times)
     ratios = np.log(times / np.maximum(work @ prices, 1e-3))
     offset = float(np.median(ratios))

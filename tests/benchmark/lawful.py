@@ -1,0 +1,65 @@
+"""ONNX Runtime's kernels with times that follow a law: what is predicted can be checked exactly."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from morphgraph.arrays import Arrays
+from morphgraph.device import Kernel
+from morphgraph.runtimes import Executed, Source, Spent
+from morphgraph.runtimes.ort import OnnxRuntime, OrtSession
+
+BLOCK = 16
+
+
+def law(kernel: Kernel) -> float:
+    """Microseconds: a start, arithmetic on whole blocks of channels, and what is moved.
+
+    Convolutions outside of the blocked layout take twice the time.
+    """
+
+    def blocks(width: int) -> int:
+        return -(-width // BLOCK) * BLOCK
+
+    moved = sum(map(math.prod, (*kernel.inputs, *kernel.outputs)))
+    time = 4.0 + moved / 2e3
+    if "Conv" in kernel.op_type:
+        weight, result = kernel.inputs[1], kernel.outputs[0]
+        inner = blocks(weight[1]) if weight[1] > 1 else 1
+        macs = blocks(result[1]) * inner * math.prod(weight[2:]) * math.prod(result[2:])
+        time += macs / 5e3 * (2.0 if kernel.layout == "plain" else 1.0)
+    elif kernel.op_type in ("Gemm", "FusedGemm", "MatMul", "FusedMatMul"):
+        time += math.prod(kernel.outputs[0]) * kernel.inputs[0][-1] / 5e3
+    return time
+
+
+class Lawful(OnnxRuntime):
+    """Times by the law."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.name = "lawful:Lawful"
+
+    def session(self, model: Source, threads: int = 1, *, name: str = "model") -> "LawfulSession":
+        """A session that takes so long."""
+        return LawfulSession(model, self.providers, threads, name)
+
+
+class LawfulSession(OrtSession):
+    """A model there."""
+
+    def executed(self, feeds: Arrays, runs: int = 1) -> Sequence[Executed]:
+        """ONNX Runtime's kernels, with other times."""
+        return [
+            replace(each, microseconds=law(_kernel(each))) for each in super().executed(feeds, 1)
+        ]
+
+    def timed_run(self, feeds: Arrays) -> Spent:
+        """The sum over them."""
+        if not hasattr(self, "seconds"):
+            self.seconds = sum(each.microseconds for each in self.executed(feeds)) / 1e6
+        return Spent(self.seconds, self.seconds)
+
+
+def _kernel(each: Executed) -> Kernel:
+    return Kernel(each.op_type, each.layout or "", each.inputs, each.outputs)

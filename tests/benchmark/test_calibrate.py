@@ -1,0 +1,225 @@
+"""Calibration, latency as a cost, and budgets that are met, where all times follow a law."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import morphgraph as mg
+from morphgraph.benchmark import meeting
+from morphgraph.benchmark.calibrate import calibrate
+from morphgraph.benchmark.probes import FAMILIES, probe_network
+from morphgraph.device import DeviceProfile
+from morphgraph.device.profile import measurements
+from morphgraph.errors import ArgumentError, BudgetError, ModelError, UnsupportedError
+from morphgraph.passes.analysis.measured import MeasuredCost, measured_cost
+from morphgraph.runtimes import Runtime
+from morphgraph.testing import model_from_text
+
+FOLDER = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _lawful(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER)
+    monkeypatch.setattr(meeting, "SECONDS", 0.01)  # the law needs no repetition
+
+
+@pytest.fixture(scope="module")
+def profile() -> DeviceProfile:
+    """A profile of the lawful runtime."""
+    return calibrate(_runtime(), minutes=2.0, kernels=150, seed=1)
+
+
+def _runtime() -> Runtime:
+    import sys
+
+    sys.path.insert(0, str(FOLDER))
+    from lawful import Lawful
+
+    return Lawful()
+
+
+def net() -> mg.ChannelGraph:
+    """Convolutions dense and depthwise, a residual connection, a head."""
+    return mg.lift(
+        model_from_text("""<ir_version: 9, opset_import: ["": 20]>
+        net (float[1,3,32,32] x, float[64,3,3,3] a, float[128,64,3,3] b, float[128,1,3,3] c,
+             float[128,128,1,1] d, float[96,128,3,3] e, float[96,10] f) => (float[1,10] y)
+        { h = Conv<pads=[1,1,1,1]>(x, a)  i = Relu(h)
+          j = Conv<pads=[1,1,1,1], strides=[2,2]>(i, b)  k = Relu(j)
+          l = Conv<pads=[1,1,1,1], group=128>(k, c)  m = Relu(l)
+          n = Conv(m, d)  o = Add(n, k)  p = Conv<pads=[1,1,1,1]>(o, e)  q = Relu(p)
+          r = GlobalAveragePool(q)  s = Flatten(r)  y = MatMul(s, f) }""")
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_probes_are_valid_and_run(family: str) -> None:
+    import onnx
+
+    model = probe_network(family, 5)
+    onnx.checker.check_model(model, full_check=True)
+    session = _runtime().session(model)
+    feeds = {
+        each.name: np.ones([int(size) for size in each.shape if size], np.float32)
+        for each in session.inputs
+    }
+    assert session.run(feeds)
+
+
+def test_what_a_calibration_finds(profile: DeviceProfile) -> None:
+    assert profile.runtime == "lawful:Lawful"
+    assert len(profile.kernels) == 150
+    assert profile.blocked_multiple == 4  # of ONNX Runtime's layout, which the law leaves
+    assert profile.noise == 0.0
+    blocks = {m.block for kind, m in profile.predictor.kinds.items() if "blocked" in kind}
+    assert blocks == {16}
+
+
+def test_a_network_that_was_not_measured(profile: DeviceProfile) -> None:
+    graph = net()
+    cost = mg.cost(graph, "latency", device=profile)
+    session = _runtime().session(graph.model)
+    feeds = {"x": np.zeros((1, 3, 32, 32), np.float32)}
+    actual = session.timed_run(feeds).cpu * 1e3
+    assert cost.unit == "ms"
+    assert cost.total == pytest.approx(actual, rel=0.1)
+    assert sum(cost.by_layer.values()) == pytest.approx(cost.total)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_at_other_widths_the_cost_is_that_of_the_resized_network(
+    profile: DeviceProfile, share: float
+) -> None:
+    graph = net()
+    plan = mg.uniform(graph, share, round_to=16)
+    small = mg.lift(mg.apply(graph, plan))
+    there = mg.cost(graph, "latency", device=profile).at(plan.widths(graph))
+    assert there == pytest.approx(mg.cost(small, "latency", device=profile).total, rel=0.1)
+
+
+def test_the_price_of_a_channel_is_the_secant_over_a_block(profile: DeviceProfile) -> None:
+    graph = net()
+    cost = mg.cost(graph, "latency", device=profile)
+    assert isinstance(cost, MeasuredCost)
+    prices = cost.gradient(graph.widths)
+    for group in graph.groups:
+        if group.resizable:
+            step, fewer = int(cost.step[group.index]), graph.widths.copy()
+            fewer[group.index] -= step
+            expected = (cost.total - cost.at(fewer)) / step
+            assert prices[group.index] == pytest.approx(expected, rel=1e-6)
+            assert step == 16
+
+
+def test_what_vanishes_costs_nothing(profile: DeviceProfile) -> None:
+    graph = net()
+    cost = mg.cost(graph, "latency", device=profile)
+    inner = next(group for group in graph.groups if group.width == 96)
+    widths = graph.widths.copy()
+    widths[inner.index] = 0
+    assert cost.at(widths) < cost.total / 2
+
+
+def test_a_plan_for_milliseconds_is_on_the_device_grid(profile: DeviceProfile) -> None:
+    graph = net()
+    total = mg.cost(graph, "latency", device=profile).total
+    plan = mg.plan(graph, {"latency": "60%", "params": "80%"}, device=profile)
+    assert mg.cost(graph, "latency", device=profile).at(plan.widths(graph)) <= 0.6 * total
+    assert mg.cost(graph, "params").at(plan.widths(graph)) <= 0.8 * mg.cost(graph, "params").total
+    changed = plan.widths(graph)[plan.widths(graph) < graph.widths]
+    assert len(changed) > 0
+    assert (changed % 16 == 0).all()
+
+
+@pytest.mark.parametrize("asked", ["60%", "45%"])
+def test_a_measured_plan_takes_the_time_that_was_asked_for(
+    profile: DeviceProfile, asked: str
+) -> None:
+    """A prediction that is a third too high is corrected."""
+    kernels = [each.kernel for each in profile.kernels]
+    wrong = [
+        each.microseconds * (1.6 if "Conv" in each.op_type else 0.7) for each in profile.kernels
+    ]
+    device = DeviceProfile(profile.runtime, 1, measurements(kernels, wrong), blocked_multiple=4)
+    graph = mg.lift(probe_network("branches", 3))
+    plan = mg.plan(graph, {"latency": asked}, device=device, measure=True, round_to=4)
+    small = mg.apply(graph, plan)
+    feeds = {"x0": np.zeros(graph.shapes["x0"], np.float32)}
+    before, after = (
+        _runtime().session(model).timed_run(feeds).cpu for model in (graph.model, small)
+    )
+    share = float(asked.rstrip("%")) / 100
+    assert after / before == pytest.approx(share, rel=0.031)
+    assert plan.request["measured"]["share"] == pytest.approx(after / before, abs=1e-3)
+
+
+def test_a_measured_plan_says_what_stands_in_the_way(profile: DeviceProfile) -> None:
+    graph = net()
+    with pytest.warns(mg.MorphWarning, match=r"97\.0% was asked for: no widths"):
+        plan = mg.plan(graph, {"latency": "97%"}, device=profile, measure=True, round_to=64)
+    assert plan.request["measured"]["share"] < 0.97
+
+
+def test_measuring_needs_a_measured_device() -> None:
+    with pytest.raises(ArgumentError, match="calibrate"):
+        mg.plan(net(), {"latency": "60%"}, measure=True)
+    with pytest.raises(ArgumentError, match="calibrate"):
+        mg.plan(net(), {"flops": "60%"}, measure=True)
+
+
+def test_budgets_below_the_lowest_are_told(profile: DeviceProfile) -> None:
+    with pytest.raises(BudgetError, match="ms"):
+        mg.plan(net(), {"latency": "0.1us"}, device=profile)
+
+
+def test_costs_by_files_and_names(profile: DeviceProfile, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    profile.save(path)
+    graph = net()
+    by_file = mg.cost(graph, "latency", device=path)
+    assert mg.cost(graph, f"latency@{path}").kind == by_file.kind
+    assert mg.cost(graph, "latency", device=str(path)) is by_file
+    with pytest.raises(ArgumentError, match="cannot be part of a sum"):
+        mg.cost(graph, f"flops+2*{by_file.kind}")
+    with pytest.raises(ArgumentError, match="calibrate"):
+        mg.cost(graph, "latency", device="Z80")
+    path.write_text("{}")
+    with pytest.raises(ModelError, match="no device profile"):
+        mg.cost(graph, "latency", device=path)
+
+
+def test_an_interrupted_calibration_goes_on() -> None:
+    kept: list[DeviceProfile] = []
+    first = calibrate(_runtime(), kernels=30, keep=kept.append)
+    assert len(first.kernels) == 30
+    more = calibrate(_runtime(), kernels=45, resume=first)
+    assert more.kernels[:30] == first.kernels
+    assert len(more.kernels) == 45
+    assert all(len(each.kernels) <= 30 for each in kept)
+
+
+def test_a_runtime_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    with pytest.raises(UnsupportedError):
+        calibrate("pretended:Mute", kernels=20)
+
+
+def test_one_sample_where_the_batch_is_open(profile: DeviceProfile) -> None:
+    text = "(float[{n},8,6,6] x, float[16,8,3,3] a) => (float[{n},16,4,4] y) {{ y = Conv(x, a) }}"
+    head = '<ir_version: 9, opset_import: ["": 20]> net '
+    one, opened = (mg.lift(model_from_text(head + text.format(n=n))) for n in (1, "N"))
+    costs = [measured_cost(graph, profile, "latency@here") for graph in (one, opened)]
+    assert costs[0].total == pytest.approx(costs[1].total)
+    widths = one.widths - [2 if group.resizable else 0 for group in one.groups]
+    assert costs[0].at(widths) == pytest.approx(costs[1].at(widths))
+
+
+def test_reading_a_layout_off_the_widths(profile: DeviceProfile) -> None:
+    graph = net()
+    cost = mg.cost(graph, "latency", device=profile)
+    group = next(group for group in graph.groups if group.width == 128)
+    on, off = graph.widths.copy(), graph.widths.copy()
+    on[group.index], off[group.index] = 112, 111
+    assert cost.at(off) > 1.3 * cost.at(on)  # the law: twice the time off the layout
