@@ -73,8 +73,8 @@ def option(
 ROUND_TO = option(
     "Widths that change become multiples of N, counted in channels of the tensors that layers "
     "read and make: any number of heads of size 64 is on a grid of 16. auto: of what suits the "
-    "operators of each group (16 for depthwise convolutions, 4 at least for others), finer where a "
-    "budget needs it; 1 frees all widths.",
+    "operators of each group (16 for convolutions, 8 or 4 for narrow ones), finer where a budget "
+    "needs it; 1 frees all widths.",
     ge=1,
     metavar="N|auto",
 )

@@ -115,6 +115,7 @@ def shrink(
 
     >>> import morphgraph as mg
     >>> from morphgraph.testing.examples import image, residual_cnn
+    >>> import numpy as np
     >>> inputs = np.random.default_rng(0).normal(size=(64, *image().shape[1:]))
     >>> result = mg.shrink(residual_cnn(), inputs.astype(np.float32), {"flops": "70%"})
     >>> result.plan.cost["flops"].after <= 0.7 * result.plan.cost["flops"].before

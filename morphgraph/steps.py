@@ -65,9 +65,9 @@ def plan(
         data: calibration inputs, as :func:`morphgraph.shrink` takes them.
         round_to: widths that change become multiples of this, counted in channels of the tensors
             that layers make and read: any number of heads of size 64 is on a grid of 16. With
-            ``"auto"`` of what suits the operators that see them: 16 for depthwise convolutions, 4
-            at least for others; finer where a budget cannot be met otherwise. What that leaves of
-            the budget is spent. 1 frees all widths.
+            ``"auto"`` of what suits the operators that see them: 16 for convolutions, 8 or 4 for
+            narrow ones; finer where a budget cannot be met otherwise. What that leaves of the
+            budget is spent. 1 frees all widths.
         min_width: no group gets narrower, counted as ``round_to``; with 0 groups may go as a whole,
             and layers vanish.
         include, exclude: globs over group ids, names and producers.

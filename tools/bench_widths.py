@@ -1,6 +1,7 @@
 """How much faster half of the FLOPs is, by the grid of widths: a table for docs/benchmarks.md.
 
     python tools/bench_widths.py                              # minutes; a quiet machine is better
+    python tools/bench_widths.py -o docs/benchmarks.md        # as its section of the page
 
 Every network has random weights. Plans differ in ``--round-to`` alone. Original and plans run
 interleaved in ONNX Runtime, one thread; a cell is the median of the paired ratios of CPU time with
@@ -8,10 +9,13 @@ its 95 % interval, and how many convolutions ran outside of the blocked layout.
 """
 
 import argparse
+import datetime as dt
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
+import onnxruntime as ort
 import torch
 import torchvision
 from onnx_ir import Model
@@ -23,6 +27,7 @@ from morphgraph.passes.analysis.convolutions import convolutions, out_of_blocks
 from morphgraph.testing.random_weights import randomize_weights
 
 NETWORKS = ("mobilenet_v2", "efficientnet_b0", "mobilenet_v3_large", "mnasnet1_0", "resnet18")
+HEADING = "## Half of the FLOPs by the grid of widths"
 GRIDS = ("auto", "1", "4", "16")
 
 
@@ -32,12 +37,27 @@ def main() -> None:
     parser.add_argument("--grids", nargs="+", default=GRIDS, metavar="N|auto")
     parser.add_argument("--budget", default="50%", help="of the FLOPs")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each model")
+    parser.add_argument("-o", "--output", type=Path, help="a page that gets the table")
     options = parser.parse_args()
-    heads = [f"--round-to {grid}" for grid in options.grids]
-    print(f"| network at {options.budget} of the FLOPs | ms | {' | '.join(heads)} |")
-    print(f"|---|---:|{'---|' * len(heads)}")
+    heads = [f"`--round-to {grid}`" for grid in options.grids]
+    lines = [f"| network at {options.budget} of the FLOPs | ms | {' | '.join(heads)} |"]
+    lines.append(f"|---|---:|{'---|' * len(heads)}")
+    print("\n".join(lines))
     for name in options.networks:
-        print(row(name, options.grids, options.budget, options.seconds), flush=True)
+        lines.append(row(name, options.grids, options.budget, options.seconds))
+        print(lines[-1], flush=True)
+    if options.output:
+        write(options.output, "\n".join(lines))
+
+
+def write(page: Path, table: str) -> None:
+    """Put the table into its section of a page, or behind the page."""
+    about = "\n\n".join((__doc__ or "").split("\n\n")[2:]).strip()
+    made = f"Made by `tools/bench_widths.py` on {dt.date.today()}, onnxruntime {ort.__version__}."
+    section = f"{HEADING}\n\n{made}\n{about}\n\n{table}\n"
+    before, _, rest = page.read_text(encoding="utf-8").partition(HEADING)
+    behind = "".join(f"\n## {each}" for each in rest.split("\n## ")[1:])
+    page.write_text(f"{before.rstrip()}\n\n{section}{behind}", encoding="utf-8")
 
 
 def row(name: str, grids: Sequence[str], budget: str, seconds: float) -> str:

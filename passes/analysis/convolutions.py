@@ -16,6 +16,7 @@ one takes about twice the time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.graph import ChannelGraph, analysis
@@ -37,6 +38,7 @@ class Convolution:
         reads, makes: the axes of channels before and behind.
         within: of a grouped one the channels that each group reads, and those that it makes.
         depthwise: every channel is read by itself.
+        pointwise: its kernel has a single place.
         blocked: ONNX Runtime may compute it in blocks: it has two axes of space.
     """
 
@@ -45,6 +47,7 @@ class Convolution:
     makes: int
     within: tuple[int, ...]
     depthwise: bool
+    pointwise: bool
     blocked: bool
 
     def fits_blocks(self, sizes: FloatArray) -> bool:
@@ -90,6 +93,11 @@ def _convolutions(graph: ChannelGraph) -> Iterator[Convolution]:
         parts = wide - summed
         made = {e.factor for e in behind} - parts
         within = tuple(int(graph.vertex_class[factor]) for factor in sorted(summed | made))
+        places = next(
+            graph.shapes[couplings.dims[e.dim].value][2:]
+            for e in edges
+            if couplings.on_weight(e) and e.factor in {each.factor for each in before}
+        )
         rank = len(graph.shapes.get(couplings.dims[before[0].dim].value, ()))
         yield Convolution(
             op.name,
@@ -97,6 +105,7 @@ def _convolutions(graph: ChannelGraph) -> Iterator[Convolution]:
             int(graph.vertex_class[behind[0].dim]),
             within if parts and summed else (),
             bool(parts) and not summed,
+            prod(places) == 1,
             facts.blocked and rank == 4,
         )
 

@@ -170,7 +170,7 @@ def test_the_plan_is_of_the_original_and_gives_the_network_that_was_trained(
 
 def test_a_whole_budget_gives_another_network_of_the_same_cost(task: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    arguments = ("--shrink-epochs", "30", "--baselines")
+    arguments = ("--shrink-epochs", "30", "--baselines", "--round-to", "1")
     data, model = str(task / "data.npz"), str(task / "model.onnx")
     line = ["morph", model, "--data", data, "-o", str(folder), *QUICK[2:-2], "--budget"]
     assert main([*line, "flops=100%", *arguments]) == 0

@@ -141,9 +141,9 @@ def test_a_width_by_hand_beside_a_budget(graph: ChannelGraph, how: str) -> None:
     flops = cost(graph, "flops")
     wishes: dict[str, int | str] = {"0.inner": "50%", "last": 7}
     if how == "plan":
-        made = plan(graph, {"flops": "60%"}, widths=wishes)
+        made = plan(graph, {"flops": "60%"}, widths=wishes, round_to=1)
     else:
-        made = uniform(graph, budget={"flops": "60%"}, widths=wishes)
+        made = uniform(graph, budget={"flops": "60%"}, widths=wishes, round_to=1)
     assert width(graph, made, "0.inner") == 12
     assert width(graph, made, "last") == 7
     assert keeps_the_strongest(graph, made, "0.inner")
