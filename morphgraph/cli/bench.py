@@ -228,28 +228,26 @@ def _profile(profile: Profile, prefix: str) -> list[Table]:
             ),
         ]
     head = f"{prefix}{profile.model} against {profile.base} in {profile.runtime}: ms"
-    return [
-        table_of(
-            profile.kinds,
-            ("kernel", lambda row: row.name),
-            ("runs", lambda row: f"{sum(row.before.values())} -> {sum(row.after.values())}"),
-            *_BEFORE_AFTER,
-            title=f"{head} by kind",
-        ),
-        table_of(
-            shown,
-            ("layer", lambda row: row.name),
-            *_BEFORE_AFTER,
-            (number_column("time left", share), lambda row: _left(row.before_ms, row.after_ms)),
-            (
-                number_column("FLOPs left", share),
-                lambda row: _left(row.flops_before, row.flops_after),
-            ),
-            (number_column("missed", _decimal), lambda row: row.missed_ms),
-            ("kernels", _change),
-            title=f"{head} by layer, most missed of what FLOPs promised first{behind}",
-        ),
-    ]
+    kinds = table_of(
+        profile.kinds,
+        ("kernel", lambda row: row.name),
+        ("runs", lambda row: f"{sum(row.before.values())} -> {sum(row.after.values())}"),
+        *_BEFORE_AFTER,
+        title=f"{head} by kind",
+    )
+    if not shown:
+        return [kinds]
+    layers = table_of(
+        shown,
+        ("layer", lambda row: row.name),
+        *_BEFORE_AFTER,
+        (number_column("time left", share), lambda row: _left(row.before_ms, row.after_ms)),
+        (number_column("FLOPs left", share), lambda row: _left(row.flops_before, row.flops_after)),
+        (number_column("missed", _decimal), lambda row: row.missed_ms),
+        ("kernels", _change),
+        title=f"{head} by layer, most missed of what FLOPs promised first{behind}",
+    )
+    return [kinds, layers]
 
 
 _RowColumn = tuple[Column, Callable[[TimeRow], Cell]]
