@@ -297,3 +297,13 @@ def test_without_openvino_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(mg.UnsupportedError, match="pip install openvino"):
         find_runtime("openvino")
+
+
+def test_a_kernel_keeps_its_node_through_a_change_of_type() -> None:
+    """ONNX Runtime computes float16 in float32 on most CPUs: casts come in, values are renamed."""
+    text = """
+    <opset_import: ["": 20], ir_version: 9>
+    net (float16[1,4,8,8] x, float16[4,4,3,3] w) => (float16[1,4,6,6] y) { y = Conv(x, w) }"""
+    session = find_runtime("ort").session(onnx.parser.parse_model(text))
+    (convolution,) = [one for one in session.operators() if one.layout is not None]
+    assert convolution.layer == "output 'y'"
