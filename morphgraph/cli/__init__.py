@@ -22,7 +22,7 @@ COMMANDS = {
     "expand": "Multiply the widths of a plan by the largest factor that fits a budget.",
     "apply": "Resize a model by a plan, and check the result.",
     "verify": "Check that a resized model computes what the masked original computes.",
-    "bench": "Time models side by side in ONNX Runtime.",
+    "bench": "Time models side by side in ONNX Runtime, or in others.",
     "calibrate": "Measure what operators cost on this machine, so that latency is a cost.",
     "morph": "Learn a network's structure within a budget, and train it.",
     "sweep": "Draw trade-off curves: train a model at several budgets by several methods.",

@@ -38,6 +38,7 @@ from morphgraph.report.tables import (
 )
 
 _LAYERS_SHOWN = 12
+_KINDS_SHOWN = 3
 _WORTH_SHOWING = 0.005  # of a network's time
 
 
@@ -222,34 +223,32 @@ def _profile(profile: Profile, prefix: str) -> list[Table]:
             table_of(
                 shown,
                 ("layer", lambda row: row.name),
-                ("kernels", lambda row: _kinds(row.after)),
                 *_alone(profile),
+                ("kernels", lambda row: _kinds(row.after)),
                 title=f"{head} by layer{behind}",
             ),
         ]
     head = f"{prefix}{profile.model} against {profile.base} in {profile.runtime}: ms"
-    return [
-        table_of(
-            profile.kinds,
-            ("kernel", lambda row: row.name),
-            ("runs", lambda row: f"{sum(row.before.values())} -> {sum(row.after.values())}"),
-            *_BEFORE_AFTER,
-            title=f"{head} by kind",
-        ),
-        table_of(
-            shown,
-            ("layer", lambda row: row.name),
-            *_BEFORE_AFTER,
-            (number_column("time left", share), lambda row: _left(row.before_ms, row.after_ms)),
-            (
-                number_column("FLOPs left", share),
-                lambda row: _left(row.flops_before, row.flops_after),
-            ),
-            (number_column("missed", _decimal), lambda row: row.missed_ms),
-            ("kernels", _change),
-            title=f"{head} by layer, most missed of what FLOPs promised first{behind}",
-        ),
-    ]
+    kinds = table_of(
+        profile.kinds,
+        ("kernel", lambda row: row.name),
+        ("runs", lambda row: f"{sum(row.before.values())} -> {sum(row.after.values())}"),
+        *_BEFORE_AFTER,
+        title=f"{head} by kind",
+    )
+    if not shown:
+        return [kinds]
+    layers = table_of(
+        shown,
+        ("layer", lambda row: row.name),
+        *_BEFORE_AFTER,
+        (number_column("time left", share), lambda row: _left(row.before_ms, row.after_ms)),
+        (number_column("FLOPs left", share), lambda row: _left(row.flops_before, row.flops_after)),
+        (number_column("missed", _decimal), lambda row: row.missed_ms),
+        ("kernels", _change),
+        title=f"{head} by layer, most missed of what FLOPs promised first{behind}",
+    )
+    return [kinds, layers]
 
 
 _RowColumn = tuple[Column, Callable[[TimeRow], Cell]]
@@ -273,7 +272,15 @@ def _left(before: float | None, after: float | None) -> float | None:
 
 
 def _kinds(kernels: Mapping[str, int]) -> str:
-    return " + ".join(f"{count} {kind}" if count > 1 else kind for kind, count in kernels.items())
+    """The most frequent kinds of kernels.
+
+    >>> _kinds({"Gemm": 1, "Reshape": 2, "Split": 1, "Softmax": 1})
+    '2 Reshape + Gemm + Split + 1 more'
+    """
+    ordered = sorted(kernels.items(), key=lambda item: -item[1])
+    texts = [f"{count} {kind}" if count > 1 else kind for kind, count in ordered[:_KINDS_SHOWN]]
+    rest = sum(count for _, count in ordered[_KINDS_SHOWN:])
+    return " + ".join([*texts, *([f"{rest} more"] if rest else [])])
 
 
 def _change(row: TimeRow) -> str:

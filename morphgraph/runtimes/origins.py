@@ -46,8 +46,8 @@ class Nodes:
             for name in reads:
                 self.readers.setdefault(name, []).append(len(self.nodes))
             self.makers.update(dict.fromkeys(makes, len(self.nodes)))
-            if node.name:
-                self.named[node.name] = len(self.nodes)
+            for name in filter(None, (node.name, node_name(node))):
+                self.named[name] = len(self.nodes)
             self.nodes.append(Node(node_name(node), node.op_type, reads, makes))
 
     def named_after(self, name: str) -> Node | None:

@@ -104,7 +104,7 @@ def test_runtimes_that_are_none(name: str, words: str) -> None:
 # --- what ONNX Runtime executes ---
 
 CONVS = """
-net (float[1,3,8,8] x, float[16,3,3,3] w1, float[16] b1, float[13,16,1,1] w2, float[16,13,1,1] w3,
+net (float[1,3,8,8] x, float[16,3,3,3] w1, float[16] b1, float[29,16,1,1] w2, float[16,29,1,1] w3,
      float[16,16,1,1] w4) => (float[1,16,6,6] y) {
     a = Conv(x, w1, b1)  b = Relu(a)
     c = Conv(b, w2)  d = Relu(c)
@@ -145,7 +145,7 @@ def test_convolutions_outside_the_blocked_layout_are_named(tmp_path: Path) -> No
     plain = [node for node in convolutions if node.domain != "com.microsoft.nchwc"]
     assert (found.count, len(found.outside)) == (len(convolutions), len(plain))
     if len(plain) < len(convolutions):  # a processor with such a layout
-        assert "narrow" in found.outside
+        assert "wide" in found.outside  # 29 channels are no whole number of blocks
         assert "output 'y'" not in found.outside
     else:
         assert set(found.outside) == {"narrow", "wide", "output 'a'", "output 'y'"}
@@ -156,13 +156,13 @@ def _kernels(model: Any, feeds: dict[str, np.ndarray], runs: int = 2) -> list[Ex
 
 
 def test_every_node_is_in_one_kernel() -> None:
-    """Also where names are missing, doubled, or look like those of the runtime."""
-    model = _with_weights(CONVS, {"a": "same", "c": "same", "f": "b_nchwc"})
+    """Also where names are missing, or look like those of the runtime."""
+    model = _with_weights(CONVS, {"a": "same", "f": "b_nchwc"})
     kernels = _kernels(model, {"x": np.ones((1, 3, 8, 8), np.float32)})
     origins = Counter(origin for kernel in kernels for origin in kernel.origins)
     assert sum(origins.values()) == len(list(model.graph))
-    assert origins["same"] == 2
-    assert {"output 'b'", "output 'd'", "output 'e'", "b_nchwc", "output 'y'"} <= origins.keys()
+    outputs = {f"output '{name}'" for name in "bcdey"}
+    assert origins.keys() == {"same", "b_nchwc"} | outputs
     by_layer = {kernel.layer: kernel for kernel in kernels if "Conv" in kernel.op_type}
     assert by_layer["output 'y'"].origins == ("output 'y'",)
     assert all(kernel.microseconds >= 0 for kernel in kernels)
@@ -297,3 +297,13 @@ def test_without_openvino_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(mg.UnsupportedError, match="pip install openvino"):
         find_runtime("openvino")
+
+
+def test_a_kernel_keeps_its_node_through_a_change_of_type() -> None:
+    """ONNX Runtime computes float16 in float32 on most CPUs: casts come in, values are renamed."""
+    text = """
+    <opset_import: ["": 20], ir_version: 9>
+    net (float16[1,4,8,8] x, float16[4,4,3,3] w) => (float16[1,4,6,6] y) { y = Conv(x, w) }"""
+    session = find_runtime("ort").session(onnx.parser.parse_model(text))
+    (convolution,) = [one for one in session.operators() if one.layout is not None]
+    assert convolution.layer == "output 'y'"

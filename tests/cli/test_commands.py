@@ -325,6 +325,63 @@ def test_bench(model: Path, plan: Path, run: Any) -> None:
     assert "slim.onnx" in run("bench", slim, "--seconds", "0.01").out
 
 
+def test_bench_shows_where_the_time_went(model: Path, plan: Path, run: Any) -> None:
+    slim = model.with_name("slim.onnx")
+    run("apply", model, plan, "-o", slim)
+    command = ("bench", model, slim, "--seconds", "0.05", "--profile")
+    (profile,) = json.loads(run(*command, "--format", "json").out)["profiles"]
+    assert (profile["base"], profile["model"]) == (model.name, "slim.onnx")
+    by_layer = {row["name"]: row for row in profile["layers"]}
+    assert by_layer["conv1"]["flops_before"] == 2 * CONV1
+    assert {"conv1", "conv2", "fc"} <= by_layer.keys()
+    for side in ("before", "after"):
+        total = profile[f"{side}_ms"]
+        assert sum(row[f"{side}_ms"] for row in profile["kinds"]) == pytest.approx(total)
+        assert sum(row[f"{side}_ms"] for row in profile["layers"]) == pytest.approx(total)
+    printed = run(*command).out
+    assert f"slim.onnx against {model.name} in ort: ms by kind" in printed
+    assert "most missed of what FLOPs promised first" in printed
+    alone = run("bench", model, "--seconds", "0.01", "--profile").out
+    assert f"{model.name} in ort: ms by layer" in alone
+
+
+def test_bench_sweeps_threads_and_batches(tmp_path: Path, run: Any) -> None:
+    dynamic = tmp_path / "dynamic.onnx"
+    mg.save(
+        model_from_text(OPEN.replace("1,3,H,W", "N,3,9,8").replace("1,4,P,Q", "N,4,P,Q")), dynamic
+    )
+    command = ("bench", dynamic, "--seconds", "0.01", "--threads", "1,2", "--batch", "1,3")
+    assert run("bench", dynamic, "--batch", "1,").code == 2
+    points = json.loads(run(*command, "--format", "json").out)["points"]
+    assert [(point["threads"], point["batch"]) for point in points] == [
+        (1, 1),
+        (1, 3),
+        (2, 1),
+        (2, 3),
+    ]
+    assert [point["clock"] for point in points] == ["cpu", "cpu", "wall", "wall"]
+    printed = run(*command).out
+    assert "threads" in printed
+    assert "2 thread(s), batch 3: Measured is wall time at 2 threads." in printed
+
+
+def test_bench_in_a_runtime_of_ones_own(
+    model: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    source = Path(__file__).parent.parent / "benchmark" / "pretended.py"
+    (model.parent / "other_phone.py").write_bytes(source.read_bytes())
+    slow, quick = model.with_name("slow.onnx"), model.with_name("quick.onnx")
+    for path in (slow, quick):
+        path.write_bytes(model.read_bytes())
+    phones = ["--runtime", "other_phone:Phone", "--runtime", "other_phone:FastPhone"]
+    ran = run("bench", slow, quick, *phones, "--seconds", "0.01")
+    assert ran.code == 0, ran.err
+    assert "fast phone" in ran.out
+    assert "quick.onnx in phone is 2.00 times" in ran.out
+    assert run("bench", model, "--runtime", "other_phone:Nothing", "--seconds", "0.01").code == 2
+
+
 def test_bench_takes_sizes_that_the_file_leaves_open(tmp_path: Path, run: Any) -> None:
     path = tmp_path / "open.onnx"
     mg.save(model_from_text(OPEN), path)
@@ -400,6 +457,8 @@ def test_the_published_schemas_are_up_to_date(name: str) -> None:
         ("plan", ["plan", "{model}", "--uniform", "0.5"]),
         ("diff", ["diff", "{model}", "{model}"]),
         ("explanation", ["analyze", "{model}", "--explain", "conv1"]),
+        ("bench", ["bench", "{model}", "{model}", "--seconds", "0.01", "--profile"]),
+        ("bench-sweep", ["bench", "{model}", "--seconds", "0.01", "--threads", "1,2"]),
         ("shrink", ["shrink", "{model}", "--data", "{data}", "--curve"]),
         ("shrink", ["shrink", "{model}", "--data", "{data}", "--set", "conv1=50%", "-o", "{out}"]),
     ],
