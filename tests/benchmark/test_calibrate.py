@@ -13,7 +13,7 @@ from morphgraph.device import DeviceProfile
 from morphgraph.device.profile import measurements
 from morphgraph.errors import ArgumentError, BudgetError, ModelError, UnsupportedError
 from morphgraph.passes.analysis.measured import MeasuredCost, measured_cost
-from morphgraph.runtimes import Runtime
+from morphgraph.runtimes import Runtime, find_runtime
 from morphgraph.testing import model_from_text
 
 FOLDER = Path(__file__).parent
@@ -28,16 +28,13 @@ def _lawful(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def profile() -> DeviceProfile:
     """A profile of the lawful runtime."""
-    return calibrate(_runtime(), minutes=2.0, kernels=150, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(FOLDER)
+        return calibrate(_runtime(), minutes=2.0, kernels=150, seed=1)
 
 
 def _runtime() -> Runtime:
-    import sys
-
-    sys.path.insert(0, str(FOLDER))
-    from lawful import Lawful
-
-    return Lawful()
+    return find_runtime("lawful:Lawful")
 
 
 def net() -> mg.ChannelGraph:
@@ -200,8 +197,7 @@ def test_an_interrupted_calibration_goes_on() -> None:
     assert all(len(each.kernels) <= 30 for each in kept)
 
 
-def test_a_runtime_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+def test_a_runtime_that_tells_nothing() -> None:
     with pytest.raises(UnsupportedError):
         calibrate("pretended:Mute", kernels=20)
 

@@ -1,6 +1,6 @@
 """Predictions: from measurements that follow a law, the law at other sizes."""
 
-import sys
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,12 @@ from morphgraph.device import DeviceProfile, Kernel, Predictor, load_profile
 from morphgraph.device.profile import measurements
 from morphgraph.errors import FileError, ModelError
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmark"))
-from lawful import law
+LAW = runpy.run_path(str(Path(__file__).parents[1] / "benchmark" / "lawful.py"))["law"]
+
+
+def law(kernel: Kernel) -> float:
+    """Microseconds of a kernel."""
+    return float(LAW(kernel))
 
 
 def drawn(count: int, seed: int, grid: int = 4) -> list[Kernel]:
