@@ -152,6 +152,8 @@ class KindModel:
         process: of the logarithm of time over physics; ``None`` of a kind with few measurements.
         offset: mean of that logarithm.
         error: root mean square of what the others predict of each measurement, in the logarithm.
+        count: measurements of the kind.
+        bounds: least and largest of what the process was fitted to.
     """
 
     prices: FloatArray
@@ -160,6 +162,7 @@ class KindModel:
     offset: float
     error: float
     count: int
+    bounds: tuple[float, float] = (0.0, 0.0)
 
     def log_time(self, kernels: Sequence[Kernel]) -> tuple[FloatArray, FloatArray]:
         """Logarithms of microseconds, and their standard deviations, ``[n]`` each."""
@@ -169,6 +172,8 @@ class KindModel:
             return physics + self.offset, np.full(len(kernels), max(self.error, 0.1))
         features = np.stack([kernel.features(self.block) for kernel in kernels])
         more, spread = self.process.predict(features)
+        # No kernel is more or less efficient than those that were measured.
+        more = np.clip(more, *self.bounds)
         return physics + self.offset + more, spread
 
 
@@ -218,7 +223,18 @@ def fit_kind(
         theta = np.array(known.theta)
     process = fit_process(features, ratios - offset, theta, rounds)
     error = float(np.sqrt(np.mean(np.square(process.residuals))))
-    return KindModel(prices, block, process, offset, error, len(times))
+    more = ratios - offset
+    return KindModel(
+        prices, block, process, offset, error, len(times), (float(more.min()), float(more.max()))
+    )
+
+
+def fit_physics(kernels: Sequence[Kernel], times: FloatArray, block: int) -> KindModel:
+    """What measurements of many kinds have in common: prices of work."""
+    work = np.stack([kernel.work(block) for kernel in kernels])
+    prices = _prices(work, times)
+    offset = float(np.median(np.log(times / np.maximum(work @ prices, 1e-3))))
+    return KindModel(prices, block, None, offset, UNKNOWN, len(times))
 
 
 class Predictor:
@@ -240,11 +256,15 @@ class Predictor:
             block = _block_of(data, known)
             for kind, (some, spent) in data.items():
                 self.kinds[kind] = fit_kind(some, spent, block, known.get(kind))
-        light = [k for k, kernel in enumerate(kernels) if kernel.work()[1] == 0]
-        others = light or list(range(len(kernels)))
-        #: For kinds that were never measured: by what they move and compute.
-        alike = [_anonymous(kernels[k]) for k in others]
-        self.other = fit_kind(alike, times[others], 1, known.get(""))
+        every = range(len(kernels))
+        computes = np.array([kernel.work()[1] > 0 for kernel in kernels])
+        #: For kinds that were never measured: by what they move, and by what they compute.
+        light = np.flatnonzero(~computes).tolist() or [*every]
+        alike = [_anonymous(kernels[k]) for k in light]
+        self.other = fit_kind(alike, times[light], 1, known.get(""))
+        heavy = np.flatnonzero(computes).tolist() or [*every]
+        block = max((self.kinds[kernels[k].kind].block for k in heavy), default=1)
+        self.heavy = fit_physics([kernels[k] for k in heavy], times[heavy], block)
         self._known: dict[Kernel, float] = {}
 
     @property
@@ -267,11 +287,23 @@ class Predictor:
             chosen = [kernels[place] for place in places]
             if kind in self.kinds:
                 found[places], spread[places] = self.kinds[kind].log_time(chosen)
+                continue
+            spread[places] = UNKNOWN
+            if chosen[0].work()[1] > 0:
+                model = self.kinds.get(self._alike(kind), self.heavy)
+                found[places], _ = model.log_time(chosen)
             else:
-                alike = [_anonymous(kernel) for kernel in chosen]
-                found[places], _ = self.other.log_time(alike)
-                spread[places] = UNKNOWN
+                found[places], _ = self.other.log_time([_anonymous(each) for each in chosen])
         return found, spread
+
+    def _alike(self, kind: str) -> str:
+        """Of convolutions that were not measured the kind that runs most alike; else empty."""
+        words = kind.split()
+        if words[0] != "Conv":
+            return ""
+        _, form, layout = words
+        others = [f"Conv {each} {layout}" for each in _FORMS.get(form, ())]
+        return next((other for other in others if other in self.kinds), "")
 
     def times(self, kernels: Sequence[Kernel]) -> FloatArray:
         """Microseconds, ``[n]``."""
@@ -280,6 +312,15 @@ class Predictor:
             logs, _ = self.log_times(new)
             self._known.update(zip(new, np.exp(logs).tolist(), strict=True))
         return np.array([self._known[kernel] for kernel in kernels])
+
+
+_FORMS: Mapping[str, tuple[str, ...]] = {
+    "dense": ("pointwise", "image", "grouped"),
+    "image": ("dense", "pointwise"),
+    "pointwise": ("dense", "grouped"),
+    "grouped": ("dense", "pointwise"),
+}
+"""Forms of convolutions that run alike, the nearest first."""
 
 
 def _computed_alike(kinds: Iterable[str]) -> dict[str, list[str]]:
