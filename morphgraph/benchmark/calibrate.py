@@ -32,7 +32,7 @@ KERNELS = 300
 """Measurements that a profile holds by default: more are worth little."""
 RUNS = 21
 """Profiled runs of a network; a kernel's time is their median."""
-PER_NETWORK = 14
+PER_NETWORK = 10
 """Measurements that are taken of one network at most."""
 KNOWN = 0.04
 """A kernel whose time is known as well as this, in the logarithm, is not measured again."""
@@ -94,7 +94,10 @@ class _Calibration:
         self.wholes: list[tuple[float, float, int]] = []
         self.references: list[float] = []
         self.layouts: list[tuple[str, int]] = []
-        self.families: dict[str, list[float]] = {name: [] for name in FAMILIES}
+        #: How wrong the profile was of each family, on widths that are multiples and on others.
+        self.wrong: dict[tuple[str, bool], list[float]] = {
+            (name, free): [] for name in FAMILIES for free in (False, True)
+        }
 
     def run(
         self,
@@ -110,7 +113,7 @@ class _Calibration:
                 self._again()
                 if keep is not None and self.kernels:
                     keep(self.profile())
-            self._measure(self._family(number), most)
+            self._measure(*self._next(number), most)
             number += 1
             if time.monotonic() - self.start > minutes * 60:
                 break
@@ -125,16 +128,18 @@ class _Calibration:
         if self.kernels:
             self.predictor = Predictor(self.kernels, np.array(self.times))
 
-    def _family(self, number: int) -> str:
-        """Every family once; then by how wrong the profile is about what it has seen of each."""
-        names = list(FAMILIES)
-        if number < len(names):
-            return names[number]
-        worth = np.array([np.mean(self.families[name][-3:]) for name in names])
-        return str(self.random.choice(names, p=worth / worth.sum()))
+    def _next(self, number: int) -> tuple[str, bool]:
+        """A family, and whether its widths are any: all once, then by how wrong the profile was."""
+        kinds = list(self.wrong)
+        if number < len(kinds):
+            return kinds[number]
+        worth = np.array([np.mean(self.wrong[kind][-3:]) for kind in kinds])
+        return kinds[int(self.random.choice(len(kinds), p=worth / worth.sum()))]
 
-    def _session(self, family: str, seed: int) -> tuple[Session, Arrays, dict[str, "_Written"]]:
-        model = probe_network(family, seed)
+    def _session(
+        self, family: str, seed: int, free: bool = False
+    ) -> tuple[Session, Arrays, dict[str, "_Written"]]:
+        model = probe_network(family, seed, free)
         session = self.runtime.session(model, self.threads, name=f"probe {family}")
         random = np.random.default_rng(0)
         feeds = {
@@ -145,8 +150,9 @@ class _Calibration:
         }
         return session, feeds, _written(model)
 
-    def _measure(self, family: str, most: int) -> None:
-        session, feeds, own = self._session(family, int(self.random.integers(2**31)))
+    def _measure(self, family: str, free: bool, most: int) -> None:
+        seed = int(self.random.integers(2**31))
+        session, feeds, own = self._session(family, seed, free)
         executed = [each for each in session.executed(feeds, RUNS) if each.microseconds > 0]
         if not executed:
             raise UnsupportedError(
@@ -167,7 +173,7 @@ class _Calibration:
         kernels = list(found)
         times = np.array([float(np.median(found[kernel])) for kernel in kernels])
         unsure, wrong = self._doubts(kernels, times)
-        self.families[family].append(wrong)
+        self.wrong[family, free].append(wrong)
         # What takes long is worth more: a network's time is a sum.
         order = np.argsort(-(unsure * np.sqrt(times / times.sum())), kind="stable")
         room = min(PER_NETWORK, most - len(self.kernels))

@@ -23,8 +23,8 @@ MOST_MACS = 4e8
 class _Probe:
     """A network in the making."""
 
-    def __init__(self, seed: int) -> None:
-        self.random = np.random.default_rng(seed)
+    def __init__(self, seed: int, free: bool) -> None:
+        self.random, self.free = np.random.default_rng(seed), free
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -145,7 +145,7 @@ class _Probe:
         return max(grid, round(self.between(low, high) / grid) * grid)
 
     def grid(self) -> int:
-        return int(self.random.choice([16, 16, 8, 4, 1]))
+        return 1 if self.free else int(self.random.choice([16, 16, 8, 4]))
 
 
 def _most(side: int, taps: int = 9) -> float:
@@ -174,7 +174,7 @@ def _image_of(probe: _Probe, low: float, high: float, grid: int) -> str:
 def _dense(probe: _Probe) -> str:
     """Convolutions 3x3 with a residual connection, now and then another size or stride."""
     grid = probe.grid()
-    x = _image_of(probe, 16, 768, grid)
+    x = _image_of(probe, 16, 768, grid) if probe.random.random() < 0.5 else _stem(probe, grid)
     for _ in range(4):
         side = probe.shapes[x][2]
         size = int(probe.random.choice([3, 3, 3, 5, 7])) if side < 60 else 3
@@ -389,12 +389,17 @@ FAMILIES: dict[str, Callable[[_Probe], str]] = {
 """By name the families of networks."""
 
 
-def probe_network(family: str, seed: int) -> onnx.ModelProto:
+def probe_network(family: str, seed: int, free: bool = False) -> onnx.ModelProto:
     """A network of a family, with sizes drawn by a seed; inputs of fixed sizes.
+
+    Args:
+        family: one of :data:`FAMILIES`.
+        seed: of sizes and weights.
+        free: whether widths are any numbers, and not multiples of 4, 8 or 16.
 
     >>> first, again = probe_network("dense", 3), probe_network("dense", 3)
     >>> first == again
     True
     """
-    probe = _Probe(seed)
+    probe = _Probe(seed, free)
     return probe.model(FAMILIES[family](probe))

@@ -214,9 +214,6 @@ def fit_kind(
     prices = _prices(work, times)
     ratios = np.log(times / np.maximum(work @ prices, 1e-3))
     offset = float(np.median(ratios))
-    if len(times) < ENOUGH:
-        return KindModel(prices, block, None, offset, UNKNOWN, len(times))
-
     features = np.stack([kernel.features(block) for kernel in kernels])
     theta = None
     if known is not None and known.block == block and len(known.theta) == features.shape[1] + 2:
@@ -229,10 +226,19 @@ def fit_kind(
     )
 
 
-def fit_physics(kernels: Sequence[Kernel], times: FloatArray, block: int) -> KindModel:
-    """What measurements of many kinds have in common: prices of work."""
+def fit_physics(
+    kernels: Sequence[Kernel], times: FloatArray, block: int, prices: FloatArray | None = None
+) -> KindModel:
+    """What few measurements say, or those of many kinds have in common.
+
+    Args:
+        kernels: ``[n]``.
+        times: in microseconds, ``[n]``.
+        block: channels that are computed together.
+        prices: of work; fitted if not given.
+    """
     work = np.stack([kernel.work(block) for kernel in kernels])
-    prices = _prices(work, times)
+    prices = _prices(work, times) if prices is None else prices
     offset = float(np.median(np.log(times / np.maximum(work @ prices, 1e-3))))
     return KindModel(prices, block, None, offset, UNKNOWN, len(times))
 
@@ -251,29 +257,34 @@ class Predictor:
         for place, kernel in enumerate(kernels):
             by_kind.setdefault(kernel.kind, []).append(place)
         self.kinds: dict[str, KindModel] = {}
+        few: dict[str, int] = {}
         for together in _computed_alike(by_kind).values():
             data = {k: ([kernels[p] for p in by_kind[k]], times[by_kind[k]]) for k in together}
             block = _block_of(data, known)
             for kind, (some, spent) in data.items():
-                self.kinds[kind] = fit_kind(some, spent, block, known.get(kind))
-        every = range(len(kernels))
+                if len(spent) < ENOUGH:
+                    few[kind] = block
+                else:
+                    self.kinds[kind] = fit_kind(some, spent, block, known.get(kind))
         computes = np.array([kernel.work()[1] > 0 for kernel in kernels])
+        light, heavy = (np.flatnonzero(each).tolist() for each in (~computes, computes))
+        every = [*range(len(kernels))]
+        block = max((model.block for model in self.kinds.values()), default=1)
         #: For kinds that were never measured: by what they move, and by what they compute.
-        light = np.flatnonzero(~computes).tolist() or [*every]
-        alike = [_anonymous(kernels[k]) for k in light]
-        self.other = fit_kind(alike, times[light], 1, known.get(""))
-        heavy = np.flatnonzero(computes).tolist() or [*every]
-        block = max((self.kinds[kernels[k].kind].block for k in heavy), default=1)
-        self.heavy = fit_physics([kernels[k] for k in heavy], times[heavy], block)
+        self.other = fit_physics([kernels[k] for k in light or every], times[light or every], 1)
+        self.heavy = fit_physics([kernels[k] for k in heavy or every], times[heavy or every], block)
+        for kind, own in few.items():
+            some, spent = [kernels[p] for p in by_kind[kind]], times[by_kind[kind]]
+            common = self.heavy if some[0].work()[1] > 0 else self.other
+            self.kinds[kind] = fit_physics(some, spent, own, common.prices)
         self._known: dict[Kernel, float] = {}
 
     @property
     def settings(self) -> dict[str, Settings]:
-        """What was found for every kind; the empty one stands for all others."""
-        models = {**self.kinds, "": self.other}
+        """What was found for every kind."""
         return {
             kind: Settings(model.block, model.process.theta.tolist())
-            for kind, model in models.items()
+            for kind, model in self.kinds.items()
             if model.process is not None
         }
 
@@ -293,7 +304,7 @@ class Predictor:
                 model = self.kinds.get(self._alike(kind), self.heavy)
                 found[places], _ = model.log_time(chosen)
             else:
-                found[places], _ = self.other.log_time([_anonymous(each) for each in chosen])
+                found[places], _ = self.other.log_time(chosen)
         return found, spread
 
     def _alike(self, kind: str) -> str:
@@ -351,7 +362,3 @@ def _block_of(
         tried = [fit_kind(*each, block, None, FEW_ROUNDS) for each in with_channels.values()]
         errors[block] = sum(model.error**2 * model.count for model in tried)
     return min(errors, key=lambda block: errors[block])
-
-
-def _anonymous(kernel: Kernel) -> Kernel:
-    return Kernel("", "", kernel.inputs, kernel.outputs)

@@ -30,7 +30,7 @@ def profile() -> DeviceProfile:
     """A profile of the lawful runtime."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(FOLDER)
-        return calibrate(_runtime(), minutes=2.0, kernels=150, seed=1)
+        return calibrate(_runtime(), minutes=2.0, kernels=200, seed=1)
 
 
 def _runtime() -> Runtime:
@@ -67,7 +67,7 @@ def test_probes_are_valid_and_run(family: str) -> None:
 
 def test_what_a_calibration_finds(profile: DeviceProfile) -> None:
     assert profile.runtime == "lawful:Lawful"
-    assert len(profile.kernels) == 150
+    assert len(profile.kernels) == 200
     assert profile.blocked_multiple == 4  # of ONNX Runtime's layout, which the law leaves
     assert profile.noise == 0.0
     blocks = {m.block for kind, m in profile.predictor.kinds.items() if "blocked" in kind}
