@@ -24,7 +24,7 @@ Widths = Mapping[str, int | str]
 COARSEST = 99
 """More steps than any group has: the one that suits best."""
 BY_HAND = 1
-"""Shares by hand are rounded to the finest step but 1, where there are several."""
+"""Shares and ratios by hand are rounded to the finest step but 1, where there are several."""
 
 _WIDTH = re.compile(r"([0-9]{1,10})|([0-9]{1,10}(?:\.[0-9]{1,10})?)%")
 

@@ -81,7 +81,7 @@ def auto_steps(graph: ChannelGraph) -> tuple[Steps, ...]:
         if found.within and all(sizes[each] % BLOCK == 0 for each in found.within):
             grouped.update(*(graph.groups_in(each) for each in found.within))
     units = tensor_channels(graph).tolist()
-    return tuple(
+    chosen = [
         _grouped(units[group.index])
         if group.index in grouped
         else _blocks(group.width * units[group.index], "depthwise convolution")
@@ -92,6 +92,10 @@ def auto_steps(graph: ChannelGraph) -> tuple[Steps, ...]:
         if group.index in dense
         else _product(group.width * units[group.index])
         for group in graph.groups
+    ]
+    return tuple(
+        steps if group.index in grouped else _reachable(steps, group.width, units[group.index])
+        for steps, group in zip(chosen, graph.groups, strict=True)
     )
 
 
@@ -114,6 +118,14 @@ def measured_steps(cost: MeasuredCost) -> tuple[Steps, ...]:
             block //= 2
         found.append(Steps((*sizes, 1), "measured") if sizes else FREE)
     return tuple(found)
+
+
+def _reachable(steps: Steps, width: int, unit: int) -> Steps:
+    """The steps that some smaller width is on, where channels of tensors come in units."""
+    if unit == 1:
+        return steps
+    fitting = [size for size in steps.sizes if size // gcd(size, unit) < width or size == 1]
+    return Steps(tuple(fitting), steps.reason)
 
 
 def _grouped(unit: int) -> Steps:

@@ -1,6 +1,7 @@
 """Widths without a removal path: the width multiplier, and widths by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,13 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.options import RoundTo
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.score import Score
-from morphgraph.passes.planning.bounds import AllowedWidths, WidthBounds, Widths, repair_widths
+from morphgraph.passes.planning.bounds import (
+    BY_HAND,
+    AllowedWidths,
+    WidthBounds,
+    Widths,
+    repair_widths,
+)
 from morphgraph.passes.planning.build import build_plan, scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
@@ -65,6 +72,9 @@ def uniform(
     channels = channels_by_index(graph, keep_classes, keep_tokens)
     bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
     constraints = resolve_budget(graph, budget or {}, convention)
+    if ratio is not None:
+        # Widths by hand, as it were: on a grid, but not one that would keep them as they are.
+        bounds = replace(bounds, finer=dict.fromkeys(range(len(graph.groups)), BY_HAND))
     allowed = within_reach(graph, bounds, constraints)
     fill = ratio is None
     if ratio is None:
@@ -76,7 +86,7 @@ def uniform(
     scaled = _scaled(ratio, allowed)
     if fill:
         scaled = spend_rest(constraints, scaled, graph.widths, allowed.ceilings, allowed)
-    warn_of_finer(allowed, scaled, 2)
+        warn_of_finer(allowed, scaled, 2)
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
