@@ -147,6 +147,8 @@ def _convolution(kernel: Kernel) -> _Convolution | None:
     if "Conv" not in kernel.op_type or len(kernel.inputs) < 2 or not kernel.outputs:
         return None
     (operand, weight), result = kernel.inputs[:2], kernel.outputs[0]
+    if len(weight) == len(operand) + 1:  # groups have an axis of their own in OpenVINO
+        weight = (weight[0] * weight[1], *weight[2:])
     if not len(operand) == len(weight) == len(result) > 2:
         return None
     if "Transpose" in kernel.op_type:

@@ -54,6 +54,14 @@ def test_an_image_is_another_kind_than_many_channels() -> None:
     assert image.kind == "Conv image blocked"
 
 
+def test_groups_may_have_an_axis_of_their_own() -> None:
+    sizes = ((1, 24, 8, 8), (1, 48, 8, 8))
+    flat = Kernel("Convolution", "", (sizes[0], (48, 6, 3, 3)), sizes[1:])
+    apart = Kernel("Convolution", "", (sizes[0], (4, 12, 6, 3, 3)), sizes[1:])
+    assert flat.kind == apart.kind == "Conv grouped plain"
+    assert (flat.work() == apart.work()).all()
+
+
 def test_within_a_block_features_are_the_same() -> None:
     def conv(width: int) -> Kernel:
         return Kernel("Conv", "blocked", ((1, 64, 8, 8), (width, 64, 3, 3)), ((1, width, 8, 8),))
