@@ -1,7 +1,8 @@
 """Running models in ONNX Runtime."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,36 @@ from morphgraph.onnx_io.keys import DEFAULT_KEY, EXPECTED_KEY
 from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.values import Expected, dtype_of, static_shape
 
-_PROTO_LIMIT = 2**31 - 2**20
+
+class Session(onnxruntime.InferenceSession):
+    """A session that reads weights where they stand, and keeps them there as long as it lives.
+
+    The message that it is built of holds no weights, so that it is built in the time that its nodes
+    take. Arguments: the model, and as of ``onnxruntime.InferenceSession``.
+    """
+
+    def __init__(
+        self, model: ir.Model, options: onnxruntime.SessionOptions, **settings: Any
+    ) -> None:
+        weights = _lent_weights(model)
+        self.lent = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
+            for tensor in weights.values()
+        ]
+        if weights:
+            options.add_external_initializers(list(weights), self.lent)
+        with _elsewhere(model, weights):
+            message = ir.to_proto(model).SerializeToString()
+        super().__init__(message, options, _PROVIDERS, **settings)
 
 
 def session(
     model: ir.Model, threads: int = 0, optimize: bool = True
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU; ``threads`` 0 leaves the number to ONNX Runtime.
+
+    One without ``optimize`` is for a run or two, and quick to build: arithmetic is not reordered,
+    and neither are weights folded or packed before, for that costs more than it saves.
 
     Raises:
         UnsupportedError: ONNX Runtime does not take the model; carries its words.
@@ -31,25 +55,59 @@ def session(
     options.log_severity_level = 4  # an error is raised; it need not be printed too
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_ENABLE_BASIC
-    providers = ["CPUExecutionProvider"]
+    settings: dict[str, Any] = {}
+    if not optimize:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings["disabled_optimizers"] = ["ConstantFolding"]
     try:
-        if _fits_a_message(model):
-            data = ir.to_proto(model).SerializeToString()
-            return onnxruntime.InferenceSession(data, options, providers)
-        with tempfile.TemporaryDirectory() as folder:
+        if not any(is_stored(v.const_value) for v in model.graph.initializers.values()):
+            return Session(model, options, **settings)
+        with tempfile.TemporaryDirectory() as folder:  # data is found only beside a file
             path = Path(folder) / "model.onnx"
             ir.save(model, path, external_data="model.onnx.data")
-            return onnxruntime.InferenceSession(str(path), options, providers)
+            return onnxruntime.InferenceSession(str(path), options, _PROVIDERS, **settings)
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise _refused(error) from error
 
 
-def _fits_a_message(model: ir.Model) -> bool:
-    """Whether a model can be handed over in memory: external data is found only beside a file."""
-    weights = [
-        v.const_value for v in model.graph.initializers.values() if v.const_value is not None
-    ]
-    return sum(w.nbytes for w in weights) < _PROTO_LIMIT and not any(map(is_stored, weights))
+_PROVIDERS = ["CPUExecutionProvider"]
+
+_LEAST_LENT_BYTES = 512
+"""Smaller tensors stay in the message, where shape inference reads sizes and axes."""
+
+_LENT_TYPES = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.INT8}
+    | {ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64}
+)
+
+
+def _lent_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The weights that a session may read where they stand, by name."""
+    inputs = {value.name for value in model.graph.inputs}
+    return {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.dtype in _LENT_TYPES
+        and value.const_value.nbytes >= _LEAST_LENT_BYTES
+        and name not in inputs
+    }
+
+
+@contextmanager
+def _elsewhere(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> Iterator[None]:
+    """For a while, external data of no file stands for these weights: ONNX Runtime has them."""
+    values = model.graph.initializers
+    try:
+        for name, tensor in weights.items():
+            values[name].const_value = ir.ExternalTensor(
+                "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+            )
+        yield
+    finally:
+        for name, tensor in weights.items():
+            values[name].const_value = tensor
 
 
 def _refused(error: Exception) -> UnsupportedError:
