@@ -24,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import bench_against
+
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {
     "resnet50": 1 / 4,
@@ -84,14 +86,17 @@ def compare(output: Path) -> int:
             commands.append(f"| `{shown}` | {seconds:.2f} | {limit:g} | {torch_free} |")
             if seconds > limit or torch_free != "no":
                 missed.append(f"{shown}: {seconds:.2f} s, torch imported: {torch_free}")
-    output.write_text(page(rows, commands))
+    say("beside 176c0fa")
+    with tempfile.TemporaryDirectory() as folder:
+        ratios = list(bench_against.table(bench_against.unpacked(folder), rounds=3))
+    output.write_text(page(rows, commands, ratios))
     print(output.read_text())
     for line in missed:
         say(f"MISSED: {line}")
     return 1 if missed else 0
 
 
-def page(rows: list[str], commands: list[str]) -> str:
+def page(rows: list[str], commands: list[str], ratios: list[str]) -> str:
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "torch-pruning", "onnx-ir")
     )
@@ -116,6 +121,13 @@ PyTorch's exporter emits happens once per file and is not part of it.
 | command | CPU s | promised | imports torch |
 |---|---:|---:|---|
 {chr(10).join(commands)}
+
+## Beside an earlier state
+
+CPU seconds of one thread, each stage once in a fresh process, this program beside its commit
+{bench_against.BASE} by turns (`tools/bench_against.py`). Ways are the sums of their stages.
+
+{chr(10).join(ratios)}
 """
 
 
