@@ -7,18 +7,20 @@
 Every round runs both checkouts in turn, each measurement in a fresh process: CPU seconds of one
 thread for the stages from a PyTorch module to a checked smaller one, for the way from a file to a
 checked smaller file and from a module to a checked smaller module as the sums of their stages, and
-of the commands ``--help`` and ``analyze``. Shown are the least of all rounds on both sides, and the median of the ratios
-within a round (this checkout over the other; below 1 is faster). Only public names are used, so
-that the code of both sides may be cut differently.
+of the commands ``--help`` and ``analyze``. Shown are the least of all rounds on both sides, and the
+median of the ratios within a round (this checkout over the other; below 1 is faster). Only public
+names are used, so that the code of both sides may be cut differently.
 """
 
 import argparse
+import io
 import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import warnings
@@ -59,8 +61,10 @@ def main() -> int:
 
 def unpacked(folder: str) -> Path:
     """The program as it was at the base commit."""
-    archive = subprocess.run(["git", "archive", BASE], cwd=ROOT, check=True, capture_output=True)
-    subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+    words = ["git", "archive", BASE]
+    packed = subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
     return Path(folder)
 
 
