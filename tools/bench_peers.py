@@ -24,8 +24,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import bench_against
-
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {
     "resnet50": 1 / 4,
@@ -87,8 +85,8 @@ def compare(output: Path) -> int:
             if seconds > limit or torch_free != "no":
                 missed.append(f"{shown}: {seconds:.2f} s, torch imported: {torch_free}")
     say("beside 176c0fa")
-    with tempfile.TemporaryDirectory() as folder:
-        ratios = list(bench_against.table(bench_against.unpacked(folder), rounds=3))
+    beside = [sys.executable, str(ROOT / "tools" / "bench_against.py"), "--rounds", "3"]
+    ratios = subprocess.run(beside, check=True, stdout=subprocess.PIPE, text=True).stdout
     output.write_text(page(rows, commands, ratios))
     print(output.read_text())
     for line in missed:
@@ -96,7 +94,7 @@ def compare(output: Path) -> int:
     return 1 if missed else 0
 
 
-def page(rows: list[str], commands: list[str], ratios: list[str]) -> str:
+def page(rows: list[str], commands: list[str], ratios: str) -> str:
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "torch-pruning", "onnx-ir")
     )
@@ -125,9 +123,9 @@ PyTorch's exporter emits happens once per file and is not part of it.
 ## Beside an earlier state
 
 CPU seconds of one thread, each stage once in a fresh process, this program beside its commit
-{bench_against.BASE} by turns (`tools/bench_against.py`). Ways are the sums of their stages.
+176c0fa by turns (`tools/bench_against.py`). Ways are the sums of their stages.
 
-{chr(10).join(ratios)}
+{ratios.strip()}
 """
 
 

@@ -53,6 +53,8 @@ _PLAIN_TYPES: dict[int, np.dtype[Any]] = {
 }
 """Types whose data in a message is what numpy has in memory, by their number."""
 
+_ALIGNMENT = 64  # bytes, so that arrays begin where vector instructions like it
+
 # What a file is that is not ONNX, by how it begins.
 _FOREIGN_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "it is a Git LFS pointer; run `git lfs pull`"),
@@ -163,7 +165,7 @@ def _message(model: ir.Model) -> list[Buffer]:
     return joined(light, {name: _bytes_of(array) for name, array in arrays.items()})
 
 
-class _Without(ir.Tensor):
+class _Without(ir.Tensor[Array]):
     """A tensor that is written without its data."""
 
     def tobytes(self) -> bytes:
@@ -172,7 +174,7 @@ class _Without(ir.Tensor):
 
 
 def _bytes_of(array: Array) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _drop_repeated_metadata(proto: onnx.ModelProto) -> None:
@@ -259,24 +261,38 @@ def _read_proto(path: Path) -> tuple[onnx.ModelProto, Arrays]:
         proto.ParseFromString(light)
     except DecodeError as error:
         raise ModelError(f"{where}: {_why_undecodable(bytes(content))}") from error
-    return proto, _read_weights(proto, held)
+    with _os_errors(path):
+        return proto, _read_weights(proto, held, path)
 
 
-def _read_weights(proto: onnx.ModelProto, held: Mapping[str, memoryview]) -> Arrays:
-    """Arrays of what was held back; what is not exactly as it should be goes into the message."""
+def _read_weights(proto: onnx.ModelProto, held: Mapping[str, slice], path: Path) -> Arrays:
+    """Arrays of what was held back; what is not exactly as it should be goes into the message.
+
+    They stand side by side in one piece of memory, which the system hands out in large pages.
+    """
     arrays: Arrays = {}
+    lengths = (-(-(place.stop - place.start) // _ALIGNMENT) * _ALIGNMENT for place in held.values())
+    room = np.empty(sum(lengths), dtype=np.uint8)
+    start = 0
     is_old = standard_opset(proto) < MIN_OPSET  # such a message is converted as a whole
-    for tensor in proto.graph.initializer if held else ():
-        data = held.get(tensor.name)
-        if data is None:
-            continue
-        dtype = _PLAIN_TYPES.get(tensor.data_type)
-        count = math.prod(tensor.dims)
-        if is_old or dtype is None or len(data) != count * dtype.itemsize or _has_data(tensor):
-            tensor.raw_data = bytes(data)
-        else:
-            arrays[tensor.name] = np.frombuffer(data, dtype).reshape(tensor.dims).copy()
+    with path.open("rb", buffering=0) as file:
+        for tensor in proto.graph.initializer if held else ():
+            if tensor.name not in held:
+                continue
+            place = held[tensor.name]
+            length = place.stop - place.start
+            data = room[start : start + length]
+            file.seek(place.start)
+            if file.readinto(data.data) != length:
+                raise ModelError(f"{escape(str(path))}: was cut off while it was read; try again")
+            dtype = _PLAIN_TYPES.get(tensor.data_type)
+            count = math.prod(tensor.dims)
+            if is_old or dtype is None or length != count * dtype.itemsize or _has_data(tensor):
+                tensor.raw_data = data.tobytes()
+                continue
+            arrays[tensor.name] = data.view(dtype).reshape(tensor.dims)
             arrays[tensor.name].flags.writeable = False
+            start += -(-length // _ALIGNMENT) * _ALIGNMENT
     return arrays
 
 

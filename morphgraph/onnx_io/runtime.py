@@ -18,7 +18,7 @@ from morphgraph.onnx_io.maps import write_maps
 from morphgraph.onnx_io.values import Expected, dtype_of, static_shape
 
 
-class Session(onnxruntime.InferenceSession):
+class Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # has no types
     """A session that reads weights where they stand, and keeps them there as long as it lives.
 
     The message that it is built of holds no weights, so that it is built in the time that its nodes

@@ -7,7 +7,7 @@ message is a row of fields, each a tag (number and kind) and a value, whose leng
 where it is not fixed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 Buffer = bytes | memoryview
@@ -37,8 +37,8 @@ class Field:
     end: int
 
 
-def parted(view: memoryview) -> tuple[bytes, dict[str, memoryview]]:
-    """A model's message without its large weights, and these by name, as parts of the buffer.
+def parted(view: memoryview) -> tuple[bytes, dict[str, slice]]:
+    """A model's message without its large weights, and where these stand, by name.
 
     Raises:
         WireError: the bytes are no message of a model, or not one with distinct names.
@@ -47,7 +47,7 @@ def parted(view: memoryview) -> tuple[bytes, dict[str, memoryview]]:
     if len(graphs) != 1 or graphs[0].kind != _BYTES:
         raise WireError("not one graph")
     [graph] = graphs
-    held: dict[str, memoryview] = {}
+    held: dict[str, slice] = {}
     pieces: list[Buffer] = []
     start = graph.value
     for field in _fields(view, graph.value, graph.end):
@@ -63,7 +63,7 @@ def parted(view: memoryview) -> tuple[bytes, dict[str, memoryview]]:
     return b"".join(light), held
 
 
-def _raw_data(view: memoryview, tensor: Field, held: dict[str, memoryview]) -> Field | None:
+def _raw_data(view: memoryview, tensor: Field, held: dict[str, slice]) -> Field | None:
     """The field of a tensor's data, which is noted in ``held``, if it is large."""
     name, raws = b"", []
     for field in _fields(view, tensor.value, tensor.end):
@@ -79,7 +79,7 @@ def _raw_data(view: memoryview, tensor: Field, held: dict[str, memoryview]) -> F
         raise WireError("a name is not UTF-8") from error
     if known in held:
         raise WireError("a name is there twice")
-    held[known] = view[raws[0].value : raws[0].end]
+    held[known] = slice(raws[0].value, raws[0].end)
     return raws[0]
 
 
@@ -93,7 +93,8 @@ def joined(light: bytes, held: Mapping[str, Buffer]) -> list[Buffer]:
     >>> graph = onnx.GraphProto(name="g", initializer=[tensor])
     >>> whole = onnx.ModelProto(ir_version=8, graph=graph).SerializeToString(deterministic=True)
     >>> light, held = parted(memoryview(whole))
-    >>> len(whole) - len(light) >= 4800, b"".join(joined(light, held)) == whole
+    >>> data = {name: whole[place] for name, place in held.items()}
+    >>> len(whole) - len(light) >= 4800, b"".join(joined(light, data)) == whole
     (True, True)
     """
     view = memoryview(light)
@@ -122,7 +123,7 @@ def joined(light: bytes, held: Mapping[str, Buffer]) -> list[Buffer]:
     return [view[: graph.start], *_framed(_GRAPH, pieces), view[graph.end :]]
 
 
-def _framed(number: int, pieces: list[Buffer]) -> list[Buffer]:
+def _framed(number: int, pieces: Sequence[Buffer]) -> list[Buffer]:
     """A field of kind bytes around these pieces."""
     length = sum(len(piece) for piece in pieces)
     return [_varint(number << 3 | _BYTES) + _varint(length), *pieces]

@@ -216,7 +216,8 @@ class Window(Linear):
         >>> same.met(0, 2, 2), same.met(0, 3, 3).all()
         (array([False,  True,  True,  True, False]), np.True_)
         """
-        return np.any(self._seen(axis, given, made, np.arange(made)) < given, axis=0)
+        seen = self._seen(axis, given, made, np.arange(made)) < given
+        return np.asarray(seen.any(axis=0), dtype=np.bool_)
 
     def results(self, result: Array, chosen: IntArray) -> Array:
         sample, *at = _where(chosen, result.shape[2:])

@@ -3,6 +3,8 @@
 import pytest
 
 import morphgraph as mg
+from morphgraph.arrays import Shape
+from morphgraph.graph import ChannelGraph
 from morphgraph.passes.checking import verify as verifying
 from morphgraph.passes.checking.smaller import smaller_inputs
 from morphgraph.testing import model_from_text, prove
@@ -79,9 +81,12 @@ def test_wrong_slices_are_found_on_smaller_inputs(
     assert shapes["x"][2:] == sizes
     monkeypatch.setattr(verifying, "_MOST_NUMBERS", 0)
     taken = []
-    monkeypatch.setattr(
-        verifying, "smaller_inputs", lambda graph: taken.append(shapes) or smaller_inputs(graph)
-    )
+
+    def noted(graph: ChannelGraph) -> dict[str, Shape] | None:
+        taken.append(graph)
+        return smaller_inputs(graph)
+
+    monkeypatch.setattr(verifying, "smaller_inputs", noted)
     prove(graph, seeds=(0, 1))
     assert taken
 
