@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.collector import without_collector
 from morphgraph.errors import (
     ArgumentError,
     ModelError,
@@ -67,6 +68,7 @@ def apply(
     ).model
 
 
+@without_collector()
 def resize_and_check(
     graph: ChannelGraph | ModelLike,
     plan: Plan,
@@ -115,6 +117,7 @@ def _require_same(
     return report
 
 
+@without_collector()
 def verify(
     graph: ChannelGraph,
     plan: Plan,

@@ -1,14 +1,13 @@
 """``lift``: a model becomes its channel-dependency graph."""
 
-import gc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 
 import onnx
 import onnx_ir as ir
 
+from morphgraph.collector import without_collector
 from morphgraph.graph import Attention, ChannelGraph, LiftOptions
 from morphgraph.onnx_io import as_model
 from morphgraph.passes.canonical.canonicalize import canonicalize
@@ -41,26 +40,11 @@ def lift(
         FileError: there is no such file.
     """
     shapes = {name: tuple(sizes) for name, sizes in (input_shapes or {}).items()}
-    canonical = canonicalize(as_model(model), shapes or None, open_defaults=True)
-    with _without_collector():
+    with without_collector():
+        canonical = canonicalize(as_model(model), shapes or None, open_defaults=True)
         couplings = couple(canonical, pin_outputs, pin_rows)
         # Without an attention the choice makes no difference, and plans for both are the same.
         chosen: Attention = attention if couplings.eager or couplings.reluctant else "heads"
         options = LiftOptions(chosen, pin_outputs, pin_rows, shapes)
         grouped = hold_frozen(hold_fixed_bins(group(couplings, chosen)))
         return replace(grouped, options=options)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Pause the cyclic garbage collector: all of the many objects made here stay alive.
-
-    Walking them again and again as they become more would take half of the time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

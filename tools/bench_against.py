@@ -1,37 +1,50 @@
-"""Speed beside another checkout of the program, in one run.
+"""Speed beside another state of the program, in one run.
 
-    python tools/bench_against.py ../base                     # prints a table of ratios
+    python tools/bench_against.py                     # prints a table of ratios to 176c0fa
+    python tools/bench_against.py ../base             # to another checkout
+    python tools/bench_against.py --networks resnet50 --rounds 3
 
 Every round runs both checkouts in turn, each measurement in a fresh process: CPU seconds of one
-thread for the stages from a PyTorch module to a checked smaller one, and of the commands ``--help``
-and ``analyze``. Shown are the least of all rounds on both sides, and the median of the ratios
-within a round (this checkout over the other; below 1 is faster). Only public names are used, so
-that the code of both sides may be cut differently.
+thread for the stages from a PyTorch module to a checked smaller one, for the way from a file to a
+checked smaller file and from a module to a checked smaller module as the sums of their stages, and
+of the commands ``--help`` and ``analyze``. Shown are the least of all rounds on both sides, and the
+median of the ratios within a round (this checkout over the other; below 1 is faster). Only public
+names are used, so that the code of both sides may be cut differently.
 """
 
 import argparse
+import io
 import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-NETWORKS = ("resnet50", "densenet121", "mobilenet_v3_large", "vit_b_16")
+BASE = "176c0fa"
+NETWORKS = ("resnet50", "densenet201", "convnext_base", "vit_b_16", "swin_t")
 COMMANDS = ("--help", "analyze")
-STAGES = ("export", "lift from file", "plan", "apply, no check", "verify", "to_torch")
+WAYS = {
+    "file to checked slim file": ("lift from file", "plan", "apply, no check", "verify", "save"),
+    "module to checked slim module": (
+        *("export", "lift", "plan", "apply, no check", "verify"),
+        "to_torch",
+    ),
+}
+STAGES = tuple(dict.fromkeys(stage for stages in WAYS.values() for stage in stages))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("other", type=Path, help="folder of the other checkout")
+    parser.add_argument("other", type=Path, nargs="?", help=f"another checkout, else {BASE}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--measure", help="used internally")
@@ -39,22 +52,40 @@ def main() -> int:
     if options.measure:
         print(json.dumps(stages(options.measure)))
         return 0
-    sides = (ROOT, options.other.resolve())
-    print("| what | this, s | other, s | ratio of the least | median ratio |")
-    print("|---|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        other = unpacked(folder) if options.other is None else options.other.resolve()
+        for line in table(other, options.networks, options.rounds):
+            print(line, flush=True)
+    return 0
+
+
+def unpacked(folder: str) -> Path:
+    """The program as it was at the base commit."""
+    words = ["git", "archive", BASE]
+    packed = subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
+    return Path(folder)
+
+
+def table(other: Path, networks: Sequence[str] = NETWORKS, rounds: int = 5) -> Iterator[str]:
+    """The lines of the table of ratios, in Markdown."""
+    sides = (ROOT, other)
+    yield "| what | this, s | other, s | ratio of the least | median ratio |"
+    yield "|---|---:|---:|---:|---:|"
     with tempfile.TemporaryDirectory() as folder:
         model = str(Path(folder) / "resnet50.onnx")
         save_example(model)
         for words in COMMANDS:
             arguments = [words, model] if words == "analyze" else [words]
-            rounds = [[command(side, arguments) for side in sides] for _ in range(options.rounds)]
-            print(row(f"`morphgraph {words}`", rounds), flush=True)
-    for network in options.networks:
-        found = [[child(side, network) for side in sides] for _ in range(options.rounds)]
-        for stage in STAGES:
-            rounds = [[side[stage] for side in both] for both in found]
-            print(row(f"{network}: {stage}", rounds), flush=True)
-    return 0
+            yield row(
+                f"`morphgraph {words}`",
+                [[command(side, arguments) for side in sides] for _ in range(rounds)],
+            )
+    for network in networks:
+        found = [[child(side, network) for side in sides] for _ in range(rounds)]
+        for what in (*WAYS, *STAGES):
+            yield row(f"{network}: {what}", [[side[what] for side in both] for both in found])
 
 
 def row(what: str, rounds: list[list[float]]) -> str:
@@ -120,7 +151,7 @@ def stages(network: str) -> dict[str, float]:
 
     warnings.filterwarnings("ignore")
     net, example = build(network)
-    for name in ("export", "lift", "plan", "apply", "verify", "to_torch"):
+    for name in ("export", "lift", "plan", "apply", "verify", "save", "to_torch"):
         getattr(mg, name)
     seconds: dict[str, float] = {}
 
@@ -131,6 +162,7 @@ def stages(network: str) -> dict[str, float]:
         return result
 
     model = clocked("export", lambda: mg.export(net, (example,)))
+    clocked("lift", lambda: mg.lift(model))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         mg.save(model, path)
@@ -138,8 +170,11 @@ def stages(network: str) -> dict[str, float]:
     plan = clocked("plan", lambda: mg.plan(graph, budget={"flops": "50%"}))
     small = clocked("apply, no check", lambda: mg.apply(graph, plan, verify=False))
     clocked("verify", lambda: mg.verify(graph, plan, small))
+    with tempfile.TemporaryDirectory() as folder:
+        clocked("save", lambda: mg.save(small, Path(folder) / "small.onnx"))
     clocked("to_torch", lambda: mg.to_torch(small))
-    return seconds
+    sums = {way: sum(seconds[stage] for stage in parts) for way, parts in WAYS.items()}
+    return {**sums, **seconds}
 
 
 if __name__ == "__main__":

@@ -84,14 +84,17 @@ def compare(output: Path) -> int:
             commands.append(f"| `{shown}` | {seconds:.2f} | {limit:g} | {torch_free} |")
             if seconds > limit or torch_free != "no":
                 missed.append(f"{shown}: {seconds:.2f} s, torch imported: {torch_free}")
-    output.write_text(page(rows, commands))
+    say("beside 176c0fa")
+    beside = [sys.executable, str(ROOT / "tools" / "bench_against.py"), "--rounds", "3"]
+    ratios = subprocess.run(beside, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output.write_text(page(rows, commands, ratios))
     print(output.read_text())
     for line in missed:
         say(f"MISSED: {line}")
     return 1 if missed else 0
 
 
-def page(rows: list[str], commands: list[str]) -> str:
+def page(rows: list[str], commands: list[str], ratios: str) -> str:
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "torch-pruning", "onnx-ir")
     )
@@ -116,6 +119,13 @@ PyTorch's exporter emits happens once per file and is not part of it.
 | command | CPU s | promised | imports torch |
 |---|---:|---:|---|
 {chr(10).join(commands)}
+
+## Beside an earlier state
+
+CPU seconds of one thread, each stage once in a fresh process, this program beside its commit
+176c0fa by turns (`tools/bench_against.py`). Ways are the sums of their stages.
+
+{ratios.strip()}
 """
 
 

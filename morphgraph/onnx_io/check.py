@@ -6,7 +6,7 @@ checks here are linear in the size of the message, and none recurses: subgraphs 
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 
@@ -35,11 +35,13 @@ def escape(name: str | bytes) -> str:
     )
 
 
-def check_proto(proto: onnx.ModelProto, folder: str | None) -> bool:
+def check_proto(proto: onnx.ModelProto, folder: str | None, elsewhere: Container[str] = ()) -> bool:
     """Check a model; tell whether the nodes of every graph stand in topological order.
 
     Args:
+        proto: the model.
         folder: absolute path of the folder that external data must lie in.
+        elsewhere: the graph's initializers whose data is right and does not stand in the message.
 
     Raises:
         ModelError: the first thing that is wrong.
@@ -52,7 +54,7 @@ def check_proto(proto: onnx.ModelProto, folder: str | None) -> bool:
         scopes.append(_Scope.of_function(function))
     for scope in scopes:  # grows while subgraphs are found
         if scope.graph is not None:
-            _check_graph(scope.graph, folder)
+            _check_graph(scope.graph, folder, elsewhere if scope is scopes[0] else ())
         for index, node in enumerate(scope.nodes):
             _check_text(node.name, node.op_type, node.domain, node.doc_string)
             _check_text(*node.input, *node.output)
@@ -158,10 +160,13 @@ def check_opset(version: int) -> None:
         )
 
 
-def _check_graph(graph: onnx.GraphProto, folder: str | None) -> None:
+def _check_graph(graph: onnx.GraphProto, folder: str | None, elsewhere: Container[str]) -> None:
     _check_text(graph.name, graph.doc_string)
     for tensor in graph.initializer:
-        check_tensor(tensor, f"initializer '{escape(tensor.name)}'", folder)
+        if tensor.name in elsewhere:
+            _check_text(tensor.doc_string)
+        else:
+            check_tensor(tensor, f"initializer '{escape(tensor.name)}'", folder)
     for sparse in graph.sparse_initializer:
         raise UnsupportedError(
             f"initializer '{escape(sparse.values.name)}': sparse weights are not supported; "

@@ -1,19 +1,25 @@
 """Read and write ONNX files: lazily, atomically, and with one clear line for whatever is wrong.
 
-Weights stay where they are until somebody asks for them: in the protobuf message for ordinary
-models, memory-mapped for models with external data. Protobuf appears at this border only; the rest
-of the program works on ``onnx_ir.Model``.
+Weights stand in arrays of their own for ordinary models, and stay where they are until somebody
+asks for them, memory-mapped, for models with external data. Protobuf appears at this border only;
+the rest of the program works on ``onnx_ir.Model``.
 """
 
+import math
+import mmap
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import (  # type: ignore[import-untyped]  # ships no types
@@ -21,12 +27,14 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # ships n
     EncodeError,
 )
 
+from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import FileError, ModelError, MorphError, MorphWarning
 from morphgraph.onnx_io.check import MIN_OPSET, check_proto, escape
 from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.maps import note_maps, without_maps, write_maps
 from morphgraph.onnx_io.model import bind_inputs, root_cause
 from morphgraph.onnx_io.old_opsets import raised, standard_opset
+from morphgraph.onnx_io.wire import LEAST_HELD_BYTES, Buffer, WireError, joined, parted
 
 ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
 """A model, or where one comes from: a protobuf message or a file."""
@@ -34,6 +42,18 @@ ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _INLINE_LIMIT_BYTES = 1_900_000_000  # weights beyond this go to an external data file
 _EXTERNAL_TENSOR_BYTES = 1024  # smaller tensors stay in the message, where shapes are read from
+
+_NUMERIC = (
+    *(ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BOOL),
+    *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
+    *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64),
+)
+_PLAIN_TYPES: dict[int, np.dtype[Any]] = {
+    dtype.value: dtype.numpy() for dtype in _NUMERIC if sys.byteorder == "little"
+}
+"""Types whose data in a message is what numpy has in memory, by their number."""
+
+_ALIGNMENT = 64  # bytes, so that arrays begin where vector instructions like it
 
 # What a file is that is not ONNX, by how it begins.
 _FOREIGN_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
@@ -46,6 +66,9 @@ _FOREIGN_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"\x89HDF", "it is an HDF5 file; export the network to ONNX first"),
     (b"\x1f\x8b", "it is compressed; run gunzip first"),
 )
+
+
+_NONE: Mapping[str, Array] = MappingProxyType({})
 
 
 def load(
@@ -67,7 +90,8 @@ def load(
         ModelError: the file is not ONNX, is damaged, or describes an impossible model.
     """
     location = Path(os.path.abspath(path))
-    model = _from_proto(_read_proto(location), str(location), str(location.parent))
+    proto, weights = _read_proto(location)
+    model = _from_proto(proto, str(location), str(location.parent), weights)
     return bind_inputs(model, input_shapes) if input_shapes else model
 
 
@@ -84,10 +108,7 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
     location = Path(os.path.abspath(path))
     if not _wants_external_data(model):
         try:
-            proto = ir.to_proto(_internalized(model))
-            write_maps(model, proto.graph)
-            _drop_repeated_metadata(proto)
-            content = proto.SerializeToString(deterministic=True)
+            content = _message(_internalized(model))
         except (ir.serde.SerdeError, EncodeError, ValueError) as error:
             raise ModelError(
                 f"{escape(str(location))}: cannot be written as one protobuf message: "
@@ -113,6 +134,49 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _message(model: ir.Model) -> list[Buffer]:
+    """The model as one message, in pieces; large weights are not copied into it."""
+    weights = {
+        name: tensor
+        for name, value in model.graph.initializers.items()
+        if (tensor := value.const_value) is not None
+        and tensor.dtype.value in _PLAIN_TYPES
+        and tensor.nbytes >= LEAST_HELD_BYTES
+        and not isinstance(tensor, ir.serde.TensorProtoTensor)  # written as it was read
+    }
+    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in weights.items()}
+    values = model.graph.initializers
+    try:
+        for name, tensor in weights.items():
+            values[name].const_value = _Without(
+                arrays[name],
+                dtype=tensor.dtype,
+                name=tensor.name,
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
+            )
+        proto = ir.to_proto(model)
+    finally:
+        for name, tensor in weights.items():
+            values[name].const_value = tensor
+    write_maps(model, proto.graph)
+    _drop_repeated_metadata(proto)
+    light = proto.SerializeToString(deterministic=True)
+    return joined(light, {name: _bytes_of(array) for name, array in arrays.items()})
+
+
+class _Without(ir.Tensor[Array]):
+    """A tensor that is written without its data."""
+
+    def tobytes(self) -> bytes:
+        """Nothing."""
+        return b""
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
 def _drop_repeated_metadata(proto: onnx.ModelProto) -> None:
     """Keep one entry per key: onnx_ir 1.1 writes those of a tensor that it has read twice."""
     for tensor in proto.graph.initializer:
@@ -123,8 +187,12 @@ def _drop_repeated_metadata(proto: onnx.ModelProto) -> None:
                 tensor.metadata_props.add(key=key, value=value)
 
 
-def write_atomically(path: str | PathLike[str], content: str | bytes, overwrite: bool) -> None:
+def write_atomically(
+    path: str | PathLike[str], content: str | bytes | Sequence[Buffer], overwrite: bool
+) -> None:
     """Write a file by way of a temporary one in the same folder, so that it is never seen half.
+
+    The content may come in pieces.
 
     Raises:
         FileError: the file exists already (without ``overwrite``) or cannot be written.
@@ -135,7 +203,8 @@ def write_atomically(path: str | PathLike[str], content: str | bytes, overwrite:
         handle, temporary = tempfile.mkstemp(prefix=f".{location.name}.", dir=location.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                content = content.encode() if isinstance(content, str) else content
+                file.writelines([content] if isinstance(content, bytes) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
@@ -162,7 +231,8 @@ def as_model(model: ModelLike) -> ir.Model:
     return load(model)
 
 
-def _read_proto(path: Path) -> onnx.ModelProto:
+def _read_proto(path: Path) -> tuple[onnx.ModelProto, Arrays]:
+    """The message in a file without its large weights, and these by name."""
     where = escape(str(path))
     with _os_errors(path):
         if path.is_dir():
@@ -177,16 +247,59 @@ def _read_proto(path: Path) -> onnx.ModelProto:
                 f"{where}: {size} bytes are more than protobuf can hold (2 GiB); "
                 "save the model with external data"
             )
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     for beginning, explanation in _FOREIGN_BEGINNINGS:
-        if content.startswith(beginning):
+        if content[: len(beginning)] == beginning:
             raise ModelError(f"{where}: not an ONNX file: {explanation}")
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(content)
+        light, held = parted(content)
+    except WireError:
+        light, held = bytes(content), {}
+    try:
+        proto.ParseFromString(light)
     except DecodeError as error:
-        raise ModelError(f"{where}: {_why_undecodable(content)}") from error
-    return proto
+        raise ModelError(f"{where}: {_why_undecodable(bytes(content))}") from error
+    with _os_errors(path):
+        return proto, _read_weights(proto, held, path)
+
+
+def _read_weights(proto: onnx.ModelProto, held: Mapping[str, slice], path: Path) -> Arrays:
+    """Arrays of what was held back; what is not exactly as it should be goes into the message.
+
+    They stand side by side in one piece of memory, which the system hands out in large pages.
+    """
+    arrays: Arrays = {}
+    lengths = (-(-(place.stop - place.start) // _ALIGNMENT) * _ALIGNMENT for place in held.values())
+    room = np.empty(sum(lengths), dtype=np.uint8)
+    start = 0
+    is_old = standard_opset(proto) < MIN_OPSET  # such a message is converted as a whole
+    with path.open("rb", buffering=0) as file:
+        for tensor in proto.graph.initializer if held else ():
+            if tensor.name not in held:
+                continue
+            place = held[tensor.name]
+            length = place.stop - place.start
+            data = room[start : start + length]
+            file.seek(place.start)
+            if file.readinto(data.data) != length:
+                raise ModelError(f"{escape(str(path))}: was cut off while it was read; try again")
+            dtype = _PLAIN_TYPES.get(tensor.data_type)
+            count = math.prod(tensor.dims)
+            if is_old or dtype is None or length != count * dtype.itemsize or _has_data(tensor):
+                tensor.raw_data = data.tobytes()
+                continue
+            arrays[tensor.name] = data.view(dtype).reshape(tensor.dims)
+            arrays[tensor.name].flags.writeable = False
+            start += -(-length // _ALIGNMENT) * _ALIGNMENT
+    return arrays
+
+
+def _has_data(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor says where its data is, or has any but that which was held back."""
+    fields = {field.name for field, _ in tensor.ListFields()}
+    return not fields <= {"dims", "data_type", "name", "doc_string", "metadata_props"}
 
 
 def _why_undecodable(content: bytes) -> str:
@@ -198,10 +311,12 @@ def _why_undecodable(content: bytes) -> str:
     return f"truncated or corrupt ({len(content)} bytes); export or download it again"
 
 
-def _from_proto(proto: onnx.ModelProto, where: str, folder: str | None) -> ir.Model:
+def _from_proto(
+    proto: onnx.ModelProto, where: str, folder: str | None, weights: Mapping[str, Array] = _NONE
+) -> ir.Model:
     where = escape(where)
     try:
-        is_sorted = check_proto(proto, folder)
+        is_sorted = check_proto(proto, folder, weights)
         version = standard_opset(proto)
         proto = raised(proto)
         with without_maps(proto) as maps:
@@ -211,6 +326,7 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: str | None) -> ir.Mo
         raise type(error)(f"{where}: {error}") from error
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{where}: not a valid model: {escape(root_cause(error))}") from error
+    _give_weights(model, weights)
     if folder is not None:
         ir.external_data.set_base_dir(model.graph, folder)
     if not is_sorted:
@@ -223,6 +339,21 @@ def _from_proto(proto: onnx.ModelProto, where: str, folder: str | None) -> ir.Mo
             stacklevel=4,
         )
     return model
+
+
+def _give_weights(model: ir.Model, weights: Mapping[str, Array]) -> None:
+    """Give initializers the arrays that were held back from the message."""
+    for name, array in weights.items():
+        value = model.graph.initializers[name]
+        tensor = value.const_value
+        assert tensor is not None
+        value.const_value = ir.Tensor(
+            array,
+            dtype=tensor.dtype,
+            name=name,
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
 
 
 def _open_negative_sizes(model: ir.Model) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 
@@ -13,15 +14,52 @@ from morphgraph.arrays import Array, Arrays, Shape
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io.keys import DEFAULT_KEY, EXPECTED_KEY
 from morphgraph.onnx_io.mapped import is_stored
+from morphgraph.onnx_io.maps import write_maps
 from morphgraph.onnx_io.values import Expected, dtype_of, static_shape
 
-_PROTO_LIMIT = 2**31 - 2**20
+
+class Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # has no types
+    """A session that reads weights where they stand, and keeps them there as long as it lives.
+
+    The message that it is built of holds no weights, so that it is built in the time that its nodes
+    take.
+
+    Args:
+        model: the model.
+        options: are given the weights.
+        shapes: as of :func:`message_without_weights`.
+        settings: as of ``onnxruntime.InferenceSession``.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        options: onnxruntime.SessionOptions,
+        shapes: Mapping[str, Shape] | None = None,
+        **settings: Any,
+    ) -> None:
+        weights = _lent_weights(model)
+        self.lent = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
+            for tensor in weights.values()
+        ]
+        if weights:
+            options.add_external_initializers(list(weights), self.lent)
+        message = message_without_weights(model, shapes).SerializeToString()
+        super().__init__(message, options, _PROVIDERS, **settings)
 
 
 def session(
-    model: ir.Model, threads: int = 0, optimize: bool = True
+    model: ir.Model,
+    threads: int = 0,
+    optimize: bool = True,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU; ``threads`` 0 leaves the number to ONNX Runtime.
+
+    One without ``optimize`` is for a run or two, and quick to build: arithmetic is not reordered,
+    and neither are weights folded or packed before, for that costs more than it saves. It may be
+    built for inputs of other shapes than the model states.
 
     Raises:
         UnsupportedError: ONNX Runtime does not take the model; carries its words.
@@ -31,25 +69,110 @@ def session(
     options.log_severity_level = 4  # an error is raised; it need not be printed too
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_ENABLE_BASIC
-    providers = ["CPUExecutionProvider"]
+    settings: dict[str, Any] = {}
+    if not optimize:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings["disabled_optimizers"] = _COPYING_OPTIMIZERS
     try:
-        if _fits_a_message(model):
-            data = ir.to_proto(model).SerializeToString()
-            return onnxruntime.InferenceSession(data, options, providers)
-        with tempfile.TemporaryDirectory() as folder:
+        if not any(is_stored(v.const_value) for v in model.graph.initializers.values()):
+            return Session(model, options, shapes, **settings)
+        with tempfile.TemporaryDirectory() as folder:  # data is found only beside a file
             path = Path(folder) / "model.onnx"
             ir.save(model, path, external_data="model.onnx.data")
-            return onnxruntime.InferenceSession(str(path), options, providers)
+            return onnxruntime.InferenceSession(str(path), options, _PROVIDERS, **settings)
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise _refused(error) from error
 
 
-def _fits_a_message(model: ir.Model) -> bool:
-    """Whether a model can be handed over in memory: external data is found only beside a file."""
-    weights = [
-        v.const_value for v in model.graph.initializers.values() if v.const_value is not None
-    ]
-    return sum(w.nbytes for w in weights) < _PROTO_LIMIT and not any(map(is_stored, weights))
+_PROVIDERS = ["CPUExecutionProvider"]
+
+_COPYING_OPTIMIZERS = ["ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion"]
+"""What makes new weights of old ones: for a run or two that costs more than it saves."""
+
+_LEAST_LENT_BYTES = 512
+"""Smaller tensors stay in the message, where shape inference reads sizes and axes."""
+
+_LENT_TYPES = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.INT8}
+    | {ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64}
+)
+
+
+def _lent_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The weights that a session may read where they stand, by name."""
+    inputs = {value.name for value in model.graph.inputs}
+    return {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.dtype in _LENT_TYPES
+        and value.const_value.nbytes >= _LEAST_LENT_BYTES
+        and name not in inputs
+    }
+
+
+def message_without_weights(
+    model: ir.Model, shapes: Mapping[str, Shape] | None = None
+) -> onnx.ModelProto:
+    """The model as a message whose large weights are said to be external data of no file.
+
+    Args:
+        model: the model.
+        shapes: those of all inputs, if not those that the model states. What it states of other
+            values is left out then, or would contradict them.
+    """
+    graph = model.graph
+    proto = onnx.ModelProto(
+        ir_version=model.ir_version,
+        opset_import=[
+            onnx.OperatorSetIdProto(domain=domain, version=version)
+            for domain, version in model.opset_imports.items()
+        ],
+        functions=map(ir.serde.serialize_function, model.functions.values()),
+    )
+    proto.graph.name = graph.name or "graph"
+    proto.graph.input.extend(map(ir.serde.serialize_value, graph.inputs))
+    proto.graph.output.extend(map(ir.serde.serialize_value, graph.outputs))
+    proto.graph.node.extend(map(ir.serde.serialize_node, graph))
+    lent = _lent_weights(model)
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if name in lent:
+            proto.graph.initializer.append(_of_no_file(name, lent[name]))
+        elif tensor is not None:
+            proto.graph.initializer.append(ir.serde.serialize_tensor(tensor))
+            proto.graph.initializer[-1].name = name
+    if shapes is None:
+        for node in graph:
+            known = [value for value in node.outputs if value.name and value.type is not None]
+            proto.graph.value_info.extend(map(ir.serde.serialize_value, known))
+    else:
+        _state_shapes(proto.graph, shapes)
+    write_maps(model, proto.graph)
+    return proto
+
+
+def _of_no_file(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
+    proto = onnx.TensorProto(
+        name=name,
+        data_type=tensor.dtype.value,
+        dims=tensor.shape.numpy(),
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    proto.external_data.add(key="location", value="lent")
+    return proto
+
+
+def _state_shapes(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> None:
+    """Give inputs these shapes, and outputs none."""
+    for value in graph.input:
+        if value.name in shapes and value.type.HasField("tensor_type"):
+            dims = [onnx.TensorShapeProto.Dimension(dim_value=n) for n in shapes[value.name]]
+            value.type.tensor_type.shape.CopyFrom(onnx.TensorShapeProto(dim=dims))
+    for value in graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
 
 
 def _refused(error: Exception) -> UnsupportedError:
@@ -67,7 +190,8 @@ def is_refusal(error: Exception) -> bool:
 def run(model: ir.Model, feeds: Mapping[str, Array]) -> Arrays:
     """Run a model once, without optimizations that reorder arithmetic; results by name.
 
-    Of a map its numbers, of a sequence all its parts behind each other.
+    Inputs may have other shapes than the model states, where its nodes allow it. Of a map its
+    numbers, of a sequence all its parts behind each other.
 
     Raises:
         UnsupportedError: ONNX Runtime does not take the model, or fails while it runs.
@@ -81,7 +205,8 @@ def results(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Any]:
     Raises:
         UnsupportedError: ONNX Runtime does not take the model, or fails while it runs.
     """
-    running = session(model, optimize=False)
+    shapes = {name: np.shape(array) for name, array in feeds.items()}
+    running = session(model, optimize=False, shapes=shapes)
     names = [output.name for output in running.get_outputs()]
     try:
         found = running.run(names, dict(feeds))
@@ -111,8 +236,13 @@ DRAWS: tuple[Draw, ...] = (
 """Kinds of random floating-point inputs, the usual one first."""
 
 
-def random_inputs(model: ir.Model, seed: int = 0, draw: Draw = DRAWS[0]) -> Arrays:
-    """Inputs of the static shapes: what they are by default, or random numbers.
+def random_inputs(
+    model: ir.Model,
+    seed: int = 0,
+    draw: Draw = DRAWS[0],
+    shapes: Mapping[str, Shape] | None = None,
+) -> Arrays:
+    """Inputs of the static shapes, or of these: what they are by default, or random numbers.
 
     They are of the kind that the readers expect, where these say it: numbers of rows, lengths,
     masks, pixels. Else they are as of :func:`random_array`.
@@ -124,7 +254,8 @@ def random_inputs(model: ir.Model, seed: int = 0, draw: Draw = DRAWS[0]) -> Arra
             continue
         default = value.meta.get(DEFAULT_KEY)
         expected = value.meta.get(EXPECTED_KEY)
-        shape, dtype = static_shape(value), dtype_of(value)
+        shape = static_shape(value) if shapes is None else shapes[value.name or ""]
+        dtype = dtype_of(value)
         if default is not None:
             array = default.numpy().astype(dtype)
         elif expected is not None:

@@ -16,7 +16,7 @@ from math import prod
 
 import numpy as np
 
-from morphgraph.arrays import Array, IntArray, Shape
+from morphgraph.arrays import Array, Flags, IntArray, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +206,18 @@ class Window(Linear):
             seen = positions[:, None] * stride + taps - first
             inside = (seen >= 0) & (seen < given)
         return np.where(inside, seen, given)
+
+    def met(self, axis: int, given: int, made: int) -> Flags:
+        """Which taps along a spatial axis ever see a position of the operand, ``[taps]``.
+
+        The axis has ``given`` positions in the operand and ``made`` in the result.
+
+        >>> same = Window(operand=0, weight=1, size=(5,), strides=(1,), dilations=(1,), before=(2,))
+        >>> same.met(0, 2, 2), same.met(0, 3, 3).all()
+        (array([False,  True,  True,  True, False]), np.True_)
+        """
+        seen = self._seen(axis, given, made, np.arange(made)) < given
+        return np.asarray(seen.any(axis=0), dtype=np.bool_)
 
     def results(self, result: Array, chosen: IntArray) -> Array:
         sample, *at = _where(chosen, result.shape[2:])
