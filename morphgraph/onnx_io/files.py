@@ -53,8 +53,6 @@ _PLAIN_TYPES: dict[int, np.dtype[Any]] = {
 }
 """Types whose data in a message is what numpy has in memory, by their number."""
 
-_ALIGNMENT = 64  # bytes, so that arrays begin where vector instructions like it
-
 # What a file is that is not ONNX, by how it begins.
 _FOREIGN_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "it is a Git LFS pointer; run `git lfs pull`"),
@@ -266,14 +264,8 @@ def _read_proto(path: Path) -> tuple[onnx.ModelProto, Arrays]:
 
 
 def _read_weights(proto: onnx.ModelProto, held: Mapping[str, slice], path: Path) -> Arrays:
-    """Arrays of what was held back; what is not exactly as it should be goes into the message.
-
-    They stand side by side in one piece of memory, which the system hands out in large pages.
-    """
+    """Arrays of what was held back; what is not exactly as it should be goes into the message."""
     arrays: Arrays = {}
-    lengths = (-(-(place.stop - place.start) // _ALIGNMENT) * _ALIGNMENT for place in held.values())
-    room = np.empty(sum(lengths), dtype=np.uint8)
-    start = 0
     is_old = standard_opset(proto) < MIN_OPSET  # such a message is converted as a whole
     with path.open("rb", buffering=0) as file:
         for tensor in proto.graph.initializer if held else ():
@@ -281,7 +273,7 @@ def _read_weights(proto: onnx.ModelProto, held: Mapping[str, slice], path: Path)
                 continue
             place = held[tensor.name]
             length = place.stop - place.start
-            data = room[start : start + length]
+            data = np.empty(length, dtype=np.uint8)
             file.seek(place.start)
             if file.readinto(data.data) != length:
                 raise ModelError(f"{escape(str(path))}: was cut off while it was read; try again")
@@ -292,7 +284,6 @@ def _read_weights(proto: onnx.ModelProto, held: Mapping[str, slice], path: Path)
                 continue
             arrays[tensor.name] = data.view(dtype).reshape(tensor.dims)
             arrays[tensor.name].flags.writeable = False
-            start += -(-length // _ALIGNMENT) * _ALIGNMENT
     return arrays
 
 
