@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from morphgraph.arrays import Arrays, Shape
-from morphgraph.benchmark.probes import FAMILIES, probe_network
+from morphgraph.benchmark.probes import FAMILIES, FLUSH, probe_network
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile, Kernel, Predictor
 from morphgraph.device.profile import measurements
@@ -34,6 +34,8 @@ RUNS = 21
 """Profiled runs of a network; a kernel's time is their median."""
 PER_NETWORK = 10
 """Measurements that are taken of one network at most."""
+WORTH = 0.25
+"""Power of a kernel's share of the time in what it is worth."""
 KNOWN = 0.04
 """A kernel whose time is known as well as this, in the logarithm, is not measured again."""
 NOISY = 0.1
@@ -153,7 +155,8 @@ class _Calibration:
     def _measure(self, family: str, free: bool, most: int) -> None:
         seed = int(self.random.integers(2**31))
         session, feeds, own = self._session(family, seed, free)
-        executed = [each for each in session.executed(feeds, RUNS) if each.microseconds > 0]
+        every = session.executed(feeds, RUNS)
+        executed = [each for each in every if each.microseconds > 0 and FLUSH not in each.origins]
         if not executed:
             raise UnsupportedError(
                 f"runtime '{self.runtime.name}' tells no times of its kernels; give a table of "
@@ -164,8 +167,8 @@ class _Calibration:
             for each in executed
             if each.layout is not None and each.layer in own and own[each.layer].is_dense
         ]
-        total = sum(each.microseconds for each in executed)
-        self.wholes.append((_whole(session, feeds), total, len(executed)))
+        total = sum(each.microseconds for each in every)
+        self.wholes.append((_whole(session, feeds), total, len(every)))
         found: dict[Kernel, list[float]] = {}
         for each in executed:
             kernel = _as_written(each, own.get(each.layer))
@@ -175,7 +178,7 @@ class _Calibration:
         unsure, wrong = self._doubts(kernels, times)
         self.wrong[family, free].append(wrong)
         # What takes long is worth more: a network's time is a sum.
-        order = np.argsort(-(unsure * np.sqrt(times / times.sum())), kind="stable")
+        order = np.argsort(-(unsure * (times / times.sum()) ** WORTH), kind="stable")
         room = min(PER_NETWORK, most - len(self.kernels))
         for place in [p for p in order if unsure[p] > KNOWN][:room]:
             self.kernels.append(kernels[place])

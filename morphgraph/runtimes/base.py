@@ -66,8 +66,8 @@ class Executed(Operator):
     """A kernel that ran: the sizes that it got and made, and how long it took.
 
     ``inputs`` are those of its tensors in order, weights included, as the runtime holds them (a
-    blocked layout may have padded them). ``microseconds`` is the median over the profiled runs; a
-    kernel in a loop counts with all its turns.
+    blocked layout may have padded them). ``microseconds`` is the mean of the middle half of the
+    profiled runs; a kernel in a loop counts with all its turns.
     """
 
     inputs: tuple[Shape, ...] = ()
@@ -111,7 +111,7 @@ class Session(ABC):
 
         Args:
             feeds: inputs by name.
-            runs: how many are profiled, after one to warm up; times are medians.
+            runs: how many are profiled, after one to warm up; times are means of the middle half.
 
         Raises:
             UnsupportedError: the runtime does not tell.

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from morphgraph.runtimes.base import (
     Source,
 )
 from morphgraph.runtimes.origins import layer_of
-from morphgraph.runtimes.sources import Held
+from morphgraph.runtimes.sources import Held, middle
 
 _RUNTIME = "OpenVINO"
 _ORIGINS = "originalLayersNames"
@@ -113,7 +112,7 @@ class OpenVinoSession(Session):
                         microseconds = layer.real_time.total_seconds() * 1e6
                         spent.setdefault(layer.node_name, []).append(microseconds)
         return [
-            replace(layer, microseconds=median(spent[layer.name]))
+            replace(layer, microseconds=middle(spent[layer.name]))
             for layer in self._layers(compiled)
             if layer.name in spent
         ]

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from morphgraph.runtimes.base import (
     Source,
 )
 from morphgraph.runtimes.origins import Node, Nodes, layer_of
-from morphgraph.runtimes.sources import Held
+from morphgraph.runtimes.sources import Held, middle
 
 _RUNTIME = "ONNX Runtime"
 _OPTIMIZED = "optimized.onnx"
@@ -349,5 +348,5 @@ def _executed(kernel: _Kernel, known: Mapping[str, _Optimized]) -> Executed:
         **asdict(operator),
         inputs=kernel.inputs if optimized is None else optimized.inputs(kernel.inputs),
         outputs=kernel.outputs,
-        microseconds=median(kernel.microseconds.values()),
+        microseconds=middle(kernel.microseconds.values()),
     )
