@@ -18,23 +18,24 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from morphgraph.arrays import Arrays, Shape
-from morphgraph.benchmark.probes import FAMILIES, FLUSH, probe_network
+from morphgraph.arrays import Array, Arrays, Shape
+from morphgraph.benchmark.probes import FAMILIES, FLUSH, FLUSHED, probe_network
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile, Kernel, Predictor
+from morphgraph.device.kernels import BYTES, around
 from morphgraph.device.profile import measurements
 from morphgraph.errors import UnsupportedError
 from morphgraph.runtimes import Executed, Runtime, Session, find_runtime
 from morphgraph.version import __version__
 
 MINUTES = 5.0
-KERNELS = 300
+KERNELS = 1000
 """Measurements that a profile holds by default: more are worth little."""
 RUNS = 21
 """Profiled runs of a network; a kernel's time is their median."""
 PER_NETWORK = 10
 """Measurements that are taken of one network at most."""
-WORTH = 0.25
+WORTH = 0.4
 """Power of a kernel's share of the time in what it is worth."""
 KNOWN = 0.04
 """A kernel whose time is known as well as this, in the logarithm, is not measured again."""
@@ -145,9 +146,7 @@ class _Calibration:
         session = self.runtime.session(model, self.threads, name=f"probe {family}")
         random = np.random.default_rng(0)
         feeds = {
-            one.name: random.standard_normal(
-                [n if isinstance(n, int) and n > 0 else 1 for n in one.shape]
-            ).astype(np.float32)
+            one.name: _filled(random, [n if isinstance(n, int) and n > 0 else 1 for n in one.shape])
             for one in session.inputs
         }
         return session, feeds, _written(model)
@@ -169,9 +168,10 @@ class _Calibration:
         ]
         total = sum(each.microseconds for each in every)
         self.wholes.append((_whole(session, feeds), total, len(every)))
+        bytes_around = around(BYTES * sum(_passes(each) for each in every))
         found: dict[Kernel, list[float]] = {}
         for each in executed:
-            kernel = _as_written(each, own.get(each.layer))
+            kernel = replace(_as_written(each, own.get(each.layer)), around=bytes_around)
             found.setdefault(kernel, []).append(each.microseconds)
         kernels = list(found)
         times = np.array([float(np.median(found[kernel])) for kernel in kernels])
@@ -271,6 +271,21 @@ def _multiple(layouts: Sequence[tuple[str, int]]) -> int:
         return 1
     least = min(blocked)
     return least if max(plain) < least else 1
+
+
+def _filled(random: np.random.Generator, shape: Sequence[int]) -> Array:
+    """Random numbers, of which nothing depends on what they are where they are many."""
+    if math.prod(shape) >= min(FLUSHED):
+        return np.ones(shape, np.float32)
+    return random.standard_normal(shape).astype(np.float32)
+
+
+def _passes(executed: Executed) -> float:
+    """Numbers that a kernel leaves in the caches: its weights and results; of a flush all."""
+    if FLUSH in executed.origins:
+        return float(math.prod(executed.inputs[0]))
+    kernel = Kernel(executed.op_type, executed.layout or "", executed.inputs, executed.outputs)
+    return kernel.passes()
 
 
 def _whole(session: Session, feeds: Arrays) -> float:

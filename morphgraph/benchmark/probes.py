@@ -21,11 +21,11 @@ MOST_MACS = 4e8
 
 
 FLUSH = "flush"
-FLUSHED = 4 * 2**20
-"""A node that reads so many numbers in each run: 16 MB, as a network of middling size has.
+FLUSHED = (2**18, 2**21, 2**23, 2**24 + 2**23)
+"""A node that reads one of so many numbers in each run, 1 to 96 MB, as networks of all sizes have.
 
-A network's weights do not stay in the caches that are near until the next run; those of a small
-probe would, and its kernels take a quarter less.
+A network's weights do not stay in the caches until the next run; those of a small probe would, and
+its kernels take a quarter less.
 """
 
 
@@ -41,7 +41,7 @@ class _Probe:
 
     def model(self, output: str) -> onnx.ModelProto:
         """The finished model, with something beside it that drives its weights out of caches."""
-        much = self.input((FLUSHED,))
+        much = self.input((int(self.random.choice(FLUSHED)),))
         least = self.node("ReduceMin", [much, self.numbers(0)], (1,), keepdims=1)
         self.nodes[-1].name = FLUSH
         results = [
@@ -163,9 +163,17 @@ class _Probe:
         return 1 if self.free else int(self.random.choice([16, 16, 8, 4]))
 
 
-def _most(side: int, taps: int = 9) -> float:
-    """Channels in and out of a map of this size with which a layer is not too large."""
-    return max(min(math.sqrt(MOST_MACS / (side * side * taps)), 768.0), 24.0)
+def _channels(probe: _Probe, side: int, grid: int, low: float = -2.5, high: float = 2.0) -> int:
+    """Channels of a map of this size, as networks have them: wide where it is small.
+
+    About 32 at 112 pixels and 512 at 7, times a power of two between ``low`` and ``high``.
+    """
+    usual = USUAL / max(side, 4)
+    return probe.width(max(usual * 2**low, 8), min(usual * 2**high, 2048), grid)
+
+
+USUAL = 3584
+"""Channels times the side of a map, in networks of the usual form."""
 
 
 def _stem(probe: _Probe, grid: int) -> str:
@@ -181,26 +189,25 @@ _STEMS = ((3, 2), (7, 2), (3, 1), (4, 4), (16, 16), (11, 4))
 """Sizes and strides of kernels."""
 
 
-def _image_of(probe: _Probe, low: float, high: float, grid: int) -> str:
+def _image_of(probe: _Probe, grid: int) -> str:
     """A map of random size that a layer has made, so that it lies as the runtime wants it."""
-    side = int(probe.random.choice([7, 7, 10, 14, 14, 20, 28, 28, 56, 80]))
+    side = int(probe.random.choice([7, 7, 14, 14, 28, 28, 56, 56, 112, 10, 20, 40]))
     x = probe.input((1, 16, side, side))
-    return probe.act(probe.conv(x, probe.width(low, min(high, _most(side)), grid), 1))
+    return probe.act(probe.conv(x, _channels(probe, side, grid), 1))
 
 
 def _dense(probe: _Probe) -> str:
     """Convolutions 3x3 with a residual connection, now and then another size or stride."""
     grid = probe.grid()
-    x = _image_of(probe, 16, 768, grid) if probe.random.random() < 0.5 else _stem(probe, grid)
-    for _ in range(4):
+    x = _image_of(probe, grid) if probe.random.random() < 0.6 else _stem(probe, grid)
+    for _ in range(3):
         side = probe.shapes[x][2]
-        size = int(probe.random.choice([3, 3, 3, 5, 7])) if side < 60 else 3
-        stride = int(probe.random.choice([1, 1, 2])) if side > 8 else 1
-        most = _most(side // stride, size * size)
-        x = probe.act(probe.conv(x, probe.width(16, most, grid), size, stride))
-        same = probe.shapes[x][1]
-        y = probe.act(probe.conv(x, probe.width(16, _most(side // stride), grid)))
-        y = probe.conv(y, same)
+        size = int(probe.random.choice([3, 3, 3, 3, 5, 7])) if side < 30 else 3
+        stride = int(probe.random.choice([1, 2])) if side > 8 else 1
+        wide = _channels(probe, side // stride, grid, -2.5, 1.0 if size == 3 else -1.0)
+        x = probe.act(probe.conv(x, wide, size, stride))
+        y = probe.act(probe.conv(x, _channels(probe, side // stride, grid, -2.5, 1.0)))
+        y = probe.conv(y, wide)
         x = probe.act(probe.add(y, x))
     return x
 
@@ -208,16 +215,15 @@ def _dense(probe: _Probe) -> str:
 def _bottleneck(probe: _Probe) -> str:
     """Pointwise, 3x3 or in groups, pointwise; a residual connection."""
     grid = probe.grid()
-    x = _image_of(probe, 32, 1024, grid)
-    for _ in range(4):
+    x = _image_of(probe, grid)
+    for _ in range(3):
         side, wide = probe.shapes[x][2], probe.shapes[x][1]
         stride = int(probe.random.choice([1, 1, 2])) if side > 8 else 1
-        groups = int(probe.random.choice([1, 2, 4, 8, 16]))
-        per_group = probe.width(16, min(_most(side), 512), grid) // groups
-        narrow = max(per_group, grid if grid > 1 else 4) * groups
+        groups = int(probe.random.choice([1, 1, 2, 4, 8, 16]))
+        narrow = max(_channels(probe, side, grid, -2.5, 0.5) // groups, max(grid, 4)) * groups
         y = probe.act(probe.conv(x, narrow, 1))
         y = probe.act(probe.conv(y, narrow, 3, stride, groups))
-        out = wide if stride == 1 else probe.width(32, min(_most(side // 2, 1), 1024), grid)
+        out = wide if stride == 1 else _channels(probe, side // 2, grid, -1.0, 2.0)
         y = probe.conv(y, out, 1)
         x = probe.act(probe.add(y, x if stride == 1 else probe.conv(x, out, 1, stride)))
     return x
@@ -226,39 +232,38 @@ def _bottleneck(probe: _Probe) -> str:
 def _inverted(probe: _Probe) -> str:
     """Pointwise, depthwise, perhaps excitation, pointwise."""
     grid = probe.grid()
-    x = _image_of(probe, 8, 256, grid)
+    x = _image_of(probe, grid)
     act = probe.pick("Relu", "Relu6", "HardSwish", "SiLU", "Relu6")
     gate = probe.pick("Sigmoid", "HardSigmoid")
     mean = probe.pick("GlobalAveragePool", "ReduceMean")
     for _ in range(3):
         side = probe.shapes[x][2]
-        wide = probe.width(32, min(_most(side, 1), 1024), grid)
+        wide = _channels(probe, side, grid, -1.0, 2.0)
         size = int(probe.random.choice([3, 3, 5]))
         stride = int(probe.random.choice([1, 1, 2])) if side > 8 else 1
         y = probe.act(probe.conv(x, wide, 1), act)
         y = probe.act(probe.conv(y, wide, size, stride, wide), act)
         if probe.random.random() < 0.5:
             y = probe.excite(y, probe.width(4, 64, grid), act, gate, mean)
-        x = probe.conv(y, probe.width(8, 256, grid), 1)
+        x = probe.conv(y, _channels(probe, probe.shapes[y][2], grid, -3.0, 0.0), 1)
     return x
 
 
 def _branches(probe: _Probe) -> str:
     """Branches side by side, joined; pooling; normalization in front of a convolution."""
     grid = probe.grid()
-    x = _image_of(probe, 32, 512, grid)
+    x = _image_of(probe, grid)
     for _ in range(3):
         side = probe.shapes[x][2]
-        most = min(_most(side), 256)
-        one = probe.act(probe.conv(x, probe.width(16, most, grid), 1))
-        two = probe.act(probe.conv(x, probe.width(16, most, grid), 1))
-        two = probe.act(probe.conv(two, probe.width(16, most, grid), 3))
+        one = probe.act(probe.conv(x, _channels(probe, side, grid, -3.0, 0.0), 1))
+        two = probe.act(probe.conv(x, _channels(probe, side, grid, -3.0, 0.0), 1))
+        two = probe.act(probe.conv(two, _channels(probe, side, grid, -3.0, 0.0), 3))
         three = probe.pool(x, probe.pick("MaxPool", "AveragePool"), 3, 1)
-        three = probe.act(probe.conv(three, probe.width(16, most, grid), 1))
+        three = probe.act(probe.conv(three, _channels(probe, side, grid, -3.0, -1.0), 1))
         x = probe.concat([one, two, three])
         if probe.random.random() < 0.5:
             x = probe.act(probe.norm(x))
-            x = probe.conv(x, probe.width(16, most, grid), 1)
+            x = probe.conv(x, _channels(probe, side, grid, -2.0, 0.0), 1)
         if probe.shapes[x][2] > 10:
             x = probe.pool(x, *_POOLS[int(probe.random.integers(len(_POOLS)))])
     return x

@@ -14,6 +14,18 @@ from morphgraph.arrays import FloatArray, Shape
 BYTES = 4.0
 """Bytes of a number: what is measured is single precision."""
 
+LEAST_AROUND = 2.0**20
+"""Bytes around that are in the nearest cache anyway."""
+
+
+def around(total: float) -> float:
+    """So many bytes in steps of a factor of 1.4: finer ones make no difference.
+
+    >>> around(100.0), around(127.0), around(0.0)
+    (90.50966799187809, 128.0, 0.0)
+    """
+    return 2.0 ** (round(2 * math.log2(total)) / 2) if total > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -24,6 +36,8 @@ class Kernel:
         layout: ``"blocked"``, ``"plain"`` or empty.
         inputs: shapes of its tensors, weights included.
         outputs: shapes of what it makes.
+        around: bytes of weights and results of the whole network: what passes through the caches
+            between two runs of the kernel, and drives its weights out of them. 0: not known.
 
     >>> Kernel("Conv", "plain", ((1, 8, 4, 4), (16, 8, 3, 3)), ((1, 16, 4, 4),)).kind
     'Conv dense plain'
@@ -33,6 +47,7 @@ class Kernel:
     layout: str
     inputs: tuple[Shape, ...]
     outputs: tuple[Shape, ...]
+    around: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -66,12 +81,21 @@ class Kernel:
         moved -= weights
         return np.array([1.0, arithmetic, weights, max(moved, 0.0)])
 
+    def passes(self) -> float:
+        """Numbers of its weights and results."""
+        return float(self.work()[2]) + sum(map(math.prod, self.outputs))
+
     def features(self, block: int) -> FloatArray:
         """Numbers that a run time varies smoothly with, ``[features]``, by kind equally many.
+
+        The last is the logarithm of what is around.
 
         Args:
             block: channels are computed in blocks of so many: within one, width costs nothing.
         """
+        return np.append(self._sizes(block), math.log2(max(self.around, LEAST_AROUND)))
+
+    def _sizes(self, block: int) -> FloatArray:
         if (convolution := _convolution(self)) is not None:
             return convolution.features(block, len(self.inputs) > _WITH_SUM)
         if (product := _product(self)) is not None:

@@ -30,6 +30,7 @@ class Measurement(msgspec.Struct, frozen=True):
         inputs, outputs: shapes of its tensors, weights included.
         microseconds: of one run.
         layout: ``"blocked"`` or ``"plain"`` where the runtime tells; else empty.
+        around: bytes of weights and results of the network that it ran in; 0: not known.
     """
 
     op_type: str
@@ -37,11 +38,12 @@ class Measurement(msgspec.Struct, frozen=True):
     outputs: tuple[tuple[int, ...], ...]
     microseconds: float
     layout: str = ""
+    around: float = 0.0
 
     @property
     def kernel(self) -> Kernel:
         """What was measured, without the time."""
-        return Kernel(self.op_type, self.layout, self.inputs, self.outputs)
+        return Kernel(self.op_type, self.layout, self.inputs, self.outputs, self.around)
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True, eq=False):
@@ -109,7 +111,7 @@ def load_profile(path: str | PathLike[str]) -> DeviceProfile:
     """Read a profile that ``calibrate`` has written, or a table of measurements (``.csv``).
 
     A table has the columns ``op_type``, ``inputs``, ``outputs`` and ``microseconds``, and may have
-    ``layout``; shapes are written ``1x3x224x224`` and separated by blanks.
+    ``layout`` and ``around``; shapes are written ``1x3x224x224`` and separated by blanks.
 
     Raises:
         FileError: it cannot be read.
@@ -177,6 +179,7 @@ def _measurement(row: dict[str, Any], line: int, where: str) -> Measurement:
             _shapes(row["outputs"]),
             float(row["microseconds"]),
             row.get("layout") or "",
+            float(row.get("around") or 0),
         )
     except (ValueError, AttributeError, TypeError) as error:
         raise ModelError(
@@ -192,6 +195,6 @@ def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
 def measurements(kernels: Sequence[Kernel], times: Sequence[float]) -> list[Measurement]:
     """Kernels with their times, as a profile holds them."""
     return [
-        Measurement(k.op_type, k.inputs, k.outputs, time, k.layout)
+        Measurement(k.op_type, k.inputs, k.outputs, time, k.layout, k.around)
         for k, time in zip(kernels, times, strict=True)
     ]

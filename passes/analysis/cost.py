@@ -364,7 +364,13 @@ def _peak(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
 
 def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
     if device in _MEASURED:
-        return measured_cost(graph, _MEASURED[device], f"latency@{device}")
+        resources = [cost(graph, kind) for kind in ("weight_bytes", "memory")]
+        return measured_cost(
+            graph,
+            _MEASURED[device],
+            f"latency@{device}",
+            lambda widths: sum(resource.polynomial(widths) for resource in resources),
+        )
     gflops, gbytes = DEVICES[device or _DEVICE]
     terms: list[Term] = []
     blocks: list[int] = []

@@ -5,7 +5,7 @@ kernel's time then follows its sizes as the device's profile has them: a stairca
 What a channel costs is therefore the secant over a block of channels, not a slope.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
 from morphgraph.device import DeviceProfile, Kernel
+from morphgraph.device.kernels import BYTES, around
 from morphgraph.device.profile import TABLE
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
 from morphgraph.onnx_io import static_shape
@@ -47,20 +48,24 @@ class MeasuredCost(Cost):
         profile: of the device.
         kernels: of the network, as the runtime executes them.
         kind: how budgets spell it.
+        size: bytes of the network's weights and results at some widths.
 
     Attributes:
         kernels: with the operators that they follow.
         groups_of: by kernel the indices of the groups that its sizes depend on.
-        correction: a factor of all times.
     """
 
     def __init__(
-        self, graph: ChannelGraph, profile: DeviceProfile, kernels: Sequence[Placed], kind: str
+        self,
+        graph: ChannelGraph,
+        profile: DeviceProfile,
+        kernels: Sequence[Placed],
+        kind: str,
+        size: Callable[[IntArray], float],
     ) -> None:
         self.graph, self.profile, self.kernels = graph, profile, tuple(kernels)
         self.kind, self.unit = kind, "ms"
         self.terms, self.block_of_piece = (), ()
-        self.correction = 1.0
         self._sizes_of = [_operands(graph, each.op) for each in kernels]
         self.groups_of = [
             sorted({g for size in sizes for v in size if v >= 0 for g in graph.groups_on(v)})
@@ -70,18 +75,16 @@ class MeasuredCost(Cost):
         for place, groups in enumerate(self.groups_of):
             for group in groups:
                 self._by_group.setdefault(group, []).append(place)
-        self._known: list[dict[tuple[int, ...], float]] = [{} for _ in kernels]
-        self._now = profile.predictor.times([each.kernel for each in kernels]) * MILLISECONDS
+        self._known: list[dict[tuple[float, ...], float]] = [{} for _ in kernels]
+        self._size = size
+        self._passes = BYTES * sum(each.kernel.passes() for each in kernels)
+        near = self._around(graph.widths)
+        now = [replace(each.kernel, around=near) for each in kernels]
+        self._now = profile.predictor.times(now) * MILLISECONDS
         self._now = self._now + profile.per_kernel * MILLISECONDS
         self._live: dict[frozenset[int], frozenset[int]] = {}
         # Sizes that the graph counts at another batch than the kernels ran on.
-        self._base = [self._kernel_at(place, graph.widths) for place in range(len(kernels))]
-
-    def corrected(self, factor: float) -> "MeasuredCost":
-        """The same cost, times a factor that a measurement has shown."""
-        other = MeasuredCost(self.graph, self.profile, self.kernels, self.kind)
-        other.correction = factor
-        return other
+        self._base = [self._kernel_at(place, graph.widths, near) for place in range(len(kernels))]
 
     @cached_property
     def step(self) -> IntArray:
@@ -106,7 +109,7 @@ class MeasuredCost(Cost):
     def gradient(self, widths: FloatArray | IntArray) -> FloatArray:
         """What a channel of every group costs: the secant over a block of them, ``[groups]``."""
         now = np.rint(np.asarray(widths, dtype=np.float64)).astype(np.int64)
-        times = self._times(now)
+        times, near = self._times(now), self._around(now)
         prices = np.zeros(len(now))
         for group, places in self._by_group.items():
             step = min(int(self.step[group]), int(now[group]) - 1)
@@ -115,7 +118,7 @@ class MeasuredCost(Cost):
                 other[group] -= step
             else:
                 other[group] += max(int(self.step[group]), 1)
-            there = sum(self._time_of(place, other) for place in places)
+            there = sum(self._time_of(place, other, near) for place in places)
             here = float(times[places].sum())
             prices[group] = (there - here) / float(other[group] - now[group])
         return np.maximum(prices, 0.0)
@@ -127,10 +130,11 @@ class MeasuredCost(Cost):
     def _times(self, widths: FloatArray | IntArray) -> FloatArray:
         now = np.rint(np.asarray(widths, dtype=np.float64)).astype(np.int64)
         live = self._ops_live(now)
-        self._learn(now)
+        near = self._around(now)
+        self._learn(now, near)
         return np.array(
             [
-                self._time_of(place, now) if each.op < 0 or each.op in live else 0.0
+                self._time_of(place, now, near) if each.op < 0 or each.op in live else 0.0
                 for place, each in enumerate(self.kernels)
             ]
         )
@@ -142,41 +146,45 @@ class MeasuredCost(Cost):
             self._live[dead] = liveness(self.graph, dead).live if dead else every
         return self._live[dead]
 
-    def _key(self, place: int, widths: IntArray) -> tuple[int, ...]:
-        return tuple(widths[self.groups_of[place]].tolist())
+    def _around(self, widths: IntArray) -> float:
+        """Bytes that pass through the caches in a run, in steps."""
+        return around(self._passes * self._size(widths) / max(self._size(self.graph.widths), 1.0))
 
-    def _learn(self, widths: IntArray) -> None:
+    def _key(self, place: int, widths: IntArray, near: float) -> tuple[float, ...]:
+        return (near, *widths[self.groups_of[place]].tolist())
+
+    def _learn(self, widths: IntArray, near: float) -> None:
         """Ask the profile for all kernels at once, which costs little more than for one."""
         missing = [
             place
             for place in range(len(self.kernels))
-            if self.groups_of[place] and self._key(place, widths) not in self._known[place]
+            if self.groups_of[place] and self._key(place, widths, near) not in self._known[place]
         ]
         if missing:
-            kernels = [self._kernel_at(place, widths) for place in missing]
+            kernels = [self._kernel_at(place, widths, near) for place in missing]
             self.profile.predictor.times([*kernels, *(self._base[place] for place in missing)])
 
-    def _time_of(self, place: int, widths: IntArray) -> float:
+    def _time_of(self, place: int, widths: IntArray, near: float) -> float:
         if not self.groups_of[place]:
-            return self.correction * float(self._now[place])
-        key = self._key(place, widths)
+            return float(self._now[place])
+        key = self._key(place, widths, near)
         known = self._known[place]
         if key not in known:
-            if 0 in key:
+            if 0 in key[1:]:
                 known[key] = 0.0
             else:
-                kernels = [self._kernel_at(place, widths), self._base[place]]
+                kernels = [self._kernel_at(place, widths, near), self._base[place]]
                 there, here = self.profile.predictor.times(kernels)
                 known[key] = float(self._now[place] * there / here)
-        return self.correction * known[key]
+        return known[key]
 
-    def _kernel_at(self, place: int, widths: IntArray) -> Kernel:
+    def _kernel_at(self, place: int, widths: IntArray, near: float) -> Kernel:
         """The kernel at other widths, by the operator's own operands and result."""
         placed = self.kernels[place]
         sizes = self.graph.class_sizes(widths)
         vertices = self._sizes_of[place]
         if placed.op < 0 or not vertices:
-            return placed.kernel
+            return replace(placed.kernel, around=near)
         op = self.graph.ops[placed.op]
         made = list(op.ir.outputs)
         values = [*(value for value in op.ir.inputs if value is not None), *made]
@@ -190,7 +198,8 @@ class MeasuredCost(Cost):
         inputs, outputs = shapes[: -len(made)], shapes[-len(made) :]
         # What the kernel gets beside the operator's own operands: a sum that was fused into it.
         more = placed.kernel.inputs[len(inputs) :]
-        kernel = Kernel(placed.kernel.op_type, placed.kernel.layout, (*inputs, *more), (*outputs,))
+        operands = (*inputs, *more)
+        kernel = replace(placed.kernel, inputs=operands, outputs=(*outputs,), around=near)
         return self._laid_out(kernel)
 
     def _laid_out(self, kernel: Kernel) -> Kernel:
@@ -263,13 +272,16 @@ def _moved(graph: ChannelGraph, kernel: Kernel, op: int) -> Placed:
 
 
 @analysis
-def measured_cost(graph: ChannelGraph, profile: DeviceProfile, kind: str) -> MeasuredCost:
+def measured_cost(
+    graph: ChannelGraph, profile: DeviceProfile, kind: str, size: Callable[[IntArray], float]
+) -> MeasuredCost:
     """Milliseconds of a run on a measured device: of the batch that is declared, one where open.
 
     Args:
         graph: the lifted network, whose kernels the profile's runtime is asked for.
         profile: of the device.
         kind: how budgets spell the cost.
+        size: bytes of the network's weights and results at some widths.
 
     Raises:
         UnsupportedError: the runtime does not take the network, or does not tell its kernels.
@@ -278,7 +290,7 @@ def measured_cost(graph: ChannelGraph, profile: DeviceProfile, kind: str) -> Mea
     session = runtime.session(graph.model, profile.threads)
     executed = session.executed(one_sample(graph))
     told = [(_kernel_of(each), each.layer, each.origins) for each in executed]
-    return MeasuredCost(graph, profile, place_kernels(graph, told), kind)
+    return MeasuredCost(graph, profile, place_kernels(graph, told), kind, size)
 
 
 def one_sample(graph: ChannelGraph) -> Arrays:

@@ -12,7 +12,7 @@ from morphgraph.benchmark.probes import FAMILIES, probe_network
 from morphgraph.device import DeviceProfile
 from morphgraph.device.profile import measurements
 from morphgraph.errors import ArgumentError, BudgetError, ModelError, UnsupportedError
-from morphgraph.passes.analysis.measured import MeasuredCost, measured_cost
+from morphgraph.passes.analysis.measured import MeasuredCost
 from morphgraph.runtimes import Runtime, find_runtime
 from morphgraph.testing import model_from_text
 
@@ -206,7 +206,7 @@ def test_one_sample_where_the_batch_is_open(profile: DeviceProfile) -> None:
     text = "(float[{n},8,6,6] x, float[16,8,3,3] a) => (float[{n},16,4,4] y) {{ y = Conv(x, a) }}"
     head = '<ir_version: 9, opset_import: ["": 20]> net '
     one, opened = (mg.lift(model_from_text(head + text.format(n=n))) for n in (1, "N"))
-    costs = [measured_cost(graph, profile, "latency@here") for graph in (one, opened)]
+    costs = [mg.cost(graph, "latency", device=profile) for graph in (one, opened)]
     assert costs[0].total == pytest.approx(costs[1].total)
     widths = one.widths - [2 if group.resizable else 0 for group in one.groups]
     assert costs[0].at(widths) == pytest.approx(costs[1].at(widths))
