@@ -32,9 +32,7 @@ def calibrate(
     minutes: Annotated[
         float, option("After which it ends, whatever it has.", gt=0, metavar="M")
     ] = 5.0,
-    kernels: Annotated[
-        int, option("Measurements after which it ends.", ge=20, metavar="N")
-    ] = 1000,
+    kernels: Annotated[int, option("Measurements after which it ends.", ge=20, metavar="N")] = 1000,
     resume: Annotated[
         bool, option("Add to the measurements that the file has, as after an interruption.")
     ] = False,

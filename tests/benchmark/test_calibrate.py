@@ -1,5 +1,6 @@
 """Calibration, latency as a cost, and budgets that are met, where all times follow a law."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,23 @@ def net() -> mg.ChannelGraph:
           l = Conv<pads=[1,1,1,1], group=128>(k, c)  m = Relu(l)
           n = Conv(m, d)  o = Add(n, k)  p = Conv<pads=[1,1,1,1]>(o, e)  q = Relu(p)
           r = GlobalAveragePool(q)  s = Flatten(r)  y = MatMul(s, f) }""")
+    )
+
+
+def deep() -> mg.ChannelGraph:
+    """Eight convolutions of several widths: enough steps for any share of the time."""
+    widths = [3, 64, 96, 64, 128, 112, 96, 160, 48]
+    inputs = ["float[1,3,32,32] x"]
+    nodes, last = "", "x"
+    for k, (before, after) in enumerate(itertools.pairwise(widths)):
+        inputs.append(f"float[{after},{before},3,3] w{k}")
+        nodes += f"c{k} = Conv<pads=[1,1,1,1]>({last}, w{k})  r{k} = Relu(c{k}) "
+        last = f"r{k}"
+    return mg.lift(
+        model_from_text(
+            f"""<ir_version: 9, opset_import: ["": 20]> net ({", ".join(inputs)})
+            => (float[1,48,32,32] {last}) {{ {nodes} }}"""
+        )
     )
 
 
@@ -140,10 +158,10 @@ def test_a_measured_plan_takes_the_time_that_was_asked_for(
         each.microseconds * (1.6 if "Conv" in each.op_type else 0.7) for each in profile.kernels
     ]
     device = DeviceProfile(profile.runtime, 1, measurements(kernels, wrong), blocked_multiple=4)
-    graph = mg.lift(probe_network("branches", 3))
+    graph = deep()
     plan = mg.plan(graph, {"latency": asked}, device=device, measure=True, round_to=4)
     small = mg.apply(graph, plan)
-    feeds = {"x0": np.zeros(graph.shapes["x0"], np.float32)}
+    feeds = {"x": np.zeros((1, 3, 32, 32), np.float32)}
     before, after = (
         _runtime().session(model).timed_run(feeds).cpu for model in (graph.model, small)
     )
