@@ -46,6 +46,7 @@ format: $(STAMP)  ## rewrite what `check` would refuse, where that is safe
 bench: $(STAMP)  ## compare with the peers
 	$(BIN)/python tools/bench_peers.py
 	$(BIN)/python tools/bench_widths.py -o docs/benchmarks.md
+	$(BIN)/python tools/bench_latency.py -o docs/benchmarks.md
 
 # Of the last two steps only files are used; what they require would bring an older torch, and opencv.
 $(ZOO): $(STAMP) tools/zoo/packages.txt
