@@ -40,6 +40,7 @@ analysis: the channel graph -> facts about it
     dependence          which positions depend on a graph input
     cost                what a network costs at any widths
         polynomial      sums of products of widths, with value and gradient
+        measured        milliseconds of a device that was measured, kernel by kernel
     channel_sources     which slices of which parameters belong to a channel
         computed_kernels the numbers of those that no parameter holds
     score               how much the network uses each channel
@@ -86,6 +87,7 @@ refit: original, which channels stay, inputs -> the resized model with fitted ke
 
 checking: original, plan, resized model -> a report
     verify              the resized model against the masked original
+        smaller         inputs on which the check proves the same with less work
         single_precision the same network in float32, where every kernel exists
         stepwise        every value inside, from the masked original's operands
         compare         one array beside another, at the positions that stay

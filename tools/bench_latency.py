@@ -109,9 +109,9 @@ def predictions(
     off = np.abs(np.array(predicted) / np.array(measured) - 1)
     tau = kendalltau(predicted, measured).statistic
     lines.append(
-        f"\nWithin 5 %: {np.mean(off <= 0.05):.0%}, within 10 %: {np.mean(off <= 0.1):.0%}, at most "
-        f"{off.max():.0%} off; Kendall's tau {tau:.3f}; {len(device.kernels)} measurements in "
-        f"{device.minutes:g} minutes."
+        f"\nWithin 5 %: {np.mean(off <= 0.05):.0%}, within 10 %: {np.mean(off <= 0.1):.0%}, "
+        f"at most {off.max():.0%} off; Kendall's tau {tau:.3f}; {len(device.kernels)} measurements "
+        f"in {device.minutes:g} minutes."
     )
     print(lines[-1])
     return "\n".join(lines)

@@ -23,7 +23,7 @@ COMMANDS = {
     "apply": "Resize a model by a plan, and check the result.",
     "verify": "Check that a resized model computes what the masked original computes.",
     "bench": "Time models side by side in ONNX Runtime, or in others.",
-    "calibrate": "Measure what operators cost on this machine, so that latency is a cost.",
+    "calibrate": "Measure what operators cost on this machine, so that latency becomes a cost.",
     "morph": "Learn a network's structure within a budget, and train it.",
     "sweep": "Draw trade-off curves: train a model at several budgets by several methods.",
     "diff": "Show what changed between two models, layer by layer.",

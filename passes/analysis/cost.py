@@ -67,7 +67,7 @@ def device_name(device: Device) -> str:
     """
     if isinstance(device, str) and (device in DEVICES or device in _MEASURED):
         return device
-    profile = device if isinstance(device, DeviceProfile) else _read(Path(device))
+    profile = device if isinstance(device, DeviceProfile) else _read(device)
     known = next((name for name, other in _MEASURED.items() if other is profile), None)
     if known is None:
         same = (f"{profile.name}-{k}" if k > 1 else profile.name for k in itertools.count(1))
@@ -115,9 +115,9 @@ def cost(
     return _cost(graph, tuple(parse_cost(kind, device_name(device))), convention)
 
 
-def _read(path: Path) -> DeviceProfile:
+def _read(path: str | PathLike[str]) -> DeviceProfile:
     """The profile in a file; the same as before where the file has not changed."""
-    if not path.suffix:
+    if not Path(path).suffix:
         raise ArgumentError(
             f"device '{escape(str(path))}' is unknown; use one of {', '.join(DEVICES)}, or the "
             "file of a profile that `morphgraph calibrate` has written"

@@ -8,7 +8,7 @@ import numpy as np
 
 from morphgraph.arrays import Arrays
 
-IN_MEMORY = 48 * 2**20
+IN_MEMORY = 24 * 2**20
 """Bytes that one such sequence holds in memory; in the lockstep of two networks there are eight."""
 
 

@@ -110,7 +110,7 @@ def test_a_resize_hook_sees_old_and_new() -> None:
 
     register("com.acme::Shuffle", "N c *S -> N c *S", resize=resize)
     graph = mg.lift(model_from_text(HEAD + SHUFFLED))
-    plan = mg.uniform(graph, 0.5)
+    plan = mg.uniform(graph, 0.5, round_to=1)
     mg.apply(graph, plan, verify=False)
     (kept,) = plan.keep_channels(graph).values()
     assert heard == [(3, 12, 6, list(kept))]

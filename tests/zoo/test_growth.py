@@ -63,8 +63,8 @@ def test_shrunk_to_half_and_grown_to_the_whole(
 ) -> None:
     graph = graph_of(name)
     flops = mg.cost(graph, "flops")
-    small = mg.plan(graph, {"flops": "50%"})
-    wide = mg.expand(graph, small, {"flops": "100%"}, max_growth=4)
+    small = mg.plan(graph, {"flops": "50%"}, round_to=1)
+    wide = mg.expand(graph, small, {"flops": "100%"}, max_growth=4, round_to=1)
     assert (wide.widths(graph) > small.widths(graph)).any()
     before, after = (mg.apply(graph, plan, verify=False) for plan in (small, wide))
     total = mg.cost(mg.lift(after), "flops").total
