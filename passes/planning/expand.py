@@ -36,6 +36,7 @@ from morphgraph.passes.planning.constraints import (
     spend_rest,
     unreachable,
 )
+from morphgraph.passes.planning.finer import within_reach
 from morphgraph.passes.planning.grids import Grid
 from morphgraph.plans import MAX_NEW_CHANNELS, Plan, make_plan
 
@@ -113,6 +114,7 @@ def expand(
         floors = _floors(start, ceilings, constraints, bounds, allowed)
     else:
         ceilings = start
+        allowed = within_reach(graph, bounds, constraints)
         # Groups that the plan keeps do not go.
         floors = np.minimum(start, [allowed.least(group.index) for group in graph.groups])
         if not fits(constraints, floors):

@@ -336,7 +336,7 @@ class PlainTensor(nn.Module):
 
 
 def half(graph: mg.ChannelGraph) -> mg.Plan:
-    return mg.uniform(graph, 0.5)
+    return mg.uniform(graph, 0.5, round_to=1)
 
 
 def budget(graph: mg.ChannelGraph) -> mg.Plan:
@@ -344,7 +344,7 @@ def budget(graph: mg.ChannelGraph) -> mg.Plan:
 
 
 def without(*globs: str) -> Planner:
-    return lambda graph: mg.uniform(graph, 0.5, exclude=globs)
+    return lambda graph: mg.uniform(graph, 0.5, exclude=globs, round_to=1)
 
 
 def widths(**sizes: int) -> Planner:
@@ -500,7 +500,7 @@ def test_a_plain_network_by_hand() -> None:
     torch.manual_seed(0)
     net: Any = randomize_weights(plain(), IMAGE)
     graph = mg.lift(mg.export(net, (IMAGE,)))
-    plan = mg.uniform(graph, 0.5)
+    plan = mg.uniform(graph, 0.5, round_to=1)
     keep = {graph.groups[k].name: v for k, v in plan.keep_channels(graph).items()}
     first, second = torch.from_numpy(keep["0"]), torch.from_numpy(keep["3"])
     old = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -835,7 +835,7 @@ def test_a_network_grows() -> None:
 
     def wider(graph: mg.ChannelGraph) -> mg.Plan:
         none = set_widths(graph, {"0": 8})
-        return mg.expand(graph, none, budget={"params": "150%"})
+        return mg.expand(graph, none, budget={"params": "150%"}, round_to=1)
 
     _, small = resized(net, IMAGE, wider)
     assert net[0].out_channels > 8

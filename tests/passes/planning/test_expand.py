@@ -19,7 +19,7 @@ from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.expand import expand
 from morphgraph.passes.planning.removal_path import plan
-from morphgraph.passes.planning.uniform import set_widths
+from morphgraph.passes.planning.uniform import set_widths, uniform
 from morphgraph.plans import Plan, make_plan
 from morphgraph.testing import model_from_text, random_plan
 from morphgraph.workflow import apply
@@ -346,3 +346,17 @@ def test_a_group_whose_copies_would_be_taken_for_others_keeps_its_width(name: st
         forced = make_plan(graph, {}, {}, added={group.index: 1})
         with pytest.raises(PlanError, match=re.escape(blocked)):
             apply(graph, forced, verify=False)
+
+
+def test_a_plan_above_the_budget_shrinks_by_finer_steps_where_the_grid_leaves_none() -> None:
+    """A convolution of one block that a product reads: half of it is off the grid."""
+    graph = lift(
+        model_from_text("""<ir_version: 9, opset_import: ["": 20]>
+        net (float[1,1,8,8] x, float[16,1,3,3] a, float[16,3] b) => (float[1,3] y)
+        { h = Conv(x, a)  i = Relu(h)  j = GlobalAveragePool(i)  k = Flatten(j)
+          y = MatMul(k, b) }""")
+    )
+    whole = uniform(graph, 1.0)
+    made = expand(graph, whole, {"flops": "50%"})
+    flops = cost(graph, "flops")
+    assert 0.4 * flops.total < flops.at(made.widths(graph)) <= 0.5 * flops.total
