@@ -28,6 +28,7 @@ from torch import nn
 
 import morphgraph as mg
 from morphgraph.device import DeviceProfile, load_profile
+from morphgraph.options import RoundTo
 from morphgraph.testing.random_weights import randomize_weights
 
 HEADING = "## Predicted and measured time"
@@ -43,6 +44,7 @@ NETWORKS = (
     "vit_tiny",
     "encoder",
 )
+GRIDS: tuple[tuple[str, RoundTo], ...] = (("half, free", 1), ("half, auto", "auto"))
 MEASURED = ("resnet18", "resnet50", "mobilenet_v2", "googlenet", "efficientnet_b0", "vit_tiny")
 
 
@@ -95,8 +97,8 @@ def predictions(
     measured, predicted = list[float](), list[float]()
     for name, graph in graphs.items():
         models: dict[str, ir.Model] = {"as it is": graph.model}
-        for widths, grid in (("half, free", 1), ("half, auto", "auto")):
-            plan = mg.plan(graph, {"flops": "50%"}, round_to=grid)  # type: ignore[arg-type]
+        for widths, grid in GRIDS:
+            plan = mg.plan(graph, {"flops": "50%"}, round_to=grid)
             models[widths] = mg.apply(graph, plan, verify=False)
         found = mg.bench(list(models.values()), seconds=seconds)
         for (widths, model), timing in zip(models.items(), found.models, strict=True):

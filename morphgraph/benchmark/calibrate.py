@@ -24,7 +24,8 @@ from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile, Kernel, Predictor
 from morphgraph.device.kernels import BYTES, around
 from morphgraph.device.profile import measurements
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import ArgumentError, UnsupportedError
+from morphgraph.passes.analysis.measured import kernel_of
 from morphgraph.runtimes import Executed, Runtime, Session, find_runtime
 from morphgraph.version import __version__
 
@@ -32,7 +33,7 @@ MINUTES = 5.0
 KERNELS = 1000
 """Measurements that a profile holds by default: more are worth little."""
 RUNS = 21
-"""Profiled runs of a network; a kernel's time is their median."""
+"""Profiled runs of a network; a kernel's time is the mean of their middle half."""
 PER_NETWORK = 10
 """Measurements that are taken of one network at most."""
 WORTH = 0.4
@@ -69,6 +70,7 @@ def calibrate(
         keep: called with the profile after every few networks, so that nothing is lost.
 
     Raises:
+        ArgumentError: ``resume`` is of another runtime, or of other threads.
         UnsupportedError: the runtime does not tell what its kernels take.
 
     >>> profile = calibrate(minutes=0.02, kernels=10)
@@ -87,8 +89,14 @@ class _Calibration:
         self.start = time.monotonic()
         self.kernels: list[Kernel] = []
         self.times: list[float] = []
+        self.resumed = resume
         self.before = 0.0
         if resume is not None:
+            if (resume.runtime, resume.threads) != (runtime.name, threads):
+                raise ArgumentError(
+                    f"the profile is of {resume.runtime} with {resume.threads} thread(s), and "
+                    f"{runtime.name} with {threads} is measured; write to another file"
+                )
             self.kernels = [each.kernel for each in resume.kernels]
             self.times = [each.microseconds for each in resume.kernels]
             self.before = resume.minutes
@@ -127,7 +135,7 @@ class _Calibration:
     def _again(self) -> None:
         """Fit what there is, and measure the reference once more."""
         session, feeds, _ = self._session(*_REFERENCE)
-        self.references.append(_whole(session, feeds))
+        self.references.append(self._whole(session, feeds))
         if self.kernels:
             self.predictor = Predictor(self.kernels, np.array(self.times))
 
@@ -167,7 +175,7 @@ class _Calibration:
             if each.layout is not None and each.layer in own and own[each.layer].is_dense
         ]
         total = sum(each.microseconds for each in every)
-        self.wholes.append((_whole(session, feeds), total, len(every)))
+        self.wholes.append((self._whole(session, feeds), total, len(every)))
         bytes_around = around(BYTES * sum(_passes(each) for each in every))
         found: dict[Kernel, list[float]] = {}
         for each in executed:
@@ -193,11 +201,23 @@ class _Calibration:
         wrong = float(np.sqrt(shares @ np.square(logs - np.log(times))))
         return unsure, max(wrong, 0.01)
 
+    def _whole(self, session: Session, feeds: Arrays) -> float:
+        """Microseconds of a whole run, by the clock that `bench` would take."""
+        for _ in range(3):
+            session.run(feeds)
+        runs = [session.timed_run(feeds) for _ in range(RUNS)]
+        on_cpu = self.threads == 1 and self.runtime.clock == "cpu"
+        return float(np.median([run.cpu if on_cpu else run.wall for run in runs])) * 1e6
+
     def profile(self, final: bool = False) -> DeviceProfile:
         """What there is so far."""
         wholes = np.array(self.wholes)  # [networks, (whole, sum, kernels)]
         more = np.median((wholes[:, 0] - wholes[:, 1]) / wholes[:, 2]) if len(wholes) else 0.0
         references = np.array(self.references)
+        multiple, former = _multiple(self.layouts), self.resumed
+        if former is not None:  # a few networks more may show less than those before
+            multiple = max(multiple, former.blocked_multiple)
+            more = more if len(wholes) else former.per_kernel
         return DeviceProfile(
             runtime=self.runtime.name,
             threads=self.threads,
@@ -208,7 +228,7 @@ class _Calibration:
             measured=date.today().isoformat(),
             noise=float(np.std(references) / np.mean(references)) if len(references) else 0.0,
             minutes=round(self.before + (time.monotonic() - self.start) / 60, 2),
-            blocked_multiple=_multiple(self.layouts),
+            blocked_multiple=multiple,
             settings=self.predictor.settings if final and self.predictor else {},
         )
 
@@ -245,7 +265,7 @@ def _written(model: onnx.ModelProto) -> dict[str, _Written]:
 
 def _as_written(executed: Executed, own: _Written | None) -> Kernel:
     """A kernel that ran, with the channels that the model has: what padding costs is its time."""
-    kernel = Kernel(executed.op_type, executed.layout or "", executed.inputs, executed.outputs)
+    kernel = kernel_of(executed)
     if own is None or executed.layout is None:
         return kernel
     operand, _, *more = kernel.inputs
@@ -284,15 +304,7 @@ def _passes(executed: Executed) -> float:
     """Numbers that a kernel leaves in the caches: its weights and results; of a flush all."""
     if FLUSH in executed.origins:
         return float(math.prod(executed.inputs[0]))
-    kernel = Kernel(executed.op_type, executed.layout or "", executed.inputs, executed.outputs)
-    return kernel.passes()
-
-
-def _whole(session: Session, feeds: Arrays) -> float:
-    """Microseconds of a whole run."""
-    for _ in range(3):
-        session.run(feeds)
-    return float(np.median([session.timed_run(feeds).cpu for _ in range(RUNS)])) * 1e6
+    return kernel_of(executed).passes()
 
 
 def _processor() -> str:

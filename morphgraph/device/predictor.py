@@ -150,7 +150,7 @@ class KindModel:
         prices: of a start, a multiply-add, a weight and a number moved, in microseconds, ``[4]``.
         block: channels that are computed together.
         process: of the logarithm of time over physics; ``None`` of a kind with few measurements.
-        offset: mean of that logarithm.
+        offset: median of that logarithm.
         error: root mean square of what the others predict of each measurement, in the logarithm.
         count: measurements of the kind.
         bounds: least and largest of what the process was fitted to.

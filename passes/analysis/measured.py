@@ -289,7 +289,7 @@ def measured_cost(
     runtime = find_runtime(profile.runtime if profile.runtime != TABLE else "ort")
     session = runtime.session(graph.model, profile.threads)
     executed = session.executed(one_sample(graph))
-    told = [(_kernel_of(each), each.layer, each.origins) for each in executed]
+    told = [(kernel_of(each), each.layer, each.origins) for each in executed]
     return MeasuredCost(graph, profile, place_kernels(graph, told), kind, size)
 
 
@@ -303,5 +303,6 @@ def one_sample(graph: ChannelGraph) -> Arrays:
     return feeds
 
 
-def _kernel_of(executed: Executed) -> Kernel:
+def kernel_of(executed: Executed) -> Kernel:
+    """A kernel that ran, without its name and time."""
     return Kernel(executed.op_type, executed.layout or "", executed.inputs, executed.outputs)

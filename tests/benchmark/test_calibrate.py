@@ -215,6 +215,10 @@ def test_an_interrupted_calibration_goes_on() -> None:
     assert more.kernels[:30] == first.kernels
     assert len(more.kernels) == 45
     assert all(len(each.kernels) <= 30 for each in kept)
+    again = calibrate(_runtime(), kernels=45, resume=more)
+    assert (again.kernels, again.blocked_multiple) == (more.kernels, more.blocked_multiple)
+    with pytest.raises(ArgumentError, match="another file"):
+        calibrate("ort", kernels=50, resume=more)
 
 
 def test_a_runtime_that_tells_nothing() -> None:
