@@ -11,9 +11,10 @@ import onnx_ir as ir
 from morphgraph.arrays import FloatArray
 from morphgraph.benchmark.meeting import meet
 from morphgraph.calibration import ImageOptions, Progress, no_progress
+from morphgraph.device.profile import TABLE
 from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import ModelLike
+from morphgraph.onnx_io import ModelLike, escape
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.options import DATA_SCORES, Allocation, AnyScore, RoundTo, Score, Start
 from morphgraph.passes.analysis.cost import Convention, Device, measured_device, on_device
@@ -172,6 +173,11 @@ def measured_plan(
     """
     devices = [kind.partition("@")[2] for kind in budget if kind.startswith("latency")]
     profile = next(filter(None, map(measured_device, devices)), None)
+    if profile is not None and profile.runtime == TABLE:
+        raise ArgumentError(
+            f"device '{escape(profile.name)}' is a table of times from elsewhere, and nothing runs "
+            "there; measure with a profile that `morphgraph calibrate` has made here"
+        )
     if profile is None:
         raise ArgumentError(
             "a plan is measured for a latency on a measured device; write one with `morphgraph "

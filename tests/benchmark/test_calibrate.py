@@ -186,6 +186,12 @@ def test_measuring_needs_a_measured_device() -> None:
         mg.plan(net(), {"flops": "60%"}, measure=True)
 
 
+def test_nothing_runs_on_a_table(profile: DeviceProfile) -> None:
+    table = DeviceProfile("table", 1, profile.kernels, name="phone")
+    with pytest.raises(ArgumentError, match="'phone' is a table"):
+        mg.plan(net(), {"latency": "60%"}, device=table, measure=True)
+
+
 def test_budgets_below_the_lowest_are_told(profile: DeviceProfile) -> None:
     with pytest.raises(BudgetError, match="ms"):
         mg.plan(net(), {"latency": "0.1us"}, device=profile)
