@@ -2,8 +2,8 @@
 
 Small networks (:mod:`morphgraph.benchmark.probes`) run with the runtime's profiler on, so that what
 is measured is what the runtime makes of them: fused, laid out and padded as it does. Of every
-network those kernels are kept of which the profile so far says least; what the next network is like
-follows from where the profile is worst.
+network some kernels are kept, rather those that take long and of which the profile says little so
+far; what the next network is like follows from where the profile is worst.
 """
 
 import math
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from morphgraph.arrays import Array, Arrays, Shape
-from morphgraph.benchmark.probes import FAMILIES, FLUSH, FLUSHED, probe_network
+from morphgraph.arrays import Arrays, FloatArray, Shape
+from morphgraph.benchmark.probes import FAMILIES, probe_network
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile, Kernel, Predictor
 from morphgraph.device.kernels import BYTES, around
@@ -34,15 +34,13 @@ KERNELS = 1000
 """Measurements that a profile holds by default: more are worth little."""
 RUNS = 21
 """Profiled runs of a network; a kernel's time is the mean of their middle half."""
-PER_NETWORK = 10
+PER_NETWORK = 8
 """Measurements that are taken of one network at most."""
-WORTH = 0.4
+WORTH = 0.6
 """Power of a kernel's share of the time in what it is worth."""
-KNOWN = 0.04
-"""A kernel whose time is known as well as this, in the logarithm, is not measured again."""
 NOISY = 0.1
 """Spread of one network's time over the whole measuring above which a machine is too noisy."""
-_REFERENCE = ("dense", 0)
+_REFERENCE = ("basic", 0)
 _EVERY = 6  # networks between two fits, and between two runs of the reference
 
 
@@ -88,7 +86,8 @@ class _Calibration:
         self.runtime, self.threads = runtime, threads
         self.start = time.monotonic()
         self.kernels: list[Kernel] = []
-        self.times: list[float] = []
+        self.times: list[float] = []  # by the profiler
+        self.run_of: list[int] = []  # of every kernel, from the end of those that were resumed
         self.resumed = resume
         self.before = 0.0
         if resume is not None:
@@ -100,9 +99,10 @@ class _Calibration:
             self.kernels = [each.kernel for each in resume.kernels]
             self.times = [each.microseconds for each in resume.kernels]
             self.before = resume.minutes
+            self.run_of = [-1] * len(self.kernels)
         self.random = np.random.default_rng([seed, len(self.kernels)])
         self.predictor: Predictor | None = None
-        self.wholes: list[tuple[float, float, int]] = []
+        self.runs: list[Run] = []
         self.references: list[float] = []
         self.layouts: list[tuple[str, int]] = []
         #: How wrong the profile was of each family, on widths that are multiples and on others.
@@ -137,7 +137,7 @@ class _Calibration:
         session, feeds, _ = self._session(*_REFERENCE)
         self.references.append(self._whole(session, feeds))
         if self.kernels:
-            self.predictor = Predictor(self.kernels, np.array(self.times))
+            self.predictor = Predictor(self.kernels, self._microseconds())
 
     def _next(self, number: int) -> tuple[str, bool]:
         """A family, and whether its widths are any: all once, then by how wrong the profile was."""
@@ -154,7 +154,9 @@ class _Calibration:
         session = self.runtime.session(model, self.threads, name=f"probe {family}")
         random = np.random.default_rng(0)
         feeds = {
-            one.name: _filled(random, [n if isinstance(n, int) and n > 0 else 1 for n in one.shape])
+            one.name: random.standard_normal(
+                [n if isinstance(n, int) and n > 0 else 1 for n in one.shape]
+            ).astype(np.float32)
             for one in session.inputs
         }
         return session, feeds, _written(model)
@@ -163,7 +165,7 @@ class _Calibration:
         seed = int(self.random.integers(2**31))
         session, feeds, own = self._session(family, seed, free)
         every = session.executed(feeds, RUNS)
-        executed = [each for each in every if each.microseconds > 0 and FLUSH not in each.origins]
+        executed = [each for each in every if each.microseconds > 0]
         if not executed:
             raise UnsupportedError(
                 f"runtime '{self.runtime.name}' tells no times of its kernels; give a table of "
@@ -174,23 +176,34 @@ class _Calibration:
             for each in executed
             if each.layout is not None and each.layer in own and own[each.layer].is_dense
         ]
-        total = sum(each.microseconds for each in every)
-        self.wholes.append((self._whole(session, feeds), total, len(every)))
-        bytes_around = around(BYTES * sum(_passes(each) for each in every))
+        spent = np.array([each.microseconds for each in executed])
+        self.runs.append(Run(self._whole(session, feeds), spent))
+        bytes_around = around(BYTES * sum(kernel_of(each).passes() for each in every))
         found: dict[Kernel, list[float]] = {}
         for each in executed:
             kernel = replace(_as_written(each, own.get(each.layer)), around=bytes_around)
             found.setdefault(kernel, []).append(each.microseconds)
         kernels = list(found)
         times = np.array([float(np.median(found[kernel])) for kernel in kernels])
+        spent_on = np.array([float(np.sum(found[kernel])) for kernel in kernels])
         unsure, wrong = self._doubts(kernels, times)
         self.wrong[family, free].append(wrong)
-        # What takes long is worth more: a network's time is a sum.
-        order = np.argsort(-(unsure * (times / times.sum()) ** WORTH), kind="stable")
-        room = min(PER_NETWORK, most - len(self.kernels))
-        for place in [p for p in order if unsure[p] > KNOWN][:room]:
+        # What takes long is worth more: a network's time is a sum. Drawn, and not the worst first:
+        # a profile that is sure of a kind and wrong would never learn of it.
+        worth = unsure * (spent_on / spent_on.sum()) ** WORTH
+        room = min(PER_NETWORK, most - len(self.kernels), len(kernels))
+        chosen = self.random.choice(len(kernels), room, replace=False, p=worth / worth.sum())
+        for place in chosen:
             self.kernels.append(kernels[place])
             self.times.append(float(times[place]))
+            self.run_of.append(len(self.runs) - 1)
+
+    def _microseconds(self) -> FloatArray:
+        """What each kernel takes of its network's whole run, ``[n]``."""
+        share = profiler_share(self.runs)
+        scales = np.array([*(run.scale(share) for run in self.runs), 1.0])
+        times, places = np.array(self.times), np.array(self.run_of, dtype=int)
+        return np.where(places < 0, times, without(times, share) * scales[places])
 
     def _doubts(self, kernels: Sequence[Kernel], times: np.ndarray) -> tuple[np.ndarray, float]:
         """How unsure the profile is of each kernel, and how wrong of all together."""
@@ -211,18 +224,14 @@ class _Calibration:
 
     def profile(self, final: bool = False) -> DeviceProfile:
         """What there is so far."""
-        wholes = np.array(self.wholes)  # [networks, (whole, sum, kernels)]
-        more = np.median((wholes[:, 0] - wholes[:, 1]) / wholes[:, 2]) if len(wholes) else 0.0
         references = np.array(self.references)
         multiple, former = _multiple(self.layouts), self.resumed
         if former is not None:  # a few networks more may show less than those before
             multiple = max(multiple, former.blocked_multiple)
-            more = more if len(wholes) else former.per_kernel
         return DeviceProfile(
             runtime=self.runtime.name,
             threads=self.threads,
-            kernels=measurements(self.kernels, self.times),
-            per_kernel=max(float(more), 0.0),
+            kernels=measurements(self.kernels, self._microseconds()),
             machine=_processor(),
             versions={"morphgraph": __version__, **_version_of(self.runtime.name)},
             measured=date.today().isoformat(),
@@ -231,6 +240,53 @@ class _Calibration:
             blocked_multiple=multiple,
             settings=self.predictor.settings if final and self.predictor else {},
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A network's run: microseconds of the whole, and of each kernel by the profiler, ``[n]``.
+
+    The two differ. The profiler takes time itself, and its clock goes on while other programs have
+    the processor; that of whole runs is the clock of ``bench``.
+    """
+
+    whole: float
+    kernels: FloatArray
+
+    def scale(self, share: float) -> float:
+        """What makes the kernels' sum the whole, if the profiler adds ``share`` to each."""
+        return self.whole / float(without(self.kernels, share).sum())
+
+
+def without(times: FloatArray, share: float) -> FloatArray:
+    """Microseconds of kernels without what the profiler adds; a fifth of them at least.
+
+    >>> without(np.array([10.0, 3.0]), 2.5)
+    array([7.5, 0.6])
+    """
+    return np.maximum(times - share, 0.2 * times)
+
+
+def profiler_share(runs: Sequence[Run]) -> float:
+    """Microseconds that the profiler adds to every kernel.
+
+    Without them, sums of kernels are to whole runs the same in every network, be its kernels few
+    and long or many and short: it is what makes these ratios most alike.
+
+    >>> long, short = Run(250.0, np.full(5, 53.0)), Run(200.0, np.full(100, 5.0))
+    >>> round(profiler_share([long, long, short, short]), 1)
+    3.0
+    """
+    shortest = [float(run.kernels.min()) for run in runs]
+    tried = np.arange(0.0, np.median(shortest) if shortest else 0.0, _STEP)
+    spreads = []
+    for share in tried:
+        ratios = np.log([run.scale(share) for run in runs])
+        spreads.append(np.mean(np.abs(ratios - np.median(ratios))))
+    return float(tried[int(np.argmin(spreads))]) if spreads else 0.0
+
+
+_STEP = 0.1  # microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,20 +347,6 @@ def _multiple(layouts: Sequence[tuple[str, int]]) -> int:
         return 1
     least = min(blocked)
     return least if max(plain) < least else 1
-
-
-def _filled(random: np.random.Generator, shape: Sequence[int]) -> Array:
-    """Random numbers, of which nothing depends on what they are where they are many."""
-    if math.prod(shape) >= min(FLUSHED):
-        return np.ones(shape, np.float32)
-    return random.standard_normal(shape).astype(np.float32)
-
-
-def _passes(executed: Executed) -> float:
-    """Numbers that a kernel leaves in the caches: its weights and results; of a flush all."""
-    if FLUSH in executed.origins:
-        return float(math.prod(executed.inputs[0]))
-    return kernel_of(executed).passes()
 
 
 def _processor() -> str:

@@ -20,35 +20,21 @@ MOST_MACS = 4e8
 """Multiply-adds of a layer of a probe: larger ones would take the time of many smaller ones."""
 
 
-FLUSH = "flush"
-FLUSHED = (2**18, 2**21, 2**23, 2**24 + 2**23)
-"""A node that reads one of so many numbers in each run, 1 to 96 MB, as networks of all sizes have.
-
-A network's weights do not stay in the caches until the next run; those of a small probe would, and
-its kernels take a quarter less.
-"""
-
-
 class _Probe:
     """A network in the making."""
 
     def __init__(self, seed: int, free: bool) -> None:
         self.random, self.free = np.random.default_rng(seed), free
+        self._style = int(self.random.integers(2**31))
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.shapes: dict[str, Shape] = {}
 
     def model(self, output: str) -> onnx.ModelProto:
-        """The finished model, with something beside it that drives its weights out of caches."""
-        much = self.input((int(self.random.choice(FLUSHED)),))
-        least = self.node("ReduceMin", [much, self.numbers(0)], (1,), keepdims=1)
-        self.nodes[-1].name = FLUSH
-        results = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, self.shapes[name])
-            for name in (output, least)
-        ]
-        graph = helper.make_graph(self.nodes, "probe", self.inputs, results, self.weights)
+        """The finished model."""
+        result = helper.make_tensor_value_info(output, TensorProto.FLOAT, self.shapes[output])
+        graph = helper.make_graph(self.nodes, "probe", self.inputs, [result], self.weights)
         return helper.make_model(
             graph, ir_version=10, opset_imports=[helper.make_opsetid("", OPSET)]
         )
@@ -143,10 +129,16 @@ class _Probe:
         channels = sum(self.shapes[value][1] for value in values)
         return self.node("Concat", values, (first[0], channels, *first[2:]), axis=1)
 
-    def slice(self, x: str, start: int, stop: int) -> str:
-        shape = self.shapes[x]
-        bounds = [self.numbers(start), self.numbers(stop), self.numbers(1)]
-        return self.node("Slice", [x, *bounds], (shape[0], stop - start, *shape[2:]))
+    def slice(self, x: str, start: int, stop: int, axis: int = 1) -> str:
+        shape = list(self.shapes[x])
+        shape[axis] = stop - start
+        bounds = [self.numbers(start), self.numbers(stop), self.numbers(axis)]
+        return self.node("Slice", [x, *bounds], tuple(shape))
+
+    def style(self, *choices: Sequence[str]) -> list[str]:
+        """One of each, the same in the whole network."""
+        random = np.random.default_rng(self._style)
+        return [str(random.choice(options)) for options in choices]
 
     def pick(self, *choices: str) -> str:
         return str(self.random.choice(choices))
@@ -189,95 +181,123 @@ _STEMS = ((3, 2), (7, 2), (3, 1), (4, 4), (16, 16), (11, 4))
 """Sizes and strides of kernels."""
 
 
-def _image_of(probe: _Probe, grid: int) -> str:
-    """A map of random size that a layer has made, so that it lies as the runtime wants it."""
-    side = int(probe.random.choice([7, 7, 14, 14, 28, 28, 56, 56, 112, 10, 20, 40]))
-    x = probe.input((1, 16, side, side))
-    return probe.act(probe.conv(x, _channels(probe, side, grid), 1))
-
-
-def _dense(probe: _Probe) -> str:
-    """Convolutions 3x3 with a residual connection, now and then another size or stride."""
-    grid = probe.grid()
-    x = _image_of(probe, grid) if probe.random.random() < 0.6 else _stem(probe, grid)
-    for _ in range(3):
-        side = probe.shapes[x][2]
-        size = int(probe.random.choice([3, 3, 3, 3, 5, 7])) if side < 30 else 3
-        stride = int(probe.random.choice([1, 2])) if side > 8 else 1
-        wide = _channels(probe, side // stride, grid, -2.5, 1.0 if size == 3 else -1.0)
-        x = probe.act(probe.conv(x, wide, size, stride))
-        y = probe.act(probe.conv(x, _channels(probe, side // stride, grid, -2.5, 1.0)))
-        y = probe.conv(y, wide)
-        x = probe.act(probe.add(y, x))
+def _image(probe: _Probe, grid: int) -> str:
+    """A stem, and perhaps a pooling: what most networks begin with."""
+    x = _stem(probe, grid)
+    if probe.shapes[x][2] > WIDE_MAP and probe.random.random() < 0.6:
+        x = probe.pool(x, "MaxPool", 3, 2)
     return x
 
 
-def _bottleneck(probe: _Probe) -> str:
+WIDE_MAP = 56
+"""Sides of a map above which networks halve it before they go on."""
+
+_Block = Callable[[_Probe, str, int, int], str]
+
+
+def _staged(block: _Block) -> Callable[[_Probe], str]:
+    """A whole network: an image, stages of blocks on smaller and smaller maps, a classifier.
+
+    A kernel then finds in the caches what it finds in a user's network, and stands beside others
+    of its size. Every layer has a width of its own, as in networks that were resized.
+    """
+
+    def network(probe: _Probe) -> str:
+        grid = probe.grid()
+        x = _image(probe, grid)
+        for _ in range(STAGES):
+            for place in range(int(probe.random.integers(1, 4))):
+                stride = 2 if place == 0 and probe.shapes[x][2] > LAST_MAP else 1
+                x = block(probe, x, grid, stride)
+        return _classifier(probe, x)
+
+    return network
+
+
+STAGES = 4
+LAST_MAP = 8
+"""Sides of a map that is not made smaller any more."""
+
+
+def _basic(probe: _Probe, x: str, grid: int, stride: int) -> str:
+    """Two convolutions, 3x3 most of the time, and perhaps a residual connection."""
+    side, wide = probe.shapes[x][2] // stride, probe.shapes[x][1]
+    size = int(probe.random.choice([3, 3, 3, 3, 5, 7])) if side < 30 else 3
+    most = 0.7 if size == 3 else -1.0
+    y = probe.act(probe.conv(x, _channels(probe, side, grid, -2.5, most), size, stride))
+    side = probe.shapes[y][2]
+    if probe.random.random() < 0.3:
+        return probe.act(probe.conv(y, _channels(probe, side, grid, -2.0, 0.7)))
+    out = wide if stride == 1 else _channels(probe, side, grid, -2.0, 0.7)
+    y = probe.conv(y, out)
+    return probe.act(probe.add(y, x if stride == 1 else probe.conv(x, out, 1, stride)))
+
+
+def _bottleneck(probe: _Probe, x: str, grid: int, stride: int) -> str:
     """Pointwise, 3x3 or in groups, pointwise; a residual connection."""
-    grid = probe.grid()
-    x = _image_of(probe, grid)
-    for _ in range(3):
-        side, wide = probe.shapes[x][2], probe.shapes[x][1]
-        stride = int(probe.random.choice([1, 1, 2])) if side > 8 else 1
-        groups = int(probe.random.choice([1, 1, 2, 4, 8, 16]))
-        narrow = max(_channels(probe, side, grid, -2.5, 0.5) // groups, max(grid, 4)) * groups
-        y = probe.act(probe.conv(x, narrow, 1))
-        y = probe.act(probe.conv(y, narrow, 3, stride, groups))
-        out = wide if stride == 1 else _channels(probe, side // 2, grid, -1.0, 2.0)
-        y = probe.conv(y, out, 1)
-        x = probe.act(probe.add(y, x if stride == 1 else probe.conv(x, out, 1, stride)))
-    return x
+    side, wide = probe.shapes[x][2], probe.shapes[x][1]
+    groups = int(probe.random.choice([1, 1, 2, 4, 8, 16]))
+    narrow = max(_channels(probe, side // stride, grid, -2.5, 0.5) // groups, max(grid, 4)) * groups
+    y = probe.act(probe.conv(x, narrow, 1))
+    y = probe.act(probe.conv(y, narrow, 3, stride, groups))
+    out = wide if stride == 1 else _channels(probe, side // stride, grid, -1.0, 2.0)
+    y = probe.conv(y, out, 1)
+    return probe.act(probe.add(y, x if stride == 1 else probe.conv(x, out, 1, stride)))
 
 
-def _inverted(probe: _Probe) -> str:
-    """Pointwise, depthwise, perhaps excitation, pointwise."""
-    grid = probe.grid()
-    x = _image_of(probe, grid)
-    act = probe.pick("Relu", "Relu6", "HardSwish", "SiLU", "Relu6")
-    gate = probe.pick("Sigmoid", "HardSigmoid")
-    mean = probe.pick("GlobalAveragePool", "ReduceMean")
-    for _ in range(3):
-        side = probe.shapes[x][2]
-        wide = _channels(probe, side, grid, -1.0, 2.0)
-        size = int(probe.random.choice([3, 3, 5]))
-        stride = int(probe.random.choice([1, 1, 2])) if side > 8 else 1
-        y = probe.act(probe.conv(x, wide, 1), act)
-        y = probe.act(probe.conv(y, wide, size, stride, wide), act)
-        if probe.random.random() < 0.5:
-            y = probe.excite(y, probe.width(4, 64, grid), act, gate, mean)
-        x = probe.conv(y, _channels(probe, probe.shapes[y][2], grid, -3.0, 0.0), 1)
-    return x
+def _inverted(probe: _Probe, x: str, grid: int, stride: int) -> str:
+    """Pointwise, depthwise, perhaps excitation, pointwise; perhaps a residual connection."""
+    side, narrow = probe.shapes[x][2], probe.shapes[x][1]
+    act, gate, mean = probe.style(
+        ("Relu", "Relu6", "HardSwish", "SiLU"),
+        ("Sigmoid", "HardSigmoid"),
+        ("GlobalAveragePool", "ReduceMean"),
+    )
+    wide = _channels(probe, side, grid, -1.5, 1.5)
+    y = probe.act(probe.conv(x, wide, 1), act)
+    y = probe.act(probe.conv(y, wide, int(probe.random.choice([3, 3, 5])), stride, wide), act)
+    if probe.random.random() < 0.5:
+        y = probe.excite(y, probe.width(4, 64, grid), act, gate, mean)
+    if stride == 1 and probe.random.random() < 0.5:
+        return probe.add(probe.conv(y, narrow, 1), x)
+    return probe.conv(y, _channels(probe, side // stride, grid, -3.0, -0.5), 1)
 
 
-def _branches(probe: _Probe) -> str:
-    """Branches side by side, joined; pooling; normalization in front of a convolution."""
-    grid = probe.grid()
-    x = _image_of(probe, grid)
-    for _ in range(3):
-        side = probe.shapes[x][2]
-        one = probe.act(probe.conv(x, _channels(probe, side, grid, -3.0, 0.0), 1))
-        two = probe.act(probe.conv(x, _channels(probe, side, grid, -3.0, 0.0), 1))
-        two = probe.act(probe.conv(two, _channels(probe, side, grid, -3.0, 0.0), 3))
-        three = probe.pool(x, probe.pick("MaxPool", "AveragePool"), 3, 1)
-        three = probe.act(probe.conv(three, _channels(probe, side, grid, -3.0, -1.0), 1))
-        x = probe.concat([one, two, three])
-        if probe.random.random() < 0.5:
-            x = probe.act(probe.norm(x))
-            x = probe.conv(x, _channels(probe, side, grid, -2.0, 0.0), 1)
-        if probe.shapes[x][2] > 10:
-            x = probe.pool(x, *_POOLS[int(probe.random.integers(len(_POOLS)))])
-    return x
+def _branches(probe: _Probe, x: str, grid: int, stride: int) -> str:
+    """Branches side by side, joined."""
+    if stride > 1:
+        x = probe.pool(x, *_POOLS[int(probe.random.integers(len(_POOLS)))])
+    side = probe.shapes[x][2]
+    parts = [probe.act(probe.conv(x, _channels(probe, side, grid, -3.0, 0.0), 1))]
+    for size in (3, int(probe.random.choice([3, 5]))):
+        y = probe.act(probe.conv(x, _channels(probe, side, grid, -4.0, -1.0), 1))
+        parts.append(probe.act(probe.conv(y, _channels(probe, side, grid, -3.0, 0.0), size)))
+    if probe.random.random() < 0.5:
+        y = probe.pool(x, probe.pick("MaxPool", "AveragePool"), 3, 1)
+        parts.append(probe.act(probe.conv(y, _channels(probe, side, grid, -3.0, -1.0), 1)))
+    return probe.concat(parts)
+
+
+def _growing(probe: _Probe, x: str, grid: int, stride: int) -> str:
+    """Layers that each add their channels to all before; normalization comes first."""
+    if stride > 1:
+        x = probe.act(probe.norm(x))
+        x = probe.conv(x, _channels(probe, probe.shapes[x][2], grid, -1.5, 0.5), 1)
+        x = probe.pool(x, "AveragePool", 2, 2)
+    values = [x]
+    for _ in range(4):
+        y = probe.concat(values) if len(values) > 1 else x
+        y = probe.act(probe.norm(y))
+        y = probe.act(probe.conv(y, probe.width(32, 160, grid), 1))
+        values.append(probe.conv(y, probe.width(8, 48, grid)))
+    return probe.concat(values)
 
 
 _POOLS = (("MaxPool", 3, 2), ("MaxPool", 2, 2), ("AveragePool", 2, 2))
 
 
-def _classifier(probe: _Probe) -> str:
-    """From an image to classes: stem, pooling, a head of matrix products."""
-    grid = probe.grid()
-    x = probe.pool(_stem(probe, grid), "MaxPool", 3, 2)
-    x = probe.act(probe.conv(x, probe.width(16, 64, grid), 3, 2))
-    x = probe.act(probe.conv(x, probe.width(64, 1024, grid), 1))
+def _classifier(probe: _Probe, x: str) -> str:
+    """From a map to classes: pooling, a head of matrix products."""
     samples, channels, *_ = probe.shapes[x]
     x = probe.node("GlobalAveragePool", [x], (samples, channels, 1, 1))
     x = probe.node("Flatten", [x], (samples, channels), axis=1)
@@ -288,35 +308,50 @@ def _classifier(probe: _Probe) -> str:
 
 
 def _attention(probe: _Probe) -> str:
-    """Blocks of a transformer as exporters write them."""
+    """A transformer as exporters write them; heads and widths are one layer's own, or all alike."""
     head, heads = int(probe.random.choice([16, 32, 64])), probe.between(2, 12)
     tokens, wide = probe.between(16, 256), head * heads
     x = probe.input((1, tokens, wide))
     act = probe.pick("Gelu", "Relu", "Gelu")
-    for _ in range(2):
-        y = _layer_norm(probe, x)
-        parts = [_linear(probe, y, wide) for _ in range(3)]
-        split = (1, tokens, heads, head)
-        q, k, v = (
-            probe.node(
-                "Transpose",
-                [probe.node("Reshape", [part, probe.numbers(*split)], split)],
-                (1, heads, head, tokens) if place == 1 else (1, heads, tokens, head),
-                perm=[0, 2, 3, 1] if place == 1 else [0, 2, 1, 3],
-            )
-            for place, part in enumerate(parts)
-        )
-        logits = probe.node("MatMul", [q, k], (1, heads, tokens, tokens))
-        scale = probe.weight(values=np.array(head**-0.5, np.float32))
-        logits = probe.node("Mul", [logits, scale], (1, heads, tokens, tokens))
-        shares = probe.node("Softmax", [logits], (1, heads, tokens, tokens), axis=-1)
-        y = probe.node("MatMul", [shares, v], (1, heads, tokens, head))
-        y = probe.node("Transpose", [y], split, perm=[0, 2, 1, 3])
-        y = probe.node("Reshape", [y, probe.numbers(1, tokens, wide)], (1, tokens, wide))
+    alike, together = probe.random.random() < 0.5, probe.random.random() < 0.5
+    inner = probe.width(wide, 4 * wide, probe.grid())
+    for _ in range(int(probe.random.integers(2, 7))):
+        own = heads if alike else probe.between(1, heads)
+        x = probe.add(x, _linear(probe, _attend(probe, x, own, head, together), wide))
+        inner = inner if alike else probe.width(wide / 2, 4 * wide, probe.grid())
+        y = probe.act(_linear(probe, _layer_norm(probe, x), inner), act)
         x = probe.add(x, _linear(probe, y, wide))
-        y = _linear(probe, _layer_norm(probe, x), probe.width(wide, 4 * wide, probe.grid()))
-        x = probe.add(x, _linear(probe, probe.act(y, act), wide))
     return _layer_norm(probe, x)
+
+
+def _attend(probe: _Probe, x: str, heads: int, head: int, together: bool) -> str:
+    """Heads that read all tokens; queries, keys and values from one product or from three."""
+    _, tokens, _ = probe.shapes[x]
+    y, inner = _layer_norm(probe, x), heads * head
+    if together:
+        every = _linear(probe, y, 3 * inner)
+        parts = [
+            probe.slice(every, place * inner, (place + 1) * inner, axis=2) for place in range(3)
+        ]
+    else:
+        parts = [_linear(probe, y, inner) for _ in range(3)]
+    split = (1, tokens, heads, head)
+    q, k, v = (
+        probe.node(
+            "Transpose",
+            [probe.node("Reshape", [part, probe.numbers(*split)], split)],
+            (1, heads, head, tokens) if place == 1 else (1, heads, tokens, head),
+            perm=[0, 2, 3, 1] if place == 1 else [0, 2, 1, 3],
+        )
+        for place, part in enumerate(parts)
+    )
+    logits = probe.node("MatMul", [q, k], (1, heads, tokens, tokens))
+    scale = probe.weight(values=np.array(head**-0.5, np.float32))
+    logits = probe.node("Mul", [logits, scale], (1, heads, tokens, tokens))
+    shares = probe.node("Softmax", [logits], (1, heads, tokens, tokens), axis=-1)
+    y = probe.node("MatMul", [shares, v], (1, heads, tokens, head))
+    y = probe.node("Transpose", [y], split, perm=[0, 2, 1, 3])
+    return probe.node("Reshape", [y, probe.numbers(1, tokens, inner)], (1, tokens, inner))
 
 
 def _layer_norm(probe: _Probe, x: str) -> str:
@@ -398,11 +433,11 @@ def _elementwise(probe: _Probe) -> str:
 
 
 FAMILIES: dict[str, Callable[[_Probe], str]] = {
-    "dense": _dense,
-    "bottleneck": _bottleneck,
-    "inverted": _inverted,
-    "branches": _branches,
-    "classifier": _classifier,
+    "basic": _staged(_basic),
+    "bottleneck": _staged(_bottleneck),
+    "inverted": _staged(_inverted),
+    "branches": _staged(_branches),
+    "growing": _staged(_growing),
     "attention": _attention,
     "products": _products,
     "recurrent": _recurrent,

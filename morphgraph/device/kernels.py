@@ -54,11 +54,14 @@ class Kernel:
         """Kernels of one kind run alike: what is measured of some says something of all."""
         if (convolution := _convolution(self)) is not None:
             return f"Conv {convolution.form} {self.layout or 'plain'}"
-        if _product(self) is not None:
-            return "product"
+        if (product := _product(self)) is not None:
+            return "products" if product[0] > 1 else "product"
         if _is_recurrent(self):
             return self.op_type
-        return self.op_type.removeprefix("Fused")
+        name = self.op_type.removeprefix("Fused")
+        if _turns(self):
+            return f"{name} across"
+        return f"{name} spread" if _spreads(self) else name
 
     def work(self, block: int = 1) -> FloatArray:
         """What its time is made of, ``[4]``: a start, multiply-adds, weights, other numbers moved.
@@ -107,7 +110,8 @@ class Kernel:
             steps, per_step = self.inputs[0][0], math.log2(math.prod(self.inputs[2]))
             return np.array([math.log2(max(steps, 1)), per_step])
         last = math.log2(max(shape[-1], 1)) if shape else 0.0
-        return np.array([size, last])
+        made = math.log2(max(sum(map(math.prod, self.outputs)), 1))
+        return np.array([size, last, size - made])
 
 
 _WITH_SUM = 3
@@ -207,6 +211,21 @@ def _product(kernel: Kernel) -> tuple[int, int, int, int] | None:
     inner = max(math.prod(right[-2:]) // columns, 1) if len(right) > 1 else right[0]
     batch = math.prod(right[:-2])
     return batch, max(math.prod(result) // columns // batch, 1), inner, columns
+
+
+def _turns(kernel: Kernel) -> bool:
+    """Whether numbers that lie side by side come to lie apart: a line is no longer copied whole."""
+    if kernel.op_type != "Transpose" or not kernel.inputs or not kernel.outputs:
+        return False
+    return kernel.inputs[0][-1:] != kernel.outputs[0][-1:]
+
+
+def _spreads(kernel: Kernel) -> bool:
+    """Whether an operand's numbers are each used for several of the result, one apart."""
+    if len(kernel.inputs) != 2 or len(kernel.outputs) != 1:
+        return False
+    (one, other), result = map(math.prod, kernel.inputs), math.prod(kernel.outputs[0])
+    return max(one, other) == result and 1 < min(one, other) < result
 
 
 def _is_recurrent(kernel: Kernel) -> bool:

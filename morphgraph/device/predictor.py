@@ -25,7 +25,7 @@ BLOCKS = (1, 4, 8, 16, 32)
 UNKNOWN = 0.5
 #: Rounds of a fit, and of one that only compares blocks; features of kinds without channels.
 ROUNDS, FEW_ROUNDS = 60, 12
-FEW_FEATURES = 3
+FEW_FEATURES = 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -53,7 +53,6 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
         runtime: its name, as :func:`morphgraph.runtimes.find_runtime` takes it.
         threads: within an operator.
         kernels: what was measured.
-        per_kernel: microseconds of a run for each of its kernels that no kernel accounts for.
         machine: the processor's name.
         versions: of this program and of the runtime.
         measured: the day.
@@ -68,7 +67,6 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
     runtime: str
     threads: int
     kernels: list[Measurement]
-    per_kernel: float = 0.0
     machine: str = ""
     versions: dict[str, str] = {}
     measured: str = ""
@@ -192,9 +190,9 @@ def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(size) for size in shape.split("x")) for shape in text.split())
 
 
-def measurements(kernels: Sequence[Kernel], times: Sequence[float]) -> list[Measurement]:
+def measurements(kernels: Sequence[Kernel], times: Iterable[float]) -> list[Measurement]:
     """Kernels with their times, as a profile holds them."""
     return [
-        Measurement(k.op_type, k.inputs, k.outputs, time, k.layout, k.around)
+        Measurement(k.op_type, k.inputs, k.outputs, float(time), k.layout, k.around)
         for k, time in zip(kernels, times, strict=True)
     ]

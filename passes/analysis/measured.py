@@ -81,7 +81,6 @@ class MeasuredCost(Cost):
         near = self._around(graph.widths)
         now = [replace(each.kernel, around=near) for each in kernels]
         self._now = profile.predictor.times(now) * MILLISECONDS
-        self._now = self._now + profile.per_kernel * MILLISECONDS
         self._live: dict[frozenset[int], frozenset[int]] = {}
         # Sizes that the graph counts at another batch than the kernels ran on.
         self._base = [self._kernel_at(place, graph.widths, near) for place in range(len(kernels))]
