@@ -3,12 +3,12 @@
     python tools/bench_latency.py                          # a quarter of an hour; a quiet machine
     python tools/bench_latency.py -o docs/benchmarks.md    # as its section of the page
     python tools/bench_latency.py --device device.json --only resnet18 vit_tiny
+    python tools/bench_latency.py --runtime openvino --only resnet18 mobilenet_v2 vit_tiny
 
 A device is calibrated first, on networks of its own. Then every network, none of which took part,
-is predicted as it is, at half of its FLOPs with free widths and with ``--round-to auto``, and timed
-in ONNX Runtime, one thread, interleaved, CPU time. Then plans for 60 % of the time are made with
-``--measure``, timed once more, and set beside the plan by FLOPs that a bisection brings to the same
-time.
+is predicted as it is, at half of its FLOPs with free widths and with ``--round-to auto``, and
+timed, one thread, interleaved. Then plans for 60 % of the time are made with ``--measure``, timed
+once more, and set beside the plan by FLOPs that a bisection brings to the same time.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from typing import cast
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 import torchvision
 from scipy.stats import kendalltau
@@ -51,6 +50,7 @@ MEASURED = ("resnet18", "resnet50", "mobilenet_v2", "googlenet", "efficientnet_b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", type=Path, help="a profile; calibrated if not given")
+    parser.add_argument("--runtime", default="ort", help="where all runs, without --device")
     parser.add_argument("--kernels", type=int, default=1000, help="measurements of a calibration")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each model")
     parser.add_argument("--only", nargs="+", default=NETWORKS, metavar="NETWORK")
@@ -61,7 +61,7 @@ def main() -> None:
     if options.device:
         device = load_profile(options.device)
     else:
-        device = mg.calibrate(kernels=options.kernels)
+        device = mg.calibrate(options.runtime, kernels=options.kernels)
     graphs = {name: lifted(name) for name in options.only}
     text = predictions(graphs, device, options.seconds)
     if not options.without_measure:
@@ -100,7 +100,7 @@ def predictions(
         for widths, grid in GRIDS:
             plan = mg.plan(graph, {"flops": "50%"}, round_to=grid)
             models[widths] = mg.apply(graph, plan, verify=False)
-        found = mg.bench(list(models.values()), seconds=seconds)
+        found = mg.bench(list(models.values()), runtimes=[device.runtime], seconds=seconds)
         for (widths, model), timing in zip(models.items(), found.models, strict=True):
             total = mg.cost(mg.lift(model), "latency", device=device).total
             measured.append(timing.p50_ms)
@@ -129,8 +129,8 @@ def budgets(graphs: Mapping[str, mg.ChannelGraph], device: DeviceProfile, second
     print("\n".join(lines))
     for name, graph in graphs.items():
         plan = mg.plan(graph, {"latency": "60%"}, device=device, measure=True)
-        again = share(graph, plan, seconds)
-        by_flops, time = same_time(graph, again, seconds)
+        again = share(graph, plan, device, seconds)
+        by_flops, time = same_time(graph, again, device, seconds)
         told = plan.request["measured"]
         lines.append(
             f"| {name} | {told['rounds']} | {told['share']:.1%} | {again:.1%} | "
@@ -140,10 +140,10 @@ def budgets(graphs: Mapping[str, mg.ChannelGraph], device: DeviceProfile, second
     return "\n".join(lines)
 
 
-def share(graph: mg.ChannelGraph, plan: mg.Plan, seconds: float) -> float:
+def share(graph: mg.ChannelGraph, plan: mg.Plan, device: DeviceProfile, seconds: float) -> float:
     """A plan's share of the original's time."""
     models = [graph.model, mg.apply(graph, plan, verify=False)]
-    speedup = mg.bench(models, seconds=2 * seconds).models[1].speedup
+    speedup = mg.bench(models, runtimes=[device.runtime], seconds=2 * seconds).models[1].speedup
     assert speedup is not None
     return 1 / speedup
 
@@ -154,14 +154,16 @@ def left(graph: mg.ChannelGraph, plan: mg.Plan) -> float:
     return flops.at(plan.widths(graph)) / flops.total
 
 
-def same_time(graph: mg.ChannelGraph, time: float, seconds: float) -> tuple[mg.Plan, float]:
+def same_time(
+    graph: mg.ChannelGraph, time: float, device: DeviceProfile, seconds: float
+) -> tuple[mg.Plan, float]:
     """The plan by FLOPs with free widths, as tools make it, that takes a share of the time."""
     low, high = 0.05, 1.0
     found: list[tuple[float, mg.Plan]] = []
     for _ in range(6):
         middle = (low + high) / 2
         plan = mg.plan(graph, {"flops": f"{100 * middle:.4f}%"}, round_to=1)
-        spent = share(graph, plan, seconds / 2)
+        spent = share(graph, plan, device, seconds / 2)
         found.append((spent, plan))
         low, high = (middle, high) if spent < time else (low, middle)
     spent, plan = min(found, key=lambda each: abs(each[0] - time))
@@ -171,12 +173,11 @@ def same_time(graph: mg.ChannelGraph, time: float, seconds: float) -> tuple[mg.P
 def write(page: Path, device: DeviceProfile, tables: str) -> None:
     """Put the tables into their section of a page, or behind the page."""
     about = "\n\n".join((__doc__ or "").split("\n\n")[2:]).strip()
-    made = (
-        f"Made by `tools/bench_latency.py` on {dt.date.today()}, {device.machine}, onnxruntime "
-        f"{ort.__version__}."
-    )
-    section = f"{HEADING}\n\n{made}\n{about}\n\n{tables}\n"
-    before, _, rest = page.read_text(encoding="utf-8").partition(HEADING)
+    versions = ", ".join(f"{what} {version}" for what, version in device.versions.items())
+    made = f"Made by `tools/bench_latency.py` on {dt.date.today()}, {device.machine}, {versions}."
+    heading = HEADING if device.runtime == "ort" else f"{HEADING}, {device.runtime}"
+    section = f"{heading}\n\n{made}\n{about}\n\n{tables}\n"
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"{heading}\n")
     behind = "".join(f"\n## {each}" for each in rest.split("\n## ")[1:])
     page.write_text(f"{before.rstrip()}\n\n{section}{behind}", encoding="utf-8")
 
