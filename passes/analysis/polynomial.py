@@ -64,16 +64,16 @@ class Cost:
         varies = np.diff(graph.per_channel.indptr) > 0
         rows = [_fold(graph, term, varies) for term in terms]
         order = max((len(axis_classes) for _, axis_classes, _ in rows), default=0)
-        self._factors = np.full((len(terms), max(order, 1)), classes, dtype=np.int64)
-        self._weights = np.ones(self._factors.shape)
+        self.factors = np.full((len(terms), max(order, 1)), classes, dtype=np.int64)
+        self._weights = np.ones(self.factors.shape)
         for row, (_, axis_classes, weights) in enumerate(rows):
-            self._factors[row, : len(axis_classes)] = axis_classes
+            self.factors[row, : len(axis_classes)] = axis_classes
             self._weights[row, : len(weights)] = weights
-        self._coefficients = np.array([coefficient for coefficient, _, _ in rows])
+        self.coefficients = np.array([coefficient for coefficient, _, _ in rows])
         self._layers = list(dict.fromkeys(term.layer for term in terms))
         index = {layer: k for k, layer in enumerate(self._layers)}
         self._owner = np.array([index[term.layer] for term in terms], dtype=np.int64)
-        self._piece = np.array([term.piece for term in terms], dtype=np.int64)
+        self.pieces = np.array([term.piece for term in terms], dtype=np.int64)
         self._block = np.array(block_of_piece, dtype=np.int64)
         self._alone = len(np.unique(self._block)) == len(self._block)
         self._op_index = np.array([term.op_index for term in terms], dtype=np.int64)
@@ -96,24 +96,24 @@ class Cost:
         Where a width is 0, what vanishes with the group is not counted
         (:mod:`morphgraph.passes.analysis.liveness`).
         """
-        terms = self._terms(self._sizes(widths)) * self._counted(widths)
+        terms = self._terms(self.sizes(widths)) * self.counted(widths)
         return float(terms[self._active(terms)].sum())
 
     def polynomial(self, widths: FloatArray | IntArray) -> float:
         """The same, as if nothing vanished where a width is 0."""
-        terms = self._terms(self._sizes(widths))
+        terms = self._terms(self.sizes(widths))
         return float(terms[self._active(terms)].sum())
 
     def by_layer_at(self, widths: FloatArray | IntArray) -> Mapping[str, float]:
         """The cost of every layer at these widths; zero for one that no active piece counts."""
-        terms = self._terms(self._sizes(widths)) * self._counted(widths)
+        terms = self._terms(self.sizes(widths)) * self.counted(widths)
         active = np.where(self._active(terms), terms, 0.0)
         totals = np.bincount(self._owner, active, minlength=len(self._layers))
         return dict(zip(self._layers, totals.tolist(), strict=True))
 
     def gradient(self, widths: FloatArray | IntArray) -> FloatArray:
         """What one more channel of every group costs at these widths, ``[groups]``."""
-        return self._gradient(widths, np.ones_like(self._weights), self._counted(widths))
+        return self._gradient(widths, np.ones_like(self._weights), self.counted(widths))
 
     def marginals(self, widths: FloatArray | IntArray) -> FloatArray:
         """The gradient as the regularizer uses it, ``[groups]``.
@@ -123,11 +123,12 @@ class Cost:
         """
         return self._gradient(widths, self._weights, np.ones(len(self._value), dtype=bool))
 
-    def _sizes(self, widths: FloatArray | IntArray) -> FloatArray:
+    def sizes(self, widths: FloatArray | IntArray) -> FloatArray:
+        """The sizes of all classes at these widths, and a last one that is 1, ``[classes + 1]``."""
         return np.append(self.graph.class_sizes(widths), 1.0)
 
     def _terms(self, sizes: FloatArray) -> FloatArray:
-        terms: FloatArray = self._coefficients * sizes[self._factors].prod(axis=1)
+        terms: FloatArray = self.coefficients * sizes[self.factors].prod(axis=1)
         return terms
 
     def _active(self, terms: FloatArray) -> Flags:
@@ -135,14 +136,14 @@ class Cost:
         if self._alone:
             return np.ones(len(terms), dtype=bool)
         # A block counts as its largest piece; of equal ones the first: gradients are stable.
-        pieces = np.bincount(self._piece, terms, minlength=len(self._block))
+        pieces = np.bincount(self.pieces, terms, minlength=len(self._block))
         descending = np.lexsort((np.arange(len(pieces)), -pieces, self._block))
         _, first = np.unique(self._block[descending], return_index=True)
         winners = np.zeros(len(pieces), dtype=bool)
         winners[descending[first]] = True
-        return winners[self._piece]
+        return winners[self.pieces]
 
-    def _counted(self, widths: FloatArray | IntArray) -> Flags:
+    def counted(self, widths: FloatArray | IntArray) -> Flags:
         """Which terms belong to what is left at these widths, ``[terms]``."""
         dead = frozenset(np.flatnonzero(np.asarray(widths) == 0).tolist())
         if not dead:
@@ -158,10 +159,10 @@ class Cost:
     def _gradient(
         self, widths: FloatArray | IntArray, weights: FloatArray, counted: Flags
     ) -> FloatArray:
-        sizes = self._sizes(widths)
-        values = sizes[self._factors]
-        active = self._active(self._coefficients * values.prod(axis=1) * counted)
-        coefficients = np.where(active & counted, self._coefficients, 0.0)
+        sizes = self.sizes(widths)
+        values = sizes[self.factors]
+        active = self._active(self.coefficients * values.prod(axis=1) * counted)
+        coefficients = np.where(active & counted, self.coefficients, 0.0)
         # The slope of a product by its k-th factor is the product of the others; a class may
         # stand in several places of a term, and its slopes add up.
         slopes = np.zeros(len(sizes))
@@ -170,7 +171,7 @@ class Cost:
             for other in range(values.shape[1]):
                 if other != k:
                     slope = slope * values[:, other]
-            slopes += np.bincount(self._factors[:, k], slope, minlength=len(sizes))
+            slopes += np.bincount(self.factors[:, k], slope, minlength=len(sizes))
         result: FloatArray = self.graph.per_group @ slopes[:-1]
         return result
 

@@ -16,7 +16,8 @@ width multiplier. Groups that are to have one width step together: their losses 
 up.
 """
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.graph import ChannelGraph
 from morphgraph.options import Allocation, RoundTo
+from morphgraph.passes.analysis.along import WidthsAlong
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.liveness import is_viable, with_orphans
 from morphgraph.passes.analysis.measured import MeasuredCost
@@ -36,13 +38,13 @@ from morphgraph.passes.planning.build import build_plan, scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
     Constraint,
-    fits,
     require_reachable,
     resolve_budget,
     shown_costs,
     unreachable,
 )
 from morphgraph.passes.planning.finer import warn_of_finer, within_reach
+from morphgraph.passes.planning.lowest import Lowest
 from morphgraph.passes.planning.outputs import (
     Classes,
     channels_by_index,
@@ -180,36 +182,53 @@ class _Path:
         self.block_of = np.zeros(len(graph.groups), dtype=np.int64)
         for number, block in enumerate(allowed.blocks):
             self.block_of[list(block)] = number
-        self.widths = graph.widths.astype(np.float64)
+        self.first_of = np.array([block[0] for block in allowed.blocks], dtype=np.int64)
+        self.shared = np.array([len(block) > 1 for block in allowed.blocks], dtype=bool)
         ascending = [np.sort(scores[group.channels], kind="stable") for group in graph.groups]
         # Per group the summed scores of its k weakest channels, for k from 0 to its width.
         self.prefix = [np.append(0.0, np.cumsum(np.maximum(s, 0.0))) for s in ascending]
-        share = self._marginals() * self.widths
+        slopes = self._relative(lambda cost: cost.gradient(graph.widths), len(graph.groups))
+        share = slopes * graph.widths
         self.share = np.where(share > 0, share, share[share > 0].mean() if share.any() else 1.0)
-        self.widths = (allowed.ceilings if widths is None else widths).astype(np.float64)
+        self.state = WidthsAlong(costs, allowed.ceilings if widths is None else widths)
+        self.widths = self.state.widths  # changed by the state alone
+        self.gains = np.zeros(len(graph.groups))
+        self._regain(np.arange(len(graph.groups)))
         self.next = np.array([self._below(k, int(w)) for k, w in enumerate(self.widths)])
         self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
+        self.prices = Lowest(len(allowed.blocks))
+        self._reprice(np.arange(len(graph.groups)))
 
     def walk(self, constraints: Sequence[Constraint]) -> None:
         """Go on until every budget is met."""
         if not self.removable:
             require_reachable(constraints, self.allowed)
-        before = self.widths.copy()
-        while not fits(constraints, self.widths):
-            before = self.widths.copy()
-            if not self._step():
+        before: Mapping[int, float] = {}
+        while not self._fits(constraints):
+            stepped = self._step()
+            if stepped is None:
                 raise unreachable(constraints, self.widths, self.allowed)
+            before = stepped
         self._only_as_far(constraints, before)
 
-    def _only_as_far(self, constraints: Sequence[Constraint], before: FloatArray) -> None:
-        """Of a last step of several channels take no more than the budgets ask for."""
-        after = self.widths
-        changed = np.flatnonzero((after < before) & (after > 0)).tolist()
-        now = before.copy()
-        while changed and not fits(constraints, np.where(after > 0, now, after)):
-            for index in changed:
-                now[index] = max(after[index], self.allowed.below(index, int(now[index])))
-        self.widths = np.where(after > 0, now, after)
+    def _fits(self, constraints: Sequence[Constraint]) -> bool:
+        """Whether the present widths are within all budgets."""
+        return all(self.state[each.cost].holds(each.limit) for each in constraints)
+
+    def _only_as_far(self, constraints: Sequence[Constraint], before: Mapping[int, float]) -> None:
+        """Of a last step of several channels take no more than the budgets ask for.
+
+        Args:
+            constraints: budgets, which the present widths meet.
+            before: what the groups of that step had before it.
+        """
+        after = {k: int(self.widths[k]) for k in sorted(before) if 0 < self.widths[k] < before[k]}
+        now = {index: int(before[index]) for index in after}
+        if after:
+            self._move(list(after), list(now.values()))
+        while after and not self._fits(constraints):
+            now = {k: max(after[k], self.allowed.below(k, width)) for k, width in now.items()}
+            self._move(list(after), list(now.values()))
 
     def fill(self, constraints: Sequence[Constraint]) -> None:
         """Give back what coarse steps took too much, first where most was lost for the cost.
@@ -217,31 +236,50 @@ class _Path:
         Only steps that were chosen for each group: with one number for the whole network, plans of
         smaller budgets keep subsets, which this would end.
         """
-        blocks = [list(block) for block in self.allowed.blocks if self.coarse[list(block)].all()]
-        while blocks:
-            gains = self._marginals()
-            offers = sorted((self._offer(block, gains) for block in blocks), reverse=True)
-            blocks = []
-            for number, (worth, block, wider) in enumerate(offers):
-                before = self.widths[block].copy()
-                if worth > 0:
-                    self.widths[block] = wider
-                    if fits(constraints, self.widths):
-                        blocks = [each for _, each, _ in offers[number:]]
-                        break
-                    self.widths[block] = before
+        blocks = {
+            number: list(block)
+            for number, block in enumerate(self.allowed.blocks)
+            if self.coarse[list(block)].all()
+        }
+        # A block that did not fit is not tried again: costs only grow from here on.
+        open_ = set(blocks)
+        offers = [(*self._offer(blocks[number]), number) for number in blocks]
+        heapq.heapify(offers)
+        while offers:
+            worth, first, wider, number = heapq.heappop(offers)
+            block = blocks[number]
+            if number not in open_ or (worth, first, wider) != self._offer(block):
+                continue
+            if worth >= 0:
+                break
+            before = self.widths[block]
+            changed = self.state.move(block, wider)
+            if self._fits(constraints):
+                self._regain(changed)
+                again = open_.intersection(self.block_of[changed].tolist()) | {number}
+                for each in again:
+                    heapq.heappush(offers, (*self._offer(blocks[each]), each))
+            else:
+                self.state.move(block, before)
+                open_.remove(number)
 
-    def _offer(self, block: list[int], gains: FloatArray) -> tuple[float, list[int], list[int]]:
-        """What the next wider widths of a block win for their cost; nothing at its ceiling."""
+    def _offer(self, block: list[int]) -> tuple[float, int, list[int]]:
+        """What the next wider widths of a block win for their cost; nothing at its ceiling.
+
+        Returns:
+            The negative of that, and of the block's first group: the least offer is the first; and
+            the widths.
+        """
         now = self.widths[block].astype(int).tolist()
         wider = [
             min(int(self.allowed.ceilings[k]), self.allowed.grids[k].above(width))
             for k, width in zip(block, now, strict=True)
         ]
         if now == wider or 0 in now:
-            return 0.0, block, now
+            return 0.0, -block[0], now
         won = sum(self._step_loss(*each) for each in zip(block, wider, now, strict=True))
-        return won / max(float(gains[block] @ np.subtract(wider, now)), 1e-30), block, wider
+        cost = float(self.gains[block] @ np.subtract(wider, now))
+        return -won / max(cost, 1e-30), -block[0], wider
 
     def _below(self, index: int, width: int) -> int:
         """The next smaller width: of a wide group, several channels go at a time."""
@@ -252,38 +290,70 @@ class _Path:
             below = max(floor, self.allowed.grids[index].at_most(aim))
         return below
 
-    def _step(self) -> bool:
-        """Remove the next channels; whether there were any that free something."""
-        gains = np.bincount(self.block_of, self._marginals())
-        with np.errstate(divide="ignore", invalid="ignore"):
-            price = np.where(gains > 0, np.bincount(self.block_of, self.loss) / gains, np.inf)
-        cheapest = int(np.argmin(price))
-        if not np.isfinite(price[cheapest]):
-            return False
+    def _step(self) -> Mapping[int, float] | None:
+        """Remove the next channels.
+
+        Returns:
+            The widths that the groups had which lost some; ``None``: there is nothing that frees
+            something.
+        """
+        cheapest, price = self.prices.least
+        if not np.isfinite(price):
+            return None
+        before = {}
         for index in self.allowed.blocks[cheapest]:
             if self.next[index] == 0:
-                self._remove_group(index)  # a block by itself: others keep one channel
-                continue
-            self.widths[index] = self.next[index]
-            self.next[index] = self._below(index, int(self.next[index]))
-            self.loss[index] = self._loss(index)
-        return True
+                return self._remove_group(index)  # a block by itself: others keep one channel
+            before[index] = float(self.widths[index])
+        block = list(before)
+        wanted = self.next[block]
+        self.next[block] = [self._below(k, w) for k, w in zip(block, wanted.tolist(), strict=True)]
+        self._move(block, wanted)
+        return before
 
-    def _remove_group(self, index: int) -> None:
+    def _remove_group(self, index: int) -> Mapping[int, float]:
         """Remove a group, and those that it orphans; or fix its width, if nothing would be left.
 
         For good: what leaves no network leaves none after more groups have gone.
         """
         dead = frozenset(np.flatnonzero(self.widths == 0).tolist()) | {index}
-        if is_viable(self.graph, dead):
-            changed = with_orphans(self.graph, dead, self.removable)
-            self.widths[list(changed)] = 0
-            self.next[list(changed)] = 0
-        else:
-            changed = frozenset({index})
+        if not is_viable(self.graph, dead):
             self.next[index] = self.widths[index]
-        for other in changed:
-            self.loss[other] = self._loss(other)
+            self._move([index], self.widths[[index]])
+            return {}
+        changed = sorted(with_orphans(self.graph, dead, self.removable))
+        before = dict(zip(changed, self.widths[changed].tolist(), strict=True))
+        self.next[changed] = 0
+        self._move(changed, np.zeros(len(changed)))
+        return before
+
+    def _move(self, groups: Sequence[int], widths: Sequence[float] | FloatArray) -> None:
+        """Give these groups other widths, and blocks the prices that follow."""
+        changed = self.state.move(groups, widths)
+        self._regain(changed)
+        for index in groups:
+            self.loss[index] = self._loss(index)
+        self._reprice(np.append(changed, groups))
+
+    def _regain(self, groups: IntArray) -> None:
+        """What one channel of these groups frees at the present widths."""
+        self.gains[groups] = self._relative(
+            lambda cost: self.state[cost].gradient[groups], len(groups)
+        )
+
+    def _reprice(self, groups: IntArray) -> None:
+        """Loss per unit of saved cost of the blocks that these groups are in."""
+        blocks = np.unique(self.block_of[groups])
+        gains, losses = self._of_blocks(self.gains, blocks), self._of_blocks(self.loss, blocks)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.prices.put(blocks, np.where(gains > 0, losses / gains, np.inf))
+
+    def _of_blocks(self, numbers: FloatArray, blocks: IntArray) -> FloatArray:
+        """The sums over the groups of each of these blocks."""
+        sums = numbers[self.first_of[blocks]]
+        for place in np.flatnonzero(self.shared[blocks]).tolist():
+            sums[place] = sum(numbers[list(self.allowed.blocks[blocks[place]])].tolist())
+        return sums
 
     def _loss(self, index: int) -> float:
         """Loss per channel of the group's next step; infinite at the floor."""
@@ -299,11 +369,11 @@ class _Path:
         fraction = lost * prefix[-1] / live**2 if live > 0 else 0.0
         return float(self.share[index] * fraction)
 
-    def _marginals(self) -> FloatArray:
-        """Relative cost that one channel of every group frees now, over all budgets."""
-        total = np.zeros(len(self.widths))
+    def _relative(self, slopes: Callable[[Cost], FloatArray], groups: int) -> FloatArray:
+        """Relative cost that one channel of some groups frees, over all budgets, ``[groups]``."""
+        total = np.zeros(groups)
         for resource, initial in self.costs:
-            total += resource.gradient(self.widths) / initial
+            total += slopes(resource) / initial
         return total
 
     def keep(self) -> dict[int, IntArray]:
