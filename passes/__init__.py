@@ -41,6 +41,7 @@ analysis: the channel graph -> facts about it
     cost                what a network costs at any widths
         polynomial      sums of products of widths, with value and gradient
         measured        milliseconds of a device that was measured, kernel by kernel
+        along           the same at widths that change step by step: what a step touches
     channel_sources     which slices of which parameters belong to a channel
         computed_kernels the numbers of those that no parameter holds
     score               how much the network uses each channel
@@ -57,6 +58,7 @@ planning: facts and a budget -> a plan: which channels stay
         finer           finer steps where a budget needs them, for as few groups as possible
     build               from widths or channels to a plan
     removal_path        channels leave one by one until the budget is met
+        lowest          the least of numbers that change a few at a time
         allocate        the widths with the least sum of scores, on one scale for the whole network
     uniform             one ratio for all widths, and widths by hand
     expand              the largest multiplier of a plan's widths that fits

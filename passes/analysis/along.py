@@ -43,20 +43,29 @@ class CostAlong(Protocol):
         ...
 
 
-def along(cost: Cost, widths: FloatArray | IntArray) -> CostAlong:
+FEW = 512
+"""Terms that are computed sooner than those of them are found that change."""
+
+
+def along(cost: Cost, widths: FloatArray | IntArray, few: int = FEW) -> CostAlong:
     """A cost at widths that are going to change step by step.
+
+    Args:
+        cost: to be followed.
+        widths: to begin with, ``[groups]``.
+        few: a cost of no more terms is computed as a whole at every step.
 
     >>> import morphgraph as mg
     >>> from morphgraph.testing.examples import image, residual_cnn
     >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
     >>> flops = mg.cost(graph, "flops")
-    >>> state, widths = along(flops, graph.widths), graph.widths.copy()
+    >>> state, widths = along(flops, graph.widths, few=0), graph.widths.copy()
     >>> widths[1] -= 2
     >>> changed = state.move(np.array([1]), widths[[1]])
     >>> state.at == flops.at(widths), bool((state.gradient == flops.gradient(widths)).all())
     (True, True)
     """
-    return _Polynomial(cost, widths) if cost.terms else _Whole(cost, widths)
+    return _Polynomial(cost, widths) if len(cost.terms) > few else _Whole(cost, widths)
 
 
 class WidthsAlong:

@@ -87,7 +87,7 @@ def _measure(
     norm: Norm,
 ) -> None:
     """Raise the channels on an axis to the norms of their slices."""
-    size, total = len(channels), len(result)
+    size = len(channels)
     squared, absolute = np.zeros(size), np.zeros(size)  # per position of the axis
     for part, block in blocks(tensor, axis):
         if not np.isfinite(block.sum()) and not np.isfinite(block).all():
@@ -100,12 +100,12 @@ def _measure(
         if norm.magnitudes:
             absolute[part] += np.abs(block).sum(axis=(0, 2))
     ones = np.full(size, tensor.size / max(size, 1))
+    # Counted among the kernel's own channels: those of the whole network are too many for each.
+    present, places = np.unique(channels, return_inverse=True)
     squares, magnitudes, counts = (
-        np.bincount(channels, sums, minlength=total).astype(np.float64)
-        for sums in (squared, absolute, ones)
+        np.bincount(places, sums).astype(np.float64) for sums in (squared, absolute, ones)
     )
-    present = counts > 0
-    norms = norm.of(squares[present], magnitudes[present], counts[present])
+    norms = norm.of(squares, magnitudes, counts)
     result[present] = np.fmax(result[present], norms)
 
 

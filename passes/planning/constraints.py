@@ -1,5 +1,6 @@
 """Budgets as numbers: what costs must not exceed, and whether any network meets that."""
 
+import heapq
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import ArgumentError, BudgetError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
+from morphgraph.passes.analysis.along import WidthsAlong, along
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.planning.bounds import AllowedWidths
@@ -97,6 +99,11 @@ def fits(constraints: Sequence[Constraint], widths: FloatArray | IntArray) -> bo
     return all(constraint.holds(widths) for constraint in constraints)
 
 
+def fits_along(constraints: Sequence[Constraint], state: WidthsAlong) -> bool:
+    """The same at widths that change step by step; the state follows the costs of all budgets."""
+    return all(state[each.cost].holds(each.limit) for each in constraints)
+
+
 def spend_rest(
     constraints: Sequence[Constraint],
     widths: IntArray,
@@ -118,21 +125,22 @@ def spend_rest(
         allowed: the grids, and which groups grow together; a group whose ceiling is off its grid
             may end there.
     """
-    widths = widths.copy()
     may_grow = (widths > 0) & (widths < ceilings)
+    state = WidthsAlong([constraint.cost for constraint in constraints], widths)
     # Groups of one block have one width, and one ceiling: its first stands for all.
     growing = {block[0]: list(block) for block in allowed.blocks if may_grow[list(block)].all()}
-    while growing:
-        first = min(growing, key=lambda k: (widths[k] / proportions[k], k))
-        before = int(widths[first])
+    narrowest = [(widths[first] / proportions[first], first) for first in growing]
+    heapq.heapify(narrowest)
+    while narrowest:
+        _, first = heapq.heappop(narrowest)
+        block, before = growing[first], int(state.widths[first])
         wider = min(int(ceilings[first]), allowed.grids[first].above(before))
-        widths[growing[first]] = wider
-        if not fits(constraints, widths):
-            widths[growing[first]] = before
-            del growing[first]
-        elif wider == ceilings[first]:
-            del growing[first]
-    return widths
+        state.move(block, [wider] * len(block))
+        if not fits_along(constraints, state):
+            state.move(block, [before] * len(block))
+        elif wider < ceilings[first]:
+            heapq.heappush(narrowest, (wider / proportions[first], first))
+    return state.widths.astype(np.int64)
 
 
 def all_pinned(graph: ChannelGraph) -> str:
@@ -167,17 +175,19 @@ def unreachable(
 
 def _holders(resource: Cost, lowest: FloatArray | IntArray, allowed: AllowedWidths) -> str:
     """The groups that hold most of what is left, the reasons, and what each would free alone."""
-    least, shares = resource.at(lowest), {}
-    for index in np.flatnonzero(np.asarray(lowest) > 1).tolist():
-        narrow = lowest.copy()
-        narrow[index] = 1
-        shares[index] = (least - resource.at(narrow)) / resource.total
+    state, shares = along(resource, lowest), {}
+    least, widths = state.at, np.asarray(lowest, dtype=np.float64)
+    for index in np.flatnonzero(widths > 1).tolist():
+        place = np.array([index])
+        state.move(place, np.ones(1))
+        shares[index] = (least - state.at) / resource.total
+        state.move(place, widths[place])
     largest = sorted(shares, key=lambda index: -shares[index])[:_HOLDERS]
     return ", ".join(
         f"'{escape(allowed.graph.groups[index].name)}' with {shares[index]:.1%} "
         f"({escape(allowed.why_wide(index))})"
         for index in largest
-        if shares[index] > 0
+        if shares[index] > 1e-9
     )
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
+from morphgraph.passes.analysis.along import WidthsAlong
 from morphgraph.passes.planning.bounds import AllowedWidths, WidthBounds
-from morphgraph.passes.planning.constraints import Constraint, fits
+from morphgraph.passes.planning.constraints import Constraint, fits, fits_along
 from morphgraph.passes.planning.steps import common
 
 _NAMED = 3  # groups that a warning names
@@ -55,27 +56,29 @@ def _fewest(
     coarse = replace(bounds, finer=before).on(graph)
     low, high = fine.floors, coarse.floors
     missed = [each for each in constraints if not each.holds(coarse.lowest())]
+    state = WidthsAlong([each.cost for each in constraints], high)
+    most = [state[each.cost].at for each in missed]
 
     def saved(block: Sequence[int]) -> float:
-        narrow = high.copy()
-        narrow[list(block)] = low[list(block)]
-        return sum((c.cost.at(high) - c.cost.at(narrow)) / c.limit for c in missed)
+        state.move(block, low[list(block)])
+        shares = [(at - state[c.cost].at) / c.limit for c, at in zip(missed, most, strict=True)]
+        state.move(block, high[list(block)])
+        return sum(shares)
 
     blocks = [block for block in fine.blocks if (low < high)[list(block)].any()]
     first = sorted(blocks, key=saved, reverse=True)
     taken: list[tuple[int, ...]] = []
-    widths = high.copy()
     for block in first:
-        if fits(constraints, widths):
+        if fits_along(constraints, state):
             break
-        widths[list(block)] = low[list(block)]
+        state.move(block, low[list(block)])
         taken.append(block)
     for block in list(taken):
-        widths[list(block)] = high[list(block)]
-        if fits(constraints, widths):
+        state.move(block, high[list(block)])
+        if fits_along(constraints, state):
             taken.remove(block)
         else:
-            widths[list(block)] = low[list(block)]
+            state.move(block, low[list(block)])
     finer = dict(before) | {k: level for block in taken for k in block}
     chosen = replace(bounds, finer=finer).on(graph)
     return chosen if _reaches(chosen, constraints) else fine

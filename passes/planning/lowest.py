@@ -16,22 +16,24 @@ class Lowest:
     (1, 5.0)
     """
 
+    ROW = 1024
+
     def __init__(self, count: int) -> None:
-        self._width = max(1, int(count**0.5))
-        rows = -(-max(count, 1) // self._width)
-        self._table = np.full((rows, self._width), np.inf)
+        rows = -(-max(count, 1) // self.ROW)
+        self._table = np.full((rows, min(self.ROW, max(count, 1))), np.inf)
         self._flat = self._table.reshape(-1)
         self._lows = np.full(rows, np.inf)
 
     def put(self, places: IntArray, numbers: FloatArray) -> None:
         """Set the numbers at some places."""
         self._flat[places] = numbers
-        rows = np.unique(places // self._width)
-        self._lows[rows] = self._table[rows].min(axis=1)
+        if len(self._lows) > 1:
+            rows = np.unique(places // self.ROW)
+            self._lows[rows] = self._table[rows].min(axis=1)
 
     @property
     def least(self) -> tuple[int, float]:
         """The least number, and its place; of equal ones the first."""
         row = int(np.argmin(self._lows))
         column = int(np.argmin(self._table[row]))
-        return row * self._width + column, float(self._table[row, column])
+        return row * self.ROW + column, float(self._table[row, column])

@@ -38,6 +38,7 @@ from morphgraph.passes.planning.build import build_plan, scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
     Constraint,
+    fits_along,
     require_reachable,
     resolve_budget,
     shown_costs,
@@ -183,7 +184,8 @@ class _Path:
         for number, block in enumerate(allowed.blocks):
             self.block_of[list(block)] = number
         self.first_of = np.array([block[0] for block in allowed.blocks], dtype=np.int64)
-        self.shared = np.array([len(block) > 1 for block in allowed.blocks], dtype=bool)
+        shared = np.array([len(block) > 1 for block in allowed.blocks], dtype=bool)
+        self.shared = shared if shared.any() else None
         ascending = [np.sort(scores[group.channels], kind="stable") for group in graph.groups]
         # Per group the summed scores of its k weakest channels, for k from 0 to its width.
         self.prefix = [np.append(0.0, np.cumsum(np.maximum(s, 0.0))) for s in ascending]
@@ -204,16 +206,12 @@ class _Path:
         if not self.removable:
             require_reachable(constraints, self.allowed)
         before: Mapping[int, float] = {}
-        while not self._fits(constraints):
+        while not fits_along(constraints, self.state):
             stepped = self._step()
             if stepped is None:
                 raise unreachable(constraints, self.widths, self.allowed)
             before = stepped
         self._only_as_far(constraints, before)
-
-    def _fits(self, constraints: Sequence[Constraint]) -> bool:
-        """Whether the present widths are within all budgets."""
-        return all(self.state[each.cost].holds(each.limit) for each in constraints)
 
     def _only_as_far(self, constraints: Sequence[Constraint], before: Mapping[int, float]) -> None:
         """Of a last step of several channels take no more than the budgets ask for.
@@ -226,7 +224,7 @@ class _Path:
         now = {index: int(before[index]) for index in after}
         if after:
             self._move(list(after), list(now.values()))
-        while after and not self._fits(constraints):
+        while after and not fits_along(constraints, self.state):
             now = {k: max(after[k], self.allowed.below(k, width)) for k, width in now.items()}
             self._move(list(after), list(now.values()))
 
@@ -254,7 +252,7 @@ class _Path:
                 break
             before = self.widths[block]
             changed = self.state.move(block, wider)
-            if self._fits(constraints):
+            if fits_along(constraints, self.state):
                 self._regain(changed)
                 again = open_.intersection(self.block_of[changed].tolist()) | {number}
                 for each in again:
@@ -343,16 +341,18 @@ class _Path:
 
     def _reprice(self, groups: IntArray) -> None:
         """Loss per unit of saved cost of the blocks that these groups are in."""
-        blocks = np.unique(self.block_of[groups])
+        blocks = self.block_of[groups]
         gains, losses = self._of_blocks(self.gains, blocks), self._of_blocks(self.loss, blocks)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            self.prices.put(blocks, np.where(gains > 0, losses / gains, np.inf))
+        prices = np.full(len(blocks), np.inf)
+        np.divide(losses, gains, out=prices, where=gains > 0)
+        self.prices.put(blocks, prices)
 
     def _of_blocks(self, numbers: FloatArray, blocks: IntArray) -> FloatArray:
         """The sums over the groups of each of these blocks."""
         sums = numbers[self.first_of[blocks]]
-        for place in np.flatnonzero(self.shared[blocks]).tolist():
-            sums[place] = sum(numbers[list(self.allowed.blocks[blocks[place]])].tolist())
+        if self.shared is not None:
+            for place in np.flatnonzero(self.shared[blocks]).tolist():
+                sums[place] = sum(numbers[list(self.allowed.blocks[blocks[place]])].tolist())
         return sums
 
     def _loss(self, index: int) -> float:
