@@ -1,20 +1,34 @@
-"""How the time of lifting, planning and resizing grows with a network.
+"""How the time of lifting, planning and resizing grows with a network: a section of the page.
 
-    python tools/bench_growth.py                        # 100 to 10,000 nodes, a minute or two
-    python tools/bench_growth.py --nodes 1000 100000
+    python tools/bench_growth.py                            # 100 to 100,000 nodes, ten minutes
+    python tools/bench_growth.py --most 10000               # a minute or two
+    python tools/bench_growth.py -o docs/benchmarks.md      # as its section of the page
 
 Chains of convolutions, dense blocks (every layer reads all before it in its block) and transformer
-encoders of growing numbers of layers, with weights that take no memory: a single number stands for
-all of a tensor. Shown are CPU seconds of one thread, and the exponent of a power of the number of
-nodes that fits the first and the last row best.
+encoders of growing numbers of layers, whose weights take no memory: a single number stands for all
+of a tensor. One dense block alone has edges as the square of its nodes, so that the exponent there
+is in nodes and edges together. A decoder like Llama (hidden size 4096, 32 blocks: 7 billion
+parameters, float16) is a file whose weights are a hole in the disk: nothing is read of it but the
+structure, and its plan is by given scores. Shown are CPU seconds of one thread, each row in a
+process of its own; *group* is a part of *lift*, *plan* is for half of the FLOPs, and *MB* the
+largest resident set above that before lifting. The exponents are of a power of the number of nodes,
+fitted by least squares to the logarithms of the rows from 1,000 nodes on (of the decoder and the
+one block: of all rows).
 """
 
 import argparse
-import math
+import datetime as dt
+import gc
+import json
+import platform
+import resource
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +37,11 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 import morphgraph as mg
+from morphgraph.passes.coupling.group import group
 
 WIDTH = 16
-STAGES = ("lift", "cost", "plan", "resize")
+STAGES = ("lift", "group", "cost", "plan", "resize")
+HEADING = "## Growth"
 
 
 class Net:
@@ -115,56 +131,234 @@ def ir_constant(net: Net, numbers: list[int]) -> str:
     return net.add("Constant", value_ints=numbers)
 
 
+def dense_block(nodes: int) -> ir.Model:
+    return dense_blocks(nodes, layers=max(1, nodes // 3))
+
+
+class Decoder:
+    """A decoder as a file: rotary embeddings, a gated layer; weights are a hole in the disk."""
+
+    def __init__(self, hidden: int = 4096, inner: int = 11008, heads: int = 32) -> None:
+        self.hidden, self.inner, self.heads = hidden, inner, heads
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+        self.bytes = 0
+
+    def add(self, op_type: str, *operands: str, **attributes: Any) -> str:
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, operands, [name], name, **attributes))
+        return name
+
+    def weight(self, name: str, *shape: int) -> str:
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT16, dims=shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        length = 2 * int(np.prod(shape))
+        for key, value in (
+            ("location", "decoder.data"),
+            ("offset", self.bytes),
+            ("length", length),
+        ):
+            tensor.external_data.add(key=key, value=str(value))
+        self.bytes += -(-length // 4096) * 4096
+        self.tensors.append(tensor)
+        return name
+
+    def constant(self, name: str, array: Any) -> str:
+        self.tensors.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def normalized(self, x: str, name: str) -> str:
+        mean = self.add("ReduceMean", self.add("Mul", x, x), "last", keepdims=1)
+        size = self.add("Sqrt", self.add("Add", mean, "epsilon"))
+        return self.add("Mul", self.add("Div", x, size), self.weight(name, self.hidden))
+
+    def rotated(self, x: str) -> str:
+        first = self.add("Slice", x, "zero", "half", "three")
+        second = self.add("Slice", x, "half", "end", "three")
+        turned = self.add("Concat", self.add("Neg", second), first, axis=3)
+        return self.add("Add", self.add("Mul", x, "cos"), self.add("Mul", turned, "sin"))
+
+    def attended(self, x: str, at: str) -> str:
+        square = (self.hidden, self.hidden)
+        q, k, v = (
+            self.add("Transpose", self.add("Reshape", product, "split"), perm=[0, 2, 1, 3])
+            for product in [self.add("MatMul", x, self.weight(f"{at}.{n}", *square)) for n in "qkv"]
+        )
+        turned = self.add("Transpose", self.rotated(k), perm=[0, 1, 3, 2])
+        scores = self.add("Mul", self.add("MatMul", self.rotated(q), turned), "scale")
+        mixed = self.add("MatMul", self.add("Softmax", scores), v)
+        flat = self.add("Reshape", self.add("Transpose", mixed, perm=[0, 2, 1, 3]), "flat")
+        return self.add("MatMul", flat, self.weight(f"{at}.o", *square))
+
+    def gated(self, x: str, at: str) -> str:
+        wide = (self.hidden, self.inner)
+        gate, up = (self.add("MatMul", x, self.weight(f"{at}.{n}", *wide)) for n in ("gate", "up"))
+        product = self.add("Mul", self.add("Mul", gate, self.add("Sigmoid", gate)), up)
+        return self.add("MatMul", product, self.weight(f"{at}.down", self.inner, self.hidden))
+
+    def write(self, blocks: int, folder: Path, words: int = 32000, length: int = 64) -> Path:
+        """The file of a decoder with so many blocks."""
+        head = self.hidden // self.heads
+        half = np.float16
+        for name, array in {
+            "last": [-1],
+            "epsilon": half(1e-5),
+            "scale": half(head**-0.5),
+            "split": [0, 0, self.heads, head],
+            "flat": [0, 0, self.hidden],
+            "zero": [0],
+            "half": [head // 2],
+            "end": [2**62],
+            "three": [3],
+            "cos": np.ones((1, 1, length, head), half),
+            "sin": np.zeros((1, 1, length, head), half),
+        }.items():
+            self.constant(name, array)
+        x = self.add("Gather", self.weight("embedding", words, self.hidden), "ids")
+        for block in range(blocks):
+            x = self.add("Add", x, self.attended(self.normalized(x, f"{block}.norm1"), f"{block}"))
+            x = self.add("Add", x, self.gated(self.normalized(x, f"{block}.norm2"), f"{block}"))
+        y = self.add("MatMul", self.normalized(x, "norm"), self.weight("head", self.hidden, words))
+        ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [1, length])
+        logits = helper.make_tensor_value_info(y, TensorProto.FLOAT16, [1, length, words])
+        graph = helper.make_graph(self.nodes, "decoder", [ids], [logits], self.tensors)
+        opset = helper.make_opsetid("", 18)
+        model = helper.make_model(graph, ir_version=10, opset_imports=[opset])
+        path = folder / "decoder.onnx"
+        path.write_bytes(model.SerializeToString())
+        with (folder / "decoder.data").open("wb") as data:
+            data.truncate(self.bytes)
+        return path
+
+
 NETWORKS: dict[str, Callable[[int], ir.Model]] = {
     "chain": chain,
     "dense blocks": dense_blocks,
     "transformer": transformer,
+    "one dense block": dense_block,
 }
+NODES = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+BLOCK_NODES = (100, 200, 400, 800)
+DECODER, BLOCKS = "decoder", (4, 8, 16, 32, 64)
 
 
-def seconds(model: ir.Model) -> list[float]:
-    """CPU seconds of every stage."""
-    found = []
+def measured(model: ir.Model | str, ready: Callable[[], object]) -> dict[str, Any]:
+    """CPU seconds of every stage, and what the network is.
 
-    def clocked(work: Callable[[], Any]) -> Any:
+    Args:
+        model: the network, or its file.
+        ready: called first, so that everything is imported.
+    """
+    ready()
+    found: dict[str, Any] = {}
+
+    def clocked(stage: str, work: Callable[[], Any]) -> Any:
+        gc.collect()  # what another stage has left
         start = time.process_time()
         result = work()
-        found.append(time.process_time() - start)
+        found[stage] = time.process_time() - start
         return result
 
-    graph = clocked(lambda: mg.lift(model))
-    clocked(lambda: mg.cost(graph, "flops").gradient(graph.widths))
-    plan = clocked(lambda: mg.plan(graph, budget={"flops": "50%"}))
-    clocked(lambda: mg.apply(graph, plan, verify=False))
-    return found
+    before = resident()
+    graph = clocked("lift", lambda: mg.lift(model))
+    clocked("group", lambda: group(graph.couplings))
+    clocked("cost", lambda: mg.cost(graph, "flops").gradient(graph.widths))
+    given = np.ones(len(graph.channel_group)) if isinstance(model, str) else "l2"
+    plan = clocked("plan", lambda: mg.plan(graph, budget={"flops": "50%"}, score=given))
+    clocked("resize", lambda: mg.apply(graph, plan, verify=False))
+    edges = sum(len(op.ir.inputs) for op in graph.ops)
+    params = mg.cost(graph, "params").total
+    return (
+        found
+        | {"nodes": len(graph.ops), "edges": edges, "params": params}
+        | {"MB": (resident() - before) / 1e6}
+    )
+
+
+def resident() -> int:
+    """The largest resident set that this process had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def row(name: str, count: int) -> dict[str, Any]:
+    """One network in this process."""
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        if name == DECODER:
+            small = Decoder(64, 128, 4).write(1, Path(folder), 100)
+            ready = measured_once(str(small))
+            return measured(str(Decoder().write(count, Path(folder))), ready)
+        return measured(NETWORKS[name](count), measured_once(NETWORKS[name](50)))
+
+
+def measured_once(model: ir.Model | str) -> Callable[[], object]:
+    """All stages of a small network."""
+    graph = mg.lift(model)
+    return lambda: mg.apply(graph, mg.plan(graph, budget={"flops": "50%"}), verify=False)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1000, 10_000])
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--most", type=int, default=100_000, help="nodes")
+    everything = (*NETWORKS, DECODER)
+    parser.add_argument("--networks", nargs="+", default=everything, choices=everything)
+    parser.add_argument("-o", "--output", type=Path, help="a page that gets the table")
+    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    print(f"| network | nodes | {' | '.join(f'{stage} s' for stage in STAGES)} |")
-    print(f"|---|---:{'|---:' * len(STAGES)}|")
+    if options.row:
+        print(json.dumps(row(options.row[0], int(options.row[1]))))
+        return 0
+    lines = [f"| network | nodes | edges | parameters | {' | '.join(STAGES)} | MB |"]
+    lines.append(f"|---|---:|---:|---:{'|---:' * len(STAGES)}|---:|")
+    print("\n".join(lines), flush=True)
     for name in options.networks:
-        seconds(NETWORKS[name](50))  # everything is imported
+        counts = {DECODER: BLOCKS, "one dense block": BLOCK_NODES}.get(name, NODES)
         rows = []
-        for count in options.nodes:
-            model = NETWORKS[name](count)
-            rows.append((len(model.graph), seconds(model)))
-            print(f"| {name} | {rows[-1][0]} | {shown(rows[-1][1])} |", flush=True)
-        (few, least), (many, most) = rows[0], rows[-1]
-        if many > few:
-            powers = [
-                math.log(b / a) / math.log(many / few) for a, b in zip(least, most, strict=True)
-            ]
-            print(f"| {name} | exponent | {shown(powers)} |", flush=True)
+        for count in (each for each in counts if each <= options.most):
+            command = [sys.executable, __file__, "--row", name, str(count)]
+            made = subprocess.run(command, check=True, capture_output=True, text=True)
+            rows.append(json.loads(made.stdout))
+            lines.append(shown(name, rows[-1]))
+            print(lines[-1], flush=True)
+        lines.append(exponents(name, rows))
+        print(lines[-1], flush=True)
+    if options.output:
+        write(options.output, "\n".join(lines))
     return 0
 
 
-def shown(numbers: Sequence[float]) -> str:
-    return " | ".join(f"{number:.3g}" for number in numbers)
+def shown(name: str, found: dict[str, Any]) -> str:
+    """A row of the table."""
+    seconds = " | ".join(f"{found[stage]:.3g}" for stage in STAGES)
+    sizes = f"{found['nodes']:,} | {found['edges']:,} | {found['params']:.3g}"
+    return f"| {name} | {sizes} | {seconds} | {found['MB']:.0f} |"
+
+
+def exponents(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The row of the exponents."""
+    large = [each for each in rows if each["nodes"] >= 1000 or name not in list(NETWORKS)[:3]]
+    if len(large) < 2:
+        return f"| {name} | exponent | | | {' | ' * len(STAGES)}|"
+    with_edges = name == "one dense block"
+    sizes = [each["nodes"] + with_edges * each["edges"] for each in large]
+    powers = [
+        float(np.polyfit(np.log(sizes), np.log([each[stage] for each in large]), 1)[0])
+        for stage in STAGES
+    ]
+    return f"| {name} | **exponent** | | | {' | '.join(f'**{each:.2f}**' for each in powers)} | |"
+
+
+def write(page: Path, table: str) -> None:
+    """Put the table into its section of a page, or behind the page."""
+    about = "\n\n".join((__doc__ or "").split("\n\n")[2:]).strip()
+    made = (
+        f"Made by `python {' '.join(sys.argv)}` on {dt.date.today()}, Python "
+        f"{platform.python_version()}, onnx-ir {ir.__version__}, beside other programs."
+    )
+    section = f"{HEADING}\n\n{made}\n{about}\n\n{table}\n"
+    before, _, rest = page.read_text(encoding="utf-8").partition(f"{HEADING}\n")
+    behind = "".join(f"\n## {each}" for each in rest.split("\n## ")[1:])
+    page.write_text(f"{before.rstrip()}\n\n{section}{behind}", encoding="utf-8")
 
 
 if __name__ == "__main__":

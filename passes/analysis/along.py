@@ -77,7 +77,7 @@ class WidthsAlong:
 
     def __init__(self, costs: Sequence[Cost], widths: FloatArray | IntArray) -> None:
         self.widths = np.array(widths, dtype=np.float64)
-        self._costs = {cost: along(cost, widths) for cost in costs}
+        self._costs = {cost: along(cost, widths, FEW) for cost in costs}
 
     def move(
         self, groups: Sequence[int] | IntArray, widths: Sequence[float] | FloatArray

@@ -37,6 +37,12 @@ class Term:
 class Cost:
     """One resource as a function of the group widths.
 
+    Attributes:
+        factors: the classes of every term whose sizes vary, ``[terms, most in a term]``; where a
+            term has fewer, the number of classes stands for a size of 1.
+        coefficients: by which every term's sizes are multiplied, ``[terms]``.
+        pieces: that every term belongs to, ``[terms]``.
+
     >>> import morphgraph as mg
     >>> from morphgraph.testing.examples import image, residual_cnn
     >>> graph = mg.lift(mg.export(residual_cnn(), (image(),)))
