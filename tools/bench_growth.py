@@ -263,8 +263,8 @@ def measured(model: ir.Model | str, ready: Callable[[], object]) -> dict[str, An
     graph = clocked("lift", lambda: mg.lift(model))
     clocked("group", lambda: group(graph.couplings))
     clocked("cost", lambda: mg.cost(graph, "flops").gradient(graph.widths))
-    given = np.ones(len(graph.channel_group)) if isinstance(model, str) else "l2"
-    plan = clocked("plan", lambda: mg.plan(graph, budget={"flops": "50%"}, score=given))
+    scores: Any = np.ones(len(graph.channel_group)) if isinstance(model, str) else "l2"
+    plan = clocked("plan", lambda: mg.plan(graph, budget={"flops": "50%"}, score=scores))
     clocked("resize", lambda: mg.apply(graph, plan, verify=False))
     edges = sum(len(op.ir.inputs) for op in graph.ops)
     params = mg.cost(graph, "params").total

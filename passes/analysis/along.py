@@ -80,7 +80,7 @@ class WidthsAlong:
         self._costs = {cost: along(cost, widths, FEW) for cost in costs}
 
     def move(
-        self, groups: Sequence[int] | IntArray, widths: Sequence[float] | FloatArray
+        self, groups: Sequence[int] | IntArray, widths: Sequence[float] | FloatArray | IntArray
     ) -> IntArray:
         """Give these groups other widths.
 
@@ -149,7 +149,7 @@ class _Polynomial:
         self._class_of = members.col
         self._gradient = Sums(members.row, len(graph.groups))
         self._contest = _Contest(cost)
-        self._dead = np.flatnonzero(self.widths == 0)
+        self._total = self._largest = 0.0
         self._restart()
 
     @property
@@ -310,7 +310,7 @@ class Sums:
         self._flat[slots] = values[changed]
         rows = np.unique(slots // self.ROW)
         self._rows[rows] = self._table[rows].sum(axis=1)
-        owners = self._owner[rows]
+        owners: IntArray = self._owner[rows]
         self.totals[owners] = self._rows[rows]
         if self._several[owners].any():
             owners = np.unique(owners)
