@@ -37,6 +37,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 import morphgraph as mg
+from morphgraph.collector import without_collector
 from morphgraph.passes.coupling.group import group
 
 WIDTH = 16
@@ -261,7 +262,8 @@ def measured(model: ir.Model | str, ready: Callable[[], object]) -> dict[str, An
 
     before = resident()
     graph = clocked("lift", lambda: mg.lift(model))
-    clocked("group", lambda: group(graph.couplings))
+    with without_collector():  # as within a lift
+        clocked("group", lambda: group(graph.couplings))
     clocked("cost", lambda: mg.cost(graph, "flops").gradient(graph.widths))
     scores: Any = np.ones(len(graph.channel_group)) if isinstance(model, str) else "l2"
     plan = clocked("plan", lambda: mg.plan(graph, budget={"flops": "50%"}, score=scores))
