@@ -41,8 +41,12 @@ def untie_constants(model: ir.Model) -> None:
     ]
     if shared_values:
         editor, layers = Editor(model), _Layers(model)
+        order = {node: place for place, node in enumerate(model.graph)}
         for value in shared_values:
-            readers = [node for node in _readers(model, value) if _follows_channels(node, value)]
+            reading = sorted(
+                {use.node for use in value.uses()} & order.keys(), key=order.__getitem__
+            )
+            readers = [node for node in reading if _follows_channels(node, value)]
             name, tensor = value.name or "", value.const_value
             assert tensor is not None
             is_filler = _repeats(tensor)
@@ -99,12 +103,6 @@ def _repeats(tensor: ir.TensorProtocol) -> bool:
         if not (block == first).all():
             return False
     return True
-
-
-def _readers(model: ir.Model, value: ir.Value) -> list[ir.Node]:
-    """The nodes that read a value, in order; those in subgraphs keep what they have."""
-    reading = {use.node for use in value.uses() if use.node.graph is model.graph}
-    return [node for node in model.graph if node in reading]
 
 
 def _follows_channels(node: ir.Node, value: ir.Value) -> bool:
