@@ -5,7 +5,7 @@ kernel's time then follows its sizes as the device's profile has them: a stairca
 What a channel costs is therefore the secant over a block of channels, not a slope.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from morphgraph.graph import ChannelGraph, GraphOp, analysis
 from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.runtime import random_inputs
 from morphgraph.passes.analysis.liveness import liveness
-from morphgraph.passes.analysis.polynomial import Cost
+from morphgraph.passes.analysis.polynomial import Cost, Part
 from morphgraph.runtimes import Executed, find_runtime
 
 MILLISECONDS = 1e-3
@@ -65,7 +65,7 @@ class MeasuredCost(Cost):
     ) -> None:
         self.graph, self.profile, self.kernels = graph, profile, tuple(kernels)
         self.kind, self.unit = kind, "ms"
-        self.terms, self.block_of_piece = (), ()
+        self.terms, self.block_of_piece = (), (0,)
         self._sizes_of = [_operands(graph, each.op) for each in kernels]
         self.groups_of = [
             sorted({g for size in sizes for v in size if v >= 0 for g in graph.groups_on(v)})
@@ -126,11 +126,34 @@ class MeasuredCost(Cost):
         """The gradient."""
         return self.gradient(widths)
 
+    def parts(self, widths: IntArray, most: int) -> list[Part] | None:
+        """The kernels by the groups that they depend on.
+
+        How much passes through the caches in a whole run is taken from ``widths``: a kernel's time
+        depends little on it, and otherwise on a few groups alone.
+        """
+        live, near = self._ops_live(widths), self._around(widths)
+        by_groups: dict[tuple[int, ...], list[int]] = {}
+        for place, each in enumerate(self.kernels):
+            if each.op < 0 or each.op in live:
+                by_groups.setdefault(tuple(self.groups_of[place]), []).append(place)
+
+        def of(groups: tuple[int, ...], places: list[int]) -> Part:
+            def at(rows: FloatArray) -> FloatArray:
+                every = np.tile(widths, (len(rows), 1))
+                every[:, list(groups)] = np.rint(rows)
+                self._learn(places, every, near)
+                return np.array([sum(self._time_of(p, row, near) for p in places) for row in every])
+
+            return Part(0, groups, at)
+
+        return [of(*each) for each in by_groups.items()] if len(by_groups) <= most else None
+
     def _times(self, widths: FloatArray | IntArray) -> FloatArray:
         now = np.rint(np.asarray(widths, dtype=np.float64)).astype(np.int64)
         live = self._ops_live(now)
         near = self._around(now)
-        self._learn(now, near)
+        self._learn(range(len(self.kernels)), [now], near)
         return np.array(
             [
                 self._time_of(place, now, near) if each.op < 0 or each.op in live else 0.0
@@ -152,16 +175,17 @@ class MeasuredCost(Cost):
     def _key(self, place: int, widths: IntArray, near: float) -> tuple[float, ...]:
         return (near, *widths[self.groups_of[place]].tolist())
 
-    def _learn(self, widths: IntArray, near: float) -> None:
+    def _learn(self, places: Iterable[int], widths: Iterable[IntArray], near: float) -> None:
         """Ask the profile for all kernels at once, which costs little more than for one."""
         missing = [
-            place
-            for place in range(len(self.kernels))
-            if self.groups_of[place] and self._key(place, widths, near) not in self._known[place]
+            (place, each)
+            for each in widths
+            for place in places
+            if self.groups_of[place] and self._key(place, each, near) not in self._known[place]
         ]
         if missing:
-            kernels = [self._kernel_at(place, widths, near) for place in missing]
-            self.profile.predictor.times([*kernels, *(self._base[place] for place in missing)])
+            kernels = [self._kernel_at(place, each, near) for place, each in missing]
+            self.profile.predictor.times([*kernels, *(self._base[place] for place, _ in missing)])
 
     def _time_of(self, place: int, widths: IntArray, near: float) -> float:
         if not self.groups_of[place]:

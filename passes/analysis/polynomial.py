@@ -6,9 +6,11 @@ costs have one piece, a roofline's block has two, peak memory one per moment. Th
 of the active pieces.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -32,6 +34,21 @@ class Term:
     piece: int = 0
     op_index: int = -1
     value: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What of a cost depends on the widths of a few groups, and on no other.
+
+    Attributes:
+        piece: that it adds to.
+        groups: their indices; none for a constant.
+        at: the amounts, ``[n]``, at n widths of these groups, ``[n, groups]``.
+    """
+
+    piece: int
+    groups: tuple[int, ...]
+    at: Callable[[FloatArray], FloatArray]
 
 
 class Cost:
@@ -129,6 +146,36 @@ class Cost:
         """
         return self._gradient(widths, self._weights, np.ones(len(self._value), dtype=bool))
 
+    def parts(self, widths: IntArray, most: int) -> list[Part] | None:
+        """The cost as a sum of functions of few widths each, pieces apart.
+
+        Args:
+            widths: ``[groups]``; what vanishes where they are 0 is not counted.
+            most: products of widths up to which that is done; ``None`` where there are more.
+        """
+        counted = np.flatnonzero(self.counted(widths)).tolist()
+        matrix, fixed = self.graph.per_channel, self.graph.fixed_size
+        # A size of the class after the last is 1.
+        summands = np.append(np.diff(matrix.indptr) + (fixed != 0), 1)
+        if summands[self.factors[counted]].prod(axis=1).sum() > most:
+            return None
+        found: dict[tuple[int, tuple[int, ...]], dict[tuple[int, ...], float]] = {}
+        for row in counted:
+            sums = [self._summands(k) for k in self.factors[row].tolist() if k < len(fixed)]
+            for chosen in product(*sums):
+                groups = tuple(sorted(group for group, _ in chosen if group >= 0))
+                amount = self.coefficients[row] * prod(number for _, number in chosen)
+                place = found.setdefault((int(self.pieces[row]), tuple(sorted(set(groups)))), {})
+                place[groups] = place.get(groups, 0.0) + amount
+        return [Part(piece, groups, _sum_of(groups, p)) for (piece, groups), p in found.items()]
+
+    def _summands(self, axis_class: int) -> list[tuple[int, float]]:
+        """What adds up to a size: by group its channels' share of it, and by -1 a constant."""
+        matrix, constant = self.graph.per_channel, float(self.graph.fixed_size[axis_class])
+        start, stop = matrix.indptr[axis_class : axis_class + 2]
+        groups, numbers = matrix.indices[start:stop].tolist(), matrix.data[start:stop].tolist()
+        return [*zip(groups, numbers, strict=True), *([(-1, constant)] if constant else [])]
+
     def sizes(self, widths: FloatArray | IntArray) -> FloatArray:
         """The sizes of all classes at these widths, and a last one that is 1, ``[classes + 1]``."""
         return np.append(self.graph.class_sizes(widths), 1.0)
@@ -180,6 +227,21 @@ class Cost:
             slopes += np.bincount(self.factors[:, k], slope, minlength=len(sizes))
         result: FloatArray = self.graph.per_group @ slopes[:-1]
         return result
+
+
+def _sum_of(
+    groups: tuple[int, ...], products: Mapping[tuple[int, ...], float]
+) -> Callable[[FloatArray], FloatArray]:
+    """A sum of products of widths as a function of those, by the groups of every product."""
+    terms = [([groups.index(k) for k in each], number) for each, number in products.items()]
+
+    def at(widths: FloatArray) -> FloatArray:
+        return sum(
+            (number * widths[:, columns].prod(axis=1) for columns, number in terms),
+            np.zeros(len(widths)),
+        )
+
+    return at
 
 
 def _fold(graph: ChannelGraph, term: Term, varies: Flags) -> tuple[float, list[int], list[int]]:

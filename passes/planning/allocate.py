@@ -4,7 +4,9 @@ Scores on one scale for the whole network say what a group's width costs the out
 scores of the channels that it loses, a convex function of its width. With costs that are products
 of widths the best widths are found step by step: the step (of one group, or of groups that are to
 have one width) that loses least per cost that it saves now, until all budgets are met; then steps
-back where there is room, and exchanges of a step here for a step there while the loss falls.
+back where there is room, and exchanges of a step here for a step there while the loss falls. Where
+there are few widths to choose from, the best are then found exactly
+(:mod:`morphgraph.passes.planning.exact`).
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from morphgraph.passes.planning.constraints import (
     require_reachable,
     unreachable,
 )
+from morphgraph.passes.planning.exact import improved
 
 #: Steps that are exchanged at most, and blocks up to which both directions are tried.
 MOST_EXCHANGES = 200
@@ -72,20 +75,17 @@ class _Allocation:
         for _ in range(MOST_EXCHANGES):
             if not self._exchange():
                 break
-        return self.widths
+        return improved(self.widths, self._group_loss, self.constraints, self.allowed)
 
     def loss(self, widths: IntArray) -> float:
         """Of all groups together."""
-        return sum(
-            float(lost[group.width - int(width)])
-            for group, lost, width in zip(self.graph.groups, self.lost, widths, strict=True)
-        )
+        return sum(self._group_loss(k, width) for k, width in enumerate(widths.tolist()))
+
+    def _group_loss(self, index: int, width: int) -> float:
+        return float(self.lost[index][self.graph.groups[index].width - width])
 
     def _block_loss(self, block: Sequence[int], widths: Sequence[int]) -> float:
-        groups = self.graph.groups
-        return sum(
-            float(self.lost[k][groups[k].width - w]) for k, w in zip(block, widths, strict=True)
-        )
+        return sum(self._group_loss(k, width) for k, width in zip(block, widths, strict=True))
 
     def _shrink(self, held: int = -1) -> bool:
         """Take the step that loses least for what it saves of the budgets not met yet.

@@ -14,6 +14,10 @@ keeps groups in step: in a product of two widths, halving either frees the same,
 first would shrink alone. With equal scores every group shrinks nearly alike, and the path is the
 width multiplier. Groups that are to have one width step together: their losses and their gains add
 up.
+
+Several budgets are rarely met at one place of a path. There the path is a first answer, from which
+the widths with the least loss are found (:mod:`morphgraph.passes.planning.exact`); plans of smaller
+budgets need not keep subsets then.
 """
 
 import heapq
@@ -44,6 +48,7 @@ from morphgraph.passes.planning.constraints import (
     shown_costs,
     unreachable,
 )
+from morphgraph.passes.planning.exact import improved
 from morphgraph.passes.planning.finer import warn_of_finer, within_reach
 from morphgraph.passes.planning.lowest import Lowest
 from morphgraph.passes.planning.outputs import (
@@ -86,6 +91,8 @@ def plan(
         path = _Path(graph, [constraint.cost for constraint in constraints], scores, allowed)
         path.walk(constraints)
         path.fill(constraints)
+        if len(constraints) > 1:
+            path.improve(constraints)
         chosen = path.keep()
     warn_of_finer(allowed, np.array([len(each) for each in chosen.values()]), 2)
     request: dict[str, Any] = (
@@ -260,6 +267,22 @@ class _Path:
             else:
                 self.state.move(block, before)
                 open_.remove(number)
+
+    def improve(self, constraints: Sequence[Constraint]) -> None:
+        """Take the widths that lose least within several budgets, where few are to choose from.
+
+        The path weighs all budgets alike, and ends where the last is met: others may be met by far
+        then. Its losses, step by step, add up to ``share * (all / live - 1)``.
+        """
+
+        def loss(index: int, width: int) -> float:
+            prefix = self.prefix[index]
+            live = prefix[-1] - prefix[self.graph.groups[index].width - width]
+            return float(self.share[index] * (prefix[-1] / live - 1.0)) if live > 0 else 0.0
+
+        better = improved(self.widths.astype(np.int64), loss, constraints, self.allowed)
+        changed = np.flatnonzero(better != self.widths)
+        self.state.move(changed.tolist(), better[changed].astype(np.float64))
 
     def _offer(self, block: list[int]) -> tuple[float, int, list[int]]:
         """What the next wider widths of a block win for their cost; nothing at its ceiling.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import morphgraph as mg
+from morphgraph.arrays import IntArray
 from morphgraph.benchmark import meeting, probes
 from morphgraph.benchmark.calibrate import calibrate
 from morphgraph.benchmark.probes import FAMILIES, probe_network
@@ -128,6 +129,38 @@ def test_the_price_of_a_channel_is_the_secant_over_a_block(profile: DeviceProfil
             expected = (cost.total - cost.at(fewer)) / step
             assert prices[group.index] == pytest.approx(expected, rel=1e-6)
             assert step == 16
+
+
+def test_a_time_and_two_other_budgets_at_once_lose_least(profile: DeviceProfile) -> None:
+    """Held against all widths on the grid that there are, by the plan's own losses."""
+    graph, score = net(), np.random.default_rng(0)
+    scores = score.uniform(0.1, 1.0, len(graph.channel_group))
+    budget = {"latency": "60%", "flops": "50%", "params": "45%"}
+    costs = {kind: mg.cost(graph, kind, device=profile) for kind in budget}
+    free = [group for group in graph.groups if group.resizable]
+    shares = {
+        group.index: group.width
+        * sum(c.gradient(graph.widths)[group.index] / c.total for c in costs.values())
+        for group in free
+    }
+
+    def loss(widths: IntArray) -> float:
+        lost = 0.0
+        for group in free:
+            own = np.sort(scores[group.channels])[::-1]
+            kept = own[: widths[group.index]].sum()
+            lost += shares[group.index] * (own.sum() / kept - 1)
+        return lost
+
+    best = np.inf
+    for chosen in itertools.product(*(range(32, group.width + 1, 32) for group in free)):
+        widths = graph.widths.copy()
+        widths[[group.index for group in free]] = chosen
+        limits = ((c, float(budget[kind].strip("%")) / 100) for kind, c in costs.items())
+        if all(c.at(widths) <= share * c.total for c, share in limits):
+            best = min(best, loss(widths))
+    made = mg.plan(graph, budget, score=scores, device=profile, round_to=32)
+    assert loss(made.widths(graph)) == pytest.approx(best, rel=1e-8)
 
 
 def test_what_vanishes_costs_nothing(profile: DeviceProfile) -> None:
