@@ -60,7 +60,7 @@ planning: facts and a budget -> a plan: which channels stay
     removal_path        channels leave one by one until the budget is met
         lowest          the least of numbers that change a few at a time
         allocate        the widths with the least sum of scores, on one scale for the whole network
-            exact           the widths with the least loss, by HiGHS, where the choice is small
+        exact           the widths with the least loss, by HiGHS, where the choice is small
     uniform             one ratio for all widths, and widths by hand
     expand              the largest multiplier of a plan's widths that fits
     compose             several plans as one, held against the first network
