@@ -11,8 +11,8 @@ whole numbers.
 
 Tables grow with the product of the choices. Where all widths are too many, only those near what a
 greedy search found are looked at; where these are too many as well, the greedy search has the last
-word. The limits are numbers of unknowns and branches, not seconds, so that a plan is the same on
-every machine.
+word. The limits are numbers of unknowns and branches, not seconds, so that a slow machine gets the
+same plan.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ from morphgraph.passes.analysis.polynomial import Part
 from morphgraph.passes.planning.bounds import AllowedWidths
 from morphgraph.passes.planning.constraints import Constraint, fits
 
-#: Unknowns of a problem at most, and unknowns times branches: two to three tenths of a second.
+#: Unknowns of a problem at most, and unknowns times branches: about a quarter of a second.
 MOST_UNKNOWNS = 400
 MOST_WORK = 10_000
 #: Steps away from what a greedy search found, where all widths are too many.
