@@ -1,4 +1,4 @@
-"""PyTorch's two exporters: torch.export first, TorchScript where that refuses a network."""
+"""PyTorch's exporters: a single run first, torch.export where that refuses, then TorchScript."""
 
 import io
 import logging
@@ -43,6 +43,10 @@ def translate(
     Raises:
         UnsupportedError: both exporters refuse the network; carries the first one's words.
     """
+    if dynamic_shapes is None:
+        model = _translate_quickly(net, call, names, opset)
+        if model is not None:
+            return model
     try:
         with _quiet():
             return _translate_by_dynamo(net, call, names, dynamic_shapes, opset)
@@ -66,6 +70,20 @@ def translate(
         stacklevel=3,
     )
     return model
+
+
+def _translate_quickly(
+    net: nn.Module, call: Call, names: list[str], opset: int
+) -> ir.Model | None:
+    """What :func:`_translate_by_dynamo` gives, in a fraction of its time; ``None``: it is needed."""
+    try:
+        with _quiet():
+            # It reads what has no public name in PyTorch, and so may be absent.
+            from morphgraph.torch_io.quick import translate_quickly
+
+            return translate_quickly(net, call, names, opset)
+    except Exception:  # whatever it is, the slow way meets it again, or does without
+        return None
 
 
 def _translate_by_dynamo(

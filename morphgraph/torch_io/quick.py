@@ -1,0 +1,146 @@
+"""PyTorch's translation to ONNX, of what a single run has recorded.
+
+``torch.onnx.export`` does the same by way of ``torch.export``, which takes three to six times as
+long. This uses parts of it that have no public name; where a version of PyTorch lacks one, or one
+refuses, an exception is raised, and the public way is to be gone.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript.function_libs.torch_lib import ops as _torchlib_ops  # noqa: F401, fills the registry
+from onnxscript.function_libs.torch_lib.registration import default_registry
+from torch import fx, nn
+from torch._export.utils import _check_valid_to_preserve, _is_cia_op
+from torch._ops import OpOverload
+from torch.onnx._internal._lazy_import import onnxscript_apis
+from torch.onnx._internal.exporter import _core, _flags, _fx_passes, _ir_passes
+from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
+from torch.onnx._internal.exporter._registration import ONNXRegistry, OnnxDecompMeta
+from torch.onnx._internal.exporter._torchlib import _torchlib_registry, ops as _own_ops  # noqa: F401
+from torch.onnx._internal.fx.passes import type_promotion
+
+from morphgraph.torch_io.arguments import Call
+from morphgraph.torch_io.capture import capture
+
+aten = torch.ops.aten
+
+
+@_flags.set_onnx_exporting_flag
+def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) -> ir.Model:
+    """The network in ONNX, as ``torch.onnx.export`` writes it without optimizations.
+
+    Args:
+        net: in inference mode.
+        call: the arguments of its forward.
+        names: of the inputs, one per tensor.
+        opset: the version of ONNX's operators.
+
+    Raises:
+        Exception: anything, where this is not known to give the same.
+    """
+    registry = _Registry(max(opset, TORCHLIB_OPSET))
+    captured = capture(net, call, registry.is_kept, _decompositions())
+    if _promotes(captured.graph_module):
+        _fx_passes.insert_type_promotion_nodes(captured.graph_module)
+    program = _core._exported_program_to_onnx_program(captured, registry=registry)
+    model: ir.Model = onnxscript_apis.convert_version(program.model, opset)
+    _ir_passes.rename_inputs(model, names)
+    return model
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Those that the exporter uses, and the inference form of batch normalization."""
+    return {
+        **torch._decomp.decomposition_table,
+        **torch.export.default_decompositions(),
+        aten.native_batch_norm.default: _inferred_batch_norm,
+    }
+
+
+def _inferred_batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    variance: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
+    if training:
+        raise NotImplementedError("a batch normalization computes statistics of the batch")
+    operands = (x, weight, bias, mean, variance)
+    return aten._native_batch_norm_legit_no_training.default(*operands, momentum, eps)
+
+
+class _Registry(ONNXRegistry):
+    """Translations, looked up when they are needed: to prepare them all takes half a second."""
+
+    def __init__(self, opset: int) -> None:
+        super().__init__()
+        self._opset_version = opset
+        self._found: dict[Any, list[OnnxDecompMeta]] = {}
+        self._own: dict[Any, list[OnnxDecompMeta]] = defaultdict(list)
+        for meta in _torchlib_registry.get_torchlib_ops():
+            if meta.opset_introduced <= opset:
+                self._own[_key(meta.fx_target)].append(meta)
+
+    def get_decomps(self, target: Any) -> list[OnnxDecompMeta]:
+        """The translations of an operator, or of a function of Python."""
+        key = _key(target)
+        if key not in self._found:
+            self._found[key] = self._newest(target)
+        return self._found[key]
+
+    def is_kept(self, target: OpOverload) -> bool:
+        """Whether ``torch.export`` leaves an operator as it is.
+
+        It takes apart composite ones whose result may share memory with an operand.
+        """
+        if target is aten.native_batch_norm.default:
+            return False
+        is_whole = not _is_cia_op(target) or _check_valid_to_preserve(target)
+        return is_whole and self.is_registered(target)
+
+    def _newest(self, target: Any) -> list[OnnxDecompMeta]:
+        found = list(self._own.get(_key(target), ()))
+        name = target.name() if isinstance(target, OpOverload) else ""
+        shared = default_registry[name] if name in default_registry else None
+        for kind in ("overloads", "complex") if shared is not None else ():
+            for function in getattr(shared, kind):
+                found.append(
+                    OnnxDecompMeta(
+                        onnx_function=function,
+                        fx_target=target,
+                        signature=None,
+                        is_complex=kind == "complex",
+                        skip_signature_inference=True,
+                    )
+                )
+        newest = max((meta.opset_introduced for meta in found), default=0)
+        return [meta for meta in found if meta.opset_introduced == newest]
+
+
+def _key(target: Any) -> Any:
+    return target.name() if isinstance(target, OpOverload) else target
+
+
+def _promotes(module: fx.GraphModule) -> bool:
+    """Whether an operator computes in another type than all of its operands have."""
+    table = type_promotion.TypePromotionTable()
+    for node in module.graph.nodes:
+        if type_promotion.get_type_promotion_rule(node, table) is not None:
+            types = {
+                value.dtype
+                for source in (node, *node.all_input_nodes)
+                if isinstance(value := source.meta["val"], torch.Tensor)
+            }
+            if len(types) != 1 or not types.pop().is_floating_point:
+                return True
+            if any(isinstance(leaf, complex) for leaf in node.args):
+                return True
+    return False
