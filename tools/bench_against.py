@@ -3,8 +3,10 @@
     python tools/bench_against.py                     # prints a table of ratios to 176c0fa
     python tools/bench_against.py ../base             # to another checkout
     python tools/bench_against.py --networks resnet50 --rounds 3
+    python tools/bench_against.py --onnxsim           # beside its pruning, if it is installed
 
-Every round runs both checkouts in turn, each measurement in a fresh process: CPU seconds of one
+Every round runs both checkouts in turn, the other one first in every second round, each
+measurement in a fresh process: CPU seconds of one
 thread for the stages from a PyTorch module to a checked smaller one, for the way from a file to a
 checked smaller file and from a module to a checked smaller module as the sums of their stages, and
 of the commands ``--help`` and ``analyze``. Shown are the least of all rounds on both sides, and the
@@ -25,12 +27,16 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Found = TypeVar("Found")
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "176c0fa"
 NETWORKS = ("resnet50", "densenet201", "convnext_base", "vit_b_16", "swin_t")
+PRUNED = ("resnet50", "densenet121")
 COMMANDS = ("--help", "analyze")
 WAYS = {
     "file to checked slim file": ("lift from file", "plan", "apply, no check", "verify", "save"),
@@ -47,10 +53,16 @@ def main() -> int:
     parser.add_argument("other", type=Path, nargs="?", help=f"another checkout, else {BASE}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--onnxsim", action="store_true", help="beside onnxsim's pruning instead")
     parser.add_argument("--measure", help="used internally")
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(stages(options.measure)))
+        pruned = options.measure.endswith(".onnx")
+        print(json.dumps((pruning if pruned else stages)(options.measure)))
+        return 0
+    if options.onnxsim:
+        for line in beside_onnxsim(options.rounds):
+            print(line, flush=True)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         other = unpacked(folder) if options.other is None else options.other.resolve()
@@ -78,14 +90,50 @@ def table(other: Path, networks: Sequence[str] = NETWORKS, rounds: int = 5) -> I
         save_example(model)
         for words in COMMANDS:
             arguments = [words, model] if words == "analyze" else [words]
-            yield row(
-                f"`morphgraph {words}`",
-                [[command(side, arguments) for side in sides] for _ in range(rounds)],
-            )
+            of_both = [in_turn(sides, k, partial(command, arguments)) for k in range(rounds)]
+            yield row(f"`morphgraph {words}`", of_both)
     for network in networks:
-        found = [[child(side, network) for side in sides] for _ in range(rounds)]
+        found = [in_turn(sides, k, partial(child, network)) for k in range(rounds)]
         for what in (*WAYS, *STAGES):
             yield row(f"{network}: {what}", [[side[what] for side in both] for both in found])
+
+
+def in_turn(sides: Sequence[Path], k: int, measure: Callable[[Path], Found]) -> list[Found]:
+    """What both sides give, the first one measured first in even rounds."""
+    order = (0, 1) if k % 2 == 0 else (1, 0)
+    found = {place: measure(sides[place]) for place in order}
+    return [found[0], found[1]]
+
+
+def beside_onnxsim(rounds: int) -> Iterator[str]:
+    """The lines of a table of the ways through the structure alone, beside onnxsim's pruning."""
+    yield "| network | lift, plan, resize, s | onnxsim parse, prune, write, s | ratio |"
+    yield "|---|---:|---:|---:|"
+    for network in PRUNED:
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "model.onnx")
+            save_example(path, network)
+            found = [child(path, ROOT) for _ in range(rounds)]
+        mine, other = (min(both[side] for both in found) for side in ("this", "onnxsim"))
+        yield f"| {network} | {mine:.3f} | {other:.3f} | {mine / other:.2f} |"
+
+
+def pruning(path: str) -> dict[str, float]:
+    """CPU seconds of half of the work away, by this program and by onnxsim, file read first."""
+    import onnx
+    import onnxsim
+
+    import morphgraph as mg
+
+    for name in ("lift", "plan", "apply"):
+        getattr(mg, name)
+    start = time.process_time()
+    graph = mg.lift(path)
+    mg.apply(graph, mg.plan(graph, budget={"flops": "50%"}), verify=False)
+    between = time.process_time()
+    small = onnxsim.apply_structured_pruning_cpp(onnx.load(path), 0.3)
+    onnx.save(small, f"{path}.small.onnx")
+    return {"this": between - start, "onnxsim": time.process_time() - between}
 
 
 def row(what: str, rounds: list[list[float]]) -> str:
@@ -99,7 +147,7 @@ def environment(side: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(side), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def command(side: Path, arguments: list[str]) -> float:
+def command(arguments: list[str], side: Path) -> float:
     """CPU seconds of a command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
@@ -113,7 +161,7 @@ def command(side: Path, arguments: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def child(side: Path, network: str) -> dict[str, float]:
+def child(network: str, side: Path) -> dict[str, float]:
     """The stages of one network in a process of its own, with the code of one side."""
     done = subprocess.run(
         [sys.executable, __file__, str(side), "--measure", network],
@@ -127,10 +175,10 @@ def child(side: Path, network: str) -> dict[str, float]:
     return found
 
 
-def save_example(path: str) -> None:
+def save_example(path: str, network: str = "resnet50") -> None:
     import morphgraph as mg
 
-    net, example = build("resnet50")
+    net, example = build(network)
     mg.save(mg.export(net, (example,)), path)
 
 

@@ -170,6 +170,7 @@ class _Recorder(ProxyTorchDispatchMode):
         # The tensors are held, so that nothing else gets their ids.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._sharing: dict[int, set[int]] = defaultdict(set)
+        self._written: set[int] = set()
         self._paths = {id(module): path for path, module in net.named_modules()}
         self._calls: dict[str, int] = defaultdict(int)
         self._stack: dict[str, tuple[str, str]] = {}
@@ -208,14 +209,16 @@ class _Recorder(ProxyTorchDispatchMode):
     def _note(self, tensor: torch.Tensor, node: fx.Node) -> None:
         node.meta["val"] = tensor
         self._nodes[id(tensor)] = tensor, node
-        self._sharing[tensor.untyped_storage()._cdata].add(id(tensor))
+        self._sharing[_memory(tensor)].add(id(tensor))
 
     def _node(self, value: Any) -> Any:
         """What stands for a value in the graph."""
         if not isinstance(value, torch.Tensor):
             return value
         if id(value) not in self._nodes:
-            raise CaptureError("a tensor is neither an argument nor part of the state")
+            raise CaptureError(
+                f"a tensor {tuple(value.shape)} is neither given nor part of the state"
+            )
         return self._nodes[id(value)][1]
 
     def __torch_dispatch__(
@@ -229,11 +232,11 @@ class _Recorder(ProxyTorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        if func._schema.is_mutable:
+        if func._schema.is_mutable:  # noqa: SLF001
             return self._write(func, args, kwargs)
         if not self._is_translated(func):
             decompose = self._decompositions.get(func)
-            if decompose is not None or func._can_decompose():
+            if decompose is not None or func._can_decompose():  # noqa: SLF001
                 with self:
                     return (decompose or func.decompose)(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -244,11 +247,11 @@ class _Recorder(ProxyTorchDispatchMode):
         """``relu_(x)`` is ``relu(x)``, if nobody else reads the memory of ``x``."""
         name = func.overloadpacket.__name__
         packet = getattr(getattr(torch.ops, func.namespace), name.removesuffix("_"), None)
-        twin = getattr(packet, func._overloadname, None)
+        twin = getattr(packet, func._overloadname, None)  # noqa: SLF001
         target = args[0] if args else None
         if not name.endswith("_") or twin is None or not isinstance(target, torch.Tensor):
             raise CaptureError(f"{func} writes into a tensor")
-        is_alone = self._sharing[target.untyped_storage()._cdata] == {id(target)}
+        is_alone = self._sharing[_memory(target)] == {id(target)}
         if not is_alone or self._node(target).op == "placeholder":
             raise CaptureError(f"{func} writes into memory that others read")
         with self:
@@ -256,12 +259,17 @@ class _Recorder(ProxyTorchDispatchMode):
         if (result.shape, result.dtype) != (target.shape, target.dtype):
             raise CaptureError(f"{func} changes the form of a tensor")
         self._nodes[id(target)] = target, self._node(result)
+        self._written.add(_memory(target))
         return target
 
     def _record(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         arguments, keywords = pytree.tree_map(self._node, (args, kwargs))
+        parts = result if isinstance(result, tuple | list) else [result]
+        if any(isinstance(part, FakeTensor) and _memory(part) in self._written for part in parts):
+            # torch.export does this twice, of the tensor before and after: names would differ.
+            raise CaptureError(f"{func} gives a view of memory that was written to")
         name = func.overloadpacket.__name__
         node = self._create(func, arguments, keywords, name)
         if isinstance(result, FakeTensor):
@@ -302,6 +310,11 @@ class _Recorder(ProxyTorchDispatchMode):
             {},
             {},
         )
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Of tensors that are alive, those with the same number share their memory."""
+    return tensor.untyped_storage()._cdata  # noqa: SLF001
 
 
 def _input(node: fx.Node, name: str | None, state: Mapping[str, torch.Tensor]) -> InputSpec:

@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from torch.onnx._internal._lazy_import import onnxscript_apis
 from torch.onnx._internal.exporter import _core, _flags, _fx_passes, _ir_passes
 from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
-from torch.onnx._internal.exporter._registration import ONNXRegistry, OnnxDecompMeta
+from torch.onnx._internal.exporter._registration import OnnxDecompMeta, ONNXRegistry
 from torch.onnx._internal.exporter._torchlib import _torchlib_registry, ops as _own_ops  # noqa: F401
 from torch.onnx._internal.fx.passes import type_promotion
 
@@ -46,7 +46,7 @@ def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) 
     captured = capture(net, call, registry.is_kept, _decompositions())
     if _promotes(captured.graph_module):
         _fx_passes.insert_type_promotion_nodes(captured.graph_module)
-    program = _core._exported_program_to_onnx_program(captured, registry=registry)
+    program = _core._exported_program_to_onnx_program(captured, registry=registry)  # noqa: SLF001
     model: ir.Model = onnxscript_apis.convert_version(program.model, opset)
     _ir_passes.rename_inputs(model, names)
     return model
@@ -55,7 +55,7 @@ def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Those that the exporter uses, and the inference form of batch normalization."""
     return {
-        **torch._decomp.decomposition_table,
+        **torch._decomp.decomposition_table,  # noqa: SLF001
         **torch.export.default_decompositions(),
         aten.native_batch_norm.default: _inferred_batch_norm,
     }
@@ -74,7 +74,8 @@ def _inferred_batch_norm(
     if training:
         raise NotImplementedError("a batch normalization computes statistics of the batch")
     operands = (x, weight, bias, mean, variance)
-    return aten._native_batch_norm_legit_no_training.default(*operands, momentum, eps)
+    infer = aten._native_batch_norm_legit_no_training.default  # noqa: SLF001
+    return infer(*operands, momentum, eps)
 
 
 class _Registry(ONNXRegistry):
@@ -83,18 +84,18 @@ class _Registry(ONNXRegistry):
     def __init__(self, opset: int) -> None:
         super().__init__()
         self._opset_version = opset
-        self._found: dict[Any, list[OnnxDecompMeta]] = {}
-        self._own: dict[Any, list[OnnxDecompMeta]] = defaultdict(list)
+        self._found: dict[str, list[OnnxDecompMeta]] = {}
+        self._own: dict[str, list[OnnxDecompMeta]] = defaultdict(list)
         for meta in _torchlib_registry.get_torchlib_ops():
             if meta.opset_introduced <= opset:
-                self._own[_key(meta.fx_target)].append(meta)
+                self._own[_name(meta.fx_target)].append(meta)
 
     def get_decomps(self, target: Any) -> list[OnnxDecompMeta]:
         """The translations of an operator, or of a function of Python."""
-        key = _key(target)
-        if key not in self._found:
-            self._found[key] = self._newest(target)
-        return self._found[key]
+        name = _name(target)
+        if name not in self._found:
+            self._found[name] = self._newest(target)
+        return self._found[name]
 
     def is_kept(self, target: OpOverload) -> bool:
         """Whether ``torch.export`` leaves an operator as it is.
@@ -107,26 +108,22 @@ class _Registry(ONNXRegistry):
         return is_whole and self.is_registered(target)
 
     def _newest(self, target: Any) -> list[OnnxDecompMeta]:
-        found = list(self._own.get(_key(target), ()))
-        name = target.name() if isinstance(target, OpOverload) else ""
-        shared = default_registry[name] if name in default_registry else None
-        for kind in ("overloads", "complex") if shared is not None else ():
-            for function in getattr(shared, kind):
-                found.append(
-                    OnnxDecompMeta(
-                        onnx_function=function,
-                        fx_target=target,
-                        signature=None,
-                        is_complex=kind == "complex",
-                        skip_signature_inference=True,
-                    )
-                )
+        name = _name(target)
+        found = list(self._own.get(name, ()))
+        if name in default_registry:
+            shared = default_registry[name]
+            for function in (*shared.overloads, *shared.complex):
+                is_complex = function in shared.complex
+                found.append(OnnxDecompMeta(function, target, None, is_complex=is_complex))
         newest = max((meta.opset_introduced for meta in found), default=0)
         return [meta for meta in found if meta.opset_introduced == newest]
 
 
-def _key(target: Any) -> Any:
-    return target.name() if isinstance(target, OpOverload) else target
+def _name(target: Any) -> str:
+    """What torchlib calls an operator, or a function of Python (``_operator::getitem``)."""
+    if isinstance(target, OpOverload):
+        return str(target.name())
+    return f"{target.__module__}::{target.__name__}"
 
 
 def _promotes(module: fx.GraphModule) -> bool:

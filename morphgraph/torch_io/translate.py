@@ -72,17 +72,15 @@ def translate(
     return model
 
 
-def _translate_quickly(
-    net: nn.Module, call: Call, names: list[str], opset: int
-) -> ir.Model | None:
-    """What :func:`_translate_by_dynamo` gives, in a fraction of its time; ``None``: it is needed."""
+def _translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) -> ir.Model | None:
+    """What :func:`_translate_by_dynamo` gives, in a fraction of its time; else ``None``."""
     try:
         with _quiet():
             # It reads what has no public name in PyTorch, and so may be absent.
             from morphgraph.torch_io.quick import translate_quickly
 
             return translate_quickly(net, call, names, opset)
-    except Exception:  # whatever it is, the slow way meets it again, or does without
+    except Exception:  # noqa: BLE001, whatever it is, the slow way meets it again or does without
         return None
 
 
