@@ -79,7 +79,9 @@ def capture(
     """
     fake_mode = FakeTensorMode()
     state = _state_of(net)
-    fakes = {name: fake_mode.from_tensor(tensor) for name, tensor in state.items()}
+    fakes: dict[str, torch.Tensor] = {
+        name: fake_mode.from_tensor(tensor) for name, tensor in state.items()
+    }
     recorder = _Recorder(net, is_translated, decompositions)
     for k, (name, fake) in enumerate(fakes.items()):
         recorder.add_input(f"state_{k}", fake, name)
@@ -154,7 +156,7 @@ class _Kept:
         return container
 
 
-class _Recorder(ProxyTorchDispatchMode):
+class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes operators into a graph, where they are called, before autograd takes them apart."""
 
     def __init__(
@@ -314,7 +316,7 @@ class _Recorder(ProxyTorchDispatchMode):
 
 def _memory(tensor: torch.Tensor) -> int:
     """Of tensors that are alive, those with the same number share their memory."""
-    return tensor.untyped_storage()._cdata  # noqa: SLF001
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
 
 
 def _input(node: fx.Node, name: str | None, state: Mapping[str, torch.Tensor]) -> InputSpec:

@@ -16,7 +16,7 @@ from onnxscript.function_libs.torch_lib.registration import default_registry
 from torch import fx, nn
 from torch._export.utils import _check_valid_to_preserve, _is_cia_op
 from torch._ops import OpOverload
-from torch.onnx._internal._lazy_import import onnxscript_apis
+from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
 from torch.onnx._internal.exporter import _core, _flags, _fx_passes, _ir_passes
 from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import OnnxDecompMeta, ONNXRegistry
@@ -27,6 +27,7 @@ from morphgraph.torch_io.arguments import Call
 from morphgraph.torch_io.capture import capture
 
 aten = torch.ops.aten
+_translated: Callable[..., Any] = _core._exported_program_to_onnx_program  # noqa: SLF001
 
 
 @_flags.set_onnx_exporting_flag
@@ -46,7 +47,7 @@ def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) 
     captured = capture(net, call, registry.is_kept, _decompositions())
     if _promotes(captured.graph_module):
         _fx_passes.insert_type_promotion_nodes(captured.graph_module)
-    program = _core._exported_program_to_onnx_program(captured, registry=registry)  # noqa: SLF001
+    program = _translated(captured, registry=registry)
     model: ir.Model = onnxscript_apis.convert_version(program.model, opset)
     _ir_passes.rename_inputs(model, names)
     return model
@@ -122,12 +123,12 @@ class _Registry(ONNXRegistry):
 def _name(target: Any) -> str:
     """What torchlib calls an operator, or a function of Python (``_operator::getitem``)."""
     if isinstance(target, OpOverload):
-        return str(target.name())
+        return str(target.name())  # type: ignore[no-untyped-call]
     return f"{target.__module__}::{target.__name__}"
 
 
 def _promotes(module: fx.GraphModule) -> bool:
-    """Whether an operator computes in another type than all of its operands have."""
+    """Whether operands of an operator may have to be brought to one type."""
     table = type_promotion.TypePromotionTable()
     for node in module.graph.nodes:
         if type_promotion.get_type_promotion_rule(node, table) is not None:
@@ -138,6 +139,7 @@ def _promotes(module: fx.GraphModule) -> bool:
             }
             if len(types) != 1 or not types.pop().is_floating_point:
                 return True
-            if any(isinstance(leaf, complex) for leaf in node.args):
+            # Numbers become tensors of their own, and get the names that they have as such.
+            if any(isinstance(leaf, int | float | complex) for leaf in node.args):
                 return True
     return False

@@ -1,0 +1,161 @@
+"""Networks that are recorded in one run, beside what ``torch.export`` makes of them."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from morphgraph.errors import UnsupportedError
+from morphgraph.torch_io import translate as translating
+from morphgraph.torch_io.arguments import Call
+from morphgraph.torch_io.export import export
+
+
+def assert_same_function(net: nn.Module, model: ir.Model, x: torch.Tensor) -> None:
+    session = ort.InferenceSession(serialized(model), providers=["CPUExecutionProvider"])
+    (name,) = (value.name for value in session.get_inputs())
+    with torch.no_grad():
+        expected = net(x).numpy()
+    np.testing.assert_allclose(session.run(None, {name: x.numpy()})[0], expected, atol=1e-5)
+
+
+class Convolutions(nn.Module):
+    """Writes in place, cuts in chunks, calls one module twice, drops out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.act, self.drop = nn.ReLU(inplace=True), nn.Dropout(0.2)
+        self.second, self.head = nn.Conv2d(4, 4, 3, groups=2), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = F.hardswish(self.norm(self.first(x))).chunk(2, 1)
+        y = self.act(self.second(a * b.sigmoid()))
+        y += 1
+        return self.head(self.drop(F.adaptive_avg_pool2d(y, 1).flatten(1)))
+
+
+class Sentences(nn.Module):
+    """Attention, integers that become floats, a mask and two results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.out = nn.Linear(8, 11, bias=False)
+
+    def forward(self, words: torch.Tensor) -> dict[str, torch.Tensor]:
+        mask = words == 0
+        x = self.table(words) + words[:, :, None] / 10
+        return {"y": self.out(self.block(x * ~mask[:, :, None])), "count": mask.sum(1)}
+
+
+class Signals(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(4, 6, 3, stride=2), nn.GroupNorm(2, 6)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x) * scale)
+        return F.pad(y, (1, 1)).unfold(2, 2, 2).permute(0, 2, 1, 3).flatten(2).amax(-1)
+
+
+WORDS = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("net", "example"),
+    [
+        (Convolutions(), (torch.randn(2, 3, 8, 8),)),
+        (Sentences(), (WORDS,)),
+        (Signals(), (torch.randn(2, 4, 9), torch.rand(4))),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), (torch.randn(2, 4),)),
+    ],
+    ids=["convolutions", "sentences", "signals", "parametrized"],
+)
+def test_one_run_gives_what_torch_export_gives(
+    net: nn.Module, example: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick: list[ir.Model | None] = []
+    translate = translating._translate_quickly
+
+    def noted(*arguments: Any) -> ir.Model | None:
+        quick.append(translate(*arguments))
+        return quick[-1]
+
+    monkeypatch.setattr(translating, "_translate_quickly", noted)
+    found = export(net, example)
+    assert quick[0] is not None
+    monkeypatch.setattr(translating, "_translate_quickly", lambda *_: None)
+    assert serialized(found) == serialized(export(net, example))
+
+
+def serialized(model: ir.Model) -> bytes:
+    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+
+
+class Reads(nn.Module):
+    """Whose forward does what one run does not tell about."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.linear, self.kept = what, nn.Linear(4, 4), dict[str, torch.Tensor]()
+        self.last: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        if self.what == "view":
+            y[:, 1] = 2 * y[:, 0]
+        elif self.what == "shared":
+            first = y[:, :2]
+            return torch.cat([y.relu_(), first], 1)
+        elif self.what == "argument":
+            x.mul_(2)
+            return x + y
+        elif self.what == "list":
+            self.kept["y"] = y
+        elif self.what == "attribute":
+            self.last = y
+        elif self.what == "elsewhere":
+            y = y * SCALE
+        elif self.what == "number" and float(y.detach().sum()) > 1e6:
+            y = y + 1
+        return y
+
+
+SCALE = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    "what", ["view", "shared", "argument", "list", "attribute", "elsewhere", "number"]
+)
+def test_what_one_run_does_not_tell_is_refused(what: str) -> None:
+    net, x = Reads(what).eval(), torch.randn(2, 4)
+    assert translating._translate_quickly(net, Call((x,), {}), ["x"], 20) is None
+    assert net.last is None
+    assert not net.kept
+
+
+@pytest.mark.parametrize("what", ["view", "shared", "elsewhere"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_refused_is_exported_the_slow_way(what: str) -> None:
+    net, x = Reads(what).eval(), torch.randn(2, 4)
+    assert_same_function(net, export(net, (x,)), x)
+
+
+def test_a_pytorch_without_these_names_is_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "morphgraph.torch_io.quick", None)
+    net, x = nn.Linear(3, 2), torch.randn(2, 3)
+    assert translating._translate_quickly(net, Call((x,), {}), ["x"], 20) is None
+    assert_same_function(net, export(net, (x,)), x)
+
+
+def test_errors_of_the_network_are_told_as_ever() -> None:
+    with pytest.raises(UnsupportedError, match="does not run on the example"):
+        export(Convolutions(), (torch.randn(2, 4, 8, 8),))
