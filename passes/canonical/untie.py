@@ -132,6 +132,7 @@ class _Layers:
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
         self.known: dict[ir.Node, frozenset[ir.Value]] = {}
+        self.found: dict[tuple[ir.Node, bool], tuple[Sequence[ir.Node], int]] = {}
 
     def apart(self, nodes: Sequence[ir.Node], is_filler: bool) -> list[list[ir.Node]]:
         """The nodes by layers; each node that runs alone is a layer of its own.
@@ -141,15 +142,33 @@ class _Layers:
             is_filler: whether that repeats one number. Other numbers are hardly the same by chance,
                 and readers without kernels have nothing else that tells them apart.
         """
-        layers: list[list[ir.Node]] = []
+        layer_of: dict[ir.Node, list[ir.Node]] = {}
+        alike: dict[object, list[ir.Node]] = {}
         for node in nodes:
-            same = [
-                layer for layer in layers if any(self._together(node, n, is_filler) for n in layer)
-            ]
-            joined = [n for layer in same for n in layer]
-            layers = [layer for layer in layers if layer not in same]
-            layers.append([*joined, node])
-        return sorted(layers, key=lambda layer: nodes.index(layer[0]))
+            layer = [node]
+            traits = [*self._traits(node)]
+            # Who shares no trait does not run together: not every pair has to be looked at.
+            for other in dict.fromkeys(n for trait in traits for n in alike.get(trait, ())):
+                theirs = layer_of[other]
+                if theirs is not layer and self._together(node, other, is_filler):
+                    layer += theirs
+                    layer_of.update(dict.fromkeys(theirs, layer))
+            layer_of[node] = layer
+            for trait in traits:
+                alike.setdefault(trait, []).append(node)
+        place = {node: k for k, node in enumerate(nodes)}
+        layers = {id(layer): sorted(layer, key=place.__getitem__) for layer in layer_of.values()}
+        return sorted(layers.values(), key=lambda layer: place[layer[0]])
+
+    def _traits(self, node: ir.Node) -> Iterator[object]:
+        """What two nodes that run together have in common, one of them at least."""
+        kernels = [self._kernels_of(self._near(node, before)[0]) for before in (True, False)]
+        yield from ((side, found) for side, found in enumerate(kernels) if found)
+        if not any(kernels):
+            yield "alone"
+
+    def _kernels_of(self, nodes: Sequence[ir.Node]) -> frozenset[frozenset[ir.Value]]:
+        return frozenset(map(self._kernels, nodes))
 
     def _together(self, one: ir.Node, other: ir.Node, is_filler: bool) -> bool:
         """Whether both stand at the same kernels, which different nodes read."""
@@ -167,11 +186,16 @@ class _Layers:
     def _same(
         self, one: tuple[Sequence[ir.Node], int], other: tuple[Sequence[ir.Node], int]
     ) -> bool:
-        kernels = [{self._kernels(node) for node in nodes} for nodes, _ in (one, other)]
+        kernels = [self._kernels_of(nodes) for nodes, _ in (one, other)]
         return bool(kernels[0]) and kernels[0] == kernels[1] and not set(one[0]) & set(other[0])
 
     def _near(self, node: ir.Node, before: bool) -> tuple[Sequence[ir.Node], int]:
         """The nearest nodes with kernels, and how far they are."""
+        if (node, before) not in self.found:
+            self.found[node, before] = self._search(node, before)
+        return self.found[node, before]
+
+    def _search(self, node: ir.Node, before: bool) -> tuple[Sequence[ir.Node], int]:
         level, seen, distance = [node], {node}, 0
         while level and len(seen) < _MAX_DISTANCE:
             found = [n for n in level if self._kernels(n)]
