@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from morphgraph.shrinking import data_scores as data_scores, shrink as shrink
     from morphgraph.steps import apply as apply, plan as plan
     from morphgraph.torch_io.export import export as export
+    from morphgraph.torch_io.optimizer_state import (
+        transfer_optimizer_state as transfer_optimizer_state,
+    )
     from morphgraph.torch_io.resize_module import resize_module as resize_module
     from morphgraph.torch_io.to_torch import to_torch as to_torch
     from morphgraph.torch_io.weights import with_weights as with_weights
@@ -95,6 +98,7 @@ _HOMES = {
     "smoke": "morphgraph.train.smoke",
     "taylor": "morphgraph.train.taylor",
     "to_torch": "morphgraph.torch_io.to_torch",
+    "transfer_optimizer_state": "morphgraph.torch_io.optimizer_state",
     "uniform": "morphgraph.passes.planning.uniform",
     "verify": "morphgraph.workflow",
     "with_weights": "morphgraph.torch_io.weights",
