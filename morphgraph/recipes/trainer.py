@@ -166,6 +166,7 @@ class _Training:
         self.net.to(memory_format=torch.channels_last)
         self.device = next(self.net.parameters()).device
         self.optimizer = make_optimizer(self.net, self.recipe)
+        self.penalty.carry(self.optimizer)
         forward = distributed.shared(self.net)
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(forward) if self.recipe.compiled else forward
