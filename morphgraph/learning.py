@@ -45,7 +45,7 @@ from morphgraph.workflow import resize_and_check, with_weights as graph_with_wei
 Ranked = Literal["data", "learned", "l2", "l1", "bn", "lasso"]
 """What ranks the channels of a trained network, see :class:`Trained`."""
 
-DISTILL = 1.0
+DISTILL = 4.0
 """Weight of the distillation from the original beside the loss of the training."""
 
 

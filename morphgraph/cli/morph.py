@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from morphgraph.graph import ChannelGraph
     from morphgraph.learning import Ranked
+    from morphgraph.recipes.results import Result
     from morphgraph.recipes.settings import FromTrained
 
 
@@ -62,13 +63,6 @@ def morph(
             metavar="75%,50%,25%",
         ),
     ] = None,
-    elastic: Annotated[
-        bool,
-        option(
-            "One set of weights for all budgets from 100% to the smallest, to be cut to any of "
-            "them by `slice`; with --from-trained."
-        ),
-    ] = False,
     refit: Annotated[
         int,
         option(
@@ -81,7 +75,7 @@ def morph(
     distill: Annotated[
         float,
         option("Weight of the original's answers in the loss of a fine-tuning.", ge=0),
-    ] = 1.0,
+    ] = 4.0,
     inside: Annotated[
         float,
         option("Weight of its layers' results beside its answers.", "--distill-inside", ge=0),
@@ -133,10 +127,8 @@ def morph(
         be_silent(distributed.rank())
     refuse_repeated(budgets)
     asked = _asked(dict(budgets), several, cost)
-    given = {"--budgets": several is not None, "--elastic": elastic}
-    for name, is_given in given.items():
-        if is_given and not from_trained:
-            raise click.UsageError(f"{name} begins with a trained network; add --from-trained")
+    if several is not None and not from_trained:
+        raise click.UsageError("--budgets begins with a trained network; add --from-trained")
     if from_trained and (chosen or baselines or smoke):
         raise click.UsageError("--baseline and --smoke are for new networks, not --from-trained")
     if folder is None and not smoke:
@@ -147,7 +139,7 @@ def morph(
     dataset = training.load_data(graph, model)
     trained = None
     if from_trained:
-        trained = _from_trained(graph, asked, refit, distill, inside, elastic)
+        trained = _from_trained(graph, asked, refit, distill, inside)
     settings = replace(
         training.settings(
             graph,
@@ -173,8 +165,20 @@ def morph(
         checkpoint_seconds=checkpoint_seconds,
         on_event=_tell,
     )
+    if len(result.family) > 1 and distributed.is_first():
+        _draw(result, folder)
     show(result_report(result, folder), output_format)
     return 0
+
+
+def _draw(result: "Result", folder: Path) -> None:
+    """The family's accuracies over their costs, as a picture beside the result."""
+    from morphgraph.onnx_io import write_atomically
+    from morphgraph.report.curves import curves_svg
+    from morphgraph.report.runs import family_rows
+
+    picture = curves_svg(family_rows(result, folder), result.data)
+    write_atomically(folder / "curves.svg", picture.encode(), overwrite=True)
 
 
 def _asked(
@@ -199,7 +203,6 @@ def _from_trained(
     images: int,
     distill: float,
     inside: float,
-    elastic: bool,
 ) -> "FromTrained":
     from morphgraph.passes.planning.nested import falling
     from morphgraph.recipes.settings import FromTrained
@@ -208,7 +211,7 @@ def _from_trained(
         {kind: str(amount) for kind, amount in budget.items()} for budget in falling(graph, budgets)
     )
     rank: Ranked = "data" if images else "l2"
-    return FromTrained(ordered, rank, images, distill, inside, elastic)
+    return FromTrained(ordered, rank, images, distill, inside)
 
 
 def _spare(model: Path, folder: Path) -> None:

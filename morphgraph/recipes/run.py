@@ -9,7 +9,6 @@
     uniform.onnx     the width multiplier at the same cost, and so on for every baseline
     slim-75.onnx     of several budgets one each, with plan-75.json
     ranking.json     in which order channels leave, for budgets between these
-    elastic.onnx     one network for all budgets
     result.json      costs, accuracies, checks, seconds; its presence says that the run is finished
 
 Models carry their preprocessing, layout and classes in their metadata.
@@ -74,7 +73,6 @@ FILES = (
     "slim-*.onnx",
     "plan-*.json",
     "ranking.json",
-    "elastic.onnx",
     "curves.svg",
     "result.json",
 )
@@ -244,7 +242,7 @@ class _Run:
     # -- from a trained network ----------------------------------------------------------------
 
     def _from_trained(self, trained: FromTrained) -> Result:
-        """One network per budget, each fine-tuned; or one for all."""
+        """One network per budget, each fine-tuned."""
         settings = self.settings
         net = self._to_torch(self.graph.model)
         shrinking = Shrinking(
@@ -285,7 +283,7 @@ class _Run:
         self.folder.log("resized", name=name, cost=shares, error=member.error, accuracy=before)
         penalty = shrinking.tuning(member, small)
         self._train(f"tune {name}", small, recipe, penalty)
-        penalty.end()
+        penalty.release()
         arm = self._arm(name, member.model, small, epochs + recipe.epochs)
         told = Member(
             name=name,

@@ -21,7 +21,6 @@ class FromTrained:
         budgets: from the largest to the smallest; the run's own is the last.
         rank, distill, inside: see :class:`~morphgraph.learning.Trained`.
         images: calibration images, of those to train on; without any there is no refit.
-        elastic: whether one set of weights is trained for all budgets, instead of one for each.
     """
 
     budgets: tuple[Mapping[str, str], ...]
@@ -29,11 +28,10 @@ class FromTrained:
     images: int = 512
     distill: float = DISTILL
     inside: float = 0.0
-    elastic: bool = False
 
     def of(self, aim: SearchConfig) -> Trained:
         """The same as the library takes it."""
-        refit = self.images > 0 and not self.elastic
+        refit = self.images > 0
         return Trained(aim, self.budgets, self.rank, refit, self.distill, self.inside)
 
     def name(self, rung: int) -> str:
@@ -112,8 +110,6 @@ def _work_from_trained(
     for budget in trained.budgets:
         goals = resolve_budget(graph, budget, "default")
         shares.append(min(1.0, *(goal.limit / goal.cost.total for goal in goals)))
-    if trained.elastic:
-        return work | {"elastic": (settings.retrain.epochs, 1.0 + 2 * min(shares) + max(shares))}
     return work | {
         f"tune {trained.name(k)}": (settings.retrain.epochs, share)
         for k, share in enumerate(shares)

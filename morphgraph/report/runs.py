@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from morphgraph.benchmark import BenchResult
+from morphgraph.options import Method
 from morphgraph.plans import Change
-from morphgraph.recipes.results import Result
+from morphgraph.recipes.results import Arm, Result
+from morphgraph.recipes.sweep import Row
 from morphgraph.report.tables import (
     Cell,
     Report,
@@ -72,7 +74,9 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
     ]
     foot = [] if timing is None else [timing.verdict]
     plans = [member.plan for member in result.family] or ["plan.json"]
-    files = [*(arm.file for arm in result.arms.values()), *plans, "result.json"]
+    files = [*(arm.file for arm in result.arms.values()), *plans]
+    files += ["ranking.json", "curves.svg"] if len(result.family) > 1 else []
+    files.append("result.json")
     foot.append("written: " + ", ".join(str(folder / name) for name in (*files, "events.jsonl")))
     return Report(result, [Table(titles, rows)], head, foot)
 
@@ -88,6 +92,29 @@ def _budgets(result: Result) -> list[tuple[str, str]]:
     if result.family:
         return [met(member.budget, member.cost) for member in result.family]
     return [met(result.budget, result.cost)]
+
+
+def family_rows(result: Result, folder: Path) -> list[Row]:
+    """The networks of a family, and the original, as points of a curve."""
+    base = result.arms["base"]
+    points: list[tuple[Method, Arm, Mapping[str, str]]]
+    points = [("base", base, dict.fromkeys(result.family[0].budget, "100%"))]
+    points += [("morph", result.arms[each.name], each.budget) for each in result.family]
+    return [
+        Row(
+            key=f"{folder.name}/{arm.file}",
+            method=method,
+            budget=dict(budget),
+            cost=result.regularized,
+            seed=result.seed,
+            accuracy=arm.accuracy,
+            costs={"flops": 2 * arm.macs, "params": arm.params},
+            shares={"flops": arm.macs / base.macs, "params": arm.params / base.params},
+            epochs=arm.epochs,
+            folder=folder.name,
+        )
+        for method, arm, budget in points
+    ]
 
 
 def smoke_report(report: SmokeReport) -> Report:

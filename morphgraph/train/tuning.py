@@ -34,6 +34,9 @@ _LEAST = 1e-12  # of a variance
 class Distillation:
     """How far a network in training is from its original, on the inputs that it is trained with.
 
+    Attributes:
+        spreads: the variances of outputs, by number, and of layers' results, by name.
+
     Args:
         teacher: the original, as :func:`morphgraph.to_torch` makes it; put into ``eval``.
         net: the resized network, likewise.
@@ -68,7 +71,7 @@ class Distillation:
         self.weight, self.inside = weight, inside
         self.asked = False
         self._loss: Tensor | float = 0.0
-        self._spreads: dict[object, Tensor] = {}
+        self.spreads: dict[int | str, Tensor] = {}
         names = layer_results(selection.graph) if inside else []
         layers, originals = _layers_of(net, names), _layers_of(teacher, names)
         shared = [name for name in names if name in layers and name in originals]
@@ -121,14 +124,14 @@ class Distillation:
             value = value.index_select(axis, kept)
         return value
 
-    def _error(self, key: object, found: Tensor, wanted: Tensor) -> Tensor:
+    def _error(self, key: int | str, found: Tensor, wanted: Tensor) -> Tensor:
         if found.shape != wanted.shape:  # classes that the plan removes
             return found.new_zeros(())
         both = wanted.isfinite() & found.isfinite()
-        if key not in self._spreads:
-            self._spreads[key] = wanted[both].float().var(unbiased=False).clamp_min(_LEAST)
+        if key not in self.spreads:  # of the first batch, then the same for all
+            self.spreads[key] = wanted[both].float().var(unbiased=False).clamp_min(_LEAST)
         difference = found.where(both, 0.0) - wanted.where(both, 0.0)
-        return difference.float().square().mean() / self._spreads[key]
+        return difference.float().square().mean() / self.spreads[key]
 
 
 def _floats(results: Any) -> list[Tensor]:
@@ -183,11 +186,25 @@ class TunePenalty(NoPenalty):
         if self.before is not None:
             self.before(optimizer)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The scale of the distillation, which the first batch has set."""
+        return {} if self.distillation is None else {"spreads": self.distillation.spreads}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a state."""
+        if self.distillation is not None:
+            self.distillation.spreads = dict(state["spreads"])
+
+    def release(self) -> None:
+        """Take the teacher away."""
+        if self.distillation is not None:
+            self.distillation.remove()
+
     def end(self) -> None:
         """Take the teacher away; warn where nobody has asked it."""
+        self.release()
         if self.distillation is None:
             return
-        self.distillation.remove()
         if not self.distillation.asked:
             warnings.warn(
                 "fit never added penalty.loss() to its loss, so that nothing was learned from the "

@@ -274,6 +274,6 @@ class Ranking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise PlanError(f"{name}: {error.strerror or error}; check the path") from None
         except msgspec.MsgspecError as error:
             raise PlanError(
-                f"{name}: is no ranking ({error}); `morph --elastic` and `--budgets` write them"
+                f"{name}: is no ranking ({error}); `morph --from-trained --budgets ...` writes them"
             ) from None
         return found
