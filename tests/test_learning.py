@@ -241,6 +241,24 @@ def test_the_optimizers_state_is_carried_from_the_learning_phase(net: nn.Module)
         assert torch.equal(buffer, wanted)
 
 
+def test_the_average_of_weights_is_applied_by_the_nets_plan(graph: ChannelGraph) -> None:
+    """The plan is off the network, the weights are of the module that averages it."""
+    net = mg.to_torch(graph.model)
+    average = torch.optim.swa_utils.AveragedModel(net)
+    with torch.no_grad():
+        for parameter in average.module.parameters():
+            parameter.mul_(1.5)
+    plan = mg.plan(graph, {"flops": "50%"}, round_to=1)
+    (found,) = run(mg.apply(graph, plan, weights=average), {"x": X.numpy()}).values()
+    whole = mg.with_weights(
+        graph.model, dict(average.module.named_parameters()) | dict(net.named_buffers())
+    )
+    (wanted,) = run(mg.apply(whole, plan), {"x": X.numpy()}).values()
+    (other,) = run(mg.apply(graph, plan), {"x": X.numpy()}).values()
+    assert np.array_equal(found, wanted)
+    assert not np.allclose(found, other)
+
+
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
