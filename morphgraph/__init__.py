@@ -34,12 +34,14 @@ if TYPE_CHECKING:
         VerificationError as VerificationError,
     )
     from morphgraph.graph import ChannelGraph as ChannelGraph, Group as Group
+    from morphgraph.learning import family as family, morph as morph
     from morphgraph.onnx_io import load as load
     from morphgraph.ops import register as register
     from morphgraph.passes.analysis.cost import cost as cost
     from morphgraph.passes.checking.sensitivity import sensitivity as sensitivity
     from morphgraph.passes.lift import lift as lift
     from morphgraph.passes.planning.expand import expand as expand
+    from morphgraph.passes.planning.nested import Ranking as Ranking
     from morphgraph.passes.planning.uniform import uniform as uniform
     from morphgraph.passes.rewrite.fresh import fresh as fresh
     from morphgraph.plans import Plan as Plan
@@ -47,11 +49,13 @@ if TYPE_CHECKING:
     from morphgraph.shrinking import data_scores as data_scores, shrink as shrink
     from morphgraph.steps import apply as apply, plan as plan
     from morphgraph.torch_io.export import export as export
+    from morphgraph.torch_io.optimizer_state import (
+        transfer_optimizer_state as transfer_optimizer_state,
+    )
     from morphgraph.torch_io.resize_module import resize_module as resize_module
     from morphgraph.torch_io.to_torch import to_torch as to_torch
     from morphgraph.torch_io.weights import with_weights as with_weights
     from morphgraph.train.controller import Budget as Budget
-    from morphgraph.train.loop import morph as morph
     from morphgraph.train.regularizer import Regularizer as Regularizer
     from morphgraph.train.smoke import smoke as smoke
     from morphgraph.train.taylor import taylor as taylor
@@ -81,11 +85,13 @@ _HOMES = {
     "export": "morphgraph.torch_io.export",
     "explain": "morphgraph.report.explain",
     "expand": "morphgraph.passes.planning.expand",
+    "family": "morphgraph.learning",
     "fresh": "morphgraph.passes.rewrite.fresh",
     "lift": "morphgraph.passes.lift",
     "load": "morphgraph.onnx_io",
-    "morph": "morphgraph.train.loop",
+    "morph": "morphgraph.learning",
     "plan": "morphgraph.steps",
+    "Ranking": "morphgraph.passes.planning.nested",
     "register": "morphgraph.ops",
     "resize_module": "morphgraph.torch_io.resize_module",
     "sensitivity": "morphgraph.passes.checking.sensitivity",
@@ -95,6 +101,7 @@ _HOMES = {
     "smoke": "morphgraph.train.smoke",
     "taylor": "morphgraph.train.taylor",
     "to_torch": "morphgraph.torch_io.to_torch",
+    "transfer_optimizer_state": "morphgraph.torch_io.optimizer_state",
     "uniform": "morphgraph.passes.planning.uniform",
     "verify": "morphgraph.workflow",
     "with_weights": "morphgraph.torch_io.weights",

@@ -63,6 +63,7 @@ planning: facts and a budget -> a plan: which channels stay
         exact           the widths with the least loss, by HiGHS, where the choice is small
     uniform             one ratio for all widths, and widths by hand
     expand              the largest multiplier of a plan's widths that fits
+    nested              plans for several budgets, each a part of the last, and those in between
     compose             several plans as one, held against the first network
 
 rewrite: the channel graph and a plan -> another model

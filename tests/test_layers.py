@@ -38,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"shrinker"}),
     frozenset({"shrinking"}),
     frozenset({"steps"}),
+    frozenset({"learning"}),
     frozenset({"recipes"}),
     frozenset({"report"}),
     frozenset({"cli"}),

@@ -24,6 +24,11 @@ from morphgraph.options import BASELINES, Baseline, option
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from morphgraph.graph import ChannelGraph
+    from morphgraph.learning import Ranked
+    from morphgraph.recipes.results import Result
+    from morphgraph.recipes.settings import FromTrained
+
 
 @command
 def morph(
@@ -36,12 +41,45 @@ def morph(
             "flops, params, memory or latency: an amount (300M) or a share (50%); may be "
             "repeated, all hold.",
         ),
-    ],
+    ] = (),
     cost: Annotated[
         str | None,
         option("What the regularizer counts; by default the first budget's.", metavar="COST"),
     ] = None,
     training: Training,
+    from_trained: Annotated[
+        bool,
+        option(
+            "The model is trained: keep its weights, and fine-tune what is left with it as a "
+            "teacher. --epochs are those in all."
+        ),
+    ] = False,
+    several: Annotated[
+        str | None,
+        option(
+            "A network for each of these budgets on --cost (by default flops), every smaller one a "
+            "part of the larger; with --from-trained.",
+            "--budgets",
+            metavar="75%,50%,25%",
+        ),
+    ] = None,
+    refit: Annotated[
+        int,
+        option(
+            "Training images, without labels, that rank the channels of a trained network and that "
+            "what is left is fitted to; 0: neither.",
+            ge=0,
+            metavar="IMAGES",
+        ),
+    ] = 512,
+    distill: Annotated[
+        float,
+        option("Weight of the original's answers in the loss of a fine-tuning.", ge=0),
+    ] = 4.0,
+    inside: Annotated[
+        float,
+        option("Weight of its layers' results beside its answers.", "--distill-inside", ge=0),
+    ] = 0.0,
     chosen: Annotated[
         tuple[Baseline, ...],
         option(
@@ -73,6 +111,8 @@ def morph(
     Each iteration trains the model with the regularizer until its cost has fallen far, and
     multiplies the widths that are left by the factor that brings them to the budget. Then the
     network that came out is trained. A budget of 100% gives another network of the same cost.
+    With --from-trained the model's weights are kept: its channels are ranked by calibration images
+    or by a phase of training, and what is left is fitted to these images and fine-tuned.
     Writes base.onnx, plan.json, slim.onnx, result.json and events.jsonl into the output folder.
     """
     import torch
@@ -86,14 +126,28 @@ def morph(
     if not distributed.is_first():
         be_silent(distributed.rank())
     refuse_repeated(budgets)
+    asked = _asked(dict(budgets), several, cost)
+    if several is not None and not from_trained:
+        raise click.UsageError("--budgets begins with a trained network; add --from-trained")
+    if from_trained and (chosen or baselines or smoke):
+        raise click.UsageError("--baseline and --smoke are for new networks, not --from-trained")
     if folder is None and not smoke:
         raise click.UsageError("Missing option '-o'")
     if folder is not None:
         _spare(model, folder)
     graph = open_graph(model, lifting)
     dataset = training.load_data(graph, model)
+    trained = None
+    if from_trained:
+        trained = _from_trained(graph, asked, refit, distill, inside)
     settings = replace(
-        training.settings(graph, dict(budgets), cost, seed),
+        training.settings(
+            graph,
+            asked[-1] if trained is None else dict(trained.budgets[-1]),
+            cost,
+            seed,
+            trained,
+        ),
         baselines=BASELINES if baselines else tuple(dict.fromkeys(chosen)),
     )
     if smoke:
@@ -111,8 +165,53 @@ def morph(
         checkpoint_seconds=checkpoint_seconds,
         on_event=_tell,
     )
+    if len(result.family) > 1 and distributed.is_first():
+        _draw(result, folder)
     show(result_report(result, folder), output_format)
     return 0
+
+
+def _draw(result: "Result", folder: Path) -> None:
+    """The family's accuracies over their costs, as a picture beside the result."""
+    from morphgraph.onnx_io import write_atomically
+    from morphgraph.report.curves import curves_svg
+    from morphgraph.report.runs import family_rows
+
+    picture = curves_svg(family_rows(result, folder), result.data)
+    write_atomically(folder / "curves.svg", picture.encode(), overwrite=True)
+
+
+def _asked(
+    budget: dict[str, str], several: str | None, cost: str | None
+) -> tuple[dict[str, str], ...]:
+    """The budgets of the networks that are to be made."""
+    if several is None and not budget:
+        raise click.UsageError("Missing option '--budget'")
+    if several is None:
+        return (budget,)
+    if budget:
+        raise click.UsageError("give --budget for one network, or --budgets for several")
+    amounts = [part.strip() for part in several.split(",")]
+    if not all(amounts):
+        raise click.UsageError(f"--budgets '{several}' has an empty place; write 75%,50%,25%")
+    return tuple({cost or "flops": amount} for amount in amounts)
+
+
+def _from_trained(
+    graph: "ChannelGraph",
+    budgets: tuple[dict[str, str], ...],
+    images: int,
+    distill: float,
+    inside: float,
+) -> "FromTrained":
+    from morphgraph.passes.planning.nested import falling
+    from morphgraph.recipes.settings import FromTrained
+
+    ordered = tuple(
+        {kind: str(amount) for kind, amount in budget.items()} for budget in falling(graph, budgets)
+    )
+    rank: Ranked = "data" if images else "l2"
+    return FromTrained(ordered, rank, images, distill, inside)
 
 
 def _spare(model: Path, folder: Path) -> None:

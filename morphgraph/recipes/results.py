@@ -64,8 +64,31 @@ class IterationResult(msgspec.Struct, frozen=True):
     model: str
 
 
+class Member(msgspec.Struct, frozen=True):
+    """A network of a family: what a run from a trained network made for one budget.
+
+    ``name`` is that of its arm. ``cost`` is its plan's, before and after. ``accuracy`` is of the
+    fine-tuned network on the test images, ``resized_accuracy`` before the fine-tuning. ``error``
+    is the resize's largest difference from the masked original, relative to the output's scale;
+    ``sensitivity`` how far masking moved the original.
+    """
+
+    name: str
+    budget: dict[str, str]
+    cost: dict[str, Change]
+    accuracy: float
+    resized_accuracy: float
+    error: float
+    sensitivity: float
+    plan: str
+    model: str
+
+
 class Result(msgspec.Struct, frozen=True):
-    """What ``result.json`` holds; ``cost`` is the plan's, before and after."""
+    """What ``result.json`` holds; ``cost`` is the plan's, before and after.
+
+    ``family`` is empty but from a trained network: its networks from the largest to the smallest.
+    """
 
     data: str
     seed: int
@@ -75,6 +98,7 @@ class Result(msgspec.Struct, frozen=True):
     arms: dict[str, Arm]
     iterations: list[IterationResult]
     seconds: float
+    family: list[Member] = []
     schema_version: int = SCHEMA_VERSION
     tool_version: str = __version__
 

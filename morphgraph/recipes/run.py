@@ -7,6 +7,8 @@
     plan.json        the structure that the training decided on
     slim.onnx        the resized network, trained
     uniform.onnx     the width multiplier at the same cost, and so on for every baseline
+    slim-75.onnx     of several budgets one each, with plan-75.json
+    ranking.json     in which order channels leave, for budgets between these
     result.json      costs, accuracies, checks, seconds; its presence says that the run is finished
 
 Models carry their preprocessing, layout and classes in their metadata.
@@ -14,30 +16,40 @@ Models carry their preprocessing, layout and classes in their metadata.
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx, nn
 
+from morphgraph.calibration import Samples
 from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
+from morphgraph.learning import Member as Resized, Shrinking
 from morphgraph.onnx_io import PREPROCESSING_KEY, escape, static_shape
 from morphgraph.options import BASELINES, Alone, Baseline
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.constraints import resolve_budget
+from morphgraph.passes.planning.nested import Ranking
 from morphgraph.plans import Change, Plan, readable_json
 from morphgraph.recipes.baselines import baseline_plan, check_baselines, fits_whole
+from morphgraph.recipes.checkpoint import seed_of
 from morphgraph.recipes.data import Dataset
 from morphgraph.recipes.folder import Event, RunFolder, SecondaryRunFolder, manifest_of, open_folder
 from morphgraph.recipes.progress import Progress
-from morphgraph.recipes.results import Arm, IterationResult, Result, Widths
-from morphgraph.recipes.settings import Settings as Settings, planned_work, shrink_phase
+from morphgraph.recipes.results import Arm, IterationResult, Member, Result, Widths
+from morphgraph.recipes.settings import (
+    FromTrained,
+    Settings as Settings,
+    planned_work,
+    shrink_phase,
+)
 from morphgraph.recipes.trainer import Epoch, Recipe, accuracy, best_device, steps_per_epoch, train
 from morphgraph.torch_io.to_torch import flat_network
 from morphgraph.torch_io.weights import with_weights
@@ -58,6 +70,10 @@ FILES = (
     "base.onnx",
     "slim.onnx",
     *(f"{name}.onnx" for name in BASELINES),
+    "slim-*.onnx",
+    "plan-*.json",
+    "ranking.json",
+    "curves.svg",
     "result.json",
 )
 
@@ -186,6 +202,8 @@ class _Run:
     def _go(self) -> Result:
         settings, aim = self.settings, self.settings.aim
         torch.backends.cudnn.deterministic = True  # a resumed run must give the same result
+        if settings.trained is not None:
+            return self._from_trained(settings.trained)
         if settings.method != "morph":
             return self._end(*self._alone(settings.method), [])
         iterations, last = self._learn()
@@ -200,7 +218,11 @@ class _Run:
         return self._end(arms, last.plan.cost, iterations)
 
     def _end(
-        self, arms: dict[str, Arm], costs: dict[str, Change], iterations: list[IterationResult]
+        self,
+        arms: dict[str, Arm],
+        costs: dict[str, Change],
+        iterations: list[IterationResult],
+        members: Sequence[Member] = (),
     ) -> Result:
         aim = self.settings.aim
         result = Result(
@@ -212,9 +234,81 @@ class _Run:
             arms=arms,
             iterations=iterations,
             seconds=round(self.folder.seconds, 1),
+            family=list(members),
         )
         self.folder.finish(result.to_json())
         return distributed.from_first(lambda: result)
+
+    # -- from a trained network ----------------------------------------------------------------
+
+    def _from_trained(self, trained: FromTrained) -> Result:
+        """One network per budget, each fine-tuned."""
+        settings = self.settings
+        net = self._to_torch(self.graph.model)
+        shrinking = Shrinking(
+            self.graph,
+            net,
+            trained.of(settings.aim),
+            self._calibration(trained.images),
+            seed=settings.seed,
+        )
+
+        def learn(net: nn.Module, penalty: Penalty) -> None:
+            self._train(shrink_phase(1), net, settings.shrink, cast("ResumablePenalty", penalty))
+
+        arms = {"base": self._arm("base", self.graph.model, self._to_torch(self.graph.model), 0)}
+        shrinking.learn(learn)
+        made = shrinking.members()
+        plans = [member.plan for member in made]
+        if len(made) > 1:
+            self.folder.write("ranking.json", Ranking.of(self.graph, plans).to_json())
+        learned = settings.shrink.epochs if trained.rank == "learned" else 0
+        members = []
+        for member in made:
+            name = trained.name(member.rung)
+            arms[name], told = self._tuned(shrinking, member, name, learned)
+            members.append(told)
+        return self._end(arms, plans[-1].cost, [], members)
+
+    def _tuned(
+        self, shrinking: Shrinking, member: Resized, name: str, epochs: int
+    ) -> tuple[Arm, Member]:
+        """Fine-tune the network of one budget, and say what became of it."""
+        recipe = self.settings.retrain
+        plan = f"{name.replace('slim', 'plan')}.json"
+        self.folder.write(plan, member.plan.to_json())
+        small = self._to_torch(member.model)
+        before = accuracy(small, self.dataset)
+        shares = {unit: c.after / c.before for unit, c in member.plan.cost.items()}
+        self.folder.log("resized", name=name, cost=shares, error=member.error, accuracy=before)
+        penalty = shrinking.tuning(member, small)
+        self._train(f"tune {name}", small, recipe, penalty)
+        penalty.release()
+        arm = self._arm(name, member.model, small, epochs + recipe.epochs)
+        told = Member(
+            name=name,
+            budget={unit: str(amount) for unit, amount in member.budget.items()},
+            cost=member.plan.cost,
+            accuracy=arm.accuracy,
+            resized_accuracy=before,
+            error=member.error,
+            sensitivity=member.sensitivity,
+            plan=plan,
+            model=arm.file,
+        )
+        return arm, told
+
+    def _calibration(self, count: int) -> Samples | None:
+        """Some of the training images, as the network takes them."""
+        if not count:
+            return None
+        chosen = np.random.default_rng(seed_of(self.settings.seed, "calibration"))
+        images = len(self.dataset.y_train)
+        picked = np.sort(chosen.permutation(images)[: min(count, images)])
+        inputs = self.dataset.preprocessing(self.dataset.x_train[picked]).numpy()
+        return Samples.of(inputs, self.graph.model, None, self.settings.seed)
+
+    # -- from a new network --------------------------------------------------------------------
 
     def _learn(self) -> tuple[list[IterationResult], Iteration]:
         """Shrink and expand until the structure is found."""
@@ -348,7 +442,7 @@ class _Run:
         return net
 
     def _train(
-        self, phase: str, net: nn.Module, recipe: Recipe, penalty: ShrinkPenalty | None = None
+        self, phase: str, net: nn.Module, recipe: Recipe, penalty: ResumablePenalty | None = None
     ) -> None:
         self.folder.log("phase", phase=phase, epochs=recipe.epochs)
 

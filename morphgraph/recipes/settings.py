@@ -1,13 +1,45 @@
 """How a run goes, and how much there is to do."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.learning import DISTILL, Ranked, Trained
 from morphgraph.options import Baseline, Method
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.recipes.baselines import fits_whole
 from morphgraph.recipes.trainer import Recipe
 from morphgraph.train.config import SearchConfig
+
+
+@dataclass(frozen=True)
+class FromTrained:
+    """What is particular where a run begins with a trained network.
+
+    Attributes:
+        budgets: from the largest to the smallest; the run's own is the last.
+        rank, distill, inside: see :class:`~morphgraph.learning.Trained`.
+        images: calibration images, of those to train on; without any there is no refit.
+    """
+
+    budgets: tuple[Mapping[str, str], ...]
+    rank: Ranked = "data"
+    images: int = 512
+    distill: float = DISTILL
+    inside: float = 0.0
+
+    def of(self, aim: SearchConfig) -> Trained:
+        """The same as the library takes it."""
+        refit = self.images > 0
+        return Trained(aim, self.budgets, self.rank, refit, self.distill, self.inside)
+
+    def name(self, rung: int) -> str:
+        """What the network of a budget is called."""
+        if len(self.budgets) == 1:
+            return "slim"
+        amounts = "-".join(re.sub(r"[^\w.]+", "", str(a)) for a in self.budgets[rung].values())
+        return f"slim-{amounts}"
 
 
 @dataclass(frozen=True)
@@ -25,6 +57,8 @@ class Settings:
         seed: of everything random.
         method: how the structure is found. Anything but ``"morph"`` is that baseline by itself, for
             as many epochs.
+        trained: given where the run begins with a trained network, whose weights are kept; then
+            ``retrain`` is the fine-tuning of each budget's network.
     """
 
     aim: SearchConfig
@@ -33,6 +67,7 @@ class Settings:
     baselines: tuple[Baseline, ...] = ()
     seed: int = 0
     method: Method = "morph"
+    trained: FromTrained | None = None
 
 
 def shrink_phase(number: int) -> str:
@@ -42,6 +77,8 @@ def shrink_phase(number: int) -> str:
 
 def planned_work(graph: ChannelGraph, settings: Settings) -> dict[str, tuple[int, float]]:
     """Per phase, in their order, its epochs and what one of them costs beside the original."""
+    if settings.trained is not None:
+        return _work_from_trained(graph, settings, settings.trained)
     goals = resolve_budget(graph, settings.aim.budget, "default")
     small = min(goal.limit / goal.cost.total for goal in goals)
     rounds = settings.aim.iterations
@@ -62,3 +99,18 @@ def planned_work(graph: ChannelGraph, settings: Settings) -> dict[str, tuple[int
     if pruned:
         work["pretrain"] = (shrinking, 1.0)
     return work | dict.fromkeys(pruned, (settings.retrain.epochs, small))
+
+
+def _work_from_trained(
+    graph: ChannelGraph, settings: Settings, trained: FromTrained
+) -> dict[str, tuple[int, float]]:
+    learning = settings.shrink.epochs if trained.rank == "learned" else 0
+    work = {shrink_phase(1): (learning, 1.0)} if learning else {}
+    shares = []
+    for budget in trained.budgets:
+        goals = resolve_budget(graph, budget, "default")
+        shares.append(min(1.0, *(goal.limit / goal.cost.total for goal in goals)))
+    return work | {
+        f"tune {trained.name(k)}": (settings.retrain.epochs, share)
+        for k, share in enumerate(shares)
+    }

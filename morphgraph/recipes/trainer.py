@@ -166,6 +166,7 @@ class _Training:
         self.net.to(memory_format=torch.channels_last)
         self.device = next(self.net.parameters()).device
         self.optimizer = make_optimizer(self.net, self.recipe)
+        self.penalty.carry(self.optimizer)
         forward = distributed.shared(self.net)
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(forward) if self.recipe.compiled else forward
@@ -236,16 +237,17 @@ class _Training:
         return Epoch(self.epoch, self.recipe.epochs, loss, self.seconds, live, weight)
 
     def _save(self) -> None:
-        """Write what is needed to resume here; of a phase that is over, the network."""
+        """Write what is needed to resume here, or to go on from a phase that is over."""
         if self.checkpoint is None or not distributed.is_first():
             return
         state: State = {
             "counts": (self.step, self.epoch, self.batch, self.total, self.seconds),
             "net": self.net.state_dict(),
             "penalty": self.penalty.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
         }
         if self.epoch < self.recipe.epochs:
-            state |= {"optimizer": self.optimizer.state_dict(), "random": random_states()}
+            state["random"] = random_states()
         self.checkpoint.save(state)
 
     def _restore(self) -> None:
@@ -259,8 +261,8 @@ class _Training:
         self.step, self.epoch, self.batch, self.total, self.seconds = state["counts"]
         self.net.load_state_dict(state["net"])
         self.penalty.load_state_dict(state["penalty"])
-        if "optimizer" in state:
-            self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if "random" in state:
             restore_random_states(state["random"])
 
 

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from morphgraph.benchmark import BenchResult
-from morphgraph.recipes.results import Result
+from morphgraph.options import Method
+from morphgraph.plans import Change
+from morphgraph.recipes.results import Arm, Result
+from morphgraph.recipes.sweep import Row
 from morphgraph.report.tables import (
     Cell,
     Report,
@@ -62,18 +65,56 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
         if timing is not None:
             row += [timing.models[index].p50_ms, _speed_up(timing, index)]
         rows.append(row)
-    changes = [result.cost[unit] for unit in result.budget]
-    met = ", ".join(share(change.after / change.before) for change in changes)
-    error = result.iterations[-1].error
+    errors = [found.error for found in result.iterations[-1:]]
+    error = max(errors + [member.error for member in result.family])
     head = [
         ("data", result.data),
-        ("budget", f"{budget_text(result.budget)}: met with {met}"),
+        *_budgets(result),
         ("check", f"resized equals the masked original (error {error:.1e} of the output's scale)"),
     ]
     foot = [] if timing is None else [timing.verdict]
-    files = [*(arm.file for arm in result.arms.values()), "plan.json", "result.json"]
+    plans = [member.plan for member in result.family] or ["plan.json"]
+    files = [*(arm.file for arm in result.arms.values()), *plans]
+    files += ["ranking.json", "curves.svg"] if len(result.family) > 1 else []
+    files.append("result.json")
     foot.append("written: " + ", ".join(str(folder / name) for name in (*files, "events.jsonl")))
     return Report(result, [Table(titles, rows)], head, foot)
+
+
+def _budgets(result: Result) -> list[tuple[str, str]]:
+    """Every budget, and with what share of the original's cost it was met."""
+
+    def met(budget: Mapping[str, str], costs: Mapping[str, Change]) -> tuple[str, str]:
+        changes = [costs[unit] for unit in budget]
+        shares = ", ".join(share(change.after / change.before) for change in changes)
+        return "budget", f"{budget_text(budget)}: met with {shares}"
+
+    if result.family:
+        return [met(member.budget, member.cost) for member in result.family]
+    return [met(result.budget, result.cost)]
+
+
+def family_rows(result: Result, folder: Path) -> list[Row]:
+    """The networks of a family, and the original, as points of a curve."""
+    base = result.arms["base"]
+    points: list[tuple[Method, Arm, Mapping[str, str]]]
+    points = [("base", base, dict.fromkeys(result.family[0].budget, "100%"))]
+    points += [("morph", result.arms[each.name], each.budget) for each in result.family]
+    return [
+        Row(
+            key=f"{folder.name}/{arm.file}",
+            method=method,
+            budget=dict(budget),
+            cost=result.regularized,
+            seed=result.seed,
+            accuracy=arm.accuracy,
+            costs={"flops": 2 * arm.macs, "params": arm.params},
+            shares={"flops": arm.macs / base.macs, "params": arm.params / base.params},
+            epochs=arm.epochs,
+            folder=folder.name,
+        )
+        for method, arm, budget in points
+    ]
 
 
 def smoke_report(report: SmokeReport) -> Report:
@@ -112,6 +153,11 @@ def event_line(event: Mapping[str, Any]) -> str | None:
                 f"{event['omega']:.3g}, now {shares_text(event['cost'])}; "
                 f"verified (error {event['error']:.1e}), accuracy {event['accuracy']:.2%}, "
                 f"resized {event['resized_accuracy']:.2%}"
+            )
+        case "resized":
+            return (
+                f"{event['name']}: resized to {shares_text(event['cost'])}; verified (error "
+                f"{event['error']:.1e}), accuracy {event['accuracy']:.2%}"
             )
         case "left out":
             return f"{event['name']}: left out, {event['reason']}"

@@ -6,7 +6,7 @@ must compute what its resized ONNX model computes. Whatever fails, everything is
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from morphgraph.torch_io.module_tensors import (
     form_of,
     own_tensors,
 )
+from morphgraph.torch_io.optimizer_state import Cut, cut_in_place
 from morphgraph.torch_io.tensors import to_tensor
 from morphgraph.torch_io.weights import graph_with_weights, inner_module
 
@@ -105,20 +106,22 @@ def resize_module(
     plan: Plan | None = None,
     *,
     example: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
     seed: int = 0,
 ) -> ModuleReport:
     """Resize a network in place: the user's own class, with its own forward in training too.
 
     Parameters, buffers and size attributes follow the plan. Parameters stay the same objects, with
-    ``requires_grad`` and hooks, and tied ones stay tied; gradients are dropped, and an optimizer
-    has to be made anew, for its state has the old sizes. Layers of torch know their sizes; a number
-    that another module keeps (``self.num_heads``) is found by running the network in ``eval`` mode
-    until it computes what the resized ONNX model computes, within 1e-4 of the result's scale and
-    what PyTorch and ONNX Runtime differed by before. Tensors that only the training forward reads
-    (auxiliary heads) follow by a second export, in training form, and its results are compared as
-    well; norms and dropout compute as in ``eval`` there. A config that builds the network
-    (``type(net)(net.config)``, as Hugging Face's do) is brought to the new sizes where it can say
-    them, so that ``save_pretrained`` and ``from_pretrained`` work.
+    ``requires_grad`` and hooks, and tied ones stay tied; gradients are dropped. An optimizer has to
+    be made anew, for its state has the old sizes, or be given as ``optimizer``: then its state is
+    cut as well (:func:`morphgraph.transfer_optimizer_state` says what of it). Layers of torch know
+    their sizes; a number that another module keeps (``self.num_heads``) is found by running the
+    network in ``eval`` mode until it computes what the resized ONNX model computes, within 1e-4 of
+    the result's scale and what PyTorch and ONNX Runtime differed by before. Tensors that only the
+    training forward reads (auxiliary heads) follow by a second export, in training form, and its
+    results are compared as well; norms and dropout compute as in ``eval`` there. A config that
+    builds the network (``type(net)(net.config)``, as Hugging Face's do) is brought to the new sizes
+    where it can say them, so that ``save_pretrained`` and ``from_pretrained`` work.
 
     Args:
         net: the network that ``graph`` was exported from, trained further or not. What stands in
@@ -129,6 +132,7 @@ def resize_module(
         example: arguments of the forward, as :func:`morphgraph.export` takes them. Needed where the
             model's inputs do not tell them: structures of tensors, numbers, switches. By default
             random numbers, and integers 0 and 1.
+        optimizer: of the network's parameters, which goes on with them.
         seed: of random inputs, and of the kernels that make added channels.
 
     Returns:
@@ -157,7 +161,7 @@ def resize_module(
         raise PlanError("no plan; call resize_module(net, graph, plan)")
     if not isinstance(graph, ChannelGraph):
         graph = lift(graph, **plan.model.lift.arguments())
-    return _Resize(inner_module(net), graph, plan, example, seed).run()
+    return _Resize(inner_module(net), graph, plan, example, optimizer, seed).run()
 
 
 def _exported(net: nn.Module, example: Any, plan: Plan) -> ChannelGraph:
@@ -171,9 +175,16 @@ def _exported(net: nn.Module, example: Any, plan: Plan) -> ChannelGraph:
 
 class _Resize:
     def __init__(
-        self, net: nn.Module, graph: ChannelGraph, plan: Plan, example: Any, seed: int
+        self,
+        net: nn.Module,
+        graph: ChannelGraph,
+        plan: Plan,
+        example: Any,
+        optimizer: torch.optim.Optimizer | None,
+        seed: int,
     ) -> None:
         self.net = net
+        self.optimizer = optimizer
         self.seed = seed
         self.keep, self.added = plan.keep_channels(graph), plan.added(graph)
         self.form = form_of(graph_with_weights(graph, net), self.keep, self.added, seed=seed)
@@ -219,12 +230,25 @@ class _Resize:
                 f"{shown} keep their size: they are not read in eval, and the training forward "
                 f"could not be followed ({followed.refusal})"
             )
+        report = self._report(check, attributes, followed, training, said, data)
         for words in notes:
             warnings.warn(words, MorphWarning, stacklevel=4)
+        self._cut_state(tensors, followed)
+        return report
+
+    def _report(
+        self,
+        check: EvalCheck,
+        attributes: Attributes,
+        followed: Followed,
+        training: str,
+        said: Sequence[str],
+        names: Iterable[str],
+    ) -> ModuleReport:
         return ModuleReport(
             tuple(
                 TensorChange(name, cuts.before, cuts.after)
-                for name in data
+                for name in names
                 if (cuts := followed.cuts.get(name)) is not None
             ),
             tuple(
@@ -237,6 +261,19 @@ class _Resize:
             followed.unread,
             "; ".join(said),
         )
+
+    def _cut_state(self, tensors: Sequence[OwnTensor], followed: Followed) -> None:
+        """Cut what the optimizer keeps beside the parameters, which are the same objects still."""
+        if self.optimizer is None:
+            return
+        cuts = {}
+        for own in tensors:
+            found = followed.cuts.get(own.names[0])
+            if found is not None and isinstance(own.tensor, nn.Parameter):
+                name = self.form.find(own)
+                fresh = {a: self.form.selection.fresh(name, a) for a in found.positions if name}
+                cuts[own.tensor] = (own.names[0], Cut(found, fresh))
+        cut_in_place(self.optimizer, cuts).warn(5)
 
     def _lend(self) -> Form:
         """Lend the network lively weights where it can compute with them; what it then computes."""

@@ -16,7 +16,7 @@ from morphgraph.torch_io.names import recorded_names
 from morphgraph.torch_io.tensors import to_onnx
 from morphgraph.torch_io.to_torch import torch_names
 
-_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, AveragedModel, torch.compile
 
 
 def with_weights(model: ModelLike, net: nn.Module | Mapping[str, torch.Tensor]) -> ir.Model:

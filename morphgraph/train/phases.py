@@ -4,6 +4,7 @@ import warnings
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from morphgraph.errors import MorphWarning
 from morphgraph.options import Update
@@ -25,6 +26,12 @@ class Penalty(Protocol):
 
     def step(self, lr: float) -> None:
         """``lr`` is the optimizer's effective step: its learning rate over (1 - momentum)."""
+
+    def carry(self, optimizer: Optimizer) -> None:
+        """Tell the phase's optimizer, once it is made: what it can go on with, it is given.
+
+        That is, where a trained network is shrunk, the state of the one before the resize.
+        """
 
 
 class ResumablePenalty(Penalty, Protocol):
@@ -55,6 +62,9 @@ class NoPenalty:
 
     def step(self, lr: float) -> None:
         """Do nothing."""
+
+    def carry(self, optimizer: Optimizer) -> None:
+        """Do nothing: the optimizer begins anew."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing changes."""
@@ -101,6 +111,9 @@ class ShrinkPenalty:
         """Shrink once, after the optimizer's step."""
         self.taken += 1
         self._controller().step(lr)
+
+    def carry(self, optimizer: Optimizer) -> None:
+        """Do nothing: there is no state to go on with."""
 
     @property
     def met(self) -> bool:

@@ -75,6 +75,9 @@ class FixedPenalty(FixedWeight):
         self.steps = steps
         self.taken = 0
 
+    def carry(self, optimizer: torch.optim.Optimizer) -> None:
+        """Do nothing: there is no state to go on with."""
+
     def step(self, lr: float) -> None:
         """Shrink once; raise when it is enough."""
         if not self.regularizer.weight and self.strength:

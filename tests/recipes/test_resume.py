@@ -119,6 +119,34 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_result(task: Path, tmp_p
     assert times == sorted(times)
 
 
+@pytest.mark.long
+def test_a_family_killed_at_any_moment_goes_on_to_the_same_result(
+    task: Path, tmp_path: Path
+) -> None:
+    """With a learned ranking, whose networks and optimizer states come from its phase."""
+    whole, other = tmp_path / "undisturbed", tmp_path / "killed"
+    model, data = str(task / "model.onnx"), str(task / "data.npz")
+    line = ["morph", model, "--data", data, "--from-trained", "--batch-size", "16", "--bf16", "off"]
+    line += ["--budgets", "75%,50%", "--epochs", "5", "--shrink-epochs", "3", "--refit", "64"]
+    assert main([*line, "-o", str(whole)]) == 0
+    again = [*line, "-o", str(other), "--resume", "--checkpoint-seconds", "0.05"]
+
+    def at(**wanted: object) -> Callable[[], bool]:
+        return lambda: any(wanted.items() <= found.items() for found in events(other))
+
+    moments = [
+        at(event="epoch", phase="shrink-1", number=2),
+        at(event="resized", name="slim-75"),
+        at(event="epoch", phase="tune slim-75", number=1),
+        at(event="phase", phase="tune slim-50"),
+    ]
+    assert sum(killed(again, moment, 0.02) for moment in moments) >= 3
+    assert main(again) == 0
+    assert outcome(other) == outcome(whole)
+    for name in ("slim-75.onnx", "slim-50.onnx", "plan-75.json", "plan-50.json", "ranking.json"):
+        assert (other / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 def test_a_finished_run_says_so(
     task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
