@@ -236,8 +236,17 @@ def _basic(probe: _Probe, x: str, grid: int, stride: int) -> str:
 def _bottleneck(probe: _Probe, x: str, grid: int, stride: int) -> str:
     """Pointwise, 3x3 or in groups, pointwise; a residual connection."""
     side, wide = probe.shapes[x][2], probe.shapes[x][1]
-    groups = int(probe.random.choice([1, 1, 2, 4, 8, 16]))
-    narrow = max(_channels(probe, side // stride, grid, -2.5, 0.5) // groups, max(grid, 4)) * groups
+    narrow = _channels(probe, side // stride, grid, -2.5, 0.5)
+    form = probe.random.random()
+    if form < 0.4:
+        groups = 1
+    elif form < 0.7:
+        groups = int(probe.random.choice([2, 4, 8, 16]))
+        narrow = max(narrow // groups, max(grid, 4)) * groups
+    else:  # groups of so many channels
+        each = int(probe.random.choice([4, 8, 16, 16, 24, 32, 64]))
+        groups = max(narrow // each, 1)
+        narrow = groups * each
     y = probe.act(probe.conv(x, narrow, 1))
     y = probe.act(probe.conv(y, narrow, 3, stride, groups))
     out = wide if stride == 1 else _channels(probe, side // stride, grid, -1.0, 2.0)

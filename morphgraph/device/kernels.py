@@ -207,10 +207,14 @@ def _product(kernel: Kernel) -> tuple[int, int, int, int] | None:
     (left, right), result = kernel.inputs[:2], kernel.outputs[0]
     if not left or not right or not result or not all((*left, *right, *result)):
         return None
+    # Sizes alone: runtimes transpose operands, batches included, as a part of the product.
     columns = result[-1]
-    inner = max(math.prod(right[-2:]) // columns, 1) if len(right) > 1 else right[0]
-    batch = math.prod(right[:-2])
-    return batch, max(math.prod(result) // columns // batch, 1), inner, columns
+    every_row = math.prod(result) // columns
+    inner = math.prod(left) // every_row
+    if inner * every_row != math.prod(left):  # one matrix on the left for many on the right
+        inner = max(math.prod(right[-2:]) // columns, 1)
+    batch = max(math.prod(right) // (inner * columns), 1)
+    return batch, max(every_row // batch, 1), inner, columns
 
 
 def _turns(kernel: Kernel) -> bool:

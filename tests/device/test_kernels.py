@@ -49,6 +49,16 @@ def test_arithmetic_of_products_is_what_torch_counts(
     assert kernel.kind == ("products" if len(right) > 2 else "product")
 
 
+def test_products_that_transpose_the_batch() -> None:
+    queries, keys = torch.zeros(7, 2, 3, 8), torch.zeros(11, 2, 3, 8)
+    with FlopCounterMode(display=False) as counter:
+        logits = torch.einsum("nbhd,mbhd->bhnm", queries, keys)
+    sizes = (tuple(queries.shape), tuple(keys.shape)), (tuple(logits.shape),)
+    kernel = Kernel("FusedMatMul", "", *sizes)
+    assert 2 * kernel.work()[1] == counter.get_total_flops()
+    assert kernel.work()[2] == 8 * 11
+
+
 def test_an_image_is_another_kind_than_many_channels() -> None:
     image = Kernel("Conv", "blocked", ((1, 3, 8, 8), (16, 3, 3, 3)), ((1, 16, 6, 6),))
     assert image.kind == "Conv image blocked"
