@@ -46,7 +46,9 @@ from morphgraph.train.wiring import (
 __all__ = ["Budget", "ControlStep", "FixedWeight"]
 
 _AHEAD = 25  # training steps that the prediction looks ahead, in phases long enough
+_INTERVAL = (4, 8)  # training steps between two of the penalty, at most; kernels take longer
 _SLACK = 0.1  # of the phase: how far the cost may be ahead of the reference
+_TRIED = 200  # channels that are tried in the step that reaches the target
 _LOOK = 0.05  # of the phase: after this the wiring is looked at
 _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
 _STATE = ("step_number", "steps", "met", "_dead", "_before", "_speed", "_warned", "_step_size")
@@ -127,7 +129,7 @@ class Budget:
         steps: training steps of the whole phase.
         start, end: shares of the phase between which the reference falls.
         interval: training steps between two steps of the penalty, which are control steps; by
-            default a two-hundredth of the phase, at most 4.
+            default a two-hundredth of the phase, at most 4; with kernels a little more, at most 8.
         update: as for :class:`FixedWeight`; with ``"subgradient"`` add :meth:`loss` to the loss.
 
     Attributes:
@@ -157,7 +159,9 @@ class Budget:
         self.regularizer = regularizer
         self.steps = steps
         self.start, self.end = start, end
-        self.interval = max(1, min(4, steps // 200)) if interval is None else interval
+        longest = _INTERVAL[bool(regularizer.kernels)]
+        shortest = steps // (125 if regularizer.kernels else 200)
+        self.interval = max(1, min(longest, shortest)) if interval is None else interval
         self.ahead = min(_AHEAD, max(1, steps // 30))
         self.update = update
         self.step_number = 0
@@ -170,7 +174,7 @@ class Budget:
         self._optimizers: list[str] = []  # of which the state is
         self._dead: Tensor | None = None
         self._before: Tensor | None = None  # strengths at the last control step
-        self._after: Tensor | None = None  # strengths after the penalty's last step
+        self._after: list[Tensor] = []  # by source, after the penalty's last step
         self._speed: Tensor | None = None  # by how much strengths change per training step
         self._warned: list[int] = []
         self._step_size = 1.0  # that the weights are for
@@ -178,7 +182,7 @@ class Budget:
         for pace in self.paces:
             pace.weigh(self._step_size)
         if all(pace.share <= pace.target for pace in self.paces):
-            self._settle(regularizer.alive())
+            self._settle(regularizer.alive(), regularizer.strengths())
 
     def _paces(self, budget: Mapping[str, str | float | int]) -> list[Pace]:
         """What is to fall: the budgeted costs, and the groups that have a ceiling."""
@@ -301,22 +305,23 @@ class Budget:
             measured: whether the effective step is the speed of the strengths.
         """
         reg = self.regularizer
+        parts = reg.measured()
         if measured and self.update == "proximal":
-            self._summed = self._motion.at_speed(self._after, reg.strengths())
+            self._summed = self._motion.at_speed(self._after, [value for _, value in parts])
         # Until the reference falls, the weights make up for the length of steps.
         if self._summed > 0 and self.step_number <= self.start * self.steps:
             self._step_size = self._summed / self.interval
             for pace in self.paces:
                 pace.weigh(self._step_size)
-        step = reg.shrinkage(self._summed if self.update == "proximal" else 0.0)
+        step = reg.shrinkage(self._summed if self.update == "proximal" else 0.0, parts)
         self._summed = 0.0
         require_finite(bool(step.before.isfinite().all()))
         levels = self._levels()
-        if self._excess(step.after, levels) <= 0:
-            step = self._only_as_far(step, levels)
+        step = self._only_as_far(step, levels)
         if self.update == "proximal":
             reg.shrink(step)
-        self._after = step.after
+        reg.known = step.after
+        self._after = [value * f for (_, value), f in zip(parts, step.factors, strict=True)]
         live = reg.live_widths(step.after)
         for pace in self.paces:
             pace.share = reg.needed_at(pace.counted.resource, live) / pace.counted.initial
@@ -327,7 +332,7 @@ class Budget:
         if settled:
             alive = reg.alive(step.after)
             # The loss may have pushed a whole group below the threshold.
-            self._settle(alive | reg.protected(step.after, ~alive))
+            self._settle(alive | reg.protected(step.after, ~alive), step.after)
         else:
             self._control(step.after)
 
@@ -375,35 +380,45 @@ class Budget:
         self._warn(strengths)
 
     def _only_as_far(self, step: Shrinkage, levels: list[float]) -> Shrinkage:
-        """A step of the penalty that takes the costs no further than to these levels.
+        """As much of a step of the penalty as takes the costs no further than to these levels.
 
         Of those that would die the strongest stay, as many as fit: many channels may die at once,
         and the cost would end far below.
         """
-        alive = self.regularizer.alive
-        died = torch.nonzero(alive(step.before) & ~alive(step.after)).flatten()
+        last = all(pace.target == level for pace, level in zip(self.paces, levels, strict=True))
+        # On the way, what is left just above the threshold counts as dead: the loss may push it.
+        margin = self.regularizer.threshold * (1 if last else 2)
+        after = torch.where(step.after > margin, step.after, 0.0)
+        if self._excess(after, levels) > 0:
+            return step
+        died = torch.nonzero((step.before > margin) & (after == 0)).flatten()
         died = died[step.before[died].argsort(descending=True, stable=True)]
         # Bisection: more channels never cost less. `low` can stay, more than `high` cannot.
         low, high = 0, len(died)
         while low < high:
             middle = (low + high + 1) // 2
-            mixed = step.after.index_copy(0, died[:middle], step.before[died[:middle]])
+            mixed = after.index_copy(0, died[:middle], step.before[died[:middle]])
             if self._excess(mixed, levels) <= 0:
                 low = middle
             else:
                 high = middle - 1
         # On the way no cost falls below its level: one more stays.
-        last = all(pace.target == level for pace, level in zip(self.paces, levels, strict=True))
         spared = torch.zeros_like(step.before, dtype=torch.bool)
         spared[died[: low if last else low + 1]] = True
+        # In the end cheaper ones may fit where the next strongest does not.
+        for channel in died[low : low + _TRIED].tolist() if last else ():
+            spared[channel] = True
+            if self._excess(torch.where(spared, step.before, after), levels) > 0:
+                spared[channel] = False
         return self.regularizer.sparing(step, spared)
 
-    def _settle(self, alive: Tensor) -> None:
+    def _settle(self, alive: Tensor, strengths: Tensor) -> None:
         """Fix the structure: from now on the weights are zero and dead channels stay dead."""
         self.met = True
         self._dead = ~alive
         self.regularizer.zero_channels(self._dead)
-        strengths = self.regularizer.strengths()
+        strengths = strengths.detach().masked_fill(self._dead, 0.0)
+        self.regularizer.known = strengths
         for pace in self.paces:
             pace.counted.weight = 0.0
             needed = self.regularizer.needed(pace.counted.resource, strengths)
@@ -450,7 +465,8 @@ class Budget:
         self.steps = self._motion.steps = steps
         if self.met and any(pace.share > pace.target for pace in self.paces):
             self.met, self._dead = False, None
-            self._before = self._speed = self._after = None
+            self._before = self._speed = None
+            self._after = []
             self._motion.remember()
             for pace in self.paces:
                 pace.weigh(self._step_size)
@@ -501,8 +517,8 @@ class Budget:
             self._warned.append(-2)
             warnings.warn(
                 f"the cost is at {pace.share:.1%}, far below the reference of "
-                f"{pace.reference(self.step_number):.1%}, and the penalty has not done it: does "
-                "anything else shrink the scales, such as weight decay or another penalty?",
+                f"{pace.reference(self.step_number):.1%}, though no step of the penalty goes so "
+                "far: does anything else shrink the scales, such as weight decay or another loss?",
                 MorphWarning,
                 stacklevel=4,
             )

@@ -126,16 +126,17 @@ class Motion:
         self._write(torch.where(self._moved, own, now))
         return rate / (1 - MOMENTUM)
 
-    def at_speed(self, before: Tensor | None, strengths: Tensor) -> float:
+    def at_speed(self, before: Sequence[Tensor], strengths: Sequence[Tensor]) -> float:
         """How far strengths move between two steps of the penalty, in the mean: a moving average.
 
         Args:
-            before: after the penalty's last step, ``[channels]``.
+            before: by source, after the penalty's last step; empty at first.
             strengths: now.
         """
-        if before is None:
-            return self._speed
-        return self._by_speed(float((strengths - before).abs().mean()))
+        if not before or not strengths:
+            return self._speed or 1.0
+        moved = torch.cat(list(strengths)) - torch.cat(list(before))
+        return self._by_speed(float(moved.abs().mean()))
 
     def unmoved(self) -> list[str]:
         """Names of the scales that the optimizer has not moved in any place."""

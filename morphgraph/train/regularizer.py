@@ -89,9 +89,8 @@ class Regularizer:
             living channels of its group. Then a scale that all of them share changes nothing, and
             only differences decide; without it nothing may resist such a scale (the next norm
             undoes it), so that a layer's channels fall together and die at once. By default where
-            strengths are those of kernels: what a norm's scales let pass is normalized anew behind
-            the next convolution alone, what kernels make in a transformer or recurrent network is
-            not penalized by anything but its size.
+            most of the cost is measured by kernels, as in transformers (never with
+            ``convention="morphnet"``).
         include, exclude: globs over group ids, names and producers: the groups to shrink (all, if
             none is given), and those that are left alone.
         convention: of the costs and of how often an operator counts a channel. By default the
@@ -102,6 +101,9 @@ class Regularizer:
         floors, ceilings: the same for some groups: by a glob a number of channels or a share
             (``{"layer1*": 16, "head*": "50%"}``). Ceilings are met by :class:`Budget` and
             :meth:`plan`.
+
+    Attributes:
+        known: the strengths after the last step of a :class:`Budget`, ``[channels]``.
 
     Raises:
         ModelError: a parameter that the graph names is not in the module, or has another shape.
@@ -129,6 +131,7 @@ class Regularizer:
         self.graph = graph
         self.cost = cost if isinstance(cost, Cost) else cost_of(graph, cost, convention=convention)
         self.initial_cost = self.cost.total
+        self.known: Tensor | None = None
         self.counted = [Counted(self.cost, self.initial_cost)]
         self.limits = WidthBounds(
             1, min_width, tuple(include), tuple(exclude), least=floors or {}, most=ceilings or {}
@@ -147,8 +150,9 @@ class Regularizer:
         self._ties = self._strengths.ties
         self.scales = self._strengths.scales
         self.kernels = self._strengths.kernels
-        by_kernel = self._strengths.by_kernel
-        self._relative = by_kernel if relative is None else torch.full_like(by_kernel, relative)
+        if relative is None:
+            relative = convention != "morphnet" and self._by_kernels() > 0.5
+        self.relative = relative
         self._viability = Viability(self._strengths, self.limits)
         if self._strengths.left_alone:
             warnings.warn(
@@ -182,7 +186,13 @@ class Regularizer:
         return self._strengths.threshold
 
     def strengths(self) -> Tensor:
-        """The strength of every channel, ``[channels]``; zero for those that are left alone."""
+        """The strength of every channel, ``[channels]``; zero for those that are left alone.
+
+        Of parameters that several processes share (``fully_shard``) they are those after the last
+        step of a :class:`Budget`, so that one process may ask alone.
+        """
+        if self.known is not None and self._strengths.shared:
+            return self.known
         return self._strengths.measure()
 
     @torch.no_grad()
@@ -269,10 +279,17 @@ class Regularizer:
                 per_group += each.resource.marginals(live) * (each.weight / each.initial)
         return self._per_channel(per_group) * self._weakened(strengths)
 
-    def _weakened(self, strengths: Tensor) -> Tensor:
+    def _by_kernels(self) -> float:
+        """Which share of what can be removed is measured by kernels."""
+        prices = self.marginals()
+        return float((prices * self._strengths.by_kernel).sum() / prices.sum().clamp_min(1e-30))
+
+    def _weakened(self, strengths: Tensor) -> Tensor | float:
         """By what relative penalties count, ``[channels]``: the mean strength of the group."""
+        if not self.relative:
+            return 1.0
         means = self._strengths.means(strengths, self.alive(strengths))
-        return torch.where(self._relative & (means > 0), means, 1.0)
+        return torch.where(means > 0, means, 1.0)
 
     def initial_weight(self, path: float, resource: Resource | None = None) -> float:
         """The weight at which an average channel of strength 1, without a loss, would just die.
@@ -302,9 +319,16 @@ class Regularizer:
         self.shrink(self.shrinkage(step_size))
 
     @torch.no_grad()
-    def shrinkage(self, step_size: float) -> "Shrinkage":
-        """What :meth:`proximal_step` would do; no parameter changes."""
-        parts = self._strengths.of_sources(l1_fraction=0.0)
+    def shrinkage(
+        self, step_size: float, parts: Sequence[tuple[Tensor, Tensor]] | None = None
+    ) -> "Shrinkage":
+        """What :meth:`proximal_step` would do; no parameter changes.
+
+        Args:
+            step_size: the effective step.
+            parts: what :meth:`measured` has given, where that is known.
+        """
+        parts = self.measured() if parts is None else parts
         strengths = self._strengths.combined(parts)
         if self._strengths.l1_fraction:
             strengths = self.strengths()
@@ -314,6 +338,10 @@ class Regularizer:
         if bool(would_die.any()):
             amounts[would_die & self.protected(strengths, would_die)] = 0.0
         return self._by_amounts(parts, strengths, amounts)
+
+    def measured(self) -> list[tuple[Tensor, Tensor]]:
+        """Per scale and kernel its channels and their strengths, whatever ``l1_fraction`` is."""
+        return self._strengths.of_sources(l1_fraction=0.0)
 
     @torch.no_grad()
     def sparing(self, shrinkage: "Shrinkage", channels: Tensor) -> "Shrinkage":

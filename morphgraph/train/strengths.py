@@ -195,6 +195,11 @@ class Strengths:
                     )
 
     @property
+    def shared(self) -> bool:
+        """Whether several processes share a parameter, so that all of them must measure it."""
+        return any(is_shared(source.parameter) for source in self.acted_on)
+
+    @property
     def acted_on(self) -> list[BoundSource]:
         """The slices of parameters that shrinking steps multiply."""
         found = list(self.scales)
