@@ -51,8 +51,10 @@ _SLACK = 0.1  # of the phase: how far the cost may be ahead of the reference
 _TRIED = 200  # channels that are tried in the step that reaches the target
 _LOOK = 0.05  # of the phase: after this the wiring is looked at
 _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
-_STATE = ("step_number", "steps", "met", "_dead", "_before", "_speed", "_warned", "_step_size")
-_STATE += ("_summed", "_after")
+_STATE = (
+    *("step_number", "steps", "met", "_dead", "_before", "_speed", "_warned", "_step_size"),
+    *("_summed", "_after"),
+)
 
 
 class FixedWeight:
@@ -168,6 +170,7 @@ class Budget:
         self.met = False
         self.paces = self._paces(budget)
         regularizer.counted = [pace.counted for pace in self.paces]
+        regularizer.unfinished = self._unfinished
         self._motion = Motion(regularizer.scales, steps)
         self._probe: Probe | None = Probe(regularizer)
         self._hooks: Steps | None = None
@@ -198,13 +201,13 @@ class Budget:
             counted.append((width, most / group.width, most))
         paces = []
         asked = sum(target < 1 for _, target, _ in counted)
-        for each, target, amount in counted:
+        for each, target, said in counted:
             first = reg.initial_weight(self.steps, each.resource) / max(asked, 1)
             share = reg.needed(each.resource) / each.initial
             begin, end = self.start * self.steps, self.end * self.steps
             pace = Pace(each, target, first if target < 1 else 0.0, share, begin, end)
             lowest = reg.lowest_share(each.resource)
-            require_within_reach(pace, lowest, amount, reg.left_alone())
+            require_within_reach(pace, lowest, said, reg.left_alone())
             paces.append(pace)
         return paces
 
@@ -478,6 +481,10 @@ class Budget:
         missed = [pace for pace in self.paces if pace.share > pace.target] or self.paces
         said = ", ".join(f"{p.share:.1%} of {p.kind} instead of {p.target:.1%}" for p in missed)
         return f"{said} after {self.step_number} of {self.steps} steps"
+
+    def _unfinished(self) -> str:
+        """The same where the phase was promised to be longer than it is so far."""
+        return self.shortfall() if 0 < self.step_number < self.steps else ""
 
     def _look(self) -> None:
         """Look at the wiring once, and at the end of the phase."""

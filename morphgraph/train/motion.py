@@ -142,7 +142,7 @@ class Motion:
         """Names of the scales that the optimizer has not moved in any place."""
         if self._moved is None:
             return []
-        parts = self._moved.split([len(source.index) for source in self.scales])
+        parts = torch.split_with_sizes(self._moved, [len(source.index) for source in self.scales])
         return [s.name for s, moved in zip(self.scales, parts, strict=True) if not moved.any()]
 
     def forget(self) -> None:
@@ -169,7 +169,7 @@ class Motion:
         return torch.cat([source.values().detach() for source in self.scales]).float()
 
     def _write(self, values: Tensor) -> None:
-        parts = values.split([len(source.index) for source in self.scales])
+        parts = torch.split_with_sizes(values, [len(source.index) for source in self.scales])
         for source, part in zip(self.scales, parts, strict=True):
             source.set(part)
 

@@ -146,6 +146,7 @@ class ShrinkPenalty:
     def end(self) -> None:
         """Step no longer, and warn where the phase was over before its structure was found."""
         self._controller().detach()
+        self.regularizer.unfinished = None  # it is said here
         if self.met or self.taken == self.steps:  # then the controller has said so
             return
         share = self.regularizer.live_share()

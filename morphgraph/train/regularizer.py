@@ -8,7 +8,7 @@ equation 6): ``A_in R_out + A_out R_in`` with A the channels alive and R the sum
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,6 +104,7 @@ class Regularizer:
 
     Attributes:
         known: the strengths after the last step of a :class:`Budget`, ``[channels]``.
+        unfinished: says what a :class:`Budget` still has to do.
 
     Raises:
         ModelError: a parameter that the graph names is not in the module, or has another shape.
@@ -132,6 +133,7 @@ class Regularizer:
         self.cost = cost if isinstance(cost, Cost) else cost_of(graph, cost, convention=convention)
         self.initial_cost = self.cost.total
         self.known: Tensor | None = None
+        self.unfinished: Callable[[], str] | None = None
         self.counted = [Counted(self.cost, self.initial_cost)]
         self.limits = WidthBounds(
             1, min_width, tuple(include), tuple(exclude), least=floors or {}, most=ceilings or {}
@@ -437,6 +439,13 @@ class Regularizer:
         Raises:
             BudgetError: the budget cannot be met.
         """
+        if self.unfinished is not None and (missed := self.unfinished()):
+            warnings.warn(
+                f"the budget is not met: {missed}; promise mg.Budget the optimizer steps that the "
+                "phase takes (steps=, penalty.begin)",
+                MorphWarning,
+                stacklevel=2,
+            )
         floor = self.limits.min_width if min_width is None else min_width
         return continue_plan(
             self.graph,

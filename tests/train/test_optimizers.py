@@ -85,17 +85,25 @@ def train(
         optimizer.step()
 
 
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("strength", ["scales", "kernels"])
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 @pytest.mark.filterwarnings("ignore:masking changed the outputs")
-def test_half_within_a_hundredth(name: str, strength: str) -> None:
+def test_half_within_a_hundredth(name: str, strength: str, seed: int) -> None:
     """With default arguments, no layer a neck, and nothing settled before it was asked for."""
     net, reg = made(strength)
+    torch.manual_seed(seed)
+    for parameter in net.parameters() if seed else ():
+        with torch.no_grad():
+            parameter *= 1 + 0.1 * torch.randn_like(parameter)
     optimizer = OPTIMIZERS[name](net.parameters())
     budget = mg.Budget(reg, {"flops": "50%"}, STEPS).attach(optimizer)
     first = None
     for step in range(STEPS):
-        train(net, optimizer, step, step + 1)
+        train(net, optimizer, STEPS * seed + step, STEPS * seed + step + 1)
         first = step if budget.met and first is None else first
     assert first is not None
     assert first >= 0.55 * STEPS
@@ -151,7 +159,7 @@ def test_attached_it_steps_when_the_optimizer_does() -> None:
                 loss = F.cross_entropy(net(images), labels)
             scaler.scale(loss).backward()
         if step == 2:
-            next(net.parameters()).grad.fill_(torch.inf)  # type: ignore[union-attr]
+            next(net.parameters()).grad.fill_(torch.inf)
         for optimizer in both:
             scaler.step(optimizer)
         scaler.update()
@@ -188,7 +196,9 @@ def test_another_budget_in_mid_training() -> None:
     train(net, optimizer, end=90)
     assert budget.met
     budget.change({"flops": "40%"}, steps=200)
-    assert not budget.met
+    assert budget.share > 0.6
+    with pytest.warns(MorphWarning, match=r"not met: .* after 90 of 200 steps; promise"):
+        reg.plan()
     train(net, optimizer, begin=90, end=200)
     assert budget.met
     assert 0.35 <= budget.share <= 0.4
@@ -212,8 +222,9 @@ def test_a_state_goes_on_as_if_nothing_had_been() -> None:
     states = copy.deepcopy([part.state_dict() for part in parts])
     train(net, optimizer, begin=40)
     again = begun()
-    for part, state in zip(again, states, strict=True):
-        part.load_state_dict(state)
+    again[0].load_state_dict(states[0])
+    again[1].load_state_dict(states[1])
+    again[2].load_state_dict(states[2])
     train(again[0], again[1], begin=40)
     for one, other in zip(net.parameters(), again[0].parameters(), strict=True):
         assert torch.equal(one, other)
