@@ -164,10 +164,10 @@ def sharded() -> dict[str, Any]:
         if way == "before":
             fully_shard(net)
         optimizer = torch.optim.AdamW(net.train().parameters(), lr=1e-3, weight_decay=0)
-        budget = mg.Budget(reg, {"flops": "60%"}, 40)
+        budget = mg.Budget(reg, {"flops": "60%"}, 80)
         if distributed.is_first() or way != "alone":
             budget.attach(optimizer)
-            for _ in range(40):
+            for _ in range(80):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(net(images), labels).backward()
                 optimizer.step()
