@@ -98,7 +98,7 @@ def test_half_within_a_hundredth(name: str, strength: str, seed: int) -> None:
     torch.manual_seed(seed)
     for parameter in net.parameters() if seed else ():
         with torch.no_grad():
-            parameter *= 1 + 0.1 * torch.randn_like(parameter)
+            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
     optimizer = OPTIMIZERS[name](net.parameters())
     budget = mg.Budget(reg, {"flops": "50%"}, STEPS).attach(optimizer)
     first = None
