@@ -20,7 +20,7 @@ How long the penalty's steps are is read off what the optimizer does
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -235,10 +235,14 @@ class Budget:
         adds = self.update == "subgradient" and not self.met
         return self.regularizer() if adds else 0.0
 
-    def attach(self, *optimizers: Any) -> "Budget":
+    def attach(self, *optimizers: Any, step: Callable[[], None] | None = None) -> "Budget":
         """Step by itself after every real step of the optimizer; of several after the last one.
 
         Gradient accumulation, steps that a ``GradScaler`` skips and frameworks need nothing else.
+
+        Args:
+            optimizers: that train the network; wrappers of frameworks are looked through.
+            step: what is called; by default :meth:`step`.
 
         Raises:
             ArgumentError: no optimizer is given, it is none of torch, or it has none of the
@@ -251,7 +255,7 @@ class Budget:
         inner = [inner_optimizer(each) for each in optimizers]
         require_owner(inner, self.regularizer.acted_on, self.steps)
         self._attached_to([type(each).__name__ for each in inner])
-        self._hooks = Steps(inner, self.step)
+        self._hooks = Steps(inner, step or self.step)
         return self
 
     def detach(self) -> None:

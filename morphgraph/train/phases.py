@@ -118,7 +118,7 @@ class ShrinkPenalty:
 
     def attach(self, *optimizers: Any) -> Any:
         """Step by itself after every real step of the optimizer; of several after the last one."""
-        self._controller().attach(*optimizers)
+        self._controller().attach(*optimizers, step=self.step)
         return self
 
     def step(self, lr: float | None = None) -> None:
