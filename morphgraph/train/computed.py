@@ -40,6 +40,7 @@ class ComputedSource(BoundSource):
 
     def __init__(
         self,
+        name: str,
         compute: Compute,
         tensors: Mapping[str, Tensor],
         axis: int,
@@ -51,21 +52,17 @@ class ComputedSource(BoundSource):
         self.tensors = tensors
         self.scaling = tuple(scaling)
         with torch.no_grad():
-            super().__init__(compute(tensors), axis, positions, index)
+            super().__init__(name, compute(tensors), axis, positions, index)
 
     @property
-    def rows(self) -> Tensor:
-        """The kernel as it is now, with the axis in front; it has no gradient."""
+    def numbers(self) -> Tensor:
+        """The kernel as it is now; it has no gradient."""
         with torch.no_grad():
-            return self.compute(self.tensors).float().movedim(self.axis, 0)
+            return self.compute(self.tensors).float()
 
-    def magnitudes(self) -> Tensor:
+    def scaling_norms(self) -> Tensor:
         """The norm of all that scales a channel, one number for each of ``channels``."""
-        squares = (
-            source.per_channel(_by_row(source.rows)[source.positions].square().sum(dim=1))
-            for source in self.scaling
-        )
-        return root(torch.stack(list(squares)).sum(dim=0))
+        return root(torch.stack([part.norms().float().square() for part in self.scaling]).sum(0))
 
 
 def _by_row(rows: Tensor) -> Tensor:
@@ -106,7 +103,9 @@ def find_computed(
             except UnsupportedError as error:
                 why = f"is computed, and not in PyTorch: {error}"
             else:
-                bare = ComputedSource(compute, tensors, kernel.axis, places, index, ())
+                bare = ComputedSource(
+                    kernel.value, compute, tensors, kernel.axis, places, index, ()
+                )
                 candidates = _candidates(
                     graph, bare, [name for name in learned if name in stored], tensors, device
                 )

@@ -82,12 +82,12 @@ class SearchConfig:
         option("Shrink to exact zeros after every step, or by a term of the loss and a threshold."),
     ] = "proximal"
     relative: Annotated[
-        bool,
+        bool | None,
         option(
-            "Channels compete within their group only: for networks whose layers would lose their"
-            " channels all at once (depthwise convolutions, transformers)."
+            "Channels compete within their group only, so that no layer loses its channels all at "
+            "once; by default where strengths are those of kernels."
         ),
-    ] = False
+    ] = None
     round_to: Annotated[RoundTo, ROUND_TO] = "auto"
     min_width: Annotated[int, option("No group gets narrower; with 0 layers may vanish.", ge=0)] = 1
 

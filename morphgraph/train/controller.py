@@ -3,51 +3,58 @@
 :class:`Budget` is given what the network may cost. A ratchet: a reference falls linearly from 1 to
 the target over the middle of the phase. Every few steps the live cost is predicted some steps ahead
 from how fast every strength falls; above the reference the weight grows, by at most ten percent at
-a time, below it the weight falls. Towards the end of the phase small errors count more.
+a time, below it the weight falls. Towards the end of the phase small errors count more. Of several
+budgets each has a weight of its own (:mod:`morphgraph.train.pace`).
 
 Looking ahead matters where many channels have about the same strength (a pointwise and a depthwise
-layer that share a penalty): nothing dies for long, then all of them would within a few steps. The
-step that reaches the target is taken only as far as the target asks; then the structure is settled:
-the weight becomes zero, and the dead stay dead, since the loss alone would revive some.
+layer that share a penalty): nothing dies for long, then all of them would within a few steps. No
+step takes the cost further below the reference than the reference falls in a tenth of the phase:
+the strongest that would die stay. The step that reaches the target is taken only as far as the
+target asks; then the structure is settled: the weight becomes zero, and the dead stay dead, since
+the loss alone would revive some.
+
+How long the penalty's steps are is read off what the optimizer does
+(:mod:`morphgraph.train.motion`).
 
 :class:`FixedWeight` keeps a weight that was set by hand, as MorphNet does.
 """
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass
-from math import exp
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from morphgraph.errors import BudgetError, MorphWarning, UnsupportedError
+from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.onnx_io.check import escape
 from morphgraph.options import Update
-from morphgraph.passes.analysis.cost import parse_cost, spelling
+from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
 from morphgraph.passes.planning.constraints import parse_amount
-from morphgraph.train.regularizer import Regularizer
+from morphgraph.train.motion import Motion, require_finite
+from morphgraph.train.pace import ControlStep, Pace, require_within_reach
+from morphgraph.train.regularizer import Regularizer, Shrinkage
+from morphgraph.train.resources import Counted, GroupWidth
+from morphgraph.train.wiring import (
+    Probe,
+    Steps,
+    inner_optimizer,
+    require_owner,
+    warn_of_unmoved,
+)
 
-_RISE, _FALL = 0.1, 0.1  # largest change of log(weight) per control step
-_EASE = 0.3  # how much slower the weight falls than it grows for the same error
+__all__ = ["Budget", "ControlStep", "FixedWeight"]
+
 _AHEAD = 25  # training steps that the prediction looks ahead, in phases long enough
-_STATE = ("step_number", "share", "_earlier", "met", "_dead", "_before", "_speed", "_warned")
+_INTERVAL = (4, 8)  # training steps between two of the penalty, at most; kernels take longer
+_SLACK = 0.1  # of the phase: how far the cost may be ahead of the reference
+_TRIED = 200  # channels that are tried in the step that reaches the target
+_LOOK = 0.05  # of the phase: after this the wiring is looked at
 _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
-
-
-@dataclass(frozen=True, slots=True)
-class ControlStep:
-    """One control step: the live cost, where it should be, what is predicted (shares), the weight.
-
-    ``step`` counts training steps from 1.
-    """
-
-    step: int
-    share: float
-    reference: float
-    predicted: float
-    weight: float
+_STATE = (
+    *("step_number", "steps", "met", "_dead", "_before", "_speed", "_warned", "_step_size"),
+    *("_summed", "_after"),
+)
 
 
 class FixedWeight:
@@ -106,33 +113,34 @@ class Budget:
     >>> net = residual_cnn()
     >>> graph = mg.lift(mg.export(net, (image(),)))
     >>> reg = mg.Regularizer(graph, net)
-    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    >>> budget = mg.Budget(reg, {"flops": "50%"}, steps=60)
+    >>> optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0)
+    >>> budget = mg.Budget(reg, {"flops": "50%"}, steps=60).attach(optimizer)
     >>> for _ in range(60):
-    ...     loss = net(image(2)).square().mean()
+    ...     loss = net.train()(image(2)).square().mean()
     ...     optimizer.zero_grad(); loss.backward(); optimizer.step()
-    ...     budget.step(lr=0.1 / (1 - 0.9))     # after the optimizer's step
     >>> budget.met, reg.live_share() <= 0.5
     (True, True)
 
+    Without :meth:`attach` call :meth:`step` after the optimizer's step, before the gradients are
+    cleared.
+
     Args:
-        regularizer: whose weight is moved; its cost is the one that is budgeted.
-        budget: ``{"flops": "50%"}``: an amount or a share, of the regularizer's own cost.
+        regularizer: whose weights are moved.
+        budget: ``{"flops": "50%", "params": "60%"}``: per cost an amount or a share. Every one has
+            a weight that moves by itself, and all are met in the end.
         steps: training steps of the whole phase.
         start, end: shares of the phase between which the reference falls.
-        interval: training steps between two control steps; by default a two-hundredth of the
-            phase, at most 4.
+        interval: training steps between two steps of the penalty, which are control steps; by
+            default a two-hundredth of the phase, at most 4; with kernels a little more, at most 8.
         update: as for :class:`FixedWeight`; with ``"subgradient"`` add :meth:`loss` to the loss.
 
     Attributes:
         met: whether the live cost has reached the target, so that the structure is settled.
-        share: the live cost as a share of the initial one, after the last step.
-        trajectory: every control step.
+        paces: of every budget the target, the live share, and the control steps.
 
     Raises:
         BudgetError: even the narrowest network is above the budget.
         ArgumentError: the budget's cost or amount cannot be read.
-        UnsupportedError: the budget is on another cost than the regularizer's.
     """
 
     def __init__(
@@ -146,159 +154,384 @@ class Budget:
         interval: int | None = None,
         update: Update = "proximal",
     ) -> None:
-        unit = regularizer.cost.kind
-        amounts = {spelling(parse_cost(name)): amount for name, amount in budget.items()}
-        if set(amounts) != {unit}:
-            raise UnsupportedError(
-                f"budget {dict(budget)}: the regularizer counts {unit}; give one budget, on {unit}"
-            )
+        if not budget:
+            raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
+        if steps < 1:
+            raise ArgumentError(f"steps={steps}: give the optimizer steps of the phase, from 1")
         self.regularizer = regularizer
-        initial = regularizer.initial_cost
-        self.target = parse_amount(amounts[unit], initial, regularizer.cost.unit) / initial
-        lowest = regularizer.lowest_share()
-        if self.target < lowest:
-            alone = regularizer.left_alone()
-            raise BudgetError(
-                f"budget {unit}={amounts[unit]} cannot be met: the narrowest network needs "
-                f"{lowest:.1%} of the model's {unit}; raise the budget"
-                + (f". Nothing measures {alone}" if alone else "")
-            )
         self.steps = steps
         self.start, self.end = start, end
-        self.interval = max(1, min(4, steps // 200)) if interval is None else interval
+        longest = _INTERVAL[bool(regularizer.kernels)]
+        shortest = steps // (125 if regularizer.kernels else 200)
+        self.interval = max(1, min(longest, shortest)) if interval is None else interval
         self.ahead = min(_AHEAD, max(1, steps // 30))
         self.update = update
         self.step_number = 0
-        self.share = self._earlier = regularizer.live_share()  # now, and at the last control step
         self.met = False
-        self.trajectory: list[ControlStep] = []
+        self.paces = self._paces(budget)
+        regularizer.counted = [pace.counted for pace in self.paces]
+        regularizer.unfinished = self._unfinished
+        self._motion = Motion(regularizer.scales, steps)
+        self._probe: Probe | None = Probe(regularizer)
+        self._hooks: Steps | None = None
+        self._optimizers: list[str] = []  # of which the state is
         self._dead: Tensor | None = None
         self._before: Tensor | None = None  # strengths at the last control step
+        self._after: list[Tensor] = []  # by source, after the penalty's last step
         self._speed: Tensor | None = None  # by how much strengths change per training step
         self._warned: list[int] = []
-        # For an effective step of 1; until the reference falls, the weight makes up for another.
-        self._first = regularizer.initial_weight(steps)
-        regularizer.weight = self._first
-        if self.share <= self.target:
-            self._settle(regularizer.alive())
+        self._step_size = 1.0  # that the weights are for
+        self._summed = 0.0  # effective steps since the penalty's last step
+        for pace in self.paces:
+            pace.weigh(self._step_size)
+        if all(pace.share <= pace.target for pace in self.paces):
+            self._settle(regularizer.alive(), regularizer.strengths())
+
+    def _paces(self, budget: Mapping[str, str | float | int]) -> list[Pace]:
+        """What is to fall: the budgeted costs, and the groups that have a ceiling."""
+        reg = self.regularizer
+        counted: list[tuple[Counted, float, object]] = []
+        for name, amount in budget.items():
+            kind = spelling(parse_cost(name))
+            cost = reg.cost if kind == reg.cost.kind else cost_of(reg.graph, kind)
+            target = parse_amount(amount, cost.total, cost.unit) / cost.total
+            counted.append((Counted(cost, cost.total), target, amount))
+        for group, most in reg.ceilings():
+            width = Counted(GroupWidth(group), float(group.width))
+            counted.append((width, most / group.width, most))
+        paces = []
+        asked = sum(target < 1 for _, target, _ in counted)
+        for each, target, said in counted:
+            first = reg.initial_weight(self.steps, each.resource) / max(asked, 1)
+            share = reg.needed(each.resource) / each.initial
+            begin, end = self.start * self.steps, self.end * self.steps
+            pace = Pace(each, target, first if target < 1 else 0.0, share, begin, end)
+            lowest = reg.lowest_share(each.resource)
+            require_within_reach(pace, lowest, said, reg.left_alone())
+            paces.append(pace)
+        return paces
+
+    @property
+    def target(self) -> float:
+        """What the first budget asks for, as a share of the initial cost."""
+        return self.paces[0].target
+
+    @property
+    def share(self) -> float:
+        """The first budget's live cost as a share of the initial one, after the last step."""
+        return self.paces[0].share
+
+    @property
+    def trajectory(self) -> list[ControlStep]:
+        """Every control step of the first budget."""
+        return self.paces[0].trajectory
 
     def reference(self, step: float | None = None) -> float:
         """Where the live share should be at a training step, by default now."""
-        progress = (self.step_number if step is None else step) / self.steps
-        fallen = min(1.0, max(0.0, (progress - self.start) / (self.end - self.start)))
-        return 1.0 + fallen * (self.target - 1.0)
+        return self.paces[0].reference(self.step_number if step is None else step)
 
     def loss(self) -> Tensor | float:
         """What is to be added to the loss: the regularizer, or nothing for proximal steps."""
         adds = self.update == "subgradient" and not self.met
         return self.regularizer() if adds else 0.0
 
-    @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Shrink once, after the optimizer's step.
+    def attach(self, *optimizers: Any, step: Callable[[], None] | None = None) -> "Budget":
+        """Step by itself after every real step of the optimizer; of several after the last one.
+
+        Gradient accumulation, steps that a ``GradScaler`` skips and frameworks need nothing else.
 
         Args:
-            lr: the optimizer's effective step: its learning rate over (1 - momentum).
+            optimizers: that train the network; wrappers of frameworks are looked through.
+            step: what is called; by default :meth:`step`.
+
+        Raises:
+            ArgumentError: no optimizer is given, it is none of torch, or it has none of the
+                regularized parameters.
+        """
+        if not optimizers:
+            raise ArgumentError("attach: give the optimizer that trains the network")
+        self.detach()
+        self.regularizer.bind_again()
+        inner = [inner_optimizer(each) for each in optimizers]
+        require_owner(inner, self.regularizer.acted_on, self.steps)
+        self._attached_to([type(each).__name__ for each in inner])
+        self._hooks = Steps(inner, step or self.step)
+        return self
+
+    def detach(self) -> None:
+        """Step no longer by itself."""
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
+
+    def _attached_to(self, names: list[str]) -> None:
+        """Say so where another optimizer goes on, and measure it anew."""
+        if self._optimizers and self._optimizers != names:
+            warnings.warn(
+                f"this state is of a run with {' and '.join(self._optimizers)}, and now "
+                f"{' and '.join(names)} trains: what was measured of its steps is forgotten; give "
+                "the same optimizer, with its own state, to go on as before",
+                MorphWarning,
+                stacklevel=3,
+            )
+            self._motion.forget()
+        self._optimizers = names
+
+    @torch.no_grad()
+    def step(self, lr: float | None = None) -> None:
+        """Shrink, after the optimizer's step and before the gradients are cleared.
+
+        Args:
+            lr: how long the penalty's step is; by default it is read off what the optimizer does.
+                For SGD that is its learning rate over (1 - momentum).
+
+        Raises:
+            UnsupportedError: the training has diverged.
         """
         self.step_number += 1
         if self._dead is not None:
             self.regularizer.zero_channels(self._dead)
             return
-        if lr > 0 and self.step_number <= self.start * self.steps:
-            self.regularizer.weight = self._first / lr
-        earlier = self.regularizer.snapshot()
-        before = self.regularizer.strengths()
+        due = self.step_number % self.interval == 0
+        if self.step_number == 1 or due:
+            self.regularizer.bind_again()
+        moved = self._motion.follow() if self.update == "proximal" else None
+        if lr is not None:
+            self._summed += lr
+        elif moved is not None:
+            self._summed += moved
+        if due:
+            self._shrink(measured=lr is None and moved is None)
+        self._motion.remember()
+        self._look()
+
+    def _shrink(self, *, measured: bool) -> None:
+        """A step of the penalty, and of the controller.
+
+        Args:
+            measured: whether the effective step is the speed of the strengths.
+        """
+        reg = self.regularizer
+        parts = reg.measured()
+        if measured and self.update == "proximal":
+            self._summed = self._motion.at_speed(self._after, [value for _, value in parts])
+        # Until the reference falls, the weights make up for the length of steps.
+        if self._summed > 0 and self.step_number <= self.start * self.steps:
+            self._step_size = self._summed / self.interval
+            for pace in self.paces:
+                pace.weigh(self._step_size)
+        step = reg.shrinkage(self._summed if self.update == "proximal" else 0.0, parts)
+        self._summed = 0.0
+        require_finite(bool(step.before.isfinite().all()))
+        levels = self._levels()
+        step = self._only_as_far(step, levels)
         if self.update == "proximal":
-            self.regularizer.proximal_step(lr)
-        strengths = self.regularizer.strengths()
-        self.share = self.regularizer.live_share(strengths)
-        if self.share <= self.target:
-            alive = self._reached(before, strengths)
-            self.regularizer.restore(earlier, alive & ~self.regularizer.alive(strengths))
-            self._settle(alive)
-            self.share = self.regularizer.live_share()
-        elif self.step_number % self.interval == 0:
-            self._control(strengths)
+            reg.shrink(step)
+        reg.known = step.after
+        self._after = [value * f for (_, value), f in zip(parts, step.factors, strict=True)]
+        live = reg.live_widths(step.after)
+        for pace in self.paces:
+            pace.share = reg.needed_at(pace.counted.resource, live) / pace.counted.initial
+        settled = all(
+            pace.share <= pace.target == level
+            for pace, level in zip(self.paces, levels, strict=True)
+        )
+        if settled:
+            alive = reg.alive(step.after)
+            # The loss may have pushed a whole group below the threshold.
+            self._settle(alive | reg.protected(step.after, ~alive), step.after)
+        else:
+            self._control(step.after)
+
+    def _levels(self) -> list[float]:
+        """Below which shares no step of the penalty may take the costs."""
+        at = self.step_number + _SLACK * self.steps
+        references = [pace.reference(at) for pace in self.paces]
+        return [
+            pace.target if reference < pace.target + 1e-9 else reference
+            for pace, reference in zip(self.paces, references, strict=True)
+        ]
+
+    def _excess(self, strengths: Tensor, levels: list[float]) -> float:
+        """How far the most expensive resource is above its level, at these strengths."""
+        live = self.regularizer.live_widths(strengths)
+        return max(
+            self.regularizer.needed_at(pace.counted.resource, live) / pace.counted.initial - level
+            for pace, level in zip(self.paces, levels, strict=True)
+        )
 
     def _control(self, strengths: Tensor) -> None:
-        """Move the weight by how far the predicted cost is from the reference.
+        """Predict the shares some steps ahead, and move the weights by that.
 
-        A proportional controller of log(weight), with the prediction in place of a derivative term.
+        Strengths that fall keep their mean speed, those that rise stay as they are.
         """
-        # 1. Predict the share some steps ahead: strengths that fall keep their mean speed, those
-        # that rise stay as they are.
-        predicted = self.share
+        ahead = strengths
         if self._before is not None:
             speed = (strengths - self._before) / self.interval
             if self._speed is not None:
                 speed = _FRESH * speed + (1 - _FRESH) * self._speed
             self._speed = speed
             ahead = strengths + self.ahead * speed.clamp_max(0)
-            predicted = self.regularizer.live_share(ahead)
         self._before = strengths
-        # 2. The error, positive where the network is to cost less than it will.
-        wanted = self.reference(self.step_number + self.ahead)
-        # After the end of the reference there is no pace to keep, only the target to be reached.
-        paced = self.step_number <= self.end * self.steps
-        error = (predicted if paced else self.share) - wanted
-        # 3. The change of log(weight): as large as the error, within bounds, less where the weight
-        # falls, and more towards the end of the phase where the network is still too large.
-        late = max(0.0, self.step_number / self.steps - self.end) / (1.0 - self.end)
-        change = min(_RISE, error + _RISE * late) if error > 0 else max(-_FALL, _EASE * error)
-        # Subgradient steps overshoot zero, with a large weight so far that scales count as alive
-        # again: where the cost rises that way, more weight would only revive more channels.
-        if self.update == "subgradient" and self.share > self._earlier:
-            change = -_FALL
-        self._earlier = self.share
-        if self._speed is not None:  # the first control step has nothing to predict from
-            self.regularizer.weight *= exp(change)
-        self.trajectory.append(
-            ControlStep(self.step_number, self.share, wanted, predicted, self.regularizer.weight)
-        )
+        live = self.regularizer.live_widths(ahead)
+        for pace in self.paces:
+            resource, initial = pace.counted.resource, pace.counted.initial
+            pace.control(
+                self.step_number,
+                self.ahead,
+                self.regularizer.needed_at(resource, live) / initial,
+                self.steps,
+                moves=self._speed is not None,
+                overshoots=self.update == "subgradient",
+            )
         self._warn(strengths)
 
-    def _reached(self, before: Tensor, strengths: Tensor) -> Tensor:
-        """The channels alive after the step that reaches the target, ``[channels]``.
+    def _only_as_far(self, step: Shrinkage, levels: list[float]) -> Shrinkage:
+        """As much of a step of the penalty as takes the costs no further than to these levels.
 
-        Of those that died in this step the strongest come back, as many as the target allows: many
-        channels may die at once, and the cost would end far below the budget.
-
-        Args:
-            before, strengths: before and after the step, ``[channels]``.
+        Of those that would die the strongest stay, as many as fit: many channels may die at once,
+        and the cost would end far below.
         """
-        alive = self.regularizer.alive(strengths)
-        died = torch.nonzero(self.regularizer.alive(before) & ~alive).flatten()
-        died = died[before[died].argsort(descending=True, stable=True)]
-        # Bisection: more channels never cost less. `low` can come back, more than `high` cannot.
+        last = all(pace.target == level for pace, level in zip(self.paces, levels, strict=True))
+        # On the way, what is left just above the threshold counts as dead: the loss may push it.
+        margin = self.regularizer.threshold * (1 if last else 2)
+        after = torch.where(step.after > margin, step.after, 0.0)
+        if self._excess(after, levels) > 0:
+            return step
+        died = torch.nonzero((step.before > margin) & (after == 0)).flatten()
+        died = died[step.before[died].argsort(descending=True, stable=True)]
+        # Bisection: more channels never cost less. `low` can stay, more than `high` cannot.
         low, high = 0, len(died)
         while low < high:
             middle = (low + high + 1) // 2
-            mixed = strengths.index_copy(0, died[:middle], before[died[:middle]])
-            if self.regularizer.live_share(mixed) <= self.target:
+            mixed = after.index_copy(0, died[:middle], step.before[died[:middle]])
+            if self._excess(mixed, levels) <= 0:
                 low = middle
             else:
                 high = middle - 1
-        alive[died[:low]] = True
-        # The loss may have pushed a whole group below the threshold.
-        return alive | self.regularizer.protected(strengths, ~alive)
+        # On the way no cost falls below its level: one more stays.
+        spared = torch.zeros_like(step.before, dtype=torch.bool)
+        spared[died[: low if last else low + 1]] = True
+        # In the end cheaper ones may fit where the next strongest does not.
+        for channel in died[low : low + _TRIED].tolist() if last else ():
+            spared[channel] = True
+            if self._excess(torch.where(spared, step.before, after), levels) > 0:
+                spared[channel] = False
+        return self.regularizer.sparing(step, spared)
 
-    def _settle(self, alive: Tensor) -> None:
-        """Fix the structure: from now on the weight is zero and dead channels stay dead."""
+    def _settle(self, alive: Tensor, strengths: Tensor) -> None:
+        """Fix the structure: from now on the weights are zero and dead channels stay dead."""
         self.met = True
-        self.regularizer.weight = 0.0
         self._dead = ~alive
         self.regularizer.zero_channels(self._dead)
+        strengths = strengths.detach().masked_fill(self._dead, 0.0)
+        self.regularizer.known = strengths
+        for pace in self.paces:
+            pace.counted.weight = 0.0
+            needed = self.regularizer.needed(pace.counted.resource, strengths)
+            pace.share = needed / pace.counted.initial
 
-    def _warn(self, strengths: Tensor) -> None:
-        """Warn early, once each: nothing shrinks, or a group is nearly pruned."""
-        late = self.step_number > self.steps / 2
-        if late and -1 not in self._warned and self.share > 1 - 0.1 * (1 - self.target):
-            self._warned.append(-1)
+    def change(self, budget: Mapping[str, str | float | int], steps: int | None = None) -> None:
+        """Give other amounts in mid-training; the references go there from where they are.
+
+        Args:
+            budget: amounts for some of the costs that are budgeted.
+            steps: of the whole phase from now on, counted from its begin; the same if not given.
+
+        Raises:
+            ArgumentError: a cost is not budgeted, or no steps are left.
+            BudgetError: the narrowest network is above a budget.
+        """
+        reg = self.regularizer
+        steps = self.steps if steps is None else steps
+        if steps <= self.step_number:
+            raise ArgumentError(
+                f"step {self.step_number} of {steps}: no steps are left for another budget; give "
+                "steps, counted from the begin of the phase"
+            )
+        paces = {pace.kind: pace for pace in self.paces}
+        for name, amount in budget.items():
+            kind = spelling(parse_cost(name))
+            if kind not in paces:
+                raise ArgumentError(f"budget {kind}: only {', '.join(paces)} can change")
+            pace = paces[kind]
+            resource = pace.counted.resource
+            target = parse_amount(amount, resource.total, resource.unit) / resource.total
+            if self.met and target > pace.target:
+                warnings.warn(
+                    f"budget {kind} was met at {pace.share:.1%} and is raised to {target:.1%}: the "
+                    "channels that are gone do not come back; go back to a checkpoint before",
+                    MorphWarning,
+                    stacklevel=2,
+                )
+            end = self.step_number + self.end * (steps - self.step_number)
+            pace.aim(target, max(self.step_number, self.start * steps), max(end, self.end * steps))
+            require_within_reach(pace, reg.lowest_share(resource), amount, reg.left_alone())
+            if not pace.first:
+                pace.first = reg.initial_weight(steps, resource)
+        self.steps = self._motion.steps = steps
+        if self.met and any(pace.share > pace.target for pace in self.paces):
+            self.met, self._dead = False, None
+            self._before = self._speed = None
+            self._after = []
+            self._motion.remember()
+            for pace in self.paces:
+                pace.weigh(self._step_size)
+
+    def shortfall(self) -> str:
+        """By what the phase has missed its budget so far; empty where it is met."""
+        if self.met:
+            return ""
+        missed = [pace for pace in self.paces if pace.share > pace.target] or self.paces
+        said = ", ".join(f"{p.share:.1%} of {p.kind} instead of {p.target:.1%}" for p in missed)
+        return f"{said} after {self.step_number} of {self.steps} steps"
+
+    def _unfinished(self) -> str:
+        """The same where the phase was promised to be longer than it is so far."""
+        return self.shortfall() if 0 < self.step_number < self.steps else ""
+
+    def _look(self) -> None:
+        """Look at the wiring once, and at the end of the phase."""
+        if self._probe is not None and self.step_number >= max(10, _LOOK * self.steps):
+            warn_of_unmoved(self._motion, self._probe, self.step_number)
+            if self._motion.no_gradient:
+                warnings.warn(
+                    "gradients were cleared before budget.step(): scales move as the optimizer "
+                    "moves them, and none resists by how much it is needed; step before "
+                    "zero_grad, or attach the budget to the optimizer",
+                    MorphWarning,
+                    stacklevel=3,
+                )
+            self._probe = None
+        if self.step_number == self.steps and not self.met:
             warnings.warn(
-                f"at half of the phase {self.share:.1%} of the cost are alive, {self.target:.1%} "
-                "are wanted: train longer, or with a higher learning rate",
+                f"the phase ends at {self.shortfall()}: its plan will remove the rest at once; "
+                "train longer, or with a higher learning rate",
                 MorphWarning,
                 stacklevel=3,
+            )
+
+    def _warn(self, strengths: Tensor) -> None:
+        """Warn early, once each: nothing shrinks, too much does, or a group is nearly pruned."""
+        pace = self.paces[0]
+        late = self.step_number > self.steps / 2
+        if late and -1 not in self._warned and pace.share > 1 - 0.1 * (1 - pace.target):
+            self._warned.append(-1)
+            warnings.warn(
+                f"at half of the phase {pace.share:.1%} of the cost are alive, {pace.target:.1%} "
+                "are wanted: train longer, or with a higher learning rate",
+                MorphWarning,
+                stacklevel=4,
+            )
+        ahead = self.step_number + 2 * _SLACK * self.steps
+        if -2 not in self._warned and all(p.share < p.reference(ahead) for p in self.paces):
+            self._warned.append(-2)
+            warnings.warn(
+                f"the cost is at {pace.share:.1%}, far below the reference of "
+                f"{pace.reference(self.step_number):.1%}, though no step of the penalty goes so "
+                "far: does anything else shrink the scales, such as weight decay or another loss?",
+                MorphWarning,
+                stacklevel=4,
             )
         widths = self.regularizer.live_widths(strengths)
         for group in self.regularizer.graph.groups:
@@ -311,18 +544,38 @@ class Budget:
                     f"group '{escape(group.name)}' is nearly pruned: {int(widths[group.index])} of "
                     f"{group.width} channels left; min_width (--min-width) sets a floor",
                     MorphWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes during training, the network apart: plain data and tensors."""
+        """All that changes during training, the network apart: plain data and tensors.
+
+        Save it with the network's and the optimizer's.
+        """
         state = {name: getattr(self, name) for name in _STATE}
-        state["trajectory"] = [astuple(step) for step in self.trajectory]
-        return state | {"weight": self.regularizer.weight}
+        state["paces"] = {pace.kind: pace.state_dict() for pace in self.paces}
+        state["motion"] = self._motion.state_dict()
+        return state | {"looked": self._probe is None, "optimizers": list(self._optimizers)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state; the network must be as it was when :meth:`state_dict` was taken."""
+        """Resume from a state; the network must be as it was when :meth:`state_dict` was taken.
+
+        Raises:
+            ArgumentError: the state is of other budgets.
+        """
+        kinds = [pace.kind for pace in self.paces]
+        if sorted(state.get("paces", {})) != sorted(kinds):
+            raise ArgumentError(
+                f"the state is of a budget on {', '.join(state.get('paces', {})) or 'nothing'}, "
+                f"not on {', '.join(kinds)}; make the budget as it was"
+            )
         for name in _STATE:
             setattr(self, name, state[name])
-        self.trajectory = [ControlStep(*step) for step in state["trajectory"]]
-        self.regularizer.weight = state["weight"]
+        for pace in self.paces:
+            pace.load_state_dict(state["paces"][pace.kind])
+        self._motion.steps = self.steps
+        self._motion.load_state_dict(state["motion"])
+        self._probe = None if state["looked"] else Probe(self.regularizer)
+        names, self._optimizers = self._optimizers, list(state["optimizers"])
+        if names and self._optimizers:
+            self._attached_to(names)

@@ -252,7 +252,7 @@ def morph(
     weights: Start = "keep",
     absorb: bool = False,
     update: Update = "proximal",
-    relative: bool = False,
+    relative: bool | None = None,
     seed: int = 0,
 ) -> MorphResult:
     """Learn a structure within a budget, resize the network to it, and train it again.
@@ -266,8 +266,8 @@ def morph(
         example: inputs for the export.
         fit: ``fit(net, penalty)`` trains a network for one phase, on any data with any loss. It
             calls ``penalty.begin(steps)`` first, to say how many optimizer steps it takes, and
-            ``penalty.step(lr / (1 - momentum))`` after each of them. It makes its own optimizer
-            each time: after a resize the old one's state has the wrong sizes.
+            ``penalty.attach(optimizer)``, or ``penalty.step()`` after each of them. It makes its
+            own optimizer each time: after a resize the old one's state has the wrong sizes.
         budget: ``{"flops": "50%"}``; per cost an amount or a share.
         iterations: how often to shrink and expand before the last training.
         cost: what the regularizer counts; the first of the budget's costs if not given.
@@ -283,11 +283,11 @@ def morph(
     >>> def fit(net, penalty):
     ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     ...     penalty.begin(80)
+    ...     penalty.attach(optimizer)
     ...     for _ in range(80):
     ...         optimizer.zero_grad()
     ...         net(image(2)).square().mean().backward()
     ...         optimizer.step()
-    ...         penalty.step(lr=0.1 / (1 - 0.9))
     >>> result = mg.morph(residual_cnn(), (image(2),), fit, budget={"flops": "50%"})
     >>> mg.cost(mg.lift(result.model), "flops").total <= 0.5 * mg.cost(result.graph, "flops").total
     True
@@ -312,6 +312,7 @@ def morph(
     )
     graph = lift(export(net, example))
     aim.check(graph)
+    to_torch(graph.model)  # an operator that has no lowering is found before the training
     done = tuple(rounds(graph, net, fit, aim, steps=steps, seed=seed))
     last = done[-1]
     model = start_of_last(last, weights, seed)

@@ -16,7 +16,7 @@ NEVER_STEPPED = "fit never called penalty.step: call it after every optimizer st
 
 
 class Penalty(Protocol):
-    """What one training phase calls: :meth:`step` after every optimizer step."""
+    """What one training phase calls: :meth:`attach` once, or :meth:`step` after every step."""
 
     def begin(self, steps: int) -> None:
         """Say how many optimizer steps the phase takes, before the first one."""
@@ -24,8 +24,15 @@ class Penalty(Protocol):
     def loss(self) -> Tensor | float:
         """What is to be added to the loss; nothing, unless ``update="subgradient"`` was asked."""
 
-    def step(self, lr: float) -> None:
-        """``lr`` is the optimizer's effective step: its learning rate over (1 - momentum)."""
+    def attach(self, *optimizers: Any) -> Any:
+        """Step by itself after every real step of the optimizer; of several after the last one."""
+
+    def step(self, lr: float | None = None) -> None:
+        """After the optimizer's step, before the gradients are cleared.
+
+        How long the penalty's step is is read off what the optimizer does; ``lr`` says it by hand,
+        for SGD the learning rate over (1 - momentum).
+        """
 
     def carry(self, optimizer: Optimizer) -> None:
         """Tell the phase's optimizer, once it is made: what it can go on with, it is given.
@@ -60,7 +67,10 @@ class NoPenalty:
         """Nothing is added to the loss."""
         return 0.0
 
-    def step(self, lr: float) -> None:
+    def attach(self, *optimizers: Any) -> Any:
+        """Do nothing."""
+
+    def step(self, lr: float | None = None) -> None:
         """Do nothing."""
 
     def carry(self, optimizer: Optimizer) -> None:
@@ -95,7 +105,6 @@ class ShrinkPenalty:
         self.update: Update = update
         self.target = target
         self.steps = steps or DEFAULT_STEPS
-        self.taken = 0
         self.budget: Budget | None = None
 
     def begin(self, steps: int) -> None:
@@ -107,13 +116,22 @@ class ShrinkPenalty:
         """What is to be added to the loss: nothing for proximal steps."""
         return self._controller().loss()
 
-    def step(self, lr: float) -> None:
-        """Shrink once, after the optimizer's step."""
-        self.taken += 1
+    def attach(self, *optimizers: Any) -> Any:
+        """Step by itself after every real step of the optimizer; of several after the last one."""
+        self._controller().attach(*optimizers, step=self.step)
+        return self
+
+    def step(self, lr: float | None = None) -> None:
+        """Shrink, after the optimizer's step and before the gradients are cleared."""
         self._controller().step(lr)
 
     def carry(self, optimizer: Optimizer) -> None:
         """Do nothing: there is no state to go on with."""
+
+    @property
+    def taken(self) -> int:
+        """How many steps the phase has taken."""
+        return 0 if self.budget is None else self.budget.step_number
 
     @property
     def met(self) -> bool:
@@ -126,8 +144,10 @@ class ShrinkPenalty:
         return tuple(self._controller().trajectory)
 
     def end(self) -> None:
-        """Warn where the phase was over before its structure was found."""
-        if self.met:
+        """Step no longer, and warn where the phase was over before its structure was found."""
+        self._controller().detach()
+        self.regularizer.unfinished = None  # it is said here
+        if self.met or self.taken == self.steps:  # then the controller has said so
             return
         share = self.regularizer.live_share()
         target = self.target / self.regularizer.initial_cost
@@ -150,11 +170,10 @@ class ShrinkPenalty:
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes during the phase, the network apart."""
-        return {"taken": self.taken, "controller": self._controller().state_dict()}
+        return {"controller": self._controller().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state of a phase of the same length; the network is loaded already."""
-        self.taken = state["taken"]
         self._controller().load_state_dict(state["controller"])
 
     def _controller(self) -> Budget:

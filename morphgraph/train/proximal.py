@@ -34,27 +34,32 @@ class TiedStrengths:
 
     def __init__(self, index: Sequence[Tensor], weights: Sequence[Tensor], channels: int) -> None:
         self._sizes = [len(part) for part in index]
-        flat = torch.cat(list(index)) if index else torch.empty(0, dtype=torch.long)
-        order = torch.argsort(flat, stable=True)
-        ordered = flat[order]
-        place = torch.empty_like(flat)  # of a strength among those of its channel
-        place[order] = torch.arange(len(flat), device=flat.device) - torch.searchsorted(
-            ordered, ordered
-        )
-        most = int(place.max()) + 1 if len(place) else 1
-        # The strengths lie in a table of a row per channel, whose columns are its ties.
-        self._cell = flat * most + place
-        self._shape = (channels, most)
-        self._weights = self._table(weights)
-        falls = torch.where(self._weights > 0, 1 / self._weights, 0.0).amax(dim=1)
+        self._flat = torch.cat(list(index)) if index else torch.empty(0, dtype=torch.long)
+        device = self._flat.device
+        self._weight = torch.cat([part.float() for part in weights]) if weights else torch.empty(0)
+        fall = torch.where(self._weight > 0, 1 / self._weight, 0.0)
+        falls = torch.zeros(channels, device=device).scatter_reduce(0, self._flat, fall, "amax")
         self.rate = torch.where(falls > 0, falls, 1.0)
         """By how much strengths fall in a step of amount 1, at most, ``[channels]``."""
 
-    def _table(self, parts: Sequence[Tensor]) -> Tensor:
-        """Numbers of the strengths as ``[channels, most ties]``, zero where there is none."""
+        count = torch.bincount(self._flat, minlength=channels)
+        self._tied = torch.nonzero(count[self._flat] > 1).flatten()  # of the strengths
+        channel = self._flat[self._tied]
+        self._channels, row = torch.unique(channel, return_inverse=True)
+        order = torch.argsort(row, stable=True)
+        ordered = row[order]
+        place = torch.empty_like(row)  # of a strength among those of its channel
+        place[order] = torch.arange(len(row), device=device) - torch.searchsorted(ordered, ordered)
+        most = int(place.max()) + 1 if len(place) else 1
+        # Tied strengths lie in a table of a row per channel, whose columns are its ties.
+        self._cell = row * most + place
+        self._shape = (len(self._channels), most)
+        self._weights = self._table(self._weight)
+
+    def _table(self, numbers: Tensor) -> Tensor:
+        """Numbers of the tied strengths as ``[channels, most ties]``, zero where there is none."""
         table = torch.zeros(self._shape, device=self._cell.device)
-        if parts:
-            table.view(-1)[self._cell] = torch.cat([part.float() for part in parts])
+        table.view(-1)[self._cell] = numbers[self._tied]
         return table
 
     def factors(self, values: Sequence[Tensor], amounts: Tensor, tied: Tied) -> Sequence[Tensor]:
@@ -67,10 +72,14 @@ class TiedStrengths:
         """
         if not values:
             return ()
-        table, amount = self._table(values), amounts.float()[:, None]
-        shrink = self._below_maximum if tied == "max" else self._below_l2
-        factors = shrink(table, amount)
-        return torch.split_with_sizes(factors.view(-1)[self._cell], self._sizes)
+        now, amount = torch.cat([part.float() for part in values]), amounts.float()
+        left = (now - amount[self._flat] / self._weight.clamp_min(1e-30)).clamp_min(0.0)
+        factors = torch.where(left < now, left / now, 1.0)  # of one producer
+        if len(self._tied):
+            shrink = self._below_maximum if tied == "max" else self._below_l2
+            together = shrink(self._table(now), amount[self._channels, None])
+            factors[self._tied] = together.view(-1)[self._cell]
+        return torch.split_with_sizes(factors, self._sizes)
 
     def _below_maximum(self, values: Tensor, amount: Tensor) -> Tensor:
         """All strengths above one level come down to it, by ``t`` in all (each times its w)."""

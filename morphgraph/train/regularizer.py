@@ -8,7 +8,8 @@ equation 6): ``A_in R_out + A_out R_in`` with A the channels alive and R the sum
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,18 +17,38 @@ from torch import Tensor, nn
 
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import MorphWarning
-from morphgraph.graph import ChannelGraph
+from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io.check import escape
 from morphgraph.options import RoundTo, Strength, Tied
 from morphgraph.passes.analysis.cost import Convention, cost as cost_of
 from morphgraph.passes.analysis.polynomial import Cost
-from morphgraph.passes.planning.bounds import WidthBounds, repair_widths
+from morphgraph.passes.planning.bounds import WidthBounds, Widths, repair_widths
 from morphgraph.passes.planning.constraints import Budget as Amounts
 from morphgraph.passes.planning.removal_path import continue_plan
 from morphgraph.plans import Plan
 from morphgraph.train.computed import ComputedSource
+from morphgraph.train.resources import Counted, Resource
+from morphgraph.train.sources import BoundSource
 from morphgraph.train.strengths import Strengths
 from morphgraph.train.viability import Viability
+
+
+@dataclass(frozen=True)
+class Shrinkage:
+    """A proximal step before it is done.
+
+    Attributes:
+        parts: per source its channels and their strengths.
+        amounts: by how much the penalty lowers a strength that falls at rate 1, ``[channels]``.
+        factors: by what every source's strengths are multiplied.
+        before, after: the strengths, ``[channels]``.
+    """
+
+    parts: Sequence[tuple[Tensor, Tensor]]
+    amounts: Tensor
+    factors: tuple[Tensor, ...]
+    before: Tensor
+    after: Tensor
 
 
 class Regularizer:
@@ -66,8 +87,10 @@ class Regularizer:
             root of their sum of squares.
         relative: whether what a channel costs counts in proportion to the mean strength of the
             living channels of its group. Then a scale that all of them share changes nothing, and
-            only differences decide; without it nothing may resist such a scale (the next BatchNorm
-            undoes it), so that a layer's channels fall together and die at once.
+            only differences decide; without it nothing may resist such a scale (the next norm
+            undoes it), so that a layer's channels fall together and die at once. By default where
+            most of the cost is measured by kernels, as in transformers (never with
+            ``convention="morphnet"``).
         include, exclude: globs over group ids, names and producers: the groups to shrink (all, if
             none is given), and those that are left alone.
         convention: of the costs and of how often an operator counts a channel. By default the
@@ -75,6 +98,13 @@ class Regularizer:
             With ``"morphnet"`` it is as it is, and the default threshold 0.01 of the group's mean.
         min_width: the floor of every group in what is left; with 0 groups may die as a whole, and
             their layers vanish.
+        floors, ceilings: the same for some groups: by a glob a number of channels or a share
+            (``{"layer1*": 16, "head*": "50%"}``). Ceilings are met by :class:`Budget` and
+            :meth:`plan`.
+
+    Attributes:
+        known: the strengths after the last step of a :class:`Budget`, ``[channels]``.
+        unfinished: says what a :class:`Budget` still has to do.
 
     Raises:
         ModelError: a parameter that the graph names is not in the module, or has another shape.
@@ -91,18 +121,23 @@ class Regularizer:
         threshold: float | None = None,
         l1_fraction: float = 0.0,
         tied: Tied = "max",
-        relative: bool = False,
+        relative: bool | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         convention: Convention = "default",
         min_width: int = 1,
+        floors: Widths | None = None,
+        ceilings: Widths | None = None,
     ) -> None:
         self.graph = graph
-        self.weight = 1.0
-        self.relative = relative
         self.cost = cost if isinstance(cost, Cost) else cost_of(graph, cost, convention=convention)
         self.initial_cost = self.cost.total
-        self.limits = WidthBounds(1, min_width, tuple(include), tuple(exclude))
+        self.known: Tensor | None = None
+        self.unfinished: Callable[[], str] | None = None
+        self.counted = [Counted(self.cost, self.initial_cost)]
+        self.limits = WidthBounds(
+            1, min_width, tuple(include), tuple(exclude), least=floors or {}, most=ceilings or {}
+        )
         self._allowed = self.limits.on(graph)
         self._strengths = Strengths(
             graph,
@@ -117,6 +152,9 @@ class Regularizer:
         self._ties = self._strengths.ties
         self.scales = self._strengths.scales
         self.kernels = self._strengths.kernels
+        if relative is None:
+            relative = convention != "morphnet" and self._by_kernels() > 0.5
+        self.relative = relative
         self._viability = Viability(self._strengths, self.limits)
         if self._strengths.left_alone:
             warnings.warn(
@@ -150,7 +188,13 @@ class Regularizer:
         return self._strengths.threshold
 
     def strengths(self) -> Tensor:
-        """The strength of every channel, ``[channels]``; zero for those that are left alone."""
+        """The strength of every channel, ``[channels]``; zero for those that are left alone.
+
+        Of parameters that several processes share (``fully_shard``) they are those after the last
+        step of a :class:`Budget`, so that one process may ask alone.
+        """
+        if self.known is not None and self._strengths.shared:
+            return self.known
         return self._strengths.measure()
 
     @torch.no_grad()
@@ -163,59 +207,106 @@ class Regularizer:
         """The number of channels alive in every group, ``[groups]``."""
         return self._strengths.live_widths(self.strengths() if strengths is None else strengths)
 
+    @property
+    def weight(self) -> float:
+        """Of the penalty on :attr:`cost`, in units of 1/(initial cost)."""
+        return self.counted[0].weight
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        self.counted[0].weight = weight
+
     def live_cost(self, strengths: Tensor | None = None) -> float:
         """The resource that the channels alive need."""
-        live = self.live_widths(strengths)
-        if self.limits.min_width > 0:
-            return self.cost.polynomial(live)
-        return self.cost.at(repair_widths(live.astype(np.int64), self._allowed))
+        return self.needed(self.cost, strengths)
+
+    def needed(self, resource: Resource, strengths: Tensor | None = None) -> float:
+        """How much of any resource the channels alive need."""
+        return self.needed_at(resource, self.live_widths(strengths))
+
+    def needed_at(self, resource: Resource, live: FloatArray) -> float:
+        """The same for live widths, ``[groups]``."""
+        if (self._allowed.floors > 0).all():
+            return resource.polynomial(live)
+        return resource.at(repair_widths(live.astype(np.int64), self._allowed))
 
     def live_share(self, strengths: Tensor | None = None) -> float:
         """``live_cost`` as a share of the initial cost."""
         return self.live_cost(strengths) / self.initial_cost
 
-    def lowest_share(self) -> float:
-        """The cost at the lowest widths, one channel per group or ``min_width``, as a share."""
+    def lowest_share(self, resource: Resource | None = None) -> float:
+        """The cost at the lowest widths, one channel per group or the floors, as a share."""
+        resource = resource or self.cost
         lowest = np.where(self._strengths.measured, self._allowed.floors, self.graph.widths)
-        return self.cost.at(repair_widths(lowest, self._allowed)) / self.initial_cost
+        return resource.at(repair_widths(lowest, self._allowed)) / max(resource.total, 1e-30)
+
+    def ceilings(self) -> list[tuple[Group, int]]:
+        """The groups that must get narrower, with the most that each may keep."""
+        most = self._allowed.ceilings
+        return [
+            (group, int(most[group.index]))
+            for group in self.graph.groups
+            if most[group.index] < group.width and self._strengths.measured[group.index]
+        ]
 
     def __call__(self) -> Tensor:
         """``weight * G / (initial cost)``, a scalar to be added to the loss."""
-        return self.weight * self.value() / self.initial_cost
+        strengths = self.strengths()
+        return (self._pull(strengths.detach()) * strengths).sum()
 
     def value(self) -> Tensor:
         """G itself, in units of the cost, a scalar with a gradient."""
         strengths = self.strengths()
-        return (self._prices(strengths.detach()) * strengths).sum()
+        fixed = strengths.detach()
+        prices = self.marginals(fixed) * self._weakened(fixed)
+        return (prices * strengths).sum()
 
     def marginals(self, strengths: Tensor | None = None) -> Tensor:
         """What every channel costs at the live widths, ``[channels]``; zero if left alone."""
-        per_group = self.cost.marginals(self.live_widths(strengths))
+        return self._per_channel(self.cost.marginals(self.live_widths(strengths)))
+
+    def _per_channel(self, per_group: FloatArray) -> Tensor:
+        """A number per group as one per channel that is measured, zero elsewhere."""
         owned = self._strengths.owned
         # The group -1, of channels of no group, is the last number.
         padded = torch.from_numpy(np.append(per_group, 0.0)).float().to(owned.device)
         return padded[self._strengths.channel_group] * owned
 
-    def _prices(self, strengths: Tensor) -> Tensor:
-        """What a unit of every channel's strength costs, ``[channels]``."""
-        marginals = self.marginals(strengths)
-        if not self.relative:
-            return marginals
-        # In units of the group's mean strength: then a scale that all channels of the group share
-        # does not change what they cost.
-        means = self._strengths.means(strengths, self.alive(strengths))
-        return marginals * torch.where(means > 0, means, 1.0)
+    def _pull(self, strengths: Tensor) -> Tensor:
+        """What a unit of every channel's strength adds to the loss, ``[channels]``."""
+        live = self.live_widths(strengths)
+        per_group = np.zeros(len(live))
+        for each in self.counted:
+            if each.weight:
+                per_group += each.resource.marginals(live) * (each.weight / each.initial)
+        return self._per_channel(per_group) * self._weakened(strengths)
 
-    def initial_weight(self, path: float) -> float:
+    def _by_kernels(self) -> float:
+        """Which share of what can be removed is measured by kernels."""
+        prices = self.marginals()
+        return float((prices * self._strengths.by_kernel).sum() / prices.sum().clamp_min(1e-30))
+
+    def _weakened(self, strengths: Tensor) -> Tensor | float:
+        """By what relative penalties count, ``[channels]``: the mean strength of the group."""
+        if not self.relative:
+            return 1.0
+        means = self._strengths.means(strengths, self.alive(strengths))
+        return torch.where(means > 0, means, 1.0)
+
+    def initial_weight(self, path: float, resource: Resource | None = None) -> float:
         """The weight at which an average channel of strength 1, without a loss, would just die.
 
         For a channel with one producer; ties share the fall, and need more.
 
         Args:
             path: the sum of the phase's effective steps.
+            resource: what is counted, by default :attr:`cost`.
         """
-        marginals = self.marginals()
-        mean = float(marginals[marginals > 0].mean()) / self.initial_cost
+        resource = resource or self.cost
+        prices = self._per_channel(resource.marginals(self.live_widths()))
+        # Kernels of few numbers, or of small ones, fall faster than by the amount.
+        falls = (prices * self._ties.rate)[prices > 0]
+        mean = float(falls.mean()) / max(resource.total, 1e-30) if len(falls) else 0.0
         return 1.0 / max(path * mean, 1e-30)
 
     @torch.no_grad()
@@ -227,20 +318,85 @@ class Regularizer:
         instead of adding the regularizer to the loss. With momentum m the optimizer's effective
         step is ``lr / (1 - m)``. Zeros are exact.
         """
-        ties = self._ties
-        strengths = self.strengths()
-        amounts = self._prices(strengths) * (step_size * self.weight / self.initial_cost)
+        self.shrink(self.shrinkage(step_size))
+
+    @torch.no_grad()
+    def shrinkage(
+        self, step_size: float, parts: Sequence[tuple[Tensor, Tensor]] | None = None
+    ) -> "Shrinkage":
+        """What :meth:`proximal_step` would do; no parameter changes.
+
+        Args:
+            step_size: the effective step.
+            parts: what :meth:`measured` has given, where that is known.
+        """
+        parts = self.measured() if parts is None else parts
+        strengths = self._strengths.combined(parts)
+        if self._strengths.l1_fraction:
+            strengths = self.strengths()
+        amounts = self._pull(strengths) * step_size
         # With a margin: below twice the threshold a channel counts as dying.
-        would_die = strengths - amounts * ties.rate <= 2 * self.threshold
-        amounts[would_die & self.protected(strengths, would_die)] = 0.0
-        values = [value for _, value in self._strengths.of_sources(l1_fraction=0.0)]
-        factors = iter(ties.factors(values, amounts, self._strengths.tied))
+        would_die = strengths - amounts * self._ties.rate <= 2 * self.threshold
+        if bool(would_die.any()):
+            amounts[would_die & self.protected(strengths, would_die)] = 0.0
+        return self._by_amounts(parts, strengths, amounts)
+
+    def measured(self) -> list[tuple[Tensor, Tensor]]:
+        """Per scale and kernel its channels and their strengths, whatever ``l1_fraction`` is."""
+        return self._strengths.of_sources(l1_fraction=0.0)
+
+    @torch.no_grad()
+    def sparing(self, shrinkage: "Shrinkage", channels: Tensor) -> "Shrinkage":
+        """The same, but for some channels that stay as they are, a flag per channel."""
+        amounts = shrinkage.amounts.masked_fill(channels, 0.0)
+        return self._by_amounts(shrinkage.parts, shrinkage.before, amounts)
+
+    def _by_amounts(
+        self, parts: Sequence[tuple[Tensor, Tensor]], before: Tensor, amounts: Tensor
+    ) -> "Shrinkage":
+        tied = self._strengths.tied
+        factors = [
+            torch.ones_like(factor) if source.frozen else factor
+            for source, factor in zip(
+                (*self.scales, *self.kernels),
+                self._ties.factors([value for _, value in parts], amounts, tied),
+                strict=True,
+            )
+        ]
+        scaled = [
+            (index, value * factor) for (index, value), factor in zip(parts, factors, strict=True)
+        ]
+        # A strength with a share of magnitudes falls by the same factors.
+        after = self._strengths.combined(scaled)
+        if self._strengths.l1_fraction:
+            plain = self._strengths.combined(parts)
+            after = torch.where(plain > 0, before * after / plain.where(plain > 0, 1.0), 0.0)
+        return Shrinkage(parts, amounts, tuple(factors), before, after)
+
+    @torch.no_grad()
+    def shrink(self, shrinkage: "Shrinkage") -> None:
+        """Do it: multiply the scales and kernels by their factors."""
+        factors = iter(shrinkage.factors)
         for source in self.scales:
             source.multiply(next(factors))
         for source in self.kernels:  # one factor per channel, which may have several positions
             factor = next(factors)
             for part in source.scaling if isinstance(source, ComputedSource) else (source,):
                 part.multiply(factor[part.slot])
+
+    def bind_again(self) -> None:
+        """Find the parameters by their names again: ``fully_shard`` and others replace them.
+
+        Raises:
+            ModelError: a parameter is not in the module any more, or has another shape.
+            UnsupportedError: a kernel is computed from what several processes share.
+        """
+        self._strengths.bind_again()
+
+    @property
+    def acted_on(self) -> list[BoundSource]:
+        """The slices of parameters that shrinking steps multiply."""
+        return self._strengths.acted_on
 
     def protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:
         """Channels that must not die, ``[channels]``: as many of the strongest as a group needs.
@@ -250,26 +406,11 @@ class Regularizer:
         """
         return self._viability.protected(strengths, would_die)
 
-    def snapshot(self) -> list[Tensor]:
-        """Copies of the scales and kernels that the regularizer acts on, for :meth:`restore`."""
-        return [source.parameter.detach().clone() for source in self._strengths.acted_on]
-
-    @torch.no_grad()
-    def restore(self, snapshot: Sequence[Tensor], channels: Tensor) -> None:
-        """Give some channels the scales and kernels of a snapshot, a flag per channel."""
-        for source, earlier in zip(self._strengths.acted_on, snapshot, strict=True):
-            if source.frozen:
-                continue
-            positions = source.positions[channels[source.index]]
-            source.rows[positions] = earlier.movedim(source.axis, 0)[positions]
-
     @torch.no_grad()
     def zero_channels(self, dead: Tensor) -> None:
         """Set the scales and kernels of some channels to zero, ``dead`` a flag per channel."""
         for source in self._strengths.acted_on:
-            if not source.frozen:
-                positions = source.positions[dead[source.index]]
-                source.rows[positions] = 0.0
+            source.zero(source.positions[dead[source.index]])
 
     def keep(self) -> dict[int, IntArray]:
         """Per group index the channels alive; where none is the strongest, if one must stay."""
@@ -298,6 +439,13 @@ class Regularizer:
         Raises:
             BudgetError: the budget cannot be met.
         """
+        if self.unfinished is not None and (missed := self.unfinished()):
+            warnings.warn(
+                f"the budget is not met: {missed}; promise mg.Budget the optimizer steps that the "
+                "phase takes (steps=, penalty.begin)",
+                MorphWarning,
+                stacklevel=2,
+            )
         floor = self.limits.min_width if min_width is None else min_width
         return continue_plan(
             self.graph,
@@ -305,5 +453,5 @@ class Regularizer:
             self.strengths().detach().cpu().double().numpy(),
             budget or {},
             self.cost,
-            WidthBounds(round_to, floor, self.limits.include, self.limits.exclude),
+            replace(self.limits, round_to=round_to, min_width=floor),
         )

@@ -9,17 +9,21 @@ import copy
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.options import Strength
 from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
+from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.train.controller import FixedWeight
 from morphgraph.train.phases import NEVER_STEPPED, Penalty
 from morphgraph.train.regularizer import Regularizer
+from morphgraph.train.wiring import Steps, inner_optimizer, require_owner
 
 STEPS = 30
 _STRONG = 100.0  # times what would zero an average channel within the steps
@@ -45,13 +49,13 @@ class Check:
 
 @dataclass(frozen=True)
 class SmokeReport:
-    """Both checks; costs are shares of the network's."""
+    """The checks; costs are shares of the network's."""
 
     checks: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether both went as they must."""
+        """Whether all went as they must."""
         return all(check.passed for check in self.checks)
 
 
@@ -64,29 +68,35 @@ class FixedPenalty(FixedWeight):
 
     Args:
         regularizer: of the network that is trained.
-        strength: 1 would zero an average channel within the steps, were there no loss; the
-            weight is set for that when the first step's length is known.
+        strength: 1 would zero an average channel within the steps, were there no loss, whatever
+            the optimizer does.
         steps: after which the phase is ended.
     """
 
     def __init__(self, regularizer: Regularizer, strength: float, steps: int) -> None:
-        super().__init__(regularizer, 0.0)
-        self.strength = strength
+        super().__init__(regularizer, strength * regularizer.initial_weight(steps))
         self.steps = steps
         self.taken = 0
+        self._hooks: Steps | None = None
 
     def carry(self, optimizer: torch.optim.Optimizer) -> None:
         """Do nothing: there is no state to go on with."""
 
-    def step(self, lr: float) -> None:
+    def attach(self, *optimizers: Any) -> "FixedPenalty":
+        """Step by itself after every step of the optimizers."""
+        inner = [inner_optimizer(each) for each in optimizers]
+        require_owner(inner, self.regularizer.acted_on, self.steps)
+        self._hooks = Steps(inner, self.step)
+        return self
+
+    def step(self, lr: float | None = None) -> None:
         """Shrink once; raise when it is enough."""
-        if not self.regularizer.weight and self.strength:
-            self.regularizer.weight = self.strength * self.regularizer.initial_weight(
-                lr * self.steps
-            )
-        super().step(lr)
+        self.regularizer.bind_again()
+        super().step(0.0 if lr == 0 else 1.0)
         self.taken += 1
         if self.taken >= self.steps:
+            if self._hooks is not None:
+                self._hooks.remove()
             raise _EnoughError
 
 
@@ -100,6 +110,12 @@ def smoke(
     steps: int = STEPS,
 ) -> SmokeReport:
     """Check within a few steps that a training loop shrinks a network when, and only when, it must.
+
+    The loop is run three times: with a penalty that is much too strong, with none, and on what
+    :func:`morphgraph.to_torch` makes of the network, which is what is trained after a resize. An
+    operator that has no lowering is found before any of them. For a loop of your own, outside of
+    ``mg.morph``, give a function of the network and the penalty that runs some of its steps, with
+    the penalty in the place of your :class:`~morphgraph.Budget`.
 
     Args:
         net: the network; copies of it are trained.
@@ -123,7 +139,38 @@ def smoke(
     'fit never called penalty.step: call it after every optimizer step'
     """
     graph = lift(export(net, example))
-    return smoke_graph(graph, lambda: copy.deepcopy(net), fit, cost, strength, steps=steps)
+    try:
+        made = to_torch(graph.model).train(net.training)
+    except UnsupportedError as error:
+        return SmokeReport((Check("to_torch", 1.0, 1.0, 0, str(error)),))
+    report = smoke_graph(graph, lambda: copy.deepcopy(net), fit, cost, strength, steps=steps)
+    device = next(iter(net.parameters())).device
+    return SmokeReport((*report.checks, _runs(graph, made.to(device), fit, cost, strength, steps)))
+
+
+def _runs(
+    graph: ChannelGraph,
+    net: nn.Module,
+    fit: Callable[[nn.Module, FixedPenalty], None],
+    cost: str,
+    strength: Strength,
+    steps: int,
+) -> Check:
+    """Whether a training loop runs on the network that ``to_torch`` makes."""
+    regularizer = Regularizer(graph, net, cost, strength)
+    penalty = FixedPenalty(regularizer, 0.0, steps)
+    reason = ""
+    try:
+        fit(net, penalty)
+    except _EnoughError:
+        pass
+    except Exception as error:  # noqa: BLE001 (whatever a user's code raises)
+        reason = (
+            f"fit does not run on what to_torch makes of the network: {type(error).__name__}: "
+            f"{error}; after a resize it is given such a module: use its call alone, or resize "
+            "your own class with mg.resize_module"
+        )
+    return Check("what to_torch makes", 1.0, regularizer.live_share(), penalty.taken, reason)
 
 
 def smoke_graph(

@@ -17,39 +17,144 @@ class BoundSource:
 
     ``positions`` are places on the axis, ``index`` their channels; a channel may have several, as a
     recurrent unit has one in every gate. ``channels`` are those channels once each, ``slot`` the
-    place of every position's channel among them, ``count`` how many numbers each has.
+    place of every position's channel among them, ``count`` how many numbers each has. A parameter
+    that several processes share (a ``DTensor``) counts as a whole, and each changes its own part.
     """
 
-    def __init__(self, parameter: Tensor, axis: int, positions: Tensor, index: Tensor) -> None:
+    def __init__(
+        self, name: str, parameter: Tensor, axis: int, positions: Tensor, index: Tensor
+    ) -> None:
+        self.name = name
         self.parameter = parameter
         self.axis = axis
         self.positions = positions
         self.index = index
         self.channels, self.slot = torch.unique(index, return_inverse=True)
-        numbers = parameter.numel() // parameter.shape[axis]
+        size = parameter.shape[axis]
+        numbers = parameter.numel() // size
         self.count = numbers * torch.bincount(self.slot, minlength=len(self.channels))
+        # All positions in their order, each its own channel: nothing has to be picked or summed.
+        self._is_whole = torch.equal(positions, torch.arange(size, device=positions.device))
+        self._one_each = torch.equal(self.slot, torch.arange(len(index), device=self.slot.device))
+
+    @property
+    def numbers(self) -> Tensor:
+        """What is measured: the parameter."""
+        return self.parameter
 
     @property
     def rows(self) -> Tensor:
-        """The parameter with the axis in front, a view, ``[positions on the axis, ...]``."""
-        return self.parameter.movedim(self.axis, 0)
+        """The same with the axis in front, a view, ``[positions on the axis, ...]``."""
+        return self.numbers.movedim(self.axis, 0)
 
     @property
     def frozen(self) -> bool:
         """Whether nobody trains the parameter: then it is never changed."""
         return isinstance(self.parameter, nn.Parameter) and not self.parameter.requires_grad
 
+    def picked(self, numbers: Tensor) -> Tensor:
+        """Of a number for every place on the axis those of the positions."""
+        return numbers if self._is_whole else numbers[self.positions]
+
     def multiply(self, factors: Tensor) -> None:
         """Multiply the numbers of every position in place, ``factors`` one for each."""
         if self.frozen:
             return
-        rows = self.rows
-        rows[self.positions] *= factors.to(rows.dtype).reshape(-1, *[1] * (rows.dim() - 1))
+        if not self._is_whole:
+            every = torch.ones(
+                self.parameter.shape[self.axis], dtype=factors.dtype, device=factors.device
+            )
+            factors = every.index_copy(0, self.positions, factors)
+        self.parameter.mul_(_placed_as(self.parameter, self._along(factors)))
+
+    def zero(self, positions: Tensor) -> None:
+        """Set the numbers of some positions to zero, ``positions`` places on the axis."""
+        if self.frozen or not len(positions):
+            return
+        if is_shared(self.parameter):
+            every = torch.ones(self.parameter.shape[self.axis], device=positions.device)
+            kept = self._along(every.index_fill(0, positions, 0.0))
+            self.parameter.mul_(_placed_as(self.parameter, kept))
+        else:
+            self.parameter.index_fill_(self.axis, positions, 0.0)
+
+    def values(self) -> Tensor:
+        """A scale's numbers at the positions, ``[positions]``."""
+        return self.picked(whole(self.parameter).reshape(-1))
+
+    def gradient(self) -> Tensor | None:
+        """The same of a scale's gradient, if it has one."""
+        found = self.parameter.grad
+        return None if found is None else self.picked(whole(found).reshape(-1))
+
+    def set(self, values: Tensor) -> None:
+        """Give a scale other numbers at the positions."""
+        values = values.to(self.parameter.dtype)
+        if not self._is_whole:
+            now = whole(self.parameter).reshape(-1)
+            values = now.index_copy(0, self.positions, values)
+        shaped = values.reshape(self.parameter.shape)
+        self.parameter.copy_(_placed_as(self.parameter, shaped))
 
     def per_channel(self, values: Tensor) -> Tensor:
         """Sums over the positions of every channel."""
+        if self._one_each:
+            return values
         total = torch.zeros(len(self.channels), dtype=values.dtype, device=values.device)
         return total.index_add(0, self.slot, values)
+
+    def norms(self) -> Tensor:
+        """The root of the sum of squares of every channel's numbers, one for each channel."""
+        numbers = self.numbers
+        others = [k for k in range(numbers.dim()) if k != self.axis]
+        if not others:
+            by_place = whole(numbers).abs()
+        else:  # sums in single precision: squares of halves are soon too small
+            halves = numbers.dtype in (torch.float16, torch.bfloat16)
+            by_place = whole(
+                torch.linalg.vector_norm(
+                    numbers, dim=others, dtype=torch.float32 if halves else None
+                )
+            )
+        by_position = self.picked(by_place)
+        if self._one_each:
+            return by_position
+        return root(self.per_channel(by_position.square()))
+
+    def magnitudes(self) -> Tensor:
+        """The sum of magnitudes of every channel's numbers, one for each channel."""
+        others = [k for k in range(self.numbers.dim()) if k != self.axis]
+        magnitudes = self.numbers.abs()
+        by_place = whole(magnitudes.sum(dim=others) if others else magnitudes)
+        return self.per_channel(self.picked(by_place))
+
+    def _along(self, numbers: Tensor) -> Tensor:
+        """A number for every place on the axis, to be multiplied with the parameter."""
+        shape = [1] * self.parameter.dim()
+        shape[self.axis] = -1
+        return numbers.to(self.parameter.dtype).reshape(shape)
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether every process has a part of it: a ``DTensor``, as ``fully_shard`` makes them."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, whatever part of it this process has; all processes must ask for it."""
+    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
+
+
+def _placed_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """What all processes have alike, such that it goes with a parameter that they share."""
+    if not is_shared(parameter):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    assert isinstance(parameter, DTensor)
+    mesh = parameter.device_mesh
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def bind(
@@ -86,14 +191,20 @@ def bind(
             )
         index = torch.from_numpy(source.channels[positions]).to(device)
         bound.append(
-            BoundSource(parameter, source.axis, torch.from_numpy(positions).to(device), index)
+            BoundSource(
+                source.parameter,
+                parameter,
+                source.axis,
+                torch.from_numpy(positions).to(device),
+                index,
+            )
         )
     return bound
 
 
 def scale_strength(source: BoundSource) -> Tensor:
     """The magnitude of every position's scale."""
-    return source.parameter.reshape(-1).abs()[source.positions]
+    return source.values().abs()
 
 
 def root(squares: Tensor) -> Tensor:
@@ -107,10 +218,8 @@ def root(squares: Tensor) -> Tensor:
 
 def kernel_strength(source: BoundSource, l1_fraction: float) -> Tensor:
     """``(1 - f) sqrt(mean w^2) + f mean |w|`` over the numbers of every channel."""
-    rows = source.rows.flatten(1)[source.positions]
-    mean = source.per_channel(rows.square().sum(dim=1)) / source.count
-    strength = root(mean)
+    strength = source.norms() / source.count.sqrt()
     if l1_fraction:
-        magnitude = source.per_channel(rows.abs().sum(dim=1)) / source.count
+        magnitude = source.magnitudes() / source.count
         strength = (1 - l1_fraction) * strength + l1_fraction * magnitude
     return strength

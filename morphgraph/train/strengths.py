@@ -8,14 +8,14 @@ groups' channels one after another;
 ``graph.channel_group[c]`` is its group, -1 for channels of no group.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from morphgraph.arrays import Flags, FloatArray
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.check import escape
 from morphgraph.ops import facts_of
@@ -38,7 +38,15 @@ from morphgraph.passes.analysis.gates import (
 from morphgraph.torch_io.weights import named_tensors
 from morphgraph.train.computed import ComputedSource, find_computed
 from morphgraph.train.proximal import TiedStrengths
-from morphgraph.train.sources import BoundSource, bind, kernel_strength, root, scale_strength
+from morphgraph.train.sources import (
+    BoundSource,
+    bind,
+    is_shared,
+    kernel_strength,
+    root,
+    scale_strength,
+    whole,
+)
 
 _THRESHOLD = 1e-2  # of a strength that begins at 1
 _ONE = torch.ones(1)
@@ -60,6 +68,7 @@ class Strengths:
         owned: the same as a flag per channel, ``[channels]``, on the module's device.
         scales, kernels: the slices of parameters, and of what is computed from them, that are
             measured; among the scales the shifts that close products with them.
+        by_kernel: which channels are measured by kernels, ``[channels]``.
         threshold: a number, or one per channel, ``[channels]``.
 
     Raises:
@@ -80,6 +89,7 @@ class Strengths:
         convention: Convention,
     ) -> None:
         self.graph = graph
+        self._net = net
         self.l1_fraction = l1_fraction
         self.tied = tied
         morphnet = convention == "morphnet"
@@ -94,7 +104,7 @@ class Strengths:
         deciding = closing_scales(graph) if morphnet else deciding_scales(graph)
         shifts = closing_shifts(graph) if morphnet else deciding_shifts(graph)
         # A frozen shift that is zero already is in nobody's way.
-        felt = {name: on for name, on in shifts.items() if bool(tensors.get(name, _ONE).any())}
+        felt = {k: on for k, on in shifts.items() if bool(whole(tensors.get(k, _ONE)).any())}
         still = _frozen_groups(graph, tensors, producing, computed, gated, deciding | felt)
         without = {**without, **still}
         by_kernels &= ~_flags(graph, without)
@@ -125,6 +135,7 @@ class Strengths:
         self._unit = torch.ones(len(self.owned), device=device)
         with torch.no_grad():
             means = self.means(self.measure(), torch.ones_like(self.owned))
+        self.by_kernel = torch.from_numpy(by_kernel).to(device)
         # A norm's scales begin at 1; other scales, and kernels as they are, may begin anywhere.
         anywhere = _by_layer_scale(graph, decides)
         if morphnet:
@@ -133,8 +144,7 @@ class Strengths:
         self.threshold = _THRESHOLD * begin if threshold is None else threshold
         if not morphnet:
             # From here on kernels are measured relative to what they were: they begin at 1, too.
-            kernel = torch.from_numpy(by_kernel).to(device)
-            self._unit = torch.where(kernel, means.clamp_min(1e-6), 1.0)
+            self._unit = torch.where(self.by_kernel, means.clamp_min(1e-6), 1.0)
         self.ties = self._tie()
 
     def _tie(self) -> TiedStrengths:
@@ -151,9 +161,43 @@ class Strengths:
         if isinstance(source, ComputedSource):
             with torch.no_grad():
                 strength = kernel_strength(source, 0.0) / self._unit[source.channels]
-                measured = (source.magnitudes() / strength).square()
+                measured = (source.scaling_norms() / strength).square()
                 weights = torch.where(measured.isfinite() & (measured > 0), measured, weights)
         return weights
+
+    def bind_again(self) -> None:
+        """Find the parameters by their names again: ``fully_shard`` and others replace them.
+
+        Raises:
+            ModelError: a parameter is not there any more, or has another shape.
+            UnsupportedError: a kernel is computed from what several processes share.
+        """
+        tensors: dict[str, Tensor] | None = None
+        for source in self.acted_on:
+            if tensors is None:
+                tensors = named_tensors(self._net)
+            found = tensors.get(source.name)
+            if found is source.parameter:
+                continue
+            if found is None or found.shape != source.parameter.shape:
+                raise ModelError(
+                    f"parameter '{escape(source.name)}' is not in the module any more, or has "
+                    "another shape; make the regularizer anew for the module that is trained"
+                )
+            source.parameter = found
+        for kernel in self.kernels:
+            if isinstance(kernel, ComputedSource) and tensors is not None:
+                kernel.tensors = tensors
+                if any(is_shared(part.parameter) for part in kernel.scaling):
+                    raise UnsupportedError(
+                        f"kernel '{escape(kernel.name)}' is computed from parameters that several "
+                        "processes share (DTensor); exclude its groups, or train with DDP"
+                    )
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes share a parameter, so that all of them must measure it."""
+        return any(is_shared(source.parameter) for source in self.acted_on)
 
     @property
     def acted_on(self) -> list[BoundSource]:
@@ -173,7 +217,14 @@ class Strengths:
 
     def measure(self) -> Tensor:
         """The strength of every channel, ``[channels]``; zero for those that are left alone."""
-        parts = self.of_sources(self.l1_fraction)
+        return self.combined(self.of_sources(self.l1_fraction))
+
+    def combined(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The strength of every channel, ``[channels]``, from those of its producers.
+
+        Args:
+            parts: per source its channels and their strengths, as :meth:`of_sources` gives them.
+        """
         total = torch.zeros(len(self.channel_group), device=self.channel_group.device)
         if not parts:
             return total
@@ -244,7 +295,7 @@ def _strength(source: BoundSource, l1_fraction: float) -> Tensor:
     strength = kernel_strength(source, l1_fraction)
     if not isinstance(source, ComputedSource):
         return strength
-    magnitude = source.magnitudes()
+    magnitude = source.scaling_norms()
     now = magnitude.detach()
     return strength * torch.where(now > 0, magnitude / now.where(now > 0, 1.0), 1.0)
 

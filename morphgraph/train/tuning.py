@@ -248,7 +248,7 @@ class LadderPenalty(ShrinkPenalty):
         self.optimizer = optimizer
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, lr: float | None = None) -> None:
         """Shrink once, after the optimizer's step."""
         super().step(lr)
         if self._dead is not None:

@@ -22,8 +22,8 @@ class Viability:
     def __init__(self, strengths: Strengths, bounds: WidthBounds) -> None:
         self.graph = strengths.graph
         self._strengths = strengths
-        self._groups_may_die = bounds.min_width == 0
         self._floors: IntArray = bounds.on(self.graph).floors
+        self._groups_may_die = bool((self._floors == 0).any())
         self._last: tuple[frozenset[int], IntArray] | None = None  # dead groups, and what is needed
 
     def protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:

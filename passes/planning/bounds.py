@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import gcd
 
 import numpy as np
@@ -45,6 +45,7 @@ class WidthBounds:
         steps: what suits each group, ``[groups]``, where that was measured; for ``"auto"``.
         finer: per index of a group how many finer steps that of ``"auto"`` has at most, for groups
             that would not leave a budget room enough.
+        least, most: floors and ceilings of some groups, as widths by hand are given.
     """
 
     round_to: RoundTo = 1
@@ -56,6 +57,8 @@ class WidthBounds:
     channels: Mapping[int, IntArray] = field(default_factory=dict)
     steps: Sequence[Steps] | None = None
     finer: Mapping[int, int] = field(default_factory=dict)
+    least: Widths = field(default_factory=dict)
+    most: Widths = field(default_factory=dict)
 
     def check(self, graph: ChannelGraph) -> "WidthBounds":
         """These bounds, if they make sense: a glob that names no group would be a typo.
@@ -104,6 +107,12 @@ class WidthBounds:
                 # Groups of one width do not vanish one by one.
                 floor = grids[index].at_least(max(least, 1) if index in together else least)
                 floors[index] = min(group.width, floor)
+        most = _by_hand(replace(self, widths=self.most), graph, shares, blocks)
+        for index, width in most.items():
+            ceilings[index] = min(ceilings[index], max(width, floors[index]))
+        least_of = _by_hand(replace(self, widths=self.least), graph, shares, blocks)
+        for index, width in least_of.items():
+            floors[index] = min(ceilings[index], max(width, floors[index]))
         by_hand = _by_hand(self, graph, shares, blocks)
         by_hand |= {index: len(positions) for index, positions in self.channels.items()}
         for index, width in by_hand.items():

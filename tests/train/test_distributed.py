@@ -158,6 +158,17 @@ def test_a_users_own_training_in_two_processes(
             assert np.allclose(each["own_loop"]["weights"][name], weights, 1e-6, 1e-8)
 
 
+def test_sharded_parameters_give_the_plan_of_one_process(seen: list[dict[str, Any]]) -> None:
+    one = seen[0]["sharded"]["alone"]
+    assert one["met"]
+    assert min(one["widths"][1:-1]) < 8
+    for each in seen:
+        for way in ("before", "after"):
+            assert each["sharded"][way]["met"]
+            assert each["sharded"][way]["widths"] == one["widths"]
+            assert each["sharded"][way]["share"] == pytest.approx(one["share"])
+
+
 def arguments(task: Path, model: str, folder: Path, epochs: int, *more: str) -> list[str]:
     line = ["morph", str(task / f"{model}.onnx"), "--data", str(task / "data.npz")]
     return [*line, "-o", str(folder), *SETTINGS, "--shrink-epochs", str(epochs), *more]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from test_regularizer import concat_network, morphnet  # type: ignore[import-not-found]
 from torch import Tensor, distributed as dist, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import morphgraph as mg
@@ -148,6 +149,36 @@ def own_loop() -> dict[str, Any]:
     return {"plan": result.plan.to_json().decode(), "weights": weights}
 
 
+def sharded() -> dict[str, Any]:
+    """``fully_shard``, before or after the regularizer is made, against one process alone."""
+    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    labels = torch.arange(16) % 10
+    found: dict[str, Any] = {}
+    for way in ("alone", "before", "after"):
+        torch.manual_seed(0)
+        net = residual_cnn((6, 8)).double()
+        graph = mg.lift(mg.export(net, (images[:2],)))
+        if way == "after":
+            fully_shard(net)
+        reg = mg.Regularizer(graph, net)
+        if way == "before":
+            fully_shard(net)
+        optimizer = torch.optim.AdamW(net.train().parameters(), lr=1e-3, weight_decay=0)
+        budget = mg.Budget(reg, {"flops": "60%"}, 80)
+        if distributed.is_first() or way != "alone":
+            budget.attach(optimizer)
+            for _ in range(80):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(net(images), labels).backward()
+                optimizer.step()
+            found[way] = {"met": budget.met, "share": budget.share, "widths": widths_of(reg)}
+    return found
+
+
+def widths_of(reg: mg.Regularizer) -> list[int]:
+    return [int(width) for width in reg.plan().widths(reg.graph)]
+
+
 def refusal() -> dict[str, Any]:
     """A command line that cannot be: its exit code, and what it says."""
     task = Path(sys.argv[2])
@@ -162,6 +193,7 @@ CHECKS: tuple[Callable[[], dict[str, Any]], ...] = (
     oracle,
     decisions,
     own_loop,
+    sharded,
     refusal,
 )
 

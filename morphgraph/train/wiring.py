@@ -1,0 +1,165 @@
+"""Whether a penalty, an optimizer and a network belong together, looked at while they run."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from morphgraph.errors import ArgumentError, MorphWarning
+from morphgraph.onnx_io.check import escape
+from morphgraph.train.motion import Motion
+from morphgraph.train.regularizer import Regularizer
+from morphgraph.train.sources import BoundSource, is_shared
+
+_SOME = 16  # numbers of a kernel that are remembered
+_DECAYED = 0.05  # of a strength within the phase: less decay is not worth a word
+
+
+class Probe:
+    """A few numbers of every kernel, whose proportions the penalty does not change."""
+
+    def __init__(self, regularizer: Regularizer) -> None:
+        scales = {id(source) for source in regularizer.scales}
+        self._kernels = [s for s in regularizer.acted_on if id(s) not in scales and not s.frozen]
+        self._before = [_proportions(source) for source in self._kernels]
+
+    def unmoved(self) -> list[str]:
+        """Names of the kernels that nothing but the penalty has moved."""
+        return [
+            source.name
+            for source, before in zip(self._kernels, self._before, strict=True)
+            if before is not None
+            and (now := _proportions(source)) is not None
+            and torch.allclose(before, now, rtol=1e-6, atol=1e-7)
+        ]
+
+    @property
+    def count(self) -> int:
+        """How many kernels there are."""
+        return len(self._kernels)
+
+
+@torch.no_grad()
+def _proportions(source: BoundSource) -> Tensor | None:
+    """Some numbers of the channel at the first position, of length 1."""
+    if is_shared(source.parameter) or source.parameter.dim() < 2:
+        return None
+    row = source.parameter.select(source.axis, int(source.positions[0])).reshape(-1)[:_SOME]
+    norm = row.float().norm()
+    return row.float() / norm if len(row) > 1 and norm > 0 else None
+
+
+def warn_of_unmoved(motion: Motion, probe: Probe, step: int) -> None:
+    """Warn of parameters that only the penalty moves: nobody trains them."""
+    unmoved = motion.unmoved() + probe.unmoved()
+    count = len(motion.scales) + probe.count
+    if unmoved:
+        warnings.warn(
+            f"nothing but the penalty moves {len(unmoved)} of {count} regularized parameters in "
+            f"{step} steps, such as '{escape(unmoved[0])}': are they in the optimizer, and is it "
+            "this module that is trained, not a copy of it?",
+            MorphWarning,
+            stacklevel=4,
+        )
+
+
+def inner_optimizer(optimizer: Any) -> Optimizer:
+    """The optimizer of torch inside a framework's wrapper.
+
+    Raises:
+        ArgumentError: there is none, so that nothing says when it has stepped.
+    """
+    inside = getattr(optimizer, "optimizer", None)
+    if inside is not None and inside is not optimizer:
+        return inner_optimizer(inside)
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentError(
+            f"{type(optimizer).__name__} is no torch.optim.Optimizer, which says when it has "
+            "stepped; call budget.step() after its step instead"
+        )
+    return optimizer
+
+
+def require_owner(
+    optimizers: Sequence[Optimizer], sources: Iterable[BoundSource], steps: int
+) -> None:
+    """Hold what optimizers train against what is regularized.
+
+    Raises:
+        ArgumentError: they have none of the regularized parameters.
+    """
+    owned: dict[int, Mapping[str, Any]] = {
+        id(parameter): group
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    acted_on = [source for source in sources if not source.frozen]
+    missing = [source.name for source in acted_on if id(source.parameter) not in owned]
+    names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
+    if acted_on and len(missing) == len(acted_on):
+        raise ArgumentError(
+            f"{names} has none of the {len(acted_on)} regularized parameters, such as "
+            f"'{escape(missing[0])}': give the optimizer of the module that the regularizer was "
+            "made for; with fully_shard make the optimizer after it"
+        )
+    if missing:
+        warnings.warn(
+            f"{len(missing)} of {len(acted_on)} regularized parameters are in no optimizer, such "
+            f"as '{escape(missing[0])}': only the penalty will move them; exclude their groups",
+            MorphWarning,
+            stacklevel=3,
+        )
+    decayed = [
+        source.name
+        for source in acted_on
+        if (group := owned.get(id(source.parameter))) and _decay(group, steps) > _DECAYED
+    ]
+    if decayed:
+        warnings.warn(
+            f"weight decay also shrinks {len(decayed)} of {len(acted_on)} regularized parameters, "
+            f"such as '{escape(decayed[0])}': it is undone on scales while the budget shrinks "
+            "them, and counts on kernels; give them a group with weight_decay=0",
+            MorphWarning,
+            stacklevel=3,
+        )
+
+
+def _decay(group: Mapping[str, Any], steps: int) -> float:
+    """By what share decay shrinks a group's parameters in so many steps, by its settings."""
+    decay, lr = (float(group.get(key) or 0.0) for key in ("weight_decay", "lr"))
+    momentum = float(group.get("momentum") or 0.0)
+    return decay * lr * steps / max(1.0 - momentum, 1e-3)
+
+
+class Steps:
+    """Calls back when all of several optimizers have stepped: one training step.
+
+    A step that one of them leaves out (a scaler that found no finite gradients) counts once the
+    others step again.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], after: Callable[[], None]) -> None:
+        self.optimizers = tuple(optimizers)
+        self._after = after
+        self._stepped: set[int] = set()
+        self._handles = [each.register_step_post_hook(self._hook) for each in optimizers]
+
+    def _hook(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if id(optimizer) in self._stepped:
+            self._flush()
+        self._stepped.add(id(optimizer))
+        if len(self._stepped) == len(self.optimizers):
+            self._flush()
+
+    def _flush(self) -> None:
+        self._stepped.clear()
+        self._after()
+
+    def remove(self) -> None:
+        """Listen no longer."""
+        for handle in self._handles:
+            handle.remove()
