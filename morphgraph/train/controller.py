@@ -96,6 +96,9 @@ class FixedWeight:
         if self.update == "proximal":
             self.regularizer.proximal_step(lr)
 
+    def carry(self, optimizer: Any) -> None:
+        """Do nothing: there is no state to go on with."""
+
     def state_dict(self) -> dict[str, Any]:
         """The weight: all that can change."""
         return {"weight": self.regularizer.weight}

@@ -15,8 +15,8 @@ DEFAULT_STEPS = 1000  # of a phase of unknown length
 NEVER_STEPPED = "fit never called penalty.step: call it after every optimizer step"
 
 
-class Penalty(Protocol):
-    """What one training phase calls: :meth:`attach` once, or :meth:`step` after every step."""
+class SteppedPenalty(Protocol):
+    """What a training phase calls that steps the penalty itself and knows its learning rate."""
 
     def begin(self, steps: int) -> None:
         """Say how many optimizer steps the phase takes, before the first one."""
@@ -24,14 +24,10 @@ class Penalty(Protocol):
     def loss(self) -> Tensor | float:
         """What is to be added to the loss; nothing, unless ``update="subgradient"`` was asked."""
 
-    def attach(self, *optimizers: Any) -> Any:
-        """Step by itself after every real step of the optimizer; of several after the last one."""
-
-    def step(self, lr: float | None = None) -> None:
+    def step(self, lr: float) -> None:
         """After the optimizer's step, before the gradients are cleared.
 
-        How long the penalty's step is is read off what the optimizer does; ``lr`` says it by hand,
-        for SGD the learning rate over (1 - momentum).
+        ``lr`` is the length of the optimizer's step, for SGD the learning rate over (1 - momentum).
         """
 
     def carry(self, optimizer: Optimizer) -> None:
@@ -41,7 +37,17 @@ class Penalty(Protocol):
         """
 
 
-class ResumablePenalty(Penalty, Protocol):
+class Penalty(SteppedPenalty, Protocol):
+    """What one training phase calls: :meth:`attach` once, or :meth:`step` after every step."""
+
+    def attach(self, *optimizers: Any) -> Any:
+        """Step by itself after every real step of the optimizer; of several after the last one."""
+
+    def step(self, lr: float | None = None) -> None:
+        """After the optimizer's step; without ``lr`` its length is read off the optimizer."""
+
+
+class ResumablePenalty(SteppedPenalty, Protocol):
     """A penalty of a phase that can be stopped and resumed."""
 
     @property

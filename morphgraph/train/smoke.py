@@ -79,9 +79,6 @@ class FixedPenalty(FixedWeight):
         self.taken = 0
         self._hooks: Steps | None = None
 
-    def carry(self, optimizer: torch.optim.Optimizer) -> None:
-        """Do nothing: there is no state to go on with."""
-
     def attach(self, *optimizers: Any) -> "FixedPenalty":
         """Step by itself after every step of the optimizers."""
         inner = [inner_optimizer(each) for each in optimizers]
