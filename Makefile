@@ -47,6 +47,8 @@ bench: $(STAMP)  ## compare with the peers
 	$(BIN)/python tools/bench_peers.py
 	$(BIN)/python tools/bench_widths.py -o docs/benchmarks.md
 	$(BIN)/python tools/bench_latency.py -o docs/benchmarks.md
+	$(BIN)/python tools/bench_slim.py -o docs/benchmarks.md
+	$(BIN)/python tools/bench_training.py -o docs/benchmarks.md
 	$(BIN)/python tools/bench_growth.py -o docs/benchmarks.md
 
 # Of the last two steps only files are used; what they require would bring an older torch, and opencv.

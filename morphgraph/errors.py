@@ -1,7 +1,14 @@
-"""The errors a user may meet, each with the exit code that the command line answers with.
+"""The errors a user may meet, each with the exit code that the command line answers with; warnings.
 
 Every message is one line: which file, node or tensor; what is wrong; what to do about it.
 """
+
+import sys
+import warnings
+from types import FrameType
+
+# Whose frames no warning names: the package's, and those through which Python runs its code.
+_INSIDE = frozenset({"morphgraph", "contextlib", "importlib", "_frozen_importlib"})
 
 
 class MorphError(Exception):
@@ -61,3 +68,31 @@ class FileError(MorphError):
 
 class MorphWarning(UserWarning):
     """Something that a user should know, although the work went on."""
+
+
+def warn(message: str, category: type[Warning] = MorphWarning) -> None:
+    """Warn, and name the line outside of this package from which its caller was called.
+
+    A number for ``stacklevel`` would have to count the frames between, which differ by the way.
+    """
+    frame = _outside(sys._getframe(1))  # noqa: SLF001 - as the standard library's warnings do
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=_module(frame),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _outside(frame: FrameType) -> FrameType:
+    """The nearest frame that is not the package's."""
+    while _module(frame).partition(".")[0] in _INSIDE and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _module(frame: FrameType) -> str:
+    name: str = frame.f_globals.get("__name__", "")
+    return name

@@ -8,7 +8,6 @@ the model was lifted, since the groups depend on that: a model is lifted in the 
 import hashlib
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import IntArray
-from morphgraph.errors import FileError, PlanError
+from morphgraph.errors import FileError, PlanError, warn
 from morphgraph.graph import ChannelGraph, Group, LiftOptions, analysis
 from morphgraph.onnx_io import escape, static_shape, write_atomically
 from morphgraph.passes.analysis.liveness import require_viable
@@ -79,7 +78,7 @@ class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def kept(self) -> IntArray:
         """The former name of ``positions``, for one version."""
-        warnings.warn("GroupPlan.kept is now positions", DeprecationWarning, stacklevel=2)
+        warn("GroupPlan.kept is now positions", DeprecationWarning)
         return self.positions
 
 
@@ -218,7 +217,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def kept(self, graph: ChannelGraph) -> dict[int, IntArray]:
         """The former name of :meth:`keep_channels`, for one version."""
-        warnings.warn("Plan.kept is now keep_channels", DeprecationWarning, stacklevel=2)
+        warn("Plan.kept is now keep_channels", DeprecationWarning)
         return self.keep_channels(graph)
 
     def added(self, graph: ChannelGraph) -> dict[int, int]:

@@ -1,6 +1,5 @@
 """Shrinking without training: calibration inputs in, a network that still works out."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Arrays, FloatArray
 from morphgraph.calibration import ImageOptions, Progress, no_progress
-from morphgraph.errors import MorphWarning
+from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
@@ -203,7 +202,7 @@ def _tuned(
         progress=shrinker.progress,
     )
     if found.reason:
-        warnings.warn(found.reason, MorphWarning, stacklevel=4)
+        warn(found.reason)
     return found.model, shrinker.errors(found.model, expected)
 
 
@@ -229,12 +228,10 @@ def _warn_of_few(fitted: Refitted, count: int) -> None:
     few = [layer for layer in fitted.layers if layer.places < layer.inputs]
     if few:
         worst = max(few, key=lambda layer: layer.inputs / max(layer.places, 1))
-        warnings.warn(
+        warn(
             f"too few samples ({count}) for {len(few)} of {len(fitted.layers)} layers, which are "
             f"fitted at fewer places than they have inputs ('{escape(worst.name)}': "
             f"{worst.places} of {worst.inputs}); ridge regression carries them; give more samples",
-            MorphWarning,
-            stacklevel=4,
         )
 
 

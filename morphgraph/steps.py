@@ -1,6 +1,5 @@
 """``plan`` and ``apply`` as users call them: by the weights, or by calibration inputs."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +11,7 @@ from morphgraph.arrays import FloatArray
 from morphgraph.benchmark.meeting import meet
 from morphgraph.calibration import ImageOptions, Progress, no_progress
 from morphgraph.device.profile import TABLE
-from morphgraph.errors import ArgumentError, MorphWarning
+from morphgraph.errors import ArgumentError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, escape
 from morphgraph.onnx_io.inputs import Inputs
@@ -193,7 +192,7 @@ def measured_plan(
         progress=progress,
     )
     if not met.is_met:
-        warnings.warn(met.sentence(), MorphWarning, stacklevel=3)
+        warn(met.sentence())
     measured = {
         "asked": round(met.asked, 4),
         "share": round(met.measured, 4),
@@ -276,7 +275,7 @@ def apply(
     """
     if not isinstance(graph, ChannelGraph):
         graph = lift(graph, **plan.model.lift.arguments())
-    warn_of_price(graph, plan, 2)
+    warn_of_price(graph, plan)
     if refit is None:
         return apply_plan(
             graph, plan, weights=weights, verify=verify, absorb=absorb, seed=seed, inputs=inputs

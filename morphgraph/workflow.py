@@ -1,6 +1,5 @@
 """``apply`` and ``verify``: from a model and a plan to the resized model, checked."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +13,9 @@ from morphgraph.collector import without_collector
 from morphgraph.errors import (
     ArgumentError,
     ModelError,
-    MorphWarning,
     UnsupportedError,
     VerificationError,
+    warn,
 )
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, bind_inputs, escape, is_float, save as write, values_of
@@ -94,10 +93,8 @@ def resize_and_check(
     keep = plan.keep_channels(graph)
     absorbed = constants_of(graph, keep) if absorb else None
     if absorbed is not None and absorbed.refused:
-        warnings.warn(
+        warn(
             f"constant channels were dropped, not absorbed: {'; '.join(absorbed.refused)}",
-            MorphWarning,
-            stacklevel=3,
         )
     small = resize(graph, keep, plan.added(graph), seed, absorbed)
     require_valid(graph, small)
@@ -155,19 +152,15 @@ def verify(
     except UnsupportedError as refusal:
         report = _in_torch(compared, refusal)
     if plan.keep_channels(graph) and report.ok and report.sensitivity < MIN_SENSITIVITY:
-        warnings.warn(
+        warn(
             f"masking changed the outputs by {report.sensitivity:.1g} of their scale only: a wrong "
             "slice could go unnoticed; check again with trained weights",
-            MorphWarning,
-            stacklevel=2,
         )
     if report.ok and report.untold:
-        warnings.warn(
+        warn(
             f"{', '.join(map(repr, map(escape, report.untold[:3])))} give no finite numbers in the "
             "masked original, so that nothing is known of them; give inputs of the kind that the "
             "model expects with --inputs (inputs=...)",
-            MorphWarning,
-            stacklevel=2,
         )
     return report
 
@@ -256,7 +249,7 @@ def _require_equal(model: ir.Model, folded: ir.Model) -> None:
         feeds = random_inputs(before)
         expected = run(before, feeds)
     except (UnsupportedError, ModelError) as error:
-        warnings.warn(f"the folded model is not checked: {error}", MorphWarning, stacklevel=3)
+        warn(f"the folded model is not checked: {error}")
         return
     try:
         found = run(after, feeds)
@@ -277,5 +270,5 @@ def _require_equal(model: ir.Model, folded: ir.Model) -> None:
 def __getattr__(name: str) -> object:
     if name != "check":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{__name__}.check is now verify", DeprecationWarning, stacklevel=2)
+    warn(f"{__name__}.check is now verify", DeprecationWarning)
     return verify

@@ -1,7 +1,6 @@
 """Samples in a folder: images, arrays in files."""
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from morphgraph.calibration.decode import IMAGE_SUFFIXES, decode
 from morphgraph.calibration.images import ImageInput, PixelRows
 from morphgraph.calibration.progress import Progress
 from morphgraph.calibration.rows import FileRows, Scratch
-from morphgraph.errors import DataError, MorphWarning
+from morphgraph.errors import DataError, warn
 from morphgraph.onnx_io import escape
 
 _READABLE = 0.9  # share of images without which a folder is refused
@@ -75,7 +74,7 @@ def image_rows(files: Sequence[Path], images: ImageInput, progress: Progress) ->
         raise DataError(f"{len(broken)} of {len(files)} images cannot be read: {broken[0]}")
     if broken:
         rest = f"; {len(broken)} such images of {len(files)} are left out"
-        warnings.warn(f"{broken[0]}{rest}", MorphWarning, stacklevel=2)
+        warn(f"{broken[0]}{rest}")
     scratch.file.flush()
     shape = (len(files) - len(broken), *images.size, len(images.mean))
     return PixelRows(FileRows(scratch, 0, shape, np.dtype(np.uint8)), images, "")

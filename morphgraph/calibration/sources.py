@@ -1,6 +1,5 @@
 """Where samples come from: files, folders, arrays, iterables."""
 
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -26,7 +25,7 @@ from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.calibration.rows import MemoryRows, Rows, npy_rows, npz_rows, reading
 from morphgraph.calibration.spool import Spool
 from morphgraph.calibration.tables import Table
-from morphgraph.errors import ArgumentError, ModelError, MorphWarning
+from morphgraph.errors import ArgumentError, ModelError, warn
 from morphgraph.onnx_io import escape, is_float
 from morphgraph.onnx_io.inputs import check_names
 
@@ -190,11 +189,9 @@ class Reader:
             origin = "from the model's metadata"
         else:
             origin = "assumed"
-            warnings.warn(
+            warn(
                 f"{where}nothing says what is done to images before the network reads them; they "
                 f"are {images.described}; give --mean and --std if it was trained otherwise",
-                MorphWarning,
-                stacklevel=2,
             )
         self.done = f", {images.described} ({origin})"
         return images

@@ -1,6 +1,5 @@
 """``morphgraph analyze``: which channels live and die together, and what they cost."""
 
-import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +8,7 @@ from morphgraph.cli.console import show
 from morphgraph.cli.models import Lifting, open_graph, some, warn_of_weights
 from morphgraph.cli.shared_options import DeviceFile, OutputFormat
 from morphgraph.cli.width_options import Counting
-from morphgraph.errors import MorphWarning
+from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.options import option
@@ -93,11 +92,9 @@ def analyze(
 def _warn_of_opaque(model: Path, analysis: Analysis) -> None:
     if analysis.opaque_ops:
         names = some([op.name for op in analysis.opaque_ops])
-        warnings.warn(
+        warn(
             f"{escape(str(model))}: operators that are not described; the channels that they touch "
             f"keep their size: {names}",
-            MorphWarning,
-            stacklevel=2,
         )
 
 

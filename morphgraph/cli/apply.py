@@ -83,7 +83,7 @@ def apply(
     check_output(output, overwrite, model, plan, *((refit,) if refit else ()))
     batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
-    warn_of_price(graph, chosen, 1)
+    warn_of_price(graph, chosen)
     if refit is not None:
         samples = reading.read(refit, graph.model, seed)
         with naming(model, ModelError):

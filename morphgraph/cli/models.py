@@ -1,6 +1,5 @@
 """Opening models for commands: errors name the file, steps are timed, weights are checked."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import msgspec
 
 from morphgraph.cli.console import step
 from morphgraph.cli.shared_options import InputShapes, Ops
-from morphgraph.errors import MorphError, MorphWarning, PlanError
+from morphgraph.errors import MorphError, PlanError, warn
 from morphgraph.graph import Attention, ChannelGraph, LiftOptions
 from morphgraph.onnx_io import escape, load, not_finite
 from morphgraph.options import option
@@ -121,11 +120,9 @@ def warn_of_weights(path: Path, graph: ChannelGraph) -> list[str]:
     """Warn of weights that are NaN or infinite; returns the tensors' names."""
     broken = list(not_finite(graph.model))
     if broken:
-        warnings.warn(
+        warn(
             f"{escape(str(path))}: NaN or infinite weights in {some(broken)}; repair or retrain "
             "the model, whatever it computes is not a number",
-            MorphWarning,
-            stacklevel=2,
         )
     return broken
 

@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -28,7 +27,7 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # ships n
 )
 
 from morphgraph.arrays import Array, Arrays
-from morphgraph.errors import FileError, ModelError, MorphError, MorphWarning
+from morphgraph.errors import FileError, ModelError, MorphError, warn
 from morphgraph.onnx_io.check import MIN_OPSET, check_proto, escape
 from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.maps import note_maps, without_maps, write_maps
@@ -324,10 +323,8 @@ def _from_proto(
         model.graph.sort()
     _open_negative_sizes(model)
     if standard_opset(proto) != version:
-        warnings.warn(
+        warn(
             f"{where}: opset {version} is raised to {MIN_OPSET}, the oldest supported",
-            MorphWarning,
-            stacklevel=4,
         )
     return model
 

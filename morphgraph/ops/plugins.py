@@ -10,11 +10,10 @@ They are loaded once, when a model holds an operator that nobody has described y
 meets none does not look for them.
 """
 
-import warnings
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from morphgraph.errors import MorphWarning
+from morphgraph.errors import warn
 
 GROUP = "morphgraph.ops"
 
@@ -33,9 +32,7 @@ def _load(point: EntryPoint) -> None:
             found()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
         package = f" of {point.dist.name}" if point.dist is not None else ""
-        warnings.warn(
+        warn(
             f"plugin '{point.name}'{package} ({point.value}): {type(error).__name__}: {error}; "
             "its operators stay unknown; repair the package, or uninstall it",
-            MorphWarning,
-            stacklevel=2,
         )

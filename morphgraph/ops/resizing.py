@@ -1,6 +1,5 @@
 """What an operator's ``resize`` sees of one node: its new sizes, and what it may change."""
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, IntArray, Shape
 from morphgraph.edit import Editor, replace_array
+from morphgraph.errors import warn
 from morphgraph.onnx_io import static_shape
 
 
@@ -53,7 +53,7 @@ class Resizing:
 
     def kept(self, port: int, axis: int) -> IntArray:
         """The former name of :meth:`positions`."""
-        warnings.warn("Resizing.kept is now positions", DeprecationWarning, stacklevel=2)
+        warn("Resizing.kept is now positions", DeprecationWarning)
         return self.positions(port, axis)
 
     def shape(self, port: int) -> Shape:

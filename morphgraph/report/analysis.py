@@ -4,7 +4,6 @@ The structs are the JSON that is printed; ``docs/schema/analysis.schema.json`` i
 """
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -13,7 +12,7 @@ import msgspec
 import numpy as np
 
 from morphgraph.arrays import IntArray
-from morphgraph.errors import FileError
+from morphgraph.errors import FileError, warn
 from morphgraph.graph import ChannelGraph, GraphOp
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.analysis.cost import Convention, cost
@@ -255,5 +254,5 @@ def operators(graph: ChannelGraph) -> list[tuple[GraphOp, float]]:
 
 def lowest_widths(graph: ChannelGraph) -> IntArray:
     """The former name of ``WidthBounds().lowest(graph)``, for one version."""
-    warnings.warn("lowest_widths is now WidthBounds().lowest", DeprecationWarning, stacklevel=2)
+    warn("lowest_widths is now WidthBounds().lowest", DeprecationWarning)
     return WidthBounds().lowest(graph)

@@ -1,7 +1,6 @@
 """Random weights, random plans and proofs on them, for tests and for new operators."""
 
-import warnings
-
+from morphgraph.errors import warn
 from morphgraph.testing.prove import (
     is_rejected,
     model_from_text,
@@ -42,5 +41,5 @@ def __getattr__(name: str) -> object:
     if name not in _RENAMED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     new = _RENAMED[name]
-    warnings.warn(f"{__name__}.{name} is now {new}", DeprecationWarning, stacklevel=2)
+    warn(f"{__name__}.{name} is now {new}", DeprecationWarning)
     return globals()[new]

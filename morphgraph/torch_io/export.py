@@ -7,7 +7,6 @@ a node.
 """
 
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from morphgraph.edit import name_values
-from morphgraph.errors import MorphWarning, UnsupportedError
+from morphgraph.errors import UnsupportedError, warn
 from morphgraph.onnx_io import (
     BUFFERS_KEY,
     FROZEN_KEY,
@@ -148,12 +147,10 @@ def _warn_of_absent(
     if absent:
         shown = ", ".join(escape(name) for name in absent[:5])
         shown += f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        warnings.warn(
+        warn(
             f"network {type(net).__name__}: its forward in eval is exported, which does not "
             f"use {shown}; where its forward in training does, resize the module itself by "
             "mg.resize_module(net, plan), and where nothing does, remove them",
-            MorphWarning,
-            stacklevel=3,
         )
 
 

@@ -5,7 +5,6 @@ The graph tells which positions of every tensor stay, and the tensors which size
 must compute what its resized ONNX model computes. Whatever fails, everything is put back.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from morphgraph.errors import MorphWarning, PlanError, UnsupportedError
+from morphgraph.errors import PlanError, UnsupportedError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, escape
 from morphgraph.passes.lift import lift
@@ -232,7 +231,7 @@ class _Resize:
             )
         report = self._report(check, attributes, followed, training, said, data)
         for words in notes:
-            warnings.warn(words, MorphWarning, stacklevel=4)
+            warn(words)
         self._cut_state(tensors, followed)
         return report
 

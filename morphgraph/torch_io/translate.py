@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import UnsupportedError, warn
 from morphgraph.onnx_io import escape, load
 from morphgraph.torch_io.arguments import BATCH, Call
 from morphgraph.torch_io.names import is_spelled_plainly
@@ -64,10 +64,9 @@ def translate(
         raise UnsupportedError(
             f"network {type(net).__name__}: PyTorch cannot export it: {reason}"
         ) from error
-    warnings.warn(
+    warn(
         f"network {type(net).__name__}: torch.export refused it ({reason}); "
         "exported by way of TorchScript",
-        stacklevel=3,
     )
     return model
 

@@ -112,7 +112,7 @@ def rounds(
         # Widths that come a second time would come again and again.
         last = number == aim.iterations or widths in seen
         if last:
-            warn_of_price(graph, iteration.plan, 2)
+            warn_of_price(graph, iteration.plan)
         yield replace(iteration, last=last)
         if last:
             return

@@ -8,7 +8,6 @@ that the model can still be trained.
 Dynamic sizes stay dynamic: ``dynamic_sizes`` runs the recipe at several sizes and compares.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -18,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from morphgraph.edit import name_nodes
-from morphgraph.errors import ModelError, MorphWarning, UnsupportedError
+from morphgraph.errors import ModelError, UnsupportedError, warn
 from morphgraph.onnx_io import (
     CANONICAL_KEY,
     DECLARED_KEY,
@@ -134,12 +133,10 @@ def _drop_outdated_metadata(model: ir.Model) -> None:
     """Forget what the metadata says of initializers that other tools have replaced since."""
     if PARAMETERS_KEY in model.metadata_props and listed_parameters(model) is None:
         del model.metadata_props[PARAMETERS_KEY]
-        warnings.warn(
+        warn(
             f"metadata '{PARAMETERS_KEY}' does not fit the weights any more, since another tool "
             "has renamed or replaced some: it is ignored, and all floating-point weights count as "
             "parameters",
-            MorphWarning,
-            stacklevel=2,
         )
     keep_known_names(model)
 
@@ -211,12 +208,10 @@ def _warn_of_unsized(graph: ir.Graph) -> None:
     others = [node_label(other) for other in dict.fromkeys(n for n, _ in first) if other != node]
     more = f", and so of {', '.join(others[:_MAX_NAMED])}" if others else ""
     more += f" and {len(others) - _MAX_NAMED} more" if len(others) > _MAX_NAMED else ""
-    warnings.warn(
+    warn(
         f"{node_label(node)}: the size of its result '{escape(value.name or '')}' cannot be "
         f"known{more}; all that depends on it keeps its channels, and costs nothing in what is "
         f"counted; {_make_known(node)}",
-        MorphWarning,
-        stacklevel=4,
     )
 
 

@@ -1,7 +1,6 @@
 """Check that a resized model computes what the masked original computes, on random inputs."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -10,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, IntArray
-from morphgraph.errors import ModelError, UnsupportedError, VerificationError
+from morphgraph.errors import ModelError, UnsupportedError, VerificationError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import DEFAULT_KEY, checker_refusal, escape
 from morphgraph.onnx_io.inputs import Inputs, fit_inputs
@@ -76,7 +75,7 @@ class VerifyReport:
     @property
     def felt(self) -> float:
         """The former name of ``sensitivity``, for one version."""
-        warnings.warn("VerifyReport.felt is now sensitivity", DeprecationWarning, stacklevel=2)
+        warn("VerifyReport.felt is now sensitivity", DeprecationWarning)
         return self.sensitivity
 
     def require(self) -> None:

@@ -1,13 +1,12 @@
 """From numbers per channel to a plan: which channels stay, and what the plan states."""
 
-import warnings
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from morphgraph.arrays import FloatArray, IntArray
-from morphgraph.errors import MorphWarning, UnsupportedError
+from morphgraph.errors import UnsupportedError, warn
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.channel_sources import computed_kernels, stored_kernels
@@ -79,28 +78,26 @@ def build_plan(
     ranked = {index: kept for index, kept in keep.items() if index not in by_hand}
     undecided = {} if scores is None else _undecided(graph, ranked, scores)
     if undecided:
-        warnings.warn(_without_choice(undecided), MorphWarning, stacklevel=3)
+        warn(_without_choice(undecided))
     uncounted = [f"{op.ir.op_type} '{op.name}'" for op in graph.ops if op.opaque]
     if uncounted:
         more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
-        warnings.warn(
+        warn(
             "operators that are not described keep their channels, and what they compute is not "
             f"counted in the budget: {escape(', '.join(uncounted[:3]))}{more}",
-            MorphWarning,
-            stacklevel=3,
         )
-    warn_of_price(graph, plan, 3)
+    warn_of_price(graph, plan)
     if not plan.groups:
-        warnings.warn(_nothing_shrinks(graph), MorphWarning, stacklevel=3)
+        warn(_nothing_shrinks(graph))
     return plan
 
 
-def warn_of_price(graph: ChannelGraph, plan: Plan, stacklevel: int) -> None:
+def warn_of_price(graph: ChannelGraph, plan: Plan) -> None:
     """Say what a plan's widths cost in time where they are off the grid."""
     if price := price_of_widths(graph, plan.widths(graph)):
         by_auto = plan.request.get("round_to") == "auto"
         remedy = "" if by_auto else "; plan with --round-to auto (round_to='auto')"
-        warnings.warn(price + remedy, MorphWarning, stacklevel=stacklevel + 1)
+        warn(price + remedy)
 
 
 _SAME = 0.01  # scores of a group within this share of the largest do not tell channels apart

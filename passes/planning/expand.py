@@ -7,7 +7,6 @@ exact. What rounding leaves of the budget is then filled, one grid step of one g
 """
 
 import math
-import warnings
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from morphgraph.arrays import Flags, FloatArray, IntArray
-from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
+from morphgraph.errors import ArgumentError, UnsupportedError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.options import RoundTo
@@ -140,7 +139,7 @@ def expand(
     growing = np.flatnonzero(widths > kept_widths).tolist()
     added = {index: int(widths[index] - kept_widths[index]) for index in growing}
     made = make_plan(graph, keep, request, shown_costs(graph, constraints, convention), added)
-    warn_of_price(graph, made, 2)
+    warn_of_price(graph, made)
     return made
 
 
@@ -253,11 +252,9 @@ def _floors(
     levels = range(wanted, 0, -grid)
     level = next((level for level in levels if fits(constraints, raised(level))), 0)
     if narrow.any() and level < wanted:
-        warnings.warn(
+        warn(
             f"min_width={least}: the budget has no room for it; narrow groups are raised to "
             f"{level or 'no more'} channels",
-            MorphWarning,
-            stacklevel=3,
         )
     return raised(level)
 

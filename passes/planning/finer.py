@@ -1,12 +1,11 @@
 """Finer steps where those that suit best leave a budget no room, for as few groups as possible."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from morphgraph.errors import MorphWarning
+from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.along import WidthsAlong
@@ -84,7 +83,7 @@ def _fewest(
     return chosen if _reaches(chosen, constraints) else fine
 
 
-def warn_of_finer(allowed: AllowedWidths, widths: np.ndarray, stacklevel: int) -> None:
+def warn_of_finer(allowed: AllowedWidths, widths: np.ndarray) -> None:
     """Say which groups left the steps that suit them for the budget's sake."""
     graph, bounds = allowed.graph, allowed.bounds
     best = replace(bounds, finer={}).on(graph)
@@ -95,9 +94,7 @@ def warn_of_finer(allowed: AllowedWidths, widths: np.ndarray, stacklevel: int) -
     ]
     if found:
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        warnings.warn(
+        warn(
             "the budget is below what the grid of --round-to auto can reach; finer widths: "
             f"{', '.join(found[:_NAMED])}{more}",
-            MorphWarning,
-            stacklevel=stacklevel + 1,
         )

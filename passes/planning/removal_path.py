@@ -94,7 +94,7 @@ def plan(
         if len(constraints) > 1:
             path.improve(constraints)
         chosen = path.keep()
-    warn_of_finer(allowed, np.array([len(each) for each in chosen.values()]), 2)
+    warn_of_finer(allowed, np.array([len(each) for each in chosen.values()]))
     request: dict[str, Any] = (
         {
             "budget": {kind: str(amount) for kind, amount in budget.items()},

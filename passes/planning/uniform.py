@@ -86,7 +86,7 @@ def uniform(
     scaled = _scaled(ratio, allowed)
     if fill:
         scaled = spend_rest(constraints, scaled, graph.widths, allowed.ceilings, allowed)
-        warn_of_finer(allowed, scaled, 2)
+        warn_of_finer(allowed, scaled)
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}

@@ -328,3 +328,19 @@ def test_a_command_tells_of_widths_off_the_grid_in_one_line(
     data = ("--data", str(tmp_path / "x.npz"), "--budget", "flops=60%")
     assert told("shrink", model, *data, "--overwrite", "-o", small) == 0
     assert told("shrink", model, *data, *free, "-o", small) == 1
+
+
+def test_a_warning_names_the_line_of_the_caller() -> None:
+    graph = graph_of("depthwise")
+    plan = mg.plan(graph, {"flops": "70%"}, round_to=1)
+    calls = [
+        lambda: mg.plan(graph, {"flops": "47%"}, round_to=1),
+        lambda: mg.apply(graph, plan, verify=False),
+        lambda: mg.uniform(graph, 0.7, round_to=1),
+    ]
+    for call in calls:
+        with pytest.warns(MorphWarning, match="off the grid") as caught:
+            call()
+        assert {(each.filename, each.lineno) for each in caught} == {
+            (__file__, call.__code__.co_firstlineno)
+        }
