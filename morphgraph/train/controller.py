@@ -555,6 +555,7 @@ class Budget:
         state = {name: getattr(self, name) for name in _STATE}
         state["paces"] = {pace.kind: pace.state_dict() for pace in self.paces}
         state["motion"] = self._motion.state_dict()
+        state["strengths"] = self.regularizer.state_dict()
         return state | {"looked": self._probe is None, "optimizers": list(self._optimizers)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -569,6 +570,7 @@ class Budget:
                 f"the state is of a budget on {', '.join(state.get('paces', {})) or 'nothing'}, "
                 f"not on {', '.join(kinds)}; make the budget as it was"
             )
+        self.regularizer.load_state_dict(state["strengths"])
         for name in _STATE:
             setattr(self, name, state[name])
         for pace in self.paces:

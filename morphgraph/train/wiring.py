@@ -80,6 +80,11 @@ def inner_optimizer(optimizer: Any) -> Optimizer:
             f"{type(optimizer).__name__} is no torch.optim.Optimizer, which says when it has "
             "stepped; call budget.step() after its step instead"
         )
+    if not hasattr(type(optimizer).step, "hooked"):  # Optimizer.__init__ makes it so
+        raise ArgumentError(
+            f"{type(optimizer).__name__} wraps another optimizer and runs no hooks after its step; "
+            "give the optimizer inside, or call budget.step() after the step instead"
+        )
     return optimizer
 
 
