@@ -295,7 +295,8 @@ class Budget:
         due = self.step_number % self.interval == 0
         if self.step_number == 1 or due:
             self.regularizer.bind_again()
-        moved = self._motion.follow() if self.update == "proximal" else None
+        scale = 1.0 if self._hooks is None else self._hooks.scale
+        moved = self._motion.follow(scale) if self.update == "proximal" else None
         if lr is not None:
             self._summed += lr
         elif moved is not None:
