@@ -1,7 +1,7 @@
 """Language modelling with accelerate: a small Llama with grouped queries, and accumulation.
 
-    pip install 'morphgraph[accelerate,transformers]'
-    python examples/accelerate_llama.py --steps 300
+pip install 'morphgraph[accelerate,transformers]'
+python examples/accelerate_llama.py --steps 300
 """
 
 import argparse
@@ -40,7 +40,7 @@ def loss_of(net: Any, tokens: Tensor) -> Tensor:
 def train(
     net: nn.Module, steps: int, lr: float, shrinking: Any = None, folder: Path | None = None
 ) -> Any:
-    """accelerate's loop, of 100 steps an epoch; what ``shrinking`` has made of it, if it is given.
+    """The loop of accelerate, of 100 steps an epoch; what ``shrinking`` has made of it, if it is given.
 
     A folder gets a checkpoint after every epoch, and a run that was killed goes on there.
     """

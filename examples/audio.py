@@ -1,6 +1,6 @@
 """Audio: a network of one-dimensional convolutions over the waveform, within two budgets at once.
 
-    python examples/audio.py --steps 400
+python examples/audio.py --steps 400
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A detector in YOLO's manner: raw maps in training, boxes in evaluation, resized in place.
 
-    python examples/detector.py --steps 400
+python examples/detector.py --steps 400
 """
 
 import argparse
@@ -67,9 +67,7 @@ class Detector(nn.Module):
         at = torch.arange(raw.shape[-1], device=raw.device)
         grid = torch.stack([at.repeat(len(at)), at.repeat_interleave(len(at))], 1) + 0.5
         sure, centre, size = cells.split([1 + CLASSES, 2, 2], 2)
-        return torch.cat(
-            [sure.sigmoid(), (grid + centre.tanh()) * stride, size.exp() * stride], 2
-        )
+        return torch.cat([sure.sigmoid(), (grid + centre.tanh()) * stride, size.exp() * stride], 2)
 
 
 def scenes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Classification with Lightning: a residual network on scikit-learn's digits.
 
-    pip install 'morphgraph[lightning,data]'
-    python examples/lightning_digits.py --steps 400
+pip install 'morphgraph[lightning,data]'
+python examples/lightning_digits.py --steps 400
 """
 
 import argparse

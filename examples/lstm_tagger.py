@@ -1,6 +1,6 @@
 """A tagger: embeddings, an LSTM in both directions, a tag per token.
 
-    python examples/lstm_tagger.py --steps 400
+python examples/lstm_tagger.py --steps 400
 """
 
 import argparse

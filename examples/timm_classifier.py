@@ -1,7 +1,7 @@
 """Classification in a training script with timm's parts: an EfficientNet's blocks on digits.
 
-    pip install 'morphgraph[timm,data]'
-    python examples/timm_classifier.py --steps 300
+pip install 'morphgraph[timm,data]'
+python examples/timm_classifier.py --steps 300
 """
 
 import argparse

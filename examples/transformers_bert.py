@@ -1,7 +1,7 @@
 """Text classification with Hugging Face's Trainer: a small BERT of random weights.
 
-    pip install 'morphgraph[transformers]'
-    python examples/transformers_bert.py --steps 400
+pip install 'morphgraph[transformers]'
+python examples/transformers_bert.py --steps 400
 """
 
 import argparse

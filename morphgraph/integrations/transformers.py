@@ -17,7 +17,7 @@ from morphgraph.integrations.phase import ShrinkPhase
 _KEY = "morphgraph"  # among the states of callbacks
 
 
-class BudgetCallback(ShrinkPhase, TrainerCallback):  # type: ignore[misc]
+class BudgetCallback(ShrinkPhase, TrainerCallback):
     """Meets a budget while ``Trainer.train`` trains; its state is in ``trainer_state.json``.
 
     Args:

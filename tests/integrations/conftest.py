@@ -1,6 +1,7 @@
 """A network and a task that every framework trains in the same way."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ class Small(nn.Module):
 
 
 @pytest.fixture
-def make_net() -> Callable[[int], nn.Module]:
+def make_net() -> Callable[[int], Any]:
     def made(seed: int) -> nn.Module:
         torch.manual_seed(seed)
         return Small()

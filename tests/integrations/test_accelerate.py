@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,14 +16,14 @@ accelerate = pytest.importorskip("accelerate")
 from morphgraph.integrations.accelerate import shrink  # noqa: E402
 
 pytestmark = pytest.mark.long
-Make = Callable[[int], nn.Module]
+Make = Callable[[int], Any]
 Data = tuple[Tensor, Tensor]
 
 
 class Run:
     def __init__(
         self,
-        net: nn.Module,
+        net: Any,
         graph: ChannelGraph,
         data: Data,
         steps: int = 80,

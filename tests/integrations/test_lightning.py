@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -18,13 +18,13 @@ pl = pytest.importorskip("lightning.pytorch")
 from morphgraph.integrations.lightning import BudgetCallback  # noqa: E402
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::UserWarning:lightning.*")]
-Make = Callable[[int], nn.Module]
+Make = Callable[[int], Any]
 Data = tuple[Tensor, Tensor]
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
-class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
-    def __init__(self, net: nn.Module) -> None:
+class Module(pl.LightningModule):
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
@@ -36,17 +36,17 @@ class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
         return torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
-class Kill(pl.Callback):  # type: ignore[misc, name-defined]
+class Kill(pl.Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == self.step:
-            raise Killed
+            raise KilledError
 
 
 def trainer(folder: Path, *callbacks: Any, **options: Any) -> Any:
@@ -70,7 +70,7 @@ def test_a_run_that_was_killed_finds_the_same_structure(
     assert callback.budget.steps == callback.budget.step_number == 80
 
     first = BudgetCallback(graph, {"flops": "50%"})
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         trainer(tmp_path / "killed", Kill(stop), first).fit(Module(make_net(0)), loader(data))
     assert first.budget.step_number == stop
     resumed, again = Module(make_net(1)), BudgetCallback(graph, {"flops": "50%"})

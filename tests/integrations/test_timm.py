@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import morphgraph as mg
@@ -13,18 +14,18 @@ from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
 from morphgraph.integrations.timm import shrink
 
-timm = pytest.importorskip("timm")
-import timm.optim  # noqa: E402
-import timm.utils  # noqa: E402
-from timm.models import resume_checkpoint  # noqa: E402
+pytest.importorskip("timm")
+from timm.models import resume_checkpoint
+from timm.optim import Lookahead, create_optimizer_v2
+from timm.utils import CheckpointSaver, NativeScaler
 
 pytestmark = pytest.mark.long
-Make = Callable[[int], nn.Module]
+Make = Callable[[int], Any]
 Data = tuple[Tensor, Tensor]
 
 
-def train(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, epochs: int) -> None:
-    scaler = timm.utils.NativeScaler(device="cpu")
+def train(net: Any, optimizer: torch.optim.Optimizer, data: Data, epochs: int) -> None:
+    scaler = NativeScaler(device="cpu")
     for _ in range(epochs):
         for step in range(8):
             rows = torch.arange(16) + 16 * step
@@ -37,9 +38,9 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, data: Data, epochs: 
 def test_a_run_that_was_killed_finds_the_same_structure(
     name: str, make_net: Make, graph: ChannelGraph, data: Data, tmp_path: Path
 ) -> None:
-    def begun(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, mg.Budget]:
+    def begun(seed: int) -> tuple[Any, torch.optim.Optimizer, mg.Budget]:
         net = make_net(seed)
-        optimizer = timm.optim.create_optimizer_v2(net, opt=name, lr=3e-3)
+        optimizer = create_optimizer_v2(net, opt=name, lr=3e-3)
         phase = shrink(graph, {"flops": "50%"}, net, optimizer, steps=160)
         assert phase.budget is not None
         return net, optimizer, phase.budget
@@ -49,7 +50,7 @@ def test_a_run_that_was_killed_finds_the_same_structure(
     assert budget.met
     killed, its_optimizer, _ = begun(0)
     train(killed, its_optimizer, data, 7)
-    saver = timm.utils.CheckpointSaver(killed, its_optimizer, checkpoint_dir=str(tmp_path))
+    saver = CheckpointSaver(killed, its_optimizer, checkpoint_dir=str(tmp_path))
     saver.save_checkpoint(6, 0.0)
     train(killed, its_optimizer, data, 1)
     resumed, new_optimizer, its_budget = begun(1)
@@ -69,5 +70,5 @@ def test_lookahead_is_refused_and_its_inner_optimizer_is_not(
     net = make_net(0)
     inner = torch.optim.AdamW(net.parameters(), weight_decay=0)
     with pytest.raises(ArgumentError, match="Lookahead wraps another optimizer"):
-        shrink(graph, {"flops": "50%"}, net, timm.optim.Lookahead(inner), steps=10)
+        shrink(graph, {"flops": "50%"}, net, Lookahead(inner), steps=10)
     assert shrink(graph, {"flops": "50%"}, net, inner, steps=10).budget is not None

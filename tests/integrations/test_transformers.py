@@ -18,12 +18,12 @@ pytest.importorskip("accelerate")
 from morphgraph.integrations.transformers import BudgetCallback  # noqa: E402
 
 pytestmark = pytest.mark.long
-Make = Callable[[int], nn.Module]
+Make = Callable[[int], Any]
 Data = tuple[Tensor, Tensor]
 
 
 class Model(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
@@ -32,20 +32,20 @@ class Model(nn.Module):
         return {"loss": F.cross_entropy(scores, labels), "logits": scores}
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
-class Kill(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+class Kill(transformers.TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.step:
-            raise Killed
+            raise KilledError
 
 
-def trainer(net: nn.Module, data: Data, folder: Path, *callbacks: Any, **options: Any) -> Any:
+def trainer(net: Any, data: Data, folder: Path, *callbacks: Any, **options: Any) -> Any:
     chosen = {"max_steps": 80, "save_steps": 11, **options}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
@@ -74,7 +74,7 @@ def test_a_run_that_was_killed_finds_the_same_structure(
     assert callback.budget.steps == callback.budget.step_number == 80
 
     first = BudgetCallback(graph, {"flops": "50%"})
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         trainer(make_net(0), data, tmp_path / "killed", first, Kill(stop)).train()
     assert first.budget.step_number == stop
     # The checkpoint may be read anywhere, whatever becomes of the states of other callbacks.
