@@ -40,7 +40,7 @@ def loss_of(net: Any, tokens: Tensor) -> Tensor:
 def train(
     net: nn.Module, steps: int, lr: float, shrinking: Any = None, folder: Path | None = None
 ) -> Any:
-    """The loop of accelerate, of 100 steps an epoch; what ``shrinking`` has made of it, if it is given.
+    """The loop of accelerate, of 100 steps an epoch; returns what ``shrinking`` has made of it.
 
     A folder gets a checkpoint after every epoch, and a run that was killed goes on there.
     """

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
 
-pl = pytest.importorskip("lightning.pytorch")
-from morphgraph.integrations.lightning import BudgetCallback  # noqa: E402
+pytest.importorskip("lightning")
+import lightning.pytorch as pl
+
+from morphgraph.integrations.lightning import BudgetCallback
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::UserWarning:lightning.*")]
 Make = Callable[[int], Any]

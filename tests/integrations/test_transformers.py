@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
-from morphgraph.integrations.transformers import BudgetCallback  # noqa: E402
+import transformers
+
+from morphgraph.integrations.transformers import BudgetCallback
 
 pytestmark = pytest.mark.long
 Make = Callable[[int], Any]
