@@ -35,6 +35,12 @@ class BudgetCallback(ShrinkPhase, Callback):
         """Follow the optimizers no longer."""
         self.end()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of a run that was resumed at its end nothing has begun: make its plan available."""
+        if self.budget is None and self._loaded:
+            self.on_train_start(trainer, pl_module)
+            self.end()
+
     def on_exception(self, *_: Any) -> None:
         """The same where the training breaks off, without a word: the exception has said it."""
         if self.budget is not None:

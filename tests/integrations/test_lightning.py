@@ -84,6 +84,16 @@ def test_a_run_that_was_killed_finds_the_same_structure(
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_a_run_that_is_resumed_at_its_end_has_its_plan(
+    make_net: Make, graph: ChannelGraph, data: Data, tmp_path: Path
+) -> None:
+    callback, again = (BudgetCallback(graph, {"flops": "50%"}) for _ in range(2))
+    trainer(tmp_path, callback).fit(Module(make_net(0)), loader(data))
+    checkpoint = tmp_path / "last.ckpt"
+    trainer(tmp_path, again).fit(Module(make_net(1)), loader(data), ckpt_path=checkpoint)
+    assert again.plan().groups == callback.plan().groups
+
+
 def test_accumulated_batches_are_one_step(
     make_net: Make, graph: ChannelGraph, data: Data, tmp_path: Path
 ) -> None:
