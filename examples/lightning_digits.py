@@ -46,19 +46,21 @@ def digits(train: bool) -> TensorDataset:
     return TensorDataset(x[rows], labels[rows])
 
 
-def fit(net: nn.Module, steps: int, lr: float, folder: Path, *callbacks: pl.Callback) -> None:
-    """Train with checkpoints; a run that was killed goes on by ``ckpt_path="last"``."""
-    saver = ModelCheckpoint(folder, every_n_train_steps=100, save_last=True)
+def fit(
+    net: nn.Module, steps: int, lr: float, *callbacks: pl.Callback, resume: bool = False
+) -> None:
+    """Train; a run that was killed goes on from its last checkpoint."""
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator="cpu",
-        callbacks=[saver, *callbacks],
+        callbacks=list(callbacks),
         logger=False,
+        enable_checkpointing=resume,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     batches = DataLoader(digits(train=True), batch_size=64, shuffle=True)
-    trainer.fit(Classifier(net, lr), batches, ckpt_path="last")
+    trainer.fit(Classifier(net, lr), batches, ckpt_path="last" if resume else None)
 
 
 @torch.no_grad()
@@ -75,11 +77,12 @@ def main(steps: int = 400, folder: Path | None = None) -> tuple[float, float]:
     net = residual_cnn((16, 32))
     graph = mg.lift(mg.export(net, (torch.zeros(1, 1, 8, 8),)))
     callback = BudgetCallback(graph, {"flops": "50%"})
-    fit(net, steps, 3e-3, folder / "shrink", callback)
+    saver = ModelCheckpoint(folder, every_n_train_steps=100, save_last=True)
+    fit(net, steps, 3e-3, callback, saver, resume=True)
     plan = callback.plan()
     slim = mg.apply(graph, plan, weights=net)  # compared with the masked original
     small = mg.to_torch(slim)
-    fit(small.train(), steps // 3, 1e-3, folder / "tune")
+    fit(small.train(), steps // 3, 1e-3)
     mg.save(mg.with_weights(slim, small), folder / "slim.onnx", overwrite=True)
     change = plan.cost["flops"]
     print(f"FLOPs {change.before:,.0f} -> {change.after:,.0f}, {folder / 'slim.onnx'}")

@@ -71,7 +71,7 @@ def main(steps: int = 300, folder: Path | None = None) -> tuple[float, float]:
     epochs = max(1, steps // EPOCH)
     phase = shrink(graph, {"flops": "50%"}, net, optimizer, steps=epochs * EPOCH)
     last, begin = folder / "last.pth.tar", 0
-    average = ModelEmaV2(net, decay=0.97)
+    average = ModelEmaV2(net, decay=0.9)
     if last.exists():  # a run that was killed goes on
         begin = resume_checkpoint(net, str(last), optimizer) or 0
         average.set(net)
@@ -84,7 +84,7 @@ def main(steps: int = 300, folder: Path | None = None) -> tuple[float, float]:
     plan = phase.plan()  # off the network; its average has no zeros
     slim = mg.apply(graph, plan, weights=average.module)  # compared with the masked average
     small = mg.to_torch(slim)
-    tuned = ModelEmaV2(small, decay=0.97)
+    tuned = ModelEmaV2(small, decay=0.9)
     optimizer = create_optimizer_v2(small, opt="adamw", lr=1e-3)
     train_epoch(small, tuned, optimizer, epochs, steps // 3)
     change = plan.cost["flops"]

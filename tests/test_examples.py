@@ -22,7 +22,7 @@ QUICK = {
 LONG = {
     "accelerate_llama": (60, 2.0),
     "lightning_digits": (150, 0.9),
-    "timm_classifier": (100, 0.5),
+    "timm_classifier": (100, 0.7),
     "transformers_bert": (150, 0.8),
 }
 pytestmark = pytest.mark.filterwarnings("ignore::morphgraph.MorphWarning", "ignore:::lightning.*")
