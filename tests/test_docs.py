@@ -229,6 +229,24 @@ def test_the_page_for_onnx_files_runs_as_it_stands(tmp_path: Path) -> None:
     assert accuracy[1] > max(accuracy[0] - 3, accuracy[2] + 10)
 
 
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("framework", ["accelerate", "lightning", "timm", "transformers"])
+def test_the_page_of_a_framework_runs_as_it_stands(
+    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its one program ends with an assertion about the budget."""
+    pytest.importorskip(framework)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / f"{framework}.md").read_text(encoding="utf-8")
+    ((language, block),) = _BLOCK.findall(page)
+    assert language == "python"
+    assert "\nassert " in block
+    program = tmp_path / "program.py"
+    program.write_text(f"import torch\ntorch.manual_seed(0)\n{block}", encoding="utf-8")
+    runpy.run_path(str(program))
+
+
 def test_what_the_limits_call_opaque_is_not_described() -> None:
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
     section = page.partition("Among them:")[2].partition("Some forms")[0]

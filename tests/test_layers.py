@@ -35,6 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"testing", "torch_io"}),
     frozenset({"workflow"}),
     frozenset({"benchmark", "train"}),
+    frozenset({"integrations"}),
     frozenset({"shrinker"}),
     frozenset({"shrinking"}),
     frozenset({"steps"}),

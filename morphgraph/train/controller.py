@@ -298,7 +298,8 @@ class Budget:
         due = self.step_number % self.interval == 0
         if self.step_number == 1 or due:
             self.regularizer.bind_again()
-        moved = self._motion.follow() if self.update == "proximal" else None
+        scale = 1.0 if self._hooks is None else self._hooks.scale
+        moved = self._motion.follow(scale) if self.update == "proximal" else None
         if lr is not None:
             self._summed += lr
         elif moved is not None:
@@ -558,6 +559,7 @@ class Budget:
         state = {name: getattr(self, name) for name in _STATE}
         state["paces"] = {pace.kind: pace.state_dict() for pace in self.paces}
         state["motion"] = self._motion.state_dict()
+        state["strengths"] = self.regularizer.state_dict()
         return state | {"looked": self._probe is None, "optimizers": list(self._optimizers)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -572,6 +574,7 @@ class Budget:
                 f"the state is of a budget on {', '.join(state.get('paces', {})) or 'nothing'}, "
                 f"not on {', '.join(kinds)}; make the budget as it was"
             )
+        self.regularizer.load_state_dict(state["strengths"])
         for name in _STATE:
             setattr(self, name, state[name])
         for pace in self.paces:

@@ -69,11 +69,14 @@ class Motion:
             self._last = self._values()
 
     @torch.no_grad()
-    def follow(self) -> float | None:
+    def follow(self, scale: float = 1.0) -> float | None:
         """After the optimizer's step: move the scales; the effective step, if there are scales.
 
         It is the distance per unit of a gradient that lasts: for SGD the learning rate over
         (1 - momentum).
+
+        Args:
+            scale: by what all gradients are multiplied, see :class:`morphgraph.train.wiring.Steps`.
 
         Raises:
             UnsupportedError: scales or gradients are no finite numbers.
@@ -105,6 +108,7 @@ class Motion:
             require_finite(bool(finite[0]) and not bool(moves.any()), "the gradients")
             return 0.0  # a step that a GradScaler has skipped
         self._moved |= moves != 0
+        gradient /= scale
         self._buffer.mul_(MOMENTUM).add_(gradient)
         self._moves.lerp_(moves, 1 - _HORIZON)
         self._pulls.lerp_(self._buffer, 1 - _HORIZON)

@@ -10,7 +10,7 @@ from morphgraph.train.resources import Counted
 
 _RISE, _FALL = 0.1, 0.1  # largest change of log(weight) per control step
 _EASE = 0.3  # how much slower the weight falls than it grows for the same error
-_STATE = ("target", "share", "level", "_earlier", "_begin", "_end", "_from")
+_STATE = ("target", "first", "share", "level", "_earlier", "_begin", "_end", "_from")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ equation 6): ``A_in R_out + A_out R_in`` with A the channels alive and R the sum
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -392,6 +393,20 @@ class Regularizer:
             UnsupportedError: a kernel is computed from what several processes share.
         """
         self._strengths.bind_again()
+
+    def state_dict(self) -> dict[str, Any]:
+        """By what strengths are measured: read off the network as it was at first."""
+        return {"relative": self.relative, **self._strengths.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Measure as another run does, whatever the network is now.
+
+        Raises:
+            ArgumentError: the state is of another network, or of other groups.
+        """
+        self._strengths.load_state_dict(state)
+        self._ties = self._strengths.ties
+        self.relative = state["relative"]
 
     @property
     def acted_on(self) -> list[BoundSource]:

@@ -9,13 +9,14 @@ groups' channels one after another;
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from morphgraph.arrays import Flags, FloatArray
-from morphgraph.errors import ModelError, UnsupportedError
+from morphgraph.errors import ArgumentError, ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.check import escape
 from morphgraph.ops import facts_of
@@ -145,16 +146,37 @@ class Strengths:
         if not morphnet:
             # From here on kernels are measured relative to what they were: they begin at 1, too.
             self._unit = torch.where(self.by_kernel, means.clamp_min(1e-6), 1.0)
+        # How each strength falls with its parameter: the strength of a kernel is its norm over
+        # u sqrt(n), with u its unit.
+        self._falls = [torch.ones_like(s.index, dtype=torch.float32) for s in self.scales]
+        self._falls += [self._weights(source) for source in self.kernels]
         self.ties = self._tie()
 
     def _tie(self) -> TiedStrengths:
-        """Which strengths are of one channel, and how each falls with its parameter."""
+        """Which strengths are of one channel."""
         index = [source.index for source in self.scales]
         index += [source.channels for source in self.kernels]
-        weights = [torch.ones_like(source.index, dtype=torch.float32) for source in self.scales]
-        # The strength is the norm over u sqrt(n), with u its unit.
-        weights += [self._weights(source) for source in self.kernels]
-        return TiedStrengths(index, weights, len(self.channel_group))
+        return TiedStrengths(index, self._falls, len(self.channel_group))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was read off the network as it was at first: units and thresholds."""
+        return {"unit": self._unit, "threshold": self.threshold, "falls": self._falls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Measure from now on as another run does: by its units.
+
+        Raises:
+            ArgumentError: the state is of another network, or of other groups.
+        """
+        sizes = [len(part) for part in state["falls"]]
+        if len(state["unit"]) != len(self._unit) or sizes != [len(part) for part in self._falls]:
+            raise ArgumentError(
+                "the state is of a regularizer of another network, or of other groups of it; make "
+                "the regularizer as it was, with the same include and exclude"
+            )
+        self._unit, self.threshold = state["unit"], state["threshold"]
+        self._falls = list(state["falls"])
+        self.ties = self._tie()
 
     def _weights(self, source: BoundSource) -> Tensor:
         weights = source.count * self._unit[source.channels].square()

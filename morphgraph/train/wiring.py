@@ -80,6 +80,11 @@ def inner_optimizer(optimizer: Any) -> Optimizer:
             f"{type(optimizer).__name__} is no torch.optim.Optimizer, which says when it has "
             "stepped; call budget.step() after its step instead"
         )
+    if not hasattr(type(optimizer).step, "hooked"):  # Optimizer.__init__ makes it so
+        raise ArgumentError(
+            f"{type(optimizer).__name__} wraps another optimizer and runs no hooks after its step; "
+            "give the optimizer inside, or call budget.step() after the step instead"
+        )
     return optimizer
 
 
@@ -139,16 +144,25 @@ class Steps:
     """Calls back when all of several optimizers have stepped: one training step.
 
     A step that one of them leaves out (a scaler that found no finite gradients) counts once the
-    others step again.
+    others step again. A fused optimizer is asked to leave it out by itself, and its hooks run.
+
+    Attributes:
+        scale: by what gradients are multiplied that a fused optimizer divides by itself.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], after: Callable[[], None]) -> None:
         self.optimizers = tuple(optimizers)
         self._after = after
+        self.scale = 1.0
         self._stepped: set[int] = set()
         self._handles = [each.register_step_post_hook(self._hook) for each in optimizers]
 
     def _hook(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return
+        scale = getattr(optimizer, "grad_scale", None)
+        self.scale = 1.0 if scale is None else float(scale)
         if id(optimizer) in self._stepped:
             self._flush()
         self._stepped.add(id(optimizer))
