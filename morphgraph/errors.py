@@ -7,8 +7,8 @@ import sys
 import warnings
 from types import FrameType
 
-# Whose frames no warning names: the package's, and those through which Python runs its code.
-_INSIDE = frozenset({"morphgraph", "contextlib", "importlib", "_frozen_importlib"})
+# Whose frames no warning names: the package's, and those of what calls its functions for it.
+_INSIDE = frozenset({"morphgraph", "contextlib", "importlib", "_frozen_importlib", "torch"})
 
 
 class MorphError(Exception):

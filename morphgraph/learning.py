@@ -206,7 +206,7 @@ class Shrinking:
             wanted, scores = self._wanted()
             request = {"family": settings.rank, "cost": settings.aim.regularized}
             plans = nested(self.graph, settings.budgets, wanted, scores, bounds, request)
-        warn_of_price(self.graph, plans[-1], 2)
+        warn_of_price(self.graph, plans[-1])
         return plans
 
     def _wanted(self) -> tuple[list[Plan], list[FloatArray]]:
