@@ -5,7 +5,6 @@ step. So the regularizer and the budget are made when training begins, and a sta
 before waits until then. From then on the budget follows the optimizer by itself.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from morphgraph.errors import ArgumentError, MorphWarning
+from morphgraph.errors import ArgumentError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.ops import parameter_names
 from morphgraph.options import RoundTo
@@ -102,11 +101,9 @@ class ShrinkPhase:
         self.budget.detach()
         missed = self.budget.shortfall()
         if missed and self.budget.step_number != self.budget.steps:  # then the budget has said so
-            warnings.warn(
+            warn(
                 f"the training ended at {missed}: the plan will remove the rest at once; give "
-                "steps, the optimizer steps that it really takes",
-                MorphWarning,
-                stacklevel=2,
+                "steps, the optimizer steps that it really takes"
             )
 
     @property

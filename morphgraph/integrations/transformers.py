@@ -2,7 +2,6 @@
 
 import base64
 import io
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from morphgraph.errors import MorphWarning
+from morphgraph.errors import warn
 from morphgraph.integrations.phase import ShrinkPhase
 
 _KEY = "morphgraph"  # among the states of callbacks
@@ -38,12 +37,10 @@ class BudgetCallback(ShrinkPhase, TrainerCallback):
             content = io.BytesIO(base64.b64decode(saved["state"]))
             self.load_state_dict(torch.load(content, map_location="cpu", weights_only=True))
         elif state.global_step:
-            warnings.warn(
+            warn(
                 f"the checkpoint of step {state.global_step} has no state of a budget: the phase "
                 "begins there; to go on with one resume from a checkpoint that was written with "
-                "this callback",
-                MorphWarning,
-                stacklevel=2,
+                "this callback"
             )
         left = state.max_steps - (0 if self._loaded else state.global_step)
         self.begin(kwargs["model"], [kwargs["optimizer"]], left)

@@ -5,7 +5,6 @@ a state is known by its shape: the parameter's own, the parameter's with axes of
 averaged over (Adafactor of torch), or the parameter's without such axes (Adafactor elsewhere).
 """
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from morphgraph.arrays import IntArray, Shape
-from morphgraph.errors import ArgumentError, MorphWarning
+from morphgraph.errors import ArgumentError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -41,17 +40,15 @@ class CarriedState:
     carried: tuple[str, ...]
     left_out: Mapping[str, str]
 
-    def warn(self, stacklevel: int) -> None:
+    def warn(self) -> None:
         """Say what was left out."""
         if not self.left_out:
             return
         named = [f"'{escape(name)}' ({why})" for name, why in self.left_out.items()]
         more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
-        warnings.warn(
+        warn(
             f"state of the optimizer that is not carried over: {'; '.join(named[:_SHOWN])}{more}; "
-            "it begins anew there",
-            MorphWarning,
-            stacklevel=stacklevel + 1,
+            "it begins anew there"
         )
 
 
@@ -129,7 +126,7 @@ def transfer_optimizer_state(
         else:
             carried.append(name)
     told = CarriedState(tuple(carried), left_out)
-    told.warn(2)
+    told.warn()
     return told
 
 

@@ -272,7 +272,7 @@ class _Resize:
                 name = self.form.find(own)
                 fresh = {a: self.form.selection.fresh(name, a) for a in found.positions if name}
                 cuts[own.tensor] = (own.names[0], Cut(found, fresh))
-        cut_in_place(self.optimizer, cuts).warn(5)
+        cut_in_place(self.optimizer, cuts).warn()
 
     def _lend(self) -> Form:
         """Lend the network lively weights where it can compute with them; what it then computes."""

@@ -19,14 +19,13 @@ How long the penalty's steps are is read off what the optimizer does
 :class:`FixedWeight` keeps a weight that was set by hand, as MorphNet does.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from morphgraph.errors import ArgumentError, MorphWarning
+from morphgraph.errors import ArgumentError, warn
 from morphgraph.onnx_io.check import escape
 from morphgraph.options import Update
 from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
@@ -270,12 +269,10 @@ class Budget:
     def _attached_to(self, names: list[str]) -> None:
         """Say so where another optimizer goes on, and measure it anew."""
         if self._optimizers and self._optimizers != names:
-            warnings.warn(
+            warn(
                 f"this state is of a run with {' and '.join(self._optimizers)}, and now "
                 f"{' and '.join(names)} trains: what was measured of its steps is forgotten; give "
-                "the same optimizer, with its own state, to go on as before",
-                MorphWarning,
-                stacklevel=3,
+                "the same optimizer, with its own state, to go on as before"
             )
             self._motion.forget()
         self._optimizers = names
@@ -462,11 +459,9 @@ class Budget:
             resource = pace.counted.resource
             target = parse_amount(amount, resource.total, resource.unit) / resource.total
             if self.met and target > pace.target:
-                warnings.warn(
+                warn(
                     f"budget {kind} was met at {pace.share:.1%} and is raised to {target:.1%}: the "
-                    "channels that are gone do not come back; go back to a checkpoint before",
-                    MorphWarning,
-                    stacklevel=2,
+                    "channels that are gone do not come back; go back to a checkpoint before"
                 )
             end = self.step_number + self.end * (steps - self.step_number)
             pace.aim(target, max(self.step_number, self.start * steps), max(end, self.end * steps))
@@ -499,20 +494,16 @@ class Budget:
         if self._probe is not None and self.step_number >= max(10, _LOOK * self.steps):
             warn_of_unmoved(self._motion, self._probe, self.step_number)
             if self._motion.no_gradient:
-                warnings.warn(
+                warn(
                     "gradients were cleared before budget.step(): scales move as the optimizer "
                     "moves them, and none resists by how much it is needed; step before "
-                    "zero_grad, or attach the budget to the optimizer",
-                    MorphWarning,
-                    stacklevel=3,
+                    "zero_grad, or attach the budget to the optimizer"
                 )
             self._probe = None
         if self.step_number == self.steps and not self.met:
-            warnings.warn(
+            warn(
                 f"the phase ends at {self.shortfall()}: its plan will remove the rest at once; "
-                "train longer, or with a higher learning rate",
-                MorphWarning,
-                stacklevel=3,
+                "train longer, or with a higher learning rate"
             )
 
     def _warn(self, strengths: Tensor) -> None:
@@ -521,21 +512,17 @@ class Budget:
         late = self.step_number > self.steps / 2
         if late and -1 not in self._warned and pace.share > 1 - 0.1 * (1 - pace.target):
             self._warned.append(-1)
-            warnings.warn(
+            warn(
                 f"at half of the phase {pace.share:.1%} of the cost are alive, {pace.target:.1%} "
-                "are wanted: train longer, or with a higher learning rate",
-                MorphWarning,
-                stacklevel=4,
+                "are wanted: train longer, or with a higher learning rate"
             )
         ahead = self.step_number + 2 * _SLACK * self.steps
         if -2 not in self._warned and all(p.share < p.reference(ahead) for p in self.paces):
             self._warned.append(-2)
-            warnings.warn(
+            warn(
                 f"the cost is at {pace.share:.1%}, far below the reference of "
                 f"{pace.reference(self.step_number):.1%}, though no step of the penalty goes so "
-                "far: does anything else shrink the scales, such as weight decay or another loss?",
-                MorphWarning,
-                stacklevel=4,
+                "far: does anything else shrink the scales, such as weight decay or another loss?"
             )
         widths = self.regularizer.live_widths(strengths)
         for group in self.regularizer.graph.groups:
@@ -544,11 +531,9 @@ class Budget:
                 continue
             if group.index not in self._warned:
                 self._warned.append(group.index)
-                warnings.warn(
+                warn(
                     f"group '{escape(group.name)}' is nearly pruned: {int(widths[group.index])} of "
-                    f"{group.width} channels left; min_width (--min-width) sets a floor",
-                    MorphWarning,
-                    stacklevel=4,
+                    f"{group.width} channels left; min_width (--min-width) sets a floor"
                 )
 
     def state_dict(self) -> dict[str, Any]:

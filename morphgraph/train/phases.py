@@ -1,12 +1,11 @@
 """What a training phase must do for the structure: the penalty that ``fit`` is given."""
 
-import warnings
 from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from morphgraph.errors import MorphWarning
+from morphgraph.errors import warn
 from morphgraph.options import Update
 from morphgraph.train.controller import Budget, ControlStep
 from morphgraph.train.regularizer import Regularizer
@@ -157,11 +156,9 @@ class ShrinkPenalty:
             return
         share = self.regularizer.live_share()
         target = self.target / self.regularizer.initial_cost
-        warnings.warn(
+        warn(
             f"the phase ended at {share:.1%} of the network's {self.regularizer.cost.kind}, "
-            f"not at {target:.1%}; {self._advice()}",
-            MorphWarning,
-            stacklevel=3,
+            f"not at {target:.1%}; {self._advice()}"
         )
 
     def _advice(self) -> str:

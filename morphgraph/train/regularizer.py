@@ -7,7 +7,6 @@ convolutions and matrix products this is MorphNet's bilinear regularizer (Gordon
 equation 6): ``A_in R_out + A_out R_in`` with A the channels alive and R the sums of strengths.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from morphgraph.arrays import FloatArray, IntArray
-from morphgraph.errors import MorphWarning
+from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io.check import escape
 from morphgraph.options import RoundTo, Strength, Tied
@@ -158,19 +157,13 @@ class Regularizer:
         self.relative = relative
         self._viability = Viability(self._strengths, self.limits)
         if self._strengths.left_alone:
-            warnings.warn(
-                f"left alone, since nothing measures or trains them: {self.left_alone()}",
-                MorphWarning,
-                stacklevel=2,
-            )
+            warn(f"left alone, since nothing measures or trains them: {self.left_alone()}")
 
         acted_on = self._strengths.acted_on
         if acted_on and all(source.frozen for source in acted_on):
-            warnings.warn(
+            warn(
                 "every parameter is frozen (requires_grad=False): strengths are measured, and no "
-                "step changes them; set requires_grad to train",
-                MorphWarning,
-                stacklevel=2,
+                "step changes them; set requires_grad to train"
             )
 
     def left_alone(self) -> str:
@@ -455,11 +448,9 @@ class Regularizer:
             BudgetError: the budget cannot be met.
         """
         if self.unfinished is not None and (missed := self.unfinished()):
-            warnings.warn(
+            warn(
                 f"the budget is not met: {missed}; promise mg.Budget the optimizer steps that the "
-                "phase takes (steps=, penalty.begin)",
-                MorphWarning,
-                stacklevel=2,
+                "phase takes (steps=, penalty.begin)"
             )
         floor = self.limits.min_width if min_width is None else min_width
         return continue_plan(

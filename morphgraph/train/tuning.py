@@ -9,7 +9,6 @@ has. Both are taken by hooks, so that the training loop stays as it is and adds 
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
-from morphgraph.errors import MorphWarning
+from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.plans import Plan
@@ -206,11 +205,9 @@ class TunePenalty(NoPenalty):
         if self.distillation is None:
             return
         if not self.distillation.asked:
-            warnings.warn(
+            warn(
                 "fit never added penalty.loss() to its loss, so that nothing was learned from the "
-                "original; add it, or leave distillation out (distill=0)",
-                MorphWarning,
-                stacklevel=3,
+                "original; add it, or leave distillation out (distill=0)"
             )
 
 

@@ -1,6 +1,5 @@
 """Whether a penalty, an optimizer and a network belong together, looked at while they run."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from morphgraph.errors import ArgumentError, MorphWarning
+from morphgraph.errors import ArgumentError, warn
 from morphgraph.onnx_io.check import escape
 from morphgraph.train.motion import Motion
 from morphgraph.train.regularizer import Regularizer
@@ -57,12 +56,10 @@ def warn_of_unmoved(motion: Motion, probe: Probe, step: int) -> None:
     unmoved = motion.unmoved() + probe.unmoved()
     count = len(motion.scales) + probe.count
     if unmoved:
-        warnings.warn(
+        warn(
             f"nothing but the penalty moves {len(unmoved)} of {count} regularized parameters in "
             f"{step} steps, such as '{escape(unmoved[0])}': are they in the optimizer, and is it "
-            "this module that is trained, not a copy of it?",
-            MorphWarning,
-            stacklevel=4,
+            "this module that is trained, not a copy of it?"
         )
 
 
@@ -112,11 +109,9 @@ def require_owner(
             "made for; with fully_shard make the optimizer after it"
         )
     if missing:
-        warnings.warn(
+        warn(
             f"{len(missing)} of {len(acted_on)} regularized parameters are in no optimizer, such "
-            f"as '{escape(missing[0])}': only the penalty will move them; exclude their groups",
-            MorphWarning,
-            stacklevel=3,
+            f"as '{escape(missing[0])}': only the penalty will move them; exclude their groups"
         )
     decayed = [
         source.name
@@ -124,12 +119,10 @@ def require_owner(
         if (group := owned.get(id(source.parameter))) and _decay(group, steps) > _DECAYED
     ]
     if decayed:
-        warnings.warn(
+        warn(
             f"weight decay also shrinks {len(decayed)} of {len(acted_on)} regularized parameters, "
             f"such as '{escape(decayed[0])}': it is undone on scales while the budget shrinks "
-            "them, and counts on kernels; give them a group with weight_decay=0",
-            MorphWarning,
-            stacklevel=3,
+            "them, and counts on kernels; give them a group with weight_decay=0"
         )
 
 
