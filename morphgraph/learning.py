@@ -333,7 +333,7 @@ def family(
         ArgumentError: an argument makes no sense, or ``data`` are missing.
         BudgetError: a budget cannot be met.
 
-    >>> import morphgraph as mg
+    >>> import morphgraph as mg, torch
     >>> from morphgraph.testing.examples import image, residual_cnn
     >>> def fit(net, penalty):
     ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
