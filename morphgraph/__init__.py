@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from morphgraph.plans import Plan as Plan
     from morphgraph.report.explain import explain as explain
     from morphgraph.shrinking import data_scores as data_scores, shrink as shrink
+    from morphgraph.slicing import Elastic as Elastic, elastic as elastic
     from morphgraph.steps import apply as apply, plan as plan
     from morphgraph.torch_io.export import export as export
     from morphgraph.torch_io.optimizer_state import (
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from morphgraph.train.controller import Budget as Budget
     from morphgraph.train.regularizer import Regularizer as Regularizer
     from morphgraph.train.smoke import smoke as smoke
+    from morphgraph.train.statistics import refresh_statistics as refresh_statistics
     from morphgraph.train.taylor import taylor as taylor
     from morphgraph.workflow import save as save, verify as verify
 
@@ -83,6 +85,8 @@ _HOMES = {
     "calibrate": "morphgraph.benchmark.calibrate",
     "cost": "morphgraph.passes.analysis.cost",
     "export": "morphgraph.torch_io.export",
+    "elastic": "morphgraph.slicing",
+    "Elastic": "morphgraph.slicing",
     "explain": "morphgraph.report.explain",
     "expand": "morphgraph.passes.planning.expand",
     "family": "morphgraph.learning",
@@ -92,6 +96,7 @@ _HOMES = {
     "morph": "morphgraph.learning",
     "plan": "morphgraph.steps",
     "Ranking": "morphgraph.passes.planning.nested",
+    "refresh_statistics": "morphgraph.train.statistics",
     "register": "morphgraph.ops",
     "resize_module": "morphgraph.torch_io.resize_module",
     "sensitivity": "morphgraph.passes.checking.sensitivity",

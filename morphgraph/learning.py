@@ -148,7 +148,7 @@ class Shrinking:
 
     def members(self) -> list[Member]:
         """The networks of the family, resized, from the largest to the smallest."""
-        plans = distributed.from_first(self._plans)
+        plans = distributed.from_first(self.plans)
         return [self._member(rung, plan) for rung, plan in enumerate(plans)]
 
     def tuning(self, member: Member, small: fx.GraphModule) -> TunePenalty:
@@ -197,7 +197,8 @@ class Shrinking:
         share = min(goal.limit / goal.cost.total for goal in goals.values())
         return min(share, 1.0) * regularized.total
 
-    def _plans(self) -> list[Plan]:
+    def plans(self) -> list[Plan]:
+        """The plans of the family, from the largest to the smallest, each a part of the former."""
         settings, bounds = self.settings, self._bounds
         with warnings.catch_warnings():
             # What widths cost is told of the plans that come out.
@@ -332,7 +333,7 @@ def family(
         ArgumentError: an argument makes no sense, or ``data`` are missing.
         BudgetError: a budget cannot be met.
 
-    >>> import morphgraph as mg
+    >>> import morphgraph as mg, torch
     >>> from morphgraph.testing.examples import image, residual_cnn
     >>> def fit(net, penalty):
     ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)

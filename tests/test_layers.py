@@ -40,6 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"shrinking"}),
     frozenset({"steps"}),
     frozenset({"learning"}),
+    frozenset({"slicing"}),
     frozenset({"recipes"}),
     frozenset({"report"}),
     frozenset({"cli"}),

@@ -107,7 +107,7 @@ class Distillation:
             return
         with torch.no_grad():
             expected = self.teacher(*arguments, **keywords)
-        pairs = list(zip(_floats(results), _floats(expected), strict=False))
+        pairs = list(zip(float_results(results), float_results(expected), strict=False))
         errors = [self._error(k, found, wanted) for k, (found, wanted) in enumerate(pairs)]
         loss = torch.stack(errors).mean()
         hints = [self._error(name, self._found[name], self._hint(name)) for name in self._found]
@@ -133,7 +133,7 @@ class Distillation:
         return difference.float().square().mean() / self.spreads[key]
 
 
-def _floats(results: Any) -> list[Tensor]:
+def float_results(results: Any) -> list[Tensor]:
     """The floating-point tensors in a network's results, in order."""
     leaves = pytree.tree_leaves(results)
     return [each for each in leaves if isinstance(each, Tensor) and each.is_floating_point()]
