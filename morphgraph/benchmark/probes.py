@@ -463,7 +463,7 @@ def probe_network(family: str, seed: int, free: bool = False) -> onnx.ModelProto
         seed: of sizes and weights.
         free: whether widths are any numbers, and not multiples of 4, 8 or 16.
 
-    >>> first, again = probe_network("dense", 3), probe_network("dense", 3)
+    >>> first, again = probe_network("basic", 3), probe_network("basic", 3)
     >>> first == again
     True
     """

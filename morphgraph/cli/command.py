@@ -111,7 +111,10 @@ def _option(name: str, hint: Any, default: Any) -> click.Option:
     attributes: dict[str, Any] = {"help": meta.description, **(meta.extra or {})}
     flags = attributes.pop("flags", (f"--{name.replace('_', '-')}",))
     attributes.setdefault("multiple", get_origin(value_type) is tuple)
-    if value_type is bool:
+    if value_type is bool and default is None:  # neither yes nor no: the program decides
+        flags = tuple(f"{flag}/{flag.replace('--', '--no-', 1)}" for flag in flags)
+        attributes |= {"is_flag": True, "default": None}
+    elif value_type is bool:
         attributes.setdefault("is_flag", True)
     else:
         attributes.setdefault("type", _click_type(value_type, meta))

@@ -66,7 +66,7 @@ def test_early_words_stand_in_the_log_and_are_told(
     said = capsys.readouterr().err
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     words = [event["name"] for event in events if event["event"] == "warning"]
-    assert any("the phase ended at" in text and "train it longer" in text for text in words)
+    assert any("the phase ends at" in text and "train longer" in text for text in words)
     assert all(said.count(text) == 1 for text in words)
     (found,) = result_of(folder)["iterations"]
     assert not found["met"]

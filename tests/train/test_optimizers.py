@@ -317,3 +317,15 @@ def test_smoke_runs_what_to_torch_makes() -> None:
     report = mg.smoke(net, (EXAMPLE,), by_index)
     assert [check.passed for check in report.checks] == [True, True, False]
     assert "AssertionError: no Sequential" in report.checks[2].reason
+
+
+def test_a_warning_names_the_line_of_the_caller() -> None:
+    net, reg = made()
+    decayed = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mg.Budget(reg, {"flops": "50%"}, STEPS).attach(decayed)
+        train(net, decayed, end=STEPS)
+    ours = [each for each in caught if issubclass(each.category, MorphWarning)]
+    assert any("decay" in str(each.message) for each in ours)
+    assert {each.filename for each in ours} == {__file__}
