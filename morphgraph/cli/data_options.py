@@ -97,8 +97,6 @@ class DataOptions:
         option(
             "For images: whether pixels are divided by 255 first; by default, unless --mean or "
             "--std has a number above 1.",
-            "--scale/--no-scale",
-            default=None,
         ),
     ] = None
     layout: Annotated[
