@@ -1,8 +1,8 @@
 """``calibrate``: measure what kernels cost on this machine in a runtime.
 
-Small networks (:mod:`morphgraph.benchmark.probes`) run with the runtime's profiler on, so that what
-is measured is what the runtime makes of them: fused, laid out and padded as it does. Of every
-network some kernels are kept, rather those that take long and of which the profile says little so
+Networks of random widths (:mod:`morphgraph.benchmark.probes`) run with the runtime's profiler on,
+so that what is measured is what the runtime makes of them: fused, laid out and padded as it does.
+Of every network some kernels are kept, rather those that take long and of which the profile says little so
 far; what the next network is like follows from where the profile is worst.
 """
 
@@ -186,7 +186,8 @@ class _Calibration:
         kernels = list(found)
         times = np.array([float(np.median(found[kernel])) for kernel in kernels])
         spent_on = np.array([float(np.sum(found[kernel])) for kernel in kernels])
-        unsure, wrong = self._doubts(kernels, times)
+        share = profiler_share(self.runs)
+        unsure, wrong = self._doubts(kernels, without(times, share) * self.runs[-1].scale(share))
         self.wrong[family, free].append(wrong)
         # What takes long is worth more: a network's time is a sum. Drawn, and not the worst first:
         # a profile that is sure of a kind and wrong would never learn of it.

@@ -1,4 +1,4 @@
-"""Small networks of random sizes, run to see what a device's kernels cost.
+"""Networks of random widths, run to see what a device's kernels cost.
 
 A kernel is measured where it stands in a network, between others: what it finds in the caches, and
 what a runtime fuses it with, is then what a user's network has. Every family is one way in which
