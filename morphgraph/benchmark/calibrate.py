@@ -2,8 +2,8 @@
 
 Networks of random widths (:mod:`morphgraph.benchmark.probes`) run with the runtime's profiler on,
 so that what is measured is what the runtime makes of them: fused, laid out and padded as it does.
-Of every network some kernels are kept, rather those that take long and of which the profile says little so
-far; what the next network is like follows from where the profile is worst.
+Of every network some kernels are kept, rather those that take long and of which the profile says
+little so far; what the next network is like follows from where the profile is worst.
 """
 
 import math
