@@ -26,6 +26,7 @@ COMMANDS = {
     "calibrate": "Measure what operators cost on this machine, so that latency becomes a cost.",
     "morph": "Learn a network's structure within a budget, and train it.",
     "sweep": "Draw trade-off curves: train a model at several budgets by several methods.",
+    "report": "Show a run, a plan, or a resize as one HTML file.",
     "diff": "Show what changed between two models, layer by layer.",
     "doctor": "Show versions, CPU features and execution providers.",
 }

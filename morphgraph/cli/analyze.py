@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show
 from morphgraph.cli.models import Lifting, open_graph, some, warn_of_weights
-from morphgraph.cli.shared_options import DeviceFile, OutputFormat
+from morphgraph.cli.pages import ReportFile, command_line, write_page
+from morphgraph.cli.shared_options import DeviceFile, OutputFormat, Overwrite, check_output
 from morphgraph.cli.width_options import Counting
 from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph
@@ -63,6 +64,8 @@ def analyze(
         option("Only the N most expensive rows.", ge=1, metavar="N"),
     ] = None,
     convention: Counting = "default",
+    report: ReportFile = None,
+    overwrite: Overwrite = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -70,6 +73,7 @@ def analyze(
 
     JSON always holds all layers and groups; --by and --top choose the rows of the other formats.
     """
+    check_output(report, overwrite, model)
     graph = open_graph(model, lifting)
     if name is not None:
         show(explanation_report(explain(graph, name, convention=convention)), output_format)
@@ -87,6 +91,11 @@ def analyze(
     table = _top(tables[by](graph, analysis), top)
     opaque = [_opaque_table(analysis)] if analysis.opaque_ops else []
     show(Report(analysis, [table, *opaque], _head(graph, analysis)), output_format)
+    if report is not None:
+        from morphgraph.report.pages.gather import Resized, resized_facts
+
+        shown = Resized(model.name, graph, command=command_line())
+        write_page(report, resized_facts(shown), overwrite)
 
 
 def _warn_of_opaque(model: Path, analysis: Analysis) -> None:

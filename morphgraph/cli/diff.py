@@ -6,21 +6,34 @@ from pathlib import Path
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show
 from morphgraph.cli.models import Lifting, open_graph
-from morphgraph.cli.shared_options import OutputFormat
+from morphgraph.cli.pages import ReportFile, command_line, write_page
+from morphgraph.cli.shared_options import OutputFormat, Overwrite, check_output
 from morphgraph.report.differences import Diff, LayerDiff, RemovedLayer, compare
 from morphgraph.report.tables import Cell, Column, Report, Table, change, number_column
 
 
 @command
 def diff(
-    base: Path, slim: Path, *, lifting: Lifting, output_format: OutputFormat = "table"
+    base: Path,
+    slim: Path,
+    *,
+    report: ReportFile = None,
+    overwrite: Overwrite = False,
+    lifting: Lifting,
+    output_format: OutputFormat = "table",
 ) -> None:
     """Show what changed between two models, layer by layer.
 
     Layers and nodes are matched by name; MACs are per sample.
     """
-    result = compare(open_graph(base, lifting), open_graph(slim, lifting), base, slim)
-    show(_report(result), output_format)
+    check_output(report, overwrite, base, slim)
+    before, after = open_graph(base, lifting), open_graph(slim, lifting)
+    show(_report(compare(before, after, base, slim)), output_format)
+    if report is not None:
+        from morphgraph.report.pages.gather import Resized, resized_facts
+
+        shown = Resized(base.name, before, after, command=command_line())
+        write_page(report, resized_facts(shown), overwrite)
 
 
 def _report(result: Diff) -> Report:

@@ -10,6 +10,7 @@ from morphgraph.cli.command import command
 from morphgraph.cli.console import note, settings, show, step
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
 from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
+from morphgraph.cli.pages import ReportFile, command_line, write_page
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
     DeviceFile,
@@ -81,6 +82,7 @@ def shrink(
     plan: Annotated[
         Path | None, option("Write the plan to this file, too.", metavar="plan.json")
     ] = None,
+    report: ReportFile = None,
     no_verify: Annotated[
         bool, option("Do not check the resize against the masked original.")
     ] = False,
@@ -102,10 +104,14 @@ def shrink(
     """
     refuse_repeated(budgets)
     draws = curve or plot is not None
-    _check_request(output, draws, bool(budgets or options.widths), bool(tune or plan or fold))
-    files = [path for path in (output, plan, plot) if path is not None]
+    _check_request(
+        output, draws, bool(budgets or options.widths), bool(tune or plan or fold or report)
+    )
+    files = [path for path in (output, plan, plot, report) if path is not None]
     if len({path.absolute() for path in files}) < len(files):
-        raise click.UsageError("-o, --plan and --plot name the same file; give each its own")
+        raise click.UsageError(
+            "two of -o, --plan, --plot and --report name the same file; give each its own"
+        )
     for path in files:
         check_output(path, overwrite, model, data)
     graph = open_graph(model, lifting)
@@ -157,7 +163,13 @@ def shrink(
     if plot is not None:
         write_atomically(plot, curve_svg(points, kind, model.name), overwrite)
     for path in files:
-        note(f"wrote {escape(str(path))}")
+        if path is not report:
+            note(f"wrote {escape(str(path))}")
+    if result is not None and report is not None:
+        from morphgraph.report.pages.shrinks import shrink_facts
+
+        shown = shrink_facts(graph, result, points, kind, calibrated, model.name, command_line())
+        write_page(report, shown, overwrite)
     if not files:
         note("nothing written; give -o and a --budget to shrink the model")
 
@@ -169,7 +181,7 @@ def _check_request(output: Path | None, draws: bool, has_budget: bool, has_more:
         )
     if output is None and has_more:
         raise click.UsageError(
-            "--tune, --plan and --fold are of a result; give -o, the file to write"
+            "--tune, --plan, --fold and --report are of a result; give -o, the file to write"
         )
     if output is not None and not has_budget:
         raise click.UsageError(

@@ -337,6 +337,12 @@ class _Run:
         self._save(iteration.resized.model, model)
         steps = [asdict(step) for step in iteration.trajectory]
         self.folder.write(f"{name}/trajectory.json", readable_json(steps))
+        names = {group.id: group.name for group in iteration.graph.groups}
+        strengths = [
+            {"name": names[group], "strengths": values.tolist(), "threshold": threshold}
+            for group, values, threshold in iteration.strengths
+        ]
+        self.folder.write(f"{name}/strengths.json", readable_json(strengths))
         report = iteration.resized.report
         assert report is not None
         initial = cost(iteration.graph, iteration.regularized).total

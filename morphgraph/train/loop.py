@@ -10,10 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
 
+from morphgraph.arrays import FloatArray
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.options import RoundTo, Start, Strength, Update
@@ -53,6 +55,8 @@ class Iteration:
         live: the regularized cost when it ended.
         met: whether it was reached.
         trajectory: of the controller.
+        strengths: of every group that may shrink its id, the strengths of its channels when the
+            phase ended, and the threshold at or below which they go.
         last: whether no other round follows.
     """
 
@@ -68,6 +72,7 @@ class Iteration:
     live: float
     met: bool
     trajectory: tuple[ControlStep, ...]
+    strengths: tuple[tuple[str, FloatArray, float], ...]
     last: bool
 
     @property
@@ -147,6 +152,7 @@ def _round(
     penalty = ShrinkPenalty(regularizer, target, steps, aim.update)
     fit(net, penalty)
     penalty.end()
+    strengths = _strengths(regularizer)
 
     def decide() -> tuple[Plan, Plan]:
         shrunk = regularizer.plan({regularizer.cost.kind: target}, round_to=aim.round_to)
@@ -182,7 +188,22 @@ def _round(
         live=regularizer.live_cost(),
         met=penalty.met,
         trajectory=penalty.trajectory,
+        strengths=strengths,
         last=False,
+    )
+
+
+def _strengths(regularizer: Regularizer) -> tuple[tuple[str, FloatArray, float], ...]:
+    """Per group that may shrink its id, its channels' strengths, and its threshold."""
+    graph = regularizer.graph
+    found = regularizer.strengths().detach().cpu().double().numpy()
+    thresholds = np.broadcast_to(
+        torch.as_tensor(regularizer.threshold).detach().cpu().double().numpy(), found.shape
+    )
+    return tuple(
+        (group.id, found[group.channels], float(thresholds[group.channels].mean()))
+        for group in graph.groups
+        if group.resizable and found[group.channels].any()
     )
 
 

@@ -371,7 +371,7 @@ def test_a_model_that_computes_no_numbers(command: str, model: Path, data: Path,
     [
         ("shrink {m} --data {d}", 2, "--curve to see first what budgets cost"),
         ("shrink {m} --data {d} -o s.onnx", 2, "--budget flops=70%"),
-        ("shrink {m} --data {d} --curve --tune 3", 2, "--tune, --plan and --fold"),
+        ("shrink {m} --data {d} --curve --tune 3", 2, "--tune, --plan, --fold and --report"),
         ("shrink {m} --budget flops=70% -o s.onnx", 2, "--data"),
         ("shrink {m} --data {d} --budget flops=70% -o {d} --overwrite", 4, "is an input"),
         ("shrink {m} --data {d} --budget flops=70% -o {p}", 4, "exists already"),

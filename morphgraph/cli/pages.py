@@ -1,0 +1,38 @@
+"""Report pages for commands: the option, the command line that made it, and the file."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from morphgraph.cli.console import note, step
+from morphgraph.onnx_io import escape, write_atomically
+from morphgraph.options import option
+
+if TYPE_CHECKING:
+    from morphgraph.report.pages.facts import Facts
+
+ReportFile = Annotated[
+    Path | None,
+    option("Show it as one HTML file, too.", "--report", metavar="report.html"),
+]
+
+
+def write_page(output: Path, facts: "Facts", overwrite: bool) -> None:
+    """Draw a page and write it.
+
+    Raises:
+        FileError: it cannot be written.
+        UnsupportedError: Plotly is not installed.
+    """
+    from morphgraph.report.pages.page import report_page
+
+    with step("drawing the page"):
+        page = report_page(facts)
+    write_atomically(output, page, overwrite=overwrite)
+    note(f"wrote {escape(str(output))}; open it in a browser")
+
+
+def command_line() -> str:
+    """The command that runs, as a person would repeat it."""
+    return shlex.join(["morphgraph", *sys.argv[1:]])

@@ -1,0 +1,89 @@
+"""The facts of a report page on a network that was shrunk by calibration inputs."""
+
+from collections.abc import Sequence
+
+from morphgraph.graph import ChannelGraph
+from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.calibration.outputs import OutputCheck
+from morphgraph.passes.lift import lift
+from morphgraph.report.lines import cost_title
+from morphgraph.report.pages.facts import Curve, CurvePoint, Facts
+from morphgraph.report.pages.gather import Resized, made_by, resized_facts
+from morphgraph.report.shrinking import Calibrated, errors_table
+from morphgraph.report.tables import percent, share
+from morphgraph.shrinker import CurvePoint as BudgetPoint
+from morphgraph.shrinking import ShrinkResult
+
+_CHOSEN = "this network"
+
+
+def shrink_facts(
+    graph: ChannelGraph,
+    result: ShrinkResult,
+    curve: Sequence[BudgetPoint],
+    kind: str,
+    calibration: Calibrated,
+    name: str,
+    command: str,
+) -> Facts:
+    """The facts of a shrink.
+
+    Args:
+        graph: the original.
+        result: what came out.
+        curve: what other budgets cost; empty where it was not asked for.
+        kind: of the curve's cost.
+        calibration: what it was calibrated with.
+        name: of the model.
+        command: that made it.
+    """
+    after = lift(result.model, **graph.options.arguments())
+    resized = Resized(
+        name,
+        graph,
+        after,
+        plan=result.plan,
+        quality=[row for check in result.error for row in _quality(check)],
+        command=command,
+    )
+    inputs = f"{calibration.data}: {calibration.fitted} fitted to, {calibration.held_out} held out"
+    return resized_facts(
+        resized,
+        curve=_curve(graph, result, curve, kind) if curve else None,
+        tables=[errors_table(result)],
+        made=[("calibration inputs", inputs), *made_by(resized)],
+    )
+
+
+def _quality(check: OutputCheck) -> list[tuple[str, str, str]]:
+    rows = [(f"error of '{check.name}' on inputs held out", "0", share(check.error))]
+    if check.agreement is not None:
+        rows.append((f"same arg max in '{check.name}'", percent(1.0), percent(check.agreement)))
+    return rows
+
+
+def _curve(
+    graph: ChannelGraph, result: ShrinkResult, points: Sequence[BudgetPoint], kind: str
+) -> Curve:
+    """What other budgets cost the outputs, with this network among them.
+
+    Shown is how often the largest number stays the same where every output tells that, else the
+    largest error of an output.
+    """
+    checks = [*result.error, *(check for point in points for check in point.outputs)]
+    agrees = all(check.agreement is not None for check in checks)
+
+    def value(outputs: Sequence[OutputCheck]) -> float:
+        if agrees:
+            return min(check.agreement or 0.0 for check in outputs)
+        return max(check.error for check in outputs)
+
+    price = cost(graph, kind)
+    reached = price.at(result.plan.widths(graph)) / price.total
+    found = [
+        CurvePoint("other budgets", each.reached, value(each.outputs), label=share(each.share))
+        for each in points
+    ]
+    found.append(CurvePoint(_CHOSEN, reached, value(result.error), label=_CHOSEN))
+    quality = "same arg max as the original" if agrees else "error of the outputs"
+    return Curve(cost_title(kind), quality, found, _CHOSEN)

@@ -1,0 +1,270 @@
+"""Report pages: every way to one, what stands in them, and what strangers' names do there."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import morphgraph as mg
+from morphgraph.onnx_io import save
+from morphgraph.testing import model_from_text
+
+SMALL = """
+net (float[N,3,8,8] x, float[16,3,3,3] w1, float[8,16,1,1] w2, float[8,10] fc) => (float[N,10] y) {
+    a = Conv <pads = [1,1,1,1]> (x, w1)  b = Relu(a)  c = Conv(b, w2)  d = Relu(c)
+    e = GlobalAveragePool(d)  f = Flatten(e)  y = MatMul(f, fc)
+}"""
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, its text, and its scripts' contents."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self._in: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._in.append(tag)
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._in and self._in[-1] == tag:
+            self._in.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self._in:
+            self.scripts[-1] += data
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def figure(self, key: str) -> Any:
+        order = [e for e in self.elements if e[0] in ("script", "style")]
+        place = next(i for i, (_, a) in enumerate(order) if a.get("id") == f"figure-{key}")
+        return json.loads(self.scripts[place])
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.onnx"
+    save(model_from_text(SMALL), path)
+    return path
+
+
+def _page(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_a_model_and_its_plan(small: Path, tmp_path: Path, run: Any) -> None:
+    plan, slim, out = tmp_path / "plan.json", tmp_path / "slim.onnx", tmp_path / "report.html"
+    mg.plan(mg.lift(small), {"flops": "50%"}, round_to=1).save(plan)
+    mg.save(mg.apply(small, mg.Plan.load(plan)), slim)
+    assert run("report", small, plan, slim, "-o", out, "--seconds", "0.05").code == 0
+    page = _page(out)
+    graph = mg.lift(small)
+    widths = mg.Plan.load(plan).widths(graph)
+    bars = page.figure("widths")["data"]
+    assert bars[0]["x"] == [group.width for group in graph.groups]
+    assert bars[1]["x"] == widths.tolist()
+    assert "times as fast" in page.text
+    # By the file itself: the first kernel's outputs are the first group that may shrink.
+    weights = {w.name: tuple(w.dims) for w in onnx.load(slim).graph.initializer}
+    assert weights["w1"][0] in bars[1]["x"]
+    share = mg.cost(mg.lift(slim), "macs").total / mg.cost(graph, "macs").total
+    icicle = page.figure("costs")["data"][0]
+    assert icicle["marker"]["colors"][0] == pytest.approx(share)
+
+
+def test_two_files_without_the_plan_show_the_same_widths(
+    small: Path, tmp_path: Path, run: Any
+) -> None:
+    plan, slim = mg.plan(mg.lift(small), {"flops": "40%"}, round_to=1), tmp_path / "slim.onnx"
+    mg.save(mg.apply(small, plan), slim)
+    out = tmp_path / "report.html"
+    assert run("diff", small, slim, "--report", out).code == 0
+    assert _page(out).figure("widths")["data"][1]["x"] == plan.widths(mg.lift(small)).tolist()
+
+
+def test_layers_that_are_gone_have_width_0(tmp_path: Path, run: Any) -> None:
+    base, slim, out = tmp_path / "base.onnx", tmp_path / "slim.onnx", tmp_path / "report.html"
+    save(
+        model_from_text(
+            """net (float[1,8,4,4] x, float[8,8,3,3] w, float[6,8,1,1] a, float[8,6,1,1] b)
+            => (float[1,8,4,4] y) {
+                s = Conv <pads = [1,1,1,1]> (x, w)
+                t = Conv(s, a)  u = Relu(t)  v = Conv(u, b)  y = Add(s, v)
+            }"""
+        ),
+        base,
+    )
+    graph = mg.lift(base)
+    name = next(group.name for group in graph.groups if group.width == 6)
+    mg.save(mg.apply(graph, mg.plan(graph, {}, widths={name: 0}, min_width=0)), slim)
+    assert run("report", base, slim, "-o", out, "--seconds", "0").code == 0
+    widths = _page(out).figure("widths")["data"]
+    assert widths[1]["x"][widths[0]["x"].index(6)] == 0
+
+
+def test_a_model_alone_has_no_after(small: Path, tmp_path: Path, run: Any) -> None:
+    out = tmp_path / "report.html"
+    assert run("analyze", small, "--report", out).code == 0
+    page = _page(out)
+    assert len(page.figure("widths")["data"]) == 1
+    assert "resized" not in [text for text in page.words if text in ("original", "resized")]
+    assert "can be resized" in page.text
+
+
+def test_a_shrink_by_data(small: Path, tmp_path: Path, run: Any) -> None:
+    data, out, page = tmp_path / "x.npz", tmp_path / "slim.onnx", tmp_path / "report.html"
+    np.savez(data, x=np.random.default_rng(0).normal(size=(64, 3, 8, 8)).astype(np.float32))
+    budget = ("--budget", "flops=60%", "--round-to", "1")
+    ran = run("shrink", small, "--data", data, *budget, "-o", out, "--report", page, "--curve")
+    assert ran.code == 0, ran.err
+    shown = _page(page)
+    assert "on inputs held out" in shown.text
+    points = shown.figure("curve")["data"]
+    assert [trace["name"] for trace in points] == ["other budgets", "this network"]
+    (at,) = points[1]["x"]
+    assert at == pytest.approx(
+        100 * mg.cost(mg.lift(out), "flops").total / mg.cost(mg.lift(small), "flops").total
+    )
+
+
+def test_a_run_with_its_training(tmp_path: Path, run: Any, small: Path) -> None:
+    rng = np.random.default_rng(0)
+    data, folder, out = tmp_path / "d.npz", tmp_path / "run", tmp_path / "report.html"
+    images = rng.integers(0, 255, (96, 8, 8, 3), dtype=np.uint8)
+    labels = rng.integers(0, 10, 96)
+    np.savez(data, x_train=images, y_train=labels, x_test=images[:32], y_test=labels[:32])
+    ran = run(
+        *("morph", small, "--data", data, "--budget", "flops=60%", "--iterations", "1"),
+        *("--shrink-epochs", "2", "--epochs", "1", "--baseline", "uniform", "-o", folder),
+    )
+    assert ran.code == 0, ran.err
+    assert run("report", folder, "-o", out, "--seconds", "0").code == 0
+    page = _page(out)
+    losses = [trace for trace in page.figure("training")["data"] if trace["yaxis"] == "y"]
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    epochs = [event for event in events if event["event"] == "epoch"]
+    shown = sorted(loss for trace in losses for loss in trace["y"])
+    assert shown == sorted(event["loss"] for event in epochs)
+    heat, marks = page.figure("strengths")["data"]
+    strengths = json.loads((folder / "iteration-1" / "strengths.json").read_text())
+    assert sum(map(sum, heat["z"])) == sum(len(each["strengths"]) for each in strengths)
+    assert len(marks["y"]) == len(strengths)
+    assert {trace["name"] for trace in page.figure("curve")["data"]} >= {"width multiplier"}
+
+
+def test_names_are_text_wherever_they_stand(tmp_path: Path, run: Any) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;\x1b[31m"
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]>\n'
+        + SMALL.strip().replace("float[N,", "float[1,")
+    )
+    for tensor, shape in {"w1": (16, 3, 3, 3), "w2": (8, 16, 1, 1), "fc": (8, 10)}.items():
+        value = np.ones(shape, np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, tensor))
+    kept = proto.graph.input[0]
+    del proto.graph.input[:]
+    proto.graph.input.append(kept)
+    for node in proto.graph.node:
+        node.name = evil + node.op_type + node.output[0]
+    path, out = tmp_path / "evil.onnx", tmp_path / "report.html"
+    onnx.save(proto, path)
+    assert run("report", path, "-o", out, "--seconds", "0").code == 0
+    page = _page(out)
+    assert not [element for element in page.elements if element[0] == "img"]
+    kinds = [attributes.get("type") for tag, attributes in page.elements if tag == "script"]
+    assert kinds.count(None) == 2  # Plotly and ours
+    assert "<script>alert(1)" in page.text  # as text, in the tables
+    hover = page.figure("graph")["data"][-1]["hovertext"]
+    assert not any("<img" in text or "<script" in text for text in hover)
+    assert "\x1b" not in out.read_text(encoding="utf-8").split("<noscript>")[0]
+
+
+def test_a_page_asks_for_nothing(small: Path, tmp_path: Path, run: Any) -> None:
+    out = tmp_path / "report.html"
+    assert run("report", small, "-o", out, "--seconds", "0").code == 0
+    page = _page(out)
+    assert not [a for _, a in page.elements if a.get("src")]
+    links = [a["href"] for tag, a in page.elements if tag in ("a", "link")]
+    assert links == ["data:,"]
+    policy = next(a["content"] for t, a in page.elements if a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    charts = [a for tag, a in page.elements if a.get("role") == "img"]
+    assert charts
+    assert all(chart["aria-label"] for chart in charts)
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        (["nothing.onnx"], 4, "No such file"),
+        (["{folder}"], 4, "a report is made of a finished run"),
+        (["{small}", "{small}", "{small}"], 2, "give the folder of a run"),
+        (["{folder}", "{small}"], 2, "give nothing beside it"),
+        (["{small}", "--device", "d.json", "--seconds", "0"], 2, "beside measured ones"),
+    ],
+)
+def test_what_is_no_subject_is_refused(
+    given: list[str], code: int, said: str, small: Path, tmp_path: Path, run: Any
+) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    words = [word.format(folder=folder, small=small) for word in given]
+    out = tmp_path / "report.html"
+    ran = run("report", *words, "-o", out)
+    assert ran.code == code
+    assert re.search(re.escape(said), ran.err)
+    assert ran.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_without_plotly_it_says_what_to_install(
+    small: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from morphgraph.report.pages import page
+
+    page._plotly.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    ran = run("report", small, "-o", tmp_path / "r.html", "--seconds", "0")
+    assert ran.code == 3
+    assert "morphgraph[report]" in ran.err
+    page._plotly.cache_clear()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browser_draws_every_picture(small: Path, tmp_path: Path, run: Any) -> None:
+    out = tmp_path / "report.html"
+    plan = tmp_path / "plan.json"
+    mg.plan(mg.lift(small), {"flops": "50%"}, round_to=1).save(plan)
+    assert run("report", small, plan, "-o", out, "--seconds", "0").code == 0
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000"]
+    shown = subprocess.run(
+        ["chromium", *flags, "--enable-logging=stderr", "--dump-dom", out.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in shown.stderr
+    drawn = re.findall(r'class="chart js-plotly-plot"', shown.stdout)
+    assert len(drawn) == len(re.findall(r'data-figure="', out.read_text().split("<noscript>")[0]))
