@@ -175,13 +175,13 @@ def sharded() -> dict[str, Any]:
     return found
 
 
-class Grouped(nn.Module):
+class Alone(nn.Module):
     """Norms that look at one image alone, so that a batch may be shared out; and a hidden layer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.first = nn.Conv2d(1, 16, 3, bias=False), nn.GroupNorm(4, 16)
-        self.two, self.second = nn.Conv2d(16, 24, 3, bias=False), nn.GroupNorm(4, 24)
+        self.one, self.first = nn.Conv2d(1, 16, 3, bias=False), nn.InstanceNorm2d(16, affine=True)
+        self.two, self.second = nn.Conv2d(16, 24, 3, bias=False), nn.InstanceNorm2d(24, affine=True)
         self.hidden, self.last = nn.Linear(24, 32), nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,14 +192,16 @@ class Grouped(nn.Module):
 
 def attached() -> dict[str, Any]:
     """``attach`` under DistributedDataParallel, against one process with the whole batch."""
-    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
-    labels = torch.arange(16) % 10
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(16) % 4
+    images = torch.randn(4, 1, 8, 8, generator=generator).double()[labels]
+    images += torch.randn(16, 1, 8, 8, generator=generator).double()
     own = slice(distributed.rank(), None, distributed.size())
     found: dict[str, Any] = {}
     for name, make in OPTIMIZERS.items():
         for way in ("alone", "shared"):
             torch.manual_seed(0)
-            net = Grouped().double()
+            net = Alone().double()
             graph = mg.lift(mg.export(net, (images[:2],)))
             part = own if way == "shared" else slice(None)
             called = DistributedDataParallel(net) if way == "shared" else net
