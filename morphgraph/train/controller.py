@@ -25,33 +25,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morphgraph.errors import ArgumentError, warn
-from morphgraph.onnx_io.check import escape
+from morphgraph.errors import ArgumentError
 from morphgraph.options import Update
 from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
 from morphgraph.passes.planning.constraints import parse_amount
 from morphgraph.train.motion import Motion, require_finite
-from morphgraph.train.pace import ControlStep, Pace, require_within_reach
+from morphgraph.train.pace import SLACK, ControlStep, Pace, require_within_reach
 from morphgraph.train.regularizer import Regularizer, Shrinkage
 from morphgraph.train.resources import Counted, GroupWidth
-from morphgraph.train.wiring import (
-    Probe,
-    Steps,
-    inner_optimizer,
-    require_owner,
-    warn_of_unmoved,
-)
+from morphgraph.train.watch import Watch, warn_of_a_raise, warn_of_another_optimizer
+from morphgraph.train.wiring import Steps, inner_optimizer, require_owner
 
 __all__ = ["Budget", "ControlStep", "FixedWeight"]
 
 _AHEAD = 25  # training steps that the prediction looks ahead, in phases long enough
 _INTERVAL = (4, 8)  # training steps between two of the penalty, at most; kernels take longer
-_SLACK = 0.1  # of the phase: how far the cost may be ahead of the reference
 _TRIED = 200  # channels that are tried in the step that reaches the target
-_LOOK = 0.05  # of the phase: after this the wiring is looked at
 _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
 _STATE = (
-    *("step_number", "steps", "met", "_dead", "_before", "_speed", "_warned", "_step_size"),
+    *("step_number", "steps", "met", "_dead", "_before", "_speed", "_step_size"),
     *("_summed", "_after"),
 )
 
@@ -174,14 +166,13 @@ class Budget:
         regularizer.counted = [pace.counted for pace in self.paces]
         regularizer.unfinished = self._unfinished
         self._motion = Motion(regularizer.scales, steps)
-        self._probe: Probe | None = Probe(regularizer)
+        self._watch = Watch(regularizer, self._motion)
         self._hooks: Steps | None = None
         self._optimizers: list[str] = []  # of which the state is
         self._dead: Tensor | None = None
         self._before: Tensor | None = None  # strengths at the last control step
         self._after: list[Tensor] = []  # by source, after the penalty's last step
         self._speed: Tensor | None = None  # by how much strengths change per training step
-        self._warned: list[int] = []
         self._step_size = 1.0  # that the weights are for
         self._summed = 0.0  # effective steps since the penalty's last step
         for pace in self.paces:
@@ -269,14 +260,11 @@ class Budget:
     def _attached_to(self, names: list[str]) -> None:
         """Say so where another optimizer goes on, and measure it anew."""
         if self._optimizers and self._optimizers != names:
-            warn(
-                f"this state is of a run with {' and '.join(self._optimizers)}, and now "
-                f"{' and '.join(names)} trains: what was measured of its steps is forgotten; give "
-                "the same optimizer, with its own state, to go on as before"
-            )
+            warn_of_another_optimizer(self._optimizers, names)
             self._motion.forget()
         self._optimizers = names
 
+    @torch.compiler.disable
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
         """Shrink, after the optimizer's step and before the gradients are cleared.
@@ -295,8 +283,8 @@ class Budget:
         due = self.step_number % self.interval == 0
         if self.step_number == 1 or due:
             self.regularizer.bind_again()
-        scale = 1.0 if self._hooks is None else self._hooks.scale
-        moved = self._motion.follow(scale) if self.update == "proximal" else None
+        fresh = None if self._hooks is None else self._hooks.fresh
+        moved = self._motion.follow(fresh) if self.update == "proximal" else None
         if lr is not None:
             self._summed += lr
         elif moved is not None:
@@ -304,7 +292,7 @@ class Budget:
         if due:
             self._shrink(measured=lr is None and moved is None)
         self._motion.remember()
-        self._look()
+        self._watch.after_step(self.step_number, self.steps, self.shortfall)
 
     def _shrink(self, *, measured: bool) -> None:
         """A step of the penalty, and of the controller.
@@ -346,7 +334,7 @@ class Budget:
 
     def _levels(self) -> list[float]:
         """Below which shares no step of the penalty may take the costs."""
-        at = self.step_number + _SLACK * self.steps
+        at = self.step_number + SLACK * self.steps
         references = [pace.reference(at) for pace in self.paces]
         return [
             pace.target if reference < pace.target + 1e-9 else reference
@@ -385,7 +373,7 @@ class Budget:
                 moves=self._speed is not None,
                 overshoots=self.update == "subgradient",
             )
-        self._warn(strengths)
+        self._watch.after_control(self.paces, self.step_number, self.steps, strengths)
 
     def _only_as_far(self, step: Shrinkage, levels: list[float]) -> Shrinkage:
         """As much of a step of the penalty as takes the costs no further than to these levels.
@@ -459,10 +447,7 @@ class Budget:
             resource = pace.counted.resource
             target = parse_amount(amount, resource.total, resource.unit) / resource.total
             if self.met and target > pace.target:
-                warn(
-                    f"budget {kind} was met at {pace.share:.1%} and is raised to {target:.1%}: the "
-                    "channels that are gone do not come back; go back to a checkpoint before"
-                )
+                warn_of_a_raise(pace, target)
             end = self.step_number + self.end * (steps - self.step_number)
             pace.aim(target, max(self.step_number, self.start * steps), max(end, self.end * steps))
             require_within_reach(pace, reg.lowest_share(resource), amount, reg.left_alone())
@@ -489,53 +474,6 @@ class Budget:
         """The same where the phase was promised to be longer than it is so far."""
         return self.shortfall() if 0 < self.step_number < self.steps else ""
 
-    def _look(self) -> None:
-        """Look at the wiring once, and at the end of the phase."""
-        if self._probe is not None and self.step_number >= max(10, _LOOK * self.steps):
-            warn_of_unmoved(self._motion, self._probe, self.step_number)
-            if self._motion.no_gradient:
-                warn(
-                    "gradients were cleared before budget.step(): scales move as the optimizer "
-                    "moves them, and none resists by how much it is needed; step before "
-                    "zero_grad, or attach the budget to the optimizer"
-                )
-            self._probe = None
-        if self.step_number == self.steps and not self.met:
-            warn(
-                f"the phase ends at {self.shortfall()}: its plan will remove the rest at once; "
-                "train longer, or with a higher learning rate"
-            )
-
-    def _warn(self, strengths: Tensor) -> None:
-        """Warn early, once each: nothing shrinks, too much does, or a group is nearly pruned."""
-        pace = self.paces[0]
-        late = self.step_number > self.steps / 2
-        if late and -1 not in self._warned and pace.share > 1 - 0.1 * (1 - pace.target):
-            self._warned.append(-1)
-            warn(
-                f"at half of the phase {pace.share:.1%} of the cost are alive, {pace.target:.1%} "
-                "are wanted: train longer, or with a higher learning rate"
-            )
-        ahead = self.step_number + 2 * _SLACK * self.steps
-        if -2 not in self._warned and all(p.share < p.reference(ahead) for p in self.paces):
-            self._warned.append(-2)
-            warn(
-                f"the cost is at {pace.share:.1%}, far below the reference of "
-                f"{pace.reference(self.step_number):.1%}, though no step of the penalty goes so "
-                "far: does anything else shrink the scales, such as weight decay or another loss?"
-            )
-        widths = self.regularizer.live_widths(strengths)
-        for group in self.regularizer.graph.groups:
-            few = widths[group.index] <= 0.05 * group.width
-            if not few or not self.regularizer.limits.allows(group):
-                continue
-            if group.index not in self._warned:
-                self._warned.append(group.index)
-                warn(
-                    f"group '{escape(group.name)}' is nearly pruned: {int(widths[group.index])} of "
-                    f"{group.width} channels left; min_width (--min-width) sets a floor"
-                )
-
     def state_dict(self) -> dict[str, Any]:
         """All that changes during training, the network apart: plain data and tensors.
 
@@ -545,7 +483,7 @@ class Budget:
         state["paces"] = {pace.kind: pace.state_dict() for pace in self.paces}
         state["motion"] = self._motion.state_dict()
         state["strengths"] = self.regularizer.state_dict()
-        return state | {"looked": self._probe is None, "optimizers": list(self._optimizers)}
+        return state | {"watch": self._watch.state_dict(), "optimizers": list(self._optimizers)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state; the network must be as it was when :meth:`state_dict` was taken.
@@ -566,7 +504,7 @@ class Budget:
             pace.load_state_dict(state["paces"][pace.kind])
         self._motion.steps = self.steps
         self._motion.load_state_dict(state["motion"])
-        self._probe = None if state["looked"] else Probe(self.regularizer)
+        self._watch.load_state_dict(state["watch"])
         names, self._optimizers = self._optimizers, list(state["optimizers"])
         if names and self._optimizers:
             self._attached_to(names)

@@ -16,7 +16,7 @@ Kernels are moved by the optimizer alone. Of networks without regularized scales
 strengths move is measured, so that the penalty follows the schedule of the learning rate.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,14 +69,15 @@ class Motion:
             self._last = self._values()
 
     @torch.no_grad()
-    def follow(self, scale: float = 1.0) -> float | None:
+    def follow(self, fresh: Collection[int] | None = None) -> float | None:
         """After the optimizer's step: move the scales; the effective step, if there are scales.
 
         It is the distance per unit of a gradient that lasts: for SGD the learning rate over
         (1 - momentum).
 
         Args:
-            scale: by what all gradients are multiplied, see :class:`morphgraph.train.wiring.Steps`.
+            fresh: the parameters, by ``id``, whose gradients are of this step; None: all. See
+                :class:`morphgraph.train.wiring.Steps`.
 
         Raises:
             UnsupportedError: scales or gradients are no finite numbers.
@@ -92,8 +93,11 @@ class Motion:
         assert self._buffer is not None
         assert self._moves is not None
         assert self._pulls is not None
-        gradients = [source.gradient() for source in self.scales]
-        if all(gradient is None for gradient in gradients):
+        gradients = [
+            source.gradient() if fresh is None or id(source.parameter) in fresh else None
+            for source in self.scales
+        ]
+        if fresh is None and all(gradient is None for gradient in gradients):
             self._moved |= moves != 0
             self.no_gradient |= bool(moves.any())
             return self._by_speed(float(moves.abs().mean()))
@@ -108,7 +112,6 @@ class Motion:
             require_finite(bool(finite[0]) and not bool(moves.any()), "the gradients")
             return 0.0  # a step that a GradScaler has skipped
         self._moved |= moves != 0
-        gradient /= scale
         self._buffer.mul_(MOMENTUM).add_(gradient)
         self._moves.lerp_(moves, 1 - _HORIZON)
         self._pulls.lerp_(self._buffer, 1 - _HORIZON)

@@ -8,6 +8,9 @@ from typing import Any
 from morphgraph.errors import BudgetError
 from morphgraph.train.resources import Counted
 
+SLACK = 0.1
+"""How far the cost may be ahead of the reference, as a share of the phase."""
+
 _RISE, _FALL = 0.1, 0.1  # largest change of log(weight) per control step
 _EASE = 0.3  # how much slower the weight falls than it grows for the same error
 _STATE = ("target", "first", "share", "level", "_earlier", "_begin", "_end", "_from")

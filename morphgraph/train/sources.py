@@ -1,6 +1,7 @@
 """Axes of parameters whose slices are strengths: a module's scales and kernels, by channels."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -34,8 +35,14 @@ class BoundSource:
         numbers = parameter.numel() // size
         self.count = numbers * torch.bincount(self.slot, minlength=len(self.channels))
         # All positions in their order, each its own channel: nothing has to be picked or summed.
-        self._is_whole = torch.equal(positions, torch.arange(size, device=positions.device))
-        self._one_each = torch.equal(self.slot, torch.arange(len(index), device=self.slot.device))
+        # Nor stored: sources of one size share their positions.
+        self._is_whole = torch.equal(positions, _counting(size, positions.device))
+        self._one_each = torch.equal(self.slot, _counting(len(index), index.device))
+        if self._is_whole:
+            self.positions = _counting(size, positions.device)
+        if self._one_each:
+            self.channels, self.slot = index, _counting(len(index), index.device)
+            self.count = self.count[:1].clone().expand(len(index))
 
     @property
     def numbers(self) -> Tensor:
@@ -133,6 +140,12 @@ class BoundSource:
         shape = [1] * self.parameter.dim()
         shape[self.axis] = -1
         return numbers.to(self.parameter.dtype).reshape(shape)
+
+
+@lru_cache
+def _counting(size: int, device: torch.device) -> Tensor:
+    """0, 1, 2 and so on; nobody changes it."""
+    return torch.arange(size, device=device)
 
 
 def is_shared(tensor: Tensor) -> bool:

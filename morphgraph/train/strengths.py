@@ -291,8 +291,9 @@ class Strengths:
         # Stable, so that every group's channels stand together and still from strong to weak.
         order = order[torch.argsort(self.channel_group[order], stable=True)]
         groups = self.channel_group[order]
-        first = torch.searchsorted(groups, groups)  # where the channel's group begins
-        rank = torch.arange(len(order), device=order.device) - first
+        # Its place less that where its group begins.
+        rank = torch.arange(len(order), dtype=torch.int32, device=order.device)
+        rank -= torch.searchsorted(groups, groups, out_int32=True)
         chosen = torch.zeros_like(strengths, dtype=torch.bool)
         chosen[order[rank < counts[groups]]] = True
         return chosen

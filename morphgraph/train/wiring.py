@@ -1,6 +1,6 @@
 """Whether a penalty, an optimizer and a network belong together, looked at while they run."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from morphgraph.errors import ArgumentError, warn
 from morphgraph.onnx_io.check import escape
 from morphgraph.train.motion import Motion
 from morphgraph.train.regularizer import Regularizer
-from morphgraph.train.sources import BoundSource, is_shared
+from morphgraph.train.sources import BoundSource, is_shared, whole
 
 _SOME = 16  # numbers of a kernel that are remembered
 _DECAYED = 0.05  # of a strength within the phase: less decay is not worth a word
@@ -137,30 +137,38 @@ class Steps:
     """Calls back when all of several optimizers have stepped: one training step.
 
     A step that one of them leaves out (a scaler that found no finite gradients) counts once the
-    others step again. A fused optimizer is asked to leave it out by itself, and its hooks run.
+    others step again. A fused optimizer is asked to leave it out by itself, and its hooks run; the
+    gradients that a scaler has multiplied it divides in place, so that they are real ones here.
 
     Attributes:
-        scale: by what gradients are multiplied that a fused optimizer divides by itself.
+        fresh: the parameters, by ``id``, whose gradients belong to the step that is counted; None:
+            all. Those of the others are of the next step already, and may still be scaled.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], after: Callable[[], None]) -> None:
         self.optimizers = tuple(optimizers)
         self._after = after
-        self.scale = 1.0
-        self._stepped: set[int] = set()
+        self.fresh: frozenset[int] | None = None
+        self._stepped: dict[int, _Mark | None] = {}
         self._handles = [each.register_step_post_hook(self._hook) for each in optimizers]
 
+    @torch.compiler.disable  # else a compiled step of the optimizer would trace the budget
     def _hook(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
-        scale = getattr(optimizer, "grad_scale", None)
-        self.scale = 1.0 if scale is None else float(scale)
-        if id(optimizer) in self._stepped:
+        if id(optimizer) in self._stepped or self._of_last_step():
+            self.fresh = frozenset(id(p) for p in _parameters(optimizer))
             self._flush()
-        self._stepped.add(id(optimizer))
+            self.fresh = None
+        several = len(self.optimizers) > 1
+        self._stepped[id(optimizer)] = _Mark.of(optimizer) if several else None
         if len(self._stepped) == len(self.optimizers):
             self._flush()
+
+    def _of_last_step(self) -> bool:
+        """Whether an optimizer that has stepped has got other gradients since."""
+        return any(mark is not None and mark.has_turned() for mark in self._stepped.values())
 
     def _flush(self) -> None:
         self._stepped.clear()
@@ -170,3 +178,35 @@ class Steps:
         """Listen no longer."""
         for handle in self._handles:
             handle.remove()
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    return (p for group in optimizer.param_groups for p in group["params"])
+
+
+class _Mark:
+    """Which way the gradient of a small parameter points: scaling and clipping do not turn it."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self._parameter = parameter
+        self.points = self._direction()
+
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> "_Mark | None":
+        """Of the smallest parameter whose gradient points anywhere; None: there is none."""
+        able = (p for p in _parameters(optimizer) if p.grad is not None and p.numel() > 1)
+        marks = (cls(parameter) for parameter in sorted(able, key=Tensor.numel))
+        return next((mark for mark in marks if mark.points is not None), None)
+
+    def has_turned(self) -> bool:
+        """Whether another backward pass has been; a gradient that was cleared is none."""
+        now = self._direction()
+        if now is None or self.points is None:
+            return False
+        return not torch.allclose(now, self.points, rtol=0.0, atol=1e-3)
+
+    def _direction(self) -> Tensor | None:
+        if self._parameter.grad is None:
+            return None
+        gradient = whole(self._parameter.grad).detach().reshape(-1).float()
+        return gradient / gradient.norm() if bool(gradient.any()) else None

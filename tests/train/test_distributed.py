@@ -158,6 +158,19 @@ def test_a_users_own_training_in_two_processes(
             assert np.allclose(each["own_loop"]["weights"][name], weights, 1e-6, 1e-8)
 
 
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_an_attached_budget_gives_the_plan_of_one_process(
+    seen: list[dict[str, Any]], optimizer: str
+) -> None:
+    for each in seen:
+        one, two = (each["attached"][f"{optimizer} {way}"] for way in ("alone", "shared"))
+        assert one["met"]
+        assert min(one["widths"]) < 16
+        assert two["plan"] == one["plan"]
+        assert two["share"] == one["share"]
+        assert np.allclose(two["weights"], one["weights"], 1e-6, 1e-8)
+
+
 def test_sharded_parameters_give_the_plan_of_one_process(seen: list[dict[str, Any]]) -> None:
     one = seen[0]["sharded"]["alone"]
     assert one["met"]

@@ -175,6 +175,55 @@ def sharded() -> dict[str, Any]:
     return found
 
 
+class Alone(nn.Module):
+    """Norms that look at one image alone, so that a batch may be shared out; and a hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.first = nn.Conv2d(1, 16, 3, bias=False), nn.InstanceNorm2d(16, affine=True)
+        self.two, self.second = nn.Conv2d(16, 24, 3, bias=False), nn.InstanceNorm2d(24, affine=True)
+        self.hidden, self.last = nn.Linear(24, 32), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.two(self.first(self.one(x)).relu())).relu().mean((2, 3))
+        scores: Tensor = self.last(nn.functional.gelu(self.hidden(y)))
+        return scores
+
+
+def attached() -> dict[str, Any]:
+    """``attach`` under DistributedDataParallel, against one process with the whole batch."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(16) % 4
+    images = torch.randn(4, 1, 8, 8, generator=generator).double()[labels]
+    images += torch.randn(16, 1, 8, 8, generator=generator).double()
+    own = slice(distributed.rank(), None, distributed.size())
+    found: dict[str, Any] = {}
+    for name, make in OPTIMIZERS.items():
+        for way in ("alone", "shared"):
+            torch.manual_seed(0)
+            net = Alone().double()
+            graph = mg.lift(mg.export(net, (images[:2],)))
+            part = own if way == "shared" else slice(None)
+            called = DistributedDataParallel(net) if way == "shared" else net
+            reg = mg.Regularizer(graph, called)
+            optimizer = make(called.train().parameters())
+            budget = mg.Budget(reg, {"flops": "60%"}, 80).attach(optimizer)
+            for _ in range(80):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(called(images[part]), labels[part]).backward()
+                optimizer.step()
+            last = net.last.weight.detach().flatten().tolist()
+            seen = {"met": budget.met, "share": budget.share, "widths": widths_of(reg)}
+            found[f"{name} {way}"] = seen | {"weights": last, "plan": reg.plan().to_json().decode()}
+    return found
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0),
+}
+
+
 def widths_of(reg: mg.Regularizer) -> list[int]:
     return [int(width) for width in reg.plan().widths(reg.graph)]
 
@@ -193,6 +242,7 @@ CHECKS: tuple[Callable[[], dict[str, Any]], ...] = (
     oracle,
     decisions,
     own_loop,
+    attached,
     sharded,
     refusal,
 )
