@@ -36,6 +36,7 @@ lift: canonical and coupling in one call
 analysis: the channel graph -> facts about it
     evaluate            a part of a model, run in ONNX Runtime
     liveness            what goes and what becomes constant when whole groups go
+        deaths              the same with one death after the other: what each changes
     selection           which positions of every axis stay when channels go
     dependence          which positions depend on a graph input
     cost                what a network costs at any widths

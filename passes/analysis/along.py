@@ -169,8 +169,11 @@ class _Polynomial:
     def move(self, groups: IntArray, widths: FloatArray) -> IntArray:
         before = self.widths[groups]
         self.widths[groups] = widths
+        vanished = self._every[:0]
         if ((before == 0) != (widths == 0)).any():
-            return self._restart()
+            counted = self.cost.counted(self.widths)
+            vanished = np.flatnonzero(counted != self._counted)
+            self._counted = counted
         self._moves += 1
         if self._moves % _FRESH == 0:
             self._total = self.cost.at(self.widths)
@@ -179,11 +182,14 @@ class _Polynomial:
         classes = scales.indices[spans]
         counts = scales.indptr[groups + 1] - scales.indptr[groups]
         np.add.at(self._sizes, classes, scales.data[spans] * np.repeat(widths - before, counts))
-        rows = self._terms_of.of(classes)
-        return self._update(np.unique(rows) if len(rows) > 1 else rows)
+        rows = np.append(self._terms_of.of(classes), vanished)
+        changed = self._update(np.unique(rows) if len(rows) > 1 else rows)
+        if len(vanished):
+            self._total = float(self._counts.sum())  # nothing is left over from rounding
+        return changed
 
-    def _restart(self) -> IntArray:
-        """Compute everything: at first, and where groups have gone or come back."""
+    def _restart(self) -> None:
+        """Compute everything, at first."""
         self._sizes = self.cost.sizes(self.widths)
         self._counted = self.cost.counted(self.widths)
         self._counts = np.zeros(len(self._every))
@@ -191,7 +197,6 @@ class _Polynomial:
         self._update(self._every)
         self._total = self.cost.at(self.widths)
         self._largest = self._total
-        return np.arange(len(self.widths))
 
     def _update(self, rows: IntArray) -> IntArray:
         """Compute these terms anew, and what depends on them; the groups with other slopes."""

@@ -348,11 +348,17 @@ def repair_widths(wanted: IntArray, allowed: AllowedWidths) -> IntArray:
     graph, widths = allowed.graph, wanted.copy()
     zero = frozenset(np.flatnonzero(widths == 0).tolist())
     by_hand = frozenset(np.flatnonzero(allowed.ceilings == 0).tolist())
-    dead = zero if is_viable(graph, zero) else zero & by_hand
-    for index in sorted(zero - dead, key=lambda k: -graph.groups[k].width):
-        if is_viable(graph, dead | {index}):
-            dead |= {index}
+    dead = zero & by_hand
+    pending = sorted(zero - dead, key=lambda k: -graph.groups[k].width)
+    # More and more at a time while they can go, so that each is looked at about once.
+    place, count = 0, 1
+    while place < len(pending):
+        batch = pending[place : place + count]
+        if is_viable(graph, dead.union(batch)):
+            dead, place, count = dead.union(batch), place + count, 2 * count
+        elif len(batch) == 1:
+            widths[batch], place = allowed.least(batch[0]), place + 1
         else:
-            widths[index] = allowed.least(index)
+            count = 1
     widths[list(with_orphans(graph, dead, allowed.removable()))] = 0
     return widths
