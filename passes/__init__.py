@@ -47,6 +47,7 @@ analysis: the channel graph -> facts about it
         computed_kernels the numbers of those that no parameter holds
     score               how much the network uses each channel
     rows                tables whose rows are named by number: embeddings
+    branches            which parts of a residual network can go as a whole
     gates               which learned scales switch which groups off
     convolutions        which ones ONNX Runtime computes in blocks of channels, by widths
 
@@ -60,6 +61,7 @@ planning: facts and a budget -> a plan: which channels stay
     build               from widths or channels to a plan
     removal_path        channels leave one by one until the budget is met
         lowest          the least of numbers that change a few at a time
+        parts           what whole branches save, and lose where no inputs tell
         allocate        the widths with the least sum of scores, on one scale for the whole network
         exact           the widths with the least loss, by HiGHS, where the choice is small
     uniform             one ratio for all widths, and widths by hand

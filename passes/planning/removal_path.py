@@ -15,13 +15,16 @@ first would shrink alone. With equal scores every group shrinks nearly alike, an
 width multiplier. Groups that are to have one width step together: their losses and their gains add
 up.
 
+Whole branches of a residual network, where they may go, are further steps of the path, each at a
+price of its own (:mod:`morphgraph.passes.planning.parts`).
+
 Several budgets are rarely met at one place of a path. There the path is a first answer, from which
 the widths with the least loss are found (:mod:`morphgraph.passes.planning.exact`); plans of smaller
 budgets need not keep subsets then.
 """
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +32,7 @@ import numpy as np
 
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.graph import ChannelGraph
-from morphgraph.options import Allocation, RoundTo
+from morphgraph.options import Allocation, Depth, RoundTo
 from morphgraph.passes.analysis.along import WidthsAlong
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.liveness import is_viable, with_orphans
@@ -56,6 +59,7 @@ from morphgraph.passes.planning.outputs import (
     channels_by_index,
     request_by_index,
 )
+from morphgraph.passes.planning.parts import AVERAGE, Losses, Parts, weigh
 from morphgraph.passes.planning.steps import measured_steps
 from morphgraph.plans import Plan
 
@@ -76,16 +80,24 @@ def plan(
     seed: int = 0,
     convention: Convention = "default",
     allocation: Allocation = "shares",
+    depth: Depth = "keep",
+    losses: Losses | None = None,
 ) -> Plan:
-    """What :func:`morphgraph.plan` gives by scores of weights, or by those given."""
+    """What :func:`morphgraph.plan` gives by scores of weights, or by those given.
+
+    ``losses`` are what the network loses with whole branches, in the unit of the scores, for the
+    allocation by their sum.
+    """
     channels = channels_by_index(graph, keep_classes, keep_tokens)
-    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
+    bounds = WidthBounds(
+        round_to, min_width, include, exclude, widths or {}, same, channels, depth=depth
+    )
     constraints = resolve_budget(graph, budget, convention)
     bounds = _as_measured(bounds, constraints)
     allowed = within_reach(graph, bounds, constraints)
     scores = scores_of(graph, score, seed)
     if allocation == "sum":
-        widths_now = allocate(graph, scores, constraints, allowed)
+        widths_now = allocate(graph, scores, constraints, allowed, losses)
         chosen = top_channels(graph, widths_now, scores)
     else:
         path = _Path(graph, [constraint.cost for constraint in constraints], scores, allowed)
@@ -168,6 +180,8 @@ def continue_plan(
 
 #: A group loses its channels in so many steps at least, where it has so many.
 ROUNDS = 128
+#: Branches are priced anew when so large a share of the cost has gone.
+PART_STEP = 1 / 64
 
 
 class _Path:
@@ -199,7 +213,9 @@ class _Path:
         slopes = self._relative(lambda cost: cost.gradient(graph.widths), len(graph.groups))
         share = slopes * graph.widths
         self.share = np.where(share > 0, share, share[share > 0].mean() if share.any() else 1.0)
-        self.state = WidthsAlong(costs, allowed.ceilings if widths is None else widths)
+        self.members = [list(block) for block in allowed.blocks]  # those that are left
+        begin = allowed.ceilings if widths is None else widths
+        self.state = WidthsAlong(costs, begin, *([0] if allowed.parts else []))
         self.widths = self.state.widths  # changed by the state alone
         self.gains = np.zeros(len(graph.groups))
         self._regain(np.arange(len(graph.groups)))
@@ -207,6 +223,11 @@ class _Path:
         self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
         self.prices = Lowest(len(allowed.blocks))
         self._reprice(np.arange(len(graph.groups)))
+        self.parts = Parts(graph, allowed.parts, costs)
+        saved = [self._saved(number) for number in range(len(allowed.parts))]
+        self.part_loss = AVERAGE * np.array(saved) * weigh(graph, allowed.parts, scores)
+        self.part_prices = np.full(len(saved), np.inf)
+        self.part_cost = np.inf  # at which those were computed
 
     def walk(self, constraints: Sequence[Constraint]) -> None:
         """Go on until every budget is met."""
@@ -242,9 +263,9 @@ class _Path:
         smaller budgets keep subsets, which this would end.
         """
         blocks = {
-            number: list(block)
-            for number, block in enumerate(self.allowed.blocks)
-            if self.coarse[list(block)].all()
+            number: block
+            for number, block in enumerate(self.members)
+            if block and self.coarse[block].all()
         }
         # A block that did not fit is not tried again: costs only grow from here on.
         open_ = set(blocks)
@@ -319,10 +340,13 @@ class _Path:
             something.
         """
         cheapest, price = self.prices.least
+        part = self._cheapest_part()
+        if part is not None and self.part_prices[part] < price:
+            return self._remove_part(part)
         if not np.isfinite(price):
             return None
         before = {}
-        for index in self.allowed.blocks[cheapest]:
+        for index in self.members[cheapest]:
             if self.next[index] == 0:
                 return self._remove_group(index)  # a block by itself: others keep one channel
             before[index] = float(self.widths[index])
@@ -342,11 +366,63 @@ class _Path:
             self.next[index] = self.widths[index]
             self._move([index], self.widths[[index]])
             return {}
+        return self._let_die(dead)
+
+    def _let_die(self, dead: Iterable[int]) -> Mapping[int, float]:
+        """Give groups width 0, and those that are orphaned by that."""
         changed = sorted(with_orphans(self.graph, dead, self.removable))
         before = dict(zip(changed, self.widths[changed].tolist(), strict=True))
         self.next[changed] = 0
+        if self.shared is not None:
+            for index in changed:
+                number = self.block_of[index]
+                if self.shared[number] and index in self.members[number]:
+                    self.members[number].remove(index)
         self._move(changed, np.zeros(len(changed)))
         return before
+
+    # -- whole branches and blocks -------------------------------------------------------------
+
+    def _saved(self, number: int) -> float:
+        """The relative cost that goes with a part at the present widths."""
+        return sum(self.parts.saved(self.state, number, c) / initial for c, initial in self.costs)
+
+    def _cheapest_part(self) -> int | None:
+        """The part that loses least for what it saves; priced anew when that has changed a bit."""
+        if not len(self.part_prices):
+            return None
+        now = sum(self.state[resource].at / initial for resource, initial in self.costs)
+        if now < self.part_cost * (1 - PART_STEP):
+            self.part_cost = now
+            self.part_prices[:] = [self._part_price(n) for n in range(len(self.part_prices))]
+        return int(np.argmin(self.part_prices))
+
+    def _part_price(self, number: int) -> float:
+        groups = self.parts.groups[number]
+        saved = self._saved(number) if self.widths[groups].all() else 0.0
+        if np.isnan(self.part_loss[number]) or saved <= 0:
+            return np.inf
+        lost = sum(self._lost(index) for index in groups.tolist())
+        return max(float(self.part_loss[number]) - lost, 0.0) / saved
+
+    def _lost(self, index: int) -> float:
+        """What a group has lost so far."""
+        prefix, wide = self.prefix[index], self.graph.groups[index].width
+        live = prefix[-1] - prefix[wide - int(self.widths[index])]
+        return float(self.share[index] * (prefix[-1] / live - 1.0)) if live > 0 else 0.0
+
+    def _remove_part(self, number: int) -> Mapping[int, float]:
+        """Remove a branch or a block; or never, if nothing would be left."""
+        zero = frozenset(np.flatnonzero(self.widths == 0).tolist())
+        dead = zero | set(self.parts.groups[number].tolist())
+        self.part_loss[number], self.part_prices[number] = np.nan, np.inf
+        if not is_viable(self.graph, dead):
+            return {}
+        gone = self._let_die(dead)
+        for other, groups in enumerate(self.parts.groups):
+            if not self.widths[groups].all():
+                self.part_prices[other] = np.inf
+        return gone
 
     def _move(self, groups: Sequence[int], widths: Sequence[float] | FloatArray) -> None:
         """Give these groups other widths, and blocks the prices that follow."""
@@ -375,7 +451,7 @@ class _Path:
         sums = numbers[self.first_of[blocks]]
         if self.shared is not None:
             for place in np.flatnonzero(self.shared[blocks]).tolist():
-                sums[place] = sum(numbers[list(self.allowed.blocks[blocks[place]])].tolist())
+                sums[place] = sum(numbers[self.members[blocks[place]]].tolist())
         return sums
 
     def _loss(self, index: int) -> float:
