@@ -59,7 +59,8 @@ planning: facts and a budget -> a plan: which channels stay
     constraints         budgets as limits on costs
         finer           finer steps where a budget needs them, for as few groups as possible
     build               from widths or channels to a plan
-    removal_path        channels leave one by one until the budget is met
+    removal_path        plans for a budget
+        path            channels leave one by one until the budget is met
         lowest          the least of numbers that change a few at a time
         parts           what whole branches save, and lose where no inputs tell
         allocate        the widths with the least sum of scores, on one scale for the whole network

@@ -7,6 +7,7 @@ scale. One session serves all branches: each has a gate, a number that is fed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -149,28 +150,21 @@ class _Gated:
         editor.graph.inputs.append(gate)
         users = list(value.uses())
         center = editor.constant(f"{name}_center", mean)
-        # value' = mean + gate * (value - mean)
-        apart = self._node(editor, "Sub", [value, center], value, node)
-        scaled = self._node(editor, "Mul", [apart, gate], value, apart.producer())
-        result = self._node(editor, "Add", [scaled, center], value, scaled.producer())
+        # value' = center + gate * (value - center)
+        insert = partial(editor.insert, name=f"{name}_gated", result=f"{name}_gated", like=value)
+        apart = insert("Sub", [value, center], after=node)
+        scaled = insert("Mul", [apart, gate], after=apart.producer())
+        result = insert("Add", [scaled, center], after=scaled.producer())
         for user, port in users:
             user.replace_input_with(port, result)
         self.gates[name] = gate.name or "", np.ones((), dtype_of(value))
 
-    def _node(
-        self,
-        editor: Editor,
-        op_type: str,
-        operands: Sequence[ir.Value],
-        like: ir.Value,
-        after: ir.Node | None,
-    ) -> ir.Value:
-        name = f"{like.name}_gated_{op_type}"
-        return editor.insert(op_type, operands, name=name, result=name, like=like, after=after)
-
     def run(self, feeds: Iterable[Arrays], closed: Sequence[str]) -> Iterator[Arrays]:
         """The outputs, batch by batch, with some values at their means."""
-        gates = {gate: one * (name not in closed) for name, (gate, one) in self.gates.items()}
+        gates = {
+            gate: np.zeros_like(one) if name in closed else one
+            for name, (gate, one) in self.gates.items()
+        }
         for feed in feeds:
             given = {name: array for name, array in feed.items() if name in self.inputs} | gates
             yield dict(zip(self.outputs, self.session.run(self.outputs, given), strict=True))
