@@ -19,6 +19,9 @@ AnyScore = Literal[Score, DataScore]
 Allocation = Literal["shares", "sum"]
 """What scores of different groups are to each other, see :func:`morphgraph.plan`."""
 
+Depth = Literal["keep", "branches", "blocks"]
+"""What may go beside channels: nothing, branches of a residual network, or whole blocks of them."""
+
 RoundTo = int | Literal["auto"]
 """The multiple that widths become, or ``"auto"``: by what suits the operators that see a group."""
 
@@ -79,3 +82,11 @@ ROUND_TO = option(
     metavar="N|auto",
 )
 """What a command line says of :data:`RoundTo`."""
+
+DEPTH = option(
+    "Whole parts of a residual network may go, too: branches (of x + f(x) what computes f, as an "
+    "attention, an MLP or a residual unit), or only blocks (an attention with its MLP, as a "
+    "model's configuration counts layers). They compete with the widths under the same budget.",
+    metavar="keep|branches|blocks",
+)
+"""What a command line says of :data:`Depth`."""

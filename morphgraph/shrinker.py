@@ -37,11 +37,13 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.curves import channel_scores, measure
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, run_all
+from morphgraph.passes.calibration.skips import measure_skips
 from morphgraph.passes.calibration.statistics import Calibration, calibrate
 from morphgraph.passes.checking.verify import require_valid
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.constraints import Budget, require_reachable, resolve_budget
 from morphgraph.passes.planning.finer import within_reach
+from morphgraph.passes.planning.parts import Losses
 from morphgraph.passes.planning.removal_path import plan as make_plan
 from morphgraph.passes.refit.refit import Refitted, refit
 from morphgraph.plans import Plan
@@ -220,6 +222,22 @@ class Shrinker:
         )
         return channel_scores(self.calibration, points)
 
+    @cached_property
+    def _skips(self) -> Losses:
+        """What the outputs lose with whole branches, where these may go."""
+        parts = self.bounds.on(self.graph).parts
+        if not parts:
+            return {}
+        with self._blaming_samples():
+            return measure_skips(
+                self.graph,
+                parts,
+                self.batches(),
+                self._measured_on(),
+                threads=self.threads,
+                progress=self.progress,
+            )
+
     def plan(
         self,
         budget: Budget,
@@ -236,6 +254,8 @@ class Shrinker:
         made = make_plan(
             self.graph,
             budget,
+            depth=bounds.depth,
+            losses=self._skips if score == "data" else None,
             score=self.scores(score),
             round_to=bounds.round_to,
             min_width=bounds.min_width,

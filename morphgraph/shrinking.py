@@ -12,7 +12,7 @@ from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
-from morphgraph.options import DataScore, RoundTo
+from morphgraph.options import DataScore, Depth, RoundTo
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same, run_all
@@ -74,6 +74,7 @@ def shrink(
     exclude: Sequence[str] = (),
     widths: Widths | None = None,
     same: Sequence[str] = (),
+    depth: Depth = "keep",
     convention: Convention = "default",
     limit: int | None = LIMIT,
     images: ImageOptions | None = None,
@@ -97,7 +98,7 @@ def shrink(
         tune: steps of self-distillation after that (:func:`morphgraph.train.distill.distill`);
             needs torch.
         curve: measure the errors at 90, 80, 70, 60 and 50 % of the first budget's cost, too.
-        round_to, min_width, include, exclude, widths, same, convention: as of
+        round_to, min_width, include, exclude, widths, same, depth, convention: as of
             :func:`morphgraph.plan`.
         limit: the most samples that are read.
         images: how images become inputs.
@@ -123,7 +124,7 @@ def shrink(
     True
     """
     graph = _graph_of(model, data)
-    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same)
+    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, depth=depth)
     shrinker = Shrinker(
         graph,
         data,

@@ -15,7 +15,7 @@ from morphgraph.errors import ArgumentError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, escape
 from morphgraph.onnx_io.inputs import Inputs
-from morphgraph.options import DATA_SCORES, Allocation, AnyScore, RoundTo, Score, Start
+from morphgraph.options import DATA_SCORES, Allocation, AnyScore, Depth, RoundTo, Score, Start
 from morphgraph.passes.analysis.cost import Convention, Device, measured_device, on_device
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning import removal_path
@@ -44,6 +44,7 @@ def plan(
     exclude: Sequence[str] = (),
     widths: Widths | None = None,
     same: Sequence[str] = (),
+    depth: Depth = "keep",
     keep_classes: Classes = (),
     keep_tokens: Classes = (),
     seed: int = 0,
@@ -75,6 +76,8 @@ def plan(
             several globs that name a group, the last counts. The budget is met by the others.
         same: globs; all groups that one of them names get one width, which the budget chooses.
             Which channels stay is for each group's own scores to say.
+        depth: whether whole ``"branches"`` of a residual network (of x + f(x) what computes f), or
+            whole ``"blocks"`` of them (an attention with its MLP), may go beside channels.
         keep_classes: what outputs keep, by index: ``[0, 3, 7]``, or ``{"output": [0, 3, 7]}`` where
             there are several outputs (``"output:1"`` names the axis as well). The graph must be
             lifted with ``pin_outputs=False``; what else stands on outputs keeps its size.
@@ -118,7 +121,7 @@ def plan(
     require_data(score, data is not None)
     budget = on_device(budget, device)
     if isinstance(score, str) and score in DATA_SCORES:
-        bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same)
+        bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, depth=depth)
         shrinker = Shrinker(
             graph, data, limit=limit, images=images, bounds=bounds, seed=seed, progress=progress
         )
@@ -141,6 +144,7 @@ def plan(
             exclude=exclude,
             widths=widths,
             same=same,
+            depth=depth,
             keep_classes=keep_classes,
             keep_tokens=keep_tokens,
             seed=seed,

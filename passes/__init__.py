@@ -36,6 +36,7 @@ lift: canonical and coupling in one call
 analysis: the channel graph -> facts about it
     evaluate            a part of a model, run in ONNX Runtime
     liveness            what goes and what becomes constant when whole groups go
+        deaths              the same with one death after the other: what each changes
     selection           which positions of every axis stay when channels go
     dependence          which positions depend on a graph input
     cost                what a network costs at any widths
@@ -46,6 +47,7 @@ analysis: the channel graph -> facts about it
         computed_kernels the numbers of those that no parameter holds
     score               how much the network uses each channel
     rows                tables whose rows are named by number: embeddings
+    branches            which parts of a residual network can go as a whole
     gates               which learned scales switch which groups off
     convolutions        which ones ONNX Runtime computes in blocks of channels, by widths
 
@@ -57,8 +59,10 @@ planning: facts and a budget -> a plan: which channels stay
     constraints         budgets as limits on costs
         finer           finer steps where a budget needs them, for as few groups as possible
     build               from widths or channels to a plan
-    removal_path        channels leave one by one until the budget is met
+    removal_path        plans for a budget
+        path            channels leave one by one until the budget is met
         lowest          the least of numbers that change a few at a time
+        parts           what whole branches save, and lose where no inputs tell
         allocate        the widths with the least sum of scores, on one scale for the whole network
         exact           the widths with the least loss, by HiGHS, where the choice is small
     uniform             one ratio for all widths, and widths by hand

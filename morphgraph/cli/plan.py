@@ -167,6 +167,10 @@ def plan(
     if (device or measure) and not any(kind.startswith("latency") for kind, _ in budgets):
         raise click.UsageError("--device and --measure go with --budget latency=...")
     _check_request(budgets, ratio, by_index or bool(options.widths))
+    if options.depth != "keep" and not budgets:
+        raise click.UsageError("--depth goes with a --budget, for which branches or blocks go")
+    if options.depth != "keep" and ratio is not None:
+        raise click.UsageError("--uniform multiplies widths alone; leave --depth out")
     _check_names("--keep-classes", [name for name, _ in classes])
     _check_names("--keep-tokens", [name for name, _ in tokens])
     kept: dict[str, Any] = {
@@ -185,8 +189,7 @@ def plan(
             make = _by_data(graph, samples, ratio, kept, options)
         elif ratio is not None:
             share = ratio if isinstance(ratio, float) else None
-            given = kept | options.arguments()
-            make = partial(_uniform, graph, share, given)
+            make = partial(_uniform, graph, share, kept | _widths_alone(options.arguments()))
         else:
             make = partial(removal_path.plan, graph, **kept, **options.arguments())
         if measure:
@@ -218,8 +221,14 @@ def _by_data(
     if ratio is None:
         return partial(shrinker.plan, score=score, convention=convention, **kept)
     share = ratio if isinstance(ratio, float) else None
-    given = arguments | {"score": shrinker.scores(score), "convention": convention} | kept
+    given = _widths_alone(arguments) | kept
+    given |= {"score": shrinker.scores(score), "convention": convention}
     return partial(_uniform, graph, share, given)
+
+
+def _widths_alone(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What goes with one ratio for all widths."""
+    return {name: value for name, value in arguments.items() if name != "depth"}
 
 
 def _uniform(

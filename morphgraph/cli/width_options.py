@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from morphgraph.cli.shared_options import Seed, assignment, width, width_or_share
-from morphgraph.options import ROUND_TO, AnyScore, DataScore, RoundTo, option
+from morphgraph.options import DEPTH, ROUND_TO, AnyScore, DataScore, Depth, RoundTo, option
 from morphgraph.passes.analysis.cost import Convention
 
 Counting = Annotated[Convention, option("How costs are counted.")]
@@ -54,6 +54,7 @@ class PlanOptions:
         ),
     ] = ()
     same: Annotated[tuple[str, ...], _globs(_SAME)] = ()
+    depth: Annotated[Depth, DEPTH] = "keep"
     convention: Counting = "default"
     seed: Seed = 0
 

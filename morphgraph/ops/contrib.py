@@ -236,6 +236,8 @@ def _turned(shape: Shape, turned: int, leads: int) -> Shape:
 class SkipLayerNormalization(KeepsShape):
     """A sum of two values and a bias, normalized over the last axis; the sum is a result, too."""
 
+    summands = (0, 1)
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         scales = "c, c, c" if n.op_type == "SkipLayerNormalization" else "c, c"

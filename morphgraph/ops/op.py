@@ -54,6 +54,7 @@ class Op:
     Attributes:
         moves: the results hold the operands' numbers as they are, elsewhere.
         adds: the result is the sum of all operands.
+        summands: operands of which it takes the sum before it does anything else with them.
         subtracts: the result is the first operand less the second.
         multiplies: the result is the product of both operands, element by element.
         distribution: the numbers along the axis that it competes over sum to one.
@@ -96,6 +97,7 @@ class Op:
 
     moves: ClassVar[bool] = False
     adds: ClassVar[bool] = False
+    summands: ClassVar[tuple[int, ...]] = ()
     subtracts: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
     distribution: ClassVar[bool] = False

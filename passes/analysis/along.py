@@ -32,6 +32,13 @@ class CostAlong(Protocol):
         """Whether the cost is at most this much: what ``cost.at(widths) <= limit`` says."""
         ...
 
+    def without(self, groups: IntArray, gone: IntArray) -> float:
+        """What the cost falls by if these groups die, ``gone`` being the terms that go with them.
+
+        Where the largest of several pieces counts, with those pieces that do now.
+        """
+        ...
+
     @property
     def at(self) -> float:
         """The cost."""
@@ -75,9 +82,11 @@ class WidthsAlong:
         widths: of the groups, ``[groups]``; changed by :meth:`move` alone.
     """
 
-    def __init__(self, costs: Sequence[Cost], widths: FloatArray | IntArray) -> None:
+    def __init__(
+        self, costs: Sequence[Cost], widths: FloatArray | IntArray, few: int = FEW
+    ) -> None:
         self.widths = np.array(widths, dtype=np.float64)
-        self._costs = {cost: along(cost, widths, FEW) for cost in costs}
+        self._costs = {cost: along(cost, widths, few) for cost in costs}
 
     def move(
         self, groups: Sequence[int] | IntArray, widths: Sequence[float] | FloatArray | IntArray
@@ -109,6 +118,11 @@ class _Whole:
 
     def holds(self, limit: float) -> bool:
         return self.at <= limit
+
+    def without(self, groups: IntArray, gone: IntArray) -> float:  # noqa: ARG002
+        widths = self.widths.copy()
+        widths[groups] = 0
+        return self.at - self.cost.at(widths)
 
     @property
     def at(self) -> float:
@@ -166,24 +180,45 @@ class _Polynomial:
             self._total = self.cost.at(self.widths)
         return self._total <= limit
 
+    def without(self, groups: IntArray, gone: IntArray) -> float:
+        classes, less = self._share(groups, self.widths[groups])
+        rows = np.unique(np.append(self._terms_of.of(classes), gone))
+        sizes = self._sizes
+        before = sizes[classes]
+        np.add.at(sizes, classes, -less)
+        amounts = self.cost.coefficients[rows] * sizes[self.cost.factors[rows]].prod(axis=1)
+        sizes[classes] = before
+        stays = (self._counts[rows] != 0) & ~np.isin(rows, gone)
+        return float(self._counts[rows].sum() - amounts[stays].sum())
+
+    def _share(self, groups: IntArray, widths: FloatArray) -> tuple[IntArray, FloatArray]:
+        """The classes that groups stand on, and by how much channels of these make them larger."""
+        scales = self.graph.per_group
+        spans = _spans(scales.indptr, groups)
+        counts = scales.indptr[groups + 1] - scales.indptr[groups]
+        return scales.indices[spans], scales.data[spans] * np.repeat(widths, counts)
+
     def move(self, groups: IntArray, widths: FloatArray) -> IntArray:
         before = self.widths[groups]
         self.widths[groups] = widths
+        vanished = self._every[:0]
         if ((before == 0) != (widths == 0)).any():
-            return self._restart()
+            counted = self.cost.counted(self.widths)
+            vanished = np.flatnonzero(counted != self._counted)
+            self._counted = counted
         self._moves += 1
         if self._moves % _FRESH == 0:
             self._total = self.cost.at(self.widths)
-        scales = self.graph.per_group
-        spans = _spans(scales.indptr, groups)
-        classes = scales.indices[spans]
-        counts = scales.indptr[groups + 1] - scales.indptr[groups]
-        np.add.at(self._sizes, classes, scales.data[spans] * np.repeat(widths - before, counts))
-        rows = self._terms_of.of(classes)
-        return self._update(np.unique(rows) if len(rows) > 1 else rows)
+        classes, more = self._share(groups, widths - before)
+        np.add.at(self._sizes, classes, more)
+        rows = np.append(self._terms_of.of(classes), vanished)
+        changed = self._update(np.unique(rows) if len(rows) > 1 else rows)
+        if len(vanished):
+            self._total = float(self._counts.sum())  # nothing is left over from rounding
+        return changed
 
-    def _restart(self) -> IntArray:
-        """Compute everything: at first, and where groups have gone or come back."""
+    def _restart(self) -> None:
+        """Compute everything, at first."""
         self._sizes = self.cost.sizes(self.widths)
         self._counted = self.cost.counted(self.widths)
         self._counts = np.zeros(len(self._every))
@@ -191,7 +226,6 @@ class _Polynomial:
         self._update(self._every)
         self._total = self.cost.at(self.widths)
         self._largest = self._total
-        return np.arange(len(self.widths))
 
     def _update(self, rows: IntArray) -> IntArray:
         """Compute these terms anew, and what depends on them; the groups with other slopes."""

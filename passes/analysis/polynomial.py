@@ -104,6 +104,15 @@ class Cost:
         self._present: dict[frozenset[int], Flags] = {}
 
     @cached_property
+    def _terms_of(self) -> Mapping[str, Sequence[int]]:
+        """The terms that count while a value is there."""
+        found: dict[str, list[int]] = {}
+        for row, value in enumerate(self._value):
+            if value:
+                found.setdefault(value, []).append(row)
+        return found
+
+    @cached_property
     def total(self) -> float:
         """The cost at the present widths."""
         return self.at(self.graph.widths)
@@ -205,8 +214,10 @@ class Cost:
             outcome = liveness(self.graph, dead)
             live = np.zeros(len(self.graph.ops) + 1, dtype=bool)
             live[[*outcome.live, -1]] = True  # -1, no operator, comes last
-            stays = [value not in outcome.vanished_values for value in self._value]
-            self._present = {dead: live[self._op_index] & np.array(stays, dtype=bool)}
+            counted = live[self._op_index]
+            for value in outcome.vanished_values & self._terms_of.keys():
+                counted[self._terms_of[value]] = False
+            self._present = {dead: counted}
         return self._present[dead]
 
     def _gradient(

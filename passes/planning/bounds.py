@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
+from typing import get_args
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from morphgraph.arrays import Flags, IntArray
 from morphgraph.errors import ArgumentError, UnsupportedError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
-from morphgraph.options import RoundTo
+from morphgraph.options import Depth, RoundTo
+from morphgraph.passes.analysis.branches import Branch, blocks, branches
 from morphgraph.passes.analysis.liveness import is_viable, require_viable, with_orphans
 from morphgraph.passes.planning.grids import Grid, tensor_channels
 from morphgraph.passes.planning.steps import Steps, auto_steps, common
@@ -46,6 +48,7 @@ class WidthBounds:
         finer: per index of a group how many finer steps that of ``"auto"`` has at most, for groups
             that would not leave a budget room enough.
         least, most: floors and ceilings of some groups, as widths by hand are given.
+        depth: whether whole branches or blocks may go, whatever ``min_width`` is.
     """
 
     round_to: RoundTo = 1
@@ -59,6 +62,7 @@ class WidthBounds:
     finer: Mapping[int, int] = field(default_factory=dict)
     least: Widths = field(default_factory=dict)
     most: Widths = field(default_factory=dict)
+    depth: Depth = "keep"
 
     def check(self, graph: ChannelGraph) -> "WidthBounds":
         """These bounds, if they make sense: a glob that names no group would be a typo.
@@ -67,6 +71,8 @@ class WidthBounds:
             ArgumentError: ``round_to`` is below 1, or ``min_width`` below 0.
             UnsupportedError: ``include`` or ``exclude`` names no group.
         """
+        if self.depth not in get_args(Depth):
+            raise ArgumentError(f"depth={self.depth}: give one of {', '.join(get_args(Depth))}")
         is_grid = self.round_to == "auto" if isinstance(self.round_to, str) else self.round_to >= 1
         if not is_grid or self.min_width < 0:
             raise ArgumentError(
@@ -119,7 +125,20 @@ class WidthBounds:
             floors[index] = ceilings[index] = width
         require_viable(graph, [index for index, width in enumerate(ceilings) if width == 0])
         low, high, each = (np.array(n, dtype=np.int64) for n in (floors, ceilings, units))
-        return AllowedWidths(graph, self, low, high, each, tuple(grids), blocks)
+        fixed = by_hand.keys() | least_of.keys()
+        mortal = [g.index for g in graph.groups if self.allows(g) and g.index not in fixed]
+        parts = self._parts(graph, frozenset(mortal))
+        return AllowedWidths(graph, self, low, high, each, tuple(grids), blocks, parts)
+
+    def _parts(self, graph: ChannelGraph, mortal: frozenset[int]) -> tuple[Branch, ...]:
+        """What may go as a whole."""
+        if self.depth == "keep":
+            return ()
+        found = branches(graph, mortal)
+        whole = blocks(found)
+        if self.depth == "blocks":
+            return whole
+        return (*found, *(block for block in whole if block not in found))
 
     def steps_of(self, graph: ChannelGraph) -> Sequence[Steps]:
         """What suits each group, ``[groups]``."""
@@ -162,6 +181,7 @@ class WidthBounds:
         return {
             **({"set": dict(self.widths)} if self.widths else {}),
             **({"same": list(self.same)} if self.same else {}),
+            **({"depth": self.depth} if self.depth != "keep" else {}),
         }
 
 
@@ -179,6 +199,7 @@ class AllowedWidths:
         units: channels of a tensor that a channel of the group is, ``[groups]``.
         grids: the widths between them, by group.
         blocks: indices of groups, every group in one block.
+        parts: branches and blocks of the network that may go as a whole.
     """
 
     graph: ChannelGraph
@@ -188,6 +209,7 @@ class AllowedWidths:
     units: IntArray
     grids: tuple[Grid, ...]
     blocks: tuple[tuple[int, ...], ...]
+    parts: tuple[Branch, ...] = ()
 
     def least(self, index: int) -> int:
         """The smallest width above 0 that the group may get."""
@@ -227,11 +249,16 @@ class AllowedWidths:
 
     def lowest(self) -> IntArray:
         """The narrowest widths with which a network is left, ``[groups]``."""
-        return repair_widths(self.floors, self)
+        widths = repair_widths(self.floors, self)
+        dead = frozenset(np.flatnonzero(widths == 0).tolist())
+        groups = _mortal_together(self.graph, dead, [part.groups for part in self.parts])
+        widths[list(with_orphans(self.graph, groups, self.removable()))] = 0
+        return widths
 
     def removable(self) -> list[int]:
-        """Indices of the groups that may go as a whole."""
-        return np.flatnonzero(self.floors == 0).tolist()
+        """Indices of the groups that may go as a whole: by themselves, or with a branch."""
+        alone = np.flatnonzero(self.floors == 0).tolist()
+        return sorted({*alone, *(index for part in self.parts for index in part.groups)})
 
 
 def _any_match(group: Group, patterns: Sequence[str]) -> bool:
@@ -348,11 +375,30 @@ def repair_widths(wanted: IntArray, allowed: AllowedWidths) -> IntArray:
     graph, widths = allowed.graph, wanted.copy()
     zero = frozenset(np.flatnonzero(widths == 0).tolist())
     by_hand = frozenset(np.flatnonzero(allowed.ceilings == 0).tolist())
-    dead = zero if is_viable(graph, zero) else zero & by_hand
-    for index in sorted(zero - dead, key=lambda k: -graph.groups[k].width):
-        if is_viable(graph, dead | {index}):
-            dead |= {index}
-        else:
-            widths[index] = allowed.least(index)
+    alone = sorted(zero - by_hand, key=lambda k: -graph.groups[k].width)
+    dead = zero
+    if not is_viable(graph, zero):
+        dead = _mortal_together(graph, zero & by_hand, [(index,) for index in alone])
+    for index in zero - dead:
+        widths[index] = allowed.least(index)
     widths[list(with_orphans(graph, dead, allowed.removable()))] = 0
     return widths
+
+
+def _mortal_together(
+    graph: ChannelGraph, dead: frozenset[int], candidates: Sequence[tuple[int, ...]]
+) -> frozenset[int]:
+    """Dead groups and as many of the candidates, in their order, as leave a network.
+
+    More and more at a time while they can go, so that each is looked at about once.
+    """
+    place, count = 0, 1
+    while place < len(candidates):
+        batch = candidates[place : place + count]
+        if is_viable(graph, grown := dead.union(*batch)):
+            dead, place, count = grown, place + count, 2 * count
+        elif len(batch) == 1:
+            place += 1
+        else:
+            count = 1
+    return dead

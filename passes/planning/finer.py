@@ -90,7 +90,7 @@ def warn_of_finer(allowed: AllowedWidths, widths: np.ndarray) -> None:
     found = [
         f"'{escape(graph.groups[k].name)}' {width}"
         for k, width in enumerate(widths.tolist())
-        if width < best.floors[k]
+        if 0 < width < best.floors[k]
     ]
     if found:
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""

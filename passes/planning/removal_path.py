@@ -1,27 +1,10 @@
 """Pass ``plan``: which channels stay so that the network's costs fit.
 
-Channels leave one by one (or one rounding step at a time) on a single removal path, which depends
-on scores, costs and options, not on the budget: a smaller budget keeps a subset of what a larger
-one keeps. The next to leave is the one whose loss per unit of saved cost is the lowest::
-
-    loss(channel)  = share(group) * score(channel) / live(group) / (live(group) / all(group))
-    gain(channel)  = sum over budgets of dF/d(width) / F0          (live, exact)
-
-where ``share`` is the group's width times its marginal cost in the original network, ``all`` the
-sum of the group's scores and ``live`` the sum of those that are left. Scores of different layers
-are not on one scale, so they count as shares of what is left of their group. The second division
-keeps groups in step: in a product of two widths, halving either frees the same, and whichever came
-first would shrink alone. With equal scores every group shrinks nearly alike, and the path is the
-width multiplier. Groups that are to have one width step together: their losses and their gains add
-up.
-
-Several budgets are rarely met at one place of a path. There the path is a first answer, from which
-the widths with the least loss are found (:mod:`morphgraph.passes.planning.exact`); plans of smaller
-budgets need not keep subsets then.
+Channels leave one by one on a single path (:mod:`morphgraph.passes.planning.path`), or, with scores
+on one scale for the whole network, by their sum (:mod:`morphgraph.passes.planning.allocate`).
 """
 
-import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,33 +12,28 @@ import numpy as np
 
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.graph import ChannelGraph
-from morphgraph.options import Allocation, RoundTo
-from morphgraph.passes.analysis.along import WidthsAlong
+from morphgraph.options import Allocation, Depth, RoundTo
 from morphgraph.passes.analysis.cost import Convention
-from morphgraph.passes.analysis.liveness import is_viable, with_orphans
 from morphgraph.passes.analysis.measured import MeasuredCost
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score
 from morphgraph.passes.planning.allocate import allocate
-from morphgraph.passes.planning.bounds import AllowedWidths, WidthBounds, Widths, repair_widths
+from morphgraph.passes.planning.bounds import WidthBounds, Widths, repair_widths
 from morphgraph.passes.planning.build import build_plan, scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
     Constraint,
-    fits_along,
-    require_reachable,
     resolve_budget,
     shown_costs,
-    unreachable,
 )
-from morphgraph.passes.planning.exact import improved
 from morphgraph.passes.planning.finer import warn_of_finer, within_reach
-from morphgraph.passes.planning.lowest import Lowest
 from morphgraph.passes.planning.outputs import (
     Classes,
     channels_by_index,
     request_by_index,
 )
+from morphgraph.passes.planning.parts import Losses
+from morphgraph.passes.planning.path import RemovalPath
 from morphgraph.passes.planning.steps import measured_steps
 from morphgraph.plans import Plan
 
@@ -76,19 +54,27 @@ def plan(
     seed: int = 0,
     convention: Convention = "default",
     allocation: Allocation = "shares",
+    depth: Depth = "keep",
+    losses: Losses | None = None,
 ) -> Plan:
-    """What :func:`morphgraph.plan` gives by scores of weights, or by those given."""
+    """What :func:`morphgraph.plan` gives by scores of weights, or by those given.
+
+    ``losses`` are what the network loses with whole branches, in the unit of the scores, for the
+    allocation by their sum.
+    """
     channels = channels_by_index(graph, keep_classes, keep_tokens)
-    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
+    bounds = WidthBounds(
+        round_to, min_width, include, exclude, widths or {}, same, channels, depth=depth
+    )
     constraints = resolve_budget(graph, budget, convention)
     bounds = _as_measured(bounds, constraints)
     allowed = within_reach(graph, bounds, constraints)
     scores = scores_of(graph, score, seed)
     if allocation == "sum":
-        widths_now = allocate(graph, scores, constraints, allowed)
+        widths_now = allocate(graph, scores, constraints, allowed, losses)
         chosen = top_channels(graph, widths_now, scores)
     else:
-        path = _Path(graph, [constraint.cost for constraint in constraints], scores, allowed)
+        path = RemovalPath(graph, [constraint.cost for constraint in constraints], scores, allowed)
         path.walk(constraints)
         path.fill(constraints)
         if len(constraints) > 1:
@@ -158,247 +144,9 @@ def continue_plan(
             widths[index] = allowed.nearest(index, len(positions))
     widths = repair_widths(widths, allowed)
     costs = [constraint.cost for constraint in constraints]
-    path = _Path(graph, costs or [shown], scores, allowed, widths)
+    path = RemovalPath(graph, costs or [shown], scores, allowed, widths)
     path.walk(constraints)
     request: dict[str, Any] = {"trained": True, "round_to": bounds.round_to}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
     return build_plan(graph, path.keep(), request, [*costs, shown])
-
-
-#: A group loses its channels in so many steps at least, where it has so many.
-ROUNDS = 128
-
-
-class _Path:
-    """The removal path: a state of widths that shrinks step by step."""
-
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        costs: Sequence[Cost],
-        scores: FloatArray,
-        allowed: AllowedWidths,
-        widths: IntArray | None = None,
-    ) -> None:
-        self.graph = graph
-        self.costs = [(resource, max(resource.total, 1e-30)) for resource in costs]
-        self.scores = scores
-        self.allowed = allowed
-        self.removable = allowed.removable()
-        self.coarse = allowed.chosen_coarse()
-        self.block_of = np.zeros(len(graph.groups), dtype=np.int64)
-        for number, block in enumerate(allowed.blocks):
-            self.block_of[list(block)] = number
-        self.first_of = np.array([block[0] for block in allowed.blocks], dtype=np.int64)
-        shared = np.array([len(block) > 1 for block in allowed.blocks], dtype=bool)
-        self.shared = shared if shared.any() else None
-        ascending = [np.sort(scores[group.channels], kind="stable") for group in graph.groups]
-        # Per group the summed scores of its k weakest channels, for k from 0 to its width.
-        self.prefix = [np.append(0.0, np.cumsum(np.maximum(s, 0.0))) for s in ascending]
-        slopes = self._relative(lambda cost: cost.gradient(graph.widths), len(graph.groups))
-        share = slopes * graph.widths
-        self.share = np.where(share > 0, share, share[share > 0].mean() if share.any() else 1.0)
-        self.state = WidthsAlong(costs, allowed.ceilings if widths is None else widths)
-        self.widths = self.state.widths  # changed by the state alone
-        self.gains = np.zeros(len(graph.groups))
-        self._regain(np.arange(len(graph.groups)))
-        self.next = np.array([self._below(k, int(w)) for k, w in enumerate(self.widths)])
-        self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
-        self.prices = Lowest(len(allowed.blocks))
-        self._reprice(np.arange(len(graph.groups)))
-
-    def walk(self, constraints: Sequence[Constraint]) -> None:
-        """Go on until every budget is met."""
-        if not self.removable:
-            require_reachable(constraints, self.allowed)
-        before: Mapping[int, float] = {}
-        while not fits_along(constraints, self.state):
-            stepped = self._step()
-            if stepped is None:
-                raise unreachable(constraints, self.widths, self.allowed)
-            before = stepped
-        self._only_as_far(constraints, before)
-
-    def _only_as_far(self, constraints: Sequence[Constraint], before: Mapping[int, float]) -> None:
-        """Of a last step of several channels take no more than the budgets ask for.
-
-        Args:
-            constraints: budgets, which the present widths meet.
-            before: what the groups of that step had before it.
-        """
-        after = {k: int(self.widths[k]) for k in sorted(before) if 0 < self.widths[k] < before[k]}
-        now = {index: int(before[index]) for index in after}
-        if after:
-            self._move(list(after), list(now.values()))
-        while after and not fits_along(constraints, self.state):
-            now = {k: max(after[k], self.allowed.below(k, width)) for k, width in now.items()}
-            self._move(list(after), list(now.values()))
-
-    def fill(self, constraints: Sequence[Constraint]) -> None:
-        """Give back what coarse steps took too much, first where most was lost for the cost.
-
-        Only steps that were chosen for each group: with one number for the whole network, plans of
-        smaller budgets keep subsets, which this would end.
-        """
-        blocks = {
-            number: list(block)
-            for number, block in enumerate(self.allowed.blocks)
-            if self.coarse[list(block)].all()
-        }
-        # A block that did not fit is not tried again: costs only grow from here on.
-        open_ = set(blocks)
-        offers = [(*self._offer(blocks[number]), number) for number in blocks]
-        heapq.heapify(offers)
-        while offers:
-            worth, first, wider, number = heapq.heappop(offers)
-            block = blocks[number]
-            if number not in open_ or (worth, first, wider) != self._offer(block):
-                continue
-            if worth >= 0:
-                break
-            before = self.widths[block]
-            changed = self.state.move(block, wider)
-            if fits_along(constraints, self.state):
-                self._regain(changed)
-                again = open_.intersection(self.block_of[changed].tolist()) | {number}
-                for each in again:
-                    heapq.heappush(offers, (*self._offer(blocks[each]), each))
-            else:
-                self.state.move(block, before)
-                open_.remove(number)
-
-    def improve(self, constraints: Sequence[Constraint]) -> None:
-        """Take the widths that lose least within several budgets, where few are to choose from.
-
-        The path weighs all budgets alike, and ends where the last is met: others may be met by far
-        then. Its losses, step by step, add up to ``share * (all / live - 1)``.
-        """
-
-        def loss(index: int, width: int) -> float:
-            prefix = self.prefix[index]
-            live = prefix[-1] - prefix[self.graph.groups[index].width - width]
-            return float(self.share[index] * (prefix[-1] / live - 1.0)) if live > 0 else 0.0
-
-        better = improved(self.widths.astype(np.int64), loss, constraints, self.allowed)
-        changed = np.flatnonzero(better != self.widths)
-        self.state.move(changed.tolist(), better[changed].astype(np.float64))
-
-    def _offer(self, block: list[int]) -> tuple[float, int, list[int]]:
-        """What the next wider widths of a block win for their cost; nothing at its ceiling.
-
-        Returns:
-            The negative of that, and of the block's first group: the least offer is the first; and
-            the widths.
-        """
-        now = self.widths[block].astype(int).tolist()
-        wider = [
-            min(int(self.allowed.ceilings[k]), self.allowed.grids[k].above(width))
-            for k, width in zip(block, now, strict=True)
-        ]
-        if now == wider or 0 in now:
-            return 0.0, -block[0], now
-        won = sum(self._step_loss(*each) for each in zip(block, wider, now, strict=True))
-        cost = float(self.gains[block] @ np.subtract(wider, now))
-        return -won / max(cost, 1e-30), -block[0], wider
-
-    def _below(self, index: int, width: int) -> int:
-        """The next smaller width: of a wide group, several channels go at a time."""
-        floor, wide = int(self.allowed.floors[index]), self.graph.groups[index].width
-        below = self.allowed.below(index, width)
-        aim = width - max(1, wide // ROUNDS)
-        if floor < aim < below:
-            below = max(floor, self.allowed.grids[index].at_most(aim))
-        return below
-
-    def _step(self) -> Mapping[int, float] | None:
-        """Remove the next channels.
-
-        Returns:
-            The widths that the groups had which lost some; ``None``: there is nothing that frees
-            something.
-        """
-        cheapest, price = self.prices.least
-        if not np.isfinite(price):
-            return None
-        before = {}
-        for index in self.allowed.blocks[cheapest]:
-            if self.next[index] == 0:
-                return self._remove_group(index)  # a block by itself: others keep one channel
-            before[index] = float(self.widths[index])
-        block = list(before)
-        wanted = self.next[block]
-        self.next[block] = [self._below(k, w) for k, w in zip(block, wanted.tolist(), strict=True)]
-        self._move(block, wanted)
-        return before
-
-    def _remove_group(self, index: int) -> Mapping[int, float]:
-        """Remove a group, and those that it orphans; or fix its width, if nothing would be left.
-
-        For good: what leaves no network leaves none after more groups have gone.
-        """
-        dead = frozenset(np.flatnonzero(self.widths == 0).tolist()) | {index}
-        if not is_viable(self.graph, dead):
-            self.next[index] = self.widths[index]
-            self._move([index], self.widths[[index]])
-            return {}
-        changed = sorted(with_orphans(self.graph, dead, self.removable))
-        before = dict(zip(changed, self.widths[changed].tolist(), strict=True))
-        self.next[changed] = 0
-        self._move(changed, np.zeros(len(changed)))
-        return before
-
-    def _move(self, groups: Sequence[int], widths: Sequence[float] | FloatArray) -> None:
-        """Give these groups other widths, and blocks the prices that follow."""
-        changed = self.state.move(groups, widths)
-        self._regain(changed)
-        for index in groups:
-            self.loss[index] = self._loss(index)
-        self._reprice(np.append(changed, groups))
-
-    def _regain(self, groups: IntArray) -> None:
-        """What one channel of these groups frees at the present widths."""
-        self.gains[groups] = self._relative(
-            lambda cost: self.state[cost].gradient[groups], len(groups)
-        )
-
-    def _reprice(self, groups: IntArray) -> None:
-        """Loss per unit of saved cost of the blocks that these groups are in."""
-        blocks = self.block_of[groups]
-        gains, losses = self._of_blocks(self.gains, blocks), self._of_blocks(self.loss, blocks)
-        prices = np.full(len(blocks), np.inf)
-        np.divide(losses, gains, out=prices, where=gains > 0)
-        self.prices.put(blocks, prices)
-
-    def _of_blocks(self, numbers: FloatArray, blocks: IntArray) -> FloatArray:
-        """The sums over the groups of each of these blocks."""
-        sums = numbers[self.first_of[blocks]]
-        if self.shared is not None:
-            for place in np.flatnonzero(self.shared[blocks]).tolist():
-                sums[place] = sum(numbers[list(self.allowed.blocks[blocks[place]])].tolist())
-        return sums
-
-    def _loss(self, index: int) -> float:
-        """Loss per channel of the group's next step; infinite at the floor."""
-        width, below = int(self.widths[index]), int(self.next[index])
-        step = width - below
-        return self._step_loss(index, width, below) / step if step > 0 else float("inf")
-
-    def _step_loss(self, index: int, width: int, below: int) -> float:
-        """What a group loses from one width to a smaller one."""
-        wide, prefix = self.graph.groups[index].width, self.prefix[index]
-        live = prefix[-1] - prefix[wide - width]
-        lost = prefix[wide - below] - prefix[wide - width]
-        fraction = lost * prefix[-1] / live**2 if live > 0 else 0.0
-        return float(self.share[index] * fraction)
-
-    def _relative(self, slopes: Callable[[Cost], FloatArray], groups: int) -> FloatArray:
-        """Relative cost that one channel of some groups frees, over all budgets, ``[groups]``."""
-        total = np.zeros(groups)
-        for resource, initial in self.costs:
-            total += slopes(resource) / initial
-        return total
-
-    def keep(self) -> dict[int, IntArray]:
-        """Per group index the channels that stay."""
-        return top_channels(self.graph, self.widths.astype(np.int64), self.scores)
