@@ -8,7 +8,7 @@ SHRINK := .venv/.shrink
 # Two training threads in one process are slower than one, and timings want a quiet machine.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-slow coverage check format bench zoo zoo-small experiments experiments-shrink docs clean
+.PHONY: help demo test test-slow coverage check format bench zoo zoo-small experiments experiments-shrink experiments-trained docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,9 +68,9 @@ zoo-small: $(STAMP)  ## coverage over the small networks of the zoo
 	$(BIN)/python -m pytest -q -m slow
 
 # CIFAR-10 at 16x16 pixels is not part of the repository: make experiments DATA=cifar10_16px.npz
-experiments: $(STAMP)  ## both pages of experiments; hours with DATA=..., minutes with QUICK=1, the first alone
+experiments: $(STAMP)  ## all pages of experiments; hours with DATA=..., minutes with QUICK=1, the first alone
 	$(BIN)/python tools/experiments $(if $(QUICK),--quick) $(if $(DATA),--data $(DATA))
-	$(if $(QUICK),,$(MAKE) experiments-shrink)
+	$(if $(QUICK),,$(MAKE) experiments-shrink experiments-trained)
 
 # Of the last step only files are used, and modules without what they require.
 $(SHRINK): $(STAMP) tools/experiments/packages.txt
@@ -81,6 +81,9 @@ $(SHRINK): $(STAMP) tools/experiments/packages.txt
 
 experiments-shrink: $(SHRINK)  ## what is left of a network that is shrunk without training? needs DATA=... for some
 	$(BIN)/python tools/experiments/shrink_main.py $(if $(DATA),--data $(DATA))
+
+experiments-trained: $(SHRINK)  ## what does a trained network come to at a part of its FLOPs? needs DATA=...
+	$(BIN)/python tools/experiments/tune_main.py $(if $(DATA),--data $(DATA),--report)
 
 docs: $(STAMP)  ## the generated pages, and every example in the documentation
 	$(BIN)/python tools/write_reference.py

@@ -25,7 +25,7 @@ from torch import nn
 from trained import EPOCHS, trained
 
 import morphgraph as mg
-from morphgraph.recipes.data import load_data
+from morphgraph.recipes.data import Dataset, load_data
 
 Feeds = dict[str, NDArray[Any]]
 Outputs = list[NDArray[Any]]
@@ -165,24 +165,26 @@ def _cifar(subject: Subject, data: Path, folder: Path) -> Material:
             "agreement": float((found == theirs[0].argmax(axis=1)).mean()),
         }
 
-    def module() -> nn.Module:
-        size, channels = dataset.preprocessing.size, len(dataset.preprocessing.mean)
-        net = NETWORKS[subject.network].make(channels, len(dataset.classes), size[0])
-        tensors = {each.name: each for each in onnx.load(path).graph.initializer}
-        state = net.state_dict()
-        for key in state.keys() & tensors.keys():
-            state[key] = torch.from_numpy(onnx.numpy_helper.to_array(tensors[key]).copy())
-        net.load_state_dict(state)
-        return net.eval()
-
     return Material(
         path,
         {name: dataset.preprocessing(dataset.x_train[chosen]).numpy()},
         {name: dataset.preprocessing(dataset.x_test).numpy()},
         measures,
         dataset.y_train[chosen].astype(np.int64),
-        module if subject.form == "nodes" else None,
+        (lambda: module_of(subject.network, path, dataset)) if subject.form == "nodes" else None,
     )
+
+
+def module_of(network: str, path: Path, dataset: Dataset) -> nn.Module:
+    """The network in torch, with the weights of its ONNX file."""
+    size, channels = dataset.preprocessing.size, len(dataset.preprocessing.mean)
+    net = NETWORKS[network].make(channels, len(dataset.classes), size[0])
+    tensors = {each.name: each for each in onnx.load(path).graph.initializer}
+    state = net.state_dict()
+    for key in state.keys() & tensors.keys():
+        state[key] = torch.from_numpy(onnx.numpy_helper.to_array(tensors[key]).copy())
+    net.load_state_dict(state)
+    return net.eval()
 
 
 def _minilm(subject: Subject, runs: Path) -> Material:

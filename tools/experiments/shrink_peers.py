@@ -57,7 +57,7 @@ def flops(model: onnx.ModelProto) -> float:
     return counted(model, "flops")
 
 
-def _ratio(prune: Callable[[float], onnx.ModelProto], most: float) -> float | None:
+def ratio_for(prune: Callable[[float], onnx.ModelProto], most: float) -> float | None:
     """The least ratio whose result has at most so many FLOPs; None if there is none."""
     low, high = 0.0, 1.0
     for _ in range(STEPS):
@@ -81,11 +81,11 @@ def by_onnxsim(material: Material, share: float) -> Made:
     Raises:
         CannotError: no setting comes within the budget.
     """
-    peer = _Onnxsim(material)
+    peer = Onnxsim(material)
     most = share * flops(onnx.load(material.path))
-    best: tuple[float, _Setting, Made] | None = None
+    best: tuple[float, Setting, Made] | None = None
 
-    def attempt(setting: _Setting) -> None:
+    def attempt(setting: Setting) -> None:
         nonlocal best
         ratio = peer.ratio(setting, most)
         if ratio is not None:
@@ -95,9 +95,9 @@ def by_onnxsim(material: Material, share: float) -> Made:
                 best = score, setting, Made(model, setting.name, seconds)
 
     for calibrated, pooled, norm in itertools.product((True, False), (False, True), ("l2", "l1")):
-        attempt(_Setting(calibrated, pooled, norm))
+        attempt(Setting(calibrated, pooled, norm))
     if peer.knows_heads:
-        attempt(replace(best[1] if best else _Setting(), heads=True))
+        attempt(replace(best[1] if best else Setting(), heads=True))
     if best is None:
         raise CannotError(f"no setting comes to {100 * share:g} % of the FLOPs")
     plain = best[1]
@@ -112,7 +112,7 @@ def by_onnxsim(material: Material, share: float) -> Made:
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     """Options of onnxsim, as :func:`by_onnxsim` says."""
 
     calibrated: bool = True
@@ -130,7 +130,7 @@ class _Setting:
         return " ".join([*words, *(f"+ {name}" for name in self.corrections)])
 
 
-class _Onnxsim:
+class Onnxsim:
     """A file, brought into what onnxsim (0.8.1) prunes, and the inputs for it.
 
     It prunes no convolution with a BatchNorm behind it, so that the file is simplified first; no
@@ -155,14 +155,13 @@ class _Onnxsim:
         # Its calibrated pruning passes by chains that the other knows: with pooling, with
         # HardSwish.
         half = [
-            self._channels(_Setting(calibrated), 0.5, self.feeds[:1])
-            for calibrated in (True, False)
+            self._channels(Setting(calibrated), 0.5, self.feeds[:1]) for calibrated in (True, False)
         ]
         self.alike = flops(half[0]) == flops(half[1])
-        self._ratios: dict[_Setting, float | None] = {}
-        self._kept: dict[tuple[_Setting, float], tuple[onnx.ModelProto, float]] = {}
+        self._ratios: dict[Setting, float | None] = {}
+        self._kept: dict[tuple[Setting, float], tuple[onnx.ModelProto, float]] = {}
 
-    def ratio(self, setting: _Setting, most: float) -> float | None:
+    def ratio(self, setting: Setting, most: float) -> float | None:
         """The least one with which a setting comes to so many FLOPs; None if there is none.
 
         It is sought with a part of the inputs, and from there on with all. With one ratio for each
@@ -172,17 +171,17 @@ class _Onnxsim:
         if self.alike and not setting.pooled:
             trial = replace(trial, calibrated=False, norm="l2")
         if trial not in self._ratios:
-            found = _ratio(partial(self._cut, trial, self.feeds[:1]), most)
+            found = ratio_for(partial(self._cut, trial, self.feeds[:1]), most)
             if trial.calibrated:
                 while found is not None and flops(self._cut(trial, self.feeds, found)) > most:
                     found = found + 0.5**STEPS if found < 0.99 else None
             self._ratios[trial] = found
         return self._ratios[trial]
 
-    def _cut(self, setting: _Setting, feeds: list[Feeds], ratio: float) -> onnx.ModelProto:
+    def _cut(self, setting: Setting, feeds: list[Feeds], ratio: float) -> onnx.ModelProto:
         return self._fused(setting, self._channels(setting, ratio, feeds), ratio, feeds)
 
-    def made(self, setting: _Setting, ratio: float) -> tuple[onnx.ModelProto, float]:
+    def made(self, setting: Setting, ratio: float) -> tuple[onnx.ModelProto, float]:
         """The file with a share of its channels gone, and the processor's seconds for it."""
         model, before = self._refitted(replace(setting, corrections=()), ratio)
         began = time.process_time()
@@ -191,7 +190,7 @@ class _Onnxsim:
         model = self._fused(setting, model, ratio, self.feeds)
         return model, before + time.process_time() - began
 
-    def _refitted(self, setting: _Setting, ratio: float) -> tuple[onnx.ModelProto, float]:
+    def _refitted(self, setting: Setting, ratio: float) -> tuple[onnx.ModelProto, float]:
         """As :meth:`made`, before corrections; what was refitted is kept, since it takes long."""
         if (setting, ratio) in self._kept:
             return self._kept[setting, ratio]
@@ -206,7 +205,7 @@ class _Onnxsim:
         return self._kept[setting, ratio]
 
     def _fused(
-        self, setting: _Setting, model: onnx.ModelProto, ratio: float, feeds: list[Feeds]
+        self, setting: Setting, model: onnx.ModelProto, ratio: float, feeds: list[Feeds]
     ) -> onnx.ModelProto:
         """The model, with fewer heads of attention where they are to go."""
         if not setting.heads:
@@ -218,7 +217,7 @@ class _Onnxsim:
             fused, feeds, sparsity=ratio, importance_norm=setting.norm
         )
 
-    def _channels(self, setting: _Setting, ratio: float, feeds: list[Feeds]) -> onnx.ModelProto:
+    def _channels(self, setting: Setting, ratio: float, feeds: list[Feeds]) -> onnx.ModelProto:
         options = {"importance_norm": setting.norm, "global_sparsity": setting.pooled}
         if not setting.calibrated:
             return self.tool.apply_structured_pruning(self.base, sparsity=ratio, **options)
@@ -260,8 +259,8 @@ def by_torch_pruning(material: Material, share: float) -> Made:
     labels = torch.from_numpy(material.labels)
     best: tuple[float, Made] | None = None
     for pooled in (False, True):
-        prune = partial(_taylor, net, images, labels, pooled)
-        ratio = _ratio(prune, most)
+        prune = partial(taylor_pruned, net, images, labels, pooled)
+        ratio = ratio_for(prune, most)
         if ratio is not None:
             model, seconds = _timed(prune, ratio)
             score = _score(material, model)
@@ -272,7 +271,7 @@ def by_torch_pruning(material: Material, share: float) -> Made:
     return best[1]
 
 
-def _taylor(
+def taylor_pruned(
     net: nn.Module, images: torch.Tensor, labels: torch.Tensor, pooled: bool, ratio: float
 ) -> onnx.ModelProto:
     net = copy.deepcopy(net).eval()

@@ -120,7 +120,7 @@ def _about(subject: Subject, arm: Arm, budget: int) -> Row:
         "budget": budget,
         "day": dt.date.today().isoformat(),
         "machine": machine(),
-        "versions": dict(_versions()),
+        "versions": dict(versions()),
     }
 
 
@@ -159,7 +159,8 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def versions() -> Iterator[tuple[str, str]]:
+    """Of Python and of the packages that figures depend on."""
     yield "python", platform.python_version()
     for name in ("numpy", "onnxruntime", "onnxsim", "torch", "torch-pruning"):
         try:
