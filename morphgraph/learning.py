@@ -309,7 +309,7 @@ def family(
     min_width: int = 1,
     absorb: bool = False,
     update: Update = "proximal",
-    relative: bool = False,
+    relative: bool | None = None,
     seed: int = 0,
 ) -> Family:
     """Shrink a trained network to several budgets, and fine-tune each of the smaller networks.
@@ -404,7 +404,7 @@ def morph(
     weights: Start = "keep",
     absorb: bool = False,
     update: Update = "proximal",
-    relative: bool = False,
+    relative: bool | None = None,
     seed: int = 0,
     start: Literal["new", "trained"] = "new",
     data: Any = None,

@@ -205,6 +205,38 @@ def test_morph_from_trained_keeps_the_weights(net: nn.Module, graph: ChannelGrap
     assert np.allclose(found, wanted, atol=1e-5)
 
 
+class _SeenError(Exception):
+    """The first phase has begun; no need to train."""
+
+
+@pytest.mark.parametrize("given", [None, True, False])
+@pytest.mark.parametrize(("norm", "decided"), [(True, False), (False, True)])
+def test_relative_is_decided_by_the_network_unless_given(
+    norm: bool, decided: bool, given: bool | None
+) -> None:
+    """Kernels are measured where no norm has scales: such a network's penalties are relative."""
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)] if norm else [nn.Conv2d(3, 4, 3)]
+    net = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+
+    def watching(_net: nn.Module, penalty: Penalty) -> None:
+        assert penalty.regularizer is not None
+        assert penalty.regularizer.relative == (decided if given is None else given)
+        raise _SeenError
+
+    options: dict[str, Any] = {} if given is None else {"relative": given}
+    for start in ({"start": "new"}, {"start": "trained", "rank": "learned", "refit": False}):
+        with pytest.raises(_SeenError):
+            mg.morph(
+                net, (torch.zeros(2, 3, 8, 8),), watching, budget={"flops": "50%"}, **start,
+                **options,
+            )  # fmt: skip
+    with pytest.raises(_SeenError):
+        mg.family(
+            net, (torch.zeros(2, 3, 8, 8),), watching, budgets=BUDGETS[1:], rank="learned",
+            **options,
+        )  # fmt: skip
+
+
 def test_the_optimizers_state_is_carried_from_the_learning_phase(net: nn.Module) -> None:
     momenta: list[dict[str, torch.Tensor]] = []
 
