@@ -38,18 +38,23 @@ def loss_of(net: Any, tokens: Tensor) -> Tensor:
 
 
 def train(
-    net: nn.Module, steps: int, lr: float, shrinking: Any = None, folder: Path | None = None
+    net: nn.Module,
+    steps: int,
+    lr: float,
+    every: int,
+    shrinking: Any = None,
+    folder: Path | None = None,
 ) -> Any:
-    """The loop of accelerate, of 100 steps an epoch; returns what ``shrinking`` has made of it.
+    """The loop of accelerate, of so many steps an epoch; returns what ``shrinking`` has made of it.
 
     A folder gets a checkpoint after every epoch, and a run that was killed goes on there.
     """
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0)
-    batches = DataLoader(TensorDataset(sequences(3200, 1)), batch_size=16)
+    batches = DataLoader(TensorDataset(sequences(32 * every, 1)), batch_size=16)
     net, optimizer, batches = accelerator.prepare(net, optimizer, batches)
     phase = shrinking and shrinking(accelerator, net, optimizer)
-    begin, epochs = 0, -(-steps // 100)
+    begin, epochs = 0, -(-steps // every)
     saved = sorted(folder.glob("*")) if folder else []
     if saved:
         accelerator.load_state(str(saved[-1]))
@@ -57,7 +62,7 @@ def train(
     net.train()
     for epoch in range(begin, epochs):
         for index, (tokens,) in enumerate(batches):
-            if 100 * epoch + index // 2 == steps:
+            if every * epoch + index // 2 == steps:
                 break
             with accelerator.accumulate(net):
                 accelerator.backward(loss_of(net, tokens))
@@ -70,7 +75,7 @@ def train(
     return phase
 
 
-def main(steps: int = 300, folder: Path | None = None) -> tuple[float, float]:
+def main(steps: int = 300, folder: Path | None = None, every: int = 100) -> tuple[float, float]:
     """Shrink to half of the parameters, fine-tune; the share that is left, and the test loss."""
     folder = folder or Path(tempfile.mkdtemp())
     torch.manual_seed(0)
@@ -90,12 +95,12 @@ def main(steps: int = 300, folder: Path | None = None) -> tuple[float, float]:
     def shrinking(accelerator: Accelerator, wrapped: nn.Module, optimizer: Any) -> Any:
         return shrink(accelerator, graph, {"params": "50%"}, wrapped, optimizer, steps=steps)
 
-    phase = train(net, steps, 3e-3, shrinking, folder)
+    phase = train(net, steps, 3e-3, every, shrinking, folder)
     plan, test = phase.plan(), sequences(256, 2)
     before = float(loss_of(net.eval(), test))
     example = {"input_ids": sequences(2, 0)}
     mg.resize_module(net, graph, plan, example=example)  # compared with the resized ONNX model
-    train(net, steps // 3, 1e-3)
+    train(net, steps // 3, 1e-3, every)
     after = float(loss_of(net.eval(), test).detach())
     change = plan.cost["params"]
     print(f"parameters {change.before:,.0f} -> {change.after:,.0f}")
@@ -107,5 +112,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--folder", type=Path, help="of checkpoints; a second run goes on there")
+    parser.add_argument("--every", type=int, default=100, help="steps between two checkpoints")
     arguments = parser.parse_args()
-    main(arguments.steps, arguments.folder)
+    main(arguments.steps, arguments.folder, arguments.every)

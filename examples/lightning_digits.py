@@ -70,14 +70,14 @@ def accuracy(net: nn.Module) -> float:
     return float((net.eval()(x).argmax(1) == labels).float().mean())
 
 
-def main(steps: int = 400, folder: Path | None = None) -> tuple[float, float]:
+def main(steps: int = 400, folder: Path | None = None, every: int = 100) -> tuple[float, float]:
     """Shrink to half of the FLOPs, fine-tune; the share of the FLOPs left, and the accuracy."""
     folder = folder or Path(tempfile.mkdtemp())
     pl.seed_everything(0, verbose=False)
     net = residual_cnn((16, 32))
     graph = mg.lift(mg.export(net, (torch.zeros(1, 1, 8, 8),)))
     callback = BudgetCallback(graph, {"flops": "50%"})
-    saver = ModelCheckpoint(folder, every_n_train_steps=100, save_last=True)
+    saver = ModelCheckpoint(folder, every_n_train_steps=every, save_last=True)
     fit(net, steps, 3e-3, callback, saver, resume=True)
     plan = callback.plan()
     slim = mg.apply(graph, plan, weights=net)  # compared with the masked original
@@ -94,5 +94,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--folder", type=Path, help="of checkpoints; a second run goes on there")
+    parser.add_argument("--every", type=int, default=100, help="steps between two checkpoints")
     arguments = parser.parse_args()
-    main(arguments.steps, arguments.folder)
+    main(arguments.steps, arguments.folder, arguments.every)

@@ -21,7 +21,6 @@ import morphgraph as mg
 from morphgraph.integrations.timm import shrink
 
 NAME = "test_efficientnet"  # three small stages of inverted bottlenecks
-EPOCH = 50  # steps
 
 
 def network() -> nn.Module:
@@ -61,15 +60,15 @@ def accuracy(net: nn.Module) -> float:
     return float((net.eval()(x[test]).argmax(1) == labels[test]).float().mean())
 
 
-def main(steps: int = 300, folder: Path | None = None) -> tuple[float, float]:
+def main(steps: int = 300, folder: Path | None = None, every: int = 50) -> tuple[float, float]:
     """Shrink to half of the FLOPs, fine-tune; the share of the FLOPs left, and the accuracy."""
     folder = folder or Path(tempfile.mkdtemp())
     torch.manual_seed(0)
     net = network()
     graph = mg.lift(mg.export(net, (torch.zeros(1, 1, 32, 32),)))
     optimizer = create_optimizer_v2(net, opt="adamw", lr=3e-3)
-    epochs = max(1, steps // EPOCH)
-    phase = shrink(graph, {"flops": "50%"}, net, optimizer, steps=epochs * EPOCH)
+    epochs = max(1, steps // every)
+    phase = shrink(graph, {"flops": "50%"}, net, optimizer, steps=epochs * every)
     last, begin = folder / "last.pth.tar", 0
     average = ModelEmaV2(net, decay=0.9)
     if last.exists():  # a run that was killed goes on
@@ -77,7 +76,7 @@ def main(steps: int = 300, folder: Path | None = None) -> tuple[float, float]:
         average.set(net)
     saver = CheckpointSaver(net, optimizer, checkpoint_dir=str(folder), max_history=1)
     for epoch in range(begin, epochs):
-        train_epoch(net, average, optimizer, epoch, EPOCH)
+        train_epoch(net, average, optimizer, epoch, every)
         saver.save_checkpoint(epoch, epoch)
     phase.end()
 
@@ -97,5 +96,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--folder", type=Path, help="of checkpoints; a second run goes on there")
+    parser.add_argument("--every", type=int, default=50, help="steps between two checkpoints")
     arguments = parser.parse_args()
-    main(arguments.steps, arguments.folder)
+    main(arguments.steps, arguments.folder, arguments.every)

@@ -45,7 +45,9 @@ def rows(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return [{key: value[k] for key, value in batch.items()} for k in range(len(batch["labels"]))]
 
 
-def fit(net: nn.Module, steps: int, lr: float, folder: Path, *callbacks: TrainerCallback) -> None:
+def fit(
+    net: nn.Module, steps: int, lr: float, folder: Path, every: int, *callbacks: TrainerCallback
+) -> None:
     """Train with checkpoints; a run that was killed goes on."""
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -53,7 +55,7 @@ def fit(net: nn.Module, steps: int, lr: float, folder: Path, *callbacks: Trainer
         learning_rate=lr,
         lr_scheduler_type="constant",
         per_device_train_batch_size=32,
-        save_steps=100,
+        save_steps=every,
         save_total_limit=1,
         logging_strategy="no",
         report_to=[],
@@ -75,7 +77,7 @@ def accuracy(net: Any) -> float:
     return float((net.eval()(**batch).logits.argmax(1) == labels).float().mean())
 
 
-def main(steps: int = 400, folder: Path | None = None) -> tuple[float, float]:
+def main(steps: int = 400, folder: Path | None = None, every: int = 100) -> tuple[float, float]:
     """Shrink to half of the FLOPs, fine-tune; the share of the FLOPs left, and the accuracy."""
     folder = folder or Path(tempfile.mkdtemp())
     set_seed(0)
@@ -91,10 +93,10 @@ def main(steps: int = 400, folder: Path | None = None) -> tuple[float, float]:
     example = {key: value for key, value in texts(2, 0).items() if key != "labels"}
     graph = mg.lift(mg.export(net, example))
     callback = BudgetCallback(graph, {"flops": "50%"})
-    fit(net, steps, 2e-3, folder / "shrink", callback)
+    fit(net, steps, 2e-3, folder / "shrink", every, callback)
     plan, before = callback.plan(), accuracy(net)
     mg.resize_module(net, graph, plan, example=example)  # compared with the resized ONNX model
-    fit(net, steps // 3, 5e-4, folder / "tune")
+    fit(net, steps // 3, 5e-4, folder / "tune", every)
     change = plan.cost["flops"]
     print(f"FLOPs {change.before:,.0f} -> {change.after:,.0f}")
     print(f"accuracy: {before:.1%}, then {accuracy(net):.1%}")
@@ -105,5 +107,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--folder", type=Path, help="of checkpoints; a second run goes on there")
+    parser.add_argument("--every", type=int, default=100, help="steps between two checkpoints")
     arguments = parser.parse_args()
-    main(arguments.steps, arguments.folder)
+    main(arguments.steps, arguments.folder, arguments.every)

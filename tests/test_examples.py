@@ -4,11 +4,13 @@ Each ends with a check by itself: ``mg.apply`` and ``mg.resize_module`` compare 
 """
 
 import importlib.util
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # steps, and what the result must be at least (accuracies; of the Llama, at most: a loss)
@@ -19,11 +21,12 @@ QUICK = {
     "lstm_tagger": (90, 0.8),
     "segmentation": (45, 0.7),
 }
-LONG = {
-    "accelerate_llama": (60, 2.0),
-    "lightning_digits": (150, 0.9),
-    "timm_classifier": (100, 0.7),
-    "transformers_bert": (150, 0.8),
+# of the frameworks also the steps between two checkpoints
+FRAMEWORKS = {
+    "accelerate_llama": (50, 20, 2.0),
+    "lightning_digits": (80, 30, 0.9),
+    "timm_classifier": (60, 20, 0.6),
+    "transformers_bert": (140, 40, 0.8),
 }
 pytestmark = pytest.mark.filterwarnings("ignore::morphgraph.MorphWarning", "ignore:::lightning.*")
 
@@ -37,7 +40,7 @@ def example(name: str) -> Any:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == QUICK.keys() | LONG.keys()
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == QUICK.keys() | FRAMEWORKS.keys()
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -49,16 +52,53 @@ def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert " -> " in capsys.readouterr().out
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", LONG)
+class KilledError(BaseException):
+    """What no framework takes for an error of the training."""
+
+
+@pytest.fixture
+def count_steps() -> Iterator[Callable[[int | None], list[int]]]:
+    """Counts the steps of all optimizers from then on, and kills the training at one of them."""
+    handles = []
+
+    def counting(kill_at: int | None) -> list[int]:
+        seen: list[int] = []
+
+        def hook(*_: Any) -> None:
+            seen.append(1)
+            if len(seen) == kill_at:
+                raise KilledError
+
+        for handle in handles:
+            handle.remove()
+        handles.append(register_optimizer_step_post_hook(hook))
+        return seen
+
+    yield counting
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
 def test_example_of_a_framework(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    count_steps: Callable[[int | None], list[int]],
 ) -> None:
-    for framework in {name.partition("_")[0], *(["transformers"] * (name == "accelerate_llama"))}:
-        if find_spec(framework) is None:
-            pytest.skip(f"{framework} is not installed")
-    steps, wanted = LONG[name]
-    share, result = example(name).main(steps, tmp_path)
+    """Killed between two checkpoints, and gone on with from the one before."""
+    framework = name.partition("_")[0]
+    for needed in {framework, *(["transformers"] * (framework == "accelerate"))}:
+        if find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed: pip install 'morphgraph[{framework}]'")
+    steps, every, wanted = FRAMEWORKS[name]
+    program = example(name)
+    count_steps(every + every // 2)
+    with pytest.raises(KilledError):
+        program.main(steps, tmp_path, every)
+    seen = count_steps(None)
+    share, result = program.main(steps, tmp_path, every)
+    assert len(seen) == steps - every + steps // 3
     assert 0.4 < share <= 0.5
     assert result <= wanted if name == "accelerate_llama" else result >= wanted
     assert " -> " in capsys.readouterr().out
