@@ -4,16 +4,12 @@
 what it has recorded. Most networks change nothing: their operators are the same whoever looks on.
 Here they are recorded and decomposed while the network runs once on tensors without memory. What a
 single run does not tell (memory that is written to while somebody else reads it, numbers that are
-read from tensors) is refused, and left to ``torch.export``.
-
-What follows from no input and no weight (positions, masks, states of zeros) is computed,
-writes and views included, and becomes a constant where an operator reads it.
+read from tensors, tensors from elsewhere) is refused, and left to ``torch.export``.
 """
 
 import operator
-import weakref
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -35,29 +31,10 @@ from torch.export.graph_signature import (
 )
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from morphgraph.torch_io.arguments import Call
 
 Decomposition = Callable[..., Any]
-
-_SCATTERS = {
-    torch.ops.aten.slice.Tensor: torch.ops.aten.slice_scatter.default,
-    torch.ops.aten.select.int: torch.ops.aten.select_scatter.default,
-}
-
-_LARGEST = 16 * 2**20  # bytes of a constant; what is larger should stay a computation
-
-_BY_FORM = (
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "new_empty",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-)
-"""Operators that read an operand's form, and not its numbers."""
 
 
 class CaptureError(Exception):
@@ -105,7 +82,7 @@ def capture(
     fakes: dict[str, torch.Tensor] = {
         name: fake_mode.from_tensor(tensor) for name, tensor in state.items()
     }
-    recorder = _Recorder(net, fake_mode, is_translated, decompositions)
+    recorder = _Recorder(net, is_translated, decompositions)
     for k, (name, fake) in enumerate(fakes.items()):
         recorder.add_input(f"state_{k}", fake, name)
     leaves, spec = pytree.tree_flatten(tuple(call))
@@ -116,12 +93,7 @@ def capture(
         if isinstance(leaf, torch.Tensor):
             recorder.add_input(f"input_{k}", leaf)
     arguments, keywords = pytree.tree_unflatten(inputs, spec)
-    with (
-        _as_exported(net, fakes.values()),
-        enable_python_dispatcher(),
-        fake_mode,
-        recorder.running(),
-    ):
+    with _as_exported(net), enable_python_dispatcher(), fake_mode, recorder.running():
         results = torch.func.functional_call(
             net, fakes, arguments, keywords, tie_weights=True, strict=False
         )
@@ -134,10 +106,8 @@ def _state_of(net: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _as_exported(net: nn.Module, state: Iterable[torch.Tensor]) -> Iterator[None]:
+def _as_exported(net: nn.Module) -> Iterator[None]:
     """As ``torch.export`` runs a network: it may ask for that, and keeps nothing of the run.
-
-    What stands for its ``state`` in the run may be kept: some modules list their weights.
 
     Raises:
         CaptureError: it has kept something.
@@ -150,8 +120,7 @@ def _as_exported(net: nn.Module, state: Iterable[torch.Tensor]) -> Iterator[None
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        given = {id(tensor) for tensor in state}
-        changed = [container.restore(given) for container in kept]
+        changed = [container.restore() for container in kept]
     if any(changed):
         raise CaptureError("the network keeps what it has computed")
 
@@ -168,19 +137,17 @@ class _Kept:
     def __init__(self, container: dict[Any, Any] | list[Any]) -> None:
         self._container, self._before = container, copy(container)
 
-    def restore(self, given: Container[int]) -> bool:
-        """Put back what was there; whether there was anything else, and of other ids than these."""
+    def restore(self) -> bool:
+        """Put back what was there; whether it was not."""
         now, before = self._items(self._container), self._items(self._before)
-        alike = len(now) == len(before)
-        same = alike and all(a is b for a, b in zip(now, before, strict=True))
-        known = alike and all(a is b or _lists(a, given) for a, b in zip(now, before, strict=True))
+        same = len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
         if not same:
             self._container.clear()
             if isinstance(self._container, dict):
                 self._container.update(self._before)
             else:
                 self._container.extend(self._before)
-        return not known
+        return not same
 
     @staticmethod
     def _items(container: dict[Any, Any] | list[Any]) -> list[Any]:
@@ -195,27 +162,17 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
         self,
         net: nn.Module,
-        fake_mode: FakeTensorMode,
         is_translated: Callable[[OpOverload], bool],
         decompositions: Mapping[Any, Decomposition],
     ) -> None:
         super().__init__(PythonKeyTracer(), "fake", pre_dispatch=True)
         self.graph = fx.Graph()
         self.inputs: dict[fx.Node, str | None] = {}
-        self.constants: dict[str, torch.Tensor] = {}
-        self._fake_mode = fake_mode
-        # What follows from no input: by the id of a tensor itself, and its numbers. Views share
-        # memory as they do anywhere, so that a write shows in all of them.
-        self._known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._made: dict[tuple[Any, ...], torch.Tensor] = {}
-        self._read: dict[tuple[int, int], fx.Node] = {}
         self._is_translated, self._decompositions = is_translated, decompositions
         # The tensors are held, so that nothing else gets their ids.
-        self._nodes: dict[int, tuple[torch.Tensor, fx.Node | None]] = {}
-        # By the id of a slice: what it is a slice of, and how it is put back there.
-        self._slices: dict[int, tuple[torch.Tensor, OpOverload, tuple[Any, ...]]] = {}
-        self._given: set[int] = set()
+        self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._sharing: dict[int, set[int]] = defaultdict(set)
+        self._written: set[int] = set()
         self._paths = {id(module): path for path, module in net.named_modules()}
         self._calls: dict[str, int] = defaultdict(int)
         self._stack: dict[str, tuple[str, str]] = {}
@@ -225,7 +182,6 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         node = self.graph.placeholder(name)
         self.inputs[node] = state
         self._note(tensor, node)
-        self._given.add(_memory(tensor))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -262,45 +218,10 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(value, torch.Tensor):
             return value
         if id(value) not in self._nodes:
-            return self._constant(value)
-        node = self._nodes[id(value)][1]
-        if node is None:
-            raise CaptureError("a tensor is read whose memory was written to by another name")
-        return node
-
-    def _constant(self, value: torch.Tensor) -> fx.Node:
-        """What stands for a tensor that follows from no input, as it is now."""
-        numbers = self._numbers(value)
-        if numbers is None:
-            raise CaptureError(f"nobody knows where a tensor {tuple(value.shape)} comes from")
-        key = id(numbers), numbers._version  # noqa: SLF001
-        if key not in self._read:
-            if numbers.nbytes > _LARGEST:
-                raise CaptureError(f"a constant of {numbers.nbytes} bytes")
-            name = f"constant_{len(self.constants)}"
-            last = next(node for node in reversed(self.graph.nodes) if node.op == "placeholder")
-            with self.graph.inserting_after(last):
-                node = self.graph.placeholder(name)
-            node.meta["val"] = self._fake_mode.from_tensor(numbers)
-            # A later write is not to show here.
-            with _disable_current_modes():
-                self.constants[name] = numbers.detach().clone()
-            self.inputs[node] = name
-            self._read[key] = node
-        return self._read[key]
-
-    def _numbers(self, value: torch.Tensor) -> torch.Tensor | None:
-        """The numbers of a tensor that follows from no input; ``None`` of any other."""
-        if id(value) in self._known:
-            return self._known[id(value)][1]
-        if isinstance(value, FakeTensor):
-            # What PyTorch's functions that make tensors return is a copy of what they were given.
-            numbers = None if id(value) in self._nodes else self._made.get(_place(value))
-            if numbers is not None:
-                self._known[id(value)] = value, numbers
-            return numbers
-        self._known[id(value)] = value, value  # from elsewhere: a module's attribute, a global
-        return value
+            raise CaptureError(
+                f"a tensor {tuple(value.shape)} is neither given nor part of the state"
+            )
+        return self._nodes[id(value)][1]
 
     def __torch_dispatch__(
         self,
@@ -313,12 +234,6 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if _is_tensor(leaf)]
-        if all(self._numbers(operand) is not None for operand in operands):
-            return self._compute(func, args, kwargs)
-        if func.overloadpacket.__name__ in _BY_FORM:
-            form = self._empty_like(args[0], func)
-            return self._compute(func, (form, *args[1:]), kwargs)
         if func._schema.is_mutable:  # noqa: SLF001
             return self._write(func, args, kwargs)
         if not self._is_translated(func):
@@ -326,56 +241,9 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
             if decompose is not None or func._can_decompose():  # noqa: SLF001
                 with self:
                     return (decompose or func.decompose)(*args, **kwargs)
-        # What runs on tensors without memory takes no others.
-        result = func(*pytree.tree_map(self._without_memory, args), **kwargs)
+        result = func(*args, **kwargs)
         self._record(func, args, kwargs, result)
         return result
-
-    def _without_memory(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
-            return self._fake_mode.from_tensor(value)
-        return value
-
-    def _empty_like(self, operand: torch.Tensor, func: OpOverload) -> torch.Tensor:
-        """A tensor of an operand's form, of which no number is read."""
-        takes_shape = func.overloadpacket.__name__.endswith("_like")
-        with _disable_current_modes():
-            one = torch.empty((), dtype=operand.dtype, device=operand.device)
-            return one.expand(operand.shape) if takes_shape else one
-
-    def _compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator whose operands, if any, follow from no input.
-
-        Raises:
-            CaptureError: it draws random numbers, or writes into a tensor that is not this run's.
-        """
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise CaptureError(f"{func} draws random numbers")
-        target = args[0] if args else None
-        if func._schema.is_mutable and (  # noqa: SLF001
-            not isinstance(target, torch.Tensor)
-            or not func.overloadpacket.__name__.endswith("_")
-            or self._known[id(target)][1] is target
-        ):
-            raise CaptureError(f"{func} writes into a tensor")
-        given = pytree.tree_map(self._numbers_of_leaf, (args, kwargs))
-        with _disable_current_modes(), torch.no_grad():
-            result = func(*given[0], **given[1])
-        if func._schema.is_mutable:  # noqa: SLF001
-            return target
-        return pytree.tree_map(self._as_known, result)
-
-    def _numbers_of_leaf(self, leaf: Any) -> Any:
-        return self._numbers(leaf) if isinstance(leaf, torch.Tensor) else leaf
-
-    def _as_known(self, numbers: Any) -> Any:
-        """The tensor without memory that stands for these numbers from now on."""
-        if not isinstance(numbers, torch.Tensor):
-            return numbers
-        fake = self._fake_mode.from_tensor(numbers)
-        self._known[id(fake)] = fake, numbers
-        self._made[_place(fake)] = numbers
-        return fake
 
     def _write(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``relu_(x)`` is ``relu(x)``, if nobody else reads the memory of ``x``."""
@@ -385,47 +253,29 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         target = args[0] if args else None
         if not name.endswith("_") or twin is None or not isinstance(target, torch.Tensor):
             raise CaptureError(f"{func} writes into a tensor")
+        is_alone = self._sharing[_memory(target)] == {id(target)}
+        if not is_alone or self._node(target).op == "placeholder":
+            raise CaptureError(f"{func} writes into memory that others read")
         with self:
             result = twin(*args, **kwargs)
         if (result.shape, result.dtype) != (target.shape, target.dtype):
             raise CaptureError(f"{func} changes the form of a tensor")
-        self._replace(target, result)
+        self._nodes[id(target)] = target, self._node(result)
+        self._written.add(_memory(target))
         return target
-
-    def _replace(self, target: torch.Tensor, result: torch.Tensor) -> None:
-        """Let a tensor be what was written into it, and what it is a part of with it.
-
-        Others that share its memory are not to be read any more: nobody knows what of them has
-        changed.
-
-        Raises:
-            CaptureError: the memory is an argument's or a weight's.
-        """
-        if _memory(target) in self._given:
-            raise CaptureError("a write into an argument or a weight")
-        current = {id(target): (target, self._node(result))}
-        part, new = target, result
-        while id(part) in self._slices:
-            whole, scatter, arguments = self._slices[id(part)]
-            with self:
-                new = scatter(whole, new, *arguments)
-            current[id(whole)] = whole, self._node(new)
-            part = whole
-        for stale in self._sharing[_memory(target)] - current.keys():
-            self._nodes[stale] = self._nodes[stale][0], None
-        self._nodes |= current
 
     def _record(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         arguments, keywords = pytree.tree_map(self._node, (args, kwargs))
+        parts = result if isinstance(result, tuple | list) else [result]
+        if any(isinstance(part, FakeTensor) and _memory(part) in self._written for part in parts):
+            # torch.export does this twice, of the tensor before and after: names would differ.
+            raise CaptureError(f"{func} gives a view of memory that was written to")
         name = func.overloadpacket.__name__
         node = self._create(func, arguments, keywords, name)
         if isinstance(result, FakeTensor):
             self._note(result, node)
-            scatter = _SCATTERS.get(func)
-            if scatter is not None and not kwargs:
-                self._slices[id(result)] = args[0], scatter, args[1:]
             return
         if not isinstance(result, tuple | list):
             raise CaptureError(f"{func} reads a number from a tensor")
@@ -452,31 +302,16 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         return Captured(
             fx.GraphModule(nn.Module(), self.graph),
             ExportGraphSignature(
-                [
-                    _input(node, self.inputs[node], state)
-                    for node in self.graph.nodes
-                    if node.op == "placeholder"
-                ],
+                [_input(node, name, state) for node, name in self.inputs.items()],
                 [
                     OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None)
                     for node in outputs
                 ],
             ),
             state,
-            self.constants,
+            {},
             {},
         )
-
-
-def _lists(value: Any, given: Container[int]) -> bool:
-    """Whether a value is one of these tensors, or a list of them, as recurrent layers keep."""
-    if isinstance(value, list | tuple):
-        return all(_lists(each, given) for each in value)
-    return id(value() if isinstance(value, weakref.ref) else value) in given
-
-
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor)
 
 
 def _memory(tensor: torch.Tensor) -> int:
@@ -484,18 +319,10 @@ def _memory(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
 
 
-def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Where in memory a tensor lies, and how."""
-    form = tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
-    return _memory(tensor), *form
-
-
 def _input(node: fx.Node, name: str | None, state: Mapping[str, torch.Tensor]) -> InputSpec:
     argument = TensorArgument(node.name)
     if name is None:
         return InputSpec(InputKind.USER_INPUT, argument, None)
-    if name not in state:
-        return InputSpec(InputKind.CONSTANT_TENSOR, argument, name)
     if isinstance(state[name], nn.Parameter):
         return InputSpec(InputKind.PARAMETER, argument, name)
     return InputSpec(InputKind.BUFFER, argument, name, persistent=True)

@@ -6,7 +6,7 @@ refuses, an exception is raised, and the public way is to be gone.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -48,22 +48,9 @@ def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) 
     if _promotes(captured.graph_module):
         _fx_passes.insert_type_promotion_nodes(captured.graph_module)
     program = _translated(captured, registry=registry)
-    _make_nodes(program.model.graph, captured.constants)
     model: ir.Model = onnxscript_apis.convert_version(program.model, opset)
     _ir_passes.rename_inputs(model, names)
     return model
-
-
-def _make_nodes(graph: ir.Graph, constants: Iterable[str]) -> None:
-    """Let constants come from nodes: an initializer would count as a weight."""
-    for name in constants:
-        value = graph.initializers.pop(name)
-        assert value.const_value is not None
-        made = ir.Value(name=name, type=value.type, shape=value.shape)
-        attributes = [ir.AttrTensor("value", value.const_value)]
-        node = ir.Node("", "Constant", [], attributes, outputs=[made], name=f"node_{name}")
-        value.replace_all_uses_with(made)
-        graph.insert_before(graph[0], node)
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
