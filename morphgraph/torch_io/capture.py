@@ -3,16 +3,18 @@
 ``torch.export`` runs a network three times, to find what it changes, to record it, and to decompose
 what it has recorded. Most networks change nothing: their operators are the same whoever looks on.
 Here they are recorded and decomposed while the network runs once on tensors without memory. What a
-single run does not tell (memory that is written to while somebody else reads it, numbers that are
-read from tensors, tensors from elsewhere) is refused, and left to ``torch.export``.
+single run does not tell (arguments that are written to, numbers that are read from tensors, tensors
+from elsewhere) is refused, and left to ``torch.export``.
 """
 
 import operator
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -33,12 +35,9 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKey
 from torch.utils import _pytree as pytree
 
 from morphgraph.torch_io.arguments import Call
+from morphgraph.torch_io.memory import CaptureError, PerTensor, Views
 
 Decomposition = Callable[..., Any]
-
-
-class CaptureError(Exception):
-    """A single run does not tell what the network computes."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def capture(
         if isinstance(leaf, torch.Tensor):
             recorder.add_input(f"input_{k}", leaf)
     arguments, keywords = pytree.tree_unflatten(inputs, spec)
-    with _as_exported(net), enable_python_dispatcher(), fake_mode, recorder.running():
+    with _as_exported(net, fakes), enable_python_dispatcher(), fake_mode, recorder.running():
         results = torch.func.functional_call(
             net, fakes, arguments, keywords, tie_weights=True, strict=False
         )
@@ -106,8 +105,10 @@ def _state_of(net: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _as_exported(net: nn.Module) -> Iterator[None]:
+def _as_exported(net: nn.Module, fakes: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """As ``torch.export`` runs a network: it may ask for that, and keeps nothing of the run.
+
+    Recurrent layers make lists of their weights, which are of no harm: these stand in the graph.
 
     Raises:
         CaptureError: it has kept something.
@@ -120,8 +121,9 @@ def _as_exported(net: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        changed = [container.restore() for container in kept]
-    if any(changed):
+        changed = [part for container in kept for part in container.restore()]
+    weights = set(map(id, fakes.values()))
+    if not all(_is_one_of(weights, part) for part in changed):
         raise CaptureError("the network keeps what it has computed")
 
 
@@ -137,23 +139,33 @@ class _Kept:
     def __init__(self, container: dict[Any, Any] | list[Any]) -> None:
         self._container, self._before = container, copy(container)
 
-    def restore(self) -> bool:
-        """Put back what was there; whether it was not."""
+    def restore(self) -> list[Any]:
+        """Put back what was there; what stood in its place."""
         now, before = self._items(self._container), self._items(self._before)
-        same = len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
-        if not same:
+        changed = [a for a, b in zip_longest(now, before, fillvalue=_NOTHING) if a is not b]
+        if changed:
             self._container.clear()
             if isinstance(self._container, dict):
                 self._container.update(self._before)
             else:
                 self._container.extend(self._before)
-        return not same
+        return changed
 
     @staticmethod
     def _items(container: dict[Any, Any] | list[Any]) -> list[Any]:
         if isinstance(container, dict):
             return [part for pair in container.items() for part in pair]
         return container
+
+
+_NOTHING = object()
+
+
+def _is_one_of(tensors: set[int], part: Any) -> bool:
+    """Whether something is one of some tensors, a reference to one, or a list of such."""
+    if type(part) is list:
+        return all(_is_one_of(tensors, each) for each in part)
+    return id(part() if isinstance(part, weakref.ref) else part) in tensors
 
 
 class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -168,11 +180,11 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__(PythonKeyTracer(), "fake", pre_dispatch=True)
         self.graph = fx.Graph()
         self.inputs: dict[fx.Node, str | None] = {}
+        self.constants: dict[str, torch.Tensor] = {}
         self._is_translated, self._decompositions = is_translated, decompositions
-        # The tensors are held, so that nothing else gets their ids.
-        self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
-        self._sharing: dict[int, set[int]] = defaultdict(set)
-        self._written: set[int] = set()
+        self._nodes: PerTensor[fx.Node] = PerTensor()
+        self._views = Views(self._emit)
+        self._is_inside = False
         self._paths = {id(module): path for path, module in net.named_modules()}
         self._calls: dict[str, int] = defaultdict(int)
         self._stack: dict[str, tuple[str, str]] = {}
@@ -182,6 +194,7 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         node = self.graph.placeholder(name)
         self.inputs[node] = state
         self._note(tensor, node)
+        self._views.add(tensor, is_given=True)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -210,18 +223,18 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, tensor: torch.Tensor, node: fx.Node) -> None:
         node.meta["val"] = tensor
-        self._nodes[id(tensor)] = tensor, node
-        self._sharing[_memory(tensor)].add(id(tensor))
+        self._nodes[tensor] = node
 
     def _node(self, value: Any) -> Any:
         """What stands for a value in the graph."""
         if not isinstance(value, torch.Tensor):
             return value
-        if id(value) not in self._nodes:
+        node = self._nodes.get(value)
+        if node is None:
             raise CaptureError(
                 f"a tensor {tuple(value.shape)} is neither given nor part of the state"
             )
-        return self._nodes[id(value)][1]
+        return node
 
     def __torch_dispatch__(
         self,
@@ -234,8 +247,46 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
+        if self._is_inside:
+            return self._compute(func, args, kwargs)
+        if func in _LIFTING:
+            return self._constant(func, *args)
+        if func is torch.ops.aten.detach_.default:
+            return args[0]
         if func._schema.is_mutable:  # noqa: SLF001
             return self._write(func, args, kwargs)
+        if func._can_decompose() and not self._is_translated(func):  # noqa: SLF001
+            with self:
+                return (self._decompositions.get(func) or func.decompose)(*args, **kwargs)
+        if func.is_view:
+            return self._views.look(func, args, kwargs)
+        result = self._emit(func, *self._values(args, kwargs))
+        for part in pytree.tree_leaves(result):
+            if isinstance(part, FakeTensor):
+                self._views.add(part)
+        return result
+
+    def _values(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Operands as what they hold now."""
+        values: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+            torch.Tensor, self._views.value, (args, kwargs)
+        )
+        return values
+
+    def _emit(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record an operator, or what it is decomposed into; its results."""
+        before, self._is_inside = self._is_inside, True
+        try:
+            return self._compute(func, args, kwargs)
+        finally:
+            self._is_inside = before
+
+    def _compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same within a decomposition, which knows no memory."""
+        if func._schema.is_mutable:  # noqa: SLF001
+            raise CaptureError(f"a decomposition writes into a tensor: {func}")
         if not self._is_translated(func):
             decompose = self._decompositions.get(func)
             if decompose is not None or func._can_decompose():  # noqa: SLF001
@@ -245,35 +296,53 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         self._record(func, args, kwargs, result)
         return result
 
+    def _constant(self, func: OpOverload, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of numbers that stand in the forward: ``torch.tensor(0.5)``."""
+        if isinstance(tensor, FakeTensor):
+            raise CaptureError("a tensor is made of one that is computed")
+        fake: torch.Tensor = func(tensor)
+        name = f"lifted_tensor_{len(self.constants)}"
+        self.constants[name] = tensor
+        last = [node for node, state in self.inputs.items() if state is not None][-1:]
+        with self.graph.inserting_after(*last) if last else self.graph.inserting_before():
+            node = self.graph.placeholder(f"c_{name}")
+        self.inputs[node] = name
+        node.meta["val"] = fake
+        copied = self._create(torch.ops.aten.clone.default, (node,), {}, "clone")
+        self._note(fake, copied)
+        self._views.add(fake)
+        return fake
+
     def _write(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``relu_(x)`` is ``relu(x)``, if nobody else reads the memory of ``x``."""
+        """``relu_(x)`` is ``relu(x)``, and what ``x`` holds from now on."""
         name = func.overloadpacket.__name__
         packet = getattr(getattr(torch.ops, func.namespace), name.removesuffix("_"), None)
         twin = getattr(packet, func._overloadname, None)  # noqa: SLF001
         target = args[0] if args else None
         if not name.endswith("_") or twin is None or not isinstance(target, torch.Tensor):
             raise CaptureError(f"{func} writes into a tensor")
-        is_alone = self._sharing[_memory(target)] == {id(target)}
-        if not is_alone or self._node(target).op == "placeholder":
-            raise CaptureError(f"{func} writes into memory that others read")
-        with self:
-            result = twin(*args, **kwargs)
+        if twin.is_view and not kwargs:
+            self._turn(func, twin, args)
+            return target
+        result = self._emit(twin, *self._values(args, kwargs))
         if (result.shape, result.dtype) != (target.shape, target.dtype):
             raise CaptureError(f"{func} changes the form of a tensor")
-        self._nodes[id(target)] = target, self._node(result)
-        self._written.add(_memory(target))
+        self._views.write(target, result)
         return target
+
+    def _turn(self, func: OpOverload, twin: OpOverload, args: tuple[Any, ...]) -> None:
+        """``x.squeeze_()``, which changes the tensor, not what its memory holds."""
+        aside = torch.ops.aten.alias.default(args[0])
+        node = self._nodes.get(args[0])
+        if node is not None:
+            self._note(aside, node)
+        self._views.turn(func, twin, args, aside)
 
     def _record(
         self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         arguments, keywords = pytree.tree_map(self._node, (args, kwargs))
-        parts = result if isinstance(result, tuple | list) else [result]
-        if any(isinstance(part, FakeTensor) and _memory(part) in self._written for part in parts):
-            # torch.export does this twice, of the tensor before and after: names would differ.
-            raise CaptureError(f"{func} gives a view of memory that was written to")
-        name = func.overloadpacket.__name__
-        node = self._create(func, arguments, keywords, name)
+        node = self._create(func, arguments, keywords, func.overloadpacket.__name__)
         if isinstance(result, FakeTensor):
             self._note(result, node)
             return
@@ -292,7 +361,11 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def finished(self, results: Sequence[Any], state: Mapping[str, torch.Tensor]) -> Captured:
         """The graph that gives the tensors among the results."""
-        outputs = [self._node(leaf) for leaf in results if isinstance(leaf, torch.Tensor)]
+        outputs = [
+            self._node(self._views.value(leaf))
+            for leaf in results
+            if isinstance(leaf, torch.Tensor)
+        ]
         self.graph.output(tuple(outputs))
         self.graph.eliminate_dead_code()
         for node, name in list(self.inputs.items()):
@@ -309,20 +382,21 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
                 ],
             ),
             state,
-            {},
+            self.constants,
             {},
         )
 
 
-def _memory(tensor: torch.Tensor) -> int:
-    """Of tensors that are alive, those with the same number share their memory."""
-    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
+_LIFTING = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+"""What becomes of a tensor that is made of numbers."""
 
 
 def _input(node: fx.Node, name: str | None, state: Mapping[str, torch.Tensor]) -> InputSpec:
     argument = TensorArgument(node.name)
     if name is None:
         return InputSpec(InputKind.USER_INPUT, argument, None)
+    if name not in state:
+        return InputSpec(InputKind.CONSTANT_TENSOR, argument, name)
     if isinstance(state[name], nn.Parameter):
         return InputSpec(InputKind.PARAMETER, argument, name)
     return InputSpec(InputKind.BUFFER, argument, name, persistent=True)

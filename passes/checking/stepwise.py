@@ -8,7 +8,7 @@ If all do, then by induction the resized model computes what the masked original
 rounding.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -65,18 +65,41 @@ class Stepwise:
     run: Runner
     constants_moved: bool
 
-    def compare(self, inputs: Mapping[str, Array], tolerance: float) -> ValuesReport | None:
-        """Compare all values; ``None`` where a model cannot be taken apart."""
+    def compare(
+        self,
+        inputs: Mapping[str, Array],
+        tolerance: float,
+        known: Sequence[Mapping[str, Array]] = ({}, {}),
+    ) -> ValuesReport | None:
+        """Compare all values; ``None`` where a model cannot be taken apart.
+
+        Args:
+            inputs: by name.
+            tolerance: the largest error that is rounding.
+            known: values of the original and the masked one for these inputs; what is missing is
+                computed.
+        """
         try:
-            return self._compare(inputs, tolerance)
+            return self._compare(inputs, tolerance, *known)
         except (ModelError, UnsupportedError):
             return None
 
-    def _compare(self, inputs: Mapping[str, Array], tolerance: float) -> ValuesReport | None:
+    def wanted(self) -> list[str]:
+        """The names of all values that ``compare`` needs of the original and the masked one."""
         names = self._common()
-        sums = self._sums() if self.constants_moved else {}
-        expected = self._values(self.masked, [*names, *self._vanished(names, sums)], inputs)
-        original = self._values(self.original, names, inputs)
+        return [*names, *self._vanished(names, self._constant_sums())]
+
+    def _compare(
+        self,
+        inputs: Mapping[str, Array],
+        tolerance: float,
+        of_original: Mapping[str, Array],
+        of_masked: Mapping[str, Array],
+    ) -> ValuesReport | None:
+        names, sums = self._common(), self._constant_sums()
+        wanted = [*names, *self._vanished(names, sums)]
+        expected = self._values(self.masked, wanted, inputs, of_masked)
+        original = self._values(self.original, names, inputs, of_original)
         cut = [name for name in names if expected[name].size]
         while True:
             open_model, given = cut_at(self.small, cut)
@@ -144,6 +167,10 @@ class Stepwise:
                 found.update(value.name or "" for value in node.outputs)
         return found
 
+    def _constant_sums(self) -> dict[str, list[str]]:
+        """The sums that may hold what removed channels gave."""
+        return self._sums() if self.constants_moved else {}
+
     def _sums(self) -> dict[str, list[str]]:
         """By operand of an addition its sums: what it is added into, however often."""
         sums: dict[str, list[str]] = {}
@@ -181,11 +208,25 @@ class Stepwise:
             for total in totals
         )
 
-    def _values(self, model: ir.Model, names: list[str], inputs: Mapping[str, Array]) -> Arrays:
+    def _values(
+        self,
+        model: ir.Model,
+        names: list[str],
+        inputs: Mapping[str, Array],
+        known: Mapping[str, Array],
+    ) -> Arrays:
         """What a model computes for some values, at the positions that stay."""
-        copy = model.clone()
-        results = {value.name: value for node in copy.graph for value in node.outputs}
-        listed = {value.name for value in copy.graph.outputs}
-        copy.graph.outputs.extend(results[name] for name in names if name not in listed)
-        found = self.run(copy, inputs)
-        return {name: kept(self.selection, name, found[name]) for name in names}
+        if not known.keys() >= set(names):
+            known = self.run(listing(model, names), inputs)
+        return {name: kept(self.selection, name, known[name]) for name in names}
+
+
+def listing(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A model that gives these values beside its outputs; those that it has."""
+    copy = model.clone()
+    results = {value.name: value for node in copy.graph for value in node.outputs}
+    listed = {value.name for value in copy.graph.outputs}
+    copy.graph.outputs.extend(
+        results[name] for name in names if name in results and name not in listed
+    )
+    return copy

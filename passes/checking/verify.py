@@ -13,12 +13,13 @@ from morphgraph.errors import ModelError, UnsupportedError, VerificationError, w
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import DEFAULT_KEY, checker_refusal, escape
 from morphgraph.onnx_io.inputs import Inputs, fit_inputs
+from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.rows import renumbered
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking.compare import OutputError, as_arrays, compare, kept
 from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.passes.checking.smaller import smaller_inputs
-from morphgraph.passes.checking.stepwise import Runner, Stepwise, ValuesReport
+from morphgraph.passes.checking.stepwise import Runner, Stepwise, ValuesReport, listing
 from morphgraph.passes.rewrite.absorb import absorbed_in, with_channels
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.plans import Plan
@@ -158,6 +159,25 @@ class _Check:
     def masked(self) -> ir.Model:
         return in_single_precision(mask(self.graph, self._masked_channels))
 
+    @cached_property
+    def _stepwise(self) -> Stepwise:
+        return Stepwise(
+            self.original,
+            self.masked,
+            self.small,
+            self.selection,
+            self.runner,
+            constants_moved=bool(self.absorbed or self.selection.dead),
+        )
+
+    @property
+    def _is_surely_untold(self) -> bool:
+        """Whether some output is a constant whatever is fed: its last layer starts at zero.
+
+        Then the values inside are needed, and come from the same runs as the outputs.
+        """
+        return any(map(_is_of_zeros, self.original.graph.outputs))
+
     @property
     def _masked_channels(self) -> dict[int, IntArray]:
         return with_channels(self.keep, self.absorbed)
@@ -194,11 +214,16 @@ class _Check:
     def on(self, inputs: Mapping[str, Array]) -> VerifyReport:
         """Compare on some inputs: the outputs, and value by value where that is quick or needed."""
         inputs, anew = renumbered(self.graph, self.keep, inputs)
-        # The original first: only where that is refused may another runner be tried for all.
-        references = [as_arrays(self.runner(self.original, inputs))]
-        expected = self._run("masked original", self.masked, inputs)
         # Numbers of rows differ between the two by right, and so does what is computed of them.
         recounted = any(not np.array_equal(inputs[name], anew[name]) for name in inputs)
+        inside = [] if recounted or not self._is_surely_untold else self._stepwise.wanted()
+        # The original first: only where that is refused may another runner be tried for all.
+        found, in_original = self._with_values(self.original, inside, inputs)
+        references = [found]
+        try:
+            expected, in_masked = self._with_values(self.masked, inside, inputs)
+        except UnsupportedError as error:
+            raise _unrunnable("masked original", error) from error
         if recounted:
             # What other rows would give.
             references.append(as_arrays(self.runner(self.original, anew)))
@@ -216,17 +241,10 @@ class _Check:
         told = all(self._tells(output) for output in outputs)
         if recounted or (told and self._values_are_many()):
             return report
-        stepwise = Stepwise(
-            self.original,
-            self.masked,
-            self.small,
-            self.selection,
-            self.runner,
-            constants_moved=bool(self.absorbed or self.selection.dead),
-        )
         # Outputs that tell do so of what reaches them on these inputs: not of a channel that is
         # silent on random numbers. So the values inside are compared as well, where they are few.
-        whole = replace(report, values=stepwise.compare(inputs, self.tolerance))
+        values = self._stepwise.compare(inputs, self.tolerance, (in_original, in_masked))
+        whole = replace(report, values=values)
         if told and whole.ok:
             return report
         if not report.ok and (whole.ok or whole.values is None):
@@ -280,15 +298,50 @@ class _Check:
                 floors[name] = max(floors[name], error.relative)
         return tuple(replace(output, floor=floors[output.name]) for output in outputs)
 
+    def _with_values(
+        self, model: ir.Model, inside: Sequence[str], inputs: Mapping[str, Array]
+    ) -> tuple[Arrays, Arrays]:
+        """A model's outputs, and of these values inside those that it has, from one run."""
+        if not inside:
+            return as_arrays(self.runner(model, inputs)), {}
+        try:
+            found = self.runner(listing(model, inside), inputs)
+        except (ModelError, UnsupportedError):  # it may run whole, and not be taken apart
+            return self._with_values(model, [], inputs)
+        outputs = {value.name for value in model.graph.outputs}
+        return (
+            as_arrays({name: array for name, array in found.items() if name in outputs}),
+            {name: array for name, array in found.items() if name in set(inside)},
+        )
+
     def _run(self, what: str, model: ir.Model, inputs: Mapping[str, Array]) -> Arrays:
         """The results of a model that must run, since the original does."""
         try:
             return as_arrays(self.runner(model, inputs))
         except UnsupportedError as error:
-            raise VerificationError(
-                f"the original runs, but the {what} does not: {error}; do not use the resized "
-                "model, and please report the original's structure"
-            ) from error
+            raise _unrunnable(what, error) from error
+
+
+def _unrunnable(what: str, error: UnsupportedError) -> VerificationError:
+    return VerificationError(
+        f"the original runs, but the {what} does not: {error}; do not use the resized "
+        "model, and please report the original's structure"
+    )
+
+
+def _is_of_zeros(value: ir.Value) -> bool:
+    """Whether a value comes, by way of nothing else, from a layer whose kernel is zero."""
+    node = value.producer()
+    while node is not None:
+        operands = [operand for operand in node.inputs if operand is not None]
+        constants = [operand.const_value for operand in operands if operand.const_value is not None]
+        if facts_of(node).linear and any(
+            len(constant.shape) > 1 and not constant.numpy().any() for constant in constants
+        ):
+            return True
+        computed = [operand for operand in operands if operand.const_value is None]
+        node = computed[0].producer() if len(computed) == 1 else None
+    return False
 
 
 _FLOOR_DRAWS = 4
