@@ -15,9 +15,10 @@ import multiprocessing
 import sys
 from pathlib import Path
 
+from shrink_rows import ROOT, RUNS
 from tune_arms import ARMS
 from tune_page import write
-from tune_rows import BUDGETS, KEPT, NETWORKS, ROOT, RUNS, Job, asked, compute, stored
+from tune_rows import BUDGETS, KEPT, NETWORKS, Job, asked, compute, stored
 
 
 def main() -> int:

@@ -40,7 +40,7 @@ def asked(
     networks: Iterable[str], seeds: Iterable[int], arms: Sequence[str], budgets: Sequence[int]
 ) -> list[tuple[str, int, str, tuple[int, ...]]]:
     """The jobs, the first budget and seed before the others."""
-    found = []
+    found: list[tuple[str, int, str, tuple[int, ...]]] = []
     for budget in budgets:
         for seed in seeds:
             for network in networks:
