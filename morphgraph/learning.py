@@ -425,8 +425,8 @@ def morph(
         example: inputs for the export.
         fit: ``fit(net, penalty)`` trains a network for one phase, on any data with any loss. It
             calls ``penalty.begin(steps)`` first, to say how many optimizer steps it takes, and
-            ``penalty.step(lr / (1 - momentum))`` after each of them. It makes its own optimizer
-            each time: after a resize the old one's state has the wrong sizes.
+            ``penalty.attach(optimizer)``, or ``penalty.step()`` after each of them. It makes its
+            own optimizer each time: after a resize the old one's state has the wrong sizes.
         budget: ``{"flops": "50%"}``; per cost an amount or a share.
         iterations: how often to shrink and expand before the last training.
         cost: what the regularizer counts; the first of the budget's costs if not given.
@@ -448,11 +448,11 @@ def morph(
     >>> def fit(net, penalty):
     ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     ...     penalty.begin(80)
+    ...     penalty.attach(optimizer)
     ...     for _ in range(80):
     ...         optimizer.zero_grad()
     ...         net(image(2)).square().mean().backward()
     ...         optimizer.step()
-    ...         penalty.step(lr=0.1 / (1 - 0.9))
     >>> result = mg.morph(residual_cnn(), (image(2),), fit, budget={"flops": "50%"})
     >>> mg.cost(mg.lift(result.model), "flops").total <= 0.5 * mg.cost(result.graph, "flops").total
     True

@@ -20,6 +20,7 @@ from morphgraph.learning import DISTILL, Ranked, Shrinking, Trained
 from morphgraph.ops import running_statistics
 from morphgraph.options import RoundTo
 from morphgraph.passes.analysis.cost import Device
+from morphgraph.passes.checking.verify import VerifyReport
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.passes.planning.nested import Ranking, falling
@@ -31,7 +32,7 @@ from morphgraph.train.config import SearchConfig
 from morphgraph.train.loop import Fit
 from morphgraph.train.sandwich import SandwichPenalty, Slice
 from morphgraph.train.statistics import refresh_statistics
-from morphgraph.workflow import apply
+from morphgraph.workflow import resize_and_check
 
 BUDGETS_BETWEEN = 8
 DRAWS = 2
@@ -39,10 +40,17 @@ DRAWS = 2
 
 @dataclass(frozen=True)
 class Sliced:
-    """A network for one budget: which channels of the elastic network it has, and the network."""
+    """A network for one budget.
+
+    Attributes:
+        plan: which channels of the elastic network it has.
+        model: the network.
+        check: its comparison with the masked elastic network, before statistics are measured.
+    """
 
     plan: Plan
     model: ir.Model
+    check: VerifyReport
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,12 @@ class Elastic:
         with warnings.catch_warnings():
             # A slice is another network, and was trained to be one.
             warnings.filterwarnings("ignore", "masking changed the outputs", MorphWarning)
-            model = apply(self.graph, plan)
+            resized = resize_and_check(self.graph, plan)
+        model, check = resized.model, resized.report
+        assert check is not None
         given = self.data if data is None else data
         if given is not None:
-            return Sliced(plan, refresh_statistics(model, given))
+            return Sliced(plan, refresh_statistics(model, given), check)
         if plan.groups and running_statistics(model):
             warnings.warn(
                 "the slice has the BatchNorm statistics of the whole network, which are wrong for "
@@ -99,7 +109,7 @@ class Elastic:
                 MorphWarning,
                 stacklevel=2,
             )
-        return Sliced(plan, model)
+        return Sliced(plan, model, check)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,27 +190,77 @@ def elastic(
     if between < 0 or draws < 0:
         raise ArgumentError(f"between={between}, draws={draws}: both are numbers from 0")
     graph = lift(export(net, example))
-    smaller = _below_whole(graph, budgets)
+    smaller = below_whole(graph, budgets)
     aim = SearchConfig(smaller[-1], round_to=round_to, min_width=min_width)
     settings = Trained(aim, smaller, rank, refit=False, distill=distill)
     samples = data
     if data is not None and not isinstance(data, Samples):
         samples = Samples.of(data, graph.model, seed=seed)
-    rungs = Shrinking(graph, net, settings, samples, seed=seed).plans()
-    ranking = Ranking.of(graph, rungs)
-    plans = _with_between(graph, ranking, rungs, smaller[-1], between, round_to)
+    ladder = Ladder.of(graph, net, settings, samples, between=between, seed=seed)
     shared = to_torch(graph.model).to(next(net.parameters()).device)
-    slices = [Slice(graph, plan) for plan in plans]
-    penalty = SandwichPenalty(shared, slices, weight=distill, draws=draws, seed=seed)
+    penalty = ladder.penalty(graph, shared, distill=distill, draws=draws, seed=seed)
     fit(shared, penalty)
     penalty.end()
     trained = graph_with_weights(graph, shared)
     return ElasticResult(
-        graph=trained, ranking=ranking, data=samples, net=shared, plans=tuple(plans)
+        graph=trained, ranking=ladder.ranking, data=samples, net=shared, plans=ladder.plans
     )
 
 
-def _below_whole(
+@dataclass(frozen=True)
+class Ladder:
+    """The smaller networks that are trained with an elastic one.
+
+    Attributes:
+        ranking: in which order channels leave.
+        rungs: the plans of the budgets that were asked for, from the largest to the smallest.
+        plans: these and those between, of different widths.
+    """
+
+    ranking: Ranking
+    rungs: tuple[Plan, ...]
+    plans: tuple[Plan, ...]
+
+    @classmethod
+    def of(
+        cls,
+        graph: ChannelGraph,
+        net: nn.Module,
+        settings: Trained,
+        samples: Samples | None,
+        *,
+        between: int = BUDGETS_BETWEEN,
+        seed: int = 0,
+    ) -> "Ladder":
+        """Rank the channels, and choose the budgets between.
+
+        Args:
+            graph: the trained network, lifted.
+            net: the same as a module.
+            settings: its budgets are below the whole network, see :func:`below_whole`.
+            samples: calibration inputs, where they rank.
+            between: how many further networks.
+            seed: of all that is random.
+        """
+        rungs = Shrinking(graph, net, settings, samples, seed=seed).plans()
+        ranking = Ranking.of(graph, rungs)
+        smallest, grid = settings.budgets[-1], settings.aim.round_to
+        plans = _with_between(graph, ranking, rungs, smallest, between, grid)
+        return cls(ranking, tuple(rungs), tuple(plans))
+
+    def penalty(
+        self, graph: ChannelGraph, shared: nn.Module, *, distill: float, draws: int, seed: int
+    ) -> SandwichPenalty:
+        """What lets a training of the whole network train the smaller ones, too.
+
+        Raises:
+            UnsupportedError: their weights are no slices of the whole network's.
+        """
+        slices = [Slice(graph, plan) for plan in self.plans]
+        return SandwichPenalty(shared, slices, weight=distill, draws=draws, seed=seed)
+
+
+def below_whole(
     graph: ChannelGraph, budgets: Sequence[Mapping[str, str | float | int]]
 ) -> tuple[Mapping[str, str | float | int], ...]:
     """The budgets that the whole network does not meet, falling."""

@@ -59,7 +59,7 @@ class KilledError(BaseException):
 @pytest.fixture
 def count_steps() -> Iterator[Callable[[int | None], list[int]]]:
     """Counts the steps of all optimizers from then on, and kills the training at one of them."""
-    handles = []
+    handles: list[Any] = []
 
     def counting(kill_at: int | None) -> list[int]:
         seen: list[int] = []

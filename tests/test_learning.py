@@ -1,6 +1,8 @@
 """From a trained network: nested plans, the teacher's loss, and what ``fit`` is given."""
 
 import copy
+import dataclasses
+import inspect
 import itertools
 from typing import Any
 
@@ -18,6 +20,8 @@ from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.nested import falling, nested
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.to_torch import flat_network
+from morphgraph.train import loop
+from morphgraph.train.config import SearchConfig
 from morphgraph.train.phases import Penalty
 from morphgraph.train.tuning import Distillation, LadderPenalty
 
@@ -321,3 +325,13 @@ def test_a_teacher_that_nobody_asks_is_told() -> None:
             net, (x,), lambda net, penalty: None, budget={"flops": "50%"}, start="trained",
             rank="l2",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("call", [mg.morph, mg.family, loop.morph])
+def test_defaults_are_those_of_the_configuration(call: Any) -> None:
+    """Else what the configuration decides by itself is decided by a default before it."""
+    wanted = {field.name: field.default for field in dataclasses.fields(SearchConfig)}
+    found = inspect.signature(call).parameters
+    shared = (wanted.keys() & found.keys()) - {"budget"}
+    assert {"relative", "strength", "update", "round_to", "min_width", "absorb"} <= shared
+    assert {name: found[name].default for name in shared} == {n: wanted[n] for n in shared}

@@ -215,10 +215,11 @@ class Case:
 
         return step
 
-    def budget(self, **options: int) -> mg.Budget:
+    def budget(self, interval: int | None = None) -> mg.Budget:
         """Half of the FLOPs, at the begin of a long phase."""
         graph = mg.lift(mg.export(self.net, self.inputs))
-        return mg.Budget(mg.Regularizer(graph, self.net), {"flops": "50%"}, 100_000, **options)
+        regularizer = mg.Regularizer(graph, self.net)
+        return mg.Budget(regularizer, {"flops": "50%"}, 100_000, interval=interval)
 
 
 def penalized(name: str, pixels: int) -> Case:
@@ -254,7 +255,7 @@ def peaks(name: str, pixels: int) -> tuple[int, int]:
     return found[0], found[1]
 
 
-class LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that are made within; ``peak`` is their most at once.
 
     Args:
@@ -262,7 +263,7 @@ class LiveTensors(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._now = 0
         self._seen: dict[int, int] = {}
         for tensor in known:

@@ -25,6 +25,7 @@ COMMANDS = {
     "bench": "Time models side by side in ONNX Runtime, or in others.",
     "calibrate": "Measure what operators cost on this machine, so that latency becomes a cost.",
     "morph": "Learn a network's structure within a budget, and train it.",
+    "slice": "Cut a smaller network out of an elastic one, for any budget, without training.",
     "sweep": "Draw trade-off curves: train a model at several budgets by several methods.",
     "report": "Show a run, a plan, or a resize as one HTML file.",
     "diff": "Show what changed between two models, layer by layer.",

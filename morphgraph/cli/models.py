@@ -19,6 +19,7 @@ from morphgraph.plans import Plan
 
 if TYPE_CHECKING:
     from morphgraph.onnx_io.inputs import FileArrays
+    from morphgraph.passes.planning.nested import Ranking
 
 _SHOWN = 5
 
@@ -107,6 +108,28 @@ def open_planned(
     with naming(plan_path):
         plan.keep_channels(graph)
     return graph, plan
+
+
+def open_ranked(
+    path: Path, ranking_path: Path, lifting: Lifting = _BY_DEFAULT
+) -> "tuple[ChannelGraph, Ranking]":
+    """Load a ranking, and the model that it is of, lifted as it was when the ranking was made.
+
+    Raises:
+        FileError: there is no such file, or it cannot be read.
+        ModelError: the file or the model in it is broken; names the file.
+        PlanError: the file is no ranking, or one of another model; names the file.
+    """
+    from morphgraph.passes.planning.nested import Ranking
+
+    ranking = Ranking.load(ranking_path)
+    made = ranking.model.lift
+    attention = lifting.attention or made.attention
+    shapes = dict(lifting.input_shapes) or made.input_shapes
+    graph = _lift(path, msgspec.structs.replace(made, attention=attention, input_shapes=shapes))
+    with naming(ranking_path):
+        ranking.model.check(graph)
+    return graph, ranking
 
 
 def _lift(path: Path, options: LiftOptions) -> ChannelGraph:

@@ -63,6 +63,13 @@ def morph(
             metavar="75%,50%,25%",
         ),
     ] = None,
+    elastic: Annotated[
+        bool,
+        option(
+            "Train one set of weights for all networks between the model and the smallest budget; "
+            "`morphgraph slice` cuts them out, for any budget. With --from-trained."
+        ),
+    ] = False,
     refit: Annotated[
         int,
         option(
@@ -113,6 +120,7 @@ def morph(
     network that came out is trained. A budget of 100% gives another network of the same cost.
     With --from-trained the model's weights are kept: its channels are ranked by calibration images
     or by a phase of training, and what is left is fitted to these images and fine-tuned.
+    With --elastic the whole network is trained, and smaller ones that share its weights with it.
     Writes base.onnx, plan.json, slim.onnx, result.json and events.jsonl into the output folder.
     """
     import torch
@@ -127,8 +135,14 @@ def morph(
         be_silent(distributed.rank())
     refuse_repeated(budgets)
     asked = _asked(dict(budgets), several, cost)
-    if several is not None and not from_trained:
-        raise click.UsageError("--budgets begins with a trained network; add --from-trained")
+    if (several is not None or elastic) and not from_trained:
+        what = "--budgets" if several is not None else "--elastic"
+        raise click.UsageError(f"{what} begins with a trained network; add --from-trained")
+    if elastic and (training.shrink_epochs or inside):
+        raise click.UsageError(
+            "--elastic trains the whole network and ranks its channels before: leave out "
+            "--shrink-epochs and --distill-inside"
+        )
     if from_trained and (chosen or baselines or smoke):
         raise click.UsageError("--baseline and --smoke are for new networks, not --from-trained")
     if folder is None and not smoke:
@@ -139,7 +153,7 @@ def morph(
     dataset = training.load_data(graph, model)
     trained = None
     if from_trained:
-        trained = _from_trained(graph, asked, refit, distill, inside)
+        trained = _from_trained(graph, asked, refit, distill, inside, elastic=elastic)
     settings = replace(
         training.settings(
             graph,
@@ -203,15 +217,17 @@ def _from_trained(
     images: int,
     distill: float,
     inside: float,
+    *,
+    elastic: bool,
 ) -> "FromTrained":
     from morphgraph.passes.planning.nested import falling
     from morphgraph.recipes.settings import FromTrained
+    from morphgraph.slicing import below_whole
 
-    ordered = tuple(
-        {kind: str(amount) for kind, amount in budget.items()} for budget in falling(graph, budgets)
-    )
+    found = below_whole(graph, budgets) if elastic else falling(graph, budgets)
+    ordered = tuple({kind: str(amount) for kind, amount in budget.items()} for budget in found)
     rank: Ranked = "data" if images else "l2"
-    return FromTrained(ordered, rank, images, distill, inside)
+    return FromTrained(ordered, rank, images, distill, inside, elastic)
 
 
 def _spare(model: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@
     uniform.onnx     the width multiplier at the same cost, and so on for every baseline
     slim-75.onnx     of several budgets one each, with plan-75.json
     ranking.json     in which order channels leave, for budgets between these
+    elastic.onnx     the whole network of an elastic run, from which `morphgraph slice` cuts others
     result.json      costs, accuracies, checks, seconds; its presence says that the run is finished
 
 Models carry their preprocessing, layout and classes in their metadata.
@@ -16,7 +17,7 @@ Models carry their preprocessing, layout and classes in their metadata.
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,14 +46,16 @@ from morphgraph.recipes.folder import Event, RunFolder, SecondaryRunFolder, mani
 from morphgraph.recipes.progress import Progress
 from morphgraph.recipes.results import Arm, IterationResult, Member, Result, Widths
 from morphgraph.recipes.settings import (
+    ELASTIC,
     FromTrained,
     Settings as Settings,
     planned_work,
     shrink_phase,
 )
 from morphgraph.recipes.trainer import Epoch, Recipe, accuracy, best_device, steps_per_epoch, train
+from morphgraph.slicing import DRAWS, Elastic, Ladder, Sliced
 from morphgraph.torch_io.to_torch import flat_network
-from morphgraph.torch_io.weights import with_weights
+from morphgraph.torch_io.weights import graph_with_weights, with_weights
 from morphgraph.train import distributed
 from morphgraph.train.loop import Iteration, rounds, start_of_last
 from morphgraph.train.phases import NoPenalty, Penalty, ResumablePenalty, ShrinkPenalty
@@ -73,6 +76,7 @@ FILES = (
     "slim-*.onnx",
     "plan-*.json",
     "ranking.json",
+    "elastic.onnx",
     "curves.svg",
     "result.json",
 )
@@ -202,6 +206,8 @@ class _Run:
     def _go(self) -> Result:
         settings, aim = self.settings, self.settings.aim
         torch.backends.cudnn.deterministic = True  # a resumed run must give the same result
+        if settings.trained is not None and settings.trained.elastic:
+            return self._elastic(settings.trained)
         if settings.trained is not None:
             return self._from_trained(settings.trained)
         if settings.method != "morph":
@@ -293,6 +299,61 @@ class _Run:
             resized_accuracy=before,
             error=member.error,
             sensitivity=member.sensitivity,
+            plan=plan,
+            model=arm.file,
+        )
+        return arm, told
+
+    def _elastic(self, trained: FromTrained) -> Result:
+        """One set of weights for all budgets between the whole network and the smallest."""
+        settings, recipe, seed = self.settings, self.settings.retrain, self.settings.seed
+        samples = self._calibration(trained.images)
+        shared = self._to_torch(self.graph.model)
+        ladder = distributed.from_first(
+            lambda: Ladder.of(self.graph, shared, trained.of(settings.aim), samples, seed=seed)
+        )
+        self.folder.write("ranking.json", ladder.ranking.to_json())
+        arms = {"base": self._arm("base", self.graph.model, shared, 0)}
+        penalty = ladder.penalty(
+            self.graph, shared, distill=trained.distill, draws=DRAWS, seed=seed
+        )
+        self._train(ELASTIC, shared, recipe, penalty)
+        penalty.end()
+        arms[ELASTIC] = self._arm(ELASTIC, self.graph.model, shared, recipe.epochs)
+        before, after = (
+            Elastic(graph, ladder.ranking, samples)
+            for graph in (self.graph, graph_with_weights(self.graph, shared))
+        )
+        members = []
+        for rung, budget in enumerate(trained.budgets):
+            untrained, sliced = (
+                each.slice(budget, round_to=settings.aim.round_to) for each in (before, after)
+            )
+            name = trained.name(rung)
+            arm, told = self._sliced(name, budget, sliced, untrained, recipe.epochs)
+            arms[name] = arm
+            members.append(told)
+        return self._end(arms, members[-1].cost, [], members)
+
+    def _sliced(
+        self, name: str, budget: Mapping[str, str], sliced: Sliced, untrained: Sliced, epochs: int
+    ) -> tuple[Arm, Member]:
+        """Write a slice of the elastic network, and say what the training did for it."""
+        plan = f"{name.replace('slim', 'plan')}.json"
+        self.folder.write(plan, sliced.plan.to_json())
+        first = accuracy(self._to_torch(untrained.model), self.dataset)
+        shares = {unit: c.after / c.before for unit, c in sliced.plan.cost.items()}
+        error = sliced.check.worst.relative
+        self.folder.log("resized", name=name, cost=shares, error=error, accuracy=first)
+        arm = self._arm(name, sliced.model, self._to_torch(sliced.model), epochs)
+        told = Member(
+            name=name,
+            budget=dict(budget),
+            cost=sliced.plan.cost,
+            accuracy=arm.accuracy,
+            resized_accuracy=first,
+            error=error,
+            sensitivity=sliced.check.sensitivity,
             plan=plan,
             model=arm.file,
         )

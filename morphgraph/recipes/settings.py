@@ -10,7 +10,11 @@ from morphgraph.options import Baseline, Method
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.recipes.baselines import fits_whole
 from morphgraph.recipes.trainer import Recipe
+from morphgraph.slicing import DRAWS
 from morphgraph.train.config import SearchConfig
+
+ELASTIC = "elastic"
+"""The phase that trains an elastic network, and what it is called."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class FromTrained:
         budgets: from the largest to the smallest; the run's own is the last.
         rank, distill, inside: see :class:`~morphgraph.learning.Trained`.
         images: calibration images, of those to train on; without any there is no refit.
+        elastic: one set of weights is trained, of which the network of every budget is a slice.
     """
 
     budgets: tuple[Mapping[str, str], ...]
@@ -28,10 +33,11 @@ class FromTrained:
     images: int = 512
     distill: float = DISTILL
     inside: float = 0.0
+    elastic: bool = False
 
     def of(self, aim: SearchConfig) -> Trained:
         """The same as the library takes it."""
-        refit = self.images > 0
+        refit = self.images > 0 and not self.elastic
         return Trained(aim, self.budgets, self.rank, refit, self.distill, self.inside)
 
     def name(self, rung: int) -> str:
@@ -104,6 +110,9 @@ def planned_work(graph: ChannelGraph, settings: Settings) -> dict[str, tuple[int
 def _work_from_trained(
     graph: ChannelGraph, settings: Settings, trained: FromTrained
 ) -> dict[str, tuple[int, float]]:
+    if trained.elastic:
+        whole_and_slices = 1.0 + (1 + DRAWS) / 2  # the cost of a slice: half, more or less
+        return {ELASTIC: (settings.retrain.epochs, whole_and_slices)}
     learning = settings.shrink.epochs if trained.rank == "learned" else 0
     work = {shrink_phase(1): (learning, 1.0)} if learning else {}
     shares = []

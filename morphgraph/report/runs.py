@@ -29,6 +29,7 @@ NAMES = {
     "bn": "BatchNorm-scale pruning",
     "random": "random pruning",
     "slim": "morphgraph",
+    "elastic": "elastic, whole",
 }
 
 
@@ -75,7 +76,9 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
     foot = [] if timing is None else [timing.verdict]
     plans = [member.plan for member in result.family] or ["plan.json"]
     files = [*(arm.file for arm in result.arms.values()), *plans]
-    files += ["ranking.json", "curves.svg"] if len(result.family) > 1 else []
+    several = len(result.family) > 1
+    files += ["ranking.json"] if several or "elastic" in result.arms else []
+    files += ["curves.svg"] if several else []
     files.append("result.json")
     foot.append("written: " + ", ".join(str(folder / name) for name in (*files, "events.jsonl")))
     return Report(result, [Table(titles, rows)], head, foot)

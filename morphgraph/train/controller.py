@@ -34,7 +34,7 @@ from morphgraph.train.pace import SLACK, ControlStep, Pace, require_within_reach
 from morphgraph.train.regularizer import Regularizer, Shrinkage
 from morphgraph.train.resources import Counted, GroupWidth
 from morphgraph.train.watch import Watch, warn_of_a_raise, warn_of_another_optimizer
-from morphgraph.train.wiring import Steps, inner_optimizer, require_owner
+from morphgraph.train.wiring import Steps, inner_optimizer, outside_graphs, require_owner
 
 __all__ = ["Budget", "ControlStep", "FixedWeight"]
 
@@ -264,7 +264,7 @@ class Budget:
             self._motion.forget()
         self._optimizers = names
 
-    @torch.compiler.disable
+    @outside_graphs
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
         """Shrink, after the optimizer's step and before the gradients are cleared.

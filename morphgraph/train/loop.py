@@ -278,44 +278,7 @@ def morph(
 ) -> MorphResult:
     """Learn a structure within a budget, resize the network to it, and train it again.
 
-    Each iteration shrinks the network while it trains, and multiplies the widths that are left by
-    one factor so that the budget is used. A budget of 100 % gives a better network of the same
-    cost.
-
-    Args:
-        net: the seed network; it is trained in place by the first phase.
-        example: inputs for the export.
-        fit: ``fit(net, penalty)`` trains a network for one phase, on any data with any loss. It
-            calls ``penalty.begin(steps)`` first, to say how many optimizer steps it takes, and
-            ``penalty.attach(optimizer)``, or ``penalty.step()`` after each of them. It makes its
-            own optimizer each time: after a resize the old one's state has the wrong sizes.
-        budget: ``{"flops": "50%"}``; per cost an amount or a share.
-        iterations: how often to shrink and expand before the last training.
-        cost: what the regularizer counts; the first of the budget's costs if not given.
-        steps: optimizer steps of a phase, for a ``fit`` that does not call ``penalty.begin``; 1000
-            are assumed without either.
-        shrink_to, strength, round_to, min_width, max_growth, weights, absorb, update, relative: see
-            :class:`~morphgraph.train.config.SearchConfig`; with ``update="subgradient"`` ``fit``
-            adds ``penalty.loss()`` to the loss.
-        seed: of the inputs of checks, and of new weights.
-
-    >>> import morphgraph as mg, torch
-    >>> from morphgraph.testing.examples import image, residual_cnn
-    >>> def fit(net, penalty):
-    ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    ...     penalty.begin(80)
-    ...     penalty.attach(optimizer)
-    ...     for _ in range(80):
-    ...         optimizer.zero_grad()
-    ...         net(image(2)).square().mean().backward()
-    ...         optimizer.step()
-    >>> result = mg.morph(residual_cnn(), (image(2),), fit, budget={"flops": "50%"})
-    >>> mg.cost(mg.lift(result.model), "flops").total <= 0.5 * mg.cost(result.graph, "flops").total
-    True
-
-    Raises:
-        ArgumentError: an argument makes no sense.
-        BudgetError: the budget cannot be met.
+    What :func:`morphgraph.learning.morph` calls for a new network, which says what is given.
     """
     aim = SearchConfig(
         budget,

@@ -143,11 +143,13 @@ class SandwichPenalty(NoPenalty):
     def state_dict(self) -> dict[str, Any]:
         """The slices' statistics, and where the draws are."""
         statistics = {name: value.clone() for name, value in self.slices.named_buffers()}
-        return {"statistics": statistics, "random": self._random.get_state()}
+        random = self._random.get_state()
+        return {"statistics": statistics, "random": random, "asked": self._asked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state."""
         self._random.set_state(state["random"].cpu())
+        self._asked = state["asked"]
         for name, value in self.slices.named_buffers():
             value.copy_(state["statistics"][name])
 

@@ -1,7 +1,7 @@
 """Whether a penalty, an optimizer and a network belong together, looked at while they run."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,8 +13,15 @@ from morphgraph.train.motion import Motion
 from morphgraph.train.regularizer import Regularizer
 from morphgraph.train.sources import BoundSource, is_shared, whole
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 _SOME = 16  # numbers of a kernel that are remembered
 _DECAYED = 0.05  # of a strength within the phase: less decay is not worth a word
+
+
+def outside_graphs(function: _Function) -> _Function:
+    """The function, into which ``torch.compile`` does not look: it would compile the controller."""
+    return cast("_Function", torch.compiler.disable(function))  # type: ignore[no-untyped-call]
 
 
 class Probe:
@@ -152,7 +159,7 @@ class Steps:
         self._stepped: dict[int, _Mark | None] = {}
         self._handles = [each.register_step_post_hook(self._hook) for each in optimizers]
 
-    @torch.compiler.disable  # else a compiled step of the optimizer would trace the budget
+    @outside_graphs  # hooks are a part of the optimizer's step, which may be compiled
     def _hook(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):

@@ -276,7 +276,7 @@ def trained_by(what: str, *, compiled: bool, budgeted: bool) -> tuple[int, list[
         if budgeted and what == "by hand":
             budget.step()
 
-    called: nn.Module = net
+    called: Any = net
     if compiled and what == "module":
         called = torch.compile(net, fullgraph=True, backend="aot_eager")
     elif compiled:
