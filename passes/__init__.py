@@ -15,6 +15,7 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
         dynamic_sizes   sequences, heights and widths that stay dynamic
         dynamic_batch   a batch that stays dynamic
         size_runs       the recipe's runs at several sizes, compared
+        relate_sizes    open sizes that follow from others, as the outputs tell
         declared        what the file declares, kept for what is written
         symbols         the dynamic sizes, and what they are analysed with
         untie           constants that were stored once become one per reader
@@ -24,6 +25,7 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
 
 coupling: the canonical model -> the channel graph
     couple              every operator's factors, laid on the axes of its values
+        caches              keys and values of earlier positions: they follow the heads
     group               classes, pins, carriers, and the channels that they leave
         factorize_axes  axes that several factors share, refined until all operators agree
         carriers        which factor of a product axis may change, and what keeps its size
@@ -95,6 +97,7 @@ refit: original, which channels stay, inputs -> the resized model with fitted ke
 
 checking: original, plan, resized model -> a report
     verify              the resized model against the masked original
+        decoding        two steps of generation, for a network with a cache
         smaller         inputs on which the check proves the same with less work
         single_precision the same network in float32, where every kernel exists
         stepwise        every value inside, from the masked original's operands

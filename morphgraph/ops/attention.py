@@ -7,6 +7,7 @@ queries and keys, ``e`` that of a head of values.
 
 from collections.abc import Sequence
 from math import sqrt
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -34,6 +35,8 @@ def _is_flat(n: OpNode) -> bool:
 @op("Attention")
 class Attention(Op):
     """Queries sum over the head size, probabilities over the keys; keys compete."""
+
+    extends = MappingProxyType({4: 1, 5: 2})
 
     @staticmethod
     def describe(n: OpNode, *, q_num_heads: int = 0, kv_num_heads: int = 0) -> Description:

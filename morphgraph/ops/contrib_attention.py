@@ -69,6 +69,7 @@ class MultiHeadAttention(Op):
     """Keys and values are ``[N, S, (heads, size)]`` or, of another sequence, heads first."""
 
     zeros = (3,)
+    extends = MappingProxyType({6: 1, 7: 2})
 
     @staticmethod
     def shape(
@@ -181,6 +182,8 @@ def _side_by_side(n: OpNode, description: Description, port: int, operands: Sequ
 class PackedAttention(_Heads):
     """Makes queries, keys and values by one kernel, whose axis is (3, heads, head size)."""
 
+    extends = MappingProxyType({4: 1})
+
     @staticmethod
     def shape(
         x: Shape,
@@ -272,6 +275,7 @@ class QuantizedAttention(Op):
 
     quantized = MappingProxyType({0: (3, 6), 1: (4, 7)})
     typed_by = 2
+    extends = MappingProxyType({8: 1})
 
     @staticmethod
     def shape(x: Shape, kernel: Shape, *others: Shape | None, num_heads: int) -> list[Shape | None]:
@@ -335,6 +339,8 @@ class GroupQueryAttention(Op):
 
     It takes head sizes that are multiples of 8 or 16, and rotates positions in pairs.
     """
+
+    extends = MappingProxyType({3: 1, 4: 2})
 
     @staticmethod
     def shape(

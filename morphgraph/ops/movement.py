@@ -49,6 +49,7 @@ class Transpose(Op):
 @op("Concat")
 class Concat(Op):
     moves = True
+    joins = True
 
     @staticmethod
     def describe(n: OpNode, *, axis: int) -> Description:

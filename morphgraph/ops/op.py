@@ -81,6 +81,9 @@ class Op:
             one for each.
         lengths: per operand that must fit the sizes of the others the number that it holds where
             nothing is padded.
+        extends: by operand that holds a cache of earlier positions the result that holds them
+            and the new ones.
+        joins: the result is the operands behind each other.
         inert: in inference the result is the first operand as it is.
         clamp: the range in which a function of one operand gives it as it is, and beyond which it
             gives the range's end: from nothing to something, ``(low, high)``.
@@ -122,6 +125,8 @@ class Op:
     resize: ClassVar[Callable[..., None] | None] = None
     lengths: ClassVar[Callable[..., Mapping[int, int]] | None] = None
     initial: ClassVar[Callable[..., Mapping[int, Any]] | None] = None
+    extends: ClassVar[Mapping[int, int]] = MappingProxyType({})
+    joins: ClassVar[bool] = False
     inert: ClassVar[bool] = False
     clamp: ClassVar[Callable[..., tuple[float, float] | None] | None] = None
     permutation: ClassVar[Callable[..., tuple[int, ...]] | None] = None

@@ -39,6 +39,7 @@ from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.expected import note_expected
 from morphgraph.passes.canonical.fold import fold_constants
 from morphgraph.passes.canonical.lengths import note_lengths
+from morphgraph.passes.canonical.relate_sizes import relate_sizes
 from morphgraph.passes.canonical.separate_packed import separate_packed
 from morphgraph.passes.canonical.size_runs import Digests
 from morphgraph.passes.canonical.split_sequences import split_sequences
@@ -86,9 +87,10 @@ def canonicalize(
     _sort(bound.graph)
     name_nodes(bound.graph)
     original = bound
-    symbols = input_symbols(bound)
+    related = relate_sizes(original, _fold)
+    symbols = input_symbols(related)
     if symbols:
-        bound = keep_sizes_dynamic(original, symbols, _fold)
+        bound = keep_sizes_dynamic(related, symbols, _fold)
     else:
         bound = original.clone()
         _fold(bound, frozenset())

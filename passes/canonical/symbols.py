@@ -2,9 +2,13 @@
 
 A model is canonicalized at static sizes: once with every symbol at its analysis size, and once
 more per symbol with that one enlarged (:mod:`morphgraph.passes.canonical.size_runs`).
+
+A size may be a sum of others, ``past_length + length``: exporters write so for what a cache and new
+tokens are together.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -22,7 +26,7 @@ class Symbol:
 
     Attributes:
         name: as the model has it.
-        axes: ``(input, axis)`` of all axes that have this size.
+        axes: ``(input, axis)`` of all axes that have this size, or a sum with it in it.
         size: its analysis size.
         larger: the enlarged one.
     """
@@ -43,17 +47,64 @@ def input_symbols(model: ir.Model) -> list[Symbol]:
     axes: dict[str, list[tuple[str, int]]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     batch = next((d.value for v in model.graph.inputs if (d := _dim(v, 0)) and d.value), "batch")
+    known = plain_names(model)
     for value in model.graph.inputs:
-        rank = len(value.shape or ())
-        for axis in range(rank):
+        for axis in range(len(value.shape or ())):
             dim = _dim(value, axis)
             if dim is None:
                 continue
-            name = dim.value if dim.value not in _NAMELESS else f"{value.name}_{axis}"
-            name = batch if axis == 0 else name or ""
-            axes.setdefault(name, []).append((value.name or "", axis))
+            place = (value.name or "", axis)
+            terms, _ = addends(dim, known) if axis else ({}, 0)
+            if terms:
+                for name, times in terms.items():
+                    axes.setdefault(name, []).extend([place] * times)
+                    sizes[name] = _LENGTH  # what is added up are lengths
+                continue
+            name = batch if axis == 0 else size_name(value, axis)
+            axes.setdefault(name, []).append(place)
             sizes.setdefault(name, BATCH if axis == 0 else _sizes_of(value, axis))
     return [Symbol(name, tuple(axes[name]), *sizes[name]) for name in axes]
+
+
+def size_name(value: ir.Value, axis: int) -> str:
+    """What an open size of an input is called; a name of its own where the file has none."""
+    dim = _dim(value, axis)
+    name = None if dim is None else dim.value
+    return f"{value.name}_{axis}" if name is None or name in _NAMELESS else name
+
+
+def plain_names(model: ir.Model) -> frozenset[str]:
+    """The names that open sizes of inputs have, behind the batch; sums of others among them."""
+    return frozenset(
+        size_name(value, axis)
+        for value in model.graph.inputs
+        for axis in range(1, len(value.shape or ()))
+        if _dim(value, axis) is not None
+    )
+
+
+def addends(dim: ir.SymbolicDim, known: Collection[str]) -> tuple[dict[str, int], int]:
+    """A size that is a sum of known ones: how often each is added, and a number.
+
+    Nothing is added where it is no sum, or of sizes that are not known.
+
+    >>> addends(ir.SymbolicDim("past + 2*length + 1"), {"past", "length"})
+    ({'past': 1, 'length': 2}, 1)
+    >>> addends(ir.SymbolicDim("past + length"), {"length"})
+    ({}, 0)
+    """
+    parts = (dim.value or "").replace(" ", "").split("+")
+    terms: dict[str, int] = {}
+    number = 0
+    for part in parts:
+        times, _, name = part.rpartition("*")
+        if part.isdecimal():
+            number += int(part)
+        elif name in known and (times.isdecimal() or not times):
+            terms[name] = terms.get(name, 0) + int(times or 1)
+        else:
+            return {}, 0
+    return (terms, number) if len(parts) > 1 or dim.value not in known else ({}, 0)
 
 
 def _sizes_of(value: ir.Value, axis: int) -> tuple[int, int]:
@@ -90,14 +141,16 @@ def input_shapes(
 ) -> dict[str, list[int]]:
     """Static shapes of a model's inputs: at the analysis sizes, some symbols enlarged."""
     larger = set(enlarged)
-    sizes = {
-        place: symbol.larger if symbol in larger else symbol.size
-        for symbol in symbols
-        for place in symbol.axes
-    }
+    sizes: Counter[tuple[str, int]] = Counter()
+    for symbol in symbols:
+        for place in symbol.axes:
+            sizes[place] += symbol.larger if symbol in larger else symbol.size
+    known = plain_names(model)
     return {
         value.name or "": [
-            size if isinstance(size, int) else sizes[value.name or "", axis]
+            size
+            if isinstance(size, int)
+            else sizes[value.name or "", axis] + (addends(size, known)[1] if axis else 0)
             for axis, size in enumerate(value.shape or ())
         ]
         for value in model.graph.inputs

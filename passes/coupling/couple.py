@@ -11,6 +11,7 @@ from morphgraph.graph import Couplings, Dim, Edge, GraphOp, OpFactor
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import DYNAMIC_AXES_KEY, captured_values, node_label, static_shape
 from morphgraph.ops import Description, OpNode, describe, entry_of, mismatch_hint
+from morphgraph.passes.coupling.caches import following_axes
 
 
 def couple(model: ir.Model, pin_outputs: bool = True, pin_rows: bool = True) -> Couplings:
@@ -179,9 +180,12 @@ class _Coupler:
         interface = [("input", value) for value in self.model.graph.inputs]
         if self.pin_outputs:
             interface += [("output", value) for value in self.model.graph.outputs]
+        follows = following_axes(self.model)
         for side, value in interface:
-            for dim in self._dims_of(value):
-                self.pins[dim] = f"graph {side} '{value.name}'"
+            free = follows.get(value.name or "", ())
+            for axis, dim in enumerate(self._dims_of(value)):
+                if axis not in free:
+                    self.pins[dim] = f"graph {side} '{value.name}'"
 
     def _dims_of(self, value: ir.Value) -> range:
         """The ids of a value's dims; none for a value that no factor stands on."""

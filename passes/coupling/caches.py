@@ -1,0 +1,68 @@
+"""Caches: inputs that hold keys and values of earlier positions, and outputs that hold more of them.
+
+What a run gives as a cache the next run takes, so both change together, and nobody else reads them:
+their heads and head sizes are no interface but channels.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import onnx_ir as ir
+
+from morphgraph.onnx_io import DYNAMIC_AXES_KEY, known_shape, static_shape
+from morphgraph.ops import facts_of
+
+
+def caches(model: ir.Model) -> Mapping[str, str]:
+    """By the input of a canonical model that is a cache the output that continues it."""
+    return {
+        past.name or "": present.name or ""
+        for node in model.graph
+        for port, k in _extended(node)
+        if (past := _input(node.inputs[port])) is not None
+        and (present := _output(node.outputs[k])) is not None
+        and past.dtype == present.dtype
+        and (present.uses() or not facts_of(node).joins)  # who joins only to return is no attention
+        and _axes(past, present)
+    }
+
+
+def following_axes(model: ir.Model) -> Mapping[str, frozenset[int]]:
+    """By name of an input or output that is a cache the axes that hold channels."""
+    values = {v.name or "": v for v in (*model.graph.inputs, *model.graph.outputs)}
+    found: dict[str, frozenset[int]] = {}
+    for past, present in caches(model).items():
+        axes = _axes(values[past], values[present])
+        found |= {past: axes, present: axes}
+    return found
+
+
+def _extended(node: ir.Node) -> Iterator[tuple[int, int]]:
+    """Operands of which a result is a longer one, with that result."""
+    facts = facts_of(node)
+    pairs = dict.fromkeys(range(len(node.inputs)), 0) if facts.joins else facts.extends
+    for port, k in pairs.items():
+        if port < len(node.inputs) and k < len(node.outputs):
+            yield port, k
+
+
+def _input(value: ir.Value | None) -> ir.Value | None:
+    """The value, if it is an input that nobody else reads: others are more than a cache."""
+    is_cache = value is not None and value.is_graph_input() and len(value.uses()) == 1
+    return value if is_cache else None
+
+
+def _output(value: ir.Value) -> ir.Value | None:
+    return value if value.is_graph_output() else None
+
+
+def _axes(past: ir.Value, present: ir.Value) -> frozenset[int]:
+    """The axes behind the batch that are as long in both, whatever is run."""
+    if known_shape(past) is None and past.shape is None:
+        return frozenset()
+    before, after = static_shape(past), static_shape(present)
+    moving = past.meta.get(DYNAMIC_AXES_KEY, frozenset())
+    if len(before) != len(after):
+        return frozenset()
+    return frozenset(
+        axis for axis in range(1, len(before)) if before[axis] == after[axis] and axis not in moving
+    )
