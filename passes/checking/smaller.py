@@ -138,7 +138,7 @@ def _proves_the_same(
     ) and all(
         _meets_as_much(slides[node], *_operand_and_result(node, slides[node].window, small))
         if node in slides
-        else _is_even(node, graph.shapes, small)
+        else _is_even(node, graph.shapes, small) and _moves_all(node, graph.shapes, small)
         for node in graph.model.graph
     )
 
@@ -157,6 +157,17 @@ def _is_even(node: ir.Node, full: Mapping[str, Shape], small: Mapping[str, Shape
     kept = {name for name in names if small.get(name) == full.get(name)}
     return len(kept) == len(names) or not any(
         size > 1 for name in kept for size in full.get(name, ())[_SPACE:]
+    )
+
+
+def _moves_all(node: ir.Node, full: Mapping[str, Shape], small: Mapping[str, Shape]) -> bool:
+    """Whether what moves each number does so at these sizes as well: inference does not count."""
+    if not facts_of(node).moves:
+        return True
+    names = [value.name or "" for value in (*node.inputs[:1], *node.outputs[:1]) if value]
+    return not all(name in full and name in small for name in names) or (
+        len({math.prod(full[name]) for name in names}) > 1
+        or len({math.prod(small[name]) for name in names}) == 1
     )
 
 

@@ -58,6 +58,15 @@ POSITIONED = """net (float[1,3,32,32] x, float[6,3,4,4] w0, float[1,6,8,8] place
     y = Conv<kernel_shape=[1,1]>(b, w1)
 }"""
 
+# A target that holds a size, which shape inference does not count.
+RESHAPED = """net (float[1,3,32,32] x, float[6,3,4,4] w0, float[6,5] w1) => (float[1,64,5] y)
+<int64[3] target = {1,6,64}> {
+    a = Conv<kernel_shape=[4,4], strides=[4,4]>(x, w0)
+    r = Reshape(a, target)
+    t = Transpose<perm=[0,2,1]>(r)
+    y = MatMul(t, w1)
+}"""
+
 # A kernel that is computed from the input is not known to slide.
 COMPUTED = """net (float[1,3,32,32] x, float[6,3,3,3] w0, float[5,6,3,3] w1)
     => (float[1,5,32,32] y) <int64[3] axes = {1,2,3}> {
@@ -91,6 +100,6 @@ def test_wrong_slices_are_found_on_smaller_inputs(
     assert taken
 
 
-@pytest.mark.parametrize("text", [FLATTENED, POSITIONED, COMPUTED])
+@pytest.mark.parametrize("text", [FLATTENED, RESHAPED, POSITIONED, COMPUTED])
 def test_where_something_holds_a_size_there_are_none(text: str) -> None:
     assert smaller_inputs(mg.lift(model_from_text(text))) is None
