@@ -39,6 +39,7 @@ analysis: the channel graph -> facts about it
     evaluate            a part of a model, run in ONNX Runtime
     liveness            what goes and what becomes constant when whole groups go
         deaths              the same with one death after the other: what each changes
+    least               how many channels a group must have
     selection           which positions of every axis stay when channels go
     dependence          which positions depend on a graph input
     cost                what a network costs at any widths

@@ -105,7 +105,8 @@ class _Allocation:
         self.fixed = np.zeros(len(allowed.blocks), dtype=bool)
         costs = [constraint.cost for constraint in constraints]
         self.state = WidthsAlong(costs, allowed.ceilings, *([0] if allowed.parts else []))
-        self.below, self.above = self.widths.copy(), self.widths.copy()
+        self.below: IntArray = self.widths.copy()
+        self.above: IntArray = self.widths.copy()
         self.loss_now, self.loss_below, self.loss_above = np.zeros((3, len(graph.groups)))
         self._look(range(len(graph.groups)))
         self.parts = Parts(graph, allowed.parts, costs)
@@ -296,7 +297,8 @@ class _Allocation:
         """Blocks whose living groups can all grow by a step, ``[blocks]``."""
         living = self.state.widths > 0
         stays = living & (self.above <= self.state.widths)
-        return (self._sums(living.astype(float)) > 0) & (self._sums(stays.astype(float)) == 0)
+        can: Flags = (self._sums(living.astype(float)) > 0) & (self._sums(stays.astype(float)) == 0)
+        return can
 
     def _fill(self, held: int = -1) -> None:
         """Grow where that fits, first what wins most for its cost; not the block ``held``."""
