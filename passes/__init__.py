@@ -59,6 +59,7 @@ planning: facts and a budget -> a plan: which channels stay
         steps           which multiples of channels suit runtimes, by group
         grids           multiples of a number of channels, as a group counts them
     outputs             the channels of classes and tokens that are to stay
+        vocabulary          which tokens a text uses, and where a network has them
     constraints         budgets as limits on costs
         finer           finer steps where a budget needs them, for as few groups as possible
     build               from widths or channels to a plan
