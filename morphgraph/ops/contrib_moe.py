@@ -5,7 +5,7 @@ of every stack of weights; which of them are taken, all compete for.
 """
 
 from morphgraph.arrays import Shape
-from morphgraph.ops.op import Description, Op, OpNode, Place, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, Place, UnsupportedFormError, from_line, op
 
 _DOMAIN = "com.microsoft"
 
@@ -30,6 +30,8 @@ class MoE(_Mixture):
 
     @staticmethod
     def describe(n: OpNode, *, k: int = 1, swiglu_fusion: int = 0) -> Description:
+        if swiglu_fusion not in _FUSED:
+            raise UnsupportedFormError(f"MoE with swiglu_fusion={swiglu_fusion}")
         rows = _FUSED[swiglu_fusion]
         description = from_line(
             n,

@@ -109,7 +109,7 @@ class _Allocation:
         self.above: IntArray = self.widths.copy()
         self.loss_now, self.loss_below, self.loss_above = np.zeros((3, len(graph.groups)))
         self._look(range(len(graph.groups)))
-        self.parts = Parts(graph, allowed.parts, costs)
+        self.parts = Parts(allowed.parts, costs)
         self.part_loss = np.array([self._loss_of(part.groups, losses) for part in allowed.parts])
         self.gone: set[int] = set()  # parts that have gone
         self.refused: set[int] = set()  # and those without which nothing would be left
@@ -177,8 +177,8 @@ class _Allocation:
 
     def _sums(self, numbers: FloatArray) -> FloatArray:
         """Of the groups of every block, ``[blocks]``."""
-        sums: FloatArray = np.bincount(self.block_of, numbers, minlength=len(self.allowed.blocks))
-        return sums
+        count = len(self.allowed.blocks)
+        return np.bincount(self.block_of, numbers, minlength=count).astype(np.float64)
 
     def _living(self, number: int) -> list[int]:
         """The groups of a block that have not gone."""
