@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from morphgraph.passes.planning.expand import expand as expand
     from morphgraph.passes.planning.nested import Ranking as Ranking
     from morphgraph.passes.planning.uniform import uniform as uniform
+    from morphgraph.passes.planning.vocabulary import (
+        frequent_tokens as frequent_tokens,
+        token_map as token_map,
+    )
     from morphgraph.passes.rewrite.fresh import fresh as fresh
     from morphgraph.plans import Plan as Plan
     from morphgraph.report.explain import explain as explain
@@ -102,6 +106,8 @@ _HOMES = {
     "sensitivity": "morphgraph.passes.checking.sensitivity",
     "save": "morphgraph.workflow",
     "data_scores": "morphgraph.shrinking",
+    "frequent_tokens": "morphgraph.passes.planning.vocabulary",
+    "token_map": "morphgraph.passes.planning.vocabulary",
     "shrink": "morphgraph.shrinking",
     "smoke": "morphgraph.train.smoke",
     "taylor": "morphgraph.train.taylor",

@@ -215,7 +215,10 @@ class Couplings:
 
     ``input_independent`` names the values that no graph input reaches: weights, and what is
     computed from them alone, ``rows`` the factors whose elements are rows of a weight, named by
-    number at run time.
+    number at run time. ``ties`` are pairs of factors with the same elements in the same order: an
+    axis whose positions are numbered, and one that is read by these numbers. ``least`` says how
+    many elements a factor must have, ``numbered`` by operator which of its results hold positions
+    of which factor.
     """
 
     model: ir.Model
@@ -232,6 +235,9 @@ class Couplings:
     reluctant: frozenset[int]
     eager: frozenset[int]
     rows: frozenset[int] = frozenset()
+    ties: Sequence[tuple[int, int]] = ()
+    least: Mapping[int, int] = field(default_factory=dict)
+    numbered: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def on_weight(self, edge: Edge) -> bool:

@@ -23,6 +23,7 @@ from morphgraph.passes.planning.bounds import WidthBounds, Widths
 from morphgraph.passes.planning.build import warn_of_price
 from morphgraph.passes.planning.constraints import Budget
 from morphgraph.passes.planning.outputs import Classes
+from morphgraph.passes.planning.vocabulary import by_vocabulary
 from morphgraph.plans import Plan
 from morphgraph.shrinker import LIMIT, Shrinker
 from morphgraph.shrinking import finish
@@ -47,6 +48,7 @@ def plan(
     depth: Depth = "keep",
     keep_classes: Classes = (),
     keep_tokens: Classes = (),
+    vocabulary: Sequence[int] = (),
     seed: int = 0,
     convention: Convention = "default",
     allocation: Allocation | None = None,
@@ -85,6 +87,10 @@ def plan(
             number several tables), and with them the tokens of a head tied to it. The graph must be
             lifted with ``pin_rows=False`` (and ``pin_outputs=False`` for a tied head). The new
             id of a token is its place among those that stay, in ascending order.
+        vocabulary: ids of the tokens that a language model keeps, in its embedding and in all
+            outputs that have the tokens, whether their head is tied to it or not
+            (:func:`morphgraph.frequent_tokens`, :func:`morphgraph.token_map`). Lift the graph with
+            ``pin_rows=False, pin_outputs=False``.
         seed: of ``score="random"``, and of what is drawn from ``data``.
         convention: of the costs.
         allocation: what scores of different groups are to each other: ``"shares"`` of what is left
@@ -119,6 +125,10 @@ def plan(
     0.75
     """
     require_data(score, data is not None)
+    if len(vocabulary):
+        if len(keep_classes) or len(keep_tokens):
+            raise ArgumentError("vocabulary says what outputs and tables keep; give it alone")
+        keep_classes, keep_tokens = by_vocabulary(graph, vocabulary)
     budget = on_device(budget, device)
     if isinstance(score, str) and score in DATA_SCORES:
         bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, depth=depth)

@@ -39,6 +39,7 @@ analysis: the channel graph -> facts about it
     evaluate            a part of a model, run in ONNX Runtime
     liveness            what goes and what becomes constant when whole groups go
         deaths              the same with one death after the other: what each changes
+    least               how many channels a group must have
     selection           which positions of every axis stay when channels go
     dependence          which positions depend on a graph input
     cost                what a network costs at any widths
@@ -58,6 +59,7 @@ planning: facts and a budget -> a plan: which channels stay
         steps           which multiples of channels suit runtimes, by group
         grids           multiples of a number of channels, as a group counts them
     outputs             the channels of classes and tokens that are to stay
+        vocabulary          which tokens a text uses, and where a network has them
     constraints         budgets as limits on costs
         finer           finer steps where a budget needs them, for as few groups as possible
     build               from widths or channels to a plan

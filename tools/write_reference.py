@@ -49,6 +49,7 @@ _FAMILIES = {
     "quantize": "Quantized numbers",
     "contrib": "ONNX Runtime's own (`com.microsoft`)",
     "contrib_attention": "ONNX Runtime's own, around attention (`com.microsoft`)",
+    "contrib_moe": "ONNX Runtime's own, mixtures of experts (`com.microsoft`)",
     "contrib_quantize": "ONNX Runtime's own, quantized (`com.microsoft`)",
     "ml": "Features of tables (`ai.onnx.ml`)",
     "barriers": "Barriers",
@@ -58,6 +59,7 @@ _FAMILIES = {
 _MAPPED = (
     *("movement", "reshape", "padding", "interpolation", "indexing", "sizes"),
     "com.microsoft::QLinearConcat",
+    "com.microsoft::QMoE",
 )
 
 
@@ -136,6 +138,13 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     ),
     "com.microsoft::DynamicQuantizeMatMul": (Example("2x6x8, 8x4, 4, 4, 4 -> 2x6x4", {}),),
     "com.microsoft::MatMulIntegerToFloat": (Example("2x6x8, 8x4, 1, 4, 1, 4, 4 -> 2x6x4", {}),),
+    "com.microsoft::MoE": (
+        Example("5x8, 5x4, 4x6x8, 4x6, 4x8x6, 4x8 -> 5x8", {"k": 2}),
+        Example("5x8, 5x4, 4x12x8, 4x12, 4x8x6, 4x8 -> 5x8", {"k": 2, "swiglu_fusion": 1}),
+    ),
+    "com.microsoft::QMoE": (
+        Example("5x8, 5x4, 4x6x4, 4x6, 4x6, 4x8x3, 4x8, 4x8 -> 5x8", {"k": 2}),
+    ),
     "com.microsoft::MatMulNBits": (
         Example("2x6x32, 4x2x8, 4x2 -> 2x6x4", {"K": 32, "N": 4, "bits": 4, "block_size": 16}),
     ),

@@ -32,6 +32,7 @@ from morphgraph.onnx_io.inputs import load_indices
 from morphgraph.options import DATA_SCORES, Score, option
 from morphgraph.passes.analysis.cost import on_device
 from morphgraph.passes.planning import removal_path, uniform as by_width
+from morphgraph.passes.planning.vocabulary import by_vocabulary
 from morphgraph.report.planning import plan_report
 from morphgraph.steps import measured_plan
 
@@ -105,6 +106,14 @@ def plan(
             metavar="[TABLE=]FILE",
         ),
     ] = (),
+    vocabulary: Annotated[
+        Path | None,
+        option(
+            "Token ids that a language model keeps, in its embedding and in all outputs that have "
+            "the tokens, tied or not; a file as for --keep-tokens. Keep special tokens among them.",
+            metavar="FILE",
+        ),
+    ] = None,
     sensitivity: Annotated[
         bool,
         option(
@@ -142,7 +151,12 @@ def plan(
     is shown and not written. What calibration inputs say of the channels (--score data --data FILE)
     serves networks that are not trained again; `shrink` goes the whole way.
     """
-    by_index = bool(classes or tokens)
+    by_index = bool(classes or tokens or vocabulary)
+    if vocabulary is not None and (classes or tokens):
+        raise click.UsageError(
+            "--vocabulary says what outputs and tables keep; leave --keep-classes and "
+            "--keep-tokens out"
+        )
     by_data = options.score in DATA_SCORES
     if by_data and data is None:
         raise click.UsageError(f"--score {options.score} needs calibration inputs; give --data")
@@ -178,7 +192,13 @@ def plan(
         "keep_tokens": _alone({name: load_indices(path) for name, path in tokens}),
     }
     check_output(output, overwrite, model, *((data,) if data else ()))
-    graph = open_graph(model, lifting, pin_outputs=not by_index, pin_rows=not tokens)
+    graph = open_graph(
+        model, lifting, pin_outputs=not by_index, pin_rows=not (tokens or vocabulary)
+    )
+    if vocabulary is not None:
+        ids = load_indices(vocabulary)
+        with naming(model, ModelError):
+            kept["keep_classes"], kept["keep_tokens"] = by_vocabulary(graph, ids)
     if options.score != "random":
         warn_of_weights(model, graph)
     samples = reading.read(data, graph.model, options.seed) if data else None
@@ -270,8 +290,8 @@ def _check_request(
     refuse_repeated(budgets)
     if not budgets and ratio is None and not has_wishes:
         raise click.UsageError(
-            "say what the result may cost: --budget, --uniform, --set, --keep-classes or "
-            "--keep-tokens"
+            "say what the result may cost: --budget, --uniform, --set, --keep-classes, "
+            "--keep-tokens or --vocabulary"
         )
     if ratio == _FIT and not budgets:
         raise click.UsageError("--uniform fit needs a --budget to fit")

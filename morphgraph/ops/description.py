@@ -102,6 +102,10 @@ class Description:
         broadcast: factors over which an operand of size 1 is repeated, as ONNX broadcasts.
         rows: factors whose elements an operand names by number at run time (the rows of an
             embedding): pinned, unless whoever makes the numbers follows.
+        numbers: results that hold positions on an axis, with the factor that stands there: pinned,
+            unless all who read these numbers follow.
+        indexed: factors at whose elements an operand's numbers point, with that operand's port.
+        least: how many elements of a factor there must be.
         opaque: why nothing is known of the op, for one without an entry.
     """
 
@@ -116,6 +120,9 @@ class Description:
     silent: Mapping[int, int] = field(default_factory=dict)
     broadcast: frozenset[str] = frozenset()
     rows: frozenset[str] = frozenset()
+    numbers: Mapping[int, str] = field(default_factory=dict)
+    indexed: Mapping[str, int] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
     opaque: str | None = None
 
     def add(

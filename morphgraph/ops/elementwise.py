@@ -66,6 +66,8 @@ class IsInf(Unary):
 
 @op("Cast")
 class Cast(Elementwise):
+    converts = True
+
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, to: int) -> "fx.Node":
         return b.method("to", b.tensor(n, 0), b.dtype(to))

@@ -53,7 +53,9 @@ class GatherElements(Op):
         if source is not None:
             gathered(description, axis, axis, wrapped(source, data[axis]))
             return description
-        description.pin(0, axis, data[axis], _RUN_TIME if indices is None else _MIXED)
+        reason = _RUN_TIME if indices is None else _MIXED
+        description.add("rows", data[axis], [Place(0, axis)], reason)
+        description.indexed = {"rows": 1} if indices is None else {}
         description.add(f"a{axis}", shape[axis], [Place(port, axis) for port in ports])
         return description
 
@@ -134,7 +136,9 @@ class GatherND(Op):
         else:
             reason = _RUN_TIME if n.const(1) is None else _MIXED
             for axis in range(batch_dims, batch_dims + depth):
-                description.pin(0, axis, data[axis], reason)
+                description.add(f"rows{axis}", data[axis], [Place(0, axis)], reason)
+            if depth == 1 and n.const(1) is None:
+                description.indexed = {f"rows{batch_dims}": 1}
             for axis in range(batch_dims, front):
                 places = [Place(port, axis) for port in ports]
                 description.add(f"i{axis}", shape[axis], places)

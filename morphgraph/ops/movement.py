@@ -248,6 +248,7 @@ class Gather(Op):
         if indices is None:
             description.add("rows", shape[axis], [Place(0, axis)], "indexed at run time")
             description.rows = frozenset({"rows"} if n.is_weight(0) else ())
+            description.indexed = {"rows": 1}
             for k, size in enumerate(n.shape(1)):
                 description.add(f"i{k}", size, [Place(1, k), Place(~0, axis + k)])
         elif rank == 1:

@@ -85,6 +85,7 @@ class Op:
             and the new ones.
         joins: the result is the operands behind each other.
         inert: in inference the result is the first operand as it is.
+        converts: the result holds the numbers of the first operand in another type.
         clamp: the range in which a function of one operand gives it as it is, and beyond which it
             gives the range's end: from nothing to something, ``(low, high)``.
         permutation: the order in which the result has the operand's axes.
@@ -128,6 +129,7 @@ class Op:
     extends: ClassVar[Mapping[int, int]] = MappingProxyType({})
     joins: ClassVar[bool] = False
     inert: ClassVar[bool] = False
+    converts: ClassVar[bool] = False
     clamp: ClassVar[Callable[..., tuple[float, float] | None] | None] = None
     permutation: ClassVar[Callable[..., tuple[int, ...]] | None] = None
     linear: ClassVar[Callable[..., Linear | None] | None] = None

@@ -21,13 +21,18 @@ def _constant_axis(n: OpNode, i: int) -> int:
 
 @op("TopK")
 class TopK(Op):
+    """Ranks positions; they may go if whoever reads their numbers reads an axis that follows."""
+
     @staticmethod
     def describe(n: OpNode, *, axis: int = -1) -> Description:
         names = _names(n, axis)
-        out = list(names)
+        ranked, out = names[axis], list(names)
         out[axis] = "K"
         line = f"{' '.join(names)}, _ -> {' '.join(out)}, {' '.join(out)}"
-        return from_line(n, line, reason="ranked by TopK")
+        description = from_line(n, line, statistical=ranked, reason="ranked by TopK")
+        description.numbers = {1: ranked}
+        description.least = {ranked: n.out(0)[axis]}
+        return description
 
     @staticmethod
     def lower(

@@ -163,8 +163,12 @@ class _Polynomial:
         self._class_of = members.col
         self._gradient = Sums(members.row, len(graph.groups))
         self._contest = _Contest(cost)
-        self._total = self._largest = 0.0
-        self._restart()
+        self._sizes = cost.sizes(self.widths)
+        self._counted = cost.counted(self.widths)
+        self._counts = np.zeros(len(self._every))
+        self._total, self._moves = 0.0, 0
+        self._update(self._every)
+        self._total = self._largest = cost.at(self.widths)
 
     @property
     def at(self) -> float:
@@ -216,16 +220,6 @@ class _Polynomial:
         if len(vanished):
             self._total = float(self._counts.sum())  # nothing is left over from rounding
         return changed
-
-    def _restart(self) -> None:
-        """Compute everything, at first."""
-        self._sizes = self.cost.sizes(self.widths)
-        self._counted = self.cost.counted(self.widths)
-        self._counts = np.zeros(len(self._every))
-        self._total, self._moves = 0.0, 0
-        self._update(self._every)
-        self._total = self.cost.at(self.widths)
-        self._largest = self._total
 
     def _update(self, rows: IntArray) -> IntArray:
         """Compute these terms anew, and what depends on them; the groups with other slopes."""

@@ -171,6 +171,21 @@ def readers(graph: ChannelGraph) -> list[Source]:
     return _sources(graph, summed)
 
 
+def expert_stacks(graph: ChannelGraph) -> list[Source]:
+    """The axes of stacks of kernels of which the network chooses some for every token.
+
+    No operator reads such a stack as one kernel, so that none makes the channels inside.
+    """
+    couplings = graph.couplings
+    chosen = {int(graph.vertex_class[vertex]) for vertex in couplings.least}
+    found: list[int] = []
+    for name in graph.model.graph.initializers if chosen else ():
+        first, rank = couplings.first_dim.get(name), len(graph.shapes.get(name, ()))
+        if first is not None and rank > 2 and int(graph.vertex_class[first]) in chosen:
+            found += range(first, first + rank)
+    return _sources(graph, found)
+
+
 def norm_scales(graph: ChannelGraph) -> list[Source]:
     """The scales of all norms with running statistics: of BatchNorms."""
     sources = {}

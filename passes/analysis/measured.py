@@ -5,7 +5,7 @@ kernel's time then follows its sizes as the device's profile has them: a stairca
 What a channel costs is therefore the secant over a block of channels, not a slope.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -81,7 +81,7 @@ class MeasuredCost(Cost):
         near = self._around(graph.widths)
         now = [replace(each.kernel, around=near) for each in kernels]
         self._now = profile.predictor.times(now) * MILLISECONDS
-        self._live: dict[frozenset[int], frozenset[int]] = {}
+        self._live: dict[frozenset[int], AbstractSet[int]] = {}
         # Sizes that the graph counts at another batch than the kernels ran on.
         self._base = [self._kernel_at(place, graph.widths, near) for place in range(len(kernels))]
 
@@ -161,7 +161,7 @@ class MeasuredCost(Cost):
             ]
         )
 
-    def _ops_live(self, widths: IntArray) -> frozenset[int]:
+    def _ops_live(self, widths: IntArray) -> AbstractSet[int]:
         dead = frozenset(np.flatnonzero(widths == 0).tolist())
         if dead not in self._live:
             every = frozenset(range(len(self.graph.ops)))

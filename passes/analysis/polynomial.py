@@ -6,7 +6,7 @@ costs have one piece, a roofline's block has two, peak memory one per moment. Th
 of the active pieces.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -102,6 +102,7 @@ class Cost:
         self._op_index = np.array([term.op_index for term in terms], dtype=np.int64)
         self._value = [term.value for term in terms]
         self._present: dict[frozenset[int], Flags] = {}
+        self._gone: dict[frozenset[int], IntArray] = {}
 
     @cached_property
     def _terms_of(self) -> Mapping[str, Sequence[int]]:
@@ -110,6 +111,14 @@ class Cost:
         for row, value in enumerate(self._value):
             if value:
                 found.setdefault(value, []).append(row)
+        return found
+
+    @cached_property
+    def _terms_of_op(self) -> Mapping[int, Sequence[int]]:
+        """The terms that count while an operator is there."""
+        found: dict[int, list[int]] = {}
+        for row, op_index in enumerate(self._op_index.tolist()):
+            found.setdefault(op_index, []).append(row)
         return found
 
     @cached_property
@@ -219,6 +228,20 @@ class Cost:
                 counted[self._terms_of[value]] = False
             self._present = {dead: counted}
         return self._present[dead]
+
+    def gone_with(self, dead: Iterable[int]) -> IntArray:
+        """The terms that vanish when some groups die in the network as it is."""
+        key = frozenset(dead)
+        if key not in self._gone:
+            self._gone[key] = self._gone_with(key)
+        return self._gone[key]
+
+    def _gone_with(self, dead: frozenset[int]) -> IntArray:
+        now, then = liveness(self.graph, ()), liveness(self.graph, dead)
+        rows = [row for k in now.live - then.live for row in self._terms_of_op.get(k, ())]
+        vanished = then.vanished_values - now.vanished_values
+        rows += [row for value in vanished for row in self._terms_of.get(value, ())]
+        return np.unique(np.array(rows, dtype=np.int64))
 
     def _gradient(
         self, widths: FloatArray | IntArray, weights: FloatArray, counted: Flags

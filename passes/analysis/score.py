@@ -16,6 +16,7 @@ from morphgraph.passes.analysis.channel_sources import (
     ComputedKernel,
     Source,
     computed_kernels,
+    expert_stacks,
     norm_scales,
     stored_kernels,
 )
@@ -143,6 +144,9 @@ def scored(graph: ChannelGraph, kind: Score = "l2", seed: int = 0) -> FloatArray
         "bn": group_lasso(),
     }
     scores = strengths(graph, stored_kernels(graph), norms[kind], computed_kernels(graph))
+    if stacks := expert_stacks(graph):
+        inside = strengths(graph, stacks, norms[kind])
+        scores = np.where(np.isnan(scores), inside, scores)
     if kind == "bn":
         by_norm = strengths(graph, norm_scales(graph), group_lasso(1.0))
         scores = np.where(np.isnan(by_norm), scores, by_norm)

@@ -67,7 +67,7 @@ def _means(
         mean = _reduced(editor, value, _other_axes(graph, name))
         names[mean.name or ""] = name
         model.graph.outputs.append(mean)
-    sums = dict.fromkeys(values, 0.0)
+    sums: dict[str, Array] = dict.fromkeys(values, np.zeros(()))
     count = 0
     for batch, found in _with_feeds(model, feeds, threads):
         samples = len(next(iter(batch.values())))

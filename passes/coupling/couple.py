@@ -10,7 +10,7 @@ from morphgraph.errors import ModelError
 from morphgraph.graph import Couplings, Dim, Edge, GraphOp, OpFactor
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import DYNAMIC_AXES_KEY, captured_values, node_label, static_shape
-from morphgraph.ops import Description, OpNode, describe, entry_of, mismatch_hint
+from morphgraph.ops import Description, OpNode, describe, entry_of, facts_of, mismatch_hint
 from morphgraph.passes.coupling.caches import following_axes
 
 
@@ -51,6 +51,10 @@ class _Coupler:
         self.preferences: dict[int, tuple[str, ...]] = {}
         self.reluctant: set[int] = set()
         self.eager: set[int] = set()
+        self.ties: list[tuple[int, int]] = []
+        self.least: dict[int, int] = {}
+        self.numbered: dict[int, dict[int, int]] = {}
+        self.indexed: dict[ir.Node, dict[int, int]] = {}  # by operand the factor
 
     def run(self) -> Couplings:
         for value in self.model.graph.inputs:
@@ -59,6 +63,7 @@ class _Coupler:
         ops = [
             self._couple(k, node, description) for k, (node, description) in enumerate(described)
         ]
+        self._follow_numbers(ops)
         self._pin_open()
         self._pin_interface()
         return Couplings(
@@ -76,6 +81,9 @@ class _Coupler:
             reluctant=frozenset(self.reluctant),
             eager=frozenset(self.eager),
             rows=frozenset(self.rows),
+            ties=self.ties,
+            least=self.least,
+            numbered=self.numbered,
         )
 
     # -- dims ----------------------------------------------------------------------------------
@@ -134,6 +142,13 @@ class _Coupler:
                 self.edges.append(Edge(vertex, dim, place.map, place.port, op_index, whole))
         if description.prefer:
             self.preferences[op_index] = description.prefer
+        self.least.update({vertices[name]: least for name, least in description.least.items()})
+        if description.numbers:
+            self.numbered[op_index] = {k: vertices[name] for k, name in description.numbers.items()}
+        if description.indexed:
+            self.indexed[op_node.ir] = {
+                port: vertices[name] for name, port in description.indexed.items()
+            }
         self.reluctant.update(vertices[name] for name in description.reluctant)
         self.eager.update(vertices[name] for name in description.eager)
         read_inside = captured_values(node)
@@ -166,6 +181,48 @@ class _Coupler:
         for value in read_inside:
             for dim in self._dims_of(value):
                 self.pins.setdefault(dim, f"read inside {where}")
+
+    def _follow_numbers(self, ops: Sequence[GraphOp]) -> None:
+        """Tie axes that are read by numbers to the axis whose positions these number.
+
+        So the experts of a mixture are the positions that a router ranks: one that goes takes its
+        row of the router and its weights along. It can where everybody who reads the numbers reads
+        such an axis.
+        """
+        for op_index, numbers in self.numbered.items():
+            followers: set[int] = set()
+            for result, ranked in numbers.items():
+                found = self._read_by(ops[op_index].ir.outputs[result])
+                if found is None or any(self.sizes[k] != self.sizes[ranked] for k in found):
+                    break
+                followers |= found
+            else:
+                for ranked in numbers.values() if followers else ():
+                    self.pins.pop(ranked, None)
+                    self.ties += [(ranked, follower) for follower in sorted(followers)]
+                for follower in followers:
+                    self.pins.pop(follower, None)
+                    self.rows.discard(follower)
+
+    def _read_by(self, value: ir.Value) -> set[int] | None:
+        """The factors at whose elements a value's numbers point; ``None`` if others read them."""
+        found: set[int] = set()
+        pending, seen = [value], {value}
+        while pending:
+            each = pending.pop()
+            if each.is_graph_output():
+                return None
+            for use in each.uses():
+                facts = facts_of(use.node)
+                follower = self.indexed.get(use.node, {}).get(use.idx)
+                if follower is not None:
+                    found.add(follower)
+                elif use.idx == 0 and (facts.moves or facts.converts or facts.inert):
+                    pending += [v for v in use.node.outputs if v not in seen]
+                    seen.update(use.node.outputs)
+                else:
+                    return None
+        return found
 
     def _pin_open(self) -> None:
         """An axis whose size follows the inputs is no axis of channels."""

@@ -92,12 +92,9 @@ def factorize_axes(couplings: Couplings) -> FactorizedAxes:
 
 def _classes(couplings: Couplings) -> IntArray:
     """Class of every vertex, numbered in the order of their first vertices."""
-    whole = [edge for edge in couplings.edges if edge.whole]
-    return components(
-        len(couplings.sizes),
-        np.array([edge.factor for edge in whole], dtype=np.int64),
-        np.array([edge.dim for edge in whole], dtype=np.int64),
-    )
+    whole = [(edge.factor, edge.dim) for edge in couplings.edges if edge.whole]
+    ties = np.array([*whole, *couplings.ties], dtype=np.int64).reshape(-1, 2)
+    return components(len(couplings.sizes), ties[:, 0], ties[:, 1])
 
 
 def components(count: int, left: IntArray, right: IntArray) -> IntArray:

@@ -90,7 +90,7 @@ class _Solver:
                 Group(
                     index=index,
                     id=f"g{index}",
-                    name=members.name(producers, touched) or stands_on[0][0][0].value,
+                    name=members.name(producers, touched) or self._of_weight(stands_on),
                     width=len(channels_of_set[number]),
                     reason=None if pin is None else pin.reason,
                     statistical=members.is_statistical(touched),
@@ -120,6 +120,14 @@ class _Solver:
             fixed_size=self.class_size - matrix @ widths,
             pins=self.reasons,
         )
+
+    def _of_weight(self, stands_on: Sequence[tuple[Sequence[Dim], int]]) -> str:
+        """The first value that has these channels; of what is made of a parameter, that."""
+        held = self.couplings.model.graph.initializers
+        named = [dim.value for dims, _ in stands_on for dim in dims]
+        if named[0] not in self.couplings.input_independent:
+            return named[0]
+        return next((name for name in named if name in held), named[0])
 
     def _channels(self) -> tuple[IntArray, IntArray]:
         """Channel of every atom, and per channel a class that pins it (-1: none).

@@ -105,10 +105,11 @@ class _Allocation:
         self.fixed = np.zeros(len(allowed.blocks), dtype=bool)
         costs = [constraint.cost for constraint in constraints]
         self.state = WidthsAlong(costs, allowed.ceilings, *([0] if allowed.parts else []))
-        self.below, self.above = self.widths.copy(), self.widths.copy()
+        self.below: IntArray = self.widths.copy()
+        self.above: IntArray = self.widths.copy()
         self.loss_now, self.loss_below, self.loss_above = np.zeros((3, len(graph.groups)))
         self._look(range(len(graph.groups)))
-        self.parts = Parts(graph, allowed.parts, costs)
+        self.parts = Parts(allowed.parts, costs)
         self.part_loss = np.array([self._loss_of(part.groups, losses) for part in allowed.parts])
         self.gone: set[int] = set()  # parts that have gone
         self.refused: set[int] = set()  # and those without which nothing would be left
@@ -176,8 +177,8 @@ class _Allocation:
 
     def _sums(self, numbers: FloatArray) -> FloatArray:
         """Of the groups of every block, ``[blocks]``."""
-        sums: FloatArray = np.bincount(self.block_of, numbers, minlength=len(self.allowed.blocks))
-        return sums
+        count = len(self.allowed.blocks)
+        return np.bincount(self.block_of, numbers, minlength=count).astype(np.float64)
 
     def _living(self, number: int) -> list[int]:
         """The groups of a block that have not gone."""
@@ -296,7 +297,8 @@ class _Allocation:
         """Blocks whose living groups can all grow by a step, ``[blocks]``."""
         living = self.state.widths > 0
         stays = living & (self.above <= self.state.widths)
-        return (self._sums(living.astype(float)) > 0) & (self._sums(stays.astype(float)) == 0)
+        can: Flags = (self._sums(living.astype(float)) > 0) & (self._sums(stays.astype(float)) == 0)
+        return can
 
     def _fill(self, held: int = -1) -> None:
         """Grow where that fits, first what wins most for its cost; not the block ``held``."""

@@ -16,6 +16,7 @@ from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
 from morphgraph.options import Depth, RoundTo
 from morphgraph.passes.analysis.branches import Branch, blocks, branches
+from morphgraph.passes.analysis.least import least_widths
 from morphgraph.passes.analysis.liveness import is_viable, require_viable, with_orphans
 from morphgraph.passes.planning.grids import Grid, tensor_channels
 from morphgraph.passes.planning.steps import Steps, auto_steps, common
@@ -105,13 +106,15 @@ class WidthBounds:
             for steps in (self._multiples(graph, blocks), self._multiples(graph, blocks, BY_HAND))
         )
         floors, ceilings = list(widths), list(widths)
+        needed = least_widths(graph).tolist()
         together = {index for block in blocks for index in block if len(block) > 1}
         for group in graph.groups:
             index = group.index
             if self.allows(group):
                 least = -(-self.min_width // units[index])
                 # Groups of one width do not vanish one by one.
-                floor = grids[index].at_least(max(least, 1) if index in together else least)
+                asked = needed[index] if needed[index] > 1 or index in together else 0
+                floor = grids[index].at_least(max(least, asked))
                 floors[index] = min(group.width, floor)
         most = _by_hand(replace(self, widths=self.most), graph, shares, blocks)
         for index, width in most.items():

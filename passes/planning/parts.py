@@ -50,29 +50,26 @@ class Parts:
     """Branches and blocks, and what each saves of some costs.
 
     Args:
-        graph: the lifted network.
         parts: of the network, in its order.
         costs: to be saved.
     """
 
-    def __init__(self, graph: ChannelGraph, parts: Sequence[Branch], costs: Sequence[Cost]) -> None:
+    def __init__(self, parts: Sequence[Branch], costs: Sequence[Cost]) -> None:
         self.parts = parts
         self.groups = [np.array(part.groups) for part in parts]
         self._costs = costs
-        self._gone = {cost: [_gone(graph, cost, part) for part in parts] for cost in costs}
+        self._gone = {cost: [_gone(cost, part) for part in parts] for cost in costs}
 
     def saved(self, state: WidthsAlong, number: int, cost: Cost) -> float:
         """What goes of a cost with a part, at the present widths."""
         return state[cost].without(self.groups[number], self._gone[cost][number])
 
 
-def _gone(graph: ChannelGraph, cost: Cost, part: Branch) -> IntArray:
+def _gone(cost: Cost, part: Branch) -> IntArray:
     """The terms of a cost that vanish with a part."""
     if not cost.terms:  # of a measured device: it knows at any widths
         return np.zeros(0, dtype=np.int64)
-    widths = graph.widths.copy()
-    widths[list(part.groups)] = 0
-    return np.flatnonzero(~cost.counted(widths))
+    return cost.gone_with(part.groups)
 
 
 Losses = Mapping[tuple[int, ...], float]

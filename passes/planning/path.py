@@ -90,7 +90,7 @@ class RemovalPath:
         self.loss = np.array([self._loss(index) for index in range(len(graph.groups))])
         self.prices = Lowest(len(allowed.blocks))
         self._reprice(np.arange(len(graph.groups)))
-        self.parts = Parts(graph, allowed.parts, costs)
+        self.parts = Parts(allowed.parts, costs)
         saved = [self._saved(number) for number in range(len(allowed.parts))]
         self.part_loss = AVERAGE * np.array(saved) * weigh(graph, allowed.parts, scores)
         self.part_prices = np.full(len(saved), np.inf)

@@ -77,7 +77,21 @@ class _Masker:
                 and len(positions)
             ):
                 self._detour(node, edge.port, axis, positions)
+        for op_index, numbers in couplings.numbered.items():
+            for result, factor in numbers.items():
+                positions = self.selection.vertex(factor)
+                if positions is not None and len(positions):
+                    self._renumber(copies[op_index], result, positions)
         return self.model
+
+    def _renumber(self, node: ir.Node, result: int, positions: IntArray) -> None:
+        """Let numbers that count kept positions be those of the original's."""
+        value = node.outputs[result]
+        users = list(value.uses())
+        operands = [self._constant(value, "stays", positions), value]
+        original = self._insert(node, "Gather", operands, value, after=True)
+        for user, index in users:
+            user.replace_input_with(index, original)
 
     def _silence(self, node: ir.Node, edge: Edge, axis: int, positions: IntArray) -> None:
         """Put what adds nothing into an operand's removed positions: 0, or its zero point."""

@@ -42,7 +42,13 @@ GRAPHS = {
 
 def facts(state: Deaths) -> list[object]:
     sets = (state.empty, state.constant, state.live, state.bias_only, state.folded, state.vanished)
-    return [*map(set, sets), state.dropped, set(state.passed), set(state.orphaned), state.undefined]
+    return [
+        *(set(each) for each in sets),
+        state.dropped,
+        set(state.passed),
+        set(state.orphaned),
+        state.undefined,
+    ]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -137,8 +137,9 @@ class Residual(nn.Module):
         self.stem, self.head = nn.Linear(6, width), nn.Linear(width, 5)
         self.up = nn.ModuleList(nn.Linear(width, 16) for _ in range(depth))
         self.down = nn.ModuleList(nn.Linear(16, width) for _ in range(depth))
-        for k in weak:
-            self.down[k].weight.data *= 0.01
+        for k, layer in enumerate(self.down):
+            if k in weak and isinstance(layer, nn.Linear):
+                layer.weight.data *= 0.01
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
