@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Arrays, FloatArray
-from morphgraph.calibration import ImageOptions, Progress, Samples, no_progress
+from morphgraph.calibration import ImageOptions, Progress, Samples, TextOptions, no_progress
 from morphgraph.errors import (
     BudgetError,
     DataError,
@@ -37,6 +37,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.curves import channel_scores, measure
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, run_all
+from morphgraph.passes.calibration.perplexity import Foretelling, foretelling, perplexity
 from morphgraph.passes.calibration.skips import measure_skips
 from morphgraph.passes.calibration.statistics import Calibration, calibrate
 from morphgraph.passes.checking.verify import require_valid
@@ -68,11 +69,15 @@ FEWEST_SAMPLES, MOST_SAMPLES = 16, 256
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What a budget costs: the share asked for, the share reached, and the outputs' errors."""
+    """What a budget costs: the share asked for, the share reached, and the outputs' errors.
+
+    ``perplexity`` is that of a language model.
+    """
 
     share: float
     reached: float
     outputs: tuple[OutputCheck, ...]
+    perplexity: float | None = None
 
 
 class Shrinker:
@@ -83,6 +88,7 @@ class Shrinker:
         data: as :meth:`morphgraph.calibration.Samples.of` takes it, or samples.
         limit: the most samples that are read.
         images: how images become inputs.
+        text: how text becomes inputs.
         bounds: which groups may change; others are not looked at.
         seed: of all that is random.
         threads: of ONNX Runtime; 0 leaves the number to it.
@@ -105,6 +111,7 @@ class Shrinker:
         *,
         limit: int | None = LIMIT,
         images: ImageOptions | None = None,
+        text: TextOptions | None = None,
         bounds: WidthBounds | None = None,
         seed: int = 0,
         threads: int = 0,
@@ -115,7 +122,9 @@ class Shrinker:
         self.samples: Samples = (
             data
             if isinstance(data, Samples)
-            else Samples.of(data, graph.model, limit, seed, images=images, progress=progress)
+            else Samples.of(
+                data, graph.model, limit, seed, images=images, text=text, progress=progress
+            )
         )
         self.fitted, self.held_out = self.samples.split(HELD_OUT)
         per_sample = cost(graph, "peak").total
@@ -322,6 +331,23 @@ class Shrinker:
         """How far a model's outputs are from the original's on held-out inputs."""
         return checks(expected, run_all(model, self.aside(), self.threads))
 
+    @cached_property
+    def foretells(self) -> Foretelling | None:
+        """Which tokens the network foretells; ``None`` of what is no language model."""
+        with self._blaming_samples():
+            return foretelling(self.graph.model, next(self.held_out.batches(1)), self.threads)
+
+    def perplexity(self, model: ir.Model | None = None) -> float | None:
+        """Of a language model on inputs held out; ``None`` of others.
+
+        Args:
+            model: another than the original.
+        """
+        if self.foretells is None:
+            return None
+        found = run_all(model or self.graph.model, self.aside(), self.threads)
+        return perplexity(found, self.aside(), self.foretells)
+
     def curve(
         self,
         kind: str = "flops",
@@ -353,5 +379,6 @@ class Shrinker:
             else:
                 model = resize_and_check(self.graph, plan, verify=False).model
             reached = resource.at(plan.widths(self.graph)) / resource.total
-            points.append(CurvePoint(share, reached, self.errors(model, expected)))
+            errors = self.errors(model, expected)
+            points.append(CurvePoint(share, reached, errors, self.perplexity(model)))
         return tuple(points)

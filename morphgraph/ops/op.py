@@ -92,6 +92,7 @@ class Op:
         blocked: ONNX Runtime computes it in a layout of such blocks, where its sizes allow that.
         initial: per operand that is a layer's weight how PyTorch draws it
             (:class:`~morphgraph.ops.initial.Initial`), for training from scratch.
+        tables: operands whose rows numbers choose that another operand holds (embeddings).
         origin: file and line where a user taught the operator; empty for the program's own.
     """
 
@@ -123,6 +124,7 @@ class Op:
     lengths: ClassVar[Callable[..., Mapping[int, int]] | None] = None
     initial: ClassVar[Callable[..., Mapping[int, Any]] | None] = None
     inert: ClassVar[bool] = False
+    tables: ClassVar[tuple[int, ...]] = ()
     clamp: ClassVar[Callable[..., tuple[float, float] | None] | None] = None
     permutation: ClassVar[Callable[..., tuple[int, ...]] | None] = None
     linear: ClassVar[Callable[..., Linear | None] | None] = None
