@@ -67,12 +67,12 @@ def heads_of(layer: nn.Linear, attention: nn.Module) -> int:
 
 
 def by_flap(net: LlamaForCausalLM, ids: NDArray[np.int64], most: float) -> nn.Module:
-    """FLAP: variance of what a channel gives times the norm of what reads it, standardized by
-    layer and compared over the whole network; what went gives its mean, in the reader's bias.
+    """FLAP: variance of what a channel gives times the norm of what reads it.
 
-    Heads are compared by the mean over their channels, and go with the keys and values that they
-    share; widths of the residual stream stay, as in the publication. Channels are masked, which
-    computes the same.
+    Standardized by layer and compared over the whole network; what went gives its mean, in the
+    reader's bias. Heads are compared by the mean over their channels, and go with the keys and
+    values that they share; widths of the residual stream stay, as in the publication. Channels are
+    masked, which computes the same.
     """
     net = copy.deepcopy(net)
     layers = list(_layers(net))

@@ -4,8 +4,8 @@
     python tools/experiments/decoder_table.py  # all; writes docs/language-models-results.md
     python tools/experiments/decoder_table.py --arms shrink --seeds 0
 
-Every row is appended to ``runs/experiments/decoder.jsonl`` when it is there, and not computed again,
-so that a run that was stopped goes on.
+Every row is appended to ``runs/experiments/decoder.jsonl`` when it is there, and not computed
+again, so that a run that was stopped goes on.
 """
 
 import argparse
@@ -42,7 +42,7 @@ KEPT = ROOT / "docs" / "language-models-results.jsonl"
 PAGE = ROOT / "docs" / "language-models-results.md"
 ROWS = RUNS / "decoder.jsonl"
 LENGTH = 128  # tokens of a sequence
-SEQUENCES, JUDGED = 128, 128  # of calibration, a fifth held out, and of the judgement
+SEQUENCES, JUDGED = 96, 64  # of calibration, a fifth held out, and of the judgement
 SHARES = (0.9, 0.8, 0.7, 0.6)
 SEEDS = (0, 1, 2)
 TUNED = (0.8, 0.6)
@@ -95,7 +95,7 @@ class Material:
         return self.shrinker.plan(self.budget(share))
 
     def judge(self, model: ir.Model) -> float:
-        feeds = [{"input_ids": part} for part in np.split(self.judged, 8)]
+        feeds = [{"input_ids": part} for part in np.split(self.judged, 4)]
         (output,) = (value.name or "" for value in model.graph.outputs)
         what = Foretelling("input_ids", output, self.net.config.vocab_size)
         found = perplexity(run_all(model, feeds, 1), feeds, what)
