@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Arrays, FloatArray
 from morphgraph.calibration import ImageOptions, Progress, Samples, TextOptions, no_progress
+from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.errors import (
     BudgetError,
     DataError,
@@ -93,6 +94,7 @@ class Shrinker:
         seed: of all that is random.
         threads: of ONNX Runtime; 0 leaves the number to it.
         progress: told how far it is.
+        processes: that share the work.
 
     >>> import morphgraph as mg
     >>> from morphgraph.testing.examples import image, residual_cnn
@@ -116,7 +118,9 @@ class Shrinker:
         seed: int = 0,
         threads: int = 0,
         progress: Progress = no_progress,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.graph, self.seed, self.threads, self.progress = graph, seed, threads, progress
         self.bounds = (bounds or WidthBounds()).check(graph)
         self.samples: Samples = (
@@ -131,8 +135,8 @@ class Shrinker:
         self.batch = int(np.clip(BATCH_BYTES / max(per_sample, 1.0), 1, LARGEST_BATCH))
 
     def batches(self) -> Iterator[Arrays]:
-        """Inputs to fit to."""
-        return self.fitted.batches(self.batch)
+        """Inputs to fit to, of this process."""
+        return self.processes.share(self.fitted.batches(self.batch))
 
     def aside(self) -> Iterator[Arrays]:
         """Inputs held out."""
@@ -169,6 +173,7 @@ class Shrinker:
                 seed=self.seed,
                 threads=self.threads,
                 progress=self.progress,
+                processes=self.processes,
             )
 
     def _require_numbers(self) -> None:
@@ -228,6 +233,7 @@ class Shrinker:
             {group.index: self._stops(group) for group in groups},
             threads=self.threads,
             progress=self.progress,
+            processes=self.processes,
         )
         return channel_scores(self.calibration, points)
 
@@ -241,7 +247,7 @@ class Shrinker:
             return measure_skips(
                 self.graph,
                 parts,
-                self.batches(),
+                self.fitted.batches(self.batch),
                 self._measured_on(),
                 threads=self.threads,
                 progress=self.progress,
@@ -303,6 +309,7 @@ class Shrinker:
                 seed=self.seed,
                 threads=self.threads,
                 progress=lambda phase, done, total: self.progress(what + phase, done, total),
+                processes=self.processes,
             )
         self._list_biases(fitted.model)
         require_valid(self.graph, fitted.model)
