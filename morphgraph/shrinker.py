@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Arrays, FloatArray
-from morphgraph.calibration import ImageOptions, Progress, Samples, no_progress
+from morphgraph.calibration import ImageOptions, Progress, Samples, TextOptions, no_progress
+from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.errors import (
     BudgetError,
     DataError,
@@ -37,6 +38,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.curves import channel_scores, measure
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, run_all
+from morphgraph.passes.calibration.perplexity import Foretelling, foretelling, perplexity
 from morphgraph.passes.calibration.skips import measure_skips
 from morphgraph.passes.calibration.statistics import Calibration, calibrate
 from morphgraph.passes.checking.verify import require_valid
@@ -68,11 +70,15 @@ FEWEST_SAMPLES, MOST_SAMPLES = 16, 256
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What a budget costs: the share asked for, the share reached, and the outputs' errors."""
+    """What a budget costs: the share asked for, the share reached, and the outputs' errors.
+
+    ``perplexity`` is that of a language model.
+    """
 
     share: float
     reached: float
     outputs: tuple[OutputCheck, ...]
+    perplexity: float | None = None
 
 
 class Shrinker:
@@ -83,10 +89,12 @@ class Shrinker:
         data: as :meth:`morphgraph.calibration.Samples.of` takes it, or samples.
         limit: the most samples that are read.
         images: how images become inputs.
+        text: how text becomes inputs.
         bounds: which groups may change; others are not looked at.
         seed: of all that is random.
         threads: of ONNX Runtime; 0 leaves the number to it.
         progress: told how far it is.
+        processes: that share the work.
 
     >>> import morphgraph as mg
     >>> from morphgraph.testing.examples import image, residual_cnn
@@ -105,25 +113,30 @@ class Shrinker:
         *,
         limit: int | None = LIMIT,
         images: ImageOptions | None = None,
+        text: TextOptions | None = None,
         bounds: WidthBounds | None = None,
         seed: int = 0,
         threads: int = 0,
         progress: Progress = no_progress,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.graph, self.seed, self.threads, self.progress = graph, seed, threads, progress
         self.bounds = (bounds or WidthBounds()).check(graph)
         self.samples: Samples = (
             data
             if isinstance(data, Samples)
-            else Samples.of(data, graph.model, limit, seed, images=images, progress=progress)
+            else Samples.of(
+                data, graph.model, limit, seed, images=images, text=text, progress=progress
+            )
         )
         self.fitted, self.held_out = self.samples.split(HELD_OUT)
         per_sample = cost(graph, "peak").total
         self.batch = int(np.clip(BATCH_BYTES / max(per_sample, 1.0), 1, LARGEST_BATCH))
 
     def batches(self) -> Iterator[Arrays]:
-        """Inputs to fit to."""
-        return self.fitted.batches(self.batch)
+        """Inputs to fit to, of this process."""
+        return self.processes.share(self.fitted.batches(self.batch))
 
     def aside(self) -> Iterator[Arrays]:
         """Inputs held out."""
@@ -160,6 +173,7 @@ class Shrinker:
                 seed=self.seed,
                 threads=self.threads,
                 progress=self.progress,
+                processes=self.processes,
             )
 
     def _require_numbers(self) -> None:
@@ -219,6 +233,7 @@ class Shrinker:
             {group.index: self._stops(group) for group in groups},
             threads=self.threads,
             progress=self.progress,
+            processes=self.processes,
         )
         return channel_scores(self.calibration, points)
 
@@ -232,7 +247,7 @@ class Shrinker:
             return measure_skips(
                 self.graph,
                 parts,
-                self.batches(),
+                self.fitted.batches(self.batch),
                 self._measured_on(),
                 threads=self.threads,
                 progress=self.progress,
@@ -294,6 +309,7 @@ class Shrinker:
                 seed=self.seed,
                 threads=self.threads,
                 progress=lambda phase, done, total: self.progress(what + phase, done, total),
+                processes=self.processes,
             )
         self._list_biases(fitted.model)
         require_valid(self.graph, fitted.model)
@@ -321,6 +337,23 @@ class Shrinker:
     def errors(self, model: ir.Model, expected: Iterable[Arrays]) -> tuple[OutputCheck, ...]:
         """How far a model's outputs are from the original's on held-out inputs."""
         return checks(expected, run_all(model, self.aside(), self.threads))
+
+    @cached_property
+    def foretells(self) -> Foretelling | None:
+        """Which tokens the network foretells; ``None`` of what is no language model."""
+        with self._blaming_samples():
+            return foretelling(self.graph.model, next(self.held_out.batches(1)), self.threads)
+
+    def perplexity(self, model: ir.Model | None = None) -> float | None:
+        """Of a language model on inputs held out; ``None`` of others.
+
+        Args:
+            model: another than the original.
+        """
+        if self.foretells is None:
+            return None
+        found = run_all(model or self.graph.model, self.aside(), self.threads)
+        return perplexity(found, self.aside(), self.foretells)
 
     def curve(
         self,
@@ -353,5 +386,6 @@ class Shrinker:
             else:
                 model = resize_and_check(self.graph, plan, verify=False).model
             reached = resource.at(plan.widths(self.graph)) / resource.total
-            points.append(CurvePoint(share, reached, self.errors(model, expected)))
+            errors = self.errors(model, expected)
+            points.append(CurvePoint(share, reached, errors, self.perplexity(model)))
         return tuple(points)

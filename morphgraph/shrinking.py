@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from morphgraph.arrays import Arrays, FloatArray
-from morphgraph.calibration import ImageOptions, Progress, no_progress
+from morphgraph.calibration import ImageOptions, Progress, TextOptions, no_progress
 from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
@@ -33,6 +33,23 @@ CHECKED = 8
 
 
 @dataclass(frozen=True)
+class Perplexity:
+    """Of a language model on held-out inputs, after every step of the work.
+
+    Attributes:
+        original: of the network as it was.
+        resized: of what is left of it.
+        refitted: after the fit; ``None``: there was none.
+        tuned: after self-distillation; likewise.
+    """
+
+    original: float
+    resized: float
+    refitted: float | None = None
+    tuned: float | None = None
+
+
+@dataclass(frozen=True)
 class ShrinkResult:
     """A shrunk network.
 
@@ -45,6 +62,7 @@ class ShrinkResult:
         curve: the errors at other budgets, where they were asked for.
         samples: how many inputs it was fitted to, and how many were held out.
         tuned: the errors before self-distillation; empty without.
+        perplexity: of a language model; ``None`` of others, and where the ids have changed.
         check: of the resize, against the masked original; ``None`` where it was not made.
     """
 
@@ -57,6 +75,7 @@ class ShrinkResult:
     curve: tuple[CurvePoint, ...] = ()
     tuned: tuple[OutputCheck, ...] = ()
     check: VerifyReport | None = None
+    perplexity: Perplexity | None = None
 
 
 def shrink(
@@ -78,6 +97,7 @@ def shrink(
     convention: Convention = "default",
     limit: int | None = LIMIT,
     images: ImageOptions | None = None,
+    text: TextOptions | None = None,
     verify: bool = True,
     seed: int = 0,
     threads: int = 0,
@@ -90,8 +110,8 @@ def shrink(
 
     Args:
         model: a lifted model, or a model or path, or a torch module.
-        data: calibration inputs: arrays, a dict of them, a file or folder, a DataLoader, or any
-            iterable of feeds (:meth:`morphgraph.calibration.Samples.of`).
+        data: calibration inputs: arrays, a dict of them, a file or folder, a DataLoader, any
+            iterable of feeds, or text (:meth:`morphgraph.calibration.Samples.of`).
         budget: per cost an amount or a share, as of :func:`morphgraph.plan`.
         score: how channels are ranked and widths chosen, see :func:`data_scores`.
         refit: whether kernels are fitted to what the original computes.
@@ -102,6 +122,7 @@ def shrink(
             :func:`morphgraph.plan`.
         limit: the most samples that are read.
         images: how images become inputs.
+        text: of a language model: the tokenizer of text, and how long its sequences are.
         verify: whether the resize is checked against the masked original before the refit.
         seed: of all that is random.
         threads: of ONNX Runtime; 0 leaves the number to it.
@@ -130,6 +151,7 @@ def shrink(
         data,
         limit=limit,
         images=images,
+        text=text,
         bounds=bounds,
         seed=seed,
         threads=threads,
@@ -178,13 +200,35 @@ def finish(
         error = checks(expected, fitted.found)
         _warn_of_few(fitted, shrinker.fitted.count)
     tuned: tuple[OutputCheck, ...] = ()
+    after_fit = model if refit else None
     if tune:
         tuned = error
         model, error = _tuned(shrinker, plan, model, tune, expected)
     sizes = shrinker.fitted.count, shrinker.held_out.count
     return ShrinkResult(
-        model, plan, error, before, layers, sizes, tuned=tuned, check=resized.report
+        model,
+        plan,
+        error,
+        before,
+        layers,
+        sizes,
+        tuned=tuned,
+        check=resized.report,
+        perplexity=_perplexity(shrinker, sliced, after_fit, model if tune else None),
     )
+
+
+def _perplexity(
+    shrinker: Shrinker, sliced: ir.Model, fitted: ir.Model | None, tuned: ir.Model | None
+) -> Perplexity | None:
+    found = [
+        None if model is None else shrinker.perplexity(model)
+        for model in (shrinker.graph.model, sliced, fitted, tuned)
+    ]
+    original, resized, *later = found
+    if original is None or resized is None:
+        return None
+    return Perplexity(original, resized, *later)
 
 
 def _tuned(

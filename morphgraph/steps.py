@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import FloatArray
 from morphgraph.benchmark.meeting import meet
-from morphgraph.calibration import ImageOptions, Progress, no_progress
+from morphgraph.calibration import ImageOptions, Progress, TextOptions, no_progress
 from morphgraph.device.profile import TABLE
 from morphgraph.errors import ArgumentError, warn
 from morphgraph.graph import ChannelGraph
@@ -54,6 +54,7 @@ def plan(
     allocation: Allocation | None = None,
     limit: int | None = LIMIT,
     images: ImageOptions | None = None,
+    text: TextOptions | None = None,
     device: Device | None = None,
     measure: bool = False,
     progress: Progress = no_progress,
@@ -133,7 +134,14 @@ def plan(
     if isinstance(score, str) and score in DATA_SCORES:
         bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, depth=depth)
         shrinker = Shrinker(
-            graph, data, limit=limit, images=images, bounds=bounds, seed=seed, progress=progress
+            graph,
+            data,
+            limit=limit,
+            images=images,
+            text=text,
+            bounds=bounds,
+            seed=seed,
+            progress=progress,
         )
         make = partial(
             shrinker.plan,
@@ -248,6 +256,7 @@ def apply(
     inputs: Inputs | None = None,
     limit: int | None = LIMIT,
     images: ImageOptions | None = None,
+    text: TextOptions | None = None,
     progress: Progress = no_progress,
 ) -> ir.Model:
     """Resize a model by a plan, and check the result against the masked original.
@@ -302,5 +311,7 @@ def apply(
         )
     if weights is not None and weights != "keep":
         graph = with_weights(graph, weights)
-    shrinker = Shrinker(graph, refit, limit=limit, images=images, seed=seed, progress=progress)
+    shrinker = Shrinker(
+        graph, refit, limit=limit, images=images, text=text, seed=seed, progress=progress
+    )
     return finish(shrinker, plan, verify=verify, inputs=inputs).model

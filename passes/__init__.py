@@ -92,6 +92,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         removal         which channels go first if those that stay take over
     curves              what each group's width costs the outputs; a score per channel
         outputs         errors of the outputs, batch by batch
+        perplexity      of language models: how well they foretell the inputs
 
 refit: original, which channels stay, inputs -> the resized model with fitted kernels
     refit               both models in lockstep, layer after layer

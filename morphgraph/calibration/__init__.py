@@ -3,5 +3,6 @@
 from morphgraph.calibration.images import ImageOptions
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.calibration.samples import Samples
+from morphgraph.calibration.text import TextOptions
 
-__all__ = ["ImageOptions", "Progress", "Samples", "no_progress"]
+__all__ = ["ImageOptions", "Progress", "Samples", "TextOptions", "no_progress"]

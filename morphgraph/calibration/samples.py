@@ -12,6 +12,7 @@ from morphgraph.calibration.layout import Layout
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.calibration.sources import Reader, Source, spread
 from morphgraph.calibration.tables import defaults
+from morphgraph.calibration.text import TextOptions
 from morphgraph.errors import ArgumentError, DataError
 
 
@@ -43,6 +44,7 @@ class Samples:
         seed: int = 0,
         *,
         images: ImageOptions | None = None,
+        text: TextOptions | None = None,
         progress: Progress = no_progress,
     ) -> "Samples":
         """Samples from wherever they come.
@@ -55,12 +57,14 @@ class Samples:
                 DataLoader or dataset, of arrays, dicts of arrays, or tuples of arrays in the order
                 of the inputs, of which what follows the inputs is ignored. Arrays hold samples
                 along the model's batch axis; a single sample may lack that axis. Tensors are
-                arrays too.
+                arrays too. For a language model also text, with a tokenizer: a file (``.txt``, or
+                ``.jsonl`` with a ``"text"`` on each line), a folder of them, or a list of strings.
             model: whose inputs they are for. Samples may differ in sizes that it leaves open.
             limit: at most so many samples, spread evenly; of what can only be iterated the first.
             seed: of the choice of samples, and of :meth:`split`.
             images: how images and arrays of pixels (uint8) become an input; what is not said is
                 read from the model's metadata.
+            text: the tokenizer of text, and how long its sequences are.
             progress: is told how many samples are read, where that takes time.
 
         Raises:
@@ -80,7 +84,7 @@ class Samples:
         if limit is not None and limit < 1:
             raise ArgumentError(f"limit={limit}: give the most samples to read, at least 1")
         layout = Layout.of(model)
-        reader = Reader(model, layout, images or ImageOptions(), limit, seed, progress)
+        reader = Reader(model, layout, images or ImageOptions(), limit, seed, progress, text)
         source, name = reader.open(data)
         where = f"{name}: " if name else ""
         if not source.count:

@@ -25,6 +25,7 @@ from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.calibration.rows import MemoryRows, Rows, npy_rows, npz_rows, reading
 from morphgraph.calibration.spool import Spool
 from morphgraph.calibration.tables import Table
+from morphgraph.calibration.text import TextOptions, is_text, sequences
 from morphgraph.errors import ArgumentError, ModelError, warn
 from morphgraph.onnx_io import escape, is_float
 from morphgraph.onnx_io.inputs import check_names
@@ -63,6 +64,7 @@ class Reader:
         limit: int | None,
         seed: int,
         progress: Progress,
+        text: TextOptions | None = None,
     ) -> None:
         self.kind = "samples"
         self.done = ""
@@ -71,6 +73,7 @@ class Reader:
         self._options = options
         self._limit = limit
         self._seed = seed
+        self._text = text or TextOptions()
         self._progress = progress
 
     def open(self, data: Any) -> tuple[Source, str]:
@@ -79,7 +82,16 @@ class Reader:
         Raises:
             MorphError: as of :meth:`Samples.of`.
         """
-        if isinstance(data, str | PathLike):
+        source: Source
+        if is_text(data):
+            source = self._of_text(data)
+            name = escape(str(data)) if isinstance(data, str | PathLike) else ""
+        elif self._text:
+            raise ArgumentError(
+                "a tokenizer and a length are for text, and the data are none; give a .txt or "
+                ".jsonl file, a folder of them or a list of strings, or leave these options out"
+            )
+        elif isinstance(data, str | PathLike):
             path = Path(data)
             source, name = self._of_path(path, f"{escape(str(path))}: "), escape(str(path))
         elif isinstance(data, Mapping) or is_array(data):
@@ -121,6 +133,16 @@ class Reader:
             name = self._only_input(where)
             return self._of_files(files, lambda file: {name: npy_rows(file)})
         raise no_samples(path)
+
+    def _of_text(self, data: Any) -> Spool:
+        """Sequences of text, coded once and kept in a temporary file."""
+        spool = Spool()
+        feeds, length = sequences(data, self._model, self._text, self._limit, self._seed)
+        for feed in feeds:
+            spool.add(self._of_arrays(feed, ""))
+            self._progress("reading text", spool.count, self._limit or spool.count)
+        self.kind, self.done = "sequences", f", {length} tokens each"
+        return spool
 
     def _of_files(
         self, files: Sequence[Path], read: Callable[[Path], Mapping[str, Rows]]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from morphgraph.calibration import Samples
 
-DATA_METAVAR = "FILE.npz|FILE.npy|DIR"
+DATA_METAVAR = "FILE.npz|FILE.npy|FILE.txt|DIR"
 
 
 def image_size(text: str) -> Size:
@@ -59,7 +59,7 @@ _CHANNELS_METAVAR = "R,G,B"
 class DataOptions:
     """How many calibration inputs are read, and how images become inputs.
 
-    What is not said about images is read from the model's metadata.
+    And how text does. What is not said about images is read from the model's metadata.
     """
 
     samples: Annotated[
@@ -115,17 +115,34 @@ class DataOptions:
         option("For images: the order of colours in the input; RGB by default."),
     ] = None
 
+    tokenizer: Annotated[
+        Path | None,
+        option("For text: the model's tokenizer.json, or its folder.", metavar="TOKENIZER"),
+    ] = None
+    length: Annotated[
+        int | None,
+        option(
+            "For text: tokens of a sequence; what the model takes, or 512 where it leaves that "
+            "open.",
+            ge=1,
+            metavar="TOKENS",
+        ),
+    ] = None
+
     def read(self, data: Path, model: "ir.Model", seed: int = 0) -> "Samples":
         """The samples of a file or folder; says what they are, and shows progress.
 
         Raises:
             MorphError: as of :meth:`morphgraph.calibration.Samples.of`.
         """
-        from morphgraph.calibration import Samples
+        from morphgraph.calibration import Samples, TextOptions
 
         images = ImageOptions(
             self.size, self.mean, self.std, self.scale, self.layout, self.resize, self.channels
         )
-        found = Samples.of(data, model, self.samples, seed, images=images, progress=ProgressLines())
+        text = TextOptions(self.tokenizer, self.length)
+        found = Samples.of(
+            data, model, self.samples, seed, images=images, text=text, progress=ProgressLines()
+        )
         note(f"calibration data: {found.described}")
         return found

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
+from morphgraph.calibration.processes import joined
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, settings, show, step
+from morphgraph.cli.console import be_silent, note, settings, show, step
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
 from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
 from morphgraph.cli.pages import ReportFile, command_line, write_page
@@ -114,6 +115,9 @@ def shrink(
         )
     for path in files:
         check_output(path, overwrite, model, data)
+    processes = click.get_current_context().with_resource(joined())
+    if processes.rank:
+        be_silent(processes.rank)
     graph = open_graph(model, lifting)
     warn_of_weights(model, graph)
     samples = reading.read(data, graph.model, options.seed)
@@ -132,7 +136,12 @@ def shrink(
     kind = next(iter(budget), "flops")
     with naming(model, ModelError):
         shrinker = Shrinker(
-            graph, samples, bounds=WidthBounds(**arguments), seed=seed, progress=ProgressLines()
+            graph,
+            samples,
+            bounds=WidthBounds(**arguments),
+            seed=seed,
+            progress=ProgressLines(),
+            processes=processes,
         )
         if output is not None:
             with step("planning"):
@@ -150,6 +159,8 @@ def shrink(
                 points = shrinker.curve(
                     kind, score=score, refit=not no_refit, convention=convention
                 )
+    if processes.rank:
+        return  # the first process writes and tells
     counts = shrinker.fitted.count, shrinker.held_out.count
     calibrated = Calibrated(samples.described, *counts)
     of = kind if draws else None

@@ -498,6 +498,8 @@ class EmbedLayerNormalization(Op):
 
     typed_by = (2, 0, 2)
 
+    tables = (2, 3, 4)
+
     @staticmethod
     def shape(
         ids: Shape, _segments: Shape | None, words: Shape, *_others: Shape | None

@@ -234,6 +234,7 @@ class Gather(Op):
     """With constant indices a choice of positions; from a weight by computed ones an embedding."""
 
     moves = True
+    tables = (0,)
 
     @staticmethod
     def describe(n: OpNode, *, axis: int = 0) -> Description:

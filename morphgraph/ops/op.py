@@ -96,6 +96,7 @@ class Op:
         blocked: ONNX Runtime computes it in a layout of such blocks, where its sizes allow that.
         initial: per operand that is a layer's weight how PyTorch draws it
             (:class:`~morphgraph.ops.initial.Initial`), for training from scratch.
+        tables: operands whose rows numbers choose that another operand holds (embeddings).
         origin: file and line where a user taught the operator; empty for the program's own.
     """
 
@@ -130,6 +131,7 @@ class Op:
     joins: ClassVar[bool] = False
     inert: ClassVar[bool] = False
     converts: ClassVar[bool] = False
+    tables: ClassVar[tuple[int, ...]] = ()
     clamp: ClassVar[Callable[..., tuple[float, float] | None] | None] = None
     permutation: ClassVar[Callable[..., tuple[int, ...]] | None] = None
     linear: ClassVar[Callable[..., Linear | None] | None] = None

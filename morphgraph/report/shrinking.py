@@ -25,7 +25,7 @@ from morphgraph.report.tables import (
     table_of,
 )
 from morphgraph.shrinker import CURVE, CurvePoint
-from morphgraph.shrinking import ShrinkResult
+from morphgraph.shrinking import Perplexity, ShrinkResult
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
@@ -68,6 +68,16 @@ class CurveRow(msgspec.Struct, frozen=True):
     share: float
     reached: float
     outputs: list[OutputError]
+    perplexity: float | None = None
+
+
+class PerplexityRow(msgspec.Struct, frozen=True):
+    """Perplexity of a language model on inputs held out, after every step; null: not done."""
+
+    original: float
+    resized: float | None
+    refitted: float | None
+    tuned: float | None
 
 
 class Calibrated(msgspec.Struct, frozen=True):
@@ -97,6 +107,7 @@ class ShrinkReport(msgspec.Struct, frozen=True):
     result: Fitted | None
     curve_of: str | None
     curve: list[CurveRow]
+    perplexity: PerplexityRow | None = None
     schema_version: int = SCHEMA_VERSION
     tool_version: str = __version__
 
@@ -133,6 +144,8 @@ def shrink_report(
         if gone:
             head.append(("removed", escape(", ".join(gone))))
         head.append(("check", _check_line(result)))
+        if result.perplexity is not None:
+            head.append(("perplexity", _perplexity_line(result.perplexity)))
         tables.append(errors_table(result))
     if curve and kind is not None:
         tables.append(_curve_table(curve, kind))
@@ -143,10 +156,13 @@ def shrink_report(
         result is not None and result.check is not None,
         None if result is None else fitted(result),
         kind,
-        [CurveRow(p.share, p.reached, _errors(p.outputs)) for p in curve],
+        [CurveRow(p.share, p.reached, _errors(p.outputs), _number(p.perplexity)) for p in curve],
+        None if result is None else _perplexity_row(result.perplexity),
     )
     checks = [*(result.error if result else ()), *(c for p in curve for c in p.outputs)]
     foot = _meanings(checks)
+    if (result and result.perplexity) or any(p.perplexity is not None for p in curve):
+        foot.append("perplexity: exp of the mean loss of the next token, on the inputs held out.")
     if kind is not None and len(curve) < len(CURVE):
         foot.append(
             f"No plan reaches {CURVE[len(curve)]:.0%} of {cost_title(kind)}: what keeps its size, "
@@ -160,6 +176,20 @@ def _calibration_line(calibration: Calibrated) -> str:
         f"{calibration.data}: {calibration.fitted} to fit to, {calibration.held_out} held out to "
         "judge by"
     )
+
+
+def _perplexity_line(found: Perplexity) -> str:
+    stages = [(found.refitted, "refitted"), (found.tuned, "tuned")]
+    parts = [f"{found.original:.2f} -> {found.resized:.2f} resized"]
+    parts += [f"{value:.2f} {stage}" for value, stage in stages if value is not None]
+    return ", ".join(parts)
+
+
+def _perplexity_row(found: Perplexity | None) -> PerplexityRow | None:
+    if found is None:
+        return None
+    later = (_number(value) for value in (found.resized, found.refitted, found.tuned))
+    return PerplexityRow(found.original, *later)
 
 
 def fitted(result: ShrinkResult) -> Fitted:
@@ -291,9 +321,16 @@ def _curve_table(curve: Sequence[CurvePoint], kind: str) -> Table:
         (number_column("reached", share), lambda row: row[0].reached),
         *([("output", lambda row: row[1].name)] if several else []),
         *_columns([check for _, check in rows], lambda row: row[1]),
+        *([_PERPLEXITY] if curve[0].perplexity is not None else []),
         ("", bar),
         title=f"What budgets on {cost_title(kind)} do to the outputs, on the inputs held out",
     )
+
+
+_PERPLEXITY = (
+    number_column("perplexity", lambda cell: f"{cell:.2f}" if isinstance(cell, float) else ""),
+    lambda row: row[0].perplexity,
+)
 
 
 def _check_line(result: ShrinkResult) -> str:

@@ -26,7 +26,7 @@ from morphgraph.device import DeviceProfile, load_profile
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, analysis
 from morphgraph.onnx_io import constant_names, escape, is_unsized, static_shape
-from morphgraph.ops import parameter_names
+from morphgraph.ops import facts_of, parameter_names
 from morphgraph.passes.analysis.channel_sources import kernels as producing_kernels
 from morphgraph.passes.analysis.measured import measured_cost
 from morphgraph.passes.analysis.polynomial import Cost, Term
@@ -88,6 +88,7 @@ def cost(
     Args:
         graph: the lifted network.
         kind: ``"macs"`` (multiply-adds), ``"flops"`` (2 x macs), ``"params"`` (numbers),
+            ``"body_params"`` (those outside of embeddings, as language models count them),
             ``"weight_bytes"``, ``"memory"`` (bytes of all activations), ``"peak"`` (bytes of the
             activations alive at once), or ``"latency"`` (milliseconds on a roofline:
             max(FLOPs / peak, bytes / bandwidth) per operator, summed; MorphNet), which may name its
@@ -305,6 +306,26 @@ def _params(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
     return Cost(graph, "params", "parameters", terms)
 
 
+def _body_params(graph: ChannelGraph, convention: Convention, device: str) -> Cost:
+    """The parameters without tables whose rows are chosen by number, as embeddings are."""
+    stored = graph.model.graph.initializers
+    tables = {name for name in parameter_names(graph.model) if _is_table(stored[name])}
+    terms = _params(graph, convention, device).terms
+    kept = [term for term in terms if term.value not in tables]
+    return Cost(graph, "body_params", "parameters", kept)
+
+
+def _is_table(value: ir.Value) -> bool:
+    """Whether an operator reads rows of a parameter that inputs choose."""
+    found = False
+    for use in value.uses():
+        facts = facts_of(use.node)
+        numbers = [v for k, v in enumerate(use.node.inputs) if k not in facts.tables and v]
+        constant = all(v.const_value is not None for v in numbers)
+        found |= use.idx in facts.tables and not constant
+    return found
+
+
 def _feeds(graph: ChannelGraph, name: str, kernels: set[str | None]) -> bool:
     """Whether a kernel is computed from this parameter (a transposed linear layer's)."""
     value = graph.model.graph.initializers[name]
@@ -406,6 +427,7 @@ _BUILDERS = {
     "macs": _macs,
     "flops": _flops,
     "params": _params,
+    "body_params": _body_params,
     "weight_bytes": _weight_bytes,
     "memory": _memory,
     "peak": _peak,

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Arrays, FloatArray, IntArray
+from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.edit import Editor
 from morphgraph.errors import UnsupportedError
@@ -38,6 +39,7 @@ def measure(
     *,
     threads: int = 0,
     progress: Progress = no_progress,
+    processes: Processes = ALONE,
 ) -> dict[int, Points]:
     """By group index the error of the outputs at some widths of that group alone.
 
@@ -47,6 +49,7 @@ def measure(
         stops: by group index the widths.
         threads: of ONNX Runtime.
         progress: told of every run.
+        processes: that share the widths; all have these feeds.
     """
     expected, found = Batches(), dict[int, Points]()
     for outputs in run_all(calibration.graph.model, feeds, threads):
@@ -60,6 +63,8 @@ def measure(
         for width in stops[index]:
             progress("curves", done, total)
             done += 1
+            if done % processes.count != processes.rank:
+                continue
             changed = changed_kernels(calibration, index, width)
             if run is not None:
                 results = run(changed)
@@ -67,7 +72,8 @@ def measure(
                 results = _masked(calibration, index, width, changed, feeds, threads)
             found[index][width] = output_error(expected, results)
     progress("curves", total, total)
-    return found
+    every = processes.gather(found)
+    return {index: {k: v for each in every for k, v in each[index].items()} for index in found}
 
 
 Changed = dict[str, tuple[FloatArray, FloatArray]]

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import linalg
 
 from morphgraph.arrays import Array, Flags, FloatArray
+from morphgraph.calibration.processes import Processes
 
 #: Bytes that the covariances of one reader's inputs may take: one map of 5,000 inputs.
 MOST_BYTES = 8 * 5000**2
@@ -104,9 +105,17 @@ class Moments:
         if self.crossed:
             self.products += y.swapaxes(1, 2) @ x
 
-    def statistics(self) -> "Statistics":
-        """What was counted, from the means; the sums are used up."""
+    def statistics(self, like: tuple[int, int, int] | None = None) -> "Statistics":
+        """What was counted, from the means; the sums are used up.
+
+        Args:
+            like: maps, inputs and outputs, where nothing may have been counted.
+        """
         self._sum()
+        if not self._started and like is not None:
+            maps, inputs, outputs = like
+            nothing = np.zeros((1, maps, inputs)), np.zeros((1, maps, outputs))
+            self._start(*nothing, np.float64)
         count = max(self.count, 1)
         off_in, off_out = self.sum_in / count, self.sum_out / count
         self.squares /= count
@@ -141,6 +150,29 @@ class Statistics:
     covariance: FloatArray
     cross: FloatArray
     energy: FloatArray
+
+    def shared(self, processes: Processes) -> "Statistics":
+        """Those over the places that all processes have seen."""
+        if processes.count == 1:
+            return self
+        own, total = float(self.count), processes.total
+        count = float(total(np.array([own]))[0])
+        weight = 1 / max(count, 1.0)
+        mean_in, mean_out = (weight * total(own * m) for m in (self.mean_in, self.mean_out))
+        off_in, off_out = self.mean_in - mean_in, self.mean_out - mean_out
+        around = off_in[:, :, None] * off_in[:, None, :]
+        crossed = off_out[:, :, None] * off_in[:, None, :]
+        cross = self.cross
+        if cross.shape == crossed.shape:
+            cross = weight * total(own * (cross + crossed))
+        return Statistics(
+            int(count),
+            mean_in,
+            mean_out,
+            weight * total(own * (self.covariance + around)),
+            cross,
+            weight * total(own * (self.energy + off_out**2)),
+        )
 
     def copied(self) -> "Statistics":
         """The same, with a covariance of its own."""

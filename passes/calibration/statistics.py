@@ -5,6 +5,7 @@ moments of its operand are taken, and as soon as all readers of a group are thro
 order of removal follows from them (:mod:`morphgraph.passes.calibration.removal`).
 """
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, FloatArray, IntArray, Shape
+from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.errors import ModelError
 from morphgraph.graph import ChannelGraph, Group
@@ -146,6 +148,7 @@ def calibrate(
     seed: int = 0,
     threads: int = 0,
     progress: Progress = no_progress,
+    processes: Processes = ALONE,
 ) -> Calibration:
     """Run the original over the calibration inputs, and see in what order channels may go.
 
@@ -157,6 +160,7 @@ def calibrate(
         seed: of the places that are looked at where there are more than enough.
         threads: of ONNX Runtime.
         progress: told of every reader.
+        processes: that share the batches; these are of one of them.
     """
     found = readers(graph.model, graph.couplings.input_independent)
     behind = {name: following(reader) for name, reader in found.items()}
@@ -167,9 +171,9 @@ def calibrate(
     for index, each in groups.items():
         for name in each.blocks:
             of_reader.setdefault(name, []).append(index)
-    generator = np.random.default_rng(seed)
+    chooser = Chooser(seed, processes)
     names = [name for name in found if name in of_reader]
-    for name, samples in visit(graph.model, found, names, batches, generator, threads, progress):
+    for name, samples in visit(graph.model, found, names, batches, chooser, threads, progress):
         matrix = found[name].matrix()
         maps, outputs, inputs, taps = matrix.shape
         of_groups = {k: _with_taps(groups[k].blocks[name], taps) for k in of_reader[name]}
@@ -187,17 +191,22 @@ def calibrate(
             for k, blocks in of_groups.items():
                 own = rows[:, :, blocks].reshape(len(rows), -1, blocks.shape[1])
                 alone[k].add(own, np.zeros((*own.shape[:2], 0)))
-        if not total.count:
+        whole_shape = maps, 0 if large else inputs * taps, outputs
+        statistics = total.statistics(whole_shape).shared(processes)
+        if not statistics.count:
             raise ModelError(
                 f"node '{escape(name)}' sees or gives no finite numbers on the calibration inputs; "
                 "repair the model's weights, or give inputs of the kind that it expects"
             )
-        statistics = total.statistics()
-        result.means[name] = mean / max(statistics.count, 1) if large else statistics.mean_in
+        seen_mean = processes.total(mean) / statistics.count if large else statistics.mean_in
+        result.means[name] = seen_mean
         units = np.abs(behind[name].scale)
         flat = matrix.reshape(maps, outputs, -1)
         for k, blocks in of_groups.items():
-            own_moments = alone[k].statistics() if large else None
+            own_moments = None
+            if large:
+                of_each = maps * len(blocks), blocks.shape[1], 0
+                own_moments = alone[k].statistics(of_each).shared(processes)
             _contribute(
                 result,
                 k,
@@ -270,7 +279,7 @@ def visit(
     found: Mapping[str, Reader],
     names: Sequence[str],
     batches: Iterable[Arrays],
-    generator: np.random.Generator,
+    chooser: "Chooser",
     threads: int,
     progress: Progress,
 ) -> Iterator[tuple[str, Samples]]:
@@ -297,7 +306,7 @@ def visit(
         result = [] if reader.linear.inside else [reader.result.name or ""]
         piece = Piece(model, here, [*ahead, *result], threads)
         later = Batches()
-        yield name, _samples(reader, piece, kept, later, ahead, generator)
+        yield name, _samples(reader, piece, kept, later, ahead, chooser)
         kept.close()
         kept = later
     kept.close()
@@ -329,17 +338,17 @@ def _samples(
     kept: Batches,
     later: Batches,
     ahead: Sequence[str],
-    generator: np.random.Generator,
+    chooser: "Chooser",
 ) -> Samples:
     maps, outputs, inputs, taps = reader.matrix_shape
     matrix = reader.matrix().reshape(maps, outputs, -1) if reader.linear.inside else None
-    enough = -(-places_for(inputs * taps) // max(len(kept), 1))
-    for arrays in kept:
+    enough = chooser.enough(inputs * taps, len(kept))
+    for number, arrays in enumerate(kept):
         found = piece.run(arrays)
         later.append({name: found[name] for name in ahead})
         operand = arrays[reader.operand.name or ""]
         result = operand if reader.linear.inside else found[reader.result.name or ""]
-        chosen = choose(reader, operand.shape, result.shape, enough, generator)
+        chosen = chooser.choose(reader, operand.shape, result.shape, enough, number)
         rows = reader.linear.rows(operand, result.shape, chosen)
         rows = rows.reshape(len(rows), maps, -1)
         if matrix is None:
@@ -353,11 +362,34 @@ def places_for(inputs: int) -> int:
     return int(np.clip(PLACES_PER_INPUT * inputs, FEWEST_PLACES, MOST_PLACES))
 
 
-def choose(
-    reader: Reader, operand: Shape, result: Shape, enough: int, generator: np.random.Generator
-) -> IntArray:
-    """Some places of a batch, or all."""
-    there = reader.linear.places(operand, result)
-    if there <= enough:
-        return np.arange(there)
-    return np.sort(generator.choice(there, enough, replace=False))
+@dataclass(frozen=True)
+class Chooser:
+    """Which places of a batch are looked at: the same ones, whichever process has the batch.
+
+    Attributes:
+        seed: of the choice.
+        processes: that share the batches.
+    """
+
+    seed: int
+    processes: Processes = ALONE
+
+    def enough(self, inputs: int, batches: int) -> int:
+        """How many places of a batch are looked at for a map of so many inputs.
+
+        Args:
+            inputs: of the map.
+            batches: of this process.
+        """
+        everywhere = int(self.processes.total(np.array([float(batches)]))[0])
+        return -(-places_for(inputs) // max(everywhere, 1))
+
+    def choose(
+        self, reader: Reader, operand: Shape, result: Shape, enough: int, number: int
+    ) -> IntArray:
+        """Some places of a batch, the given one of this process, or all."""
+        there = reader.linear.places(operand, result)
+        if there <= enough:
+            return np.arange(there)
+        key = [self.seed, zlib.crc32(reader.name.encode()), self.processes.place(number)]
+        return np.sort(np.random.default_rng(key).choice(there, enough, replace=False))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphgraph.arrays import Array, FloatArray
+from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.passes.calibration.moments import (
     MOST_BYTES,
     Moments,
@@ -67,14 +68,24 @@ class Fit:
         start: the sliced kernel's matrices, ``[groups, outputs, inputs]``.
         bias: of the operator as it is, ``[groups, outputs]``.
         after: what comes behind it.
+        processes: that share the places to fit to; all have those on which is chosen.
     """
 
-    def __init__(self, start: FloatArray, bias: FloatArray, after: Following) -> None:
+    def __init__(
+        self,
+        start: FloatArray,
+        bias: FloatArray,
+        after: Following,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.processes = processes
         self.start, self.old_bias, self.after = start, bias, after
         self.moments = Moments()
+        #: Places that it was fitted at, on all processes; known when it is solved.
+        self.places = 0
         self.kept: list[tuple[Array, Target]] = []
         self.aside: list[tuple[Array, Target]] = []
-        self.room = KEPT_BYTES
+        self.room = KEPT_BYTES // processes.count
         maps, outputs, inputs = start.shape
         per_row = max(maps * outputs, 1)
         self.room_aside = int(np.clip(RESULTS_ASIDE // per_row, FEWEST_ASIDE, MOST_ASIDE))
@@ -101,11 +112,16 @@ class Fit:
 
     def solve(self) -> "Fitted":
         """The best map that was found, by the error on what was kept aside."""
-        if not self.moments.count:
+        maps, outputs, inputs = self.start.shape
+        shape = maps, 0 if self.wide else inputs, outputs
+        statistics = self.moments.statistics(shape).shared(self.processes)
+        self.places = statistics.count
+        if not statistics.count:
             return Fitted(self.start, self.old_bias, 0.0, 0.0)
+        if self.after.clamps or self.wide:
+            self.kept = [each for part in self.processes.gather(self.kept) for each in part]
         if self.wide:
             return self._solve_wide()
-        statistics = self.moments.statistics()
         self._count_from(statistics.mean_in)
         as_it_is = self.start, self.old_bias
         shifted = self.start, statistics.bias(self.start)

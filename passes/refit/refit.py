@@ -8,13 +8,16 @@ value (a residual connection), the sum is what it is fitted to, so that a block 
 is wrong in the stream that it adds to.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
+from morphgraph.arrays import Array, Arrays, FloatArray, IntArray, Shape
+from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.graph import ChannelGraph
@@ -25,7 +28,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Piece, live_values
-from morphgraph.passes.calibration.statistics import choose, places_for
+from morphgraph.passes.calibration.statistics import Chooser
 from morphgraph.passes.refit.fit import Fit, Target
 from morphgraph.passes.rewrite.bias import add_constant
 from morphgraph.passes.rewrite.resize import resize, restore_names
@@ -79,6 +82,7 @@ def refit(
     seed: int = 0,
     threads: int = 0,
     progress: Progress = no_progress,
+    processes: Processes = ALONE,
 ) -> Refitted:
     """Resize a network, and fit what is left to what the whole one computes.
 
@@ -90,8 +94,9 @@ def refit(
         seed: of the places that are looked at where there are more than enough.
         threads: of ONNX Runtime.
         progress: told of every reader.
+        processes: that share the batches to fit to; all have those kept aside.
     """
-    return _Refit(graph, keep, seed, threads, progress).run(batches, aside)
+    return _Refit(graph, keep, seed, threads, progress, processes).run(batches, aside)
 
 
 @dataclass
@@ -112,10 +117,12 @@ class _Refit:
         seed: int,
         threads: int,
         progress: Progress,
+        processes: Processes,
     ) -> None:
         self.graph, self.keep = graph, keep
         self.threads, self.progress = threads, progress
-        self.generator = np.random.default_rng(seed)
+        self.processes = processes
+        self.choosers = {"fitted": Chooser(seed, processes), "aside": Chooser(seed + 1)}
         self.selection = AxisSelection(graph, keep)
         self.weights = graph.couplings.input_independent
         self.big = graph.model
@@ -207,17 +214,26 @@ class _Refit:
         else:
             maps, outputs, inputs, taps = reader.matrix_shape
             matrix = reader.matrix().reshape(maps, outputs, inputs * taps)
-            fit = Fit(matrix, reader.bias(), after)
+            fit = Fit(matrix, reader.bias(), after, self.processes)
         for kind in ("fitted", "aside"):
             before, later = getattr(big, kind), Batches()
             count = len(before)
-            for arrays, others in zip(before, getattr(small, kind), strict=True):
+            chooser = self.choosers[kind]
+            both = zip(before, getattr(small, kind), strict=True)
+            maps_inputs = 0 if reader is None else prod(reader.matrix_shape[2:])
+            enough = chooser.enough(maps_inputs, count) if fit is not None else 0
+            for number, (arrays, others) in enumerate(both):
                 found = piece.run(arrays)
                 later.append({name: found[name] for name in ahead})
                 if fit is None or reader is None or after is None:
                     continue
                 rows, target = self._rows(
-                    original, reader, (whole, after), gone, (arrays, others, found), count
+                    original,
+                    reader,
+                    (whole, after),
+                    gone,
+                    (arrays, others, found),
+                    partial(chooser.choose, enough=enough, number=number),
                 )
                 (fit.add if kind == "fitted" else fit.add_aside)(rows, target)
             before.close()
@@ -260,23 +276,22 @@ class _Refit:
         behind: tuple[Following, Following],
         gone: list[str],
         values: tuple[Arrays, Arrays, Arrays],
-        batches: int,
+        choose: Callable[[Reader, Shape, Shape], IntArray],
     ) -> tuple[Array, Target]:
         """What a reader sees in the resized network at some places, and what it is to give."""
         (whole, after), (before, others, found) = behind, values
         linear = reader.linear
         operand = others[reader.operand.name or ""]
-        maps, _, inputs, taps = reader.matrix_shape
-        enough = -(-places_for(inputs * taps) // max(batches, 1))
+        maps = reader.matrix_shape[0]
         if linear.inside:
-            chosen = choose(reader, operand.shape, operand.shape, enough, self.generator)
+            chosen = choose(reader, operand.shape, operand.shape)
             seen = linear.rows(before[original.operand.name or ""], operand.shape, chosen)
             wanted = np.einsum("ngik,goik->ngo", seen, self._whole_matrix(original))
             rows = linear.rows(operand, operand.shape, chosen)
             return rows.reshape(len(rows), maps, -1), Target(wanted)
         name = original.result.name or ""
         result = take(found[name], self.selection.cuts(name))
-        chosen = choose(reader, operand.shape, result.shape, enough, self.generator)
+        chosen = choose(reader, operand.shape, result.shape)
         rows = linear.rows(operand, result.shape, chosen).reshape(len(chosen), maps, -1)
         wanted = linear.results(result, chosen)
         size = np.abs(after.scale)
@@ -317,8 +332,8 @@ class _Refit:
     def _write(self, name: str, fit: "Fit") -> None:
         """Give a reader of the resized network its kernel and bias."""
         reader = self.readers[name]
-        places, inputs = fit.moments.count, fit.start.shape[2]
         fitted = fit.solve()
+        places, inputs = fit.places, fit.start.shape[2]
         self.errors.append(LayerError(name, fitted.before, fitted.after, places, inputs))
         reader.write(fitted.matrix.reshape(reader.matrix_shape))
         shift = fitted.bias - fit.old_bias

@@ -1,6 +1,6 @@
 """A small decoder for the experiments, trained here on documentation that is installed here.
 
-    python tools/experiments/decoder.py  # into runs/experiments/decoder; about 30 minutes
+    python tools/experiments/decoder.py  # into runs/experiments/decoder; about 20 minutes
 
 The text are the docstrings of the standard library and of the installed packages, every docstring
 once; one file in fifty is held out. A byte-level byte-pair tokenizer is made from the rest, and a
@@ -42,7 +42,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--steps", type=int, default=1800, help=f"of {BATCH} x {LENGTH} tokens")
+    parser.add_argument("--steps", type=int, default=1150, help=f"of {BATCH} x {LENGTH} tokens")
     options = parser.parse_args()
     torch.set_num_threads(1)
     prepare(options.folder)

@@ -1,0 +1,148 @@
+"""Text becomes sequences of ids and what goes along with them; bad text gets one line."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from morphgraph.calibration import Samples, TextOptions
+from morphgraph.errors import ArgumentError, DataError, FileError, ModelError, MorphError
+from morphgraph.testing import model_from_text
+
+tokenizers = pytest.importorskip("tokenizers")
+
+WORDS = [f"w{number}" for number in range(40)]
+PLAIN = """lm (int64[batch,sequence] input_ids, float[64,4] table)
+=> (float[batch,sequence,4] y) { y = Gather(table, input_ids) }"""
+CACHED = """lm (int64[batch,sequence] input_ids, int64[batch,total] attention_mask,
+  int64[batch,sequence] position_ids, float[batch,2,past,8] past_key_values_0_key,
+  float[64,4] table) => (float[batch,sequence,4] y) { y = Gather(table, input_ids) }"""
+FIXED = """lm (int64[batch,12] tokens, float[64,4] table) => (float[batch,12,4] y) {
+  y = Gather(table, tokens) }"""
+BERT = """lm (int32[batch,sequence] ids, int32[batch,sequence] token_type_ids,
+  float[batch,sequence] mask, float[64,4] table) => (float[batch,sequence,4] y) {
+  y = Gather(table, ids) }"""
+
+
+def model(text: str, rows: int = 64) -> ir.Model:
+    names = re.findall(r"\] ([\w.]+)", text.split("=>")[0])
+    inputs = [name for name in names if name != "table"]
+    return model_from_text(text.replace("[64,4]", f"[{rows},4]"), inputs)
+
+
+def tokenizer(folder: Path, marked: bool = False) -> Path:
+    known = {"[CLS]": 0, "[SEP]": 1, **{word: 2 + k for k, word in enumerate(WORDS)}}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, unk_token="w0"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    if marked:
+        made.post_processor = tokenizers.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
+        )
+    made.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def text(count: int) -> str:
+    return " ".join(WORDS[k % len(WORDS)] for k in range(count))
+
+
+def only(samples: Samples) -> list[dict[str, Any]]:
+    return [dict(feed) for feed in samples.batches(1)]
+
+
+def test_a_file_is_cut_into_sequences_that_follow_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(text(100))
+    feeds = only(Samples.of(file, model(PLAIN), text=TextOptions(tokenizer(tmp_path), length=16)))
+    found = np.concatenate([feed["input_ids"][0] for feed in feeds])
+    assert found.tolist() == [2 + k % len(WORDS) for k in range(96)]  # 100 = 6 x 16 + 4
+
+
+def test_a_cache_is_empty_and_masks_and_positions_are_of_the_sequence(tmp_path: Path) -> None:
+    file = tmp_path / "text.md"
+    file.write_text(text(64))
+    given = TextOptions(tmp_path if tokenizer(tmp_path) else None, length=8)
+    feed = only(Samples.of(file, model(CACHED), text=given))[0]
+    assert feed["past_key_values_0_key"].shape == (1, 2, 0, 8)
+    assert feed["position_ids"].tolist() == [list(range(8))]
+    assert feed["attention_mask"].tolist() == [[1] * 8]
+
+
+def test_marks_of_the_tokenizer_stand_around_every_sequence(tmp_path: Path) -> None:
+    made = tokenizers.Tokenizer.from_file(str(tokenizer(tmp_path, marked=True)))
+    feeds = only(Samples.of([text(30), text(30)], model(BERT), text=TextOptions(made, length=12)))
+    assert [feed["ids"][0, [0, -1]].tolist() for feed in feeds] == [[0, 1]] * 6
+    assert feeds[0]["token_type_ids"].tolist() == [[0] * 12]
+    assert feeds[0]["mask"].dtype == np.float32
+
+
+def test_the_length_is_the_models_where_it_has_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(text(20))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": text(20)}) + "\n")
+    feeds = only(Samples.of(tmp_path, model(FIXED), text=TextOptions(tokenizer(tmp_path))))
+    assert [feed["tokens"].shape for feed in feeds] == [(1, 12)] * 3
+
+
+def test_sequences_of_a_large_text_come_from_everywhere_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(f"w{min(k // 1000, 39)}" for k in range(40000)))
+    options = TextOptions(tokenizer(tmp_path), length=8)
+    feeds = only(Samples.of(file, model(PLAIN), 20, text=options))
+    first = [int(feed["input_ids"][0, 0]) for feed in feeds]
+    assert len(feeds) == 20
+    assert first == sorted(first)
+    assert first[0] < 6
+    assert first[-1] > 36
+    again = only(Samples.of(file, model(PLAIN), 20, text=options))
+    assert [f["input_ids"].tolist() for f in feeds] == [f["input_ids"].tolist() for f in again]
+
+
+STRANGE = PLAIN.replace("input_ids,", "input_ids, float[3,7] shape,", 1)
+NO_IDS = "net (float[N,3] x) => (float[N,3] y) { y = Relu(x) }"
+
+
+@pytest.mark.parametrize(
+    ("content", "network", "options", "error", "message"),
+    [
+        (text(100), PLAIN, {"tokenizer": None}, ArgumentError, "holds text; give the model's tok"),
+        (text(20), PLAIN, {}, DataError, "too short: 20 tokens, and the sequences have 16; give"),
+        (text(100), PLAIN, {"tokenizer": "no.json"}, FileError, "no.json: there is no such file"),
+        (text(100), FIXED, {}, ArgumentError, "length 16: the model takes sequences of 12 tokens"),
+        (text(100), STRANGE, {}, ModelError, r"input 'shape' \(FLOAT \[3,7\]\) is none that goes"),
+        (text(100), NO_IDS, {}, ModelError, "the model has no input for ids of tokens"),
+        (b"\xff\xfe" * 99, PLAIN, {}, FileError, "not text in UTF-8"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_a_line(
+    tmp_path: Path,
+    content: str | bytes,
+    network: str,
+    options: dict[str, Any],
+    error: type[MorphError],
+    message: str,
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    given = TextOptions(**{"tokenizer": tokenizer(tmp_path), "length": 16, **options})
+    with pytest.raises(error, match=message) as caught:
+        Samples.of(file, model(network), text=given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    given = TextOptions(tokenizer(tmp_path), length=16)
+    with pytest.raises(ModelError, match="gives the id 17, and the model's embedding 'table' "):
+        Samples.of([text(100)], model(PLAIN, rows=10), text=given)
+
+
+def test_a_broken_tokenizer_and_one_without_text(tmp_path: Path) -> None:
+    broken = tmp_path / "tokenizer.json"
+    broken.write_text("{}")
+    with pytest.raises(FileError, match="not a tokenizer of the library tokenizers"):
+        Samples.of([text(100)], model(PLAIN), text=TextOptions(broken, 16))
+    with pytest.raises(ArgumentError, match="a tokenizer and a length are for text"):
+        Samples.of(np.zeros((4, 3)), model(NO_IDS), text=TextOptions(broken))
