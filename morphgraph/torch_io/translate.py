@@ -9,16 +9,21 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from morphgraph.errors import UnsupportedError, warn
+from morphgraph.arrays import Array
+from morphgraph.errors import MorphError, UnsupportedError, warn
 from morphgraph.onnx_io import escape, load
+from morphgraph.onnx_io.runtime import run
 from morphgraph.torch_io.arguments import BATCH, Call
 from morphgraph.torch_io.names import is_spelled_plainly
 
 _TORCHSCRIPT_OPSET = 20  # the last one that the older exporter knows
+_FAR = 1e-2  # of an output's largest number: no rounding goes so far
 
 
 def translate(
@@ -41,7 +46,8 @@ def translate(
         opset: the version of ONNX's operators.
 
     Raises:
-        UnsupportedError: both exporters refuse the network; carries the first one's words.
+        UnsupportedError: both exporters refuse the network (carries the first one's words), or the
+            second one's model computes something else.
     """
     if dynamic_shapes is None:
         model = _translate_quickly(net, call, names, opset)
@@ -64,6 +70,7 @@ def translate(
         raise UnsupportedError(
             f"network {type(net).__name__}: PyTorch cannot export it: {reason}"
         ) from error
+    _require_same(net, call, model)
     warn(
         f"network {type(net).__name__}: torch.export refused it ({reason}); "
         "exported by way of TorchScript",
@@ -182,6 +189,50 @@ def _translate_by_torchscript(
     for value in model.graph.inputs:
         value.name = wanted.get(value.name or "", value.name)
     return model
+
+
+def _require_same(net: nn.Module, call: Call, model: ir.Model) -> None:
+    """Refuse a model that does not compute what the network does for the example.
+
+    TorchScript loses writes into some views without a word (torch 2.14.1: ``diagonal``). Networks
+    that draw random numbers, and models that ONNX Runtime does not run, cannot be compared.
+
+    Raises:
+        UnsupportedError: the results differ.
+    """
+    with torch.no_grad(), _quiet():
+        expected, again = (_results(net, call) for _ in range(2))
+    inputs = [leaf for leaf in pytree.tree_leaves(tuple(call)) if isinstance(leaf, torch.Tensor)]
+    names = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
+    if len(names) != len(inputs):
+        return
+    feeds = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+    try:
+        found = list(run(model, feeds).values())
+    except MorphError:
+        return
+    if len(found) != len(expected):
+        return
+    for result, one, other in zip(found, expected, again, strict=True):
+        if not np.array_equal(one, other, equal_nan=True):
+            return
+        if result.shape != one.shape or not np.allclose(
+            result, one, rtol=_FAR, atol=_FAR * float(np.abs(one).max(initial=0.0)), equal_nan=True
+        ):
+            raise UnsupportedError(
+                f"network {type(net).__name__}: torch.export refuses it, and what TorchScript "
+                "makes of it computes something else for the example; write into tensors by "
+                "`torch.where` or `torch.cat` instead of in place"
+            )
+
+
+def _results(net: nn.Module, call: Call) -> list[Array]:
+    """What a network gives for copies of the arguments; it may write into these."""
+    arguments, keywords = pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tuple(call)
+    )
+    leaves = pytree.tree_leaves(net(*arguments, **keywords))
+    return [leaf.detach().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 @contextmanager

@@ -212,3 +212,16 @@ def test_a_pytorch_without_these_names_is_no_harm(monkeypatch: pytest.MonkeyPatc
 def test_errors_of_the_network_are_told_as_ever() -> None:
     with pytest.raises(UnsupportedError, match="does not run on the example"):
         export(Convolutions(), (torch.randn(2, 4, 8, 8),))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_writes_that_the_older_exporter_loses_are_refused(whole: bool) -> None:
+    class Diagonal(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = 2 * x
+            (y if whole else y[:, :2]).diagonal().add_(1)
+            return y
+
+    with pytest.raises(UnsupportedError, match=r"Diagonal.* computes something else"):
+        export(Diagonal(), (torch.randn(3, 3),))
