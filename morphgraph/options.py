@@ -35,7 +35,7 @@ Tied = Literal["max", "l2"]
 """How the strengths of tied producers combine: their maximum, or the root of the sum of squares."""
 
 Update = Literal["proximal", "subgradient"]
-"""How strengths shrink, see :class:`~morphgraph.train.controller.FixedWeight`."""
+"""How strengths shrink, see :class:`~morphgraph.train.fixed_weight.FixedWeight`."""
 
 Baseline = Literal["uniform", "l2", "bn", "random"]
 """``uniform`` is the width multiplier. The others remove the channels with the lowest score from a

@@ -41,7 +41,7 @@ class SearchConfig:
         strength, relative: how the use of a channel is measured, and whether channels compete
             within their group only; see :class:`~morphgraph.train.regularizer.Regularizer`.
         update: how the strengths shrink, see
-            :class:`~morphgraph.train.controller.FixedWeight`.
+            :class:`~morphgraph.train.fixed_weight.FixedWeight`.
         round_to, min_width: grid and floor of the new widths; with 0 layers may vanish.
 
     Raises:

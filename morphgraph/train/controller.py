@@ -15,8 +15,6 @@ the loss alone would revive some.
 
 How long the penalty's steps are is read off what the optimizer does
 (:mod:`morphgraph.train.motion`).
-
-:class:`FixedWeight` keeps a weight that was set by hand, as MorphNet does.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +34,7 @@ from morphgraph.train.resources import Counted, GroupWidth
 from morphgraph.train.watch import Watch, warn_of_a_raise, warn_of_another_optimizer
 from morphgraph.train.wiring import Steps, inner_optimizer, outside_graphs, require_owner
 
-__all__ = ["Budget", "ControlStep", "FixedWeight"]
+__all__ = ["Budget", "ControlStep"]
 
 _AHEAD = 25  # training steps that the prediction looks ahead, in phases long enough
 _INTERVAL = (4, 8)  # training steps between two of the penalty, at most; kernels take longer
@@ -46,57 +44,6 @@ _STATE = (
     *("step_number", "steps", "met", "_dead", "_before", "_speed", "_step_size"),
     *("_summed", "_after"),
 )
-
-
-class FixedWeight:
-    """A regularizer whose weight stays as it was set.
-
-    >>> import morphgraph as mg
-    >>> from morphgraph.testing.examples import image, residual_cnn
-    >>> net = residual_cnn()
-    >>> reg = mg.Regularizer(mg.lift(mg.export(net, (image(),))), net)
-    >>> penalty = FixedWeight(reg, weight=0.5)
-    >>> penalty.step(lr=0.1)                    # after the optimizer's step
-    >>> reg.weight
-    0.5
-
-    Args:
-        regularizer: whose weight is set.
-        weight: lambda, in units of 1/(initial cost).
-        update: ``"proximal"``: channels are shrunk after the optimizer's step, to exact zeros;
-            ``"subgradient"``: the loss gets the regularizer as a term, and a threshold says who is
-            alive, as in the paper.
-    """
-
-    def __init__(
-        self, regularizer: Regularizer, weight: float, update: Update = "proximal"
-    ) -> None:
-        self.regularizer = regularizer
-        self.update = update
-        regularizer.weight = weight
-
-    def begin(self, steps: int) -> None:
-        """Do nothing: the weight does not depend on how long the phase is."""
-
-    def loss(self) -> Tensor | float:
-        """What is to be added to the loss: the regularizer, or nothing for proximal steps."""
-        return self.regularizer() if self.update == "subgradient" else 0.0
-
-    def step(self, lr: float) -> None:
-        """Shrink once, after the optimizer's step; ``lr`` as for :meth:`Budget.step`."""
-        if self.update == "proximal":
-            self.regularizer.proximal_step(lr)
-
-    def carry(self, optimizer: Any) -> None:
-        """Do nothing: there is no state to go on with."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The weight: all that can change."""
-        return {"weight": self.regularizer.weight}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state."""
-        self.regularizer.weight = state["weight"]
 
 
 class Budget:
@@ -126,7 +73,8 @@ class Budget:
         start, end: shares of the phase between which the reference falls.
         interval: training steps between two steps of the penalty, which are control steps; by
             default a two-hundredth of the phase, at most 4; with kernels a little more, at most 8.
-        update: as for :class:`FixedWeight`; with ``"subgradient"`` add :meth:`loss` to the loss.
+        update: as for :class:`~morphgraph.train.fixed_weight.FixedWeight`; with ``"subgradient"``
+            add :meth:`loss` to the loss.
 
     Attributes:
         met: whether the live cost has reached the target, so that the structure is settled.

@@ -96,7 +96,7 @@ class ShrinkPenalty:
         regularizer: of the network that is trained.
         target: the cost, of the regularizer's own kind and in its units, to be reached.
         steps: of the phase, where :meth:`begin` is not called.
-        update: see :class:`~morphgraph.train.controller.FixedWeight`.
+        update: see :class:`~morphgraph.train.fixed_weight.FixedWeight`.
     """
 
     def __init__(

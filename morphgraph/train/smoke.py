@@ -20,7 +20,7 @@ from morphgraph.options import Strength
 from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
-from morphgraph.train.controller import FixedWeight
+from morphgraph.train.fixed_weight import FixedWeight
 from morphgraph.train.phases import NEVER_STEPPED, Penalty
 from morphgraph.train.regularizer import Regularizer
 from morphgraph.train.wiring import Steps, inner_optimizer, require_owner

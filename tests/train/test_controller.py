@@ -15,7 +15,8 @@ from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.lift import lift
 from morphgraph.torch_io.export import export
-from morphgraph.train.controller import Budget, ControlStep, FixedWeight
+from morphgraph.train.controller import Budget, ControlStep
+from morphgraph.train.fixed_weight import FixedWeight
 from morphgraph.train.regularizer import Regularizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:nothing but the penalty moves")  # often no loss

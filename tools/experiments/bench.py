@@ -26,7 +26,7 @@ from morphgraph.recipes.baselines import baseline_plan
 from morphgraph.recipes.data import Augmentation, Dataset, load_data
 from morphgraph.recipes.trainer import Recipe, accuracy, train
 from morphgraph.train.config import SearchConfig
-from morphgraph.train.controller import FixedWeight
+from morphgraph.train.fixed_weight import FixedWeight
 from morphgraph.train.loop import Iteration, rounds
 from morphgraph.train.phases import NoPenalty, Penalty, ResumablePenalty
 
