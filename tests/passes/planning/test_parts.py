@@ -1,6 +1,7 @@
 """Whole branches beside widths: held against all choices that there are, and against a run."""
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain, combinations, product
 from pathlib import Path
 
@@ -160,6 +161,7 @@ class Residual(nn.Module):
         return y
 
 
+@cache
 def residual(*weak: int) -> tuple[Residual, ChannelGraph]:
     torch.manual_seed(1)
     net = Residual(weak).eval()
@@ -167,7 +169,7 @@ def residual(*weak: int) -> tuple[Residual, ChannelGraph]:
 
 
 def test_what_a_branch_is_worth_is_measured_with_its_mean_in_its_place() -> None:
-    net, graph = residual(2)
+    net, graph = residual(1, 3)
     inputs = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     (name,) = (str(value.name) for value in graph.model.graph.inputs)
     parts = DEEP.on(graph).parts
@@ -199,7 +201,7 @@ def test_branches_that_hardly_write_to_the_stream_go_first() -> None:
 
 
 def test_shrink_removes_branches_checks_and_fits_what_is_left() -> None:
-    _, graph = residual(0, 3)
+    _, graph = residual(1, 3)
     inputs = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
     result = mg.shrink(graph, inputs, {"params": "55%"}, depth="branches", include=["up.*"])
     assert int((result.plan.widths(graph) == 0).sum()) == 2
@@ -210,7 +212,7 @@ def test_shrink_removes_branches_checks_and_fits_what_is_left() -> None:
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, plan = tmp_path / "m.onnx", tmp_path / "p.json"
-    mg.save(residual(1)[1].model, model)
+    mg.save(residual(1, 3)[1].model, model)
     asked = ["plan", str(model), "--depth", "branches"]
     assert main([*asked, "--budget", "params=25%", "-o", str(plan)]) == 0
     assert mg.Plan.load(plan).request["depth"] == "branches"
@@ -223,7 +225,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_widths_that_are_to_be_the_same_are_so_in_what_is_left() -> None:
-    _, graph = residual(1)
+    _, graph = residual(1, 3)
     inputs = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
     made = mg.plan(
         graph,
