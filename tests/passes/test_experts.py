@@ -138,6 +138,29 @@ def fused(form: str) -> onnx.ModelProto:
     return model([mixture], arrays)
 
 
+def packed(bits: int) -> onnx.ModelProto:
+    """ONNX Runtime's own node with weights in few bits."""
+    generator, wide, ratio = np.random.default_rng(2), 32, 8 // bits
+    arrays = weights(1, inw=(3, wide), gate=(wide, EXPERTS), head=(wide, 4))
+    for name in ("w1", "w2"):
+        stack = generator.integers(0, 256, (EXPERTS, wide, wide // ratio)).astype(np.uint8)
+        scales = generator.uniform(0.01, 0.02, (EXPERTS, wide)) / 16 ** (bits > 4)
+        arrays |= {name: stack, f"{name}_scales": scales.astype(np.float32)}
+    operands = ["h", "router", "w1", "w1_scales", "", "w2", "w2_scales", ""]
+    mixture = helper.make_node(
+        "QMoE",
+        operands,
+        ["m"],
+        name="moe",
+        domain="com.microsoft",
+        k=TAKEN,
+        activation_type="silu",
+        normalize_routing_weights=1,
+        expert_weight_bits=bits,
+    )
+    return model([mixture], arrays)
+
+
 FORMS = {
     "softmax first": lambda: gathered("softmax first"),
     "softmax of those taken": lambda: gathered("softmax of those taken"),
@@ -147,6 +170,7 @@ FORMS = {
     "silu": lambda: fused("silu"),
     "swiglu": lambda: fused("swiglu"),
 }
+PACKED = {"4 bits": lambda: packed(4), "8 bits": lambda: packed(8)}
 
 
 def outputs(proto: Any, x: np.ndarray) -> np.ndarray:
@@ -175,9 +199,9 @@ def group_on(graph: ChannelGraph, value: str, axis: int) -> Any:
     return graph.groups[index]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS | PACKED)
 def test_experts_go_as_if_the_router_never_took_them(form: str) -> None:
-    proto = FORMS[form]()
+    proto = (FORMS | PACKED)[form]()
     graph = mg.lift(proto)
     experts = group_on(graph, "w1", 0)
     assert experts.resizable

@@ -1,7 +1,9 @@
 """Whole branches beside widths: held against all choices that there are, and against a run."""
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain, combinations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 import morphgraph as mg
 from morphgraph.arrays import FloatArray, IntArray
+from morphgraph.cli import main
 from morphgraph.errors import ArgumentError, BudgetError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.runtime import run
@@ -91,7 +94,7 @@ def found_loss(loss: Loss, widths: IntArray, allowed: AllowedWidths) -> float:
     return loss.of(widths, gone)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("share", ["75%", "45%", "25%"])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_widths_and_branches_together_are_near_the_least(name: str, share: str, seed: int) -> None:
@@ -158,6 +161,7 @@ class Residual(nn.Module):
         return y
 
 
+@cache
 def residual(*weak: int) -> tuple[Residual, ChannelGraph]:
     torch.manual_seed(1)
     net = Residual(weak).eval()
@@ -165,7 +169,7 @@ def residual(*weak: int) -> tuple[Residual, ChannelGraph]:
 
 
 def test_what_a_branch_is_worth_is_measured_with_its_mean_in_its_place() -> None:
-    net, graph = residual(2)
+    net, graph = residual(1, 3)
     inputs = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
     (name,) = (str(value.name) for value in graph.model.graph.inputs)
     parts = DEEP.on(graph).parts
@@ -196,8 +200,32 @@ def test_branches_that_hardly_write_to_the_stream_go_first() -> None:
     assert not any("up.1" in str(name) for name in small.graph.initializers)
 
 
+def test_shrink_removes_branches_checks_and_fits_what_is_left() -> None:
+    _, graph = residual(1, 3)
+    inputs = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
+    result = mg.shrink(graph, inputs, {"params": "55%"}, depth="branches", include=["up.*"])
+    assert int((result.plan.widths(graph) == 0).sum()) == 2
+    assert result.check is not None
+    assert result.error[0].error <= result.before[0].error * 1.01
+    assert result.error[0].error < 0.05
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, plan = tmp_path / "m.onnx", tmp_path / "p.json"
+    mg.save(residual(1, 3)[1].model, model)
+    asked = ["plan", str(model), "--depth", "branches"]
+    assert main([*asked, "--budget", "params=25%", "-o", str(plan)]) == 0
+    assert mg.Plan.load(plan).request["depth"] == "branches"
+    assert main(["apply", str(model), str(plan), "-o", str(tmp_path / "s.onnx")]) == 0
+    capsys.readouterr()
+    assert main([*asked, "--set", "up.0=50%"]) == 2
+    assert "--depth goes with a --budget" in capsys.readouterr().err
+    assert main([*asked, "--uniform", "fit", "--budget", "params=50%"]) == 2
+    assert "leave --depth out" in capsys.readouterr().err
+
+
 def test_widths_that_are_to_be_the_same_are_so_in_what_is_left() -> None:
-    _, graph = residual(1)
+    _, graph = residual(1, 3)
     inputs = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
     made = mg.plan(
         graph,
