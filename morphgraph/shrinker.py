@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import msgspec
@@ -28,7 +29,7 @@ from morphgraph.errors import (
     PlanError,
 )
 from morphgraph.graph import ChannelGraph, Group
-from morphgraph.onnx_io import PARAMETERS_KEY, escape
+from morphgraph.onnx_io import PARAMETERS_KEY, escape, static_shape
 from morphgraph.onnx_io.mapped import take
 from morphgraph.onnx_io.runtime import is_refusal
 from morphgraph.ops.parameters import layers_weights
@@ -131,8 +132,19 @@ class Shrinker:
             )
         )
         self.fitted, self.held_out = self.samples.split(HELD_OUT)
-        per_sample = cost(graph, "peak").total
+        per_sample = cost(graph, "peak").total * self._stretch()
         self.batch = int(np.clip(BATCH_BYTES / max(per_sample, 1.0), 1, LARGEST_BATCH))
+
+    def _stretch(self) -> float:
+        """How much larger a sample is than the sizes that the network is analysed at."""
+        first = next(self.held_out.batches(1))
+        ratios = [1.0]
+        for value in self.graph.model.graph.inputs:
+            given = first.get(value.name or "")
+            if given is not None and given.size:
+                analysed = max(prod(static_shape(value)) / self.graph.batch, 1.0)
+                ratios.append(given.size / given.shape[0] / analysed if given.ndim else 1.0)
+        return max(ratios)
 
     def batches(self) -> Iterator[Arrays]:
         """Inputs to fit to, of this process."""

@@ -91,7 +91,7 @@ class TokenInputs:
                 f"{where}holds text, and the model has no input for ids of tokens, "
                 f"[batch, sequence] of integers; it takes {known}"
             )
-        size = (ids.shape or ())[1]
+        size = None if ids.shape is None else ids.shape[1]
         table = table_of(ids)
         rows = table.shape[0] if table is not None and table.shape is not None else None
         found = cls(
@@ -141,8 +141,8 @@ class TokenInputs:
             last = length - 1 if "seqlens_k" in name else length
             return np.full([batch, 1][:rank], last, kind)
         if is_float(value) and rank >= 3:
-            shape = _empty(value, batch)
-            return None if shape is None else np.zeros(shape, kind)
+            empty = _empty(value, batch)
+            return None if empty is None else np.zeros(empty, kind)
         return None
 
 

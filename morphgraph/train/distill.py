@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from morphgraph.arrays import Array, Arrays
 from morphgraph.calibration import Progress, Samples
+from morphgraph.calibration.tokens import ids_input
 from morphgraph.errors import ArgumentError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import DEFAULT_KEY, dtype_of, is_float, static_shape
@@ -38,6 +39,7 @@ from morphgraph.torch_io.weights import with_weights
 
 _INSIDE = 10.0  # weight of the values inside; from 3 to 30 it makes little difference
 _BATCH = 64  # samples per step
+_TOKENS = 4096  # tokens per step, where samples are sequences of them
 _CHUNK = 8  # samples that are read, and stay, together
 _HELD = 256 * 2**20  # bytes of inputs that are held in memory at a time
 _ACTIVATIONS = 2**30  # bytes of activations that one backward pass may need, roughly
@@ -86,7 +88,8 @@ def distill(
         original: the network before it was resized; it is not changed.
         resized: the network that is tuned; it is not changed.
         samples: calibration inputs.
-        steps: how often the weights are changed, by :data:`_BATCH` inputs each time.
+        steps: how often the weights are changed, by :data:`_BATCH` inputs each time, or by
+            sequences of :data:`_TOKENS` tokens together.
         held_out: inputs that show whether it helped; a fifth of the samples by default.
         selection: which positions of every value of ``selection.graph`` the resized network still
             has: with it, the values inside are learned, too. Its graph is of ``original``.
@@ -191,6 +194,8 @@ class _Pair:
         self, original: ir.Model, resized: ir.Model, selection: AxisSelection | None
     ) -> None:
         self.teacher, self.student = _Network(original), _Network(resized)
+        ids = ids_input(original)
+        self.ids = "" if ids is None else ids.name or ""
         if not self.student.outputs:
             raise ArgumentError("the model has no floating-point output that could be learned")
         inside = [] if selection is None else self._shared(layer_results(selection.graph))
@@ -364,8 +369,9 @@ class _Run:
 
     def _backward(self, live: bool) -> None:
         """Add the gradients of one batch, as much of it at once as memory takes."""
-        batch: list[Arrays] = []
-        while sum(map(_count, batch)) < _BATCH:
+        batch = [next(self.chunks)]
+        wanted = _per_step(batch[0], self.pair.ids)
+        while sum(map(_count, batch)) < wanted:
             batch.append(next(self.chunks))
         samples = sum(map(_count, batch))
         for feeds in _joined(batch, self.pair.at_once):
@@ -447,6 +453,13 @@ def _concatenated(part: Sequence[Arrays]) -> Arrays:
 
 
 # -- what it came to -----------------------------------------------------------------------------
+
+
+def _per_step(feeds: Arrays, ids: str) -> int:
+    """Samples of a step: fewer where each is a sequence of many tokens."""
+    if ids not in feeds or feeds[ids].ndim != 2:
+        return _BATCH
+    return int(np.clip(_TOKENS // max(feeds[ids].shape[1], 1), _CHUNK, _BATCH))
 
 
 def relative_errors(original: ir.Model, model: ir.Model, samples: Samples) -> dict[str, float]:

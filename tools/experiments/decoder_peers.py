@@ -80,8 +80,8 @@ def by_flap(net: LlamaForCausalLM, ids: NDArray[np.int64], most: float) -> nn.Mo
     scores = []
     for (layer, size, _), (_, variance) in zip(layers, moments, strict=True):
         each = variance * layer.weight.square().sum(dim=0)
-        each = each.view(-1, size).mean(dim=1)
-        scores.append((each - each.mean()) / each.std())
+        standard = (each - each.mean()) / each.std()
+        scores.append(standard.view(-1, size).mean(dim=1))
     prices = torch.cat(
         [torch.full_like(s, p, dtype=torch.float64) for s, (_, _, p) in zip(scores, layers)]
     )
