@@ -22,7 +22,7 @@ from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.to_torch import flat_network
 from morphgraph.train import loop
 from morphgraph.train.config import SearchConfig
-from morphgraph.train.phases import Penalty
+from morphgraph.train.phases import Penalty, ShrinkPenalty
 from morphgraph.train.tuning import Distillation, LadderPenalty
 
 X, LABELS = image(16), torch.arange(16) % 10
@@ -223,7 +223,7 @@ def test_relative_is_decided_by_the_network_unless_given(
     net = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
 
     def watching(_net: nn.Module, penalty: Penalty) -> None:
-        assert penalty.regularizer is not None
+        assert isinstance(penalty, ShrinkPenalty)
         assert penalty.regularizer.relative == (decided if given is None else given)
         raise _SeenError
 

@@ -65,7 +65,8 @@ def test_a_file_is_cut_into_sequences_that_follow_each_other(tmp_path: Path) -> 
 def test_a_cache_is_empty_and_masks_and_positions_are_of_the_sequence(tmp_path: Path) -> None:
     file = tmp_path / "text.md"
     file.write_text(text(64))
-    given = TextOptions(tmp_path if tokenizer(tmp_path) else None, length=8)
+    tokenizer(tmp_path)
+    given = TextOptions(tmp_path, length=8)
     feed = only(Samples.of(file, model(CACHED), text=given))[0]
     assert feed["past_key_values_0_key"].shape == (1, 2, 0, 8)
     assert feed["position_ids"].tolist() == [list(range(8))]
