@@ -12,9 +12,11 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
         split_sequences SplitToSequence and SequenceAt become Split
         lengths         inputs that count keys, and what they are without padding
         separate_packed packed queries, keys and values become three operands
+        keep_rows_apart heads that are normalized one by one stay an axis of their own
         dynamic_sizes   sequences, heights and widths that stay dynamic
         dynamic_batch   a batch that stays dynamic
         size_runs       the recipe's runs at several sizes, compared
+        caches          inputs and outputs that hold keys and values of earlier positions
         relate_sizes    open sizes that follow from others, as the outputs tell
         declared        what the file declares, kept for what is written
         symbols         the dynamic sizes, and what they are analysed with
@@ -25,7 +27,6 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
 
 coupling: the canonical model -> the channel graph
     couple              every operator's factors, laid on the axes of its values
-        caches              keys and values of earlier positions: they follow the heads
     group               classes, pins, carriers, and the channels that they leave
         factorize_axes  axes that several factors share, refined until all operators agree
         carriers        which factor of a product axis may change, and what keeps its size

@@ -351,13 +351,22 @@ class GroupQueryAttention(Op):
         *_others: Shape | None,
         kv_num_heads: int,
         num_heads: int,
+        sliding_window_cache: int = 0,
     ) -> list[Shape | None]:
         batch, length, wide = q
         size = wide // (num_heads if k else num_heads + 2 * kv_num_heads)
         keys = (k[1] if k else length) + (past[2] if past else 0)
+        if sliding_window_cache and past:
+            keys = past[2]  # the oldest go
         present = (batch, kv_num_heads, keys, size)
         whole = (batch, num_heads, length, keys)
         return [(batch, length, num_heads * size), present, present, whole]
+
+    @staticmethod
+    def capacity(
+        *, local_window_size: int = -1, sliding_window_cache: int = 0
+    ) -> Mapping[int, int]:
+        return {3: local_window_size, 4: local_window_size} if sliding_window_cache else {}
 
     @staticmethod
     def lengths(n: OpNode) -> Mapping[int, int]:

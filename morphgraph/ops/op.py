@@ -83,6 +83,8 @@ class Op:
             nothing is padded.
         extends: by operand that holds a cache of earlier positions the result that holds them
             and the new ones.
+        capacity: per operand that holds a cache of the latest positions alone how many it has room
+            for at least.
         joins: the result is the operands behind each other.
         inert: in inference the result is the first operand as it is.
         converts: the result holds the numbers of the first operand in another type.
@@ -128,6 +130,7 @@ class Op:
     lengths: ClassVar[Callable[..., Mapping[int, int]] | None] = None
     initial: ClassVar[Callable[..., Mapping[int, Any]] | None] = None
     extends: ClassVar[Mapping[int, int]] = MappingProxyType({})
+    capacity: ClassVar[Callable[..., Mapping[int, int]] | None] = None
     joins: ClassVar[bool] = False
     inert: ClassVar[bool] = False
     converts: ClassVar[bool] = False

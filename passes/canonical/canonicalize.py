@@ -38,6 +38,7 @@ from morphgraph.passes.canonical.declared import note_declared
 from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.expected import note_expected
 from morphgraph.passes.canonical.fold import fold_constants
+from morphgraph.passes.canonical.keep_rows_apart import keep_rows_apart
 from morphgraph.passes.canonical.lengths import note_lengths
 from morphgraph.passes.canonical.relate_sizes import relate_sizes
 from morphgraph.passes.canonical.separate_packed import separate_packed
@@ -124,6 +125,7 @@ def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:
     digests = fold_constants(model, varying)
     split_sequences(model)
     separate_packed(model)
+    keep_rows_apart(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     name_nodes(model.graph)

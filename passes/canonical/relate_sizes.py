@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import bind_inputs, known_shape
+from morphgraph.passes.canonical.caches import capacities, continued
 from morphgraph.passes.canonical.size_runs import Fold
 from morphgraph.passes.canonical.symbols import (
     Symbol,
@@ -43,6 +44,7 @@ def relate_sizes(model: ir.Model, fold: Fold) -> ir.Model:
         model: is not changed.
         fold: the recipe.
     """
+    model = _with(model, _of_caches(model))
     names = _told(model)
     open_sizes = [symbol for symbol in input_symbols(model) if not symbol.is_batch]
     if not names or len(open_sizes) < 2:
@@ -57,9 +59,27 @@ def relate_sizes(model: ir.Model, fold: Fold) -> ir.Model:
             continue
         related = _with(model, {**assumed, **found})
         given, fits = _given(related, fold)
-        if fits and not _found(related, given):
+        if fits and not _found(related, given) and _agree(related, given, found):
             return related
     return model
+
+
+def _of_caches(model: ir.Model) -> dict[str, str]:
+    """One name for the length of all caches, which exporters name apart: one for every layer.
+
+    A cache that is a ring has its own.
+    """
+    first: dict[object, str] = {}
+    found: dict[str, str] = {}
+    rings = capacities(model)
+    for past, _ in continued(model):
+        for axis in range(1, len(past.shape or ())):
+            if past.shape is not None and isinstance(past.shape[axis], ir.SymbolicDim):
+                name = size_name(past, axis)
+                kind = (axis, len(past.shape), rings.get(past.name or ""))
+                if first.setdefault(kind, name) != name:
+                    found[name] = first[kind]
+    return found
 
 
 def _told(model: ir.Model) -> set[str]:
@@ -127,6 +147,18 @@ def _found(model: ir.Model, given: Mapping[str, int]) -> dict[str, int | str]:
     return found
 
 
+def _agree(model: ir.Model, given: Mapping[str, int], found: Relations) -> bool:
+    """Whether outputs have the sizes that were found, at other sizes of what is still open."""
+    sizes = {symbol.name: symbol.size for symbol in _spread(input_symbols(model))}
+    return all(
+        given.get(name)
+        == (
+            size if isinstance(size, int) else sum(sizes.get(part, 0) for part in size.split(" + "))
+        )
+        for name, size in found.items()
+    )
+
+
 def _sums(model: ir.Model) -> Iterator[dict[str, str]]:
     """Sums that an open size may be of two others; what holds no real numbers goes first."""
     kinds = {
@@ -155,7 +187,8 @@ def _with(model: ir.Model, relations: Relations) -> ir.Model:
         for axis in range(1, len(sizes)):
             size = sizes[axis]
             if isinstance(size, ir.SymbolicDim) and not addends(size, known)[0]:
-                sizes[axis] = relations.get(size_name(value, axis), size)
+                related = relations.get(size_name(value, axis), size)
+                sizes[axis] = ir.SymbolicDim(related) if isinstance(related, str) else related
         if value.shape is not None:
             value.shape = ir.Shape(sizes)
     return copy

@@ -5,8 +5,9 @@ A wrong slice of what a cache holds shows in the second step; and kernels such a
 GroupQueryAttention take no other inputs than those that generation has.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import onnx_ir as ir
@@ -14,10 +15,11 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Arrays, Shape
 from morphgraph.onnx_io import EXPECTED_KEY
 from morphgraph.onnx_io.runtime import Draw, random_inputs
+from morphgraph.passes.canonical.caches import caches, capacities
 from morphgraph.passes.canonical.symbols import Symbol, input_shapes, input_symbols
-from morphgraph.passes.coupling.caches import caches
 
-_PROMPT = 8  # tokens; nothing but their number would differ with more
+_MAX_CHOICES = 8
+_PROMPT = 8  # tokens, or as many as a cache has room for: more would show nothing else
 
 
 @dataclass(frozen=True)
@@ -42,45 +44,53 @@ class Decoding:
         """Random inputs of a step, with the cache that results of the step before are."""
         feeds = random_inputs(self.model, seed + step, draw, self.shapes[step])
         for value in self.model.graph.inputs:
-            expected = value.meta.get(EXPECTED_KEY)
-            array = feeds.get(value.name or "")
-            is_number = expected is not None and expected.kind == "length" and array is not None
-            if is_number and array.ndim < 2 and expected.high == expected.low + 1:
-                number = expected.low + self.longer[step]
-                feeds[value.name or ""] = np.full_like(array, number)
+            expected, name = value.meta.get(EXPECTED_KEY), value.name or ""
+            if expected is None or expected.kind != "length" or name not in feeds:
+                continue
+            if feeds[name].ndim < 2 and expected.high == expected.low + 1:
+                feeds[name] = np.full_like(feeds[name], expected.low + self.longer[step])
         if before is not None:
             feeds |= {past: before[present] for past, present in self.pairs.items()}
         return feeds
 
 
-def decoding(model: ir.Model) -> Decoding | None:
-    """How to run a canonical model in two steps; ``None`` where it has no cache that may grow."""
-    pairs = caches(model)
-    symbols = input_symbols(model)
-    pasts = {
-        s.name for s in symbols if not s.is_batch and {name for name, _ in s.axes} & set(pairs)
-    }
-    lengths = [s for s in symbols if not s.is_batch and s.name not in pasts]
-    if not pasts or not lengths:
-        return None
-    steps = [
-        [_sized(symbol, pasts, past, tokens) for symbol in symbols]
-        for past, tokens in ((0, _PROMPT), (_PROMPT, 1))
-    ]
-    keys = [_keys(each, pasts) for each in (symbols, *steps)]
-    shapes = [
-        {name: tuple(shape) for name, shape in input_shapes(model, each).items()} for each in steps
-    ]
-    return Decoding(model, pairs, shapes, [number - keys[0] for number in keys[1:]])
+def decodings(model: ir.Model) -> Iterator[Decoding]:
+    """How to run a canonical model in two steps; none where it has no cache that may grow.
+
+    Several where it is not plain which open sizes count new tokens, and which all that a mask may
+    mark: the first that runs is right.
+    """
+    pairs, room = caches(model), capacities(model)
+    symbols = [_with_room(symbol, room) for symbol in input_symbols(model)]
+    inner = [symbol for symbol in symbols if not symbol.is_batch]
+    rings = {symbol.name for symbol in inner if _inputs(symbol) & room.keys()}
+    pasts = {s.name for s in inner if _inputs(s) & pairs.keys()} - rings
+    lengths = [s.name for s in inner if s.name not in rings | pasts]
+    if not (pasts or rings) or not lengths:
+        return
+    # Where a cache has room for more than there is, it may hold anything.
+    prompt = max(_PROMPT, *room.values()) if room else _PROMPT
+    for whole in list(product((True, False), repeat=len(lengths) - 1))[:_MAX_CHOICES]:
+        steps = []
+        for past, tokens in ((0, prompt), (prompt, 1)):
+            sizes = dict.fromkeys(pasts, past) | {lengths[0]: tokens}
+            for name, is_whole in zip(lengths[1:], whole, strict=True):
+                sizes[name] = past + tokens if is_whole else tokens
+            steps.append([replace(s, size=sizes.get(s.name, s.size)) for s in symbols])
+        counted = {min(pasts, default=""), lengths[0]}
+        keys = [sum(s.size for s in each if s.name in counted) for each in (symbols, *steps)]
+        shapes = [
+            {name: tuple(shape) for name, shape in input_shapes(model, each).items()}
+            for each in steps
+        ]
+        yield Decoding(model, pairs, shapes, [number - keys[0] for number in keys[1:]])
 
 
-def _sized(symbol: Symbol, pasts: set[str], past: int, tokens: int) -> Symbol:
-    if symbol.is_batch:
-        return symbol
-    return replace(symbol, size=past if symbol.name in pasts else tokens)
+def _inputs(symbol: Symbol) -> set[str]:
+    return {name for name, _ in symbol.axes}
 
 
-def _keys(symbols: Sequence[Symbol], pasts: set[str]) -> int:
-    """The keys of a run: those of the past, and the new ones."""
-    past = max(symbol.size for symbol in symbols if symbol.name in pasts)
-    return past + max(s.size for s in symbols if not s.is_batch and s.name not in pasts)
+def _with_room(symbol: Symbol, room: Mapping[str, int]) -> Symbol:
+    """A symbol at the size that a cache needs which keeps the latest positions alone."""
+    least = max((room.get(name, 0) for name in _inputs(symbol)), default=0)
+    return replace(symbol, size=least) if least and not symbol.is_batch else symbol

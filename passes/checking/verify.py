@@ -17,7 +17,7 @@ from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.rows import renumbered
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking.compare import OutputError, as_arrays, compare, kept
-from morphgraph.passes.checking.decoding import decoding
+from morphgraph.passes.checking.decoding import decodings
 from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.passes.checking.smaller import smaller_inputs
 from morphgraph.passes.checking.stepwise import Runner, Stepwise, ValuesReport, listing
@@ -201,22 +201,22 @@ class _Check:
         """The report of two steps of generation, for a network with a cache that runs in steps."""
         from morphgraph.onnx_io.runtime import DRAWS
 
-        plan = decoding(self.original)
-        if plan is None:
-            return None
-        reports: list[VerifyReport] = []
-        for draw in DRAWS:
-            prompt = plan.inputs(0, seed, draw)
-            try:
-                before = as_arrays(self.runner(self.masked, prompt))
-                steps = [prompt, plan.inputs(1, seed, draw, before)]
-                self.runner(self.original, steps[1])
-            except UnsupportedError:
-                return None  # something holds a length
-            reports.append(_together([self.on(inputs) for inputs in steps]))
-            if not reports[-1].ok or not reports[-1].untold:
-                return reports[-1]
-        return min(reports, key=lambda report: len(report.untold))
+        for plan in decodings(self.original):
+            reports: list[VerifyReport] = []
+            for draw in DRAWS:
+                prompt = plan.inputs(0, seed, draw)
+                try:
+                    before = as_arrays(self.runner(self.masked, prompt))
+                    steps = [prompt, plan.inputs(1, seed, draw, before)]
+                    self.runner(self.original, steps[1])
+                except UnsupportedError:
+                    break  # something holds a length
+                reports.append(_together([self.on(inputs) for inputs in steps]))
+                if not reports[-1].ok or not reports[-1].untold:
+                    return reports[-1]
+            if reports:
+                return min(reports, key=lambda report: len(report.untold))
+        return None
 
     def _on_smaller_inputs(self, seed: int) -> VerifyReport | None:
         """The report on inputs that prove the same and cost less, where all is right there."""

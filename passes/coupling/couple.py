@@ -11,7 +11,7 @@ from morphgraph.graph import Couplings, Dim, Edge, GraphOp, OpFactor
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import DYNAMIC_AXES_KEY, captured_values, node_label, static_shape
 from morphgraph.ops import Description, OpNode, describe, entry_of, facts_of, mismatch_hint
-from morphgraph.passes.coupling.caches import following_axes
+from morphgraph.passes.canonical.caches import following_axes
 
 
 def couple(model: ir.Model, pin_outputs: bool = True, pin_rows: bool = True) -> Couplings:

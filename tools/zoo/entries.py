@@ -90,6 +90,7 @@ def _sequences() -> list[Entry]:
         "bert": sequences.bert,
         "gpt2": sequences.gpt2,
         "llama": sequences.llama,
+        "mixtral": sequences.mixtral,
         "t5_encoder": sequences.t5_encoder,
         "vit": sequences.hf_vit,
         "whisper_encoder": sequences.whisper_encoder,

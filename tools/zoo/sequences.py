@@ -92,6 +92,25 @@ def llama() -> Network:
     return Network(Causal(LlamaForCausalLM(config)), (tokens(),))
 
 
+def mixtral() -> Network:
+    """A mixture of experts: each token is computed by two of four."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        num_local_experts=4,
+        max_position_embeddings=64,
+    )
+    net = MixtralForCausalLM(config)
+    net.set_experts_implementation("batched_mm")  # a grouped product has no ONNX form
+    return Network(Causal(net), (tokens(),))
+
+
 def t5_encoder() -> Network:
     from transformers import T5Config, T5EncoderModel
 

@@ -1,4 +1,4 @@
-"""Caches: inputs that hold keys and values of earlier positions, and outputs that hold more of them.
+"""Caches: inputs that hold keys and values of earlier positions, outputs that hold more of them.
 
 What a run gives as a cache the next run takes, so both change together, and nobody else reads them:
 their heads and head sizes are no interface but channels.
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from morphgraph.onnx_io import DYNAMIC_AXES_KEY, known_shape, static_shape
+from morphgraph.onnx_io import DYNAMIC_AXES_KEY, static_shape
 from morphgraph.ops import facts_of
 
 
@@ -16,13 +16,30 @@ def caches(model: ir.Model) -> Mapping[str, str]:
     """By the input of a canonical model that is a cache the output that continues it."""
     return {
         past.name or "": present.name or ""
+        for past, present in continued(model)
+        if _axes(past, present)
+    }
+
+
+def continued(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Inputs that are caches by what is done with them, each with the output that continues it."""
+    for node in model.graph:
+        for port, k in _extended(node):
+            past, present = _input(node.inputs[port]), _output(node.outputs[k])
+            if past is None or present is None or past.dtype not in (present.dtype, None):
+                continue
+            if present.uses() or not facts_of(node).joins:  # who joins only to return is none
+                yield past, present
+
+
+def capacities(model: ir.Model) -> Mapping[str, int]:
+    """By the input that is a cache of the latest positions alone how many it has room for."""
+    return {
+        value.name or "": number
         for node in model.graph
-        for port, k in _extended(node)
-        if (past := _input(node.inputs[port])) is not None
-        and (present := _output(node.outputs[k])) is not None
-        and past.dtype == present.dtype
-        and (present.uses() or not facts_of(node).joins)  # who joins only to return is no attention
-        and _axes(past, present)
+        if (entry := facts_of(node)).capacity is not None
+        for port, number in entry.call(entry.capacity, node).items()
+        if port < len(node.inputs) and (value := _input(node.inputs[port])) is not None
     }
 
 
@@ -46,9 +63,11 @@ def _extended(node: ir.Node) -> Iterator[tuple[int, int]]:
 
 
 def _input(value: ir.Value | None) -> ir.Value | None:
-    """The value, if it is an input that nobody else reads: others are more than a cache."""
-    is_cache = value is not None and value.is_graph_input() and len(value.uses()) == 1
-    return value if is_cache else None
+    """The value, if it is an input of which nobody else reads more than its size."""
+    if value is None or not value.is_graph_input():
+        return None
+    readers = [use.node for use in value.uses() if not facts_of(use.node).reads_sizes]
+    return value if len(readers) == 1 else None
 
 
 def _output(value: ir.Value) -> ir.Value | None:
@@ -57,8 +76,6 @@ def _output(value: ir.Value) -> ir.Value | None:
 
 def _axes(past: ir.Value, present: ir.Value) -> frozenset[int]:
     """The axes behind the batch that are as long in both, whatever is run."""
-    if known_shape(past) is None and past.shape is None:
-        return frozenset()
     before, after = static_shape(past), static_shape(present)
     moving = past.meta.get(DYNAMIC_AXES_KEY, frozenset())
     if len(before) != len(after):
