@@ -85,6 +85,10 @@ experiments-shrink: $(SHRINK)  ## what is left of a network that is shrunk witho
 experiments-trained: $(SHRINK)  ## what does a trained network come to at a part of its FLOPs? needs DATA=...
 	$(BIN)/python tools/experiments/tune_main.py $(if $(DATA),--data $(DATA),--report)
 
+experiments-language: $(STAMP)  ## what is left of a language model? trains a small one first, about an hour in all
+	$(BIN)/python tools/experiments/decoder.py
+	$(BIN)/python tools/experiments/decoder_table.py
+
 docs: $(STAMP)  ## the generated pages, and every example in the documentation
 	$(BIN)/python tools/write_reference.py
 	$(BIN)/python tools/write_schemas.py
