@@ -68,8 +68,8 @@ def _made(rows: Sequence[Row]) -> str:
         f"Made by `make experiments-trained DATA=cifar10_16px.npz` from rows of {days[0]} to "
         f"{days[-1]}, on {' and '.join(dict.fromkeys(row['machine'] for row in rows))}; "
         + ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
-        + ". Every row is in [from-trained.jsonl](from-trained.jsonl); others "
-        f"are computed. They took {hours:.1f} hours of the processor, without that of "
+        + ". Every row is in [from-trained.jsonl](from-trained.jsonl). Missing "
+        f"ones are computed. They took {hours:.1f} hours of the processor, without that of "
         "the originals."
     )
     return textwrap.fill(told, 100, break_long_words=False, break_on_hyphens=False)
