@@ -22,6 +22,9 @@ Allocation = Literal["shares", "sum"]
 Depth = Literal["keep", "branches", "blocks"]
 """What may go beside channels: nothing, branches of a residual network, or whole blocks of them."""
 
+REPEATED = "repeated"
+"""Among globs of groups that get one width: the groups that correspond in repeated blocks."""
+
 RoundTo = int | Literal["auto"]
 """The multiple that widths become, or ``"auto"``: by what suits the operators that see a group."""
 

@@ -231,14 +231,23 @@ def test_the_page_for_onnx_files_runs_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("framework", ["accelerate", "lightning", "timm", "transformers"])
+@pytest.mark.parametrize(
+    ("page_name", "framework"),
+    [
+        ("accelerate", "accelerate"),
+        ("language-models", "transformers"),
+        ("lightning", "lightning"),
+        ("timm", "timm"),
+        ("transformers", "transformers"),
+    ],
+)
 def test_the_page_of_a_framework_runs_as_it_stands(
-    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page_name: str, framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its one program ends with an assertion about the budget."""
+    """Its one program ends with an assertion about what it is for."""
     pytest.importorskip(framework)
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / f"{framework}.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / f"{page_name}.md").read_text(encoding="utf-8")
     ((language, block),) = _BLOCK.findall(page)
     assert language == "python"
     assert "\nassert " in block

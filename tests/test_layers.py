@@ -34,6 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"passes"}),
     frozenset({"testing", "torch_io"}),
     frozenset({"workflow"}),
+    frozenset({"folders"}),
     frozenset({"benchmark", "train"}),
     frozenset({"integrations"}),
     frozenset({"shrinker"}),

@@ -10,21 +10,22 @@ from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
 from morphgraph.cli.models import Lifting, naming, open_inputs, open_planned
+from morphgraph.cli.outputs import check_result, save_result
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
     InputFiles,
     OutputFormat,
     Overwrite,
     Seed,
-    check_output,
     output_file,
 )
 from morphgraph.cli.shrink import tell_layers
 from morphgraph.errors import ModelError
+from morphgraph.folders.found import folder_of, model_file
 from morphgraph.onnx_io import escape
 from morphgraph.options import Start, option
 from morphgraph.passes.planning.build import warn_of_price
-from morphgraph.workflow import resize_and_check, save
+from morphgraph.workflow import resize_and_check
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -80,7 +81,8 @@ def apply(
         raise click.UsageError("--refit fits the weights that are kept; leave out --weights fresh")
     if refit is not None and absorb:
         raise click.UsageError("--refit moves more into the biases than --absorb; leave that out")
-    check_output(output, overwrite, model, plan, *((refit,) if refit else ()))
+    folder, model = folder_of(model), model_file(model)
+    check_result(output, overwrite, folder, model, plan, *((refit,) if refit else ()))
     batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
     warn_of_price(graph, chosen)
@@ -90,7 +92,7 @@ def apply(
             fitted, report = _refit(graph, chosen, samples, not no_verify, seed, batches)
         show(report, output_format)
         with naming(model):
-            save(fitted, output, overwrite, folded=fold)
+            save_result(graph, chosen, fitted, folder, output, overwrite, fold)
         note(f"wrote {escape(str(output))}")
         return
     with step("resizing"), naming(model):
@@ -104,7 +106,7 @@ def apply(
             inputs=batches,
         )
     with naming(model):
-        save(result.model, output, overwrite, folded=fold)
+        save_result(graph, chosen, result.model, folder, output, overwrite, fold)
     show(check_report(graph, chosen, result.report), output_format)
     note(f"wrote {escape(str(output))}")
 

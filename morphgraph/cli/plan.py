@@ -27,6 +27,7 @@ from morphgraph.cli.shared_options import (
 )
 from morphgraph.cli.width_options import PlanOptions
 from morphgraph.errors import ModelError
+from morphgraph.folders.found import folder_of, model_file
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.inputs import load_indices
 from morphgraph.options import DATA_SCORES, Score, option
@@ -151,6 +152,7 @@ def plan(
     is shown and not written. What calibration inputs say of the channels (--score data --data FILE)
     serves networks that are not trained again; `shrink` goes the whole way.
     """
+    folder, model = folder_of(model), model_file(model)
     by_index = bool(classes or tokens or vocabulary)
     if vocabulary is not None and (classes or tokens):
         raise click.UsageError(
@@ -199,6 +201,7 @@ def plan(
         ids = load_indices(vocabulary)
         with naming(model, ModelError):
             kept["keep_classes"], kept["keep_tokens"] = by_vocabulary(graph, ids)
+    options = options.beside(folder)
     if options.score != "random":
         warn_of_weights(model, graph)
     samples = reading.read(data, graph.model, options.seed) if data else None

@@ -11,6 +11,7 @@ from morphgraph.cli.command import command
 from morphgraph.cli.console import be_silent, note, settings, show, step
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
 from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
+from morphgraph.cli.outputs import check_result, save_result
 from morphgraph.cli.pages import ReportFile, command_line, write_page
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
@@ -19,16 +20,15 @@ from morphgraph.cli.shared_options import (
     OutputFormat,
     Overwrite,
     budget_option,
-    check_output,
     output_file,
     refuse_repeated,
 )
 from morphgraph.cli.width_options import ShrinkOptions
 from morphgraph.errors import ModelError
+from morphgraph.folders.found import folder_of, model_file
 from morphgraph.onnx_io import escape, write_atomically
 from morphgraph.options import option
 from morphgraph.passes.analysis.cost import on_device
-from morphgraph.workflow import save
 
 if TYPE_CHECKING:
     from morphgraph.shrinker import CurvePoint
@@ -104,6 +104,8 @@ def shrink(
     written.
     """
     refuse_repeated(budgets)
+    folder, model = folder_of(model), model_file(model)
+    options = options.beside(folder)
     draws = curve or plot is not None
     _check_request(
         output, draws, bool(budgets or options.widths), bool(tune or plan or fold or report)
@@ -114,7 +116,7 @@ def shrink(
             "two of -o, --plan, --plot and --report name the same file; give each its own"
         )
     for path in files:
-        check_output(path, overwrite, model, data)
+        check_result(path, overwrite, folder if path is output else None, model, data)
     processes = click.get_current_context().with_resource(joined())
     if processes.rank:
         be_silent(processes.rank)
@@ -168,7 +170,7 @@ def shrink(
     if result is not None and output is not None:
         tell_layers(result)
         with naming(model):
-            save(result.model, output, overwrite, folded=fold)
+            save_result(graph, result.plan, result.model, folder, output, overwrite, fold)
         if plan is not None:
             result.plan.save(plan, overwrite)
     if plot is not None:

@@ -7,6 +7,7 @@ from morphgraph.cli.command import command
 from morphgraph.cli.console import show, step
 from morphgraph.cli.models import Lifting, naming, open_inputs, open_planned
 from morphgraph.cli.shared_options import InputFiles, OutputFormat, Seed
+from morphgraph.folders.found import model_file
 from morphgraph.onnx_io import load
 from morphgraph.workflow import verify as check
 
@@ -27,6 +28,7 @@ def verify(
     Exits with 1 where it does not. A model with other weights than the original's is wrong in this
     sense too.
     """
+    model, slim = model_file(model), model_file(slim)
     batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
     small = load(slim)

@@ -1,12 +1,23 @@
 """Options of commands that choose widths: the keyword arguments of ``plan`` and of ``expand``."""
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Self
 
+import click
 from msgspec import Meta
 
 from morphgraph.cli.shared_options import Seed, assignment, width, width_or_share
-from morphgraph.options import DEPTH, ROUND_TO, AnyScore, DataScore, Depth, RoundTo, option
+from morphgraph.errors import warn
+from morphgraph.options import (
+    DEPTH,
+    REPEATED,
+    ROUND_TO,
+    AnyScore,
+    DataScore,
+    Depth,
+    RoundTo,
+    option,
+)
 from morphgraph.passes.analysis.cost import Convention
 
 Counting = Annotated[Convention, option("How costs are counted.")]
@@ -17,6 +28,12 @@ def _globs(description: str) -> Meta:
 
 
 _SAME = "All these groups get one width, as a model's configuration needs it; may be repeated."
+_REPEATED = " Without GLOB: the groups that correspond in repeated blocks."
+
+
+def _globs_or_none(description: str) -> Meta:
+    extra = {"metavar": "[GLOB]", "is_flag": False, "flag_value": REPEATED}
+    return option(description + _REPEATED, **extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +70,42 @@ class PlanOptions:
             metavar="GLOB=N|P%",
         ),
     ] = ()
-    same: Annotated[tuple[str, ...], _globs(_SAME)] = ()
+    same: Annotated[tuple[str, ...], _globs_or_none(_SAME)] = ()
+    unequal: Annotated[
+        bool,
+        option(
+            "Let repeated blocks have different widths, also where a config.json or "
+            "genai_config.json beside the model has one number for all."
+        ),
+    ] = False
     depth: Annotated[Depth, DEPTH] = "keep"
     convention: Counting = "default"
     seed: Seed = 0
 
+    def beside(self, folder: object | None) -> Self:
+        """The same where a config stands beside the model, which has one number for all blocks.
+
+        Raises:
+            UsageError: ``--unequal`` and ``--same`` contradict each other.
+        """
+        if self.unequal and REPEATED in self.same:
+            raise click.UsageError("--unequal and --same without GLOB contradict; leave one out")
+        if folder is None or REPEATED in self.same:
+            return self
+        if self.unequal:
+            warn("--unequal: configs have one number for all blocks; only ONNX Runtime runs others")
+            return self
+        return replace(self, same=(*self.same, REPEATED))
+
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments."""
+        chosen = asdict(self)
+        del chosen["unequal"]
         widths: dict[str, int | str] = {}
         for pattern, wish in self.widths:
             widths.pop(pattern, None)  # the last that is given comes last
             widths[pattern] = wish
-        return asdict(self) | {"widths": widths}
+        return chosen | {"widths": widths}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +154,7 @@ class ExpandOptions:
     ] = True
     include: Annotated[tuple[str, ...], _globs("Grow these groups only.")] = ()
     exclude: Annotated[tuple[str, ...], _globs("Do not grow these groups.")] = ()
-    same: Annotated[tuple[str, ...], _globs(_SAME)] = ()
+    same: Annotated[tuple[str, ...], _globs_or_none(_SAME)] = ()
     convention: Counting = "default"
 
     def arguments(self) -> dict[str, Any]:

@@ -1,23 +1,29 @@
 """Configs that build a network (``type(net)(net.config)``), brought to its new sizes.
 
 What an entry of a config means is found by building: with the right numbers the class builds a
-network of the same shapes, whose modules keep the same sizes.
+network of the same shapes, whose modules keep the same sizes, and which computes the same.
 """
 
-import copy
-from collections.abc import Iterator, Mapping, MutableMapping
-from itertools import combinations
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from itertools import product
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
 from morphgraph.onnx_io import escape
+from morphgraph.torch_io.config_builds import ConfigBuilds
 from morphgraph.torch_io.module_sizes import Attributes
 from morphgraph.torch_io.module_state import Slot, config_table, holds_sizes, slots
 
 _BUILDS = 600
+_RUNS = 12  # networks of the right shapes that are run, until one computes the same
+_SHOWN = 3
+_ALL = 64  # choices of all entries that are few enough to look at every one
 _Score = tuple[int, int]
+_REFUSED: _Score = (2**31, 0)
+_Values = dict[str, Any]
 
 
 class ConfigFit:
@@ -26,12 +32,14 @@ class ConfigFit:
     def __init__(self, module: nn.Module, path: str) -> None:
         self._module = module
         self._path = path
-        self._builds = _BUILDS
-        self._config = module.config
+        self._builds = ConfigBuilds(module, _BUILDS)
+        self._kind = type(module.config).__name__
+        self._says_all = False
+        self._looked: dict[str, tuple[_Score, _Values]] = {}
 
     @property
     def _table(self) -> MutableMapping[str, Any]:
-        table = config_table(self._config)
+        table = config_table(self._builds.config)
         assert table is not None
         return table
 
@@ -39,90 +47,188 @@ class ConfigFit:
         """Whether the config builds a network of this one's shapes."""
         return self._score({})[0] == 0
 
-    def _built(self, values: Mapping[str, Any]) -> nn.Module | None:
-        self._builds -= 1
-        try:
-            config = copy.deepcopy(self._config)
-            vars(config).update(values)
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                return type(self._module)(config)
-        except Exception:  # noqa: BLE001  a class of the user's own may raise anything
-            return None
+    def look_before(self, computed_the_same: Callable[[nn.Module], bool]) -> None:
+        """Note whether the config says all of the network before the resize; then it must after."""
+        self._says_all = not self._path and self._runs_the_same({}, computed_the_same)
 
     def _score(self, values: Mapping[str, Any]) -> _Score:
         """How many shapes, and how many attributes, differ in the network that is built."""
-        built = self._built(values)
+        built = self._builds.shapes_alone(values)
         if built is None:
-            return (2**31, 0)
+            return _REFUSED
         mine, theirs = _shapes(self._module), _shapes(built)
         shapes = sum(mine.get(name) != theirs.get(name) for name in {*mine, *theirs})
         return shapes, len(list(_differing(self._module, built)))
 
-    def fit(self, attributes: Attributes) -> str:
+    def fit(
+        self,
+        attributes: Attributes,
+        computes_the_same: Callable[[nn.Module], bool],
+        unequal: Sequence[str],
+    ) -> str:
         """Find the numbers under which the config builds the resized network, and set them.
+
+        Args:
+            attributes: of the network, cut already.
+            computes_the_same: whether a network gives the wanted results; asked where the config
+                said all of the whole network before.
+            unequal: names of groups that correspond in repeated blocks, and differ in width.
 
         Returns:
             What was found, for a reader.
         """
-        values: dict[str, Any] = {}
+        best, exact = self._search(attributes)
+        if not exact:
+            return self._refused(best, attributes, unequal)
+        values = self._fewest(exact[0])
+        if self._says_all:
+            fewest = map(self._fewest, exact[:_RUNS])
+            found = next((v for v in fewest if self._runs_the_same(v, computes_the_same)), None)
+            if found is None:
+                self._set(values, attributes)
+                return (
+                    f"{self._kind} builds these shapes, but cannot say all: a network that is "
+                    f"loaded from it computes something else{self._numbers(values)}; plan again "
+                    "without the width that they are made of (exclude=)"
+                )
+            values = found
+        self._set(values, attributes)
+        return f"{self._kind} builds this network"
+
+    def _search(self, attributes: Attributes) -> tuple[_Values, list[_Values]]:
+        """The numbers with the fewest shapes that differ, and all that make none differ."""
+        options = self._options(attributes)
+        newest = {key: values[0] for key, values in options.items()}
+        for start in (newest, {}):
+            self._descend(start, options)
+        if prod(map(len, options.values())) <= _ALL:
+            for picked in product(*options.values()):
+                self._look(dict(zip(options, picked, strict=True)))
+        if not self._exact():
+            extra = sorted(self._extra(attributes), key=lambda more: self._look(newest | more))
+            for more in extra:
+                self._descend(newest | more, options)
+                if self._exact():
+                    break
+        return min(self._looked.values(), key=lambda entry: entry[0])[1], self._exact()
+
+    def _exact(self) -> list[_Values]:
+        """The numbers that make no shape differ, those with the fewest attributes first."""
+        right = [entry for entry in self._looked.values() if entry[0][0] == 0]
+        return [values for _, values in sorted(right, key=lambda e: (e[0], len(e[1])))]
+
+    def _look(self, values: Mapping[str, Any]) -> _Score:
+        """The score of these numbers, built once."""
+        changed = {key: v for key, v in values.items() if v != self._table.get(key)}
+        known = repr(sorted(changed.items()))
+        if known not in self._looked:
+            if self._builds.left <= 0:
+                return _REFUSED
+            self._looked[known] = self._score(changed), changed
+        return self._looked[known][0]
+
+    def _descend(self, values: _Values, options: Mapping[str, Sequence[Any]]) -> None:
+        """Change one entry after the other as long as fewer shapes differ by it."""
+        score = self._look(values)
+        while True:
+            steps = [values | {key: other} for key, each in options.items() for other in each]
+            best = min(steps, key=self._look, default=values)
+            if self._look(best) >= score:
+                return
+            values, score = best, self._look(best)
+
+    def _options(self, attributes: Attributes) -> dict[str, list[Any]]:
+        """Per entry that holds sizes the values that it may take, the present one last."""
+        found: dict[str, list[Any]] = {}
+        for key, value in self._table.items():
+            if not key.startswith("_") and holds_sizes(value):
+                others = attributes.alternatives(self._slot(key))
+                if len(others) > 1:
+                    found[key] = [other for other in others if other != value] + [value]
+        return found
+
+    def _extra(self, attributes: Attributes) -> Iterator[_Values]:
+        """Entries that have no number, or are not there, with numbers that they may need now.
+
+        Such an entry has a default that follows from others (a head's size of the hidden width),
+        and the plan may have changed these in another proportion. What modules call by that name
+        comes first, then the sizes of parameters.
+        """
+        named: dict[str, dict[int, None]] = {}
+        for path, module in self._module.named_modules():
+            for slot in slots(module, path):
+                if slot.table is vars(module) and isinstance(slot.value, int):
+                    named.setdefault(slot.key, {})[slot.value] = None
+        sizes = {size for shape in _shapes(self._module).values() for size in shape if size > 1}
+        changed = {new for news in attributes.sizes.everywhere.values() for new in news}
+        asked = self._builds.asked()
+        for key in asked:
+            yield from ({key: value} for value in named.get(key, ()))
+        for key in asked:
+            if key in self._table and key not in named:
+                yield from ({key: value} for value in sorted(sizes & changed))
+
+    def _fewest(self, values: _Values) -> _Values:
+        """The same numbers without those that no shape and no attribute needs."""
         score = self._score(values)
-        options = list(self._options(attributes))
-        kind = type(self._config).__name__
-        while options and score > (0, 0) and self._builds > 0:
-            best = self._best(values, options, score)
-            if best is None:
-                break
-            values, score = best
-        if score[0]:
-            wrong = self._first_wrong(values)
-            return (
-                f"{kind} cannot say these sizes (parameter '{escape(wrong)}'); to load the network "
-                "from a config, plan layers of one kind with one width (same=[GLOB])"
-            )
+        for key in list(values):
+            fewer = {other: value for other, value in values.items() if other != key}
+            if (now := self._score(fewer)) <= score:
+                values, score = fewer, now
+        return values
+
+    def _runs_the_same(self, values: _Values, same: Callable[[nn.Module], bool]) -> bool:
+        built = self._builds.whole(values)
+        return built is not None and same(built)
+
+    def _set(self, values: _Values, attributes: Attributes) -> None:
+        """Write the numbers into the config, and into the modules that hold copies of them."""
         for key, value in values.items():
-            if value != self._table[key]:
-                attributes.set(self._slot(key), value)
-        built = self._built({})
+            attributes.set(self._slot(key), value)
+        built = self._builds.shapes_alone({})
         for slot, value in list(_differing(self._module, built)) if built else ():
             if value in attributes.alternatives(slot):
                 attributes.set(slot, value)
-        return f"{kind} builds this network"
-
-    def _best(
-        self, values: Mapping[str, Any], options: list[tuple[str, Any]], score: _Score
-    ) -> tuple[dict[str, Any], _Score] | None:
-        """The best change of one entry, or of two or three where none helps."""
-        for size in (1, 2, 3):
-            tried: list[tuple[_Score, int, dict[str, Any]]] = []
-            for picked in combinations(options, size):
-                changed = dict(values) | dict(picked)
-                if (
-                    changed != values
-                    and self._builds > 0
-                    and len({key for key, _ in picked}) == size
-                ):
-                    tried.append((self._score(changed), len(tried), changed))
-            if tried and min(tried)[0] < score:
-                best, _, changed = min(tried, key=lambda entry: entry[:2])
-                return changed, best
-        return None
 
     def _slot(self, key: str) -> Slot:
         return Slot(self._module, self._path, self._table, key, f"config.{key}")
 
-    def _options(self, attributes: Attributes) -> Iterator[tuple[str, Any]]:
-        for key, value in self._table.items():
-            if key.startswith("_") or not holds_sizes(value):
-                continue
-            alternatives = attributes.alternatives(self._slot(key))
-            for other in alternatives if len(alternatives) > 1 else ():
-                yield key, other
-
-    def _first_wrong(self, values: Mapping[str, Any]) -> str:
-        built = self._built(values)
+    def _refused(self, values: _Values, attributes: Attributes, unequal: Sequence[str]) -> str:
+        """Why no numbers do, and what would help."""
+        if unequal:
+            names = ", ".join(f"'{escape(name)}'" for name in unequal[:_SHOWN])
+            return (
+                f"{self._kind} cannot say unequal widths of layers of one kind ({names}); to load "
+                'the network from a config, plan with same=["repeated"] (--same)'
+            )
+        built = self._builds.shapes_alone(values)
+        options = self._options(attributes)
+        newest = {key: each[0] for key, each in options.items()}
+        if refusal := self._builds.refusal(newest):
+            return (
+                f"{self._kind} cannot say these sizes: it refuses them ({escape(refusal)}); plan "
+                "widths that fit together (widths=, round_to=), or leave one alone (exclude=)"
+            )
         theirs = _shapes(built) if built else {}
         mine = _shapes(self._module)
-        return next((name for name, shape in mine.items() if theirs.get(name) != shape), "")
+        wrong = next((name for name, shape in mine.items() if theirs.get(name) != shape), "")
+        return (
+            f"{self._kind} cannot say these sizes (parameter '{escape(wrong)}'): it derives one "
+            "from others that the plan changed in another proportion; to load the network from a "
+            "config, leave that width alone (exclude=), or change both by one ratio (widths=)"
+        )
+
+    def _numbers(self, values: _Values) -> str:
+        """Numbers and buffers that a network from the config has otherwise than this one."""
+        built = self._builds.whole(values)
+        others = dict(built.named_modules()) if built else {}
+        found = []
+        for path, mine in self._module.named_modules():
+            theirs = others.get(path)
+            names = _differing_numbers(mine, theirs) if theirs is not None else ()
+            found += [f"'{escape(f'{path}.{name}' if path else name)}'" for name in names]
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        return f", by its {', '.join(found[:_SHOWN])}{more}" if found else ""
 
 
 def configs_of(net: nn.Module) -> list[ConfigFit]:
@@ -158,3 +264,15 @@ def _differing(module: nn.Module, built: nn.Module) -> Iterator[tuple[Slot, Any]
                 value = vars(other)[slot.key]
                 if value != slot.value:
                     yield slot, value
+
+
+def _differing_numbers(mine: nn.Module, theirs: nn.Module) -> Iterator[str]:
+    """Names of the numbers and buffers that two modules of one class hold otherwise."""
+    for name, value in vars(mine).items():
+        if type(value) is float and vars(theirs).get(name) != value:
+            yield name
+    buffers = dict(theirs.named_buffers(recurse=False))
+    for name, tensor in mine.named_buffers(recurse=False):
+        other = buffers.get(name)
+        if other is None or other.shape != tensor.shape or not torch.equal(other, tensor.cpu()):
+            yield name

@@ -56,6 +56,7 @@ class EvalCheck:
                 f"network {name}: gives {len(found)} tensors, and the graph has {len(expected)} "
                 "outputs; pass the example that it was exported with (example=)"
             )
+        self._expected = expected
         error = largest_error(found, expected)
         if error > REBUILT:
             raise UnsupportedError(
@@ -64,6 +65,19 @@ class EvalCheck:
             )
         self.tolerance = IN_PLACE + ROUNDING_SPREAD * error
         self._wanted = _results(form.small, runner)
+
+    def held(self, net: nn.Module) -> bool:
+        """Whether another network computes what this one did before the resize."""
+        return self._gives(net, self._expected)
+
+    def holds(self, net: nn.Module) -> bool:
+        """Whether another network computes what this one must after the resize."""
+        return self._gives(net, self._wanted)
+
+    def _gives(self, net: nn.Module, wanted: Sequence[Array]) -> bool:
+        with eval_form(net):
+            found = Runner(net, self._runner.call)()
+        return not isinstance(found, Failure) and largest_error(found, wanted) <= self.tolerance
 
     def require(self, attributes: Attributes) -> float:
         """The error after the resize; sizes that no rule tells are found on the way.

@@ -61,6 +61,15 @@ def cut(tensor: torch.Tensor, cuts: TensorCut) -> torch.Tensor:
     return result
 
 
+class _Absent:
+    def __repr__(self) -> str:
+        return "not there"
+
+
+ABSENT = _Absent()
+"""What a place holds that is not there yet."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """A place that holds an integer, or several in a tuple or list: of a module or of a config.
@@ -92,11 +101,14 @@ class Slot:
     @property
     def value(self) -> Any:
         """What it holds."""
-        return self.table[self.key]
+        return self.table.get(self.key, ABSENT)
 
     def set(self, value: Any) -> None:
         """Let it hold something else."""
-        self.table[self.key] = value
+        if value is ABSENT:
+            self.table.pop(self.key, None)
+        else:
+            self.table[self.key] = value
 
     @property
     def numbers(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from morphgraph.errors import PlanError, UnsupportedError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, escape
 from morphgraph.passes.lift import lift
+from morphgraph.passes.planning.same import repeated
 from morphgraph.plans import Plan
 from morphgraph.torch_io.config_sizes import configs_of
 from morphgraph.torch_io.export import export
@@ -209,6 +210,8 @@ class _Resize:
         known = follow_known(tensors, self.form)
         data = {own.names[0]: own.tensor.data for own in tensors}
         configs = configs_of(self.net)
+        for config in configs:
+            config.look_before(check.held)
         lively = self._lend()
         lively_check = EvalCheck(runner, lively)
         followed = follow(self.net, lively, self.call)
@@ -217,7 +220,7 @@ class _Resize:
         attributes = Attributes(self.net, AxisSizes(lively), followed.cuts)
         undo.append(attributes)
         attributes.set_known()
-        said = [config.fit(attributes) for config in configs]
+        said = [config.fit(attributes, lively_check.holds, self._unequal()) for config in configs]
         attributes.set_plain()
         lively_check.require(attributes)
         training = training_check.require(attributes)
@@ -234,6 +237,20 @@ class _Resize:
             warn(words)
         self._cut_state(tensors, followed)
         return report
+
+    def _unequal(self) -> list[str]:
+        """Groups that correspond in repeated blocks, and get different widths."""
+        widths = self.form.graph.widths.copy()
+        for index, positions in self.keep.items():
+            widths[index] = len(positions)
+        for index, count in self.added.items():
+            widths[index] += count
+        found = []
+        for groups in repeated(self.form.graph):
+            narrow, wide = (find(groups, key=lambda g: widths[g.index]) for find in (min, max))
+            if widths[narrow.index] < widths[wide.index]:
+                found += [narrow.name, wide.name]
+        return found
 
     def _report(
         self,

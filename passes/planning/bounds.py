@@ -1,7 +1,5 @@
 """Which widths a plan may give: grid, floor, widths by hand, and the groups that may change."""
 
-import difflib
-import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +17,7 @@ from morphgraph.passes.analysis.branches import Branch, blocks, branches
 from morphgraph.passes.analysis.least import least_widths
 from morphgraph.passes.analysis.liveness import is_viable, require_viable, with_orphans
 from morphgraph.passes.planning.grids import Grid, tensor_channels
+from morphgraph.passes.planning.same import any_match, held_together, one_width, require_match
 from morphgraph.passes.planning.steps import Steps, auto_steps, common
 
 Widths = Mapping[str, int | str]
@@ -43,7 +42,8 @@ class WidthBounds:
             their layers vanish.
         include, exclude: globs over group ids, names and producers.
         widths: widths by hand; where several globs name a group, the last counts.
-        same: globs; all groups that one of them names get one width.
+        same: globs; all groups that one of them names get one width. ``"repeated"`` among them
+            stands for the groups that correspond in repeated blocks.
         channels: per index of a group the channels that stay, by hand.
         steps: what suits each group, ``[groups]``, where that was measured; for ``"auto"``.
         finer: per index of a group how many finer steps that of ``"auto"`` has at most, for groups
@@ -95,7 +95,7 @@ class WidthBounds:
                 or groups that are to get one width cannot.
         """
         self.check(graph)
-        blocks = _blocks(self, graph)
+        blocks = one_width(graph, self.same, self.allows)
         units, widths = tensor_channels(graph).tolist(), graph.widths.tolist()
         for block in blocks:
             common = gcd(*(units[index] for index in block))
@@ -108,9 +108,10 @@ class WidthBounds:
         floors, ceilings = list(widths), list(widths)
         needed = least_widths(graph).tolist()
         together = {index for block in blocks for index in block if len(block) > 1}
+        stuck = held_together(graph, self.same)
         for group in graph.groups:
             index = group.index
-            if self.allows(group):
+            if self.allows(group) and index not in stuck:
                 least = -(-self.min_width // units[index])
                 # Groups of one width do not vanish one by one.
                 asked = needed[index] if needed[index] > 1 or index in together else 0
@@ -163,13 +164,13 @@ class WidthBounds:
 
     def allows(self, group: Group) -> bool:
         """Whether a plan may change the group's width to meet a budget."""
-        named = bool(self.include) and _any_match(group, self.include)
+        named = bool(self.include) and any_match(group, self.include)
         wanted = named or (not self.include and not group.held)
         return group.can_change and wanted and not self.excludes(group)
 
     def excludes(self, group: Group) -> bool:
         """Whether the user wants the group left alone, or has said which channels it keeps."""
-        return group.index in self.channels or _any_match(group, self.exclude)
+        return group.index in self.channels or any_match(group, self.exclude)
 
     def allowed(self, graph: ChannelGraph) -> Flags:
         """Which groups a plan may change, ``[groups]``."""
@@ -262,68 +263,6 @@ class AllowedWidths:
         """Indices of the groups that may go as a whole: by themselves, or with a branch."""
         alone = np.flatnonzero(self.floors == 0).tolist()
         return sorted({*alone, *(index for part in self.parts for index in part.groups)})
-
-
-def _any_match(group: Group, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, p) for name in _names(group) for p in patterns)
-
-
-def _names(group: Group) -> tuple[str, ...]:
-    """What a glob may match."""
-    return group.id, group.name, *group.producers
-
-
-def require_match(graph: ChannelGraph, pattern: str, option: str) -> list[Group]:
-    """The groups that a glob names, by id, name or producer.
-
-    Raises:
-        UnsupportedError: there is none; says which names are near.
-    """
-    matching = [group for group in graph.groups if _any_match(group, [pattern])]
-    if not matching:
-        names = dict.fromkeys(name for group in graph.groups for name in _names(group))
-        near = difflib.get_close_matches(pattern.strip("*"), names, 3)
-        some = ", ".join(f"'{escape(name)}'" for name in near)
-        hint = f"near are {some}; " if near else ""
-        raise UnsupportedError(
-            f"{option} '{escape(pattern)}': no group has that name; {hint}`analyze` lists them all"
-        )
-    return matching
-
-
-def _blocks(bounds: WidthBounds, graph: ChannelGraph) -> tuple[tuple[int, ...], ...]:
-    """Groups that are to have one width, and every other group by itself.
-
-    Globs with a group in common make one block.
-    """
-    block_of = {group.index: frozenset({group.index}) for group in graph.groups}
-    for pattern in bounds.same:
-        members = _alike(bounds, graph, pattern)
-        together = frozenset().union(*(block_of[index] for index in members))
-        block_of |= dict.fromkeys(together, together)
-    return tuple(tuple(sorted(block)) for block in dict.fromkeys(block_of.values()))
-
-
-def _alike(bounds: WidthBounds, graph: ChannelGraph, pattern: str) -> list[int]:
-    """Indices of the groups of a glob that are to have one width."""
-    where = f"same '{escape(pattern)}'"
-    named = require_match(graph, pattern, "same")
-    matching = [group for group in named if bounds.allows(group) or not group.resizable]
-    if not matching:
-        raise UnsupportedError(f"{where}: '{escape(named[0].name)}' is excluded")
-    by_width = {group.width: group for group in matching}
-    if len(by_width) > 1:
-        kinds = ", ".join(f"{width} ('{escape(g.name)}')" for width, g in sorted(by_width.items()))
-        raise UnsupportedError(
-            f"{where}: names groups of different widths: {kinds}; give one glob per kind of layer"
-        )
-    pinned = next((group for group in matching if not bounds.allows(group)), None)
-    if pinned is not None:
-        raise UnsupportedError(
-            f"{where}: '{escape(pinned.name)}' cannot be resized ({pinned.reason}), so that all "
-            "would keep their width; give a glob without it"
-        )
-    return [group.index for group in matching]
 
 
 def _by_hand(

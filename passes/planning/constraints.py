@@ -4,7 +4,7 @@ import heapq
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -167,10 +167,19 @@ def unreachable(
         remedy = f"{pinned}; see `analyze`"
     elif holders := _holders(resource, lowest, allowed):
         remedy = f"it is held by {holders}; {remedy}"
+    if violated.holds(_lowest_unequal(allowed)):
+        remedy = f"only unequal widths meet it: give no `same` (--unequal); {remedy}"
     return BudgetError(
         f"budget {violated.kind}={violated.limit:.12g} cannot be met: the lowest that can is "
         f"{least:.12g} {resource.unit} ({least / resource.total:.1%} of the model); {remedy}"
     )
+
+
+def _lowest_unequal(allowed: AllowedWidths) -> IntArray:
+    """The narrowest widths if no groups had to get one width together."""
+    if not allowed.bounds.same:
+        return allowed.graph.widths
+    return replace(allowed.bounds, same=()).on(allowed.graph).lowest()
 
 
 def _holders(resource: Cost, lowest: FloatArray | IntArray, allowed: AllowedWidths) -> str:

@@ -24,7 +24,7 @@ from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.score import Score
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.coupling.roles import roles
-from morphgraph.passes.planning.bounds import AllowedWidths, WidthBounds, require_match
+from morphgraph.passes.planning.bounds import AllowedWidths, WidthBounds
 from morphgraph.passes.planning.build import scores_of, top_channels, warn_of_price
 from morphgraph.passes.planning.constraints import (
     Budget,
@@ -37,6 +37,7 @@ from morphgraph.passes.planning.constraints import (
 )
 from morphgraph.passes.planning.finer import within_reach
 from morphgraph.passes.planning.grids import Grid
+from morphgraph.passes.planning.same import require_match
 from morphgraph.plans import MAX_NEW_CHANNELS, Plan, make_plan
 
 

@@ -224,3 +224,74 @@ def test_wishes_that_cannot_be_met_say_why(
 ) -> None:
     with pytest.raises(error, match=why):
         decide(graph)
+
+
+# Two blocks of an attention-like pair of layers, whose names tell the block in several spellings.
+REPEATED_NAMES = {
+    "torch": ("h.{}.mlp.up", "h.{}.mlp.down"),
+    "scopes": ("/model/layers.{}/mlp/up/MatMul", "/model/layers.{}/mlp/down/MatMul"),
+    "keras": ("net/layer_{}/up/kernel", "net/layer_{}/down/kernel"),
+    "experts": ("h.0.experts.{}.up", "h.0.experts.{}.down"),
+}
+
+
+def repeated_blocks(
+    names: tuple[str, str], widths: tuple[int, ...], tail: str = ""
+) -> ChannelGraph:
+    """Residual blocks ``x + down(relu(up(x)))``, and an ``up2`` of the same width in the first."""
+    weights, lines, before = [], [], "x"
+    for k, width in enumerate(widths):
+        up, down = (name.format(k) for name in names)
+        weights += [f'float[8,{width}] "{up}"', f'float[{width},8] "{down}"']
+        lines.append(
+            f'u{k} = MatMul({before}, "{up}")  r{k} = Relu(u{k})  d{k} = MatMul(r{k}, "{down}")'
+            f"  s{k} = Add({before}, d{k})"
+        )
+        before = f"s{k}"
+    outputs = f"float[2,8] y{tail and ', ' + tail}"
+    head = f"net (float[2,8] x, {', '.join(weights)}) => ({outputs})"
+    model = model_from_text(f"{head} {{ {' '.join(lines)} y = Identity({before}) }}")
+    for node in model.graph:
+        if node.op_type == "MatMul":
+            node.name = node.inputs[1].name
+    return lift(model)
+
+
+@pytest.mark.parametrize("spelling", REPEATED_NAMES)
+@pytest.mark.parametrize("how", ["budget", "uniform"])
+def test_repeated_blocks_get_one_width(spelling: str, how: str) -> None:
+    graph = repeated_blocks(REPEATED_NAMES[spelling], (24, 24, 16, 24))
+    scores = np.random.default_rng(0).random(len(score(graph, "l2")))
+    if how == "budget":
+        made = plan(graph, {"params": "55%"}, score=scores, same=["repeated"], round_to=1)
+        free = plan(graph, {"params": "55%"}, score=scores, round_to=1)
+        assert len({w for g, w in zip(graph.groups, free.widths(graph)) if g.width == 24}) > 1
+    else:
+        made = uniform(graph, 0.5, widths={"*2*": 8}, same=["repeated"], round_to=1)
+    found = [int(w) for g, w in zip(graph.groups, made.widths(graph)) if g.width == 24]
+    assert found == [found[0]] * 3
+    assert found[0] < 24
+    assert verify(graph, made, apply(graph, made)).ok
+    assert made.request["same"] == ["repeated"]
+
+
+def test_layers_of_one_block_do_not_correspond() -> None:
+    graph = repeated_blocks(("fc{}", "out{}"), (24, 24))
+    made = plan(graph, {"params": "75%"}, widths={"fc0": 8}, same=["repeated"], round_to=1)
+    assert width(graph, made, "fc0") == 8
+    assert width(graph, made, "fc1") > 8
+
+
+def test_a_block_that_cannot_change_holds_those_that_correspond() -> None:
+    graph = repeated_blocks(REPEATED_NAMES["torch"], (24, 24), "float[2,24] u0")
+    with pytest.raises(BudgetError, match=r"only unequal widths meet it.*--unequal"):
+        plan(graph, {"params": "60%"}, same=["repeated"])
+    assert plan(graph, {"params": "60%"}).cost["params"].after <= 0.6 * 2 * 2 * 24 * 8
+
+
+def test_excluded_blocks_are_free_of_the_others() -> None:
+    graph = repeated_blocks(REPEATED_NAMES["torch"], (24, 24, 24))
+    made = plan(graph, {"params": "60%"}, same=["repeated"], exclude=["h.0.*"], round_to=1)
+    widths = [int(w) for g, w in zip(graph.groups, made.widths(graph)) if g.width == 24]
+    assert widths[0] == 24
+    assert widths[1] == widths[2] < 24

@@ -1,0 +1,117 @@
+"""Configs of language models, brought to the sizes of a resized network.
+
+An entry is known by its name, whatever the network is: what Hugging Face and ONNX Runtime GenAI
+call the same size.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from morphgraph.errors import ModelError
+from morphgraph.folders.found import GENAI
+from morphgraph.folders.sizes import (
+    EXPERTS,
+    HEAD_SIZE,
+    HEADS,
+    HIDDEN,
+    INNER,
+    KV_HEADS,
+    LAYERS,
+    VOCABULARY,
+    SizeChanges,
+)
+from morphgraph.onnx_io import escape
+
+_Table = dict[str, Any]
+
+_ENTRIES = {
+    HIDDEN: ("hidden_size", "n_embd", "d_model", "dim"),
+    HEADS: ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    KV_HEADS: ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
+    HEAD_SIZE: ("head_size", "head_dim"),
+    INNER: (
+        *("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "ffn_hidden_size", "d_ff"),
+        *("moe_intermediate_size", "shared_expert_intermediate_size"),
+    ),
+    EXPERTS: ("num_local_experts", "num_experts", "n_routed_experts"),
+    LAYERS: ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    VOCABULARY: ("vocab_size",),
+}
+_KINDS = {name: kind for kind, names in _ENTRIES.items() for name in names}
+_INNER_TABLES = ("model", "decoder", "text_config")
+_INNER_PER_HIDDEN = 4  # of an inner width that a config leaves out, by Hugging Face's usage
+
+
+def rewritten(file: str, config: Mapping[str, Any], changes: SizeChanges) -> tuple[_Table, str]:
+    """A config with the new sizes, and in words what it cannot say.
+
+    Raises:
+        ModelError: it contradicts the network as it was.
+    """
+    made = copy.deepcopy(dict(config))
+    unequal: list[str] = []
+    _rewrite(file, made, changes, unequal)
+    return made, ", ".join(unequal)
+
+
+def _rewrite(file: str, table: _Table, changes: SizeChanges, unequal: list[str]) -> None:
+    old = copy.deepcopy(table)
+    new = {layer: place for place, layer in enumerate(changes.layers_left)}
+    for entry, size in list(table.items()):
+        kind = _KINDS.get(entry)
+        if isinstance(size, dict) and entry in _INNER_TABLES:
+            _rewrite(file, size, changes, unequal)
+        elif kind is not None and type(size) is int:
+            table[entry] = _changed(file, entry, kind, size, changes, unequal)
+        elif isinstance(size, dict) and isinstance(size.get("layers"), list):
+            size["layers"] = [new[layer] for layer in size["layers"] if layer in new]
+        elif isinstance(size, list) and len(size) == len(changes.layers) > 0:
+            table[entry] = [
+                each for layer, each in zip(changes.layers, size, strict=True) if layer in new
+            ]
+    if not file.endswith(GENAI):
+        _say_what_followed(old, table, changes)
+
+
+def _changed(
+    file: str, entry: str, kind: str, size: int, changes: SizeChanges, unequal: list[str]
+) -> int:
+    """The new size; of several the largest."""
+    stated = changes.before.get(kind)
+    if stated and size not in stated:
+        raise ModelError(
+            f"{file}: says {entry} {size}, and the model has {kind} {_words(stated)}: the config "
+            "belongs to another model; correct it, or resize the ONNX file outside of its folder"
+        )
+    found = changes.after(kind, size, entry)
+    if len(found) > 1:
+        unequal.append(f"{entry} {_words(found)}")
+    return max(found, default=size)
+
+
+def _words(sizes: list[int]) -> str:
+    return " and ".join(escape(str(size)) for size in sorted(set(sizes)))
+
+
+def _say_what_followed(old: _Table, table: _Table, changes: SizeChanges) -> None:
+    """State sizes that followed from others, where they do not any more."""
+
+    def of(kind: str, among: _Table) -> tuple[str, int] | None:
+        entries = ((name, among.get(name)) for name in _ENTRIES[kind])
+        return next(((name, size) for name, size in entries if type(size) is int), None)
+
+    hidden, heads = of(HIDDEN, old), of(HEADS, old)
+    new_hidden, new_heads = of(HIDDEN, table), of(HEADS, table)
+    if hidden is None or new_hidden is None:
+        return
+    if heads is not None and new_heads is not None and of(HEAD_SIZE, old) is None:
+        size = hidden[1] // heads[1]
+        new_size = max(changes.after(HEAD_SIZE, size), default=size)
+        if new_heads[1] * new_size != new_hidden[1]:
+            table["head_dim"] = new_size
+    for name in _ENTRIES[INNER]:
+        if name in old and old[name] is None:
+            inner = max(changes.after(INNER, _INNER_PER_HIDDEN * hidden[1], name), default=0)
+            if inner and inner != _INNER_PER_HIDDEN * new_hidden[1]:
+                table[name] = inner

@@ -1,0 +1,141 @@
+"""A model's folder: which file the model is, and which configs say its sizes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from morphgraph.errors import FileError, ModelError
+from morphgraph.onnx_io import escape
+
+GENAI = "genai_config.json"
+HUGGING_FACE = "config.json"
+_SUBFOLDER = "onnx"  # where Hugging Face's folders keep exported models
+_MAX_BYTES = 16_000_000
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that a runtime loads as a whole.
+
+    Attributes:
+        path: the folder.
+        file: the model in it, or in a folder below.
+        configs: what its configs say, by file name.
+    """
+
+    path: Path
+    file: Path
+    configs: Mapping[str, dict[str, Any]]
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """Patterns of the names of cache inputs, with ``%d`` for the layer; of GenAI's config."""
+        inputs = _inside(self.configs.get(GENAI, {}), "model", "decoder", "inputs")
+        return tuple(v for k, v in inputs.items() if k.startswith("past_") and "%d" in str(v))
+
+    @property
+    def presents(self) -> tuple[str, ...]:
+        """The same of cache outputs."""
+        outputs = _inside(self.configs.get(GENAI, {}), "model", "decoder", "outputs")
+        return tuple(v for k, v in outputs.items() if k.startswith("present_") and "%d" in str(v))
+
+
+def folder_of(path: Path) -> ModelFolder | None:
+    """The folder that a model stands in, or that is named, if there is a config in it.
+
+    Args:
+        path: an ONNX file or a folder.
+
+    Raises:
+        FileError: a config cannot be read.
+        ModelError: a config is no JSON, or a named folder holds no model or several.
+    """
+    if path.is_dir():
+        configs = _configs(path)
+        return ModelFolder(path, _the_model(path, configs), configs) if configs else None
+    above = path.absolute().parent
+    for place in (above, above.parent) if above.name == _SUBFOLDER else (above,):
+        configs = _configs(place)
+        named = _named(configs)
+        if configs and named in (None, path.name):
+            return ModelFolder(place, path, configs)
+    return None
+
+
+def model_file(path: Path) -> Path:
+    """The ONNX file that is meant by a path: itself, or the one in a model's folder.
+
+    Raises:
+        ModelError: a folder without a config, without a model or with several.
+    """
+    if not path.is_dir():
+        return path
+    folder = folder_of(path)
+    if folder is None:
+        raise ModelError(
+            f"{escape(str(path))}: is a folder without {HUGGING_FACE} or {GENAI}; give the ONNX "
+            "file"
+        )
+    return folder.file
+
+
+def _configs(place: Path) -> dict[str, dict[str, Any]]:
+    """The configs of a folder that are about a model."""
+    found = {name: _read(place / name) for name in (GENAI, HUGGING_FACE)}
+    is_about = {
+        GENAI: isinstance(found[GENAI].get("model"), dict),
+        HUGGING_FACE: bool({"model_type", "architectures"} & found[HUGGING_FACE].keys()),
+    }
+    return {name: config for name, config in found.items() if is_about[name]}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a config says; empty where there is none."""
+    where = escape(str(file))
+    try:
+        if not file.is_file():
+            return {}
+        if file.stat().st_size > _MAX_BYTES:
+            raise ModelError(f"{where}: is too large to be a config; give the ONNX file elsewhere")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"{where}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: is no JSON ({escape(str(error))}); repair it") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _inside(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """A table within a config; empty where there is none."""
+    inner: Any = config
+    for key in keys:
+        inner = inner.get(key) if isinstance(inner, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+
+def _named(configs: Mapping[str, dict[str, Any]]) -> str | None:
+    """The model file that GenAI's config names."""
+    name = _inside(configs.get(GENAI, {}), "model", "decoder").get("filename")
+    return name if isinstance(name, str) else None
+
+
+def _the_model(place: Path, configs: Mapping[str, dict[str, Any]]) -> Path:
+    where = escape(str(place))
+    named = _named(configs)
+    if named is not None:
+        if Path(named).name != named or not (place / named).is_file():
+            raise ModelError(
+                f"{where}: {GENAI} names the model '{escape(named)}', which is not there; give the "
+                "ONNX file"
+            )
+        return place / named
+    files = sorted([*place.glob("*.onnx"), *(place / _SUBFOLDER).glob("*.onnx")])
+    plain = [file for file in files if file.name == "model.onnx"]
+    chosen = files if len(files) == 1 else plain
+    if len(chosen) != 1:
+        names = ", ".join(f"'{escape(str(file.relative_to(place)))}'" for file in files[:5])
+        what = f"holds several models ({names})" if files else "holds no ONNX file"
+        raise ModelError(f"{where}: {what}; give the ONNX file")
+    return chosen[0]

@@ -1,0 +1,190 @@
+"""The sizes that configs of language models name, read from a network before and after a resize.
+
+What inputs, outputs and attributes of nodes state is taken from there: caches, logits, the table of
+tokens, numbers of heads. Other entries are told by their value: the groups of that width, and what
+a plan makes of them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import IntArray
+from morphgraph.errors import ModelError
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import escape, is_float
+from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.planning.grids import tensor_channels
+
+HEADS, KV_HEADS, HEAD_SIZE = "query heads", "key/value heads", "head size"
+HIDDEN, INNER, EXPERTS = "hidden width", "inner width", "experts"
+LAYERS, VOCABULARY = "layers", "vocabulary"
+
+_CACHE = re.compile(r"((?:past|present)[^0-9]*)([0-9]+)(.*(?:key|value).*)", re.IGNORECASE)
+_QUERY_ATTRIBUTES = ("num_heads", "q_num_heads")
+_KV_ATTRIBUTES = ("kv_num_heads",)
+
+
+def _static(value: ir.Value, axis: int) -> list[int]:
+    """The size of an axis, if it is a number."""
+    shape = value.shape
+    size = shape[axis] if shape is not None and len(shape) > abs(axis + 0.5) else None
+    return [size] if isinstance(size, int) else []
+
+
+class Caches:
+    """The cache inputs of a decoder, by layer.
+
+    Attributes:
+        layers: the numbers in their names, in order.
+    """
+
+    def __init__(self, model: ir.Model, patterns: Sequence[str] = (), config: str = "") -> None:
+        self._values: dict[int, list[ir.Value]] = {}
+        for value in model.graph.inputs:
+            parts = cache_parts(value.name or "", patterns)
+            if parts is not None and is_float(value):
+                self._values.setdefault(parts[1], []).append(value)
+        self.layers = sorted(self._values)
+        if patterns and not self.layers:
+            names = ", ".join(f"'{escape(v.name or '')}'" for v in list(model.graph.inputs)[:6])
+            raise ModelError(
+                f"{config}: names the cache inputs '{escape(patterns[0])}', and the model has none "
+                f"of that name ({names}); correct the config, or resize the ONNX file elsewhere"
+            )
+        for value in (value for values in self._values.values() for value in values):
+            if value.shape is None or len(value.shape) != 4:
+                axes = "unknown axes" if value.shape is None else f"{len(value.shape)} axes"
+                raise ModelError(
+                    f"input '{escape(value.name or '')}': is a cache with {axes}; known is "
+                    "[batch, heads, past, head size]; resize the ONNX file outside of its folder, "
+                    "and write the config by hand"
+                )
+
+    def sizes(self, axis: int) -> dict[int, list[int]]:
+        """By layer the sizes of an axis."""
+        return {
+            layer: sorted({size for value in values for size in _static(value, axis)})
+            for layer, values in self._values.items()
+        }
+
+
+def cache_parts(name: str, patterns: Sequence[str]) -> tuple[str, int, str] | None:
+    """What stands before the number of a layer in the name of its cache, the number, the rest."""
+    for pattern in patterns:
+        before, _, after = pattern.partition("%d")
+        number = name[len(before) : len(name) - len(after)]
+        if name == f"{before}{number}{after}" and number.isdecimal():
+            return before, int(number), after
+    match = None if patterns else _CACHE.fullmatch(name)
+    return (match[1], int(match[2]), match[3]) if match else None
+
+
+def stated_sizes(model: ir.Model, caches: Caches) -> dict[str, list[int]]:
+    """By what it is the sizes that a model states, one per layer where layers have their own."""
+    attributes: dict[str, list[int]] = {HEADS: [], KV_HEADS: []}
+    for node in model.graph:
+        for kind, names in ((HEADS, _QUERY_ATTRIBUTES), (KV_HEADS, _KV_ATTRIBUTES)):
+            number = next((node.attributes[n].as_int() for n in names if n in node.attributes), 0)
+            attributes[kind] += [number] if number else []
+    cached = {
+        kind: [size for sizes in caches.sizes(axis).values() for size in sizes]
+        for kind, axis in ((KV_HEADS, 1), (HEAD_SIZE, 3))
+    }
+    return {
+        HEADS: attributes[HEADS],
+        KV_HEADS: cached[KV_HEADS] or attributes[KV_HEADS],
+        HEAD_SIZE: cached[HEAD_SIZE],
+        LAYERS: [len(caches.layers)] if caches.layers else [],
+        VOCABULARY: [
+            size
+            for value in model.graph.outputs
+            if value.name == "logits" and is_float(value)
+            for size in _static(value, -1)
+        ],
+        HIDDEN: list(dict.fromkeys(_embedded(model)))[:1],
+    }
+
+
+def _embedded(model: ir.Model) -> Iterator[int]:
+    """The widths of tables that token ids number."""
+    tokens = {value for value in model.graph.inputs if not is_float(value)}
+    for node in model.graph:
+        if any(value in tokens and value.name == "input_ids" for value in node.inputs if value):
+            reads_table = any(value is not None and value.is_initializer() for value in node.inputs)
+            for value in node.outputs if reads_table else ():
+                if is_float(value):
+                    yield from _static(value, -1)
+
+
+class SizeChanges:
+    """What a plan makes of the sizes that configs name.
+
+    Args:
+        graph: the network before.
+        keep: per index of a group that changes the positions that stay.
+        small: the resized network.
+        patterns: of cache inputs, as GenAI's config names them.
+        config: the file that names them, for errors.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        keep: Mapping[int, IntArray],
+        small: ir.Model,
+        patterns: Sequence[str] = (),
+        config: str = "",
+    ) -> None:
+        self._graph = graph
+        self._keep = keep
+        self._units = tensor_channels(graph)
+        before, after = Caches(graph.model, patterns, config), Caches(small, patterns, config)
+        self.layers, self.layers_left = before.layers, after.layers
+        self.before = stated_sizes(graph.model, before)
+        self._after = stated_sizes(small, after)
+
+    def after(self, kind: str, size: int, entry: str = "") -> list[int]:
+        """All sizes that layers have now which had this one; empty: nothing has this size.
+
+        Args:
+            kind: what the size is of.
+            size: what a config says.
+            entry: the config's entry; its words tell experts' layers from others.
+        """
+        if self.before.get(kind):
+            return sorted(set(self._after[kind]))
+        if kind in (HEADS, KV_HEADS, HEAD_SIZE):
+            return self._of_heads(size)
+        if kind in (HIDDEN, INNER, EXPERTS):
+            return self._of_groups(kind, size, entry)
+        return []
+
+    def _of_groups(self, kind: str, size: int, entry: str) -> list[int]:
+        groups = [
+            group
+            for group in self._graph.groups
+            if group.width == size and self._units[group.index] == 1
+        ]
+        wanted = [group for group in groups if group.statistical == (kind != INNER)] or groups
+        words = [word for word in ("expert", "shared") if word in entry.replace("moe", "expert")]
+        for word in words:
+            named = [g for g in wanted if any(word in name for name in (g.name, *g.producers))]
+            wanted = named or wanted
+        return sorted({len(self._keep.get(g.index, range(g.width))) for g in wanted})
+
+    def _of_heads(self, size: int) -> list[int]:
+        graph, found = self._graph, set[int]()
+        sizes = np.asarray(graph.couplings.sizes)
+        for vertex in np.flatnonzero(sizes == size).tolist():
+            if any(self._units[index] > 1 for index in graph.groups_on(vertex)):
+                kept = self._selection.vertex(vertex)
+                found.add(size if kept is None else len(kept))
+        return sorted(found)
+
+    @cached_property
+    def _selection(self) -> AxisSelection:
+        return AxisSelection(self._graph, self._keep)

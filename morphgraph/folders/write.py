@@ -1,0 +1,139 @@
+"""A resized model in a folder like the one that it came from; the folder appears whole or not."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+
+from morphgraph.errors import FileError, warn
+from morphgraph.folders.configs import rewritten
+from morphgraph.folders.found import GENAI, HUGGING_FACE, ModelFolder
+from morphgraph.folders.sizes import SizeChanges, cache_parts
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import escape
+from morphgraph.plans import Plan
+from morphgraph.workflow import save
+
+_WEIGHTS = (".onnx", ".data", ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
+_INDEX = ".index.json"  # which file holds which weights
+
+
+def check_folder(output: Path, overwrite: bool, source: ModelFolder) -> None:
+    """Refuse a folder to be written before any work is done for it.
+
+    Raises:
+        FileError: it holds something (without ``overwrite``), is no model's folder, is the source
+            or around it, or has no folder above.
+    """
+    where = escape(str(output))
+    here, origin = output.resolve(), source.path.resolve()
+    if here == origin or here in origin.parents:
+        raise FileError(f"{where}: holds the model, which is never changed; choose another folder")
+    if output.exists() and not output.is_dir():
+        raise FileError(f"{where}: is a file; give a folder, or a name that ends with .onnx")
+    if output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise FileError(f"{where}: exists already; choose another name or pass --overwrite")
+        if not any((output / name).is_file() for name in (GENAI, HUGGING_FACE)):
+            raise FileError(f"{where}: is no model's folder, and is not replaced; choose another")
+    if not output.absolute().parent.is_dir():
+        raise FileError(f"{escape(str(output.absolute().parent))}: there is no such folder")
+
+
+def write_folder(
+    graph: ChannelGraph,
+    plan: Plan,
+    small: ir.Model,
+    source: ModelFolder,
+    output: Path,
+    overwrite: bool = False,
+    *,
+    folded: bool = False,
+) -> None:
+    """Write a resized model as its runtime loads it: weights, configs and the tokenizer's files.
+
+    The configs state the new sizes. Weights in other formats and other models of the folder are
+    left out. Warns where a config cannot say a size.
+
+    Args:
+        graph: the network before.
+        plan: what was removed.
+        small: the resized network.
+        source: the folder that it came from.
+        output: the folder to write; replaced as a whole.
+        overwrite: whether a model's folder may be replaced.
+        folded: as for :func:`morphgraph.save`.
+
+    Raises:
+        FileError: the folder may not be written, or cannot.
+        ModelError: a config contradicts the network, or its caches have a layout that is not known.
+    """
+    check_folder(output, overwrite, source)
+    keep = plan.keep_channels(graph)
+    changes = SizeChanges(graph, keep, small, source.caches, escape(str(source.path / GENAI)))
+    made = {}
+    for name, config in source.configs.items():
+        made[name], unequal = rewritten(escape(str(source.path / name)), config, changes)
+        if unequal:
+            warn(
+                f"{name} cannot say unequal widths ({unequal}; the largest is written): ONNX "
+                "Runtime itself runs the model, what reads the config may not"
+            )
+    if changes.layers_left != list(range(len(changes.layers_left))):
+        small = _renumbered(small, source, changes.layers_left)
+    with _appearing(output) as folder:
+        for file in _others(source):
+            shutil.copy2(file, folder / file.name)
+        for name, config in made.items():
+            text = json.dumps(config, indent=2, ensure_ascii=False)
+            (folder / name).write_text(f"{text}\n", encoding="utf-8")
+        target = folder / source.file.absolute().relative_to(source.path.absolute())
+        target.parent.mkdir(exist_ok=True)
+        save(small, target, folded=folded)
+
+
+def _others(source: ModelFolder) -> Iterator[Path]:
+    """The files beside the model that do not depend on its sizes."""
+    for file in sorted(source.path.iterdir()):
+        is_weight = file.suffix in _WEIGHTS or file.name.endswith((_INDEX, ".onnx_data"))
+        is_known = file.name in source.configs or file.name.startswith(".")
+        if file.is_file() and not is_weight and not is_known:
+            yield file
+
+
+def _renumbered(model: ir.Model, source: ModelFolder, layers: list[int]) -> ir.Model:
+    """The model with its caches numbered without gaps, as runtimes count them."""
+    model = model.clone()
+    new = {layer: place for place, layer in enumerate(layers)}
+    for values, patterns in (
+        (model.graph.inputs, source.caches),
+        (model.graph.outputs, source.presents),
+    ):
+        for value in values:
+            parts = cache_parts(value.name or "", patterns)
+            if parts is not None and parts[1] in new:
+                value.name = f"{parts[0]}{new[parts[1]]}{parts[2]}"
+    return model
+
+
+@contextmanager
+def _appearing(output: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its place when it is whole."""
+    where = escape(str(output))
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
+        try:
+            folder = aside / "new"
+            folder.mkdir()
+            yield folder
+            if output.exists():
+                output.rename(aside / "old")
+            folder.rename(output)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise FileError(f"{where}: cannot be written: {error.strerror or error}") from error

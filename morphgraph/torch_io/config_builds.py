@@ -1,0 +1,117 @@
+"""Networks that a config builds: their shapes alone, or whole with another network's parameters."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class ConfigBuilds:
+    """What the class of a module builds from the module's config with some entries changed.
+
+    Attributes:
+        config: the module's config.
+        left: how many builds are left.
+    """
+
+    def __init__(self, module: nn.Module, builds: int) -> None:
+        self.config = module.config
+        self.left = builds
+        self._module = module
+        self._loads = _survives_loading(self.config)
+
+    def shapes_alone(self, values: Mapping[str, Any]) -> nn.Module | None:
+        """The network on the meta device; ``None`` where the class or its config refuses."""
+        self.left -= 1
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                return type(self._module)(self._changed(values))
+        except Exception:  # noqa: BLE001  a class of the user's own may raise anything
+            return None
+
+    def whole(self, values: Mapping[str, Any]) -> nn.Module | None:
+        """The network with the module's parameters and persistent buffers; the rest is its own."""
+        try:
+            with torch.random.fork_rng(devices=[]), _parameters_on_meta():
+                built = type(self._module)(self._changed(values))
+            built.load_state_dict(self._module.state_dict(), strict=False, assign=True)
+            built.to(next(self._module.parameters()).device)
+        except Exception:  # noqa: BLE001
+            return None
+        return None if any(p.is_meta for p in built.parameters()) else built
+
+    def refusal(self, values: Mapping[str, Any]) -> str:
+        """What a config with these entries says when it is loaded; empty: it loads."""
+        try:
+            self._changed(values)
+        except Exception as error:  # noqa: BLE001
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            return lines[-1] if lines else type(error).__name__
+        return ""
+
+    def asked(self) -> list[str]:
+        """Entries without a number that the class asks its config for, and gets a default for."""
+        kind, asked = type(self.config), dict[str, None]()
+        get = kind.__getattribute__
+
+        def note(config: Any, name: str) -> Any:
+            value = None
+            try:
+                value = get(config, name)
+                return value
+            finally:
+                if value is None:
+                    asked[name] = None
+
+        own = "__getattribute__" in vars(kind)
+        kind.__getattribute__ = note  # type: ignore[method-assign]
+        try:
+            self.shapes_alone({})
+        finally:
+            if own:
+                kind.__getattribute__ = get  # type: ignore[method-assign]
+            else:
+                del kind.__getattribute__
+        return [name for name in asked if not name.startswith("_")]
+
+    def _changed(self, values: Mapping[str, Any]) -> Any:
+        config = copy.deepcopy(self.config)
+        vars(config).update(values)
+        if self._loads:
+            _load_again(config)
+        return config
+
+
+def _load_again(config: Any) -> None:
+    """Write a config and read it, as ``from_pretrained`` does; what it checks is checked then."""
+    type(config).from_dict(config.to_dict())
+
+
+def _survives_loading(config: Any) -> bool:
+    if not (hasattr(config, "to_dict") and hasattr(type(config), "from_dict")):
+        return False
+    try:
+        _load_again(config)
+    except Exception:  # noqa: BLE001  then it tells nothing of other numbers either
+        return False
+    return True
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules that are made meanwhile have their buffers, but parameters without memory."""
+    register = nn.Module.register_parameter
+
+    def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = without_memory  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -1,0 +1,274 @@
+"""Folders of language models: the model in them, their configs, and folders that are written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import morphgraph as mg
+from morphgraph.cli import main
+from morphgraph.errors import FileError, ModelError
+from morphgraph.folders import check_folder, folder_of, model_file, write_folder
+from morphgraph.folders.sizes import Caches
+
+HIDDEN, HEADS, SIZE, INNER, VOCABULARY, LAYERS = 32, 4, 8, 48, 60, 2
+CONFIG = {
+    "model_type": "tiny",
+    "hidden_size": HIDDEN,
+    "num_attention_heads": HEADS,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 128,
+}
+NAMES = ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+
+
+def decoder(inners: tuple[int, ...] = (INNER,) * LAYERS) -> onnx.ModelProto:
+    """Table, blocks of MultiHeadAttention and an MLP, and logits, in operators of ONNX Runtime."""
+    rng = np.random.default_rng(0)
+    weights, nodes = [], []
+
+    def weight(name: str, *shape: int) -> str:
+        array = rng.standard_normal(shape) / np.sqrt(shape[0] if len(shape) > 1 else 1)
+        weights.append(numpy_helper.from_array(array.astype(np.float32), name))
+        return name
+
+    def node(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [f"{name}_out"], name, **attributes))
+        return f"{name}_out"
+
+    x = node("Gather", [weight("embed.weight", VOCABULARY, HIDDEN), "input_ids"], "/embed/Gather")
+    for k, inner in enumerate(inners):
+        at = f"/layers.{k}"
+        q, key, v = (
+            node("MatMul", [x, weight(f"{k}.{p}", HIDDEN, HIDDEN)], f"{at}/attn/{p}/MatMul")
+            for p in ("q_proj", "k_proj", "v_proj")
+        )
+        mixed = node(
+            "MultiHeadAttention", [q, key, v], f"{at}/attn/MHA",
+            domain="com.microsoft", num_heads=HEADS,
+        )  # fmt: skip
+        o = node("MatMul", [mixed, weight(f"{k}.o", HIDDEN, HIDDEN)], f"{at}/attn/o_proj/MatMul")
+        x = node("Add", [x, o], f"{at}/Add")
+        up = node("MatMul", [x, weight(f"{k}.up", HIDDEN, inner)], f"{at}/mlp/up_proj/MatMul")
+        act = node("Relu", [up], f"{at}/mlp/Relu")
+        down = node("MatMul", [act, weight(f"{k}.dn", inner, HIDDEN)], f"{at}/mlp/down/MatMul")
+        x = node("Add", [x, down], f"{at}/Add_1")
+    nodes.append(helper.make_node("MatMul", [x, weight("head", HIDDEN, VOCABULARY)], ["logits"]))
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
+        [
+            helper.make_tensor_value_info(
+                "logits", TensorProto.FLOAT, ["batch", "length", VOCABULARY]
+            )
+        ],
+        weights,
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def make_folder(path: Path, config: dict[str, Any] = CONFIG, **more: Any) -> Path:
+    path.mkdir()
+    onnx.save(decoder(**more), path / "model.onnx")
+    for name in NAMES:
+        (path / name).write_text(json.dumps(config if name == "config.json" else {"of": name}))
+    (path / "model.safetensors").write_bytes(b"weights of the old sizes")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "large")
+
+
+def logits(path: Path, ids: list[int]) -> np.ndarray:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input_ids": np.array([ids])})[0]
+
+
+def said(path: Path) -> dict[str, Any]:
+    return json.loads((path / "config.json").read_text())
+
+
+def test_a_folder_becomes_a_smaller_one(folder: Path, tmp_path: Path) -> None:
+    """Plan and apply as a user calls them; widths of the files beside what the config says."""
+    plan, small = tmp_path / "plan.json", tmp_path / "small"
+    arguments = ["plan", str(folder), "--budget", "params=55%", "--round-to", "2", "-o", str(plan)]
+    assert main(arguments) == 0
+    assert main(["apply", str(folder), str(plan), "-o", str(small)]) == 0
+    assert sorted(p.name for p in small.iterdir()) == sorted([*NAMES, "model.onnx"])
+    sizes = {w.name: tuple(w.dims) for w in onnx.load(small / "model.onnx").graph.initializer}
+    config = said(small)
+    assert sizes["embed.weight"] == (VOCABULARY, config["hidden_size"])
+    for k in range(LAYERS):
+        heads = config["num_attention_heads"]
+        assert sizes[f"{k}.q_proj"] == (config["hidden_size"], heads * config.get("head_dim", SIZE))
+        assert sizes[f"{k}.up"] == (config["hidden_size"], config["intermediate_size"])
+    assert config["intermediate_size"] < INNER
+    assert {k: config[k] for k in ("vocab_size", "num_hidden_layers", "model_type")} == {
+        k: CONFIG[k] for k in ("vocab_size", "num_hidden_layers", "model_type")
+    }  # fmt: skip
+    assert config["max_position_embeddings"] == CONFIG["max_position_embeddings"]
+    graph, made = mg.lift(folder / "model.onnx"), mg.Plan.load(plan)
+    assert made.request["same"] == ["repeated"]
+    expected = mg.apply(graph, made)
+    mg.save(expected, tmp_path / "expected.onnx")
+    found = logits(small / "model.onnx", [3, 5, 8])
+    np.testing.assert_array_equal(found, logits(tmp_path / "expected.onnx", [3, 5, 8]))
+    assert main(["verify", str(folder), str(plan), str(small)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("widths", "entries"),
+    [
+        ({"*attention*": 2}, {"num_attention_heads": 2, "head_dim": SIZE, "hidden_size": HIDDEN}),
+        ({"*up_proj*": 20}, {"intermediate_size": 20, "num_attention_heads": HEADS}),
+        ({"*residual*": 16, "*attention*": 2}, {"hidden_size": 16, "num_attention_heads": 2}),
+    ],
+)
+def test_entries_follow_widths(
+    folder: Path, tmp_path: Path, widths: dict[str, int], entries: dict[str, int]
+) -> None:
+    graph = mg.lift(folder / "model.onnx")
+    chosen = {}
+    for pattern, width in widths.items():
+        word = pattern.strip("*")
+        for group in graph.groups:
+            if word in group.name and ("residual" in group.name) == (word == "residual"):
+                chosen[group.id] = width
+    plan = mg.uniform(graph, widths=chosen, round_to=1)
+    source = folder_of(folder)
+    assert source is not None
+    write_folder(graph, plan, mg.apply(graph, plan), source, tmp_path / "small")
+    config = said(tmp_path / "small")
+    assert {key: config.get(key) for key in entries} == entries
+    assert ("head_dim" in config) == ("head_dim" in entries)
+
+
+def test_a_width_that_followed_from_another_is_stated(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "n_embd": HIDDEN, "n_head": HEADS, "n_inner": None}
+    folder = make_folder(tmp_path / "gpt", config, inners=(4 * HIDDEN, 4 * HIDDEN))
+    plan = tmp_path / "plan.json"
+    assert main(["plan", str(folder), "--set", "*up_proj*=40", "-o", str(plan)]) == 0
+    assert main(["apply", str(folder), str(plan), "-o", str(tmp_path / "small")]) == 0
+    assert said(tmp_path / "small") == config | {"n_inner": 40}
+
+
+def test_unequal_widths_are_asked_for_and_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, small = str(tmp_path / "plan.json"), tmp_path / "small"
+    wish = ["--set", "*layers.0/mlp/up*=16"]
+    assert main(["plan", str(folder), *wish, "--unequal", "-o", plan]) == 0
+    assert "only ONNX Runtime runs" in capsys.readouterr().err
+    assert main(["apply", str(folder), plan, "-o", str(small)]) == 0
+    assert "cannot say unequal widths (intermediate_size 16 and 48" in capsys.readouterr().err
+    assert said(small)["intermediate_size"] == INNER
+    assert logits(small / "model.onnx", [1]).shape == (1, 1, VOCABULARY)
+    assert main(["plan", str(folder), *wish, "-o", plan, "--overwrite"]) == 0
+    groups = mg.Plan.load(plan).groups.values()
+    assert [sum(b - a for a, b in g.keep) for g in groups] == [16, 16]
+    assert main(["plan", str(folder), *wish, "--unequal", "--same"]) == 2
+
+
+def test_without_a_config_nothing_is_tied(tmp_path: Path) -> None:
+    onnx.save(decoder(), tmp_path / "model.onnx")
+    (tmp_path / "config.json").write_text('{"lights": "on"}')
+    assert folder_of(tmp_path / "model.onnx") is None
+    with pytest.raises(ModelError, match=r"without config\.json or genai_config\.json"):
+        model_file(tmp_path)
+
+
+def spoil_config(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 96}))
+
+
+def spoil_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{'hidden_size': 32}")
+
+
+def spoil_caches(folder: Path) -> None:
+    inputs = {"past_key_names": "past.%d.k", "past_value_names": "past.%d.v"}
+    genai = {"model": {"decoder": {"filename": "model.onnx", "inputs": inputs}}}
+    (folder / "genai_config.json").write_text(json.dumps(genai))
+
+
+def lose_the_model(folder: Path) -> None:
+    (folder / "model.onnx").rename(folder / "model.bin")
+
+
+def second_model(folder: Path) -> None:
+    (folder / "model.onnx").rename(folder / "a.onnx")
+    (folder / "b.onnx").write_bytes(b"")
+
+
+BROKEN: list[tuple[Callable[[Path], None], str]] = [
+    (spoil_config, r"config\.json: says hidden_size 96, and the model has hidden width 32"),
+    (spoil_json, r"config\.json: is no JSON"),
+    (spoil_caches, r"names the cache inputs 'past\.%d\.k', and the model has none"),
+    (lose_the_model, "holds no ONNX file"),
+    (second_model, r"holds several models \('a\.onnx', 'b\.onnx'\)"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), BROKEN, ids=[s.__name__ for s, _ in BROKEN])
+def test_broken_folders_are_refused_and_nothing_is_written(
+    folder: Path, tmp_path: Path, spoil: Callable[[Path], None], words: str
+) -> None:
+    graph = mg.lift(folder / "model.onnx")
+    plan = mg.uniform(graph, 0.5)
+    small = mg.apply(graph, plan)
+    spoil(folder)
+
+    def written() -> None:
+        source = folder_of(folder)
+        assert source is not None
+        write_folder(graph, plan, small, source, tmp_path / "small")
+
+    with pytest.raises(ModelError, match=words):
+        written()
+    assert [path.name for path in tmp_path.iterdir()] == ["large"]
+
+
+def test_a_cache_of_another_layout_is_refused() -> None:
+    name = '"past_key_values.0.key"'
+    head = f"net (float[2,1,4,5,8] {name}) => (float[2,1,4,5,8] y)"
+    opsets = '<ir_version: 8, opset_import: ["" : 17]>'
+    model = ir.from_onnx_text(f"{opsets} {head} {{ y = Identity({name}) }}")
+    with pytest.raises(ModelError, match=r"cache with 5 axes; known is \[batch, heads, past"):
+        Caches(model)
+
+
+def test_targets_are_refused_before_work(folder: Path, tmp_path: Path) -> None:
+    source = folder_of(folder)
+    assert source is not None
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("dear")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text("{}")
+    for target, overwrite, words in (
+        (folder, True, "never changed"),
+        (tmp_path, True, "never changed"),
+        (tmp_path / "mine", False, "--overwrite"),
+        (tmp_path / "mine", True, "is no model's folder"),
+        (tmp_path / "none" / "small", False, "no such folder"),
+        (folder / "model.onnx", True, "is a file"),
+    ):
+        with pytest.raises(FileError, match=words):
+            check_folder(target, overwrite, source)
+    check_folder(tmp_path / "old", True, source)
+    graph = mg.lift(folder / "model.onnx")
+    plan = mg.uniform(graph, 0.5)
+    write_folder(graph, plan, mg.apply(graph, plan), source, tmp_path / "old", True)
+    assert said(tmp_path / "old")["hidden_size"] == HIDDEN // 2

@@ -1,0 +1,128 @@
+"""Configs that build a user's own class say its new sizes, or why they cannot."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import morphgraph as mg
+from morphgraph.passes.planning.uniform import set_widths
+from morphgraph.torch_io.resize_module import ModuleReport
+
+X = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass
+class NetConfig:
+    width: int = 12
+    heads: int = 3
+    layers: int = 2
+    inner: int | None = None
+    scaled: bool = False
+
+
+class CheckedConfig(NetConfig):
+    """One that is written and read, and looks at its numbers then."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CheckedConfig":
+        if values["width"] % values["heads"]:
+            raise ValueError(f"the width ({values['width']}) is no multiple of the heads")
+        return cls(**values)
+
+
+class Block(nn.Module):
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.head_dim = getattr(config, "head_dim", config.width // config.heads)
+        inner = 4 * config.width if config.inner is None else config.inner
+        self.q, self.k, self.v = (
+            nn.Linear(config.width, self.heads * self.head_dim) for _ in range(3)
+        )
+        self.o = nn.Linear(self.heads * self.head_dim, config.width)
+        self.up, self.down = nn.Linear(config.width, inner), nn.Linear(inner, config.width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        split = [
+            p(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for p in (self.q, self.k, self.v)
+        ]
+        mixed = nn.functional.scaled_dot_product_attention(*split, scale=0.5)
+        x = x + self.o(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class Net(nn.Module):
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = float(config.width) ** 0.5 if config.scaled else 1.0
+        self.stem, self.head = nn.Linear(6, config.width), nn.Linear(config.width, 4)
+        self.h = nn.ModuleList([Block(config) for _ in range(config.layers)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x) * self.scale
+        for block in self.h:
+            x = block(x)
+        return self.head(x)
+
+
+def resized(config: NetConfig, widths: dict[str, int]) -> tuple[Net, ModuleReport]:
+    torch.manual_seed(0)
+    net = Net(config).eval()
+    graph = mg.lift(mg.export(net, X))
+    by_glob: dict[str, int | str] = {
+        group.id: width
+        for group in graph.groups
+        for part, width in widths.items()
+        if part in group.name
+    }
+    return net, mg.resize_module(net, graph, set_widths(graph, by_glob), example=X)
+
+
+SAID: dict[str, tuple[Callable[[], NetConfig], dict[str, int], dict[str, int | None]]] = {
+    "width and heads by one ratio": (NetConfig, {"residual": 8, "attention": 2, "up": 48},
+        {"width": 8, "heads": 2, "inner": 48}),
+    "an inner width that followed": (NetConfig, {".up": 20}, {"inner": 20, "width": 12}),
+    "a head's size that is asked for": (NetConfig, {"attention": 2},
+        {"heads": 2, "head_dim": 4, "inner": None}),
+    "numbers alike": (lambda: NetConfig(16, 4, 4, inner=16), {"attention": 3, ".up": 10},
+        {"width": 16, "heads": 3, "layers": 4, "inner": 10, "head_dim": 4}),
+    "checked when read": (CheckedConfig, {"residual": 8, "attention": 2}, {"width": 8, "heads": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_a_config_says_the_new_sizes(case: str) -> None:
+    make, widths, entries = SAID[case]
+    net, report = resized(make(), widths)
+    assert report.config == f"{type(net.config).__name__} builds this network"
+    assert {key: getattr(net.config, key) for key in entries} == entries
+    again = Net(net.config).eval()
+    again.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(again(X), net(X))
+
+
+UNSAID = {
+    "unequal": (NetConfig(), {"0.up": 20}, r"unequal widths .*'h\.0\.up', 'h\.1\.up'.*--same"),
+    "refused": (CheckedConfig(), {"residual": 8}, r"refuses them \(.*no multiple of the heads"),
+    "scale": (NetConfig(scaled=True), {"residual": 8, "attention": 2}, r"something else.*'scale'"),
+}
+
+
+@pytest.mark.parametrize("case", UNSAID)
+def test_what_a_config_cannot_say_is_told(case: str) -> None:
+    config, widths, words = UNSAID[case]
+    with pytest.warns(mg.MorphWarning, match=words):
+        net, report = resized(config, widths)
+    assert "cannot say" in report.config
+    assert report.error < 1e-4
+    assert "head_dim" not in vars(net.config)
