@@ -129,6 +129,19 @@ def test_a_folder_becomes_a_smaller_one(folder: Path, tmp_path: Path) -> None:
     assert main(["verify", str(folder), str(plan), str(small)]) == 0
 
 
+def test_shrink_writes_a_folder_too(folder: Path, tmp_path: Path) -> None:
+    data, small = tmp_path / "data.npz", tmp_path / "small"
+    np.savez(data, input_ids=np.random.default_rng(0).integers(0, VOCABULARY, (40, 6)))
+    budget = ["--budget", "params=70%", "--round-to", "2", "-o", str(small)]
+    assert main(["shrink", str(folder / "model.onnx"), "--data", str(data), *budget]) == 0
+    sizes = {w.name: tuple(w.dims) for w in onnx.load(small / "model.onnx").graph.initializer}
+    config = said(small)
+    assert sizes["embed.weight"] == (VOCABULARY, config["hidden_size"])
+    assert sizes["0.up"] == sizes["1.up"] == (config["hidden_size"], config["intermediate_size"])
+    assert main(["shrink", str(folder), "--data", str(data), *budget]) == 4
+    assert main(["shrink", str(folder), "--data", str(data), *budget, "--overwrite"]) == 0
+
+
 @pytest.mark.parametrize(
     ("widths", "entries"),
     [

@@ -122,6 +122,59 @@ def test_widths_that_a_budget_chose_load_from_the_config(kind: str, tmp_path: Pa
     net.train()(**example, **labels).loss.backward()
 
 
+def small(kind: str, **sizes: Any) -> Any:
+    """A decoder of two blocks, four heads of size 8 where the class lets us say it."""
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=60, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes
+    )
+    return getattr(transformers, f"{kind}ForCausalLM" if kind != "GPT2" else "GPT2LMHeadModel")(
+        config
+    )
+
+
+WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 40}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+DECODERS: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, int]]] = {
+    # sizes, wishes, entries that follow from others and have to be stated now
+    "GPT2": (
+        {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 7},
+        {"widths": {"*residual*": 24, "*c_attn": 3}},
+        {"n_embd": 24, "n_head": 3, "n_inner": 128},
+    ),
+    "Phi3": (WIDE | HEADS, {"same": ["repeated"], "round_to": 2}, {"head_dim": 8}),
+    "Mixtral": (
+        WIDE | HEADS | {"num_local_experts": 4, "head_dim": 8},
+        {"same": ["repeated"], "round_to": 2},
+        {"head_dim": 8},
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", DECODERS)
+def test_decoders_load_with_what_followed_from_other_entries(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes, wishes, entries = DECODERS[kind]
+    net = small(kind, **sizes).eval()
+    if kind == "Mixtral":
+        net.set_experts_implementation("batched_mm")
+    example = {"input_ids": TOKENS, "use_cache": False}
+    graph = mg.lift(mg.export(net, example))
+    plan = mg.plan(graph, {"params": "70%"}, **wishes)
+    resized = mg.apply(graph, plan)
+    report = mg.resize_module(net, graph, plan, example=example)
+    assert report.config == f"{kind}Config builds this network"
+    assert {key: getattr(net.config, key) for key in entries} == entries
+    assert (net.config.num_hidden_layers, net.config.vocab_size) == (2, 60)
+    net.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        found = again(**example).logits.numpy()
+    (expected,) = ort.run(resized, {"input_ids": TOKENS.numpy()}).values()
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 @pytest.mark.long
 def test_heads_of_unequal_number_stay_out_of_the_config() -> None:
     torch.manual_seed(0)
