@@ -80,18 +80,24 @@ class ConfigFit:
         best, exact = self._search(attributes)
         if not exact:
             return self._refused(best, attributes, unequal)
-        values = self._fewest(exact[0])
-        if self._says_all:
-            fewest = map(self._fewest, exact[:_RUNS])
-            found = next((v for v in fewest if self._runs_the_same(v, computes_the_same)), None)
-            if found is None:
-                self._set(values, attributes)
-                return (
-                    f"{self._kind} builds these shapes, but cannot say all: a network that is "
-                    f"loaded from it computes something else{self._numbers(values)}; plan again "
-                    "without the width that they are made of (exclude=)"
-                )
-            values = found
+        if not self._says_all:
+            values = self._fewest(exact[0], self._scores_no_worse)
+            self._set(values, attributes)
+            return f"{self._kind} builds this network"
+
+        def same(values: _Values) -> bool:
+            return self._runs_the_same(values, computes_the_same)
+
+        found = next((values for values in exact[:_RUNS] if same(values)), None)
+        if found is None:
+            values = self._fewest(exact[0], self._scores_no_worse)
+            self._set(values, attributes)
+            return (
+                f"{self._kind} builds these shapes, but cannot say all: a network that is loaded "
+                f"from it computes something else{self._numbers(values)}; plan again without the "
+                "width that they are made of (exclude=)"
+            )
+        values = self._fewest(found, lambda fewer, _: same(fewer))
         self._set(values, attributes)
         return f"{self._kind} builds this network"
 
@@ -168,14 +174,16 @@ class ConfigFit:
             if key in self._table and key not in named:
                 yield from ({key: value} for value in sorted(sizes & changed))
 
-    def _fewest(self, values: _Values) -> _Values:
-        """The same numbers without those that no shape and no attribute needs."""
-        score = self._score(values)
+    def _fewest(self, values: _Values, does: Callable[[_Values, _Values], bool]) -> _Values:
+        """The same numbers without those without which others do as well."""
         for key in list(values):
             fewer = {other: value for other, value in values.items() if other != key}
-            if (now := self._score(fewer)) <= score:
-                values, score = fewer, now
+            if self._score(fewer)[0] == 0 and does(fewer, values):
+                values = fewer
         return values
+
+    def _scores_no_worse(self, fewer: _Values, values: _Values) -> bool:
+        return self._score(fewer) <= self._score(values)
 
     def _runs_the_same(self, values: _Values, same: Callable[[nn.Module], bool]) -> bool:
         built = self._builds.whole(values)

@@ -198,6 +198,11 @@ def test_unequal_widths_are_asked_for_and_told(
 def test_without_a_config_nothing_is_tied(tmp_path: Path) -> None:
     onnx.save(decoder(), tmp_path / "model.onnx")
     (tmp_path / "config.json").write_text('{"lights": "on"}')
+    for wish, same in (([], None), (["--same"], ["repeated"])):
+        plan = tmp_path / f"plan{len(wish)}.json"
+        wish = ["--budget", "params=60%", *wish, "-o", str(plan)]
+        assert main(["plan", str(tmp_path / "model.onnx"), *wish]) == 0
+        assert mg.Plan.load(plan).request.get("same") == same
     assert folder_of(tmp_path / "model.onnx") is None
     with pytest.raises(ModelError, match=r"without config\.json or genai_config\.json"):
         model_file(tmp_path)

@@ -144,7 +144,7 @@ DECODERS: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, int]]] = {
     "Phi3": (WIDE | HEADS, {"same": ["repeated"], "round_to": 2}, {"head_dim": 8}),
     "Mixtral": (
         WIDE | HEADS | {"num_local_experts": 4, "head_dim": 8},
-        {"same": ["repeated"], "round_to": 2},
+        {"same": ["repeated"], "round_to": 4},
         {"head_dim": 8},
     ),
 }
