@@ -32,7 +32,7 @@ _REPEATED = " Without GLOB: the groups that correspond in repeated blocks."
 
 
 def _globs_or_none(description: str) -> Meta:
-    extra = {"metavar": "[GLOB]", "is_flag": False, "flag_value": REPEATED}
+    extra: dict[str, Any] = {"metavar": "[GLOB]", "is_flag": False, "flag_value": REPEATED}
     return option(description + _REPEATED, **extra)
 
 

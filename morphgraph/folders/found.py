@@ -68,13 +68,14 @@ def model_file(path: Path) -> Path:
     """The ONNX file that is meant by a path: itself, or the one in a model's folder.
 
     Raises:
-        ModelError: a folder without a config, without a model or with several.
+        FileError: a folder without a config.
+        ModelError: one without a model, or with several.
     """
     if not path.is_dir():
         return path
     folder = folder_of(path)
     if folder is None:
-        raise ModelError(
+        raise FileError(
             f"{escape(str(path))}: is a folder without {HUGGING_FACE} or {GENAI}; give the ONNX "
             "file"
         )

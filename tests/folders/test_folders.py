@@ -204,7 +204,7 @@ def test_without_a_config_nothing_is_tied(tmp_path: Path) -> None:
         assert main(["plan", str(tmp_path / "model.onnx"), *wish]) == 0
         assert mg.Plan.load(plan).request.get("same") == same
     assert folder_of(tmp_path / "model.onnx") is None
-    with pytest.raises(ModelError, match=r"without config\.json or genai_config\.json"):
+    with pytest.raises(FileError, match=r"without config\.json or genai_config\.json"):
         model_file(tmp_path)
 
 

@@ -40,7 +40,7 @@ def built(folder: Path) -> Path:
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=plain, bos_token="w1", eos_token="w2", pad_token="w0"
     ).save_pretrained(folder / "hf")
-    where = ["-i", folder / "hf", "-o", folder / "large", "-c", folder / "cache"]
+    where = ["-i", str(folder / "hf"), "-o", str(folder / "large"), "-c", str(folder / "cache")]
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     subprocess.run([*builder, *where, "-p", "fp32", "-e", "cpu"], check=True, capture_output=True)
     return folder / "large"

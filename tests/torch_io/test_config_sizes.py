@@ -50,11 +50,11 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(config.width, inner), nn.Linear(inner, config.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        split = [
-            p(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for p in (self.q, self.k, self.v)
-        ]
-        mixed = nn.functional.scaled_dot_product_attention(*split, scale=0.5)
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.5)
         x = x + self.o(mixed.transpose(1, 2).flatten(2))
         return x + self.down(torch.relu(self.up(x)))
 
