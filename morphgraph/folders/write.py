@@ -83,8 +83,13 @@ def write_folder(
                 f"{name} cannot say unequal widths ({unequal}; the largest is written): ONNX "
                 "Runtime itself runs the model, what reads the config may not"
             )
+    if any(len(positions) == 0 for positions in keep.values()) and not changes.layers:
+        warn(
+            "whole layers are gone, and no cache says how many blocks are left: correct the number "
+            f"of layers in {' and '.join(made)} by hand"
+        )
     if changes.layers_left != list(range(len(changes.layers_left))):
-        small = _renumbered(small, source, changes.layers_left)
+        small = renumbered(small, source, changes.layers_left)
     with _appearing(output) as folder:
         for file in _others(source):
             shutil.copy2(file, folder / file.name)
@@ -105,7 +110,7 @@ def _others(source: ModelFolder) -> Iterator[Path]:
             yield file
 
 
-def _renumbered(model: ir.Model, source: ModelFolder, layers: list[int]) -> ir.Model:
+def renumbered(model: ir.Model, source: ModelFolder, layers: list[int]) -> ir.Model:
     """The model with its caches numbered without gaps, as runtimes count them."""
     model = model.clone()
     new = {layer: place for place, layer in enumerate(layers)}

@@ -17,6 +17,8 @@ from morphgraph.cli import main
 from morphgraph.errors import FileError, ModelError
 from morphgraph.folders import check_folder, folder_of, model_file, write_folder
 from morphgraph.folders.sizes import Caches
+from morphgraph.folders.write import renumbered
+from morphgraph.passes.planning.uniform import set_widths
 
 HIDDEN, HEADS, SIZE, INNER, VOCABULARY, LAYERS = 32, 4, 8, 48, 60, 2
 CONFIG = {
@@ -266,6 +268,30 @@ def test_a_cache_of_another_layout_is_refused() -> None:
     model = ir.from_onnx_text(f"{opsets} {head} {{ y = Identity({name}) }}")
     with pytest.raises(ModelError, match=r"cache with 5 axes; known is \[batch, heads, past"):
         Caches(model)
+
+
+def test_caches_are_numbered_without_gaps(folder: Path) -> None:
+    """Runtimes count layers from 0; only names of inputs and outputs change."""
+    source = folder_of(folder)
+    assert source is not None
+    past, present = '"past_key_values.3.key"', '"present.3.key"'
+    opsets = '<ir_version: 8, opset_import: ["" : 17]>'
+    head = f"net (float[2,4,5,8] {past}) => (float[2,4,5,8] {present})"
+    model = ir.from_onnx_text(f"{opsets} {head} {{ {present} = Relu({past}) }}")
+    made = renumbered(model, source, Caches(model).layers)
+    assert [v.name for v in made.graph.inputs] == ["past_key_values.0.key"]
+    assert [v.name for v in made.graph.outputs] == ["present.0.key"]
+    assert model.graph.inputs[0].name == "past_key_values.3.key"
+
+
+def test_a_layer_that_is_gone_without_a_cache_is_told(folder: Path, tmp_path: Path) -> None:
+    graph = mg.lift(folder / "model.onnx")
+    inner = next(group for group in graph.groups if "layers.0/mlp" in group.name)
+    plan = set_widths(graph, {inner.id: 0})
+    source = folder_of(folder)
+    assert source is not None
+    with pytest.warns(mg.MorphWarning, match=r"whole layers are gone.*config\.json by hand"):
+        write_folder(graph, plan, mg.apply(graph, plan), source, tmp_path / "small")
 
 
 def test_targets_are_refused_before_work(folder: Path, tmp_path: Path) -> None:
