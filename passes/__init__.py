@@ -92,6 +92,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         batches         what is live at a cut, for all inputs, in memory or in files
         moments         means and second moments, streamed; ridge regression from them
         removal         which channels go first if those that stay take over
+    skips               what the outputs lose where a whole branch is left out
     curves              what each group's width costs the outputs; a score per channel
         outputs         errors of the outputs, batch by batch
         perplexity      of language models: how well they foretell the inputs

@@ -83,7 +83,7 @@ class Reader:
             MorphError: as of :meth:`Samples.of`.
         """
         source: Source
-        if is_text(data):
+        if is_text(data, wanted=bool(self._text)):
             source = self._of_text(data)
             name = escape(str(data)) if isinstance(data, str | PathLike) else ""
         elif self._text:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Arrays, IntArray
+from morphgraph.calibration.decode import IMAGE_SUFFIXES
 from morphgraph.calibration.folders import files_in
 from morphgraph.calibration.tokens import TokenInputs
 from morphgraph.errors import ArgumentError, DataError, FileError, ModelError, UnsupportedError
@@ -110,15 +111,20 @@ def _read(path: Path) -> Any:
         ) from None
 
 
-def is_text(data: Any) -> bool:
-    """Whether what a user gave is text: a file or folder of it, or strings."""
+def is_text(data: Any, wanted: bool = False) -> bool:
+    """Whether what a user gave is text: a file or folder of it, or strings.
+
+    A folder that also holds images or arrays is one of these, with a note for its readers, unless
+    text is ``wanted``.
+    """
     if isinstance(data, list | tuple):
         return bool(data) and all(isinstance(each, str) for each in data)
     if not isinstance(data, str | PathLike):
         return False
     path = Path(data)
     if path.is_dir():
-        return bool(files_in(path, TEXT_SUFFIXES))
+        others = () if wanted else files_in(path, IMAGE_SUFFIXES | {".npy", ".npz"})
+        return not others and bool(files_in(path, TEXT_SUFFIXES))
     return path.suffix.lower() in TEXT_SUFFIXES
 
 

@@ -54,13 +54,13 @@ FEW = 512
 """Terms that are computed sooner than those of them are found that change."""
 
 
-def along(cost: Cost, widths: FloatArray | IntArray, few: int = FEW) -> CostAlong:
+def along(cost: Cost, widths: FloatArray | IntArray, few: int | None = None) -> CostAlong:
     """A cost at widths that are going to change step by step.
 
     Args:
         cost: to be followed.
         widths: to begin with, ``[groups]``.
-        few: a cost of no more terms is computed as a whole at every step.
+        few: a cost of no more terms is computed as a whole at every step; :data:`FEW` by default.
 
     >>> import morphgraph as mg
     >>> from morphgraph.testing.examples import image, residual_cnn
@@ -72,6 +72,7 @@ def along(cost: Cost, widths: FloatArray | IntArray, few: int = FEW) -> CostAlon
     >>> state.at == flops.at(widths), bool((state.gradient == flops.gradient(widths)).all())
     (True, True)
     """
+    few = FEW if few is None else few
     return _Polynomial(cost, widths) if len(cost.terms) > few else _Whole(cost, widths)
 
 
@@ -83,7 +84,7 @@ class WidthsAlong:
     """
 
     def __init__(
-        self, costs: Sequence[Cost], widths: FloatArray | IntArray, few: int = FEW
+        self, costs: Sequence[Cost], widths: FloatArray | IntArray, few: int | None = None
     ) -> None:
         self.widths = np.array(widths, dtype=np.float64)
         self._costs = {cost: along(cost, widths, few) for cost in costs}

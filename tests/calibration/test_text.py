@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from morphgraph.calibration import Samples, TextOptions
+from morphgraph.calibration.text import is_text
 from morphgraph.errors import ArgumentError, DataError, FileError, ModelError, MorphError
 from morphgraph.testing import model_from_text
 
@@ -147,3 +148,14 @@ def test_a_broken_tokenizer_and_one_without_text(tmp_path: Path) -> None:
         Samples.of([text(100)], model(PLAIN), text=TextOptions(broken, 16))
     with pytest.raises(ArgumentError, match="a tokenizer and a length are for text"):
         Samples.of(np.zeros((4, 3)), model(NO_IDS), text=TextOptions(broken))
+
+
+def test_a_note_among_arrays_is_no_text_unless_there_is_a_tokenizer(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "README.md").write_text(text(64))
+    np.save(folder / "a.npy", np.zeros(3))
+    assert not is_text(folder)
+    assert is_text(folder, wanted=True)
+    (folder / "a.npy").unlink()
+    assert is_text(folder)

@@ -660,7 +660,11 @@ NEWER_CASES = [
 ]
 
 NOT_IN_CURRENT_OPSETS = {"Upsample"}
-NOT_IN_TORCH = {"com.microsoft::DynamicQuantizeLSTM"}
+NOT_IN_TORCH = {
+    "com.microsoft::DynamicQuantizeLSTM",
+    "com.microsoft::MoE",
+    "com.microsoft::QMoE",
+}
 WITH_OPEN_SIZES = {
     "ConstantOfShape",
     "Range",
