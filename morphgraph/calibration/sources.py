@@ -26,6 +26,7 @@ from morphgraph.calibration.rows import MemoryRows, Rows, npy_rows, npz_rows, re
 from morphgraph.calibration.spool import Spool
 from morphgraph.calibration.tables import Table
 from morphgraph.calibration.text import TextOptions, is_text, sequences
+from morphgraph.calibration.tokens import ids_input
 from morphgraph.errors import ArgumentError, ModelError, warn
 from morphgraph.onnx_io import escape, is_float
 from morphgraph.onnx_io.inputs import check_names
@@ -76,6 +77,11 @@ class Reader:
         self._text = text or TextOptions()
         self._progress = progress
 
+    def _is_note(self, data: Any) -> bool:
+        """Whether text in a folder can only be about what is missing there: the model takes none."""
+        is_folder = isinstance(data, str | PathLike) and Path(data).is_dir()
+        return is_folder and ids_input(self._model) is None
+
     def open(self, data: Any) -> tuple[Source, str]:
         """The samples in what a user gave, and a name for it where it has one.
 
@@ -83,7 +89,7 @@ class Reader:
             MorphError: as of :meth:`Samples.of`.
         """
         source: Source
-        if is_text(data, wanted=bool(self._text)):
+        if is_text(data, wanted=bool(self._text)) and (self._text or not self._is_note(data)):
             source = self._of_text(data)
             name = escape(str(data)) if isinstance(data, str | PathLike) else ""
         elif self._text:
