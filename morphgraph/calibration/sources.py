@@ -78,7 +78,7 @@ class Reader:
         self._progress = progress
 
     def _is_note(self, data: Any) -> bool:
-        """Whether text in a folder can only be about what is missing there: the model takes none."""
+        """Whether text in a folder is but a note on the rest: the model takes no ids."""
         is_folder = isinstance(data, str | PathLike) and Path(data).is_dir()
         return is_folder and ids_input(self._model) is None
 
