@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from transformers import LlamaForCausalLM
 STEPS = 8  # of a bisection: ratios are exact to 0.4 %
 
 
-def body(net: nn.Module) -> int:
+def body(net: Any) -> int:
     """Parameters outside of the embedding, which the head shares."""
     table = net.get_input_embeddings().weight
     return sum(p.numel() for p in net.parameters() if p is not table)
@@ -62,8 +63,8 @@ def _pruned(net: LlamaForCausalLM, ratio: float) -> nn.Module:
     return net
 
 
-def heads_of(layer: nn.Linear, attention: nn.Module) -> int:
-    return layer.out_features // attention.head_dim
+def heads_of(layer: nn.Linear, attention: Any) -> int:
+    return layer.out_features // int(attention.head_dim)
 
 
 def by_flap(net: LlamaForCausalLM, ids: NDArray[np.int64], most: float) -> nn.Module:
