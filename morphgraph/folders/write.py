@@ -135,9 +135,15 @@ def _appearing(output: Path) -> Iterator[Path]:
             folder = aside / "new"
             folder.mkdir()
             yield folder
+            old = aside / "old"
             if output.exists():
-                output.rename(aside / "old")
-            folder.rename(output)
+                output.rename(old)
+            try:
+                folder.rename(output)
+            except OSError:
+                if old.exists():
+                    old.rename(output)
+                raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:

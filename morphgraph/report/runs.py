@@ -41,6 +41,26 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
         folder: where the run wrote its files.
         timing: of the arms' files, in the order of ``result.arms``, the original first.
     """
+    errors = [found.error for found in result.iterations[-1:]]
+    error = max(errors + [member.error for member in result.family])
+    head = [
+        ("data", result.data),
+        *_budgets(result),
+        ("check", f"resized equals the masked original (error {error:.1e} of the output's scale)"),
+    ]
+    foot = [] if timing is None else [timing.verdict]
+    plans = [member.plan for member in result.family] or ["plan.json"]
+    files = [*(arm.file for arm in result.arms.values()), *plans]
+    several = len(result.family) > 1
+    files += ["ranking.json"] if several or "elastic" in result.arms else []
+    files += ["curves.svg"] if several else []
+    files.append("result.json")
+    foot.append("written: " + ", ".join(str(folder / name) for name in (*files, "events.jsonl")))
+    return Report(result, [arms_table(result, timing)], head, foot)
+
+
+def arms_table(result: Result, timing: BenchResult | None = None) -> Table:
+    """The networks of a run, a row each; with their times where they were measured."""
     titles = columns(
         "network",
         number_column("accuracy", percent),
@@ -59,29 +79,14 @@ def result_report(result: Result, folder: Path, timing: BenchResult | None = Non
             title,
             arm.accuracy,
             arm.macs,
-            arm.macs / base.macs,
+            arm.macs / base.macs if base.macs else None,
             arm.params,
             arm.epochs,
         ]
         if timing is not None:
             row += [timing.models[index].p50_ms, _speed_up(timing, index)]
         rows.append(row)
-    errors = [found.error for found in result.iterations[-1:]]
-    error = max(errors + [member.error for member in result.family])
-    head = [
-        ("data", result.data),
-        *_budgets(result),
-        ("check", f"resized equals the masked original (error {error:.1e} of the output's scale)"),
-    ]
-    foot = [] if timing is None else [timing.verdict]
-    plans = [member.plan for member in result.family] or ["plan.json"]
-    files = [*(arm.file for arm in result.arms.values()), *plans]
-    several = len(result.family) > 1
-    files += ["ranking.json"] if several or "elastic" in result.arms else []
-    files += ["curves.svg"] if several else []
-    files.append("result.json")
-    foot.append("written: " + ", ".join(str(folder / name) for name in (*files, "events.jsonl")))
-    return Report(result, [Table(titles, rows)], head, foot)
+    return Table(titles, rows)
 
 
 def _budgets(result: Result) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ class ConfigBuilds:
                 built = type(self._module)(self._changed(values))
             built.load_state_dict(self._module.state_dict(), strict=False, assign=True)
             built.to(next(self._module.parameters()).device)
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001  the class, or a buffer of another shape
             return None
         return None if any(p.is_meta for p in built.parameters()) else built
 
@@ -47,13 +47,17 @@ class ConfigBuilds:
         """What a config with these entries says when it is loaded; empty: it loads."""
         try:
             self._changed(values)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  validators of a config raise anything
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             return lines[-1] if lines else type(error).__name__
         return ""
 
     def asked(self) -> list[str]:
-        """Entries without a number that the class asks its config for, and gets a default for."""
+        """Entries without a number that the class asks its config for, and gets a default for.
+
+        A config answers by properties and aliases as well as by its table, so that what is asked
+        shows in its class alone, which is watched during one build.
+        """
         kind, asked = type(self.config), dict[str, None]()
         get = kind.__getattribute__
 

@@ -91,6 +91,28 @@ def test_a_model_and_its_plan(small: Path, tmp_path: Path, run: Any) -> None:
     assert icicle["marker"]["colors"][0] == pytest.approx(share)
 
 
+def test_predicted_times_stand_beside_measured_ones(small: Path, tmp_path: Path, run: Any) -> None:
+    """On a device that somebody measured as a table: sizes, and twice their work in ns."""
+    table, slim, out = tmp_path / "phone.csv", tmp_path / "slim.onnx", tmp_path / "report.html"
+    rows = ["op_type,inputs,outputs,microseconds"]
+    for c, k in [(3, 8), (3, 16), (8, 8), (16, 8), (16, 16), (32, 16)]:
+        work = 64 * 9 * c * k
+        rows.append(f"Conv,1x{c}x8x8 {k}x{c}x3x3,1x{k}x8x8,{work / 500}")
+        rows.append(f"MatMul,1x{c} {c}x{k},1x{k},{c * k / 500}")
+    table.write_text("\n".join(rows))
+    mg.save(mg.apply(small, mg.plan(mg.lift(small), {"flops": "50%"}, round_to=1)), slim)
+    ran = run("report", small, slim, "--device", table, "--seconds", "0.05", "-o", out)
+    assert ran.code == 0, ran.err
+    line, *models = _page(out).figure("times")["data"]
+    assert line["name"] == "equal"
+    assert [trace["name"] for trace in models] == ["small.onnx", "slim.onnx"]
+    for path, trace in zip((small, slim), models, strict=True):
+        by_layer = mg.cost(mg.lift(path), "latency", device=table).by_layer
+        assert trace["text"]
+        assert trace["x"] == pytest.approx([by_layer[name] for name in trace["text"]])
+        assert all(time > 0 for time in trace["y"])
+
+
 def test_two_files_without_the_plan_show_the_same_widths(
     small: Path, tmp_path: Path, run: Any
 ) -> None:

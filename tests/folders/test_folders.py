@@ -294,6 +294,30 @@ def test_a_layer_that_is_gone_without_a_cache_is_told(folder: Path, tmp_path: Pa
         write_folder(graph, plan, mg.apply(graph, plan), source, tmp_path / "small")
 
 
+def test_a_folder_that_cannot_be_replaced_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old folder steps aside first; if the new one cannot take its place, it comes back."""
+    graph = mg.lift(folder / "model.onnx")
+    plan = mg.uniform(graph, 0.5)
+    small, output, source = mg.apply(graph, plan), tmp_path / "small", folder_of(folder)
+    assert source is not None
+    write_folder(graph, plan, small, source, output)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(FileError, match="No space left on device"):
+        write_folder(graph, plan, small, source, output, overwrite=True)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, output.name]
+
+
 def test_targets_are_refused_before_work(folder: Path, tmp_path: Path) -> None:
     source = folder_of(folder)
     assert source is not None

@@ -167,10 +167,10 @@ def _ms(milliseconds: float) -> str:
 def _verdict(resized: Resized) -> str:
     flops, params = _costs(resized, "flops"), _costs(resized, "params")
     if flops[1] is None or params[1] is None:
-        lowest = sum(group.resizable for group in resized.before.groups)
+        resizable = sum(group.resizable for group in resized.before.groups)
         return (
             f"{amount(flops[0])} FLOPs and {amount(params[0])} parameters in "
-            f"{len(resized.before.groups)} groups of channels, of which {lowest} can be resized."
+            f"{len(resized.before.groups)} groups of channels, of which {resizable} can be resized."
         )
     parts = [
         f"{share(after / before)} of its {title} ({amount(before)} → {amount(after)})"

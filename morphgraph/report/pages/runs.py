@@ -1,6 +1,7 @@
 """The facts of a report page on a run: its networks, and how the training went."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from morphgraph.onnx_io import escape
 from morphgraph.recipes.results import Result
 from morphgraph.report.pages.facts import Curve, CurvePoint, Epoch, Facts, GroupStrengths
 from morphgraph.report.pages.gather import Resized, made_by, resized_facts
-from morphgraph.report.runs import NAMES, budget_text
-from morphgraph.report.tables import Table, columns, number_column, percent, share
+from morphgraph.report.runs import NAMES, arms_table, budget_text
+from morphgraph.report.tables import percent
 
 
 def run_result(folder: Path) -> Result:
@@ -56,7 +57,7 @@ def run_facts(folder: Path, result: Result, resized: Resized) -> Facts:
         curve=_run_curve(result, name),
         epochs=_epochs(events),
         strengths=_strengths(folder, result),
-        tables=[_arms(result)],
+        tables=[replace(arms_table(result), title="Networks of the run")],
         made=made,
     )
 
@@ -87,34 +88,6 @@ def _run_curve(result: Result, chosen: str) -> Curve | None:
         if base.macs
     ]
     return Curve("MACs", "test accuracy", points, _title(chosen)) if points[1:] else None
-
-
-def _arms(result: Result) -> Table:
-    base = next(iter(result.arms.values()))
-    return Table(
-        columns(
-            "network",
-            number_column("test accuracy", percent),
-            number_column("MACs"),
-            number_column("of original", share),
-            number_column("parameters"),
-            number_column("epochs"),
-            "file",
-        ),
-        [
-            [
-                _title(name),
-                arm.accuracy,
-                arm.macs,
-                arm.macs / base.macs if base.macs else None,
-                arm.params,
-                arm.epochs,
-                arm.file,
-            ]
-            for name, arm in result.arms.items()
-        ],
-        "Networks of the run",
-    )
 
 
 def _events(path: Path) -> list[Mapping[str, Any]]:
