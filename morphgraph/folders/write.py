@@ -12,7 +12,7 @@ import onnx_ir as ir
 from morphgraph.errors import FileError, warn
 from morphgraph.folders.configs import rewritten
 from morphgraph.folders.found import GENAI, HUGGING_FACE, ModelFolder
-from morphgraph.folders.sizes import SizeChanges, cache_parts
+from morphgraph.folders.sizes import VOCABULARY, SizeChanges, cache_parts
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.plans import Plan
@@ -87,6 +87,12 @@ def write_folder(
         warn(
             "whole layers are gone, and no cache says how many blocks are left: correct the number "
             f"of layers in {' and '.join(made)} by hand"
+        )
+    tokens = changes.before[VOCABULARY][:1]
+    if any(changes.after(VOCABULARY, size) != [size] for size in tokens):
+        warn(
+            "the model has fewer tokens, and the tokenizer's files are copied as they are: their "
+            "ids are those of before; give the model mg.token_map(kept)[id], or change the files"
         )
     if changes.layers_left != list(range(len(changes.layers_left))):
         small = renumbered(small, source, changes.layers_left)

@@ -294,6 +294,22 @@ def test_a_layer_that_is_gone_without_a_cache_is_told(folder: Path, tmp_path: Pa
         write_folder(graph, plan, mg.apply(graph, plan), source, tmp_path / "small")
 
 
+def test_a_smaller_vocabulary_is_told_since_the_tokenizer_has_the_old_ids(
+    folder: Path, tmp_path: Path
+) -> None:
+    graph = mg.lift(folder / "model.onnx", pin_outputs=False, pin_rows=False)
+    plan = mg.plan(graph, {}, vocabulary=range(0, VOCABULARY, 2))
+    source, output = folder_of(folder), tmp_path / "small"
+    assert source is not None
+    with pytest.warns(mg.MorphWarning, match=r"fewer tokens.*mg\.token_map"):
+        write_folder(graph, plan, mg.apply(graph, plan), source, output)
+    assert said(output)["vocab_size"] == VOCABULARY // 2
+    kept = range(0, VOCABULARY, 2)
+    small = logits(output / "model.onnx", [mg.token_map(kept)[i] for i in (2, 8, 4)])
+    whole = logits(folder / "model.onnx", [2, 8, 4])
+    np.testing.assert_allclose(small, whole[..., ::2], atol=1e-5)
+
+
 def test_a_folder_that_cannot_be_replaced_stays(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
