@@ -27,10 +27,10 @@ class ConfigBuilds:
         """The network on the meta device; ``None`` where the class or its config refuses."""
         self.left -= 1
         try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                return type(self._module)(self._changed(values))
-        except Exception:  # noqa: BLE001  a class of the user's own may raise anything
+            config = self._changed(values)
+        except Exception:  # noqa: BLE001  validators of a config raise anything
             return None
+        return self._built(config)
 
     def whole(self, values: Mapping[str, Any]) -> nn.Module | None:
         """The network with the module's parameters and persistent buffers; the rest is its own."""
@@ -56,30 +56,31 @@ class ConfigBuilds:
         """Entries without a number that the class asks its config for, and gets a default for.
 
         A config answers by properties and aliases as well as by its table, so that what is asked
-        shows in its class alone, which is watched during one build.
+        shows in its class alone: one build is given a copy of a class that notes it.
         """
-        kind, asked = type(self.config), dict[str, None]()
-        get = kind.__getattribute__
+        asked: dict[str, None] = {}
 
-        def note(config: Any, name: str) -> Any:
-            value = None
-            try:
-                value = get(config, name)
-                return value
-            finally:
-                if value is None:
-                    asked[name] = None
+        class Watched(type(self.config)):  # type: ignore[misc]
+            def __getattribute__(self, name: str) -> Any:
+                value = None
+                try:
+                    value = super().__getattribute__(name)
+                    return value
+                finally:
+                    if value is None:
+                        asked[name] = None
 
-        own = "__getattribute__" in vars(kind)
-        kind.__getattribute__ = note  # type: ignore[method-assign]
-        try:
-            self.shapes_alone({})
-        finally:
-            if own:
-                kind.__getattribute__ = get  # type: ignore[method-assign]
-            else:
-                del kind.__getattribute__
+        config = Watched.__new__(Watched)
+        vars(config).update(vars(copy.deepcopy(self.config)))
+        self._built(config)
         return [name for name in asked if not name.startswith("_")]
+
+    def _built(self, config: Any) -> nn.Module | None:
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                return type(self._module)(config)
+        except Exception:  # noqa: BLE001  a class of the user's own may raise anything
+            return None
 
     def _changed(self, values: Mapping[str, Any]) -> Any:
         config = copy.deepcopy(self.config)
