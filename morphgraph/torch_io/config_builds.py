@@ -71,7 +71,7 @@ class ConfigBuilds:
                         asked[name] = None
 
         config = Watched.__new__(Watched)
-        vars(config).update(vars(copy.deepcopy(self.config)))
+        config.__dict__.update(vars(copy.deepcopy(self.config)))
         self._built(config)
         return [name for name in asked if not name.startswith("_")]
 
