@@ -167,9 +167,7 @@ def toctrees(text: str, folder: Path) -> Iterator[str]:
         )
         if pages:
             caption = section.partition("\n")[0]
-            yield "\n".join(
-                ["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"]
-            )
+            yield "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"])
 
 
 def _read(app: "Sphinx", name: str, content: list[str]) -> None:

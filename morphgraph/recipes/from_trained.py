@@ -7,6 +7,7 @@ from torch import nn
 
 from morphgraph.learning import Member as Resized, Shrinking
 from morphgraph.passes.planning.nested import Ranking
+from morphgraph.recipes import norms
 from morphgraph.recipes.results import Arm, Member, Result
 from morphgraph.recipes.settings import ELASTIC, FromTrained, shrink_phase
 from morphgraph.recipes.trainer import accuracy
@@ -87,7 +88,8 @@ def elastic(work: Work, trained: FromTrained) -> Result:
     work.folder.write("ranking.json", ladder.ranking.to_json())
     arms = {"base": work.arm("base", work.graph.model, shared, 0)}
     penalty = ladder.penalty(work.graph, shared, distill=trained.distill, draws=DRAWS, seed=seed)
-    work.train(ELASTIC, shared, recipe, penalty)
+    with norms.synchronized(penalty.slices.to(work.device)):
+        work.train(ELASTIC, shared, recipe, penalty)
     penalty.end()
     arms[ELASTIC] = work.arm(ELASTIC, work.graph.model, shared, recipe.epochs)
     before, after = (

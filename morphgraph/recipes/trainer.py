@@ -211,8 +211,9 @@ class _Training:
             group["lr"] = lr
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             loss = F.cross_entropy(self.forward(images), labels)
-        # Gradients are averaged over processes, so that a larger share counts for more.
-        loss = loss * (len(labels) * distributed.size() / self.images) + self.penalty.loss()
+        # Gradients are averaged over processes, so that a larger share counts for more. A penalty
+        # of the weights alone is the same on all: the mean leaves it as it is.
+        loss = (loss + self.penalty.loss()) * (len(labels) * distributed.size() / self.images)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -25,6 +25,7 @@ from morphgraph.plans import Plan
 from morphgraph.torch_io.names import recorded_names
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import named_tensors
+from morphgraph.train import distributed
 from morphgraph.train.phases import NoPenalty
 from morphgraph.train.tuning import float_results
 from morphgraph.workflow import apply
@@ -180,6 +181,6 @@ def _error(found: Tensor, wanted: Tensor) -> Tensor:
     if found.shape != wanted.shape:  # classes that the plan removes
         return found.new_zeros(())
     both = wanted.isfinite() & found.isfinite()
-    spread = wanted[both].float().var(unbiased=False).clamp_min(_LEAST)
+    spread = distributed.variance(wanted[both].float()).clamp_min(_LEAST)
     difference = found.where(both, 0.0) - wanted.where(both, 0.0)
     return difference.float().square().mean() / spread

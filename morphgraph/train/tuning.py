@@ -23,6 +23,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.plans import Plan
 from morphgraph.torch_io.optimizer_state import Optimizer, transfer_optimizer_state
 from morphgraph.torch_io.to_torch import value_nodes
+from morphgraph.train import distributed
 from morphgraph.train.distill import layer_results
 from morphgraph.train.phases import NoPenalty, ShrinkPenalty
 from morphgraph.train.regularizer import Regularizer
@@ -128,7 +129,7 @@ class Distillation:
             return found.new_zeros(())
         both = wanted.isfinite() & found.isfinite()
         if key not in self.spreads:  # of the first batch, then the same for all
-            self.spreads[key] = wanted[both].float().var(unbiased=False).clamp_min(_LEAST)
+            self.spreads[key] = distributed.variance(wanted[both].float()).clamp_min(_LEAST)
         difference = found.where(both, 0.0) - wanted.where(both, 0.0)
         return difference.float().square().mean() / self.spreads[key]
 

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -236,6 +237,39 @@ def test_single_precision_agrees_to_rounding_while_that_is_small(
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     written = sorted(str(path.relative_to(one)) for path in one.rglob("*"))
     assert sorted(str(path.relative_to(two)) for path in two.rglob("*")) == written
+
+
+@pytest.mark.parametrize("way", ["--elastic", "--distill=4"])
+def test_from_trained_weights_two_processes_come_to_the_network_of_one(
+    task: Path, tmp_path: Path, way: str
+) -> None:
+    """One epoch of five steps, which is as long as rounding stays small in single precision."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    line = ["morph", str(task / "single.onnx"), "--data", str(task / "data.npz"), "--bf16", "off"]
+    line += ["--from-trained", way, "--budgets", "50%,80%", "--epochs", "1", "--lr", "0.02"]
+    line += ["--batch-size", "33", "--refit", "64", "--round-to", "1"]
+    assert main([*line, "-o", str(one)]) == 0
+    command = ("-m", *TORCHRUN, "-m", "morphgraph", *line, "-o", str(two))
+    code, _, err = finished(started(*command))
+    assert code == 0, err
+    names = sorted(path.name for path in one.glob("slim*.onnx"))
+    assert len(names) == 2
+    for name in names:
+        first, second = weights(one / name), weights(two / name)
+        assert list(second) == list(first)
+        for key, values in first.items():
+            np.testing.assert_allclose(second[key], values, 1e-4, 1e-5)
+    trained = weights(one / names[0])
+    assert any(
+        values.shape == trained[key].shape and not np.allclose(values, trained[key], 1e-3)
+        for key, values in weights(task / "single.onnx").items()
+        if key in trained
+    )
+
+
+def weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    tensors = onnx.load(path).graph.initializer
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in tensors}
 
 
 def test_what_cannot_be_is_one_line_per_process(seen: list[dict[str, Any]]) -> None:
