@@ -23,7 +23,7 @@ from scipy import sparse
 
 from morphgraph.arrays import Flags, FloatArray, IntArray, Shape
 
-Attention = Literal["heads", "head-dim"]
+Attention = Literal["heads", "query-heads", "head-dim"]
 
 _Cached = TypeVar("_Cached", "Couplings", "ChannelGraph")
 _Arguments = ParamSpec("_Arguments")
@@ -51,7 +51,8 @@ def analysis(
 class LiftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a model was lifted: which groups it has, and of what width, depends on it.
 
-    ``attention`` says whether attentions shrink by whole heads or by every head's size,
+    ``attention`` says whether attentions shrink by whole heads, by query heads within the groups
+    that share keys and values, or by every head's size,
     ``pin_outputs`` whether graph outputs keep their size, ``pin_rows`` whether tables keep the rows
     that are named by number at run time (the tokens of an embedding), and ``input_shapes`` the
     sizes of inputs that the file leaves open.
@@ -218,7 +219,7 @@ class Couplings:
     number at run time. ``ties`` are pairs of factors with the same elements in the same order: an
     axis whose positions are numbered, and one that is read by these numbers. ``least`` says how
     many elements a factor must have, ``numbered`` by operator which of its results hold positions
-    of which factor.
+    of which factor, ``multiples`` what the number of a factor's elements must be a multiple of.
     """
 
     model: ir.Model
@@ -234,10 +235,12 @@ class Couplings:
     preferences: Mapping[int, tuple[str, ...]]
     reluctant: frozenset[int]
     eager: frozenset[int]
+    sharing: frozenset[int] = frozenset()
     rows: frozenset[int] = frozenset()
     ties: Sequence[tuple[int, int]] = ()
     least: Mapping[int, int] = field(default_factory=dict)
     numbered: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
+    multiples: Mapping[int, int] = field(default_factory=dict)
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def on_weight(self, edge: Edge) -> bool:

@@ -21,7 +21,7 @@ from morphgraph.arrays import IntArray
 from morphgraph.errors import FileError, PlanError, warn
 from morphgraph.graph import ChannelGraph, Group, LiftOptions, analysis
 from morphgraph.onnx_io import escape, static_shape, write_atomically
-from morphgraph.passes.analysis.least import require_least
+from morphgraph.passes.analysis.least import require_sizes
 from morphgraph.passes.analysis.liveness import require_viable
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.version import __version__
@@ -214,7 +214,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if len(entry.positions) != group.width:
                 keep[group.index] = entry.positions
         require_viable(graph, [index for index, positions in keep.items() if not len(positions)])
-        require_least(graph, keep)
+        require_sizes(graph, keep, self.added(graph))
         return keep
 
     def kept(self, graph: ChannelGraph) -> dict[int, IntArray]:

@@ -33,7 +33,9 @@ def lift(
         pin_outputs: graph outputs keep their size (a user of the model expects it).
         pin_rows: tables keep the rows that are named by number at run time: the tokens of an
             embedding. Where they may change, ``plan(keep_tokens=...)`` says which stay.
-        attention: shrink attentions by whole ``"heads"`` or by every head's ``"head-dim"``.
+        attention: shrink attentions by whole ``"heads"`` (of keys and values, with all query heads
+            that share them), by ``"query-heads"`` within these groups, as many in each, or by every
+            head's ``"head-dim"``.
 
     Raises:
         ModelError: the model is broken, or its shapes cannot be known.

@@ -30,7 +30,7 @@ class Lifting:
 
     Attributes:
         ops: Python files that teach operators; they have run already.
-        attention: whether attentions shrink by ``"heads"`` or by ``"head-dim"``.
+        attention: whether attentions shrink by ``"heads"``, ``"query-heads"`` or ``"head-dim"``.
         input_shapes: sizes of inputs that files leave open.
     """
 
@@ -38,8 +38,9 @@ class Lifting:
     attention: Annotated[
         Attention | None,
         option(
-            "Shrink attentions by whole heads (the default) or by the size of every head. A plan "
-            "remembers the choice."
+            "Shrink attentions by whole heads (the default; of keys and values, with the query "
+            "heads that share them), by query heads within these groups, or by the size of every "
+            "head. A plan remembers the choice."
         ),
     ] = None
     input_shapes: InputShapes = ()

@@ -62,6 +62,7 @@ class Attention(Op):
             contracted="d",
             prefer="h r d e",
             eager="h r",
+            sharing="r",
             reluctant="d e",
         )
 

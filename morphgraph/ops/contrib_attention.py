@@ -335,9 +335,10 @@ class QuantizedAttention(Op):
 
 @op("GroupQueryAttention", domain=_DOMAIN)
 class GroupQueryAttention(Op):
-    """Heads of keys and values, each with its group of query heads; ONNX Runtime fixes their size.
+    """Heads of keys and values, each with its group of query heads.
 
-    It takes head sizes that are multiples of 8 or 16, and rotates positions in pairs.
+    ONNX Runtime's kernels take head sizes that are multiples of 8, and of 16 where they rotate
+    positions, in pairs.
     """
 
     extends = MappingProxyType({3: 1, 4: 2})
@@ -374,30 +375,55 @@ class GroupQueryAttention(Op):
         return {5: keys - 1, 6: keys}
 
     @staticmethod
-    def describe(n: OpNode, *, kv_num_heads: int, num_heads: int) -> Description:
+    def describe(
+        n: OpNode,
+        *,
+        do_rotary: int = 0,
+        kv_num_heads: int,
+        num_heads: int,
+        rotary_interleaved: int = 0,
+    ) -> Description:
         if not n.has(1) or not n.has(2) or n.has(12) or n.has(13):
             raise UnsupportedFormError("GroupQueryAttention with packed operands or stored numbers")
-        past = "N h P D, N h P D" if n.has(3) else "_, _"
+        size = n.shape(0)[2] // num_heads
+        turned = 2 * n.shape(7)[1] if do_rotary and n.has(7) else 0
+        # A norm of every head divides by its size; where a part turns, which pairs do is not said.
+        stays = any(n.has(i) for i in (14, 15)) or turned not in (0, size)
+        pair = ("c R" if rotary_interleaved else "R c") if turned else "d"
+        d, tables = ("D", "_, _") if stays else (pair, "W c, W c" if turned else "_, _")
+        cached = f"({d})" if " " in d else d
+        past = f"N h P {cached}, N h P {cached}" if n.has(3) else "_, _"
         keys = n.shape(1)[1] + (n.shape(3)[2] if n.has(3) else 0)
         if len(n.out_shapes) > 1 and n.out_shapes[1] is not None:
             keys = n.out(1)[2]
         bias = mask_axes(n.shape(10), n.shape(0)[0], num_heads, "L") if n.has(10) else "_"
         sink = "(h r)" if n.has(11) else "_"
-        return from_line(
+        free = {"R c": "c", "c R": "c", "d": "d"}.get(d, "")
+        sizes = {"h": kv_num_heads, "r": num_heads // kv_num_heads, "L": keys}
+        description = from_line(
             n,
-            f"N T (h r D), N S (h D), N S (h D), {past}, _, _, _, _, _, {bias}, {sink},"
-            " _, _, _, _, _ -> N T (h r D), N h L D, N h L D, N (h r) T L",
-            {"h": kv_num_heads, "r": num_heads // kv_num_heads, "L": keys},
-            macs="N h r T L D + N h r T L D",
-            prefer="h r",
+            f"N T (h r {d}), N S (h {d}), N S (h {d}), {past}, _, _, {tables}, _, {bias}, {sink},"
+            f" _, _, _, _, _ -> N T (h r {d}), N h L {cached}, N h L {cached}, N (h r) T L",
+            sizes | ({"R": 2, "c": size // 2} if free == "c" else {free or "D": size}),
+            macs=f"N h r T L {d} + N h r T L {d}",
+            contracted=free,
+            prefer=f"h r {free}",
             eager="h r",
-            reason="GroupQueryAttention keeps its head size",
+            sharing="r",
+            reluctant=free,
+            reason="norms over heads, or parts of them turn" if stays else "turns in pairs",
         )
+        if free:
+            description.multiples = {free: 8}
+        return description
 
     @staticmethod
-    def resize(n: OpNode, new: Resizing) -> None:
+    def resize(n: OpNode, new: Resizing, *, num_heads: int, scale: float | None = None) -> None:
+        head_size = n.shape(0)[2] // num_heads
         new.set_attribute("num_heads", new.size("h") * new.size("r"))
         new.set_attribute("kv_num_heads", new.size("h"))
+        if not scale and new.shape(0)[2] != new.size("h") * new.size("r") * head_size:
+            new.set_attribute("scale", 1 / sqrt(head_size))
 
     @staticmethod
     def lower(

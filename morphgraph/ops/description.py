@@ -97,6 +97,8 @@ class Description:
         prefer: factor names, best first, to carry a product axis.
         eager, reluctant: factors that carry a product axis before all others, or only if nobody
             else does (attention's heads and head size).
+        sharing: of the eager factors those whose elements share an element of another: the query
+            heads that read one head of keys.
         gate: the operands multiply, so that one dead operand silences the channel.
         silent: operands in which not 0 but another operand (its zero point) adds nothing to a sum.
         broadcast: factors over which an operand of size 1 is repeated, as ONNX broadcasts.
@@ -106,6 +108,7 @@ class Description:
             unless all who read these numbers follow.
         indexed: factors at whose elements an operand's numbers point, with that operand's port.
         least: how many elements of a factor there must be.
+        multiples: what the number of a factor's elements must be a multiple of, for runtimes.
         opaque: why nothing is known of the op, for one without an entry.
     """
 
@@ -116,6 +119,7 @@ class Description:
     prefer: tuple[str, ...] = ()
     eager: frozenset[str] = frozenset()
     reluctant: frozenset[str] = frozenset()
+    sharing: frozenset[str] = frozenset()
     gate: bool = False
     silent: Mapping[int, int] = field(default_factory=dict)
     broadcast: frozenset[str] = frozenset()
@@ -123,6 +127,7 @@ class Description:
     numbers: Mapping[int, str] = field(default_factory=dict)
     indexed: Mapping[str, int] = field(default_factory=dict)
     least: Mapping[str, int] = field(default_factory=dict)
+    multiples: Mapping[str, int] = field(default_factory=dict)
     opaque: str | None = None
 
     def add(
@@ -158,6 +163,7 @@ def from_line(
     prefer: str = "",
     eager: str = "",
     reluctant: str = "",
+    sharing: str = "",
     gate: bool = False,
     reason: str = "",
 ) -> Description:
@@ -178,6 +184,7 @@ def from_line(
         prefer=tuple(prefer.split()),
         eager=frozenset(bound.expand(eager)),
         reluctant=frozenset(bound.expand(reluctant)),
+        sharing=frozenset(bound.expand(sharing)),
         gate=gate,
         broadcast=frozenset(bound.expand(bound.notation.broadcast)),
     )

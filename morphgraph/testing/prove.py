@@ -17,6 +17,7 @@ from morphgraph.arrays import IntArray
 from morphgraph.errors import VerificationError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.analysis.least import multiples
 from morphgraph.passes.analysis.liveness import is_viable
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking.verify import VerifyReport, verify
@@ -63,11 +64,15 @@ def random_plan(graph: ChannelGraph, seed: int = 0, low: float = 0.3, high: floa
     At least one channel of a group stays, and where it has two, one goes.
     """
     generator = np.random.default_rng(seed)
+    pitches = multiples(graph)
     keep: dict[int, IntArray] = {}
     for group in graph.groups:
         if group.resizable and group.width > 1:
             count = round(generator.uniform(low, high) * group.width)
-            count = min(max(count, 1), group.width - 1)
+            pitch = int(pitches[group.index])
+            count = min(max(count // pitch * pitch, pitch), group.width - pitch)
+            if not count:
+                continue
             keep[group.index] = np.sort(generator.choice(group.width, count, replace=False))
     return _planned(graph, keep, {"random": seed})
 

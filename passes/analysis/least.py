@@ -1,6 +1,11 @@
-"""How many channels a group must have: operators that choose k of them need k to choose from."""
+"""How many channels a group must have: at least so many, or a multiple of a number.
+
+Operators that choose k channels need k to choose from; kernels of fused attentions take sizes of
+heads that are multiples of 8 or 16.
+"""
 
 from collections.abc import Mapping
+from math import gcd, lcm
 
 import numpy as np
 
@@ -31,17 +36,46 @@ def least_widths(graph: ChannelGraph) -> IntArray:
     return least
 
 
-def require_least(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> None:
-    """Do nothing if all groups that are left have channels enough.
+@analysis
+def multiples(graph: ChannelGraph) -> IntArray:
+    """What the width of every group must be a multiple of, ``[groups]``; 1 where nothing asks.
+
+    A group whose own width is none keeps that: what stands beside it makes up for the rest.
+    """
+    found = [1] * len(graph.groups)
+    matrix = graph.per_channel
+    for vertex, number in graph.couplings.multiples.items():
+        axis_class = int(graph.vertex_class[vertex])
+        start, stop = matrix.indptr[axis_class : axis_class + 2]
+        for index, per in zip(matrix.indices[start:stop], matrix.data[start:stop], strict=True):
+            found[index] = lcm(found[index], number // gcd(number, int(per)))
+    widths = graph.widths.tolist()
+    whole = [n if width % n == 0 else width for n, width in zip(found, widths, strict=True)]
+    return np.array(whole, dtype=np.int64)
+
+
+def require_sizes(
+    graph: ChannelGraph, keep: Mapping[int, IntArray], added: Mapping[int, int]
+) -> None:
+    """Do nothing if all groups that are left have as many channels as operators ask for.
 
     Args:
         graph: the lifted network.
         keep: per group index the channels that stay.
+        added: per group index how many are added.
 
     Raises:
         PlanError: names the group, and how many it needs.
     """
-    least = least_widths(graph)
+    least, pitch = least_widths(graph), multiples(graph)
+    for index in sorted({*keep, *added}):
+        group = graph.groups[index]
+        width = len(keep.get(index, range(group.width))) + added.get(index, 0)
+        if width % pitch[index]:
+            raise PlanError(
+                f"{group.id} '{escape(group.name)}': keeps {width} of {group.width} channels, but "
+                f"the kernels of an attention take multiples of {pitch[index]}; keep such a number"
+            )
     for index, kept in keep.items():
         if 0 < len(kept) < least[index]:
             group = graph.groups[index]

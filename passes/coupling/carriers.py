@@ -28,13 +28,18 @@ def choose_carriers(
     Args:
         couplings: what the pass ``couple`` found.
         found: its classes and shared axes.
-        attention: whether an attention shrinks by whole heads or by the size of every head.
+        attention: what an attention shrinks by: heads of keys and values with all query heads that
+            share them, query heads within these groups, or the size of every head.
     """
     pins = _Pins(couplings, found)
     eager = _with_factors(found, {int(found.classes[factor]) for factor in couplings.eager})
     reluctant = _with_factors(found, {int(found.classes[factor]) for factor in couplings.reluctant})
     statistics = _statistics(couplings, found)
     repeated = _repeated(couplings, found)
+    sharing = _with_factors(found, {int(found.classes[factor]) for factor in couplings.sharing})
+    # Where keys are repeated for the queries that share them, the factor that repeats is that one.
+    sharing |= repeated & eager
+    first = sharing if attention == "query-heads" else set[int]()
     if attention == "head-dim":
         eager, reluctant = reluctant, eager
     products = [axis for axis in found.shared_axes if axis.product]
@@ -45,6 +50,7 @@ def choose_carriers(
     def preference(factor: AxisFactor) -> tuple[bool | int, ...]:
         """The smallest carries: what attentions want, then exact removals, then who carries now."""
         return (
+            factor.axis_class not in first,
             factor.axis_class not in eager,
             factor.axis_class in reluctant,
             factor.axis_class in repeated,

@@ -51,8 +51,10 @@ class _Coupler:
         self.preferences: dict[int, tuple[str, ...]] = {}
         self.reluctant: set[int] = set()
         self.eager: set[int] = set()
+        self.sharing: set[int] = set()
         self.ties: list[tuple[int, int]] = []
         self.least: dict[int, int] = {}
+        self.multiples: dict[int, int] = {}
         self.numbered: dict[int, dict[int, int]] = {}
         self.indexed: dict[ir.Node, dict[int, int]] = {}  # by operand the factor
 
@@ -80,10 +82,12 @@ class _Coupler:
             preferences=self.preferences,
             reluctant=frozenset(self.reluctant),
             eager=frozenset(self.eager),
+            sharing=frozenset(self.sharing),
             rows=frozenset(self.rows),
             ties=self.ties,
             least=self.least,
             numbered=self.numbered,
+            multiples=self.multiples,
         )
 
     # -- dims ----------------------------------------------------------------------------------
@@ -143,6 +147,7 @@ class _Coupler:
         if description.prefer:
             self.preferences[op_index] = description.prefer
         self.least.update({vertices[name]: least for name, least in description.least.items()})
+        self.multiples.update({vertices[name]: n for name, n in description.multiples.items()})
         if description.numbers:
             self.numbered[op_index] = {k: vertices[name] for k, name in description.numbers.items()}
         if description.indexed:
@@ -151,6 +156,7 @@ class _Coupler:
             }
         self.reluctant.update(vertices[name] for name in description.reluctant)
         self.eager.update(vertices[name] for name in description.eager)
+        self.sharing.update(vertices[name] for name in description.sharing)
         read_inside = captured_values(node)
         self._pin_reads(op_node, covered, read_inside)
         return GraphOp(

@@ -33,7 +33,8 @@ def group(couplings: Couplings, attention: Attention = "heads") -> ChannelGraph:
 
     Args:
         couplings: what the pass ``couple`` found.
-        attention: whether an attention shrinks by whole heads or by the size of every head.
+        attention: whether an attention shrinks by whole heads, by query heads within the groups
+            that share keys and values, or by the size of every head.
     """
     found = factorize_axes(couplings)
     return _Solver(couplings, found, choose_carriers(couplings, found, attention)).graph()

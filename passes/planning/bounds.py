@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import gcd
+from math import gcd, lcm
 from typing import get_args
 
 import numpy as np
@@ -14,7 +14,7 @@ from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
 from morphgraph.options import Depth, RoundTo
 from morphgraph.passes.analysis.branches import Branch, blocks, branches
-from morphgraph.passes.analysis.least import least_widths
+from morphgraph.passes.analysis.least import least_widths, multiples
 from morphgraph.passes.analysis.liveness import is_viable, require_viable, with_orphans
 from morphgraph.passes.planning.grids import Grid, tensor_channels
 from morphgraph.passes.planning.same import any_match, held_together, one_width, require_match
@@ -101,20 +101,28 @@ class WidthBounds:
             common = gcd(*(units[index] for index in block))
             for index in block:
                 units[index] = common
+        pitches = multiples(graph).tolist()
+        for block in blocks:
+            together = lcm(*(pitches[index] for index in block))
+            for index in block:
+                pitches[index] = together
         grids, shares = (
-            [Grid.of(*each) for each in zip(steps, units, widths, strict=True)]
+            [
+                Grid.of(step, unit, width).also(pitch, width)
+                for step, unit, width, pitch in zip(steps, units, widths, pitches, strict=True)
+            ]
             for steps in (self._multiples(graph, blocks), self._multiples(graph, blocks, BY_HAND))
         )
         floors, ceilings = list(widths), list(widths)
         needed = least_widths(graph).tolist()
-        together = {index for block in blocks for index in block if len(block) > 1}
+        shared = {index for block in blocks for index in block if len(block) > 1}
         stuck = held_together(graph, self.same)
         for group in graph.groups:
             index = group.index
             if self.allows(group) and index not in stuck:
                 least = -(-self.min_width // units[index])
                 # Groups of one width do not vanish one by one.
-                asked = needed[index] if needed[index] > 1 or index in together else 0
+                asked = needed[index] if needed[index] > 1 or index in shared else 0
                 floor = grids[index].at_least(max(least, asked))
                 floors[index] = min(group.width, floor)
         most = _by_hand(replace(self, widths=self.most), graph, shares, blocks)

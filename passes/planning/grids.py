@@ -8,7 +8,7 @@ is on the grid of ``N`` where ``w * u`` is a multiple of ``N``: every ``N / gcd(
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd
+from math import gcd, lcm
 
 import numpy as np
 
@@ -74,6 +74,20 @@ class Grid:
             return cls(exact)
         nearest = cls(Fraction(round_to, unit))
         return nearest if nearest.at_most(width - 1) else cls(Fraction(width - 1))
+
+    def also(self, multiple: int, width: int) -> "Grid":
+        """The widths on the grid that are multiples of a number, too.
+
+        Where none below the group's own width is on both, the multiples alone.
+
+        >>> heads_of_64 = Grid.of(16, 2, 32)
+        >>> heads_of_64.also(12, 36).at_most(31), heads_of_64.also(1, 32).at_most(31)
+        (24, 24)
+        """
+        if multiple == 1:
+            return self
+        both = lcm(self.pitch.numerator, multiple) if self.pitch.denominator == 1 else width
+        return Grid(Fraction(both if both < width else multiple))
 
     def at_most(self, width: int) -> int:
         """The largest width on the grid that is not above this one; may be 0."""
