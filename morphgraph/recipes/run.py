@@ -215,7 +215,7 @@ class _Run:
         iterations, last = self._learn()
         self.folder.write("plan.json", last.plan.to_json())
         shrinking = settings.shrink.epochs * last.number
-        slim_model = start_of_last(last, aim.weights, settings.seed)
+        slim_model = start_of_last(self.graph, last, aim.weights, settings.seed)
         slim = self._to_torch(slim_model)
         self._train("retrain", slim, settings.retrain)
         epochs = shrinking + settings.retrain.epochs
