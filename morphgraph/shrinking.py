@@ -13,6 +13,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.options import DataScore, Depth, RoundTo
+from morphgraph.origin import Origin
 from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same, run_all
@@ -204,6 +205,9 @@ def finish(
     if tune:
         tuned = error
         model, error = _tuned(shrinker, plan, model, tune, expected)
+    if refit or tune:
+        errors = {output.name: output.error for output in error}
+        Origin.of(shrinker.graph, plan, resized.report, errors).write(model)
     sizes = shrinker.fitted.count, shrinker.held_out.count
     return ShrinkResult(
         model,

@@ -21,6 +21,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, bind_inputs, escape, is_float, save as write, values_of
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.options import Start
+from morphgraph.origin import Origin
 from morphgraph.passes.canonical.fold_affine import fold_affine
 from morphgraph.passes.canonical.symbols import input_shapes, input_symbols
 from morphgraph.passes.checking.single_precision import in_single_precision
@@ -98,7 +99,9 @@ def resize_and_check(
         )
     small = resize(graph, keep, plan.added(graph), seed, absorbed)
     require_valid(graph, small)
-    return Resized(small, _require_same(graph, plan, small, seed, inputs) if verify else None)
+    report = _require_same(graph, plan, small, seed, inputs) if verify else None
+    Origin.of(graph, plan, report).write(small)
+    return Resized(small, report)
 
 
 def _require_same(

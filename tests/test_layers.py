@@ -33,6 +33,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"passes.checking"}),
     frozenset({"passes"}),
     frozenset({"testing", "torch_io"}),
+    frozenset({"labels"}),
+    frozenset({"origin"}),
     frozenset({"workflow"}),
     frozenset({"folders"}),
     frozenset({"benchmark", "train"}),

@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import show
+from morphgraph.cli.console import note, show
 from morphgraph.cli.models import Lifting, open_graph, some, warn_of_weights
 from morphgraph.cli.pages import ReportFile, command_line, write_page
 from morphgraph.cli.shared_options import DeviceFile, OutputFormat, Overwrite, check_output
 from morphgraph.cli.width_options import Counting
 from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import escape, static_shape
+from morphgraph.labels import label
+from morphgraph.onnx_io import escape, load, save, static_shape
 from morphgraph.options import option
 from morphgraph.passes.analysis.cost import on_device
 from morphgraph.report.analysis import (
@@ -64,6 +65,14 @@ def analyze(
         option("Only the N most expensive rows.", ge=1, metavar="N"),
     ] = None,
     convention: Counting = "default",
+    annotate: Annotated[
+        Path | None,
+        option(
+            "Write a copy whose nodes are labelled with their channel groups in its metadata, as "
+            "Netron shows it.",
+            metavar="labelled.onnx",
+        ),
+    ] = None,
     report: ReportFile = None,
     overwrite: Overwrite = False,
     lifting: Lifting,
@@ -73,7 +82,8 @@ def analyze(
 
     JSON always holds all layers and groups; --by and --top choose the rows of the other formats.
     """
-    check_output(report, overwrite, model)
+    for output in (annotate, report):
+        check_output(output, overwrite, model)
     graph = open_graph(model, lifting)
     if name is not None:
         show(explanation_report(explain(graph, name, convention=convention)), output_format)
@@ -96,6 +106,16 @@ def analyze(
 
         shown = Resized(model.name, graph, command=command_line())
         write_page(report, resized_facts(shown), overwrite)
+    if annotate is not None:
+        _write_labelled(graph, model, annotate, overwrite)
+
+
+def _write_labelled(graph: ChannelGraph, model: Path, output: Path, overwrite: bool) -> None:
+    """Write a model as its file has it, with the names of its groups."""
+    labelled = load(model)
+    count = label(labelled, graph)
+    save(labelled, output, overwrite)
+    note(f"wrote {escape(str(output))}: {count} nodes are labelled")
 
 
 def _warn_of_opaque(model: Path, analysis: Analysis) -> None:
@@ -137,6 +157,7 @@ def _head(graph: ChannelGraph, analysis: Analysis) -> list[tuple[str, str]]:
             f"{share(reach.shrinkable_macs / macs)} of the MACs; the lowest reachable is "
             f"{amount(reach.lowest_macs)} MACs ({share(reach.lowest_macs / macs)})",
         ),
+        *(analysis.origin.lines() if analysis.origin else ()),
     ]
 
 

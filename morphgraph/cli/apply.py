@@ -7,10 +7,10 @@ import click
 
 from morphgraph.cli.checks import check_report
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, show, step
+from morphgraph.cli.console import show, step
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
 from morphgraph.cli.models import Lifting, naming, open_inputs, open_planned
-from morphgraph.cli.outputs import check_result, save_result
+from morphgraph.cli.outputs import Annotate, ResultFile
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
     InputFiles,
@@ -22,7 +22,6 @@ from morphgraph.cli.shared_options import (
 from morphgraph.cli.shrink import tell_layers
 from morphgraph.errors import ModelError
 from morphgraph.folders.found import folder_of, model_file
-from morphgraph.onnx_io import escape
 from morphgraph.options import Start, option
 from morphgraph.passes.planning.build import warn_of_price
 from morphgraph.workflow import resize_and_check
@@ -63,6 +62,7 @@ def apply(
     fold: Annotated[
         bool, option("Write a file for shipping: BatchNorm and scales go into the layers beside.")
     ] = False,
+    annotate: Annotate = False,
     seed: Seed = 0,
     inputs: InputFiles = None,
     overwrite: Overwrite = False,
@@ -82,7 +82,8 @@ def apply(
     if refit is not None and absorb:
         raise click.UsageError("--refit moves more into the biases than --absorb; leave that out")
     folder, model = folder_of(model), model_file(model)
-    check_result(output, overwrite, folder, model, plan, *((refit,) if refit else ()))
+    written = ResultFile(output, model, folder, overwrite, fold, annotate)
+    written.check(plan, *((refit,) if refit else ()))
     batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
     warn_of_price(graph, chosen)
@@ -91,9 +92,7 @@ def apply(
         with naming(model, ModelError):
             fitted, report = _refit(graph, chosen, samples, not no_verify, seed, batches)
         show(report, output_format)
-        with naming(model):
-            save_result(graph, chosen, fitted, folder, output, overwrite, fold)
-        note(f"wrote {escape(str(output))}")
+        written.save(graph, chosen, fitted)
         return
     with step("resizing"), naming(model):
         result = resize_and_check(
@@ -105,10 +104,9 @@ def apply(
             seed=seed,
             inputs=batches,
         )
-    with naming(model):
-        save_result(graph, chosen, result.model, folder, output, overwrite, fold)
-    show(check_report(graph, chosen, result.report), output_format)
-    note(f"wrote {escape(str(output))}")
+    report = check_report(graph, chosen, result.report)
+    written.save(graph, chosen, result.model)
+    show(report, output_format)
 
 
 def _refit(

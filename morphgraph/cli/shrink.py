@@ -11,7 +11,7 @@ from morphgraph.cli.command import command
 from morphgraph.cli.console import be_silent, note, settings, show, step
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
 from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
-from morphgraph.cli.outputs import check_result, save_result
+from morphgraph.cli.outputs import Annotate, ResultFile
 from morphgraph.cli.pages import ReportFile, command_line, write_page
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
@@ -20,6 +20,7 @@ from morphgraph.cli.shared_options import (
     OutputFormat,
     Overwrite,
     budget_option,
+    check_output,
     output_file,
     refuse_repeated,
 )
@@ -90,6 +91,7 @@ def shrink(
     fold: Annotated[
         bool, option("Write a file for shipping: BatchNorm and scales go into the layers beside.")
     ] = False,
+    annotate: Annotate = False,
     options: ShrinkOptions,
     reading: DataOptions,
     overwrite: Overwrite = False,
@@ -115,8 +117,12 @@ def shrink(
         raise click.UsageError(
             "two of -o, --plan, --plot and --report name the same file; give each its own"
         )
+    written = ResultFile(output or Path(), model, folder, overwrite, fold, annotate)
     for path in files:
-        check_result(path, overwrite, folder if path is output else None, model, data)
+        if path is output:
+            written.check(data)
+        else:
+            check_output(path, overwrite, model, data)
     processes = click.get_current_context().with_resource(joined())
     if processes.rank:
         be_silent(processes.rank)
@@ -169,14 +175,13 @@ def shrink(
     show(shrink_report(graph, calibrated, result, points, of, convention), output_format)
     if result is not None and output is not None:
         tell_layers(result)
-        with naming(model):
-            save_result(graph, result.plan, result.model, folder, output, overwrite, fold)
+        written.save(graph, result.plan, result.model)
         if plan is not None:
             result.plan.save(plan, overwrite)
     if plot is not None:
         write_atomically(plot, curve_svg(points, kind, model.name), overwrite)
     for path in files:
-        if path is not report:
+        if path not in (output, report):
             note(f"wrote {escape(str(path))}")
     if result is not None and report is not None:
         from morphgraph.report.pages.shrinks import shrink_facts

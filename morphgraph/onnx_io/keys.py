@@ -11,6 +11,10 @@ CONSTANTS_KEY = "morphgraph.constants"  # names of those that stand in for layer
 ABSORBED_KEY = "morphgraph.absorbed"  # removed channels that were absorbed as constants, by group
 PREPROCESSING_KEY = "morphgraph.preprocessing"  # how images become the network's input
 
+# In ``Node.metadata_props``, or in lines of ``Node.doc_string`` before IR version 10, as text:
+MAKES_KEY = "morphgraph.groups"  # the channel groups on a node's results
+READS_KEY = "morphgraph.reads"  # those that it reads and that do not stand on its results
+
 # In ``Model.meta``, in memory only:
 CANONICAL_KEY = "morphgraph.canonical"  # true: the model is in canonical form
 DECLARED_KEY = "morphgraph.declared"  # what the file declares that is restored when it is resized

@@ -38,7 +38,7 @@ class Fresh:
         iterations, last = self._learn()
         self.work.folder.write("plan.json", last.plan.to_json())
         shrinking = settings.shrink.epochs * last.number
-        slim_model = start_of_last(last, aim.weights, settings.seed)
+        slim_model = start_of_last(self.work.graph, last, aim.weights, settings.seed)
         slim = self.work.to_torch(slim_model)
         self.work.train("retrain", slim, settings.retrain)
         epochs = shrinking + settings.retrain.epochs

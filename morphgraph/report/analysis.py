@@ -15,21 +15,27 @@ from morphgraph.arrays import IntArray
 from morphgraph.errors import FileError, warn
 from morphgraph.graph import ChannelGraph, GraphOp
 from morphgraph.onnx_io import escape, static_shape
+from morphgraph.origin import Origin
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.planning.bounds import WidthBounds
+from morphgraph.plans import structure_hash
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """The file that was analysed; ``ops`` counts the canonical model's nodes."""
+    """The file that was analysed.
+
+    ``ops`` counts the canonical model's nodes; ``structure`` is the hash by which plans know it.
+    """
 
     path: str
     sha256: str
     opset: int
     ops: int
+    structure: str
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -108,7 +114,10 @@ class OpaqueOp(msgspec.Struct, frozen=True):
 
 
 class Analysis(msgspec.Struct, frozen=True):
-    """Everything that is known of a model before anything is changed."""
+    """Everything that is known of a model before anything is changed.
+
+    ``origin`` says how it was made, where this program resized it.
+    """
 
     schema_version: int
     tool_version: str
@@ -121,6 +130,7 @@ class Analysis(msgspec.Struct, frozen=True):
     groups: list[GroupInfo]
     opaque_ops: list[OpaqueOp]
     not_finite: list[str]
+    origin: Origin | None
 
 
 def analyze(
@@ -154,6 +164,7 @@ def analyze(
             sha256=file_sha256(path),
             opset=opsets.get("", opsets.get("ai.onnx", 0)),
             ops=len(graph.ops),
+            structure=structure_hash(graph),
         ),
         convention=convention,
         totals=totals(graph, convention),
@@ -165,6 +176,7 @@ def analyze(
             OpaqueOp(op.name, op.ir.op_type, op.opaque) for op in graph.ops if op.opaque is not None
         ],
         not_finite=list(not_finite),
+        origin=Origin.read(graph.model),
     )
 
 

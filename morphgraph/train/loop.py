@@ -19,6 +19,7 @@ from morphgraph.arrays import FloatArray
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph
 from morphgraph.options import RoundTo, Start, Strength, Update
+from morphgraph.origin import Origin
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.build import warn_of_price
@@ -229,12 +230,15 @@ def _target(regularizer: Regularizer, shrink_to: float, limits: WidthBounds) -> 
     return least + shrink_to * (regularizer.initial_cost - least)
 
 
-def start_of_last(last: Iteration, weights: Start, seed: int) -> ir.Model:
+def start_of_last(original: ChannelGraph, last: Iteration, weights: Start, seed: int) -> ir.Model:
     """The network that the last phase trains: with the weights so far, or with new ones."""
-    if weights == "keep":
-        return last.resized.model
-    # The resize itself is checked already.
-    return resize_and_check(last.graph, last.grown, weights="fresh", verify=False, seed=seed).model
+    model = last.resized.model
+    if weights != "keep":  # the resize itself is checked already
+        model = resize_and_check(
+            last.graph, last.grown, weights="fresh", verify=False, seed=seed
+        ).model
+    Origin.of(original, last.plan, last.resized.report).write(model)
+    return model
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,7 @@ def morph(
     to_torch(graph.model)  # an operator that has no lowering is found before the training
     done = tuple(rounds(graph, net, fit, aim, steps=steps, seed=seed))
     last = done[-1]
-    model = start_of_last(last, weights, seed)
+    model = start_of_last(graph, last, weights, seed)
     small = to_torch(model).to(next(net.parameters()).device)
     fit(small, NoPenalty())
     return MorphResult(graph, last.plan, with_weights(model, small), small, done)

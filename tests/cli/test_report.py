@@ -1,5 +1,6 @@
 """Report pages: every way to one, what stands in them, and what strangers' names do there."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -181,6 +182,10 @@ def test_a_run_with_its_training(tmp_path: Path, run: Any, small: Path) -> None:
     assert ran.code == 0, ran.err
     assert run("report", folder, "-o", out, "--seconds", "0").code == 0
     page = _page(out)
+    said = {entry.key: entry.value for entry in onnx.load(folder / "slim.onnx").metadata_props}
+    plan = hashlib.sha256((folder / "plan.json").read_bytes()).hexdigest()
+    assert said["morphgraph.plan"] == plan
+    assert f"plan {plan[:12]}" in page.text
     losses = [trace for trace in page.figure("training")["data"] if trace["yaxis"] == "y"]
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     epochs = [event for event in events if event["event"] == "epoch"]

@@ -1,0 +1,189 @@
+"""Where a resized model comes from, as its file says: shown by Netron, by ``onnx``, by ``analyze``.
+
+    morphgraph.version   the release of this program that made it
+    morphgraph.base      the structure of the network that was resized, as in its plan (SHA-256)
+    morphgraph.plan      the plan's file, as ``sha256sum plan.json`` tells it
+    morphgraph.budget    what the result was allowed to cost, as JSON
+    morphgraph.cost      what it costs: before and after, as JSON
+    morphgraph.check     the comparison with the masked original, as JSON; ``not made``
+    morphgraph.error     of a refit: the error of every output on inputs held out, as JSON
+    morphgraph.base_file the file of that network, as ``sha256sum base.onnx`` tells it
+
+A model that is resized again says where it comes from last. Nothing depends on these notes: in a
+file from a stranger they are words, and what is none of ours is passed over.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+import onnx_ir as ir
+
+from morphgraph.graph import ChannelGraph
+from morphgraph.labels import unlabel
+from morphgraph.onnx_io import escape
+from morphgraph.passes.checking.verify import VerifyReport
+from morphgraph.plans import Change, Plan, structure_hash
+from morphgraph.version import __version__
+
+_VERSION, _BASE, _PLAN = "morphgraph.version", "morphgraph.base", "morphgraph.plan"
+_BUDGET, _COST = "morphgraph.budget", "morphgraph.cost"
+_CHECK, _ERROR = "morphgraph.check", "morphgraph.error"
+_BASE_FILE = "morphgraph.base_file"
+KEYS = (_VERSION, _BASE, _PLAN, _BUDGET, _COST, _CHECK, _ERROR, _BASE_FILE)
+"""In ``Model.metadata_props``."""
+
+_NOT_MADE = "not made"
+_LONGEST = 2**16  # characters of a note; longer ones are none of ours
+_Value = TypeVar("_Value")
+
+
+class Check(msgspec.Struct, frozen=True):
+    """A comparison with the masked original.
+
+    ``error`` is the largest difference, and ``tolerance`` what is rounding for sure, as shares of
+    an output's scale; ``sensitivity`` how far masking moved the original.
+    """
+
+    ok: bool
+    by: str
+    error: float
+    tolerance: float
+    sensitivity: float
+
+    @classmethod
+    def of(cls, report: VerifyReport) -> "Check":
+        """The verdict of a report; two digits say all that is known of an error."""
+        inside = 0.0 if report.values is None else report.values.worst.relative
+        error = report.worst.relative if report.values is None else inside
+        return cls(report.ok, report.by, _two(error), report.tolerance, _two(report.sensitivity))
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What a resized model's file says of how it was made.
+
+    ``base`` and ``plan`` are hashes, see the module; ``check`` is ``None`` where none was made,
+    ``error`` empty where nothing was refitted, ``base_file`` where no file is known.
+    """
+
+    version: str
+    base: str
+    plan: str
+    budget: dict[str, str]
+    cost: dict[str, Change]
+    check: Check | None
+    error: dict[str, float] = {}
+    base_file: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        graph: ChannelGraph,
+        plan: Plan,
+        report: VerifyReport | None,
+        error: Mapping[str, float] | None = None,
+    ) -> "Origin":
+        """What there is to say of the result of a plan."""
+        asked = plan.request.get("budget", plan.request.get("slice"))
+        return cls(
+            version=__version__,
+            base=structure_hash(graph),
+            plan=hashlib.sha256(plan.to_json()).hexdigest(),
+            budget={str(k): str(v) for k, v in asked.items()} if isinstance(asked, dict) else {},
+            cost=dict(plan.cost),
+            check=None if report is None else Check.of(report),
+            error={name: _two(value) for name, value in (error or {}).items()},
+        )
+
+    @classmethod
+    def read(cls, model: ir.Model) -> "Origin | None":
+        """What a model says of where it comes from; ``None`` where it does not.
+
+        >>> Origin.read(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)) is None
+        True
+        """
+        notes = {key: note for key, note in model.metadata_props.items() if len(note) < _LONGEST}
+        if any(key not in notes for key in (_VERSION, _BASE, _PLAN)):
+            return None
+        return cls(
+            notes[_VERSION],
+            notes[_BASE],
+            notes[_PLAN],
+            _decoded(notes.get(_BUDGET), dict[str, str]) or {},
+            _decoded(notes.get(_COST), dict[str, Change]) or {},
+            _decoded(notes.get(_CHECK), Check),
+            _decoded(notes.get(_ERROR), dict[str, float]) or {},
+            notes.get(_BASE_FILE, ""),
+        )
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The same for people: what of, and a line each."""
+        found = [
+            ("resized by", f"morphgraph {escape(self.version)}, plan {escape(self.plan[:12])}")
+        ]
+        if self.budget:
+            asked = ", ".join(f"{kind}={amount}" for kind, amount in self.budget.items())
+            found.append(("budget was", escape(asked)))
+        shares = [
+            f"{escape(kind)} {100 * change.after / change.before:.1f} %"
+            for kind, change in self.cost.items()
+            if change.before
+        ]
+        if shares:
+            found.append(("cost left", ", ".join(shares)))
+        found.append(("check was", self._verdict()))
+        if self.error:
+            errors = (f"{escape(name)} {100 * value:.2g} %" for name, value in self.error.items())
+            found.append(("refitted", f"error on inputs held out: {', '.join(errors)}"))
+        return found
+
+    def _verdict(self) -> str:
+        if self.check is None:
+            return _NOT_MADE
+        verdict = "passed" if self.check.ok else "FAILED"
+        return (
+            f"{verdict} in {escape(self.check.by)}: off by {self.check.error:.2g} of its scale at "
+            f"most (tolerance {self.check.tolerance:g})"
+        )
+
+    def write(self, model: ir.Model) -> None:
+        """Note it in a model that is being made, instead of what stands there, labels included."""
+        unlabel(model)
+        for key in KEYS:
+            model.metadata_props.pop(key, None)
+        model.metadata_props.update(self._notes())
+
+    def _notes(self) -> dict[str, str]:
+        notes = {_VERSION: self.version, _BASE: self.base, _PLAN: self.plan}
+        if self.budget:
+            notes[_BUDGET] = _encoded(self.budget)
+        if self.cost:
+            notes[_COST] = _encoded(self.cost)
+        notes[_CHECK] = _NOT_MADE if self.check is None else _encoded(self.check)
+        if self.error:
+            notes[_ERROR] = _encoded(self.error)
+        if self.base_file:
+            notes[_BASE_FILE] = self.base_file
+        return notes
+
+
+def _encoded(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _decoded(note: str | None, kind: type[_Value]) -> _Value | None:
+    try:
+        return None if note is None else msgspec.json.decode(note, type=kind)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return None
+
+
+def _two(value: float) -> float:
+    """Two digits of a number; JSON has no infinite ones.
+
+    >>> _two(1.2345e-7), _two(float("inf"))
+    (1.2e-07, 1e+300)
+    """
+    return float(f"{value:.1e}") if math.isfinite(value) else 1e300
