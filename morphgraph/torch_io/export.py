@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from morphgraph.collector import without_collector
 from morphgraph.edit import name_values
 from morphgraph.errors import UnsupportedError, warn
 from morphgraph.onnx_io import (
@@ -47,6 +48,7 @@ from morphgraph.torch_io.translate import first_line, translate
 _KEPT_METADATA = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
 
 
+@without_collector()
 def export(
     net: nn.Module,
     example: torch.Tensor | Sequence[Any] | Mapping[str, Any],

@@ -6,7 +6,7 @@ refuses, an exception is raised, and the public way is to be gone.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import onnx_ir as ir
@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch._export.utils import _check_valid_to_preserve, _is_cia_op
 from torch._ops import OpOverload
 from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
-from torch.onnx._internal.exporter import _core, _flags, _fx_passes, _ir_passes
+from torch.onnx._internal.exporter import _core, _flags, _ir_passes
 from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import OnnxDecompMeta, ONNXRegistry
 from torch.onnx._internal.exporter._torchlib import _torchlib_registry, ops as _own_ops  # noqa: F401
@@ -25,6 +25,7 @@ from torch.onnx._internal.fx.passes import type_promotion
 
 from morphgraph.torch_io.arguments import Call
 from morphgraph.torch_io.capture import capture
+from morphgraph.torch_io.repeats import Repeating
 
 aten = torch.ops.aten
 _translated: Callable[..., Any] = _core._exported_program_to_onnx_program  # noqa: SLF001
@@ -45,8 +46,7 @@ def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) 
     """
     registry = _Registry(max(opset, TORCHLIB_OPSET))
     captured = capture(net, call, registry.is_kept, _decompositions())
-    if _promotes(captured.graph_module):
-        _fx_passes.insert_type_promotion_nodes(captured.graph_module)
+    _promote(captured.graph_module)
     program = _translated(captured, registry=registry)
     model: ir.Model = onnxscript_apis.convert_version(program.model, opset)
     _ir_passes.rename_inputs(model, names)
@@ -115,9 +115,20 @@ class _Registry(ONNXRegistry):
             shared = default_registry[name]
             for function in (*shared.overloads, *shared.complex):
                 is_complex = function in shared.complex
-                found.append(OnnxDecompMeta(function, target, None, is_complex=is_complex))
+                found.append(_meta(function, target, is_complex=is_complex))
         newest = max((meta.opset_introduced for meta in found), default=0)
-        return [meta for meta in found if meta.opset_introduced == newest]
+        return [
+            _meta(Repeating(meta.onnx_function), target, is_complex=meta.is_complex)
+            for meta in found
+            if meta.opset_introduced == newest
+        ]
+
+
+def _meta(function: Callable[..., Any], target: Any, *, is_complex: bool) -> OnnxDecompMeta:
+    """A translation; of its signature, which takes long to read, nothing is used."""
+    return OnnxDecompMeta(
+        function, target, None, is_complex=is_complex, skip_signature_inference=True
+    )
 
 
 def _name(target: Any) -> str:
@@ -127,19 +138,45 @@ def _name(target: Any) -> str:
     return f"{target.__module__}::{target.__name__}"
 
 
-def _promotes(module: fx.GraphModule) -> bool:
-    """Whether operands of an operator may have to be brought to one type."""
+def _promote(module: fx.GraphModule) -> None:
+    """Insert the casts that bring operands of an operator to one type."""
     table = type_promotion.TypePromotionTable()
-    for node in module.graph.nodes:
-        if type_promotion.get_type_promotion_rule(node, table) is not None:
-            types = {
-                value.dtype
-                for source in (node, *node.all_input_nodes)
-                if isinstance(value := source.meta["val"], torch.Tensor)
-            }
-            if len(types) != 1 or not types.pop().is_floating_point:
-                return True
-            # Numbers become tensors of their own, and get the names that they have as such.
-            if any(isinstance(leaf, int | float | complex) for leaf in node.args):
-                return True
-    return False
+    promoting = {node for node in module.graph.nodes if _promotes(node, table)}
+    if promoting:
+        promotion = type_promotion.InsertTypePromotion(module, table)
+        promotion.interpreter = _Promotion(module, table, promoting)
+        promotion.run()
+
+
+def _promotes(node: fx.Node, table: type_promotion.TypePromotionTable) -> bool:
+    """Whether operands of an operator may have to be brought to one type."""
+    if type_promotion.get_type_promotion_rule(node, table) is None:
+        return False
+    types = {
+        value.dtype
+        for source in (node, *node.all_input_nodes)
+        if isinstance(value := source.meta["val"], torch.Tensor)
+    }
+    if len(types) != 1 or not types.pop().is_floating_point:
+        return True
+    # Numbers become tensors of their own, and get the names that they have as such.
+    return any(isinstance(leaf, int | float | complex) for leaf in node.args)
+
+
+class _Promotion(type_promotion._TypePromotionInterpreter):  # noqa: SLF001
+    """Runs what is promoted; of all else the results are known."""
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        table: type_promotion.TypePromotionTable,
+        promoting: Collection[fx.Node],
+    ) -> None:
+        super().__init__(module, table)
+        self._promoting = promoting
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The result of a node."""
+        if n.op == "call_function" and n not in self._promoting:
+            return n.meta["val"]
+        return super().run_node(n)

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from morphgraph.collector import without_collector
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import (
     ModelLike,
@@ -30,6 +31,7 @@ _BATCH = "morphgraph.batch"
 _VALUES = "morphgraph.values"
 
 
+@without_collector()
 def to_torch(
     model: ModelLike, *, input_shapes: Mapping[str, Sequence[int]] | None = None
 ) -> fx.GraphModule:
