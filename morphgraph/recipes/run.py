@@ -18,6 +18,7 @@ Models carry their preprocessing, layout and classes in their metadata.
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -126,12 +127,13 @@ def run(
         RunFolder, overwrite=overwrite, resume=resume, every=checkpoint_seconds, on_event=on_event
     )
     place, finished = open_folder(lambda: make(folder, manifest, FILES))
-    for text in place.warnings:
-        place.log("warning", name=text)
-    if finished is not None:
-        place.tell("finished")
-        return Result.from_json(finished, str(folder / "result.json"))
-    return _Run(graph, dataset, settings, place, device).go()
+    with closing(place):
+        for text in place.warnings:
+            place.log("warning", name=text)
+        if finished is not None:
+            place.tell("finished")
+            return Result.from_json(finished, str(folder / "result.json"))
+        return _Run(graph, dataset, settings, place, device).go()
 
 
 def smoke_run(graph: ChannelGraph, dataset: Dataset, settings: Settings) -> SmokeReport:
