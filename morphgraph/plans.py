@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -18,16 +17,16 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import IntArray
-from morphgraph.errors import FileError, PlanError, warn
+from morphgraph.errors import PlanError, warn
 from morphgraph.graph import ChannelGraph, Group, LiftOptions, analysis
 from morphgraph.onnx_io import escape, static_shape, write_atomically
+from morphgraph.onnx_io.reading import from_json, read_bounded
 from morphgraph.passes.analysis.least import require_sizes
 from morphgraph.passes.analysis.liveness import require_viable
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
-MAX_PLAN_BYTES = 64 * 2**20
 MAX_NEW_CHANNELS = 2**16  # of one group; a plan from a stranger must not exhaust the memory
 
 _Position = Annotated[int, msgspec.Meta(ge=0)]
@@ -148,8 +147,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             PlanError: the bytes are no plan; names the field and what is wrong with it.
         """
         try:
-            head = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            head = from_json(data, object)
+        except ValueError as error:
             raise PlanError(f"{path}: not a JSON file: {error}; make it with `plan`") from None
         version = head.get("schema_version") if isinstance(head, dict) else None
         if version != SCHEMA_VERSION:
@@ -158,8 +157,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"{SCHEMA_VERSION}; make the plan again with `plan`"
             )
         try:
-            plan = msgspec.json.decode(data, type=cls)
-        except msgspec.ValidationError as error:
+            plan = from_json(data, cls)
+        except ValueError as error:
             what, _, where = str(error).partition(" - at ")
             field = where.strip("`").removeprefix("$.") or "plan"
             raise PlanError(f"{path}: {field}: {what}") from None
@@ -183,18 +182,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             FileError: there is no such file, or it cannot be read.
             PlanError: it is no plan.
         """
-        name = escape(os.fspath(path))
-        try:
-            size = Path(path).stat().st_size
-            if size > MAX_PLAN_BYTES:
-                raise PlanError(
-                    f"{name}: {size} bytes is more than a plan can have ({MAX_PLAN_BYTES}); "
-                    "is this the right file?"
-                )
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise FileError(f"{name}: {error.strerror or error}; check the path") from None
-        return cls.from_json(data, name)
+        return cls.from_json(read_bounded(path, PlanError), escape(os.fspath(path)))
 
     def keep_channels(self, graph: ChannelGraph) -> dict[int, IntArray]:
         """Per group index the old channels that stay, for the groups that change.

@@ -3,11 +3,9 @@
 What is read from files is read and not mapped: mapped pages would count as the program's memory.
 """
 
-import lzma
 import os
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +19,8 @@ from morphgraph.arrays import Array, IntArray, Shape
 from morphgraph.calibration.progress import Progress
 from morphgraph.errors import DataError, FileError
 from morphgraph.onnx_io import escape
+from morphgraph.onnx_io.npy import UNREADABLE, Header, headers, read_header
+from morphgraph.onnx_io.reading import require_ordinary
 
 _MEGABYTE = 10**6
 _BLOCK = 2**20  # bytes that pass at a time where a zip is unpacked
@@ -164,7 +164,7 @@ class PackedRows:
     """
 
     def __init__(
-        self, path: Path, member: str, header: "Header", shape: Shape, progress: Progress
+        self, path: Path, member: str, header: Header, shape: Shape, progress: Progress
     ) -> None:
         self.path, self.member, self.header, self.shape = path, member, header, shape
         self._progress = progress
@@ -242,46 +242,6 @@ class PackedRows:
                 self._progress(f"unpacking {escape(self.member)} (MB)", done, total)
 
 
-@dataclass(frozen=True)
-class Header:
-    """What stands before the numbers of an array in a file.
-
-    Attributes:
-        offset: bytes before the numbers.
-        shape, dtype: of the array.
-        columns: whether its first axis runs fastest (Fortran's order).
-    """
-
-    offset: int
-    shape: Shape
-    dtype: np.dtype[Any]
-    columns: bool
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes the numbers take."""
-        return prod(self.shape) * self.dtype.itemsize
-
-
-def _read_header(file: IO[bytes]) -> Header:
-    """The header of an array in NumPy's format, from where the file stands.
-
-    Raises:
-        ValueError: it is none, or the array holds objects, which are never unpickled.
-    """
-    start = file.tell()
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, columns, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, columns, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
-        raise ValueError("its format is newer than what is known")
-    if dtype.hasobject or dtype.names:
-        raise ValueError("it holds objects and not plain numbers")
-    return Header(file.tell() - start, tuple(shape), dtype, columns and len(shape) > 1)
-
-
 def npy_rows(path: Path) -> FileRows:
     """The array of an ``.npy`` file.
 
@@ -290,7 +250,7 @@ def npy_rows(path: Path) -> FileRows:
         DataError: it is no such file, or is cut short.
     """
     with reading(path), path.open("rb") as file:
-        header = _read_header(file)
+        header = read_header(file)
         present = file.seek(0, os.SEEK_END) - header.offset
         if present < header.nbytes:
             raise ValueError(f"its numbers take {header.nbytes} bytes, {present} are there")
@@ -310,11 +270,7 @@ def npz_rows(path: Path, progress: Progress) -> dict[str, Rows]:
     """
     with reading(path), zipfile.ZipFile(path) as archive:
         found: dict[str, Rows] = {}
-        for info in archive.infolist():
-            with archive.open(info) as member:
-                header = _read_header(member)
-            if info.file_size - header.offset < header.nbytes:
-                raise ValueError(f"array '{escape(info.filename)}' is cut short")
+        for info, header in headers(archive):
             name = info.filename.removesuffix(".npy")
             if info.compress_type == zipfile.ZIP_STORED:
                 offset = _data_offset(path, info) + header.offset
@@ -341,18 +297,11 @@ def reading(path: Path) -> Iterator[None]:
     """What goes wrong while a file is read names the file, and says what to do."""
     where = escape(str(path))
     try:
+        require_ordinary(path)
         yield
     except OSError as error:
         raise FileError(f"{where}: {error.strerror or error}; check the path") from error
-    except (
-        ValueError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-    ) as error:
+    except UNREADABLE as error:
         words = escape(str(error))
         raise DataError(
             f"{where}: cannot be read as arrays ({words}); save it with numpy.savez(FILE, "

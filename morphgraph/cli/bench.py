@@ -99,36 +99,45 @@ def bench(
     The models take turns on the same random inputs; every one is compared with the first.
     """
     del ops  # they have run already
-    flops, structures = _structure(models, Lifting(input_shapes=input_shapes))
-    points = [
-        time_models(
-            models,
-            runtimes=runtime,
-            threads=count,
-            seconds=seconds,
-            batch=size,
-            seed=seed,
-            flops=flops,
-            input_shapes=dict(input_shapes),
-            profile=profile,
-            structures=structures,
-        )
-        for count, size in product(threads, batch or (None,))
-    ]
+    flops: list[float] | None = None
+    structures: list[Structure] | None = None
+    unknown: MorphError | None = None
+    try:
+        flops, structures = _structure(models, Lifting(input_shapes=input_shapes))
+    except FileError:
+        raise
+    except MorphError as error:
+        unknown = error
+    try:
+        points = [
+            time_models(
+                models,
+                runtimes=runtime,
+                threads=count,
+                seconds=seconds,
+                batch=size,
+                seed=seed,
+                flops=flops,
+                input_shapes=dict(input_shapes),
+                profile=profile,
+                structures=structures,
+            )
+            for count, size in product(threads, batch or (None,))
+        ]
+    except FileError:
+        raise
+    except MorphError as error:  # often the runtime's words; ours name node and remedy
+        raise unknown or error from error
+    if unknown is not None:
+        note(f"no FLOPs beside the times: {unknown}")
     show(_report(points), output_format)
 
 
 def _structure(
     models: Sequence[Path], lifting: Lifting
-) -> tuple[list[float] | None, list[Structure] | None]:
-    """FLOPs and layers of every model, where all can be lifted and have some."""
-    try:
-        graphs = [open_graph(model, lifting) for model in models]
-    except FileError:
-        raise
-    except MorphError as error:
-        note(f"no FLOPs beside the times: {error}")
-        return None, None
+) -> tuple[list[float] | None, list[Structure]]:
+    """FLOPs, where all models have some, and layers of every model."""
+    graphs = [open_graph(model, lifting) for model in models]
     flops = [cost(graph, "flops").total for graph in graphs]
     return (flops if min(flops) > 0 else None), [structure_of(graph) for graph in graphs]
 

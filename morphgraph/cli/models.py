@@ -12,7 +12,7 @@ from morphgraph.cli.console import step
 from morphgraph.cli.shared_options import InputShapes, Ops
 from morphgraph.errors import MorphError, PlanError, warn
 from morphgraph.graph import Attention, ChannelGraph, LiftOptions
-from morphgraph.onnx_io import escape, load, not_finite
+from morphgraph.onnx_io import bind_inputs, escape, load, not_finite
 from morphgraph.options import option
 from morphgraph.passes.lift import lift
 from morphgraph.plans import Plan
@@ -105,7 +105,8 @@ def open_planned(
             f"--attention out, or make a plan with --attention {lifting.attention}"
         )
     shapes = dict(lifting.input_shapes) or made.input_shapes
-    graph = _lift(path, msgspec.structs.replace(made, input_shapes=shapes))
+    shaped_by = None if lifting.input_shapes else plan_path
+    graph = _lift(path, msgspec.structs.replace(made, input_shapes=shapes), shaped_by)
     with naming(plan_path):
         plan.keep_channels(graph)
     return graph, plan
@@ -127,15 +128,20 @@ def open_ranked(
     made = ranking.model.lift
     attention = lifting.attention or made.attention
     shapes = dict(lifting.input_shapes) or made.input_shapes
-    graph = _lift(path, msgspec.structs.replace(made, attention=attention, input_shapes=shapes))
+    options = msgspec.structs.replace(made, attention=attention, input_shapes=shapes)
+    graph = _lift(path, options, None if lifting.input_shapes else ranking_path)
     with naming(ranking_path):
         ranking.model.check(graph)
     return graph, ranking
 
 
-def _lift(path: Path, options: LiftOptions) -> ChannelGraph:
+def _lift(path: Path, options: LiftOptions, shaped_by: Path | None = None) -> ChannelGraph:
+    """Load a file and lift it, at sizes of inputs that the user gave, or this file says."""
     with step(f"loading {path.name}"):
         model = load(path)
+    if shaped_by is not None and options.input_shapes:
+        with naming(shaped_by):
+            bind_inputs(model, options.input_shapes)  # what does not fit is the file's
     with step(f"lifting {path.name}"), naming(path):
         return lift(model, **options.arguments())
 

@@ -3,13 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import click
 from msgspec import Meta
 
-from morphgraph.errors import FileError
+from morphgraph.errors import FileError, MorphError
 from morphgraph.options import option
 from morphgraph.report.tables import Format
 
@@ -186,15 +187,23 @@ def check_output(output: Path | None, overwrite: bool, *inputs: Path) -> None:
         FileError: it exists already (without ``overwrite``), is an input, or has no folder.
     """
     from morphgraph.onnx_io import escape
+    from morphgraph.onnx_io.files import data_file, files_of
 
     if output is None:
         return
     where = escape(str(output))
+    written = [path for path in (output, data_file(output)) if path.exists()]
     for path in inputs:
-        if output.exists() and path.exists() and output.samefile(path):
+        read = [path] if path.exists() and written else []
+        if read and overwrite and path.suffix == ".onnx":
+            with suppress(MorphError):  # said again, and better, when the model is read
+                read = files_of(path)
+        if any(target.samefile(file) for target in written for file in read if file.exists()):
             raise FileError(f"{where}: is an input, which is never changed; choose another name")
     if output.is_dir():
         raise FileError(f"{where}: is a folder; give a file name in it")
+    if output.exists() and not output.is_file():
+        raise FileError(f"{where}: is not an ordinary file, and is not replaced; choose another")
     if output.exists() and not overwrite:
         raise FileError(f"{where}: exists already; choose another name or pass --overwrite")
     if not output.absolute().parent.is_dir():

@@ -13,11 +13,14 @@ import numpy as np
 
 from morphgraph.device.kernels import Kernel
 from morphgraph.device.predictor import Predictor, Settings
-from morphgraph.errors import FileError, ModelError
-from morphgraph.onnx_io import escape
+from morphgraph.errors import ModelError
+from morphgraph.onnx_io import escape, write_atomically
+from morphgraph.onnx_io.reading import from_json, read_bounded
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
+_MOST = 2**50  # microseconds, bytes, and elements along an axis; no machine has so many
+_MAX_KERNELS = 20_000  # fits take memory by the square of a kind's measurements
 TABLE = "table"
 """The runtime of a profile that is a table of measurements made elsewhere."""
 
@@ -96,13 +99,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
             FileError: it cannot be written.
         """
         data = msgspec.json.format(self.encoded, indent=1)
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            partial.write_bytes(data + b"\n")
-            partial.replace(target)
-        except OSError as error:
-            raise FileError(f"{escape(str(path))}: {error.strerror or error}") from error
+        write_atomically(path, data + b"\n", overwrite=True)
 
 
 def load_profile(path: str | PathLike[str]) -> DeviceProfile:
@@ -117,19 +114,16 @@ def load_profile(path: str | PathLike[str]) -> DeviceProfile:
     """
     location = Path(path)
     where = escape(str(path))
-    try:
-        data = location.read_bytes()
-    except OSError as error:
-        raise FileError(f"{where}: {error.strerror or error}; check the path") from error
+    data = read_bounded(location, ModelError)
     if location.suffix.lower() == ".csv":
         profile = _from_table(data, where)
     else:
         try:
-            profile = msgspec.json.decode(data, type=DeviceProfile)
-        except msgspec.DecodeError as error:
+            profile = from_json(data, DeviceProfile)
+        except ValueError as error:
             raise ModelError(
                 f"{where}: is no device profile ({error}); `morphgraph calibrate` writes one"
-            ) from error
+            ) from None
         if profile.schema_version > SCHEMA_VERSION:
             raise ModelError(
                 f"{where}: was written by a newer version ({profile.tool_version}); update this one"
@@ -147,11 +141,19 @@ def checked(profile: DeviceProfile, where: str) -> DeviceProfile:
         raise ModelError(f"{where}: has no measurements; run `morphgraph calibrate` again")
     for place, each in enumerate(profile.kernels):
         sizes = [size for shape in (*each.inputs, *each.outputs) for size in shape]
-        if not 0 < each.microseconds < np.inf or any(size < 0 for size in sizes):
+        times_fit = 0 < each.microseconds < _MOST and 0 <= each.around < _MOST
+        if not times_fit or any(not 0 <= size < _MOST for size in sizes):
             raise ModelError(
                 f"{where}: measurement {place} ({escape(each.op_type)}) has a time or a size that "
-                "is not positive; remove it"
+                "is not positive, or beyond all machines; remove it"
             )
+        if not each.op_type.strip():
+            raise ModelError(f"{where}: measurement {place} names no operator; remove it")
+    if len(profile.kernels) > _MAX_KERNELS:
+        raise ModelError(
+            f"{where}: {len(profile.kernels)} measurements are more than a profile can have "
+            f"({_MAX_KERNELS}); keep the latest"
+        )
     return profile
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from morphgraph.errors import FileError, ModelError
 from morphgraph.onnx_io import escape
+from morphgraph.onnx_io.reading import read_bounded
 
 GENAI = "genai_config.json"
 HUGGING_FACE = "config.json"
@@ -98,9 +99,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         if not file.is_file():
             return {}
-        if file.stat().st_size > _MAX_BYTES:
-            raise ModelError(f"{where}: is too large to be a config; give the ONNX file elsewhere")
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_bounded(file, ModelError, _MAX_BYTES))
     except OSError as error:
         raise FileError(f"{where}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

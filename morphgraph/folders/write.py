@@ -96,7 +96,7 @@ def write_folder(
         )
     if changes.layers_left != list(range(len(changes.layers_left))):
         small = renumbered(small, source, changes.layers_left)
-    with _appearing(output) as folder:
+    with _appearing(output, overwrite) as folder:
         for file in _others(source):
             shutil.copy2(file, folder / file.name)
         for name, config in made.items():
@@ -132,8 +132,11 @@ def renumbered(model: ir.Model, source: ModelFolder, layers: list[int]) -> ir.Mo
 
 
 @contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """A folder to write into, which takes its place when it is whole."""
+def _appearing(output: Path, replaces: bool) -> Iterator[Path]:
+    """A folder to write into, which takes its place when it is whole.
+
+    Unless it ``replaces`` what is there, another run's folder that has come meanwhile stays.
+    """
     where = escape(str(output))
     try:
         aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.absolute().parent))
@@ -142,7 +145,7 @@ def _appearing(output: Path) -> Iterator[Path]:
             folder.mkdir()
             yield folder
             old = aside / "old"
-            if output.exists():
+            if replaces and output.exists():
                 output.rename(old)
             try:
                 folder.rename(output)

@@ -13,9 +13,11 @@ from graphlib import CycleError, TopologicalSorter
 import onnx
 import onnx_ir as ir
 
-from morphgraph.errors import ModelError, UnsupportedError
+from morphgraph.errors import ModelError, UnsupportedError, warn
 
 MIN_OPSET = 11
+_MAX_RANK = 64  # as in NumPy
+_EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}  # as onnx.proto says
 _MAX_NAME = 200  # characters of a name that a message repeats
 
 
@@ -87,16 +89,21 @@ def check_tensor(tensor: onnx.TensorProto, where: str, folder: str | None) -> No
     negative = [size for size in tensor.dims if size < 0]
     if negative:
         raise ModelError(f"{where}: negative size {negative[0]}; export the model again")
+    if len(tensor.dims) > _MAX_RANK:
+        raise ModelError(
+            f"{where}: has {len(tensor.dims)} axes, at most {_MAX_RANK} are supported; export the "
+            "model again"
+        )
     count = math.prod(tensor.dims)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         if dtype == ir.DataType.STRING:
             raise ModelError(f"{where}: strings cannot be external data; export the model again")
-        _check_external(tensor, where, math.ceil(count * dtype.itemsize), folder)
+        _check_external(tensor, where, _bytes(count, dtype), folder)
         return
     if dtype == ir.DataType.STRING:
         need, have, unit = count, len(tensor.string_data), "strings"
     elif tensor.HasField("raw_data") or count == 0:
-        need, have, unit = math.ceil(count * dtype.itemsize), len(tensor.raw_data), "bytes"
+        need, have, unit = _bytes(count, dtype), len(tensor.raw_data), "bytes"
     else:
         need, have, unit = _stored_numbers(tensor, dtype, count)
     fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
@@ -113,6 +120,11 @@ def check_tensor(tensor: onnx.TensorProto, where: str, folder: str | None) -> No
             f"{where}: declares {sizes or 'a scalar'} of {dtype}, which needs {need} {unit}, "
             f"but stores {have}; the file is damaged, export it again"
         )
+
+
+def _bytes(count: int, dtype: ir.DataType) -> int:
+    """How many bytes so many numbers take; exact, for sizes in damaged files have no bounds."""
+    return -(-count * dtype.bitwidth // 8)
 
 
 def _check_text(*texts: str | bytes) -> None:
@@ -225,13 +237,16 @@ def _stored_numbers(
         case ir.DataType.UINT32 | ir.DataType.UINT64:
             return count, len(tensor.uint64_data), "numbers"
         case _ if dtype.bitwidth < 8:  # packed, several to a byte, a byte to an entry
-            return math.ceil(count * dtype.itemsize), len(tensor.int32_data), "packed bytes"
+            return _bytes(count, dtype), len(tensor.int32_data), "packed bytes"
         case _:
             return count, len(tensor.int32_data), "numbers"
 
 
 def _check_external(tensor: onnx.TensorProto, where: str, need: int, folder: str | None) -> None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    unknown = sorted(entries.keys() - _EXTERNAL_KEYS)
+    if unknown:
+        warn(f"{where}: entry '{escape(unknown[0])}' of its external data is none, and is ignored")
     location = entries.get("location", "")
     if folder is None:
         raise ModelError(

@@ -28,6 +28,7 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # ships n
 
 from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import FileError, ModelError, MorphError, warn
+from morphgraph.onnx_io.calls import check_functions
 from morphgraph.onnx_io.check import MIN_OPSET, check_proto, escape
 from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.maps import note_maps, without_maps, write_maps
@@ -113,7 +114,7 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
             ) from error
         write_atomically(location, content, overwrite)
         return
-    data = location.with_name(location.name + ".data")
+    data = data_file(location)
     for target in (location, data):
         _check_target(target, overwrite)
     with _os_errors(location):
@@ -125,10 +126,38 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
                 external_data=data.name,
                 size_threshold_bytes=_EXTERNAL_TENSOR_BYTES,
             )
-            os.replace(folder / data.name, data)
-            os.replace(folder / location.name, location)
+            if overwrite:  # never a model beside the data of another
+                location.unlink(missing_ok=True)
+            _put(folder / data.name, data, overwrite)
+            try:
+                _put(folder / location.name, location, overwrite)
+            except BaseException:
+                data.unlink(missing_ok=True)
+                raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def data_file(path: Path) -> Path:
+    """Where weights go that do not fit into the file itself, or were not in one before."""
+    return path.with_name(path.name + ".data")
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a model consists of: its own, and those that its weights stand in.
+
+    Raises:
+        FileError: there is no such file, or it cannot be read.
+        ModelError: it is not ONNX.
+    """
+    proto, _ = _read_message(path)
+    names = {
+        entry.value
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [path, *(path.parent / name for name in sorted(names))]
 
 
 def _message(model: ir.Model) -> list[Buffer]:
@@ -205,10 +234,30 @@ def write_atomically(
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, location)
+            _put(temporary, location, overwrite)
         finally:
             if os.path.exists(temporary):
                 os.unlink(temporary)
+
+
+def _put(temporary: str | Path, target: Path, overwrite: bool) -> None:
+    """Give a file that is written its name; what another program put there meanwhile is spared.
+
+    Raises:
+        FileError: without ``overwrite`` there is something now.
+        OSError: it cannot be put there.
+    """
+    if not overwrite:
+        try:
+            os.link(temporary, target)  # unlike renaming, this replaces nothing
+        except FileExistsError:
+            _check_target(target, overwrite)
+        except OSError:  # a file system without links
+            _check_target(target, overwrite)
+        else:
+            os.unlink(temporary)
+            return
+    os.replace(temporary, target)
 
 
 def as_model(model: ModelLike) -> ir.Model:
@@ -230,6 +279,13 @@ def as_model(model: ModelLike) -> ir.Model:
 
 def _read_proto(path: Path) -> tuple[onnx.ModelProto, Arrays]:
     """The message in a file without its large weights, and these by name."""
+    proto, held = _read_message(path)
+    with _os_errors(path):
+        return proto, _read_weights(proto, held, path)
+
+
+def _read_message(path: Path) -> tuple[onnx.ModelProto, Mapping[str, slice]]:
+    """The message in a file without its large weights, and where these stand, by name."""
     where = escape(str(path))
     with _os_errors(path):
         if path.is_dir():
@@ -258,8 +314,7 @@ def _read_proto(path: Path) -> tuple[onnx.ModelProto, Arrays]:
         proto.ParseFromString(light)
     except DecodeError as error:
         raise ModelError(f"{where}: {_why_undecodable(bytes(content))}") from error
-    with _os_errors(path):
-        return proto, _read_weights(proto, held, path)
+    return proto, held
 
 
 def _read_weights(proto: onnx.ModelProto, held: Mapping[str, slice], path: Path) -> Arrays:
@@ -307,6 +362,7 @@ def _from_proto(
     where = escape(where)
     try:
         is_sorted = check_proto(proto, folder, weights)
+        check_functions(proto)
         version = standard_opset(proto)
         proto = raised(proto)
         with without_maps(proto) as maps:
@@ -388,6 +444,8 @@ def _check_target(path: Path, overwrite: bool) -> None:
         raise FileError(f"{where}: is a folder; give a file name in it")
     if not path.parent.is_dir():
         raise FileError(f"{where}: there is no folder '{escape(str(path.parent))}'; make it first")
+    if path.exists() and not path.is_file():
+        raise FileError(f"{where}: is not an ordinary file, and is not replaced; choose another")
     if path.exists() and not overwrite:
         raise FileError(f"{where}: exists already; choose another name or pass --overwrite")
 

@@ -3,10 +3,10 @@
 And indices, from files.
 """
 
+import io
 import json
 import os
 import re
-import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -18,6 +18,8 @@ from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import FileError, ModelError
 from morphgraph.onnx_io.check import escape
 from morphgraph.onnx_io.keys import DEFAULT_KEY
+from morphgraph.onnx_io.npy import UNREADABLE, check_memory
+from morphgraph.onnx_io.reading import read_bounded, require_ordinary
 from morphgraph.onnx_io.values import dtype_of
 
 Inputs = Mapping[str, Array] | Sequence[Mapping[str, Array]]
@@ -63,23 +65,34 @@ def read_inputs(path: str | PathLike[str]) -> list[FileArrays]:
 def _read_npz(path: Path) -> Arrays:
     where = escape(str(path))
     try:
+        require_ordinary(path)
+        check_memory(path)
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.lib.npyio.NpzFile):
             with found:
                 return {name: found[name] for name in found.files}
     except OSError as error:
         raise FileError(f"{where}: {error.strerror or error}; check the path") from error
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise FileError(f"{where}: not an .npz file of plain arrays: {error}") from error
+    except UNREADABLE as error:
+        raise FileError(
+            f"{where}: not an .npz file of plain arrays ({escape(str(error))}); save it with "
+            "numpy.savez(FILE, NAME=array)"
+        ) from error
     raise FileError(f"{where}: holds one array without a name; save it with numpy.savez(NAME=...)")
 
 
 def _read_npy(path: Path) -> Array:
+    where = escape(str(path))
     try:
+        require_ordinary(path)
+        check_memory(path)
         array: Array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise FileError(f"{where}: {error.strerror or error}; check the path") from error
+    except UNREADABLE as error:
         raise FileError(
-            f"{escape(str(path))}: not an .npy file of plain numbers: {error}"
+            f"{where}: not an .npy file of plain numbers ({escape(str(error))}); save it with "
+            "numpy.save(FILE, array)"
         ) from error
     return array
 
@@ -189,15 +202,16 @@ def load_indices(path: str | PathLike[str]) -> list[int]:
         FileError: the file cannot be read, or holds something else.
     """
     where = escape(os.fspath(path))
+    content = read_bounded(path, FileError)
     try:
         if Path(path).suffix == ".npy":
-            numbers = np.load(path, allow_pickle=False).ravel().tolist()
+            numbers = np.load(io.BytesIO(content), allow_pickle=False).ravel().tolist()
         else:
-            text = Path(path).read_text(encoding="utf-8").strip()
+            text = content.decode().strip()
             if not text.startswith("["):
                 text = "[" + re.sub(r"\s+", ",", text) + "]"
             numbers = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+    except (EOFError, ValueError, RecursionError, MemoryError) as error:
         raise FileError(f"{where}: cannot be read as a list of ids: {error}") from None
     if not numbers or not all(type(number) is int and number >= 0 for number in numbers):
         raise FileError(

@@ -27,9 +27,11 @@ import torch
 from morphgraph.errors import ArgumentError, FileError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, save, write_atomically
+from morphgraph.onnx_io.reading import read_bounded
 from morphgraph.plans import readable_json, structure_hash
 from morphgraph.recipes.checkpoint import Checkpoint
 from morphgraph.recipes.data import Dataset
+from morphgraph.recipes.lock import FolderLock
 from morphgraph.train import distributed
 from morphgraph.version import __version__
 
@@ -53,7 +55,8 @@ class RunFolder:
 
     Raises:
         ArgumentError: what is to be resumed is another run; names what differs.
-        FileError: the folder holds a run already, or cannot be written.
+        FileError: the folder holds a run already, another one writes to it now, or it cannot be
+            written.
     """
 
     def __init__(
@@ -73,14 +76,20 @@ class RunFolder:
         self._logged: set[tuple[str, ...]] = set()
         self._before = 0.0  # seconds that earlier sessions took
         self._began = time.monotonic()
-        known = _read_json(path / "run.json")
-        if resume and known is not None:
-            self.warnings = _compare(path, known, manifest)
-            self._go_on()
-            return
-        self.warnings = []
-        self._make(files, overwrite)
-        self.write("run.json", readable_json(manifest))
+        self.warnings: list[str] = []
+        make_folder(path)
+        self._lock = FolderLock(path)
+        try:
+            known = _read_json(path / "run.json") if resume else None
+            if known is None:
+                self._make(files, overwrite)
+                self.write("run.json", readable_json(manifest))
+            else:
+                self.warnings = _compare(path, known, manifest)
+                self._go_on()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def seconds(self) -> float:
@@ -124,6 +133,10 @@ class RunFolder:
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
 
+    def close(self) -> None:
+        """Let others write to the folder."""
+        self._lock.close()
+
     def checkpoint(self, phase: str) -> Checkpoint:
         """Where a phase keeps its state."""
         return Checkpoint(self.place(f"checkpoints/{phase}.pt"), self.every)
@@ -135,7 +148,6 @@ class RunFolder:
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def _make(self, files: tuple[str, ...], overwrite: bool) -> None:
-        make_folder(self.path)
         earlier = [place for name in files for place in self.path.glob(name)]
         if earlier and not overwrite:
             raise FileError(
@@ -177,7 +189,7 @@ class SecondaryRunFolder:
     def _nothing(self, *_: object, **_fields: object) -> None:
         """Do nothing: the first process writes and reports."""
 
-    log = tell = write = save = finish = _nothing
+    log = tell = write = save = finish = close = _nothing
 
     def checkpoint(self, phase: str) -> Checkpoint:
         """Of the phase; states come from the first process, which alone reads and saves them."""
@@ -308,13 +320,11 @@ def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise FileError(f"{escape(str(path))}: {error.strerror}; check the path") from None
-    except ValueError:
+    try:
+        content = json.loads(read_bounded(path, FileError))
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise FileError(f"{escape(str(path))}: is no run.json of a run; begin with --overwrite")

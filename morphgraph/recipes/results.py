@@ -1,9 +1,13 @@
 """The result of a run: the contents of ``result.json``."""
 
+from itertools import chain
+from pathlib import PurePath
+
 import msgspec
 
 from morphgraph.errors import FileError
 from morphgraph.onnx_io import escape
+from morphgraph.onnx_io.reading import from_json
 from morphgraph.plans import Change, readable_json
 from morphgraph.version import __version__
 
@@ -111,9 +115,24 @@ class Result(msgspec.Struct, frozen=True):
         """Read a result.
 
         Raises:
-            FileError: the bytes are none.
+            FileError: the bytes are none, or name files that are not in the run's folder.
         """
         try:
-            return msgspec.json.decode(data, type=cls)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            result = from_json(data, cls)
+        except ValueError as error:
             raise FileError(f"{escape(path)}: is no result of a run ({error})") from None
+        if not result.arms or any(member.name not in result.arms for member in result.family):
+            raise FileError(f"{escape(path)}: names no networks; let the run make it again")
+        for name in result.files:
+            if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name:
+                raise FileError(
+                    f"{escape(path)}: names the file '{escape(name)}', which is not in the run's "
+                    "folder; let the run make it again"
+                )
+        return result
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the files that it tells of."""
+        plans = [(each.plan, each.model) for each in (*self.iterations, *self.family)]
+        return [*(arm.file for arm in self.arms.values()), *chain.from_iterable(plans)]

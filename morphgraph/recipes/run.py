@@ -18,6 +18,7 @@ Models carry their preprocessing, layout and classes in their metadata.
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -106,15 +107,15 @@ def run(
         RunFolder, overwrite=overwrite, resume=resume, every=checkpoint_seconds, on_event=on_event
     )
     place, finished = open_folder(lambda: make(folder, manifest, FILES))
-    for text in place.warnings:
-        place.log("warning", name=text)
-    if finished is not None:
-        place.tell("finished")
-        return Result.from_json(finished, str(folder / "result.json"))
     torch.backends.cudnn.deterministic = True  # a resumed run must give the same result
-    work = Work(graph, dataset, settings, place, device)
-    with warnings.catch_warnings():
+    with closing(place), warnings.catch_warnings():
+        for text in place.warnings:
+            place.log("warning", name=text)
+        if finished is not None:
+            place.tell("finished")
+            return Result.from_json(finished, str(folder / "result.json"))
         _log_warnings(place)
+        work = Work(graph, dataset, settings, place, device)
         if settings.trained is None:
             return Fresh(work).go()
         return (elastic if settings.trained.elastic else tuned_family)(work, settings.trained)

@@ -18,7 +18,7 @@ from morphgraph.runtimes.origins import Nodes, node_name
 
 
 class Held:
-    """A model that sessions are built from; nothing is read before it is needed."""
+    """A model that sessions are built from; it is read once."""
 
     def __init__(self, model: Source) -> None:
         """Take a model."""
@@ -46,7 +46,8 @@ class Held:
         Args:
             named: whether every node has a name of its own there: it is these that a runtime tells.
         """
-        wanting = named and not _names_are_unique(self.read.graph)
+        read = self.read  # what is broken or hostile is refused before a runtime sees it
+        wanting = named and not _names_are_unique(read.graph)
         if isinstance(self._model, str | PathLike) and not wanting:
             yield Path(self._model).absolute()
             return
@@ -55,7 +56,7 @@ class Held:
             if isinstance(self._model, bytes) and not wanting:
                 path.write_bytes(self._model)
             else:
-                save(_named(self.read) if wanting else self.read, path)
+                save(_named(read) if wanting else read, path)
             yield path
 
     @contextmanager

@@ -10,7 +10,6 @@ Dynamic sizes stay dynamic: ``dynamic_sizes`` runs the recipe at several sizes a
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from graphlib import CycleError, TopologicalSorter
 
 import onnx
 import onnx_ir as ir
@@ -31,6 +30,7 @@ from morphgraph.onnx_io import (
     mark_unsized,
     node_label,
 )
+from morphgraph.onnx_io.calls import check_calls
 from morphgraph.onnx_io.check import check_opset
 from morphgraph.onnx_io.maps import is_map
 from morphgraph.ops import entry_of, listed_parameters
@@ -47,7 +47,6 @@ from morphgraph.passes.canonical.split_sequences import split_sequences
 from morphgraph.passes.canonical.symbols import input_symbols
 from morphgraph.passes.canonical.untie import untie_constants
 
-_MAX_INLINED_NODES = 1_000_000
 _MAX_NAMED = 3  # operators in one warning
 
 
@@ -155,39 +154,17 @@ def _sort(graph: ir.Graph) -> None:
 def _inline(model: ir.Model) -> None:
     if not model.functions:
         return
-    _check_calls(model)
+    check_calls(
+        {
+            identifier: Counter(node.op_identifier() for node in function.all_nodes())
+            for identifier, function in model.functions.items()
+        },
+        Counter(node.op_identifier() for node in model.graph.all_nodes()),
+    )
     try:
         common.InlinePass()(model)
     except ValueError as error:
         raise ModelError(f"local functions cannot be inlined: {escape(str(error))}") from error
-
-
-def _check_calls(model: ir.Model) -> None:
-    """Refuse functions that call themselves, or grow beyond all bounds once inlined."""
-    calls = {
-        identifier: Counter(node.op_identifier() for node in function.all_nodes())
-        for identifier, function in model.functions.items()
-    }
-    sizes: dict[ir.OperatorIdentifier, int] = {}
-    try:
-        for identifier in TopologicalSorter(calls).static_order():  # callees first
-            if identifier in calls:
-                sizes[identifier] = _inlined_size(calls[identifier], sizes)
-    except CycleError as error:
-        raise ModelError(
-            f"function '{escape(error.args[1][0][1])}': calls itself; ONNX does not allow recursion"
-        ) from error
-    main = Counter(node.op_identifier() for node in model.graph.all_nodes())
-    if _inlined_size(main, sizes) > _MAX_INLINED_NODES:
-        raise ModelError(
-            f"local functions expand to more than {_MAX_INLINED_NODES} nodes; export without them"
-        )
-
-
-def _inlined_size(
-    calls: Mapping[ir.OperatorIdentifier, int], sizes: Mapping[ir.OperatorIdentifier, int]
-) -> int:
-    return sum(count * sizes.get(callee, 1) for callee, count in calls.items())
 
 
 def _mark_unsized(graph: ir.Graph) -> None:

@@ -31,6 +31,8 @@ _INFERENCE_ERRORS = (
     onnx.checker.ValidationError,
     onnx.shape_inference.InferenceError,
     RuntimeError,
+    ValueError,
+    TypeError,
 )
 
 
@@ -42,7 +44,7 @@ class MisfitError(ModelError):
             another is now.
     """
 
-    def __init__(self, message: str, sizes: Sequence[int]) -> None:
+    def __init__(self, message: str, sizes: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.sizes = tuple(sizes)
 
@@ -75,6 +77,14 @@ class ResultTypes:
         Raises:
             ModelError: the node is not valid, or its operands do not fit together.
         """
+        self._infer(node)
+        for value in node.outputs:
+            sizes = known_shape(value) or ()
+            if min(sizes, default=0) < 0:  # a kernel that is larger than what it moves over
+                name = escape(value.name or "")
+                raise self._misfit(node, f"its result '{name}' would have the size {min(sizes)}")
+
+    def _infer(self, node: ir.Node) -> None:
         schema = self._schema(node)
         if schema is None:
             entry = entry_of(node.op_type, node.domain)

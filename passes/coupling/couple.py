@@ -1,17 +1,39 @@
 """Pass ``couple``: from a canonical model to dims, factors, and the edges between them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Shape
-from morphgraph.errors import ModelError
+from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import Couplings, Dim, Edge, GraphOp, OpFactor
 from morphgraph.notation import NotationError
-from morphgraph.onnx_io import DYNAMIC_AXES_KEY, captured_values, node_label, static_shape
+from morphgraph.onnx_io import (
+    DYNAMIC_AXES_KEY,
+    captured_values,
+    escape,
+    known_shape,
+    node_label,
+    static_shape,
+)
 from morphgraph.ops import Description, OpNode, describe, entry_of, facts_of, mismatch_hint
 from morphgraph.passes.canonical.caches import following_axes
+
+MAX_POSITIONS = 2**26
+"""Of all axes of a network together; lists of them are held in memory."""
+
+
+def too_large(where: str, size: int) -> str:
+    """What to say of an axis of that size.
+
+    >>> too_large("axis 0 of 'x'", 2**34)
+    "axis 0 of 'x' has 17179869184 positions; at most 67108864 in all axes can be followed: ..."
+    """
+    return (
+        f"{where} has {size} positions; at most {MAX_POSITIONS} in all axes can be followed: "
+        "export the model for smaller inputs, or without that tensor"
+    )
 
 
 def couple(model: ir.Model, pin_outputs: bool = True, pin_rows: bool = True) -> Couplings:
@@ -26,6 +48,20 @@ def couple(model: ir.Model, pin_outputs: bool = True, pin_rows: bool = True) -> 
         ModelError: an operator's operands do not fit together; names the node.
     """
     return _Coupler(model, pin_outputs, pin_rows).run()
+
+
+def _require_bounded(values: Iterable[ir.Value]) -> None:
+    """Refuse axes whose positions cannot be listed; a weight without numbers may claim any size.
+
+    Raises:
+        UnsupportedError: names the first such axis.
+    """
+    for value in values:
+        held = 0 if value.const_value is None else value.const_value.size
+        for axis, size in enumerate(known_shape(value) or ()):
+            if size > max(MAX_POSITIONS, held):
+                where = f"axis {axis} of '{escape(value.name or '')}'"
+                raise UnsupportedError(too_large(where, size))
 
 
 class _Coupler:
@@ -59,9 +95,11 @@ class _Coupler:
         self.indexed: dict[ir.Node, dict[int, int]] = {}  # by operand the factor
 
     def run(self) -> Couplings:
-        for value in self.model.graph.inputs:
+        graph = self.model.graph
+        _require_bounded([*graph.inputs, *graph.initializers.values()])
+        for value in graph.inputs:
             self._enter(value)
-        described = [self._describe(node) for node in self.model.graph]
+        described = [self._describe(node) for node in graph]
         ops = [
             self._couple(k, node, description) for k, (node, description) in enumerate(described)
         ]
@@ -94,6 +132,7 @@ class _Coupler:
 
     def _describe(self, node: ir.Node) -> tuple[OpNode, Description]:
         """The description of a node's operator; values on which a factor stands get dims."""
+        _require_bounded(node.outputs)
         op_node = OpNode(node, self.input_independent, self._shape)
         try:
             description = describe(op_node)

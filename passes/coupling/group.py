@@ -21,11 +21,11 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.graph import Attention, ChannelGraph, Couplings, Dim, Group, Pin
 from morphgraph.onnx_io import escape
 from morphgraph.passes.coupling.carriers import choose_carriers
+from morphgraph.passes.coupling.couple import MAX_POSITIONS, too_large
 from morphgraph.passes.coupling.factorize_axes import FactorizedAxes, components, factorize_axes
 from morphgraph.passes.coupling.roles import roles
 
 # Positions of all classes together; every one takes some 40 bytes while channels are found.
-_MAX_POSITIONS = 2**26
 
 
 def group(couplings: Couplings, attention: Attention = "heads") -> ChannelGraph:
@@ -138,7 +138,7 @@ class _Solver:
         is pinned ties nothing, nor does a pinned factor; a pinned segment pins its positions.
         """
         atoms = int(self.start[-1])
-        if atoms > _MAX_POSITIONS:
+        if atoms > MAX_POSITIONS:
             raise UnsupportedError(self._too_large())
         pinned = _most_informative_last(self.reasons)
         rank = {axis_class: place for place, axis_class in enumerate(pinned)}
@@ -168,11 +168,8 @@ class _Solver:
     def _too_large(self) -> str:
         largest = int(np.argmax(self.class_size))
         dims = self._dims_of_class()[largest]
-        where = f"axis {dims[0].axis} of '{escape(dims[0].value)}' has" if dims else "an axis has"
-        return (
-            f"{where} {self.class_size[largest]} positions; at most {_MAX_POSITIONS} in all axes "
-            "can be followed: export the model for smaller inputs, or without that tensor"
-        )
+        where = f"axis {dims[0].axis} of '{escape(dims[0].value)}'" if dims else "an axis"
+        return too_large(where, self.class_size[largest])
 
     def _incidence(self, atom_channel: IntArray) -> tuple[IntArray, IntArray, IntArray]:
         """How often every channel stands on every class: (channel, class, count) triples."""

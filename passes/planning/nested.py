@@ -7,7 +7,6 @@ them, and a plan for any budget in between lies between two of them (:class:`Ran
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +16,7 @@ from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import ArgumentError, PlanError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, write_atomically
+from morphgraph.onnx_io.reading import from_json, read_bounded
 from morphgraph.options import RoundTo
 from morphgraph.passes.analysis.cost import Convention, Device, on_device
 from morphgraph.passes.planning.bounds import WidthBounds
@@ -265,15 +265,13 @@ class Ranking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Read a ranking.
 
         Raises:
-            PlanError: there is no such file, or it is no ranking.
+            FileError: there is no such file, or it cannot be read.
+            PlanError: it is no ranking.
         """
-        name = escape(str(path))
         try:
-            found = msgspec.json.decode(Path(path).read_bytes(), type=cls)
-        except OSError as error:
-            raise PlanError(f"{name}: {error.strerror or error}; check the path") from None
-        except msgspec.MsgspecError as error:
+            return from_json(read_bounded(path, PlanError), cls)
+        except ValueError as error:
             raise PlanError(
-                f"{name}: is no ranking ({error}); `morph --from-trained --budgets ...` writes them"
+                f"{escape(str(path))}: is no ranking ({error}); "
+                "`morph --from-trained --budgets ...` writes them"
             ) from None
-        return found

@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from morphgraph.errors import FileError
 from morphgraph.onnx_io import escape
+from morphgraph.onnx_io.reading import from_json, read_bounded
 from morphgraph.recipes.results import Result
 from morphgraph.report.pages.facts import Curve, CurvePoint, Epoch, Facts, GroupStrengths
 from morphgraph.report.pages.gather import Resized, made_by, resized_facts
@@ -23,14 +22,12 @@ def run_result(folder: Path) -> Result:
         FileError: the folder holds none.
     """
     path = folder / "result.json"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
+    if not path.exists():
         raise FileError(
-            f"{escape(str(path))}: {error.strerror or error}; a report is made of a finished run "
+            f"{escape(str(path))}: there is no such file; a report is made of a finished run "
             "(`morphgraph morph ... --resume` goes on with one)"
-        ) from error
-    return Result.from_json(data, str(path))
+        )
+    return Result.from_json(read_bounded(path, FileError), str(path))
 
 
 def chosen_arm(result: Result) -> str:
@@ -95,13 +92,11 @@ def _events(path: Path) -> list[Mapping[str, Any]]:
     if not path.is_file():
         return []
     found: list[Mapping[str, Any]] = []
-    for line in path.read_bytes().splitlines():
+    for line in read_bounded(path, FileError).splitlines():
         try:
-            event = msgspec.json.decode(line)
-        except msgspec.DecodeError:
+            found.append(from_json(line, dict[str, Any]))
+        except ValueError:
             continue
-        if isinstance(event, dict):
-            found.append(event)
     return found
 
 
@@ -121,4 +116,7 @@ def _strengths(folder: Path, result: Result) -> list[GroupStrengths]:
     path = folder / Path(result.iterations[-1].plan).with_name("strengths.json")
     if not path.is_file():
         return []
-    return msgspec.json.decode(path.read_bytes(), type=list[GroupStrengths])
+    try:
+        return from_json(read_bounded(path, FileError), list[GroupStrengths])
+    except ValueError as error:
+        raise FileError(f"{escape(str(path))}: is no list of strengths ({error})") from None
