@@ -97,10 +97,11 @@ class Fake(ModuleType):
     __path__: list[str] = []
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Any:
-    mg.save(mg.export(residual_cnn((8, 16)), (image(),), dynamic_batch=True), tmp_path / "a.onnx")
-    return SimpleNamespace(model_path=str(tmp_path / "a.onnx"))
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("model") / "a.onnx"
+    mg.save(mg.export(residual_cnn((8, 16)), (image(),), dynamic_batch=True), path)
+    return SimpleNamespace(model_path=str(path))
 
 
 INPUTS = np.random.default_rng(0).normal(size=(64, 1, 8, 8)).astype(np.float32)

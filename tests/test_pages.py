@@ -139,7 +139,7 @@ def test_links_that_leave_the_documentation_are_led_to_pages() -> None:
     assert tool["rewritten"]("[a](https://b.c) [d](#e)", ROOT) == "[a](https://b.c) [d](#e)"
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     trees = "\n".join(tool["toctrees"](index, DOCS)).splitlines()
-    pages = [line for line in trees if line and not line.startswith((":", "```"))]
+    pages = [found[1] for line in trees if (found := re.fullmatch(r".+ <(.+)>", line))]
     assert {path.stem for path in DOCS.glob("*.md")} - {"index"} <= set(pages)
     assert len(pages) == len(set(pages)), "a page stands in the navigation once"
 

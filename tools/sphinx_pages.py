@@ -157,18 +157,20 @@ def toctrees(text: str, folder: Path) -> Iterator[str]:
     :hidden:
     :caption: Use
     <BLANKLINE>
-    guide
+    A <guide>
     ```
     """
     for place, section in enumerate(re.split(r"^## ", text, flags=re.MULTILINE)):
         rows = "\n".join(line for line in section.splitlines() if line.startswith("| "))
-        files = (page_of(folder / target.partition("#")[0]) for target in targets(rows))
-        pages = dict.fromkeys(
-            Path(path.relpath(file, folder)).with_suffix("").as_posix() for file in files if file
-        )
+        pages = {}
+        for link, target, _ in _LINK.findall(rows):
+            file = page_of(folder / target.partition("#")[0])
+            if file is not None:
+                name = Path(path.relpath(file, folder)).with_suffix("").as_posix()
+                pages.setdefault(name, f"{link[1:-2]} <{name}>")
         if pages:
             caption = [f":caption: {section.splitlines()[0]}"] if place else []
-            yield "\n".join(["```{toctree}", ":hidden:", *caption, "", *pages, "```"])
+            yield "\n".join(["```{toctree}", ":hidden:", *caption, "", *pages.values(), "```"])
 
 
 def _read(app: "Sphinx", name: str, content: list[str]) -> None:
