@@ -125,23 +125,20 @@ def test_a_smaller_model_is_analyzed_compared_and_verified(models: Path, tmp_pat
     assert "computes what the masked original computes" in summary
 
 
-def test_a_model_alone_is_analyzed(models: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path, model=str(models / "slim.onnx"))
-    assert job.run().returncode == 0
-    assert job.ran == ["Install", "Analyze"]
-
-
 @pytest.mark.parametrize(
-    ("inputs", "last"),
-    [({"slim": "wrong.onnx", "plan": "plan.json"}, "Verify"), ({"max_flops": "1000"}, "Limit")],
+    ("inputs", "ran"),
+    [
+        ({"slim": "wrong.onnx", "plan": "plan.json"}, ["Install", "Analyze", "Compare", "Verify"]),
+        ({"max_flops": "1000"}, ["Install", "Analyze", "Limit"]),
+    ],
 )
 def test_what_is_wrong_or_too_large_fails(
-    models: Path, tmp_path: Path, inputs: dict[str, str], last: str
+    models: Path, tmp_path: Path, inputs: dict[str, str], ran: list[str]
 ) -> None:
     paths = {k: v if k == "max_flops" else str(models / v) for k, v in inputs.items()}
     job = Job(tmp_path, model=str(models / "a model; echo.onnx"), **paths)
     assert job.run().returncode != 0
-    assert job.ran[-1] == last
+    assert job.ran == ran
 
 
 def test_the_page_names_every_input() -> None:

@@ -1,6 +1,6 @@
 """Build the sdist and the wheel, look into them, and use them outside of the checkout.
 
-    python tools/check_wheel.py                       # every Python 3.11 or newer on PATH
+    python tools/check_wheel.py                       # every Python from 3.11 on that is here
     python tools/check_wheel.py python3.13 --keep     # this one; the folder stays
 
 Each interpreter gets an environment of its own, the wheel with what it requires, and a model to
@@ -9,6 +9,7 @@ analyze, plan, apply and verify in an empty folder. For versions that are not on
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -120,7 +121,9 @@ def _sources() -> set[str]:
 
 def use(wheel: Path, interpreter: str, folder: Path) -> None:
     """Install the wheel in a fresh environment, and use it where nothing else is."""
-    environment, place = folder / f"env-{interpreter}", folder / f"use-{interpreter}"
+    version = run(interpreter, "--version").split()[1]
+    print(f"Python {version}: {interpreter}", flush=True)
+    environment, place = folder / f"env-{version}", folder / f"use-{version}"
     place.mkdir()
     run(interpreter, "-m", "venv", environment)
     python = environment / "bin" / "python"
@@ -141,8 +144,23 @@ def resolve(wheel: Path, version: str, folder: Path) -> None:
 
 
 def interpreters() -> list[str]:
-    """The Pythons on PATH that the project names."""
-    return [f"python{version}" for version in VERSIONS if shutil.which(f"python{version}")]
+    """The Pythons of this machine that the project names, one of each version.
+
+    Those on PATH that start, and those of pyenv, whose own commands start no more than one.
+    """
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    found = []
+    for version in VERSIONS:
+        installed = sorted(pyenv.glob(f"{version}.*/bin/python3"))
+        candidates = [f"python{version}", *map(str, installed)]
+        found += [name for name in candidates if _starts(name)][:1]
+    return found
+
+
+def _starts(interpreter: str) -> bool:
+    line = [interpreter, "-c", ""]
+    found = shutil.which(interpreter)
+    return found is not None and not subprocess.run(line, capture_output=True).returncode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,7 +177,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(fault, file=sys.stderr)
         print(f"{sdist.name} {sdist.stat().st_size:,}, {wheel.name} {wheel.stat().st_size:,} bytes")
         for interpreter in [] if faults else options.interpreter:
-            print(f"{interpreter}: {run(interpreter, '--version').strip()}", flush=True)
             use(wheel, interpreter, folder)
         for version in options.resolve:
             resolve(wheel, version, folder)
