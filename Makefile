@@ -4,7 +4,6 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 ZOO := .venv/.zoo
 SHRINK := .venv/.shrink
-DOCS := .venv/.docs
 
 # Two training threads in one process are slower than one, and timings want a quiet machine.
 export OMP_NUM_THREADS := 1
@@ -90,11 +89,7 @@ experiments-language: $(STAMP)  ## what is left of a language model? trains a sm
 	$(BIN)/python tools/experiments/decoder.py
 	$(BIN)/python tools/experiments/decoder_table.py
 
-$(DOCS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
-	touch $@
-
-docs: $(DOCS)  ## the generated pages, every example in them, and all of it as a site in build/docs
+docs: $(STAMP)  ## the generated pages, every example in them, and all of it as a site in build/docs
 	$(BIN)/python tools/write_reference.py
 	$(BIN)/python tools/write_schemas.py
 	$(BIN)/python tools/draw_ladder.py

@@ -58,8 +58,12 @@ def main(steps: int = 300, budget: str = "body_params=60%") -> tuple[float, floa
 
     tokens, _ = sequences(400, seed=10_000)  # inputs like those of use, without labels
     ones, zeros = np.ones(tokens.shape, np.int64), np.zeros(tokens.shape, np.int64)
-    arrays = {"input_ids": tokens.numpy(), "attention_mask": ones, "token_type_ids": zeros}
-    np.savez(folder / "inputs.npz", **arrays)
+    np.savez(
+        folder / "inputs.npz",
+        input_ids=tokens.numpy(),
+        attention_mask=ones,
+        token_type_ids=zeros,
+    )
     data, small = str(folder / "inputs.npz"), str(folder / "small")
     code = morphgraph(
         ["shrink", str(folder / "exported"), "--data", data, "--budget", budget, "-o", small]

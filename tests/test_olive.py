@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -29,6 +29,9 @@ class Param:
 
 class Pass:
     """Olive's base class: it asks for the parameters, and calls the pass with their values."""
+
+    _default_config: ClassVar[Any]
+    _run_for_config: Any
 
     def run(self, model: Any, output: str, **given: Any) -> Any:
         known = {name: p.default_value for name, p in self._default_config(None).items()}

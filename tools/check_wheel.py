@@ -63,8 +63,11 @@ def run(*line: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def build(folder: Path) -> tuple[Path, Path]:
-    """The sdist, and the wheel that is built from it, of what git knows of the checkout."""
+def build(folder: Path, *options: str) -> tuple[Path, Path]:
+    """The sdist, and the wheel that is built from it, of what git knows of the checkout.
+
+    ``options`` are those of ``python -m build``, such as ``--no-isolation``.
+    """
     copy = folder / "checkout"
     copy.mkdir()
     files = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
@@ -73,7 +76,7 @@ def build(folder: Path) -> tuple[Path, Path]:
         if source.is_symlink() or source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
-    run(sys.executable, "-m", "build", "--outdir", folder / "dist", copy)
+    run(sys.executable, "-m", "build", *options, "--outdir", folder / "dist", copy)
     (sdist,) = (folder / "dist").glob("*.tar.gz")
     (wheel,) = (folder / "dist").glob("*.whl")
     return sdist, wheel

@@ -162,7 +162,7 @@ def toctrees(text: str, folder: Path) -> Iterator[str]:
     """
     for place, section in enumerate(re.split(r"^## ", text, flags=re.MULTILINE)):
         rows = "\n".join(line for line in section.splitlines() if line.startswith("| "))
-        pages = {}
+        pages: dict[str, str] = {}
         for link, target, _ in _LINK.findall(rows):
             file = page_of(folder / target.partition("#")[0])
             if file is not None:
