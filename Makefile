@@ -89,12 +89,14 @@ experiments-language: $(STAMP)  ## what is left of a language model? trains a sm
 	$(BIN)/python tools/experiments/decoder.py
 	$(BIN)/python tools/experiments/decoder_table.py
 
-docs: $(STAMP)  ## the generated pages, and every example in the documentation
+docs: $(STAMP)  ## the generated pages, every example in them, and all of it as a site in build/docs
 	$(BIN)/python tools/write_reference.py
 	$(BIN)/python tools/write_schemas.py
 	$(BIN)/python tools/draw_ladder.py
-	$(BIN)/python -m pytest -q docs
+	$(BIN)/python tools/draw_concepts.py
+	$(BIN)/python -m sphinx -W --keep-going -E -q docs build/docs
+	$(BIN)/python -m pytest -q docs tests/test_pages.py -m 'not slow'
 
 clean:  ## remove what make made, results in runs/ apart
-	rm -rf .venv build dist *.egg-info .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist docs/_repository *.egg-info .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,7 +18,15 @@ from morphgraph.errors import (
     warn,
 )
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import ModelLike, bind_inputs, escape, is_float, save as write, values_of
+from morphgraph.onnx_io import (
+    ModelLike,
+    as_model,
+    bind_inputs,
+    escape,
+    is_float,
+    save as write,
+    values_of,
+)
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.options import Start
 from morphgraph.origin import Origin
@@ -121,7 +129,7 @@ def _require_same(
 def verify(
     graph: ChannelGraph,
     plan: Plan,
-    small: ir.Model,
+    small: ModelLike,
     *,
     tolerance: float = RESIZED,
     seed: int = 0,
@@ -137,7 +145,7 @@ def verify(
     Args:
         graph: the original, with the weights that were resized.
         plan: what was removed.
-        small: the resized model.
+        small: the resized model, or its file.
         tolerance: largest error, relative to the output's scale.
         seed: of the random inputs.
         inputs: arrays by the names of inputs, or a list of such dicts, instead of random ones.
@@ -149,7 +157,9 @@ def verify(
         UnsupportedError: neither ONNX Runtime nor PyTorch runs the original.
         VerificationError: the original runs, but the resized or the masked model does not.
     """
-    compared = partial(compare, graph, plan, small, tolerance=tolerance, seed=seed, inputs=inputs)
+    compared = partial(
+        compare, graph, plan, as_model(small), tolerance=tolerance, seed=seed, inputs=inputs
+    )
     try:
         report = compared()
     except UnsupportedError as refusal:

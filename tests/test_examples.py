@@ -28,6 +28,8 @@ FRAMEWORKS = {
     "timm_classifier": (60, 20, 0.6),
     "transformers_bert": (140, 40, 0.8),
 }
+# of tools for files: the package that is needed, steps, and the accuracy
+FILES = {"olive_workflow": ("olive", 150, 0.85), "optimum_export": ("optimum", 200, 0.8)}
 pytestmark = pytest.mark.filterwarnings("ignore::morphgraph.MorphWarning", "ignore:::lightning.*")
 
 
@@ -40,7 +42,7 @@ def example(name: str) -> Any:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == QUICK.keys() | FRAMEWORKS.keys()
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*QUICK, *FRAMEWORKS, *FILES}
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -48,6 +50,18 @@ def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     steps, wanted = QUICK[name]
     share, accuracy = example(name).main(steps)
     assert 0.4 < share <= 0.5
+    assert accuracy >= wanted
+    assert " -> " in capsys.readouterr().out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FILES)
+def test_example_with_a_tool_for_files(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needed, steps, wanted = FILES[name]
+    if find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed; the example says what it needs")
+    share, accuracy = example(name).main(steps)
+    assert 0.4 < share <= 0.6
     assert accuracy >= wanted
     assert " -> " in capsys.readouterr().out
 

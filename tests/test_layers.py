@@ -42,7 +42,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"shrinker"}),
     frozenset({"shrinking"}),
     frozenset({"steps"}),
-    frozenset({"learning"}),
+    frozenset({"learning", "olive"}),
     frozenset({"slicing"}),
     frozenset({"recipes"}),
     frozenset({"report"}),

@@ -3,9 +3,11 @@
 import ast
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
+import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,28 @@ def test_hooks_and_continuous_integration_run_what_make_runs() -> None:
     (versions,) = re.findall(r"python: \[(.+)\]", workflow)
     classifiers = " ".join(PYPROJECT["project"]["classifiers"])
     assert re.findall(r"3\.\d+", versions) == re.findall(r":: (3\.\d+)", classifiers)
+
+
+@pytest.mark.long
+def test_sdist_and_wheel_hold_what_they_must(tmp_path: Path) -> None:
+    """All modules, data files, the license and py.typed; no tests; no second ``passes``."""
+    pytest.importorskip("setuptools", "77")  # with which the build needs nothing from elsewhere
+    tool = runpy.run_path(str(ROOT / "tools" / "check_wheel.py"))
+    sdist, wheel = tool["build"](tmp_path, "--no-isolation")
+    assert tool["missing"](sdist, wheel) == []
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"morphgraph/py.typed", "morphgraph/passes/lift.py", "morphgraph/olive.py"} <= names
+    assert any(name.startswith("morphgraph/report/pages/") and ".html" in name for name in names)
+    poor = tmp_path / "poor.whl"
+    with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(poor, "w") as less:
+        for name in names - {"morphgraph/py.typed", "morphgraph/ops/linear.py"}:
+            less.writestr(name, whole.read(name))
+        less.writestr("tests/x.py", "")
+    assert sorted(tool["missing"](sdist, poor)) == [
+        "wheel: no morphgraph/ops/linear.py",
+        "wheel: no morphgraph/py.typed",
+        "wheel: tests/x.py",
+    ]
 
 
 def test_modules_are_found_under_their_former_names() -> None:

@@ -1,4 +1,4 @@
-"""What Sphinx needs to know to build ``docs/`` as it stands, readable on its own (``docs/conf.py``).
+"""What Sphinx needs to know to build ``docs/`` as it stands (an extension, see ``docs/conf.py``).
 
 The pages are plain Markdown whose links lead to other files of the repository: a README outside of
 ``docs``, a source, a folder. :func:`rewritten` points such links at pages that :func:`write_beside`
@@ -104,7 +104,8 @@ def shown(file: Path) -> str:
     """The page of a source, or the list of a folder's files with the first line of each."""
     name = file.relative_to(ROOT).as_posix()
     if file.is_file():
-        code = f"```{{literalinclude}} {path.relpath(file, BESIDE)}\n:language: {_KINDS[file.suffix]}\n```"
+        place, language = path.relpath(file, BESIDE), _KINDS[file.suffix]
+        code = f"```{{literalinclude}} {place}\n:language: {language}\n```"
         return f"---\norphan: true\n---\n# {name}\n\n{code}\n"
     lines = [
         f"- [{entry.name}]({path.relpath(page_of(entry) or entry, BESIDE)}){_first_line(entry)}"
@@ -149,25 +150,27 @@ def _images(text: str, folder: Path) -> str:
 
 
 def toctrees(text: str, folder: Path) -> Iterator[str]:
-    """The navigation that a page of tables stands for: one hidden toctree per section.
+    r"""The navigation that a page of tables stands for: one hidden toctree per section.
 
-    >>> print(next(toctrees("# All\\n## Use\\n| [A](guide.md) | b |\\n", DOCS)))
+    >>> print(next(toctrees("# All\n## Use\n| [A](guide.md) | b |\n", DOCS)))
     ```{toctree}
     :hidden:
     :caption: Use
     <BLANKLINE>
-    guide
+    A <guide>
     ```
     """
-    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+    for place, section in enumerate(re.split(r"^## ", text, flags=re.MULTILINE)):
         rows = "\n".join(line for line in section.splitlines() if line.startswith("| "))
-        files = (page_of(folder / target.partition("#")[0]) for target in targets(rows))
-        pages = dict.fromkeys(
-            Path(path.relpath(file, folder)).with_suffix("").as_posix() for file in files if file
-        )
+        pages: dict[str, str] = {}
+        for link, target, _ in _LINK.findall(rows):
+            file = page_of(folder / target.partition("#")[0])
+            if file is not None:
+                name = Path(path.relpath(file, folder)).with_suffix("").as_posix()
+                pages.setdefault(name, f"{link[1:-2]} <{name}>")
         if pages:
-            caption = section.partition("\n")[0]
-            yield "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"])
+            caption = [f":caption: {section.splitlines()[0]}"] if place else []
+            yield "\n".join(["```{toctree}", ":hidden:", *caption, "", *pages.values(), "```"])
 
 
 def _read(app: "Sphinx", name: str, content: list[str]) -> None:

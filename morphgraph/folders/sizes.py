@@ -99,14 +99,28 @@ def stated_sizes(model: ir.Model, caches: Caches) -> dict[str, list[int]]:
         KV_HEADS: cached[KV_HEADS] or attributes[KV_HEADS],
         HEAD_SIZE: cached[HEAD_SIZE],
         LAYERS: [len(caches.layers)] if caches.layers else [],
-        VOCABULARY: [
-            size
-            for value in model.graph.outputs
-            if value.name == "logits" and is_float(value)
-            for size in _static(value, -1)
-        ],
+        VOCABULARY: _vocabulary(model, bool(caches.layers)),
         HIDDEN: list(dict.fromkeys(_embedded(model)))[:1],
     }
+
+
+def _vocabulary(model: ir.Model, decodes: bool) -> list[int]:
+    """The number of tokens: those of logits, or rows of the table where logits are of classes."""
+    logits = [
+        size
+        for value in model.graph.outputs
+        if value.name == "logits" and is_float(value)
+        for size in _static(value, -1)
+    ]
+    rows = [size for table in _tables(model) for size in _static(table, 0)]
+    return logits if decodes or not rows or set(logits) & set(rows) else rows[:1]
+
+
+def _tables(model: ir.Model) -> Iterator[ir.Value]:
+    """The tables whose rows token ids number."""
+    for node in model.graph:
+        if any(value is not None and value.name == "input_ids" for value in node.inputs):
+            yield from [v for v in node.inputs if v is not None and v.is_initializer()][:1]
 
 
 def _embedded(model: ir.Model) -> Iterator[int]:

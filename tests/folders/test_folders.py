@@ -356,3 +356,25 @@ def test_targets_are_refused_before_work(folder: Path, tmp_path: Path) -> None:
     plan = mg.uniform(graph, 0.5)
     write_folder(graph, plan, mg.apply(graph, plan), source, tmp_path / "old", True)
     assert said(tmp_path / "old")["hidden_size"] == HIDDEN // 2
+
+
+@pytest.mark.parametrize("classes", [2, 3, INNER])
+def test_logits_of_classes_say_nothing_of_the_vocabulary(tmp_path: Path, classes: int) -> None:
+    """A classifier's output has the same name; the tokens are the rows of the table."""
+    folder = make_folder(tmp_path / "classifier", CONFIG)
+    model = onnx.load(folder / "model.onnx")
+    head = next(node for node in model.graph.node if node.output[0] == "logits")
+    head.output[0] = "features"
+    weight = np.random.default_rng(0).normal(size=(VOCABULARY, classes)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "classes"))
+    model.graph.node.append(helper.make_node("MatMul", ["features", "classes"], ["logits"], "top"))
+    model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = classes
+    onnx.save(model, folder / "model.onnx")
+    plan, small = tmp_path / "plan.json", tmp_path / "small"
+    tokens = tmp_path / "ids.txt"
+    tokens.write_text("\n".join(map(str, range(0, VOCABULARY, 2))))
+    wish = ["--budget", "params=80%", "--keep-tokens", str(tokens), "--round-to", "2"]
+    assert main(["plan", str(folder), *wish, "-o", str(plan)]) == 0
+    assert main(["apply", str(folder), str(plan), "-o", str(small)]) == 0
+    assert said(small)["vocab_size"] == VOCABULARY // 2
+    assert logits(small / "model.onnx", [1, 7]).shape == (1, 2, classes)

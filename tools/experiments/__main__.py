@@ -43,7 +43,7 @@ def main() -> int:
         KEPT.write_text("".join(json.dumps(row) + "\n" for row in sorted(kept, key=_key)))
         page, findings = ROOT / "docs" / "experiments.md", Path(__file__).parent / "findings.md"
         write(questions, kept, page, "make experiments", findings)
-        write_summary(questions[0], kept, ROOT / "README.md")
+        write_summary(questions[0], kept, ROOT / "docs" / "train-in-pytorch.md")
     return 0
 
 

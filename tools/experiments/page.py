@@ -193,7 +193,7 @@ def _machine() -> str:
 
 
 def write_summary(question: Question, rows: Sequence[Row], path: Path) -> None:
-    """Put the first question's answer, in short, between the two marks in the README."""
+    """Put the first question's answer, in short, between the two marks of a page."""
     known = {row["key"]: row for row in rows}
     budgets = (100.0, 50.0, 25.0)
     heads = "".join(f" at {budget:g} % of the FLOPs |" for budget in budgets)

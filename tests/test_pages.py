@@ -1,0 +1,167 @@
+"""The pages for users run as they stand, and every command line in the documentation is one."""
+
+import doctest
+import importlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+
+import morphgraph as mg
+from morphgraph.cli import COMMANDS, cli
+from morphgraph.testing.examples import image, residual_cnn
+from tests.pages import ROOT, Page
+
+DOCS = ROOT / "docs"
+QUICK = ("quickstart", "concepts", "operators", "does-not-shrink")
+LONG = ("train-in-pytorch", "five-ms", "faq")
+NEEDS = {"transformer-config": "transformers", "olive": "olive"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in (*LONG, *NEEDS))],
+)
+def test_page(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    monkeypatch.chdir(tmp_path)
+    page = Page(DOCS / f"{name}.md")
+    page.run()
+    assert page.printed or len(page.names) > 1 or ">>>" in page.text or "](concept" in page.text
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks are given what a reader has: a model, inputs, a network and a training."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net, x = residual_cnn(widths=(8, 16)), torch.randn(64, 1, 8, 8)
+    mg.save(mg.export(residual_cnn(), (image(),), dynamic_batch=True), "model.onnx")
+    inputs = np.random.default_rng(0).normal(size=(64, 1, 8, 8)).astype(np.float32)
+    np.savez("inputs.npz", x=inputs)
+    page = Page(ROOT / "README.md")
+    page.names |= {
+        "net": net.train(),
+        "inputs": inputs,
+        "example": image(),
+        "batches": [(x, torch.arange(64) % 10)] * 60,
+        "criterion": torch.nn.CrossEntropyLoss(),
+        "optimizer": torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0),
+    }
+    page.run()
+    assert page.names["budget"].met
+    assert len(page.printed) == 5
+    for name in ("slim.onnx", "half.onnx", "fitted.onnx"):
+        assert Path(name).stat().st_size < Path("model.onnx").stat().st_size
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    """Every command of this program in the documentation, by the page and the line."""
+    line = re.compile(r"^ *(?:\$ )?(?:torchrun [-\w ]*-m )?morphgraph ((?:[a-z]|--).*)$", re.M)
+    for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        blocks = re.findall(r"^ *```\w*\n[\s\S]*?^ *```|^    \S.*$", text, re.M)
+        for found in line.finditer("\n".join(blocks)):
+            yield page.name, found[1]
+    inside = re.compile(r"`morphgraph ([a-z]+ [^`]*)`")
+    for page in sorted(DOCS.glob("*.md")):
+        for words in inside.findall(page.read_text(encoding="utf-8")):
+            yield page.name, words.replace("\n", " ")
+
+
+def parsed(words: str) -> None:
+    """Whether a command line names a command and options that it has, with their values."""
+    name, *arguments = shlex.split(re.split(r" [|>] ", words)[0], comments=True)
+    if name.startswith("-"):
+        return
+    context = click.Context(cli, info_name="morphgraph")
+    assert name in COMMANDS, f"there is no command {name}"
+    command = cli.get_command(context, name)
+    assert command is not None
+    known = [word for word in arguments if word != "..."]
+    command.make_parser(click.Context(command, parent=context)).parse_args(known)
+
+
+def test_every_command_line_in_the_documentation_is_one() -> None:
+    wrong, count = [], 0
+    for page, words in command_lines():
+        count += 1
+        try:
+            parsed(words)
+        except (AssertionError, ValueError, click.UsageError) as error:
+            wrong.append(f"{page}: morphgraph {words}: {error}")
+    assert not wrong, "\n".join(wrong)
+    assert count > 90
+
+
+@pytest.mark.parametrize("words", ["plan a.onnx --bugdet flops=50%", "plann a.onnx", "plan --data"])
+def test_a_wrong_command_line_is_seen(words: str) -> None:
+    with pytest.raises((AssertionError, click.UsageError)):
+        parsed(words)
+
+
+def test_the_concepts_are_drawn_from_the_program() -> None:
+    """If not: python tools/draw_concepts.py."""
+    tool = runpy.run_path(str(ROOT / "tools" / "draw_concepts.py"))
+    for name, drawing in tool["drawings"]().items():
+        assert (DOCS / name).read_text(encoding="utf-8") == drawing, name
+        assert f"]({name})" in (DOCS / "concepts.md").read_text(encoding="utf-8")
+
+
+def test_the_python_reference_has_every_public_name() -> None:
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", page, re.M)
+    assert sorted(listed) == sorted(mg._HOMES)
+
+
+def test_links_that_leave_the_documentation_are_led_to_pages() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "sphinx_pages.py"))
+    folder, beside = DOCS / "decisions", tool["BESIDE"]
+    text = "[a](../limits.md#files) [b](../../README.md)\n```\n[c](../../README.md)\n```\n"
+    assert tool["rewritten"](text, folder) == text.replace(
+        "[b](../../README.md)", "[b](../_repository/readme.md)"
+    )
+    assert tool["rewritten"]("[a](docs/guide.md#plan)", ROOT, beside) == "[a](../guide.md#plan)"
+    assert tool["rewritten"]("[a](https://b.c) [d](#e)", ROOT) == "[a](https://b.c) [d](#e)"
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    trees = "\n".join(tool["toctrees"](index, DOCS)).splitlines()
+    pages = [found[1] for line in trees if (found := re.fullmatch(r".+ <(.+)>", line))]
+    assert {path.stem for path in DOCS.glob("*.md")} - {"index"} <= set(pages)
+    assert len(pages) == len(set(pages)), "a page stands in the navigation once"
+
+
+def test_examples_of_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    result = doctest.testmod(importlib.import_module("sphinx_pages"))
+    assert result.failed == 0
+    assert result.attempted > 3
+
+
+@pytest.mark.long
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("index", "quickstart", "api", "_repository/readme"):
+        page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        assert "sidebar-tree" in page
+        remote = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))"', page)
+        assert not remote, "the site needs no network"
+    api = (tmp_path / "api.html").read_text(encoding="utf-8")
+    assert 'id="morphgraph.shrink"' in api
+    assert 'id="morphgraph.Budget.attach"' in api
