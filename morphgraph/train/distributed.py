@@ -154,7 +154,8 @@ def variance(values: Tensor) -> Tensor:
     parts = gathered(torch.stack([count, mean, spread]) if values.numel() else values.new_zeros(3))
     counts, means, spreads = parts.T
     centre = (counts * means).sum() / counts.sum()
-    return (counts * (spreads + (means - centre).square())).sum() / counts.sum()
+    whole: Tensor = (counts * (spreads + (means - centre).square())).sum() / counts.sum()
+    return whole
 
 
 def shared(net: nn.Module) -> nn.Module:
