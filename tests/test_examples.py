@@ -28,6 +28,7 @@ FRAMEWORKS = {
     "timm_classifier": (60, 20, 0.6),
     "transformers_bert": (140, 40, 0.8),
 }
+DISTILLED = "distill_decoder"
 pytestmark = pytest.mark.filterwarnings("ignore::morphgraph.MorphWarning", "ignore:::lightning.*")
 
 
@@ -40,7 +41,8 @@ def example(name: str) -> Any:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == QUICK.keys() | FRAMEWORKS.keys()
+    names = QUICK.keys() | FRAMEWORKS.keys() | {DISTILLED}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == names
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -50,6 +52,16 @@ def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0.4 < share <= 0.5
     assert accuracy >= wanted
     assert " -> " in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_a_decoder_learns_from_its_original(tmp_path: Path) -> None:
+    """Distilled it is nearer to the original than resized, and loads by its class."""
+    share, (before, resized, distilled) = example(DISTILLED).main(60, folder=tmp_path)
+    assert 0.5 < share <= 0.6
+    assert before < distilled < resized
+    assert distilled - before < 0.7 * (resized - before)
+    assert (tmp_path / "config.json").is_file()
 
 
 class KilledError(BaseException):

@@ -49,14 +49,7 @@ REFUSED = {"constructs_contrib: DynamicQuantizeLSTM"} | {
     f"constructs_contrib_attention: {name}"
     for name in (
         *("lengths", "starts and ends", "padding for every query"),
-        *("groups, rotated", "groups, rotated neighbours", "groups, window", "groups, bias"),
-        *(
-            "groups, packed",
-            "groups, past",
-            "groups, sink",
-            "packed kernels, lengths",
-            "packed kernels, past",
-        ),
+        *("packed kernels, lengths", "packed kernels, past"),
     )
 }
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
