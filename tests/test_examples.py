@@ -30,6 +30,7 @@ FRAMEWORKS = {
 }
 # of tools for files: the package that is needed, steps, and the accuracy
 FILES = {"olive_workflow": ("olive", 150, 0.85), "optimum_export": ("optimum", 200, 0.8)}
+DISTILLED = "distill_decoder"
 pytestmark = pytest.mark.filterwarnings("ignore::morphgraph.MorphWarning", "ignore:::lightning.*")
 
 
@@ -42,7 +43,8 @@ def example(name: str) -> Any:
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*QUICK, *FRAMEWORKS, *FILES}
+    names = QUICK.keys() | FRAMEWORKS.keys() | FILES.keys() | {DISTILLED}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == names
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -64,6 +66,16 @@ def test_example_with_a_tool_for_files(name: str, capsys: pytest.CaptureFixture[
     assert 0.4 < share <= 0.6
     assert accuracy >= wanted
     assert " -> " in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_a_decoder_learns_from_its_original(tmp_path: Path) -> None:
+    """Distilled it is nearer to the original than resized, and loads by its class."""
+    share, (before, resized, distilled) = example(DISTILLED).main(60, folder=tmp_path)
+    assert 0.5 < share <= 0.6
+    assert before < distilled < resized
+    assert distilled - before < 0.7 * (resized - before)
+    assert (tmp_path / "config.json").is_file()
 
 
 class KilledError(BaseException):

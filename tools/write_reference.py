@@ -51,6 +51,7 @@ _FAMILIES = {
     "contrib_attention": "ONNX Runtime's own, around attention (`com.microsoft`)",
     "contrib_moe": "ONNX Runtime's own, mixtures of experts (`com.microsoft`)",
     "contrib_quantize": "ONNX Runtime's own, quantized (`com.microsoft`)",
+    "contrib_blocks": "ONNX Runtime's own, in few bits (`com.microsoft`)",
     "ml": "Features of tables (`ai.onnx.ml`)",
     "barriers": "Barriers",
     "sizes": "Computing with sizes",
@@ -147,6 +148,9 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     ),
     "com.microsoft::MatMulNBits": (
         Example("2x6x32, 4x2x8, 4x2 -> 2x6x4", {"K": 32, "N": 4, "bits": 4, "block_size": 16}),
+    ),
+    "com.microsoft::GatherBlockQuantized": (
+        Example("9x16, 2x5, 9x2 -> 2x5x32", {"bits": 4, "block_size": 16, "quantize_axis": 1}),
     ),
     "com.microsoft::QLinearSoftmax": (
         Example(f"{_IMAGE}, 1, 1, 1, 1 -> {_IMAGE}", {"axis": 1, "opset": 13}),

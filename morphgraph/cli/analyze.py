@@ -10,6 +10,7 @@ from morphgraph.cli.pages import ReportFile, command_line, write_page
 from morphgraph.cli.shared_options import DeviceFile, OutputFormat, Overwrite, check_output
 from morphgraph.cli.width_options import Counting
 from morphgraph.errors import warn
+from morphgraph.folders.found import model_file
 from morphgraph.graph import ChannelGraph
 from morphgraph.labels import label
 from morphgraph.onnx_io import escape, load, save, static_shape
@@ -84,6 +85,7 @@ def analyze(
     """
     for output in (annotate, report):
         check_output(output, overwrite, model)
+    model = model_file(model)
     graph = open_graph(model, lifting)
     if name is not None:
         show(explanation_report(explain(graph, name, convention=convention)), output_format)

@@ -24,6 +24,7 @@ from morphgraph.cli.console import note, show
 from morphgraph.cli.models import Lifting, open_graph
 from morphgraph.cli.shared_options import InputShapes, Ops, OutputFormat, Seed
 from morphgraph.errors import FileError, MorphError
+from morphgraph.folders.found import model_file
 from morphgraph.options import option
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.report.tables import (
@@ -99,6 +100,7 @@ def bench(
     The models take turns on the same random inputs; every one is compared with the first.
     """
     del ops  # they have run already
+    models = tuple(map(model_file, models))
     flops: list[float] | None = None
     structures: list[Structure] | None = None
     unknown: MorphError | None = None

@@ -8,6 +8,7 @@ from morphgraph.cli.console import show
 from morphgraph.cli.models import Lifting, open_graph
 from morphgraph.cli.pages import ReportFile, command_line, write_page
 from morphgraph.cli.shared_options import OutputFormat, Overwrite, check_output
+from morphgraph.folders.found import model_file
 from morphgraph.report.differences import Diff, LayerDiff, RemovedLayer, compare
 from morphgraph.report.tables import Cell, Column, Report, Table, change, number_column
 
@@ -27,6 +28,7 @@ def diff(
     Layers and nodes are matched by name; MACs are per sample.
     """
     check_output(report, overwrite, base, slim)
+    base, slim = model_file(base), model_file(slim)
     before, after = open_graph(base, lifting), open_graph(slim, lifting)
     show(_report(compare(before, after, base, slim)), output_format)
     if report is not None:

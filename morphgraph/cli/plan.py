@@ -28,6 +28,7 @@ from morphgraph.cli.shared_options import (
 from morphgraph.cli.width_options import PlanOptions
 from morphgraph.errors import ModelError
 from morphgraph.folders.found import folder_of, model_file
+from morphgraph.folders.vocabulary import warn_of_parts
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.inputs import load_indices
 from morphgraph.options import DATA_SCORES, Score, option
@@ -201,6 +202,8 @@ def plan(
         ids = load_indices(vocabulary)
         with naming(model, ModelError):
             kept["keep_classes"], kept["keep_tokens"] = by_vocabulary(graph, ids)
+        if folder is not None:
+            warn_of_parts(folder, ids)
     options = options.beside(folder)
     if options.score != "random":
         warn_of_weights(model, graph)

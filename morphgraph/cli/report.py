@@ -13,6 +13,7 @@ from morphgraph.cli.models import Lifting, open_graph, open_planned
 from morphgraph.cli.pages import command_line, write_page
 from morphgraph.cli.shared_options import DeviceFile, Overwrite, check_output, output_file
 from morphgraph.errors import ArgumentError
+from morphgraph.folders.found import folder_of, model_file
 from morphgraph.onnx_io import escape
 from morphgraph.options import option
 
@@ -56,7 +57,7 @@ def _facts(
     from morphgraph.report.pages.runs import arm_quality, chosen_arm, run_facts, run_result
 
     first = subjects[0]
-    if first.is_dir():
+    if first.is_dir() and folder_of(first) is None:
         if subjects[1:]:
             raise click.UsageError(f"{escape(str(first))} is a folder; give nothing beside it")
         result = run_result(first)
@@ -69,7 +70,7 @@ def _facts(
         shown = Resized(first.name, before, after, timing=timing, quality=quality, times=times)
         return run_facts(first, result, replace(shown, command=command_line()))
     plans = [path for path in subjects if path.suffix == ".json"]
-    models = [path for path in subjects if path.suffix != ".json"]
+    models = [model_file(path) for path in subjects if path.suffix != ".json"]
     if not 1 <= len(models) <= 2 or len(plans) > 1:
         raise click.UsageError(
             "give the folder of a run; or a model and, as far as there are any, its plan and its "

@@ -1,6 +1,5 @@
 """A resized model in a folder like the one that it came from; the folder appears whole or not."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from morphgraph.errors import FileError, warn
 from morphgraph.folders.configs import rewritten
 from morphgraph.folders.found import GENAI, HUGGING_FACE, ModelFolder
 from morphgraph.folders.sizes import VOCABULARY, SizeChanges, cache_parts
+from morphgraph.folders.vocabulary import as_text, renumbered_files, token_ids
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.plans import Plan
@@ -88,20 +88,20 @@ def write_folder(
             "whole layers are gone, and no cache says how many blocks are left: correct the number "
             f"of layers in {' and '.join(made)} by hand"
         )
-    tokens = changes.before[VOCABULARY][:1]
-    if any(changes.after(VOCABULARY, size) != [size] for size in tokens):
-        warn(
-            "the model has fewer tokens, and the tokenizer's files are copied as they are: their "
-            "ids are those of before; give the model mg.token_map(kept)[id], or change the files"
-        )
+    texts = {name: as_text(config) for name, config in made.items()}
+    left_out: set[str] = set()
+    for size in changes.before[VOCABULARY][:1]:
+        if changes.after(VOCABULARY, size) != [size]:
+            ids = token_ids(graph, keep, size)
+            texts, left_out = renumbered_files(source, made, ids, size)
     if changes.layers_left != list(range(len(changes.layers_left))):
         small = renumbered(small, source, changes.layers_left)
     with _appearing(output, overwrite) as folder:
         for file in _others(source):
-            shutil.copy2(file, folder / file.name)
-        for name, config in made.items():
-            text = json.dumps(config, indent=2, ensure_ascii=False)
-            (folder / name).write_text(f"{text}\n", encoding="utf-8")
+            if file.name not in left_out:
+                shutil.copy2(file, folder / file.name)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
         target = folder / source.file.absolute().relative_to(source.path.absolute())
         target.parent.mkdir(exist_ok=True)
         save(small, target, folded=folded)

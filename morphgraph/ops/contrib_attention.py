@@ -430,31 +430,48 @@ class GroupQueryAttention(Op):
         b: "TorchBuilder",
         n: OpNode,
         *,
+        causal: int = 1,
         do_rotary: int = 0,
+        k_norm_epsilon: float | None = None,
         kv_num_heads: int,
         local_window_size: int = -1,
         num_heads: int,
+        q_norm_epsilon: float | None = None,
+        qk_norm_epsilon: float = 1e-6,
+        rotary_interleaved: int = 0,
         scale: float | None = None,
+        sliding_window_cache: int = 0,
         smooth_softmax: int = 0,
         softcap: float = 0.0,
     ) -> "tuple[fx.Node, ...]":
-        from torch.nn import functional as F
-
-        lengths = n.const(5)
-        if lengths is None or (lengths != n.shape(0)[1] - 1).any() or n.has(3):
-            b.fail(n, "a past, or lengths given at run time")
-        if do_rotary or local_window_size != -1 or smooth_softmax or softcap or not n.has(1):
-            b.fail(n, "rotations, windows, bent scores or packed operands")
-        if any(n.has(i) for i in range(10, len(n.in_shapes))):
-            b.fail(n, "a bias, a sink, or norms")
-        counts = (num_heads, kv_num_heads, kv_num_heads)
-        q, k, v = (heads_first(b, b.tensor(n, i), count) for i, count in enumerate(counts))
-        chosen: dict[str, Any] = {"scale": b.decimal(scale)} if scale else {}
-        y = b.call(
-            F.scaled_dot_product_attention, q, k, v, is_causal=True, enable_gqa=True, **chosen
+        if sliding_window_cache and n.has(3):
+            b.fail(n, "a cache of the latest positions alone")
+        if not n.has(1) or n.has(12) or n.has(16) or len(n.out_shapes) > 3:
+            b.fail(n, "packed operands, stored numbers, or scores as a result")
+        options = b.functions.GroupedOptions(
+            heads=(num_heads, kv_num_heads),
+            scale=b.decimal(scale) if scale else None,
+            rotates=(bool(do_rotary), bool(rotary_interleaved)),
+            window=local_window_size,
+            softcap=b.decimal(softcap),
+            causal=bool(causal),
+            smooth=bool(smooth_softmax),
+            epsilons=tuple(
+                b.decimal(qk_norm_epsilon if each is None else each)
+                for each in (q_norm_epsilon, k_norm_epsilon)
+            ),
         )
-        flat = b.method("flatten", b.method("transpose", y, 1, 2), 2)
-        return (flat, k, v)[: len(n.out_shapes)]
+        found = b.call(
+            b.functions.grouped_attention,
+            [b.tensor(n, i) for i in range(3)],
+            [b.optional(n, i) for i in (3, 4)],
+            b.tensor(n, 5),
+            [b.optional(n, i) for i in (7, 8)],
+            *(b.optional(n, i) for i in (9, 10, 11)),
+            [b.optional(n, i) for i in (14, 15)],
+            options,
+        )
+        return tuple(b.item(found, k) for k in range(3))[: len(n.out_shapes)]
 
 
 def _head_size(n: OpNode, num_heads: int) -> int:

@@ -4,7 +4,12 @@ A token takes the ``k`` experts that a router prefers. An expert is a row of the
 of every stack of weights; which of them are taken, all compete for.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from morphgraph.arrays import Shape
+from morphgraph.ops.contrib_blocks import unpacked
+from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Place, UnsupportedFormError, from_line, op
 
 _DOMAIN = "com.microsoft"
@@ -12,6 +17,11 @@ _DOMAIN = "com.microsoft"
 # By `swiglu_fusion` how the rows of the first kernel lie: gates and units side by side, or one
 # after the other.
 _FUSED = {0: "i", 1: "(i G)", 2: "(G i)"}
+_ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "relu": ("relu", {}),
+    "silu": ("silu", {}),
+    "gelu": ("gelu", {"approximate": "tanh"}),
+}
 
 
 class _Mixture(Op):
@@ -22,6 +32,110 @@ class _Mixture(Op):
     @staticmethod
     def shape(x: Shape, *_others: Shape | None) -> Shape:
         return x
+
+    @staticmethod
+    def computed(
+        b: "TorchBuilder",
+        n: OpNode,
+        kernels: "Sequence[fx.Node | None]",
+        biases: Sequence[int],
+        attributes: dict[str, Any],
+        weights: "fx.Node | None" = None,
+    ) -> "fx.Node":
+        """What all experts compute of every token, weighted by the router's shares.
+
+        Every expert computes every token, so that the graph has no step that depends on numbers;
+        the shares of those that a token does not take are 0.
+
+        Args:
+            b: where the network grows.
+            n: the node.
+            kernels: ``[experts, out, in]``, in ONNX Runtime's order; the third may be missing.
+            biases: the operands that are added behind them, ``[experts, out]``.
+            attributes: of the node.
+            weights: what the shares are of, if not the numbers that are ranked.
+        """
+        import torch
+        from torch.nn import functional as F
+
+        x = b.tensor(n, 0)
+        tokens = b.method("flatten", x, 0, -2)
+
+        def linear(values: "fx.Node", letters: str, i: int) -> "fx.Node":
+            kernel = kernels[i]
+            assert kernel is not None
+            y = b.call(torch.einsum, letters, values, kernel)
+            return b.call(torch.add, y, b.tensor(n, biases[i])) if n.has(biases[i]) else y
+
+        units = linear(tokens, "th,eih->tei", 0)
+        kind = attributes.get("activation_type", "relu")
+        if kind == "swiglu":
+            other = None if kernels[2] is None else linear(tokens, "th,eih->tei", 2)
+            units = _gated(b, n, units, other, attributes)
+        else:
+            if kind in _ACTIVATIONS:
+                name, options = _ACTIVATIONS[kind]
+                units = b.call(getattr(F, name), units, **options)
+            elif kind != "identity":
+                b.fail(n, f"the activation {kind}")
+            if kernels[2] is not None:
+                units = b.call(torch.mul, units, linear(tokens, "th,eih->tei", 2))
+        experts = linear(units, "tei,ehi->teh", 1)
+        y = b.call(torch.einsum, "te,teh->th", _shares(b, n, attributes, weights), experts)
+        return y if len(n.shape(0)) == 2 else b.method("view_as", y, x)
+
+
+def _gated(
+    b: "TorchBuilder",
+    n: OpNode,
+    units: "fx.Node",
+    other: "fx.Node | None",
+    attributes: dict[str, Any],
+) -> "fx.Node":
+    """SwiGLU: gates and units come side by side, one after the other, or of two kernels."""
+    import torch
+
+    fusion = attributes.get("swiglu_fusion", 0)
+    if other is not None:
+        gate, up = units, other
+    elif fusion == 1:
+        gate, up = (b.item(units, (..., slice(first, None, 2))) for first in (0, 1))
+    elif fusion == 2:
+        halves = b.method("chunk", units, 2, -1)
+        gate, up = b.item(halves, 0), b.item(halves, 1)
+    else:
+        b.fail(n, "SwiGLU of one kernel that is not fused")
+    limit = attributes.get("swiglu_limit")
+    if limit is not None:
+        gate = b.method("clamp", gate, max=b.decimal(limit))
+        up = b.method("clamp", up, b.decimal(-limit), b.decimal(limit))
+    scaled = b.call(torch.mul, gate, b.decimal(attributes.get("activation_alpha", 1.0)))
+    gate = b.call(torch.mul, gate, b.call(torch.sigmoid, scaled))
+    up = b.call(torch.add, up, b.decimal(attributes.get("activation_beta", 0.0)))
+    return b.call(torch.mul, gate, up)
+
+
+def _shares(
+    b: "TorchBuilder", n: OpNode, attributes: dict[str, Any], weights: "fx.Node | None"
+) -> "fx.Node":
+    """By token and expert its share, ``[tokens, experts]``; 0 of those that are not taken."""
+    import torch
+
+    if attributes.get("use_sparse_mixer", 0):
+        b.fail(n, "the sparse mixer")
+    logits, whole = b.tensor(n, 1), attributes.get("normalize_routing_weights", 0)
+    best = b.call(torch.topk, logits, attributes.get("k", 1), -1)
+    taken = b.item(best, 1)
+    if weights is not None:
+        shares = b.call(torch.gather, weights, -1, taken)
+        if whole:
+            total = b.method("sum", shares, -1, keepdim=True)
+            shares = b.call(torch.div, shares, total)
+    elif whole:
+        shares = b.call(torch.softmax, b.item(best, 0), -1)
+    else:
+        shares = b.call(torch.gather, b.call(torch.softmax, logits, -1), -1, taken)
+    return b.method("scatter", b.call(torch.zeros_like, logits), -1, taken, shares)
 
 
 @op("MoE", domain=_DOMAIN)
@@ -47,6 +161,11 @@ class MoE(_Mixture):
         _choose(description, k)
         description.macs = tuple((*term, "K") for term in description.macs) * kernels
         return description
+
+    @classmethod
+    def lower(cls, b: "TorchBuilder", n: OpNode, **attributes: Any) -> "fx.Node":
+        kernels = [b.optional(n, i) for i in (2, 4, 6)]
+        return cls.computed(b, n, kernels, (3, 5, 7), attributes)
 
 
 @op("QMoE", domain=_DOMAIN)
@@ -74,6 +193,55 @@ class QMoE(_Mixture):
             description.add(f"t{axis}", size, [Place(0, axis), Place(~0, axis)], why)
         _choose(description, k)
         return description
+
+    @classmethod
+    def lower(cls, b: "TorchBuilder", n: OpNode, **attributes: Any) -> "fx.Node":
+        if attributes.get("quant_type", "int") != "int" or attributes.get("weights_prepacked", 0):
+            b.fail(n, "kernels that are no whole numbers in rows")
+        kernels = [
+            _dequantized(b, n, (2 + 3 * k, 3 + 3 * k, 11 + k), f"fc{k + 1}", attributes)
+            if n.has(2 + 3 * k)
+            else None
+            for k in range(3)
+        ]
+        return cls.computed(b, n, kernels, (4, 7, 10), attributes, b.optional(n, 14))
+
+
+def _dequantized(
+    b: "TorchBuilder",
+    n: OpNode,
+    ports: tuple[int, int, int],
+    prefix: str,
+    attributes: dict[str, Any],
+) -> "fx.Node":
+    """A stack of kernels in few bits as real numbers, ``[experts, out, in]``.
+
+    Args:
+        b: where the network grows.
+        n: the node.
+        ports: the operands that hold the kernels, their scales and their zero points.
+        prefix: of the kernel's own attributes.
+        attributes: of the node.
+    """
+    import torch
+
+    bits = attributes.get(f"{prefix}_expert_weight_bits", attributes.get("expert_weight_bits", 4))
+    if bits not in (2, 4, 8):
+        b.fail(n, f"kernels in {bits} bits")
+    kernel, scales, zeros = ports
+    experts, rows, packed = n.shape(kernel)
+    columns = packed * 8 // bits
+    steps = unpacked(b, b.tensor(n, kernel), bits, columns)
+    blocks = n.shape(scales)[2] if len(n.shape(scales)) == 3 else 1
+    scale = b.method("reshape", b.tensor(n, scales), (experts, rows, blocks, 1))
+    zero: fx.Node | float = float(2 ** (bits - 1))
+    if n.has(zeros):
+        count = blocks if len(n.shape(zeros)) == 3 else rows
+        points = unpacked(b, b.tensor(n, zeros), bits, count)
+        zero = b.method("reshape", points, (experts, rows, blocks, 1))
+    parts = b.method("reshape", steps, (experts, rows, blocks, columns // blocks))
+    real = b.call(torch.mul, b.call(torch.sub, parts, zero), scale)
+    return b.method("flatten", real, 2)
 
 
 def _choose(description: Description, k: int) -> None:

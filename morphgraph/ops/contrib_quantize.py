@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 import numpy as np
-import onnx_ir as ir
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.contraction import product, product_axes, product_shape
 from morphgraph.ops.contrib import KeepsShape
 from morphgraph.ops.elementwise import Elementwise
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, from_line, op
 from morphgraph.ops.pool import AveragePool
 from morphgraph.ops.positions import joined
 from morphgraph.ops.quantize import by_range, centred, column_axes, require_single, single, stored
@@ -229,85 +228,6 @@ class MatMulIntegerToFloat(_QuantizedProduct):
 
         total = b.call(torch.matmul, centred(b, n, 0, 4), centred(b, n, 1, 5))
         return cls.finish(b, n, total, (single(b, n, 2), b.tensor(n, 3)), 6)
-
-
-@op("MatMulNBits", domain=_DOMAIN)
-class MatMulNBits(Op):
-    """A kernel in few bits, whose rows are quantized in blocks; of its columns whole blocks go."""
-
-    foldable = False  # meant as it stands
-
-    @staticmethod
-    def shape(x: Shape, *_others: Shape | None, N: int) -> Shape:
-        return (*x[:-1], N)
-
-    @staticmethod
-    def describe(n: OpNode, *, K: int, N: int, bits: int = 4, block_size: int) -> Description:
-        blocks = -(-K // block_size)
-        few_bits = n.has(3) and _is_packed(n, bits)
-        whole = blocks * block_size == K and not n.has(4) and not few_bits
-        columns, k = ("(k W)", "k") if whole else ("C", "K")
-        scales, zeros = (
-            f"o {k}" if n.has(i) and len(n.shape(i)) == 2 else f"(o {k})" for i in (2, 3)
-        )
-        if few_bits:
-            zeros = "o Z" if len(n.shape(3)) == 2 else "(o Z)"
-        reason = "whole blocks of a quantized axis go"
-        return from_line(
-            n,
-            f"*b {columns}, o {k} B, {scales}, {zeros}, C, o -> *b o",
-            {k: blocks, **({"W": block_size} if whole else {})},
-            macs=f"*b o {'k W' if whole else 'C'}",
-            contracted="k W" if whole else "C",
-            prefer="k o",
-            reason=reason if whole else "its columns are no whole blocks, or share bytes",
-        )
-
-    @staticmethod
-    def resize(n: OpNode, new: Resizing) -> None:
-        new.set_attribute("K", new.shape(0)[-1])
-        new.set_attribute("N", new.shape(~0)[-1])
-
-    @staticmethod
-    def lower(
-        b: "TorchBuilder", n: OpNode, *, K: int, N: int, bits: int = 4, block_size: int
-    ) -> "fx.Node":
-        import torch
-
-        if n.has(4):
-            b.fail(n, "columns in another order")
-        blocks = -(-K // block_size)
-        steps = _unpacked(b, b.tensor(n, 1), bits, block_size)  # [N, blocks, block_size]
-        scale = b.method("reshape", b.tensor(n, 2), (N, blocks, 1))
-        if not n.has(3):
-            zero: fx.Node | float = float(2 ** (bits - 1))
-        elif _is_packed(n, bits):
-            rows = b.method("reshape", b.tensor(n, 3), (N, -1))
-            zero = b.method("unsqueeze", _unpacked(b, rows, bits, blocks), -1)
-        else:
-            zero = b.method("float", b.method("reshape", b.tensor(n, 3), (N, blocks, 1)))
-        kernel = b.call(torch.mul, b.call(torch.sub, steps, zero), scale)
-        kernel = b.item(b.method("flatten", kernel, 1), (slice(None), slice(K)))
-        y = b.call(torch.matmul, b.tensor(n, 0), b.method("t", kernel))
-        return b.call(torch.add, y, b.tensor(n, 5)) if n.has(5) else y
-
-
-def _is_packed(n: OpNode, bits: int) -> bool:
-    """Whether zero points of several blocks share a byte."""
-    value = n.ir.inputs[3]
-    return bits < 8 and value is not None and value.dtype == ir.DataType.UINT8
-
-
-def _unpacked(b: "TorchBuilder", packed: "fx.Node", bits: int, count: int) -> "fx.Node":
-    """Numbers of 2, 4 or 8 bits, the lowest bits first; ``count`` of them on the last axis."""
-    import torch
-
-    parts = [
-        b.call(torch.bitwise_and, b.call(torch.bitwise_right_shift, packed, shift), 2**bits - 1)
-        for shift in range(0, 8, bits)
-    ]
-    flat = b.method("flatten", b.call(torch.stack, parts, -1), -2)
-    return b.method("float", b.item(flat, (..., slice(count))))
 
 
 @op("DynamicQuantizeLSTM", domain=_DOMAIN)

@@ -36,9 +36,9 @@ def randomize_weights(
 
     Args:
         net: any module; left in eval mode.
-        example: its positional arguments, or the only one. Calibration runs on four samples: noise
-            where the example has real numbers, a shuffle of the example where it has integers (so
-            that tokens stay in range and masks stay masks).
+        example: its positional arguments, or the only one; lists and the like of tensors, too.
+            Calibration runs on four samples: noise where the example has real numbers, a shuffle of
+            the example where it has integers (so that tokens stay in range and masks stay masks).
         seed: of all random numbers.
 
     >>> import torch
@@ -47,10 +47,11 @@ def randomize_weights(
     True
     """
     import torch
+    from torch.utils import _pytree as pytree
 
     generator = torch.Generator().manual_seed(seed)
     arguments = (example,) if isinstance(example, torch.Tensor) else tuple(example)
-    noise = [_noise(argument, generator) for argument in arguments]
+    noise = pytree.tree_map(lambda argument: _noise(argument, generator), arguments)
     net.eval()
     with torch.no_grad():
         norms = _norms(net)

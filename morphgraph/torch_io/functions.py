@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils import _pytree as pytree
 
+from morphgraph.torch_io import grouped
+from morphgraph.torch_io.grouped import GroupedOptions as GroupedOptions
+
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
@@ -236,3 +239,6 @@ def over_the_tensor(
         rest = rest // size
         step *= whole
     return flat
+
+
+grouped_attention = as_one_node(grouped.grouped_attention)

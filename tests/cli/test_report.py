@@ -169,6 +169,25 @@ def test_a_shrink_by_data(small: Path, tmp_path: Path, run: Any) -> None:
     )
 
 
+def test_a_shrunk_language_model(tmp_path: Path, run: Any) -> None:
+    """The page says the perplexity that the command says."""
+    model, data, page = (tmp_path / name for name in ("lm.onnx", "ids.npz", "page.html"))
+    text = """lm (int64[N,T] input_ids, float[20,8] table, float[8,16] up, float[16,20] down)
+        => (float[N,T,20] logits) {
+            x = Gather(table, input_ids)  h = MatMul(x, up)  r = Relu(h)
+            logits = MatMul(r, down) }"""
+    save(model_from_text(text, ("input_ids",)), model)
+    np.savez(data, input_ids=np.random.default_rng(0).integers(20, size=(32, 9)))
+    budget = ("--budget", "params=70%", "--round-to", "1", "-o", tmp_path / "slim.onnx")
+    ran = run("shrink", model, "--data", data, *budget, "--report", page, "--format", "json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)["perplexity"]
+    before, after = found["original"], found["refitted"]
+    assert after != pytest.approx(before, rel=1e-3)
+    shown = _page(page).text
+    assert f"perplexity on held-out text {before:.2f} → {after:.2f}" in shown
+
+
 def test_a_run_with_its_training(tmp_path: Path, run: Any, small: Path) -> None:
     rng = np.random.default_rng(0)
     data, folder, out = tmp_path / "d.npz", tmp_path / "run", tmp_path / "report.html"

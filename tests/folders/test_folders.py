@@ -284,6 +284,30 @@ def test_caches_are_numbered_without_gaps(folder: Path) -> None:
     assert model.graph.inputs[0].name == "past_key_values.3.key"
 
 
+def test_other_commands_take_folders_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They say of a folder what they say of the file in it."""
+    large, small, plan = str(folder), str(tmp_path / "small"), str(tmp_path / "plan.json")
+    assert main(["plan", large, "--budget", "params=60%", "-o", plan]) == 0
+    assert main(["apply", large, plan, "-o", small]) == 0
+    capsys.readouterr()
+
+    def said(command: str, *paths: str) -> Any:
+        assert main([command, *paths, "--format", "json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    files = [f"{large}/model.onnx", f"{small}/model.onnx"]
+    assert said("analyze", large) == said("analyze", files[0])
+    assert said("diff", large, small) == said("diff", *files)
+    sizes = ["--input-shape", "input_ids=1x6"]
+    timed = said("bench", large, small, "--seconds", "0.1", *sizes)
+    assert len(timed["models"]) == 2
+    page = tmp_path / "page.html"
+    assert main(["report", large, small, "--seconds", "0", "-o", str(page)]) == 0
+    assert "model.onnx" in page.read_text()
+
+
 def test_a_layer_that_is_gone_without_a_cache_is_told(folder: Path, tmp_path: Path) -> None:
     graph = mg.lift(folder / "model.onnx")
     inner = next(group for group in graph.groups if "layers.0/mlp" in group.name)

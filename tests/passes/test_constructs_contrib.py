@@ -189,9 +189,31 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
     ),
     "MatMulNBits, zero points in bytes": (
         blocks("v, c, t, z", constants=f", uint8[96] z = {numbers(96)}"),
-        [48],
+        [2, 48],  # two blocks share a byte
+    ),
+    "MatMulNBits, zero points in rows of bytes": (
+        blocks("v, c, t, z", constants=f", uint8[48,2] z = {numbers(96)}"),
+        [2, 48],
     ),
     "MatMulNBits, real zero points": (blocks("v, c, t, z", ", float[192] z"), [4, 48]),
+    "MatMulNBits, columns in another order": (
+        blocks("v, c, t, , g", constants=f", int32[64] g = {numbers(64, 0, 4)}"),
+        [48],
+    ),
+    **{
+        f"GatherBlockQuantized, {name}": (
+            f"""net (int64[2,5] x, float[9,4] s, float[64,6] w, float[6,2] w2) => (float[2,5,2] y)
+            <uint8[9,32] a = {numbers(288)}{points}> {{
+                e = com.microsoft.GatherBlockQuantized<bits=4, block_size=16, quantize_axis=1>
+                    (a, x, s{operand})
+                m = MatMul(e, w)  b = Tanh(m)  y = MatMul(b, w2) }}""",
+            [width, 6],
+        )
+        for name, operand, points, width in (
+            ("middle", "", "", 4),
+            ("zero points", ", z", f", uint8[9,2] z = {numbers(18)}", 2),
+        )
+    },
     "DynamicQuantizeLSTM": (
         f"""net (float[3,2,4] x, float[4,6] w1, float[8,2] w2) => (float[3,1,2,2] y)
         <float[1] s = {{0.01}}, int8[1] z = {{0}},

@@ -660,11 +660,7 @@ NEWER_CASES = [
 ]
 
 NOT_IN_CURRENT_OPSETS = {"Upsample"}
-NOT_IN_TORCH = {
-    "com.microsoft::DynamicQuantizeLSTM",
-    "com.microsoft::MoE",
-    "com.microsoft::QMoE",
-}
+NOT_IN_TORCH = {"com.microsoft::DynamicQuantizeLSTM"}
 WITH_OPEN_SIZES = {
     "ConstantOfShape",
     "Range",
@@ -879,6 +875,38 @@ CONTRIB_CASES = [  # inputs, result, constants, operator, its form
     ),
     *(
         (
+            "int64[2,5] i, float[9,2] s",
+            "float[2,5,32]",
+            f"uint8[9,{4 * bits}] w = {_numbers(36 * bits)}, "
+            f"uint8[9,{bits // 4}] z = {_numbers(9 * bits // 4)}",
+            "GatherBlockQuantized",
+            f"<bits = {bits}, block_size = 16, quantize_axis = 1> ({form})",
+        )
+        for bits, form in ((4, "w, i, s"), (4, "w, i, s, z"), (8, "w, i, s, z"))
+    ),
+    *(
+        (
+            f"float[{tokens},8] x, float[6,4] r, float[4,{12 * fused},8] w, float[4,8,12] v",
+            f"float[{tokens},8]",
+            "",
+            "MoE",
+            f"<k = 2, {how}> (x, r, w, , v)",
+        )
+        for tokens, fused, how in (
+            ("6", 1, "normalize_routing_weights = 1"),
+            ("2,3", 1, 'activation_type = "gelu"'),
+            ("6", 2, 'activation_type = "swiglu", swiglu_fusion = 1'),
+        )
+    ),
+    (
+        "float[6,32] x, float[6,4] r, float[4,32] s, float[4,32] t",
+        "float[6,32]",
+        f"uint8[4,32,16] w = {_numbers(2048)}, uint8[4,32,16] v = {_numbers(2048)}",
+        "QMoE",
+        '<k = 2, activation_type = "silu", expert_weight_bits = 4> (x, r, w, s, , v, t)',
+    ),
+    *(
+        (
             f"float[2,5,{columns}] x, float[{4 * blocks}] s, float[4] b",
             "float[2,5,4]",
             f"uint8[4,{blocks},{2 * bits}] w = {_numbers(8 * bits * blocks)}, "
@@ -893,6 +921,14 @@ CONTRIB_CASES = [  # inputs, result, constants, operator, its form
             (40, 3, 4, 2, "x, w, s, z"),
             (32, 2, 8, 2, "x, w, s, z"),
         )
+    ),
+    (
+        "float[2,5,32] x, float[8] s",
+        "float[2,5,4]",
+        f"uint8[4,2,8] w = {_numbers(64)}, uint8[4] z = {_numbers(4)}, "
+        f"int32[32] g = {{{','.join(str(k * 7 % 3 % 2) for k in range(32))}}}",
+        "MatMulNBits",
+        "<K = 32, N = 4, bits = 4, block_size = 16> (x, w, s, z, g)",
     ),
     (
         "uint8[2,5,6] x, float[18] h",

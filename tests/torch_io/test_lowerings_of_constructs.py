@@ -44,20 +44,12 @@ def _models() -> Iterator[tuple[str, str]]:
 
 
 MODELS = dict(_models())
-MIXTURES = ("com.microsoft::MoE", "com.microsoft::QMoE")  # docs/limits.md says so
 BARE = "com.microsoft::DynamicQuantizeLSTM"  # of numbers that are quantized at every step
 REFUSED = {"constructs_contrib: DynamicQuantizeLSTM"} | {
     f"constructs_contrib_attention: {name}"
     for name in (
         *("lengths", "starts and ends", "padding for every query"),
-        *("groups, rotated", "groups, rotated neighbours", "groups, window", "groups, bias"),
-        *(
-            "groups, packed",
-            "groups, past",
-            "groups, sink",
-            "packed kernels, lengths",
-            "packed kernels, past",
-        ),
+        *("packed kernels, lengths", "packed kernels, past"),
     )
 }
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
@@ -100,4 +92,4 @@ def test_the_registry_has_a_lowering_of_all_but_barriers() -> None:
     }
     without = {name for name, entry in entries.items() if entry is None or entry.lower is None}
     barriers = {name for name, entry in entries.items() if issubclass(entry or Op, Barrier)}
-    assert without == barriers | {BARE, *MIXTURES}
+    assert without == barriers | {BARE}

@@ -17,7 +17,17 @@ from torch import nn
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "zoo"
 NAMES = (
-    *("entry", "findings", "prepare", "examine", "report", "vision", "sequences", "files"),
+    *(
+        "entry",
+        "decoders",
+        "findings",
+        "prepare",
+        "examine",
+        "report",
+        "vision",
+        "sequences",
+        "files",
+    ),
     *("others", "file_findings", "examine_file", "small_models", "peers", "file_report"),
     *("entries", "kinds"),
 )
@@ -178,7 +188,7 @@ def test_what_a_tool_did_not_make_is_no_fault(zoo: dict[str, ModuleType]) -> Non
     kind = zoo["file_findings"].FileFindings
     unmade = kind("files/net+static", "cnn", "net", "static", crashes={"treat": "no"})
     refused = kind("files/net+float16", "cnn", "net", "float16", not_run="invalid")
-    page = "\n".join(zoo["file_report"].file_sections([kind(**_GOOD), unmade, refused], [], []))
+    page = "\n".join(zoo["file_report"].file_sections([kind(**_GOOD), unmade, refused], [], [], []))
     assert unmade.holds
     assert refused.holds
     assert "| all | 1 of 3 | 1 | 1 | 0 | 0 | 0 |" in page

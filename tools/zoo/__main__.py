@@ -5,8 +5,9 @@
     python tools/zoo --only timm/dla34 ...  # these (globs too); prints their findings
     python tools/zoo --failed               # once more what failed
 
-Beside networks there are ONNX files of others under treatments (``files/*``), the small models of
-the onnx package (``onnx/*``), and peers at half the width (``peers/*``).
+Beside networks there are ONNX files of others under treatments (``files/*``), files of language
+models (``decoders/*``), the small models of the onnx package (``onnx/*``), and peers at half the
+width (``peers/*``).
 
 Every network is exported and examined in processes of its own under a time and a memory limit, two
 at a time. Exported models stay in ``runs/zoo/models`` until what they depend on changes; findings
@@ -35,7 +36,7 @@ from multiprocessing import connection
 import torch
 from entries import ALL
 from entry import ROOT, Entry, export_digest, program_digest, versions
-from file_findings import FileFindings
+from file_findings import DecoderFindings, FileFindings
 from file_report import file_sections
 from findings import Findings
 from kinds import AnyFindings, kind_of
@@ -256,7 +257,8 @@ def _write(options: argparse.Namespace, rows: Sequence[AnyFindings]) -> None:
         networks,
     )
     others = file_sections(
-        [found for found in rows if isinstance(found, FileFindings)],
+        [found for found in rows if type(found) is FileFindings],
+        [found for found in rows if isinstance(found, DecoderFindings)],
         [found for found in rows if isinstance(found, SmallFindings)],
         [found for found in rows if isinstance(found, PeerFindings)],
     )

@@ -6,6 +6,7 @@ from typing import Any
 import files
 import sequences
 import vision
+from decoders import CONFIGS, DECODERS
 from entry import Entry
 from others import FILES
 from peers import PEERS
@@ -90,11 +91,11 @@ def _sequences() -> list[Entry]:
         "bert": sequences.bert,
         "gpt2": sequences.gpt2,
         "llama": sequences.llama,
-        "mixtral": sequences.mixtral,
         "t5_encoder": sequences.t5_encoder,
         "vit": sequences.hf_vit,
         "whisper_encoder": sequences.whisper_encoder,
     }
+    decoders = ("gpt2+cache", "llama+cache", "qwen3", "qwen3+cache", "gemma", "gemma+cache", "phi")
     recurrent: dict[str, dict[str, Any]] = {
         "lstm_tagger": {"kind": "LSTM"},
         "gru_tagger": {"kind": "GRU"},
@@ -102,8 +103,16 @@ def _sequences() -> list[Entry]:
     }
     return [
         *(Entry(f"transformers/{n}", "transformer", make) for n, make in transformers.items()),
+        *map(_decoder, (*decoders, "phi+cache", "mixtral", "mixtral+cache", "qwen3_moe")),
         *(Entry(n, "recurrent", sequences.tagger, options) for n, options in recurrent.items()),
     ]
+
+
+def _decoder(name: str) -> Entry:
+    """A network with its cache, if the name says so."""
+    kind, entries = CONFIGS[name.removesuffix("+cache")]
+    options = {"kind": kind, "entries": entries, "cache": name.endswith("+cache")}
+    return Entry(f"transformers/{name}", "transformer", sequences.decoder, options)
 
 
 def _others() -> list[Entry]:
@@ -137,5 +146,5 @@ ENTRIES: dict[str, Entry] = {
     entry.name: entry for entry in (*_sequences(), *_others(), *_timm(), *_torchvision())
 }
 
-#: And files of others under treatments, small models, comparisons with peers.
-ALL: dict[str, Entry] = {**ENTRIES, **FILES, **SMALL, **PEERS}
+#: And files of others under treatments, decoders, small models, comparisons with peers.
+ALL: dict[str, Entry] = {**ENTRIES, **FILES, **DECODERS, **SMALL, **PEERS}

@@ -16,7 +16,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = (
     *("torch", "torchvision", "timm", "transformers", "segmentation-models-pytorch"),
-    *("onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy"),
+    *("onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-genai", "numpy"),
 )
 
 Feeds = dict[str, np.ndarray[Any, Any]]

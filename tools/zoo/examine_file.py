@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from decoders import DecoderEntry
 from entry import Entry
-from examine import coarsest, describe_groups
-from file_findings import FileFindings
+from examine import coarsest, cut, describe_groups
+from file_findings import DecoderFindings, FileFindings
 from findings import BUDGET
 from others import FileEntry
 from prepare import paths, worst_error
@@ -46,6 +47,7 @@ class FileExamination:
         note: called after every stage.
         expected: what the file computes, where that is known; else ONNX Runtime is asked.
         lowest: whether to plan at the lowest reachable, not at the zoo's budget.
+        keeps_open: whether sizes stay open where the file leaves them open.
     """
 
     def __init__(
@@ -56,9 +58,11 @@ class FileExamination:
         note: Callable[[FileFindings], None],
         expected: Arrays | None = None,
         lowest: bool = False,
+        keeps_open: bool = False,
     ) -> None:
         self.found, self.path, self.feeds = found, path, feeds
         self.note, self.expected, self.to_lowest = note, expected, lowest
+        self.keeps_open = keeps_open
 
     def run(self) -> FileFindings:
         """Everything that can be found out; a stage that fails ends those that need it."""
@@ -69,6 +73,7 @@ class FileExamination:
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
             found.not_run = first_line(error)
         shapes = {n: a.shape for n, a in self.feeds.items() if isinstance(a, np.ndarray)}
+        shapes = {} if self.keeps_open else shapes
         graph = self.attempt("lift", lambda: mg.lift(mg.load(self.path, shapes)))
         if graph is None:
             return found
@@ -160,11 +165,14 @@ class FileExamination:
         small = self.attempt("resize", lambda: resize(graph, keep))
         if small is None:
             return
-        self.attempt("save", lambda: self._save(small))
+        feeds = cut(graph, keep, self.feeds)
+        self.attempt("save", lambda: self._save(small, feeds))
         expected = self.attempt("mask", lambda: self._noise(mask(graph, keep)))
-        results = self.attempt("compare", lambda: _run(small, self.feeds))
+        results = self.attempt("compare", lambda: _run(small, feeds))
         if expected is not None and results is not None:
-            found.error = error_of(results, expected)
+            names = [value.name or "" for value in graph.model.graph.outputs]
+            stays = cut(graph, keep, dict(zip(names, expected, strict=True)))
+            found.error = error_of(results, [stays[name] for name in names])
             original = self.attempt("original", lambda: _run(graph.model, self.feeds))
             found.felt = float("nan") if original is None else error_of(original, expected)
         self.attempt("apply", lambda: self._apply(graph, plan))
@@ -179,7 +187,7 @@ class FileExamination:
             except VerificationError:
                 self.found.accepted = False
 
-    def _save(self, small: ir.Model) -> None:
+    def _save(self, small: ir.Model, feeds: Mapping[str, Any]) -> None:
         """Write it as users do, look at the file, and run that."""
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "small.onnx"
@@ -189,7 +197,7 @@ class FileExamination:
             self.found.bytes.append(sum(part.stat().st_size for part in Path(folder).iterdir()))
             self.found.allowed = _allowed(self.path, target)
             if not self.found.not_run:
-                run_file(target, self.feeds)
+                run_file(target, feeds)
 
     def _noise(self, masked: ir.Model) -> Arrays:
         """What the masked original computes; and how far rounding moves that."""
@@ -265,11 +273,17 @@ def _run(model: ir.Model, feeds: Mapping[str, Any], optimize: bool = False) -> A
         name: array.astype(np.float32) if _is_float(array) else array
         for name, array in feeds.items()
     }
-    return list(session(single, optimize=optimize).run(None, wide))
+    return list(session(single, optimize=optimize, shapes=_shapes(wide)).run(None, wide))
 
 
 def _run_as_it_is(model: ir.Model, feeds: Mapping[str, Any]) -> Arrays:
-    return list(session(model, optimize=False).run(None, dict(feeds)))
+    return list(session(model, optimize=False, shapes=_shapes(feeds)).run(None, dict(feeds)))
+
+
+def _shapes(feeds: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """Of all inputs; those that the model states where one is no array."""
+    arrays = {name: each for name, each in feeds.items() if isinstance(each, np.ndarray)}
+    return {n: a.shape for n, a in arrays.items()} if len(arrays) == len(feeds) else None
 
 
 def _as_it_came(path: Path) -> ir.Model:
@@ -292,11 +306,11 @@ def examine_file(entry: FileEntry, note: Callable[[FileFindings], None]) -> File
     at_model, at_arrays, _ = paths(entry)
     with np.load(at_arrays) as arrays:
         feeds = {name: arrays[name] for name in arrays}
-    return FileExamination(blank(entry), at_model, feeds, note).run()
+    keeps_open = isinstance(entry, DecoderEntry)
+    return FileExamination(blank(entry), at_model, feeds, note, keeps_open=keeps_open).run()
 
 
 def blank(entry: Entry) -> FileFindings:
     """A row that holds only what the entry says."""
-    return FileFindings(
-        entry.name, entry.family, entry.options["source"], entry.options["treatment"]
-    )
+    kind = DecoderFindings if isinstance(entry, DecoderEntry) else FileFindings
+    return kind(entry.name, entry.family, entry.options["source"], entry.options["treatment"])

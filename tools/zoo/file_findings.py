@@ -154,3 +154,7 @@ class FileFindings:
         """What keeps its size, with its share of the MACs, the heaviest first."""
         heaviest = sorted(self.binding.items(), key=lambda item: -item[1])
         return "; ".join(f"{share:.0%} {reason}" for reason, share in heaviest[:4])
+
+
+class DecoderFindings(FileFindings):
+    """A file of a language model, of which other programs are the treatment."""

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from file_findings import OF_NOISE, SIZE_BYTES, SIZE_SLACK, TREATED, FileFindings
+from file_findings import OF_NOISE, SIZE_BYTES, SIZE_SLACK, TREATED, DecoderFindings, FileFindings
 from findings import BUDGET, TOLERANCE
 from peers import LIMIT_S, PeerFindings
 from small_models import SmallFindings
@@ -36,6 +36,16 @@ ROWS = """
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 
+DECODERS = """
+## Files of language models
+
+Small decoders with random weights as ONNX Runtime GenAI's model builder and Optimum write them
+(`tools/zoo/optimum.txt` has its versions), with their sizes left open; planned and judged like the
+files above.
+**apply** checks in two steps of generation where there is a cache: a prompt behind an empty one,
+then a token behind what that has left.
+"""
+
 SMALL = """
 ## Small models of the onnx package
 
@@ -61,12 +71,17 @@ inputs and outputs hold.
 
 
 def file_sections(
-    files: Sequence[FileFindings], small: Sequence[SmallFindings], peers: Sequence[PeerFindings]
+    files: Sequence[FileFindings],
+    decoders: Sequence[DecoderFindings],
+    small: Sequence[SmallFindings],
+    peers: Sequence[PeerFindings],
 ) -> list[str]:
-    """The lines of all three; parts without rows are left out."""
+    """The lines of all four; parts without rows are left out."""
     lines: list[str] = []
     if files:
         lines += _files(files)
+    if decoders:
+        lines += _decoders(decoders)
     if small:
         lines += _small([row for found in small for row in found.rows])
     if peers:
@@ -99,6 +114,14 @@ def _files(files: Sequence[FileFindings]) -> list[str]:
     return [*lines, "", "What falls short:", "", *_shortfalls(files)]
 
 
+def _decoders(files: Sequence[DecoderFindings]) -> list[str]:
+    lines = [DECODERS.rstrip("\n"), ROWS.rstrip("\n"), *(_file(f) for f in files if not f.unmade)]
+    for found in files:
+        if found.unmade:
+            lines += ["", f"{found.name}: not made, {found.crashes.get('treat', found.not_run)}."]
+    return [*lines, "", "What falls short:", "", *_shortfalls(files)]
+
+
 def _counts(treatment: str, files: Sequence[FileFindings]) -> str:
     made = [f for f in files if not f.unmade]
 
@@ -120,7 +143,7 @@ def _counts(treatment: str, files: Sequence[FileFindings]) -> str:
 def _file(f: FileFindings) -> str:
     verdict = {True: "right", False: "wrong", None: ""}[f.accepted]
     cells = [
-        f.name.removeprefix("files/"),
+        f.name.removeprefix("files/").removeprefix("decoders/"),
         f.producer,
         ", ".join(f"{op.split(':')[0]} ({count})" for op, count in f.opaque.items()),
         _number(f.macs / 1e6, ".3f") if f.lifted else "**not lifted**",

@@ -9,9 +9,10 @@ import others
 import peers
 import prepare
 import small_models
+from decoders import DecoderEntry
 from entry import Entry
 from examine import Examination
-from file_findings import FileFindings
+from file_findings import DecoderFindings, FileFindings
 from findings import Findings
 from others import FileEntry
 from peers import PeerEntry, PeerFindings
@@ -55,6 +56,13 @@ _KINDS: dict[type[Entry], Kind] = {
         examine_file.examine_file,
         examine_file.blank,
         FileFindings.from_json,
+        "treat",
+    ),
+    DecoderEntry: Kind(
+        others.prepare_file,
+        examine_file.examine_file,
+        examine_file.blank,
+        DecoderFindings.from_json,
         "treat",
     ),
     SmallModels: Kind(None, small_models.examine, small_models.blank, SmallFindings.from_json),

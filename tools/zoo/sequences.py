@@ -92,23 +92,53 @@ def llama() -> Network:
     return Network(Causal(LlamaForCausalLM(config)), (tokens(),))
 
 
-def mixtral() -> Network:
-    """A mixture of experts: each token is computed by two of four."""
-    from transformers import MixtralConfig, MixtralForCausalLM
+class Generating(nn.Module):
+    """A language model from tokens and a cache to logits and the longer cache."""
 
-    config = MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        num_local_experts=4,
-        max_position_embeddings=64,
-    )
-    net = MixtralForCausalLM(config)
-    net.set_experts_implementation("batched_mm")  # a grouped product has no ONNX form
-    return Network(Causal(net), (tokens(),))
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, past: list[Any]
+    ) -> tuple[torch.Tensor, ...]:
+        from transformers import DynamicCache
+
+        output = self.net(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=DynamicCache(past),
+            use_cache=True,
+        )
+        layers = output.past_key_values.layers
+        return (output.logits, *(t for layer in layers for t in (layer.keys, layer.values)))
+
+
+def decoder(kind: str, entries: dict[str, Any], cache: bool = False) -> Network:
+    """A decoder by its config; tokens stand behind a random cache, or are alone.
+
+    Args:
+        kind: the config's class in transformers.
+        entries: of the config.
+        cache: whether there is one.
+    """
+    import transformers
+
+    config = getattr(transformers, kind)(**entries)
+    net = transformers.AutoModelForCausalLM.from_config(config)
+    if "num_experts_per_tok" in entries:
+        net.set_experts_implementation("batched_mm")  # a grouped product has no ONNX form
+    ids = tokens(length=16) % config.vocab_size
+    if not cache:
+        return Network(Causal(net), (ids,))
+    generator = torch.Generator().manual_seed(1)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    past = [
+        tuple(torch.randn((1, heads, 6, size), generator=generator) for _ in "kv")
+        for _ in range(config.num_hidden_layers)
+    ]
+    return Network(Generating(net), (ids, torch.ones((1, 22), dtype=torch.int64), past))
 
 
 def t5_encoder() -> Network:

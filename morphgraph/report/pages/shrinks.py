@@ -43,7 +43,7 @@ def shrink_facts(
         graph,
         after,
         plan=result.plan,
-        quality=[row for check in result.error for row in _quality(check)],
+        quality=[*_perplexity(result), *(row for check in result.error for row in _quality(check))],
         command=command,
     )
     inputs = f"{calibration.data}: {calibration.fitted} fitted to, {calibration.held_out} held out"
@@ -53,6 +53,16 @@ def shrink_facts(
         tables=[errors_table(result)],
         made=[("calibration inputs", inputs), *made_by(resized)],
     )
+
+
+def _perplexity(result: ShrinkResult) -> list[tuple[str, str, str]]:
+    """Of a language model: before, and of what is written."""
+    found = result.perplexity
+    if found is None:
+        return []
+    stages = (found.tuned, found.refitted, found.resized)
+    last = next(value for value in stages if value is not None)
+    return [("perplexity on held-out text", f"{found.original:.2f}", f"{last:.2f}")]
 
 
 def _quality(check: OutputCheck) -> list[tuple[str, str, str]]:

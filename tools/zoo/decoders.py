@@ -1,0 +1,213 @@
+"""Language models as other programs write them: small random ones, exported when they are needed.
+
+ONNX Runtime GenAI's model builder runs in this environment; Optimum wants an older transformers,
+and has one of its own in ``runs/zoo/optimum``, where ``make zoo`` puts it.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from entry import ROOT, Entry, Feeds
+from others import FileEntry
+
+OPTIMUM = ROOT / "runs" / "zoo" / "optimum" / "bin" / "python"
+PINS = Path(__file__).with_name("optimum.txt")
+VOCABULARY, TOKENS, PAST = 300, 5, 6
+_LIMIT_S = 600
+
+_Config = tuple[str, dict[str, Any]]
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 256,  # eight blocks, where kernels are in few bits
+    "intermediate_size": 640,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+_WINDOW = {"query_pre_attn_scalar": 16, "sliding_window": 16}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+#: By name: the class of the config in transformers, and its entries.
+CONFIGS: dict[str, _Config] = {
+    "llama": ("LlamaConfig", {**_COMMON, "head_dim": 16}),
+    "qwen3": ("Qwen3Config", {**_COMMON, "head_dim": 16}),
+    "gemma2": ("Gemma2Config", {**_COMMON, "head_dim": 16, **_WINDOW}),
+    "phi3": (
+        "Phi3Config",
+        {**_COMMON, "num_attention_heads": 4, "num_key_value_heads": 2}
+        | {"original_max_position_embeddings": 128},
+    ),
+    "gptoss": (
+        "GptOssConfig",
+        {**_COMMON, "head_dim": 16, **_EXPERTS, "sliding_window": 16},
+    ),
+    "gemma": ("GemmaConfig", {**_COMMON, "head_dim": 16}),
+    "phi": ("PhiConfig", _COMMON),
+    "mixtral": ("MixtralConfig", {**_COMMON, **_EXPERTS}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {**_COMMON, "head_dim": 16, "moe_intermediate_size": 96}
+        | {"num_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "gpt2": (
+        "GPT2Config",
+        {"vocab_size": VOCABULARY, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4}
+        | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    ),
+}
+
+#: Makes a folder of Hugging Face; also run by Optimum's environment, which has no morphgraph.
+_SAVE = """
+import json, sys
+import tokenizers, torch, transformers
+kind, entries, folder = json.loads(sys.argv[1])
+torch.manual_seed(0)
+net = transformers.AutoModelForCausalLM.from_config(
+    getattr(transformers, kind)(**entries), attn_implementation="eager"
+).eval()
+with torch.no_grad():
+    for name, parameter in net.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, 0.5 if "embed" in name else parameter.shape[-1] ** -0.5)
+net.save_pretrained(folder)
+words = {f"w{k}": k for k in range(entries["vocab_size"])}
+plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w3"))
+transformers.PreTrainedTokenizerFast(
+    tokenizer_object=plain, bos_token="w1", eos_token="w2", pad_token="w0"
+).save_pretrained(folder)
+"""
+
+
+@dataclass(frozen=True)
+class DecoderEntry(FileEntry):
+    """A file that another program writes of a small decoder with random weights.
+
+    Its sizes stay open, so that `apply` checks it in two steps of generation. ``make`` is called
+    with the path to write, the treatment and the config.
+    """
+
+    @property
+    def pins(self) -> bytes:
+        """The versions of Optimum and what it needs."""
+        return PINS.read_bytes()
+
+    def write(self, target: Path) -> Feeds:
+        """Put the file there; its inputs."""
+        feeds: Feeds = self.make(target, self.options["treatment"], self.options["config"])
+        return feeds
+
+
+def _run(*command: str | Path) -> None:
+    """Run a program; its last words are the error."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=_LIMIT_S
+    )
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or ["no words"]
+        raise RuntimeError(f"{command[2]}: {words[-1][:300]}")
+
+
+def _saved(python: str | Path, config: _Config, folder: Path) -> Path:
+    _run(python, "-c", _SAVE, json.dumps([*config, str(folder)]))
+    return folder
+
+
+def built(target: Path, treatment: str, config: _Config) -> Feeds:
+    """Write what GenAI's model builder makes of a decoder: a precision and a kind of device."""
+    precision, device = treatment.split()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        hf, made = _saved(sys.executable, config, folder / "hf"), folder / "made"
+        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+        paths = ["-i", hf, "-o", made, "-c", folder / "cache"]
+        _run(*builder, *paths, "-p", precision, "-e", device)
+        onnx.save(onnx.load(made / "model.onnx"), target)
+    return _feeds(target, config)
+
+
+def exported(target: Path, treatment: str, config: _Config) -> Feeds:
+    """Write what Optimum exports for a task."""
+    task = {"no cache": "text-generation", "cache": "text-generation-with-past"}[treatment]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        hf, made = _saved(OPTIMUM, config, folder / "hf"), folder / "made"
+        optimum = [OPTIMUM, "-m", "optimum.exporters.onnx", "--model", hf, "--task", task]
+        _run(*optimum, "--no-post-process", made)
+        onnx.save(onnx.load(made / "model.onnx"), target)
+    return _feeds(target, config)
+
+
+def _feeds(path: Path, config: _Config) -> Feeds:
+    """One sequence of a few tokens; behind others, where the file has a cache."""
+    entries = config[1]
+    heads = entries.get("num_attention_heads") or entries["n_head"]
+    size = entries.get("head_dim") or (entries.get("hidden_size") or entries["n_embd"]) // heads
+    inputs = list(onnx.load(path, load_external_data=False).graph.input)
+    sizes = {v.name: [d.dim_param for d in v.type.tensor_type.shape.dim] for v in inputs}
+    rings = {name for name, axes in sizes.items() if any("sliding" in axis for axis in axes)}
+    # Caches that hold a window are always whole; places that no token has filled hold anything.
+    past = PAST if any(name.startswith("past") for name in sizes) and not rings else 0
+    tokens = entries["sliding_window"] if rings else TOKENS
+    generator = np.random.default_rng(0)
+    feeds: Feeds = {}
+    for value in inputs:
+        kind = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if value.name == "input_ids":
+            array = generator.integers(3, VOCABULARY, (1, tokens))
+        elif value.name == "attention_mask":
+            array = np.ones((1, past + tokens))
+        elif value.name == "position_ids":
+            array = np.arange(past, past + tokens)[None]
+        else:  # [batch, heads, past, head size]
+            held = entries["sliding_window"] if value.name in rings else past
+            array = generator.standard_normal((1, kind.shape.dim[1].dim_value, held, size))
+        feeds[value.name] = np.asarray(array, dtype)
+    return feeds
+
+
+def _entries(
+    program: str,
+    make: Callable[..., Feeds],
+    treatments: dict[str, tuple[str, ...]],
+) -> list[Entry]:
+    return [
+        DecoderEntry(
+            f"decoders/{program}/{name}+{treatment.replace(' ', '-')}",
+            "transformer",
+            make,
+            {"source": f"{program}/{name}", "treatment": treatment, "config": CONFIGS[name]},
+        )
+        for name, ways in treatments.items()
+        for treatment in ways
+    ]
+
+
+_ALL = ("fp32 cpu", "fp16 cuda", "int4 cpu")
+#: What ONNX Runtime has no kernels for on a CPU are left out, and so is what the builder
+#: does not build: GPT-2, Mixtral, and few bits for experts that were not published in few bits.
+BUILT = {
+    "llama": _ALL,
+    "qwen3": ("fp32 cpu", "int4 cpu"),
+    "gemma2": ("fp32 cpu", "int4 cpu"),
+    "phi3": _ALL,
+    "gptoss": ("fp32 cpu", "fp16 cuda"),
+}
+EXPORTED = dict.fromkeys(("gpt2", "llama", "qwen3"), ("no cache", "cache"))
+
+DECODERS: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (*_entries("genai", built, BUILT), *_entries("optimum", exported, EXPORTED))
+}
