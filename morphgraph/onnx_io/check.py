@@ -56,7 +56,8 @@ def check_proto(proto: onnx.ModelProto, folder: str | None, elsewhere: Container
         scopes.append(_Scope.of_function(function))
     for scope in scopes:  # grows while subgraphs are found
         if scope.graph is not None:
-            _check_graph(scope.graph, folder, elsewhere if scope is scopes[0] else ())
+            is_main = scope is scopes[0]
+            _check_graph(scope.graph, folder, elsewhere if is_main else (), is_main)
         for index, node in enumerate(scope.nodes):
             _check_text(node.name, node.op_type, node.domain, node.doc_string)
             _check_text(*node.input, *node.output)
@@ -172,7 +173,9 @@ def check_opset(version: int) -> None:
         )
 
 
-def _check_graph(graph: onnx.GraphProto, folder: str | None, elsewhere: Container[str]) -> None:
+def _check_graph(
+    graph: onnx.GraphProto, folder: str | None, elsewhere: Container[str], is_main: bool
+) -> None:
     _check_text(graph.name, graph.doc_string)
     for tensor in graph.initializer:
         if tensor.name in elsewhere:
@@ -195,7 +198,7 @@ def _check_graph(graph: onnx.GraphProto, folder: str | None, elsewhere: Containe
             where = f"{role} '{escape(info.name)}'"
             _check_text(info.name, info.doc_string)
             tensor_type = info.type.tensor_type
-            if tensor_type.elem_type:
+            if tensor_type.elem_type or (role == "input" and is_main):
                 _dtype(tensor_type.elem_type, where)
             _check_text(*(dim.dim_param for dim in tensor_type.shape.dim))
             # PaddlePaddle writes -1 for a size that is open.

@@ -290,7 +290,7 @@ def run_file(path: Path, feeds: Mapping[str, Any]) -> Arrays:
 def examine_file(entry: FileEntry, note: Callable[[FileFindings], None]) -> FileFindings:
     """The row of an entry whose file is prepared."""
     at_model, at_arrays, _ = paths(entry)
-    with np.load(at_arrays) as arrays:
+    with np.load(at_arrays, allow_pickle=False) as arrays:
         feeds = {name: arrays[name] for name in arrays}
     return FileExamination(blank(entry), at_model, feeds, note).run()
 
