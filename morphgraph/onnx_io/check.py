@@ -50,6 +50,8 @@ def check_proto(proto: onnx.ModelProto, folder: str | None, elsewhere: Container
         UnsupportedError: the model is valid, but holds sparse weights.
     """
     _check_versions(proto)
+    if not proto.graph.output:
+        raise ModelError("not a valid model: it has no outputs; export it again")
     scopes = [_Scope.of_graph(proto.graph, None, -1)]
     for function in proto.functions:
         _check_text(function.name, function.domain, function.overload, *function.attribute)

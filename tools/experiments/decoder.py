@@ -127,7 +127,7 @@ def train(folder: Path, steps: int) -> None:
     )
     state, first = folder / "training.pt", 0
     if state.exists():
-        kept = torch.load(state)
+        kept = torch.load(state, weights_only=True)
         network.load_state_dict(kept["network"])
         optimizer.load_state_dict(kept["optimizer"])
         first = int(kept["step"])
