@@ -47,12 +47,12 @@ SECONDS = 20  # for one input
 BATCH = 500  # inputs of one process
 COUNTS = {
     "bytes": 8000,
-    "fields": 8000,
+    "fields": 7000,
     "plan": 3000,
     "device": 1500,
     "data": 2000,
-    "resize": 1500,
-    "commands": 500,
+    "resize": 1000,
+    "commands": 150,
 }
 
 TEXTS = {
