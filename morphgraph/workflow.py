@@ -13,6 +13,7 @@ from morphgraph.collector import without_collector
 from morphgraph.errors import (
     ArgumentError,
     ModelError,
+    MorphError,
     UnsupportedError,
     VerificationError,
     warn,
@@ -28,6 +29,7 @@ from morphgraph.onnx_io import (
     values_of,
 )
 from morphgraph.onnx_io.inputs import Inputs
+from morphgraph.onnx_io.model import root_cause
 from morphgraph.options import Start
 from morphgraph.origin import Origin
 from morphgraph.passes.canonical.fold_affine import fold_affine
@@ -185,6 +187,11 @@ def _in_torch(compared: Callable[..., VerifyReport], refusal: UnsupportedError) 
         return replace(compared(runner=run), by="PyTorch")
     except UnsupportedError as error:
         raise UnsupportedError(f"{refusal}; nor can it be checked in PyTorch: {error}") from error
+    except MorphError:
+        raise
+    except Exception as error:  # PyTorch's errors share no base class
+        words = f"{type(error).__name__}: {escape(root_cause(error))}"
+        raise UnsupportedError(f"{refusal}; nor does PyTorch run it: {words}") from error
 
 
 def with_weights(graph: ChannelGraph, weights: "Weights") -> ChannelGraph:

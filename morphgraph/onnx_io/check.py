@@ -50,13 +50,16 @@ def check_proto(proto: onnx.ModelProto, folder: str | None, elsewhere: Container
         UnsupportedError: the model is valid, but holds sparse weights.
     """
     _check_versions(proto)
+    if not proto.graph.output:
+        raise ModelError("not a valid model: it has no outputs; export it again")
     scopes = [_Scope.of_graph(proto.graph, None, -1)]
     for function in proto.functions:
         _check_text(function.name, function.domain, function.overload, *function.attribute)
         scopes.append(_Scope.of_function(function))
     for scope in scopes:  # grows while subgraphs are found
         if scope.graph is not None:
-            _check_graph(scope.graph, folder, elsewhere if scope is scopes[0] else ())
+            is_main = scope is scopes[0]
+            _check_graph(scope.graph, folder, elsewhere if is_main else (), is_main)
         for index, node in enumerate(scope.nodes):
             _check_text(node.name, node.op_type, node.domain, node.doc_string)
             _check_text(*node.input, *node.output)
@@ -172,7 +175,9 @@ def check_opset(version: int) -> None:
         )
 
 
-def _check_graph(graph: onnx.GraphProto, folder: str | None, elsewhere: Container[str]) -> None:
+def _check_graph(
+    graph: onnx.GraphProto, folder: str | None, elsewhere: Container[str], is_main: bool
+) -> None:
     _check_text(graph.name, graph.doc_string)
     for tensor in graph.initializer:
         if tensor.name in elsewhere:
@@ -195,7 +200,7 @@ def _check_graph(graph: onnx.GraphProto, folder: str | None, elsewhere: Containe
             where = f"{role} '{escape(info.name)}'"
             _check_text(info.name, info.doc_string)
             tensor_type = info.type.tensor_type
-            if tensor_type.elem_type:
+            if tensor_type.elem_type or (role == "input" and is_main):
                 _dtype(tensor_type.elem_type, where)
             _check_text(*(dim.dim_param for dim in tensor_type.shape.dim))
             # PaddlePaddle writes -1 for a size that is open.

@@ -378,6 +378,7 @@ def _from_proto(
     if not is_sorted:
         model.graph.sort()
     _open_negative_sizes(model)
+    _forget_false_types(model)
     if standard_opset(proto) != version:
         warn(
             f"{where}: opset {version} is raised to {MIN_OPSET}, the oldest supported",
@@ -409,6 +410,22 @@ def _open_negative_sizes(model: ir.Model) -> None:
                 f"{value.name}_{axis}" if size == -1 else size
                 for axis, size in enumerate(value.shape)
             )
+
+
+def _forget_false_types(model: ir.Model) -> None:
+    """Take types and shapes of weights from their tensors, and those that name no type as unknown.
+
+    A file may declare both once more, and otherwise.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and not value.is_graph_input():
+                value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.dtype == ir.DataType.UNDEFINED:
+                value.type = None
 
 
 def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:

@@ -17,6 +17,9 @@ _CONVERTER_ERRORS = (
     RuntimeError,
     ValueError,
     IndexError,
+    TypeError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
     onnx.version_converter.ConvertError,
 )
 _FREE_INITIALIZERS = 4  # the IR version from which initializers need not be inputs

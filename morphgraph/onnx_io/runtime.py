@@ -1,5 +1,6 @@
 """Running models in ONNX Runtime."""
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,6 +86,7 @@ def session(
         raise _refused(error) from error
 
 
+_MOST_NUMBERS = 2**40  # of an input
 _PROVIDERS = ["CPUExecutionProvider"]
 
 _COPYING_OPTIMIZERS = ["ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion"]
@@ -285,7 +287,17 @@ _SET = 0.75
 def random_array(
     generator: np.random.Generator, shape: Shape, dtype: np.dtype[Any], draw: Draw = DRAWS[0]
 ) -> Array:
-    """Standard normal numbers; of integers and booleans 0 or 1, a valid index wherever one is."""
+    """Standard normal numbers; of integers and booleans 0 or 1, a valid index wherever one is.
+
+    Raises:
+        UnsupportedError: no machine can hold so many.
+    """
+    if math.prod(shape) > _MOST_NUMBERS:
+        sizes = "x".join(map(str, shape))
+        raise UnsupportedError(
+            f"an input of {sizes} does not fit into any memory; give a smaller one with "
+            "--input-shape (input_shapes)"
+        )
     if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
         return generator.integers(0, 2, shape).astype(dtype)
     return draw(generator, shape).astype(dtype)

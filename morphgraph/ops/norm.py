@@ -129,11 +129,11 @@ class LayerNormalization(Affine):
         rank = len(n.shape(0))
         kept, normed = _split_axes(rank, axis)
         ones = " ".join("1" for _ in normed.split())
-        scale = normed if len(n.shape(1)) == len(normed.split()) else "*r"
+        scale, offset = (_spread(n, port, f"{kept} {normed}") for port in (1, 2))
         statistics = f"{kept} {ones}"
         return from_line(
             n,
-            f"{kept} {normed}, {scale}, {scale} -> {kept} {normed}, {statistics}, {statistics}",
+            f"{kept} {normed}, {scale}, {offset} -> {kept} {normed}, {statistics}, {statistics}",
             statistical=normed,
         )
 
@@ -173,7 +173,7 @@ class RMSNormalization(Affine):
     @staticmethod
     def describe(n: OpNode, *, axis: int = -1) -> Description:
         kept, normed = _split_axes(len(n.shape(0)), axis)
-        scale = normed if len(n.shape(1)) == len(normed.split()) else "*r"
+        scale = _spread(n, 1, f"{kept} {normed}")
         return from_line(n, f"{kept} {normed}, {scale} -> {kept} {normed}", statistical=normed)
 
     @staticmethod
@@ -237,6 +237,15 @@ def _split_axes(rank: int, axis: int) -> tuple[str, str]:
     first = axis % rank
     names = [f"{'a' if k < first else 'c'}{k}" for k in range(rank)]
     return " ".join(names[:first]), " ".join(names[first:])
+
+
+def _spread(n: OpNode, port: int, names: str) -> str:
+    """The axes of a scale or shift, by the names of those that broadcasting lays them on."""
+    if not n.has(port) or not 0 < len(n.shape(port)) <= len(n.shape(0)):
+        return "*r"
+    sizes = n.shape(port)
+    laid_on = zip(sizes, names.split()[-len(sizes) :], n.shape(0)[-len(sizes) :], strict=True)
+    return " ".join("1" if size == 1 < whole else name for size, name, whole in laid_on)
 
 
 @op("LRN")

@@ -1,5 +1,6 @@
 """Models on their way into a runtime: as files, with nodes that have names of their own."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 import onnx
 import onnx_ir as ir
 
-from morphgraph.errors import ModelError, MorphError, UnsupportedError
+from morphgraph.errors import ModelError, MorphError, MorphWarning, UnsupportedError
 from morphgraph.onnx_io import as_model, escape, save
 from morphgraph.runtimes.base import Source
 from morphgraph.runtimes.origins import Nodes, node_name
@@ -46,7 +47,9 @@ class Held:
         Args:
             named: whether every node has a name of its own there: it is these that a runtime tells.
         """
-        read = self.read  # what is broken or hostile is refused before a runtime sees it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MorphWarning)
+            read = self.read  # what is broken or hostile is refused before a runtime sees it
         wanting = named and not _names_are_unique(read.graph)
         if isinstance(self._model, str | PathLike) and not wanting:
             yield Path(self._model).absolute()

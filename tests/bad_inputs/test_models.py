@@ -635,6 +635,30 @@ def external_offset_of_10000_digits(path: Path, tensor: TensorProto) -> str:
     return "data.bin"
 
 
+# Found by tools/fuzz.py.
+
+
+@changed_model("no outputs")
+def no_outputs(proto: onnx.ModelProto) -> None:
+    proto.graph.ClearField("output")
+
+
+@changed_model("input 'x'", "data type is not set")
+def input_without_type(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.elem_type = 0
+
+
+@changed_model("node 'conv0'", "would have the size -")
+def kernel_larger_than_its_input(proto: onnx.ModelProto) -> None:
+    array = np.zeros((8, 3, 3, 30), np.float32)
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(array, "w1"))
+
+
+@changed_model("axis 2 of 'x'", str(2**62))
+def input_without_end(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 2**62
+
+
 # The bad file comes first, second (a resized model, or one that is timed beside a sound one).
 COMMANDS: dict[str, list[str]] = {
     "analyze": ["analyze", "bad.onnx"],

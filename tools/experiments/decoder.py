@@ -127,11 +127,11 @@ def train(folder: Path, steps: int) -> None:
     )
     state, first = folder / "training.pt", 0
     if state.exists():
-        kept = torch.load(state)
+        kept = torch.load(state, weights_only=True)
         network.load_state_dict(kept["network"])
         optimizer.load_state_dict(kept["optimizer"])
         first = int(kept["step"])
-    ids = np.load(folder / "train.npy", mmap_mode="r")
+    ids = np.load(folder / "train.npy", mmap_mode="r", allow_pickle=False)
     began = time.perf_counter()
     for step in range(first, steps):
         warm, along = min(1.0, (step + 1) / 100), step / steps
@@ -151,7 +151,7 @@ def train(folder: Path, steps: int) -> None:
             torch.save({**kept, "step": step + 1}, state.with_suffix(".new"))
             state.with_suffix(".new").replace(state)
             network.save_pretrained(folder)
-    known = perplexity(network, np.load(folder / "held_out.npy"))
+    known = perplexity(network, np.load(folder / "held_out.npy", allow_pickle=False))
     (folder / "trained.json").write_text(json.dumps({"steps": steps, "perplexity": known}))
     print(f"perplexity on held-out text: {known:.2f}", flush=True)
 

@@ -74,14 +74,14 @@ class Material:
     @cached_property
     def text(self) -> NDArray[np.int64]:
         """Calibration, ``[SEQUENCES, LENGTH]``: other places of the training text for each seed."""
-        ids = np.load(self.folder / "train.npy", mmap_mode="r")
+        ids = np.load(self.folder / "train.npy", mmap_mode="r", allow_pickle=False)
         places = np.random.default_rng(1000 + self.seed).integers(len(ids) - LENGTH, size=SEQUENCES)
         return np.stack([ids[at : at + LENGTH] for at in places]).astype(np.int64)
 
     @cached_property
     def judged(self) -> NDArray[np.int64]:
         """Files that neither the training nor the calibration has seen."""
-        ids = np.load(self.folder / "held_out.npy")[-JUDGED * LENGTH :]
+        ids = np.load(self.folder / "held_out.npy", allow_pickle=False)[-JUDGED * LENGTH :]
         return ids.reshape(JUDGED, LENGTH).astype(np.int64)
 
     @cached_property

@@ -63,7 +63,7 @@ def crops(packages: Path, size: int, part: int, count: int, rng: np.random.Gener
         name: Image.open(packages / name).convert("RGB")
         for name in {face.file for face in _FACES[part]} | set(_OTHERS[part])
     }
-    small = np.load(packages / _SMALL)
+    small = np.load(packages / _SMALL, allow_pickle=False)
     half = len(small) // 2
     own = np.concatenate([np.arange(half)[part::2], half + np.arange(half)[part::2]])
     found = []

@@ -194,7 +194,7 @@ def _minilm(subject: Subject, runs: Path) -> Material:
         runs / "trained" / "minilm-sentences.npz",
         lambda at: _save(at, tokens(sentences(), folder / "tokenizer.json")),
     )
-    with np.load(kept) as file:
+    with np.load(kept, allow_pickle=False) as file:
         feeds = dict(file)
     order = np.random.default_rng(subject.seed).permutation(len(feeds["input_ids"]))
     inputs, test = (

@@ -304,7 +304,7 @@ def run_file(path: Path, feeds: Mapping[str, Any]) -> Arrays:
 def examine_file(entry: FileEntry, note: Callable[[FileFindings], None]) -> FileFindings:
     """The row of an entry whose file is prepared."""
     at_model, at_arrays, _ = paths(entry)
-    with np.load(at_arrays) as arrays:
+    with np.load(at_arrays, allow_pickle=False) as arrays:
         feeds = {name: arrays[name] for name in arrays}
     keeps_open = isinstance(entry, DecoderEntry)
     return FileExamination(blank(entry), at_model, feeds, note, keeps_open=keeps_open).run()

@@ -92,7 +92,7 @@ def note_memory(entry: Entry, mib: float) -> None:
 def stored(entry: Entry) -> tuple[ir.Model, Feeds, list[np.ndarray[Any, Any]], Prepared]:
     """What ``prepare`` stored: the model, its inputs, PyTorch's outputs, facts."""
     at_model, at_arrays, at_facts = paths(entry)
-    with np.load(at_arrays) as arrays:
+    with np.load(at_arrays, allow_pickle=False) as arrays:
         feeds = {key[3:]: arrays[key] for key in arrays if key.startswith("in:")}
         count = sum(key.startswith("out:") for key in arrays)
         outputs = [arrays[f"out:{index}"] for index in range(count)]
