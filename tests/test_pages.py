@@ -68,8 +68,8 @@ def test_the_guide_shows_what_commands_print(
     }
     page.run()
     assert len(page.printed) >= 11
-    (vocabulary,) = [group for group in page.names["plan"].groups.values() if group.width == 9000]
-    assert sum(end - start for start, end in vocabulary.keep) == 8000
+    changed = page.names["plan"].groups.values()
+    assert {sum(end - start for start, end in group.keep) for group in changed} == {8000}
     assert page.code == 1
 
 
@@ -88,7 +88,7 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "net": net.train(),
         "inputs": inputs,
         "example": image(),
-        "batches": [(x, torch.arange(64) % 10)] * 60,
+        "batches": [(x[:16], torch.arange(16) % 10)] * 120,
         "criterion": torch.nn.CrossEntropyLoss(),
         "optimizer": torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0),
     }
