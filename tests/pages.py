@@ -2,8 +2,8 @@
 
 ``python`` blocks run as they stand. Of ``console`` blocks every ``$ morphgraph`` command runs, in
 this process, and must print what is shown; ``...`` stands for anything, and digits for others, for
-they depend on the machine. Commands of ``sh`` blocks run and must succeed. ``pycon`` blocks are
-doctests, which pytest collects by itself.
+they depend on the machine. A command that is shown with an error must fail. Commands of ``sh``
+blocks run and must succeed. ``pycon`` blocks are doctests, which pytest collects by itself.
 """
 
 import contextlib
@@ -31,6 +31,8 @@ class Page:
     path: Path
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})
     printed: dict[str, str] = field(default_factory=dict)
+    without: str = "(?!)"  # commands that do not run: a regular expression
+    code: int = 0
 
     @property
     def text(self) -> str:
@@ -49,11 +51,21 @@ class Page:
                     self.console(command, expected)
             elif language == "sh":
                 for line in commands(block):
-                    self.printed[line] = start(line)
+                    if not re.search(self.without, line):
+                        self.printed[line] = start(line)
 
     def console(self, command: str, expected: str) -> None:
-        """Run a command and compare what it prints, standard output before notes."""
-        found = self.printed[command] = start(command)
+        """Run a command and compare what it prints; the files that it wrote come last."""
+        if re.search(self.without, command):
+            return
+        if command == "echo $?":
+            found = f"{self.code}\n"
+        elif expected.startswith("morphgraph: error"):
+            self.code, _, found = started(command)
+            assert self.code
+        else:
+            found = start(command)
+        self.printed[command] = found
         one, other = (
             _FIGURE.sub("#", text.replace("...\n", "ANYTHING\n")) for text in (expected, found)
         )
@@ -72,11 +84,18 @@ def commands(block: str) -> Iterator[str]:
 
 
 def start(command: str) -> str:
-    """What a command of this program prints; it must succeed."""
+    """What a command of this program prints, and which files it wrote; it must succeed."""
+    code, out, notes = started(command)
+    assert code == 0, f"{command}: {notes}"
+    written = [line for line in notes.splitlines(keepends=True) if line.startswith("wrote ")]
+    return "".join([out, *written])
+
+
+def started(command: str) -> tuple[int, str, str]:
+    """The exit code of a command of this program, what it prints, and its notes."""
     program, *arguments = shlex.split(command, comments=True)
     assert program == "morphgraph", command
     out, notes = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(notes):
         code = main(arguments)
-    assert code == 0, f"{command}: {notes.getvalue()}"
-    return out.getvalue()
+    return code, out.getvalue(), notes.getvalue()

@@ -4,8 +4,7 @@
     python tools/check_wheel.py python3.13 --keep     # this one; the folder stays
 
 Each interpreter gets an environment of its own, the wheel with what it requires, and a model to
-analyze, plan, apply and verify in an empty folder. For versions that are not on this machine
-``--resolve 3.13`` asks pip whether everything that is required has a wheel for them.
+analyze, plan, apply and verify in an empty folder.
 """
 
 import argparse
@@ -136,14 +135,7 @@ def use(wheel: Path, interpreter: str, folder: Path) -> None:
     for command in COMMANDS:
         out = run(environment / "bin" / "morphgraph", *command.split(), cwd=place)
         print(f"  {command}: {(out.strip().splitlines() or ['done'])[-1]}", flush=True)
-
-
-def resolve(wheel: Path, version: str, folder: Path) -> None:
-    """Ask pip for wheels of everything that is required, for a Python that is not here."""
-    line = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-    line += ["--python-version", version, "--only-binary", ":all:", "--target", str(folder / "no")]
-    run(*line, "-c", ROOT / "constraints.txt", wheel)
-    print(f"Python {version}: everything that is required has a wheel", flush=True)
+    shutil.rmtree(environment)  # torch takes gigabytes
 
 
 def interpreters() -> list[str]:
@@ -169,7 +161,6 @@ def _starts(interpreter: str) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("interpreter", nargs="*", default=interpreters())
-    parser.add_argument("--resolve", nargs="*", default=[], metavar="3.13")
     parser.add_argument("--keep", action="store_true", help="keep the folder, and say where it is")
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="morphgraph-wheel-"))
@@ -181,8 +172,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{sdist.name} {sdist.stat().st_size:,}, {wheel.name} {wheel.stat().st_size:,} bytes")
         for interpreter in [] if faults else options.interpreter:
             use(wheel, interpreter, folder)
-        for version in options.resolve:
-            resolve(wheel, version, folder)
     finally:
         if options.keep:
             print(folder)

@@ -22,6 +22,8 @@ BESIDE = DOCS / "_repository"  # ignored by git
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "findings/README.md")
 _KINDS = {".py": "python", ".sh": "bash", ".yml": "yaml", ".yaml": "yaml", ".toml": "toml"}
 
+# Says that a page need not stand in the navigation.
+_ORPHAN = "---\norphan: true\n---\n"
 _FENCE = re.compile(r"(^ *```.*?^ *```)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!`)(\[[^\]\[]+\]\()([^)\s]+)(\))")
 
@@ -106,13 +108,13 @@ def shown(file: Path) -> str:
     if file.is_file():
         place, language = path.relpath(file, BESIDE), _KINDS[file.suffix]
         code = f"```{{literalinclude}} {place}\n:language: {language}\n```"
-        return f"---\norphan: true\n---\n# {name}\n\n{code}\n"
+        return f"{_ORPHAN}# {name}\n\n{code}\n"
     lines = [
         f"- [{entry.name}]({path.relpath(page_of(entry) or entry, BESIDE)}){_first_line(entry)}"
         for entry in sorted(file.iterdir())
         if entry.is_file() and (entry.suffix in _KINDS or entry.suffix == ".json")
     ]
-    return f"---\norphan: true\n---\n# {name}\n\n" + "\n".join(lines) + "\n"
+    return f"{_ORPHAN}# {name}\n\n" + "\n".join(lines) + "\n"
 
 
 def _first_line(file: Path) -> str:
@@ -130,8 +132,8 @@ def write_beside() -> None:
     for name in PAGES:
         page = ROOT / name
         if page.is_file():
-            text = page.read_text(encoding="utf-8")
-            wanted[page_of(page)] = _images(rewritten(text, page.parent, BESIDE), page.parent)
+            text = rewritten(page.read_text(encoding="utf-8"), page.parent, BESIDE)
+            wanted[page_of(page)] = f"{_ORPHAN}{_images(text, page.parent)}"
     for old in set(BESIDE.glob("*.md")) - wanted.keys():
         old.unlink()
     for file, text in wanted.items():

@@ -24,9 +24,11 @@ def timed(words: str, *line: str | Path, cwd: Path, path: str | None = None) -> 
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     if path is not None:
         environment["PATH"] = f"{path}:{environment['PATH']}"
-    subprocess.run(
-        [str(word) for word in line], cwd=cwd, env=environment, check=True, capture_output=True
+    done = subprocess.run(
+        [str(word) for word in line], cwd=cwd, env=environment, capture_output=True, text=True
     )
+    if done.returncode:
+        raise SystemExit(f"{words}: {done.stderr}")
     seconds = time.perf_counter() - started
     print(f"{seconds:7.1f} s  {words}", flush=True)
     return seconds
