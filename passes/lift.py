@@ -43,7 +43,8 @@ def lift(
     """
     shapes = {name: tuple(sizes) for name, sizes in (input_shapes or {}).items()}
     with without_collector():
-        canonical = canonicalize(as_model(model), shapes or None, open_defaults=True)
+        read = as_model(model)
+        canonical = canonicalize(read, shapes or None, open_defaults=True, is_own=read is not model)
         couplings = couple(canonical, pin_outputs, pin_rows)
         # Without an attention the choice makes no difference, and plans for both are the same.
         chosen: Attention = attention if couplings.eager or couplings.reluctant else "heads"

@@ -2,12 +2,12 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from morphgraph.benchmark.compare import bench
+from morphgraph.benchmark.compare import BenchResult, bench
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile
 from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
@@ -201,28 +201,23 @@ class _Search:
 
 
 def _original(graph: ChannelGraph, profile: DeviceProfile, seconds: float, seed: int) -> float:
-    found = bench(
-        [graph.model],
-        runtimes=[profile.runtime],
-        threads=profile.threads,
-        seconds=seconds,
-        seed=seed,
-    )
-    return found.models[0].p50_ms
+    return _timed([graph.model], profile, seconds, seed).models[0].p50_ms
 
 
 def _share(
     graph: ChannelGraph, model: ir.Model, profile: DeviceProfile, seconds: float, seed: int
 ) -> tuple[float, float, float]:
     """Share of the original's time, its uncertainty, and the original's milliseconds."""
-    found = bench(
-        [graph.model, model],
-        runtimes=[profile.runtime],
-        threads=profile.threads,
-        seconds=seconds,
-        seed=seed,
-    )
-    original, other = found.models
+    original, other = _timed([graph.model, model], profile, seconds, seed).models
     assert other.speedup is not None
     low, high = other.speedup_interval or (other.speedup, other.speedup)
     return 1 / other.speedup, (high - low) / (2 * other.speedup), original.p50_ms
+
+
+def _timed(
+    models: Sequence[ir.Model], profile: DeviceProfile, seconds: float, seed: int
+) -> BenchResult:
+    """The models side by side, as the device was measured."""
+    return bench(
+        models, runtimes=[profile.runtime], threads=profile.threads, seconds=seconds, seed=seed
+    )

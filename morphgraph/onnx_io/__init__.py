@@ -27,6 +27,7 @@ from morphgraph.onnx_io.keys import (
 from morphgraph.onnx_io.model import (
     add_constant_names,
     bind_inputs,
+    bind_own_inputs,
     buffer_names,
     checker_refusal,
     constant_names,
@@ -76,6 +77,7 @@ __all__ = [
     "add_constant_names",
     "as_model",
     "bind_inputs",
+    "bind_own_inputs",
     "buffer_names",
     "captured_values",
     "checker_refusal",

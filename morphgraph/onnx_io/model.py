@@ -32,7 +32,11 @@ def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Mode
     Raises:
         ModelError: there is no such input, or its rank or a fixed size is another.
     """
-    bound = model.clone()
+    return bind_own_inputs(model.clone(), shapes)
+
+
+def bind_own_inputs(bound: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Model:
+    """The same of a model that is nobody else's: it is changed, and returned."""
     inputs = {value.name: value for value in bound.graph.inputs if not value.is_initializer()}
     sizes: dict[str, int | None] = {}
     for name, shape in shapes.items():

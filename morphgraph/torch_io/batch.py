@@ -35,6 +35,10 @@ from morphgraph.torch_io.functions import fused, stepwise
 _GROWTH = 3  # times the batch of the export
 _MOST_CHOICES = 1000  # tried before giving up
 _BATCH_FIRST = (_ConvNd, _NormBase, _MaxPoolNd, _AvgPoolNd)
+_POINTWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Dropout, nn.Identity),
+)
 _RECURRENT = (fused, stepwise)
 _COMPETING = (torch.softmax, torch.log_softmax, torch.argmax)
 
@@ -68,6 +72,8 @@ def free_batch(net: fx.GraphModule, examples: list[torch.Tensor], dynamic: bool)
         freed.run(examples)
     except _FixedError as reason:
         return str(reason)
+    if not (freed.edits or freed.guessed):
+        return "free"
     original = deepcopy(net.graph)
     freed.apply()
     if freed.guessed and not _keeps_samples_apart(net, examples, freed.output_axes()):
@@ -110,9 +116,26 @@ class _OnShapes(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = super().fetch_attr(target)
         assert isinstance(module, nn.Module)
+        result = _known_result(module, *args)
+        if result is not None:
+            return result
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         shapes = {name: tensor.to("meta") for name, tensor in state.items()}
         return torch.func.functional_call(module, shapes, args, kwargs)
+
+
+def _known_result(module: nn.Module, x: Any, *others: Any) -> torch.Tensor | None:
+    """What a module gives on shapes, where that is clear without running it, which takes longer."""
+    if others or not isinstance(x, torch.Tensor):
+        return None
+    match module:
+        case nn.LayerNorm() if x.shape[-len(module.normalized_shape) :] == module.normalized_shape:
+            return x
+        case nn.Linear() if x.ndim and x.shape[-1] == module.in_features:
+            return x.new_empty((*x.shape[:-1], module.out_features))
+        case _NormBase() if x.ndim > 1 and x.shape[1] == module.num_features:
+            return x
+    return x if isinstance(module, _POINTWISE) else None
 
 
 class _Freed:
@@ -126,6 +149,11 @@ class _Freed:
         self.reshapes: dict[fx.Node, Shape] = {}
         self.repeats: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         self.guessed = False
+
+    @property
+    def edits(self) -> bool:
+        """Whether the graph has to change."""
+        return bool(self.reshapes or self.repeats)
 
     @property
     def env(self) -> dict[fx.Node, Any]:

@@ -23,7 +23,6 @@ from morphgraph.errors import UnsupportedError, warn
 from morphgraph.onnx_io import (
     BUFFERS_KEY,
     FROZEN_KEY,
-    ORIGINAL_KEY,
     PARAMETERS_KEY,
     TIED_KEY,
     checker_refusal,
@@ -105,10 +104,7 @@ def export(
     _clean(model)
     parameters = dict(net.named_parameters(remove_duplicate=False))
     model.metadata_props[PARAMETERS_KEY] = json.dumps(_own_names(model, parameters))
-    model = canonicalize(model)
-    del model.meta[
-        ORIGINAL_KEY
-    ]  # of what the exporter wrote around the network, nothing comes back
+    model = canonicalize(model, is_own=True, keep_original=False)
     _restore_first_names(model, net)
     _name_results(model, results)
     _check_parameters(model, parameters, used)

@@ -11,11 +11,11 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript.function_libs.torch_lib import ops as _torchlib_ops  # noqa: F401, fills the registry
-from onnxscript.function_libs.torch_lib.registration import default_registry
 from torch import fx, nn
-from torch._export.utils import _check_valid_to_preserve, _is_cia_op
+from torch._decomp import _core_aten_decompositions_post_autograd
+from torch._export.utils import _check_valid_to_preserve, _is_cia_op, _is_preservable_cia_op
 from torch._ops import OpOverload
+from torch.export.decomp_utils import PRESERVED_ATEN_CIA_OPS
 from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
 from torch.onnx._internal.exporter import _core, _flags, _ir_passes
 from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
@@ -26,6 +26,7 @@ from torch.onnx._internal.fx.passes import type_promotion
 from morphgraph.torch_io.arguments import Call
 from morphgraph.torch_io.capture import capture
 from morphgraph.torch_io.repeats import Repeating
+from morphgraph.torch_io.torchlib import default_registry
 
 aten = torch.ops.aten
 _translated: Callable[..., Any] = _core._exported_program_to_onnx_program  # noqa: SLF001
@@ -45,7 +46,7 @@ def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) 
         Exception: anything, where this is not known to give the same.
     """
     registry = _Registry(max(opset, TORCHLIB_OPSET))
-    captured = capture(net, call, registry.is_kept, _decompositions())
+    captured = capture(net, call, registry.is_kept, _Decompositions())
     _promote(captured.graph_module)
     program = _translated(captured, registry=registry)
     model: ir.Model = onnxscript_apis.convert_version(program.model, opset)
@@ -53,13 +54,24 @@ def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) 
     return model
 
 
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Those that the exporter uses, and the inference form of batch normalization."""
-    return {
-        **torch._decomp.decomposition_table,  # noqa: SLF001
-        **torch.export.default_decompositions(),
-        aten.native_batch_norm.default: _inferred_batch_norm,
-    }
+class _Decompositions:
+    """What operators consist of, as the exporter takes them apart.
+
+    ``torch.export.default_decompositions`` lists all composite operators first, which takes longer
+    than most exports need for them.
+    """
+
+    def __init__(self) -> None:
+        self._core = _core_aten_decompositions_post_autograd()
+
+    def __call__(self, target: OpOverload) -> Callable[..., Any] | None:
+        """The decomposition of an operator, if there is one."""
+        if target in _OWN:
+            return _OWN[target]
+        is_composite = target not in self._core and target not in PRESERVED_ATEN_CIA_OPS
+        if is_composite and _is_preservable_cia_op(target):
+            return target.decompose
+        return torch._decomp.decomposition_table.get(target)  # noqa: SLF001
 
 
 def _inferred_batch_norm(
@@ -77,6 +89,27 @@ def _inferred_batch_norm(
     operands = (x, weight, bias, mean, variance)
     infer = aten._native_batch_norm_legit_no_training.default  # noqa: SLF001
     return infer(*operands, momentum, eps)
+
+
+def _composite_batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    variance: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,  # noqa: ARG001, part of the operator
+) -> Any:
+    """By one step what PyTorch takes apart by several, which come to the same."""
+    return _inferred_batch_norm(x, weight, bias, mean, variance, training, momentum, eps)[0]
+
+
+_OWN: dict[OpOverload, Callable[..., Any]] = {
+    aten.native_batch_norm.default: _inferred_batch_norm,
+    aten.batch_norm.default: _composite_batch_norm,
+}
 
 
 class _Registry(ONNXRegistry):

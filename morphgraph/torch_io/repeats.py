@@ -6,13 +6,16 @@ few operators with few sizes, again and again. So what a call has written is wri
 next one of the same sizes, with other operands.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 from onnxscript import evaluator
+from torch.onnx._internal.exporter import _building
 from torch.onnx._internal.exporter._tensors import SymbolicTensor
 
 _PLAIN = (bool, int, str, type(None))
@@ -53,13 +56,37 @@ class Repeating:
         recorder = evaluator.default()
         if key not in self._written:
             before = len(recorder.nodes), len(recorder.constant_farm)  # type: ignore[attr-defined]
-            result = self.function(*args, **kwargs)
+            with evaluator.default_as(_Knowing(recorder)):
+                result = self.function(*args, **kwargs)
             self._written[key] = _template(recorder, before, operands, result)
             return result
         template = self._written[key]
         if template is None:
             return self.function(*args, **kwargs)
         return _repeated(recorder, template, operands)
+
+
+class _Knowing(_building.OpRecorder):
+    """A recorder for the nodes of another one that reads each operator's signature once."""
+
+    def __init__(self, recorder: Any) -> None:
+        super().__init__(recorder.opset, recorder.constant_farm)
+        self.nodes, self.functions = recorder.nodes, recorder.functions
+
+    def eval(self, schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Record a node; its results."""
+        signature = _signature(schema.domain, schema.name, schema.since_version)
+        inputs, attributes = _building._construct_named_inputs_and_attrs(  # noqa: SLF001
+            signature, args, kwargs
+        )
+        count = _building._determine_output_number(signature, attributes)  # noqa: SLF001
+        outputs = self._call_op(signature, inputs, attributes, count)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+@cache
+def _signature(domain: str, name: str, version: int) -> ir.schemas.OpSignature:
+    return ir.schemas.OpSignature.from_op_schema(onnx.defs.get_schema(name, version, domain))
 
 
 class _UnlikeError(Exception):

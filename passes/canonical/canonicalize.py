@@ -23,6 +23,7 @@ from morphgraph.onnx_io import (
     ORIGINAL_KEY,
     PARAMETERS_KEY,
     bind_inputs,
+    bind_own_inputs,
     escape,
     is_unsized,
     keep_known_names,
@@ -55,6 +56,8 @@ def canonicalize(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     *,
     open_defaults: bool = False,
+    is_own: bool = False,
+    keep_original: bool = True,
 ) -> ir.Model:
     """The canonical form of a model: a new model that shares its weights with the old one.
 
@@ -68,6 +71,8 @@ def canonicalize(
         input_shapes: sizes for inputs; an input named here becomes static.
         open_defaults: initializers that are inputs as well, and may be overridden by callers,
             become ordinary inputs; else they are constants.
+        is_own: nobody else has the model, which then may be changed: to copy it takes long.
+        keep_original: note what the model was, for what is written (``restore``).
 
     Raises:
         ModelError: operands do not fit together, or the size of an input is not known; where
@@ -78,7 +83,8 @@ def canonicalize(
     if model.meta.get(CANONICAL_KEY) and not input_shapes and not has_defaults:
         return model
     check_opset(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
-    bound = bind_inputs(model, input_shapes or {})
+    changes = is_own and not input_shapes
+    bound = bind_own_inputs(model, {}) if changes else bind_inputs(model, input_shapes or {})
     note_declared(bound, model, open_defaults)
     declared = bound.meta[DECLARED_KEY]
     _check_inputs(bound)
@@ -92,13 +98,15 @@ def canonicalize(
     if symbols:
         bound = keep_sizes_dynamic(related, symbols, _fold)
     else:
-        bound = original.clone()
+        bound = original.clone() if keep_original else original
         _fold(bound, frozenset())
     untie_constants(bound)
     note_lengths(bound)
     note_expected(bound)
     _warn_of_unsized(bound.graph)
-    bound.meta.update({CANONICAL_KEY: True, DECLARED_KEY: declared, ORIGINAL_KEY: original})
+    bound.meta.update({CANONICAL_KEY: True, DECLARED_KEY: declared})
+    if keep_original:
+        bound.meta[ORIGINAL_KEY] = original
     return bound
 
 

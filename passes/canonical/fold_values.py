@@ -7,7 +7,7 @@ known to be within bounds. Whole parts of a model run in ONNX Runtime instead
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import onnx.reference.ops
@@ -20,7 +20,15 @@ from morphgraph.ops import facts_of, listed_parameters
 
 FOLD_LIMIT_BYTES = 16 * 2**20  # of one result, or of one operand
 _FILL_LIMIT_BYTES = 2**31  # of a weight that is one repeated number and takes no memory
+_REPEATED_BYTES = 4096  # of operands and results that are remembered
 
+_PLAIN_ATTRIBUTES = frozenset(
+    {
+        *(ir.AttributeType.FLOAT, ir.AttributeType.FLOATS),
+        *(ir.AttributeType.INT, ir.AttributeType.INTS),
+        *(ir.AttributeType.STRING, ir.AttributeType.STRINGS),
+    }
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +45,7 @@ class KnownValues:
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
         self._varying: dict[ir.Value, ir.TensorProtocol] = {}
+        self._computed: dict[Hashable, list[Array]] = {}
         listed = listed_parameters(model)
         self.parameters = set(listed or ())
         self.lists_parameters = listed is not None
@@ -56,11 +65,46 @@ class KnownValues:
         """The tensor of a constant, or what a varying value is at the present input sizes."""
         return None if value is None else self._varying.get(value, self.constant(value))
 
+    def compute(
+        self, node: ir.Node, opset: int, operands: Sequence[ir.TensorProtocol | None]
+    ) -> list[Array] | None:
+        """What a node computes; networks compute the same small sizes again and again."""
+        attributes = plain_attributes(node)
+        given = [tensor for tensor in operands if tensor is not None]
+        if attributes is None or sum(t.nbytes for t in given) > _REPEATED_BYTES:
+            return _computed_arrays(node, opset, operands)
+        key = (
+            (node.op_type, attributes, tuple([value.dtype for value in node.outputs])),
+            tuple([None if t is None else (t.dtype, t.shape.numpy(), _bytes(t)) for t in operands]),
+        )
+        if key not in self._computed:
+            arrays = _computed_arrays(node, opset, operands)
+            if arrays is None or sum(array.nbytes for array in arrays) > _REPEATED_BYTES:
+                return arrays
+            self._computed[key] = arrays
+        return self._computed[key]
+
     def note_varying(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
         """Note what a value that varies with dynamic sizes is at the present input sizes."""
         self._varying[value] = tensor
         value.type = ir.TensorType(tensor.dtype)
         value.shape = ir.Shape(tensor.shape.numpy())
+
+
+def plain_attributes(node: ir.Node) -> Hashable:
+    """A node's attributes; ``None`` where one holds a tensor or a graph."""
+    if any(attribute.type not in _PLAIN_ATTRIBUTES for attribute in node.attributes.values()):
+        return None
+    return tuple(
+        [
+            (name, a.type, tuple(a.value) if isinstance(a.value, list) else a.value)
+            for name, a in node.attributes.items()
+        ]
+    )
+
+
+def _bytes(tensor: ir.TensorProtocol) -> Hashable:
+    return repr(tensor.numpy()) if tensor.dtype == ir.DataType.STRING else tensor.numpy().tobytes()
 
 
 def is_foldable(node: ir.Node) -> bool:
@@ -78,7 +122,7 @@ def computed(node: ir.Node, opset: int, known: KnownValues) -> Sequence[ir.Tenso
         return None
     if node.op_type in ("Shape", "Size"):
         shape = known_shape(node.inputs[0])
-        return None if shape is None else [ir.tensor(_described_shape(node, shape))]
+        return None if shape is None else [ir.Tensor(_described_shape(node, shape))]
     tensors = [known.get(value) for value in node.inputs]
     for value, tensor in zip(node.inputs, tensors, strict=True):
         if value is not None and (
@@ -87,8 +131,8 @@ def computed(node: ir.Node, opset: int, known: KnownValues) -> Sequence[ir.Tenso
             return None
     if node.op_type == "ConstantOfShape":
         return None if tensors[0] is None else _filled(node, tensors[0])
-    arrays = _computed_arrays(node, opset, tensors)
-    return None if arrays is None else [ir.tensor(array) for array in arrays]
+    arrays = known.compute(node, opset, tensors)
+    return None if arrays is None else [ir.Tensor(array) for array in arrays]
 
 
 def _described_shape(node: ir.Node, shape: Shape) -> Array:
@@ -109,7 +153,7 @@ def _filled(node: ir.Node, shape: ir.TensorProtocol) -> list[ir.TensorProtocol] 
     if min(sizes, default=0) < 0 or math.prod(sizes) * filler.itemsize > _FILL_LIMIT_BYTES:
         return None
     # A view with stride 0: the weight takes no memory until it is changed.
-    return [ir.tensor(np.broadcast_to(filler, sizes))]
+    return [ir.Tensor(np.broadcast_to(filler, sizes))]
 
 
 def _computed_arrays(
@@ -170,9 +214,9 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol:
             case "value":
                 return attribute.as_tensor()
             case "value_float" | "value_floats":
-                return ir.tensor(np.array(attribute.value, np.float32))
+                return ir.Tensor(np.array(attribute.value, np.float32))
             case "value_int" | "value_ints":
-                return ir.tensor(np.array(attribute.value, np.int64))
+                return ir.Tensor(np.array(attribute.value, np.int64))
             case "value_string" | "value_strings":
                 return ir.tensor(attribute.value, dtype=ir.DataType.STRING)
     raise ModelError(f"{node_label(node)}: holds no dense value; store it as a tensor")

@@ -6,7 +6,7 @@ For one that ONNX does not have, or for which it infers no shape, the operator's
 (``Op.shape``), and where that is silent ONNX Runtime is asked what comes out (``ask_runtime``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from math import prod
 from typing import Any
 
@@ -20,12 +20,16 @@ from morphgraph.onnx_io.maps import is_map_type
 from morphgraph.ops import Op, OpNode, describe, entry_of, mismatch_hint
 from morphgraph.ops.op import UnsupportedFormError, lookup
 from morphgraph.passes.canonical.ask_runtime import Runtime
-from morphgraph.passes.canonical.fold_values import KnownValues
+from morphgraph.passes.canonical.fold_values import KnownValues, plain_attributes
 
 INFERENCE_DATA = 4096  # elements of an operand that shape inference may look into
+_FLOATS = 64  # of those that are no integers: scales per axis decide on sizes, weights do not
 
 # Operators that ONNX has withdrawn in some version, while ONNX Runtime still runs that.
 _WITHDRAWN = {"GroupNormalization"}
+
+# By result: its type and shape; None where nothing was inferred.
+_Results = tuple[tuple[ir.TypeProtocol | None, ir.Shape | None] | None, ...]
 
 _INFERENCE_ERRORS = (
     onnx.checker.ValidationError,
@@ -70,6 +74,8 @@ class ResultTypes:
         self.opset_protos = [
             onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()
         ]
+        self.schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
+        self.repeated: dict[Hashable, _Results] = {}
 
     def infer(self, node: ir.Node) -> None:
         """Write types and shapes on a node's results; what cannot be inferred stays as declared.
@@ -85,6 +91,10 @@ class ResultTypes:
                 raise self._misfit(node, f"its result '{name}' would have the size {min(sizes)}")
 
     def _infer(self, node: ir.Node) -> None:
+        key = self._key(node)
+        if key in self.repeated:
+            _write(node, self.repeated[key])
+            return
         schema = self._schema(node)
         if schema is None:
             entry = entry_of(node.op_type, node.domain)
@@ -94,8 +104,11 @@ class ResultTypes:
         proto = ir.serde.serialize_node(node)
         if schema.since_version <= self.opsets[node.domain]:
             self._check(node, proto)
-        if self._infer_by_onnx(node, proto, schema):
+        results = self._infer_by_onnx(node, proto, schema)
+        if any(map(_is_sized, results)):
             self._check_reshape(node)
+            if key is not None:
+                self.repeated[key] = results
             return
         entry = lookup(node.op_type, node.domain)
         if entry is not None and entry.shape is not None:
@@ -104,8 +117,42 @@ class ResultTypes:
         if not schema.has_type_and_shape_inference_function:
             self._ask(node, entry)
 
+    def _key(self, node: ir.Node) -> Hashable:
+        """All that ONNX infers a node's results from; ``None`` where that is more than a little."""
+        attributes = plain_attributes(node)
+        if attributes is None:
+            return None
+        operands: list[Hashable] = []
+        for value in node.inputs:
+            if value is None:
+                operands.append(None)
+                continue
+            if type(value.type) is not ir.TensorType or value.dtype == ir.DataType.STRING:
+                return None
+            tensor = self._data(value)
+            numbers = None if tensor is None else tensor.numpy().tobytes()
+            shape = None if value.shape is None else value.shape.dims
+            operands.append((value.dtype, shape, numbers))
+        results = tuple([bool(value.name) for value in node.outputs])
+        kind = node.domain, node.op_type, node.overload
+        return kind, attributes, tuple(operands), results
+
+    def _data(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """The numbers of an operand that inference may look into, where they are known."""
+        tensor = self.known.get(value)
+        if tensor is None or tensor.size > INFERENCE_DATA:
+            return None
+        return None if tensor.dtype.is_floating_point() and tensor.size > _FLOATS else tensor
+
     def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
-        """ONNX's own description of an operator: of the model's opset, else the first later one.
+        """ONNX's own description of an operator."""
+        kind = node.domain, node.op_type
+        if kind not in self.schemas:
+            self.schemas[kind] = self._found_schema(node)
+        return self.schemas[kind]
+
+    def _found_schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
+        """The description in the model's opset, else the first later one.
 
         ONNX Runtime writes operators such as LayerNormalization into models of older opsets.
         """
@@ -139,25 +186,24 @@ class ResultTypes:
 
     def _infer_by_onnx(
         self, node: ir.Node, proto: onnx.NodeProto, schema: onnx.defs.OpSchema
-    ) -> bool:
-        """Write what ONNX infers; whether a shape is among it."""
+    ) -> _Results:
+        """Write what ONNX infers, and return it."""
         operands = [value for value in (*node.inputs, *captured_values(node)) if value is not None]
         types = {v.name or "": t for v in operands if (t := _type_proto(v)) is not None}
         if schema.deprecated or any(value.name not in types for value in operands):
-            return False
+            return ()
         data = {
             value.name or "": ir.serde.serialize_tensor(tensor)
             for value in operands
-            if (tensor := self.known.get(value)) is not None and tensor.size <= INFERENCE_DATA
+            if (tensor := self._data(value)) is not None
         }
         try:
             inferred = self._inferred(schema, proto, types, data)
         except _INFERENCE_ERRORS as error:
             raise self._misfit(node, escape(" ".join(str(error).split()))) from error
-        for output in node.outputs:
-            if output.name in inferred:
-                _refine(output, inferred[output.name])
-        return any(t.tensor_type.HasField("shape") for t in inferred.values())
+        results = tuple(_read(inferred.get(output.name or "")) for output in node.outputs)
+        _write(node, results)
+        return results
 
     def _check_reshape(self, node: ir.Node) -> None:
         """Refuse a Reshape to another number of elements, which ONNX's inference lets pass."""
@@ -300,21 +346,40 @@ def _retyped(declared: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
     return copy
 
 
-def _refine(value: ir.Value, inferred: onnx.TypeProto) -> None:
-    """Write an inferred type; a size that it leaves open stays as the file declares it."""
-    if is_map_type(inferred):
-        return  # onnx_ir has no such type
-    value.type = ir.serde.deserialize_type_proto_for_type(inferred)
-    shape = ir.serde.deserialize_type_proto_for_shape(inferred)
-    declared = value.shape
-    if shape is None:
-        return
-    if declared is None or len(declared) != len(shape):
-        value.shape = ir.Shape(shape)
-        return
-    value.shape = ir.Shape(
-        size if isinstance(size, int) else old for size, old in zip(shape, declared, strict=True)
+def _read(
+    inferred: onnx.TypeProto | None,
+) -> tuple[ir.TypeProtocol | None, ir.Shape | None] | None:
+    """A type that ONNX has inferred, and the shape with it."""
+    if inferred is None or is_map_type(inferred):
+        return None  # onnx_ir has no maps
+    return (
+        ir.serde.deserialize_type_proto_for_type(inferred),
+        ir.serde.deserialize_type_proto_for_shape(inferred),
     )
+
+
+def _is_sized(result: tuple[ir.TypeProtocol | None, ir.Shape | None] | None) -> bool:
+    """Whether a tensor's shape was inferred."""
+    return result is not None and type(result[0]) is ir.TensorType and result[1] is not None
+
+
+def _write(node: ir.Node, results: _Results) -> None:
+    """Write inferred types; a size that inference leaves open stays as the file declares it."""
+    for value, result in zip(node.outputs, results, strict=False):
+        if result is None:
+            continue
+        type_, shape = result
+        value.type = type_
+        declared = value.shape
+        if shape is None:
+            continue
+        if declared is None or len(declared) != len(shape):
+            value.shape = ir.Shape(shape)
+            continue
+        value.shape = ir.Shape(
+            size if isinstance(size, int) else old
+            for size, old in zip(shape, declared, strict=True)
+        )
 
 
 def _write_shapes(

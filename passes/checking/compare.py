@@ -64,15 +64,13 @@ def compare(
         moved = max((_share(masked != other) for other in references), default=0.0)
         moved = 1.0 if resized_by_masking else moved
         return OutputError(name, error, 1.0, error, float(moved > 0), moved)
-    expected = masked.astype(np.float64)
-    finite = np.isfinite(expected)
-    scale = largest(np.abs(expected), finite)
+    expected, finite, scale = _numbers(masked)
     error = largest(_distance(expected, resized), finite)
     unit = scale or 1.0
     changes = [_distance(expected, other) for other in references]
     change = max((largest(distance, finite) for distance in changes), default=0.0)
     moved = max((_share(distance > RESIZED * unit) for distance in changes), default=0.0)
-    told = float(finite.mean()) if expected.size else 1.0
+    told = 1.0 if finite is None else float(finite.mean())
     if resized_by_masking:
         change, moved = max(change, unit), 1.0
     return OutputError(name, error, scale, error / unit, change / unit, moved, told)
@@ -103,14 +101,36 @@ def as_arrays(results: Mapping[str, Any]) -> Arrays:
     return arrays
 
 
-def largest(array: Array, where: Flags) -> float:
-    """The largest number of an array at some places, 0 where there is none."""
+def _numbers(masked: Array) -> tuple[Array, Flags | None, float]:
+    """The numbers, where they are finite (``None``: everywhere), and their largest magnitude.
+
+    Numbers of single precision stay as they are: differences of them are as exact as need be, and
+    quicker, as long as they are not too large for it.
+    """
+    single = masked.dtype == np.float32
+    magnitudes = np.abs(masked if single else masked.astype(np.float64))
+    finite = None
+    scale = float(np.max(magnitudes, initial=0.0))
+    if not np.isfinite(scale):
+        finite = np.isfinite(magnitudes)
+        scale = largest(magnitudes, finite)
+    is_fit = single and scale < _LARGEST_SINGLE
+    return masked if is_fit else masked.astype(np.float64), finite, scale
+
+
+_LARGEST_SINGLE = 1e38
+
+
+def largest(array: Array, where: Flags | None) -> float:
+    """The largest number of an array at some places or all, 0 where there is none."""
+    if where is None:
+        return float(np.max(array, initial=0.0))
     return float(np.max(array, initial=0.0, where=where))
 
 
 def _distance(expected: Array, other: Array) -> Array:
     """How far numbers are apart; infinitely far where only one is a number."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         distance: Array = np.abs(expected - other)
     if np.isnan(np.max(distance, initial=0.0)):  # which is rare, and a look at each number is slow
         distance = np.where(np.isnan(distance), np.inf, distance)

@@ -113,6 +113,26 @@ class Steps(nn.Module):
         return self.out(self.second(self.first(x)[0])[0][:, -1])
 
 
+class Again(nn.Module):
+    """Calls operators again: with the same sizes, with others, and with numbers that are alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, n: torch.Tensor) -> Any:
+        y = x * x + x * x.flip(0)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            y = norm(layer(y)) + torch.cat([y, x, y], 0)[: len(y)]
+        a, b = y.split([1, 3], 1)
+        c, d, e = b.split(1, 1)
+        y = torch.stack([a + 1, c + 1.0, d * True, e * 0.0, e * -0.0, a + c, a + a], 0)
+        counts = (n + 1, n + True, n / 2, n + 2.0, n * n, n // 3, n - n.flip(0), n.float() + n)
+        even = (n % 2 == 0).to(y.dtype)
+        return y, counts, even * 0.5, n.to(torch.int32) * n, n.new_zeros(2), n.new_zeros(2) + 1
+
+
 WRITES = (
     "view of what was written",
     "what is looked at",
@@ -131,9 +151,10 @@ WORDS = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
         (Signals(), (torch.randn(2, 4, 9), torch.rand(4))),
         (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), (torch.randn(2, 4),)),
         (Steps(), (torch.randn(1, 4, 3),)),
+        (Again(), (torch.randn(2, 4), torch.tensor([3, 4]))),
         *((Writes(how), (torch.randn(1, 3, 4, 4),)) for how in WRITES),
     ],
-    ids=["convolutions", "sentences", "signals", "parametrized", "steps", *WRITES],
+    ids=["convolutions", "sentences", "signals", "parametrized", "steps", "again", *WRITES],
 )
 def test_one_run_gives_what_torch_export_gives(
     net: nn.Module, example: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
@@ -154,6 +175,20 @@ def test_one_run_gives_what_torch_export_gives(
 
 def serialized(model: ir.Model) -> bytes:
     return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+
+
+class Scripted(nn.Module):
+    """What torchlib writes as functions of their own, and parses when they are asked for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.addcmul(x, x, x.flip(0), value=0.5) + torch.addcdiv(x, x, x.abs() + 1)
+        y = torch.lerp(y, x.exp(), 0.25) + torch.where(torch.isfinite(1 / x), x, 0 * x)
+        return F.selu(y + torch.log1p(x.abs())) + y.amax(1, keepdim=True) - y.amin(0)
+
+
+def test_functions_that_are_parsed_late_compute_what_pytorch_computes() -> None:
+    x = torch.tensor([[1.5, -2.0, 0.25], [-0.5, 3.0, 1.0]])
+    assert_same_function(Scripted(), export(Scripted(), (x,)), x)
 
 
 class Reads(nn.Module):
