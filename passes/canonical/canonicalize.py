@@ -30,6 +30,7 @@ from morphgraph.onnx_io import (
     known_shape,
     mark_unsized,
     node_label,
+    subgraphs,
 )
 from morphgraph.onnx_io.calls import check_calls
 from morphgraph.onnx_io.check import check_opset
@@ -153,10 +154,23 @@ def _drop_outdated_metadata(model: ir.Model) -> None:
 
 
 def _sort(graph: ir.Graph) -> None:
+    if _is_sorted(graph):
+        return
     try:
         graph.sort()
     except ValueError as error:
         raise ModelError("the graph has a cycle; export the model again") from error
+
+
+def _is_sorted(graph: ir.Graph) -> bool:
+    """Whether nodes stand behind those whose results they read, as far as a quick look tells."""
+    seen: set[ir.Node | None] = {None}
+    for node in graph:
+        makers = (value.producer() for value in node.inputs if value is not None)
+        if not seen.issuperset(makers) or subgraphs(node):
+            return False
+        seen.add(node)
+    return True
 
 
 def _inline(model: ir.Model) -> None:

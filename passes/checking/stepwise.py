@@ -98,9 +98,10 @@ class Stepwise:
     ) -> ValuesReport | None:
         names, sums = self._common(), self._constant_sums()
         wanted = [*names, *self._vanished(names, sums)]
-        expected = self._values(self.masked, wanted, inputs, of_masked)
+        masked = self._values(self.masked, wanted, inputs, of_masked)
+        expected = {name: kept(self.selection, name, masked[name]) for name in wanted}
         original = self._values(self.original, names, inputs, of_original)
-        cut = [name for name in names if expected[name].size]
+        common, cut = set(names), [name for name in names if expected[name].size]
         # A cache has the heads of the network that it belongs to.
         fewer = {name: kept(self.selection, name, array) for name, array in inputs.items()}
         while True:
@@ -108,9 +109,12 @@ class Stepwise:
             feeds = {given[name]: expected[name] for name in cut}
             found = self.run(open_model, {**fewer, **feeds})
             errors = {
-                name: compare(name, expected[name], result, [original[name]])
+                # Cut one by one: memory that is used again is quick, and fresh memory is not.
+                name: compare(
+                    name, expected[name], result, [kept(self.selection, name, original[name])]
+                )
                 for name, result in found.items()
-                if name in original
+                if name in common
             }
             # What is another's by right is judged by what is computed from it.
             other = {
@@ -216,11 +220,9 @@ class Stepwise:
         names: list[str],
         inputs: Mapping[str, Array],
         known: Mapping[str, Array],
-    ) -> Arrays:
-        """What a model computes for some values, at the positions that stay."""
-        if not known.keys() >= set(names):
-            known = self.run(listing(model, names), inputs)
-        return {name: kept(self.selection, name, known[name]) for name in names}
+    ) -> Mapping[str, Array]:
+        """What a model computes for some values."""
+        return known if known.keys() >= set(names) else self.run(listing(model, names), inputs)
 
 
 def listing(model: ir.Model, names: Sequence[str]) -> ir.Model:
