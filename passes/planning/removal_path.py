@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from morphgraph.arrays import FloatArray, IntArray
+from morphgraph.collector import without_collector
 from morphgraph.graph import ChannelGraph
 from morphgraph.options import Allocation, Depth, RoundTo
 from morphgraph.passes.analysis.cost import Convention
@@ -38,6 +39,7 @@ from morphgraph.passes.planning.steps import measured_steps
 from morphgraph.plans import Plan
 
 
+@without_collector()
 def plan(
     graph: ChannelGraph,
     budget: Budget,
