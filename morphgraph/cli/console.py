@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ class OutputSettings:
     """How much is said, and how; options of every command set it.
 
     ``verbosity`` is -1 (errors only), 0, or 1 and more (every step with its time). Of a
-    process that is ``silent`` only errors are heard, which ``speaker`` introduces.
+    process that is ``silent`` only errors are heard, which ``speaker`` introduces. ``arguments``
+    are the command line's, and ``resuming`` those that go on with it once it is interrupted.
+    What has been shown was ``for_programs`` in JSON or CSV.
     """
 
     verbosity: int = 0
@@ -31,6 +34,9 @@ class OutputSettings:
     speaker: str = ""
     debug: bool = False
     color: bool = True
+    arguments: tuple[str, ...] = ()
+    resuming: tuple[str, ...] | None = None
+    for_programs: bool = False
 
 
 def settings() -> OutputSettings:
@@ -51,6 +57,7 @@ def emit(text: str) -> None:
 
 def show(report: "Report", output_format: "Format") -> None:
     """Write a report to stdout in the format that the user wants."""
+    settings().for_programs = output_format in ("json", "csv")
     if settings().silent:
         return
     from morphgraph.report.tables import render
@@ -71,6 +78,22 @@ def note(text: str) -> None:
     """Say on stderr what was done, unless the user wants quiet."""
     if settings().verbosity >= 0:
         _say(text)
+
+
+def suggest(*words: object) -> None:
+    """Say on stderr which command comes next, as a shell takes it; programs need not know."""
+    if not settings().for_programs:
+        note(f"next: {shlex.join(['morphgraph', *map(str, words)])}")
+
+
+def resumed_by(*more: str) -> None:
+    """From now on an interruption leaves something: this command line goes on with it.
+
+    Args:
+        more: options that it needs beside those that it has.
+    """
+    now = settings()
+    now.resuming = (*now.arguments, *(word for word in more if word not in now.arguments))
 
 
 @contextmanager

@@ -5,8 +5,6 @@ import platform
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show
 from morphgraph.cli.shared_options import OutputFormat
-from morphgraph.report.machine import cpu, package_version, providers, usable_cpus
-from morphgraph.report.tables import Cell, Column, Report, Table
 from morphgraph.version import __version__
 
 _PACKAGES = (
@@ -33,6 +31,9 @@ _PACKAGES = (
 @command
 def doctor(*, output_format: OutputFormat = "table") -> None:
     """Show versions, CPU features and execution providers."""
+    from morphgraph.report.machine import cpu, package_version, providers, usable_cpus
+    from morphgraph.report.tables import Cell, Column, Report, Table
+
     packages = {name: package_version(name) for name in _PACKAGES}
     model, features = cpu()
     data = {

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import be_silent, note, show
+from morphgraph.cli.console import be_silent, note, resumed_by, show, suggest
+from morphgraph.cli.following import tell_intention, unused
 from morphgraph.cli.models import Lifting, open_graph
 from morphgraph.cli.shared_options import (
+    DryRun,
     OutputFormat,
     Overwrite,
     Seed,
@@ -18,8 +20,8 @@ from morphgraph.cli.shared_options import (
 )
 from morphgraph.cli.training_options import Training
 from morphgraph.errors import FileError
-from morphgraph.onnx_io import escape
-from morphgraph.options import BASELINES, Baseline, option
+from morphgraph.options import BASELINES, Baseline, Format, option
+from morphgraph.words import escape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from morphgraph.graph import ChannelGraph
     from morphgraph.learning import Ranked
     from morphgraph.recipes.results import Result
-    from morphgraph.recipes.settings import FromTrained
+    from morphgraph.recipes.settings import FromTrained, Settings
 
 
 @command
@@ -110,6 +112,7 @@ def morph(
     folder: Annotated[Path | None, option(None, "-o", "--output", metavar="runs/NAME")] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> int:
@@ -164,11 +167,16 @@ def morph(
         ),
         baselines=BASELINES if baselines else tuple(dict.fromkeys(chosen)),
     )
+    if dry_run:
+        settings.aim.check(graph)
+        _tell_work(graph, settings, dataset.name, folder, output_format)
+        return 0
     if smoke:
         checked = smoke_run(graph, dataset, settings)
         show(smoke_report(checked), output_format)
         return 0 if checked.passed else 1
     assert folder is not None
+    resumed_by("--resume")
     result = run(
         graph,
         dataset,
@@ -182,7 +190,29 @@ def morph(
     if len(result.family) > 1 and distributed.is_first():
         _draw(result, folder)
     show(result_report(result, folder), output_format)
+    suggest("report", folder, "-o", unused("report.html", folder))
     return 0
+
+
+def _tell_work(
+    graph: "ChannelGraph",
+    settings: "Settings",
+    data: str,
+    folder: Path | None,
+    output_format: Format,
+) -> None:
+    """The phases of a run, and the most that its result may cost."""
+    from morphgraph.passes.planning.constraints import resolve_budget
+    from morphgraph.plans import Change
+    from morphgraph.recipes.settings import planned_work
+
+    steps = [
+        f"{phase}: {epochs} epochs on {data}, each {cost:.3g} of the original's work"
+        for phase, (epochs, cost) in planned_work(graph, settings).items()
+    ]
+    limits = resolve_budget(graph, settings.aim.budget, "default")
+    costs = {each.kind: Change(each.cost.total, each.limit) for each in limits}
+    tell_intention("morph", steps, [folder], output_format, costs)
 
 
 def _draw(result: "Result", folder: Path) -> None:

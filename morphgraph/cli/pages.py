@@ -1,13 +1,12 @@
 """Report pages for commands: the option, the command line that made it, and the file."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from morphgraph.cli.console import note, step
-from morphgraph.onnx_io import escape, write_atomically
+from morphgraph.cli.console import note, settings, step
 from morphgraph.options import option
+from morphgraph.words import escape
 
 if TYPE_CHECKING:
     from morphgraph.report.pages.facts import Facts
@@ -25,6 +24,7 @@ def write_page(output: Path, facts: "Facts", overwrite: bool) -> None:
         FileError: it cannot be written.
         UnsupportedError: Plotly is not installed.
     """
+    from morphgraph.onnx_io import write_atomically
     from morphgraph.report.pages.page import report_page
 
     with step("drawing the page"):
@@ -35,4 +35,4 @@ def write_page(output: Path, facts: "Facts", overwrite: bool) -> None:
 
 def command_line() -> str:
     """The command that runs, as a person would repeat it."""
-    return shlex.join(["morphgraph", *sys.argv[1:]])
+    return shlex.join(["morphgraph", *settings().arguments])

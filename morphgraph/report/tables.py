@@ -9,16 +9,16 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from morphgraph.onnx_io import escape
+from morphgraph.options import Format as Format
 from morphgraph.plans import readable_json
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-Format = Literal["table", "json", "csv", "md"]
 Cell = str | int | float | None
 _Item = TypeVar("_Item")
 

@@ -40,17 +40,18 @@ print(json.dumps(sorted(sys.modules.keys() & set(json.loads(modules)))), file=sy
 """
 
 
-def test_help_is_fast_and_loads_nothing() -> None:
-    seconds = []
-    for _ in range(3):
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=str)
+def test_help_is_fast_and_loads_nothing(command: tuple[str, ...]) -> None:
+    seconds: list[float] = []
+    while len(seconds) < 3 and min(seconds, default=1.0) >= 0.3:
         before = os.times()
-        done = _python(_LOADED, json.dumps(sorted(HEAVY)), "--help")
+        done = _python(_LOADED, json.dumps(sorted(HEAVY)), "|".join([*command, "--help"]))
         after = os.times()
         # CPU time of the child: the machine that tests run on may be busy.
         seconds.append(sum(after[2:4]) - sum(before[2:4]))
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stderr) == []
-        assert all(name in done.stdout for name in COMMANDS)
+        assert all(name in done.stdout for name in command or COMMANDS)
     assert min(seconds) < 0.3
 
 
@@ -174,7 +175,7 @@ def test_an_unexpected_error_is_one_line_too(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("first line\nsecond line\x1b[31m")
 
-    monkeypatch.setattr("morphgraph.cli.models.load", fail)
+    monkeypatch.setattr("morphgraph.onnx_io.load", fail)
     ran = run("analyze", model)
     assert (ran.code, ran.out) == (3, "")
     assert ran.err.count("\n") == 1
@@ -195,7 +196,7 @@ def test_other_ends(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("morphgraph.cli.models.load", fail)
+    monkeypatch.setattr("morphgraph.onnx_io.load", fail)
     ran = run("analyze", model)
     assert (ran.code, ran.out) == (code, "")
     assert len(ran.err.strip().splitlines()) == 1
@@ -205,7 +206,7 @@ def test_a_reader_may_go_away(model: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "morphgraph", "analyze", str(model)],
+        [sys.executable, "-m", "morphgraph", "analyze", "-q", str(model)],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,
