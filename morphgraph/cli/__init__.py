@@ -33,7 +33,10 @@ COMMANDS = {
     "sweep": "Draw trade-off curves: train a model at several budgets by several methods.",
     "report": "Show a run, a plan, or a resize as one HTML file.",
     "diff": "Show what changed between two models, layer by layer.",
+    "card": "Write a model card of a run or of a resized model.",
     "doctor": "Show versions, CPU features and execution providers.",
+    "schema": "Print the JSON Schema of a file or of what a command prints as JSON.",
+    "completion": "Print the script by which a shell completes commands, options and files.",
 }
 
 _INTERRUPTED = 130
@@ -50,6 +53,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module."""
         if cmd_name not in COMMANDS:
+            if ctx.resilient_parsing:  # a shell that completes hears nothing
+                return None
             ctx.fail(_no_command(cmd_name))
         command = getattr(import_module(f"morphgraph.cli.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, show, suggest
+from morphgraph.cli.console import note, show, step, suggest
 from morphgraph.cli.following import lifting_words, unused
 from morphgraph.cli.models import Lifting, open_graph, some, warn_of_weights
 from morphgraph.cli.pages import ReportFile, command_line, write_page
@@ -82,13 +82,14 @@ def analyze(
         _explain(graph, name, convention, output_format)
         return
     broken = warn_of_weights(model, graph)
-    analysis = analyze_graph(
-        graph,
-        model,
-        cost_kind=next(iter(on_device({cost_kind: None}, device))),
-        convention=convention,
-        not_finite=broken,
-    )
+    with step("counting"):
+        analysis = analyze_graph(
+            graph,
+            model,
+            cost_kind=next(iter(on_device({cost_kind: None}, device))),
+            convention=convention,
+            not_finite=broken,
+        )
     _warn_of_opaque(model, analysis)
     show(overview(graph, analysis, by, top), output_format)
     if report is not None:

@@ -75,9 +75,9 @@ def apply(
     ``--fold``, what is written is compared with the result once more. With ``--refit`` kernels are
     fitted after the check, and what the outputs lose on inputs that were held out is told.
     """
-    from morphgraph.cli.checks import check_report
     from morphgraph.folders.found import folder_of, model_file
     from morphgraph.passes.planning.build import warn_of_price
+    from morphgraph.report.checks import check_report
     from morphgraph.workflow import resize_and_check
 
     if refit is not None and weights == "fresh":
@@ -99,6 +99,7 @@ def apply(
             fitted, report = _refit(graph, chosen, samples, not no_verify, seed, batches)
         show(report, output_format)
         written.save(graph, chosen, fitted)
+        written.tell()
         suggest(*bench_words(model, output, lifting))
         return
     with step("resizing"), naming(model):
@@ -114,6 +115,7 @@ def apply(
     report = check_report(graph, chosen, result.report)
     written.save(graph, chosen, result.model)
     show(report, output_format)
+    written.tell()
     suggest(*bench_words(model, output, lifting, result.report))
 
 

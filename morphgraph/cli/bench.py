@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, settings, show, suggest
+from morphgraph.cli.console import note, settings, show, step, suggest
 from morphgraph.cli.following import shape_words, unused
 from morphgraph.cli.models import Lifting, open_graph
 from morphgraph.cli.shared_options import InputShapes, Ops, OutputFormat, Seed
@@ -90,22 +90,23 @@ def bench(
         raise
     except MorphError as error:
         unknown = error
+    points = []
     try:
-        points = [
-            time_models(
-                models,
-                runtimes=runtime,
-                threads=count,
-                seconds=seconds,
-                batch=size,
-                seed=seed,
-                flops=flops,
-                input_shapes=dict(input_shapes),
-                profile=profile,
-                structures=structures,
-            )
-            for count, size in product(threads, batch or (None,))
-        ]
+        for count, size in product(threads, batch or (None,)):
+            with step("timing", len(models) * len(runtime) * seconds):
+                point = time_models(
+                    models,
+                    runtimes=runtime,
+                    threads=count,
+                    seconds=seconds,
+                    batch=size,
+                    seed=seed,
+                    flops=flops,
+                    input_shapes=dict(input_shapes),
+                    profile=profile,
+                    structures=structures,
+                )
+            points.append(point)
     except FileError:
         raise
     except MorphError as error:  # often the runtime's words; ours name node and remedy

@@ -10,6 +10,7 @@ from morphgraph.cli.command import command
 from morphgraph.cli.console import be_silent, note, resumed_by, show, suggest
 from morphgraph.cli.following import tell_intention, unused
 from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.pages import write_picture
 from morphgraph.cli.shared_options import (
     DryRun,
     OutputFormat,
@@ -217,12 +218,11 @@ def _tell_work(
 
 def _draw(result: "Result", folder: Path) -> None:
     """The family's accuracies over their costs, as a picture beside the result."""
-    from morphgraph.onnx_io import write_atomically
     from morphgraph.report.curves import curves_svg
     from morphgraph.report.runs import family_rows
 
-    picture = curves_svg(family_rows(result, folder), result.data)
-    write_atomically(folder / "curves.svg", picture.encode(), overwrite=True)
+    rows = family_rows(result, folder)
+    write_picture(folder / "curves.svg", lambda: curves_svg(rows, result.data))
 
 
 def _asked(

@@ -76,6 +76,9 @@ class ResultFile:
                 )
             else:
                 save(small, self.path, self.overwrite, folded=self.folded)
+
+    def tell(self) -> None:
+        """Say that it is written."""
         note(f"wrote {escape(str(self.path))}")
 
 

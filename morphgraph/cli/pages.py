@@ -1,10 +1,12 @@
 """Report pages for commands: the option, the command line that made it, and the file."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from morphgraph.cli.console import note, settings, step
+from morphgraph.errors import UnsupportedError, warn
 from morphgraph.options import option
 from morphgraph.words import escape
 
@@ -31,6 +33,18 @@ def write_page(output: Path, facts: "Facts", overwrite: bool) -> None:
         page = report_page(facts)
     write_atomically(output, page, overwrite=overwrite)
     note(f"wrote {escape(str(output))}; open it in a browser")
+
+
+def write_picture(path: Path, draw: Callable[[], str]) -> bool:
+    """Draw curves and write them; without Vega say what to install, for the numbers are there."""
+    from morphgraph.onnx_io import write_atomically
+
+    try:
+        write_atomically(path, draw(), overwrite=True)
+    except UnsupportedError as error:
+        warn(str(error))
+        return False
+    return True
 
 
 def command_line() -> str:

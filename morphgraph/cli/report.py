@@ -109,7 +109,7 @@ def _measured(
     both = graphs[0], (graphs[1] if graphs[1:] else None)
     if not seconds:
         return both, None, []
-    with step("timing"):
+    with step("timing", seconds * len(models)):
         timing = bench(
             models,
             seconds=seconds,

@@ -114,6 +114,10 @@ def shrink(
     from morphgraph.passes.analysis.cost import on_device
 
     refuse_repeated(budgets)
+    if plot is not None:
+        from morphgraph.report.vega import require_vega
+
+        require_vega()
     folder, model = folder_of(model), model_file(model)
     options = options.beside(folder)
     draws = curve or plot is not None
@@ -191,6 +195,7 @@ def shrink(
     if result is not None and output is not None:
         tell_layers(result)
         written.save(graph, result.plan, result.model)
+        written.tell()
         if plan is not None:
             result.plan.save(plan, overwrite)
     if plot is not None:

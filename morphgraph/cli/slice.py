@@ -61,8 +61,8 @@ def slice(  # noqa: A001 - a command's function has its name
     --elastic`. The widest network within the budget is written; it is compared with the masked
     whole network before its statistics are measured.
     """
-    from morphgraph.cli.checks import check_report
     from morphgraph.passes.analysis.cost import on_device
+    from morphgraph.report.checks import check_report
     from morphgraph.report.intention import costs_of
     from morphgraph.slicing import Elastic
     from morphgraph.workflow import save

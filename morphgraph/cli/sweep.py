@@ -12,6 +12,7 @@ from morphgraph.cli.command import command
 from morphgraph.cli.console import note, resumed_by, show, suggest
 from morphgraph.cli.following import tell_intention, unused
 from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.pages import write_picture
 from morphgraph.cli.shared_options import DryRun, OutputFormat, assignment, refuse_repeated
 from morphgraph.cli.training_options import Training
 from morphgraph.options import METHODS, Format, Method, option
@@ -109,7 +110,6 @@ def sweep(
     run to rows.jsonl and a picture to curves.svg in the output folder. Runs that have a row there
     are not done again: the same command goes on where it was stopped, a larger one adds to it.
     """
-    from morphgraph.onnx_io import write_atomically
     from morphgraph.recipes.sweep import ROWS, grid, sweep as sweep_runs
     from morphgraph.report.curves import curves_svg, row_line, sweep_report
 
@@ -136,8 +136,9 @@ def sweep(
     rows = sweep_runs(
         graph, dataset, runs, folder, jobs=jobs, ray=ray, ops=lifting.ops, on_row=tell
     )
-    write_atomically(folder / _PICTURE, curves_svg(rows, dataset.name), overwrite=True)
-    show(sweep_report(rows, [str(folder / ROWS), str(folder / _PICTURE)]), output_format)
+    drawn = write_picture(folder / _PICTURE, lambda: curves_svg(rows, dataset.name))
+    written = [ROWS, *([_PICTURE] if drawn else [])]
+    show(sweep_report(rows, [str(folder / name) for name in written]), output_format)
     best = max(rows, key=lambda row: row.accuracy)
     suggest("report", folder / best.folder, "-o", unused("report.html", folder / best.folder))
 

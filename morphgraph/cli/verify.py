@@ -25,9 +25,9 @@ def verify(
     Exits with 1 where it does not. A model with other weights than the original's is wrong in this
     sense too.
     """
-    from morphgraph.cli.checks import check_report
     from morphgraph.folders.found import model_file
     from morphgraph.onnx_io import load
+    from morphgraph.report.checks import check_report
     from morphgraph.workflow import verify as check
 
     model, slim = model_file(model), model_file(slim)

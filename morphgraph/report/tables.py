@@ -68,6 +68,23 @@ def share(value: Cell) -> str:
     return f"{100 * value:.{digits}f} %"
 
 
+_TITLES = {
+    "flops": "FLOPs",
+    "params": "parameters",
+    "memory": "activation memory",
+    "latency": "latency",
+}
+
+
+def cost_title(unit: str) -> str:
+    """A cost as people call it.
+
+    >>> cost_title("flops"), cost_title("flops+20*params")
+    ('FLOPs', 'flops+20*params')
+    """
+    return _TITLES.get(unit, unit)
+
+
 def percent(value: Cell) -> str:
     """An accuracy, or a difference between two.
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,31 @@ def test_names_from_a_file_are_text_and_nothing_else(model: Path, run: Any) -> N
     assert "[bold]evil[/bold]\\x1b[31m\\n| `<script>`" in table
     analysis = json.loads(run("analyze", model, "--format", "json").out)
     assert any(evil in member["tensor"] for g in analysis["groups"] for member in g["members"])
+
+
+def test_a_step_that_takes_long_is_told_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the time left where it is known; a line that goes again, and none of a short step."""
+    from morphgraph.cli import console
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(console, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(console, "_LONG_SECONDS", 0.05)
+    with click.Context(cli, obj=console.OutputSettings()):
+        with console.step("short"):
+            pass
+        assert capsys.readouterr().err == ""
+        for text, expected, said in (("first", 9.5, "10 s left"), ("second", None, "0 s so far")):
+            with console.step(text, expected):
+                time.sleep(0.3)
+            shown = capsys.readouterr().err
+            assert f"\r{text}: {said}" in shown
+            assert shown.endswith(" \r")  # written over with blanks
+        monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+        with console.step("piped", 9.5):
+            time.sleep(0.1)
+        assert capsys.readouterr().err == ""
 
 
 def test_color_only_where_wanted(monkeypatch: pytest.MonkeyPatch, model: Path, run: Any) -> None:

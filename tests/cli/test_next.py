@@ -41,7 +41,7 @@ def odd(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_next_commands_lead_from_a_model_to_a_report(odd: Path, run: Any) -> None:
     """As a person would who does nothing but what the last line says."""
     line: list[Any] = ["analyze", odd]
-    ran = []
+    ran: list[str] = []
     while len(ran) < 5:
         done = run(*line)
         assert done.code == 0, done.err
