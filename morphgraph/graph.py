@@ -13,7 +13,7 @@ Everything here is data; the passes ``couple`` and ``group`` fill it in.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 import networkx as nx
@@ -22,8 +22,7 @@ import onnx_ir as ir
 from scipy import sparse
 
 from morphgraph.arrays import Flags, FloatArray, IntArray, Shape
-
-Attention = Literal["heads", "query-heads", "head-dim"]
+from morphgraph.options import Attention as Attention
 
 _Cached = TypeVar("_Cached", "Couplings", "ChannelGraph")
 _Arguments = ParamSpec("_Arguments")

@@ -71,10 +71,11 @@ def _notes(graph: ChannelGraph, op: GraphOp) -> dict[str, str]:
 
 def _groups_on(graph: ChannelGraph, values: Iterable[ir.Value | None]) -> frozenset[int]:
     """Indices of the groups on any axis of some values."""
-    names = [value.name for value in values if value is not None and value.name in graph.shapes]
+    names = [(value.name or "") for value in values if value is not None]
     return frozenset(
         group
         for name in names
+        if name in graph.shapes
         for axis in range(len(graph.shapes[name]))
         for group in graph.groups_on(graph.dim(name, axis))
     )

@@ -40,6 +40,24 @@ Tied = Literal["max", "l2"]
 Update = Literal["proximal", "subgradient"]
 """How strengths shrink, see :class:`~morphgraph.train.fixed_weight.FixedWeight`."""
 
+Convention = Literal["default", "morphnet"]
+"""How costs are counted, see :func:`morphgraph.cost`."""
+
+Attention = Literal["heads", "query-heads", "head-dim"]
+"""Whether attentions shrink by whole heads, by query heads, or by the size of every head."""
+
+Format = Literal["table", "json", "csv", "md"]
+"""How the command line prints results."""
+
+Fit = Literal["stretch", "crop", "pad"]
+"""Images to the shape of the input: the aspect ratio given up, the borders cut off, or added."""
+
+Order = Literal["RGB", "BGR"]
+"""The order of colours in an input."""
+
+Axes = Literal["NCHW", "NHWC"]
+"""The order of axes of an input of images."""
+
 Baseline = Literal["uniform", "l2", "bn", "random"]
 """``uniform`` is the width multiplier. The others remove the channels with the lowest score from a
 trained network: the norm of their kernels (``l2``), the BatchNorm scale (``bn``), or by chance."""

@@ -36,6 +36,7 @@ KEYS = (_VERSION, _BASE, _PLAN, _BUDGET, _COST, _CHECK, _ERROR, _BASE_FILE)
 """In ``Model.metadata_props``."""
 
 _NOT_MADE = "not made"
+_ASKED = ("budget", "slice", "morph")  # where a plan's request has the budget
 _LONGEST = 2**16  # characters of a note; longer ones are none of ours
 _Value = TypeVar("_Value")
 
@@ -86,7 +87,7 @@ class Origin(msgspec.Struct, frozen=True):
         error: Mapping[str, float] | None = None,
     ) -> "Origin":
         """What there is to say of the result of a plan."""
-        asked = plan.request.get("budget", plan.request.get("slice"))
+        asked = next((plan.request[key] for key in _ASKED if key in plan.request), None)
         return cls(
             version=__version__,
             base=structure_hash(graph),

@@ -14,7 +14,9 @@ PACKAGE = Path(__file__).parent.parent / "morphgraph"
 # From the bottom up. A unit (a module of the package, a folder, or a stage of the passes) imports
 # itself and lower layers.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"_moved", "arrays", "collector", "errors", "options", "tolerances", "version"}),
+    frozenset(
+        {"_moved", "arrays", "collector", "errors", "options", "tolerances", "version", "words"}
+    ),
     frozenset({"notation"}),
     frozenset({"onnx_io"}),
     frozenset({"device", "runtimes"}),

@@ -8,7 +8,7 @@ import ast
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -19,12 +19,8 @@ from morphgraph.calibration.rows import MemoryRows, Rows
 from morphgraph.errors import ArgumentError, DataError, UnsupportedError
 from morphgraph.onnx_io import PREPROCESSING_KEY, dtype_of, escape, is_float
 from morphgraph.onnx_io.inputs import described
+from morphgraph.options import Axes as Axes, Fit as Fit, Order as Order
 
-Fit = Literal["stretch", "crop", "pad"]
-"""To the shape of the input: the aspect ratio given up, the borders cut off, or borders added."""
-
-Order = Literal["RGB", "BGR"]
-Axes = Literal["NCHW", "NHWC"]
 Size = tuple[int, int]  # height, width
 
 _CHANNELS = (1, 3)

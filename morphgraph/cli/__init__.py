@@ -4,6 +4,9 @@ Results go to stdout, everything else to stderr, one line each. The exit code is
 answer is no), 2 (usage), 3 (bad or unsupported model or plan), 4 (file system), 130 (interrupted).
 """
 
+import os
+import shlex
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -12,6 +15,7 @@ import click
 from morphgraph.cli.console import OutputSettings, complain, talking
 from morphgraph.errors import FileError, MorphError
 from morphgraph.version import __version__
+from morphgraph.words import did_you_mean, escape
 
 # Command (and module of this package, and function in it) -> its line in `morphgraph --help`.
 COMMANDS = {
@@ -29,7 +33,10 @@ COMMANDS = {
     "sweep": "Draw trade-off curves: train a model at several budgets by several methods.",
     "report": "Show a run, a plan, or a resize as one HTML file.",
     "diff": "Show what changed between two models, layer by layer.",
+    "card": "Write a model card of a run or of a resized model.",
     "doctor": "Show versions, CPU features and execution providers.",
+    "schema": "Print the JSON Schema of a file or of what a command prints as JSON.",
+    "completion": "Print the script by which a shell completes commands, options and files.",
 }
 
 _INTERRUPTED = 130
@@ -45,9 +52,10 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module."""
-        del ctx
         if cmd_name not in COMMANDS:
-            return None
+            if ctx.resilient_parsing:  # a shell that completes hears nothing
+                return None
+            ctx.fail(_no_command(cmd_name))
         command = getattr(import_module(f"morphgraph.cli.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
@@ -79,18 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     morphgraph, version ...
     0
     """
-    settings = OutputSettings()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    settings = OutputSettings(arguments=tuple(given))
     with talking(settings):
         try:
             result = cli.main(
-                None if arguments is None else list(arguments),
+                given,
                 prog_name="morphgraph",
                 standalone_mode=False,
                 obj=settings,
             )
             return result if isinstance(result, int) else 0
         except (click.Abort, KeyboardInterrupt):
-            complain("interrupted; nothing was left half written")
+            complain(_interrupted(settings))
             return _INTERRUPTED
         except click.ClickException as error:
             return _usage(error)
@@ -105,11 +114,41 @@ def _usage(error: click.ClickException) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
         return error.exit_code
-    hint = ""
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        hint = f"; see `{error.ctx.command_path} --help`"
-    complain(error.format_message().rstrip(".") + hint)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        message = f"No such option '{escape(error.option_name)}'"
+        if context is not None:
+            message += did_you_mean(error.option_name, _options(context.command))
+    complain(message + (f"; see `{context.command_path} --help`" if context else ""))
     return error.exit_code
+
+
+def _no_command(name: str) -> str:
+    """What to say of a word that stands where a command should."""
+    if name.lower().endswith(".onnx") or os.path.isdir(name):  # noqa: PTH112 - imports nothing
+        return (
+            f"'{escape(name)}' is no command; write `{shlex.join(['morphgraph', 'analyze', name])}`"
+        )
+    return f"No such command '{escape(name)}'{did_you_mean(name, COMMANDS)}"
+
+
+def _options(command: click.Command) -> list[str]:
+    """All long options of a command."""
+    return [
+        flag
+        for parameter in command.params
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+        if flag.startswith("--")
+    ]
+
+
+def _interrupted(settings: OutputSettings) -> str:
+    """What an interrupted user should know: what is there, and how to go on."""
+    text = "interrupted; nothing was left half written"
+    if settings.resuming is None:
+        return text
+    return f"{text}; go on with `{shlex.join(['morphgraph', *settings.resuming])}`"
 
 
 def _describe(error: Exception) -> str:

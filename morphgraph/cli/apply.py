@@ -5,26 +5,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from morphgraph.cli.checks import check_report
 from morphgraph.cli.command import command
-from morphgraph.cli.console import show, step
+from morphgraph.cli.console import show, step, suggest
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
+from morphgraph.cli.following import bench_words, tell_intention
 from morphgraph.cli.models import Lifting, naming, open_inputs, open_planned
 from morphgraph.cli.outputs import Annotate, ResultFile
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
+    DryRun,
     InputFiles,
     OutputFormat,
     Overwrite,
     Seed,
     output_file,
 )
-from morphgraph.cli.shrink import tell_layers
 from morphgraph.errors import ModelError
-from morphgraph.folders.found import folder_of, model_file
-from morphgraph.options import Start, option
-from morphgraph.passes.planning.build import warn_of_price
-from morphgraph.workflow import resize_and_check
+from morphgraph.options import Format, Start, option
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -66,6 +63,7 @@ def apply(
     seed: Seed = 0,
     inputs: InputFiles = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -77,6 +75,11 @@ def apply(
     ``--fold``, what is written is compared with the result once more. With ``--refit`` kernels are
     fitted after the check, and what the outputs lose on inputs that were held out is told.
     """
+    from morphgraph.folders.found import folder_of, model_file
+    from morphgraph.passes.planning.build import warn_of_price
+    from morphgraph.report.checks import check_report
+    from morphgraph.workflow import resize_and_check
+
     if refit is not None and weights == "fresh":
         raise click.UsageError("--refit fits the weights that are kept; leave out --weights fresh")
     if refit is not None and absorb:
@@ -87,12 +90,17 @@ def apply(
     batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
     warn_of_price(graph, chosen)
+    if dry_run:
+        _tell(graph, chosen, written, no_verify, refit, output_format)
+        return
     if refit is not None:
         samples = reading.read(refit, graph.model, seed)
         with naming(model, ModelError):
             fitted, report = _refit(graph, chosen, samples, not no_verify, seed, batches)
         show(report, output_format)
         written.save(graph, chosen, fitted)
+        written.tell()
+        suggest(*bench_words(model, output, lifting))
         return
     with step("resizing"), naming(model):
         result = resize_and_check(
@@ -107,6 +115,26 @@ def apply(
     report = check_report(graph, chosen, result.report)
     written.save(graph, chosen, result.model)
     show(report, output_format)
+    written.tell()
+    suggest(*bench_words(model, output, lifting, result.report))
+
+
+def _tell(
+    graph: "ChannelGraph",
+    plan: "Plan",
+    written: ResultFile,
+    no_verify: bool,
+    refit: Path | None,
+    output_format: Format,
+) -> None:
+    from morphgraph.report.intention import costs_of
+
+    steps = [f"resize {len(plan.groups)} of {len(graph.groups)} groups of channels"]
+    if not no_verify:
+        steps.append("compare the result with the masked original")
+    if refit is not None:
+        steps.append(f"fit the kernels that are left to inputs of {refit}")
+    tell_intention("apply", steps, [written.path], output_format, costs_of(graph, plan))
 
 
 def _refit(
@@ -118,6 +146,7 @@ def _refit(
     inputs: "Inputs | None",
 ) -> "tuple[ir.Model, Report]":
     """The fitted network, and what is to be expected of it."""
+    from morphgraph.cli.shrink import tell_layers
     from morphgraph.report.shrinking import Calibrated, shrink_report
     from morphgraph.shrinker import Shrinker
     from morphgraph.shrinking import finish

@@ -4,17 +4,19 @@ from pathlib import Path
 from typing import Annotated
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, show, step
+from morphgraph.cli.console import note, resumed_by, show, step
+from morphgraph.cli.following import tell_intention
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
+    DryRun,
     OutputFormat,
     Overwrite,
     Seed,
     check_output,
     output_file,
 )
-from morphgraph.onnx_io import escape
 from morphgraph.options import option
+from morphgraph.words import escape
 
 
 @command
@@ -38,6 +40,7 @@ def calibrate(
     ] = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     output_format: OutputFormat = "table",
 ) -> None:
     """Measure what operators cost on this machine, so that latency becomes a cost.
@@ -51,8 +54,17 @@ def calibrate(
     from morphgraph.device import load_profile
     from morphgraph.report.device import device_report
 
+    if dry_run:
+        check_output(output, overwrite or resume)
+        steps = [
+            f"measure up to {kernels} kernels in {runtime} with {threads} thread(s)",
+            f"end after {minutes:g} minutes, whatever it has",
+        ]
+        tell_intention("calibrate", steps, [output], output_format)
+        return
     former = load_profile(output) if resume and output.exists() else None
     check_output(output, overwrite or resume)
+    resumed_by("--resume")
     with step("measuring"):
         profile = measure(
             runtime,

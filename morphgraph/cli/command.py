@@ -21,6 +21,7 @@ import click
 from msgspec import Meta
 
 from morphgraph.cli.console import settings
+from morphgraph.words import did_you_mean
 
 _Values = dict[str, Any]
 _Build = Callable[[_Values], Any]  # takes the values of its options out of all values
@@ -134,7 +135,7 @@ def _click_type(value_type: Any, meta: Meta) -> Any:
     if get_origin(value_type) is tuple:
         return _click_type(get_args(value_type)[0], meta)
     if get_origin(value_type) is Literal:
-        return click.Choice(get_args(value_type))
+        return _Choice(get_args(value_type))
     if value_type is Path:
         return click.Path(path_type=Path)
     if value_type is int and low is not None:
@@ -142,6 +143,22 @@ def _click_type(value_type: Any, meta: Meta) -> Any:
     if value_type is float:
         return click.FloatRange(low, meta.le, min_open=meta.gt is not None)
     return value_type
+
+
+class _Choice(click.Choice[str]):
+    """A choice that says which of its words may have been meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word, if it is one of the choice.
+
+        Raises:
+            BadParameter: it is none.
+        """
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            hint = did_you_mean(str(value), map(str, self.choices))
+            self.fail(error.message.rstrip(".") + hint, param, ctx)
 
 
 def _number_or_word(number: Any, words: Sequence[str]) -> Callable[[str], Any]:

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from morphgraph.calibration.images import Axes, Fit, ImageOptions, Order, Size
 from morphgraph.cli.console import note
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import shape
-from morphgraph.options import option
+from morphgraph.options import Axes, Fit, Order, option
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 DATA_METAVAR = "FILE.npz|FILE.npy|FILE.txt|DIR"
 
 
-def image_size(text: str) -> Size:
+def image_size(text: str) -> tuple[int, int]:
     """Height and width in ``224x224``.
 
     >>> image_size("224x160")
@@ -66,7 +65,7 @@ class DataOptions:
         int, option("Read so many samples of the data at most.", ge=1, metavar="N")
     ] = 512
     size: Annotated[
-        Size | None,
+        tuple[int, int] | None,
         option(
             "For images: the size to which they are brought, where the model leaves it open.",
             type=image_size,
@@ -135,7 +134,7 @@ class DataOptions:
         Raises:
             MorphError: as of :meth:`morphgraph.calibration.Samples.of`.
         """
-        from morphgraph.calibration import Samples, TextOptions
+        from morphgraph.calibration import ImageOptions, Samples, TextOptions
 
         images = ImageOptions(
             self.size, self.mean, self.std, self.scale, self.layout, self.resize, self.channels

@@ -5,8 +5,6 @@ import platform
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show
 from morphgraph.cli.shared_options import OutputFormat
-from morphgraph.report.machine import cpu, package_version, providers, usable_cpus
-from morphgraph.report.tables import Cell, Column, Report, Table
 from morphgraph.version import __version__
 
 _PACKAGES = (
@@ -33,17 +31,18 @@ _PACKAGES = (
 @command
 def doctor(*, output_format: OutputFormat = "table") -> None:
     """Show versions, CPU features and execution providers."""
+    from morphgraph.report.machine import Cpu, Machine, cpu, package_version, providers, usable_cpus
+    from morphgraph.report.tables import Cell, Column, Report, Table
+
     packages = {name: package_version(name) for name in _PACKAGES}
     model, features = cpu()
-    data = {
-        "schema_version": 1,
-        "tool_version": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": {"model": model, "features": features, "usable": usable_cpus()},
-        "packages": packages,
-        "execution_providers": providers(),
-    }
+    data = Machine(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=Cpu(model, list(features), usable_cpus()),
+        packages=packages,
+        execution_providers=list(providers()),
+    )
     rows: list[list[Cell]] = [
         ["morphgraph", __version__],
         ["python", platform.python_version()],

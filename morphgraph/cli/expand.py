@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, show, step
+from morphgraph.cli.console import note, show, step, suggest
+from morphgraph.cli.following import lifting_words, tell_intention, unused
 from morphgraph.cli.models import Lifting, open_planned
 from morphgraph.cli.shared_options import (
     DeviceFile,
+    DryRun,
     OutputFormat,
     Overwrite,
     budget_option,
@@ -16,10 +18,7 @@ from morphgraph.cli.shared_options import (
     refuse_repeated,
 )
 from morphgraph.cli.width_options import ExpandOptions
-from morphgraph.onnx_io import escape
-from morphgraph.passes.analysis.cost import on_device
-from morphgraph.passes.planning.expand import expand as expand_plan
-from morphgraph.report.planning import plan_report
+from morphgraph.words import escape
 
 
 @command
@@ -38,6 +37,7 @@ def expand(
     options: ExpandOptions,
     output: Annotated[Path, output_file("wide.json")],
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -48,11 +48,22 @@ def expand(
     Applied, the result computes what the plan's network computes, since nothing reads the new
     channels yet; train it to make use of them.
     """
+    from morphgraph.passes.analysis.cost import on_device
+    from morphgraph.passes.planning.expand import expand as expand_plan
+    from morphgraph.report.intention import costs_of
+    from morphgraph.report.planning import plan_report
+
     refuse_repeated(budgets)
     check_output(output, overwrite, model, plan)
     graph, small = open_planned(model, plan, lifting)
     with step("expanding"):
         wide = expand_plan(graph, small, on_device(dict(budgets), device), **options.arguments())
+    if dry_run:
+        steps = ["write the plan with wider groups"]
+        tell_intention("expand", steps, [output], output_format, costs_of(graph, wide))
+        return
     wide.save(output, overwrite)
     show(plan_report(graph, wide, options.convention), output_format)
     note(f"wrote {escape(str(output))}")
+    words = [*lifting_words(lifting, planned=True), "-o", unused("wide.onnx")]
+    suggest("apply", model, output, *words)

@@ -5,26 +5,35 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
-import torch
-from torch import nn
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, step
-from morphgraph.cli.shared_options import Ops, Overwrite, Seed, check_output, output_file, shape
+from morphgraph.cli.console import note, step, suggest
+from morphgraph.cli.following import lifting_words, tell_intention
+from morphgraph.cli.models import Lifting
+from morphgraph.cli.shared_options import (
+    DryRun,
+    Ops,
+    Overwrite,
+    Seed,
+    check_output,
+    output_file,
+    shape,
+)
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import escape, save
 from morphgraph.options import option
-from morphgraph.torch_io.export import export as export_network
+from morphgraph.words import did_you_mean, escape
 
-Input = tuple[str | None, tuple[int, ...], torch.dtype]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-_DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, name)
-    for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
-}
+Input = tuple[str | None, tuple[int, ...], str]
+"""Name, shape, and the name of a type of torch's."""
+
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
 
 
 def _input(text: str) -> Input:
@@ -32,8 +41,9 @@ def _input(text: str) -> Input:
     name, _, rest = text.rpartition("=")
     sizes, _, dtype = rest.partition(":")
     if dtype and dtype not in _DTYPES:
-        raise click.BadParameter(f"type '{dtype}' is not one of {', '.join(_DTYPES)}")
-    return name or None, shape(sizes), _DTYPES[dtype or "float32"]
+        hint = did_you_mean(dtype, _DTYPES)
+        raise click.BadParameter(f"type '{dtype}' is not one of {', '.join(_DTYPES)}{hint}")
+    return name or None, shape(sizes), dtype or "float32"
 
 
 def _argument(text: str) -> tuple[str, Any]:
@@ -73,6 +83,7 @@ def export(
     output: Annotated[Path, output_file("model.onnx")],
     seed: Seed = 0,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     ops: Ops = (),
 ) -> None:
     """Export a PyTorch network to ONNX in trainable form.
@@ -81,11 +92,21 @@ def export(
     torchvision.models:resnet18, or a function of your own in the present folder. BatchNorm stays as
     it is, and parameters keep their names.
     """
-    del ops  # they have run already
     named = [name for name, _, _ in inputs if name]
     if named and len(named) != len(inputs):
         raise click.UsageError("--input: name all inputs or none")
     check_output(output, overwrite)
+    if dry_run:
+        _find(factory)
+        sizes = ", ".join("x".join(map(str, given)) for _, given, _ in inputs)
+        steps = [f"call {factory}", f"export what it returns for inputs of {sizes}"]
+        tell_intention("export", steps, [output], "table")
+        return
+    import torch
+
+    from morphgraph.onnx_io import save
+    from morphgraph.torch_io.export import export as export_network
+
     torch.manual_seed(seed)
     with step(f"building {factory}"):
         network = _build(_find(factory), factory, dict(arguments))
@@ -96,6 +117,7 @@ def export(
         )
     save(model, output, overwrite)
     note(f"wrote {escape(str(output))}")
+    suggest("analyze", output, *lifting_words(Lifting(ops=ops)))
 
 
 def _find(factory: str) -> Callable[..., Any]:
@@ -118,7 +140,9 @@ def _find(factory: str) -> Callable[..., Any]:
     return function
 
 
-def _build(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) -> nn.Module:
+def _build(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) -> "nn.Module":
+    from torch import nn
+
     try:
         network = factory(**arguments)
     except Exception as error:  # the user's own function may raise anything
@@ -132,7 +156,10 @@ def _build(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) ->
     return network
 
 
-def _noise(sizes: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def _noise(sizes: tuple[int, ...], name: str) -> "torch.Tensor":
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
     if dtype.is_floating_point:
         return torch.randn(sizes).to(dtype)
     return torch.zeros(sizes, dtype=dtype)

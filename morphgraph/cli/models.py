@@ -6,20 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
-
 from morphgraph.cli.console import step
 from morphgraph.cli.shared_options import InputShapes, Ops
 from morphgraph.errors import MorphError, PlanError, warn
-from morphgraph.graph import Attention, ChannelGraph, LiftOptions
-from morphgraph.onnx_io import bind_inputs, escape, load, not_finite
-from morphgraph.options import option
-from morphgraph.passes.lift import lift
-from morphgraph.plans import Plan
+from morphgraph.options import Attention, option
+from morphgraph.words import escape
 
 if TYPE_CHECKING:
+    from morphgraph.graph import ChannelGraph, LiftOptions
     from morphgraph.onnx_io.inputs import FileArrays
     from morphgraph.passes.planning.nested import Ranking
+    from morphgraph.plans import Plan
 
 _SHOWN = 5
 
@@ -71,13 +68,15 @@ def open_graph(
     *,
     pin_outputs: bool = True,
     pin_rows: bool = True,
-) -> ChannelGraph:
+) -> "ChannelGraph":
     """Load a file and lift it; graph outputs and rows of tables stay, or may go.
 
     Raises:
         FileError: there is no such file, or it cannot be read.
         ModelError: the file or the model in it is broken; names the file.
     """
+    from morphgraph.graph import LiftOptions
+
     options = LiftOptions(
         attention=lifting.attention or "heads",
         pin_outputs=pin_outputs,
@@ -89,7 +88,7 @@ def open_graph(
 
 def open_planned(
     path: Path, plan_path: Path, lifting: Lifting = _BY_DEFAULT
-) -> tuple[ChannelGraph, Plan]:
+) -> "tuple[ChannelGraph, Plan]":
     """Load a plan, and the model that it is for, lifted as it was when the plan was made.
 
     Raises:
@@ -97,6 +96,10 @@ def open_planned(
         ModelError: the file or the model in it is broken; names the file.
         PlanError: the file is no plan, or one for another model; names the file.
     """
+    from msgspec import structs
+
+    from morphgraph.plans import Plan
+
     plan = Plan.load(plan_path)
     made = plan.model.lift
     if lifting.attention not in (None, made.attention):
@@ -106,7 +109,7 @@ def open_planned(
         )
     shapes = dict(lifting.input_shapes) or made.input_shapes
     shaped_by = None if lifting.input_shapes else plan_path
-    graph = _lift(path, msgspec.structs.replace(made, input_shapes=shapes), shaped_by)
+    graph = _lift(path, structs.replace(made, input_shapes=shapes), shaped_by)
     with naming(plan_path):
         plan.keep_channels(graph)
     return graph, plan
@@ -122,21 +125,26 @@ def open_ranked(
         ModelError: the file or the model in it is broken; names the file.
         PlanError: the file is no ranking, or one of another model; names the file.
     """
+    from msgspec import structs
+
     from morphgraph.passes.planning.nested import Ranking
 
     ranking = Ranking.load(ranking_path)
     made = ranking.model.lift
     attention = lifting.attention or made.attention
     shapes = dict(lifting.input_shapes) or made.input_shapes
-    options = msgspec.structs.replace(made, attention=attention, input_shapes=shapes)
+    options = structs.replace(made, attention=attention, input_shapes=shapes)
     graph = _lift(path, options, None if lifting.input_shapes else ranking_path)
     with naming(ranking_path):
         ranking.model.check(graph)
     return graph, ranking
 
 
-def _lift(path: Path, options: LiftOptions, shaped_by: Path | None = None) -> ChannelGraph:
+def _lift(path: Path, options: "LiftOptions", shaped_by: Path | None = None) -> "ChannelGraph":
     """Load a file and lift it, at sizes of inputs that the user gave, or this file says."""
+    from morphgraph.onnx_io import bind_inputs, load
+    from morphgraph.passes.lift import lift
+
     with step(f"loading {path.name}"):
         model = load(path)
     if shaped_by is not None and options.input_shapes:
@@ -146,8 +154,10 @@ def _lift(path: Path, options: LiftOptions, shaped_by: Path | None = None) -> Ch
         return lift(model, **options.arguments())
 
 
-def warn_of_weights(path: Path, graph: ChannelGraph) -> list[str]:
+def warn_of_weights(path: Path, graph: "ChannelGraph") -> list[str]:
     """Warn of weights that are NaN or infinite; returns the tensors' names."""
+    from morphgraph.onnx_io import not_finite
+
     broken = list(not_finite(graph.model))
     if broken:
         warn(

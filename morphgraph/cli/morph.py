@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import be_silent, note, show
+from morphgraph.cli.console import be_silent, note, resumed_by, show, suggest
+from morphgraph.cli.following import tell_intention, unused
 from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.pages import write_picture
 from morphgraph.cli.shared_options import (
+    DryRun,
     OutputFormat,
     Overwrite,
     Seed,
@@ -18,8 +21,8 @@ from morphgraph.cli.shared_options import (
 )
 from morphgraph.cli.training_options import Training
 from morphgraph.errors import FileError
-from morphgraph.onnx_io import escape
-from morphgraph.options import BASELINES, Baseline, option
+from morphgraph.options import BASELINES, Baseline, Format, option
+from morphgraph.words import escape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from morphgraph.graph import ChannelGraph
     from morphgraph.learning import Ranked
     from morphgraph.recipes.results import Result
-    from morphgraph.recipes.settings import FromTrained
+    from morphgraph.recipes.settings import FromTrained, Settings
 
 
 @command
@@ -110,6 +113,7 @@ def morph(
     folder: Annotated[Path | None, option(None, "-o", "--output", metavar="runs/NAME")] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> int:
@@ -164,11 +168,16 @@ def morph(
         ),
         baselines=BASELINES if baselines else tuple(dict.fromkeys(chosen)),
     )
+    if dry_run:
+        settings.aim.check(graph)
+        _tell_work(graph, settings, dataset.name, folder, output_format)
+        return 0
     if smoke:
         checked = smoke_run(graph, dataset, settings)
         show(smoke_report(checked), output_format)
         return 0 if checked.passed else 1
     assert folder is not None
+    resumed_by("--resume")
     result = run(
         graph,
         dataset,
@@ -182,17 +191,38 @@ def morph(
     if len(result.family) > 1 and distributed.is_first():
         _draw(result, folder)
     show(result_report(result, folder), output_format)
+    suggest("report", folder, "-o", unused("report.html", folder))
     return 0
+
+
+def _tell_work(
+    graph: "ChannelGraph",
+    settings: "Settings",
+    data: str,
+    folder: Path | None,
+    output_format: Format,
+) -> None:
+    """The phases of a run, and the most that its result may cost."""
+    from morphgraph.passes.planning.constraints import resolve_budget
+    from morphgraph.plans import Change
+    from morphgraph.recipes.settings import planned_work
+
+    steps = [
+        f"{phase}: {epochs} epochs on {data}, each {cost:.3g} of the original's work"
+        for phase, (epochs, cost) in planned_work(graph, settings).items()
+    ]
+    limits = resolve_budget(graph, settings.aim.budget, "default")
+    costs = {each.kind: Change(each.cost.total, each.limit) for each in limits}
+    tell_intention("morph", steps, [folder], output_format, costs)
 
 
 def _draw(result: "Result", folder: Path) -> None:
     """The family's accuracies over their costs, as a picture beside the result."""
-    from morphgraph.onnx_io import write_atomically
     from morphgraph.report.curves import curves_svg
     from morphgraph.report.runs import family_rows
 
-    picture = curves_svg(family_rows(result, folder), result.data)
-    write_atomically(folder / "curves.svg", picture.encode(), overwrite=True)
+    rows = family_rows(result, folder)
+    write_picture(folder / "curves.svg", lambda: curves_svg(rows, result.data))
 
 
 def _asked(

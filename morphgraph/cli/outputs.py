@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
-
 from morphgraph.cli.console import note
 from morphgraph.cli.models import naming
 from morphgraph.cli.shared_options import check_output
-from morphgraph.onnx_io import escape
 from morphgraph.options import option
+from morphgraph.words import escape
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -78,16 +76,21 @@ class ResultFile:
                 )
             else:
                 save(small, self.path, self.overwrite, folded=self.folded)
+
+    def tell(self) -> None:
+        """Say that it is written."""
         note(f"wrote {escape(str(self.path))}")
 
 
 def _name_file(small: "ir.Model", model: Path) -> None:
+    from msgspec import structs
+
     from morphgraph.origin import Origin
     from morphgraph.report.analysis import file_sha256
 
     origin = Origin.read(small)
     if origin is not None:
-        msgspec.structs.replace(origin, base_file=file_sha256(model)).write(small)
+        structs.replace(origin, base_file=file_sha256(model)).write(small)
 
 
 def _label(small: "ir.Model", graph: "ChannelGraph") -> None:

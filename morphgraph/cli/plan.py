@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import click
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, show, step
+from morphgraph.cli.console import note, settings, show, step, suggest
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
+from morphgraph.cli.following import (
+    budget_words,
+    lifting_words,
+    tell_intention,
+    unused,
+)
 from morphgraph.cli.models import Lifting, naming, open_graph, open_inputs, warn_of_weights
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
     DeviceFile,
+    DryRun,
     Measure,
     OutputFormat,
     Overwrite,
@@ -27,16 +34,8 @@ from morphgraph.cli.shared_options import (
 )
 from morphgraph.cli.width_options import PlanOptions
 from morphgraph.errors import ModelError
-from morphgraph.folders.found import folder_of, model_file
-from morphgraph.folders.vocabulary import warn_of_parts
-from morphgraph.onnx_io import escape
-from morphgraph.onnx_io.inputs import load_indices
-from morphgraph.options import DATA_SCORES, Score, option
-from morphgraph.passes.analysis.cost import on_device
-from morphgraph.passes.planning import removal_path, uniform as by_width
-from morphgraph.passes.planning.vocabulary import by_vocabulary
-from morphgraph.report.planning import plan_report
-from morphgraph.steps import measured_plan
+from morphgraph.options import DATA_SCORES, Format, Score, option
+from morphgraph.words import escape
 
 if TYPE_CHECKING:
     from morphgraph.calibration import Samples
@@ -144,6 +143,7 @@ def plan(
     reading: DataOptions,
     output: Annotated[Path | None, output_file("plan.json")] = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -153,6 +153,15 @@ def plan(
     is shown and not written. What calibration inputs say of the channels (--score data --data FILE)
     serves networks that are not trained again; `shrink` goes the whole way.
     """
+    from morphgraph.folders.found import folder_of, model_file
+    from morphgraph.folders.vocabulary import warn_of_parts
+    from morphgraph.onnx_io.inputs import load_indices
+    from morphgraph.passes.analysis.cost import on_device
+    from morphgraph.passes.planning import removal_path
+    from morphgraph.passes.planning.vocabulary import by_vocabulary
+    from morphgraph.report.planning import plan_report
+    from morphgraph.steps import measured_plan
+
     folder, model = folder_of(model), model_file(model)
     by_index = bool(classes or tokens or vocabulary)
     if vocabulary is not None and (classes or tokens):
@@ -178,6 +187,8 @@ def plan(
         graph = open_graph(model, lifting)
         with naming(model, ModelError):
             show(_sensitivity(graph, inputs, options), output_format)
+        words = [*lifting_words(lifting), "--budget", "flops=50%", "-o", unused("plan.json")]
+        suggest("plan", model, *words)
         return
     if inputs is not None:
         raise click.UsageError("--inputs goes with --sensitivity")
@@ -207,8 +218,11 @@ def plan(
     options = options.beside(folder)
     if options.score != "random":
         warn_of_weights(model, graph)
-    samples = reading.read(data, graph.model, options.seed) if data else None
     budget = on_device(dict(budgets), device)
+    if dry_run and (measure or data):
+        _tell(None, graph, budgets, data, measure, output, output_format)
+        return
+    samples = reading.read(data, graph.model, options.seed) if data else None
     with step("planning"), naming(model, ModelError):
         make: Callable[[Budget], Plan]
         if samples is not None:
@@ -222,10 +236,41 @@ def plan(
             result = measured_plan(graph, make, budget, options.seed, ProgressLines())
         else:
             result = make(budget)
+    if dry_run:
+        _tell(result, graph, budgets, data, measure, output, output_format)
+        return
     if output is not None:
         result.save(output, overwrite)
     show(plan_report(graph, result, options.convention), output_format)
     note(f"wrote {escape(str(output))}" if output else "nothing written; give -o to keep the plan")
+    if output is None:
+        suggest(*settings().arguments, "-o", unused("plan.json"))
+    else:
+        words = [*lifting_words(lifting, planned=True), "-o", unused("slim.onnx")]
+        suggest("apply", model, output, *words)
+
+
+def _tell(
+    plan: "Plan | None",
+    graph: "ChannelGraph",
+    budgets: tuple[tuple[str, str], ...],
+    data: Path | None,
+    measure: bool,
+    output: Path | None,
+    output_format: Format,
+) -> None:
+    """What a plan would come to, or what it takes to make it."""
+    from morphgraph.report.intention import costs_of
+
+    steps = [f"choose channels for {' '.join(budget_words(budgets)) or 'the widths by hand'}"]
+    if data is not None:
+        steps.insert(0, f"run the network over inputs of {data}")
+    if measure:
+        steps.append("time the result beside the model, and plan again until it fits")
+    if plan is not None:
+        steps.append(f"resize {len(plan.groups)} of {len(graph.groups)} groups of channels")
+    costs = None if plan is None else costs_of(graph, plan)
+    tell_intention("plan", steps, [output], output_format, costs)
 
 
 def _by_data(
@@ -260,7 +305,9 @@ def _widths_alone(arguments: dict[str, Any]) -> dict[str, Any]:
 def _uniform(
     graph: "ChannelGraph", share: float | None, given: dict[str, Any], budget: "Budget"
 ) -> "Plan":
-    return by_width.uniform(graph, share, budget=budget, **given)
+    from morphgraph.passes.planning.uniform import uniform
+
+    return uniform(graph, share, budget=budget, **given)
 
 
 def _sensitivity(graph: "ChannelGraph", inputs: Path | None, options: PlanOptions) -> "Report":

@@ -3,7 +3,7 @@
 import sys
 from time import monotonic
 
-from morphgraph.cli.console import STATUS, note, settings
+from morphgraph.cli.console import STATUS, duration, note, settings
 
 _REDRAW_SECONDS = 0.2
 _LINE_SECONDS = 5.0  # between two lines in a log, at least
@@ -52,15 +52,3 @@ class ProgressLines:
             return f"{self._phase}: {done}"
         left = (now - self._began) / max(done, 1) * (total - done)
         return f"{self._phase}: {done} of {total}, {duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """Time in the unit that people would use.
-
-    >>> duration(7.2), duration(90), duration(4000)
-    ('8 s', '2 min', '1 h 7 min')
-    """
-    if seconds < 60:
-        return f"{int(seconds) + 1} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

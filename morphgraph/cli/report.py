@@ -9,13 +9,13 @@ import click
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import step
+from morphgraph.cli.following import tell_intention
 from morphgraph.cli.models import Lifting, open_graph, open_planned
 from morphgraph.cli.pages import command_line, write_page
-from morphgraph.cli.shared_options import DeviceFile, Overwrite, check_output, output_file
+from morphgraph.cli.shared_options import DeviceFile, DryRun, Overwrite, check_output, output_file
 from morphgraph.errors import ArgumentError
-from morphgraph.folders.found import folder_of, model_file
-from morphgraph.onnx_io import escape
 from morphgraph.options import option
+from morphgraph.words import escape
 
 if TYPE_CHECKING:
     from morphgraph.benchmark import BenchResult
@@ -38,6 +38,7 @@ def report(
     seconds: Seconds = 3.0,
     device: DeviceFile = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
 ) -> None:
     """Show a run, a plan, or a resize as one HTML file.
@@ -47,12 +48,19 @@ def report(
     --device, times of layers are shown as predicted and as measured.
     """
     check_output(output, overwrite, *subjects)
+    if dry_run:
+        steps = ["lift the models, and draw the page"]
+        if seconds:
+            steps.insert(0, f"time every model for {seconds:g} s")
+        tell_intention("report", steps, [output], "table")
+        return
     write_page(output, _facts(subjects, seconds, device, lifting), overwrite)
 
 
 def _facts(
     subjects: Sequence[Path], seconds: float, device: Path | None, lifting: Lifting
 ) -> "Facts":
+    from morphgraph.folders.found import folder_of, model_file
     from morphgraph.report.pages.gather import Resized, resized_facts
     from morphgraph.report.pages.runs import arm_quality, chosen_arm, run_facts, run_result
 
@@ -101,7 +109,7 @@ def _measured(
     both = graphs[0], (graphs[1] if graphs[1:] else None)
     if not seconds:
         return both, None, []
-    with step("timing"):
+    with step("timing", seconds * len(models)):
         timing = bench(
             models,
             seconds=seconds,

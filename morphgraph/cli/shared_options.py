@@ -11,8 +11,8 @@ import click
 from msgspec import Meta
 
 from morphgraph.errors import FileError, MorphError
-from morphgraph.options import option
-from morphgraph.report.tables import Format
+from morphgraph.options import Format, option
+from morphgraph.words import escape
 
 _Value = TypeVar("_Value")
 
@@ -159,6 +159,11 @@ InputFiles = Annotated[
 
 Overwrite = Annotated[bool, option("Replace an existing output file.")]
 
+DryRun = Annotated[
+    bool,
+    option("Say what would be done, what it would cost and which files it would write; no more."),
+]
+
 Seed = Annotated[int, option("Of random numbers.", ge=0)]
 
 
@@ -186,7 +191,6 @@ def check_output(output: Path | None, overwrite: bool, *inputs: Path) -> None:
     Raises:
         FileError: it exists already (without ``overwrite``), is an input, or has no folder.
     """
-    from morphgraph.onnx_io import escape
     from morphgraph.onnx_io.files import data_file, files_of
 
     if output is None:

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from morphgraph.calibration.processes import joined
 from morphgraph.cli.command import command
-from morphgraph.cli.console import be_silent, note, settings, show, step
+from morphgraph.cli.console import be_silent, note, settings, show, step, suggest
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
+from morphgraph.cli.following import bench_words, tell_intention, unused
 from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
 from morphgraph.cli.outputs import Annotate, ResultFile
 from morphgraph.cli.pages import ReportFile, command_line, write_page
 from morphgraph.cli.progress import ProgressLines
 from morphgraph.cli.shared_options import (
     DeviceFile,
+    DryRun,
     Measure,
     OutputFormat,
     Overwrite,
@@ -26,12 +27,13 @@ from morphgraph.cli.shared_options import (
 )
 from morphgraph.cli.width_options import ShrinkOptions
 from morphgraph.errors import ModelError
-from morphgraph.folders.found import folder_of, model_file
-from morphgraph.onnx_io import escape, write_atomically
-from morphgraph.options import option
-from morphgraph.passes.analysis.cost import on_device
+from morphgraph.options import Format, option
+from morphgraph.words import escape
 
 if TYPE_CHECKING:
+    from morphgraph.calibration import Samples
+    from morphgraph.graph import ChannelGraph
+    from morphgraph.passes.planning.constraints import Budget
     from morphgraph.shrinker import CurvePoint
     from morphgraph.shrinking import ShrinkResult
 
@@ -95,6 +97,7 @@ def shrink(
     options: ShrinkOptions,
     reading: DataOptions,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -105,7 +108,16 @@ def shrink(
     labels are needed. A fifth of them is held out, and says what to expect, before anything is
     written.
     """
+    from morphgraph.calibration.processes import joined
+    from morphgraph.folders.found import folder_of, model_file
+    from morphgraph.onnx_io import write_atomically
+    from morphgraph.passes.analysis.cost import on_device
+
     refuse_repeated(budgets)
+    if plot is not None:
+        from morphgraph.report.vega import require_vega
+
+        require_vega()
     folder, model = folder_of(model), model_file(model)
     options = options.beside(folder)
     draws = curve or plot is not None
@@ -129,6 +141,14 @@ def shrink(
     graph = open_graph(model, lifting)
     warn_of_weights(model, graph)
     samples = reading.read(data, graph.model, options.seed)
+    budget = on_device(dict(budgets), device)
+    if dry_run:
+        extra = ["time the result, and plan again until it fits"] if measure else []
+        extra += [] if no_refit else ["fit the kernels that are left"]
+        extra += [f"train the result for {tune} steps"] if tune else []
+        extra += ["show what smaller budgets do to the outputs"] if draws else []
+        _tell(graph, samples, budget, options, extra, files, output_format)
+        return
 
     from morphgraph.passes.planning.bounds import WidthBounds
     from morphgraph.report.shrinking import Calibrated, curve_svg, shrink_report
@@ -140,7 +160,6 @@ def shrink(
     score, convention, seed = (arguments.pop(name) for name in ("score", "convention", "seed"))
     result: ShrinkResult | None = None
     points: tuple[CurvePoint, ...] = ()
-    budget = on_device(dict(budgets), device)
     kind = next(iter(budget), "flops")
     with naming(model, ModelError):
         shrinker = Shrinker(
@@ -176,6 +195,7 @@ def shrink(
     if result is not None and output is not None:
         tell_layers(result)
         written.save(graph, result.plan, result.model)
+        written.tell()
         if plan is not None:
             result.plan.save(plan, overwrite)
     if plot is not None:
@@ -188,8 +208,37 @@ def shrink(
 
         shown = shrink_facts(graph, result, points, kind, calibrated, model.name, command_line())
         write_page(report, shown, overwrite)
-    if not files:
-        note("nothing written; give -o and a --budget to shrink the model")
+    if output is None:
+        if not files:
+            note("nothing written; give -o and a --budget to shrink the model")
+        words = [word for word in settings().arguments if word != "--curve"]
+        asked = [] if budgets else ["--budget", "flops=70%"]
+        suggest(*words, *asked, "-o", unused("slim.onnx"))
+    else:
+        suggest(*bench_words(model, output, lifting))
+
+
+def _tell(
+    graph: "ChannelGraph",
+    samples: "Samples",
+    budget: "Budget",
+    options: ShrinkOptions,
+    extra: list[str],
+    files: list[Path],
+    output_format: Format,
+) -> None:
+    """What the work would be; the most that the result may cost stands for what it will."""
+    from morphgraph.passes.planning.constraints import resolve_budget
+    from morphgraph.plans import Change
+
+    limits = resolve_budget(graph, budget, options.convention)
+    steps = [
+        f"run the network over {samples.described}",
+        f"choose channels by {options.score}, and remove them",
+        *extra,
+    ]
+    costs = {each.kind: Change(each.cost.total, each.limit) for each in limits}
+    tell_intention("shrink", steps, files, output_format, costs)
 
 
 def _check_request(output: Path | None, draws: bool, has_budget: bool, has_more: bool) -> None:

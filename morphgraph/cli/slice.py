@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Annotated
 
-from morphgraph.cli.checks import check_report
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, show, step
+from morphgraph.cli.console import note, show, step, suggest
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
+from morphgraph.cli.following import bench_words, tell_intention
 from morphgraph.cli.models import Lifting, naming, open_ranked
 from morphgraph.cli.shared_options import (
     DeviceFile,
+    DryRun,
     OutputFormat,
     Overwrite,
     Seed,
@@ -19,10 +20,8 @@ from morphgraph.cli.shared_options import (
     refuse_repeated,
 )
 from morphgraph.errors import ModelError
-from morphgraph.onnx_io import escape
 from morphgraph.options import ROUND_TO, RoundTo, option
-from morphgraph.passes.analysis.cost import on_device
-from morphgraph.workflow import save
+from morphgraph.words import escape
 
 
 @command
@@ -52,6 +51,7 @@ def slice(  # noqa: A001 - a command's function has its name
     seed: Seed = 0,
     output: Annotated[Path, output_file("slim.onnx")],
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -61,17 +61,29 @@ def slice(  # noqa: A001 - a command's function has its name
     --elastic`. The widest network within the budget is written; it is compared with the masked
     whole network before its statistics are measured.
     """
+    from morphgraph.passes.analysis.cost import on_device
+    from morphgraph.report.checks import check_report
+    from morphgraph.report.intention import costs_of
     from morphgraph.slicing import Elastic
+    from morphgraph.workflow import save
 
     refuse_repeated(budgets)
     check_output(output, overwrite, model, ranking, *((data,) if data else ()))
     graph, order = open_ranked(model, ranking, lifting)
+    budget = on_device(dict(budgets), device)
+    if dry_run:
+        with naming(model, ModelError):
+            plan = order.plan(graph, budget, round_to=round_to)
+        steps = ["cut out the widest network within the budget", "compare it with the masked whole"]
+        if data is not None:
+            steps.append(f"measure its statistics on inputs of {data}")
+        tell_intention("slice", steps, [output], output_format, costs_of(graph, plan))
+        return
     samples = None if data is None else reading.read(data, graph.model, seed)
     with step("slicing"), naming(model, ModelError):
-        found = Elastic(graph, order, samples).slice(
-            on_device(dict(budgets), device), round_to=round_to
-        )
+        found = Elastic(graph, order, samples).slice(budget, round_to=round_to)
     with naming(model):
         save(found.model, output, overwrite)
     show(check_report(graph, found.plan, found.check), output_format)
     note(f"wrote {escape(str(output))}")
+    suggest(*bench_words(model, output, lifting))

@@ -1,6 +1,7 @@
 """``morphgraph sweep``: trade-off curves over budgets, methods and seeds."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated
@@ -8,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, show
+from morphgraph.cli.console import note, resumed_by, show, suggest
+from morphgraph.cli.following import tell_intention, unused
 from morphgraph.cli.models import Lifting, open_graph
-from morphgraph.cli.shared_options import OutputFormat, assignment, refuse_repeated
+from morphgraph.cli.pages import write_picture
+from morphgraph.cli.shared_options import DryRun, OutputFormat, assignment, refuse_repeated
 from morphgraph.cli.training_options import Training
-from morphgraph.options import METHODS, Method, option
+from morphgraph.options import METHODS, Format, Method, option
 
 if TYPE_CHECKING:
+    from morphgraph.recipes.settings import Settings
     from morphgraph.recipes.sweep import Row
 
 _PICTURE = "curves.svg"
@@ -96,6 +100,7 @@ def sweep(
         ),
     ] = None,
     folder: Annotated[Path, option(None, "-o", "--output", metavar="runs/NAME")],
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -105,7 +110,6 @@ def sweep(
     run to rows.jsonl and a picture to curves.svg in the output folder. Runs that have a row there
     are not done again: the same command goes on where it was stopped, a larger one adds to it.
     """
-    from morphgraph.onnx_io import write_atomically
     from morphgraph.recipes.sweep import ROWS, grid, sweep as sweep_runs
     from morphgraph.report.curves import curves_svg, row_line, sweep_report
 
@@ -118,6 +122,10 @@ def sweep(
     first, amounts = next(iter(wanted.items()))
     one = training.settings(graph, {first: amounts[0]}, None)
     runs = grid(one, wanted, methods, range(seeds), costs or ())
+    if dry_run:
+        _tell_runs(runs, folder, output_format)
+        return
+    resumed_by()
     began, before = monotonic(), []
 
     def tell(row: "Row", done: int, of: int) -> None:
@@ -128,5 +136,15 @@ def sweep(
     rows = sweep_runs(
         graph, dataset, runs, folder, jobs=jobs, ray=ray, ops=lifting.ops, on_row=tell
     )
-    write_atomically(folder / _PICTURE, curves_svg(rows, dataset.name), overwrite=True)
-    show(sweep_report(rows, [str(folder / ROWS), str(folder / _PICTURE)]), output_format)
+    drawn = write_picture(folder / _PICTURE, lambda: curves_svg(rows, dataset.name))
+    written = [ROWS, *([_PICTURE] if drawn else [])]
+    show(sweep_report(rows, [str(folder / name) for name in written]), output_format)
+    best = max(rows, key=lambda row: row.accuracy)
+    suggest("report", folder / best.folder, "-o", unused("report.html", folder / best.folder))
+
+
+def _tell_runs(runs: "Sequence[Settings]", folder: Path, output_format: Format) -> None:
+    from morphgraph.report.runs import budget_text
+
+    steps = [f"{each.method} at {budget_text(each.aim.budget)}, seed {each.seed}" for each in runs]
+    tell_intention("sweep", steps, [folder], output_format)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from morphgraph.cli.command import Fields
 from morphgraph.errors import ArgumentError, UnsupportedError
-from morphgraph.onnx_io import escape, static_shape
 from morphgraph.options import option
 from morphgraph.train.config import SearchConfig
+from morphgraph.words import escape
 
 if TYPE_CHECKING:
     from morphgraph.graph import ChannelGraph
@@ -74,6 +74,7 @@ class Training:
             FileError: there is no such file or folder.
             UnsupportedError: the model takes no images, or the data are broken.
         """
+        from morphgraph.onnx_io import static_shape
         from morphgraph.recipes.data import load_data
 
         shapes = [static_shape(value) for value in graph.model.graph.inputs]

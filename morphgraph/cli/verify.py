@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-from morphgraph.cli.checks import check_report
 from morphgraph.cli.command import command
-from morphgraph.cli.console import show, step
+from morphgraph.cli.console import show, step, suggest
+from morphgraph.cli.following import bench_words
 from morphgraph.cli.models import Lifting, naming, open_inputs, open_planned
 from morphgraph.cli.shared_options import InputFiles, OutputFormat, Seed
-from morphgraph.folders.found import model_file
-from morphgraph.onnx_io import load
-from morphgraph.workflow import verify as check
 
 
 @command
@@ -28,6 +25,11 @@ def verify(
     Exits with 1 where it does not. A model with other weights than the original's is wrong in this
     sense too.
     """
+    from morphgraph.folders.found import model_file
+    from morphgraph.onnx_io import load
+    from morphgraph.report.checks import check_report
+    from morphgraph.workflow import verify as check
+
     model, slim = model_file(model), model_file(slim)
     batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
@@ -37,3 +39,4 @@ def verify(
     show(check_report(graph, chosen, report), output_format)
     with naming(slim):
         report.require()
+    suggest(*bench_words(model, slim, lifting, report))

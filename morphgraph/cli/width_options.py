@@ -13,12 +13,12 @@ from morphgraph.options import (
     REPEATED,
     ROUND_TO,
     AnyScore,
+    Convention,
     DataScore,
     Depth,
     RoundTo,
     option,
 )
-from morphgraph.passes.analysis.cost import Convention
 
 Counting = Annotated[Convention, option("How costs are counted.")]
 

@@ -14,27 +14,11 @@ import onnx
 import onnx_ir as ir
 
 from morphgraph.errors import ModelError, UnsupportedError, warn
+from morphgraph.words import escape as escape
 
 MIN_OPSET = 11
 _MAX_RANK = 64  # as in NumPy
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}  # as onnx.proto says
-_MAX_NAME = 200  # characters of a name that a message repeats
-
-
-def escape(name: str | bytes) -> str:
-    r"""A name as it may stand in a message: one line, printable, and of bounded length.
-
-    A damaged file may hold names that are not UTF-8; protobuf hands them out as bytes.
-
-    >>> escape("conv\n\x1b[31m")
-    'conv\\n\\x1b[31m'
-    """
-    if isinstance(name, bytes):
-        name = name.decode(errors="backslashreplace")
-    shown = name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 3] + "..."
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown
-    )
 
 
 def check_proto(proto: onnx.ModelProto, folder: str | None, elsewhere: Container[str] = ()) -> bool:

@@ -8,21 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from morphgraph.recipes.sweep import Row
-from morphgraph.report.axes import Axis, Frame, svg_page, svg_text
-from morphgraph.report.lines import LEGEND_ROW, cost_title, curve, legend
 from morphgraph.report.runs import NAMES, budget_text, duration, shares_text
 from morphgraph.report.tables import (
     Cell,
     Report,
     Table,
     columns,
+    cost_title,
     number_column,
     percent,
     plain,
     share,
 )
-
-_PANEL = (470, 330)  # width and height with labels
+from morphgraph.report.vega import Mark, Panel, picture
 
 
 @dataclass(frozen=True)
@@ -104,37 +102,27 @@ def _shared_units(points: Sequence[Point]) -> list[str]:
 def curves_svg(rows: Sequence[Row], data: str) -> str:
     """A picture of accuracy against every cost, one panel each; bars are standard errors.
 
-    It needs no other file, and no font but one without serifs.
-
     Args:
         rows: of one model and one dataset.
         data: what the dataset is called.
+
+    Raises:
+        UnsupportedError: Vega is not installed.
     """
     points = points_of(rows)
-    units = _shared_units(points)
-    series = list(dict.fromkeys(point.series for point in points))
-    across = min(len(units), 2)
-    down = math.ceil(len(units) / across)
-    width = across * _PANEL[0]
-    head = 44 + LEGEND_ROW * len(series)
-    height = head + down * _PANEL[1] + 10
-    low = min(point.accuracy - point.error for point in points)
-    high = max(point.accuracy + point.error for point in points)
-    vertical = Axis.around(100 * low, 100 * high)
-    parts = [_title_line(rows, points, data), *legend(series)]
-    for index, unit in enumerate(units):
-        corner = ((index % across) * _PANEL[0], head + index // across * _PANEL[1])
-        shares = [100 * point.shares[unit] for point in points]
-        frame = Frame(corner, _PANEL, Axis.around(min(shares), max(shares)), vertical)
-        parts += frame.draw(f"{cost_title(unit)} (% of the original)", "test accuracy (%)")
-        for place, name in enumerate(series):
-            own = [
-                (100 * point.shares[unit], 100 * point.accuracy, 100 * point.error)
-                for point in points
-                if point.series == name
-            ]
-            parts += curve(frame, own, place, place - (len(series) - 1) / 2)
-    return svg_page(width, height, f"Test accuracy on {data} against cost, by method", parts)
+    panels = [
+        Panel(
+            f"{cost_title(unit)} (% of the original)",
+            "test accuracy (%)",
+            [
+                Mark(each.series, 100 * each.shares[unit], 100 * each.accuracy, 100 * each.error)
+                for each in points
+            ],
+        )
+        for unit in _shared_units(points)
+    ]
+    label = f"Test accuracy on {data} against cost, by method"
+    return picture(panels, _title_line(rows, points, data), label)
 
 
 def _title_line(rows: Sequence[Row], points: Sequence[Point], data: str) -> str:
@@ -143,4 +131,4 @@ def _title_line(rows: Sequence[Row], points: Sequence[Point], data: str) -> str:
     word = "seed" if seeds[-1] == 1 else "seeds"
     bars = "; bars: standard error of the mean" if seeds[-1] > 1 else ""
     epochs = max(row.epochs for row in rows)
-    return svg_text(16, 26, f"{data}: {epochs} epochs, {many} {word}{bars}", 14, weight=600)
+    return f"{data}: {epochs} epochs, {many} {word}{bars}"

@@ -4,6 +4,7 @@ import msgspec
 
 from morphgraph.device import DeviceProfile
 from morphgraph.report.tables import Report, number_column, plain, share, table_of
+from morphgraph.version import __version__
 
 
 class KindRow(msgspec.Struct, frozen=True):
@@ -23,7 +24,7 @@ class KindRow(msgspec.Struct, frozen=True):
 
 
 class DeviceSummary(msgspec.Struct, frozen=True):
-    """What a profile holds."""
+    """What a profile holds, as ``calibrate`` prints it."""
 
     runtime: str
     threads: int
@@ -34,6 +35,8 @@ class DeviceSummary(msgspec.Struct, frozen=True):
     noise: float
     blocked_multiple: int
     kinds: list[KindRow]
+    schema_version: int = 1
+    tool_version: str = __version__
 
 
 def device_report(profile: DeviceProfile) -> Report:

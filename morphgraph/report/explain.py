@@ -25,6 +25,7 @@ from morphgraph.report.explanation import (
     TensorAxis,
     Use,
 )
+from morphgraph.words import did_you_mean
 
 _Thing = TypeVar("_Thing")
 _Names = Callable[[_Thing], Iterable[str]]
@@ -68,9 +69,12 @@ def explain(graph: ChannelGraph, name: str, *, convention: Convention = "default
     if not ops:
         values = _named(name, list(graph.shapes), lambda value: (value,))
     if not ops and not values:
+        groups_first = (text for group in graph.groups for text in (group.name, *group.producers))
+        others = (text for op in graph.ops for text in (op.name, op.layer))
+        known = dict.fromkeys([*groups_first, *others, *graph.shapes])
         raise ArgumentError(
-            f"'{escape(name)}' is no group, layer, operator or tensor of the model; "
-            "`analyze` lists them"
+            f"'{escape(name)}' is no group, layer, operator or tensor of the model"
+            f"{did_you_mean(name, known)}; `analyze` lists them"
         )
     return Explanation(
         name,

@@ -5,6 +5,10 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import msgspec
+
+from morphgraph.version import __version__
+
 # What decides how fast ONNX Runtime's kernels are.
 _FEATURES = (
     "sse4_2",
@@ -59,3 +63,26 @@ def providers() -> list[str]:
     except ImportError:
         return []
     return list(onnxruntime.get_available_providers())
+
+
+class Cpu(msgspec.Struct, frozen=True):
+    """The processor: its name, what it can do, and how many cores this process may use."""
+
+    model: str
+    features: list[str]
+    usable: int
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What ``doctor`` prints: versions, the processor, and where ONNX Runtime can run.
+
+    ``packages`` has a version by name, ``null`` where a package is not installed.
+    """
+
+    python: str
+    platform: str
+    cpu: Cpu
+    packages: dict[str, str | None]
+    execution_providers: list[str]
+    schema_version: int = 1
+    tool_version: str = __version__

@@ -11,19 +11,19 @@ from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.calibration.outputs import OutputCheck
 from morphgraph.plans import Change
-from morphgraph.report.axes import Axis, Frame, svg_page, svg_text
-from morphgraph.report.lines import LEGEND_ROW, cost_title, curve as line, legend
 from morphgraph.report.planning import removed_layers
 from morphgraph.report.tables import (
     Cell,
     Report,
     Table,
     change,
+    cost_title,
     number_column,
     plain,
     share,
     table_of,
 )
+from morphgraph.report.vega import Mark, Panel, picture
 from morphgraph.shrinker import CURVE, CurvePoint
 from morphgraph.shrinking import Perplexity, ShrinkResult
 from morphgraph.version import __version__
@@ -31,7 +31,6 @@ from morphgraph.version import __version__
 SCHEMA_VERSION = 1
 _COSTS = ("macs", "flops", "params")
 _BAR = 24  # signs of the longest bar
-_PANEL = (560, 360)
 
 
 class OutputError(msgspec.Struct, frozen=True):
@@ -244,33 +243,26 @@ def layer_lines(result: ShrinkResult, most: int = 8) -> list[str]:
 
 
 def curve_svg(curve: Sequence[CurvePoint], kind: str, name: str) -> str:
-    """A picture of the outputs' errors against a cost.
+    """The errors at several budgets as a picture.
 
     Args:
         curve: the points.
         kind: of the cost.
         name: of the model.
+
+    Raises:
+        UnsupportedError: Vega is not installed.
     """
-    series = [check.name for check in curve[0].outputs] if curve else []
-    lines = [
-        [(100 * p.reached, 100 * p.outputs[k].error, 0.0) for p in curve if _is_finite(p, k)]
-        for k in range(len(series))
+    marks = [
+        Mark(check.name, 100 * point.reached, 100 * check.error)
+        for point in curve
+        for place, check in enumerate(point.outputs)
+        if _is_finite(point, place)
     ]
-    shown = [point for points in lines for point in points] or [(100.0, 0.0, 0.0)]
-    across = Axis.around(min(x for x, *_ in shown), max(x for x, *_ in shown))
-    up = Axis.around(0.0, max(y for _, y, _ in shown))
-    head = 44 + LEGEND_ROW * len(series)
-    frame = Frame((0, head), _PANEL, across, up)
-    title = f"{cost_title(kind)} (% of the original)"
-    parts = [
-        svg_text(16, 26, f"{escape(name)}: what a budget costs", 14, weight=600),
-        *legend([escape(each) for each in series]),
-        *frame.draw(title, "error on held-out inputs (%)"),
-    ]
-    for place, points in enumerate(lines):
-        parts += line(frame, points, place)
+    across = f"{cost_title(kind)} (% of the original)"
+    panel = Panel(across, "error on held-out inputs (%)", marks)
     label = f"Errors of the outputs of {escape(name)} against {cost_title(kind)}"
-    return svg_page(_PANEL[0], head + _PANEL[1] + 10, label, parts)
+    return picture([panel], f"{escape(name)}: what a budget costs", label)
 
 
 def _is_finite(point: CurvePoint, output: int) -> bool:

@@ -9,16 +9,16 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from morphgraph.onnx_io import escape
+from morphgraph.options import Format as Format
 from morphgraph.plans import readable_json
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-Format = Literal["table", "json", "csv", "md"]
 Cell = str | int | float | None
 _Item = TypeVar("_Item")
 
@@ -66,6 +66,23 @@ def share(value: Cell) -> str:
         return plain(value)
     digits = 1 if abs(value) >= 0.01 or value == 0 else 2
     return f"{100 * value:.{digits}f} %"
+
+
+_TITLES = {
+    "flops": "FLOPs",
+    "params": "parameters",
+    "memory": "activation memory",
+    "latency": "latency",
+}
+
+
+def cost_title(unit: str) -> str:
+    """A cost as people call it.
+
+    >>> cost_title("flops"), cost_title("flops+20*params")
+    ('FLOPs', 'flops+20*params')
+    """
+    return _TITLES.get(unit, unit)
 
 
 def percent(value: Cell) -> str:

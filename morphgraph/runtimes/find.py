@@ -8,6 +8,7 @@ from pathlib import Path
 from morphgraph.errors import ArgumentError
 from morphgraph.onnx_io import escape
 from morphgraph.runtimes.base import Runtime
+from morphgraph.words import did_you_mean
 
 
 def _ort(provider: str) -> Runtime:
@@ -47,7 +48,8 @@ def find_runtime(name: str) -> Runtime:
     where = f"runtime '{escape(name)}'"
     if not rest:
         raise ArgumentError(
-            f"{where} is unknown; use {', '.join(BUILT_IN)} or module:Class of your own"
+            f"{where} is unknown{did_you_mean(name, BUILT_IN)}; use {', '.join(BUILT_IN)} or "
+            "module:Class of your own"
         )
     folder = str(Path.cwd())
     sys.path.insert(0, folder)

@@ -1,20 +1,20 @@
 """The configuration of structure learning: plain data, without torch.
 
 The annotations of the fields hold what a command line needs; ``morphgraph morph`` and
-``morphgraph sweep`` take their options from them.
+``morphgraph sweep`` take their options from them. Their help reads nothing else, so that what
+computes is imported where it is needed.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from morphgraph.errors import ArgumentError
-from morphgraph.graph import ChannelGraph
 from morphgraph.options import ROUND_TO, RoundTo, Start, Strength, Update, option
-from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spelling
-from morphgraph.passes.planning.bounds import WidthBounds
-from morphgraph.passes.planning.constraints import require_reachable, resolve_budget
-from morphgraph.passes.planning.finer import within_reach
+
+if TYPE_CHECKING:
+    from morphgraph.graph import ChannelGraph
+    from morphgraph.passes.planning.bounds import WidthBounds
 
 SHRINK_TO = 0.35
 """How far a phase shrinks before the widths are scaled to the budget, see :class:`SearchConfig`."""
@@ -92,6 +92,8 @@ class SearchConfig:
     min_width: Annotated[int, option("No group gets narrower; with 0 layers may vanish.", ge=0)] = 1
 
     def __post_init__(self) -> None:
+        from morphgraph.passes.analysis.cost import parse_cost, spelling
+
         if not self.budget:
             raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
         budget = {spelling(parse_cost(unit)): amount for unit, amount in self.budget.items()}
@@ -111,17 +113,23 @@ class SearchConfig:
         return self.cost or next(iter(self.budget))
 
     @property
-    def limits(self) -> WidthBounds:
+    def limits(self) -> "WidthBounds":
         """Grid and floor of the widths."""
+        from morphgraph.passes.planning.bounds import WidthBounds
+
         return WidthBounds(self.round_to, self.min_width)
 
-    def check(self, graph: ChannelGraph) -> None:
+    def check(self, graph: "ChannelGraph") -> None:
         """Refuse before anything is trained what no training could reach.
 
         Raises:
             ArgumentError: an amount is none, or a cost is unknown.
             BudgetError: the narrowest network is above a budget.
         """
+        from morphgraph.passes.analysis.cost import cost as cost_of
+        from morphgraph.passes.planning.constraints import require_reachable, resolve_budget
+        from morphgraph.passes.planning.finer import within_reach
+
         cost_of(graph, self.regularized)
         constraints = resolve_budget(graph, self.budget, "default")
         require_reachable(constraints, within_reach(graph, self.limits, constraints))

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -27,12 +27,12 @@ from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, analysis
 from morphgraph.onnx_io import constant_names, escape, is_unsized, static_shape
 from morphgraph.ops import facts_of, parameter_names
+from morphgraph.options import Convention as Convention
 from morphgraph.passes.analysis.channel_sources import kernels as producing_kernels
 from morphgraph.passes.analysis.measured import measured_cost
 from morphgraph.passes.analysis.polynomial import Cost, Term
 from morphgraph.passes.coupling.roles import roles
-
-Convention = Literal["default", "morphnet"]
+from morphgraph.words import did_you_mean
 
 #: Peak arithmetic in GFLOP/s and memory bandwidth in GB/s, as MorphNet's device table has them.
 DEVICES: Mapping[str, tuple[float, float]] = {
@@ -120,8 +120,9 @@ def _read(path: str | PathLike[str]) -> DeviceProfile:
     """The profile in a file; the same as before where the file has not changed."""
     if not Path(path).suffix:
         raise ArgumentError(
-            f"device '{escape(str(path))}' is unknown; use one of {', '.join(DEVICES)}, or the "
-            "file of a profile that `morphgraph calibrate` has written"
+            f"device '{escape(str(path))}' is unknown{did_you_mean(str(path), DEVICES)}; use one "
+            f"of {', '.join(DEVICES)}, or the file of a profile that `morphgraph calibrate` has "
+            "written"
         )
     profile = load_profile(path)
     same = (other for other in _MEASURED.values() if other.encoded == profile.encoded)
@@ -210,7 +211,10 @@ def parse_cost(kind: str | Mapping[str, float], device: str = _DEVICE) -> list[P
 def _part(weight: float, name: str, device: str) -> Part:
     kind, at, named = name.partition("@")
     if kind not in _BUILDERS:
-        raise ArgumentError(f"cost '{escape(kind)}' is unknown; use one of {', '.join(_BUILDERS)}")
+        raise ArgumentError(
+            f"cost '{escape(kind)}' is unknown{did_you_mean(kind, _BUILDERS)}; use one of "
+            f"{', '.join(_BUILDERS)}"
+        )
     if at and kind != "latency":
         raise ArgumentError(f"cost '{escape(name)}': only a latency is of a device; write {kind}")
     where = named if at else device

@@ -21,6 +21,7 @@ from morphgraph.passes.analysis.channel_sources import (
     stored_kernels,
 )
 from morphgraph.passes.analysis.computed_kernels import numbers
+from morphgraph.words import did_you_mean
 
 
 class Norm(NamedTuple):
@@ -134,7 +135,10 @@ def score(graph: ChannelGraph, kind: Score = "l2", seed: int = 0) -> FloatArray:
 def scored(graph: ChannelGraph, kind: Score = "l2", seed: int = 0) -> FloatArray:
     """As :func:`score`, and NaN for channels without a score."""
     if kind not in get_args(Score):
-        raise UnsupportedError(f"score '{kind}' is unknown; use {', '.join(get_args(Score))}")
+        raise UnsupportedError(
+            f"score '{kind}' is unknown{did_you_mean(kind, get_args(Score))}; use "
+            f"{', '.join(get_args(Score))}"
+        )
     if kind == "random":
         return np.random.default_rng(seed).uniform(0.01, 1.0, len(graph.channel_group))
     norms = {

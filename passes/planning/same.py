@@ -1,6 +1,5 @@
 """Groups that are named together, and those of them that are to have one width."""
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
 from morphgraph.options import REPEATED
+from morphgraph.words import did_you_mean
 
 _NUMBERED = re.compile(r"[0-9]+$")
 _STEPS = re.compile(r"[./]")
@@ -33,11 +33,9 @@ def require_match(graph: ChannelGraph, pattern: str, option: str) -> list[Group]
     matching = [group for group in graph.groups if any_match(group, [pattern])]
     if not matching:
         names = dict.fromkeys(name for group in graph.groups for name in _names(group))
-        near = difflib.get_close_matches(pattern.strip("*"), names, 3)
-        some = ", ".join(f"'{escape(name)}'" for name in near)
-        hint = f"near are {some}; " if near else ""
         raise UnsupportedError(
-            f"{option} '{escape(pattern)}': no group has that name; {hint}`analyze` lists them all"
+            f"{option} '{escape(pattern)}': no group has that name"
+            f"{did_you_mean(pattern.strip('*'), names)}; `analyze` lists them all"
         )
     return matching
 

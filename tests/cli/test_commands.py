@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 import numpy as np
 import onnx
@@ -15,10 +16,13 @@ import onnxruntime
 import pytest
 
 import morphgraph as mg
+from morphgraph.device import DeviceProfile
+from morphgraph.device.profile import Measurement
 from morphgraph.onnx_io import save
 from morphgraph.report.analysis import Analysis
 from morphgraph.report.schemas import SCHEMAS, schema
 from morphgraph.testing import model_from_text
+from tests.cli.conftest import small_cnn
 
 OPEN = """
 net (float[1,3,H,W] x, float[8,3,3,3] w1, float[4,8,1,1] w2) => (float[1,4,P,Q] y) {
@@ -461,21 +465,53 @@ def test_the_published_schemas_are_up_to_date(name: str) -> None:
         ("bench-sweep", ["bench", "{model}", "--seconds", "0.01", "--threads", "1,2"]),
         ("shrink", ["shrink", "{model}", "--data", "{data}", "--curve"]),
         ("shrink", ["shrink", "{model}", "--data", "{data}", "--set", "conv1=50%", "-o", "{out}"]),
+        ("check", ["apply", "{model}", "{plan}", "-o", "{out}"]),
+        ("check", ["apply", "{model}", "{plan}", "-o", "{out}", "--no-verify"]),
+        ("shrink", ["apply", "{model}", "{plan}", "-o", "{out}", "--refit", "{data}"]),
+        ("sensitivity", ["plan", "{model}", "--sensitivity"]),
+        ("doctor", ["doctor"]),
+        ("dry-run", ["apply", "{model}", "{plan}", "-o", "{out}", "--dry-run"]),
+        ("plan", ["expand", "{model}", "{plan}", "--budget", "flops=100%", "-o", "{out}"]),
     ],
 )
 def test_what_is_printed_fits_its_schema(
-    model: Path, run: Any, name: str, arguments: list[str]
+    model: Path, plan: Path, run: Any, name: str, arguments: list[str]
 ) -> None:
     data, out = model.with_name("data.npz"), model.with_name("out.onnx")
     np.savez(data, x=np.random.default_rng(0).standard_normal((9, 3, 10, 10)).astype(np.float32))
-    line = [argument.format(model=model, data=data, out=out) for argument in arguments]
+    line = [argument.format(model=model, data=data, out=out, plan=plan) for argument in arguments]
     ran = run(*line, "--format", "json")
     printed: Any = json.loads(ran.out)
     published = json.loads((SCHEMA_FOLDER / f"{name}.schema.json").read_bytes())
+    jsonschema.Draft202012Validator.check_schema(published)
+    jsonschema.validate(printed, published)
     top = published["$defs"][published["$ref"].rpartition("/")[2]]
-    assert set(top["required"]) <= set(printed)
-    assert set(printed) == set(top["properties"])
+    assert set(printed) <= set(top["properties"])
     msgspec.convert(printed, SCHEMAS[name])
+    assert json.loads(run("schema", name).out) == published
+
+
+def test_files_fit_their_schemas(tmp_path: Path) -> None:
+    """Profiles and rankings, as programs write and read them; what does not fit is refused."""
+    kernel = Measurement("Conv", ((1, 3, 8, 8), (8, 3, 3, 3)), ((1, 8, 8, 8),), 3.5)
+    DeviceProfile("ort", 1, [kernel]).save(tmp_path / "device.json")
+    graph = mg.lift(small_cnn())
+    ranking = mg.Ranking.of(graph, [mg.uniform(graph, 0.5)])
+    (tmp_path / "ranking.json").write_bytes(ranking.to_json())
+    for name in ("device", "ranking"):
+        published = json.loads((SCHEMA_FOLDER / f"{name}.schema.json").read_bytes())
+        written = json.loads((tmp_path / f"{name}.json").read_bytes())
+        jsonschema.validate(written, published)
+        for key in [key for key in written if key != "schema_version"][:2]:
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(written | {key: None}, published)
+
+
+def test_schemas_are_listed(run: Any) -> None:
+    assert [line.split()[0] for line in run("schema").out.splitlines()] == list(SCHEMAS)
+    ran = run("schema", "analsis")
+    assert ran.code == 2
+    assert "did you mean 'analysis'" in ran.err
 
 
 def test_export_and_the_whole_way(

@@ -1,10 +1,12 @@
 """Curves: means and errors by hand, and a picture whose points stand where the numbers say."""
 
 import re
+import sys
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from morphgraph.errors import UnsupportedError
 from morphgraph.options import Method
 from morphgraph.recipes.sweep import Row
 from morphgraph.report.curves import curves_svg, points_of, sweep_report
@@ -59,37 +61,67 @@ def test_what_the_regularizer_counted_is_told_where_it_differs() -> None:
     }
 
 
+def _marks(svg: str) -> dict[tuple[str, float], tuple[float, float]]:
+    """By series and FLOPs, as the marks of the first panel say them, where a mark stands."""
+    found = {}
+    for path in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}path"):
+        said = path.attrib.get("aria-label", "")
+        words = dict(part.split(": ", 1) for part in said.split("; ") if ": " in part)
+        if "FLOPs (% of the original)" in words and path.attrib["aria-roledescription"] == "point":
+            x, y = map(float, re.findall(r"[-\d.]+", path.attrib["transform"]))
+            across = float(words["FLOPs (% of the original)"])
+            up = float(words["test accuracy (%)"])
+            found[words["series"], across] = (x, y)
+            assert up == pytest.approx(EXPECTED[words["series"], across])
+    return found
+
+
+EXPECTED = {
+    ("morphgraph", 49.0): 92.0,
+    ("morphgraph", 25.0): 80.0,
+    ("width multiplier", 50.0): 85.0,
+    ("width multiplier", 20.0): 70.0,
+}
+
+
 def test_points_stand_where_the_numbers_say() -> None:
-    root = ET.fromstring(curves_svg(ROWS, "digits"))
-    lines = root.findall("{*}polyline")
-    assert len(lines) == 4  # two methods in two panels
-    places = [
-        [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
-        for line in lines
-    ]
-    (low, high), (naive_low, naive_high) = places[0], places[1]  # from the left to the right
-    up = (low[1] - high[1]) / (0.92 - 0.80)  # pixels per accuracy
-    across = (high[0] - low[0]) / (0.49 - 0.25)
+    svg = curves_svg(ROWS, "digits")
+    marks = _marks(svg)
+    assert marks.keys() == EXPECTED.keys()
+    low, high = marks["morphgraph", 25.0], marks["morphgraph", 49.0]
+    across, up = (high[0] - low[0]) / 24, (low[1] - high[1]) / 12  # pixels per percent
+    assert across > 0
     assert up > 0
-    assert (naive_low[1] - naive_high[1]) / (0.85 - 0.70) == pytest.approx(up, rel=0.01)
-    assert (naive_high[0] - naive_low[0]) / (0.5 - 0.2) == pytest.approx(across, rel=0.01)
-    assert low[1] - naive_high[1] == pytest.approx((0.85 - 0.80) * up, abs=0.3)
-    # The one error bar in either panel: two standard errors high, around the mean.
-    bars = re.findall(r"M[\d.]+ ([\d.]+)h8m-4 0V([\d.]+)m", curves_svg(ROWS, "digits"))
-    assert len(bars) == 2
-    top, bottom = map(float, bars[0])
-    assert bottom - top == pytest.approx(0.04 * up, abs=0.3)
-    assert (bottom + top) / 2 == pytest.approx(high[1], abs=0.2)
+    for (_, flops), (x, _) in marks.items():
+        assert x == pytest.approx(low[0] + (flops - 25) * across, abs=0.6)
+    for key, (_, y) in marks.items():
+        assert y == pytest.approx(low[1] - (EXPECTED[key] - 80) * up, abs=0.6)
+    # One error bar in either panel: two standard errors high, around the mean.
+    bars = [
+        path.attrib["aria-label"]
+        for path in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}line")
+        if "high: 94" in path.attrib.get("aria-label", "")
+        and path.attrib["aria-roledescription"] == "errorbar"
+    ]
+    assert len([bar for bar in bars if bar.startswith("FLOPs")]) >= 1
+    assert svg == curves_svg(ROWS, "digits")
 
 
 def test_the_picture_says_what_it_shows_and_needs_nothing_else() -> None:
-    svg = curves_svg(ROWS, "<script>&.npz")
+    svg = curves_svg(ROWS, "<script>&\x1b.npz")
     root = ET.fromstring(svg)
     words = ["".join(text.itertext()) for text in root.findall(".//{*}text")]
     assert "FLOPs (% of the original)" in words
     assert "parameters (% of the original)" in words
     assert words.count("test accuracy (%)") == 2
     assert {"morphgraph", "width multiplier"} <= set(words)
-    assert any("<script>&.npz: 2 epochs, 1 to 2 seeds" in text for text in words)
-    assert "href" not in svg
+    assert any("<script>&\\x1b.npz: 2 epochs, 1 to 2 seeds" in text for text in words)
+    assert root.attrib["aria-label"].startswith("Test accuracy on <script>&")
+    assert "href=" not in svg.replace("xlink:href", "")
     assert not root.findall(".//{*}script")
+
+
+def test_without_vega_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(UnsupportedError, match=r"morphgraph\[report\]"):
+        curves_svg(ROWS, "digits")

@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import networkx as nx
+from svg import svg_page, svg_text
 
 from morphgraph.graph import ChannelGraph, GraphOp
-from morphgraph.report.axes import svg_page, svg_text
 
 _DRAWN = {
     "Conv": "#0072b2",

@@ -6,11 +6,10 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.calibration.outputs import OutputCheck
 from morphgraph.passes.lift import lift
-from morphgraph.report.lines import cost_title
 from morphgraph.report.pages.facts import Curve, CurvePoint, Facts
 from morphgraph.report.pages.gather import Resized, made_by, resized_facts
 from morphgraph.report.shrinking import Calibrated, errors_table
-from morphgraph.report.tables import percent, share
+from morphgraph.report.tables import cost_title, percent, share
 from morphgraph.shrinker import CurvePoint as BudgetPoint
 from morphgraph.shrinking import ShrinkResult
 

@@ -208,11 +208,11 @@ def _set(glob: str, wish: int | str, **options: Any) -> Callable[[ChannelGraph],
 @pytest.mark.parametrize(
     ("decide", "error", "why"),
     [
-        (_same("iner*"), UnsupportedError, "same 'iner.*': no group .* near are"),
+        (_same("iner*"), UnsupportedError, "same 'iner.*': no group .*did you mean"),
         (_same("*"), UnsupportedError, "of different widths: .*'fc'.*; give one glob per kind"),
         (_same("fc"), UnsupportedError, "'fc' cannot be resized .graph output 'y'"),
         (_same("0.inner", exclude=["0*"]), UnsupportedError, "is excluded"),
-        (_set("0.iner", 3), UnsupportedError, "set '0.iner': no group .* near are '0.inner'"),
+        (_set("0.iner", 3), UnsupportedError, "set '0.iner': no group .*did you mean '0.inner'"),
         (_set("last", "150%"), ArgumentError, "has 20 channels; .* a share from 0% to 100%"),
         (_set("last", "half"), ArgumentError, "set 'last=half'"),
         (_set("last", 21), UnsupportedError, "has 20 channels"),

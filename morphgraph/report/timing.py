@@ -1,0 +1,182 @@
+"""What ``bench`` prints for people: times, and where they went."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from morphgraph.benchmark import (
+    BenchResult,
+    BenchSweep,
+    Convolutions,
+    ModelTiming,
+    Profile,
+    TimeRow,
+)
+from morphgraph.report.tables import (
+    Cell,
+    Column,
+    Report,
+    Table,
+    number_column,
+    plain,
+    share,
+    table_of,
+)
+
+_LAYERS_SHOWN = 12
+_KINDS_SHOWN = 3
+_WORTH_SHOWING = 0.005  # of a network's time
+
+
+def timing_report(points: Sequence[BenchResult]) -> Report:
+    """The times of some models, and where they went; of a sweep a row per point and model."""
+    first = points[0]
+    if len(points) == 1:
+        title = f"{_clock(first)} in ms, {first.threads} thread(s) per operator"
+        return Report(first, [_times(points, title), *_profiles(first)], foot=[first.verdict])
+    tables = [_times(points, "times in ms")]
+    for point in points:
+        tables += _profiles(point, f"{_point(point)}: ")
+    sweep = BenchSweep(tuple(points))
+    return Report(sweep, tables, foot=[f"{_point(point)}: {point.verdict}" for point in points])
+
+
+def _clock(result: BenchResult) -> str:
+    return "CPU time" if result.clock == "cpu" else "wall time"
+
+
+def _point(result: BenchResult) -> str:
+    """Which point of a sweep a result is."""
+    batch = "" if result.batch is None else f", batch {result.batch}"
+    return f"{result.threads} thread(s){batch}"
+
+
+_Row = tuple[BenchResult, ModelTiming]
+
+
+def _times(points: Sequence[BenchResult], title: str) -> Table:
+    rows: list[_Row] = [(point, timing) for point in points for timing in point.models]
+    several = len({timing.runtime for _, timing in rows}) > 1
+    columns: list[tuple[Column | str, Callable[[_Row], Cell]] | None] = [
+        ("model", lambda row: row[1].name),
+        ("runtime", lambda row: row[1].runtime) if several else None,
+        (number_column("threads", plain), lambda row: row[0].threads) if points[1:] else None,
+        (number_column("batch", plain), lambda row: row[0].batch) if points[1:] else None,
+        ("clock", lambda row: row[0].clock) if points[1:] else None,
+        (number_column("min", _decimal), lambda row: row[1].min_ms),
+        (number_column("p50", _decimal), lambda row: row[1].p50_ms),
+        (number_column("p90", _decimal), lambda row: row[1].p90_ms),
+        (number_column("p99", _decimal), lambda row: row[1].p99_ms),
+        (number_column("runs", plain), lambda row: row[1].runs),
+        (number_column("cv", share), lambda row: row[1].cv),
+        (number_column("speed-up", _decimal), lambda row: row[1].speedup),
+        ("95 %", lambda row: _interval(row[1].speedup_interval)),
+        (number_column("FLOPs ratio", _decimal), lambda row: row[1].flops_ratio),
+        ("convs out of blocks", lambda row: _outside(row[1].convolutions)),
+        ("note", lambda row: "unstable" if row[1].unstable else None),
+    ]
+    return table_of(rows, *filter(None, columns), title=title)
+
+
+def _outside(convolutions: Convolutions | None) -> str | None:
+    if convolutions is None:
+        return None
+    return f"{len(convolutions.outside)} of {convolutions.count}"
+
+
+def _interval(ends: tuple[float, float] | None) -> str | None:
+    return None if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def _decimal(value: Cell) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else plain(value)
+
+
+def _profiles(result: BenchResult, prefix: str = "") -> list[Table]:
+    return [table for one in result.profiles for table in _profile(one, prefix)]
+
+
+def _profile(profile: Profile, prefix: str) -> list[Table]:
+    """Where the time went: kinds of kernels, then the layers that hold most of what was missed."""
+    total = max(profile.before_ms, profile.after_ms)
+    worth = [
+        row
+        for row in profile.layers
+        if (row.after_ms if profile.base is None else row.missed_ms) >= _WORTH_SHOWING * total
+    ]
+    shown, rest = worth[:_LAYERS_SHOWN], len(profile.layers) - len(worth[:_LAYERS_SHOWN])
+    behind = f" ({rest} more in the JSON)" if rest else ""
+    if profile.base is None:
+        head = f"{prefix}{profile.model} in {profile.runtime}: ms"
+        return [
+            table_of(
+                profile.kinds,
+                ("kernel", lambda row: row.name),
+                (number_column("runs", plain), lambda row: sum(row.after.values())),
+                *_alone(profile),
+                title=f"{head} by kind",
+            ),
+            table_of(
+                shown,
+                ("layer", lambda row: row.name),
+                *_alone(profile),
+                ("kernels", lambda row: _kinds(row.after)),
+                title=f"{head} by layer{behind}",
+            ),
+        ]
+    head = f"{prefix}{profile.model} against {profile.base} in {profile.runtime}: ms"
+    kinds = table_of(
+        profile.kinds,
+        ("kernel", lambda row: row.name),
+        ("runs", lambda row: f"{sum(row.before.values())} -> {sum(row.after.values())}"),
+        *_BEFORE_AFTER,
+        title=f"{head} by kind",
+    )
+    if not shown:
+        return [kinds]
+    layers = table_of(
+        shown,
+        ("layer", lambda row: row.name),
+        *_BEFORE_AFTER,
+        (number_column("time left", share), lambda row: _left(row.before_ms, row.after_ms)),
+        (number_column("FLOPs left", share), lambda row: _left(row.flops_before, row.flops_after)),
+        (number_column("missed", _decimal), lambda row: row.missed_ms),
+        ("kernels", _change),
+        title=f"{head} by layer, most missed of what FLOPs promised first{behind}",
+    )
+    return [kinds, layers]
+
+
+_RowColumn = tuple[Column, Callable[[TimeRow], Cell]]
+
+_BEFORE_AFTER: tuple[_RowColumn, ...] = (
+    (number_column("before", _decimal), lambda row: row.before_ms),
+    (number_column("after", _decimal), lambda row: row.after_ms),
+    (number_column("saved", _decimal), lambda row: row.saved_ms),
+)
+
+
+def _alone(profile: Profile) -> tuple[_RowColumn, _RowColumn]:
+    return (
+        (number_column("time", _decimal), lambda row: row.after_ms),
+        (number_column("share", share), lambda row: _left(profile.after_ms, row.after_ms)),
+    )
+
+
+def _left(before: float | None, after: float | None) -> float | None:
+    return after / before if before and after is not None else None
+
+
+def _kinds(kernels: Mapping[str, int]) -> str:
+    """The most frequent kinds of kernels.
+
+    >>> _kinds({"Gemm": 1, "Reshape": 2, "Split": 1, "Softmax": 1})
+    '2 Reshape + Gemm + Split + 1 more'
+    """
+    ordered = sorted(kernels.items(), key=lambda item: -item[1])
+    texts = [f"{count} {kind}" if count > 1 else kind for kind, count in ordered[:_KINDS_SHOWN]]
+    rest = sum(count for _, count in ordered[_KINDS_SHOWN:])
+    return " + ".join([*texts, *([f"{rest} more"] if rest else [])])
+
+
+def _change(row: TimeRow) -> str:
+    before, after = _kinds(row.before), _kinds(row.after)
+    return after if before == after else f"{before or 'none'} -> {after or 'none'}"
