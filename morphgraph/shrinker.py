@@ -35,8 +35,11 @@ from morphgraph.onnx_io.runtime import is_refusal
 from morphgraph.ops.parameters import layers_weights
 from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.analysis.least import least_widths
+from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
+from morphgraph.passes.calibration.choices import how_often
 from morphgraph.passes.calibration.curves import channel_scores, measure
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, run_all
 from morphgraph.passes.calibration.perplexity import Foretelling, foretelling, perplexity
@@ -164,11 +167,13 @@ class Shrinker:
         return levels, min(samples, self.held_out.count)
 
     def _looked_at(self, group: Group) -> bool:
-        return self.bounds.allows(group) and group.width > 1
+        enough = group.width > int(least_widths(self.graph)[group.index])
+        return self.bounds.allows(group) and enough
 
     def _stops(self, group: Group) -> list[int]:
         levels = LEVELS[: self._levels[0]]
-        floor = 0 if self.bounds.min_width == 0 else 1
+        least = int(least_widths(self.graph)[group.index])
+        floor = 0 if self.bounds.min_width == 0 and least == 1 else least
         widths = {int(np.clip(round(s * group.width), floor, group.width - 1)) for s in levels}
         return sorted(widths | ({0} if floor == 0 else set()))
 
@@ -177,7 +182,7 @@ class Shrinker:
         """In what order channels may go."""
         with self._blaming_samples():
             self._require_numbers()
-            return calibrate(
+            found = calibrate(
                 self.graph,
                 self.batches(),
                 stops=self._stops,
@@ -187,6 +192,12 @@ class Shrinker:
                 progress=self.progress,
                 processes=self.processes,
             )
+            found.chosen.update(
+                how_often(
+                    self.graph, self.batches(), threads=self.threads, processes=self.processes
+                )
+            )
+            return found
 
     def _require_numbers(self) -> None:
         """Refuse a network whose results are no numbers, which nothing can be fitted to.
@@ -336,14 +347,19 @@ class Shrinker:
             model.metadata_props[PARAMETERS_KEY] = json.dumps([*listed, *made])
 
     def expected(self, plan: Plan | None = None) -> Batches:
-        """What the original gives for inputs held out; of a plan, at the positions that stay."""
+        """What the original gives for inputs held out; of a plan, at the positions that stay.
+
+        Caches that the plan leaves without heads are left out.
+        """
         keep = plan.keep_channels(self.graph) if plan else {}
         selection = AxisSelection(self.graph, keep)
+        gone = liveness(self.graph, selection.dead).gone_outputs
         kept = Batches()
         with self._blaming_samples():
             for found in run_all(self.graph.model, self.aside(), self.threads):
                 cuts = {name: selection.cuts(name) for name in found if keep}
-                kept.append({n: take(a, cuts[n]) if cuts.get(n) else a for n, a in found.items()})
+                left = {name: array for name, array in found.items() if name not in gone}
+                kept.append({n: take(a, cuts[n]) if cuts.get(n) else a for n, a in left.items()})
         return kept
 
     def errors(self, model: ir.Model, expected: Iterable[Arrays]) -> tuple[OutputCheck, ...]:

@@ -40,6 +40,7 @@ analysis: the channel graph -> facts about it
     evaluate            a part of a model, run in ONNX Runtime
     liveness            what goes and what becomes constant when whole groups go
         deaths              the same with one death after the other: what each changes
+    past                who reads how long a cache is
     least               how many channels a group must have
     selection           which positions of every axis stay when channels go
     dependence          which positions depend on a graph input
@@ -92,6 +93,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         batches         what is live at a cut, for all inputs, in memory or in files
         moments         means and second moments, streamed; ridge regression from them
         removal         which channels go first if those that stay take over
+    choices             how often the network chooses each channel where it chooses a few
     skips               what the outputs lose where a whole branch is left out
     curves              what each group's width costs the outputs; a score per channel
         outputs         errors of the outputs, batch by batch

@@ -19,7 +19,7 @@ from morphgraph.passes.analysis import along
 from morphgraph.passes.analysis.polynomial import Cost
 
 TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "bench_growth.py"))
-FAMILIES = ("chain", "dense blocks", "transformer")
+FAMILIES = ("chain", "dense blocks", "transformer", "cached decoder", "builder's decoder")
 
 
 def calls(work: Callable[[], Any]) -> int:

@@ -48,15 +48,34 @@ HEADING = "## Growth"
 class Net:
     """A network in the making."""
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = list(shape)
+    def __init__(self, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> None:
+        self.inputs = [helper.make_tensor_value_info("x", dtype, list(shape))]
+        self.outputs: list[onnx.ValueInfoProto] = []
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, tuple[int, ...]] = {}
 
     def add(self, op_type: str, *operands: str, **attributes: Any) -> str:
-        name = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op_type, operands, [name], **attributes))
-        return name
+        return self.made(op_type, operands, [f"v{len(self.nodes)}"], **attributes)
+
+    def made(
+        self, op_type: str, operands: Sequence[str], results: list[str], **attributes: Any
+    ) -> str:
+        """A node with results of these names; returns the first."""
+        self.nodes.append(helper.make_node(op_type, operands, results, **attributes))
+        return results[0]
+
+    def cache(self, block: int, heads: int, size: int) -> list[str]:
+        """Inputs and outputs for the keys and values of a block: names of two and two."""
+        names = []
+        for kind, length, listed in (
+            ("past", "P", self.inputs),
+            ("present", "L", self.outputs),
+        ):
+            for part in ("key", "value"):
+                names.append(f"{kind}.{block}.{part}")
+                shape = ["B", heads, length, size]
+                listed.append(helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, shape))
+        return names
 
     def weight(self, *shape: int) -> str:
         name = f"w{len(self.weights)}"
@@ -64,17 +83,16 @@ class Net:
         return name
 
     def model(self, last: str) -> ir.Model:
-        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.shape)
         y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
         nodes = [*self.nodes, helper.make_node("Identity", [last], ["y"])]
         named = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
             for name, shape in self.weights.items()
         ]
-        graph = helper.make_graph(nodes, "net", [x, *named], [y])
-        opset = helper.make_opsetid("", 20)
-        model = ir.from_proto(helper.make_model(graph, ir_version=10, opset_imports=[opset]))
-        for value in list(model.graph.inputs)[1:]:
+        graph = helper.make_graph(nodes, "net", [*self.inputs, *named], [y, *self.outputs])
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+        model = ir.from_proto(helper.make_model(graph, ir_version=10, opset_imports=opsets))
+        for value in list(model.graph.inputs)[len(self.inputs) :]:
             model.graph.inputs.remove(value)
             array = np.broadcast_to(np.float32(0.5), self.weights[value.name or ""])
             value.const_value = ir.Tensor(array, name=value.name)
@@ -126,6 +144,84 @@ def transformer(nodes: int, width: int = 32, heads: int = 4) -> ir.Model:
         hidden = net.add("Relu", net.add("MatMul", last, net.weight(width, 4 * width)))
         last = net.add("Add", last, net.add("MatMul", hidden, net.weight(4 * width, width)))
     return net.model(last)
+
+
+def cached(nodes: int, width: int = 32, heads: int = 4) -> ir.Model:
+    """A decoder as exporters write it: keys and values are joined to those of the past."""
+    net = Net(("B", "T"), TensorProto.INT64)
+    last = net.add("Gather", net.weight(40, width), "x")
+    long = net.add("Shape", "past.0.key", start=2, end=3)
+    zeros = net.add("Mul", "x", net.add("Constant", value_int=0))
+    places = net.add("Gather", net.weight(99, width), net.add("Add", zeros, long))
+    last = net.add("Add", last, places)
+    split = ir_constant(net, [0, 0, heads, width // heads])
+    joined = ir_constant(net, [0, 0, width])
+    for block in range(max(1, nodes // 25)):
+        past_k, past_v, present_k, present_v = net.cache(block, heads, width // heads)
+        normed = net.made(
+            "LayerNormalization", [last, net.weight(width)], [f"norm{block}"], axis=-1
+        )
+        q, k, v = (
+            net.add(
+                "Transpose",
+                net.add("Reshape", net.add("MatMul", normed, net.weight(width, width)), split),
+                perm=[0, 2, 1, 3],
+            )
+            for _ in range(3)
+        )
+        net.made("Concat", [past_k, k], [present_k], axis=2)
+        net.made("Concat", [past_v, v], [present_v], axis=2)
+        scores = net.add("MatMul", q, net.add("Transpose", present_k, perm=[0, 1, 3, 2]))
+        mixed = net.add("MatMul", net.add("Softmax", scores), present_v)
+        flat = net.add("Reshape", net.add("Transpose", mixed, perm=[0, 2, 1, 3]), joined)
+        last = net.add("Add", last, net.add("MatMul", flat, net.weight(width, width)))
+        hidden = net.add("Relu", net.add("MatMul", last, net.weight(width, 4 * width)))
+        last = net.add("Add", last, net.add("MatMul", hidden, net.weight(4 * width, width)))
+    return net.model(last)
+
+
+def builders(nodes: int, width: int = 64, heads: int = 4) -> ir.Model:
+    """A decoder as ONNX Runtime GenAI's model builder writes it: fused, with a packed kernel."""
+    ours = {"domain": "com.microsoft"}
+    net = Net(("B", "T"), TensorProto.INT64)
+    net.inputs.append(helper.make_tensor_value_info("mask", TensorProto.INT64, ["B", "L"]))
+    last = net.add("Gather", net.weight(40, width), "x")
+    tables = net.weight(99, 8), net.weight(99, 8)
+    one, place = ir_constant(net, [1]), net.add("Constant", value_int=1)
+    count = net.add("Sub", net.add("ReduceSum", "mask", one, keepdims=0), one)
+    length = net.add("Cast", count, to=TensorProto.INT32)
+    total = net.add("Gather", net.add("Shape", "mask"), place)
+    total = net.add("Cast", total, to=TensorProto.INT32)
+    normed = net.add("SimplifiedLayerNormalization", last, net.weight(width))
+    for block in range(max(1, nodes // 10)):
+        past_k, past_v, present_k, present_v = net.cache(block, heads // 2, 16)
+        packed = net.add("MatMul", normed, net.weight(width, 2 * 16 * heads))
+        operands = [packed, "", "", past_k, past_v, length, total, *tables]
+        mixed = net.made(
+            "GroupQueryAttention",
+            operands,
+            [f"mixed{block}", present_k, present_v],
+            num_heads=heads,
+            kv_num_heads=heads // 2,
+            do_rotary=1,
+            **ours,
+        )
+        for part in ("attention", "mlp"):
+            if part == "attention":
+                added = net.add("MatMul", mixed, net.weight(16 * heads, width))
+            else:
+                gate, up = (net.add("MatMul", normed, net.weight(width, 128)) for _ in range(2))
+                product = net.add("Mul", net.add("Mul", gate, net.add("Sigmoid", gate)), up)
+                added = net.add("MatMul", product, net.weight(128, width))
+            names = [f"{name}_{part}{block}" for name in ("normed", "sum")]
+            normed = net.made(
+                "SkipSimplifiedLayerNormalization",
+                [last, added, net.weight(width)],
+                [names[0], "", "", names[1]],
+                **ours,
+            )
+            last = names[1]
+    return net.model(net.add("MatMul", normed, net.weight(width, 40)))
 
 
 def ir_constant(net: Net, numbers: list[int]) -> str:
@@ -237,10 +333,18 @@ NETWORKS: dict[str, Callable[[int], ir.Model]] = {
     "dense blocks": dense_blocks,
     "transformer": transformer,
     "one dense block": dense_block,
+    "cached decoder": cached,
+    "builder's decoder": builders,
 }
 NODES = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 BLOCK_NODES = (100, 200, 400, 800)
 DECODER, BLOCKS = "decoder", (4, 8, 16, 32, 64)
+COUNTS = {
+    DECODER: BLOCKS,
+    "one dense block": BLOCK_NODES,
+    "cached decoder": tuple(25 * blocks for blocks in BLOCKS),
+    "builder's decoder": tuple(10 * blocks for blocks in BLOCKS),
+}
 
 
 def measured(model: ir.Model | str, ready: Callable[[], object]) -> dict[str, Any]:
@@ -314,7 +418,7 @@ def main() -> int:
     lines.append(f"|---|---:|---:|---:{'|---:' * len(STAGES)}|---:|")
     print("\n".join(lines), flush=True)
     for name in options.networks:
-        counts = {DECODER: BLOCKS, "one dense block": BLOCK_NODES}.get(name, NODES)
+        counts = COUNTS.get(name, NODES)
         rows = []
         for count in (each for each in counts if each <= options.most):
             command = [sys.executable, __file__, "--row", name, str(count)]

@@ -55,6 +55,13 @@ def rewritten(file: str, config: Mapping[str, Any], changes: SizeChanges) -> tup
     return made, ", ".join(unequal)
 
 
+def stated_layers(config: Mapping[str, Any]) -> int:
+    """The number of blocks that a config states; 0 where it states none."""
+    own = [n for name in _ENTRIES[LAYERS] if type(n := config.get(name)) is int]
+    inner = [table for name in _INNER_TABLES if isinstance(table := config.get(name), dict)]
+    return own[0] if own else max(map(stated_layers, inner), default=0)
+
+
 def _rewrite(file: str, table: _Table, changes: SizeChanges, unequal: list[str]) -> None:
     old = copy.deepcopy(table)
     new = {layer: place for place, layer in enumerate(changes.layers_left)}

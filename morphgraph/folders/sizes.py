@@ -18,6 +18,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, is_float
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.planning.grids import tensor_channels
+from morphgraph.passes.planning.same import repeated
 
 HEADS, KV_HEADS, HEAD_SIZE = "query heads", "key/value heads", "head size"
 HIDDEN, INNER, EXPERTS = "hidden width", "inner width", "experts"
@@ -171,11 +172,23 @@ class SizeChanges:
         """
         if self.before.get(kind):
             return sorted(set(self._after[kind]))
+        if kind == LAYERS:
+            gone = self.blocks_gone(size)
+            return [size - max(gone)] if gone else []
         if kind in (HEADS, KV_HEADS, HEAD_SIZE):
             return self._of_heads(size)
         if kind in (HIDDEN, INNER, EXPERTS):
             return self._of_groups(kind, size, entry)
         return []
+
+    def blocks_gone(self, count: int) -> set[int]:
+        """How many of so many repeated blocks have lost what corresponds in each.
+
+        One number where whole blocks are gone; several where only a part of them is, as an
+        attention without its MLP.
+        """
+        alike = [groups for groups in repeated(self._graph) if len(groups) == count]
+        return {sum(not len(self._keep.get(g.index, [0])) for g in groups) for groups in alike}
 
     def _of_groups(self, kind: str, size: int, entry: str) -> list[int]:
         groups = [
@@ -188,7 +201,8 @@ class SizeChanges:
         for word in words:
             named = [g for g in wanted if any(word in name for name in (g.name, *g.producers))]
             wanted = named or wanted
-        return sorted({len(self._keep.get(g.index, range(g.width))) for g in wanted})
+        # What is gone has no size.
+        return sorted({len(self._keep.get(g.index, range(g.width))) for g in wanted} - {0})
 
     def _of_heads(self, size: int) -> list[int]:
         graph, found = self._graph, set[int]()
@@ -197,7 +211,7 @@ class SizeChanges:
             if any(self._units[index] > 1 for index in graph.groups_on(vertex)):
                 kept = self._selection.vertex(vertex)
                 found.add(size if kept is None else len(kept))
-        return sorted(found)
+        return sorted(found - {0})
 
     @cached_property
     def _selection(self) -> AxisSelection:

@@ -2,14 +2,15 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from morphgraph.errors import FileError, warn
-from morphgraph.folders.configs import rewritten
+from morphgraph.folders.configs import rewritten, stated_layers
 from morphgraph.folders.found import GENAI, HUGGING_FACE, ModelFolder
 from morphgraph.folders.sizes import VOCABULARY, SizeChanges, cache_parts
 from morphgraph.folders.vocabulary import as_text, renumbered_files, token_ids
@@ -83,11 +84,8 @@ def write_folder(
                 f"{name} cannot say unequal widths ({unequal}; the largest is written): ONNX "
                 "Runtime itself runs the model, what reads the config may not"
             )
-    if any(len(positions) == 0 for positions in keep.values()) and not changes.layers:
-        warn(
-            "whole layers are gone, and no cache says how many blocks are left: correct the number "
-            f"of layers in {' and '.join(made)} by hand"
-        )
+    if any(len(positions) == 0 for positions in keep.values()):
+        _warn_of_layers(source.configs, changes)
     texts = {name: as_text(config) for name, config in made.items()}
     left_out: set[str] = set()
     for size in changes.before[VOCABULARY][:1]:
@@ -105,6 +103,23 @@ def write_folder(
         target = folder / source.file.absolute().relative_to(source.path.absolute())
         target.parent.mkdir(exist_ok=True)
         save(small, target, folded=folded)
+
+
+def _warn_of_layers(configs: Mapping[str, Any], changes: SizeChanges) -> None:
+    """Say where what is left is no whole number of blocks, or nobody knows how many these are."""
+    for name, config in configs.items():
+        count = len(changes.layers) or stated_layers(config)
+        gone = changes.blocks_gone(count)
+        if len(gone) > 1:
+            warn(
+                f"parts of blocks are gone, and {name} counts whole ones: ONNX Runtime runs the "
+                "model, what builds it from the config does not; plan with --depth blocks"
+            )
+        elif not changes.layers and not gone:
+            warn(
+                "whole layers are gone, and nothing says how many blocks are left: correct the "
+                f"number of layers in {name} by hand"
+            )
 
 
 def _others(source: ModelFolder) -> Iterator[Path]:

@@ -24,7 +24,15 @@ from morphgraph.ops.initial import ONE, ZERO, Initial
 from morphgraph.ops.linear import Linear
 from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.norm import RMSNormalization
-from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
+from morphgraph.ops.op import (
+    AfterSum,
+    Description,
+    Op,
+    OpNode,
+    UnsupportedFormError,
+    from_line,
+    op,
+)
 
 _DOMAIN = "com.microsoft"
 
@@ -243,6 +251,17 @@ class SkipLayerNormalization(KeepsShape):
         scales = "c, c, c" if n.op_type == "SkipLayerNormalization" else "c, c"
         line = f"*a c, *a c, {scales} -> *a c, *a 1, *a 1, *a c"
         return from_line(n, line, statistical="c")
+
+    @staticmethod
+    def after_sum(n: OpNode) -> AfterSum | None:
+        if any(
+            value.name and (value.uses() or value.is_graph_output()) for value in n.ir.outputs[1:3]
+        ):
+            return None
+        if n.op_type == "SkipLayerNormalization":
+            known = n.opset >= 17
+            return AfterSum("LayerNormalization", (2, 3), 4, 3, {"axis": -1}) if known else None
+        return AfterSum("SimplifiedLayerNormalization", (2,), 3, 3, {"axis": -1})
 
     @staticmethod
     def initial(n: OpNode) -> Mapping[int, Initial]:

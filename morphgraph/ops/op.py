@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import onnx_ir as ir
 
@@ -45,6 +45,24 @@ class UnsupportedFormError(Exception):
     """An entry meets a form of its operator that it cannot describe; the node becomes opaque."""
 
 
+class AfterSum(NamedTuple):
+    """What an operator does to a sum of operands, as an operator by itself.
+
+    Attributes:
+        op_type: the operator, in the domain of ONNX.
+        operands: ports of the operands that it has beside the sum.
+        bias: port of one that is added to the sum.
+        total: the result that is the sum.
+        attributes: those that it has beside the node's.
+    """
+
+    op_type: str
+    operands: tuple[int, ...]
+    bias: int
+    total: int
+    attributes: Mapping[str, int]
+
+
 class Op:
     """Base of all entries; ``describe`` is what every entry must have.
 
@@ -55,6 +73,8 @@ class Op:
         moves: the results hold the operands' numbers as they are, elsewhere.
         adds: the result is the sum of all operands.
         summands: operands of which it takes the sum before it does anything else with them.
+        after_sum: what it does to that sum (:class:`AfterSum`), where an operator by itself does
+            the same; ``None`` where none does in this node's form.
         subtracts: the result is the first operand less the second.
         multiplies: the result is the product of both operands, element by element.
         distribution: the numbers along the axis that it competes over sum to one.
@@ -105,6 +125,7 @@ class Op:
     moves: ClassVar[bool] = False
     adds: ClassVar[bool] = False
     summands: ClassVar[tuple[int, ...]] = ()
+    after_sum: ClassVar[Callable[..., AfterSum | None] | None] = None
     subtracts: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
     distribution: ClassVar[bool] = False

@@ -19,6 +19,7 @@ from morphgraph.graph import ChannelGraph, GraphOp, analysis
 from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.deaths import operand_names, result_names
 from morphgraph.passes.analysis.liveness import liveness, with_orphans
+from morphgraph.passes.analysis.past import pasts
 
 MOST_IN_A_BLOCK = 8
 
@@ -122,11 +123,20 @@ def _residual(graph: ChannelGraph) -> Iterator[tuple[int, str, list[int]]]:
         if len(set(summed)) < 2:
             continue
         inside = {name: _serving(graph, name, uses) for name in dict.fromkeys(summed)}
-        sources = {name: _sources(graph, nodes) | {name} for name, nodes in inside.items()}
+        sources = {
+            name: {_node_of(graph, source) for source in {*_sources(graph, nodes), name}}
+            for name, nodes in inside.items()
+        }
         for name, nodes in inside.items():
             others = set().union(*(sources[other] for other in inside if other != name))
             if nodes and sources[name] & others:
                 yield op_index, name, nodes
+
+
+def _node_of(graph: ChannelGraph, value: str) -> str:
+    """The first result of what makes a value: a sum and its norm may be results of one node."""
+    maker = graph.makers.get(value)
+    return value if maker is None else result_names(graph.ops[maker])[0]
 
 
 def _summands(op: GraphOp) -> list[str]:
@@ -139,13 +149,15 @@ def _summands(op: GraphOp) -> list[str]:
 
 @analysis
 def _uses(graph: ChannelGraph) -> dict[str, int]:
-    """By value how many nodes read it; an output is read from outside, too."""
+    """By value how many nodes read it; an output is read from outside, too, but for a cache."""
     counts: dict[str, int] = {}
     for op in graph.ops:
         for name in set(operand_names(op)):
             counts[name] = counts.get(name, 0) + 1
+    presents = pasts(graph).presents
     for value in graph.model.graph.outputs:
-        counts[value.name or ""] = counts.get(value.name or "", 0) + 1
+        if value.name not in presents:
+            counts[value.name or ""] = counts.get(value.name or "", 0) + 1
     return counts
 
 
@@ -199,10 +211,17 @@ def _silences(graph: ChannelGraph, dead: Sequence[int], value: str) -> bool:
 
 
 def _inner_groups(graph: ChannelGraph, inside: Sequence[int], mortal: frozenset[int]) -> list[int]:
-    """Groups none of whose activations is made by other nodes, in the order of the nodes."""
+    """Groups none of whose activations is made by other nodes, in the order of the nodes.
+
+    A cache that they read belongs to them.
+    """
     counts: dict[int, int] = {}
+    known = pasts(graph)
     for op_index in inside:
-        for name in result_names(graph.ops[op_index]):
+        op = graph.ops[op_index]
+        own = [name for name in operand_names(op) if name in known.values]
+        own = [name for name in own if op_index not in known.askers.get(name, ())]
+        for name in (*own, *result_names(op)):
             for index in _groups_of(graph, name) & mortal:
                 counts[index] = counts.get(index, 0) + 1
     everywhere = _activations(graph)

@@ -15,6 +15,7 @@ import numpy as np
 
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.graph import ChannelGraph, Edge, GraphOp, analysis
+from morphgraph.passes.analysis.past import pasts
 
 
 def operand_names(op: GraphOp, without: Sequence[int] = ()) -> list[str]:
@@ -198,6 +199,11 @@ class Deaths:
             pending.update(structure.readers.get(name, ()))
             if name in graph.makers:
                 pending.add(graph.makers[name])
+        found = pasts(graph)
+        if not found.values.keys().isdisjoint(emptied):
+            # Who asks how long a cache is that is gone may have asked one that goes now.
+            for name, askers in found.askers.items():
+                pending.update(askers if name in self.empty else ())
         queue, decided, changed = sorted(pending), list[int](), set[str]()
         while queue:
             op_index = heapq.heappop(queue)
@@ -231,20 +237,27 @@ class Deaths:
         operands = operand_names(op)
         lost = next((self.undefined[name] for name in operands if name in self.undefined), None)
         if lost is None and any(name in self.empty for name in operands):
-            lost = self._without_operands(op_index, op)
+            found = pasts(self.graph)
+            if op_index in found.askers.get(operands[0], ()):
+                if found.stand_in(operands[0], self.empty) is not None:
+                    return
+                lost = f"{op.ir.op_type} '{op.name}' reads how long the cache '{operands[0]}' is"
+            else:
+                lost = self._without_operands(op_index, op)
         if lost is not None:
             self.undefined.update(dict.fromkeys(results, lost))
         elif op_index in self.bias_only or self._is_folded(op_index, op, results):
             self.constant.update(results)
 
     def _is_folded(self, op_index: int, op: GraphOp, results: Sequence[str]) -> bool:
-        """Whether a node that depended on an input computes with constants alone."""
-        weights = self.graph.couplings.input_independent
+        """Whether a node that depended on an input computes with constants and sizes alone."""
+        weights, sizes = self.graph.couplings.input_independent, pasts(self.graph).sizes
         if op.opaque is not None or weights.issuperset(results):
             return False
         left = operand_names(op, self.dropped.get(op_index, ()))
         depended = any(name not in weights for name in operand_names(op))
-        if depended and all(name in weights or name in self.constant for name in left):
+        known = all(name in weights or name in self.constant or name in sizes for name in left)
+        if depended and known and not all(name in weights or name in sizes for name in left):
             self.folded.add(op_index)
             return True
         return False

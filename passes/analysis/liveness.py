@@ -9,7 +9,8 @@ With the groups that keep no channel, every axis has a new size, and factor nota
 - or the operator averages, normalizes or competes over it, and a mean over nothing is *undefined*.
 
 A node that computes with constants alone is constant too. What nobody reads any more goes. A
-removal is refused where an output of the graph would be constant, undefined or empty.
+removal is refused where an output of the graph would be constant, undefined or empty. A cache is no
+such output: it goes with its heads, and so does the input that it continues.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet
@@ -26,6 +27,7 @@ from morphgraph.passes.analysis.deaths import (
     passes,
     result_names as result_names,
 )
+from morphgraph.passes.analysis.past import pasts
 
 _REMEMBERED = 64  # results per graph; a removal path asks for the same sets again and again
 _BASES = 4  # of these so many, the latest, are looked at for one from which little is left to do
@@ -94,6 +96,15 @@ class Liveness:
         return self.state.passed
 
     @property
+    def gone_outputs(self) -> AbstractSet[str]:
+        """Outputs that are caches without heads; the inputs that they continue are empty."""
+        return pasts(self.graph).presents & self.empty
+
+    def stand_in(self, past: str) -> str | None:
+        """A cache that is left and as long as one that is gone."""
+        return pasts(self.graph).stand_in(past, self.empty)
+
+    @property
     def orphaned_groups(self) -> AbstractSet[int]:
         """Other groups that stand on nothing that is left: constant there, or unread."""
         return self.state.orphaned
@@ -147,8 +158,11 @@ def _remembered(graph: ChannelGraph) -> dict[frozenset[int], Liveness]:
 
 
 def _refusal(state: Deaths) -> str | None:
+    presents = pasts(state.graph).presents
     for value in state.graph.model.graph.outputs:
         name = value.name or ""
+        if name in presents and name in state.empty:
+            continue
         if name in state.undefined:
             return f"output '{name}' needs them: {state.undefined[name]}"
         if name in state.empty:

@@ -189,12 +189,17 @@ def _masked(
 
 
 def order_of(calibration: Calibration, index: int) -> IntArray:
-    """The order in which a group's channels go, 0-based; by their kernels where no reader tells."""
-    removal = calibration.removals.get(index)
-    if removal is not None:
+    """The order in which a group's channels go, 0-based.
+
+    What is chosen least goes first where the network chooses; by their kernels where neither that
+    nor a reader tells.
+    """
+    removal, chosen = calibration.removals.get(index), calibration.chosen.get(index)
+    if removal is not None and chosen is None:
         return removal.order
     group = calibration.graph.groups[index]
-    return np.argsort(score(calibration.graph, "l2")[group.channels], kind="stable")
+    by_kernels = score(calibration.graph, "l2")[group.channels]
+    return np.lexsort((by_kernels, by_kernels if chosen is None else chosen))
 
 
 def curve(width: int, points: Points, losses: FloatArray | None) -> FloatArray:

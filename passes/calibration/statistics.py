@@ -68,6 +68,8 @@ class Calibration:
         removals: by group index how it shrinks; groups without readers are left out.
         groups: by group index its readers.
         contributed: by group index, by kind, what each channel contributes to its readers.
+        chosen: by index of a group of which the network chooses a few channels how often it chose
+            each (:mod:`morphgraph.passes.calibration.choices`).
     """
 
     graph: ChannelGraph
@@ -77,6 +79,7 @@ class Calibration:
     removals: dict[int, Removal] = field(default_factory=dict)
     groups: Mapping[int, GroupReaders] = field(default_factory=dict)
     contributed: dict[int, dict[str, FloatArray]] = field(default_factory=dict)
+    chosen: dict[int, FloatArray] = field(default_factory=dict)
 
     def contributions(self, kind: str) -> FloatArray:
         """What each channel contributes to its readers, ``[channels]``.

@@ -21,6 +21,17 @@ def caches(model: ir.Model) -> Mapping[str, str]:
     }
 
 
+def of_same_lengths(past: ir.Value, other: ir.Value) -> bool:
+    """Whether what follows the inputs is as long in two caches, whatever is run."""
+    if past.shape is None or other.shape is None or len(past.shape) != len(other.shape):
+        return False
+    return all(
+        isinstance(before, int) == isinstance(after, int)
+        and (isinstance(before, int) or before == after)
+        for before, after in zip(past.shape, other.shape, strict=True)
+    )
+
+
 def continued(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
     """Inputs that are caches by what is done with them, each with the output that continues it."""
     for node in model.graph:

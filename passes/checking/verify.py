@@ -14,8 +14,10 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import DEFAULT_KEY, checker_refusal, escape
 from morphgraph.onnx_io.inputs import Inputs, fit_inputs
 from morphgraph.ops import facts_of
+from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.passes.analysis.rows import renumbered
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.canonical.caches import caches
 from morphgraph.passes.checking.compare import OutputError, as_arrays, compare, kept
 from morphgraph.passes.checking.decoding import decodings
 from morphgraph.passes.checking.single_precision import in_single_precision
@@ -138,7 +140,7 @@ def verify(
     from morphgraph.onnx_io.runtime import run as run_in_ort
 
     check = _Check(graph, plan, small, tolerance, runner or run_in_ort)
-    _require_same_inputs(check.selection, small)
+    _require_same_inputs(check.selection, check.gone, small)
     if inputs is not None:
         return _together([check.on(arrays) for arrays in fit_inputs(inputs, check.original)])
     return check.on_random(seed)
@@ -159,6 +161,13 @@ class _Check:
     @cached_property
     def masked(self) -> ir.Model:
         return in_single_precision(mask(self.graph, self._masked_channels))
+
+    @cached_property
+    def gone(self) -> frozenset[str]:
+        """Inputs and outputs that are caches without heads."""
+        gone = liveness(self.graph, self.selection.dead).gone_outputs
+        pairs = caches(self.graph.model)
+        return frozenset([*gone, *(past for past, present in pairs.items() if present in gone)])
 
     @cached_property
     def _stepwise(self) -> Stepwise:
@@ -253,12 +262,14 @@ class _Check:
             bare = in_single_precision(mask(self.graph, self.keep))
             references.append(self._run("masked original", bare, inputs))
         fewer = {name: kept(self.selection, name, array) for name, array in anew.items()}
+        fewer = {name: array for name, array in fewer.items() if name not in self.gone}
         resized = self._run("resized model", self.small, fewer)
         outputs = tuple(
             self._output(
                 name, masked, resized.get(name), [r[name] for r in references if name in r]
             )
             for name, masked in expected.items()
+            if name not in self.gone
         )
         report = VerifyReport(outputs, self.tolerance)
         told = all(self._tells(output) for output in outputs)
@@ -417,17 +428,18 @@ def require_valid(graph: ChannelGraph, small: ir.Model) -> None:
         ) from error
 
 
-def _require_same_inputs(selection: AxisSelection, small: ir.Model) -> None:
+def _require_same_inputs(selection: AxisSelection, gone: frozenset[str], small: ir.Model) -> None:
     """Refuse what cannot be a resize of the model: inputs keep their names, types and sizes.
 
-    All but caches, which have the sizes of the channels that stay. Old files list their weights
-    among the inputs, too; those do not count, nor do inputs that callers may leave out.
+    All but caches, which have the sizes of the channels that stay, or are gone. Old files list
+    their weights among the inputs, too; those do not count, nor do inputs that callers may leave
+    out.
     """
     of_original, of_resized = (
         [
             _signature(value, dict(selection.cuts(value.name or "")) if m is not small else {})
             for value in m.graph.inputs
-            if value.name not in m.graph.initializers and DEFAULT_KEY not in value.meta
+            if value.name not in {*m.graph.initializers, *gone} and DEFAULT_KEY not in value.meta
         ]
         for m in (selection.graph.model, small)
     )

@@ -128,7 +128,6 @@ class _Refit:
         self.big = graph.model
         self.small = resize(graph, keep, restored=False)
         self.editor = Editor(self.small)
-        self.outputs = [value.name or "" for value in self.big.graph.outputs]
         self.errors: list[LayerError] = []
         self.readers: dict[str, Reader] = {}
 
@@ -163,9 +162,14 @@ class _Refit:
     def _start(
         self, batches: Iterable[Arrays], aside: Iterable[Arrays]
     ) -> tuple[_Network, _Network]:
-        inputs = [v.name or "" for v in self.big.graph.inputs if not v.is_initializer()]
         big, small = (
-            _Network(model, inputs, Batches(), Batches()) for model in (self.big, self.small)
+            _Network(
+                model,
+                [v.name or "" for v in model.graph.inputs if not v.is_initializer()],
+                Batches(),
+                Batches(),
+            )
+            for model in (self.big, self.small)
         )
         for one, other, feeds in (
             (big.fitted, small.fitted, batches),
@@ -181,7 +185,7 @@ class _Refit:
         nodes = list(network.model.graph)
         place = {node.name: number for number, node in enumerate(nodes)}
         cut = len(nodes) if name is None else place[name]
-        return live_values(nodes, cut, self.outputs)
+        return live_values(nodes, cut, [v.name or "" for v in network.model.graph.outputs])
 
     def _go(self, network: _Network, name: str | None) -> None:
         """Run a network up to a node."""

@@ -27,7 +27,7 @@ from morphgraph.onnx_io import (
     static_shape,
 )
 from morphgraph.onnx_io.mapped import take
-from morphgraph.ops import facts_of
+from morphgraph.ops import OpNode, facts_of
 from morphgraph.passes.analysis.evaluate import evaluate, needed_for, nodes_by_result
 from morphgraph.passes.analysis.liveness import Liveness, result_names
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -81,10 +81,13 @@ class _Vanisher:
             _remove_operands(self.copies[op_index], ports)
         for op_index in sorted(self.liveness.live | self.liveness.folded):
             self._remove_empty_results(op_index)
+        self._remove_caches(live)
         self._feed({op_index: self._constant_operands(op_index) for op_index in live})
         for node in reversed(list(self.model.graph)):
             if not any(v.uses() or v.is_graph_output() for v in node.outputs):
                 self.model.graph.remove(node, safe=True)
+        for value in [v for v in self.model.graph.inputs if v.name in self.liveness.empty]:
+            self.model.graph.inputs.remove(value)
         for op_index in live:
             if self.liveness.passes(op_index):
                 self.editor.bypass(self.copies[op_index], 0)
@@ -95,6 +98,21 @@ class _Vanisher:
                 del self.model.graph.initializers[constant.name or ""]
         used = [v.name or "" for v in self.constants.values() if v.uses() and is_float(v)]
         add_constant_names(self.model, used)
+
+    def _remove_caches(self, live: Sequence[int]) -> None:
+        """Take caches without heads off the inputs and outputs."""
+        outputs = self.model.graph.outputs
+        for value in [v for v in outputs if v.name in self.liveness.gone_outputs]:
+            outputs.remove(value)
+        inputs = {value.name or "": value for value in self.model.graph.inputs}
+        staying = {self.copies[op_index] for op_index in live}
+        for name in [name for name in inputs if name in self.liveness.empty]:
+            for use in list(inputs[name].uses()):
+                # Of what stays only those read it that ask how long it is.
+                if use.node in staying:
+                    other = self.liveness.stand_in(name)
+                    assert other is not None
+                    use.node.replace_input_with(use.idx, inputs[other])
 
     def _remove_empty_results(self, op_index: int) -> None:
         """Leave a node without its empty results, where there are others."""
@@ -156,7 +174,13 @@ class _Vanisher:
         needed = sorted(bias_only & (operands | set(wanted)))
         arrays = self._bias_alone(needed)
         rest = [name for name in wanted if name not in arrays]
-        return arrays | evaluate(rest, arrays, self.model)
+        # Of the inputs at most the sizes count.
+        inputs = {
+            value.name or "": np.zeros(static_shape(value), dtype_of(value))
+            for value in self.model.graph.inputs
+            if rest and value.name not in self.liveness.empty
+        }
+        return arrays | evaluate(rest, inputs | arrays, self.model)
 
     def _bias_alone(self, wanted: Sequence[str]) -> dict[str, Array]:
         """What nodes that sum over nothing give, from a run at their original size on zeros."""
@@ -245,7 +269,11 @@ class _Vanisher:
 
     def _tidy(self, node: ir.Node) -> None:
         """Drop a constant from a sum where it is zero, or an operator before it can add it."""
-        if not facts_of(node).adds or node.graph is None:
+        if node.graph is None:
+            return
+        if facts_of(node).after_sum is not None:
+            self._take_apart(node)
+        if not facts_of(node).adds:
             return
         constants = set(self.constants.values())
         shape = static_shape(node.outputs[0])
@@ -265,6 +293,40 @@ class _Vanisher:
                 self.editor.bypass(node, 1 - port)
                 return
             _remove_operands(node, [port])
+
+    def _take_apart(self, node: ir.Node) -> None:
+        """Let a sum of which one operand is constant be a sum by itself, or nothing at all.
+
+        What is fused with a sum may ask for operands of one shape; and it would add zeros.
+        """
+        entry = facts_of(node)
+        assert entry.after_sum is not None
+        after = entry.call(entry.after_sum, node, OpNode(node))
+        constants = set(self.constants.values())
+        summands = [node.inputs[port] for port in entry.summands]
+        left = [value for value in summands if value is not None and value not in constants]
+        if after is None or len(left) != 1:
+            return
+        (total,) = left
+        terms = [v for v in summands if v in constants and v is not None and array_of(v).any()]
+        if len(node.inputs) > after.bias and (bias := node.inputs[after.bias]) is not None:
+            terms.append(bias)
+        result, shown = node.outputs[0], node.outputs[after.total : after.total + 1]
+        for term in terms:
+            name = f"{node.name}_sum"
+            like = result
+            total = self.editor.insert(
+                "Add", [total, term], name=name, result=name, like=like, before=node
+            )
+        if any(value.is_graph_output() for value in shown):
+            return
+        for value in shown:
+            value.replace_all_uses_with(total)
+        further = [node.inputs[k] for k in after.operands if k < len(node.inputs)]
+        own = {a.name: a for a in node.attributes.values()}
+        made = ir.convenience.convert_attributes(after.attributes)
+        attributes = [*own.values(), *(a for a in made if a.name not in own)]
+        self.editor.replace(node, after.op_type, [total, *further], attributes, results=[result])
 
     def _add_upstream(self, value: ir.Value, array: Array, constants: set[ir.Value]) -> bool:
         """Let the node that makes a value add a constant, if nobody else reads that value."""

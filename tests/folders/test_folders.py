@@ -1,6 +1,7 @@
 """Folders of language models: the model in them, their configs, and folders that are written."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -308,14 +309,32 @@ def test_other_commands_take_folders_too(
     assert "model.onnx" in page.read_text()
 
 
-def test_a_layer_that_is_gone_without_a_cache_is_told(folder: Path, tmp_path: Path) -> None:
+def test_blocks_that_are_gone_are_counted_without_a_cache(folder: Path, tmp_path: Path) -> None:
+    graph = mg.lift(folder / "model.onnx")
+    block = {g.id: 0 for g in graph.groups if "layers.0/" in g.producers[0] and g.width != HIDDEN}
+    assert len(block) == 2
+    plan, source = set_widths(graph, block), folder_of(folder)
+    assert source is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_folder(graph, plan, mg.apply(graph, plan), source, tmp_path / "small")
+    assert said(tmp_path / "small") == CONFIG | {"num_hidden_layers": LAYERS - 1}
+
+
+def test_a_part_of_a_block_that_is_gone_is_told(folder: Path, tmp_path: Path) -> None:
     graph = mg.lift(folder / "model.onnx")
     inner = next(group for group in graph.groups if "layers.0/mlp" in group.name)
     plan = set_widths(graph, {inner.id: 0})
     source = folder_of(folder)
     assert source is not None
-    with pytest.warns(mg.MorphWarning, match=r"whole layers are gone.*config\.json by hand"):
+    with pytest.warns(mg.MorphWarning, match=r"parts of blocks are gone.*--depth blocks"):
         write_folder(graph, plan, mg.apply(graph, plan), source, tmp_path / "small")
+    other = tmp_path / "other"
+    config = {k: v for k, v in CONFIG.items() if k != "num_hidden_layers"}
+    source = folder_of(make_folder(other, config))
+    assert source is not None
+    with pytest.warns(mg.MorphWarning, match=r"whole layers are gone.*config\.json by hand"):
+        write_folder(graph, plan, mg.apply(graph, plan), source, tmp_path / "none")
 
 
 def test_a_smaller_vocabulary_is_told_since_the_tokenizer_has_the_old_ids(

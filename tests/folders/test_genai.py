@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
 
+import morphgraph as mg
 from morphgraph.cli import main
 
 og: Any = pytest.importorskip("onnxruntime_genai")
@@ -21,13 +24,14 @@ PROMPT = [5, 17, 40, 8]
 TOKENS = 16
 
 
-def built(folder: Path) -> Path:
+def built(folder: Path, **sizes: int) -> Path:
     """A small Llama with random weights, as the builder writes it."""
     torch.manual_seed(0)
+    chosen = {"num_hidden_layers": 2, "num_key_value_heads": 4, "head_dim": 16} | sizes
     config = transformers.LlamaConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=160, num_hidden_layers=2,
-        num_attention_heads=8, num_key_value_heads=4, head_dim=16, max_position_embeddings=64,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
+        vocab_size=96, hidden_size=64, intermediate_size=160, num_attention_heads=8,
+        max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        tie_word_embeddings=False, **chosen,
     )  # fmt: skip
     net = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
@@ -112,3 +116,53 @@ def test_a_resized_folder_generates_as_its_pytorch_form(wish: list[str], tmp_pat
     assert len(set(tokens)) > 4
     assert tokens != generated(large)
     assert sorted(p.name for p in small.iterdir()) == sorted(p.name for p in large.iterdir())
+
+
+def greedy(folder: Path, decoder: dict[str, Any]) -> list[int]:
+    """The same by ONNX Runtime alone, which is given all tokens anew for every next one."""
+    session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    size = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
+    past = {
+        decoder["inputs"][f"past_{kind}_names"].replace("%d", str(k)): np.zeros(size, np.float32)
+        for k in range(decoder["num_hidden_layers"])
+        for kind in ("key", "value")
+    }
+    tokens = list(PROMPT)
+    for _ in range(TOKENS):
+        mask = np.ones((1, len(tokens)), np.int64)
+        feeds = {"input_ids": np.array([tokens]), "attention_mask": mask, **past}
+        (logits,) = session.run(["logits"], feeds)
+        tokens.append(int(logits[0, -1].argmax()))
+    return tokens
+
+
+WISHES = {
+    "query heads": (["--attention", "query-heads"], {"num_attention_heads": 4}),
+    "head size": (["--attention", "head-dim"], {"head_size": 16}),
+    "a block": ([], {"num_hidden_layers": 2}),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("wish", WISHES)
+def test_attentions_and_blocks_shrink_in_a_folder(wish: str, tmp_path: Path) -> None:
+    large = built(tmp_path, num_hidden_layers=3, num_key_value_heads=2, head_dim=32)
+    plan, small, (options, sizes) = tmp_path / "plan.json", tmp_path / "small", WISHES[wish]
+    attention = options[1] if options else "heads"
+    graph = mg.lift(large / "model.onnx", attention=attention)  # type: ignore[arg-type]
+    if wish == "a block":
+        dead = [g.id for g in graph.groups if any("layers.1." in n for n in g.producers[:1])]
+        dead = [k for k in dead if graph.group(k).width in (2, 160)]
+        chosen = [*(f"--set={k}=0" for k in dead), "--unequal"]
+    else:
+        width = {"query heads": 4, "head size": 16}[wish]
+        ids = [g.id for g in graph.groups if g.resizable and g.width == width]
+        chosen = [f"--set={k}={width // 2}" for k in ids]
+    assert chosen
+    assert main(["plan", str(large), *options, *chosen, "-o", str(plan)]) == 0
+    assert main(["apply", str(large), str(plan), "-o", str(small)]) == 0
+    decoder = json.loads((small / "genai_config.json").read_text())["model"]["decoder"]
+    assert {name: decoder[name] for name in sizes} == sizes
+    tokens = generated(small)
+    assert tokens == greedy(small, decoder)
+    assert tokens != generated(large)

@@ -16,6 +16,7 @@ from morphgraph.arrays import Arrays
 from morphgraph.errors import BudgetError, PlanError
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.planning.build import scores_of
+from morphgraph.shrinker import Shrinker
 
 TOKENS, HIDDEN, EXPERTS, INNER, TAKEN = 9, 8, 5, 6, 2
 
@@ -299,3 +300,23 @@ def test_what_is_ranked_keeps_its_size_where_others_read_the_numbers(reader: str
         arrays["k1"] = np.array([1])
     graph = mg.lift(model(nodes, arrays, *(["taken"] if reader == "output" else [])))
     assert group_on(graph, "gate", 1).reason == "ranked by TopK"
+
+
+@pytest.mark.parametrize("form", ["softmax first", "softmax of those taken", "silu"])
+def test_experts_that_inputs_choose_least_go_first(form: str) -> None:
+    """Whatever the rows of the router are: that of the one that goes first is the largest."""
+    proto = FORMS[form]()
+    arrays = arrays_of(proto)
+    rare = np.array([0, -3, -1, -6, -2], np.float32)
+    gate = arrays["gate"] * np.array([1, 1, 1, 1.5, 0.2], np.float32)
+    graph = mg.lift(changed(proto, mask=rare, gate=gate))
+    experts = group_on(graph, "w1", 0)
+    x = np.random.default_rng(5).normal(size=(50 * TOKENS, 3)).astype(np.float32)
+    logits = x @ arrays["inw"] @ gate + rare
+    times = np.bincount(np.argsort(-logits, axis=1)[:, :TAKEN].ravel(), minlength=EXPERTS)
+    shrinker = Shrinker(graph, x)
+    chosen = shrinker.calibration.chosen[experts.index]
+    assert chosen.sum() == TAKEN * shrinker.fitted.count
+    assert np.argsort(times).tolist() == np.argsort(chosen).tolist()
+    scores = shrinker.scores("data")[experts.channels]
+    assert np.argsort(times).tolist() == np.argsort(scores).tolist()
