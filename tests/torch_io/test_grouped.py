@@ -84,9 +84,10 @@ def test_steps_of_generation(step: str, form: str) -> None:
     """A prompt behind nothing, one token behind a cache, and several tokens behind one."""
     more, held, attributes = ROTATED[form]
     batch, old, new = {"prompt": (2, 0, 7), "token": (2, 6, 1), "chunk": (1, 6, 3)}[step]
-    feeds = qkv(batch, new) | past(batch, old)
+    feeds = qkv(batch, new) | (past(batch, old) if old else {})
     held = held | lengths(*[old + new - 1] * batch, total=old + new)
-    proto = attention(feeds, held, f"q, k, v, pk, pv, l, t{more}", **attributes)
+    caches = "pk, pv" if old else ","
+    proto = attention(feeds, held, f"q, k, v, {caches}, l, t{more}", **attributes)
     expected = list(ort.run(mg.lift(proto).model, feeds).values())
     for one, other in zip(in_torch(proto, feeds), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * np.abs(other).max())
