@@ -448,7 +448,18 @@ class GroupQueryAttention(Op):
             b.fail(n, "a cache of the latest positions alone")
         if not n.has(1) or n.has(12) or n.has(16) or len(n.out_shapes) > 3:
             b.fail(n, "packed operands, stored numbers, or scores as a result")
-        options = b.functions.GroupedOptions(
+        epsilons = (
+            b.decimal(qk_norm_epsilon if each is None else each)
+            for each in (q_norm_epsilon, k_norm_epsilon)
+        )
+        found = b.call(
+            b.functions.grouped_attention,
+            tuple(b.tensor(n, i) for i in range(3)),
+            tuple(b.optional(n, i) for i in (3, 4)),
+            b.tensor(n, 5),
+            tuple(b.optional(n, i) for i in (7, 8)),
+            *(b.optional(n, i) for i in (9, 10, 11)),
+            tuple(b.optional(n, i) for i in (14, 15)),
             heads=(num_heads, kv_num_heads),
             scale=b.decimal(scale) if scale else None,
             rotates=(bool(do_rotary), bool(rotary_interleaved)),
@@ -456,20 +467,7 @@ class GroupQueryAttention(Op):
             softcap=b.decimal(softcap),
             causal=bool(causal),
             smooth=bool(smooth_softmax),
-            epsilons=tuple(
-                b.decimal(qk_norm_epsilon if each is None else each)
-                for each in (q_norm_epsilon, k_norm_epsilon)
-            ),
-        )
-        found = b.call(
-            b.functions.grouped_attention,
-            [b.tensor(n, i) for i in range(3)],
-            [b.optional(n, i) for i in (3, 4)],
-            b.tensor(n, 5),
-            [b.optional(n, i) for i in (7, 8)],
-            *(b.optional(n, i) for i in (9, 10, 11)),
-            [b.optional(n, i) for i in (14, 15)],
-            options,
+            epsilons=tuple(epsilons),
         )
         return tuple(b.item(found, k) for k in range(3))[: len(n.out_shapes)]
 

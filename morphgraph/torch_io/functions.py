@@ -7,21 +7,14 @@ counts the positions of pooled values as ONNX does.
 """
 
 from collections.abc import Callable, Sequence
-from functools import wraps
 from math import prod
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import handle_torch_function, has_torch_function
-from torch.utils import _pytree as pytree
 
-from morphgraph.torch_io import grouped
-from morphgraph.torch_io.grouped import GroupedOptions as GroupedOptions
-
-_Parameters = ParamSpec("_Parameters")
-_Result = TypeVar("_Result")
+from morphgraph.torch_io.grouped import grouped_attention as grouped_attention
+from morphgraph.torch_io.one_node import as_one_node
 
 Activation = tuple[str, float, float]
 """Name in lower case, alpha, beta."""
@@ -44,21 +37,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
 def zero_state(x: Tensor, directions: int, size: int) -> Tensor:
     """The state before the first step, ``[D, N, h]``."""
     return torch.zeros_like(x[:1, :, :1]).repeat(directions, 1, size)
-
-
-def as_one_node(layer: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-    """Let torch.fx see a layer as one operation, as it does torch's own (unpickling traces)."""
-
-    @wraps(layer)
-    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        leaves = pytree.tree_leaves(args)
-        tensors = tuple(value for value in leaves if hasattr(value, "__torch_function__"))
-        if has_torch_function(tensors):
-            found: _Result = handle_torch_function(call, tensors, *args, **kwargs)
-            return found
-        return layer(*args, **kwargs)
-
-    return call
 
 
 @as_one_node
@@ -239,6 +217,3 @@ def over_the_tensor(
         rest = rest // size
         step *= whole
     return flat
-
-
-grouped_attention = as_one_node(grouped.grouped_attention)

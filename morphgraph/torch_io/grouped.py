@@ -1,37 +1,14 @@
 """GroupQueryAttention of ONNX Runtime by torch: caches, rotations, windows, sinks, norms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class GroupedOptions:
-    """The node's attributes.
-
-    Attributes:
-        heads: of queries, and of keys and values.
-        scale: of the scores; ``None``: one over the root of the head size.
-        rotates: whether queries and keys turn, and whether neighbours or halves do together.
-        window: how many keys a query sees, itself included; -1: all.
-        softcap: bends scores to stay below; 0: not.
-        causal: whether keys behind a query are hidden.
-        smooth: whether the softmax has one more term, of score 0.
-        epsilons: of the norms of queries and keys.
-    """
-
-    heads: tuple[int, int]
-    scale: float | None
-    rotates: tuple[bool, bool]
-    window: int
-    softcap: float
-    causal: bool
-    smooth: bool
-    epsilons: tuple[float, float]
+from morphgraph.torch_io.one_node import as_one_node
 
 
+@as_one_node
 def grouped_attention(
     qkv: Sequence[Tensor],
     past: Sequence[Tensor | None],
@@ -41,7 +18,15 @@ def grouped_attention(
     bias: Tensor | None,
     sink: Tensor | None,
     norms: Sequence[Tensor | None],
-    options: GroupedOptions,
+    *,
+    heads: tuple[int, int],
+    scale: float | None,
+    rotates: tuple[bool, bool],
+    window: int,
+    softcap: float,
+    causal: bool,
+    smooth: bool,
+    epsilons: tuple[float, float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The attention, and the caches behind it.
 
@@ -54,9 +39,16 @@ def grouped_attention(
         bias: of the scores, ``[N or 1, heads or 1, T, keys]``.
         sink: by head the score of one more term of the softmax.
         norms: scales of queries and keys, ``[d]``, or none.
-        options: the node's attributes.
+        heads: of queries, and of keys and values.
+        scale: of the scores; ``None``: one over the root of the head size.
+        rotates: whether queries and keys turn, and whether neighbours or halves do together.
+        window: how many keys a query sees, itself included; -1: all.
+        softcap: bends scores to stay below; 0: not.
+        causal: whether keys behind a query are hidden.
+        smooth: whether the softmax has one more term, of score 0.
+        epsilons: of the norms of queries and keys.
     """
-    counts = (options.heads[0], options.heads[1], options.heads[1])
+    counts = (heads[0], heads[1], heads[1])
     q, k, v = (
         x.unflatten(2, (count, -1)).transpose(1, 2) for x, count in zip(qkv, counts, strict=True)
     )
@@ -65,25 +57,28 @@ def grouped_attention(
     before = (last.reshape(-1).long() + 1 - length).clamp(min=0)
     places = before[:, None] + steps  # [N, T]
     q, k = (
-        x if scale is None else _normed(x, scale, epsilon)
-        for x, scale, epsilon in zip((q, k), norms, options.epsilons, strict=True)
+        x if gain is None else _normed(x, gain, epsilon)
+        for x, gain, epsilon in zip((q, k), norms, epsilons, strict=True)
     )
-    if options.rotates[0]:
+    if rotates[0]:
         cosines, sines = (_at(table, places, positions) for table in tables)
-        q, k = (_turned(x, cosines, sines, options.rotates[1]) for x in (q, k))
+        q, k = (_turned(x, cosines, sines, rotates[1]) for x in (q, k))
     present = [_behind(old, new, places) for old, new in zip(past, (k, v), strict=True)]
     keys, values = present
-    scores = _scores(q, keys, options)
+    groups = heads[0] // heads[1]
+    scores = q @ keys.repeat_interleave(groups, 1).transpose(-1, -2)
+    scores = scores * (scale or q.shape[-1] ** -0.5)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
     seen = torch.arange(keys.shape[2], device=q.device)
     behind = places[:, :, None] - seen  # [N, T, keys]
-    hidden = behind < 0 if options.causal else seen > places[:, -1:, None]
-    if options.window >= 0:
-        hidden = hidden | (behind >= options.window)
+    hidden = behind < 0 if causal else seen > places[:, -1:, None]
+    if window >= 0:
+        hidden = hidden | (behind >= window)
     if bias is not None:
         scores = scores + bias[..., : scores.shape[-1]]
     scores = scores.masked_fill(hidden[:, None], float("-inf"))
-    shares = _shares(scores, sink, options.smooth)
-    groups = options.heads[0] // options.heads[1]
+    shares = _shares(scores, sink, smooth)
     y = shares @ values.repeat_interleave(groups, 1)
     return y.transpose(1, 2).flatten(2), keys, values
 
@@ -118,15 +113,6 @@ def _behind(past: Tensor | None, new: Tensor, places: Tensor) -> Tensor:
     whole = torch.cat([past, torch.zeros_like(new)], 2)
     index = places[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
     return whole.scatter(2, index, new)
-
-
-def _scores(q: Tensor, keys: Tensor, options: GroupedOptions) -> Tensor:
-    scale = options.scale or q.shape[-1] ** -0.5
-    grouped = keys.repeat_interleave(options.heads[0] // options.heads[1], 1)
-    scores = q @ grouped.transpose(-1, -2) * scale
-    if options.softcap:
-        scores = options.softcap * torch.tanh(scores / options.softcap)
-    return scores
 
 
 def _shares(scores: Tensor, sink: Tensor | None, smooth: bool) -> Tensor:
