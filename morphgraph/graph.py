@@ -13,15 +13,17 @@ Everything here is data; the passes ``couple`` and ``group`` fill it in.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
-import networkx as nx
 import numpy as np
 import onnx_ir as ir
 from scipy import sparse
 
 from morphgraph.arrays import Flags, FloatArray, IntArray, Shape
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Attention = Literal["heads", "query-heads", "head-dim"]
 
@@ -390,6 +392,8 @@ class ChannelGraph:
     @cached_property
     def networkx(self) -> "nx.Graph[Dim | OpFactor]":
         """The bipartite graph of :class:`Dim` and :class:`OpFactor`, edges with ``map``."""
+        import networkx as nx  # takes longer than all of morphgraph
+
         named: list[Dim | OpFactor] = [*self.couplings.dims, *self.couplings.factors]
         graph: nx.Graph[Dim | OpFactor] = nx.Graph()
         graph.add_nodes_from(
