@@ -13,16 +13,18 @@ Everything here is data; the passes ``couple`` and ``group`` fill it in.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
-import networkx as nx
 import numpy as np
 import onnx_ir as ir
 from scipy import sparse
 
 from morphgraph.arrays import Flags, FloatArray, IntArray, Shape
 from morphgraph.options import Attention as Attention
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _Cached = TypeVar("_Cached", "Couplings", "ChannelGraph")
 _Arguments = ParamSpec("_Arguments")
@@ -389,6 +391,8 @@ class ChannelGraph:
     @cached_property
     def networkx(self) -> "nx.Graph[Dim | OpFactor]":
         """The bipartite graph of :class:`Dim` and :class:`OpFactor`, edges with ``map``."""
+        import networkx as nx  # takes longer than all of morphgraph
+
         named: list[Dim | OpFactor] = [*self.couplings.dims, *self.couplings.factors]
         graph: nx.Graph[Dim | OpFactor] = nx.Graph()
         graph.add_nodes_from(

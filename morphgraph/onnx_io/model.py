@@ -61,7 +61,7 @@ def bind_own_inputs(bound: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.
         value.meta.pop(STATIC_SHAPE_KEY, None)
         value.meta.pop(UNSIZED_KEY, None)
         value.meta.pop(DYNAMIC_AXES_KEY, None)
-        if value.shape is not None:
+        if value.shape is not None and sizes:
             value.shape = ir.Shape(
                 (sizes.get(dim.value or "") or dim) if isinstance(dim, ir.SymbolicDim) else dim
                 for dim in value.shape

@@ -292,7 +292,8 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
             if decompose is not None or func._can_decompose():  # noqa: SLF001
                 with self:
                     return (decompose or func.decompose)(*args, **kwargs)
-        result = _RESULTS.get(func, func)(*args, **kwargs)
+        compute: Callable[..., Any] = _RESULTS.get(func, func)
+        result = compute(*args, **kwargs)
         self._record(func, args, kwargs, result)
         return result
 
@@ -393,7 +394,9 @@ def _normalized(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor, t
     return torch.empty_like(x), unused, unused
 
 
-_RESULTS = {torch.ops.aten._native_batch_norm_legit_no_training.default: _normalized}  # noqa: SLF001
+_RESULTS: dict[OpOverload, Callable[..., Any]] = {
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _normalized  # noqa: SLF001
+}
 
 _LIFTING = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 """What becomes of a tensor that is made of numbers."""

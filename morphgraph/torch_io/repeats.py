@@ -56,7 +56,8 @@ class Repeating:
         recorder = evaluator.default()
         if key not in self._written:
             before = len(recorder.nodes), len(recorder.constant_farm)  # type: ignore[attr-defined]
-            with evaluator.default_as(_Knowing(recorder)):
+            knowing = _Knowing(recorder)  # type: ignore[abstract]  # so is PyTorch's own
+            with evaluator.default_as(knowing):
                 result = self.function(*args, **kwargs)
             self._written[key] = _template(recorder, before, operands, result)
             return result
@@ -149,10 +150,11 @@ def _repeated(
             output = SymbolicTensor(recorder.opset, name, None, type_)
             output.shape = None if shape is None else shape.copy()
             outputs.append(output)
+        inputs: list[Any] = [values[k] if type(k) is int else k for k in each.inputs]
         node = ir.Node(
             each.node.domain,
             each.node.op_type,
-            [values[source] if type(source) is int else source for source in each.inputs],
+            inputs,
             each.node.attributes,
             outputs=outputs,
             version=each.node.version,

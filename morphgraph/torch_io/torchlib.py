@@ -55,12 +55,12 @@ class _Scripted(values.OnnxFunction):  # type: ignore[type-arg]  # takes any fun
         return _script(opset=self.opset)(self.function)
 
     @property
-    def function_ir(self) -> Any:
+    def function_ir(self) -> Any:  # type: ignore[override]  # nobody writes it
         """The function's nodes."""
         return self._parsed.function_ir
 
     @property
-    def source(self) -> str:
+    def source(self) -> str:  # type: ignore[override]
         """The function's source."""
         return str(self._parsed.source)
 
@@ -84,11 +84,13 @@ def _script_later(opset: values.Opset | None = None, *others: Any, **settings: A
 @contextmanager
 def _put_off() -> Iterator[None]:
     traced = onnxscript.values.TracedOnnxFunction
-    onnxscript.script, onnxscript.values.TracedOnnxFunction = _script_later, _Traced
+    onnxscript.script = _script_later
+    onnxscript.values.TracedOnnxFunction = _Traced  # type: ignore[misc]  # a class is a name, too
     try:
         yield
     finally:
-        onnxscript.script, onnxscript.values.TracedOnnxFunction = _script, traced
+        onnxscript.script = _script
+        onnxscript.values.TracedOnnxFunction = traced  # type: ignore[misc]
 
 
 if "onnxscript.function_libs.torch_lib.ops" not in sys.modules:

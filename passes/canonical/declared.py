@@ -43,8 +43,10 @@ def note_declared(model: ir.Model, source: ir.Model, open_defaults: bool) -> Non
     """
     graph = model.graph
     before = source.meta.get(DECLARED_KEY)
-    meant = _shapes(source) | ({} if before is None else before.shapes)
-    shapes = {name: _with_denotations(s, meant.get(name)) for name, s in _shapes(model).items()}
+    declared = _shapes(model)
+    meant = declared if source is model else _shapes(source)
+    meant = meant | ({} if before is None else before.shapes)
+    shapes = {name: _with_denotations(s, meant.get(name)) for name, s in declared.items()}
     listed = [value for value in graph.inputs if value.is_initializer()]
     names = () if model.ir_version < _MIN_IR_VERSION else [value.name for value in graph.inputs]
     meanings = {

@@ -567,3 +567,48 @@ def test_a_result_that_nobody_wants_may_have_a_dynamic_batch() -> None:
     => (float[B,3,5,4] y, float[B,3,7,4] b) { y, , b = Attention(q, k, k, , past, past) }"""
     model = canonicalize(model_from_text(text, inputs=("q", "k", "past")))
     assert [str(value.shape) for value in model.graph.outputs] == ["[B,3,5,4]", "[B,3,7,4]"]
+
+
+ALIKE = """
+net (float[2,6] x, float[2,6] y) => (float[3,4] a, float[4,3] b, float[2,2] c, float[2,3] d,
+    int32[2,6] e, int64[2,6] f, float[3,2,2] g, int64[k] h, float[m] i, float[2,6] j, float[2,6] k)
+<int64[2] ab = {3, 4}, int64[2] ba = {4, 3}, int64[1] zeros = {0}, int64[1] one = {1},
+ int64[1] two = {2}, int64[1] four = {4}, float half = {0.5}, float zero = {0}, float more = {2},
+ float minus = {-0.0}> {
+    a = Reshape(x, ab)
+    b = Reshape(x, ba)
+    c = Slice(x, two, four, one)
+    d = Slice(x, one, four, one)
+    e = Cast<to=6>(x)
+    f = Cast<to=7>(x)
+    p, q, r = Split<axis=1, num_outputs=3>(x)
+    s = Shape<start=1>(x)
+    t = Shape<end=1>(x)
+    st = Concat<axis=0>(s, t, s)
+    gs = Gather<axis=0>(st, two)
+    u = Unsqueeze(p, zeros)
+    v = Unsqueeze(q, zeros)
+    w = Unsqueeze(r, zeros)
+    g = Concat<axis=0>(u, v, w)
+    h = Concat<axis=0>(gs, t, s, gs)
+    i = Range(zero, more, half)
+    over = Div(half, zero)
+    under = Div(half, minus)
+    j = Min(x, over)
+    k = Max(x, under)
+}
+"""
+
+
+def test_nodes_that_are_nearly_alike_are_told_apart() -> None:
+    model = parse(ALIKE)
+    before = ir.to_proto(model).SerializeToString()
+    canonical = canonicalize(model)
+    assert ir.to_proto(model).SerializeToString() == before
+    inputs = {"x": noise(2, 6), "y": noise(2, 6)}
+    for value, one, other in zip(
+        canonical.graph.outputs, run(canonical, **inputs), run(model, **inputs), strict=True
+    ):
+        assert one.dtype == other.dtype
+        assert static_shape(value) == one.shape
+        np.testing.assert_array_equal(one, other, strict=True)
