@@ -73,7 +73,7 @@ class Net:
         ):
             for part in ("key", "value"):
                 names.append(f"{kind}.{block}.{part}")
-                shape = ["B", heads, length, size]
+                shape: list[str | int | None] = ["B", heads, length, size]
                 listed.append(helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, shape))
         return names
 
