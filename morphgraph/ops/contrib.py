@@ -258,10 +258,12 @@ class SkipLayerNormalization(KeepsShape):
             value.name and (value.uses() or value.is_graph_output()) for value in n.ir.outputs[1:3]
         ):
             return None
+        default = {"axis": -1, "epsilon": 1e-12}
         if n.op_type == "SkipLayerNormalization":
-            known = n.opset >= 17
-            return AfterSum("LayerNormalization", (2, 3), 4, 3, {"axis": -1}) if known else None
-        return AfterSum("SimplifiedLayerNormalization", (2,), 3, 3, {"axis": -1})
+            graph = n.ir.graph
+            known = graph is not None and graph.opset_imports.get("", 0) >= 17
+            return AfterSum("LayerNormalization", (2, 3), 4, 3, default) if known else None
+        return AfterSum("SimplifiedLayerNormalization", (2,), 3, 3, default)
 
     @staticmethod
     def initial(n: OpNode) -> Mapping[int, Initial]:

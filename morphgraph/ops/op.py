@@ -53,14 +53,14 @@ class AfterSum(NamedTuple):
         operands: ports of the operands that it has beside the sum.
         bias: port of one that is added to the sum.
         total: the result that is the sum.
-        attributes: those that it has beside the node's.
+        attributes: those that it has beside the node's, and those that the node has by default.
     """
 
     op_type: str
     operands: tuple[int, ...]
     bias: int
     total: int
-    attributes: Mapping[str, int]
+    attributes: Mapping[str, int | float]
 
 
 class Op:

@@ -123,8 +123,13 @@ def _residual(graph: ChannelGraph) -> Iterator[tuple[int, str, list[int]]]:
         if len(set(summed)) < 2:
             continue
         inside = {name: _serving(graph, name, uses) for name in dict.fromkeys(summed)}
+        # Masks and lengths, which have no channels, serve everything, and relate nothing.
         sources = {
-            name: {_node_of(graph, source) for source in {*_sources(graph, nodes), name}}
+            name: {
+                _node_of(graph, source)
+                for source in {*_sources(graph, nodes), name}
+                if _groups_of(graph, source)
+            }
             for name, nodes in inside.items()
         }
         for name, nodes in inside.items():
@@ -164,9 +169,13 @@ def _uses(graph: ChannelGraph) -> dict[str, int]:
 def _serving(graph: ChannelGraph, value: str, uses: dict[str, int]) -> list[int]:
     """Places of the nodes whose results reach the network's outputs by one reader of a value alone.
 
-    In the network's order; none where others read the value.
+    In the network's order; none where others read the value, or what is made with it: of a norm
+    that is fused with a sum both are results.
     """
     if uses[value] > 1 or value not in graph.makers:
+        return []
+    beside = result_names(graph.ops[graph.makers[value]])
+    if any(uses.get(name) for name in beside if name != value):
         return []
     makers, found = graph.makers, {graph.makers[value]}
     read: dict[str, int] = {}  # by nodes that are found

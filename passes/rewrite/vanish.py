@@ -305,27 +305,23 @@ class _Vanisher:
         constants = set(self.constants.values())
         summands = [node.inputs[port] for port in entry.summands]
         left = [value for value in summands if value is not None and value not in constants]
-        if after is None or len(left) != 1:
+        result = node.outputs[0]
+        if after is None or len(left) != 1 or any(v.is_graph_output() for v in node.outputs[1:]):
             return
         (total,) = left
-        terms = [v for v in summands if v in constants and v is not None and array_of(v).any()]
+        terms = [v for v in summands if v is not None and v in constants and array_of(v).any()]
         if len(node.inputs) > after.bias and (bias := node.inputs[after.bias]) is not None:
             terms.append(bias)
-        result, shown = node.outputs[0], node.outputs[after.total : after.total + 1]
+        name = f"{node.name}_sum"
         for term in terms:
-            name = f"{node.name}_sum"
-            like = result
             total = self.editor.insert(
-                "Add", [total, term], name=name, result=name, like=like, before=node
+                "Add", [total, term], name=name, result=name, like=result, before=node
             )
-        if any(value.is_graph_output() for value in shown):
-            return
-        for value in shown:
-            value.replace_all_uses_with(total)
+        if len(node.outputs) > after.total:
+            node.outputs[after.total].replace_all_uses_with(total)
         further = [node.inputs[k] for k in after.operands if k < len(node.inputs)]
-        own = {a.name: a for a in node.attributes.values()}
-        made = ir.convenience.convert_attributes(after.attributes)
-        attributes = [*own.values(), *(a for a in made if a.name not in own)]
+        made = {a.name: a for a in ir.convenience.convert_attributes(after.attributes)}
+        attributes = (made | dict(node.attributes)).values()
         self.editor.replace(node, after.op_type, [total, *further], attributes, results=[result])
 
     def _add_upstream(self, value: ir.Value, array: Array, constants: set[ir.Value]) -> bool:

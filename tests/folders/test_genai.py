@@ -21,7 +21,7 @@ transformers: Any = pytest.importorskip("transformers")
 tokenizers: Any = pytest.importorskip("tokenizers")
 
 PROMPT = [5, 17, 40, 8]
-TOKENS = 16
+TOKENS, EOS = 16, 2
 
 
 def built(folder: Path, **sizes: int) -> Path:
@@ -30,7 +30,7 @@ def built(folder: Path, **sizes: int) -> Path:
     chosen = {"num_hidden_layers": 2, "num_key_value_heads": 4, "head_dim": 16} | sizes
     config = transformers.LlamaConfig(
         vocab_size=96, hidden_size=64, intermediate_size=160, num_attention_heads=8,
-        max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        max_position_embeddings=64, bos_token_id=1, eos_token_id=EOS, pad_token_id=0,
         tie_word_embeddings=False, **chosen,
     )  # fmt: skip
     net = transformers.LlamaForCausalLM(config)
@@ -132,6 +132,7 @@ def greedy(folder: Path, decoder: dict[str, Any]) -> list[int]:
         mask = np.ones((1, len(tokens)), np.int64)
         feeds = {"input_ids": np.array([tokens]), "attention_mask": mask, **past}
         (logits,) = session.run(["logits"], feeds)
+        logits[..., EOS] = -np.inf  # not before as many tokens as are asked for
         tokens.append(int(logits[0, -1].argmax()))
     return tokens
 

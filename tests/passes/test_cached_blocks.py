@@ -232,3 +232,32 @@ def test_data_let_blocks_go_and_the_folder_counts_them(tmp_path: Path) -> None:
     assert {v.name for v in written.graph.inputs} >= {
         f"past_key_values.{k}.{kind}" for k in (0, 1) for kind in ("key", "value")
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "operands", "left"),
+    [
+        ("SkipLayerNormalization<epsilon=0.1>", "x, e, g, h, k", "LayerNormalization"),
+        ("SkipLayerNormalization", "e, x, g", "LayerNormalization"),
+        ("SkipSimplifiedLayerNormalization", "x, e, g, k", "SimplifiedLayerNormalization"),
+    ],
+)
+@pytest.mark.parametrize("shown", ["n", "t"])
+def test_a_norm_that_was_fused_with_a_sum_stands_alone(
+    kind: str, operands: str, left: str, shown: str
+) -> None:
+    """What the branch leaves is added, and so is a bias; the batch and the length are open."""
+    further = {"n": "y = MatMul(n, w)", "t": "a = MatMul(n, w)  b = MatMul(t, w)  y = Mul(a, b)"}
+    text = f"""{HEADER} net (float[B,T,8] x, float[8,12] u, float[12] c, float[12,8] v, float[8] d,
+        float[8] g, float[8] h, float[8] k, float[8,3] w, float[8] m) => (float[B,T,3] y) {{
+        i = MatMul(x, u)  j = Add(i, c)  r = Relu(j)  f = MatMul(r, v)  e = Add(f, d)
+        q = SimplifiedLayerNormalization(x, m)
+        n0, , , t0 = com.microsoft.{kind}({operands})  n = Add(n0, q)  t = Relu(t0)
+        {further[shown]} }}"""
+    graph = mg.lift(model_from_text(text))
+    (inner,) = [group for group in graph.groups if group.width == 12]
+    small = mg.apply(graph, set_widths(graph, {inner.id: 0}))
+    kinds = [node.op_type for node in small.graph]
+    assert left in kinds
+    assert not any(each.startswith("Skip") for each in kinds)
+    assert kinds.count("MatMul") == (1 if shown == "n" else 2)

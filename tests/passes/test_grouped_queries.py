@@ -93,7 +93,7 @@ def test_query_heads_go_from_every_group_alike(name: str) -> None:
     assert kept is not None
     assert whole is not None
     np.testing.assert_array_equal(kept.numpy(), whole.numpy()[rows])
-    assert {str(v.shape) for v in small.graph.inputs if v.name in "pr"} == {"[B,2,P,32]"}
+    assert {str(v.shape) for v in small.graph.inputs if v.name in ("p", "r")} == {"[B,2,P,32]"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -108,7 +108,7 @@ def test_heads_get_smaller_in_steps_that_kernels_take(name: str) -> None:
     wanted = 0.3 if name == "neighbours turn" else 32**-0.5
     assert node.attributes["scale"].as_float() == np.float32(wanted)
     left = 8 * 32 // channels
-    assert {str(v.shape) for v in small.graph.inputs if v.name in "pr"} == {f"[B,2,P,{left}]"}
+    assert {str(v.shape) for v in small.graph.inputs if v.name in ("p", "r")} == {f"[B,2,P,{left}]"}
     if "cosines" in small.graph.initializers:
         table = small.graph.initializers["cosines"].const_value
         assert table is not None
