@@ -132,7 +132,7 @@ def built(target: Path, treatment: str, config: _Config) -> Feeds:
         folder = Path(place)
         hf, made = _saved(sys.executable, config, folder / "hf"), folder / "made"
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        paths = ["-i", hf, "-o", made, "-c", folder / "cache"]
+        paths: list[str | Path] = ["-i", hf, "-o", made, "-c", folder / "cache"]
         _run(*builder, *paths, "-p", precision, "-e", device)
         onnx.save(onnx.load(made / "model.onnx"), target)
     return _feeds(target, config)
