@@ -188,8 +188,9 @@ def _in_torch(folder: Path, before: Path) -> Any:
     for k in range(config.num_hidden_layers):
         at = f"model.layers.{k}"
         packed = weight(f"{at}.attn.qkv_proj.MatMul.weight").T
-        for name, part in zip("qkv", packed.split([config.head_dim * n for n in heads])):
-            state[f"{at}.self_attn.{name}_proj.weight"] = part
+        ends = np.cumsum([config.head_dim * n for n in (0, *heads)]).tolist()
+        for name, begin, end in zip("qkv", ends[:-1], ends[1:]):
+            state[f"{at}.self_attn.{name}_proj.weight"] = packed[begin:end]
         state[f"{at}.self_attn.o_proj.weight"] = weight(f"{at}.attn.o_proj.MatMul.weight").T
         for name in ("gate_proj", "up_proj", "down_proj"):
             state[f"{at}.mlp.{name}.weight"] = weight(f"{at}.mlp.{name}.MatMul.weight").T

@@ -50,7 +50,8 @@ def grouped_attention(
     """
     counts = (heads[0], heads[1], heads[1])
     q, k, v = (
-        x.unflatten(2, (count, -1)).transpose(1, 2) for x, count in zip(qkv, counts, strict=True)
+        x.reshape(*x.shape[:2], count, -1).transpose(1, 2)
+        for x, count in zip(qkv, counts, strict=True)
     )
     length = q.shape[2]
     steps = torch.arange(length, device=q.device)

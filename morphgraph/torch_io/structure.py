@@ -20,8 +20,8 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from morphgraph.onnx_io import INPUTS_KEY, OUTPUTS_KEY
-from morphgraph.torch_io.functions import as_one_node
 from morphgraph.torch_io.names import as_argument
+from morphgraph.torch_io.one_node import as_one_node
 
 _PLAIN = (str, int, float, bool, type(None))
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 import morphgraph as mg
 from morphgraph.arrays import Array, Arrays
 from morphgraph.onnx_io import runtime as ort
+from morphgraph.testing import model_from_text
 
 HEADS, SHARED, SIZE = 4, 2, 16
 FULL = np.random.default_rng(0)
@@ -144,3 +146,30 @@ def test_a_cache_of_the_latest_positions_is_refused() -> None:
     )
     with pytest.raises(mg.UnsupportedError, match="a cache of the latest positions alone"):
         mg.to_torch(mg.lift(proto).model)
+
+
+def test_a_decoder_without_a_kernel_is_checked_in_torch() -> None:
+    """Norms in the node, as the model builder writes them for other devices than a CPU."""
+    text = """<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
+        net (int64[B,T] ids, int64[B,L] m, float[B,2,P,D] p, float[B,2,P,D] r, float[20,8] e,
+        float[8,128] w1, float[64,8] w2, float[8,20] w3, float[99,8] c, float[99,8] s,
+        float[16] g1, float[16] g2) => (float[B,T,20] y, float[B,2,L,D] k, float[B,2,L,D] v)
+        <int64[1] one = {1}, int64 axis = {1}> {
+            x = Gather(e, ids)
+            sum = ReduceSum<keepdims=0>(m, one)  less = Sub(sum, one)  l = Cast<to=6>(less)
+            shape = Shape(m)  size = Gather(shape, axis)  t = Cast<to=6>(size)
+            q = MatMul(x, w1)
+            a, k, v = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2, do_rotary=1>
+                (q, , , p, r, l, t, c, s, , , , , , g1, g2)
+            o = MatMul(a, w2)  h = Add(x, o)  y = MatMul(h, w3) }"""
+    graph = mg.lift(model_from_text(text, inputs=("ids", "m", "p", "r")))
+    with pytest.raises(mg.UnsupportedError, match="norm_weight"):
+        ort.run(graph.model, ort.random_inputs(graph.model))
+    heads = next(group for group in graph.groups if group.width == 2 and group.resizable)
+    plan = mg.plan(graph, {}, widths={heads.id: 1})
+    small = mg.apply(graph, plan)
+    assert mg.verify(graph, plan, small).ok
+    weight = small.graph.initializers["w2"]
+    assert weight.const_value is not None
+    weight.const_value = ir.Tensor(np.roll(weight.const_value.numpy(), 1, 0), name="w2")
+    assert not mg.verify(graph, plan, small).ok

@@ -17,7 +17,7 @@ from morphgraph.arrays import Array, Arrays
 from morphgraph.onnx_io import runtime as ort
 
 TOKENS, HIDDEN, EXPERTS, INNER = 6, 32, 5, 32
-GPT_OSS = {"activation_alpha": 1.702, "activation_beta": 1.0, "swiglu_limit": 1.0}
+GPT_OSS: dict[str, Any] = {"activation_alpha": 1.702, "activation_beta": 1.0, "swiglu_limit": 1.0}
 
 
 def arrays(seed: int, **shapes: tuple[int, ...]) -> Arrays:
@@ -154,7 +154,7 @@ def test_experts_in_few_bits(form: str, bits: int) -> None:
     operands += ["w1_zeros", "w2_zeros", ""] if "zero points" in form else ["", "", ""]
     operands += ["p"] if form == "shares" else []
     used = {name: array for name, array in held.items() if name in operands}
-    size = {"block_size": HIDDEN // blocks} if blocks > 1 else {}
+    size: dict[str, Any] = {"block_size": HIDDEN // blocks} if blocks > 1 else {}
     proto = mixture(
         "QMoE",
         operands,

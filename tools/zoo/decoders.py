@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 from entry import ROOT, Entry, Feeds
+from numpy.typing import NDArray
 from others import FileEntry
 
 OPTIMUM = ROOT / "runs" / "zoo" / "optimum" / "bin" / "python"
@@ -131,7 +132,7 @@ def built(target: Path, treatment: str, config: _Config) -> Feeds:
         folder = Path(place)
         hf, made = _saved(sys.executable, config, folder / "hf"), folder / "made"
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        paths = ["-i", hf, "-o", made, "-c", folder / "cache"]
+        paths: list[str | Path] = ["-i", hf, "-o", made, "-c", folder / "cache"]
         _run(*builder, *paths, "-p", precision, "-e", device)
         onnx.save(onnx.load(made / "model.onnx"), target)
     return _feeds(target, config)
@@ -143,7 +144,7 @@ def exported(target: Path, treatment: str, config: _Config) -> Feeds:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         hf, made = _saved(OPTIMUM, config, folder / "hf"), folder / "made"
-        optimum = [OPTIMUM, "-m", "optimum.exporters.onnx", "--model", hf, "--task", task]
+        optimum = (OPTIMUM, "-m", "optimum.exporters.onnx", "--model", hf, "--task", task)
         _run(*optimum, "--no-post-process", made)
         onnx.save(onnx.load(made / "model.onnx"), target)
     return _feeds(target, config)
@@ -166,7 +167,7 @@ def _feeds(path: Path, config: _Config) -> Feeds:
         kind = value.type.tensor_type
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         if value.name == "input_ids":
-            array = generator.integers(3, VOCABULARY, (1, tokens))
+            array: NDArray[Any] = generator.integers(3, VOCABULARY, (1, tokens))
         elif value.name == "attention_mask":
             array = np.ones((1, past + tokens))
         elif value.name == "position_ids":
@@ -181,7 +182,7 @@ def _feeds(path: Path, config: _Config) -> Feeds:
 def _entries(
     program: str,
     make: Callable[..., Feeds],
-    treatments: dict[str, tuple[str, ...]],
+    treatments: Mapping[str, tuple[str, ...]],
 ) -> list[Entry]:
     return [
         DecoderEntry(
