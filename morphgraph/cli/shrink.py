@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -26,15 +26,15 @@ from morphgraph.cli.shared_options import (
     refuse_repeated,
 )
 from morphgraph.cli.width_options import ShrinkOptions
-from morphgraph.errors import ModelError
-from morphgraph.options import Format, option
+from morphgraph.errors import ModelError, MorphError
+from morphgraph.options import DataScore, Format, option
 from morphgraph.words import escape
 
 if TYPE_CHECKING:
     from morphgraph.calibration import Samples
     from morphgraph.graph import ChannelGraph
     from morphgraph.passes.planning.constraints import Budget
-    from morphgraph.shrinker import CurvePoint
+    from morphgraph.shrinker import CurvePoint, Shrinker
     from morphgraph.shrinking import ShrinkResult
 
 
@@ -160,6 +160,7 @@ def shrink(
     score, convention, seed = (arguments.pop(name) for name in ("score", "convention", "seed"))
     result: ShrinkResult | None = None
     points: tuple[CurvePoint, ...] = ()
+    multiplied: ShrinkResult | None = None
     kind = next(iter(budget), "flops")
     with naming(model, ModelError):
         shrinker = Shrinker(
@@ -181,6 +182,10 @@ def shrink(
                 result = finish(
                     shrinker, chosen, refit=not no_refit, tune=tune, verify=not no_verify
                 )
+        if result is not None and report is not None and budget:
+            with step("fitting the width multiplier"):
+                given = {k: v for k, v in arguments.items() if k != "depth"} | {"seed": seed}
+                multiplied = _multiplied(shrinker, budget, given, score, not no_refit)
         if draws:
             with step("drawing the curve"):
                 points = shrinker.curve(
@@ -206,7 +211,8 @@ def shrink(
     if result is not None and report is not None:
         from morphgraph.report.pages.shrinks import shrink_facts
 
-        shown = shrink_facts(graph, result, points, kind, calibrated, model.name, command_line())
+        names = model.name, command_line()
+        shown = shrink_facts(graph, result, points, kind, calibrated, *names, multiplied)
         write_page(report, shown, overwrite)
     if output is None:
         if not files:
@@ -239,6 +245,25 @@ def _tell(
     ]
     costs = {each.kind: Change(each.cost.total, each.limit) for each in limits}
     tell_intention("shrink", steps, files, output_format, costs)
+
+
+def _multiplied(
+    shrinker: "Shrinker",
+    budget: "Budget",
+    options: dict[str, Any],
+    score: DataScore,
+    refit: bool,
+) -> "ShrinkResult | None":
+    """The naive way to the same budget, for comparison; ``None`` where one ratio does not fit."""
+    from morphgraph.passes.planning.uniform import uniform
+    from morphgraph.shrinking import finish
+
+    try:
+        plan = uniform(shrinker.graph, None, budget=budget, score=shrinker.scores(score), **options)
+        return finish(shrinker, plan, refit=refit, verify=False)
+    except MorphError as error:
+        note(f"no width multiplier for comparison: {error}")
+        return None
 
 
 def _check_request(output: Path | None, draws: bool, has_budget: bool, has_more: bool) -> None:

@@ -761,7 +761,7 @@ def test_sizes_that_are_given_heal_a_model_without_them(
 ) -> None:
     path = tmp_path / "bad.onnx"
     MODELS["no_shape"].make(path, sound_model())
-    line = ["analyze", str(path), "--input-shape", "x=1x3x8x8"]
+    line = ["analyze", str(path), "--input-shape", "x=1x3x8x8", "-q"]
     done = subprocess.run(
         [sys.executable, "-m", "morphgraph", *line], capture_output=True, text=True
     )

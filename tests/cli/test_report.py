@@ -162,8 +162,11 @@ def test_a_shrink_by_data(small: Path, tmp_path: Path, run: Any) -> None:
     shown = _page(page)
     assert "on inputs held out" in shown.text
     points = shown.figure("curve")["data"]
-    assert [trace["name"] for trace in points] == ["other budgets", "this network"]
-    (at,) = points[1]["x"]
+    names = ["other budgets", "original", "width multiplier", "this network"]
+    assert [trace["name"] for trace in points] == names
+    assert points[1]["x"] == [100]
+    assert points[2]["x"][0] <= 60
+    (at,) = points[3]["x"]
     assert at == pytest.approx(
         100 * mg.cost(mg.lift(out), "flops").total / mg.cost(mg.lift(small), "flops").total
     )

@@ -8,6 +8,7 @@ from morphgraph.passes.calibration.outputs import OutputCheck
 from morphgraph.passes.lift import lift
 from morphgraph.report.pages.facts import Curve, CurvePoint, Facts
 from morphgraph.report.pages.gather import Resized, made_by, resized_facts
+from morphgraph.report.runs import NAMES
 from morphgraph.report.shrinking import Calibrated, errors_table
 from morphgraph.report.tables import cost_title, percent, share
 from morphgraph.shrinker import CurvePoint as BudgetPoint
@@ -24,6 +25,7 @@ def shrink_facts(
     calibration: Calibrated,
     name: str,
     command: str,
+    multiplied: ShrinkResult | None = None,
 ) -> Facts:
     """The facts of a shrink.
 
@@ -35,6 +37,7 @@ def shrink_facts(
         calibration: what it was calibrated with.
         name: of the model.
         command: that made it.
+        multiplied: the width multiplier at the same budget, made alike; ``None`` where none fits.
     """
     after = lift(result.model, **graph.options.arguments())
     resized = Resized(
@@ -48,7 +51,7 @@ def shrink_facts(
     inputs = f"{calibration.data}: {calibration.fitted} fitted to, {calibration.held_out} held out"
     return resized_facts(
         resized,
-        curve=_curve(graph, result, curve, kind) if curve else None,
+        curve=_curve(graph, result, curve, kind, multiplied),
         tables=[errors_table(result)],
         made=[("calibration inputs", inputs), *made_by(resized)],
     )
@@ -72,14 +75,19 @@ def _quality(check: OutputCheck) -> list[tuple[str, str, str]]:
 
 
 def _curve(
-    graph: ChannelGraph, result: ShrinkResult, points: Sequence[BudgetPoint], kind: str
+    graph: ChannelGraph,
+    result: ShrinkResult,
+    points: Sequence[BudgetPoint],
+    kind: str,
+    multiplied: ShrinkResult | None,
 ) -> Curve:
-    """What other budgets cost the outputs, with this network among them.
+    """What other budgets cost the outputs, with this network, the original and the multiplier.
 
     Shown is how often the largest number stays the same where every output tells that, else the
     largest error of an output.
     """
-    checks = [*result.error, *(check for point in points for check in point.outputs)]
+    others = () if multiplied is None else multiplied.error
+    checks = [*result.error, *others, *(check for point in points for check in point.outputs)]
     agrees = all(check.agreement is not None for check in checks)
 
     def value(outputs: Sequence[OutputCheck]) -> float:
@@ -88,11 +96,18 @@ def _curve(
         return max(check.error for check in outputs)
 
     price = cost(graph, kind)
-    reached = price.at(result.plan.widths(graph)) / price.total
+
+    def left(made: ShrinkResult) -> float:
+        return price.at(made.plan.widths(graph)) / price.total
+
     found = [
         CurvePoint("other budgets", each.reached, value(each.outputs), label=share(each.share))
         for each in points
     ]
-    found.append(CurvePoint(_CHOSEN, reached, value(result.error), label=_CHOSEN))
+    found.append(CurvePoint("original", 1.0, 1.0 if agrees else 0.0, label="original"))
+    if multiplied is not None:
+        place = left(multiplied), value(multiplied.error)
+        found.append(CurvePoint(NAMES["uniform"], *place, label=NAMES["uniform"]))
+    found.append(CurvePoint(_CHOSEN, left(result), value(result.error), label=_CHOSEN))
     quality = "same arg max as the original" if agrees else "error of the outputs"
     return Curve(cost_title(kind), quality, found, _CHOSEN)
