@@ -21,8 +21,15 @@ from morphgraph.ops.plugins import GROUP
 from morphgraph.passes.analysis.cost import _BUILDERS
 
 ROOT = Path(__file__).parent.parent
+_WRITTEN = ROOT / "docs" / "_repository"  # by a build of the site
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "findings").glob("*.md")]
+    path
+    for path in (
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "findings").glob("*.md"),
+    )
+    if not path.is_relative_to(_WRITTEN)
 )
 
 _LINK = re.compile(r"(?<!`)\[[^\]\[]+\]\(([^)\s]+)\)")
