@@ -1,5 +1,7 @@
 "use strict";
 (() => {
+  // Without a pointer the tools would stand over the legend all the time.
+  const tools = window.matchMedia("(hover: hover) and (min-width: 560px)");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
   // "@name" stands for a color of the page's style, "@scale" for its scale of two colors.
@@ -25,7 +27,7 @@
       for (const key of Object.keys(layout).filter((each) => /^[xy]axis\d*$/.test(each))) {
         Object.assign(layout[key], { gridcolor: color("line"), zerolinecolor: color("line"), linecolor: color("line") });
       }
-      Plotly.react(place, dressed(figure.data), layout, { responsive: true, displaylogo: false, displayModeBar: "hover" });
+      Plotly.react(place, dressed(figure.data), layout, { responsive: true, displaylogo: false, displayModeBar: tools.matches ? "hover" : false });
     }
   };
   draw();
