@@ -284,7 +284,10 @@ def _used_parameters(results: Any) -> set[int]:
 
 
 def _clean(model: ir.Model) -> None:
-    """Name the batch, put dropout back into inference, and drop notes about the source code."""
+    """Name the batch, put dropout back into inference, and drop notes about the source code.
+
+    Notes in memory are PyTorch's graph, with a tensor for every value.
+    """
     graph = model.graph
     for value in graph.inputs:
         if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
@@ -294,10 +297,13 @@ def _clean(model: ir.Model) -> None:
             node.resize_inputs(2)  # without its third input, Dropout does nothing
         for key in [key for key in node.metadata_props if key not in _KEPT_METADATA]:
             del node.metadata_props[key]
+        node.meta.clear()
         for value in node.outputs:
             value.metadata_props.clear()
+            value.meta.clear()
     for value in (*graph.inputs, *graph.initializers.values()):
         value.metadata_props.clear()
+        value.meta.clear()
     graph.metadata_props.clear()
     model.metadata_props.clear()
 
