@@ -12,9 +12,9 @@ parameters, float16) is a file whose weights are a hole in the disk: nothing is 
 structure, and its plan is by given scores. Decoders with caches, written out and in the fused
 operators of GenAI's model builder, have 4 to 64 blocks. Shown are CPU seconds of one thread, each
 row in a process of its own; *group* is a part of *lift*, *plan* is for half of the FLOPs, and *MB*
-the largest resident set above that before lifting. The exponents are of a power of the number of nodes,
-fitted by least squares to the logarithms of the rows from 1,000 nodes on (of the decoder and the
-one block: of all rows).
+the largest resident set above that before lifting. The exponents are of a power of the number of
+nodes, fitted by least squares to the logarithms of the rows from 1,000 nodes on (of decoders and
+the one block: of all rows).
 """
 
 import argparse
