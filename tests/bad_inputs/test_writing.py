@@ -208,7 +208,8 @@ def test_what_another_program_writes_meanwhile_is_spared(tmp_path: Path) -> None
 
 
 def test_of_many_writers_at_once_one_wins(tmp_path: Path) -> None:
-    target, refused = tmp_path / "new.bin", []
+    target = tmp_path / "new.bin"
+    refused: list[int] = []
     barrier = threading.Barrier(8)
 
     def write(number: int) -> None:
