@@ -175,7 +175,7 @@ def test_constants_that_are_computed_stay_so(kind: str, cut: bool) -> None:
     graph = mg.lift(model)
     assert sum(g.resizable for g in graph.groups) == 1
     small = mg.apply(graph, mg.uniform(graph, 0.5))
-    assert ir.to_proto(small).ByteSize() < model.ByteSize() + 300
+    assert ir.to_proto(small).graph.ByteSize() < model.graph.ByteSize() + 300
     if not cut:
         assert ops(small)[: len(nodes)] == [n.op_type for n in nodes]
         assert [n.name for n in small.graph] == [n.name for n in model.graph.node]
