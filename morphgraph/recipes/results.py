@@ -134,5 +134,6 @@ class Result(msgspec.Struct, frozen=True):
     @property
     def files(self) -> list[str]:
         """The names of the files that it tells of."""
-        plans = [(each.plan, each.model) for each in (*self.iterations, *self.family)]
-        return [*(arm.file for arm in self.arms.values()), *chain.from_iterable(plans)]
+        made: list[IterationResult | Member] = [*self.iterations, *self.family]
+        pairs = [(each.plan, each.model) for each in made]
+        return [*(arm.file for arm in self.arms.values()), *chain.from_iterable(pairs)]
