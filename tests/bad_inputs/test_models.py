@@ -294,12 +294,6 @@ def functions_that_call_each_other(proto: onnx.ModelProto) -> None:
     _call(proto, {"F": ["G"], "G": ["F"]})
 
 
-@changed_model("local functions", "nodes")
-def functions_that_double(proto: onnx.ModelProto) -> None:
-    doubled = {f"F{k}": [f"F{k + 1}"] * 2 for k in range(40)}
-    _call(proto, {**doubled, "F40": ["Relu"]})
-
-
 @changed_model("axis 0 of 'huge'", str(2**34))
 def fill_of_64_gigabytes(proto: onnx.ModelProto) -> None:
     proto.graph.initializer.append(numpy_helper.from_array(np.array([2**34]), "size"))

@@ -87,7 +87,7 @@ def test_what_a_runtime_does_not_tell(pretended: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ortt", "runtime 'ortt' is unknown (did you mean 'ort'?); use ort, openvino or module:Class"),
+        ("ortt", "runtime 'ortt' is unknown (did you mean 'ort'?); use ort, openvino or module:"),
         ("no_such_module:Phone", "ModuleNotFoundError"),
         ("my_phone:Missing", "AttributeError"),
         ("my_phone:OnPhone", "TypeError"),
