@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 import onnx_ir as ir
 
 from morphgraph.arrays import Shape
+from morphgraph.notation import NotationError
 from morphgraph.onnx_io import escape, is_unsized
 from morphgraph.onnx_io.maps import is_map
 from morphgraph.ops.description import (
@@ -273,6 +274,8 @@ def describe(n: OpNode) -> Description:
         description: Description = entry.call(entry.describe, n.ir, n)
     except UnsupportedFormError as error:
         return opaque(n, str(error))
+    except ZeroDivisionError:  # by `group`, `num_heads`, `blocksize` and their like
+        raise NotationError("a number that its channels are divided by is 0") from None
     return description
 
 
