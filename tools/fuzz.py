@@ -295,7 +295,8 @@ def data(chance: random.Random) -> None:
     if suffix == "npy":
         np.save(held, arrays["x"])
     else:
-        (np.savez if chance.random() < 0.5 else np.savez_compressed)(held, **arrays)
+        write: Any = np.savez if chance.random() < 0.5 else np.savez_compressed
+        write(held, **arrays)
     path = Path(f"data.{suffix}")
     path.write_bytes(spoiled_bytes(held.getvalue(), chance))
     graph, _ = planned("convolutions")

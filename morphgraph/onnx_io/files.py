@@ -421,7 +421,10 @@ def _forget_false_types(model: ir.Model) -> None:
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is not None and not value.is_graph_input():
-                value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+                value.shape, value.type = (
+                    ir.Shape(tensor.shape.numpy()),
+                    ir.TensorType(tensor.dtype),
+                )
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if value.dtype == ir.DataType.UNDEFINED:

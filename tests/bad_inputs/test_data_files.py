@@ -29,6 +29,7 @@ class Case(NamedTuple):
     says: tuple[str, ...]
 
 
+Change = Callable[[dict[str, Any]], bytes | None]
 ARRAYS: dict[str, Case] = {}
 DEVICES: dict[str, Case] = {}
 
@@ -45,12 +46,14 @@ def bad_arrays(
     return register
 
 
-def bad_device(*says: str, name: str = "bad.json", codes: tuple[int, ...] = (3,)) -> Any:
+def bad_device(
+    *says: str, name: str = "bad.json", codes: tuple[int, ...] = (3,)
+) -> Callable[[Change], Change]:
     """Register a function that spoils a device's measurements, or returns what the file holds."""
 
-    def register(change: Callable[[dict[str, Any]], object]) -> object:
+    def register(change: Change) -> Change:
         def make(path: Path) -> None:
-            kernel = {"op_type": "Conv", "inputs": [[1, 3, 8, 8], [8, 3, 3, 3]]}
+            kernel: dict[str, Any] = {"op_type": "Conv", "inputs": [[1, 3, 8, 8], [8, 3, 3, 3]]}
             kernel |= {"outputs": [[1, 8, 6, 6]], "microseconds": 5.0}
             found = {"runtime": "ort", "threads": 1, "kernels": [kernel] * 8}
             found = json.loads(json.dumps(found))  # nothing in it stands there twice
