@@ -299,6 +299,15 @@ def test_without_plotly_it_says_what_to_install(
     page._plotly.cache_clear()
 
 
+def test_of_a_plan_alone_only_the_original_is_timed(small: Path, tmp_path: Path, run: Any) -> None:
+    out, plan = tmp_path / "report.html", tmp_path / "plan.json"
+    mg.plan(mg.lift(small), {"flops": "50%"}, round_to=1).save(plan)
+    done = run("report", small, plan, "-o", out, "--seconds", "0.05")
+    assert done.code == 0, done.err
+    text = Page(out.read_text()).text
+    assert re.search(r"time in ort, 1 thread\(s\) [\d.]+ [mµ]?s", text)
+
+
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 def test_a_browser_draws_every_picture(small: Path, tmp_path: Path, run: Any) -> None:

@@ -140,12 +140,13 @@ def _summary(resized: Resized) -> Table:
         if after is not None:
             row += [show(after), share(after / before) if before else ""]
         rows.append(row)
-    if resized.timing is not None:
-        rows.append(_time_row(resized.timing))
-    rows += [[title, before, after, ""] for title, before, after in resized.quality]
     titles = [Column(""), Column("original", right=True)]
     if len(rows[0]) > 2:
         titles += [Column("resized", right=True), Column("left", right=True)]
+    if resized.timing is not None:
+        row = _time_row(resized.timing)
+        rows.append(row + [""] * (len(titles) - len(row)))  # of a plan there is no file to time
+    rows += [[title, before, after, ""] for title, before, after in resized.quality]
     return Table(titles, rows, "Costs before and after")
 
 
