@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
+from msgspec.structs import replace as replace_fields
 
 from morphgraph.arrays import Arrays, FloatArray
 from morphgraph.calibration import ImageOptions, Progress, TextOptions, no_progress
@@ -12,9 +13,10 @@ from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
+from morphgraph.ops.parameters import layers_weights
 from morphgraph.options import DataScore, Depth, RoundTo
 from morphgraph.origin import Origin
-from morphgraph.passes.analysis.cost import Convention
+from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same, run_all
 from morphgraph.passes.checking.verify import VerifyReport
@@ -22,7 +24,7 @@ from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds, Widths
 from morphgraph.passes.planning.constraints import Budget
 from morphgraph.passes.refit.refit import LayerError, Refitted
-from morphgraph.plans import Plan
+from morphgraph.plans import Change, Plan
 from morphgraph.shrinker import LIMIT, CurvePoint, Shrinker
 from morphgraph.workflow import resize_and_check
 
@@ -207,7 +209,10 @@ def finish(
         model, error = _tuned(shrinker, plan, model, tune, expected)
     if refit or tune:
         errors = {output.name: output.error for output in error}
-        Origin.of(shrinker.graph, plan, resized.report, errors).write(model)
+        origin = Origin.of(shrinker.graph, plan, resized.report, errors)
+        convention = plan.request.get("convention", "default")
+        costs = costs_with_biases(shrinker.graph, plan, model, list(plan.cost), convention)
+        replace_fields(origin, cost=costs).write(model)
     sizes = shrinker.fitted.count, shrinker.held_out.count
     return ShrinkResult(
         model,
@@ -220,6 +225,34 @@ def finish(
         check=resized.report,
         perplexity=_perplexity(shrinker, sliced, after_fit, model if tune else None),
     )
+
+
+def costs_with_biases(
+    graph: ChannelGraph,
+    plan: Plan,
+    model: ir.Model,
+    kinds: Iterable[str],
+    convention: Convention = "default",
+) -> dict[str, Change]:
+    """What a fitted network costs: a plan knows nothing of the biases that a refit makes.
+
+    Args:
+        graph: the original.
+        plan: which channels stayed.
+        model: the fitted network.
+        kinds: of cost, as of :func:`morphgraph.cost`.
+        convention: of the costs.
+    """
+    made = layers_weights(model) - set(graph.model.graph.initializers)
+    small = lift(model, **graph.options.arguments()) if made else None
+    widths, found = plan.widths(graph), {}
+    for kind in kinds:
+        price = cost(graph, kind, convention=convention)
+        reached = (
+            price.at(widths) if small is None else cost(small, kind, convention=convention).total
+        )
+        found[kind] = Change(price.total, reached)
+    return found
 
 
 def _perplexity(

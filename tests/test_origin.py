@@ -100,6 +100,25 @@ def test_a_refit_says_what_to_expect(tmp_path: Path) -> None:
     assert "morphgraph.error" not in sliced.model.metadata_props
 
 
+@pytest.mark.parametrize("text", [CHAIN, CONCAT, ATTENTION], ids=["chain", "concat", "attention"])
+def test_biases_that_a_refit_makes_are_counted(text: str, tmp_path: Path, capsys: Any) -> None:
+    """ONNX itself counts the numbers of the file: there were no biases before."""
+    from morphgraph.cli import main
+
+    base, slim = tmp_path / "base.onnx", tmp_path / "slim.onnx"
+    save(model_from_text(text), base)
+    shape = [d.dim_value for d in onnx.load(base).graph.input[0].type.tensor_type.shape.dim]
+    samples = np.random.default_rng(0).standard_normal((40, *shape[1:])).astype(np.float32)
+    np.save(tmp_path / "x.npy", samples)
+    words = ["--data", str(tmp_path / "x.npy"), "--budget", "flops=70%", "--round-to", "1"]
+    assert main(["shrink", str(base), *words, "-o", str(slim), "--format", "json"]) == 0
+    arrays = map(onnx.numpy_helper.to_array, onnx.load(slim).graph.initializer)
+    counted = sum(a.size for a in arrays if a.dtype == np.float32 and a.ndim)
+    told = json.loads(capsys.readouterr().out)["cost"]["params"]["after"]
+    noted = json.loads(notes(slim)["morphgraph.cost"])["params"]["after"]
+    assert told == noted == counted
+
+
 def test_the_command_line_names_the_file(tmp_path: Path, capsys: Any) -> None:
     from morphgraph.cli import main
 

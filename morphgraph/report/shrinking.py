@@ -25,7 +25,7 @@ from morphgraph.report.tables import (
 )
 from morphgraph.report.vega import Mark, Panel, picture
 from morphgraph.shrinker import CURVE, CurvePoint
-from morphgraph.shrinking import Perplexity, ShrinkResult
+from morphgraph.shrinking import Perplexity, ShrinkResult, costs_with_biases
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
@@ -136,10 +136,11 @@ def shrink_report(
     if result is not None:
         widths = result.plan.widths(graph)
         gone = removed_layers(graph, widths)
-        for name in dict.fromkeys([*_COSTS, *result.plan.cost]):
-            price = cost(graph, name, convention=convention)
-            costs[name] = Change(price.total, price.at(widths))
-            head.append((_cost_name(name, price.unit), change(price.total, price.at(widths))))
+        kinds = dict.fromkeys([*_COSTS, *result.plan.cost])
+        costs = costs_with_biases(graph, result.plan, result.model, kinds, convention)
+        for name, each in costs.items():
+            unit = cost(graph, name, convention=convention).unit
+            head.append((_cost_name(name, unit), change(each.before, each.after)))
         if gone:
             head.append(("removed", escape(", ".join(gone))))
         head.append(("check", _check_line(result)))
