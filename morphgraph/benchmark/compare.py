@@ -159,7 +159,8 @@ def bench(
     ]
     # The first model of a runtime takes two turns a round, in a session of its own each time.
     again = entries[:: len(models)] if len(models) > 1 else []
-    feeding = Feeding(batch, seed, input_shapes or {})
+    assumed = structures[0].inputs if structures else {}
+    feeding = Feeding(batch, seed, input_shapes or {}, assumed)
     # First, as it may turn out that a runtime has none.
     profiles = (
         tuple(_profiles(entries, len(models), threads, feeding, structures)) if profile else ()

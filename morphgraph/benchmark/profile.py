@@ -2,9 +2,10 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.runtimes import Executed
 
@@ -17,11 +18,13 @@ class Structure:
         layers: per node the layer that it belongs to.
         arithmetic: nodes that multiply and add.
         flops: per layer.
+        inputs: per input the shape that the channel graph takes it to have.
     """
 
     layers: Mapping[str, str]
     arithmetic: Collection[str]
     flops: Mapping[str, float]
+    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 _NOTHING = Structure({}, (), {})
@@ -38,6 +41,7 @@ def structure_of(graph: ChannelGraph) -> Structure:
         layers={name: op.layer for op, name in names},
         arithmetic={name for op, name in names if op.macs},
         flops=cost(graph, "flops").by_layer,
+        inputs={value.name or "": static_shape(value) for value in graph.model.graph.inputs},
     )
 
 

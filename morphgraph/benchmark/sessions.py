@@ -57,16 +57,17 @@ def random_feeds(
     batch: int | None,
     seed: int,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    assumed: Mapping[str, Sequence[int]] | None = None,
 ) -> Arrays:
     """Random inputs as the model declares them, the same for the same seed and declaration.
 
     Floats are standard normal. Integers are 0 or 1, which is a valid index wherever one is wanted.
     A leading axis that the model leaves open gets ``batch``, or 1; ``shapes`` gives whole shapes of
-    inputs by name.
+    inputs by name, and ``assumed`` the sizes of other axes that are left open.
 
     Raises:
-        ModelError: another axis is open, the model fixes a size at another number, or has no such
-            input.
+        ModelError: another axis is open and nothing is assumed of it, the model fixes a size at
+            another number, or has no such input.
         UnsupportedError: an input is no tensor of numbers.
     """
     generator = np.random.default_rng(seed)
@@ -78,7 +79,12 @@ def random_feeds(
         if requested is not None:
             shape = _fitting(tuple(requested), declared.shape, where)
         else:
-            shape = tuple(_size(n, axis, batch, where) for axis, n in enumerate(declared.shape))
+            known = (assumed or {}).get(declared.name, ())
+            sizes = [
+                known[axis] if axis and axis < len(known) and not isinstance(n, int) else n
+                for axis, n in enumerate(declared.shape)
+            ]
+            shape = tuple(_size(n, axis, batch, where) for axis, n in enumerate(sizes))
         feeds[declared.name] = random_array(generator, shape, declared.dtype)
     if left_over:
         unknown = escape(next(iter(left_over)))
@@ -128,10 +134,11 @@ class Feeding:
     batch: int | None = None
     seed: int = 0
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    assumed: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def feeds(self, session: Session, name: str) -> Arrays:
         """Random inputs of a session."""
-        return random_feeds(session, name, self.batch, self.seed, self.shapes)
+        return random_feeds(session, name, self.batch, self.seed, self.shapes, self.assumed)
 
 
 Run = Callable[[], Spent]

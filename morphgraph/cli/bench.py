@@ -15,9 +15,11 @@ from morphgraph.cli.models import Lifting, open_graph
 from morphgraph.cli.shared_options import InputShapes, Ops, OutputFormat, Seed
 from morphgraph.errors import FileError, MorphError
 from morphgraph.options import option
+from morphgraph.words import escape
 
 if TYPE_CHECKING:
     from morphgraph.benchmark import BenchResult, Structure
+    from morphgraph.graph import ChannelGraph
 
 
 def counts(text: str) -> tuple[int, ...]:
@@ -140,5 +142,21 @@ def _structure(
     from morphgraph.passes.analysis.cost import cost
 
     graphs = [open_graph(model, lifting) for model in models]
+    _tell_sizes(graphs[0], lifting)
     flops = [cost(graph, "flops").total for graph in graphs]
     return (flops if min(flops) > 0 else None), [structure_of(graph) for graph in graphs]
+
+
+def _tell_sizes(graph: "ChannelGraph", lifting: Lifting) -> None:
+    """Say at which sizes of open axes a model is timed, where the user has not."""
+    from morphgraph.onnx_io import static_shape
+
+    given = dict(lifting.input_shapes)
+    taken = [
+        f"{escape(value.name or '')}=Nx{'x'.join(map(str, static_shape(value)[1:]))}"
+        for value in graph.model.graph.inputs
+        if any(not isinstance(size, int) for size in (value.shape or ())[1:])
+        and value.name not in given
+    ]
+    if taken:
+        note(f"sizes left open, timed as `analyze` counts them: {', '.join(taken)}")

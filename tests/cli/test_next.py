@@ -16,6 +16,8 @@ import pytest
 
 import morphgraph as mg
 from morphgraph.cli import main
+from morphgraph.onnx_io import save
+from morphgraph.testing import model_from_text
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -86,6 +88,37 @@ def test_a_plan_that_is_not_written_proposes_to(odd: Path, run: Any) -> None:
     verify = run("verify", odd, "wide.json", "wide.onnx")
     assert following(verify.err) == ["bench", str(odd), "wide.onnx"]
     assert following(run("diff", odd, "wide.onnx").err)[0] == "report"
+
+
+TOKENS = """
+net (int64[N,T] ids, float[30,16] table, float[16,12] w1, float[12,30] w2) => (float[N,T,30] y) {
+    e = Gather <axis = 0> (table, ids)  a = MatMul(e, w1)  b = Relu(a)  y = MatMul(b, w2)
+}"""
+CACHED = """
+net (float[N,T,8] x, float[N,P,12] past, float[8,10] w0, float[10,12] w1, float[12,5] w2)
+    => (float[N,S,5] y, float[N,S,12] present) {
+    b = MatMul(x, w0)  c = Relu(b)  a = MatMul(c, w1)  present = Concat <axis = 1> (past, a)
+    y = MatMul(present, w2)
+}"""
+IMAGES = """
+net (float[N,3,H,W] x, float[16,3,3,3] w1, float[8,16,1,1] w2) => (float[N,8,H,W] y) {
+    a = Conv <pads = [1,1,1,1]> (x, w1)  b = Relu(a)  y = Conv(b, w2)
+}"""
+
+
+@pytest.mark.parametrize("text", [TOKENS, CACHED, IMAGES], ids=["tokens", "cache", "images"])
+def test_models_that_leave_sizes_open_are_timed_as_they_stand(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(model_from_text(text, ("x", "ids", "past")), Path("net.onnx"))
+    words = ("--uniform", "0.5", "--round-to", "1", "-o", "plan.json")
+    assert run("plan", "net.onnx", *words).code == 0
+    line = following(run("apply", "net.onnx", "plan.json", "-o", "slim.onnx").err)
+    assert line == ["bench", "net.onnx", "slim.onnx"]
+    done = run(*line, "--seconds", "0.05")
+    assert done.code == 0, done.err
+    assert "sizes left open" in done.err
 
 
 def test_sizes_that_the_file_leaves_open_are_repeated(odd: Path, run: Any) -> None:
