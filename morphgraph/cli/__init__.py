@@ -116,6 +116,9 @@ def _usage(error: click.ClickException) -> int:
         return error.exit_code
     context = error.ctx if isinstance(error, click.UsageError) else None
     message = error.format_message().rstrip(".")
+    if isinstance(error, click.MissingParameter) and context is not None:
+        words = [context.command_path, *context.command.collect_usage_pieces(context)]
+        message += f" of `{' '.join(words)}`"
     if isinstance(error, click.NoSuchOption):
         message = f"No such option '{escape(error.option_name)}'"
         if context is not None:

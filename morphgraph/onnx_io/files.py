@@ -56,6 +56,7 @@ _PLAIN_TYPES: dict[int, np.dtype[Any]] = {
 # What a file is that is not ONNX, by how it begins.
 _FOREIGN_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "it is a Git LFS pointer; run `git lfs pull`"),
+    (b"\x93NUMPY", "it is an array of NumPy; give the model itself"),
     (b"PK\x03\x04", "it is a PyTorch or zip file; export the network to ONNX first"),
     *(
         (protocol, "it is a Python pickle, which is never opened; export the network to ONNX")
@@ -353,6 +354,8 @@ def _why_undecodable(content: bytes) -> str:
         return "not an ONNX file: it looks like a web page (HTML); download the model itself"
     if all(byte in b"\t\n\r" or byte >= 32 for byte in head) and b"\xff" not in head:
         return "not an ONNX file: it looks like text"
+    if content[8:10] == b'{"':  # behind the length of its header
+        return "not an ONNX file: it looks like safetensors, which hold weights alone; export first"
     return f"truncated or corrupt ({len(content)} bytes); export or download it again"
 
 

@@ -152,6 +152,7 @@ def all_pinned(graph: ChannelGraph) -> str:
 
 
 _HOLDERS = 3  # groups that an error names
+_PERCENT, _LARGE = 100, 1e4  # such an amount of a cost so large was meant as a share
 
 
 def unreachable(
@@ -167,6 +168,8 @@ def unreachable(
         remedy = f"{pinned}; see `analyze`"
     elif holders := _holders(resource, lowest, allowed):
         remedy = f"it is held by {holders}; {remedy}"
+    if 0 < violated.limit <= _PERCENT and resource.total >= _LARGE:
+        remedy = f"for a share write {violated.kind}={violated.limit:.12g}%; {remedy}"
     if violated.holds(_lowest_unequal(allowed)):
         remedy = f"only unequal widths meet it: give no `same` (--unequal); {remedy}"
     return BudgetError(

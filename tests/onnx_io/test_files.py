@@ -66,6 +66,11 @@ def refuse(path: Path, *words: str, error: type[MorphError] = ModelError) -> str
         (b"PK\x03\x04" + bytes(50), "PyTorch"),
         (b"\x80\x02}q\x00.", "pickle"),
         (b"\x80\x04\x95\x00.", "pickle"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", "array of NumPy"),
+        (
+            (40).to_bytes(8, "little") + b'{"w":{"dtype":"F32","shape":[1]}}' + bytes(8),
+            "safetensors",
+        ),
         (b"\x08\x07\xff\xff\xff\xff\xff", "truncated or corrupt (7 bytes)"),
     ],
 )
