@@ -94,7 +94,7 @@ def apply(
         _tell(graph, chosen, written, no_verify, refit, output_format)
         return
     if refit is not None:
-        samples = reading.read(refit, graph.model, seed)
+        samples = reading.read(refit, graph.model, seed, folder)
         with naming(model, ModelError):
             fitted, report = _refit(graph, chosen, samples, not no_verify, seed, batches)
         show(report, output_format)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from morphgraph.calibration import Samples
+    from morphgraph.folders.found import ModelFolder
 
 DATA_METAVAR = "FILE.npz|FILE.npy|FILE.txt|DIR"
 
@@ -116,7 +117,11 @@ class DataOptions:
 
     tokenizer: Annotated[
         Path | None,
-        option("For text: the model's tokenizer.json, or its folder.", metavar="TOKENIZER"),
+        option(
+            "For text: the model's tokenizer.json, or its folder; by default the one in the "
+            "model's folder.",
+            metavar="TOKENIZER",
+        ),
     ] = None
     length: Annotated[
         int | None,
@@ -128,18 +133,27 @@ class DataOptions:
         ),
     ] = None
 
-    def read(self, data: Path, model: "ir.Model", seed: int = 0) -> "Samples":
+    def read(
+        self, data: Path, model: "ir.Model", seed: int = 0, folder: "ModelFolder | None" = None
+    ) -> "Samples":
         """The samples of a file or folder; says what they are, and shows progress.
+
+        Text is split by the tokenizer that stands in the model's folder, if no other is given.
 
         Raises:
             MorphError: as of :meth:`morphgraph.calibration.Samples.of`.
         """
         from morphgraph.calibration import ImageOptions, Samples, TextOptions
+        from morphgraph.calibration.text import is_text
 
         images = ImageOptions(
             self.size, self.mean, self.std, self.scale, self.layout, self.resize, self.channels
         )
-        text = TextOptions(self.tokenizer, self.length)
+        tokenizer = self.tokenizer
+        if tokenizer is None and folder is not None and is_text(data):
+            beside = folder.path / "tokenizer.json"
+            tokenizer = beside if beside.is_file() else None
+        text = TextOptions(tokenizer, self.length)
         found = Samples.of(
             data, model, self.samples, seed, images=images, text=text, progress=ProgressLines()
         )

@@ -222,7 +222,7 @@ def plan(
     if dry_run and (measure or data):
         _tell(None, graph, budgets, data, measure, output, output_format)
         return
-    samples = reading.read(data, graph.model, options.seed) if data else None
+    samples = reading.read(data, graph.model, options.seed, folder) if data else None
     with step("planning"), naming(model, ModelError):
         make: Callable[[Budget], Plan]
         if samples is not None:

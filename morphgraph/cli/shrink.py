@@ -140,7 +140,7 @@ def shrink(
         be_silent(processes.rank)
     graph = open_graph(model, lifting)
     warn_of_weights(model, graph)
-    samples = reading.read(data, graph.model, options.seed)
+    samples = reading.read(data, graph.model, options.seed, folder)
     budget = on_device(dict(budgets), device)
     if dry_run:
         extra = ["time the result, and plan again until it fits"] if measure else []

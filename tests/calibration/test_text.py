@@ -5,13 +5,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from morphgraph.calibration import Samples, TextOptions
 from morphgraph.calibration.text import is_text
+from morphgraph.cli.console import OutputSettings
+from morphgraph.cli.data_options import DataOptions
 from morphgraph.errors import ArgumentError, DataError, FileError, ModelError, MorphError
+from morphgraph.folders.found import ModelFolder
 from morphgraph.testing import model_from_text
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -133,6 +137,29 @@ def test_what_does_not_fit_is_told_in_a_line(
     with pytest.raises(error, match=message) as caught:
         Samples.of(file, model(network), text=given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "text.jsonl", "texts"])
+def test_the_tokenizer_of_the_models_folder_is_the_default(name: str, tmp_path: Path) -> None:
+    place, data, words = tmp_path / "lm", tmp_path / name, text(40)
+    place.mkdir()
+    if name == "texts":
+        data.mkdir()
+        (data / "a.txt").write_text(words)
+    else:
+        data.write_text(json.dumps({"text": words}) if data.suffix == ".jsonl" else words)
+    folder, network = ModelFolder(place, place / "model.onnx", {}), model(PLAIN)
+    options = DataOptions(length=8)
+    with click.Context(click.Command("shrink"), obj=OutputSettings(verbosity=-1)):
+        with pytest.raises(ArgumentError, match="holds text"):
+            options.read(data, network, 0, folder)
+        tokenizer(place)
+        feeds = only(options.read(data, network, 0, folder))
+        arrays = tmp_path / "ids.npy"
+        np.save(arrays, np.zeros((3, 8), np.int64))
+        assert len(only(DataOptions().read(arrays, network, 0, folder))) == 3
+    found = np.concatenate([feed["input_ids"][0] for feed in feeds])
+    assert found.tolist() == [2 + k for k in range(40)]
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
