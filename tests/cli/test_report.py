@@ -299,6 +299,31 @@ def test_without_plotly_it_says_what_to_install(
     page._plotly.cache_clear()
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "Dropout", "BatchNormalization"])
+def test_outputs_that_a_file_leaves_out_have_no_shape(op: str, tmp_path: Path, run: Any) -> None:
+    base, slim, out = (tmp_path / name for name in ("base.onnx", "slim.onnx", "report.html"))
+    calls = {
+        "MaxPool": "MaxPool <kernel_shape = [1,1]> (a)",
+        "Dropout": "Dropout(a)",
+        "BatchNormalization": "BatchNormalization(a, s, s, s, s)",
+    }
+    text = SMALL.replace("b = Relu(a)", f"r = {calls[op]}  b = Relu(r)")
+    if op == "BatchNormalization":
+        text = text.replace("float[8,10] fc)", "float[8,10] fc, float[16] s)")
+    save(model_from_text(text), base)
+    proto = onnx.load(base)
+    next(node for node in proto.graph.node if node.op_type == op).output.append("")
+    onnx.save(proto, base)
+    save(mg.apply(base, mg.uniform(mg.lift(base), 0.5, round_to=1)), slim)
+    proto = onnx.load(slim)
+    node = next(node for node in proto.graph.node if node.op_type == op)
+    if "" not in node.output:
+        node.output.append("")
+    onnx.save(proto, slim)
+    done = run("report", base, slim, "-o", out, "--seconds", "0")
+    assert done.code == 0, done.err
+
+
 def test_of_a_plan_alone_only_the_original_is_timed(small: Path, tmp_path: Path, run: Any) -> None:
     out, plan = tmp_path / "report.html", tmp_path / "plan.json"
     mg.plan(mg.lift(small), {"flops": "50%"}, round_to=1).save(plan)

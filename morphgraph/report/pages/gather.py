@@ -110,7 +110,8 @@ def _widths(resized: Resized) -> list[int]:
         return [int(width) for width in resized.plan.widths(graph)]
     if resized.after is None:
         return [group.width for group in graph.groups]
-    shapes = {value.name: static_shape(value) for value in values_of(resized.after.model.graph)}
+    values = values_of(resized.after.model.graph)
+    shapes = {v.name: static_shape(v) for v in values if v.name}  # omitted outputs have none
     found = []
     for group in graph.groups:
         seen = [
