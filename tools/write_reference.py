@@ -49,6 +49,7 @@ _FAMILIES = {
     "quantize": "Quantized numbers",
     "contrib": "ONNX Runtime's own (`com.microsoft`)",
     "contrib_attention": "ONNX Runtime's own, around attention (`com.microsoft`)",
+    "contrib_decoding": "ONNX Runtime's own, of decoders (`com.microsoft`)",
     "contrib_moe": "ONNX Runtime's own, mixtures of experts (`com.microsoft`)",
     "contrib_quantize": "ONNX Runtime's own, quantized (`com.microsoft`)",
     "contrib_blocks": "ONNX Runtime's own, in few bits (`com.microsoft`)",

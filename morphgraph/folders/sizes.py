@@ -101,7 +101,12 @@ def stated_sizes(model: ir.Model, caches: Caches) -> dict[str, list[int]]:
         HEAD_SIZE: cached[HEAD_SIZE],
         LAYERS: [len(caches.layers)] if caches.layers else [],
         VOCABULARY: _vocabulary(model, bool(caches.layers)),
-        HIDDEN: list(dict.fromkeys(_embedded(model)))[:1],
+        HIDDEN: [
+            size
+            for _, embedded in _tables(model)
+            if is_float(embedded)
+            for size in _static(embedded, -1)
+        ][:1],
     }
 
 
@@ -113,26 +118,17 @@ def _vocabulary(model: ir.Model, decodes: bool) -> list[int]:
         if value.name == "logits" and is_float(value)
         for size in _static(value, -1)
     ]
-    rows = [size for table in _tables(model) for size in _static(table, 0)]
+    rows = [size for table, _ in _tables(model) for size in _static(table, 0)]
     return logits if decodes or not rows or set(logits) & set(rows) else rows[:1]
 
 
-def _tables(model: ir.Model) -> Iterator[ir.Value]:
-    """The tables whose rows token ids number."""
+def _tables(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """The tables whose rows token ids number, each with what is read of it."""
     for node in model.graph:
-        if any(value is not None and value.name == "input_ids" for value in node.inputs):
-            yield from [v for v in node.inputs if v is not None and v.is_initializer()][:1]
-
-
-def _embedded(model: ir.Model) -> Iterator[int]:
-    """The widths of tables that token ids number."""
-    tokens = {value for value in model.graph.inputs if not is_float(value)}
-    for node in model.graph:
-        if any(value in tokens and value.name == "input_ids" for value in node.inputs if value):
-            reads_table = any(value is not None and value.is_initializer() for value in node.inputs)
-            for value in node.outputs if reads_table else ():
-                if is_float(value):
-                    yield from _static(value, -1)
+        operands = [value for value in node.inputs if value is not None]
+        if any(value.name == "input_ids" for value in operands):
+            for table in [value for value in operands if value.is_initializer()][:1]:
+                yield table, node.outputs[0]
 
 
 class SizeChanges:

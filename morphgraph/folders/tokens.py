@@ -7,13 +7,13 @@ which :func:`tokens_with_parts` sees to.
 """
 
 import copy
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from morphgraph.errors import DataError, FileError, UnsupportedError
+from morphgraph.errors import DataError, UnsupportedError
 from morphgraph.onnx_io import escape
+from morphgraph.onnx_io.reading import from_json, read_bounded
 
 _Table = dict[str, Any]
 _MAX_BYTES = 200_000_000
@@ -30,15 +30,9 @@ def read_tokenizer(path: str | Path) -> _Table:
     """
     where = escape(str(path))
     try:
-        if Path(path).stat().st_size > _MAX_BYTES:
-            raise DataError(f"{where}: is too large to be a tokenizer; give its tokenizer.json")
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"{where}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where}: is no JSON ({escape(str(error))}); give tokenizer.json"
-        ) from error
+        found = from_json(read_bounded(path, DataError, _MAX_BYTES), object)
+    except ValueError as error:
+        raise DataError(f"{where}: is no JSON ({error}); give tokenizer.json") from None
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise DataError(f"{where}: is no tokenizer; give the tokenizer.json of the model")
     return found

@@ -91,19 +91,9 @@ def _inferred_batch_norm(
     return infer(*operands, momentum, eps)
 
 
-def _composite_batch_norm(
-    x: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    mean: torch.Tensor | None,
-    variance: torch.Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,  # noqa: ARG001, part of the operator
-) -> Any:
-    """By one step what PyTorch takes apart by several, which come to the same."""
-    return _inferred_batch_norm(x, weight, bias, mean, variance, training, momentum, eps)[0]
+def _composite_batch_norm(*operands: Any) -> Any:
+    """By one step what PyTorch takes apart by several; the last operand is about cuDNN alone."""
+    return _inferred_batch_norm(*operands[:-1])[0]
 
 
 _OWN: dict[OpOverload, Callable[..., Any]] = {

@@ -142,7 +142,7 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path: Path) -> None:
         other.write_text(text)
         with pytest.raises(error, match=words):
             mg.tokens_with_parts([0], other)
-    with pytest.raises(FileError, match="cannot be read"):
+    with pytest.raises(FileError, match="No such file or directory; check the path"):
         mg.tokens_with_parts([0], tmp_path / "none.json")
     with pytest.raises(DataError, match=r"has no token 9999 \(\d+ tokens\)"):
         mg.tokens_with_parts([9999], path)
