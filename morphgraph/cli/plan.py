@@ -246,8 +246,8 @@ def plan(
     if output is None:
         suggest(*settings().arguments, "-o", unused("plan.json"))
     else:
-        words = [*lifting_words(lifting, planned=True), "-o", unused("slim.onnx")]
-        suggest("apply", model, output, *words)
+        slim = unused("slim.onnx" if folder is None else "slim")  # a folder like the model's own
+        suggest("apply", model, output, *lifting_words(lifting, planned=True), "-o", slim)
 
 
 def _tell(

@@ -1,6 +1,7 @@
 """Folders of language models: the model in them, their configs, and folders that are written."""
 
 import json
+import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,21 @@ def test_a_folder_becomes_a_smaller_one(folder: Path, tmp_path: Path) -> None:
     found = logits(small / "model.onnx", [3, 5, 8])
     np.testing.assert_array_equal(found, logits(tmp_path / "expected.onnx", [3, 5, 8]))
     assert main(["verify", str(folder), str(plan), str(small)]) == 0
+
+
+@pytest.mark.parametrize("named", ["large", "large/model.onnx"])
+def test_the_next_command_of_a_plan_writes_a_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], named: str
+) -> None:
+    """As it stands in the line that the plan ends with, whether the folder or its file is named."""
+    monkeypatch.chdir(folder.parent)
+    assert main(["plan", named, "--budget", "params=55%", "-o", "plan.json"]) == 0
+    following = capsys.readouterr().err.splitlines()[-1]
+    words = shlex.split(following.removeprefix("next: morphgraph "))
+    assert words[0] == "apply"
+    assert main(words) == 0
+    made = folder.parent / words[-1]
+    assert sorted(path.name for path in made.iterdir()) == sorted([*NAMES, "model.onnx"])
 
 
 def test_shrink_writes_a_folder_too(folder: Path, tmp_path: Path) -> None:
