@@ -271,9 +271,20 @@ def by_torch_pruning(material: Material, share: float) -> Made:
     return best[1]
 
 
+def without_linear(net: nn.Module) -> dict[str, Any]:
+    """What Torch-Pruning is told of a convolutional network: its linear layers stay."""
+    return {"ignored_layers": [m for m in net.modules() if isinstance(m, nn.Linear)]}
+
+
 def taylor_pruned(
-    net: nn.Module, images: torch.Tensor, labels: torch.Tensor, pooled: bool, ratio: float
+    net: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    pooled: bool,
+    ratio: float,
+    told: Callable[[nn.Module], dict[str, Any]] = without_linear,
 ) -> onnx.ModelProto:
+    """The network after Torch-Pruning's Taylor pruner; ``told`` gives its options for a network."""
     net = copy.deepcopy(net).eval()
     pruner = tp.pruner.MetaPruner(
         net,
@@ -281,7 +292,7 @@ def taylor_pruned(
         importance=tp.importance.TaylorImportance(),
         global_pruning=pooled,
         pruning_ratio=ratio,
-        ignored_layers=[m for m in net.modules() if isinstance(m, nn.Linear)],
+        **told(net),
     )
     for some, truth in zip(images.split(250), labels.split(250), strict=True):
         F.cross_entropy(net(some), truth).backward()

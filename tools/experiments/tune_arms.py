@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 import torch
 import torch_pruning as tp
-from networks import NETWORKS
+from networks import NETWORKS, Attention
 from shrink_networks import SAMPLES, Material, module_of
 from shrink_peers import CannotError, Onnxsim, Setting, flops, ratio_for, taylor_pruned
 from torch import nn
@@ -192,7 +192,20 @@ def by_taylor(case: Case, share: float) -> nn.Module:
     net = module_of(case.network, case.path, case.dataset)
     images = torch.from_numpy(case.images)
     labels = torch.from_numpy(case.dataset.y_train[case.chosen].astype(np.int64))
-    return case.tune(_cut(case, share, functools.partial(taylor_pruned, net, images, labels, True)))
+    prune = functools.partial(taylor_pruned, net, images, labels, True, told=_told)
+    return case.tune(_cut(case, share, prune))
+
+
+def _told(net: nn.Module) -> dict[str, Any]:
+    """What Torch-Pruning has to be told of a network: the classifier, and what has heads."""
+    *_, classifier = (m for m in net.modules() if isinstance(m, nn.Linear))
+    heads = {
+        layer: m.heads
+        for m in net.modules()
+        if isinstance(m, Attention)
+        for layer in (m.query, m.key, m.value)
+    }
+    return {"ignored_layers": [classifier], "num_heads": heads}
 
 
 class _Sparse(NoPenalty):
@@ -223,7 +236,7 @@ def by_group_norm(case: Case, share: float) -> nn.Module:
             importance=importance,
             global_pruning=True,
             pruning_ratio=ratio,
-            ignored_layers=[m for m in some.modules() if isinstance(m, nn.Linear)],
+            **_told(some),
         )
 
     steps = steps_per_epoch(case.dataset, case.recipe(SPARSE, RATE))
