@@ -41,8 +41,9 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.choices import how_often
 from morphgraph.passes.calibration.curves import channel_scores, measure
-from morphgraph.passes.calibration.outputs import OutputCheck, checks, run_all
+from morphgraph.passes.calibration.outputs import OutputCheck, checks
 from morphgraph.passes.calibration.perplexity import Foretelling, foretelling, perplexity
+from morphgraph.passes.calibration.segments import run_all
 from morphgraph.passes.calibration.skips import measure_skips
 from morphgraph.passes.calibration.statistics import Calibration, calibrate
 from morphgraph.passes.checking.verify import require_valid

@@ -34,9 +34,10 @@ class Seen:
     Attributes:
         inverse: of the covariance, damped, ``[groups, inputs, inputs]``; ``None`` where that is too
             large: then nothing takes over, and a channel costs what it contributes.
-        matrix: ``[groups, outputs, inputs]``, each output in the unit in which errors count.
+        matrix: ``[groups, outputs, inputs]``, each output in the unit in which errors count; of no
+            outputs where there is no inverse.
         blocks: inputs of every channel, ``[channels, inputs per channel]``.
-        energy: of what the reader gives, in that unit.
+        energy: of what the reader gives, in that unit; costs are shares of it.
         alone: what each channel contributes, a share of the energy, where there is no inverse.
     """
 
@@ -73,11 +74,22 @@ class Seen:
 
 
 def seen_by(
-    statistics: Statistics, matrix: FloatArray, units: FloatArray, blocks: IntArray
+    statistics: Statistics,
+    matrix: FloatArray,
+    units: FloatArray,
+    blocks: IntArray,
+    energy: float | None = None,
 ) -> Seen:
-    """What channels are to a reader with this matrix, ``[groups, outputs, inputs]``.
+    """What channels are to a reader.
 
     The covariance is used up: a large one would not fit into memory three times.
+
+    Args:
+        statistics: of what it sees and gives.
+        matrix: of the reader, ``[groups, outputs, inputs]``.
+        units: in which errors of its outputs count, ``[groups, outputs]``.
+        blocks: inputs of every channel.
+        energy: of which costs are shares, if not that of all that it gives.
     """
     inverse = statistics.covariance
     # The fewer places there are for each input, the less their covariance can be trusted.
@@ -93,27 +105,48 @@ def seen_by(
         inverse[group] = lower
         inverse[group] += lower.T
         inverse[group][diagonal] = own
-    energy = float((statistics.energy * units**2).sum())
-    return Seen(inverse, matrix * units[:, :, None], blocks, max(energy, 1e-30))
+    if energy is None:
+        energy = _energy(statistics, units)
+    return Seen(inverse, matrix * units[:, :, None], blocks, energy)
+
+
+def _energy(statistics: Statistics, units: FloatArray) -> float:
+    return max(float((statistics.energy * units**2).sum()), 1e-30)
 
 
 def seen_alone(
-    own: Statistics, whole: Statistics, matrix: FloatArray, units: FloatArray, blocks: IntArray
+    own: Statistics,
+    whole: Statistics,
+    matrix: FloatArray,
+    units: FloatArray,
+    blocks: IntArray,
+    energy: float | None = None,
 ) -> Seen:
     """The same without compensation, where a reader has too many inputs for its covariance.
 
     Args:
         own: of every channel by itself, for each of the reader's maps.
         whole: of what the reader gives.
-        matrix, units, blocks: as for :func:`seen_by`.
+        matrix, units, blocks, energy: as for :func:`seen_by`.
     """
-    scaled = matrix * units[:, :, None]
-    energy = max(float((whole.energy * units**2).sum()), 1e-30)
-    weights = scaled[:, :, blocks].transpose(0, 2, 1, 3)  # [groups, channels, outputs, block]
-    weights = weights.reshape(-1, *weights.shape[2:])
-    contributed = np.einsum("cob,cbd,cod->c", weights, own.covariance, weights, optimize=True)
-    alone = np.maximum(contributed.reshape(len(matrix), -1).sum(axis=0), 0.0) / energy
-    return Seen(None, scaled, blocks, energy, alone)
+    if energy is None:
+        energy = _energy(whole, units)
+    contributed = contributions(own.covariance, matrix * units[:, :, None], blocks)
+    return Seen(None, matrix[:, :0], blocks, energy, np.maximum(contributed, 0.0) / energy)
+
+
+def contributions(spread: FloatArray, matrix: FloatArray, blocks: IntArray) -> FloatArray:
+    """The variance of what each channel adds to what a reader gives, ``[channels]``.
+
+    Args:
+        spread: the covariance of every channel's inputs, ``[groups * channels, block, block]``.
+        matrix: of the reader, ``[groups, outputs, inputs]``.
+        blocks: inputs of every channel.
+    """
+    weights = matrix[:, :, blocks].transpose(0, 2, 3, 1)  # [groups, channels, block, outputs]
+    products = weights @ weights.swapaxes(2, 3)
+    found: FloatArray = np.einsum("gcbd,gcbd->c", products, spread.reshape(products.shape))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +157,7 @@ class Removal:
         order: channels of the group, 0-based, the first to go first.
         losses: of all readers together, after each of them, in shares of what they give.
         matrices: by number of channels that stay the readers' matrices, compensated, in the units
-            in which they were given.
+            in which errors count; of no outputs where nothing takes over.
     """
 
     order: IntArray
@@ -191,7 +224,6 @@ def _remove(seen: Seen, channels: IntArray) -> None:
     """Take some channels from a reader, which changes its other weights for the best."""
     inputs = seen.place[seen.blocks[channels]].ravel()
     if seen.inverse is None:
-        seen.matrix[:, :, inputs] = 0.0
         return
     for inverse, matrix in zip(seen.inverse, seen.matrix, strict=True):
         rows = inverse[inputs]  # [block, inputs]

@@ -158,9 +158,4 @@ def test_without_compensation_a_channel_costs_the_variance_that_it_contributes()
     np.testing.assert_allclose(seen.alone, expected, rtol=1e-6)
     found = remove_in_order([seen], stops=[2])
     assert found.order.tolist() == np.argsort(expected).tolist()
-    kept = found.order[3:]
-    matrix = found.matrices[2][0]
-    np.testing.assert_array_equal(matrix[:, :, reader.blocks[found.order[:3]].ravel()], 0.0)
-    places = reader.blocks[kept].ravel()
-    scaled = reader.matrix * reader.units[:, :, None]
-    np.testing.assert_array_equal(matrix[:, :, places], scaled[:, :, places])
+    assert found.matrices[2][0].shape[1] == 0  # nothing takes over
