@@ -199,6 +199,22 @@ def output_error(expected: Iterable[Arrays], found: Iterable[Arrays]) -> float:
     return errors.share(energies)
 
 
+def _class_axis(array: Array) -> int:
+    """The axis of an output on which scores of classes would stand."""
+    return 2 if array.ndim == 3 else 1
+
+
+def answers(array: Any) -> int:
+    """How many places an output has per sample; 1 of what is no array of numbers.
+
+    >>> answers(np.zeros((2, 10))), answers(np.zeros((2, 512, 32000)))
+    (1, 512)
+    """
+    if not hasattr(array, "dtype") or array.ndim < 2 or not array.size:
+        return 1
+    return int(array.size // (len(array) * array.shape[_class_axis(array)]))
+
+
 @dataclass
 class _Places:
     """Where the largest numbers of an output stand, and the angle between both, summed."""
@@ -225,7 +241,7 @@ class _Places:
             )
 
     def _count(self, first: Array, second: Array) -> None:
-        axis = 2 if first.ndim == 3 else 1
+        axis = _class_axis(first)
         rows, others = (
             np.moveaxis(a, axis, -1).reshape(-1, a.shape[axis]) for a in (first, second)
         )
