@@ -36,7 +36,7 @@ def kilobytes(field):
     with open("/proc/self/status") as status:
         return int(re.search(field + r":\\s+(\\d+)", status.read()).group(1))
 
-start, began = kilobytes("VmRSS"), time.perf_counter()
+start, began, cpu = kilobytes("VmRSS"), time.perf_counter(), time.process_time()
 import morphgraph as mg
 
 source, target, verify = sys.argv[1], sys.argv[2], sys.argv[3] == "verify"
@@ -44,7 +44,9 @@ stages = {}
 
 def stage(name):
     resident = (kilobytes("VmHWM") - start) * 1024
-    stages[name] = time.perf_counter() - began - sum(s for s, _ in stages.values()), resident
+    before = [sum(numbers) for numbers in zip((0, 0, 0), *stages.values())]
+    clock, busy = time.perf_counter() - began - before[0], time.process_time() - cpu - before[1]
+    stages[name] = clock, busy, resident
 
 graph = mg.lift(source)
 mg.cost(graph, "flops").total
@@ -80,22 +82,27 @@ def main() -> None:
         copies.append(copying(source))
         sizes = [Path(f"{p}.data").stat().st_size for p in (source, target)]
     print(f"weights: {sizes[0] / 1e9:.2f} GB before, {sizes[1] / 1e9:.2f} GB after")
-    print(f"copying the file: {copies[0]:.0f} s before, {copies[1]:.0f} s after")
-    for name, (seconds, resident) in used["stages"].items():
-        print(f"{name}: {seconds:.1f} s, {resident / 1e6:.0f} MB at most until then")
+    (before, cpu), (after, more) = copies
+    print(
+        f"copying the file: {before:.0f} s before, {after:.0f} s after; CPU {cpu:.1f}, {more:.1f} s"
+    )
+    for name, (seconds, cpu, resident) in used["stages"].items():
+        print(
+            f"{name}: {seconds:.1f} s, CPU {cpu:.1f} s, {resident / 1e6:.0f} MB at most until then"
+        )
     print(f"resident set above the interpreter's start: {used['resident'] / 1e6:.0f} MB")
     print(f"of it anonymous memory: {used['anonymous'] / 1e6:.0f} MB; {used['seconds']:.0f} s")
 
 
-def copying(source: Path) -> float:
-    """Seconds in which the weights are copied and stand on the disk."""
-    began = time.perf_counter()
+def copying(source: Path) -> tuple[float, float]:
+    """Seconds in which the weights are copied and stand on the disk: on the clock, and of CPU."""
+    began, cpu = time.perf_counter(), time.process_time()
     data = Path(f"{source}.data")
     copy = data.with_suffix(".copy")
     shutil.copyfile(data, copy)
     with copy.open("rb") as file:
         os.fsync(file.fileno())
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began, time.process_time() - cpu
     copy.unlink()
     return seconds
 
