@@ -48,7 +48,7 @@ class Carried:
         model: the original.
         changes: each alone.
         threads: of ONNX Runtime.
-        tell: called for every network and piece, with how many are through and how many there are.
+        tell: called with how many pieces all networks have passed, of ``total``.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Carried:
         model: ir.Model,
         changes: Sequence[Changed],
         threads: int,
-        tell: Callable[[int, int], None],
+        tell: Callable[[int], None],
     ) -> None:
         self.model, self.changes = model, changes
         self.threads, self.tell = threads, tell
@@ -65,6 +65,8 @@ class Carried:
         place = {node.name: number for number, node in enumerate(self.nodes)}
         self.first = [min(place[name] for name in change.nodes) for change in changes]
         self.cuts = self._cuts()
+        #: Pieces that the networks pass, all counted; the last one counts once.
+        self.total = sum(sum(cut > first for cut in self.cuts[:-1]) for first in self.first) + 1
 
     def _cuts(self) -> list[int]:
         starts = sorted(set(self.first))
@@ -77,10 +79,9 @@ class Carried:
         kept = Batches()
         for feed in feeds:
             kept.append({name: feed[name] for name in self.lifetimes.at(0) if name in feed})
-        total = sum(sum(cut > first for cut in self.cuts) for first in self.first)
         done = 0
         for here, there in pairwise(self.cuts):
-            self.tell(done, total)
+            self.tell(done)
             names = self.lifetimes.at(here), self.lifetimes.at(there)
             inside = frozenset(node.name or "" for node in self.nodes[here:there])
             going = [c for c, first in zip(self.changes, self.first, strict=True) if first < there]
@@ -93,7 +94,7 @@ class Carried:
                 if own is not None:
                     own.close()
                 done += 1
-                self.tell(done, total)
+                self.tell(done)
             kept = piece.through(kept)
         return [0.0 for _ in self.changes]
 

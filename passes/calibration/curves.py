@@ -57,27 +57,23 @@ def measure(
     carried = [each for each in own if each[0] in simple]
     changes = [_change(calibration, *each) for each in carried]
     masked = [each for each in own if each[0] not in simple]
-    # A run of the whole network counts as one of all pieces.
-    walk = Carried(
-        calibration.graph.model,
-        changes,
-        threads,
-        lambda done, total: progress("curves", done, total + len(masked)),
-    )
+    model, whole = calibration.graph.model, 0
+    walk = Carried(model, changes, threads, lambda done: progress("curves", done, whole))
+    whole = walk.total + len(masked)
     errors = dict(zip(carried, walk.run(feeds), strict=True)) if changes else {}
     if masked:
         expected, energies = Batches(), Energies()
-        for outputs in run_all(calibration.graph.model, feeds, threads):
+        for outputs in run_all(model, feeds, threads):
             expected.append(outputs)
             energies.add(outputs)
         for number, each in enumerate(masked):
-            progress("curves", number, len(masked))
+            progress("curves", walk.total + number, whole)
             found = OutputErrors()
             for one, other in zip(expected, _masked(calibration, *each, feeds, threads)):
                 found.add(one, other)
             errors[each] = found.share(energies)
         expected.close()
-    progress("curves", len(own), len(own))
+    progress("curves", whole, whole)
     every = processes.gather(errors)
     points: dict[int, Points] = {index: {} for index in stops}
     for index, width in widths:

@@ -1,6 +1,7 @@
 """Networks run in pieces, and changed ones carried along: against ONNX Runtime on the whole."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -8,6 +9,7 @@ import onnxruntime as ort
 import pytest
 
 import morphgraph as mg
+from morphgraph import shrinker
 from morphgraph.arrays import Array, Arrays
 from morphgraph.passes.calibration import carried, statistics
 from morphgraph.passes.calibration.curves import changed_kernels, measure
@@ -15,6 +17,7 @@ from morphgraph.passes.calibration.outputs import output_error
 from morphgraph.passes.calibration.segments import cuts_by_weight, run_all
 from morphgraph.passes.calibration.statistics import calibrate
 from morphgraph.passes.calibration.visits import looks
+from morphgraph.shrinker import Shrinker
 from morphgraph.testing.decoder import DecoderShape, write_decoder
 
 SHAPE = DecoderShape(width=32, units=48, heads=4, shared=2, blocks=3, ids=64, longest=16)
@@ -109,3 +112,24 @@ def test_what_a_width_costs_is_measured_on_the_whole_network(
         expected = output_error(whole(path, feeds(2)), whole(silenced(path, changes), feeds(2)))
         assert points[index][width] == pytest.approx(expected, rel=1e-3)
         assert expected > 1e-4
+
+
+@pytest.mark.parametrize(("enough", "sequences"), [(64, 4), (10_000, 16)])
+def test_tokens_count_as_places_of_the_outputs(
+    path: Path, enough: int, sequences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four sequences of 16 tokens are 64 places."""
+    monkeypatch.setattr(shrinker, "CURVE_RUNS", 0.1)
+    monkeypatch.setattr(shrinker, "ENOUGH_PLACES", enough)
+    seen: list[int] = []
+
+    def counted(
+        _calibration: Any, batches: Any, stops: dict[int, list[int]], **_options: Any
+    ) -> dict[int, dict[int, float]]:
+        seen.append(sum(len(batch["input_ids"]) for batch in batches))
+        return {index: dict.fromkeys(widths, 0.5) for index, widths in stops.items()}
+
+    monkeypatch.setattr(shrinker, "measure", counted)
+    ids = np.random.default_rng(0).integers(64, size=(100, 16))
+    Shrinker(mg.lift(path), {"input_ids": ids}, threads=1).scores()
+    assert seen == [sequences]
