@@ -23,6 +23,9 @@ from morphgraph.passes.calibration.moments import Statistics
 ROUNDS = 64
 #: Matrices lose the rows of what has gone when so large a share is left: the work is a third.
 COMPACT = 0.85
+#: So many times more outputs than inputs has a matrix of which only the products of its columns are
+#: carried along: costs need no more.
+MANY_OUTPUTS = 2
 DAMPING = 1e-4
 FEW_DAMPING = 0.05
 
@@ -51,11 +54,33 @@ class Seen:
         self.inputs = self.matrix.shape[2]
         self.columns = np.arange(self.inputs)  # those inputs that are still looked at
         self.place = np.arange(self.inputs)  # and where each of all inputs stands among them
+        self.gone: list[IntArray] = []  # inputs of the channels that went
+        #: Products of the columns of the matrix as it is now, and the inverse as it was; the matrix
+        #: stays what it was then.
+        self.gram: FloatArray | None = None
+        self.first: FloatArray | None = None
+        if self.inverse is not None and self.matrix.shape[1] > MANY_OUTPUTS * self.inputs:
+            self.gram = self.matrix.swapaxes(1, 2) @ self.matrix
+            self.first = self.inverse.copy()
 
     def whole_matrix(self) -> FloatArray:
         """The matrix with zeros for what has gone, ``[groups, outputs, inputs]``."""
+        if self.first is not None:
+            return self._made_up()
         whole = np.zeros((*self.matrix.shape[:2], self.inputs))
         whole[:, :, self.columns] = self.matrix
+        return whole
+
+    def _made_up(self) -> FloatArray:
+        """The matrix after all removals at once, which is what one after the other come to."""
+        assert self.first is not None
+        whole = self.matrix.copy()
+        if self.gone:
+            gone = np.concatenate(self.gone)
+            for inverse, matrix in zip(self.first, whole, strict=True):
+                rows = inverse[gone]
+                matrix -= matrix[:, gone] @ np.linalg.solve(rows[:, gone], rows)
+                matrix[:, gone] = 0.0
         return whole
 
     def compact(self, alive: IntArray) -> None:
@@ -70,7 +95,10 @@ class Seen:
         self.columns = self.columns[stays]
         self.place[self.columns] = np.arange(len(self.columns))
         self.inverse = np.ascontiguousarray(self.inverse[:, stays][:, :, stays])
-        self.matrix = np.ascontiguousarray(self.matrix[:, :, stays])
+        if self.gram is not None:
+            self.gram = np.ascontiguousarray(self.gram[:, stays][:, :, stays])
+        else:
+            self.matrix = np.ascontiguousarray(self.matrix[:, :, stays])
 
 
 def seen_by(
@@ -208,16 +236,27 @@ def _costs(seen: Seen, channels: IntArray) -> FloatArray:
         return seen.alone[channels]
     blocks = seen.place[seen.blocks[channels]]
     total = np.zeros(len(channels))
-    for inverse, matrix in zip(seen.inverse, seen.matrix, strict=True):
-        weights = matrix[:, blocks].transpose(1, 0, 2)  # [channels, outputs, block]
-        if blocks.shape[1] == 1:
-            diagonal = inverse[blocks[:, 0], blocks[:, 0]]
-            total += np.square(weights[:, :, 0]).sum(axis=1) / np.maximum(diagonal, 1e-30)
-            continue
+    for number, inverse in enumerate(seen.inverse):
         own = inverse[blocks[:, :, None], blocks[:, None, :]]
-        solved = np.linalg.solve(own, weights.transpose(0, 2, 1))
-        total += np.einsum("cob,cbo->c", weights, solved)
+        products = _products(seen, number, blocks)
+        if blocks.shape[1] == 1:
+            total += products[:, 0, 0] / np.maximum(own[:, 0, 0], 1e-30)
+        else:
+            total += np.trace(np.linalg.solve(own, products), axis1=1, axis2=2)
     return np.maximum(total, 0.0) / seen.energy
+
+
+def _products(seen: Seen, number: int, blocks: IntArray) -> FloatArray:
+    """Products of the columns of each channel, ``[channels, block, block]``."""
+    if seen.gram is not None:
+        return seen.gram[number][blocks[:, :, None], blocks[:, None, :]]
+    matrix = seen.matrix[number]
+    if blocks.shape[1] == 1:
+        squares: FloatArray = np.einsum("oi,oi->i", matrix, matrix)
+        return squares[blocks][:, :, None]
+    weights = matrix[:, blocks].transpose(1, 2, 0)  # [channels, block, outputs]
+    found: FloatArray = weights @ weights.swapaxes(1, 2)
+    return found
 
 
 def _remove(seen: Seen, channels: IntArray) -> None:
@@ -225,12 +264,29 @@ def _remove(seen: Seen, channels: IntArray) -> None:
     inputs = seen.place[seen.blocks[channels]].ravel()
     if seen.inverse is None:
         return
-    for inverse, matrix in zip(seen.inverse, seen.matrix, strict=True):
+    seen.gone.append(seen.blocks[channels].ravel())
+    for number, inverse in enumerate(seen.inverse):
         rows = inverse[inputs]  # [block, inputs]
         solved = np.linalg.solve(rows[:, inputs], rows)
-        matrix -= matrix[:, inputs] @ solved
+        if seen.gram is not None:
+            _remove_from(seen.gram[number], inputs, solved)
+        else:
+            matrix = seen.matrix[number]
+            matrix -= matrix[:, inputs] @ solved
+            matrix[:, inputs] = 0.0
         inverse -= rows.T @ solved
-        matrix[:, inputs] = 0.0
         inverse[inputs] = 0.0
         inverse[:, inputs] = 0.0
         inverse[inputs, inputs] = 1.0
+
+
+def _remove_from(gram: FloatArray, inputs: IntArray, solved: FloatArray) -> None:
+    """What the removal of some inputs does to the products of a matrix's columns, in place."""
+    columns = gram[:, inputs]
+    shared = columns @ solved
+    corner = solved.T @ (columns[inputs] @ solved)
+    corner -= shared
+    corner -= shared.T
+    gram += corner
+    gram[inputs] = 0.0
+    gram[:, inputs] = 0.0
