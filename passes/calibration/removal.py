@@ -159,20 +159,33 @@ def seen_alone(
     """
     if energy is None:
         energy = _energy(whole, units)
-    contributed = contributions(own.covariance, matrix * units[:, :, None], blocks)
-    return Seen(None, matrix[:, :0], blocks, energy, np.maximum(contributed, 0.0) / energy)
+    products = column_products(matrix * units[:, :, None], blocks)
+    alone = np.maximum(contributions(own.covariance, products), 0.0) / energy
+    return Seen(None, np.zeros((len(matrix), 0, matrix.shape[2])), blocks, energy, alone)
 
 
-def contributions(spread: FloatArray, matrix: FloatArray, blocks: IntArray) -> FloatArray:
+def column_products(matrix: FloatArray, blocks: IntArray) -> FloatArray:
+    """Products of the columns of each channel, ``[groups, channels, block, block]``.
+
+    Args:
+        matrix: of a reader, ``[groups, outputs, inputs]``.
+        blocks: inputs of every channel.
+    """
+    if blocks.shape[1] == 1:
+        squares: FloatArray = np.einsum("goi,goi->gi", matrix, matrix)
+        return squares[:, blocks][:, :, :, None]
+    weights = matrix[:, :, blocks].transpose(0, 2, 3, 1)  # [groups, channels, block, outputs]
+    found: FloatArray = weights @ weights.swapaxes(2, 3)
+    return found
+
+
+def contributions(spread: FloatArray, products: FloatArray) -> FloatArray:
     """The variance of what each channel adds to what a reader gives, ``[channels]``.
 
     Args:
         spread: the covariance of every channel's inputs, ``[groups * channels, block, block]``.
-        matrix: of the reader, ``[groups, outputs, inputs]``.
-        blocks: inputs of every channel.
+        products: of the channels' columns.
     """
-    weights = matrix[:, :, blocks].transpose(0, 2, 3, 1)  # [groups, channels, block, outputs]
-    products = weights @ weights.swapaxes(2, 3)
     found: FloatArray = np.einsum("gcbd,gcbd->c", products, spread.reshape(products.shape))
     return found
 
@@ -250,13 +263,7 @@ def _products(seen: Seen, number: int, blocks: IntArray) -> FloatArray:
     """Products of the columns of each channel, ``[channels, block, block]``."""
     if seen.gram is not None:
         return seen.gram[number][blocks[:, :, None], blocks[:, None, :]]
-    matrix = seen.matrix[number]
-    if blocks.shape[1] == 1:
-        squares: FloatArray = np.einsum("oi,oi->i", matrix, matrix)
-        return squares[blocks][:, :, None]
-    weights = matrix[:, blocks].transpose(1, 2, 0)  # [channels, block, outputs]
-    found: FloatArray = weights @ weights.swapaxes(1, 2)
-    return found
+    return column_products(seen.matrix[number][None], blocks)[0]
 
 
 def _remove(seen: Seen, channels: IntArray) -> None:

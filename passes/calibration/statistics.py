@@ -22,6 +22,7 @@ from morphgraph.passes.calibration.readers import Following, Reader, following, 
 from morphgraph.passes.calibration.removal import (
     Removal,
     Seen,
+    column_products,
     contributions,
     remove_in_order,
     seen_alone,
@@ -308,19 +309,17 @@ def _contribute(
 
     ``matrix`` is theirs in the units in which errors count.
     """
-    maps, inputs = matrix.shape[0], matrix.shape[2]
     own = found.alone.get(index)
     if own is not None:
         spread = own.covariance
     else:
         spread = found.whole.covariance[:, blocks[:, :, None], blocks[:, None, :]]
-    variance = contributions(spread, matrix, blocks)
-    means = found.mean.reshape(maps, inputs)[:, blocks]  # [maps, channels, block]
-    constant = np.einsum("gocb,gcb->gco", matrix[:, :, blocks], means)
+    products, means = column_products(matrix, blocks), found.mean[:, blocks]
+    variance = contributions(spread, products)
+    energies = variance + np.einsum("gcbd,gcb,gcd->c", products, means, means)
     sums = result.contributed.setdefault(
         index, {kind: np.zeros(len(blocks)) for kind in ("variance", "activation")}
     )
-    energies = variance + np.square(constant).sum(axis=(0, 2))
     sums["variance"] += np.maximum(variance, 0.0)
     sums["activation"] += np.maximum(energies, 0.0)
 
