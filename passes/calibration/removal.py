@@ -262,8 +262,11 @@ def _costs(seen: Seen, channels: IntArray) -> FloatArray:
 def _products(seen: Seen, number: int, blocks: IntArray) -> FloatArray:
     """Products of the columns of each channel, ``[channels, block, block]``."""
     if seen.gram is not None:
-        return seen.gram[number][blocks[:, :, None], blocks[:, None, :]]
-    return column_products(seen.matrix[number][None], blocks)[0]
+        carried: FloatArray = seen.gram[number]
+        found: FloatArray = carried[blocks[:, :, None], blocks[:, None, :]]
+        return found
+    (found,) = column_products(seen.matrix[number][None], blocks)
+    return found
 
 
 def _remove(seen: Seen, channels: IntArray) -> None:
