@@ -41,8 +41,9 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.choices import how_often
 from morphgraph.passes.calibration.curves import channel_scores, measure
-from morphgraph.passes.calibration.outputs import OutputCheck, checks, run_all
+from morphgraph.passes.calibration.outputs import OutputCheck, answers, checks
 from morphgraph.passes.calibration.perplexity import Foretelling, foretelling, perplexity
+from morphgraph.passes.calibration.segments import run_all
 from morphgraph.passes.calibration.skips import measure_skips
 from morphgraph.passes.calibration.statistics import Calibration, calibrate
 from morphgraph.passes.checking.verify import require_valid
@@ -70,6 +71,9 @@ FEWEST_LEVELS = 2
 #: Runs of the original over all samples that the curves may cost.
 CURVE_RUNS = 4.0
 FEWEST_SAMPLES, MOST_SAMPLES = 16, 256
+#: Places of the outputs that are enough, where every sample has many of them (a text its tokens),
+#: and the fewest samples then.
+ENOUGH_PLACES, FEWEST_WITH_PLACES = 1024, 4
 
 
 @dataclass(frozen=True)
@@ -163,8 +167,22 @@ class Shrinker:
         groups = max(sum(self._looked_at(group) for group in self.graph.groups), 1)
         runs = CURVE_RUNS * self.samples.count / groups
         levels = int(np.clip(runs / 64, FEWEST_LEVELS, len(LEVELS)))
-        samples = int(np.clip(runs / levels, FEWEST_SAMPLES, MOST_SAMPLES))
+        enough = -(-ENOUGH_PLACES // self._places)
+        fewest = min(FEWEST_SAMPLES, max(FEWEST_WITH_PLACES, enough))
+        samples = int(np.clip(runs / levels, fewest, MOST_SAMPLES))
         return levels, min(samples, self.held_out.count)
+
+    @cached_property
+    def _places(self) -> int:
+        """At how many places a sample's outputs are: the tokens of a text, the pixels of a map."""
+        with self._blaming_samples():
+            return max(map(answers, self._first_outputs.values()), default=1)
+
+    @cached_property
+    def _first_outputs(self) -> Arrays:
+        first = next(self.held_out.batches(1))
+        (found,) = run_all(self.graph.model, [first], self.threads)
+        return found
 
     def _looked_at(self, group: Group) -> bool:
         enough = group.width > int(least_widths(self.graph)[group.index])
@@ -205,9 +223,7 @@ class Shrinker:
         Raises:
             ModelError: names the output.
         """
-        first = next(self.held_out.batches(1))
-        (found,) = run_all(self.graph.model, [first], self.threads)
-        for name, array in found.items():
+        for name, array in self._first_outputs.items():
             is_float = hasattr(array, "dtype") and np.issubdtype(array.dtype, np.floating)
             if is_float and array.size and not np.isfinite(array).any():
                 raise ModelError(

@@ -18,7 +18,8 @@ from morphgraph.options import DataScore, Depth, RoundTo
 from morphgraph.origin import Origin
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.selection import AxisSelection
-from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same, run_all
+from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same
+from morphgraph.passes.calibration.segments import run_all
 from morphgraph.passes.checking.verify import VerifyReport
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds, Widths

@@ -89,6 +89,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
     statistics          one walk through the original: moments at every reader, orders of removal
         readers         linear operators whose kernels may change, and what follows them
         kernels         where a kernel is stored: as it is, transposed, joined of several
+        visits          the walk from where something is looked at to the next
         segments        the model in pieces, cut where something is looked at
         batches         what is live at a cut, for all inputs, in memory or in files
         moments         means and second moments, streamed; ridge regression from them
@@ -96,6 +97,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
     choices             how often the network chooses each channel where it chooses a few
     skips               what the outputs lose where a whole branch is left out
     curves              what each group's width costs the outputs; a score per channel
+        carried         many networks with a change each, beside the original in one walk
         outputs         errors of the outputs, batch by batch
         perplexity      of language models: how well they foretell the inputs
 

@@ -58,6 +58,7 @@ class StoredTensor(ir.LazyTensor):
             super().tofile(file)
             return
         whole = self._source.numpy()
+        read_ahead(self._source)
         cuts = dict(self._cuts)
         rows = cuts.pop(0, None)
         count = self.shape.numpy()[0] if self.shape.rank() else 1
@@ -68,6 +69,11 @@ class StoredTensor(ir.LazyTensor):
             block = take(picked, list(cuts.items()))
             file.write(block.astype(block.dtype.newbyteorder("<"), copy=False).tobytes())
             release_pages(self._source)
+
+    @property
+    def source(self) -> ir.TensorProtocol:
+        """The tensor whose data stands in a file."""
+        return self._source
 
     def release(self) -> None:
         """Give back the memory of what was read."""
@@ -114,6 +120,14 @@ def release_pages(tensor: ir.TensorProtocol) -> None:
         tensor.raw.madvise(mmap.MADV_DONTNEED)
 
 
+def read_ahead(tensor: ir.TensorProtocol) -> None:
+    """Say that a mapped tensor will be read from its beginning to its end."""
+    while isinstance(tensor, StoredTensor):
+        tensor = tensor.source
+    if isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None and _CAN_RELEASE:
+        tensor.raw.madvise(mmap.MADV_SEQUENTIAL)
+
+
 def blocks(tensor: ir.TensorProtocol, axis: int = 0) -> Iterator[tuple[slice, FloatArray]]:
     """A tensor in pieces, as ``(positions on the axis, [before, positions, after])``.
 
@@ -124,6 +138,7 @@ def blocks(tensor: ir.TensorProtocol, axis: int = 0) -> Iterator[tuple[slice, Fl
     [(0, [[[1.0], [2.0]], [[3.0], [4.0]]])]
     """
     array = tensor.numpy()
+    read_ahead(tensor)
     shape = array.shape or (1,)
     sizes = int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :]))
     grid = array.reshape(sizes)

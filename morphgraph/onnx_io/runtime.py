@@ -76,7 +76,8 @@ def session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         settings["disabled_optimizers"] = _COPYING_OPTIMIZERS
     try:
-        if not any(is_stored(v.const_value) for v in model.graph.initializers.values()):
+        tensors = [v.const_value for v in model.graph.initializers.values()]
+        if sum(t.nbytes for t in tensors if t is not None and is_stored(t)) <= _READ_BYTES:
             return Session(model, options, shapes, **settings)
         with tempfile.TemporaryDirectory() as folder:  # data is found only beside a file
             path = Path(folder) / "model.onnx"
@@ -85,6 +86,9 @@ def session(
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise _refused(error) from error
 
+
+_READ_BYTES = 2**29
+"""Weights in files up to this size are read into memory; a copy of them in a file takes longer."""
 
 _MOST_NUMBERS = 2**40  # of an input
 _PROVIDERS = ["CPUExecutionProvider"]

@@ -442,6 +442,8 @@ def matrices(n: OpNode, fan_in: int) -> Mapping[int, Initial]:
 class MatMul(Op):
     """A product of two activations is an attention: there the batch axes (heads) go first."""
 
+    added_behind = ()
+
     @staticmethod
     def describe(n: OpNode) -> Description:
         left, right, out = product_axes(n.shape(0), n.shape(1))

@@ -100,6 +100,7 @@ class Einsum(Op):
     """A product of two activations is an attention, as for MatMul: what they share goes first."""
 
     foldable = False  # slow
+    added_behind = ()
 
     @staticmethod
     def describe(n: OpNode, *, equation: str) -> Description:

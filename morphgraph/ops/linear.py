@@ -13,6 +13,7 @@ of a convolution), ``i`` the channels that one of them sums over, ``k`` the posi
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,7 +30,11 @@ class Linear(ABC):
         factor: what the kernel is multiplied with beside (``alpha`` of a Gemm).
         inside: the operator keeps what the map gives to itself (the gates of a recurrent layer):
             ``results`` cannot be asked, and there is no bias to correct.
+        by_result: places are those of the result, whose shape the rows depend on; else those of the
+            operand.
     """
+
+    by_result: ClassVar[bool] = False
 
     operand: int
     weight: int
@@ -157,6 +162,8 @@ class Window(Linear):
         groups: of channels.
         transposed: the kernel is ``[groups * inputs, outputs, *K]``.
     """
+
+    by_result: ClassVar[bool] = True
 
     size: Shape
     strides: Shape

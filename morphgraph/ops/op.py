@@ -107,6 +107,9 @@ class Op:
         capacity: per operand that holds a cache of the latest positions alone how many it has room
             for at least.
         joins: the result is the operands behind each other.
+        added_behind: of an operator that multiplies and sums, whatever its operands are, those that
+            are added to the sums: without these and with nothing to sum over it gives zeros;
+            ``None`` of other operators.
         inert: in inference the result is the first operand as it is.
         converts: the result holds the numbers of the first operand in another type.
         clamp: the range in which a function of one operand gives it as it is, and beyond which it
@@ -154,6 +157,7 @@ class Op:
     extends: ClassVar[Mapping[int, int]] = MappingProxyType({})
     capacity: ClassVar[Callable[..., Mapping[int, int]] | None] = None
     joins: ClassVar[bool] = False
+    added_behind: ClassVar[tuple[int, ...] | None] = None
     inert: ClassVar[bool] = False
     converts: ClassVar[bool] = False
     tables: ClassVar[tuple[int, ...]] = ()

@@ -222,7 +222,8 @@ def _silences(graph: ChannelGraph, dead: Sequence[int], value: str) -> bool:
 def _inner_groups(graph: ChannelGraph, inside: Sequence[int], mortal: frozenset[int]) -> list[int]:
     """Groups none of whose activations is made by other nodes, in the order of the nodes.
 
-    A cache that they read belongs to them.
+    A cache that they read belongs to them. Of groups that stand on weights alone, as inside of a
+    fused operator, nobody else reads these.
     """
     counts: dict[int, int] = {}
     known = pasts(graph)
@@ -233,8 +234,21 @@ def _inner_groups(graph: ChannelGraph, inside: Sequence[int], mortal: frozenset[
         for name in (*own, *result_names(op)):
             for index in _groups_of(graph, name) & mortal:
                 counts[index] = counts.get(index, 0) + 1
-    everywhere = _activations(graph)
-    return [index for index, count in counts.items() if count == everywhere[index]]
+    everywhere, there = _activations(graph), set(inside)
+    hidden = {k: ops for k, ops in _readers(graph).items() if not everywhere[k] and k in mortal}
+    within = [k for k, ops in hidden.items() if ops <= there]
+    return [k for k, count in counts.items() if count == everywhere[k]] + within
+
+
+@analysis
+def _readers(graph: ChannelGraph) -> dict[int, set[int]]:
+    """By group the places of the nodes at which it stands on a weight."""
+    found: dict[int, set[int]] = {}
+    for edge in graph.couplings.edges:
+        if edge.port >= 0 and graph.couplings.on_weight(edge):
+            for index in graph.groups_on(edge.dim):
+                found.setdefault(index, set()).add(edge.op_index)
+    return found
 
 
 @analysis

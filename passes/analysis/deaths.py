@@ -15,6 +15,7 @@ import numpy as np
 
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.graph import ChannelGraph, Edge, GraphOp, analysis
+from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.past import pasts
 
 
@@ -87,6 +88,7 @@ class Deaths:
     dead: frozenset[int] = frozenset()
     empty: set[str] = field(default_factory=set)
     constant: set[str] = field(default_factory=set)
+    zero: set[str] = field(default_factory=set)
     undefined: dict[str, str] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)
     bias_only: set[int] = field(default_factory=set)
@@ -101,6 +103,8 @@ class Deaths:
     _in_use: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     _needed: FloatArray = field(default_factory=lambda: np.zeros(0))
     _gone: set[str] = field(default_factory=set)
+    # Places of nodes with nothing to sum over, and nothing that they add to it.
+    _nothing: set[int] = field(default_factory=set)
 
     @classmethod
     def none(cls, graph: ChannelGraph) -> "Deaths":
@@ -118,6 +122,7 @@ class Deaths:
             self.dead | more,
             set(self.empty),
             set(self.constant),
+            set(self.zero),
             dict(self.undefined),
             set(self.live),
             set(self.bias_only),
@@ -130,6 +135,7 @@ class Deaths:
             self._in_use.copy(),
             self._needed.copy(),
             set(self._gone),
+            set(self._nothing),
         )
         copy._die(sorted(more))
         return copy
@@ -220,23 +226,29 @@ class Deaths:
                             heapq.heappush(queue, reader)
         return decided, changed
 
-    def _status(self, name: str) -> tuple[bool, str | None]:
-        return name in self.constant, self.undefined.get(name)
+    def _status(self, name: str) -> tuple[bool, bool, str | None]:
+        return name in self.constant, name in self.zero, self.undefined.get(name)
 
     def _decide(self, op_index: int, op: GraphOp) -> None:
         made = result_names(op)
         self.bias_only.discard(op_index)
         self.folded.discard(op_index)
+        self._nothing.discard(op_index)
         self.dropped.pop(op_index, None)
         self.constant.difference_update(made)
+        self.zero.difference_update(made)
         for name in made:
             self.undefined.pop(name, None)
         results = [name for name in made if name not in self.empty]
         if not results:
             return
         operands = operand_names(op)
-        lost = next((self.undefined[name] for name in operands if name in self.undefined), None)
-        if lost is None and any(name in self.empty for name in operands):
+        lost = None
+        # Of what is multiplied by zeros it does not matter what it would be.
+        by_zero = facts_of(op.ir).multiplies and not self.zero.isdisjoint(operands)
+        if not by_zero:
+            lost = next((self.undefined[name] for name in operands if name in self.undefined), None)
+        if not by_zero and lost is None and any(name in self.empty for name in operands):
             found = pasts(self.graph)
             if op_index in found.askers.get(operands[0], ()):
                 if found.stand_in(operands[0], self.empty) is not None:
@@ -246,8 +258,29 @@ class Deaths:
                 lost = self._without_operands(op_index, op)
         if lost is not None:
             self.undefined.update(dict.fromkeys(results, lost))
+            return
+        if self._is_zero(op_index, op, results):
+            self.zero.update(results)
+            self.folded.add(op_index)
+            self.constant.update(results)
         elif op_index in self.bias_only or self._is_folded(op_index, op, results):
             self.constant.update(results)
+
+    def _is_zero(self, op_index: int, op: GraphOp, results: Sequence[str]) -> bool:
+        """Whether a node gives zeros: it has nothing to sum over, multiplies by zeros, moves them.
+
+        That is so whatever its other operands are, if these are numbers.
+        """
+        facts, weights = facts_of(op.ir), self.graph.couplings.input_independent
+        if op.opaque is not None or weights.issuperset(results):
+            return False
+        if op_index in self._nothing:
+            return True
+        operands = operand_names(op)
+        if facts.multiplies:
+            return not self.zero.isdisjoint(operands)
+        moves = facts.moves or facts.inert or facts.converts
+        return bool(moves) and self.zero.issuperset(n for n in operands if n not in weights)
 
     def _is_folded(self, op_index: int, op: GraphOp, results: Sequence[str]) -> bool:
         """Whether a node that depended on an input computes with constants and sizes alone."""
@@ -271,19 +304,26 @@ class Deaths:
             if value is not None and value.name in self.empty
         )
         where = f"{op.ir.op_type} '{op.name}'"
-        summed = True
-        for edge in graph.edges_of(op_index):
-            if edge.port not in ports or not self._is_empty(int(graph.vertex_class[edge.dim])):
-                continue
-            name = graph.couplings.factor(edge.factor).name
-            if name in op.statistical:
-                return f"{where} averages, normalizes or competes over its channels"
-            summed &= name in op.contracted
-        if not summed and all_segments(graph, op_index, results=False):
-            self.dropped[op_index] = ports
-            return None
+        empty = [
+            graph.couplings.factor(edge.factor).name
+            for edge in graph.edges_of(op_index)
+            if edge.port in ports and self._is_empty(int(graph.vertex_class[edge.dim]))
+        ]
         weights = graph.couplings.input_independent
         others = [name for name in operand_names(op, ports) if name not in weights]
+        behind = facts_of(op.ir).added_behind
+        read = {port for port, value in enumerate(op.ir.inputs) if value is not None}
+        # Of one that reads a weight alone constants may be absorbed in what it gives.
+        alone = not others and not weights.isdisjoint(operand_names(op))
+        sums = not op.contracted.isdisjoint(empty)
+        if sums and behind is not None and read.isdisjoint(behind) and not alone:
+            self._nothing.add(op_index)
+            return None
+        if not op.statistical.isdisjoint(empty):
+            return f"{where} averages, normalizes or competes over its channels"
+        if not op.contracted.issuperset(empty) and all_segments(graph, op_index, results=False):
+            self.dropped[op_index] = ports
+            return None
         if others:
             return f"{where} reads '{others[0]}' beside what it would have nothing of"
         self.bias_only.add(op_index)

@@ -8,7 +8,8 @@ With the groups that keep no channel, every axis has a new size, and factor nota
 - or it is a segment of the result's axis (a concatenation): the operand goes, the others stay;
 - or the operator averages, normalizes or competes over it, and a mean over nothing is *undefined*.
 
-A node that computes with constants alone is constant too. What nobody reads any more goes. A
+A node that computes with constants alone is constant too, and so is what multiplies by zeros: the
+shares by which a router weights experts that sum over nothing. What nobody reads any more goes. A
 removal is refused where an output of the graph would be constant, undefined or empty. A cache is no
 such output: it goes with its heads, and so does the input that it continues.
 """
@@ -64,6 +65,11 @@ class Liveness:
     def constant(self) -> AbstractSet[str]:
         """Values that depend on no graph input any more, weights and empty ones apart."""
         return self.state.constant
+
+    @property
+    def zero(self) -> AbstractSet[str]:
+        """Those among them that are zero whatever the inputs are."""
+        return self.state.zero
 
     @property
     def live(self) -> AbstractSet[int]:

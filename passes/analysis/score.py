@@ -92,15 +92,17 @@ def _measure(
     size = len(channels)
     squared, absolute = np.zeros(size), np.zeros(size)  # per position of the axis
     for part, block in blocks(tensor, axis):
-        if not np.isfinite(block.sum()) and not np.isfinite(block).all():
-            raise ModelError(
-                f"tensor '{escape(name)}' holds NaN or infinite numbers, which "
-                "cannot be ranked; train or repair the model first, or use --score random"
-            )
         if norm.squares:
             squared[part] += np.einsum("ijk,ijk->j", block, block)
         if norm.magnitudes:
             absolute[part] += np.abs(block).sum(axis=(0, 2))
+        # Sums of finite numbers are finite, or nearly always: of others they never are.
+        summed = squared[part].sum() + absolute[part].sum()
+        if not np.isfinite(summed) and not np.isfinite(block).all():
+            raise ModelError(
+                f"tensor '{escape(name)}' holds NaN or infinite numbers, which "
+                "cannot be ranked; train or repair the model first, or use --score random"
+            )
     ones = np.full(size, tensor.size / max(size, 1))
     # Counted among the kernel's own channels: those of the whole network are too many for each.
     present, places = np.unique(channels, return_inverse=True)

@@ -47,15 +47,17 @@ class Batches:
         assert self.folder is not None
         return Path(self.folder.name) / f"{place}-{number}.npy"
 
+    def __getitem__(self, place: int) -> Arrays:
+        arrays = self.sets[place]
+        if isinstance(arrays, dict):
+            return arrays
+        return {
+            name: np.load(self._path(place, number), allow_pickle=False)
+            for number, name in enumerate(arrays)
+        }
+
     def __iter__(self) -> Iterator[Arrays]:
-        for place, arrays in enumerate(self.sets):
-            if isinstance(arrays, dict):
-                yield arrays
-            else:
-                yield {
-                    name: np.load(self._path(place, number), allow_pickle=False)
-                    for number, name in enumerate(arrays)
-                }
+        return (self[place] for place in range(len(self.sets)))
 
     def close(self) -> None:
         """Drop all arrays, and the files."""

@@ -7,8 +7,7 @@ its width, as a share of their variance; between the widths that were measured i
 of the group's readers.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -21,10 +20,11 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.score import score
 from morphgraph.passes.calibration.batches import Batches
-from morphgraph.passes.calibration.outputs import output_error, run_all
+from morphgraph.passes.calibration.carried import Carried, Changed
+from morphgraph.passes.calibration.outputs import Energies, OutputErrors
 from morphgraph.passes.calibration.readers import readers
-from morphgraph.passes.calibration.segments import Piece, live_values
-from morphgraph.passes.calibration.statistics import Calibration, advance
+from morphgraph.passes.calibration.segments import run_all
+from morphgraph.passes.calibration.statistics import Calibration, with_taps
 from morphgraph.passes.rewrite.bias import add_constant
 from morphgraph.passes.rewrite.mask import mask
 
@@ -51,112 +51,84 @@ def measure(
         progress: told of every run.
         processes: that share the widths; all have these feeds.
     """
-    expected, found = Batches(), dict[int, Points]()
-    for outputs in run_all(calibration.graph.model, feeds, threads):
-        expected.append(outputs)
-    total, done = sum(map(len, stops.values())), 0
+    widths = [(index, width) for index, each in stops.items() for width in each]
     simple = [k for k in stops if k in calibration.groups and calibration.groups[k].complete]
-    runs = _from_readers(calibration, simple, feeds, threads)
-    for index in [*_in_order(calibration, simple), *(k for k in stops if k not in simple)]:
-        run = next(runs) if index in simple else None
-        found[index] = {}
-        for width in stops[index]:
-            progress("curves", done, total)
-            done += 1
-            if done % processes.count != processes.rank:
-                continue
-            changed = changed_kernels(calibration, index, width)
-            if run is not None:
-                results = run(changed)
-            else:
-                results = _masked(calibration, index, width, changed, feeds, threads)
-            found[index][width] = output_error(expected, results)
-    progress("curves", total, total)
-    every = processes.gather(found)
-    return {index: {k: v for each in every for k, v in each[index].items()} for index in found}
+    own = widths[processes.rank :: processes.count]
+    carried = [each for each in own if each[0] in simple]
+    changes = [_change(calibration, *each) for each in carried]
+    masked = [each for each in own if each[0] not in simple]
+    model, whole = calibration.graph.model, 0
+    walk = Carried(model, changes, threads, lambda done: progress("curves", done, whole))
+    whole = walk.total + len(masked)
+    errors = dict(zip(carried, walk.run(feeds), strict=True)) if changes else {}
+    if masked:
+        expected, energies = Batches(), Energies()
+        for outputs in run_all(model, feeds, threads):
+            expected.append(outputs)
+            energies.add(outputs)
+        for number, each in enumerate(masked):
+            progress("curves", walk.total + number, whole)
+            found = OutputErrors()
+            for one, other in zip(expected, _masked(calibration, *each, feeds, threads)):
+                found.add(one, other)
+            errors[each] = found.share(energies)
+        expected.close()
+    progress("curves", whole, whole)
+    every = processes.gather(errors)
+    points: dict[int, Points] = {index: {} for index in stops}
+    for index, width in widths:
+        points[index][width] = next(each[index, width] for each in every if (index, width) in each)
+    return points
 
 
-Changed = dict[str, tuple[FloatArray, FloatArray]]
+def _change(calibration: Calibration, index: int, width: int) -> Changed:
+    """The network in which a group's readers have the kernels of another width."""
+
+    def write(model: ir.Model, which: frozenset[str]) -> None:
+        _write(calibration, model, changed_kernels(calibration, index, width, which))
+
+    return Changed(frozenset(calibration.groups[index].blocks), write)
+
+
+Kernels = dict[str, tuple[FloatArray, FloatArray]]
 """By the name of a reader its matrices, and what is added to its result, ``[groups, outputs]``."""
 
 
-def changed_kernels(calibration: Calibration, index: int, width: int) -> Changed:
-    """The kernels of a group's readers that make up best for the channels that go."""
+def changed_kernels(
+    calibration: Calibration, index: int, width: int, which: Collection[str] | None = None
+) -> Kernels:
+    """The kernels of a group's readers that make up best for the channels that go.
+
+    Args:
+        calibration: what is known of the readers.
+        index: of the group.
+        width: of the group, one at which kernels were kept.
+        which: names of the readers, by default all.
+    """
     removal = calibration.removals.get(index)
-    if removal is None or width not in removal.matrices:
+    number = calibration.compensated.get((index, width))
+    if removal is None or number is None:
         return {}
-    found: Changed = {}
-    names = calibration.groups[index].blocks
-    for name, scaled in zip(names, removal.matrices[width], strict=True):
-        reader, units = calibration.readers[name], np.abs(calibration.following[name].scale)
+    gone = removal.order[: calibration.graph.groups[index].width - width]
+    compensated, found = calibration.matrices[number], Kernels()
+    for name, blocks in calibration.groups[index].blocks.items():
+        if which is not None and name not in which:
+            continue
+        reader = calibration.readers[name]
         shape = reader.matrix_shape
         before = reader.matrix().reshape(*shape[:2], -1)
-        # An output that nobody sees counts nothing, and keeps its kernel.
-        seen = units > 0
-        after = np.where(seen[:, :, None], scaled / np.where(seen, units, 1.0)[:, :, None], before)
+        if name in compensated:
+            after = compensated[name].astype(np.float64)
+        else:
+            after = before.copy()
+            after[:, :, with_taps(blocks[gone], shape[3]).ravel()] = 0.0
         shift = np.einsum("goi,gi->go", before - after, calibration.means[name])
         found[name] = after.reshape(shape), shift
     return found
 
 
-Run = Callable[[Changed], Iterator[Arrays]]
-"""The outputs, batch by batch, with other kernels in some readers."""
-
-
-def _span(calibration: Calibration, index: int) -> tuple[int, int]:
-    """The places of a group's first reader and behind its last one among the model's nodes."""
-    names = calibration.groups[index].blocks
-    nodes = enumerate(calibration.graph.model.graph)
-    places = [place for place, node in nodes if node.name in names]
-    return min(places), max(places) + 1
-
-
-def _in_order(calibration: Calibration, groups: Iterable[int]) -> list[int]:
-    """Groups in the order of their first readers."""
-    return sorted(groups, key=lambda index: _span(calibration, index)[0])
-
-
-def _from_readers(
-    calibration: Calibration, groups: Sequence[int], feeds: Iterable[Arrays], threads: int
-) -> Iterator[Run]:
-    """For each group in order what runs the network from its first reader on.
-
-    What comes before is computed once for all groups, and what comes behind the last reader is
-    the same for all widths of one: only what stands between is built anew for each.
-    """
-    model = calibration.graph.model
-    nodes = list(model.graph)
-    outputs = [value.name or "" for value in model.graph.outputs]
-    kept, at = Batches(), 0
-    for feed in feeds:
-        kept.append(feed)
-    for index in _in_order(calibration, groups):
-        cut, end = _span(calibration, index)
-        kept, at = advance(model, nodes, kept, (at, cut), outputs, threads), cut
-        here, there = (live_values(nodes, place, outputs) for place in (cut, end))
-        tail = Piece(model, there, outputs, threads)
-        yield partial(_run_changed, calibration, (here, there), tail, kept, threads)
-
-
-def _run_changed(
-    calibration: Calibration,
-    between: tuple[list[str], list[str]],
-    tail: Piece,
-    kept: Batches,
-    threads: int,
-    changed: Changed,
-) -> Iterator[Arrays]:
-    """The outputs with other kernels in the readers between two cuts."""
-    model = calibration.graph.model
-    copy = model.clone()
-    copy.meta.update(model.meta)
-    _write(calibration, copy, changed)
-    head = Piece(copy, *between, threads)
-    return (tail.run(head.run(arrays)) for arrays in kept)
-
-
-def _write(calibration: Calibration, model: ir.Model, changed: Changed) -> None:
-    """Give readers of a copy of the network other kernels and biases, in place."""
+def _write(calibration: Calibration, model: ir.Model, changed: Kernels) -> None:
+    """Give readers of a copy of the network, or of a part, other kernels and biases, in place."""
     editor = Editor(model)
     weights = calibration.graph.couplings.input_independent
     for name, reader in readers(model, weights).items():
@@ -170,18 +142,13 @@ def _write(calibration: Calibration, model: ir.Model, changed: Changed) -> None:
 
 
 def _masked(
-    calibration: Calibration,
-    index: int,
-    width: int,
-    changed: Changed,
-    feeds: Iterable[Arrays],
-    threads: int,
+    calibration: Calibration, index: int, width: int, feeds: Iterable[Arrays], threads: int
 ) -> Iterator[Arrays]:
     """The outputs of the masked original, for groups over which something normalizes."""
     graph = calibration.graph
     keep = order_of(calibration, index)[graph.groups[index].width - width :]
     model = mask(graph, {index: np.sort(keep)})
-    _write(calibration, model, changed)
+    _write(calibration, model, changed_kernels(calibration, index, width))
     try:
         yield from run_all(model, feeds, threads)
     except Exception as error:  # ONNX Runtime's errors share no base class

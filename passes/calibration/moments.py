@@ -20,14 +20,20 @@ from morphgraph.calibration.processes import Processes
 
 #: Bytes that the covariances of one reader's inputs may take: one map of 5,000 inputs.
 MOST_BYTES = 8 * 5000**2
-#: Inputs of a map from which products are taken in single precision; sums are always in double.
+#: Inputs of a map from which products are taken in single precision, with those of what is wanted
+#: and without; sums are always in double.
 SINGLE_FROM = 512
+UNCROSSED_SINGLE_FROM = 64
 #: Bytes of places that are summed together.
 TOGETHER_BYTES = 32 * 2**20
 
 
 def finite(rows: Array, wanted: Array) -> Flags:
     """At which places all that is seen and wanted is a finite number, ``[places]``."""
+    # A sum that is a number is one of numbers.
+    with np.errstate(all="ignore"):
+        if np.isfinite(rows.sum()) and np.isfinite(wanted.sum()):
+            return np.ones(len(rows), dtype=np.bool_)
     seen, given = (
         np.logical_and.reduce(np.isfinite(array), axis=(1, 2)) for array in (rows, wanted)
     )
@@ -90,7 +96,8 @@ class Moments:
             return
         rows, wanted = (np.concatenate(each) for each in zip(*self._waiting, strict=True))
         self._waiting, self._bytes = [], 0
-        kind = np.float32 if rows.shape[2] >= SINGLE_FROM else np.float64
+        least = SINGLE_FROM if self.crossed else UNCROSSED_SINGLE_FROM
+        kind = np.float32 if rows.shape[2] >= least else np.float64
         if not self._started:
             self._started = True
             self._start(rows, wanted, kind)
@@ -100,7 +107,10 @@ class Moments:
         )
         self.sum_in += x.sum(axis=1, dtype=np.float64)
         self.sum_out += y.sum(axis=1, dtype=np.float64)
-        self.squares += x.swapaxes(1, 2) @ x
+        if x.shape[2] == 1:
+            self.squares[:, 0, 0] += np.einsum("gni,gni->g", x, x)
+        else:
+            self.squares += x.swapaxes(1, 2) @ x
         self.energies += np.einsum("gno,gno->go", y, y, dtype=np.float64)
         if self.crossed:
             self.products += y.swapaxes(1, 2) @ x

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Arrays
 from morphgraph.calibration.tokens import ids_input
 from morphgraph.onnx_io import is_float
-from morphgraph.passes.calibration.outputs import run_all
+from morphgraph.passes.calibration.segments import run_all
 
 #: Largest difference, as a share of the largest logit, that a later token makes: rounding.
 LATER = 1e-3

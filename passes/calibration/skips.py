@@ -20,7 +20,8 @@ from morphgraph.onnx_io import dtype_of
 from morphgraph.onnx_io.runtime import session
 from morphgraph.passes.analysis.branches import Branch
 from morphgraph.passes.calibration.batches import Batches
-from morphgraph.passes.calibration.outputs import output_error, run_all
+from morphgraph.passes.calibration.outputs import output_error
+from morphgraph.passes.calibration.segments import run_all
 
 
 def measure_skips(

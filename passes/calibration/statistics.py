@@ -5,14 +5,12 @@ moments of its operand are taken, and as soon as all readers of a group are thro
 order of removal follows from them (:mod:`morphgraph.passes.calibration.removal`).
 """
 
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnx_ir as ir
 
-from morphgraph.arrays import Array, Arrays, FloatArray, IntArray, Shape
+from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
 from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.errors import ModelError
@@ -24,19 +22,19 @@ from morphgraph.passes.calibration.readers import Following, Reader, following, 
 from morphgraph.passes.calibration.removal import (
     Removal,
     Seen,
+    column_products,
+    contributions,
     remove_in_order,
     seen_alone,
     seen_by,
 )
-from morphgraph.passes.calibration.segments import Piece, live_values
+from morphgraph.passes.calibration.visits import Chooser, Look, looks, visit
 from morphgraph.passes.coupling.roles import roles
 
-#: Places at which a reader is looked at, per input of its map, and their bounds.
-PLACES_PER_INPUT = 4
-FEWEST_PLACES = 8192
-MOST_PLACES = 20000
 #: Bytes that the covariances of one group's readers may take together.
 MOST_TOGETHER = 400 * 2**20
+#: Places of a batch at which what a reader gives is looked at, where its inputs are too many.
+ENERGY_PLACES = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +66,9 @@ class Calibration:
         removals: by group index how it shrinks; groups without readers are left out.
         groups: by group index its readers.
         contributed: by group index, by kind, what each channel contributes to its readers.
+        matrices: sets of readers' matrices, by their names, that make up best for channels that
+            went, ``[maps, outputs, inputs]``; in files where they are large.
+        compensated: by group index and width the number of such a set.
         chosen: by index of a group of which the network chooses a few channels how often it chose
             each (:mod:`morphgraph.passes.calibration.choices`).
     """
@@ -79,6 +80,8 @@ class Calibration:
     removals: dict[int, Removal] = field(default_factory=dict)
     groups: Mapping[int, GroupReaders] = field(default_factory=dict)
     contributed: dict[int, dict[str, FloatArray]] = field(default_factory=dict)
+    matrices: Batches = field(default_factory=Batches)
+    compensated: dict[tuple[int, int], int] = field(default_factory=dict)
     chosen: dict[int, FloatArray] = field(default_factory=dict)
 
     def contributions(self, kind: str) -> FloatArray:
@@ -100,7 +103,8 @@ def group_readers(graph: ChannelGraph, found: Mapping[str, Reader]) -> dict[int,
     blocks: dict[int, dict[str, IntArray]] = {}
     other: set[int] = set()
     for edge in couplings.edges:
-        on_them = graph.groups_on(edge.dim)
+        # The axis may hold more: heads, each of which an attention sums over by itself.
+        on_them = graph.groups_on(edge.factor)
         if role.normalizes[edge.factor] or (role.sums_state[edge.factor] and edge.port >= 0):
             other |= on_them
         if not role.sums[edge.factor] or not couplings.on_activation(edge):
@@ -169,230 +173,158 @@ def calibrate(
     behind = {name: following(reader) for name, reader in found.items()}
     groups = {k: v for k, v in group_readers(graph, found).items() if wanted(v.group)}
     result = Calibration(graph, found, behind, groups=groups)
-    waiting = {index: dict[str, Seen]() for index in groups}
-    of_reader: dict[str, list[int]] = {}
-    for index, each in groups.items():
-        for name in each.blocks:
-            of_reader.setdefault(name, []).append(index)
-    chooser = Chooser(seed, processes)
-    names = [name for name in found if name in of_reader]
-    for name, samples in visit(graph.model, found, names, batches, chooser, threads, progress):
-        matrix = found[name].matrix()
-        maps, outputs, inputs, taps = matrix.shape
-        of_groups = {k: _with_taps(groups[k].blocks[name], taps) for k in of_reader[name]}
-        room = min(MOST_TOGETHER // len(groups[k].blocks) for k in of_groups)
-        large = maps * (inputs * taps) ** 2 * 8 > min(MOST_BYTES, room)
-        total = Moments(crossed=False)
-        alone = {k: Moments(crossed=False) for k in of_groups} if large else {}
-        mean = np.zeros((maps, inputs * taps))
-        for rows, results in samples:
-            if not large:
-                total.add(rows, results)
-                continue
-            mean += rows.sum(axis=0, dtype=np.float64)
-            total.add(rows[:, :, :0], results)
-            for k, blocks in of_groups.items():
-                own = rows[:, :, blocks].reshape(len(rows), -1, blocks.shape[1])
-                alone[k].add(own, np.zeros((*own.shape[:2], 0)))
-        whole_shape = maps, 0 if large else inputs * taps, outputs
-        statistics = total.statistics(whole_shape).shared(processes)
-        if not statistics.count:
-            raise ModelError(
-                f"node '{escape(name)}' sees or gives no finite numbers on the calibration inputs; "
-                "repair the model's weights, or give inputs of the kind that it expects"
-            )
-        seen_mean = processes.total(mean) / statistics.count if large else statistics.mean_in
-        result.means[name] = seen_mean
-        units = np.abs(behind[name].scale)
-        flat = matrix.reshape(maps, outputs, -1)
-        for k, blocks in of_groups.items():
-            own_moments = None
-            if large:
-                of_each = maps * len(blocks), blocks.shape[1], 0
-                own_moments = alone[k].statistics(of_each).shared(processes)
-            _contribute(
-                result,
-                k,
-                own_moments or statistics,
-                statistics,
-                flat * units[:, :, None],
-                units,
-                blocks,
-                large,
-            )
-            if large:
-                assert own_moments is not None
-                seen = seen_alone(own_moments, statistics, flat, units, blocks)
+    listed = looks(found, {name for each in groups.values() for name in each.blocks})
+    of_look = [[k for k, v in groups.items() if look.name in v.blocks] for look in listed]
+    counts = {k: sum(k in each for each in of_look) for k in groups}
+    waiting = {k: list[_Waiting]() for k in groups}
+    walk = visit(graph.model, listed, batches, Chooser(seed, processes), threads, progress)
+    for (look, samples), indices in zip(walk, of_look, strict=True):
+        taps = look.readers[0].matrix_shape[3]
+        blocks = {k: with_taps(groups[k].blocks[look.name], taps) for k in indices}
+        room = min([MOST_BYTES, *(MOST_TOGETHER // counts[k] for k in indices)])
+        moments = _moments(look, samples, blocks, room, processes)
+        result.means.update({reader.name: moments.mean for reader in look.readers})
+        matrix, units = look.matrix(), _units(look, behind, moments.energy)
+        for k in indices:
+            own = moments.alone.get(k)
+            _contribute(result, k, moments, matrix * units[:, :, None], blocks[k])
+            if own is not None:
+                seen = seen_alone(own, moments.whole, matrix, units, blocks[k], energy=1.0)
             else:
-                mine = statistics if k == of_reader[name][-1] else statistics.copied()
-                seen = seen_by(mine, flat, units, blocks)
-            waiting[k][name] = seen
-            if len(waiting[k]) == len(groups[k].blocks):
-                ready = waiting.pop(k)
-                ordered = [ready[each] for each in groups[k].blocks]
-                result.removals[k] = remove_in_order(ordered, [*stops(groups[k].group)])
+                mine = moments.whole if k == indices[-1] else moments.whole.copied()
+                seen = seen_by(mine, matrix, units, blocks[k], energy=1.0)
+            waiting[k].append(_Waiting(look, units, seen))
+            if len(waiting[k]) == counts[k]:
+                _finish(result, k, waiting.pop(k), stops(groups[k].group))
     return result
 
 
-def _contribute(
-    result: Calibration,
-    index: int,
-    own: Statistics,
-    whole: Statistics,
-    scaled: FloatArray,
-    units: FloatArray,
-    blocks: IntArray,
-    large: bool,
-) -> None:
-    """Add what a group's channels contribute to one reader; ``scaled`` are its matrices.
+@dataclass(frozen=True)
+class _Waiting:
+    """A look that waits until all of a group's are through, and in which units its outputs are."""
 
-    ``own`` has every channel of every map as a map of its own where the reader is ``large``.
-    """
-    energy = max(float((whole.energy * units**2).sum()), 1e-30)
-    weights = scaled[:, :, blocks].transpose(0, 2, 1, 3)  # [maps, channels, outputs, block]
-    maps, channels, _, size = weights.shape
-    if large:
-        spread = own.covariance.reshape(maps, channels, size, size)
-        means = own.mean_in.reshape(maps, channels, size)
-    else:
-        spread = own.covariance[:, blocks[:, :, None], blocks[:, None, :]]
-        means = own.mean_in[:, blocks]
-    variance = np.einsum("mcob,mcbd,mcod->c", weights, spread, weights, optimize=True)
-    constant = np.einsum("mcob,mcb->mco", weights, means)
-    energies = variance + np.square(constant).sum(axis=(0, 2))
-    sums = result.contributed.setdefault(
-        index, {kind: np.zeros(channels) for kind in ("variance", "activation")}
-    )
-    sums["variance"] += np.maximum(variance, 0.0) / energy
-    sums["activation"] += np.maximum(energies, 0.0) / energy
-
-
-def _with_taps(blocks: IntArray, taps: int) -> IntArray:
-    """Inputs with all their taps, ``[channels, inputs per channel * taps]``."""
-    every = blocks[:, :, None] * taps + np.arange(taps)
-    return every.reshape(len(blocks), -1)
-
-
-Samples = Iterator[tuple[Array, Array]]
-"""Per batch rows ``[places, groups, inputs]`` and results ``[places, groups, outputs]``."""
-
-
-def visit(
-    model: ir.Model,
-    found: Mapping[str, Reader],
-    names: Sequence[str],
-    batches: Iterable[Arrays],
-    chooser: "Chooser",
-    threads: int,
-    progress: Progress,
-) -> Iterator[tuple[str, Samples]]:
-    """Run a model over batches, and stop at some readers: what they see and give, batch by batch.
-
-    What is given for one reader must be used up before the next.
-    """
-    nodes = list(model.graph)
-    place = {node.name: number for number, node in enumerate(nodes)}
-    outputs = [value.name or "" for value in model.graph.outputs]
-    kept = Batches()
-    for batch in batches:
-        kept.append(batch)
-    cuts = [place[name] for name in names]
-    # Behind the last reader nothing is asked for any more.
-    for number, (name, cut) in enumerate(zip(names, cuts, strict=True)):
-        progress("statistics", number, len(names))
-        if not number:
-            kept = advance(model, nodes, kept, (0, cut), outputs, threads)
-        here = live_values(nodes, cut, outputs)
-        last = number + 1 == len(names)
-        ahead = [] if last else live_values(nodes, cuts[number + 1], outputs)
-        reader = found[name]
-        result = [] if reader.linear.inside else [reader.result.name or ""]
-        piece = Piece(model, here, [*ahead, *result], threads)
-        later = Batches()
-        yield name, _samples(reader, piece, kept, later, ahead, chooser)
-        kept.close()
-        kept = later
-    kept.close()
-    progress("statistics", len(names), len(names))
-
-
-def advance(
-    model: ir.Model,
-    nodes: Sequence[ir.Node],
-    kept: Batches,
-    cuts: tuple[int, int],
-    outputs: Sequence[str],
-    threads: int,
-) -> Batches:
-    """What is live at the second cut, from what is live at the first."""
-    here, ahead = (live_values(nodes, cut, outputs) for cut in cuts)
-    if here == ahead:
-        return kept
-    piece, later = Piece(model, here, ahead, threads), Batches()
-    for arrays in kept:
-        later.append(piece.run(arrays))
-    kept.close()
-    return later
-
-
-def _samples(
-    reader: Reader,
-    piece: Piece,
-    kept: Batches,
-    later: Batches,
-    ahead: Sequence[str],
-    chooser: "Chooser",
-) -> Samples:
-    maps, outputs, inputs, taps = reader.matrix_shape
-    matrix = reader.matrix().reshape(maps, outputs, -1) if reader.linear.inside else None
-    enough = chooser.enough(inputs * taps, len(kept))
-    for number, arrays in enumerate(kept):
-        found = piece.run(arrays)
-        later.append({name: found[name] for name in ahead})
-        operand = arrays[reader.operand.name or ""]
-        result = operand if reader.linear.inside else found[reader.result.name or ""]
-        chosen = chooser.choose(reader, operand.shape, result.shape, enough, number)
-        rows = reader.linear.rows(operand, result.shape, chosen)
-        rows = rows.reshape(len(rows), maps, -1)
-        if matrix is None:
-            yield rows, reader.linear.results(result, chosen)
-        else:
-            yield rows, np.einsum("ngi,goi->ngo", rows, matrix)
-
-
-def places_for(inputs: int) -> int:
-    """How many places are looked at for a map of so many inputs: several for each of them."""
-    return int(np.clip(PLACES_PER_INPUT * inputs, FEWEST_PLACES, MOST_PLACES))
+    look: Look
+    units: FloatArray
+    seen: Seen
 
 
 @dataclass(frozen=True)
-class Chooser:
-    """Which places of a batch are looked at: the same ones, whichever process has the batch.
+class _Found:
+    """What a look sees: its moments, or where they are too large those of every channel alone.
 
-    Attributes:
-        seed: of the choice.
-        processes: that share the batches.
+    ``mean`` is that of the inputs, ``[maps, inputs]``, ``energy`` the variance of what is given,
+    ``[maps, outputs]``.
     """
 
-    seed: int
-    processes: Processes = ALONE
+    whole: Statistics
+    mean: FloatArray
+    energy: FloatArray
+    alone: dict[int, Statistics]
 
-    def enough(self, inputs: int, batches: int) -> int:
-        """How many places of a batch are looked at for a map of so many inputs.
 
-        Args:
-            inputs: of the map.
-            batches: of this process.
-        """
-        everywhere = int(self.processes.total(np.array([float(batches)]))[0])
-        return -(-places_for(inputs) // max(everywhere, 1))
+def _moments(
+    look: Look,
+    samples: Iterable[Array],
+    blocks: Mapping[int, IntArray],
+    room: int,
+    processes: Processes,
+) -> _Found:
+    """Use up what is seen at a look; ``room`` are the bytes that a covariance may take."""
+    maps, _, inputs, taps = look.readers[0].matrix_shape
+    large = maps * (inputs * taps) ** 2 * 8 > room
+    total = Moments(crossed=False)
+    alone = {k: Moments(crossed=False) for k in blocks} if large else {}
+    matrix = look.matrix()
+    for rows in samples:
+        if not large:
+            total.add(rows, rows[:, :, :0])
+            continue
+        # What is given says how much it is, in one number: a few places tell.
+        few = rows[: max(ENERGY_PLACES - total.count, 1)]
+        given = few.transpose(1, 0, 2) @ matrix.astype(rows.dtype).swapaxes(1, 2)
+        total.add(few[:, :, :0], given.transpose(1, 0, 2))
+        for k, own in alone.items():
+            seen = rows[:, :, blocks[k]].reshape(len(rows), -1, blocks[k].shape[1])
+            own.add(seen, seen[:, :, :0])
+    outputs = matrix.shape[1] if large else 0
+    statistics = total.statistics((maps, 0 if large else inputs * taps, outputs)).shared(processes)
+    energy, mean, of_each = statistics.energy, statistics.mean_in, dict[int, Statistics]()
+    for k, own in alone.items():
+        shape = maps * len(blocks[k]), blocks[k].shape[1], 0
+        of_each[k] = own.statistics(shape).shared(processes)
+        mean = np.zeros((maps, inputs * taps))
+        mean[:, blocks[k]] = of_each[k].mean_in.reshape(maps, *blocks[k].shape)
+    if not large:
+        energy = np.einsum("goi,goi->go", matrix @ statistics.covariance, matrix)
+    if not statistics.count or not np.isfinite(energy).all():
+        raise ModelError(
+            f"node '{escape(look.name)}' sees or gives no finite numbers on the calibration "
+            "inputs; repair the model's weights, or give inputs of the kind that it expects"
+        )
+    return _Found(statistics, mean, energy, of_each)
 
-    def choose(
-        self, reader: Reader, operand: Shape, result: Shape, enough: int, number: int
-    ) -> IntArray:
-        """Some places of a batch, the given one of this process, or all."""
-        there = reader.linear.places(operand, result)
-        if there <= enough:
-            return np.arange(there)
-        key = [self.seed, zlib.crc32(reader.name.encode()), self.processes.place(number)]
-        return np.sort(np.random.default_rng(key).choice(there, enough, replace=False))
+
+def _units(look: Look, behind: Mapping[str, Following], energy: FloatArray) -> FloatArray:
+    """The units in which errors of the outputs count, ``[maps, outputs]``.
+
+    In them the energy of what each reader gives is 1, so that costs are shares of it.
+    """
+    parts = []
+    for name, own in look.parted(energy).items():
+        scale = np.abs(behind[name].scale)
+        parts.append(scale / np.sqrt(max(float((own * scale**2).sum()), 1e-30)))
+    return np.concatenate(parts, axis=1)
+
+
+def _finish(
+    result: Calibration, index: int, waiting: Sequence[_Waiting], stops: Iterable[int]
+) -> None:
+    """How a group shrinks, all of whose readers are through.
+
+    What makes up for the channels that go is kept as the readers' kernels have it, each in its own
+    unit.
+    """
+    removal = remove_in_order([each.seen for each in waiting], [*stops])
+    result.removals[index] = replace(removal, matrices={})
+    for width, matrices in removal.matrices.items():
+        kept: Arrays = {}
+        for each, matrix in zip(waiting, matrices, strict=True):
+            if not matrix.shape[1]:  # nothing takes over
+                continue
+            # An output that nobody sees counts nothing, and keeps its kernel.
+            units = each.units[:, :, None]
+            plain = np.where(
+                units > 0, matrix / np.where(units > 0, units, 1.0), each.look.matrix()
+            )
+            parts = each.look.parted(plain)
+            kept |= {r.name: parts[r.name].astype(r.kernel().dtype) for r in each.look.readers}
+        result.compensated[index, width] = len(result.matrices)
+        result.matrices.append(kept)
+
+
+def _contribute(
+    result: Calibration, index: int, found: _Found, matrix: FloatArray, blocks: IntArray
+) -> None:
+    """Add what a group's channels contribute to the readers of a look.
+
+    ``matrix`` is theirs in the units in which errors count.
+    """
+    own = found.alone.get(index)
+    if own is not None:
+        spread = own.covariance
+    else:
+        spread = found.whole.covariance[:, blocks[:, :, None], blocks[:, None, :]]
+    products, means = column_products(matrix, blocks), found.mean[:, blocks]
+    variance = contributions(spread, products)
+    energies = variance + np.einsum("gcbd,gcb,gcd->c", products, means, means)
+    sums = result.contributed.setdefault(
+        index, {kind: np.zeros(len(blocks)) for kind in ("variance", "activation")}
+    )
+    sums["variance"] += np.maximum(variance, 0.0)
+    sums["activation"] += np.maximum(energies, 0.0)
+
+
+def with_taps(blocks: IntArray, taps: int) -> IntArray:
+    """Inputs with all their taps, ``[channels, inputs per channel * taps]``."""
+    every = blocks[:, :, None] * taps + np.arange(taps)
+    return every.reshape(len(blocks), -1)

@@ -27,8 +27,8 @@ from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
-from morphgraph.passes.calibration.segments import Piece, live_values
-from morphgraph.passes.calibration.statistics import Chooser
+from morphgraph.passes.calibration.segments import Lifetimes, Piece
+from morphgraph.passes.calibration.visits import Chooser
 from morphgraph.passes.refit.fit import Fit, Target
 from morphgraph.passes.rewrite.bias import add_constant
 from morphgraph.passes.rewrite.resize import resize, restore_names
@@ -185,7 +185,8 @@ class _Refit:
         nodes = list(network.model.graph)
         place = {node.name: number for number, node in enumerate(nodes)}
         cut = len(nodes) if name is None else place[name]
-        return live_values(nodes, cut, [v.name or "" for v in network.model.graph.outputs])
+        outputs = [value.name or "" for value in network.model.graph.outputs]
+        return Lifetimes(nodes, outputs).at(cut)
 
     def _go(self, network: _Network, name: str | None) -> None:
         """Run a network up to a node."""

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, IntArray
 from morphgraph.edit import Editor, like_tensor, reshape
-from morphgraph.errors import PlanError
+from morphgraph.errors import PlanError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import (
     CANONICAL_KEY,
@@ -26,6 +26,7 @@ from morphgraph.onnx_io import (
     add_constant_names,
     escape,
     keep_known_names,
+    node_label,
     static_shape,
 )
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored, take
@@ -207,6 +208,11 @@ class _Resizer:
         for op_index, contribution in self.absorbed.contributions.items():
             (result,) = result_names(self.graph.ops[op_index])
             contribution = take(contribution, self.selection.cuts(result))
+            if result in self.liveness.zero and contribution.any():
+                raise UnsupportedError(
+                    f"{node_label(copies[op_index])}: would have nothing left but what constants "
+                    "contribute, beside other activations; keep a channel, or do not absorb"
+                )
             if op_index in self.liveness.bias_only:
                 to_constants[result] = contribution
             elif contribution.size and self._computes(op_index):

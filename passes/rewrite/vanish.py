@@ -169,10 +169,14 @@ class _Vanisher:
             name for k in self.liveness.bias_only for name in result_names(self.graph.ops[k])
         }
         makers = nodes_by_result(self.model)
-        computed = needed_for(wanted, makers, bias_only)
+        zero = self.liveness.zero
+        computed = needed_for(wanted, makers, bias_only | zero)
         operands = {v.name for name in computed for v in makers[name].inputs if v is not None}
-        needed = sorted(bias_only & (operands | set(wanted)))
-        arrays = self._bias_alone(needed)
+        read = operands | set(wanted)
+        arrays = self._bias_alone(sorted((bias_only - zero) & read))
+        for name in sorted(zero & read):
+            (value,) = (v for v in makers[name].outputs if v.name == name)
+            arrays[name] = np.zeros(static_shape(value), dtype_of(value))
         rest = [name for name in wanted if name not in arrays]
         # Of the inputs at most the sizes count.
         inputs = {

@@ -15,6 +15,7 @@ import morphgraph as mg
 from morphgraph.arrays import Arrays
 from morphgraph.errors import BudgetError, PlanError
 from morphgraph.graph import ChannelGraph
+from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.build import scores_of
 from morphgraph.shrinker import Shrinker
 
@@ -121,8 +122,8 @@ def gathered(form: str) -> onnx.ModelProto:
     return model(nodes, arrays)
 
 
-def fused(form: str) -> onnx.ModelProto:
-    """ONNX Runtime's own node."""
+def fused(form: str, biased: bool = True) -> onnx.ModelProto:
+    """ONNX Runtime's own node; ``biased``: with a bias behind the units."""
     rows = 2 * INNER if form == "swiglu" else INNER
     shapes = STACKS | {
         "w1": (EXPERTS, rows, HIDDEN),
@@ -132,7 +133,9 @@ def fused(form: str) -> onnx.ModelProto:
     arrays = weights(1, **COMMON, **shapes)
     attributes: dict[str, Any] = {"k": TAKEN, "activation_type": form}
     attributes |= {"swiglu_fusion": 1} if form == "swiglu" else {"normalize_routing_weights": 1}
-    operands = ["h", "router", "w1", "b1", "w2", "b2"]
+    operands = ["h", "router", "w1", "b1", "w2", *(["b2"] if biased else [])]
+    if not biased:
+        del arrays["b2"]
     mixture = helper.make_node(
         "MoE", operands, ["m"], name="moe", domain="com.microsoft", **attributes
     )
@@ -245,6 +248,44 @@ def test_units_inside_all_experts_go_as_if_their_weights_were_zero(form: str) ->
     found = outputs(_saved(small), x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert np.abs(outputs(proto, x) - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+WITHOUT_BIAS = {
+    **{form: make for form, make in FORMS.items() if form not in ("relu", "silu", "swiglu")},
+    "silu": lambda: fused("silu", biased=False),
+    "swiglu": lambda: fused("swiglu", biased=False),
+}
+
+
+@pytest.mark.parametrize("form", WITHOUT_BIAS)
+def test_a_mixture_goes_whole_with_its_router(form: str) -> None:
+    """Without units the experts add nothing, whatever their shares are."""
+    proto = WITHOUT_BIAS[form]()
+    graph = mg.lift(proto)
+    every = WidthBounds(min_width=0, depth="branches").on(graph)
+    (branch,) = every.parts
+    inner, experts = group_on(graph, "w2", 2), group_on(graph, "w1", 0)
+    assert {inner.index, experts.index} <= set(branch.groups)
+    made = mg.plan(graph, {}, widths={inner.id: 0, experts.id: 0}, min_width=0)
+    small = mg.apply(graph, made)  # and checked against the masked original
+    x = np.random.default_rng(5).normal(size=(TOKENS, 3)).astype(np.float32)
+    silent = np.zeros_like(arrays_of(proto)["w2"])
+    expected = outputs(changed(proto, w2=silent), x)
+    np.testing.assert_allclose(
+        outputs(_saved(small), x), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
+    assert np.abs(outputs(proto, x) - expected).max() > 1e-2 * np.abs(expected).max()
+    assert {node.op_type for node in small.graph} == {"MatMul"}
+    assert set(small.graph.initializers) == {"inw", "head"}
+
+
+def test_a_mixture_with_biases_stays() -> None:
+    """Each expert adds its own: what is left would still be for the router to weight."""
+    graph = mg.lift(fused("silu"))
+    inner = group_on(graph, "w2", 2)
+    assert not WidthBounds(min_width=0, depth="branches").on(graph).parts
+    with pytest.raises(PlanError, match="MoE 'moe' reads 'h'"):
+        mg.plan(graph, {}, widths={inner.id: 0}, min_width=0)
 
 
 @pytest.mark.parametrize("form", ["softmax first", "silu"])

@@ -32,8 +32,8 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
 import morphgraph as mg
-from morphgraph.passes.calibration.outputs import run_all
 from morphgraph.passes.calibration.perplexity import Foretelling, perplexity
+from morphgraph.passes.calibration.segments import run_all
 from morphgraph.plans import Plan
 from morphgraph.shrinker import Shrinker
 from morphgraph.shrinking import finish

@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import morphgraph as mg
-from morphgraph.passes.calibration.outputs import run_all
 from morphgraph.passes.calibration.perplexity import foretelling, perplexity
+from morphgraph.passes.calibration.segments import run_all
 from morphgraph.shrinker import Shrinker
 from morphgraph.testing import model_from_text
 

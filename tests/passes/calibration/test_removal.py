@@ -72,10 +72,12 @@ def test_the_first_removal_is_the_cheapest_and_costs_what_least_squares_says(
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("taps", "groups"), [(1, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("outputs", [3, 70], ids=["few outputs", "many"])
 def test_after_several_removals_kernels_and_losses_are_those_of_least_squares(
-    taps: int, groups: int, seed: int
+    outputs: int, taps: int, groups: int, seed: int
 ) -> None:
-    reader = Reader(8, taps, 3, seed, groups)
+    reader = Reader(8, taps, outputs, seed, groups)
+    assert (reader.seen().gram is None) == (outputs == 3)
     found = remove_in_order([reader.seen()], stops=range(9))
     for width in range(9):
         kept = [k for k in range(8) if k not in found.order[: 8 - width]]
@@ -158,9 +160,4 @@ def test_without_compensation_a_channel_costs_the_variance_that_it_contributes()
     np.testing.assert_allclose(seen.alone, expected, rtol=1e-6)
     found = remove_in_order([seen], stops=[2])
     assert found.order.tolist() == np.argsort(expected).tolist()
-    kept = found.order[3:]
-    matrix = found.matrices[2][0]
-    np.testing.assert_array_equal(matrix[:, :, reader.blocks[found.order[:3]].ravel()], 0.0)
-    places = reader.blocks[kept].ravel()
-    scaled = reader.matrix * reader.units[:, :, None]
-    np.testing.assert_array_equal(matrix[:, :, places], scaled[:, :, places])
+    assert found.matrices[2][0].shape[1] == 0  # nothing takes over

@@ -1,0 +1,179 @@
+"""The walk of a network over calibration inputs, from where something is looked at to the next.
+
+Readers that map the same rows of the same value (queries, keys and values of an attention; gate and
+units of an MLP) are looked at together: their moments are the same.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import Array, Arrays, FloatArray, IntArray, Shape
+from morphgraph.calibration.processes import ALONE, Processes
+from morphgraph.calibration.progress import Progress
+from morphgraph.passes.calibration.batches import Batches
+from morphgraph.passes.calibration.readers import Reader
+from morphgraph.passes.calibration.segments import Lifetimes, Piece
+
+#: Places at which a reader is looked at, per input of its map, and their bounds.
+PLACES_PER_INPUT = 4
+FEWEST_PLACES = 8192
+MOST_PLACES = 20000
+
+
+@dataclass(frozen=True)
+class Look:
+    """Readers that see the same rows.
+
+    Attributes:
+        readers: in the model's order, at least one.
+    """
+
+    readers: tuple[Reader, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the first reader."""
+        return self.readers[0].name
+
+    @property
+    def by_result(self) -> bool:
+        """Whether the places are those of the results, not of the operand."""
+        return self.readers[0].linear.by_result
+
+    def matrix(self) -> FloatArray:
+        """The readers' matrices, outputs behind each other, ``[maps, outputs, inputs * taps]``."""
+        parts = []
+        for reader in self.readers:
+            maps, outputs = reader.matrix_shape[:2]
+            parts.append(reader.matrix().reshape(maps, outputs, -1))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def parted(self, array: Array) -> dict[str, Array]:
+        """Something with all outputs on its second axis, by the readers' names."""
+        sizes = [reader.matrix_shape[1] for reader in self.readers]
+        parts = np.split(array, np.cumsum(sizes)[:-1], axis=1)
+        return {reader.name: part for reader, part in zip(self.readers, parts, strict=True)}
+
+
+def looks(found: Mapping[str, Reader], names: Iterable[str]) -> list[Look]:
+    """Readers by what they see, in the model's order.
+
+    Args:
+        found: all readers by name, in the model's order.
+        names: those that are looked at.
+    """
+    wanted, together = set(names), dict[object, list[Reader]]()
+    for name, reader in found.items():
+        if name in wanted:
+            # Where the kernel stands and what it is multiplied with does not change the rows.
+            view = replace(reader.linear, weight=0, factor=1.0)
+            together.setdefault((reader.operand.name, view), []).append(reader)
+    return [Look(tuple(each)) for each in together.values()]
+
+
+def visit(
+    model: ir.Model,
+    looked_at: Sequence[Look],
+    batches: Iterable[Arrays],
+    chooser: "Chooser",
+    threads: int,
+    progress: Progress,
+) -> Iterator[tuple[Look, Iterator[Array]]]:
+    """Run a model over batches, and stop at some readers: the rows that they see, batch by batch.
+
+    Rows are ``[places, maps, inputs]``. Those of one look must be used up before the next.
+    """
+    nodes = list(model.graph)
+    place = {node.name: number for number, node in enumerate(nodes)}
+    lifetimes = Lifetimes(nodes, [value.name or "" for value in model.graph.outputs])
+    kept = Batches()
+    for batch in batches:
+        kept.append(batch)
+    cuts = [place[look.name] for look in looked_at]
+    for number, (look, cut) in enumerate(zip(looked_at, cuts, strict=True)):
+        progress("statistics", number, len(looked_at))
+        if not number:
+            kept = advance(model, lifetimes, kept, (0, cut), threads)
+        # Behind the last reader nothing is asked for any more.
+        last = number + 1 == len(looked_at)
+        ahead = [] if last else lifetimes.at(cuts[number + 1])
+        asked = [look.readers[0].result.name or ""] if look.by_result else []
+        piece = Piece(model, lifetimes.at(cut), [*ahead, *asked], threads)
+        later = Batches()
+        yield look, _rows(look, piece, kept, later, ahead, chooser)
+        piece.close()
+        kept.close()
+        kept = later
+    kept.close()
+    progress("statistics", len(looked_at), len(looked_at))
+
+
+def advance(
+    model: ir.Model, lifetimes: Lifetimes, kept: Batches, cuts: tuple[int, int], threads: int
+) -> Batches:
+    """What is live at the second cut, from what is live at the first."""
+    here, ahead = (lifetimes.at(cut) for cut in cuts)
+    return kept if here == ahead else Piece(model, here, ahead, threads).through(kept)
+
+
+def _rows(
+    look: Look,
+    piece: Piece,
+    kept: Batches,
+    later: Batches,
+    ahead: Sequence[str],
+    chooser: "Chooser",
+) -> Iterator[Array]:
+    first = look.readers[0]
+    maps, _, inputs, taps = first.matrix_shape
+    enough = chooser.enough(inputs * taps, len(kept))
+    for number, arrays in enumerate(kept):
+        found = piece.run(arrays)
+        later.append({name: found[name] for name in ahead})
+        operand = arrays[first.operand.name or ""]
+        shape = (found[first.result.name or ""] if look.by_result else operand).shape
+        chosen = chooser.choose(first, operand.shape, shape, enough, number)
+        rows = first.linear.rows(operand, shape, chosen)
+        yield rows.reshape(len(rows), maps, -1)
+
+
+def places_for(inputs: int) -> int:
+    """How many places are looked at for a map of so many inputs: several for each of them."""
+    return int(np.clip(PLACES_PER_INPUT * inputs, FEWEST_PLACES, MOST_PLACES))
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Which places of a batch are looked at: the same ones, whichever process has the batch.
+
+    Attributes:
+        seed: of the choice.
+        processes: that share the batches.
+    """
+
+    seed: int
+    processes: Processes = ALONE
+
+    def enough(self, inputs: int, batches: int) -> int:
+        """How many places of a batch are looked at for a map of so many inputs.
+
+        Args:
+            inputs: of the map.
+            batches: of this process.
+        """
+        everywhere = int(self.processes.total(np.array([float(batches)]))[0])
+        return -(-places_for(inputs) // max(everywhere, 1))
+
+    def choose(
+        self, reader: Reader, operand: Shape, result: Shape, enough: int, number: int
+    ) -> IntArray:
+        """Some places of a batch, the given one of this process, or all."""
+        there = reader.linear.places(operand, result)
+        if there <= enough:
+            return np.arange(there)
+        key = [self.seed, zlib.crc32(reader.name.encode()), self.processes.place(number)]
+        return np.sort(np.random.default_rng(key).choice(there, enough, replace=False))
