@@ -24,7 +24,7 @@ from morphgraph.arrays import IntArray, Shape
 from morphgraph.edit import Editor, replace_array
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import is_float
-from morphgraph.onnx_io.runtime import message_without_weights
+from morphgraph.onnx_io.messages import message_without_weights
 from morphgraph.ops import facts_of
 from morphgraph.ops.reshape import blocks
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -146,7 +146,7 @@ def _fitting(
 
     Each round finds sizes that follow from those before, and gives them to tables and targets.
     """
-    message = message_without_weights(graph.model, inputs)
+    message = onnx.ModelProto.FromString(message_without_weights(graph.model, inputs))
     targets, tables = _holders(graph)
     sizes: Sizes = {}
     for _ in range(_MOST_ROUNDS):
@@ -249,7 +249,8 @@ def _regrouped(graph: ChannelGraph, node: ir.Node, found: Mapping[str, Shape]) -
     """What axes that become one are together, if they have become smaller."""
     operand, result = node.inputs[0], node.outputs[0]
     old = graph.shapes.get(operand.name or "") if operand is not None else None
-    new, small = graph.shapes.get(result.name or ""), found.get(operand.name if operand else "")
+    small = found.get(operand.name or "") if operand is not None else None
+    new = graph.shapes.get(result.name or "")
     if old is None or new is None or small is None or prod(old) != prod(new):
         return {}
     sizes: Sizes = {}

@@ -26,7 +26,7 @@ import onnx_ir as ir
 from morphgraph.arrays import Shape
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
-from morphgraph.onnx_io.runtime import message_without_weights
+from morphgraph.onnx_io.messages import message_without_weights
 from morphgraph.ops import OpNode, facts_of
 from morphgraph.ops.linear import Window
 from morphgraph.passes.coupling.couple import input_independent_values
@@ -198,12 +198,15 @@ def _is_even(graph: ChannelGraph, op_index: int, small: Mapping[str, Shape]) -> 
         if size > 1 and axis >= _SPACE
     }
     if alone:
-        edges = graph.edges_of(op_index)
+        edges, dims = graph.edges_of(op_index), graph.couplings.dims
         made = {edge.factor for edge in edges if edge.port < 0}
-        for edge in edges:
-            if edge.factor in made and edge.whole:
-                dim = graph.couplings.dims[edge.dim]
-                alone.discard((dim.value, dim.axis))
+        for edge in edges:  # one that has become smaller beside it would be repeated now
+            dim = dims[edge.dim]
+            size = graph.shapes[dim.value][dim.axis]
+            if not edge.whole or small[dim.value][dim.axis] != size:
+                made.discard(edge.factor)
+        standing = [dims[edge.dim] for edge in edges if edge.factor in made]
+        alone -= {(dim.value, dim.axis) for dim in standing}
     return not alone
 
 
@@ -218,7 +221,7 @@ def _moves_all(node: ir.Node, full: Mapping[str, Shape], small: Mapping[str, Sha
     )
 
 
-def inferred(message: onnx.ModelProto, strict: bool = True) -> dict[str, Shape] | None:
+def inferred(message: bytes | onnx.ModelProto, strict: bool = True) -> dict[str, Shape] | None:
     """The shapes of all values whose sizes ONNX can tell; ``None``: something does not fit."""
     try:
         proto = onnx.shape_inference.infer_shapes(message, strict_mode=strict, data_prop=True)
