@@ -20,6 +20,8 @@ def escape(name: str | bytes) -> str:
     if isinstance(name, bytes):
         name = name.decode(errors="backslashreplace")
     shown = name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 3] + "..."
+    if shown.isprintable():  # as nearly all are
+        return shown
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown
     )

@@ -205,6 +205,7 @@ def with_weights(graph: ChannelGraph, weights: "Weights") -> ChannelGraph:
     return graph_with_weights(graph, weights)
 
 
+@without_collector()
 def save(
     model: ir.Model,
     path: str | PathLike[str],

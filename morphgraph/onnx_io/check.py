@@ -186,9 +186,10 @@ def _check_graph(
             tensor_type = info.type.tensor_type
             if tensor_type.elem_type or (role == "input" and is_main):
                 _dtype(tensor_type.elem_type, where)
-            _check_text(*(dim.dim_param for dim in tensor_type.shape.dim))
+            dims = list(tensor_type.shape.dim)
+            _check_text(*[dim.dim_param for dim in dims])
             # PaddlePaddle writes -1 for a size that is open.
-            if any(dim.dim_value < -1 for dim in tensor_type.shape.dim):
+            if any(dim.dim_value < -1 for dim in dims):
                 raise ModelError(f"{where}: its shape has a negative size; export the model again")
 
 

@@ -56,6 +56,11 @@ def write_maps(model: ir.Model, graph: onnx.GraphProto) -> None:
             value.type.CopyFrom(types[value.name])
 
 
+def has_maps(model: ir.Model) -> bool:
+    """Whether any value of the model is one."""
+    return any(map(is_map, _values(model)))
+
+
 def is_map(value: ir.Value) -> bool:
     """Whether a file declares a value as a map, or a sequence of maps."""
     return _MAP_KEY in value.meta

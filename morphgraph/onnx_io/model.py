@@ -20,7 +20,7 @@ from morphgraph.onnx_io.keys import (
     UNSIZED_KEY,
 )
 from morphgraph.onnx_io.mapped import blocks
-from morphgraph.onnx_io.maps import write_maps
+from morphgraph.onnx_io.messages import structure
 from morphgraph.onnx_io.values import is_float, values_of
 
 
@@ -79,25 +79,8 @@ def checker_refusal(model: ir.Model) -> str | None:
 
     It gets the structure: weights are left out, so that large models cost no more than small ones.
     """
-    graph = model.graph
-    proto = onnx.ModelProto(
-        ir_version=model.ir_version,
-        opset_import=[
-            onnx.OperatorSetIdProto(domain=domain, version=version)
-            for domain, version in model.opset_imports.items()
-        ],
-        functions=map(ir.serde.serialize_function, model.functions.values()),
-    )
     try:
-        proto.graph.name = graph.name or "graph"
-        proto.graph.input.extend(map(ir.serde.serialize_value, graph.inputs))
-        proto.graph.output.extend(map(ir.serde.serialize_value, graph.outputs))
-        write_maps(model, proto.graph)
-        proto.graph.node.extend(map(ir.serde.serialize_node, graph))
-        for name, value in graph.initializers.items():
-            # Of size 0, so that no data is missing.
-            proto.graph.initializer.add(name=name, data_type=value.dtype or 0, dims=[0])
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(structure(model))
     except (onnx.checker.ValidationError, ir.serde.SerdeError, ValueError, TypeError) as error:
         return escape(root_cause(error).strip().splitlines()[0])
     return None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime
 
@@ -15,7 +14,7 @@ from morphgraph.arrays import Array, Arrays, Shape
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io.keys import DEFAULT_KEY, EXPECTED_KEY
 from morphgraph.onnx_io.mapped import is_stored
-from morphgraph.onnx_io.maps import write_maps
+from morphgraph.onnx_io.messages import lent_weights, message_without_weights, numbers_of
 from morphgraph.onnx_io.values import Expected, dtype_of, static_shape
 
 
@@ -29,6 +28,8 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # has no typ
         model: the model.
         options: are given the weights.
         shapes: as of :func:`message_without_weights`.
+        fed: floating-point weights are inputs, which every run is given. ONNX Runtime copies
+            initializers when a session is built; for one run that takes longer than the run.
         settings: as of ``onnxruntime.InferenceSession``.
     """
 
@@ -37,17 +38,22 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # has no typ
         model: ir.Model,
         options: onnxruntime.SessionOptions,
         shapes: Mapping[str, Shape] | None = None,
+        fed: bool = False,
         **settings: Any,
     ) -> None:
-        weights = _lent_weights(model)
-        self.lent = [
-            onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
-            for tensor in weights.values()
-        ]
-        if weights:
-            options.add_external_initializers(list(weights), self.lent)
-        message = message_without_weights(model, shapes).SerializeToString()
+        weights = lent_weights(model)
+        arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in weights.items()}
+        self.fed = {name: arrays[name] for name in numbers_of(weights)} if fed else {}
+        held = {name: array for name, array in arrays.items() if name not in self.fed}
+        self.lent = list(map(onnxruntime.OrtValue.ortvalue_from_numpy, held.values()))
+        if held:
+            options.add_external_initializers(list(held), self.lent)
+        message = message_without_weights(model, shapes, weights, self.fed)
         super().__init__(message, options, _PROVIDERS, **settings)
+
+    def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
+        """As of ``onnxruntime.InferenceSession``, with the weights that it is fed."""
+        return super().run(output_names, {**input_feed, **self.fed}, run_options)
 
 
 def session(
@@ -55,12 +61,14 @@ def session(
     threads: int = 0,
     optimize: bool = True,
     shapes: Mapping[str, Shape] | None = None,
+    fed: bool = False,
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU; ``threads`` 0 leaves the number to ONNX Runtime.
 
     One without ``optimize`` is for a run or two, and quick to build: arithmetic is not reordered,
     and neither are weights folded or packed before, for that costs more than it saves. It may be
-    built for inputs of other shapes than the model states.
+    built for inputs of other shapes than the model states, and to be ``fed`` its weights in each
+    run (:class:`Session`), unless these stand in large files.
 
     Raises:
         UnsupportedError: ONNX Runtime does not take the model; carries its words.
@@ -78,7 +86,7 @@ def session(
     try:
         tensors = [v.const_value for v in model.graph.initializers.values()]
         if sum(t.nbytes for t in tensors if t is not None and is_stored(t)) <= _READ_BYTES:
-            return Session(model, options, shapes, **settings)
+            return Session(model, options, shapes, fed, **settings)
         with tempfile.TemporaryDirectory() as folder:  # data is found only beside a file
             path = Path(folder) / "model.onnx"
             ir.save(model, path, external_data="model.onnx.data")
@@ -95,90 +103,6 @@ _PROVIDERS = ["CPUExecutionProvider"]
 
 _COPYING_OPTIMIZERS = ["ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion"]
 """What makes new weights of old ones: for a run or two that costs more than it saves."""
-
-_LEAST_LENT_BYTES = 512
-"""Smaller tensors stay in the message, where shape inference reads sizes and axes."""
-
-_LENT_TYPES = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.INT8}
-    | {ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64}
-)
-
-
-def _lent_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """The weights that a session may read where they stand, by name."""
-    inputs = {value.name for value in model.graph.inputs}
-    return {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None
-        and value.const_value.dtype in _LENT_TYPES
-        and value.const_value.nbytes >= _LEAST_LENT_BYTES
-        and name not in inputs
-    }
-
-
-def message_without_weights(
-    model: ir.Model, shapes: Mapping[str, Shape] | None = None
-) -> onnx.ModelProto:
-    """The model as a message whose large weights are said to be external data of no file.
-
-    Args:
-        model: the model.
-        shapes: those of all inputs, if not those that the model states. What it states of other
-            values is left out then, or would contradict them.
-    """
-    graph = model.graph
-    proto = onnx.ModelProto(
-        ir_version=model.ir_version,
-        opset_import=[
-            onnx.OperatorSetIdProto(domain=domain, version=version)
-            for domain, version in model.opset_imports.items()
-        ],
-        functions=map(ir.serde.serialize_function, model.functions.values()),
-    )
-    proto.graph.name = graph.name or "graph"
-    proto.graph.input.extend(map(ir.serde.serialize_value, graph.inputs))
-    proto.graph.output.extend(map(ir.serde.serialize_value, graph.outputs))
-    proto.graph.node.extend(map(ir.serde.serialize_node, graph))
-    lent = _lent_weights(model)
-    for name, value in graph.initializers.items():
-        tensor = value.const_value
-        if name in lent:
-            proto.graph.initializer.append(_of_no_file(name, lent[name]))
-        elif tensor is not None:
-            proto.graph.initializer.append(ir.serde.serialize_tensor(tensor))
-            proto.graph.initializer[-1].name = name
-    if shapes is None:
-        for node in graph:
-            known = [value for value in node.outputs if value.name and value.type is not None]
-            proto.graph.value_info.extend(map(ir.serde.serialize_value, known))
-    else:
-        _state_shapes(proto.graph, shapes)
-    write_maps(model, proto.graph)
-    return proto
-
-
-def _of_no_file(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
-    proto = onnx.TensorProto(
-        name=name,
-        data_type=tensor.dtype.value,
-        dims=tensor.shape.numpy(),
-        data_location=onnx.TensorProto.EXTERNAL,
-    )
-    proto.external_data.add(key="location", value="lent")
-    return proto
-
-
-def _state_shapes(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> None:
-    """Give inputs these shapes, and outputs none."""
-    for value in graph.input:
-        if value.name in shapes and value.type.HasField("tensor_type"):
-            dims = [onnx.TensorShapeProto.Dimension(dim_value=n) for n in shapes[value.name]]
-            value.type.tensor_type.shape.CopyFrom(onnx.TensorShapeProto(dim=dims))
-    for value in graph.output:
-        if value.type.HasField("tensor_type"):
-            value.type.tensor_type.ClearField("shape")
 
 
 def _refused(error: Exception) -> UnsupportedError:
@@ -212,7 +136,16 @@ def results(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Any]:
         UnsupportedError: ONNX Runtime does not take the model, or fails while it runs.
     """
     shapes = {name: np.shape(array) for name, array in feeds.items()}
-    running = session(model, optimize=False, shapes=shapes)
+    try:
+        return _once(model, feeds, shapes, fed=True)
+    except UnsupportedError:  # some kernels want constants
+        return _once(model, feeds, shapes, fed=False)
+
+
+def _once(
+    model: ir.Model, feeds: Mapping[str, Array], shapes: Mapping[str, Shape], fed: bool
+) -> dict[str, Any]:
+    running = session(model, optimize=False, shapes=shapes, fed=fed)
     names = [output.name for output in running.get_outputs()]
     try:
         found = running.run(names, dict(feeds))

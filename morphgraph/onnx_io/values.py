@@ -1,5 +1,6 @@
 """Reading values and nodes of a graph: their sizes and types, and what subgraphs read."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -39,21 +40,28 @@ def static_shape(value: ir.Value) -> Shape:
     analysed: Shape | None = value.meta.get(STATIC_SHAPE_KEY)
     if analysed is not None:
         return analysed
-    sizes = (None,) if value.shape is None else value.shape.dims
-    if not all(isinstance(size, int) for size in sizes):
+    sizes = known_shape(value)
+    if sizes is None:
         raise ModelError(
             f"value '{escape(value.name or '')}': its shape is not known; "
             "canonicalize the model, giving --input-shape where inputs are dynamic"
         )
-    return cast("Shape", tuple(sizes))
+    return sizes
 
 
 def known_shape(value: ir.Value | None) -> Shape | None:
     """The sizes of a value, if there is one and all of them are known."""
     if value is None or value.shape is None:
         return None
-    sizes = tuple(size for size in value.shape if isinstance(size, int))
-    return sizes if len(sizes) == len(value.shape) else None
+    return _sizes(value.shape.dims)
+
+
+def _sizes(dims: Sequence[object]) -> Shape | None:
+    """Sizes if all of them are numbers; asked thousands of times."""
+    for size in dims:
+        if not isinstance(size, int):
+            return None
+    return cast("Shape", tuple(dims))
 
 
 def is_unsized(value: ir.Value | None) -> bool:
@@ -107,6 +115,8 @@ def subgraphs(node: ir.Node) -> list[ir.Graph]:
 def captured_values(node: ir.Node) -> list[ir.Value]:
     """Values from around a node that its subgraphs read."""
     inner: list[ir.Graph] = subgraphs(node)
+    if not inner:
+        return []
     for graph in inner:  # grows while nested ones are found
         inner.extend(nested for child in graph for nested in subgraphs(child))
     read = (

@@ -123,14 +123,40 @@ def joined(light: bytes, held: Mapping[str, Buffer]) -> list[Buffer]:
     return [view[: graph.start], *_framed(_GRAPH, pieces), view[graph.end :]]
 
 
+def framed(number: int, content: bytes) -> bytes:
+    r"""A field of kind bytes.
+
+    >>> framed(2, b"abc")
+    b'\x12\x03abc'
+    """
+    return _varint(number << 3 | _BYTES) + _varint(len(content)) + content
+
+
+def number_field(number: int, value: int) -> bytes:
+    r"""A field of a whole number of up to 64 bits, negative ones in two's complement.
+
+    >>> number_field(1, 300)
+    b'\x08\xac\x02'
+    """
+    return _varint(number << 3) + _varint(value & _64_BITS)
+
+
+_64_BITS = 2**64 - 1
+
+
 def _framed(number: int, pieces: Sequence[Buffer]) -> list[Buffer]:
     """A field of kind bytes around these pieces."""
     length = sum(len(piece) for piece in pieces)
     return [_varint(number << 3 | _BYTES) + _varint(length), *pieces]
 
 
+_SHORT = [bytes([value]) for value in range(128)]
+
+
 def _varint(value: int) -> bytes:
     """A number in groups of seven bits, the lowest first; all bytes but the last have bit 8 set."""
+    if value < 128:
+        return _SHORT[value]
     groups = bytearray()
     while value > 127:
         groups.append(value & 127 | 128)

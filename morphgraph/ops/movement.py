@@ -322,6 +322,7 @@ class Expand(Op):
     """Repeats along axes of size 1; the repeated axis may take any size its readers agree on."""
 
     moves = True
+    target = 1
 
     @staticmethod
     def describe(n: OpNode) -> Description:

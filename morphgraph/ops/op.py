@@ -85,6 +85,7 @@ class Op:
             for what ONNX's reference implementation computes too slowly.
         sized_by_data: what the results' sizes are depends on the operands' numbers.
         reads_sizes: the results hold sizes of the operand, not what its numbers give.
+        target: the operand that holds the sizes of the result.
         bounded: no result has more numbers than the rank times the size of an operand.
         scale: the operand that alone scales every channel.
         offset: the operand that is added to what the scale has scaled, or before a function that
@@ -139,6 +140,7 @@ class Op:
     blocked: ClassVar[bool] = False
     sized_by_data: ClassVar[bool] = False
     reads_sizes: ClassVar[bool] = False
+    target: ClassVar[int | None] = None
     bounded: ClassVar[bool] = False
     scale: ClassVar[int | None] = None
     offset: ClassVar[int | None] = None

@@ -24,7 +24,7 @@ def regroup(old: Shape, new: Shape) -> Description:
     (4, 'reshape 4x6 -> 6x4 does not nest')
     """
     description = Description()
-    for in_axes, out_axes in _blocks(old, new):
+    for in_axes, out_axes in blocks(old, new):
         in_sizes = [old[a] for a in in_axes]
         out_sizes = [new[a] for a in out_axes]
         factors = _refine(in_sizes, out_sizes)
@@ -48,7 +48,7 @@ def regroup(old: Shape, new: Shape) -> Description:
     return description
 
 
-def _blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
+def blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
     """The axes (size 1 left out) of both sides between two boundaries that both sides share."""
     blocks: list[tuple[list[int], list[int]]] = []
     left = iter([axis for axis, size in enumerate(old) if size != 1])
@@ -92,6 +92,7 @@ def _lay(
 @op("Reshape")
 class Reshape(Op):
     moves = True
+    target = 1
 
     @staticmethod
     def describe(n: OpNode, *, allowzero: int = 0) -> Description:

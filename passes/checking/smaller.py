@@ -6,10 +6,13 @@ well as the full ones, and cost a fraction, if
 - every axis that holds channels keeps its size, so that all the same positions are compared;
 - every number of every kernel still meets a number of the map that it slides over. In the middle of
   a large map each does, on a map of one pixel a 3x3 kernel is its middle alone;
+- every statistic that leaves its terms in place (softmax, a norm) still has several of them: over
+  one alone it is a constant;
 - everything else still fits together: there is no table, target of a Reshape or position embedding
   that holds a height or width.
 
-Where any of these fails, there are no smaller inputs.
+Where any of these fails, there are no smaller inputs; ``shorter`` may find some yet, if it is the
+last.
 """
 
 import math
@@ -23,10 +26,11 @@ import onnx_ir as ir
 from morphgraph.arrays import Shape
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import static_shape
-from morphgraph.onnx_io.runtime import message_without_weights
+from morphgraph.onnx_io.messages import message_without_weights
 from morphgraph.ops import OpNode, facts_of
 from morphgraph.ops.linear import Window
 from morphgraph.passes.coupling.couple import input_independent_values
+from morphgraph.passes.coupling.roles import roles
 
 _SPACE = 2
 """The axis from which on a map has heights and widths: ``[batch, channels, *S]``."""
@@ -40,24 +44,29 @@ _WORTH_WHILE = 0.6
 
 def smaller_inputs(graph: ChannelGraph) -> dict[str, Shape] | None:
     """Shapes of inputs on which a comparison proves the same, by name; ``None``: there are none."""
-    inputs = [v for v in graph.model.graph.inputs if not v.is_initializer()]
-    full = {value.name or "": static_shape(value) for value in inputs}
-    pixels = sum(math.prod(shape) for shape in full.values())
-    weights = input_independent_values(graph.model)
-    windows = [s for node in graph.model.graph if (s := _sliding(graph, node, weights))]
-    for share in _shares(windows):
-        shapes = {
-            name: (*shape[:_SPACE], *(math.ceil(size * share - 1e-9) for size in shape[_SPACE:]))
-            for name, shape in full.items()
-        }
-        if sum(map(math.prod, shapes.values())) > _WORTH_WHILE * pixels:
+    windows = windows_of(graph)
+    for share in shares(windows):
+        shapes = inputs_of(graph, share)
+        if shapes is None:
             return None
-        if _proves_the_same(graph, windows, shapes):
+        if proves_the_same(graph, windows, inferred(message_without_weights(graph.model, shapes))):
             return shapes
     return None
 
 
-class _Sliding(NamedTuple):
+def inputs_of(graph: ChannelGraph, share: float) -> dict[str, Shape] | None:
+    """Inputs with this share of heights and widths; ``None``: it is not worth while."""
+    inputs = [v for v in graph.model.graph.inputs if not v.is_initializer()]
+    full = {value.name or "": static_shape(value) for value in inputs}
+    shapes = {
+        name: (*shape[:_SPACE], *(math.ceil(size * share - 1e-9) for size in shape[_SPACE:]))
+        for name, shape in full.items()
+    }
+    pixels = sum(math.prod(shape) for shape in full.values())
+    return shapes if sum(map(math.prod, shapes.values())) <= _WORTH_WHILE * pixels else None
+
+
+class Sliding(NamedTuple):
     """A node whose kernel slides, and sizes of the axes on which it does, before and after."""
 
     node: ir.Node
@@ -66,13 +75,19 @@ class _Sliding(NamedTuple):
     made: Shape
 
 
-def _sliding(graph: ChannelGraph, node: ir.Node, weights: frozenset[str]) -> _Sliding | None:
+def windows_of(graph: ChannelGraph) -> list[Sliding]:
+    """The nodes whose kernels slide over maps, in the model's order."""
+    weights = input_independent_values(graph.model)
+    return [s for node in graph.model.graph if (s := _sliding(graph, node, weights))]
+
+
+def _sliding(graph: ChannelGraph, node: ir.Node, weights: frozenset[str]) -> Sliding | None:
     linear = facts_of(node).linear
     window = facts_of(node).call(linear, node, OpNode(node, weights)) if linear else None
     if not isinstance(window, Window):
         return None
     given, made = _operand_and_result(node, window, graph.shapes)
-    return _Sliding(node, window, given, made)
+    return Sliding(node, window, given, made)
 
 
 def _operand_and_result(
@@ -83,7 +98,7 @@ def _operand_and_result(
     return given, made
 
 
-def _shares(windows: Sequence[_Sliding]) -> Iterator[float]:
+def shares(windows: Sequence[Sliding]) -> Iterator[float]:
     """Shares of heights and widths to try, the least first.
 
     The smallest map that a kernel slides over gets 1, 2, ... pixels, until there are enough for all
@@ -106,7 +121,7 @@ def _shares(windows: Sequence[_Sliding]) -> Iterator[float]:
             return
 
 
-def _meets_as_much(sliding: _Sliding, given: Shape, made: Shape) -> bool:
+def _meets_as_much(sliding: Sliding, given: Shape, made: Shape) -> bool:
     """Whether all numbers of a kernel that meet the map at full size do so at these sizes."""
     met = sliding.window.met
     return all(
@@ -121,43 +136,78 @@ def _meets_as_much(sliding: _Sliding, given: Shape, made: Shape) -> bool:
     )
 
 
-def _proves_the_same(
-    graph: ChannelGraph, windows: Sequence[_Sliding], inputs: Mapping[str, Shape]
+def proves_the_same(
+    graph: ChannelGraph, windows: Sequence[Sliding], found: Mapping[str, Shape] | None
 ) -> bool:
-    """Whether the three conditions hold on inputs of these shapes."""
-    inferred = _inferred(graph.model, inputs)
-    if inferred is None:
+    """Whether the conditions hold where values have these shapes, all others being as they were."""
+    if found is None:
         return False
-    small = {**graph.shapes, **inferred, **inputs}
+    small = {**graph.shapes, **found}
     results = {value.name for node in graph.model.graph for value in node.outputs if value.name}
-    if not results <= inferred.keys():
+    if not results <= found.keys():
         return False
     slides = {sliding.node: sliding for sliding in windows}
-    return all(
-        _keeps_channels(graph, name, full, small[name]) for name, full in graph.shapes.items()
-    ) and all(
-        _meets_as_much(slides[node], *_operand_and_result(node, slides[node].window, small))
-        if node in slides
-        else _is_even(node, graph.shapes, small) and _moves_all(node, graph.shapes, small)
-        for node in graph.model.graph
+    return (
+        all(keeps_channels(graph, name, full, small[name]) for name, full in graph.shapes.items())
+        and _has_terms(graph, small)
+        and all(
+            _meets_as_much(slides[node], *_operand_and_result(node, slides[node].window, small))
+            if node in slides
+            else _is_even(graph, k, small) and _moves_all(node, graph.shapes, small)
+            for k, node in enumerate(graph.model.graph)
+        )
     )
 
 
-def _keeps_channels(graph: ChannelGraph, name: str, full: Shape, small: Shape) -> bool:
+def keeps_channels(graph: ChannelGraph, name: str, full: Shape, small: Shape) -> bool:
     """Whether only axes without channels have become smaller, and none is empty now."""
-    return len(small) == len(full) and all(
-        after == before or (0 < after < before and not graph.groups_on(graph.dim(name, axis)))
-        for axis, (before, after) in enumerate(zip(full, small, strict=True))
+    return full == small or (
+        len(small) == len(full)
+        and all(
+            after == before or (0 < after < before and not graph.groups_on(graph.dim(name, axis)))
+            for axis, (before, after) in enumerate(zip(full, small, strict=True))
+        )
     )
 
 
-def _is_even(node: ir.Node, full: Mapping[str, Shape], small: Mapping[str, Shape]) -> bool:
-    """Whether no kernel slides here unknown to the program: a computed, or a deformed one."""
-    names = [value.name or "" for value in node.inputs if value is not None]
-    kept = {name for name in names if small.get(name) == full.get(name)}
-    return len(kept) == len(names) or not any(
-        size > 1 for name in kept for size in full.get(name, ())[_SPACE:]
-    )
+def _has_terms(graph: ChannelGraph, small: Mapping[str, Shape]) -> bool:
+    """Whether no statistic that leaves its terms in place has but one where it had more."""
+    couplings = graph.couplings
+    keeps = roles(couplings).keeps
+    for edge in couplings.edges:
+        if keeps[edge.factor] and couplings.sizes[edge.factor] > 1:
+            dim = couplings.dims[edge.dim]
+            if small[dim.value][dim.axis] == 1 < couplings.sizes[edge.dim]:
+                return False
+    return True
+
+
+def _is_even(graph: ChannelGraph, op_index: int, small: Mapping[str, Shape]) -> bool:
+    """Whether no kernel slides here unknown to the program: a computed, or a deformed one.
+
+    An axis that stands in the result as it is slides over nothing.
+    """
+    names = [value.name or "" for value in graph.ops[op_index].ir.inputs if value is not None]
+    kept = {name for name in names if small.get(name) == graph.shapes.get(name)}
+    if len(kept) == len(names):
+        return True
+    alone = {
+        (name, axis)
+        for name in kept
+        for axis, size in enumerate(graph.shapes.get(name, ()))
+        if size > 1 and axis >= _SPACE
+    }
+    if alone:
+        edges, dims = graph.edges_of(op_index), graph.couplings.dims
+        made = {edge.factor for edge in edges if edge.port < 0}
+        for edge in edges:  # one that has become smaller beside it would be repeated now
+            dim = dims[edge.dim]
+            size = graph.shapes[dim.value][dim.axis]
+            if not edge.whole or small[dim.value][dim.axis] != size:
+                made.discard(edge.factor)
+        standing = [dims[edge.dim] for edge in edges if edge.factor in made]
+        alone -= {(dim.value, dim.axis) for dim in standing}
+    return not alone
 
 
 def _moves_all(node: ir.Node, full: Mapping[str, Shape], small: Mapping[str, Shape]) -> bool:
@@ -171,17 +221,15 @@ def _moves_all(node: ir.Node, full: Mapping[str, Shape], small: Mapping[str, Sha
     )
 
 
-def _inferred(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shape] | None:
+def inferred(message: bytes | onnx.ModelProto, strict: bool = True) -> dict[str, Shape] | None:
     """The shapes of all values whose sizes ONNX can tell; ``None``: something does not fit."""
     try:
-        proto = onnx.shape_inference.infer_shapes(
-            message_without_weights(model, inputs), strict_mode=True, data_prop=True
-        )
+        proto = onnx.shape_inference.infer_shapes(message, strict_mode=strict, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
         return None
     shapes = {
         value.name: value.type.tensor_type.shape.dim
-        for value in (*proto.graph.value_info, *proto.graph.output)
+        for value in (*proto.graph.value_info, *proto.graph.output, *proto.graph.input)
         if value.type.tensor_type.HasField("shape")
     }
     return {

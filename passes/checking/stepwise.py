@@ -141,7 +141,10 @@ class Stepwise:
         )
 
     def _common(self) -> list[str]:
-        """Results in the resized model that the original has as well, and where nothing is new."""
+        """Results in the resized model that the original has as well, and where nothing is new.
+
+        What is computed of weights alone is judged by what their readers make of it.
+        """
         outputs = [value.name for value in self.small.graph.outputs]
         inside = {
             value.name: value
@@ -155,12 +158,15 @@ class Stepwise:
             for v in node.outputs
             if isinstance(v.type, ir.TensorType)
         }
-        shapes, of_sizes = self.selection.graph.shapes, self._of_sizes()
+        graph = self.selection.graph
+        shapes, of_sizes = graph.shapes, self._of_sizes()
+        of_weights = graph.couplings.input_independent
         return [
             name
             for name, value in inside.items()
             if name in shapes
             and name not in of_sizes
+            and (name not in of_weights or name in outputs)
             and in_masked.get(name) in _COMPARED
             and value.dtype in (None, in_masked[name])
             and not any(len(self.selection.fresh(name, k)) for k in range(len(shapes[name])))

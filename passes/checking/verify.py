@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, Arrays, IntArray
+from morphgraph.arrays import Array, Arrays, IntArray, Shape
 from morphgraph.errors import ModelError, UnsupportedError, VerificationError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import DEFAULT_KEY, checker_refusal, escape
@@ -20,6 +21,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.canonical.caches import caches
 from morphgraph.passes.checking.compare import OutputError, as_arrays, compare, kept
 from morphgraph.passes.checking.decoding import decodings
+from morphgraph.passes.checking.shorter import Shorter, shorter
 from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.passes.checking.smaller import smaller_inputs
 from morphgraph.passes.checking.stepwise import Runner, Stepwise, ValuesReport, listing
@@ -233,14 +235,30 @@ class _Check:
 
         if self.runner is not run_in_ort or self.absorbed or not self._values_are_many():
             return None
-        shapes = smaller_inputs(self.graph)
+        shapes: Mapping[str, Shape] | None = smaller_inputs(self.graph)
+        check: _Check | None = self
         if shapes is None:
-            return None
+            plan = shorter(self.graph)
+            if plan is None:
+                return None
+            shapes, check = plan.inputs, self._shortened(plan)
         try:
-            report = self.on(random_inputs(self.original, seed, shapes=shapes))
+            report = check.on(random_inputs(self.original, seed, shapes=shapes)) if check else None
         except (UnsupportedError, VerificationError):
             return None  # something holds a size
-        return report if report.ok and not report.untold else None
+        return report if report is not None and report.ok and not report.untold else None
+
+    def _shortened(self, plan: Shorter) -> "_Check | None":
+        """The check of the same networks with fewer positions, where all three allow that."""
+        if not plan.agrees(self.original, self.small, self.selection):
+            return None
+        check = copy(self)
+        networks = [plan.of(model) for model in (self.original, self.masked, self.small)]
+        original, masked, small = networks
+        if original is None or masked is None or small is None:
+            return None
+        check.original, check.masked, check.small = original, masked, small
+        return check
 
     def on(self, inputs: Mapping[str, Array]) -> VerifyReport:
         """Compare on some inputs: the outputs, and value by value where that is quick or needed."""

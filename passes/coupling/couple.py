@@ -170,23 +170,29 @@ class _Coupler:
         node = op_node.ir
         vertices = {name: len(self.sizes) + k for k, name in enumerate(description.factors)}
         covered: set[int] = set()
+        first: dict[int, int] = {}
+        sizes, edges = self.sizes, self.edges
         for name, factor in description.factors.items():
             vertex = vertices[name]
             self.factors.append(OpFactor(op_node.name, name))
-            self.sizes.append(factor.size)
+            sizes.append(factor.size)
             if name in description.rows and not self.pin_rows:
                 self.rows.add(vertex)
             elif factor.pinned is not None:
                 self.pins[vertex] = factor.pinned
-            for place in factor.places:
-                dim = self.first_dim[_value_at(node, place.port).name or ""] + place.axis
+            for port, axis, index_map in factor.places:
+                if port not in first:
+                    first[port] = self.first_dim[_value_at(node, port).name or ""]
+                dim = first[port] + axis
                 covered.add(dim)
-                whole = place.map.starts and factor.size == self.sizes[dim]
-                self.edges.append(Edge(vertex, dim, place.map, place.port, op_index, whole))
+                whole = index_map.starts and factor.size == sizes[dim]
+                edges.append(Edge(vertex, dim, index_map, port, op_index, whole))
         if description.prefer:
             self.preferences[op_index] = description.prefer
-        self.least.update({vertices[name]: least for name, least in description.least.items()})
-        self.multiples.update({vertices[name]: n for name, n in description.multiples.items()})
+        for name, least in description.least.items():
+            self.least[vertices[name]] = least
+        for name, number in description.multiples.items():
+            self.multiples[vertices[name]] = number
         if description.numbers:
             self.numbered[op_index] = {k: vertices[name] for k, name in description.numbers.items()}
         if description.indexed:

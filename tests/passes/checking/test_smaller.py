@@ -77,6 +77,14 @@ COMPUTED = """net (float[1,3,32,32] x, float[6,3,3,3] w0, float[5,6,3,3] w1)
     y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(b, w1)
 }"""
 
+# Over one position a norm gives zero, whatever it is given.
+NORMED = """net (float[1,3,32,32] x, float[6,3,4,4] w0, float[6] g, float[6] b, float[5,6,1,1] w1)
+    => (float[1,5,8,8] y) {
+    a = Conv<kernel_shape=[4,4], strides=[4,4]>(x, w0)
+    n = InstanceNormalization(a, g, b)
+    y = Conv<kernel_shape=[1,1]>(n, w1)
+}"""
+
 
 @pytest.mark.parametrize(
     ("text", "sizes"), [(RESIDUAL, (48, 48)), (UPWARDS, (6,)), (GATED, (4, 6))]
@@ -103,3 +111,7 @@ def test_wrong_slices_are_found_on_smaller_inputs(
 @pytest.mark.parametrize("text", [FLATTENED, RESHAPED, POSITIONED, COMPUTED])
 def test_where_something_holds_a_size_there_are_none(text: str) -> None:
     assert smaller_inputs(mg.lift(model_from_text(text))) is None
+
+
+def test_a_norm_still_has_several_terms() -> None:
+    assert smaller_inputs(mg.lift(model_from_text(NORMED))) == {"x": (1, 3, 8, 8)}

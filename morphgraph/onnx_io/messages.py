@@ -1,0 +1,185 @@
+"""A model as a message whose large weights stand elsewhere, as runs and inference take it.
+
+Thousands of nodes are written for every check, several times. So what is common is written field by
+field, in protobuf's wire format (:mod:`morphgraph.onnx_io.wire`); whatever is rare, such as
+subgraphs, by ``onnx_ir``. Notes of nodes are left out, since nobody reads them there.
+"""
+
+import struct
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from morphgraph.arrays import Shape
+from morphgraph.onnx_io.maps import has_maps, write_maps
+from morphgraph.onnx_io.wire import framed, number_field
+
+_LEAST_LENT_BYTES = 512
+"""Smaller tensors stay in the message, where shape inference reads sizes and axes."""
+
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
+_LENT_TYPES = _FLOATS | {
+    *(ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64)
+}
+
+Tensors = Mapping[str, ir.TensorProtocol]
+
+
+def lent_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The weights that a session may read where they stand, by name."""
+    inputs = {value.name for value in model.graph.inputs}
+    return {
+        name: tensor
+        for name, value in model.graph.initializers.items()
+        if (tensor := value.const_value) is not None
+        and tensor.dtype in _LENT_TYPES
+        and tensor.nbytes >= _LEAST_LENT_BYTES
+        and name not in inputs
+    }
+
+
+def numbers_of(weights: Tensors) -> dict[str, ir.TensorProtocol]:
+    """Those of them that are floating-point numbers."""
+    return {name: tensor for name, tensor in weights.items() if tensor.dtype in _FLOATS}
+
+
+def message_without_weights(
+    model: ir.Model,
+    shapes: Mapping[str, Shape] | None = None,
+    lent: Tensors | None = None,
+    given: Collection[str] = (),
+) -> bytes:
+    """The model as a message whose large weights are said to be external data of no file.
+
+    Args:
+        model: the model.
+        shapes: those of all inputs, if not those that the model states. What it states of other
+            values is left out then, or would contradict them.
+        lent: the large weights, if they are known (:func:`lent_weights`).
+        given: of these the ones that are further inputs instead.
+    """
+    graph = model.graph
+    lent = lent_weights(model) if lent is None else lent
+    pieces = [framed(1, _node(node)) for node in graph]
+    pieces.append(framed(2, (graph.name or "graph").encode()))
+    for name, value in graph.initializers.items():
+        if name in lent and name not in given:
+            pieces.append(framed(5, _of_no_file(name, lent[name])))
+        elif name not in lent and value.const_value is not None:
+            tensor = ir.serde.serialize_tensor(value.const_value)
+            tensor.name = name
+            pieces.append(framed(5, tensor.SerializeToString()))
+    pieces += [framed(11, _input(value, shapes or {})) for value in graph.inputs]
+    pieces += [framed(11, _of_tensor(name, lent[name])) for name in given]
+    pieces += [framed(12, _stated(value, shapes is None)) for value in graph.outputs]
+    if shapes is None:
+        for node in graph:
+            known = [value for value in node.outputs if value.name and value.type is not None]
+            pieces += [framed(13, _stated(value)) for value in known]
+    return _mapped(model, b"".join([*_header(model), framed(7, b"".join(pieces))]))
+
+
+def structure(model: ir.Model) -> bytes:
+    """The model as a message for ``onnx.checker``: weights have the size 0, as without data."""
+    graph = model.graph
+    pieces = [framed(1, _node(node)) for node in graph]
+    pieces.append(framed(2, (graph.name or "graph").encode()))
+    for name, value in graph.initializers.items():
+        kind = number_field(2, value.dtype or 0)
+        pieces.append(framed(5, number_field(1, 0) + kind + framed(8, name.encode())))
+    pieces += [framed(11, _stated(value)) for value in graph.inputs]
+    pieces += [framed(12, _stated(value)) for value in graph.outputs]
+    return _mapped(model, b"".join([*_header(model), framed(7, b"".join(pieces))]))
+
+
+def _header(model: ir.Model) -> Iterable[bytes]:
+    yield number_field(1, model.ir_version)
+    for domain, version in model.opset_imports.items():
+        yield framed(8, framed(1, domain.encode()) + number_field(2, version))
+    for function in model.functions.values():
+        yield framed(25, ir.serde.serialize_function(function).SerializeToString())
+
+
+def _mapped(model: ir.Model, message: bytes) -> bytes:
+    """The message with the types of maps, which ``onnx_ir`` does not know."""
+    if not has_maps(model):
+        return message
+    proto = onnx.ModelProto.FromString(message)
+    write_maps(model, proto.graph)
+    return bytes(proto.SerializeToString())
+
+
+def _node(node: ir.Node) -> bytes:
+    pieces = [framed(1, b"" if v is None else (v.name or "").encode()) for v in node.inputs]
+    results = [(value.name or "").encode() for value in node.outputs]
+    while results and not results[-1]:
+        results.pop()
+    pieces += [framed(2, name) for name in results]
+    if node.name:
+        pieces.append(framed(3, node.name.encode()))
+    pieces.append(framed(4, node.op_type.encode()))
+    pieces += [framed(5, _attribute(attribute)) for attribute in node.attributes.values()]
+    if node.domain:
+        pieces.append(framed(7, node.domain.encode()))
+    if node.overload:
+        pieces.append(framed(8, node.overload.encode()))
+    return b"".join(pieces)
+
+
+def _attribute(attribute: ir.Attr) -> bytes:
+    kind = ir.AttributeType
+    if attribute.is_ref():
+        return bytes(ir.serde.serialize_reference_attribute(attribute).SerializeToString())
+    match attribute.type:
+        case kind.INT:
+            value = number_field(3, int(attribute.value))
+        case kind.FLOAT:
+            value = _FLOAT_TAG + struct.pack("<f", attribute.value)
+        case kind.STRING:
+            value = framed(4, attribute.value.encode())
+        case kind.INTS:
+            value = b"".join([number_field(8, int(number)) for number in attribute.value])
+        case _:
+            return bytes(ir.serde.serialize_attribute(attribute).SerializeToString())
+    number = number_field(20, attribute.type.value)
+    return framed(1, attribute.name.encode()) + value + number
+
+
+_FLOAT_TAG = bytes([2 << 3 | 5])
+"""Before ``AttributeProto.f``, which takes 32 bits."""
+
+
+def _of_no_file(name: str, tensor: ir.TensorProtocol) -> bytes:
+    dims = [number_field(1, size) for size in tensor.shape.numpy()]
+    kind = number_field(2, tensor.dtype.value)
+    return b"".join([*dims, kind, framed(8, name.encode()), _NO_FILE])
+
+
+_NO_FILE = framed(13, framed(1, b"location") + framed(2, b"lent")) + number_field(14, 1)
+"""``TensorProto.external_data`` and ``.data_location``."""
+
+
+def _of_tensor(name: str, tensor: ir.TensorProtocol) -> bytes:
+    return _tensor_value(name, tensor.dtype, tensor.shape.numpy())
+
+
+def _input(value: ir.Value, shapes: Mapping[str, Shape]) -> bytes:
+    shape = shapes.get(value.name or "")
+    if shape is None or not isinstance(value.type, ir.TensorType):
+        return _stated(value)
+    return _tensor_value(value.name or "", value.type.dtype, shape)
+
+
+def _stated(value: ir.Value, with_shape: bool = True) -> bytes:
+    """What the model states of a value, with or without its shape."""
+    if not with_shape and isinstance(value.type, ir.TensorType):
+        return _tensor_value(value.name or "", value.type.dtype, None)
+    return bytes(ir.serde.serialize_value(value).SerializeToString())
+
+
+def _tensor_value(name: str, dtype: ir.DataType, shape: Sequence[int] | None) -> bytes:
+    tensor = number_field(1, dtype.value)
+    if shape is not None:
+        tensor += framed(2, b"".join([framed(1, number_field(1, size)) for size in shape]))
+    return framed(1, name.encode()) + framed(2, framed(1, tensor))
