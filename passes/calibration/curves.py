@@ -20,7 +20,9 @@ from morphgraph.edit import Editor
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.score import score
+from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
+from morphgraph.passes.calibration.logits import turns
 from morphgraph.passes.calibration.outputs import output_error, run_all
 from morphgraph.passes.calibration.readers import readers
 from morphgraph.passes.calibration.segments import Piece, live_values
@@ -87,7 +89,10 @@ def changed_kernels(calibration: Calibration, index: int, width: int) -> Changed
         return {}
     found: Changed = {}
     names = calibration.groups[index].blocks
-    for name, scaled in zip(names, removal.matrices[width], strict=True):
+    if calibration.groups[index].products:
+        found |= _turned_kernels(calibration, index, width)
+    # Behind those of the readers stand the products', whose operands change instead.
+    for name, scaled in zip(names, removal.matrices[width], strict=False):
         reader, units = calibration.readers[name], np.abs(calibration.following[name].scale)
         shape = reader.matrix_shape
         before = reader.matrix().reshape(*shape[:2], -1)
@@ -97,6 +102,17 @@ def changed_kernels(calibration: Calibration, index: int, width: int) -> Changed
         shift = np.einsum("goi,gi->go", before - after, calibration.means[name])
         found[name] = after.reshape(shape), shift
     return found
+
+
+def _turned_kernels(calibration: Calibration, index: int, width: int) -> Changed:
+    """The kernels that make queries and keys, in the bases that change their products least."""
+    graph, readers = calibration.graph, calibration.readers
+    keep = np.sort(order_of(calibration, index)[graph.groups[index].width - width :])
+    found = turns(calibration.compared, readers, AxisSelection(graph, {index: keep}))
+    return {
+        name: turn.kernel(readers[name], calibration.following[name])
+        for name, turn in found.items()
+    }
 
 
 Run = Callable[[Changed], Iterator[Arrays]]

@@ -19,6 +19,7 @@ from morphgraph.errors import ModelError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.passes.calibration.batches import Batches
+from morphgraph.passes.calibration.logits import Compared, Logits, seen_in_product
 from morphgraph.passes.calibration.moments import MOST_BYTES, Moments, Statistics
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.removal import (
@@ -49,11 +50,14 @@ class GroupReaders:
             ``[channels, inputs per channel]``.
         complete: whether all that sums over the group's channels are among them, and nothing
             normalizes over them: then other kernels in the readers are the same as other widths.
+        products: by the name of each product of activations that can be made up for the elements
+            of every channel, ``[channels, elements per channel]``.
     """
 
     group: Group
     blocks: Mapping[str, IntArray]
     complete: bool
+    products: Mapping[str, IntArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,7 @@ class Calibration:
         contributed: by group index, by kind, what each channel contributes to its readers.
         chosen: by index of a group of which the network chooses a few channels how often it chose
             each (:mod:`morphgraph.passes.calibration.choices`).
+        compared: products of queries and keys.
     """
 
     graph: ChannelGraph
@@ -80,6 +85,7 @@ class Calibration:
     groups: Mapping[int, GroupReaders] = field(default_factory=dict)
     contributed: dict[int, dict[str, FloatArray]] = field(default_factory=dict)
     chosen: dict[int, FloatArray] = field(default_factory=dict)
+    compared: Compared = field(default_factory=Compared)
 
     def contributions(self, kind: str) -> FloatArray:
         """What each channel contributes to its readers, ``[channels]``.
@@ -94,8 +100,11 @@ class Calibration:
         return scores
 
 
-def group_readers(graph: ChannelGraph, found: Mapping[str, Reader]) -> dict[int, GroupReaders]:
+def group_readers(
+    graph: ChannelGraph, found: Mapping[str, Reader], compared: Sequence[Logits] = ()
+) -> dict[int, GroupReaders]:
     """The readers of every group that a plan may change, by group index."""
+    products = _of_products(graph, compared)
     role, couplings = roles(graph.couplings), graph.couplings
     blocks: dict[int, dict[str, IntArray]] = {}
     other: set[int] = set()
@@ -116,10 +125,27 @@ def group_readers(graph: ChannelGraph, found: Mapping[str, Reader]) -> dict[int,
             else:
                 blocks.setdefault(index, {})[reader.name] = inputs
     return {
-        index: GroupReaders(graph.groups[index], named, index not in other)
-        for index, named in sorted(blocks.items())
+        index: GroupReaders(
+            graph.groups[index],
+            blocks.get(index, {}),
+            index not in other,
+            products.get(index, {}),
+        )
+        for index in sorted({*blocks, *products})
         if graph.groups[index].can_change
     }
+
+
+def _of_products(graph: ChannelGraph, compared: Sequence[Logits]) -> dict[int, dict[str, IntArray]]:
+    """By group index, by product the elements of every channel."""
+    found: dict[int, dict[str, IntArray]] = {}
+    for each in compared:
+        standing = graph.channels_of(each.summed)
+        for index in graph.groups_on(each.summed):
+            elements = _standing(standing, graph.groups[index])
+            if elements is not None:
+                found.setdefault(index, {})[each.name] = elements
+    return found
 
 
 def _inputs(
@@ -133,8 +159,13 @@ def _inputs(
     standing = graph.channels_of(vertex).reshape(-1, inputs)
     if len(standing) != maps or (standing != standing[:1]).any():
         return None
-    places = np.argsort(standing[0], kind="stable")
-    sorted_channels = standing[0][places]
+    return _standing(standing[0], group)
+
+
+def _standing(channels: IntArray, group: Group) -> IntArray | None:
+    """Where every channel of a group stands, ``[channels, places]``; ``None``: they differ."""
+    places = np.argsort(channels, kind="stable")
+    sorted_channels = channels[places]
     first = np.searchsorted(sorted_channels, group.channels)
     count = np.searchsorted(sorted_channels, group.channels, side="right") - first
     if len(count) == 0 or (count != count[0]).any() or not count[0]:
@@ -152,6 +183,7 @@ def calibrate(
     threads: int = 0,
     progress: Progress = no_progress,
     processes: Processes = ALONE,
+    compared: Compared | None = None,
 ) -> Calibration:
     """Run the original over the calibration inputs, and see in what order channels may go.
 
@@ -164,11 +196,17 @@ def calibrate(
         threads: of ONNX Runtime.
         progress: told of every reader.
         processes: that share the batches; these are of one of them.
+        compared: products of queries and keys, with what the calibration inputs make of them.
     """
+    compared = compared or Compared()
     found = readers(graph.model, graph.couplings.input_independent)
     behind = {name: following(reader) for name, reader in found.items()}
-    groups = {k: v for k, v in group_readers(graph, found).items() if wanted(v.group)}
-    result = Calibration(graph, found, behind, groups=groups)
+    all_groups = group_readers(graph, found, compared.products)
+    groups = {k: v for k, v in all_groups.items() if wanted(v.group)}
+    result = Calibration(graph, found, behind, groups=groups, compared=compared)
+    for k, each in groups.items():
+        if not each.blocks:
+            result.removals[k] = remove_in_order(_products_of(each, compared), [*stops(each.group)])
     waiting = {index: dict[str, Seen]() for index in groups}
     of_reader: dict[str, list[int]] = {}
     for index, each in groups.items():
@@ -230,8 +268,18 @@ def calibrate(
             if len(waiting[k]) == len(groups[k].blocks):
                 ready = waiting.pop(k)
                 ordered = [ready[each] for each in groups[k].blocks]
+                ordered += _products_of(groups[k], compared)
                 result.removals[k] = remove_in_order(ordered, [*stops(groups[k].group)])
     return result
+
+
+def _products_of(group: GroupReaders, compared: Compared) -> list[Seen]:
+    """What a group's channels are to products of queries and keys."""
+    known = {each.name: each for each in compared.products}
+    return [
+        seen_in_product(known[name], compared.moments[name], elements)
+        for name, elements in group.products.items()
+    ]
 
 
 def _contribute(
