@@ -21,8 +21,8 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.score import score
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.calibration.bases import turns
 from morphgraph.passes.calibration.batches import Batches
-from morphgraph.passes.calibration.logits import turns
 from morphgraph.passes.calibration.outputs import output_error, run_all
 from morphgraph.passes.calibration.readers import readers
 from morphgraph.passes.calibration.segments import Piece, live_values

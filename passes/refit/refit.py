@@ -25,8 +25,9 @@ from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.mapped import take
 from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
-from morphgraph.passes.calibration.logits import Compared, Turn, turns
+from morphgraph.passes.calibration.logits import Compared
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Piece, live_values
 from morphgraph.passes.calibration.statistics import Chooser
