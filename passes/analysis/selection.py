@@ -27,11 +27,14 @@ class AxisSelection:
         atom_alive = alive[graph.atom_channel]
         dead = np.flatnonzero(~atom_alive)
         owners = np.searchsorted(graph.class_start, dead, side="right") - 1
+        starts = graph.class_start
         self._changed = {
-            int(axis_class): np.flatnonzero(
-                atom_alive[graph.class_start[axis_class] : graph.class_start[axis_class + 1]]
+            axis_class: np.flatnonzero(
+                np.logical_and.reduce(
+                    [atom_alive[starts[k] : starts[k + 1]] for k in graph.views(axis_class)]
+                )
             )
-            for axis_class in np.unique(owners)
+            for axis_class in np.unique(graph.base[owners]).tolist()
         }
         self._fresh: dict[int, IntArray] = {}
         for index, count in (added or {}).items():

@@ -89,7 +89,10 @@ def _inputs(
     if axis != reader.linear.input_axis(rank):
         return None
     maps, _, inputs, _ = reader.matrix_shape
-    standing = graph.channels_of(vertex).reshape(-1, inputs)
+    views = [v for v in graph.channels_by_view(vertex) if np.isin(group.channels, v).any()]
+    if len(views) != 1:
+        return None
+    standing = views[0].reshape(-1, inputs)
     if len(standing) != maps or (standing != standing[:1]).any():
         return None
     return _standing(standing[0], group)
