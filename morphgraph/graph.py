@@ -53,7 +53,7 @@ class LiftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     """How a model was lifted: which groups it has, and of what width, depends on it.
 
     ``attention`` says whether attentions shrink by whole heads, by query heads within the groups
-    that share keys and values, or by every head's size,
+    that share keys and values, by every head's size, or by all of these,
     ``pin_outputs`` whether graph outputs keep their size, ``pin_rows`` whether tables keep the rows
     that are named by number at run time (the tokens of an embedding), and ``input_shapes`` the
     sizes of inputs that the file leaves open.

@@ -30,6 +30,7 @@ coupling: the canonical model -> the channel graph
     group               classes, pins, carriers, and the channels that they leave
         factorize_axes  axes that several factors share, refined until all operators agree
         carriers        which factor of a product axis may change, and what keeps its size
+        views           product axes of which several factors may change, each in a view
         roles           what every factor does at its operator: makes, sums, normalizes, ties
     fixed_readers       bins that constants count, held unless somebody asks for them
     frozen              what frozen kernels make, held in the same way

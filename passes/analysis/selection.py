@@ -37,10 +37,15 @@ class AxisSelection:
             for axis_class in np.unique(graph.base[owners]).tolist()
         }
         self._fresh: dict[int, IntArray] = {}
+        self._seen_twice: set[int] = set()
         for index, count in (added or {}).items():
             group = graph.groups[index]
             template = group.channels[keep[index][-1] if index in keep else -1]
             column = graph.per_channel.tocsc()[:, [index]].indices
+            # Copies of one view's channels would need channels of the others.
+            if any(len(graph.views(base)) > 1 for base in graph.base[column].tolist()):
+                self._seen_twice.add(index)
+                continue
             for axis_class in column:
                 self._grow(int(axis_class), int(template), count)
 
@@ -69,11 +74,12 @@ class AxisSelection:
 
         The positions of a product axis must be what its factors' elements make, in order, and those
         of a segment must lie side by side. Behind every run of a channel's positions its copies
-        keep that, unless the channel spans several rounds of a product (4 groups that feed 6).
+        keep that, unless the channel spans several rounds of a product (4 groups that feed 6). Nor
+        do groups grow on axes of which several factors change (heads and their size).
         """
         if not groups:
             return set()
-        misread: set[int] = set()
+        misread = set(self._seen_twice)
         for dim, edges in self._grown_axes():
             if not self._fits(dim, edges):
                 for vertex in (dim, *(edge.factor for edge in edges)):

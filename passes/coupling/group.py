@@ -24,7 +24,7 @@ from morphgraph.passes.coupling.carriers import choose_carriers
 from morphgraph.passes.coupling.couple import MAX_POSITIONS, too_large
 from morphgraph.passes.coupling.factorize_axes import FactorizedAxes, components, factorize_axes
 from morphgraph.passes.coupling.roles import roles
-from morphgraph.passes.coupling.views import View, Views, merge
+from morphgraph.passes.coupling.views import STAYS, View, Views, merge
 
 # Positions of all classes together; every one takes some 40 bytes while channels are found.
 
@@ -91,6 +91,8 @@ class _Solver:
             span = order[bounds[channel] : bounds[channel + 1]]
             standing = touched_class[span]
             touched = self.base[standing]
+            if pinned_by[channel] == STAYS:
+                continue
             pin = self.reasons.get(int(pinned_by[channel]))
             stands_on = tuple(
                 (dims_of_class[axis_class], int(per))
@@ -126,7 +128,7 @@ class _Solver:
             shape=(len(self.class_size), len(groups)),
         )
         widths = np.array([group.width for group in groups], dtype=np.float64)
-        units = self._units(matrix)
+        units = self._units(matrix, widths.astype(np.int64))
         matrix = sparse.csr_array(
             (matrix.data / np.repeat(units, np.diff(matrix.indptr)), matrix.indices, matrix.indptr),
             shape=matrix.shape,
@@ -145,7 +147,7 @@ class _Solver:
             units=units,
         )
 
-    def _units(self, matrix: sparse.csr_array) -> IntArray:
+    def _units(self, matrix: sparse.csr_array, widths: IntArray) -> IntArray:
         """What sizes of classes are counted in: where there are several views, their rows' divisor.
 
         So their product is that of numbers of heads and of elements, and exact.
@@ -153,8 +155,10 @@ class _Solver:
         units = np.ones(len(self.base), dtype=np.int64)
         further = np.flatnonzero(self.base != np.arange(len(self.base)))
         for view in {*further.tolist(), *self.base[further].tolist()}:
-            row = matrix.data[matrix.indptr[view] : matrix.indptr[view + 1]]
-            units[view] = np.gcd.reduce(row.astype(np.int64))
+            span = slice(matrix.indptr[view], matrix.indptr[view + 1])
+            taken = matrix.data[span].astype(np.int64)
+            left = int(self.class_size[view] - taken @ widths[matrix.indices[span]])
+            units[view] = np.gcd.reduce([*taken.tolist(), left])
         return units
 
     def _of_weight(self, stands_on: Sequence[tuple[Sequence[Dim], int]]) -> str:

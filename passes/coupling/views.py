@@ -16,6 +16,9 @@ import numpy as np
 from morphgraph.arrays import Flags, IntArray
 from morphgraph.graph import Pin
 
+STAYS = -2
+"""Pins the one channel of all positions that a further view leaves alone; no group has it."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -23,7 +26,7 @@ class View:
 
     Attributes:
         atom_channel: channel of every atom.
-        pinned_by: per channel a class that pins it; -1: none.
+        pinned_by: per channel a class that pins it; -1: none, :data:`STAYS`.
         reasons: why classes keep their size.
     """
 
@@ -65,7 +68,9 @@ class _Merging:
         self.channels = [
             view.atom_channel + first for view, first in zip(views, offsets, strict=False)
         ]
-        self.free: Flags = np.concatenate([view.pinned_by for view in views]) < 0
+        self.pinned_by = np.append(np.concatenate([view.pinned_by for view in views]), STAYS)
+        self.stays = len(self.pinned_by) - 1
+        self.free: Flags = self.pinned_by < 0
         self.layers = [[self._of(0, k)] for k in range(len(sizes))]
 
     def _of(self, view: int, axis_class: int) -> IntArray:
@@ -81,7 +86,7 @@ class _Merging:
         more = [layer for layers in self.layers for layer in layers[1:]]
         atoms = np.concatenate([*(layers[0] for layers in self.layers), *more])
         used, atom_channel = np.unique(atoms, return_inverse=True)
-        pinned_by = np.concatenate([view.pinned_by for view in self.views])[used]
+        pinned_by = self.pinned_by[used]
         reasons = {k: v for view in reversed(self.views) for k, v in view.reasons.items()}
         kept = {
             k: pin
@@ -109,13 +114,14 @@ class _Merging:
             if stuck[axis_class]:
                 self.layers[axis_class] = [here]
             else:
-                self.layers[axis_class].append(here)
+                self.layers[axis_class].append(np.where(new[here], here, self.stays))
 
     def _fits(self, number: int, axis_class: int, new: Flags) -> bool:
         """Whether a class has the view's channels independently of those that it has already."""
         here, layers = self._of(number, axis_class), self.layers[axis_class]
-        if not new[here].all() or not all(self.free[layer].all() for layer in layers):
+        if not all(self.free[layer].all() for layer in layers):
             return False
+        here = np.where(new[here], here, self.stays)
         _, before = np.unique(np.stack(layers), axis=1, return_inverse=True)
         _, then = np.unique(here, return_inverse=True)
         table = np.zeros((before.max() + 1, then.max() + 1), dtype=np.int64)
