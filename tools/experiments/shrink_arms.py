@@ -53,7 +53,7 @@ OURS = (
     Arm("shrink", refit=False),
     Arm("shrink"),
     Arm("shrink", tune=300),
-    Arm("shrink", attention="head-dim"),
+    Arm("shrink", attention="all"),
 )
 ARMS = (*PEERS, *OURS)
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, nn
 
 import morphgraph as mg
-from morphgraph.graph import ChannelGraph
+from morphgraph.graph import Attention as Choice, ChannelGraph
 from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.calibration.logits import Compared, compared, products
 from morphgraph.passes.refit.refit import refit
@@ -57,9 +57,11 @@ class Attention(nn.Module):
         return (y, logits, keys) if self.shown else (y, logits)
 
 
-def lifted(net: nn.Module, x: Tensor, pin_outputs: bool = True) -> ChannelGraph:
+def lifted(
+    net: nn.Module, x: Tensor, pin_outputs: bool = True, attention: Choice = "head-dim"
+) -> ChannelGraph:
     model = mg.export(net.eval(), (x,), dynamic_batch=True)
-    return mg.lift(model, attention="head-dim", pin_outputs=pin_outputs)
+    return mg.lift(model, attention=attention, pin_outputs=pin_outputs)
 
 
 def logits_group(graph: ChannelGraph) -> int:
@@ -122,6 +124,21 @@ def test_keys_that_others_see_stay_as_they_are(options: dict[str, Any]) -> None:
     if net.shown:
         shown = run(model, feeds_of(graph, x))[graph.model.graph.outputs[2].name or ""]
         np.testing.assert_allclose(shown, made[1][..., stays].numpy(), atol=1e-5)
+
+
+def test_heads_that_stay_are_made_up_for() -> None:
+    torch.manual_seed(6)
+    net, x = Attention(heads=3), torch.randn(1, PLACES, IN)
+    graph = lifted(net, x, pin_outputs=False, attention="all")
+    size = logits_group(graph)
+    heads = next(g.index for g in graph.groups if g.resizable and g.width == 3)
+    keep = {size: np.array([1, 2, 5]), heads: np.array([0, 2])}
+    with torch.no_grad():
+        whole = net(x)[1].double().numpy()[:, [0, 2]]
+    found = logits_of(graph, fitted(graph, keep, x), x)
+    singular = np.linalg.svd(whole, compute_uv=False)
+    expected = np.square(singular[..., 3:]).sum()
+    assert np.square(found - whole).sum() == pytest.approx(expected, rel=1e-3)
 
 
 def test_packed_layers_keep_their_values() -> None:
