@@ -53,7 +53,7 @@ class LiftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     """How a model was lifted: which groups it has, and of what width, depends on it.
 
     ``attention`` says whether attentions shrink by whole heads, by query heads within the groups
-    that share keys and values, or by every head's size,
+    that share keys and values, by every head's size, or by all of these,
     ``pin_outputs`` whether graph outputs keep their size, ``pin_rows`` whether tables keep the rows
     that are named by number at run time (the tokens of an embedding), and ``input_shapes`` the
     sizes of inputs that the file leaves open.
@@ -280,6 +280,10 @@ class ChannelGraph:
         fixed_size: positions that belong to no listed group, ``[classes]``.
         pins: per class that keeps its size the reason, and how it came there.
         options: how the model was lifted.
+        base: of every class the one whose positions it has: itself, or another that it is a further
+            view of (:mod:`morphgraph.passes.coupling.views`). Vertices are in no further view.
+        units: in how many positions ``per_channel`` and ``fixed_size`` count; 1 but for classes of
+            several views, ``[classes]``.
     """
 
     couplings: Couplings
@@ -292,6 +296,8 @@ class ChannelGraph:
     fixed_size: FloatArray
     pins: Mapping[int, Pin] = field(default_factory=dict)
     options: LiftOptions = field(default_factory=LiftOptions)
+    base: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    units: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -351,9 +357,27 @@ class ChannelGraph:
 
     def groups_in(self, axis_class: int) -> frozenset[int]:
         """Indices of the groups with channels in a class."""
-        matrix = self.per_channel
-        start, stop = matrix.indptr[axis_class : axis_class + 2]
-        return frozenset(matrix.indices[start:stop].tolist())
+        return frozenset(k for k, _ in self.members_in(axis_class))
+
+    def members_in(self, axis_class: int) -> list[tuple[int, float]]:
+        """The groups with channels in a class, and how many positions one of these takes."""
+        matrix, found = self.per_channel, list[tuple[int, float]]()
+        for view in self.views(axis_class):
+            span = slice(*matrix.indptr[view : view + 2])
+            taken = (matrix.data[span] * self.units[view]).tolist()
+            found += zip(matrix.indices[span].tolist(), taken, strict=True)
+        return found
+
+    def views(self, axis_class: int) -> tuple[int, ...]:
+        """A class and its further views."""
+        return (axis_class, *self._further.get(axis_class, ()))
+
+    @cached_property
+    def _further(self) -> Mapping[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for view in np.flatnonzero(self.base != np.arange(len(self.base))).tolist():
+            found.setdefault(int(self.base[view]), []).append(view)
+        return found
 
     def groups_on(self, vertex: int) -> frozenset[int]:
         """Indices of the groups with channels on an axis, or among a factor's elements."""
@@ -364,12 +388,37 @@ class ChannelGraph:
         axis_class = self.vertex_class[vertex]
         return self.atom_channel[self.class_start[axis_class] : self.class_start[axis_class + 1]]
 
+    def channels_by_view(self, vertex: int) -> list[IntArray]:
+        """The channels at every position of a dim in each of its class's views, ``[size]`` each."""
+        views = self.views(int(self.vertex_class[vertex]))
+        starts = self.class_start
+        return [self.atom_channel[starts[view] : starts[view + 1]] for view in views]
+
     def channels_at(self, value: str, axis: int) -> IntArray:
         """The channel at every position of an axis, ``[size]``."""
         return self.channels_of(self.dim(value, axis))
 
     def class_sizes(self, widths: FloatArray | IntArray) -> FloatArray:
-        """Size of every class at these group widths, ``[classes]``."""
+        """Size of every class at these group widths, ``[classes]``; of a further view its own."""
+        sizes = self.view_sizes(widths)
+        for axis_class, further in self._further.items():
+            sizes[axis_class] *= sizes[further].prod() * self.left_out(axis_class)
+        return sizes
+
+    def left_out(self, axis_class: int) -> float:
+        """What the product of a class's views has to be multiplied with to be its size.
+
+        So often every pair of their channels stands there, as a head's element in queries, keys and
+        values side by side.
+        """
+        views = self.views(axis_class)
+        if len(views) == 1:
+            return 1.0
+        whole = np.diff(self.class_start)[list(views)]
+        return float(whole[0] // (whole // self.units[list(views)]).prod())
+
+    def view_sizes(self, widths: FloatArray | IntArray) -> FloatArray:
+        """How many of its units every view leaves at these group widths, ``[classes]``."""
         sizes: FloatArray = self.per_channel @ np.asarray(widths, dtype=np.float64)
         sizes += self.fixed_size
         return sizes

@@ -43,8 +43,9 @@ Update = Literal["proximal", "subgradient"]
 Convention = Literal["default", "morphnet"]
 """How costs are counted, see :func:`morphgraph.cost`."""
 
-Attention = Literal["heads", "query-heads", "head-dim"]
-"""Whether attentions shrink by whole heads, by query heads, or by the size of every head."""
+Attention = Literal["heads", "query-heads", "head-dim", "all"]
+"""Whether attentions shrink by whole heads, by query heads, by the size of every head, or by all of
+these in one plan."""
 
 Format = Literal["table", "json", "csv", "md"]
 """How the command line prints results."""

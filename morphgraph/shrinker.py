@@ -41,6 +41,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.choices import how_often
 from morphgraph.passes.calibration.curves import channel_scores, measure
+from morphgraph.passes.calibration.logits import Compared, compared
 from morphgraph.passes.calibration.outputs import OutputCheck, answers, checks
 from morphgraph.passes.calibration.perplexity import Foretelling, foretelling, perplexity
 from morphgraph.passes.calibration.segments import run_all
@@ -196,6 +197,11 @@ class Shrinker:
         return sorted(widths | ({0} if floor == 0 else set()))
 
     @cached_property
+    def compared(self) -> Compared:
+        """Products of queries and keys whose elements may go."""
+        return compared(self.graph, self.batches, threads=self.threads, processes=self.processes)
+
+    @cached_property
     def calibration(self) -> Calibration:
         """In what order channels may go."""
         with self._blaming_samples():
@@ -209,6 +215,7 @@ class Shrinker:
                 threads=self.threads,
                 progress=self.progress,
                 processes=self.processes,
+                compared=self.compared,
             )
             found.chosen.update(
                 how_often(
@@ -349,6 +356,7 @@ class Shrinker:
                 threads=self.threads,
                 progress=lambda phase, done, total: self.progress(what + phase, done, total),
                 processes=self.processes,
+                compared=self.compared,
             )
         self._list_biases(fitted.model)
         require_valid(self.graph, fitted.model)

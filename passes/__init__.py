@@ -30,6 +30,7 @@ coupling: the canonical model -> the channel graph
     group               classes, pins, carriers, and the channels that they leave
         factorize_axes  axes that several factors share, refined until all operators agree
         carriers        which factor of a product axis may change, and what keeps its size
+        views           product axes of which several factors may change, each in a view
         roles           what every factor does at its operator: makes, sums, normalizes, ties
     fixed_readers       bins that constants count, held unless somebody asks for them
     frozen              what frozen kernels make, held in the same way
@@ -93,7 +94,10 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         segments        the model in pieces, cut where something is looked at
         batches         what is live at a cut, for all inputs, in memory or in files
         moments         means and second moments, streamed; ridge regression from them
+        group_readers   which inputs of them a group's channels are
         removal         which channels go first if those that stay take over
+        logits          products of queries and keys: who makes them, their second moments
+        bases           what makes up for elements that such a product loses
     choices             how often the network chooses each channel where it chooses a few
     skips               what the outputs lose where a whole branch is left out
     curves              what each group's width costs the outputs; a score per channel

@@ -34,8 +34,8 @@ def lift(
         pin_rows: tables keep the rows that are named by number at run time: the tokens of an
             embedding. Where they may change, ``plan(keep_tokens=...)`` says which stay.
         attention: shrink attentions by whole ``"heads"`` (of keys and values, with all query heads
-            that share them), by ``"query-heads"`` within these groups, as many in each, or by every
-            head's ``"head-dim"``.
+            that share them), by ``"query-heads"`` within these groups, as many in each, by every
+            head's ``"head-dim"``, or by ``"all"`` of these in one plan.
 
     Raises:
         ModelError: the model is broken, or its shapes cannot be known.

@@ -27,7 +27,8 @@ class Lifting:
 
     Attributes:
         ops: Python files that teach operators; they have run already.
-        attention: whether attentions shrink by ``"heads"``, ``"query-heads"`` or ``"head-dim"``.
+        attention: whether attentions shrink by ``"heads"``, ``"query-heads"``, ``"head-dim"`` or
+            ``"all"``.
         input_shapes: sizes of inputs that files leave open.
     """
 
@@ -36,8 +37,8 @@ class Lifting:
         Attention | None,
         option(
             "Shrink attentions by whole heads (the default; of keys and values, with the query "
-            "heads that share them), by query heads within these groups, or by the size of every "
-            "head. A plan remembers the choice."
+            "heads that share them), by query heads within these groups, by the size of every "
+            "head, or by all of these under one budget. A plan remembers the choice."
         ),
     ] = None
     input_shapes: InputShapes = ()

@@ -310,7 +310,7 @@ def _without_repeats(steps: Iterable[Step]) -> list[Step]:
 def _classes(graph: ChannelGraph, group: Group) -> frozenset[int]:
     """The classes that the group stands on."""
     column = graph.per_channel[:, [group.index]].tocoo()
-    return frozenset(column.coords[0].tolist())
+    return frozenset(graph.base[column.coords[0]].tolist())
 
 
 def _tensor_axis(graph: ChannelGraph, edge: Edge) -> TensorAxis:

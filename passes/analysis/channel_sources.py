@@ -77,8 +77,8 @@ def computed_kernels(graph: ChannelGraph) -> list[ComputedKernel]:
 @analysis
 def _by_origin(graph: ChannelGraph) -> tuple[list[Source], list[ComputedKernel]]:
     dims = graph.couplings.dims
-    stored: dict[int, Source] = {}
-    computed: dict[tuple[int, tuple[str, ...]], ComputedKernel] = {}
+    stored: dict[Origin, Source] = {}
+    computed: dict[tuple[Origin, tuple[str, ...]], ComputedKernel] = {}
     running = roles(graph.couplings).runs
     for edge in _producing(graph):
         if not running[edge.factor]:
@@ -91,9 +91,9 @@ def _by_origin(graph: ChannelGraph) -> tuple[list[Source], list[ComputedKernel]]
         if complete and not scales and zero_point is None:
             stored |= sources
         else:
-            channels = graph.channels_of(edge.dim)
-            kernel = ComputedKernel(name, axis, channels, scales, zero_point)
-            computed.setdefault((edge.dim, scales), kernel)
+            for view, channels in enumerate(graph.channels_by_view(edge.dim)):
+                kernel = ComputedKernel(name, axis, channels, scales, zero_point)
+                computed.setdefault(((edge.dim, view), scales), kernel)
     return [s for s in stored.values() if len(graph.shapes[s.parameter]) > 1], [*computed.values()]
 
 
@@ -276,14 +276,18 @@ def _addends(op: GraphOp, weights: frozenset[str]) -> list[ir.Value]:
 
 def _sources(graph: ChannelGraph, dims: Iterable[int]) -> list[Source]:
     """The parameter axes that axes of weights come from, through operators that only move them."""
-    sources: dict[int, Source] = {}
+    sources: dict[Origin, Source] = {}
     for dim in dict.fromkeys(dims):
         for identity, source in _trace(graph, dim)[0].items():
             sources.setdefault(identity, source)
     return list(sources.values())
 
 
-def _trace(graph: ChannelGraph, dim: int) -> tuple[dict[int, Source], bool]:
+Origin = tuple[int, int]
+"""An axis of a parameter by its id, and the view of its class."""
+
+
+def _trace(graph: ChannelGraph, dim: int) -> tuple[dict[Origin, Source], bool]:
     """By their ids the parameter axes that an axis of a weight comes from, and whether all do.
 
     It does not come from them alone where something computes it on the way.
@@ -291,7 +295,7 @@ def _trace(graph: ChannelGraph, dim: int) -> tuple[dict[int, Source], bool]:
     couplings = graph.couplings
     initializers = graph.model.graph.initializers
     moved_by, moved_from = _movements(graph)
-    sources: dict[int, Source] = {}
+    sources: dict[Origin, Source] = {}
     complete = True
     wanted = graph.channels_of(dim)
     pending, seen = [dim], {dim}
@@ -299,7 +303,8 @@ def _trace(graph: ChannelGraph, dim: int) -> tuple[dict[int, Source], bool]:
         reached = pending.pop(0)
         name, axis = couplings.dims[reached].value, couplings.dims[reached].axis
         if name in initializers:
-            sources[reached] = Source(name, axis, graph.channels_of(reached))
+            for view, channels in enumerate(graph.channels_by_view(reached)):
+                sources[reached, view] = Source(name, axis, channels)
             continue
         # A reshape puts axes side by side that have no channel in common.
         origins = [

@@ -44,7 +44,8 @@ class _Structure:
 
     def values_on(self, axis_class: int) -> Iterator[str]:
         """The values with an axis of a class."""
-        for dim in self.dims[self.first[axis_class] : self.first[axis_class + 1]].tolist():
+        base = self.graph.base[axis_class]
+        for dim in self.dims[self.first[base] : self.first[base + 1]].tolist():
             yield self.graph.couplings.dims[dim].value
 
     def classes_of(self, value: str) -> list[int]:
@@ -161,7 +162,7 @@ class Deaths:
             if name not in self.vanished:
                 classes = graph.vertex_class[first : first + len(graph.shapes[name])]
                 np.add.at(in_use, classes, 1)
-        self._in_use = in_use
+        self._in_use = in_use = in_use[graph.base]
         self._needed = graph.per_group.astype(bool).astype(np.float64) @ (in_use > 0)
         self.orphaned = {g.index for g in graph.groups if self._is_orphan(g.index)}
 
@@ -330,10 +331,10 @@ class Deaths:
         return None
 
     def _is_empty(self, axis_class: int) -> bool:
-        indptr = self.graph.per_channel.indptr
-        had_groups = indptr[axis_class] < indptr[axis_class + 1]
-        return bool(had_groups and not self._alive[axis_class]) and (
-            self.graph.fixed_size[axis_class] == 0
+        indptr, fixed = self.graph.per_channel.indptr, self.graph.fixed_size
+        return any(
+            indptr[view] < indptr[view + 1] and not self._alive[view] and fixed[view] == 0
+            for view in self.graph.views(axis_class)
         )
 
     # -- who is left ---------------------------------------------------------------------------

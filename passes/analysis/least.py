@@ -26,11 +26,9 @@ def least_widths(graph: ChannelGraph) -> IntArray:
     {1}
     """
     least = np.ones(len(graph.groups), dtype=np.int64)
-    matrix = graph.per_channel
     for vertex, count in graph.couplings.least.items():
         axis_class = int(graph.vertex_class[vertex])
-        start, stop = matrix.indptr[axis_class : axis_class + 2]
-        for index, per in zip(matrix.indices[start:stop], matrix.data[start:stop], strict=True):
+        for index, per in graph.members_in(axis_class):
             asked = int(np.ceil((count - graph.fixed_size[axis_class]) / per))
             least[index] = max(least[index], min(asked, graph.groups[index].width))
     return least
@@ -43,11 +41,9 @@ def multiples(graph: ChannelGraph) -> IntArray:
     A group whose own width is none keeps that: what stands beside it makes up for the rest.
     """
     found = [1] * len(graph.groups)
-    matrix = graph.per_channel
     for vertex, number in graph.couplings.multiples.items():
         axis_class = int(graph.vertex_class[vertex])
-        start, stop = matrix.indptr[axis_class : axis_class + 2]
-        for index, per in zip(matrix.indices[start:stop], matrix.data[start:stop], strict=True):
+        for index, per in graph.members_in(axis_class):
             found[index] = lcm(found[index], number // gcd(number, int(per)))
     widths = graph.widths.tolist()
     whole = [n if width % n == 0 else width for n, width in zip(found, widths, strict=True)]

@@ -196,7 +196,7 @@ class Cost:
 
     def sizes(self, widths: FloatArray | IntArray) -> FloatArray:
         """The sizes of all classes at these widths, and a last one that is 1, ``[classes + 1]``."""
-        return np.append(self.graph.class_sizes(widths), 1.0)
+        return np.append(self.graph.view_sizes(widths), 1.0)
 
     def _terms(self, sizes: FloatArray) -> FloatArray:
         terms: FloatArray = self.coefficients * sizes[self.factors].prod(axis=1)
@@ -284,10 +284,12 @@ def _fold(graph: ChannelGraph, term: Term, varies: Flags) -> tuple[float, list[i
     axis_classes: list[int] = []
     weights: list[int] = []
     for k, vertex in enumerate(term.vertices):
-        axis_class = int(graph.vertex_class[vertex])
-        if varies[axis_class]:
-            axis_classes.append(axis_class)
-            weights.append(term.weights[k] if term.weights else 1)
-        else:
-            coefficient *= float(graph.fixed_size[axis_class])
+        views = graph.views(int(graph.vertex_class[vertex]))
+        for axis_class in views:
+            if varies[axis_class]:
+                axis_classes.append(axis_class)
+                weights.append(term.weights[k] if term.weights else 1)
+            else:
+                coefficient *= float(graph.fixed_size[axis_class])
+        coefficient *= graph.left_out(views[0])
     return coefficient, axis_classes, weights

@@ -27,17 +27,25 @@ class AxisSelection:
         atom_alive = alive[graph.atom_channel]
         dead = np.flatnonzero(~atom_alive)
         owners = np.searchsorted(graph.class_start, dead, side="right") - 1
+        starts = graph.class_start
         self._changed = {
-            int(axis_class): np.flatnonzero(
-                atom_alive[graph.class_start[axis_class] : graph.class_start[axis_class + 1]]
+            axis_class: np.flatnonzero(
+                np.logical_and.reduce(
+                    [atom_alive[starts[k] : starts[k + 1]] for k in graph.views(axis_class)]
+                )
             )
-            for axis_class in np.unique(owners)
+            for axis_class in np.unique(graph.base[owners]).tolist()
         }
         self._fresh: dict[int, IntArray] = {}
+        self._seen_twice: set[int] = set()
         for index, count in (added or {}).items():
             group = graph.groups[index]
             template = group.channels[keep[index][-1] if index in keep else -1]
             column = graph.per_channel.tocsc()[:, [index]].indices
+            # Copies of one view's channels would need channels of the others.
+            if any(len(graph.views(base)) > 1 for base in graph.base[column].tolist()):
+                self._seen_twice.add(index)
+                continue
             for axis_class in column:
                 self._grow(int(axis_class), int(template), count)
 
@@ -66,11 +74,12 @@ class AxisSelection:
 
         The positions of a product axis must be what its factors' elements make, in order, and those
         of a segment must lie side by side. Behind every run of a channel's positions its copies
-        keep that, unless the channel spans several rounds of a product (4 groups that feed 6).
+        keep that, unless the channel spans several rounds of a product (4 groups that feed 6). Nor
+        do groups grow on axes of which several factors change (heads and their size).
         """
         if not groups:
             return set()
-        misread: set[int] = set()
+        misread = set(self._seen_twice)
         for dim, edges in self._grown_axes():
             if not self._fits(dim, edges):
                 for vertex in (dim, *(edge.factor for edge in edges)):

@@ -19,6 +19,8 @@ from morphgraph.edit import Editor
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.score import score
+from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.calibration.bases import turns
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.carried import Carried, Changed
 from morphgraph.passes.calibration.outputs import Energies, OutputErrors
@@ -99,18 +101,23 @@ def changed_kernels(
 ) -> Kernels:
     """The kernels of a group's readers that make up best for the channels that go.
 
+    And those that make queries and keys, where products of these read the group.
+
     Args:
         calibration: what is known of the readers.
         index: of the group.
         width: of the group, one at which kernels were kept.
-        which: names of the readers, by default all.
+        which: names of readers, and then of nothing else; by default all.
     """
     removal = calibration.removals.get(index)
     number = calibration.compensated.get((index, width))
-    if removal is None or number is None:
+    if removal is None:
         return {}
+    found = _turned_kernels(calibration, index, width) if which is None else Kernels()
+    if number is None:
+        return found
     gone = removal.order[: calibration.graph.groups[index].width - width]
-    compensated, found = calibration.matrices[number], Kernels()
+    compensated = calibration.matrices[number]
     for name, blocks in calibration.groups[index].blocks.items():
         if which is not None and name not in which:
             continue
@@ -125,6 +132,19 @@ def changed_kernels(
         shift = np.einsum("goi,gi->go", before - after, calibration.means[name])
         found[name] = after.reshape(shape), shift
     return found
+
+
+def _turned_kernels(calibration: Calibration, index: int, width: int) -> Kernels:
+    """The kernels that make queries and keys, in the bases that change their products least."""
+    graph, readers = calibration.graph, calibration.readers
+    if not calibration.groups[index].products:
+        return {}
+    keep = np.sort(order_of(calibration, index)[graph.groups[index].width - width :])
+    found = turns(calibration.compared, readers, AxisSelection(graph, {index: keep}))
+    return {
+        name: turn.kernel(readers[name], calibration.following[name])
+        for name, turn in found.items()
+    }
 
 
 def _write(calibration: Calibration, model: ir.Model, changed: Kernels) -> None:

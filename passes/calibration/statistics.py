@@ -15,8 +15,11 @@ from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.errors import ModelError
 from morphgraph.graph import ChannelGraph, Group
-from morphgraph.onnx_io import escape, static_shape
+from morphgraph.onnx_io import escape
+from morphgraph.passes.calibration.bases import remaining, seen_in_product
 from morphgraph.passes.calibration.batches import Batches
+from morphgraph.passes.calibration.group_readers import GroupReaders, group_readers
+from morphgraph.passes.calibration.logits import Compared
 from morphgraph.passes.calibration.moments import MOST_BYTES, Moments, Statistics
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.removal import (
@@ -29,29 +32,11 @@ from morphgraph.passes.calibration.removal import (
     seen_by,
 )
 from morphgraph.passes.calibration.visits import Chooser, Look, looks, visit
-from morphgraph.passes.coupling.roles import roles
 
 #: Bytes that the covariances of one group's readers may take together.
 MOST_TOGETHER = 400 * 2**20
 #: Places of a batch at which what a reader gives is looked at, where its inputs are too many.
 ENERGY_PLACES = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class GroupReaders:
-    """The readers of a group.
-
-    Attributes:
-        group: the group.
-        blocks: by the name of each reader the inputs of every channel, taps apart,
-            ``[channels, inputs per channel]``.
-        complete: whether all that sums over the group's channels are among them, and nothing
-            normalizes over them: then other kernels in the readers are the same as other widths.
-    """
-
-    group: Group
-    blocks: Mapping[str, IntArray]
-    complete: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +56,7 @@ class Calibration:
         compensated: by group index and width the number of such a set.
         chosen: by index of a group of which the network chooses a few channels how often it chose
             each (:mod:`morphgraph.passes.calibration.choices`).
+        compared: products of queries and keys.
     """
 
     graph: ChannelGraph
@@ -83,6 +69,7 @@ class Calibration:
     matrices: Batches = field(default_factory=Batches)
     compensated: dict[tuple[int, int], int] = field(default_factory=dict)
     chosen: dict[int, FloatArray] = field(default_factory=dict)
+    compared: Compared = field(default_factory=Compared)
 
     def contributions(self, kind: str) -> FloatArray:
         """What each channel contributes to its readers, ``[channels]``.
@@ -97,55 +84,6 @@ class Calibration:
         return scores
 
 
-def group_readers(graph: ChannelGraph, found: Mapping[str, Reader]) -> dict[int, GroupReaders]:
-    """The readers of every group that a plan may change, by group index."""
-    role, couplings = roles(graph.couplings), graph.couplings
-    blocks: dict[int, dict[str, IntArray]] = {}
-    other: set[int] = set()
-    for edge in couplings.edges:
-        # The axis may hold more: heads, each of which an attention sums over by itself.
-        on_them = graph.groups_on(edge.factor)
-        if role.normalizes[edge.factor] or (role.sums_state[edge.factor] and edge.port >= 0):
-            other |= on_them
-        if not role.sums[edge.factor] or not couplings.on_activation(edge):
-            continue
-        reader = found.get(graph.ops[edge.op_index].name)
-        dim = couplings.dims[edge.dim]
-        for index in on_them:
-            inputs = None
-            if reader is not None and edge.port == reader.linear.operand:
-                inputs = _inputs(graph, reader, graph.groups[index], edge.dim, dim.axis)
-            if reader is None or inputs is None:
-                other.add(index)
-            else:
-                blocks.setdefault(index, {})[reader.name] = inputs
-    return {
-        index: GroupReaders(graph.groups[index], named, index not in other)
-        for index, named in sorted(blocks.items())
-        if graph.groups[index].can_change
-    }
-
-
-def _inputs(
-    graph: ChannelGraph, reader: Reader, group: Group, vertex: int, axis: int
-) -> IntArray | None:
-    """The inputs of every channel of a group in each of a reader's maps; ``None``: they differ."""
-    rank = len(static_shape(reader.operand))
-    if axis != reader.linear.input_axis(rank):
-        return None
-    maps, _, inputs, _ = reader.matrix_shape
-    standing = graph.channels_of(vertex).reshape(-1, inputs)
-    if len(standing) != maps or (standing != standing[:1]).any():
-        return None
-    places = np.argsort(standing[0], kind="stable")
-    sorted_channels = standing[0][places]
-    first = np.searchsorted(sorted_channels, group.channels)
-    count = np.searchsorted(sorted_channels, group.channels, side="right") - first
-    if len(count) == 0 or (count != count[0]).any() or not count[0]:
-        return None
-    return places[first[:, None] + np.arange(count[0])]
-
-
 def calibrate(
     graph: ChannelGraph,
     batches: Iterable[Arrays],
@@ -156,6 +94,7 @@ def calibrate(
     threads: int = 0,
     progress: Progress = no_progress,
     processes: Processes = ALONE,
+    compared: Compared | None = None,
 ) -> Calibration:
     """Run the original over the calibration inputs, and see in what order channels may go.
 
@@ -168,11 +107,17 @@ def calibrate(
         threads: of ONNX Runtime.
         progress: told of every reader.
         processes: that share the batches; these are of one of them.
+        compared: products of queries and keys, with what the calibration inputs make of them.
     """
+    compared = compared or Compared()
     found = readers(graph.model, graph.couplings.input_independent)
     behind = {name: following(reader) for name, reader in found.items()}
-    groups = {k: v for k, v in group_readers(graph, found).items() if wanted(v.group)}
-    result = Calibration(graph, found, behind, groups=groups)
+    all_groups = group_readers(graph, found, compared.products)
+    groups = {k: v for k, v in all_groups.items() if wanted(v.group)}
+    result = Calibration(graph, found, behind, groups=groups, compared=compared)
+    for k, each in groups.items():
+        if not each.blocks:
+            result.removals[k] = _by_products(each, compared, [*stops(each.group)])
     listed = looks(found, {name for each in groups.values() for name in each.blocks})
     of_look = [[k for k, v in groups.items() if look.name in v.blocks] for look in listed]
     counts = {k: sum(k in each for each in of_look) for k in groups}
@@ -197,6 +142,29 @@ def calibrate(
             if len(waiting[k]) == counts[k]:
                 _finish(result, k, waiting.pop(k), stops(groups[k].group))
     return result
+
+
+def _products_of(group: GroupReaders, compared: Compared) -> list[Seen]:
+    """What a group's channels are to products of queries and keys."""
+    known = {each.name: each for each in compared.products}
+    return [
+        seen_in_product(known[name], compared.moments[name], elements)
+        for name, elements in group.products.items()
+    ]
+
+
+def _by_products(group: GroupReaders, compared: Compared, stops: Sequence[int]) -> Removal:
+    """How a group shrinks that products of queries and keys alone read."""
+    removal = remove_in_order(_products_of(group, compared), stops)
+    known = {each.name: each for each in compared.products}
+    left = [
+        remaining(known[name], compared.moments[name], elements)
+        for name, elements in group.products.items()
+    ]
+    if any(losses is None for losses in left):
+        return removal
+    together = np.sum([losses for losses in left if losses is not None], axis=0)
+    return replace(removal, losses=together)
 
 
 @dataclass(frozen=True)
@@ -284,11 +252,13 @@ def _finish(
     What makes up for the channels that go is kept as the readers' kernels have it, each in its own
     unit.
     """
-    removal = remove_in_order([each.seen for each in waiting], [*stops])
+    products = _products_of(result.groups[index], result.compared)
+    removal = remove_in_order([*(each.seen for each in waiting), *products], [*stops])
     result.removals[index] = replace(removal, matrices={})
     for width, matrices in removal.matrices.items():
         kept: Arrays = {}
-        for each, matrix in zip(waiting, matrices, strict=True):
+        # Behind those of the readers stand the products', whose operands change instead.
+        for each, matrix in zip(waiting, matrices, strict=False):
             if not matrix.shape[1]:  # nothing takes over
                 continue
             # An output that nobody sees counts nothing, and keeps its kernel.

@@ -24,6 +24,7 @@ from morphgraph.passes.coupling.carriers import choose_carriers
 from morphgraph.passes.coupling.couple import MAX_POSITIONS, too_large
 from morphgraph.passes.coupling.factorize_axes import FactorizedAxes, components, factorize_axes
 from morphgraph.passes.coupling.roles import roles
+from morphgraph.passes.coupling.views import STAYS, View, Views, merge
 
 # Positions of all classes together; every one takes some 40 bytes while channels are found.
 
@@ -34,10 +35,15 @@ def group(couplings: Couplings, attention: Attention = "heads") -> ChannelGraph:
     Args:
         couplings: what the pass ``couple`` found.
         attention: whether an attention shrinks by whole heads, by query heads within the groups
-            that share keys and values, or by the size of every head.
+            that share keys and values, by the size of every head, or by all of them.
     """
     found = factorize_axes(couplings)
-    return _Solver(couplings, found, choose_carriers(couplings, found, attention)).graph()
+    if attention != "all":
+        return _Solver(couplings, found, choose_carriers(couplings, found, attention)).graph()
+    by_carriers: list[Attention] = ["heads", "query-heads", "head-dim"]
+    solvers = [_Solver(couplings, found, choose_carriers(couplings, found, k)) for k in by_carriers]
+    merged = merge(found.sizes, [solver.view() for solver in solvers])
+    return _Solver(couplings, found, merged.view.reasons).graph(merged)
 
 
 class _Solver:
@@ -55,9 +61,18 @@ class _Solver:
         self.reasons = reasons
         self.class_size = found.sizes
         self.start = np.concatenate([[0], np.cumsum(found.sizes)])
+        self.base = np.arange(len(found.sizes))
 
-    def graph(self) -> ChannelGraph:
-        atom_channel, pinned_by = self._channels()
+    def view(self) -> View:
+        """The channels that these carriers give."""
+        return View(*self._channels(), self.reasons)
+
+    def graph(self, merged: Views | None = None) -> ChannelGraph:
+        """The channel graph; of several choices of carriers where these are ``merged``."""
+        merged = merged or Views(np.arange(len(self.class_size)), self.view())
+        atom_channel, pinned_by = merged.view.atom_channel, merged.view.pinned_by
+        self.base, self.class_size = merged.base, self.class_size[merged.base]
+        self.start = np.concatenate([[0], np.cumsum(self.class_size)])
         touches = self._incidence(atom_channel)
         channel_set, representatives = self._sets_of_channels(len(pinned_by), touches, pinned_by)
         touched_channel, touched_class, per_channel = touches
@@ -74,11 +89,14 @@ class _Solver:
         rows, columns, counts = [], [], []
         for number, channel in enumerate(representatives):
             span = order[bounds[channel] : bounds[channel + 1]]
-            touched = touched_class[span]
+            standing = touched_class[span]
+            touched = self.base[standing]
+            if pinned_by[channel] == STAYS:
+                continue
             pin = self.reasons.get(int(pinned_by[channel]))
             stands_on = tuple(
                 (dims_of_class[axis_class], int(per))
-                for axis_class, per in zip(touched, per_channel[span], strict=True)
+                for axis_class, per in zip(standing, per_channel[span], strict=True)
                 if dims_of_class[axis_class]
             )
             # Pinned channels that no weight has (batch, space, shape vectors) are no groups.
@@ -102,14 +120,19 @@ class _Solver:
                     pinned_by=int(pinned_by[channel]),
                 )
             )
-            rows += list(touched)
-            columns += [index] * len(touched)
+            rows += list(standing)
+            columns += [index] * len(standing)
             counts += list(per_channel[span])
         matrix = sparse.csr_array(
             (np.array(counts, dtype=np.float64), (rows, columns)),
             shape=(len(self.class_size), len(groups)),
         )
         widths = np.array([group.width for group in groups], dtype=np.float64)
+        units = self._units(matrix, widths.astype(np.int64))
+        matrix = sparse.csr_array(
+            (matrix.data / np.repeat(units, np.diff(matrix.indptr)), matrix.indices, matrix.indptr),
+            shape=matrix.shape,
+        )
         return ChannelGraph(
             couplings=self.couplings,
             groups=_unique_names(groups),
@@ -118,9 +141,25 @@ class _Solver:
             atom_channel=atom_channel,
             channel_group=group_of_set[channel_set],
             per_channel=matrix,
-            fixed_size=self.class_size - matrix @ widths,
+            fixed_size=self.class_size // units - matrix @ widths,
             pins=self.reasons,
+            base=self.base,
+            units=units,
         )
+
+    def _units(self, matrix: sparse.csr_array, widths: IntArray) -> IntArray:
+        """What sizes of classes are counted in: where there are several views, their rows' divisor.
+
+        So their product is that of numbers of heads and of elements, and exact.
+        """
+        units = np.ones(len(self.base), dtype=np.int64)
+        further = np.flatnonzero(self.base != np.arange(len(self.base)))
+        for view in {*further.tolist(), *self.base[further].tolist()}:
+            span = slice(matrix.indptr[view], matrix.indptr[view + 1])
+            taken = matrix.data[span].astype(np.int64)
+            left = int(self.class_size[view] - taken @ widths[matrix.indices[span]])
+            units[view] = np.gcd.reduce([*taken.tolist(), left])
+        return units
 
     def _of_weight(self, stands_on: Sequence[tuple[Sequence[Dim], int]]) -> str:
         """The first value that has these channels; of what is made of a parameter, that."""
@@ -210,7 +249,7 @@ class _Solver:
         dims: list[list[Dim]] = [[] for _ in self.class_size]
         for dim, axis_class in zip(self.couplings.dims, self.classes, strict=False):
             dims[axis_class].append(dim)
-        return dims
+        return [dims[axis_class] for axis_class in self.base]
 
 
 def _most_informative_last(reasons: Mapping[int, Pin]) -> list[int]:

@@ -28,16 +28,13 @@ def tensor_channels(graph: ChannelGraph) -> IntArray:
     units, others = np.zeros((2, len(graph.groups)), dtype=np.int64)
     couplings, counted = graph.couplings, roles(graph.couplings).counted
     kernel_factors = {edge.factor for edge in couplings.edges if couplings.on_weight(edge)}
-    matrix = graph.per_channel
     for edge in couplings.edges:
         if couplings.on_weight(edge):
             continue
         of_kernel = edge.factor in kernel_factors and counted[edge.factor]
-        axis_class = graph.vertex_class[edge.dim]
-        start, stop = matrix.indptr[axis_class : axis_class + 2]
         found = units if of_kernel else others
-        groups = matrix.indices[start:stop]
-        found[groups] = np.gcd(found[groups], matrix.data[start:stop].astype(np.int64))
+        for index, per in graph.members_in(int(graph.vertex_class[edge.dim])):
+            found[index] = np.gcd(found[index], int(per))
     return np.maximum(np.where(units > 0, units, others), 1)
 
 

@@ -47,12 +47,19 @@ def repeated(graph: ChannelGraph) -> list[list[Group]]:
     the same layers of several experts. The last step of a name is no block: ``fc1`` and ``fc2``
     are two layers. What no layer produces by itself (stacked experts) goes by its weights' names.
     """
-    kinds: dict[tuple[int, tuple[str, ...]], list[Group]] = {}
+    kinds: dict[tuple[int, int, tuple[str, ...]], list[Group]] = {}
     for group in graph.groups:
         makers = group.producers or _weights(graph, group) or (group.name,)
         names = [_without_numbers(name) for name in makers]
-        kinds.setdefault((group.width, tuple(sorted(set(names)))), []).append(group)
+        kind = group.width, _view(graph, group), tuple(sorted(set(names)))
+        kinds.setdefault(kind, []).append(group)
     return [groups for groups in kinds.values() if len(groups) > 1]
+
+
+def _view(graph: ChannelGraph, group: Group) -> int:
+    """Heads, query heads and elements of heads of one layer are told apart by their views."""
+    classes = graph.per_channel[:, [group.index]].tocoo().coords[0]
+    return max(graph.views(int(graph.base[k])).index(int(k)) for k in classes)
 
 
 def _weights(graph: ChannelGraph, group: Group) -> list[str]:

@@ -25,7 +25,9 @@ from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.mapped import take
 from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
+from morphgraph.passes.calibration.logits import Compared
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Lifetimes, Piece
 from morphgraph.passes.calibration.visits import Chooser
@@ -83,6 +85,7 @@ def refit(
     threads: int = 0,
     progress: Progress = no_progress,
     processes: Processes = ALONE,
+    compared: Compared | None = None,
 ) -> Refitted:
     """Resize a network, and fit what is left to what the whole one computes.
 
@@ -95,8 +98,11 @@ def refit(
         threads: of ONNX Runtime.
         progress: told of every reader.
         processes: that share the batches to fit to; all have those kept aside.
+        compared: products of queries and keys, whose bases may change.
     """
-    return _Refit(graph, keep, seed, threads, progress, processes).run(batches, aside)
+    fit = _Refit(graph, keep, seed, threads, progress, processes)
+    fit.turn(compared or Compared())
+    return fit.run(batches, aside)
 
 
 @dataclass
@@ -130,6 +136,22 @@ class _Refit:
         self.editor = Editor(self.small)
         self.errors: list[LayerError] = []
         self.readers: dict[str, Reader] = {}
+        self.turns: dict[str, Turn] = {}
+
+    def turn(self, compared: Compared) -> None:
+        """Make queries and keys in the bases in which their products change least."""
+        originals = readers(self.big, self.weights)
+        there = readers(self.small, self.weights)
+        known = [p for p in compared.products if {p.queries.reader, p.keys.reader} <= {"", *there}]
+        seen = Compared(known, compared.moments)
+        self.turns = turns(seen, originals, self.selection)
+        for name, turn in self.turns.items():
+            original, reader = originals[name], there[name]
+            matrix, shift = turn.kernel(original, following(original))
+            kernel = original.node.inputs[original.linear.weight]
+            cuts = self.selection.cuts((kernel and kernel.name) or "")
+            reader.store.write(take(original.kernel_of(matrix), cuts))
+            self._shift(reader, shift[:, turn.kept])
 
     def run(self, batches: Iterable[Arrays], aside: Iterable[Arrays]) -> Refitted:
         big, small = self._start(batches, aside)
@@ -295,10 +317,17 @@ class _Refit:
             rows = linear.rows(operand, operand.shape, chosen)
             return rows.reshape(len(rows), maps, -1), Target(wanted)
         name = original.result.name or ""
-        result = take(found[name], self.selection.cuts(name))
+        turn = self.turns.get(original.name)
+        cuts = self.selection.cuts(name)
+        if turn is not None:  # made of all outputs
+            axis = linear.output_axis(found[name].ndim)
+            cuts = [cut for cut in cuts if cut[0] != axis]
+        result = take(found[name], cuts)
         chosen = choose(reader, operand.shape, result.shape)
         rows = linear.rows(operand, result.shape, chosen).reshape(len(chosen), maps, -1)
         wanted = linear.results(result, chosen)
+        if turn is not None:
+            wanted = turn.results(whole, after, wanted)
         size = np.abs(after.scale)
         scale = np.where(size < LEAST_SCALE * size.max(), np.inf, after.scale)
         # What is added has to be made up for: where it is another now, and where it is no more.
@@ -347,6 +376,10 @@ class _Refit:
         if reader.linear.inside:
             self._shift_gates(reader, shift)
             return
+        self._shift(reader, shift)
+
+    def _shift(self, reader: Reader, shift: FloatArray) -> None:
+        """Add to a reader's result, ``[maps, outputs]``."""
         rank = len(static_shape(reader.result))
         constant = reader.linear.spread(shift, rank).astype(reader.kernel().dtype)
         add_constant(self.editor, reader.node, constant, frozenset(range(rank)))

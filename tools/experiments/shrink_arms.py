@@ -12,6 +12,7 @@ from shrink_peers import Made, by_onnxsim, by_torch_pruning
 from torch import nn
 
 import morphgraph as mg
+from morphgraph.options import Attention
 from morphgraph.shrinker import Shrinker
 from morphgraph.shrinking import finish
 
@@ -23,14 +24,15 @@ class Arm:
     Attributes:
         method: ``l2``: the plan by weights and nothing else; ``l2 + bn``: BatchNorm's statistics
             are taken anew from the inputs; ``l2 + refit``: kernels are fitted by them; ``onnxsim``;
-            ``torch-pruning``; ``shrink``, for which the other fields are options of ``mg.shrink``,
-            None where they are left to it.
+            ``torch-pruning``; ``shrink``, for which the other fields are options of ``mg.shrink``
+            and of ``mg.lift``, None where they are left to it.
     """
 
     method: str
     score: str | None = None
     refit: bool | None = None
     tune: int | None = None
+    attention: Attention | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -51,6 +53,7 @@ OURS = (
     Arm("shrink", refit=False),
     Arm("shrink"),
     Arm("shrink", tune=300),
+    Arm("shrink", attention="all"),
 )
 ARMS = (*PEERS, *OURS)
 
@@ -70,10 +73,9 @@ def made(arm: Arm, material: Material, share: float, seed: int) -> Made:
 
 def _by_us(arm: Arm, material: Material, budget: dict[str, str], seed: int) -> ir.Model:
     if arm.method == "shrink":
-        shrunk = mg.shrink(
-            str(material.path), material.inputs, budget, round_to=1, seed=seed, **arm.options
-        )
-        return shrunk.model
+        options = arm.options
+        graph = mg.lift(str(material.path), attention=options.pop("attention", "heads"))
+        return mg.shrink(graph, material.inputs, budget, round_to=1, seed=seed, **options).model
     graph = mg.lift(str(material.path))
     plan = mg.plan(graph, budget, score="l2", round_to=1)
     if arm.method == "l2 + refit":

@@ -35,6 +35,8 @@ def suits(arm: Arm, subject: Subject) -> bool:
     """Whether an arm can be computed for a subject."""
     if arm.method == "torch-pruning":
         return subject.network in CIFAR and subject.form == "nodes"
+    if arm.attention is not None:
+        return subject.network == "MiniLM"
     return arm.method != "l2 + bn" or subject.form == "nodes"
 
 

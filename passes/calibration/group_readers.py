@@ -1,0 +1,110 @@
+"""The readers of groups: which inputs of which linear layers a channel is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from morphgraph.arrays import IntArray
+from morphgraph.graph import ChannelGraph, Group
+from morphgraph.onnx_io import static_shape
+from morphgraph.passes.calibration.logits import Logits
+from morphgraph.passes.calibration.readers import Reader
+from morphgraph.passes.coupling.roles import roles
+
+
+@dataclass(frozen=True, eq=False)
+class GroupReaders:
+    """The readers of a group.
+
+    Attributes:
+        group: the group.
+        blocks: by the name of each reader the inputs of every channel, taps apart,
+            ``[channels, inputs per channel]``.
+        complete: whether all that sums over the group's channels are among them, and nothing
+            normalizes over them: then other kernels in the readers are the same as other widths.
+        products: by the name of each product of activations that can be made up for the elements
+            of every channel, ``[channels, elements per channel]``.
+    """
+
+    group: Group
+    blocks: Mapping[str, IntArray]
+    complete: bool
+    products: Mapping[str, IntArray] = field(default_factory=dict)
+
+
+def group_readers(
+    graph: ChannelGraph, found: Mapping[str, Reader], compared: Sequence[Logits] = ()
+) -> dict[int, GroupReaders]:
+    """The readers of every group that a plan may change, by group index."""
+    products = _of_products(graph, compared)
+    role, couplings = roles(graph.couplings), graph.couplings
+    blocks: dict[int, dict[str, IntArray]] = {}
+    other: set[int] = set()
+    for edge in couplings.edges:
+        # The axis may hold more: heads, each of which an attention sums over by itself.
+        on_them = graph.groups_on(edge.factor)
+        if role.normalizes[edge.factor] or (role.sums_state[edge.factor] and edge.port >= 0):
+            other |= on_them
+        if not role.sums[edge.factor] or not couplings.on_activation(edge):
+            continue
+        reader = found.get(graph.ops[edge.op_index].name)
+        dim = couplings.dims[edge.dim]
+        for index in on_them:
+            inputs = None
+            if reader is not None and edge.port == reader.linear.operand:
+                inputs = _inputs(graph, reader, graph.groups[index], edge.dim, dim.axis)
+            if reader is None or inputs is None:
+                other.add(index)
+            else:
+                blocks.setdefault(index, {})[reader.name] = inputs
+    return {
+        index: GroupReaders(
+            graph.groups[index],
+            blocks.get(index, {}),
+            index not in other,
+            products.get(index, {}),
+        )
+        for index in sorted({*blocks, *products})
+        if graph.groups[index].can_change
+    }
+
+
+def _of_products(graph: ChannelGraph, compared: Sequence[Logits]) -> dict[int, dict[str, IntArray]]:
+    """By group index, by product the elements of every channel."""
+    found: dict[int, dict[str, IntArray]] = {}
+    for each in compared:
+        standing = graph.channels_of(each.summed)
+        for index in graph.groups_on(each.summed):
+            elements = _standing(standing, graph.groups[index])
+            if elements is not None:
+                found.setdefault(index, {})[each.name] = elements
+    return found
+
+
+def _inputs(
+    graph: ChannelGraph, reader: Reader, group: Group, vertex: int, axis: int
+) -> IntArray | None:
+    """The inputs of every channel of a group in each of a reader's maps; ``None``: they differ."""
+    rank = len(static_shape(reader.operand))
+    if axis != reader.linear.input_axis(rank):
+        return None
+    maps, _, inputs, _ = reader.matrix_shape
+    views = [v for v in graph.channels_by_view(vertex) if np.isin(group.channels, v).any()]
+    if len(views) != 1:
+        return None
+    standing = views[0].reshape(-1, inputs)
+    if len(standing) != maps or (standing != standing[:1]).any():
+        return None
+    return _standing(standing[0], group)
+
+
+def _standing(channels: IntArray, group: Group) -> IntArray | None:
+    """Where every channel of a group stands, ``[channels, places]``; ``None``: they differ."""
+    places = np.argsort(channels, kind="stable")
+    sorted_channels = channels[places]
+    first = np.searchsorted(sorted_channels, group.channels)
+    count = np.searchsorted(sorted_channels, group.channels, side="right") - first
+    if len(count) == 0 or (count != count[0]).any() or not count[0]:
+        return None
+    return places[first[:, None] + np.arange(count[0])]
