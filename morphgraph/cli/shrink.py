@@ -28,7 +28,7 @@ from morphgraph.cli.shared_options import (
 from morphgraph.cli.width_options import ShrinkOptions
 from morphgraph.errors import ModelError, MorphError
 from morphgraph.options import DataScore, Format, option
-from morphgraph.words import escape
+from morphgraph.words import escape, with_options
 
 if TYPE_CHECKING:
     from morphgraph.calibration import Samples
@@ -224,7 +224,7 @@ def shrink(
             note("nothing written; give -o and a --budget to shrink the model")
         words = [word for word in settings().arguments if word != "--curve"]
         asked = [] if budgets else ["--budget", "flops=70%"]
-        suggest(*words, *asked, "-o", unused("slim.onnx"))
+        suggest(*with_options(words, *asked, "-o", str(unused("slim.onnx"))))
     else:
         suggest(*bench_words(model, output, lifting))
 
