@@ -29,6 +29,7 @@ from morphgraph.passes.planning.build import scores_of, warn_of_price
 from morphgraph.passes.planning.constraints import Budget, resolve_budget
 from morphgraph.passes.planning.nested import Ranking, falling, nested
 from morphgraph.passes.planning.removal_path import continue_plan, plan as plan_by_score
+from morphgraph.passes.refit.room import plans_with_room
 from morphgraph.plans import Plan
 from morphgraph.shrinker import Shrinker
 from morphgraph.shrinking import finish
@@ -204,34 +205,43 @@ class Shrinking:
             # What widths cost is told of the plans that come out.
             for words in (".* off the grid", "the budget is below what the grid", "the plan chan"):
                 warnings.filterwarnings("ignore", words, MorphWarning)
-            wanted, scores = self._wanted()
             request = {"family": settings.rank, "cost": settings.aim.regularized}
-            plans = nested(self.graph, settings.budgets, wanted, scores, bounds, request)
+
+            def made(budgets: Sequence[Budget]) -> list[Plan]:
+                wanted, scores = self._wanted(budgets)
+                return nested(self.graph, budgets, wanted, scores, bounds, request)
+
+            if settings.refit:
+                plans = plans_with_room(self.graph, settings.budgets, made)
+            else:
+                plans = made(settings.budgets)
         warn_of_price(self.graph, plans[-1])
         return plans
 
-    def _wanted(self) -> tuple[list[Plan], list[FloatArray]]:
+    def _wanted(self, budgets: Sequence[Budget]) -> tuple[list[Plan], list[FloatArray]]:
         """For each budget alone a plan, and the scores of its channels."""
         settings, bounds = self.settings, self._bounds
         if self.penalty is not None:
-            return self._learned(self.penalty)
+            return self._learned(self.penalty, budgets)
         if settings.rank == "data":
             scores = self._shrinker.scores("data")
-            plans = [self._shrinker.plan(budget) for budget in settings.budgets]
+            plans = [self._shrinker.plan(budget) for budget in budgets]
         else:
             assert settings.rank != "learned"
             scores = scores_of(self.graph, settings.rank, self.seed)
             limits = {"round_to": bounds.round_to, "min_width": bounds.min_width}
             plans = [
                 plan_by_score(self.graph, budget, score=settings.rank, **limits)  # type: ignore[arg-type]
-                for budget in settings.budgets
+                for budget in budgets
             ]
         return plans, [scores] * len(plans)
 
-    def _learned(self, penalty: LadderPenalty) -> tuple[list[Plan], list[FloatArray]]:
+    def _learned(
+        self, penalty: LadderPenalty, budgets: Sequence[Budget]
+    ) -> tuple[list[Plan], list[FloatArray]]:
         plans, scores = [], []
         regularizer = penalty.regularizer
-        for budget, rung in zip(self.settings.budgets, penalty.rungs, strict=True):
+        for budget, rung in zip(budgets, penalty.rungs, strict=True):
             ranked = rung["scores"].cpu().double().numpy()
             alive = rung["alive"].cpu().numpy()
             keep = {}

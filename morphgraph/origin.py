@@ -8,8 +8,9 @@
     morphgraph.check     the comparison with the masked original, as JSON; ``not made``
     morphgraph.error     of a refit: the error of every output on inputs held out, as JSON
     morphgraph.base_file the file of that network, as ``sha256sum base.onnx`` tells it
+    morphgraph.earlier   of a model that was resized before: how, from the first time on, as JSON
 
-A model that is resized again says where it comes from last. Nothing depends on these notes: in a
+Nothing depends on these notes: in a
 file from a stranger they are words, and what is none of ours is passed over.
 """
 
@@ -31,13 +32,14 @@ from morphgraph.version import __version__
 _VERSION, _BASE, _PLAN = "morphgraph.version", "morphgraph.base", "morphgraph.plan"
 _BUDGET, _COST = "morphgraph.budget", "morphgraph.cost"
 _CHECK, _ERROR = "morphgraph.check", "morphgraph.error"
-_BASE_FILE = "morphgraph.base_file"
-KEYS = (_VERSION, _BASE, _PLAN, _BUDGET, _COST, _CHECK, _ERROR, _BASE_FILE)
+_BASE_FILE, _EARLIER = "morphgraph.base_file", "morphgraph.earlier"
+KEYS = (_VERSION, _BASE, _PLAN, _BUDGET, _COST, _CHECK, _ERROR, _BASE_FILE, _EARLIER)
 """In ``Model.metadata_props``."""
 
 _NOT_MADE = "not made"
 _ASKED = ("budget", "slice", "morph")  # where a plan's request has the budget
 _LONGEST = 2**16  # characters of a note; longer ones are none of ours
+_MOST = 16  # earlier resizes that are remembered
 _Value = TypeVar("_Value")
 
 
@@ -62,11 +64,33 @@ class Check(msgspec.Struct, frozen=True):
         return cls(report.ok, report.by, _two(error), report.tolerance, _two(report.sensitivity))
 
 
+class Resize(msgspec.Struct, frozen=True):
+    """What is remembered of a resize when another one follows: the same as of an :class:`Origin`.
+
+    ``fitted`` says whether its kernels were.
+    """
+
+    version: str
+    base: str
+    plan: str
+    budget: dict[str, str]
+    cost: dict[str, Change]
+    fitted: bool
+
+    def line(self) -> str:
+        """The same for people."""
+        parts = [f"morphgraph {escape(self.version)}, plan {escape(self.plan[:12])}"]
+        parts += [f"budget {_budget_text(self.budget)}"] if self.budget else []
+        parts += [f"left {shares}"] if (shares := _shares_text(self.cost)) else []
+        return "; ".join(parts)
+
+
 class Origin(msgspec.Struct, frozen=True):
     """What a resized model's file says of how it was made.
 
     ``base`` and ``plan`` are hashes, see the module; ``check`` is ``None`` where none was made,
-    ``error`` empty where nothing was refitted, ``base_file`` where no file is known.
+    ``error`` empty where nothing was refitted, ``base_file`` where no file is known. ``earlier``
+    are the resizes that led to the base, if it is itself the result of some.
     """
 
     version: str
@@ -77,6 +101,7 @@ class Origin(msgspec.Struct, frozen=True):
     check: Check | None
     error: dict[str, float] = {}
     base_file: str = ""
+    earlier: list[Resize] = []
 
     @classmethod
     def of(
@@ -88,6 +113,7 @@ class Origin(msgspec.Struct, frozen=True):
     ) -> "Origin":
         """What there is to say of the result of a plan."""
         asked = next((plan.request[key] for key in _ASKED if key in plan.request), None)
+        before = cls.read(graph.model)
         return cls(
             version=__version__,
             base=structure_hash(graph),
@@ -96,6 +122,7 @@ class Origin(msgspec.Struct, frozen=True):
             cost=dict(plan.cost),
             check=None if report is None else Check.of(report),
             error={name: _two(value) for name, value in (error or {}).items()},
+            earlier=[] if before is None else [*before.earlier, before.resize()][-_MOST:],
         )
 
     @classmethod
@@ -117,7 +144,13 @@ class Origin(msgspec.Struct, frozen=True):
             _decoded(notes.get(_CHECK), Check),
             _decoded(notes.get(_ERROR), dict[str, float]) or {},
             notes.get(_BASE_FILE, ""),
+            _decoded(notes.get(_EARLIER), list[Resize]) or [],
         )
+
+    def resize(self) -> Resize:
+        """What is remembered of it."""
+        fitted = bool(self.error)
+        return Resize(self.version, self.base, self.plan, self.budget, self.cost, fitted)
 
     def lines(self) -> list[tuple[str, str]]:
         """The same for people: what of, and a line each."""
@@ -125,19 +158,14 @@ class Origin(msgspec.Struct, frozen=True):
             ("resized by", f"morphgraph {escape(self.version)}, plan {escape(self.plan[:12])}")
         ]
         if self.budget:
-            asked = ", ".join(f"{kind}={amount}" for kind, amount in self.budget.items())
-            found.append(("budget was", escape(asked)))
-        shares = [
-            f"{escape(kind)} {100 * change.after / change.before:.1f} %"
-            for kind, change in self.cost.items()
-            if change.before
-        ]
-        if shares:
-            found.append(("cost left", ", ".join(shares)))
+            found.append(("budget was", _budget_text(self.budget)))
+        if shares := _shares_text(self.cost):
+            found.append(("cost left", shares))
         found.append(("check was", self._verdict()))
         if self.error:
             errors = (f"{escape(name)} {100 * value:.2g} %" for name, value in self.error.items())
             found.append(("refitted", f"error on inputs held out: {', '.join(errors)}"))
+        found += [("before that", each.line()) for each in reversed(self.earlier)]
         return found
 
     def _verdict(self) -> str:
@@ -167,7 +195,22 @@ class Origin(msgspec.Struct, frozen=True):
             notes[_ERROR] = _encoded(self.error)
         if self.base_file:
             notes[_BASE_FILE] = self.base_file
+        if self.earlier:
+            notes[_EARLIER] = _encoded(self.earlier)
         return notes
+
+
+def _budget_text(budget: Mapping[str, str]) -> str:
+    return escape(", ".join(f"{kind}={amount}" for kind, amount in budget.items()))
+
+
+def _shares_text(cost: Mapping[str, Change]) -> str:
+    """What is left of every cost."""
+    return ", ".join(
+        f"{escape(kind)} {100 * change.after / change.before:.1f} %"
+        for kind, change in cost.items()
+        if change.before
+    )
 
 
 def _encoded(value: object) -> str:

@@ -5,12 +5,11 @@ for a budget, the fit of what is left: the passes of :mod:`morphgraph.passes.cal
 :mod:`morphgraph.passes.refit`, one after the other.
 """
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -29,10 +28,9 @@ from morphgraph.errors import (
     PlanError,
 )
 from morphgraph.graph import ChannelGraph, Group
-from morphgraph.onnx_io import PARAMETERS_KEY, escape, static_shape
+from morphgraph.onnx_io import escape, static_shape
 from morphgraph.onnx_io.mapped import take
 from morphgraph.onnx_io.runtime import is_refusal
-from morphgraph.ops.parameters import layers_weights
 from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.least import least_widths
@@ -54,6 +52,7 @@ from morphgraph.passes.planning.finer import within_reach
 from morphgraph.passes.planning.parts import Losses
 from morphgraph.passes.planning.removal_path import plan as make_plan
 from morphgraph.passes.refit.refit import Refitted, refit
+from morphgraph.passes.refit.room import costs_with_biases, plan_with_room
 from morphgraph.plans import Plan
 from morphgraph.workflow import resize_and_check
 
@@ -305,9 +304,16 @@ class Shrinker:
         score: DataScore = "data",
         *,
         allocation: Allocation | None = None,
+        refit: bool = False,
         **options: Any,
     ) -> Plan:
-        """The plan for a budget; ``options`` as of :func:`morphgraph.plan`."""
+        """The plan for a budget; ``options`` as of :func:`morphgraph.plan`.
+
+        With ``refit`` the network meets it after :meth:`fit`, too, which may add biases.
+        """
+        if refit:
+            make = partial(self.plan, score=score, allocation=allocation, **options)
+            return plan_with_room(self.graph, budget, make, options.get("convention", "default"))
         bounds, counted = self.bounds, options.get("convention", "default")
         # A budget that cannot be met is told before anything is measured.
         constraints = resolve_budget(self.graph, budget, counted)
@@ -358,17 +364,8 @@ class Shrinker:
                 processes=self.processes,
                 compared=self.compared,
             )
-        self._list_biases(fitted.model)
         require_valid(self.graph, fitted.model)
         return fitted
-
-    def _list_biases(self, model: ir.Model) -> None:
-        """Biases that the refit made are parameters, where the model lists these."""
-        if PARAMETERS_KEY in model.metadata_props:
-            former = self.graph.model.graph.initializers
-            made = [name for name in sorted(layers_weights(model)) if name not in former]
-            listed = json.loads(model.metadata_props[PARAMETERS_KEY])
-            model.metadata_props[PARAMETERS_KEY] = json.dumps([*listed, *made])
 
     def expected(self, plan: Plan | None = None) -> Batches:
         """What the original gives for inputs held out; of a plan, at the positions that stay.
@@ -430,14 +427,16 @@ class Shrinker:
             try:
                 with warnings.catch_warnings():  # the plan that is applied has told of them
                     warnings.simplefilter("ignore", MorphWarning)
-                    plan = self.plan({kind: share * resource.total}, score, convention=convention)
+                    budget = {kind: share * resource.total}
+                    plan = self.plan(budget, score, refit=refit, convention=convention)
             except BudgetError:
                 break
             if refit:
                 model = self.fit(plan, f"{share:.0%} of {kind}, ").model
             else:
                 model = resize_and_check(self.graph, plan, verify=False).model
-            reached = resource.at(plan.widths(self.graph)) / resource.total
+            costs = costs_with_biases(self.graph, plan, model, [kind], convention)
+            reached = costs[kind].after / costs[kind].before
             errors = self.errors(model, expected)
             points.append(CurvePoint(share, reached, errors, self.perplexity(model)))
         return tuple(points)

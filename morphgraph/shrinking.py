@@ -1,6 +1,6 @@
 """Shrinking without training: calibration inputs in, a network that still works out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,9 @@ from morphgraph.errors import warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
-from morphgraph.ops.parameters import layers_weights
 from morphgraph.options import DataScore, Depth, RoundTo
 from morphgraph.origin import Origin
-from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.analysis.cost import Convention
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same
 from morphgraph.passes.calibration.segments import run_all
@@ -25,6 +24,7 @@ from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds, Widths
 from morphgraph.passes.planning.constraints import Budget
 from morphgraph.passes.refit.refit import LayerError, Refitted
+from morphgraph.passes.refit.room import costs_with_biases
 from morphgraph.plans import Change, Plan
 from morphgraph.shrinker import LIMIT, CurvePoint, Shrinker
 from morphgraph.workflow import resize_and_check
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 CHECKED = 8
 """Samples that the resize is checked on."""
+COSTS = ("macs", "flops", "params")
+"""Costs that are told of every result."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class ShrinkResult:
         layers: of every layer that was fitted, on held-out inputs.
         curve: the errors at other budgets, where they were asked for.
         samples: how many inputs it was fitted to, and how many were held out.
+        cost: before and after, biases of the fit included: multiply-adds, FLOPs, parameters, and
+            what the plan has a budget for.
         tuned: the errors before self-distillation; empty without.
         perplexity: of a language model; ``None`` of others, and where the ids have changed.
         check: of the resize, against the masked original; ``None`` where it was not made.
@@ -76,6 +80,7 @@ class ShrinkResult:
     before: tuple[OutputCheck, ...]
     layers: tuple[LayerError, ...]
     samples: tuple[int, int]
+    cost: Mapping[str, Change]
     curve: tuple[CurvePoint, ...] = ()
     tuned: tuple[OutputCheck, ...] = ()
     check: VerifyReport | None = None
@@ -161,7 +166,7 @@ def shrink(
         threads=threads,
         progress=progress,
     )
-    plan = shrinker.plan(budget, score, convention=convention)
+    plan = shrinker.plan(budget, score, refit=refit, convention=convention)
     result = finish(shrinker, plan, refit=refit, tune=tune, verify=verify)
     if not curve:
         return result
@@ -208,12 +213,13 @@ def finish(
     if tune:
         tuned = error
         model, error = _tuned(shrinker, plan, model, tune, expected)
+    kinds = dict.fromkeys([*COSTS, *plan.cost])
+    convention = plan.request.get("convention", "default")
+    costs = costs_with_biases(shrinker.graph, plan, model, kinds, convention)
     if refit or tune:
         errors = {output.name: output.error for output in error}
         origin = Origin.of(shrinker.graph, plan, resized.report, errors)
-        convention = plan.request.get("convention", "default")
-        costs = costs_with_biases(shrinker.graph, plan, model, list(plan.cost), convention)
-        replace_fields(origin, cost=costs).write(model)
+        replace_fields(origin, cost={kind: costs[kind] for kind in plan.cost}).write(model)
     sizes = shrinker.fitted.count, shrinker.held_out.count
     return ShrinkResult(
         model,
@@ -222,38 +228,11 @@ def finish(
         before,
         layers,
         sizes,
+        costs,
         tuned=tuned,
         check=resized.report,
         perplexity=_perplexity(shrinker, sliced, after_fit, model if tune else None),
     )
-
-
-def costs_with_biases(
-    graph: ChannelGraph,
-    plan: Plan,
-    model: ir.Model,
-    kinds: Iterable[str],
-    convention: Convention = "default",
-) -> dict[str, Change]:
-    """What a fitted network costs: a plan knows nothing of the biases that a refit makes.
-
-    Args:
-        graph: the original.
-        plan: which channels stayed.
-        model: the fitted network.
-        kinds: of cost, as of :func:`morphgraph.cost`.
-        convention: of the costs.
-    """
-    made = layers_weights(model) - set(graph.model.graph.initializers)
-    small = lift(model, **graph.options.arguments()) if made else None
-    widths, found = plan.widths(graph), {}
-    for kind in kinds:
-        price = cost(graph, kind, convention=convention)
-        reached = (
-            price.at(widths) if small is None else cost(small, kind, convention=convention).total
-        )
-        found[kind] = Change(price.total, reached)
-    return found
 
 
 def _perplexity(

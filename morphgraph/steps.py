@@ -24,6 +24,7 @@ from morphgraph.passes.planning.build import warn_of_price
 from morphgraph.passes.planning.constraints import Budget
 from morphgraph.passes.planning.outputs import Classes
 from morphgraph.passes.planning.vocabulary import by_vocabulary
+from morphgraph.passes.refit.refit import with_biases
 from morphgraph.plans import Plan
 from morphgraph.shrinker import LIMIT, Shrinker
 from morphgraph.shrinking import finish
@@ -178,6 +179,8 @@ def measured_plan(
     budget: Budget,
     seed: int = 0,
     progress: Progress = no_progress,
+    *,
+    refit: bool = False,
 ) -> Plan:
     """The plan whose network takes the budget's latency, as measured beside the original.
 
@@ -187,6 +190,7 @@ def measured_plan(
         budget: with a latency on a measured device.
         seed: of the inputs.
         progress: told of every round.
+        refit: whether a fit follows, whose biases are timed as well.
 
     Raises:
         ArgumentError: the budget has no such latency.
@@ -207,7 +211,7 @@ def measured_plan(
     met = meet(
         graph,
         make,
-        lambda plan: resize_and_check(graph, plan, verify=False).model,
+        partial(_fitted if refit else _resized, graph),
         budget,
         profile,
         seed=seed,
@@ -224,6 +228,14 @@ def measured_plan(
         "threads": profile.threads,
     }
     return msgspec.structs.replace(met.plan, request={**met.plan.request, "measured": measured})
+
+
+def _resized(graph: ChannelGraph, plan: Plan) -> ir.Model:
+    return resize_and_check(graph, plan, verify=False).model
+
+
+def _fitted(graph: ChannelGraph, plan: Plan) -> ir.Model:
+    return with_biases(graph, plan.keep_channels(graph))
 
 
 def require_data(score: AnyScore | FloatArray, is_given: bool) -> None:

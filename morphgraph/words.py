@@ -1,7 +1,8 @@
 """Names as messages show them, and what somebody may have meant by one that is not known."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 _MAX_NAME = 200  # characters of a name that a message repeats
 _MOST_COMPARED = 20_000  # names; more would take seconds
@@ -25,6 +26,25 @@ def escape(name: str | bytes) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown
     )
+
+
+def file_word(path: str | Path) -> str:
+    """A file's name as a word of a command line, where none may be taken for an option.
+
+    >>> file_word("net.onnx"), file_word("-net.onnx")
+    ('net.onnx', './-net.onnx')
+    """
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def with_options(line: Sequence[str], *more: str) -> list[str]:
+    """A command line with further options, which stand in front of a ``--``.
+
+    >>> with_options(["plan", "--", "-net.onnx"], "-o", "plan.json")
+    ['plan', '-o', 'plan.json', '--', '-net.onnx']
+    """
+    end = line.index("--") if "--" in line else len(line)
+    return [*line[:end], *more, *line[end:]]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -63,7 +63,7 @@ def test_a_file_says_what_it_was_made_of(text: str, tmp_path: Path) -> None:
     onnx.checker.check_model(onnx.load(slim), full_check=True)
 
 
-def test_a_model_that_is_resized_again_says_where_it_comes_from_last(tmp_path: Path) -> None:
+def test_a_model_that_is_resized_again_says_so(tmp_path: Path) -> None:
     paths = [tmp_path / f"{k}.onnx" for k in range(3)]
     save(model_from_text(CHAIN), paths[0])
     plans = []
@@ -71,7 +71,10 @@ def test_a_model_that_is_resized_again_says_where_it_comes_from_last(tmp_path: P
         plans.append(mg.uniform(mg.lift(before), 0.5))
         mg.save(mg.apply(before, plans[-1], verify=False), after)
     first, second = map(notes, paths[1:])
-    assert second.keys() == first.keys()
+    assert second.keys() == {*first, "morphgraph.earlier"}
+    (earlier,) = json.loads(second["morphgraph.earlier"])
+    assert earlier["plan"] == first["morphgraph.plan"]
+    assert earlier["base"] == first["morphgraph.base"]
     assert second["morphgraph.plan"] == hashlib.sha256(plans[1].to_json()).hexdigest()
     assert second["morphgraph.base"] != first["morphgraph.base"]
     assert second["morphgraph.check"] == "not made"

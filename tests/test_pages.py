@@ -8,12 +8,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 import morphgraph as mg
 from morphgraph.cli import COMMANDS, cli
@@ -38,13 +41,31 @@ def test_page(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     page = Page(DOCS / f"{name}.md")
     page.run()
-    if name == "five-ms":  # whose machine is measured in short
-        Page(DOCS / "milliseconds.md", without=".").run()
     assert page.printed or len(page.names) > 1 or ">>>" in page.text or "](concept" in page.text
 
 
-# Of the guide: networks that are not here, and trainings.
-ELSEWHERE = r"resnet18|mobilenet|vgg|trained|(^| )(n|open|acme|even)\.onnx|morph model|sweep|slice"
+# Of the guide: networks that are not here, and trainings; test_the_long_commands_of_the_guide runs
+# them, and tests/train/test_distributed.py those of several processes.
+ELSEWHERE = (
+    r"resnet18|mobilenet|vgg|trained|(^| )(n|open|acme|even)\.onnx|morph model|sweep|slice|torchrun"
+)
+
+
+def small_language_model() -> dict[str, Any]:
+    """What the guide's programs are given."""
+    text = """
+    net (int64[1,4] ids, float[9000,4] table, float[4,9000] head) => (float[1,4,9000] logits) {
+      a = Gather(table, ids)
+      logits = MatMul(a, head)
+    }"""
+    return {
+        "numpy": np,
+        "mg": mg,
+        "ids_of_a_text": np.arange(9000),
+        "vocabulary_size": 9000,
+        "special_ids": [0, 1],
+        "model": model_from_text(text, inputs=["ids"]),
+    }
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -53,25 +74,59 @@ def test_the_guide_shows_what_commands_print(
 ) -> None:
     """Its programs with a language model of two layers; its doctests are collected by pytest."""
     monkeypatch.chdir(tmp_path)
-    text = """
-    net (int64[1,4] ids, float[9000,4] table, float[4,9000] head) => (float[1,4,9000] logits) {
-      a = Gather(table, ids)
-      logits = MatMul(a, head)
-    }"""
     page = Page(DOCS / "guide.md", without=ELSEWHERE)
-    page.names |= {
-        "numpy": np,
-        "mg": mg,
-        "ids_of_a_text": np.arange(9000),
-        "vocabulary_size": 9000,
-        "special_ids": [0, 1],
-        "model": model_from_text(text, inputs=["ids"]),
-    }
+    page.names |= small_language_model()
     page.run()
     assert len(page.printed) >= 11
     changed = page.names["plan"].groups.values()
     assert {sum(end - start for start, end in group.keep) for group in changed} == {8000}
     assert page.code == 1
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_the_long_commands_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with networks of torchvision in full, trainings of an epoch, small stand-ins else."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.savez("cifar.npz", input=rng.normal(size=(100, 3, 16, 16)).astype(np.float32))
+    np.save("images.npy", rng.normal(size=(40, 1, 8, 8)).astype(np.float32))
+    shapes = {"vgg": (3, 16), "trained": (1, 8)}
+    for name, (channels, size) in shapes.items():
+        text = f"""net (float[N,{channels},{size},{size}] input, float[12,{channels},3,3] a,
+            float[12] ab, float[16,12,3,3] b, float[16] bb, float[10,16] c, float[10] d)
+            => (float[N,10] linear) {{
+            p = Conv <pads = [1,1,1,1]> (input, a, ab)  q = Relu(p)
+            r = Conv <pads = [1,1,1,1]> (q, b, bb)  s = Relu(r)
+            t = GlobalAveragePool(s)  f = Flatten(t)  linear = Gemm <transB = 1> (f, c, d)
+        }}"""
+        mg.save(model_from_text(text, inputs=["input"]), f"{name}.onnx")
+    sizes = (12, 16, 16, 4)
+    layers = [torch.nn.Linear(*pair) for pair in pairwise(sizes)]
+    net = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
+    model = mg.export(net, (torch.zeros(1, 12),))
+    next(iter(model.graph)).outputs[0].name = "hidden"
+    model.graph.outputs[0].name = "linear"
+    mg.save(model, "n.onnx")
+    opened = "net (float[N,3,H,W] x, float[8,3,3,3] w) => (float[N,8,S,T] y) { y = Conv(x, w) }"
+    mg.save(model_from_text(opened, inputs=["x"]), "open.onnx")
+    mobilenet = torchvision.models.mobilenet_v2().eval()
+    mg.save(mg.export(mobilenet, (torch.zeros(1, 3, 224, 224),)), "mobilenet_v2.onnx")
+    seen = r"resnet18|mobilenet|vgg|trained|(^| )(n|open|even)\.onnx|morph model|sweep|slice"
+    page = Page(
+        DOCS / "guide.md",
+        without=rf"^(?!.*({seen}|residual_cnn -o))|torchrun|latency",
+        shorter={
+            r"epochs \d+": "epochs 1",
+            r"--seeds 3": "--seeds 1",
+            r"flops=25%,50%,100% --method base,morph,uniform,l2": "flops=50% --method base,l2",
+            r"--seconds 3|(bench resnet18.*)": r"\1 --seconds 0.2",
+            r"^morphgraph (plan|apply|shrink|slice) ": r"morphgraph \1 --overwrite ",
+        },
+    )
+    page.names |= small_language_model()
+    page.run()
+    assert len(page.printed) >= 20
 
 
 @pytest.mark.long

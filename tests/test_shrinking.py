@@ -301,6 +301,62 @@ def test_a_budget_that_cannot_be_met() -> None:
         shrink(network(MLP), noise(50, 6), {"flops": "1%"})
 
 
+UNBIASED = """net (float[N,4,6] x, float[6,40] a, float[40,24] b, float[24,6] c)
+=> (float[N,4,6] y) {
+    p = MatMul(x, a)  r = Relu(p)  q = MatMul(r, b)  s = Relu(q)  y = MatMul(s, c)
+}"""
+
+
+def numbers(model: ir.Model) -> int:
+    """Parameters, counted in the file."""
+    stored = ir.to_proto(model).graph.initializer
+    return sum(int(np.prod(each.dims)) for each in stored)
+
+
+@pytest.mark.parametrize(("text", "shape"), [(MLP, (6,)), (UNBIASED, (4, 6))])
+@pytest.mark.parametrize("share", [0.5, 0.65, 0.83])
+def test_biases_of_the_fit_are_within_the_budget(
+    text: str, shape: tuple[int, ...], share: float
+) -> None:
+    model, data = network(text), noise(200, *shape)
+    options = {"round_to": 1, "threads": 1}
+    result = shrink(model, data, {"params": f"{share:.0%}"}, **options)  # type: ignore[arg-type]
+    limit = share * numbers(model)
+    assert numbers(result.model) <= limit
+    assert numbers(result.model) == result.cost["params"].after
+    assert result.plan.request["budget"] == {"params": f"{share:.0%}"}
+    # Without room the same budget is exceeded; the room is about what the biases take.
+    sliced = shrink(model, data, {"params": f"{share:.0%}"}, refit=False, **options)  # type: ignore[arg-type]
+    fitted = finish(Shrinker(lift(model), data, threads=1), sliced.plan)
+    added = numbers(fitted.model) - numbers(sliced.model)
+    assert numbers(fitted.model) > limit or result.plan.groups == sliced.plan.groups
+    assert numbers(fitted.model) > limit or text == MLP
+    assert numbers(result.model) > limit - 2 * added - 20
+
+
+@pytest.mark.parametrize("kind", ["weight_bytes", "memory", "peak", "latency"])
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_other_budgets_hold_after_the_fit_as_well(kind: str, share: float) -> None:
+    model = network(UNBIASED)
+    limit = share * mg.cost(lift(model), kind).total
+    result = shrink(model, noise(200, 4, 6), {kind: f"{share:.0%}"}, round_to=1, threads=1)
+    assert 0.8 * limit <= mg.cost(lift(result.model), kind).total <= limit
+
+
+def test_a_budget_that_biases_alone_exceed_says_so() -> None:
+    model = network(UNBIASED)
+    least = mg.plan(lift(model), widths={"*": 1}, budget={}, round_to=1).cost["params"].after
+    with pytest.raises(BudgetError, match=r"cannot be met.*biases.*--no-refit"):
+        shrink(model, noise(200, 4, 6), {"params": least}, round_to=1, threads=1)
+
+
+def test_the_curve_counts_the_biases() -> None:
+    shrinker = Shrinker(lift(network(UNBIASED)), noise(200, 4, 6), threads=1)
+    points = shrinker.curve("params")
+    assert points
+    assert all(point.reached <= point.share for point in points)
+
+
 @pytest.mark.parametrize("constant", ["node", "initializer"])
 def test_an_output_that_never_changes(constant: str) -> None:
     body = "k = Neg(c0)" if constant == "node" else "k = Identity(c0)"

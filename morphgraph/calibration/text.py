@@ -144,13 +144,13 @@ def sequences(
         MorphError: there is no text, no tokenizer or no language model, or they do not fit.
     """
     where = _where(data)
+    inputs = TokenInputs.of(model, where)
     if options.tokenizer is None:
         raise ArgumentError(
             f"{where}holds text; give the model's tokenizer.json, too: --tokenizer tokenizer.json, "
             "in Python text=TextOptions('tokenizer.json')"
         )
     coder = Coder.of(options.tokenizer)
-    inputs = TokenInputs.of(model, where)
     length = _length(inputs, options.length, where)
     room = length - len(coder.before) - len(coder.behind)
     if room < 1:

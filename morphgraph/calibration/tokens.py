@@ -89,7 +89,8 @@ class TokenInputs:
             known = ", ".join(map(described, needed.values()))
             raise ModelError(
                 f"{where}holds text, and the model has no input for ids of tokens, "
-                f"[batch, sequence] of integers; it takes {known}"
+                f"[batch, sequence] of integers; it takes {known}: give arrays (.npz), or, where "
+                "that are images, a folder of them"
             )
         size = None if ids.shape is None else ids.shape[1]
         table = table_of(ids)

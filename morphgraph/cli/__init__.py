@@ -15,7 +15,7 @@ import click
 from morphgraph.cli.console import OutputSettings, complain, talking
 from morphgraph.errors import FileError, MorphError
 from morphgraph.version import __version__
-from morphgraph.words import did_you_mean, escape
+from morphgraph.words import did_you_mean, escape, file_word
 
 # Command (and module of this package, and function in it) -> its line in `morphgraph --help`.
 COMMANDS = {
@@ -130,9 +130,8 @@ def _usage(error: click.ClickException) -> int:
 def _no_command(name: str) -> str:
     """What to say of a word that stands where a command should."""
     if name.lower().endswith(".onnx") or os.path.isdir(name):  # noqa: PTH112 - imports nothing
-        return (
-            f"'{escape(name)}' is no command; write `{shlex.join(['morphgraph', 'analyze', name])}`"
-        )
+        line = shlex.join(["morphgraph", "analyze", file_word(name)])
+        return f"'{escape(name)}' is no command; write `{line}`"
     return f"No such command '{escape(name)}'{did_you_mean(name, COMMANDS)}"
 
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step, suggest
-from morphgraph.cli.following import lifting_words, unused
+from morphgraph.cli.following import lifting_words, tell_intention, unused
 from morphgraph.cli.models import Lifting, open_graph, some, warn_of_weights
 from morphgraph.cli.pages import ReportFile, command_line, write_page
-from morphgraph.cli.shared_options import DeviceFile, OutputFormat, Overwrite, check_output
+from morphgraph.cli.shared_options import DeviceFile, DryRun, OutputFormat, Overwrite, check_output
 from morphgraph.cli.width_options import Counting
 from morphgraph.errors import warn
 from morphgraph.options import Convention, Format, option
@@ -62,6 +62,7 @@ def analyze(
     ] = None,
     report: ReportFile = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -78,6 +79,16 @@ def analyze(
         check_output(output, overwrite, model)
     model = model_file(model)
     graph = open_graph(model, lifting)
+    if dry_run:
+        steps = [
+            f"tell the life of {name}"
+            if name
+            else f"count what {len(graph.groups)} groups of channels cost"
+        ]
+        steps += ["label the nodes of a copy"] if annotate else []
+        steps += ["draw the page"] if report else []
+        tell_intention("analyze", steps, [annotate, report], output_format)
+        return
     if name is not None:
         _explain(graph, name, convention, output_format)
         return

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import note, settings, show, step, suggest
-from morphgraph.cli.following import shape_words, unused
+from morphgraph.cli.console import duration, note, settings, show, step, suggest
+from morphgraph.cli.following import shape_words, tell_intention, unused
 from morphgraph.cli.models import Lifting, open_graph
-from morphgraph.cli.shared_options import InputShapes, Ops, OutputFormat, Seed
+from morphgraph.cli.shared_options import DryRun, InputShapes, Ops, OutputFormat, Seed
 from morphgraph.errors import FileError, MorphError
 from morphgraph.options import option
-from morphgraph.words import escape
+from morphgraph.words import escape, with_options
 
 if TYPE_CHECKING:
     from morphgraph.benchmark import BenchResult, Structure
@@ -70,6 +70,7 @@ def bench(
         bool, option("Show where the time went: by kind of operator, and by layer.")
     ] = False,
     seed: Seed = 0,
+    dry_run: DryRun = False,
     input_shapes: InputShapes = (),
     ops: Ops = (),
     output_format: OutputFormat = "table",
@@ -92,6 +93,15 @@ def bench(
         raise
     except MorphError as error:
         unknown = error
+    if dry_run:
+        runs = [*product(threads, batch or (None,))]
+        took = len(runs) * len(models) * len(runtime) * seconds
+        steps = [
+            f"time {' and '.join(map(str, models))} in {' and '.join(runtime)} on the same inputs, "
+            f"{_settings(threads, batch)}; takes {duration(took)} and more"
+        ]
+        tell_intention("bench", steps, [], output_format)
+        return
     points = []
     try:
         for count, size in product(threads, batch or (None,)):
@@ -119,6 +129,11 @@ def bench(
     _propose(models, points, Lifting(ops=ops, input_shapes=input_shapes), profile=profile)
 
 
+def _settings(threads: Sequence[int], batch: Sequence[int] | None) -> str:
+    at = f"at {' and '.join(map(str, threads))} threads"
+    return at if batch is None else f"{at}, in batches of {' and '.join(map(str, batch))}"
+
+
 def _propose(
     models: Sequence[Path], points: "Sequence[BenchResult]", lifting: Lifting, *, profile: bool
 ) -> None:
@@ -129,7 +144,7 @@ def _propose(
         return
     interval = points[0].models[-1].speedup_interval
     if not profile and interval is not None and interval[0] <= 1:
-        suggest(*settings().arguments, "--profile")
+        suggest(*with_options(settings().arguments, "--profile"))
         return
     suggest("report", first, last, *shape_words(lifting), "-o", unused("report.html"))
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import emit, note
+from morphgraph.cli.following import tell_intention
 from morphgraph.cli.models import Lifting, naming, open_graph
-from morphgraph.cli.shared_options import Overwrite, check_output
+from morphgraph.cli.shared_options import DryRun, Overwrite, check_output
 from morphgraph.options import option
 from morphgraph.words import escape
 
@@ -33,6 +34,7 @@ def card(
         Path | None, option("The file to write.", "-o", "--output", metavar="README.md")
     ] = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
 ) -> None:
     """Write a model card of a run or of a resized model.
@@ -45,6 +47,10 @@ def card(
 
     check_output(output, overwrite)
     made = _card(subject, base_model or "", name, made_by, lifting).text()
+    if dry_run:
+        steps = [f"{'print' if output is None else 'write'} a model card of {subject}"]
+        tell_intention("card", steps, [output], "table")
+        return
     if output is None:
         emit(made)
         return
@@ -71,4 +77,7 @@ def _card(
         base = known if isinstance(known, str) else ""
     graph = open_graph(file, lifting)
     fallback = subject.resolve().name if subject.is_dir() else file.stem
-    return resized_card(graph, name or fallback, file.name, base, commands)
+    if not subject.is_dir():
+        return resized_card(graph, name or fallback, file.name, base, commands)
+    inside = file.relative_to(subject).as_posix()
+    return resized_card(graph, name or fallback, inside, base, commands, subject.resolve().name)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event, Lock, Thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TextIO
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from morphgraph.errors import MorphWarning
+from morphgraph.words import file_word, with_options
 
 if TYPE_CHECKING:
     from morphgraph.report.tables import Format, Report
@@ -85,9 +87,13 @@ def note(text: str) -> None:
 
 
 def suggest(*words: object) -> None:
-    """Say on stderr which command comes next, as a shell takes it; programs need not know."""
+    """Say on stderr which command comes next, as a shell takes it; programs need not know.
+
+    Words that are paths are never taken for options.
+    """
     if not settings().for_programs:
-        note(f"next: {shlex.join(['morphgraph', *map(str, words)])}")
+        line = [file_word(word) if isinstance(word, Path) else str(word) for word in words]
+        note(f"next: {shlex.join(['morphgraph', *line])}")
 
 
 def resumed_by(*more: str) -> None:
@@ -97,7 +103,8 @@ def resumed_by(*more: str) -> None:
         more: options that it needs beside those that it has.
     """
     now = settings()
-    now.resuming = (*now.arguments, *(word for word in more if word not in now.arguments))
+    missing = (word for word in more if word not in now.arguments)
+    now.resuming = tuple(with_options(now.arguments, *missing))
 
 
 @contextmanager

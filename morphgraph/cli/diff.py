@@ -4,10 +4,10 @@ from pathlib import Path
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show, suggest
-from morphgraph.cli.following import shape_words, unused
+from morphgraph.cli.following import shape_words, tell_intention, unused
 from morphgraph.cli.models import Lifting, open_graph
 from morphgraph.cli.pages import ReportFile, command_line, write_page
-from morphgraph.cli.shared_options import OutputFormat, Overwrite, check_output
+from morphgraph.cli.shared_options import DryRun, OutputFormat, Overwrite, check_output
 
 
 @command
@@ -17,6 +17,7 @@ def diff(
     *,
     report: ReportFile = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -31,6 +32,10 @@ def diff(
     check_output(report, overwrite, base, slim)
     base, slim = model_file(base), model_file(slim)
     before, after = open_graph(base, lifting), open_graph(slim, lifting)
+    if dry_run:
+        steps = ["compare the models layer by layer", *(["draw the page"] if report else [])]
+        tell_intention("diff", steps, [report], output_format)
+        return
     show(diff_report(compare(before, after, base, slim)), output_format)
     if report is not None:
         from morphgraph.report.pages.gather import Resized, resized_facts

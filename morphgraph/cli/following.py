@@ -51,7 +51,7 @@ def shape_words(lifting: Lifting) -> list[str]:
 
 def bench_words(
     model: Path, slim: Path, lifting: Lifting, check: "VerifyReport | None" = None
-) -> list[str]:
+) -> list[str | Path]:
     """The command that times two models beside each other.
 
     Where the check says that ONNX Runtime does not run them, the one that compares them.
@@ -59,7 +59,7 @@ def bench_words(
     from morphgraph.folders.found import model_file
 
     verb = "diff" if check is not None and check.by != "ONNX Runtime" else "bench"
-    return [verb, *map(str, map(model_file, (model, slim))), *shape_words(lifting)]
+    return [verb, *map(model_file, (model, slim)), *shape_words(lifting)]
 
 
 def budget_words(budgets: Iterable[tuple[str, str]]) -> list[str]:

@@ -35,7 +35,7 @@ from morphgraph.cli.shared_options import (
 from morphgraph.cli.width_options import PlanOptions
 from morphgraph.errors import ModelError
 from morphgraph.options import DATA_SCORES, Format, Score, option
-from morphgraph.words import escape
+from morphgraph.words import escape, with_options
 
 if TYPE_CHECKING:
     from morphgraph.calibration import Samples
@@ -244,7 +244,7 @@ def plan(
     show(plan_report(graph, result, options.convention), output_format)
     note(f"wrote {escape(str(output))}" if output else "nothing written; give -o to keep the plan")
     if output is None:
-        suggest(*settings().arguments, "-o", unused("plan.json"))
+        suggest(*with_options(settings().arguments, "-o", str(unused("plan.json"))))
     else:
         slim = unused("slim.onnx" if folder is None else "slim")  # a folder like the model's own
         suggest("apply", model, output, *lifting_words(lifting, planned=True), "-o", slim)

@@ -28,12 +28,13 @@ from morphgraph.cli.shared_options import (
 from morphgraph.cli.width_options import ShrinkOptions
 from morphgraph.errors import ModelError, MorphError
 from morphgraph.options import DataScore, Format, option
-from morphgraph.words import escape
+from morphgraph.words import escape, with_options
 
 if TYPE_CHECKING:
     from morphgraph.calibration import Samples
     from morphgraph.graph import ChannelGraph
     from morphgraph.passes.planning.constraints import Budget
+    from morphgraph.plans import Plan
     from morphgraph.shrinker import CurvePoint, Shrinker
     from morphgraph.shrinking import ShrinkResult
 
@@ -173,9 +174,13 @@ def shrink(
         )
         if output is not None:
             with step("planning"):
-                make = partial(shrinker.plan, score=score, convention=convention)
+                make = partial(
+                    shrinker.plan, score=score, refit=not no_refit, convention=convention
+                )
                 if measure:
-                    chosen = measured_plan(graph, make, budget, seed, ProgressLines())
+                    chosen = measured_plan(
+                        graph, make, budget, seed, ProgressLines(), refit=not no_refit
+                    )
                 else:
                     chosen = make(budget)
             with step("resizing and fitting"):
@@ -219,7 +224,7 @@ def shrink(
             note("nothing written; give -o and a --budget to shrink the model")
         words = [word for word in settings().arguments if word != "--curve"]
         asked = [] if budgets else ["--budget", "flops=70%"]
-        suggest(*words, *asked, "-o", unused("slim.onnx"))
+        suggest(*with_options(words, *asked, "-o", str(unused("slim.onnx"))))
     else:
         suggest(*bench_words(model, output, lifting))
 
@@ -256,10 +261,16 @@ def _multiplied(
 ) -> "ShrinkResult | None":
     """The naive way to the same budget, for comparison; ``None`` where one ratio does not fit."""
     from morphgraph.passes.planning.uniform import uniform
+    from morphgraph.passes.refit.room import plan_with_room
     from morphgraph.shrinking import finish
 
     try:
-        plan = uniform(shrinker.graph, None, budget=budget, score=shrinker.scores(score), **options)
+        scores = shrinker.scores(score)
+
+        def make(limits: "Budget") -> "Plan":
+            return uniform(shrinker.graph, None, budget=limits, score=scores, **options)
+
+        plan = plan_with_room(shrinker.graph, budget, make) if refit else make(budget)
         return finish(shrinker, plan, refit=refit, verify=False)
     except MorphError as error:
         note(f"no width multiplier for comparison: {error}")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show, step, suggest
-from morphgraph.cli.following import bench_words
+from morphgraph.cli.following import bench_words, tell_intention
 from morphgraph.cli.models import Lifting, naming, open_inputs, open_planned
-from morphgraph.cli.shared_options import InputFiles, OutputFormat, Seed
+from morphgraph.cli.shared_options import DryRun, InputFiles, OutputFormat, Seed
 
 
 @command
@@ -17,6 +17,7 @@ def verify(
     *,
     seed: Seed = 0,
     inputs: InputFiles = None,
+    dry_run: DryRun = False,
     lifting: Lifting,
     output_format: OutputFormat = "table",
 ) -> None:
@@ -34,6 +35,13 @@ def verify(
     batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
     small = load(slim)
+    if dry_run:
+        steps = [
+            f"mask what the plan removes of {model}",
+            f"run it and {slim} over {inputs or 'random inputs'}, and compare what they give",
+        ]
+        tell_intention("verify", steps, [], output_format)
+        return
     with step("comparing"), naming(slim):
         report = check(graph, chosen, small, seed=seed, inputs=batches)
     show(check_report(graph, chosen, report), output_format)

@@ -1,18 +1,19 @@
 """Files beside a model that number tokens, brought to a smaller vocabulary."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from morphgraph.arrays import IntArray
 from morphgraph.errors import MorphError, UnsupportedError, warn
-from morphgraph.folders.found import ModelFolder
+from morphgraph.folders.found import GENAI, ModelFolder
 from morphgraph.folders.tokens import (
     not_formed,
     read_tokenizer,
     smaller_tokenizer,
     tokens_with_parts,
+    vocabulary,
 )
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
@@ -24,6 +25,8 @@ _GENERATION = "generation_config.json"
 _OF_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _LISTS = ("suppress_tokens", "begin_suppress_tokens")
 _ENDS = ("_token_id", "_token_ids")
+_TOLD = ("tokenizer_config.json", "special_tokens_map.json")  # which tokens are special
+_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 
 
 def warn_of_parts(source: ModelFolder, kept: Iterable[int]) -> None:
@@ -99,16 +102,39 @@ def renumbered_files(
     more = {name: ids[n] for name, n in _words(source.path, "added_tokens.json") if n in ids}
     texts |= {"added_tokens.json": as_text(more)} if more else {}
     texts |= dict(_lines(source.path, made["model"], ids))
-    told = source.path / "tokenizer_config.json"
-    if told.is_file():
-        said = _read_json(told)
-        if isinstance(said.get("added_tokens_decoder"), dict):
-            numbered = {int(n): entry for n, entry in said["added_tokens_decoder"].items()}
-            said["added_tokens_decoder"] = {
-                str(ids[n]): entry for n, entry in numbered.items() if n in ids
-            }
-            texts[told.name] = as_text(said)
+    gone = {name for name, number in vocabulary(table).items() if number not in ids}
+    for name in _TOLD:
+        if (source.path / name).is_file():
+            texts[name] = as_text(_without(name, _read_json(source.path / name), gone, ids))
     return texts, {name for name in _OF_SENTENCEPIECE if (source.path / name).is_file()}
+
+
+def _without(
+    file: str, said: dict[str, Any], gone: Set[str], ids: Mapping[int, int]
+) -> dict[str, Any]:
+    """What a tokenizer's settings say, without tokens that have gone.
+
+    The tokenizer would add them again, under ids that the model has no rows for.
+    """
+
+    def is_gone(token: Any) -> bool:
+        name = token.get("content") if isinstance(token, dict) else token
+        return isinstance(name, str) and name in gone
+
+    made: dict[str, Any] = {}
+    for entry, value in said.items():
+        if entry == "added_tokens_decoder" and isinstance(value, dict):
+            numbered = {int(n): each for n, each in value.items()}
+            made[entry] = {str(ids[n]): each for n, each in numbered.items() if n in ids}
+        elif entry.endswith("_token") and is_gone(value):
+            warn(f"{file}: {entry} is a token that has gone; keep it, or state another")
+        elif entry in _SPECIAL and isinstance(value, list):
+            made[entry] = [each for each in value if not is_gone(each)]
+        elif entry in _SPECIAL and isinstance(value, dict):
+            made[entry] = {name: each for name, each in value.items() if not is_gone(each)}
+        else:
+            made[entry] = value
+    return made
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -146,7 +172,10 @@ def _lines(folder: Path, model: Mapping[str, Any], ids: Mapping[int, int]) -> It
 def _with_ids(
     file: str, table: Mapping[str, Any], ids: Mapping[int, int], size: int
 ) -> dict[str, Any]:
-    """A config whose entries name the tokens by their new ids; told where one has gone."""
+    """A config whose entries name the tokens by their new ids; told where one has gone.
+
+    GenAI refuses null, and takes an entry that is not there for one without a token.
+    """
 
     def new(entry: str, number: Any) -> Any:
         if isinstance(number, list):
@@ -163,7 +192,9 @@ def _with_ids(
         if isinstance(value, dict):
             made[entry] = _with_ids(file, value, ids, size)
         elif entry.endswith(_ENDS) or entry in _LISTS:
-            made[entry] = new(entry, value)
+            number = new(entry, value)
+            if number is not None or file != GENAI:
+                made[entry] = number
         else:
             made[entry] = value
     return made

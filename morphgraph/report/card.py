@@ -12,14 +12,15 @@ from typing import Any
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.origin import Origin
+from morphgraph.origin import Origin, Resize
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.plans import Change
 from morphgraph.recipes.results import Result
 from morphgraph.report.machine import package_version
 from morphgraph.report.pages.runs import chosen_arm
-from morphgraph.report.runs import arms_table, budget_text
-from morphgraph.report.tables import Report, Table, columns, number_column, render, share
+from morphgraph.report.runs import arms_table
+from morphgraph.report.tables import Cell, Report, Table, columns, number_column, render, share
+from morphgraph.words import file_word
 
 _TAGS = ("onnx", "onnxruntime", "pruning", "structured-pruning", "model-compression", "morphgraph")
 _PACKAGES = ("onnx", "onnxruntime", "torch", "numpy")
@@ -78,24 +79,19 @@ class Card:
             "base_structure_sha256": origin.base,
             **({"base_file_sha256": origin.base_file} if origin.base_file else {}),
             "check": "not made" if origin.check is None else ("ok" if origin.check.ok else "wrong"),
+            **({"earlier": [_past(each) for each in origin.earlier]} if origin.earlier else {}),
         }
 
     def text(self) -> str:
         """The card; the same facts give the same text."""
         header = "".join(f"{key}: {_yaml(value)}\n" for key, value in self.header().items())
-        costs = Table(
-            columns("cost", number_column("before"), number_column("after"), "left"),
-            [
-                [kind, each.before, each.after, share(each.after / each.before)]
-                for kind, each in self.origin.cost.items()
-                if each.before
-            ],
-            "Costs before and after",
-        )
+        costs = [_costs(self.origin.cost, "Costs before and after")]
+        earlier = list(enumerate(self.origin.earlier, 1))
+        costs += [_costs(each.cost, f"Before that, resize {n}") for n, each in reversed(earlier)]
         lines = [(title, line) for title, line in self.origin.lines() if title != "cost left"]
         how = [("method", self.method), *lines]
         how += [("data", self.data)] if self.data else []
-        body = render(Report(None, [costs, *self.tables], how), "md")
+        body = render(Report(None, [*costs, *self.tables], how), "md")
         return f"---\n{header}---\n\n# {_title(self.name)}\n\n{body}\n{self._use()}{self._made()}"
 
     def _use(self) -> str:
@@ -122,8 +118,33 @@ class Card:
         )
 
 
+def _costs(costs: Mapping[str, Change], title: str) -> Table:
+    rows: list[list[Cell]] = [
+        [kind, each.before, each.after, share(each.after / each.before)]
+        for kind, each in costs.items()
+        if each.before
+    ]
+    return Table(
+        columns("cost", number_column("before"), number_column("after"), "left"), rows, title
+    )
+
+
+def _past(resize: Resize) -> dict[str, Any]:
+    """An earlier resize in the header."""
+    return {
+        "budget": resize.budget,
+        "cost": {k: {"before": c.before, "after": c.after} for k, c in resize.cost.items()},
+        "plan_sha256": resize.plan,
+    }
+
+
 def resized_card(
-    graph: ChannelGraph, name: str, file: str, base: str, commands: Sequence[str]
+    graph: ChannelGraph,
+    name: str,
+    file: str,
+    base: str,
+    commands: Sequence[str],
+    folder: str | None = None,
 ) -> Card:
     """The card of a resized model.
 
@@ -133,6 +154,7 @@ def resized_card(
         file: of the model.
         base: the original, as the hub names it; empty if nobody says.
         commands: that lead here.
+        folder: of the model, where it is one of a folder.
 
     Raises:
         UnsupportedError: the file does not say where it comes from.
@@ -144,7 +166,7 @@ def resized_card(
             "structured pruning without training: channels were chosen by calibration inputs, and "
             "the kernels that are left fitted to what the original computes"
         )
-    shown = commands or origin_commands(origin, file)
+    shown = commands or origin_commands(origin, file, folder)
     return Card(name, file, method, origin, _inputs(graph), base, commands=list(map(escape, shown)))
 
 
@@ -184,23 +206,45 @@ def budget_of(result: Result) -> Mapping[str, str]:
 
 def run_command(result: Result) -> str:
     """The command of a run, as far as its result tells."""
-    budget = budget_text(budget_of(result)).replace(", ", " --budget ")
     return (
-        f"morphgraph morph MODEL --data {escape(result.data)} --budget {budget} "
-        f"--seed {result.seed} -o RUN"
+        f"morphgraph morph MODEL --data {_word(escape(result.data))} "
+        f"{_budget_words(budget_of(result))} --seed {result.seed} -o RUN"
     )
 
 
-def origin_commands(origin: Origin, file: str) -> list[str]:
-    """The commands that make such a file, as far as it tells; BASE and DATA are not known."""
-    budget = " ".join(f"--budget {kind}={amount}" for kind, amount in origin.budget.items())
-    output = f"-o {shlex.quote(file)}"
-    if origin.error:
-        return [f"morphgraph shrink BASE.onnx --data DATA {budget or '--set ...'} {output}"]
-    return [
-        f"morphgraph plan BASE.onnx {budget or '--set ...'} -o plan.json",
-        f"morphgraph apply BASE.onnx plan.json {output}",
-    ]
+def origin_commands(origin: Origin, file: str, folder: str | None = None) -> list[str]:
+    """The commands that make such a file, as far as it tells; BASE and DATA are not known.
+
+    Args:
+        origin: of the file.
+        file: its name.
+        folder: the name of its folder, where the folder was resized as a whole.
+    """
+    ending = ".onnx" if folder is None else ""
+    steps = [*origin.earlier, origin.resize()]
+    numbers = [""] if len(steps) == 1 else [f"-{number}" for number in range(1, len(steps) + 1)]
+    made = [f"step{number}{ending}" for number in numbers[:-1]] + [folder or file]
+    found: list[str] = []
+    for base, step, number, output in zip(
+        [f"BASE{ending}", *made], steps, numbers, made, strict=False
+    ):
+        asked, written = _budget_words(step.budget) or "--set ...", f"-o {_word(output)}"
+        if step.fitted:
+            found.append(f"morphgraph shrink {base} --data DATA {asked} {written}")
+        else:
+            found.append(f"morphgraph plan {base} {asked} -o plan{number}.json")
+            found.append(f"morphgraph apply {base} plan{number}.json {written}")
+    return found
+
+
+def _word(path: str) -> str:
+    """A file's name in a command that a person may paste."""
+    return shlex.quote(file_word(path))
+
+
+def _budget_words(budget: Mapping[str, str]) -> str:
+    amounts = (shlex.quote(f"{kind}={amount}") for kind, amount in budget.items())
+    return " ".join(f"--budget {amount}" for amount in amounts)
 
 
 def _counted(graph: ChannelGraph, result: Result) -> dict[str, Change]:

@@ -25,11 +25,10 @@ from morphgraph.report.tables import (
 )
 from morphgraph.report.vega import Mark, Panel, picture
 from morphgraph.shrinker import CURVE, CurvePoint
-from morphgraph.shrinking import Perplexity, ShrinkResult, costs_with_biases
+from morphgraph.shrinking import COSTS, Perplexity, ShrinkResult
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
-_COSTS = ("macs", "flops", "params")
 _BAR = 24  # signs of the longest bar
 
 
@@ -136,8 +135,7 @@ def shrink_report(
     if result is not None:
         widths = result.plan.widths(graph)
         gone = removed_layers(graph, widths)
-        kinds = dict.fromkeys([*_COSTS, *result.plan.cost])
-        costs = costs_with_biases(graph, result.plan, result.model, kinds, convention)
+        costs = dict(result.cost)
         for name, each in costs.items():
             unit = cost(graph, name, convention=convention).unit
             head.append((_cost_name(name, unit), change(each.before, each.after)))
@@ -334,7 +332,7 @@ def _check_line(result: ShrinkResult) -> str:
 
 
 def _cost_name(kind: str, unit: str) -> str:
-    return unit if kind in _COSTS else f"{kind} ({unit})"
+    return unit if kind in COSTS else f"{kind} ({unit})"
 
 
 def _error(value: Cell) -> str:

@@ -34,18 +34,16 @@ from morphgraph.arrays import Array
 from morphgraph.errors import UnsupportedError
 from morphgraph.ops import Op, OpNode, facts_of
 from morphgraph.torch_io import functions
-from morphgraph.torch_io.modules import ModuleTree
-from morphgraph.torch_io.names import as_argument, clean, is_path, scope_of, shared_path
+from morphgraph.torch_io.homes import RUNNING, Homes, name_of
+from morphgraph.torch_io.names import as_argument, clean, scope_of, shared_path
 from morphgraph.torch_io.origins import Origins
-from morphgraph.torch_io.paths import PathTracer, spell_paths
 from morphgraph.torch_io.size_arithmetic import Size, SizeArithmetic
-from morphgraph.torch_io.tensors import to_tensor, torch_type
+from morphgraph.torch_io.tensors import torch_type
 
 Number: TypeAlias = float | int | bool
-_RUNNING = ("running_mean", "running_var")
 
 
-class TorchBuilder:
+class TorchBuilder(Homes):
     """The graph so far, the modules it calls, and where every ONNX value is found.
 
     Attributes:
@@ -67,16 +65,8 @@ class TorchBuilder:
         buffers: Collection[str] = (),
         frozen: Collection[str] = (),
     ) -> None:
-        self.graph = fx.Graph(tracer_cls=PathTracer)
-        self.tree = ModuleTree()
-        self.parameters: dict[str, str] = {}
-        self._trainable = frozenset(parameters)
-        self._buffers = frozenset(buffers)
-        self._frozen = frozenset(frozen)
-        self._exported = exported
+        super().__init__(parameters, exported, buffers, frozen)
         self._values: dict[str, fx.Node] = {}
-        self._homes: dict[str, str] = {}
-        self._reads: dict[str, fx.Node] = {}
         self._calls: Counter[str] = Counter()
         self._arithmetic = SizeArithmetic(self.graph, self.value)
 
@@ -86,14 +76,14 @@ class TorchBuilder:
         """Make a graph input an argument, under its name where Python and torch.fx take that."""
         others = [node for node in self.graph.nodes if node.op == "placeholder"]
         taken = {name for node in others for name in (node.name, str(node.target))}
-        node = self.graph.placeholder(as_argument(_name(value)))
+        node = self.graph.placeholder(as_argument(name_of(value)))
         if node.target in taken:
             node.target = node.name
         self.bind(value, node)
 
     def bind(self, value: ir.Value, result: fx.Node) -> None:
         """Say what an ONNX value is in the graph."""
-        self._values[_name(value)] = result
+        self._values[name_of(value)] = result
 
     def is_parameter(self, n: OpNode, i: int) -> bool:
         """Whether operand ``i`` is itself a trainable parameter."""
@@ -113,11 +103,11 @@ class TorchBuilder:
 
     def value(self, value: ir.Value) -> fx.Node:
         """An ONNX value as an fx node."""
-        if _name(value) in self._values:
-            return self._values[_name(value)]
+        if name_of(value) in self._values:
+            return self._values[name_of(value)]
         if value.const_value is None:
             raise UnsupportedError(
-                f"value '{_name(value)}' is read before it is computed; canonicalize the model"
+                f"value '{name_of(value)}' is read before it is computed; canonicalize the model"
             )
         if self._is_parameter(value):
             return self._read(self._home_of(value))
@@ -217,7 +207,7 @@ class TorchBuilder:
         self, n: OpNode, module: nn.Module, x: fx.Node, values: Mapping[str, ir.Value]
     ) -> fx.Node | None:
         """The same, the weights given as ONNX values of the shape that the module wants."""
-        names = {role: _name(value) for role, value in values.items()}
+        names = {role: name_of(value) for role, value in values.items()}
         # Where the module lives: at the path that the names share; else where a weight of it has a
         # home already; else, in a model from elsewhere, at a path of the node's name.
         path = shared_path(names, self._exported)
@@ -238,7 +228,7 @@ class TorchBuilder:
         if len(at_home) < len(homes) or not self.tree.takes(path, module):
             return None
         if not all(
-            value.const_value is not None and (role in _RUNNING or self._is_parameter(value))
+            value.const_value is not None and (role in RUNNING or self._is_parameter(value))
             for role, value in values.items()
         ) or self._would_take(n, module, path):
             return None
@@ -332,7 +322,7 @@ class TorchBuilder:
         """An addition behind a Linear made without bias: let the Linear add the other operand."""
         for i in (0, 1):
             product, bias = n.ir.inputs[1 - i], n.ir.inputs[i]
-            linear = None if product is None else self._values.get(_name(product))
+            linear = None if product is None else self._values.get(name_of(product))
             if bias is None or linear is None:
                 continue
             # A Linear whose weight is computed is a call, one that owns it is a module.
@@ -350,8 +340,8 @@ class TorchBuilder:
                 and self.tree.get(f"{path}.bias") is None
                 and not linear.users
                 and self._calls[path] == 1
-                and _name(bias) == f"{path}.bias"
-                and _name(bias) not in self._homes
+                and name_of(bias) == f"{path}.bias"
+                and name_of(bias) not in self._homes
                 and self._is_parameter(bias)
                 and n.shape(i) == (module.out_features,)
             ):
@@ -396,92 +386,12 @@ class TorchBuilder:
         )
         raise UnsupportedError(f"node '{n.name}': {n.op_type} to PyTorch: {why}; {hint}")
 
-    # -- weights ------------------------------------------------------------------------------
-
-    def _is_parameter(self, value: ir.Value) -> bool:
-        return value.const_value is not None and _name(value) in self._trainable
-
     def _call_owner(self, path: str, x: fx.Node) -> fx.Node:
         self._calls[path] += 1
         return self.graph.call_module(path, (x,))
 
-    def _give(self, module: nn.Module, role: str, value: ir.Value) -> None:
-        if role in _RUNNING:
-            module.register_buffer(role, to_tensor(value.const_value))
-        else:
-            module.register_parameter(role, self._parameter(value))
 
-    def _parameter(self, value: ir.Value) -> nn.Parameter:
-        tensor = to_tensor(value.const_value)
-        trains = _name(value) not in self._frozen and tensor.is_floating_point()
-        return nn.Parameter(tensor, requires_grad=trains)
-
-    def tie(self, net: fx.GraphModule, path: str, name: str) -> None:
-        """Let a parameter be found at a further path in the finished network, as tied weights are.
-
-        Nothing reads it there. A node that does nothing names it, since torch.fx copies and pickles
-        what its graph names.
-        """
-        self.tree.root = net
-        home = self._homes.get(name, "")
-        parameter = self.tree.get(home) if home else None
-        if not isinstance(parameter, nn.Parameter) or not is_path(path, self._exported):
-            return
-        folder, _, role = path.rpartition(".")
-        owner = self.tree.get(folder) if folder else None
-        # A module that has a place for it, or a folder.
-        vacant = isinstance(owner, nn.Module) and getattr(owner, role, owner) is None
-        if vacant or self.tree.is_vacant(path):
-            self.tree.put_parameter(path, parameter)
-            self.parameters[path] = name
-            with net.graph.inserting_before(net.graph.output_node()):
-                net.graph.create_node("get_attr", path)
-            spell_paths(net.graph)
-
-    def _set_home(self, value: ir.Value, path: str) -> None:
-        self._homes[_name(value)] = path
-        self.parameters[path] = _name(value)
-
-    def _home_of(self, value: ir.Value) -> str:
-        """The path of a parameter; one that no module owns is put at the path its name spells."""
-        name = _name(value)
-        if name not in self._homes:
-            path = self._path_of(name)
-            self.tree.put_parameter(path, self._parameter(value))
-            self._set_home(value, path)
-        return self._homes[name]
-
-    def _path_of(self, name: str) -> str:
-        """The path that a tensor's name spells, or the nearest that torch takes."""
-        fits = is_path(name, self._exported) and self.tree.is_vacant(name)
-        return name if fits else self.tree.unique(clean(name))
-
-    def _buffer(self, value: ir.Value) -> str:
-        """The path of a constant tensor."""
-        name = _name(value)
-        if name not in self._homes:
-            path = self._path_of(name)
-            told = value.metadata_props.get(_PERSISTENT)  # by torch's own exporter
-            was_buffer = told == "True" or name in self._buffers
-            self.tree.put_buffer(path, to_tensor(value.const_value), persistent=was_buffer)
-            self._homes[name] = path
-            if was_buffer:
-                self.parameters[path] = name
-        return self._homes[name]
-
-    def _read(self, path: str) -> fx.Node:
-        if path not in self._reads:
-            self._reads[path] = self.graph.create_node("get_attr", path)
-        return self._reads[path]
-
-
-_PERSISTENT = "pkg.torch.export.graph_signature.InputSpec.persistent"
 _PLAIN = {"b": "?", "i": "i8", "u": "i8"}
-
-
-def _name(value: ir.Value) -> str:
-    assert value.name is not None, "a canonical model names every value"
-    return value.name
 
 
 def _other_rank(n: OpNode, i: int) -> int:

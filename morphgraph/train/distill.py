@@ -6,7 +6,7 @@ of every value stay, the results of all layers inside at these positions (hints,
 2015): with few inputs that is worth more than the outputs alone, for every layer is told what it
 should have computed.
 
-    loss = mean over outputs of E(output) + _INSIDE * mean over layers of E(result)
+    loss = mean over outputs of E(output) + 10 * mean over layers of E(result)
     E(v) = |v - v of the original|^2 / |v of the original - its mean|^2
 
 Rates are relative to the size of every tensor's numbers, so that the same few serve networks whose
@@ -16,7 +16,7 @@ statistics of the batch meanwhile, is tried in short runs and judged at held-out
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import cos, inf, isfinite, pi, prod
+from math import cos, inf, isfinite, pi
 
 import numpy as np
 import onnx_ir as ir
@@ -26,23 +26,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from morphgraph.arrays import Array, Arrays
 from morphgraph.calibration import Progress, Samples
-from morphgraph.calibration.tokens import ids_input
 from morphgraph.errors import ArgumentError, UnsupportedError
-from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import DEFAULT_KEY, dtype_of, is_float, static_shape
+from morphgraph.onnx_io import is_float
 from morphgraph.onnx_io.runtime import session
 from morphgraph.passes.analysis.selection import AxisSelection
-from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.passes.checking.single_precision import in_single_precision
-from morphgraph.torch_io.to_torch import flat_network, value_nodes
 from morphgraph.torch_io.weights import with_weights
+from morphgraph.train.pair import BATCH, Network, Pair
 
-_INSIDE = 10.0  # weight of the values inside; from 3 to 30 it makes little difference
-_BATCH = 64  # samples per step
 _TOKENS = 4096  # tokens per step, where samples are sequences of them
 _CHUNK = 8  # samples that are read, and stay, together
 _HELD = 256 * 2**20  # bytes of inputs that are held in memory at a time
-_ACTIVATIONS = 2**30  # bytes of activations that one backward pass may need, roughly
 _TRIAL = 0.2  # share of the steps that each way is tried for
 _ENOUGH = 16  # samples at once from which on norms may take statistics of a batch
 _SIZES = (1e-2, 1.0)  # bounds on what a tensor's rate is multiplied with
@@ -88,7 +82,7 @@ def distill(
         original: the network before it was resized; it is not changed.
         resized: the network that is tuned; it is not changed.
         samples: calibration inputs.
-        steps: how often the weights are changed, by :data:`_BATCH` inputs each time, or by
+        steps: how often the weights are changed, by :data:`BATCH` inputs each time, or by
             sequences of :data:`_TOKENS` tokens together.
         held_out: inputs that show whether it helped; a fifth of the samples by default.
         selection: which positions of every value of ``selection.graph`` the resized network still
@@ -109,7 +103,7 @@ def distill(
     if held_out is None:
         samples, held_out = samples.split()
     before_model, after_model = in_single_precision(original), in_single_precision(resized)
-    pair = _Pair(before_model, after_model, selection)
+    pair = Pair(before_model, after_model, selection)
     before = relative_errors(before_model, after_model, held_out)
     if not pair.trained:
         return Distilled(resized, before, before, "it has no weights that may change", 0.0)
@@ -134,146 +128,6 @@ def _silent(_phase: str, _done: int, _total: int) -> None:
 def _mean(errors: Mapping[str, float]) -> float:
     mean = sum(errors.values()) / max(len(errors), 1)
     return mean if isfinite(mean) else inf
-
-
-# -- the two networks ----------------------------------------------------------------------------
-
-
-class _Network:
-    """A network in PyTorch whose results are its float outputs and values inside of it."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self.canonical = canonicalize(model)
-        self.net = flat_network(self.canonical)
-        self.nodes = value_nodes(self.net)
-        self.outputs = [v.name or "" for v in self.canonical.graph.outputs if is_float(v)]
-
-    def give(self, inside: Sequence[str]) -> None:
-        """From now on return a tuple: the float outputs, then these values."""
-        output = self.net.graph.output_node()
-        results = output.args[0]
-        results = results if isinstance(results, tuple) else (results,)
-        floats = [
-            node
-            for node, value in zip(results, self.canonical.graph.outputs, strict=True)
-            if is_float(value)
-        ]
-        output.args = ((*floats, *(self.nodes[name] for name in inside)),)
-        self.net.recompile()
-
-    def __call__(self, feeds: Mapping[str, Array]) -> tuple[Tensor, ...]:
-        values = (v for v in self.canonical.graph.inputs if v.const_value is None)
-        results: tuple[Tensor, ...] = self.net(*(_tensor(value, feeds) for value in values))
-        return results
-
-    @property
-    def takes_any_batch(self) -> bool:
-        """Whether samples can be joined along the first axes of all inputs."""
-        return bool(self.net.meta["morphgraph.batch"] == "free")
-
-    @property
-    def bytes_per_sample(self) -> float:
-        """Of all results, roughly, in single precision."""
-        values = [value for node in self.canonical.graph for value in node.outputs]
-        batch = next(iter(static_shape(self.canonical.graph.inputs[0])), 1)
-        return 4.0 * sum(prod(static_shape(value)) for value in values) / max(batch, 1)
-
-
-def _tensor(value: ir.Value, feeds: Mapping[str, Array]) -> Tensor:
-    """What an input is given, or what it is by default."""
-    array = feeds.get(value.name or "")
-    if array is None:
-        array = value.meta[DEFAULT_KEY].numpy()
-    return torch.from_numpy(np.array(array, dtype=dtype_of(value), order="C"))
-
-
-class _Pair:
-    """Teacher and student, and how far the student's results are from the teacher's."""
-
-    def __init__(
-        self, original: ir.Model, resized: ir.Model, selection: AxisSelection | None
-    ) -> None:
-        self.teacher, self.student = _Network(original), _Network(resized)
-        ids = ids_input(original)
-        self.ids = "" if ids is None else ids.name or ""
-        if not self.student.outputs:
-            raise ArgumentError("the model has no floating-point output that could be learned")
-        inside = [] if selection is None else self._shared(layer_results(selection.graph))
-        self.outputs = len(self.student.outputs)
-        # Per result the axes of the teacher's of which some positions stay.
-        self.cuts: list[list[tuple[int, Tensor]]] = [[] for _ in range(self.outputs)]
-        self.cuts += [
-            [(axis, torch.from_numpy(kept)) for axis, kept in selection.cuts(name)]
-            for name in inside
-            if selection is not None
-        ]
-        for network in (self.teacher, self.student):
-            network.give(inside)
-        self.spreads: list[float] | None = None
-        self.trained = [p for p in self.student.net.parameters() if p.requires_grad]
-        fitting = _ACTIVATIONS / max(2 * self.student.bytes_per_sample, 1.0)
-        self.fitting = int(min(max(fitting, 1), _BATCH))
-        free = self.teacher.takes_any_batch and self.student.takes_any_batch
-        self.at_once = self.fitting if free else 1
-
-    def _shared(self, names: Sequence[str]) -> list[str]:
-        """Those of these values that both networks compute, each for itself."""
-        return [name for name in names if name in self.teacher.nodes and name in self.student.nodes]
-
-    def targets(self, feeds: Mapping[str, Array]) -> list[Tensor]:
-        """The teacher's results, at the positions that the student has."""
-        with torch.no_grad():
-            results = list(self.teacher(feeds))
-        for k, cuts in enumerate(self.cuts):
-            for axis, kept in cuts:
-                results[k] = results[k].index_select(axis, kept)
-        return results
-
-    def errors(self, feeds: Mapping[str, Array]) -> Tensor:
-        """Mean squared error of every result in units of the teacher's variance, ``[results]``."""
-        targets = self.targets(feeds)
-        if self.spreads is None:
-            self.spreads = [_spread(target) for target in targets]
-        found = self.student(feeds)
-        return torch.stack(
-            [
-                _mean_square(one, target) / spread
-                for one, target, spread in zip(found, targets, self.spreads, strict=True)
-            ]
-        )
-
-    def loss(self, feeds: Mapping[str, Array]) -> Tensor:
-        """What training lowers."""
-        errors = self.errors(feeds)
-        outputs, inside = errors[: self.outputs], errors[self.outputs :]
-        return outputs.mean() + (_INSIDE * inside.mean() if len(inside) else 0.0)
-
-
-def layer_results(graph: ChannelGraph) -> list[str]:
-    """The floating-point results of all operators that count as arithmetic on activations."""
-    independent = graph.couplings.input_independent
-    return [
-        value.name
-        for op in graph.ops
-        if op.macs
-        for value in op.ir.outputs
-        if value.name and value.name not in independent and is_float(value)
-    ]
-
-
-def _spread(target: Tensor) -> float:
-    """The variance of all finite numbers; infinite where there is none, so that nothing counts."""
-    numbers = target[target.isfinite()].double()
-    variance = float(numbers.var(unbiased=False)) if numbers.numel() else 0.0
-    return variance if variance > 0 else inf
-
-
-def _mean_square(found: Tensor, target: Tensor) -> Tensor:
-    """Of the difference, where both are finite."""
-    if found.shape != target.shape:  # a value that the rewrite gave another form
-        return found.new_zeros(())
-    both = target.isfinite() & found.isfinite()
-    return (found.where(both, 0.0) - target.where(both, 0.0)).square().mean()
 
 
 # -- training ------------------------------------------------------------------------------------
@@ -301,7 +155,7 @@ class _Run:
     """The student's training, and the choice of how it is trained."""
 
     def __init__(
-        self, pair: _Pair, samples: Samples, held_out: Samples, seed: int, progress: Progress
+        self, pair: Pair, samples: Samples, held_out: Samples, seed: int, progress: Progress
     ) -> None:
         self.pair, self.held_out, self.progress = pair, held_out, progress
         size = min(_CHUNK, pair.fitting)
@@ -458,8 +312,8 @@ def _concatenated(part: Sequence[Arrays]) -> Arrays:
 def _per_step(feeds: Arrays, ids: str) -> int:
     """Samples of a step: fewer where each is a sequence of many tokens."""
     if ids not in feeds or feeds[ids].ndim != 2:
-        return _BATCH
-    return int(np.clip(_TOKENS // max(feeds[ids].shape[1], 1), _CHUNK, _BATCH))
+        return BATCH
+    return int(np.clip(_TOKENS // max(feeds[ids].shape[1], 1), _CHUNK, BATCH))
 
 
 def relative_errors(original: ir.Model, model: ir.Model, samples: Samples) -> dict[str, float]:
@@ -470,7 +324,7 @@ def relative_errors(original: ir.Model, model: ir.Model, samples: Samples) -> di
     """
     sums: dict[str, Array] = {}
     expect, find = _runner(original), _runner(model)
-    for feeds in samples.batches(_BATCH):
+    for feeds in samples.batches(BATCH):
         expected, found = expect(feeds), find(feeds)
         for value in original.graph.outputs:
             name = value.name or ""
@@ -496,7 +350,7 @@ def _runner(model: ir.Model) -> Callable[[Arrays], Arrays]:
     try:
         running = session(model)
     except UnsupportedError:
-        net = _Network(model)
+        net = Network(model)
         net.give([])
         return lambda feeds: {
             name: result.detach().numpy()

@@ -27,10 +27,11 @@ from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
 from morphgraph.edit import Editor
 from morphgraph.errors import ArgumentError, ModelError
 from morphgraph.graph import ChannelGraph, Edge
-from morphgraph.onnx_io import DEFAULT_KEY, dtype_of, escape, is_float, static_shape
+from morphgraph.onnx_io import DEFAULT_KEY, escape, is_float, static_shape
 from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.passes.coupling.roles import Roles, roles
 from morphgraph.torch_io.to_torch import canonical_network
+from morphgraph.train.pair import fed
 
 Loss = Callable[[Any, Tensor], Tensor]
 """From the network's outputs, a tensor or a tuple of them, and labels to a number."""
@@ -158,7 +159,7 @@ class _Gated:
         """What opening all gates of a channel further would add to the loss, ``[channels]``."""
         gates = [gate.requires_grad_() for gate in self.gates]
         with torch.enable_grad():
-            results = self.net(*(_tensor(value, feeds) for value in self.inputs), *gates)
+            results = self.net(*(fed(value, feeds) for value in self.inputs), *gates)
             number = loss(results, labels)
         found = torch.autograd.grad(number, gates, allow_unused=True) if gates else ()
         total = np.zeros(self.channels)
@@ -228,13 +229,6 @@ def _batch(value: ir.Value) -> int:
     """Samples of an input that one run takes: those of a fixed batch, else one; 0 of a scalar."""
     lead = value.shape[0] if value.shape else 0
     return lead if isinstance(lead, int) else 1
-
-
-def _tensor(value: ir.Value, feeds: Mapping[str, Array]) -> Tensor:
-    array = feeds.get(value.name or "")
-    if array is None:
-        array = value.meta[DEFAULT_KEY].numpy()
-    return torch.from_numpy(np.array(array, dtype=dtype_of(value), order="C"))
 
 
 def _cross_entropy(results: Any, labels: Tensor) -> Tensor:

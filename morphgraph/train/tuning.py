@@ -24,7 +24,7 @@ from morphgraph.plans import Plan
 from morphgraph.torch_io.optimizer_state import Optimizer, transfer_optimizer_state
 from morphgraph.torch_io.to_torch import value_nodes
 from morphgraph.train import distributed
-from morphgraph.train.distill import layer_results
+from morphgraph.train.pair import layer_results
 from morphgraph.train.phases import NoPenalty, ShrinkPenalty
 from morphgraph.train.regularizer import Regularizer
 

@@ -208,6 +208,15 @@ def parse_cost(kind: str | Mapping[str, float], device: str = _DEVICE) -> list[P
     return parts
 
 
+def is_arithmetic(kind: str) -> bool:
+    """Whether a cost counts multiply-adds alone: what is only added has no share in it.
+
+    >>> is_arithmetic("flops"), is_arithmetic("flops+20*params")
+    (True, False)
+    """
+    return all(part.kind in ("macs", "flops") for part in parse_cost(kind))
+
+
 def _part(weight: float, name: str, device: str) -> Part:
     kind, at, named = name.partition("@")
     if kind not in _BUILDERS:

@@ -8,6 +8,7 @@ value (a residual connection), the sum is what it is fitted to, so that a block 
 is wrong in the stream that it adds to.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +22,10 @@ from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io import PARAMETERS_KEY, static_shape
 from morphgraph.onnx_io.mapped import take
 from morphgraph.ops import facts_of
+from morphgraph.ops.parameters import layers_weights
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
@@ -105,6 +107,18 @@ def refit(
     return fit.run(batches, aside)
 
 
+def with_biases(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
+    """A resized network with a bias wherever a fit may add one: the most that it can become.
+
+    For what it costs; its numbers mean nothing.
+
+    Args:
+        graph: the lifted network.
+        keep: per group index the channels that stay, as of :func:`refit`.
+    """
+    return _Refit(graph, keep, 0, 0, no_progress, ALONE).shifted()
+
+
 @dataclass
 class _Network:
     """One of the two networks, with what is live where it stands."""
@@ -135,51 +149,73 @@ class _Refit:
         self.small = resize(graph, keep, restored=False)
         self.editor = Editor(self.small)
         self.errors: list[LayerError] = []
-        self.readers: dict[str, Reader] = {}
+        self.originals = readers(self.big, self.weights)
+        self.readers = readers(self.small, self.weights)
         self.turns: dict[str, Turn] = {}
 
     def turn(self, compared: Compared) -> None:
         """Make queries and keys in the bases in which their products change least."""
-        originals = readers(self.big, self.weights)
-        there = readers(self.small, self.weights)
+        there = self.readers
         known = [p for p in compared.products if {p.queries.reader, p.keys.reader} <= {"", *there}]
         seen = Compared(known, compared.moments)
-        self.turns = turns(seen, originals, self.selection)
+        self.turns = turns(seen, self.originals, self.selection)
         for name, turn in self.turns.items():
-            original, reader = originals[name], there[name]
+            original, reader = self.originals[name], there[name]
             matrix, shift = turn.kernel(original, following(original))
             kernel = original.node.inputs[original.linear.weight]
             cuts = self.selection.cuts((kernel and kernel.name) or "")
             reader.store.write(take(original.kernel_of(matrix), cuts))
-            self._shift(reader, shift[:, turn.kept])
+            self._add_to_result(reader, shift[:, turn.kept])
+        self.readers = readers(self.small, self.weights)  # some have a bias now
 
-    def run(self, batches: Iterable[Arrays], aside: Iterable[Arrays]) -> Refitted:
-        big, small = self._start(batches, aside)
-        originals = readers(self.big, self.weights)
-        self.readers = readers(self.small, self.weights)
+    def _names(self) -> list[str]:
+        """The readers that are fitted, in order."""
         # A norm right behind a reader has nothing to correct that the reader does not.
         covered = {
             name
-            for each in originals.values()
+            for each in self.originals.values()
             if not each.is_norm
             for name in following(each).nodes
         }
-        names = [name for name in originals if name in self.readers and name not in covered]
+        return [name for name in self.originals if name in self.readers and name not in covered]
+
+    def shifted(self) -> ir.Model:
+        """The network with some bias at every reader, and nothing else fitted."""
+        for name in self._names():
+            maps, outputs = self.readers[name].matrix_shape[:2]
+            # No two numbers are the same, so that none is stored once for several channels.
+            shift = np.linspace(1.0, 2.0, maps * outputs).reshape(maps, outputs)
+            self._shift(self.readers[name], shift, shift)
+        self._finish()
+        return self.small
+
+    def run(self, batches: Iterable[Arrays], aside: Iterable[Arrays]) -> Refitted:
+        big, small = self._start(batches, aside)
+        names = self._names()
         self._go(big, names[0] if names else None)
         self._go(small, names[0] if names else None)
         for number, name in enumerate(names):
             self.progress("refit", number, len(names))
             following_name = names[number + 1] if number + 1 < len(names) else None
             # The original goes first: what its reader gives is what the other's is fitted to.
-            fit = self._visit(big, small, originals[name], following_name)
+            fit = self._visit(big, small, self.originals[name], following_name)
             if fit is not None:
                 self._write(name, fit)
             self._go(small, following_name)
         self.progress("refit", len(names), len(names))
-        restore_names(self.graph, self.keep, self.small, self.editor)
+        self._finish()
         for network in (big, small):
             network.fitted.close()
         return Refitted(self.small, tuple(self.errors), big.aside, small.aside)
+
+    def _finish(self) -> None:
+        """Names as they were; biases that are new are parameters, where the model lists these."""
+        restore_names(self.graph, self.keep, self.small, self.editor)
+        notes = self.small.metadata_props
+        if PARAMETERS_KEY in notes:
+            former = self.graph.model.graph.initializers
+            made = [name for name in sorted(layers_weights(self.small)) if name not in former]
+            notes[PARAMETERS_KEY] = json.dumps([*json.loads(notes[PARAMETERS_KEY]), *made])
 
     def _start(
         self, batches: Iterable[Arrays], aside: Iterable[Arrays]
@@ -370,15 +406,18 @@ class _Refit:
         places, inputs = fit.places, fit.start.shape[2]
         self.errors.append(LayerError(name, fitted.before, fitted.after, places, inputs))
         reader.write(fitted.matrix.reshape(reader.matrix_shape))
-        shift = fitted.bias - fit.old_bias
-        if not shift.any() or (reader.is_norm and self._write_offset(reader, fitted.bias)):
+        self._shift(reader, fitted.bias - fit.old_bias, fitted.bias)
+
+    def _shift(self, reader: Reader, shift: FloatArray, bias: FloatArray) -> None:
+        """Add ``shift`` to what a reader gives; its bias is ``bias`` then, ``[maps, outputs]``."""
+        if not shift.any() or (reader.is_norm and self._write_offset(reader, bias)):
             return
         if reader.linear.inside:
             self._shift_gates(reader, shift)
             return
-        self._shift(reader, shift)
+        self._add_to_result(reader, shift)
 
-    def _shift(self, reader: Reader, shift: FloatArray) -> None:
+    def _add_to_result(self, reader: Reader, shift: FloatArray) -> None:
         """Add to a reader's result, ``[maps, outputs]``."""
         rank = len(static_shape(reader.result))
         constant = reader.linear.spread(shift, rank).astype(reader.kernel().dtype)

@@ -120,6 +120,7 @@ NO_IDS = "net (float[N,3] x) => (float[N,3] y) { y = Relu(x) }"
         (text(100), FIXED, {}, ArgumentError, "length 16: the model takes sequences of 12 tokens"),
         (text(100), STRANGE, {}, ModelError, r"input 'shape' \(FLOAT \[3,7\]\) is none that goes"),
         (text(100), NO_IDS, {}, ModelError, "the model has no input for ids of tokens"),
+        (text(100), NO_IDS, {"tokenizer": None}, ModelError, r"takes 'x' .*a folder of them"),
         (b"\xff\xfe" * 99, PLAIN, {}, FileError, "not text in UTF-8"),
     ],
 )

@@ -12,6 +12,7 @@ import yaml
 import morphgraph as mg
 from morphgraph.onnx_io import save
 from morphgraph.testing import model_from_text
+from tests.folders.test_folders import make_folder
 from tests.test_origin import CHAIN, CONCAT, sha256
 
 
@@ -62,6 +63,70 @@ def test_a_card_of_a_shrunk_file_says_what_to_expect(tmp_path: Path, run: Any) -
     assert "without training" in header["morphgraph"]["method"]
     assert "error on inputs held out: y " in body
     assert "morphgraph shrink BASE.onnx --data DATA --budget flops=60% -o slim.onnx" in body
+
+
+def test_a_file_that_was_resized_twice_tells_both(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of the card, run on the base, give the file's widths again."""
+    monkeypatch.chdir(tmp_path)
+    save(model_from_text(CHAIN), Path("BASE.onnx"))
+    rng = np.random.default_rng(0)
+    np.savez("DATA", x=rng.standard_normal((30, 3, 8, 8)).astype(np.float32))
+    Path("DATA.npz").rename("DATA")
+    rounds = [("shrink", "80%"), ("plan", "60%"), ("plan", "70%")]
+    base, changes = "BASE.onnx", []
+    for number, (how, share) in enumerate(rounds):
+        slim = f"slim{number}.onnx"
+        words = ("--budget", f"flops={share}", "--round-to", "1")
+        if how == "shrink":
+            Path("x.npz").write_bytes(Path("DATA").read_bytes())
+            assert run("shrink", base, "--data", "x.npz", *words, "-o", slim).code == 0
+        else:
+            assert run("plan", base, *words, "-o", f"p{number}.json").code == 0
+            assert run("apply", base, f"p{number}.json", "-o", slim).code == 0
+        costs = [mg.cost(mg.lift(name), "flops").total for name in (base, slim)]
+        changes.append(dict(zip(("before", "after"), costs, strict=True)))
+        base = slim
+    ran = run("card", base)
+    header, body = parts(ran.out)
+    facts = header["morphgraph"]
+    assert facts["cost"]["flops"] == changes[2]
+    assert [each["cost"]["flops"] for each in facts["earlier"]] == changes[:2]
+    assert [each["budget"] for each in facts["earlier"]] == [{"flops": "80%"}, {"flops": "60%"}]
+    assert body.count("| cost | before | after | left |") == 3
+    lines = body.partition("```console\n")[2].partition("```")[0].splitlines()
+    assert [line.split()[1] for line in lines] == ["shrink", "plan", "apply", "plan", "apply"]
+    assert [line.split()[2] for line in lines] == [
+        *("BASE.onnx", "step-1.onnx", "step-1.onnx", "step-2.onnx", "step-2.onnx")
+    ]
+    assert lines[-1].endswith("-o slim2.onnx")
+    told = run("analyze", base).out
+    assert told.count("before that") == 2
+    mg.save(mg.apply(mg.lift(base), mg.uniform(mg.lift(base), 0.8)), "again.onnx")
+    assert len(parts(run("card", "again.onnx").out)[0]["morphgraph"]["earlier"]) == 3
+
+
+def test_a_card_of_a_folder_names_folders(tmp_path: Path, run: Any) -> None:
+    folder, plan, slim = make_folder(tmp_path / "base"), tmp_path / "p.json", tmp_path / "-small"
+    assert run("plan", folder, "--budget", "flops=70%", "-o", plan).code == 0
+    assert run("apply", folder, plan, "-o", slim).code == 0
+    ran = run("card", slim)
+    assert ran.code == 0, ran.err
+    body = parts(ran.out)[1]
+    assert "\nmorphgraph plan BASE --budget flops=70% -o plan.json\n" in body
+    assert "\nmorphgraph apply BASE plan.json -o ./-small\n" in body
+    file = next(slim.rglob("*.onnx")).relative_to(slim).as_posix()
+    assert f'InferenceSession("{file}")' in body
+
+
+def test_a_command_of_a_hostile_file_is_one_word_to_a_shell(tmp_path: Path, run: Any) -> None:
+    model = model_from_text(CHAIN)
+    mg.save(mg.apply(mg.lift(model), mg.uniform(mg.lift(model), 0.5)), tmp_path / "s.onnx")
+    proto = onnx.load(tmp_path / "s.onnx")
+    proto.metadata_props.add(key="morphgraph.budget", value=json.dumps({"flops": "1; rm x"}))
+    onnx.save(proto, tmp_path / "s.onnx")
+    assert "--budget 'flops=1; rm x' -o" in run("card", tmp_path / "s.onnx").out
 
 
 def test_a_card_of_a_run_has_its_accuracies(tmp_path: Path, run: Any, model: Path) -> None:

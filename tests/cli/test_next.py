@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 import morphgraph as mg
-from morphgraph.cli import main
+from morphgraph.cli import cli, main
 from morphgraph.onnx_io import save
 from morphgraph.testing import model_from_text
 
@@ -174,6 +174,14 @@ def test_shrink_and_its_curve(model: Path, tmp_path: Path, run: Any, monkeypatch
             ["s.onnx"],
         ),
         (["calibrate", "-o", "device.json", "--minutes", "60"], ["device.json"]),
+        (["analyze", "{model}"], []),
+        (
+            ["analyze", "{model}", "--report", "a.html", "--annotate", "a.onnx"],
+            ["a.onnx", "a.html"],
+        ),
+        (["diff", "{model}", "{model}", "--report", "d.html"], ["d.html"]),
+        (["verify", "{model}", "{plan}", "{model}"], []),
+        (["bench", "{model}", "{model}", "--threads", "1,2", "--seconds", "600"], []),
         (
             ["morph", "{model}", "--data", "{images}", "--budget", "flops=50%", "-o", "run"],
             ["run"],
@@ -212,6 +220,45 @@ def test_what_would_be_done_is_told_and_not_done(
         assert told["cost"]["flops"] == {"before": expected.before, "after": expected.after}
     for kind in ("table", "md", "csv"):
         assert "would" in run(*words, "--dry-run", "--format", kind).out
+
+
+def test_every_command_that_works_on_something_can_be_tried_dry() -> None:
+    import click
+
+    tells = {"completion", "doctor", "schema"}  # print what they know, and touch nothing
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        found = cli.get_command(context, name)
+        assert found is not None
+        options = {word for each in found.params for word in each.opts}
+        assert ("--dry-run" in options) == (name not in tells), name
+
+
+def test_a_card_is_not_written(model: Path, plan: Path, tmp_path: Path, run: Any) -> None:
+    assert run("apply", model, plan, "-o", tmp_path / "slim.onnx").code == 0
+    before = sorted(tmp_path.rglob("*"))
+    ran = run("card", tmp_path / "slim.onnx", "-o", tmp_path / "README.md", "--dry-run")
+    assert ran.code == 0, ran.err
+    assert "README.md" in ran.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", ["./-net.onnx", "--"])
+def test_names_like_options_are_never_taken_for_some(
+    form: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    """Every next command runs as it stands, and in a shell."""
+    monkeypatch.chdir(tmp_path)
+    Path("-net.onnx").write_bytes(model.read_bytes())
+    words = ["--", "-net.onnx"] if form == "--" else [form]
+    line = following(run("plan", "--uniform", "0.5", *words).err)
+    planned = run(*line)
+    assert planned.code == 0, planned.err
+    applied = run(*following(planned.err)[:-1], "-slim.onnx")
+    assert applied.code == 0, applied.err
+    timed = run(*following(applied.err), "--seconds", "0.02")
+    assert timed.code == 0, timed.err
+    assert {"-net.onnx", "-slim.onnx", "plan.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_what_would_be_replaced_is_told(model: Path, plan: Path, run: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,14 @@ def in_torch(folder: Path, before: Path) -> Any:
     return net
 
 
-def generated(folder: Path) -> list[int]:
+def generated(folder: Path, prompt: Sequence[int] = PROMPT) -> list[int]:
     """What GenAI generates greedily, the prompt included."""
     model = og.Model(str(folder))
     parameters = og.GeneratorParams(model)
     length = len(PROMPT) + TOKENS
     parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
     generator = og.Generator(model, parameters)
-    generator.append_tokens(PROMPT)
+    generator.append_tokens(list(prompt))
     while not generator.is_done():
         generator.generate_next_token()
     return [int(token) for token in generator.get_sequence(0)]
@@ -118,7 +119,7 @@ def test_a_resized_folder_generates_as_its_pytorch_form(wish: list[str], tmp_pat
     assert sorted(p.name for p in small.iterdir()) == sorted(p.name for p in large.iterdir())
 
 
-def greedy(folder: Path, decoder: dict[str, Any]) -> list[int]:
+def greedy(folder: Path, decoder: dict[str, Any], among: Sequence[int] | None = None) -> list[int]:
     """The same by ONNX Runtime alone, which is given all tokens anew for every next one."""
     session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     size = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
@@ -133,7 +134,8 @@ def greedy(folder: Path, decoder: dict[str, Any]) -> list[int]:
         feeds = {"input_ids": np.array([tokens]), "attention_mask": mask, **past}
         (logits,) = session.run(["logits"], feeds)
         logits[..., EOS] = -np.inf  # not before as many tokens as are asked for
-        tokens.append(int(logits[0, -1].argmax()))
+        allowed = np.arange(logits.shape[-1]) if among is None else np.array(among)
+        tokens.append(int(allowed[logits[0, -1][allowed].argmax()]))
     return tokens
 
 
@@ -167,3 +169,34 @@ def test_attentions_and_blocks_shrink_in_a_folder(wish: str, tmp_path: Path) -> 
     tokens = generated(small)
     assert tokens == greedy(small, decoder)
     assert tokens != generated(large)
+
+
+SPECIAL = {"bos": 1, "eos": 2, "pad": 0}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("gone", [(), ("pad",), ("eos", "bos", "pad")], ids=str)
+def test_a_smaller_vocabulary_generates_what_the_whole_one_would(
+    gone: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Greedily among the tokens that stay; special ones that have gone are nobody's id."""
+    large, plan, small = built(tmp_path), tmp_path / "plan.json", tmp_path / "small"
+    kept = sorted({*range(3, 96, 2), *PROMPT, *SPECIAL.values()} - {SPECIAL[name] for name in gone})
+    (tmp_path / "kept.txt").write_text("\n".join(map(str, kept)))
+    wish = ["--vocabulary", str(tmp_path / "kept.txt"), "-o", str(plan)]
+    assert main(["plan", str(large), *wish]) == 0
+    assert main(["apply", str(large), str(plan), "-o", str(small)]) == 0
+    ids = {old: new for new, old in enumerate(kept)}
+    said = json.loads((small / "genai_config.json").read_text())["model"]
+    assert said["vocab_size"] == len(kept)
+    for name, old in SPECIAL.items():
+        assert (f"{name}_token_id" in said) == (name not in gone)
+        assert name in gone or said[f"{name}_token_id"] == ids[old]
+    tokens = greedy(large, said["decoder"], [old for old in kept if old != EOS])
+    found = generated(small, [ids[old] for old in PROMPT])
+    assert [kept[new] for new in found] == tokens
+    tokenizer = transformers.AutoTokenizer.from_pretrained(small)
+    assert len(tokenizer) == len(kept)
+    assert max(tokenizer.get_vocab().values()) < len(kept)
+    for name in SPECIAL:
+        assert (getattr(tokenizer, f"{name}_token") is None) == (name in gone)

@@ -20,7 +20,8 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.testing import model_from_text, randomize_weights
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
-from morphgraph.train.distill import distill, layer_results, relative_errors
+from morphgraph.train.distill import distill, relative_errors
+from morphgraph.train.pair import layer_results
 
 
 def noise(*shape: int, seed: int = 0) -> Array:
@@ -222,7 +223,8 @@ def test_single_samples_and_norms_over_batches() -> None:
     small, selection = halved(mg.lift(model))
     samples = Samples.of({"input": noise(41, 3)}, model)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("morphgraph.train.distill._BATCH", 1)
+        patch.setattr("morphgraph.train.distill.BATCH", 1)
+        patch.setattr("morphgraph.train.pair.BATCH", 1)
         patch.setattr("morphgraph.train.distill._CHUNK", 1)
         patch.setattr("morphgraph.train.distill._ENOUGH", 1)
         tuned = distill(selection.graph.model, small, samples, steps=30, selection=selection)
