@@ -8,7 +8,9 @@
 A device is calibrated first, on networks of its own. Then every network, none of which took part,
 is predicted as it is, at half of its FLOPs with free widths and with ``--round-to auto``, and
 timed, one thread, interleaved. Then plans for 60 % of the time are made with ``--measure``, timed
-once more, and set beside the plan by FLOPs that a bisection brings to the same time.
+once more, and set beside the plan by FLOPs that a bisection brings to the same time. *machine* is
+the time of the network that the calibration has run again and again, timed beside, as a multiple of
+what it took then: shared machines are slower for minutes; the last column is without that.
 """
 
 import argparse
@@ -26,6 +28,8 @@ from scipy.stats import kendalltau
 from torch import nn
 
 import morphgraph as mg
+from morphgraph.benchmark.calibrate import REFERENCE
+from morphgraph.benchmark.probes import probe_network
 from morphgraph.device import DeviceProfile, load_profile
 from morphgraph.options import RoundTo
 from morphgraph.testing.random_weights import randomize_weights
@@ -92,29 +96,42 @@ def predictions(
     graphs: Mapping[str, mg.ChannelGraph], device: DeviceProfile, seconds: float
 ) -> str:
     """The table of predictions."""
-    lines = ["| network | widths | measured ms | predicted ms | off |", "|---|---|---:|---:|---:|"]
+    lines = [
+        "| network | widths | measured ms | predicted ms | off | machine | off at its speed |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
     print("\n".join(lines))
-    measured, predicted = list[float](), list[float]()
+    measured, predicted, speeds = list[float](), list[float](), list[float]()
+    reference = probe_network(*REFERENCE)
     for name, graph in graphs.items():
         models: dict[str, ir.Model] = {"as it is": graph.model}
         for widths, grid in GRIDS:
             plan = mg.plan(graph, {"flops": "50%"}, round_to=grid)
             models[widths] = mg.apply(graph, plan, verify=False)
-        found = mg.bench(list(models.values()), runtimes=[device.runtime], seconds=seconds)
-        for (widths, model), timing in zip(models.items(), found.models, strict=True):
+        together = [*models.values(), ir.from_proto(reference)]
+        found = mg.bench(together, runtimes=[device.runtime], seconds=seconds)
+        *timings, again = found.models
+        speed = 1000 * again.p50_ms / device.reference
+        for (widths, model), timing in zip(models.items(), timings, strict=True):
             total = mg.cost(mg.lift(model), "latency", device=device).total
             measured.append(timing.p50_ms)
             predicted.append(total)
+            speeds.append(speed)
             off = total / timing.p50_ms - 1
-            lines.append(f"| {name} | {widths} | {timing.p50_ms:.2f} | {total:.2f} | {off:+.1%} |")
+            lines.append(
+                f"| {name} | {widths} | {timing.p50_ms:.2f} | {total:.2f} | {off:+.1%} "
+                f"| {speed:.2f} | {speed * total / timing.p50_ms - 1:+.1%} |"
+            )
             print(lines[-1], flush=True)
-    off = np.abs(np.array(predicted) / np.array(measured) - 1)
-    tau = kendalltau(predicted, measured).statistic
-    lines.append(
-        f"\nWithin 5 %: {np.mean(off <= 0.05):.0%}, within 10 %: {np.mean(off <= 0.1):.0%}, "
-        f"at most {off.max():.0%} off; Kendall's tau {tau:.3f}; {len(device.kernels)} measurements "
-        f"in {device.minutes:g} minutes."
-    )
+    for what, scales in (("", np.ones(len(speeds))), (" at the machine's speed", speeds)):
+        off = np.abs(np.array(predicted) * scales / np.array(measured) - 1)
+        tau = kendalltau(np.array(predicted) * scales, measured).statistic
+        lines.append(
+            f"\nOff{what}: within 5 % {np.mean(off <= 0.05):.0%}, within 10 % "
+            f"{np.mean(off <= 0.1):.0%}, at most {off.max():.0%}; Kendall's tau {tau:.3f}."
+        )
+        print(lines[-1])
+    lines.append(f"{len(device.kernels)} measurements in {device.minutes:g} minutes.")
     print(lines[-1])
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,10 @@ WORTH = 0.6
 """Power of a kernel's share of the time in what it is worth."""
 NOISY = 0.1
 """Spread of one network's time over the whole measuring above which a machine is too noisy."""
-_REFERENCE = ("basic", 0)
-_EVERY = 6  # networks between two fits, and between two runs of the reference
+REFERENCE = ("basic", 0)
+"""The network that is run again and again: its family and seed."""
+REFERENCE_RUNS = 9
+_EVERY = 6  # networks between two fits
 
 
 def calibrate(
@@ -103,7 +106,10 @@ class _Calibration:
         self.random = np.random.default_rng([seed, len(self.kernels)])
         self.predictor: Predictor | None = None
         self.runs: list[Run] = []
+        #: Microseconds of one network, before each of the runs and at the end: other programs, and
+        #: other guests of the same machine, slow it down for minutes at a time.
         self.references: list[float] = []
+        self.reference = self._session(*REFERENCE)[:2]
         self.layouts: list[tuple[str, int]] = []
         #: How wrong the profile was of each family, on widths that are multiples and on others.
         self.wrong: dict[tuple[str, bool], list[float]] = {
@@ -128,14 +134,13 @@ class _Calibration:
             number += 1
             if time.monotonic() - self.start > minutes * 60:
                 break
+        self.references.append(self._whole(*self.reference, REFERENCE_RUNS))
         self._again()
         progress("calibrate", most, most)
         return self.profile(final=True)
 
     def _again(self) -> None:
-        """Fit what there is, and measure the reference once more."""
-        session, feeds, _ = self._session(*_REFERENCE)
-        self.references.append(self._whole(session, feeds))
+        """Fit what there is."""
         if self.kernels:
             self.predictor = Predictor(self.kernels, self._microseconds())
 
@@ -163,6 +168,7 @@ class _Calibration:
 
     def _measure(self, family: str, free: bool, most: int) -> None:
         seed = int(self.random.integers(2**31))
+        self.references.append(self._whole(*self.reference, REFERENCE_RUNS))
         session, feeds, own = self._session(family, seed, free)
         every = session.executed(feeds, RUNS)
         executed = [each for each in every if each.microseconds > 0]
@@ -202,9 +208,19 @@ class _Calibration:
     def _microseconds(self) -> FloatArray:
         """What each kernel takes of its network's whole run, ``[n]``."""
         share = profiler_share(self.runs)
-        scales = np.array([*(run.scale(share) for run in self.runs), 1.0])
+        there = self.references[: len(self.runs) + 1]
+        ends = [*there, *there[-1:]][: len(self.runs) + 1]  # the last run may be the last so far
+        speeds = speeds_of_runs(ends, self._speed())
+        scales = np.array([*map(Run.scale, self.runs, repeat(share)), 1.0])
+        scales[:-1] *= speeds
         times, places = np.array(self.times), np.array(self.run_of, dtype=int)
         return np.where(places < 0, times, without(times, share) * scales[places])
+
+    def _speed(self) -> float:
+        """What the reference takes on the machine that the profile is of."""
+        if self.resumed is not None and self.resumed.reference:
+            return self.resumed.reference
+        return float(np.median(self.references)) if self.references else 0.0
 
     def _doubts(self, kernels: Sequence[Kernel], times: np.ndarray) -> tuple[np.ndarray, float]:
         """How unsure the profile is of each kernel, and how wrong of all together."""
@@ -215,11 +231,11 @@ class _Calibration:
         wrong = float(np.sqrt(shares @ np.square(logs - np.log(times))))
         return unsure, max(wrong, 0.01)
 
-    def _whole(self, session: Session, feeds: Arrays) -> float:
+    def _whole(self, session: Session, feeds: Arrays, count: int = RUNS) -> float:
         """Microseconds of a whole run, by the clock that `bench` would take."""
         for _ in range(3):
             session.run(feeds)
-        runs = [session.timed_run(feeds) for _ in range(RUNS)]
+        runs = [session.timed_run(feeds) for _ in range(count)]
         on_cpu = self.threads == 1 and self.runtime.clock == "cpu"
         return float(np.median([run.cpu if on_cpu else run.wall for run in runs])) * 1e6
 
@@ -237,10 +253,26 @@ class _Calibration:
             versions={"morphgraph": __version__, **_version_of(self.runtime.name)},
             measured=date.today().isoformat(),
             noise=float(np.std(references) / np.mean(references)) if len(references) else 0.0,
+            reference=self._speed(),
             minutes=round(self.before + (time.monotonic() - self.start) / 60, 2),
             blocked_multiple=multiple,
             settings=self.predictor.settings if final and self.predictor else {},
         )
+
+
+def speeds_of_runs(references: Sequence[float], wanted: float) -> FloatArray:
+    """By what the times of runs are multiplied to be of one machine at one speed, ``[n]``.
+
+    Args:
+        references: times of one network before each of the runs, and once more behind the last one.
+        wanted: its time at that speed.
+
+    >>> speeds_of_runs([2.0, 2.0, 2.0, 4.0, 4.0], 2.0).round(2).tolist()  # half as fast in the end
+    [1.0, 1.0, 0.71, 0.5]
+    """
+    times = np.array(references)
+    speeds: FloatArray = wanted / np.sqrt(times[:-1] * times[1:])
+    return speeds
 
 
 @dataclass(frozen=True, eq=False)

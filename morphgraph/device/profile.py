@@ -60,6 +60,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
         versions: of this program and of the runtime.
         measured: the day.
         noise: spread of a network that was measured again and again, as a share.
+        reference: microseconds of that network, in the middle: all measurements are of a machine at
+            this speed. 0: not known.
         minutes: that the measuring took.
         settings: of the fits, by kind.
         blocked_multiple: convolutions run in blocks where the channels that they read are
@@ -74,6 +76,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
     versions: dict[str, str] = {}
     measured: str = ""
     noise: float = 0.0
+    reference: float = 0.0
     minutes: float = 0.0
     settings: dict[str, Settings] = {}
     blocked_multiple: int = 1

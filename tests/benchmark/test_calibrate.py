@@ -1,7 +1,9 @@
 """Calibration, latency as a cost, and budgets that are met, where all times follow a law."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +11,13 @@ import pytest
 import morphgraph as mg
 from morphgraph.arrays import IntArray
 from morphgraph.benchmark import meeting, probes
-from morphgraph.benchmark.calibrate import calibrate
+from morphgraph.benchmark.calibrate import REFERENCE, calibrate
 from morphgraph.benchmark.probes import FAMILIES, probe_network
 from morphgraph.device import DeviceProfile
 from morphgraph.device.profile import measurements
 from morphgraph.errors import ArgumentError, BudgetError, ModelError, UnsupportedError
 from morphgraph.passes.analysis.measured import MeasuredCost
-from morphgraph.runtimes import Runtime, find_runtime
+from morphgraph.runtimes import Runtime, Spent, find_runtime
 from morphgraph.testing import model_from_text
 
 FOLDER = Path(__file__).parent
@@ -90,9 +92,49 @@ def test_what_a_calibration_finds(profile: DeviceProfile) -> None:
     assert profile.runtime == "lawful:Lawful"
     assert len(profile.kernels) == 200
     assert profile.blocked_multiple == 4  # of ONNX Runtime's layout, which the law leaves
-    assert profile.noise == 0.0
+    assert profile.noise == pytest.approx(0.0, abs=1e-12)
     blocks = {m.block for kind, m in profile.predictor.kinds.items() if "blocked" in kind}
     assert blocks == {16}
+
+
+def test_a_machine_whose_speed_changes_gives_times_of_one_speed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probe = probe_network(*REFERENCE)
+    lawful, one = type(_runtime()), type(_runtime().session(probe))
+    sessions = itertools.count()
+    now = [0.0]
+
+    def slower(plain: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: _times(plain(*args, **options), 1 + 0.6 * np.sin(now[0]))
+
+    def _session(*args: Any, **options: Any) -> Any:
+        now[0] = next(sessions) / 8
+        return plain_session(*args, **options)
+
+    plain_session = lawful.session
+    monkeypatch.setattr(lawful, "session", _session)
+    monkeypatch.setattr(one, "timed_run", slower(one.timed_run))
+    changing = calibrate(_runtime(), minutes=2.0, kernels=200, seed=1)
+    monkeypatch.undo()
+    monkeypatch.chdir(FOLDER)
+    monkeypatch.setattr(probes, "STAGES", 2)
+    assert changing.noise > 0.1
+    session = _runtime().session(probe)
+    feeds = {
+        each.name: np.ones([int(size) for size in each.shape if size], np.float32)
+        for each in session.inputs
+    }
+    speed = changing.reference / (session.timed_run(feeds).cpu * 1e6)
+    graph = net()
+    actual = _runtime().session(graph.model).timed_run({"x": np.zeros((1, 3, 32, 32), np.float32)})
+    assert mg.cost(graph, "latency", device=changing).total == pytest.approx(
+        actual.cpu * 1e3 * speed, rel=0.1
+    )
+
+
+def _times(spent: Spent, factor: float) -> Spent:
+    return Spent(factor * spent.wall, factor * spent.cpu)
 
 
 def test_a_network_that_was_not_measured(profile: DeviceProfile) -> None:
