@@ -29,7 +29,6 @@ from morphgraph.errors import (
 )
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.onnx_io.mapped import take
 from morphgraph.onnx_io.runtime import is_refusal
 from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
@@ -157,9 +156,12 @@ class Shrinker:
         """Inputs to fit to, of this process."""
         return self.processes.share(self.fitted.batches(self.batch))
 
-    def aside(self) -> Iterator[Arrays]:
-        """Inputs held out."""
-        return self.held_out.batches(self.batch)
+    def aside(self, plan: Plan | None = None) -> Iterator[Arrays]:
+        """Inputs held out; for the network of a plan, whose caches have fewer heads."""
+        feeds = self.held_out.batches(self.batch)
+        if plan is None:
+            return feeds
+        return map(AxisSelection(self.graph, plan.keep_channels(self.graph)).positions, feeds)
 
     @cached_property
     def _levels(self) -> tuple[int, int]:
@@ -372,20 +374,26 @@ class Shrinker:
 
         Caches that the plan leaves without heads are left out.
         """
-        keep = plan.keep_channels(self.graph) if plan else {}
-        selection = AxisSelection(self.graph, keep)
-        gone = liveness(self.graph, selection.dead).gone_outputs
         kept = Batches()
         with self._blaming_samples():
-            for found in run_all(self.graph.model, self.aside(), self.threads):
-                cuts = {name: selection.cuts(name) for name in found if keep}
-                left = {name: array for name, array in found.items() if name not in gone}
-                kept.append({n: take(a, cuts[n]) if cuts.get(n) else a for n, a in left.items()})
+            found = run_all(self.graph.model, self.aside(), self.threads)
+            for arrays in found if plan is None else self._of_plan(plan, found):
+                kept.append(arrays)
         return kept
 
-    def errors(self, model: ir.Model, expected: Iterable[Arrays]) -> tuple[OutputCheck, ...]:
-        """How far a model's outputs are from the original's on held-out inputs."""
-        return checks(expected, run_all(model, self.aside(), self.threads))
+    def _of_plan(self, plan: Plan, found: Iterable[Arrays]) -> Iterator[Arrays]:
+        """What the original gives at the positions that a plan leaves."""
+        selection = AxisSelection(self.graph, plan.keep_channels(self.graph))
+        gone = liveness(self.graph, selection.dead).gone_outputs
+        for arrays in found:
+            left = {name: array for name, array in arrays.items() if name not in gone}
+            yield selection.positions(left)
+
+    def errors(
+        self, model: ir.Model, expected: Iterable[Arrays], plan: Plan
+    ) -> tuple[OutputCheck, ...]:
+        """How far the outputs of a plan's network are from the original's on held-out inputs."""
+        return checks(expected, run_all(model, self.aside(plan), self.threads))
 
     @cached_property
     def foretells(self) -> Foretelling | None:
@@ -393,15 +401,16 @@ class Shrinker:
         with self._blaming_samples():
             return foretelling(self.graph.model, next(self.held_out.batches(1)), self.threads)
 
-    def perplexity(self, model: ir.Model | None = None) -> float | None:
+    def perplexity(self, model: ir.Model | None = None, plan: Plan | None = None) -> float | None:
         """Of a language model on inputs held out; ``None`` of others.
 
         Args:
             model: another than the original.
+            plan: whose network that is.
         """
         if self.foretells is None:
             return None
-        found = run_all(model or self.graph.model, self.aside(), self.threads)
+        found = run_all(model or self.graph.model, self.aside(plan), self.threads)
         return perplexity(found, self.aside(), self.foretells)
 
     def curve(
@@ -437,6 +446,6 @@ class Shrinker:
                 model = resize_and_check(self.graph, plan, verify=False).model
             costs = costs_with_biases(self.graph, plan, model, [kind], convention)
             reached = costs[kind].after / costs[kind].before
-            errors = self.errors(model, expected)
-            points.append(CurvePoint(share, reached, errors, self.perplexity(model)))
+            errors = self.errors(model, self._of_plan(plan, expected), plan)
+            points.append(CurvePoint(share, reached, errors, self.perplexity(model, plan)))
         return tuple(points)

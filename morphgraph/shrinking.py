@@ -199,13 +199,13 @@ def finish(
         shrinker.graph, plan, verify=verify, seed=shrinker.seed, inputs=inputs
     )
     sliced = resized.model
-    before = shrinker.errors(sliced, expected)
+    before = shrinker.errors(sliced, expected, plan)
     model, error = sliced, before
     layers: tuple[LayerError, ...] = ()
     if refit:
         fitted = shrinker.fit(plan)
         model, layers = fitted.model, fitted.layers
-        require_same(fitted.found, run_all(model, shrinker.aside(), shrinker.threads))
+        require_same(fitted.found, run_all(model, shrinker.aside(plan), shrinker.threads))
         error = checks(expected, fitted.found)
         _warn_of_few(fitted, shrinker.fitted.count)
     tuned: tuple[OutputCheck, ...] = ()
@@ -231,18 +231,24 @@ def finish(
         costs,
         tuned=tuned,
         check=resized.report,
-        perplexity=_perplexity(shrinker, sliced, after_fit, model if tune else None),
+        perplexity=_perplexity(shrinker, plan, sliced, after_fit, model if tune else None),
     )
 
 
 def _perplexity(
-    shrinker: Shrinker, sliced: ir.Model, fitted: ir.Model | None, tuned: ir.Model | None
+    shrinker: Shrinker,
+    plan: Plan,
+    sliced: ir.Model,
+    fitted: ir.Model | None,
+    tuned: ir.Model | None,
 ) -> Perplexity | None:
-    found = [
-        None if model is None else shrinker.perplexity(model)
-        for model in (shrinker.graph.model, sliced, fitted, tuned)
-    ]
-    original, resized, *later = found
+    original, resized, *later = (
+        shrinker.perplexity(),
+        *(
+            None if model is None else shrinker.perplexity(model, plan)
+            for model in (sliced, fitted, tuned)
+        ),
+    )
     if original is None or resized is None:
         return None
     return Perplexity(original, resized, *later)
@@ -265,7 +271,7 @@ def _tuned(
     )
     if found.reason:
         warn(found.reason)
-    return found.model, shrinker.errors(found.model, expected)
+    return found.model, shrinker.errors(found.model, expected, plan)
 
 
 def data_scores(

@@ -108,11 +108,13 @@ calibration: the channel graph and inputs -> what the channels are to the networ
 refit: original, which channels stay, inputs -> the resized model with fitted kernels
     refit               both models in lockstep, layer after layer
         fit             kernel and bias of one layer
+    room                budgets less the biases that a fit adds
 
 checking: original, plan, resized model -> a report
     verify              the resized model against the masked original
         decoding        two steps of generation, for a network with a cache
         smaller         inputs on which the check proves the same with less work
+        shorter         networks of fewer positions on which it proves the same
         single_precision the same network in float32, where every kernel exists
         stepwise        every value inside, from the masked original's operands
         compare         one array beside another, at the positions that stay

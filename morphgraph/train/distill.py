@@ -104,14 +104,14 @@ def distill(
         samples, held_out = samples.split()
     before_model, after_model = in_single_precision(original), in_single_precision(resized)
     pair = Pair(before_model, after_model, selection)
-    before = relative_errors(before_model, after_model, held_out)
+    before = relative_errors(before_model, after_model, held_out, selection)
     if not pair.trained:
         return Distilled(resized, before, before, "it has no weights that may change", 0.0)
     run = _Run(pair, samples, held_out, seed, progress or _silent)
     way = run.best_way(steps, lr)
     run.train(way, steps - run.done, "tune", run.done, steps)
     tuned = with_weights(resized, pair.student.net)
-    after = relative_errors(before_model, in_single_precision(tuned), held_out)
+    after = relative_errors(before_model, in_single_precision(tuned), held_out, selection)
     if _mean(after) < _mean(before):
         return Distilled(tuned, before, after, "", way.rate)
     reason = (
@@ -316,7 +316,12 @@ def _per_step(feeds: Arrays, ids: str) -> int:
     return int(np.clip(_TOKENS // max(feeds[ids].shape[1], 1), _CHUNK, BATCH))
 
 
-def relative_errors(original: ir.Model, model: ir.Model, samples: Samples) -> dict[str, float]:
+def relative_errors(
+    original: ir.Model,
+    model: ir.Model,
+    samples: Samples,
+    selection: AxisSelection | None = None,
+) -> dict[str, float]:
     """How far a model's float outputs are from the original's, by name.
 
     The root of the mean square of the difference, as a share of the standard deviation of the
@@ -325,10 +330,17 @@ def relative_errors(original: ir.Model, model: ir.Model, samples: Samples) -> di
     sums: dict[str, Array] = {}
     expect, find = _runner(original), _runner(model)
     for feeds in samples.batches(BATCH):
-        expected, found = expect(feeds), find(feeds)
+        expected = expect(feeds)
+        found = find(selection.positions(feeds) if selection else feeds)
+        if selection is not None:
+            expected = selection.positions(expected)
         for value in original.graph.outputs:
             name = value.name or ""
-            if not is_float(value) or found[name].shape != expected[name].shape:
+            if (
+                not is_float(value)
+                or name not in found
+                or found[name].shape != expected[name].shape
+            ):
                 continue
             one, other = (np.asarray(r[name], dtype=np.float64) for r in (expected, found))
             finite = np.isfinite(one)
@@ -351,10 +363,13 @@ def _runner(model: ir.Model) -> Callable[[Arrays], Arrays]:
         running = session(model)
     except UnsupportedError:
         net = Network(model)
-        net.give([])
+        net.give(net.outputs, [])
         return lambda feeds: {
             name: result.detach().numpy()
             for name, result in zip(net.outputs, net(feeds), strict=True)
         }
     names = [output.name for output in running.get_outputs()]
-    return lambda feeds: dict(zip(names, running.run(names, feeds), strict=True))
+    taken = {source.name for source in running.get_inputs()}
+    return lambda feeds: dict(
+        zip(names, running.run(names, {n: feeds[n] for n in feeds if n in taken}), strict=True)
+    )

@@ -32,15 +32,15 @@ class Network:
         self.nodes = value_nodes(self.net)
         self.outputs = [v.name or "" for v in self.canonical.graph.outputs if is_float(v)]
 
-    def give(self, inside: Sequence[str]) -> None:
-        """From now on return a tuple: the float outputs, then these values."""
+    def give(self, outputs: Sequence[str], inside: Sequence[str]) -> None:
+        """From now on return a tuple: these of the outputs, then these values."""
         output = self.net.graph.output_node()
         results = output.args[0]
         results = results if isinstance(results, tuple) else (results,)
         floats = [
             node
             for node, value in zip(results, self.canonical.graph.outputs, strict=True)
-            if is_float(value)
+            if value.name in outputs
         ]
         output.args = ((*floats, *(self.nodes[name] for name in inside)),)
         self.net.recompile()
@@ -59,7 +59,7 @@ class Network:
     @property
     def bytes_per_sample(self) -> float:
         """Of all results, roughly, in single precision."""
-        values = [value for node in self.canonical.graph for value in node.outputs]
+        values = [value for node in self.canonical.graph for value in node.outputs if value.name]
         batch = next(iter(static_shape(self.canonical.graph.inputs[0])), 1)
         return 4.0 * sum(prod(static_shape(value)) for value in values) / max(batch, 1)
 
@@ -84,16 +84,19 @@ class Pair:
         if not self.student.outputs:
             raise ArgumentError("the model has no floating-point output that could be learned")
         inside = [] if selection is None else self._shared(layer_results(selection.graph))
-        self.outputs = len(self.student.outputs)
+        # Caches of blocks that have gone are no outputs of the student.
+        outputs = [name for name in self.teacher.outputs if name in self.student.outputs]
+        self.outputs = len(outputs)
         # Per result the axes of the teacher's of which some positions stay.
-        self.cuts: list[list[tuple[int, Tensor]]] = [[] for _ in range(self.outputs)]
-        self.cuts += [
+        self.cuts: list[list[tuple[int, Tensor]]] = [
             [(axis, torch.from_numpy(kept)) for axis, kept in selection.cuts(name)]
-            for name in inside
             if selection is not None
+            else []
+            for name in (*outputs, *inside)
         ]
         for network in (self.teacher, self.student):
-            network.give(inside)
+            network.give(outputs, inside)
+        self.selection = selection
         self.spreads: list[float] | None = None
         self.trained = [p for p in self.student.net.parameters() if p.requires_grad]
         fitting = _ACTIVATIONS / max(2 * self.student.bytes_per_sample, 1.0)
@@ -119,7 +122,7 @@ class Pair:
         targets = self.targets(feeds)
         if self.spreads is None:
             self.spreads = [_spread(target) for target in targets]
-        found = self.student(feeds)
+        found = self.student(self.selection.positions(feeds) if self.selection else feeds)
         return torch.stack(
             [
                 _mean_square(one, target) / spread

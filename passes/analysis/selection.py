@@ -7,9 +7,10 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import IntArray, Shape
+from morphgraph.arrays import Array, Arrays, IntArray, Shape
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io.mapped import take
 
 
 class AxisSelection:
@@ -140,6 +141,10 @@ class AxisSelection:
         """The axes of a value that do not stay whole, with the positions that stay."""
         axes = range(len(self.graph.shapes.get(value, ())))
         return [(a, positions) for a in axes if (positions := self.axis(value, a)) is not None]
+
+    def positions(self, arrays: Mapping[str, Array]) -> Arrays:
+        """What values hold, by name, at the positions that stay."""
+        return {name: take(array, self.cuts(name)) for name, array in arrays.items()}
 
     def shape(self, value: ir.Value) -> Shape:
         """The new static shape of a value."""

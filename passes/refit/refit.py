@@ -235,7 +235,7 @@ class _Refit:
         ):
             for feed in feeds:
                 one.append(feed)
-                other.append(feed)
+                other.append(self.selection.positions(feed))
         return big, small
 
     def _ahead(self, network: _Network, name: str | None) -> list[str]:

@@ -13,7 +13,9 @@ from morphgraph.folders import folder_of, write_folder
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.analysis.branches import blocks, branches
+from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.planning.uniform import set_widths
+from morphgraph.shrinker import Shrinker
 from morphgraph.testing import model_from_text
 from morphgraph.testing.prove import prove_plan
 
@@ -220,7 +222,8 @@ def test_data_let_blocks_go_and_the_folder_counts_them(tmp_path: Path) -> None:
     data |= {name: empty for name in INPUTS if name.startswith("past")}
     graph = mg.lift(large / "model.onnx")
     hidden = [group.id for group in graph.groups if group.width == 8]
-    result = mg.shrink(graph, data, {"body_params": "70%"}, depth="blocks", exclude=hidden)
+    # Without a block there are two thirds, and what a fit adds in biases.
+    result = mg.shrink(graph, data, {"body_params": "75%"}, depth="blocks", exclude=hidden)
     left = {"present.0.key", "present.0.value", "present.2.key", "present.2.value"}
     assert {v.name for v in result.model.graph.outputs} == {"logits", *left}
     source = folder_of(large)
@@ -232,6 +235,38 @@ def test_data_let_blocks_go_and_the_folder_counts_them(tmp_path: Path) -> None:
     assert {v.name for v in written.graph.inputs} >= {
         f"past_key_values.{k}.{kind}" for k in (0, 1) for kind in ("key", "value")
     }
+
+
+@pytest.mark.parametrize("tune", [0, 4])
+def test_caches_that_are_given_lose_the_heads_that_go(tune: int) -> None:
+    """The original is fed whole caches, the resized network those of its heads."""
+    graph = graph_of("builders")
+    generator = np.random.default_rng(0)
+    data = {
+        "input_ids": generator.integers(0, 20, (30, 1)),
+        "attention_mask": np.ones((30, 4), int),
+    }
+    past = [name for name in INPUTS if name.startswith("past")]
+    data |= {n: generator.standard_normal((30, HEADS, 3, 16)).astype(np.float32) for n in past}
+    attention = [group.id for group in graph.groups if group.width == HEADS]
+    assert len(attention) == BLOCKS
+    budget = {"body_params": "75%"}
+    result = mg.shrink(graph, data, budget, include=attention, round_to=1, tune=tune, curve=True)
+    assert result.check is not None
+    assert result.check.ok
+    selection = AxisSelection(graph, result.plan.keep_channels(graph))
+    assert any(selection.cuts(name) for name in past)
+    # The errors that it tells are those of ONNX Runtime with the heads that stay.
+    held_out = Shrinker(graph, data).aside()
+    kept, off, spread = selection.positions, list[float](), list[float]()
+    for feeds in held_out:
+        fewer = {v.name or "": kept(feeds)[v.name or ""] for v in result.model.graph.inputs}
+        one, other = run(graph.model, feeds)["logits"], run(result.model, fewer)["logits"]
+        off.append(float(np.square(one - other).sum()))
+        spread.append(float(np.square(one).sum()))
+    (told,) = (each.error for each in result.error if each.name == "logits")
+    assert told == pytest.approx(np.sqrt(sum(off) / sum(spread)), rel=1e-4)
+    assert told > 1e-4
 
 
 @pytest.mark.parametrize(
