@@ -143,8 +143,9 @@ class AxisSelection:
         return [(a, positions) for a in axes if (positions := self.axis(value, a)) is not None]
 
     def positions(self, arrays: Mapping[str, Array]) -> Arrays:
-        """What values hold, by name, at the positions that stay."""
-        return {name: take(array, self.cuts(name)) for name, array in arrays.items()}
+        """What values hold, by name, at the positions that stay; sequences stay as they are."""
+        cuts = {name: self.cuts(name) for name in arrays}
+        return {n: take(array, cuts[n]) if cuts[n] else array for n, array in arrays.items()}
 
     def shape(self, value: ir.Value) -> Shape:
         """The new static shape of a value."""
