@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from morphgraph.arrays import Shape
+from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.maps import has_maps, write_maps
 from morphgraph.onnx_io.wire import framed, number_field
 
@@ -67,7 +68,10 @@ def message_without_weights(
         if name in lent and name not in given:
             pieces.append(framed(5, _of_no_file(name, lent[name])))
         elif name not in lent and value.const_value is not None:
-            tensor = ir.serde.serialize_tensor(value.const_value)
+            found = value.const_value
+            if is_stored(found):  # a message stands beside no file
+                found = ir.Tensor(found.numpy(), dtype=found.dtype)
+            tensor = ir.serde.serialize_tensor(found)
             tensor.name = name
             pieces.append(framed(5, tensor.SerializeToString()))
     pieces += [framed(11, _input(value, shapes or {})) for value in graph.inputs]
