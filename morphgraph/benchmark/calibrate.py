@@ -193,7 +193,8 @@ class _Calibration:
         times = np.array([float(np.median(found[kernel])) for kernel in kernels])
         spent_on = np.array([float(np.sum(found[kernel])) for kernel in kernels])
         share = profiler_share(self.runs)
-        unsure, wrong = self._doubts(kernels, without(times, share) * self.runs[-1].scale(share))
+        scale = self.runs[-1].scale(share) * self._speed() / self.references[-1]
+        unsure, wrong = self._doubts(kernels, without(times, share) * scale)
         self.wrong[family, free].append(wrong)
         # What takes long is worth more: a network's time is a sum. Drawn, and not the worst first:
         # a profile that is sure of a kind and wrong would never learn of it.
@@ -208,8 +209,8 @@ class _Calibration:
     def _microseconds(self) -> FloatArray:
         """What each kernel takes of its network's whole run, ``[n]``."""
         share = profiler_share(self.runs)
-        there = self.references[: len(self.runs) + 1]
-        ends = [*there, *there[-1:]][: len(self.runs) + 1]  # the last run may be the last so far
+        # Between fits nothing has been measured behind the last run yet.
+        ends = [*self.references, *self.references[-1:]][: len(self.runs) + 1]
         speeds = speeds_of_runs(ends, self._speed())
         scales = np.array([*map(Run.scale, self.runs, repeat(share)), 1.0])
         scales[:-1] *= speeds
