@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole loop on a small network, results in runs/demo
 	$(BIN)/python tools/demo.py -o runs/demo
 
-# Every test runs in one of `test`, `test-slow` and `zoo-small`; tests/test_packaging.py holds that.
+# Every test runs in one of `test`, `test-slow`, `docs` and `zoo-small`; tests/test_packaging.py holds that.
 test: $(STAMP)  ## tests, and the doctests of the package
 	$(BIN)/python -m pytest -n 2 -q
 
@@ -97,7 +97,8 @@ docs: $(STAMP)  ## the generated pages, every example in them, and all of it as 
 	$(BIN)/python tools/draw_ladder.py
 	$(BIN)/python tools/draw_concepts.py
 	$(BIN)/python -m sphinx -W --keep-going -E -q docs build/docs
-	$(BIN)/python -m pytest -q docs tests/test_pages.py -m 'not slow'
+	$(BIN)/python -m pytest -q docs tests/test_pages.py
+	$(BIN)/python -m pytest -n 2 -q -m pages
 
 clean:  ## remove what make made, results in runs/ apart
 	rm -rf .venv build dist docs/_repository *.egg-info .coverage htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -57,7 +57,7 @@ def images(folder: Path, mode: str, size: int, count: int = 60) -> None:
         Image.fromarray(pixels, mode).save(folder / f"{number}.png")
 
 
-@pytest.mark.long
+@pytest.mark.pages
 def test_the_page_about_milliseconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a small network, and a machine that is measured in short."""
     import torch
@@ -133,7 +133,7 @@ def test_the_page_about_optimum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert after < before
 
 
-@pytest.mark.long
+@pytest.mark.pages
 @pytest.mark.skipif(find_spec("olive") is None, reason="pip install 'morphgraph[olive]'")
 def test_a_workflow_of_olive_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

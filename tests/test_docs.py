@@ -188,7 +188,7 @@ def test_the_example_of_own_operators_runs_as_it_stands(tmp_path: Path) -> None:
 _FIGURE = re.compile(r"[\d.]+( [kMG](?= ))?|=+|(?<=\n)─+")
 
 
-@pytest.mark.long
+@pytest.mark.pages
 def test_the_page_for_onnx_files_runs_as_it_stands(tmp_path: Path) -> None:
     """Commands print what the page shows, but for figures, which depend on the machine."""
     page = (ROOT / "docs" / "from-an-onnx-file.md").read_text(encoding="utf-8")

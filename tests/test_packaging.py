@@ -131,24 +131,31 @@ def _selections() -> dict[str, list[str]]:
 
 @pytest.mark.long
 def test_every_test_runs_in_one_target_of_make(tmp_path: Path) -> None:
-    """pytest itself selects from four tests, one per combination of the two markers."""
+    """pytest itself selects from tests of no, one and two markers."""
     options = PYPROJECT["tool"]["pytest"]["ini_options"]
     markers = [marker.partition(":")[0] for marker in options["markers"]]
-    assert markers == ["long", "slow"]
+    assert markers == ["long", "pages", "slow"]
     assert {"--strict-markers"} <= set(options["addopts"])  # so that there are no others
-    sets = {"neither": (), "long": ("long",), "slow": ("slow",), "both": ("long", "slow")}
+    sets = {
+        "none": (),
+        "long": ("long",),
+        "pages": ("pages",),
+        "slow": ("slow",),
+        "both": ("long", "slow"),
+    }
     lines = ["import pytest"]
     for name, marks in sets.items():
         lines += [*(f"@pytest.mark.{mark}" for mark in marks), f"def test_{name}(): pass"]
-    (tmp_path / "test_four.py").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "test_all.py").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     selected = {
         target: set(re.findall(r"::test_(\w+)", _collected(tmp_path, chosen)))
         for target, chosen in _selections().items()
     }
     assert selected == {
-        "test": {"neither"},
+        "test": {"none"},
         "test-slow": {"long", "both"},
+        "docs": {"pages"},
         "zoo-small": {"slow", "both"},
     }
 
@@ -156,7 +163,7 @@ def test_every_test_runs_in_one_target_of_make(tmp_path: Path) -> None:
 def _collected(folder: Path, options: list[str]) -> str:
     line = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*line, *options, "test_four.py"], cwd=folder, capture_output=True, text=True
+        [*line, *options, "test_all.py"], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -33,7 +33,7 @@ NEEDS = {"transformer-config": "transformers", "olive": "olive"}
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name",
-    [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in (*LONG, *NEEDS))],
+    [*QUICK, *(pytest.param(name, marks=pytest.mark.pages) for name in (*LONG, *NEEDS))],
 )
 def test_page(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in NEEDS:
@@ -83,7 +83,7 @@ def test_the_guide_shows_what_commands_print(
     assert page.code == 1
 
 
-@pytest.mark.long
+@pytest.mark.pages
 @pytest.mark.filterwarnings("ignore")
 def test_the_long_commands_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those with networks of torchvision in full, trainings of an epoch, small stand-ins else."""
@@ -241,7 +241,7 @@ def test_examples_of_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.attempted > 3
 
 
-@pytest.mark.long
+@pytest.mark.pages
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)

@@ -28,9 +28,17 @@ def zoo() -> Iterator[dict[str, ModuleType]]:
             sys.modules.pop(name, None)
 
 
-@pytest.mark.long
+DEEP = ("mobilenet_v3_small", "shufflenet_v2_x0_5")
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("resnet18", marks=pytest.mark.long),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in DEEP),
+    ],
+)
 def test_every_check_holds(
     zoo: dict[str, ModuleType], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
