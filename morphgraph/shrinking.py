@@ -24,7 +24,7 @@ from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds, Widths
 from morphgraph.passes.planning.constraints import Budget
 from morphgraph.passes.refit.refit import LayerError, Refitted
-from morphgraph.passes.refit.room import costs_with_biases
+from morphgraph.passes.refit.room import costs_with_biases, warn_beyond
 from morphgraph.plans import Change, Plan
 from morphgraph.shrinker import LIMIT, CurvePoint, Shrinker
 from morphgraph.workflow import resize_and_check
@@ -216,6 +216,8 @@ def finish(
     kinds = dict.fromkeys([*COSTS, *plan.cost])
     convention = plan.request.get("convention", "default")
     costs = costs_with_biases(shrinker.graph, plan, model, kinds, convention)
+    if refit:
+        warn_beyond(shrinker.graph, plan, costs)
     if refit or tune:
         errors = {output.name: output.error for output in error}
         origin = Origin.of(shrinker.graph, plan, resized.report, errors)

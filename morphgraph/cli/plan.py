@@ -132,6 +132,13 @@ def plan(
     ] = None,
     device: DeviceFile = None,
     measure: Measure = False,
+    for_refit: Annotated[
+        bool,
+        option(
+            "`apply --refit` follows, which gives biases to layers that have none: meet the "
+            "budgets with them."
+        ),
+    ] = False,
     options: PlanOptions,
     data: Annotated[
         Path | None,
@@ -160,7 +167,7 @@ def plan(
     from morphgraph.passes.planning import removal_path
     from morphgraph.passes.planning.vocabulary import by_vocabulary
     from morphgraph.report.planning import plan_report
-    from morphgraph.steps import measured_plan
+    from morphgraph.steps import measured_plan, with_room
 
     folder, model = folder_of(model), model_file(model)
     by_index = bool(classes or tokens or vocabulary)
@@ -195,6 +202,8 @@ def plan(
     if (device or measure) and not any(kind.startswith("latency") for kind, _ in budgets):
         raise click.UsageError("--device and --measure go with --budget latency=...")
     _check_request(budgets, ratio, by_index or bool(options.widths))
+    if for_refit and not budgets:
+        raise click.UsageError("--for-refit keeps room in a --budget; give one")
     if options.depth != "keep" and not budgets:
         raise click.UsageError("--depth goes with a --budget, for which branches or blocks go")
     if options.depth != "keep" and ratio is not None:
@@ -232,8 +241,11 @@ def plan(
             make = partial(_uniform, graph, share, kept | _widths_alone(options.arguments()))
         else:
             make = partial(removal_path.plan, graph, **kept, **options.arguments())
+        if for_refit:
+            make = with_room(graph, make, options.convention)
         if measure:
-            result = measured_plan(graph, make, budget, options.seed, ProgressLines())
+            progress = ProgressLines()
+            result = measured_plan(graph, make, budget, options.seed, progress, refit=for_refit)
         else:
             result = make(budget)
     if dry_run:
@@ -247,7 +259,9 @@ def plan(
         suggest(*with_options(settings().arguments, "-o", str(unused("plan.json"))))
     else:
         slim = unused("slim.onnx" if folder is None else "slim")  # a folder like the model's own
-        suggest("apply", model, output, *lifting_words(lifting, planned=True), "-o", slim)
+        more = lifting_words(lifting, planned=True)
+        more += reading.words(data) if for_refit and data is not None else []
+        suggest("apply", model, output, *more, "-o", slim)
 
 
 def _tell(

@@ -1,0 +1,48 @@
+"""``plan --for-refit`` and ``apply --refit``: budgets that hold with the biases of the fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import morphgraph as mg
+from morphgraph.passes.lift import lift
+from morphgraph.testing import model_from_text
+from tests.test_room import MLP, OPSET, noise
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    mg.save(model_from_text(OPSET + MLP, ("x",), 0), "model.onnx")
+    np.savez("calib.npz", x=noise(60, 4, 6))
+    return tmp_path
+
+
+def test_on_the_command_line(files: Path, run: Any) -> None:
+    budget = ("--budget", "params=50%", "--round-to", "1")
+    planned = ("plan", "model.onnx", "--score", "data", "--data", "calib.npz", *budget)
+    ran = run(*planned, "--for-refit", "-o", "roomy.json")
+    assert ran.code == 0
+    assert "left after refit" in ran.out
+    following = "morphgraph apply model.onnx roomy.json --refit calib.npz -o slim.onnx"
+    assert following in ran.err
+    ran = run(*following.split()[1:])
+    assert ran.code == 0
+    assert "budget" not in ran.err
+    total = mg.cost(lift("model.onnx"), "params").total
+    assert 0.485 * total <= mg.cost(lift("slim.onnx"), "params").total <= 0.5 * total
+
+    assert run(*planned, "-o", "plain.json").code == 0
+    ran = run("apply", "model.onnx", "plain.json", "--refit", "calib.npz", "-o", "more.onnx")
+    assert ran.code == 0
+    assert "keeps no room" in ran.err
+    ran = run("apply", "model.onnx", "plain.json", "--refit", "calib.npz", "--dry-run",
+              "-o", "none.onnx", "--format", "json")  # fmt: skip
+    assert json.loads(ran.out)["cost"]["params"]["after"] > 0.5 * total
+    assert "keeps no room" in ran.err
+    assert not Path("none.onnx").exists()
+    ran = run("plan", "model.onnx", "--uniform", "0.5", "--for-refit")
+    assert (ran.code, "--budget" in ran.err) == (2, True)
