@@ -45,8 +45,9 @@ def encoder(width: int = 48, heads: int = 4, hidden: int = 192) -> ir.Model:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            for name in ("query", "key", "value", "out"):
-                setattr(self, name, nn.Linear(width, width, bias=False))
+            self.query, self.key, self.value, self.out = (
+                nn.Linear(width, width, bias=False) for _ in range(4)
+            )
             self.up, self.down = nn.Linear(width, hidden, False), nn.Linear(hidden, width, False)
             self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
 
