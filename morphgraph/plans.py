@@ -149,6 +149,11 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             head = from_json(data, object)
         except ValueError as error:
+            if any(byte < ord("\t") for byte in data[:64]):
+                raise PlanError(
+                    f"{path}: not a plan: it looks like a binary file; give the model first, the "
+                    "plan second"
+                ) from None
             raise PlanError(f"{path}: not a JSON file: {error}; make it with `plan`") from None
         version = head.get("schema_version") if isinstance(head, dict) else None
         if version != SCHEMA_VERSION:

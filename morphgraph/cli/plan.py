@@ -11,6 +11,7 @@ import click
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, settings, show, step, suggest
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
+from morphgraph.cli.devices import on_told_device
 from morphgraph.cli.following import (
     budget_words,
     lifting_words,
@@ -163,7 +164,6 @@ def plan(
     from morphgraph.folders.found import folder_of, model_file
     from morphgraph.folders.vocabulary import warn_of_parts
     from morphgraph.onnx_io.inputs import load_indices
-    from morphgraph.passes.analysis.cost import on_device
     from morphgraph.passes.planning import removal_path
     from morphgraph.passes.planning.vocabulary import by_vocabulary
     from morphgraph.report.planning import plan_report
@@ -227,7 +227,7 @@ def plan(
     options = options.beside(folder)
     if options.score != "random":
         warn_of_weights(model, graph)
-    budget = on_device(dict(budgets), device)
+    budget = on_told_device(dict(budgets), device)
     if dry_run and (measure or data):
         _tell(None, graph, budgets, data, measure, output, output_format)
         return

@@ -62,9 +62,9 @@ def intention(
 
 def costs_of(graph: ChannelGraph, plan: Plan) -> dict[str, Change]:
     """The costs that people ask about and those of the plan's budgets, before and after."""
-    widths = plan.widths(graph)
+    widths, convention = plan.widths(graph), plan.request.get("convention", "default")
     found = {}
     for kind in dict.fromkeys(["macs", "flops", "params", "weight_bytes", *plan.cost]):
-        each = cost(graph, kind)
+        each = cost(graph, kind, convention=convention)
         found[kind] = Change(each.total, each.at(widths))
     return found
