@@ -151,7 +151,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         except ValueError as error:
             if any(byte < ord("\t") for byte in data[:64]):
                 raise PlanError(
-                    f"{path}: not a plan: it looks like a binary file; give the model first, the "
+                    f"{path}: not a JSON file but a binary one; give the model first, the "
                     "plan second"
                 ) from None
             raise PlanError(f"{path}: not a JSON file: {error}; make it with `plan`") from None
