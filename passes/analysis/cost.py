@@ -147,6 +147,16 @@ def on_device(budget: Mapping[str, _Amount], device: Device | None) -> dict[str,
     return {f"latency@{name}" if k == "latency" else k: v for k, v in budget.items()}
 
 
+def is_known_here(kind: str) -> bool:
+    """Whether the device of a cost is known: a plan may name one of which nobody has the profile.
+
+    >>> is_known_here("flops"), is_known_here("latency@P100"), is_known_here("latency@phone")
+    (True, True, False)
+    """
+    devices = [part.partition("@")[2].strip() for part in kind.split("+")]
+    return all(not name or name in DEVICES or name in _MEASURED for name in devices)
+
+
 def measured_device(name: str) -> DeviceProfile | None:
     """The profile that a cost names; ``None`` of a roofline."""
     return _MEASURED.get(name)

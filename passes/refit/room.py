@@ -17,7 +17,7 @@ from morphgraph.errors import BudgetError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.ops.parameters import layers_weights
-from morphgraph.passes.analysis.cost import Convention, cost, is_arithmetic
+from morphgraph.passes.analysis.cost import Convention, cost, is_arithmetic, is_known_here
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.constraints import (
     Budget,
@@ -86,7 +86,7 @@ def warn_beyond(graph: ChannelGraph, plan: Plan, costs: Mapping[str, Change]) ->
     if plan.request.get("refit") or not isinstance(asked, dict):
         return
     beyond = []
-    for kind in asked.keys() & costs.keys():
+    for kind in filter(is_known_here, asked.keys() & costs.keys()):
         each, unit = costs[kind], cost(graph, kind, convention=convention).unit
         if each.after > parse_amount(asked[kind], each.before, unit) * ROUNDING:
             beyond.append(f"{kind} is {each.after:.12g} {unit} ({each.after / each.before:.2%})")

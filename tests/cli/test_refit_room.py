@@ -46,3 +46,21 @@ def test_on_the_command_line(files: Path, run: Any) -> None:
     assert not Path("none.onnx").exists()
     ran = run("plan", "model.onnx", "--uniform", "0.5", "--for-refit")
     assert (ran.code, "--budget" in ran.err) == (2, True)
+
+
+def test_a_plan_for_a_device_that_nobody_here_has_measured(files: Path, run: Any) -> None:
+    """Its latency is told as the plan has it, and counted no more."""
+    words = ("--budget", "latency@P100=60%", "--round-to", "1", "-o", "plan.json")
+    assert run("plan", "model.onnx", *words).code == 0
+    plan = Path("plan.json")
+    plan.write_text(plan.read_text().replace("latency@P100", "latency@phone"))
+    cost = json.loads(plan.read_text())["cost"]["latency@phone"]
+    for refit in ((), ("--refit", "calib.npz")):
+        applying = ("apply", "model.onnx", "plan.json", *refit, "-o", "slim.onnx", "--overwrite")
+        told = run(*applying, "--dry-run", "--format", "json")
+        assert told.code == 0, told.err
+        assert json.loads(told.out)["cost"]["latency@phone"] == cost
+        assert run(*applying).code == 0
+        card = run("card", "slim.onnx").out
+        assert "--budget latency=60% --device phone.json" in card
+    assert run("expand", "model.onnx", "plan.json", "--budget", "flops=100%", "--dry-run").code == 0
