@@ -63,4 +63,5 @@ def test_a_plan_for_a_device_that_nobody_here_has_measured(files: Path, run: Any
         assert run(*applying).code == 0
         card = run("card", "slim.onnx").out
         assert "--budget latency=60% --device phone.json" in card
-    assert run("expand", "model.onnx", "plan.json", "--budget", "flops=100%", "--dry-run").code == 0
+    words = ("--budget", "flops=100%", "-o", "wide.json", "--dry-run")
+    assert run("expand", "model.onnx", "plan.json", *words).code == 0
