@@ -21,6 +21,7 @@ from morphgraph.errors import PlanError, warn
 from morphgraph.graph import ChannelGraph, Group, LiftOptions, analysis
 from morphgraph.onnx_io import escape, static_shape, write_atomically
 from morphgraph.onnx_io.reading import from_json, read_bounded
+from morphgraph.options import Convention
 from morphgraph.passes.analysis.least import require_sizes
 from morphgraph.passes.analysis.liveness import require_viable
 from morphgraph.passes.analysis.polynomial import Cost
@@ -126,6 +127,12 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     groups: dict[str, GroupPlan]
     schema_version: int = SCHEMA_VERSION
     tool_version: str = __version__
+
+    @property
+    def convention(self) -> Convention:
+        """How its costs were counted."""
+        asked = self.request.get("convention")
+        return "morphnet" if asked == "morphnet" else "default"
 
     def to_json(self) -> bytes:
         """The file's bytes; the same plan gives the same bytes."""

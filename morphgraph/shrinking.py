@@ -214,7 +214,7 @@ def finish(
         tuned = error
         model, error = _tuned(shrinker, plan, model, tune, expected)
     kinds = dict.fromkeys([*COSTS, *filter(is_known_here, plan.cost)])
-    convention = plan.request.get("convention", "default")
+    convention = plan.convention
     costs = costs_with_biases(shrinker.graph, plan, model, kinds, convention)
     if refit:
         warn_beyond(shrinker.graph, plan, costs)

@@ -62,7 +62,7 @@ def intention(
 
 def costs_of(graph: ChannelGraph, plan: Plan) -> dict[str, Change]:
     """The costs that people ask about and those of the plan's budgets, before and after."""
-    widths, convention = plan.widths(graph), plan.request.get("convention", "default")
+    widths, convention = plan.widths(graph), plan.convention
     found = {}
     for kind in dict.fromkeys(["macs", "flops", "params", "weight_bytes", *plan.cost]):
         if not is_known_here(kind):

@@ -148,13 +148,20 @@ def on_device(budget: Mapping[str, _Amount], device: Device | None) -> dict[str,
 
 
 def is_known_here(kind: str) -> bool:
-    """Whether the device of a cost is known: a plan may name one of which nobody has the profile.
+    """Whether a cost can be counted, and no file is opened for it.
 
-    >>> is_known_here("flops"), is_known_here("latency@P100"), is_known_here("latency@phone")
-    (True, True, False)
+    A plan may name a device of which nobody here has the profile, or anything else.
+
+    >>> [is_known_here(kind) for kind in ("flops", "latency@P100", "latency@phone", "beauty")]
+    [True, True, False, False]
     """
     devices = [part.partition("@")[2].strip() for part in kind.split("+")]
-    return all(not name or name in DEVICES or name in _MEASURED for name in devices)
+    if any(name and name not in DEVICES and name not in _MEASURED for name in devices):
+        return False
+    try:
+        return bool(parse_cost(kind))
+    except ArgumentError:
+        return False
 
 
 def measured_device(name: str) -> DeviceProfile | None:

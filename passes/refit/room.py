@@ -13,7 +13,7 @@ from itertools import count
 import msgspec
 import onnx_ir as ir
 
-from morphgraph.errors import BudgetError, warn
+from morphgraph.errors import ArgumentError, BudgetError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.ops.parameters import layers_weights
@@ -82,13 +82,17 @@ def warn_beyond(graph: ChannelGraph, plan: Plan, costs: Mapping[str, Change]) ->
         plan: which channels stayed.
         costs: before and after the fit.
     """
-    asked, convention = plan.request.get("budget"), plan.request.get("convention", "default")
+    asked = plan.request.get("budget")
     if plan.request.get("refit") or not isinstance(asked, dict):
         return
     beyond = []
     for kind in filter(is_known_here, asked.keys() & costs.keys()):
-        each, unit = costs[kind], cost(graph, kind, convention=convention).unit
-        if each.after > parse_amount(asked[kind], each.before, unit) * ROUNDING:
+        each, unit = costs[kind], cost(graph, kind, convention=plan.convention).unit
+        try:
+            limit = parse_amount(asked[kind], each.before, unit)
+        except ArgumentError:  # a plan's request may be anything
+            continue
+        if each.before and each.after > limit * ROUNDING:
             beyond.append(f"{kind} is {each.after:.12g} {unit} ({each.after / each.before:.2%})")
             beyond[-1] += f", the budget {kind}={escape(str(asked[kind]))}"
     if beyond:

@@ -63,5 +63,31 @@ def test_a_plan_for_a_device_that_nobody_here_has_measured(files: Path, run: Any
         assert run(*applying).code == 0
         card = run("card", "slim.onnx").out
         assert "--budget latency=60% --device phone.json" in card
-    words = ("--budget", "flops=100%", "-o", "wide.json", "--dry-run")
-    assert run("expand", "model.onnx", "plan.json", *words).code == 0
+    more = ("--budget", "flops=100%", "-o", "wide.json", "--dry-run")
+    assert run("expand", "model.onnx", "plan.json", *more).code == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "content"),
+    [
+        ("request", {"budget": {"flops": None}}),
+        ("request", {"budget": {"beauty": "5%"}}),
+        ("request", {"budget": [1]}),
+        ("request", {"convention": [], "refit": []}),
+        ("request", {"convention": {}, "refit": {"flops": "x"}}),
+        ("request", {"convention": 5, "refit": 5}),
+        ("cost", {"beauty": {"before": 1, "after": 1}}),
+        ("cost", {"latency@../secret.json": {"before": 1, "after": 1}}),
+        ("cost", {"flops": {"before": 0, "after": 5}}),
+    ],
+)
+def test_what_a_plan_says_of_itself_may_be_anything(
+    field: str, content: Any, files: Path, run: Any
+) -> None:
+    assert run("plan", "model.onnx", "--budget", "params=60%", "-o", "plan.json").code == 0
+    plan = json.loads(Path("plan.json").read_text())
+    plan[field] = content
+    Path("plan.json").write_text(json.dumps(plan))
+    for rest in (("--dry-run",), ("--refit", "calib.npz"), ("--refit", "calib.npz", "--dry-run")):
+        ran = run("apply", "model.onnx", "plan.json", "-o", "s.onnx", "--overwrite", *rest)
+        assert ran.code == 0, ran.err
