@@ -132,6 +132,8 @@ def test_module_and_version() -> None:
         (["apply", "{model}", "{model}", "-o", "s.onnx"], 3, "JSON"),
         (["verify", "{model}", "{model}", "{model}"], 3, "JSON"),
         (["export", "nothing", "--input", "1x2", "-o", "m.onnx"], 2, "package.module:factory"),
+        (["export", "a/net.py:make", "--input", "1", "-o", "m.onnx"], 2, "net:make, in the folder"),
+        (["export", "json:lods", "--input", "1", "-o", "m.onnx"], 2, "mean 'loads'"),
         (["export", "no.such:thing", "--input", "1x2", "-o", "m.onnx"], 2, "no.such"),
     ],
 )
