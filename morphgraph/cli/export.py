@@ -140,7 +140,7 @@ def _find(factory: str) -> Callable[..., Any]:
     except Exception as error:  # importing runs whatever the module says
         meant = ""
         if isinstance(error, AttributeError) and member is not None:
-            meant = did_you_mean(error.name, dir(member))
+            meant = did_you_mean(str(error.name), dir(member))
         raise click.UsageError(f"{factory}: {type(error).__name__}: {error}{meant}") from error
     finally:
         sys.path.remove(str(Path.cwd()))
