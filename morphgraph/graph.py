@@ -323,7 +323,8 @@ class ChannelGraph:
     @cached_property
     def batch(self) -> int:
         """Samples that one run computes: the leading axis of the first graph input."""
-        shape = self.shapes.get(self.model.graph.inputs[0].name or "", ())
+        first = next(iter(self.model.graph.inputs), None)
+        shape = () if first is None else self.shapes.get(first.name or "", ())
         return shape[0] if len(shape) > 1 else 1
 
     def group(self, name: str) -> Group:

@@ -21,6 +21,7 @@ from morphgraph.errors import PlanError, warn
 from morphgraph.graph import ChannelGraph, Group, LiftOptions, analysis
 from morphgraph.onnx_io import escape, static_shape, write_atomically
 from morphgraph.onnx_io.reading import from_json, read_bounded
+from morphgraph.options import Convention
 from morphgraph.passes.analysis.least import require_sizes
 from morphgraph.passes.analysis.liveness import require_viable
 from morphgraph.passes.analysis.polynomial import Cost
@@ -127,6 +128,12 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema_version: int = SCHEMA_VERSION
     tool_version: str = __version__
 
+    @property
+    def convention(self) -> Convention:
+        """How its costs were counted."""
+        asked = self.request.get("convention")
+        return "morphnet" if asked == "morphnet" else "default"
+
     def to_json(self) -> bytes:
         """The file's bytes; the same plan gives the same bytes."""
         ordered = {
@@ -149,6 +156,11 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             head = from_json(data, object)
         except ValueError as error:
+            if any(byte < ord("\t") for byte in data[:64]):
+                raise PlanError(
+                    f"{path}: not a JSON file but a binary one; give the model first, the "
+                    "plan second"
+                ) from None
             raise PlanError(f"{path}: not a JSON file: {error}; make it with `plan`") from None
         version = head.get("schema_version") if isinstance(head, dict) else None
         if version != SCHEMA_VERSION:

@@ -15,7 +15,7 @@ from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.options import DataScore, Depth, RoundTo
 from morphgraph.origin import Origin
-from morphgraph.passes.analysis.cost import Convention
+from morphgraph.passes.analysis.cost import Convention, is_known_here
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same
 from morphgraph.passes.calibration.segments import run_all
@@ -24,7 +24,7 @@ from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds, Widths
 from morphgraph.passes.planning.constraints import Budget
 from morphgraph.passes.refit.refit import LayerError, Refitted
-from morphgraph.passes.refit.room import costs_with_biases
+from morphgraph.passes.refit.room import costs_with_biases, warn_beyond
 from morphgraph.plans import Change, Plan
 from morphgraph.shrinker import LIMIT, CurvePoint, Shrinker
 from morphgraph.workflow import resize_and_check
@@ -68,7 +68,7 @@ class ShrinkResult:
         curve: the errors at other budgets, where they were asked for.
         samples: how many inputs it was fitted to, and how many were held out.
         cost: before and after, biases of the fit included: multiply-adds, FLOPs, parameters, and
-            what the plan has a budget for.
+            what the plan has a budget for (of a latency only where its device is known here).
         tuned: the errors before self-distillation; empty without.
         perplexity: of a language model; ``None`` of others, and where the ids have changed.
         check: of the resize, against the masked original; ``None`` where it was not made.
@@ -213,13 +213,18 @@ def finish(
     if tune:
         tuned = error
         model, error = _tuned(shrinker, plan, model, tune, expected)
-    kinds = dict.fromkeys([*COSTS, *plan.cost])
-    convention = plan.request.get("convention", "default")
+    kinds = dict.fromkeys([*COSTS, *filter(is_known_here, plan.cost)])
+    convention = plan.convention
     costs = costs_with_biases(shrinker.graph, plan, model, kinds, convention)
+    if refit:
+        warn_beyond(shrinker.graph, plan, costs)
     if refit or tune:
         errors = {output.name: output.error for output in error}
         origin = Origin.of(shrinker.graph, plan, resized.report, errors)
-        replace_fields(origin, cost={kind: costs[kind] for kind in plan.cost}).write(model)
+        replace_fields(
+            origin,
+            cost=dict(plan.cost) | {kind: costs[kind] for kind in plan.cost.keys() & costs.keys()},
+        ).write(model)
     sizes = shrinker.fitted.count, shrinker.held_out.count
     return ShrinkResult(
         model,

@@ -25,6 +25,7 @@ from morphgraph.passes.planning.constraints import Budget
 from morphgraph.passes.planning.outputs import Classes
 from morphgraph.passes.planning.vocabulary import by_vocabulary
 from morphgraph.passes.refit.refit import with_biases
+from morphgraph.passes.refit.room import plan_with_room
 from morphgraph.plans import Plan
 from morphgraph.shrinker import LIMIT, Shrinker
 from morphgraph.shrinking import finish
@@ -58,6 +59,7 @@ def plan(
     text: TextOptions | None = None,
     device: Device | None = None,
     measure: bool = False,
+    refit: bool = False,
     progress: Progress = no_progress,
 ) -> Plan:
     """The plan that meets every budget and keeps what the network uses most.
@@ -106,6 +108,9 @@ def plan(
             measured ``device``, and the plan made again, until it takes the time that was asked
             for; what came out is in ``plan.request["measured"]``
             (:mod:`morphgraph.benchmark.meeting`).
+        refit: whether ``apply(..., refit=data)`` follows, which gives biases to layers that have
+            none: the budgets are met with them. What the budgeted costs are then at most is in
+            ``plan.request["refit"]``.
         progress: told how far the measurements are.
 
     Raises:
@@ -170,7 +175,17 @@ def plan(
             convention=convention,
             allocation=allocation or "shares",
         )
-    return measured_plan(graph, make, budget, seed, progress) if measure else make(budget)
+    made = with_room(graph, make, convention) if refit else make
+    if measure:
+        return measured_plan(graph, made, budget, seed, progress, refit=refit)
+    return made(budget)
+
+
+def with_room(
+    graph: ChannelGraph, make: Callable[[Budget], Plan], convention: Convention = "default"
+) -> Callable[[Budget], Plan]:
+    """What makes plans, so that their networks meet a budget after a fit, too."""
+    return lambda budget: plan_with_room(graph, budget, make, convention)
 
 
 def measured_plan(

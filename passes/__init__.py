@@ -44,6 +44,7 @@ analysis: the channel graph -> facts about it
     past                who reads how long a cache is
     least               how many channels a group must have
     selection           which positions of every axis stay when channels go
+    changed             which values become others then, and which are slices of what they were
     dependence          which positions depend on a graph input
     cost                what a network costs at any widths
         polynomial      sums of products of widths, with value and gradient
@@ -108,6 +109,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
 refit: original, which channels stay, inputs -> the resized model with fitted kernels
     refit               both models in lockstep, layer after layer
         fit             kernel and bias of one layer
+        shift           adding to what a layer gives
     room                budgets less the biases that a fit adds
 
 checking: original, plan, resized model -> a report

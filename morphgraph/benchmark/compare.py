@@ -159,7 +159,9 @@ def bench(
     ]
     # The first model of a runtime takes two turns a round, in a session of its own each time.
     again = entries[:: len(models)] if len(models) > 1 else []
-    assumed = structures[0].inputs if structures else {}
+    assumed: dict[str, Sequence[int]] = {}
+    for structure in structures or ():
+        assumed = {**structure.inputs, **assumed}
     feeding = Feeding(batch, seed, input_shapes or {}, assumed)
     # First, as it may turn out that a runtime has none.
     profiles = (

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step, suggest
+from morphgraph.cli.devices import on_told_device
 from morphgraph.cli.following import lifting_words, tell_intention, unused
 from morphgraph.cli.models import Lifting, open_graph, some, warn_of_weights
 from morphgraph.cli.pages import ReportFile, command_line, write_page
@@ -71,7 +72,6 @@ def analyze(
     JSON always holds all layers and groups; --by and --top choose the rows of the other formats.
     """
     from morphgraph.folders.found import model_file
-    from morphgraph.passes.analysis.cost import on_device
     from morphgraph.report.analysis import analyze as analyze_graph
     from morphgraph.report.overview import overview
 
@@ -97,7 +97,7 @@ def analyze(
         analysis = analyze_graph(
             graph,
             model,
-            cost_kind=next(iter(on_device({cost_kind: None}, device))),
+            cost_kind=next(iter(on_told_device({cost_kind: None}, device))),
             convention=convention,
             not_finite=broken,
         )

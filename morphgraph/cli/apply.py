@@ -127,14 +127,20 @@ def _tell(
     refit: Path | None,
     output_format: Format,
 ) -> None:
+    from morphgraph.passes.analysis.cost import is_known_here
+    from morphgraph.passes.refit.room import fitted_costs, warn_beyond
     from morphgraph.report.intention import costs_of
 
+    costs = costs_of(graph, plan)
+    if refit is not None:
+        costs |= fitted_costs(graph, plan, filter(is_known_here, list(costs)))
+        warn_beyond(graph, plan, costs)
     steps = [f"resize {len(plan.groups)} of {len(graph.groups)} groups of channels"]
     if not no_verify:
         steps.append("compare the result with the masked original")
     if refit is not None:
         steps.append(f"fit the kernels that are left to inputs of {refit}")
-    tell_intention("apply", steps, [written.path], output_format, costs_of(graph, plan))
+    tell_intention("apply", steps, [written.path], output_format, costs)
 
 
 def _refit(

@@ -1,7 +1,7 @@
 """``morphgraph bench``: which model is faster, and how sure that is."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +18,8 @@ from morphgraph.options import option
 from morphgraph.words import escape, with_options
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from morphgraph.benchmark import BenchResult, Structure
     from morphgraph.graph import ChannelGraph
 
@@ -130,7 +132,7 @@ def bench(
 
 
 def _settings(threads: Sequence[int], batch: Sequence[int] | None) -> str:
-    at = f"at {' and '.join(map(str, threads))} threads"
+    at = f"at {' and '.join(map(str, threads))} thread{'s' * (max(threads) > 1)}"
     return at if batch is None else f"{at}, in batches of {' and '.join(map(str, batch))}"
 
 
@@ -154,24 +156,51 @@ def _structure(
 ) -> "tuple[list[float] | None, list[Structure]]":
     """FLOPs, where all models have some, and layers of every model."""
     from morphgraph.benchmark import structure_of
+    from morphgraph.onnx_io import static_shape
     from morphgraph.passes.analysis.cost import cost
 
-    graphs = [open_graph(model, lifting) for model in models]
-    _tell_sizes(graphs[0], lifting)
+    graphs: list[ChannelGraph] = []
+    taken: dict[str, tuple[int, ...]] = {}  # as the models before have it
+    told: dict[str, None] = {}
+    for model in models:
+        graph = open_graph(model, lifting)
+        names = [value.name or "" for value in graph.model.graph.inputs if _open_axes(value) - {0}]
+        others = _as_before(graph, taken, lifting)
+        if others:
+            shapes = (*lifting.input_shapes, *others.items())
+            graph = open_graph(model, Lifting(ops=lifting.ops, input_shapes=shapes))
+        graphs.append(graph)
+        for value in graph.model.graph.inputs:
+            taken.setdefault(value.name or "", static_shape(value))
+        for name in names:
+            if name not in dict(lifting.input_shapes):
+                told[f"{escape(name)}=Nx{'x'.join(map(str, taken[name][1:]))}"] = None
+    if told:
+        note(f"sizes left open, timed as `analyze` counts them: {', '.join(told)}")
     flops = [cost(graph, "flops").total for graph in graphs]
     return (flops if min(flops) > 0 else None), [structure_of(graph) for graph in graphs]
 
 
-def _tell_sizes(graph: "ChannelGraph", lifting: Lifting) -> None:
-    """Say at which sizes of open axes a model is timed, where the user has not."""
+def _as_before(
+    graph: "ChannelGraph", taken: Mapping[str, tuple[int, ...]], lifting: Lifting
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of inputs that are timed at sizes of models before, and counted at others now."""
     from morphgraph.onnx_io import static_shape
 
-    given = dict(lifting.input_shapes)
-    taken = [
-        f"{escape(value.name or '')}=Nx{'x'.join(map(str, static_shape(value)[1:]))}"
-        for value in graph.model.graph.inputs
-        if any(not isinstance(size, int) for size in (value.shape or ())[1:])
-        and value.name not in given
-    ]
-    if taken:
-        note(f"sizes left open, timed as `analyze` counts them: {', '.join(taken)}")
+    found = {}
+    for value in graph.model.graph.inputs:
+        name, counted = value.name or "", static_shape(value)
+        before = taken.get(name, counted)
+        if name in dict(lifting.input_shapes) or len(before) != len(counted):
+            continue
+        timed = tuple(
+            other if axis and axis in _open_axes(value) else size
+            for axis, (size, other) in enumerate(zip(counted, before, strict=True))
+        )
+        if timed != counted:
+            found[name] = timed
+    return found
+
+
+def _open_axes(value: "ir.Value") -> set[int]:
+    return {axis for axis, size in enumerate(value.shape or ()) if not isinstance(size, int)}

@@ -1,6 +1,6 @@
 """Options of commands that read calibration data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -132,6 +132,22 @@ class DataOptions:
             metavar="TOKENS",
         ),
     ] = None
+
+    def words(self, data: Path) -> list[str]:
+        """The options of ``apply`` that fit to the same inputs."""
+        found = ["--refit", str(data)]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None or value == field.default:
+                continue
+            if isinstance(value, bool):
+                found.append(f"--{'' if value else 'no-'}{field.name}")
+            elif isinstance(value, tuple):
+                sign = "x" if field.name == "size" else ","
+                found += [f"--{field.name}", sign.join(f"{number:.12g}" for number in value)]
+            else:
+                found += [f"--{field.name}", str(value)]
+        return found
 
     def read(
         self, data: Path, model: "ir.Model", seed: int = 0, folder: "ModelFolder | None" = None

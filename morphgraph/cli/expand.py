@@ -5,6 +5,7 @@ from typing import Annotated
 
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step, suggest
+from morphgraph.cli.devices import on_told_device
 from morphgraph.cli.following import lifting_words, tell_intention, unused
 from morphgraph.cli.models import Lifting, open_planned
 from morphgraph.cli.shared_options import (
@@ -48,7 +49,6 @@ def expand(
     Applied, the result computes what the plan's network computes, since nothing reads the new
     channels yet; train it to make use of them.
     """
-    from morphgraph.passes.analysis.cost import on_device
     from morphgraph.passes.planning.expand import expand as expand_plan
     from morphgraph.report.intention import costs_of
     from morphgraph.report.planning import plan_report
@@ -57,7 +57,9 @@ def expand(
     check_output(output, overwrite, model, plan)
     graph, small = open_planned(model, plan, lifting)
     with step("expanding"):
-        wide = expand_plan(graph, small, on_device(dict(budgets), device), **options.arguments())
+        wide = expand_plan(
+            graph, small, on_told_device(dict(budgets), device), **options.arguments()
+        )
     if dry_run:
         steps = ["write the plan with wider groups"]
         tell_intention("expand", steps, [output], output_format, costs_of(graph, wide))

@@ -123,15 +123,25 @@ def export(
 def _find(factory: str) -> Callable[..., Any]:
     """The callable that ``package.module:name`` names; the present folder is looked in as well."""
     module_name, _, path = factory.partition(":")
+    if module_name.endswith(".py"):
+        place = Path(module_name)
+        raise click.UsageError(
+            f"'{factory}' names a file, not a module; write {place.stem}:{path or 'factory'}, in "
+            f"the folder '{place.parent}'"
+        )
     if not module_name or not path:
         raise click.UsageError(f"'{factory}' names no factory; write package.module:factory")
     sys.path.insert(0, str(Path.cwd()))
+    member: Any = None
     try:
-        member: Any = import_module(module_name)
+        member = import_module(module_name)
         for part in path.split("."):
             member = getattr(member, part)
     except Exception as error:  # importing runs whatever the module says
-        raise click.UsageError(f"{factory}: {type(error).__name__}: {error}") from error
+        meant = ""
+        if isinstance(error, AttributeError) and member is not None:
+            meant = did_you_mean(str(error.name), dir(member))
+        raise click.UsageError(f"{factory}: {type(error).__name__}: {error}{meant}") from error
     finally:
         sys.path.remove(str(Path.cwd()))
     if not callable(member):

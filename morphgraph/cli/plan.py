@@ -11,6 +11,7 @@ import click
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, settings, show, step, suggest
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
+from morphgraph.cli.devices import on_told_device
 from morphgraph.cli.following import (
     budget_words,
     lifting_words,
@@ -132,6 +133,13 @@ def plan(
     ] = None,
     device: DeviceFile = None,
     measure: Measure = False,
+    for_refit: Annotated[
+        bool,
+        option(
+            "`apply --refit` follows, which gives biases to layers that have none: meet the "
+            "budgets with them."
+        ),
+    ] = False,
     options: PlanOptions,
     data: Annotated[
         Path | None,
@@ -156,11 +164,10 @@ def plan(
     from morphgraph.folders.found import folder_of, model_file
     from morphgraph.folders.vocabulary import warn_of_parts
     from morphgraph.onnx_io.inputs import load_indices
-    from morphgraph.passes.analysis.cost import on_device
     from morphgraph.passes.planning import removal_path
     from morphgraph.passes.planning.vocabulary import by_vocabulary
     from morphgraph.report.planning import plan_report
-    from morphgraph.steps import measured_plan
+    from morphgraph.steps import measured_plan, with_room
 
     folder, model = folder_of(model), model_file(model)
     by_index = bool(classes or tokens or vocabulary)
@@ -195,6 +202,8 @@ def plan(
     if (device or measure) and not any(kind.startswith("latency") for kind, _ in budgets):
         raise click.UsageError("--device and --measure go with --budget latency=...")
     _check_request(budgets, ratio, by_index or bool(options.widths))
+    if for_refit and not budgets:
+        raise click.UsageError("--for-refit keeps room in a --budget; give one")
     if options.depth != "keep" and not budgets:
         raise click.UsageError("--depth goes with a --budget, for which branches or blocks go")
     if options.depth != "keep" and ratio is not None:
@@ -218,7 +227,7 @@ def plan(
     options = options.beside(folder)
     if options.score != "random":
         warn_of_weights(model, graph)
-    budget = on_device(dict(budgets), device)
+    budget = on_told_device(dict(budgets), device)
     if dry_run and (measure or data):
         _tell(None, graph, budgets, data, measure, output, output_format)
         return
@@ -232,8 +241,11 @@ def plan(
             make = partial(_uniform, graph, share, kept | _widths_alone(options.arguments()))
         else:
             make = partial(removal_path.plan, graph, **kept, **options.arguments())
+        if for_refit:
+            make = with_room(graph, make, options.convention)
         if measure:
-            result = measured_plan(graph, make, budget, options.seed, ProgressLines())
+            progress = ProgressLines()
+            result = measured_plan(graph, make, budget, options.seed, progress, refit=for_refit)
         else:
             result = make(budget)
     if dry_run:
@@ -247,7 +259,9 @@ def plan(
         suggest(*with_options(settings().arguments, "-o", str(unused("plan.json"))))
     else:
         slim = unused("slim.onnx" if folder is None else "slim")  # a folder like the model's own
-        suggest("apply", model, output, *lifting_words(lifting, planned=True), "-o", slim)
+        more = lifting_words(lifting, planned=True)
+        more += reading.words(data) if for_refit and data is not None else []
+        suggest("apply", model, output, *more, "-o", slim)
 
 
 def _tell(

@@ -9,6 +9,7 @@ import click
 from morphgraph.cli.command import command
 from morphgraph.cli.console import be_silent, note, settings, show, step, suggest
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
+from morphgraph.cli.devices import on_told_device
 from morphgraph.cli.following import bench_words, tell_intention, unused
 from morphgraph.cli.models import Lifting, naming, open_graph, warn_of_weights
 from morphgraph.cli.outputs import Annotate, ResultFile
@@ -112,7 +113,6 @@ def shrink(
     from morphgraph.calibration.processes import joined
     from morphgraph.folders.found import folder_of, model_file
     from morphgraph.onnx_io import write_atomically
-    from morphgraph.passes.analysis.cost import on_device
 
     refuse_repeated(budgets)
     if plot is not None:
@@ -142,7 +142,7 @@ def shrink(
     graph = open_graph(model, lifting)
     warn_of_weights(model, graph)
     samples = reading.read(data, graph.model, options.seed, folder)
-    budget = on_device(dict(budgets), device)
+    budget = on_told_device(dict(budgets), device)
     if dry_run:
         extra = ["time the result, and plan again until it fits"] if measure else []
         extra += [] if no_refit else ["fit the kernels that are left"]

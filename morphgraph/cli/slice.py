@@ -6,6 +6,7 @@ from typing import Annotated
 from morphgraph.cli.command import command
 from morphgraph.cli.console import note, show, step, suggest
 from morphgraph.cli.data_options import DATA_METAVAR, DataOptions
+from morphgraph.cli.devices import on_told_device
 from morphgraph.cli.following import bench_words, tell_intention
 from morphgraph.cli.models import Lifting, naming, open_ranked
 from morphgraph.cli.shared_options import (
@@ -61,7 +62,6 @@ def slice(  # noqa: A001 - a command's function has its name
     --elastic`. The widest network within the budget is written; it is compared with the masked
     whole network before its statistics are measured.
     """
-    from morphgraph.passes.analysis.cost import on_device
     from morphgraph.report.checks import check_report
     from morphgraph.report.intention import costs_of
     from morphgraph.slicing import Elastic
@@ -70,7 +70,7 @@ def slice(  # noqa: A001 - a command's function has its name
     refuse_repeated(budgets)
     check_output(output, overwrite, model, ranking, *((data,) if data else ()))
     graph, order = open_ranked(model, ranking, lifting)
-    budget = on_device(dict(budgets), device)
+    budget = on_told_device(dict(budgets), device)
     if dry_run:
         with naming(model, ModelError):
             plan = order.plan(graph, budget, round_to=round_to)

@@ -1,7 +1,8 @@
 """The border to ONNX: files, what is wrong with them, weights left in them, running them."""
 
+from morphgraph.onnx_io.atomic import write_atomically
 from morphgraph.onnx_io.check import escape
-from morphgraph.onnx_io.files import ModelLike, as_model, load, save, write_atomically
+from morphgraph.onnx_io.files import ModelLike, as_model, load, save
 from morphgraph.onnx_io.keys import (
     ABSORBED_KEY,
     ALIASES_KEY,

@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +27,7 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # ships n
 
 from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import FileError, ModelError, MorphError, warn
+from morphgraph.onnx_io.atomic import check_target, os_errors, put, write_atomically
 from morphgraph.onnx_io.calls import check_functions
 from morphgraph.onnx_io.check import MIN_OPSET, check_proto, escape
 from morphgraph.onnx_io.mapped import is_stored
@@ -117,8 +117,8 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
         return
     data = data_file(location)
     for target in (location, data):
-        _check_target(target, overwrite)
-    with _os_errors(location):
+        check_target(target, overwrite)
+    with os_errors(location):
         folder = Path(tempfile.mkdtemp(prefix=f".{location.name}.", dir=location.parent))
         try:
             ir.save(
@@ -129,9 +129,9 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
             )
             if overwrite:  # never a model beside the data of another
                 location.unlink(missing_ok=True)
-            _put(folder / data.name, data, overwrite)
+            put(folder / data.name, data, overwrite)
             try:
-                _put(folder / location.name, location, overwrite)
+                put(folder / location.name, location, overwrite)
             except BaseException:
                 data.unlink(missing_ok=True)
                 raise
@@ -214,53 +214,6 @@ def _drop_repeated_metadata(proto: onnx.ModelProto) -> None:
                 tensor.metadata_props.add(key=key, value=value)
 
 
-def write_atomically(
-    path: str | PathLike[str], content: str | bytes | Sequence[Buffer], overwrite: bool
-) -> None:
-    """Write a file by way of a temporary one in the same folder, so that it is never seen half.
-
-    The content may come in pieces.
-
-    Raises:
-        FileError: the file exists already (without ``overwrite``) or cannot be written.
-    """
-    location = Path(os.path.abspath(path))
-    _check_target(location, overwrite)
-    with _os_errors(location):
-        handle, temporary = tempfile.mkstemp(prefix=f".{location.name}.", dir=location.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                content = content.encode() if isinstance(content, str) else content
-                file.writelines([content] if isinstance(content, bytes) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            _put(temporary, location, overwrite)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-
-
-def _put(temporary: str | Path, target: Path, overwrite: bool) -> None:
-    """Give a file that is written its name; what another program put there meanwhile is spared.
-
-    Raises:
-        FileError: without ``overwrite`` there is something now.
-        OSError: it cannot be put there.
-    """
-    if not overwrite:
-        try:
-            os.link(temporary, target)  # unlike renaming, this replaces nothing
-        except FileExistsError:
-            _check_target(target, overwrite)
-        except OSError:  # a file system without links
-            _check_target(target, overwrite)
-        else:
-            os.unlink(temporary)
-            return
-    os.replace(temporary, target)
-
-
 def as_model(model: ModelLike) -> ir.Model:
     """The model itself, or the one that a protobuf message or a file describes.
 
@@ -281,14 +234,14 @@ def as_model(model: ModelLike) -> ir.Model:
 def _read_proto(path: Path) -> tuple[onnx.ModelProto, Arrays]:
     """The message in a file without its large weights, and these by name."""
     proto, held = _read_message(path)
-    with _os_errors(path):
+    with os_errors(path):
         return proto, _read_weights(proto, held, path)
 
 
 def _read_message(path: Path) -> tuple[onnx.ModelProto, Mapping[str, slice]]:
     """The message in a file without its large weights, and where these stand, by name."""
     where = escape(str(path))
-    with _os_errors(path):
+    with os_errors(path):
         if path.is_dir():
             raise FileError(f"{where}: is a folder; give the .onnx file in it")
         if path.exists() and not path.is_file():
@@ -459,32 +412,3 @@ def _internalized(model: ir.Model) -> ir.Model:
             if isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
     return copy
-
-
-def _check_target(path: Path, overwrite: bool) -> None:
-    where = escape(str(path))
-    if path.is_dir():
-        raise FileError(f"{where}: is a folder; give a file name in it")
-    if not path.parent.is_dir():
-        raise FileError(f"{where}: there is no folder '{escape(str(path.parent))}'; make it first")
-    if path.exists() and not path.is_file():
-        raise FileError(f"{where}: is not an ordinary file, and is not replaced; choose another")
-    if path.exists() and not overwrite:
-        raise FileError(f"{where}: exists already; choose another name or pass --overwrite")
-
-
-@contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, FileNotFoundError):
-            reason += "; check the path"
-        raise FileError(f"{escape(str(path))}: {reason}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -130,7 +130,7 @@ def check_names(names: Collection[str], model: ir.Model, where: str = "") -> Non
         ModelError: begins with ``where``.
     """
     values = takes(model)
-    known = ", ".join(map(described, values.values()))
+    known = ", ".join(map(described, values.values())) or "none"
     for name in names:
         if name not in values:
             raise ModelError(f"{where}the model has no input '{escape(name)}'; it takes {known}")

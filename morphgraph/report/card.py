@@ -13,7 +13,7 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.origin import Origin, Resize
-from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.analysis.cost import cost, is_known_here
 from morphgraph.plans import Change
 from morphgraph.recipes.results import Result
 from morphgraph.report.machine import package_version
@@ -243,8 +243,15 @@ def _word(path: str) -> str:
 
 
 def _budget_words(budget: Mapping[str, str]) -> str:
-    amounts = (shlex.quote(f"{kind}={amount}") for kind, amount in budget.items())
-    return " ".join(f"--budget {amount}" for amount in amounts)
+    words: list[str] = []
+    for kind, amount in budget.items():
+        name, _, device = kind.partition("@")
+        if is_known_here(kind):
+            words.append(f"--budget {shlex.quote(f'{kind}={amount}')}")
+        else:  # of a measured device a command is given the file
+            file = _word(f"{device}.json")
+            words.append(f"--budget {shlex.quote(f'{name}={amount}')} --device {file}")
+    return " ".join(words)
 
 
 def _counted(graph: ChannelGraph, result: Result) -> dict[str, Change]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.analysis.cost import cost, is_known_here
 from morphgraph.plans import Change, Plan
 from morphgraph.report.analysis import path_text
 from morphgraph.report.tables import Cell, Report, Table, change, columns
@@ -62,9 +62,12 @@ def intention(
 
 def costs_of(graph: ChannelGraph, plan: Plan) -> dict[str, Change]:
     """The costs that people ask about and those of the plan's budgets, before and after."""
-    widths = plan.widths(graph)
+    widths, convention = plan.widths(graph), plan.convention
     found = {}
     for kind in dict.fromkeys(["macs", "flops", "params", "weight_bytes", *plan.cost]):
-        each = cost(graph, kind)
+        if not is_known_here(kind):
+            found[kind] = plan.cost[kind]
+            continue
+        each = cost(graph, kind, convention=convention)
         found[kind] = Change(each.total, each.at(widths))
     return found

@@ -1,5 +1,7 @@
 """A plan as tables: the groups' widths and the costs, before and after."""
 
+from collections.abc import Callable
+
 import msgspec
 import numpy as np
 
@@ -7,9 +9,11 @@ from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.liveness import liveness
+from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.plans import Plan
 from morphgraph.report.tables import (
     Cell,
+    Column,
     Report,
     Table,
     columns,
@@ -39,6 +43,7 @@ def plan_report(graph: ChannelGraph, plan: Plan, convention: Convention) -> Repo
         (number_column("before"), lambda c: c.total),
         (number_column("after"), lambda c: c.at(widths)),
         (number_column("left", share), lambda c: c.at(widths) / c.total if c.total else None),
+        *_after_refit(plan),
         ("unit", lambda c: c.unit),
     )
     tables = [groups, costs]
@@ -46,6 +51,20 @@ def plan_report(graph: ChannelGraph, plan: Plan, convention: Convention) -> Repo
     if removed:
         tables.insert(1, Table(columns("removed layer"), [[name] for name in removed], "Layers"))
     return Report(msgspec.Raw(plan.to_json()), tables)
+
+
+def _after_refit(plan: Plan) -> list[tuple[Column, Callable[[Cost], Cell]]]:
+    """What is left once a fit has added its biases, of a plan that keeps room for them."""
+    fitted = plan.request.get("refit")
+    if not isinstance(fitted, dict):
+        return []
+    found = {kind: amount for kind, amount in fitted.items() if isinstance(amount, int | float)}
+
+    def left(resource: Cost) -> Cell:
+        known = resource.kind in found and resource.total
+        return found[resource.kind] / resource.total if known else None
+
+    return [(number_column("left after refit", share), left)]
 
 
 def _width(value: Cell) -> str:

@@ -29,8 +29,9 @@ from morphgraph.passes.analysis.cost import cost as cost_of, parse_cost, spellin
 from morphgraph.passes.planning.constraints import parse_amount
 from morphgraph.train.motion import Motion, require_finite
 from morphgraph.train.pace import SLACK, ControlStep, Pace, require_within_reach
-from morphgraph.train.regularizer import Regularizer, Shrinkage
+from morphgraph.train.regularizer import Regularizer
 from morphgraph.train.resources import Counted, GroupWidth
+from morphgraph.train.sparing import only_as_far
 from morphgraph.train.watch import Watch, warn_of_a_raise, warn_of_another_optimizer
 from morphgraph.train.wiring import Steps, inner_optimizer, outside_graphs, require_owner
 
@@ -38,7 +39,6 @@ __all__ = ["Budget", "ControlStep"]
 
 _AHEAD = 25  # training steps that the prediction looks ahead, in phases long enough
 _INTERVAL = (4, 8)  # training steps between two of the penalty, at most; kernels take longer
-_TRIED = 200  # channels that are tried in the step that reaches the target
 _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
 _STATE = (
     *("step_number", "steps", "met", "_dead", "_before", "_speed", "_step_size"),
@@ -261,7 +261,7 @@ class Budget:
         self._summed = 0.0
         require_finite(bool(step.before.isfinite().all()))
         levels = self._levels()
-        step = self._only_as_far(step, levels)
+        step = only_as_far(reg, self.paces, step, levels)
         if self.update == "proximal":
             reg.shrink(step)
         reg.known = step.after
@@ -289,14 +289,6 @@ class Budget:
             for pace, reference in zip(self.paces, references, strict=True)
         ]
 
-    def _excess(self, strengths: Tensor, levels: list[float]) -> float:
-        """How far the most expensive resource is above its level, at these strengths."""
-        live = self.regularizer.live_widths(strengths)
-        return max(
-            self.regularizer.needed_at(pace.counted.resource, live) / pace.counted.initial - level
-            for pace, level in zip(self.paces, levels, strict=True)
-        )
-
     def _control(self, strengths: Tensor) -> None:
         """Predict the shares some steps ahead, and move the weights by that.
 
@@ -322,39 +314,6 @@ class Budget:
                 overshoots=self.update == "subgradient",
             )
         self._watch.after_control(self.paces, self.step_number, self.steps, strengths)
-
-    def _only_as_far(self, step: Shrinkage, levels: list[float]) -> Shrinkage:
-        """As much of a step of the penalty as takes the costs no further than to these levels.
-
-        Of those that would die the strongest stay, as many as fit: many channels may die at once,
-        and the cost would end far below.
-        """
-        last = all(pace.target == level for pace, level in zip(self.paces, levels, strict=True))
-        # On the way, what is left just above the threshold counts as dead: the loss may push it.
-        margin = self.regularizer.threshold * (1 if last else 2)
-        after = torch.where(step.after > margin, step.after, 0.0)
-        if self._excess(after, levels) > 0:
-            return step
-        died = torch.nonzero((step.before > margin) & (after == 0)).flatten()
-        died = died[step.before[died].argsort(descending=True, stable=True)]
-        # Bisection: more channels never cost less. `low` can stay, more than `high` cannot.
-        low, high = 0, len(died)
-        while low < high:
-            middle = (low + high + 1) // 2
-            mixed = after.index_copy(0, died[:middle], step.before[died[:middle]])
-            if self._excess(mixed, levels) <= 0:
-                low = middle
-            else:
-                high = middle - 1
-        # On the way no cost falls below its level: one more stays.
-        spared = torch.zeros_like(step.before, dtype=torch.bool)
-        spared[died[: low if last else low + 1]] = True
-        # In the end cheaper ones may fit where the next strongest does not.
-        for channel in died[low : low + _TRIED].tolist() if last else ():
-            spared[channel] = True
-            if self._excess(torch.where(spared, step.before, after), levels) > 0:
-                spared[channel] = False
-        return self.regularizer.sparing(step, spared)
 
     def _settle(self, alive: Tensor, strengths: Tensor) -> None:
         """Fix the structure: from now on the weights are zero and dead channels stay dead."""

@@ -147,6 +147,23 @@ def on_device(budget: Mapping[str, _Amount], device: Device | None) -> dict[str,
     return {f"latency@{name}" if k == "latency" else k: v for k, v in budget.items()}
 
 
+def is_known_here(kind: str) -> bool:
+    """Whether a cost can be counted, and no file is opened for it.
+
+    A plan may name a device of which nobody here has the profile, or anything else.
+
+    >>> [is_known_here(kind) for kind in ("flops", "latency@P100", "latency@phone", "beauty")]
+    [True, True, False, False]
+    """
+    devices = [part.partition("@")[2].strip() for part in kind.split("+")]
+    if any(name and name not in DEVICES and name not in _MEASURED for name in devices):
+        return False
+    try:
+        return bool(parse_cost(kind))
+    except ArgumentError:
+        return False
+
+
 def measured_device(name: str) -> DeviceProfile | None:
     """The profile that a cost names; ``None`` of a roofline."""
     return _MEASURED.get(name)

@@ -61,6 +61,10 @@ def parse_amount(text: str | float | int, present: float, unit_of_cost: str) -> 
     return number / 100 * present if unit == "%" else number * _SCALES[unit]
 
 
+#: Costs of weights: of these only numbers that are stored as floats count.
+STORED = ("params", "body_params", "weight_bytes")
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """A budget: a cost, and the amount that it must not exceed."""
@@ -79,8 +83,20 @@ class Constraint:
 
 
 def resolve_budget(graph: ChannelGraph, budget: Budget, convention: Convention) -> list[Constraint]:
-    """Budgets as absolute amounts; shares are of the present cost."""
+    """Budgets as absolute amounts; shares are of the present cost.
+
+    Raises:
+        ArgumentError: no such cost, no amount, or a share of a cost of which the network has none.
+    """
     costs = [(cost(graph, kind, convention=convention), text) for kind, text in budget.items()]
+    for resource, text in costs:
+        share = str(text).strip().removesuffix("%")
+        if resource.total == 0 and share != str(text).strip() and share != "100":
+            integers = " (numbers stored as integers do not count)" * (resource.kind in STORED)
+            raise ArgumentError(
+                f"budget {resource.kind}={escape(str(text))}: the network has no {resource.unit} "
+                f"of which that could be a share{integers}; give a budget on another cost"
+            )
     return [Constraint(c, parse_amount(text, c.total, c.unit)) for c, text in costs]
 
 
@@ -169,7 +185,8 @@ def unreachable(
     elif holders := _holders(resource, lowest, allowed):
         remedy = f"it is held by {holders}; {remedy}"
     if 0 < violated.limit <= _PERCENT and resource.total >= _LARGE:
-        remedy = f"for a share write {violated.kind}={violated.limit:.12g}%; {remedy}"
+        share = violated.limit * (100 if violated.limit < 1 else 1)
+        remedy = f"for a share write {violated.kind}={share:.12g}%; {remedy}"
     if violated.holds(_lowest_unequal(allowed)):
         remedy = f"only unequal widths meet it: give no `same` (--unequal); {remedy}"
     return BudgetError(

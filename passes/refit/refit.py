@@ -20,12 +20,12 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Arrays, FloatArray, IntArray, Shape
 from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.calibration.progress import Progress, no_progress
-from morphgraph.edit import Editor, array_of, replace_array
+from morphgraph.edit import Editor
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import PARAMETERS_KEY, static_shape
 from morphgraph.onnx_io.mapped import take
-from morphgraph.ops import facts_of
 from morphgraph.ops.parameters import layers_weights
+from morphgraph.passes.analysis.changed import changed_values
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
@@ -33,8 +33,9 @@ from morphgraph.passes.calibration.logits import Compared
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Lifetimes, Piece
 from morphgraph.passes.calibration.visits import Chooser
+from morphgraph.passes.coupling.roles import roles
 from morphgraph.passes.refit.fit import Fit, Target
-from morphgraph.passes.rewrite.bias import add_constant
+from morphgraph.passes.refit.shift import add_to_result, shift_result
 from morphgraph.passes.rewrite.resize import resize, restore_names
 
 #: A scale behind a reader below this share of the largest does not carry a correction.
@@ -144,6 +145,7 @@ class _Refit:
         self.processes = processes
         self.choosers = {"fitted": Chooser(seed, processes), "aside": Chooser(seed + 1)}
         self.selection = AxisSelection(graph, keep)
+        self.changed = changed_values(graph, self.selection)
         self.weights = graph.couplings.input_independent
         self.big = graph.model
         self.small = resize(graph, keep, restored=False)
@@ -165,7 +167,7 @@ class _Refit:
             kernel = original.node.inputs[original.linear.weight]
             cuts = self.selection.cuts((kernel and kernel.name) or "")
             reader.store.write(take(original.kernel_of(matrix), cuts))
-            self._add_to_result(reader, shift[:, turn.kept])
+            add_to_result(self.editor, reader, shift[:, turn.kept])
         self.readers = readers(self.small, self.weights)  # some have a bias now
 
     def _names(self) -> list[str]:
@@ -180,14 +182,30 @@ class _Refit:
         return [name for name in self.originals if name in self.readers and name not in covered]
 
     def shifted(self) -> ir.Model:
-        """The network with some bias at every reader, and nothing else fitted."""
-        for name in self._names():
+        """The network with some bias at every reader that may get one, and nothing else fitted."""
+        for name in filter(self._may_shift, self._names()):
             maps, outputs = self.readers[name].matrix_shape[:2]
             # No two numbers are the same, so that none is stored once for several channels.
             shift = np.linspace(1.0, 2.0, maps * outputs).reshape(maps, outputs)
-            self._shift(self.readers[name], shift, shift)
+            shift_result(self.editor, self.readers[name], shift, shift)
         self._finish()
         return self.small
+
+    def _may_shift(self, name: str) -> bool:
+        """Whether a reader's result, or what it is added to, is another than in the original.
+
+        Or may be: queries and keys whose elements go are given another basis.
+        """
+        original = self.originals[name]
+        seen = {original.result.name or "", *following(original).added}
+        if self.selection.dead or seen & self.changed:
+            return True
+        role, classes = roles(self.graph.couplings), self.graph.vertex_class
+        compared = set(classes[np.flatnonzero(role.sums & role.ties)].tolist())
+        first = self.graph.couplings.first_dim[original.result.name or ""]
+        dims = range(first, first + len(static_shape(original.result)))
+        cut = {int(classes[dim]) for dim in dims if self.selection.vertex(dim) is not None}
+        return bool(cut & compared)
 
     def run(self, batches: Iterable[Arrays], aside: Iterable[Arrays]) -> Refitted:
         big, small = self._start(batches, aside)
@@ -406,54 +424,4 @@ class _Refit:
         places, inputs = fit.places, fit.start.shape[2]
         self.errors.append(LayerError(name, fitted.before, fitted.after, places, inputs))
         reader.write(fitted.matrix.reshape(reader.matrix_shape))
-        self._shift(reader, fitted.bias - fit.old_bias, fitted.bias)
-
-    def _shift(self, reader: Reader, shift: FloatArray, bias: FloatArray) -> None:
-        """Add ``shift`` to what a reader gives; its bias is ``bias`` then, ``[maps, outputs]``."""
-        if not shift.any() or (reader.is_norm and self._write_offset(reader, bias)):
-            return
-        if reader.linear.inside:
-            self._shift_gates(reader, shift)
-            return
-        self._add_to_result(reader, shift)
-
-    def _add_to_result(self, reader: Reader, shift: FloatArray) -> None:
-        """Add to a reader's result, ``[maps, outputs]``."""
-        rank = len(static_shape(reader.result))
-        constant = reader.linear.spread(shift, rank).astype(reader.kernel().dtype)
-        add_constant(self.editor, reader.node, constant, frozenset(range(rank)))
-
-    def _write_offset(self, reader: Reader, bias: FloatArray) -> bool:
-        """Give a norm another shift, where it has one of its own or may have one."""
-        node, port = reader.node, facts_of(reader.node).offset
-        if port is None:
-            return False
-        value = node.inputs[port] if port < len(node.inputs) else None
-        kernel = reader.kernel()
-        array = bias.reshape(kernel.shape).astype(kernel.dtype)
-        if value is None:
-            node.resize_inputs(max(port + 1, len(node.inputs)))
-            node.replace_input_with(port, self.editor.constant(f"{node.name}_bias", array))
-        elif value.const_value is not None and len(value.uses()) == 1:
-            replace_array(value, array.reshape(array_of(value).shape))
-        else:
-            return False
-        return True
-
-    def _shift_gates(self, reader: Reader, shift: FloatArray) -> None:
-        """Add to the first half of a recurrent layer's bias, ``[directions, 2 gates units]``."""
-        node, kernel = reader.node, reader.kernel()
-        directions, rows = kernel.shape[:2]
-        port = 3
-        if len(node.inputs) <= port or node.inputs[port] is None:
-            zeros = np.zeros((directions, 2 * rows), kernel.dtype)
-            bias = self.editor.constant(f"{node.name}_bias", zeros)
-            if len(node.inputs) <= port:
-                node.resize_inputs(port + 1)
-            node.replace_input_with(port, bias)
-        value = node.inputs[port]
-        if value is None or value.const_value is None or len(value.uses()) > 1:
-            return
-        array = array_of(value).copy()
-        array[:, :rows] += shift.reshape(directions, rows).astype(array.dtype)
-        replace_array(value, array)
+        shift_result(self.editor, reader, fitted.bias - fit.old_bias, fitted.bias)

@@ -82,6 +82,14 @@ def names_with_controls(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].name = proto.graph.node[2].name = ""
 
 
+@odd_model("not described", "'draw'")
+def no_inputs(proto: onnx.ModelProto) -> None:
+    """What it reads is drawn inside."""
+    draw = helper.make_node("RandomNormal", [], ["x"], "draw", shape=[1, 3, 8, 8])
+    proto.graph.node.insert(0, draw)
+    del proto.graph.input[:]
+
+
 @odd_model()
 def weights_are_inputs(proto: onnx.ModelProto) -> None:
     proto.ir_version = 3

@@ -108,6 +108,9 @@ def test_module_and_version() -> None:
         (["plan", "{model}", "--budget", "flops"], 2, "flops=50%"),
         (["plan", "{model}", "--budget", "flops=0.01%"], 1, "cannot be met"),
         (["plan", "{model}", "--budget", "flops=50"], 1, "for a share write flops=50%"),
+        (["plan", "{model}", "--budget", "flops=0.5"], 1, "for a share write flops=50%"),
+        (["verify", "{model}", "{model}", "{model}"], 3, "the model first, the plan second"),
+        (["apply", "{model}", "{model}", "-o", "s.onnx"], 3, "the model first, the plan second"),
         (["verify", "{model}", "slim.onnx"], 2, "verify [OPTIONS] MODEL PLAN SLIM"),
         (["shrink", "{model}", "-o", "s.onnx"], 2, "'--data' of `morphgraph shrink [OPTIONS]"),
         (["plan", "{model}", "--budget", "flops=many"], 2, "many"),
@@ -129,6 +132,8 @@ def test_module_and_version() -> None:
         (["apply", "{model}", "{model}", "-o", "s.onnx"], 3, "JSON"),
         (["verify", "{model}", "{model}", "{model}"], 3, "JSON"),
         (["export", "nothing", "--input", "1x2", "-o", "m.onnx"], 2, "package.module:factory"),
+        (["export", "a/net.py:make", "--input", "1", "-o", "m.onnx"], 2, "net:make, in the folder"),
+        (["export", "json:lods", "--input", "1", "-o", "m.onnx"], 2, "mean 'loads'"),
         (["export", "no.such:thing", "--input", "1x2", "-o", "m.onnx"], 2, "no.such"),
     ],
 )
@@ -273,3 +278,15 @@ def test_color_only_where_wanted(monkeypatch: pytest.MonkeyPatch, model: Path, r
     assert run("analyze", model, "--no-color").out != colored
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in run("analyze", model).out
+
+
+@pytest.mark.parametrize(
+    "line", [("plan", "--budget", "latency=50%"), ("analyze", "--cost", "latency")]
+)
+def test_a_latency_of_no_device_says_whose_it_is(
+    line: tuple[str, ...], model: Path, run: Any
+) -> None:
+    verb, *rest = line
+    assert "that of a V100" in run(verb, model, *rest).err
+    for named in ("latency@P100=50%", "flops=50%"):
+        assert "V100" not in run("plan", model, "--budget", named).err

@@ -122,6 +122,25 @@ def test_models_that_leave_sizes_open_are_timed_as_they_stand(
     assert "sizes left open" in done.err
 
 
+def test_flops_are_counted_at_the_sizes_that_are_timed(tmp_path: Path, run: Any) -> None:
+    """The second model is fed what the first is fed, whatever it would be counted at alone."""
+    fixed = IMAGES.replace("N,3,H,W", "1,3,20,12").replace("N,8,H,W", "1,8,20,12")
+    for name, text in (("open", IMAGES), ("fixed", fixed)):
+        save(model_from_text(text), tmp_path / f"{name}.onnx")
+    files = [tmp_path / "fixed.onnx", tmp_path / "open.onnx"]
+    done = run("bench", *files, "--seconds", "0.02", "--format", "json")
+    assert json.loads(done.out)["models"][1]["flops_ratio"] == 1.0
+    assert "x=Nx3x20x12" in done.err
+
+
+def test_sizes_of_inputs_that_the_first_model_lacks(tmp_path: Path, run: Any) -> None:
+    save(model_from_text(IMAGES), tmp_path / "one.onnx")
+    other = IMAGES.replace(" x,", " z,").replace("(x,", "(z,")
+    save(model_from_text(other, ("z",)), tmp_path / "other.onnx")
+    done = run("bench", tmp_path / "one.onnx", tmp_path / "other.onnx", "--seconds", "0.02")
+    assert done.code == 0, done.err
+
+
 def test_sizes_that_the_file_leaves_open_are_repeated(odd: Path, run: Any) -> None:
     proto = onnx.load(odd)
     for axis in (2, 3):

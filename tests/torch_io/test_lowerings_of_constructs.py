@@ -4,11 +4,10 @@ The networks are those by which the descriptions are tested, so that a form that
 lowering, too, or is refused by name, as the reference says.
 """
 
-import importlib.util
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import onnx_ir as ir
@@ -25,18 +24,9 @@ FOLDER = Path(__file__).parents[1] / "passes"
 STORED = 0.05  # of the largest result: one step of 8 bits, where a number stood between two
 
 
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"constructs_of_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _models() -> Iterator[tuple[str, str]]:
     for path in sorted(FOLDER.glob("test_constructs*.py")):
-        module = _module(path)
+        module = import_module(f"tests.passes.{path.stem}")
         for name, network in module.NETWORKS.items():
             text = network[0]
             head = "" if text.lstrip().startswith("<") else getattr(module, "OPSET", "")

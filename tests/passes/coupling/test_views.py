@@ -1,10 +1,6 @@
 """Heads, query heads and sizes of heads in one plan: what each alone may change, all may."""
 
-import importlib.util
 import re
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,31 +14,21 @@ from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import make_plan
 from morphgraph.testing import model_from_text, prove, random_removal
 from morphgraph.testing.prove import prove_plan
+from tests.passes import (
+    test_constructs_attention as spellings,
+    test_grouped_queries as builders,
+)
 
-
-def _module(name: str) -> ModuleType:
-    place = Path(__file__).parents[1] / name
-    spec = importlib.util.spec_from_file_location(f"networks_of_{place.stem}", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-SPELLINGS = _module("test_constructs_attention.py")
-BUILDERS = _module("test_grouped_queries.py")
 EACH: tuple[Attention, ...] = ("heads", "query-heads", "head-dim")
 
 
 def spelled(name: str, attention: Attention = "all") -> ChannelGraph:
-    text = SPELLINGS.OPSET + SPELLINGS.NETWORKS[name][0]
+    text = spellings.OPSET + spellings.NETWORKS[name][0]
     return mg.lift(model_from_text(text), attention=attention)
 
 
 def built(name: str, attention: Attention = "all") -> ChannelGraph:
-    model = model_from_text(BUILDERS.NETWORKS[name][0], inputs=BUILDERS.INPUTS)
+    model = model_from_text(builders.NETWORKS[name][0], inputs=builders.INPUTS)
     return mg.lift(model, attention=attention)
 
 
@@ -56,7 +42,7 @@ def changing(graph: ChannelGraph) -> set[tuple[int, tuple[tuple[str, int, int], 
 
 
 # The size of a normalized head of 1 is predicted with one parameter too many, whatever shrinks.
-TRIED = [name for name in SPELLINGS.NETWORKS if name != "norms on queries and keys"]
+TRIED = [name for name in spellings.NETWORKS if name != "norms on queries and keys"]
 
 
 @pytest.mark.parametrize("name", TRIED)
@@ -73,10 +59,10 @@ def test_all_may_change_what_each_may(name: str) -> None:
         assert mg.verify(graph, removal, small).ok
 
 
-@pytest.mark.parametrize("name", BUILDERS.NETWORKS)
+@pytest.mark.parametrize("name", builders.NETWORKS)
 def test_the_builders_attentions_lose_all_through_their_caches(name: str) -> None:
     graph = built(name)
-    wide = BUILDERS.NETWORKS[name][1][0]
+    wide = builders.NETWORKS[name][1][0]
     assert sorted(g.width for g in graph.groups if g.resizable) == sorted([2, 3, 8, wide])
     prove(graph, seeds=(0,), faults=5)  # in two steps of generation
     heads, size, shared = (
@@ -164,7 +150,7 @@ def blocks(count: int) -> ChannelGraph:
     text = f"""net (float[1,5,6] x0, {weights}, {outs}, float[6,2] w) => (float[1,5,2] z)
         <int64[4] four = {{1, 5, 3, 4}}, int64[3] three = {{1, 5, 12}}> {{
             {body} z = MatMul(x{count}, w) }}"""
-    model = model_from_text(SPELLINGS.OPSET + text, inputs=("x0",))
+    model = model_from_text(spellings.OPSET + text, inputs=("x0",))
     for node in model.graph:
         if (made := re.fullmatch(r"([a-z]+)(\d)", node.outputs[0].name or "")) is not None:
             node.name = f"blocks.{made[2]}.{made[1]}"

@@ -1,0 +1,62 @@
+"""How far one step of the penalty may go: channels that many others would die with are spared."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from morphgraph.train.pace import Pace
+from morphgraph.train.regularizer import Regularizer, Shrinkage
+
+_TRIED = 200  # channels that are tried in the step that reaches the target
+
+
+def only_as_far(
+    regularizer: Regularizer, paces: Sequence[Pace], step: Shrinkage, levels: Sequence[float]
+) -> Shrinkage:
+    """As much of a step of the penalty as takes the costs no further than to these levels.
+
+    Of those that would die the strongest stay, as many as fit: many channels may die at once,
+    and the cost would end far below.
+
+    Args:
+        regularizer: whose step it is.
+        paces: of the budgets.
+        step: the whole step.
+        levels: per budget the share of its cost that is not to be undercut.
+    """
+
+    def excess(strengths: Tensor) -> float:
+        """How far the most expensive resource is above its level, at these strengths."""
+        live = regularizer.live_widths(strengths)
+        return max(
+            regularizer.needed_at(pace.counted.resource, live) / pace.counted.initial - level
+            for pace, level in zip(paces, levels, strict=True)
+        )
+
+    last = all(pace.target == level for pace, level in zip(paces, levels, strict=True))
+    # On the way, what is left just above the threshold counts as dead: the loss may push it.
+    margin = regularizer.threshold * (1 if last else 2)
+    after = torch.where(step.after > margin, step.after, 0.0)
+    if excess(after) > 0:
+        return step
+    died = torch.nonzero((step.before > margin) & (after == 0)).flatten()
+    died = died[step.before[died].argsort(descending=True, stable=True)]
+    # Bisection: more channels never cost less. `low` can stay, more than `high` cannot.
+    low, high = 0, len(died)
+    while low < high:
+        middle = (low + high + 1) // 2
+        mixed = after.index_copy(0, died[:middle], step.before[died[:middle]])
+        if excess(mixed) <= 0:
+            low = middle
+        else:
+            high = middle - 1
+    # On the way no cost falls below its level: one more stays.
+    spared = torch.zeros_like(step.before, dtype=torch.bool)
+    spared[died[: low if last else low + 1]] = True
+    # In the end cheaper ones may fit where the next strongest does not.
+    for channel in died[low : low + _TRIED].tolist() if last else ():
+        spared[channel] = True
+        if excess(torch.where(spared, step.before, after)) > 0:
+            spared[channel] = False
+    return regularizer.sparing(step, spared)
