@@ -104,6 +104,8 @@ class Regularizer:
 
     Attributes:
         known: the strengths after the last step of a :class:`Budget`, ``[channels]``.
+        settled: the channels that a :class:`Budget` has taken, a flag each; they stay dead whatever
+            becomes of their parameters (averaged, swapped by the optimizer).
         unfinished: says what a :class:`Budget` still has to do.
 
     Raises:
@@ -133,6 +135,7 @@ class Regularizer:
         self.cost = cost if isinstance(cost, Cost) else cost_of(graph, cost, convention=convention)
         self.initial_cost = self.cost.total
         self.known: Tensor | None = None
+        self.settled: Tensor | None = None
         self.unfinished: Callable[[], str] | None = None
         self.counted = [Counted(self.cost, self.initial_cost)]
         self.limits = WidthBounds(
@@ -378,14 +381,17 @@ class Regularizer:
             for part in source.scaling if isinstance(source, ComputedSource) else (source,):
                 part.multiply(factor[part.slot])
 
-    def bind_again(self) -> None:
+    def bind_again(self) -> bool:
         """Find the parameters by their names again: ``fully_shard`` and others replace them.
+
+        Returns:
+            Whether any is another one.
 
         Raises:
             ModelError: a parameter is not in the module any more, or has another shape.
             UnsupportedError: a kernel is computed from what several processes share.
         """
-        self._strengths.bind_again()
+        return self._strengths.bind_again()
 
     def state_dict(self) -> dict[str, Any]:
         """By what strengths are measured: read off the network as it was at first."""
@@ -422,8 +428,8 @@ class Regularizer:
 
     def keep(self) -> dict[int, IntArray]:
         """Per group index the channels alive; where none is the strongest, if one must stay."""
-        strengths = self.strengths().detach()
-        alive = self.alive(strengths).cpu().numpy()
+        strengths = self._decided()
+        alive = (self.alive(strengths) if self.settled is None else ~self.settled).cpu().numpy()
         ranked = strengths.cpu().numpy()
         keep: dict[int, IntArray] = {}
         for group in self.graph.groups:
@@ -432,6 +438,11 @@ class Regularizer:
                 living = np.array([int(np.argmax(ranked[group.channels]))])
             keep[group.index] = living
         return keep
+
+    def _decided(self) -> Tensor:
+        """The strengths, ``[channels]``; zero for channels that a budget has taken."""
+        strengths = self.strengths().detach()
+        return strengths if self.settled is None else strengths.masked_fill(self.settled, 0.0)
 
     def plan(
         self, budget: Amounts | None = None, *, round_to: RoundTo = 1, min_width: int | None = None
@@ -448,15 +459,12 @@ class Regularizer:
             BudgetError: the budget cannot be met.
         """
         if self.unfinished is not None and (missed := self.unfinished()):
-            warn(
-                f"the budget is not met: {missed}; promise mg.Budget the optimizer steps that the "
-                "phase takes (steps=, penalty.begin)"
-            )
+            warn(f"the budget is not met: {missed}")
         floor = self.limits.min_width if min_width is None else min_width
         return continue_plan(
             self.graph,
             self.keep(),
-            self.strengths().detach().cpu().double().numpy(),
+            self._decided().cpu().double().numpy(),
             budget or {},
             self.cost,
             replace(self.limits, round_to=round_to, min_width=floor),

@@ -187,14 +187,18 @@ class Strengths:
                 weights = torch.where(measured.isfinite() & (measured > 0), measured, weights)
         return weights
 
-    def bind_again(self) -> None:
+    def bind_again(self) -> bool:
         """Find the parameters by their names again: ``fully_shard`` and others replace them.
+
+        Returns:
+            Whether any is another one.
 
         Raises:
             ModelError: a parameter is not there any more, or has another shape.
             UnsupportedError: a kernel is computed from what several processes share.
         """
         tensors: dict[str, Tensor] | None = None
+        replaced = False
         for source in self.acted_on:
             if tensors is None:
                 tensors = named_tensors(self._net)
@@ -207,6 +211,7 @@ class Strengths:
                     "another shape; make the regularizer anew for the module that is trained"
                 )
             source.parameter = found
+            replaced = True
         for kernel in self.kernels:
             if isinstance(kernel, ComputedSource) and tensors is not None:
                 kernel.tensors = tensors
@@ -215,6 +220,7 @@ class Strengths:
                         f"kernel '{escape(kernel.name)}' is computed from parameters that several "
                         "processes share (DTensor); exclude its groups, or train with DDP"
                     )
+        return replaced
 
     @property
     def shared(self) -> bool:
