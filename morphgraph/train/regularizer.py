@@ -9,6 +9,7 @@ equation 6): ``A_in R_out + A_out R_in`` with A the channels alive and R the sum
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from morphgraph.plans import Plan
 from morphgraph.train.computed import ComputedSource
 from morphgraph.train.resources import Counted, Resource
 from morphgraph.train.sources import BoundSource
-from morphgraph.train.strengths import Strengths
+from morphgraph.train.strengths import THRESHOLD, Strengths
 from morphgraph.train.viability import Viability
 
 
@@ -293,7 +294,9 @@ class Regularizer:
     def initial_weight(self, path: float, resource: Resource | None = None) -> float:
         """The weight at which an average channel of strength 1, without a loss, would just die.
 
-        For a channel with one producer; ties share the fall, and need more.
+        For a channel with one producer; ties share the fall, and need more. A relative penalty
+        weakens as a group shrinks: strengths fall by shares, down to the threshold, where a
+        constant one takes them to zero.
 
         Args:
             path: the sum of the phase's effective steps.
@@ -304,7 +307,15 @@ class Regularizer:
         # Kernels of few numbers, or of small ones, fall faster than by the amount.
         falls = (prices * self._ties.rate)[prices > 0]
         mean = float(falls.mean()) / max(resource.total, 1e-30) if len(falls) else 0.0
-        return 1.0 / max(path * mean, 1e-30)
+        return self._fall() / max(path * mean, 1e-30)
+
+    def _fall(self) -> float:
+        """How far a strength of 1 has to fall to die, in units of the penalty's amounts."""
+        if not self.relative:
+            return 1.0
+        # A threshold of the program's own is a share of where a strength begins.
+        share = THRESHOLD if isinstance(self.threshold, Tensor) else self.threshold
+        return max(1.0, -log(max(share, 1e-6)))
 
     @torch.no_grad()
     def proximal_step(self, step_size: float) -> None:

@@ -49,7 +49,8 @@ from morphgraph.train.sources import (
     whole,
 )
 
-_THRESHOLD = 1e-2  # of a strength that begins at 1
+THRESHOLD = 1e-2
+"""Of a strength that begins at 1: at or below this a channel is dead."""
 _ONE = torch.ones(1)
 
 
@@ -142,7 +143,7 @@ class Strengths:
         if morphnet:
             anywhere = anywhere | by_kernel
         begin = torch.where(torch.from_numpy(anywhere).to(device), means.clamp(1e-6, 1.0), 1.0)
-        self.threshold = _THRESHOLD * begin if threshold is None else threshold
+        self.threshold = THRESHOLD * begin if threshold is None else threshold
         if not morphnet:
             # From here on kernels are measured relative to what they were: they begin at 1, too.
             self._unit = torch.where(self.by_kernel, means.clamp_min(1e-6), 1.0)
