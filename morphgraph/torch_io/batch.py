@@ -75,33 +75,52 @@ def free_batch(net: fx.GraphModule, examples: list[torch.Tensor], dynamic: bool)
     if not (freed.edits or freed.guessed):
         return "free"
     original = deepcopy(net.graph)
+    noise = _noise(examples, 1) if freed.single else []
+    before = _answers(net, noise) if freed.single else []
     freed.apply()
     if freed.guessed and not _keeps_samples_apart(net, examples, freed.output_axes()):
         net.graph = original
         return "samples influence each other"
+    if freed.single and not _agree(before, _answers(net, noise)):
+        net.graph = original
+        return "constants are counted once for every sample"
     return "free"
+
+
+def _noise(examples: list[torch.Tensor], times: int) -> list[torch.Tensor]:
+    """Random inputs, so many times the batch of the export."""
+    return [
+        torch.randn(times * len(e), *e.shape[1:], dtype=e.dtype)
+        if e.is_floating_point()
+        else torch.randint(0, 2, (times * len(e), *e.shape[1:])).to(e.dtype)
+        for e in examples
+    ]
+
+
+def _answers(net: fx.GraphModule, noise: list[torch.Tensor]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return _tensors(net(*noise))
+
+
+def _agree(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return all(
+        one.shape == other.shape and bool((one - other).abs().max() <= REBUILT * one.abs().max())
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def _keeps_samples_apart(
     net: fx.GraphModule, examples: list[torch.Tensor], axes: list[int]
 ) -> bool:
     """Whether a batch gives what its two halves give, on random inputs."""
-    noise = [
-        torch.randn(2 * len(e), *e.shape[1:], dtype=e.dtype)
-        if e.is_floating_point()
-        else torch.randint(0, 2, (2 * len(e), *e.shape[1:])).to(e.dtype)
-        for e in examples
-    ]
+    noise = _noise(examples, 2)
     with torch.no_grad():
         if all(x.is_floating_point() for x in noise) and _undefined_apart(net, noise, axes):
             return True
         whole = _tensors(net(*noise))
         halves = [_tensors(net(*(x.chunk(2)[k] for x in noise))) for k in (0, 1)]
     joined = [torch.cat(parts, axis) for *parts, axis in zip(*halves, axes, strict=True)]
-    return all(
-        (one - other).abs().max() <= REBUILT * one.abs().max()
-        for one, other in zip(whole, joined, strict=True)
-    )
+    return _agree(whole, joined)
 
 
 def _undefined_apart(net: fx.GraphModule, noise: list[torch.Tensor], axes: list[int]) -> bool:
@@ -164,12 +183,13 @@ class _Freed:
         self.carried: dict[fx.Node, _Batch] = {}
         self.reshapes: dict[fx.Node, Shape] = {}
         self.repeats: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+        self.single: dict[fx.Node, Shape] = {}  # expansions of constants, and for one sample
         self.guessed = False
 
     @property
     def edits(self) -> bool:
         """Whether the graph has to change."""
-        return bool(self.reshapes or self.repeats)
+        return bool(self.reshapes or self.repeats or self.single)
 
     @property
     def env(self) -> dict[fx.Node, Any]:
@@ -277,6 +297,9 @@ class _Freed:
         """Run a node; where the batch goes shows in the shape of the result."""
         sources = self._sources(node)
         self.carried.pop(node, None)
+        self.single.pop(node, None)
+        if not sources and self._for_one_sample(node):
+            return
         try:
             if node.target is torch.cat and sources:
                 result: Any = self._concatenate(node, sources)
@@ -298,6 +321,26 @@ class _Freed:
             self.carried[node] = _Batch(axis, outers.pop())
         else:
             self.carried[node] = places.pop()
+
+    def _for_one_sample(self, node: fx.Node) -> bool:
+        """Leave out the copies of a constant for every sample, which stand in front.
+
+        What combines it with samples broadcasts it, or repeats it for as many as there are.
+        """
+        if node.target != "expand" or self.batch == 1 or len(node.args) != 2:
+            return False
+        constant, sizes = node.args
+        value = self.env.get(constant) if isinstance(constant, fx.Node) else None
+        if not isinstance(sizes, tuple) or not isinstance(value, torch.Tensor):
+            return False
+        if not all(isinstance(size, int) for size in sizes) or sizes[0] != self.batch:
+            return False
+        if value.ndim == len(sizes) and value.shape[0] != 1:
+            return False
+        self.single[node] = (1, *sizes[1:])
+        self.env[node] = value.expand(self.single[node])
+        self.guessed = True
+        return True
 
     def _refuse_mixing(self, node: fx.Node, sources: list[fx.Node]) -> None:
         """Refuse operations that have a fixed axis for samples, or compute along the batch."""
@@ -330,7 +373,7 @@ class _Freed:
             value = self.env[operand]
             self.repeats.pop((node, operand), None)
             if operand not in self.carried:
-                if self.old[operand][place.axis] != 1:
+                if value.shape[place.axis] != 1:
                     raise _FixedError(f"{node.name} joins samples with as many constants")
                 self.repeats[node, operand] = sources[0]
                 sizes = [-1] * value.ndim
@@ -347,7 +390,7 @@ class _Freed:
     def apply(self) -> None:
         """Write the edits into the graph."""
         graph = self.net.graph
-        for node, shape in self.reshapes.items():
+        for node, shape in (self.reshapes | self.single).items():
             node.args = (node.args[0], shape)
         for (node, operand), source in self.repeats.items():
             axis = self.carried[source].axis

@@ -32,8 +32,19 @@ from morphgraph.train.pace import SLACK, ControlStep, Pace, require_within_reach
 from morphgraph.train.regularizer import Regularizer
 from morphgraph.train.resources import Counted, GroupWidth
 from morphgraph.train.sparing import only_as_far
-from morphgraph.train.watch import Watch, warn_of_a_raise, warn_of_another_optimizer
-from morphgraph.train.wiring import Steps, inner_optimizer, outside_graphs, require_owner
+from morphgraph.train.watch import (
+    Watch,
+    warn_of_a_raise,
+    warn_of_another_optimizer,
+    warn_of_other_amounts,
+)
+from morphgraph.train.wiring import (
+    Steps,
+    inner_optimizer,
+    maximized,
+    outside_graphs,
+    require_owner,
+)
 
 __all__ = ["Budget", "ControlStep"]
 
@@ -113,6 +124,7 @@ class Budget:
         self.paces = self._paces(budget)
         regularizer.counted = [pace.counted for pace in self.paces]
         regularizer.unfinished = self._unfinished
+        regularizer.settled = None
         self._motion = Motion(regularizer.scales, steps)
         self._watch = Watch(regularizer, self._motion)
         self._hooks: Steps | None = None
@@ -148,7 +160,7 @@ class Budget:
             begin, end = self.start * self.steps, self.end * self.steps
             pace = Pace(each, target, first if target < 1 else 0.0, share, begin, end)
             lowest = reg.lowest_share(each.resource)
-            require_within_reach(pace, lowest, said, reg.left_alone())
+            require_within_reach(pace.kind, target, lowest, said, reg.left_alone())
             paces.append(pace)
         return paces
 
@@ -196,6 +208,7 @@ class Budget:
         inner = [inner_optimizer(each) for each in optimizers]
         require_owner(inner, self.regularizer.acted_on, self.steps)
         self._attached_to([type(each).__name__ for each in inner])
+        self._motion.uphill = maximized(inner)
         self._hooks = Steps(inner, step or self.step)
         return self
 
@@ -204,6 +217,12 @@ class Budget:
         if self._hooks is not None:
             self._hooks.remove()
             self._hooks = None
+
+    def _replaced(self) -> None:
+        """Hold what trains against parameters that are new in the module."""
+        if self._hooks is not None:
+            require_owner(self._hooks.optimizers, self.regularizer.acted_on, self.steps)
+        self._watch.look_again(self.step_number)
 
     def _attached_to(self, names: list[str]) -> None:
         """Say so where another optimizer goes on, and measure it anew."""
@@ -224,13 +243,16 @@ class Budget:
         Raises:
             UnsupportedError: the training has diverged.
         """
+        if self._hooks is not None and self._hooks.counted and not self._hooks.running:
+            self._watch.after_step_by_hand()
+            return
         self.step_number += 1
         if self._dead is not None:
             self.regularizer.zero_channels(self._dead)
             return
         due = self.step_number % self.interval == 0
-        if self.step_number == 1 or due:
-            self.regularizer.bind_again()
+        if (self.step_number == 1 or due) and self.regularizer.bind_again():
+            self._replaced()
         fresh = None if self._hooks is None else self._hooks.fresh
         moved = self._motion.follow(fresh) if self.update == "proximal" else None
         if lr is not None:
@@ -276,7 +298,9 @@ class Budget:
         if settled:
             alive = reg.alive(step.after)
             # The loss may have pushed a whole group below the threshold.
-            self._settle(alive | reg.protected(step.after, ~alive), step.after)
+            alive = alive | reg.protected(step.after, ~alive)
+            self._settle(alive, step.after)
+            reg.zero_channels(~alive)
         else:
             self._control(step.after)
 
@@ -316,10 +340,13 @@ class Budget:
         self._watch.after_control(self.paces, self.step_number, self.steps, strengths)
 
     def _settle(self, alive: Tensor, strengths: Tensor) -> None:
-        """Fix the structure: from now on the weights are zero and dead channels stay dead."""
+        """Fix the structure: from now on the weights are zero and dead channels stay dead.
+
+        The network is as it was until the next step, in case a state is loaded.
+        """
         self.met = True
         self._dead = ~alive
-        self.regularizer.zero_channels(self._dead)
+        self.regularizer.settled = self._dead
         strengths = strengths.detach().masked_fill(self._dead, 0.0)
         self.regularizer.known = strengths
         for pace in self.paces:
@@ -346,23 +373,26 @@ class Budget:
                 "steps, counted from the begin of the phase"
             )
         paces = {pace.kind: pace for pace in self.paces}
+        targets = []
         for name, amount in budget.items():
             kind = spelling(parse_cost(name))
             if kind not in paces:
                 raise ArgumentError(f"budget {kind}: only {', '.join(paces)} can change")
-            pace = paces[kind]
-            resource = pace.counted.resource
+            resource = paces[kind].counted.resource
             target = parse_amount(amount, resource.total, resource.unit) / resource.total
+            lowest = reg.lowest_share(resource)
+            require_within_reach(kind, target, lowest, amount, reg.left_alone())
+            targets.append((paces[kind], target))
+        for pace, target in targets:  # all of them, or none
             if self.met and target > pace.target:
                 warn_of_a_raise(pace, target)
             end = self.step_number + self.end * (steps - self.step_number)
             pace.aim(target, max(self.step_number, self.start * steps), max(end, self.end * steps))
-            require_within_reach(pace, reg.lowest_share(resource), amount, reg.left_alone())
             if not pace.first:
-                pace.first = reg.initial_weight(steps, resource)
+                pace.first = reg.initial_weight(steps, pace.counted.resource)
         self.steps = self._motion.steps = steps
         if self.met and any(pace.share > pace.target for pace in self.paces):
-            self.met, self._dead = False, None
+            self.met, self._dead, reg.settled = False, None, None
             self._before = self._speed = None
             self._after = []
             self._motion.remember()
@@ -378,8 +408,17 @@ class Budget:
         return f"{said} after {self.step_number} of {self.steps} steps"
 
     def _unfinished(self) -> str:
-        """The same where the phase was promised to be longer than it is so far."""
-        return self.shortfall() if 0 < self.step_number < self.steps else ""
+        """Why no plan should be made yet; empty where the phase is over, or the budget met."""
+        if self.met or self.step_number >= self.steps:
+            return ""
+        if not self.step_number:
+            names = " and ".join(self._optimizers) or "an optimizer"
+            return f"no step of {names} was counted; attach the budget to what steps"
+        missed = self.shortfall()
+        return (
+            f"{missed}; promise mg.Budget the optimizer steps that the phase takes (steps=, "
+            "penalty.begin)"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes during training, the network apart: plain data and tensors.
@@ -395,6 +434,8 @@ class Budget:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state; the network must be as it was when :meth:`state_dict` was taken.
 
+        Amounts and steps go on as they were; a warning says so where this budget has others.
+
         Raises:
             ArgumentError: the state is of other budgets.
         """
@@ -404,9 +445,11 @@ class Budget:
                 f"the state is of a budget on {', '.join(state.get('paces', {})) or 'nothing'}, "
                 f"not on {', '.join(kinds)}; make the budget as it was"
             )
+        warn_of_other_amounts(self.paces, self.steps, state)
         self.regularizer.load_state_dict(state["strengths"])
         for name in _STATE:
             setattr(self, name, state[name])
+        self.regularizer.settled = self._dead
         for pace in self.paces:
             pace.load_state_dict(state["paces"][pace.kind])
         self._motion.steps = self.steps

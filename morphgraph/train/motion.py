@@ -46,12 +46,14 @@ class Motion:
 
     Attributes:
         no_gradient: whether the gradients were gone when they were asked for.
+        uphill: the parameters, by ``id``, whose optimizer maximizes.
     """
 
     def __init__(self, scales: Sequence[BoundSource], steps: int) -> None:
         self.scales = [source for source in scales if not source.frozen]
         self.steps = steps
         self.no_gradient = False
+        self.uphill: frozenset[int] = frozenset()
         self._last: Tensor | None = None  # the scales after the last step
         self._buffer: Tensor | None = None  # sum of gradients, with momentum
         self._moves: Tensor | None = None  # moving averages: of the optimizer's movements
@@ -93,10 +95,7 @@ class Motion:
         assert self._buffer is not None
         assert self._moves is not None
         assert self._pulls is not None
-        gradients = [
-            source.gradient() if fresh is None or id(source.parameter) in fresh else None
-            for source in self.scales
-        ]
+        gradients = [self._gradient(source, fresh) for source in self.scales]
         if fresh is None and all(gradient is None for gradient in gradients):
             self._moved |= moves != 0
             self.no_gradient |= bool(moves.any())
@@ -152,6 +151,11 @@ class Motion:
         parts = torch.split_with_sizes(self._moved, [len(source.index) for source in self.scales])
         return [s.name for s, moved in zip(self.scales, parts, strict=True) if not moved.any()]
 
+    def forget_movements(self) -> None:
+        """Forget which scales have moved: parameters were replaced."""
+        if self._moved is not None:
+            self._moved.zero_()
+
     def forget(self) -> None:
         """Forget what was measured of the optimizer: another one goes on."""
         self._buffer = self._moves = self._pulls = self._moved = None
@@ -167,6 +171,13 @@ class Motion:
             value = state[name]
             setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
 
+    def _gradient(self, source: BoundSource, fresh: Collection[int] | None) -> Tensor | None:
+        """Of what the optimizer minimizes; None of one that is not of this step."""
+        if source.frozen or not (fresh is None or id(source.parameter) in fresh):
+            return None
+        found = source.gradient()
+        return -found if found is not None and id(source.parameter) in self.uphill else found
+
     def _by_speed(self, speed: float) -> float:
         known = self._speed > 0
         self._speed = _SPEED * self._speed + (1 - _SPEED) * speed if known else speed
@@ -178,7 +189,8 @@ class Motion:
     def _write(self, values: Tensor) -> None:
         parts = torch.split_with_sizes(values, [len(source.index) for source in self.scales])
         for source, part in zip(self.scales, parts, strict=True):
-            source.set(part)
+            if not source.frozen:  # in mid-training
+                source.set(part)
 
 
 def require_finite(finite: bool, what: str = "the weights") -> None:

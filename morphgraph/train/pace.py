@@ -123,15 +123,24 @@ class Pace:
         self.counted.weight = state["weight"]
 
 
-def require_within_reach(pace: Pace, lowest: float, amount: object, left_alone: str) -> None:
+def require_within_reach(
+    kind: str, target: float, lowest: float, amount: object, left_alone: str
+) -> None:
     """Refuse a budget that the narrowest network does not meet.
+
+    Args:
+        kind: the resource.
+        target: a share of the initial amount.
+        lowest: that share of the narrowest network.
+        amount: the budget as it was given.
+        left_alone: groups that cannot shrink.
 
     Raises:
         BudgetError: names the lowest that can be.
     """
-    if pace.target < lowest:
+    if target < lowest:
         raise BudgetError(
-            f"budget {pace.kind}={amount} cannot be met: the narrowest network needs "
-            f"{lowest:.1%} of the model's {pace.kind}; raise the budget"
+            f"budget {kind}={amount} cannot be met: the narrowest network needs "
+            f"{lowest:.1%} of the model's {kind}; raise the budget"
             + (f". Nothing measures {left_alone}" if left_alone else "")
         )

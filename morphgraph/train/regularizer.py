@@ -9,6 +9,7 @@ equation 6): ``A_in R_out + A_out R_in`` with A the channels alive and R the sum
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from morphgraph.plans import Plan
 from morphgraph.train.computed import ComputedSource
 from morphgraph.train.resources import Counted, Resource
 from morphgraph.train.sources import BoundSource
-from morphgraph.train.strengths import Strengths
+from morphgraph.train.strengths import THRESHOLD, Strengths
 from morphgraph.train.viability import Viability
 
 
@@ -104,6 +105,8 @@ class Regularizer:
 
     Attributes:
         known: the strengths after the last step of a :class:`Budget`, ``[channels]``.
+        settled: the channels that a :class:`Budget` has taken, a flag each; they stay dead whatever
+            becomes of their parameters (averaged, swapped by the optimizer).
         unfinished: says what a :class:`Budget` still has to do.
 
     Raises:
@@ -133,6 +136,7 @@ class Regularizer:
         self.cost = cost if isinstance(cost, Cost) else cost_of(graph, cost, convention=convention)
         self.initial_cost = self.cost.total
         self.known: Tensor | None = None
+        self.settled: Tensor | None = None
         self.unfinished: Callable[[], str] | None = None
         self.counted = [Counted(self.cost, self.initial_cost)]
         self.limits = WidthBounds(
@@ -290,7 +294,9 @@ class Regularizer:
     def initial_weight(self, path: float, resource: Resource | None = None) -> float:
         """The weight at which an average channel of strength 1, without a loss, would just die.
 
-        For a channel with one producer; ties share the fall, and need more.
+        For a channel with one producer; ties share the fall, and need more. A relative penalty
+        weakens as a group shrinks: strengths fall by shares, down to the threshold, where a
+        constant one takes them to zero.
 
         Args:
             path: the sum of the phase's effective steps.
@@ -301,7 +307,15 @@ class Regularizer:
         # Kernels of few numbers, or of small ones, fall faster than by the amount.
         falls = (prices * self._ties.rate)[prices > 0]
         mean = float(falls.mean()) / max(resource.total, 1e-30) if len(falls) else 0.0
-        return 1.0 / max(path * mean, 1e-30)
+        return self._fall() / max(path * mean, 1e-30)
+
+    def _fall(self) -> float:
+        """How far a strength of 1 has to fall to die, in units of the penalty's amounts."""
+        if not self.relative:
+            return 1.0
+        # A threshold of the program's own is a share of where a strength begins.
+        share = THRESHOLD if isinstance(self.threshold, Tensor) else self.threshold
+        return max(1.0, -log(max(share, 1e-6)))
 
     @torch.no_grad()
     def proximal_step(self, step_size: float) -> None:
@@ -378,14 +392,17 @@ class Regularizer:
             for part in source.scaling if isinstance(source, ComputedSource) else (source,):
                 part.multiply(factor[part.slot])
 
-    def bind_again(self) -> None:
+    def bind_again(self) -> bool:
         """Find the parameters by their names again: ``fully_shard`` and others replace them.
+
+        Returns:
+            Whether any is another one.
 
         Raises:
             ModelError: a parameter is not in the module any more, or has another shape.
             UnsupportedError: a kernel is computed from what several processes share.
         """
-        self._strengths.bind_again()
+        return self._strengths.bind_again()
 
     def state_dict(self) -> dict[str, Any]:
         """By what strengths are measured: read off the network as it was at first."""
@@ -422,8 +439,8 @@ class Regularizer:
 
     def keep(self) -> dict[int, IntArray]:
         """Per group index the channels alive; where none is the strongest, if one must stay."""
-        strengths = self.strengths().detach()
-        alive = self.alive(strengths).cpu().numpy()
+        strengths = self._decided()
+        alive = (self.alive(strengths) if self.settled is None else ~self.settled).cpu().numpy()
         ranked = strengths.cpu().numpy()
         keep: dict[int, IntArray] = {}
         for group in self.graph.groups:
@@ -432,6 +449,11 @@ class Regularizer:
                 living = np.array([int(np.argmax(ranked[group.channels]))])
             keep[group.index] = living
         return keep
+
+    def _decided(self) -> Tensor:
+        """The strengths, ``[channels]``; zero for channels that a budget has taken."""
+        strengths = self.strengths().detach()
+        return strengths if self.settled is None else strengths.masked_fill(self.settled, 0.0)
 
     def plan(
         self, budget: Amounts | None = None, *, round_to: RoundTo = 1, min_width: int | None = None
@@ -448,15 +470,12 @@ class Regularizer:
             BudgetError: the budget cannot be met.
         """
         if self.unfinished is not None and (missed := self.unfinished()):
-            warn(
-                f"the budget is not met: {missed}; promise mg.Budget the optimizer steps that the "
-                "phase takes (steps=, penalty.begin)"
-            )
+            warn(f"the budget is not met: {missed}")
         floor = self.limits.min_width if min_width is None else min_width
         return continue_plan(
             self.graph,
             self.keep(),
-            self.strengths().detach().cpu().double().numpy(),
+            self._decided().cpu().double().numpy(),
             budget or {},
             self.cost,
             replace(self.limits, round_to=round_to, min_width=floor),

@@ -49,7 +49,8 @@ from morphgraph.train.sources import (
     whole,
 )
 
-_THRESHOLD = 1e-2  # of a strength that begins at 1
+THRESHOLD = 1e-2
+"""Of a strength that begins at 1: at or below this a channel is dead."""
 _ONE = torch.ones(1)
 
 
@@ -142,7 +143,7 @@ class Strengths:
         if morphnet:
             anywhere = anywhere | by_kernel
         begin = torch.where(torch.from_numpy(anywhere).to(device), means.clamp(1e-6, 1.0), 1.0)
-        self.threshold = _THRESHOLD * begin if threshold is None else threshold
+        self.threshold = THRESHOLD * begin if threshold is None else threshold
         if not morphnet:
             # From here on kernels are measured relative to what they were: they begin at 1, too.
             self._unit = torch.where(self.by_kernel, means.clamp_min(1e-6), 1.0)
@@ -187,14 +188,18 @@ class Strengths:
                 weights = torch.where(measured.isfinite() & (measured > 0), measured, weights)
         return weights
 
-    def bind_again(self) -> None:
+    def bind_again(self) -> bool:
         """Find the parameters by their names again: ``fully_shard`` and others replace them.
+
+        Returns:
+            Whether any is another one.
 
         Raises:
             ModelError: a parameter is not there any more, or has another shape.
             UnsupportedError: a kernel is computed from what several processes share.
         """
         tensors: dict[str, Tensor] | None = None
+        replaced = False
         for source in self.acted_on:
             if tensors is None:
                 tensors = named_tensors(self._net)
@@ -207,6 +212,7 @@ class Strengths:
                     "another shape; make the regularizer anew for the module that is trained"
                 )
             source.parameter = found
+            replaced = True
         for kernel in self.kernels:
             if isinstance(kernel, ComputedSource) and tensors is not None:
                 kernel.tensors = tensors
@@ -215,6 +221,7 @@ class Strengths:
                         f"kernel '{escape(kernel.name)}' is computed from parameters that several "
                         "processes share (DTensor); exclude its groups, or train with DDP"
                     )
+        return replaced
 
     @property
     def shared(self) -> bool:

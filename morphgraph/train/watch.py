@@ -14,7 +14,7 @@ from morphgraph.train.wiring import Probe, warn_of_unmoved
 
 _LOOK = 0.05  # of the phase: after this the wiring is looked at
 _FEW = 0.05  # of a group's channels: what is nearly pruned
-_SLOW, _FAR = -1, -2  # beside the indices of groups
+_SLOW, _FAR, _TWICE = -1, -2, -3  # beside the indices of groups
 
 
 class Watch:
@@ -29,6 +29,7 @@ class Watch:
         self._regularizer = regularizer
         self._motion = motion
         self._probe: Probe | None = Probe(regularizer)
+        self._since = 0  # the step from which on the wiring is looked at
         self._warned: list[int] = []
 
     def after_step(self, step: int, steps: int, shortfall: Callable[[], str]) -> None:
@@ -38,8 +39,8 @@ class Watch:
             step: of ``steps``, from 1.
             shortfall: says by what the budget is missed; empty where it is met.
         """
-        if self._probe is not None and step >= max(10, _LOOK * steps):
-            warn_of_unmoved(self._motion, self._probe, step)
+        if self._probe is not None and step >= self._since + max(10, _LOOK * steps):
+            warn_of_unmoved(self._motion, self._probe, step - self._since)
             if self._motion.no_gradient:
                 warn(
                     "gradients were cleared before budget.step(): scales move as the optimizer "
@@ -80,13 +81,29 @@ class Watch:
                     f"{group.width} channels left; min_width (--min-width) sets a floor"
                 )
 
+    def look_again(self, step: int) -> None:
+        """Look at the wiring once more: parameters were replaced before this step."""
+        self._probe = Probe(self._regularizer)
+        self._since = step
+        self._motion.forget_movements()
+
+    def after_step_by_hand(self) -> None:
+        """Warn where an attached budget is also stepped by hand: every step would count twice."""
+        if self._once(_TWICE):
+            warn(
+                "budget.step() is left out: the budget is attached to the optimizer and steps "
+                "after it by itself; remove the call, or do not attach"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """What has been looked at, and what has been said."""
-        return {"looked": self._probe is None, "warned": list(self._warned)}
+        looked = {"looked": self._probe is None, "since": self._since}
+        return looked | {"warned": list(self._warned)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state."""
         self._probe = None if state["looked"] else Probe(self._regularizer)
+        self._since = state.get("since", 0)
         self._warned = list(state["warned"])
 
     def _once(self, what: int) -> bool:
@@ -103,6 +120,25 @@ def warn_of_another_optimizer(before: Sequence[str], now: Sequence[str]) -> None
         "what was measured of its steps is forgotten; give the same optimizer, with its own "
         "state, to go on as before"
     )
+
+
+def warn_of_other_amounts(paces: Sequence[Pace], steps: int, state: Mapping[str, Any]) -> None:
+    """Warn where a run goes on that was promised other amounts, or another length."""
+    saved = state["paces"]
+    asked = [f"{p.kind} at {p.target:.1%}" for p in paces if p.target != saved[p.kind]["target"]]
+    goes_on = [
+        f"{p.kind} at {saved[p.kind]['target']:.1%}"
+        for p in paces
+        if p.target != saved[p.kind]["target"]
+    ]
+    if steps != state["steps"]:
+        asked.append(f"{steps} steps")
+        goes_on.append(f"{state['steps']} steps")
+    if asked:
+        warn(
+            f"the state goes on to {', '.join(goes_on)}, not to {', '.join(asked)}; to change that "
+            "call budget.change(budget, steps) after it is loaded"
+        )
 
 
 def warn_of_a_raise(pace: Pace, target: float) -> None:

@@ -79,6 +79,11 @@ def inner_optimizer(optimizer: Any) -> Optimizer:
     inside = getattr(optimizer, "optimizer", None)
     if inside is not None and inside is not optimizer:
         return inner_optimizer(inside)
+    if isinstance(optimizer, list | tuple | dict):
+        raise ArgumentError(
+            f"attach: a {type(optimizer).__name__} is no optimizer; give several one by one, "
+            "budget.attach(first, second)"
+        )
     if not isinstance(optimizer, Optimizer):
         raise ArgumentError(
             f"{type(optimizer).__name__} is no torch.optim.Optimizer, which says when it has "
@@ -140,6 +145,17 @@ def _decay(group: Mapping[str, Any], steps: int) -> float:
     return decay * lr * steps / max(1.0 - momentum, 1e-3)
 
 
+def maximized(optimizers: Sequence[Optimizer]) -> frozenset[int]:
+    """The parameters, by ``id``, whose optimizer goes along their gradients."""
+    return frozenset(
+        id(parameter)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        if group.get("maximize")
+        for parameter in group["params"]
+    )
+
+
 class Steps:
     """Calls back when all of several optimizers have stepped: one training step.
 
@@ -150,12 +166,16 @@ class Steps:
     Attributes:
         fresh: the parameters, by ``id``, whose gradients belong to the step that is counted; None:
             all. Those of the others are of the next step already, and may still be scaled.
+        running: whether a step is being counted.
+        counted: how many have been.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], after: Callable[[], None]) -> None:
         self.optimizers = tuple(optimizers)
         self._after = after
         self.fresh: frozenset[int] | None = None
+        self.running = False
+        self.counted = 0
         self._stepped: dict[int, _Mark | None] = {}
         self._handles = [each.register_step_post_hook(self._hook) for each in optimizers]
 
@@ -179,7 +199,12 @@ class Steps:
 
     def _flush(self) -> None:
         self._stepped.clear()
-        self._after()
+        self.counted += 1
+        self.running = True
+        try:
+            self._after()
+        finally:
+            self.running = False
 
     def remove(self) -> None:
         """Listen no longer."""

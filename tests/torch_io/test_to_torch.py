@@ -311,6 +311,19 @@ def from_text(inputs: str, nodes: str) -> ir.Model:
         ),
         # three samples in the export
         ("float[3,2,4] x | int64[2] s = {6, 4}", "y = Reshape (x, s)"),
+        # a constant for every sample: joined with them, added to them, and one of fewer axes
+        (
+            "float[3,2,4] x, float[1,1,4] c | int64[3] s = {3, 1, 4}",
+            "a = Expand (c, s) y = Concat <axis = 1> (a, x)",
+        ),
+        (
+            "float[3,2,4] x, float[1,2,4] c | int64[3] s = {3, 2, 4}",
+            "a = Expand (c, s) b = Relu (a) y = Mul (x, b)",
+        ),
+        (
+            "float[3,2,4] x, float[1,4] c, float[1,1,4] d | int64[3] s = {3, 1, 4}",
+            "a = Expand (c, s) b = Add (a, d) y = Concat <axis = 1> (x, b)",
+        ),
     ],
 )
 def test_a_fixed_batch_is_freed(inputs: str, nodes: str) -> None:
@@ -337,6 +350,11 @@ def test_a_fixed_batch_is_freed(inputs: str, nodes: str) -> None:
         ("float[2,3] x, float[2,3] w", "y = Add (x, w)", "add"),
         ("float[2,3] x | int64 i = {1}", "y = Gather (x, i)", "has 1 axes instead|mixes or picks"),
         ("float[2,3] x, float[1,3] z", "y = Concat <axis = 0> (x, z)", "leading axis"),
+        (
+            "float[2,3] x, float[1,3] c | int64[2] s = {2, 3}, int64[1] a = {0}",
+            "b = Expand (c, s) d = ReduceSum <keepdims = 1> (b, a) y = Add (x, d)",
+            "counted once for every sample",
+        ),
     ],
 )
 def test_a_batch_that_cannot_be_freed_stays_as_exported(
@@ -367,11 +385,12 @@ def test_a_dynamic_batch_stays_dynamic(resnet18: nn.Module) -> None:
         assert error(net(x), torch.from_numpy(expected)) < 1e-5
 
 
-def test_a_vision_transformer_at_any_batch() -> None:
+@pytest.mark.parametrize("exported", [1, 2])
+def test_a_vision_transformer_at_any_batch(exported: int) -> None:
     torch.manual_seed(0)
     original = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5)
     randomize_weights(original, images(2, 3, 32, 32))
-    net = to_torch(export(original, images(1, 3, 32, 32)))
+    net = to_torch(export(original, images(exported, 3, 32, 32)))
     assert net.meta["morphgraph.batch"] == "free"
     x = images(3, 3, 32, 32)
     assert error(net(x), original(x)) < 1e-5

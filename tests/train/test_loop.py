@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from math import log
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,9 @@ def test_channels_may_compete_within_their_group_only() -> None:
     ]
     assert [result.plan.request["relative"] for result in found] == [False, True]
     absolute, relative = (result.iterations[0].trajectory for result in found)
-    assert absolute[0] == relative[0]  # the scales are 1 yet
+    assert (absolute[0].share, absolute[0].reference) == (relative[0].share, relative[0].reference)
+    # The scales are 1 yet, and fall by shares, down to a hundredth.
+    assert relative[0].weight == pytest.approx(absolute[0].weight * log(100))
     assert absolute[-1].weight < relative[-1].weight  # what has shrunk is asked for less
 
 

@@ -156,6 +156,25 @@ def test_a_relative_step_does_not_see_a_shared_scale() -> None:
     assert not torch.allclose(3 * after(1 / 3, relative=False)[1], whole[1], atol=1e-2)
 
 
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("threshold", [None, 0.001, 0.2])
+def test_the_first_weight_would_end_an_average_channel_with_the_phase(
+    threshold: float | None, *, relative: bool
+) -> None:
+    """Without a loss, in steps of any length: not long before, and not after."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    graph = lift(export(net, (torch.zeros(1, 2, 4, 4),)))
+    reg = Regularizer(graph, net, relative=relative, threshold=threshold)
+    reg.weight = reg.initial_weight(path=200 * 0.3)
+    for _ in range(160):
+        reg.proximal_step(0.3)
+    assert reg.live_share() == 1.0
+    for _ in range(40):
+        reg.proximal_step(0.3)
+    assert reg.live_share() == reg.lowest_share()
+
+
 def test_a_relative_price_is_that_of_the_living() -> None:
     original, graph = residual_network()
     net = copy.deepcopy(original)
