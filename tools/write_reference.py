@@ -31,6 +31,7 @@ END = "<!-- end of operators -->"
 _FAMILIES = {
     "contraction": "Convolutions and matrix products",
     "attention": "Attention",
+    "linear_attention": "Attention with a state of fixed size",
     "einsum": "Einsum",
     "norm": "Normalizations",
     "recurrent": "Recurrent layers",
@@ -49,6 +50,9 @@ _FAMILIES = {
     "quantize": "Quantized numbers",
     "contrib": "ONNX Runtime's own (`com.microsoft`)",
     "contrib_attention": "ONNX Runtime's own, around attention (`com.microsoft`)",
+    "contrib_linear_attention": (
+        "ONNX Runtime's own, attention with a state of fixed size (`com.microsoft`)"
+    ),
     "contrib_decoding": "ONNX Runtime's own, of decoders (`com.microsoft`)",
     "contrib_moe": "ONNX Runtime's own, mixtures of experts (`com.microsoft`)",
     "contrib_quantize": "ONNX Runtime's own, quantized (`com.microsoft`)",
@@ -104,6 +108,25 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
         Example(f"{_IMAGE}, 4x4x3x3, 2x18x4x4, 4, 2x9x4x4 -> 2x4x4x4", {"group": 2}),
         Example(f"{_IMAGE}, 8x1x3x3, 2x18x4x4, 8, 2x9x4x4 -> 2x8x4x4", {"group": 8}),
     ),
+    "CausalConvWithState": (Example("2x8x6, 8x1x3, 8, 2x8x2 -> 2x8x6, 2x8x2", {}),),
+    "LinearAttention": (
+        Example(
+            "2x5x24, 2x5x12, 2x5x6, 2x3x4x2, 2x5x3, 2x5x3 -> 2x5x12, 2x3x4x2",
+            {"q_num_heads": 6, "kv_num_heads": 3},
+        ),
+    ),
+    "com.microsoft::CausalConvWithState": (
+        Example("2x8x6, 8x1x3, 8, 2x8x2 -> 2x8x6, 2x8x2", {}),
+        Example("2x6x8, 8x1x3, 8, 2x2x8 -> 2x6x8, 2x2x8", {"channels_last": 1}),
+    ),
+    "com.microsoft::LinearAttention": (
+        Example(
+            "2x5x12, 2x5x24, 2x5x12, 2x6x4x2, 2x5x6, 2x5x6 -> 2x5x12, 2x6x4x2",
+            {"q_num_heads": 3, "kv_num_heads": 6},
+        ),
+    ),
+    "com.microsoft::LinearAttentionGate": (Example("2x5x3, 3, 3, 2x5x3 -> 2x5x3, 2x5x3", {}),),
+    "com.microsoft::SwiGLU": (Example("2x8, 2x8 -> 2x8", {}), Example("2x8 -> 2x4", {})),
     "GridSample": (Example(f"{_IMAGE}, 2x4x4x2 -> 2x8x4x4", {}),),
     "MaxRoiPool": (Example(f"{_IMAGE}, 3x5 -> 3x8x4x4", {}),),
     "MaxUnpool": (Example(f"2x8x3x3, 2x8x3x3, 4 -> {_IMAGE}", {}),),

@@ -38,10 +38,12 @@ class TextOptions:
         tokenizer: a ``tokenizer.json``, the folder that holds it, or a tokenizer of the libraries
             tokenizers or transformers.
         length: tokens of a sequence; by default what the model takes, or 512 where that is open.
+        longest: the most where ``length`` is left out, as a model's config states it.
     """
 
     tokenizer: Any = None
     length: int | None = None
+    longest: int | None = None
 
     def __bool__(self) -> bool:
         return self.tokenizer is not None or self.length is not None
@@ -151,7 +153,7 @@ def sequences(
             "in Python text=TextOptions('tokenizer.json')"
         )
     coder = Coder.of(options.tokenizer)
-    length = _length(inputs, options.length, where)
+    length = _length(inputs, options, where)
     room = length - len(coder.before) - len(coder.behind)
     if room < 1:
         raise ArgumentError(
@@ -165,7 +167,8 @@ def _where(data: Any) -> str:
     return f"{escape(str(data))}: " if isinstance(data, str | PathLike) else "the data: "
 
 
-def _length(inputs: TokenInputs, asked: int | None, where: str) -> int:
+def _length(inputs: TokenInputs, options: TextOptions, where: str) -> int:
+    asked = options.length
     if asked is not None and inputs.length is not None and asked != inputs.length:
         raise ArgumentError(
             f"{where}length {asked}: the model takes sequences of {inputs.length} tokens; leave "
@@ -174,7 +177,7 @@ def _length(inputs: TokenInputs, asked: int | None, where: str) -> int:
     if asked is not None and asked < 1:
         raise ArgumentError(f"length {asked}: give the tokens of a sequence, at least 1")
     known = asked or inputs.length
-    return known if known is not None else min(LENGTH, inputs.longest or LENGTH)
+    return known or min(LENGTH, inputs.longest or LENGTH, options.longest or LENGTH)
 
 
 def _feeds(

@@ -17,6 +17,15 @@ _NOT_IDS = re.compile(r"mask|position|type|segment|cache|past|len", re.IGNORECAS
 _TABLES = frozenset({"Gather", "GatherBlockQuantized"})  # rows by the numbers in a later operand
 _PASSES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _FLAG = re.compile(r"use_cache", re.IGNORECASE)
+#: Operands that hold what turns each position, row by row.
+_TURNS = {
+    ("com.microsoft", "GroupQueryAttention"): 7,
+    ("com.microsoft", "RotaryEmbedding"): 2,
+    ("", "RotaryEmbedding"): 1,
+}
+_COUNTS = frozenset({"CumSum", "Range"})
+_KEEPS_COUNT = _PASSES | {"Add", "Concat", "Expand", "Mul", "Slice", "Sub", "Where"}
+_STEPS = 64  # between positions that a model counts and the table that they choose from
 
 
 def ids_input(model: ir.Model) -> ir.Value | None:
@@ -165,9 +174,37 @@ def _empty(value: ir.Value, batch: int) -> Shape | None:
 
 
 def _position_rows(model: ir.Model) -> Iterator[int]:
-    """Rows of tables that positions choose, from an input of them."""
-    for name, value in takes(model).items():
-        table = table_of(value) if "position" in name.lower() else None
-        size = None if table is None or table.shape is None else table.shape[0]
-        if isinstance(size, int):
-            yield size
+    """Rows of tables that positions choose: of an input, or counted by the model."""
+    positions = [v for name, v in takes(model).items() if "position" in name.lower()]
+    tables = [table for value in positions if (table := table_of(value)) is not None]
+    for node in model.graph:
+        port = _TURNS.get((node.domain, node.op_type), 0)
+        data = node.inputs[port] if port < len(node.inputs) else None
+        if data is None or data.producer() is not None or data.is_graph_input():
+            continue
+        if port or (node.op_type in _TABLES and _is_count(node.inputs[1])):
+            tables.append(data)
+    for table in tables:
+        rows = table.shape[0] if table.shape is not None and len(table.shape) == 2 else None
+        if isinstance(rows, int):
+            yield rows
+
+
+def _is_count(numbers: ir.Value | None) -> bool:
+    """Whether numbers are positions that a model counts itself, moved and shifted at most."""
+    waiting, seen = [numbers], set[ir.Value]()
+    while waiting and len(seen) < _STEPS:
+        value = waiting.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        node = value.producer()
+        if node is None and value.const_value is not None and not is_float(value):
+            array = value.const_value.numpy().reshape(-1)
+            if len(array) > 2 and np.array_equal(array, np.arange(len(array))):
+                return True
+        elif node is not None and node.op_type in _COUNTS:
+            return True
+        elif node is not None and node.op_type in _KEEPS_COUNT:
+            waiting += node.inputs
+    return False

@@ -127,7 +127,7 @@ class DataOptions:
         int | None,
         option(
             "For text: tokens of a sequence; what the model takes, or 512 where it leaves that "
-            "open.",
+            "open, and no more than its tables and its folder's configs have positions for.",
             ge=1,
             metavar="TOKENS",
         ),
@@ -169,7 +169,8 @@ class DataOptions:
         if tokenizer is None and folder is not None and is_text(data):
             beside = folder.path / "tokenizer.json"
             tokenizer = beside if beside.is_file() else None
-        text = TextOptions(tokenizer, self.length)
+        longest = None if folder is None else folder.positions
+        text = TextOptions(tokenizer, self.length, longest)
         found = Samples.of(
             data, model, self.samples, seed, images=images, text=text, progress=ProgressLines()
         )

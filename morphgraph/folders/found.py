@@ -14,6 +14,7 @@ GENAI = "genai_config.json"
 HUGGING_FACE = "config.json"
 _SUBFOLDER = "onnx"  # where Hugging Face's folders keep exported models
 _MAX_BYTES = 16_000_000
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,17 @@ class ModelFolder:
         """Patterns of the names of cache inputs, with ``%d`` for the layer; of GenAI's config."""
         inputs = _inside(self.configs.get(GENAI, {}), "model", "decoder", "inputs")
         return tuple(v for k, v in inputs.items() if k.startswith("past_") and "%d" in str(v))
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens of a sequence that its configs state; ``None``: they state none."""
+        inner = (
+            (self.configs.get(HUGGING_FACE, {}), "text_config"),
+            (self.configs.get(GENAI, {}), "model"),
+        )
+        tables = [table for config, key in inner for table in (config, _inside(config, key))]
+        stated = [n for table in tables for name in _POSITIONS if type(n := table.get(name)) is int]
+        return min((n for n in stated if n > 0), default=None)
 
     @property
     def presents(self) -> tuple[str, ...]:

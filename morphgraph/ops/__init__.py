@@ -20,7 +20,12 @@ from morphgraph.ops.op import (
     mismatch_hint,
     op,
 )
-from morphgraph.ops.parameters import listed_parameters, parameter_names, running_statistics
+from morphgraph.ops.parameters import (
+    is_layers_weight,
+    listed_parameters,
+    parameter_names,
+    running_statistics,
+)
 
 # An entry registers itself when its file is imported.
 for _file in iter_modules(__path__):
@@ -39,6 +44,7 @@ __all__ = [
     "described_ops",
     "entry_of",
     "facts_of",
+    "is_layers_weight",
     "listed_parameters",
     "mismatch_hint",
     "op",

@@ -103,8 +103,8 @@ class Op:
             one for each.
         lengths: per operand that must fit the sizes of the others the number that it holds where
             nothing is padded.
-        extends: by operand that holds a cache of earlier positions the result that holds them
-            and the new ones.
+        extends: by operand that holds a cache of earlier positions, or what is left of them, the
+            result that holds the same with the new ones.
         capacity: per operand that holds a cache of the latest positions alone how many it has room
             for at least.
         joins: the result is the operands behind each other.

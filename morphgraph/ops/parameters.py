@@ -76,7 +76,7 @@ def layers_weights(model: ir.Model) -> set[str]:
     return {
         name
         for name, value in model.graph.initializers.items()
-        if _may_train(value) and any(_is_layers_weight(*use) for use in _moved_uses(value))
+        if _may_train(value) and any(is_layers_weight(*use) for use in _moved_uses(value))
     }
 
 
@@ -89,7 +89,8 @@ def _moved_uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
                 yield from _moved_uses(output)
 
 
-def _is_layers_weight(node: ir.Node, index: int) -> bool:
+def is_layers_weight(node: ir.Node, index: int) -> bool:
+    """Whether an operand is a layer's kernel, scale or bias, if it is a weight."""
     facts = facts_of(node)
     if facts.initial is None or index in facts.statistics:
         return False

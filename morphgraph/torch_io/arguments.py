@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class Call(NamedTuple):
 
 
 def call_of(net: nn.Module, example: Any) -> Call:
-    """The example as arguments; what is not given, up to the last by position, has its default."""
+    """The example as arguments: by position as far as it gives all, by name from there on."""
     if isinstance(example, torch.Tensor):
         return Call((example,), {})
     if not isinstance(example, Mapping):
@@ -33,7 +34,7 @@ def call_of(net: nn.Module, example: Any) -> Call:
     kinds = {name: p.kind for name, p in parameters.items()}
     places = [name for name, kind in kinds.items() if kind is of.POSITIONAL_OR_KEYWORD]
     by_name = [name for name, kind in kinds.items() if kind is of.KEYWORD_ONLY]
-    last = max((places.index(name) for name in example if name in places), default=-1)
+    leading = list(takewhile(lambda name: name in example, places))
     others = [name for name in example if name not in places and name not in by_name]
     unknown = [] if of.VAR_KEYWORD in kinds.values() else others
     absent = [
@@ -49,9 +50,10 @@ def call_of(net: nn.Module, example: Any) -> Call:
             f"forward takes {', '.join((*places, *by_name)) or 'none'}; a dict that is itself an "
             "argument is given as (dict,)"
         )
+    rest = (*places[len(leading) :], *by_name, *others)
     return Call(
-        tuple(example.get(name, parameters[name].default) for name in places[: last + 1]),
-        {name: example[name] for name in (*by_name, *others) if name in example},
+        tuple(example[name] for name in leading),
+        {name: example[name] for name in rest if name in example},
     )
 
 

@@ -14,6 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from morphgraph.torch_io.grouped import grouped_attention as grouped_attention
+from morphgraph.torch_io.linear_attention import (
+    causal_convolution as causal_convolution,
+    linear_attention as linear_attention,
+)
 from morphgraph.torch_io.one_node import as_one_node
 
 Activation = tuple[str, float, float]

@@ -160,11 +160,18 @@ class SizeSearch:
         return False
 
     def _candidates(self, modules: Sequence[nn.Module]) -> Iterable[Step]:
-        """Single changes: of the innermost module first, then of those around it, then of all."""
+        """Single changes: of the innermost module first, then of those around it, then of all.
+
+        What a module holds itself comes before what it holds in a config, with many others.
+        """
         near = list(reversed(modules))
         order = {id(module): k for k, module in enumerate(near)}
         last = len(order)
-        ranked = sorted(self.attributes.slots, key=lambda slot: order.get(id(slot.module), last))
+
+        def nearness(slot: Slot) -> tuple[int, bool]:
+            return order.get(id(slot.module), last), slot.table is not vars(slot.module)
+
+        ranked = sorted(self.attributes.slots, key=nearness)
         for slot in ranked:
             for value in self.attributes.alternatives(slot):
                 if value != slot.value:

@@ -38,49 +38,62 @@ class AxisSelection:
             for axis_class in np.unique(graph.base[owners]).tolist()
         }
         self._fresh: dict[int, IntArray] = {}
-        self._seen_twice: set[int] = set()
-        for index, count in (added or {}).items():
-            group = graph.groups[index]
-            template = group.channels[keep[index][-1] if index in keep else -1]
-            column = graph.per_channel.tocsc()[:, [index]].indices
-            # Copies of one view's channels would need channels of the others.
-            if any(len(graph.views(base)) > 1 for base in graph.base[column].tolist()):
-                self._seen_twice.add(index)
-                continue
-            for axis_class in column:
-                self._grow(int(axis_class), int(template), count)
+        for view, template, count in self._growths(keep, added or {}):
+            self._grow(view, template, count)
 
-    def _grow(self, axis_class: int, template: int, count: int) -> None:
+    def _growths(
+        self, keep: Mapping[int, IntArray], added: Mapping[int, int]
+    ) -> list[tuple[int, int, int]]:
+        """Classes and views that grow, the channel that is copied there, and how often.
+
+        Of several views of one class the one with the longest runs comes first: a new head has as
+        many elements as the others, and a new element then comes in each of them.
+        """
+        graph, columns = self.graph, self.graph.per_channel.tocsc()
+        found: list[tuple[int, int, int, int]] = []
+        for index, count in added.items():
+            template = int(graph.groups[index].channels[keep[index][-1] if index in keep else -1])
+            for view in columns[:, [index]].indices.tolist():
+                start, stop = graph.class_start[view : view + 2]
+                here = np.flatnonzero(graph.atom_channel[start:stop] == template)
+                run = int(np.diff(np.flatnonzero(np.diff(here, prepend=-2, append=-2) != 1)).max())
+                found.append((-run, view, template, count))
+        found.sort(key=lambda growth: growth[0])
+        return [(view, template, count) for _, view, template, count in found]
+
+    def _grow(self, view: int, template: int, count: int) -> None:
         """Put copies of a channel behind every run of positions that it has in a class."""
-        start, stop = self.graph.class_start[axis_class : axis_class + 2]
+        start, stop = self.graph.class_start[view : view + 2]
+        channels, axis_class = self.graph.atom_channel[start:stop], int(self.graph.base[view])
         positions = self._changed.get(axis_class, np.arange(stop - start))
         fresh = self._fresh.get(axis_class, np.zeros(len(positions), dtype=np.int64))
-        mine = np.flatnonzero((self.graph.atom_channel[start:stop] == template)[positions])
-        ends = np.flatnonzero(np.diff(positions[mine], append=-2) != 1)
+        mine = np.flatnonzero(channels[positions] == template)
+        # Neighbours are one run if they were so before; copies of another view begin anew.
+        run_of = np.cumsum(np.diff(channels, prepend=channels[:1]) != 0)[positions[mine]]
+        together = np.diff(mine) == 1
+        together &= (np.diff(run_of) == 0) & (np.diff(positions[mine]) > 0)
+        ends = np.flatnonzero(np.append(~together, True)) if len(mine) else mine
         order = np.arange(len(positions))
-        marks = np.zeros(len(positions), dtype=np.int64)
         pieces, flags, before, first = [], [], 0, 0
         for end in ends:
             run = mine[first : end + 1]
             pieces += [order[before : run[-1] + 1], np.tile(run, count)]
-            flags += [marks[before : run[-1] + 1], np.ones(len(run) * count, dtype=np.int64)]
+            flags += [fresh[before : run[-1] + 1], np.ones(len(run) * count, dtype=np.int64)]
             before, first = int(run[-1]) + 1, int(end) + 1
         taken = np.concatenate([*pieces, order[before:]])
-        is_new = np.concatenate([*flags, marks[before:]])
         self._changed[axis_class] = positions[taken]
-        self._fresh[axis_class] = np.maximum(fresh[taken], is_new)
+        self._fresh[axis_class] = np.concatenate([*flags, fresh[before:]])
 
     def ungrowable(self, groups: Collection[int]) -> set[int]:
         """Those of these groups whose added channels some operator would take for others.
 
         The positions of a product axis must be what its factors' elements make, in order, and those
         of a segment must lie side by side. Behind every run of a channel's positions its copies
-        keep that, unless the channel spans several rounds of a product (4 groups that feed 6). Nor
-        do groups grow on axes of which several factors change (heads and their size).
+        keep that, unless the channel spans several rounds of a product (4 groups that feed 6).
         """
         if not groups:
             return set()
-        misread = set(self._seen_twice)
+        misread: set[int] = set()
         for dim, edges in self._grown_axes():
             if not self._fits(dim, edges):
                 for vertex in (dim, *(edge.factor for edge in edges)):

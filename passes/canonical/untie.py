@@ -21,7 +21,7 @@ from morphgraph.errors import MorphError
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import ALIASES_KEY, COPIES_KEY
 from morphgraph.onnx_io.mapped import blocks, shared
-from morphgraph.ops import OpNode, describe, facts_of, listed_parameters
+from morphgraph.ops import OpNode, describe, facts_of, is_layers_weight, listed_parameters
 
 _MAX_DISTANCE = 64  # nodes looked at between a norm and the kernels around it
 
@@ -86,8 +86,10 @@ def merge_copies(model: ir.Model) -> bool:
 def _is_vector_or_filler(value: ir.Value) -> bool:
     """Whether a constant has at most one axis, or repeats one number everywhere."""
     tensor = value.const_value
-    if tensor is None or tensor.size < 2 or tensor.dtype == ir.DataType.STRING:
+    if tensor is None or tensor.dtype == ir.DataType.STRING or not tensor.size:
         return False
+    if tensor.size == 1:
+        return tensor.dtype.is_floating_point()
     return sum(size > 1 for size in tensor.shape.numpy()) == 1 or _repeats(tensor)
 
 
@@ -114,7 +116,9 @@ def _follows_channels(node: ir.Node, value: ir.Value) -> bool:
     mine = {k for k, operand in enumerate(node.inputs) if operand is value}
     for factor in description.factors.values():
         ports = {place.port for place in factor.places}
-        if factor.size > 1 and factor.pinned is None and ports & mine:
+        # One number is a channel's where a layer has a single one: its scale, or its bias.
+        follows = factor.size > 1 or any(is_layers_weight(node, port) for port in ports & mine)
+        if follows and factor.pinned is None and ports & mine:
             # Not so an axis that no activation has, such as the positions of a table.
             others = [k for k in ports - mine if k < 0 or not _is_initializer(node.inputs[k])]
             if others:

@@ -93,6 +93,60 @@ def test_the_length_is_the_models_where_it_has_one(tmp_path: Path) -> None:
     assert [feed["tokens"].shape for feed in feeds] == [(1, 12)] * 3
 
 
+# Positions, with the table that they choose from: of 24 and of 20 rows.
+COUNTED = """lm (int64[batch,sequence] ids, float[64,4] table, float[24,4] places)
+=> (float[batch,sequence,4] y) <int64 zero = {0}, int64 one = {1}> {
+  sizes = Shape(ids)  length = Gather(sizes, one)  at = Range(zero, length, one)
+  p = Gather(places, at)  x = Gather(table, ids)  y = Add(x, p) }"""
+MASKED = """lm (int64[batch,sequence] ids, int64[batch,sequence] attention_mask, float[64,4] table,
+  float[24,4] places) => (float[batch,sequence,4] y) <int64 one = {1}> {
+  count = CumSum(attention_mask, one)  at = Sub(count, one)
+  p = Gather(places, at)  x = Gather(table, ids)  y = Add(x, p) }"""
+TURNED = """lm (int64[batch,sequence] ids, float[64,32] table, float[20,8] c, float[20,8] s,
+  int64[batch,sequence] position_ids) => (float[batch,sequence,32] y) {
+  x = Gather(table, ids)
+  y = com.microsoft.RotaryEmbedding<num_heads=2>(x, position_ids, c, s) }"""
+BUCKETS = """lm (int64[batch,sequence] ids, float[64,4] table, float[5,4] places)
+=> (float[batch,sequence,4] y) <int64 zero = {0}, int64 one = {1}, int64 four = {4}> {
+  sizes = Shape(ids)  length = Gather(sizes, one)  at = Range(zero, length, one)
+  near = Min(at, four)  p = Gather(places, near)  x = Gather(table, ids)  y = Add(x, p) }"""
+
+
+@pytest.mark.parametrize(
+    ("network", "length"), [(COUNTED, 24), (MASKED, 24), (TURNED, 20), (BUCKETS, 40), (PLAIN, 40)]
+)
+def test_sequences_are_no_longer_than_there_are_positions(
+    network: str, length: int, tmp_path: Path
+) -> None:
+    """A table chosen by the nearest of some distances has rows for any."""
+    head = '<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]> '
+    given = [name for name in re.findall(r"\] ([\w.]+)", network.split("=>")[0]) if "_ids" in name]
+    names = (*given, "ids", "attention_mask", "input_ids")
+    made = model_from_text(head + network, [n for n in names if f"] {n}" in network])
+    options = TextOptions(tokenizer(tmp_path), longest=40)
+    feeds = only(Samples.of([text(100)], made, text=options))
+    assert next(iter(feeds[0].values())).shape == (1, length)
+
+
+def test_sequences_are_no_longer_than_a_folders_config_says(tmp_path: Path) -> None:
+    place, data = tmp_path / "lm", tmp_path / "text.txt"
+    place.mkdir()
+    tokenizer(place)
+    data.write_text(text(100))
+    genai = {"model": {"context_length": 30}}
+    for configs, length in (
+        ({"config.json": {"n_positions": 20}, "genai_config.json": genai}, 20),
+        ({"config.json": {"text_config": {"max_position_embeddings": 40}}}, 40),
+        ({"genai_config.json": genai}, 30),
+    ):
+        folder = ModelFolder(place, place / "model.onnx", configs)
+        with click.Context(click.Command("shrink"), obj=OutputSettings(verbosity=-1)):
+            feeds = only(DataOptions().read(data, model(PLAIN), 0, folder))
+            short = only(DataOptions(length=8).read(data, model(PLAIN), 0, folder))
+        assert feeds[0]["input_ids"].shape == (1, length)
+        assert short[0]["input_ids"].shape == (1, 8)
+
+
 def test_sequences_of_a_large_text_come_from_everywhere_in_it(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text(" ".join(f"w{min(k // 1000, 39)}" for k in range(40000)))

@@ -314,4 +314,25 @@ CONTRIB_CASES = [  # inputs, result, constants, operator, its form
         )
     ),
     ("float[2,5,6] x, float[6] w", "float[2,5,6]", "", "", "SimplifiedLayerNormalization (x, w)"),
+    (
+        "float[2,5,3] x, float[3] w, float[3] s",
+        "float[2,5,3]",
+        "",
+        "LinearAttentionGate",
+        "(x, w, s)",
+    ),
+    (
+        "float[2,5,8] x, float[2,5,16] k, float[2,5,12] v",
+        "float[2,5,12]",
+        "",
+        "LinearAttention",
+        '<q_num_heads = 2, kv_num_heads = 4, update_rule = "linear"> (x, k, v)',
+    ),
+    (
+        "float[2,5,6] x, float[6,1,3] w, float[6] b",
+        "float[2,5,6]",
+        "",
+        "CausalConvWithState",
+        '<channels_last = 1, dilation = 2, activation = "silu"> (x, w, b)',
+    ),
 ]

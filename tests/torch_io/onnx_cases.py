@@ -580,6 +580,8 @@ QKV = "float[2,4,5,6] x, float[2,4,7,6] k, float[2,4,7,3] v"
 _FLAT = "float[2,5,24] x, float[2,7,12] k, float[2,7,6] v"
 _SQUARE = "float[2,4,5,6] x, float[2,2,5,6] k, float[2,2,5,3] v"
 _PAST = "float[2,2,3,6] pk, float[2,2,3,3] pv"
+_STATES = "float[2,5,8] x, float[2,5,8] k, float[2,5,6] v"
+_READ = "e = ReduceSum <keepdims = 0> (s) y = Add (a, e)"
 NEWER_CASES = [
     (23, QKV, "y = Attention (x, k, v)"),
     (23, _SQUARE, "y = Attention <is_causal = 1, scale = 0.3> (x, k, v)"),
@@ -637,4 +639,38 @@ NEWER_CASES = [
     (24, "float[2,6,4] x, float[2,2,4] z", "y = TensorScatter <axis = 1> (x, z)"),
     (24, IMAGE, "y = Swish (x)"),
     (24, IMAGE, "y = Swish <alpha = 0.7> (x)"),
+    *(
+        (27, f"{_STATES}{more}", f"a, s = LinearAttention <{form}> ({operands}) {_READ}")
+        for more, form, operands in (
+            ("", 'q_num_heads = 2, kv_num_heads = 2, update_rule = "linear"', "x, k, v"),
+            (
+                ", float[2,5,2] d",
+                'q_num_heads = 2, kv_num_heads = 2, scale = 0.3, update_rule = "gated"',
+                "x, k, v, , d",
+            ),
+            (
+                ", float[2,2,4,3] p, float[2,5,1] b",
+                'q_num_heads = 2, kv_num_heads = 2, update_rule = "delta"',
+                "x, k, v, p, , b",
+            ),
+            (
+                ", float[2,2,4,3] p, float[2,5,8] d, float[2,5,2] b",
+                "q_num_heads = 2, kv_num_heads = 2",
+                "x, k, v, p, d, b",
+            ),
+        )
+    ),
+    (
+        27,
+        "float[2,5,16] x, float[2,5,8] k, float[2,5,6] v, float[2,5,2] d, float[2,5,2] b",
+        f"a, s = LinearAttention <q_num_heads = 4, kv_num_heads = 2> (x, k, v, , d, b) {_READ}",
+    ),
+    *(
+        (
+            27,
+            "float[2,6,5] x, float[6,1,3] w, float[6] b, float[2,6,2] p",
+            f'a, s = CausalConvWithState <activation = "{kind}"> ({operands}) {_READ}',
+        )
+        for kind, operands in (("none", "x, w"), ("silu", "x, w, b"), ("swish", "x, w, b, p"))
+    ),
 ]

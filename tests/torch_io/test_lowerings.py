@@ -27,6 +27,7 @@ from tests.torch_io.onnx_cases import CASES, IMAGE, NEWER_CASES, OLDER_CASES, QK
 
 NOT_IN_CURRENT_OPSETS = {"Upsample"}
 NOT_IN_TORCH = {"com.microsoft::DynamicQuantizeLSTM"}
+WITHOUT_KERNEL = {"SwiGLU", "com.microsoft::SwiGLU"}  # on a CPU; see below
 WITH_OPEN_SIZES = {
     "ConstantOfShape",
     "Range",
@@ -34,7 +35,12 @@ WITH_OPEN_SIZES = {
     "Size",
 }  # in test_open_sizes.py; else folded
 
-_FURTHER_RESULTS = {"EmbedLayerNormalization": ", m", "GroupQueryAttention": ", k2, v2"}
+_FURTHER_RESULTS = {
+    "CausalConvWithState": ", s",
+    "EmbedLayerNormalization": ", m",
+    "GroupQueryAttention": ", k2, v2",
+    "LinearAttention": ", s",
+}
 
 
 def build(inputs: str, nodes: str, opset: int = 21) -> ir.Model:
@@ -185,6 +191,35 @@ def test_an_even_window_of_lrn_reaches_further_up() -> None:
     assert_same(to_torch(model)(torch.from_numpy(feeds["x"])), expected)
 
 
+@pytest.mark.parametrize("form", ["", "<alpha = 1.7>"])
+def test_gated_units_of_onnx(form: str) -> None:
+    model = build("float[2,6] x, float[2,6] w", f"y = SwiGLU {form} (x, w)", 28)
+    feeds = ort.random_inputs(model)
+    (expected,) = by_reference(model, feeds)
+    assert_same(to_torch(model)(torch.from_numpy(feeds["x"])), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        ("float[2,6] x, float[2,6] z", "<limit = 0.7, activation_alpha = 1.7> (x, z)"),
+        ("float[2,12] x", "<activation_beta = 1.0> (x)"),
+    ],
+)
+def test_gated_units_of_onnx_runtime(given: str, form: str) -> None:
+    """Held against the formula in the operator's description."""
+    head = '<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>'
+    text = f"{head} net ({given}) => (float[2,6] y) {{ y = com.microsoft.SwiGLU {form} }}"
+    model = canonicalize(model_from_text(text, inputs=("x", "z")))
+    arrays = [3 * x for x in ort.random_inputs(model).values()]
+    gate, up = arrays if len(arrays) == 2 else np.split(arrays[0], 2, axis=1)
+    alpha, beta = (1.7, 0.0) if len(arrays) == 2 else (1.0, 1.0)
+    if len(arrays) == 2:
+        gate, up = gate.clip(max=0.7), up.clip(-0.7, 0.7)
+    expected = gate / (1 + np.exp(-alpha * gate)) * (up + beta)
+    assert_same(to_torch(model)(*map(torch.from_numpy, arrays)), expected)
+
+
 @pytest.mark.parametrize("mask", ["bool[5,4] z", "float[5,4] z"])
 def test_a_mask_shorter_than_the_keys_hides_the_rest(mask: str) -> None:
     # ONNX Runtime takes masks of full length only.
@@ -204,7 +239,7 @@ def test_every_operator_has_a_case() -> None:
     barriers = {
         name for name in described if issubclass(entry_of(*name.split("::")[::-1]) or Op, Barrier)
     }
-    without = NOT_IN_CURRENT_OPSETS | NOT_IN_TORCH | WITH_OPEN_SIZES | barriers
+    without = NOT_IN_CURRENT_OPSETS | NOT_IN_TORCH | WITHOUT_KERNEL | WITH_OPEN_SIZES | barriers
     assert described - covered == without
 
 

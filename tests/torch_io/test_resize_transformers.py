@@ -141,6 +141,13 @@ DECODERS: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, int]]] = {
         {"widths": {"*residual*": 24, "*c_attn": 3}},
         {"n_embd": 24, "n_head": 3, "n_inner": 128},
     ),
+    # It counts its query heads per group of keys: what is one without the other runs no further.
+    "Falcon": (
+        {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2}
+        | {"new_decoder_architecture": True},
+        {"widths": {"*residual*": 24, "*query_key_value": 1}},
+        {"hidden_size": 24, "num_attention_heads": 2, "num_kv_heads": 1},
+    ),
     "Phi3": (WIDE | HEADS, {"same": ["repeated"], "round_to": 2}, {"head_dim": 8}),
     "Mixtral": (
         WIDE | HEADS | {"num_local_experts": 4, "head_dim": 8},
