@@ -7,6 +7,7 @@ is scored, resized and written in a few dozen megabytes.
 
 import mmap
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import product
 from typing import BinaryIO
 
@@ -106,7 +107,12 @@ def shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def is_stored(tensor: ir.TensorProtocol | None) -> bool:
     """Whether a tensor's data stands in a file beside the model."""
-    return isinstance(tensor, ir.ExternalTensor | StoredTensor)
+    return _stands_in_file(type(tensor))
+
+
+@cache  # it is asked for every weight again and again, and classes of onnx_ir are slow to ask
+def _stands_in_file(kind: type) -> bool:
+    return issubclass(kind, ir.ExternalTensor | StoredTensor)
 
 
 def release_pages(tensor: ir.TensorProtocol) -> None:

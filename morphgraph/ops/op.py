@@ -239,7 +239,8 @@ def facts_of(node: ir.Node | OpNode) -> type[Op]:
     >>> facts_of(ir.node("Unheard", [], domain="com.acme")).statistics
     ()
     """
-    return entry_of(node.op_type, node.domain) or Op
+    found = _REGISTRY.get((node.domain, node.op_type))  # at once for nearly all, who are many
+    return found or entry_of(node.op_type, node.domain) or Op
 
 
 def mismatch_hint(entry: type[Op] | None) -> str:

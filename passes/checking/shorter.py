@@ -22,9 +22,8 @@ import onnx_ir as ir
 
 from morphgraph.arrays import IntArray, Shape
 from morphgraph.edit import Editor, replace_array
-from morphgraph.graph import ChannelGraph
+from morphgraph.graph import ChannelGraph, analysis
 from morphgraph.onnx_io import is_float
-from morphgraph.onnx_io.messages import message_without_weights
 from morphgraph.ops import facts_of
 from morphgraph.ops.reshape import blocks
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -36,6 +35,7 @@ from morphgraph.passes.checking.smaller import (
     proves_the_same,
     shares,
     windows_of,
+    written,
 )
 from morphgraph.passes.coupling.roles import roles
 
@@ -146,7 +146,7 @@ def _fitting(
 
     Each round finds sizes that follow from those before, and gives them to tables and targets.
     """
-    message = onnx.ModelProto.FromString(message_without_weights(graph.model, inputs))
+    message = onnx.ModelProto.FromString(written(graph).message(inputs))
     targets, tables = _holders(graph)
     sizes: Sizes = {}
     for _ in range(_MOST_ROUNDS):
@@ -183,6 +183,7 @@ def _smaller(axes: Mapping[int, int], sizes: Mapping[int, int]) -> tuple[int, ..
     return tuple(axis for axis, size in axes.items() if size in sizes)
 
 
+@analysis
 def _holders(graph: ChannelGraph) -> tuple[Holders, Holders]:
     """Results whose sizes stand in a target, and tables; their axes without channels."""
     targets = {}

@@ -92,9 +92,11 @@ def factorize_axes(couplings: Couplings) -> FactorizedAxes:
 
 def _classes(couplings: Couplings) -> IntArray:
     """Class of every vertex, numbered in the order of their first vertices."""
-    whole = [(edge.factor, edge.dim) for edge in couplings.edges if edge.whole]
-    ties = np.array([*whole, *couplings.ties], dtype=np.int64).reshape(-1, 2)
-    return components(len(couplings.sizes), ties[:, 0], ties[:, 1])
+    edges = couplings.columns
+    ties = np.array(couplings.ties, dtype=np.int64).reshape(-1, 2)
+    left = np.append(edges.factor[edges.whole], ties[:, 0])
+    right = np.append(edges.dim[edges.whole], ties[:, 1])
+    return components(len(couplings.sizes), left, right)
 
 
 def components(count: int, left: IntArray, right: IntArray) -> IntArray:
