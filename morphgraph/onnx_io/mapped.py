@@ -134,10 +134,19 @@ def read_ahead(tensor: ir.TensorProtocol) -> None:
         tensor.raw.madvise(mmap.MADV_SEQUENTIAL)
 
 
-def blocks(tensor: ir.TensorProtocol, axis: int = 0) -> Iterator[tuple[slice, FloatArray]]:
+def blocks(
+    tensor: ir.TensorProtocol, axis: int = 0, room: FloatArray | None = None
+) -> Iterator[tuple[slice, FloatArray]]:
     """A tensor in pieces, as ``(positions on the axis, [before, positions, after])``.
 
-    What comes before and after the axis is flattened, numbers are double precision.
+    What comes before and after the axis is flattened, numbers are double precision. A piece holds
+    its numbers until the next one is asked for.
+
+    Args:
+        tensor: the tensor.
+        axis: one of its axes.
+        room: ``[BLOCK_ELEMENTS]``, where the pieces of many tensors are put, one after the other:
+            memory that is used again is quick, and fresh memory is not.
 
     >>> tensor = ir.tensor(np.array([[1.0, 2.0], [3.0, 4.0]]))
     >>> [(part.start, block.tolist()) for part, block in blocks(tensor, 1)]
@@ -154,5 +163,11 @@ def blocks(tensor: ir.TensorProtocol, axis: int = 0) -> Iterator[tuple[slice, Fl
     starts = (range(0, size, step) for size, step in zip(sizes, (before, along, after)))
     for i, j, k in product(*starts):
         part = slice(j, j + along)
-        yield part, grid[i : i + before, part, k : k + after].astype(np.float64)
+        block = grid[i : i + before, part, k : k + after]
+        if room is None:
+            yield part, block.astype(np.float64)
+        else:
+            wide = room[: block.size].reshape(block.shape)
+            np.copyto(wide, block, casting="unsafe")  # as astype does
+            yield part, wide
         release_pages(tensor)

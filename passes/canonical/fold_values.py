@@ -10,7 +10,6 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-import onnx.reference.ops
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Shape
@@ -168,8 +167,10 @@ def _computed_arrays(
         for name, attribute in node.attributes.items()
     }
     arrays = [None if tensor is None else tensor.numpy() for tensor in operands]
+    from onnx.reference.ops import load_op  # takes long, and files of this program need none
+
     try:
-        kernel = onnx.reference.ops.load_op("", node.op_type, opset)
+        kernel = load_op("", node.op_type, opset)
         with np.errstate(all="ignore"):
             results = kernel.eval(*arrays, n_outputs=len(node.outputs), **attributes)
     except (

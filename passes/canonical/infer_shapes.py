@@ -404,7 +404,7 @@ def _read(
     tensor = inferred.tensor_type
     if tensor.HasField("shape") and tensor.HasField("elem_type") and not inferred.denotation:
         dims = tensor.shape.dim
-        if all([dim.HasField("dim_value") and not dim.denotation for dim in dims]):
+        if all(dim.HasField("dim_value") and not dim.denotation for dim in dims):
             sizes = ir.Shape([dim.dim_value for dim in dims])
             return ir.TensorType(ir.DataType(tensor.elem_type)), sizes
     return (

@@ -69,16 +69,19 @@ class Shorter:
 
     def of(self, model: ir.Model) -> ir.Model | None:
         """A copy of a network, the original or one made of it; ``None``: it holds other sizes."""
-        copy = model.clone()
-        editor = Editor(copy)
-        made = {value.name: value for node in copy.graph for value in node.outputs}
+        return self.change(model.clone())
+
+    def change(self, model: ir.Model) -> ir.Model | None:
+        """The same of a network that is nobody else's: it is changed, and returned."""
+        editor = Editor(model)
+        made = {value.name: value for node in model.graph for value in node.outputs}
         for name, axes in self.targets.items():
             if name in made and not self._retarget(editor, made[name], axes):
                 return None
         for name, axes in self.tables.items():
-            if name in copy.graph.initializers and not self._cut(copy, name, axes):
+            if name in model.graph.initializers and not self._cut(model, name, axes):
                 return None
-        return copy
+        return model
 
     def agrees(self, original: ir.Model, small: ir.Model, selection: AxisSelection) -> bool:
         """Whether the resized model has of all tables what the plan keeps, bit by bit."""
@@ -105,8 +108,8 @@ class Shorter:
         node.replace_input_with(port, editor.constant(f"{value.name}_target", numbers))
         return True
 
-    def _cut(self, copy: ir.Model, name: str, axes: tuple[int, ...]) -> bool:
-        value = copy.graph.initializers[name]
+    def _cut(self, model: ir.Model, name: str, axes: tuple[int, ...]) -> bool:
+        value = model.graph.initializers[name]
         full = self.graph.shapes[name]
         if value.const_value is None or len(value.const_value.shape) != len(full):
             return False

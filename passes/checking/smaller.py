@@ -234,13 +234,13 @@ def inferred(message: bytes | onnx.ModelProto, strict: bool = True) -> dict[str,
         proto = onnx.shape_inference.infer_shapes(message, strict_mode=strict, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
         return None
-    shapes = {
-        value.name: value.type.tensor_type.shape.dim
-        for value in (*proto.graph.value_info, *proto.graph.output, *proto.graph.input)
-        if value.type.tensor_type.HasField("shape")
-    }
-    return {
-        name: tuple(dim.dim_value for dim in dims)
-        for name, dims in shapes.items()
-        if all(dim.HasField("dim_value") for dim in dims)
-    }
+    shapes: dict[str, Shape] = {}
+    for value in (*proto.graph.value_info, *proto.graph.output, *proto.graph.input):
+        tensor = value.type.tensor_type
+        if not tensor.HasField("shape"):
+            continue
+        dims = tensor.shape.dim
+        shapes[value.name] = sizes = tuple([dim.dim_value for dim in dims])
+        if 0 in sizes and not all(dim.HasField("dim_value") for dim in dims):  # some are open
+            del shapes[value.name]
+    return shapes

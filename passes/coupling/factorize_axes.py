@@ -121,13 +121,14 @@ def _shared_axes(couplings: Couplings, classes: IntArray) -> list[SharedAxis]:
         if not edge.whole:
             edges_of[edge.op_index, edge.port, edge.dim].append(edge)
     shared = []
+    class_of, sizes = classes.tolist(), couplings.sizes.tolist()
     for (op_index, _, dim), edges in edges_of.items():
         preferred = couplings.preferences.get(op_index, ())
         rank = {couplings.ops[op_index].factors[name]: k for k, name in enumerate(preferred)}
         factors = tuple(
             AxisFactor(
-                axis_class=int(classes[edge.factor]),
-                size=int(couplings.sizes[edge.factor]),
+                axis_class=class_of[edge.factor],
+                size=sizes[edge.factor],
                 map=edge.map,
                 rank=rank.get(edge.factor, len(rank)),
                 vertex=edge.factor,
@@ -135,7 +136,7 @@ def _shared_axes(couplings: Couplings, classes: IntArray) -> list[SharedAxis]:
             for edge in edges
         )
         product = any(edge.map.outer * edge.map.inner > 1 for edge in edges)
-        shared.append(SharedAxis(int(classes[dim]), factors, product, dim, op_index))
+        shared.append(SharedAxis(class_of[dim], factors, product, dim, op_index))
     return shared
 
 
