@@ -274,17 +274,17 @@ class Couplings:
         for name, first in self.first_dim.items():
             if name in self.input_independent:
                 of_weights[first : first + len(self.shapes[name])] = True
-        factors, dims, ports, op_indices, whole = (
-            np.fromiter((edge[k] for edge in self.edges), kind, len(self.edges))
-            for k, kind in (
-                (0, np.int64),
-                (1, np.int64),
-                (3, np.int64),
-                (4, np.int64),
-                (5, np.bool_),
-            )
+        columns: Sequence[Any] = list(zip(*self.edges, strict=True)) or [()] * len(Edge._fields)
+        factors, dims, _, ports, op_indices, whole = columns
+        of_dims = np.array(dims, dtype=np.int64)
+        return EdgeColumns(
+            factor=np.array(factors, dtype=np.int64),
+            dim=of_dims,
+            port=np.array(ports, dtype=np.int64),
+            op_index=np.array(op_indices, dtype=np.int64),
+            whole=np.array(whole, dtype=np.bool_),
+            on_weight=of_weights[of_dims],
         )
-        return EdgeColumns(factors, dims, ports, op_indices, whole, of_weights[dims])
 
     def factor(self, vertex: int) -> OpFactor:
         """The factor with this id."""

@@ -107,7 +107,8 @@ def shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def is_stored(tensor: ir.TensorProtocol | None) -> bool:
     """Whether a tensor's data stands in a file beside the model."""
-    return _stands_in_file(type(tensor))
+    kind: type = type(tensor)
+    return _stands_in_file(kind)
 
 
 @cache  # it is asked for every weight again and again, and classes of onnx_ir are slow to ask

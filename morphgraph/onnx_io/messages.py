@@ -148,7 +148,7 @@ def node_message(node: ir.Node) -> bytes:
     if node.name:
         pieces.append(framed(3, node.name.encode()))
     pieces.append(framed(4, node.op_type.encode()))
-    pieces += [framed(5, _attribute(attribute)) for attribute in node.attributes.values()]
+    pieces += [framed(5, _attribute(attribute)) for attribute in node.attributes.data.values()]
     if node.domain:
         pieces.append(framed(7, node.domain.encode()))
     if node.overload:

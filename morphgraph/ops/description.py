@@ -48,6 +48,9 @@ class IndexMap:
         """
         if self.table is not None:
             return self.table
+        if self.outer == 1 == self.inner:
+            elements = np.arange(size)
+            return elements, elements + self.offset
         count = self.outer * size * self.inner
         elements = np.arange(count) // self.inner % size
         return elements, self.offset + np.arange(count)

@@ -178,7 +178,7 @@ class Op:
         wanted = _keywords(function)
         given = {
             name: attribute_value(attribute)
-            for name, attribute in node.attributes.items()
+            for name, attribute in node.attributes.data.items()
             if wanted is None or name in wanted
         }
         return function(*args, **given)

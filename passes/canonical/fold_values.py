@@ -92,14 +92,13 @@ class KnownValues:
 
 def plain_attributes(node: ir.Node) -> Hashable:
     """A node's attributes; ``None`` where one holds a tensor or a graph."""
-    if any(attribute.type not in _PLAIN_ATTRIBUTES for attribute in node.attributes.values()):
-        return None
-    return tuple(
-        [
-            (name, a.type, tuple(a.value) if isinstance(a.value, list) else a.value)
-            for name, a in node.attributes.items()
-        ]
-    )
+    found: list[Hashable] = []
+    for name, attribute in node.attributes.data.items():
+        kind, value = attribute.type, attribute.value
+        if kind not in _PLAIN_ATTRIBUTES:
+            return None
+        found.append((name, kind, tuple(value) if isinstance(value, list) else value))
+    return tuple(found)
 
 
 def _bytes(tensor: ir.TensorProtocol) -> Hashable:

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import captured_values, escape, known_shape, node_label, subgraphs
@@ -30,8 +31,9 @@ _FLOATS = 64  # of those that are no integers: scales per axis decide on sizes, 
 # Operators that ONNX has withdrawn in some version, while ONNX Runtime still runs that.
 _WITHDRAWN = {"GroupNormalization"}
 
-# By result: its type and shape; None where nothing was inferred.
-_Results = tuple[tuple[ir.TypeProtocol | None, ir.Shape | None] | None, ...]
+# The type and shape of a result; None where nothing was inferred.
+_Result = tuple[ir.TypeProtocol | None, ir.Shape | Shape | None] | None
+_Results = tuple[_Result, ...]
 
 _INFERENCE_ERRORS = (
     onnx.checker.ValidationError,
@@ -95,6 +97,7 @@ class ResultTypes:
         ]
         self.schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
         self.repeated: dict[Hashable, _Results] = {}
+        self.type_messages: dict[Hashable, bytes] = {}
 
     def infer(self, node: ir.Node) -> None:
         """Write types and shapes on a node's results; what cannot be inferred stays as declared.
@@ -206,7 +209,7 @@ class ResultTypes:
     def _infer_by_onnx(self, node: ir.Node, message: bytes, schema: onnx.defs.OpSchema) -> _Results:
         """Write what ONNX infers, and return it."""
         operands = [value for value in (*node.inputs, *captured_values(node)) if value is not None]
-        types = {v.name or "": t for v in operands if (t := _type_message(v)) is not None}
+        types = {v.name or "": t for v in operands if (t := self._type_message(v)) is not None}
         if schema.deprecated or any(value.name not in types for value in operands):
             return ()
         data = {
@@ -221,6 +224,24 @@ class ResultTypes:
         results = tuple(_read(inferred.get(output.name or "")) for output in node.outputs)
         _write(node, results)
         return results
+
+    def _type_message(self, value: ir.Value) -> bytes | None:
+        """The type and shape of a value, as far as they are known."""
+        kind, shape = value.type, value.shape
+        if kind is None:
+            return None
+        if shape is not None and type(kind) is ir.TensorType and kind.denotation is None:
+            key = kind.dtype, shape.dims
+            if key in self.type_messages:
+                return self.type_messages[key]
+            sizes = known_shape(value)
+            if sizes is not None:
+                self.type_messages[key] = type_message(kind.dtype, sizes)
+                return self.type_messages[key]
+        proto = ir.serde.serialize_type(kind)
+        if shape is not None:
+            ir.serde.serialize_shape_into(proto, shape)
+        return bytes(proto.SerializeToString())
 
     def _check_reshape(self, node: ir.Node) -> None:
         """Refuse a Reshape to another number of elements, which ONNX's inference lets pass."""
@@ -370,21 +391,6 @@ def require_fit(graph: ir.Graph) -> None:
             raise MisfitError(f"{node_label(node)}: shape mismatch: {error}", sizes) from error
 
 
-def _type_message(value: ir.Value) -> bytes | None:
-    """The type and shape of a value, as far as they are known."""
-    kind, shape = value.type, value.shape
-    if kind is None:
-        return None
-    if type(kind) is ir.TensorType and kind.denotation is None:
-        sizes = None if shape is None else known_shape(value)
-        if shape is None or sizes is not None:
-            return type_message(kind.dtype, sizes)
-    proto = ir.serde.serialize_type(kind)
-    if shape is not None:
-        ir.serde.serialize_shape_into(proto, shape)
-    return bytes(proto.SerializeToString())
-
-
 def _retyped(declared: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
     """The same tensor type with another element type, if it has the old one."""
     if declared.tensor_type.elem_type != old:
@@ -395,17 +401,14 @@ def _retyped(declared: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
     return copy
 
 
-def _read(
-    inferred: onnx.TypeProto | None,
-) -> tuple[ir.TypeProtocol | None, ir.Shape | None] | None:
+def _read(inferred: onnx.TypeProto | None) -> _Result:
     """A type that ONNX has inferred, and the shape with it."""
     if inferred is None or is_map_type(inferred):
         return None  # onnx_ir has no maps
     tensor = inferred.tensor_type
     if tensor.HasField("shape") and tensor.HasField("elem_type") and not inferred.denotation:
-        dims = tensor.shape.dim
-        if all(dim.HasField("dim_value") and not dim.denotation for dim in dims):
-            sizes = ir.Shape([dim.dim_value for dim in dims])
+        sizes = tuple([dim.dim_value for dim in tensor.shape.dim])
+        if 0 not in sizes:  # one that is open reads as 0
             return ir.TensorType(ir.DataType(tensor.elem_type)), sizes
     return (
         ir.serde.deserialize_type_proto_for_type(inferred),
@@ -413,7 +416,7 @@ def _read(
     )
 
 
-def _is_sized(result: tuple[ir.TypeProtocol | None, ir.Shape | None] | None) -> bool:
+def _is_sized(result: _Result) -> bool:
     """Whether a tensor's shape was inferred."""
     return result is not None and type(result[0]) is ir.TensorType and result[1] is not None
 

@@ -14,7 +14,7 @@ does not nest (4 groups that feed 6) stays as it is; there the solving ties the 
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -184,13 +184,16 @@ class _Refinement:
         used, inverse = np.unique(roots, return_inverse=True)
         sizes = np.array([self.known[root].size for root in used], dtype=np.int64)
         shared_axes: dict[Any, SharedAxis] = {}
+        number = inverse.tolist()
         for axis in self.shared_axes:
             parts = tuple(
-                replace(part, axis_class=int(inverse[part.axis_class])) for part in axis.factors
+                AxisFactor(number[p.axis_class], p.size, p.map, p.rank, p.vertex)
+                for p in axis.factors
             )
             # Two operators may say the same of an axis; a table is the same if it is one object.
             same = [(p.axis_class, p.map if p.map.table is None else id(p.map)) for p in parts]
-            final = replace(axis, axis_class=int(inverse[axis.axis_class]), factors=parts)
+            here = number[axis.axis_class]
+            final = SharedAxis(here, parts, axis.product, axis.dim, axis.through)
             shared_axes.setdefault((final.axis_class, *same), final)
         return FactorizedAxes(inverse[self.classes], sizes, list(shared_axes.values()))
 
