@@ -13,6 +13,7 @@ Everything here is data; the passes ``couple`` and ``group`` fill it in.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
@@ -211,6 +212,20 @@ class Edge(NamedTuple):
     whole: bool
 
 
+class EdgeColumns(NamedTuple):
+    """The edges column by column, ``[edges]`` each, for arithmetic over all of them.
+
+    ``on_weight`` says whether a factor stands there on a value that no graph input reaches.
+    """
+
+    factor: IntArray
+    dim: IntArray
+    port: IntArray
+    op_index: IntArray
+    whole: Flags
+    on_weight: Flags
+
+
 @dataclass(frozen=True, eq=False)
 class Couplings:
     """What the pass ``couple`` found: dims first, then factors, in one numbering (*vertices*).
@@ -251,6 +266,25 @@ class Couplings:
     def on_activation(self, edge: Edge) -> bool:
         """Whether a factor stands there on an operand that a graph input reaches."""
         return edge.port >= 0 and not self.on_weight(edge)
+
+    @cached_property
+    def columns(self) -> EdgeColumns:
+        """The edges as arrays."""
+        of_weights = np.zeros(len(self.dims), dtype=bool)
+        for name, first in self.first_dim.items():
+            if name in self.input_independent:
+                of_weights[first : first + len(self.shapes[name])] = True
+        columns: Sequence[Any] = list(zip(*self.edges, strict=True)) or [()] * len(Edge._fields)
+        factors, dims, _, ports, op_indices, whole = columns
+        of_dims = np.array(dims, dtype=np.int64)
+        return EdgeColumns(
+            factor=np.array(factors, dtype=np.int64),
+            dim=of_dims,
+            port=np.array(ports, dtype=np.int64),
+            op_index=np.array(op_indices, dtype=np.int64),
+            whole=np.array(whole, dtype=np.bool_),
+            on_weight=of_weights[of_dims],
+        )
 
     def factor(self, vertex: int) -> OpFactor:
         """The factor with this id."""
@@ -358,16 +392,29 @@ class ChannelGraph:
 
     def groups_in(self, axis_class: int) -> frozenset[int]:
         """Indices of the groups with channels in a class."""
-        return frozenset(k for k, _ in self.members_in(axis_class))
+        known = self._groups_in
+        if axis_class not in known:
+            known[axis_class] = frozenset([k for k, _ in self.members_in(axis_class)])
+        return known[axis_class]
+
+    @cached_property
+    def _groups_in(self) -> dict[int, frozenset[int]]:
+        return {}
 
     def members_in(self, axis_class: int) -> list[tuple[int, float]]:
         """The groups with channels in a class, and how many positions one of these takes."""
-        matrix, found = self.per_channel, list[tuple[int, float]]()
-        for view in self.views(axis_class):
-            span = slice(*matrix.indptr[view : view + 2])
-            taken = (matrix.data[span] * self.units[view]).tolist()
-            found += zip(matrix.indices[span].tolist(), taken, strict=True)
-        return found
+        further = self._further.get(axis_class)
+        if further is None:
+            return self._members[axis_class]
+        return [member for view in (axis_class, *further) for member in self._members[view]]
+
+    @cached_property
+    def _members(self) -> Sequence[list[tuple[int, float]]]:
+        """By view the groups with channels there, and how many positions one of these takes."""
+        matrix = self.per_channel
+        taken = matrix.data * np.repeat(self.units, np.diff(matrix.indptr))
+        pairs = list(zip(matrix.indices.tolist(), taken.tolist(), strict=True))
+        return [pairs[start:stop] for start, stop in pairwise(matrix.indptr.tolist())]
 
     def views(self, axis_class: int) -> tuple[int, ...]:
         """A class and its further views."""

@@ -73,8 +73,11 @@ class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def positions(self) -> IntArray:
         """The old channels that stay, ascending."""
-        spans = [np.arange(start, stop) for start, stop in self.keep]
-        return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
+        bounds = np.array(self.keep, dtype=np.int64).reshape(-1, 2)
+        counts = np.maximum(bounds[:, 1] - bounds[:, 0], 0)
+        places = np.cumsum(counts) - counts  # of each range among the positions
+        positions: IntArray = np.repeat(bounds[:, 0] - places, counts) + np.arange(counts.sum())
+        return positions
 
     @property
     def kept(self) -> IntArray:
@@ -211,8 +214,9 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if group is None:
                 raise PlanError(f"groups.{escape(key)}: the model has no such group")
             _check_fits(group, entry)
-            if len(entry.positions) != group.width:
-                keep[group.index] = entry.positions
+            positions = entry.positions
+            if len(positions) != group.width:
+                keep[group.index] = positions
         require_viable(graph, [index for index, positions in keep.items() if not len(positions)])
         require_sizes(graph, keep, self.added(graph))
         return keep
@@ -319,9 +323,10 @@ def _ranges(positions: IntArray) -> tuple[tuple[int, int], ...]:
     >>> _ranges(np.array([0, 1, 4]))
     ((0, 2), (4, 5))
     """
-    breaks = np.flatnonzero(np.diff(positions) > 1) + 1
-    runs = np.split(positions, breaks)
-    return tuple((int(run[0]), int(run[-1]) + 1) for run in runs if len(run))
+    breaks = np.flatnonzero(np.diff(positions) > 1)
+    starts = positions[:1].tolist() + positions[breaks + 1].tolist()
+    stops = (positions[breaks] + 1).tolist() + (positions[-1:] + 1).tolist()
+    return tuple(zip(starts, stops, strict=True))
 
 
 # Shapes, axes and indices are of these types; 8-bit integers are quantized weights.
@@ -346,9 +351,10 @@ def _structure(model: ir.Graph, inner: bool = False) -> Iterator[str]:
     """What is hashed. Sizes within a subgraph are not known, and follow from the rest."""
 
     def typed(value: ir.Value) -> str:
-        if not value.name:
+        name = value.name
+        if not name:
             return ""  # a result that nobody wants
-        return value.name if inner else f"{value.name}:{static_shape(value)}"
+        return name if inner else f"{name}:{static_shape(value)}"
 
     for value in (*model.inputs, *model.initializers.values()):
         tensor = value.const_value

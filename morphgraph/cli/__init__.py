@@ -13,6 +13,7 @@ from importlib import import_module
 import click
 
 from morphgraph.cli.console import OutputSettings, complain, talking
+from morphgraph.cli.later import import_later
 from morphgraph.errors import FileError, MorphError
 from morphgraph.version import __version__
 from morphgraph.words import did_you_mean, escape, file_word
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     settings = OutputSettings(arguments=tuple(given))
+    import_later()
     with talking(settings):
         try:
             result = cli.main(

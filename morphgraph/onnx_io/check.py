@@ -17,6 +17,7 @@ from morphgraph.errors import ModelError, UnsupportedError, warn
 from morphgraph.words import escape as escape
 
 MIN_OPSET = 11
+_KNOWN_TYPES = frozenset(dtype.value for dtype in ir.DataType) - {ir.DataType.UNDEFINED.value}
 _MAX_RANK = 64  # as in NumPy
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}  # as onnx.proto says
 
@@ -45,8 +46,8 @@ def check_proto(proto: onnx.ModelProto, folder: str | None, elsewhere: Container
             is_main = scope is scopes[0]
             _check_graph(scope.graph, folder, elsewhere if is_main else (), is_main)
         for index, node in enumerate(scope.nodes):
-            _check_text(node.name, node.op_type, node.domain, node.doc_string)
-            _check_text(*node.input, *node.output)
+            words = node.name, node.op_type, node.domain, node.doc_string
+            _check_text(*words, *node.input, *node.output)
             for attribute in node.attribute:
                 _check_text(attribute.name, attribute.doc_string)
                 if not attribute.name or attribute.type == onnx.AttributeProto.UNDEFINED:
@@ -181,16 +182,19 @@ def _check_graph(
         for info in infos:
             if not info.type.HasField("tensor_type"):
                 continue
-            where = f"{role} '{escape(info.name)}'"
             _check_text(info.name, info.doc_string)
             tensor_type = info.type.tensor_type
-            if tensor_type.elem_type or (role == "input" and is_main):
-                _dtype(tensor_type.elem_type, where)
-            dims = list(tensor_type.shape.dim)
+            code = tensor_type.elem_type
+            if code not in _KNOWN_TYPES and (code or (role == "input" and is_main)):
+                _dtype(code, f"{role} '{escape(info.name)}'")
+            dims = tensor_type.shape.dim
             _check_text(*[dim.dim_param for dim in dims])
             # PaddlePaddle writes -1 for a size that is open.
-            if any(dim.dim_value < -1 for dim in dims):
-                raise ModelError(f"{where}: its shape has a negative size; export the model again")
+            if min([dim.dim_value for dim in dims], default=0) < -1:
+                raise ModelError(
+                    f"{role} '{escape(info.name)}': its shape has a negative size; export the "
+                    "model again"
+                )
 
 
 def _tensors(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:

@@ -7,6 +7,7 @@ is scored, resized and written in a few dozen megabytes.
 
 import mmap
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import product
 from typing import BinaryIO
 
@@ -106,7 +107,13 @@ def shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 def is_stored(tensor: ir.TensorProtocol | None) -> bool:
     """Whether a tensor's data stands in a file beside the model."""
-    return isinstance(tensor, ir.ExternalTensor | StoredTensor)
+    kind: type = type(tensor)
+    return _stands_in_file(kind)
+
+
+@cache  # it is asked for every weight again and again, and classes of onnx_ir are slow to ask
+def _stands_in_file(kind: type) -> bool:
+    return issubclass(kind, ir.ExternalTensor | StoredTensor)
 
 
 def release_pages(tensor: ir.TensorProtocol) -> None:
@@ -128,10 +135,19 @@ def read_ahead(tensor: ir.TensorProtocol) -> None:
         tensor.raw.madvise(mmap.MADV_SEQUENTIAL)
 
 
-def blocks(tensor: ir.TensorProtocol, axis: int = 0) -> Iterator[tuple[slice, FloatArray]]:
+def blocks(
+    tensor: ir.TensorProtocol, axis: int = 0, room: FloatArray | None = None
+) -> Iterator[tuple[slice, FloatArray]]:
     """A tensor in pieces, as ``(positions on the axis, [before, positions, after])``.
 
-    What comes before and after the axis is flattened, numbers are double precision.
+    What comes before and after the axis is flattened, numbers are double precision. A piece holds
+    its numbers until the next one is asked for.
+
+    Args:
+        tensor: the tensor.
+        axis: one of its axes.
+        room: ``[BLOCK_ELEMENTS]``, where the pieces of many tensors are put, one after the other:
+            memory that is used again is quick, and fresh memory is not.
 
     >>> tensor = ir.tensor(np.array([[1.0, 2.0], [3.0, 4.0]]))
     >>> [(part.start, block.tolist()) for part, block in blocks(tensor, 1)]
@@ -148,5 +164,11 @@ def blocks(tensor: ir.TensorProtocol, axis: int = 0) -> Iterator[tuple[slice, Fl
     starts = (range(0, size, step) for size, step in zip(sizes, (before, along, after)))
     for i, j, k in product(*starts):
         part = slice(j, j + along)
-        yield part, grid[i : i + before, part, k : k + after].astype(np.float64)
+        block = grid[i : i + before, part, k : k + after]
+        if room is None:
+            yield part, block.astype(np.float64)
+        else:
+            wide = room[: block.size].reshape(block.shape)
+            np.copyto(wide, block, casting="unsafe")  # as astype does
+            yield part, wide
         release_pages(tensor)

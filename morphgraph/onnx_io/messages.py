@@ -60,34 +60,58 @@ def message_without_weights(
         lent: the large weights, if they are known (:func:`lent_weights`).
         given: of these the ones that are further inputs instead.
     """
-    graph = model.graph
-    lent = lent_weights(model) if lent is None else lent
-    pieces = [framed(1, _node(node)) for node in graph]
-    pieces.append(framed(2, (graph.name or "graph").encode()))
-    for name, value in graph.initializers.items():
-        if name in lent and name not in given:
-            pieces.append(framed(5, _of_no_file(name, lent[name])))
-        elif name not in lent and value.const_value is not None:
-            found = value.const_value
-            if is_stored(found):  # a message stands beside no file
-                found = ir.Tensor(found.numpy(), dtype=found.dtype)
-            tensor = ir.serde.serialize_tensor(found)
-            tensor.name = name
-            pieces.append(framed(5, tensor.SerializeToString()))
-    pieces += [framed(11, _input(value, shapes or {})) for value in graph.inputs]
-    pieces += [framed(11, _of_tensor(name, lent[name])) for name in given]
-    pieces += [framed(12, _stated(value, shapes is None)) for value in graph.outputs]
-    if shapes is None:
-        for node in graph:
-            known = [value for value in node.outputs if value.name and value.type is not None]
-            pieces += [framed(13, _stated(value)) for value in known]
-    return _mapped(model, b"".join([*_header(model), framed(7, b"".join(pieces))]))
+    return Written(model, lent).message(shapes, given)
+
+
+class Written:
+    """The parts of a model's messages, each written once for messages with several shapes.
+
+    Args:
+        model: is not changed as long as messages are made of it.
+        lent: the large weights, if they are known (:func:`lent_weights`).
+    """
+
+    def __init__(self, model: ir.Model, lent: Tensors | None = None) -> None:
+        graph = model.graph
+        self._model = model
+        self._lent = lent_weights(model) if lent is None else lent
+        nodes = [framed(1, node_message(node)) for node in graph]
+        self._nodes = b"".join([*nodes, framed(2, (graph.name or "graph").encode())])
+        self._initializers: dict[str, bytes] = {}
+
+    def message(
+        self, shapes: Mapping[str, Shape] | None = None, given: Collection[str] = ()
+    ) -> bytes:
+        """The model's message, as of :func:`message_without_weights`."""
+        model, graph, lent = self._model, self._model.graph, self._lent
+        pieces = [self._nodes]
+        pieces += [self._initializer(name) for name in graph.initializers if name not in given]
+        pieces += [framed(11, _input(value, shapes or {})) for value in graph.inputs]
+        pieces += [framed(11, _of_tensor(name, lent[name])) for name in given]
+        pieces += [framed(12, _stated(value, shapes is None)) for value in graph.outputs]
+        if shapes is None:
+            for node in graph:
+                known = [value for value in node.outputs if value.name and value.type is not None]
+                pieces += [framed(13, _stated(value)) for value in known]
+        return _mapped(model, b"".join([*_header(model), framed(7, b"".join(pieces))]))
+
+    def _initializer(self, name: str) -> bytes:
+        """The field of an initializer; nothing where it has no data."""
+        if name not in self._initializers:
+            tensor = self._model.graph.initializers[name].const_value
+            written = b""
+            if name in self._lent:
+                written = framed(5, _of_no_file(name, self._lent[name]))
+            elif tensor is not None:
+                written = framed(5, tensor_message(name, tensor))
+            self._initializers[name] = written
+        return self._initializers[name]
 
 
 def structure(model: ir.Model) -> bytes:
     """The model as a message for ``onnx.checker``: weights have the size 0, as without data."""
     graph = model.graph
-    pieces = [framed(1, _node(node)) for node in graph]
+    pieces = [framed(1, node_message(node)) for node in graph]
     pieces.append(framed(2, (graph.name or "graph").encode()))
     for name, value in graph.initializers.items():
         kind = number_field(2, value.dtype or 0)
@@ -114,7 +138,8 @@ def _mapped(model: ir.Model, message: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def _node(node: ir.Node) -> bytes:
+def node_message(node: ir.Node) -> bytes:
+    """A node as a message, without its notes."""
     pieces = [framed(1, b"" if v is None else (v.name or "").encode()) for v in node.inputs]
     results = [(value.name or "").encode() for value in node.outputs]
     while results and not results[-1]:
@@ -123,7 +148,7 @@ def _node(node: ir.Node) -> bytes:
     if node.name:
         pieces.append(framed(3, node.name.encode()))
     pieces.append(framed(4, node.op_type.encode()))
-    pieces += [framed(5, _attribute(attribute)) for attribute in node.attributes.values()]
+    pieces += [framed(5, _attribute(attribute)) for attribute in node.attributes.data.values()]
     if node.domain:
         pieces.append(framed(7, node.domain.encode()))
     if node.overload:
@@ -132,32 +157,37 @@ def _node(node: ir.Node) -> bytes:
 
 
 def _attribute(attribute: ir.Attr) -> bytes:
-    kind = ir.AttributeType
     if attribute.is_ref():
         return bytes(ir.serde.serialize_reference_attribute(attribute).SerializeToString())
-    match attribute.type:
-        case kind.INT:
-            value = number_field(3, int(attribute.value))
-        case kind.FLOAT:
-            value = _FLOAT_TAG + struct.pack("<f", attribute.value)
-        case kind.STRING:
-            value = framed(4, attribute.value.encode())
-        case kind.INTS:
-            value = b"".join([number_field(8, int(number)) for number in attribute.value])
-        case _:
-            return bytes(ir.serde.serialize_attribute(attribute).SerializeToString())
-    number = number_field(20, attribute.type.value)
-    return framed(1, attribute.name.encode()) + value + number
+    kind, value = attribute.type, attribute.value
+    if kind == _INT:
+        written = number_field(3, int(value))
+    elif kind == _INTS:
+        written = b"".join([number_field(8, int(number)) for number in value])
+    elif kind == _FLOAT:
+        written = _FLOAT_TAG + struct.pack("<f", value)
+    elif kind == _STRING:
+        written = framed(4, value.encode())
+    else:
+        return bytes(ir.serde.serialize_attribute(attribute).SerializeToString())
+    return framed(1, attribute.name.encode()) + written + number_field(20, kind)
 
+
+_INT, _INTS = ir.AttributeType.INT, ir.AttributeType.INTS
+_FLOAT, _STRING = ir.AttributeType.FLOAT, ir.AttributeType.STRING
 
 _FLOAT_TAG = bytes([2 << 3 | 5])
 """Before ``AttributeProto.f``, which takes 32 bits."""
 
 
 def _of_no_file(name: str, tensor: ir.TensorProtocol) -> bytes:
+    return _of(name, tensor, _NO_FILE)
+
+
+def _of(name: str, tensor: ir.TensorProtocol, data: bytes) -> bytes:
     dims = [number_field(1, size) for size in tensor.shape.numpy()]
     kind = number_field(2, tensor.dtype.value)
-    return b"".join([*dims, kind, framed(8, name.encode()), _NO_FILE])
+    return b"".join([*dims, kind, framed(8, name.encode()), data])
 
 
 _NO_FILE = framed(13, framed(1, b"location") + framed(2, b"lent")) + number_field(14, 1)
@@ -166,6 +196,17 @@ _NO_FILE = framed(13, framed(1, b"location") + framed(2, b"lent")) + number_fiel
 
 def _of_tensor(name: str, tensor: ir.TensorProtocol) -> bytes:
     return _tensor_value(name, tensor.dtype, tensor.shape.numpy())
+
+
+def tensor_message(name: str, tensor: ir.TensorProtocol) -> bytes:
+    """A tensor with its data, which stands beside no file."""
+    if tensor.dtype == ir.DataType.STRING:
+        proto = ir.serde.serialize_tensor(tensor)
+        proto.name = name
+        return bytes(proto.SerializeToString())
+    if is_stored(tensor):
+        tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
+    return _of(name, tensor, framed(9, tensor.tobytes()))
 
 
 def _input(value: ir.Value, shapes: Mapping[str, Shape]) -> bytes:
@@ -183,7 +224,12 @@ def _stated(value: ir.Value, with_shape: bool = True) -> bytes:
 
 
 def _tensor_value(name: str, dtype: ir.DataType, shape: Sequence[int] | None) -> bytes:
+    return framed(1, name.encode()) + framed(2, type_message(dtype, shape))
+
+
+def type_message(dtype: ir.DataType, shape: Sequence[int] | None) -> bytes:
+    """The type of a tensor as a message."""
     tensor = number_field(1, dtype.value)
     if shape is not None:
         tensor += framed(2, b"".join([framed(1, number_field(1, size)) for size in shape]))
-    return framed(1, name.encode()) + framed(2, framed(1, tensor))
+    return framed(1, tensor)

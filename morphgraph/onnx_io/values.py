@@ -37,7 +37,7 @@ def static_shape(value: ir.Value) -> Shape:
     >>> static_shape(ir.val("x", ir.DataType.FLOAT, [1, 3, 8, 8]))
     (1, 3, 8, 8)
     """
-    analysed: Shape | None = value.meta.get(STATIC_SHAPE_KEY)
+    analysed: Shape | None = value.meta.data.get(STATIC_SHAPE_KEY)  # of a UserDict, at once
     if analysed is not None:
         return analysed
     sizes = known_shape(value)
@@ -66,7 +66,7 @@ def _sizes(dims: Sequence[object]) -> Shape | None:
 
 def is_unsized(value: ir.Value | None) -> bool:
     """Whether a value of a canonical model has a size that only running the model tells."""
-    return value is not None and bool(value.meta.get(UNSIZED_KEY))
+    return value is not None and bool(value.meta.data.get(UNSIZED_KEY))
 
 
 def mark_unsized(value: ir.Value) -> None:
@@ -104,7 +104,7 @@ def node_label(node: ir.Node) -> str:
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """The graphs among a node's attributes: the branches of an If, the body of a Loop."""
     graphs: list[ir.Graph] = []
-    for attribute in node.attributes.values():
+    for attribute in node.attributes.data.values():
         if attribute.type == ir.AttributeType.GRAPH:
             graphs.append(attribute.as_graph())
         elif attribute.type == ir.AttributeType.GRAPHS:

@@ -129,7 +129,10 @@ def framed(number: int, content: bytes) -> bytes:
     >>> framed(2, b"abc")
     b'\x12\x03abc'
     """
-    return _varint(number << 3 | _BYTES) + _varint(len(content)) + content
+    length = len(content)
+    if length < 128:
+        return _HEADS[number][length] + content
+    return _varint(number << 3 | _BYTES) + _varint(length) + content
 
 
 def number_field(number: int, value: int) -> bytes:
@@ -138,6 +141,8 @@ def number_field(number: int, value: int) -> bytes:
     >>> number_field(1, 300)
     b'\x08\xac\x02'
     """
+    if 0 <= value < 128:
+        return _SMALL_NUMBERS[number][value]
     return _varint(number << 3) + _varint(value & _64_BITS)
 
 
@@ -151,6 +156,25 @@ def _framed(number: int, pieces: Sequence[Buffer]) -> list[Buffer]:
 
 
 _SHORT = [bytes([value]) for value in range(128)]
+
+
+class _Prefixed(dict[int, list[bytes]]):
+    """By the number of a field its tag of this kind with each number below 128 behind it.
+
+    Nearly all lengths and numbers are such, and a look is quicker than to put bytes together.
+    """
+
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def __missing__(self, number: int) -> list[bytes]:
+        tag = _varint(number << 3 | self._kind)
+        self[number] = [tag + short for short in _SHORT]
+        return self[number]
+
+
+_HEADS, _SMALL_NUMBERS = _Prefixed(_BYTES), _Prefixed(0)
 
 
 def _varint(value: int) -> bytes:

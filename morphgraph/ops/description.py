@@ -6,6 +6,7 @@ or factor by factor where a line cannot say it: movements, whose index maps depe
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from typing import NamedTuple
 
@@ -47,6 +48,9 @@ class IndexMap:
         """
         if self.table is not None:
             return self.table
+        if self.outer == 1 == self.inner:
+            elements = np.arange(size)
+            return elements, elements + self.offset
         count = self.outer * size * self.inner
         elements = np.arange(count) // self.inner % size
         return elements, self.offset + np.arange(count)
@@ -63,7 +67,12 @@ def product_maps(sizes: Sequence[int]) -> list[IndexMap]:
     """
     if len(sizes) == 1:
         return [IDENTITY]
-    return [IndexMap(prod(sizes[:k]), prod(sizes[k + 1 :])) for k in range(len(sizes))]
+    return list(_product_maps(tuple(sizes)))
+
+
+@cache
+def _product_maps(sizes: tuple[int, ...]) -> tuple[IndexMap, ...]:
+    return tuple(IndexMap(prod(sizes[:k]), prod(sizes[k + 1 :])) for k in range(len(sizes)))
 
 
 class Place(NamedTuple):
@@ -140,6 +149,9 @@ class Description:
 
     def lay(self, port: int, axis: int, names: Sequence[str]) -> None:
         """Let an axis be the product of factors, outermost first."""
+        if len(names) == 1:
+            self.factors[names[0]].places.append(Place(port, axis))
+            return
         factors = [self.factors[name] for name in names]
         for factor, index_map in zip(factors, product_maps([f.size for f in factors]), strict=True):
             factor.places.append(Place(port, axis, index_map))
@@ -190,12 +202,18 @@ def from_line(
     )
     factors = description.factors
     for name, size in bound.sizes.items():
-        letter = name.rstrip("0123456789")
-        known = reason or _UPPER.get(letter, f"factor {letter} of {n.op_type}")
-        factors[name] = Factor(name, size, known if name[0].isupper() else None)
+        if name[0].isupper():
+            letter = name.rstrip("0123456789")
+            known = reason or _UPPER.get(letter, f"factor {letter} of {n.op_type}")
+            factors[name] = Factor(name, size, known)
+        else:
+            factors[name] = Factor(name, size)
     for port, axes in _operands(bound):
         for axis, names in enumerate(axes):
-            _lay(description, port, axis, names)
+            if len(names) == 1:  # as nearly all
+                factors[names[0]].places.append(Place(port, axis))
+            else:
+                _lay(description, port, axis, names)
     return description
 
 
@@ -214,7 +232,7 @@ def _lay(description: Description, port: int, axis: int, names: Sequence[str]) -
     if not names:
         description.pin(port, axis, 1, "axis of size 1, broadcast")
         return
-    large = [name for name in names if factors[name].size > 1] if len(names) > 1 else names
+    large = [name for name in names if factors[name].size > 1]
     for name in set(names).difference(large):
         factors[name].pinned = factors[name].pinned or "factor of size 1 in a product"
     if large:

@@ -12,6 +12,7 @@ of a convolution), ``i`` the channels that one of them sums over, ``k`` the posi
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import ClassVar
 
@@ -148,6 +149,14 @@ class Gates(Linear):
         raise NotImplementedError("a recurrent layer keeps its gates to itself")
 
 
+@lru_cache(maxsize=4096)  # of a network's convolutions most are alike
+def _met(window: "Window", axis: int, given: int, made: int) -> Flags:
+    seen = window.seen(axis, given, made, np.arange(made)) < given
+    met = np.asarray(seen.any(axis=0), dtype=np.bool_)
+    met.flags.writeable = False
+    return met
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window(Linear):
     """A convolution, or a transposed one.
@@ -183,14 +192,14 @@ class Window(Linear):
         padded = np.pad(operand, [(0, 0), (0, 0), *[(0, 1)] * rank])
         index: list[IntArray | slice] = [sample.reshape(-1, *[1] * rank), slice(None)]
         for axis, positions in enumerate(at):
-            seen = self._seen(axis, operand.shape[2 + axis], result[2 + axis], positions)
+            seen = self.seen(axis, operand.shape[2 + axis], result[2 + axis], positions)
             shape = [1] * rank
             shape[axis] = self.size[axis]
             index.append(seen.reshape(len(seen), *shape))
         patches = np.moveaxis(padded[tuple(index)], -1, 1)  # [places, channels, *K]
         return patches.reshape(len(chosen), self.groups, operand.shape[1] // self.groups, -1)
 
-    def _seen(self, axis: int, given: int, made: int, positions: IntArray) -> IntArray:
+    def seen(self, axis: int, given: int, made: int, positions: IntArray) -> IntArray:
         """Which position of the operand a place sees through every tap, ``[places, taps]``.
 
         The operand's size stands for none. A transposed convolution sends position ``p`` to
@@ -223,8 +232,7 @@ class Window(Linear):
         >>> same.met(0, 2, 2), same.met(0, 3, 3).all()
         (array([False,  True,  True,  True, False]), np.True_)
         """
-        seen = self._seen(axis, given, made, np.arange(made)) < given
-        return np.asarray(seen.any(axis=0), dtype=np.bool_)
+        return _met(self, axis, given, made)
 
     def results(self, result: Array, chosen: IntArray) -> Array:
         sample, *at = _where(chosen, result.shape[2:])

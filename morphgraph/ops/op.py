@@ -178,7 +178,7 @@ class Op:
         wanted = _keywords(function)
         given = {
             name: attribute_value(attribute)
-            for name, attribute in node.attributes.items()
+            for name, attribute in node.attributes.data.items()
             if wanted is None or name in wanted
         }
         return function(*args, **given)
@@ -239,7 +239,8 @@ def facts_of(node: ir.Node | OpNode) -> type[Op]:
     >>> facts_of(ir.node("Unheard", [], domain="com.acme")).statistics
     ()
     """
-    return entry_of(node.op_type, node.domain) or Op
+    found = _REGISTRY.get((node.domain, node.op_type))  # at once for nearly all, who are many
+    return found or entry_of(node.op_type, node.domain) or Op
 
 
 def mismatch_hint(entry: type[Op] | None) -> str:

@@ -100,22 +100,15 @@ def _by_origin(graph: ChannelGraph) -> tuple[list[Source], list[ComputedKernel]]
 def _producing(graph: ChannelGraph) -> list[Edge]:
     """Where the factors that make channels stand on kernels."""
     couplings = graph.couplings
-    role = roles(couplings)
-    on_weights = [e for e in couplings.edges if e.port >= 0 and couplings.on_weight(e)]
-    uncounted = {
-        (edge.op_index, edge.port)
-        for edge in on_weights
-        if not role.counted[edge.factor] and couplings.sizes[edge.factor] > 1
-    }
-    return [
-        edge
-        for edge in on_weights
-        if role.counted[edge.factor]
-        and role.on_results[edge.factor]
-        and not role.sums[edge.factor]
-        and edge.factor not in couplings.pins
-        and (edge.op_index, edge.port) not in uncounted
-    ]
+    role, edges = roles(couplings), couplings.columns
+    factors = edges.factor
+    on_kernels = (edges.port >= 0) & edges.on_weight
+    ports = edges.op_index * (int(edges.port.max(initial=0)) + 1) + edges.port  # of operands
+    uncounted = on_kernels & ~role.counted[factors] & (couplings.sizes[factors] > 1)
+    makes = role.counted & (role.on_results > 0) & ~role.sums
+    makes[list(couplings.pins)] = False
+    makes = makes[factors] & on_kernels & ~np.isin(ports, ports[uncounted])
+    return [couplings.edges[k] for k in np.flatnonzero(makes).tolist()]
 
 
 def _dequantization(graph: ChannelGraph, edge: Edge) -> tuple[tuple[str, ...], str | None]:
@@ -326,9 +319,8 @@ def _movements(graph: ChannelGraph) -> tuple[dict[int, list[int]], dict[int, lis
     couplings = graph.couplings
     moved_by: dict[int, list[int]] = {}
     moved_from: dict[int, list[int]] = {}
-    for edge in couplings.edges:
-        if not facts_of(graph.ops[edge.op_index].ir).moves:
-            continue
+    moving = (k for k, op in enumerate(graph.ops) if facts_of(op.ir).moves)
+    for edge in (edge for k in moving for edge in graph.edges_of(k)):
         if edge.port >= 0:
             moved_from.setdefault(edge.factor, []).append(edge.dim)
         elif couplings.on_weight(edge):

@@ -157,11 +157,12 @@ class Deaths:
             there.update(result_names(graph.ops[op_index]))
         self.vanished = set(structure.counted - there)
         self._gone = set(self.vanished)
-        in_use = np.zeros(len(graph.fixed_size), dtype=np.int64)
-        for name, first in graph.couplings.first_dim.items():
-            if name not in self.vanished:
-                classes = graph.vertex_class[first : first + len(graph.shapes[name])]
-                np.add.at(in_use, classes, 1)
+        there_dims = np.ones(len(graph.couplings.dims), dtype=bool)
+        for name in self.vanished & graph.couplings.first_dim.keys():
+            first = graph.couplings.first_dim[name]
+            there_dims[first : first + len(graph.shapes[name])] = False
+        classes = graph.vertex_class[: len(there_dims)][there_dims]
+        in_use = np.bincount(classes, minlength=len(graph.fixed_size))
         self._in_use = in_use = in_use[graph.base]
         self._needed = graph.per_group.astype(bool).astype(np.float64) @ (in_use > 0)
         self.orphaned = {g.index for g in graph.groups if self._is_orphan(g.index)}

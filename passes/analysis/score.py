@@ -10,7 +10,7 @@ from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
-from morphgraph.onnx_io.mapped import blocks
+from morphgraph.onnx_io.mapped import BLOCK_ELEMENTS, blocks
 from morphgraph.options import Score as Score
 from morphgraph.passes.analysis.channel_sources import (
     ComputedKernel,
@@ -68,15 +68,16 @@ def strengths(
         ModelError: a parameter holds NaN or infinite numbers, which cannot be ranked.
     """
     result = np.full(len(graph.channel_group), np.nan)
+    room = np.empty(BLOCK_ELEMENTS)
     for source in sources:
         tensor = graph.model.graph.initializers[source.parameter].const_value
         assert tensor is not None
-        _measure(result, source.parameter, tensor, source.axis, source.channels, norm)
+        _measure(result, source.parameter, tensor, source.axis, source.channels, norm, room)
     for kernel in computed:
         array = numbers(graph, kernel)
         if array is not None:
             tensor = ir.Tensor(array, name=kernel.value)
-            _measure(result, kernel.value, tensor, kernel.axis, kernel.channels, norm)
+            _measure(result, kernel.value, tensor, kernel.axis, kernel.channels, norm, room)
     return result
 
 
@@ -87,11 +88,12 @@ def _measure(
     axis: int,
     channels: IntArray,
     norm: Norm,
+    room: FloatArray,
 ) -> None:
     """Raise the channels on an axis to the norms of their slices."""
     size = len(channels)
     squared, absolute = np.zeros(size), np.zeros(size)  # per position of the axis
-    for part, block in blocks(tensor, axis):
+    for part, block in blocks(tensor, axis, room):
         if norm.squares:
             squared[part] += np.einsum("ijk,ijk->j", block, block)
         if norm.magnitudes:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-import onnx.reference.ops
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, Shape
@@ -93,14 +92,13 @@ class KnownValues:
 
 def plain_attributes(node: ir.Node) -> Hashable:
     """A node's attributes; ``None`` where one holds a tensor or a graph."""
-    if any(attribute.type not in _PLAIN_ATTRIBUTES for attribute in node.attributes.values()):
-        return None
-    return tuple(
-        [
-            (name, a.type, tuple(a.value) if isinstance(a.value, list) else a.value)
-            for name, a in node.attributes.items()
-        ]
-    )
+    found: list[Hashable] = []
+    for name, attribute in node.attributes.data.items():
+        kind, value = attribute.type, attribute.value
+        if kind not in _PLAIN_ATTRIBUTES:
+            return None
+        found.append((name, kind, tuple(value) if isinstance(value, list) else value))
+    return tuple(found)
 
 
 def _bytes(tensor: ir.TensorProtocol) -> Hashable:
@@ -168,8 +166,10 @@ def _computed_arrays(
         for name, attribute in node.attributes.items()
     }
     arrays = [None if tensor is None else tensor.numpy() for tensor in operands]
+    from onnx.reference.ops import load_op  # takes long, and files of this program need none
+
     try:
-        kernel = onnx.reference.ops.load_op("", node.op_type, opset)
+        kernel = load_op("", node.op_type, opset)
         with np.errstate(all="ignore"):
             results = kernel.eval(*arrays, n_outputs=len(node.outputs), **attributes)
     except (

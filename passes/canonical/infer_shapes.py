@@ -6,17 +6,20 @@ For one that ONNX does not have, or for which it infers no shape, the operator's
 (``Op.shape``), and where that is silent ONNX Runtime is asked what comes out (``ask_runtime``).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
+from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import captured_values, escape, known_shape, node_label, subgraphs
 from morphgraph.onnx_io.maps import is_map_type
+from morphgraph.onnx_io.messages import node_message, tensor_message, type_message
 from morphgraph.ops import Op, OpNode, describe, entry_of, mismatch_hint
 from morphgraph.ops.op import UnsupportedFormError, lookup
 from morphgraph.passes.canonical.ask_runtime import Runtime
@@ -28,8 +31,9 @@ _FLOATS = 64  # of those that are no integers: scales per axis decide on sizes, 
 # Operators that ONNX has withdrawn in some version, while ONNX Runtime still runs that.
 _WITHDRAWN = {"GroupNormalization"}
 
-# By result: its type and shape; None where nothing was inferred.
-_Results = tuple[tuple[ir.TypeProtocol | None, ir.Shape | None] | None, ...]
+# The type and shape of a result; None where nothing was inferred.
+_Result = tuple[ir.TypeProtocol | None, ir.Shape | Shape | None] | None
+_Results = tuple[_Result, ...]
 
 _INFERENCE_ERRORS = (
     onnx.checker.ValidationError,
@@ -38,6 +42,22 @@ _INFERENCE_ERRORS = (
     ValueError,
     TypeError,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message as ``onnx`` hands it on to its inference: nobody looks at more than this.
+
+    Attributes:
+        content: what it is serialized to.
+        input: of a node the names of its operands.
+    """
+
+    content: bytes
+    input: tuple[str, ...] = ()
+
+    def SerializeToString(self) -> bytes:  # noqa: N802  # as protobuf calls it
+        return self.content
 
 
 class MisfitError(ModelError):
@@ -71,11 +91,13 @@ class ResultTypes:
         self.checker_context = onnx.checker.C.CheckerContext()
         self.checker_context.ir_version = onnx.IR_VERSION
         self.checker_context.opset_imports = self.opsets
+        self.scope = onnx.checker.LEXICAL_SCOPE_CONTEXT
         self.opset_protos = [
             onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()
         ]
         self.schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
         self.repeated: dict[Hashable, _Results] = {}
+        self.type_messages: dict[Hashable, bytes] = {}
 
     def infer(self, node: ir.Node) -> None:
         """Write types and shapes on a node's results; what cannot be inferred stays as declared.
@@ -101,10 +123,10 @@ class ResultTypes:
             self._infer_by_entry(node, entry)
             self._ask(node, entry)
             return
-        proto = ir.serde.serialize_node(node)
+        message = node_message(node)
         if schema.since_version <= self.opsets[node.domain]:
-            self._check(node, proto)
-        results = self._infer_by_onnx(node, proto, schema)
+            self._check(node, message)
+        results = self._infer_by_onnx(node, message, schema)
         if any(map(_is_sized, results)):
             self._check_reshape(node)
             if key is not None:
@@ -174,36 +196,52 @@ class ResultTypes:
             if value in unknown and found is not None:
                 value.type, value.shape = found
 
-    def _check(self, node: ir.Node, proto: onnx.NodeProto) -> None:
+    def _check(self, node: ir.Node, message: bytes) -> None:
         """Operands and attributes are as many, and of such kinds, as the operator's schema says."""
         if subgraphs(node) or (node.op_type in _WITHDRAWN and not node.domain):
             return
         try:
-            onnx.checker.check_node(proto, self.checker_context)
+            onnx.checker.C.check_node(message, self.checker_context, self.scope)
         except onnx.checker.ValidationError as error:
             reason = escape(" ".join(str(error).split()))
             raise ModelError(f"{node_label(node)}: is not valid: {reason}") from error
 
-    def _infer_by_onnx(
-        self, node: ir.Node, proto: onnx.NodeProto, schema: onnx.defs.OpSchema
-    ) -> _Results:
+    def _infer_by_onnx(self, node: ir.Node, message: bytes, schema: onnx.defs.OpSchema) -> _Results:
         """Write what ONNX infers, and return it."""
         operands = [value for value in (*node.inputs, *captured_values(node)) if value is not None]
-        types = {v.name or "": t for v in operands if (t := _type_proto(v)) is not None}
+        types = {v.name or "": t for v in operands if (t := self._type_message(v)) is not None}
         if schema.deprecated or any(value.name not in types for value in operands):
             return ()
         data = {
-            value.name or "": ir.serde.serialize_tensor(tensor)
+            value.name or "": tensor_message(value.name or "", tensor)
             for value in operands
             if (tensor := self._data(value)) is not None
         }
         try:
-            inferred = self._inferred(schema, proto, types, data)
+            inferred = self._inferred(schema, message, types, data)
         except _INFERENCE_ERRORS as error:
             raise self._misfit(node, escape(" ".join(str(error).split()))) from error
         results = tuple(_read(inferred.get(output.name or "")) for output in node.outputs)
         _write(node, results)
         return results
+
+    def _type_message(self, value: ir.Value) -> bytes | None:
+        """The type and shape of a value, as far as they are known."""
+        kind, shape = value.type, value.shape
+        if kind is None:
+            return None
+        if shape is not None and type(kind) is ir.TensorType and kind.denotation is None:
+            key = kind.dtype, shape.dims
+            if key in self.type_messages:
+                return self.type_messages[key]
+            sizes = known_shape(value)
+            if sizes is not None:
+                self.type_messages[key] = type_message(kind.dtype, sizes)
+                return self.type_messages[key]
+        proto = ir.serde.serialize_type(kind)
+        if shape is not None:
+            ir.serde.serialize_shape_into(proto, shape)
+        return bytes(proto.SerializeToString())
 
     def _check_reshape(self, node: ir.Node) -> None:
         """Refuse a Reshape to another number of elements, which ONNX's inference lets pass."""
@@ -235,9 +273,9 @@ class ResultTypes:
     def _inferred(
         self,
         schema: onnx.defs.OpSchema,
-        proto: onnx.NodeProto,
-        types: dict[str, onnx.TypeProto],
-        data: dict[str, onnx.TensorProto],
+        message: bytes,
+        types: Mapping[str, bytes],
+        data: Mapping[str, bytes],
     ) -> dict[str, onnx.TypeProto]:
         """What ONNX infers; where an operator does not know bfloat16 yet, as if it were float16.
 
@@ -245,22 +283,46 @@ class ResultTypes:
         """
         is_function = schema.has_function  # type: ignore[attr-defined]  # not in onnx's stubs
         if is_function and not schema.has_type_and_shape_inference_function:
-            return _inferred_from_body(proto, types, self.opset_protos)
-        infer = onnx.shape_inference.infer_node_outputs
-        opsets = self.opset_protos
+            return _inferred_from_body(message, types, self.opset_protos)
         try:
-            return infer(schema, proto, types, data, opset_imports=opsets)
+            return self._outputs(schema, message, types, data)
         except _INFERENCE_ERRORS as error:
             bfloat16, float16 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16
-            if all(t.tensor_type.elem_type != bfloat16 for t in types.values()):
+            protos = {name: onnx.TypeProto.FromString(each) for name, each in types.items()}
+            if all(t.tensor_type.elem_type != bfloat16 for t in protos.values()):
                 raise
-            types = {name: _retyped(t, bfloat16, float16) for name, t in types.items()}
-            data = {name: x for name, x in data.items() if x.data_type != bfloat16}
+            types = {
+                name: _retyped(t, bfloat16, float16).SerializeToString()
+                for name, t in protos.items()
+            }
+            of_others = {
+                name: each
+                for name, each in data.items()
+                if onnx.TensorProto.FromString(each).data_type != bfloat16
+            }
             try:
-                inferred = infer(schema, proto, types, data, opset_imports=opsets)
+                inferred = self._outputs(schema, message, types, of_others)
             except _INFERENCE_ERRORS:
                 raise error from None  # the first one speaks of the types that the model has
             return {name: _retyped(t, float16, bfloat16) for name, t in inferred.items()}
+
+    def _outputs(
+        self,
+        schema: onnx.defs.OpSchema,
+        message: bytes,
+        types: Mapping[str, bytes],
+        data: Mapping[str, bytes],
+    ) -> dict[str, onnx.TypeProto]:
+        """What ONNX infers of a node's results."""
+        infer: Any = onnx.shape_inference.infer_node_outputs
+        found: dict[str, onnx.TypeProto] = infer(
+            schema,
+            _Message(message, tuple(types)),
+            {name: _Message(each) for name, each in types.items()},
+            {name: _Message(each) for name, each in data.items()},
+            opset_imports=self.opset_protos,
+        )
+        return found
 
     def _infer_by_entry(
         self, node: ir.Node, entry: type[Op] | None, outdated: bool = False
@@ -296,15 +358,17 @@ class ResultTypes:
 
 
 def _inferred_from_body(
-    proto: onnx.NodeProto,
-    types: dict[str, onnx.TypeProto],
+    message: bytes,
+    types: Mapping[str, bytes],
     opsets: Sequence[onnx.OperatorSetIdProto],
 ) -> dict[str, onnx.TypeProto]:
     """What ONNX infers from the body of an operator that is a function (of a node by itself)."""
+    proto = onnx.NodeProto.FromString(message)
+    declared = {name: onnx.TypeProto.FromString(each) for name, each in types.items()}
     graph = onnx.helper.make_graph(
         [proto],
         "node",
-        [onnx.helper.make_value_info(name, declared) for name, declared in types.items()],
+        [onnx.helper.make_value_info(name, each) for name, each in declared.items()],
         [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name],
     )
     model = onnx.helper.make_model(graph, opset_imports=opsets)
@@ -327,15 +391,6 @@ def require_fit(graph: ir.Graph) -> None:
             raise MisfitError(f"{node_label(node)}: shape mismatch: {error}", sizes) from error
 
 
-def _type_proto(value: ir.Value) -> onnx.TypeProto | None:
-    if value.type is None:
-        return None
-    proto = ir.serde.serialize_type(value.type)
-    if value.shape is not None:
-        ir.serde.serialize_shape_into(proto, value.shape)
-    return proto
-
-
 def _retyped(declared: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
     """The same tensor type with another element type, if it has the old one."""
     if declared.tensor_type.elem_type != old:
@@ -346,19 +401,22 @@ def _retyped(declared: onnx.TypeProto, old: int, new: int) -> onnx.TypeProto:
     return copy
 
 
-def _read(
-    inferred: onnx.TypeProto | None,
-) -> tuple[ir.TypeProtocol | None, ir.Shape | None] | None:
+def _read(inferred: onnx.TypeProto | None) -> _Result:
     """A type that ONNX has inferred, and the shape with it."""
     if inferred is None or is_map_type(inferred):
         return None  # onnx_ir has no maps
+    tensor = inferred.tensor_type
+    if tensor.HasField("shape") and tensor.HasField("elem_type") and not inferred.denotation:
+        sizes = tuple([dim.dim_value for dim in tensor.shape.dim])
+        if 0 not in sizes:  # one that is open reads as 0
+            return ir.TensorType(ir.DataType(tensor.elem_type)), sizes
     return (
         ir.serde.deserialize_type_proto_for_type(inferred),
         ir.serde.deserialize_type_proto_for_shape(inferred),
     )
 
 
-def _is_sized(result: tuple[ir.TypeProtocol | None, ir.Shape | None] | None) -> bool:
+def _is_sized(result: _Result) -> bool:
     """Whether a tensor's shape was inferred."""
     return result is not None and type(result[0]) is ir.TensorType and result[1] is not None
 

@@ -22,9 +22,8 @@ import onnx_ir as ir
 
 from morphgraph.arrays import IntArray, Shape
 from morphgraph.edit import Editor, replace_array
-from morphgraph.graph import ChannelGraph
+from morphgraph.graph import ChannelGraph, analysis
 from morphgraph.onnx_io import is_float
-from morphgraph.onnx_io.messages import message_without_weights
 from morphgraph.ops import facts_of
 from morphgraph.ops.reshape import blocks
 from morphgraph.passes.analysis.selection import AxisSelection
@@ -36,6 +35,7 @@ from morphgraph.passes.checking.smaller import (
     proves_the_same,
     shares,
     windows_of,
+    written,
 )
 from morphgraph.passes.coupling.roles import roles
 
@@ -69,16 +69,19 @@ class Shorter:
 
     def of(self, model: ir.Model) -> ir.Model | None:
         """A copy of a network, the original or one made of it; ``None``: it holds other sizes."""
-        copy = model.clone()
-        editor = Editor(copy)
-        made = {value.name: value for node in copy.graph for value in node.outputs}
+        return self.change(model.clone())
+
+    def change(self, model: ir.Model) -> ir.Model | None:
+        """The same of a network that is nobody else's: it is changed, and returned."""
+        editor = Editor(model)
+        made = {value.name: value for node in model.graph for value in node.outputs}
         for name, axes in self.targets.items():
             if name in made and not self._retarget(editor, made[name], axes):
                 return None
         for name, axes in self.tables.items():
-            if name in copy.graph.initializers and not self._cut(copy, name, axes):
+            if name in model.graph.initializers and not self._cut(model, name, axes):
                 return None
-        return copy
+        return model
 
     def agrees(self, original: ir.Model, small: ir.Model, selection: AxisSelection) -> bool:
         """Whether the resized model has of all tables what the plan keeps, bit by bit."""
@@ -105,8 +108,8 @@ class Shorter:
         node.replace_input_with(port, editor.constant(f"{value.name}_target", numbers))
         return True
 
-    def _cut(self, copy: ir.Model, name: str, axes: tuple[int, ...]) -> bool:
-        value = copy.graph.initializers[name]
+    def _cut(self, model: ir.Model, name: str, axes: tuple[int, ...]) -> bool:
+        value = model.graph.initializers[name]
         full = self.graph.shapes[name]
         if value.const_value is None or len(value.const_value.shape) != len(full):
             return False
@@ -146,7 +149,7 @@ def _fitting(
 
     Each round finds sizes that follow from those before, and gives them to tables and targets.
     """
-    message = onnx.ModelProto.FromString(message_without_weights(graph.model, inputs))
+    message = onnx.ModelProto.FromString(written(graph).message(inputs))
     targets, tables = _holders(graph)
     sizes: Sizes = {}
     for _ in range(_MOST_ROUNDS):
@@ -183,6 +186,7 @@ def _smaller(axes: Mapping[int, int], sizes: Mapping[int, int]) -> tuple[int, ..
     return tuple(axis for axis, size in axes.items() if size in sizes)
 
 
+@analysis
 def _holders(graph: ChannelGraph) -> tuple[Holders, Holders]:
     """Results whose sizes stand in a target, and tables; their axes without channels."""
     targets = {}

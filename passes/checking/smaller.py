@@ -24,9 +24,9 @@ import onnx
 import onnx_ir as ir
 
 from morphgraph.arrays import Shape
-from morphgraph.graph import ChannelGraph
+from morphgraph.graph import ChannelGraph, analysis
 from morphgraph.onnx_io import static_shape
-from morphgraph.onnx_io.messages import message_without_weights
+from morphgraph.onnx_io.messages import Written
 from morphgraph.ops import OpNode, facts_of
 from morphgraph.ops.linear import Window
 from morphgraph.passes.coupling.couple import input_independent_values
@@ -49,9 +49,15 @@ def smaller_inputs(graph: ChannelGraph) -> dict[str, Shape] | None:
         shapes = inputs_of(graph, share)
         if shapes is None:
             return None
-        if proves_the_same(graph, windows, inferred(message_without_weights(graph.model, shapes))):
+        if proves_the_same(graph, windows, inferred(written(graph).message(shapes))):
             return shapes
     return None
+
+
+@analysis
+def written(graph: ChannelGraph) -> Written:
+    """The parts of messages of the original at several sizes."""
+    return Written(graph.model)
 
 
 def inputs_of(graph: ChannelGraph, share: float) -> dict[str, Shape] | None:
@@ -75,6 +81,7 @@ class Sliding(NamedTuple):
     made: Shape
 
 
+@analysis
 def windows_of(graph: ChannelGraph) -> list[Sliding]:
     """The nodes whose kernels slide over maps, in the model's order."""
     weights = input_independent_values(graph.model)
@@ -227,13 +234,13 @@ def inferred(message: bytes | onnx.ModelProto, strict: bool = True) -> dict[str,
         proto = onnx.shape_inference.infer_shapes(message, strict_mode=strict, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
         return None
-    shapes = {
-        value.name: value.type.tensor_type.shape.dim
-        for value in (*proto.graph.value_info, *proto.graph.output, *proto.graph.input)
-        if value.type.tensor_type.HasField("shape")
-    }
-    return {
-        name: tuple(dim.dim_value for dim in dims)
-        for name, dims in shapes.items()
-        if all(dim.HasField("dim_value") for dim in dims)
-    }
+    shapes: dict[str, Shape] = {}
+    for value in (*proto.graph.value_info, *proto.graph.output, *proto.graph.input):
+        tensor = value.type.tensor_type
+        if not tensor.HasField("shape"):
+            continue
+        dims = tensor.shape.dim
+        shapes[value.name] = sizes = tuple([dim.dim_value for dim in dims])
+        if 0 in sizes and not all(dim.HasField("dim_value") for dim in dims):  # some are open
+            del shapes[value.name]
+    return shapes

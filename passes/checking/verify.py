@@ -162,6 +162,9 @@ class _Check:
 
     @cached_property
     def masked(self) -> ir.Model:
+        return self._new_masked()
+
+    def _new_masked(self) -> ir.Model:
         return in_single_precision(mask(self.graph, self._masked_channels))
 
     @cached_property
@@ -253,9 +256,11 @@ class _Check:
         if not plan.agrees(self.original, self.small, self.selection):
             return None
         check = copy(self)
-        networks = [plan.of(model) for model in (self.original, self.masked, self.small)]
-        original, masked, small = networks
-        if original is None or masked is None or small is None:
+        original, small = plan.of(self.original), plan.of(self.small)
+        if original is None or small is None:
+            return None
+        masked = plan.change(self._new_masked())  # nobody else has it, so that no copy is needed
+        if masked is None:
             return None
         check.original, check.masked, check.small = original, masked, small
         return check

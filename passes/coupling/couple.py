@@ -18,6 +18,7 @@ from morphgraph.onnx_io import (
     static_shape,
 )
 from morphgraph.ops import Description, OpNode, describe, entry_of, facts_of, mismatch_hint
+from morphgraph.ops.description import IDENTITY
 from morphgraph.passes.canonical.caches import following_axes
 
 MAX_POSITIONS = 2**26
@@ -180,12 +181,13 @@ class _Coupler:
                 self.rows.add(vertex)
             elif factor.pinned is not None:
                 self.pins[vertex] = factor.pinned
+            size = factor.size
             for port, axis, index_map in factor.places:
                 if port not in first:
                     first[port] = self.first_dim[_value_at(node, port).name or ""]
                 dim = first[port] + axis
                 covered.add(dim)
-                whole = index_map.starts and factor.size == sizes[dim]
+                whole = (index_map is IDENTITY or index_map.starts) and size == sizes[dim]
                 edges.append(Edge(vertex, dim, index_map, port, op_index, whole))
         if description.prefer:
             self.preferences[op_index] = description.prefer

@@ -14,7 +14,7 @@ does not nest (4 groups that feed 6) stays as it is; there the solving ties the 
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -92,9 +92,11 @@ def factorize_axes(couplings: Couplings) -> FactorizedAxes:
 
 def _classes(couplings: Couplings) -> IntArray:
     """Class of every vertex, numbered in the order of their first vertices."""
-    whole = [(edge.factor, edge.dim) for edge in couplings.edges if edge.whole]
-    ties = np.array([*whole, *couplings.ties], dtype=np.int64).reshape(-1, 2)
-    return components(len(couplings.sizes), ties[:, 0], ties[:, 1])
+    edges = couplings.columns
+    ties = np.array(couplings.ties, dtype=np.int64).reshape(-1, 2)
+    left = np.append(edges.factor[edges.whole], ties[:, 0])
+    right = np.append(edges.dim[edges.whole], ties[:, 1])
+    return components(len(couplings.sizes), left, right)
 
 
 def components(count: int, left: IntArray, right: IntArray) -> IntArray:
@@ -119,13 +121,14 @@ def _shared_axes(couplings: Couplings, classes: IntArray) -> list[SharedAxis]:
         if not edge.whole:
             edges_of[edge.op_index, edge.port, edge.dim].append(edge)
     shared = []
+    class_of, sizes = classes.tolist(), couplings.sizes.tolist()
     for (op_index, _, dim), edges in edges_of.items():
         preferred = couplings.preferences.get(op_index, ())
         rank = {couplings.ops[op_index].factors[name]: k for k, name in enumerate(preferred)}
         factors = tuple(
             AxisFactor(
-                axis_class=int(classes[edge.factor]),
-                size=int(couplings.sizes[edge.factor]),
+                axis_class=class_of[edge.factor],
+                size=sizes[edge.factor],
                 map=edge.map,
                 rank=rank.get(edge.factor, len(rank)),
                 vertex=edge.factor,
@@ -133,7 +136,7 @@ def _shared_axes(couplings: Couplings, classes: IntArray) -> list[SharedAxis]:
             for edge in edges
         )
         product = any(edge.map.outer * edge.map.inner > 1 for edge in edges)
-        shared.append(SharedAxis(int(classes[dim]), factors, product, dim, op_index))
+        shared.append(SharedAxis(class_of[dim], factors, product, dim, op_index))
     return shared
 
 
@@ -181,13 +184,16 @@ class _Refinement:
         used, inverse = np.unique(roots, return_inverse=True)
         sizes = np.array([self.known[root].size for root in used], dtype=np.int64)
         shared_axes: dict[Any, SharedAxis] = {}
+        number = inverse.tolist()
         for axis in self.shared_axes:
             parts = tuple(
-                replace(part, axis_class=int(inverse[part.axis_class])) for part in axis.factors
+                AxisFactor(number[p.axis_class], p.size, p.map, p.rank, p.vertex)
+                for p in axis.factors
             )
             # Two operators may say the same of an axis; a table is the same if it is one object.
             same = [(p.axis_class, p.map if p.map.table is None else id(p.map)) for p in parts]
-            final = replace(axis, axis_class=int(inverse[axis.axis_class]), factors=parts)
+            here = number[axis.axis_class]
+            final = SharedAxis(here, parts, axis.product, axis.dim, axis.through)
             shared_axes.setdefault((final.axis_class, *same), final)
         return FactorizedAxes(inverse[self.classes], sizes, list(shared_axes.values()))
 

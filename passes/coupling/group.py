@@ -76,8 +76,10 @@ class _Solver:
         touches = self._incidence(atom_channel)
         channel_set, representatives = self._sets_of_channels(len(pinned_by), touches, pinned_by)
         touched_channel, touched_class, per_channel = touches
-        order = np.argsort(touched_channel, kind="stable")
-        bounds = np.searchsorted(touched_channel[order], np.arange(len(pinned_by) + 1))
+        # Touches come channel by channel.
+        bounds = np.searchsorted(touched_channel, representatives).tolist()
+        stops = np.searchsorted(touched_channel, representatives, side="right").tolist()
+        base = self.base.tolist()
         channels_of_set = np.split(
             np.argsort(channel_set, kind="stable"),
             np.cumsum(np.bincount(channel_set, minlength=len(representatives)))[:-1],
@@ -87,16 +89,16 @@ class _Solver:
         groups: list[Group] = []
         group_of_set = np.full(len(representatives), -1, dtype=np.int64)
         rows, columns, counts = [], [], []
-        for number, channel in enumerate(representatives):
-            span = order[bounds[channel] : bounds[channel + 1]]
-            standing = touched_class[span]
-            touched = self.base[standing]
-            if pinned_by[channel] == STAYS:
+        for number, pinned in enumerate(pinned_by[representatives].tolist()):
+            if pinned == STAYS:
                 continue
-            pin = self.reasons.get(int(pinned_by[channel]))
+            span = slice(bounds[number], stops[number])
+            standing, taken = touched_class[span].tolist(), per_channel[span].tolist()
+            touched = [base[axis_class] for axis_class in standing]
+            pin = self.reasons.get(pinned)
             stands_on = tuple(
-                (dims_of_class[axis_class], int(per))
-                for axis_class, per in zip(standing, per_channel[span], strict=True)
+                (dims_of_class[axis_class], per)
+                for axis_class, per in zip(standing, taken, strict=True)
                 if dims_of_class[axis_class]
             )
             # Pinned channels that no weight has (batch, space, shape vectors) are no groups.
@@ -117,12 +119,12 @@ class _Solver:
                     readers=members.readers(touched),
                     channels=channels_of_set[number],
                     stands_on=stands_on,
-                    pinned_by=int(pinned_by[channel]),
+                    pinned_by=pinned,
                 )
             )
-            rows += list(standing)
+            rows += standing
             columns += [index] * len(standing)
-            counts += list(per_channel[span])
+            counts += taken
         matrix = sparse.csr_array(
             (np.array(counts, dtype=np.float64), (rows, columns)),
             shape=(len(self.class_size), len(groups)),
@@ -247,7 +249,7 @@ class _Solver:
     def _dims_of_class(self) -> list[list[Dim]]:
         """The dims of every class."""
         dims: list[list[Dim]] = [[] for _ in self.class_size]
-        for dim, axis_class in zip(self.couplings.dims, self.classes, strict=False):
+        for dim, axis_class in zip(self.couplings.dims, self.classes.tolist(), strict=False):
             dims[axis_class].append(dim)
         return [dims[axis_class] for axis_class in self.base]
 
@@ -281,17 +283,15 @@ class _Members:
         self.ops = couplings.ops
         self.classes = classes
         role = roles(couplings)
-        self.op_index = role.op_index
+        self.op_index = role.op_index.tolist()
         self.produced = self._vertices_by_class(role.produces)
         self.summed = self._vertices_by_class(role.sums)
         self.normalized = self._classes_of(role.normalizes)
-        self.kernels = frozenset(
-            int(classes[edge.dim])
-            for edge in couplings.edges
-            if role.counted[edge.factor]
-            and edge.factor not in couplings.pins
-            and couplings.on_weight(edge)
-        )
+        edges = couplings.columns
+        counted = role.counted.copy()
+        counted[list(couplings.pins)] = False
+        of_kernels = classes[edges.dim[counted[edges.factor] & edges.on_weight]]
+        self.kernels = frozenset(np.unique(of_kernels).tolist())
         heads = frozenset(int(classes[factor]) for factor in couplings.eager)
         # Attentions come first: rotary embeddings add within a head, and no layers to each other.
         self.ways = (("attention", heads), ("residual", self._classes_of(role.adds)))
@@ -301,35 +301,36 @@ class _Members:
 
     def _vertices_by_class(self, which: Flags) -> Mapping[int, list[int]]:
         listed: dict[int, list[int]] = defaultdict(list)
-        for vertex in np.flatnonzero(which).tolist():
-            listed[int(self.classes[vertex])].append(vertex)
+        vertices = np.flatnonzero(which)
+        for vertex, axis_class in zip(
+            vertices.tolist(), self.classes[vertices].tolist(), strict=True
+        ):
+            listed[axis_class].append(vertex)
         return listed
 
-    def on_weights(self, touched: IntArray) -> bool:
+    def on_weights(self, touched: Sequence[int]) -> bool:
         """Whether a weight has these channels, so that a user would ask about them."""
-        return not self.kernels.isdisjoint(touched.tolist())
+        return not self.kernels.isdisjoint(touched)
 
-    def is_statistical(self, touched: IntArray) -> bool:
-        return not self.normalized.isdisjoint(touched.tolist())
+    def is_statistical(self, touched: Sequence[int]) -> bool:
+        return not self.normalized.isdisjoint(touched)
 
-    def producers(self, touched: IntArray) -> tuple[str, ...]:
+    def producers(self, touched: Sequence[int]) -> tuple[str, ...]:
         return self._layers(self.produced, touched)
 
-    def readers(self, touched: IntArray) -> tuple[str, ...]:
+    def readers(self, touched: Sequence[int]) -> tuple[str, ...]:
         return self._layers(self.summed, touched)
 
-    def _layers(self, by_class: Mapping[int, list[int]], touched: IntArray) -> tuple[str, ...]:
-        vertices = [vertex for k in touched.tolist() for vertex in by_class.get(k, ())]
-        op_indices = sorted(set(self.op_index[vertices].tolist()))
+    def _layers(self, by_class: Mapping[int, list[int]], touched: Sequence[int]) -> tuple[str, ...]:
+        vertices = [vertex for k in touched for vertex in by_class.get(k, ())]
+        op_indices = sorted({self.op_index[vertex] for vertex in vertices})
         return tuple(dict.fromkeys(self.ops[op_index].layer for op_index in op_indices))
 
-    def name(self, producers: Sequence[str], touched: IntArray) -> str:
+    def name(self, producers: Sequence[str], touched: Sequence[int]) -> str:
         """``layer1 (residual, 7 producers)``; empty without a producer."""
         if len(producers) < 2:
             return "".join(producers)
-        how = next(
-            (how for how, classes in self.ways if not classes.isdisjoint(touched.tolist())), "tied"
-        )
+        how = next((how for how, classes in self.ways if not classes.isdisjoint(touched)), "tied")
         split = [name.split(".") for name in producers]
         levels = zip(*split, strict=False)
         common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, levels)]

@@ -108,13 +108,11 @@ def roles(couplings: Couplings) -> Roles:
     {'k': True, 'm': False, 'n': False}
     """
     vertices = len(couplings.sizes)
-    edges = couplings.edges
-    factors = np.array([edge.factor for edge in edges], dtype=np.int64)
-    on_result = np.array([edge.port < 0 for edge in edges], dtype=bool)
-    on_weight = np.array([couplings.on_weight(edge) for edge in edges], dtype=bool)
+    edges = couplings.columns
+    on_result, on_weight = edges.port < 0, edges.on_weight
 
     def count(which: Flags) -> IntArray:
-        return np.bincount(factors[which], minlength=vertices)
+        return np.bincount(edges.factor[which], minlength=vertices)
 
     def flags(members: list[int]) -> Flags:
         chosen = np.zeros(vertices, dtype=bool)
@@ -125,7 +123,7 @@ def roles(couplings: Couplings) -> Roles:
     op_index = np.full(vertices, -1, dtype=np.int64)
     for index, op in enumerate(ops):
         op_index[list(op.factors.values())] = index
-    running = {edge.op_index for edge in edges if couplings.on_activation(edge)}
+    running = np.unique(edges.op_index[~on_result & ~on_weight])
     facts = [facts_of(op.ir) for op in ops]
     summing = [k for k, fact in enumerate(facts) if fact.adds or fact.subtracts]
     return Roles(
@@ -137,5 +135,5 @@ def roles(couplings: Couplings) -> Roles:
         sums=flags([op.factors[name] for op in ops for name in op.contracted]),
         normalizes=flags([op.factors[name] for op in ops for name in op.statistical]),
         sums_operands=np.isin(op_index, summing),
-        runs=np.isin(op_index, list(running)),
+        runs=np.isin(op_index, running),
     )

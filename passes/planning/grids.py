@@ -26,15 +26,16 @@ def tensor_channels(graph: ChannelGraph) -> IntArray:
     a width on the grid there is on the grid everywhere.
     """
     units, others = np.zeros((2, len(graph.groups)), dtype=np.int64)
-    couplings, counted = graph.couplings, roles(graph.couplings).counted
-    kernel_factors = {edge.factor for edge in couplings.edges if couplings.on_weight(edge)}
-    for edge in couplings.edges:
-        if couplings.on_weight(edge):
-            continue
-        of_kernel = edge.factor in kernel_factors and counted[edge.factor]
-        found = units if of_kernel else others
-        for index, per in graph.members_in(int(graph.vertex_class[edge.dim])):
-            found[index] = np.gcd(found[index], int(per))
+    edges, counted = graph.couplings.columns, roles(graph.couplings).counted
+    of_kernels = np.zeros(len(counted), dtype=bool)
+    of_kernels[edges.factor[edges.on_weight]] = True
+    of_kernels &= counted
+    classes = graph.vertex_class[edges.dim]
+    for found, is_wanted in ((units, of_kernels), (others, ~of_kernels)):
+        standing = np.unique(classes[is_wanted[edges.factor] & ~edges.on_weight])
+        for axis_class in standing.tolist():
+            for index, per in graph.members_in(axis_class):
+                found[index] = gcd(int(found[index]), int(per))
     return np.maximum(np.where(units > 0, units, others), 1)
 
 

@@ -56,6 +56,15 @@ def test_help_is_fast_and_loads_nothing(command: tuple[str, ...]) -> None:
     assert min(seconds) < 0.3
 
 
+def test_sympy_is_read_where_somebody_asks_it_and_not_before(model: Path) -> None:
+    line = f"analyze|{model}"
+    done = _python(_LOADED, '["onnx_ir", "sympy.core"]', line)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stderr.splitlines()[-1]) == ["onnx_ir"]
+    asked = f"{_LOADED}import onnx_ir\nprint(2 * onnx_ir.SymbolicDim('N') + 1, file=sys.stderr)"
+    assert _python(asked, "[]", line).stderr.splitlines()[-2:] == ["[]", "2*N + 1"]
+
+
 def test_the_work_on_onnx_files_is_done_without_torch(model: Path, plan: Path) -> None:
     slim, fitted, data = (model.with_name(n) for n in ("slim.onnx", "fitted.onnx", "data.npz"))
     np.savez(data, x=np.random.default_rng(0).standard_normal((12, 3, 10, 10)).astype(np.float32))
