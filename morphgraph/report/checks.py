@@ -1,6 +1,6 @@
 """What ``apply`` and ``verify`` report of the check against the masked original."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import msgspec
 
@@ -15,6 +15,9 @@ from morphgraph.report.tables import Cell, Report, change, number_column, plain,
 from morphgraph.version import __version__
 
 SCHEMA_VERSION = 1
+
+#: Outputs that a terminal shows: a decoder with caches has hundreds.
+MOST_OUTPUTS = 10
 
 
 class CheckedOutput(msgspec.Struct, frozen=True):
@@ -68,14 +71,18 @@ def check_report(graph: ChannelGraph, plan: Plan, report: VerifyReport | None) -
     head = [(c.unit, change(c.total, c.at(widths))) for c in costs.values()]
     if gone:
         head.append(("removed", ", ".join(gone)))
+    checked = () if report is None else report.outputs
+    if len(checked) > MOST_OUTPUTS:
+        checked = tuple(sorted(checked, key=lambda output: output.relative, reverse=True))
     outputs = table_of(
-        () if report is None else report.outputs,
+        checked,
         ("output", lambda output: output.name),
         (number_column("largest error", _small), lambda output: output.max_abs),
         (number_column("of its scale", _small), lambda output: output.relative),
         (number_column("scale", _small), lambda output: output.scale),
         (number_column("sensitivity", _small), lambda output: output.sensitivity),
     )
+    outputs = replace(outputs, most=MOST_OUTPUTS)
     if report is None:
         return Report(data, [outputs], [*head, ("check", "not done (--no-verify)")])
     data = msgspec.structs.replace(

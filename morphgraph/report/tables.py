@@ -125,11 +125,16 @@ def columns(*titles: Column | str) -> list[Column]:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns."""
+    """Rows of cells under columns.
+
+    Attributes:
+        most: how many rows a terminal shows; the other formats have all.
+    """
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     title: str = ""
+    most: int | None = None
 
     def readable(self) -> list[list[str]]:
         """The rows as a person reads them."""
@@ -249,6 +254,9 @@ def _text(report: Report, color: bool, width: int | None) -> str:
         if table.title:
             console.print(Text(table.title, "bold"))
         console.print(_rich_table(table, console), soft_wrap=False)
+        left_out = len(table.rows) - len(table.rows[: table.most])
+        if left_out:
+            console.print(Text(f"and {left_out} more, which --format json lists"), soft_wrap=True)
     if report.foot and (report.tables or report.head):
         console.print()
     for line in report.foot:
@@ -261,7 +269,7 @@ def _rich_table(table: Table, console: "Console") -> "RichTable":
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    rows = table.readable()
+    rows = table.readable()[: table.most]
     shown = RichTable(
         box=SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=console.color_system is None
     )
