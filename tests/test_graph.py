@@ -28,6 +28,18 @@ def test_networkx_is_bipartite_between_dims_and_factors() -> None:
     assert graph.networkx.edges[OpFactor("Conv_a", "o"), Dim("w1", 0)]["map"].starts
 
 
+def test_columns_hold_what_the_edges_hold() -> None:
+    couplings = lift(model_from_text(TEXT)).couplings
+    columns = couplings.columns
+    assert len(couplings.edges) > 20
+    for k, edge in enumerate(couplings.edges):
+        row = tuple(column[k] for column in columns)
+        whole = (edge.factor, edge.dim, edge.port, edge.op_index, edge.whole)
+        assert row == (*whole, couplings.on_weight(edge))
+    assert columns.on_weight.any()
+    assert not columns.on_weight.all()
+
+
 def test_positions_of_a_channel_after_flatten() -> None:
     graph = lift(model_from_text(TEXT))
     flat = graph.channels_at("w3", 1)

@@ -111,7 +111,7 @@ _SLOW_OPTIMIZERS = [
     # What makes new weights of old ones,
     *("ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion"),
     # and what looks at every node for something that is rarely there.
-    *("CommonSubexpressionElimination", "ConstantSharing", "TransposeOptimizer"),
+    *("CommonSubexpressionElimination", "ConstantSharing"),
 ]
 """For a run or two they cost more than they save."""
 
