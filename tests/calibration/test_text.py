@@ -134,11 +134,12 @@ def test_sequences_are_no_longer_than_a_folders_config_says(tmp_path: Path) -> N
     tokenizer(place)
     data.write_text(text(100))
     genai = {"model": {"context_length": 30}}
-    for configs, length in (
+    cases: list[tuple[dict[str, dict[str, Any]], int]] = [
         ({"config.json": {"n_positions": 20}, "genai_config.json": genai}, 20),
         ({"config.json": {"text_config": {"max_position_embeddings": 40}}}, 40),
         ({"genai_config.json": genai}, 30),
-    ):
+    ]
+    for configs, length in cases:
         folder = ModelFolder(place, place / "model.onnx", configs)
         with click.Context(click.Command("shrink"), obj=OutputSettings(verbosity=-1)):
             feeds = only(DataOptions().read(data, model(PLAIN), 0, folder))
