@@ -27,6 +27,7 @@ LAYERS, VOCABULARY = "layers", "vocabulary"
 _CACHE = re.compile(r"((?:past|present)[^0-9]*)([0-9]+)(.*(?:key|value).*)", re.IGNORECASE)
 _QUERY_ATTRIBUTES = ("num_heads", "q_num_heads")
 _KV_ATTRIBUTES = ("kv_num_heads",)
+_SHOWN = 6  # inputs in a message
 
 
 def _static(value: ir.Value, axis: int) -> list[int]:
@@ -43,19 +44,13 @@ class Caches:
         layers: the numbers in their names, in order.
     """
 
-    def __init__(self, model: ir.Model, patterns: Sequence[str] = (), config: str = "") -> None:
+    def __init__(self, model: ir.Model, patterns: Sequence[str] = ()) -> None:
         self._values: dict[int, list[ir.Value]] = {}
         for value in model.graph.inputs:
             parts = cache_parts(value.name or "", patterns)
             if parts is not None and is_float(value):
                 self._values.setdefault(parts[1], []).append(value)
         self.layers = sorted(self._values)
-        if patterns and not self.layers:
-            names = ", ".join(f"'{escape(v.name or '')}'" for v in list(model.graph.inputs)[:6])
-            raise ModelError(
-                f"{config}: names the cache inputs '{escape(patterns[0])}', and the model has none "
-                f"of that name ({names}); correct the config, or resize the ONNX file elsewhere"
-            )
         for value in (value for values in self._values.values() for value in values):
             if value.shape is None or len(value.shape) != 4:
                 axes = "unknown axes" if value.shape is None else f"{len(value.shape)} axes"
@@ -71,6 +66,22 @@ class Caches:
             layer: sorted({size for value in values for size in _static(value, axis)})
             for layer, values in self._values.items()
         }
+
+
+def require_named(model: ir.Model, patterns: Sequence[str], config: str) -> None:
+    """Refuse a config that names cache inputs which the model does not have.
+
+    Raises:
+        ModelError: no input has a name of one of its patterns.
+    """
+    named = [value.name or "" for value in model.graph.inputs]
+    for pattern in patterns:
+        if not any(cache_parts(name, [pattern]) for name in named):
+            names = ", ".join(f"'{escape(name)}'" for name in named[:_SHOWN])
+            raise ModelError(
+                f"{config}: names the cache inputs '{escape(pattern)}', and the model has none of "
+                f"that name ({names}); correct the config, or resize the ONNX file elsewhere"
+            )
 
 
 def cache_parts(name: str, patterns: Sequence[str]) -> tuple[str, int, str] | None:
@@ -153,7 +164,8 @@ class SizeChanges:
         self._graph = graph
         self._keep = keep
         self._units = tensor_channels(graph)
-        before, after = Caches(graph.model, patterns, config), Caches(small, patterns, config)
+        require_named(graph.model, patterns, config)
+        before, after = Caches(graph.model, patterns), Caches(small, patterns)
         self.layers, self.layers_left = before.layers, after.layers
         self.before = stated_sizes(graph.model, before)
         self._after = stated_sizes(small, after)

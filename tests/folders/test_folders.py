@@ -18,7 +18,7 @@ import morphgraph as mg
 from morphgraph.cli import main
 from morphgraph.errors import FileError, ModelError
 from morphgraph.folders import check_folder, folder_of, model_file, write_folder
-from morphgraph.folders.sizes import Caches
+from morphgraph.folders.sizes import Caches, require_named
 from morphgraph.folders.write import renumbered
 from morphgraph.passes.planning.uniform import set_widths
 
@@ -285,6 +285,15 @@ def test_a_cache_of_another_layout_is_refused() -> None:
     model = ir.from_onnx_text(f"{opsets} {head} {{ y = Identity({name}) }}")
     with pytest.raises(ModelError, match=r"cache with 5 axes; known is \[batch, heads, past"):
         Caches(model)
+
+
+def test_every_cache_that_a_config_names_is_there() -> None:
+    head = 'net (float[2,4,5,8] "past.0.k", float[2,4,5,8] "past.0.v") => (float[2,4,5,8] y)'
+    opsets = '<ir_version: 8, opset_import: ["" : 17]>'
+    model = ir.from_onnx_text(f'{opsets} {head} {{ y = Add("past.0.k", "past.0.v") }}')
+    require_named(model, ["past.%d.k", "past.%d.v"], "genai_config.json")
+    with pytest.raises(ModelError, match=r"^g.json: names the cache inputs 'past\.%d\.value', and"):
+        require_named(model, ["past.%d.k", "past.%d.value"], "g.json")
 
 
 def test_caches_are_numbered_without_gaps(folder: Path) -> None:
