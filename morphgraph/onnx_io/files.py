@@ -64,7 +64,20 @@ _FOREIGN_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     ),
     (b"\x89HDF", "it is an HDF5 file; export the network to ONNX first"),
     (b"\x1f\x8b", "it is compressed; run gunzip first"),
+    *(
+        (magic, f"it is compressed; unpack it with {tool} first")
+        for magic, tool in (
+            *((b"BZh", "bunzip2"), (b"\xfd7zXZ\x00", "unxz")),
+            *((b"\x28\xb5\x2f\xfd", "unzstd"), (b"7z\xbc\xaf\x27\x1c", "7z")),
+        )
+    ),
+    (b"GGUF", "it is a GGUF file; export the network to ONNX first"),
 )
+# The same where the mark stands behind an offset.
+_FOREIGN_MARKS = {
+    b"TFL3": "it is a TensorFlow Lite file; convert the original network to ONNX",
+    b"ORTM": "it is in ONNX Runtime's own format; give the ONNX file that it was made of",
+}
 
 
 _NONE: Mapping[str, Array] = MappingProxyType({})
@@ -302,9 +315,13 @@ def _has_data(tensor: onnx.TensorProto) -> bool:
 
 
 def _why_undecodable(content: bytes) -> str:
+    if content[4:8] in _FOREIGN_MARKS:
+        return f"not an ONNX file: {_FOREIGN_MARKS[content[4:8]]}"
     head = content[:512].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html")):
         return "not an ONNX file: it looks like a web page (HTML); download the model itself"
+    if head.startswith(b"<?xml") and b"<net" in head:
+        return "not an ONNX file: it looks like a network of OpenVINO; give the ONNX file it is of"
     if all(byte in b"\t\n\r" or byte >= 32 for byte in head) and b"\xff" not in head:
         return "not an ONNX file: it looks like text"
     if content[8:10] == b'{"':  # behind the length of its header

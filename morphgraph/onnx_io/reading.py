@@ -1,5 +1,6 @@
 """Read small files of users: ordinary ones of a bounded size, with one line for what is wrong."""
 
+import codecs
 import os
 import stat
 from os import PathLike
@@ -63,10 +64,17 @@ def from_json(data: bytes, type: type[_T]) -> _T:  # noqa: A002  # as msgspec ca
     Raises:
         ValueError: it is none, or says something else; in words for a message of one line.
 
-    >>> from_json(b"[1]", list[int])
-    [1]
+    >>> from_json(b"[1]", list[int]), from_json("[1]".encode("utf-16"), list[int])
+    ([1], [1])
     """
     try:
-        return msgspec.json.decode(data, type=type)
+        return msgspec.json.decode(_utf8(data), type=type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(escape(str(error))) from None
+
+
+def _utf8(data: bytes) -> bytes:
+    """Text without a mark of its encoding, as editors and shells of Windows write it."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16").encode()
+    return data.removeprefix(codecs.BOM_UTF8)

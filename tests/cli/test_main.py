@@ -299,3 +299,12 @@ def test_a_latency_of_no_device_says_whose_it_is(
     assert "that of a V100" in run(verb, model, *rest).err
     for named in ("latency@P100=50%", "flops=50%"):
         assert "V100" not in run("plan", model, "--budget", named).err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_plans_as_windows_writes_them(encoding: str, model: Path, tmp_path: Path, run: Any) -> None:
+    """A shell there redirects what is printed as UTF-16; editors put a mark before UTF-8."""
+    text = run("plan", model, "--uniform", "0.5", "--format", "json").out
+    mark = "\ufeff" if encoding.endswith("be") else ""
+    (plan := tmp_path / "plan.json").write_bytes((mark + text).encode(encoding))
+    assert run("apply", model, plan, "-o", tmp_path / "slim.onnx").code == 0

@@ -92,6 +92,42 @@ def test_a_model_and_its_plan(small: Path, tmp_path: Path, run: Any) -> None:
     assert icicle["marker"]["colors"][0] == pytest.approx(share)
 
 
+def test_a_page_begins_with_every_cost_that_had_a_budget(
+    small: Path, tmp_path: Path, run: Any
+) -> None:
+    """And counts channels to the last one."""
+    plan, out = tmp_path / "plan.json", tmp_path / "report.html"
+    graph = mg.lift(small)
+    budget = {"memory": "70%", "peak": "90%", "latency": "90%"}
+    made = mg.plan(graph, budget, round_to=1)
+    made.save(plan)
+    assert run("report", small, plan, "-o", out, "--seconds", "0.02").code == 0
+    text = " ".join(_page(out).text.split())
+    left = made.cost["memory"].after / made.cost["memory"].before
+    assert f"{left:.1%}".replace("%", " % of its activations (") in text
+    assert "of its activations alive at once" in text
+    assert "of its predicted latency (" in text
+
+
+def test_widths_are_whole_numbers(tmp_path: Path, run: Any) -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    net (float[1,4] x, float[4,1234] a, float[1234,2] b) => (float[1,2] y) {
+        p = MatMul(x, a)  r = Relu(p)  y = MatMul(r, b) }"""
+    save(model_from_text(text), wide := tmp_path / "wide.onnx")
+    assert run("report", wide, "-o", tmp_path / "wide.html", "--seconds", "0.02").code == 0
+    assert "1234" in _page(tmp_path / "wide.html").text
+
+
+def test_a_network_of_which_nothing_is_counted(tmp_path: Path, run: Any) -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    net (float[1,4] x) => (float[1,4] y) { y = Relu(x) }"""
+    save(model_from_text(text), one := tmp_path / "one.onnx")
+    save(model_from_text(text), two := tmp_path / "two.onnx")
+    ran = run("report", one, two, "-o", tmp_path / "page.html", "--seconds", "0.02")
+    assert ran.code == 0, ran.err
+    assert "nothing that is counted" in _page(tmp_path / "page.html").text
+
+
 def test_predicted_times_stand_beside_measured_ones(small: Path, tmp_path: Path, run: Any) -> None:
     """On a device that somebody measured as a table: sizes, and twice their work in ns."""
     table, slim, out = tmp_path / "phone.csv", tmp_path / "slim.onnx", tmp_path / "report.html"

@@ -1,7 +1,9 @@
 """Every bad file gets one clear line, fast; every good one comes back as it was written."""
 
+import bz2
 import contextlib
 import errno
+import lzma
 import os
 import time
 from collections.abc import Callable
@@ -505,3 +507,32 @@ def test_bind_inputs() -> None:
 def test_escape_bounds_length() -> None:
     assert len(escape("x" * 100_000)) == 200
     assert escape("Größe") == "Größe"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x1c\x00\x00\x00TFL3" + bytes(200), "TensorFlow Lite"),
+        (b"\x28\x00\x00\x00ORTM" + bytes(200), "ONNX Runtime's own format"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(200), "GGUF"),
+        (b'<?xml version="1.0"?>\n<net name="x"/>', "OpenVINO"),
+        *((bz2.compress(bytes(99)), "bunzip2"), (lzma.compress(bytes(99)), "unxz")),
+        *((b"\x28\xb5\x2f\xfd" + bytes(9), "unzstd"), (b"7z\xbc\xaf\x27\x1c", "7z")),
+    ],
+)
+def test_files_of_others_are_called_by_their_name(
+    content: bytes, says: str, tmp_path: Path
+) -> None:
+    (path := tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match=f"not an ONNX file: .*{says}"):
+        load(path)
+
+
+def test_a_producer_whose_name_is_a_mark_is_none_of_these(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 20]> net (float[1] x) => (float[1] y) { y = Relu(x) }'
+    )
+    proto.producer_name = "TFL3"
+    (path := tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    assert path.read_bytes()[4:8] == b"TFL3"
+    load(path)

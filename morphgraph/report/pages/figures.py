@@ -24,7 +24,16 @@ from morphgraph.report.pages.facts import (
     LayerCost,
     LayerTime,
 )
-from morphgraph.report.tables import Cell, Table, amount, columns, number_column, percent, share
+from morphgraph.report.tables import (
+    Cell,
+    Table,
+    amount,
+    columns,
+    number_column,
+    percent,
+    plain,
+    share,
+)
 
 _BAR = 20  # pixels of a row of bars
 _BINS = 24
@@ -71,6 +80,10 @@ def plain_text(text: str) -> str:
     '&lt;b&gt;x&lt;/b&gt; &amp; y'
     """
     return escape(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+# Counts of channels, to the last one.
+_WIDTHS = number_column("before", plain), number_column("after", plain)
 
 
 def _short(text: str, most: int = 44) -> str:
@@ -127,7 +140,7 @@ def _widths(groups: Sequence[GroupWidth], resized: bool) -> Figure:
             "legend": _LEGEND,
         },
         Table(
-            columns("group", number_column("before"), number_column("after"), "keeps its size as"),
+            columns("group", *_WIDTHS, "keeps its size as"),
             [[g.name, g.before, g.after, g.reason or ""] for g in groups],
         ),
     )

@@ -41,6 +41,8 @@ _UNITS = (
     ("peak", "activations alive at once, at most", size),
 )
 
+_ALWAYS = ("macs", "flops", "params")  # that a page begins with
+
 
 @dataclass(frozen=True)
 class Resized:
@@ -180,8 +182,10 @@ def _verdict(resized: Resized) -> str:
         for (before, after), title in ((flops, "FLOPs"), (params, "parameters"))
         if before and after is not None
     ]
+    parts += _of_other_budgets(resized)
     words = "The resized network has " if resized.after is not None else "The plan leaves "
-    text = words + " and ".join(parts)
+    listed = " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+    text = words + (listed or "nothing that is counted")
     timing = resized.timing
     if timing is not None and timing.models[-1].speedup is not None:
         low, high = timing.models[-1].speedup_interval or (0.0, 0.0)
@@ -192,6 +196,26 @@ def _verdict(resized: Resized) -> str:
     for title, before, after in resized.quality:
         text += f"; {title} {before} → {after}"
     return text + "."
+
+
+def _of_other_budgets(resized: Resized) -> list[str]:
+    """What is left of costs that had a budget, beside FLOPs and parameters."""
+    units = {unit: (title, show) for unit, title, show in _UNITS if unit not in _ALWAYS}
+    found = []
+    for kind, told in ({} if resized.plan is None else resized.plan.cost).items():
+        before, after = told.before, told.after
+        if kind.startswith("latency"):
+            title, texts = f"predicted {kind}", (_ms(before), _ms(after))
+        elif kind in units:
+            title, show = units[kind]
+            before, known = _costs(resized, kind)
+            after = after if known is None else known
+            texts = show(before), show(after)
+        else:
+            continue
+        if before:
+            found.append(f"{share(after / before)} of its {title} ({texts[0]} → {texts[1]})")
+    return found
 
 
 def _layers(resized: Resized) -> list[LayerCost]:
