@@ -283,7 +283,7 @@ class Budget:
         self._summed = 0.0
         require_finite(bool(step.before.isfinite().all()))
         levels = self._levels()
-        step = self._only_as_far(step, levels)
+        step, spared = self._only_as_far(step, levels)
         if self.update == "proximal":
             reg.shrink(step)
         reg.known = step.after
@@ -296,7 +296,7 @@ class Budget:
             for pace, level in zip(self.paces, levels, strict=True)
         )
         if settled:
-            alive = reg.alive(step.after)
+            alive = reg.alive(step.after) | spared
             # The loss may have pushed a whole group below the threshold.
             alive = alive | reg.protected(step.after, ~alive)
             self._settle(alive, step.after)
@@ -347,38 +347,39 @@ class Budget:
             )
         self._watch.after_control(self.paces, self.step_number, self.steps, strengths)
 
-    def _only_as_far(self, step: Shrinkage, levels: list[float]) -> Shrinkage:
+    def _only_as_far(self, step: Shrinkage, levels: list[float]) -> tuple[Shrinkage, Tensor]:
         """As much of a step of the penalty as takes the costs no further than to these levels.
 
         Of those that would die the strongest stay, as many as fit: many channels may die at once,
-        and the cost would end far below.
+        and the cost would end far below. In the end those count among them that the loss has
+        pushed below the threshold. Returned with the channels that stay, a flag for each.
         """
         last = all(pace.target == level for pace, level in zip(self.paces, levels, strict=True))
         # On the way, what is left just above the threshold counts as dead: the loss may push it.
         margin = self.regularizer.threshold * (1 if last else 2)
         after = torch.where(step.after > margin, step.after, 0.0)
+        spared = torch.zeros_like(step.before, dtype=torch.bool)
         if self._excess(after, levels) > 0:
-            return step
-        died = torch.nonzero((step.before > margin) & (after == 0)).flatten()
+            return step, spared
+        died = (step.before > (0 if last else margin)) & (after == 0)
+        died = torch.nonzero(died).flatten()
         died = died[step.before[died].argsort(descending=True, stable=True)]
         # Bisection: more channels never cost less. `low` can stay, more than `high` cannot.
         low, high = 0, len(died)
         while low < high:
             middle = (low + high + 1) // 2
-            mixed = after.index_copy(0, died[:middle], step.before[died[:middle]])
-            if self._excess(mixed, levels) <= 0:
+            if self._excess(after.index_fill(0, died[:middle], torch.inf), levels) <= 0:
                 low = middle
             else:
                 high = middle - 1
         # On the way no cost falls below its level: one more stays.
-        spared = torch.zeros_like(step.before, dtype=torch.bool)
         spared[died[: low if last else low + 1]] = True
         # In the end cheaper ones may fit where the next strongest does not.
         for channel in died[low : low + _TRIED].tolist() if last else ():
             spared[channel] = True
-            if self._excess(torch.where(spared, step.before, after), levels) > 0:
+            if self._excess(after.masked_fill(spared, torch.inf), levels) > 0:
                 spared[channel] = False
-        return self.regularizer.sparing(step, spared)
+        return self.regularizer.sparing(step, spared), spared
 
     def _settle(self, alive: Tensor, strengths: Tensor) -> None:
         """Fix the structure: from now on the weights are zero and dead channels stay dead.
@@ -390,9 +391,10 @@ class Budget:
         self.regularizer.settled = self._dead
         strengths = strengths.detach().masked_fill(self._dead, 0.0)
         self.regularizer.known = strengths
+        live = self.regularizer.live_widths()
         for pace in self.paces:
             pace.counted.weight = 0.0
-            needed = self.regularizer.needed(pace.counted.resource, strengths)
+            needed = self.regularizer.needed_at(pace.counted.resource, live)
             pace.share = needed / pace.counted.initial
 
     def change(self, budget: Mapping[str, str | float | int], steps: int | None = None) -> None:
