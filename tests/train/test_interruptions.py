@@ -128,7 +128,7 @@ def test_what_the_loss_pushes_below_the_threshold_stays_where_the_budget_allows_
     optimizer = OPTIMIZERS["SGD"](net.parameters())
     budget = mg.Budget(reg, {"flops": "60%"}, STEPS).attach(optimizer)
     train(net, optimizer, end=66)
-    assert not budget.met
+    assert budget.share > 0.6
     with torch.no_grad():
         for source in reg.scales:
             source.parameter[8:] *= 1e-4

@@ -1,7 +1,7 @@
 """How evenly a phase that shrinks takes its channels: the live cost beside the reference.
 
-    python tools/late_deaths.py MobileNet --data cifar10_16px.npz --epochs 4
-    python tools/late_deaths.py MobileNet --data cifar10_16px.npz --epochs 4 --relative
+    python tools/experiments/late_deaths.py MobileNet --data cifar10_16px.npz --epochs 4
+    python tools/experiments/late_deaths.py MobileNet --data cifar10_16px.npz --epochs 4 --relative
 
 A network of `make experiments` is trained from new weights by the recipe of that page, down to the
 share that a phase of `mg.morph` shrinks to. Printed are the largest fall of the live cost within so
@@ -11,15 +11,11 @@ spread as a share of it.
 """
 
 import argparse
-import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "experiments"))
 from arms import Study
 from bench import Bench
 from networks import NETWORKS
