@@ -283,7 +283,7 @@ class Budget:
         self._summed = 0.0
         require_finite(bool(step.before.isfinite().all()))
         levels = self._levels()
-        step = only_as_far(reg, self.paces, step, levels)
+        step, spared = only_as_far(reg, self.paces, step, levels)
         if self.update == "proximal":
             reg.shrink(step)
         reg.known = step.after
@@ -296,7 +296,7 @@ class Budget:
             for pace, level in zip(self.paces, levels, strict=True)
         )
         if settled:
-            alive = reg.alive(step.after)
+            alive = reg.alive(step.after) | spared
             # The loss may have pushed a whole group below the threshold.
             alive = alive | reg.protected(step.after, ~alive)
             self._settle(alive, step.after)
@@ -349,9 +349,10 @@ class Budget:
         self.regularizer.settled = self._dead
         strengths = strengths.detach().masked_fill(self._dead, 0.0)
         self.regularizer.known = strengths
+        live = self.regularizer.live_widths()
         for pace in self.paces:
             pace.counted.weight = 0.0
-            needed = self.regularizer.needed(pace.counted.resource, strengths)
+            needed = self.regularizer.needed_at(pace.counted.resource, live)
             pace.share = needed / pace.counted.initial
 
     def change(self, budget: Mapping[str, str | float | int], steps: int | None = None) -> None:

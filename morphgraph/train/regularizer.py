@@ -197,13 +197,20 @@ class Regularizer:
 
     @torch.no_grad()
     def alive(self, strengths: Tensor | None = None) -> Tensor:
-        """Which channels are alive: above the threshold, or left alone, ``[channels]``."""
+        """Which channels are alive: above the threshold, or left alone, ``[channels]``.
+
+        Once a :class:`Budget` is met, those that it has left, unless strengths are given.
+        """
+        if strengths is None and self.settled is not None:
+            return ~self.settled
         return self._strengths.alive(self.strengths() if strengths is None else strengths)
 
     @torch.no_grad()
     def live_widths(self, strengths: Tensor | None = None) -> FloatArray:
         """The number of channels alive in every group, ``[groups]``."""
-        return self._strengths.live_widths(self.strengths() if strengths is None else strengths)
+        if strengths is None:
+            return self._strengths.widths_of(self.alive())
+        return self._strengths.live_widths(strengths)
 
     @property
     def weight(self) -> float:
@@ -440,7 +447,7 @@ class Regularizer:
     def keep(self) -> dict[int, IntArray]:
         """Per group index the channels alive; where none is the strongest, if one must stay."""
         strengths = self._decided()
-        alive = (self.alive(strengths) if self.settled is None else ~self.settled).cpu().numpy()
+        alive = self.alive().cpu().numpy()
         ranked = strengths.cpu().numpy()
         keep: dict[int, IntArray] = {}
         for group in self.graph.groups:

@@ -13,11 +13,12 @@ _TRIED = 200  # channels that are tried in the step that reaches the target
 
 def only_as_far(
     regularizer: Regularizer, paces: Sequence[Pace], step: Shrinkage, levels: Sequence[float]
-) -> Shrinkage:
+) -> tuple[Shrinkage, Tensor]:
     """As much of a step of the penalty as takes the costs no further than to these levels.
 
     Of those that would die the strongest stay, as many as fit: many channels may die at once,
-    and the cost would end far below.
+    and the cost would end far below. In the end those count among them that the loss has pushed
+    below the threshold. Returned with the channels that stay, a flag for each.
 
     Args:
         regularizer: whose step it is.
@@ -38,25 +39,24 @@ def only_as_far(
     # On the way, what is left just above the threshold counts as dead: the loss may push it.
     margin = regularizer.threshold * (1 if last else 2)
     after = torch.where(step.after > margin, step.after, 0.0)
+    spared = torch.zeros_like(step.before, dtype=torch.bool)
     if excess(after) > 0:
-        return step
-    died = torch.nonzero((step.before > margin) & (after == 0)).flatten()
+        return step, spared
+    died = torch.nonzero((step.before > (0 if last else margin)) & (after == 0)).flatten()
     died = died[step.before[died].argsort(descending=True, stable=True)]
     # Bisection: more channels never cost less. `low` can stay, more than `high` cannot.
     low, high = 0, len(died)
     while low < high:
         middle = (low + high + 1) // 2
-        mixed = after.index_copy(0, died[:middle], step.before[died[:middle]])
-        if excess(mixed) <= 0:
+        if excess(after.index_fill(0, died[:middle], torch.inf)) <= 0:
             low = middle
         else:
             high = middle - 1
     # On the way no cost falls below its level: one more stays.
-    spared = torch.zeros_like(step.before, dtype=torch.bool)
     spared[died[: low if last else low + 1]] = True
     # In the end cheaper ones may fit where the next strongest does not.
     for channel in died[low : low + _TRIED].tolist() if last else ():
         spared[channel] = True
-        if excess(torch.where(spared, step.before, after)) > 0:
+        if excess(after.masked_fill(spared, torch.inf)) > 0:
             spared[channel] = False
-    return regularizer.sparing(step, spared)
+    return regularizer.sparing(step, spared), spared

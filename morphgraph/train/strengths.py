@@ -280,7 +280,10 @@ class Strengths:
 
     def live_widths(self, strengths: Tensor) -> FloatArray:
         """The number of channels alive in every group, ``[groups]``."""
-        alive = self.alive(strengths)
+        return self.widths_of(self.alive(strengths))
+
+    def widths_of(self, alive: Tensor) -> FloatArray:
+        """The same, given a flag for every channel."""
         groups = self.channel_group[alive & (self.channel_group >= 0)]
         counted = torch.bincount(groups, minlength=len(self.graph.groups))
         widths: FloatArray = counted.cpu().numpy().astype(np.float64)

@@ -255,9 +255,9 @@ class LadderPenalty(ShrinkPenalty):
         if self.taken % every:
             return
         strengths = self.regularizer.strengths()
-        alive = self.regularizer.alive(strengths)
+        alive = self.regularizer.alive()
         self._died[alive] = self.taken
-        live = self.regularizer.live_cost(strengths)
+        live = self.regularizer.live_cost()
         while len(self.rungs) < len(self.targets) - 1 and live <= self.targets[len(self.rungs)]:
             self._note(strengths, alive)
             self._dead = ~alive
@@ -266,7 +266,7 @@ class LadderPenalty(ShrinkPenalty):
         """Note the last network, and those whose target was not reached."""
         super().end()
         strengths = self.regularizer.strengths().detach()
-        alive = self.regularizer.alive(strengths)
+        alive = self.regularizer.alive()
         self._died[alive] = max(self.taken, 1)
         while len(self.rungs) < len(self.targets):
             self._note(strengths, alive)

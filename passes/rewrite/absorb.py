@@ -14,6 +14,7 @@ and columns are repeated.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -185,7 +186,48 @@ class _Absorber:
             return "multiplies it with another activation"
         if len(result_names(op)) != 1:
             return "has several results"
+        if self._computed_from(others, self.graph.channels_of(edge.dim)):
+            return "has a kernel that is computed from all of its channels (by a norm over them)"
         return None
+
+    def _computed_from(self, values: set[str | None], channels: IntArray) -> bool:
+        """Whether weights are computed by a sum, or a norm, over removed ones of some channels.
+
+        Without these the others would not be what they are.
+        """
+        removed = np.zeros_like(self.removed)
+        removed[channels] = self.removed[channels]
+        pending, seen = list(values), set(values)
+        while pending:
+            op_index = self.maker_of.get(pending.pop() or "")
+            if op_index is None:
+                continue
+            if any(removed[self.graph.channels_of(e.dim)].any() for e in self.reduced[op_index]):
+                return True
+            operands = {v.name for v in self.graph.ops[op_index].ir.inputs if v is not None} - seen
+            seen |= operands
+            pending += operands
+        return False
+
+    @cached_property
+    def maker_of(self) -> dict[str, int]:
+        """By value that is computed from weights alone the operator that makes it."""
+        independent = self.graph.couplings.input_independent
+        return {
+            name: op_index
+            for op_index, op in enumerate(self.graph.ops)
+            for name in result_names(op)
+            if name in independent
+        }
+
+    @cached_property
+    def reduced(self) -> list[list[Edge]]:
+        """Per operator where weights are summed over, or enter a norm."""
+        couplings, reads = self.graph.couplings, roles(self.graph.couplings).reads
+        return [
+            [e for e in edges if reads[e.factor] and not couplings.on_activation(e)]
+            for edges in couplings.edges_of_ops
+        ]
 
     # -- contributions ------------------------------------------------------------------------
 

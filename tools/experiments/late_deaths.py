@@ -22,9 +22,8 @@ from networks import NETWORKS
 
 import morphgraph as mg
 from morphgraph.recipes.trainer import train
+from morphgraph.train.config import SHRINK_TO
 from morphgraph.train.phases import ShrinkPenalty
-
-SHARE = 0.35
 
 
 class Watched(ShrinkPenalty):
@@ -80,7 +79,7 @@ def main() -> None:
     bench = Bench(study)
     net = mg.to_torch(mg.fresh(bench.graph, study.seed))
     regularizer = mg.Regularizer(bench.graph, net, relative=arguments.relative)
-    penalty = Watched(regularizer, SHARE * regularizer.initial_cost)
+    penalty = Watched(regularizer, SHRINK_TO * regularizer.initial_cost)
     recipe = replace(bench.recipe, epochs=arguments.epochs, constant=True)
     train(net, bench.dataset, recipe, seed=study.seed, phase="shrink 1", penalty=penalty)
     print("  step live (wanted)  channels alive : mean strength / spread", *penalty.lines, sep="\n")

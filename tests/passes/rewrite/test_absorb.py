@@ -271,11 +271,17 @@ WIDE = """net (float[1,3,8,8] x, float[6,3,1,1] w1, float[6] b1, float[6,1,1,8] 
     a = Conv(x, w1, b1)  r = Sigmoid(a)  p = Conv<group=6, pads=[0,3,0,4]>(r, w2, b2)
     y = Conv(p, w3)
 }"""
+WEIGHT_NORM = """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[6] b1, float[2,6,1,1] v2,
+    float[2,1,1,1] g2) => (float[1,2,4,4] y) <int64[3] axes = {1, 2, 3}> {
+    a = Conv(x, w1, b1)  r = Sigmoid(a)
+    l = ReduceL2(v2, axes)  d = Div(v2, l)  w2 = Mul(d, g2)  y = Conv(r, w2)
+}"""
 
 
 @pytest.mark.parametrize(
     ("text", "zero", "why"),
     [
+        (WEIGHT_NORM, {"w1": [0, 3]}, "Conv 'Conv_y' has a kernel that is computed from all"),
         (NORMED, {"s": [1, 4]}, "LayerNormalization 'LayerNormalization_n' averages"),
         (PRODUCT, {"s": [1, 4]}, "MatMul 'MatMul_y' multiplies it with another activation"),
         (NORM, {"w1": [0, 3]}, "ReduceL2 'ReduceL2_n' is not linear"),
