@@ -20,7 +20,7 @@ from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text, prove, random_plan
 
-HEAD = '<ir_version: 10, opset_import: ["": 28, "com.microsoft": 1]>'
+OPSET = '<ir_version: 10, opset_import: ["": 28, "com.microsoft": 1]>'
 CHOICES: tuple[Attention, Attention] = ("heads", "head-dim")
 
 
@@ -154,7 +154,7 @@ CONVOLUTIONS = {
 
 def graph_of(text: str, attention: Attention = "heads") -> ChannelGraph:
     inputs = tuple(name for name in ("x", "p") if f"] {name}," in text)
-    return lift(model_from_text(HEAD + text, inputs=inputs), attention=attention)
+    return lift(model_from_text(OPSET + text, inputs=inputs), attention=attention)
 
 
 @pytest.mark.parametrize("attention", CHOICES)
