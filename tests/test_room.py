@@ -106,7 +106,7 @@ def made(name: str, kind: str, share: float) -> tuple[Plan, ir.Model, float]:
 
 @pytest.mark.parametrize("kind", COSTS)
 @pytest.mark.parametrize(
-    "name", ["mlp", "encoder", pytest.param("resnet18", marks=pytest.mark.long)]
+    "name", ["mlp", "encoder", pytest.param("resnet18", marks=pytest.mark.slow)]
 )
 def test_a_budget_is_met_after_the_fit_and_used(name: str, kind: str) -> None:
     plan, fitted, limit = made(name, kind, 0.6)
