@@ -149,7 +149,7 @@ def plans_with_room(
                     "refit=False, the budget is not lowered by that)"
                 ) from error
         used = [room.learn(plan) for room, plan in zip(rooms, plans, strict=True)]
-        if max(used) <= 1 and (best is None or sum(used) > best[0]):
+        if max(used) <= ROUNDING and (best is None or sum(used) > best[0]):
             noted = [room.noted(plan) for room, plan in zip(rooms, plans, strict=True)]
             best = sum(used), noted, said
         if best is not None and (rounds >= ROUNDS or all(room.is_done for room in rooms)):
@@ -193,7 +193,7 @@ class _Room:
             for kind, each in self.searches.items()
         ]
         uses_it = not self.is_lowered or used >= CLOSE or not any(goes_on)
-        self.is_done = used <= 1 and uses_it
+        self.is_done = used <= ROUNDING and uses_it
         return used
 
     def noted(self, plan: Plan) -> Plan:
@@ -227,7 +227,7 @@ class _Search:
     def learn(self, sliced: float, fitted: float) -> bool:
         """Choose the next amount by the costs of a plan; whether there is one to be tried."""
         here = self.amount, fitted
-        if fitted <= self.limit:
+        if fitted <= self.limit * ROUNDING:
             self.below = max(self.below or here, here)
         else:
             self.above = min(self.above or here, here)
