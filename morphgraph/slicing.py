@@ -16,7 +16,6 @@ from torch import fx, nn
 from morphgraph.calibration import Samples
 from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
-from morphgraph.learning import DISTILL, Ranked, Shrinking, Trained
 from morphgraph.ops import running_statistics
 from morphgraph.options import RoundTo
 from morphgraph.passes.analysis.cost import Device
@@ -32,6 +31,7 @@ from morphgraph.train.config import SearchConfig
 from morphgraph.train.loop import Fit
 from morphgraph.train.sandwich import SandwichPenalty, Slice
 from morphgraph.train.statistics import refresh_statistics
+from morphgraph.trained import DISTILL, Ranked, Shrinking, Trained
 from morphgraph.workflow import resize_and_check
 
 BUDGETS_BETWEEN = 8

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from morphgraph.graph import ChannelGraph
-    from morphgraph.learning import Ranked
     from morphgraph.recipes.results import Result
     from morphgraph.recipes.settings import FromTrained, Settings
+    from morphgraph.trained import Ranked
 
 
 @command

@@ -5,7 +5,6 @@ from typing import cast
 
 from torch import nn
 
-from morphgraph.learning import Member as Resized, Shrinking
 from morphgraph.passes.planning.nested import Ranking
 from morphgraph.recipes import norms
 from morphgraph.recipes.results import Arm, Member, Result
@@ -16,6 +15,7 @@ from morphgraph.slicing import DRAWS, Elastic, Ladder, Sliced
 from morphgraph.torch_io.weights import graph_with_weights
 from morphgraph.train import distributed
 from morphgraph.train.phases import Penalty, ResumablePenalty
+from morphgraph.trained import Member as Resized, Shrinking
 
 
 def tuned_family(work: Work, trained: FromTrained) -> Result:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from morphgraph.graph import ChannelGraph
-from morphgraph.learning import DISTILL, Ranked, Trained
 from morphgraph.options import Baseline, Method
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.recipes.baselines import fits_whole
 from morphgraph.recipes.trainer import Recipe
 from morphgraph.slicing import DRAWS
 from morphgraph.train.config import SearchConfig
+from morphgraph.trained import DISTILL, Ranked, Trained
 
 ELASTIC = "elastic"
 """The phase that trains an elastic network, and what it is called."""
@@ -23,7 +23,7 @@ class FromTrained:
 
     Attributes:
         budgets: from the largest to the smallest; the run's own is the last.
-        rank, distill, inside: see :class:`~morphgraph.learning.Trained`.
+        rank, distill, inside: see :class:`~morphgraph.trained.Trained`.
         images: calibration images, of those to train on; without any there is no refit.
         elastic: one set of weights is trained, of which the network of every budget is a slice.
     """
