@@ -25,7 +25,7 @@ import onnx_ir as ir
 from morphgraph.graph import ChannelGraph
 from morphgraph.labels import unlabel
 from morphgraph.onnx_io import escape
-from morphgraph.passes.checking.verify import VerifyReport
+from morphgraph.passes.checking.verdict import VerifyReport
 from morphgraph.plans import Change, Plan, structure_hash
 from morphgraph.version import __version__
 

@@ -19,7 +19,7 @@ from morphgraph.passes.analysis.cost import Convention, is_known_here
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.outputs import OutputCheck, checks, require_same
 from morphgraph.passes.calibration.segments import run_all
-from morphgraph.passes.checking.verify import VerifyReport
+from morphgraph.passes.checking.verdict import VerifyReport
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.bounds import WidthBounds, Widths
 from morphgraph.passes.planning.constraints import Budget

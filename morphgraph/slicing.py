@@ -19,7 +19,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.ops import running_statistics
 from morphgraph.options import RoundTo
 from morphgraph.passes.analysis.cost import Device
-from morphgraph.passes.checking.verify import VerifyReport
+from morphgraph.passes.checking.verdict import VerifyReport
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.passes.planning.nested import Ranking, falling

@@ -35,11 +35,8 @@ from morphgraph.origin import Origin
 from morphgraph.passes.canonical.fold_affine import fold_affine
 from morphgraph.passes.canonical.symbols import input_shapes, input_symbols
 from morphgraph.passes.checking.single_precision import in_single_precision
-from morphgraph.passes.checking.verify import (
-    VerifyReport,
-    require_valid,
-    verify as compare,
-)
+from morphgraph.passes.checking.verdict import VerifyReport
+from morphgraph.passes.checking.verify import require_valid, verify as compare
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.absorb import absorb as constants_of
 from morphgraph.passes.rewrite.fresh import fresh

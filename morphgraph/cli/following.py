@@ -10,7 +10,7 @@ from morphgraph.cli.models import Lifting
 
 if TYPE_CHECKING:
     from morphgraph.options import Format
-    from morphgraph.passes.checking.verify import VerifyReport
+    from morphgraph.passes.checking.verdict import VerifyReport
     from morphgraph.plans import Change
 
 

@@ -8,7 +8,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.checking.stepwise import ValuesReport
-from morphgraph.passes.checking.verify import VerifyReport
+from morphgraph.passes.checking.verdict import VerifyReport
 from morphgraph.plans import Change, Plan
 from morphgraph.report.planning import removed_layers
 from morphgraph.report.tables import Cell, Report, change, number_column, plain, table_of

@@ -20,7 +20,8 @@ from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.least import multiples
 from morphgraph.passes.analysis.liveness import is_viable
 from morphgraph.passes.analysis.selection import AxisSelection
-from morphgraph.passes.checking.verify import VerifyReport, verify
+from morphgraph.passes.checking.verdict import VerifyReport
+from morphgraph.passes.checking.verify import verify
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.plans import Plan, make_plan

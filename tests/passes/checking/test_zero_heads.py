@@ -10,6 +10,7 @@ import morphgraph as mg
 from morphgraph.arrays import Array, Arrays
 from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.checking import verify as verifying
+from morphgraph.passes.checking.verdict import VerifyReport
 from morphgraph.testing import model_from_text
 
 BODY = """net (float[1,3,6,6] x, float[8,3,3,3] w1, float[8] b1, float[8,8,3,3] w2, float[5,8] w3,
@@ -26,7 +27,7 @@ HEADS = {
 
 def checked(
     text: str, wrong: bool, monkeypatch: pytest.MonkeyPatch
-) -> tuple[verifying.VerifyReport, list[int]]:
+) -> tuple[VerifyReport, list[int]]:
     """The report of a large network's check, and how many results each of its runs gave."""
     model = model_from_text(text)
     zeros = ir.Tensor(np.zeros((5, 8), np.float32), name="w3")
