@@ -32,7 +32,9 @@ class Decoder:
         self.kv_heads = config.num_key_value_heads
         self.shared = config.num_attention_heads // self.kv_heads
         self.pairs = config.head_dim // 2
-        train, held_out = (np.load(folder / f"{name}.npy") for name in ("train", "held_out"))
+        train, held_out = (
+            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("train", "held_out")
+        )
         starts = np.random.default_rng(0).integers(0, len(train) - tokens, sequences)
         self.text = torch.tensor(np.stack([train[s : s + tokens] for s in starts]).astype(np.int64))
         whole = held_out[: len(held_out) // tokens * tokens].astype(np.int64)
