@@ -113,6 +113,7 @@ refit: original, which channels stay, inputs -> the resized model with fitted ke
     room                budgets less the biases that a fit adds
 
 checking: original, plan, resized model -> a report
+    verdict             what a check says: the errors of all that was compared
     verify              the resized model against the masked original
         decoding        two steps of generation, for a network with a cache
         smaller         inputs on which the check proves the same with less work
