@@ -152,7 +152,7 @@ def is_known_here(kind: str) -> bool:
 
     A plan may name a device of which nobody here has the profile, or anything else.
 
-    >>> [is_known_here(kind) for kind in ("flops", "latency@P100", "latency@phone", "beauty")]
+    >>> [is_known_here(kind) for kind in ("flops", "latency@P100", "latency@nobodys", "beauty")]
     [True, True, False, False]
     """
     devices = [part.partition("@")[2].strip() for part in kind.split("+")]
