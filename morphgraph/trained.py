@@ -224,9 +224,14 @@ class Shrinking:
         else:
             assert settings.rank != "learned"
             scores = scores_of(self.graph, settings.rank, self.seed)
-            limits = {"round_to": bounds.round_to, "min_width": bounds.min_width}
             plans = [
-                plan_by_score(self.graph, budget, score=settings.rank, **limits)  # type: ignore[arg-type]
+                plan_by_score(
+                    self.graph,
+                    budget,
+                    score=settings.rank,
+                    round_to=bounds.round_to,
+                    min_width=bounds.min_width,
+                )
                 for budget in budgets
             ]
         return plans, [scores] * len(plans)

@@ -147,8 +147,10 @@ def test_a_plan_of_weights_keeps_room_where_a_refit_is_told() -> None:
     data, budget = noise(80, 4, 6), {"params": "50%"}
     limit = 0.5 * mg.cost(graph, "params").total
     for score in ("l2", "data"):
-        options = {"round_to": 1, "score": score} | ({"data": data} if score == "data" else {})
-        plain, roomy = (mg.plan(graph, budget, refit=kept, **options) for kept in (False, True))  # type: ignore[arg-type]
+        options: dict[str, Any] = {"round_to": 1, "score": score}
+        if score == "data":
+            options["data"] = data
+        plain, roomy = (mg.plan(graph, budget, refit=kept, **options) for kept in (False, True))
         assert "refit" not in plain.request
         assert roomy.request["budget"] == plain.request["budget"]
         fitted = lift(mg.apply(graph, roomy, refit=data))

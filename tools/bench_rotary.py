@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -52,12 +53,8 @@ class Decoder:
             found.append(rotate(*arguments, **options))
             return found[-1]
 
-        module.apply_rotary_pos_emb = noted  # type: ignore[attr-defined]
-        try:
-            with torch.no_grad():
-                self.net.model(self.text)
-        finally:
-            module.apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
+        with torch.no_grad(), patch.object(module, "apply_rotary_pos_emb", noted):
+            self.net.model(self.text)
         return found
 
     @torch.no_grad()

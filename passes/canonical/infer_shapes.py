@@ -91,7 +91,6 @@ class ResultTypes:
         self.checker_context = onnx.checker.C.CheckerContext()
         self.checker_context.ir_version = onnx.IR_VERSION
         self.checker_context.opset_imports = self.opsets
-        self.scope = onnx.checker.LEXICAL_SCOPE_CONTEXT
         self.opset_protos = [
             onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()
         ]
@@ -201,7 +200,7 @@ class ResultTypes:
         if subgraphs(node) or (node.op_type in _WITHDRAWN and not node.domain):
             return
         try:
-            onnx.checker.C.check_node(message, self.checker_context, self.scope)
+            onnx.checker.check_node(onnx.NodeProto.FromString(message), self.checker_context)
         except onnx.checker.ValidationError as error:
             reason = escape(" ".join(str(error).split()))
             raise ModelError(f"{node_label(node)}: is not valid: {reason}") from error
