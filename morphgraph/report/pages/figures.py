@@ -92,48 +92,58 @@ def _short(text: str, most: int = 44) -> str:
 
 
 def _widths(groups: Sequence[GroupWidth], resized: bool) -> Figure:
-    shown = [plain_text(_short(group.name)) for group in groups]
     # Rows are numbered: two groups may have labels that look alike.
     rows = list(range(len(groups)))
-    before = {
-        "type": "bar",
-        "orientation": "h",
-        "name": "before" if resized else "channels",
-        "y": rows,
-        "x": [group.before for group in groups],
-        "marker": {"color": ["@pinned" if g.reason else "@before" for g in groups]},
-        "hovertext": [plain_text(_says(group, resized)) for group in groups],
-        "hoverinfo": "text",
-    }
-    after = {
-        "type": "bar",
-        "orientation": "h",
-        "name": "after",
-        "y": rows,
-        "x": [group.after for group in groups],
-        "width": 0.5,
-        "marker": {"color": "@after"},
-        "hovertext": before["hovertext"],
-        "hoverinfo": "text",
-    }
+    free, fixed = (
+        [row for row in rows if bool(groups[row].reason) is held] for held in (False, True)
+    )
+
+    def bars(name: str, color: str, shown: Sequence[int], widths: Sequence[int]) -> dict[str, Any]:
+        return {
+            "type": "bar",
+            "orientation": "h",
+            "width": 0.8,  # without it a bar reaches as far as the next one of its own color
+            "name": name,
+            "y": shown,
+            "x": widths,
+            "marker": {"color": color},
+            "hovertext": [plain_text(_says(groups[row], resized)) for row in shown],
+            "hoverinfo": "text",
+        }
+
+    before = [
+        bars(name, color, shown, [groups[row].before for row in shown])
+        # Eight heads beside a vocabulary of thousands have no bar that an eye could read.
+        | {
+            "text": [_width(groups[row]) for row in shown],
+            "textposition": "outside",
+            "cliponaxis": False,
+        }
+        for name, color, shown in (
+            ("before" if resized else "channels", "@before", free),
+            ("fixed", "@pinned", fixed),
+        )
+        if shown
+    ]
+    after = bars("after", "@after", free, [groups[row].after for row in free]) | {"width": 0.5}
     changed = sum(group.before != group.after for group in groups)
-    pinned = sum(group.reason is not None for group in groups)
-    says = f"{len(groups)} groups of channels, of which {pinned} keep their size"
-    says += f"; {changed} have another width now." if resized else "."
+    says = f"Groups of channels: {len(groups)}, of them {len(fixed)} of a fixed size"
+    says += f" and {changed} with another width now." if resized else "."
     return Figure(
         "widths",
         "Widths",
         says + " A group's channels live and die together. Grey: why it stays is said on hover.",
-        [before, after] if resized else [before],
+        [*before, after] if resized else before,
         {
             "barmode": "overlay",
             "height": 70 + _BAR * len(groups),
-            "margin": {"t": 50, "l": 60, "r": 20, "b": 10},
+            "margin": {"t": 50, "l": 60, "r": 84, "b": 10},
             "xaxis": {"rangemode": "tozero", "side": "top"},
             "yaxis": {
                 "tickvals": rows,
-                "ticktext": shown,
-                "autorange": "reversed",
+                "ticktext": [plain_text(_short(group.name)) for group in groups],
+                "showgrid": False,
+                "range": [len(groups) - 0.5, -0.5],
                 "automargin": True,
             },
             "showlegend": resized,
@@ -144,6 +154,11 @@ def _widths(groups: Sequence[GroupWidth], resized: bool) -> Figure:
             [[g.name, g.before, g.after, g.reason or ""] for g in groups],
         ),
     )
+
+
+def _width(group: GroupWidth) -> str:
+    changed = group.after != group.before
+    return f"{group.before} → {group.after}" if changed else str(group.before)
 
 
 def _says(group: GroupWidth, resized: bool) -> str:
@@ -325,7 +340,7 @@ def _training(epochs: Sequence[Epoch]) -> Figure:
     return Figure(
         "training",
         "Training",
-        f"{len(epochs)} epochs in {len(phases)} phases; each point is the mean over an epoch.",
+        f"Epochs: {len(epochs)}, phases: {len(phases)}. Each point is the mean over an epoch.",
         data,
         layout,
         Table(
