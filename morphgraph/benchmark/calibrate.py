@@ -6,7 +6,6 @@ Of every network some kernels are kept, rather those that take long and of which
 little so far; what the next network is like follows from where the profile is worst.
 """
 
-import math
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from morphgraph.arrays import Arrays, FloatArray, Shape
 from morphgraph.benchmark.probes import FAMILIES, probe_network
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile, Kernel, Predictor
-from morphgraph.device.kernels import BYTES, around
+from morphgraph.device.kernels import BYTES, around, multiple_of
 from morphgraph.device.profile import measurements
 from morphgraph.errors import ArgumentError, UnsupportedError
 from morphgraph.passes.analysis.measured import kernel_of
@@ -178,7 +177,7 @@ class _Calibration:
                 "measurements (.csv) instead"
             )
         self.layouts += [
-            (each.layout, math.gcd(own[each.layer].channels, LARGEST_MULTIPLE))
+            (each.layout, own[each.layer].channels)
             for each in executed
             if each.layout is not None and each.layer in own and own[each.layer].is_dense
         ]
@@ -243,7 +242,7 @@ class _Calibration:
     def profile(self, final: bool = False) -> DeviceProfile:
         """What there is so far."""
         references = np.array(self.references)
-        multiple, former = _multiple(self.layouts), self.resumed
+        multiple, former = multiple_of(self.layouts), self.resumed
         if former is not None:  # a few networks more may show less than those before
             multiple = max(multiple, former.blocked_multiple)
         return DeviceProfile(
@@ -366,21 +365,6 @@ def _as_written(executed: Executed, own: _Written | None) -> Kernel:
 
 FEW_CHANNELS = 16
 """Channels up to which a convolution reads them as an image."""
-LARGEST_MULTIPLE = 64
-
-
-def _multiple(layouts: Sequence[tuple[str, int]]) -> int:
-    """What divides the channels that all convolutions in blocks read, and no others.
-
-    >>> _multiple([("blocked", 16), ("blocked", 4), ("plain", 1), ("plain", 2)])
-    4
-    """
-    blocked = [width for layout, width in layouts if layout == "blocked"]
-    plain = [width for layout, width in layouts if layout == "plain"]
-    if not blocked or not plain:
-        return 1
-    least = min(blocked)
-    return least if max(plain) < least else 1
 
 
 def _processor() -> str:

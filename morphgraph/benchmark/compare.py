@@ -327,7 +327,11 @@ def _convolutions(entry: Entry, threads: int, layers: Mapping[str, str]) -> Conv
         operators = session.operators()
     except UnsupportedError:
         return None
-    laid_out = [operator for operator in operators if operator.layout is not None]
+    laid_out = [
+        operator
+        for operator in operators
+        if operator.layout is not None and "Conv" in operator.op_type
+    ]
     outside = [operator for operator in laid_out if operator.layout == "plain"]
     if not laid_out:
         return None

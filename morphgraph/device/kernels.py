@@ -5,6 +5,7 @@ all that a profile of any runtime tells.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,8 @@ class Kernel:
         if _is_recurrent(self):
             return self.op_type
         name = self.op_type.removeprefix("Fused")
+        if self.layout:  # a pooling
+            return f"{name} {self.layout}"
         if _turns(self):
             return f"{name} across"
         return f"{name} spread" if _spreads(self) else name
@@ -112,6 +115,29 @@ class Kernel:
         last = math.log2(max(shape[-1], 1)) if shape else 0.0
         made = math.log2(max(sum(map(math.prod, self.outputs)), 1))
         return np.array([size, last, size - made])
+
+
+LARGEST_MULTIPLE = 64
+"""Channels of a block are at most so many."""
+
+
+def multiple_of(layouts: Sequence[tuple[str, int]]) -> int:
+    """What divides the channels of all kernels that ran in blocks, and of no others; else 1.
+
+    Args:
+        layouts: of each kernel, with its channels.
+
+    >>> multiple_of([("blocked", 16), ("blocked", 36), ("plain", 7), ("plain", 10)])
+    4
+    """
+    blocked, plain = (
+        {math.gcd(channels, LARGEST_MULTIPLE) for layout, channels in layouts if layout == each}
+        for each in ("blocked", "plain")
+    )
+    if not blocked or not plain:
+        return 1
+    least = min(blocked)
+    return least if max(plain) < least else 1
 
 
 _WITH_SUM = 3

@@ -300,20 +300,20 @@ class Predictor:
                 found[places], spread[places] = self.kinds[kind].log_time(chosen)
                 continue
             spread[places] = UNKNOWN
-            if chosen[0].work()[1] > 0:
-                model = self.kinds.get(self._alike(kind), self.heavy)
-                found[places], _ = model.log_time(chosen)
-            else:
-                found[places], _ = self.other.log_time(chosen)
+            common = self.heavy if chosen[0].work()[1] > 0 else self.other
+            found[places], _ = self.kinds.get(self._alike(kind), common).log_time(chosen)
         return found, spread
 
     def _alike(self, kind: str) -> str:
-        """Of convolutions that were not measured the kind that runs most alike; else empty."""
-        words = kind.split()
-        if words[0] != "Conv":
-            return ""
-        _, form, layout = words
-        others = [f"Conv {each} {layout}" for each in _FORMS.get(form, ())]
+        """Of a kind that was not measured the one that runs most alike; else empty."""
+        name, *words = kind.split()
+        if name == "Conv":
+            form, layout = words
+            others = [f"Conv {each} {layout}" for each in _FORMS.get(form, ())]
+        elif words in (["blocked"], ["plain"]):  # a pooling; tables may tell no layout
+            others = [name, f"{name} blocked", f"{name} plain"]
+        else:
+            others = []
         return next((other for other in others if other in self.kinds), "")
 
     def times(self, kernels: Sequence[Kernel]) -> FloatArray:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from morphgraph.device.kernels import Kernel
+from morphgraph.device.kernels import Kernel, multiple_of
 from morphgraph.device.predictor import Predictor, Settings
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape, write_atomically
@@ -32,7 +32,8 @@ class Measurement(msgspec.Struct, frozen=True):
         op_type: as the runtime calls it.
         inputs, outputs: shapes of its tensors, weights included.
         microseconds: of one run.
-        layout: ``"blocked"`` or ``"plain"`` where the runtime tells; else empty.
+        layout: of a convolution or a pooling ``"blocked"`` or ``"plain"`` where the runtime tells;
+            else empty.
         around: bytes of weights and results of the network that it ran in; 0: not known.
     """
 
@@ -94,6 +95,12 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
     def encoded(self) -> bytes:
         """The profile as JSON."""
         return msgspec.json.encode(self)
+
+    @cached_property
+    def pooled_multiple(self) -> int:
+        """Poolings run in blocks where their channels are multiples of it; 1: not known."""
+        pooled = [one for one in self.kernels if one.layout and one.op_type.endswith("Pool")]
+        return multiple_of([(one.layout, one.inputs[0][1]) for one in pooled])
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the profile as JSON.

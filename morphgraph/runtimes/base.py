@@ -50,7 +50,7 @@ class Operator:
         origins: names of the model's nodes that it computes, in order (``output 'y'`` for a node
             without a name); empty for what the runtime has added, and where it cannot be told.
         layer: the one of them that it is for; empty where there is none.
-        layout: of a convolution, whether its channels lie in blocks; else ``None``.
+        layout: of a convolution or a pooling, whether its channels lie in blocks; else ``None``.
     """
 
     name: str

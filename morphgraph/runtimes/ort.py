@@ -283,7 +283,7 @@ def _taken_in(node: onnx.NodeProto) -> int:
 
 
 def _layout(node: onnx.NodeProto) -> Layout | None:
-    if node.op_type not in ("Conv", "FusedConv"):
+    if node.op_type not in ("Conv", "FusedConv") and not node.op_type.endswith("Pool"):
         return None
     return "blocked" if node.domain == _NCHWC else "plain"
 

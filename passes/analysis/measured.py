@@ -227,7 +227,8 @@ class MeasuredCost(Cost):
 
     def _laid_out(self, kernel: Kernel) -> Kernel:
         """The kernel in the layout that the runtime gives to these widths."""
-        multiple = self.profile.blocked_multiple
+        pools = kernel.op_type.endswith("Pool")
+        multiple = self.profile.pooled_multiple if pools else self.profile.blocked_multiple
         if not kernel.layout or multiple <= 1 or "image" in kernel.kind:
             return kernel
         fits = kernel.inputs[0][1] % multiple == 0

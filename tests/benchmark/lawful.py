@@ -15,7 +15,7 @@ BLOCK = 16
 def law(kernel: Kernel) -> float:
     """Microseconds: a start, arithmetic on whole blocks of channels, and what is moved.
 
-    Convolutions outside of the blocked layout take twice the time.
+    Convolutions outside of the blocked layout take twice the time, poolings ten times.
     """
 
     def blocks(width: int) -> int:
@@ -23,6 +23,8 @@ def law(kernel: Kernel) -> float:
 
     moved = sum(map(math.prod, (*kernel.inputs, *kernel.outputs)))
     time = 4.0 + moved / 2e3
+    if kernel.op_type.endswith("Pool") and kernel.layout == "plain":
+        time *= 10.0
     if "Conv" in kernel.op_type:
         weight, result = kernel.inputs[1], kernel.outputs[0]
         inner = blocks(weight[1]) if weight[1] > 1 else 1
