@@ -44,7 +44,7 @@ from morphgraph.train.config import SearchConfig
 WIDTHS = (64, 64, 64)
 BUDGET = {"flops": "25%"}
 EPOCHS, TUNED = 12, 4
-SEEDS = 5
+SEEDS = 8
 # ONNX Runtime computes convolutions in blocks of 8 or 16 channels; other widths cost time.
 ROUND_TO = 16
 NETWORKS = {
