@@ -5,157 +5,18 @@ what a runtime fuses it with, is then what a user's network has. Every family is
 networks are built.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from morphgraph.arrays import Array, Shape
+from morphgraph.benchmark.probe_builder import Probe
 
-OPSET = 20
 MOST_MACS = 4e8
 """Multiply-adds of a layer of a probe: larger ones would take the time of many smaller ones."""
 
 
-class _Probe:
-    """A network in the making."""
-
-    def __init__(self, seed: int, free: bool) -> None:
-        self.random, self.free = np.random.default_rng(seed), free
-        self._style = int(self.random.integers(2**31))
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        self.inputs: list[onnx.ValueInfoProto] = []
-        self.shapes: dict[str, Shape] = {}
-
-    def model(self, output: str) -> onnx.ModelProto:
-        """The finished model."""
-        result = helper.make_tensor_value_info(output, TensorProto.FLOAT, self.shapes[output])
-        graph = helper.make_graph(self.nodes, "probe", self.inputs, [result], self.weights)
-        return helper.make_model(
-            graph, ir_version=10, opset_imports=[helper.make_opsetid("", OPSET)]
-        )
-
-    def input(self, shape: Shape) -> str:
-        name = f"x{len(self.inputs)}"
-        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-        self.shapes[name] = shape
-        return name
-
-    def weight(self, *shape: int, values: Array | None = None) -> str:
-        name = f"w{len(self.weights)}"
-        if values is None:
-            inner = max(math.prod(shape[1:]), 1)
-            values = (self.random.standard_normal(shape) / math.sqrt(inner)).astype(np.float32)
-        self.weights.append(numpy_helper.from_array(values, name))
-        self.shapes[name] = values.shape
-        return name
-
-    def numbers(self, *values: int) -> str:
-        return self.weight(values=np.array(values, dtype=np.int64))
-
-    def node(self, op_type: str, inputs: Sequence[str], shape: Shape, **attributes: Any) -> str:
-        name = f"v{len(self.nodes)}"
-        self.nodes.append(
-            helper.make_node(
-                op_type, list(inputs), [name], name=f"n{len(self.nodes)}", **attributes
-            )
-        )
-        self.shapes[name] = shape
-        return name
-
-    def conv(self, x: str, filters: int, size: int = 3, stride: int = 1, groups: int = 1) -> str:
-        samples, channels, height, width = self.shapes[x]
-        pad = (size - 1) // 2
-        shape = (samples, filters, -(-height // stride), -(-width // stride))
-        weight = self.weight(filters, channels // groups, size, size)
-        return self.node(
-            "Conv",
-            [x, weight, self.weight(filters)],
-            shape,
-            kernel_shape=[size, size],
-            strides=[stride, stride],
-            pads=[pad, pad, size - 1 - pad, size - 1 - pad],
-            group=groups,
-        )
-
-    def act(self, x: str, kind: str = "Relu") -> str:
-        shape = self.shapes[x]
-        if kind == "SiLU":
-            return self.node("Mul", [x, self.node("Sigmoid", [x], shape)], shape)
-        if kind == "Relu6":
-            low, high = (self.weight(values=np.array(v, np.float32)) for v in (0.0, 6.0))
-            return self.node("Clip", [x, low, high], shape)
-        return self.node(kind, [x], shape)
-
-    def add(self, x: str, y: str) -> str:
-        return self.node("Add", [x, y], self.shapes[x])
-
-    def pool(self, x: str, kind: str, size: int, stride: int) -> str:
-        samples, channels, height, width = self.shapes[x]
-        pad = (size - 1) // 2
-        shape = tuple((side + 2 * pad - size) // stride + 1 for side in (height, width))
-        return self.node(
-            kind,
-            [x],
-            (samples, channels, *shape),
-            kernel_shape=[size, size],
-            strides=[stride, stride],
-            pads=[pad] * 4,
-        )
-
-    def excite(self, x: str, narrow: int, act: str, gate: str, mean: str) -> str:
-        samples, channels, *_ = self.shapes[x]
-        shape = (samples, channels, 1, 1)
-        if mean == "ReduceMean":
-            y = self.node(mean, [x, self.numbers(2, 3)], shape, keepdims=1)
-        else:
-            y = self.node(mean, [x], shape)
-        y = self.act(self.conv(y, narrow, 1), act)
-        y = self.act(self.conv(y, channels, 1), gate)
-        return self.node("Mul", [x, y], self.shapes[x])
-
-    def norm(self, x: str) -> str:
-        channels = self.shapes[x][1]
-        positive = np.abs(self.random.standard_normal(channels)).astype(np.float32) + 0.5
-        parts = [self.weight(channels) for _ in range(3)] + [self.weight(values=positive)]
-        return self.node("BatchNormalization", [x, *parts], self.shapes[x])
-
-    def concat(self, values: Sequence[str]) -> str:
-        first = self.shapes[values[0]]
-        channels = sum(self.shapes[value][1] for value in values)
-        return self.node("Concat", values, (first[0], channels, *first[2:]), axis=1)
-
-    def slice(self, x: str, start: int, stop: int, axis: int = 1) -> str:
-        shape = list(self.shapes[x])
-        shape[axis] = stop - start
-        bounds = [self.numbers(start), self.numbers(stop), self.numbers(axis)]
-        return self.node("Slice", [x, *bounds], tuple(shape))
-
-    def style(self, *choices: Sequence[str]) -> list[str]:
-        """One of each, the same in the whole network."""
-        random = np.random.default_rng(self._style)
-        return [str(random.choice(options)) for options in choices]
-
-    def pick(self, *choices: str) -> str:
-        return str(self.random.choice(choices))
-
-    def between(self, low: float, high: float) -> int:
-        """A whole number, its logarithm evenly spread."""
-        return round(float(np.exp(self.random.uniform(math.log(low), math.log(high)))))
-
-    def width(self, low: float, high: float, grid: int) -> int:
-        """A number of channels on a grid."""
-        return max(grid, round(self.between(low, high) / grid) * grid)
-
-    def grid(self) -> int:
-        return 1 if self.free else int(self.random.choice([16, 16, 8, 4]))
-
-
-def _channels(probe: _Probe, side: int, grid: int, low: float = -2.5, high: float = 2.0) -> int:
+def _channels(probe: Probe, side: int, grid: int, low: float = -2.5, high: float = 2.0) -> int:
     """Channels of a map of this size, as networks have them: wide where it is small.
 
     About 32 at 112 pixels and 512 at 7, times a power of two between ``low`` and ``high``.
@@ -168,7 +29,7 @@ USUAL = 3584
 """Channels times the side of a map, in networks of the usual form."""
 
 
-def _stem(probe: _Probe, grid: int) -> str:
+def _stem(probe: Probe, grid: int) -> str:
     """A convolution that reads an image."""
     size, stride = _STEMS[int(probe.random.integers(len(_STEMS)))]
     side = int(probe.random.choice([112, 160, 224])) // (4 if stride == 1 else 1)
@@ -181,7 +42,7 @@ _STEMS = ((3, 2), (7, 2), (3, 1), (4, 4), (16, 16), (11, 4))
 """Sizes and strides of kernels."""
 
 
-def _image(probe: _Probe, grid: int) -> str:
+def _image(probe: Probe, grid: int) -> str:
     """A stem, and perhaps a pooling: what most networks begin with."""
     x = _stem(probe, grid)
     if probe.shapes[x][2] > WIDE_MAP and probe.random.random() < 0.6:
@@ -192,17 +53,17 @@ def _image(probe: _Probe, grid: int) -> str:
 WIDE_MAP = 56
 """Sides of a map above which networks halve it before they go on."""
 
-_Block = Callable[[_Probe, str, int, int], str]
+_Block = Callable[[Probe, str, int, int], str]
 
 
-def _staged(block: _Block) -> Callable[[_Probe], str]:
+def _staged(block: _Block) -> Callable[[Probe], str]:
     """A whole network: an image, stages of blocks on smaller and smaller maps, a classifier.
 
     A kernel then finds in the caches what it finds in a user's network, and stands beside others
     of its size. Every layer has a width of its own, as in networks that were resized.
     """
 
-    def network(probe: _Probe) -> str:
+    def network(probe: Probe) -> str:
         grid = probe.grid()
         x = _image(probe, grid)
         for _ in range(STAGES):
@@ -219,7 +80,7 @@ LAST_MAP = 8
 """Sides of a map that is not made smaller any more."""
 
 
-def _basic(probe: _Probe, x: str, grid: int, stride: int) -> str:
+def _basic(probe: Probe, x: str, grid: int, stride: int) -> str:
     """Two convolutions, 3x3 most of the time, and perhaps a residual connection."""
     side, wide = probe.shapes[x][2] // stride, probe.shapes[x][1]
     size = int(probe.random.choice([3, 3, 3, 3, 5, 7])) if side < 30 else 3
@@ -233,7 +94,7 @@ def _basic(probe: _Probe, x: str, grid: int, stride: int) -> str:
     return probe.act(probe.add(y, x if stride == 1 else probe.conv(x, out, 1, stride)))
 
 
-def _bottleneck(probe: _Probe, x: str, grid: int, stride: int) -> str:
+def _bottleneck(probe: Probe, x: str, grid: int, stride: int) -> str:
     """Pointwise, 3x3 or in groups, pointwise; a residual connection."""
     side, wide = probe.shapes[x][2], probe.shapes[x][1]
     narrow = _channels(probe, side // stride, grid, -2.5, 0.5)
@@ -254,7 +115,7 @@ def _bottleneck(probe: _Probe, x: str, grid: int, stride: int) -> str:
     return probe.act(probe.add(y, x if stride == 1 else probe.conv(x, out, 1, stride)))
 
 
-def _inverted(probe: _Probe, x: str, grid: int, stride: int) -> str:
+def _inverted(probe: Probe, x: str, grid: int, stride: int) -> str:
     """Pointwise, depthwise, perhaps excitation, pointwise; perhaps a residual connection."""
     side, narrow = probe.shapes[x][2], probe.shapes[x][1]
     act, gate, mean = probe.style(
@@ -272,7 +133,7 @@ def _inverted(probe: _Probe, x: str, grid: int, stride: int) -> str:
     return probe.conv(y, _channels(probe, side // stride, grid, -3.0, -0.5), 1)
 
 
-def _branches(probe: _Probe, x: str, grid: int, stride: int) -> str:
+def _branches(probe: Probe, x: str, grid: int, stride: int) -> str:
     """Branches side by side, joined."""
     if stride > 1:
         x = probe.pool(x, *_POOLS[int(probe.random.integers(len(_POOLS)))])
@@ -287,7 +148,7 @@ def _branches(probe: _Probe, x: str, grid: int, stride: int) -> str:
     return probe.concat(parts)
 
 
-def _growing(probe: _Probe, x: str, grid: int, stride: int) -> str:
+def _growing(probe: Probe, x: str, grid: int, stride: int) -> str:
     """Layers that each add their channels to all before; normalization comes first."""
     if stride > 1:
         x = probe.act(probe.norm(x))
@@ -305,7 +166,7 @@ def _growing(probe: _Probe, x: str, grid: int, stride: int) -> str:
 _POOLS = (("MaxPool", 3, 2), ("MaxPool", 2, 2), ("AveragePool", 2, 2))
 
 
-def _classifier(probe: _Probe, x: str) -> str:
+def _classifier(probe: Probe, x: str) -> str:
     """From a map to classes: pooling, a head of matrix products."""
     samples, channels, *_ = probe.shapes[x]
     x = probe.node("GlobalAveragePool", [x], (samples, channels, 1, 1))
@@ -316,7 +177,7 @@ def _classifier(probe: _Probe, x: str) -> str:
     return x
 
 
-def _attention(probe: _Probe) -> str:
+def _attention(probe: Probe) -> str:
     """A transformer as exporters write them; heads and widths are one layer's own, or all alike."""
     head, heads = int(probe.random.choice([16, 32, 64])), probe.between(2, 12)
     tokens, wide = probe.between(16, 256), head * heads
@@ -333,7 +194,7 @@ def _attention(probe: _Probe) -> str:
     return _layer_norm(probe, x)
 
 
-def _attend(probe: _Probe, x: str, heads: int, head: int, together: bool) -> str:
+def _attend(probe: Probe, x: str, heads: int, head: int, together: bool) -> str:
     """Heads that read all tokens; queries, keys and values from one product or from three."""
     _, tokens, _ = probe.shapes[x]
     y, inner = _layer_norm(probe, x), heads * head
@@ -363,20 +224,20 @@ def _attend(probe: _Probe, x: str, heads: int, head: int, together: bool) -> str
     return probe.node("Reshape", [y, probe.numbers(1, tokens, inner)], (1, tokens, inner))
 
 
-def _layer_norm(probe: _Probe, x: str) -> str:
+def _layer_norm(probe: Probe, x: str) -> str:
     wide = probe.shapes[x][-1]
     return probe.node(
         "LayerNormalization", [x, probe.weight(wide), probe.weight(wide)], probe.shapes[x], axis=-1
     )
 
 
-def _linear(probe: _Probe, x: str, wide: int) -> str:
+def _linear(probe: Probe, x: str, wide: int) -> str:
     shape = (*probe.shapes[x][:-1], wide)
     y = probe.node("MatMul", [x, probe.weight(probe.shapes[x][-1], wide)], shape)
     return probe.node("Add", [y, probe.weight(wide)], shape)
 
 
-def _products(probe: _Probe) -> str:
+def _products(probe: Probe) -> str:
     """Matrix products of all sizes, with and without an activation."""
     rows = probe.between(1, 512)
     x = probe.input((rows, probe.between(32, 1024)))
@@ -390,7 +251,7 @@ def _products(probe: _Probe) -> str:
     return x
 
 
-def _recurrent(probe: _Probe) -> str:
+def _recurrent(probe: Probe) -> str:
     """LSTM and GRU layers."""
     steps, units = probe.between(8, 96), probe.between(16, 256)
     x = probe.input((steps, 1, probe.between(16, 256)))
@@ -406,7 +267,7 @@ _UNARY = ("Sigmoid", "Tanh", "Relu", "HardSwish", "HardSigmoid", "Gelu", "Erf", 
           "LeakyRelu", "Elu", "Abs", "Neg")  # fmt: skip
 
 
-def _elementwise(probe: _Probe) -> str:
+def _elementwise(probe: Probe) -> str:
     """What only moves numbers or computes each by itself."""
     samples, channels, side = 1, probe.width(16, 256, 8), int(probe.random.choice([7, 14, 28, 56]))
     shape = (samples, channels, side, side)
@@ -441,7 +302,7 @@ def _elementwise(probe: _Probe) -> str:
     return probe.add(x, mean)
 
 
-FAMILIES: dict[str, Callable[[_Probe], str]] = {
+FAMILIES: dict[str, Callable[[Probe], str]] = {
     "basic": _staged(_basic),
     "bottleneck": _staged(_bottleneck),
     "inverted": _staged(_inverted),
@@ -467,5 +328,5 @@ def probe_network(family: str, seed: int, free: bool = False) -> onnx.ModelProto
     >>> first == again
     True
     """
-    probe = _Probe(seed, free)
+    probe = Probe(seed, free)
     return probe.model(FAMILIES[family](probe))
