@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -34,6 +34,7 @@ from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.maps import note_maps, without_maps, write_maps
 from morphgraph.onnx_io.model import bind_inputs, root_cause
 from morphgraph.onnx_io.old_opsets import raised, standard_opset
+from morphgraph.onnx_io.values import graphs_of
 from morphgraph.onnx_io.wire import LEAST_HELD_BYTES, Buffer, WireError, joined, parted
 
 ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
@@ -346,12 +347,13 @@ def _from_proto(
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{where}: not a valid model: {escape(root_cause(error))}") from error
     _give_weights(model, weights)
-    if folder is not None:
-        ir.external_data.set_base_dir(model.graph, folder)
     if not is_sorted:
         model.graph.sort()
-    _open_negative_sizes(model)
-    _forget_false_types(model)
+    graphs = graphs_of(model)
+    if folder is not None:
+        _set_folder(graphs, folder)
+    _open_negative_sizes(model, graphs)
+    _forget_false_types(graphs)
     if standard_opset(proto) != version:
         warn(
             f"{where}: opset {version} is raised to {MIN_OPSET}, the oldest supported",
@@ -374,9 +376,24 @@ def _give_weights(model: ir.Model, weights: Mapping[str, Array]) -> None:
         )
 
 
-def _open_negative_sizes(model: ir.Model) -> None:
+def _set_folder(graphs: Iterable[ir.Graph], folder: str) -> None:
+    """Say where external data is looked for."""
+    tensors = list(_weights(graphs))
+    for node in (node for graph in graphs for node in graph):
+        for attribute in node.attributes.data.values():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                tensors.append(attribute.as_tensor())
+            elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
+                tensors += attribute.as_tensors()
+    for tensor in tensors:
+        if is_stored(tensor):
+            assert isinstance(tensor, ir.ExternalTensor)
+            tensor.base_dir = folder
+
+
+def _open_negative_sizes(model: ir.Model, graphs: Iterable[ir.Graph]) -> None:
     """Make sizes of -1, which PaddlePaddle writes, symbols as ONNX has them."""
-    results = (value for node in model.graph.all_nodes() for value in node.outputs)
+    results = (value for graph in graphs for node in graph for value in node.outputs)
     for value in (*results, *model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and -1 in value.shape.dims:
             value.shape = ir.Shape(
@@ -385,12 +402,12 @@ def _open_negative_sizes(model: ir.Model) -> None:
             )
 
 
-def _forget_false_types(model: ir.Model) -> None:
+def _forget_false_types(graphs: Iterable[ir.Graph]) -> None:
     """Take types and shapes of weights from their tensors, and those that name no type as unknown.
 
     A file may declare both once more, and otherwise.
     """
-    for graph in model.graphs():
+    for graph in graphs:
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is not None and not value.is_graph_input():
@@ -398,21 +415,21 @@ def _forget_false_types(model: ir.Model) -> None:
                     ir.Shape(tensor.shape.numpy()),
                     ir.TensorType(tensor.dtype),
                 )
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            if value.dtype == ir.DataType.UNDEFINED:
-                value.type = None
+        for node in graph:
+            for value in node.outputs:
+                if value.dtype == ir.DataType.UNDEFINED:
+                    value.type = None
 
 
-def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    for graph in model.graphs():
+def _weights(graphs: Iterable[ir.Graph]) -> Iterator[ir.TensorProtocol]:
+    for graph in graphs:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
 
 
 def _wants_external_data(model: ir.Model) -> bool:
-    weights = list(_weights(model))
+    weights = list(_weights(graphs_of(model)))
     return sum(tensor.nbytes for tensor in weights) > _INLINE_LIMIT_BYTES or any(
         is_stored(tensor) and tensor.nbytes > _EXTERNAL_TENSOR_BYTES for tensor in weights
     )
@@ -420,10 +437,10 @@ def _wants_external_data(model: ir.Model) -> bool:
 
 def _internalized(model: ir.Model) -> ir.Model:
     """The model, or a copy of it whose weights point into memory (maps) instead of to files."""
-    if not any(isinstance(tensor, ir.ExternalTensor) for tensor in _weights(model)):
+    if not any(isinstance(tensor, ir.ExternalTensor) for tensor in _weights(graphs_of(model))):
         return model
     copy = model.clone()
-    for graph in copy.graphs():
+    for graph in graphs_of(copy):
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor):

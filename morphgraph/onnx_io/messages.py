@@ -7,6 +7,7 @@ subgraphs, by ``onnx_ir``. Notes of nodes are left out, since nobody reads them 
 
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import onnx
 import onnx_ir as ir
@@ -140,30 +141,35 @@ def _mapped(model: ir.Model, message: bytes) -> bytes:
 
 def node_message(node: ir.Node) -> bytes:
     """A node as a message, without its notes."""
-    pieces = [framed(1, b"" if v is None else (v.name or "").encode()) for v in node.inputs]
-    results = [(value.name or "").encode() for value in node.outputs]
+    pieces = [_text(1, "" if v is None else v.name or "") for v in node.inputs]
+    results = [value.name or "" for value in node.outputs]
     while results and not results[-1]:
         results.pop()
-    pieces += [framed(2, name) for name in results]
+    pieces += [_text(2, name) for name in results]
     if node.name:
-        pieces.append(framed(3, node.name.encode()))
-    pieces.append(framed(4, node.op_type.encode()))
+        pieces.append(_text(3, node.name))
+    pieces.append(_text(4, node.op_type))
     pieces += [framed(5, _attribute(attribute)) for attribute in node.attributes.data.values()]
     if node.domain:
-        pieces.append(framed(7, node.domain.encode()))
+        pieces.append(_text(7, node.domain))
     if node.overload:
-        pieces.append(framed(8, node.overload.encode()))
+        pieces.append(_text(8, node.overload))
     return b"".join(pieces)
+
+
+@lru_cache(2**15)  # the same names are written in every message of a model
+def _text(number: int, text: str) -> bytes:
+    return framed(number, text.encode())
 
 
 def _attribute(attribute: ir.Attr) -> bytes:
     if attribute.is_ref():
         return bytes(ir.serde.serialize_reference_attribute(attribute).SerializeToString())
     kind, value = attribute.type, attribute.value
+    if kind == _INTS:
+        return _of_integers(attribute.name, tuple(value))
     if kind == _INT:
         written = number_field(3, int(value))
-    elif kind == _INTS:
-        written = b"".join([number_field(8, int(number)) for number in value])
     elif kind == _FLOAT:
         written = _FLOAT_TAG + struct.pack("<f", value)
     elif kind == _STRING:
@@ -171,6 +177,12 @@ def _attribute(attribute: ir.Attr) -> bytes:
     else:
         return bytes(ir.serde.serialize_attribute(attribute).SerializeToString())
     return framed(1, attribute.name.encode()) + written + number_field(20, kind)
+
+
+@lru_cache(2**12)
+def _of_integers(name: str, numbers: tuple[int, ...]) -> bytes:
+    written = b"".join([number_field(8, int(number)) for number in numbers])
+    return framed(1, name.encode()) + written + number_field(20, _INTS)
 
 
 _INT, _INTS = ir.AttributeType.INT, ir.AttributeType.INTS

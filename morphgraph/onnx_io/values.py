@@ -112,6 +112,15 @@ def subgraphs(node: ir.Node) -> list[ir.Graph]:
     return graphs
 
 
+def graphs_of(model: ir.Model) -> list[ir.Graph]:
+    """The model's graph and all subgraphs in it; local functions are left out."""
+    graphs: list[ir.Graph] = [model.graph]
+    for graph in graphs:  # grows while nested ones are found
+        for node in graph:
+            graphs += subgraphs(node)
+    return graphs
+
+
 def captured_values(node: ir.Node) -> list[ir.Value]:
     """Values from around a node that its subgraphs read."""
     inner: list[ir.Graph] = subgraphs(node)

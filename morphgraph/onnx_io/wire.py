@@ -8,7 +8,7 @@ where it is not fixed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Buffer = bytes | memoryview
 
@@ -26,8 +26,7 @@ class WireError(ValueError):
     """Bytes that are no message; protobuf finds better words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """A field: its number and kind, where it starts, and where its value starts and ends."""
 
     number: int
@@ -193,16 +192,17 @@ def _fields(view: memoryview, start: int, end: int) -> Iterator[Field]:
     """The fields of a message that stands between two places."""
     place = start
     while place < end:
-        tag, value = _read_varint(view, place, end)
-        length = 0
+        tag, value = view[place], place + 1  # one byte nearly always
+        if tag > 127:
+            tag, value = _read_varint(view, place, end)
         match tag & 7:
             case 0:  # a number
                 _, after = _read_varint(view, value, end)
             case 1:  # 64 bits
                 after = value + 8
             case 2:  # bytes or a message
-                length, value = _read_varint(view, value, end)
-                after = value + length
+                after, value = _read_varint(view, value, end)
+                after += value
             case 5:  # 32 bits
                 after = value + 4
             case _:

@@ -29,6 +29,7 @@ class AxisSelection:
         dead = np.flatnonzero(~atom_alive)
         owners = np.searchsorted(graph.class_start, dead, side="right") - 1
         starts = graph.class_start
+        self._classes: list[int] = graph.vertex_class.tolist()
         self._changed = {
             axis_class: np.flatnonzero(
                 np.logical_and.reduce(
@@ -143,7 +144,7 @@ class AxisSelection:
 
     def vertex(self, vertex: int) -> IntArray | None:
         """Kept positions of a dim or elements of a factor; ``None``: all."""
-        return self._changed.get(int(self.graph.vertex_class[vertex]))
+        return self._changed.get(self._classes[vertex])
 
     def axis(self, value: str, axis: int) -> IntArray | None:
         """Kept positions of an axis of a value; ``None``: all."""
@@ -152,8 +153,15 @@ class AxisSelection:
 
     def cuts(self, value: str) -> list[tuple[int, IntArray]]:
         """The axes of a value that do not stay whole, with the positions that stay."""
-        axes = range(len(self.graph.shapes.get(value, ())))
-        return [(a, positions) for a in axes if (positions := self.axis(value, a)) is not None]
+        first = self.graph.couplings.first_dim.get(value)
+        if first is None:
+            return []
+        changed, classes = self._changed, self._classes
+        return [
+            (axis, changed[classes[first + axis]])
+            for axis in range(len(self.graph.shapes[value]))
+            if classes[first + axis] in changed
+        ]
 
     def positions(self, arrays: Mapping[str, Array]) -> Arrays:
         """What values hold, by name, at the positions that stay; sequences stay as they are."""
@@ -162,7 +170,11 @@ class AxisSelection:
 
     def shape(self, value: ir.Value) -> Shape:
         """The new static shape of a value."""
-        return tuple(
-            size if (kept := self.axis(value.name or "", axis)) is None else len(kept)
-            for axis, size in enumerate(static_shape(value))
-        )
+        sizes = static_shape(value)
+        cuts = self.cuts(value.name or "")
+        if not cuts:
+            return sizes
+        new = list(sizes)
+        for axis, positions in cuts:
+            new[axis] = len(positions)
+        return tuple(new)

@@ -7,9 +7,8 @@ For one that ONNX does not have, or for which it infers no shape, the operator's
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import onnx
 import onnx_ir as ir
@@ -44,8 +43,7 @@ _INFERENCE_ERRORS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Message:
+class _Message(NamedTuple):
     """A message as ``onnx`` hands it on to its inference: nobody looks at more than this.
 
     Attributes:
@@ -161,9 +159,12 @@ class ResultTypes:
     def _data(self, value: ir.Value) -> ir.TensorProtocol | None:
         """The numbers of an operand that inference may look into, where they are known."""
         tensor = self.known.get(value)
-        if tensor is None or tensor.size > INFERENCE_DATA:
+        if tensor is None:
             return None
-        return None if tensor.dtype.is_floating_point() and tensor.size > _FLOATS else tensor
+        size = prod(cast("Shape", tensor.shape.dims))
+        if size > INFERENCE_DATA:
+            return None
+        return None if size > _FLOATS and tensor.dtype.is_floating_point() else tensor
 
     def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
         """ONNX's own description of an operator."""

@@ -22,6 +22,7 @@ from morphgraph.arrays import Shape
 from morphgraph.edit import Editor, replace_array, resize_axis
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import is_float, static_shape
+from morphgraph.onnx_io.copies import copied
 from morphgraph.ops import facts_of
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking.compare import kept
@@ -63,7 +64,7 @@ class Shorter:
 
     def of(self, model: ir.Model) -> ir.Model | None:
         """A copy of a network, the original or one made of it; ``None``: it holds other sizes."""
-        return self.change(model.clone())
+        return self.change(copied(model))
 
     def change(self, model: ir.Model) -> ir.Model | None:
         """The same of a network that is nobody else's: it is changed, and returned."""

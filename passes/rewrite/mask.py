@@ -20,6 +20,7 @@ from morphgraph.arrays import Array, IntArray
 from morphgraph.edit import Editor, resize_axis
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import dtype_of, is_float, static_shape
+from morphgraph.onnx_io.copies import copied
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.coupling.roles import roles
 from morphgraph.tolerances import ROUNDING
@@ -52,7 +53,7 @@ class _Masker:
         self.graph = graph
         self.rounding = rounding
         self.selection = AxisSelection(graph, keep)
-        self.model = graph.model.clone()
+        self.model = copied(graph.model)
         self.editor = Editor(self.model)
 
     def run(self) -> ir.Model:
