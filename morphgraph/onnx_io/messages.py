@@ -5,10 +5,12 @@ field, in protobuf's wire format (:mod:`morphgraph.onnx_io.wire`); whatever is r
 subgraphs, by ``onnx_ir``. Notes of nodes are left out, since nobody reads them there.
 """
 
+import math
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -170,7 +172,7 @@ def _attribute(attribute: ir.Attr) -> bytes:
         return _of_integers(attribute.name, tuple(value))
     if kind == _INT:
         written = number_field(3, int(value))
-    elif kind == _FLOAT:
+    elif kind == _FLOAT and not _MOST < abs(value) < math.inf:
         written = _FLOAT_TAG + struct.pack("<f", value)
     elif kind == _STRING:
         written = framed(4, value.encode())
@@ -187,6 +189,8 @@ def _of_integers(name: str, numbers: tuple[int, ...]) -> bytes:
 
 _INT, _INTS = ir.AttributeType.INT, ir.AttributeType.INTS
 _FLOAT, _STRING = ir.AttributeType.FLOAT, ir.AttributeType.STRING
+
+_MOST = float(np.finfo(np.float32).max)
 
 _FLOAT_TAG = bytes([2 << 3 | 5])
 """Before ``AttributeProto.f``, which takes 32 bits."""
