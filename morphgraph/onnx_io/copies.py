@@ -36,7 +36,7 @@ def copied(model: ir.Model) -> ir.Model:
 
 
 def _copied_graph(graph: ir.Graph) -> ir.Graph | None:
-    """The copy of a graph without subgraphs; ``None``: it has some, or something else that is rare."""
+    """The copy of a graph; ``None``: it has subgraphs, or something else that is rare."""
     copies: dict[ir.Value | None, ir.Value | None] = {None: None}
     inputs = [_copied_value(value, copies) for value in graph.inputs]
     initializers = [_copied_value(value, copies) for value in graph.initializers.values()]

@@ -7,8 +7,9 @@ subgraphs, by ``onnx_ir``. Notes of nodes are left out, since nobody reads them 
 
 import math
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import onnx
@@ -38,9 +39,19 @@ def lent_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
         for name, value in model.graph.initializers.items()
         if (tensor := value.const_value) is not None
         and tensor.dtype in _LENT_TYPES
-        and tensor.nbytes >= _LEAST_LENT_BYTES
+        and _bytes_of(tensor) >= _LEAST_LENT_BYTES
         and name not in inputs
     }
+
+
+def _bytes_of(tensor: ir.TensorProtocol) -> int:
+    """How many bytes a tensor takes; an array says it at once."""
+    return tensor.numpy().nbytes if type(tensor) is ir.Tensor else tensor.nbytes
+
+
+def _sizes(tensor: ir.TensorProtocol) -> Shape:
+    """A tensor's sizes, which are known."""
+    return cast("Shape", tuple(tensor.shape.dims))
 
 
 def numbers_of(weights: Tensors) -> dict[str, ir.TensorProtocol]:
@@ -165,20 +176,26 @@ def _text(number: int, text: str) -> bytes:
 
 
 def _attribute(attribute: ir.Attr) -> bytes:
-    if attribute.is_ref():
-        return bytes(ir.serde.serialize_reference_attribute(attribute).SerializeToString())
     kind, value = attribute.type, attribute.value
-    if kind == _INTS:
+    if value is None and attribute.is_ref():
+        return bytes(ir.serde.serialize_reference_attribute(attribute).SerializeToString())
+    if kind is _INTS:
         return _of_integers(attribute.name, tuple(value))
-    if kind == _INT:
-        written = number_field(3, int(value))
-    elif kind == _FLOAT and not _MOST < abs(value) < math.inf:
+    if kind is _INT:
+        return _of_integer(attribute.name, value)
+    if kind == _FLOAT and not _MOST < abs(value) < math.inf:
         written = _FLOAT_TAG + struct.pack("<f", value)
     elif kind == _STRING:
         written = framed(4, value.encode())
     else:
         return bytes(ir.serde.serialize_attribute(attribute).SerializeToString())
     return framed(1, attribute.name.encode()) + written + number_field(20, kind)
+
+
+@lru_cache(2**12)
+def _of_integer(name: str, number: int) -> bytes:
+    written = framed(1, name.encode()) + number_field(3, int(number))
+    return written + number_field(20, _INT)
 
 
 @lru_cache(2**12)
@@ -201,7 +218,7 @@ def _of_no_file(name: str, tensor: ir.TensorProtocol) -> bytes:
 
 
 def _of(name: str, tensor: ir.TensorProtocol, data: bytes) -> bytes:
-    dims = [number_field(1, size) for size in tensor.shape.numpy()]
+    dims = [number_field(1, size) for size in _sizes(tensor)]
     kind = number_field(2, tensor.dtype.value)
     return b"".join([*dims, kind, framed(8, name.encode()), data])
 
@@ -211,7 +228,7 @@ _NO_FILE = framed(13, framed(1, b"location") + framed(2, b"lent")) + number_fiel
 
 
 def _of_tensor(name: str, tensor: ir.TensorProtocol) -> bytes:
-    return _tensor_value(name, tensor.dtype, tensor.shape.numpy())
+    return _tensor_value(name, tensor.dtype, _sizes(tensor))
 
 
 def tensor_message(name: str, tensor: ir.TensorProtocol) -> bytes:
@@ -239,11 +256,12 @@ def _stated(value: ir.Value, with_shape: bool = True) -> bytes:
     return bytes(ir.serde.serialize_value(value).SerializeToString())
 
 
-def _tensor_value(name: str, dtype: ir.DataType, shape: Sequence[int] | None) -> bytes:
-    return framed(1, name.encode()) + framed(2, type_message(dtype, shape))
+def _tensor_value(name: str, dtype: ir.DataType, shape: Shape | None) -> bytes:
+    return _text(1, name) + framed(2, type_message(dtype, shape))
 
 
-def type_message(dtype: ir.DataType, shape: Sequence[int] | None) -> bytes:
+@lru_cache(2**12)
+def type_message(dtype: ir.DataType, shape: Shape | None) -> bytes:
     """The type of a tensor as a message."""
     tensor = number_field(1, dtype.value)
     if shape is not None:

@@ -1,6 +1,5 @@
 """Reading values and nodes of a graph: their sizes and types, and what subgraphs read."""
 
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -51,17 +50,14 @@ def static_shape(value: ir.Value) -> Shape:
 
 def known_shape(value: ir.Value | None) -> Shape | None:
     """The sizes of a value, if there is one and all of them are known."""
-    if value is None or value.shape is None:
+    shape = None if value is None else value.shape
+    if shape is None:
         return None
-    return _sizes(value.shape.dims)
-
-
-def _sizes(dims: Sequence[object]) -> Shape | None:
-    """Sizes if all of them are numbers; asked thousands of times."""
-    for size in dims:
+    dims = shape.dims
+    for size in dims:  # without calls, since it is asked thousands of times
         if not isinstance(size, int):
             return None
-    return cast("Shape", tuple(dims))
+    return cast("Shape", dims)
 
 
 def is_unsized(value: ir.Value | None) -> bool:

@@ -7,7 +7,7 @@ message is a row of fields, each a tag (number and kind) and a value, whose leng
 where it is not fixed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 Buffer = bytes | memoryview

@@ -2,7 +2,7 @@
 
 Thousands of nodes and values are alike, and are written field by field, in protobuf's wire format
 and in the order of the fields' numbers (:mod:`morphgraph.onnx_io.wire`). What is rare is left to
-``onnx_ir``: local functions, annotations for quantizers, types that are no tensor's, symbolic sizes.
+``onnx_ir``: local functions, notes for quantizers, types that are no tensor's, symbolic sizes.
 """
 
 import sys
@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from morphgraph.onnx_io.maps import has_maps, write_maps
 from morphgraph.onnx_io.messages import node_message, type_message
+from morphgraph.onnx_io.values import known_shape
 from morphgraph.onnx_io.wire import (
     LEAST_HELD_BYTES,
     Buffer,
@@ -161,22 +162,17 @@ def _says_something(value: ir.Value) -> bool:
 
 def _value(value: ir.Value) -> bytes:
     """What the model states of a value."""
-    kind, shape = value.type, value.shape
-    is_plain = type(kind) is ir.TensorType and not kind.denotation and shape is not None
-    dims = shape.dims if is_plain and shape is not None else (None,)
+    kind, sizes = value.type, known_shape(value)
     if (
-        shape is None
-        or kind is None
-        or not all([type(dim) is int for dim in dims])
-        or any(map(shape.get_denotation, range(len(dims))))
+        sizes is None
+        or type(kind) is not ir.TensorType
+        or kind.denotation
+        or (value.shape is not None and any(map(value.shape.get_denotation, range(len(sizes)))))
     ):
         return bytes(ir.serde.serialize_value(value).SerializeToString(deterministic=True))
-    pieces = [framed(1, (value.name or "").encode()), framed(2, _type(kind.dtype, dims))]
+    pieces = [framed(1, (value.name or "").encode()), framed(2, type_message(kind.dtype, sizes))]
     pieces += [framed(3, value.doc_string.encode())] if value.doc_string else []
     return b"".join([*pieces, *_notes(4, value.metadata_props)])
-
-
-_type = lru_cache(2**12)(type_message)
 
 
 def _notes(number: int, notes: Mapping[str, str]) -> Iterator[bytes]:

@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, Arrays, IntArray, Shape
+from morphgraph.arrays import Array, Arrays, Flags, IntArray, Shape
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.mapped import take
@@ -141,6 +142,11 @@ class AxisSelection:
         """New positions of an axis that belong to added channels, ascending."""
         axis_class = int(self.graph.vertex_class[self.graph.dim(value, axis)])
         return np.flatnonzero(self._fresh.get(axis_class, ()))
+
+    @cached_property
+    def changes(self) -> Flags:
+        """Which dims and factors do not stay whole, ``[vertices]``."""
+        return np.isin(self.graph.vertex_class, list(self._changed))
 
     def vertex(self, vertex: int) -> IntArray | None:
         """Kept positions of a dim or elements of a factor; ``None``: all."""

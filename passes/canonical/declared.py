@@ -138,9 +138,9 @@ def _restore_shape(
 ) -> None:
     assert value.shape is not None
     rank = len(value.shape)
-    if not is_output and all([type(dim) is int for dim in value.shape.dims]):
-        if not any(map(declared.get_denotation, range(rank))):
-            return  # as nearly all
+    means_something = any(map(declared.get_denotation, range(rank)))
+    if known_shape(value) is not None and not is_output and not means_something:
+        return  # as nearly all
     dims: list[int | ir.SymbolicDim] = []
     for axis, dim in enumerate(value.shape):
         name = declared[axis]

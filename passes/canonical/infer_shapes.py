@@ -94,7 +94,6 @@ class ResultTypes:
         ]
         self.schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
         self.repeated: dict[Hashable, _Results] = {}
-        self.type_messages: dict[Hashable, bytes] = {}
 
     def infer(self, node: ir.Node) -> None:
         """Write types and shapes on a node's results; what cannot be inferred stays as declared.
@@ -231,13 +230,9 @@ class ResultTypes:
         if kind is None:
             return None
         if shape is not None and type(kind) is ir.TensorType and kind.denotation is None:
-            key = kind.dtype, shape.dims
-            if key in self.type_messages:
-                return self.type_messages[key]
             sizes = known_shape(value)
             if sizes is not None:
-                self.type_messages[key] = type_message(kind.dtype, sizes)
-                return self.type_messages[key]
+                return type_message(kind.dtype, sizes)
         proto = ir.serde.serialize_type(kind)
         if shape is not None:
             ir.serde.serialize_shape_into(proto, shape)

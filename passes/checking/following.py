@@ -81,7 +81,7 @@ class Following(NamedTuple):
     computed: Axes
     sizes: Mapping[int, int]
 
-    def shape(self, name: str, full: Shape, axes: Mapping[int, int]) -> Shape:
+    def shape(self, full: Shape, axes: Mapping[int, int]) -> Shape:
         """The smaller shape of a table."""
         return tuple(self.sizes[size] if k in axes else size for k, size in enumerate(full))
 
@@ -142,7 +142,7 @@ def following(
         return None
     smaller = _becoming_smaller(holders, sizes)
     cut = {**smaller.tables, **smaller.computed}
-    after = {name: smaller.shape(name, graph.shapes[name], axes) for name, axes in cut.items()}
+    after = {name: smaller.shape(graph.shapes[name], axes) for name, axes in cut.items()}
     return smaller, {**found, **after}
 
 
@@ -156,7 +156,8 @@ def _becoming_smaller(holders: Following, sizes: Sizes) -> Following:
             if (found := {axis: size for axis, size in axes.items() if size in sizes})
         }
 
-    return Following(*map(smaller, holders[:3]), sizes)
+    stated, tables, computed, _ = holders
+    return Following(smaller(stated), smaller(tables), smaller(computed), sizes)
 
 
 @analysis
@@ -217,7 +218,7 @@ def _without_channels(graph: ChannelGraph, name: str) -> Iterator[tuple[int, int
 
 
 def _new_sizes(graph: ChannelGraph, found: Mapping[str, Shape], known: Sizes) -> Sizes | None:
-    """Smaller sizes that follow from the shapes found; ``None``: one is no good, or would be two."""
+    """Smaller sizes that follow from the shapes; ``None``: one is no good, or would be two."""
     new: Sizes = {}
     for name, small in found.items():
         full = graph.shapes.get(name)
@@ -303,7 +304,7 @@ def _restate(graph: ChannelGraph, message: onnx.ModelProto, smaller: Following) 
             if name in smaller.computed and value.dtype is not None:
                 # Whoever reads it finds an input instead, of the shape that is cut out of it.
                 proto.output[k] = f"{name}/whole"
-                shape = smaller.shape(name, graph.shapes[name], smaller.computed[name])
+                shape = smaller.shape(graph.shapes[name], smaller.computed[name])
                 place = inputs[name] if name in inputs else message.graph.input.add()
                 place.CopyFrom(onnx.helper.make_tensor_value_info(name, value.dtype.value, shape))
         first = node.outputs[0].name or ""

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Shape
-from morphgraph.edit import Editor, replace_array, resize_axis
+from morphgraph.edit import Editor, replace_array
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import is_float, static_shape
 from morphgraph.onnx_io.copies import copied
@@ -137,7 +137,9 @@ class Shorter:
     def _cut(self, model: ir.Model, name: str, axes: Mapping[int, int]) -> bool:
         """Take a table's last positions away."""
         value = model.graph.initializers[name]
-        if value.const_value is None or len(value.const_value.shape) != len(self.graph.shapes[name]):
+        if value.const_value is None or len(value.const_value.shape) != len(
+            self.graph.shapes[name]
+        ):
             return False
         array = value.const_value.numpy()
         for axis, size in axes.items():

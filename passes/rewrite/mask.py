@@ -59,10 +59,12 @@ class _Masker:
     def run(self) -> ir.Model:
         couplings, role = self.graph.couplings, roles(self.graph.couplings)
         copies = list(self.model.graph)
-        for edge in couplings.edges:
+        columns = couplings.columns
+        cut = self.selection.changes[columns.dim]
+        cut &= (role.sums | role.normalizes)[columns.factor]
+        for edge in map(couplings.edges.__getitem__, np.flatnonzero(cut).tolist()):
             positions = self.selection.vertex(edge.dim)
-            if positions is None:
-                continue
+            assert positions is not None
             node, axis = copies[edge.op_index], couplings.dims[edge.dim].axis
             if role.sums[edge.factor]:
                 # A zero in the activation is enough; in the weight where no activation has it.

@@ -9,7 +9,8 @@ from morphgraph.onnx_io.copies import copied
 from morphgraph.onnx_io.written import written
 from morphgraph.testing import model_from_text
 
-PLAIN = """net (float[1,3,8,8] x, float[4,3,3,3] w, float[40,30] m) => (float[1,4,6,6] y, float[40,30] n)
+PLAIN = """net (float[1,3,8,8] x, float[4,3,3,3] w, float[40,30] m)
+    => (float[1,4,6,6] y, float[40,30] n)
 <float[4] b = {1,2,3,4}, int64[2] axes = {2,3}> {
     a = Conv<kernel_shape=[3,3], group=1>(x, w, b)
     y = LeakyRelu<alpha=0.2>(a)
