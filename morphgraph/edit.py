@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array
-from morphgraph.onnx_io import STATIC_SHAPE_KEY, subgraphs, values_of
+from morphgraph.onnx_io import STATIC_SHAPE_KEY, graphs_of, subgraphs, values_of
 
 Attributes = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ class Editor:
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
         self._value_names = Counter(
-            value.name for graph in model.graphs() for value in values_of(graph) if value.name
+            value.name for graph in graphs_of(model) for value in values_of(graph) if value.name
         )
         self._node_names = {node.name for node in self.graph}
 

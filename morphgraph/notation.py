@@ -65,10 +65,7 @@ class Notation:
         >>> parse("*b m k, *b k n -> *b m n").broadcast
         '*b'
         """
-        axes = {axis for operand in self.inputs for axis in operand or ()}
-        return " ".join(
-            sorted(f"*{a.name}" for a in axes if isinstance(a, Star) and a.name[0].islower())
-        )
+        return _broadcast(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +89,7 @@ class Binding:
         ('c', 'T0', 'T1')
         """
         found: list[str] = []
-        for name in names.split():
+        for name in names.split() if names else ():
             if name.startswith("*"):
                 found += [f for f in self.sizes if f.rstrip("0123456789") == name[1:]]
             elif name in self.sizes:
@@ -125,6 +122,14 @@ def parse(text: str) -> Notation:
         raise NotationError(f"{text!r}: needs exactly one '->' between operands and results")
     arrow = tokens.index("->")
     return Notation(text, _operands(text, tokens[:arrow]), _operands(text, tokens[arrow + 1 :]))
+
+
+@cache
+def _broadcast(text: str) -> str:
+    axes = {axis for operand in parse(text).inputs for axis in operand or ()}
+    return " ".join(
+        sorted(f"*{a.name}" for a in axes if isinstance(a, Star) and a.name[0].islower())
+    )
 
 
 def _operands(text: str, tokens: Sequence[str]) -> tuple[Operand, ...]:

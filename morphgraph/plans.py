@@ -341,10 +341,8 @@ def structure_hash(graph: ChannelGraph) -> str:
     Operators, names, shapes, attributes that are integers or words, and integer constants (shapes,
     axes, indices). Not the weights, and no other floating-point number.
     """
-    digest = hashlib.sha256()
-    for line in _structure(graph.model.graph):
-        digest.update(line.encode(errors="backslashreplace"))
-    return digest.hexdigest()
+    lines = "".join(_structure(graph.model.graph))
+    return hashlib.sha256(lines.encode(errors="backslashreplace")).hexdigest()
 
 
 def _structure(model: ir.Graph, inner: bool = False) -> Iterator[str]:

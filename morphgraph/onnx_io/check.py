@@ -355,9 +355,13 @@ class _Scope:
 
     def resolve_inputs(self) -> None:
         """Find the producer of every input, in this scope or in one around it."""
+        producers, needs = self.producers, self.needs
         for index, node in enumerate(self.nodes):
-            for name in filter(None, node.input):
-                if not self._require(name, index):
+            for name in node.input:
+                producer = producers.get(name)
+                if producer is not None and producer >= 0:
+                    needs[index].add(producer)
+                elif producer is None and name and not self._require(name, index):
                     raise ModelError(
                         f"{_describe(node, index)}: input '{escape(name)}' is made by no node, "
                         "input or initializer; export the model again"

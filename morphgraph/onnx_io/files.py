@@ -9,13 +9,11 @@ import math
 import mmap
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import onnx
@@ -31,10 +29,12 @@ from morphgraph.onnx_io.atomic import check_target, os_errors, put, write_atomic
 from morphgraph.onnx_io.calls import check_functions
 from morphgraph.onnx_io.check import MIN_OPSET, check_proto, escape
 from morphgraph.onnx_io.mapped import is_stored
-from morphgraph.onnx_io.maps import note_maps, without_maps, write_maps
+from morphgraph.onnx_io.maps import note_maps, without_maps
 from morphgraph.onnx_io.model import bind_inputs, root_cause
 from morphgraph.onnx_io.old_opsets import raised, standard_opset
-from morphgraph.onnx_io.wire import LEAST_HELD_BYTES, Buffer, WireError, joined, parted
+from morphgraph.onnx_io.values import graphs_of
+from morphgraph.onnx_io.wire import WireError, parted
+from morphgraph.onnx_io.written import PLAIN_TYPES, written
 
 ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
 """A model, or where one comes from: a protobuf message or a file."""
@@ -42,16 +42,6 @@ ModelLike = ir.Model | onnx.ModelProto | str | PathLike[str]
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _INLINE_LIMIT_BYTES = 1_900_000_000  # weights beyond this go to an external data file
 _EXTERNAL_TENSOR_BYTES = 1024  # smaller tensors stay in the message, where shapes are read from
-
-_NUMERIC = (
-    *(ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BOOL),
-    *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
-    *(ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64),
-)
-_PLAIN_TYPES: dict[int, np.dtype[Any]] = {
-    dtype.value: dtype.numpy() for dtype in _NUMERIC if sys.byteorder == "little"
-}
-"""Types whose data in a message is what numpy has in memory, by their number."""
 
 # What a file is that is not ONNX, by how it begins.
 _FOREIGN_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
@@ -120,7 +110,7 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
     location = Path(os.path.abspath(path))
     if not _wants_external_data(model):
         try:
-            content = _message(_internalized(model))
+            content = written(_internalized(model))
         except (ir.serde.SerdeError, EncodeError, ValueError) as error:
             raise ModelError(
                 f"{escape(str(location))}: cannot be written as one protobuf message: "
@@ -172,59 +162,6 @@ def files_of(path: Path) -> list[Path]:
         if entry.key == "location"
     }
     return [path, *(path.parent / name for name in sorted(names))]
-
-
-def _message(model: ir.Model) -> list[Buffer]:
-    """The model as one message, in pieces; large weights are not copied into it."""
-    weights = {
-        name: tensor
-        for name, value in model.graph.initializers.items()
-        if (tensor := value.const_value) is not None
-        and tensor.dtype.value in _PLAIN_TYPES
-        and tensor.nbytes >= LEAST_HELD_BYTES
-        and not isinstance(tensor, ir.serde.TensorProtoTensor)  # written as it was read
-    }
-    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in weights.items()}
-    values = model.graph.initializers
-    try:
-        for name, tensor in weights.items():
-            values[name].const_value = _Without(
-                arrays[name],
-                dtype=tensor.dtype,
-                name=tensor.name,
-                doc_string=tensor.doc_string,
-                metadata_props=dict(tensor.metadata_props),
-            )
-        proto = ir.to_proto(model)
-    finally:
-        for name, tensor in weights.items():
-            values[name].const_value = tensor
-    write_maps(model, proto.graph)
-    _drop_repeated_metadata(proto)
-    light = proto.SerializeToString(deterministic=True)
-    return joined(light, {name: _bytes_of(array) for name, array in arrays.items()})
-
-
-class _Without(ir.Tensor[Array]):
-    """A tensor that is written without its data."""
-
-    def tobytes(self) -> bytes:
-        """Nothing."""
-        return b""
-
-
-def _bytes_of(array: Array) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
-
-
-def _drop_repeated_metadata(proto: onnx.ModelProto) -> None:
-    """Keep one entry per key: onnx_ir 1.1 writes those of a tensor that it has read twice."""
-    for tensor in proto.graph.initializer:
-        entries = {entry.key: entry.value for entry in tensor.metadata_props}
-        if len(entries) < len(tensor.metadata_props):
-            del tensor.metadata_props[:]
-            for key, value in entries.items():
-                tensor.metadata_props.add(key=key, value=value)
 
 
 def as_model(model: ModelLike) -> ir.Model:
@@ -298,7 +235,7 @@ def _read_weights(proto: onnx.ModelProto, held: Mapping[str, slice], path: Path)
             file.seek(place.start)
             if file.readinto(data.data) != length:
                 raise ModelError(f"{escape(str(path))}: was cut off while it was read; try again")
-            dtype = _PLAIN_TYPES.get(tensor.data_type)
+            dtype = PLAIN_TYPES.get(tensor.data_type)
             count = math.prod(tensor.dims)
             if is_old or dtype is None or length != count * dtype.itemsize or _has_data(tensor):
                 tensor.raw_data = data.tobytes()
@@ -346,12 +283,13 @@ def _from_proto(
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{where}: not a valid model: {escape(root_cause(error))}") from error
     _give_weights(model, weights)
-    if folder is not None:
-        ir.external_data.set_base_dir(model.graph, folder)
     if not is_sorted:
         model.graph.sort()
-    _open_negative_sizes(model)
-    _forget_false_types(model)
+    graphs = graphs_of(model)
+    if folder is not None:
+        _set_folder(graphs, folder)
+    _open_negative_sizes(model, graphs)
+    _forget_false_types(graphs)
     if standard_opset(proto) != version:
         warn(
             f"{where}: opset {version} is raised to {MIN_OPSET}, the oldest supported",
@@ -374,9 +312,24 @@ def _give_weights(model: ir.Model, weights: Mapping[str, Array]) -> None:
         )
 
 
-def _open_negative_sizes(model: ir.Model) -> None:
+def _set_folder(graphs: Iterable[ir.Graph], folder: str) -> None:
+    """Say where external data is looked for."""
+    tensors = list(_weights(graphs))
+    for node in (node for graph in graphs for node in graph):
+        for attribute in node.attributes.data.values():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                tensors.append(attribute.as_tensor())
+            elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
+                tensors += attribute.as_tensors()
+    for tensor in tensors:
+        if is_stored(tensor):
+            assert isinstance(tensor, ir.ExternalTensor)
+            tensor.base_dir = folder
+
+
+def _open_negative_sizes(model: ir.Model, graphs: Iterable[ir.Graph]) -> None:
     """Make sizes of -1, which PaddlePaddle writes, symbols as ONNX has them."""
-    results = (value for node in model.graph.all_nodes() for value in node.outputs)
+    results = (value for graph in graphs for node in graph for value in node.outputs)
     for value in (*results, *model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and -1 in value.shape.dims:
             value.shape = ir.Shape(
@@ -385,12 +338,12 @@ def _open_negative_sizes(model: ir.Model) -> None:
             )
 
 
-def _forget_false_types(model: ir.Model) -> None:
+def _forget_false_types(graphs: Iterable[ir.Graph]) -> None:
     """Take types and shapes of weights from their tensors, and those that name no type as unknown.
 
     A file may declare both once more, and otherwise.
     """
-    for graph in model.graphs():
+    for graph in graphs:
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is not None and not value.is_graph_input():
@@ -398,21 +351,21 @@ def _forget_false_types(model: ir.Model) -> None:
                     ir.Shape(tensor.shape.numpy()),
                     ir.TensorType(tensor.dtype),
                 )
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            if value.dtype == ir.DataType.UNDEFINED:
-                value.type = None
+        for node in graph:
+            for value in node.outputs:
+                if value.dtype == ir.DataType.UNDEFINED:
+                    value.type = None
 
 
-def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    for graph in model.graphs():
+def _weights(graphs: Iterable[ir.Graph]) -> Iterator[ir.TensorProtocol]:
+    for graph in graphs:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
 
 
 def _wants_external_data(model: ir.Model) -> bool:
-    weights = list(_weights(model))
+    weights = list(_weights(graphs_of(model)))
     return sum(tensor.nbytes for tensor in weights) > _INLINE_LIMIT_BYTES or any(
         is_stored(tensor) and tensor.nbytes > _EXTERNAL_TENSOR_BYTES for tensor in weights
     )
@@ -420,10 +373,10 @@ def _wants_external_data(model: ir.Model) -> bool:
 
 def _internalized(model: ir.Model) -> ir.Model:
     """The model, or a copy of it whose weights point into memory (maps) instead of to files."""
-    if not any(isinstance(tensor, ir.ExternalTensor) for tensor in _weights(model)):
+    if not any(isinstance(tensor, ir.ExternalTensor) for tensor in _weights(graphs_of(model))):
         return model
     copy = model.clone()
-    for graph in copy.graphs():
+    for graph in graphs_of(copy):
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor):

@@ -5,9 +5,13 @@ field, in protobuf's wire format (:mod:`morphgraph.onnx_io.wire`); whatever is r
 subgraphs, by ``onnx_ir``. Notes of nodes are left out, since nobody reads them there.
 """
 
+import math
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
+from typing import cast
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -35,9 +39,19 @@ def lent_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
         for name, value in model.graph.initializers.items()
         if (tensor := value.const_value) is not None
         and tensor.dtype in _LENT_TYPES
-        and tensor.nbytes >= _LEAST_LENT_BYTES
+        and _bytes_of(tensor) >= _LEAST_LENT_BYTES
         and name not in inputs
     }
+
+
+def _bytes_of(tensor: ir.TensorProtocol) -> int:
+    """How many bytes a tensor takes; an array says it at once."""
+    return tensor.numpy().nbytes if type(tensor) is ir.Tensor else tensor.nbytes
+
+
+def _sizes(tensor: ir.TensorProtocol) -> Shape:
+    """A tensor's sizes, which are known."""
+    return cast("Shape", tuple(tensor.shape.dims))
 
 
 def numbers_of(weights: Tensors) -> dict[str, ir.TensorProtocol]:
@@ -140,31 +154,36 @@ def _mapped(model: ir.Model, message: bytes) -> bytes:
 
 def node_message(node: ir.Node) -> bytes:
     """A node as a message, without its notes."""
-    pieces = [framed(1, b"" if v is None else (v.name or "").encode()) for v in node.inputs]
-    results = [(value.name or "").encode() for value in node.outputs]
+    pieces = [_text(1, "" if v is None else v.name or "") for v in node.inputs]
+    results = [value.name or "" for value in node.outputs]
     while results and not results[-1]:
         results.pop()
-    pieces += [framed(2, name) for name in results]
+    pieces += [_text(2, name) for name in results]
     if node.name:
-        pieces.append(framed(3, node.name.encode()))
-    pieces.append(framed(4, node.op_type.encode()))
+        pieces.append(_text(3, node.name))
+    pieces.append(_text(4, node.op_type))
     pieces += [framed(5, _attribute(attribute)) for attribute in node.attributes.data.values()]
     if node.domain:
-        pieces.append(framed(7, node.domain.encode()))
+        pieces.append(_text(7, node.domain))
     if node.overload:
-        pieces.append(framed(8, node.overload.encode()))
+        pieces.append(_text(8, node.overload))
     return b"".join(pieces)
 
 
+@lru_cache(2**15)  # the same names are written in every message of a model
+def _text(number: int, text: str) -> bytes:
+    return framed(number, text.encode())
+
+
 def _attribute(attribute: ir.Attr) -> bytes:
-    if attribute.is_ref():
-        return bytes(ir.serde.serialize_reference_attribute(attribute).SerializeToString())
     kind, value = attribute.type, attribute.value
-    if kind == _INT:
-        written = number_field(3, int(value))
-    elif kind == _INTS:
-        written = b"".join([number_field(8, int(number)) for number in value])
-    elif kind == _FLOAT:
+    if value is None and attribute.is_ref():
+        return bytes(ir.serde.serialize_reference_attribute(attribute).SerializeToString())
+    if kind is _INTS:
+        return _of_integers(attribute.name, tuple(value))
+    if kind is _INT:
+        return _of_integer(attribute.name, value)
+    if kind == _FLOAT and not _MOST < abs(value) < math.inf:
         written = _FLOAT_TAG + struct.pack("<f", value)
     elif kind == _STRING:
         written = framed(4, value.encode())
@@ -173,8 +192,22 @@ def _attribute(attribute: ir.Attr) -> bytes:
     return framed(1, attribute.name.encode()) + written + number_field(20, kind)
 
 
+@lru_cache(2**12)
+def _of_integer(name: str, number: int) -> bytes:
+    written = framed(1, name.encode()) + number_field(3, int(number))
+    return written + number_field(20, _INT)
+
+
+@lru_cache(2**12)
+def _of_integers(name: str, numbers: tuple[int, ...]) -> bytes:
+    written = b"".join([number_field(8, int(number)) for number in numbers])
+    return framed(1, name.encode()) + written + number_field(20, _INTS)
+
+
 _INT, _INTS = ir.AttributeType.INT, ir.AttributeType.INTS
 _FLOAT, _STRING = ir.AttributeType.FLOAT, ir.AttributeType.STRING
+
+_MOST = float(np.finfo(np.float32).max)
 
 _FLOAT_TAG = bytes([2 << 3 | 5])
 """Before ``AttributeProto.f``, which takes 32 bits."""
@@ -185,7 +218,7 @@ def _of_no_file(name: str, tensor: ir.TensorProtocol) -> bytes:
 
 
 def _of(name: str, tensor: ir.TensorProtocol, data: bytes) -> bytes:
-    dims = [number_field(1, size) for size in tensor.shape.numpy()]
+    dims = [number_field(1, size) for size in _sizes(tensor)]
     kind = number_field(2, tensor.dtype.value)
     return b"".join([*dims, kind, framed(8, name.encode()), data])
 
@@ -195,7 +228,7 @@ _NO_FILE = framed(13, framed(1, b"location") + framed(2, b"lent")) + number_fiel
 
 
 def _of_tensor(name: str, tensor: ir.TensorProtocol) -> bytes:
-    return _tensor_value(name, tensor.dtype, tensor.shape.numpy())
+    return _tensor_value(name, tensor.dtype, _sizes(tensor))
 
 
 def tensor_message(name: str, tensor: ir.TensorProtocol) -> bytes:
@@ -223,11 +256,12 @@ def _stated(value: ir.Value, with_shape: bool = True) -> bytes:
     return bytes(ir.serde.serialize_value(value).SerializeToString())
 
 
-def _tensor_value(name: str, dtype: ir.DataType, shape: Sequence[int] | None) -> bytes:
-    return framed(1, name.encode()) + framed(2, type_message(dtype, shape))
+def _tensor_value(name: str, dtype: ir.DataType, shape: Shape | None) -> bytes:
+    return _text(1, name) + framed(2, type_message(dtype, shape))
 
 
-def type_message(dtype: ir.DataType, shape: Sequence[int] | None) -> bytes:
+@lru_cache(2**12)
+def type_message(dtype: ir.DataType, shape: Shape | None) -> bytes:
     """The type of a tensor as a message."""
     tensor = number_field(1, dtype.value)
     if shape is not None:

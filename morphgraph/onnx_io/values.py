@@ -1,6 +1,5 @@
 """Reading values and nodes of a graph: their sizes and types, and what subgraphs read."""
 
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -51,17 +50,14 @@ def static_shape(value: ir.Value) -> Shape:
 
 def known_shape(value: ir.Value | None) -> Shape | None:
     """The sizes of a value, if there is one and all of them are known."""
-    if value is None or value.shape is None:
+    shape = None if value is None else value.shape
+    if shape is None:
         return None
-    return _sizes(value.shape.dims)
-
-
-def _sizes(dims: Sequence[object]) -> Shape | None:
-    """Sizes if all of them are numbers; asked thousands of times."""
-    for size in dims:
+    dims = shape.dims
+    for size in dims:  # without calls, since it is asked thousands of times
         if not isinstance(size, int):
             return None
-    return cast("Shape", tuple(dims))
+    return cast("Shape", dims)
 
 
 def is_unsized(value: ir.Value | None) -> bool:
@@ -109,6 +105,15 @@ def subgraphs(node: ir.Node) -> list[ir.Graph]:
             graphs.append(attribute.as_graph())
         elif attribute.type == ir.AttributeType.GRAPHS:
             graphs.extend(attribute.as_graphs())
+    return graphs
+
+
+def graphs_of(model: ir.Model) -> list[ir.Graph]:
+    """The model's graph and all subgraphs in it; local functions are left out."""
+    graphs: list[ir.Graph] = [model.graph]
+    for graph in graphs:  # grows while nested ones are found
+        for node in graph:
+            graphs += subgraphs(node)
     return graphs
 
 

@@ -7,8 +7,8 @@ message is a row of fields, each a tag (number and kind) and a value, whose leng
 where it is not fixed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 Buffer = bytes | memoryview
 
@@ -26,8 +26,7 @@ class WireError(ValueError):
     """Bytes that are no message; protobuf finds better words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """A field: its number and kind, where it starts, and where its value starts and ends."""
 
     number: int
@@ -39,6 +38,14 @@ class Field:
 
 def parted(view: memoryview) -> tuple[bytes, dict[str, slice]]:
     """A model's message without its large weights, and where these stand, by name.
+
+    >>> import onnx
+    >>> tensor = onnx.numpy_helper.from_array(__import__("numpy").arange(600.0), "w")
+    >>> graph = onnx.GraphProto(name="g", initializer=[tensor])
+    >>> whole = onnx.ModelProto(ir_version=8, graph=graph).SerializeToString(deterministic=True)
+    >>> light, held = parted(memoryview(whole))
+    >>> len(whole) - len(light) >= 4800, whole[held["w"]] == tensor.raw_data
+    (True, True)
 
     Raises:
         WireError: the bytes are no message of a model, or not one with distinct names.
@@ -56,10 +63,10 @@ def parted(view: memoryview) -> tuple[bytes, dict[str, slice]]:
         raw = _raw_data(view, field, held)
         if raw is not None:
             tensor = [view[field.value : raw.start], view[raw.end : field.end]]
-            pieces += [view[start : field.start], *_framed(_INITIALIZER, tensor)]
+            pieces += [view[start : field.start], *framed_pieces(_INITIALIZER, tensor)]
             start = field.end
     pieces.append(view[start : graph.end])
-    light = [view[: graph.start], *_framed(_GRAPH, pieces), view[graph.end :]]
+    light = [view[: graph.start], *framed_pieces(_GRAPH, pieces), view[graph.end :]]
     return b"".join(light), held
 
 
@@ -81,46 +88,6 @@ def _raw_data(view: memoryview, tensor: Field, held: dict[str, slice]) -> Field 
         raise WireError("a name is there twice")
     held[known] = slice(raws[0].value, raws[0].end)
     return raws[0]
-
-
-def joined(light: bytes, held: Mapping[str, Buffer]) -> list[Buffer]:
-    """The pieces of a model's message with these weights, as protobuf would have written them.
-
-    Whatever data the tensors have in the message gives way.
-
-    >>> import onnx
-    >>> tensor = onnx.numpy_helper.from_array(__import__("numpy").arange(600.0), "w")
-    >>> graph = onnx.GraphProto(name="g", initializer=[tensor])
-    >>> whole = onnx.ModelProto(ir_version=8, graph=graph).SerializeToString(deterministic=True)
-    >>> light, held = parted(memoryview(whole))
-    >>> data = {name: whole[place] for name, place in held.items()}
-    >>> len(whole) - len(light) >= 4800, b"".join(joined(light, data)) == whole
-    (True, True)
-    """
-    view = memoryview(light)
-    [graph] = [field for field in _fields(view, 0, len(view)) if field.number == _GRAPH]
-    pieces: list[Buffer] = []
-    start = graph.value
-    for field in _fields(view, graph.value, graph.end):
-        if field.number != _INITIALIZER:
-            continue
-        parts = list(_fields(view, field.value, field.end))
-        [name] = [bytes(view[part.value : part.end]) for part in parts if part.number == _NAME]
-        data = held.get(name.decode())
-        if data is None:
-            continue
-        before = [part.end for part in parts if part.number < _RAW_DATA]
-        after = [part.start for part in parts if part.number > _RAW_DATA]
-        raw = _framed(_RAW_DATA, [data])
-        tensor = [
-            view[field.value : max(before)],
-            *raw,
-            view[min(after, default=field.end) : field.end],
-        ]
-        pieces += [view[start : field.start], *_framed(_INITIALIZER, tensor)]
-        start = field.end
-    pieces.append(view[start : graph.end])
-    return [view[: graph.start], *_framed(_GRAPH, pieces), view[graph.end :]]
 
 
 def framed(number: int, content: bytes) -> bytes:
@@ -149,8 +116,8 @@ def number_field(number: int, value: int) -> bytes:
 _64_BITS = 2**64 - 1
 
 
-def _framed(number: int, pieces: Sequence[Buffer]) -> list[Buffer]:
-    """A field of kind bytes around these pieces."""
+def framed_pieces(number: int, pieces: Sequence[Buffer]) -> list[Buffer]:
+    """The same field around pieces that are not put together."""
     length = sum(len(piece) for piece in pieces)
     return [_varint(number << 3 | _BYTES) + _varint(length), *pieces]
 
@@ -193,16 +160,17 @@ def _fields(view: memoryview, start: int, end: int) -> Iterator[Field]:
     """The fields of a message that stands between two places."""
     place = start
     while place < end:
-        tag, value = _read_varint(view, place, end)
-        length = 0
+        tag, value = view[place], place + 1  # one byte nearly always
+        if tag > 127:
+            tag, value = _read_varint(view, place, end)
         match tag & 7:
             case 0:  # a number
                 _, after = _read_varint(view, value, end)
             case 1:  # 64 bits
                 after = value + 8
             case 2:  # bytes or a message
-                length, value = _read_varint(view, value, end)
-                after = value + length
+                after, value = _read_varint(view, value, end)
+                after += value
             case 5:  # 32 bits
                 after = value + 4
             case _:

@@ -133,6 +133,8 @@ def _step(positions: IntArray) -> int:
 @op("Slice")
 class Slice(Op):
     moves = True
+    places = (1, 2)
+    axes = 3
 
     @staticmethod
     def describe(n: OpNode) -> Description:

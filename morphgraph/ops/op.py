@@ -86,6 +86,8 @@ class Op:
         sized_by_data: what the results' sizes are depends on the operands' numbers.
         reads_sizes: the results hold sizes of the operand, not what its numbers give.
         target: the operand that holds the sizes of the result.
+        places: operands that hold places on axes of the first operand.
+        axes: the operand that names these axes; where it is absent they are the first ones.
         bounded: no result has more numbers than the rank times the size of an operand.
         scale: the operand that alone scales every channel.
         offset: the operand that is added to what the scale has scaled, or before a function that
@@ -141,6 +143,8 @@ class Op:
     sized_by_data: ClassVar[bool] = False
     reads_sizes: ClassVar[bool] = False
     target: ClassVar[int | None] = None
+    places: ClassVar[tuple[int, ...]] = ()
+    axes: ClassVar[int | None] = None
     bounded: ClassVar[bool] = False
     scale: ClassVar[int | None] = None
     offset: ClassVar[int | None] = None

@@ -34,7 +34,7 @@ def joined(n: OpNode, whole: int, parts: Iterable[int], axis: int) -> Descriptio
         size = n.shape(part)[axis]
         places = [Place(part, axis), Place(whole, axis, IndexMap(offset=offset))]
         name = f"c{part if part >= 0 else ~part}"
-        description.add(name, size, sorted(places, key=lambda place: place.port < 0))
+        description.add(name, size, places if whole < 0 else reversed(places))
         offset += size
     return description
 

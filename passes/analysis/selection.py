@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, Arrays, IntArray, Shape
+from morphgraph.arrays import Array, Arrays, Flags, IntArray, Shape
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.mapped import take
@@ -29,6 +30,7 @@ class AxisSelection:
         dead = np.flatnonzero(~atom_alive)
         owners = np.searchsorted(graph.class_start, dead, side="right") - 1
         starts = graph.class_start
+        self._classes: list[int] = graph.vertex_class.tolist()
         self._changed = {
             axis_class: np.flatnonzero(
                 np.logical_and.reduce(
@@ -141,9 +143,14 @@ class AxisSelection:
         axis_class = int(self.graph.vertex_class[self.graph.dim(value, axis)])
         return np.flatnonzero(self._fresh.get(axis_class, ()))
 
+    @cached_property
+    def changes(self) -> Flags:
+        """Which dims and factors do not stay whole, ``[vertices]``."""
+        return np.isin(self.graph.vertex_class, list(self._changed))
+
     def vertex(self, vertex: int) -> IntArray | None:
         """Kept positions of a dim or elements of a factor; ``None``: all."""
-        return self._changed.get(int(self.graph.vertex_class[vertex]))
+        return self._changed.get(self._classes[vertex])
 
     def axis(self, value: str, axis: int) -> IntArray | None:
         """Kept positions of an axis of a value; ``None``: all."""
@@ -152,8 +159,15 @@ class AxisSelection:
 
     def cuts(self, value: str) -> list[tuple[int, IntArray]]:
         """The axes of a value that do not stay whole, with the positions that stay."""
-        axes = range(len(self.graph.shapes.get(value, ())))
-        return [(a, positions) for a in axes if (positions := self.axis(value, a)) is not None]
+        first = self.graph.couplings.first_dim.get(value)
+        if first is None:
+            return []
+        changed, classes = self._changed, self._classes
+        return [
+            (axis, changed[classes[first + axis]])
+            for axis in range(len(self.graph.shapes[value]))
+            if classes[first + axis] in changed
+        ]
 
     def positions(self, arrays: Mapping[str, Array]) -> Arrays:
         """What values hold, by name, at the positions that stay; sequences stay as they are."""
@@ -162,7 +176,11 @@ class AxisSelection:
 
     def shape(self, value: ir.Value) -> Shape:
         """The new static shape of a value."""
-        return tuple(
-            size if (kept := self.axis(value.name or "", axis)) is None else len(kept)
-            for axis, size in enumerate(static_shape(value))
-        )
+        sizes = static_shape(value)
+        cuts = self.cuts(value.name or "")
+        if not cuts:
+            return sizes
+        new = list(sizes)
+        for axis, positions in cuts:
+            new[axis] = len(positions)
+        return tuple(new)

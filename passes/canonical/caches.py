@@ -34,7 +34,7 @@ def of_same_lengths(past: ir.Value, other: ir.Value) -> bool:
 
 def continued(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
     """Inputs that are caches by what is done with them, each with the output that continues it."""
-    for node in model.graph:
+    for node in _readers_of_inputs(model):
         for port, k in _extended(node):
             past, present = _input(node.inputs[port]), _output(node.outputs[k])
             if past is None or present is None or past.dtype not in (present.dtype, None):
@@ -47,7 +47,7 @@ def capacities(model: ir.Model) -> Mapping[str, int]:
     """By the input that is a cache of the latest positions alone how many it has room for."""
     return {
         value.name or "": number
-        for node in model.graph
+        for node in _readers_of_inputs(model)
         if (entry := facts_of(node)).capacity is not None
         for port, number in entry.call(entry.capacity, node).items()
         if port < len(node.inputs) and (value := _input(node.inputs[port])) is not None
@@ -62,6 +62,12 @@ def following_axes(model: ir.Model) -> Mapping[str, frozenset[int]]:
         axes = _axes(values[past], values[present])
         found |= {past: axes, present: axes}
     return found
+
+
+def _readers_of_inputs(model: ir.Model) -> list[ir.Node]:
+    """The nodes that read inputs, in the model's order."""
+    readers = {use.node for value in model.graph.inputs for use in value.uses()}
+    return [node for node in model.graph if node in readers]
 
 
 def _extended(node: ir.Node) -> Iterator[tuple[int, int]]:

@@ -34,6 +34,7 @@ from morphgraph.onnx_io import (
 )
 from morphgraph.onnx_io.calls import check_calls
 from morphgraph.onnx_io.check import check_opset
+from morphgraph.onnx_io.copies import copied
 from morphgraph.onnx_io.maps import is_map
 from morphgraph.ops import entry_of, listed_parameters
 from morphgraph.passes.canonical.declared import note_declared
@@ -99,7 +100,7 @@ def canonicalize(
     if symbols:
         bound = keep_sizes_dynamic(related, symbols, _fold)
     else:
-        bound = original.clone() if keep_original else original
+        bound = copied(original) if keep_original else original
         _fold(bound, frozenset())
     untie_constants(bound)
     note_lengths(bound)

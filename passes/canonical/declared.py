@@ -79,7 +79,7 @@ def _shapes(model: ir.Model) -> dict[str, ir.Shape]:
 
 def _with_denotations(shape: ir.Shape, meant: ir.Shape | None) -> ir.Shape:
     """A shape whose sizes stand for what those of another do."""
-    if meant is None or len(meant) != len(shape):
+    if meant is None or meant is shape or len(meant) != len(shape):
         return shape
     return ir.Shape(shape.dims, [meant.get_denotation(axis) for axis in range(len(shape))])
 
@@ -137,6 +137,10 @@ def _restore_shape(
     is_whole: Callable[[str, int], bool],
 ) -> None:
     assert value.shape is not None
+    rank = len(value.shape)
+    means_something = any(map(declared.get_denotation, range(rank)))
+    if known_shape(value) is not None and not is_output and not means_something:
+        return  # as nearly all
     dims: list[int | ir.SymbolicDim] = []
     for axis, dim in enumerate(value.shape):
         name = declared[axis]
@@ -148,7 +152,7 @@ def _restore_shape(
             dims.append(ir.SymbolicDim(None))
         else:
             dims.append(dim)
-    denotations = [declared.get_denotation(axis) for axis in range(len(dims))]
+    denotations = [declared.get_denotation(axis) for axis in range(rank)]
     if dims == list(value.shape) and not any(denotations):
         return
     # What was restored from the file as it was has no sizes to be analysed with.

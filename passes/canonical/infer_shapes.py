@@ -7,9 +7,8 @@ For one that ONNX does not have, or for which it infers no shape, the operator's
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import onnx
 import onnx_ir as ir
@@ -44,8 +43,7 @@ _INFERENCE_ERRORS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Message:
+class _Message(NamedTuple):
     """A message as ``onnx`` hands it on to its inference: nobody looks at more than this.
 
     Attributes:
@@ -96,7 +94,6 @@ class ResultTypes:
         ]
         self.schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
         self.repeated: dict[Hashable, _Results] = {}
-        self.type_messages: dict[Hashable, bytes] = {}
 
     def infer(self, node: ir.Node) -> None:
         """Write types and shapes on a node's results; what cannot be inferred stays as declared.
@@ -161,9 +158,12 @@ class ResultTypes:
     def _data(self, value: ir.Value) -> ir.TensorProtocol | None:
         """The numbers of an operand that inference may look into, where they are known."""
         tensor = self.known.get(value)
-        if tensor is None or tensor.size > INFERENCE_DATA:
+        if tensor is None:
             return None
-        return None if tensor.dtype.is_floating_point() and tensor.size > _FLOATS else tensor
+        size = prod(cast("Shape", tensor.shape.dims))
+        if size > INFERENCE_DATA:
+            return None
+        return None if size > _FLOATS and tensor.dtype.is_floating_point() else tensor
 
     def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
         """ONNX's own description of an operator."""
@@ -230,13 +230,9 @@ class ResultTypes:
         if kind is None:
             return None
         if shape is not None and type(kind) is ir.TensorType and kind.denotation is None:
-            key = kind.dtype, shape.dims
-            if key in self.type_messages:
-                return self.type_messages[key]
             sizes = known_shape(value)
             if sizes is not None:
-                self.type_messages[key] = type_message(kind.dtype, sizes)
-                return self.type_messages[key]
+                return type_message(kind.dtype, sizes)
         proto = ir.serde.serialize_type(kind)
         if shape is not None:
             ir.serde.serialize_shape_into(proto, shape)

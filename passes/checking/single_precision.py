@@ -8,7 +8,7 @@ right in every precision or in none, and is checked in single precision.
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.onnx_io import values_of
+from morphgraph.onnx_io import graphs_of, values_of
 
 _OTHERS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 
@@ -29,10 +29,10 @@ def in_single_precision(model: ir.Model) -> ir.Model:
     >>> single.graph.inputs[0].dtype, single.graph.outputs[0].dtype
     (FLOAT, FLOAT)
     """
-    if not any(value.dtype in _OTHERS for graph in model.graphs() for value in values_of(graph)):
+    if not any(value.dtype in _OTHERS for graph in graphs_of(model) for value in values_of(graph)):
         return model
     copy = model.clone()
-    for graph in copy.graphs():
+    for graph in graphs_of(copy):
         for value in values_of(graph):
             if isinstance(value.type, ir.TensorType) and value.dtype in _OTHERS:
                 # Not in place: the type belongs to the original as well.

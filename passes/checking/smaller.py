@@ -16,7 +16,7 @@ last.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -144,9 +144,15 @@ def _meets_as_much(sliding: Sliding, given: Shape, made: Shape) -> bool:
 
 
 def proves_the_same(
-    graph: ChannelGraph, windows: Sequence[Sliding], found: Mapping[str, Shape] | None
+    graph: ChannelGraph,
+    windows: Sequence[Sliding],
+    found: Mapping[str, Shape] | None,
+    cut: Container[str] = (),
 ) -> bool:
-    """Whether the conditions hold where values have these shapes, all others being as they were."""
+    """Whether the conditions hold where values have these shapes, all others being as they were.
+
+    Values of ``cut`` are made in full, and only their readers find them smaller.
+    """
     if found is None:
         return False
     small = {**graph.shapes, **found}
@@ -160,7 +166,8 @@ def proves_the_same(
         and all(
             _meets_as_much(slides[node], *_operand_and_result(node, slides[node].window, small))
             if node in slides
-            else _is_even(graph, k, small) and _moves_all(node, graph.shapes, small)
+            else _is_even(graph, k, small)
+            and (node.outputs[0].name in cut or _moves_all(node, graph.shapes, small))
             for k, node in enumerate(graph.model.graph)
         )
     )

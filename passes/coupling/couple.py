@@ -58,8 +58,11 @@ def _require_bounded(values: Iterable[ir.Value]) -> None:
         UnsupportedError: names the first such axis.
     """
     for value in values:
+        sizes = known_shape(value) or ()
+        if max(sizes, default=0) <= MAX_POSITIONS:
+            continue
         held = 0 if value.const_value is None else value.const_value.size
-        for axis, size in enumerate(known_shape(value) or ()):
+        for axis, size in enumerate(sizes):
             if size > max(MAX_POSITIONS, held):
                 where = f"axis {axis} of '{escape(value.name or '')}'"
                 raise UnsupportedError(too_large(where, size))
@@ -172,7 +175,7 @@ class _Coupler:
         vertices = {name: len(self.sizes) + k for k, name in enumerate(description.factors)}
         covered: set[int] = set()
         first: dict[int, int] = {}
-        sizes, edges = self.sizes, self.edges
+        sizes, enter = self.sizes, self.edges.append
         for name, factor in description.factors.items():
             vertex = vertices[name]
             self.factors.append(OpFactor(op_node.name, name))
@@ -183,12 +186,13 @@ class _Coupler:
                 self.pins[vertex] = factor.pinned
             size = factor.size
             for port, axis, index_map in factor.places:
-                if port not in first:
-                    first[port] = self.first_dim[_value_at(node, port).name or ""]
-                dim = first[port] + axis
+                start = first.get(port)
+                if start is None:
+                    start = first[port] = self.first_dim[_value_at(node, port).name or ""]
+                dim = start + axis
                 covered.add(dim)
                 whole = (index_map is IDENTITY or index_map.starts) and size == sizes[dim]
-                edges.append(Edge(vertex, dim, index_map, port, op_index, whole))
+                enter(Edge(vertex, dim, index_map, port, op_index, whole))
         if description.prefer:
             self.preferences[op_index] = description.prefer
         for name, least in description.least.items():

@@ -20,6 +20,7 @@ from morphgraph.arrays import Array, IntArray
 from morphgraph.edit import Editor, resize_axis
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import dtype_of, is_float, static_shape
+from morphgraph.onnx_io.copies import copied
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.coupling.roles import roles
 from morphgraph.tolerances import ROUNDING
@@ -52,16 +53,18 @@ class _Masker:
         self.graph = graph
         self.rounding = rounding
         self.selection = AxisSelection(graph, keep)
-        self.model = graph.model.clone()
+        self.model = copied(graph.model)
         self.editor = Editor(self.model)
 
     def run(self) -> ir.Model:
         couplings, role = self.graph.couplings, roles(self.graph.couplings)
         copies = list(self.model.graph)
-        for edge in couplings.edges:
+        columns = couplings.columns
+        cut = self.selection.changes[columns.dim]
+        cut &= (role.sums | role.normalizes)[columns.factor]
+        for edge in map(couplings.edges.__getitem__, np.flatnonzero(cut).tolist()):
             positions = self.selection.vertex(edge.dim)
-            if positions is None:
-                continue
+            assert positions is not None
             node, axis = copies[edge.op_index], couplings.dims[edge.dim].axis
             if role.sums[edge.factor]:
                 # A zero in the activation is enough; in the weight where no activation has it.

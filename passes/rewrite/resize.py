@@ -29,6 +29,7 @@ from morphgraph.onnx_io import (
     node_label,
     static_shape,
 )
+from morphgraph.onnx_io.copies import copied
 from morphgraph.onnx_io.mapped import StoredTensor, is_stored, take
 from morphgraph.ops import OpNode, Resizing, facts_of
 from morphgraph.passes.analysis.channel_sources import kernels, readers
@@ -112,7 +113,7 @@ class _Resizer:
             )
         require_viable(graph, sorted(self.selection.dead))
         self.liveness = liveness(graph, self.selection.dead)
-        self.model = graph.model.clone()
+        self.model = copied(graph.model)
         self.model.meta.update(graph.model.meta)
         self.editor = Editor(self.model)
 

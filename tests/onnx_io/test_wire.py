@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import load, save
-from morphgraph.onnx_io.wire import WireError, joined, parted
+from morphgraph.onnx_io.wire import WireError, parted
 
 GENERATOR = np.random.default_rng(0)
 DTYPES = ("float32", "float64", "float16", "int8", "uint8", "int64", "bool")
@@ -33,16 +33,17 @@ def weight(name: str, count: int, dtype: str = "float32") -> onnx.TensorProto:
 
 
 @pytest.mark.parametrize("counts", [(), (5,), (3000,), (3000, 5, 40_000), (128, 1024, 4097)])
-def test_parts_join_to_the_bytes_that_protobuf_writes(counts: tuple[int, ...]) -> None:
+def test_parts_are_those_of_the_message_that_protobuf_reads(counts: tuple[int, ...]) -> None:
     proto = message(*(weight(f"w{k}", count) for k, count in enumerate(counts)))
     whole = proto.SerializeToString(deterministic=True)
     light, places = parted(memoryview(whole))
     held = {name: whole[place] for name, place in places.items()}
-    assert b"".join(joined(light, held)) == whole
     rest = onnx.ModelProto.FromString(light)
     for tensor, part in zip(proto.graph.initializer, rest.graph.initializer, strict=True):
         assert (tensor.name in held) == (len(tensor.raw_data) >= 1024) == (not part.raw_data)
         assert held.get(tensor.name, b"") in (b"", tensor.raw_data)
+        part.raw_data = held.get(tensor.name, part.raw_data)
+    assert rest == proto
 
 
 def test_bytes_that_are_cut_off_are_no_message_or_one_that_protobuf_takes() -> None:

@@ -86,7 +86,7 @@ def test_wrong_slices_are_found_with_fewer_positions(
     plan = shorter(graph)
     assert plan is not None
     assert plan.inputs["x"] == (1, 3, 8, 8)
-    assert plan.sizes[64] == 4
+    assert plan.parts.sizes[64] == 4
     monkeypatch.setattr(verifying, "_MOST_NUMBERS", 0)
     taken: list[Shorter | None] = []
 
