@@ -21,10 +21,12 @@ from morphgraph.ops.op import (
     op,
 )
 from morphgraph.ops.parameters import (
+    coded_weights,
     is_layers_weight,
     listed_parameters,
     parameter_names,
     running_statistics,
+    weights_of,
 )
 
 # An entry registers itself when its file is imported.
@@ -40,6 +42,7 @@ __all__ = [
     "OpNode",
     "Place",
     "Resizing",
+    "coded_weights",
     "describe",
     "described_ops",
     "entry_of",
@@ -51,4 +54,5 @@ __all__ = [
     "parameter_names",
     "register",
     "running_statistics",
+    "weights_of",
 ]

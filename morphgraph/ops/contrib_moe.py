@@ -4,14 +4,23 @@ A token takes the ``k`` experts that a router prefers. An expert is a row of the
 of every stack of weights; which of them are taken, all compete for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.contrib_blocks import unpacked
 from morphgraph.ops.expert_packing import bits_of, kernel_port, packing_of, zeros_port
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, Place, UnsupportedFormError, from_line, op
+from morphgraph.ops.op import (
+    Coded,
+    Description,
+    Op,
+    OpNode,
+    Place,
+    UnsupportedFormError,
+    from_line,
+    op,
+)
 
 _DOMAIN = "com.microsoft"
 
@@ -182,6 +191,16 @@ class QMoE(_Mixture):
         description = _by_expert(n, packing) if isinstance(packing, str) else packing.describe(n)
         _choose(description, k)
         return description
+
+    @staticmethod
+    def coded(n: OpNode, **attributes: Any) -> Mapping[int, Coded]:
+        present = [kernel for kernel in range(3) if n.has(kernel_port(kernel))]
+        return {
+            (port := kernel_port(kernel)): Coded(
+                8 / bits_of(kernel, attributes), (port + 1, zeros_port(kernel), 15 + kernel)
+            )
+            for kernel in present
+        }
 
     @classmethod
     def lower(cls, b: "TorchBuilder", n: OpNode, **attributes: Any) -> "fx.Node":

@@ -40,7 +40,7 @@ class Form:
 
 def arrays(form: Form) -> Arrays:
     generator, in_byte = np.random.default_rng(0), 8 // form.bits
-    held = {
+    held: dict[str, Any] = {
         "inw": generator.normal(size=(3, HIDDEN)),
         "gate": generator.normal(size=(HIDDEN, EXPERTS)),
         "head": generator.normal(size=(HIDDEN, 4)),
