@@ -21,6 +21,7 @@ from morphgraph.ops.op import (
     op,
 )
 from morphgraph.ops.parameters import (
+    coded_operands,
     coded_weights,
     is_layers_weight,
     listed_parameters,
@@ -42,6 +43,7 @@ __all__ = [
     "OpNode",
     "Place",
     "Resizing",
+    "coded_operands",
     "coded_weights",
     "describe",
     "described_ops",

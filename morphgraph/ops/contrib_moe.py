@@ -163,13 +163,12 @@ class MoE(_Mixture):
             n,
             f"*t h, R e, e {rows} h, e {rows}, e h i, e h, e i h, e i -> *t h",
             {"G": 2} if swiglu_fusion else None,
-            macs="*t h i",
+            macs=f"*t h i{' G' if swiglu_fusion else ''} + *t i h" + " + *t h i" * n.has(6),
             contracted="h i",
             statistical="e",
             prefer="i",
             reason="experts compute gates and units alike" if swiglu_fusion else "",
         )
-        description.macs = description.macs * (2 + (swiglu_fusion > 0) + n.has(6))
         _choose(description, k)
         return description
 

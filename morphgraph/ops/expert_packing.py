@@ -71,21 +71,20 @@ class Packing:
         operands[14:17] = ["R e", "e", "e"]
         line = f"{', '.join(operands)} -> {operands[0]}"
         names = [self._names(axis, self.size[axis]) for axis in (HIDDEN, UNITS)]
+        one = " ".join(["*t", *names])
+        terms = [f"{one} G" if self.fusion else one, one, *[one] * n.has(kernel_port(2))]
         used = {name for part in line.replace(",", " ").split() for name in [part.strip("()")]}
         sizes = {name: int(name[1:]) for name in used if name[0] in "HI" and name[1:].isdigit()}
-        described = from_line(
+        return from_line(
             n,
             line,
             sizes | ({"G": 2} if "G" in used else {}),
-            macs=" ".join(["*t", *names]),
+            macs=" + ".join(terms),
             contracted=" ".join(names),
             statistical="e",
             prefer=" ".join(axis for axis in (UNITS, HIDDEN) if not self.held[axis]),
             reason="; ".join(filter(None, self.held.values())) or "whole blocks of QMoE go",
         )
-        kernels = 2 + (self.fusion > 0) + n.has(kernel_port(2))
-        described.macs = described.macs * kernels
-        return described
 
     def _names(self, axis: str, count: int) -> str:
         """The factors of an axis that holds so many numbers for all positions of a width."""
