@@ -57,6 +57,11 @@ CONFIGS: dict[str, _Config] = {
     "gemma": ("GemmaConfig", {**_COMMON, "head_dim": 16}),
     "phi": ("PhiConfig", _COMMON),
     "mixtral": ("MixtralConfig", {**_COMMON, **_EXPERTS}),
+    "lfm2moe": (
+        "Lfm2MoeConfig",
+        {**_COMMON, "moe_intermediate_size": 96, "num_experts": 4, "num_experts_per_tok": 2}
+        | {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    ),
     "qwen3_moe": (
         "Qwen3MoeConfig",
         {**_COMMON, "head_dim": 16, "moe_intermediate_size": 96}
