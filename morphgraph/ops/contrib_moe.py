@@ -187,7 +187,20 @@ class QMoE(_Mixture):
     @staticmethod
     def describe(n: OpNode, *, k: int = 1, **attributes: Any) -> Description:
         packing = packing_of(n, attributes)
-        description = _by_expert(n, packing) if isinstance(packing, str) else packing.describe(n)
+        if isinstance(packing, str):
+            description = _by_expert(n, packing)
+        else:
+            form = packing.form(n)
+            description = from_line(
+                n,
+                form.line,
+                form.sizes,
+                contracted=form.contracted,
+                statistical="e",
+                prefer=form.prefer,
+                reason=form.reason,
+            )
+            packing.count(n, description)
         _choose(description, k)
         return description
 

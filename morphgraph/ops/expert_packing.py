@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import gcd, lcm
 from typing import Any
 
-from morphgraph.ops.description import Description, from_line
+from morphgraph.ops.description import Description
 from morphgraph.ops.op import OpNode
 
 HIDDEN, UNITS = "h", "i"
@@ -40,6 +40,17 @@ def bits_of(kernel: int, attributes: Mapping[str, Any]) -> int:
 
 
 @dataclass(frozen=True)
+class Form:
+    """What a node does to its axes, as :func:`from_line` takes it."""
+
+    line: str
+    sizes: Mapping[str, int]
+    contracted: str
+    prefer: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Packing:
     """The kernels of one node, of whole numbers in rows.
 
@@ -55,8 +66,8 @@ class Packing:
     grain: Mapping[str, int]
     held: Mapping[str, str]
 
-    def describe(self, n: OpNode) -> Description:
-        """What the node does to its axes; every kernel is a term of the cost."""
+    def form(self, n: OpNode) -> Form:
+        """What the node does to its axes."""
         operands = ["*t h", "R e", *["_"] * 15]
         for kernel, (rows, columns) in enumerate(_AXES):
             port = kernel_port(kernel)
@@ -70,21 +81,28 @@ class Packing:
         operands[0] = f"*t {self._along(HIDDEN, self.size[HIDDEN])}"
         operands[14:17] = ["R e", "e", "e"]
         line = f"{', '.join(operands)} -> {operands[0]}"
-        names = [self._names(axis, self.size[axis]) for axis in (HIDDEN, UNITS)]
-        one = " ".join(["*t", *names])
-        terms = [f"{one} G" if self.fusion else one, one, *[one] * n.has(kernel_port(2))]
-        used = {name for part in line.replace(",", " ").split() for name in [part.strip("()")]}
+        free = [axis for axis in (UNITS, HIDDEN) if not self.held[axis]]
+        used = {name.strip("(),") for name in line.split()}
         sizes = {name: int(name[1:]) for name in used if name[0] in "HI" and name[1:].isdigit()}
-        return from_line(
-            n,
+        return Form(
             line,
             sizes | ({"G": 2} if "G" in used else {}),
-            macs=" + ".join(terms),
-            contracted=" ".join(names),
-            statistical="e",
-            prefer=" ".join(axis for axis in (UNITS, HIDDEN) if not self.held[axis]),
+            contracted=" ".join(self._names(axis, self.size[axis]) for axis in free),
+            prefer=" ".join(free),
             reason="; ".join(filter(None, self.held.values())) or "whole blocks of QMoE go",
         )
+
+    def count(self, n: OpNode, description: Description) -> None:
+        """Say what all kernels of the chosen experts cost, one after the other."""
+        names = [*self._names(HIDDEN, self.size[HIDDEN]).split()]
+        names += self._names(UNITS, self.size[UNITS]).split()
+        for name, size in ((names[-1], self.size[UNITS]), ("G", 2)):
+            if name not in description.factors:
+                description.add(name, size, [], self.held[UNITS] or "gates and units")
+        tokens = [name for name in description.factors if name.startswith("t")]
+        one = (*tokens, *names)
+        fused = (*one, "G") if self.fusion else one
+        description.macs = (fused, one, *[one] * n.has(kernel_port(2)))
 
     def _names(self, axis: str, count: int) -> str:
         """The factors of an axis that holds so many numbers for all positions of a width."""
