@@ -53,9 +53,8 @@ def arrays(form: Form) -> Arrays:
         held[f"b{name[1]}"] = generator.normal(size=(EXPERTS, rows))
         points = (EXPERTS, rows, *groups)
         if form.zeros:
-            held[f"{name}_zeros"] = generator.integers(
-                0, 256, (*points[:-1], points[-1] // in_byte)
-            )
+            packed = (*points[:-1], -(-points[-1] // in_byte))
+            held[f"{name}_zeros"] = generator.integers(0, 256, packed)
     return {
         name: np.asarray(array, np.uint8 if array.dtype.kind == "i" else np.float32)
         for name, array in held.items()
@@ -226,3 +225,26 @@ def test_hidden_width_units_and_experts_go(name: str) -> None:
 
         found = mg.to_torch(small)(torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(found, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("fusion", [0, 1])
+def test_units_stay_where_the_last_byte_of_zero_points_is_not_full(
+    fusion: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = 160  # ten blocks, and four share a byte
+    monkeypatch.setattr(f"{__name__}.UNITS", units)
+    form = Form(2, True, True, fusion)
+    graph = mg.lift(network(form, arrays(form)))
+    hidden, experts = group_on(graph, "h", 1), group_on(graph, "b2", 0)
+    assert hidden.resizable
+    assert experts.resizable
+    inside = graph.groups_on(graph.dim("w2", 2))
+    assert not any(graph.groups[index].resizable for index in inside)
+    mixture = 3 + fusion - 1  # kernels
+    rest = 3 * HIDDEN + HIDDEN * EXPERTS + HIDDEN * 4
+    macs = TOKENS * (mixture * TAKEN * HIDDEN * units + rest)
+    assert mg.cost(graph, "macs").total * graph.batch == macs
+    biases = EXPERTS * (units * (1 + fusion) + HIDDEN)
+    weights = EXPERTS * HIDDEN * units * mixture
+    assert mg.cost(graph, "params").total == weights + biases + rest
+    mg.apply(graph, mg.plan(graph, {}, widths={hidden.id: 1, experts.id: 3}))
