@@ -256,6 +256,7 @@ class Couplings:
     ties: Sequence[tuple[int, int]] = ()
     least: Mapping[int, int] = field(default_factory=dict)
     numbered: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
+    indexed: frozenset[int] = frozenset()
     multiples: Mapping[int, int] = field(default_factory=dict)
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 

@@ -65,7 +65,6 @@ _FAMILIES = {
 _MAPPED = (
     *("movement", "reshape", "padding", "interpolation", "indexing", "sizes"),
     "com.microsoft::QLinearConcat",
-    "com.microsoft::QMoE",
 )
 
 

@@ -21,10 +21,13 @@ from morphgraph.ops.op import (
     op,
 )
 from morphgraph.ops.parameters import (
+    coded_operands,
+    coded_weights,
     is_layers_weight,
     listed_parameters,
     parameter_names,
     running_statistics,
+    weights_of,
 )
 
 # An entry registers itself when its file is imported.
@@ -40,6 +43,8 @@ __all__ = [
     "OpNode",
     "Place",
     "Resizing",
+    "coded_operands",
+    "coded_weights",
     "describe",
     "described_ops",
     "entry_of",
@@ -51,4 +56,5 @@ __all__ = [
     "parameter_names",
     "register",
     "running_statistics",
+    "weights_of",
 ]

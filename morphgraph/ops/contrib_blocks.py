@@ -4,11 +4,15 @@ Every block has a scale, and may have a zero point; those of 2 or 4 bits share b
 the blocks beside them. Of the columns whole blocks go, as many as share a byte.
 """
 
+from collections.abc import Mapping
+from math import prod
+
 import onnx_ir as ir
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import (
+    Coded,
     Description,
     Op,
     OpNode,
@@ -55,6 +59,10 @@ class MatMulNBits(Op):
         )
 
     @staticmethod
+    def coded(n: OpNode, *, K: int, N: int) -> Mapping[int, Coded]:
+        return {1: Coded(K * N / prod(n.shape(1)), (2, 3, 4))}
+
+    @staticmethod
     def resize(n: OpNode, new: Resizing) -> None:
         new.set_attribute("K", new.shape(0)[-1])
         new.set_attribute("N", new.shape(~0)[-1])
@@ -93,6 +101,7 @@ class GatherBlockQuantized(Op):
 
     foldable = False  # meant as it stands
     typed_by = 2
+    tables = (0,)
 
     @staticmethod
     def shape(
@@ -104,6 +113,10 @@ class GatherBlockQuantized(Op):
         block_size: int = 128,
     ) -> Shape:
         return (*numbers, min(table[-1] * 8 // bits, scales[-1] * block_size))
+
+    @staticmethod
+    def coded(n: OpNode) -> Mapping[int, Coded]:
+        return {0: Coded(n.out()[-1] / n.shape(0)[-1], (2, 3))}
 
     @staticmethod
     def describe(

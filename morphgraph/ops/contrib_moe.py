@@ -4,13 +4,23 @@ A token takes the ``k`` experts that a router prefers. An expert is a row of the
 of every stack of weights; which of them are taken, all compete for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.contrib_blocks import unpacked
+from morphgraph.ops.expert_packing import bits_of, kernel_port, packing_of, zeros_port
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, Place, UnsupportedFormError, from_line, op
+from morphgraph.ops.op import (
+    Coded,
+    Description,
+    Op,
+    OpNode,
+    Place,
+    UnsupportedFormError,
+    from_line,
+    op,
+)
 
 _DOMAIN = "com.microsoft"
 
@@ -153,15 +163,13 @@ class MoE(_Mixture):
             n,
             f"*t h, R e, e {rows} h, e {rows}, e h i, e h, e i h, e i -> *t h",
             {"G": 2} if swiglu_fusion else None,
-            macs="*t h i",
+            macs=f"*t h i{' G' if swiglu_fusion else ''} + *t i h" + " + *t h i" * n.has(6),
             contracted="h i",
             statistical="e",
             prefer="i",
             reason="experts compute gates and units alike" if swiglu_fusion else "",
         )
-        kernels = 2 + (swiglu_fusion > 0) + n.has(6)
         _choose(description, k)
-        description.macs = tuple((*term, "K") for term in description.macs) * kernels
         return description
 
     @classmethod
@@ -172,70 +180,63 @@ class MoE(_Mixture):
 
 @op("QMoE", domain=_DOMAIN)
 class QMoE(_Mixture):
-    """The same in few bits; experts go as a whole, and what is packed inside of them stays."""
+    """The same in few bits; of the hidden width and the units inside whole blocks go."""
+
+    added_behind = (7,)
 
     @staticmethod
-    def describe(n: OpNode, *, k: int = 1) -> Description:
-        description = Description(statistical=frozenset("e"))
-        experts = n.shape(1)[-1]
-        reason = "packed in few bits by QMoE"
-        places = [Place(1, len(n.shape(1)) - 1)]
-        for port in range(2, len(n.in_shapes)):
-            if n.has(port):
-                whole = port == 14  # the router's weights, by token
-                axis = len(n.shape(port)) - 1 if whole else 0
-                places.append(Place(port, axis))
-                for other, size in enumerate(n.shape(port)):
-                    if other != axis:
-                        description.pin(port, other, size, reason)
-        description.add("e", experts, places)
-        description.pin(1, 0, n.shape(1)[0], "batch")
-        for axis, size in enumerate(n.shape(0)):
-            why = reason if axis == len(n.shape(0)) - 1 else None
-            description.add(f"t{axis}", size, [Place(0, axis), Place(~0, axis)], why)
+    def describe(n: OpNode, *, k: int = 1, **attributes: Any) -> Description:
+        packing = packing_of(n, attributes)
+        if isinstance(packing, str):
+            description = _by_expert(n, packing)
+        else:
+            form = packing.form(n)
+            description = from_line(
+                n,
+                form.line,
+                form.sizes,
+                contracted=form.contracted,
+                statistical="e",
+                prefer=form.prefer,
+                reason=form.reason,
+            )
+            packing.count(n, description)
         _choose(description, k)
         return description
+
+    @staticmethod
+    def coded(n: OpNode, **attributes: Any) -> Mapping[int, Coded]:
+        present = [kernel for kernel in range(3) if n.has(kernel_port(kernel))]
+        return {
+            (port := kernel_port(kernel)): Coded(
+                8 / bits_of(kernel, attributes), (port + 1, zeros_port(kernel), 15 + kernel)
+            )
+            for kernel in present
+        }
 
     @classmethod
     def lower(cls, b: "TorchBuilder", n: OpNode, **attributes: Any) -> "fx.Node":
         if attributes.get("quant_type", "int") != "int" or attributes.get("weights_prepacked", 0):
             b.fail(n, "kernels that are no whole numbers in rows")
         kernels = [
-            _dequantized(b, n, (2 + 3 * k, 3 + 3 * k, 11 + k), f"fc{k + 1}", attributes)
-            if n.has(2 + 3 * k)
-            else None
+            _dequantized(b, n, k, bits_of(k, attributes)) if n.has(kernel_port(k)) else None
             for k in range(3)
         ]
         return cls.computed(b, n, kernels, (4, 7, 10), attributes, b.optional(n, 14))
 
 
-def _dequantized(
-    b: "TorchBuilder",
-    n: OpNode,
-    ports: tuple[int, int, int],
-    prefix: str,
-    attributes: dict[str, Any],
-) -> "fx.Node":
-    """A stack of kernels in few bits as real numbers, ``[experts, out, in]``.
-
-    Args:
-        b: where the network grows.
-        n: the node.
-        ports: the operands that hold the kernels, their scales and their zero points.
-        prefix: of the kernel's own attributes.
-        attributes: of the node.
-    """
+def _dequantized(b: "TorchBuilder", n: OpNode, kernel: int, bits: int) -> "fx.Node":
+    """A stack of kernels in few bits as real numbers, ``[experts, out, in]``."""
     import torch
 
-    bits = attributes.get(f"{prefix}_expert_weight_bits", attributes.get("expert_weight_bits", 4))
     if bits not in (2, 4, 8):
         b.fail(n, f"kernels in {bits} bits")
-    kernel, scales, zeros = ports
-    experts, rows, packed = n.shape(kernel)
+    port, zeros = kernel_port(kernel), zeros_port(kernel)
+    experts, rows, packed = n.shape(port)
     columns = packed * 8 // bits
-    steps = unpacked(b, b.tensor(n, kernel), bits, columns)
-    blocks = n.shape(scales)[2] if len(n.shape(scales)) == 3 else 1
-    scale = b.method("reshape", b.tensor(n, scales), (experts, rows, blocks, 1))
+    steps = unpacked(b, b.tensor(n, port), bits, columns)
+    blocks = n.shape(port + 1)[2] if len(n.shape(port + 1)) == 3 else 1
+    scale = b.method("reshape", b.tensor(n, port + 1), (experts, rows, blocks, 1))
     zero: fx.Node | float = float(2 ** (bits - 1))
     if n.has(zeros):
         count = blocks if len(n.shape(zeros)) == 3 else rows
@@ -246,7 +247,27 @@ def _dequantized(
     return b.method("flatten", real, 2)
 
 
+def _by_expert(n: OpNode, reason: str) -> Description:
+    """Experts go as a whole, and what is packed inside of them stays."""
+    description = Description(statistical=frozenset("e"))
+    places = [Place(1, len(n.shape(1)) - 1)]
+    for port in range(2, len(n.in_shapes)):
+        if n.has(port):
+            axis = len(n.shape(port)) - 1 if port == 14 else 0  # the router's weights, by token
+            places.append(Place(port, axis))
+            for other, size in enumerate(n.shape(port)):
+                if other != axis:
+                    description.pin(port, other, size, reason)
+    description.add("e", n.shape(1)[-1], places)
+    description.pin(1, 0, n.shape(1)[0], "batch")
+    for axis, size in enumerate(n.shape(0)):
+        why = reason if axis == len(n.shape(0)) - 1 else None
+        description.add(f"t{axis}", size, [Place(0, axis), Place(~0, axis)], why)
+    return description
+
+
 def _choose(description: Description, k: int) -> None:
     """Say that every token takes k experts."""
     description.least = {"e": k}
+    description.macs = tuple((*term, "K") for term in description.macs)
     description.add("K", k, [], "experts that a token takes")

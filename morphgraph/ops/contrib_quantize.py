@@ -1,6 +1,6 @@
 """Quantized operators of the domain ``com.microsoft``, beside those that ONNX has itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -10,7 +10,7 @@ from morphgraph.ops.contraction import product, product_axes, product_shape
 from morphgraph.ops.contrib import KeepsShape
 from morphgraph.ops.elementwise import Elementwise
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, from_line, op
+from morphgraph.ops.op import Coded, Description, Op, OpNode, from_line, op
 from morphgraph.ops.pool import AveragePool
 from morphgraph.ops.positions import joined
 from morphgraph.ops.quantize import by_range, centred, column_axes, require_single, single, stored
@@ -108,6 +108,10 @@ class QLinearConcat(Op):
 @op("QGemm", domain=_DOMAIN)
 class QGemm(Op):
     quantized = MappingProxyType({0: (1, 2), 3: (4, 5)})
+
+    @staticmethod
+    def coded(n: OpNode) -> Mapping[int, Coded]:
+        return {3: Coded(1, (4, 5)), 6: Coded(1)}
 
     @staticmethod
     def describe(n: OpNode, *, transA: int = 0, transB: int = 0) -> Description:
@@ -236,6 +240,10 @@ class DynamicQuantizeLSTM(Op):
 
     So none of them can go without a change of what the others are rounded to.
     """
+
+    @staticmethod
+    def coded(n: OpNode) -> Mapping[int, Coded]:
+        return {1: Coded(1, (8, 9)), 2: Coded(1, (10, 11))}
 
     @staticmethod
     def shape(x: Shape, kernel: Shape, recurrent: Shape, *_others: Shape | None) -> list[Shape]:

@@ -259,6 +259,7 @@ class ScatterElements(Op):
         reason = _RUN_TIME if n.const(1) is None else _MIXED
         kept = None if target is not None else reason
         description.add(f"a{axis}", data[axis], whole, kept)
+        description.indexed = {f"a{axis}": 1} if n.const(1) is None else {}
         if target is not None:
             at = _pairs(wrapped(target, data[axis]))
             moved.append(Place(~0, axis, IndexMap(table=at)))

@@ -17,6 +17,7 @@ that attributes are parsed in one place: :meth:`Op.call`.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -64,6 +65,19 @@ class AfterSum(NamedTuple):
     attributes: Mapping[str, int | float]
 
 
+@dataclass(frozen=True)
+class Coded:
+    """An operand of whole numbers that stand for weights.
+
+    Attributes:
+        weights: how many one of the numbers stands for (2 in a byte of 4 bits).
+        by: operands that say what the numbers mean, and are no weights: scales, zero points, order.
+    """
+
+    weights: float
+    by: tuple[int, ...] = ()
+
+
 class Op:
     """Base of all entries; ``describe`` is what every entry must have.
 
@@ -98,6 +112,8 @@ class Op:
             a gradient.
         quantized: per operand of stored numbers the operands that hold their scale and zero point,
             ``real = (stored - zero point) * scale``; ``None`` for a scale that is applied behind.
+        coded: operands whose whole numbers stand for weights (:class:`Coded`), where ``quantized``
+            does not say all of it.
         zeros: operands that mean zero where they are absent (biases, initial states).
         shape: the results' shapes for an operator of which ONNX infers none. It takes the operands'
             shapes (``None`` for an absent one) and returns one shape, or a list of them.
@@ -153,6 +169,7 @@ class Op:
     shift_factor: ClassVar[str] = ""
     statistics: ClassVar[tuple[int, ...]] = ()
     quantized: ClassVar[Mapping[int, tuple[int | None, int]]] = MappingProxyType({})
+    coded: ClassVar[Callable[..., Mapping[int, Coded]] | None] = None
     zeros: ClassVar[tuple[int, ...]] = ()
     describe: ClassVar[Callable[..., Description]]
     shape: ClassVar[Callable[..., Shape | Sequence[Shape | None]] | None] = None

@@ -1,11 +1,11 @@
 """Which initializers training changes: parameters by gradients, running statistics beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
 from morphgraph.onnx_io import PARAMETERS_KEY, stored_names, values_of
-from morphgraph.ops.op import facts_of
+from morphgraph.ops.op import Coded, OpNode, facts_of
 
 
 def listed_parameters(model: ir.Model) -> list[str] | None:
@@ -48,6 +48,65 @@ def parameter_names(model: ir.Model) -> list[str]:
         for name, value in initializers.items()
         if _may_train(value) and not (value.uses() and all(_statistical_reads(value)))
     ]
+
+
+def weights_of(model: ir.Model) -> dict[str, float]:
+    """The initializers that hold weights, in the model's order: how many a number stands for.
+
+    That is one, but for numbers of a few bits that share a byte. A network has the same weights
+    whether they are stored as they are or quantized: scales and zero points are none.
+
+    Raises:
+        ModelError: the model's list of parameters is broken.
+    """
+    coded, codes = coded_weights(model)
+    known = set(parameter_names(model)) - codes
+    return {
+        name: coded.get(name, 1.0)
+        for name in model.graph.initializers
+        if name in known or name in coded
+    }
+
+
+def coded_weights(model: ir.Model) -> tuple[dict[str, float], set[str]]:
+    """The weights of a model that are stored as whole numbers.
+
+    Returns:
+        By initializer how many weights one of its numbers stands for; and the initializers that
+        only say what such numbers mean (scales, zero points), which are no weights.
+    """
+    weights: dict[str, float] = {}
+    codes: dict[str, set[tuple[ir.Node, int]]] = {}
+    for node in model.graph:
+        for port, coded in coded_operands(node).items():
+            value = _initializer(node, port)
+            if value is None or value.dtype is None or not value.dtype.is_integer():
+                continue
+            weights.setdefault(value.name or "", coded.weights)
+            for other in coded.by:
+                code = _initializer(node, other)
+                if code is not None:
+                    codes.setdefault(code.name or "", set()).add((node, other))
+    stored = model.graph.initializers
+    only = {name for name, read in codes.items() if read >= set(map(tuple, stored[name].uses()))}
+    return weights, only - weights.keys()
+
+
+def coded_operands(node: ir.Node) -> Mapping[int, Coded]:
+    """By operand of a node what its whole numbers stand for, if they are weights."""
+    facts = facts_of(node)
+    if facts.coded is not None:
+        found: Mapping[int, Coded] = facts.call(facts.coded, node, OpNode(node))
+        return found
+    return {
+        port: Coded(1, tuple(other for other in others if other is not None))
+        for port, others in facts.quantized.items()
+    }
+
+
+def _initializer(node: ir.Node, port: int) -> ir.Value | None:
+    value = node.inputs[port] if port < len(node.inputs) else None
+    return value if value is not None and value.is_initializer() else None
 
 
 def running_statistics(model: ir.Model) -> list[str]:

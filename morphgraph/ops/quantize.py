@@ -5,13 +5,13 @@ multiply stored numbers subtract the zero points first, so that a zero point add
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from types import MappingProxyType
 
 from morphgraph.ops.contraction import Convolution, Convolutional, product, product_axes
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
+from morphgraph.ops.op import Coded, Description, Op, OpNode, UnsupportedFormError, from_line, op
 from morphgraph.ops.window import ranked, torch_padding, window_pads
 
 
@@ -31,6 +31,10 @@ class Quantize(Op):
     """One scale for all, one for every position of an axis, or one for every block of it."""
 
     foldable = False  # meant as it stands
+
+    @staticmethod
+    def coded(n: OpNode) -> Mapping[int, Coded]:
+        return {0: Coded(1, (1, 2))}
 
     @staticmethod
     def describe(n: OpNode, *, axis: int = 1, block_size: int = 0) -> Description:
@@ -202,6 +206,10 @@ class _QuantizedConvolution(Convolutional):
 class QLinearConv(_QuantizedConvolution):
     kernel = 3
     quantized = MappingProxyType({0: (1, 2), 3: (4, 5)})
+
+    @staticmethod
+    def coded(n: OpNode) -> Mapping[int, Coded]:
+        return {3: Coded(1, (4, 5)), 8: Coded(1)}
 
     @staticmethod
     def fit(n: OpNode, form: Convolution) -> Description:

@@ -17,9 +17,9 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import IntArray
+from morphgraph.arrays import Flags, IntArray
 from morphgraph.graph import ChannelGraph, Edge, GraphOp, analysis
-from morphgraph.ops import facts_of, parameter_names
+from morphgraph.ops import coded_operands, facts_of, parameter_names
 from morphgraph.passes.coupling.roles import roles
 
 
@@ -101,14 +101,45 @@ def _producing(graph: ChannelGraph) -> list[Edge]:
     """Where the factors that make channels stand on kernels."""
     couplings = graph.couplings
     role, edges = roles(couplings), couplings.columns
-    factors = edges.factor
-    on_kernels = (edges.port >= 0) & edges.on_weight
-    ports = edges.op_index * (int(edges.port.max(initial=0)) + 1) + edges.port  # of operands
-    uncounted = on_kernels & ~role.counted[factors] & (couplings.sizes[factors] > 1)
+    factors, stride = edges.factor, int(edges.port.max(initial=0)) + 1
+    ports = edges.op_index * stride + edges.port  # of operands
+    scales, points = (np.isin(ports, found) for found in _codes(graph, stride))
+    on_kernels = (edges.port >= 0) & edges.on_weight & ~points
+    # Of stacks of kernels an operator computes with those that it chooses.
+    other = on_kernels & ~role.counted[factors] & ~role.normalizes[factors]
+    uncounted = other & (couplings.sizes[factors] > 1)
+    whole = on_kernels & (scales | ~np.isin(ports, ports[uncounted]))
     makes = role.counted & (role.on_results > 0) & ~role.sums
-    makes[list(couplings.pins)] = False
-    makes = makes[factors] & on_kernels & ~np.isin(ports, ports[uncounted])
-    return [couplings.edges[k] for k in np.flatnonzero(makes).tolist()]
+    # Units inside of an operator; of these biases have a matrix, too: a row for every kernel.
+    inside = role.counted & role.sums & (role.on_results == 0) & (role.on_activations == 0)
+    pinned = list(couplings.pins)
+    makes[pinned] = inside[pinned] = False
+    deep = np.isin(ports, _with_two_axes(ports, edges.dim, on_kernels & role.counted[factors]))
+    found = whole & (makes[factors] | (inside[factors] & (deep | scales)))
+    return [couplings.edges[k] for k in np.flatnonzero(found).tolist()]
+
+
+def _with_two_axes(ports: IntArray, dims: IntArray, counted: Flags) -> IntArray:
+    """The operands with counted factors on more than one axis."""
+    axes = np.unique(np.stack([ports[counted], dims[counted]]), axis=1)
+    names, counts = np.unique(axes[0], return_counts=True)
+    found: IntArray = names[counts > 1]
+    return found
+
+
+def _codes(graph: ChannelGraph, stride: int) -> tuple[list[int], list[int]]:
+    """The operands that say what whole numbers mean: scales, and other whole numbers.
+
+    A row's scale tells how large its weights are; a zero point and an order tell nothing of it.
+    """
+    found: tuple[list[int], list[int]] = ([], [])
+    for op_index, op in enumerate(graph.ops):
+        for coded in coded_operands(op.ir).values():
+            for port in coded.by:
+                value = op.ir.inputs[port] if port < len(op.ir.inputs) else None
+                if value is not None and value.dtype is not None:
+                    found[value.dtype.is_integer()].append(op_index * stride + port)
+    return found
 
 
 def _dequantization(graph: ChannelGraph, edge: Edge) -> tuple[tuple[str, ...], str | None]:

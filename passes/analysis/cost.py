@@ -26,7 +26,7 @@ from morphgraph.device import DeviceProfile, load_profile
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, analysis
 from morphgraph.onnx_io import constant_names, escape, is_unsized, static_shape
-from morphgraph.ops import facts_of, parameter_names
+from morphgraph.ops import coded_weights, facts_of, weights_of
 from morphgraph.options import Convention as Convention
 from morphgraph.passes.analysis.channel_sources import kernels as producing_kernels
 from morphgraph.passes.analysis.measured import measured_cost
@@ -324,7 +324,8 @@ def _owner(graph: ChannelGraph, value: ir.Value) -> str:
 
 def _params(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
     left_over = constant_names(graph.model)
-    names: Iterable[str] = [n for n in parameter_names(graph.model) if n not in left_over]
+    weights = weights_of(graph.model)
+    names: Iterable[str] = [name for name in weights if name not in left_over]
     if convention == "morphnet":
         kernels = {
             op.ir.inputs[1].name for op in graph.ops if op.macs and op.ir.inputs[1] is not None
@@ -332,14 +333,17 @@ def _params(graph: ChannelGraph, convention: Convention, _device: str) -> Cost:
         kernels |= {source.parameter for source in producing_kernels(graph)}
         names = [name for name in names if name in kernels or _feeds(graph, name, kernels)]
     values = [graph.model.graph.initializers[name] for name in names]
-    terms = [_value_term(graph, value, 1.0, _owner(graph, value)) for value in values]
+    terms = [
+        _value_term(graph, value, weights[value.name or ""], _owner(graph, value))
+        for value in values
+    ]
     return Cost(graph, "params", "parameters", terms)
 
 
 def _body_params(graph: ChannelGraph, convention: Convention, device: str) -> Cost:
     """The parameters without tables whose rows are chosen by number, as embeddings are."""
     stored = graph.model.graph.initializers
-    tables = {name for name in parameter_names(graph.model) if _is_table(stored[name])}
+    tables = {name for name in weights_of(graph.model) if _is_table(stored[name])}
     terms = _params(graph, convention, device).terms
     kept = [term for term in terms if term.value not in tables]
     return Cost(graph, "body_params", "parameters", kept)
@@ -365,10 +369,12 @@ def _feeds(graph: ChannelGraph, name: str, kernels: set[str | None]) -> bool:
 
 def _weight_bytes(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
     left_over = constant_names(graph.model)
+    coded, codes = coded_weights(graph.model)
     terms = [
         _value_term(graph, value, value.dtype.itemsize, _owner(graph, value))
         for name, value in graph.model.graph.initializers.items()
-        if value.dtype is not None and value.dtype.is_floating_point() and name not in left_over
+        if value.dtype is not None and name not in left_over
+        if value.dtype.is_floating_point() or name in coded or name in codes
     ]
     return Cost(graph, "weight_bytes", "bytes", terms)
 

@@ -248,6 +248,9 @@ class Deaths:
         lost = None
         # Of what is multiplied by zeros it does not matter what it would be.
         by_zero = facts_of(op.ir).multiplies and not self.zero.isdisjoint(operands)
+        if self._reads_nothing(op_index, op):
+            self._nothing.add(op_index)
+            by_zero = True
         if not by_zero:
             lost = next((self.undefined[name] for name in operands if name in self.undefined), None)
         if not by_zero and lost is None and any(name in self.empty for name in operands):
@@ -281,6 +284,8 @@ class Deaths:
         operands = operand_names(op)
         if facts.multiplies:
             return not self.zero.isdisjoint(operands)
+        if facts.adds:
+            return self.zero.issuperset(operands)
         moves = facts.moves or facts.inert or facts.converts
         return bool(moves) and self.zero.issuperset(n for n in operands if n not in weights)
 
@@ -314,7 +319,9 @@ class Deaths:
         weights = graph.couplings.input_independent
         others = [name for name in operand_names(op, ports) if name not in weights]
         behind = facts_of(op.ir).added_behind
-        read = {port for port, value in enumerate(op.ir.inputs) if value is not None}
+        read = {port for port, value in enumerate(op.ir.inputs) if value is not None}.difference(
+            ports
+        )
         # Of one that reads a weight alone constants may be absorbed in what it gives.
         alone = not others and not weights.isdisjoint(operand_names(op))
         sums = not op.contracted.isdisjoint(empty)
@@ -330,6 +337,23 @@ class Deaths:
             return f"{where} reads '{others[0]}' beside what it would have nothing of"
         self.bias_only.add(op_index)
         return None
+
+    def _reads_nothing(self, op_index: int, op: GraphOp) -> bool:
+        """Whether a node reads rows by number where none is left: what it gives counts as zeros."""
+        couplings = self.graph.couplings
+        first = op.ir.inputs[0] if op.ir.inputs else None
+        if (
+            first is None
+            or first.name not in self.empty
+            or couplings.indexed.isdisjoint(op.factors.values())
+        ):
+            return False
+        empty = {
+            edge.factor
+            for edge in self.graph.edges_of(op_index)
+            if edge.port == 0 and self._is_empty(int(self.graph.vertex_class[edge.dim]))
+        }
+        return bool(empty) and empty <= couplings.indexed
 
     def _is_empty(self, axis_class: int) -> bool:
         indptr, fixed = self.graph.per_channel.indptr, self.graph.fixed_size

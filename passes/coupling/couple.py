@@ -129,6 +129,7 @@ class _Coupler:
             ties=self.ties,
             least=self.least,
             numbered=self.numbered,
+            indexed=frozenset(k for ports in self.indexed.values() for k in ports.values()),
             multiples=self.multiples,
         )
 

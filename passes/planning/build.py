@@ -11,10 +11,9 @@ from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.channel_sources import computed_kernels, stored_kernels
 from morphgraph.passes.analysis.convolutions import price_of_widths
-from morphgraph.passes.analysis.cost import cost
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score, score as score_channels
-from morphgraph.passes.planning.constraints import STORED, all_pinned
+from morphgraph.passes.planning.constraints import all_pinned
 from morphgraph.plans import Plan, make_plan
 
 
@@ -88,29 +87,10 @@ def build_plan(
             "operators that are not described keep their channels, and what they compute is not "
             f"counted in the budget: {escape(', '.join(uncounted[:3]))}{more}",
         )
-    _warn_of_integers(graph, costs, request)
     warn_of_price(graph, plan)
     if not plan.groups:
         warn(_nothing_shrinks(graph))
     return plan
-
-
-def _warn_of_integers(
-    graph: ChannelGraph, costs: Iterable[Cost], request: Mapping[str, Any]
-) -> None:
-    """Say so where a budget is on weights, and most of them are integers, which do not count."""
-    asked = [
-        each for each in costs if each.kind in STORED and each.kind in request.get("budget", ())
-    ]
-    stored = [value.const_value for value in graph.model.graph.initializers.values()]
-    kernels = [t for t in stored if t is not None and t.dtype.is_integer() and t.shape.rank() > 1]
-    integers = sum(tensor.size for tensor in kernels)
-    floats = cost(graph, "params").total
-    if asked and integers > floats:
-        warn(
-            f"budget on {' and '.join(each.kind for each in asked)}: {integers} weights are stored "
-            f"as integers, and do not count; {floats:.12g} others do; budget FLOPs or memory"
-        )
 
 
 def warn_of_price(graph: ChannelGraph, plan: Plan) -> None:

@@ -61,10 +61,6 @@ def parse_amount(text: str | float | int, present: float, unit_of_cost: str) -> 
     return number / 100 * present if unit == "%" else number * _SCALES[unit]
 
 
-#: Costs of weights: of these only numbers that are stored as floats count.
-STORED = ("params", "body_params", "weight_bytes")
-
-
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """A budget: a cost, and the amount that it must not exceed."""
@@ -92,10 +88,9 @@ def resolve_budget(graph: ChannelGraph, budget: Budget, convention: Convention) 
     for resource, text in costs:
         share = str(text).strip().removesuffix("%")
         if resource.total == 0 and share != str(text).strip() and share != "100":
-            integers = " (numbers stored as integers do not count)" * (resource.kind in STORED)
             raise ArgumentError(
                 f"budget {resource.kind}={escape(str(text))}: the network has no {resource.unit} "
-                f"of which that could be a share{integers}; give a budget on another cost"
+                "of which that could be a share; give a budget on another cost"
             )
     return [Constraint(c, parse_amount(text, c.total, c.unit)) for c, text in costs]
 

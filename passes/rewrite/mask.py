@@ -73,6 +73,14 @@ class _Masker:
                 ):
                     self._silence(node, edge, axis, positions)
             elif (
+                not len(positions)
+                and (role.normalizes[edge.factor] or edge.factor in couplings.indexed)
+                and edge.port >= 0
+                and couplings.on_weight(edge)
+            ):
+                # Of kernels none of which is left nothing is chosen, and nothing added.
+                self._silence(node, edge, axis, positions)
+            elif (
                 role.normalizes[edge.factor]
                 # Of (g c), statistics over c stay as they were where whole groups g go.
                 and self.selection.vertex(edge.factor) is not None

@@ -87,6 +87,21 @@ def gathered(form: str) -> onnx.ModelProto:
             node("ReduceSum", ["best", "one"], ["total"]),
             node("Div", ["best", "total"], ["shares"]),
         ]
+    down = [node("Squeeze", ["d", "last"], ["flatd"])]
+    up = [node("MatMul", ["k1", "each"], ["u"], name="up")]
+    if form == "biases":  # of every expert, as gpt-oss has them
+        arrays |= weights(8, b1=(EXPERTS, INNER), b2=(EXPERTS, HIDDEN))
+        down = [
+            node("Squeeze", ["d", "last"], ["plain"]),
+            node("Gather", ["b2", "small"], ["second"], axis=0),
+            node("Add", ["plain", "second"], ["flatd"]),
+        ]
+        up = [
+            node("MatMul", ["k1", "each"], ["product"], name="up"),
+            node("Gather", ["b1", "small"], ["short"], axis=0),
+            node("Unsqueeze", ["short", "last"], ["first"]),
+            node("Add", ["product", "first"], ["u"]),
+        ]
     first = [node("Softmax", ["router"], ["p"], axis=-1)] if ranked == "p" else []
     first += [node("Add", ["router", "bias"], ["biased"])] if ranked == "biased" else []
     if form == "tuples":
@@ -110,10 +125,10 @@ def gathered(form: str) -> onnx.ModelProto:
         node("Unsqueeze", ["h", "one"], ["h1"]),
         node("Expand", ["h1", "twice"], ["h2"]),
         node("Reshape", ["h2", "upright"], ["each"]),
-        node("MatMul", ["k1", "each"], ["u"], name="up"),
+        *up,
         node("Relu", ["u"], ["r"]),
         node("MatMul", ["k2", "r"], ["d"], name="down"),
-        node("Squeeze", ["d", "last"], ["flatd"]),
+        *down,
         node("Reshape", ["shares", "column"], ["share"]),
         node("Mul", ["flatd", "share"], ["scaled"]),
         node("Reshape", ["scaled", "apart"], ["parts"]),
@@ -170,6 +185,7 @@ FORMS = {
     "softmax of those taken": lambda: gathered("softmax of those taken"),
     "scores read by number": lambda: gathered("scores read by number"),
     "tuples": lambda: gathered("tuples"),
+    "biases": lambda: gathered("biases"),
     "relu": lambda: fused("relu"),
     "silu": lambda: fused("silu"),
     "swiglu": lambda: fused("swiglu"),
@@ -250,17 +266,18 @@ def test_units_inside_all_experts_go_as_if_their_weights_were_zero(form: str) ->
     assert np.abs(outputs(proto, x) - expected).max() > 1e-2 * np.abs(expected).max()
 
 
-WITHOUT_BIAS = {
-    **{form: make for form, make in FORMS.items() if form not in ("relu", "silu", "swiglu")},
-    "silu": lambda: fused("silu", biased=False),
-    "swiglu": lambda: fused("swiglu", biased=False),
+WHOLE = {
+    **FORMS,
+    "no bias behind": lambda: fused("silu", biased=False),
+    "swiglu, no bias behind": lambda: fused("swiglu", biased=False),
+    **PACKED,
 }
 
 
-@pytest.mark.parametrize("form", WITHOUT_BIAS)
+@pytest.mark.parametrize("form", WHOLE)
 def test_a_mixture_goes_whole_with_its_router(form: str) -> None:
-    """Without units the experts add nothing, whatever their shares are."""
-    proto = WITHOUT_BIAS[form]()
+    """Without experts, and without units in them, it adds nothing; biases go with the experts."""
+    proto = WHOLE[form]()
     graph = mg.lift(proto)
     every = WidthBounds(min_width=0, depth="branches").on(graph)
     (branch,) = every.parts
@@ -269,8 +286,8 @@ def test_a_mixture_goes_whole_with_its_router(form: str) -> None:
     made = mg.plan(graph, {}, widths={inner.id: 0, experts.id: 0}, min_width=0)
     small = mg.apply(graph, made)  # and checked against the masked original
     x = np.random.default_rng(5).normal(size=(TOKENS, 3)).astype(np.float32)
-    silent = np.zeros_like(arrays_of(proto)["w2"])
-    expected = outputs(changed(proto, w2=silent), x)
+    arrays = arrays_of(proto)
+    expected = x @ arrays["inw"] @ arrays["head"]
     np.testing.assert_allclose(
         outputs(_saved(small), x), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
     )
@@ -279,13 +296,21 @@ def test_a_mixture_goes_whole_with_its_router(form: str) -> None:
     assert set(small.graph.initializers) == {"inw", "head"}
 
 
-def test_a_mixture_with_biases_stays() -> None:
-    """Each expert adds its own: what is left would still be for the router to weight."""
-    graph = mg.lift(fused("silu"))
+def test_biases_behind_the_units_stay_where_experts_do() -> None:
+    """Each expert adds its own, which the router weights; a fused node cannot do that alone."""
+    graph = mg.lift(FORMS["silu"]())
     inner = group_on(graph, "w2", 2)
-    assert not WidthBounds(min_width=0, depth="branches").on(graph).parts
-    with pytest.raises(PlanError, match="MoE 'moe' reads 'h'"):
+    with pytest.raises(PlanError, match="MoE 'moe' reads"):
         mg.plan(graph, {}, widths={inner.id: 0}, min_width=0)
+    proto = FORMS["biases"]()
+    graph = mg.lift(proto)
+    inner = group_on(graph, "w2", 2)
+    small = mg.apply(graph, mg.plan(graph, {}, widths={inner.id: 0}, min_width=0))
+    x = np.random.default_rng(5).normal(size=(TOKENS, 3)).astype(np.float32)
+    expected = outputs(changed(proto, w2=np.zeros_like(arrays_of(proto)["w2"])), x)
+    found = outputs(_saved(small), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert "b2" in small.graph.initializers
 
 
 @pytest.mark.parametrize("form", ["softmax first", "silu"])

@@ -57,6 +57,16 @@ CONFIGS: dict[str, _Config] = {
     "gemma": ("GemmaConfig", {**_COMMON, "head_dim": 16}),
     "phi": ("PhiConfig", _COMMON),
     "mixtral": ("MixtralConfig", {**_COMMON, **_EXPERTS}),
+    "lfm2moe": (
+        "Lfm2MoeConfig",
+        {**_COMMON, "moe_intermediate_size": 96, "num_experts": 4, "num_experts_per_tok": 2}
+        | {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    ),
+    "qwen2_moe": (  # with experts that every token takes
+        "Qwen2MoeConfig",
+        {**_COMMON, "moe_intermediate_size": 96, "shared_expert_intermediate_size": 160}
+        | {"num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1},
+    ),
     "qwen3_moe": (
         "Qwen3MoeConfig",
         {**_COMMON, "head_dim": 16, "moe_intermediate_size": 96}
@@ -156,10 +166,10 @@ def _feeds(path: Path, config: _Config) -> Feeds:
     heads = entries.get("num_attention_heads") or entries["n_head"]
     size = entries.get("head_dim") or (entries.get("hidden_size") or entries["n_embd"]) // heads
     inputs = list(onnx.load(path, load_external_data=False).graph.input)
-    sizes = {v.name: [d.dim_param for d in v.type.tensor_type.shape.dim] for v in inputs}
-    rings = {name for name, axes in sizes.items() if any("sliding" in axis for axis in axes)}
+    names = {v.name: [d.dim_param for d in v.type.tensor_type.shape.dim] for v in inputs}
+    rings = {name for name, axes in names.items() if any("sliding" in axis for axis in axes)}
     # Caches that hold a window are always whole; places that no token has filled hold anything.
-    past = PAST if any(name.startswith("past") for name in sizes) and not rings else 0
+    past = PAST if any(name.startswith("past") for name in names) and not rings else 0
     tokens = entries["sliding_window"] if rings else TOKENS
     generator = np.random.default_rng(0)
     feeds: Feeds = {}
@@ -172,11 +182,17 @@ def _feeds(path: Path, config: _Config) -> Feeds:
             array = np.ones((1, past + tokens))
         elif value.name == "position_ids":
             array = np.arange(past, past + tokens)[None]
-        else:  # [batch, heads, past, head size]
+        else:  # [batch, heads, past, head size], or a state of a convolution, whose sizes are known
             held = entries["sliding_window"] if value.name in rings else past
-            array = generator.standard_normal((1, kind.shape.dim[1].dim_value, held, size))
+            open_sizes = (1, 0, held, size)
+            sizes = zip(kind.shape.dim, open_sizes, strict=False)
+            array = generator.standard_normal([dim.dim_value or other for dim, other in sizes])
         feeds[value.name] = np.asarray(array, dtype)
     return feeds
+
+
+#: Those that a machine without Optimum builds: plain, and with experts; in all precisions.
+_SMALL = ("genai/llama", "genai/gptoss", "genai/lfm2moe")
 
 
 def _entries(
@@ -190,6 +206,7 @@ def _entries(
             "transformer",
             make,
             {"source": f"{program}/{name}", "treatment": treatment, "config": CONFIGS[name]},
+            small=f"{program}/{name}" in _SMALL,
         )
         for name, ways in treatments.items()
         for treatment in ways
@@ -198,13 +215,14 @@ def _entries(
 
 _ALL = ("fp32 cpu", "fp16 cuda", "int4 cpu")
 #: What ONNX Runtime has no kernels for on a CPU are left out, and so is what the builder
-#: does not build: GPT-2, Mixtral, and few bits for experts that were not published in few bits.
+#: does not build: GPT-2, Mixtral, and few bits for those of gpt-oss that were not published so.
 BUILT = {
     "llama": _ALL,
     "qwen3": ("fp32 cpu", "int4 cpu"),
     "gemma2": ("fp32 cpu", "int4 cpu"),
     "phi3": _ALL,
     "gptoss": ("fp32 cpu", "fp16 cuda"),
+    "lfm2moe": ("fp32 cpu", "int4 cpu"),
 }
 EXPORTED = dict.fromkeys(("gpt2", "llama", "qwen3"), ("no cache", "cache"))
 

@@ -86,6 +86,10 @@ def _timm() -> list[Entry]:
     ]
 
 
+_MIXTURES = ("mixtral", "mixtral+cache", "qwen2_moe", "qwen3_moe", "gptoss", "gptoss+cache")
+_SMALL_DECODERS = ("llama+cache", "mixtral", "mixtral+cache", "gptoss")
+
+
 def _sequences() -> list[Entry]:
     transformers = {
         "bert": sequences.bert,
@@ -103,7 +107,7 @@ def _sequences() -> list[Entry]:
     }
     return [
         *(Entry(f"transformers/{n}", "transformer", make) for n, make in transformers.items()),
-        *map(_decoder, (*decoders, "phi+cache", "mixtral", "mixtral+cache", "qwen3_moe")),
+        *map(_decoder, (*decoders, "phi+cache", *_MIXTURES)),
         *(Entry(n, "recurrent", sequences.tagger, options) for n, options in recurrent.items()),
     ]
 
@@ -112,7 +116,8 @@ def _decoder(name: str) -> Entry:
     """A network with its cache, if the name says so."""
     kind, entries = CONFIGS[name.removesuffix("+cache")]
     options = {"kind": kind, "entries": entries, "cache": name.endswith("+cache")}
-    return Entry(f"transformers/{name}", "transformer", sequences.decoder, options)
+    small = name in _SMALL_DECODERS
+    return Entry(f"transformers/{name}", "transformer", sequences.decoder, options, small=small)
 
 
 def _others() -> list[Entry]:
