@@ -53,7 +53,7 @@ _INTERVAL = (4, 8)  # training steps between two of the penalty, at most; kernel
 _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
 _STATE = (
     *("step_number", "steps", "met", "_dead", "_before", "_speed", "_step_size"),
-    *("_summed", "_after"),
+    *("_summed", "_after", "_lived"),
 )
 
 
@@ -130,6 +130,7 @@ class Budget:
         self._hooks: Steps | None = None
         self._optimizers: list[str] = []  # of which the state is
         self._dead: Tensor | None = None
+        self._lived = torch.zeros_like(regularizer.alive(), dtype=torch.int32)  # the last step
         self._before: Tensor | None = None  # strengths at the last control step
         self._after: list[Tensor] = []  # by source, after the penalty's last step
         self._speed: Tensor | None = None  # by how much strengths change per training step
@@ -283,7 +284,8 @@ class Budget:
         self._summed = 0.0
         require_finite(bool(step.before.isfinite().all()))
         levels = self._levels()
-        step, spared = only_as_far(reg, self.paces, step, levels)
+        self._lived = self._lived.masked_fill(reg.alive(step.before), self.step_number)
+        step, spared = only_as_far(reg, self.paces, step, levels, self._lived)
         if self.update == "proximal":
             reg.shrink(step)
         reg.known = step.after
@@ -449,7 +451,7 @@ class Budget:
         warn_of_other_amounts(self.paces, self.steps, state)
         self.regularizer.load_state_dict(state["strengths"])
         for name in _STATE:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))
         self.regularizer.settled = self._dead
         for pace in self.paces:
             pace.load_state_dict(state["paces"][pace.kind])
