@@ -115,7 +115,7 @@ class Sophia(optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, _closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -135,7 +135,7 @@ class ScheduleFree(optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "beta": beta, "k": 0, "train": True})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, _closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             group["k"] += 1
             k, lr, beta = group["k"], group["lr"], group["beta"]
@@ -311,11 +311,7 @@ def cheapest(reg: mg.Regularizer) -> float:
     """What the cheapest channel that may come back costs, as a share."""
     live = reg.live_widths()
     prices = reg.cost.marginals(live)
-    able = [
-        prices[g.index]
-        for g in reg.graph.groups
-        if g.resizable and live[g.index] < g.width
-    ]
+    able = [prices[g.index] for g in reg.graph.groups if g.resizable and live[g.index] < g.width]
     return float(min(able, default=0.0)) / reg.initial_cost
 
 
@@ -362,7 +358,11 @@ def main() -> None:
             runs = [run(net, seed, make, schedule, data) for seed in range(arguments.seeds)]
             print(row(name, net, runs), flush=True)
             if arguments.v:
-                print(f"{time.perf_counter() - begin:.0f} s", *{w for r in runs for w in r.warned}, sep="\n    ")
+                print(
+                    f"{time.perf_counter() - begin:.0f} s",
+                    *{w for r in runs for w in r.warned},
+                    sep="\n    ",
+                )
 
 
 if __name__ == "__main__":

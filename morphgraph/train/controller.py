@@ -30,10 +30,17 @@ from morphgraph.passes.planning.constraints import parse_amount
 from morphgraph.train.motion import Motion, require_finite
 from morphgraph.train.pace import SLACK, ControlStep, Pace, require_within_reach
 from morphgraph.train.regularizer import Regularizer
+from morphgraph.train.requests import (
+    require_amounts,
+    require_one_of,
+    require_schedule,
+    require_steps,
+)
 from morphgraph.train.resources import Counted, GroupWidth
 from morphgraph.train.sparing import only_as_far
 from morphgraph.train.watch import (
     Watch,
+    require_state,
     warn_of_a_raise,
     warn_of_another_optimizer,
     warn_of_other_amounts,
@@ -44,6 +51,7 @@ from morphgraph.train.wiring import (
     maximized,
     outside_graphs,
     require_owner,
+    warn_of_others,
 )
 
 __all__ = ["Budget", "ControlStep"]
@@ -107,12 +115,14 @@ class Budget:
         interval: int | None = None,
         update: Update = "proximal",
     ) -> None:
-        if not budget:
-            raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
-        if steps < 1:
-            raise ArgumentError(f"steps={steps}: give the optimizer steps of the phase, from 1")
+        if not isinstance(regularizer, Regularizer):
+            given = type(regularizer).__name__
+            raise ArgumentError(f"a {given} is no mg.Regularizer; give mg.Regularizer(graph, net)")
+        require_amounts(budget)
+        require_schedule(start, end, interval)
+        require_one_of("update", update, Update)
         self.regularizer = regularizer
-        self.steps = steps
+        self.steps = steps = require_steps(steps)
         self.start, self.end = start, end
         longest = _INTERVAL[bool(regularizer.kernels)]
         shortest = steps // (125 if regularizer.kernels else 200)
@@ -161,7 +171,7 @@ class Budget:
             begin, end = self.start * self.steps, self.end * self.steps
             pace = Pace(each, target, first if target < 1 else 0.0, share, begin, end)
             lowest = reg.lowest_share(each.resource)
-            require_within_reach(pace.kind, target, lowest, said, reg.left_alone())
+            require_within_reach(pace, target, lowest, said, reg.held_by())
             paces.append(pace)
         return paces
 
@@ -210,7 +220,9 @@ class Budget:
         require_owner(inner, self.regularizer.acted_on, self.steps)
         self._attached_to([type(each).__name__ for each in inner])
         self._motion.uphill = maximized(inner)
-        self._hooks = Steps(inner, step or self.step)
+        moved = frozenset(id(source.parameter) for source in self.regularizer.acted_on)
+        warn_of_others(inner, moved)
+        self._hooks = Steps(inner, step or self.step, moved)
         return self
 
     def detach(self) -> None:
@@ -244,6 +256,8 @@ class Budget:
         Raises:
             UnsupportedError: the training has diverged.
         """
+        if lr is not None and not lr >= 0:
+            raise ArgumentError(f"lr={lr}: give the length of the optimizer's step, from 0")
         if self._hooks is not None and self._hooks.counted and not self._hooks.running:
             self._watch.after_step_by_hand()
             return
@@ -369,7 +383,7 @@ class Budget:
             BudgetError: the narrowest network is above a budget.
         """
         reg = self.regularizer
-        steps = self.steps if steps is None else steps
+        steps = self.steps if steps is None else require_steps(steps)
         if steps <= self.step_number:
             raise ArgumentError(
                 f"step {self.step_number} of {steps}: no steps are left for another budget; give "
@@ -384,7 +398,7 @@ class Budget:
             resource = paces[kind].counted.resource
             target = parse_amount(amount, resource.total, resource.unit) / resource.total
             lowest = reg.lowest_share(resource)
-            require_within_reach(kind, target, lowest, amount, reg.left_alone())
+            require_within_reach(paces[kind], target, lowest, amount, reg.held_by())
             targets.append((paces[kind], target))
         for pace, target in targets:  # all of them, or none
             if self.met and target > pace.target:
@@ -440,13 +454,14 @@ class Budget:
         Amounts and steps go on as they were; a warning says so where this budget has others.
 
         Raises:
-            ArgumentError: the state is of other budgets.
+            ArgumentError: it is no state of a budget, or of other budgets.
         """
         kinds = [pace.kind for pace in self.paces]
-        if sorted(state.get("paces", {})) != sorted(kinds):
+        require_state(state)
+        if sorted(state["paces"]) != sorted(kinds):
             raise ArgumentError(
-                f"the state is of a budget on {', '.join(state.get('paces', {})) or 'nothing'}, "
-                f"not on {', '.join(kinds)}; make the budget as it was"
+                f"the state is of a budget on {', '.join(state['paces'])}, not on "
+                f"{', '.join(kinds)}; make the budget as it was"
             )
         warn_of_other_amounts(self.paces, self.steps, state)
         self.regularizer.load_state_dict(state["strengths"])
