@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -244,7 +244,8 @@ class Run:
 
 def made(net: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return {"cnn": Cnn, "vit": Vit, "lstm": Tagger}[net]()
+    kinds: dict[str, Callable[[], nn.Module]] = {"cnn": Cnn, "vit": Vit, "lstm": Tagger}
+    return kinds[net]()
 
 
 def run(net_name: str, seed: int, make: Maker, schedule: Scheduled | None, data: Data) -> Run:
@@ -290,11 +291,11 @@ def train(net: nn.Module, optimizers: list[optim.Optimizer], batch: Batch) -> fl
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss = F.cross_entropy(net(inputs), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     if isinstance(optimizers[0], optim.LBFGS):
-        return float(optimizers[0].step(closure))  # type: ignore[arg-type]
+        return float(cast("Any", optimizers[0]).step(closure))
     loss = closure()
     for optimizer in optimizers:
         optimizer.step()

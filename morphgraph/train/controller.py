@@ -33,6 +33,7 @@ from morphgraph.train.regularizer import Regularizer
 from morphgraph.train.requests import (
     require_amounts,
     require_one_of,
+    require_regularizer,
     require_schedule,
     require_steps,
 )
@@ -115,9 +116,7 @@ class Budget:
         interval: int | None = None,
         update: Update = "proximal",
     ) -> None:
-        if not isinstance(regularizer, Regularizer):
-            given = type(regularizer).__name__
-            raise ArgumentError(f"a {given} is no mg.Regularizer; give mg.Regularizer(graph, net)")
+        require_regularizer(regularizer, Regularizer)
         require_amounts(budget)
         require_schedule(start, end, interval)
         require_one_of("update", update, Update)

@@ -88,6 +88,17 @@ def require_network(graph: object, net: object) -> None:
         )
 
 
+def require_regularizer(given: object, kind: type) -> None:
+    """Refuse what is no regularizer.
+
+    Raises:
+        ArgumentError: says how to make one.
+    """
+    if not isinstance(given, kind):
+        wanted = f"mg.{kind.__name__}"
+        raise ArgumentError(f"a {type(given).__name__} is no {wanted}; give {wanted}(graph, net)")
+
+
 def require_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuse options that a function does not have, long before it is called.
 

@@ -119,7 +119,9 @@ def test_is_refused_in_one_line(name: str) -> None:
 def test_a_part_of_a_state_is_refused() -> None:
     state = dict(budget().state_dict())
     del state["motion"]
-    with pytest.raises(ArgumentError, match="no part of the state of a budget: .* no motion; give"):
+    with pytest.raises(
+        ArgumentError, match=r"no part of the state of a budget: .* no motion; give"
+    ):
         budget().load_state_dict(state)
 
 
