@@ -21,6 +21,8 @@ from morphgraph.torch_io.weights import named_tensors
 from morphgraph.train.controller import Budget
 from morphgraph.train.distributed import from_first
 from morphgraph.train.regularizer import Regularizer
+from morphgraph.train.requests import require_amounts, require_options, require_steps
+from morphgraph.train.watch import require_state
 
 
 class ShrinkPhase:
@@ -60,13 +62,11 @@ class ShrinkPhase:
         steps: int | None = None,
         **options: Any,
     ) -> None:
-        if not budget:
-            raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
-        if steps is not None and steps < 1:
-            raise ArgumentError(f"steps={steps}: give the optimizer steps of the phase, from 1")
+        require_amounts(budget)
+        require_options(Regularizer, options)
         self.graph = graph
         self.amounts = dict(budget)
-        self.steps = steps
+        self.steps = None if steps is None else require_steps(steps)
         self.options = {"cost": next(iter(self.amounts)), **options}
         self.budget: Budget | None = None
         self._loaded: Mapping[str, Any] = {}
@@ -142,6 +142,7 @@ class ShrinkPhase:
         """
         if not state_dict:
             return
+        require_state(state_dict)
         if self.budget is None:
             self._loaded = state_dict
         else:

@@ -30,10 +30,18 @@ from morphgraph.passes.planning.constraints import parse_amount
 from morphgraph.train.motion import Motion, require_finite
 from morphgraph.train.pace import SLACK, ControlStep, Pace, require_within_reach
 from morphgraph.train.regularizer import Regularizer
+from morphgraph.train.requests import (
+    require_amounts,
+    require_one_of,
+    require_regularizer,
+    require_schedule,
+    require_steps,
+)
 from morphgraph.train.resources import Counted, GroupWidth
 from morphgraph.train.sparing import only_as_far
 from morphgraph.train.watch import (
     Watch,
+    require_state,
     warn_of_a_raise,
     warn_of_another_optimizer,
     warn_of_other_amounts,
@@ -44,6 +52,7 @@ from morphgraph.train.wiring import (
     maximized,
     outside_graphs,
     require_owner,
+    warn_of_others,
 )
 
 __all__ = ["Budget", "ControlStep"]
@@ -53,7 +62,7 @@ _INTERVAL = (4, 8)  # training steps between two of the penalty, at most; kernel
 _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
 _STATE = (
     *("step_number", "steps", "met", "_dead", "_before", "_speed", "_step_size"),
-    *("_summed", "_after"),
+    *("_summed", "_after", "_lived"),
 )
 
 
@@ -107,12 +116,12 @@ class Budget:
         interval: int | None = None,
         update: Update = "proximal",
     ) -> None:
-        if not budget:
-            raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
-        if steps < 1:
-            raise ArgumentError(f"steps={steps}: give the optimizer steps of the phase, from 1")
+        require_regularizer(regularizer, Regularizer)
+        require_amounts(budget)
+        require_schedule(start, end, interval)
+        require_one_of("update", update, Update)
         self.regularizer = regularizer
-        self.steps = steps
+        self.steps = steps = require_steps(steps)
         self.start, self.end = start, end
         longest = _INTERVAL[bool(regularizer.kernels)]
         shortest = steps // (125 if regularizer.kernels else 200)
@@ -130,6 +139,7 @@ class Budget:
         self._hooks: Steps | None = None
         self._optimizers: list[str] = []  # of which the state is
         self._dead: Tensor | None = None
+        self._lived = torch.zeros_like(regularizer.alive(), dtype=torch.int32)  # the last step
         self._before: Tensor | None = None  # strengths at the last control step
         self._after: list[Tensor] = []  # by source, after the penalty's last step
         self._speed: Tensor | None = None  # by how much strengths change per training step
@@ -160,7 +170,7 @@ class Budget:
             begin, end = self.start * self.steps, self.end * self.steps
             pace = Pace(each, target, first if target < 1 else 0.0, share, begin, end)
             lowest = reg.lowest_share(each.resource)
-            require_within_reach(pace.kind, target, lowest, said, reg.left_alone())
+            require_within_reach(pace, target, lowest, said, reg.held_by())
             paces.append(pace)
         return paces
 
@@ -209,7 +219,9 @@ class Budget:
         require_owner(inner, self.regularizer.acted_on, self.steps)
         self._attached_to([type(each).__name__ for each in inner])
         self._motion.uphill = maximized(inner)
-        self._hooks = Steps(inner, step or self.step)
+        moved = frozenset(id(source.parameter) for source in self.regularizer.acted_on)
+        warn_of_others(inner, moved)
+        self._hooks = Steps(inner, step or self.step, moved)
         return self
 
     def detach(self) -> None:
@@ -243,6 +255,8 @@ class Budget:
         Raises:
             UnsupportedError: the training has diverged.
         """
+        if lr is not None and not lr >= 0:
+            raise ArgumentError(f"lr={lr}: give the length of the optimizer's step, from 0")
         if self._hooks is not None and self._hooks.counted and not self._hooks.running:
             self._watch.after_step_by_hand()
             return
@@ -283,7 +297,8 @@ class Budget:
         self._summed = 0.0
         require_finite(bool(step.before.isfinite().all()))
         levels = self._levels()
-        step, spared = only_as_far(reg, self.paces, step, levels)
+        self._lived = self._lived.masked_fill(reg.alive(step.before), self.step_number)
+        step, spared = only_as_far(reg, self.paces, step, levels, self._lived)
         if self.update == "proximal":
             reg.shrink(step)
         reg.known = step.after
@@ -367,7 +382,7 @@ class Budget:
             BudgetError: the narrowest network is above a budget.
         """
         reg = self.regularizer
-        steps = self.steps if steps is None else steps
+        steps = self.steps if steps is None else require_steps(steps)
         if steps <= self.step_number:
             raise ArgumentError(
                 f"step {self.step_number} of {steps}: no steps are left for another budget; give "
@@ -382,7 +397,7 @@ class Budget:
             resource = paces[kind].counted.resource
             target = parse_amount(amount, resource.total, resource.unit) / resource.total
             lowest = reg.lowest_share(resource)
-            require_within_reach(kind, target, lowest, amount, reg.left_alone())
+            require_within_reach(paces[kind], target, lowest, amount, reg.held_by())
             targets.append((paces[kind], target))
         for pace, target in targets:  # all of them, or none
             if self.met and target > pace.target:
@@ -438,18 +453,19 @@ class Budget:
         Amounts and steps go on as they were; a warning says so where this budget has others.
 
         Raises:
-            ArgumentError: the state is of other budgets.
+            ArgumentError: it is no state of a budget, or of other budgets.
         """
         kinds = [pace.kind for pace in self.paces]
-        if sorted(state.get("paces", {})) != sorted(kinds):
+        require_state(state)
+        if sorted(state["paces"]) != sorted(kinds):
             raise ArgumentError(
-                f"the state is of a budget on {', '.join(state.get('paces', {})) or 'nothing'}, "
-                f"not on {', '.join(kinds)}; make the budget as it was"
+                f"the state is of a budget on {', '.join(state['paces'])}, not on "
+                f"{', '.join(kinds)}; make the budget as it was"
             )
         warn_of_other_amounts(self.paces, self.steps, state)
         self.regularizer.load_state_dict(state["strengths"])
         for name in _STATE:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))
         self.regularizer.settled = self._dead
         for pace in self.paces:
             pace.load_state_dict(state["paces"][pace.kind])

@@ -6,6 +6,7 @@ from math import exp
 from typing import Any
 
 from morphgraph.errors import BudgetError
+from morphgraph.passes.planning.constraints import meant_share
 from morphgraph.train.resources import Counted
 
 SLACK = 0.1
@@ -124,23 +125,24 @@ class Pace:
 
 
 def require_within_reach(
-    kind: str, target: float, lowest: float, amount: object, left_alone: str
+    pace: Pace, target: float, lowest: float, amount: object, held_by: str
 ) -> None:
     """Refuse a budget that the narrowest network does not meet.
 
     Args:
-        kind: the resource.
+        pace: of the resource.
         target: a share of the initial amount.
         lowest: that share of the narrowest network.
         amount: the budget as it was given.
-        left_alone: groups that cannot shrink.
+        held_by: what else could be given up than the budget.
 
     Raises:
         BudgetError: names the lowest that can be.
     """
     if target < lowest:
+        kind, initial = pace.kind, pace.counted.initial
+        meant = meant_share(kind, target * initial, initial)
         raise BudgetError(
             f"budget {kind}={amount} cannot be met: the narrowest network needs "
-            f"{lowest:.1%} of the model's {kind}; raise the budget"
-            + (f". Nothing measures {left_alone}" if left_alone else "")
+            f"{lowest:.1%} of the model's {kind}; {meant}raise the budget{held_by}"
         )

@@ -28,6 +28,8 @@ from morphgraph.passes.planning.constraints import Budget as Amounts
 from morphgraph.passes.planning.removal_path import continue_plan
 from morphgraph.plans import Plan
 from morphgraph.train.computed import ComputedSource
+from morphgraph.train.motion import require_finite
+from morphgraph.train.requests import require_network, require_one_of
 from morphgraph.train.resources import Counted, Resource
 from morphgraph.train.sources import BoundSource
 from morphgraph.train.strengths import THRESHOLD, Strengths
@@ -132,6 +134,9 @@ class Regularizer:
         floors: Widths | None = None,
         ceilings: Widths | None = None,
     ) -> None:
+        require_network(graph, net)
+        require_one_of("strength", strength, Strength)
+        require_one_of("tied", tied, Tied)
         self.graph = graph
         self.cost = cost if isinstance(cost, Cost) else cost_of(graph, cost, convention=convention)
         self.initial_cost = self.cost.total
@@ -179,6 +184,14 @@ class Regularizer:
         ]
         more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
         return "; ".join(named) + more
+
+    def held_by(self) -> str:
+        """Beside a budget that cannot be met, what else there is to change; empty if nothing is."""
+        limits = self.limits
+        said = ", or lower the floors" * bool(limits.least or limits.min_width > 1)
+        said += ", or exclude less" * bool(limits.include or limits.exclude)
+        left_alone = self.left_alone()
+        return said + (f". Nothing measures {left_alone}" if left_alone else "")
 
     @property
     def threshold(self) -> float | Tensor:
@@ -475,9 +488,11 @@ class Regularizer:
 
         Raises:
             BudgetError: the budget cannot be met.
+            UnsupportedError: the training has diverged.
         """
         if self.unfinished is not None and (missed := self.unfinished()):
             warn(f"the budget is not met: {missed}")
+        require_finite(bool(self._decided().isfinite().all()))
         floor = self.limits.min_width if min_width is None else min_width
         return continue_plan(
             self.graph,

@@ -27,6 +27,7 @@ class BoundSource:
     ) -> None:
         self.name = name
         self.parameter = parameter
+        self.shape = parameter.shape  # what stands there may get another one in place
         self.axis = axis
         self.positions = positions
         self.index = index
@@ -185,7 +186,7 @@ def bind(
     Raises:
         ModelError: a parameter is not there, or has another size.
     """
-    bound = []
+    bound: list[BoundSource] = []
     for source, wanted in sources:
         positions = np.flatnonzero(wanted[source.channels])
         if not len(positions):
@@ -193,8 +194,8 @@ def bind(
         parameter = parameters.get(source.parameter)
         if parameter is None:
             raise ModelError(
-                f"parameter '{escape(source.parameter)}' is not in the module; give the "
-                "module that was exported, or what to_torch made of the model"
+                f"parameter '{escape(source.parameter)}' is not in the module; "
+                f"{_where(source.parameter, parameters)}"
             )
         if parameter.shape[source.axis] != len(source.channels):
             raise ModelError(
@@ -213,6 +214,18 @@ def bind(
             )
         )
     return bound
+
+
+def _where(name: str, parameters: Mapping[str, Tensor]) -> str:
+    """What to give instead of a module that has no parameter of a name."""
+    inside = [each for each in parameters if each.endswith(f".{name}")]
+    outside = [each for each in parameters if name.endswith(f".{each}")]
+    if inside:
+        path = inside[0].removesuffix(f".{name}")
+        return f"it has '{escape(inside[0])}': give the part of it at '{escape(path)}'"
+    if outside:
+        return f"it has '{escape(outside[0])}': give the whole that was exported, not a part"
+    return "give the module that was exported, or what to_torch made of the model"
 
 
 def scale_strength(source: BoundSource) -> Tensor:

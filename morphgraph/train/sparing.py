@@ -2,29 +2,34 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from morphgraph.train.pace import Pace
 from morphgraph.train.regularizer import Regularizer, Shrinkage
 
-_TRIED = 200  # channels that are tried in the step that reaches the target
-
 
 def only_as_far(
-    regularizer: Regularizer, paces: Sequence[Pace], step: Shrinkage, levels: Sequence[float]
+    regularizer: Regularizer,
+    paces: Sequence[Pace],
+    step: Shrinkage,
+    levels: Sequence[float],
+    lived: Tensor,
 ) -> tuple[Shrinkage, Tensor]:
     """As much of a step of the penalty as takes the costs no further than to these levels.
 
     Of those that would die the strongest stay, as many as fit: many channels may die at once,
-    and the cost would end far below. In the end those count among them that the loss has pushed
-    below the threshold. Returned with the channels that stay, a flag for each.
+    and the cost would end far below. In the end the others that are dead count among them, those
+    first that died last: what the step takes may be too expensive to stay where they are not.
+    Returned with the channels that stay, a flag for each.
 
     Args:
         regularizer: whose step it is.
         paces: of the budgets.
         step: the whole step.
         levels: per budget the share of its cost that is not to be undercut.
+        lived: the step at which every channel was last alive, ``[channels]``.
     """
 
     def excess(strengths: Tensor) -> float:
@@ -42,7 +47,14 @@ def only_as_far(
     spared = torch.zeros_like(step.before, dtype=torch.bool)
     if excess(after) > 0:
         return step, spared
-    died = torch.nonzero((step.before > (0 if last else margin)) & (after == 0)).flatten()
+    if last:  # groups that are gone stay so
+        live = regularizer.live_widths(after) > 0
+        beside = torch.from_numpy(np.append(live, False)[regularizer.graph.channel_group])
+        dying = ~regularizer.alive(after) & ((step.before > 0) | beside.to(after.device))
+    else:
+        dying = (step.before > margin) & (after == 0)
+    died = torch.nonzero(dying).flatten()
+    died = died[lived[died].argsort(descending=True, stable=True)]
     died = died[step.before[died].argsort(descending=True, stable=True)]
     # Bisection: more channels never cost less. `low` can stay, more than `high` cannot.
     low, high = 0, len(died)
@@ -54,9 +66,13 @@ def only_as_far(
             high = middle - 1
     # On the way no cost falls below its level: one more stays.
     spared[died[: low if last else low + 1]] = True
-    # In the end cheaper ones may fit where the next strongest does not.
-    for channel in died[low : low + _TRIED].tolist() if last else ():
-        spared[channel] = True
-        if excess(after.masked_fill(spared, torch.inf)) > 0:
-            spared[channel] = False
+    # In the end cheaper ones may fit where the next strongest does not, nor any of its group.
+    too_dear: set[int] = set()
+    for channel in died[low:].tolist() if last else ():
+        group = int(regularizer.graph.channel_group[channel])
+        if group not in too_dear:
+            spared[channel] = True
+            if excess(after.masked_fill(spared, torch.inf)) > 0:
+                spared[channel] = False
+                too_dear.add(group)
     return regularizer.sparing(step, spared), spared

@@ -204,9 +204,9 @@ class Strengths:
             if tensors is None:
                 tensors = named_tensors(self._net)
             found = tensors.get(source.name)
-            if found is source.parameter:
+            if found is source.parameter and found.shape == source.shape:
                 continue
-            if found is None or found.shape != source.parameter.shape:
+            if found is None or found.shape != source.shape:
                 raise ModelError(
                     f"parameter '{escape(source.name)}' is not in the module any more, or has "
                     "another shape; make the regularizer anew for the module that is trained"

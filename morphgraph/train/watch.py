@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from morphgraph.errors import warn
+from morphgraph.errors import ArgumentError, warn
 from morphgraph.onnx_io.check import escape
 from morphgraph.train.motion import Motion
 from morphgraph.train.pace import SLACK, Pace
@@ -111,6 +111,23 @@ class Watch:
             return False
         self._warned.append(what)
         return True
+
+
+def require_state(state: object) -> None:
+    """Refuse what no budget has written.
+
+    Raises:
+        ArgumentError: says what is given, and what to give.
+    """
+    wanted = ("paces", "motion", "strengths", "watch", "optimizers")
+    missing = [key for key in wanted if not (isinstance(state, Mapping) and key in state)]
+    if missing:
+        what = "part of the state" if len(missing) < len(wanted) else "state"
+        named = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+        raise ArgumentError(
+            f"this is no {what} of a budget: it has {escape(named) or 'nothing'}, and no "
+            f"{', '.join(missing)}; give what budget.state_dict() returned"
+        )
 
 
 def warn_of_another_optimizer(before: Sequence[str], now: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from morphgraph.train.sources import BoundSource, is_shared, whole
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_following: "WeakKeyDictionary[Optimizer, WeakSet[Steps]]" = WeakKeyDictionary()
 _SOME = 16  # numbers of a kernel that are remembered
 _DECAYED = 0.05  # of a strength within the phase: less decay is not worth a word
 
@@ -164,14 +166,23 @@ class Steps:
     gradients that a scaler has multiplied it divides in place, so that they are real ones here.
 
     Attributes:
+        moved: the parameters, by ``id``, that are changed then.
         fresh: the parameters, by ``id``, whose gradients belong to the step that is counted; None:
             all. Those of the others are of the next step already, and may still be scaled.
         running: whether a step is being counted.
         counted: how many have been.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], after: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        after: Callable[[], None],
+        moved: frozenset[int] = frozenset(),
+    ) -> None:
         self.optimizers = tuple(optimizers)
+        self.moved = moved
+        for each in optimizers:
+            _following.setdefault(each, WeakSet()).add(self)
         self._after = after
         self.fresh: frozenset[int] | None = None
         self.running = False
@@ -210,6 +221,20 @@ class Steps:
         """Listen no longer."""
         for handle in self._handles:
             handle.remove()
+        for each in self.optimizers:
+            _following[each].discard(self)
+
+
+def warn_of_others(optimizers: Iterable[Optimizer], moved: frozenset[int]) -> None:
+    """Warn where others follow these optimizers, too, and move the same parameters."""
+    for each in optimizers:
+        if any(other.moved & moved for other in _following.get(each, ())):
+            warn(
+                f"another budget is attached to this {type(each).__name__} and moves the same "
+                "parameters: both shrink them; call its detach(), or give several amounts to one "
+                "budget"
+            )
+            return
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:

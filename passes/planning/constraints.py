@@ -179,15 +179,24 @@ def unreachable(
         remedy = f"{pinned}; see `analyze`"
     elif holders := _holders(resource, lowest, allowed):
         remedy = f"it is held by {holders}; {remedy}"
-    if 0 < violated.limit <= _PERCENT and resource.total >= _LARGE:
-        share = violated.limit * (100 if violated.limit < 1 else 1)
-        remedy = f"for a share write {violated.kind}={share:.12g}%; {remedy}"
+    remedy = meant_share(violated.kind, violated.limit, resource.total) + remedy
     if violated.holds(_lowest_unequal(allowed)):
         remedy = f"only unequal widths meet it: give no `same` (--unequal); {remedy}"
     return BudgetError(
         f"budget {violated.kind}={violated.limit:.12g} cannot be met: the lowest that can is "
         f"{least:.12g} {resource.unit} ({least / resource.total:.1%} of the model); {remedy}"
     )
+
+
+def meant_share(kind: str, limit: float, total: float) -> str:
+    """How to write an amount that was meant as a share, for a message; empty where it was none.
+
+    >>> meant_share("flops", 0.5, 1e9)
+    'for a share write flops=50%; '
+    """
+    if not 0 < limit <= _PERCENT or total < _LARGE:
+        return ""
+    return f"for a share write {kind}={limit * (100 if limit < 1 else 1):.12g}%; "
 
 
 def _lowest_unequal(allowed: AllowedWidths) -> IntArray:

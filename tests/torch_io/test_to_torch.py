@@ -95,6 +95,36 @@ def test_training_is_that_of_the_original(resnet18: nn.Module, model: ir.Model) 
     assert not torch.allclose(moved, resnet18.state_dict()["layer1.0.bn1.running_mean"])
 
 
+@pytest.mark.parametrize("calls", [1, 3])
+@pytest.mark.parametrize("momentum", [0.1, 0.3, None])
+def test_running_statistics_move_as_those_of_the_original(
+    momentum: float | None, calls: int
+) -> None:
+    """With a norm that is called several times, and with the mean of all batches as well."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.norm = nn.BatchNorm2d(3, momentum=momentum)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(calls):
+                x = x + self.norm(self.conv(x)).relu()
+            return x
+
+    theirs = Net()
+    ours = to_torch(export(theirs, (torch.randn(2, 3, 5, 5),))).train()
+    theirs.train()
+    for seed in range(4):
+        x = 3 * torch.randn(4, 3, 5, 5) + seed
+        theirs(x), ours(x)
+    for name in ("running_mean", "running_var"):
+        wanted = theirs.norm.get_buffer(name)
+        assert float((wanted - float(name == "running_var")).abs().max()) > 0.1
+        torch.testing.assert_close(ours.get_buffer(f"norm.{name}"), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_a_network_in_eval_mode_changes_no_statistics(model: ir.Model) -> None:
     net = to_torch(model)
     before = copy.deepcopy(net.state_dict())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 import morphgraph as mg
 from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
+from morphgraph.train.sparing import only_as_far
 
 STEPS = 100
 
@@ -110,6 +112,31 @@ def test_half_within_a_hundredth(name: str, strength: str, seed: int) -> None:
     assert 0.49 <= budget.share <= 0.5
     small = mg.lift(mg.apply(reg.graph, reg.plan(), weights=net, verify=False))
     assert mg.cost(small, "flops").total <= budget.share * reg.initial_cost * 1.0001
+
+
+def test_what_is_met_is_filled_with_channels_that_died_long_before() -> None:
+    """Nothing cheaper than what is left of the budget stays away; the last to die come first."""
+    net, reg = made()
+    budget = mg.Budget(reg, {"flops": "50%"}, STEPS)
+    with torch.no_grad():
+        net.get_parameter("7.weight")[:16] = 0.0  # of cheap channels
+        net.get_parameter("4.weight")[:20] = 0.02  # these die in this step
+    cheap = torch.from_numpy(reg.graph.group("6").channels)[:16]
+    lived = torch.zeros(len(reg.graph.channel_group), dtype=torch.int32)
+    lived[cheap[5]], lived[cheap[11]] = 8, 9
+    step = reg.shrinkage(0.05 / float(reg.marginals().max()) * reg.initial_cost / reg.weight)
+    target = 0.4862
+    budget.paces[0].target = target
+    step, spared = only_as_far(reg, budget.paces, step, [target], lived)
+    assert cheap[spared[cheap]].tolist() == [int(cheap[11])]
+    widths = reg.live_widths(step.after.masked_fill(spared, 1.0))
+    dearer = [
+        reg.cost.at(widths + np.eye(len(widths))[group.index]) / reg.initial_cost
+        for group in reg.graph.groups
+        if group.resizable and widths[group.index] < group.width
+    ]
+    assert len(dearer) == 2
+    assert reg.cost.at(widths) / reg.initial_cost <= target < min(dearer)
 
 
 def test_of_sgd_nothing_changes() -> None:
