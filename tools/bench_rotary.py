@@ -1,125 +1,104 @@
-"""What a factor per pair of rotated positions would make up for, where heads get smaller.
+"""What factors of rotated pairs make up for, where heads of a trained decoder get smaller.
 
-    python tools/bench_rotary.py FOLDER [--sequences 24] [--tokens 128]
+    python tools/bench_rotary.py [--folder FOLDER] [--shares 0.8 0.7 0.6] [--attention head-dim all]
 
-The folder holds a Llama of transformers with ``train.npy`` and ``held_out.npy`` (ids), as
-``tools/experiments`` trains one. The pairs with the smallest kernels go, the same in all layers. A
-pair of a query times any complex number commutes with the rotation; for each that stays it is
-fitted to all logits of its head, each row apart from its mean, which a softmax does not see.
+The folder holds the decoder that ``tools/experiments/decoder.py`` trains. At every budget of the
+parameters outside of the embeddings, and at every number of pairs where nothing else goes, it is
+made smaller three times, with one calibration text:
+pairs go by the smallest kernels and nothing makes up for them; they go by the logits; and with the
+factors too. Perplexity is that of text that nobody has seen.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+import time
+import warnings
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
+sys.path.insert(0, str(Path(__file__).parent / "experiments"))
+
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from decoder import FOLDER
+from decoder_table import Material
 
-
-class Decoder:
-    """A network with its kernels of queries and keys, and what the texts make of them."""
-
-    def __init__(self, folder: Path, sequences: int, tokens: int) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.net: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-        self.net.float().eval()
-        config = self.net.config
-        self.kv_heads = config.num_key_value_heads
-        self.shared = config.num_attention_heads // self.kv_heads
-        self.pairs = config.head_dim // 2
-        train, held_out = (
-            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("train", "held_out")
-        )
-        starts = np.random.default_rng(0).integers(0, len(train) - tokens, sequences)
-        self.text = torch.tensor(np.stack([train[s : s + tokens] for s in starts]).astype(np.int64))
-        whole = held_out[: len(held_out) // tokens * tokens].astype(np.int64)
-        self.held_out = torch.tensor(whole.reshape(-1, tokens)[:96])
-        self.layers = [layer.self_attn for layer in self.net.model.layers]
-        self.queries = [layer.q_proj.weight.detach().clone() for layer in self.layers]
-        self.keys = [layer.k_proj.weight.detach().clone() for layer in self.layers]
-
-    def rotated(self) -> list[tuple[Tensor, Tensor]]:
-        """Queries and keys of every layer behind the rotation, ``[N, heads, T, size]``."""
-        module = sys.modules[type(self.layers[0]).__module__]
-        rotate, found = module.apply_rotary_pos_emb, list[tuple[Tensor, Tensor]]()
-
-        def noted(*arguments: Any, **options: Any) -> Any:
-            found.append(rotate(*arguments, **options))
-            return found[-1]
-
-        with torch.no_grad(), patch.object(module, "apply_rotary_pos_emb", noted):
-            self.net.model(self.text)
-        return found
-
-    @torch.no_grad()
-    def perplexity(self) -> float:
-        """Of the held-out text."""
-        losses = []
-        for ids in torch.split(self.held_out, 16):
-            logits = self.net(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
-            losses.append(F.cross_entropy(logits, ids[:, 1:].flatten()))
-        return float(torch.stack(losses).mean().exp())
-
-
-def added(q: Tensor, k: Tensor) -> Tensor:
-    """What every pair adds to the logits of a head, ``[pairs, N * T * T]``, as complex numbers."""
-    size, causal = q.shape[-1] // 2, torch.ones(q.shape[1], q.shape[1]).tril()
-    queries, keys = (torch.complex(x[..., :size], x[..., size:]) for x in (q, k))
-    products = torch.einsum("ntp,nsp->pnts", queries, keys.conj()) * causal
-    means = products.sum(-1, keepdim=True) / causal.sum(-1)[:, None]
-    return ((products - means) * causal).flatten(1)
-
-
-def factors(parts: Tensor, kept: Tensor) -> Tensor:
-    """The complex numbers by which pairs that stay give the sum of all best, ``[kept]``."""
-    given = torch.cat([parts.real[kept], -parts.imag[kept]]).double()
-    gram = given @ given.T
-    gram += 1e-6 * gram.diagonal().mean() * torch.eye(len(gram))
-    found = torch.linalg.solve(gram, given @ parts.real.sum(0).double())
-    return torch.complex(found[: len(kept)], found[len(kept) :]).to(torch.complex64)
-
-
-def measured(decoder: Decoder) -> Iterator[tuple[int, str, float]]:
-    """Pairs that stay, with or without factors, and the perplexity."""
-    shape = decoder.kv_heads, decoder.shared, 2, decoder.pairs, -1
-    large = torch.zeros(decoder.pairs)
-    for q, k in zip(decoder.queries, decoder.keys, strict=True):
-        large += q.view(shape).square().sum((0, 1, 2, 4)).sqrt()
-        large += k.view(decoder.kv_heads, 2, decoder.pairs, -1).square().sum((0, 1, 3)).sqrt()
-    rotated = decoder.rotated()
-    for share in (0.75, 0.5, 0.25):
-        kept = large.topk(int(decoder.pairs * share)).indices
-        for fits in (False, True):
-            for layer, old, (q, k) in zip(decoder.layers, decoder.queries, rotated, strict=True):
-                rows = torch.zeros_like(old).view(shape)
-                for head, other in np.ndindex(shape[:2]):
-                    number = torch.ones(len(kept), dtype=torch.complex64)
-                    if fits:
-                        parts = added(q[:6, head * decoder.shared + other], k[:6, head])
-                        number = factors(parts, kept)
-                    pair = torch.complex(*old.view(shape)[head, other, :, kept]) * number[:, None]
-                    rows[head, other, 0, kept], rows[head, other, 1, kept] = pair.real, pair.imag
-                layer.q_proj.weight.data.copy_(rows.view(old.shape))
-            yield len(kept), "with a factor each" if fits else "as they are", decoder.perplexity()
+import morphgraph as mg
+from morphgraph.arrays import FloatArray, IntArray
+from morphgraph.passes.calibration import bases
+from morphgraph.passes.calibration.compared import Compared
+from morphgraph.passes.calibration.curves import order_of
+from morphgraph.passes.calibration.factors import best_factors, whole
+from morphgraph.passes.calibration.logits import products
+from morphgraph.plans import Plan, make_plan
+from morphgraph.shrinker import Shrinker
+from morphgraph.shrinking import finish
 
 
 def main() -> None:
-    """Print perplexities."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--sequences", type=int, default=24)
-    parser.add_argument("--tokens", type=int, default=128)
+    """Print a row for every budget."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--attention", nargs="+", default=["head-dim", "all"])
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.8, 0.7, 0.6])
+    parser.add_argument("--pairs", nargs="+", type=int, default=[], help="that stay, alone")
+    parser.add_argument("--arms", nargs="+", choices=list(FACTORS), default=list(FACTORS))
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    decoder = Decoder(options.folder, options.sequences, options.tokens)
-    print(f"original: {decoder.perplexity():.1f}")
-    for count, how, found in measured(decoder):
-        print(f"{count} of {decoder.pairs} pairs, {how}: {found:.1f}", flush=True)
+    warnings.simplefilter("ignore")
+    for attention in options.attention:
+        material = Material(options.folder, options.seed)
+        print(f"attention={attention}, original: {material.judge(material.graph.model):.2f}")
+        for arm in options.arms:
+            measure(material, attention, arm, options)
+
+
+def measure(material: Material, attention: str, arm: str, options: argparse.Namespace) -> None:
+    """Print what one way leaves of the decoder at all budgets, and at all numbers of pairs."""
+    graph = mg.lift(material.folder / "decoder.onnx", attention=attention)  # type: ignore[arg-type]
+    shrinker = Shrinker(graph, {"input_ids": material.text}, seed=options.seed, threads=1)
+    (pairs,) = {
+        k for p in products(graph) if p.partner is not None for k in graph.groups_on(p.summed)
+    }
+    if arm == "by kernels":
+        plain = [p for p in shrinker.compared.products if p.partner is None]
+        shrinker.compared = Compared(plain, shrinker.compared.moments)
+    with patch.object(bases, "best_factors", FACTORS[arm]):
+        for count in options.pairs:
+            keep = np.sort(order_of(shrinker.calibration, pairs)[-count:])
+            _row(material, shrinker, make_plan(graph, {pairs: keep}, {}), pairs, arm)
+        for share in options.shares:
+            _row(
+                material,
+                shrinker,
+                shrinker.plan(material.budget(share)),
+                pairs,
+                f"{share:.0%} {arm}",
+            )
+
+
+def _row(material: Material, shrinker: Shrinker, plan: Plan, pairs: int, name: str) -> None:
+    began = time.process_time()
+    found = material.judge(finish(shrinker, plan, verify=False).model)
+    left = int(plan.widths(shrinker.graph)[pairs])
+    print(f"{name}, {left} pairs: {found:.2f} ({time.process_time() - began:.0f} s)", flush=True)
+
+
+def _as_they_are(
+    _fitted: FloatArray, _aside: FloatArray, partner: IntArray, kept: IntArray
+) -> FloatArray:
+    """Factors of 1 for what stays."""
+    found = np.zeros(len(partner))
+    found[kept] = whole(partner)[kept]
+    return found
+
+
+FACTORS = {
+    "by kernels": best_factors,
+    "by logits": _as_they_are,
+    "with factors": best_factors,
+}
 
 
 if __name__ == "__main__":

@@ -167,6 +167,8 @@ def _head_size(n: OpNode, num_heads: int) -> int:
 class RotaryEmbedding(Op):
     """Pairs of positions of every head turn together: two halves, or neighbours if interleaved."""
 
+    turns = (2, 3)
+
     @staticmethod
     def shape(x: Shape, *_others: Shape | None) -> Shape:
         return x

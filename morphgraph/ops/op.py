@@ -78,6 +78,11 @@ class Op:
             the same; ``None`` where none does in this node's form.
         subtracts: the result is the first operand less the second.
         multiplies: the result is the product of both operands, element by element.
+        negates: the result is the operand times -1.
+        turns: of an operator that turns pairs of its first operand's numbers by angles the operands
+            that hold the cosines and the sines.
+        mixes: of an attention the operand whose rows its first result mixes, each row by how much a
+            query takes of a key.
         distribution: the numbers along the axis that it competes over sum to one.
         open_at_zero: a function of one operand that is not zero at zero.
         foldable: a node with constant operands may be replaced by what it computes. Not so for
@@ -133,6 +138,9 @@ class Op:
     after_sum: ClassVar[Callable[..., AfterSum | None] | None] = None
     subtracts: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
+    negates: ClassVar[bool] = False
+    turns: ClassVar[tuple[int, ...]] = ()
+    mixes: ClassVar[int | None] = None
     distribution: ClassVar[bool] = False
     open_at_zero: ClassVar[bool] = False
     foldable: ClassVar[bool] = True

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import morphgraph as mg
 from morphgraph.graph import Attention as Choice, ChannelGraph
 from morphgraph.onnx_io.runtime import run
-from morphgraph.passes.calibration.logits import Compared, compared, products
+from morphgraph.passes.calibration.compared import Compared, compared
+from morphgraph.passes.calibration.logits import products
 from morphgraph.passes.refit.refit import refit
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.shrinker import Shrinker
