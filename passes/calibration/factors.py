@@ -132,7 +132,7 @@ def best_factors(
     best, least = start, factors_error(start, aside, partner)
     own = fitted[np.ix_(kept, kept)]
     left = (fitted @ (whole(partner) - start))[kept]
-    size = max(float(np.diagonal(own).mean()), 1e-30)
+    size = max(float(np.trace(own)) / max(len(kept), 1), 1e-30)
     for strength in STRENGTHS:
         found = start.copy()
         found[kept] += np.linalg.solve(own + strength * size * np.eye(len(kept)), left)
