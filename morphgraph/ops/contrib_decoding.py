@@ -25,6 +25,7 @@ class GroupQueryAttention(Op):
     """
 
     extends = MappingProxyType({3: 1, 4: 2})
+    mixes = 2
 
     @staticmethod
     def shape(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
+import onnx_ir as ir
 
 from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph, Edge
@@ -56,9 +57,13 @@ def products(graph: ChannelGraph) -> tuple[Logits, ...]:
     makers: Makers | None = None
     for op_index, op in enumerate(graph.ops):
         for name in sorted(op.contracted):
-            vertex = op.factors[name]
+            vertex, apart = op.factors[name], _held_apart(op.ir)
             shrinks = any(graph.groups[k].can_change for k in graph.groups_on(vertex))
-            on_it = [edge for edge in graph.edges_of(op_index) if edge.factor == vertex]
+            on_it = [
+                edge
+                for edge in graph.edges_of(op_index)
+                if edge.factor == vertex and 0 <= edge.port and edge.port not in apart
+            ]
             two = len(on_it) == 2 and all(couplings.on_activation(edge) for edge in on_it)
             if not shrinks or not two or not role.sums[vertex]:
                 continue
@@ -71,6 +76,12 @@ def products(graph: ChannelGraph) -> tuple[Logits, ...]:
             if product is not None:
                 found.append(product)
     return tuple(found)
+
+
+def _held_apart(node: ir.Node) -> set[int]:
+    """Operands of an attention that are no new queries and keys: its caches, and its values."""
+    facts = facts_of(node)
+    return {*facts.extends} | (set() if facts.mixes is None else {facts.mixes})
 
 
 def _sides(
@@ -93,6 +104,8 @@ def _product(
     """The product of these operands, where a linear layer alone makes one of them at least."""
     node = graph.ops[op_index].ir
     sides = [makers.known(side, node, port) for port, side in bare]
+    if any(node.outputs[k].name for k in facts_of(node).extends.values() if k < len(node.outputs)):
+        sides[1] = bare[1][1]  # a cache holds the keys
     heads = tuple(dict.fromkeys(vertex for side in sides for vertex in side.heads))
     if not any(side.reader for side in sides):
         return None

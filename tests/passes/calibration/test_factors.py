@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 
 import morphgraph as mg
@@ -196,6 +197,9 @@ def test_the_fit_is_that_of_least_squares_over_all_logits(form: str, shared: int
     ]
     assert errors[0] == pytest.approx(least, rel=2e-3)
     assert errors[1] > 1.1 * least
+    made = mg.to_torch(fitted)(torch.from_numpy(found.feeds["x"]))
+    for one, other in zip(made, run(fitted, found.feeds).values(), strict=True):
+        np.testing.assert_allclose(one.detach().numpy(), other, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -322,3 +326,47 @@ def test_factors_are_never_worse_on_inputs_kept_aside(
     ideal[kept] = best
     least, error = (factors_error(each, fitted, partner) for each in (ideal, own))
     assert error <= least + 1e-3 * max(factors_error(0 * own, fitted, partner), 1e-9)
+
+
+CACHED = """
+<ir_version: 10, opset_import: ["": 23, "com.microsoft": 1]>
+net (float[B,T,12] x, int64[B,T] at, float[B,2,P,16] pk, float[B,2,P,16] pv, float[12,64] wq,
+     float[12,32] wk, float[12,32] wv, float[99,8] cos, float[99,8] sin, float[64,5] wo)
+    => (float[B,T,5] y, float[B,2,L,16] k, float[B,2,L,16] v) {
+  q0 = MatMul(x, wq)  k0 = MatMul(x, wk)  v0 = MatMul(x, wv)
+  qr = RotaryEmbedding<num_heads=4>(q0, cos, sin, at)
+  kr = RotaryEmbedding<num_heads=2>(k0, cos, sin, at)
+  a, k, v = ATTENTION
+  y = MatMul(a, wo)
+}"""
+ONE_NODE = "Attention<q_num_heads=4, kv_num_heads=2, is_causal=1>(qr, kr, v0, , pk, pv)"
+
+
+def test_what_is_fitted_decodes_through_a_cache() -> None:
+    """Two steps give what one gives, and keys that the cache holds are slices of what they were."""
+    text = CACHED.replace("ATTENTION", ONE_NODE)
+    model = model_from_text(text, inputs=("x", "at", "pk", "pv"))
+    graph = mg.lift(model, attention="head-dim")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 11, 12)).astype(np.float32)
+    empty = np.zeros((3, 2, 0, 16), np.float32)
+    feeds = {"x": x, "at": np.tile(np.arange(11), (3, 1)), "pk": empty, "pv": empty}
+    saw = compared(graph, lambda: [feeds])
+    (product,) = saw.products
+    assert product.partner is not None
+    (pairs,) = (k for k in graph.groups_on(product.summed) if graph.groups[k].can_change)
+    keep = {pairs: np.array([1, 2, 4, 7])}
+    small = refit(graph, keep, [feeds], [feeds], compared=saw).model
+    sliced = resize(graph, keep)
+    whole_run = run(graph.model, feeds)
+    less = np.zeros((3, 2, 0, 8), np.float32)
+    given = {**feeds, "pk": less}
+    found, plain = run(small, given), run(sliced, given)
+    errors = [np.square(each["y"] - whole_run["y"]).sum() for each in (found, plain)]
+    assert errors[0] < errors[1]
+    np.testing.assert_allclose(found["k"], plain["k"], atol=1e-5)
+    first = run(small, {"x": x[:, :7], "at": feeds["at"][:, :7], "pk": less, "pv": empty})
+    later = {"x": x[:, 7:], "at": feeds["at"][:, 7:], "pk": first["k"], "pv": first["v"]}
+    second = run(small, later)
+    steps = np.concatenate([first["y"], second["y"]], axis=1)
+    np.testing.assert_allclose(steps, found["y"], atol=1e-5)
