@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import onnx_ir as ir
 
-from morphgraph.arrays import Shape
+from morphgraph.arrays import Array, Shape
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import escape, is_unsized
 from morphgraph.onnx_io.maps import is_map
@@ -64,6 +64,9 @@ class AfterSum(NamedTuple):
     attributes: Mapping[str, int | float]
 
 
+Angles = Callable[[Mapping[int, Array]], tuple[Array, Array]]
+
+
 class Op:
     """Base of all entries; ``describe`` is what every entry must have.
 
@@ -81,6 +84,9 @@ class Op:
         negates: the result is the operand times -1.
         turns: of an operator that turns pairs of its first operand's numbers by angles the operands
             that hold the cosines and the sines.
+        angles: of an attention that turns queries and keys itself, in halves or neighbours, what
+            gives from its operands, by port, the cosines and sines of all places, ``[N, T, c]``;
+            ``None`` where this node does not.
         mixes: of an attention the operand whose rows its first result mixes, each row by how much a
             query takes of a key.
         distribution: the numbers along the axis that it competes over sum to one.
@@ -140,6 +146,7 @@ class Op:
     multiplies: ClassVar[bool] = False
     negates: ClassVar[bool] = False
     turns: ClassVar[tuple[int, ...]] = ()
+    angles: ClassVar[Callable[..., Angles | None] | None] = None
     mixes: ClassVar[int | None] = None
     distribution: ClassVar[bool] = False
     open_at_zero: ClassVar[bool] = False

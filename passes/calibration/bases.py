@@ -216,6 +216,7 @@ def turns(seen: Compared, found: Mapping[str, Reader], selection: AxisSelection)
         elements = selection.vertex(each.summed)
         if elements is None or not len(elements):
             continue
+        elements = each.elements(elements)
         pair = bases(each, seen.moments[each.name], elements)
         for side, basis in zip((each.queries, each.keys), pair, strict=True):
             if basis is None or side.outputs is None:

@@ -18,7 +18,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.ops import facts_of
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.factors import moments_of_terms
-from morphgraph.passes.calibration.logits import Logits, products
+from morphgraph.passes.calibration.logits import Logits, angles_of, products
 from morphgraph.passes.calibration.moments import Moments
 from morphgraph.passes.calibration.readers import Reader, following, readers
 from morphgraph.passes.calibration.segments import Lifetimes, Piece
@@ -66,7 +66,7 @@ def compared(
     tried: list[Logits] = []
     for stop in _stops(graph, found, batches(), threads):
         product: Logits | None = stop.product
-        if stop.product.partner is not None:
+        if product is not None and product.partner is not None and product.queries.pair is None:
             product = _tried(graph, stop, processes)
         if product is None:
             continue
@@ -164,6 +164,8 @@ def _of_terms(stop: _Stop, processes: Processes) -> FloatArray:
     for arrays in stop.samples:
         queries = product.queries.by_heads(arrays[product.queries.value], product.keys)
         keys = product.keys.by_heads(arrays[product.keys.value], product.queries)
+        if product.queries.pair is not None:
+            queries, keys = _turned(stop.node, arrays, queries, keys)
         if product.weights is not None:
             weights = product.weights.by_heads(arrays[product.weights.value], product.keys)
         else:
@@ -178,6 +180,20 @@ def _of_terms(stop: _Stop, processes: Processes) -> FloatArray:
         count += samples * few
     seen = float(processes.total(np.array([float(count)]))[0])
     return processes.total(total) / max(seen, 1.0)
+
+
+def _turned(node: ir.Node, arrays: Arrays, *both: Array) -> list[Array]:
+    """Queries and keys as an attention turns them itself, ``[samples, heads, places, size]``."""
+    angles = angles_of(node)
+    assert angles is not None
+    operands = {k: arrays[v.name] for k, v in enumerate(node.inputs) if v is not None and v.name}
+    cosines, sines = (table[:, None] for table in angles(operands))
+    found = []
+    for each in both:
+        one, other = np.split(each, 2, axis=-1)
+        turned = one * cosines - other * sines, one * sines + other * cosines
+        found.append(np.concatenate(turned, axis=-1))
+    return found
 
 
 class _Mixing:
@@ -216,17 +232,16 @@ class _Mixing:
     def _units(self, like: Array, start: int) -> tuple[Array, int]:
         """Values that are unit rows from a key on, and how many."""
         names, sizes = self.values.split(like)
-        size = sizes[names.index(self.values.summed)]
+        ends = [names.index(vertex) for vertex in self.values.inner]
+        size = prod(sizes[k] for k in ends)
         (place,) = [
             k
             for k, name in enumerate(names)
             if name in self.keys.vertices and name not in self.result.vertices
         ]
-        at = [np.arange(n) for n in sizes]
-        along = [1] * len(sizes)
-        rows, columns = list(along), list(along)
-        rows[place], columns[names.index(self.values.summed)] = -1, -1
-        same = at[place].reshape(rows) == start + np.arange(size).reshape(columns)
+        at = np.indices(sizes, sparse=True)
+        column = sum(at[k] * prod(sizes[j] for j in ends[n + 1 :]) for n, k in enumerate(ends))
+        same = at[place] == start + column
         units = np.broadcast_to(same, sizes).reshape(like.shape).astype(like.dtype)
         return units, size
 

@@ -16,7 +16,8 @@ import onnx_ir as ir
 from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import static_shape
-from morphgraph.ops import facts_of
+from morphgraph.ops import OpNode, facts_of
+from morphgraph.ops.op import Angles
 from morphgraph.passes.calibration.operands import Makers, Parts, Side
 from morphgraph.passes.coupling.roles import roles
 
@@ -49,6 +50,12 @@ class Logits:
     weights: Side | None = None
     mixed: tuple[Side, Side] | None = None
 
+    def elements(self, summed: IntArray) -> IntArray:
+        """Elements of a head by positions of the factor that is summed over."""
+        if self.queries.pair is None or self.partner is None:
+            return summed
+        return np.concatenate([summed, summed + len(self.partner) // 2], axis=-1)
+
 
 def products(graph: ChannelGraph) -> tuple[Logits, ...]:
     """The products that can be made up for: a linear layer alone makes one of their operands."""
@@ -62,7 +69,7 @@ def products(graph: ChannelGraph) -> tuple[Logits, ...]:
             on_it = [
                 edge
                 for edge in graph.edges_of(op_index)
-                if edge.factor == vertex and 0 <= edge.port and edge.port not in apart
+                if edge.factor == vertex and edge.port not in apart and edge.port >= 0
             ]
             two = len(on_it) == 2 and all(couplings.on_activation(edge) for edge in on_it)
             if not shrinks or not two or not role.sums[vertex]:
@@ -79,9 +86,11 @@ def products(graph: ChannelGraph) -> tuple[Logits, ...]:
 
 
 def _held_apart(node: ir.Node) -> set[int]:
-    """Operands of an attention that are no new queries and keys: its caches, and its values."""
+    """Operands of an attention that are no new queries and keys: caches, values and tables."""
     facts = facts_of(node)
-    return {*facts.extends} | (set() if facts.mixes is None else {facts.mixes})
+    if facts.mixes is None:
+        return set()
+    return {*facts.extends} | {*range(facts.mixes, len(node.inputs))}
 
 
 def _sides(
@@ -94,8 +103,28 @@ def _sides(
         if parts is None:
             return None
         value = graph.ops[op_index].ir.inputs[edge.port]
-        sides.append((edge.port, Side((value and value.name) or "", parts, (), edge.factor)))
+        side = Side((value and value.name) or "", parts, (), edge.factor)
+        if angles_of(graph.ops[op_index].ir) is not None:
+            side = replace(side, pair=_pair(side))
+        sides.append((edge.port, side))
     return tuple(sides)
+
+
+def angles_of(node: ir.Node) -> Angles | None:
+    """What gives the angles by which an attention turns its queries and keys, if it does."""
+    facts = facts_of(node)
+    if facts.angles is None:
+        return None
+    found: Angles | None = facts.call(facts.angles, node, OpNode(node))
+    return found
+
+
+def _pair(side: Side) -> int:
+    """The factor beside the one that is summed over: in front of it, or behind, of neighbours."""
+    (axis,) = (parts for parts in side.parts if side.summed in dict(parts))
+    vertices = [vertex for vertex, _ in axis]
+    place = vertices.index(side.summed)
+    return vertices[place - 1 if place == len(vertices) - 1 else place + 1]
 
 
 def _product(
@@ -103,6 +132,8 @@ def _product(
 ) -> Logits | None:
     """The product of these operands, where a linear layer alone makes one of them at least."""
     node = graph.ops[op_index].ir
+    if bare[0][1].pair is not None:
+        return None
     sides = [makers.known(side, node, port) for port, side in bare]
     if any(node.outputs[k].name for k in facts_of(node).extends.values() if k < len(node.outputs)):
         sides[1] = bare[1][1]  # a cache holds the keys
@@ -136,6 +167,8 @@ def _turned_product(
         first = bare[::-1]
     (port, side), (_, keys) = first
     found = makers.turned(side, node, port)
+    if side.pair is not None:
+        found = makers.turned_by_reader(side, node, port)
     if found is None or _normalized(graph, side.summed):
         return None
     queries, partner = found
@@ -188,8 +221,10 @@ def _mixed(graph: ChannelGraph, op_index: int, product: Logits) -> tuple[Side, S
     queries, keys = product.queries, product.keys
     names = [value.name or "", node.outputs[0].name or ""]
     sides = [Side(n, p, (), keys.summed) for n, p in zip(names, parts, strict=True) if p]
-    sides = [replace(side, heads=_among(side, queries.heads)) for side in sides]
+    sides = [replace(side, heads=_among(side, queries.heads), pair=keys.pair) for side in sides]
     own = sides[0].vertices - keys.vertices - {*queries.heads} or {keys.summed}
+    if own != {keys.summed}:
+        sides = [replace(side, pair=None) for side in sides]
     if len(own) != 1 or names[0] in (queries.value, keys.value) or not own <= sides[1].vertices:
         return None
     values, result = (replace(side, summed=min(own)) for side in sides)

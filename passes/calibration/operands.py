@@ -29,6 +29,8 @@ class Side:
         parts: the factors of its axes.
         heads: those of them that tell heads apart.
         summed: the factor that is summed over.
+        pair: where its operator turns it, the factor that tells the two of a pair apart; elements
+            are all first ones then, and all second ones.
         reader: who makes it, and nobody else sees it; empty where there is none.
         outputs: of the reader, by head and element, ``[heads, size]``.
     """
@@ -39,6 +41,12 @@ class Side:
     summed: int
     reader: str = ""
     outputs: IntArray | None = None
+    pair: int | None = None
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """The factors that tell a head's elements apart."""
+        return (self.summed,) if self.pair is None else (self.pair, self.summed)
 
     @property
     def vertices(self) -> frozenset[int]:
@@ -48,13 +56,13 @@ class Side:
     def rows(self, array: Array) -> Array:
         """The operand's numbers, ``[places, heads, size]``."""
         names, sizes = self.split(array)
-        order = [k for k, name in enumerate(names) if name not in (*self.heads, self.summed)]
+        order = [k for k, name in enumerate(names) if name not in (*self.heads, *self.inner)]
         return self._ordered(array, names, sizes, order).reshape(-1, *self._ends(names, sizes))
 
     def by_heads(self, array: Array, other: "Side") -> Array:
         """The same apart for what both operands have, ``[samples, heads, places, size]``."""
         names, sizes = self.split(array)
-        free = [k for k, name in enumerate(names) if name not in (*self.heads, self.summed)]
+        free = [k for k, name in enumerate(names) if name not in (*self.heads, *self.inner)]
         samples = [k for k in free if names[k] < 0 or names[k] in other.vertices]
         places = [k for k in free if k not in samples]
         heads, size = self._ends(names, sizes)
@@ -74,10 +82,10 @@ class Side:
     def _ends(self, names: list[int], sizes: list[int]) -> tuple[int, int]:
         """How many heads there are, and of what size."""
         heads = prod(sizes[names.index(vertex)] for vertex in self.heads)
-        return heads, sizes[names.index(self.summed)]
+        return heads, prod(sizes[names.index(vertex)] for vertex in self.inner)
 
     def _ordered(self, array: Array, names: list[int], sizes: list[int], order: list[int]) -> Array:
-        ends = [names.index(vertex) for vertex in (*self.heads, self.summed)]
+        ends = [names.index(vertex) for vertex in (*self.heads, *self.inner)]
         return array.reshape(sizes).transpose(order + ends)
 
 
@@ -123,7 +131,7 @@ class Makers:
     def with_heads(self, side: Side, heads: tuple[int, ...], node: ir.Node) -> Side:
         """The same with these heads; without its layer where an output has two places."""
         port = next(k for k, v in enumerate(node.inputs) if v is not None and v.name == side.value)
-        made = Side(side.value, side.parts, heads, side.summed)
+        made = replace(side, heads=heads, reader="", outputs=None)
         outputs = _outputs(made, self.arriving[node.name or "", port][1].parts[0])
         if outputs is None or len(np.unique(outputs)) < outputs.size:
             return made
@@ -148,10 +156,20 @@ class Makers:
         outputs, partner = found
         return replace(made, reader=name, outputs=outputs), partner
 
+    def turned_by_reader(
+        self, side: Side, node: ir.Node, port: int
+    ) -> tuple[Side, IntArray] | None:
+        """The same where the operator that reads it turns it itself."""
+        made = self.known(side, node, port)
+        if made.outputs is None:
+            return None
+        size = made.outputs.shape[1]
+        return made, np.roll(np.arange(size), size // 2)
+
 
 def _heads(side: Side, arrival: Arrival) -> tuple[int, ...]:
     """The factors that tell heads apart."""
-    axes = [vertex for parts in side.parts for vertex, _ in parts if vertex != side.summed]
+    axes = [vertex for parts in side.parts for vertex, _ in parts if vertex not in side.inner]
     return tuple(
         vertex
         for vertex in axes

@@ -350,7 +350,7 @@ def test_what_is_fitted_decodes_through_a_cache() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 11, 12)).astype(np.float32)
     empty = np.zeros((3, 2, 0, 16), np.float32)
-    feeds = {"x": x, "at": np.tile(np.arange(11), (3, 1)), "pk": empty, "pv": empty}
+    feeds: Arrays = {"x": x, "at": np.tile(np.arange(11), (3, 1)), "pk": empty, "pv": empty}
     saw = compared(graph, lambda: [feeds])
     (product,) = saw.products
     assert product.partner is not None
@@ -370,3 +370,61 @@ def test_what_is_fitted_decodes_through_a_cache() -> None:
     second = run(small, later)
     steps = np.concatenate([first["y"], second["y"]], axis=1)
     np.testing.assert_allclose(steps, found["y"], atol=1e-5)
+
+
+GROUPED = """
+<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
+net (float[2,7,12] x, float[2,2,P,32] pk, float[2,2,P,32] pv, float[12,128] wq, float[12,64] wk,
+     float[12,64] wv, float[99,16] cos, float[99,16] sin, float[128,5] wo)
+    => (float[2,7,5] y, float[2,2,L,32] k, float[2,2,L,32] v)
+<int32[2] less = {6, 6}, int32 total = {7}, int64[1] first = {0}> {
+  q0 = MatMul(x, wq)  k0 = MatMul(x, wk)  v0 = MatMul(x, wv)
+  TURNS
+  a, k, v = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2, HOW>
+      (FROM, v0, pk, pv, less, total, TABLES)
+  y = MatMul(a, wo)
+}"""
+
+
+@pytest.mark.parametrize("kind", ["", "interleaved=1"])
+def test_an_attention_that_turns_is_one_behind_nodes_that_turn(kind: str) -> None:
+    """The model builder writes the first; the second is another program's way to say the same."""
+    inside = "do_rotary=1" + (", rotary_interleaved=1" if kind else "")
+    turned = f"com.microsoft.RotaryEmbedding<{', '.join(filter(None, ['num_heads=N', kind]))}>"
+    before = "  ".join(
+        f"{letter}r = {turned.replace('N', count)}({letter}0, first, cos, sin)"
+        for letter, count in (("q", "4"), ("k", "2"))
+    )
+    found = []
+    for turns, given_, how, tables in (
+        ("", "q0, k0", inside, "cos, sin"),
+        (before, "qr, kr", "softcap=0.0", ""),
+    ):
+        text = GROUPED.replace("TURNS", turns).replace("FROM", given_).replace("HOW", how)
+        text = text.replace(", TABLES", f", {tables}" if tables else "")
+        model = model_from_text(text, inputs=("x", "pk", "pv"))
+        angles = np.outer(np.arange(99), 0.8 ** np.arange(16))
+        _write(model, "cos", np.cos(angles))
+        _write(model, "sin", np.sin(angles))
+        graph = mg.lift(model, attention="head-dim")
+        x = np.random.default_rng(3).normal(size=(2, 7, 12)).astype(np.float32)
+        empty = np.zeros((2, 2, 0, 32), np.float32)
+        feeds: Arrays = {"x": x, "pk": empty, "pv": empty}
+        saw = compared(graph, lambda f=feeds: [f])  # type: ignore[misc]
+        (product,) = saw.products
+        (pairs,) = (k for k in graph.groups_on(product.summed) if graph.groups[k].can_change)
+        keep = {pairs: np.array([0, 1, 3, 5, 6, 9, 10, 15])}
+        small = refit(graph, keep, [feeds], [feeds], compared=saw).model
+        less = np.zeros((2, 2, 0, 16), np.float32)
+        kept = {"x": x, "pk": less, "pv": less}
+        errors = [
+            float(np.square(run(m, kept)["y"] - run(model, feeds)["y"]).sum())
+            for m in (small, resize(graph, keep))
+        ]
+        assert errors[0] < errors[1]
+        found.append((saw.moments[product.name][0], _array(small, "wq")))
+    order = np.arange(32).reshape(16, 2).T.ravel() if kind else np.arange(32)
+    np.testing.assert_allclose(
+        found[0][0], found[1][0][:, order][:, :, order], rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-3, atol=1e-3)

@@ -1,6 +1,6 @@
 """What factors of rotated pairs make up for, where heads of a trained decoder get smaller.
 
-    python tools/bench_rotary.py [--folder FOLDER] [--shares 0.8 0.7 0.6] [--attention head-dim all]
+    python tools/experiments/decoder_rotary.py [--shares 0.8 0.7 0.6] [--pairs 12 8] [--seed 0]
 
 The folder holds the decoder that ``tools/experiments/decoder.py`` trains. At every budget of the
 parameters outside of the embeddings, and at every number of pairs where nothing else goes, it is
@@ -10,13 +10,10 @@ factors too. Perplexity is that of text that nobody has seen.
 """
 
 import argparse
-import sys
 import time
 import warnings
 from pathlib import Path
 from unittest.mock import patch
-
-sys.path.insert(0, str(Path(__file__).parent / "experiments"))
 
 import numpy as np
 from decoder import FOLDER
