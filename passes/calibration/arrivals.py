@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array, IntArray
+from morphgraph.edit import array_of
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io.runtime import run
 from morphgraph.ops import Op, facts_of
-from morphgraph.passes.analysis.evaluate import evaluate
 from morphgraph.passes.calibration.readers import Following
 
 
@@ -146,24 +147,17 @@ def _turned(
 ) -> list[tuple[ir.Value, _State]] | None:
     """What an operator makes of pairs that it turns: itself at no angle, and at a right one."""
     made: list[Array] = []
-    for cosine, sine in ((1.0, 0.0), (0.0, 1.0)):
+    for filled in (facts.turns[0], facts.turns[1]):
         for part in parts:
-            given: dict[str, Array] = {node.inputs[0].name or "": part}  # type: ignore[union-attr]
+            given: dict[int, Array] = {0: part}
             for port, operand in enumerate(node.inputs):
-                if port and operand is not None:
-                    like = np.zeros(static_shape(operand), operand.dtype.numpy())  # type: ignore[union-attr]
-                    fill = dict(zip(facts.turns, (cosine, sine), strict=True)).get(port, 0)
-                    given[operand.name or ""] = like + like.dtype.type(fill)
-            try:
-                made.append(
-                    np.abs(
-                        evaluate([node.outputs[0].name or ""], given, model)[
-                            node.outputs[0].name or ""
-                        ]
-                    )
-                )
-            except UnsupportedError:
+                if port and operand is not None and operand.dtype is not None:
+                    fill = np.ones if port == filled else np.zeros
+                    given[port] = fill(static_shape(operand), operand.dtype.numpy())
+            found = _computed(model, node, given)
+            if found is None:
                 return None
+            made.append(np.abs(found[0]))
     return [(node.outputs[0], (_distinct(made), True))]
 
 
@@ -196,13 +190,35 @@ def _moved(model: ir.Model, node: ir.Node, given: Mapping[int, Array]) -> list[A
     first = node.inputs[0]
     if first is None or any(v.const_value is None or v.dtype == first.dtype for v in operands):
         return None
-    fed = {(node.inputs[port].name or ""): array for port, array in given.items()}  # type: ignore[union-attr]
-    names = [value.name or "" for value in _results(node)]
+    held = {
+        port: array_of(v) for port, v in enumerate(node.inputs) if v is not None and v in operands
+    }
+    return _computed(model, node, {**held, **given})
+
+
+def _computed(model: ir.Model, node: ir.Node, given: Mapping[int, Array]) -> list[Array] | None:
+    """What a node gives for operands by port; the time does not depend on the model around it."""
+    operands = [
+        ir.Value(name=f"operand{port}", const_value=ir.tensor(given[port]))
+        if port in given
+        else None
+        for port in range(len(node.inputs))
+    ]
+    results = [ir.Value(name=f"result{k}", type=v.type) for k, v in enumerate(_results(node))]
+    alone = ir.Node(
+        node.domain, node.op_type, operands, list(node.attributes.values()), outputs=results
+    )
+    graph = ir.Graph(
+        [],
+        results,
+        nodes=[alone],
+        initializers=[value for value in operands if value is not None],
+        opset_imports=model.graph.opset_imports,
+    )
     try:
-        arrays = evaluate(names, fed, model)
+        return list(run(ir.Model(graph, ir_version=model.ir_version), {}).values())
     except UnsupportedError:
         return None
-    return [arrays[name] for name in names]
 
 
 def pairs(first: IntArray, second: IntArray) -> tuple[IntArray, IntArray] | None:

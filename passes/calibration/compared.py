@@ -64,10 +64,11 @@ def compared(
         return Compared()
     moments: dict[str, tuple[FloatArray, FloatArray]] = {}
     tried: list[Logits] = []
+    makers = readers(graph.model, graph.couplings.input_independent)
     for stop in _stops(graph, found, batches(), threads):
         product: Logits | None = stop.product
         if product is not None and product.partner is not None and product.queries.pair is None:
-            product = _tried(graph, stop, processes)
+            product = _tried(makers[product.queries.reader], stop, processes)
         if product is None:
             continue
         tried.append(product)
@@ -92,7 +93,8 @@ class _Stop:
         product: the product.
         node: its operator.
         threads: of ONNX Runtime.
-        before: names of what is live at the former product, and the first of the batches there.
+        before: names of the nodes from the former product on, of what is live there, and the first
+            of the batches there.
         model: the network.
         samples: its operands, what else its operator reads and its weights, batch by batch; to be
             used up before the next.
@@ -102,7 +104,7 @@ class _Stop:
     product: Logits
     node: ir.Node
     threads: int
-    before: tuple[int, Sequence[str], Arrays | None]
+    before: tuple[frozenset[str], Sequence[str], Arrays | None]
     model: ir.Model
     samples: Iterator[Arrays]
     batches: int
@@ -121,7 +123,8 @@ def _stops(
     here = 0
     for product in found:
         cut = place[product.name]
-        before = here, lifetimes.at(here), kept[0] if len(kept) else None
+        between = frozenset(each.name or "" for each in nodes[here:cut])
+        before = between, lifetimes.at(here), kept[0] if len(kept) else None
         kept, here = advance(model, lifetimes, kept, (here, cut), threads), cut
         node = nodes[cut]
         asked = [value.name for value in node.inputs if value is not None and value.name]
@@ -246,17 +249,14 @@ class _Mixing:
         return units, size
 
 
-def _tried(graph: ChannelGraph, stop: _Stop, processes: Processes) -> Logits | None:
+def _tried(reader: Reader, stop: _Stop, processes: Processes) -> Logits | None:
     """A product whose queries are turned, its layer's outputs in the order in which pairs turn.
 
     ``None`` where factors do not pass what stands between: it is no rotation.
     """
-    model, product = stop.model, stop.product
-    reader = readers(model, graph.couplings.input_independent)[product.queries.reader]
-    here, live, arrays = stop.before
-    place = {node.name: number for number, node in enumerate(model.graph)}
+    between, live, arrays = stop.before
     outcome: tuple[Logits | None] | None = None
-    if place[reader.name] < here:
+    if reader.name not in between:  # what it gives is no more at hand
         outcome = (None,)
     elif arrays is not None:
         outcome = (_as_it_turns(stop, reader, live, arrays),)

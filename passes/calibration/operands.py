@@ -75,8 +75,12 @@ class Side:
         sizes: list[int] = []
         for axis, parts in enumerate(self.parts):
             names += [vertex for vertex, _ in parts] or [~axis]
-            one = len(parts) < 2  # a batch or a length may have any size
-            sizes += [array.shape[axis]] if one else [size for _, size in parts]
+            own = [size for _, size in parts] or [array.shape[axis]]
+            free = [k for k, (v, _) in enumerate(parts) if v not in (*self.heads, *self.inner)]
+            if len(free) == 1 or len(parts) == 1:  # a batch or a length may have any size
+                place = free[0] if free else 0
+                own[place] = array.shape[axis] // prod(own[:place] + own[place + 1 :])
+            sizes += own
         return names, sizes
 
     def _ends(self, names: list[int], sizes: list[int]) -> tuple[int, int]:
