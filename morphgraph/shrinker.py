@@ -37,8 +37,8 @@ from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.choices import how_often
+from morphgraph.passes.calibration.compared import Compared, compared
 from morphgraph.passes.calibration.curves import channel_scores, measure
-from morphgraph.passes.calibration.logits import Compared, compared
 from morphgraph.passes.calibration.outputs import OutputCheck, answers, checks
 from morphgraph.passes.calibration.perplexity import Foretelling, foretelling, perplexity
 from morphgraph.passes.calibration.segments import run_all
@@ -200,7 +200,13 @@ class Shrinker:
     @cached_property
     def compared(self) -> Compared:
         """Products of queries and keys whose elements may go."""
-        return compared(self.graph, self.batches, threads=self.threads, processes=self.processes)
+        return compared(
+            self.graph,
+            self.batches,
+            aside=self.aside,
+            threads=self.threads,
+            processes=self.processes,
+        )
 
     @cached_property
     def calibration(self) -> Calibration:

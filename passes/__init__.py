@@ -97,7 +97,11 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         moments         means and second moments, streamed; ridge regression from them
         group_readers   which inputs of them a group's channels are
         removal         which channels go first if those that stay take over
-        logits          products of queries and keys: who makes them, their second moments
+        arrivals        where a layer's results go, moved, scaled or turned in pairs
+        operands        operands of products, and the layers that make them
+        logits          products of queries and keys
+        compared        what the inputs make of their operands: second moments
+        factors         turned queries: a complex number per pair
         bases           what makes up for elements that such a product loses
     choices             how often the network chooses each channel where it chooses a few
     skips               what the outputs lose where a whole branch is left out

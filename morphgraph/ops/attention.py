@@ -36,6 +36,7 @@ def _is_flat(n: OpNode) -> bool:
 class Attention(Op):
     """Queries sum over the head size, probabilities over the keys; keys compete."""
 
+    mixes = 2
     extends = MappingProxyType({4: 1, 5: 2})
 
     @staticmethod
@@ -218,6 +219,8 @@ def _capped(
 @op("RotaryEmbedding")
 class RotaryEmbedding(Op):
     """Pairs of positions of every head turn together: two halves, or neighbours if interleaved."""
+
+    turns = (1, 2)
 
     @staticmethod
     def describe(

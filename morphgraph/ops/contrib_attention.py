@@ -70,6 +70,7 @@ class MultiHeadAttention(Op):
 
     zeros = (3,)
     extends = MappingProxyType({6: 1, 7: 2})
+    mixes = 2
 
     @staticmethod
     def shape(

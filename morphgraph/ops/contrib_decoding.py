@@ -8,10 +8,21 @@ from collections.abc import Mapping
 from math import sqrt
 from types import MappingProxyType
 
-from morphgraph.arrays import Shape
+import numpy as np
+
+from morphgraph.arrays import Array, Shape
 from morphgraph.ops.attention import heads_first, mask_axes, rotated
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, from_line, op
+from morphgraph.ops.op import (
+    Angles,
+    Description,
+    Op,
+    OpNode,
+    Resizing,
+    UnsupportedFormError,
+    from_line,
+    op,
+)
 
 _DOMAIN = "com.microsoft"
 
@@ -25,6 +36,7 @@ class GroupQueryAttention(Op):
     """
 
     extends = MappingProxyType({3: 1, 4: 2})
+    mixes = 2
 
     @staticmethod
     def shape(
@@ -45,6 +57,10 @@ class GroupQueryAttention(Op):
         present = (batch, kv_num_heads, keys, size)
         whole = (batch, num_heads, length, keys)
         return [(batch, length, num_heads * size), present, present, whole]
+
+    @staticmethod
+    def angles(n: OpNode, *, do_rotary: int = 0) -> Angles | None:
+        return _angles if do_rotary and n.has(7) else None
 
     @staticmethod
     def capacity(
@@ -155,6 +171,16 @@ class GroupQueryAttention(Op):
         return tuple(b.item(found, k) for k in range(3))[: len(n.out_shapes)]
 
 
+def _angles(operands: Mapping[int, Array]) -> tuple[Array, Array]:
+    """Cosines and sines of the places of queries, ``[N, T, c]``."""
+    length = operands[0].shape[1]
+    places = operands.get(9)
+    if places is None:  # behind the keys of the past
+        first = np.maximum(operands[5].reshape(-1) + 1 - length, 0)
+        places = first[:, None] + np.arange(length)
+    return operands[7][places], operands[8][places]
+
+
 def _head_size(n: OpNode, num_heads: int) -> int:
     """The size of a head in a RotaryEmbedding; without a number of heads, its tables tell."""
     x = n.shape(0)
@@ -166,6 +192,8 @@ def _head_size(n: OpNode, num_heads: int) -> int:
 @op("RotaryEmbedding", domain=_DOMAIN)
 class RotaryEmbedding(Op):
     """Pairs of positions of every head turn together: two halves, or neighbours if interleaved."""
+
+    turns = (2, 3)
 
     @staticmethod
     def shape(x: Shape, *_others: Shape | None) -> Shape:

@@ -13,7 +13,7 @@ from morphgraph.ops.op import Description, Op, OpNode, from_line, op
 # fmt: off
 _TORCH_NAMES = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Erf", "Floor",
-    "Identity", "IsNaN", "Log", "Neg", "Not", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Sqrt",
+    "Identity", "IsNaN", "Log", "Not", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Sqrt",
     "Tan",
 )
 # fmt: on
@@ -50,6 +50,11 @@ class OpenUnary(Unary):
     """Those of them that are not zero at zero."""
 
     open_at_zero = True
+
+
+@op("Neg")
+class Neg(Unary):
+    negates = True
 
 
 @op("IsInf")

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import onnx_ir as ir
 
-from morphgraph.arrays import Shape
+from morphgraph.arrays import Array, Shape
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import escape, is_unsized
 from morphgraph.onnx_io.maps import is_map
@@ -65,6 +65,9 @@ class AfterSum(NamedTuple):
     attributes: Mapping[str, int | float]
 
 
+Angles = Callable[[Mapping[int, Array]], tuple[Array, Array]]
+
+
 @dataclass(frozen=True)
 class Coded:
     """An operand of whole numbers that stand for weights.
@@ -92,6 +95,14 @@ class Op:
             the same; ``None`` where none does in this node's form.
         subtracts: the result is the first operand less the second.
         multiplies: the result is the product of both operands, element by element.
+        negates: the result is the operand times -1.
+        turns: of an operator that turns pairs of its first operand's numbers by angles the operands
+            that hold the cosines and the sines.
+        angles: of an attention that turns queries and keys itself, in halves or neighbours, what
+            gives from its operands, by port, the cosines and sines of all places, ``[N, T, c]``;
+            ``None`` where this node does not.
+        mixes: of an attention the operand whose rows its first result mixes, each row by how much a
+            query takes of a key.
         distribution: the numbers along the axis that it competes over sum to one.
         open_at_zero: a function of one operand that is not zero at zero.
         foldable: a node with constant operands may be replaced by what it computes. Not so for
@@ -151,6 +162,10 @@ class Op:
     after_sum: ClassVar[Callable[..., AfterSum | None] | None] = None
     subtracts: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
+    negates: ClassVar[bool] = False
+    turns: ClassVar[tuple[int, ...]] = ()
+    angles: ClassVar[Callable[..., Angles | None] | None] = None
+    mixes: ClassVar[int | None] = None
     distribution: ClassVar[bool] = False
     open_at_zero: ClassVar[bool] = False
     foldable: ClassVar[bool] = True

@@ -10,7 +10,8 @@ so that two small matrices of second moments say all. Linear layers make queries
 ``A`` and ``B`` into their kernels. Where both do, the least difference is the rest of a singular
 value decomposition, whichever elements are kept (Eckart and Young 1936). Where others see the
 keys as they are, as a cache does, ``B`` is what is kept and ``A`` is the regression of all keys on
-those.
+those. Where queries are turned on the way, ``A`` holds a factor for every pair
+(:mod:`morphgraph.passes.calibration.factors`).
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ import numpy as np
 from morphgraph.arrays import Array, FloatArray, IntArray
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.selection import AxisSelection
-from morphgraph.passes.calibration.logits import Compared, Logits
+from morphgraph.passes.calibration.compared import Compared
+from morphgraph.passes.calibration.factors import best_factors, factor_basis, seen_in_terms
+from morphgraph.passes.calibration.logits import Logits
 from morphgraph.passes.calibration.readers import Following, Reader
 from morphgraph.passes.calibration.removal import DAMPING, Seen
 
@@ -44,9 +47,11 @@ def seen_in_product(
 
     Args:
         product: of which elements may go.
-        moments: of its queries and of its keys.
+        moments: of its queries and of its keys, or of its terms.
         blocks: elements of every channel, ``[channels, elements per channel]``.
     """
+    if product.partner is not None:
+        return seen_in_terms(moments[0], product.partner, blocks)
     queries, keys = moments
     total = shared_queries(product, queries, len(keys))
     inputs, kernel = (keys, total) if product.queries.reader else (total, keys)
@@ -66,7 +71,8 @@ def remaining(
     ``None`` where that depends on which ones go: where one operand alone is free, or several
     elements go together.
     """
-    if not (product.queries.reader and product.keys.reader) or blocks.shape[1] > 1:
+    turned = product.partner is not None
+    if turned or not (product.queries.reader and product.keys.reader) or blocks.shape[1] > 1:
         return None
     queries, keys = moments
     total = shared_queries(product, queries, len(keys))
@@ -85,9 +91,15 @@ def bases(
 
     Args:
         product: of which elements go.
-        moments: of its queries and of its keys.
+        moments: of its queries and of its keys, or of its terms.
         kept: the elements that stay.
     """
+    if product.partner is not None:
+        turned = [
+            factor_basis(best_factors(fitted, aside, product.partner, kept), product.partner, kept)
+            for fitted, aside in zip(*moments, strict=True)
+        ]
+        return np.stack(turned), None
     queries, keys = moments
     together = shared_queries(product, queries, len(keys))
     chosen = np.eye(queries.shape[1])[:, kept]
@@ -204,6 +216,7 @@ def turns(seen: Compared, found: Mapping[str, Reader], selection: AxisSelection)
         elements = selection.vertex(each.summed)
         if elements is None or not len(elements):
             continue
+        elements = each.elements(elements)
         pair = bases(each, seen.moments[each.name], elements)
         for side, basis in zip((each.queries, each.keys), pair, strict=True):
             if basis is None or side.outputs is None:

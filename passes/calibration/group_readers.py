@@ -78,7 +78,7 @@ def _of_products(graph: ChannelGraph, compared: Sequence[Logits]) -> dict[int, d
         for index in graph.groups_on(each.summed):
             elements = _standing(standing, graph.groups[index])
             if elements is not None:
-                found.setdefault(index, {})[each.name] = elements
+                found.setdefault(index, {})[each.name] = each.elements(elements)
     return found
 
 

@@ -1,63 +1,28 @@
 """Pass ``logits``: products of two activations, as an attention's queries and keys.
 
-What a head loses that gets smaller depends on their second moments alone
-(:mod:`morphgraph.passes.calibration.bases`); they are taken here, at the operands of every product
-that can be made up for, because a linear layer alone makes one of them at least.
+What a head loses that gets smaller can be made up for where a linear layer alone makes one of the
+operands at least (:mod:`morphgraph.passes.calibration.operands`). Which products these are is found
+here, what the calibration inputs make of their operands in
+:mod:`morphgraph.passes.calibration.compared`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
-from morphgraph.calibration.processes import ALONE, Processes
-from morphgraph.errors import UnsupportedError
+from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import static_shape
-from morphgraph.ops import facts_of
-from morphgraph.passes.analysis.evaluate import evaluate
-from morphgraph.passes.calibration.moments import Moments
-from morphgraph.passes.calibration.readers import Following, Reader, following, readers
-from morphgraph.passes.calibration.segments import Piece
+from morphgraph.ops import OpNode, facts_of
+from morphgraph.ops.op import Angles
+from morphgraph.passes.calibration.operands import Makers, Parts, Side
 from morphgraph.passes.coupling.roles import roles
 
-
-@dataclass(frozen=True)
-class Side:
-    """One operand of a product.
-
-    Attributes:
-        value: its name.
-        parts: per axis the factors of which it is the product, outermost first, and their sizes.
-        heads: those of them that tell heads apart.
-        summed: the factor that is summed over.
-        reader: who makes it, and nobody else sees it; empty where there is none.
-        outputs: of the reader, by head and element, ``[heads, size]``.
-    """
-
-    value: str
-    parts: tuple[tuple[tuple[int, int], ...], ...]
-    heads: tuple[int, ...]
-    summed: int
-    reader: str = ""
-    outputs: IntArray | None = None
-
-    def rows(self, array: Array) -> Array:
-        """The operand's numbers, ``[places, heads, size]``."""
-        names: list[int] = []
-        sizes: list[int] = []
-        for axis, parts in enumerate(self.parts):
-            names += [vertex for vertex, _ in parts] or [~axis]
-            one = len(parts) < 2  # a batch or a length may have any size
-            sizes += [array.shape[axis]] if one else [size for _, size in parts]
-        last = [*self.heads, self.summed]
-        order = [k for k, name in enumerate(names) if name not in last]
-        ends = [names.index(vertex) for vertex in last]
-        heads = prod(sizes[k] for k in ends[:-1])
-        return array.reshape(sizes).transpose(order + ends).reshape(-1, heads, sizes[ends[-1]])
+#: So many operators may stand between a product and the softmax that reads it.
+STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -69,6 +34,11 @@ class Logits:
         summed: the factor that it sums over, as a vertex.
         queries, keys: its operands; a head of queries meets one head of keys.
         key_of: that head, ``[heads of queries]``.
+        partner: where something turns or scales queries by their places, of every element the one
+            that it is added to, itself where there is none, ``[size]``. Then their layer can take
+            factors alone: a complex one for a pair, a real one for an element by itself.
+        weights: the value that says how much every query takes of every key, where there is one.
+        mixed: where there is none, the values of which it takes that, and what comes of them.
     """
 
     name: str
@@ -76,121 +46,230 @@ class Logits:
     queries: Side
     keys: Side
     key_of: IntArray
+    partner: IntArray | None = None
+    weights: Side | None = None
+    mixed: tuple[Side, Side] | None = None
 
-
-SecondMoments = Mapping[str, tuple[FloatArray, FloatArray]]
-"""By product those of queries and of keys, ``[heads, size, size]``."""
-
-
-@dataclass(frozen=True, eq=False)
-class Compared:
-    """The products of a network that can be made up for, and second moments of their operands."""
-
-    products: Sequence[Logits] = ()
-    moments: SecondMoments = field(default_factory=dict)
-
-
-def compared(
-    graph: ChannelGraph,
-    batches: Callable[[], Iterable[Arrays]],
-    *,
-    threads: int = 0,
-    processes: Processes = ALONE,
-) -> Compared:
-    """Products of queries and keys, and what the calibration inputs make of their operands.
-
-    Args:
-        graph: the lifted network.
-        batches: feeds of the model, of this process; not asked for where there are no products.
-        threads: of ONNX Runtime.
-        processes: that share the batches.
-    """
-    found = products(graph)
-    if not found:
-        return Compared()
-    inputs = [value.name or "" for value in graph.model.graph.inputs]
-    sides = {side.value: side for each in found for side in (each.queries, each.keys)}
-    piece = Piece(graph.model, inputs, list(sides), threads)
-    sums = {name: Moments(crossed=False) for name in sides}
-    for feed in batches():
-        arrays = piece.run(feed)
-        for name, side in sides.items():
-            rows = side.rows(arrays[name])
-            sums[name].add(rows, np.zeros((*rows.shape[:2], 0), dtype=rows.dtype))
-    moments = {}
-    for name, side in sides.items():
-        sizes = {vertex: size for parts in side.parts for vertex, size in parts}
-        like = prod(sizes[v] for v in side.heads), sizes[side.summed], 0
-        counted = sums[name].statistics(like).shared(processes)
-        mean = counted.mean_in
-        moments[name] = counted.covariance + mean[:, :, None] * mean[:, None, :]
-    pairs = {p.name: (moments[p.queries.value], moments[p.keys.value]) for p in found}
-    return Compared(found, pairs)
+    def elements(self, summed: IntArray) -> IntArray:
+        """Elements of a head by positions of the factor that is summed over."""
+        if self.queries.pair is None or self.partner is None:
+            return summed
+        return np.concatenate([summed, summed + len(self.partner) // 2], axis=-1)
 
 
 def products(graph: ChannelGraph) -> tuple[Logits, ...]:
     """The products that can be made up for: a linear layer alone makes one of their operands."""
     role, couplings = roles(graph.couplings), graph.couplings
     found: list[Logits] = []
-    makers: _Makers | None = None
+    makers: Makers | None = None
     for op_index, op in enumerate(graph.ops):
         for name in sorted(op.contracted):
-            vertex = op.factors[name]
+            vertex, apart = op.factors[name], _held_apart(op.ir)
             shrinks = any(graph.groups[k].can_change for k in graph.groups_on(vertex))
-            on_it = [edge for edge in graph.edges_of(op_index) if edge.factor == vertex]
+            on_it = [
+                edge
+                for edge in graph.edges_of(op_index)
+                if edge.factor == vertex and edge.port not in apart and edge.port >= 0
+            ]
             two = len(on_it) == 2 and all(couplings.on_activation(edge) for edge in on_it)
             if not shrinks or not two or not role.sums[vertex]:
                 continue
-            makers = makers or _Makers(graph)
-            product = _product(graph, op_index, on_it, makers)
+            makers = makers or Makers(graph)
+            sides = _sides(graph, op_index, on_it)
+            if sides is None:
+                continue
+            product = _product(graph, op_index, sides, makers)
+            product = product or _turned_product(graph, op_index, sides, makers)
             if product is not None:
                 found.append(product)
     return tuple(found)
 
 
-def _product(
-    graph: ChannelGraph, op_index: int, on_it: Sequence[Edge], makers: "_Makers"
-) -> Logits | None:
-    """The product of these operands, where a linear layer alone makes one of them at least."""
-    node, sides = graph.ops[op_index].ir, []
+def _held_apart(node: ir.Node) -> set[int]:
+    """Operands of an attention that are no new queries and keys: caches, values and tables."""
+    facts = facts_of(node)
+    if facts.mixes is None:
+        return set()
+    return {*facts.extends} | {*range(facts.mixes, len(node.inputs))}
+
+
+def _sides(
+    graph: ChannelGraph, op_index: int, on_it: Sequence[Edge]
+) -> tuple[tuple[int, Side], ...] | None:
+    """The operands of a product, with their ports."""
+    sides = []
     for edge in on_it:
         parts = _parts(graph, op_index, edge.port)
         if parts is None:
             return None
-        value = node.inputs[edge.port]
+        value = graph.ops[op_index].ir.inputs[edge.port]
         side = Side((value and value.name) or "", parts, (), edge.factor)
-        sides.append(makers.known(side, node, edge.port))
-    heads = dict.fromkeys(vertex for side in sides for vertex in side.heads)
+        if angles_of(graph.ops[op_index].ir) is not None:
+            side = replace(side, pair=_pair(side))
+        sides.append((edge.port, side))
+    return tuple(sides)
+
+
+def angles_of(node: ir.Node) -> Angles | None:
+    """What gives the angles by which an attention turns its queries and keys, if it does."""
+    facts = facts_of(node)
+    if facts.angles is None:
+        return None
+    found: Angles | None = facts.call(facts.angles, node, OpNode(node))
+    return found
+
+
+def _pair(side: Side) -> int:
+    """The factor beside the one that is summed over: in front of it, or behind, of neighbours."""
+    (axis,) = (parts for parts in side.parts if side.summed in dict(parts))
+    vertices = [vertex for vertex, _ in axis]
+    place = vertices.index(side.summed)
+    return vertices[place - 1 if place == len(vertices) - 1 else place + 1]
+
+
+def _product(
+    graph: ChannelGraph, op_index: int, bare: Sequence[tuple[int, Side]], makers: Makers
+) -> Logits | None:
+    """The product of these operands, where a linear layer alone makes one of them at least."""
+    node = graph.ops[op_index].ir
+    if bare[0][1].pair is not None:
+        return None
+    sides = [makers.known(side, node, port) for port, side in bare]
+    if any(node.outputs[k].name for k in facts_of(node).extends.values() if k < len(node.outputs)):
+        sides[1] = bare[1][1]  # a cache holds the keys
+    heads = tuple(dict.fromkeys(vertex for side in sides for vertex in side.heads))
     if not any(side.reader for side in sides):
         return None
     complete = []
     for side in sides:
-        there = {vertex for parts in side.parts for vertex, _ in parts}
-        own = tuple(vertex for vertex in heads if vertex in there)
+        own = _among(side, heads)
         if side.reader and own != side.heads:
             side = makers.with_heads(side, own, node)
-        complete.append(side if side.reader else Side(side.value, side.parts, own, side.summed))
-    sizes = {vertex: size for side in sides for parts in side.parts for vertex, size in parts}
-    places = np.arange(prod(sizes[v] for v in heads)).reshape([sizes[v] for v in heads])
-    meet = []
-    for side in complete:
-        numbers = np.arange(prod(sizes[v] for v in side.heads))
-        shape = [sizes[v] if v in side.heads else 1 for v in heads]
-        meet.append(np.broadcast_to(numbers.reshape(shape), places.shape).ravel())
-    for queries, keys in ((0, 1), (1, 0)):
-        if len(np.unique(meet[queries])) == len(meet[queries]):
-            key_of = meet[keys][np.argsort(meet[queries])]
-            return Logits(
-                node.name or "", on_it[0].factor, complete[queries], complete[keys], key_of
-            )
+        complete.append(side if side.reader else replace(side, heads=own))
+    for queries, keys in (complete, complete[::-1]):
+        key_of = _met(queries, keys, heads)
+        if key_of is not None:
+            return Logits(node.name or "", queries.summed, queries, keys, key_of)
     return None
 
 
-def _parts(
-    graph: ChannelGraph, op_index: int, port: int
-) -> tuple[tuple[tuple[int, int], ...], ...] | None:
-    """The factors of every axis of an operand; ``None`` where an axis is not their product."""
-    value = graph.ops[op_index].ir.inputs[port]
+def _turned_product(
+    graph: ChannelGraph, op_index: int, bare: Sequence[tuple[int, Side]], makers: Makers
+) -> Logits | None:
+    """The same where queries are turned, or scaled, by their places on the way from their layer.
+
+    The layer can take no other basis then, but factors that commute with the turn. They are
+    fitted to what a softmax sees: so it has to be known which keys compete.
+    """
+    node, weights = graph.ops[op_index].ir, _weights(graph, op_index)
+    first = bare
+    if weights is not None and weights.summed not in bare[1][1].vertices:
+        first = bare[::-1]
+    (port, side), (_, keys) = first
+    found = makers.turned(side, node, port)
+    if side.pair is not None:
+        found = makers.turned_by_reader(side, node, port)
+    if found is None or _normalized(graph, side.summed):
+        return None
+    queries, partner = found
+    keys = replace(keys, heads=_among(keys, queries.heads))
+    key_of = _met(queries, keys, queries.heads)
+    if key_of is None:
+        return None
+    product = Logits(node.name or "", side.summed, queries, keys, key_of, partner)
+    if weights is None:
+        mixed = _mixed(graph, op_index, product)
+        return None if mixed is None else replace(product, mixed=mixed)
+    weights = replace(weights, heads=_among(weights, queries.heads))
+    return replace(product, weights=weights) if weights.heads == queries.heads else None
+
+
+def _among(side: Side, heads: Sequence[int]) -> tuple[int, ...]:
+    """Those of some factors that stand on a side's axes."""
+    return tuple(vertex for vertex in heads if vertex in side.vertices)
+
+
+def _met(queries: Side, keys: Side, heads: Sequence[int]) -> IntArray | None:
+    """Which head of keys every head of queries meets; ``None`` where it meets several."""
+    sizes = {v: size for side in (queries, keys) for parts in side.parts for v, size in parts}
+    meet = []
+    for side in (queries, keys):
+        numbers = np.arange(prod(sizes[v] for v in side.heads))
+        shape = [sizes[v] if v in side.heads else 1 for v in heads]
+        whole = [sizes[v] for v in heads]
+        meet.append(np.broadcast_to(numbers.reshape(shape), whole).ravel())
+    if len(np.unique(meet[0])) < len(meet[0]):
+        return None
+    found: IntArray = meet[1][np.argsort(meet[0])]
+    return found
+
+
+def _normalized(graph: ChannelGraph, vertex: int) -> bool:
+    """Whether something normalizes over the channels on a factor: a norm of queries or keys."""
+    role, on_it = roles(graph.couplings), graph.groups_on(vertex)
+    return any(on_it & graph.groups_on(int(each)) for each in np.flatnonzero(role.normalizes))
+
+
+def _mixed(graph: ChannelGraph, op_index: int, product: Logits) -> tuple[Side, Side] | None:
+    """The values of an attention of one node and their mixtures, elements as what is summed."""
+    node = graph.ops[op_index].ir
+    port = facts_of(node).mixes
+    parts = [None if port is None else _parts(graph, op_index, each) for each in (port or 0, ~0)]
+    value = None if port is None else node.inputs[port]
+    if parts[0] is None or parts[1] is None or value is None:
+        return None
+    queries, keys = product.queries, product.keys
+    names = [value.name or "", node.outputs[0].name or ""]
+    sides = [Side(n, p, (), keys.summed) for n, p in zip(names, parts, strict=True) if p]
+    sides = [replace(side, heads=_among(side, queries.heads), pair=keys.pair) for side in sides]
+    own = sides[0].vertices - keys.vertices - {*queries.heads} or {keys.summed}
+    if own != {keys.summed}:
+        sides = [replace(side, pair=None) for side in sides]
+    if len(own) != 1 or names[0] in (queries.value, keys.value) or not own <= sides[1].vertices:
+        return None
+    values, result = (replace(side, summed=min(own)) for side in sides)
+    return (values, result) if result.heads == queries.heads else None
+
+
+def _weights(graph: ChannelGraph, op_index: int) -> Side | None:
+    """What a softmax makes of a product, summed over the keys; ``None`` where none is found."""
+    value = graph.ops[op_index].ir.outputs[0]
+    shape, parts = static_shape(value), _parts(graph, op_index, ~0)
+    place = {op.ir: number for number, op in enumerate(graph.ops)}
+    for _ in range(STEPS):
+        uses = [use.node for use in value.uses() if len(use.node.outputs) == 1]
+        ahead = [node for node in uses if static_shape(node.outputs[0]) == shape]
+        if len(ahead) != 1 or parts is None:
+            return None
+        node, op = ahead[0], graph.ops[place[ahead[0]]]
+        value = node.outputs[0]
+        if facts_of(node).distribution:
+            return _distribution(graph, place[node], value.name or "", parts)
+        if op.contracted or op.statistical:
+            return None
+    return None
+
+
+def _distribution(graph: ChannelGraph, op_index: int, name: str, parts: Parts) -> Side | None:
+    """A softmax's result, with the factors of the product that it competes over."""
+    competing = {graph.ops[op_index].factors[each] for each in graph.ops[op_index].statistical}
+    axes = {
+        graph.couplings.dims[edge.dim].axis
+        for edge in graph.edges_of(op_index)
+        if edge.factor in competing and edge.port < 0
+    }
+    if len(axes) != 1 or len(parts[min(axes)]) != 1:
+        return None
+    return Side(name, parts, (), parts[min(axes)][0][0])
+
+
+def _parts(graph: ChannelGraph, op_index: int, port: int) -> Parts | None:
+    """The factors of every axis of an operand; ``None`` where an axis is not their product.
+
+    Of a result ``port`` is its complement.
+    """
+    node = graph.ops[op_index].ir
+    value = node.inputs[port] if port >= 0 else node.outputs[~port]
     name = (value and value.name) or ""
     parts = []
     for axis, size in enumerate(graph.shapes[name]):
@@ -204,104 +283,3 @@ def _parts(
             return None
         parts.append(tuple(zip((e.factor for e in edges), sizes, strict=True)))
     return tuple(parts)
-
-
-class _Makers:
-    """Which outputs of which linear layers arrive where, moved and scaled but not changed."""
-
-    def __init__(self, graph: ChannelGraph) -> None:
-        self.graph = graph
-        self.arriving: dict[tuple[str, int], tuple[str, Array]] = {}
-        for name, reader in readers(graph.model, graph.couplings.input_independent).items():
-            if not reader.is_norm and not reader.linear.inside:
-                self._follow(name, reader)
-
-    def _follow(self, name: str, reader: Reader) -> None:
-        after, shape = following(reader), static_shape(reader.result)
-        scale = after.scale
-        if after.added or after.clamps or len(scale) != 1 or not scale.all():
-            return
-        if reader.result.dtype != ir.DataType.FLOAT or scale.size >= 2**24:
-            return
-        along = [1] * len(shape)
-        along[reader.linear.output_axis(len(shape))] = -1
-        numbers = np.arange(scale.size, dtype=np.float32).reshape(along)
-        arrived = _arrived(self.graph.model, reader.result, np.broadcast_to(numbers, shape), after)
-        seen = np.zeros(scale.size, dtype=np.int64)
-        for _, _, there in arrived:
-            seen[np.unique(there).astype(np.int64)] += 1
-        for node, port, there in arrived:
-            if node and (seen[there.astype(np.int64)] == 1).all():
-                self.arriving[node, port] = name, there
-
-    def known(self, side: Side, node: ir.Node, port: int) -> Side:
-        """The same with the layer that makes it, and the factors that tell heads apart."""
-        name, there = self.arriving.get((node.name or "", port), ("", None))
-        if there is None:
-            return side
-        axes = [vertex for parts in side.parts for vertex, _ in parts if vertex != side.summed]
-        heads = tuple(
-            vertex
-            for vertex in axes
-            if np.ptp(
-                Side(side.value, side.parts, (vertex,), side.summed).rows(there), axis=1
-            ).any()
-        )
-        return self.with_heads(Side(side.value, side.parts, heads, side.summed, name), heads, node)
-
-    def with_heads(self, side: Side, heads: tuple[int, ...], node: ir.Node) -> Side:
-        """The same with these heads; without its layer where an output has two places."""
-        port = next(k for k, v in enumerate(node.inputs) if v is not None and v.name == side.value)
-        made = Side(side.value, side.parts, heads, side.summed)
-        rows = made.rows(self.arriving[node.name or "", port][1])
-        outputs = rows[0].astype(np.int64)
-        if (rows != rows[:1]).any() or len(np.unique(outputs)) < outputs.size:
-            return made
-        return Side(side.value, side.parts, heads, side.summed, side.reader, outputs)
-
-
-def _arrived(
-    model: ir.Model, value: ir.Value, numbers: Array, after: Following
-) -> list[tuple[str, int, Array]]:
-    """Who reads numbers, by name and port, at which places; outputs of the graph without a name."""
-    found: list[tuple[str, int, Array]] = []
-    pending = [(value, numbers)]
-    while pending:
-        here, there = pending.pop()
-        if here.is_graph_output():
-            found.append(("", 0, there))
-        for use in here.uses():
-            node, facts = use.node, facts_of(use.node)
-            moved: list[tuple[ir.Value, Array]] | None = None
-            if node.name in after.nodes or (facts.inert and use.idx == 0) or _scales(node, use.idx):
-                moved = [(node.outputs[0], there)]
-            elif facts.moves and use.idx == 0:
-                moved = _moved(model, node, there)
-            if moved is None:
-                found.append((node.name or "", use.idx, there))
-            else:
-                pending += moved
-    return found
-
-
-def _scales(node: ir.Node, port: int) -> bool:
-    """Whether an operator multiplies its operand by one number."""
-    if len(node.inputs) != 2 or not facts_of(node).multiplies:
-        return False
-    other = node.inputs[1 - port]
-    constant = None if other is None else other.const_value
-    return constant is not None and constant.size == 1
-
-
-def _moved(model: ir.Model, node: ir.Node, there: Array) -> list[tuple[ir.Value, Array]] | None:
-    """Where a moving operator puts numbers; ``None`` where others mix with them or it depends."""
-    operands = [v for v in node.inputs[1:] if v is not None]
-    results = [v for v in node.outputs if v.name]
-    first = node.inputs[0]
-    if first is None or any(v.const_value is None or v.dtype == first.dtype for v in operands):
-        return None
-    try:
-        arrays = evaluate([v.name or "" for v in results], {first.name or "": there}, model)
-    except UnsupportedError:
-        return None
-    return [(value, arrays[value.name or ""]) for value in results]

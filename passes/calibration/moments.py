@@ -24,6 +24,8 @@ MOST_BYTES = 8 * 5000**2
 #: and without; sums are always in double.
 SINGLE_FROM = 512
 UNCROSSED_SINGLE_FROM = 64
+#: Strengths of the ridge that are tried, relative to the mean variance of the inputs.
+STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 #: Bytes of places that are summed together.
 TOGETHER_BYTES = 32 * 2**20
 

@@ -18,8 +18,8 @@ from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
 from morphgraph.passes.calibration.bases import remaining, seen_in_product
 from morphgraph.passes.calibration.batches import Batches
+from morphgraph.passes.calibration.compared import Compared
 from morphgraph.passes.calibration.group_readers import GroupReaders, group_readers
-from morphgraph.passes.calibration.logits import Compared
 from morphgraph.passes.calibration.moments import MOST_BYTES, Moments, Statistics
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.removal import (

@@ -9,6 +9,7 @@ from morphgraph.arrays import Array, FloatArray
 from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.passes.calibration.moments import (
     MOST_BYTES,
+    STRENGTHS,
     Moments,
     Ridge,
     Statistics,
@@ -18,8 +19,6 @@ from morphgraph.passes.calibration.moments import (
 )
 from morphgraph.passes.calibration.readers import Following
 
-#: Strengths of the ridge that are tried, relative to the mean variance of the inputs.
-STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 #: Inputs of a map from which fewer are tried: each needs a factorization.
 MANY = 2000
 #: Rounds in which what a clamp hides is taken out of the target, and what one has to gain.

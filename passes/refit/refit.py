@@ -29,7 +29,7 @@ from morphgraph.passes.analysis.changed import changed_values
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
-from morphgraph.passes.calibration.logits import Compared
+from morphgraph.passes.calibration.compared import Compared
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Lifetimes, Piece
 from morphgraph.passes.calibration.visits import Chooser

@@ -1,0 +1,102 @@
+"""What factors of rotated pairs make up for, where heads of a trained decoder get smaller.
+
+    python tools/experiments/decoder_rotary.py [--shares 0.8 0.7 0.6] [--pairs 12 8] [--seed 0]
+
+The folder holds the decoder that ``tools/experiments/decoder.py`` trains. At every budget of the
+parameters outside of the embeddings, and at every number of pairs where nothing else goes, it is
+made smaller three times, with one calibration text:
+pairs go by the smallest kernels and nothing makes up for them; they go by the logits; and with the
+factors too. Perplexity is that of text that nobody has seen.
+"""
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from decoder import FOLDER
+from decoder_table import Material
+
+import morphgraph as mg
+from morphgraph.arrays import FloatArray, IntArray
+from morphgraph.passes.calibration import bases
+from morphgraph.passes.calibration.compared import Compared
+from morphgraph.passes.calibration.curves import order_of
+from morphgraph.passes.calibration.factors import best_factors, whole
+from morphgraph.passes.calibration.logits import products
+from morphgraph.plans import Plan, make_plan
+from morphgraph.shrinker import Shrinker
+from morphgraph.shrinking import finish
+
+
+def main() -> None:
+    """Print a row for every budget."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--attention", nargs="+", default=["head-dim", "all"])
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.8, 0.7, 0.6])
+    parser.add_argument("--pairs", nargs="+", type=int, default=[], help="that stay, alone")
+    parser.add_argument("--arms", nargs="+", choices=list(FACTORS), default=list(FACTORS))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for attention in options.attention:
+        material = Material(options.folder, options.seed)
+        print(f"attention={attention}, original: {material.judge(material.graph.model):.2f}")
+        for arm in options.arms:
+            measure(material, attention, arm, options)
+
+
+def measure(material: Material, attention: str, arm: str, options: argparse.Namespace) -> None:
+    """Print what one way leaves of the decoder at all budgets, and at all numbers of pairs."""
+    graph = mg.lift(material.folder / "decoder.onnx", attention=attention)  # type: ignore[arg-type]
+    shrinker = Shrinker(graph, {"input_ids": material.text}, seed=options.seed, threads=1)
+    (pairs,) = {
+        k for p in products(graph) if p.partner is not None for k in graph.groups_on(p.summed)
+    }
+    if arm == "by kernels":
+        plain = [p for p in shrinker.compared.products if p.partner is None]
+        shrinker.compared = Compared(plain, shrinker.compared.moments)
+    with patch.object(bases, "best_factors", FACTORS[arm]):
+        for count in options.pairs:
+            keep = np.sort(order_of(shrinker.calibration, pairs)[-count:])
+            _row(material, shrinker, make_plan(graph, {pairs: keep}, {}), pairs, arm)
+        for share in options.shares:
+            _row(
+                material,
+                shrinker,
+                shrinker.plan(material.budget(share)),
+                pairs,
+                f"{share:.0%} {arm}",
+            )
+
+
+def _row(material: Material, shrinker: Shrinker, plan: Plan, pairs: int, name: str) -> None:
+    began = time.process_time()
+    found = material.judge(finish(shrinker, plan, verify=False).model)
+    left = int(plan.widths(shrinker.graph)[pairs])
+    print(f"{name}, {left} pairs: {found:.2f} ({time.process_time() - began:.0f} s)", flush=True)
+
+
+def _as_they_are(
+    _fitted: FloatArray, _aside: FloatArray, partner: IntArray, kept: IntArray
+) -> FloatArray:
+    """Factors of 1 for what stays."""
+    found = np.zeros(len(partner))
+    found[kept] = whole(partner)[kept]
+    return found
+
+
+FACTORS = {
+    "by kernels": best_factors,
+    "by logits": _as_they_are,
+    "with factors": best_factors,
+}
+
+
+if __name__ == "__main__":
+    main()
