@@ -122,6 +122,7 @@ checking: original, plan, resized model -> a report
         decoding        two steps of generation, for a network with a cache
         smaller         inputs on which the check proves the same with less work
         shorter         networks of fewer positions on which it proves the same
+        following       which sizes follow, and what in the model holds them
         single_precision the same network in float32, where every kernel exists
         stepwise        every value inside, from the masked original's operands
         compare         one array beside another, at the positions that stay

@@ -161,6 +161,8 @@ class Description:
         self.add(f"_{port}_{axis}", size, [Place(port, axis)], reason)
 
 
+_NO_FACTORS: frozenset[str] = frozenset()
+
 _UPPER = {"N": "batch", "S": "space", "T": "space", "K": "kernel"}
 
 
@@ -189,16 +191,20 @@ def from_line(
         NotationError: the line does not fit the node's shapes.
     """
     bound = bind(line, n.in_shapes, n.out_shapes, sizes)
+
+    def named(names: str) -> frozenset[str]:
+        return frozenset(bound.expand(names)) if names else _NO_FACTORS
+
     description = Description(
         macs=tuple(bound.expand(term) for term in macs.split("+")) if macs else (),
-        contracted=frozenset(bound.expand(contracted)),
-        statistical=frozenset(bound.expand(statistical)),
+        contracted=named(contracted),
+        statistical=named(statistical),
         prefer=tuple(prefer.split()),
-        eager=frozenset(bound.expand(eager)),
-        reluctant=frozenset(bound.expand(reluctant)),
-        sharing=frozenset(bound.expand(sharing)),
+        eager=named(eager),
+        reluctant=named(reluctant),
+        sharing=named(sharing),
         gate=gate,
-        broadcast=frozenset(bound.expand(bound.notation.broadcast)),
+        broadcast=named(bound.notation.broadcast),
     )
     factors = description.factors
     for name, size in bound.sizes.items():

@@ -136,7 +136,7 @@ def following(
         if not new:
             break
         sizes |= new
-        _restate(graph, message, _becoming_smaller(holders, sizes))
+        _restate(graph, message, _becoming_smaller(holders, sizes), new)
     found = inferred(message)
     if found is None or not sizes:
         return None
@@ -149,28 +149,37 @@ def following(
 def _becoming_smaller(holders: Following, sizes: Sizes) -> Following:
     """Of all that holds sizes what holds one of these."""
 
-    def smaller(held: Axes) -> Axes:
+    def smaller(all_axes: Axes) -> Axes:
         return {
             name: found
-            for name, axes in held.items()
+            for name, axes in all_axes.items()
             if (found := {axis: size for axis, size in axes.items() if size in sizes})
         }
 
-    stated, tables, computed, _ = holders
-    return Following(smaller(stated), smaller(tables), smaller(computed), sizes)
+    held, tables, computed, _ = holders
+    return Following(smaller(held), smaller(tables), smaller(computed), sizes)
+
+
+@analysis
+def statements_of(graph: ChannelGraph) -> Mapping[str, Sequence[Stated]]:
+    """What states sizes in the original, by name of a node's first result.
+
+    Where weights alone are computed with, sizes stay.
+    """
+    found = {node.outputs[0].name or "": stated(node) for node in graph.model.graph}
+    weights = graph.couplings.input_independent
+    return {name: each for name, each in found.items() if each and name not in weights}
 
 
 @analysis
 def _holders(graph: ChannelGraph) -> Following:
     """All that holds sizes of axes without channels."""
     found: dict[str, dict[int, int]] = {}
-    weights = graph.couplings.input_independent
-    for node in graph.model.graph:
-        name = node.outputs[0].name or ""
-        for each in stated(node) if name not in weights else ():
+    for name, statements in statements_of(graph).items():
+        for each in statements:
             open_axes = dict(_without_channels(graph, each.value.name or ""))
             sizes = {axis: open_axes[axis] for axis in each.axes if axis in open_axes}
-            if each.value is node.outputs[0]:
+            if each.value.name == name:  # of a target
                 states = each.at(sizes)
                 sizes = {axis: size for axis, size in sizes.items() if states[axis] == size}
             found.setdefault(name, {}).update(sizes)
@@ -291,13 +300,14 @@ def window_sizes(graph: ChannelGraph) -> list[int]:
     return [size for size, _ in counted.most_common()]
 
 
-def _restate(graph: ChannelGraph, message: onnx.ModelProto, smaller: Following) -> None:
-    """Write smaller sizes into the message that shapes are inferred of."""
+def _restate(graph: ChannelGraph, message: onnx.ModelProto, smaller: Following, new: Sizes) -> None:
+    """Write smaller sizes, of which some are new, into the message that shapes are inferred of."""
     initializers = {tensor.name: tensor for tensor in message.graph.initializer}
     for name, axes in smaller.tables.items():
         for axis, size in axes.items():
             initializers[name].dims[axis] = smaller.sizes[size]
     inputs = {value.name: value for value in message.graph.input}
+    statements = statements_of(graph)
     for node, proto in zip(graph.model.graph, message.graph.node, strict=True):
         for k, value in enumerate(node.outputs):
             name = value.name or ""
@@ -308,12 +318,11 @@ def _restate(graph: ChannelGraph, message: onnx.ModelProto, smaller: Following) 
                 place = inputs[name] if name in inputs else message.graph.input.add()
                 place.CopyFrom(onnx.helper.make_tensor_value_info(name, value.dtype.value, shape))
         first = node.outputs[0].name or ""
-        if first not in smaller.stated:
-            continue
-        for each in stated(node):
+        axes = smaller.stated.get(first, {})
+        for each in statements[first] if not new.keys().isdisjoint(axes.values()) else ():
             name = f"{first}/{each.port}"
             if name not in initializers:
                 initializers[name] = message.graph.initializer.add()
-            numbers = each.moved(smaller.stated[first], smaller.sizes)
+            numbers = each.moved(axes, smaller.sizes)
             initializers[name].CopyFrom(onnx.numpy_helper.from_array(np.asarray(numbers), name))
             proto.input[each.port] = name

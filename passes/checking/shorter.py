@@ -31,6 +31,7 @@ from morphgraph.passes.checking.following import (
     Following,
     following,
     stated,
+    statements_of,
     window_sizes,
 )
 from morphgraph.passes.checking.smaller import (
@@ -68,11 +69,10 @@ class Shorter:
 
     def change(self, model: ir.Model) -> ir.Model | None:
         """The same of a network that is nobody else's: it is changed, and returned."""
-        editor = Editor(model)
-        originals = _results(self.graph.model)
+        editor, constants = Editor(model), dict[bytes, ir.Value]()
         made = _results(model)
         for name, axes in self.parts.stated.items():
-            if name in made and not self._restate(editor, originals[name], made[name], axes):
+            if name in made and not self._restate(editor, constants, made[name], axes):
                 return None
         for name, axes in self.parts.computed.items():
             if name in made and not self._cut_behind(editor, made[name], axes):
@@ -96,19 +96,24 @@ class Shorter:
         return True
 
     def _restate(
-        self, editor: Editor, original: ir.Value, value: ir.Value, axes: Mapping[int, int]
+        self,
+        editor: Editor,
+        constants: dict[bytes, ir.Value],
+        value: ir.Value,
+        axes: Mapping[int, int],
     ) -> bool:
         """Write smaller sizes into what states the original's, where it does."""
-        before, node = original.producer(), value.producer()
-        assert before is not None
+        node = value.producer()
         assert node is not None
-        expected, found = stated(before), stated(node)
+        expected, found = statements_of(self.graph)[value.name or ""], stated(node)
         if [(e.port, e.at(axes)) for e in expected] != [(e.port, e.at(axes)) for e in found]:
             return False
         for each in found:
             numbers = each.moved(axes, self.parts.sizes)
-            constant = editor.constant(f"{value.name}_smaller_{each.port}", numbers)
-            node.replace_input_with(each.port, constant)
+            key = numbers.dtype.str.encode() + numbers.tobytes()  # many nodes state the same
+            if key not in constants:
+                constants[key] = editor.constant(f"{value.name}_smaller_{each.port}", numbers)
+            node.replace_input_with(each.port, constants[key])
         return True
 
     def _cut_behind(self, editor: Editor, value: ir.Value, axes: Mapping[int, int]) -> bool:
