@@ -19,7 +19,14 @@ from morphgraph.arrays import Arrays, IntArray
 from morphgraph.calibration.decode import IMAGE_SUFFIXES
 from morphgraph.calibration.folders import files_in
 from morphgraph.calibration.tokens import TokenInputs
-from morphgraph.errors import ArgumentError, DataError, FileError, ModelError, UnsupportedError
+from morphgraph.errors import (
+    ArgumentError,
+    DataError,
+    FileError,
+    ModelError,
+    UnsupportedError,
+    warn,
+)
 from morphgraph.onnx_io import escape
 
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".text", ".jsonl"})
@@ -27,6 +34,7 @@ LENGTH = 512
 """Tokens of a sequence where neither the model nor anybody else says it."""
 _PIECE = 2**18  # characters that are coded at once
 _BYTES = 16  # of a token; longer ones are rare, so that a stretch of text holds a sequence
+_SHORTEST = 8  # tokens of a sequence that are proposed
 _FEWEST = 2  # sequences: one to fit to, and one held out
 
 
@@ -56,6 +64,8 @@ class Coder(NamedTuple):
     before: list[int]
     behind: list[int]
     name: str
+    size: int
+    unknown: int | None
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Coder":
@@ -88,7 +98,15 @@ class Coder(NamedTuple):
             ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
             return ids
 
-        return cls(encode, found.ids[:first], found.ids[last:], name)
+        size = tokenizer.get_vocab_size()
+        return cls(encode, found.ids[:first], found.ids[last:], name, size, _unknown(tokenizer))
+
+
+def _unknown(tokenizer: Any) -> int | None:
+    """The id of what a tokenizer does not know; ``None`` where it has no such token."""
+    token = getattr(getattr(tokenizer, "model", None), "unk_token", None)
+    number: int | None = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    return number
 
 
 def _read(path: Path) -> Any:
@@ -153,6 +171,11 @@ def sequences(
             "in Python text=TextOptions('tokenizer.json')"
         )
     coder = Coder.of(options.tokenizer)
+    if inputs.rows is not None and 2 * coder.size < inputs.rows:
+        warn(
+            f"the tokenizer {coder.name} has {coder.size} tokens, and the model's embedding "
+            f"'{escape(inputs.table)}' {inputs.rows} rows; is it the tokenizer of this model?"
+        )
     length = _length(inputs, options, where)
     room = length - len(coder.before) - len(coder.behind)
     if room < 1:
@@ -190,7 +213,7 @@ def _feeds(
     where: str,
 ) -> Iterator[Arrays]:
     length, room = sizes
-    count, total = 0, 0
+    count, total, unknown = 0, 0, 0
     waiting: list[int] = []
     for text, is_alone in _pieces(data, limit, room, seed):
         waiting += coder.encode(text)
@@ -199,6 +222,7 @@ def _feeds(
             ids = np.array([[*coder.before, *waiting[:room], *coder.behind]], np.int64)
             del waiting[:room]
             _check_ids(ids, inputs, coder, where)
+            unknown += int((ids == coder.unknown).sum())
             yield inputs.feed(ids)
             count += 1
             if is_alone:
@@ -207,8 +231,16 @@ def _feeds(
         if is_alone:
             waiting.clear()
     total += len(waiting)
+    if not total:
+        raise DataError(f"{where}holds no text; give some that is like what the model is for")
+    if count and 2 * unknown > count * room:
+        raise DataError(
+            f"{where}the tokenizer {coder.name} does not know {unknown} of {count * room} tokens; "
+            "give the tokenizer that belongs to this model, or text that it was made for"
+        )
     if count < _FEWEST:
-        shorter = f" or shorter ones: length={max(total // 32, 1)}" if inputs.length is None else ""
+        few = inputs.length is None and total >= _FEWEST * _SHORTEST
+        shorter = f" or shorter ones: length={max(total // 32, _SHORTEST)}" if few else ""
         raise DataError(
             f"{where}too short: {total} tokens, and the sequences have {length}; give more text"
             f"{shorter}"

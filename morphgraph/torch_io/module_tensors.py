@@ -183,8 +183,8 @@ def _take(form: Form, own: OwnTensor, followed: Followed) -> bool:
         if cuts:
             raise UnsupportedError(
                 f"tensor '{escape(own.names[0])}': the plan cuts its layer away, but a module's "
-                "forward goes on calling it; plan with a min_width of 1, or take "
-                "mg.to_torch(mg.apply(graph, plan))"
+                "forward goes on calling it; plan without `depth` and with a min_width of 1, or "
+                "take mg.to_torch(mg.apply(graph, plan))"
             )
         return True
     before = own.shape

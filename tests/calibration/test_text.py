@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,38 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     given = TextOptions(tokenizer(tmp_path), length=16)
     with pytest.raises(ModelError, match="gives the id 17, and the model's embedding 'table' "):
         Samples.of([text(100)], model(PLAIN, rows=10), text=given)
+
+
+def test_words_that_a_tokenizer_does_not_know_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(f"other{number}" for number in range(60)) + " " + text(20))
+    given = TextOptions(tokenizer(tmp_path), length=8)
+    with pytest.raises(DataError, match=r"does not know 6\d of 80 tokens; give the tokenizer"):
+        only(Samples.of(file, model(PLAIN), text=given))
+    file.write_text(text(80) + " other")
+    assert len(only(Samples.of(file, model(PLAIN), text=given))) == 10
+
+
+@pytest.mark.parametrize(("rows", "few"), [(64, False), (200, True)])
+def test_a_tokenizer_with_few_of_the_models_tokens_is_doubted(
+    rows: int, few: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(text(64))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        only(Samples.of(file, model(PLAIN, rows), text=TextOptions(tokenizer(tmp_path), length=8)))
+    assert [f"{rows} rows; is it the tokenizer" in str(each.message) for each in said] == [
+        True
+    ] * few
+
+
+@pytest.mark.parametrize("blank", ["", " \n\n"])
+def test_no_text_is_told(blank: str, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(blank)
+    with pytest.raises(DataError, match="holds no text; give some"):
+        only(Samples.of(file, model(PLAIN), text=TextOptions(tokenizer(tmp_path), length=8)))
 
 
 def test_a_broken_tokenizer_and_one_without_text(tmp_path: Path) -> None:

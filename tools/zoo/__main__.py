@@ -1,7 +1,7 @@
 """Coverage over whole networks: what can be resized, at what cost, and proof that it is right.
 
     python tools/zoo                        # every entry; writes docs/coverage.md
-    python tools/zoo --small                # 14 small networks; writes docs/coverage-small.md
+    python tools/zoo --small                # 25 small ones; writes docs/coverage-small.md
     python tools/zoo --only timm/dla34 ...  # these (globs too); prints their findings
     python tools/zoo --failed               # once more what failed
 
