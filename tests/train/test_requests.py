@@ -38,7 +38,7 @@ def wrapped() -> mg.Regularizer:
 def part() -> mg.Regularizer:
     """The graph is of the whole, the module a part of it."""
     whole = Wrapped(made()[0])
-    whole.forward = lambda x: whole.model(x)  # type: ignore[method-assign]
+    whole.forward = lambda x: whole.model(x)
     graph = mg.lift(mg.export(whole, (torch.rand(2, 2, 6, 6),)))
     return mg.Regularizer(graph, whole.model)
 
