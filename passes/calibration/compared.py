@@ -121,7 +121,7 @@ def _stops(
     for batch in batches:
         kept.append(batch)
     here = 0
-    for product in found:
+    for product in sorted(found, key=lambda each: place[each.name]):
         cut = place[product.name]
         between = frozenset(each.name or "" for each in nodes[here:cut])
         before = between, lifetimes.at(here), kept[0] if len(kept) else None

@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--attention", nargs="+", default=["head-dim", "all"])
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.8, 0.7, 0.6])
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.8, 0.7, 0.6])
     parser.add_argument("--pairs", nargs="+", type=int, default=[], help="that stay, alone")
     parser.add_argument("--arms", nargs="+", choices=list(FACTORS), default=list(FACTORS))
     parser.add_argument("--seed", type=int, default=0)

@@ -68,4 +68,4 @@ def test_heads_of_decoders_get_smaller(kind: str) -> None:
     assert errors[0] < errors[1] < errors[2]
     (found,) = run(small, feeds[4]).values()
     made = mg.to_torch(small)(torch.from_numpy(feeds[4][name]))
-    np.testing.assert_allclose(made.detach().numpy(), found, atol=1e-3)
+    np.testing.assert_allclose(made.logits.detach().numpy(), found, atol=1e-3)
