@@ -84,7 +84,7 @@ class Data:
     """Batches for every network: images with labels, and letters with tags."""
 
     def __init__(self, path: Path) -> None:
-        loaded = np.load(path)
+        loaded = np.load(path, allow_pickle=False)
         chosen = np.random.default_rng(0).permutation(len(loaded["y_train"]))[:8192]
         images = loaded["x_train"][chosen, :16, :16].astype(np.float32).transpose(0, 3, 1, 2)
         self.images = torch.from_numpy((images - 118) / 62)

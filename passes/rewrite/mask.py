@@ -61,7 +61,9 @@ class _Masker:
         copies = list(self.model.graph)
         columns = couplings.columns
         cut = self.selection.changes[columns.dim]
-        cut &= (role.sums | role.normalizes)[columns.factor]
+        looked_at = role.sums | role.normalizes
+        looked_at[list(couplings.indexed)] = True
+        cut &= looked_at[columns.factor]
         for edge in map(couplings.edges.__getitem__, np.flatnonzero(cut).tolist()):
             positions = self.selection.vertex(edge.dim)
             assert positions is not None
