@@ -336,7 +336,7 @@ def wider() -> nn.Module:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (lambda: nn.ModuleDict({"body": convolutions()}), "is not in the module; give the"),
+        (lambda: nn.ModuleDict({"body": convolutions()}), "give the part of it at 'body'"),
         (perceptron, "is not in the module; give the module that was exported"),
         (wider, r"'1.weight' has shape \(40,\), but the graph has 32 .*; lift the model that this"),
     ],
