@@ -5,6 +5,7 @@ the heads of keys and values, each shared by ``r`` heads of queries; ``d`` is th
 queries and keys, ``e`` that of a head of values.
 """
 
+import operator
 from collections.abc import Sequence
 from math import sqrt
 from types import MappingProxyType
@@ -174,14 +175,27 @@ def _mask(b: "TorchBuilder", n: OpNode, is_causal: bool) -> "fx.Node | None":
             given = b.call(F.pad, given, [0, missing], value=fill)
     if not is_causal:
         return given
-    past = n.shape(4)[-2] if n.has(4) else 0
-    allowed = torch.ones(n.shape(0)[-2], _keys(n), dtype=torch.bool).tril(past)
-    causal = b.buffer(n, "causal", allowed)
+    causal = _causal(b, n)
     if given is None:
         return causal
     if _is_bool_mask(n):
         return b.call(torch.logical_and, given, causal)
     return b.call(torch.where, causal, given, forbidden)
+
+
+def _causal(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+    """Which keys queries see, ``[queries, keys]``: all of the past, and no later one of the new."""
+    import torch
+
+    ports = (0, 1, 4) if n.has(4) else (0, 1)
+    queries, new, *past = (b.size(n, port, -2) for port in ports)
+    if all(isinstance(size, int) for size in (queries, new, *past)):
+        before = n.shape(4)[-2] if n.has(4) else 0
+        allowed = torch.ones(n.shape(0)[-2], _keys(n), dtype=torch.bool)
+        return b.buffer(n, "causal", allowed.tril(before))
+    keys = b.call(operator.add, new, past[0]) if past else new
+    every = b.call(torch.ones, queries, keys, dtype=torch.bool, device=b.device())
+    return b.method("tril", every, *past)
 
 
 def _is_bool_mask(n: OpNode) -> bool:

@@ -1,6 +1,9 @@
 """Sizes that a model reads off its input and computes with, in all spellings, at an open batch."""
 
+from typing import Any
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -52,3 +55,35 @@ def test_a_size_in_any_spelling(spelling: str) -> None:
         x = np.random.default_rng(0).standard_normal((batch, 4, 2)).astype("f")
         (expected,) = session.run(None, {"x": x})
         np.testing.assert_allclose(net(torch.from_numpy(x)).detach(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("operand", ["", "m"])
+def test_causal_attention_at_open_lengths_behind_a_past(operand: str) -> None:
+    """What a query must not see depends on how long the past is, and how many are new."""
+    generator = np.random.default_rng(0)
+    kernels = {name: generator.normal(size=(8, 8)).astype(np.float32) for name in "abc"}
+    heads: dict[str, Any] = {"q_num_heads": 2, "kv_num_heads": 2, "is_causal": 1}
+    nodes = [onnx.helper.make_node("MatMul", ["x", each], [f"{each}x"]) for each in "abc"]
+    operands = ["ax", "bx", "cx", operand, "k", "v"]
+    nodes.append(onnx.helper.make_node("Attention", operands, ["y", "K", "V"], **heads))
+    sizes: dict[str, Any] = {"x": [1, "T", 8], "k": [1, 2, "P", 4], "v": [1, 2, "P", 4]}
+    sizes |= {"m": ["T", "L"]} if operand else {}
+    results: dict[str, Any] = {"y": [1, "T", 8], "K": [1, 2, "L", 4], "V": [1, 2, "L", 4]}
+    inputs, outputs = (
+        [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in each.items()]
+        for each in (sizes, results)
+    )
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in kernels.items()]
+    graph = onnx.helper.make_graph(nodes, "net", inputs, outputs, stored)
+    opset = [onnx.helper.make_opsetid("", 23)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+    net = mg.to_torch(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for new, past in ((3, 2), (5, 1), (1, 7), (4, 0)):
+        feeds = {"x": generator.normal(size=(1, new, 8)).astype(np.float32)}
+        feeds |= {k: generator.normal(size=(1, 2, past, 4)).astype(np.float32) for k in "kv"}
+        mask = generator.normal(size=(new, past + new)).astype(np.float32)
+        feeds |= {"m": mask} if operand else {}
+        found = net(*(torch.from_numpy(array) for array in feeds.values()))
+        for one, other in zip(found, session.run(None, feeds), strict=True):
+            np.testing.assert_allclose(one.detach().numpy(), other, rtol=1e-4, atol=1e-5)
