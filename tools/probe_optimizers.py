@@ -291,7 +291,7 @@ def train(net: nn.Module, optimizers: list[optim.Optimizer], batch: Batch) -> fl
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss = F.cross_entropy(net(inputs), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         return loss
 
     if isinstance(optimizers[0], optim.LBFGS):

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from operator import index
-from typing import Any, get_args
+from typing import Any, SupportsIndex, get_args
 
 from torch import nn
 
@@ -30,10 +30,11 @@ def require_steps(steps: object) -> int:
     Raises:
         ArgumentError: it is none, or below 1.
     """
-    try:
-        whole = int(steps) if isinstance(steps, float) and steps.is_integer() else index(steps)  # type: ignore[arg-type]
-    except TypeError:
-        whole = 0
+    whole = 0
+    if isinstance(steps, SupportsIndex):
+        whole = index(steps)
+    elif isinstance(steps, float) and steps.is_integer():
+        whole = int(steps)
     if whole < 1:
         raise ArgumentError(
             f"steps={escape(repr(steps))}: give the optimizer steps of the phase, a whole number "

@@ -16,13 +16,12 @@ from morphgraph.arrays import Array, Arrays, FloatArray
 from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.graph import ChannelGraph
 from morphgraph.ops import facts_of
-from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.factors import moments_of_terms
 from morphgraph.passes.calibration.logits import Logits, angles_of, products
 from morphgraph.passes.calibration.moments import Moments
 from morphgraph.passes.calibration.readers import Reader, following, readers
-from morphgraph.passes.calibration.segments import Lifetimes, Piece
-from morphgraph.passes.calibration.visits import advance
+from morphgraph.passes.calibration.segments import Piece
+from morphgraph.passes.calibration.visits import advance, beginning
 
 SecondMoments = Mapping[str, tuple[FloatArray, FloatArray]]
 """By product those of queries and of keys, ``[heads, size, size]``; where queries are turned those
@@ -115,11 +114,7 @@ def _stops(
 ) -> Iterator[_Stop]:
     model = graph.model
     nodes = list(model.graph)
-    place = {node.name: number for number, node in enumerate(nodes)}
-    lifetimes = Lifetimes(nodes, [value.name or "" for value in model.graph.outputs])
-    kept = Batches()
-    for batch in batches:
-        kept.append(batch)
+    place, lifetimes, kept = beginning(model, batches)
     here = 0
     for product in sorted(found, key=lambda each: place[each.name]):
         cut = place[product.name]

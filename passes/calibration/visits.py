@@ -87,12 +87,7 @@ def visit(
 
     Rows are ``[places, maps, inputs]``. Those of one look must be used up before the next.
     """
-    nodes = list(model.graph)
-    place = {node.name: number for number, node in enumerate(nodes)}
-    lifetimes = Lifetimes(nodes, [value.name or "" for value in model.graph.outputs])
-    kept = Batches()
-    for batch in batches:
-        kept.append(batch)
+    place, lifetimes, kept = beginning(model, batches)
     cuts = [place[look.name] for look in looked_at]
     for number, (look, cut) in enumerate(zip(looked_at, cuts, strict=True)):
         progress("statistics", number, len(looked_at))
@@ -110,6 +105,21 @@ def visit(
         kept = later
     kept.close()
     progress("statistics", len(looked_at), len(looked_at))
+
+
+def beginning(
+    model: ir.Model, batches: Iterable[Arrays]
+) -> tuple[dict[str | None, int], Lifetimes, Batches]:
+    """The places of the nodes by name, what is live in front of each, and the batches, kept."""
+    nodes = list(model.graph)
+    kept = Batches()
+    for batch in batches:
+        kept.append(batch)
+    return (
+        {node.name: number for number, node in enumerate(nodes)},
+        Lifetimes(nodes, [value.name or "" for value in model.graph.outputs]),
+        kept,
+    )
 
 
 def advance(

@@ -61,6 +61,7 @@ class _Masker:
         copies = list(self.model.graph)
         columns = couplings.columns
         cut = self.selection.changes[columns.dim]
+        # Kernels that an index chooses, too: of none that is left nothing is chosen.
         looked_at = role.sums | role.normalizes
         looked_at[list(couplings.indexed)] = True
         cut &= looked_at[columns.factor]

@@ -21,6 +21,7 @@ from decoder_table import Material
 
 import morphgraph as mg
 from morphgraph.arrays import FloatArray, IntArray
+from morphgraph.options import Attention
 from morphgraph.passes.calibration import bases
 from morphgraph.passes.calibration.compared import Compared
 from morphgraph.passes.calibration.curves import order_of
@@ -51,9 +52,11 @@ def main() -> None:
             measure(material, attention, arm, options)
 
 
-def measure(material: Material, attention: str, arm: str, options: argparse.Namespace) -> None:
+def measure(
+    material: Material, attention: Attention, arm: str, options: argparse.Namespace
+) -> None:
     """Print what one way leaves of the decoder at all budgets, and at all numbers of pairs."""
-    graph = mg.lift(material.folder / "decoder.onnx", attention=attention)  # type: ignore[arg-type]
+    graph = mg.lift(material.folder / "decoder.onnx", attention=attention)
     shrinker = Shrinker(graph, {"input_ids": material.text}, seed=options.seed, threads=1)
     (pairs,) = {
         k for p in products(graph) if p.partner is not None for k in graph.groups_on(p.summed)
