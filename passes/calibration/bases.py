@@ -24,7 +24,12 @@ from morphgraph.arrays import Array, FloatArray, IntArray
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.compared import Compared
-from morphgraph.passes.calibration.factors import best_factors, factor_basis, seen_in_terms
+from morphgraph.passes.calibration.factors import (
+    best_factors,
+    factor_basis,
+    seen_in_terms,
+    whole,
+)
 from morphgraph.passes.calibration.logits import Logits
 from morphgraph.passes.calibration.readers import Following, Reader
 from morphgraph.passes.calibration.removal import DAMPING, Seen
@@ -51,7 +56,9 @@ def seen_in_product(
         blocks: elements of every channel, ``[channels, elements per channel]``.
     """
     if product.partner is not None:
-        return seen_in_terms(moments[0], product.partner, blocks)
+        every = np.ones(len(product.partner))
+        factors = whole(product.partner) if product.scale is None else every
+        return seen_in_terms(moments[0], factors, blocks)
     queries, keys = moments
     total = shared_queries(product, queries, len(keys))
     inputs, kernel = (keys, total) if product.queries.reader else (total, keys)
@@ -214,7 +221,7 @@ def turns(seen: Compared, found: Mapping[str, Reader], selection: AxisSelection)
     made: dict[str, Turn] = {}
     for each in seen.products:
         elements = selection.vertex(each.summed)
-        if elements is None or not len(elements):
+        if elements is None or not len(elements) or each.scale is not None:
             continue
         elements = each.elements(elements)
         pair = bases(each, seen.moments[each.name], elements)

@@ -2,7 +2,9 @@
 
 The original runs from product to product, piece by piece: of each product second moments alone are
 kept, of its operands or, where queries are turned, of their terms
-(:mod:`morphgraph.passes.calibration.factors`).
+(:mod:`morphgraph.passes.calibration.factors`). Where queries have a norm of their own, which
+divides by another number whenever other elements stay, samples are kept, too
+(:mod:`morphgraph.passes.calibration.normed`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,29 +18,41 @@ from morphgraph.arrays import Array, Arrays, FloatArray
 from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.graph import ChannelGraph
 from morphgraph.ops import facts_of
+from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.factors import moments_of_terms
-from morphgraph.passes.calibration.logits import Logits, angles_of, products
+from morphgraph.passes.calibration.logits import Logits, products, turned_by
 from morphgraph.passes.calibration.moments import Moments
+from morphgraph.passes.calibration.normed import IN_MEMORY, Sampled, Terms, sources
 from morphgraph.passes.calibration.readers import Reader, following, readers
 from morphgraph.passes.calibration.segments import Piece
 from morphgraph.passes.calibration.visits import advance, beginning
 
 SecondMoments = Mapping[str, tuple[FloatArray, FloatArray]]
-"""By product those of queries and of keys, ``[heads, size, size]``; where queries are turned those
-of their terms, on inputs to fit to and on inputs kept aside."""
+"""By product those of queries and of keys, ``[heads, size, size]``; where queries are turned or
+have a norm those of their terms, on inputs to fit to and on inputs kept aside."""
 
 #: Queries of a head that are looked at per element, and the fewest.
 QUERIES_PER_ELEMENT, FEWEST_QUERIES = 16, 2048
+#: Bytes of the values that are kept of a product whose queries have a norm, and its queries.
+SAMPLED_BYTES, QUERIES = 24 * 2**20, 16384
 #: A difference from a rotation, as a share of what it gives, that is rounding.
 ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """The products of a network that can be made up for, and second moments of their operands."""
+    """The products of a network that can be made up for, and what is known of their operands.
+
+    Attributes:
+        products: the products.
+        moments: second moments of their operands, or terms.
+        samples: by product whose queries have a norm places that it is fitted to, and others that
+            were kept aside.
+    """
 
     products: Sequence[Logits] = ()
     moments: SecondMoments = field(default_factory=dict)
+    samples: Mapping[str, tuple[Sampled, Sampled]] = field(default_factory=dict)
 
 
 def compared(
@@ -62,10 +76,19 @@ def compared(
     if not found:
         return Compared()
     moments: dict[str, tuple[FloatArray, FloatArray]] = {}
+    samples: dict[str, tuple[Sampled, Sampled]] = {}
     tried: list[Logits] = []
     makers = readers(graph.model, graph.couplings.input_independent)
     for stop in _stops(graph, found, batches(), threads):
         product: Logits | None = stop.product
+        if stop.terms is not None:
+            seen = _sampled(stop, stop.terms, processes)
+            if seen is not None:
+                tried.append(stop.product)
+                samples[stop.product.name] = seen, seen
+                terms = stop.terms.moments(seen, np.arange(stop.terms.size))[:, :-1, :-1]
+                moments[stop.product.name] = terms, terms
+            continue
         if product is not None and product.partner is not None and product.queries.pair is None:
             product = _tried(makers[product.queries.reader], stop, processes)
         if product is None:
@@ -80,8 +103,11 @@ def compared(
     if aside is not None and turned:
         for stop in _stops(graph, turned, aside(), threads):
             name = stop.product.name
-            moments[name] = moments[name][0], _of_terms(stop, ALONE)
-    return Compared(tuple(tried), moments)
+            if stop.terms is None:
+                moments[name] = moments[name][0], _of_terms(stop, ALONE)
+            elif (seen := _sampled(stop, stop.terms, ALONE)) is not None:
+                samples[name] = samples[name][0], seen
+    return Compared(tuple(tried), moments, samples)
 
 
 @dataclass(eq=False)
@@ -98,6 +124,8 @@ class _Stop:
         samples: its operands, what else its operator reads and its weights, batch by batch; to be
             used up before the next.
         batches: how many there are.
+        given: where queries have a norm names of what they and the keys are computed from.
+        terms: the terms of its queries then.
     """
 
     product: Logits
@@ -107,6 +135,8 @@ class _Stop:
     model: ir.Model
     samples: Iterator[Arrays]
     batches: int
+    given: Sequence[str] = ()
+    terms: Terms | None = None
 
 
 def _stops(
@@ -120,15 +150,52 @@ def _stops(
         cut = place[product.name]
         between = frozenset(each.name or "" for each in nodes[here:cut])
         before = between, lifetimes.at(here), kept[0] if len(kept) else None
-        kept, here = advance(model, lifetimes, kept, (here, cut), threads), cut
         node = nodes[cut]
         asked = [value.name for value in node.inputs if value is not None and value.name]
         asked += [] if product.weights is None else [product.weights.value]
-        piece = Piece(model, lifetimes.at(here), asked, threads)
+        given: list[str] = []
+        terms = None
+        if product.scale is None:
+            kept, here = advance(model, lifetimes, kept, (here, cut), threads), cut
+        else:  # what its norms see is there no more where it stands
+            given = sources(graph, product, lifetimes.at(here))
+            terms = Terms(graph, model, product, given, threads)
+        piece = Piece(model, lifetimes.at(here), [*asked, *given], threads)
         samples = (piece.run(arrays) for arrays in kept)
-        yield _Stop(product, node, threads, before, model, samples, len(kept))
+        yield _Stop(product, node, threads, before, model, samples, len(kept), given, terms)
         piece.close()
+        kept, here = advance(model, lifetimes, kept, (here, cut), threads), cut
     kept.close()
+
+
+def _sampled(stop: _Stop, terms: Terms, processes: Processes) -> Sampled | None:
+    """What is kept of the inputs; ``None`` where queries are no sum of terms."""
+    product = stop.product
+    mixing = _Mixing(stop) if product.weights is None else None
+    found = Sampled(stop.given, Batches(IN_MEMORY), Batches(IN_MEMORY))
+    left, good = SAMPLED_BYTES // processes.count, True
+    for arrays in stop.samples:
+        if left <= 0:
+            break
+        good = good and terms.agree(arrays)
+        weights = _weights(product, mixing, arrays)
+        samples, _, places, _ = weights.shape
+        few = max(-(-QUERIES // (stop.batches * samples)), places // 8)
+        chosen = np.linspace(places - 1, 0, min(places, few)).round().astype(np.int64)
+        read = {value.name for value in stop.node.inputs if value is not None}
+        operands = {product.queries.value, product.keys.value}
+        needed = {*stop.given, *(read - operands if product.queries.pair is not None else ())}
+        found.values.append({name: arrays[name] for name in needed if name in arrays})
+        found.seen.append(
+            {
+                "places": chosen,
+                "weights": weights[:, :, chosen],
+                "logits": terms.logits(arrays, chosen),
+            }
+        )
+        left -= sum(arrays[name].nbytes for name in needed if name in arrays)
+    everywhere = processes.gather(good)
+    return found.shared(processes) if all(everywhere) else None
 
 
 def _of_operands(stop: _Stop, processes: Processes) -> tuple[FloatArray, FloatArray]:
@@ -163,12 +230,8 @@ def _of_terms(stop: _Stop, processes: Processes) -> FloatArray:
         queries = product.queries.by_heads(arrays[product.queries.value], product.keys)
         keys = product.keys.by_heads(arrays[product.keys.value], product.queries)
         if product.queries.pair is not None:
-            queries, keys = _turned(stop.node, arrays, queries, keys)
-        if product.weights is not None:
-            weights = product.weights.by_heads(arrays[product.weights.value], product.keys)
-        else:
-            assert mixing is not None
-            weights = mixing.weights(arrays)
+            queries, keys = (turned_by(stop.node, arrays, each) for each in (queries, keys))
+        weights = _weights(product, mixing, arrays)
         samples, _, places, _ = queries.shape
         few = min(places, max(1, round(enough / samples)))
         chosen = np.linspace(places - 1, 0, few).round().astype(np.int64)
@@ -180,18 +243,12 @@ def _of_terms(stop: _Stop, processes: Processes) -> FloatArray:
     return processes.total(total) / max(seen, 1.0)
 
 
-def _turned(node: ir.Node, arrays: Arrays, *both: Array) -> list[Array]:
-    """Queries and keys as an attention turns them itself, ``[samples, heads, places, size]``."""
-    angles = angles_of(node)
-    assert angles is not None
-    operands = {k: arrays[v.name] for k, v in enumerate(node.inputs) if v is not None and v.name}
-    cosines, sines = (table[:, None] for table in angles(operands))
-    found = []
-    for each in both:
-        one, other = np.split(each, 2, axis=-1)
-        turned = one * cosines - other * sines, one * sines + other * cosines
-        found.append(np.concatenate(turned, axis=-1))
-    return found
+def _weights(product: Logits, mixing: "_Mixing | None", arrays: Arrays) -> Array:
+    """How much queries take of keys, ``[samples, heads, places, places of keys]``."""
+    if product.weights is not None:
+        return product.weights.by_heads(arrays[product.weights.value], product.keys)
+    assert mixing is not None
+    return mixing.weights(arrays)
 
 
 class _Mixing:

@@ -23,6 +23,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import turns
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.carried import Carried, Changed
+from morphgraph.passes.calibration.normed import fitted_scales, write_scales
 from morphgraph.passes.calibration.outputs import Energies, OutputErrors
 from morphgraph.passes.calibration.readers import readers
 from morphgraph.passes.calibration.segments import run_all
@@ -169,6 +170,8 @@ def _masked(
     keep = order_of(calibration, index)[graph.groups[index].width - width :]
     model = mask(graph, {index: np.sort(keep)})
     _write(calibration, model, changed_kernels(calibration, index, width))
+    seen, kept = calibration.compared, {index: np.sort(keep)}
+    write_scales(model, fitted_scales(graph, seen.samples, seen.products, (model, kept), threads))
     try:
         yield from run_all(model, feeds, threads)
     except Exception as error:  # ONNX Runtime's errors share no base class

@@ -14,6 +14,8 @@ alone that it may take, the more the more it takes of them. Half of the weight o
 the same for all that it may take, half is what it takes.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from morphgraph.arrays import Array, Flags, FloatArray, IntArray
@@ -51,7 +53,7 @@ def moments_of_terms(
             products = (own[:, :, None] * own[:, None, :]).reshape(len(own), -1)
             for start in range(0, q.shape[1], TOGETHER):
                 rows = slice(start, start + TOGETHER)
-                shares = _shares(w[head, rows])
+                shares = shares_of(w[head, rows])
                 mean = shares @ own
                 spread = (shares @ products).reshape(-1, size, size)
                 spread -= mean[:, :, None] * mean[:, None, :]
@@ -59,7 +61,7 @@ def moments_of_terms(
     return total
 
 
-def _shares(weights: Array) -> Array:
+def shares_of(weights: Array) -> Array:
     """How much every key counts for a query, ``[places, places of keys]``; of each query 1."""
     taken = np.nan_to_num(weights)
     allowed = (taken > 0).astype(taken.dtype)
@@ -85,18 +87,17 @@ def whole(partner: IntArray) -> FloatArray:
     return np.where(partner >= np.arange(len(partner)), 1.0, 0.0)
 
 
-def seen_in_terms(moments: FloatArray, partner: IntArray, blocks: IntArray) -> Seen:
+def seen_in_terms(moments: FloatArray, factors: FloatArray, blocks: IntArray) -> Seen:
     """What elements are to a product, whose terms are to it what inputs are to a kernel.
 
     Args:
         moments: of the terms, ``[heads, size, size]``.
-        partner: of every element.
+        factors: those of the whole head, ``[size]``.
         blocks: elements of every channel, ``[channels, elements per channel]``.
     """
-    factors = whole(partner)
     energy = max(float(np.einsum("i,hij,j->", factors, moments, factors)), 1e-30)
     diagonal = np.diagonal(moments, axis1=1, axis2=2).mean(axis=1)
-    damping = DAMPING * np.maximum(diagonal, 1e-30)[:, None, None] * np.eye(len(partner))
+    damping = DAMPING * np.maximum(diagonal, 1e-30)[:, None, None] * np.eye(len(factors))
     matrix = np.tile(factors, (len(moments), 1, 1))
     return Seen(np.linalg.inv(moments + damping), matrix, blocks, energy)
 
@@ -129,16 +130,41 @@ def best_factors(
     """
     start = np.zeros(len(partner))
     start[kept] = whole(partner)[kept]
-    best, least = start, factors_error(start, aside, partner)
-    own = fitted[np.ix_(kept, kept)]
-    left = (fitted @ (whole(partner) - start))[kept]
-    size = max(float(np.trace(own)) / max(len(kept), 1), 1e-30)
+    missing = fitted @ (whole(partner) - start)
+    found = start.copy()
+    found[kept] = ridge_from(
+        start[kept],
+        fitted[np.ix_(kept, kept)],
+        missing[kept],
+        lambda factors: factors_error(_spread(factors, kept, len(partner)), aside, partner),
+    )
+    return found
+
+
+def _spread(factors: FloatArray, kept: IntArray, size: int) -> FloatArray:
+    found = np.zeros(size)
+    found[kept] = factors
+    return found
+
+
+def ridge_from(
+    start: FloatArray, moments: FloatArray, left: FloatArray, error: Callable[[FloatArray], float]
+) -> FloatArray:
+    """Least squares from a start, with the ridge whose error is least; the start if its own is.
+
+    Args:
+        start: factors.
+        moments: of what they are multiplied with, ``[factors, factors]``.
+        left: products of these with what is missing at the start, ``[factors]``.
+        error: of factors, on inputs kept aside.
+    """
+    best, least = start, error(start)
+    size = max(float(np.trace(moments)) / max(len(start), 1), 1e-30)
     for strength in STRENGTHS:
-        found = start.copy()
-        found[kept] += np.linalg.solve(own + strength * size * np.eye(len(kept)), left)
-        error = factors_error(found, aside, partner)
-        if error < least:
-            best, least = found, error
+        found = start + np.linalg.solve(moments + strength * size * np.eye(len(start)), left)
+        now = error(found)
+        if now < least:
+            best, least = found, now
     return best
 
 

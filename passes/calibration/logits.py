@@ -1,8 +1,9 @@
 """Pass ``logits``: products of two activations, as an attention's queries and keys.
 
 What a head loses that gets smaller can be made up for where a linear layer alone makes one of the
-operands at least (:mod:`morphgraph.passes.calibration.operands`). Which products these are is found
-here, what the calibration inputs make of their operands in
+operands at least (:mod:`morphgraph.passes.calibration.operands`), and where queries have a norm of
+their own that scales them (:mod:`morphgraph.passes.calibration.scales`). Which products these are
+is found here, what the calibration inputs make of their operands in
 :mod:`morphgraph.passes.calibration.compared`.
 """
 
@@ -13,12 +14,13 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import IntArray
+from morphgraph.arrays import Array, Arrays, IntArray
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops import OpNode, facts_of
 from morphgraph.ops.op import Angles
 from morphgraph.passes.calibration.operands import Makers, Parts, Side
+from morphgraph.passes.calibration.scales import Scale, scale_of
 from morphgraph.passes.coupling.roles import roles
 
 #: So many operators may stand between a product and the softmax that reads it.
@@ -39,6 +41,8 @@ class Logits:
             factors alone: a complex one for a pair, a real one for an element by itself.
         weights: the value that says how much every query takes of every key, where there is one.
         mixed: where there is none, the values of which it takes that, and what comes of them.
+        scale: where queries have a norm of their own, the numbers that it scales them with; the
+            queries' outputs are places among these.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Logits:
     partner: IntArray | None = None
     weights: Side | None = None
     mixed: tuple[Side, Side] | None = None
+    scale: Scale | None = None
 
     def elements(self, summed: IntArray) -> IntArray:
         """Elements of a head by positions of the factor that is summed over."""
@@ -58,7 +63,7 @@ class Logits:
 
 
 def products(graph: ChannelGraph) -> tuple[Logits, ...]:
-    """The products that can be made up for: a linear layer alone makes one of their operands."""
+    """The products that can be made up for: a linear layer, or a norm, makes one operand alone."""
     role, couplings = roles(graph.couplings), graph.couplings
     found: list[Logits] = []
     makers: Makers | None = None
@@ -78,7 +83,8 @@ def products(graph: ChannelGraph) -> tuple[Logits, ...]:
             sides = _sides(graph, op_index, on_it)
             if sides is None:
                 continue
-            product = _product(graph, op_index, sides, makers)
+            product = _normed_product(graph, op_index, sides, makers)
+            product = product or _product(graph, op_index, sides, makers)
             product = product or _turned_product(graph, op_index, sides, makers)
             if product is not None:
                 found.append(product)
@@ -116,6 +122,24 @@ def angles_of(node: ir.Node) -> Angles | None:
     if facts.angles is None:
         return None
     found: Angles | None = facts.call(facts.angles, node, OpNode(node))
+    return found
+
+
+def turned_by(node: ir.Node, arrays: Arrays, operand: Array) -> Array:
+    """Queries or keys as an attention turns them itself, ``[samples, heads, places, size]``.
+
+    Args:
+        node: the attention.
+        arrays: its operands, by name.
+        operand: the queries or keys.
+    """
+    angles = angles_of(node)
+    assert angles is not None
+    operands = {k: arrays[v.name] for k, v in enumerate(node.inputs) if v is not None and v.name}
+    cosines, sines = (table[:, None] for table in angles(operands))
+    one, other = np.split(operand, 2, axis=-1)
+    turned = one * cosines - other * sines, one * sines + other * cosines
+    found: Array = np.concatenate(turned, axis=-1)
     return found
 
 
@@ -162,21 +186,58 @@ def _turned_product(
     fitted to what a softmax sees: so it has to be known which keys compete.
     """
     node, weights = graph.ops[op_index].ir, _weights(graph, op_index)
-    first = bare
-    if weights is not None and weights.summed not in bare[1][1].vertices:
-        first = bare[::-1]
-    (port, side), (_, keys) = first
+    (port, side), (_, keys) = _queries_first(bare, weights)
     found = makers.turned(side, node, port)
     if side.pair is not None:
         found = makers.turned_by_reader(side, node, port)
     if found is None or _normalized(graph, side.summed):
         return None
-    queries, partner = found
+    return _competing(graph, op_index, (*found, None), keys, weights)
+
+
+def _normed_product(
+    graph: ChannelGraph, op_index: int, bare: Sequence[tuple[int, Side]], makers: Makers
+) -> Logits | None:
+    """The same where queries have a norm: what scales them behind it can take factors."""
+    node, weights = graph.ops[op_index].ir, _weights(graph, op_index)
+    (port, side), (_, keys) = _queries_first(bare, weights)
+    if not _normalized(graph, side.summed):
+        return None
+    found = scale_of(graph, makers.places, side, node, port)
+    if found is None:
+        return None
+    queries, partner, scale = found
+    if side.pair is not None:  # the product turns them itself
+        if (partner != np.arange(len(partner))).any():
+            return None
+        partner = np.roll(partner, len(partner) // 2)
+    return _competing(graph, op_index, (queries, partner, scale), keys, weights)
+
+
+def _queries_first(
+    bare: Sequence[tuple[int, Side]], weights: Side | None
+) -> Sequence[tuple[int, Side]]:
+    """The operands with their ports; those that a softmax competes over are the keys."""
+    if weights is not None and weights.summed not in bare[1][1].vertices:
+        return bare[::-1]
+    return bare
+
+
+def _competing(
+    graph: ChannelGraph,
+    op_index: int,
+    made: tuple[Side, IntArray, Scale | None],
+    keys: Side,
+    weights: Side | None,
+) -> Logits | None:
+    """A product with what says how much its queries take of its keys; ``None``: nothing does."""
+    queries, partner, scale = made
     keys = replace(keys, heads=_among(keys, queries.heads))
     key_of = _met(queries, keys, queries.heads)
     if key_of is None:
         return None
-    product = Logits(node.name or "", side.summed, queries, keys, key_of, partner)
+    name = graph.ops[op_index].name
+    product = Logits(name, queries.summed, queries, keys, key_of, partner, scale=scale)
     if weights is None:
         mixed = _mixed(graph, op_index, product)
         return None if mixed is None else replace(product, mixed=mixed)

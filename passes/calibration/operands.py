@@ -63,6 +63,7 @@ class Side:
         """The same apart for what both operands have, ``[samples, heads, places, size]``."""
         names, sizes = self.split(array)
         free = [k for k, name in enumerate(names) if name not in (*self.heads, *self.inner)]
+        free.sort(key=lambda k: names[k])  # the same order in all operands
         samples = [k for k in free if names[k] < 0 or names[k] in other.vertices]
         places = [k for k in free if k not in samples]
         heads, size = self._ends(names, sizes)
@@ -148,17 +149,10 @@ class Makers:
         ``[size]``.
         """
         name, arrival = self.arriving.get((node.name or "", port), ("", None))
-        if arrival is None or not arrival.changed or len(arrival.parts) > 2:
+        if arrival is None or not arrival.changed:
             return None
-        made = replace(side, heads=_heads(side, arrival))
-        both = [_outputs(made, part) for part in (arrival.parts[0], arrival.parts[-1])]
-        found = None
-        if both[0] is not None and both[1] is not None:
-            found = pairs(both[0], both[1])
-        if found is None:
-            return None
-        outputs, partner = found
-        return replace(made, reader=name, outputs=outputs), partner
+        found = paired_outputs(side, arrival)
+        return None if found is None else (replace(found[0], reader=name), found[1])
 
     def turned_by_reader(
         self, side: Side, node: ir.Node, port: int
@@ -169,6 +163,22 @@ class Makers:
             return None
         size = made.outputs.shape[1]
         return made, np.roll(np.arange(size), size // 2)
+
+
+def paired_outputs(side: Side, arrival: Arrival) -> tuple[Side, IntArray] | None:
+    """An operand with its heads and outputs, each of which comes alone or in pairs.
+
+    With it comes of every element the one that it is made together with, itself where there is
+    none, ``[size]``; ``None`` where outputs arrive otherwise.
+    """
+    if len(arrival.parts) > 2:
+        return None
+    made = replace(side, heads=_heads(side, arrival))
+    both = [_outputs(made, part) for part in (arrival.parts[0], arrival.parts[-1])]
+    if both[0] is None or both[1] is None:
+        return None
+    found = pairs(both[0], both[1])
+    return None if found is None else (replace(made, outputs=found[0]), found[1])
 
 
 def _heads(side: Side, arrival: Arrival) -> tuple[int, ...]:

@@ -30,12 +30,14 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.compared import Compared
+from morphgraph.passes.calibration.normed import fitted_scales, write_scales
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Lifetimes, Piece
 from morphgraph.passes.calibration.visits import Chooser
 from morphgraph.passes.coupling.roles import roles
 from morphgraph.passes.refit.fit import Fit, Target
 from morphgraph.passes.refit.shift import add_to_result, shift_result
+from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize, restore_names
 
 #: A scale behind a reader below this share of the largest does not carry a correction.
@@ -154,11 +156,13 @@ class _Refit:
         self.originals = readers(self.big, self.weights)
         self.readers = readers(self.small, self.weights)
         self.turns: dict[str, Turn] = {}
+        self.scaled: set[str] = set()
 
     def turn(self, compared: Compared) -> None:
         """Make queries and keys in the bases in which their products change least."""
         there = self.readers
         known = [p for p in compared.products if {p.queries.reader, p.keys.reader} <= {"", *there}]
+        self._scale(compared)
         seen = Compared(known, compared.moments)
         self.turns = turns(seen, self.originals, self.selection)
         for name, turn in self.turns.items():
@@ -170,6 +174,16 @@ class _Refit:
             add_to_result(self.editor, reader, shift[:, turn.kept])
         self.readers = readers(self.small, self.weights)  # some have a bias now
 
+    def _scale(self, compared: Compared) -> None:
+        """Let norms of queries multiply with what changes their products with keys least."""
+        if not compared.samples:
+            return
+        masked = mask(self.graph, self.keep), self.keep
+        samples, found = compared.samples, compared.products
+        factors = fitted_scales(self.graph, samples, found, masked, self.threads)
+        write_scales(self.small, factors, self.selection)
+        self.scaled = {product.scale.node for product, _ in factors if product.scale is not None}
+
     def _names(self) -> list[str]:
         """The readers that are fitted, in order."""
         # A norm right behind a reader has nothing to correct that the reader does not.
@@ -179,6 +193,7 @@ class _Refit:
             if not each.is_norm
             for name in following(each).nodes
         }
+        covered |= self.scaled
         return [name for name in self.originals if name in self.readers and name not in covered]
 
     def shifted(self) -> ir.Model:

@@ -1,6 +1,7 @@
 """A small decoder for the experiments, trained here on documentation that is installed here.
 
     python tools/experiments/decoder.py  # into runs/experiments/decoder; about 20 minutes
+    python tools/experiments/decoder.py --normed --steps 700  # into runs/experiments/decoder-normed
 
 The text are the docstrings of the standard library and of the installed packages, every docstring
 once; one file in fifty is held out. A byte-level byte-pair tokenizer is made from the rest, and a
@@ -26,9 +27,16 @@ from numpy.typing import NDArray
 from shrink_rows import RUNS
 from tokenizers import ByteLevelBPETokenizer
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 FOLDER = RUNS / "decoder"
+NORMED = RUNS / "decoder-normed"
 VOCABULARY = 2048
 LENGTH = 256  # tokens of a sequence
 BATCH = 8
@@ -41,12 +49,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--folder", type=Path, help="by default one for each kind")
     parser.add_argument("--steps", type=int, default=1150, help=f"of {BATCH} x {LENGTH} tokens")
+    parser.add_argument("--normed", action="store_true", help="queries and keys have norms: Qwen 3")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    prepare(options.folder)
-    train(options.folder, options.steps)
+    folder = options.folder or (NORMED if options.normed else FOLDER)
+    prepare(folder)
+    train(folder, new_decoder(options.normed), options.steps)
     return 0
 
 
@@ -100,10 +110,11 @@ def docstrings(path: Path) -> Iterable[str]:
     return [text for text in found if text and len(text) > 40]
 
 
-def new_decoder() -> LlamaForCausalLM:
+def new_decoder(normed: bool) -> PreTrainedModel:
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
+    config, decoder = (Qwen3Config, Qwen3ForCausalLM) if normed else (LlamaConfig, LlamaForCausalLM)
+    return decoder(
+        config(
             vocab_size=VOCABULARY,
             hidden_size=256,
             num_hidden_layers=6,
@@ -119,9 +130,8 @@ def new_decoder() -> LlamaForCausalLM:
     )
 
 
-def train(folder: Path, steps: int) -> None:
+def train(folder: Path, network: PreTrainedModel, steps: int) -> None:
     """AdamW with a warm-up and a cosine, bfloat16 products; a checkpoint every 200 steps."""
-    network = new_decoder()
     optimizer = torch.optim.AdamW(
         network.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
@@ -162,13 +172,13 @@ def _batch(ids: NDArray[np.uint16], step: int) -> torch.Tensor:
     return torch.tensor(np.stack([ids[at : at + LENGTH] for at in places]).astype(np.int64))
 
 
-def _loss(network: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
+def _loss(network: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(input_ids=batch, use_cache=False).logits[:, :-1]
     return cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 
 
-def perplexity(network: LlamaForCausalLM, ids: NDArray[np.uint16], sequences: int = 64) -> float:
+def perplexity(network: PreTrainedModel, ids: NDArray[np.uint16], sequences: int = 64) -> float:
     """On the first sequences, every one on its own: exp of the mean loss of their tokens."""
     kept = torch.tensor(ids[: sequences * LENGTH].astype(np.int64)).view(-1, LENGTH)
     with torch.no_grad():

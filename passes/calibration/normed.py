@@ -1,0 +1,382 @@
+"""Queries with a norm of their own: numbers of its scales that make up for elements that go.
+
+A norm divides a query by its size, which is another one, place by place, where elements are gone.
+The logits of what stays are no part of the whole logits then; but they still are linear in the
+numbers ``g`` that the norm's result is multiplied with. With the queries and keys of the narrower
+network, their norms over what stays, every number has a *term*: what the logit is where it alone is
+as it was, the others 0. To the logits ``l`` of the whole network the terms ``t`` come nearest by
+least squares, from their second moments over all pairs of places::
+
+    E[ (l - sum_e f_e t_e)^2 ],      g_e becomes f_e g_e
+
+as a softmax sees them (:mod:`morphgraph.passes.calibration.factors`). An element that is added to
+another one on the way, as rotary embeddings do, meets two elements of the keys. Where heads share
+the numbers, they have one set of factors together.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
+from morphgraph.calibration.processes import Processes
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io.mapped import take
+from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.calibration.batches import Batches
+from morphgraph.passes.calibration.factors import ridge_from, shares_of
+from morphgraph.passes.calibration.logits import Logits, turned_by
+from morphgraph.passes.calibration.scales import Holder, holder
+from morphgraph.passes.calibration.segments import Piece
+
+#: Numbers of terms that are in memory together.
+TOGETHER = 2**21
+#: Bytes of a product's samples that are held in memory.
+IN_MEMORY = 2**20
+#: A difference from what factors should give, as a share of it, that is rounding.
+ROUNDING = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """Places of the calibration inputs at which a product is looked at.
+
+    Attributes:
+        given: names of the values from which its queries and keys are computed.
+        values: batch by batch these, and what else its operator reads.
+        seen: batch by batch which places of queries are looked at (``"places"``), how much they
+            take of the keys (``"weights"``, ``[samples, heads, places, places of keys]``), and
+            their logits in the whole network (``"logits"``).
+    """
+
+    given: Sequence[str]
+    values: Batches
+    seen: Batches
+
+    def shared(self, processes: Processes) -> "Sampled":
+        """What all processes have seen, the same on all."""
+        parts = [Batches(IN_MEMORY), Batches(IN_MEMORY)]
+        for own, every in zip((self.values, self.seen), parts, strict=True):
+            for arrays in (each for part in processes.gather([*own]) for each in part):
+                every.append(arrays)
+        return Sampled(self.given, *parts)
+
+
+def sources(graph: ChannelGraph, product: Logits, live: Sequence[str]) -> list[str]:
+    """From what a product's queries and keys are computed, norms included: results of kernels.
+
+    Args:
+        graph: the lifted network.
+        product: the product.
+        live: names of values that are known.
+    """
+    couplings = graph.couplings
+    place = {node: number for number, node in enumerate(graph.model.graph)}
+    makers = {v.name: node for node in graph.model.graph for v in node.outputs}
+    found: dict[str, None] = {}
+    waiting, known = [product.queries.value, product.keys.value], set(live)
+    while waiting:
+        name = waiting.pop()
+        maker = makers.get(name)
+        if not name or name in found or (maker is None and name not in known):
+            continue
+        if name in known or (maker is not None and _has_kernel(graph, place[maker])):
+            found[name] = None
+        elif maker is not None and name not in couplings.input_independent:
+            waiting += [v.name or "" for v in maker.inputs if v is not None]
+    return list(found)
+
+
+def _has_kernel(graph: ChannelGraph, op_index: int) -> bool:
+    """Whether an operator sums products with weights."""
+    op = graph.ops[op_index]
+    summed = {op.factors[name] for name in op.contracted}
+    return any(
+        edge.factor in summed and edge.port >= 0 and not graph.couplings.on_activation(edge)
+        for edge in graph.edges_of(op_index)
+    )
+
+
+class Terms:
+    """The terms of a product in a network, the original or one in which elements are masked.
+
+    Args:
+        graph: the lifted network.
+        model: the network in its own size.
+        product: the product.
+        given: names of the values that are known (:func:`sources`).
+        threads: of ONNX Runtime.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        model: ir.Model,
+        product: Logits,
+        given: Sequence[str],
+        threads: int,
+    ) -> None:
+        assert product.scale is not None
+        assert product.partner is not None
+        assert product.queries.outputs is not None
+        self.product, self.partner = product, product.partner
+        self.outputs, self.scale = product.queries.outputs, product.scale.value
+        (original,) = (node for node in graph.model.graph if node.name == product.name)
+        (node,) = (node for node in model.graph if node.name == product.name)
+        there = [value and value.name for value in original.inputs]
+        ports = [there.index(side.value) for side in (product.queries, product.keys)]
+        operands = [node.inputs[port] for port in ports]
+        self.original, self.size = original, len(self.partner)
+        self.names = [(value and value.name) or "" for value in operands]
+        self.numbers = _holder(model, self.scale).array()
+        first = self.partner >= np.arange(len(self.partner))
+        self.first = np.zeros(self.numbers.size, dtype=bool)
+        self.first[self.outputs[:, first]] = True
+        self.second = np.zeros(self.numbers.size, dtype=bool)
+        self.second[self.outputs[:, ~first]] = True
+        self.piece = Piece(model, [*given, self.scale], self.names, threads, self._feed)
+
+    def _feed(self, part: ir.Model) -> None:
+        """Let the numbers be an input of a part of the model."""
+        stored = part.graph.initializers.pop(self.scale, None)
+        if stored is not None and stored not in part.graph.inputs:
+            part.graph.inputs.append(stored)
+
+    def __call__(self, values: Arrays) -> tuple[Array, Array, Array, Array]:
+        """What every number adds to its own element of the queries, and to the other one.
+
+        Then what there is without them, and the keys: all ``[samples, heads, places, size]``.
+        """
+        nothing, keys = self.both(self.run(values, np.zeros(self.numbers.size)), values)
+        one, other = (
+            self.both(self.run(values, 1.0 * at), values)[0] - nothing
+            for at in (self.first, self.second)
+        )
+        elements = np.arange(len(self.partner))
+        own = np.where(self.partner >= elements, one, other)
+        beside = np.where(
+            self.partner >= elements, one[..., self.partner], other[..., self.partner]
+        )
+        beside[..., self.partner == elements] = 0.0
+        return own, beside, nothing, keys
+
+    def run(self, values: Arrays, factors: FloatArray) -> Arrays:
+        """The operands of the product, where the numbers have factors."""
+        numbers = (self.numbers * factors.reshape(self.numbers.shape)).astype(np.float32)
+        return self.piece.run({**values, self.scale: numbers})
+
+    def both(self, found: Arrays, values: Arrays) -> tuple[Array, Array]:
+        """Queries and keys as they meet, ``[samples, heads, places, size]``."""
+        product = self.product
+        queries = product.queries.by_heads(found[self.names[0]], product.keys)
+        keys = product.keys.by_heads(found[self.names[1]], product.queries)
+        if product.queries.pair is None:
+            return queries, keys
+        return turned_by(self.original, values, queries), turned_by(self.original, values, keys)
+
+    def agree(self, values: Arrays) -> bool:
+        """Whether queries are what numbers and terms say, for numbers that are drawn."""
+        if (self.first & self.second).any():
+            return False
+        drawn = np.random.default_rng(0).normal(size=self.numbers.size)
+        own, beside, nothing, _ = self(values)
+        factors = drawn[self.outputs][None, :, None]
+        expected = nothing + own * factors + (beside * factors)[..., self.partner]
+        found, _ = self.both(self.run(values, drawn), values)
+        wrong, size = np.abs(found - expected).max(), np.abs(found - nothing).max()
+        return bool(wrong <= ROUNDING * size)
+
+    def logits(self, values: Arrays, places: IntArray) -> Array:
+        """Of some queries with all keys, ``[samples, heads, places, places of keys]``."""
+        queries, keys = self.both(self.run(values, np.ones(self.numbers.size)), values)
+        found: Array = queries[:, :, places] @ keys[:, self.product.key_of].swapaxes(2, 3)
+        return found
+
+    def moments(
+        self, sampled: Sampled, kept: IntArray, selection: AxisSelection | None = None
+    ) -> FloatArray:
+        """Second moments of the terms of some elements and, last, of what they are to add up to.
+
+        ``[heads, kept + 1, kept + 1]``, summed over all that is looked at.
+
+        Args:
+            sampled: what is looked at.
+            kept: the elements.
+            selection: heads that are gone count nothing.
+        """
+        heads = len(self.product.key_of)
+        total = np.zeros((heads, len(kept) + 1, len(kept) + 1))
+        for values, seen in zip(sampled.values, sampled.seen, strict=True):
+            own, beside, nothing, keys = self(values)
+            places, weights = seen["places"], seen["weights"]
+            if selection is not None:
+                weights = weights * self._alive(selection, values)[:, :, places, None]
+            for n, head in np.ndindex(len(own), heads):
+                k = keys[n, self.product.key_of[head]]
+                total[head] += moments_of_terms(
+                    (own[n, head][places][:, kept], beside[n, head][places][:, kept]),
+                    (k[:, kept], k[:, self.partner[kept]]),
+                    seen["logits"][n, head] - nothing[n, head][places] @ k.T,
+                    weights[n, head],
+                )
+        return total
+
+    def _alive(self, selection: AxisSelection, values: Arrays) -> Array:
+        """Whether a query stays, ``[samples, heads, places]``."""
+        queries = self.product.queries
+        found = self.piece.run({**values, self.scale: self.numbers.astype(np.float32)})
+        alive = np.ones(found[self.names[0]].shape, dtype=np.float32)
+        for axis in range(alive.ndim):
+            stays = selection.axis(queries.value, axis)
+            if stays is not None:
+                gone = np.delete(np.arange(alive.shape[axis]), stays)
+                np.moveaxis(alive, axis, 0)[gone] = 0.0
+        whole: Array = queries.by_heads(alive, self.product.keys).max(axis=-1)
+        return whole
+
+
+def moments_of_terms(
+    queries: tuple[Array, Array], keys: tuple[Array, Array], rest: Array, weights: Array
+) -> FloatArray:
+    """Second moments of a head's terms and of what they are to add up to, summed over queries.
+
+    Args:
+        queries: what every number adds to its own element, and to the other one,
+            ``[places, kept]``.
+        keys: at these elements, ``[places of keys, kept]``.
+        rest: what the terms are to add up to, ``[places, places of keys]``.
+        weights: how much a query takes of a key.
+
+    >>> q, k = np.array([[2.0]]), np.array([[1.0], [-1.0]])
+    >>> nothing, even = np.zeros((2, 1)), np.full((1, 2), 0.5)
+    >>> moments_of_terms((q, 0 * q), (k, nothing), np.array([[3.0, -3.0]]), even)
+    array([[4., 6.],
+           [6., 9.]])
+    """
+    size = queries[0].shape[1] + 1
+    total = np.zeros((size, size))
+    step = max(1, TOGETHER // (len(keys[0]) * size))
+    for start in range(0, len(rest), step):
+        at = slice(start, start + step)
+        terms = np.empty((*rest[at].shape, size), dtype=np.float32)
+        np.multiply(queries[0][at, None], keys[0][None], out=terms[..., :-1])
+        terms[..., :-1] += queries[1][at, None] * keys[1][None]
+        terms[..., -1] = rest[at]
+        shares = shares_of(weights[at])[:, :, None]
+        terms -= (shares * terms).sum(axis=1, keepdims=True)
+        terms *= np.sqrt(shares)
+        flat = terms.reshape(-1, size)
+        total += flat.T @ flat
+    return total
+
+
+def best_scales(fitted: FloatArray, aside: FloatArray) -> FloatArray:
+    """Factors of a head's numbers, ``[kept]``: least squares from the numbers as they are.
+
+    With the ridge that is best on inputs kept aside; 1 where none is better there.
+
+    Args:
+        fitted: second moments of the terms and of what they are to add up to,
+            ``[kept + 1, kept + 1]``.
+        aside: the same on inputs kept aside.
+    """
+    start = np.ones(len(fitted) - 1)
+    own = fitted[:-1, :-1]
+    return ridge_from(
+        start, own, fitted[:-1, -1] - own @ start, lambda factors: scales_error(factors, aside)
+    )
+
+
+def scales_error(factors: FloatArray, moments: FloatArray) -> float:
+    """Squared difference from what the terms are to add up to.
+
+    >>> scales_error(np.array([1.0]), np.array([[4.0, 6.0], [6.0, 9.0]]))
+    1.0
+    """
+    missing = np.append(-factors, 1.0)
+    return float(missing @ moments @ missing)
+
+
+Scalings = Sequence[tuple[Logits, FloatArray]]
+"""Products, and factors of the numbers that their queries are multiplied with, in their shape."""
+
+
+def fitted_scales(
+    graph: ChannelGraph,
+    samples: Mapping[str, tuple[Sampled, Sampled]],
+    found: Iterable[Logits],
+    masked: tuple[ir.Model, Mapping[int, IntArray]],
+    threads: int,
+) -> Scalings:
+    """Factors with which products come nearest to what they are in the whole network.
+
+    Args:
+        graph: the lifted network.
+        samples: by product what it is fitted to, and what was kept aside.
+        found: products.
+        masked: the masked network, and per group index the channels that stay.
+        threads: of ONNX Runtime.
+    """
+    model, keep = masked
+    selection = AxisSelection(graph, keep)
+    factors: list[tuple[Logits, FloatArray]] = []
+    for product in found:
+        if product.name not in samples or not _touched(graph, product, selection):
+            continue
+        positions = selection.vertex(product.summed)
+        kept = np.arange(len(product.partner if product.partner is not None else ()))
+        if positions is not None:
+            kept = product.elements(positions)
+        terms = Terms(graph, model, product, samples[product.name][0].given, threads)
+        both = [terms.moments(each, kept, selection) for each in samples[product.name]]
+        made = np.ones(terms.numbers.size)
+        for outputs, fitted, aside in zip(terms.outputs, *both, strict=True):
+            made[outputs[kept]] = best_scales(fitted, aside)
+        terms.piece.close()
+        factors.append((product, made.reshape(terms.numbers.shape)))
+    return factors
+
+
+def _touched(graph: ChannelGraph, product: Logits, selection: AxisSelection) -> bool:
+    """Whether queries or keys lose something, and not all."""
+    sides = product.queries, product.keys
+    axes = [(side.value, axis) for side in sides for axis in range(len(graph.shapes[side.value]))]
+    left = [selection.axis(*each) for each in axes]
+    return any(each is not None for each in left) and all(
+        each is None or len(each) for each in left
+    )
+
+
+def write_scales(
+    model: ir.Model, factors: Scalings, selection: AxisSelection | None = None
+) -> None:
+    """Multiply the numbers of a network in place.
+
+    Args:
+        model: the network, in its own size, or resized.
+        factors: by product, in the original's shape.
+        selection: what stays, where the network is resized.
+    """
+    nodes = {node.name: node for node in model.graph}
+    for product, each in factors:
+        scale = product.scale
+        assert scale is not None
+        if scale.node not in nodes:
+            continue
+        if selection is None:
+            held = _holder(model, scale.value)
+        else:
+            value = nodes[scale.node].inputs[scale.port]
+            held = _holder(model, (value and value.name) or "")
+            each = take(each, selection.cuts(scale.value))
+        held.write(held.array() * each)
+
+
+def _holder(model: ir.Model, name: str) -> Holder:
+    values = [*model.graph.initializers.values(), *(v for n in model.graph for v in n.outputs)]
+    (value,) = (value for value in values if value.name == name)
+    found = holder(value, model)
+    assert found is not None  # it was found in the original, and no more read it here
+    return found
