@@ -16,7 +16,7 @@ import onnx_ir as ir
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.edit import array_of
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io import COPIES_KEY, static_shape
 from morphgraph.ops import facts_of
 from morphgraph.passes.calibration.arrivals import arrivals
 from morphgraph.passes.calibration.kernels import Store, stored
@@ -148,7 +148,7 @@ def holder(value: ir.Value, model: ir.Model) -> Holder | None:
     """
     if value.dtype != ir.DataType.FLOAT or len(value.uses()) != 1 or value.is_graph_output():
         return None
-    store = stored(value, model)
+    store = _own(value, model)
     if store is not None:
         return Holder(store, np.zeros(store.shape))
     maker = value.producer()
@@ -158,7 +158,13 @@ def holder(value: ir.Value, model: ir.Model) -> Holder | None:
         constant = None if other is None else other.const_value
         if own is None or other is None or constant is None or constant.size != 1:
             continue
-        store = stored(own, model)
+        store = _own(own, model)
         if store is not None and static_shape(own) == static_shape(value):
             return Holder(store, np.full(store.shape, float(array_of(other).reshape(-1)[0])))
     return None
+
+
+def _own(value: ir.Value, model: ir.Model) -> Store | None:
+    """Where numbers are stored; ``None`` where others are tied to them."""
+    store, tied = stored(value, model), model.meta.get(COPIES_KEY, {})
+    return store if store is not None and not store.names & {*tied, *tied.values()} else None
