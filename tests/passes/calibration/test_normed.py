@@ -45,6 +45,7 @@ HALVES = """Z0, Z1 = Split<axis=-1, num_outputs=2>(FROM)  Zn = Neg(Z1)
   Zt = Concat<axis=-1>(Zn, Z0)  Zc = Mul(FROM, cos)  Zs = Mul(Zt, sin)  TO = Add(Zc, Zs)"""
 OPERATORS = """sq = Mul(FROM, FROM)  mean = ReduceMean<keepdims=1>(sq, last)  more = Add(mean, eps)
   root = Sqrt(more)  unit = Div(FROM, root)  TO = Mul(SCALE, unit)"""
+BEHIND = "behind the turn"
 NORMS = {
     "operators": OPERATORS,
     "one more than the weight": f"g = Add(scale, one)  {OPERATORS.replace('SCALE', 'g')}",
@@ -94,7 +95,7 @@ def _write(model: ir.Model, name: str, array: Array) -> None:
 def text_of(norm: str, together: bool, turned: bool, shared: int) -> str:
     """Of a network: the norm, over all heads at once or each head, and how queries go on."""
     keys = HEADS // shared
-    steps = NORMS[norm].replace("SCALE", "scale")
+    steps = NORMS.get(norm, "TO = Mul(FROM, half)").replace("SCALE", "scale")
     if together:
         queries = f"{_between(steps, 'q0', 'qn')}  q2 = Reshape(qn, qs)"
     else:
@@ -104,6 +105,8 @@ def text_of(norm: str, together: bool, turned: bool, shared: int) -> str:
     for name in "qk":
         turn = HALVES if turned else "TO = Mul(FROM, half)"
         turns.append(_between(re.sub(r"\bZ", name + "z", turn), name, f"{name}r"))
+    if norm == BEHIND:
+        turns[0] = turns[0].replace("qr =", "qt =") + "  qr = RMSNormalization<axis=-1>(qt, scale)"
     if shared > 1:
         turns.append("ku = Unsqueeze(kr, two)  ke = Expand(ku, often)  kx = Reshape(ke, all)")
     text = NETWORK.replace("QUERIES", both[0]).replace("TURNS", "  ".join(turns))
@@ -153,6 +156,7 @@ def seen(logits: FloatArray, taken: FloatArray) -> FloatArray:
         ("operators", False, True, 2),
         ("one node", False, False, 2),
         ("with a mean and a shift", True, False, 1),
+        (BEHIND, False, True, 2),
     ],
 )
 def test_the_fit_is_that_of_least_squares_over_all_logits(
