@@ -99,9 +99,11 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         removal         which channels go first if those that stay take over
         arrivals        where a layer's results go, moved, scaled or turned in pairs
         operands        operands of products, and the layers that make them
+        scales          numbers that queries are multiplied with behind a norm of their own
         logits          products of queries and keys
-        compared        what the inputs make of their operands: second moments
         factors         turned queries: a complex number per pair
+        normed          queries with a norm: factors of what scales them behind it
+        compared        what the inputs make of their operands: second moments
         bases           what makes up for elements that such a product loses
     choices             how often the network chooses each channel where it chooses a few
     skips               what the outputs lose where a whole branch is left out

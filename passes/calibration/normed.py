@@ -215,7 +215,7 @@ class Terms:
                 weights = weights * self._alive(selection, values)[:, :, places, None]
             for n, head in np.ndindex(len(own), heads):
                 k = keys[n, self.product.key_of[head]]
-                total[head] += moments_of_terms(
+                total[head] += moments_to_fit(
                     (own[n, head][places][:, kept], beside[n, head][places][:, kept]),
                     (k[:, kept], k[:, self.partner[kept]]),
                     seen["logits"][n, head] - nothing[n, head][places] @ k.T,
@@ -237,7 +237,7 @@ class Terms:
         return whole
 
 
-def moments_of_terms(
+def moments_to_fit(
     queries: tuple[Array, Array], keys: tuple[Array, Array], rest: Array, weights: Array
 ) -> FloatArray:
     """Second moments of a head's terms and of what they are to add up to, summed over queries.
@@ -251,7 +251,7 @@ def moments_of_terms(
 
     >>> q, k = np.array([[2.0]]), np.array([[1.0], [-1.0]])
     >>> nothing, even = np.zeros((2, 1)), np.full((1, 2), 0.5)
-    >>> moments_of_terms((q, 0 * q), (k, nothing), np.array([[3.0, -3.0]]), even)
+    >>> moments_to_fit((q, 0 * q), (k, nothing), np.array([[3.0, -3.0]]), even).round(3)
     array([[4., 6.],
            [6., 9.]])
     """

@@ -30,11 +30,11 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
+Decoder = LlamaForCausalLM | Qwen3ForCausalLM
 FOLDER = RUNS / "decoder"
 NORMED = RUNS / "decoder-normed"
 VOCABULARY = 2048
@@ -110,7 +110,7 @@ def docstrings(path: Path) -> Iterable[str]:
     return [text for text in found if text and len(text) > 40]
 
 
-def new_decoder(normed: bool) -> PreTrainedModel:
+def new_decoder(normed: bool) -> Decoder:
     torch.manual_seed(0)
     config, decoder = (Qwen3Config, Qwen3ForCausalLM) if normed else (LlamaConfig, LlamaForCausalLM)
     return decoder(
@@ -130,7 +130,7 @@ def new_decoder(normed: bool) -> PreTrainedModel:
     )
 
 
-def train(folder: Path, network: PreTrainedModel, steps: int) -> None:
+def train(folder: Path, network: Decoder, steps: int) -> None:
     """AdamW with a warm-up and a cosine, bfloat16 products; a checkpoint every 200 steps."""
     optimizer = torch.optim.AdamW(
         network.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
@@ -172,13 +172,13 @@ def _batch(ids: NDArray[np.uint16], step: int) -> torch.Tensor:
     return torch.tensor(np.stack([ids[at : at + LENGTH] for at in places]).astype(np.int64))
 
 
-def _loss(network: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
+def _loss(network: Decoder, batch: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(input_ids=batch, use_cache=False).logits[:, :-1]
     return cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 
 
-def perplexity(network: PreTrainedModel, ids: NDArray[np.uint16], sequences: int = 64) -> float:
+def perplexity(network: Decoder, ids: NDArray[np.uint16], sequences: int = 64) -> float:
     """On the first sequences, every one on its own: exp of the mean loss of their tokens."""
     kept = torch.tensor(ids[: sequences * LENGTH].astype(np.int64)).view(-1, LENGTH)
     with torch.no_grad():

@@ -9,9 +9,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch_pruning as tp
+from decoder import Decoder
 from numpy.typing import NDArray
 from torch import nn
-from transformers import LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 STEPS = 8  # of a bisection: ratios are exact to 0.4 %
@@ -23,7 +23,7 @@ def body(net: Any) -> int:
     return sum(p.numel() for p in net.parameters() if id(p) not in tables)
 
 
-def by_torch_pruning(net: LlamaForCausalLM, most: float) -> nn.Module:
+def by_torch_pruning(net: Decoder, most: float) -> nn.Module:
     """Torch-Pruning as its example for language models has it: one ratio for all layers.
 
     MLPs and the hidden width by the norm of their kernels. It is asked for heads, too, and of
@@ -37,7 +37,7 @@ def by_torch_pruning(net: LlamaForCausalLM, most: float) -> nn.Module:
     return _pruned(net, high)
 
 
-def _pruned(net: LlamaForCausalLM, ratio: float) -> nn.Module:
+def _pruned(net: Decoder, ratio: float) -> nn.Module:
     net = copy.deepcopy(net)
     heads: dict[nn.Module, int] = {}
     for name, module in net.named_modules():
@@ -72,7 +72,7 @@ def heads_of(layer: nn.Linear, attention: Any) -> int:
     return layer.out_features // int(attention.head_dim)
 
 
-def by_flap(net: LlamaForCausalLM, ids: NDArray[np.int64], most: float) -> nn.Module:
+def by_flap(net: Decoder, ids: NDArray[np.int64], most: float) -> nn.Module:
     """FLAP: variance of what a channel gives times the norm of what reads it.
 
     Standardized by layer and compared over the whole network; what went gives its mean, in the
@@ -104,7 +104,7 @@ def by_flap(net: LlamaForCausalLM, ids: NDArray[np.int64], most: float) -> nn.Mo
     return net
 
 
-def _layers(net: LlamaForCausalLM) -> Iterator[tuple[nn.Linear, int, int]]:
+def _layers(net: Decoder) -> Iterator[tuple[nn.Linear, int, int]]:
     """Readers of heads and of MLPs, channels that go together, and the parameters of those."""
     width = net.config.hidden_size
     for block in net.model.layers:
@@ -115,7 +115,7 @@ def _layers(net: LlamaForCausalLM) -> Iterator[tuple[nn.Linear, int, int]]:
 
 
 def _moments(
-    net: LlamaForCausalLM, layers: list[nn.Linear], ids: torch.Tensor
+    net: Decoder, layers: list[nn.Linear], ids: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     seen: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
     hooks = [

@@ -1,8 +1,10 @@
 """What factors of rotated pairs make up for, where heads of a trained decoder get smaller.
 
     python tools/experiments/decoder_rotary.py [--shares 0.8 0.7 0.6] [--pairs 12 8] [--seed 0]
+    python tools/experiments/decoder_rotary.py --folder runs/experiments/decoder-normed
 
-The folder holds the decoder that ``tools/experiments/decoder.py`` trains. At every budget of the
+The folder holds a decoder that ``tools/experiments/decoder.py`` trains: with norms of queries and
+keys, factors are those of the norm's scales. At every budget of the
 parameters outside of the embeddings, and at every number of pairs where nothing else goes, it is
 made smaller three times, with one calibration text:
 pairs go by the smallest kernels and nothing makes up for them; they go by the logits; and with the
@@ -22,11 +24,12 @@ from decoder_table import Material
 import morphgraph as mg
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.options import Attention
-from morphgraph.passes.calibration import bases
+from morphgraph.passes.calibration import bases, normed
 from morphgraph.passes.calibration.compared import Compared
 from morphgraph.passes.calibration.curves import order_of
 from morphgraph.passes.calibration.factors import best_factors, whole
 from morphgraph.passes.calibration.logits import products
+from morphgraph.passes.calibration.normed import best_scales
 from morphgraph.plans import Plan, make_plan
 from morphgraph.shrinker import Shrinker
 from morphgraph.shrinking import finish
@@ -64,7 +67,11 @@ def measure(
     if arm == "by kernels":
         plain = [p for p in shrinker.compared.products if p.partner is None]
         shrinker.compared = Compared(plain, shrinker.compared.moments)
-    with patch.object(bases, "best_factors", FACTORS[arm]):
+    factors, scales = FACTORS[arm]
+    with (
+        patch.object(bases, "best_factors", factors),
+        patch.object(normed, "best_scales", scales),
+    ):
         for count in options.pairs:
             keep = np.sort(order_of(shrinker.calibration, pairs)[-count:])
             _row(material, shrinker, make_plan(graph, {pairs: keep}, {}), pairs, arm)
@@ -94,10 +101,15 @@ def _as_they_are(
     return found
 
 
+def _ones(fitted: FloatArray, _aside: FloatArray) -> FloatArray:
+    """Factors of 1 for the numbers of a norm."""
+    return np.ones(len(fitted) - 1)
+
+
 FACTORS = {
-    "by kernels": best_factors,
-    "by logits": _as_they_are,
-    "with factors": best_factors,
+    "by kernels": (best_factors, best_scales),
+    "by logits": (_as_they_are, _ones),
+    "with factors": (best_factors, best_scales),
 }
 
 

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from decoder import FOLDER
+from decoder import FOLDER, Decoder
 from decoder_peers import by_flap, by_torch_pruning
 from numpy.typing import NDArray
 from shrink_rows import ROOT, RUNS
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import morphgraph as mg
 from morphgraph.passes.calibration.perplexity import Foretelling, perplexity
@@ -57,8 +57,8 @@ class Material:
     seed: int
 
     @cached_property
-    def net(self) -> LlamaForCausalLM:
-        net = LlamaForCausalLM.from_pretrained(self.folder).eval()
+    def net(self) -> Decoder:
+        net: Decoder = AutoModelForCausalLM.from_pretrained(self.folder).eval()
         net.config.use_cache = False
         return net
 
