@@ -34,7 +34,7 @@ have a norm those of their terms, on inputs to fit to and on inputs kept aside."
 #: Queries of a head that are looked at per element, and the fewest.
 QUERIES_PER_ELEMENT, FEWEST_QUERIES = 16, 2048
 #: Bytes of the values that are kept of a product whose queries have a norm, and its queries.
-SAMPLED_BYTES, QUERIES = 24 * 2**20, 16384
+SAMPLED_BYTES, QUERIES = 24 * 2**20, 8192
 #: A difference from a rotation, as a share of what it gives, that is rounding.
 ROUNDING = 1e-3
 
@@ -164,6 +164,8 @@ def _stops(
         samples = (piece.run(arrays) for arrays in kept)
         yield _Stop(product, node, threads, before, model, samples, len(kept), given, terms)
         piece.close()
+        if terms is not None:
+            terms.close()
         kept, here = advance(model, lifetimes, kept, (here, cut), threads), cut
     kept.close()
 
@@ -182,9 +184,8 @@ def _sampled(stop: _Stop, terms: Terms, processes: Processes) -> Sampled | None:
         samples, _, places, _ = weights.shape
         few = max(-(-QUERIES // (stop.batches * samples)), places // 8)
         chosen = np.linspace(places - 1, 0, min(places, few)).round().astype(np.int64)
-        read = {value.name for value in stop.node.inputs if value is not None}
-        operands = {product.queries.value, product.keys.value}
-        needed = {*stop.given, *(read - operands if product.queries.pair is not None else ())}
+        read = [] if product.queries.pair is None else stop.node.inputs
+        needed = {*stop.given, *(value.name or "" for value in read if value is not None)}
         found.values.append({name: arrays[name] for name in needed if name in arrays})
         found.seen.append(
             {

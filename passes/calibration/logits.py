@@ -206,12 +206,7 @@ def _normed_product(
     found = scale_of(graph, makers.places, side, node, port)
     if found is None:
         return None
-    queries, partner, scale = found
-    if side.pair is not None:  # the product turns them itself
-        if (partner != np.arange(len(partner))).any():
-            return None
-        partner = np.roll(partner, len(partner) // 2)
-    return _competing(graph, op_index, (queries, partner, scale), keys, weights)
+    return _competing(graph, op_index, found, keys, weights)
 
 
 def _queries_first(

@@ -123,6 +123,9 @@ class Terms:
         assert product.queries.outputs is not None
         self.product, self.partner = product, product.partner
         self.outputs, self.scale = product.queries.outputs, product.scale.value
+        #: The numbers of heads that have the same ones, ``[sets, size]``, and each head's set.
+        self.rows, sets = np.unique(self.outputs, axis=0, return_inverse=True)
+        self.set_of = sets.reshape(-1)
         (original,) = (node for node in graph.model.graph if node.name == product.name)
         (node,) = (node for node in model.graph if node.name == product.name)
         there = [value and value.name for value in original.inputs]
@@ -167,6 +170,10 @@ class Terms:
         numbers = (self.numbers * factors.reshape(self.numbers.shape)).astype(np.float32)
         return self.piece.run({**values, self.scale: numbers})
 
+    def close(self) -> None:
+        """Give back the memory of weights that were read from files."""
+        self.piece.close()
+
     def both(self, found: Arrays, values: Arrays) -> tuple[Array, Array]:
         """Queries and keys as they meet, ``[samples, heads, places, size]``."""
         product = self.product
@@ -178,7 +185,8 @@ class Terms:
 
     def agree(self, values: Arrays) -> bool:
         """Whether queries are what numbers and terms say, for numbers that are drawn."""
-        if (self.first & self.second).any():
+        apart = len(np.unique(self.rows)) == self.rows.size
+        if not apart or (self.first & self.second).any():
             return False
         drawn = np.random.default_rng(0).normal(size=self.numbers.size)
         own, beside, nothing, _ = self(values)
@@ -199,23 +207,23 @@ class Terms:
     ) -> FloatArray:
         """Second moments of the terms of some elements and, last, of what they are to add up to.
 
-        ``[heads, kept + 1, kept + 1]``, summed over all that is looked at.
+        ``[sets, kept + 1, kept + 1]``, summed over all that is looked at and over heads that have
+        the same numbers.
 
         Args:
             sampled: what is looked at.
             kept: the elements.
             selection: heads that are gone count nothing.
         """
-        heads = len(self.product.key_of)
-        total = np.zeros((heads, len(kept) + 1, len(kept) + 1))
+        total = np.zeros((len(self.rows), len(kept) + 1, len(kept) + 1))
         for values, seen in zip(sampled.values, sampled.seen, strict=True):
             own, beside, nothing, keys = self(values)
             places, weights = seen["places"], seen["weights"]
             if selection is not None:
                 weights = weights * self._alive(selection, values)[:, :, places, None]
-            for n, head in np.ndindex(len(own), heads):
+            for n, head in np.ndindex(*own.shape[:2]):
                 k = keys[n, self.product.key_of[head]]
-                total[head] += moments_to_fit(
+                total[self.set_of[head]] += moments_to_fit(
                     (own[n, head][places][:, kept], beside[n, head][places][:, kept]),
                     (k[:, kept], k[:, self.partner[kept]]),
                     seen["logits"][n, head] - nothing[n, head][places] @ k.T,
@@ -332,9 +340,9 @@ def fitted_scales(
         terms = Terms(graph, model, product, samples[product.name][0].given, threads)
         both = [terms.moments(each, kept, selection) for each in samples[product.name]]
         made = np.ones(terms.numbers.size)
-        for outputs, fitted, aside in zip(terms.outputs, *both, strict=True):
+        for outputs, fitted, aside in zip(terms.rows, *both, strict=True):
             made[outputs[kept]] = best_scales(fitted, aside)
-        terms.piece.close()
+        terms.close()
         factors.append((product, made.reshape(terms.numbers.shape)))
     return factors
 

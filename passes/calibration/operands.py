@@ -181,6 +181,20 @@ def paired_outputs(side: Side, arrival: Arrival) -> tuple[Side, IntArray] | None
     return None if found is None else (replace(made, outputs=found[0]), found[1])
 
 
+def turned_outputs(side: Side, arrival: Arrival) -> tuple[Side, IntArray] | None:
+    """The same of an operand that its operator turns, where each output comes alone; of all heads.
+
+    Heads may have the same outputs.
+    """
+    (axis,) = (parts for parts in side.parts if side.summed in dict(parts))
+    heads = tuple(vertex for vertex, _ in axis if vertex not in side.inner)
+    outputs = _outputs(replace(side, heads=heads), arrival.parts[0])
+    if len(arrival.parts) > 1 or outputs is None:
+        return None
+    size = outputs.shape[1]
+    return replace(side, heads=heads, outputs=outputs), np.roll(np.arange(size), size // 2)
+
+
 def _heads(side: Side, arrival: Arrival) -> tuple[int, ...]:
     """The factors that tell heads apart."""
     axes = [vertex for parts in side.parts for vertex, _ in parts if vertex not in side.inner]

@@ -20,7 +20,7 @@ from morphgraph.onnx_io import COPIES_KEY, static_shape
 from morphgraph.ops import facts_of
 from morphgraph.passes.calibration.arrivals import arrivals
 from morphgraph.passes.calibration.kernels import Store, stored
-from morphgraph.passes.calibration.operands import Side, paired_outputs
+from morphgraph.passes.calibration.operands import Side, paired_outputs, turned_outputs
 from morphgraph.passes.calibration.readers import Following
 
 
@@ -43,7 +43,8 @@ def scale_of(
 ) -> tuple[Side, IntArray, Scale] | None:
     """Queries, and the numbers that they are multiplied with behind their norm.
 
-    The outputs of the side are places among these numbers, and its heads those that differ in them.
+    The outputs of the side are places among these numbers. Its heads are those that differ in them,
+    or, where the product turns them, all.
     With it comes of every element the one that it is added to on the way, itself where there is
     none, ``[size]``.
 
@@ -117,7 +118,8 @@ def _arriving(
     found = arrivals(graph.model, result, numbers, plain, places)
     if [(each.node, each.port) for each in found] != [target]:
         return None
-    paired = paired_outputs(side, found[0])
+    whole_heads = side.pair is not None  # the product turns them itself, head by head
+    paired = turned_outputs(side, found[0]) if whole_heads else paired_outputs(side, found[0])
     if paired is None:
         return None
     return *paired, Scale(node.name or "", port, value.name or "")

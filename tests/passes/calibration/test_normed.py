@@ -307,3 +307,58 @@ def test_what_is_fitted_decodes_through_a_cache() -> None:
     second = run(small, later)
     steps = np.concatenate([first["y"], second["y"]], axis=1)
     np.testing.assert_allclose(steps, found["y"], atol=1e-5)
+
+
+GROUPED = """
+<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
+net (float[4,7,12] x, float[4,2,P,32] pk, float[4,2,P,32] pv, float[12,128] wq, float[12,64] wk,
+     float[12,64] wv, float[99,16] cos, float[99,16] sin, float[32] scale, float[32] kscale,
+     float[128,5] wo)
+    => (float[4,7,5] y, float[4,2,L,32] k, float[4,2,L,32] v)
+<int32[4] less = {6, 6, 6, 6}, int32 total = {7}, int64[1] first = {0},
+ int64[4] by_head = {0, 0, -1, 32}, int64[3] flat = {0, 0, -1}> {
+  q0 = MatMul(x, wq)  k0 = MatMul(x, wk)  v0 = MatMul(x, wv)
+  q1 = Reshape(q0, by_head)  k1 = Reshape(k0, by_head)
+  q2 = SimplifiedLayerNormalization<axis=-1>(q1, scale)
+  k2 = SimplifiedLayerNormalization<axis=-1>(k1, kscale)
+  q3 = Reshape(q2, flat)  k3 = Reshape(k2, flat)
+  TURNS
+  a, k, v = com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2, HOW>
+      (FROM, v0, pk, pv, less, total TABLES)
+  y = MatMul(a, wo)
+}"""
+
+
+def test_an_attention_that_turns_is_one_behind_nodes_that_turn() -> None:
+    """The model builder writes the first; the second is another program's way to say the same."""
+    turned = "com.microsoft.RotaryEmbedding<num_heads=N>"
+    before = "  ".join(
+        f"{letter}r = {turned.replace('N', count)}({letter}3, first, cos, sin)"
+        for letter, count in (("q", "4"), ("k", "2"))
+    )
+    found = []
+    for turns, given_, how, tables in (
+        ("", "q3, k3", "do_rotary=1", ", cos, sin"),
+        (before, "qr, kr", "softcap=0.0", ""),
+    ):
+        text = GROUPED.replace("TURNS", turns).replace("FROM", given_).replace("HOW", how)
+        model = model_from_text(text.replace("TABLES", tables), inputs=("x", "pk", "pv"))
+        angles = np.outer(np.arange(99), 0.8 ** np.arange(16))
+        _write(model, "cos", np.cos(angles))
+        _write(model, "sin", np.sin(angles))
+        rng = np.random.default_rng(3)
+        for name in ("scale", "kscale"):
+            _write(model, name, rng.uniform(0.5, 1.5, 32))
+        graph = mg.lift(model, attention="head-dim")
+        x = rng.normal(size=(4, 7, 12)).astype(np.float32)
+        empty = np.zeros((4, 2, 0, 32), np.float32)
+        feeds: Arrays = {"x": x, "pk": empty, "pv": empty}
+        saw = compared(graph, lambda f=feeds: [f])  # type: ignore[misc]
+        (product,) = saw.products
+        (pairs,) = (k for k in graph.groups_on(product.summed) if graph.groups[k].can_change)
+        keep = {pairs: np.array([0, 1, 3, 5, 6, 9, 10, 15])}
+        small = refit(graph, keep, [feeds], [feeds], compared=saw).model
+        assert not np.allclose(_array(small, "scale"), _array(resize(graph, keep), "scale"))
+        found.append((saw.moments[product.name][0], _array(small, "scale")))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=2e-3, atol=1e-3)
