@@ -176,13 +176,14 @@ def _sampled(stop: _Stop, terms: Terms, processes: Processes) -> Sampled | None:
     mixing = _Mixing(stop) if product.weights is None else None
     found = Sampled(stop.given, Batches(IN_MEMORY), Batches(IN_MEMORY))
     left, good = SAMPLED_BYTES // processes.count, True
+    everywhere = int(processes.total(np.array([float(stop.batches)]))[0])
     for arrays in stop.samples:
         if left <= 0:
             break
         good = good and terms.agree(arrays)
         weights = _weights(product, mixing, arrays)
         samples, _, places, _ = weights.shape
-        few = max(-(-QUERIES // (stop.batches * samples)), places // 8)
+        few = max(-(-QUERIES // (everywhere * samples)), places // 8)
         chosen = np.linspace(places - 1, 0, min(places, few)).round().astype(np.int64)
         read = [] if product.queries.pair is None else stop.node.inputs
         needed = {*stop.given, *(value.name or "" for value in read if value is not None)}
@@ -195,8 +196,7 @@ def _sampled(stop: _Stop, terms: Terms, processes: Processes) -> Sampled | None:
             }
         )
         left -= sum(arrays[name].nbytes for name in needed if name in arrays)
-    everywhere = processes.gather(good)
-    return found.shared(processes) if all(everywhere) else None
+    return found.shared(processes) if all(processes.gather(good)) else None
 
 
 def _of_operands(stop: _Stop, processes: Processes) -> tuple[FloatArray, FloatArray]:

@@ -33,6 +33,18 @@ LANGUAGE = """lm (int64[N,T] input_ids, float[20,8] table, float[8,24] up, float
   d = MatMul(r, down) s = Add(x, d) back = Transpose<perm=[1,0]>(table)
   logits = MatMul(s, back) }"""
 
+NORMED = """net (float[N,6,8] x, float[8,16] wq, float[8,16] wk, float[8,16] wv, float[8] qs,
+  float[8] ks, float[16,3] wo) => (float[N,6,3] y)
+<int64[4] by_head = {0, 6, 2, 8}, int64[3] flat = {0, 6, 16}> {
+  q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
+  q1 = Reshape(q0, by_head) k1 = Reshape(k0, by_head) v1 = Reshape(v0, by_head)
+  q2 = SimplifiedLayerNormalization<axis=-1>(q1, qs) 
+  k2 = SimplifiedLayerNormalization<axis=-1>(k1, ks)
+  q = Transpose<perm=[0,2,1,3]>(q2) k = Transpose<perm=[0,2,3,1]>(k2)
+  v = Transpose<perm=[0,2,1,3]>(v1)
+  l = MatMul(q, k) p = Softmax<axis=-1>(l) a = MatMul(p, v) b = Transpose<perm=[0,2,1,3]>(a)
+  c = Reshape(b, flat) y = MatMul(c, wo) }"""
+
 
 class Forked(Processes):
     """A process of a test; its parent passes on what each has brought."""
@@ -100,8 +112,9 @@ def weights(model: ir.Model) -> Arrays:
         (DENSE, (40, 8), 3),
         (CONVOLVED, (96, 3, 6, 6), 2),
         (LANGUAGE, (80, 9), 2),
+        (NORMED, (96, 6, 8), 2),
     ],
-    ids=["dense", "one has no batch", "convolutions", "language model"],
+    ids=["dense", "one has no batch", "convolutions", "language model", "norms of queries"],
 )
 def test_several_come_to_what_one_comes_to(text: str, shape: tuple[int, ...], count: int) -> None:
     name = "input_ids" if text is LANGUAGE else "x"
@@ -109,7 +122,7 @@ def test_several_come_to_what_one_comes_to(text: str, shape: tuple[int, ...], co
     rng = np.random.default_rng(0)
     array = rng.integers(20, size=shape) if text is LANGUAGE else rng.normal(size=shape)
     data = {name: array.astype(np.int64 if text is LANGUAGE else np.float32)}
-    graph = mg.lift(model)
+    graph = mg.lift(model, attention="head-dim")
 
     def work(processes: Processes) -> Found:
         return facts(shrunk(graph, data, processes), graph)
