@@ -27,6 +27,7 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
 
 coupling: the canonical model -> the channel graph
     couple              every operator's factors, laid on the axes of its values
+        numbers         axes whose positions are numbered, and those that are read by the numbers
     group               classes, pins, carriers, and the channels that they leave
         factorize_axes  axes that several factors share, refined until all operators agree
         carriers        which factor of a product axis may change, and what keeps its size
