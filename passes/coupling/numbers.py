@@ -86,7 +86,7 @@ def _walk(
             elif _passes(use.node, use.idx):
                 near += use.node.outputs
             else:
-                known = False
+                known &= facts_of(use.node).reads_sizes
         fresh = set(near) - seen
         seen |= fresh
         pending += fresh
