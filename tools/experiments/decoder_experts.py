@@ -12,15 +12,34 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from decoder import FOLDER, VOCABULARY, prepare
+from numpy.typing import NDArray
 from shrink_rows import RUNS
+from torch.nn.functional import cross_entropy
 from transformers import MixtralConfig, MixtralForCausalLM
+
+import morphgraph as mg
+from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io import runtime
+from morphgraph.passes.refit.refit import refit
+from morphgraph.passes.rewrite.resize import resize
 
 LENGTH, BATCH, RATE = 128, 8, 2e-3
 JUDGED = 128  # sequences of the held-out text, from its beginning
+ASIDE = 32  # sequences on which the fit chooses
+#: What goes: part of the names of the groups, and the width that is left.
+CUTS = {
+    "units 160 to 96": ("experts", 96),
+    "experts 8 to 6": ("gate", 6),
+    "hidden width 128 to 96": ("residual", 96),
+    "params 70%": ("", 0),
+}
 
 
 def main() -> int:
@@ -30,12 +49,64 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=RUNS / "mixture")
     parser.add_argument("--text", type=Path, default=FOLDER, help="the folder of decoder.py")
     parser.add_argument("--steps", type=int, default=900, help=f"of {BATCH} x {LENGTH} tokens")
+    parser.add_argument("--sequences", type=int, default=128, help="of the text that is fitted to")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--cuts", nargs="+", default=list(CUTS), choices=CUTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     prepare(options.text)
     options.folder.mkdir(parents=True, exist_ok=True)
-    trained(options.folder, options.text, options.steps)
+    network = trained(options.folder, options.text, options.steps)
+    network.set_experts_implementation("batched_mm")
+    example = {"input_ids": torch.zeros((BATCH, LENGTH), dtype=torch.int64), "use_cache": False}
+    graph = mg.lift(mg.export(network, example))
+    judged = np.load(options.text / "held_out.npy", allow_pickle=False)
+    known = batches(judged[: JUDGED * LENGTH])
+    print(f"whole: {perplexity(graph.model, known):.2f}", flush=True)
+    for seed in options.seeds:
+        text = pieces(options.text, options.sequences + ASIDE, seed)
+        fitted, aside = text[: -ASIDE // BATCH], text[-ASIDE // BATCH :]
+        for cut in options.cuts:
+            keep = cut_of(graph, cut)
+            found = {"slices": resize(graph, keep)}
+            with patch("morphgraph.passes.refit.refit.chosen_products", lambda *_: {}):
+                found["others fitted"] = refit(graph, keep, fitted, aside).model
+            found["experts fitted, too"] = refit(graph, keep, fitted, aside).model
+            known_of = {name: perplexity(model, known) for name, model in found.items()}
+            row = ", ".join(f"{name} {value:.2f}" for name, value in known_of.items())
+            print(f"seed {seed}, {cut}: {row}", flush=True)
     return 0
+
+
+def cut_of(graph: ChannelGraph, cut: str) -> dict[int, NDArray[np.int64]]:
+    """Which channels stay, by the kernels' norms."""
+    if cut == "params 70%":
+        return mg.plan(graph, {"params": "70%"}, same=["repeated"]).keep_channels(graph)
+    pattern, width = CUTS[cut]
+    widths = {group.id: width for group in graph.groups if pattern in group.name}
+    return mg.plan(graph, {}, widths=widths).keep_channels(graph)
+
+
+def pieces(text: Path, count: int, seed: int) -> list[dict[str, NDArray[np.int64]]]:
+    """Sequences from random places of the text that the mixture was trained on."""
+    ids = np.load(text / "train.npy", mmap_mode="r", allow_pickle=False)
+    places = np.random.default_rng(1000 + seed).integers(len(ids) - LENGTH, size=count)
+    return batches(np.concatenate([ids[at : at + LENGTH] for at in places]))
+
+
+def batches(ids: NDArray[Any]) -> list[dict[str, NDArray[np.int64]]]:
+    """Feeds of ``[BATCH, LENGTH]`` ids."""
+    return [{"input_ids": each} for each in ids.astype(np.int64).reshape(-1, BATCH, LENGTH)]
+
+
+def perplexity(model: ir.Model, feeds: list[dict[str, NDArray[np.int64]]]) -> float:
+    """The exponential of the mean loss of the tokens, every sequence on its own."""
+    loss, session = 0.0, runtime.session(model, 1)
+    for feed in feeds:
+        (logits,) = session.run(None, feed)
+        shown, wanted = torch.tensor(logits)[:, :-1], torch.tensor(feed["input_ids"])[:, 1:]
+        loss += cross_entropy(shown.flatten(0, 1), wanted.flatten()).item()
+    return math.exp(loss / len(feeds))
 
 
 def trained(folder: Path, text: Path, steps: int) -> MixtralForCausalLM:
