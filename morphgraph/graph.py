@@ -269,6 +269,11 @@ class Couplings:
         return edge.port >= 0 and not self.on_weight(edge)
 
     @cached_property
+    def followers(self) -> frozenset[int]:
+        """The indexed factors whose numbers are those of the elements that stay."""
+        return self.indexed.intersection(follower for _, follower in self.ties)
+
+    @cached_property
     def columns(self) -> EdgeColumns:
         """The edges as arrays."""
         of_weights = np.zeros(len(self.dims), dtype=bool)

@@ -27,6 +27,7 @@ canonical: any ONNX model -> the canonical model: constants folded, every size k
 
 coupling: the canonical model -> the channel graph
     couple              every operator's factors, laid on the axes of its values
+        numbers         axes whose positions are numbered, and those that are read by the numbers
     group               classes, pins, carriers, and the channels that they leave
         factorize_axes  axes that several factors share, refined until all operators agree
         carriers        which factor of a product axis may change, and what keeps its size
@@ -91,6 +92,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
     statistics          one walk through the original: moments at every reader, orders of removal
         readers         linear operators whose kernels may change, and what follows them
         kernels         where a kernel is stored: as it is, transposed, joined of several
+        chosen          products with kernels that the network chooses from a stack
         visits          the walk from where something is looked at to the next
         segments        the model in pieces, cut where something is looked at
         batches         what is live at a cut, for all inputs, in memory or in files
@@ -114,7 +116,9 @@ calibration: the channel graph and inputs -> what the channels are to the networ
 
 refit: original, which channels stay, inputs -> the resized model with fitted kernels
     refit               both models in lockstep, layer after layer
+        network         one of both models, and what is live where it stands
         fit             kernel and bias of one layer
+        experts         the kernels of a stack, each on the places that choose it
         shift           adding to what a layer gives
     room                budgets less the biases that a fit adds
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import ClassVar
 
+import numpy as np
+
 from morphgraph.ops.initial import Initial, of_affine_addend, of_affine_factor
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, from_line, op
+from morphgraph.ops.op import Description, Factor, Op, OpNode, Resizing, from_line, op
 
 # fmt: off
 _TORCH_NAMES = (
@@ -161,7 +163,48 @@ class Binary(Elementwise):
         return b.call(function, b.operand(n, 0), b.operand(n, 1))
 
 
-op(*sorted(_BINARY.keys() - {"Add", "Mul", "Sub"}))(Binary)
+op(*sorted(_BINARY.keys() - {"Add", "Equal", "Mul", "Sub"}))(Binary)
+
+
+@op("Equal")
+class Equal(Binary):
+    """Numbers beside all of 0, 1, 2, ... along an axis of their own: a one-hot mask."""
+
+    @classmethod
+    def describe(cls, n: OpNode) -> Description:
+        description = from_line(n, cls.line)
+        if (counted := _counted(n)) is not None:
+            port, axis = counted
+            on_it = (name for name, f in description.factors.items() if (port, axis) in _at(f))
+            description.indexed = dict.fromkeys(on_it, 1 - port)
+        return description
+
+    @classmethod
+    def resize(cls, n: OpNode, new: Resizing) -> None:
+        if (counted := _counted(n)) is not None:
+            port, axis = counted
+            (name,) = cls.describe(n).indexed
+            if new.follows(name):
+                shape = [-1 if k == axis else 1 for k in range(len(n.shape(port)))]
+                new.set_constant(port, np.arange(new.size(name)).reshape(shape))
+
+
+def _counted(n: OpNode) -> tuple[int, int] | None:
+    """The operand that holds 0, 1, 2, ... along an axis that the other has not, and that axis."""
+    for port in (0, 1):
+        held = n.const(port)
+        if held is None or held.size < 2 or held.dtype.kind not in "iu":
+            continue
+        axis, other = int(np.argmax(held.shape)), n.shape(1 - port)
+        behind = held.ndim - axis
+        alone = behind > len(other) or other[-behind] == 1
+        if alone and np.array_equal(held.ravel(), np.arange(held.shape[axis])):
+            return port, axis
+    return None
+
+
+def _at(factor: Factor) -> list[tuple[int, int]]:
+    return [(place.port, place.axis) for place in factor.places]
 
 
 @op("Add")

@@ -28,6 +28,7 @@ class Resizing:
         copy: ir.Node,
         selected: Callable[[str, int], IntArray | None],
         size: Callable[[str], int],
+        follows: Callable[[str], bool],
     ) -> None:
         """Look at one node.
 
@@ -37,9 +38,12 @@ class Resizing:
             copy: the node in the resized model.
             selected: the old positions that stay, by value and axis; ``None``: all of them.
             size: the new size of a factor, by its name.
+            follows: whether the numbers by which a factor's elements are read count, from now on,
+                those that stay.
         """
         self.copy = copy
         self.size = size
+        self.follows = follows
         self._editor = editor
         self._node = node
         self._selected = selected

@@ -1,7 +1,17 @@
 """Operators that choose, rank, accumulate or mark positions along one axis; the other axes pass."""
 
+import numpy as np
+
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, UnsupportedFormError, from_line, op
+from morphgraph.ops.op import (
+    Description,
+    Op,
+    OpNode,
+    Resizing,
+    UnsupportedFormError,
+    from_line,
+    op,
+)
 
 
 def _names(n: OpNode, *pinned: int) -> list[str]:
@@ -56,15 +66,18 @@ class TopK(Op):
 
 @op("ArgMax", "ArgMin")
 class ArgMax(Op):
-    """The result numbers the positions, so that none may go."""
+    """Numbers positions; they may go if whoever reads the numbers reads an axis that follows."""
 
     @staticmethod
     def describe(n: OpNode, *, axis: int = 0, keepdims: int = 1) -> Description:
         names = _names(n, axis)
-        out: list[str] = list(names)
+        ranked, out = names[axis], list(names)
         out[axis : axis + 1 or None] = ["1"] if keepdims else []
         line = f"{' '.join(names)} -> {' '.join(out)}"
-        return from_line(n, line, reason=f"numbered by {n.op_type}")
+        description = from_line(n, line, statistical=ranked, reason=f"numbered by {n.op_type}")
+        description.numbers = {0: ranked}
+        description.least = {ranked: 1}
+        return description
 
     @staticmethod
     def lower(
@@ -131,7 +144,7 @@ class CumProd(Op):
 
 @op("OneHot")
 class OneHot(Op):
-    """A new axis numbers the classes."""
+    """A new axis numbers the classes; they may go if the numbers are those of an axis that can."""
 
     @staticmethod
     def describe(n: OpNode, *, axis: int = -1) -> Description:
@@ -139,7 +152,15 @@ class OneHot(Op):
         out = list(names)
         out.insert(axis % len(n.out()), "A")
         line = f"{' '.join(names) or '_'}, _, _ -> {' '.join(out)}"
-        return from_line(n, line, reason="numbered by OneHot")
+        description = from_line(n, line, reason="numbered by OneHot")
+        description.indexed = {"A": 0} if n.ints(1) is not None else {}
+        return description
+
+    @staticmethod
+    def resize(n: OpNode, new: Resizing, *, axis: int = -1) -> None:
+        depth = n.const(1)
+        if depth is not None:
+            new.set_constant(1, np.full_like(depth, new.size("A")))
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode, *, axis: int = -1) -> "fx.Node":

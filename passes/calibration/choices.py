@@ -62,9 +62,13 @@ def how_often(
 
 def _choices(graph: ChannelGraph) -> list[_Choice]:
     couplings, op_index = graph.couplings, roles(graph.couplings).op_index
+    # Of what is numbered and read by nobody the largest are wanted, whichever they are.
+    numbered = {factor for results in couplings.numbered.values() for factor in results.values()}
+    unread = numbered.difference(vertex for tie in couplings.ties for vertex in tie)
     return [
         _Choice(couplings.dims[edge.dim].value, couplings.dims[edge.dim].axis, count, edge.dim)
         for vertex, count in couplings.least.items()
+        if vertex not in unread | couplings.indexed
         for edge in graph.edges_of(int(op_index[vertex]))
         if edge.factor == vertex and edge.whole and couplings.on_activation(edge)
     ]

@@ -59,10 +59,12 @@ class Moments:
     Args:
         crossed: whether products of what is wanted with the rows are needed; without them
             ``cross`` is 0.
+        among: how many there are that count at the same time, and share what memory may wait.
     """
 
-    def __init__(self, crossed: bool = True) -> None:
+    def __init__(self, crossed: bool = True, among: int = 1) -> None:
         self.crossed = crossed
+        self._most_bytes = TOGETHER_BYTES // among
         self.count = 0
         self._started = False
         self._waiting: list[tuple[Array, Array]] = []
@@ -89,7 +91,7 @@ class Moments:
         self.count += len(rows)
         self._waiting.append((rows, wanted))
         self._bytes += rows.nbytes + wanted.nbytes
-        if self._bytes >= TOGETHER_BYTES:
+        if self._bytes >= self._most_bytes:
             self._sum()
 
     def _sum(self) -> None:
@@ -190,6 +192,17 @@ class Statistics:
         """The same, with a covariance of its own."""
         return replace(self, covariance=self.covariance.copy())
 
+    def about_zero(self) -> "Statistics":
+        """Moments about zero instead of the means: for maps that have no bias."""
+        return Statistics(
+            self.count,
+            np.zeros_like(self.mean_in),
+            np.zeros_like(self.mean_out),
+            self.covariance + self.mean_in[:, :, None] * self.mean_in[:, None, :],
+            self.cross + self.mean_out[:, :, None] * self.mean_in[:, None, :],
+            self.energy + self.mean_out**2,
+        )
+
     def left_by(self, matrix: FloatArray) -> FloatArray:
         """What a map leaves to be explained, ``cross - matrix @ covariance``."""
         left: FloatArray = self.cross - matrix @ self.covariance
@@ -252,7 +265,11 @@ class Ridge:
 
 
 def solve_by_rows(
-    rows: Array, wanted: Array, start: FloatArray, strengths: Sequence[float]
+    rows: Array,
+    wanted: Array,
+    start: FloatArray,
+    strengths: Sequence[float],
+    biased: bool = True,
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
     """Ridge regression for maps with more inputs than there are rows: matrices and biases.
 
@@ -264,9 +281,10 @@ def solve_by_rows(
         wanted: ``[places, groups, outputs]``.
         start: towards which the ridge draws, ``[groups, outputs, inputs]``.
         strengths: of the ridge, relative to the mean variance of the inputs.
+        biased: whether the maps have a bias; else it is 0.
     """
-    mean_in = rows.mean(axis=0, dtype=np.float64)
-    mean_out = wanted.mean(axis=0, dtype=np.float64)
+    mean_in = rows.mean(axis=0, dtype=np.float64) * biased
+    mean_out = wanted.mean(axis=0, dtype=np.float64) * biased
     count = len(rows)
     for strength in strengths:
         matrix = start.copy()

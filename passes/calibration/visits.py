@@ -182,8 +182,11 @@ class Chooser:
         self, reader: Reader, operand: Shape, result: Shape, enough: int, number: int
     ) -> IntArray:
         """Some places of a batch, the given one of this process, or all."""
-        there = reader.linear.places(operand, result)
+        return self.some(reader.name, reader.linear.places(operand, result), enough, number)
+
+    def some(self, name: str, there: int, enough: int, number: int) -> IntArray:
+        """So many of the places that are there, for who has that name; or all."""
         if there <= enough:
             return np.arange(there)
-        key = [self.seed, zlib.crc32(reader.name.encode()), self.processes.place(number)]
+        key = [self.seed, zlib.crc32(name.encode()), self.processes.place(number)]
         return np.sort(np.random.default_rng(key).choice(there, enough, replace=False))

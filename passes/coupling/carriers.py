@@ -39,6 +39,9 @@ def choose_carriers(
     sharing = _with_factors(found, {int(found.classes[factor]) for factor in couplings.sharing})
     # Where keys are repeated for the queries that share them, the factor that repeats is that one.
     sharing |= repeated & eager
+    sizes = couplings.sizes
+    chosen = [vertex for vertex, count in couplings.least.items() if count >= sizes[vertex] > 1]
+    whole = set(found.classes[chosen].tolist())
     first = sharing if attention == "query-heads" else set[int]()
     if attention == "head-dim":
         eager, reluctant = reluctant, eager
@@ -48,8 +51,10 @@ def choose_carriers(
     carriers: set[int] = set()
 
     def preference(factor: AxisFactor) -> tuple[bool | int, ...]:
-        """The smallest carries: what attentions want, then exact removals, then who carries now."""
+        """The smallest carries: who can, whom attentions want, exact removals, who carries now."""
         return (
+            # What is chosen from as a whole cannot shrink: of groups that all compete, experts do.
+            factor.axis_class in whole,
             factor.axis_class not in first,
             factor.axis_class not in eager,
             factor.axis_class in reluctant,

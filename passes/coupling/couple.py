@@ -17,9 +17,10 @@ from morphgraph.onnx_io import (
     node_label,
     static_shape,
 )
-from morphgraph.ops import Description, OpNode, describe, entry_of, facts_of, mismatch_hint
+from morphgraph.ops import Description, OpNode, describe, entry_of, mismatch_hint
 from morphgraph.ops.description import IDENTITY
 from morphgraph.passes.canonical.caches import following_axes
+from morphgraph.passes.coupling.numbers import numberings
 
 MAX_POSITIONS = 2**26
 """Of all axes of a network together; lists of them are held in memory."""
@@ -244,43 +245,21 @@ class _Coupler:
         """Tie axes that are read by numbers to the axis whose positions these number.
 
         So the experts of a mixture are the positions that a router ranks: one that goes takes its
-        row of the router and its weights along. It can where everybody who reads the numbers reads
-        such an axis.
+        row of the router and its weights along.
         """
-        for op_index, numbers in self.numbered.items():
-            followers: set[int] = set()
-            for result, ranked in numbers.items():
-                found = self._read_by(ops[op_index].ir.outputs[result])
-                if found is None or any(self.sizes[k] != self.sizes[ranked] for k in found):
-                    break
-                followers |= found
-            else:
-                for ranked in numbers.values() if followers else ():
-                    self.pins.pop(ranked, None)
-                    self.ties += [(ranked, follower) for follower in sorted(followers)]
-                for follower in followers:
-                    self.pins.pop(follower, None)
-                    self.rows.discard(follower)
-
-    def _read_by(self, value: ir.Value) -> set[int] | None:
-        """The factors at whose elements a value's numbers point; ``None`` if others read them."""
-        found: set[int] = set()
-        pending, seen = [value], {value}
-        while pending:
-            each = pending.pop()
-            if each.is_graph_output():
-                return None
-            for use in each.uses():
-                facts = facts_of(use.node)
-                follower = self.indexed.get(use.node, {}).get(use.idx)
-                if follower is not None:
-                    found.add(follower)
-                elif use.idx == 0 and (facts.moves or facts.converts or facts.inert):
-                    pending += [v for v in use.node.outputs if v not in seen]
-                    seen.update(use.node.outputs)
-                else:
-                    return None
-        return found
+        for numbering in numberings(ops, self.numbered, self.indexed):
+            first, *tied = *numbering.ranked, *numbering.followers
+            if any(self.sizes[factor] != self.sizes[first] for factor in tied):
+                continue
+            if not tied and self.least.get(first, 0) >= self.sizes[first]:
+                continue  # all of them are wanted, in order
+            for factor in (first, *tied):
+                self.pins.pop(factor, None)
+                self.ties += [(first, factor)] if factor != first else []
+            self.rows.difference_update(numbering.followers)
+            if len(numbering.ranked) > 1:  # what is joined is chosen together
+                together = sum(self.least[factor] for factor in numbering.ranked)
+                self.least.update(dict.fromkeys(numbering.followers, together))
 
     def _pin_open(self) -> None:
         """An axis whose size follows the inputs is no axis of channels."""

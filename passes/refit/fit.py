@@ -68,6 +68,8 @@ class Fit:
         bias: of the operator as it is, ``[groups, outputs]``.
         after: what comes behind it.
         processes: that share the places to fit to; all have those on which is chosen.
+        biased: whether it may get a bias.
+        among: how many are fitted at the same time, and share the memory.
     """
 
     def __init__(
@@ -76,22 +78,26 @@ class Fit:
         bias: FloatArray,
         after: Following,
         processes: Processes = ALONE,
+        *,
+        biased: bool = True,
+        among: int = 1,
     ) -> None:
         self.processes = processes
         self.start, self.old_bias, self.after = start, bias, after
-        self.moments = Moments()
+        self.biased = biased
+        self.moments = Moments(among=among)
         #: Places that it was fitted at, on all processes; known when it is solved.
         self.places = 0
         self.kept: list[tuple[Array, Target]] = []
         self.aside: list[tuple[Array, Target]] = []
-        self.room = KEPT_BYTES // processes.count
+        self.room = KEPT_BYTES // processes.count // among
         maps, outputs, inputs = start.shape
         per_row = max(maps * outputs, 1)
-        self.room_aside = int(np.clip(RESULTS_ASIDE // per_row, FEWEST_ASIDE, MOST_ASIDE))
+        self.room_aside = int(np.clip(RESULTS_ASIDE // per_row, FEWEST_ASIDE, MOST_ASIDE)) // among
         #: From where the rows that are kept are counted.
         self.centre = np.zeros((maps, inputs))
         #: Whether the covariance of the inputs would be too large: then some rows stand for it.
-        self.wide = maps * inputs**2 * 8 > MOST_BYTES
+        self.wide = among * maps * inputs**2 * 8 > MOST_BYTES
 
     def add(self, rows: Array, target: Target) -> None:
         """Count some places to be fitted."""
@@ -115,6 +121,8 @@ class Fit:
         shape = maps, 0 if self.wide else inputs, outputs
         statistics = self.moments.statistics(shape).shared(self.processes)
         self.places = statistics.count
+        if not self.biased:
+            statistics = statistics.about_zero()
         if not statistics.count:
             return Fitted(self.start, self.old_bias, 0.0, 0.0)
         if self.after.clamps or self.wide:
@@ -177,7 +185,7 @@ class Fit:
         if before > ROUNDING and self.kept:
             rows = np.concatenate([rows for rows, _ in self.kept])
             wanted = np.concatenate([target.wanted for _, target in self.kept])
-            for candidate in solve_by_rows(rows, wanted, self.start, STRENGTHS[1::2]):
+            for candidate in solve_by_rows(rows, wanted, self.start, STRENGTHS[1::2], self.biased):
                 if (found := self._error(*candidate)) < error:
                     best, error = candidate, found
         return Fitted(*best, before, before if best is as_it_is else error)

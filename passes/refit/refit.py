@@ -29,13 +29,16 @@ from morphgraph.passes.analysis.changed import changed_values
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
+from morphgraph.passes.calibration.chosen import chosen_products
 from morphgraph.passes.calibration.compared import Compared
 from morphgraph.passes.calibration.normed import fitted_scales, write_scales
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
-from morphgraph.passes.calibration.segments import Lifetimes, Piece
+from morphgraph.passes.calibration.segments import Piece
 from morphgraph.passes.calibration.visits import Chooser
 from morphgraph.passes.coupling.roles import roles
+from morphgraph.passes.refit.experts import fit_experts
 from morphgraph.passes.refit.fit import Fit, Target
+from morphgraph.passes.refit.network import Network
 from morphgraph.passes.refit.shift import add_to_result, shift_result
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize, restore_names
@@ -122,16 +125,6 @@ def with_biases(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ir.Model:
     return _Refit(graph, keep, 0, 0, no_progress, ALONE).shifted()
 
 
-@dataclass
-class _Network:
-    """One of the two networks, with what is live where it stands."""
-
-    model: ir.Model
-    live: list[str]
-    fitted: Batches
-    aside: Batches
-
-
 class _Refit:
     def __init__(
         self,
@@ -157,6 +150,12 @@ class _Refit:
         self.readers = readers(self.small, self.weights)
         self.turns: dict[str, Turn] = {}
         self.scaled: set[str] = set()
+        self.whole_stacks = chosen_products(self.big, self.weights)
+        self.stacks = {
+            name: each
+            for name, each in chosen_products(self.small, self.weights).items()
+            if name in self.whole_stacks
+        }
 
     def turn(self, compared: Compared) -> None:
         """Make queries and keys in the bases in which their products change least."""
@@ -196,6 +195,17 @@ class _Refit:
         covered |= self.scaled
         return [name for name in self.originals if name in self.readers and name not in covered]
 
+    def _stops(self) -> list[tuple[str, str]]:
+        """What is fitted, and the node in front of which it is looked at, in order.
+
+        Of kernels that are taken from a stack that is where they are taken: behind it, there is one
+        for every place.
+        """
+        place = {node.name: number for number, node in enumerate(self.big.graph)}
+        stops = [(name, name) for name in self._names()]
+        stops += [(name, each.gather.name or "") for name, each in self.stacks.items()]
+        return sorted(stops, key=lambda stop: place[stop[1]])
+
     def shifted(self) -> ir.Model:
         """The network with some bias at every reader that may get one, and nothing else fitted."""
         for name in filter(self._may_shift, self._names()):
@@ -224,18 +234,21 @@ class _Refit:
 
     def run(self, batches: Iterable[Arrays], aside: Iterable[Arrays]) -> Refitted:
         big, small = self._start(batches, aside)
-        names = self._names()
-        self._go(big, names[0] if names else None)
-        self._go(small, names[0] if names else None)
-        for number, name in enumerate(names):
-            self.progress("refit", number, len(names))
-            following_name = names[number + 1] if number + 1 < len(names) else None
+        stops = self._stops()
+        cuts = [cut for _, cut in stops] + [None]
+        big.go(cuts[0])
+        small.go(cuts[0])
+        for number, (name, _) in enumerate(stops):
+            self.progress("refit", number, len(stops))
             # The original goes first: what its reader gives is what the other's is fitted to.
-            fit = self._visit(big, small, self.originals[name], following_name)
-            if fit is not None:
-                self._write(name, fit)
-            self._go(small, following_name)
-        self.progress("refit", len(names), len(names))
+            if name in self.stacks:
+                self._fit_experts(big, small, name, cuts[number + 1])
+            else:
+                fit = self._visit(big, small, self.originals[name], cuts[number + 1])
+                if fit is not None:
+                    self._write(name, fit)
+            small.go(cuts[number + 1])
+        self.progress("refit", len(stops), len(stops))
         self._finish()
         for network in (big, small):
             network.fitted.close()
@@ -250,15 +263,14 @@ class _Refit:
             made = [name for name in sorted(layers_weights(self.small)) if name not in former]
             notes[PARAMETERS_KEY] = json.dumps([*json.loads(notes[PARAMETERS_KEY]), *made])
 
-    def _start(
-        self, batches: Iterable[Arrays], aside: Iterable[Arrays]
-    ) -> tuple[_Network, _Network]:
+    def _start(self, batches: Iterable[Arrays], aside: Iterable[Arrays]) -> tuple[Network, Network]:
         big, small = (
-            _Network(
+            Network(
                 model,
                 [v.name or "" for v in model.graph.inputs if not v.is_initializer()],
                 Batches(),
                 Batches(),
+                self.threads,
             )
             for model in (self.big, self.small)
         )
@@ -271,32 +283,12 @@ class _Refit:
                 other.append(self.selection.positions(feed))
         return big, small
 
-    def _ahead(self, network: _Network, name: str | None) -> list[str]:
-        """What is live in front of a node; at the end the outputs."""
-        nodes = list(network.model.graph)
-        place = {node.name: number for number, node in enumerate(nodes)}
-        cut = len(nodes) if name is None else place[name]
-        outputs = [value.name or "" for value in network.model.graph.outputs]
-        return Lifetimes(nodes, outputs).at(cut)
-
-    def _go(self, network: _Network, name: str | None) -> None:
-        """Run a network up to a node."""
-        ahead = self._ahead(network, name)
-        piece = Piece(network.model, network.live, ahead, self.threads)
-        for kind in ("fitted", "aside"):
-            before, later = getattr(network, kind), Batches()
-            for arrays in before:
-                later.append(piece.run(arrays))
-            before.close()
-            setattr(network, kind, later)
-        network.live = ahead
-
     def _visit(
-        self, big: _Network, small: _Network, original: Reader, then: str | None
+        self, big: Network, small: Network, original: Reader, then: str | None
     ) -> "Fit | None":
         """Run the original up to the next reader; collect what this one is fitted to."""
         reader = self.readers.get(original.name)
-        ahead = self._ahead(big, then)
+        ahead = big.ahead(then)
         linear = original.linear
         result = [] if linear.inside else [original.result.name or ""]
         whole = following(original)
@@ -336,6 +328,15 @@ class _Refit:
             setattr(big, kind, later)
         big.live = ahead
         return fit
+
+    def _fit_experts(self, big: Network, small: Network, name: str, then: str | None) -> None:
+        """Run the original up to the next stop; fit a stack of kernels to what its gives."""
+        original, chosen = self.whole_stacks[name], self.stacks[name]
+        networks, products = (big, small), (original, chosen)
+        fits = fit_experts(networks, self.graph, products, self.selection, self.choosers, then)
+        before, after, places = fits.write()
+        inputs = chosen.matrices().shape[2]
+        self.errors.append(LayerError(name, before, after, places, inputs))
 
     def _gone(self, whole: Following) -> list[str]:
         """What is added behind a reader of the original, and is no more in the resized network."""

@@ -190,6 +190,7 @@ class _Resizer:
             copy,
             self.selection.axis,
             lambda factor: self._size(op.factors[factor]),
+            lambda factor: op.factors[factor] in self.graph.couplings.followers,
         )
         entry.call(entry.resize, op.ir, OpNode(op.ir), resizing)
         return resizing.copy

@@ -7,216 +7,32 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 import morphgraph as mg
-from morphgraph.arrays import Arrays
 from morphgraph.errors import BudgetError, PlanError
-from morphgraph.graph import ChannelGraph
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.build import scores_of
 from morphgraph.shrinker import Shrinker
-
-TOKENS, HIDDEN, EXPERTS, INNER, TAKEN = 9, 8, 5, 6, 2
-
-
-def weights(seed: int, **shapes: tuple[int, ...]) -> Arrays:
-    generator = np.random.default_rng(seed)
-    return {k: generator.normal(size=s).astype(np.float32) for k, s in shapes.items()}
-
-
-COMMON = {"inw": (3, HIDDEN), "gate": (HIDDEN, EXPERTS), "head": (HIDDEN, 4)}
-STACKS = {"w1": (EXPERTS, INNER, HIDDEN), "w2": (EXPERTS, HIDDEN, INNER)}
-
-
-def model(nodes: list[onnx.NodeProto], arrays: Arrays, *outputs: str) -> onnx.ModelProto:
-    """A stem and a router in front, a sum and a head behind; ``m`` is what the mixture adds."""
-    node = helper.make_node
-    every = [
-        node("MatMul", ["x", "inw"], ["h"], name="stem"),
-        node("MatMul", ["h", "gate"], ["logits"], name="gate"),
-        node("Add", ["logits", "mask"], ["router"], name="masked"),
-        *nodes,
-        node("Add", ["h", "m"], ["s"], name="sum"),
-        node("MatMul", ["s", "head"], ["y"], name="head"),
-    ]
-    arrays = {**arrays, "mask": np.zeros(EXPERTS, np.float32)}
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, (TOKENS, 3))
-    kinds = [TensorProto.FLOAT, TensorProto.INT64]
-    made = [
-        helper.make_tensor_value_info(name, kinds[name == "taken"], None)
-        for name in ("y", *outputs)
-    ]
-    held = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    graph = helper.make_graph(every, "mixture", [x], made, held)
-    return helper.make_model(graph, ir_version=10, opset_imports=opsets)
-
-
-def gathered(form: str) -> onnx.ModelProto:
-    """Stacks of weights that are gathered by the router's choice, as transformers exports them."""
-    node = helper.make_node
-    arrays = weights(0, **COMMON, **STACKS)
-    constants = {
-        "k": np.array([TAKEN]),
-        "flat": np.array([TOKENS * TAKEN]),
-        "rows": np.array([TOKENS * TAKEN, 1]),
-        "column": np.array([TOKENS * TAKEN, 1]),
-        "apart": np.array([TOKENS, TAKEN, HIDDEN]),
-        "last": np.array([-1]),
-        "one": np.array([1]),
-        "twice": np.array([TOKENS, TAKEN, HIDDEN]),
-        "upright": np.array([TOKENS * TAKEN, HIDDEN, 1]),
-    }
-    arrays |= {name: array.astype(np.int64) for name, array in constants.items()}
-    if form == "softmax of those taken":
-        ranked = "router"
-        scores = [node("Softmax", ["best"], ["shares"], axis=-1)]
-    elif form == "scores read by number":  # the ranking has a bias that the shares do not have
-        ranked = "biased"
-        arrays |= weights(7, bias=(EXPERTS,))
-        scores = [
-            node("Softmax", ["router"], ["p"], axis=-1),
-            node("GatherElements", ["p", "taken"], ["shares"], axis=1),
-        ]
-    else:
-        ranked = "p"
-        scores = [
-            node("ReduceSum", ["best", "one"], ["total"]),
-            node("Div", ["best", "total"], ["shares"]),
-        ]
-    down = [node("Squeeze", ["d", "last"], ["flatd"])]
-    up = [node("MatMul", ["k1", "each"], ["u"], name="up")]
-    if form == "biases":  # of every expert, as gpt-oss has them
-        arrays |= weights(8, b1=(EXPERTS, INNER), b2=(EXPERTS, HIDDEN))
-        down = [
-            node("Squeeze", ["d", "last"], ["plain"]),
-            node("Gather", ["b2", "small"], ["second"], axis=0),
-            node("Add", ["plain", "second"], ["flatd"]),
-        ]
-        up = [
-            node("MatMul", ["k1", "each"], ["product"], name="up"),
-            node("Gather", ["b1", "small"], ["short"], axis=0),
-            node("Unsqueeze", ["short", "last"], ["first"]),
-            node("Add", ["product", "first"], ["u"]),
-        ]
-    first = [node("Softmax", ["router"], ["p"], axis=-1)] if ranked == "p" else []
-    first += [node("Add", ["router", "bias"], ["biased"])] if ranked == "biased" else []
-    if form == "tuples":
-        read = [
-            node("Reshape", ["taken", "rows"], ["number"]),
-            node("GatherND", ["w1", "number"], ["k1"]),
-            node("GatherND", ["w2", "number"], ["k2"]),
-        ]
-    else:
-        read = [
-            node("Reshape", ["taken", "flat"], ["number"]),
-            node("Cast", ["number"], ["small"], to=TensorProto.INT32),
-            node("Gather", ["w1", "small"], ["k1"], axis=0),
-            node("Gather", ["w2", "small"], ["k2"], axis=0),
-        ]
-    nodes = [
-        *first,
-        node("TopK", [ranked, "k"], ["best", "taken"], axis=-1, name="choose"),
-        *scores,
-        *read,
-        node("Unsqueeze", ["h", "one"], ["h1"]),
-        node("Expand", ["h1", "twice"], ["h2"]),
-        node("Reshape", ["h2", "upright"], ["each"]),
-        *up,
-        node("Relu", ["u"], ["r"]),
-        node("MatMul", ["k2", "r"], ["d"], name="down"),
-        *down,
-        node("Reshape", ["shares", "column"], ["share"]),
-        node("Mul", ["flatd", "share"], ["scaled"]),
-        node("Reshape", ["scaled", "apart"], ["parts"]),
-        node("ReduceSum", ["parts", "one"], ["m"], keepdims=0),
-    ]
-    return model(nodes, arrays)
-
-
-def fused(form: str, biased: bool = True) -> onnx.ModelProto:
-    """ONNX Runtime's own node; ``biased``: with a bias behind the units."""
-    rows = 2 * INNER if form == "swiglu" else INNER
-    shapes = STACKS | {
-        "w1": (EXPERTS, rows, HIDDEN),
-        "b1": (EXPERTS, rows),
-        "b2": (EXPERTS, HIDDEN),
-    }
-    arrays = weights(1, **COMMON, **shapes)
-    attributes: dict[str, Any] = {"k": TAKEN, "activation_type": form}
-    attributes |= {"swiglu_fusion": 1} if form == "swiglu" else {"normalize_routing_weights": 1}
-    operands = ["h", "router", "w1", "b1", "w2", *(["b2"] if biased else [])]
-    if not biased:
-        del arrays["b2"]
-    mixture = helper.make_node(
-        "MoE", operands, ["m"], name="moe", domain="com.microsoft", **attributes
-    )
-    return model([mixture], arrays)
-
-
-def packed(bits: int) -> onnx.ModelProto:
-    """ONNX Runtime's own node with weights in few bits."""
-    generator, wide, ratio = np.random.default_rng(2), 32, 8 // bits
-    arrays = weights(1, inw=(3, wide), gate=(wide, EXPERTS), head=(wide, 4))
-    for name in ("w1", "w2"):
-        stack = generator.integers(0, 256, (EXPERTS, wide, wide // ratio)).astype(np.uint8)
-        scales = generator.uniform(0.01, 0.02, (EXPERTS, wide)) / 16 ** (bits > 4)
-        arrays |= {name: stack, f"{name}_scales": scales.astype(np.float32)}
-    operands = ["h", "router", "w1", "w1_scales", "", "w2", "w2_scales", ""]
-    mixture = helper.make_node(
-        "QMoE",
-        operands,
-        ["m"],
-        name="moe",
-        domain="com.microsoft",
-        k=TAKEN,
-        activation_type="silu",
-        normalize_routing_weights=1,
-        expert_weight_bits=bits,
-    )
-    return model([mixture], arrays)
-
-
-FORMS = {
-    "softmax first": lambda: gathered("softmax first"),
-    "softmax of those taken": lambda: gathered("softmax of those taken"),
-    "scores read by number": lambda: gathered("scores read by number"),
-    "tuples": lambda: gathered("tuples"),
-    "biases": lambda: gathered("biases"),
-    "relu": lambda: fused("relu"),
-    "silu": lambda: fused("silu"),
-    "swiglu": lambda: fused("swiglu"),
-}
-PACKED = {"4 bits": lambda: packed(4), "8 bits": lambda: packed(8)}
-
-
-def outputs(proto: Any, x: np.ndarray) -> np.ndarray:
-    raw = proto if isinstance(proto, bytes) else proto.SerializeToString()
-    session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
-    (y,) = session.run(["y"], {"x": x})
-    return np.asarray(y)
-
-
-def changed(proto: onnx.ModelProto, **arrays: np.ndarray) -> onnx.ModelProto:
-    """The same with other weights."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    for tensor in copy.graph.initializer:
-        if tensor.name in arrays:
-            tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
-    return copy
-
-
-def arrays_of(proto: onnx.ModelProto) -> Arrays:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-
-
-def group_on(graph: ChannelGraph, value: str, axis: int) -> Any:
-    (index,) = graph.groups_on(graph.dim(value, axis))
-    return graph.groups[index]
+from tests.passes.experts import (
+    COMMON,
+    EXPERTS,
+    FORMS,
+    HIDDEN,
+    INNER,
+    PACKED,
+    TAKEN,
+    TOKENS,
+    arrays_of,
+    bare,
+    changed,
+    fused,
+    group_on,
+    model,
+    outputs,
+    weights,
+)
 
 
 @pytest.mark.parametrize("form", FORMS | PACKED)
@@ -226,16 +42,10 @@ def test_experts_go_as_if_the_router_never_took_them(form: str) -> None:
     experts = group_on(graph, "w1", 0)
     assert experts.resizable
     assert {(m.value, m.axis) for m in experts.members} >= {("gate", 1), ("w1", 0), ("w2", 0)}
-    x = np.random.default_rng(3).normal(size=(TOKENS, 3)).astype(np.float32)
     made = mg.plan(graph, {}, widths={experts.id: 3})
     (kept,) = made.keep_channels(graph).values()
     small = mg.apply(graph, made)  # and checked against the masked original
-    never = np.full(EXPERTS, -np.inf, np.float32)
-    never[kept] = 0
-    expected = outputs(changed(proto, mask=never), x)
-    found = outputs(_saved(small), x)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    assert np.abs(outputs(proto, x) - expected).max() > 1e-2 * np.abs(expected).max()
+    _same_without(proto, small, EXPERTS, kept)
     sizes = {name: tuple(value.shape or ()) for name, value in small.graph.initializers.items()}
     assert [sizes["w1"][0], sizes["w2"][0], sizes["gate"][1]] == [3, 3, 3]
 
@@ -324,7 +134,7 @@ def test_a_budget_takes_experts_units_and_hidden_width_together(form: str) -> No
     mg.apply(graph, made)
 
 
-@pytest.mark.parametrize("form", ["softmax first", "silu"])
+@pytest.mark.parametrize("form", ["softmax first", "silu", "largest, then largest of the others"])
 def test_as_many_experts_stay_as_a_token_takes(form: str) -> None:
     graph = mg.lift(FORMS[form]())
     experts = group_on(graph, "w1", 0)
@@ -346,29 +156,159 @@ def test_units_are_ranked_by_the_weights_of_all_experts() -> None:
     assert int(np.argmin(scores_of(graph, "l2")[inner.channels])) == 2
 
 
-@pytest.mark.parametrize("reader", ["output", "arithmetic", "nobody"])
-def test_what_is_ranked_keeps_its_size_where_others_read_the_numbers(reader: str) -> None:
+@pytest.mark.parametrize("ranking", ["TopK", "ArgMax"])
+@pytest.mark.parametrize("reader", ["output", "arithmetic", "beside a number that is held"])
+def test_what_is_numbered_keeps_its_size_where_others_read_the_numbers(
+    ranking: str, reader: str
+) -> None:
     node = helper.make_node
-    arrays = weights(2, **COMMON) | {"k": np.array([TAKEN]), "table": np.ones((EXPERTS, HIDDEN))}
-    arrays["table"] = arrays["table"].astype(np.float32)
-    arrays["two"] = np.array(1)
-    nodes = [node("TopK", ["router", "k"], ["best", "taken"], axis=-1)]
-    if reader == "nobody":
-        nodes += [node("ReduceSum", ["best", "k1"], ["m"])]
-        arrays["k1"] = np.array([1])
-    else:
-        number = "taken" if reader == "output" else "other"
-        nodes += [node("Sub", ["taken", "two"], ["other"])] if reader == "arithmetic" else []
-        nodes += [
-            node("Gather", ["table", number], ["rows"]),
-            node("ReduceSum", ["rows", "k1"], ["m"], keepdims=0),
-        ]
-        arrays["k1"] = np.array([1])
+    arrays = weights(2, **COMMON, table=(EXPERTS, HIDDEN)) | {"k": np.array([TAKEN])}
+    arrays |= {"k1": np.array([1]), "always": np.full((TOKENS, 1), EXPERTS - 1)}
+    nodes = [
+        node("TopK", ["router", "k"], ["best", "taken"], axis=-1)
+        if ranking == "TopK"
+        else node("ArgMax", ["router"], ["taken"], axis=-1)
+    ]
+    read = {
+        "output": [],
+        "arithmetic": [node("Sub", ["taken", "k1"], ["other"])],
+        "beside a number that is held": [node("Concat", ["taken", "always"], ["other"], axis=-1)],
+    }[reader]
+    nodes += [
+        *read,
+        node("Gather", ["table", "other" if read else "taken"], ["rows"]),
+        node("ReduceSum", ["rows", "k1"], ["m"], keepdims=0),
+    ]
     graph = mg.lift(model(nodes, arrays, *(["taken"] if reader == "output" else [])))
-    assert group_on(graph, "gate", 1).reason == "ranked by TopK"
+    said = {"TopK": "ranked by TopK", "ArgMax": "numbered by ArgMax"}[ranking]
+    assert group_on(graph, "gate", 1).reason == said
 
 
-@pytest.mark.parametrize("form", ["softmax first", "softmax of those taken", "silu"])
+def test_a_mask_keeps_the_numbers_that_it_has_where_the_router_keeps_its_rows() -> None:
+    """Experts may go behind a mask without their numbers: nobody takes what was for them."""
+    node = helper.make_node
+    arrays = weights(2, inw=(3, EXPERTS), head=(HIDDEN, 4), table=(EXPERTS, HIDDEN))
+    arrays |= {"count": np.arange(EXPERTS), "last": np.array([-1])}
+    nodes = [
+        node("MatMul", ["x", "inw"], ["h"], name="stem"),
+        node("ArgMax", ["h"], ["chosen"], axis=-1, keepdims=0),
+        node("Abs", ["chosen"], ["taken"]),  # so that it is not known whose numbers these are
+        node("Unsqueeze", ["taken", "last"], ["column"]),
+        node("Equal", ["column", "count"], ["same"]),
+        node("Cast", ["same"], ["marked"], to=onnx.TensorProto.FLOAT),
+        node("MatMul", ["marked", "table"], ["s"], name="read"),
+        node("MatMul", ["s", "head"], ["y"], name="head"),
+    ]
+    proto = bare(nodes, arrays)
+    graph = mg.lift(proto)
+    marked = group_on(graph, "table", 0)
+    assert group_on(graph, "inw", 1).reason == "numbered by ArgMax"
+    scores = np.zeros(len(graph.channel_group))
+    scores[marked.channels[[1, 3]]] = 1
+    made = mg.plan(graph, {}, widths={marked.id: 2}, score=scores)
+    (kept,) = made.keep_channels(graph).values()
+    assert kept.tolist() == [1, 3]
+    silent = np.where(np.isin(np.arange(EXPERTS), kept)[:, None], arrays["table"], np.float32(0))
+    x = np.random.default_rng(5).normal(size=(TOKENS, 3)).astype(np.float32)
+    expected = outputs(changed(proto, table=silent), x)
+    found = outputs(_saved(mg.apply(graph, made)), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert 0 < np.abs(expected).max() < np.abs(outputs(proto, x)).max()
+
+
+def test_the_largest_of_fewer_are_taken_where_nobody_reads_their_numbers() -> None:
+    node = helper.make_node
+    arrays = weights(2, **COMMON, mix=(TAKEN, HIDDEN)) | {"k": np.array([TAKEN])}
+    nodes = [
+        node("TopK", ["router", "k"], ["best", "taken"], axis=-1),
+        node("MatMul", ["best", "mix"], ["m"]),
+    ]
+    proto = model(nodes, arrays)
+    graph = mg.lift(proto)
+    ranked = group_on(graph, "gate", 1)
+    assert ranked.resizable
+    assert ranked.statistical
+    made = mg.plan(graph, {}, widths={ranked.id: 3})
+    (kept,) = made.keep_channels(graph).values()
+    _same_without(proto, mg.apply(graph, made), EXPERTS, kept)
+
+
+def grouped(groups: int, taken_groups: int) -> tuple[onnx.ModelProto, int]:
+    """A token takes experts of some groups only, by the sum of the best two of every group."""
+    node, inside = helper.make_node, 3
+    experts = groups * inside
+    arrays = weights(4, **(COMMON | {"gate": (HIDDEN, experts)}))
+    arrays |= weights(5, table=(experts, HIDDEN))
+    constants = {
+        "two": [2],
+        "few": [taken_groups],
+        "k": [TAKEN],
+        "last": [-1],
+        "inside": [TOKENS, groups, inside],
+        "whole": [TOKENS, experts],
+        "one": [1],
+    }
+    arrays |= {name: np.array(value) for name, value in constants.items()}
+    arrays |= {
+        "nothing": np.zeros((TOKENS, groups), np.float32),
+        "ones": np.ones((TOKENS, taken_groups), np.float32),
+        "never": np.array(-np.inf, np.float32),
+    }
+    nodes = [
+        node("Reshape", ["router", "inside"], ["by_group"]),
+        node("TopK", ["by_group", "two"], ["best_two", "places"], axis=-1, name="inside"),
+        node("ReduceSum", ["best_two", "last"], ["of_group"], keepdims=0),
+        node("TopK", ["of_group", "few"], ["best_groups", "groups"], axis=-1, name="groups"),
+        node("ScatterElements", ["nothing", "groups", "ones"], ["marked"], axis=1),
+        node("Unsqueeze", ["marked", "last"], ["upright"]),
+        node("Expand", ["upright", "inside"], ["wide"]),
+        node("Reshape", ["wide", "whole"], ["mask_of_experts"]),
+        node("Cast", ["mask_of_experts"], ["open"], to=onnx.TensorProto.BOOL),
+        node("Where", ["open", "router", "never"], ["left"]),
+        node("TopK", ["left", "k"], ["best", "taken"], axis=-1, name="choose"),
+        node("Softmax", ["best"], ["shares"], axis=-1),
+        node("Gather", ["table", "taken"], ["rows"], axis=0),
+        node("Unsqueeze", ["shares", "last"], ["share"]),
+        node("Mul", ["rows", "share"], ["scaled"]),
+        node("ReduceSum", ["scaled", "one"], ["m"], keepdims=0),
+    ]
+    return model(nodes, arrays), experts
+
+
+@pytest.mark.parametrize("taken_groups", [2, 4])
+def test_of_groups_that_compete_whole_ones_go_else_the_same_of_each(taken_groups: int) -> None:
+    groups = 4
+    proto, experts = grouped(groups, taken_groups)
+    graph = mg.lift(proto)
+    group = group_on(graph, "table", 0)
+    assert group.width == (groups if taken_groups < groups else experts // groups)
+    made = mg.plan(graph, {}, widths={group.id: group.width - 1})
+    small = mg.apply(graph, made)
+    (kept,) = made.keep_channels(graph).values()
+    places = np.arange(experts).reshape(groups, -1)
+    stay = places[kept] if taken_groups < groups else places[:, kept]
+    _same_without(proto, small, experts, stay.ravel())
+    with pytest.raises(PlanError, match="the network chooses 2 of them"):
+        mg.plan(graph, {}, widths={group.id: 1})
+
+
+def _same_without(proto: onnx.ModelProto, small: Any, experts: int, kept: np.ndarray) -> None:
+    """The small one computes what the original does with others at minus infinity."""
+    never = np.full(experts, -np.inf, np.float32)
+    never[kept] = 0
+    x = np.random.default_rng(3).normal(size=(TOKENS, 3)).astype(np.float32)
+    expected = outputs(changed(proto, mask=never), x)
+    found = outputs(_saved(small), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert np.abs(outputs(proto, x) - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+LARGEST = "largest, then largest of the others"
+
+
+@pytest.mark.parametrize(
+    "form", ["softmax first", "softmax of those taken", "silu", LARGEST, "one-hot", "compared"]
+)
 def test_experts_that_inputs_choose_least_go_first(form: str) -> None:
     """Whatever the rows of the router are: that of the one that goes first is the largest."""
     proto = FORMS[form]()

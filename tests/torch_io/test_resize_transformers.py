@@ -134,6 +134,11 @@ def small(kind: str, **sizes: Any) -> Any:
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 40}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+LATENT = EXPERTS | {
+    "num_attention_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8, "v_head_dim": 8,
+}  # fmt: skip
 DECODERS: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, int]]] = {
     # sizes, wishes, entries that follow from others and have to be stated now
     "GPT2": (
@@ -154,7 +159,28 @@ DECODERS: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, int]]] = {
         {"same": ["repeated"], "round_to": 4},
         {"head_dim": 8},
     ),
+    # A token takes the best expert, and the best of the others.
+    "Phimoe": (
+        WIDE | HEADS | {"num_local_experts": 6},
+        {"widths": {"*router": 4, "*gate_up_proj": 32}},
+        {"num_local_experts": 4, "intermediate_size": 32, "num_experts_per_tok": 2},
+    ),
+    # It takes experts of two groups of four only: whole groups go.
+    "DeepseekV3": (
+        WIDE | LATENT | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2},
+        {"widths": {"*mlp.gate": 3, "*gate_up_proj": 8, "*shared_experts*": 8}},
+        {"n_routed_experts": 6, "n_group": 3, "topk_group": 2, "moe_intermediate_size": 8},
+    ),
+    # All groups, of which there is one: experts go.
+    "Glm4Moe": (
+        WIDE | HEADS | EXPERTS | {"n_routed_experts": 6, "head_dim": 8},
+        {"widths": {"*mlp.gate": 4}},
+        {"n_routed_experts": 4, "n_group": 1, "moe_intermediate_size": 16},
+    ),
 }
+
+
+CHOSEN = ("Phimoe", "DeepseekV3", "Glm4Moe")
 
 
 @pytest.mark.long
@@ -164,11 +190,11 @@ def test_decoders_load_with_what_followed_from_other_entries(kind: str, tmp_path
     torch.manual_seed(0)
     sizes, wishes, entries = DECODERS[kind]
     net = small(kind, **sizes).eval()
-    if kind == "Mixtral":
+    if any("experts" in size for size in sizes):
         net.set_experts_implementation("batched_mm")
     example = {"input_ids": TOKENS, "use_cache": False}
     graph = mg.lift(mg.export(net, example))
-    plan = mg.plan(graph, {"params": "70%"}, **wishes)
+    plan = mg.plan(graph, {} if kind in CHOSEN else {"params": "70%"}, **wishes)
     resized = mg.apply(graph, plan)
     report = mg.resize_module(net, graph, plan, example=example)
     assert report.config == f"{kind}Config builds this network"
