@@ -172,3 +172,9 @@ def test_where_all_widths_are_too_many_what_is_near_is_no_worse(
         assert fits(resolve_budget(graph, budget, "default"), widths)
         lost.append(sum_of_shares(graph, scores, budget, widths.tolist()))
     assert lost[0] > lost[1] >= lost[2]
+
+
+def test_the_solver_writes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    graph = GRAPHS["chain"]
+    plan(graph, {"flops": "40%", "params": "60%"}, score=scores_of(graph, 5), round_to=1)
+    assert capfd.readouterr() == ("", "")
