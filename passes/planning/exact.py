@@ -202,7 +202,7 @@ class _Program:
 
     def solve(self, losses: FloatArray) -> list[int] | None:
         """Per choice the place of the width that it takes; ``None``: no answer was found."""
-        from highspy import HighsLp, HighsVarType, MatrixFormat, SolutionStatus
+        from highspy import HighsLp, HighsStatus, HighsVarType, MatrixFormat, SolutionStatus
 
         lp, kinds = HighsLp(), HighsVarType
         lp.num_col_, lp.num_row_ = self.unknowns, len(self.rows)
@@ -222,7 +222,12 @@ class _Program:
         solver.setOptionValue("mip_max_nodes", MOST_WORK // self.unknowns)
         solver.setOptionValue("parallel", "off")
         solver.passModel(lp)
-        solver.run()
+        # It keeps threads for the next problem, which a process that is forked would wait for:
+        # none but the caller's, unless somebody else has asked for others before.
+        solver.setOptionValue("threads", 1)
+        if solver.run() == HighsStatus.kError:
+            solver.setOptionValue("threads", 0)
+            solver.run()
         if solver.getInfo().primal_solution_status != SolutionStatus.kSolutionStatusFeasible:
             return None
         found = np.array(solver.getSolution().col_value)
