@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.passes.analysis.polynomial import Part
 from morphgraph.passes.planning.bounds import AllowedWidths
 from morphgraph.passes.planning.constraints import Constraint, fits
+
+if TYPE_CHECKING:
+    from highspy import Highs
 
 #: Unknowns of a problem at most, and unknowns times branches: about a quarter of a second.
 MOST_UNKNOWNS = 400
@@ -198,31 +202,36 @@ class _Program:
 
     def solve(self, losses: FloatArray) -> list[int] | None:
         """Per choice the place of the width that it takes; ``None``: no answer was found."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
-        from scipy.sparse import csr_array
+        from highspy import HighsLp, HighsStatus, HighsVarType, MatrixFormat, SolutionStatus
 
-        columns = np.concatenate([columns for columns, *_ in self.rows])
-        values = np.concatenate([values for _, values, *_ in self.rows])
-        ends = np.cumsum([0, *(len(columns) for columns, *_ in self.rows)])
-        matrix = csr_array((values, columns, ends), shape=(len(self.rows), self.unknowns))
-        low, high = (np.array([row[k] for row in self.rows]) for k in (2, 3))
-        whole, prices = np.zeros((2, self.unknowns))
-        whole[: self.first[-1]], prices[: self.first[-1]] = 1.0, losses
-        result = milp(
-            prices,
-            integrality=whole,
-            bounds=Bounds(0.0, np.inf),
-            constraints=LinearConstraint(matrix, low, high),
-            # HiGHS may print where an answer of its presolve misses a tolerance, and takes longer.
-            options={
-                "mip_rel_gap": 0.0,
-                "node_limit": MOST_WORK // self.unknowns,
-                "presolve": False,
-            },
-        )
-        if result.x is None:
+        lp, kinds = HighsLp(), HighsVarType
+        lp.num_col_, lp.num_row_ = self.unknowns, len(self.rows)
+        lp.col_cost_ = np.concatenate([losses, np.zeros(self.unknowns - self.first[-1])])
+        lp.col_lower_, lp.col_upper_ = np.zeros(self.unknowns), np.full(self.unknowns, np.inf)
+        lp.integrality_ = [
+            kinds.kInteger if k < self.first[-1] else kinds.kContinuous
+            for k in range(self.unknowns)
+        ]
+        lp.row_lower_, lp.row_upper_ = (np.array([row[k] for row in self.rows]) for k in (2, 3))
+        lp.a_matrix_.format_ = MatrixFormat.kRowwise
+        lp.a_matrix_.start_ = np.cumsum([0, *(len(columns) for columns, *_ in self.rows)])
+        lp.a_matrix_.index_ = np.concatenate([columns for columns, *_ in self.rows])
+        lp.a_matrix_.value_ = np.concatenate([values for _, values, *_ in self.rows])
+        solver = _silent()
+        solver.setOptionValue("mip_rel_gap", 0.0)
+        solver.setOptionValue("mip_max_nodes", MOST_WORK // self.unknowns)
+        solver.setOptionValue("parallel", "off")
+        solver.passModel(lp)
+        # It keeps threads for the next problem, which a process that is forked would wait for:
+        # none but the caller's, unless somebody else has asked for others before.
+        solver.setOptionValue("threads", 1)
+        if solver.run() == HighsStatus.kError:
+            solver.setOptionValue("threads", 0)
+            solver.run()
+        if solver.getInfo().primal_solution_status != SolutionStatus.kSolutionStatusFeasible:
             return None
-        return [int(np.argmax(result.x[self._of(k)])) for k in range(len(self.choices))]
+        found = np.array(solver.getSolution().col_value)
+        return [int(np.argmax(found[self._of(k)])) for k in range(len(self.choices))]
 
     def _of(self, number: int) -> IntArray:
         """The unknowns of a choice."""
@@ -272,3 +281,15 @@ class _Program:
                 for x, row in zip(self._of(number), along, strict=True):
                     self._row(np.append(row, x), np.append(np.ones(len(row)), -1.0), 0.0, 0.0)
         return self.tables[scope]
+
+
+def _silent() -> "Highs":
+    """A solver that writes nothing, also not from its constructor, as that of highspy 1.16 does."""
+    from highspy import Highs
+
+    class Silent(Highs):
+        def enableCallbacks(self) -> None:  # noqa: N802
+            self.silent()
+            super().enableCallbacks()  # type: ignore[no-untyped-call]
+
+    return Silent()  # type: ignore[no-untyped-call]

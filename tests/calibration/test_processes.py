@@ -17,6 +17,7 @@ import pytest
 import morphgraph as mg
 from morphgraph.arrays import Arrays, FloatArray
 from morphgraph.calibration.processes import ALONE, Processes
+from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.plans import Plan
 from morphgraph.shrinker import Shrinker
 from morphgraph.shrinking import ShrinkResult, finish
@@ -38,12 +39,26 @@ NORMED = """net (float[N,6,8] x, float[8,16] wq, float[8,16] wk, float[8,16] wv,
 <int64[4] by_head = {0, 6, 2, 8}, int64[3] flat = {0, 6, 16}> {
   q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
   q1 = Reshape(q0, by_head) k1 = Reshape(k0, by_head) v1 = Reshape(v0, by_head)
-  q2 = SimplifiedLayerNormalization<axis=-1>(q1, qs) 
+  q2 = SimplifiedLayerNormalization<axis=-1>(q1, qs)
   k2 = SimplifiedLayerNormalization<axis=-1>(k1, ks)
   q = Transpose<perm=[0,2,1,3]>(q2) k = Transpose<perm=[0,2,3,1]>(k2)
   v = Transpose<perm=[0,2,1,3]>(v1)
   l = MatMul(q, k) p = Softmax<axis=-1>(l) a = MatMul(p, v) b = Transpose<perm=[0,2,1,3]>(a)
   c = Reshape(b, flat) y = MatMul(c, wo) }"""
+TURNED = """<ir_version: 10, opset_import: ["": 23]>
+lm (float[N,9,12] x, float[12,32] wq, float[12,32] wk, float[12,32] wv, float[32,12] wo,
+    float[9,8] cos, float[9,8] sin) => (float[N,9,12] y)
+<int64[4] heads = {0, 9, 4, 8}, int64[3] flat = {0, 9, 32}, float scale = {0.35}> {
+  q0 = MatMul(x, wq) q1 = Reshape(q0, heads) q = Transpose<perm=[0,2,1,3]>(q1)
+  k0 = MatMul(x, wk) k1 = Reshape(k0, heads) k = Transpose<perm=[0,2,1,3]>(k1)
+  v0 = MatMul(x, wv) v1 = Reshape(v0, heads) v = Transpose<perm=[0,2,1,3]>(v1)
+  qa, qb = Split<axis=-1, num_outputs=2>(q) qn = Neg(qb) qt = Concat<axis=-1>(qn, qa)
+  qc = Mul(q, cos) qs = Mul(qt, sin) qr = Add(qc, qs)
+  ka, kb = Split<axis=-1, num_outputs=2>(k) kn = Neg(kb) kt = Concat<axis=-1>(kn, ka)
+  kc = Mul(k, cos) ks = Mul(kt, sin) kr = Add(kc, ks)
+  turned = Transpose<perm=[0,1,3,2]>(kr) l = MatMul(qr, turned) s = Mul(l, scale)
+  p = Softmax<axis=-1>(s) r = MatMul(p, v) r1 = Transpose<perm=[0,2,1,3]>(r)
+  r2 = Reshape(r1, flat) o = MatMul(r2, wo) y = Add(o, x) }"""
 
 
 class Forked(Processes):
@@ -130,6 +145,36 @@ def test_several_come_to_what_one_comes_to(text: str, shape: tuple[int, ...], co
     found = together(count, work)
     kept, places, wanted = work(ALONE)
     assert len(found) == count
+    for each in found:
+        assert each[:2] == (kept, places)
+        for key, weight in each[2].items():
+            np.testing.assert_allclose(weight, wanted[key], rtol=1e-3, atol=2e-4)
+
+
+def test_several_come_to_the_factors_of_turned_queries_of_one() -> None:
+    model = model_from_text(TURNED)
+    angles = np.outer(np.arange(9), 0.7 ** np.arange(4))
+    for name, table in {"cos": np.cos(angles), "sin": np.sin(angles)}.items():
+        both = np.tile(table, 2).astype(np.float32)
+        model.graph.initializers[name].const_value = ir.tensor(both, name=name)
+    graph = mg.lift(model, attention="head-dim")
+    rng = np.random.default_rng(0)
+    # Of few dimensions, so that pairs of elements can stand for others.
+    x = rng.normal(size=(60, 9, 3)) @ rng.normal(size=(3, 12))
+    bounds = WidthBounds(1, include=["MatMul_q0*"])
+
+    def work(processes: Processes) -> Found:
+        given = {"x": x.astype(np.float32)}
+        shrinker = Shrinker(graph, given, bounds=bounds, threads=1, processes=processes)
+        shrinker.batch = 4
+        return facts(finish(shrinker, shrinker.plan({"params": "80%"})), graph)
+
+    found = together(2, work)
+    kept, places, wanted = work(ALONE)
+    columns = [head * 8 + e for head in range(4) for pair in kept[1] for e in (pair, pair + 4)]
+    assert 0 < len(columns) < 32
+    sliced = weights(model)["wq"][:, np.sort(columns)]
+    assert np.abs(wanted["wq"] - sliced).max() > 0.01  # there are factors
     for each in found:
         assert each[:2] == (kept, places)
         for key, weight in each[2].items():

@@ -1,13 +1,18 @@
 """Several budgets at once: the least loss of all widths that there are, found by counting."""
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+import morphgraph as mg
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.graph import ChannelGraph
 from morphgraph.passes.analysis.cost import cost
@@ -172,3 +177,26 @@ def test_where_all_widths_are_too_many_what_is_near_is_no_worse(
         assert fits(resolve_budget(graph, budget, "default"), widths)
         lost.append(sum_of_shares(graph, scores, budget, widths.tolist()))
     assert lost[0] > lost[1] >= lost[2]
+
+
+def test_the_solver_writes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    graph = GRAPHS["chain"]
+    plan(graph, {"flops": "40%", "params": "60%"}, score=scores_of(graph, 5), round_to=1)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("before", ["", "highspy.Highs().run(); "])
+def test_a_plan_does_not_depend_on_who_solved_before(before: str, tmp_path: Path) -> None:
+    """HiGHS has one set of threads in a process; a program that uses it may have made another."""
+    ir.save(model_from_text(CHAIN), tmp_path / "chain.onnx")
+    program = (
+        f"import highspy; {before}import morphgraph as mg; graph = mg.lift('chain.onnx'); "
+        "plan = mg.plan(graph, {'flops': '40%', 'params': '60%'}, round_to=1); "
+        "print(plan.widths(graph).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    graph = mg.lift(tmp_path / "chain.onnx")
+    wanted = plan(graph, {"flops": "40%", "params": "60%"}, round_to=1).widths(graph)
+    assert done.stdout.splitlines()[-1] == str(wanted.tolist())
