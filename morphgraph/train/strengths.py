@@ -9,6 +9,7 @@ groups' channels one after another;
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from morphgraph.passes.analysis.gates import (
     deciding_shifts,
     gated_groups,
 )
+from morphgraph.passes.analysis.silence import Silencing, silence
 from morphgraph.torch_io.weights import named_tensors
 from morphgraph.train.computed import ComputedSource, find_computed
 from morphgraph.train.proximal import TiedStrengths
@@ -200,7 +202,7 @@ class Strengths:
         """
         tensors: dict[str, Tensor] | None = None
         replaced = False
-        for source in self.acted_on:
+        for source in (*self.acted_on, *self.__dict__.get("silencing", ())):
             if tensors is None:
                 tensors = named_tensors(self._net)
             found = tensors.get(source.name)
@@ -227,6 +229,32 @@ class Strengths:
     def shared(self) -> bool:
         """Whether several processes share a parameter, so that all of them must measure it."""
         return any(is_shared(source.parameter) for source in self.acted_on)
+
+    @cached_property
+    def silencing(self) -> list[BoundSource]:
+        """What else has to be zero where a channel is dead, so that it adds nothing anywhere.
+
+        A frozen parameter stays what it is.
+        """
+        killed = [
+            Silencing(s.name, s.axis, frozenset(self._groups_at(s)))
+            for s in self.acted_on
+            if not s.frozen
+        ]
+        tensors, wanted = named_tensors(self._net), []
+        owned = self.owned.cpu().numpy()
+        for each in silence(self.graph, killed):
+            if each.parameter in tensors:
+                dim = self.graph.dim(each.parameter, each.axis)
+                on = owned & _of_groups(self.graph, each.groups)
+                wanted += [
+                    (Source(each.parameter, each.axis, channels), on)
+                    for channels in self.graph.channels_by_view(dim)
+                ]
+        return bind(wanted, tensors, self.owned.device)
+
+    def _groups_at(self, source: BoundSource) -> set[int]:
+        return set(self.graph.channel_group[source.channels.cpu().numpy()].tolist())
 
     @property
     def acted_on(self) -> list[BoundSource]:
