@@ -20,7 +20,7 @@ from morphgraph.arrays import Flags, FloatArray
 from morphgraph.errors import ArgumentError, ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.check import escape
-from morphgraph.ops import facts_of
+from morphgraph.ops import facts_of, parameter_names
 from morphgraph.options import Strength, Tied
 from morphgraph.passes.analysis.channel_sources import (
     Source,
@@ -242,15 +242,15 @@ class Strengths:
             if not s.frozen
         ]
         tensors, wanted = named_tensors(self._net), []
+        trained = {n for n in parameter_names(self.graph.model) if _is_trained(tensors.get(n))}
         owned = self.owned.cpu().numpy()
-        for each in silence(self.graph, killed):
-            if each.parameter in tensors:
-                dim = self.graph.dim(each.parameter, each.axis)
-                on = owned & _of_groups(self.graph, each.groups)
-                wanted += [
-                    (Source(each.parameter, each.axis, channels), on)
-                    for channels in self.graph.channels_by_view(dim)
-                ]
+        for each in silence(self.graph, killed, trained):
+            dim = self.graph.dim(each.parameter, each.axis)
+            on = owned & _of_groups(self.graph, each.groups)
+            wanted += [
+                (Source(each.parameter, each.axis, channels), on)
+                for channels in self.graph.channels_by_view(dim)
+            ]
         return bind(wanted, tensors, self.owned.device)
 
     def _groups_at(self, source: BoundSource) -> set[int]:
@@ -359,6 +359,10 @@ def _strength(source: BoundSource, l1_fraction: float) -> Tensor:
     magnitude = source.scaling_norms()
     now = magnitude.detach()
     return strength * torch.where(now > 0, magnitude / now.where(now > 0, 1.0), 1.0)
+
+
+def _is_trained(tensor: Tensor | None) -> bool:
+    return isinstance(tensor, nn.Parameter) and tensor.requires_grad
 
 
 def _groups_of(graph: ChannelGraph, sources: Iterable[BoundSource]) -> set[int]:

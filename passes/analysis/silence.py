@@ -13,11 +13,11 @@ gradient: of its kernel, or of the kernels that read it.
 One walk forwards follows on every axis the groups whose channels are zero where they are dead.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from morphgraph.graph import ChannelGraph, Edge, GraphOp
-from morphgraph.ops import OpNode, facts_of, parameter_names
+from morphgraph.ops import OpNode, facts_of
 from morphgraph.passes.coupling.roles import roles
 
 Groups = frozenset[int]
@@ -34,22 +34,27 @@ class Silencing:
     groups: Groups
 
 
-def silence(graph: ChannelGraph, killed: Iterable[Silencing]) -> list[Silencing]:
+def silence(
+    graph: ChannelGraph, killed: Iterable[Silencing], trained: Collection[str]
+) -> list[Silencing]:
     """What has to be zero beside dead channels.
 
     Args:
         graph: the lifted network.
         killed: what is zero where a channel is dead: kernels or scales.
+        trained: names of the parameters that may be changed.
     """
-    return _Silencer(graph, killed).run()
+    return _Silencer(graph, killed, trained).run()
 
 
 class _Silencer:
-    def __init__(self, graph: ChannelGraph, killed: Iterable[Silencing]) -> None:
+    def __init__(
+        self, graph: ChannelGraph, killed: Iterable[Silencing], trained: Collection[str]
+    ) -> None:
         self.graph = graph
         self.couplings = graph.couplings
         self.role = roles(graph.couplings)
-        self.trained = frozenset(parameter_names(graph.model))
+        self.trained = trained
         # Per axis the groups whose dead channels are zero there.
         self.zero: dict[int, Groups] = {}
         self.dying = _NONE
@@ -201,6 +206,4 @@ def _added(op: GraphOp) -> list[int]:
     """The operands that an operator adds to what it has multiplied."""
     facts = facts_of(op.ir)
     ports = {facts.offset, facts.shift, *facts.zeros}
-    return [
-        port for port, value in enumerate(op.ir.inputs) if value is not None and port in ports
-    ]
+    return [port for port, value in enumerate(op.ir.inputs) if value is not None and port in ports]
