@@ -373,6 +373,7 @@ class Regularizer:
         amounts = self._pull(strengths) * step_size
         # With a margin: below twice the threshold a channel counts as dying.
         would_die = strengths - amounts * self._ties.rate <= 2 * self.threshold
+        would_die &= self._strengths.owned
         if bool(would_die.any()):
             amounts[would_die & self.protected(strengths, would_die)] = 0.0
         return self._by_amounts(parts, strengths, amounts)

@@ -135,6 +135,8 @@ class Strengths:
         # A kernel's groups may have others beside it that cannot be measured.
         self.kernels = [*stored, *(s for s in computed if bool(by_kernel[s.index.cpu()].all()))]
         self.channel_group = torch.from_numpy(graph.channel_group).to(device)
+        # Of the channels of no group the last one.
+        self._group = (self.channel_group % (len(graph.groups) + 1)).int()
         self.owned = torch.from_numpy(_per_channel(graph, self.measured)).to(device)
         self._unit = torch.ones(len(self.owned), device=device)
         with torch.no_grad():
@@ -296,8 +298,7 @@ class Strengths:
 
         Zero where none is counted.
         """
-        size = len(self.graph.groups) + 1
-        group = self.channel_group % size  # -1, no group, comes last
+        size, group = len(self.graph.groups) + 1, self._group
         total = torch.zeros(size, device=group.device).index_add(0, group, strengths * counted)
         count = torch.zeros(size, device=group.device).index_add(0, group, counted.float())
         return (total / count.clamp_min(1))[group]
@@ -312,9 +313,9 @@ class Strengths:
 
     def widths_of(self, alive: Tensor) -> FloatArray:
         """The same, given a flag for every channel."""
-        groups = self.channel_group[alive & (self.channel_group >= 0)]
-        counted = torch.bincount(groups, minlength=len(self.graph.groups))
-        widths: FloatArray = counted.cpu().numpy().astype(np.float64)
+        counted = torch.zeros(len(self.graph.groups) + 1, device=alive.device)
+        counted.index_add_(0, self._group, alive.float())
+        widths: FloatArray = counted[:-1].cpu().numpy().astype(np.float64)
         return widths
 
     def strongest(self, strengths: Tensor, counts: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from morphgraph.passes.checking.verdict import VerifyReport
 from morphgraph.passes.rewrite.absorb import absorbed_in, with_channels
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.plans import Plan
-from morphgraph.tolerances import MIN_MOVED, MIN_SENSITIVITY, RESIZED, ROUNDING
+from morphgraph.tolerances import MIN_MOVED, RESIZED, ROUNDING
 
 
 def verify(
@@ -211,7 +211,7 @@ class _Check:
         fewer = {name: array for name, array in fewer.items() if name not in self.gone}
         resized = self._run("resized model", self.small, fewer)
         report = self._report(expected, resized, references)
-        if self.keep and not inside and report.sensitivity < MIN_SENSITIVITY:
+        if self.keep and not inside and report.sensitivity < _NOTHING:
             # What is removed was zero: would others be missed?
             masked = mask(self.graph, self._other_channels)
             references.append(self._run("masked original", in_single_precision(masked), inputs))
@@ -345,6 +345,9 @@ def _is_of_zeros(value: ir.Value) -> bool:
 
 
 _FLOOR_DRAWS = 4
+
+_NOTHING = 16 * ROUNDING
+"""By how much masking moves outputs, as a share of their scale, where it changes no number."""
 
 _MOST_NUMBERS = 2**22
 """Beyond them the comparison of values more than doubles the seconds that a check takes."""
