@@ -178,6 +178,7 @@ class Shrinking:
             aim.strength,
             relative=aim.relative,
             min_width=aim.min_width,
+            absorb=aim.absorb,
         )
         lowest = regularizer.lowest_share() * regularizer.initial_cost
         targets = [max(self._target(budget), lowest) for budget in self.settings.budgets]

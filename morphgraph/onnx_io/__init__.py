@@ -22,6 +22,7 @@ from morphgraph.onnx_io.keys import (
     PREPROCESSING_KEY,
     READS_KEY,
     STATIC_SHAPE_KEY,
+    STILL_KEY,
     TIED_KEY,
     UNSIZED_KEY,
 )
@@ -35,6 +36,7 @@ from morphgraph.onnx_io.model import (
     frozen_names,
     keep_known_names,
     not_finite,
+    still_names,
     stored_names,
     tied_names,
 )
@@ -72,6 +74,7 @@ __all__ = [
     "PREPROCESSING_KEY",
     "READS_KEY",
     "STATIC_SHAPE_KEY",
+    "STILL_KEY",
     "TIED_KEY",
     "UNSIZED_KEY",
     "Expected",
@@ -98,6 +101,7 @@ __all__ = [
     "not_finite",
     "save",
     "static_shape",
+    "still_names",
     "stored_names",
     "subgraphs",
     "tied_names",

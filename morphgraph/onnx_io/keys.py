@@ -4,6 +4,7 @@
 PARAMETERS_KEY = "morphgraph.parameters"  # names of the initializers that training changes
 BUFFERS_KEY = "morphgraph.buffers"  # names of those that are persistent buffers of the network
 FROZEN_KEY = "morphgraph.frozen"  # names of parameters that had requires_grad=False
+STILL_KEY = "morphgraph.still"  # names of running means that no batch moves: a momentum of 0
 TIED_KEY = "morphgraph.tied"  # by every further name of a parameter the one that it stands under
 OUTPUTS_KEY = "morphgraph.outputs"  # the structure that the network's results come in
 INPUTS_KEY = "morphgraph.inputs"  # the structure that the network's arguments come in

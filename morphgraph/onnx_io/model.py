@@ -16,6 +16,7 @@ from morphgraph.onnx_io.keys import (
     FROZEN_KEY,
     PARAMETERS_KEY,
     STATIC_SHAPE_KEY,
+    STILL_KEY,
     TIED_KEY,
     UNSIZED_KEY,
 )
@@ -113,6 +114,17 @@ def frozen_names(model: ir.Model) -> frozenset[str]:
     return frozenset(_listed(model, FROZEN_KEY))
 
 
+def still_names(model: ir.Model) -> frozenset[str]:
+    """Names of the running means that no batch moves: of norms with a momentum of 0.
+
+    ONNX has the same number for the mean of all batches, as PyTorch writes it.
+
+    Raises:
+        ModelError: what is stored is not a list of names.
+    """
+    return frozenset(_listed(model, STILL_KEY))
+
+
 def tied_names(model: ir.Model) -> dict[str, str]:
     """By every further name of a tied parameter the one that it stands under in the model."""
     try:
@@ -145,7 +157,7 @@ def add_constant_names(model: ir.Model, names: Sequence[str]) -> None:
 def keep_known_names(model: ir.Model) -> None:
     """Take names out of the model's lists that none of its values has any more."""
     known = {value.name for value in values_of(model.graph)}
-    for key in (BUFFERS_KEY, CONSTANTS_KEY, FROZEN_KEY, PARAMETERS_KEY):
+    for key in (BUFFERS_KEY, CONSTANTS_KEY, FROZEN_KEY, PARAMETERS_KEY, STILL_KEY):
         if key in model.metadata_props:
             names = _listed(model, key)
             if not known.issuperset(names):

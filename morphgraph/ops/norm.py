@@ -65,7 +65,7 @@ class BatchNormalization(Op):
             make = ranked(nn, "BatchNorm", max(rank - 2, 1))
             ones, zeros = b.constant(n, 1), b.constant(n, 2)
             affine = ones is None or zeros is None or bool((ones != 1).any() or zeros.any())
-            # 1 is what PyTorch exports for None, the mean of all batches: they still move.
+            # 1 is what PyTorch exports for None, the mean of all batches, and for 0: ``STILL_KEY``.
             rate = None if momentum == 1 else b.decimal(round(1 - momentum, 7))
             module = make(channels, eps, rate, affine, device="meta")
             roles = {"weight": 1, "bias": 2} if affine else {}

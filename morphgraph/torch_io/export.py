@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from morphgraph.collector import without_collector
@@ -24,6 +25,7 @@ from morphgraph.onnx_io import (
     BUFFERS_KEY,
     FROZEN_KEY,
     PARAMETERS_KEY,
+    STILL_KEY,
     TIED_KEY,
     checker_refusal,
     escape,
@@ -111,6 +113,7 @@ def export(
     _warn_of_absent(net, model, parameters)
     _note_names(model, PARAMETERS_KEY, parameters)
     _note_names(model, FROZEN_KEY, _frozen(parameters))
+    _note_names(model, STILL_KEY, _still(net))
     _note_ties(model, net)
     note_structure(model, results)
     note_arguments(model, named)
@@ -156,6 +159,15 @@ def _frozen(parameters: Mapping[str, nn.Parameter]) -> list[str]:
     """The parameters that nobody trains; none in a network in inference, where all are frozen."""
     frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
     return [] if len(frozen) == len(parameters) else frozen
+
+
+def _still(net: nn.Module) -> list[str]:
+    """The running means that no batch moves."""
+    return [
+        f"{path}.running_mean" if path else "running_mean"
+        for path, module in net.named_modules(remove_duplicate=False)
+        if isinstance(module, _BatchNorm) and module.momentum == 0
+    ]
 
 
 def _note_ties(model: ir.Model, net: nn.Module) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 import torch
 from torch import fx
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from morphgraph.collector import without_collector
 from morphgraph.errors import UnsupportedError
@@ -14,6 +15,7 @@ from morphgraph.onnx_io import (
     buffer_names,
     frozen_names,
     static_shape,
+    still_names,
     tied_names,
 )
 from morphgraph.ops import OpNode, facts_of, listed_parameters, parameter_names
@@ -144,6 +146,11 @@ def canonical_network(canonical: ir.Model) -> fx.GraphModule:
     net.graph.eliminate_dead_code()
     for further, name in tied_names(canonical).items():
         builder.tie(net, further, name)
+    still = still_names(canonical)
+    for name, onnx_name in builder.parameters.items() if still else ():
+        norm = net.get_submodule(name.rpartition(".")[0])
+        if onnx_name in still and isinstance(norm, _BatchNorm):
+            norm.momentum = 0.0
     net.graph.lint()
     net.recompile()
     record_names(net, builder.parameters)

@@ -11,7 +11,7 @@ layer that share a penalty): nothing dies for long, then all of them would withi
 step takes the cost further below the reference than the reference falls in a tenth of the phase:
 the strongest that would die stay. The step that reaches the target is taken only as far as the
 target asks; then the structure is settled: the weight becomes zero, and the dead stay dead, since
-the loss alone would revive some.
+the loss alone would revive some, and add nothing any more (:mod:`morphgraph.train.settled`).
 
 How long the penalty's steps are is read off what the optimizer does
 (:mod:`morphgraph.train.motion`).
@@ -38,6 +38,7 @@ from morphgraph.train.requests import (
     require_steps,
 )
 from morphgraph.train.resources import Counted, GroupWidth
+from morphgraph.train.settled import Settled
 from morphgraph.train.sparing import only_as_far
 from morphgraph.train.watch import (
     Watch,
@@ -61,7 +62,7 @@ _AHEAD = 25  # training steps that the prediction looks ahead, in phases long en
 _INTERVAL = (4, 8)  # training steps between two of the penalty, at most; kernels take longer
 _FRESH = 0.3  # weight of the newest speed in the moving average of speeds
 _STATE = (
-    *("step_number", "steps", "met", "_dead", "_before", "_speed", "_step_size"),
+    *("step_number", "steps", "met", "_before", "_speed", "_step_size"),
     *("_summed", "_after", "_lived"),
 )
 
@@ -138,7 +139,7 @@ class Budget:
         self._watch = Watch(regularizer, self._motion)
         self._hooks: Steps | None = None
         self._optimizers: list[str] = []  # of which the state is
-        self._dead: Tensor | None = None
+        self._held: Settled | None = None  # once the budget is met
         self._lived = torch.zeros_like(regularizer.alive(), dtype=torch.int32)  # the last step
         self._before: Tensor | None = None  # strengths at the last control step
         self._after: list[Tensor] = []  # by source, after the penalty's last step
@@ -261,8 +262,8 @@ class Budget:
             self._watch.after_step_by_hand()
             return
         self.step_number += 1
-        if self._dead is not None:
-            self.regularizer.zero_channels(self._dead)
+        if self._held is not None:
+            self._held.hold()
             return
         due = self.step_number % self.interval == 0
         if (self.step_number == 1 or due) and self.regularizer.bind_again():
@@ -314,8 +315,7 @@ class Budget:
             alive = reg.alive(step.after) | spared
             # The loss may have pushed a whole group below the threshold.
             alive = alive | reg.protected(step.after, ~alive)
-            self._settle(alive, step.after)
-            reg.zero_channels(~alive)
+            self._settle(alive, step.after).hold()
         else:
             self._control(step.after)
 
@@ -354,21 +354,22 @@ class Budget:
             )
         self._watch.after_control(self.paces, self.step_number, self.steps, strengths)
 
-    def _settle(self, alive: Tensor, strengths: Tensor) -> None:
+    def _settle(self, alive: Tensor, strengths: Tensor) -> Settled:
         """Fix the structure: from now on the weights are zero and dead channels stay dead.
 
         The network is as it was until the next step, in case a state is loaded.
         """
         self.met = True
-        self._dead = ~alive
-        self.regularizer.settled = self._dead
-        strengths = strengths.detach().masked_fill(self._dead, 0.0)
+        self._held = held = Settled(self.regularizer, ~alive)
+        self.regularizer.settled = held.dead
+        strengths = strengths.detach().masked_fill(held.dead, 0.0)
         self.regularizer.known = strengths
         live = self.regularizer.live_widths()
         for pace in self.paces:
             pace.counted.weight = 0.0
             needed = self.regularizer.needed_at(pace.counted.resource, live)
             pace.share = needed / pace.counted.initial
+        return held
 
     def change(self, budget: Mapping[str, str | float | int], steps: int | None = None) -> None:
         """Give other amounts in mid-training; the references go there from where they are.
@@ -408,7 +409,7 @@ class Budget:
                 pace.first = reg.initial_weight(steps, pace.counted.resource)
         self.steps = self._motion.steps = steps
         if self.met and any(pace.share > pace.target for pace in self.paces):
-            self.met, self._dead, reg.settled = False, None, None
+            self.met, self._held, reg.settled = False, None, None
             self._before = self._speed = None
             self._after = []
             self._motion.remember()
@@ -442,6 +443,8 @@ class Budget:
         Save it with the network's and the optimizer's.
         """
         state = {name: getattr(self, name) for name in _STATE}
+        held = self._held
+        state |= {"_dead": held and held.dead, "_silent": held and held.silent}
         state["paces"] = {pace.kind: pace.state_dict() for pace in self.paces}
         state["motion"] = self._motion.state_dict()
         state["strengths"] = self.regularizer.state_dict()
@@ -466,7 +469,9 @@ class Budget:
         self.regularizer.load_state_dict(state["strengths"])
         for name in _STATE:
             setattr(self, name, state.get(name, getattr(self, name)))
-        self.regularizer.settled = self._dead
+        dead, reg = state["_dead"], self.regularizer
+        self._held = None if dead is None else Settled(reg, dead, state.get("_silent"))
+        reg.settled = dead
         for pace in self.paces:
             pace.load_state_dict(state["paces"][pace.kind])
         self._motion.steps = self.steps

@@ -148,6 +148,7 @@ def _round(
         relative=aim.relative,
         exclude=frozen,
         min_width=aim.min_width,
+        absorb=aim.absorb,
     )
     target = _target(regularizer, aim.shrink_to, replace(aim.limits, exclude=frozen))
     penalty = ShrinkPenalty(regularizer, target, steps, aim.update)

@@ -104,8 +104,13 @@ class Regularizer:
         floors, ceilings: the same for some groups: by a glob a number of channels or a share
             (``{"layer1*": 16, "head*": "50%"}``). Ceilings are met by :class:`Budget` and
             :meth:`plan`.
+        absorb: whether the resize will absorb what dead channels still add (the shift behind a
+            scale of 0, the bias behind a kernel of 0; ``mg.apply(..., absorb=True)``): then they go
+            on adding it. Without it nobody reads them any more once a :class:`Budget` is met, and
+            the network computes what the resized one will.
 
     Attributes:
+        net: the module.
         known: the strengths after the last step of a :class:`Budget`, ``[channels]``.
         settled: the channels that a :class:`Budget` has taken, a flag each; they stay dead whatever
             becomes of their parameters (averaged, swapped by the optimizer).
@@ -133,15 +138,18 @@ class Regularizer:
         min_width: int = 1,
         floors: Widths | None = None,
         ceilings: Widths | None = None,
+        absorb: bool = False,
     ) -> None:
         require_network(graph, net)
         require_one_of("strength", strength, Strength)
         require_one_of("tied", tied, Tied)
         self.graph = graph
+        self.net = net
         self.cost = cost if isinstance(cost, Cost) else cost_of(graph, cost, convention=convention)
         self.initial_cost = self.cost.total
         self.known: Tensor | None = None
         self.settled: Tensor | None = None
+        self.absorb = absorb
         self.unfinished: Callable[[], str] | None = None
         self.counted = [Counted(self.cost, self.initial_cost)]
         self.limits = WidthBounds(
@@ -365,6 +373,7 @@ class Regularizer:
         amounts = self._pull(strengths) * step_size
         # With a margin: below twice the threshold a channel counts as dying.
         would_die = strengths - amounts * self._ties.rate <= 2 * self.threshold
+        would_die &= self._strengths.owned
         if bool(would_die.any()):
             amounts[would_die & self.protected(strengths, would_die)] = 0.0
         return self._by_amounts(parts, strengths, amounts)
@@ -442,6 +451,11 @@ class Regularizer:
     def acted_on(self) -> list[BoundSource]:
         """The slices of parameters that shrinking steps multiply."""
         return self._strengths.acted_on
+
+    @property
+    def silencing(self) -> list[BoundSource]:
+        """The slices that must be zero beside them, so that nobody reads a dead channel."""
+        return self._strengths.silencing
 
     def protected(self, strengths: Tensor, would_die: Tensor) -> Tensor:
         """Channels that must not die, ``[channels]``: as many of the strongest as a group needs.

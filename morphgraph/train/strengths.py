@@ -9,6 +9,7 @@ groups' channels one after another;
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from morphgraph.arrays import Flags, FloatArray
 from morphgraph.errors import ArgumentError, ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.check import escape
-from morphgraph.ops import facts_of
+from morphgraph.ops import facts_of, parameter_names
 from morphgraph.options import Strength, Tied
 from morphgraph.passes.analysis.channel_sources import (
     Source,
@@ -36,6 +37,7 @@ from morphgraph.passes.analysis.gates import (
     deciding_shifts,
     gated_groups,
 )
+from morphgraph.passes.analysis.silence import Silencing, silence
 from morphgraph.torch_io.weights import named_tensors
 from morphgraph.train.computed import ComputedSource, find_computed
 from morphgraph.train.proximal import TiedStrengths
@@ -133,6 +135,8 @@ class Strengths:
         # A kernel's groups may have others beside it that cannot be measured.
         self.kernels = [*stored, *(s for s in computed if bool(by_kernel[s.index.cpu()].all()))]
         self.channel_group = torch.from_numpy(graph.channel_group).to(device)
+        # Of the channels of no group the last one.
+        self._group = (self.channel_group % (len(graph.groups) + 1)).int()
         self.owned = torch.from_numpy(_per_channel(graph, self.measured)).to(device)
         self._unit = torch.ones(len(self.owned), device=device)
         with torch.no_grad():
@@ -200,7 +204,7 @@ class Strengths:
         """
         tensors: dict[str, Tensor] | None = None
         replaced = False
-        for source in self.acted_on:
+        for source in (*self.acted_on, *self.__dict__.get("silencing", ())):
             if tensors is None:
                 tensors = named_tensors(self._net)
             found = tensors.get(source.name)
@@ -227,6 +231,32 @@ class Strengths:
     def shared(self) -> bool:
         """Whether several processes share a parameter, so that all of them must measure it."""
         return any(is_shared(source.parameter) for source in self.acted_on)
+
+    @cached_property
+    def silencing(self) -> list[BoundSource]:
+        """What else has to be zero where a channel is dead, so that it adds nothing anywhere.
+
+        A frozen parameter stays what it is.
+        """
+        killed = [
+            Silencing(s.name, s.axis, frozenset(self._groups_at(s)))
+            for s in self.acted_on
+            if not s.frozen
+        ]
+        tensors, wanted = named_tensors(self._net), []
+        trained = {n for n in parameter_names(self.graph.model) if _is_trained(tensors.get(n))}
+        owned = self.owned.cpu().numpy()
+        for each in silence(self.graph, killed, trained):
+            dim = self.graph.dim(each.parameter, each.axis)
+            on = owned & _of_groups(self.graph, each.groups)
+            wanted += [
+                (Source(each.parameter, each.axis, channels), on)
+                for channels in self.graph.channels_by_view(dim)
+            ]
+        return bind(wanted, tensors, self.owned.device)
+
+    def _groups_at(self, source: BoundSource) -> set[int]:
+        return set(self.graph.channel_group[source.channels.cpu().numpy()].tolist())
 
     @property
     def acted_on(self) -> list[BoundSource]:
@@ -268,8 +298,7 @@ class Strengths:
 
         Zero where none is counted.
         """
-        size = len(self.graph.groups) + 1
-        group = self.channel_group % size  # -1, no group, comes last
+        size, group = len(self.graph.groups) + 1, self._group
         total = torch.zeros(size, device=group.device).index_add(0, group, strengths * counted)
         count = torch.zeros(size, device=group.device).index_add(0, group, counted.float())
         return (total / count.clamp_min(1))[group]
@@ -284,9 +313,9 @@ class Strengths:
 
     def widths_of(self, alive: Tensor) -> FloatArray:
         """The same, given a flag for every channel."""
-        groups = self.channel_group[alive & (self.channel_group >= 0)]
-        counted = torch.bincount(groups, minlength=len(self.graph.groups))
-        widths: FloatArray = counted.cpu().numpy().astype(np.float64)
+        counted = torch.zeros(len(self.graph.groups) + 1, device=alive.device)
+        counted.index_add_(0, self._group, alive.float())
+        widths: FloatArray = counted[:-1].cpu().numpy().astype(np.float64)
         return widths
 
     def strongest(self, strengths: Tensor, counts: Tensor) -> Tensor:
@@ -331,6 +360,10 @@ def _strength(source: BoundSource, l1_fraction: float) -> Tensor:
     magnitude = source.scaling_norms()
     now = magnitude.detach()
     return strength * torch.where(now > 0, magnitude / now.where(now > 0, 1.0), 1.0)
+
+
+def _is_trained(tensor: Tensor | None) -> bool:
+    return isinstance(tensor, nn.Parameter) and tensor.requires_grad
 
 
 def _groups_of(graph: ChannelGraph, sources: Iterable[BoundSource]) -> set[int]:

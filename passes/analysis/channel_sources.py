@@ -251,7 +251,7 @@ def channel_shifts(graph: ChannelGraph, op: GraphOp) -> list[Source | None]:
     for value in _addends(op, graph.couplings.input_independent):
         name = value.name or ""
         source = one_per_channel(graph, name)
-        dims = [graph.dim(name, axis) for axis in range(len(graph.shapes[name]))]
+        dims = [graph.dim(name, axis) for axis in range(len(graph.shapes.get(name, ())))]
         here = np.concatenate([graph.channels_of(dim) for dim in dims] or [np.zeros(0, np.int64)])
         here = here[graph.channel_group[here] >= 0]
         if source is not None and np.isin(here, source.channels).all():

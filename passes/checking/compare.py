@@ -23,7 +23,8 @@ class OutputError:
         sensitivity: how far masking moved the original's output, as a share of ``scale``. Near
             zero the output alone tells nothing: a wrong slice would go unnoticed in it. Where
             channels were absorbed, and masking may change nothing, masking those as well counts
-            too; and where the output itself is cut, how far positions are from those beside them.
+            too, and where all that is removed was zero, masking others in its place; and where the
+            output itself is cut, how far positions are from those beside them.
         moved: share of its numbers that masking moved beyond rounding. Where it is low, as behind a
             sigmoid that is 0 or 1 nearly everywhere, the output alone tells little.
         told: share of the numbers that were compared. Where the masked original gives infinity or

@@ -9,7 +9,7 @@ import pytest
 import morphgraph as mg
 from morphgraph.arrays import IntArray
 from morphgraph.edit import array_of
-from morphgraph.errors import ModelError, PlanError, VerificationError
+from morphgraph.errors import ModelError, MorphWarning, PlanError, VerificationError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import checker_refusal
 from morphgraph.onnx_io.runtime import random_inputs, run
@@ -286,3 +286,43 @@ def test_another_networks_plan_is_refused() -> None:
     plan = random_plan(graph)
     with pytest.raises(PlanError, match="made for another network"):
         verify(other, plan, resize(graph, plan.keep_channels(graph)))
+
+
+def plan_of(graph: ChannelGraph) -> Plan:
+    """Four of eight channels stay, the first."""
+    return make_plan(graph, {graph.group("MatMul_a").index: np.arange(4)}, {})
+
+
+def test_removed_channels_that_were_zero_leave_the_check_its_power(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """Masking what adds nothing moves nothing; a wrong slice would be noticed all the same."""
+    text = """net (float[1,6] x, float[6,8] w, float[8,3] v) => (float[1,3] y) {
+        a = MatMul(x, w)  r = Relu(a)  y = MatMul(r, v) }"""
+    model = model_from_text(text)
+    kernel = model.graph.initializers["w"].const_value
+    assert kernel is not None
+    numbers = kernel.numpy().copy()
+    numbers[:, 4:] = 0
+    model.graph.initializers["w"].const_value = ir.Tensor(numbers, name="w")
+    graph = mg.lift(model)
+    plan = plan_of(graph)
+    small = mg.apply(graph, plan)
+    report = mg.verify(graph, plan, small)
+    assert report.ok
+    assert report.sensitivity > 0.1
+    assert not recwarn.list
+    wrong = small.graph.initializers["w"].const_value
+    assert wrong is not None
+    small.graph.initializers["w"].const_value = ir.Tensor(wrong.numpy()[:, ::-1].copy(), name="w")
+    assert not mg.verify(graph, plan, small).ok
+
+
+def test_a_network_that_tells_nothing_is_still_warned_of() -> None:
+    text = """net (float[1,6] x, float[6,8] w, float[8,3] v) => (float[1,3] y) {
+        a = MatMul(x, w)  r = Relu(a)  y = MatMul(r, v) }"""
+    model = model_from_text(text)
+    model.graph.initializers["w"].const_value = ir.Tensor(np.zeros((6, 8), np.float32), name="w")
+    graph = mg.lift(model)
+    with pytest.warns(MorphWarning, match="a wrong slice could go unnoticed"):
+        mg.apply(graph, plan_of(graph))

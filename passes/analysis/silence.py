@@ -1,0 +1,209 @@
+"""Pass ``silence``: what has to be zero beside a dead channel, so that nobody reads a constant.
+
+A channel is dead in training where the kernels that make it, or the scales that switch it off, are
+zero. It may be a constant then, and no zero: the bias behind the kernel, the shift behind the
+scale, what a sigmoid makes of zero. The resize cuts that off. A network that is to compute the same
+before it must not read the constant either: of every operator that sums over the channel, the
+kernel is zero there. Where no kernel reads it (keys and queries that are multiplied, a statistic),
+what is added to the channel has to be zero.
+
+Channels that are zero by themselves need nothing. So one that a plan takes back always has a
+gradient: of its kernel, or of the kernels that read it.
+
+One walk forwards follows on every axis the groups whose channels are zero where they are dead.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from morphgraph.graph import ChannelGraph, Edge, GraphOp
+from morphgraph.ops import OpNode, facts_of
+from morphgraph.passes.coupling.roles import roles
+
+Groups = frozenset[int]
+"""Indices of groups."""
+_NONE = Groups()
+
+
+@dataclass(frozen=True)
+class Silencing:
+    """An axis of a parameter whose slices of the dead channels of some groups are zero."""
+
+    parameter: str
+    axis: int
+    groups: Groups
+
+
+def silence(
+    graph: ChannelGraph, killed: Iterable[Silencing], trained: Collection[str]
+) -> list[Silencing]:
+    """What has to be zero beside dead channels.
+
+    Args:
+        graph: the lifted network.
+        killed: what is zero where a channel is dead: kernels or scales.
+        trained: names of the parameters that may be changed.
+    """
+    return _Silencer(graph, killed, trained).run()
+
+
+class _Silencer:
+    def __init__(
+        self, graph: ChannelGraph, killed: Iterable[Silencing], trained: Collection[str]
+    ) -> None:
+        self.graph = graph
+        self.couplings = graph.couplings
+        self.role = roles(graph.couplings)
+        self.trained = trained
+        # Per axis the groups whose dead channels are zero there.
+        self.zero: dict[int, Groups] = {}
+        self.dying = _NONE
+        for each in killed:
+            dim = graph.dim(each.parameter, each.axis)
+            self.zero[dim] = self.zero.get(dim, _NONE) | each.groups
+            self.dying |= each.groups
+        self.found: dict[int, Groups] = {}  # per axis of a parameter
+
+    def run(self) -> list[Silencing]:
+        audible = _NONE  # groups that someone reads who has no kernel to be zero
+        for op_index, op in enumerate(self.graph.ops):
+            edges = self.graph.edges_of(op_index)
+            on_factor: dict[int, list[Edge]] = {}
+            for edge in edges:
+                if self.dying & self.graph.groups_on(edge.factor):
+                    on_factor.setdefault(edge.factor, []).append(edge)
+            results: dict[int, list[tuple[Groups, Groups]]] = {}
+            for factor, places in on_factor.items():
+                groups = self.dying & self.graph.groups_on(factor)
+                zero = Groups(k for k in groups if self._is_zero(op, factor, places, k))
+                for edge in places:
+                    if edge.port < 0:
+                        results.setdefault(edge.dim, []).append((groups, zero))
+                audible |= self._read(op, factor, places, groups, zero)
+            for dim, parts in results.items():
+                on_axis = _NONE.union(*(groups for groups, _ in parts))
+                loud = _NONE.union(*(groups - zero for groups, zero in parts))
+                self.zero[dim] = on_axis - loud
+        self._silence_addends(audible)
+        dims = self.couplings.dims
+        return [Silencing(dims[k].value, dims[k].axis, groups) for k, groups in self.found.items()]
+
+    # -- what is zero --------------------------------------------------------------------------
+
+    def _is_zero(self, op: GraphOp, factor: int, places: Sequence[Edge], group: int) -> bool:
+        """Whether dead channels of a group are zero in what an operator gives."""
+        facts = facts_of(op.ir)
+        there: dict[int, bool] = {}
+        for edge in places:
+            if edge.port >= 0:
+                here = group in self.zero.get(edge.dim, _NONE)
+                there[edge.port] = here or there.get(edge.port, False)
+        given = [port for port, value in enumerate(op.ir.inputs) if value is not None]
+        if op.opaque is not None or facts.open_at_zero or not there:
+            return False
+        added = given if facts.adds or facts.subtracts else _added(op)
+        if not all(there.get(port, False) for port in added):
+            return False
+        if facts.adds or facts.subtracts:
+            return True
+        factors = {port: zero for port, zero in there.items() if port not in added}
+        if facts.mixes is not None:
+            return factors.get(facts.mixes, False)
+        if facts.scale is not None:
+            return factors.get(facts.scale, False)
+        if self.role.sums_state[factor] or facts.moves or facts.inert or facts.converts:
+            return bool(factors) and all(factors.values())
+        if op.gate or op.macs:
+            return any(factors.values())
+        return all(factors.values()) and _is_zero_at_zero(op, given)
+
+    # -- who reads the others ------------------------------------------------------------------
+
+    def _read(
+        self, op: GraphOp, factor: int, places: Sequence[Edge], groups: Groups, zero: Groups
+    ) -> Groups:
+        """Let an operator read nothing of a factor; the groups of which it reads all the same."""
+        if self.role.sums_state[factor]:
+            return self._silence_kernels(op, places, groups - zero)
+        heard = _NONE
+        for edge in places if self.role.reads[factor] else ():
+            if self.couplings.on_activation(edge):
+                heard |= groups - self.zero.get(edge.dim, _NONE)
+        if not heard or self.role.normalizes[factor]:
+            return heard
+        return self._silence_kernels(op, places, heard)
+
+    def _silence_kernels(self, op: GraphOp, places: Sequence[Edge], groups: Groups) -> Groups:
+        """Let kernels be zero on these axes; the groups, where none can be."""
+        if not groups:
+            return _NONE
+        added = _added(op)
+        kernels = [
+            edge.dim
+            for edge in places
+            if edge.port >= 0 and edge.port not in added and self.couplings.on_weight(edge)
+        ]
+        parameters = [self._zeroed_by(dim) for dim in kernels]
+        if not kernels or any(found is None for found in parameters):
+            return groups
+        for found in parameters:
+            for dim in found or ():
+                self.found[dim] = self.found.get(dim, _NONE) | groups
+        return _NONE
+
+    def _silence_addends(self, groups: Groups) -> None:
+        """Let nothing be added to the channels of some groups, nor looked up in a table."""
+        for op_index, op in enumerate(self.graph.ops if groups else ()):
+            facts = facts_of(op.ir)
+            ports = {*_added(op), *facts.tables}
+            for edge in self.graph.edges_of(op_index):
+                adds = facts.adds or facts.subtracts or edge.port in ports
+                adds |= self.role.makes[edge.factor] and not self.role.counted[edge.factor]
+                here = groups & self.graph.groups_on(edge.factor)
+                if not adds or not here or edge.port < 0 or not self.couplings.on_weight(edge):
+                    continue
+                for dim in self._zeroed_by(edge.dim) or ():
+                    self.found[dim] = self.found.get(dim, _NONE) | here
+
+    def _zeroed_by(self, dim: int) -> tuple[int, ...] | None:
+        """The axes of parameters that must be zero for an axis of a weight; None: none can."""
+        name = self.couplings.dims[dim].value
+        if name in self.trained:
+            return (dim,)
+        op_index = self.graph.makers.get(name)
+        if op_index is None:
+            return None
+        op = self.graph.ops[op_index]
+        facts, edges = facts_of(op.ir), self.graph.edges_of(op_index)
+        factors = {edge.factor for edge in edges if edge.dim == dim and edge.port < 0}
+        places = {e.port: e.dim for e in edges if e.factor in factors and e.port >= 0}
+        wanted = self.graph.groups_on(dim) & self.dying
+        places = {port: at for port, at in places.items() if self.graph.groups_on(at) & wanted}
+        parts = [self._zeroed_by(at) for at in places.values()]
+        if facts.adds or facts.subtracts:
+            every = len(places) == sum(value is not None for value in op.ir.inputs)
+        elif op.gate or op.macs:
+            return next((part for part in parts if part is not None), None)
+        else:
+            every = bool(places) and (facts.moves or facts.inert or facts.converts)
+        if not every or any(part is None for part in parts):
+            return None
+        return tuple(dict.fromkeys(axis for part in parts for axis in part or ()))
+
+
+def _is_zero_at_zero(op: GraphOp, given: Sequence[int]) -> bool:
+    """Whether an operator that is not described as open is a function of one operand."""
+    clamp = facts_of(op.ir).clamp
+    if clamp is not None:
+        ends = facts_of(op.ir).call(clamp, op.ir, OpNode(op.ir))
+        return ends is not None and ends[0] <= 0 <= ends[1]
+    # Whole numbers beside the operand are sizes or axes.
+    values = [value for port in given if (value := op.ir.inputs[port]) is not None]
+    return sum(v.dtype is None or not v.dtype.is_integer() for v in values) == 1
+
+
+def _added(op: GraphOp) -> list[int]:
+    """The operands that an operator adds to what it has multiplied."""
+    facts = facts_of(op.ir)
+    ports = {facts.offset, facts.shift, *facts.zeros}
+    return [port for port, value in enumerate(op.ir.inputs) if value is not None and port in ports]
