@@ -5,10 +5,12 @@ import pytest
 
 import morphgraph as mg
 from morphgraph.arrays import IntArray
+from morphgraph.onnx_io import ModelLike
 from morphgraph.onnx_io.runtime import random_inputs, run, run_each
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.mask import mask, maskable
 from morphgraph.testing import model_from_text
+from tests.passes.test_experts import gathered
 
 CONVOLUTIONS = """net (float[1,3,8,8] x, float[6,3,3,3] w1, float[6] b1, float[6,1,3,3] w2,
     float[2,6,1,1] w3) => (float[1,2,8,8] y) {
@@ -22,15 +24,18 @@ NORMED = """net (float[2,5,3] x, float[3,8] w1, float[8] s, float[8] h, float[8,
     a = MatMul(x, w1)  n = LayerNormalization(a, s, h)  y = MatMul(n, w2)
 }"""
 
-# The place of the largest of those that stay, counted among all.
-NUMBERED = """net (float[40,5] x, float[5,8] w1, float[8,3] table) => (float[40,3] y) {
-    a = MatMul(x, w1)  k = ArgMax<axis=1, keepdims=0>(a)  y = Gather(table, k)
-}"""
 
-
-@pytest.mark.parametrize("text", [CONVOLUTIONS, NORMED, NUMBERED])
-def test_with_either_masks_it_computes_what_that_network_does(text: str) -> None:
-    graph = lift(model_from_text(text), pin_rows=False)
+# Of a mixture the router's numbers say which expert of those that stay is taken.
+@pytest.mark.parametrize(
+    "model",
+    [
+        model_from_text(CONVOLUTIONS),
+        model_from_text(NORMED),
+        gathered("softmax of those taken"),
+    ],
+)
+def test_with_either_masks_it_computes_what_that_network_does(model: ModelLike) -> None:
+    graph = lift(model)
     keep: dict[int, IntArray] = {
         group.index: np.array([1, *range(3, group.width)])
         for group in graph.groups
