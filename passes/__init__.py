@@ -126,6 +126,7 @@ refit: original, which channels stay, inputs -> the resized model with fitted ke
 checking: original, plan, resized model -> a report
     verdict             what a check says: the errors of all that was compared
     verify              the resized model against the masked original
+        networks        what is compared: the original, the masked one, the resized one
         decoding        two steps of generation, for a network with a cache
         smaller         inputs on which the check proves the same with less work
         shorter         networks of fewer positions on which it proves the same

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,7 @@ _SLOW_OPTIMIZERS = [
     *("ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion"),
     # and what looks at every node for something that is rarely there.
     *("CommonSubexpressionElimination", "ConstantSharing"),
+    *("ReshapeFusion", "TransposeOptimizer"),
 ]
 """For a run or two they cost more than they save."""
 
@@ -137,32 +138,49 @@ def run(model: ir.Model, feeds: Mapping[str, Array]) -> Arrays:
     Raises:
         UnsupportedError: ONNX Runtime does not take the model, or fails while it runs.
     """
-    return {name: _as_array(result) for name, result in results(model, feeds).items()}
+    return run_each(model, [feeds])[0]
 
 
-def results(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Any]:
-    """The same, as ONNX Runtime gives them: arrays, lists of them, dicts.
+def run_each(model: ir.Model, each: Sequence[Mapping[str, Array]]) -> list[Arrays]:
+    """The same for several inputs, one after the other, by one session.
 
     Raises:
         UnsupportedError: ONNX Runtime does not take the model, or fails while it runs.
     """
-    shapes = {name: np.shape(array) for name, array in feeds.items()}
+    return [
+        {name: _as_array(result) for name, result in found.items()}
+        for found in _results_of_each(model, each)
+    ]
+
+
+def results(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Any]:
+    """What :func:`run` gives as ONNX Runtime gives it: arrays, lists of them, dicts.
+
+    Raises:
+        UnsupportedError: ONNX Runtime does not take the model, or fails while it runs.
+    """
+    return _results_of_each(model, [feeds])[0]
+
+
+def _results_of_each(model: ir.Model, each: Sequence[Mapping[str, Array]]) -> list[dict[str, Any]]:
     try:
-        return _once(model, feeds, shapes, fed=True)
+        return _by_one_session(model, each, fed=True)
     except UnsupportedError:  # some kernels want constants
-        return _once(model, feeds, shapes, fed=False)
+        return _by_one_session(model, each, fed=False)
 
 
-def _once(
-    model: ir.Model, feeds: Mapping[str, Array], shapes: Mapping[str, Shape], fed: bool
-) -> dict[str, Any]:
-    running = session(model, optimize=False, shapes=shapes, fed=fed)
+def _by_one_session(
+    model: ir.Model, each: Sequence[Mapping[str, Array]], fed: bool
+) -> list[dict[str, Any]]:
+    shapes = [{(name, np.shape(array)) for name, array in feeds.items()} for feeds in each]
+    shared = dict(set.intersection(*shapes))
+    running = session(model, optimize=False, shapes=shared, fed=fed)
     names = [output.name for output in running.get_outputs()]
     try:
-        found = running.run(names, dict(feeds))
+        found = [running.run(names, dict(feeds)) for feeds in each]
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise _refused(error) from error
-    return dict(zip(names, found, strict=True))
+    return [dict(zip(names, one, strict=True)) for one in found]
 
 
 def _as_array(result: Any) -> Array:

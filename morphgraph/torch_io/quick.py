@@ -11,6 +11,8 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
+from onnxscript.version_converter import _version_converter as versions
 from torch import fx, nn
 from torch._decomp import _core_aten_decompositions_post_autograd
 from torch._export.utils import _check_valid_to_preserve, _is_cia_op, _is_preservable_cia_op
@@ -49,9 +51,36 @@ def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) 
     captured = capture(net, call, registry.is_kept, _Decompositions())
     _promote(captured.graph_module)
     program = _translated(captured, registry=registry)
-    model: ir.Model = onnxscript_apis.convert_version(program.model, opset)
+    model = _raised(program.model, opset)
     _ir_passes.rename_inputs(model, names)
     return model
+
+
+def _raised(model: ir.Model, opset: int) -> ir.Model:
+    """The model in another version of ONNX's operators, as ``convert_version`` gives it.
+
+    That visits every node once for every version in between. Few operators ever became others;
+    where none of these is there, it suffices to say the version.
+    """
+    nodes = [node for node in model.graph.all_nodes() if not node.domain]
+    is_simple = not model.functions and versions.version_supported(model, opset)
+    if not is_simple or any(_becomes_another(node, opset) for node in nodes):
+        raised: ir.Model = onnxscript_apis.convert_version(model, opset)
+        return raised
+    for node in nodes:
+        node.version = opset
+    model.opset_imports[""] = opset
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _becomes_another(node: ir.Node, opset: int) -> bool:
+    """Whether a node may have to be changed on the way from its own version to another."""
+    own = node.version
+    if own is None or own > opset:
+        return True
+    adapters = (versions.registry.lookup_adapters("", node.op_type, v) for v in range(own, opset))
+    return any(adapter is not None for adapter in adapters)
 
 
 class _Decompositions:

@@ -81,8 +81,18 @@ class _Knowing(_building.OpRecorder):
             signature, args, kwargs
         )
         count = _building._determine_output_number(signature, attributes)  # noqa: SLF001
-        outputs = self._call_op(signature, inputs, attributes, count)
+        known = {name: _attribute(name, value) for name, value in attributes.items()}
+        outputs = self._call_op(signature, inputs, known, count)
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _attribute(name: str, value: Any) -> Any:
+    """An attribute as ``onnx_ir`` makes it, where that takes long to find out what it holds."""
+    if isinstance(value, ir.Tensor):
+        return ir.AttrTensor(name, value)
+    if type(value) in (list, tuple) and value and all(type(each) is int for each in value):
+        return ir.AttrInt64s(name, value)
+    return value
 
 
 @cache

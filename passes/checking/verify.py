@@ -21,7 +21,8 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.canonical.caches import caches
 from morphgraph.passes.checking.compare import OutputError, as_arrays, compare, kept
 from morphgraph.passes.checking.decoding import decodings
-from morphgraph.passes.checking.shorter import Shorter, shorter
+from morphgraph.passes.checking.networks import Networks
+from morphgraph.passes.checking.shorter import shorter
 from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.passes.checking.smaller import smaller_inputs
 from morphgraph.passes.checking.stepwise import Runner, Stepwise, listing
@@ -67,12 +68,19 @@ def verify(
     check = _Check(graph, plan, small, tolerance, runner or run_in_ort)
     _require_same_inputs(check.selection, check.gone, small)
     if inputs is not None:
-        return _together([check.on(arrays) for arrays in fit_inputs(inputs, check.original)])
+        return _together(
+            [check.on(arrays) for arrays in fit_inputs(inputs, check.networks.original)]
+        )
     return check.on_random(seed)
 
 
 class _Check:
-    """The networks of a check, made once for all inputs."""
+    """The networks of a check, made once for all inputs.
+
+    Attributes:
+        is_quick: whether it need not tell everything, since another one decides where this does
+            not: then the original and the masked original may be run as one network.
+    """
 
     def __init__(
         self, graph: ChannelGraph, plan: Plan, small: ir.Model, tolerance: float, runner: Runner
@@ -80,15 +88,8 @@ class _Check:
         self.graph, self.tolerance, self.runner = graph, tolerance, runner
         self.keep, self.absorbed = plan.keep_channels(graph), absorbed_in(graph, small)
         self.selection = AxisSelection(graph, self.keep, plan.added(graph))
-        self.original = in_single_precision(graph.model)
-        self.small = in_single_precision(small)
-
-    @cached_property
-    def masked(self) -> ir.Model:
-        return self._new_masked()
-
-    def _new_masked(self) -> ir.Model:
-        return in_single_precision(mask(self.graph, self._masked_channels))
+        self.networks = Networks(graph, self._masked_channels, small)
+        self.is_quick = False
 
     @cached_property
     def gone(self) -> frozenset[str]:
@@ -97,12 +98,12 @@ class _Check:
         pairs = caches(self.graph.model)
         return frozenset([*gone, *(past for past, present in pairs.items() if present in gone)])
 
-    @cached_property
+    @property
     def _stepwise(self) -> Stepwise:
         return Stepwise(
-            self.original,
-            self.masked,
-            self.small,
+            self.networks.original,
+            self.networks.masked,
+            self.networks.small,
             self.selection,
             self.runner,
             constants_moved=bool(self.absorbed or self.selection.dead),
@@ -114,7 +115,7 @@ class _Check:
 
         Then the values inside are needed, and come from the same runs as the outputs.
         """
-        return any(map(_is_of_zeros, self.original.graph.outputs))
+        return any(map(_is_of_zeros, self.graph.model.graph.outputs))
 
     @property
     def _masked_channels(self) -> dict[int, IntArray]:
@@ -129,7 +130,7 @@ class _Check:
             return quick
         reports: list[VerifyReport] = []
         for draw in DRAWS:
-            reports.append(self.on(random_inputs(self.original, seed, draw)))
+            reports.append(self.on(random_inputs(self.networks.original, seed, draw)))
             if not reports[-1].ok or not reports[-1].untold:
                 return reports[-1]
         return min(reports, key=lambda report: len(report.untold))
@@ -138,14 +139,14 @@ class _Check:
         """The report of two steps of generation, for a network with a cache that runs in steps."""
         from morphgraph.onnx_io.runtime import DRAWS
 
-        for plan in decodings(self.original):
+        for plan in decodings(self.networks.original):
             reports: list[VerifyReport] = []
             for draw in DRAWS:
                 prompt = plan.inputs(0, seed, draw)
                 try:
-                    before = as_arrays(self.runner(self.masked, prompt))
+                    before = as_arrays(self.runner(self.networks.masked, prompt))
                     steps = [prompt, plan.inputs(1, seed, draw, before)]
-                    self.runner(self.original, steps[1])
+                    self.runner(self.networks.original, steps[1])
                 except UnsupportedError:
                     break  # something holds a length
                 reports.append(_together([self.on(inputs) for inputs in steps]))
@@ -162,31 +163,21 @@ class _Check:
         if self.runner is not run_in_ort or self.absorbed or not self._values_are_many():
             return None
         shapes: Mapping[str, Shape] | None = smaller_inputs(self.graph)
-        check: _Check | None = self
+        networks: Networks | None = self.networks
         if shapes is None:
-            plan = shorter(self.graph)
-            if plan is None:
+            fewer = shorter(self.graph)
+            if fewer is None:
                 return None
-            shapes, check = plan.inputs, self._shortened(plan)
-        try:
-            report = check.on(random_inputs(self.original, seed, shapes=shapes)) if check else None
-        except (UnsupportedError, VerificationError):
-            return None  # something holds a size
-        return report if report is not None and report.ok and not report.untold else None
-
-    def _shortened(self, plan: Shorter) -> "_Check | None":
-        """The check of the same networks with fewer positions, where all three allow that."""
-        if not plan.agrees(self.original, self.small, self.selection):
+            shapes, networks = fewer.inputs, self.networks.shortened(fewer, self.selection)
+        if networks is None:
             return None
         check = copy(self)
-        original, small = plan.of(self.original), plan.of(self.small)
-        if original is None or small is None:
-            return None
-        masked = plan.change(self._new_masked())  # nobody else has it, so that no copy is needed
-        if masked is None:
-            return None
-        check.original, check.masked, check.small = original, masked, small
-        return check
+        check.networks, check.is_quick = networks, True
+        try:
+            report = check.on(random_inputs(self.networks.original, seed, shapes=shapes))
+        except (UnsupportedError, VerificationError):
+            return None  # something holds a size
+        return report if report.ok and not report.untold else None
 
     def on(self, inputs: Mapping[str, Array]) -> VerifyReport:
         """Compare on some inputs: the outputs, and value by value where that is quick or needed."""
@@ -194,27 +185,22 @@ class _Check:
         # Numbers of rows differ between the two by right, and so does what is computed of them.
         recounted = any(not np.array_equal(inputs[name], anew[name]) for name in inputs)
         inside = [] if recounted or not self._is_surely_untold else self._stepwise.wanted()
-        # The original first: only where that is refused may another runner be tried for all.
-        found, in_original = self._with_values(self.original, inside, inputs)
+        (found, in_original), (expected, in_masked) = self._originals(inside, inputs)
         references = [found]
-        try:
-            expected, in_masked = self._with_values(self.masked, inside, inputs)
-        except UnsupportedError as error:
-            raise _unrunnable("masked original", error) from error
         if recounted:
             # What other rows would give.
-            references.append(as_arrays(self.runner(self.original, anew)))
+            references.append(as_arrays(self.runner(self.networks.original, anew)))
         if self.absorbed:
             bare = in_single_precision(mask(self.graph, self.keep))
             references.append(self._run("masked original", bare, inputs))
         fewer = {name: kept(self.selection, name, array) for name, array in anew.items()}
         fewer = {name: array for name, array in fewer.items() if name not in self.gone}
-        resized = self._run("resized model", self.small, fewer)
+        resized = self._run("resized model", self.networks.small, fewer)
         report = self._report(expected, resized, references)
         if self.keep and not inside and report.sensitivity < _NOTHING:
             # What is removed was zero: would others be missed?
-            masked = mask(self.graph, self._other_channels)
-            references.append(self._run("masked original", in_single_precision(masked), inputs))
+            masked = self.networks.masked_by(self._other_channels)
+            references.append(self._run("masked original", masked, inputs))
             report = self._report(expected, resized, references)
         told = all(self._tells(output) for output in report.outputs)
         if recounted or (told and self._values_are_many()):
@@ -297,6 +283,35 @@ class _Check:
                 error = compare(name, masked, moved.get(name))
                 floors[name] = max(floors[name], error.relative)
         return tuple(replace(output, floor=floors[output.name]) for output in outputs)
+
+    def _originals(
+        self, inside: Sequence[str], inputs: Mapping[str, Array]
+    ) -> tuple[tuple[Arrays, Arrays], tuple[Arrays, Arrays]]:
+        """Of the original and of the masked original the outputs, and these values inside."""
+        if self.is_quick and not inside:
+            both = self._as_one(inputs)
+            if both is not None:
+                return both
+        # The original first: only where that is refused may another runner be tried for all.
+        original = self._with_values(self.networks.original, inside, inputs)
+        try:
+            return original, self._with_values(self.networks.masked, inside, inputs)
+        except UnsupportedError as error:
+            raise _unrunnable("masked original", error) from error
+
+    def _as_one(
+        self, inputs: Mapping[str, Array]
+    ) -> tuple[tuple[Arrays, Arrays], tuple[Arrays, Arrays]] | None:
+        """The same from one session of ONNX Runtime; ``None``: it does not run them as one."""
+        from morphgraph.onnx_io.runtime import run_each
+
+        both = self.networks.maskable
+        try:
+            found = run_each(both.model, [{**inputs, **both.whole}, {**inputs, **both.masked}])
+        except UnsupportedError:  # some operators want what stays as a constant
+            return None
+        original, masked = map(as_arrays, found)
+        return (original, {}), (masked, {})
 
     def _with_values(
         self, model: ir.Model, inside: Sequence[str], inputs: Mapping[str, Array]

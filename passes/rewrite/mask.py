@@ -12,11 +12,12 @@ else: no weight is sliced, no attribute touched.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, IntArray
+from morphgraph.arrays import Array, Arrays, IntArray
 from morphgraph.edit import Editor, resize_axis
 from morphgraph.graph import ChannelGraph, Edge
 from morphgraph.onnx_io import dtype_of, is_float, static_shape
@@ -43,6 +44,34 @@ def mask(
     return _Masker(graph, keep, rounding).run()
 
 
+class Maskable(NamedTuple):
+    """The original with masks that are inputs: one network that is built once, and run as two.
+
+    Attributes:
+        model: the network.
+        masked: what the masks are by name where it is to compute what the masked original does.
+        whole: what they are where it is to compute what the original does.
+    """
+
+    model: ir.Model
+    masked: Arrays
+    whole: Arrays
+
+
+def maskable(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> Maskable:
+    """The original and what :func:`mask` makes of it in one; arguments are as of that."""
+    masker = _Masker(graph, keep, None)
+    model = masker.run()
+    masks: Arrays = {}
+    for name in masker.whole:
+        value = model.graph.initializers.pop(name)
+        assert value.const_value is not None
+        masks[name], value.const_value = value.const_value.numpy(), None
+        value.shape = None  # of some masks there are more numbers where everything stays
+        model.graph.inputs.append(value)
+    return Maskable(model, masks, masker.whole)
+
+
 class _Masker:
     def __init__(
         self,
@@ -55,6 +84,8 @@ class _Masker:
         self.selection = AxisSelection(graph, keep)
         self.model = copied(graph.model)
         self.editor = Editor(self.model)
+        self.whole: Arrays = {}
+        """What the masks would be by name if everything stayed."""
 
     def run(self) -> ir.Model:
         couplings, role = self.graph.couplings, roles(self.graph.couplings)
@@ -95,14 +126,15 @@ class _Masker:
             for result, factor in numbers.items():
                 positions = self.selection.vertex(factor)
                 if positions is not None and len(positions):
-                    self._renumber(copies[op_index], result, positions)
+                    size = int(couplings.sizes[factor])
+                    self._renumber(copies[op_index], result, positions, size)
         return self.model
 
-    def _renumber(self, node: ir.Node, result: int, positions: IntArray) -> None:
-        """Let numbers that count kept positions be those of the original's."""
+    def _renumber(self, node: ir.Node, result: int, positions: IntArray, size: int) -> None:
+        """Let numbers that count kept positions be those of the original's, of so many."""
         value = node.outputs[result]
         users = list(value.uses())
-        operands = [self._constant(value, "stays", positions), value]
+        operands = [self._mask(value, "stays", positions, np.arange(size)), value]
         original = self._insert(node, "Gather", operands, value, after=True)
         for user, index in users:
             user.replace_input_with(index, original)
@@ -122,7 +154,7 @@ class _Masker:
         operands, wide = [value, zero], _WIDE.get(dtype_of(value).name)
         if wide is not None:
             operands = [self._cast(node, operand, wide) for operand in operands]
-        operands = [self._constant(value, "stays", stays), *operands]
+        operands = [self._mask(value, "stays", stays, np.ones_like(stays)), *operands]
         masked = self._insert(node, "Where", operands, operands[1])
         if wide is not None and value.dtype is not None:
             masked = self._cast(node, masked, value.dtype)
@@ -145,7 +177,8 @@ class _Masker:
         if port >= 0:
             value = node.inputs[port]
             assert value is not None
-            operands = [value, self._constant(value, "stays", positions)]
+            everything = np.arange(static_shape(value)[axis])
+            operands = [value, self._mask(value, "stays", positions, everything)]
             gathered = self._insert(node, "Gather", operands, value, axis=axis)
             resize_axis(gathered, axis, len(positions))
             node.replace_input_with(port, gathered)
@@ -154,14 +187,15 @@ class _Masker:
         shape = static_shape(value)
         pads = np.zeros(2 * len(shape), dtype=np.int64)
         pads[len(shape) + axis] = 1
+        everything = np.arange(shape[axis])
         place = np.full(shape[axis], len(positions), dtype=np.int64)
-        place[positions] = np.arange(len(positions))
+        place[positions] = everything[: len(positions)]
         users = list(value.uses())
         operands = [value, self._constant(value, "pads", pads)]
         padded = self._insert(node, "Pad", operands, value, after=True)
         pad = padded.producer()
         assert pad is not None
-        operands = [padded, self._constant(value, "place", place)]
+        operands = [padded, self._mask(value, "place", place, everything)]
         whole = self._insert(pad, "Gather", operands, value, after=True, axis=axis)
         for user, index in users:
             user.replace_input_with(index, whole)
@@ -190,6 +224,12 @@ class _Masker:
             before=None if after else node,
             after=node if after else None,
         )
+
+    def _mask(self, value: ir.Value, what: str, array: Array, whole: Array) -> ir.Value:
+        """A constant that says what stays, and what it would be if everything did."""
+        constant = self._constant(value, what, array)
+        self.whole[constant.name or ""] = whole
+        return constant
 
     def _constant(self, value: ir.Value, what: str, array: Array) -> ir.Value:
         return self.editor.constant(f"{value.name}_{what}", array)
