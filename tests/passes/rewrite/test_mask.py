@@ -10,7 +10,7 @@ from morphgraph.onnx_io.runtime import random_inputs, run, run_each
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.mask import mask, maskable
 from morphgraph.testing import model_from_text
-from tests.passes.test_experts import gathered
+from tests.passes.experts import gathered
 
 CONVOLUTIONS = """net (float[1,3,8,8] x, float[6,3,3,3] w1, float[6] b1, float[6,1,3,3] w2,
     float[2,6,1,1] w3) => (float[1,2,8,8] y) {
