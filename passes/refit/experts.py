@@ -75,6 +75,8 @@ class ExpertFits:
         there = places[source[places] >= 0]
         for expert, fit in enumerate(self.fits):
             at = there[choices[1][there] == expert]
+            if not len(at):
+                continue
             seen, target = (
                 array.reshape(-1, 1, array.shape[2]) for array in (rows[at], wanted[source[at]])
             )
