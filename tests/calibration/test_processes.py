@@ -38,7 +38,7 @@ NORMED = """net (float[N,6,8] x, float[8,16] wq, float[8,16] wk, float[8,16] wv,
 <int64[4] by_head = {0, 6, 2, 8}, int64[3] flat = {0, 6, 16}> {
   q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
   q1 = Reshape(q0, by_head) k1 = Reshape(k0, by_head) v1 = Reshape(v0, by_head)
-  q2 = SimplifiedLayerNormalization<axis=-1>(q1, qs) 
+  q2 = SimplifiedLayerNormalization<axis=-1>(q1, qs)
   k2 = SimplifiedLayerNormalization<axis=-1>(k1, ks)
   q = Transpose<perm=[0,2,1,3]>(q2) k = Transpose<perm=[0,2,3,1]>(k2)
   v = Transpose<perm=[0,2,1,3]>(v1)
