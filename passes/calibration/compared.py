@@ -22,7 +22,7 @@ from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.factors import moments_of_terms
 from morphgraph.passes.calibration.logits import Logits, products, turned_by
 from morphgraph.passes.calibration.moments import Moments
-from morphgraph.passes.calibration.normed import IN_MEMORY, Sampled, Terms, sources
+from morphgraph.passes.calibration.normed import IN_MEMORY, Named, Sampled, Terms, sources
 from morphgraph.passes.calibration.readers import Reader, following, readers
 from morphgraph.passes.calibration.segments import Piece
 from morphgraph.passes.calibration.visits import advance, beginning
@@ -145,7 +145,7 @@ def _stops(
     model = graph.model
     nodes = list(model.graph)
     place, lifetimes, kept = beginning(model, batches)
-    here = 0
+    here, named = 0, Named(model)
     for product in sorted(found, key=lambda each: place[each.name]):
         cut = place[product.name]
         between = frozenset(each.name or "" for each in nodes[here:cut])
@@ -158,8 +158,8 @@ def _stops(
         if product.scale is None:
             kept, here = advance(model, lifetimes, kept, (here, cut), threads), cut
         else:  # what its norms see is there no more where it stands
-            given = sources(graph, product, lifetimes.at(here))
-            terms = Terms(graph, model, product, given, threads)
+            given = sources(graph, place, product, lifetimes.at(here))
+            terms = Terms(product, node, named, given, threads)
         piece = Piece(model, lifetimes.at(here), [*asked, *given], threads)
         samples = (piece.run(arrays) for arrays in kept)
         yield _Stop(product, node, threads, before, model, samples, len(kept), given, terms)

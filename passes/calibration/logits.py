@@ -199,10 +199,10 @@ def _normed_product(
     graph: ChannelGraph, op_index: int, bare: Sequence[tuple[int, Side]], makers: Makers
 ) -> Logits | None:
     """The same where queries have a norm: what scales them behind it can take factors."""
+    if not _normalized(graph, bare[0][1].summed):
+        return None
     node, weights = graph.ops[op_index].ir, _weights(graph, op_index)
     (port, side), (_, keys) = _queries_first(bare, weights)
-    if not _normalized(graph, side.summed):
-        return None
     found = scale_of(graph, makers.places, side, node, port)
     if found is None:
         return None

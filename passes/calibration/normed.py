@@ -14,7 +14,7 @@ another one on the way, as rotary embeddings do, meets two elements of the keys.
 the numbers, they have one set of factors together.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,28 +64,50 @@ class Sampled:
         return Sampled(self.given, *parts)
 
 
-def sources(graph: ChannelGraph, product: Logits, live: Sequence[str]) -> list[str]:
+class Named:
+    """A network's nodes and values by name.
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.nodes = {node.name or "": node for node in model.graph}
+        self.values = {v.name or "": v for node in model.graph for v in node.outputs}
+        self.values |= model.graph.initializers
+
+    def holder(self, name: str) -> Holder:
+        """Where the numbers of a norm are stored, which have been found in the original."""
+        found = holder(self.values[name], self.model)
+        assert found is not None  # no more read them than there
+        return found
+
+
+def sources(
+    graph: ChannelGraph, places: Mapping[str | None, int], product: Logits, live: Collection[str]
+) -> list[str]:
     """From what a product's queries and keys are computed, norms included: results of kernels.
 
     Args:
         graph: the lifted network.
+        places: of the nodes, by name.
         product: the product.
         live: names of values that are known.
     """
-    couplings = graph.couplings
-    place = {node: number for number, node in enumerate(graph.model.graph)}
-    makers = {v.name: node for node in graph.model.graph for v in node.outputs}
-    found: dict[str, None] = {}
-    waiting, known = [product.queries.value, product.keys.value], set(live)
+    known, found = set(live), dict[str, None]()
+    operands = {product.queries.value, product.keys.value}
+    node = graph.ops[places[product.name]].ir
+    waiting = [value for value in node.inputs if value is not None and value.name in operands]
     while waiting:
-        name = waiting.pop()
-        maker = makers.get(name)
-        if not name or name in found or (maker is None and name not in known):
+        value = waiting.pop()
+        name, maker = value.name or "", value.producer()
+        if name in found or name in graph.couplings.input_independent:
             continue
-        if name in known or (maker is not None and _has_kernel(graph, place[maker])):
+        if name in known or (maker is not None and _has_kernel(graph, places[maker.name])):
             found[name] = None
-        elif maker is not None and name not in couplings.input_independent:
-            waiting += [v.name or "" for v in maker.inputs if v is not None]
+        elif maker is not None:
+            waiting += [each for each in maker.inputs if each is not None and each.name]
     return list(found)
 
 
@@ -103,18 +125,18 @@ class Terms:
     """The terms of a product in a network, the original or one in which elements are masked.
 
     Args:
-        graph: the lifted network.
-        model: the network in its own size.
         product: the product.
+        original: its operator in the original.
+        named: the network in its own size.
         given: names of the values that are known (:func:`sources`).
         threads: of ONNX Runtime.
     """
 
     def __init__(
         self,
-        graph: ChannelGraph,
-        model: ir.Model,
         product: Logits,
+        original: ir.Node,
+        named: Named,
         given: Sequence[str],
         threads: int,
     ) -> None:
@@ -126,20 +148,18 @@ class Terms:
         #: The numbers of heads that have the same ones, ``[sets, size]``, and each head's set.
         self.rows, sets = np.unique(self.outputs, axis=0, return_inverse=True)
         self.set_of = sets.reshape(-1)
-        (original,) = (node for node in graph.model.graph if node.name == product.name)
-        (node,) = (node for node in model.graph if node.name == product.name)
         there = [value and value.name for value in original.inputs]
         ports = [there.index(side.value) for side in (product.queries, product.keys)]
-        operands = [node.inputs[port] for port in ports]
+        operands = [named.nodes[product.name].inputs[port] for port in ports]
         self.original, self.size = original, len(self.partner)
         self.names = [(value and value.name) or "" for value in operands]
-        self.numbers = _holder(model, self.scale).array()
+        self.numbers = named.holder(self.scale).array()
         first = self.partner >= np.arange(len(self.partner))
         self.first = np.zeros(self.numbers.size, dtype=bool)
         self.first[self.outputs[:, first]] = True
         self.second = np.zeros(self.numbers.size, dtype=bool)
         self.second[self.outputs[:, ~first]] = True
-        self.piece = Piece(model, [*given, self.scale], self.names, threads, self._feed)
+        self.piece = Piece(named.model, [*given, self.scale], self.names, threads, self._feed)
 
     def _feed(self, part: ir.Model) -> None:
         """Let the numbers be an input of a part of the model."""
@@ -327,8 +347,8 @@ def fitted_scales(
         masked: the masked network, and per group index the channels that stay.
         threads: of ONNX Runtime.
     """
-    model, keep = masked
-    selection = AxisSelection(graph, keep)
+    named, whole = Named(masked[0]), Named(graph.model)
+    selection = AxisSelection(graph, masked[1])
     factors: list[tuple[Logits, FloatArray]] = []
     for product in found:
         if product.name not in samples or not _touched(graph, product, selection):
@@ -337,7 +357,8 @@ def fitted_scales(
         kept = np.arange(len(product.partner if product.partner is not None else ()))
         if positions is not None:
             kept = product.elements(positions)
-        terms = Terms(graph, model, product, samples[product.name][0].given, threads)
+        given = samples[product.name][0].given
+        terms = Terms(product, whole.nodes[product.name], named, given, threads)
         both = [terms.moments(each, kept, selection) for each in samples[product.name]]
         made = np.ones(terms.numbers.size)
         for outputs, fitted, aside in zip(terms.rows, *both, strict=True):
@@ -367,24 +388,16 @@ def write_scales(
         factors: by product, in the original's shape.
         selection: what stays, where the network is resized.
     """
-    nodes = {node.name: node for node in model.graph}
+    named = Named(model)
     for product, each in factors:
         scale = product.scale
         assert scale is not None
-        if scale.node not in nodes:
+        if scale.node not in named.nodes:
             continue
         if selection is None:
-            held = _holder(model, scale.value)
+            held = named.holder(scale.value)
         else:
-            value = nodes[scale.node].inputs[scale.port]
-            held = _holder(model, (value and value.name) or "")
+            value = named.nodes[scale.node].inputs[scale.port]
+            held = named.holder((value and value.name) or "")
             each = take(each, selection.cuts(scale.value))
         held.write(held.array() * each)
-
-
-def _holder(model: ir.Model, name: str) -> Holder:
-    values = [*model.graph.initializers.values(), *(v for n in model.graph for v in n.outputs)]
-    (value,) = (value for value in values if value.name == name)
-    found = holder(value, model)
-    assert found is not None  # it was found in the original, and no more read it here
-    return found
