@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from morphgraph.passes.rewrite.absorb import absorb
-from morphgraph.torch_io.weights import graph_with_weights
+from morphgraph.torch_io.weights import graph_with_weights, named_tensors
 from morphgraph.train.regularizer import Regularizer
-from morphgraph.train.sources import BoundSource
+from morphgraph.train.sources import BoundSource, whole
 
 
 class Settled:
@@ -54,7 +54,8 @@ class Settled:
             return self.dead
         alive = (~self.dead).cpu().numpy()
         keep = {group.index: np.flatnonzero(alive[group.channels]) for group in reg.graph.groups}
-        kept = absorb(graph_with_weights(reg.graph, reg.net), keep).channels
+        weights = {name: whole(tensor) for name, tensor in named_tensors(reg.net).items()}
+        kept = absorb(graph_with_weights(reg.graph, weights), keep).channels
         return self.dead & ~torch.from_numpy(kept).to(self.dead.device)
 
 
