@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from morphgraph.passes.rewrite.absorb import absorb
-from morphgraph.torch_io.weights import graph_with_weights
+from morphgraph.torch_io.weights import graph_with_weights, named_tensors
 from morphgraph.train.regularizer import Regularizer
-from morphgraph.train.sources import BoundSource
+from morphgraph.train.sources import BoundSource, whole
 
 
 class Settled:
@@ -32,20 +32,20 @@ class Settled:
         self.dead = dead
         self.silent = silent
         self._regularizer = regularizer
-        self._zeroed = _places(regularizer.acted_on, dead)
+        self._zeroed = _factors(regularizer.acted_on, dead)
         self._silenced: list[tuple[BoundSource, Tensor]] | None = None
 
     @torch.no_grad()
     def hold(self) -> None:
         """Set them to zero, after the optimizer's step."""
-        for source, positions in self._zeroed:
-            source.zero(positions)
+        for source, factors in self._zeroed:
+            source.multiply(factors)
         if self.silent is None:
             self.silent = self._not_absorbed()
         if self._silenced is None:
-            self._silenced = _places(self._regularizer.silencing, self.silent)
-        for source, positions in self._silenced:
-            source.zero(positions)
+            self._silenced = _factors(self._regularizer.silencing, self.silent)
+        for source, factors in self._silenced:
+            source.multiply(factors)
 
     def _not_absorbed(self) -> Tensor:
         """Those whose constants the resize will cut off, ``[channels]``."""
@@ -54,11 +54,15 @@ class Settled:
             return self.dead
         alive = (~self.dead).cpu().numpy()
         keep = {group.index: np.flatnonzero(alive[group.channels]) for group in reg.graph.groups}
-        kept = absorb(graph_with_weights(reg.graph, reg.net), keep).channels
+        weights = {name: whole(tensor) for name, tensor in named_tensors(reg.net).items()}
+        kept = absorb(graph_with_weights(reg.graph, weights), keep).channels
         return self.dead & ~torch.from_numpy(kept).to(self.dead.device)
 
 
-def _places(sources: Iterable[BoundSource], chosen: Tensor) -> list[tuple[BoundSource, Tensor]]:
-    """Per source where channels stand that are chosen by a flag, where there are any."""
-    found = [(source, source.positions[chosen[source.index]]) for source in sources]
-    return [(source, positions) for source, positions in found if len(positions)]
+def _factors(sources: Iterable[BoundSource], dead: Tensor) -> list[tuple[BoundSource, Tensor]]:
+    """Per source that has dead channels what its positions are multiplied with: 0 or 1.
+
+    A product with all numbers takes a third of the time of writing zeros into some columns.
+    """
+    found = [(source, dead[source.index]) for source in sources]
+    return [(source, (~there).float()) for source, there in found if bool(there.any())]
