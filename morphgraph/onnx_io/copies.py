@@ -42,8 +42,8 @@ def _copied_graph(graph: ir.Graph) -> ir.Graph | None:
     initializers = [_copied_value(value, copies) for value in graph.initializers.values()]
     nodes: list[ir.Node] = []
     for node in graph:
-        attributes = list(node.attributes.data.values())
-        if node.device_configurations or any(a.type in _OF_GRAPHS for a in attributes):
+        attributes = node.attributes.data
+        if node.device_configurations or any(a.type in _OF_GRAPHS for a in attributes.values()):
             return None
         if not all(value in copies for value in node.inputs):
             return None
@@ -51,7 +51,6 @@ def _copied_graph(graph: ir.Graph) -> ir.Graph | None:
             node.domain,
             node.op_type,
             [copies[value] for value in node.inputs],
-            attributes,
             overload=node.overload,
             outputs=[_copied_value(value, copies) for value in node.outputs],
             version=node.version,
@@ -59,6 +58,7 @@ def _copied_graph(graph: ir.Graph) -> ir.Graph | None:
             doc_string=node.doc_string,
             metadata_props=dict(node.metadata_props),
         )
+        copy.attributes.data.update(attributes)  # of a UserDict, at once
         _copy_notes(node, copy)
         nodes.append(copy)
     outputs = [copies.get(value) for value in graph.outputs]
@@ -90,7 +90,7 @@ def _copied_value(value: ir.Value, copies: dict[ir.Value | None, ir.Value | None
     shape = value.shape
     copy = ir.Value(
         name=value.name,
-        shape=None if shape is None else shape.copy(),
+        shape=shape if shape is None or shape.frozen else shape.copy(),
         type=value.type,
         doc_string=value.doc_string,
         const_value=value.const_value,

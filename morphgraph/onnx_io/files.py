@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import numpy as np
 import onnx
@@ -347,10 +348,9 @@ def _forget_false_types(graphs: Iterable[ir.Graph]) -> None:
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is not None and not value.is_graph_input():
-                value.shape, value.type = (
-                    ir.Shape(tensor.shape.numpy()),
-                    ir.TensorType(tensor.dtype),
-                )
+                # A tensor's shape never changes, so that it may be shared.
+                value.shape = cast("ir.Shape", tensor.shape)
+                value.type = ir.TensorType(tensor.dtype)
         for node in graph:
             for value in node.outputs:
                 if value.dtype == ir.DataType.UNDEFINED:

@@ -14,12 +14,13 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, FloatArray, IntArray
+from morphgraph.arrays import Array, IntArray
 
 Cut = tuple[int, IntArray]
 """An axis, and the positions on it that are taken."""
 
 BLOCK_ELEMENTS = 2**20
+_CACHED_ELEMENTS = 2**16
 _CAN_RELEASE = hasattr(mmap, "MADV_DONTNEED")  # Windows cannot
 
 
@@ -93,9 +94,28 @@ def take(array: Array, cuts: Sequence[Cut]) -> Array:
         for axis, positions in cuts:
             sizes[axis] = len(positions)
         return np.broadcast_to(array.reshape(-1)[0], sizes)
+    if len(cuts) > 1 and cuts[0][0] == 0:
+        return _taken_by_rows(array, cuts[0][1], cuts[1:])
+    return _taken(array, cuts)
+
+
+def _taken(array: Array, cuts: Sequence[Cut]) -> Array:
     for axis, positions in cuts:
         array = np.take(array, positions, axis=axis)
     return array
+
+
+def _taken_by_rows(array: Array, rows: IntArray, cuts: Sequence[Cut]) -> Array:
+    """The same, a few rows at a time: what has been cut once stays in the processor's cache."""
+    sizes = [len(rows), *array.shape[1:]]
+    for axis, positions in cuts:
+        sizes[axis] = len(positions)
+    result = np.empty(sizes, array.dtype)
+    step = max(1, _CACHED_ELEMENTS * len(array) // max(1, array.size))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        result[part] = _taken(array, [(0, rows[part]), *cuts])
+    return result
 
 
 def shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
@@ -135,19 +155,16 @@ def read_ahead(tensor: ir.TensorProtocol) -> None:
         tensor.raw.madvise(mmap.MADV_SEQUENTIAL)
 
 
-def blocks(
-    tensor: ir.TensorProtocol, axis: int = 0, room: FloatArray | None = None
-) -> Iterator[tuple[slice, FloatArray]]:
+def blocks(tensor: ir.TensorProtocol, axis: int = 0) -> Iterator[tuple[slice, Array]]:
     """A tensor in pieces, as ``(positions on the axis, [before, positions, after])``.
 
-    What comes before and after the axis is flattened, numbers are double precision. A piece holds
-    its numbers until the next one is asked for.
+    What comes before and after the axis is flattened; numbers are of the tensor's own type, and
+    stand where the tensor has them. Whoever computes with them does so in double precision, as
+    ``dtype=np.float64`` has numpy do piece by piece, without an array of them.
 
     Args:
         tensor: the tensor.
         axis: one of its axes.
-        room: ``[BLOCK_ELEMENTS]``, where the pieces of many tensors are put, one after the other:
-            memory that is used again is quick, and fresh memory is not.
 
     >>> tensor = ir.tensor(np.array([[1.0, 2.0], [3.0, 4.0]]))
     >>> [(part.start, block.tolist()) for part, block in blocks(tensor, 1)]
@@ -164,11 +181,5 @@ def blocks(
     starts = (range(0, size, step) for size, step in zip(sizes, (before, along, after)))
     for i, j, k in product(*starts):
         part = slice(j, j + along)
-        block = grid[i : i + before, part, k : k + after]
-        if room is None:
-            yield part, block.astype(np.float64)
-        else:
-            wide = room[: block.size].reshape(block.shape)
-            np.copyto(wide, block, casting="unsafe")  # as astype does
-            yield part, wide
+        yield part, grid[i : i + before, part, k : k + after]
         release_pages(tensor)

@@ -10,7 +10,7 @@ from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
-from morphgraph.onnx_io.mapped import BLOCK_ELEMENTS, blocks
+from morphgraph.onnx_io.mapped import blocks
 from morphgraph.options import Score as Score
 from morphgraph.passes.analysis.channel_sources import (
     ComputedKernel,
@@ -68,16 +68,15 @@ def strengths(
         ModelError: a parameter holds NaN or infinite numbers, which cannot be ranked.
     """
     result = np.full(len(graph.channel_group), np.nan)
-    room = np.empty(BLOCK_ELEMENTS)
     for source in sources:
         tensor = graph.model.graph.initializers[source.parameter].const_value
         assert tensor is not None
-        _measure(result, source.parameter, tensor, source.axis, source.channels, norm, room)
+        _measure(result, source.parameter, tensor, source.axis, source.channels, norm)
     for kernel in computed:
         array = numbers(graph, kernel)
         if array is not None:
             tensor = ir.Tensor(array, name=kernel.value)
-            _measure(result, kernel.value, tensor, kernel.axis, kernel.channels, norm, room)
+            _measure(result, kernel.value, tensor, kernel.axis, kernel.channels, norm)
     return result
 
 
@@ -88,16 +87,18 @@ def _measure(
     axis: int,
     channels: IntArray,
     norm: Norm,
-    room: FloatArray,
 ) -> None:
     """Raise the channels on an axis to the norms of their slices."""
     size = len(channels)
     squared, absolute = np.zeros(size), np.zeros(size)  # per position of the axis
-    for part, block in blocks(tensor, axis, room):
+    for part, block in blocks(tensor, axis):
         if norm.squares:
-            squared[part] += np.einsum("ijk,ijk->j", block, block)
+            squared[part] += np.einsum(
+                "ijk,ijk->j", block, block, dtype=np.float64, casting="unsafe"
+            )
         if norm.magnitudes:
-            absolute[part] += np.abs(block).sum(axis=(0, 2))
+            magnitudes = np.abs(block, dtype=np.float64, casting="unsafe")
+            absolute[part] += magnitudes.sum(axis=(0, 2))
         # Sums of finite numbers are finite, or nearly always: of others they never are.
         summed = squared[part].sum() + absolute[part].sum()
         if not np.isfinite(summed) and not np.isfinite(block).all():

@@ -99,12 +99,8 @@ def _repeats(tensor: ir.TensorProtocol) -> bool:
         return True
     if not tensor.dtype.is_floating_point():
         return bool((array == array.reshape(-1)[0]).all())
-    first: float | None = None
-    for _, block in blocks(tensor):
-        first = float(block.reshape(-1)[0]) if first is None else first
-        if not (block == first).all():
-            return False
-    return True
+    first = array.reshape(-1)[0]
+    return all((block == first).all() for _, block in blocks(tensor))
 
 
 def _follows_channels(node: ir.Node, value: ir.Value) -> bool:
