@@ -20,7 +20,6 @@ Cut = tuple[int, IntArray]
 """An axis, and the positions on it that are taken."""
 
 BLOCK_ELEMENTS = 2**20
-_CACHED_ELEMENTS = 2**16
 _CAN_RELEASE = hasattr(mmap, "MADV_DONTNEED")  # Windows cannot
 
 
@@ -94,28 +93,9 @@ def take(array: Array, cuts: Sequence[Cut]) -> Array:
         for axis, positions in cuts:
             sizes[axis] = len(positions)
         return np.broadcast_to(array.reshape(-1)[0], sizes)
-    if len(cuts) > 1 and cuts[0][0] == 0:
-        return _taken_by_rows(array, cuts[0][1], cuts[1:])
-    return _taken(array, cuts)
-
-
-def _taken(array: Array, cuts: Sequence[Cut]) -> Array:
     for axis, positions in cuts:
         array = np.take(array, positions, axis=axis)
     return array
-
-
-def _taken_by_rows(array: Array, rows: IntArray, cuts: Sequence[Cut]) -> Array:
-    """The same, a few rows at a time: what has been cut once stays in the processor's cache."""
-    sizes = [len(rows), *array.shape[1:]]
-    for axis, positions in cuts:
-        sizes[axis] = len(positions)
-    result = np.empty(sizes, array.dtype)
-    step = max(1, _CACHED_ELEMENTS * len(array) // max(1, array.size))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        result[part] = _taken(array, [(0, rows[part]), *cuts])
-    return result
 
 
 def shared(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

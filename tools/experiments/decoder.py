@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-Decoder = LlamaForCausalLM | Qwen3ForCausalLM
+Decoder: TypeAlias = LlamaForCausalLM | Qwen3ForCausalLM
 FOLDER = RUNS / "decoder"
 NORMED = RUNS / "decoder-normed"
 VOCABULARY = 2048
