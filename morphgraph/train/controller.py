@@ -134,7 +134,7 @@ class Budget:
         self.paces = self._paces(budget)
         regularizer.counted = [pace.counted for pace in self.paces]
         regularizer.unfinished = self._unfinished
-        regularizer.settled = None
+        regularizer.settled = regularizer.hold = None
         self._motion = Motion(regularizer.scales, steps)
         self._watch = Watch(regularizer, self._motion)
         self._hooks: Steps | None = None
@@ -262,10 +262,11 @@ class Budget:
             self._watch.after_step_by_hand()
             return
         self.step_number += 1
-        if self._held is not None:
-            self._held.hold()
-            return
         due = self.step_number % self.interval == 0
+        if self._held is not None:
+            if due or not self._held.begun:
+                self._held.hold()
+            return
         if (self.step_number == 1 or due) and self.regularizer.bind_again():
             self._replaced()
         fresh = None if self._hooks is None else self._hooks.fresh
@@ -361,7 +362,7 @@ class Budget:
         """
         self.met = True
         self._held = held = Settled(self.regularizer, ~alive)
-        self.regularizer.settled = held.dead
+        self.regularizer.settled, self.regularizer.hold = held.dead, held.hold
         strengths = strengths.detach().masked_fill(held.dead, 0.0)
         self.regularizer.known = strengths
         live = self.regularizer.live_widths()
@@ -409,7 +410,7 @@ class Budget:
                 pace.first = reg.initial_weight(steps, pace.counted.resource)
         self.steps = self._motion.steps = steps
         if self.met and any(pace.share > pace.target for pace in self.paces):
-            self.met, self._held, reg.settled = False, None, None
+            self.met, self._held, reg.settled, reg.hold = False, None, None, None
             self._before = self._speed = None
             self._after = []
             self._motion.remember()
@@ -471,7 +472,7 @@ class Budget:
             setattr(self, name, state.get(name, getattr(self, name)))
         dead, reg = state["_dead"], self.regularizer
         self._held = None if dead is None else Settled(reg, dead, state.get("_silent"))
-        reg.settled = dead
+        reg.settled, reg.hold = dead, None if self._held is None else self._held.hold
         for pace in self.paces:
             pace.load_state_dict(state["paces"][pace.kind])
         self._motion.steps = self.steps

@@ -114,6 +114,8 @@ class Regularizer:
         known: the strengths after the last step of a :class:`Budget`, ``[channels]``.
         settled: the channels that a :class:`Budget` has taken, a flag each; they stay dead whatever
             becomes of their parameters (averaged, swapped by the optimizer).
+        hold: sets them to zero, and what reads them: between two control steps of the
+            :class:`Budget` the optimizer moves them a little.
         unfinished: says what a :class:`Budget` still has to do.
 
     Raises:
@@ -149,6 +151,7 @@ class Regularizer:
         self.initial_cost = self.cost.total
         self.known: Tensor | None = None
         self.settled: Tensor | None = None
+        self.hold: Callable[[], None] | None = None
         self.absorb = absorb
         self.unfinished: Callable[[], str] | None = None
         self.counted = [Counted(self.cost, self.initial_cost)]
@@ -494,6 +497,9 @@ class Regularizer:
     ) -> Plan:
         """What the training has decided: the channels alive stay.
 
+        What a met :class:`Budget` has taken is set to zero in the network, which then computes what
+        the resized one will.
+
         Args:
             budget: if the live cost is above it, the weakest of the living go until it is met.
             round_to, min_width: widths are rounded to the nearest on this grid, not below this
@@ -506,6 +512,8 @@ class Regularizer:
         """
         if self.unfinished is not None and (missed := self.unfinished()):
             warn(f"the budget is not met: {missed}")
+        if self.hold is not None:
+            self.hold()
         require_finite(bool(self._decided().isfinite().all()))
         floor = self.limits.min_width if min_width is None else min_width
         return continue_plan(

@@ -24,6 +24,9 @@ class Settled:
         regularizer: whose channels they are.
         dead: a flag for each, ``[channels]``.
         silent: those that nobody reads; None: found out when they are held for the first time.
+
+    Attributes:
+        begun: whether they have been held.
     """
 
     def __init__(
@@ -31,13 +34,19 @@ class Settled:
     ) -> None:
         self.dead = dead
         self.silent = silent
+        self.begun = False
         self._regularizer = regularizer
         self._zeroed = _factors(regularizer.acted_on, dead)
         self._silenced: list[tuple[BoundSource, Tensor]] | None = None
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Set them to zero, after the optimizer's step."""
+        """Set them to zero, after the optimizer's step.
+
+        That passes over most weights of the network, and so is not done after every step: what a
+        few of them add is small.
+        """
+        self.begun = True
         for source, factors in self._zeroed:
             source.multiply(factors)
         if self.silent is None:
