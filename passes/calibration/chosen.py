@@ -201,7 +201,7 @@ def places_of_choices(choice: IntArray, other: IntArray, kept: IntArray, row: in
         kept: the experts that stay, by the original's numbers.
         row: how many places beside each other may have been chosen in another order.
 
-    >>> places_of_choices(np.array([0, 2, 1, 2]), np.array([1, 0, 1, 1]), np.array([0, 2]), 2)
+    >>> places_of_choices(np.array([0, 2, 1, 2]), np.array([1, 0, 1, 0]), np.array([0, 2]), 2)
     array([ 1,  0,  3, -1])
     """
     one, two = choice.reshape(-1, row), kept[other].reshape(-1, row)
