@@ -36,8 +36,8 @@ check: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	MYPYPATH=tools/zoo $(BIN)/mypy --no-warn-return-any --no-warn-unused-ignores --allow-untyped-calls tools/zoo
-	MYPYPATH=tools/experiments $(BIN)/mypy --no-warn-return-any --no-warn-unused-ignores --allow-untyped-calls tools/experiments
+	MYPYPATH=tools/zoo $(BIN)/mypy tools/zoo
+	MYPYPATH=tools/experiments $(BIN)/mypy tools/experiments
 
 format: $(STAMP)  ## rewrite what `check` would refuse, where that is safe
 	$(BIN)/ruff format .
