@@ -284,7 +284,11 @@ class _Program:
 
 
 def _silent() -> "Highs":
-    """A solver that writes nothing, also not from its constructor, as that of highspy 1.16 does."""
+    """A solver that writes nothing, also not from its constructor, as that of highspy 1.16 does.
+
+    The constructor enables callbacks: what can be changed there has the library's name, and no
+    types (``findings/highspy-header.sh``).
+    """
     from highspy import Highs
 
     class Silent(Highs):
