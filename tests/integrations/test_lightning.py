@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import morphgraph as mg
 from morphgraph.errors import ArgumentError, MorphWarning
 from morphgraph.graph import ChannelGraph
+from tests.killed import killed, wait_for_the_kill
 
 pytest.importorskip("lightning")
 import lightning.pytorch as pl
@@ -43,11 +45,15 @@ class KilledError(Exception):
 
 
 class Kill(pl.Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
+    """Stops the training before a step: by an error, or until the whole process is killed."""
+
+    def __init__(self, step: int, marker: Path | None = None) -> None:
+        self.step, self.marker = step, marker
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == self.step:
+            if self.marker is not None:
+                wait_for_the_kill(self.marker)
             raise KilledError
 
 
@@ -79,6 +85,31 @@ def test_a_run_that_was_killed_finds_the_same_structure(
     checkpoint = tmp_path / "killed" / "last.ckpt"
     trainer(tmp_path / "killed", again).fit(resumed, loader(data), ckpt_path=checkpoint)
     assert again.budget.trajectory == callback.budget.trajectory
+    assert again.plan().groups == callback.plan().groups
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def train_until_the_kill(stop: int, net: Any, data: Data, folder: Path) -> None:
+    graph = mg.lift(mg.export(net, (data[0][:1],)))
+    callback, kill = BudgetCallback(graph, {"flops": "50%"}), Kill(stop, folder / "reached")
+    trainer(folder, callback, kill).fit(Module(net), loader(data))
+
+
+def test_a_process_that_was_killed_goes_on(
+    make_net: Make, graph: ChannelGraph, data: Data, tmp_path: Path
+) -> None:
+    """By SIGKILL in the middle of an epoch, which no callback is told of."""
+    stop = 45
+    whole, callback = Module(make_net(0)), BudgetCallback(graph, {"flops": "50%"})
+    trainer(tmp_path / "whole", callback).fit(whole, loader(data))
+    (folder := tmp_path / "killed").mkdir()
+    arguments = (stop, make_net(0), data, folder)
+    assert killed(train_until_the_kill, arguments, (folder / "reached").exists)
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 40
+    resumed, again = Module(make_net(1)), BudgetCallback(graph, {"flops": "50%"})
+    trainer(folder, again).fit(resumed, loader(data), ckpt_path=folder / "last.ckpt")
     assert again.plan().groups == callback.plan().groups
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name

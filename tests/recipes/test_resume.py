@@ -1,9 +1,7 @@
 """A run that is killed goes on to the same result, to the last digit."""
 
 import json
-import multiprocessing
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,12 @@ from morphgraph.cli import main
 from morphgraph.onnx_io import save
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.export import export
+from tests.killed import killed
 
 SETTINGS = (
     *("--shrink-epochs", "3", "--epochs", "2", "--batch-size", "16", "--iterations", "2"),
     *("--budget", "flops=60%", "--crop", "1", "--flip", "--baseline", "l2", "--bf16", "off"),
 )
-# Processes are forked from one that has imported everything and computed nothing.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["morphgraph.cli.morph", "morphgraph.recipes.run"])
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +49,6 @@ def events(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return found
-
-
-def killed(line: list[str], ready: Callable[[], bool], delay: float) -> bool:
-    """Run a command line in a process and kill it a while after it is ready; whether it ran on."""
-    process = PROCESSES.Process(target=main, args=(line,))
-    process.start()
-    while process.is_alive() and not ready():
-        time.sleep(0.003)
-    process.join(delay)
-    alive = process.is_alive()
-    process.kill()
-    process.join()
-    return alive
 
 
 def outcome(folder: Path) -> dict[str, object]:
@@ -104,7 +87,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_result(task: Path, tmp_p
         at("arm", name="slim"),
         at("phase", phase="l2"),
     ]
-    alive = [killed(line, moment, chance.uniform(0.0, 0.1)) for moment in moments]
+    alive = [killed(main, (line,), moment, chance.uniform(0.0, 0.1)) for moment in moments]
     assert sum(alive) >= 6  # it really was killed while it ran
     assert not (other / "result.json").exists()
     # A line of the log and a file that a kill has left half written.
@@ -140,7 +123,7 @@ def test_a_family_killed_at_any_moment_goes_on_to_the_same_result(
         at(event="epoch", phase="tune slim-75", number=1),
         at(event="phase", phase="tune slim-50"),
     ]
-    assert sum(killed(again, moment, 0.02) for moment in moments) >= 3
+    assert sum(killed(main, (again,), moment, 0.02) for moment in moments) >= 3
     assert main(again) == 0
     assert outcome(other) == outcome(whole)
     for name in ("slim-75.onnx", "slim-50.onnx", "plan-75.json", "plan-50.json", "ranking.json"):
