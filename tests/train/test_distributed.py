@@ -183,6 +183,18 @@ def test_sharded_parameters_give_the_plan_of_one_process(seen: list[dict[str, An
             assert each["sharded"][way]["share"] == pytest.approx(one["share"])
 
 
+def test_what_a_met_budget_has_taken_of_sharded_parameters_is_read_by_nobody(
+    seen: list[dict[str, Any]],
+) -> None:
+    """The oracle is ONNX Runtime with the resized network."""
+    one = seen[0]["settled"]["alone"]
+    for found in (one, *(each["settled"]["shared"] for each in seen)):
+        assert found["met"]
+        assert found["plan"] == one["plan"]
+        assert found["off"] < 1e-6
+        assert np.allclose(found["answers"], one["answers"], 1e-6, 1e-8)
+
+
 def arguments(task: Path, model: str, folder: Path, epochs: int, *more: str) -> list[str]:
     line = ["morph", str(task / f"{model}.onnx"), "--data", str(task / "data.npz")]
     return [*line, "-o", str(folder), *SETTINGS, "--shrink-epochs", str(epochs), *more]
