@@ -18,6 +18,7 @@ from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.nested import falling, nested
+from morphgraph.passes.planning.removal_path import continue_plan
 from morphgraph.testing.examples import image, residual_cnn
 from morphgraph.torch_io.to_torch import flat_network
 from morphgraph.train import loop
@@ -175,6 +176,39 @@ def test_distillation_is_the_error_in_units_of_the_variance() -> None:
     distillation.remove()
     small.train()(x)
     assert distillation.loss() == 0
+
+
+def test_every_rung_of_a_ladder_computes_what_it_will_when_it_is_resized() -> None:
+    """Biases behind kernels of zero and the sigmoids of them are read by nobody at any rung."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    wanted = torch.randn(64, 4)
+    layers = [nn.Linear(8, 24), nn.Sigmoid(), nn.Linear(24, 16), nn.Sigmoid(), nn.Linear(16, 4)]
+    net = nn.Sequential(*layers)
+    graph = mg.lift(mg.export(net, (x,)))
+    regularizer = mg.Regularizer(graph, net)
+    targets = [share * regularizer.initial_cost for share in (0.8, 0.6, 0.4)]
+    penalty = LadderPenalty(regularizer, net, targets)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    penalty.begin(120)
+    penalty.attach(optimizer)
+    for _ in range(120):
+        optimizer.zero_grad()
+        (net(x) - wanted).square().mean().backward()
+        optimizer.step()
+    penalty.end()
+    steps = []
+    for rung in penalty.rungs:
+        net.load_state_dict(rung["weights"])
+        alive = rung["alive"].numpy()
+        keep = {group.index: np.flatnonzero(alive[group.channels]) for group in graph.groups}
+        scores, limits = rung["scores"].double().numpy(), WidthBounds(round_to=1)
+        plan = continue_plan(graph, keep, scores, {}, regularizer.cost, limits)
+        steps.append(int(plan.widths(graph).sum()))
+        small = mg.apply(graph, plan, weights=net)
+        (found,) = run(small, {small.graph.inputs[0].name or "": x.numpy()}).values()
+        np.testing.assert_allclose(found, net(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert graph.widths.sum() > steps[0] > steps[1] > steps[2]
 
 
 def test_the_whole_network_has_nothing_to_learn_from_itself(graph: ChannelGraph) -> None:

@@ -468,12 +468,6 @@ class Regularizer:
         """
         return self._viability.protected(strengths, would_die)
 
-    @torch.no_grad()
-    def zero_channels(self, dead: Tensor) -> None:
-        """Set the scales and kernels of some channels to zero, ``dead`` a flag per channel."""
-        for source in self._strengths.acted_on:
-            source.zero(source.positions[dead[source.index]])
-
     def keep(self) -> dict[int, IntArray]:
         """Per group index the channels alive; where none is the strongest, if one must stay."""
         strengths = self._decided()

@@ -77,17 +77,6 @@ class BoundSource:
             factors = every.index_copy(0, self.positions, factors)
         self.parameter.mul_(_placed_as(self.parameter, self._along(factors)))
 
-    def zero(self, positions: Tensor) -> None:
-        """Set the numbers of some positions to zero, ``positions`` places on the axis."""
-        if self.frozen or not len(positions):
-            return
-        if is_shared(self.parameter):
-            every = torch.ones(self.parameter.shape[self.axis], device=positions.device)
-            kept = self._along(every.index_fill(0, positions, 0.0))
-            self.parameter.mul_(_placed_as(self.parameter, kept))
-        else:
-            self.parameter.index_fill_(self.axis, positions, 0.0)
-
     def values(self) -> Tensor:
         """A scale's numbers at the positions, ``[positions]``."""
         return self.picked(whole(self.parameter).reshape(-1))

@@ -27,6 +27,7 @@ from morphgraph.train import distributed
 from morphgraph.train.pair import layer_results
 from morphgraph.train.phases import NoPenalty, ShrinkPenalty
 from morphgraph.train.regularizer import Regularizer
+from morphgraph.train.settled import Settled
 
 _LEAST = 1e-12  # of a variance
 
@@ -215,8 +216,8 @@ class TunePenalty(NoPenalty):
 class LadderPenalty(ShrinkPenalty):
     """The penalty of a phase that shrinks a trained network past several targets, one by one.
 
-    At each target the network is noted as it is then. What has died by then stays dead, so that
-    every smaller network is a part of the larger ones.
+    At each target the network is noted as it is then: it computes what it will when it is resized.
+    What has died by then stays dead, so that every smaller network is a part of the larger ones.
 
     Args:
         regularizer: of the network that is trained.
@@ -239,7 +240,7 @@ class LadderPenalty(ShrinkPenalty):
         self.optimizer: Optimizer | None = None
         self.rungs: list[dict[str, Any]] = []
         self._died = torch.full_like(regularizer.strengths().detach(), -1.0)
-        self._dead: Tensor | None = None
+        self._held: Settled | None = None  # what had died at the last target
 
     def carry(self, optimizer: Optimizer) -> None:
         """Note the optimizer, whose state the resized networks' ones go on with."""
@@ -248,11 +249,13 @@ class LadderPenalty(ShrinkPenalty):
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
         """Shrink once, after the optimizer's step."""
+        interval = self._controller().interval
+        due = (self.taken + 1) % interval == 0
+        # Before the controller looks at them: the optimizer has moved them.
+        if due and self._held is not None and not self.met:
+            self._held.hold()
         super().step(lr)
-        if self._dead is not None:
-            self.regularizer.zero_channels(self._dead)
-        every = max(1, self.steps // 400)
-        if self.taken % every:
+        if not due:
             return
         strengths = self.regularizer.strengths()
         alive = self.regularizer.alive()
@@ -260,7 +263,6 @@ class LadderPenalty(ShrinkPenalty):
         live = self.regularizer.live_cost()
         while len(self.rungs) < len(self.targets) - 1 and live <= self.targets[len(self.rungs)]:
             self._note(strengths, alive)
-            self._dead = ~alive
 
     def end(self) -> None:
         """Note the last network, and those whose target was not reached."""
@@ -271,8 +273,13 @@ class LadderPenalty(ShrinkPenalty):
         while len(self.rungs) < len(self.targets):
             self._note(strengths, alive)
 
+    @torch.no_grad()
     def _note(self, strengths: Tensor, alive: Tensor) -> None:
         """Keep the network as it is now, which channels live, and how much each is used."""
+        # The loss may have pushed a whole group below the threshold.
+        alive = alive | self.regularizer.protected(strengths, ~alive)
+        self._held = Settled(self.regularizer, ~alive)
+        self._held.hold()
         # The living first, by strength; then the dead, those that died last first.
         use = strengths.clamp_min(0) / strengths.max().clamp_min(1e-30)
         before = (self._died + 1) / (max(self.taken, 1) + 2)
@@ -289,13 +296,17 @@ class LadderPenalty(ShrinkPenalty):
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes during the phase, the network apart."""
-        own = {"rungs": self.rungs, "died": self._died, "dead": self._dead}
+        held = self._held
+        own = {"rungs": self.rungs, "died": self._died}
+        own |= {"dead": held and held.dead, "silent": held and held.silent}
         return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state of a phase of the same length; the network is loaded already."""
         super().load_state_dict(state)
-        self.rungs, self._died, self._dead = state["rungs"], state["died"], state["dead"]
+        self.rungs, self._died, dead = state["rungs"], state["died"], state["dead"]
+        known = state.get("silent")
+        self._held = None if dead is None else Settled(self.regularizer, dead, known)
 
     def optimizer_at(self, rung: int) -> Optimizer | None:
         """The optimizer with the state that it had at a rung; ``None`` where it is not known."""

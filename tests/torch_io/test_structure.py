@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 import morphgraph as mg
 from morphgraph.errors import MorphWarning
 from morphgraph.onnx_io import INPUTS_KEY, OUTPUTS_KEY, runtime as ort
+from morphgraph.train.settled import Settled
 
 
 class Pair(NamedTuple):
@@ -146,7 +147,7 @@ def test_no_step_changes_a_frozen_tensor() -> None:
     before = [frozen.clone(), trained.clone()]
     regularizer.weight = 50.0
     regularizer.proximal_step(1.0)
-    regularizer.zero_channels(torch.ones(len(graph.channel_group), dtype=torch.bool))
+    Settled(regularizer, torch.ones(len(graph.channel_group), dtype=torch.bool)).hold()
     assert torch.equal(frozen, before[0])
     assert not torch.equal(trained, before[1])
 

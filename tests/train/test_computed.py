@@ -18,6 +18,7 @@ from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.train.controller import Budget
 from morphgraph.train.regularizer import Regularizer
+from morphgraph.train.settled import Settled
 
 WIDTH, WEAK = 6, [1, 4]
 RANK = [
@@ -182,7 +183,7 @@ def test_dead_channels_are_zero_in_the_kernel(measured: tuple[Network, Regulariz
     dead = torch.zeros(len(lifted().channel_group), dtype=torch.bool)
     for name in ACTING:
         dead[channels(lifted(), name)[WEAK]] = True
-    regularizer.zero_channels(dead)
+    Settled(regularizer, dead).hold()
     for name in ACTING:
         norms = net.norms(name).detach()
         assert norms[WEAK].tolist() == [0.0, 0.0], name

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import morphgraph as mg
 from morphgraph.onnx_io.runtime import run
 from morphgraph.options import Strength, Tied
+from morphgraph.train.settled import Settled
 
 
 class SqueezeExcite(nn.Module):
@@ -172,7 +173,7 @@ def test_the_strength_is_that_of_the_pair() -> None:
     before, dead = net.state_dict(), torch.zeros_like(reg.alive())
     before = {name: tensor.clone() for name, tensor in before.items()}
     dead[index[:3]] = True
-    reg.zero_channels(dead)
+    Settled(reg, dead).hold()
     assert not scale[:3].any()
     assert not shift[:3].any()
     net.load_state_dict(before)

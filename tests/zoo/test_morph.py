@@ -13,6 +13,7 @@ from morphgraph.onnx_io import static_shape
 from morphgraph.train.config import SearchConfig
 from morphgraph.train.loop import rounds
 from morphgraph.train.phases import Penalty, ShrinkPenalty
+from morphgraph.train.settled import Settled
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +51,7 @@ def test_the_plan_of_the_original_gives_the_network_of_every_round(name: str) ->
         for group in regularizer.graph.groups:
             if torch.rand(1, generator=chance) < 0.15:
                 dead[torch.from_numpy(group.channels)] = True
-        regularizer.zero_channels(dead)
+        Settled(regularizer, dead).hold()
 
     aim = SearchConfig(BUDGET, iterations=3, min_width=0, shrink_to=1.0)
     done = list(rounds(graph, net, fit, aim))
