@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import sysconfig
-import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from decoder_training import BATCH, Course, train
 from numpy.typing import NDArray
 from shrink_rows import RUNS
 from tokenizers import ByteLevelBPETokenizer
@@ -40,8 +40,6 @@ FOLDER = RUNS / "decoder"
 NORMED = RUNS / "decoder-normed"
 VOCABULARY = 2048
 LENGTH = 256  # tokens of a sequence
-BATCH = 8
-RATE = 2e-3
 _END = "<|end|>"  # between the texts of two files
 _APART = {"idlelib", "lib2to3", "site-packages", "dist-packages", "test", "tests", "turtledemo"}
 
@@ -57,7 +55,11 @@ def main() -> int:
     torch.set_num_threads(1)
     folder = options.folder or (NORMED if options.normed else FOLDER)
     prepare(folder)
-    train(folder, new_decoder(options.normed), options.steps)
+    network = new_decoder(options.normed)
+    train(folder, folder, network, options.steps, Course(LENGTH, 100, _loss))
+    known = perplexity(network, np.load(folder / "held_out.npy", allow_pickle=False))
+    (folder / "trained.json").write_text(json.dumps({"steps": options.steps, "perplexity": known}))
+    print(f"perplexity on held-out text: {known:.2f}", flush=True)
     return 0
 
 
@@ -131,49 +133,8 @@ def new_decoder(normed: bool) -> Decoder:
     )
 
 
-def train(folder: Path, network: Decoder, steps: int) -> None:
-    """AdamW with a warm-up and a cosine, bfloat16 products; a checkpoint every 200 steps."""
-    optimizer = torch.optim.AdamW(
-        network.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
-    state, first = folder / "training.pt", 0
-    if state.exists():
-        kept = torch.load(state, weights_only=True)
-        network.load_state_dict(kept["network"])
-        optimizer.load_state_dict(kept["optimizer"])
-        first = int(kept["step"])
-    ids = np.load(folder / "train.npy", mmap_mode="r", allow_pickle=False)
-    began = time.perf_counter()
-    for step in range(first, steps):
-        warm, along = min(1.0, (step + 1) / 100), step / steps
-        rate = RATE * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * along)) / 2)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = _loss(network, _batch(ids, step))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % 20 == 0:
-            speed = (step + 1 - first) * BATCH * LENGTH / (time.perf_counter() - began)
-            print(f"{step + 1}/{steps} loss {loss.item():.3f}, {speed:.0f} tokens/s", flush=True)
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            kept = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**kept, "step": step + 1}, state.with_suffix(".new"))
-            state.with_suffix(".new").replace(state)
-            network.save_pretrained(folder)
-    known = perplexity(network, np.load(folder / "held_out.npy", allow_pickle=False))
-    (folder / "trained.json").write_text(json.dumps({"steps": steps, "perplexity": known}))
-    print(f"perplexity on held-out text: {known:.2f}", flush=True)
-
-
-def _batch(ids: NDArray[np.uint16], step: int) -> torch.Tensor:
-    """``[BATCH, LENGTH]`` from random places, the same ones whenever this step comes."""
-    places = np.random.default_rng(step).integers(len(ids) - LENGTH, size=BATCH)
-    return torch.tensor(np.stack([ids[at : at + LENGTH] for at in places]).astype(np.int64))
-
-
 def _loss(network: Decoder, batch: torch.Tensor) -> torch.Tensor:
+    """Of the next tokens; products in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(input_ids=batch, use_cache=False).logits[:, :-1]
     return cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())

@@ -10,7 +10,6 @@ fitted, too. Judged is the perplexity on held-out text that neither was fitted t
 
 import argparse
 import math
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from decoder import FOLDER, VOCABULARY, prepare
+from decoder_training import BATCH, Course, random_sequences, train
 from numpy.typing import NDArray
 from shrink_rows import RUNS
 from torch.nn.functional import cross_entropy
@@ -30,7 +30,7 @@ from morphgraph.onnx_io import runtime
 from morphgraph.passes.refit.refit import refit
 from morphgraph.passes.rewrite.resize import resize
 
-LENGTH, BATCH, RATE = 128, 8, 2e-3
+LENGTH = 128
 JUDGED = 128  # sequences of the held-out text, from its beginning
 ASIDE = 32  # sequences on which the fit chooses
 #: What goes: part of the names of the groups, and the width that is left.
@@ -90,8 +90,7 @@ def cut_of(graph: ChannelGraph, cut: str) -> dict[int, NDArray[np.int64]]:
 def pieces(text: Path, count: int, seed: int) -> list[dict[str, NDArray[np.int64]]]:
     """Sequences from random places of the text that the mixture was trained on."""
     ids = np.load(text / "train.npy", mmap_mode="r", allow_pickle=False)
-    places = np.random.default_rng(1000 + seed).integers(len(ids) - LENGTH, size=count)
-    return batches(np.concatenate([ids[at : at + LENGTH] for at in places]))
+    return batches(random_sequences(ids, 1000 + seed, LENGTH, count))
 
 
 def batches(ids: NDArray[Any]) -> list[dict[str, NDArray[np.int64]]]:
@@ -110,9 +109,7 @@ def perplexity(model: ir.Model, feeds: list[dict[str, NDArray[np.int64]]]) -> fl
 
 
 def trained(folder: Path, text: Path, steps: int) -> MixtralForCausalLM:
-    """The mixture, from its folder where it is there."""
-    if (folder / "config.json").exists():
-        return MixtralForCausalLM.from_pretrained(folder).eval()
+    """The mixture, from its folder as far as it is there."""
     torch.manual_seed(0)
     network = MixtralForCausalLM(
         MixtralConfig(
@@ -132,29 +129,15 @@ def trained(folder: Path, text: Path, steps: int) -> MixtralForCausalLM:
             eos_token_id=0,
         )
     )
-    optimizer = torch.optim.AdamW(
-        network.parameters(), RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
-    ids = np.load(text / "train.npy", mmap_mode="r", allow_pickle=False)
-    began = time.perf_counter()
-    for step in range(steps):
-        warm = min(1.0, (step + 1) / 50)
-        rate = RATE * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        places = np.random.default_rng(step).integers(len(ids) - LENGTH, size=BATCH)
-        batch = torch.tensor(np.stack([ids[at : at + LENGTH] for at in places]).astype(np.int64))
-        loss = network(input_ids=batch, labels=batch, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % 50 == 0:
-            speed = (step + 1) * BATCH * LENGTH / (time.perf_counter() - began)
-            print(f"{step + 1}/{steps} loss {loss.item():.3f}, {speed:.0f} tokens/s", flush=True)
+    train(folder, text, network, steps, Course(LENGTH, 50, _loss))
     network.config.output_router_logits = False
-    network.save_pretrained(folder)
     return network.eval()
+
+
+def _loss(network: MixtralForCausalLM, batch: torch.Tensor) -> torch.Tensor:
+    """Of the next tokens, and of experts that few tokens take."""
+    loss: torch.Tensor = network(input_ids=batch, labels=batch, use_cache=False).loss
+    return loss
 
 
 if __name__ == "__main__":
