@@ -159,7 +159,7 @@ def test_another_run_is_not_gone_on_with(
     fragment: str,
 ) -> None:
     folder = tmp_path / "run"
-    killed(arguments(task, folder), (folder / "run.json").exists, 0.0)
+    killed(main, (arguments(task, folder),), (folder / "run.json").exists)
     capsys.readouterr()
     assert main([*arguments(task, folder), *changes, "--resume"]) == 2
     said = capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_another_model_or_other_data_are_not_gone_on_with(
 ) -> None:
     folder, elsewhere = tmp_path / "run", tmp_path / "task"
     elsewhere.mkdir()
-    killed(arguments(task, folder), (folder / "run.json").exists, 0.0)
+    killed(main, (arguments(task, folder),), (folder / "run.json").exists)
     capsys.readouterr()
     model, data = (task / "model.onnx").read_bytes(), (task / "data.npz").read_bytes()
     (elsewhere / "data.npz").write_bytes(data)
