@@ -7,7 +7,7 @@ is found here, what the calibration inputs make of their operands in
 :mod:`morphgraph.passes.calibration.compared`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -185,7 +185,7 @@ def _turned_product(
     The layer can take no other basis then, but factors that commute with the turn. They are
     fitted to what a softmax sees: so it has to be known which keys compete.
     """
-    node, weights = graph.ops[op_index].ir, _weights(graph, op_index)
+    node, weights = graph.ops[op_index].ir, _weights(graph, op_index, makers.places)
     (port, side), (_, keys) = _queries_first(bare, weights)
     found = makers.turned(side, node, port)
     if side.pair is not None:
@@ -201,7 +201,7 @@ def _normed_product(
     """The same where queries have a norm: what scales them behind it can take factors."""
     if not _normalized(graph, bare[0][1].summed):
         return None
-    node, weights = graph.ops[op_index].ir, _weights(graph, op_index)
+    node, weights = graph.ops[op_index].ir, _weights(graph, op_index, makers.places)
     (port, side), (_, keys) = _queries_first(bare, weights)
     found = scale_of(graph, makers.places, side, node, port)
     if found is None:
@@ -287,20 +287,20 @@ def _mixed(graph: ChannelGraph, op_index: int, product: Logits) -> tuple[Side, S
     return (values, result) if result.heads == queries.heads else None
 
 
-def _weights(graph: ChannelGraph, op_index: int) -> Side | None:
+def _weights(graph: ChannelGraph, op_index: int, places: Mapping[str, int]) -> Side | None:
     """What a softmax makes of a product, summed over the keys; ``None`` where none is found."""
     value = graph.ops[op_index].ir.outputs[0]
     shape, parts = static_shape(value), _parts(graph, op_index, ~0)
-    place = {op.ir: number for number, op in enumerate(graph.ops)}
     for _ in range(STEPS):
         uses = [use.node for use in value.uses() if len(use.node.outputs) == 1]
         ahead = [node for node in uses if static_shape(node.outputs[0]) == shape]
         if len(ahead) != 1 or parts is None:
             return None
-        node, op = ahead[0], graph.ops[place[ahead[0]]]
-        value = node.outputs[0]
+        node, value = ahead[0], ahead[0].outputs[0]
+        place = places[node.name or ""]
+        op = graph.ops[place]
         if facts_of(node).distribution:
-            return _distribution(graph, place[node], value.name or "", parts)
+            return _distribution(graph, place, value.name or "", parts)
         if op.contracted or op.statistical:
             return None
     return None
