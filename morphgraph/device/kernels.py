@@ -223,6 +223,20 @@ def _convolution(kernel: Kernel) -> _Convolution | None:
     )
 
 
+def channels_of_a_group(kernel: Kernel) -> int:
+    """What divides the channels that a group of a convolution reads and makes; 0 without groups.
+
+    A depthwise convolution's groups have one channel: it is none of these.
+
+    >>> channels_of_a_group(Kernel("Conv", "", ((1, 64, 9, 9), (96, 8, 3, 3)), ((1, 96, 9, 9),)))
+    4
+    """
+    found = _convolution(kernel)
+    if found is None or found.form != "grouped":
+        return 0
+    return math.gcd(found.channels // found.groups, found.filters // found.groups)
+
+
 _PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "FullyConnected")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from morphgraph.device.kernels import Kernel, multiple_of
+from morphgraph.device.kernels import Kernel, channels_of_a_group, multiple_of
 from morphgraph.device.predictor import Predictor, Settings
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape, write_atomically
@@ -101,6 +101,14 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
         """Poolings run in blocks where their channels are multiples of it; 1: not known."""
         pooled = [one for one in self.kernels if one.layout and one.op_type.endswith("Pool")]
         return multiple_of([(one.layout, one.inputs[0][1]) for one in pooled])
+
+    @cached_property
+    def grouped_multiple(self) -> int:
+        """The same of a group's channels, for convolutions in groups."""
+        found = [
+            (one.layout, channels_of_a_group(one.kernel)) for one in self.kernels if one.layout
+        ]
+        return multiple_of([(layout, channels) for layout, channels in found if channels])
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the profile as JSON.

@@ -13,7 +13,7 @@ import numpy as np
 
 from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
 from morphgraph.device import DeviceProfile, Kernel
-from morphgraph.device.kernels import BYTES, around
+from morphgraph.device.kernels import BYTES, around, channels_of_a_group
 from morphgraph.device.profile import TABLE
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
 from morphgraph.onnx_io import static_shape
@@ -82,6 +82,12 @@ class MeasuredCost(Cost):
         now = [replace(each.kernel, around=near) for each in kernels]
         self._now = profile.predictor.times(now) * MILLISECONDS
         self._live: dict[frozenset[int], AbstractSet[int]] = {}
+        #: Kernels that the runtime has laid out by rules that the measurements do not show.
+        self._as_told = frozenset(
+            place
+            for place, each in enumerate(kernels)
+            if self._laid_out(self._sized(place, graph.widths, near)).layout != each.kernel.layout
+        )
         # Sizes that the graph counts at another batch than the kernels ran on.
         self._base = [self._kernel_at(place, graph.widths, near) for place in range(len(kernels))]
 
@@ -202,7 +208,12 @@ class MeasuredCost(Cost):
         return known[key]
 
     def _kernel_at(self, place: int, widths: IntArray, near: float) -> Kernel:
-        """The kernel at other widths, by the operator's own operands and result."""
+        """The kernel at other widths, in the layout that it has there."""
+        kernel = self._sized(place, widths, near)
+        return kernel if place in self._as_told else self._laid_out(kernel)
+
+    def _sized(self, place: int, widths: IntArray, near: float) -> Kernel:
+        """The kernel as it is laid out now, by the operator's own operands and result."""
         placed = self.kernels[place]
         sizes = self.graph.class_sizes(widths)
         vertices = self._sizes_of[place]
@@ -222,17 +233,20 @@ class MeasuredCost(Cost):
         # What the kernel gets beside the operator's own operands: a sum that was fused into it.
         more = placed.kernel.inputs[len(inputs) :]
         operands = (*inputs, *more)
-        kernel = replace(placed.kernel, inputs=operands, outputs=(*outputs,), around=near)
-        return self._laid_out(kernel)
+        return replace(placed.kernel, inputs=operands, outputs=(*outputs,), around=near)
 
     def _laid_out(self, kernel: Kernel) -> Kernel:
         """The kernel in the layout that the runtime gives to these widths."""
-        pools = kernel.op_type.endswith("Pool")
-        multiple = self.profile.pooled_multiple if pools else self.profile.blocked_multiple
-        if not kernel.layout or multiple <= 1 or "image" in kernel.kind:
+        if not kernel.layout or "image" in kernel.kind:
             return kernel
-        fits = kernel.inputs[0][1] % multiple == 0
-        return replace(kernel, layout="blocked" if fits else "plain")
+        channels, multiple = kernel.inputs[0][1], self.profile.blocked_multiple
+        if kernel.op_type.endswith("Pool"):
+            multiple = self.profile.pooled_multiple
+        elif each := channels_of_a_group(kernel):
+            channels, multiple = each, self.profile.grouped_multiple
+        if multiple <= 1:
+            return kernel
+        return replace(kernel, layout="plain" if channels % multiple else "blocked")
 
 
 def _operands(graph: ChannelGraph, op: int) -> list[Shape]:

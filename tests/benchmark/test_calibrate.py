@@ -17,7 +17,7 @@ from morphgraph.benchmark.probes import FAMILIES, probe_network
 from morphgraph.device import DeviceProfile, Kernel
 from morphgraph.device.profile import measurements
 from morphgraph.errors import ArgumentError, BudgetError, ModelError, UnsupportedError
-from morphgraph.passes.analysis.measured import MeasuredCost
+from morphgraph.passes.analysis.measured import MeasuredCost, kernel_of, one_sample
 from morphgraph.runtimes import Runtime, Spent, find_runtime
 from morphgraph.testing import model_from_text
 
@@ -324,6 +324,42 @@ def test_poolings_out_of_the_blocked_layout_cost_more(profile: DeviceProfile) ->
 
     assert time_of(52) > 4 * time_of(64)
     assert time_of(48) < time_of(64)
+
+
+def in_groups(each: int) -> mg.ChannelGraph:
+    """A convolution in four groups of so many channels, between two pointwise ones."""
+    wide = 4 * each
+    return mg.lift(
+        model_from_text(f"""<ir_version: 9, opset_import: ["": 20]>
+        net (float[1,16,14,14] x, float[{wide},16,1,1] a, float[{wide},{each},3,3] b,
+             float[16,{wide},1,1] c) => (float[1,16,14,14] y)
+        {{ h = Conv(x, a)  i = Conv<pads=[1,1,1,1], group=4>(h, b)  y = Conv(i, c) }}""")
+    )
+
+
+def slow(kernel: Kernel) -> bool:
+    """Whether it is that convolution."""
+    return "grouped" in kernel.kind
+
+
+@pytest.mark.parametrize("start", [8, 48])
+def test_convolutions_in_groups_are_laid_out_by_the_channels_of_a_group(start: int) -> None:
+    """At other widths as ONNX Runtime lays out the networks of these widths."""
+    layouts, kernels = dict[int, str](), list[Kernel]()
+    for each in (4, 8, 12, 16, 20, 32, 48):
+        small = in_groups(each)
+        executed = find_runtime("ort").session(small.model).executed(one_sample(small))
+        kernels += map(kernel_of, executed)
+        (layouts[each],) = [found.layout for found in kernels[-len(executed) :] if slow(found)]
+    assert set(layouts.values()) == {"blocked", "plain"}
+    times = [1e4 if slow(each) and each.layout == "plain" else 1.0 for each in kernels]
+    device = DeviceProfile("ort", 1, measurements(kernels, times), blocked_multiple=4)
+    assert device.grouped_multiple in (8, 16)  # channels of a block, by the processor
+    graph = in_groups(start)
+    cost, layer = mg.cost(graph, "latency", device=device), graph.ops[1].layer
+    for each, layout in layouts.items():
+        widths = np.where(graph.widths == start, each, graph.widths)
+        assert (cost.by_layer_at(widths)[layer] < 0.1) == (layout == "blocked"), each
 
 
 def test_a_table_without_layouts_knows_poolings() -> None:
