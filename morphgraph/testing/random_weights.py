@@ -39,10 +39,10 @@ def randomize_weights(
         example: its positional arguments, or the only one; lists and the like of tensors, too.
             Calibration runs on four samples: noise where the example has real numbers, a shuffle of
             the example where it has integers (so that tokens stay in range and masks stay masks).
-    >>> import torch
-    >>> _ = torch.manual_seed(0)
+        seed: of all random numbers.
 
     >>> import torch
+    >>> _ = torch.manual_seed(0)
     >>> net = randomize_weights(torch.nn.Linear(8, 2), torch.zeros(1, 8))
     >>> bool(0.3 < net(torch.randn(64, 8)).std() < 3)
     True
