@@ -104,7 +104,10 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
 
     @cached_property
     def grouped_multiple(self) -> int:
-        """The same of a group's channels, for convolutions in groups."""
+        """Convolutions in groups run in blocks where the channels of a group are multiples of it.
+
+        Those that a group reads, and those that it makes; 1: not known.
+        """
         found = [
             (one.layout, channels_of_a_group(one.kernel)) for one in self.kernels if one.layout
         ]

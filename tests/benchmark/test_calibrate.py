@@ -337,8 +337,8 @@ def in_groups(each: int) -> mg.ChannelGraph:
     )
 
 
-def slow(kernel: Kernel) -> bool:
-    """Whether it is that convolution."""
+def is_grouped(kernel: Kernel) -> bool:
+    """Whether it is the convolution in groups."""
     return "grouped" in kernel.kind
 
 
@@ -350,9 +350,11 @@ def test_convolutions_in_groups_are_laid_out_by_the_channels_of_a_group(start: i
         small = in_groups(each)
         executed = find_runtime("ort").session(small.model).executed(one_sample(small))
         kernels += map(kernel_of, executed)
-        (layouts[each],) = [found.layout for found in kernels[-len(executed) :] if slow(found)]
+        (layouts[each],) = [
+            found.layout for found in kernels[-len(executed) :] if is_grouped(found)
+        ]
     assert set(layouts.values()) == {"blocked", "plain"}
-    times = [1e4 if slow(each) and each.layout == "plain" else 1.0 for each in kernels]
+    times = [1e4 if is_grouped(each) and each.layout == "plain" else 1.0 for each in kernels]
     device = DeviceProfile("ort", 1, measurements(kernels, times), blocked_multiple=4)
     assert device.grouped_multiple in (8, 16)  # channels of a block, by the processor
     graph = in_groups(start)
