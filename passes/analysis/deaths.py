@@ -297,7 +297,9 @@ class Deaths:
         left = operand_names(op, self.dropped.get(op_index, ()))
         depended = any(name not in weights for name in operand_names(op))
         known = all(name in weights or name in self.constant or name in sizes for name in left)
-        if depended and known and not all(name in weights or name in sizes for name in left):
+        # What follows from sizes, and no constant, is no constant of the network: they may be open.
+        asks = not weights.issuperset(left) and self.constant.isdisjoint(left)
+        if depended and known and not asks:
             self.folded.add(op_index)
             return True
         return False

@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
 import morphgraph as mg
 from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.analysis.deaths import Deaths, operand_names, result_names
+from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.passes.lift import lift
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text
 from morphgraph.testing.examples import image, residual_cnn
 
@@ -77,3 +81,33 @@ def _still_there(graph: ChannelGraph, state: Deaths) -> set[int]:
         found |= more
         pending = [n for k in more for n in operand_names(graph.ops[k], state.dropped.get(k, ()))]
     return found
+
+
+LEARNED_MAP = """net (float[1,3,8,8] x, float[4,3,1,1] a, float[1,2,8,8] w, float[5,6,1,1] b,
+    float[5,3,1,1] d) => (float[1,5,8,8] y) {{
+    h = Conv(x, a)  c = Concat<axis=1>(h, w)  r = Conv(c, b)  {end}
+}}"""
+
+
+def learned_map(end: str) -> tuple[ChannelGraph, int]:
+    """A learned map joined with a convolution's result, and the group of the latter."""
+    graph = lift(model_from_text(LEARNED_MAP.format(end=end)))
+    (branch,) = [group.index for group in graph.groups if group.name == "Conv_h"]
+    return graph, branch
+
+
+def test_what_weights_alone_are_left_of_does_not_depend_on_an_input() -> None:
+    graph, branch = learned_map("y = Relu(r)")
+    assert liveness(graph, [branch]).refusal == "output 'y' would no longer depend on any input"
+
+
+def test_what_weights_alone_are_left_of_becomes_a_constant() -> None:
+    """The oracle is ONNX Runtime with the kernels of the branch at zero."""
+    graph, branch = learned_map("z = Conv(x, d)  y = Add(r, z)")
+    x = {"x": np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    small = resize(graph, {branch: np.array([], dtype=np.int64)})
+    assert [node.op_type for node in small.graph].count("Conv") == 1
+    kernel = graph.model.graph.initializers["a"]
+    kernel.const_value = ir.tensor(np.zeros((4, 3, 1, 1), np.float32), name="a")
+    (wanted,), (found,) = run(graph.model, x).values(), run(small, x).values()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
