@@ -9,9 +9,17 @@ an LSTM that says which letters of a lower-cased text were capital, or were foll
 Columns: the worst run's distance from 50 %, in points, and what one channel costs there (nothing
 can be closer than that to a budget that is not exceeded); the share of the phase at which it was
 met; the loss before and after the phase, and that of the network as it was resized.
+
+    python tools/probe_optimizers.py DATA.npz --drift --only "SGD, momentum" Adam Lion
+
+Once a budget is met, what it has taken is set to zero with every control step only, and the
+optimizer moves it until the next. The table is then of networks that are looked at one step before
+a control step, where these are as far apart as they ever are: the largest difference from the
+network that is resized there, as a share of its largest output; and the losses of both.
 """
 
 import argparse
+import copy
 import math
 import time
 import warnings
@@ -284,6 +292,36 @@ def run(net_name: str, seed: int, make: Maker, schedule: Scheduled | None, data:
     )
 
 
+FURTHEST = {"cnn": 4, "vit": 8, "lstm": 8}
+"""Steps between control steps of long phases: more where kernels are measured."""
+
+
+def drift(net_name: str, seed: int, make: Maker, data: Data) -> tuple[float, float, float]:
+    """The largest difference as a share, the loss in training, and that of the resized network."""
+    net = made(net_name, seed)
+    batches = data.batches(net_name, seed)
+    graph = mg.lift(mg.export(net, (next(batches)[0][:2],)))
+    held = [next(data.batches(net_name, 1000 + seed)) for _ in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reg = mg.Regularizer(graph, net)
+        optimizers = make(net)
+        budget = mg.Budget(reg, {"flops": "50%"}, STEPS, interval=FURTHEST[net_name])
+        budget.attach(*optimizers)
+        net.train()
+        for _ in range(STEPS - 1):
+            train(net, optimizers, next(batches))
+        if not budget.met:
+            raise SystemExit(f"{net_name}, seed {seed}: the budget is not met")
+        moved = copy.deepcopy(net).eval()
+        small = mg.to_torch(mg.apply(graph, reg.plan(), weights=net, verify=False)).eval()
+    with torch.no_grad():
+        found = torch.cat([moved(x) for x, _ in held])
+        wanted = torch.cat([small(x) for x, _ in held])
+    off = float((found - wanted).abs().max() / wanted.abs().max())
+    return off, loss_on(moved, held), loss_on(small, held)
+
+
 def train(net: nn.Module, optimizers: list[optim.Optimizer], batch: Batch) -> float:
     inputs, labels = batch
 
@@ -330,16 +368,30 @@ def row(name: str, net: str, runs: list[Run]) -> str:
     )
 
 
+def print_drift(arguments: argparse.Namespace, data: Data) -> None:
+    print("| optimizer | network | off, at most | loss in training | resized |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    for name in arguments.only or OPTIMIZERS:
+        for net in arguments.nets:
+            make, seeds = OPTIMIZERS[name], range(arguments.seeds)
+            off, before, after = max(drift(net, seed, make, data) for seed in seeds)
+            print(f"| {name} | {net} | {off:.2%} | {before:.4f} | {after:.4f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="*", help="optimizers and schedules", metavar="NAME")
     parser.add_argument("--nets", nargs="+", default=("cnn", "vit", "lstm"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--drift", action="store_true", help="between two control steps")
     parser.add_argument("-v", action="store_true", help="print what is warned of")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = Data(arguments.data)
+    if arguments.drift:
+        print_drift(arguments, data)
+        return
     cases: list[tuple[str, Maker, Scheduled | None]] = [
         *((name, make, None) for name, make in OPTIMIZERS.items()),
         *(

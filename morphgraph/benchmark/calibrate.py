@@ -22,7 +22,7 @@ from morphgraph.arrays import Arrays, FloatArray, Shape
 from morphgraph.benchmark.probes import FAMILIES, probe_network
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile, Kernel, Predictor
-from morphgraph.device.kernels import BYTES, around, multiple_of
+from morphgraph.device.kernels import BYTES, around, dense_rule
 from morphgraph.device.profile import measurements
 from morphgraph.errors import ArgumentError, UnsupportedError
 from morphgraph.passes.analysis.measured import kernel_of
@@ -179,7 +179,7 @@ class _Calibration:
         self.layouts += [
             (each.layout, own[each.layer].channels)
             for each in executed
-            if each.layout is not None and each.layer in own and own[each.layer].is_dense
+            if each.layout is not None and each.layer in own and own[each.layer].groups == 1
         ]
         spent = np.array([each.microseconds for each in executed])
         self.runs.append(Run(self._whole(session, feeds), spent))
@@ -242,9 +242,10 @@ class _Calibration:
     def profile(self, final: bool = False) -> DeviceProfile:
         """What there is so far."""
         references = np.array(self.references)
-        multiple, former = multiple_of(self.layouts), self.resumed
+        (multiple, below), former = dense_rule(self.layouts), self.resumed
         if former is not None:  # a few networks more may show less than those before
             multiple = max(multiple, former.blocked_multiple)
+            below = max(below, former.blocked_below)
         return DeviceProfile(
             runtime=self.runtime.name,
             threads=self.threads,
@@ -256,6 +257,7 @@ class _Calibration:
             reference=self._speed(),
             minutes=round(self.before + (time.monotonic() - self.start) / 60, 2),
             blocked_multiple=multiple,
+            blocked_below=below,
             settings=self.predictor.settings if final and self.predictor else {},
         )
 
@@ -333,11 +335,6 @@ class _Written:
     def channels(self) -> int:
         return self.weight[1] * self.groups
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether it reads many channels, all of them for each result."""
-        return self.groups == 1 and self.channels > FEW_CHANNELS
-
 
 def _written(model: onnx.ModelProto) -> dict[str, _Written]:
     """The convolutions of a model by the names of their nodes."""
@@ -361,10 +358,6 @@ def _as_written(executed: Executed, own: _Written | None) -> Kernel:
     result = kernel.outputs[0]
     inputs = ((operand[0], own.channels, *operand[2:]), own.weight, *more)
     return replace(kernel, inputs=inputs, outputs=((result[0], own.weight[0], *result[2:]),))
-
-
-FEW_CHANNELS = 16
-"""Channels up to which a convolution reads them as an image."""
 
 
 def _processor() -> str:

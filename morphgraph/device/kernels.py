@@ -140,6 +140,29 @@ def multiple_of(layouts: Sequence[tuple[str, int]]) -> int:
     return least if max(plain) < least else 1
 
 
+def dense_rule(layouts: Sequence[tuple[str, int]]) -> tuple[int, int]:
+    """Which dense convolutions run in blocks: a multiple of channels, and below how many any.
+
+    Channels that are fewer than a block are no whole one, whatever their number: ONNX Runtime reads
+    these one by one, and makes blocks of them.
+
+    Args:
+        layouts: of each convolution, with the channels that it reads.
+
+    Returns:
+        The multiple, 1 where none is seen; and the number below which any channels will do, 0 where
+        none is seen.
+
+    >>> dense_rule([("blocked", c) for c in (5, 11, 20, 32)] + [("plain", 17), ("plain", 30)])
+    (4, 16)
+    """
+    least = min((channels for layout, channels in layouts if layout == "plain"), default=0)
+    multiple = multiple_of([each for each in layouts if each[1] >= least])
+    odd = [c for layout, c in layouts if layout == "blocked" and c < least and c % multiple]
+    # A block has as many channels as a power of 2.
+    return multiple, min(1 << max(odd).bit_length(), least) if odd else 0
+
+
 _WITH_SUM = 3
 """Inputs of a convolution that nothing is added to: operand, weight, bias."""
 _FILTER_SETS = 4
@@ -235,6 +258,16 @@ def channels_of_a_group(kernel: Kernel) -> int:
     if found is None or found.form != "grouped":
         return 0
     return math.gcd(found.channels // found.groups, found.filters // found.groups)
+
+
+def reads_all(kernel: Kernel) -> bool:
+    """Whether it is a convolution that reads all channels for each that it makes.
+
+    >>> reads_all(Kernel("Conv", "", ((1, 64, 9, 9), (96, 8, 3, 3)), ((1, 96, 9, 9),)))
+    False
+    """
+    found = _convolution(kernel)
+    return found is not None and found.groups == 1
 
 
 _PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "FullyConnected")

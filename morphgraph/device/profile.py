@@ -67,6 +67,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
         settings: of the fits, by kind.
         blocked_multiple: convolutions run in blocks where the channels that they read are
             multiples of it; 1 where the runtime does not tell.
+        blocked_below: and where they are fewer than so many, if each of them reads all.
         name: how costs call it, ``latency@NAME``.
     """
 
@@ -81,6 +82,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dic
     minutes: float = 0.0
     settings: dict[str, Settings] = {}
     blocked_multiple: int = 1
+    blocked_below: int = 0
     name: str = "device"
     schema_version: int = SCHEMA_VERSION
     tool_version: str = __version__

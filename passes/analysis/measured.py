@@ -13,7 +13,7 @@ import numpy as np
 
 from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
 from morphgraph.device import DeviceProfile, Kernel
-from morphgraph.device.kernels import BYTES, around, channels_of_a_group
+from morphgraph.device.kernels import BYTES, around, channels_of_a_group, reads_all
 from morphgraph.device.profile import TABLE
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
 from morphgraph.onnx_io import static_shape
@@ -244,6 +244,8 @@ class MeasuredCost(Cost):
             multiple = self.profile.pooled_multiple
         elif each := channels_of_a_group(kernel):
             channels, multiple = each, self.profile.grouped_multiple
+        elif channels < self.profile.blocked_below and reads_all(kernel):
+            return replace(kernel, layout="blocked")
         if multiple <= 1:
             return kernel
         return replace(kernel, layout="plain" if channels % multiple else "blocked")

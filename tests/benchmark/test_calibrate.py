@@ -15,6 +15,7 @@ from morphgraph.benchmark import meeting, probes
 from morphgraph.benchmark.calibrate import REFERENCE, calibrate
 from morphgraph.benchmark.probes import FAMILIES, probe_network
 from morphgraph.device import DeviceProfile, Kernel
+from morphgraph.device.kernels import dense_rule, reads_all
 from morphgraph.device.profile import measurements
 from morphgraph.errors import ArgumentError, BudgetError, ModelError, UnsupportedError
 from morphgraph.passes.analysis.measured import MeasuredCost, kernel_of, one_sample
@@ -362,6 +363,49 @@ def test_convolutions_in_groups_are_laid_out_by_the_channels_of_a_group(start: i
     for each, layout in layouts.items():
         widths = np.where(graph.widths == start, each, graph.widths)
         assert (cost.by_layer_at(widths)[layer] < 0.1) == (layout == "blocked"), each
+
+
+def behind_few(channels: int) -> mg.ChannelGraph:
+    """A dense convolution, a pointwise one and a depthwise one that read so many channels each."""
+    return mg.lift(
+        model_from_text(f"""<ir_version: 9, opset_import: ["": 20]>
+        net (float[1,32,14,14] x, float[{channels},32,1,1] a, float[64,{channels},3,3] b,
+             float[{channels},64,1,1] c, float[64,{channels},1,1] d, float[{channels},64,1,1] e,
+             float[{channels},1,3,3] f, float[32,{channels},1,1] g) => (float[1,32,10,10] y)
+        {{ h = Conv(x, a)  i = Conv(h, b)  j = Conv(i, c)  k = Conv(j, d)  l = Conv(k, e)
+           m = Conv<group={channels}>(l, f)  y = Conv(m, g) }}""")
+    )
+
+
+@pytest.mark.parametrize("start", [12, 44])
+def test_few_channels_are_read_in_blocks_whatever_their_number(start: int) -> None:
+    """At other widths as ONNX Runtime lays out the networks of these widths."""
+    layouts, kernels = dict[int, list[str]](), list[Kernel]()
+    dense: list[tuple[str, int]] = []
+    for each in (5, 7, 11, 12, 13, 15, 18, 22, 23, 32, 44):
+        small = behind_few(each)
+        executed = find_runtime("ort").session(small.model).executed(one_sample(small))
+        found = [k for k in map(kernel_of, executed) if "Conv" in k.op_type]
+        layouts[each] = [kernel.layout for kernel in found]
+        kernels += found
+        reads = (32, each, 64, each, 64, each, each)  # ONNX Runtime tells them filled up
+        dense += [
+            (kernel.layout, channels)
+            for kernel, channels in zip(found, reads, strict=True)
+            if reads_all(kernel)
+        ]
+    multiple, below = dense_rule(dense)
+    assert (multiple, below) in {(4, 16), (4, 8)}  # channels of a block, by the processor
+    times = [1e4 if kernel.layout == "plain" else 1.0 for kernel in kernels]
+    device = DeviceProfile(
+        "ort", 1, measurements(kernels, times), blocked_multiple=multiple, blocked_below=below
+    )
+    graph = behind_few(start)
+    cost, layers = mg.cost(graph, "latency", device=device), [op.layer for op in graph.ops]
+    for each, wanted in layouts.items():
+        found_times = cost.by_layer_at(np.where(graph.widths == start, each, graph.widths))
+        told = ["blocked" if found_times[layer] < 0.1 else "plain" for layer in layers]
+        assert told == wanted, each
 
 
 def test_a_table_without_layouts_knows_poolings() -> None:
