@@ -36,7 +36,7 @@ from morphgraph.train.config import SearchConfig
 from morphgraph.train.loop import Fit
 from morphgraph.train.regularizer import Regularizer
 from morphgraph.train.tuning import Distillation, LadderPenalty, TunePenalty, carrying
-from morphgraph.workflow import resize_and_check, with_weights as graph_with_weights
+from morphgraph.workflow import recounted, resize_and_check, with_weights as graph_with_weights
 
 Ranked = Literal["data", "learned", "l2", "l1", "bn", "lasso"]
 """What ranks the channels of a trained network, see :class:`Trained`."""
@@ -277,6 +277,8 @@ class Shrinking:
                 done = finish(shrinker, plan)
                 model, report = done.model, done.check
             else:
+                if self.penalty is not None:
+                    graph = recounted(graph, plan.keep_channels(graph))
                 resized = resize_and_check(
                     graph, plan, seed=self.seed, absorb=self.settings.aim.absorb
                 )

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from morphgraph.arrays import IntArray
 from morphgraph.collector import without_collector
+from morphgraph.edit import array_of, replace_array
 from morphgraph.errors import (
     ArgumentError,
     ModelError,
@@ -30,8 +32,10 @@ from morphgraph.onnx_io import (
 )
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.onnx_io.model import root_cause
+from morphgraph.ops import parameter_names
 from morphgraph.options import Start
 from morphgraph.origin import Origin
+from morphgraph.passes.analysis.recount import recounts
 from morphgraph.passes.canonical.fold_affine import fold_affine
 from morphgraph.passes.canonical.symbols import input_shapes, input_symbols
 from morphgraph.passes.checking.single_precision import in_single_precision
@@ -96,9 +100,9 @@ def resize_and_check(
         return replace(checked, model=fresh(checked.model, seed))
     if not isinstance(graph, ChannelGraph):
         graph = lift(graph, **plan.model.lift.arguments())
-    if weights is not None and weights != "keep":
-        graph = with_weights(graph, weights)
     keep = plan.keep_channels(graph)
+    if weights is not None and weights != "keep":
+        graph = recounted(with_weights(graph, weights), keep)
     absorbed = constants_of(graph, keep) if absorb else None
     if absorbed is not None and absorbed.refused:
         warn(
@@ -200,6 +204,21 @@ def with_weights(graph: ChannelGraph, weights: "Weights") -> ChannelGraph:
     from morphgraph.torch_io.weights import graph_with_weights
 
     return graph_with_weights(graph, weights)
+
+
+def recounted(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ChannelGraph:
+    """The same graph, whose norms give what they gave while they counted channels of zeros.
+
+    Args:
+        graph: the lifted network, whose model is the caller's own: its weights are changed.
+        keep: per group index the channels that stay.
+    """
+    initializers = graph.model.graph.initializers
+    found = recounts(graph, keep, parameter_names(graph.model))
+    for each in found:
+        value = initializers[each.parameter]
+        replace_array(value, each.of(array_of(value)))
+    return replace(graph, cache={}) if found else graph
 
 
 @without_collector()

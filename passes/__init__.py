@@ -57,6 +57,8 @@ analysis: the channel graph -> facts about it
     rows                tables whose rows are named by number: embeddings
     branches            which parts of a residual network can go as a whole
     gates               which learned scales switch which groups off
+    zeros               where dead channels are zero, whatever the inputs are
+    recount             means that counted dead channels, and the weights that make up for it
     silence             what has to be zero beside a dead channel, so that nobody reads it
     convolutions        which ones ONNX Runtime computes in blocks of channels, by widths
 

@@ -15,7 +15,7 @@ from morphgraph.ops.op import Description, Factor, Op, OpNode, Resizing, from_li
 # fmt: off
 _TORCH_NAMES = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Erf", "Floor",
-    "Identity", "IsNaN", "Log", "Not", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Sqrt",
+    "Identity", "IsNaN", "Log", "Not", "Round", "Sign", "Sin", "Sinh",
     "Tan",
 )
 # fmt: on
@@ -52,6 +52,15 @@ class OpenUnary(Unary):
     """Those of them that are not zero at zero."""
 
     open_at_zero = True
+
+
+@op("Reciprocal", "Sqrt")
+class Power(Unary):
+    """Powers of the operand."""
+
+    @staticmethod
+    def powers(n: OpNode) -> Mapping[int, float]:
+        return {0: 0.5 if n.op_type == "Sqrt" else -1.0}
 
 
 @op("Neg")
@@ -163,7 +172,15 @@ class Binary(Elementwise):
         return b.call(function, b.operand(n, 0), b.operand(n, 1))
 
 
-op(*sorted(_BINARY.keys() - {"Add", "Equal", "Mul", "Sub"}))(Binary)
+op(*sorted(_BINARY.keys() - {"Add", "Equal", "Mul", "Pow", "Sub"}))(Binary)
+
+
+@op("Pow")
+class Pow(Binary):
+    @staticmethod
+    def powers(n: OpNode) -> Mapping[int, float]:
+        exponent = n.const(1)
+        return {} if exponent is None or exponent.size != 1 else {0: float(exponent.reshape(-1)[0])}
 
 
 @op("Equal")
@@ -239,6 +256,10 @@ class Mul(Binary):
 
 @op("Div")
 class Div(Binary):
+    @staticmethod
+    def powers(_n: OpNode) -> Mapping[int, float]:
+        return {0: 1.0, 1: -1.0}
+
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
         import torch

@@ -95,6 +95,8 @@ class Affine(Op):
 class InstanceNormalization(Affine):
     """Statistics run over the axes behind the channels, where a GroupNorm may have put others."""
 
+    mean_power = -0.5
+    centers = True
     scale = 1
     offset = 2
 
@@ -122,6 +124,8 @@ class InstanceNormalization(Affine):
 class LayerNormalization(Affine):
     """Mean and variance run over all axes from ``axis`` on."""
 
+    mean_power = -0.5
+    centers = True
     scale = 1
     offset = 2
 
@@ -169,6 +173,7 @@ class LayerNormalization(Affine):
 class RMSNormalization(Affine):
     """The mean square runs over all axes from ``axis`` on."""
 
+    mean_power = -0.5
     scale = 1
 
     @staticmethod
@@ -211,6 +216,9 @@ class LpNormalization(Op):
 @op("MeanVarianceNormalization")
 class MeanVarianceNormalization(Op):
     """Mean and variance over some axes, by default all but the channels."""
+
+    mean_power = -0.5
+    centers = True
 
     @staticmethod
     def shape(x: Shape) -> Shape:
@@ -318,6 +326,8 @@ class GroupNormalization(Affine):
     Whole groups are removed exactly, so they go first.
     """
 
+    mean_power = -0.5
+    centers = True
     scale = 1
     offset = 2
 

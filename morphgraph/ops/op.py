@@ -101,6 +101,12 @@ class Op:
         angles: of an attention that turns queries and keys itself, in halves or neighbours, what
             gives from its operands, by port, the cosines and sines of all places, ``[N, T, c]``;
             ``None`` where this node does not.
+        mean_power: the result is proportional to this power of a mean over the factors over which
+            it is statistical: 1 for a mean, -1/2 for a norm by the root of a mean square; 0: to no
+            mean.
+        centers: it subtracts a mean over them before.
+        powers: what gives by operand the power of it that the result is proportional to, where it
+            is to any.
         mixes: of an attention the operand whose rows its first result mixes, each row by how much a
             query takes of a key.
         distribution: the numbers along the axis that it competes over sum to one.
@@ -165,6 +171,9 @@ class Op:
     negates: ClassVar[bool] = False
     turns: ClassVar[tuple[int, ...]] = ()
     angles: ClassVar[Callable[..., Angles | None] | None] = None
+    mean_power: ClassVar[float] = 0.0
+    centers: ClassVar[bool] = False
+    powers: ClassVar[Callable[..., Mapping[int, float]] | None] = None
     mixes: ClassVar[int | None] = None
     distribution: ClassVar[bool] = False
     open_at_zero: ClassVar[bool] = False

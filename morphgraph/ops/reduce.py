@@ -35,7 +35,6 @@ def _reduction(
 # channel fewer changes the result.
 _SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
 _STATISTICS = (
-    "ReduceMean",
     "ReduceMax",
     "ReduceMin",
     "ReduceProd",
@@ -70,6 +69,11 @@ class Reduction(Op):
     ) -> "fx.Node":
         reduced = reduced_axes(n, axes, noop_with_empty_axes)
         return _reduced(b, n, b.tensor(n, 0), reduced, bool(keepdims))
+
+
+@op("ReduceMean")
+class Mean(Reduction):
+    mean_power = 1.0
 
 
 def _reduced(

@@ -15,7 +15,8 @@ from torch import nn
 
 from morphgraph.errors import PlanError, UnsupportedError, warn
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import ModelLike, escape
+from morphgraph.onnx_io import COPIES_KEY, ModelLike, escape
+from morphgraph.passes.analysis.recount import recounts
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.same import repeated
 from morphgraph.plans import Plan
@@ -37,7 +38,7 @@ from morphgraph.torch_io.module_tensors import (
 )
 from morphgraph.torch_io.optimizer_state import Cut, cut_in_place
 from morphgraph.torch_io.tensors import to_tensor
-from morphgraph.torch_io.weights import graph_with_weights, inner_module
+from morphgraph.torch_io.weights import graph_with_weights, inner_module, named_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ class _Resize:
         self.optimizer = optimizer
         self.seed = seed
         self.keep, self.added = plan.keep_channels(graph), plan.added(graph)
-        self.form = form_of(graph_with_weights(graph, net), self.keep, self.added, seed=seed)
+        self.graph = graph
         self.call = (
             random_call(net, graph.model, seed) if example is None else call_of(net, example)
         )
@@ -196,6 +197,9 @@ class _Resize:
         snapshot = Snapshot(self.net)
         undo: list[Attributes] = []
         try:
+            self._recount()
+            graph = graph_with_weights(self.graph, self.net)
+            self.form = form_of(graph, self.keep, self.added, seed=self.seed)
             return self._resize(undo)
         except BaseException:
             for attributes in undo:
@@ -237,6 +241,20 @@ class _Resize:
             warn(words)
         self._cut_state(tensors, followed)
         return report
+
+    def _recount(self) -> None:
+        """Let norms give what they gave while they counted channels of zeros."""
+        tensors = named_tensors(self.net)
+        names: dict[int, list[str]] = {}
+        for name, tensor in tensors.items():
+            if name in self.graph.model.graph.initializers and isinstance(tensor, nn.Parameter):
+                names.setdefault(id(tensor), []).append(name)
+        # One tensor of several initializers may be read by norms that are not all recounted.
+        own = {name for name, *others in names.values() if not others}
+        own -= set(self.graph.model.meta.get(COPIES_KEY, {}).values())
+        for each in recounts(graph_with_weights(self.graph, self.net), self.keep, own):
+            tensor = tensors[each.parameter]
+            tensor.data = each.of(tensor.data)
 
     def _unequal(self) -> list[str]:
         """Groups that correspond in repeated blocks, and get different widths."""

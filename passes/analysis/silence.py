@@ -9,20 +9,15 @@ what is added to the channel has to be zero.
 
 Channels that are zero by themselves need nothing. So one that a plan takes back always has a
 gradient: of its kernel, or of the kernels that read it.
-
-One walk forwards follows on every axis the groups whose channels are zero where they are dead.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from morphgraph.graph import ChannelGraph, Edge, GraphOp
-from morphgraph.ops import OpNode, facts_of
+from morphgraph.ops import facts_of
+from morphgraph.passes.analysis.zeros import NONE, Groups, added_operands, edges_on, zeros
 from morphgraph.passes.coupling.roles import roles
-
-Groups = frozenset[int]
-"""Indices of groups."""
-_NONE = Groups()
 
 
 @dataclass(frozen=True)
@@ -55,67 +50,24 @@ class _Silencer:
         self.couplings = graph.couplings
         self.role = roles(graph.couplings)
         self.trained = trained
-        # Per axis the groups whose dead channels are zero there.
-        self.zero: dict[int, Groups] = {}
-        self.dying = _NONE
+        at: dict[int, Groups] = {}
         for each in killed:
             dim = graph.dim(each.parameter, each.axis)
-            self.zero[dim] = self.zero.get(dim, _NONE) | each.groups
-            self.dying |= each.groups
+            at[dim] = at.get(dim, NONE) | each.groups
+        self.dying = NONE.union(*at.values())
+        self.zero = zeros(graph, at)
         self.found: dict[int, Groups] = {}  # per axis of a parameter
 
     def run(self) -> list[Silencing]:
-        audible = _NONE  # groups that someone reads who has no kernel to be zero
+        audible = NONE  # groups that someone reads who has no kernel to be zero
         for op_index, op in enumerate(self.graph.ops):
-            edges = self.graph.edges_of(op_index)
-            on_factor: dict[int, list[Edge]] = {}
-            for edge in edges:
-                if self.dying & self.graph.groups_on(edge.factor):
-                    on_factor.setdefault(edge.factor, []).append(edge)
-            results: dict[int, list[tuple[Groups, Groups]]] = {}
-            for factor, places in on_factor.items():
+            for factor, places in edges_on(self.graph, op_index, self.dying).items():
                 groups = self.dying & self.graph.groups_on(factor)
-                zero = Groups(k for k in groups if self._is_zero(op, factor, places, k))
-                for edge in places:
-                    if edge.port < 0:
-                        results.setdefault(edge.dim, []).append((groups, zero))
-                audible |= self._read(op, factor, places, groups, zero)
-            for dim, parts in results.items():
-                on_axis = _NONE.union(*(groups for groups, _ in parts))
-                loud = _NONE.union(*(groups - zero for groups, zero in parts))
-                self.zero[dim] = on_axis - loud
+                outside = NONE.union(*(groups - self.zero[e.dim] for e in places if e.port < 0))
+                audible |= self._read(op, factor, places, groups, groups - outside)
         self._silence_addends(audible)
         dims = self.couplings.dims
         return [Silencing(dims[k].value, dims[k].axis, groups) for k, groups in self.found.items()]
-
-    # -- what is zero --------------------------------------------------------------------------
-
-    def _is_zero(self, op: GraphOp, factor: int, places: Sequence[Edge], group: int) -> bool:
-        """Whether dead channels of a group are zero in what an operator gives."""
-        facts = facts_of(op.ir)
-        there: dict[int, bool] = {}
-        for edge in places:
-            if edge.port >= 0:
-                here = group in self.zero.get(edge.dim, _NONE)
-                there[edge.port] = here or there.get(edge.port, False)
-        given = [port for port, value in enumerate(op.ir.inputs) if value is not None]
-        if op.opaque is not None or facts.open_at_zero or not there:
-            return False
-        added = given if facts.adds or facts.subtracts else _added(op)
-        if not all(there.get(port, False) for port in added):
-            return False
-        if facts.adds or facts.subtracts:
-            return True
-        factors = {port: zero for port, zero in there.items() if port not in added}
-        if facts.mixes is not None:
-            return factors.get(facts.mixes, False)
-        if facts.scale is not None:
-            return factors.get(facts.scale, False)
-        if self.role.sums_state[factor] or facts.moves or facts.inert or facts.converts:
-            return bool(factors) and all(factors.values())
-        if op.gate or op.macs:
-            return any(factors.values())
-        return all(factors.values()) and _is_zero_at_zero(op, given)
 
     # -- who reads the others ------------------------------------------------------------------
 
@@ -125,10 +77,10 @@ class _Silencer:
         """Let an operator read nothing of a factor; the groups of which it reads all the same."""
         if self.role.sums_state[factor]:
             return self._silence_kernels(op, places, groups - zero)
-        heard = _NONE
+        heard = NONE
         for edge in places if self.role.reads[factor] else ():
             if self.couplings.on_activation(edge):
-                heard |= groups - self.zero.get(edge.dim, _NONE)
+                heard |= groups - self.zero.get(edge.dim, NONE)
         if not heard or self.role.normalizes[factor]:
             return heard
         return self._silence_kernels(op, places, heard)
@@ -136,8 +88,8 @@ class _Silencer:
     def _silence_kernels(self, op: GraphOp, places: Sequence[Edge], groups: Groups) -> Groups:
         """Let kernels be zero on these axes; the groups, where none can be."""
         if not groups:
-            return _NONE
-        added = _added(op)
+            return NONE
+        added = added_operands(op)
         kernels = [
             edge.dim
             for edge in places
@@ -148,14 +100,14 @@ class _Silencer:
             return groups
         for found in parameters:
             for dim in found or ():
-                self.found[dim] = self.found.get(dim, _NONE) | groups
-        return _NONE
+                self.found[dim] = self.found.get(dim, NONE) | groups
+        return NONE
 
     def _silence_addends(self, groups: Groups) -> None:
         """Let nothing be added to the channels of some groups, nor looked up in a table."""
         for op_index, op in enumerate(self.graph.ops if groups else ()):
             facts = facts_of(op.ir)
-            ports = {*_added(op), *facts.tables}
+            ports = {*added_operands(op), *facts.tables}
             for edge in self.graph.edges_of(op_index):
                 adds = facts.adds or facts.subtracts or edge.port in ports
                 adds |= self.role.makes[edge.factor] and not self.role.counted[edge.factor]
@@ -163,7 +115,7 @@ class _Silencer:
                 if not adds or not here or edge.port < 0 or not self.couplings.on_weight(edge):
                     continue
                 for dim in self._zeroed_by(edge.dim) or ():
-                    self.found[dim] = self.found.get(dim, _NONE) | here
+                    self.found[dim] = self.found.get(dim, NONE) | here
 
     def _zeroed_by(self, dim: int) -> tuple[int, ...] | None:
         """The axes of parameters that must be zero for an axis of a weight; None: none can."""
@@ -189,21 +141,3 @@ class _Silencer:
         if not every or any(part is None for part in parts):
             return None
         return tuple(dict.fromkeys(axis for part in parts for axis in part or ()))
-
-
-def _is_zero_at_zero(op: GraphOp, given: Sequence[int]) -> bool:
-    """Whether an operator that is not described as open is a function of one operand."""
-    clamp = facts_of(op.ir).clamp
-    if clamp is not None:
-        ends = facts_of(op.ir).call(clamp, op.ir, OpNode(op.ir))
-        return ends is not None and ends[0] <= 0 <= ends[1]
-    # Whole numbers beside the operand are sizes or axes.
-    values = [value for port in given if (value := op.ir.inputs[port]) is not None]
-    return sum(v.dtype is None or not v.dtype.is_integer() for v in values) == 1
-
-
-def _added(op: GraphOp) -> list[int]:
-    """The operands that an operator adds to what it has multiplied."""
-    facts = facts_of(op.ir)
-    ports = {facts.offset, facts.shift, *facts.zeros}
-    return [port for port, value in enumerate(op.ir.inputs) if value is not None and port in ports]

@@ -138,6 +138,39 @@ class WeightNorm(nn.Module):
         return scores
 
 
+class RootMeanSquare(nn.Module):
+    """Written out, with the scale that a Llama, a Gemma or nobody has."""
+
+    def __init__(self, width: int, scale: str) -> None:
+        super().__init__()
+        self.added = float(scale == "Gemma")
+        self.weight = nn.Parameter(torch.rand(width) + 0.5 - self.added) if scale else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        root = torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-9)
+        normed: Tensor = (x * root).to(x.dtype) * (self.weight + self.added)
+        return normed
+
+
+class Stream(nn.Module):
+    """A pre-norm residual stream, all of whose norms count its channels."""
+
+    def __init__(self, norm: Callable[[int], nn.Module], width: int = 24) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, width)
+        self.norms = nn.ModuleList(norm(width) for _ in range(3))
+        self.up = nn.ModuleList(nn.Linear(width, 32) for _ in range(2))
+        self.down = nn.ModuleList(nn.Linear(32, width) for _ in range(2))
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=False):
+            x = x + down(F.gelu(up(norm(x))))
+        scores: Tensor = self.head(self.norms[2](x))
+        return scores
+
+
 def perceptron(act: type[nn.Module]) -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 24), act(), nn.Linear(24, 16), act(), nn.Linear(16, 4))
 
@@ -165,6 +198,17 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "attention": (Attention, tokens),
     "products": (Products, numbers(4, 5, 6)),
     "norms": (Normed, numbers(4, 3, 6, 6)),
+    "RMSNorm": (lambda: Stream(lambda width: nn.RMSNorm(width, 1e-9)), numbers(4, 5, 6)),
+    "RMSNorm without a scale": (
+        lambda: Stream(lambda width: nn.RMSNorm(width, 1e-9, elementwise_affine=False)),
+        numbers(4, 5, 6),
+    ),
+    "RMSNorm of Llama": (lambda: Stream(lambda k: RootMeanSquare(k, "Llama")), numbers(4, 5, 6)),
+    "RMSNorm of Gemma": (lambda: Stream(lambda k: RootMeanSquare(k, "Gemma")), numbers(4, 5, 6)),
+    "written out without a scale": (
+        lambda: Stream(lambda k: RootMeanSquare(k, "")),
+        numbers(4, 5, 6),
+    ),
     "weight norm": (WeightNorm, numbers(4, 4, 9)),
 }
 
@@ -175,7 +219,9 @@ def trained(
     """A network after a phase that has met its budget, and went on."""
     model = mg.export(net, (inputs(),))
     net = mg.to_torch(model) if loaded else net
-    regularizer = mg.Regularizer(mg.lift(model), net, absorb=absorb)
+    # A stream has no kernels but its blocks', which are worth less: then these would go alone.
+    ceilings = {"stem": "50%"} if isinstance(net, Stream) else {}
+    regularizer = mg.Regularizer(mg.lift(model), net, absorb=absorb, ceilings=ceilings)
     optimizer = torch.optim.Adam((p for p in net.parameters() if p.requires_grad), lr=1e-2)
     budget = mg.Budget(regularizer, {"flops": "50%"}, STEPS).attach(optimizer)
     wanted = torch.randn(net(inputs()).shape)
@@ -233,6 +279,19 @@ def test_kernels_that_read_are_frozen() -> None:
     net, budget = trained(layers, numbers(4, 8))
     assert off(net, budget, torch.randn(4, 8)) < TOLERANCE
     assert all(map(torch.equal, before, frozen))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "RMS" in name or "out" in name])
+def test_norms_that_counted_the_dead_in_place(name: str) -> None:
+    """The network's own class, resized: its scales make up for what is not counted any more."""
+    torch.manual_seed(0)
+    build, inputs = CASES[name]
+    net, budget = trained(build(), inputs)
+    x = inputs()
+    wanted, plan = net(x).detach(), budget.regularizer.plan()
+    report = mg.resize_module(net, budget.regularizer.graph, plan)
+    assert any(t.name == "stem.weight" and t.after[0] < 24 for t in report.tensors)
+    assert float((net(x) - wanted).abs().max() / wanted.abs().max()) < TOLERANCE
 
 
 @pytest.mark.parametrize("absorb", [False, True])
