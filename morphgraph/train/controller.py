@@ -171,7 +171,7 @@ class Budget:
             begin, end = self.start * self.steps, self.end * self.steps
             pace = Pace(each, target, first if target < 1 else 0.0, share, begin, end)
             lowest = reg.lowest_share(each.resource)
-            require_within_reach(pace, target, lowest, said, reg.held_by())
+            require_within_reach(pace, target, lowest, said, reg.held_by)
             paces.append(pace)
         return paces
 
@@ -399,7 +399,7 @@ class Budget:
             resource = paces[kind].counted.resource
             target = parse_amount(amount, resource.total, resource.unit) / resource.total
             lowest = reg.lowest_share(resource)
-            require_within_reach(paces[kind], target, lowest, amount, reg.held_by())
+            require_within_reach(paces[kind], target, lowest, amount, reg.held_by)
             targets.append((paces[kind], target))
         for pace, target in targets:  # all of them, or none
             if self.met and target > pace.target:

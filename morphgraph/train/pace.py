@@ -1,11 +1,12 @@
 """How fast one budgeted resource is to fall, and the weight of its penalty that makes it so."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from math import exp
 from typing import Any
 
 from morphgraph.errors import BudgetError
+from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.planning.constraints import meant_share
 from morphgraph.train.resources import Counted
 
@@ -125,7 +126,7 @@ class Pace:
 
 
 def require_within_reach(
-    pace: Pace, target: float, lowest: float, amount: object, held_by: str
+    pace: Pace, target: float, lowest: float, amount: object, held_by: Callable[[Cost], str]
 ) -> None:
     """Refuse a budget that the narrowest network does not meet.
 
@@ -134,7 +135,7 @@ def require_within_reach(
         target: a share of the initial amount.
         lowest: that share of the narrowest network.
         amount: the budget as it was given.
-        held_by: what else could be given up than the budget.
+        held_by: says of a resource what holds it, and what else could be given up.
 
     Raises:
         BudgetError: names the lowest that can be.
@@ -144,5 +145,5 @@ def require_within_reach(
         meant = meant_share(kind, target * initial, initial)
         raise BudgetError(
             f"budget {kind}={amount} cannot be met: the narrowest network needs "
-            f"{lowest:.1%} of the model's {kind}; {meant}raise the budget{held_by}"
+            f"{lowest:.1%} of the model's {kind}; {meant}raise the budget{held_by(pace.counted.resource)}"
         )

@@ -24,7 +24,7 @@ from morphgraph.options import RoundTo, Strength, Tied
 from morphgraph.passes.analysis.cost import Convention, cost as cost_of
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.planning.bounds import WidthBounds, Widths, repair_widths
-from morphgraph.passes.planning.constraints import Budget as Amounts
+from morphgraph.passes.planning.constraints import Budget as Amounts, holders
 from morphgraph.passes.planning.removal_path import continue_plan
 from morphgraph.plans import Plan
 from morphgraph.train.computed import ComputedSource
@@ -196,13 +196,15 @@ class Regularizer:
         more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
         return "; ".join(named) + more
 
-    def held_by(self) -> str:
-        """Beside a budget that cannot be met, what else there is to change; empty if nothing is."""
+    def held_by(self, resource: Cost) -> str:
+        """Beside a budget that cannot be met, what holds it and what else there is to change."""
         limits = self.limits
         said = ", or lower the floors" * bool(limits.least or limits.min_width > 1)
         said += ", or exclude less" * bool(limits.include or limits.exclude)
-        left_alone = self.left_alone()
-        return said + (f". Nothing measures {left_alone}" if left_alone else "")
+        left_alone, allowed = self.left_alone(), limits.on(self.graph)
+        held = holders(resource, allowed.lowest(), allowed)
+        said += f". It is held by {held}" * bool(held)
+        return said + f". Nothing measures {left_alone}" * bool(left_alone)
 
     @property
     def threshold(self) -> float | Tensor:

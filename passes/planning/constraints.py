@@ -177,8 +177,8 @@ def unreachable(
     least, resource = violated.cost.at(lowest), violated.cost
     if pinned := all_pinned(allowed.graph):
         remedy = f"{pinned}; see `analyze`"
-    elif holders := _holders(resource, lowest, allowed):
-        remedy = f"it is held by {holders}; {remedy}"
+    elif held := holders(resource, lowest, allowed):
+        remedy = f"it is held by {held}; {remedy}"
     remedy = meant_share(violated.kind, violated.limit, resource.total) + remedy
     if violated.holds(_lowest_unequal(allowed)):
         remedy = f"only unequal widths meet it: give no `same` (--unequal); {remedy}"
@@ -206,7 +206,7 @@ def _lowest_unequal(allowed: AllowedWidths) -> IntArray:
     return replace(allowed.bounds, same=()).on(allowed.graph).lowest()
 
 
-def _holders(resource: Cost, lowest: FloatArray | IntArray, allowed: AllowedWidths) -> str:
+def holders(resource: Cost, lowest: FloatArray | IntArray, allowed: AllowedWidths) -> str:
     """The groups that hold most of what is left, the reasons, and what each would free alone."""
     state, shares = along(resource, lowest), {}
     least, widths = state.at, np.asarray(lowest, dtype=np.float64)

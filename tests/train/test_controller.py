@@ -407,6 +407,15 @@ def test_what_a_budget_refuses() -> None:
         Budget(reg, {"flops": "0.1%"}, steps=10)
 
 
+def test_what_holds_a_budget_is_named() -> None:
+    """Frozen kernels, as under adapters."""
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4))
+    net[0].requires_grad_(False)
+    reg = Regularizer(lift(export(net, torch.zeros(2, 8))), net)
+    with pytest.raises(BudgetError, match=r"held by '0' with .*'0.weight' is frozen"):
+        Budget(reg, {"params": "20%"}, steps=10)
+
+
 def test_a_budget_that_is_met_already_shrinks_nothing() -> None:
     net, reg = made()
     before = copy.deepcopy(net.state_dict())
