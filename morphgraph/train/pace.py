@@ -6,9 +6,8 @@ from math import exp
 from typing import Any
 
 from morphgraph.errors import BudgetError
-from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.planning.constraints import meant_share
-from morphgraph.train.resources import Counted
+from morphgraph.train.resources import Counted, Resource
 
 SLACK = 0.1
 """How far the cost may be ahead of the reference, as a share of the phase."""
@@ -126,7 +125,7 @@ class Pace:
 
 
 def require_within_reach(
-    pace: Pace, target: float, lowest: float, amount: object, held_by: Callable[[Cost], str]
+    pace: Pace, target: float, lowest: float, amount: object, held_by: Callable[[Resource], str]
 ) -> None:
     """Refuse a budget that the narrowest network does not meet.
 
@@ -143,7 +142,8 @@ def require_within_reach(
     if target < lowest:
         kind, initial = pace.kind, pace.counted.initial
         meant = meant_share(kind, target * initial, initial)
+        held = held_by(pace.counted.resource)
         raise BudgetError(
             f"budget {kind}={amount} cannot be met: the narrowest network needs "
-            f"{lowest:.1%} of the model's {kind}; {meant}raise the budget{held_by(pace.counted.resource)}"
+            f"{lowest:.1%} of the model's {kind}; {meant}raise the budget{held}"
         )

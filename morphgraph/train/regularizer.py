@@ -196,13 +196,15 @@ class Regularizer:
         more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
         return "; ".join(named) + more
 
-    def held_by(self, resource: Cost) -> str:
+    def held_by(self, resource: Resource) -> str:
         """Beside a budget that cannot be met, what holds it and what else there is to change."""
         limits = self.limits
         said = ", or lower the floors" * bool(limits.least or limits.min_width > 1)
         said += ", or exclude less" * bool(limits.include or limits.exclude)
         left_alone, allowed = self.left_alone(), limits.on(self.graph)
-        held = holders(resource, allowed.lowest(), allowed)
+        held = ""
+        if isinstance(resource, Cost):  # a user's own resource tells no parts
+            held = holders(resource, allowed.lowest(), allowed)
         said += f". It is held by {held}" * bool(held)
         return said + f". Nothing measures {left_alone}" * bool(left_alone)
 
