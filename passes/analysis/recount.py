@@ -130,7 +130,7 @@ class _Recounter:
             and self.graph.couplings.factor(edge.factor).name in op.statistical
             and self.removed[self.graph.channels_of(edge.factor)].any()
         ]
-        zero = zeros(self.graph, self._killed()) if edges else {}
+        zero = zeros(self.graph, self._killed(), nearly=True) if edges else {}
         by_op: dict[int, list[float]] = {}
         for edge in edges:
             elements = self._removed_of(edge.factor, zero.get(edge.dim, NONE))

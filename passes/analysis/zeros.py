@@ -15,20 +15,25 @@ Groups = frozenset[int]
 NONE = Groups()
 
 
-def zeros(graph: ChannelGraph, killed: Mapping[int, Groups]) -> dict[int, Groups]:
+def zeros(
+    graph: ChannelGraph, killed: Mapping[int, Groups], *, nearly: bool = False
+) -> dict[int, Groups]:
     """Per axis the groups whose dead channels are zero there.
 
     Args:
         graph: the lifted network.
         killed: the same of weights alone: by axis of a weight the groups whose dead channels have
             zeros there.
+        nearly: whether zeros less a mean over the channels count as zeros: the mean is small
+            beside the channels that are left.
     """
-    return _Walk(graph, killed).run()
+    return _Walk(graph, killed, nearly).run()
 
 
 class _Walk:
-    def __init__(self, graph: ChannelGraph, killed: Mapping[int, Groups]) -> None:
+    def __init__(self, graph: ChannelGraph, killed: Mapping[int, Groups], nearly: bool) -> None:
         self.graph = graph
+        self.nearly = nearly
         self.couplings = graph.couplings
         self.role = roles(graph.couplings)
         self.zero = dict(killed)
@@ -60,6 +65,8 @@ class _Walk:
         given = [port for port, value in enumerate(op.ir.inputs) if value is not None]
         if op.opaque is not None or facts.open_at_zero or not there:
             return False
+        if self.nearly and facts.subtracts and self._is_mean(op):
+            return there.get(0, False)
         added = given if facts.adds or facts.subtracts else added_operands(op)
         if not all(there.get(port, False) for port in added):
             return False
@@ -79,6 +86,12 @@ class _Walk:
         if op.gate or op.macs:
             return any(factors.values())
         return all(factors.values()) and _is_zero_at_zero(op, given)
+
+    def _is_mean(self, op: GraphOp) -> bool:
+        """Whether what an operator subtracts is a mean."""
+        value = op.ir.inputs[1]
+        maker = self.graph.makers.get("" if value is None else value.name or "")
+        return maker is not None and facts_of(self.graph.ops[maker].ir).mean_power == 1
 
 
 def edges_on(graph: ChannelGraph, op_index: int, groups: Groups) -> dict[int, list[Edge]]:

@@ -105,10 +105,18 @@ def test_root_mean_squares_are_made_up_for(name: str) -> None:
     assert after < 1e-5
 
 
+LAYER_NORMS = {
+    "one node": "n = LayerNormalization(h, scale, shift)  y = MatMul(n, v)",
+    "written out": """m = ReduceMean(h, last)  c = Sub(h, m)  s = Mul(c, c)
+        z = ReduceMean(s, last)  e = Add(z, tiny)  r = Sqrt(e)  d = Div(c, r)  k = Mul(d, scale)
+        n = Add(k, shift)  y = MatMul(n, v)""",
+}
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_layer_norms_nearly(seed: int) -> None:
+@pytest.mark.parametrize("body", LAYER_NORMS.values(), ids=LAYER_NORMS)
+def test_layer_norms_nearly(body: str, seed: int) -> None:
     """They subtract a mean that is another one, too: of many channels it is small."""
-    body = "n = LayerNormalization(h, scale, shift)  y = MatMul(n, v)"
     before, after = before_and_after(body, seed, wide=768)
     assert after < 0.3 * before
 
