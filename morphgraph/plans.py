@@ -80,6 +80,11 @@ class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return positions
 
     @property
+    def count(self) -> int:
+        """How many old channels stay."""
+        return sum(max(stop - start, 0) for start, stop in self.keep)
+
+    @property
     def kept(self) -> IntArray:
         """The former name of ``positions``, for one version."""
         warn("GroupPlan.kept is now positions", DeprecationWarning)
@@ -214,9 +219,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if group is None:
                 raise PlanError(f"groups.{escape(key)}: the model has no such group")
             _check_fits(group, entry)
-            positions = entry.positions
-            if len(positions) != group.width:
-                keep[group.index] = positions
+            if entry.count != group.width:
+                keep[group.index] = entry.positions
         require_viable(graph, [index for index, positions in keep.items() if not len(positions)])
         require_sizes(graph, keep, self.added(graph))
         return keep
@@ -262,7 +266,7 @@ def _check_fits(group: Group, entry: GroupPlan) -> None:
         )
     if entry.width != group.width:
         raise PlanError(f"{field}.width: {entry.width}, but the model's group has {group.width}")
-    if (entry.new or len(entry.positions) != group.width) and not group.can_change:
+    if (entry.new or entry.count != group.width) and not group.can_change:
         raise PlanError(
             f"{field}: '{escape(group.name)}' cannot be resized ({escape(group.reason or '')})"
         )

@@ -18,7 +18,7 @@ from morphgraph.words import escape as escape
 
 MIN_OPSET = 11
 _KNOWN_TYPES = frozenset(dtype.value for dtype in ir.DataType) - {ir.DataType.UNDEFINED.value}
-_MAX_RANK = 64  # as in NumPy
+MAX_RANK = 64  # as in NumPy
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}  # as onnx.proto says
 
 
@@ -77,9 +77,9 @@ def check_tensor(tensor: onnx.TensorProto, where: str, folder: str | None) -> No
     negative = [size for size in tensor.dims if size < 0]
     if negative:
         raise ModelError(f"{where}: negative size {negative[0]}; export the model again")
-    if len(tensor.dims) > _MAX_RANK:
+    if len(tensor.dims) > MAX_RANK:
         raise ModelError(
-            f"{where}: has {len(tensor.dims)} axes, at most {_MAX_RANK} are supported; export the "
+            f"{where}: has {len(tensor.dims)} axes, at most {MAX_RANK} are supported; export the "
             "model again"
         )
     count = math.prod(tensor.dims)

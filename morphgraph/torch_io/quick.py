@@ -25,6 +25,7 @@ from torch.onnx._internal.exporter._registration import OnnxDecompMeta, ONNXRegi
 from torch.onnx._internal.exporter._torchlib import _torchlib_registry, ops as _own_ops  # noqa: F401
 from torch.onnx._internal.fx.passes import type_promotion
 
+from morphgraph.onnx_io import subgraphs
 from morphgraph.torch_io.arguments import Call
 from morphgraph.torch_io.capture import capture
 from morphgraph.torch_io.repeats import Repeating
@@ -59,19 +60,28 @@ def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) 
 def _raised(model: ir.Model, opset: int) -> ir.Model:
     """The model in another version of ONNX's operators, as ``convert_version`` gives it.
 
-    That visits every node once for every version in between. Few operators ever became others;
-    where none of these is there, it suffices to say the version.
+    That visits every node once for every version in between. Few operators ever became others: all
+    other nodes are said to be of the new version before, and where none of these is there, that is
+    all.
     """
+    if model.functions or not versions.version_supported(model, opset):
+        return _converted(model, opset)
     nodes = [node for node in model.graph.all_nodes() if not node.domain]
-    is_simple = not model.functions and versions.version_supported(model, opset)
-    if not is_simple or any(_becomes_another(node, opset) for node in nodes):
-        raised: ir.Model = onnxscript_apis.convert_version(model, opset)
-        return raised
+    changing = {node for node in nodes if _becomes_another(node, opset)}
     for node in nodes:
-        node.version = opset
+        # What stands in subgraphs is visited by way of the node that has them.
+        if node not in changing and not (changing and subgraphs(node)):
+            node.version = opset
+    if changing:
+        return _converted(model, opset)
     model.opset_imports[""] = opset
     common.RemoveUnusedNodesPass()(model)
     return model
+
+
+def _converted(model: ir.Model, opset: int) -> ir.Model:
+    converted: ir.Model = onnxscript_apis.convert_version(model, opset)
+    return converted
 
 
 def _becomes_another(node: ir.Node, opset: int) -> bool:

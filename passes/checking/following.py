@@ -125,25 +125,39 @@ def following(
 
     Each round finds sizes that follow from those before. ``None``: they do not fit together.
     """
-    message = onnx.ModelProto.FromString(written(graph).message(inputs))
     holders = _holders(graph)
+    message = _Message(graph, inputs, holders)
+    regrouping = [node for node in graph.model.graph if facts_of(node).target is not None]
     sizes: Sizes = {}
     for _ in range(_MOST_ROUNDS):
-        found = inferred(message, strict=False)
-        new = None if found is None else _new_sizes(graph, found, sizes)
+        found = inferred(message.proto, strict=False)
+        new = None if found is None else _new_sizes(graph, regrouping, found, sizes)
         if new is None:
             return None
         if not new:
             break
         sizes |= new
-        _restate(graph, message, _becoming_smaller(holders, sizes), new)
-    found = inferred(message)
+        message.restate(_becoming_smaller(holders, sizes), new)
+    found = inferred(message.proto)
     if found is None or not sizes:
         return None
     smaller = _becoming_smaller(holders, sizes)
     cut = {**smaller.tables, **smaller.computed}
     after = {name: smaller.shape(graph.shapes[name], axes) for name, axes in cut.items()}
     return smaller, {**found, **after}
+
+
+def states_sizes(graph: ChannelGraph) -> bool:
+    """Whether the target of some node states the size of an axis without channels.
+
+    Nearly always that size depends on the inputs', and the network takes no smaller ones as it is.
+    """
+    for name, statements in statements_of(graph).items():
+        sizes = dict(_without_channels(graph, name))
+        for each in statements:
+            if each.value.name == name and each.at(sizes).items() & sizes.items():
+                return True
+    return False
 
 
 def _becoming_smaller(holders: Following, sizes: Sizes) -> Following:
@@ -226,8 +240,13 @@ def _without_channels(graph: ChannelGraph, name: str) -> Iterator[tuple[int, int
             yield axis, size
 
 
-def _new_sizes(graph: ChannelGraph, found: Mapping[str, Shape], known: Sizes) -> Sizes | None:
-    """Smaller sizes that follow from the shapes; ``None``: one is no good, or would be two."""
+def _new_sizes(
+    graph: ChannelGraph, regrouping: Sequence[ir.Node], found: Mapping[str, Shape], known: Sizes
+) -> Sizes | None:
+    """Smaller sizes that follow from the shapes; ``None``: one is no good, or would be two.
+
+    Nodes that are ``regrouping`` have a target.
+    """
     new: Sizes = {}
     for name, small in found.items():
         full = graph.shapes.get(name)
@@ -236,9 +255,8 @@ def _new_sizes(graph: ChannelGraph, found: Mapping[str, Shape], known: Sizes) ->
         if not keeps_channels(graph, name, full, small):
             return None
         new |= {a: b for a, b in zip(full, small, strict=True) if a != b}
-    for node in graph.model.graph:
-        if facts_of(node).target is not None:
-            new |= _regrouped(graph, node, found, known)
+    for node in regrouping:
+        new |= _regrouped(graph, node, found, known)
     if any(known.get(size, smaller) != smaller for size, smaller in new.items()):
         return None
     if any(smaller < min(size, POSITIONS) for size, smaller in new.items()):
@@ -300,29 +318,60 @@ def window_sizes(graph: ChannelGraph) -> list[int]:
     return [size for size, _ in counted.most_common()]
 
 
-def _restate(graph: ChannelGraph, message: onnx.ModelProto, smaller: Following, new: Sizes) -> None:
-    """Write smaller sizes, of which some are new, into the message that shapes are inferred of."""
-    initializers = {tensor.name: tensor for tensor in message.graph.initializer}
-    for name, axes in smaller.tables.items():
-        for axis, size in axes.items():
-            initializers[name].dims[axis] = smaller.sizes[size]
-    inputs = {value.name: value for value in message.graph.input}
-    statements = statements_of(graph)
-    for node, proto in zip(graph.model.graph, message.graph.node, strict=True):
-        for k, value in enumerate(node.outputs):
-            name = value.name or ""
-            if name in smaller.computed and value.dtype is not None:
-                # Whoever reads it finds an input instead, of the shape that is cut out of it.
-                proto.output[k] = f"{name}/whole"
-                shape = smaller.shape(graph.shapes[name], smaller.computed[name])
-                place = inputs[name] if name in inputs else message.graph.input.add()
-                place.CopyFrom(onnx.helper.make_tensor_value_info(name, value.dtype.value, shape))
-        first = node.outputs[0].name or ""
-        axes = smaller.stated.get(first, {})
-        for each in statements[first] if not new.keys().isdisjoint(axes.values()) else ():
-            name = f"{first}/{each.port}"
-            if name not in initializers:
-                initializers[name] = message.graph.initializer.add()
-            numbers = each.moved(axes, smaller.sizes)
-            initializers[name].CopyFrom(onnx.numpy_helper.from_array(np.asarray(numbers), name))
-            proto.input[each.port] = name
+class _Message:
+    """The message that shapes are inferred of, into which smaller sizes are written.
+
+    Args:
+        graph: the lifted original.
+        inputs: smaller shapes of its inputs.
+        holders: all that holds sizes.
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, inputs: Mapping[str, Shape], holders: Following
+    ) -> None:
+        self.proto = onnx.ModelProto.FromString(written(graph).message(inputs))
+        self._graph = graph
+        self._initializers = {tensor.name: tensor for tensor in self.proto.graph.initializer}
+        self._inputs = {value.name: value for value in self.proto.graph.input}
+        self._holding = [
+            (node, proto)
+            for node, proto in zip(graph.model.graph, self.proto.graph.node, strict=True)
+            if proto.output[0] in holders.stated
+            or not holders.computed.keys().isdisjoint(proto.output)
+        ]
+
+    def restate(self, smaller: Following, new: Sizes) -> None:
+        """Write smaller sizes, of which some are new."""
+        for name, axes in smaller.tables.items():
+            for axis, size in axes.items():
+                self._initializers[name].dims[axis] = smaller.sizes[size]
+        statements = statements_of(self._graph)
+        for node, proto in self._holding:
+            for k, value in enumerate(node.outputs):
+                name = value.name or ""
+                if name in smaller.computed and value.dtype is not None:
+                    # Whoever reads it finds an input instead, of the shape that is cut out of it.
+                    proto.output[k] = f"{name}/whole"
+                    self._give(name, value.dtype, smaller)
+            first = node.outputs[0].name or ""
+            axes = smaller.stated.get(first, {})
+            for each in statements[first] if not new.keys().isdisjoint(axes.values()) else ():
+                proto.input[each.port] = self._constant(
+                    f"{first}/{each.port}", each.moved(axes, smaller.sizes)
+                )
+
+    def _give(self, name: str, dtype: ir.DataType, smaller: Following) -> None:
+        """An input of the smaller shape of what is computed."""
+        if name not in self._inputs:
+            self._inputs[name] = self.proto.graph.input.add()
+        shape = smaller.shape(self._graph.shapes[name], smaller.computed[name])
+        info = onnx.helper.make_tensor_value_info(name, dtype.value, shape)
+        self._inputs[name].CopyFrom(info)
+
+    def _constant(self, name: str, numbers: IntArray) -> str:
+        """The name of an initializer that holds these numbers."""
+        if name not in self._initializers:
+            self._initializers[name] = self.proto.graph.initializer.add()
+        self._initializers[name].CopyFrom(onnx.numpy_helper.from_array(np.asarray(numbers), name))
+        return name

@@ -29,7 +29,6 @@ from morphgraph.onnx_io import static_shape
 from morphgraph.onnx_io.messages import Written
 from morphgraph.ops import OpNode, facts_of
 from morphgraph.ops.linear import Window
-from morphgraph.passes.coupling.couple import input_independent_values
 from morphgraph.passes.coupling.roles import roles
 
 _SPACE = 2
@@ -84,7 +83,7 @@ class Sliding(NamedTuple):
 @analysis
 def windows_of(graph: ChannelGraph) -> list[Sliding]:
     """The nodes whose kernels slide over maps, in the model's order."""
-    weights = input_independent_values(graph.model)
+    weights = graph.couplings.input_independent
     return [s for node in graph.model.graph if (s := _sliding(graph, node, weights))]
 
 
@@ -114,13 +113,12 @@ def shares(windows: Sequence[Sliding]) -> Iterator[float]:
     sizes = [size for sliding in windows for size in sliding.given if size > 1]
     least = min(sizes, default=1)
     tried = 0
+    kinds = {sliding[1:] for sliding in windows}  # a few, of hundreds of nodes
     for count in range(1, least):
         share = count / least
         if tried or all(
-            _meets_as_much(
-                sliding, *(tuple(math.ceil(n * share) for n in sizes) for sizes in sliding[2:])
-            )
-            for sliding in windows
+            _meets_as_much(window, full, [[math.ceil(n * share) for n in sizes] for sizes in full])
+            for window, *full in kinds
         ):
             yield share
             tried += 1
@@ -128,18 +126,17 @@ def shares(windows: Sequence[Sliding]) -> Iterator[float]:
             return
 
 
-def _meets_as_much(sliding: Sliding, given: Shape, made: Shape) -> bool:
-    """Whether all numbers of a kernel that meet the map at full size do so at these sizes."""
-    met = sliding.window.met
+def _meets_as_much(
+    window: Window, full: Sequence[Sequence[int]], small: Sequence[Sequence[int]]
+) -> bool:
+    """Whether all numbers of a kernel that meet the map at full size do so at these sizes.
+
+    Sizes are those of operand and result.
+    """
+    pairs = zip(zip(*full, strict=True), zip(*small, strict=True), strict=True)
     return all(
-        np.all(met(axis, *small) | ~met(axis, *full))
-        for axis, (small, full) in enumerate(
-            zip(
-                zip(given, made, strict=True),
-                zip(sliding.given, sliding.made, strict=True),
-                strict=True,
-            )
-        )
+        np.all(window.met(axis, *after) | ~window.met(axis, *before))
+        for axis, (before, after) in enumerate(pairs)
     )
 
 
@@ -159,16 +156,20 @@ def proves_the_same(
     results = {value.name for node in graph.model.graph for value in node.outputs if value.name}
     if not results <= found.keys():
         return False
-    slides = {sliding.node: sliding for sliding in windows}
+    slides = {sliding.node for sliding in windows}
+    kinds = {
+        (sliding[1:], _operand_and_result(sliding.node, sliding.window, small))
+        for sliding in windows
+    }
     return (
         all(keeps_channels(graph, name, full, small[name]) for name, full in graph.shapes.items())
         and _has_terms(graph, small)
+        and all(_meets_as_much(window, full, sizes) for (window, *full), sizes in kinds)
         and all(
-            _meets_as_much(slides[node], *_operand_and_result(node, slides[node].window, small))
-            if node in slides
-            else _is_even(graph, k, small)
+            _is_even(graph, k, small)
             and (node.outputs[0].name in cut or _moves_all(node, graph.shapes, small))
             for k, node in enumerate(graph.model.graph)
+            if node not in slides
         )
     )
 
@@ -186,14 +187,12 @@ def keeps_channels(graph: ChannelGraph, name: str, full: Shape, small: Shape) ->
 
 def _has_terms(graph: ChannelGraph, small: Mapping[str, Shape]) -> bool:
     """Whether no statistic that leaves its terms in place has but one where it had more."""
-    couplings = graph.couplings
-    keeps = roles(couplings).keeps
-    for edge in couplings.edges:
-        if keeps[edge.factor] and couplings.sizes[edge.factor] > 1:
-            dim = couplings.dims[edge.dim]
-            if small[dim.value][dim.axis] == 1 < couplings.sizes[edge.dim]:
-                return False
-    return True
+    couplings, columns = graph.couplings, graph.couplings.columns
+    sizes = couplings.sizes
+    enters = roles(couplings).keeps[columns.factor] & (sizes[columns.factor] > 1)
+    several = np.unique(columns.dim[enters & (sizes[columns.dim] > 1)])
+    dims = map(couplings.dims.__getitem__, several.tolist())
+    return all(small[dim.value][dim.axis] > 1 for dim in dims)
 
 
 def _is_even(graph: ChannelGraph, op_index: int, small: Mapping[str, Shape]) -> bool:

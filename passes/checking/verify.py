@@ -21,6 +21,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.canonical.caches import caches
 from morphgraph.passes.checking.compare import OutputError, as_arrays, compare, kept
 from morphgraph.passes.checking.decoding import decodings
+from morphgraph.passes.checking.following import states_sizes
 from morphgraph.passes.checking.networks import Networks
 from morphgraph.passes.checking.shorter import shorter
 from morphgraph.passes.checking.single_precision import in_single_precision
@@ -162,22 +163,31 @@ class _Check:
 
         if self.runner is not run_in_ort or self.absorbed or not self._values_are_many():
             return None
-        shapes: Mapping[str, Shape] | None = smaller_inputs(self.graph)
-        networks: Networks | None = self.networks
-        if shapes is None:
-            fewer = shorter(self.graph)
-            if fewer is None:
-                return None
-            shapes, networks = fewer.inputs, self.networks.shortened(fewer, self.selection)
-        if networks is None:
-            return None
+        ways = [self._with_smaller_inputs, self._with_fewer_positions]
+        if states_sizes(self.graph):
+            ways.reverse()  # the first one would hardly ever do
         check = copy(self)
-        check.networks, check.is_quick = networks, True
+        found = ways[0]() or ways[1]()
+        if found is None:
+            return None
+        shapes, check.networks = found
+        check.is_quick = True
         try:
             report = check.on(random_inputs(self.networks.original, seed, shapes=shapes))
         except (UnsupportedError, VerificationError):
             return None  # something holds a size
         return report if report.ok and not report.untold else None
+
+    def _with_smaller_inputs(self) -> tuple[Mapping[str, Shape], Networks] | None:
+        """Shapes of inputs that prove the same of the networks as they are."""
+        shapes = smaller_inputs(self.graph)
+        return None if shapes is None else (shapes, self.networks)
+
+    def _with_fewer_positions(self) -> tuple[Mapping[str, Shape], Networks] | None:
+        """Networks of fewer positions that prove the same, and shapes of their inputs."""
+        fewer = shorter(self.graph)
+        networks = None if fewer is None else self.networks.shortened(fewer, self.selection)
+        return None if fewer is None or networks is None else (fewer.inputs, networks)
 
     def on(self, inputs: Mapping[str, Array]) -> VerifyReport:
         """Compare on some inputs: the outputs, and value by value where that is quick or needed."""

@@ -67,7 +67,9 @@ def maskable(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> Maskable:
         value = model.graph.initializers.pop(name)
         assert value.const_value is not None
         masks[name], value.const_value = value.const_value.numpy(), None
-        value.shape = None  # of some masks there are more numbers where everything stays
+        # Of some masks there are more numbers where everything stays. How many axes they have tells
+        # ONNX Runtime the shapes behind them, without which it would transpose all kernels in vain.
+        value.shape = ir.Shape([None] * len(masks[name].shape))
         model.graph.inputs.append(value)
     return Maskable(model, masks, masker.whole)
 

@@ -7,6 +7,7 @@ import lzma
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,12 @@ def _negative(tensor: TensorProto) -> None:
     tensor.dims[0] = -3
 
 
+def _twice_negative(rows: int, tensor: TensorProto) -> None:
+    """The product of both is what there are of numbers."""
+    tensor.CopyFrom(numpy_helper.from_array(np.ones((rows, 2), np.float32), "w"))
+    tensor.dims[:] = [-rows, -2]
+
+
 def _short(tensor: TensorProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(np.ones((3, 2), np.float32), "w"))
     tensor.raw_data = tensor.raw_data[:10]
@@ -241,6 +248,8 @@ def _undefined(tensor: TensorProto) -> None:
     [
         (_dims, "1099511627776x1099511627776"),
         (_negative, "negative size -3"),
+        (partial(_twice_negative, 3), "negative size -3"),
+        (partial(_twice_negative, 300), "negative size -300"),  # which stands beside the message
         (_short, "needs 24 bytes, but stores 10"),
         (_dtype, "unknown data type 777"),
         (_undefined, "not set"),

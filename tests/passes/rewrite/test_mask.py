@@ -1,12 +1,16 @@
 """The original and the masked original in one network, beside the two of them."""
 
+from pathlib import Path
+
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 import morphgraph as mg
 from morphgraph.arrays import IntArray
 from morphgraph.onnx_io import ModelLike
-from morphgraph.onnx_io.runtime import random_inputs, run, run_each
+from morphgraph.onnx_io.runtime import Session, random_inputs, run, run_each
 from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.mask import mask, maskable
 from morphgraph.testing import model_from_text
@@ -50,6 +54,35 @@ def test_with_either_masks_it_computes_what_that_network_does(model: ModelLike) 
     one, other = run_each(both.model, [{**feeds, **both.whole}, {**feeds, **both.masked}])
     np.testing.assert_allclose(one["y"], original, atol=1e-6)
     np.testing.assert_allclose(other["y"], masked, atol=1e-6)
+
+
+LAYERS = """net (float[2,5,3] x, float[8,3] w1, float[8] b1, float[8] s, float[8] h, float[2,8] w2,
+    float[2] b2) => (float[2,5,2] y) {
+    t = Transpose<perm=[1,0]>(w1)  a = MatMul(x, t)  c = Add(a, b1)
+    n = LayerNormalization(c, s, h)
+    u = Transpose<perm=[1,0]>(w2)  d = MatMul(n, u)  y = Add(d, b2)
+}"""
+
+
+# What it transposes in every run may take longer than all else.
+def test_onnx_runtime_makes_gemm_of_layers_behind_masks_too(tmp_path: Path) -> None:
+    graph = lift(model_from_text(LAYERS))
+    (group,) = [group for group in graph.groups if group.resizable]
+    both = maskable(graph, {group.index: np.array([1, 3, 4])})
+    feeds = random_inputs(graph.model, 3)
+    shared = {
+        name: array.shape
+        for name, array in {**feeds, **both.masked}.items()
+        if name in feeds or array.shape == both.whole[name].shape
+    }
+    assert len(shared) < len(feeds) + len(both.masked)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    Session(both.model, options, shared, fed=True)
+    kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    assert kinds.count("Gemm") == 2
+    assert not {"MatMul", "Transpose"} & set(kinds)
 
 
 def test_where_it_does_not_run_as_one_the_check_runs_two(monkeypatch: pytest.MonkeyPatch) -> None:
