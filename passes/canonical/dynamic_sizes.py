@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
+from types import MappingProxyType
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -32,6 +33,7 @@ from morphgraph.passes.canonical.infer_shapes import MisfitError, require_fit
 from morphgraph.passes.canonical.size_runs import Digests, Fold, SizeRuns, same_structure
 from morphgraph.passes.canonical.symbols import (
     Symbol,
+    addends,
     expression,
     input_shapes,
     other_sizes,
@@ -160,6 +162,17 @@ def _folded(
     return growing, digests
 
 
+def _number(shape: ir.Value, k: int) -> int | None:
+    """One number of a shape that may be joined from pieces; ``None``: it is computed."""
+    if shape.const_value is not None:
+        return int(shape.const_value.numpy().ravel()[k])
+    maker = shape.producer()
+    if maker is None or maker.op_type != "Concat" or maker.domain:
+        return None
+    places = [(v, at) for v in maker.inputs if v for at in range(static_shape(v)[0])]
+    return _number(*places[k])
+
+
 class _OperandWriter:
     """Writes the shape operands of the first run so that dynamic sizes stay dynamic."""
 
@@ -211,10 +224,11 @@ class _OperandWriter:
             and all(b[axis] == a[axis] for b, a in zip(before, after, strict=True))
         ]
         others = [axis for axis in varying if axis not in copied]
-        # One axis may be -1. The batch alone shares an axis with something that may be resized:
-        # that axis is left to be inferred, for a computed number would hold the old width.
+        # One axis may be -1. A size that is multiplied shares its axis with something that may be
+        # resized (batch and heads): that axis is left to be inferred, for a computed number would
+        # hold the old width. Lengths that are added do not: past and new tokens.
         inferred = [
-            axis for axis in others if not self._is_symbol([run[axis] for run in after])
+            axis for axis in others if not self._is_sum([run[axis] for run in after])
         ] or others[:1]
         if len(inferred) > 1:
             return
@@ -227,12 +241,29 @@ class _OperandWriter:
         for axis in inferred:
             target[axis] = -1
         computed = [axis for axis in others if axis not in inferred]
-        self._write_target(node, 1, operand, target, computed)
+        left = [axis for axis in computed if _number(operand, axis) == -1]
+        found = [(axis, self._source(node, axis)) for axis in left]
+        sources = {axis: source for axis, source in found if source is not None}
+        if len(sources) == len(left):
+            self._write_target(node, 1, operand, target, computed, sources)
 
-    def _is_symbol(self, sizes: Sequence[int]) -> bool:
-        """Whether a size is one dynamic size, and nothing is multiplied by it or added."""
-        symbols = self.runs.symbols
-        return expression(symbols, sizes) in [ir.SymbolicDim(s.name) for s in symbols]
+    def _source(self, node: ir.Node, axis: int) -> int | None:
+        """Which axis of a Reshape's operand has the size of an axis of its result, if any does."""
+        before, after = self.runs.shapes(node.inputs[0]), self.runs.shapes(node.outputs[0])
+        same = (
+            k
+            for k in range(len(before[0]))
+            if all(b[k] == a[axis] for b, a in zip(before, after, strict=True))
+        )
+        return next(same, None) if self.opset >= 15 else None
+
+    def _is_sum(self, sizes: Sequence[int]) -> bool:
+        """Whether a size is one dynamic size or a sum of several, and none is multiplied."""
+        found = expression(self.runs.symbols, sizes)
+        names = {symbol.name for symbol in self.runs.symbols}
+        if isinstance(found, int) or found.value in names:
+            return not isinstance(found, int)
+        return set(addends(found, names)[0].values()) == {1}
 
     def _write_target(
         self,
@@ -241,8 +272,12 @@ class _OperandWriter:
         operand: ir.Value,
         target: Sequence[int],
         computed: Sequence[int],
+        sources: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
-        """Give a node a shape: a constant, or one with some sizes picked from the computed one."""
+        """Give a node a shape: a constant, or one with some sizes picked from the computed one.
+
+        Those of ``sources`` are the size of this axis of what is reshaped.
+        """
         name = node.outputs[0].name
         if not computed:
             node.replace_input_with(index, self.editor.sizes(f"{name}_target", target))
@@ -251,12 +286,20 @@ class _OperandWriter:
             return
         added = len(target) - static_shape(operand)[0]  # axes that Expand puts before those it has
         pieces = [
-            self._pick(node, operand, k - added, f"{name}_size_{k}")
+            self._read(node, sources[k], f"{name}_size_{k}")
+            if k in sources
+            else self._pick(node, operand, k - added, f"{name}_size_{k}")
             if k in computed
             else self.editor.sizes(f"{name}_size_{k}", [size])
             for k, size in enumerate(target)
         ]
         self._join(node, index, pieces, f"{name}_shape")
+
+    def _read(self, node: ir.Node, axis: int, name: str) -> ir.Value:
+        """The size of an axis of what a node reads first."""
+        operand = node.inputs[0]
+        assert operand is not None
+        return self._insert(node, "Shape", [operand], {"start": axis, "end": axis + 1}, name, 1)
 
     def _join(self, node: ir.Node, index: int, pieces: Sequence[ir.Value], name: str) -> None:
         """Give a node an operand that joins these sizes."""
