@@ -178,7 +178,7 @@ MERGED = {  # the shape to which batch and heads of the keys are merged
 
 
 def merged(pieces: str, opset: int = 20) -> ir.Model:
-    """As PyTorch exports Bloom: products of batches and heads by `bmm`, and their number counted."""
+    """As PyTorch exports Bloom: products of batches and heads, whose number is counted."""
     joined = "j = Concat<axis=0>(rows, counted, last)  shape = Mul(j, i1)"
     if pieces != "all":
         joined = f"shape = Concat<axis=0>({pieces})"
