@@ -118,6 +118,28 @@ def _kept(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -> ir.Model:
         for name, digest in digests[0].items()
         if any(other.get(name) != digest for other in digests[1:])
     )
+    while True:
+        runs = _runs(model, symbols, fold, varying)
+        left = _OperandWriter(runs).run()
+        further = varying.union(value.name for value in left if value.name)
+        if further == varying:
+            break
+        # What a run above dropped as doing nothing has no digest, and is computed from what varies.
+        varying = further
+    for value in left:
+        use = next(iter(value.uses()))
+        raise ModelError(
+            f"{node_label(use.node)}: its operand '{escape(value.name or '')}' depends on "
+            "the size of an input; give --input-shape for a fixed one"
+        )
+    runs.write_shapes(model)
+    return runs.model
+
+
+def _runs(
+    model: ir.Model, symbols: Sequence[Symbol], fold: Fold, varying: frozenset[str]
+) -> SizeRuns:
+    """Canonical at the analysis sizes, and with each symbol enlarged; what varies is computed."""
     models = [bind_inputs(model, input_shapes(model, symbols))]
     models += [bind_inputs(model, input_shapes(model, symbols, [symbol])) for symbol in symbols]
     for run in models:
@@ -128,10 +150,7 @@ def _kept(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -> ir.Model:
             "the network's structure depends on the size of its inputs; give --input-shape for "
             "fixed ones"
         )
-    runs = SizeRuns(models, symbols)
-    _OperandWriter(runs).run()
-    runs.write_shapes(model)
-    return runs.model
+    return SizeRuns(models, symbols)
 
 
 def _folded(
@@ -183,17 +202,13 @@ class _OperandWriter:
         self.opset = runs.model.opset_imports.get("", 0)
         self.varying = {value.name for value in runs.varying_constants}
 
-    def run(self) -> None:
+    def run(self) -> list[ir.Value]:
+        """Write them; returns the constants that vary with a size and are read still."""
         for node in list(self.graph):
             self._write_operand(node)
         common.RemoveUnusedNodesPass()(self.runs.model)
-        for value in self.runs.varying_constants:
-            if value.name in self.graph.initializers:
-                use = next(iter(value.uses()))
-                raise ModelError(
-                    f"{node_label(use.node)}: its operand '{escape(value.name or '')}' depends on "
-                    "the size of an input; give --input-shape for a fixed one"
-                )
+        constants = self.graph.initializers
+        return [value for value in self.runs.varying_constants if value.name in constants]
 
     def _write_operand(self, node: ir.Node) -> None:
         index = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}.get(node.op_type)
