@@ -113,19 +113,15 @@ def _kept(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -> ir.Model:
         if canonical is not None:
             return canonical
     symbols, digests = _folded(model, symbols, fold)
-    varying = frozenset(
-        name
-        for name, digest in digests[0].items()
-        if any(other.get(name) != digest for other in digests[1:])
-    )
-    while True:
-        runs = _runs(model, symbols, fold, varying)
+    varying = _varying(digests)
+    runs, digests = _runs(model, symbols, fold, varying)
+    left = _OperandWriter(runs).run()
+    further = varying | _varying(digests)
+    if left and further != varying:
+        # The first runs know nothing of what is computed from a constant that they did not fold,
+        # for it would take more bytes (a mask of floats, cast from a condition).
+        runs, _ = _runs(model, symbols, fold, further)
         left = _OperandWriter(runs).run()
-        further = varying.union(value.name for value in left if value.name)
-        if further == varying:
-            break
-        # What a run above dropped as doing nothing has no digest, and is computed from what varies.
-        varying = further
     for value in left:
         use = next(iter(value.uses()))
         raise ModelError(
@@ -136,21 +132,29 @@ def _kept(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -> ir.Model:
     return runs.model
 
 
+def _varying(digests: Sequence[Digests]) -> frozenset[str]:
+    """Names of values that are not the same in all runs."""
+    return frozenset(
+        name
+        for name, digest in digests[0].items()
+        if any(other.get(name) != digest for other in digests[1:])
+    )
+
+
 def _runs(
     model: ir.Model, symbols: Sequence[Symbol], fold: Fold, varying: frozenset[str]
-) -> SizeRuns:
+) -> tuple[SizeRuns, list[Digests]]:
     """Canonical at the analysis sizes, and with each symbol enlarged; what varies is computed."""
     models = [bind_inputs(model, input_shapes(model, symbols))]
     models += [bind_inputs(model, input_shapes(model, symbols, [symbol])) for symbol in symbols]
-    for run in models:
-        fold(run, varying)
+    digests = [fold(run, varying) for run in models]
     require_fit(models[0].graph)
     if not same_structure(models):
         raise ModelError(
             "the network's structure depends on the size of its inputs; give --input-shape for "
             "fixed ones"
         )
-    return SizeRuns(models, symbols)
+    return SizeRuns(models, symbols), digests
 
 
 def _folded(
