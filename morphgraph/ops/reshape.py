@@ -96,9 +96,14 @@ class Reshape(Op):
 
     @staticmethod
     def describe(n: OpNode, *, allowzero: int = 0) -> Description:
-        if n.ints(1) is None and all(size is None for size in n.sizes(1)):
+        sizes = n.sizes(1)
+        if n.ints(1) is None and all(size is None for size in sizes):
             raise UnsupportedFormError("Reshape to a shape that is computed at run time")
-        return regroup(n.shape(0), n.out())
+        description = regroup(n.shape(0), n.out())
+        for factor in description.factors.values():
+            if any(place.port == ~0 and sizes[place.axis] is None for place in factor.places):
+                factor.pinned = factor.pinned or "reshaped to a size that is computed at run time"
+        return description
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, allowzero: int = 0) -> None:

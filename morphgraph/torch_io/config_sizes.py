@@ -5,6 +5,7 @@ network of the same shapes, whose modules keep the same sizes, and which compute
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from math import prod
 from typing import Any
@@ -27,11 +28,12 @@ _Values = dict[str, Any]
 
 
 class ConfigFit:
-    """A module that its own config builds."""
+    """A module that its own config builds, in a network that is this module or wraps it."""
 
-    def __init__(self, module: nn.Module, path: str) -> None:
+    def __init__(self, module: nn.Module, path: str, net: nn.Module) -> None:
         self._module = module
         self._path = path
+        self._net = net
         self._builds = ConfigBuilds(module, _BUILDS)
         self._kind = type(module.config).__name__
         self._says_all = False
@@ -49,7 +51,7 @@ class ConfigFit:
 
     def look_before(self, computed_the_same: Callable[[nn.Module], bool]) -> None:
         """Note whether the config says all of the network before the resize; then it must after."""
-        self._says_all = not self._path and self._runs_the_same({}, computed_the_same)
+        self._says_all = self._runs_the_same({}, computed_the_same)
 
     def _score(self, values: Mapping[str, Any]) -> _Score:
         """How many shapes, and how many attributes, differ in the network that is built."""
@@ -58,7 +60,7 @@ class ConfigFit:
             return _REFUSED
         mine, theirs = _shapes(self._module), _shapes(built)
         shapes = sum(mine.get(name) != theirs.get(name) for name in {*mine, *theirs})
-        return shapes, len(list(_differing(self._module, built)))
+        return shapes, len(list(self._differing(built)))
 
     def fit(
         self,
@@ -71,7 +73,7 @@ class ConfigFit:
         Args:
             attributes: of the network, cut already.
             computes_the_same: whether a network gives the wanted results; asked where the config
-                said all of the whole network before.
+                said all of the module before.
             unequal: names of groups that correspond in repeated blocks, and differ in width.
 
         Returns:
@@ -89,6 +91,9 @@ class ConfigFit:
             return self._runs_the_same(values, computes_the_same)
 
         found = next((values for values in exact[:_RUNS] if same(values)), None)
+        if found is None:
+            others = self._search_around(attributes, exact)
+            found = next((values for values in others[:_RUNS] if same(values)), None)
         if found is None:
             values = self._fewest(exact[0], self._scores_no_worse)
             self._set(values, attributes)
@@ -117,6 +122,18 @@ class ConfigFit:
                 if self._exact():
                     break
         return min(self._looked.values(), key=lambda entry: entry[0])[1], self._exact()
+
+    def _search_around(self, attributes: Attributes, known: Sequence[_Values]) -> list[_Values]:
+        """Further numbers that make no shape differ: 6 heads of 8 for 8 heads of 6.
+
+        Between two of these several entries change at once, and shapes differ on the way.
+        """
+        options = self._options(attributes)
+        newest = {key: values[0] for key, values in options.items()}
+        for key, values in options.items():
+            self._descend(newest | {key: values[-1]}, options)
+            self._descend({key: values[0]}, options)
+        return [values for values in self._exact() if values not in known]
 
     def _exact(self) -> list[_Values]:
         """The numbers that make no shape differ, those with the fewest attributes first."""
@@ -187,16 +204,32 @@ class ConfigFit:
 
     def _runs_the_same(self, values: _Values, same: Callable[[nn.Module], bool]) -> bool:
         built = self._builds.whole(values)
-        return built is not None and same(built)
+        if built is None:
+            return False
+        with _in_its_place(self._net, self._module, built) as net:
+            return same(net)
 
     def _set(self, values: _Values, attributes: Attributes) -> None:
         """Write the numbers into the config, and into the modules that hold copies of them."""
         for key, value in values.items():
             attributes.set(self._slot(key), value)
         built = self._builds.shapes_alone({})
-        for slot, value in list(_differing(self._module, built)) if built else ():
+        for slot, value in list(self._differing(built)) if built else ():
             if value in attributes.alternatives(slot):
                 attributes.set(slot, value)
+
+    def _differing(self, built: nn.Module) -> Iterator[tuple[Slot, Any]]:
+        """The sizes that the module's attributes hold otherwise than a network that was built."""
+        others = dict(built.named_modules(prefix=self._path))
+        for path, mine in self._module.named_modules(prefix=self._path):
+            other = others.get(path)
+            if other is None:
+                continue
+            for slot in slots(mine, path):
+                if slot.table is vars(mine) and slot.key in vars(other):
+                    value = vars(other)[slot.key]
+                    if value != slot.value:
+                        yield slot, value
 
     def _slot(self, key: str) -> Slot:
         return Slot(self._module, self._path, self._table, key, f"config.{key}")
@@ -249,29 +282,32 @@ def configs_of(net: nn.Module) -> list[ConfigFit]:
             continue
         if config_table(config) is None:
             continue
-        fit = ConfigFit(module, path)
+        fit = ConfigFit(module, path, net)
         if fit.is_right():
             found.append(fit)
             inside |= {id(inner) for inner in module.modules()}
     return found
 
 
+@contextmanager
+def _in_its_place(net: nn.Module, module: nn.Module, built: nn.Module) -> Iterator[nn.Module]:
+    """The network with another module in the place of one, for a while."""
+    if net is module:
+        yield built
+        return
+    tables = [vars(outer)["_modules"] for outer in net.modules()]
+    places = [(table, name) for table in tables for name in table if table[name] is module]
+    try:
+        for table, name in places:
+            table[name] = built
+        yield net
+    finally:
+        for table, name in places:
+            table[name] = module
+
+
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-
-
-def _differing(module: nn.Module, built: nn.Module) -> Iterator[tuple[Slot, Any]]:
-    """The sizes that a module's attributes hold otherwise than a network that was built."""
-    others = dict(built.named_modules())
-    for path, mine in module.named_modules():
-        other = others.get(path)
-        if other is None:
-            continue
-        for slot in slots(mine, path):
-            if slot.table is vars(mine) and slot.key in vars(other):
-                value = vars(other)[slot.key]
-                if value != slot.value:
-                    yield slot, value
 
 
 def _differing_numbers(mine: nn.Module, theirs: nn.Module) -> Iterator[str]:

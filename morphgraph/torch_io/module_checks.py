@@ -11,9 +11,10 @@ from morphgraph.arrays import Array
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.runtime import run as run_in_ort
+from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.tolerances import IN_PLACE, REBUILT, ROUNDING_SPREAD
-from morphgraph.torch_io.module_runs import Failure, Runner, largest_error
+from morphgraph.torch_io.module_runs import Call, Failure, Runner, largest_error
 from morphgraph.torch_io.module_sizes import Attributes
 from morphgraph.torch_io.module_tensors import Followed, Form, eval_form, training_form
 from morphgraph.torch_io.size_search import FirstDifference, SizeSearch
@@ -22,9 +23,9 @@ _Mode = Callable[[nn.Module], AbstractContextManager[None]]
 _SHOWN = 4  # names in a message
 
 
-def _results(model: ir.Model, runner: Runner) -> list[Array]:
+def _results(model: ir.Model, call: Call) -> list[Array]:
     single = in_single_precision(model)
-    results = run_in_ort(single, runner.call.feeds(single))
+    results = run_in_ort(single, call.feeds(single))
     return [results[value.name or ""] for value in model.graph.outputs]
 
 
@@ -40,7 +41,8 @@ class EvalCheck:
     """
 
     def __init__(self, runner: Runner, form: Form) -> None:
-        self._runner = runner
+        self._before = runner
+        self._after = runner.after(form.selection)
         self._form = form
         with eval_form(runner.net):
             found = runner()
@@ -50,7 +52,7 @@ class EvalCheck:
                 f"network {name}: does not run on these inputs before the resize: {found.words}; "
                 "pass the example that it was exported with (example=)"
             )
-        expected = _results(form.graph.model, runner)
+        expected = _results(form.graph.model, runner.call)
         if len(found) != len(expected):
             raise UnsupportedError(
                 f"network {name}: gives {len(found)} tensors, and the graph has {len(expected)} "
@@ -64,19 +66,19 @@ class EvalCheck:
                 "resize; export it again, with the example that is given here"
             )
         self.tolerance = IN_PLACE + ROUNDING_SPREAD * error
-        self._wanted = _results(form.small, runner)
+        self._wanted = _results(form.small, self._after.call)
 
     def held(self, net: nn.Module) -> bool:
         """Whether another network computes what this one did before the resize."""
-        return self._gives(net, self._expected)
+        return self._gives(net, self._before.call, self._expected)
 
     def holds(self, net: nn.Module) -> bool:
         """Whether another network computes what this one must after the resize."""
-        return self._gives(net, self._wanted)
+        return self._gives(net, self._after.call, self._wanted)
 
-    def _gives(self, net: nn.Module, wanted: Sequence[Array]) -> bool:
+    def _gives(self, net: nn.Module, call: Call, wanted: Sequence[Array]) -> bool:
         with eval_form(net):
-            found = Runner(net, self._runner.call)()
+            found = Runner(net, call)()
         return not isinstance(found, Failure) and largest_error(found, wanted) <= self.tolerance
 
     def require(self, attributes: Attributes) -> float:
@@ -86,15 +88,15 @@ class EvalCheck:
             UnsupportedError: the network stores a size where it cannot be changed.
         """
         return _solve(
-            self._runner, self._form, eval_form, self._wanted, self.tolerance, attributes, "eval"
+            self._after, self._form, eval_form, self._wanted, self.tolerance, attributes, "eval"
         )
 
 
 class TrainingCheck:
     """The training forward, its norms and dropout as in ``eval``; made before the resize."""
 
-    def __init__(self, runner: Runner, followed: Followed) -> None:
-        self._runner = runner
+    def __init__(self, runner: Runner, followed: Followed, selection: AxisSelection) -> None:
+        self._after = runner.after(selection)
         self._followed = followed
         self._wanted: list[Array] | None = None
         self._tolerance = IN_PLACE
@@ -104,10 +106,10 @@ class TrainingCheck:
         form = followed.training
         if form is None or form.traced or isinstance(found, Failure):
             return
-        error = largest_error(found, _results(form.graph.model, runner))
+        error = largest_error(found, _results(form.graph.model, runner.call))
         if error <= REBUILT:  # else it draws random numbers
             self._tolerance = IN_PLACE + ROUNDING_SPREAD * error
-            self._wanted = _results(form.small, runner)
+            self._wanted = _results(form.small, self._after.call)
 
     def require(self, attributes: Attributes) -> str:
         """What is known of the training forward after the resize.
@@ -120,7 +122,7 @@ class TrainingCheck:
         form = self._followed.training
         try:
             error = _solve(
-                self._runner,
+                self._after,
                 form,
                 training_form,
                 self._wanted,

@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape
-from morphgraph.torch_io.tensors import to_tensor
+from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.torch_io.tensors import take, to_tensor
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _LOW = (torch.float16, torch.bfloat16)
@@ -45,16 +46,35 @@ class Call:
         Raises:
             UnsupportedError: there are more or fewer than inputs.
         """
-        inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
-        if len(inputs) != len(self.tensors):
+        return {
+            name: _in_single(tensor.detach()).cpu().numpy()
+            for name, tensor in zip(self._inputs(model), self.tensors, strict=True)
+        }
+
+    def after(self, selection: AxisSelection) -> "Call":
+        """The same call of the resized network: a cache has the heads that stay.
+
+        Raises:
+            UnsupportedError: there are more or fewer tensors than inputs of the graph.
+        """
+        cuts = [dict(selection.cuts(name)) for name in self._inputs(selection.graph.model)]
+        following = iter(cuts)
+        arguments, keywords = pytree.tree_map_only(
+            torch.Tensor,
+            lambda tensor: take(tensor, next(following)),
+            (self.arguments, dict(self.keywords)),
+        )
+        return Call(arguments, keywords)
+
+    def _inputs(self, model: ir.Model) -> list[str]:
+        """What the model's inputs are called, one per tensor."""
+        names = [v.name or "" for v in model.graph.inputs if v.name not in model.graph.initializers]
+        if len(names) != len(self.tensors):
             raise UnsupportedError(
                 f"the example holds {len(self.tensors)} tensors, and the graph has "
-                f"{len(inputs)} inputs; pass the example that it was exported with"
+                f"{len(names)} inputs; pass the example that it was exported with"
             )
-        return {
-            value.name or "": _in_single(tensor.detach()).cpu().numpy()
-            for value, tensor in zip(inputs, self.tensors, strict=True)
-        }
+        return names
 
 
 def _in_single(tensor: torch.Tensor) -> torch.Tensor:
@@ -152,6 +172,10 @@ class Runner:
             return self._failure(error, done)
         finally:
             hook.remove()
+
+    def after(self, selection: AxisSelection) -> "Runner":
+        """The runner of the same network once it is resized."""
+        return Runner(self.net, self.call.after(selection))
 
     def _failure(self, error: Exception, done: int) -> Failure:
         own = {id(module) for module in self.net.modules()}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from morphgraph.torch_io.layer_sizes import TensorCut
+from morphgraph.torch_io.tensors import take
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -55,10 +56,7 @@ def replace_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
 
 def cut(tensor: torch.Tensor, cuts: TensorCut) -> torch.Tensor:
     """The positions of a tensor that stay, in memory of its own, laid out as before."""
-    result = tensor.detach()
-    for axis, kept in cuts.positions.items():
-        result = result.index_select(axis, torch.from_numpy(kept).to(result.device))
-    return result
+    return take(tensor.detach(), cuts.positions)
 
 
 class _Absent:

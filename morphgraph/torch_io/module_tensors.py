@@ -30,7 +30,7 @@ from morphgraph.torch_io.export import export
 from morphgraph.torch_io.layer_sizes import TensorCut
 from morphgraph.torch_io.module_runs import Call
 from morphgraph.torch_io.names import recorded_names
-from morphgraph.torch_io.tensors import to_onnx
+from morphgraph.torch_io.tensors import take, to_onnx
 
 _PREFIX = "net."
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
@@ -190,9 +190,7 @@ def _take(form: Form, own: OwnTensor, followed: Followed) -> bool:
     before = own.shape
     after = tuple(small.const_value.shape.numpy())
     positions = dict(cuts)
-    expected = own.tensor.detach()
-    for axis, kept in cuts:
-        expected = expected.index_select(axis, torch.from_numpy(kept).to(expected.device))
+    expected = take(own.tensor.detach(), positions)
     plain = to_onnx(expected, small.const_value.dtype, name)
     if plain.shape != small.const_value.shape or plain.tobytes() != small.const_value.tobytes():
         followed.numbers |= dict.fromkeys(own.names, small.const_value)

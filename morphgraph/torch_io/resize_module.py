@@ -219,7 +219,7 @@ class _Resize:
         lively = self._lend()
         lively_check = EvalCheck(runner, lively)
         followed = follow(self.net, lively, self.call)
-        training_check = TrainingCheck(runner, followed)
+        training_check = TrainingCheck(runner, followed, self.form.selection)
         self._cut(tensors, followed, followed.numbers, {})
         attributes = Attributes(self.net, AxisSizes(lively), followed.cuts)
         undo.append(attributes)

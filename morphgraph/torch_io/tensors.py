@@ -1,10 +1,12 @@
 """ONNX tensors as torch tensors and back, also in the types that numpy has not got."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from morphgraph.arrays import Array
+from morphgraph.arrays import Array, IntArray
 from morphgraph.errors import UnsupportedError
 
 _TORCH_TYPES = {
@@ -53,6 +55,13 @@ def to_tensor(value: ir.TensorProtocol | None) -> torch.Tensor:
     if value.dtype == ir.DataType.BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array).to(dtype)
+
+
+def take(tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tensor:
+    """The given positions of axes, by the number of the axis; a copy, unless there are none."""
+    for axis, kept in positions.items():
+        tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
+    return tensor
 
 
 def to_onnx(tensor: torch.Tensor, dtype: ir.DataType, name: str) -> ir.TensorProtocol:

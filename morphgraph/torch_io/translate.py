@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def translate(
         if dynamic_shapes is not None and not dynamic_batch:
             raise UnsupportedError(
                 f"network {type(net).__name__}: PyTorch cannot export it with these sizes open: "
-                f"{reason}"
+                f"{reason}; leave fewer open (dynamic_shapes=), or change what its forward "
+                "computes from sizes"
             ) from error
     try:
         with _quiet():
@@ -253,8 +255,9 @@ def _quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the innermost cause."""
+    """The first line of the innermost cause, and those that it announces by a colon."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return escape(lines[0])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    announced = list(takewhile(lambda line: line.endswith(":"), lines))
+    return escape(" ".join(lines[: len(announced) + 1]) or type(error).__name__)

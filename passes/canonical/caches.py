@@ -64,9 +64,22 @@ def following_axes(model: ir.Model) -> Mapping[str, frozenset[int]]:
     return found
 
 
+def _readers(value: ir.Value) -> Iterator[ir.Node]:
+    """The nodes that read a value, by another name too; a file may name an input anew."""
+    for use in value.uses():
+        if _renames(use.node):
+            yield from _readers(use.node.outputs[0])
+        else:
+            yield use.node
+
+
+def _renames(node: ir.Node) -> bool:
+    return node.op_type == "Identity" and not node.domain
+
+
 def _readers_of_inputs(model: ir.Model) -> list[ir.Node]:
     """The nodes that read inputs, in the model's order."""
-    readers = {use.node for value in model.graph.inputs for use in value.uses()}
+    readers = {node for value in model.graph.inputs for node in _readers(value)}
     return [node for node in model.graph if node in readers]
 
 
@@ -80,10 +93,12 @@ def _extended(node: ir.Node) -> Iterator[tuple[int, int]]:
 
 
 def _input(value: ir.Value | None) -> ir.Value | None:
-    """The value, if it is an input of which nobody else reads more than its size."""
+    """The input that a value is, if nobody else reads more than its size."""
+    while value is not None and (maker := value.producer()) is not None and _renames(maker):
+        value = maker.inputs[0]
     if value is None or not value.is_graph_input():
         return None
-    readers = [use.node for use in value.uses() if not facts_of(use.node).reads_sizes]
+    readers = [node for node in _readers(value) if not facts_of(node).reads_sizes]
     return value if len(readers) == 1 else None
 
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
+from types import MappingProxyType
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -32,6 +33,7 @@ from morphgraph.passes.canonical.infer_shapes import MisfitError, require_fit
 from morphgraph.passes.canonical.size_runs import Digests, Fold, SizeRuns, same_structure
 from morphgraph.passes.canonical.symbols import (
     Symbol,
+    addends,
     expression,
     input_shapes,
     other_sizes,
@@ -111,25 +113,48 @@ def _kept(model: ir.Model, symbols: Sequence[Symbol], fold: Fold) -> ir.Model:
         if canonical is not None:
             return canonical
     symbols, digests = _folded(model, symbols, fold)
-    varying = frozenset(
+    varying = _varying(digests)
+    runs, digests = _runs(model, symbols, fold, varying)
+    left = _OperandWriter(runs).run()
+    further = varying | _varying(digests)
+    if left and further != varying:
+        # The first runs know nothing of what is computed from a constant that they did not fold,
+        # for it would take more bytes (a mask of floats, cast from a condition).
+        runs, _ = _runs(model, symbols, fold, further)
+        left = _OperandWriter(runs).run()
+    for value in left:
+        use = next(iter(value.uses()))
+        raise ModelError(
+            f"{node_label(use.node)}: its operand '{escape(value.name or '')}' depends on "
+            "the size of an input; give --input-shape for a fixed one"
+        )
+    runs.write_shapes(model)
+    return runs.model
+
+
+def _varying(digests: Sequence[Digests]) -> frozenset[str]:
+    """Names of values that are not the same in all runs."""
+    return frozenset(
         name
         for name, digest in digests[0].items()
         if any(other.get(name) != digest for other in digests[1:])
     )
+
+
+def _runs(
+    model: ir.Model, symbols: Sequence[Symbol], fold: Fold, varying: frozenset[str]
+) -> tuple[SizeRuns, list[Digests]]:
+    """Canonical at the analysis sizes, and with each symbol enlarged; what varies is computed."""
     models = [bind_inputs(model, input_shapes(model, symbols))]
     models += [bind_inputs(model, input_shapes(model, symbols, [symbol])) for symbol in symbols]
-    for run in models:
-        fold(run, varying)
+    digests = [fold(run, varying) for run in models]
     require_fit(models[0].graph)
     if not same_structure(models):
         raise ModelError(
             "the network's structure depends on the size of its inputs; give --input-shape for "
             "fixed ones"
         )
-    runs = SizeRuns(models, symbols)
-    _OperandWriter(runs).run()
-    runs.write_shapes(model)
-    return runs.model
+    return SizeRuns(models, symbols), digests
 
 
 def _folded(
@@ -160,6 +185,17 @@ def _folded(
     return growing, digests
 
 
+def _number(shape: ir.Value, k: int) -> int | None:
+    """One number of a shape that may be joined from pieces; ``None``: it is computed."""
+    if shape.const_value is not None:
+        return int(shape.const_value.numpy().ravel()[k])
+    maker = shape.producer()
+    if maker is None or maker.op_type != "Concat" or maker.domain:
+        return None
+    places = [(v, at) for v in maker.inputs if v for at in range(static_shape(v)[0])]
+    return _number(*places[k])
+
+
 class _OperandWriter:
     """Writes the shape operands of the first run so that dynamic sizes stay dynamic."""
 
@@ -170,17 +206,13 @@ class _OperandWriter:
         self.opset = runs.model.opset_imports.get("", 0)
         self.varying = {value.name for value in runs.varying_constants}
 
-    def run(self) -> None:
+    def run(self) -> list[ir.Value]:
+        """Write them; returns the constants that vary with a size and are read still."""
         for node in list(self.graph):
             self._write_operand(node)
         common.RemoveUnusedNodesPass()(self.runs.model)
-        for value in self.runs.varying_constants:
-            if value.name in self.graph.initializers:
-                use = next(iter(value.uses()))
-                raise ModelError(
-                    f"{node_label(use.node)}: its operand '{escape(value.name or '')}' depends on "
-                    "the size of an input; give --input-shape for a fixed one"
-                )
+        constants = self.graph.initializers
+        return [value for value in self.runs.varying_constants if value.name in constants]
 
     def _write_operand(self, node: ir.Node) -> None:
         index = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}.get(node.op_type)
@@ -211,10 +243,11 @@ class _OperandWriter:
             and all(b[axis] == a[axis] for b, a in zip(before, after, strict=True))
         ]
         others = [axis for axis in varying if axis not in copied]
-        # One axis may be -1. The batch alone shares an axis with something that may be resized:
-        # that axis is left to be inferred, for a computed number would hold the old width.
+        # One axis may be -1. A size that is multiplied shares its axis with something that may be
+        # resized (batch and heads): that axis is left to be inferred, for a computed number would
+        # hold the old width. Lengths that are added do not: past and new tokens.
         inferred = [
-            axis for axis in others if not self._is_symbol([run[axis] for run in after])
+            axis for axis in others if not self._is_sum([run[axis] for run in after])
         ] or others[:1]
         if len(inferred) > 1:
             return
@@ -227,12 +260,29 @@ class _OperandWriter:
         for axis in inferred:
             target[axis] = -1
         computed = [axis for axis in others if axis not in inferred]
-        self._write_target(node, 1, operand, target, computed)
+        left = [axis for axis in computed if _number(operand, axis) == -1]
+        found = [(axis, self._source(node, axis)) for axis in left]
+        sources = {axis: source for axis, source in found if source is not None}
+        if len(sources) == len(left):
+            self._write_target(node, 1, operand, target, computed, sources)
 
-    def _is_symbol(self, sizes: Sequence[int]) -> bool:
-        """Whether a size is one dynamic size, and nothing is multiplied by it or added."""
-        symbols = self.runs.symbols
-        return expression(symbols, sizes) in [ir.SymbolicDim(s.name) for s in symbols]
+    def _source(self, node: ir.Node, axis: int) -> int | None:
+        """Which axis of a Reshape's operand has the size of an axis of its result, if any does."""
+        before, after = self.runs.shapes(node.inputs[0]), self.runs.shapes(node.outputs[0])
+        same = (
+            k
+            for k in range(len(before[0]))
+            if all(b[k] == a[axis] for b, a in zip(before, after, strict=True))
+        )
+        return next(same, None) if self.opset >= 15 else None
+
+    def _is_sum(self, sizes: Sequence[int]) -> bool:
+        """Whether a size is one dynamic size or a sum of several, and none is multiplied."""
+        found = expression(self.runs.symbols, sizes)
+        names = {symbol.name for symbol in self.runs.symbols}
+        if isinstance(found, int) or found.value in names:
+            return not isinstance(found, int)
+        return set(addends(found, names)[0].values()) == {1}
 
     def _write_target(
         self,
@@ -241,8 +291,12 @@ class _OperandWriter:
         operand: ir.Value,
         target: Sequence[int],
         computed: Sequence[int],
+        sources: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
-        """Give a node a shape: a constant, or one with some sizes picked from the computed one."""
+        """Give a node a shape: a constant, or one with some sizes picked from the computed one.
+
+        Those of ``sources`` are the size of this axis of what is reshaped.
+        """
         name = node.outputs[0].name
         if not computed:
             node.replace_input_with(index, self.editor.sizes(f"{name}_target", target))
@@ -251,12 +305,20 @@ class _OperandWriter:
             return
         added = len(target) - static_shape(operand)[0]  # axes that Expand puts before those it has
         pieces = [
-            self._pick(node, operand, k - added, f"{name}_size_{k}")
+            self._read(node, sources[k], f"{name}_size_{k}")
+            if k in sources
+            else self._pick(node, operand, k - added, f"{name}_size_{k}")
             if k in computed
             else self.editor.sizes(f"{name}_size_{k}", [size])
             for k, size in enumerate(target)
         ]
         self._join(node, index, pieces, f"{name}_shape")
+
+    def _read(self, node: ir.Node, axis: int, name: str) -> ir.Value:
+        """The size of an axis of what a node reads first."""
+        operand = node.inputs[0]
+        assert operand is not None
+        return self._insert(node, "Shape", [operand], {"start": axis, "end": axis + 1}, name, 1)
 
     def _join(self, node: ir.Node, index: int, pieces: Sequence[ir.Value], name: str) -> None:
         """Give a node an operand that joins these sizes."""

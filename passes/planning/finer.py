@@ -30,7 +30,7 @@ def within_reach(
         return allowed
     steps = [common([bounds.steps_of(graph)[k] for k in block]) for block in allowed.blocks]
     before: dict[int, int] = {}
-    for level in range(max(len(each.sizes) for each in steps) - 2, -1, -1):
+    for level in range(max((len(each.sizes) for each in steps), default=0) - 2, -1, -1):
         at = {k: level for block in allowed.blocks for k in block}
         allowed = replace(bounds, finer=at).on(graph)
         if _reaches(allowed, constraints):

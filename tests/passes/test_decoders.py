@@ -166,3 +166,55 @@ def is_rejected_or_refused(graph: ChannelGraph, plan: Plan, small: ir.Model) -> 
         return not verify(graph, plan, small).ok
     except (ModelError, VerificationError):
         return True
+
+
+MERGED = {  # the shape to which batch and heads of the keys are merged
+    "tokens inferred": "rows, minus, two",
+    "tokens counted": "rows, counted, two",
+    "a product in two steps": "product, minus, two",
+    "the head size counted": "rows, minus, last",
+    "all computed": "all",
+}
+
+
+def merged(pieces: str, opset: int = 20) -> ir.Model:
+    """As PyTorch exports Bloom: products of batches and heads, whose number is counted."""
+    joined = "j = Concat<axis=0>(rows, counted, last)  shape = Mul(j, i1)"
+    if pieces != "all":
+        joined = f"shape = Concat<axis=0>({pieces})"
+    return model_from_text(
+        f"""<ir_version: 8, opset_import: ["": {opset}]> net (float[B,T,8] x, float[B,4,P,2] p,
+        float[8,8] w1, float[8,8] w2, float[8,8] w3, float[8,5] w4)
+        => (float[B,T,5] y, float[B,4,L,2] k)
+        <int64[4] split = {{0, 0, 4, 2}}, int64[3] rejoin = {{0, 0, 8}}, int64[1] i0 = {{0}},
+         int64[1] i1 = {{1}}, int64[1] i2 = {{2}}, int64[1] four = {{4}}, int64[1] two = {{2}},
+         int64[1] minus = {{-1}}> {{
+            sx = Shape(x)  b = Gather<axis=0>(sx, i0)  t = Gather<axis=0>(sx, i1)
+            rows = Mul(b, four)  half = Mul(b, two)  product = Mul(half, two)
+            a = MatMul(x, w1)  a1 = Reshape(a, split)  q = Transpose<perm=[0,2,1,3]>(a1)
+            c = MatMul(x, w2)  c1 = Reshape(c, split)  c2 = Transpose<perm=[0,2,1,3]>(c1)
+            k = Concat<axis=2>(p, c2)  sk = Shape(k)  counted = Gather<axis=0>(sk, i2)
+            i3 = Add(i2, i1)  last = Gather<axis=0>(sk, i3)
+            {joined}
+            k3 = Reshape(k, shape)  kt = Transpose<perm=[0,2,1]>(k3)
+            sq = Concat<axis=0>(rows, minus, two)  q3 = Reshape(q, sq)
+            s = MatMul(q3, kt)  probs = Softmax<axis=-1>(s)  m = MatMul(probs, k3)
+            back = Concat<axis=0>(b, four, t, two)  m4 = Reshape(m, back)
+            m5 = Transpose<perm=[0,2,1,3]>(m4)  o = Reshape(m5, rejoin)
+            u = MatMul(o, w3)  r = Relu(u)  y = MatMul(r, w4) }}""",
+        inputs=("x", "p"),
+    )
+
+
+@pytest.mark.parametrize(("opset", "width"), [(14, 2), (20, 4)])
+@pytest.mark.parametrize("name", MERGED)
+def test_batch_and_heads_on_one_axis(name: str, opset: int, width: int) -> None:
+    """Their number is computed from the batch alone, with the old number of heads in it.
+
+    Heads stay, and their size is free, where no operator tells the size of one axis.
+    """
+    graph = lift(merged(MERGED[name], opset))
+    assert [g.width for g in graph.groups if g.resizable and g.name.startswith("MatMul_a")] == [
+        width
+    ]
+    prove(graph)

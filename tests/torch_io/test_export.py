@@ -362,3 +362,15 @@ def test_many_absent_parameters_are_counted() -> None:
         net[0].register_parameter(f"spare{k}", nn.Parameter(torch.zeros(1)))
     with pytest.warns(MorphWarning, match=r"0\.spare3, 0\.spare4 and 2 more; where"):
         export(net, (torch.randn(2, 4),))
+
+
+def test_what_a_refusal_announces_is_told() -> None:
+    """PyTorch's words on sizes that contradict each other stand in a second line."""
+    told = ValueError("Inconsistencies were found:\n\n  Eq(s1, 1) is inconsistent!\n\n(See above.)")
+    outer = RuntimeError("outer")
+    outer.__cause__ = told
+    assert translating.first_line(outer) == (
+        "Inconsistencies were found: Eq(s1, 1) is inconsistent!"
+    )
+    assert translating.first_line(ValueError("")) == "ValueError"
+    assert translating.first_line(ValueError("one\ntwo")) == "one"

@@ -316,3 +316,23 @@ def test_the_names_that_other_tools_give_open_sizes_say_nothing() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert mg.lift(model).shapes["y"] == (2, 8, 220, 220)
+
+
+def test_a_mask_of_floats_is_computed_at_every_length() -> None:
+    """Cast from a condition it takes more bytes than that, and is not folded at first."""
+    graph = mg.lift(
+        model_from_text("""net (float[B,T,8] x, float[8,16] w, float[8,16] u, float[16,5] v)
+        => (float[B,T,5] y) <int64 z = {0}, int64 i = {1}, int64[2] column = {-1, 1},
+        int64[1] i0 = {0}> {
+            sizes = Shape(x)  t = Gather<axis=0>(sizes, i)  r = Range(z, t, i)
+            c = Reshape(r, column)  both = Add(t, t)  r2 = Range(z, both, i)
+            later = Greater(r2, c)  one = Cast<to=1>(later)
+            t1 = Unsqueeze(t, i0)  t2 = Unsqueeze(both, i0)
+            square = Concat<axis=0>(t1, t2)  full = ConstantOfShape<value = float[1] {-9.0}>(square)
+            upper = Trilu(full)  hidden = Mul(upper, one)  mask = Unsqueeze(hidden, i0)
+            q = MatMul(x, w)  twice = Concat<axis=1>(x, x)  k = MatMul(twice, u)
+            kt = Transpose<perm=[0,2,1]>(k)  s = MatMul(q, kt)  m = Add(s, mask)
+            p = Softmax<axis=-1>(m)  h = MatMul(p, k)  y = MatMul(h, v) }""")
+    )
+    assert [g.width for g in graph.groups if g.resizable] == [16]
+    resized_is_right(graph, [[(1, 3, 8)], [(4, 70, 8)]])
