@@ -67,6 +67,11 @@ class Chosen:
         return self.node.inputs.index(self.operand)
 
     @property
+    def taker(self) -> tuple[str, int]:
+        """Who reads the stack: a node's name, and which of its operands that is."""
+        return self.gather.name or "", 0
+
+    @property
     def inputs(self) -> int:
         """Of each expert's kernel."""
         return self.store.shape[1 if self.turned else 2]

@@ -9,7 +9,6 @@ of the group's readers.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -94,14 +93,14 @@ def _change(calibration: Calibration, index: int, width: int) -> Changed:
         _write(calibration, model, changed_kernels(calibration, index, width, which))
 
     group = calibration.groups[index]
-    takers = {calibration.stacks[name].gather.name or "" for name in group.stacks}
+    takers = {calibration.stacks[name].taker[0] for name in group.stacks}
     return Changed(frozenset({*group.blocks, *takers}), write)
 
 
 Kernels = dict[str, tuple[FloatArray, FloatArray]]
 """By the name of a reader its matrices, and what is added to its result, ``[groups, outputs]``.
 
-And by that of what takes kernels from a stack those of all experts, to which nothing is added.
+And by that of what reads a stack those of all experts, to which nothing is added.
 """
 
 
@@ -142,7 +141,7 @@ def changed_kernels(
         found[name] = after.reshape(shape), shift
     for name, blocks in calibration.groups[index].stacks.items():
         stack = calibration.stacks[name]
-        taker = stack.gather.name or ""
+        taker, _ = stack.taker
         if which is None or taker in which:
             after = compensated[name] if name in compensated else stack.matrices().copy()
             if name not in compensated:
@@ -178,10 +177,11 @@ def _write(calibration: Calibration, model: ir.Model, changed: Kernels) -> None:
                 add_constant(editor, reader.node, constant, frozenset(range(rank)))
     takers = {node.name or "": node for node in model.graph if node.name in changed}
     for stack in calibration.stacks.values():
-        node = takers.get(stack.gather.name or "")
-        store = None if node is None else stored(cast("ir.Value", node.inputs[0]), model)
+        name, port = stack.taker
+        kernels = takers[name].inputs[port] if name in takers else None
+        store = None if kernels is None else stored(kernels, model)
         if store is not None:
-            replace(stack, store=store).write(changed[stack.gather.name or ""][0])
+            replace(stack, store=store).write(changed[name][0])
 
 
 def _masked(

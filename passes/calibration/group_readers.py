@@ -10,6 +10,7 @@ from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.calibration.chosen import Chosen
+from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.logits import Logits
 from morphgraph.passes.calibration.readers import Reader
 from morphgraph.passes.coupling.roles import roles
@@ -27,8 +28,8 @@ class GroupReaders:
             normalizes over them: then other kernels in the readers are the same as other widths.
         products: by the name of each product of activations that can be made up for the elements
             of every channel, ``[channels, elements per channel]``.
-        stacks: by the name of each product with chosen kernels the inputs of every channel,
-            ``[channels, inputs per channel]``.
+        stacks: by the name of each product with chosen kernels, and of each mixture in one node,
+            the inputs of every channel, ``[channels, inputs per channel]``.
     """
 
     group: Group
@@ -42,7 +43,7 @@ def group_readers(
     graph: ChannelGraph,
     found: Mapping[str, Reader],
     compared: Sequence[Logits] = (),
-    chosen: Mapping[str, Chosen] = MappingProxyType({}),
+    of_experts: Mapping[str, Chosen | Fused] = MappingProxyType({}),
 ) -> dict[int, GroupReaders]:
     """The readers of every group that a plan may change, by group index.
 
@@ -50,9 +51,11 @@ def group_readers(
         graph: the lifted network.
         found: linear layers by name.
         compared: products of queries and keys.
-        chosen: products with kernels chosen from stacks, by name.
+        of_experts: products with kernels chosen from stacks, and mixtures in one node, by name.
     """
     products = _of_products(graph, compared)
+    chosen = {k: each for k, each in of_experts.items() if isinstance(each, Chosen)}
+    fused = {k: each for k, each in of_experts.items() if isinstance(each, Fused)}
     role, couplings = roles(graph.couplings), graph.couplings
     blocks: dict[int, dict[str, IntArray]] = {}
     stacks: dict[int, dict[str, IntArray]] = {}
@@ -60,11 +63,12 @@ def group_readers(
     for edge in couplings.edges:
         # The axis may hold more: heads, each of which an attention sums over by itself.
         on_them = graph.groups_on(edge.factor)
-        if role.normalizes[edge.factor] or (role.sums_state[edge.factor] and edge.port >= 0):
+        name = graph.ops[edge.op_index].name
+        inside = role.sums_state[edge.factor] and edge.port >= 0 and name not in fused
+        if role.normalizes[edge.factor] or inside:
             other |= on_them
         if not role.sums[edge.factor] or not couplings.on_activation(edge):
             continue
-        name = graph.ops[edge.op_index].name
         reader, stack = found.get(name), chosen.get(name)
         if stack is not None and edge.port != stack.port:
             continue  # its kernels, each of which takes over for its own
@@ -79,6 +83,14 @@ def group_readers(
                 other.add(index)
             else:
                 (blocks if stack is None else stacks).setdefault(index, {})[name] = inputs
+    for name, mixture in fused.items():
+        units = graph.dim(mixture.stack, 2)
+        for index in graph.groups_on(units):
+            inputs = _inputs_of(graph, graph.groups[index], units, (1, mixture.inputs))
+            if inputs is None:
+                other.add(index)
+            else:
+                stacks.setdefault(index, {})[name] = inputs
     return {
         index: GroupReaders(
             graph.groups[index],

@@ -60,7 +60,7 @@ def mixed(model: ir.Model, chosen: Chosen) -> Mixed | None:
 def _passed(model: ir.Model, node: ir.Node, port: int, at: Array) -> Array | None:
     """The place of every number of a node's result; ``None`` where places mix, or errors change."""
     facts = facts_of(node)
-    if facts.adds or (facts.inert and port == 0):
+    if facts.adds or ((facts.inert or facts.converts) and port == 0):
         return at if static_shape(node.outputs[0]) == at.shape else None
     if not facts.moves or port or any(value.name for value in node.outputs[1:]):
         return None

@@ -5,17 +5,19 @@ up for a mean, so that its moments are those about zero, and what it gives count
 it is multiplied with: a mixture loses the sum over all experts of their errors at their places.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
 from morphgraph.calibration.processes import Processes
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
-from morphgraph.passes.calibration.chosen import Chosen
+from morphgraph.passes.calibration.chosen import Chosen, chosen_products
+from morphgraph.passes.calibration.fused import Fused, fused_mixtures
 from morphgraph.passes.calibration.moments import Moments, Statistics
 from morphgraph.passes.calibration.removal import (
     Seen,
@@ -29,6 +31,18 @@ from morphgraph.passes.calibration.visits import Choose, Chooser
 
 #: In place of a group: all inputs of an expert are looked at together.
 TOGETHER = -1
+Stack = Chosen | Fused
+"""Kernels of experts, one behind the other."""
+
+
+def stacks(model: ir.Model, weights: frozenset[str]) -> dict[str, Stack]:
+    """All of a model by the names of the nodes that multiply by their kernels.
+
+    Args:
+        model: canonical.
+        weights: names of the values that no graph input reaches.
+    """
+    return {**chosen_products(model, weights), **fused_mixtures(model, weights)}
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,16 @@ class StackLook:
     def name(self) -> str:
         """Of the product."""
         return self.chosen.name
+
+    @property
+    def stack(self) -> Chosen:
+        """Its kernels."""
+        return self.chosen
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says what the experts add."""
+        return self.mixed is not None
 
     @property
     def stop(self) -> str:
@@ -100,6 +124,61 @@ class StackLook:
         return Routed(rows, experts[places], energies)
 
 
+@dataclass(frozen=True)
+class FusedLook:
+    """A mixture in one node that is looked at.
+
+    Attributes:
+        stack: the node, and its last kernels.
+        threads: of ONNX Runtime.
+        tells: whether it says what the experts add.
+    """
+
+    stack: Fused
+    threads: int = 0
+    tells: bool = True
+
+    @property
+    def name(self) -> str:
+        """Of the node."""
+        return self.stack.name
+
+    @property
+    def stop(self) -> str:
+        """The node."""
+        return self.stack.name
+
+    @property
+    def asked(self) -> list[str]:
+        """The tokens, and of what each takes the largest."""
+        return self.stack.asked
+
+    def enough(self, chooser: Chooser, batches: int) -> int:
+        """How many tokens of each of so many batches are looked at: for every expert enough."""
+        return self.stack.store.shape[0] * chooser.enough(self.stack.inputs, batches)
+
+    def rows(self, found: Arrays, choose: Choose) -> Routed:
+        """What the last kernels see for some tokens of a batch, and whose they are.
+
+        Args:
+            found: what was asked for.
+            choose: which of so many tokens are looked at.
+        """
+        tokens, ranked = self.stack.operands(found)
+        places = choose(self.name, len(ranked))
+        tokens = tokens[places]
+        matrices, added = self.stack.matrices(), self.stack.added()
+        rows = [np.zeros((0, self.stack.inputs), tokens.dtype)]
+        experts, energies = [np.zeros(0, np.int64)], [np.zeros(0)]
+        for expert, there, shares, units in self.stack.seen(tokens, ranked[places], self.threads):
+            given = units @ matrices[expert].T + shares[:, None] * added[expert]
+            rows.append(units)
+            experts.append(np.full(len(there), expert))
+            energies.append(np.einsum("po,po->p", given, given, dtype=np.float64))
+        units = np.concatenate(rows)[:, None]
+        return Routed(units, np.concatenate(experts), np.concatenate(energies))
+
+
 class StackMoments:
     """What all experts of a stack see, and what that means for what they give.
 
@@ -107,7 +186,7 @@ class StackMoments:
     taken by themselves: what channels contribute is known then, not what could take over for them.
 
     Args:
-        look: the stack.
+        stack: the kernels.
         samples: what is seen, batch by batch; used up.
         blocks: by group index the inputs of every channel; none where only experts are asked for.
         room: bytes that the covariances may take together.
@@ -121,14 +200,14 @@ class StackMoments:
 
     def __init__(
         self,
-        look: StackLook,
+        stack: Stack,
         samples: Iterable[Routed],
         blocks: Mapping[int, IntArray],
         room: int,
         processes: Processes,
     ) -> None:
         self.blocks = blocks
-        self.matrices = look.chosen.matrices()
+        self.matrices = stack.matrices()
         experts, _, inputs = self.matrices.shape
         parts = dict(blocks)
         if blocks and experts * inputs**2 * 8 <= room:
@@ -137,20 +216,12 @@ class StackMoments:
         counting = {
             key: [Moments(crossed=False, among=among) for _ in range(experts)] for key in parts
         }
-        energies, places = np.zeros(experts), 0.0
-        for each in samples:
-            good = np.isfinite(each.energies)
-            places += good.sum()
-            energies += np.bincount(each.experts[good], each.energies[good], experts)
-            for expert, rows in _by_expert(each):
-                for key, taken in parts.items():
-                    seen = rows.reshape(-1, inputs)[:, taken]
-                    counting[key][expert].add(seen, seen[:, :, :0])
+        energies, places = _count(samples, counting, parts, experts)
         energies = processes.total(energies)
         numbers = self.matrices.sum(dtype=np.float64)
         if not processes.total(np.array([places]))[0] or not np.isfinite(numbers):
             raise ModelError(
-                f"node '{escape(look.name)}' sees or gives no finite numbers on the calibration "
+                f"node '{escape(stack.name)}' sees or gives no finite numbers on the calibration "
                 "inputs; repair the model's weights, or give inputs of the kind that it expects"
             )
         self.of: dict[int, list[Statistics]] = {
@@ -201,6 +272,32 @@ class StackMoments:
         of_each = self.of.get(TOGETHER) or self.of[index]
         for matrix, unit, statistics in zip(self.matrices, self.units, of_each, strict=True):
             yield matrix[None].astype(np.float64), float(unit), statistics
+
+
+def _count(
+    samples: Iterable[Routed],
+    counting: Mapping[int, Sequence[Moments]],
+    parts: Mapping[int, IntArray],
+    experts: int,
+) -> tuple[FloatArray, float]:
+    """Count what is seen, by expert; the energies of what each gives, and how many places.
+
+    Args:
+        samples: what is seen.
+        counting: by group index, or for all together, the moments of every expert.
+        parts: likewise the inputs of every channel.
+        experts: how many there are.
+    """
+    energies, places = np.zeros(experts), 0.0
+    for each in samples:
+        good = np.isfinite(each.energies)
+        places += float(good.sum())
+        energies += np.bincount(each.experts[good], each.energies[good], experts)
+        for expert, rows in _by_expert(each):
+            for key, inputs in parts.items():
+                seen = rows.reshape(-1, rows.shape[-1])[:, inputs]
+                counting[key][expert].add(seen, seen[:, :, :0])
+    return energies, places
 
 
 def _by_expert(seen: Routed) -> Iterator[tuple[int, Array]]:

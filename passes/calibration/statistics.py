@@ -20,8 +20,8 @@ from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
 from morphgraph.passes.calibration.bases import remaining, seen_in_product
 from morphgraph.passes.calibration.batches import Batches
-from morphgraph.passes.calibration.chosen import Chosen, chosen_products
 from morphgraph.passes.calibration.compared import Compared
+from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.group_readers import GroupReaders, group_readers
 from morphgraph.passes.calibration.moments import MOST_BYTES, Moments, Statistics
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
@@ -35,7 +35,14 @@ from morphgraph.passes.calibration.removal import (
     seen_by,
 )
 from morphgraph.passes.calibration.shares import mixed
-from morphgraph.passes.calibration.stacks import Routed, StackLook, StackMoments
+from morphgraph.passes.calibration.stacks import (
+    FusedLook,
+    Routed,
+    Stack,
+    StackLook,
+    StackMoments,
+    stacks,
+)
 from morphgraph.passes.calibration.visits import Chooser, Look, looks, visit
 
 #: Bytes that the covariances of one group's readers may take together.
@@ -63,7 +70,7 @@ class Calibration:
             counts, ``[width]``: its share of what all give, or how often it was chosen
             (:mod:`morphgraph.passes.calibration.choices`).
         compared: products of queries and keys.
-        stacks: products with chosen kernels, by name.
+        stacks: products with chosen kernels, and mixtures in one node, by name.
     """
 
     graph: ChannelGraph
@@ -77,7 +84,7 @@ class Calibration:
     compensated: dict[tuple[int, int], int] = field(default_factory=dict)
     chosen: dict[int, FloatArray] = field(default_factory=dict)
     compared: Compared = field(default_factory=Compared)
-    stacks: Mapping[str, Chosen] = field(default_factory=dict)
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
 
     def contributions(self, kind: str) -> FloatArray:
         """What each channel contributes to its readers, ``[channels]``.
@@ -120,45 +127,53 @@ def calibrate(
     compared = compared or Compared()
     found = readers(graph.model, graph.couplings.input_independent)
     behind = {name: following(reader) for name, reader in found.items()}
-    chosen = chosen_products(graph.model, graph.couplings.input_independent)
-    all_groups = group_readers(graph, found, compared.products, chosen)
+    of_experts = stacks(graph.model, graph.couplings.input_independent)
+    all_groups = group_readers(graph, found, compared.products, of_experts)
     groups = {k: v for k, v in all_groups.items() if wanted(v.group)}
-    result = Calibration(graph, found, behind, groups=groups, compared=compared, stacks=chosen)
+    result = Calibration(graph, found, behind, groups=groups, compared=compared, stacks=of_experts)
     for k, each in groups.items():
         if not each.blocks and not each.stacks:
             result.removals[k] = _by_products(each, compared, [*stops(each.group)])
-    listed = _listed(result, wanted)
+    listed = _listed(result, wanted, threads)
     collected = _Collected(result, listed, stops, processes)
     walk = visit(graph.model, listed, batches, Chooser(seed, processes), threads, progress)
     for look, samples in walk:
-        if isinstance(look, StackLook):
-            collected.look_at_stack(look, cast("Iterator[Routed]", samples))
+        if isinstance(look, Look):
+            collected.look_at(look, cast("Iterator[Array]", samples))
         else:
-            collected.look_at(cast("Look", look), cast("Iterator[Array]", samples))
+            stack = cast("StackLook | FusedLook", look)
+            collected.look_at_stack(stack, cast("Iterator[Routed]", samples))
     return result
 
 
-def _listed(result: Calibration, wanted: Callable[[Group], bool]) -> list[Look | StackLook]:
+def _listed(
+    result: Calibration, wanted: Callable[[Group], bool], threads: int
+) -> list[Look | StackLook | FusedLook]:
     """What is looked at, in the model's order.
 
-    Stacks whose results have shares tell of their experts, too.
+    Stacks that tell of their experts are, where these may go.
     """
     graph, groups = result.graph, result.groups.values()
     read = {name for each in groups for name in each.stacks}
-    stacks = [StackLook(each, mixed(graph.model, each)) for each in result.stacks.values()]
+    looked_at = [
+        FusedLook(each, threads)
+        if isinstance(each, Fused)
+        else StackLook(each, mixed(graph.model, each))
+        for each in result.stacks.values()
+    ]
     asked = [
         each
-        for each in stacks
-        if each.name in read or (each.mixed and any(map(wanted, _experts_of(graph, each.chosen))))
+        for each in looked_at
+        if each.name in read or (each.tells and any(map(wanted, _experts_of(graph, each.stack))))
     ]
     plain = looks(result.readers, {name for each in groups for name in each.blocks})
     place = {node.name: number for number, node in enumerate(graph.model.graph)}
     return sorted([*plain, *asked], key=lambda look: place[look.stop])
 
 
-def _experts_of(graph: ChannelGraph, chosen: Chosen) -> list[Group]:
+def _experts_of(graph: ChannelGraph, stack: Stack) -> list[Group]:
     """The groups whose channels are the experts of a stack."""
-    return [graph.groups[k] for k in sorted(graph.groups_on(graph.dim(chosen.stack, 0)))]
+    return [graph.groups[k] for k in sorted(graph.groups_on(graph.dim(stack.stack, 0)))]
 
 
 class _Collected:
@@ -167,7 +182,7 @@ class _Collected:
     def __init__(
         self,
         result: Calibration,
-        listed: Sequence[Look | StackLook],
+        listed: Sequence[Look | StackLook | FusedLook],
         stops: Callable[[Group], Iterable[int]],
         processes: Processes,
     ) -> None:
@@ -202,16 +217,16 @@ class _Collected:
                 seen = seen_by(mine, matrix, units, blocks[k], energy=1.0)
             self._wait(k, _Waiting(look, units, seen))
 
-    def look_at_stack(self, look: StackLook, samples: Iterable[Routed]) -> None:
-        """A product with chosen kernels."""
+    def look_at_stack(self, look: StackLook | FusedLook, samples: Iterable[Routed]) -> None:
+        """Kernels of experts."""
         indices, result, graph = self.of_look[look.name], self.result, self.result.graph
         blocks = {k: result.groups[k].stacks[look.name] for k in indices}
-        moments = StackMoments(look, samples, blocks, self._room(indices), self.processes)
-        if look.mixed is not None:
-            experts = graph.channels_of(graph.dim(look.chosen.stack, 0))
+        moments = StackMoments(look.stack, samples, blocks, self._room(indices), self.processes)
+        if look.tells:
+            experts = graph.channels_of(graph.dim(look.stack.stack, 0))
             size = len(graph.channel_group)
             every: FloatArray = np.bincount(experts, moments.energies, size).astype(np.float64)
-            for group in _experts_of(graph, look.chosen):
+            for group in _experts_of(graph, look.stack):
                 given = every[group.channels]
                 _add_contributions(result, group.index, given, given)
                 sums = result.chosen.setdefault(group.index, np.zeros(group.width))
@@ -220,7 +235,7 @@ class _Collected:
             contributed = moments.contributed(k)  # about zero: the means are in both kinds
             _add_contributions(result, k, contributed, contributed)
             seen = moments.seen(k, is_last=k == indices[-1])
-            self._wait(k, _WaitingStack(look.chosen, moments.units, seen))
+            self._wait(k, _WaitingStack(look.stack, moments.units, seen))
 
     def _wait(self, index: int, each: "_Waiting | _WaitingStack") -> None:
         self.waiting[index].append(each)
@@ -281,7 +296,7 @@ class _Waiting:
 class _WaitingStack:
     """The same of a stack; the units are those of the experts, ``[experts]``."""
 
-    chosen: Chosen
+    stack: Stack
     units: FloatArray
     seen: list[Seen]
 
@@ -295,7 +310,7 @@ class _WaitingStack:
         if not matrices[0].shape[1]:  # nothing takes over
             return {}
         plain = np.concatenate(matrices) / self.units[:, None, None]
-        return {self.chosen.name: plain.astype(self.chosen.store.array().dtype)}
+        return {self.stack.name: plain.astype(self.stack.store.array().dtype)}
 
 
 @dataclass(frozen=True)

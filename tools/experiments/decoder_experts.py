@@ -91,7 +91,7 @@ def fits(shrinker: Shrinker, keep: Keep, order: str) -> Iterator[tuple[str, ir.M
     graph = shrinker.graph
     yield "slices", resize(graph, keep)
     if order == "norms":
-        with patch("morphgraph.passes.refit.refit.chosen_products", lambda *_: {}):
+        with patch("morphgraph.passes.refit.refit.stacks", lambda *_: {}):
             made = refit(graph, keep, shrinker.batches(), shrinker.aside(), threads=1)
         yield "others fitted", made.model
     made = refit(graph, keep, shrinker.batches(), shrinker.aside(), threads=1)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper
 from scipy.stats import kendalltau
 
 import morphgraph as mg
@@ -20,9 +21,11 @@ from morphgraph.passes.analysis.score import score
 from morphgraph.passes.calibration import removal, statistics
 from morphgraph.passes.calibration.choices import how_often
 from morphgraph.passes.calibration.curves import measure, order_of
+from morphgraph.passes.calibration.fused import fused_mixtures
 from morphgraph.passes.calibration.statistics import Calibration, calibrate
 from tests.calibration.test_processes import Found, together as in_processes
 from tests.passes.experts import (
+    COMMON,
     EXPERTS,
     FORMS,
     HIDDEN,
@@ -32,6 +35,8 @@ from tests.passes.experts import (
     arrays_of,
     changed,
     group_on,
+    model,
+    weights,
 )
 
 LARGEST = "largest, then largest of the others"
@@ -43,6 +48,7 @@ CHOSEN = [
     "biases",
     LARGEST,
 ]
+FUSED = ["relu", "silu", "swiglu"]
 CPU = "CPUExecutionProvider"
 BATCHES = 40
 INPUTS = np.random.default_rng(1).normal(size=(BATCHES, TOKENS, 3)).astype(np.float32)
@@ -81,13 +87,13 @@ def without(proto: onnx.ModelProto, **places: Any) -> Arrays:
     return found
 
 
-@pytest.mark.parametrize("form", CHOSEN)
+@pytest.mark.parametrize("form", CHOSEN + FUSED)
 def test_an_expert_counts_by_what_it_adds(form: str) -> None:
     """Its bias and its share of every token in it."""
     proto = mixture(form)
     graph = mg.lift(proto)
     experts, found = group_on(graph, "w1", 0), known(graph)
-    names = ["w2", "b2"] if form == "biases" else ["w2"]
+    names = [name for name in ("w2", "b2") if name in arrays_of(proto)]
     energies = [
         lost(proto, **without(proto, **dict.fromkeys(names, expert))) for expert in range(EXPERTS)
     ]
@@ -101,11 +107,11 @@ def test_an_expert_counts_by_what_it_adds(form: str) -> None:
 MASKS = [[1, 0, -2, -1, 2], [0, -3, -1, -6, -2], [3, 0, 1.5, -1.5, -3]]
 
 
-@pytest.mark.parametrize("form", ["softmax first", "softmax of those taken", LARGEST])
+@pytest.mark.parametrize("form", ["softmax first", "softmax of those taken", LARGEST, "relu"])
 def test_experts_go_nearly_as_the_mixture_loses_them(form: str) -> None:
     """Others take their tokens, so that it is not quite what they added; the least goes first.
 
-    How often they are chosen says less, and their rows of the router next to nothing.
+    How often they are chosen says less, and so do their rows of the router.
     """
     said: dict[str, list[float]] = {"data": [], "often": [], "norms": []}
     for numbers in MASKS:
@@ -125,7 +131,8 @@ def test_experts_go_nearly_as_the_mixture_loses_them(form: str) -> None:
         for name, values in found.items():
             said[name].append(float(kendalltau(losses, values).statistic))
     mean = {name: np.mean(each) for name, each in said.items()}
-    assert mean["data"] > 0.7 > 0.4 > mean["often"] > mean["norms"]
+    assert mean["data"] > 0.7
+    assert mean["data"] > 0.1 + max(mean["often"], mean["norms"])
 
 
 def rows_of(proto: onnx.ModelProto) -> dict[int, FloatArray]:
@@ -139,7 +146,8 @@ def rows_of(proto: onnx.ModelProto) -> dict[int, FloatArray]:
     found = {}
     for expert in range(EXPERTS):
         token, place = np.nonzero(best == expert)
-        units = np.maximum(h[token] @ arrays["w1"][expert].T, 0)
+        bias = arrays["b1"][expert] if "b1" in arrays else 0
+        units = np.maximum(h[token] @ arrays["w1"][expert].T + bias, 0)
         found[expert] = units * shares[token, place][:, None]
     return found
 
@@ -156,7 +164,9 @@ def least(proto: onnx.ModelProto, kept: list[int]) -> tuple[float, Array]:
     return total, best.astype(np.float32)
 
 
-@pytest.mark.parametrize("form", ["softmax first", "softmax of those taken", "tuples", LARGEST])
+@pytest.mark.parametrize(
+    "form", ["softmax first", "softmax of those taken", "tuples", LARGEST, "relu"]
+)
 @pytest.mark.parametrize("damped", [True, False])
 def test_units_go_as_each_expert_can_make_up_for_them(
     form: str, damped: bool, monkeypatch: pytest.MonkeyPatch
@@ -169,19 +179,22 @@ def test_units_go_as_each_expert_can_make_up_for_them(
     graph = mg.lift(proto)
     inner = group_on(graph, "w2", 2)
     found = known(graph).removals[inner.index]
-    alive, left = list(range(INNER)), []
+    alive, left = list(range(INNER)), np.zeros(0)
     while alive:
         ways = {u: least(proto, [k for k in alive if k != u])[0] for u in alive}
         first = min(ways, key=lambda unit: ways[unit])
         assert found.order[INNER - len(alive)] == first
-        left.append(ways[first])
+        left = np.append(left, ways[first])
         alive.remove(first)
     if not damped:
-        np.testing.assert_allclose(found.losses, np.array(left) / left[-1], rtol=1e-3)
+        np.testing.assert_allclose(found.losses / found.losses[-1], left / left[-1], rtol=1e-3)
 
 
-def test_what_units_cost_the_outputs_is_measured_with_kernels_that_make_up_for_them() -> None:
-    proto = mixture("softmax first")
+@pytest.mark.parametrize("form", ["softmax first", "relu"])
+def test_what_units_cost_the_outputs_is_measured_with_kernels_that_make_up_for_them(
+    form: str,
+) -> None:
+    proto = mixture(form)
     graph = mg.lift(proto)
     inner = group_on(graph, "w2", 2)
     found = known(graph, stops=(2, 4))
@@ -195,7 +208,7 @@ def test_what_units_cost_the_outputs_is_measured_with_kernels_that_make_up_for_t
         assert best < error < 1.05 * best < 0.9 * sliced
 
 
-@pytest.mark.parametrize("form", CHOSEN)
+@pytest.mark.parametrize("form", CHOSEN + FUSED)
 def test_units_of_very_many_experts_go_by_what_they_give(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,12 +243,13 @@ def _share(energy: float, outputs: Array) -> float:
     return energy / float(np.square(outputs - outputs.mean((0, 1))).sum())
 
 
-def test_how_often_is_not_asked_where_it_is_known_what_experts_give() -> None:
-    graph = mg.lift(mixture("softmax first"))
+@pytest.mark.parametrize("form", ["softmax first", "silu"])
+def test_how_often_is_not_asked_where_it_is_known_what_experts_give(form: str) -> None:
+    graph = mg.lift(mixture(form))
     assert how_often(graph, iter(()), known=known(graph).chosen) == {}
 
 
-@pytest.mark.parametrize("form", ["softmax first", "biases"])
+@pytest.mark.parametrize("form", ["softmax first", "biases", "silu"])
 def test_two_processes_see_what_one_sees(form: str) -> None:
     """Also where one has no batch, and so counts nothing of any expert."""
     graph = mg.lift(mixture(form))
@@ -259,3 +273,31 @@ def test_kernels_that_are_no_numbers_are_named() -> None:
     w2[3, 0, 0] = np.nan
     with pytest.raises(mg.ModelError, match="node 'down' sees or gives no finite numbers"):
         known(mg.lift(changed(proto, w2=w2)))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_mixture_in_one_node_shows_more_experts_and_units_than_features(biased: bool) -> None:
+    """NumPy's units of each token's experts, times its shares."""
+    experts, inner = 2 * HIDDEN + 3, HIDDEN + 5
+    shapes = {"w1": (experts, inner, HIDDEN), "b1": (experts, inner)}
+    shapes |= {"w2": (experts, HIDDEN, inner)} | ({"b2": (experts, HIDDEN)} if biased else {})
+    arrays = weights(6, **(COMMON | {"gate": (HIDDEN, experts)}), **shapes)
+    operands = ["h", "router", *shapes]
+    options: dict[str, Any] = {"k": 3, "activation_type": "relu", "normalize_routing_weights": 1}
+    node = helper.make_node("MoE", operands, ["m"], "moe", domain="com.microsoft", **options)
+    graph = mg.lift(model([node], arrays))
+    (fused,) = fused_mixtures(graph.model, graph.couplings.input_independent).values()
+    h = INPUTS.reshape(-1, 3) @ arrays["inw"]
+    logits = h @ arrays["gate"]
+    best = np.argsort(-logits, axis=1)[:, :3]
+    taken = np.exp(np.take_along_axis(logits, best, axis=1))
+    shares = taken / taken.sum(axis=1, keepdims=True)
+    found = {expert: seen for expert, *seen in fused.seen(h, logits)}
+    assert sorted(found) == np.unique(best).tolist()
+    for expert, (there, share, units) in found.items():
+        token, place = np.nonzero(best == expert)
+        assert there.tolist() == token.tolist()
+        np.testing.assert_allclose(share, shares[token, place], rtol=1e-5, atol=1e-7)
+        plain = np.maximum(h[token] @ arrays["w1"][expert].T + arrays["b1"][expert], 0)
+        wanted = plain * shares[token, place][:, None]
+        np.testing.assert_allclose(units, wanted, rtol=1e-4, atol=1e-5)
