@@ -226,7 +226,11 @@ class Shrinker:
             )
             found.chosen.update(
                 how_often(
-                    self.graph, self.batches(), threads=self.threads, processes=self.processes
+                    self.graph,
+                    self.batches(),
+                    known=found.chosen,
+                    threads=self.threads,
+                    processes=self.processes,
                 )
             )
             return found

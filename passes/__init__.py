@@ -110,7 +110,10 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         normed          queries with a norm: factors of what scales them behind it
         compared        what the inputs make of their operands: second moments
         bases           what makes up for elements that such a product loses
-    choices             how often the network chooses each channel where it chooses a few
+        stacks          what units of experts, and the experts, give where they are chosen
+        fused           the same inside of a mixture in one node, which shows it
+        shares          how much of that is mixed, place by place
+    choices             how often others are chosen, where nothing tells what they give
     skips               what the outputs lose where a whole branch is left out
     curves              what each group's width costs the outputs; a score per channel
         carried         many networks with a change each, beside the original in one walk

@@ -153,6 +153,7 @@ class MoE(_Mixture):
     """Experts of two or three kernels; whole experts go, and units inside all of them."""
 
     added_behind = (5,)
+    experts = (4, 5)
 
     @staticmethod
     def describe(n: OpNode, *, k: int = 1, swiglu_fusion: int = 0) -> Description:

@@ -146,6 +146,9 @@ class Op:
         added_behind: of an operator that multiplies and sums, whatever its operands are, those that
             are added to the sums: without these and with nothing to sum over it gives zeros;
             ``None`` of other operators.
+        experts: of a mixture in one node, whose first operand are tokens and whose second those of
+            which each takes the largest, the operands with the last kernels, ``[experts, outputs,
+            inputs]``, and with what is added behind them; ``None`` of other operators.
         inert: in inference the result is the first operand as it is.
         converts: the result holds the numbers of the first operand in another type.
         clamp: the range in which a function of one operand gives it as it is, and beyond which it
@@ -205,6 +208,7 @@ class Op:
     capacity: ClassVar[Callable[..., Mapping[int, int]] | None] = None
     joins: ClassVar[bool] = False
     added_behind: ClassVar[tuple[int, ...] | None] = None
+    experts: ClassVar[tuple[int, int] | None] = None
     inert: ClassVar[bool] = False
     converts: ClassVar[bool] = False
     tables: ClassVar[tuple[int, ...]] = ()

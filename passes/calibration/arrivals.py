@@ -104,10 +104,10 @@ def _passed(
         return _joined(model, node, states)
     if facts.moves and [*states] == [0]:
         ((parts, changed),) = states.values()
-        moved = [_moved(model, node, {0: part}) for part in parts]
-        if any(each is None for each in moved):
+        found = [moved(model, node, {0: part}) for part in parts]
+        if any(each is None for each in found):
             return None
-        by_part = [each for each in moved if each is not None]
+        by_part = [each for each in found if each is not None]
         return [
             (value, (tuple(each[k] for each in by_part), changed))
             for k, value in enumerate(_results(node))
@@ -172,10 +172,10 @@ def _joined(
     for k in range(most):
         # One of fewer parts is made of its first one alone.
         given = {port: parts[k if k < len(parts) else 0] for port, (parts, _) in states.items()}
-        moved = _moved(model, node, given)
-        if moved is None:
+        found = moved(model, node, given)
+        if found is None:
             return None
-        joined += moved
+        joined += found
     changed = any(changed for _, changed in states.values())
     return [(node.outputs[0], (tuple(joined), changed))]
 
@@ -184,7 +184,7 @@ def _results(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.outputs if value.name]
 
 
-def _moved(model: ir.Model, node: ir.Node, given: Mapping[int, Array]) -> list[Array] | None:
+def moved(model: ir.Model, node: ir.Node, given: Mapping[int, Array]) -> list[Array] | None:
     """Where a moving operator puts numbers; ``None`` where others mix with them or it depends."""
     operands = [v for port, v in enumerate(node.inputs) if v is not None and port not in given]
     first = node.inputs[0]

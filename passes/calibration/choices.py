@@ -1,10 +1,11 @@
 """Pass ``choices``: how often the network chooses each channel where it chooses a few of many.
 
-The experts of a mixture have no reader that sums over them: a router ranks them, and a token takes
-the first few. How often it takes each, over the calibration inputs, says in what order they go.
+Where a router ranks the experts of a mixture and nothing tells what each of them gives
+(:mod:`morphgraph.passes.calibration.stacks`), how often a token takes each, over the calibration
+inputs, says in what order they go.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ def how_often(
     graph: ChannelGraph,
     batches: Iterable[Arrays],
     *,
+    known: Collection[int] = (),
     threads: int = 0,
     processes: Processes = ALONE,
 ) -> dict[int, FloatArray]:
@@ -37,11 +39,12 @@ def how_often(
 
     Args:
         graph: the lifted network.
-        batches: feeds of the model.
+        batches: feeds of the model; passed over where there are such groups.
+        known: indices of groups that nobody asks for.
         threads: of ONNX Runtime.
         processes: that share the batches.
     """
-    found = _choices(graph)
+    found = [each for each in _choices(graph) if not graph.groups_on(each.dim) <= {*known}]
     if not found:
         return {}
     inputs = [value.name or "" for value in graph.model.graph.inputs]
@@ -56,7 +59,7 @@ def how_often(
             channels = graph.channels_of(choice.dim)[first.ravel()]
             times += np.bincount(channels, minlength=len(times))
     times = processes.total(times)
-    groups = sorted({k for choice in found for k in graph.groups_on(choice.dim)})
+    groups = sorted({k for choice in found for k in graph.groups_on(choice.dim)}.difference(known))
     return {index: times[graph.groups[index].channels] for index in groups}
 
 

@@ -61,6 +61,26 @@ class Chosen:
         """What it gives."""
         return self.node.outputs[0]
 
+    @property
+    def port(self) -> int:
+        """That of the operand, which is no kernel."""
+        return self.node.inputs.index(self.operand)
+
+    @property
+    def taker(self) -> tuple[str, int]:
+        """Who reads the stack: a node's name, and which of its operands that is."""
+        return self.gather.name or "", 0
+
+    @property
+    def inputs(self) -> int:
+        """Of each expert's kernel."""
+        return self.store.shape[1 if self.turned else 2]
+
+    @property
+    def leading(self) -> int:
+        """How many of the first axes tell places apart."""
+        return len(static_shape(self.gather.outputs[0])) - 2
+
     def matrices(self) -> Array:
         """Those of all experts, ``[experts, outputs, inputs]``."""
         stack = self.store.array()
@@ -77,15 +97,11 @@ class Chosen:
 
     def rows(self, operand: Array) -> Array:
         """What each place's map sees, ``[places, rows, inputs]``."""
-        return _by_place(operand, self.reduced, len(self._leading))
+        return _by_place(operand, self.reduced, self.leading)
 
     def results(self, result: Array) -> Array:
         """What it gives, ``[places, rows, outputs]``."""
-        return _by_place(result, self.made, len(self._leading))
-
-    @property
-    def _leading(self) -> tuple[int, ...]:
-        return static_shape(self.gather.outputs[0])[:-2]
+        return _by_place(result, self.made, self.leading)
 
 
 def _by_place(array: Array, axis: int, leading: int) -> Array:

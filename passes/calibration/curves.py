@@ -8,6 +8,7 @@ of the group's readers.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import turns
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.carried import Carried, Changed
+from morphgraph.passes.calibration.kernels import stored
 from morphgraph.passes.calibration.normed import fitted_scales, write_scales
 from morphgraph.passes.calibration.outputs import Energies, OutputErrors
 from morphgraph.passes.calibration.readers import readers
@@ -90,11 +92,16 @@ def _change(calibration: Calibration, index: int, width: int) -> Changed:
     def write(model: ir.Model, which: frozenset[str]) -> None:
         _write(calibration, model, changed_kernels(calibration, index, width, which))
 
-    return Changed(frozenset(calibration.groups[index].blocks), write)
+    group = calibration.groups[index]
+    takers = {calibration.stacks[name].taker[0] for name in group.stacks}
+    return Changed(frozenset({*group.blocks, *takers}), write)
 
 
 Kernels = dict[str, tuple[FloatArray, FloatArray]]
-"""By the name of a reader its matrices, and what is added to its result, ``[groups, outputs]``."""
+"""By the name of a reader its matrices, and what is added to its result, ``[groups, outputs]``.
+
+And by that of what reads a stack those of all experts, to which nothing is added.
+"""
 
 
 def changed_kernels(
@@ -132,6 +139,14 @@ def changed_kernels(
             after[:, :, with_taps(blocks[gone], shape[3]).ravel()] = 0.0
         shift = np.einsum("goi,gi->go", before - after, calibration.means[name])
         found[name] = after.reshape(shape), shift
+    for name, blocks in calibration.groups[index].stacks.items():
+        stack = calibration.stacks[name]
+        taker, _ = stack.taker
+        if which is None or taker in which:
+            after = compensated[name] if name in compensated else stack.matrices().copy()
+            if name not in compensated:
+                after[:, :, blocks[gone].ravel()] = 0.0
+            found[taker] = after.astype(np.float64), np.zeros(after.shape[:2])
     return found
 
 
@@ -160,6 +175,13 @@ def _write(calibration: Calibration, model: ir.Model, changed: Kernels) -> None:
                 rank = len(static_shape(reader.result))
                 constant = reader.linear.spread(shift.astype(reader.kernel().dtype), rank)
                 add_constant(editor, reader.node, constant, frozenset(range(rank)))
+    takers = {node.name or "": node for node in model.graph if node.name in changed}
+    for stack in calibration.stacks.values():
+        name, port = stack.taker
+        kernels = takers[name].inputs[port] if name in takers else None
+        store = None if kernels is None else stored(kernels, model)
+        if store is not None:
+            replace(stack, store=store).write(changed[name][0])
 
 
 def _masked(
@@ -181,7 +203,7 @@ def _masked(
 def order_of(calibration: Calibration, index: int) -> IntArray:
     """The order in which a group's channels go, 0-based.
 
-    What is chosen least goes first where the network chooses; by their kernels where neither that
+    What counts least goes first where the network chooses; by their kernels where neither that
     nor a reader tells.
     """
     removal, chosen = calibration.removals.get(index), calibration.chosen.get(index)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
 from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import static_shape
+from morphgraph.passes.calibration.chosen import Chosen
+from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.logits import Logits
 from morphgraph.passes.calibration.readers import Reader
 from morphgraph.passes.coupling.roles import roles
@@ -25,47 +28,78 @@ class GroupReaders:
             normalizes over them: then other kernels in the readers are the same as other widths.
         products: by the name of each product of activations that can be made up for the elements
             of every channel, ``[channels, elements per channel]``.
+        stacks: by the name of each product with chosen kernels, and of each mixture in one node,
+            the inputs of every channel, ``[channels, inputs per channel]``.
     """
 
     group: Group
     blocks: Mapping[str, IntArray]
     complete: bool
     products: Mapping[str, IntArray] = field(default_factory=dict)
+    stacks: Mapping[str, IntArray] = field(default_factory=dict)
 
 
 def group_readers(
-    graph: ChannelGraph, found: Mapping[str, Reader], compared: Sequence[Logits] = ()
+    graph: ChannelGraph,
+    found: Mapping[str, Reader],
+    compared: Sequence[Logits] = (),
+    of_experts: Mapping[str, Chosen | Fused] = MappingProxyType({}),
 ) -> dict[int, GroupReaders]:
-    """The readers of every group that a plan may change, by group index."""
+    """The readers of every group that a plan may change, by group index.
+
+    Args:
+        graph: the lifted network.
+        found: linear layers by name.
+        compared: products of queries and keys.
+        of_experts: products with kernels chosen from stacks, and mixtures in one node, by name.
+    """
     products = _of_products(graph, compared)
+    chosen = {k: each for k, each in of_experts.items() if isinstance(each, Chosen)}
+    fused = {k: each for k, each in of_experts.items() if isinstance(each, Fused)}
     role, couplings = roles(graph.couplings), graph.couplings
     blocks: dict[int, dict[str, IntArray]] = {}
+    stacks: dict[int, dict[str, IntArray]] = {}
     other: set[int] = set()
     for edge in couplings.edges:
         # The axis may hold more: heads, each of which an attention sums over by itself.
         on_them = graph.groups_on(edge.factor)
-        if role.normalizes[edge.factor] or (role.sums_state[edge.factor] and edge.port >= 0):
+        name = graph.ops[edge.op_index].name
+        inside = role.sums_state[edge.factor] and edge.port >= 0 and name not in fused
+        if role.normalizes[edge.factor] or inside:
             other |= on_them
         if not role.sums[edge.factor] or not couplings.on_activation(edge):
             continue
-        reader = found.get(graph.ops[edge.op_index].name)
+        reader, stack = found.get(name), chosen.get(name)
+        if stack is not None and edge.port != stack.port:
+            continue  # its kernels, each of which takes over for its own
         dim = couplings.dims[edge.dim]
         for index in on_them:
-            inputs = None
+            inputs, group = None, graph.groups[index]
             if reader is not None and edge.port == reader.linear.operand:
-                inputs = _inputs(graph, reader, graph.groups[index], edge.dim, dim.axis)
-            if reader is None or inputs is None:
+                inputs = _inputs(graph, reader, group, edge.dim, dim.axis)
+            elif stack is not None and dim.axis == stack.reduced:
+                inputs = _inputs_of(graph, group, edge.dim, (1, stack.inputs))
+            if inputs is None:
                 other.add(index)
             else:
-                blocks.setdefault(index, {})[reader.name] = inputs
+                (blocks if stack is None else stacks).setdefault(index, {})[name] = inputs
+    for name, mixture in fused.items():
+        units = graph.dim(mixture.stack, 2)
+        for index in graph.groups_on(units):
+            inputs = _inputs_of(graph, graph.groups[index], units, (1, mixture.inputs))
+            if inputs is None:
+                other.add(index)
+            else:
+                stacks.setdefault(index, {})[name] = inputs
     return {
         index: GroupReaders(
             graph.groups[index],
             blocks.get(index, {}),
             index not in other,
             products.get(index, {}),
+            stacks.get(index, {}),
         )
-        for index in sorted({*blocks, *products})
+        for index in sorted({*blocks, *products, *stacks})
         if graph.groups[index].can_change
     }
 
@@ -90,6 +124,14 @@ def _inputs(
     if axis != reader.linear.input_axis(rank):
         return None
     maps, _, inputs, _ = reader.matrix_shape
+    return _inputs_of(graph, group, vertex, (maps, inputs))
+
+
+def _inputs_of(
+    graph: ChannelGraph, group: Group, vertex: int, shape: tuple[int, int]
+) -> IntArray | None:
+    """The same where the axis holds the inputs of all maps, ``(maps, inputs)``."""
+    maps, inputs = shape
     views = [v for v in graph.channels_by_view(vertex) if np.isin(group.channels, v).any()]
     if len(views) != 1:
         return None

@@ -194,12 +194,15 @@ class Statistics:
 
     def about_zero(self) -> "Statistics":
         """Moments about zero instead of the means: for maps that have no bias."""
+        cross = self.cross
+        if cross.shape[2]:  # it was counted
+            cross = cross + self.mean_out[:, :, None] * self.mean_in[:, None, :]
         return Statistics(
             self.count,
             np.zeros_like(self.mean_in),
             np.zeros_like(self.mean_out),
             self.covariance + self.mean_in[:, :, None] * self.mean_in[:, None, :],
-            self.cross + self.mean_out[:, :, None] * self.mean_in[:, None, :],
+            cross,
             self.energy + self.mean_out**2,
         )
 

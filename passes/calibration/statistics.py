@@ -5,8 +5,10 @@ moments of its operand are taken, and as soon as all readers of a group are thro
 order of removal follows from them (:mod:`morphgraph.passes.calibration.removal`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import cast
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from morphgraph.onnx_io import escape
 from morphgraph.passes.calibration.bases import remaining, seen_in_product
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.compared import Compared
+from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.group_readers import GroupReaders, group_readers
 from morphgraph.passes.calibration.moments import MOST_BYTES, Moments, Statistics
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
@@ -30,6 +33,15 @@ from morphgraph.passes.calibration.removal import (
     remove_in_order,
     seen_alone,
     seen_by,
+)
+from morphgraph.passes.calibration.shares import mixed
+from morphgraph.passes.calibration.stacks import (
+    FusedLook,
+    Routed,
+    Stack,
+    StackLook,
+    StackMoments,
+    stacks,
 )
 from morphgraph.passes.calibration.visits import Chooser, Look, looks, visit
 
@@ -54,9 +66,11 @@ class Calibration:
         matrices: sets of readers' matrices, by their names, that make up best for channels that
             went, ``[maps, outputs, inputs]``; in files where they are large.
         compensated: by group index and width the number of such a set.
-        chosen: by index of a group of which the network chooses a few channels how often it chose
-            each (:mod:`morphgraph.passes.calibration.choices`).
+        chosen: by index of a group of which the network chooses a few channels how much each
+            counts, ``[width]``: its share of what all give, or how often it was chosen
+            (:mod:`morphgraph.passes.calibration.choices`).
         compared: products of queries and keys.
+        stacks: products with chosen kernels, and mixtures in one node, by name.
     """
 
     graph: ChannelGraph
@@ -70,6 +84,7 @@ class Calibration:
     compensated: dict[tuple[int, int], int] = field(default_factory=dict)
     chosen: dict[int, FloatArray] = field(default_factory=dict)
     compared: Compared = field(default_factory=Compared)
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
 
     def contributions(self, kind: str) -> FloatArray:
         """What each channel contributes to its readers, ``[channels]``.
@@ -112,24 +127,86 @@ def calibrate(
     compared = compared or Compared()
     found = readers(graph.model, graph.couplings.input_independent)
     behind = {name: following(reader) for name, reader in found.items()}
-    all_groups = group_readers(graph, found, compared.products)
+    of_experts = stacks(graph.model, graph.couplings.input_independent)
+    all_groups = group_readers(graph, found, compared.products, of_experts)
     groups = {k: v for k, v in all_groups.items() if wanted(v.group)}
-    result = Calibration(graph, found, behind, groups=groups, compared=compared)
+    result = Calibration(graph, found, behind, groups=groups, compared=compared, stacks=of_experts)
     for k, each in groups.items():
-        if not each.blocks:
+        if not each.blocks and not each.stacks:
             result.removals[k] = _by_products(each, compared, [*stops(each.group)])
-    listed = looks(found, {name for each in groups.values() for name in each.blocks})
-    of_look = [[k for k, v in groups.items() if look.name in v.blocks] for look in listed]
-    counts = {k: sum(k in each for each in of_look) for k in groups}
-    waiting = {k: list[_Waiting]() for k in groups}
+    listed = _listed(result, wanted, threads)
+    collected = _Collected(result, listed, stops, processes)
     walk = visit(graph.model, listed, batches, Chooser(seed, processes), threads, progress)
-    for (look, samples), indices in zip(walk, of_look, strict=True):
+    for look, samples in walk:
+        if isinstance(look, Look):
+            collected.look_at(look, cast("Iterator[Array]", samples))
+        else:
+            stack = cast("StackLook | FusedLook", look)
+            collected.look_at_stack(stack, cast("Iterator[Routed]", samples))
+    return result
+
+
+def _listed(
+    result: Calibration, wanted: Callable[[Group], bool], threads: int
+) -> list[Look | StackLook | FusedLook]:
+    """What is looked at, in the model's order.
+
+    Stacks that tell of their experts are, where these may go.
+    """
+    graph, groups = result.graph, result.groups.values()
+    read = {name for each in groups for name in each.stacks}
+    looked_at = [
+        FusedLook(each, threads)
+        if isinstance(each, Fused)
+        else StackLook(each, mixed(graph.model, each))
+        for each in result.stacks.values()
+    ]
+    asked = [
+        each
+        for each in looked_at
+        if each.name in read or (each.tells and any(map(wanted, _experts_of(graph, each.stack))))
+    ]
+    plain = looks(result.readers, {name for each in groups for name in each.blocks})
+    place = {node.name: number for number, node in enumerate(graph.model.graph)}
+    return sorted([*plain, *asked], key=lambda look: place[look.stop])
+
+
+def _experts_of(graph: ChannelGraph, stack: Stack) -> list[Group]:
+    """The groups whose channels are the experts of a stack."""
+    return [graph.groups[k] for k in sorted(graph.groups_on(graph.dim(stack.stack, 0)))]
+
+
+class _Collected:
+    """What is found at one look after the other, until all of a group's are through."""
+
+    def __init__(
+        self,
+        result: Calibration,
+        listed: Sequence[Look | StackLook | FusedLook],
+        stops: Callable[[Group], Iterable[int]],
+        processes: Processes,
+    ) -> None:
+        self.result, self.stops, self.processes = result, stops, processes
+        groups = result.groups.items()
+        self.of_look = {
+            look.name: [k for k, v in groups if look.name in v.blocks or look.name in v.stacks]
+            for look in listed
+        }
+        self.counts = {k: sum(k in each for each in self.of_look.values()) for k, _ in groups}
+        self.waiting: dict[int, list[_Waiting | _WaitingStack]] = {k: [] for k, _ in groups}
+
+    def _room(self, indices: Sequence[int]) -> int:
+        """Bytes that the covariances of one look may take."""
+        return min([MOST_BYTES, *(MOST_TOGETHER // self.counts[k] for k in indices)])
+
+    def look_at(self, look: Look, samples: Iterable[Array]) -> None:
+        """Readers that see the same rows."""
+        indices, result = self.of_look[look.name], self.result
         taps = look.readers[0].matrix_shape[3]
-        blocks = {k: with_taps(groups[k].blocks[look.name], taps) for k in indices}
-        room = min([MOST_BYTES, *(MOST_TOGETHER // counts[k] for k in indices)])
-        moments = _moments(look, samples, blocks, room, processes)
+        blocks = {k: with_taps(result.groups[k].blocks[look.name], taps) for k in indices}
+        moments = _moments(look, samples, blocks, self._room(indices), self.processes)
         result.means.update({reader.name: moments.mean for reader in look.readers})
-        matrix, units = look.matrix(), _units(look, behind, moments.energy)
+        matrix, units = look.matrix(), _units(look, result.following, moments.energy)
         for k in indices:
             own = moments.alone.get(k)
             _contribute(result, k, moments, matrix * units[:, :, None], blocks[k])
@@ -138,10 +215,33 @@ def calibrate(
             else:
                 mine = moments.whole if k == indices[-1] else moments.whole.copied()
                 seen = seen_by(mine, matrix, units, blocks[k], energy=1.0)
-            waiting[k].append(_Waiting(look, units, seen))
-            if len(waiting[k]) == counts[k]:
-                _finish(result, k, waiting.pop(k), stops(groups[k].group))
-    return result
+            self._wait(k, _Waiting(look, units, seen))
+
+    def look_at_stack(self, look: StackLook | FusedLook, samples: Iterable[Routed]) -> None:
+        """Kernels of experts."""
+        indices, result, graph = self.of_look[look.name], self.result, self.result.graph
+        blocks = {k: result.groups[k].stacks[look.name] for k in indices}
+        moments = StackMoments(look.stack, samples, blocks, self._room(indices), self.processes)
+        if look.tells:
+            experts = graph.channels_of(graph.dim(look.stack.stack, 0))
+            size = len(graph.channel_group)
+            every: FloatArray = np.bincount(experts, moments.energies, size).astype(np.float64)
+            for group in _experts_of(graph, look.stack):
+                given = every[group.channels]
+                _add_contributions(result, group.index, given, given)
+                sums = result.chosen.setdefault(group.index, np.zeros(group.width))
+                sums += given
+        for k in indices:
+            contributed = moments.contributed(k)  # about zero: the means are in both kinds
+            _add_contributions(result, k, contributed, contributed)
+            seen = moments.seen(k, is_last=k == indices[-1])
+            self._wait(k, _WaitingStack(look.stack, moments.units, seen))
+
+    def _wait(self, index: int, each: "_Waiting | _WaitingStack") -> None:
+        self.waiting[index].append(each)
+        if len(self.waiting[index]) == self.counts[index]:
+            group = self.result.groups[index].group
+            _finish(self.result, index, self.waiting.pop(index), self.stops(group))
 
 
 def _products_of(group: GroupReaders, compared: Compared) -> list[Seen]:
@@ -174,6 +274,43 @@ class _Waiting:
     look: Look
     units: FloatArray
     seen: Seen
+
+    @property
+    def all_seen(self) -> list[Seen]:
+        """What the group's channels are to it."""
+        return [self.seen]
+
+    def kernels(self, matrices: Sequence[FloatArray]) -> Arrays:
+        """What makes up for the channels that go, as the readers' kernels have it."""
+        (matrix,) = matrices
+        if not matrix.shape[1]:  # nothing takes over
+            return {}
+        # An output that nobody sees counts nothing, and keeps its kernel.
+        units = self.units[:, :, None]
+        plain = np.where(units > 0, matrix / np.where(units > 0, units, 1.0), self.look.matrix())
+        parts = self.look.parted(plain)
+        return {r.name: parts[r.name].astype(r.kernel().dtype) for r in self.look.readers}
+
+
+@dataclass(frozen=True)
+class _WaitingStack:
+    """The same of a stack; the units are those of the experts, ``[experts]``."""
+
+    stack: Stack
+    units: FloatArray
+    seen: list[Seen]
+
+    @property
+    def all_seen(self) -> list[Seen]:
+        """What the group's channels are to each expert."""
+        return self.seen
+
+    def kernels(self, matrices: Sequence[FloatArray]) -> Arrays:
+        """What makes up for the channels that go, ``[experts, outputs, inputs]``."""
+        if not matrices[0].shape[1]:  # nothing takes over
+            return {}
+        plain = np.concatenate(matrices) / self.units[:, None, None]
+        return {self.stack.name: plain.astype(self.stack.store.array().dtype)}
 
 
 @dataclass(frozen=True)
@@ -245,29 +382,21 @@ def _units(look: Look, behind: Mapping[str, Following], energy: FloatArray) -> F
 
 
 def _finish(
-    result: Calibration, index: int, waiting: Sequence[_Waiting], stops: Iterable[int]
+    result: Calibration,
+    index: int,
+    waiting: Sequence[_Waiting | _WaitingStack],
+    stops: Iterable[int],
 ) -> None:
-    """How a group shrinks, all of whose readers are through.
-
-    What makes up for the channels that go is kept as the readers' kernels have it, each in its own
-    unit.
-    """
+    """How a group shrinks, all of whose readers are through."""
     products = _products_of(result.groups[index], result.compared)
-    removal = remove_in_order([*(each.seen for each in waiting), *products], [*stops])
+    seen = [each for one in waiting for each in one.all_seen]
+    removal = remove_in_order([*seen, *products], [*stops])
     result.removals[index] = replace(removal, matrices={})
     for width, matrices in removal.matrices.items():
-        kept: Arrays = {}
         # Behind those of the readers stand the products', whose operands change instead.
-        for each, matrix in zip(waiting, matrices, strict=False):
-            if not matrix.shape[1]:  # nothing takes over
-                continue
-            # An output that nobody sees counts nothing, and keeps its kernel.
-            units = each.units[:, :, None]
-            plain = np.where(
-                units > 0, matrix / np.where(units > 0, units, 1.0), each.look.matrix()
-            )
-            parts = each.look.parted(plain)
-            kept |= {r.name: parts[r.name].astype(r.kernel().dtype) for r in each.look.readers}
+        kept, rest = dict[str, Array](), iter(matrices)
+        for each in waiting:
+            kept |= each.kernels([*islice(rest, len(each.all_seen))])
         result.compensated[index, width] = len(result.matrices)
         result.matrices.append(kept)
 
@@ -287,11 +416,18 @@ def _contribute(
     products, means = column_products(matrix, blocks), found.mean[:, blocks]
     variance = contributions(spread, products)
     energies = variance + np.einsum("gcbd,gcb,gcd->c", products, means, means)
+    _add_contributions(result, index, np.maximum(variance, 0.0), np.maximum(energies, 0.0))
+
+
+def _add_contributions(
+    result: Calibration, index: int, variance: FloatArray, activation: FloatArray
+) -> None:
+    """Of a group's channels to one more of its readers, ``[channels]``."""
     sums = result.contributed.setdefault(
-        index, {kind: np.zeros(len(blocks)) for kind in ("variance", "activation")}
+        index, {kind: np.zeros(len(variance)) for kind in ("variance", "activation")}
     )
-    sums["variance"] += np.maximum(variance, 0.0)
-    sums["activation"] += np.maximum(energies, 0.0)
+    sums["variance"] += variance
+    sums["activation"] += activation
 
 
 def with_taps(blocks: IntArray, taps: int) -> IntArray:

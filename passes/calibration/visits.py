@@ -5,8 +5,10 @@ units of an MLP) are looked at together: their moments are the same.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +24,39 @@ from morphgraph.passes.calibration.segments import Lifetimes, Piece
 PLACES_PER_INPUT = 4
 FEWEST_PLACES = 8192
 MOST_PLACES = 20000
+
+
+Choose: TypeAlias = Callable[[str, int], IntArray]
+"""Which of so many places are looked at, for who has that name."""
+_Seen = TypeVar("_Seen")
+_Seen_co = TypeVar("_Seen_co", covariant=True)
+
+
+class Looking(Protocol[_Seen_co]):
+    """Something that is looked at on the walk.
+
+    Attributes:
+        stop: the node in front of which that is.
+        asked: names of the values that it takes to see it.
+    """
+
+    @property
+    def stop(self) -> str:
+        """The node."""
+        ...
+
+    @property
+    def asked(self) -> list[str]:
+        """The names."""
+        ...
+
+    def enough(self, chooser: "Chooser", batches: int) -> int:
+        """How many places of each of so many batches are looked at."""
+        ...
+
+    def rows(self, found: Arrays, choose: Choose) -> _Seen_co:
+        """What is seen at some places of a batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,9 +75,39 @@ class Look:
         return self.readers[0].name
 
     @property
+    def stop(self) -> str:
+        """The node in front of which it is looked at."""
+        return self.name
+
+    def enough(self, chooser: "Chooser", batches: int) -> int:
+        """How many places of each of so many batches are looked at."""
+        inputs, taps = self.readers[0].matrix_shape[2:]
+        return chooser.enough(inputs * taps, batches)
+
+    @property
     def by_result(self) -> bool:
         """Whether the places are those of the results, not of the operand."""
         return self.readers[0].linear.by_result
+
+    @property
+    def asked(self) -> list[str]:
+        """What the readers map, and what the first one gives where that says what it sees."""
+        first = self.readers[0]
+        return [value.name or "" for value in (first.operand, first.result)[: 1 + self.by_result]]
+
+    def rows(self, found: Arrays, choose: Choose) -> Array:
+        """What is seen at some places of a batch, ``[places, maps, inputs]``.
+
+        Args:
+            found: what was asked for.
+            choose: which of so many places are looked at.
+        """
+        first = self.readers[0]
+        operand = found[first.operand.name or ""]
+        shape = (found[first.result.name or ""] if self.by_result else operand).shape
+        places = choose(self.name, first.linear.places(operand.shape, shape))
+        rows = first.linear.rows(operand, shape, places)
+        return rows.reshape(len(rows), first.matrix_shape[0], -1)
 
     def matrix(self) -> FloatArray:
         """The readers' matrices, outputs behind each other, ``[maps, outputs, inputs * taps]``."""
@@ -77,27 +142,26 @@ def looks(found: Mapping[str, Reader], names: Iterable[str]) -> list[Look]:
 
 def visit(
     model: ir.Model,
-    looked_at: Sequence[Look],
+    looked_at: Sequence[Looking[_Seen]],
     batches: Iterable[Arrays],
     chooser: "Chooser",
     threads: int,
     progress: Progress,
-) -> Iterator[tuple[Look, Iterator[Array]]]:
-    """Run a model over batches, and stop at some readers: the rows that they see, batch by batch.
+) -> Iterator[tuple[Looking[_Seen], Iterator[_Seen]]]:
+    """Run a model over batches, and stop where something is looked at: what is seen, by batch.
 
-    Rows are ``[places, maps, inputs]``. Those of one look must be used up before the next.
+    What is seen at one stop must be used up before the next.
     """
     place, lifetimes, kept = beginning(model, batches)
-    cuts = [place[look.name] for look in looked_at]
+    cuts = [place[look.stop] for look in looked_at]
     for number, (look, cut) in enumerate(zip(looked_at, cuts, strict=True)):
         progress("statistics", number, len(looked_at))
         if not number:
             kept = advance(model, lifetimes, kept, (0, cut), threads)
-        # Behind the last reader nothing is asked for any more.
+        # Behind the last one nothing is asked for any more.
         last = number + 1 == len(looked_at)
         ahead = [] if last else lifetimes.at(cuts[number + 1])
-        asked = [look.readers[0].result.name or ""] if look.by_result else []
-        piece = Piece(model, lifetimes.at(cut), [*ahead, *asked], threads)
+        piece = Piece(model, lifetimes.at(cut), [*ahead, *look.asked], threads)
         later = Batches()
         yield look, _rows(look, piece, kept, later, ahead, chooser)
         piece.close()
@@ -131,24 +195,18 @@ def advance(
 
 
 def _rows(
-    look: Look,
+    look: Looking[_Seen],
     piece: Piece,
     kept: Batches,
     later: Batches,
     ahead: Sequence[str],
     chooser: "Chooser",
-) -> Iterator[Array]:
-    first = look.readers[0]
-    maps, _, inputs, taps = first.matrix_shape
-    enough = chooser.enough(inputs * taps, len(kept))
+) -> Iterator[_Seen]:
+    enough = look.enough(chooser, len(kept))
     for number, arrays in enumerate(kept):
         found = piece.run(arrays)
         later.append({name: found[name] for name in ahead})
-        operand = arrays[first.operand.name or ""]
-        shape = (found[first.result.name or ""] if look.by_result else operand).shape
-        chosen = chooser.choose(first, operand.shape, shape, enough, number)
-        rows = first.linear.rows(operand, shape, chosen)
-        yield rows.reshape(len(rows), maps, -1)
+        yield look.rows(found, partial(chooser.some, enough=enough, number=number))
 
 
 def places_for(inputs: int) -> int:

@@ -17,8 +17,10 @@ from morphgraph.onnx_io.mapped import take
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.chosen import Chosen, choices_in_a_row, places_of_choices
+from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.readers import Following
 from morphgraph.passes.calibration.segments import Piece
+from morphgraph.passes.calibration.stacks import Stack
 from morphgraph.passes.calibration.visits import Chooser
 from morphgraph.passes.refit.fit import Fit, Target
 from morphgraph.passes.refit.network import Network
@@ -32,15 +34,15 @@ class ExpertFits:
     """The fits of all experts of a stack.
 
     Attributes:
-        chosen: the product in the resized network.
+        chosen: the product, or the mixture in one node, in the resized network.
         kept: the experts that stay, by the original's numbers.
         row: how many places beside each other are choices of one token, in any order.
         processes: that share the places.
     """
 
-    chosen: Chosen
+    chosen: Stack
     kept: IntArray
-    row: int
+    row: int = 1
     processes: Processes = ALONE
     fits: list[Fit] = field(init=False)
 
@@ -73,14 +75,17 @@ class ExpertFits:
         """
         source = places_of_choices(*choices, self.kept, self.row)
         there = places[source[places] >= 0]
-        for expert, fit in enumerate(self.fits):
+        for expert in range(len(self.fits)):
             at = there[choices[1][there] == expert]
             if not len(at):
                 continue
-            seen, target = (
-                array.reshape(-1, 1, array.shape[2]) for array in (rows[at], wanted[source[at]])
-            )
-            (fit.add_aside if aside else fit.add)(seen, Target(target))
+            self.count(expert, rows[at], wanted[source[at]], aside)
+
+    def count(self, expert: int, rows: Array, wanted: Array, aside: bool) -> None:
+        """Count what one expert sees and is to give, ``[..., inputs]`` and ``[..., outputs]``."""
+        fit = self.fits[expert]
+        seen, target = (array.reshape(-1, 1, array.shape[-1]) for array in (rows, wanted))
+        (fit.add_aside if aside else fit.add)(seen, Target(target))
 
     def write(self) -> tuple[float, float, int]:
         """Give the experts their kernels: the errors before and after, and the number of places."""
@@ -99,10 +104,14 @@ class ExpertFits:
         return before / max(places, 1), after / max(places, 1), places
 
 
+Networks = tuple[Network, Network]
+"""The original and the resized one, both in front of where kernels of experts are read."""
+
+
 def fit_experts(
-    networks: tuple[Network, Network],
+    networks: Networks,
     graph: ChannelGraph,
-    products: tuple[Chosen, Chosen],
+    stacks: tuple[Stack, Stack],
     selection: AxisSelection,
     choosers: Mapping[str, Chooser],
     then: str | None,
@@ -110,21 +119,37 @@ def fit_experts(
     """What a stack is to give and sees: the original runs up to the next stop.
 
     Args:
-        networks: the original and the resized one, both in front of where the kernels are taken.
+        networks: the original and the resized one, both in front of where the kernels are read.
         graph: of the original.
-        products: the same product in both.
+        stacks: the same one in both.
         selection: which positions of the original stay.
         choosers: of the places to fit to and of those kept aside.
         then: the node in front of which the next stop is.
     """
+    original, stack = stacks
+    if isinstance(original, Fused) and isinstance(stack, Fused):
+        return _fit_fused(networks, (original, stack), selection, choosers, then)
+    assert isinstance(original, Chosen)
+    assert isinstance(stack, Chosen)
+    row = choices_in_a_row(graph, original.numbers)
+    return _fit_chosen(networks, row, (original, stack), selection, choosers, then)
+
+
+def _fit_chosen(
+    networks: Networks,
+    row: int,
+    products: tuple[Chosen, Chosen],
+    selection: AxisSelection,
+    choosers: Mapping[str, Chooser],
+    then: str | None,
+) -> ExpertFits:
+    """Where a gather takes them; ``row`` as of :class:`ExpertFits`."""
     (big, small), (original, chosen) = networks, products
     ahead, given = big.ahead(then), [_name(original.numbers), _name(original.result)]
     whole = Piece(big.model, big.live, [*ahead, *given], big.threads)
     there = [_name(chosen.numbers), _name(chosen.operand)]
     part = Piece(small.model, small.live, there, small.threads)
-    kept = selection.axis(original.stack, 0)
-    experts = np.arange(original.store.shape[0]) if kept is None else kept
-    row = choices_in_a_row(graph, original.numbers)
+    experts = _staying(original, selection, 0)
     fits = ExpertFits(chosen, experts, row, choosers["fitted"].processes)
     for kind, chooser in choosers.items():
         before, later = getattr(big, kind), Batches()
@@ -142,6 +167,62 @@ def fit_experts(
         setattr(big, kind, later)
     big.live = ahead
     return fits
+
+
+def _fit_fused(
+    networks: Networks,
+    mixtures: tuple[Fused, Fused],
+    selection: AxisSelection,
+    choosers: Mapping[str, Chooser],
+    then: str | None,
+) -> ExpertFits:
+    """In a mixture in one node, that shows what is inside times the shares of its tokens.
+
+    What the original's experts give there is counted with the shares of the resized network: an
+    error is where a share is.
+    """
+    (big, small), (original, fused) = networks, mixtures
+    ahead = big.ahead(then)
+    piece = Piece(big.model, big.live, ahead, big.threads)
+    experts, outputs = (_staying(original, selection, axis) for axis in (0, 1))
+    matrices = original.matrices()[experts][:, outputs]
+    fits = ExpertFits(fused, experts, processes=choosers["fitted"].processes)
+    for kind, chooser in choosers.items():
+        before, later = getattr(big, kind), Batches()
+        enough = len(experts) * chooser.enough(fused.inputs, len(before))
+        both = zip(before, getattr(small, kind), strict=True)
+        for number, (arrays, others) in enumerate(both):
+            later.append(piece.run(arrays))
+            there = fused.operands(others)
+            places = chooser.some(fused.name, len(there[1]), enough, number)
+            tokens, ranked = (each[places] for each in original.operands(arrays))
+            whole = {expert: seen for expert, *seen in original.seen(tokens, ranked, big.threads)}
+            tokens, ranked = (each[places] for each in there)
+            for expert, *seen in fused.seen(tokens, ranked, small.threads):
+                if experts[expert] in whole:
+                    rows, wanted = _same_tokens(seen, whole[experts[expert]], matrices[expert])
+                    fits.count(expert, rows, wanted, kind == "aside")
+        before.close()
+        setattr(big, kind, later)
+    big.live = ahead
+    return fits
+
+
+def _same_tokens(seen: list[Array], whole: list[Array], matrix: Array) -> tuple[Array, Array]:
+    """What an expert sees for the tokens that take it in both networks, and what it is to give.
+
+    Both of places, shares and units times these.
+    """
+    (at, shares, units), (places, theirs, given) = seen, whole
+    _, mine, original = np.intersect1d(at, places, assume_unique=True, return_indices=True)
+    ratio = shares[mine] / theirs[original]
+    return units[mine], given[original] @ matrix.T * ratio[:, None]
+
+
+def _staying(original: Stack, selection: AxisSelection, axis: int) -> IntArray:
+    """The positions of an axis of the kernels that stay."""
+    kept = selection.axis(original.stack, axis)
+    return np.arange(selection.graph.shapes[original.stack][axis]) if kept is None else kept
 
 
 def _name(value: ir.Value) -> str:

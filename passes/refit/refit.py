@@ -29,11 +29,11 @@ from morphgraph.passes.analysis.changed import changed_values
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
-from morphgraph.passes.calibration.chosen import chosen_products
 from morphgraph.passes.calibration.compared import Compared
 from morphgraph.passes.calibration.normed import fitted_scales, write_scales
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Piece
+from morphgraph.passes.calibration.stacks import stacks
 from morphgraph.passes.calibration.visits import Chooser
 from morphgraph.passes.coupling.roles import roles
 from morphgraph.passes.refit.experts import fit_experts
@@ -150,12 +150,9 @@ class _Refit:
         self.readers = readers(self.small, self.weights)
         self.turns: dict[str, Turn] = {}
         self.scaled: set[str] = set()
-        self.whole_stacks = chosen_products(self.big, self.weights)
-        self.stacks = {
-            name: each
-            for name, each in chosen_products(self.small, self.weights).items()
-            if name in self.whole_stacks
-        }
+        self.whole_stacks = stacks(self.big, self.weights)
+        small = stacks(self.small, self.weights)
+        self.stacks = {name: small[name] for name in small if name in self.whole_stacks}
 
     def turn(self, compared: Compared) -> None:
         """Make queries and keys in the bases in which their products change least."""
@@ -203,7 +200,7 @@ class _Refit:
         """
         place = {node.name: number for number, node in enumerate(self.big.graph)}
         stops = [(name, name) for name in self._names()]
-        stops += [(name, each.gather.name or "") for name, each in self.stacks.items()]
+        stops += [(name, each.taker[0]) for name, each in self.stacks.items()]
         return sorted(stops, key=lambda stop: place[stop[1]])
 
     def shifted(self) -> ir.Model:
@@ -331,12 +328,10 @@ class _Refit:
 
     def _fit_experts(self, big: Network, small: Network, name: str, then: str | None) -> None:
         """Run the original up to the next stop; fit a stack of kernels to what its gives."""
-        original, chosen = self.whole_stacks[name], self.stacks[name]
-        networks, products = (big, small), (original, chosen)
-        fits = fit_experts(networks, self.graph, products, self.selection, self.choosers, then)
+        both, networks = (self.whole_stacks[name], self.stacks[name]), (big, small)
+        fits = fit_experts(networks, self.graph, both, self.selection, self.choosers, then)
         before, after, places = fits.write()
-        inputs = chosen.matrices().shape[2]
-        self.errors.append(LayerError(name, before, after, places, inputs))
+        self.errors.append(LayerError(name, before, after, places, both[1].inputs))
 
     def _gone(self, whole: Following) -> list[str]:
         """What is added behind a reader of the original, and is no more in the resized network."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -22,6 +23,7 @@ from morphgraph.plans import Plan
 from morphgraph.shrinker import Shrinker
 from morphgraph.shrinking import ShrinkResult, finish
 from morphgraph.testing import model_from_text
+from tests.passes.experts import FORMS, TOKENS
 
 _Item = TypeVar("_Item")
 ROOT = Path(__file__).parents[2]
@@ -182,12 +184,17 @@ def test_several_come_to_the_factors_of_turned_queries_of_one() -> None:
 
 
 @pytest.mark.long
-def test_torchrun_writes_what_one_process_writes(tmp_path: Path) -> None:
-    ir.save(model_from_text(LANGUAGE, ("input_ids",)), tmp_path / "lm.onnx")
-    ids = np.random.default_rng(0).integers(20, size=(300, 9))
-    np.savez(tmp_path / "ids.npz", input_ids=ids)
+@pytest.mark.parametrize("kind", ["language model", "mixture of experts"])
+def test_torchrun_writes_what_one_process_writes(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    if kind == "language model":
+        ir.save(model_from_text(LANGUAGE, ("input_ids",)), tmp_path / "net.onnx")
+        np.savez(tmp_path / "data.npz", input_ids=rng.integers(20, size=(300, 9)))
+    else:
+        onnx.save(FORMS["softmax first"](), tmp_path / "net.onnx")
+        np.savez(tmp_path / "data.npz", x=rng.normal(size=(100 * TOKENS, 3)).astype(np.float32))
     command = [
-        *("-m", "morphgraph", "shrink", "lm.onnx", "--data", "ids.npz", "--budget", "params=70%"),
+        *("-m", "morphgraph", "shrink", "net.onnx", "--data", "data.npz", "--budget", "params=70%"),
         *("-o", "OUT.onnx", "--plan", "OUT.json"),
     ]
     launched = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", _port())

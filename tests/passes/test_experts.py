@@ -303,14 +303,12 @@ def _same_without(proto: onnx.ModelProto, small: Any, experts: int, kept: np.nda
     assert np.abs(outputs(proto, x) - expected).max() > 1e-2 * np.abs(expected).max()
 
 
-LARGEST = "largest, then largest of the others"
-
-
-@pytest.mark.parametrize(
-    "form", ["softmax first", "softmax of those taken", "silu", LARGEST, "one-hot", "compared"]
-)
+@pytest.mark.parametrize("form", ["one-hot", "compared", "compared, the other way"])
 def test_experts_that_inputs_choose_least_go_first(form: str) -> None:
-    """Whatever the rows of the router are: that of the one that goes first is the largest."""
+    """Where nothing tells what each of them gives, and whatever the rows of the router are.
+
+    That of the one that goes first is the largest.
+    """
     proto = FORMS[form]()
     arrays = arrays_of(proto)
     rare = np.array([0, -3, -1, -6, -2], np.float32)

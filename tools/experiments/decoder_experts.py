@@ -1,15 +1,19 @@
-"""What a fit of the experts' kernels brings: a small mixture of experts, trained here.
+"""In what order experts and their units go, and what a fit of their kernels brings.
 
-    python tools/experiments/decoder_experts.py  # into runs/experiments/mixture; about 20 minutes
+    python tools/experiments/decoder_experts.py  # into runs/experiments/mixture; about an hour
 
-A Mixtral of 2.5 million parameters (four blocks, eight experts, two of them for every token) learns
-the docstrings of ``decoder.py``. It loses units inside of the experts, experts, hidden width, or
-all of them under one budget, and is fitted with its experts' kernels as slices, and with them
-fitted, too. Judged is the perplexity on held-out text that neither was fitted to.
+A Mixtral of 2.5 million parameters (four blocks, eight experts, two of them for every token), which
+is trained here, learns the docstrings of ``decoder.py``. It loses units inside of the experts,
+experts, hidden width, or all of them under one budget, in the order of the kernels' norms, of what
+they are on the calibration text, or, of experts, of how often tokens choose them. It is fitted with
+its experts' kernels as slices, and with them fitted, too. Judged is the perplexity on held-out text
+that neither was fitted to.
 """
 
 import argparse
 import math
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,21 +29,25 @@ from torch.nn.functional import cross_entropy
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import morphgraph as mg
-from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import runtime
+from morphgraph.passes.calibration.choices import how_often
+from morphgraph.passes.calibration.curves import order_of
 from morphgraph.passes.refit.refit import refit
 from morphgraph.passes.rewrite.resize import resize
+from morphgraph.shrinker import Shrinker
 
+Keep = dict[int, NDArray[np.int64]]
 LENGTH = 128
 JUDGED = 128  # sequences of the held-out text, from its beginning
-ASIDE = 32  # sequences on which the fit chooses
-#: What goes: part of the names of the groups, and the width that is left.
+ASIDE = 32  # sequences on which the fit chooses: a fifth, as `shrink` holds out
+#: What goes: the names of the groups, and the width that is left.
 CUTS = {
-    "units 160 to 96": ("experts", 96),
-    "experts 8 to 6": ("gate", 6),
-    "hidden width 128 to 96": ("residual", 96),
+    "units 160 to 96": ("*.experts.*", 96),
+    "experts 8 to 6": ("*.gate", 6),
+    "hidden width 128 to 96": ("*(residual*", 96),
     "params 70%": ("", 0),
 }
+ORDERS = ("norms", "choices", "data")
 
 
 def main() -> int:
@@ -52,6 +60,7 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=128, help="of the text that is fitted to")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--cuts", nargs="+", default=list(CUTS), choices=CUTS)
+    parser.add_argument("--orders", nargs="+", default=ORDERS, choices=ORDERS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     prepare(options.text)
@@ -65,32 +74,57 @@ def main() -> int:
     print(f"whole: {perplexity(graph.model, known):.2f}", flush=True)
     for seed in options.seeds:
         text = pieces(options.text, options.sequences + ASIDE, seed)
-        fitted, aside = text[: -ASIDE // BATCH], text[-ASIDE // BATCH :]
+        shrinker = Shrinker(graph, {"input_ids": text}, seed=seed, threads=1)
         for cut in options.cuts:
-            keep = cut_of(graph, cut)
-            found = {"slices": resize(graph, keep)}
-            with patch("morphgraph.passes.refit.refit.chosen_products", lambda *_: {}):
-                found["others fitted"] = refit(graph, keep, fitted, aside).model
-            found["experts fitted, too"] = refit(graph, keep, fitted, aside).model
-            known_of = {name: perplexity(model, known) for name, model in found.items()}
-            row = ", ".join(f"{name} {value:.2f}" for name, value in known_of.items())
-            print(f"seed {seed}, {cut}: {row}", flush=True)
+            for order in options.orders:
+                keep = cut_of(shrinker, cut, order)
+                if keep is None:
+                    continue
+                known_of = {k: perplexity(m, known) for k, m in fits(shrinker, keep, order)}
+                row = ", ".join(f"{name} {value:.2f}" for name, value in known_of.items())
+                print(f"seed {seed}, {cut}, by {order}: {row}", flush=True)
     return 0
 
 
-def cut_of(graph: ChannelGraph, cut: str) -> dict[int, NDArray[np.int64]]:
-    """Which channels stay, by the kernels' norms."""
-    if cut == "params 70%":
-        return mg.plan(graph, {"params": "70%"}, same=["repeated"]).keep_channels(graph)
-    pattern, width = CUTS[cut]
-    widths = {group.id: width for group in graph.groups if pattern in group.name}
-    return mg.plan(graph, {}, widths=widths).keep_channels(graph)
+def fits(shrinker: Shrinker, keep: Keep, order: str) -> Iterator[tuple[str, ir.Model]]:
+    """The resized network without a fit and with; that of the other layers alone once."""
+    graph = shrinker.graph
+    yield "slices", resize(graph, keep)
+    if order == "norms":
+        with patch("morphgraph.passes.refit.refit.stacks", lambda *_: {}):
+            made = refit(graph, keep, shrinker.batches(), shrinker.aside(), threads=1)
+        yield "others fitted", made.model
+    made = refit(graph, keep, shrinker.batches(), shrinker.aside(), threads=1)
+    yield "experts fitted, too", made.model
 
 
-def pieces(text: Path, count: int, seed: int) -> list[dict[str, NDArray[np.int64]]]:
+def cut_of(shrinker: Shrinker, cut: str, order: str) -> Keep | None:
+    """Which channels stay; ``None`` where an order says nothing of those that go."""
+    graph, (pattern, width) = shrinker.graph, CUTS[cut]
+    chosen = [group for group in graph.groups if fnmatch(group.name, pattern)]
+    if order == "choices":
+        times = how_often(graph, shrinker.batches(), threads=1)
+        found = {
+            g.index: np.sort(np.argsort(times[g.index])[-width:])
+            for g in chosen
+            if g.index in times
+        }
+        return found or None
+    if not pattern:
+        score: Any = shrinker.scores() if order == "data" else "l2"
+        plan = mg.plan(graph, {"params": "70%"}, same=["repeated"], score=score)
+        return plan.keep_channels(graph)
+    if order == "norms":
+        plan = mg.plan(graph, {}, widths={group.id: width for group in chosen})
+        return plan.keep_channels(graph)
+    orders = {group.index: order_of(shrinker.calibration, group.index) for group in chosen}
+    return {index: np.sort(each[-width:]) for index, each in orders.items()}
+
+
+def pieces(text: Path, count: int, seed: int) -> NDArray[np.int64]:
     """Sequences from random places of the text that the mixture was trained on."""
     ids = np.load(text / "train.npy", mmap_mode="r", allow_pickle=False)
-    return batches(random_sequences(ids, 1000 + seed, LENGTH, count))
+    return random_sequences(ids, 1000 + seed, LENGTH, count)
 
 
 def batches(ids: NDArray[Any]) -> list[dict[str, NDArray[np.int64]]]:

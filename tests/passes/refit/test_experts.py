@@ -30,6 +30,8 @@ from tests.passes.experts import (
 
 LARGEST = "largest, then largest of the others"
 CHOSEN = ["softmax first", "softmax of those taken", "tuples", "biases", LARGEST]
+FUSED = "relu"
+LAYER = {FUSED: "moe"}
 HALF = INNER // 2
 
 
@@ -61,7 +63,7 @@ def repeated(form: str) -> Any:
     return changed(proto, **first)
 
 
-@pytest.mark.parametrize("form", CHOSEN)
+@pytest.mark.parametrize("form", [*CHOSEN, FUSED])
 def test_units_that_repeat_others_of_their_expert_go_without_loss(form: str) -> None:
     proto = repeated(form)
     graph = mg.lift(proto)
@@ -69,7 +71,7 @@ def test_units_that_repeat_others_of_their_expert_go_without_loss(form: str) -> 
     made = fitted(graph, keep)
     assert error(resize(graph, keep), proto) > 0.1
     assert error(made.model, proto) < 1e-3
-    (layer,) = (each for each in made.layers if each.name == "down")
+    (layer,) = (each for each in made.layers if each.name == LAYER.get(form, "down"))
     assert layer.after < 1e-5 < 0.01 < layer.before
     assert layer.places == 60 * TOKENS * TAKEN
     assert layer.inputs == HALF
@@ -81,43 +83,78 @@ def left(units: Array, kernel: Array, proto: Any, expert: int) -> float:
     return float(np.square(units[:, :HALF] @ kernel.T - wanted).sum())
 
 
-def units_of(proto: Any, experts: list[int]) -> dict[int, Array]:
-    """What the units of some experts give for the tokens that take them, if there are no others."""
-    arrays = arrays_of(proto)
+def units_of(form: str, proto: Any, experts: list[int]) -> dict[int, Array]:
+    """What the units of some experts give for the tokens that take them, if there are no others.
+
+    A mixture in one node shows them times their shares, and is fitted to that.
+    """
+    arrays = {name: array.astype(np.float64) for name, array in arrays_of(proto).items()}
     h = np.concatenate([feed["x"] for feed in feeds(60, 1)]) @ arrays["inw"]
-    best = np.argsort(-(h @ arrays["gate"])[:, experts], axis=1)[:, :TAKEN]
-    return {
-        expert: np.maximum(h[(best == place).any(axis=1)] @ arrays["w1"][expert].T, 0)
-        for place, expert in enumerate(experts)
-    }
+    logits = (h @ arrays["gate"])[:, experts]
+    best = np.argsort(-logits, axis=1)[:, :TAKEN]
+    taken = np.exp(np.take_along_axis(logits, best, axis=1))
+    shares = taken / taken.sum(axis=1, keepdims=True)
+    found = {}
+    for place, expert in enumerate(experts):
+        there, at = np.nonzero(best == place)
+        bias = arrays["b1"][expert] if "b1" in arrays else 0
+        found[expert] = np.maximum(h[there] @ arrays["w1"][expert].T + bias, 0)
+        if form == FUSED:
+            found[expert] *= shares[there, at][:, None]
+    return found
 
 
-def test_experts_that_stay_are_fitted_where_others_go() -> None:
+@pytest.mark.parametrize("form", ["softmax first", FUSED])
+def test_experts_that_stay_are_fitted_where_others_go(form: str) -> None:
     """Each to what its own kernel gave, whatever number it has now."""
-    proto, stay = repeated("softmax first"), [0, 2, 4]
+    proto, stay = repeated(form), [0, 2, 4]
     graph = mg.lift(proto)
     keep = {
         group_on(graph, "w2", 2).index: np.arange(HALF),
         group_on(graph, "w1", 0).index: np.array(stay),
     }
     found = fitted(graph, keep).model.graph.initializers["w2"].const_value.numpy()
-    for place, (expert, units) in enumerate(units_of(proto, stay).items()):
+    for place, (expert, units) in enumerate(units_of(form, proto, stay).items()):
         sliced = arrays_of(proto)["w2"][expert][:, :HALF]
         assert left(units, found[place], proto, expert) < 1e-3 * left(units, sliced, proto, expert)
 
 
-def test_each_expert_gets_its_own_least_squares() -> None:
-    proto = FORMS["softmax first"]()
+@pytest.mark.parametrize("form", ["softmax first", FUSED])
+def test_each_expert_gets_its_own_least_squares(form: str) -> None:
+    proto = FORMS[form]()
+    if form == FUSED:  # units that are near others, so that there is something to win
+        both = arrays_of(proto)["w1"], arrays_of(repeated(form))["w1"]
+        proto = changed(proto, w1=np.float32(0.3) * both[0] + np.float32(0.7) * both[1])
     graph = mg.lift(proto)
     made = fitted(graph, {group_on(graph, "w2", 2).index: np.arange(HALF)})
     found = made.model.graph.initializers["w2"].const_value.numpy()
-    for expert, units in units_of(proto, list(range(EXPERTS))).items():
+    for expert, units in units_of(form, proto, list(range(EXPERTS))).items():
         whole = arrays_of(proto)["w2"][expert]
         best = np.linalg.lstsq(units[:, :HALF], units @ whole.T, rcond=None)[0].T
         least, most = (left(units, each, proto, expert) for each in (best, whole[:, :HALF]))
         gained = most - left(units, found[expert], proto, expert)
         assert 0.8 * (most - least) < gained < most - least
         assert least < 0.8 * most
+
+
+@pytest.mark.parametrize("form", ["softmax first", FUSED])
+def test_experts_are_fitted_where_hidden_width_goes_too(form: str) -> None:
+    """A feature that nobody makes and nobody reads goes without loss, and so do the units."""
+    proto = repeated(form)
+    arrays = {name: array.copy() for name, array in arrays_of(proto).items()}
+    gone = 2
+    arrays["inw"][:, gone] = arrays["w2"][:, gone] = arrays["head"][gone] = 0
+    if "b2" in arrays:
+        arrays["b2"][:, gone] = 0
+    names = [name for name in ("inw", "w2", "b2", "head") if name in arrays]
+    proto = changed(proto, **{name: arrays[name] for name in names})
+    graph = mg.lift(proto)
+    keep = {
+        group_on(graph, "w2", 2).index: np.arange(HALF),
+        group_on(graph, "inw", 1).index: np.delete(np.arange(HIDDEN), gone),
+    }
+    assert error(resize(graph, keep), proto) > 0.1
+    assert error(fitted(graph, keep).model, proto) < 1e-3
 
 
 @pytest.mark.parametrize(("seen", "is_fitted"), [(-1e4, False), (-4.5, False), (0, True)])
