@@ -176,13 +176,17 @@ def _listed(model: ir.Model, key: str) -> list[str]:
 
 
 def not_finite(model: ir.Model) -> Sequence[str]:
-    """Names of the parameters that hold NaN or infinite numbers."""
+    """Names of the parameters that hold NaN or infinite numbers.
+
+    Minus infinity beside nothing but zeros is a mask in front of a softmax, and no parameter.
+    """
     return [
         name
         for name, value in model.graph.initializers.items()
         if is_float(value)
         and value.const_value is not None
         and not all(np.isfinite(block).all() for _, block in blocks(value.const_value))
+        and any((block[block != -np.inf] != 0).any() for _, block in blocks(value.const_value))
     ]
 
 

@@ -92,9 +92,6 @@ class ConfigFit:
 
         found = next((values for values in exact[:_RUNS] if same(values)), None)
         if found is None:
-            others = self._search_around(attributes, exact)
-            found = next((values for values in others[:_RUNS] if same(values)), None)
-        if found is None:
             values = self._fewest(exact[0], self._scores_no_worse)
             self._set(values, attributes)
             return (
@@ -122,18 +119,6 @@ class ConfigFit:
                 if self._exact():
                     break
         return min(self._looked.values(), key=lambda entry: entry[0])[1], self._exact()
-
-    def _search_around(self, attributes: Attributes, known: Sequence[_Values]) -> list[_Values]:
-        """Further numbers that make no shape differ: 6 heads of 8 for 8 heads of 6.
-
-        Between two of these several entries change at once, and shapes differ on the way.
-        """
-        options = self._options(attributes)
-        newest = {key: values[0] for key, values in options.items()}
-        for key, values in options.items():
-            self._descend(newest | {key: values[-1]}, options)
-            self._descend({key: values[0]}, options)
-        return [values for values in self._exact() if values not in known]
 
     def _exact(self) -> list[_Values]:
         """The numbers that make no shape differ, those with the fewest attributes first."""

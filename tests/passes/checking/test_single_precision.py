@@ -139,6 +139,10 @@ def test_large_doubles_are_finite() -> None:
     np.testing.assert_array_equal(single.const_value.numpy(), np.finfo(np.float32).max)
     bias.const_value = ir.Tensor(np.full(8, np.inf), name="b1")
     assert not_finite(graph.model) == ["b1"]
+    for array, broken in (([0, -np.inf] * 4, []), ([1, -np.inf] * 4, ["b1"])):  # a mask, and none
+        bias.const_value = ir.Tensor(np.array(array), name="b1")
+        assert not_finite(graph.model) == broken
+    bias.const_value = ir.Tensor(np.full(8, np.inf), name="b1")
     single = in_single_precision(graph.model).graph.initializers["b1"]
     np.testing.assert_array_equal(single.const_value.numpy(), np.inf)
 

@@ -295,3 +295,11 @@ def test_excluded_blocks_are_free_of_the_others() -> None:
     widths = [int(w) for g, w in zip(graph.groups, made.widths(graph)) if g.width == 24]
     assert widths[0] == 24
     assert widths[1] == widths[2] < 24
+
+
+def test_a_network_in_which_nothing_shrinks_is_refused_by_budget() -> None:
+    graph = lift(
+        model_from_text("n (float[2,3] x, float[3,4] w) => (float[2,4] y) { y = MatMul(x, w) }")
+    )
+    with pytest.raises(BudgetError, match=r"budget params=6 cannot be met.*every group keeps"):
+        plan(graph, {"params": 6})
