@@ -30,6 +30,7 @@ from tests.passes.experts import (
     FORMS,
     HIDDEN,
     INNER,
+    STACKS,
     TAKEN,
     TOKENS,
     arrays_of,
@@ -301,3 +302,26 @@ def test_a_mixture_in_one_node_shows_more_experts_and_units_than_features(biased
         plain = np.maximum(h[token] @ arrays["w1"][expert].T + arrays["b1"][expert], 0)
         wanted = plain * shares[token, place][:, None]
         np.testing.assert_allclose(units, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_of_a_mixture_in_one_node_may_stand_on_several_axes() -> None:
+    arrays = weights(6, **(COMMON | {"head": (HIDDEN, HIDDEN)}), **STACKS, b1=(EXPERTS, INNER))
+    arrays |= {"apart": np.array([3, -1, HIDDEN]), "flat": np.array([-1, HIDDEN])}
+    options: dict[str, Any] = {"k": TAKEN, "activation_type": "gelu"}
+    nodes = [
+        helper.make_node("Reshape", ["h", "apart"], ["tokens"]),
+        helper.make_node(
+            "MoE",
+            ["tokens", "router", "w1", "b1", "w2"],
+            ["mixed"],
+            "moe",
+            domain="com.microsoft",
+            **options,
+        ),
+        helper.make_node("Reshape", ["mixed", "flat"], ["m"]),
+    ]
+    proto = changed(model(nodes, arrays), head=np.eye(HIDDEN, dtype=np.float32))
+    graph = mg.lift(proto)
+    energies = [lost(proto, **without(proto, w2=expert)) for expert in range(EXPERTS)]
+    given = known(graph).chosen[group_on(graph, "w1", 0).index]
+    np.testing.assert_allclose(given, np.array(energies) / sum(energies), rtol=1e-4)
