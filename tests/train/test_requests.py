@@ -55,8 +55,16 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "fraction": (BudgetError, "for a share write flops=50%", lambda: budget({"flops": 0.5})),
     "per cent": (BudgetError, "for a share write flops=50%", lambda: budget({"flops": "50"})),
     "below the lowest": (BudgetError, r"narrowest .* 0.2%", lambda: budget({"flops": "0.1%"})),
-    "floors": (BudgetError, "82.8% .*, or lower the floors$", floored),
-    "exclude": (BudgetError, "100.0% .*, or exclude less$", excluded),
+    "floors": (
+        BudgetError,
+        "82.8% .*, or lower the floors. It is held by '3' with 76.9% .29 is the least",
+        floored,
+    ),
+    "exclude": (
+        BudgetError,
+        "100.0% .*, or exclude less. It is held by '3' with 93.5% .left alone by",
+        excluded,
+    ),
     "text": (ArgumentError, r"write one such as \{'flops'", lambda: budget("flops=50%")),
     "number": (ArgumentError, r"0.5 is no budget; write", lambda: budget(0.5)),
     "empty": (ArgumentError, "no budget is given", lambda: budget({})),
