@@ -43,8 +43,10 @@ _INNER_TABLES = ("model", "decoder", "text_config")
 _INNER_PER_HIDDEN = 4  # of an inner width that a config leaves out, by Hugging Face's usage
 
 
-def rewritten(file: str, config: Mapping[str, Any], changes: SizeChanges) -> tuple[_Table, str]:
-    """A config with the new sizes, and in words what it cannot say.
+def rewritten(
+    file: str, config: Mapping[str, Any], changes: SizeChanges
+) -> tuple[_Table, list[str]]:
+    """A config with the new sizes, and what is to be said of it: sentences without a subject.
 
     Raises:
         ModelError: it contradicts the network as it was.
@@ -52,7 +54,42 @@ def rewritten(file: str, config: Mapping[str, Any], changes: SizeChanges) -> tup
     made = copy.deepcopy(dict(config))
     unequal: list[str] = []
     _rewrite(file, made, changes, unequal)
-    return made, ", ".join(unequal)
+    notes = []
+    if unequal:
+        notes.append(
+            f"cannot say unequal widths ({', '.join(unequal)}; the largest is written): ONNX "
+            "Runtime itself runs the model, what reads the config may not"
+        )
+    if not file.endswith(GENAI):
+        tables = [(config, made)]
+        tables += [(config[k], made[k]) for k in _INNER_TABLES if isinstance(made.get(k), dict)]
+        notes += [note for pair in tables if (note := _misfit(*pair, changes))]
+    return made, notes
+
+
+def _misfit(old: Mapping[str, Any], table: _Table, changes: SizeChanges) -> str:
+    """What is wrong where the hidden width was a multiple of the heads, and is none any more."""
+    before = _first_of(HIDDEN, old), _first_of(HEADS, old)
+    after = _first_of(HIDDEN, table), _first_of(HEADS, table)
+    if not (before[0] and before[1] and after[0] and after[1]):
+        return ""
+    (_, whole), (_, every) = before[0], before[1]
+    (hidden, width), (heads, count) = after[0], after[1]
+    if whole % every or not width % count:
+        return ""
+    groups = changes.hidden_groups(whole)
+    remedy = f"; plan with --set {groups[0]}={max(width - width % count, count)}, or leave that "
+    remedy += f"width as it is (--exclude {groups[0]})"
+    return (
+        f"says {hidden} {width}, which is no multiple of {heads} {count}: ONNX Runtime itself runs "
+        f"the model, but transformers refuses such configs of most models{remedy * bool(groups)}"
+    )
+
+
+def _first_of(kind: str, table: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The entry that says a size, with it."""
+    entries = ((name, table.get(name)) for name in _ENTRIES[kind])
+    return next(((name, size) for name, size in entries if type(size) is int), None)
 
 
 def stated_layers(config: Mapping[str, Any]) -> int:
@@ -103,16 +140,11 @@ def _words(sizes: list[int]) -> str:
 
 def _say_what_followed(old: _Table, table: _Table, changes: SizeChanges) -> None:
     """State sizes that followed from others, where they do not any more."""
-
-    def of(kind: str, among: _Table) -> tuple[str, int] | None:
-        entries = ((name, among.get(name)) for name in _ENTRIES[kind])
-        return next(((name, size) for name, size in entries if type(size) is int), None)
-
-    hidden, heads = of(HIDDEN, old), of(HEADS, old)
-    new_hidden, new_heads = of(HIDDEN, table), of(HEADS, table)
+    hidden, heads = _first_of(HIDDEN, old), _first_of(HEADS, old)
+    new_hidden, new_heads = _first_of(HIDDEN, table), _first_of(HEADS, table)
     if hidden is None or new_hidden is None:
         return
-    if heads is not None and new_heads is not None and of(HEAD_SIZE, old) is None:
+    if heads is not None and new_heads is not None and _first_of(HEAD_SIZE, old) is None:
         size = hidden[1] // heads[1]
         new_size = max(changes.after(HEAD_SIZE, size), default=size)
         if new_heads[1] * new_size != new_hidden[1]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import IntArray
 from morphgraph.errors import ModelError
-from morphgraph.graph import ChannelGraph
+from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape, is_float
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.planning.grids import tensor_channels
@@ -198,13 +198,32 @@ class SizeChanges:
         alike = [groups for groups in repeated(self._graph) if len(groups) == count]
         return {sum(not len(self._keep.get(g.index, [0])) for g in groups) for groups in alike}
 
+    def hidden_groups(self, size: int) -> list[str]:
+        """Ids of the groups that are the hidden width, if that is this one."""
+        groups = [group for group in self._wide(size) if group.resizable]
+        return [group.id for group in groups if group.statistical] or [g.id for g in groups]
+
+    def _wide(self, size: int) -> list[Group]:
+        """The groups of this width."""
+        return [g for g in self._graph.groups if g.width == size and self._units[g.index] == 1]
+
+    @cached_property
+    def _tokens(self) -> frozenset[int]:
+        """Indices of the groups of what goes in and comes out: tokens and their logits."""
+        model, graph = self._graph.model, self._graph
+        shapes = [(value.name or "", len(value.shape or ())) for value in model.graph.outputs]
+        known = graph.couplings.first_dim
+        axes = [(name, axis) for name, rank in shapes if name in known for axis in range(rank)]
+        axes += [(table.name or "", 0) for table, _ in _tables(model)]
+        return frozenset(
+            index for name, axis in axes for index in graph.groups_on(graph.dim(name, axis))
+        )
+
     def _of_groups(self, kind: str, size: int, entry: str) -> list[int]:
-        groups = [
-            group
-            for group in self._graph.groups
-            if group.width == size and self._units[group.index] == 1
-        ]
+        groups = self._wide(size)
         wanted = [group for group in groups if group.statistical == (kind != INNER)] or groups
+        if kind == INNER:  # a vocabulary may have as many
+            wanted = [group for group in wanted if group.index not in self._tokens] or wanted
         words = [word for word in ("expert", "shared") if word in entry.replace("moe", "expert")]
         for word in words:
             named = [g for g in wanted if any(word in name for name in (g.name, *g.producers))]

@@ -78,12 +78,9 @@ def write_folder(
     changes = SizeChanges(graph, keep, small, source.caches, escape(str(source.path / GENAI)))
     made = {}
     for name, config in source.configs.items():
-        made[name], unequal = rewritten(escape(str(source.path / name)), config, changes)
-        if unequal:
-            warn(
-                f"{name} cannot say unequal widths ({unequal}; the largest is written): ONNX "
-                "Runtime itself runs the model, what reads the config may not"
-            )
+        made[name], notes = rewritten(escape(str(source.path / name)), config, changes)
+        for note in notes:
+            warn(f"{name} {note}")
     if any(len(positions) == 0 for positions in keep.values()):
         _warn_of_layers(source.configs, changes)
     texts = {name: as_text(config) for name, config in made.items()}

@@ -1,6 +1,7 @@
 """Folders of language models: the model in them, their configs, and folders that are written."""
 
 import json
+import re
 import shlex
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import transformers
+from huggingface_hub.errors import StrictDataclassError
 from onnx import TensorProto, helper, numpy_helper
 
 import morphgraph as mg
@@ -195,6 +198,42 @@ def test_a_width_that_followed_from_another_is_stated(tmp_path: Path) -> None:
     assert main(["plan", str(folder), "--set", "*up_proj*=40", "-o", str(plan)]) == 0
     assert main(["apply", str(folder), str(plan), "-o", str(tmp_path / "small")]) == 0
     assert said(tmp_path / "small") == config | {"n_inner": 40}
+
+
+def test_an_inner_width_is_told_from_a_vocabulary_of_its_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CONFIG | {"intermediate_size": VOCABULARY}
+    folder = make_folder(tmp_path / "large", config, inners=(VOCABULARY, VOCABULARY))
+    plan = tmp_path / "plan.json"
+    assert main(["plan", str(folder), "--set", "*up_proj*=24", "-o", str(plan)]) == 0
+    assert main(["apply", str(folder), str(plan), "-o", str(tmp_path / "small")]) == 0
+    assert "unequal" not in capsys.readouterr().err
+    assert said(tmp_path / "small") == config | {"intermediate_size": 24}
+
+
+def test_a_hidden_width_that_heads_do_not_divide_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one that they do; the oracle is a class that Hugging Face reads configs with."""
+
+    def told(wish: str, name: str) -> tuple[str, dict[str, Any]]:
+        plan = str(tmp_path / f"{name}.json")
+        assert main(["plan", str(folder), wish, "-o", plan]) == 0
+        assert main(["apply", str(folder), plan, "-o", str(tmp_path / name)]) == 0
+        sizes = said(tmp_path / name)
+        names = "hidden_size", "num_attention_heads", "head_dim"
+        return capsys.readouterr().err, {key: sizes[key] for key in names}
+
+    hidden = next(g for g in mg.lift(folder / "model.onnx").groups if g.width == HIDDEN)
+    error, sizes = told(f"--set={hidden.id}={HIDDEN - 3}", "odd")
+    with pytest.raises(StrictDataclassError, match="not a multiple"):
+        transformers.LlamaConfig(**sizes)
+    found = re.search(r"no multiple of num_attention_heads 4: .* plan with --set (\S+),", error)
+    assert found is not None, error
+    error, sizes = told(f"--set={found[1]}", "even")
+    assert "no multiple" not in error
+    assert transformers.LlamaConfig(**sizes).hidden_size == HIDDEN - HEADS
 
 
 def test_unequal_widths_are_asked_for_and_told(
