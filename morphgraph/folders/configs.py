@@ -63,12 +63,33 @@ def rewritten(
     if not file.endswith(GENAI):
         tables = [(config, made)]
         tables += [(config[k], made[k]) for k in _INNER_TABLES if isinstance(made.get(k), dict)]
-        notes += [note for pair in tables if (note := _misfit(*pair, changes))]
+        found = [note for pair in tables if (note := _misfit(*pair, changes))]
+        notes += found if found and not _is_accepted(made) else []
     return made, notes
 
 
+def _is_accepted(config: _Table) -> bool:
+    """Whether Hugging Face's class of this config takes it; not, where nobody is here to say."""
+    try:
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return False
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        return False
+    try:
+        CONFIG_MAPPING[kind](**config)
+    except (StrictDataclassError, ValueError, TypeError):
+        return False
+    return True
+
+
 def _misfit(old: Mapping[str, Any], table: _Table, changes: SizeChanges) -> str:
-    """What is wrong where the hidden width was a multiple of the heads, and is none any more."""
+    """What is wrong where the hidden width was a multiple of the heads, and is none any more.
+
+    Some of Hugging Face's classes refuse that, whatever the size of a head is.
+    """
     before = _first_of(HIDDEN, old), _first_of(HEADS, old)
     after = _first_of(HIDDEN, table), _first_of(HEADS, table)
     if not (before[0] and before[1] and after[0] and after[1]):
@@ -78,11 +99,15 @@ def _misfit(old: Mapping[str, Any], table: _Table, changes: SizeChanges) -> str:
     if whole % every or not width % count:
         return ""
     groups = changes.hidden_groups(whole)
-    remedy = f"; plan with --set {groups[0]}={max(width - width % count, count)}, or leave that "
-    remedy += f"width as it is (--exclude {groups[0]})"
+    remedy = ""
+    if groups:
+        remedy = (
+            f"; plan with --set {groups[0]}={max(width - width % count, count)}, or leave that "
+        )
+        remedy += f"width as it is (--exclude {groups[0]})"
     return (
         f"says {hidden} {width}, which is no multiple of {heads} {count}: ONNX Runtime itself runs "
-        f"the model, but transformers refuses such configs of most models{remedy * bool(groups)}"
+        f"the model, but transformers refuses that of Llama, Gemma and some more{remedy}"
     )
 
 

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from morphgraph.arrays import IntArray
 from morphgraph.edit import array_of
 from morphgraph.graph import ChannelGraph, GraphOp
+from morphgraph.onnx_io import is_float
 from morphgraph.ops import OpNode, facts_of
 from morphgraph.passes.analysis.zeros import NONE, Groups, zeros
 
@@ -157,6 +158,8 @@ class _Recounter:
             value = initializers.get(dim.value)
             if value is None or value.const_value is None or edge.dim in found:
                 continue
+            if not is_float(value):  # a number of few bits is no zero where it is stored as one
+                continue
             groups = Groups(
                 group
                 for group in self.graph.groups_on(edge.dim)
@@ -242,16 +245,16 @@ class _Recounter:
 
     def _weight(self, name: str, factor: float) -> Recount | None:
         """What multiplies a weight, a parameter or made of one, by a factor; None: nothing does."""
-        if name in self.trained and name in self.readers:
-            return Recount(name, factor)
+        stored = self.graph.model.graph.initializers.get(name)
+        if stored is not None:
+            able = name in self.trained and is_float(stored)
+            return Recount(name, factor) if able else None
         op_index = self.graph.makers.get(name)
         if op_index is None or len(self.readers.get(name, ())) > 1:
             return None
         op = self.graph.ops[op_index]
-        facts, names = (
-            facts_of(op.ir),
-            [_name(value) for value in op.ir.inputs if value is not None],
-        )
+        facts = facts_of(op.ir)
+        names = [_name(value) for value in op.ir.inputs if value is not None]
         if facts.moves or facts.converts or facts.negates:
             return self._weight(names[0], factor)
         for parameter, other in (names, names[::-1]) if facts.adds else ():

@@ -212,28 +212,40 @@ def test_an_inner_width_is_told_from_a_vocabulary_of_its_size(
     assert said(tmp_path / "small") == config | {"intermediate_size": 24}
 
 
+def resized_by(folder: Path, wish: str, small: Path) -> dict[str, Any]:
+    plan = str(small.with_suffix(".json"))
+    assert main(["plan", str(folder), wish, "-o", plan]) == 0
+    assert main(["apply", str(folder), plan, "-o", str(small)]) == 0
+    return said(small)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "of nobody"])
 def test_a_hidden_width_that_heads_do_not_divide_is_told(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With one that they do; the oracle is a class that Hugging Face reads configs with."""
-
-    def told(wish: str, name: str) -> tuple[str, dict[str, Any]]:
-        plan = str(tmp_path / f"{name}.json")
-        assert main(["plan", str(folder), wish, "-o", plan]) == 0
-        assert main(["apply", str(folder), plan, "-o", str(tmp_path / name)]) == 0
-        sizes = said(tmp_path / name)
-        names = "hidden_size", "num_attention_heads", "head_dim"
-        return capsys.readouterr().err, {key: sizes[key] for key in names}
-
+    """With one that they do; the oracles are the classes that Hugging Face reads configs with."""
+    folder = make_folder(tmp_path / "large", CONFIG | {"model_type": kind})
+    known = transformers.CONFIG_MAPPING["llama" if kind == "of nobody" else kind]
     hidden = next(g for g in mg.lift(folder / "model.onnx").groups if g.width == HIDDEN)
-    error, sizes = told(f"--set={hidden.id}={HIDDEN - 3}", "odd")
+    config = resized_by(folder, f"--set={hidden.id}={HIDDEN - 3}", tmp_path / "odd")
     with pytest.raises(StrictDataclassError, match="not a multiple"):
-        transformers.LlamaConfig(**sizes)
+        known(**config)
+    error = capsys.readouterr().err
     found = re.search(r"no multiple of num_attention_heads 4: .* plan with --set (\S+),", error)
     assert found is not None, error
-    error, sizes = told(f"--set={found[1]}", "even")
-    assert "no multiple" not in error
-    assert transformers.LlamaConfig(**sizes).hidden_size == HIDDEN - HEADS
+    config = resized_by(folder, f"--set={found[1]}", tmp_path / "even")
+    assert "no multiple" not in capsys.readouterr().err
+    assert known(**config).hidden_size == HIDDEN - HEADS
+
+
+def test_a_hidden_width_that_its_class_takes_is_not_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder(tmp_path / "large", CONFIG | {"model_type": "qwen3"})
+    hidden = next(g for g in mg.lift(folder / "model.onnx").groups if g.width == HIDDEN)
+    config = resized_by(folder, f"--set={hidden.id}={HIDDEN - 3}", tmp_path / "odd")
+    assert "no multiple" not in capsys.readouterr().err
+    assert transformers.Qwen3Config(**config).hidden_size == HIDDEN - 3
 
 
 def test_unequal_widths_are_asked_for_and_told(

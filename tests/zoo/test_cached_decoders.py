@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+import transformers
+from torch import Tensor
 from torch.export import Dim
 
 import morphgraph as mg
 from morphgraph.onnx_io.runtime import run
-
-transformers: Any = pytest.importorskip("transformers")
+from tests.cached import Cached, caches_of
 
 WORDS, LAYERS, STEPS = 96, 2, 4
 TOKENS = {"vocab_size": WORDS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -59,27 +59,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 QUICK = ("Qwen2", "GPTNeoX", "DeepseekV3")
-
-
-class Cached(nn.Module):
-    """A decoder with its cache as pairs of tensors."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, past: Any) -> Any:
-        out = self.net(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=transformers.DynamicCache(past),
-            use_cache=True,
-        )
-        return (out.logits, *caches_of(out))
-
-
-def caches_of(out: Any) -> list[Tensor]:
-    return [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
 
 
 def made(kind: str) -> Any:

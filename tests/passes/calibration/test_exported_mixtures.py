@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import morphgraph as mg
 from morphgraph.passes.calibration.curves import order_of
 from morphgraph.passes.calibration.statistics import calibrate
 from tests.passes.experts import group_on
-
-transformers: Any = pytest.importorskip("transformers")
 
 COMMON: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,

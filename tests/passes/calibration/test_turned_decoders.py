@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 import morphgraph as mg
@@ -20,6 +20,7 @@ from morphgraph.passes.calibration.logits import Logits
 from morphgraph.passes.calibration.segments import Piece
 from morphgraph.passes.refit.refit import refit
 from morphgraph.passes.rewrite.resize import resize
+from tests.cached import Cached
 
 COMMON = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -41,24 +42,6 @@ DECODERS: dict[str, dict[str, Any]] = {
 }
 NORMED = ("Qwen3Config", "Gemma3TextConfig", "Olmo2Config")
 OPEN = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-
-
-class Cached(nn.Module):
-    """A decoder with a cache, as the runtimes of language models call it."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, past: Any) -> Any:
-        out = self.net(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=transformers.DynamicCache(past),
-            use_cache=True,
-        )
-        layers = out.past_key_values.layers
-        return (out.logits, *(t for layer in layers for t in (layer.keys, layer.values)))
 
 
 def decoder(kind: str) -> Any:
