@@ -20,6 +20,7 @@ import morphgraph as mg
 from morphgraph.arrays import IntArray
 from morphgraph.errors import MorphError
 from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io.model import frozen_names
 from morphgraph.onnx_io.runtime import run
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking.compare import kept
@@ -155,10 +156,11 @@ class Examination:
         self.found.torch_errors[which] = error
         trained = [t for t in tensors if t.is_floating_point() and t.requires_grad]
         sum((t.square().sum() for t in trained), torch.zeros(())).backward()
+        frozen = frozen_names(model)
         self.found.without_gradient += [
             f"{name} ({which})"
             for name, parameter in net.named_parameters()
-            if parameter.grad is None
+            if parameter.grad is None and name not in frozen
         ]
 
 

@@ -26,7 +26,7 @@ shares of the scale of the output that is furthest off; {tolerance:.0e} passes.
   that make no difference to the outputs are left out.
 - **torch**: `to_torch` against ONNX Runtime, base / resized; in brackets what PyTorch itself loses
   in float32 against float64. `*`: PyTorch computed in float64, since its float32 was further off.
-  **grad**: whether every parameter of both has a gradient.
+  **grad**: whether every parameter of both has a gradient, but for those that the network froze.
 - **s**: seconds to export / lift, group, cost and resize / verify.
 
 | network | export | opaque | MMACs | groups | shrinkable | lowest | planned | error | felt \
