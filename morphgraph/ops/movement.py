@@ -73,8 +73,10 @@ class Split(Op):
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:
-        sizes = [new.shape(~k)[axis % len(n.shape(0))] for k in range(len(n.out_shapes))]
-        sizes = [size for size in sizes if size]  # a result of size 0 goes
+        axis %= len(n.shape(0))
+        sizes = [(n.out(k)[axis], new.shape(~k)[axis]) for k in range(len(n.out_shapes))]
+        # A result that comes to size 0 goes; one that had it stays.
+        sizes = [size for before, size in sizes if size or not before]
         if n.opset < 13:
             new.set_attribute("split", sizes)
         else:
