@@ -7,6 +7,10 @@ import sys
 import warnings
 from types import FrameType
 
+# What an interrupted user is told, and what a shell sees.
+INTERRUPTED = "interrupted; nothing was left half written"
+INTERRUPTED_CODE = 130
+
 # Whose frames no warning names: the package's, and those of what calls its functions for it.
 _INSIDE = frozenset({"morphgraph", "contextlib", "importlib", "_frozen_importlib", "torch"})
 

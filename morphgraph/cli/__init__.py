@@ -14,7 +14,7 @@ import click
 
 from morphgraph.cli.console import OutputSettings, complain, talking
 from morphgraph.cli.later import import_later
-from morphgraph.errors import FileError, MorphError
+from morphgraph.errors import INTERRUPTED, INTERRUPTED_CODE, FileError, MorphError
 from morphgraph.version import __version__
 from morphgraph.words import did_you_mean, escape, file_word
 
@@ -39,9 +39,6 @@ COMMANDS = {
     "schema": "Print the JSON Schema of a file or of what a command prints as JSON.",
     "completion": "Print the script by which a shell completes commands, options and files.",
 }
-
-_INTERRUPTED = 130
-
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for."""
@@ -102,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return result if isinstance(result, int) else 0
         except (click.Abort, KeyboardInterrupt):
             complain(_interrupted(settings))
-            return _INTERRUPTED
+            return INTERRUPTED_CODE
         except click.ClickException as error:
             return _usage(error)
         except Exception as error:  # a user gets one line, whatever happens
@@ -149,10 +146,9 @@ def _options(command: click.Command) -> list[str]:
 
 def _interrupted(settings: OutputSettings) -> str:
     """What an interrupted user should know: what is there, and how to go on."""
-    text = "interrupted; nothing was left half written"
     if settings.resuming is None:
-        return text
-    return f"{text}; go on with `{shlex.join(['morphgraph', *settings.resuming])}`"
+        return INTERRUPTED
+    return f"{INTERRUPTED}; go on with `{shlex.join(['morphgraph', *settings.resuming])}`"
 
 
 def _describe(error: Exception) -> str:

@@ -15,7 +15,7 @@ from morphgraph.cli.pages import command_line, write_page
 from morphgraph.cli.shared_options import DeviceFile, DryRun, Overwrite, check_output, output_file
 from morphgraph.errors import ArgumentError
 from morphgraph.options import option
-from morphgraph.words import escape
+from morphgraph.words import escape, file_word
 
 if TYPE_CHECKING:
     from morphgraph.benchmark import BenchResult
@@ -79,6 +79,9 @@ def _facts(
         return run_facts(first, result, replace(shown, command=command_line()))
     plans = [path for path in subjects if path.suffix == ".json"]
     models = [model_file(path) for path in subjects if path.suffix != ".json"]
+    if plans and not models:
+        line = f"morphgraph report MODEL {file_word(plans[0])}"
+        raise click.UsageError(f"a plan is shown beside its model: `{line}`")
     if not 1 <= len(models) <= 2 or len(plans) > 1:
         raise click.UsageError(
             "give the folder of a run; or a model and, as far as there are any, its plan and its "

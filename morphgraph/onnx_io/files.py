@@ -303,7 +303,7 @@ def _why_undecodable(content: bytes) -> str:
     if head.startswith(b"<?xml") and b"<net" in head:
         return "not an ONNX file: it looks like a network of OpenVINO; give the ONNX file it is of"
     if all(byte in b"\t\n\r" or byte >= 32 for byte in head) and b"\xff" not in head:
-        return "not an ONNX file: it looks like text"
+        return "not an ONNX file: it looks like text; give the ONNX file itself, which is binary"
     if content[8:10] == b'{"':  # behind the length of its header
         return "not an ONNX file: it looks like safetensors, which hold weights alone; export first"
     return f"truncated or corrupt ({len(content)} bytes); export or download it again"

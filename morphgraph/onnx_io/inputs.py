@@ -144,8 +144,20 @@ def misfit(dtype: object, shape: Sequence[int], value: ir.Value, where: str = ""
     given = ",".join(map(str, shape))
     return ModelError(
         f"{where}input '{escape(value.name or '')}' is {dtype} [{given}]; the model takes "
-        f"{described(value)}"
+        f"{described(value)}{_turned(shape, value)}"
     )
+
+
+def _turned(shape: Sequence[int], value: ir.Value) -> str:
+    """What to do where an array fits once its channels stand elsewhere."""
+    if value.shape is None or len(shape) != len(value.shape) or len(shape) < 3:
+        return ""
+    axes = range(len(shape))
+    for order in ((0, axes[-1], *axes[1:-1]), (0, *axes[2:], 1)):
+        moved = zip((shape[axis] for axis in order), value.shape, strict=True)
+        if all(size == wanted or not isinstance(wanted, int) for size, wanted in moved):
+            return f"; move the channels: .transpose{order}"
+    return ""
 
 
 def _fit(arrays: Mapping[str, Array], model: ir.Model, where: str) -> Iterator[Arrays]:

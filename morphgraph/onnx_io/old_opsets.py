@@ -126,7 +126,15 @@ def _converts(light: onnx.ModelProto, node: onnx.NodeProto) -> bool:
 
 
 def _restore_nodes(before: onnx.GraphProto, after: onnx.GraphProto) -> None:
-    """Give nodes back the names, texts and metadata that they had, and a Resize its meaning."""
+    """Give nodes back the names, texts and metadata that they had, and a Resize its meaning.
+
+    Nodes are known by the names of their results, but for an Upsample: the converter puts a Resize
+    of another name in its place. All that resize follow each other as before.
+    """
+    for origin, node in zip(_resizing(before), _resizing(after), strict=True):
+        _rename(node.output[0], origin.output[0], after)
+        if node.op_type == "Resize":
+            _keep_meaning(node, after)
     old = {name: node for node in _nodes(before) for name in node.output if name}
     for node in _nodes(after):
         origin = next((old[name] for name in node.output if name in old), None)
@@ -135,8 +143,19 @@ def _restore_nodes(before: onnx.GraphProto, after: onnx.GraphProto) -> None:
         node.name, node.doc_string = origin.name, origin.doc_string
         del node.metadata_props[:]
         node.metadata_props.extend(origin.metadata_props)
-        if node.op_type == "Resize" and origin.op_type in _RESIZING:
-            _keep_meaning(node, after)
+
+
+def _resizing(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    return [node for node in _nodes(graph) if node.op_type in _RESIZING and not node.domain]
+
+
+def _rename(found: str, name: str, graph: onnx.GraphProto) -> None:
+    """Give a value another name, wherever it is made and read."""
+    for node in _nodes(graph):
+        for names in (node.input, node.output):
+            for k, other in enumerate(names):
+                if other == found:
+                    names[k] = name
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -60,6 +60,20 @@ def known_shape(value: ir.Value | None) -> Shape | None:
     return cast("Shape", dims)
 
 
+_STRING_BYTES = 8  # a reference: how long the text is, no type says
+
+
+def item_bytes(dtype: ir.DataType | None) -> float:
+    """Bytes of one element of a type, 0.5 for one of four bits; of no known type, of a float32.
+
+    >>> item_bytes(ir.DataType.FLOAT16), item_bytes(ir.DataType.STRING)
+    (2, 8)
+    """
+    if dtype is None:
+        return ir.DataType.FLOAT.itemsize
+    return _STRING_BYTES if dtype == ir.DataType.STRING else dtype.itemsize
+
+
 def is_unsized(value: ir.Value | None) -> bool:
     """Whether a value of a canonical model has a size that only running the model tells."""
     return value is not None and bool(value.meta.data.get(UNSIZED_KEY))

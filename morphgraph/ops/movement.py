@@ -73,8 +73,10 @@ class Split(Op):
 
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:
-        sizes = [new.shape(~k)[axis % len(n.shape(0))] for k in range(len(n.out_shapes))]
-        sizes = [size for size in sizes if size]  # a result of size 0 goes
+        axis %= len(n.shape(0))
+        sizes = [(n.out(k)[axis], new.shape(~k)[axis]) for k in range(len(n.out_shapes))]
+        # A result that comes to size 0 goes; one that had it stays.
+        sizes = [size for before, size in sizes if size or not before]
         if n.opset < 13:
             new.set_attribute("split", sizes)
         else:
@@ -119,6 +121,10 @@ def _sliced_where_computed(n: OpNode) -> Description:
         else:
             pass_axes(description, n.shape(0), [(axis, axis)])
     return description
+
+
+_LAST = (-1, 2**31 - 1, 2**63 - 1)
+"""Where a slice begins that runs down from the last position, however many there are."""
 
 
 def _open_end(end: int, step: int) -> int | None:
@@ -197,9 +203,9 @@ class Slice(Op):
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":
-        x = b.tensor(n, 0)
-        if b.open_axes(n, 0) or n.ints(1) is None or n.ints(2) is None:
-            return _sliced_by_bounds(b, n)
+        x, axes = b.tensor(n, 0), _sliced_axes(b, n)
+        if b.open_axes(n, 0) & set(axes) or n.ints(1) is None or n.ints(2) is None:
+            return _sliced_by_bounds(b, n, axes)
         index: list[slice] = [slice(None)] * len(n.shape(0))
         for axis, positions in sliced_positions(n).items():
             if np.array_equal(positions, np.arange(n.shape(0)[axis])):
@@ -217,18 +223,31 @@ class Slice(Op):
         return b.item(x, tuple(index)) if index else x
 
 
-def _sliced_by_bounds(b: "TorchBuilder", n: OpNode) -> "fx.Node":
+def _sliced_axes(b: "TorchBuilder", n: OpNode) -> tuple[int, ...]:
+    axes = n.ints(3) if n.has(3) else tuple(range(n.shape(1)[0]))
+    if axes is None:
+        b.fail(n, "its axes are computed from values")
+    return tuple(axis % len(n.shape(0)) for axis in axes)
+
+
+def _sliced_by_bounds(b: "TorchBuilder", n: OpNode, axes: Sequence[int]) -> "fx.Node":
     """A slice by its bounds, which may depend on open sizes; Python clips them as ONNX does."""
     starts, ends = b.numbers(n, 1), b.numbers(n, 2)
-    axes = n.ints(3) or tuple(range(n.shape(1)[0]))
-    steps = n.ints(4) or (1,) * len(axes)
-    if starts is None or ends is None or min(steps) < 0:
-        b.fail(n, "its bounds are computed from values, or it runs backwards along open sizes")
+    steps = n.ints(4) if n.has(4) else (1,) * len(axes)
+    if starts is None or ends is None or steps is None:
+        b.fail(n, "its bounds are computed from values")
     index: list[slice] = [slice(None)] * len(n.shape(0))
+    turned: list[int] = []
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        last = None if isinstance(end, int) and end > 2**31 - 2 else end
-        index[axis] = slice(start, last, None if step == 1 else step)
-    return b.item(b.tensor(n, 0), tuple(index))
+        if step > 0:
+            last = None if isinstance(end, int) and end > 2**31 - 2 else end
+            index[axis] = slice(start, last, None if step == 1 else step)
+        elif step == -1 and start in _LAST and _open_end(end, step) is None:
+            turned.append(axis)
+        else:
+            b.fail(n, f"it runs backwards along axis {axis}, whose size is open, and not over all")
+    x = b.item(b.tensor(n, 0), tuple(index))
+    return b.method("flip", x, tuple(turned)) if turned else x
 
 
 @op("Gather")

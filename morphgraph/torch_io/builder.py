@@ -380,9 +380,11 @@ class TorchBuilder(Homes):
         """
         full = f"{n.domain}::{n.op_type}" if n.domain else n.op_type
         known = facts_of(n) is not Op
-        teach = f'register("{full}", line, lower=your_function)'
         hint = advice or (
-            f"give its entry another 'lower': {full}" if known else f"teach it: {teach}"
+            "plan, apply, shrink and bench take it as it is; to have it in PyTorch, export the "
+            "network without it, or extend its entry's 'lower' (docs/adding-an-op.md)"
+            if known
+            else f'teach it: register("{full}", line, lower=your_function)'
         )
         raise UnsupportedError(f"node '{n.name}': {n.op_type} to PyTorch: {why}; {hint}")
 

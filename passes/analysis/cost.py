@@ -25,7 +25,7 @@ import onnx_ir as ir
 from morphgraph.device import DeviceProfile, load_profile
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph, analysis
-from morphgraph.onnx_io import constant_names, escape, is_unsized, static_shape
+from morphgraph.onnx_io import constant_names, escape, is_unsized, item_bytes, static_shape
 from morphgraph.ops import coded_weights, facts_of, weights_of
 from morphgraph.options import Convention as Convention
 from morphgraph.passes.analysis.channel_sources import kernels as producing_kernels
@@ -371,7 +371,7 @@ def _weight_bytes(graph: ChannelGraph, _convention: Convention, _device: str) ->
     left_over = constant_names(graph.model)
     coded, codes = coded_weights(graph.model)
     terms = [
-        _value_term(graph, value, value.dtype.itemsize, _owner(graph, value))
+        _value_term(graph, value, item_bytes(value.dtype), _owner(graph, value))
         for name, value in graph.model.graph.initializers.items()
         if value.dtype is not None and name not in left_over
         if value.dtype.is_floating_point() or name in coded or name in codes
@@ -398,7 +398,7 @@ def _activations(graph: ChannelGraph) -> list[tuple[ir.Value, str, int, int]]:
 
 
 def _item_bytes(graph: ChannelGraph, value: ir.Value) -> float:
-    return (value.dtype.itemsize if value.dtype is not None else 4) / graph.batch
+    return item_bytes(value.dtype) / graph.batch
 
 
 def _memory(graph: ChannelGraph, _convention: Convention, _device: str) -> Cost:
@@ -443,7 +443,7 @@ def _latency(graph: ChannelGraph, _convention: Convention, device: str) -> Cost:
             if value is None or not value.name:
                 continue
             weight = value.name in graph.couplings.input_independent
-            size = value.dtype.itemsize if value.dtype is not None else 4
+            size = item_bytes(value.dtype)
             scale = (size if weight else size / graph.batch) / (gbytes * 1e6)
             term_ = _value_term(graph, value, scale, op.layer)
             terms.append(

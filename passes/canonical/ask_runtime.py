@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import captured_values, dtype_of, known_shape
+from morphgraph.onnx_io import captured_values, dtype_of, item_bytes, known_shape
 from morphgraph.passes.canonical.fold_values import KnownValues
 
 _MAX_CONSTANT_BYTES = 2**20  # of an operand whose numbers the node gets; larger ones are weights
@@ -122,8 +122,7 @@ def _ports(node: ir.Node) -> Sequence[tuple[str, ir.Value | None]]:
 
 
 def _bytes(value: ir.Value) -> float:
-    assert value.dtype is not None
-    return float(np.prod(known_shape(value) or (), dtype=np.float64)) * value.dtype.itemsize
+    return float(np.prod(known_shape(value) or (), dtype=np.float64)) * item_bytes(value.dtype)
 
 
 def _numbers(value: ir.Value, half: bool, single: int) -> Array:

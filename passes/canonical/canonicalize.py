@@ -123,7 +123,7 @@ def _check_inputs(model: ir.Model) -> None:
             raise ModelError(f"{where}: its shape is not known; {remedy}")
         for axis, size in enumerate(value.shape):
             if isinstance(size, int) and size <= 0:
-                raise ModelError(f"{where}: size {axis} of {value.shape} is not known; {remedy}")
+                raise ModelError(f"{where}: axis {axis} of {value.shape} has size {size}; {remedy}")
 
 
 def _fold(model: ir.Model, varying: frozenset[str]) -> Digests:

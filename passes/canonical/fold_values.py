@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array, Shape
 from morphgraph.errors import ModelError
-from morphgraph.onnx_io import is_float, known_shape, node_label, subgraphs
+from morphgraph.onnx_io import is_float, item_bytes, known_shape, node_label, subgraphs
 from morphgraph.ops import facts_of, listed_parameters
 
 FOLD_LIMIT_BYTES = 16 * 2**20  # of one result, or of one operand
@@ -197,7 +197,7 @@ def _result_is_small(node: ir.Node) -> bool:
         shape = known_shape(output)
         if shape is None or output.dtype is None:
             return False
-        if math.prod(shape) * output.dtype.itemsize > FOLD_LIMIT_BYTES:
+        if math.prod(shape) * item_bytes(output.dtype) > FOLD_LIMIT_BYTES:
             return False
     return True
 

@@ -53,6 +53,28 @@ WRONG: list[tuple[dict[str, Array | None], type[MorphError], str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("declared", "shape", "advice"),
+    [
+        ("N,3,8,9", (5, 8, 9, 3), "; move the channels: .transpose(0, 3, 1, 2)"),
+        ("N,8,9,3", (5, 3, 8, 9), "; move the channels: .transpose(0, 2, 3, 1)"),
+        ("N,3,H,W", (5, 8, 9, 3), "; move the channels: .transpose(0, 3, 1, 2)"),
+        ("N,3,8,9", (5, 8, 9, 4), ""),
+        ("N,3,8,9", (5, 9, 9), ""),
+    ],
+)
+def test_images_with_channels_elsewhere(
+    declared: str, shape: tuple[int, ...], advice: str
+) -> None:
+    model = model_from_text(f"net (float[{declared}] x) => (float[A,B,C,D] y) {{ y = Relu(x) }}")
+    with pytest.raises(ModelError) as refused:
+        Samples.of(np.ones(shape, np.float32), model)
+    assert str(refused.value).endswith(f"(FLOAT [{declared}]){advice}")
+    if advice:
+        order = tuple(map(int, advice.partition("(")[2].rstrip(")").split(",")))
+        Samples.of(np.ones(shape, np.float32).transpose(order), model)
+
+
 @pytest.mark.parametrize(("change", "error", "message"), WRONG, ids=lambda each: str(each)[:30])
 def test_arrays_that_the_model_does_not_take(
     model: ir.Model,

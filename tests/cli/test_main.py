@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,41 @@ def test_other_ends(
     ran = run("analyze", model)
     assert (ran.code, ran.out) == (code, "")
     assert len(ran.err.strip().splitlines()) == 1
+
+
+# An interruption while the command line itself is still being read.
+_INTERRUPT = """
+import runpy, sys
+from importlib import import_module
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "click":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+"""
+
+
+def _command() -> str:
+    """The module and the function that an installed ``morphgraph`` calls."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return str(project["project"]["scripts"]["morphgraph"])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "runpy.run_module('morphgraph', run_name='__main__')",
+        "sys.exit(getattr(import_module({module!r}), {function!r})())",
+    ],
+    ids=["python -m morphgraph", "morphgraph"],
+)
+def test_an_interruption_before_the_first_line_runs_is_one_line(start: str) -> None:
+    module, _, function = _command().partition(":")
+    done = _python(_INTERRUPT + start.format(module=module, function=function))
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "morphgraph: error: interrupted; nothing was left half written\n"
 
 
 def test_a_reader_may_go_away(model: Path) -> None:

@@ -319,6 +319,7 @@ def test_a_page_asks_for_nothing(small: Path, tmp_path: Path, run: Any) -> None:
         (["nothing.onnx"], 4, "No such file"),
         (["{folder}"], 4, "a report is made of a finished run"),
         (["{small}", "{small}", "{small}"], 2, "give the folder of a run"),
+        (["plan.json"], 2, "shown beside its model: `morphgraph report MODEL plan.json`"),
         (["{folder}", "{small}"], 2, "give nothing beside it"),
         (["{small}", "--device", "d.json", "--seconds", "0"], 2, "beside measured ones"),
     ],

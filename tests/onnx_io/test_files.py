@@ -64,6 +64,7 @@ def refuse(path: Path, *words: str, error: type[MorphError] = ModelError) -> str
         (b"", "empty"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
         (b"  <html>", "HTML"),
+        (b"import torch\n", "looks like text; give the ONNX file itself"),
         (b"404: Not Found", "text"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
         (b"PK\x03\x04" + bytes(50), "PyTorch"),

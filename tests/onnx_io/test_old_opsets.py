@@ -99,6 +99,26 @@ def test_what_the_converter_loses_is_put_back() -> None:
     assert (node.name, dict(node.metadata_props)) == ("node", {"scope": "here"})
 
 
+@pytest.mark.parametrize(("op_type", "opset"), [("Upsample", 9), ("Resize", 10)])
+def test_what_is_resized_in_the_middle_keeps_its_pixels_and_its_names(
+    op_type: str, opset: int
+) -> None:
+    """Of an Upsample whose result is no output the converter makes a Resize of another name."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["small"]),
+        helper.make_node(op_type, ["small", "s"], ["large"], name="up", mode="linear"),
+        helper.make_node(op_type, ["large", "s"], ["larger"], name="again"),
+        helper.make_node("Neg", ["larger"], ["y"]),
+    ]
+    model = _model(nodes, opset, _scales(1, 1, 2.5, 2))
+    with pytest.warns(mg.MorphWarning):
+        raised = mg.lift(model).model
+    assert [n.name for n in raised.graph if n.op_type == "Resize"] == ["up", "again"]
+    assert [n.outputs[0].name for n in raised.graph] == ["small", "large", "larger", "y"]
+    x = GENERATOR.standard_normal((1, 4, 8, 8), np.float32)
+    np.testing.assert_allclose(_run(ir.to_proto(raised), x), _run(model, x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("node", "initializers", "opset"),
     [

@@ -118,6 +118,14 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         }""",
         [4, 4],
     ),
+    "split with parts of size 0": (
+        """net (float[1,3,4,4] x, float[8,3,1,1] w1, float[2,8,1,1] w2) => (float[1,2,4,4] y)
+        <int64[3] parts = {8, 0, 0}> {
+            a = Conv(x, w1)  p, q, r = Split<axis=1>(a, parts)  c = Concat<axis=1>(q, p, r)
+            rc = Relu(c)  y = Conv(rc, w2)
+        }""",
+        [8],
+    ),
     "concat": (
         """net (float[1,3,4,4] x, float[5,3,1,1] w1, float[7,3,1,1] w2, float[6,12,1,1] w3,
              float[2,6,1,1] w4) => (float[1,2,4,4] y) {

@@ -57,6 +57,38 @@ def test_a_size_in_any_spelling(spelling: str) -> None:
         np.testing.assert_allclose(net(torch.from_numpy(x)).detach(), expected, rtol=1e-5)
 
 
+LAST, FIRST = 2**63 - 1, -(2**63) + 1
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "axis", "step"),
+    [(-1, FIRST, 2, -1), (2, 0, 2, -1), (-1, FIRST, 1, -1), (LAST, FIRST, 0, -1), (3, 0, 2, -2)],
+)
+def test_slices_run_backwards_beside_open_sizes(
+    start: int, end: int, axis: int, step: int
+) -> None:
+    """Along a known size from anywhere; along an open one over all of it."""
+    model = model_from_text(f"""
+        net (float[B,T,4] x) => (float[B,T,L] y) <int64[1] s = {{{start}}}, int64[1] e = {{{end}}},
+            int64[1] a = {{{axis}}}, int64[1] t = {{{step}}}>
+        {{ r = Relu(x)  y = Slice(r, s, e, a, t) }}""")
+    net = mg.to_torch(model)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    for shape in ((1, 3, 4), (2, 5, 4)):
+        x = np.random.default_rng(0).standard_normal(shape).astype("f")
+        np.testing.assert_array_equal(net(torch.from_numpy(x)), session.run(None, {"x": x})[0])
+
+
+def test_a_slice_backwards_along_a_part_of_an_open_size_is_refused() -> None:
+    model = model_from_text("""
+        net (float[B,T,4] x) => (float[B,L,4] y)
+        <int64[1] s = {5}, int64[1] e = {0}, int64[1] a = {1}, int64[1] t = {-1}>
+        { r = Relu(x)  y = Slice(r, s, e, a, t) }""")
+    with pytest.raises(mg.UnsupportedError, match="backwards along axis 1") as refused:
+        mg.to_torch(model)
+    assert "export the network without it" in str(refused.value)
+
+
 @pytest.mark.parametrize("operand", ["", "m"])
 def test_causal_attention_at_open_lengths_behind_a_past(operand: str) -> None:
     """What a query must not see depends on how long the past is, and how many are new."""

@@ -199,6 +199,18 @@ def test_parameters_and_bytes() -> None:
     assert cost(graph, "peak").total == 4 * 2 * 6 * 36
 
 
+def test_text_counts_as_references() -> None:
+    """Names of classes are results, too; how long they are, no type says."""
+    text = """net (float[2,3] x, float[3,4] w) => (float[2,4] s, string[2] label)
+    <string[4] names = {"ant", "bee", "cat", "dog"}> {
+        s = MatMul(x, w)  i = ArgMax<axis=1, keepdims=0>(s)  label = Gather(names, i)
+    }"""
+    graph = lift(model_from_text(text))
+    scores, place, reference = 4 * (3 + 4), 8, 8
+    assert cost(graph, "memory").total == scores + place + reference
+    assert cost(graph, "latency").total > 0
+
+
 def test_peak_memory_is_the_largest_sum_alive_at_once() -> None:
     """Brute force over the topological order, at several widths."""
     graph = lift(model_from_text(CHAIN))
