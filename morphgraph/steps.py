@@ -64,6 +64,7 @@ def plan(
     measure: bool = False,
     refit: bool = False,
     config: Any = None,
+    example: Any = None,
     progress: Progress = no_progress,
 ) -> Plan:
     """The plan that meets every budget and keeps what the network uses most.
@@ -120,6 +121,8 @@ def plan(
             says, and that its class computes with. Corresponding groups of repeated blocks get one
             width, as by ``same=["repeated"]``; which others go together is found by building the
             class (:mod:`morphgraph.torch_io.config_ties`).
+        example: of ``config`` arguments of the forward, as :func:`morphgraph.export` takes them;
+            needed where the model's inputs do not tell them.
         progress: told how far the measurements are.
 
     Raises:
@@ -150,7 +153,7 @@ def plan(
     bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, depth=depth)
     if config is not None:
         bounds = replace(bounds, same=one_for_all(same))
-        bounds = replace(bounds, ties=_ties(graph, bounds, config, seed))
+        bounds = replace(bounds, ties=_ties(graph, bounds, config, example, seed))
     if isinstance(score, str) and score in DATA_SCORES:
         shrinker = Shrinker(
             graph,
@@ -195,10 +198,10 @@ def plan(
     return made(budget)
 
 
-def _ties(graph: ChannelGraph, bounds: WidthBounds, net: Any, seed: int) -> Ties:
+def _ties(graph: ChannelGraph, bounds: WidthBounds, net: Any, example: Any, seed: int) -> Ties:
     from morphgraph.torch_io.config_ties import module_ties
 
-    return module_ties(graph, bounds, net, seed)
+    return module_ties(graph, bounds, net, example, seed)
 
 
 def with_room(

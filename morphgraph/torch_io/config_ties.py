@@ -25,7 +25,7 @@ from morphgraph.passes.planning.ties import Multiple, Ties
 from morphgraph.torch_io.config_builds import ConfigBuilds
 from morphgraph.torch_io.config_search import REFUSED, ConfigSearch, Score, Values
 from morphgraph.torch_io.config_sizes import configs_of
-from morphgraph.torch_io.module_runs import Runner, random_call
+from morphgraph.torch_io.module_runs import Runner, call_of, random_call
 from morphgraph.torch_io.module_state import config_table, slots
 
 _BUILDS = 60  # of one trial
@@ -54,17 +54,21 @@ def config_ties(
     return _Finder(_Trials(graph, module, path), bounds.on(graph), keeps_numbers).run()
 
 
-def module_ties(graph: ChannelGraph, bounds: WidthBounds, net: nn.Module, seed: int = 0) -> Ties:
+def module_ties(
+    graph: ChannelGraph, bounds: WidthBounds, net: nn.Module, example: Any = None, seed: int = 0
+) -> Ties:
     """The widths that go together so that the config of a network, or of a module in it, says them.
 
     Args:
         graph: the network, exported from this one.
         bounds: of the widths.
         net: as it was exported, a wrapper included.
-        seed: of the inputs on which it is run.
+        example: arguments of its forward; by default random ones of the sizes of the inputs.
+        seed: of those.
 
     Raises:
         ArgumentError: no config builds a module of it.
+        UnsupportedError: its forward does not take the example.
     """
     found = configs_of(net)
     if not found:
@@ -73,7 +77,8 @@ def module_ties(graph: ChannelGraph, bounds: WidthBounds, net: nn.Module, seed: 
             "(type(net)(net.config)); leave config out, and give same=['repeated']"
         )
     module, path = found[0].module, found[0].path
-    run = Runner(net, random_call(net, graph.model, seed))
+    call = random_call(net, graph.model, seed) if example is None else call_of(net, example)
+    run = Runner(net, call)
     return config_ties(graph, bounds, module, path, keeps_numbers(module, run))
 
 

@@ -191,6 +191,19 @@ def test_entries_follow_widths(
     assert ("head_dim" in config) == ("head_dim" in entries)
 
 
+def test_as_many_heads_as_a_head_has_elements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of heads is no head's size because it is as large."""
+    for name, size in (("HIDDEN", 36), ("HEADS", 6)):
+        monkeypatch.setitem(globals(), name, size)
+    config = {**CONFIG, "hidden_size": 36, "num_attention_heads": 6}
+    folder, plan = make_folder(tmp_path / "square", config), tmp_path / "plan.json"
+    assert main(["plan", str(folder), "--set", "*attention*=4", "-o", str(plan)]) == 0
+    assert main(["apply", str(folder), str(plan), "-o", str(tmp_path / "small")]) == 0
+    assert said(tmp_path / "small") == config | {"num_attention_heads": 4, "head_dim": 6}
+
+
 def test_a_width_that_followed_from_another_is_stated(tmp_path: Path) -> None:
     config = {"model_type": "gpt2", "n_embd": HIDDEN, "n_head": HEADS, "n_inner": None}
     folder = make_folder(tmp_path / "gpt", config, inners=(4 * HIDDEN, 4 * HIDDEN))
