@@ -34,14 +34,23 @@ class ConfigBuilds:
 
     def whole(self, values: Mapping[str, Any], checked: bool = True) -> nn.Module | None:
         """The network with the module's parameters and persistent buffers; the rest is its own."""
+        built = self.numbers_alone(values, checked)
+        if built is None:
+            return None
         try:
-            with torch.random.fork_rng(devices=[]), _parameters_on_meta():
-                built = type(self._module)(self._changed(values, checked))
             built.load_state_dict(self._module.state_dict(), strict=False, assign=True)
             built.to(next(self._module.parameters()).device)
-        except Exception:  # noqa: BLE001  the class, or a buffer of another shape
+        except Exception:  # noqa: BLE001  a parameter or buffer of another shape
             return None
         return None if any(p.is_meta for p in built.parameters()) else built
+
+    def numbers_alone(self, values: Mapping[str, Any], checked: bool = True) -> nn.Module | None:
+        """The network with its own buffers and factors, and parameters without memory."""
+        try:
+            with torch.random.fork_rng(devices=[]), _parameters_on_meta():
+                return type(self._module)(self._changed(values, checked))
+        except Exception:  # noqa: BLE001  the class or its config
+            return None
 
     def refusal(self, values: Mapping[str, Any]) -> str:
         """What a config with these entries says when it is loaded; empty: it loads."""

@@ -333,7 +333,7 @@ def keeps_numbers(module: nn.Module, runs: Callable[[], Any]) -> Numbers:
     before = runs()
 
     def asked(values: Values) -> bool:
-        built = builds.whole(values)
+        built = builds.numbers_alone(values)
         if built is not None and any(_other_numbers(module, built)):
             return False
         new = [key for key in values if key not in table]
