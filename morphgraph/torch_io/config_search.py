@@ -93,11 +93,8 @@ class ConfigSearch:
         """Change one entry after the other as long as fewer shapes differ by it."""
         score = self._look(values)
         while True:
-            steps = [
-                values | {key: other} for key, each in self._options.items() for other in each
-            ]
+            steps = [values | {key: other} for key, each in self._options.items() for other in each]
             best = min(steps, key=self._look, default=values)
             if self._look(best) >= score:
                 return
             values, score = best, self._look(best)
-

@@ -268,9 +268,7 @@ class _Finder:
         """Blocks that may go by one ratio: few first, of those that do not go alone."""
         for count in range(2, _MANY + 1):
             yield from combinations(left, count)
-        yield from (
-            (one, other) for one in left for other in self._blocks if other not in left
-        )
+        yield from ((one, other) for one in left for other in self._blocks if other not in left)
 
     def _width(self, block: Block) -> int:
         return int(self._wide[block[0]])

@@ -147,7 +147,9 @@ class WidthBounds:
         for block in unlike:  # their floors in one ratio, too
             share = max(Fraction(floors[index], widths[index]) for index in block)
             for index in block:
-                floors[index] = min(widths[index], grids[index].at_least(ceil(share * widths[index])))
+                floors[index] = min(
+                    widths[index], grids[index].at_least(ceil(share * widths[index]))
+                )
         most = _by_hand(replace(self, widths=self.most), graph, shares, blocks)
         for index, width in most.items():
             ceilings[index] = min(ceilings[index], max(width, floors[index]))
