@@ -116,11 +116,11 @@ def plan(
         refit: whether ``apply(..., refit=data)`` follows, which gives biases to layers that have
             none: the budgets are met with them. What the budgeted costs are then at most is in
             ``plan.request["refit"]``.
-        config: a network of PyTorch that ``graph`` was exported from, and that its own config builds
-            (Hugging Face's), or a wrapper around one: then the plan has widths that the config
-            says, and that its class computes with. Corresponding groups of repeated blocks get one
-            width, as by ``same=["repeated"]``; which others go together is found by building the
-            class (:mod:`morphgraph.torch_io.config_ties`).
+        config: a network of PyTorch that ``graph`` was exported from, and that its own config
+            builds (Hugging Face's), or a wrapper around one: then the plan has widths that the
+            config says, and that its class computes with. Corresponding groups of repeated blocks
+            get one width, as by ``same=["repeated"]``; which others go together is found by
+            building the class (:mod:`morphgraph.torch_io.config_ties`).
         example: of ``config`` arguments of the forward, as :func:`morphgraph.export` takes them;
             needed where the model's inputs do not tell them.
         progress: told how far the measurements are.

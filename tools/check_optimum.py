@@ -102,7 +102,7 @@ def check(name: str, budget: str, place: Path) -> tuple[str, str]:
         ["plan", str(whole), "--budget", budget, "-o", str(plan)],
         ["apply", str(whole), str(plan), "-o", str(small)],
     ):
-        if code := morphgraph(["-q", *arguments]):
+        if code := morphgraph([*arguments, "--quiet"]):
             return "", f"`{arguments[0]}` ends with {code}"
     graph = mg.lift(whole / "model.onnx")
     keep = mg.Plan.load(plan).keep_channels(graph)

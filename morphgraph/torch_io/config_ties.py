@@ -40,7 +40,7 @@ def config_ties(
     bounds: WidthBounds,
     module: nn.Module,
     path: str = "",
-    keeps_numbers: Numbers = lambda values: True,
+    keeps_numbers: "Numbers | None" = None,
 ) -> Ties:
     """The widths that go together so that a module's config says them.
 
@@ -49,7 +49,8 @@ def config_ties(
         bounds: of the widths, those that correspond in repeated blocks as one.
         module: that its config builds; it may be on the meta device.
         path: of the module in the network that was exported.
-        keeps_numbers: whether the class computes with the same numbers after entries have changed.
+        keeps_numbers: whether the class computes with the same numbers after entries have changed;
+            not asked where only shapes count.
     """
     return _Finder(_Trials(graph, module, path), bounds.on(graph), keeps_numbers).run()
 
@@ -150,12 +151,10 @@ class _Trials:
                 news = sorted(sizes.get(value, set()) - {value})
                 if news:
                     options[key] = [*news, value]
-        search = ConfigSearch(
-            score, self._table, options, lambda: self._extra(sizes, widths), _BUILDS
-        )
+        search = ConfigSearch(score, self._table, options, lambda: self._extra(sizes), _BUILDS)
         return search.first()
 
-    def _extra(self, sizes: Mapping[int, set[int]], widths: IntArray) -> Iterator[Values]:
+    def _extra(self, sizes: Mapping[int, set[int]]) -> Iterator[Values]:
         """Entries without a number, with what modules keep under that name, or axes have."""
         named: dict[str, dict[int, None]] = {}
         for path, module in self._module.named_modules():
@@ -166,11 +165,10 @@ class _Trials:
         asked = self._builds.asked()
         for key in asked:
             yield from ({key: value} for value in named.get(key, ()))
-        if self._weights_of:
-            news = sorted({new for each in sizes.values() for new in each if new > 1})
-            for key in asked:
-                if key in self._table and key not in named:
-                    yield from ({key: value} for value in news)
+        news = sorted({new for each in sizes.values() for new in each if new > 1})
+        for key in asked:
+            if key in self._table and key not in named:
+                yield from ({key: value} for value in news)
 
     @cached_property
     def _weights_of(self) -> list[tuple[str, int, int]]:
@@ -228,7 +226,9 @@ def _sorted(shape: tuple[int, ...]) -> tuple[int, ...]:
 class _Finder:
     """Which blocks of groups are free, which go together, and which keep their width."""
 
-    def __init__(self, trials: _Trials, allowed: AllowedWidths, keeps_numbers: Numbers) -> None:
+    def __init__(
+        self, trials: _Trials, allowed: AllowedWidths, keeps_numbers: Numbers | None
+    ) -> None:
         self._trials = trials
         self._allowed = allowed
         self._keeps_numbers = keeps_numbers
@@ -275,7 +275,9 @@ class _Finder:
 
     def _says(self, changes: Mapping[Block, int]) -> bool:
         values = self._trials.says(changes)
-        return values is not None and self._keeps_numbers(values)
+        if values is None:
+            return False
+        return self._keeps_numbers is None or self._keeps_numbers(values)
 
     def _free(self, block: Block) -> bool:
         """Whether any width of a block can be said, as far as three of them tell."""
@@ -355,7 +357,7 @@ def keeps_numbers(module: nn.Module, runs: Callable[[], Any]) -> Numbers:
 
 def _other_numbers(mine: nn.Module, theirs: nn.Module) -> Iterator[str]:
     """Names of the factors, and of the tables that are no parameters, that differ."""
-    others = dict(theirs.named_modules())
+    others, persistent = dict(theirs.named_modules()), set(mine.state_dict())
     for path, module in mine.named_modules():
         other = others.get(path)
         if other is None:
@@ -364,10 +366,8 @@ def _other_numbers(mine: nn.Module, theirs: nn.Module) -> Iterator[str]:
             if type(value) is float and vars(other).get(name) != value:
                 yield f"{path}.{name}"
         tables = dict(other.named_buffers(recurse=False))
-        kept = module._non_persistent_buffers_set
         for name, tensor in module.named_buffers(recurse=False):
-            table = tables.get(name)
-            if name in kept and (
-                table is None or table.shape != tensor.shape or not torch.equal(table, tensor.cpu())
-            ):
-                yield f"{path}.{name}"
+            table, full = tables.get(name), f"{path}.{name}" if path else name
+            alike = table is not None and table.shape == tensor.shape
+            if full not in persistent and not (alike and torch.equal(table, tensor.cpu())):
+                yield full

@@ -89,9 +89,11 @@ def held_together(
     """
     together: list[Sequence[int]] = [*ties.ratios]
     if REPEATED in same:
-        for groups in repeated(graph):
-            if ties.of or not all(group.can_change for group in groups):
-                together.append([group.index for group in groups])
+        together += [
+            [group.index for group in groups]
+            for groups in repeated(graph)
+            if ties.of or not all(group.can_change for group in groups)
+        ]
     stuck = {g.index for g in graph.groups if not (allows(g) if ties.of else g.can_change)}
     held = set[int]()
     while more := {

@@ -39,8 +39,13 @@ _COMMON = {
     "num_key_value_heads": 4,
 }
 _SHORT = {  # by GPT-2's names
-    **{"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4},
-    **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    "vocab_size": VOCABULARY,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
 }
 _WINDOW = {"query_pre_attn_scalar": 16, "sliding_window": 16}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
