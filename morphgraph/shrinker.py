@@ -342,6 +342,7 @@ class Shrinker:
             exclude=bounds.exclude,
             widths=bounds.widths,
             same=bounds.same,
+            ties=bounds.ties,
             allocation=allocation or ("sum" if score == "data" else "shares"),
             **options,
         )

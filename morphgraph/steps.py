@@ -1,6 +1,7 @@
 """``plan`` and ``apply`` as users call them: by the weights, or by calibration inputs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,8 @@ from morphgraph.passes.planning.bounds import WidthBounds, Widths
 from morphgraph.passes.planning.build import warn_of_price
 from morphgraph.passes.planning.constraints import Budget
 from morphgraph.passes.planning.outputs import Classes
+from morphgraph.passes.planning.same import one_for_all
+from morphgraph.passes.planning.ties import Ties
 from morphgraph.passes.planning.vocabulary import by_vocabulary
 from morphgraph.passes.refit.refit import with_biases
 from morphgraph.passes.refit.room import plan_with_room
@@ -60,6 +63,8 @@ def plan(
     device: Device | None = None,
     measure: bool = False,
     refit: bool = False,
+    config: Any = None,
+    example: Any = None,
     progress: Progress = no_progress,
 ) -> Plan:
     """The plan that meets every budget and keeps what the network uses most.
@@ -111,10 +116,18 @@ def plan(
         refit: whether ``apply(..., refit=data)`` follows, which gives biases to layers that have
             none: the budgets are met with them. What the budgeted costs are then at most is in
             ``plan.request["refit"]``.
+        config: a network of PyTorch that ``graph`` was exported from, and that its own config
+            builds (Hugging Face's), or a wrapper around one: then the plan has widths that the
+            config says, and that its class computes with. Corresponding groups of repeated blocks
+            get one width, as by ``same=["repeated"]``; which others go together is found by
+            building the class (:mod:`morphgraph.torch_io.config_ties`).
+        example: of ``config`` arguments of the forward, as :func:`morphgraph.export` takes them;
+            needed where the model's inputs do not tell them.
         progress: told how far the measurements are.
 
     Raises:
-        ArgumentError: a score of data without ``data``, or ``data`` with another score;
+        ArgumentError: a score of data without ``data``, or ``data`` with another score; no config
+            builds ``config``;
             ``measure`` without a latency on a measured device.
         BudgetError: no plan meets the budget; says the lowest that can be met.
         DataError: there are no or too few samples, or they hold NaN.
@@ -137,8 +150,11 @@ def plan(
             raise ArgumentError("vocabulary says what outputs and tables keep; give it alone")
         keep_classes, keep_tokens = by_vocabulary(graph, vocabulary)
     budget = on_device(budget, device)
+    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, depth=depth)
+    if config is not None:
+        bounds = replace(bounds, same=one_for_all(same))
+        bounds = replace(bounds, ties=_ties(graph, bounds, config, example, seed))
     if isinstance(score, str) and score in DATA_SCORES:
-        bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, depth=depth)
         shrinker = Shrinker(
             graph,
             data,
@@ -167,8 +183,9 @@ def plan(
             include=include,
             exclude=exclude,
             widths=widths,
-            same=same,
+            same=bounds.same,
             depth=depth,
+            ties=bounds.ties,
             keep_classes=keep_classes,
             keep_tokens=keep_tokens,
             seed=seed,
@@ -179,6 +196,12 @@ def plan(
     if measure:
         return measured_plan(graph, made, budget, seed, progress, refit=refit)
     return made(budget)
+
+
+def _ties(graph: ChannelGraph, bounds: WidthBounds, net: Any, example: Any, seed: int) -> Ties:
+    from morphgraph.torch_io.config_ties import module_ties
+
+    return module_ties(graph, bounds, net, example, seed)
 
 
 def with_room(

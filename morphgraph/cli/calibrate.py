@@ -84,4 +84,4 @@ def calibrate(
             "to time; close other programs and calibrate again, or trust plans that are measured"
         )
     where = escape(str(output))
-    note(f"wrote {where}; next: morphgraph plan MODEL --budget latency=60% --device {where}")
+    note(f"wrote {where}; `plan` and `shrink` take it as --device {where} --budget latency=60%")

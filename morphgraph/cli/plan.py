@@ -40,6 +40,7 @@ from morphgraph.words import escape, with_options
 
 if TYPE_CHECKING:
     from morphgraph.calibration import Samples
+    from morphgraph.folders.found import ModelFolder
     from morphgraph.graph import ChannelGraph
     from morphgraph.passes.planning.constraints import Budget
     from morphgraph.plans import Plan
@@ -233,14 +234,17 @@ def plan(
         return
     samples = reading.read(data, graph.model, options.seed, folder) if data else None
     with step("planning"), naming(model, ModelError):
+        arguments = options.arguments()
+        if samples is None:
+            arguments["ties"] = options.ties(graph, folder)
         make: Callable[[Budget], Plan]
         if samples is not None:
-            make = _by_data(graph, samples, ratio, kept, options)
+            make = _by_data(graph, samples, ratio, kept, options, folder)
         elif ratio is not None:
             share = ratio if isinstance(ratio, float) else None
-            make = partial(_uniform, graph, share, kept | _widths_alone(options.arguments()))
+            make = partial(_uniform, graph, share, kept | _widths_alone(arguments))
         else:
-            make = partial(removal_path.plan, graph, **kept, **options.arguments())
+            make = partial(removal_path.plan, graph, **kept, **arguments)
         if for_refit:
             make = with_room(graph, make, options.convention)
         if measure:
@@ -293,6 +297,7 @@ def _by_data(
     ratio: float | str | None,
     kept: dict[str, Any],
     options: PlanOptions,
+    folder: "ModelFolder | None",
 ) -> "Callable[[Budget], Plan]":
     """Makes plans by a score of calibration inputs."""
     from morphgraph.passes.planning.bounds import WidthBounds
@@ -300,13 +305,12 @@ def _by_data(
 
     arguments = options.arguments()
     score, convention, seed = (arguments.pop(name) for name in ("score", "convention", "seed"))
-    shrinker = Shrinker(
-        graph, samples, bounds=WidthBounds(**arguments), seed=seed, progress=ProgressLines()
-    )
+    bounds = WidthBounds(**arguments, ties=options.ties(graph, folder))
+    shrinker = Shrinker(graph, samples, bounds=bounds, seed=seed, progress=ProgressLines())
     if ratio is None:
         return partial(shrinker.plan, score=score, convention=convention, **kept)
     share = ratio if isinstance(ratio, float) else None
-    given = _widths_alone(arguments) | kept
+    given = _widths_alone(arguments) | kept | {"ties": bounds.ties}
     given |= {"score": shrinker.scores(score), "convention": convention}
     return partial(_uniform, graph, share, given)
 

@@ -167,7 +167,7 @@ def shrink(
         shrinker = Shrinker(
             graph,
             samples,
-            bounds=WidthBounds(**arguments),
+            bounds=WidthBounds(**arguments, ties=options.ties(graph, folder)),
             seed=seed,
             progress=ProgressLines(),
             processes=processes,

@@ -1,7 +1,7 @@
 """Options of commands that choose widths: the keyword arguments of ``plan`` and of ``expand``."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import click
 from msgspec import Meta
@@ -19,6 +19,11 @@ from morphgraph.options import (
     RoundTo,
     option,
 )
+
+if TYPE_CHECKING:
+    from morphgraph.folders.found import ModelFolder
+    from morphgraph.graph import ChannelGraph
+    from morphgraph.passes.planning.ties import Ties
 
 Counting = Annotated[Convention, option("How costs are counted.")]
 
@@ -96,6 +101,19 @@ class PlanOptions:
             warn("--unequal: configs have one number for all blocks; only ONNX Runtime runs others")
             return self
         return replace(self, same=(*self.same, REPEATED))
+
+    def ties(self, graph: "ChannelGraph", folder: "ModelFolder | None") -> "Ties":
+        """The widths that go together so that the config beside the model says them."""
+        from morphgraph.folders.classes import folder_ties
+        from morphgraph.passes.planning.bounds import WidthBounds
+        from morphgraph.passes.planning.ties import NONE
+
+        if folder is None or self.unequal:
+            return NONE
+        arguments = self.arguments()
+        for name in ("score", "convention", "seed"):
+            del arguments[name]
+        return folder_ties(graph, WidthBounds(**arguments), folder)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments."""

@@ -184,7 +184,7 @@ class SizeChanges:
             gone = self.blocks_gone(size)
             return [size - max(gone)] if gone else []
         if kind in (HEADS, KV_HEADS, HEAD_SIZE):
-            return self._of_heads(size)
+            return self._of_heads(kind, size)
         if kind in (HIDDEN, INNER, EXPERTS):
             return self._of_groups(kind, size, entry)
         return []
@@ -231,14 +231,29 @@ class SizeChanges:
         # What is gone has no size.
         return sorted({len(self._keep.get(g.index, range(g.width))) for g in wanted} - {0})
 
-    def _of_heads(self, size: int) -> list[int]:
+    def _of_heads(self, kind: str, size: int) -> list[int]:
         graph, found = self._graph, set[int]()
         sizes = np.asarray(graph.couplings.sizes)
         for vertex in np.flatnonzero(sizes == size).tolist():
-            if any(self._units[index] > 1 for index in graph.groups_on(vertex)):
+            there = [index for index in graph.groups_on(vertex) if self._units[index] > 1]
+            if any(self._is_of_elements(index) == (kind == HEAD_SIZE) for index in there):
                 kept = self._selection.vertex(vertex)
                 found.add(size if kept is None else len(kept))
         return sorted(found - {0})
+
+    def _is_of_elements(self, index: int) -> bool:
+        """Whether a channel is an element of all heads, not all elements of a head.
+
+        There may be as many heads as a head has elements. A head's stand side by side.
+        """
+        graph = self._graph
+        channel = graph.groups[index].channels[0]
+        for view in graph.per_channel[:, [index]].tocoo().coords[0].tolist():
+            start, stop = graph.class_start[view : view + 2]
+            places = np.flatnonzero(graph.atom_channel[start:stop] == channel)
+            if len(places) > 1:
+                return bool((np.diff(places) > 1).all())
+        return False
 
     @cached_property
     def _selection(self) -> AxisSelection:

@@ -14,34 +14,43 @@ class ConfigBuilds:
 
     Attributes:
         config: the module's config.
-        left: how many builds are left.
     """
 
-    def __init__(self, module: nn.Module, builds: int) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.config = module.config
-        self.left = builds
         self._module = module
         self._loads = _survives_loading(self.config)
 
-    def shapes_alone(self, values: Mapping[str, Any]) -> nn.Module | None:
-        """The network on the meta device; ``None`` where the class or its config refuses."""
-        self.left -= 1
+    def shapes_alone(self, values: Mapping[str, Any], checked: bool = True) -> nn.Module | None:
+        """The network on the meta device; ``None`` where the class or its config refuses.
+
+        What the config says when it is loaded counts where it is ``checked``.
+        """
         try:
-            config = self._changed(values)
+            config = self._changed(values, checked)
         except Exception:  # noqa: BLE001  validators of a config raise anything
             return None
         return self._built(config)
 
-    def whole(self, values: Mapping[str, Any]) -> nn.Module | None:
+    def whole(self, values: Mapping[str, Any], checked: bool = True) -> nn.Module | None:
         """The network with the module's parameters and persistent buffers; the rest is its own."""
+        built = self.numbers_alone(values, checked)
+        if built is None:
+            return None
         try:
-            with torch.random.fork_rng(devices=[]), _parameters_on_meta():
-                built = type(self._module)(self._changed(values))
             built.load_state_dict(self._module.state_dict(), strict=False, assign=True)
             built.to(next(self._module.parameters()).device)
-        except Exception:  # noqa: BLE001  the class, or a buffer of another shape
+        except Exception:  # noqa: BLE001  a parameter or buffer of another shape
             return None
         return None if any(p.is_meta for p in built.parameters()) else built
+
+    def numbers_alone(self, values: Mapping[str, Any], checked: bool = True) -> nn.Module | None:
+        """The network with its own buffers and factors, and parameters without memory."""
+        try:
+            with torch.random.fork_rng(devices=[]), _parameters_on_meta():
+                return type(self._module)(self._changed(values, checked))
+        except Exception:  # noqa: BLE001  the class or its config
+            return None
 
     def refusal(self, values: Mapping[str, Any]) -> str:
         """What a config with these entries says when it is loaded; empty: it loads."""
@@ -82,10 +91,10 @@ class ConfigBuilds:
         except Exception:  # noqa: BLE001  a class of the user's own may raise anything
             return None
 
-    def _changed(self, values: Mapping[str, Any]) -> Any:
+    def _changed(self, values: Mapping[str, Any], checked: bool = True) -> Any:
         config = copy.deepcopy(self.config)
         vars(config).update(values)
-        if self._loads:
+        if self._loads and checked:
             _load_again(config)
         return config
 

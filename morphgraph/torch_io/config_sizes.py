@@ -6,8 +6,6 @@ network of the same shapes, whose modules keep the same sizes, and which compute
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from itertools import product
-from math import prod
 from typing import Any
 
 import torch
@@ -15,29 +13,30 @@ from torch import nn
 
 from morphgraph.onnx_io import escape
 from morphgraph.torch_io.config_builds import ConfigBuilds
+from morphgraph.torch_io.config_search import REFUSED, ConfigSearch, Score, Values
 from morphgraph.torch_io.module_sizes import Attributes
 from morphgraph.torch_io.module_state import Slot, config_table, holds_sizes, slots
 
 _BUILDS = 600
 _RUNS = 12  # networks of the right shapes that are run, until one computes the same
 _SHOWN = 3
-_ALL = 64  # choices of all entries that are few enough to look at every one
-_Score = tuple[int, int]
-_REFUSED: _Score = (2**31, 0)
-_Values = dict[str, Any]
 
 
 class ConfigFit:
-    """A module that its own config builds, in a network that is this module or wraps it."""
+    """A module that its own config builds, in a network that is this module or wraps it.
+
+    Attributes:
+        module: this one.
+        path: where it stands.
+    """
 
     def __init__(self, module: nn.Module, path: str, net: nn.Module) -> None:
-        self._module = module
-        self._path = path
+        self.module = module
+        self.path = path
         self._net = net
-        self._builds = ConfigBuilds(module, _BUILDS)
+        self._builds = ConfigBuilds(module)
         self._kind = type(module.config).__name__
         self._says_all = False
-        self._looked: dict[str, tuple[_Score, _Values]] = {}
 
     @property
     def _table(self) -> MutableMapping[str, Any]:
@@ -53,12 +52,12 @@ class ConfigFit:
         """Note whether the config says all of the network before the resize; then it must after."""
         self._says_all = self._runs_the_same({}, computed_the_same)
 
-    def _score(self, values: Mapping[str, Any]) -> _Score:
+    def _score(self, values: Mapping[str, Any], checked: bool = True) -> Score:
         """How many shapes, and how many attributes, differ in the network that is built."""
-        built = self._builds.shapes_alone(values)
+        built = self._builds.shapes_alone(values, checked)
         if built is None:
-            return _REFUSED
-        mine, theirs = _shapes(self._module), _shapes(built)
+            return REFUSED
+        mine, theirs = _shapes(self.module), _shapes(built)
         shapes = sum(mine.get(name) != theirs.get(name) for name in {*mine, *theirs})
         return shapes, len(list(self._differing(built)))
 
@@ -87,11 +86,13 @@ class ConfigFit:
             self._set(values, attributes)
             return f"{self._kind} builds this network"
 
-        def same(values: _Values) -> bool:
-            return self._runs_the_same(values, computes_the_same)
+        def same(values: Values, checked: bool = True) -> bool:
+            return self._runs_the_same(values, computes_the_same, checked)
 
         found = next((values for values in exact[:_RUNS] if same(values)), None)
         if found is None:
+            if refused := self._refused_alone(attributes, exact, same):
+                return refused
             values = self._fewest(exact[0], self._scores_no_worse)
             self._set(values, attributes)
             return (
@@ -103,47 +104,20 @@ class ConfigFit:
         self._set(values, attributes)
         return f"{self._kind} builds this network"
 
-    def _search(self, attributes: Attributes) -> tuple[_Values, list[_Values]]:
-        """The numbers with the fewest shapes that differ, and all that make none differ."""
-        options = self._options(attributes)
-        newest = {key: values[0] for key, values in options.items()}
-        for start in (newest, {}):
-            self._descend(start, options)
-        if prod(map(len, options.values())) <= _ALL:
-            for picked in product(*options.values()):
-                self._look(dict(zip(options, picked, strict=True)))
-        if not self._exact():
-            extra = sorted(self._extra(attributes), key=lambda more: self._look(newest | more))
-            for more in extra:
-                self._descend(newest | more, options)
-                if self._exact():
-                    break
-        return min(self._looked.values(), key=lambda entry: entry[0])[1], self._exact()
+    def _search(
+        self, attributes: Attributes, *, checked: bool = True
+    ) -> tuple[Values, list[Values]]:
+        """The numbers with the fewest shapes that differ, and all that make none differ.
 
-    def _exact(self) -> list[_Values]:
-        """The numbers that make no shape differ, those with the fewest attributes first."""
-        right = [entry for entry in self._looked.values() if entry[0][0] == 0]
-        return [values for _, values in sorted(right, key=lambda e: (e[0], len(e[1])))]
-
-    def _look(self, values: Mapping[str, Any]) -> _Score:
-        """The score of these numbers, built once."""
-        changed = {key: v for key, v in values.items() if v != self._table.get(key)}
-        known = repr(sorted(changed.items()))
-        if known not in self._looked:
-            if self._builds.left <= 0:
-                return _REFUSED
-            self._looked[known] = self._score(changed), changed
-        return self._looked[known][0]
-
-    def _descend(self, values: _Values, options: Mapping[str, Sequence[Any]]) -> None:
-        """Change one entry after the other as long as fewer shapes differ by it."""
-        score = self._look(values)
-        while True:
-            steps = [values | {key: other} for key, each in options.items() for other in each]
-            best = min(steps, key=self._look, default=values)
-            if self._look(best) >= score:
-                return
-            values, score = best, self._look(best)
+        Those that the config refuses count as well where it is not ``checked``.
+        """
+        return ConfigSearch(
+            lambda values: self._score(values, checked),
+            self._table,
+            self._options(attributes),
+            lambda: self._extra(attributes),
+            _BUILDS,
+        ).run()
 
     def _options(self, attributes: Attributes) -> dict[str, list[Any]]:
         """Per entry that holds sizes the values that it may take, the present one last."""
@@ -155,7 +129,7 @@ class ConfigFit:
                     found[key] = [other for other in others if other != value] + [value]
         return found
 
-    def _extra(self, attributes: Attributes) -> Iterator[_Values]:
+    def _extra(self, attributes: Attributes) -> Iterator[Values]:
         """Entries that have no number, or are not there, with numbers that they may need now.
 
         Such an entry has a default that follows from others (a head's size of the hidden width),
@@ -163,11 +137,11 @@ class ConfigFit:
         comes first, then the sizes of parameters.
         """
         named: dict[str, dict[int, None]] = {}
-        for path, module in self._module.named_modules():
+        for path, module in self.module.named_modules():
             for slot in slots(module, path):
                 if slot.table is vars(module) and isinstance(slot.value, int):
                     named.setdefault(slot.key, {})[slot.value] = None
-        sizes = {size for shape in _shapes(self._module).values() for size in shape if size > 1}
+        sizes = {size for shape in _shapes(self.module).values() for size in shape if size > 1}
         changed = {new for news in attributes.sizes.everywhere.values() for new in news}
         asked = self._builds.asked()
         for key in asked:
@@ -176,7 +150,7 @@ class ConfigFit:
             if key in self._table and key not in named:
                 yield from ({key: value} for value in sorted(sizes & changed))
 
-    def _fewest(self, values: _Values, does: Callable[[_Values, _Values], bool]) -> _Values:
+    def _fewest(self, values: Values, does: Callable[[Values, Values], bool]) -> Values:
         """The same numbers without those without which others do as well."""
         for key in list(values):
             fewer = {other: value for other, value in values.items() if other != key}
@@ -184,17 +158,19 @@ class ConfigFit:
                 values = fewer
         return values
 
-    def _scores_no_worse(self, fewer: _Values, values: _Values) -> bool:
+    def _scores_no_worse(self, fewer: Values, values: Values) -> bool:
         return self._score(fewer) <= self._score(values)
 
-    def _runs_the_same(self, values: _Values, same: Callable[[nn.Module], bool]) -> bool:
-        built = self._builds.whole(values)
+    def _runs_the_same(
+        self, values: Values, same: Callable[[nn.Module], bool], checked: bool = True
+    ) -> bool:
+        built = self._builds.whole(values, checked)
         if built is None:
             return False
-        with _in_its_place(self._net, self._module, built) as net:
+        with _in_its_place(self._net, self.module, built) as net:
             return same(net)
 
-    def _set(self, values: _Values, attributes: Attributes) -> None:
+    def _set(self, values: Values, attributes: Attributes) -> None:
         """Write the numbers into the config, and into the modules that hold copies of them."""
         for key, value in values.items():
             attributes.set(self._slot(key), value)
@@ -205,8 +181,8 @@ class ConfigFit:
 
     def _differing(self, built: nn.Module) -> Iterator[tuple[Slot, Any]]:
         """The sizes that the module's attributes hold otherwise than a network that was built."""
-        others = dict(built.named_modules(prefix=self._path))
-        for path, mine in self._module.named_modules(prefix=self._path):
+        others = dict(built.named_modules(prefix=self.path))
+        for path, mine in self.module.named_modules(prefix=self.path):
             other = others.get(path)
             if other is None:
                 continue
@@ -217,9 +193,9 @@ class ConfigFit:
                         yield slot, value
 
     def _slot(self, key: str) -> Slot:
-        return Slot(self._module, self._path, self._table, key, f"config.{key}")
+        return Slot(self.module, self.path, self._table, key, f"config.{key}")
 
-    def _refused(self, values: _Values, attributes: Attributes, unequal: Sequence[str]) -> str:
+    def _refused(self, values: Values, attributes: Attributes, unequal: Sequence[str]) -> str:
         """Why no numbers do, and what would help."""
         if unequal:
             names = ", ".join(f"'{escape(name)}'" for name in unequal[:_SHOWN])
@@ -227,16 +203,12 @@ class ConfigFit:
                 f"{self._kind} cannot say unequal widths of layers of one kind ({names}); to load "
                 'the network from a config, plan with same=["repeated"] (--same)'
             )
+        for found in self._search(attributes, checked=False)[1]:
+            if refusal := self._builds.refusal(found):
+                return self._refusing(refusal)
         built = self._builds.shapes_alone(values)
-        options = self._options(attributes)
-        newest = {key: each[0] for key, each in options.items()}
-        if refusal := self._builds.refusal(newest):
-            return (
-                f"{self._kind} cannot say these sizes: it refuses them ({escape(refusal)}); plan "
-                "widths that fit together (widths=, round_to=), or leave one alone (exclude=)"
-            )
         theirs = _shapes(built) if built else {}
-        mine = _shapes(self._module)
+        mine = _shapes(self.module)
         wrong = next((name for name, shape in mine.items() if theirs.get(name) != shape), "")
         return (
             f"{self._kind} cannot say these sizes (parameter '{escape(wrong)}'): it derives one "
@@ -244,12 +216,31 @@ class ConfigFit:
             "config, leave that width alone (exclude=), or change both by one ratio (widths=)"
         )
 
-    def _numbers(self, values: _Values) -> str:
+    def _refused_alone(
+        self,
+        attributes: Attributes,
+        exact: Sequence[Values],
+        same: Callable[[Values, bool], bool],
+    ) -> str:
+        """What the config says of the right numbers, where it is all that is in the way."""
+        loose = [v for v in self._search(attributes, checked=False)[1] if v not in exact]
+        for values in loose[:_RUNS]:
+            if (refusal := self._builds.refusal(values)) and same(values, False):
+                return self._refusing(refusal)
+        return ""
+
+    def _refusing(self, refusal: str) -> str:
+        return (
+            f"{self._kind} cannot say these sizes: it refuses them ({escape(refusal)}); plan "
+            "with config=, or leave one of these widths alone (exclude=)"
+        )
+
+    def _numbers(self, values: Values) -> str:
         """Numbers and buffers that a network from the config has otherwise than this one."""
         built = self._builds.whole(values)
         others = dict(built.named_modules()) if built else {}
         found = []
-        for path, mine in self._module.named_modules():
+        for path, mine in self.module.named_modules():
             theirs = others.get(path)
             names = _differing_numbers(mine, theirs) if theirs is not None else ()
             found += [f"'{escape(f'{path}.{name}' if path else name)}'" for name in names]

@@ -101,8 +101,10 @@ class _Solver:
                 for axis_class, per in zip(standing, taken, strict=True)
                 if dims_of_class[axis_class]
             )
-            # Pinned channels that no weight has (batch, space, shape vectors) are no groups.
-            if not stands_on or not (pin is None or members.on_weights(touched)):
+            # Pinned channels that no weight has (batch, space, shape vectors) are no groups, and
+            # neither is a single one, which something else broadcasts.
+            is_bare = pin is not None or len(channels_of_set[number]) == 1
+            if not stands_on or (is_bare and not members.on_weights(touched)):
                 continue
             producers = members.producers(touched)
             index = len(groups)

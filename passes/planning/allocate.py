@@ -383,8 +383,10 @@ class _Allocation:
         others = {k for n in self.gone for k in self.parts.groups[n].tolist()}
         for k in self.parts.groups[number].tolist():
             if k not in others:
-                # Groups that are to have one width come back with that of the others.
+                # Groups that go together come back with the width, or the share, of the others.
                 living = self._living(int(self.block_of[k]))
-                width = self.state.widths[living[0]] if living else self.allowed.ceilings[k]
-                self._move([k], [int(width)])
+                width, wide = int(self.allowed.ceilings[k]), self.graph.widths
+                if living:
+                    width = int(self.state.widths[living[0]] * wide[k] / wide[living[0]])
+                self._move([k], [width])
         return self._paid()

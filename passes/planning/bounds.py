@@ -3,7 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import gcd, lcm
+from fractions import Fraction
+from itertools import product
+from math import ceil, gcd, lcm
 from typing import get_args
 
 import numpy as np
@@ -19,6 +21,7 @@ from morphgraph.passes.analysis.liveness import is_viable, require_viable, with_
 from morphgraph.passes.planning.grids import Grid, tensor_channels
 from morphgraph.passes.planning.same import any_match, held_together, one_width, require_match
 from morphgraph.passes.planning.steps import Steps, auto_steps, common
+from morphgraph.passes.planning.ties import NONE, Ties, in_one_ratio
 
 Widths = Mapping[str, int | str]
 """Widths by hand: per glob over group ids, names and producers a number or a share (``"50%"``)."""
@@ -50,6 +53,8 @@ class WidthBounds:
             that would not leave a budget room enough.
         least, most: floors and ceilings of some groups, as widths by hand are given.
         depth: whether whole branches or blocks may go, whatever ``min_width`` is.
+        ties: widths that go together for the sake of a config.
+        factors: by index of a group a number that its width is a multiple of, too.
     """
 
     round_to: RoundTo = 1
@@ -64,6 +69,8 @@ class WidthBounds:
     least: Widths = field(default_factory=dict)
     most: Widths = field(default_factory=dict)
     depth: Depth = "keep"
+    ties: Ties = NONE
+    factors: Mapping[int, int] = field(default_factory=dict)
 
     def check(self, graph: ChannelGraph) -> "WidthBounds":
         """These bounds, if they make sense: a glob that names no group would be a typo.
@@ -95,28 +102,40 @@ class WidthBounds:
                 or groups that are to get one width cannot.
         """
         self.check(graph)
-        blocks = one_width(graph, self.same, self.allows)
+        blocks = one_width(graph, self.same, self.allows, self.ties)
         units, widths = tensor_channels(graph).tolist(), graph.widths.tolist()
-        for block in blocks:
+        alike = [block for block in blocks if len({widths[index] for index in block}) == 1]
+        for block in alike:
             common = gcd(*(units[index] for index in block))
             for index in block:
                 units[index] = common
         pitches = multiples(graph).tolist()
-        for block in blocks:
+        for index, factor in self.factors.items():
+            pitches[index] = lcm(pitches[index], factor)
+        for block in alike:
             together = lcm(*(pitches[index] for index in block))
             for index in block:
                 pitches[index] = together
+        all_steps = self._multiples(graph, blocks), self._multiples(graph, blocks, BY_HAND)
         grids, shares = (
             [
                 Grid.of(step, unit, width).also(pitch, width)
                 for step, unit, width, pitch in zip(steps, units, widths, pitches, strict=True)
             ]
-            for steps in (self._multiples(graph, blocks), self._multiples(graph, blocks, BY_HAND))
+            for steps in all_steps
         )
+        unlike = [block for block in blocks if block not in alike]
+        stuck = set(held_together(graph, self.same, self.ties, self.allows))
+        for block, (of, steps) in product(unlike, zip((grids, shares), all_steps, strict=True)):
+            finest = [steps[k] // gcd(steps[k], units[k]) for k in block]
+            found = in_one_ratio([widths[k] for k in block], finest, [pitches[k] for k in block])
+            if found is None:
+                stuck.update(block)
+            for index, grid in zip(block, found or (), strict=False):
+                of[index] = grid
         floors, ceilings = list(widths), list(widths)
         needed = least_widths(graph).tolist()
         shared = {index for block in blocks for index in block if len(block) > 1}
-        stuck = held_together(graph, self.same)
         for group in graph.groups:
             index = group.index
             if self.allows(group) and index not in stuck:
@@ -125,6 +144,12 @@ class WidthBounds:
                 asked = needed[index] if needed[index] > 1 or index in shared else 0
                 floor = grids[index].at_least(max(least, asked))
                 floors[index] = min(group.width, floor)
+        for block in unlike:  # their floors in one ratio, too
+            share = max(Fraction(floors[index], widths[index]) for index in block)
+            for index in block:
+                floors[index] = min(
+                    widths[index], grids[index].at_least(ceil(share * widths[index]))
+                )
         most = _by_hand(replace(self, widths=self.most), graph, shares, blocks)
         for index, width in most.items():
             ceilings[index] = min(ceilings[index], max(width, floors[index]))
@@ -174,7 +199,8 @@ class WidthBounds:
         """Whether a plan may change the group's width to meet a budget."""
         named = bool(self.include) and any_match(group, self.include)
         wanted = named or (not self.include and not group.held)
-        return group.can_change and wanted and not self.excludes(group)
+        tied = group.index in self.ties.fixed
+        return group.can_change and wanted and not tied and not self.excludes(group)
 
     def excludes(self, group: Group) -> bool:
         """Whether the user wants the group left alone, or has said which channels it keeps."""
@@ -242,6 +268,8 @@ class AllowedWidths:
         group = self.graph.groups[index]
         if group.reason is not None:
             return group.reason
+        if index in self.bounds.ties.fixed:
+            return self.bounds.ties.fixed[index]
         if index in self.bounds.channels:
             return "its channels are given by hand"
         if not self.bounds.allows(group):
@@ -273,6 +301,30 @@ class AllowedWidths:
         return sorted({*alone, *(index for part in self.parts for index in part.groups)})
 
 
+def with_multiples(
+    graph: ChannelGraph, bounds: WidthBounds, widths: IntArray
+) -> WidthBounds | None:
+    """Bounds under which widths are multiples of others, where those that were chosen are not.
+
+    The others keep what was chosen for them, so that the multiples are known.
+
+    Args:
+        graph: the network.
+        bounds: under which the widths were chosen.
+        widths: which those were, ``[groups]``.
+    """
+    broken = [each for each in bounds.ties.multiples if not each.holds(widths)]
+    if not broken:
+        return None
+    fixed: dict[str, int | str] = {}
+    factors = dict(bounds.factors)
+    for each in broken:
+        number = each.factor * int(widths[each.of[0]])
+        fixed |= {graph.groups[k].id: int(widths[k]) for k in each.of}
+        factors |= {k: lcm(number, factors.get(k, 1)) for k in each.groups}
+    return replace(bounds, widths={**bounds.widths, **fixed}, factors=factors)
+
+
 def _by_hand(
     bounds: WidthBounds,
     graph: ChannelGraph,
@@ -294,8 +346,24 @@ def _by_hand(
             raise UnsupportedError(f"{where}: '{escape(group.name)}' {why}")
         for group in free:
             width = _wished(where, wish, group, grids[group.index])
-            chosen |= dict.fromkeys(block_of[group.index], width)
+            chosen |= _in_ratio(where, graph, group, width, block_of[group.index])
     return chosen
+
+
+def _in_ratio(
+    where: str, graph: ChannelGraph, group: Group, width: int, block: tuple[int, ...]
+) -> dict[int, int]:
+    """What a width of a group makes of all groups of its block."""
+    found = {index: Fraction(width * graph.groups[index].width, group.width) for index in block}
+    for index, other in found.items():
+        if other.denominator > 1:
+            raise UnsupportedError(
+                f"{where}: '{escape(graph.groups[index].name)}' changes by the same ratio, and "
+                f"{other.denominator} does not divide its width; give a multiple of "
+                f"{group.width // gcd(*(graph.groups[k].width for k in block))}, or let the config "
+                "be (--unequal)"
+            )
+    return {index: int(other) for index, other in found.items()}
 
 
 def _wished(where: str, wish: int | str, group: Group, grid: Grid) -> int:

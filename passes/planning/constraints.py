@@ -138,17 +138,21 @@ def spend_rest(
     """
     may_grow = (widths > 0) & (widths < ceilings)
     state = WidthsAlong([constraint.cost for constraint in constraints], widths)
-    # Groups of one block have one width, and one ceiling: its first stands for all.
+    # Groups of one block have one width or one ratio, and are at their ceilings together: its
+    # first stands for all.
     growing = {block[0]: list(block) for block in allowed.blocks if may_grow[list(block)].all()}
     narrowest = [(widths[first] / proportions[first], first) for first in growing]
     heapq.heapify(narrowest)
     while narrowest:
         _, first = heapq.heappop(narrowest)
-        block, before = growing[first], int(state.widths[first])
-        wider = min(int(ceilings[first]), allowed.grids[first].above(before))
-        state.move(block, [wider] * len(block))
+        block = growing[first]
+        before = state.widths[block].astype(int).tolist()
+        above = zip(block, before, strict=True)
+        wide = [min(int(ceilings[k]), allowed.grids[k].above(width)) for k, width in above]
+        wider = wide[block.index(first)]
+        state.move(block, wide)
         if not fits_along(constraints, state):
-            state.move(block, [before] * len(block))
+            state.move(block, before)
         elif wider < ceilings[first]:
             heapq.heappush(narrowest, (wider / proportions[first], first))
     return state.widths.astype(np.int64)

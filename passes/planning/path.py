@@ -72,6 +72,10 @@ class RemovalPath:
         for number, block in enumerate(allowed.blocks):
             self.block_of[list(block)] = number
         self.first_of = np.array([block[0] for block in allowed.blocks], dtype=np.int64)
+        # Of groups that change by one ratio, the steps by those of the block's first.
+        firsts = self.first_of[self.block_of]
+        self.ratio = graph.widths / np.maximum(graph.widths[firsts], 1)
+        self.lead = {k: int(firsts[k]) for k in np.flatnonzero(self.ratio != 1).tolist()}
         shared = np.array([len(block) > 1 for block in allowed.blocks], dtype=bool)
         self.shared = shared if shared.any() else None
         ascending = [np.sort(scores[group.channels], kind="stable") for group in graph.groups]
@@ -193,6 +197,10 @@ class RemovalPath:
     def _below(self, index: int, width: int) -> int:
         """The next smaller width: of a wide group, several channels go at a time."""
         floor, wide = int(self.allowed.floors[index]), self.graph.groups[index].width
+        if index in self.lead:
+            first = self.lead[index]
+            whole = self.graph.groups[first].width
+            return self._below(first, width * whole // wide) * wide // whole
         below = self.allowed.below(index, width)
         aim = width - max(1, wide // ROUNDS)
         if floor < aim < below:
@@ -318,7 +326,8 @@ class RemovalPath:
         sums = numbers[self.first_of[blocks]]
         if self.shared is not None:
             for place in np.flatnonzero(self.shared[blocks]).tolist():
-                sums[place] = sum(numbers[self.members[blocks[place]]].tolist())
+                members = self.members[blocks[place]]
+                sums[place] = sum((numbers[members] * self.ratio[members]).tolist())
         return sums
 
     def _loss(self, index: int) -> float:

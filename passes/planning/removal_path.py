@@ -19,7 +19,13 @@ from morphgraph.passes.analysis.measured import MeasuredCost
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.analysis.score import Score
 from morphgraph.passes.planning.allocate import allocate
-from morphgraph.passes.planning.bounds import WidthBounds, Widths, repair_widths
+from morphgraph.passes.planning.bounds import (
+    AllowedWidths,
+    WidthBounds,
+    Widths,
+    repair_widths,
+    with_multiples,
+)
 from morphgraph.passes.planning.build import build_plan, scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
     Budget,
@@ -35,7 +41,9 @@ from morphgraph.passes.planning.outputs import (
 )
 from morphgraph.passes.planning.parts import Losses
 from morphgraph.passes.planning.path import RemovalPath
+from morphgraph.passes.planning.same import warn_of_held
 from morphgraph.passes.planning.steps import measured_steps
+from morphgraph.passes.planning.ties import NONE, Ties
 from morphgraph.plans import Plan
 
 
@@ -58,30 +66,38 @@ def plan(
     allocation: Allocation = "shares",
     depth: Depth = "keep",
     losses: Losses | None = None,
+    ties: Ties = NONE,
 ) -> Plan:
     """What :func:`morphgraph.plan` gives by scores of weights, or by those given.
 
     ``losses`` are what the network loses with whole branches, in the unit of the scores, for the
-    allocation by their sum.
+    allocation by their sum. ``ties`` are widths that go together.
     """
     channels = channels_by_index(graph, keep_classes, keep_tokens)
     bounds = WidthBounds(
-        round_to, min_width, include, exclude, widths or {}, same, channels, depth=depth
+        round_to, min_width, include, exclude, widths or {}, same, channels, depth=depth, ties=ties
     )
     constraints = resolve_budget(graph, budget, convention)
     bounds = _as_measured(bounds, constraints)
-    allowed = within_reach(graph, bounds, constraints)
+    warn_of_held(graph, same, ties, bounds.allows)
     scores = scores_of(graph, score, seed)
-    if allocation == "sum":
-        widths_now = allocate(graph, scores, constraints, allowed, losses)
-        chosen = top_channels(graph, widths_now, scores)
-    else:
+
+    def choose(bounds: WidthBounds) -> tuple[AllowedWidths, dict[int, IntArray]]:
+        allowed = within_reach(graph, bounds, constraints)
+        if allocation == "sum":
+            found = allocate(graph, scores, constraints, allowed, losses)
+            return allowed, top_channels(graph, found, scores)
         path = RemovalPath(graph, [constraint.cost for constraint in constraints], scores, allowed)
         path.walk(constraints)
         path.fill(constraints)
         if len(constraints) > 1:
             path.improve(constraints)
-        chosen = path.keep()
+        return allowed, path.keep()
+
+    allowed, chosen = choose(bounds)
+    found = np.array([len(each) for each in chosen.values()])
+    if stricter := with_multiples(graph, bounds, found):
+        allowed, chosen = choose(stricter)
     warn_of_finer(allowed, np.array([len(each) for each in chosen.values()]))
     request: dict[str, Any] = (
         {
@@ -95,6 +111,7 @@ def plan(
             "convention": convention,
         }
         | bounds.request()
+        | ties.request(graph)
         | request_by_index(keep_classes, keep_tokens)
         | ({"allocation": allocation} if allocation != "shares" else {})
     )

@@ -4,10 +4,11 @@ import fnmatch
 import re
 from collections.abc import Callable, Sequence
 
-from morphgraph.errors import UnsupportedError
+from morphgraph.errors import UnsupportedError, warn
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape
 from morphgraph.options import REPEATED
+from morphgraph.passes.planning.ties import NONE, Ties
 from morphgraph.words import did_you_mean
 
 _NUMBERED = re.compile(r"[0-9]+$")
@@ -74,16 +75,66 @@ def _without_numbers(name: str) -> str:
     return "/".join([*(_NUMBERED.sub("#", block) for block in blocks), layer])
 
 
-def held_together(graph: ChannelGraph, same: Sequence[str]) -> frozenset[int]:
-    """Indices of groups that keep their width, for one that corresponds to them cannot change."""
+def one_for_all(same: Sequence[str]) -> tuple[str, ...]:
+    """Globs with the word for groups that correspond in repeated blocks among them."""
+    return tuple(same) if REPEATED in same else (*same, REPEATED)
+
+
+def held_together(
+    graph: ChannelGraph, same: Sequence[str], ties: Ties, allows: Callable[[Group], bool]
+) -> frozenset[int]:
+    """Indices of groups that keep their width, for one that goes with them may not change.
+
+    A block that is left alone holds the others only where a config has one number for all.
+    """
+    together: list[Sequence[int]] = [*ties.ratios]
+    if REPEATED in same:
+        together += [
+            [group.index for group in groups]
+            for groups in repeated(graph)
+            if ties.of or not all(group.can_change for group in groups)
+        ]
+    stuck = {g.index for g in graph.groups if not (allows(g) if ties.of else g.can_change)}
+    held = set[int]()
+    while more := {
+        index
+        for each in together
+        if not stuck.isdisjoint(each)
+        for index in each
+        if index not in held
+    }:
+        held |= more
+        stuck |= more
+    return frozenset(held)
+
+
+def warn_of_held(
+    graph: ChannelGraph, same: Sequence[str], ties: Ties, allows: Callable[[Group], bool]
+) -> None:
+    """Say what follows where only a part of the blocks that correspond is left alone."""
     if REPEATED not in same:
-        return frozenset()
-    fixed = [groups for groups in repeated(graph) if not all(g.can_change for g in groups)]
-    return frozenset(group.index for groups in fixed for group in groups)
+        return
+    for groups in repeated(graph):
+        alone = [g for g in groups if g.can_change and not allows(g)]
+        others = [g for g in groups if allows(g)]
+        if alone and others:
+            what = (
+                f"{ties.of} has one number for all, and all keep their width"
+                if ties.of
+                else "a config has one number for all, and cannot say what comes out"
+            )
+            warn(
+                f"same: '{escape(alone[0].name)}' is left alone, and '{escape(others[0].name)}' "
+                f"corresponds to it: {what}; leave all alone or none (exclude=, include=)"
+            )
+            return
 
 
 def one_width(
-    graph: ChannelGraph, same: Sequence[str], allows: Callable[[Group], bool]
+    graph: ChannelGraph,
+    same: Sequence[str],
+    allows: Callable[[Group], bool],
+    ties: Ties = NONE,
 ) -> tuple[tuple[int, ...], ...]:
     """Indices of groups that are to have one width together, and every other group by itself.
 
@@ -93,17 +144,19 @@ def one_width(
         graph: the network.
         same: globs, and the word for groups that correspond in repeated blocks.
         allows: whether a plan may change a group.
+        ties: widths that go together for the sake of a config.
 
     Raises:
         UnsupportedError: a glob names no group, or groups that cannot get one width.
     """
     block_of = {group.index: frozenset({group.index}) for group in graph.groups}
-    ties = [_alike(graph, pattern, allows) for pattern in same if pattern != REPEATED]
+    together = [_alike(graph, pattern, allows) for pattern in same if pattern != REPEATED]
     if REPEATED in same:
-        ties += [[g.index for g in groups if allows(g)] for groups in repeated(graph)]
-    for members in ties:
-        together = frozenset().union(*(block_of[index] for index in members))
-        block_of |= dict.fromkeys(together, together)
+        together += [[g.index for g in groups if allows(g)] for groups in repeated(graph)]
+    together += [[index for index in each if allows(graph.groups[index])] for each in ties.ratios]
+    for members in together:
+        block = frozenset().union(*(block_of[index] for index in members))
+        block_of |= dict.fromkeys(block, block)
     return tuple(tuple(sorted(block)) for block in dict.fromkeys(block_of.values()))
 
 

@@ -18,6 +18,7 @@ from morphgraph.passes.planning.bounds import (
     WidthBounds,
     Widths,
     repair_widths,
+    with_multiples,
 )
 from morphgraph.passes.planning.build import build_plan, scores_of, top_channels
 from morphgraph.passes.planning.constraints import (
@@ -35,6 +36,7 @@ from morphgraph.passes.planning.outputs import (
     channels_by_index,
     request_by_index,
 )
+from morphgraph.passes.planning.ties import NONE, Ties
 from morphgraph.plans import Plan
 
 
@@ -54,6 +56,7 @@ def uniform(
     keep_tokens: Classes = (),
     seed: int = 0,
     convention: Convention = "default",
+    ties: Ties = NONE,
 ) -> Plan:
     """The width multiplier: every group times one ratio, the naive baseline.
 
@@ -70,27 +73,36 @@ def uniform(
         UnsupportedError: the ratio is not above 0 and at most 1, or a glob names no group.
     """
     channels = channels_by_index(graph, keep_classes, keep_tokens)
-    bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, channels)
+    bounds = WidthBounds(
+        round_to, min_width, include, exclude, widths or {}, same, channels, ties=ties
+    )
     constraints = resolve_budget(graph, budget or {}, convention)
     if ratio is not None:
         # Widths by hand, as it were: on a grid, but not one that would keep them as they are.
         bounds = replace(bounds, finer=dict.fromkeys(range(len(graph.groups)), BY_HAND))
-    allowed = within_reach(graph, bounds, constraints)
-    fill = ratio is None
-    if ratio is None:
-        ratio = _largest_ratio(constraints, allowed)
-    if not 0 < ratio <= 1:
-        raise UnsupportedError(
-            f"uniform ratio {ratio} is out of range; give one above 0, at most 1"
-        )
-    scaled = _scaled(ratio, allowed)
-    if fill:
-        scaled = spend_rest(constraints, scaled, graph.widths, allowed.ceilings, allowed)
-        warn_of_finer(allowed, scaled)
+    asked = ratio
+
+    def choose(bounds: WidthBounds) -> tuple[float, IntArray]:
+        allowed = within_reach(graph, bounds, constraints)
+        ratio = _largest_ratio(constraints, allowed) if asked is None else asked
+        if not 0 < ratio <= 1:
+            raise UnsupportedError(
+                f"uniform ratio {ratio} is out of range; give one above 0, at most 1"
+            )
+        scaled = _scaled(ratio, allowed)
+        if asked is None:
+            scaled = spend_rest(constraints, scaled, graph.widths, allowed.ceilings, allowed)
+            warn_of_finer(allowed, scaled)
+        return ratio, scaled
+
+    ratio, scaled = choose(bounds)
+    if stricter := with_multiples(graph, bounds, scaled):
+        ratio, scaled = choose(stricter)
     request: dict[str, Any] = {"uniform": ratio, "round_to": round_to, "min_width": min_width}
     if budget:
         request["budget"] = {kind: str(amount) for kind, amount in budget.items()}
     request |= bounds.request() | request_by_index(keep_classes, keep_tokens)
+    request |= ties.request(graph)
     scores = scores_of(graph, score, seed)
     keep = top_channels(graph, scaled, scores) | channels
     computed = scores if isinstance(score, str) else None

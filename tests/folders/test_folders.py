@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from onnx import TensorProto, helper, numpy_helper
@@ -189,6 +190,19 @@ def test_entries_follow_widths(
     config = said(tmp_path / "small")
     assert {key: config.get(key) for key in entries} == entries
     assert ("head_dim" in config) == ("head_dim" in entries)
+
+
+def test_as_many_heads_as_a_head_has_elements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of heads is no head's size because it is as large."""
+    for name, size in (("HIDDEN", 36), ("HEADS", 6)):
+        monkeypatch.setitem(globals(), name, size)
+    config = {**CONFIG, "hidden_size": 36, "num_attention_heads": 6}
+    folder, plan = make_folder(tmp_path / "square", config), tmp_path / "plan.json"
+    assert main(["plan", str(folder), "--set", "*attention*=4", "-o", str(plan)]) == 0
+    assert main(["apply", str(folder), str(plan), "-o", str(tmp_path / "small")]) == 0
+    assert said(tmp_path / "small") == config | {"num_attention_heads": 4, "head_dim": 6}
 
 
 def test_a_width_that_followed_from_another_is_stated(tmp_path: Path) -> None:
@@ -497,3 +511,47 @@ def test_logits_of_classes_say_nothing_of_the_vocabulary(tmp_path: Path, classes
     assert main(["apply", str(folder), str(plan), "-o", str(small)]) == 0
     assert said(small)["vocab_size"] == VOCABULARY // 2
     assert logits(small / "model.onnx", [1, 7]).shape == (1, 2, classes)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("unequal", [False, True])
+def test_a_plan_beside_a_config_ends_at_widths_that_its_class_builds(
+    tmp_path: Path, unequal: bool
+) -> None:
+    """Of a class that derives a head's size from the hidden width; with the weights of the file."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
+    net = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+    ids = torch.randint(0, 60, (2, 8))
+    whole, small, plan = tmp_path / "whole", tmp_path / "small", tmp_path / "plan.json"
+    net.config.save_pretrained(whole)
+    told = {"input_ids": ids, "use_cache": False}
+    mg.save(mg.export(net, told, dynamic_batch=True), whole / "model.onnx")
+    config = json.loads((whole / "config.json").read_text())
+    (whole / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
+    more = ["--unequal"] if unequal else []
+    wanted = ["--budget", "params=60%", "--round-to", "1", "--exclude", "*wpe*", *more]
+    assert main(["plan", str(whole), *wanted, "-o", str(plan)]) == 0
+    assert main(["apply", str(whole), str(plan), "-o", str(small)]) == 0
+    made = transformers.AutoConfig.from_pretrained(small)
+    weights = {
+        w.name: torch.tensor(numpy_helper.to_array(w))
+        for w in onnx.load(small / "model.onnx").graph.initializer
+    }
+    again = transformers.GPT2LMHeadModel(made).eval()
+    state = again.state_dict()
+    fits = all(weights[name].shape == state[name].shape for name in state if name in weights)
+    if unequal:  # otherwise this test could not fail
+        assert not fits
+        return
+    assert made.n_embd < 32
+    assert made.n_head < 4
+    assert json.loads(plan.read_text())["request"]["config"]["of"] == "GPT2Config"
+    missing = again.load_state_dict(weights, strict=False).missing_keys
+    assert missing in ([], ["lm_head.weight"])
+    again.tie_weights()
+    session = ort.InferenceSession(small / "model.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(["logits"], {"input_ids": ids.numpy()})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, again(ids).logits.numpy(), rtol=0, atol=1e-5)

@@ -126,3 +126,40 @@ def test_what_a_config_cannot_say_is_told(case: str) -> None:
     assert "cannot say" in report.config
     assert report.error < 1e-4
     assert "head_dim" not in vars(net.config)
+
+
+@pytest.mark.parametrize("make", [NetConfig, CheckedConfig, lambda: NetConfig(scaled=True)])
+@pytest.mark.parametrize("budget", ["85%", "65%", "45%"])
+def test_a_plan_for_a_config_ends_at_widths_that_it_says(
+    make: Callable[[], NetConfig], budget: str
+) -> None:
+    config = make()
+    config.width, config.heads, config.inner = 24, 6, 40
+    torch.manual_seed(0)
+    net = Net(config).eval()
+    graph = mg.lift(mg.export(net, X))
+    plan = mg.plan(graph, {"params": budget}, config=net, round_to=1)
+    report = mg.resize_module(net, graph, plan, example=X)
+    assert report.config == f"{type(config).__name__} builds this network"
+    if config.scaled:  # by the width, which therefore stays
+        assert config.width == 24
+    else:
+        assert config.width < 24
+    again = Net(net.config).eval()
+    again.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(again(X), net(X))
+
+
+def test_a_network_without_a_config_is_told() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    graph = mg.lift(mg.export(net, X))
+    with pytest.raises(mg.MorphError, match=r"no module of Sequential is what its own config"):
+        mg.plan(graph, {"params": "50%"}, config=net)
+
+
+def test_a_refusal_names_the_numbers_of_the_plan() -> None:
+    """And no guess of the search, which looks for other numbers that build the same shapes."""
+    config = CheckedConfig(width=24, heads=6)
+    with pytest.warns(mg.MorphWarning, match=r"refuses them \(the width \(20\) is no multiple"):
+        resized(config, {"residual": 20})

@@ -38,6 +38,15 @@ _COMMON = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
+_SHORT = {  # by GPT-2's names
+    "vocab_size": VOCABULARY,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 _WINDOW = {"query_pre_attn_scalar": 16, "sliding_window": 16}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 #: By name: the class of the config in transformers, and its entries.
@@ -72,11 +81,19 @@ CONFIGS: dict[str, _Config] = {
         {**_COMMON, "head_dim": 16, "moe_intermediate_size": 96}
         | {"num_experts": 4, "num_experts_per_tok": 2},
     ),
-    "gpt2": (
-        "GPT2Config",
-        {"vocab_size": VOCABULARY, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4}
-        | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    "gpt2": ("GPT2Config", {**_SHORT, "n_positions": 128}),
+    "gptneox": ("GPTNeoXConfig", {**_COMMON, "rotary_pct": 0.5}),
+    "bloom": (
+        "BloomConfig",
+        {k: v for k, v in _SHORT.items() if k != "n_embd"} | {"hidden_size": 64},
     ),
+    "opt": ("OPTConfig", {**_COMMON, "ffn_dim": 640, "word_embed_proj_dim": 256}),
+    "gptj": ("GPTJConfig", {**_SHORT, "n_positions": 128, "rotary_dim": 8}),
+    "codegen": (
+        "CodeGenConfig",
+        {**_SHORT, "n_head": 8, "n_positions": 128, "rotary_dim": 4},
+    ),
+    "gptbigcode": ("GPTBigCodeConfig", {**_SHORT, "n_positions": 128}),
 }
 
 #: Makes a folder of Hugging Face; also run by Optimum's environment, which has no morphgraph.
@@ -120,7 +137,7 @@ class DecoderEntry(FileEntry):
         return feeds
 
 
-def _run(*command: str | Path) -> None:
+def run_program(*command: str | Path) -> None:
     """Run a program; its last words are the error."""
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=_LIMIT_S
@@ -130,8 +147,8 @@ def _run(*command: str | Path) -> None:
         raise RuntimeError(f"{command[2]}: {words[-1][:300]}")
 
 
-def _saved(python: str | Path, config: _Config, folder: Path) -> Path:
-    _run(python, "-c", _SAVE, json.dumps([*config, str(folder)]))
+def saved(python: str | Path, config: _Config, folder: Path) -> Path:
+    run_program(python, "-c", _SAVE, json.dumps([*config, str(folder)]))
     return folder
 
 
@@ -140,10 +157,10 @@ def built(target: Path, treatment: str, config: _Config) -> Feeds:
     precision, device = treatment.split()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        hf, made = _saved(sys.executable, config, folder / "hf"), folder / "made"
+        hf, made = saved(sys.executable, config, folder / "hf"), folder / "made"
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
         paths: list[str | Path] = ["-i", hf, "-o", made, "-c", folder / "cache"]
-        _run(*builder, *paths, "-p", precision, "-e", device)
+        run_program(*builder, *paths, "-p", precision, "-e", device)
         onnx.save(onnx.load(made / "model.onnx"), target)
     return _feeds(target, config)
 
@@ -153,9 +170,9 @@ def exported(target: Path, treatment: str, config: _Config) -> Feeds:
     task = {"no cache": "text-generation", "cache": "text-generation-with-past"}[treatment]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        hf, made = _saved(OPTIMUM, config, folder / "hf"), folder / "made"
+        hf, made = saved(OPTIMUM, config, folder / "hf"), folder / "made"
         optimum = (OPTIMUM, "-m", "optimum.exporters.onnx", "--model", hf, "--task", task)
-        _run(*optimum, "--no-post-process", made)
+        run_program(*optimum, "--no-post-process", made)
         onnx.save(onnx.load(made / "model.onnx"), target)
     return _feeds(target, config)
 
@@ -224,7 +241,9 @@ BUILT = {
     "gptoss": ("fp32 cpu", "fp16 cuda"),
     "lfm2moe": ("fp32 cpu", "int4 cpu"),
 }
-EXPORTED = dict.fromkeys(("gpt2", "llama", "qwen3"), ("no cache", "cache"))
+EXPORTED = dict.fromkeys(("gpt2", "llama", "qwen3"), ("no cache", "cache")) | dict.fromkeys(
+    ("gptneox", "gemma", "bloom", "opt", "gptj", "codegen", "gptbigcode"), ("cache",)
+)
 
 DECODERS: dict[str, Entry] = {
     entry.name: entry
