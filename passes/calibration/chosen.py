@@ -5,7 +5,7 @@ each place, by numbers that a router gives, and a product that multiplies each p
 For the places of one expert the product is a linear map like any other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -90,6 +90,12 @@ class Chosen:
         """Give the experts other kernels, in place."""
         stack = matrices.swapaxes(1, 2) if self.turned else matrices
         self.store.write(stack.astype(self.store.array().dtype))
+
+    def within(self, node: ir.Node, model: ir.Model) -> "Chosen | None":
+        """The same in a copy of the model, or of a part of it, whose node takes the kernels."""
+        stack = node.inputs[0]
+        store = None if stack is None else stored(stack, model)
+        return None if store is None else replace(self, store=store)
 
     def choice(self, numbers: Array) -> IntArray:
         """The expert of every place, ``[places]``."""

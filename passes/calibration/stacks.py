@@ -126,27 +126,30 @@ class StackLook:
 
 @dataclass(frozen=True)
 class FusedLook:
-    """A mixture in one node that is looked at.
+    """Kernels of a mixture in one node that are looked at.
 
     Attributes:
-        stack: the node, and its last kernels.
+        stack: the kernels.
         threads: of ONNX Runtime.
-        tells: whether it says what the experts add.
     """
 
     stack: Fused
     threads: int = 0
-    tells: bool = True
 
     @property
     def name(self) -> str:
-        """Of the node."""
+        """Of the kernels."""
         return self.stack.name
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says what the experts add."""
+        return not self.stack.is_first
 
     @property
     def stop(self) -> str:
         """The node."""
-        return self.stack.name
+        return self.stack.taker[0]
 
     @property
     def asked(self) -> list[str]:
@@ -158,25 +161,25 @@ class FusedLook:
         return self.stack.store.shape[0] * chooser.enough(self.stack.inputs, batches)
 
     def rows(self, found: Arrays, choose: Choose) -> Routed:
-        """What the last kernels see for some tokens of a batch, and whose they are.
+        """What the kernels see for some tokens of a batch, and whose they are.
 
         Args:
             found: what was asked for.
             choose: which of so many tokens are looked at.
         """
-        tokens, ranked = self.stack.operands(found)
-        places = choose(self.name, len(ranked))
-        tokens = tokens[places]
+        operands = self.stack.operands(found)
+        places = choose(self.name, len(operands[0]))
+        operands = [each[places] for each in operands]
         matrices, added = self.stack.matrices(), self.stack.added()
-        rows = [np.zeros((0, self.stack.inputs), tokens.dtype)]
+        rows = [np.zeros((0, self.stack.inputs), operands[0].dtype)]
         experts, energies = [np.zeros(0, np.int64)], [np.zeros(0)]
-        for expert, there, shares, units in self.stack.seen(tokens, ranked[places], self.threads):
-            given = units @ matrices[expert].T + shares[:, None] * added[expert]
-            rows.append(units)
+        for expert, there, shares, seen in self.stack.seen(operands, self.threads):
+            given = seen @ matrices[expert].T + shares[:, None] * added[expert]
+            rows.append(seen)
             experts.append(np.full(len(there), expert))
             energies.append(np.einsum("po,po->p", given, given, dtype=np.float64))
-        units = np.concatenate(rows)[:, None]
-        return Routed(units, np.concatenate(experts), np.concatenate(energies))
+        every = np.concatenate(rows)[:, None]
+        return Routed(every, np.concatenate(experts), np.concatenate(energies))
 
 
 class StackMoments:

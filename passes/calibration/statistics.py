@@ -21,6 +21,7 @@ from morphgraph.onnx_io import escape
 from morphgraph.passes.calibration.bases import remaining, seen_in_product
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.compared import Compared
+from morphgraph.passes.calibration.few_bits import FewBits
 from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.group_readers import GroupReaders, group_readers
 from morphgraph.passes.calibration.moments import MOST_BYTES, Moments, Statistics
@@ -306,8 +307,11 @@ class _WaitingStack:
         return self.seen
 
     def kernels(self, matrices: Sequence[FloatArray]) -> Arrays:
-        """What makes up for the channels that go, ``[experts, outputs, inputs]``."""
-        if not matrices[0].shape[1]:  # nothing takes over
+        """What makes up for the channels that go, ``[experts, outputs, inputs]``.
+
+        Nothing does in few bits: rounding them would count as a loss, at widths near the whole most.
+        """
+        if not matrices[0].shape[1] or isinstance(self.stack.store, FewBits):
             return {}
         plain = np.concatenate(matrices) / self.units[:, None, None]
         return {self.stack.name: plain.astype(self.stack.store.array().dtype)}

@@ -17,12 +17,13 @@ from morphgraph.onnx_io.mapped import take
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.chosen import Chosen, choices_in_a_row, places_of_choices
+from morphgraph.passes.calibration.few_bits import FewBits, Grid
 from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.readers import Following
 from morphgraph.passes.calibration.segments import Piece
 from morphgraph.passes.calibration.stacks import Stack
 from morphgraph.passes.calibration.visits import Chooser
-from morphgraph.passes.refit.fit import Fit, Target
+from morphgraph.passes.refit.fit import WORTH, Fit, Fitted, Target
 from morphgraph.passes.refit.network import Network
 
 #: Places of those kept aside without which an expert keeps its kernel: too few to judge by.
@@ -90,18 +91,36 @@ class ExpertFits:
     def write(self) -> tuple[float, float, int]:
         """Give the experts their kernels: the errors before and after, and the number of places."""
         matrices = self.chosen.matrices().astype(np.float64)
-        before, after, places = 0.0, 0.0, 0
+        before, after, places, store = 0.0, 0.0, 0, self.chosen.store
+        grids = store.grids() if isinstance(store, FewBits) else []
         for expert, fit in enumerate(self.fits):
             found = fit.solve()
             seen_aside = sum(len(rows) for rows, _ in fit.aside)
             is_known = fit.places >= fit.start.shape[2] and seen_aside >= FEWEST_ASIDE
-            if is_known:
-                matrices[expert] = found.matrix[0]
+            error = found.before
+            if is_known and grids:
+                grids[expert], error = _in_bits(grids[expert], fit, found)
+            elif is_known:
+                matrices[expert], error = found.matrix[0], found.after
             places += fit.places
             before += fit.places * found.before
-            after += fit.places * (found.after if is_known else found.before)
-        self.chosen.write(matrices)
+            after += fit.places * error
+        if isinstance(store, FewBits):
+            store.write_grids(grids)
+        else:
+            self.chosen.write(matrices)
         return before / max(places, 1), after / max(places, 1), places
+
+
+def _in_bits(grid: Grid, fit: Fit, found: Fitted) -> tuple[Grid, float]:
+    """The kernel in few bits that is as good as any near the fitted one, and its error."""
+    best, error = grid, found.before * WORTH
+    if found.after >= found.before:
+        return grid, found.before
+    for each in grid.ways(found.matrix[0], fit.covariance):
+        if (left := fit.error(each.array()[None])) < error:
+            best, error = each, left
+    return best, found.before if best is grid else error
 
 
 Networks = tuple[Network, Network]
@@ -194,11 +213,11 @@ def _fit_fused(
         for number, (arrays, others) in enumerate(both):
             later.append(piece.run(arrays))
             there = fused.operands(others)
-            places = chooser.some(fused.name, len(there[1]), enough, number)
-            tokens, ranked = (each[places] for each in original.operands(arrays))
-            whole = {expert: seen for expert, *seen in original.seen(tokens, ranked, big.threads)}
-            tokens, ranked = (each[places] for each in there)
-            for expert, *seen in fused.seen(tokens, ranked, small.threads):
+            places = chooser.some(fused.name, len(there[0]), enough, number)
+            tokens = [each[places] for each in original.operands(arrays)]
+            whole = {expert: seen for expert, *seen in original.seen(tokens, big.threads)}
+            tokens = [each[places] for each in there]
+            for expert, *seen in fused.seen(tokens, small.threads):
                 if experts[expert] in whole:
                     rows, wanted = _same_tokens(seen, whole[experts[expert]], matrices[expert])
                     fits.count(expert, rows, wanted, kind == "aside")

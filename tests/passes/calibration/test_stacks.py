@@ -287,13 +287,13 @@ def test_a_mixture_in_one_node_shows_more_experts_and_units_than_features(biased
     options: dict[str, Any] = {"k": 3, "activation_type": "relu", "normalize_routing_weights": 1}
     node = helper.make_node("MoE", operands, ["m"], "moe", domain="com.microsoft", **options)
     graph = mg.lift(model([node], arrays))
-    (fused,) = fused_mixtures(graph.model, graph.couplings.input_independent).values()
+    fused = fused_mixtures(graph.model, graph.couplings.input_independent)["moe"]
     h = INPUTS.reshape(-1, 3) @ arrays["inw"]
     logits = h @ arrays["gate"]
     best = np.argsort(-logits, axis=1)[:, :3]
     taken = np.exp(np.take_along_axis(logits, best, axis=1))
     shares = taken / taken.sum(axis=1, keepdims=True)
-    found = {expert: seen for expert, *seen in fused.seen(h, logits)}
+    found = {expert: seen for expert, *seen in fused.seen([h, logits])}
     assert sorted(found) == np.unique(best).tolist()
     for expert, (there, share, units) in found.items():
         token, place = np.nonzero(best == expert)
