@@ -43,7 +43,8 @@ class Grid:
     @property
     def block(self) -> int:
         """Columns that share a scale."""
-        return -(-self.steps.shape[1] // self.scales.shape[1])
+        columns, blocks = self.steps.shape[1], self.scales.shape[1]
+        return int(-(-columns // blocks))
 
     def by_column(self, by_block: FloatArray) -> FloatArray:
         """A number of each block for each of its columns, ``[rows, columns]``."""
@@ -203,7 +204,8 @@ def packed(numbers: IntArray, bits: int) -> Array:
     """
     parts = numbers.reshape(*numbers.shape[:-1], -1, 8 // bits).astype(np.uint8)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return np.bitwise_or.reduce(parts << shifts, axis=-1)
+    held: Array = np.bitwise_or.reduce(parts << shifts, axis=-1)
+    return held
 
 
 def _write(value: ir.Value, array: Array) -> None:

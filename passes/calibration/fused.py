@@ -63,7 +63,7 @@ class Fused:
     @property
     def stack(self) -> str:
         """The name of the kernels, as they are read."""
-        return self._operand(self.kernels.kernel).name or ""
+        return self.operand(self.kernels.kernel).name or ""
 
     @property
     def inputs(self) -> int:
@@ -73,7 +73,7 @@ class Fused:
     @property
     def asked(self) -> list[str]:
         """Names of the tokens, and of the numbers of which each takes the largest."""
-        return [self._operand(port).name or "" for port in self.experts.tokens]
+        return [self.operand(port).name or "" for port in self.experts.tokens]
 
     def operands(self, found: Arrays) -> list[Array]:
         """What there is for each token, ``[tokens, ...]`` each, the tokens themselves first.
@@ -101,7 +101,7 @@ class Fused:
         """What is added behind the kernels, ``[experts, outputs]``."""
         port = self.kernels.added
         if _has(self.node, port):
-            return array_of(self._operand(port))
+            return array_of(self.operand(port))
         return np.zeros(self.store.shape[:2], np.float32)
 
     def seen(
@@ -127,7 +127,8 @@ class Fused:
             rows = mine[0] * shares[:, None] if self.is_first else shown.units(expert, mine)
             yield expert, there, shares, rows.astype(kind, copy=False)
 
-    def _operand(self, port: int) -> ir.Value:
+    def operand(self, port: int) -> ir.Value:
+        """What the node reads there."""
         value = self.node.inputs[port]
         assert value is not None
         return value
@@ -138,7 +139,7 @@ class _Shown:
 
     def __init__(self, fused: Fused, threads: int) -> None:
         self.fused, self.node, self.last = fused, fused.node, fused.experts.last
-        experts, outputs, width = static_shape(fused.node.inputs[self.last.kernel])
+        experts, outputs, width = static_shape(fused.operand(self.last.kernel))
         self.experts, self.outputs = experts, outputs
         self.inputs = width * 8 // self.last.bits if self.last.bits else width
         self.running = self._session(threads)
@@ -174,20 +175,17 @@ class _Shown:
         fed = (*self.fused.experts.tokens, last.kernel, last.added)
         count = max(len(node.inputs), last.added + 1)
         operands: list[ir.Value | None] = [None] * count
-        real = node.inputs[0]
-        assert real is not None
+        real = self.fused.operand(0)
         for port in range(count):
             if port in fed:
                 is_kernel = port == last.kernel
                 shape = ir.Shape([None] * (3 if is_kernel else 2))
                 few = ir.TensorType(ir.DataType.UINT8) if is_kernel and last.bits else None
-                operands[port] = ir.Value(
-                    name=f"operand{port}", type=few or real.type, shape=shape
-                )
+                operands[port] = ir.Value(name=f"operand{port}", type=few or real.type, shape=shape)
             elif last.bits and port == last.zeros:
                 continue  # half of the range
             elif _has(node, port):
-                array = array_of(node.inputs[port])  # type: ignore[arg-type]
+                array = array_of(self.fused.operand(port))
                 held = np.ones_like(array) if last.bits and port == last.scales else array
                 operands[port] = ir.Value(name=f"operand{port}", const_value=ir.tensor(held))
         result = ir.Value(name="result", type=real.type)

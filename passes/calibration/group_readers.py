@@ -10,6 +10,7 @@ from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.calibration.chosen import Chosen
+from morphgraph.passes.calibration.dense import Dense
 from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.logits import Logits
 from morphgraph.passes.calibration.readers import Reader
@@ -28,7 +29,7 @@ class GroupReaders:
             normalizes over them: then other kernels in the readers are the same as other widths.
         products: by the name of each product of activations that can be made up for the elements
             of every channel, ``[channels, elements per channel]``.
-        stacks: by the name of each product with chosen kernels, and of each mixture in one node,
+        stacks: by the name of each product with a stack of kernels, and of each mixture in one node,
             the inputs of every channel, ``[channels, inputs per channel]``.
     """
 
@@ -43,7 +44,7 @@ def group_readers(
     graph: ChannelGraph,
     found: Mapping[str, Reader],
     compared: Sequence[Logits] = (),
-    of_experts: Mapping[str, Chosen | Fused] = MappingProxyType({}),
+    of_experts: Mapping[str, Chosen | Fused | Dense] = MappingProxyType({}),
 ) -> dict[int, GroupReaders]:
     """The readers of every group that a plan may change, by group index.
 
@@ -51,10 +52,10 @@ def group_readers(
         graph: the lifted network.
         found: linear layers by name.
         compared: products of queries and keys.
-        of_experts: products with kernels chosen from stacks, and mixtures in one node, by name.
+        of_experts: products with stacks of kernels, and mixtures in one node, by name.
     """
     products = _of_products(graph, compared)
-    chosen = {k: each for k, each in of_experts.items() if isinstance(each, Chosen)}
+    chosen = {k: each for k, each in of_experts.items() if not isinstance(each, Fused)}
     fused = {k: each for k, each in of_experts.items() if isinstance(each, Fused)}
     in_one = {each.taker[0] for each in fused.values()}
     role, couplings = roles(graph.couplings), graph.couplings

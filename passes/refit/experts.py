@@ -17,6 +17,7 @@ from morphgraph.onnx_io.mapped import take
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.chosen import Chosen, choices_in_a_row, places_of_choices
+from morphgraph.passes.calibration.dense import Dense, Shown, dense_products, shares_of
 from morphgraph.passes.calibration.few_bits import FewBits, Grid
 from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.readers import Following
@@ -148,6 +149,8 @@ def fit_experts(
     original, stack = stacks
     if isinstance(original, Fused) and isinstance(stack, Fused):
         return _fit_fused(networks, (original, stack), selection, choosers, then)
+    if isinstance(original, Dense) and isinstance(stack, Dense):
+        return _fit_dense(networks, (original, stack), selection, choosers, then)
     assert isinstance(original, Chosen)
     assert isinstance(stack, Chosen)
     row = choices_in_a_row(graph, original.numbers)
@@ -221,6 +224,46 @@ def _fit_fused(
                 if experts[expert] in whole:
                     rows, wanted = _same_tokens(seen, whole[experts[expert]], matrices[expert])
                     fits.count(expert, rows, wanted, kind == "aside")
+        before.close()
+        setattr(big, kind, later)
+    big.live = ahead
+    return fits
+
+
+def _fit_dense(
+    networks: Networks,
+    products: tuple[Dense, Dense],
+    selection: AxisSelection,
+    choosers: Mapping[str, Chooser],
+    then: str | None,
+) -> ExpertFits:
+    """Where all experts see every token: those count that the resized network gives shares."""
+    (big, small), (original, dense) = networks, products
+    result = original.result.name or ""
+    ahead, model = big.ahead(then), small.model
+    whole = Piece(big.model, big.live, [*ahead, result], big.threads)
+    every = dense_products(model, selection.graph.couplings.input_independent)
+    mixed = shares_of(model, every, dense)
+    shown = Shown(dense, None if mixed is None else mixed.shares)
+    part = Piece(model, small.live, shown.asked, small.threads)
+    experts = _staying(original, selection, 0)
+    fits = ExpertFits(dense, experts, processes=choosers["fitted"].processes)
+    for kind, chooser in choosers.items():
+        before, later = getattr(big, kind), Batches()
+        enough = len(experts) * chooser.enough(dense.inputs, len(before))
+        both = zip(before, getattr(small, kind), strict=True)
+        for number, (arrays, others) in enumerate(both):
+            found = whole.run(arrays)
+            later.append({name: found[name] for name in ahead})
+            wanted = original.results(take(found[result], selection.cuts(result)))
+            rows, shares = shown.seen(part.run(others))
+            chosen = chooser.some(dense.name, int(np.count_nonzero(shares)), enough, number)
+            at, tokens = shown.some(shares, chosen)
+            for expert in range(len(experts)):
+                there = tokens[at == expert]
+                share = shares[expert, there][:, None]
+                seen = rows[expert, there] * share, wanted[expert, there] * share
+                fits.count(expert, *seen, kind == "aside")
         before.close()
         setattr(big, kind, later)
     big.live = ahead

@@ -88,7 +88,7 @@ class Fit:
         self.moments = Moments(among=among)
         #: Places that it was fitted at, on all processes; known when it is solved.
         self.places = 0
-        #: Of the inputs of its first map, about zero where it has no bias; likewise, if it is known.
+        #: Of the first map's inputs, about zero where it has no bias; likewise, if it is known.
         self.covariance: FloatArray | None = None
         self.kept: list[tuple[Array, Target]] = []
         self.aside: list[tuple[Array, Target]] = []
