@@ -104,28 +104,13 @@ class Fused:
             return array_of(self.operand(port))
         return np.zeros(self.store.shape[:2], np.float32)
 
-    def seen(
-        self, operands: list[Array], threads: int = 0
-    ) -> Iterator[tuple[int, IntArray, Array, Array]]:
-        """By expert the tokens that take it, their shares, and what its kernel sees times these.
+    def shown(self, threads: int = 0) -> "Shown":
+        """What shows what the kernels see: a session of ONNX Runtime that holds the node's weights.
 
         Args:
-            operands: what there is for each token, as of :meth:`operands`.
             threads: of ONNX Runtime.
-
-        Yields:
-            The expert, places of tokens, ``[places]``, ``[places]``, ``[places, inputs]``.
         """
-        shown = _Shown(self, threads)
-        kind = np.result_type(operands[0].dtype, np.float32)  # what is made of them is summed
-        for expert, share in enumerate(shown.shares(operands).T):
-            there = np.flatnonzero(share)
-            if not len(there):
-                continue
-            mine = [each[there] for each in operands]
-            shares = share[there]
-            rows = mine[0] * shares[:, None] if self.is_first else shown.units(expert, mine)
-            yield expert, there, shares, rows.astype(kind, copy=False)
+        return Shown(self, threads)
 
     def operand(self, port: int) -> ir.Value:
         """What the node reads there."""
@@ -134,7 +119,7 @@ class Fused:
         return value
 
 
-class _Shown:
+class Shown:
     """A node by itself, that is fed other last kernels, and so shows what is inside of it."""
 
     def __init__(self, fused: Fused, threads: int) -> None:
@@ -143,6 +128,26 @@ class _Shown:
         self.experts, self.outputs = experts, outputs
         self.inputs = width * 8 // self.last.bits if self.last.bits else width
         self.running = self._session(threads)
+
+    def seen(self, operands: list[Array]) -> Iterator[tuple[int, IntArray, Array, Array]]:
+        """By expert the tokens that take it, their shares, and what its kernel sees times these.
+
+        Args:
+            operands: what there is for each token, as of :meth:`Fused.operands`.
+
+        Yields:
+            The expert, places of tokens, ``[places]``, ``[places]``, ``[places, inputs]``.
+        """
+        kind = np.result_type(operands[0].dtype, np.float32)  # what is made of them is summed
+        for expert, share in enumerate(self.shares(operands).T):
+            there = np.flatnonzero(share)
+            if not len(there):
+                continue
+            mine = [each[there] for each in operands]
+            shares = share[there]
+            is_first = self.fused.is_first
+            rows = mine[0] * shares[:, None] if is_first else self.units(expert, mine)
+            yield expert, there, shares, rows.astype(kind, copy=False)
 
     def shares(self, operands: list[Array]) -> Array:
         """Of every token and expert, ``[tokens, experts]``; 0 where it does not take it."""

@@ -186,7 +186,7 @@ class FusedLook:
         matrices, added = self.stack.matrices(), self.stack.added()
         rows = [np.zeros((0, self.stack.inputs), operands[0].dtype)]
         experts, energies = [np.zeros(0, np.int64)], [np.zeros(0)]
-        for expert, there, shares, seen in self.stack.seen(operands, self.threads):
+        for expert, there, shares, seen in self.stack.shown(self.threads).seen(operands):
             given = seen @ matrices[expert].T + shares[:, None] * added[expert]
             rows.append(seen)
             experts.append(np.full(len(there), expert))

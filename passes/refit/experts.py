@@ -209,6 +209,7 @@ def _fit_fused(
     experts, outputs = (_staying(original, selection, axis) for axis in (0, 1))
     matrices = original.matrices()[experts][:, outputs]
     fits = ExpertFits(fused, experts, processes=choosers["fitted"].processes)
+    one, other = original.shown(big.threads), fused.shown(small.threads)
     for kind, chooser in choosers.items():
         before, later = getattr(big, kind), Batches()
         enough = len(experts) * chooser.enough(fused.inputs, len(before))
@@ -218,9 +219,9 @@ def _fit_fused(
             there = fused.operands(others)
             places = chooser.some(fused.name, len(there[0]), enough, number)
             tokens = [each[places] for each in original.operands(arrays)]
-            whole = {expert: seen for expert, *seen in original.seen(tokens, big.threads)}
+            whole = {expert: seen for expert, *seen in one.seen(tokens)}
             tokens = [each[places] for each in there]
-            for expert, *seen in fused.seen(tokens, small.threads):
+            for expert, *seen in other.seen(tokens):
                 if experts[expert] in whole:
                     rows, wanted = _same_tokens(seen, whole[experts[expert]], matrices[expert])
                     fits.count(expert, rows, wanted, kind == "aside")

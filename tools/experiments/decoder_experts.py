@@ -81,7 +81,7 @@ def main() -> int:
     options = parser.parse_args()
     if not options.report:
         compute(options)
-    write([json.loads(line) for line in ROWS.read_text().splitlines()])
+    write([*stored(KEPT, ROWS).values()])
     return 0
 
 
@@ -96,8 +96,7 @@ def compute(options: argparse.Namespace) -> None:
     graph = mg.lift(mg.export(network, example))
     judged = np.load(options.text / "held_out.npy", allow_pickle=False)
     known = batches(judged[: JUDGED * LENGTH])
-    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
-    there = {place(json.loads(line)) for line in lines}
+    there = stored(ROWS)
 
     def add(row: Row, make: Callable[[], ir.Model]) -> None:
         began = time.process_time()
@@ -120,6 +119,12 @@ def compute(options: argparse.Namespace) -> None:
                 keep = cut_of(shrinker, cut, order) if missing else None
                 for row in missing if keep else []:
                     add(row, partial(made, shrinker, keep, row["fit"]))
+
+
+def stored(*paths: Path) -> dict[tuple[str, ...], Row]:
+    """The rows that there are; later ones in place of earlier ones."""
+    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
+    return {place(row): row for row in map(json.loads, lines)}
 
 
 def place(row: Row) -> tuple[str, ...]:
