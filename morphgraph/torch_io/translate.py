@@ -69,8 +69,9 @@ def translate(
         with _quiet():
             model = _translate_by_torchscript(net, call, names, dynamic_batch, opset)
     except Exception as error:
+        advice = _advice(net, reason)
         raise UnsupportedError(
-            f"network {type(net).__name__}: PyTorch cannot export it: {reason}{_advice(net, reason)}"
+            f"network {type(net).__name__}: PyTorch cannot export it: {reason}{advice}"
         ) from error
     _require_same(net, call, model)
     warn(

@@ -29,8 +29,8 @@ class GroupReaders:
             normalizes over them: then other kernels in the readers are the same as other widths.
         products: by the name of each product of activations that can be made up for the elements
             of every channel, ``[channels, elements per channel]``.
-        stacks: by the name of each product with a stack of kernels, and of each mixture in one node,
-            the inputs of every channel, ``[channels, inputs per channel]``.
+        stacks: by the name of each product with a stack of kernels, and of the kernels of each
+            mixture in one node, the inputs of every channel, ``[channels, inputs per channel]``.
     """
 
     group: Group

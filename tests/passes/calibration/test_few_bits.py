@@ -74,7 +74,7 @@ def test_bits_are_read_as_real_numbers_and_written_again(
         assert store.shape == (EXPERTS, *form.kernels[key])
         np.testing.assert_allclose(each.matrices(), real(form, held, key), rtol=1e-6)
         each.write(each.matrices().astype(np.float64))
-        assert np.array_equal(store.value.const_value.numpy(), held[key])  # type: ignore[union-attr]
+        assert np.array_equal(store.value.const_value.numpy(), held[key])
 
 
 def shares_of(held: Arrays, h: FloatArray) -> FloatArray:
@@ -120,7 +120,9 @@ def some_grid(bits: int, rows: int, columns: int, blocks: int) -> Grid:
     generator = np.random.default_rng(4)
     steps = generator.integers(0, 2**bits, (rows, columns))
     scales = generator.uniform(0.5, 1, (rows, blocks))
-    return Grid(steps, scales, generator.integers(1, 3, (rows, blocks)) * 1.0, 2**bits - 1)
+    return Grid(
+        steps, scales, generator.integers(1, 3, (rows, blocks)).astype(np.float64), 2**bits - 1
+    )
 
 
 def moments(columns: int) -> FloatArray:
@@ -228,8 +230,8 @@ def test_experts_and_units_in_few_bits_go_by_what_they_add(name: str) -> None:
     for expert in range(EXPERTS):
         without = {k: v.copy() for k, v in held.items() if k in ("b2", "w2_scales")}
         without["w2_scales"] *= factors
-        for each in without.values():
-            each[expert] = 0
+        for array in without.values():
+            array[expert] = 0
         other = mg.lift(changed(proto, **without))
         one, two = (mixture_of(m, given) for m in (graph.model, other.model))
         energies.append(float(np.square(one - two).sum()))
@@ -239,8 +241,8 @@ def test_experts_and_units_in_few_bits_go_by_what_they_add(name: str) -> None:
     assert order_of(found, experts.index).tolist() == np.argsort(energies).tolist()
     assert found.groups[units.index].complete
     (blocks,) = found.groups[units.index].stacks.values()
-    each = BLOCK if form.blocks else 2
-    np.testing.assert_array_equal(blocks, np.arange(UNITS).reshape(-1, each))
+    size = BLOCK if form.blocks else 2
+    np.testing.assert_array_equal(blocks, np.arange(UNITS).reshape(-1, size))
 
 
 def mixture_of(model: ir.Model, given: list[Arrays]) -> FloatArray:
