@@ -8,7 +8,7 @@ SHRINK := .venv/.shrink
 # Two training threads in one process are slower than one, and timings want a quiet machine.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test test-slow coverage check format bench zoo zoo-small experiments experiments-shrink experiments-trained docs clean
+.PHONY: help demo test test-slow coverage check format bench zoo zoo-small experiments experiments-shrink experiments-trained experiments-mixture docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -86,6 +86,10 @@ experiments-shrink: $(SHRINK)  ## what is left of a network that is shrunk witho
 
 experiments-trained: $(SHRINK)  ## what does a trained network come to at a part of its FLOPs? needs DATA=...
 	$(BIN)/python tools/experiments/tune_main.py $(if $(DATA),--data $(DATA),--report)
+
+experiments-mixture: $(STAMP)  ## in what order do experts and their units go? trains a small mixture first, hours in all
+	$(BIN)/python tools/experiments/decoder.py
+	$(BIN)/python tools/experiments/decoder_experts.py
 
 experiments-language: $(STAMP)  ## what is left of a language model? trains a small one first, about an hour in all
 	$(BIN)/python tools/experiments/decoder.py

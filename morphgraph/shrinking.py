@@ -208,6 +208,7 @@ def finish(
         require_same(fitted.found, run_all(model, shrinker.aside(plan), shrinker.threads))
         error = checks(expected, fitted.found)
         _warn_of_few(fitted, shrinker.fitted.count)
+        _warn_of_slices(fitted)
     tuned: tuple[OutputCheck, ...] = ()
     after_fit = model if refit else None
     if tune:
@@ -305,6 +306,17 @@ def _warn_of_few(fitted: Refitted, count: int) -> None:
             f"too few samples ({count}) for {len(few)} of {len(fitted.layers)} layers, which are "
             f"fitted at fewer places than they have inputs ('{escape(worst.name)}': "
             f"{worst.places} of {worst.inputs}); ridge regression carries them; give more samples",
+        )
+
+
+def _warn_of_slices(fitted: Refitted) -> None:
+    if fitted.slices:
+        named = ", ".join(f"'{escape(name)}'" for name in fitted.slices[:3])
+        more = len(fitted.slices) - 3
+        warn(
+            f"kernels of {len(fitted.slices)} nodes lose inputs and stay slices, since they are "
+            f"shared, computed or in few bits: {named}{f' and {more} more' if more > 0 else ''}; "
+            "shrink the network before it is quantized, or train what is left (tune=)"
         )
 
 

@@ -112,6 +112,8 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         bases           what makes up for elements that such a product loses
         stacks          what units of experts, and the experts, give where they are chosen
         fused           the same inside of a mixture in one node, which shows it
+        few_bits        kernels in few bits as real numbers, and the nearest to others
+        dense           the same where all experts compute every token
         shares          how much of that is mixed, place by place
     choices             how often others are chosen, where nothing tells what they give
     skips               what the outputs lose where a whole branch is left out
@@ -126,6 +128,7 @@ refit: original, which channels stay, inputs -> the resized model with fitted ke
         fit             kernel and bias of one layer
         experts         the kernels of a stack, each on the places that choose it
         shift           adding to what a layer gives
+        unfitted        kernels that lose inputs, and that no fit reaches
     room                budgets less the biases that a fit adds
 
 checking: original, plan, resized model -> a report

@@ -1,5 +1,7 @@
 """Shrinking by inputs: unusual networks and data, in ONNX Runtime on inputs nobody has seen."""
 
+import warnings
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -471,3 +473,19 @@ def test_any_plan_can_be_fitted() -> None:
     for seed in range(3):
         result = finish(Shrinker(graph, noise(100, 3, 8, 8), threads=1), random_plan(graph, seed))
         assert result.error[0].error <= 1.05 * result.before[0].error
+
+
+def test_kernels_that_no_fit_reaches_are_named() -> None:
+    """One that two nodes share; of a network whose kernels are all fitted nothing is said."""
+    shared = MLP.replace(
+        "s = Relu(q)", "t = Tanh(r)  u = Gemm<transB=1>(t, b)  v = Add(q, u)  s = Relu(v)"
+    )
+    with pytest.warns(mg.MorphWarning) as said:
+        shrink(network(shared), noise(200, 6), {"params": "70%"}, widths={"Gemm_p": 8}, round_to=1)
+    (named,) = (str(each.message) for each in said if "stay slices" in str(each.message))
+    gemms = [node.name for node in lift(network(shared)).model.graph if node.op_type == "Gemm"]
+    assert named.startswith("kernels of 2 nodes lose inputs and stay slices")
+    assert f": '{gemms[1]}', '{gemms[2]}';" in named
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mg.MorphWarning)
+        shrink(network(MLP), noise(200, 6), {"params": "70%"}, widths={"Gemm_p": 8}, round_to=1)

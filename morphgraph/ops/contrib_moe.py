@@ -14,9 +14,11 @@ from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import (
     Coded,
     Description,
+    Experts,
     Op,
     OpNode,
     Place,
+    Stacked,
     UnsupportedFormError,
     from_line,
     op,
@@ -153,7 +155,6 @@ class MoE(_Mixture):
     """Experts of two or three kernels; whole experts go, and units inside all of them."""
 
     added_behind = (5,)
-    experts = (4, 5)
 
     @staticmethod
     def describe(n: OpNode, *, k: int = 1, swiglu_fusion: int = 0) -> Description:
@@ -172,6 +173,10 @@ class MoE(_Mixture):
         )
         _choose(description, k)
         return description
+
+    @staticmethod
+    def experts(_n: OpNode) -> Experts:
+        return Experts((0, 1), Stacked(2, 3), Stacked(4, 5))
 
     @classmethod
     def lower(cls, b: "TorchBuilder", n: OpNode, **attributes: Any) -> "fx.Node":
@@ -214,6 +219,16 @@ class QMoE(_Mixture):
             )
             for kernel in present
         }
+
+    @staticmethod
+    def experts(n: OpNode, **attributes: Any) -> Experts | None:
+        if isinstance(packing_of(n, attributes), str):
+            return None
+        first, last = (
+            Stacked(port, port + 2, bits_of(kernel, attributes), port + 1, zeros_port(kernel))
+            for kernel, port in ((0, kernel_port(0)), (1, kernel_port(1)))
+        )
+        return Experts((0, 1, 14) if n.has(14) else (0, 1), first, last)
 
     @classmethod
     def lower(cls, b: "TorchBuilder", n: OpNode, **attributes: Any) -> "fx.Node":

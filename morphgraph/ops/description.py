@@ -264,3 +264,19 @@ def n_ports(n: OpNode) -> Iterable[tuple[int, Shape]]:
     for k, shape in enumerate(n.out_shapes):
         if shape is not None:
             yield ~k, shape
+
+
+def factors_at(description: Description, port: int) -> list[str]:
+    """The factor that alone stands on each axis of an operand or result; empty: none does.
+
+    Args:
+        description: of an operator.
+        port: of the operand; ``~k``: the k-th result. Axes behind the last factor are left out.
+    """
+    standing: dict[int, list[str]] = {}
+    for name, factor in description.factors.items():
+        for place in factor.places:
+            if place.port == port:
+                standing.setdefault(place.axis, []).append(name if place.map.starts else "")
+    size = max(standing, default=-1) + 1
+    return [names[0] if len(names := standing.get(k, [""])) == 1 else "" for k in range(size)]

@@ -81,6 +81,40 @@ class Coded:
     by: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """Kernels of all experts of a mixture in one node.
+
+    Attributes:
+        kernel: the operand that holds them, ``[experts, outputs, inputs]``.
+        added: that with what is added behind them, ``[experts, outputs]``.
+        bits: of a weight, where they are whole numbers, several in a byte; 0: real numbers.
+        scales, zeros: then the operands that say what these mean, by row or by block of columns.
+    """
+
+    kernel: int
+    added: int
+    bits: int = 0
+    scales: int = 0
+    zeros: int = 0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in one node.
+
+    Attributes:
+        tokens: operands with something for each token: the first what it is, the second the numbers
+            of which it takes the largest.
+        first: the kernels that see the tokens.
+        last: those behind the units inside, whose results are added up by the tokens' shares.
+    """
+
+    tokens: tuple[int, ...]
+    first: Stacked
+    last: Stacked
+
+
 class Op:
     """Base of all entries; ``describe`` is what every entry must have.
 
@@ -146,9 +180,8 @@ class Op:
         added_behind: of an operator that multiplies and sums, whatever its operands are, those that
             are added to the sums: without these and with nothing to sum over it gives zeros;
             ``None`` of other operators.
-        experts: of a mixture in one node, whose first operand are tokens and whose second those of
-            which each takes the largest, the operands with the last kernels, ``[experts, outputs,
-            inputs]``, and with what is added behind them; ``None`` of other operators.
+        experts: of a mixture in one node which operands hold what (:class:`Experts`); ``None``
+            where this node's form shows nothing, and of other operators.
         inert: in inference the result is the first operand as it is.
         converts: the result holds the numbers of the first operand in another type.
         clamp: the range in which a function of one operand gives it as it is, and beyond which it
@@ -208,7 +241,7 @@ class Op:
     capacity: ClassVar[Callable[..., Mapping[int, int]] | None] = None
     joins: ClassVar[bool] = False
     added_behind: ClassVar[tuple[int, ...] | None] = None
-    experts: ClassVar[tuple[int, int] | None] = None
+    experts: ClassVar[Callable[..., Experts | None] | None] = None
     inert: ClassVar[bool] = False
     converts: ClassVar[bool] = False
     tables: ClassVar[tuple[int, ...]] = ()

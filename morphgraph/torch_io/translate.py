@@ -69,8 +69,9 @@ def translate(
         with _quiet():
             model = _translate_by_torchscript(net, call, names, dynamic_batch, opset)
     except Exception as error:
+        advice = _advice(net, reason)
         raise UnsupportedError(
-            f"network {type(net).__name__}: PyTorch cannot export it: {reason}"
+            f"network {type(net).__name__}: PyTorch cannot export it: {reason}{advice}"
         ) from error
     _require_same(net, call, model)
     warn(
@@ -252,6 +253,16 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def _advice(net: nn.Module, reason: str) -> str:
+    """What helps where the experts of a mixture are computed as ONNX cannot say it."""
+    can_choose = any(hasattr(each, "set_experts_implementation") for each in net.modules())
+    if not can_choose or "grouped_mm" not in reason:
+        return ""
+    return (
+        "; call its set_experts_implementation('batched_mm') first: such experts have an ONNX form"
+    )
 
 
 def first_line(error: BaseException) -> str:

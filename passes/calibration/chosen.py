@@ -5,7 +5,7 @@ each place, by numbers that a router gives, and a product that multiplies each p
 For the places of one expert the product is a linear map like any other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -15,8 +15,8 @@ from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import dtype_of, is_float, static_shape
-from morphgraph.ops import Description, OpNode, describe, facts_of
-from morphgraph.ops.description import Place
+from morphgraph.ops import OpNode, describe, facts_of
+from morphgraph.ops.description import Place, factors_at
 from morphgraph.passes.analysis.evaluate import evaluate
 from morphgraph.passes.calibration.kernels import Store, stored
 
@@ -90,6 +90,12 @@ class Chosen:
         """Give the experts other kernels, in place."""
         stack = matrices.swapaxes(1, 2) if self.turned else matrices
         self.store.write(stack.astype(self.store.array().dtype))
+
+    def within(self, node: ir.Node, model: ir.Model) -> "Chosen | None":
+        """The same in a copy of the model, or of a part of it, whose node takes the kernels."""
+        stack = node.inputs[0]
+        store = None if stack is None else stored(stack, model)
+        return None if store is None else replace(self, store=store)
 
     def choice(self, numbers: Array) -> IntArray:
         """The expert of every place, ``[places]``."""
@@ -183,7 +189,7 @@ def _product(node: ir.Node, port: int, weights: frozenset[str]) -> tuple[int, in
     if len(description.contracted) != 1 or not description.macs:
         return None
     (inputs,) = description.contracted
-    axes = {place: _factors_at(description, place) for place in (port, 1 - port, ~0)}
+    axes = {place: factors_at(description, place) for place in (port, 1 - port, ~0)}
     kernel, operand, result = axes[port], axes[1 - port], axes[~0]
     leading = len(kernel) - 2
     if leading < 1 or kernel[:leading] != operand[:leading] or kernel[:leading] != result[:leading]:
@@ -195,17 +201,6 @@ def _product(node: ir.Node, port: int, weights: frozenset[str]) -> tuple[int, in
     if "" in (*kernel, outputs) or result.count(outputs) != 1 or inputs in result:
         return None
     return operand.index(inputs), result.index(outputs), last[0] == inputs
-
-
-def _factors_at(description: Description, port: int) -> list[str]:
-    """The factor that alone stands on each axis of an operand or result; empty: none does."""
-    standing: dict[int, list[str]] = {}
-    for name, factor in description.factors.items():
-        for place in factor.places:
-            if place.port == port:
-                standing.setdefault(place.axis, []).append(name if place.map.starts else "")
-    size = max(standing, default=-1) + 1
-    return [names[0] if len(names := standing.get(k, [""])) == 1 else "" for k in range(size)]
 
 
 def places_of_choices(choice: IntArray, other: IntArray, kept: IntArray, row: int) -> IntArray:

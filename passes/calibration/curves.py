@@ -8,7 +8,6 @@ of the group's readers.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +23,6 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import turns
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.carried import Carried, Changed
-from morphgraph.passes.calibration.kernels import stored
 from morphgraph.passes.calibration.normed import fitted_scales, write_scales
 from morphgraph.passes.calibration.outputs import Energies, OutputErrors
 from morphgraph.passes.calibration.readers import readers
@@ -100,7 +98,7 @@ def _change(calibration: Calibration, index: int, width: int) -> Changed:
 Kernels = dict[str, tuple[FloatArray, FloatArray]]
 """By the name of a reader its matrices, and what is added to its result, ``[groups, outputs]``.
 
-And by that of what reads a stack those of all experts, to which nothing is added.
+And by that of a stack those of all experts, to which nothing is added.
 """
 
 
@@ -146,7 +144,7 @@ def changed_kernels(
             after = compensated[name] if name in compensated else stack.matrices().copy()
             if name not in compensated:
                 after[:, :, blocks[gone].ravel()] = 0.0
-            found[taker] = after.astype(np.float64), np.zeros(after.shape[:2])
+            found[name] = after.astype(np.float64), np.zeros(after.shape[:2])
     return found
 
 
@@ -175,13 +173,12 @@ def _write(calibration: Calibration, model: ir.Model, changed: Kernels) -> None:
                 rank = len(static_shape(reader.result))
                 constant = reader.linear.spread(shift.astype(reader.kernel().dtype), rank)
                 add_constant(editor, reader.node, constant, frozenset(range(rank)))
-    takers = {node.name or "": node for node in model.graph if node.name in changed}
-    for stack in calibration.stacks.values():
-        name, port = stack.taker
-        kernels = takers[name].inputs[port] if name in takers else None
-        store = None if kernels is None else stored(kernels, model)
-        if store is not None:
-            replace(stack, store=store).write(changed[name][0])
+    nodes = {node.name or "": node for node in model.graph}
+    for name, stack in calibration.stacks.items():
+        taker = nodes.get(stack.taker[0])
+        here = stack.within(taker, model) if taker is not None and name in changed else None
+        if here is not None:
+            here.write(changed[name][0])
 
 
 def _masked(

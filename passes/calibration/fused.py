@@ -4,10 +4,14 @@ What their units give is no value of the graph. But the node adds up, for every 
 each expert's last kernel with its units, times its share: with another kernel it shows them. With
 one that is zero but for the identity, of one expert, its result is that expert's units times its
 share; with zeros and a bias of one, the share. Which functions stand before is the node's affair.
+In few bits the identity is a step above the zero point.
+
+The first kernels see the tokens, which are values of the graph: with the shares, that is all that
+it takes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -15,148 +19,201 @@ import onnxruntime
 
 from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
 from morphgraph.edit import array_of
-from morphgraph.onnx_io import is_float
+from morphgraph.onnx_io import is_float, static_shape
 from morphgraph.onnx_io.runtime import session
-from morphgraph.ops import facts_of
+from morphgraph.ops import OpNode, facts_of
+from morphgraph.ops.op import Experts, Stacked
+from morphgraph.passes.calibration.few_bits import FewBits, packed
 from morphgraph.passes.calibration.kernels import Store, stored
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A mixture in one node.
+    """The first or the last kernels of a mixture in one node.
 
     Attributes:
         node: the mixture.
-        store: where the last kernels are stored, ``[experts, outputs, inputs]``.
+        experts: which of its operands hold what.
+        is_first: whether these are the first kernels.
+        store: where they are stored, ``[experts, outputs, inputs]``.
         opset: versions of the operators, by domain.
     """
 
     node: ir.Node
+    experts: Experts
+    is_first: bool
     store: Store
     opset: dict[str, int]
 
     @property
     def name(self) -> str:
-        """Of the node."""
-        return self.node.name or ""
+        """Of the node, with what tells its first kernels from its last."""
+        return f"{self.node.name} (first kernels)" if self.is_first else self.node.name or ""
+
+    @property
+    def kernels(self) -> Stacked:
+        """The operands with the kernels."""
+        return self.experts.first if self.is_first else self.experts.last
 
     @property
     def taker(self) -> tuple[str, int]:
         """Who reads the kernels: a node's name, and which of its operands they are."""
-        return self.name, _ports(self.node)[0]
+        return self.node.name or "", self.kernels.kernel
 
     @property
     def stack(self) -> str:
         """The name of the kernels, as they are read."""
-        return self._operand(_ports(self.node)[0]).name or ""
+        return self.operand(self.kernels.kernel).name or ""
 
     @property
     def inputs(self) -> int:
-        """Of each expert's last kernel: the units inside of it."""
+        """Of each expert's kernel: the features of a token, or the units inside of it."""
         return self.store.shape[2]
 
     @property
     def asked(self) -> list[str]:
         """Names of the tokens, and of the numbers of which each takes the largest."""
-        return [self._operand(port).name or "" for port in (0, 1)]
+        return [self.operand(port).name or "" for port in self.experts.tokens]
 
-    def operands(self, found: Arrays) -> tuple[Array, Array]:
-        """Both, ``[tokens, features]`` and ``[tokens, experts]``.
+    def operands(self, found: Arrays) -> list[Array]:
+        """What there is for each token, ``[tokens, ...]`` each, the tokens themselves first.
 
         Args:
             found: values by name.
         """
-        tokens, ranked = (found[name] for name in self.asked)
-        return tokens.reshape(len(ranked), -1), ranked
+        tokens, ranked, *others = (found[name] for name in self.asked)
+        return [tokens.reshape(len(ranked), -1), ranked, *others]
 
     def matrices(self) -> Array:
-        """The last kernels, ``[experts, outputs, inputs]``."""
+        """The kernels, ``[experts, outputs, inputs]``."""
         return self.store.array()
 
     def write(self, matrices: FloatArray) -> None:
-        """Give the experts other last kernels, in place."""
+        """Give the experts other kernels, in place."""
         self.store.write(matrices.astype(self.store.array().dtype))
+
+    def within(self, node: ir.Node, model: ir.Model) -> "Fused | None":
+        """The same in a copy of the model, or of a part of it, that has this node."""
+        store = _store(node, self.kernels, model)
+        return None if store is None else replace(self, node=node, store=store)
 
     def added(self) -> Array:
         """What is added behind the kernels, ``[experts, outputs]``."""
-        port = _ports(self.node)[1]
+        port = self.kernels.added
         if _has(self.node, port):
-            return array_of(self._operand(port))
-        return np.zeros(self.store.shape[:2], self.store.array().dtype)
+            return array_of(self.operand(port))
+        return np.zeros(self.store.shape[:2], np.float32)
 
-    def seen(
-        self, tokens: Array, ranked: Array, threads: int = 0
-    ) -> Iterator[tuple[int, IntArray, Array, Array]]:
-        """By expert the tokens that take it, their shares, and its units times these.
+    def shown(self, threads: int = 0) -> "Shown":
+        """What shows what the kernels see: a session of ONNX Runtime that holds the node's weights.
 
         Args:
-            tokens: what the node sees, ``[tokens, features]``.
-            ranked: the numbers of which each token takes the largest, ``[tokens, experts]``.
             threads: of ONNX Runtime.
-
-        Yields:
-            The expert, places of tokens, ``[places]``, ``[places]``, ``[places, inputs]``.
         """
-        running = self._session(threads)
-        kind = np.result_type(tokens.dtype, np.float32)  # what is made of them is summed
-        experts, outputs, inputs = self.store.shape
-        kernels = np.zeros((experts, outputs, inputs), tokens.dtype)
-        nothing = np.zeros((experts, outputs), tokens.dtype)
-        shares = np.concatenate(
-            [
-                _run(running, tokens, ranked, kernels, np.eye(experts, outputs, -first))
-                for first in range(0, experts, outputs)
-            ],
-            axis=1,
-        )[:, :experts]
-        for expert, share in enumerate(shares.T):
-            there = np.flatnonzero(share)
-            parts = [np.zeros((len(there), 0), tokens.dtype)]
-            for first in range(0, inputs if len(there) else 0, outputs):
-                kernels[expert] = np.eye(outputs, inputs, first)
-                parts.append(_run(running, tokens[there], ranked[there], kernels, nothing))
-            kernels[expert] = 0.0
-            if len(there):
-                units = np.concatenate(parts, axis=1)[:, :inputs]
-                yield expert, there, share[there], units.astype(kind, copy=False)
+        return Shown(self, threads)
 
-    def _operand(self, port: int) -> ir.Value:
+    def operand(self, port: int) -> ir.Value:
+        """What the node reads there."""
         value = self.node.inputs[port]
         assert value is not None
         return value
 
+
+class Shown:
+    """A node by itself, that is fed other last kernels, and so shows what is inside of it."""
+
+    def __init__(self, fused: Fused, threads: int) -> None:
+        self.fused, self.node, self.last = fused, fused.node, fused.experts.last
+        experts, outputs, width = static_shape(fused.operand(self.last.kernel))
+        self.experts, self.outputs = experts, outputs
+        self.inputs = width * 8 // self.last.bits if self.last.bits else width
+        self.running = self._session(threads)
+
+    def seen(self, operands: list[Array]) -> Iterator[tuple[int, IntArray, Array, Array]]:
+        """By expert the tokens that take it, their shares, and what its kernel sees times these.
+
+        Args:
+            operands: what there is for each token, as of :meth:`Fused.operands`.
+
+        Yields:
+            The expert, places of tokens, ``[places]``, ``[places]``, ``[places, inputs]``.
+        """
+        kind = np.result_type(operands[0].dtype, np.float32)  # what is made of them is summed
+        for expert, share in enumerate(self.shares(operands).T):
+            there = np.flatnonzero(share)
+            if not len(there):
+                continue
+            mine = [each[there] for each in operands]
+            shares = share[there]
+            is_first = self.fused.is_first
+            rows = mine[0] * shares[:, None] if is_first else self.units(expert, mine)
+            yield expert, there, shares, rows.astype(kind, copy=False)
+
+    def shares(self, operands: list[Array]) -> Array:
+        """Of every token and expert, ``[tokens, experts]``; 0 where it does not take it."""
+        experts, outputs = self.experts, self.outputs
+        kernels = self._zeros(operands)
+        parts = [
+            self._run(operands, kernels, np.eye(experts, outputs, -first))
+            for first in range(0, experts, outputs)
+        ]
+        return np.concatenate(parts, axis=1)[:, :experts]
+
+    def units(self, expert: int, operands: list[Array]) -> Array:
+        """Those of an expert times its shares, ``[tokens, inputs]``, of tokens that take it."""
+        outputs, inputs = self.outputs, self.inputs
+        nothing = np.zeros((self.experts, outputs))
+        kernels, parts = self._zeros(operands), []
+        for first in range(0, inputs, outputs):
+            kernels[expert] = np.eye(outputs, inputs, first)
+            parts.append(self._run(operands, kernels, nothing))
+        return np.concatenate(parts, axis=1)[:, :inputs]
+
+    def _zeros(self, operands: list[Array]) -> Array:
+        """Last kernels, ``[experts, outputs, inputs]``."""
+        kind = np.uint8 if self.last.bits else operands[0].dtype
+        return np.zeros((self.experts, self.outputs, self.inputs), kind)
+
     def _session(self, threads: int) -> onnxruntime.InferenceSession:
-        """The node by itself, that is fed tokens, what is ranked, last kernels and biases."""
-        fed = (0, 1, *_ports(self.node))
-        count = max(len(self.node.inputs), fed[-1] + 1)
+        """The node, that is fed what there is for each token, last kernels and biases."""
+        last, node = self.last, self.node
+        fed = (*self.fused.experts.tokens, last.kernel, last.added)
+        count = max(len(node.inputs), last.added + 1)
         operands: list[ir.Value | None] = [None] * count
-        kind = self._operand(0).type
+        real = self.fused.operand(0)
         for port in range(count):
             if port in fed:
-                rank = 3 if port == fed[2] else 2
-                shape = ir.Shape([None] * rank)
-                operands[port] = ir.Value(name=f"operand{port}", type=kind, shape=shape)
-            elif _has(self.node, port):
-                held = ir.tensor(array_of(self._operand(port)))
-                operands[port] = ir.Value(name=f"operand{port}", const_value=held)
-        result = ir.Value(name="result", type=kind)
-        alone = ir.Node(
-            self.node.domain,
-            self.node.op_type,
-            operands,
-            list(self.node.attributes.values()),
-            outputs=[result],
-        )
+                is_kernel = port == last.kernel
+                shape = ir.Shape([None] * (3 if is_kernel else 2))
+                few = ir.TensorType(ir.DataType.UINT8) if is_kernel and last.bits else None
+                operands[port] = ir.Value(name=f"operand{port}", type=few or real.type, shape=shape)
+            elif last.bits and port == last.zeros:
+                continue  # half of the range
+            elif _has(node, port):
+                array = array_of(self.fused.operand(port))
+                held = np.ones_like(array) if last.bits and port == last.scales else array
+                operands[port] = ir.Value(name=f"operand{port}", const_value=ir.tensor(held))
+        result = ir.Value(name="result", type=real.type)
+        attributes = list(node.attributes.values())
+        alone = ir.Node(node.domain, node.op_type, operands, attributes, outputs=[result])
         given = [value for port in fed if (value := operands[port]) is not None]
         rest = [value for value in operands if value is not None and value not in given]
-        graph = ir.Graph(
-            given, [result], nodes=[alone], initializers=rest, opset_imports=self.opset
-        )
+        opset = self.fused.opset
+        graph = ir.Graph(given, [result], nodes=[alone], initializers=rest, opset_imports=opset)
         return session(ir.Model(graph, ir_version=10), threads)
+
+    def _run(self, operands: list[Array], kernels: Array, bias: Array) -> Array:
+        """The result, with last kernels of zeros and ones and with a bias."""
+        kind, bits = operands[0].dtype, self.last.bits
+        stack = packed(kernels + 2 ** (bits - 1), bits) if bits else kernels
+        names = [source.name for source in self.running.get_inputs()]
+        given = (*operands, stack, bias.astype(kind))
+        (found,) = self.running.run(None, dict(zip(names, given, strict=True)))
+        return np.asarray(found)
 
 
 def fused_mixtures(model: ir.Model, weights: frozenset[str]) -> dict[str, Fused]:
-    """All of a model by the names of their nodes, in topological order.
+    """The kernels of all of a model by their names, in topological order.
 
     Args:
         model: canonical.
@@ -164,33 +221,40 @@ def fused_mixtures(model: ir.Model, weights: frozenset[str]) -> dict[str, Fused]
     """
     found: dict[str, Fused] = {}
     for node in model.graph:
-        if facts_of(node).experts is None:
+        facts = facts_of(node)
+        experts: Experts | None = None
+        if facts.experts is not None:
+            experts = facts.call(facts.experts, node, OpNode(node))
+        if experts is None or any(not _has(node, port) for port in experts.tokens):
             continue
-        last, _ = _ports(node)
-        others = [value for value in node.inputs[2:] if value is not None and value.name]
+        others = [
+            value
+            for port, value in enumerate(node.inputs)
+            if value is not None and value.name and port not in experts.tokens
+        ]
         held = all(value.name in weights and value.is_initializer() for value in others)
-        kernels = node.inputs[last]
-        store = None if kernels is None or not is_float(kernels) else stored(kernels, model)
-        if held and store is not None:
-            found[node.name or ""] = Fused(node, store, dict(model.graph.opset_imports))
+        for is_first in (True, False):
+            store = _store(node, experts.first if is_first else experts.last, model)
+            if held and store is not None:
+                opset = dict(model.graph.opset_imports)
+                each = Fused(node, experts, is_first, store, opset)
+                found[each.name] = each
     return found
 
 
-def _ports(node: ir.Node) -> tuple[int, int]:
-    ports = facts_of(node).experts
-    assert ports is not None
-    return ports
+def _store(node: ir.Node, kernels: Stacked, model: ir.Model) -> Store | None:
+    """Where kernels of a mixture are stored; ``None`` where they cannot be changed there."""
+    value = node.inputs[kernels.kernel]
+    if value is None or not kernels.bits:
+        return None if value is None or not is_float(value) else stored(value, model)
+    scale, zero = node.inputs[kernels.scales], None
+    if _has(node, kernels.zeros):
+        zero = node.inputs[kernels.zeros]
+    if scale is None or any(len(each.uses()) != 1 for each in (value, scale)):
+        return None
+    return FewBits(value, scale, zero, kernels.bits)
 
 
 def _has(node: ir.Node, port: int) -> bool:
     value = node.inputs[port] if port < len(node.inputs) else None
     return value is not None and bool(value.name)
-
-
-def _run(
-    running: onnxruntime.InferenceSession, tokens: Array, ranked: Array, kernels: Array, bias: Array
-) -> Array:
-    names = [source.name for source in running.get_inputs()]
-    given = (tokens, ranked, kernels, bias.astype(tokens.dtype))
-    (found,) = running.run(None, dict(zip(names, given, strict=True)))
-    return np.asarray(found)

@@ -10,6 +10,7 @@ from morphgraph.arrays import IntArray
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.calibration.chosen import Chosen
+from morphgraph.passes.calibration.dense import Dense
 from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.logits import Logits
 from morphgraph.passes.calibration.readers import Reader
@@ -28,8 +29,8 @@ class GroupReaders:
             normalizes over them: then other kernels in the readers are the same as other widths.
         products: by the name of each product of activations that can be made up for the elements
             of every channel, ``[channels, elements per channel]``.
-        stacks: by the name of each product with chosen kernels, and of each mixture in one node,
-            the inputs of every channel, ``[channels, inputs per channel]``.
+        stacks: by the name of each product with a stack of kernels, and of the kernels of each
+            mixture in one node, the inputs of every channel, ``[channels, inputs per channel]``.
     """
 
     group: Group
@@ -43,7 +44,7 @@ def group_readers(
     graph: ChannelGraph,
     found: Mapping[str, Reader],
     compared: Sequence[Logits] = (),
-    of_experts: Mapping[str, Chosen | Fused] = MappingProxyType({}),
+    of_experts: Mapping[str, Chosen | Fused | Dense] = MappingProxyType({}),
 ) -> dict[int, GroupReaders]:
     """The readers of every group that a plan may change, by group index.
 
@@ -51,11 +52,12 @@ def group_readers(
         graph: the lifted network.
         found: linear layers by name.
         compared: products of queries and keys.
-        of_experts: products with kernels chosen from stacks, and mixtures in one node, by name.
+        of_experts: products with stacks of kernels, and mixtures in one node, by name.
     """
     products = _of_products(graph, compared)
-    chosen = {k: each for k, each in of_experts.items() if isinstance(each, Chosen)}
+    chosen = {k: each for k, each in of_experts.items() if not isinstance(each, Fused)}
     fused = {k: each for k, each in of_experts.items() if isinstance(each, Fused)}
+    in_one = {each.taker[0] for each in fused.values()}
     role, couplings = roles(graph.couplings), graph.couplings
     blocks: dict[int, dict[str, IntArray]] = {}
     stacks: dict[int, dict[str, IntArray]] = {}
@@ -64,10 +66,10 @@ def group_readers(
         # The axis may hold more: heads, each of which an attention sums over by itself.
         on_them = graph.groups_on(edge.factor)
         name = graph.ops[edge.op_index].name
-        inside = role.sums_state[edge.factor] and edge.port >= 0 and name not in fused
+        inside = role.sums_state[edge.factor] and edge.port >= 0 and name not in in_one
         if role.normalizes[edge.factor] or inside:
             other |= on_them
-        if not role.sums[edge.factor] or not couplings.on_activation(edge):
+        if not role.sums[edge.factor] or not couplings.on_activation(edge) or name in in_one:
             continue
         reader, stack = found.get(name), chosen.get(name)
         if stack is not None and edge.port != stack.port:
@@ -84,9 +86,9 @@ def group_readers(
             else:
                 (blocks if stack is None else stacks).setdefault(index, {})[name] = inputs
     for name, mixture in fused.items():
-        units = graph.dim(mixture.stack, 2)
-        for index in graph.groups_on(units):
-            inputs = _inputs_of(graph, graph.groups[index], units, (1, mixture.inputs))
+        columns = graph.dim(mixture.stack, 2)
+        for index in graph.groups_on(columns):
+            inputs = _inputs_of(graph, graph.groups[index], columns, (1, mixture.inputs))
             if inputs is None:
                 other.add(index)
             else:
@@ -130,12 +132,16 @@ def _inputs(
 def _inputs_of(
     graph: ChannelGraph, group: Group, vertex: int, shape: tuple[int, int]
 ) -> IntArray | None:
-    """The same where the axis holds the inputs of all maps, ``(maps, inputs)``."""
+    """The same where the axis holds the inputs of all maps, ``(maps, inputs)``.
+
+    Or bytes, each of which holds several.
+    """
     maps, inputs = shape
     views = [v for v in graph.channels_by_view(vertex) if np.isin(group.channels, v).any()]
     if len(views) != 1:
         return None
-    standing = views[0].reshape(-1, inputs)
+    in_byte = max(maps * inputs // len(views[0]), 1)
+    standing = np.repeat(views[0], in_byte).reshape(-1, inputs)
     if len(standing) != maps or (standing != standing[:1]).any():
         return None
     return _standing(standing[0], group)

@@ -8,6 +8,7 @@ it is multiplied with: a mixture loses the sum over all experts of their errors 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,13 @@ from morphgraph.calibration.processes import Processes
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import escape
 from morphgraph.passes.calibration.chosen import Chosen, chosen_products
+from morphgraph.passes.calibration.dense import (
+    Dense,
+    Shown,
+    dense_products,
+    mixed_dense,
+    shares_of,
+)
 from morphgraph.passes.calibration.fused import Fused, fused_mixtures
 from morphgraph.passes.calibration.moments import Moments, Statistics
 from morphgraph.passes.calibration.removal import (
@@ -26,12 +34,12 @@ from morphgraph.passes.calibration.removal import (
     seen_alone,
     seen_by,
 )
-from morphgraph.passes.calibration.shares import Mixed
+from morphgraph.passes.calibration.shares import Mixed, mixed
 from morphgraph.passes.calibration.visits import Choose, Chooser
 
 #: In place of a group: all inputs of an expert are looked at together.
 TOGETHER = -1
-Stack = Chosen | Fused
+Stack = Chosen | Fused | Dense
 """Kernels of experts, one behind the other."""
 
 
@@ -42,7 +50,11 @@ def stacks(model: ir.Model, weights: frozenset[str]) -> dict[str, Stack]:
         model: canonical.
         weights: names of the values that no graph input reaches.
     """
-    return {**chosen_products(model, weights), **fused_mixtures(model, weights)}
+    return {
+        **chosen_products(model, weights),
+        **fused_mixtures(model, weights),
+        **dense_products(model, weights),
+    }
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class StackLook:
         """What it sees, by which numbers, what it gives, and its shares."""
         given = [self.chosen.result]
         if self.mixed is not None:
-            given = [self.mixed.parts, self.mixed.shares]
+            given = [self.mixed.given.value, self.mixed.shares.value]
         return [value.name or "" for value in (self.chosen.operand, self.chosen.numbers, *given)]
 
     def enough(self, chooser: Chooser, batches: int) -> int:
@@ -113,40 +125,44 @@ class StackLook:
         """
         operand, numbers, given, *shares = (found[name] for name in self.asked)
         experts = self.chosen.choice(numbers)
-        if self.mixed is None:
-            given = self.chosen.results(given)
         places = choose(self.name, len(experts))
-        parts = given.reshape(len(experts), -1)[places]
         rows = self.chosen.rows(operand)[places]
-        for share in shares:
-            rows = rows * share.reshape(-1, 1, 1)[places].astype(rows.dtype)
+        if self.mixed is None:
+            parts = self.chosen.results(given).reshape(len(experts), -1)[places]
+        else:
+            share = self.mixed.shares.of(shares[0], len(experts))[places]
+            parts = self.mixed.given.of(given, len(experts))[places] * share
+            rows = rows * share[:, :, None].astype(rows.dtype)
         energies = np.einsum("po,po->p", parts, parts, dtype=np.float64)
         return Routed(rows, experts[places], energies)
 
 
 @dataclass(frozen=True)
 class FusedLook:
-    """A mixture in one node that is looked at.
+    """Kernels of a mixture in one node that are looked at.
 
     Attributes:
-        stack: the node, and its last kernels.
+        stack: the kernels.
         threads: of ONNX Runtime.
-        tells: whether it says what the experts add.
     """
 
     stack: Fused
     threads: int = 0
-    tells: bool = True
 
     @property
     def name(self) -> str:
-        """Of the node."""
+        """Of the kernels."""
         return self.stack.name
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says what the experts add."""
+        return not self.stack.is_first
 
     @property
     def stop(self) -> str:
         """The node."""
-        return self.stack.name
+        return self.stack.taker[0]
 
     @property
     def asked(self) -> list[str]:
@@ -158,25 +174,114 @@ class FusedLook:
         return self.stack.store.shape[0] * chooser.enough(self.stack.inputs, batches)
 
     def rows(self, found: Arrays, choose: Choose) -> Routed:
-        """What the last kernels see for some tokens of a batch, and whose they are.
+        """What the kernels see for some tokens of a batch, and whose they are.
 
         Args:
             found: what was asked for.
             choose: which of so many tokens are looked at.
         """
-        tokens, ranked = self.stack.operands(found)
-        places = choose(self.name, len(ranked))
-        tokens = tokens[places]
+        operands = self.stack.operands(found)
+        places = choose(self.name, len(operands[0]))
+        operands = [each[places] for each in operands]
         matrices, added = self.stack.matrices(), self.stack.added()
-        rows = [np.zeros((0, self.stack.inputs), tokens.dtype)]
+        rows = [np.zeros((0, self.stack.inputs), operands[0].dtype)]
         experts, energies = [np.zeros(0, np.int64)], [np.zeros(0)]
-        for expert, there, shares, units in self.stack.seen(tokens, ranked[places], self.threads):
-            given = units @ matrices[expert].T + shares[:, None] * added[expert]
-            rows.append(units)
+        for expert, there, shares, seen in self.stack.shown(self.threads).seen(operands):
+            given = seen @ matrices[expert].T + shares[:, None] * added[expert]
+            rows.append(seen)
             experts.append(np.full(len(there), expert))
             energies.append(np.einsum("po,po->p", given, given, dtype=np.float64))
-        units = np.concatenate(rows)[:, None]
-        return Routed(units, np.concatenate(experts), np.concatenate(energies))
+        every = np.concatenate(rows)[:, None]
+        return Routed(every, np.concatenate(experts), np.concatenate(energies))
+
+
+@dataclass(frozen=True)
+class DenseLook:
+    """A product with a stack of kernels that is looked at where experts have shares.
+
+    Attributes:
+        stack: the product.
+        shares: what its results are multiplied with at last; ``None``: that is not known.
+        mixed: the same, where nothing but sums stands between: then it says what experts add.
+    """
+
+    stack: Dense
+    shares: Mixed | None
+    mixed: Mixed | None
+
+    @property
+    def name(self) -> str:
+        """Of the product."""
+        return self.stack.name
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says what the experts add."""
+        return self.mixed is not None
+
+    @property
+    def stop(self) -> str:
+        """The product."""
+        return self.stack.name
+
+    @property
+    def asked(self) -> list[str]:
+        """What it maps, the shares, and what is multiplied with them, or its results."""
+        given = self.stack.result.name or "" if self.mixed is None else self.mixed.given.name
+        return [*self._shown.asked, given]
+
+    @property
+    def _shown(self) -> Shown:
+        return Shown(self.stack, None if self.shares is None else self.shares.shares)
+
+    def enough(self, chooser: Chooser, batches: int) -> int:
+        """How many places of each of so many batches are looked at: for every expert enough."""
+        return self.stack.store.shape[0] * chooser.enough(self.stack.inputs, batches)
+
+    def rows(self, found: Arrays, choose: Choose) -> Routed:
+        """What is seen at some places of a batch that have shares, and who sees it.
+
+        Args:
+            found: what was asked for.
+            choose: which of so many places are looked at.
+        """
+        rows, shares = self._shown.seen(found)
+        experts, tokens = self._shown.some(shares)
+        chosen = choose(self.name, len(experts))
+        experts, tokens = experts[chosen], tokens[chosen]
+        given = found[self.asked[-1]]
+        if self.mixed is None:
+            parts = self.stack.results(given)
+        else:
+            parts = self.mixed.given.of(given, shares.size).reshape(*shares.shape, -1)
+        share = shares[experts, tokens][:, None].astype(rows.dtype)
+        parts, seen = parts[experts, tokens] * share, rows[experts, tokens] * share
+        energies = np.einsum("po,po->p", parts, parts, dtype=np.float64)
+        return Routed(seen[:, None], experts, energies)
+
+
+AnyStackLook: TypeAlias = StackLook | FusedLook | DenseLook
+"""Any of those."""
+
+
+def looked_at(model: ir.Model, found: Mapping[str, Stack], threads: int) -> list[AnyStackLook]:
+    """What there is to look at.
+
+    Args:
+        model: canonical.
+        found: all of its stacks.
+        threads: of ONNX Runtime.
+    """
+    dense = {name: each for name, each in found.items() if isinstance(each, Dense)}
+    listed: list[AnyStackLook] = []
+    for each in found.values():
+        if isinstance(each, Fused):
+            listed.append(FusedLook(each, threads))
+        elif isinstance(each, Chosen):
+            listed.append(StackLook(each, mixed(model, each)))
+        else:
+            listed.append(DenseLook(each, shares_of(model, dense, each), mixed_dense(model, each)))
+    return listed
 
 
 class StackMoments:

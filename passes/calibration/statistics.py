@@ -21,7 +21,7 @@ from morphgraph.onnx_io import escape
 from morphgraph.passes.calibration.bases import remaining, seen_in_product
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.compared import Compared
-from morphgraph.passes.calibration.fused import Fused
+from morphgraph.passes.calibration.few_bits import FewBits
 from morphgraph.passes.calibration.group_readers import GroupReaders, group_readers
 from morphgraph.passes.calibration.moments import MOST_BYTES, Moments, Statistics
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
@@ -34,13 +34,12 @@ from morphgraph.passes.calibration.removal import (
     seen_alone,
     seen_by,
 )
-from morphgraph.passes.calibration.shares import mixed
 from morphgraph.passes.calibration.stacks import (
-    FusedLook,
+    AnyStackLook,
     Routed,
     Stack,
-    StackLook,
     StackMoments,
+    looked_at,
     stacks,
 )
 from morphgraph.passes.calibration.visits import Chooser, Look, looks, visit
@@ -141,29 +140,24 @@ def calibrate(
         if isinstance(look, Look):
             collected.look_at(look, cast("Iterator[Array]", samples))
         else:
-            stack = cast("StackLook | FusedLook", look)
+            stack = cast("AnyStackLook", look)
             collected.look_at_stack(stack, cast("Iterator[Routed]", samples))
     return result
 
 
 def _listed(
     result: Calibration, wanted: Callable[[Group], bool], threads: int
-) -> list[Look | StackLook | FusedLook]:
+) -> list[Look | AnyStackLook]:
     """What is looked at, in the model's order.
 
     Stacks that tell of their experts are, where these may go.
     """
     graph, groups = result.graph, result.groups.values()
     read = {name for each in groups for name in each.stacks}
-    looked_at = [
-        FusedLook(each, threads)
-        if isinstance(each, Fused)
-        else StackLook(each, mixed(graph.model, each))
-        for each in result.stacks.values()
-    ]
+    every = looked_at(graph.model, result.stacks, threads)
     asked = [
         each
-        for each in looked_at
+        for each in every
         if each.name in read or (each.tells and any(map(wanted, _experts_of(graph, each.stack))))
     ]
     plain = looks(result.readers, {name for each in groups for name in each.blocks})
@@ -182,7 +176,7 @@ class _Collected:
     def __init__(
         self,
         result: Calibration,
-        listed: Sequence[Look | StackLook | FusedLook],
+        listed: Sequence[Look | AnyStackLook],
         stops: Callable[[Group], Iterable[int]],
         processes: Processes,
     ) -> None:
@@ -217,7 +211,7 @@ class _Collected:
                 seen = seen_by(mine, matrix, units, blocks[k], energy=1.0)
             self._wait(k, _Waiting(look, units, seen))
 
-    def look_at_stack(self, look: StackLook | FusedLook, samples: Iterable[Routed]) -> None:
+    def look_at_stack(self, look: AnyStackLook, samples: Iterable[Routed]) -> None:
         """Kernels of experts."""
         indices, result, graph = self.of_look[look.name], self.result, self.result.graph
         blocks = {k: result.groups[k].stacks[look.name] for k in indices}
@@ -306,8 +300,11 @@ class _WaitingStack:
         return self.seen
 
     def kernels(self, matrices: Sequence[FloatArray]) -> Arrays:
-        """What makes up for the channels that go, ``[experts, outputs, inputs]``."""
-        if not matrices[0].shape[1]:  # nothing takes over
+        """What makes up for the channels that go, ``[experts, outputs, inputs]``.
+
+        Nothing does in few bits: rounding would count as a loss, most at widths near the whole.
+        """
+        if not matrices[0].shape[1] or isinstance(self.stack.store, FewBits):
             return {}
         plain = np.concatenate(matrices) / self.units[:, None, None]
         return {self.stack.name: plain.astype(self.stack.store.array().dtype)}

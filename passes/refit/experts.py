@@ -17,12 +17,14 @@ from morphgraph.onnx_io.mapped import take
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.chosen import Chosen, choices_in_a_row, places_of_choices
+from morphgraph.passes.calibration.dense import Dense, Shown, dense_products, shares_of
+from morphgraph.passes.calibration.few_bits import FewBits, Grid
 from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.readers import Following
 from morphgraph.passes.calibration.segments import Piece
 from morphgraph.passes.calibration.stacks import Stack
 from morphgraph.passes.calibration.visits import Chooser
-from morphgraph.passes.refit.fit import Fit, Target
+from morphgraph.passes.refit.fit import WORTH, Fit, Fitted, Target
 from morphgraph.passes.refit.network import Network
 
 #: Places of those kept aside without which an expert keeps its kernel: too few to judge by.
@@ -90,18 +92,36 @@ class ExpertFits:
     def write(self) -> tuple[float, float, int]:
         """Give the experts their kernels: the errors before and after, and the number of places."""
         matrices = self.chosen.matrices().astype(np.float64)
-        before, after, places = 0.0, 0.0, 0
+        before, after, places, store = 0.0, 0.0, 0, self.chosen.store
+        grids = store.grids() if isinstance(store, FewBits) else []
         for expert, fit in enumerate(self.fits):
             found = fit.solve()
             seen_aside = sum(len(rows) for rows, _ in fit.aside)
             is_known = fit.places >= fit.start.shape[2] and seen_aside >= FEWEST_ASIDE
-            if is_known:
-                matrices[expert] = found.matrix[0]
+            error = found.before
+            if is_known and grids:
+                grids[expert], error = _in_bits(grids[expert], fit, found)
+            elif is_known:
+                matrices[expert], error = found.matrix[0], found.after
             places += fit.places
             before += fit.places * found.before
-            after += fit.places * (found.after if is_known else found.before)
-        self.chosen.write(matrices)
+            after += fit.places * error
+        if isinstance(store, FewBits):
+            store.write_grids(grids)
+        else:
+            self.chosen.write(matrices)
         return before / max(places, 1), after / max(places, 1), places
+
+
+def _in_bits(grid: Grid, fit: Fit, found: Fitted) -> tuple[Grid, float]:
+    """The kernel in few bits that is as good as any near the fitted one, and its error."""
+    best, error = grid, found.before * WORTH
+    if found.after >= found.before:
+        return grid, found.before
+    for each in grid.ways(found.matrix[0], fit.covariance):
+        if (left := fit.error(each.array()[None])) < error:
+            best, error = each, left
+    return best, found.before if best is grid else error
 
 
 Networks = tuple[Network, Network]
@@ -129,6 +149,8 @@ def fit_experts(
     original, stack = stacks
     if isinstance(original, Fused) and isinstance(stack, Fused):
         return _fit_fused(networks, (original, stack), selection, choosers, then)
+    if isinstance(original, Dense) and isinstance(stack, Dense):
+        return _fit_dense(networks, (original, stack), selection, choosers, then)
     assert isinstance(original, Chosen)
     assert isinstance(stack, Chosen)
     row = choices_in_a_row(graph, original.numbers)
@@ -187,6 +209,7 @@ def _fit_fused(
     experts, outputs = (_staying(original, selection, axis) for axis in (0, 1))
     matrices = original.matrices()[experts][:, outputs]
     fits = ExpertFits(fused, experts, processes=choosers["fitted"].processes)
+    one, other = original.shown(big.threads), fused.shown(small.threads)
     for kind, chooser in choosers.items():
         before, later = getattr(big, kind), Batches()
         enough = len(experts) * chooser.enough(fused.inputs, len(before))
@@ -194,14 +217,54 @@ def _fit_fused(
         for number, (arrays, others) in enumerate(both):
             later.append(piece.run(arrays))
             there = fused.operands(others)
-            places = chooser.some(fused.name, len(there[1]), enough, number)
-            tokens, ranked = (each[places] for each in original.operands(arrays))
-            whole = {expert: seen for expert, *seen in original.seen(tokens, ranked, big.threads)}
-            tokens, ranked = (each[places] for each in there)
-            for expert, *seen in fused.seen(tokens, ranked, small.threads):
+            places = chooser.some(fused.name, len(there[0]), enough, number)
+            tokens = [each[places] for each in original.operands(arrays)]
+            whole = {expert: seen for expert, *seen in one.seen(tokens)}
+            tokens = [each[places] for each in there]
+            for expert, *seen in other.seen(tokens):
                 if experts[expert] in whole:
                     rows, wanted = _same_tokens(seen, whole[experts[expert]], matrices[expert])
                     fits.count(expert, rows, wanted, kind == "aside")
+        before.close()
+        setattr(big, kind, later)
+    big.live = ahead
+    return fits
+
+
+def _fit_dense(
+    networks: Networks,
+    products: tuple[Dense, Dense],
+    selection: AxisSelection,
+    choosers: Mapping[str, Chooser],
+    then: str | None,
+) -> ExpertFits:
+    """Where all experts see every token: those count that the resized network gives shares."""
+    (big, small), (original, dense) = networks, products
+    result = original.result.name or ""
+    ahead, model = big.ahead(then), small.model
+    whole = Piece(big.model, big.live, [*ahead, result], big.threads)
+    every = dense_products(model, selection.graph.couplings.input_independent)
+    mixed = shares_of(model, every, dense)
+    shown = Shown(dense, None if mixed is None else mixed.shares)
+    part = Piece(model, small.live, shown.asked, small.threads)
+    experts = _staying(original, selection, 0)
+    fits = ExpertFits(dense, experts, processes=choosers["fitted"].processes)
+    for kind, chooser in choosers.items():
+        before, later = getattr(big, kind), Batches()
+        enough = len(experts) * chooser.enough(dense.inputs, len(before))
+        both = zip(before, getattr(small, kind), strict=True)
+        for number, (arrays, others) in enumerate(both):
+            found = whole.run(arrays)
+            later.append({name: found[name] for name in ahead})
+            wanted = original.results(take(found[result], selection.cuts(result)))
+            rows, shares = shown.seen(part.run(others))
+            chosen = chooser.some(dense.name, int(np.count_nonzero(shares)), enough, number)
+            at, tokens = shown.some(shares, chosen)
+            for expert in range(len(experts)):
+                there = tokens[at == expert]
+                share = shares[expert, there][:, None]
+                seen = rows[expert, there] * share, wanted[expert, there] * share
+                fits.count(expert, *seen, kind == "aside")
         before.close()
         setattr(big, kind, later)
     big.live = ahead

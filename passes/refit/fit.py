@@ -88,6 +88,8 @@ class Fit:
         self.moments = Moments(among=among)
         #: Places that it was fitted at, on all processes; known when it is solved.
         self.places = 0
+        #: Of the first map's inputs, about zero where it has no bias; likewise, if it is known.
+        self.covariance: FloatArray | None = None
         self.kept: list[tuple[Array, Target]] = []
         self.aside: list[tuple[Array, Target]] = []
         self.room = KEPT_BYTES // processes.count // among
@@ -129,6 +131,7 @@ class Fit:
             self.kept = [each for part in self.processes.gather(self.kept) for each in part]
         if self.wide:
             return self._solve_wide()
+        self.covariance = statistics.covariance[0]
         self._count_from(statistics.mean_in)
         as_it_is = self.start, self.old_bias
         shifted = self.start, statistics.bias(self.start)
@@ -146,6 +149,10 @@ class Fit:
         if chosen is not None and self.kept:
             best, error = self._through_clamp(chosen, statistics, left, best, error)
         return Fitted(*best, before, before if best is as_it_is else error)
+
+    def error(self, matrix: FloatArray) -> float:
+        """That of other matrices with the bias as it is, on what was kept aside."""
+        return self._error(matrix, self.old_bias)
 
     def _count_from(self, mean: FloatArray) -> None:
         """Count the rows that are kept from their mean, in place."""

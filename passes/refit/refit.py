@@ -40,6 +40,7 @@ from morphgraph.passes.refit.experts import fit_experts
 from morphgraph.passes.refit.fit import Fit, Target
 from morphgraph.passes.refit.network import Network
 from morphgraph.passes.refit.shift import add_to_result, shift_result
+from morphgraph.passes.refit.unfitted import unfitted
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize, restore_names
 
@@ -75,12 +76,14 @@ class Refitted:
         layers: the errors of its readers.
         expected: what the original gives for the inputs kept aside, batch by batch.
         found: what the resized network gives for them.
+        slices: names of nodes whose kernels lose inputs, and are not fitted.
     """
 
     model: ir.Model
     layers: tuple[LayerError, ...]
     expected: Batches
     found: Batches
+    slices: tuple[str, ...] = ()
 
 
 def refit(
@@ -249,7 +252,9 @@ class _Refit:
         self._finish()
         for network in (big, small):
             network.fitted.close()
-        return Refitted(self.small, tuple(self.errors), big.aside, small.aside)
+        fitted = {*self.readers, *(each.taker[0] for each in self.stacks.values())}
+        slices = unfitted(self.graph, self.selection, self.small, fitted)
+        return Refitted(self.small, tuple(self.errors), big.aside, small.aside, slices)
 
     def _finish(self) -> None:
         """Names as they were; biases that are new are parameters, where the model lists these."""

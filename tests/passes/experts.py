@@ -207,8 +207,8 @@ def dense(form: str) -> onnx.ModelProto:
             node("Equal", ["count", "small"], ["same"]),
             node("Cast", ["same"], ["marked"], to=TensorProto.FLOAT),
         ],
-    }[form]
-    if form == "one-hot":
+    }["one-hot" if form == "side by side" else form]
+    if form in ("one-hot", "side by side"):
         arrays |= {"depth": np.array([EXPERTS]), "off_on": np.array([0, 1], np.float32)}
     else:
         count = np.arange(EXPERTS)
@@ -220,6 +220,24 @@ def dense(form: str) -> onnx.ModelProto:
         node("Unsqueeze", ["best", "last"], ["share"]),
         node("Mul", ["marked", "share"], ["placed"]),
         node("ReduceSum", ["placed", "inside"], ["shares"], keepdims=0),
+    ]
+    if form == "side by side":  # tokens are repeated for every expert
+        arrays["repeated"] = np.array([EXPERTS, TOKENS, HIDDEN])
+        nodes += [
+            node("Expand", ["h", "repeated"], ["each"]),
+            node("Transpose", ["w1"], ["k1"], perm=[0, 2, 1]),
+            node("Transpose", ["w2"], ["k2"], perm=[0, 2, 1]),
+            node("MatMul", ["each", "k1"], ["u"], name="up"),
+            node("Relu", ["u"], ["r"]),
+            node("MatMul", ["r", "k2"], ["d"], name="down"),
+            node("Transpose", ["shares"], ["turned"], perm=[1, 0]),
+            node("Unsqueeze", ["turned", "last"], ["by_expert"]),
+            node("Mul", ["d", "by_expert"], ["scaled"]),
+            node("ReduceSum", ["scaled", "first"], ["m"], keepdims=0),
+        ]
+        arrays["first"] = np.array([0])
+        return model(nodes, arrays)
+    nodes += [
         node("Einsum", ["h", "w1"], ["u"], equation="th,eih->tei", name="up"),
         node("Relu", ["u"], ["r"]),
         node("Einsum", ["r", "w2"], ["d"], equation="tei,ehi->teh", name="down"),
@@ -238,6 +256,7 @@ FORMS = {
     "one-hot": lambda: dense("one-hot"),
     "compared": lambda: dense("compared"),
     "compared, the other way": lambda: dense("compared, the other way"),
+    "side by side": lambda: dense("side by side"),
     "relu": lambda: fused("relu"),
     "silu": lambda: fused("silu"),
     "swiglu": lambda: fused("swiglu"),

@@ -126,3 +126,11 @@ def test_a_decoder_is_exported_and_resized(kind: str, cached: bool) -> None:
     assert all(2 <= plan.widths(graph)[g.index] <= g.width == 4 for g in routers)
     assert all(g.resizable for g in routers)
     assert bool(routers) == ("moe" in kind.lower())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_experts_that_onnx_cannot_say_are_refused_with_what_helps() -> None:
+    net: Any = made("Qwen3MoeConfig")
+    net.set_experts_implementation("grouped_mm")
+    with pytest.raises(mg.UnsupportedError, match=r"set_experts_implementation\('batched_mm'\)"):
+        mg.export(net, {"input_ids": torch.zeros((1, 4), dtype=torch.int64), "use_cache": False})

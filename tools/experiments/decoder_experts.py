@@ -1,6 +1,8 @@
 """In what order experts and their units go, and what a fit of their kernels brings.
 
-    python tools/experiments/decoder_experts.py  # into runs/experiments/mixture; about an hour
+    python tools/experiments/decoder_experts.py  # all; writes docs/mixtures-results.md
+    python tools/experiments/decoder_experts.py --seeds 0 --cuts "experts 8 to 6"
+    python tools/experiments/decoder_experts.py --report  # computes nothing
 
 A Mixtral of 2.5 million parameters (four blocks, eight experts, two of them for every token), which
 is trained here, learns the docstrings of ``decoder.py``. It loses units inside of the experts,
@@ -8,12 +10,20 @@ experts, hidden width, or all of them under one budget, in the order of the kern
 they are on the calibration text, or, of experts, of how often tokens choose them. It is fitted with
 its experts' kernels as slices, and with them fitted, too. Judged is the perplexity on held-out text
 that neither was fitted to.
+
+The mixture is in ``runs/experiments/mixture``. Every row is appended to ``mixture.jsonl`` beside it
+when it is there, and not computed again, so that a run that was stopped goes on.
 """
 
 import argparse
+import json
 import math
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +34,7 @@ import torch
 from decoder import FOLDER, VOCABULARY, prepare
 from decoder_training import BATCH, Course, random_sequences, train
 from numpy.typing import NDArray
-from shrink_rows import RUNS
+from shrink_rows import ROOT, RUNS
 from torch.nn.functional import cross_entropy
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -37,6 +47,10 @@ from morphgraph.passes.rewrite.resize import resize
 from morphgraph.shrinker import Shrinker
 
 Keep = dict[int, NDArray[np.int64]]
+Row = dict[str, Any]
+KEPT = ROOT / "docs" / "mixtures-results.jsonl"
+PAGE = ROOT / "docs" / "mixtures-results.md"
+ROWS = RUNS / "mixture.jsonl"
 LENGTH = 128
 JUDGED = 128  # sequences of the held-out text, from its beginning
 ASIDE = 32  # sequences on which the fit chooses: a fifth, as `shrink` holds out
@@ -48,6 +62,8 @@ CUTS = {
     "params 70%": ("", 0),
 }
 ORDERS = ("norms", "choices", "data")
+FITS = ("slices", "others fitted", "experts fitted, too")
+SEEDS = (0, 1, 2)
 
 
 def main() -> int:
@@ -58,10 +74,19 @@ def main() -> int:
     parser.add_argument("--text", type=Path, default=FOLDER, help="the folder of decoder.py")
     parser.add_argument("--steps", type=int, default=900, help=f"of {BATCH} x {LENGTH} tokens")
     parser.add_argument("--sequences", type=int, default=128, help="of the text that is fitted to")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--cuts", nargs="+", default=list(CUTS), choices=CUTS)
     parser.add_argument("--orders", nargs="+", default=ORDERS, choices=ORDERS)
+    parser.add_argument("--report", action="store_true", help="compute nothing")
     options = parser.parse_args()
+    if not options.report:
+        compute(options)
+    write([*stored(KEPT, ROWS).values()])
+    return 0
+
+
+def compute(options: argparse.Namespace) -> None:
+    """Append the rows that are missing."""
     torch.set_num_threads(1)
     prepare(options.text)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -71,31 +96,93 @@ def main() -> int:
     graph = mg.lift(mg.export(network, example))
     judged = np.load(options.text / "held_out.npy", allow_pickle=False)
     known = batches(judged[: JUDGED * LENGTH])
-    print(f"whole: {perplexity(graph.model, known):.2f}", flush=True)
+    there = stored(ROWS)
+
+    def add(row: Row, make: Callable[[], ir.Model]) -> None:
+        began = time.process_time()
+        found = perplexity(make(), known)
+        seconds = round(time.process_time() - began, 1)
+        with ROWS.open("a") as file:
+            file.write(json.dumps({**row, "perplexity": found, "seconds": seconds}) + "\n")
+        print(", ".join(map(str, row.values())), f"{found:.2f}", flush=True)
+
+    whole = {"cut": "whole", "order": "", "fit": "", "seed": 0}
+    if place(whole) not in there:
+        add(whole, lambda: graph.model)
     for seed in options.seeds:
         text = pieces(options.text, options.sequences + ASIDE, seed)
         shrinker = Shrinker(graph, {"input_ids": text}, seed=seed, threads=1)
         for cut in options.cuts:
             for order in options.orders:
-                keep = cut_of(shrinker, cut, order)
-                if keep is None:
-                    continue
-                known_of = {k: perplexity(m, known) for k, m in fits(shrinker, keep, order)}
-                row = ", ".join(f"{name} {value:.2f}" for name, value in known_of.items())
-                print(f"seed {seed}, {cut}, by {order}: {row}", flush=True)
-    return 0
+                rows = [dict(whole, cut=cut, order=order, fit=f, seed=seed) for f in fits_of(order)]
+                missing = [row for row in rows if place(row) not in there]
+                keep = cut_of(shrinker, cut, order) if missing else None
+                for row in missing if keep else []:
+                    add(row, partial(made, shrinker, keep, row["fit"]))
 
 
-def fits(shrinker: Shrinker, keep: Keep, order: str) -> Iterator[tuple[str, ir.Model]]:
-    """The resized network without a fit and with; that of the other layers alone once."""
+def stored(*paths: Path) -> dict[tuple[str, ...], Row]:
+    """The rows that there are; later ones in place of earlier ones."""
+    lines = [line for path in paths if path.exists() for line in path.read_text().splitlines()]
+    return {place(row): row for row in map(json.loads, lines)}
+
+
+def place(row: Row) -> tuple[str, ...]:
+    """What tells a row from all others."""
+    return tuple(str(row[name]) for name in ("cut", "order", "fit", "seed"))
+
+
+def fits_of(order: str) -> list[str]:
+    """Which fits are made of an order; that of the other layers alone for one of them."""
+    return [fit for fit in FITS if fit != "others fitted" or order == "norms"]
+
+
+def made(shrinker: Shrinker, keep: Keep, fit: str) -> ir.Model:
+    """The resized network without a fit, with one of all that is no expert, or of all."""
     graph = shrinker.graph
-    yield "slices", resize(graph, keep)
-    if order == "norms":
+    if fit == "slices":
+        return resize(graph, keep)
+    if fit == "others fitted":
         with patch("morphgraph.passes.refit.refit.stacks", lambda *_: {}):
-            made = refit(graph, keep, shrinker.batches(), shrinker.aside(), threads=1)
-        yield "others fitted", made.model
-    made = refit(graph, keep, shrinker.batches(), shrinker.aside(), threads=1)
-    yield "experts fitted, too", made.model
+            return refit(graph, keep, shrinker.batches(), shrinker.aside(), threads=1).model
+    return refit(graph, keep, shrinker.batches(), shrinker.aside(), threads=1).model
+
+
+def write(rows: list[Row]) -> None:
+    """The page, and the rows that it shows."""
+    rows = sorted(rows, key=lambda row: (row["cut"] != "whole", place(row)))
+    KEPT.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        found.setdefault(place(row)[:3], []).append(row["perplexity"])
+    lines = ["| what goes | in the order of | " + " | ".join(FITS) + " |"]
+    lines.append("|---|---|" + "---:|" * len(FITS))
+    for cut in CUTS:
+        for order in ORDERS:
+            cells = [_cell(found.get((cut, order, fit), [])) for fit in FITS]
+            if any(cells):
+                lines.append(f"| {cut} | {order} | " + " | ".join(cells) + " |")
+    (original,) = found["whole", "", ""]
+    seeds = len({row["seed"] for row in rows})
+    text = Path(__file__).with_name("mixture_page.md").read_text()
+    PAGE.write_text(
+        text.format(
+            date=datetime.now(UTC).date(),
+            original=f"{original:.2f}",
+            seeds=seeds,
+            table="\n".join(lines),
+        )
+    )
+
+
+def _cell(values: list[float]) -> str:
+    """The mean perplexity, and the standard error over the seeds."""
+    if not values:
+        return ""
+    shown = f"{statistics.mean(values):.1f}"
+    if len(values) < 2:
+        return shown
+    return f"{shown} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}"
 
 
 def cut_of(shrinker: Shrinker, cut: str, order: str) -> Keep | None:

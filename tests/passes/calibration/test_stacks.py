@@ -50,6 +50,7 @@ CHOSEN = [
     LARGEST,
 ]
 FUSED = ["relu", "silu", "swiglu"]
+DENSE = ["one-hot", "side by side"]  # all experts compute every token
 CPU = "CPUExecutionProvider"
 BATCHES = 40
 INPUTS = np.random.default_rng(1).normal(size=(BATCHES, TOKENS, 3)).astype(np.float32)
@@ -88,7 +89,7 @@ def without(proto: onnx.ModelProto, **places: Any) -> Arrays:
     return found
 
 
-@pytest.mark.parametrize("form", CHOSEN + FUSED)
+@pytest.mark.parametrize("form", CHOSEN + FUSED + DENSE)
 def test_an_expert_counts_by_what_it_adds(form: str) -> None:
     """Its bias and its share of every token in it."""
     proto = mixture(form)
@@ -136,6 +137,10 @@ def test_experts_go_nearly_as_the_mixture_loses_them(form: str) -> None:
     assert mean["data"] > 0.1 + max(mean["often"], mean["norms"])
 
 
+def is_dense(proto: onnx.ModelProto) -> bool:
+    return any("marked" in node.output for node in proto.graph.node)
+
+
 def rows_of(proto: onnx.ModelProto) -> dict[int, FloatArray]:
     """What the units of every expert give for the tokens that take it, times their shares."""
     arrays = {name: array.astype(np.float64) for name, array in arrays_of(proto).items()}
@@ -143,7 +148,8 @@ def rows_of(proto: onnx.ModelProto) -> dict[int, FloatArray]:
     logits = h @ arrays["gate"] + arrays["mask"]
     best = np.argsort(-logits, axis=1)[:, :TAKEN]
     taken = np.exp(np.take_along_axis(logits, best, axis=1))
-    shares = taken / taken.sum(axis=1, keepdims=True)
+    whole = np.exp(logits) if is_dense(proto) else taken  # those that are not taken count, too
+    shares = taken / whole.sum(axis=1, keepdims=True)
     found = {}
     for expert in range(EXPERTS):
         token, place = np.nonzero(best == expert)
@@ -166,7 +172,7 @@ def least(proto: onnx.ModelProto, kept: list[int]) -> tuple[float, Array]:
 
 
 @pytest.mark.parametrize(
-    "form", ["softmax first", "softmax of those taken", "tuples", LARGEST, "relu"]
+    "form", ["softmax first", "softmax of those taken", "tuples", LARGEST, "relu", *DENSE]
 )
 @pytest.mark.parametrize("damped", [True, False])
 def test_units_go_as_each_expert_can_make_up_for_them(
@@ -191,7 +197,7 @@ def test_units_go_as_each_expert_can_make_up_for_them(
         np.testing.assert_allclose(found.losses / found.losses[-1], left / left[-1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["softmax first", "relu"])
+@pytest.mark.parametrize("form", ["softmax first", "relu", *DENSE])
 def test_what_units_cost_the_outputs_is_measured_with_kernels_that_make_up_for_them(
     form: str,
 ) -> None:
@@ -209,7 +215,7 @@ def test_what_units_cost_the_outputs_is_measured_with_kernels_that_make_up_for_t
         assert best < error < 1.05 * best < 0.9 * sliced
 
 
-@pytest.mark.parametrize("form", CHOSEN + FUSED)
+@pytest.mark.parametrize("form", CHOSEN + FUSED + DENSE)
 def test_units_of_very_many_experts_go_by_what_they_give(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,13 +250,13 @@ def _share(energy: float, outputs: Array) -> float:
     return energy / float(np.square(outputs - outputs.mean((0, 1))).sum())
 
 
-@pytest.mark.parametrize("form", ["softmax first", "silu"])
+@pytest.mark.parametrize("form", ["softmax first", "silu", *DENSE])
 def test_how_often_is_not_asked_where_it_is_known_what_experts_give(form: str) -> None:
     graph = mg.lift(mixture(form))
     assert how_often(graph, iter(()), known=known(graph).chosen) == {}
 
 
-@pytest.mark.parametrize("form", ["softmax first", "biases", "silu"])
+@pytest.mark.parametrize("form", ["softmax first", "biases", "silu", "one-hot"])
 def test_two_processes_see_what_one_sees(form: str) -> None:
     """Also where one has no batch, and so counts nothing of any expert."""
     graph = mg.lift(mixture(form))
@@ -287,13 +293,13 @@ def test_a_mixture_in_one_node_shows_more_experts_and_units_than_features(biased
     options: dict[str, Any] = {"k": 3, "activation_type": "relu", "normalize_routing_weights": 1}
     node = helper.make_node("MoE", operands, ["m"], "moe", domain="com.microsoft", **options)
     graph = mg.lift(model([node], arrays))
-    (fused,) = fused_mixtures(graph.model, graph.couplings.input_independent).values()
+    fused = fused_mixtures(graph.model, graph.couplings.input_independent)["moe"]
     h = INPUTS.reshape(-1, 3) @ arrays["inw"]
     logits = h @ arrays["gate"]
     best = np.argsort(-logits, axis=1)[:, :3]
     taken = np.exp(np.take_along_axis(logits, best, axis=1))
     shares = taken / taken.sum(axis=1, keepdims=True)
-    found = {expert: seen for expert, *seen in fused.seen(h, logits)}
+    found = {expert: seen for expert, *seen in fused.shown().seen([h, logits])}
     assert sorted(found) == np.unique(best).tolist()
     for expert, (there, share, units) in found.items():
         token, place = np.nonzero(best == expert)

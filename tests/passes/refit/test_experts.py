@@ -31,6 +31,7 @@ from tests.passes.experts import (
 LARGEST = "largest, then largest of the others"
 CHOSEN = ["softmax first", "softmax of those taken", "tuples", "biases", LARGEST]
 FUSED = "relu"
+DENSE = ["one-hot", "side by side"]  # all experts compute every token
 LAYER = {FUSED: "moe"}
 HALF = INNER // 2
 
@@ -63,7 +64,7 @@ def repeated(form: str) -> Any:
     return changed(proto, **first)
 
 
-@pytest.mark.parametrize("form", [*CHOSEN, FUSED])
+@pytest.mark.parametrize("form", [*CHOSEN, FUSED, *DENSE])
 def test_units_that_repeat_others_of_their_expert_go_without_loss(form: str) -> None:
     proto = repeated(form)
     graph = mg.lift(proto)
@@ -86,25 +87,27 @@ def left(units: Array, kernel: Array, proto: Any, expert: int) -> float:
 def units_of(form: str, proto: Any, experts: list[int]) -> dict[int, Array]:
     """What the units of some experts give for the tokens that take them, if there are no others.
 
-    A mixture in one node shows them times their shares, and is fitted to that.
+    A mixture in one node shows them times their shares, and is fitted to that; so are those that
+    compute all experts.
     """
     arrays = {name: array.astype(np.float64) for name, array in arrays_of(proto).items()}
     h = np.concatenate([feed["x"] for feed in feeds(60, 1)]) @ arrays["inw"]
     logits = (h @ arrays["gate"])[:, experts]
     best = np.argsort(-logits, axis=1)[:, :TAKEN]
     taken = np.exp(np.take_along_axis(logits, best, axis=1))
-    shares = taken / taken.sum(axis=1, keepdims=True)
+    whole = np.exp(logits) if form in DENSE else taken
+    shares = taken / whole.sum(axis=1, keepdims=True)
     found = {}
     for place, expert in enumerate(experts):
         there, at = np.nonzero(best == place)
         bias = arrays["b1"][expert] if "b1" in arrays else 0
         found[expert] = np.maximum(h[there] @ arrays["w1"][expert].T + bias, 0)
-        if form == FUSED:
+        if form in (FUSED, *DENSE):
             found[expert] *= shares[there, at][:, None]
     return found
 
 
-@pytest.mark.parametrize("form", ["softmax first", FUSED])
+@pytest.mark.parametrize("form", ["softmax first", FUSED, *DENSE])
 def test_experts_that_stay_are_fitted_where_others_go(form: str) -> None:
     """Each to what its own kernel gave, whatever number it has now."""
     proto, stay = repeated(form), [0, 2, 4]
@@ -119,10 +122,10 @@ def test_experts_that_stay_are_fitted_where_others_go(form: str) -> None:
         assert left(units, found[place], proto, expert) < 1e-3 * left(units, sliced, proto, expert)
 
 
-@pytest.mark.parametrize("form", ["softmax first", FUSED])
+@pytest.mark.parametrize("form", ["softmax first", FUSED, *DENSE])
 def test_each_expert_gets_its_own_least_squares(form: str) -> None:
     proto = FORMS[form]()
-    if form == FUSED:  # units that are near others, so that there is something to win
+    if form in (FUSED, *DENSE):  # units that are near others, so that there is something to win
         both = arrays_of(proto)["w1"], arrays_of(repeated(form))["w1"]
         proto = changed(proto, w1=np.float32(0.3) * both[0] + np.float32(0.7) * both[1])
     graph = mg.lift(proto)
@@ -137,7 +140,7 @@ def test_each_expert_gets_its_own_least_squares(form: str) -> None:
         assert least < 0.8 * most
 
 
-@pytest.mark.parametrize("form", ["softmax first", FUSED])
+@pytest.mark.parametrize("form", ["softmax first", FUSED, *DENSE])
 def test_experts_are_fitted_where_hidden_width_goes_too(form: str) -> None:
     """A feature that nobody makes and nobody reads goes without loss, and so do the units."""
     proto = repeated(form)
@@ -171,12 +174,13 @@ def test_an_expert_that_too_few_places_choose_keeps_its_slice(seen: float, is_fi
     assert is_kept == [False, False, not is_fitted, False, False]
 
 
-def test_kernels_inside_experts_make_up_for_hidden_width() -> None:
-    proto = FORMS["softmax first"]()
+@pytest.mark.parametrize("form", ["softmax first", FUSED, "swiglu", *DENSE])
+def test_kernels_inside_experts_make_up_for_hidden_width(form: str) -> None:
+    proto = FORMS[form]()
     arrays = arrays_of(proto)
     stem = arrays["inw"].copy()
     stem[:, HIDDEN // 2 :] = stem[:, : HIDDEN // 2] * 1.5
     graph = mg.lift(changed(proto, inw=stem))
     made = fitted(graph, {group_on(graph, "inw", 1).index: np.arange(HIDDEN // 2)})
-    (layer,) = (each for each in made.layers if each.name == "up")
+    (layer,) = (each for each in made.layers if each.name in ("up", "moe (first kernels)"))
     assert layer.after < 1e-5 < 0.01 < layer.before
