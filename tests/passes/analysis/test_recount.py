@@ -56,7 +56,8 @@ LARGE = {
         r = Sqrt(e)  n = Div(h, r)  a = Mul(n, scale)  i = Relu(x)  j = MatMul(i, w)
         t = Mul(j, j)  o = ReduceMean(t, last)  f = Add(much, o)  q = Sqrt(f)  d = Div(j, q)
         b = Mul(d, bias)  c = MatMul(a, v)  g = MatMul(b, u)  y = Add(c, g)""",
-    "behind a mean": "m = ReduceMean(h, last)  e = Add(m, much)  n = Mul(e, scale)  y = MatMul(n, v)",
+    "behind a mean": """m = ReduceMean(h, last)  e = Add(m, much)  n = Mul(e, scale)
+        y = MatMul(n, v)""",
 }
 LEFT_ALONE = {
     "a number that something else reads": """s = Mul(h, h)  m = ReduceMean(s, last)
