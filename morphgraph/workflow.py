@@ -32,10 +32,10 @@ from morphgraph.onnx_io import (
 )
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.onnx_io.model import root_cause
-from morphgraph.ops import parameter_names
+from morphgraph.ops import facts_of, parameter_names
 from morphgraph.options import Start
 from morphgraph.origin import Origin
-from morphgraph.passes.analysis.recount import recounts
+from morphgraph.passes.analysis.recount import Epsilon, recounts
 from morphgraph.passes.canonical.fold_affine import fold_affine
 from morphgraph.passes.canonical.symbols import input_shapes, input_symbols
 from morphgraph.passes.checking.single_precision import in_single_precision
@@ -210,12 +210,18 @@ def recounted(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ChannelGraph
     """The same graph, whose norms give what they gave while they counted channels of zeros.
 
     Args:
-        graph: the lifted network, whose model is the caller's own: its weights are changed.
+        graph: the lifted network, whose model is the caller's own: its weights, and what its norms
+            add to their means, are changed.
         keep: per group index the channels that stay.
     """
     initializers = graph.model.graph.initializers
-    found = recounts(graph, keep, parameter_names(graph.model))
+    found = recounts(graph, keep, parameter_names(graph.model), epsilons=True)
     for each in found:
+        if isinstance(each, Epsilon):
+            node = graph.ops[each.op_index].ir
+            now = node.attributes.get_float("epsilon", facts_of(node).epsilon)
+            node.attributes.add(ir.AttrFloat32("epsilon", each.factor * (now or 0.0)))
+            continue
         value = initializers[each.parameter]
         replace_array(value, each.of(array_of(value)))
     return replace(graph, cache={}) if found else graph

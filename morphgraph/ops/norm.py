@@ -96,6 +96,7 @@ class InstanceNormalization(Affine):
     """Statistics run over the axes behind the channels, where a GroupNorm may have put others."""
 
     mean_power = -0.5
+    epsilon = 1e-5
     centers = True
     scale = 1
     offset = 2
@@ -125,6 +126,7 @@ class LayerNormalization(Affine):
     """Mean and variance run over all axes from ``axis`` on."""
 
     mean_power = -0.5
+    epsilon = 1e-5
     centers = True
     scale = 1
     offset = 2
@@ -174,6 +176,7 @@ class RMSNormalization(Affine):
     """The mean square runs over all axes from ``axis`` on."""
 
     mean_power = -0.5
+    epsilon = 1e-5
     scale = 1
 
     @staticmethod
@@ -327,6 +330,7 @@ class GroupNormalization(Affine):
     """
 
     mean_power = -0.5
+    epsilon = 1e-5
     centers = True
     scale = 1
     offset = 2

@@ -139,6 +139,8 @@ class Op:
             it is statistical: 1 for a mean, -1/2 for a norm by the root of a mean square; 0: to no
             mean.
         centers: it subtracts a mean over them before.
+        epsilon: the default of the attribute of this name, which is added to the mean of squares;
+            ``None`` where there is none.
         powers: what gives by operand the power of it that the result is proportional to, where it
             is to any.
         mixes: of an attention the operand whose rows its first result mixes, each row by how much a
@@ -209,6 +211,7 @@ class Op:
     angles: ClassVar[Callable[..., Angles | None] | None] = None
     mean_power: ClassVar[float] = 0.0
     centers: ClassVar[bool] = False
+    epsilon: ClassVar[float | None] = None
     powers: ClassVar[Callable[..., Mapping[int, float]] | None] = None
     mixes: ClassVar[int | None] = None
     distribution: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from torch import nn
 from morphgraph.errors import PlanError, UnsupportedError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import COPIES_KEY, ModelLike, escape
-from morphgraph.passes.analysis.recount import recounts
+from morphgraph.passes.analysis.recount import Recount, recounts
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.same import repeated
 from morphgraph.plans import Plan
@@ -253,6 +253,7 @@ class _Resize:
         own = {name for name, *others in names.values() if not others}
         own -= set(self.graph.model.meta.get(COPIES_KEY, {}).values())
         for each in recounts(graph_with_weights(self.graph, self.net), self.keep, own):
+            assert isinstance(each, Recount)  # epsilons are numbers of the module's code
             tensor = tensors[each.parameter]
             tensor.data = each.of(tensor.data)
 

@@ -6,9 +6,10 @@ mean over the 26 that are left of 48 is 48 / 26 times what it was, and what a La
 smaller by the root of that. Here every such mean is followed to the weights that scale what comes
 of it (a norm's scale, or the kernels that read it), which take the inverse.
 
-That is exact for root mean squares, but for their epsilon, whether in one node or written out. A
-LayerNorm also subtracts a mean: it is exact where the channels that are left have a mean of zero,
-and near it otherwise. Where something else reads the mean, its weights stay as they are.
+What keeps the division from failing, the epsilon, is added to the mean, so it is multiplied like
+the mean: then it is exact for root mean squares, whether in one node or written out. A LayerNorm
+also subtracts a mean: it is exact where the channels that are left have a mean of zero, and near it
+otherwise. Where something else reads the mean, its weights stay as they are.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -27,17 +28,17 @@ from morphgraph.ops import OpNode, facts_of
 from morphgraph.passes.analysis.zeros import NONE, Groups, zeros
 
 _EPSILON = 1e-3
-"""What is added to a mean, and is at most so large, keeps a division from failing."""
+"""What is added to a mean, and is at most so large, may stay as it is where it cannot change."""
 
 Numbers = TypeVar("Numbers")
 
 
 @dataclass(frozen=True, slots=True)
 class Recount:
-    """A parameter that makes up for a mean, and by what it is multiplied.
+    """A parameter that makes up for a mean, or what is added to one, and what multiplies it.
 
     Attributes:
-        parameter: its name.
+        parameter: its name, or that of a constant.
         factor: of what the network reads.
         offset: what the network adds to the parameter before (1 in Gemma's norms).
     """
@@ -56,17 +57,35 @@ class Recount:
         return cast("Numbers", changed)
 
 
+@dataclass(frozen=True, slots=True)
+class Epsilon:
+    """The attribute ``epsilon`` of a norm, and by what it is multiplied.
+
+    Attributes:
+        op_index: the norm's place among the operators.
+        factor: of the attribute.
+    """
+
+    op_index: int
+    factor: float
+
+
 def recounts(
-    graph: ChannelGraph, keep: Mapping[int, IntArray], trained: Collection[str]
-) -> list[Recount]:
-    """The parameters that make up for channels that were zero, and are not counted any more.
+    graph: ChannelGraph,
+    keep: Mapping[int, IntArray],
+    trained: Collection[str],
+    *,
+    epsilons: bool = False,
+) -> list[Recount | Epsilon]:
+    """What makes up for channels that were zero, and are not counted any more.
 
     Args:
         graph: the lifted network, with the weights that are resized.
         keep: per group index the channels that stay, ascending; groups left out stay whole.
         trained: names of the parameters that may be changed.
+        epsilons: whether constants that are added to means, and attributes, may be changed too.
     """
-    return _Recounter(graph, keep, trained).run()
+    return _Recounter(graph, keep, trained, epsilons).run()
 
 
 class _OtherReaderError(Exception):
@@ -75,11 +94,15 @@ class _OtherReaderError(Exception):
 
 class _Recounter:
     def __init__(
-        self, graph: ChannelGraph, keep: Mapping[int, IntArray], trained: Collection[str]
+        self,
+        graph: ChannelGraph,
+        keep: Mapping[int, IntArray],
+        trained: Collection[str],
+        epsilons: bool,
     ) -> None:
         self.graph = graph
         self.removed = ~graph.alive(keep)
-        self.trained = trained
+        self.trained, self.epsilons = trained, epsilons
         self.weights = graph.couplings.input_independent
         self.readers: dict[str, list[tuple[int, int]]] = {}
         for op_index, op in enumerate(graph.ops):
@@ -88,8 +111,8 @@ class _Recounter:
                     self.readers.setdefault(_name(value), []).append((op_index, port))
         self.outputs = {value.name for value in graph.model.graph.outputs}
 
-    def run(self) -> list[Recount]:
-        found: dict[int, list[Recount]] = {}
+    def run(self) -> list[Recount | Epsilon]:
+        found: dict[int, list[Recount | Epsilon]] = {}
         for op_index, counted in self._counted().items():
             try:
                 found[op_index] = list(self._made_up_for(op_index, counted))
@@ -97,25 +120,30 @@ class _Recounter:
                 continue
         return self._agreed(found)
 
-    def _agreed(self, found: dict[int, list[Recount]]) -> list[Recount]:
-        """Those of which every reader asks the same; what a mean needs is done whole or not."""
+    def _agreed(self, found: dict[int, list[Recount | Epsilon]]) -> list[Recount | Epsilon]:
+        """Those of which every reader asks the same; what a mean needs is done whole or not.
+
+        But for small numbers that are added to several means: these may stay.
+        """
         while True:
             asked: dict[str, list[Recount]] = {}
-            for each in found.values():
-                for one in each:
+            for one in (one for each in found.values() for one in each):
+                if isinstance(one, Recount):
                     asked.setdefault(one.parameter, []).append(one)
             wrong = {
                 name
                 for name, every in asked.items()
                 if len(set(every)) > 1 or len(every) != len(self.readers[name])
             }
+            small = {name for name in wrong if self._is_epsilon(name)}
             kept = {
-                op_index: each
+                op_index: [one for one in each if _name_in(one) not in small]
                 for op_index, each in found.items()
-                if wrong.isdisjoint(one.parameter for one in each)
+                if (wrong - small).isdisjoint(map(_name_in, each))
             }
-            if len(kept) == len(found):
-                return [every[0] for every in asked.values()]
+            if not wrong:
+                changed = (one for each in found.values() for one in each)
+                return list(dict.fromkeys(changed))
             found = kept
 
     # -- which means counted channels that were zero -------------------------------------------
@@ -171,18 +199,21 @@ class _Recounter:
 
     # -- who scales what comes of them ---------------------------------------------------------
 
-    def _made_up_for(self, op_index: int, counted: float) -> Iterable[Recount]:
+    def _made_up_for(self, op_index: int, counted: float) -> Iterable[Recount | Epsilon]:
         """What makes up for an operator's mean over ``counted`` of the channels of before."""
         op = self.graph.ops[op_index]
         facts = facts_of(op.ir)
         ratio = counted**-facts.mean_power
+        own: list[Recount | Epsilon] = []
+        if self.epsilons and facts.epsilon is not None:
+            own.append(Epsilon(op_index, 1 / counted))
         if facts.scale is not None:
             found = self._weight(_name(op.ir.inputs[facts.scale]), 1 / ratio)
             if found is not None:
-                return [found]
+                return [*own, found]
             if facts.offset is not None and self._holds(op, facts.offset):
                 raise _OtherReaderError
-        return self._behind(_name(op.ir.outputs[0]), ratio)
+        return [*own, *self._behind(_name(op.ir.outputs[0]), ratio)]
 
     def _behind(self, value: str, ratio: float) -> list[Recount]:
         """The weights that scale a value which is ``ratio`` times what it was.
@@ -201,6 +232,7 @@ class _Recounter:
     def _read(self, op: GraphOp, port: int, ratio: float) -> list[Recount]:
         if (powers := self._powers(op, port)) is None:
             raise _OtherReaderError
+        added = self._added(op, port, ratio)
         ratio = ratio ** powers[port]
         for other, power in powers.items():
             value = op.ir.inputs[other]
@@ -210,7 +242,13 @@ class _Recounter:
                     return [found]
         if any(self._holds(op, other) for other in facts_of(op.ir).added_behind or ()):
             raise _OtherReaderError
-        return self._behind(_name(op.ir.outputs[0]), ratio)
+        return [*added, *self._behind(_name(op.ir.outputs[0]), ratio)]
+
+    def _added(self, op: GraphOp, port: int, ratio: float) -> list[Recount]:
+        """The number that is added to a value, which is to be multiplied like it."""
+        if not (self.epsilons and facts_of(op.ir).adds):
+            return []
+        return [Recount(_name(op.ir.inputs[1 - port]), ratio)]
 
     def _powers(self, op: GraphOp, port: int) -> Mapping[int, float] | None:
         """By operand the power of it that an operator's result is proportional to; None: to none.
@@ -228,12 +266,20 @@ class _Recounter:
             powers = dict.fromkeys(sorted(ports), 1.0)
         elif facts.moves or facts.converts or facts.negates:
             powers = {0: 1.0}
-        elif facts.adds and all(k == port or self._is_epsilon(op, k) for k in (0, 1)):
+        elif (
+            facts.adds
+            and len(op.ir.inputs) == 2
+            and self._may_be_added(_name(op.ir.inputs[1 - port]))
+        ):
             powers = {port: 1.0}
         return powers if port in powers else None
 
-    def _is_epsilon(self, op: GraphOp, port: int) -> bool:
-        number = self._number(_name(op.ir.inputs[port]))
+    def _may_be_added(self, name: str) -> bool:
+        """Whether a mean with this added to it is still that mean, or becomes it."""
+        return self._number(name) is not None if self.epsilons else self._is_epsilon(name)
+
+    def _is_epsilon(self, name: str) -> bool:
+        number = self._number(name)
         return number is not None and 0 <= number <= _EPSILON
 
     def _holds(self, op: GraphOp, port: int) -> bool:
@@ -270,6 +316,10 @@ class _Recounter:
             return None
         array = array_of(value)
         return float(array.reshape(-1)[0]) if array.size == 1 else None
+
+
+def _name_in(change: Recount | Epsilon) -> str:
+    return change.parameter if isinstance(change, Recount) else ""
 
 
 def _name(value: ir.Value | None) -> str:

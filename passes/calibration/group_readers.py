@@ -14,6 +14,7 @@ from morphgraph.passes.calibration.dense import Dense
 from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.logits import Logits
 from morphgraph.passes.calibration.readers import Reader
+from morphgraph.passes.calibration.uncompensated import norm_looks
 from morphgraph.passes.coupling.roles import roles
 
 
@@ -31,6 +32,10 @@ class GroupReaders:
             of every channel, ``[channels, elements per channel]``.
         stacks: by the name of each product with a stack of kernels, and of the kernels of each
             mixture in one node, the inputs of every channel, ``[channels, inputs per channel]``.
+        norms: by the name of each norm over them where its channels stand along its axis,
+            ``[channels, places per channel]``.
+        tied: by the name of each linear operator whose kernel others share the inputs of every
+            channel, as of ``blocks``.
     """
 
     group: Group
@@ -38,6 +43,8 @@ class GroupReaders:
     complete: bool
     products: Mapping[str, IntArray] = field(default_factory=dict)
     stacks: Mapping[str, IntArray] = field(default_factory=dict)
+    norms: Mapping[str, IntArray] = field(default_factory=dict)
+    tied: Mapping[str, IntArray] = field(default_factory=dict)
 
 
 def group_readers(
@@ -45,6 +52,7 @@ def group_readers(
     found: Mapping[str, Reader],
     compared: Sequence[Logits] = (),
     of_experts: Mapping[str, Chosen | Fused | Dense] = MappingProxyType({}),
+    tied: Mapping[str, Reader] = MappingProxyType({}),
 ) -> dict[int, GroupReaders]:
     """The readers of every group that a plan may change, by group index.
 
@@ -53,6 +61,7 @@ def group_readers(
         found: linear layers by name.
         compared: products of queries and keys.
         of_experts: products with stacks of kernels, and mixtures in one node, by name.
+        tied: linear operators whose kernels others share.
     """
     products = _of_products(graph, compared)
     chosen = {k: each for k, each in of_experts.items() if not isinstance(each, Fused)}
@@ -61,6 +70,7 @@ def group_readers(
     role, couplings = roles(graph.couplings), graph.couplings
     blocks: dict[int, dict[str, IntArray]] = {}
     stacks: dict[int, dict[str, IntArray]] = {}
+    shared: dict[int, dict[str, IntArray]] = {}
     other: set[int] = set()
     for edge in couplings.edges:
         # The axis may hold more: heads, each of which an attention sums over by itself.
@@ -81,6 +91,10 @@ def group_readers(
                 inputs = _inputs(graph, reader, group, edge.dim, dim.axis)
             elif stack is not None and dim.axis == stack.reduced:
                 inputs = _inputs_of(graph, group, edge.dim, (1, stack.inputs))
+            elif name in tied and edge.port == tied[name].linear.operand:
+                own = _inputs(graph, tied[name], group, edge.dim, dim.axis)
+                if own is not None:
+                    shared.setdefault(index, {})[name] = own
             if inputs is None:
                 other.add(index)
             else:
@@ -93,6 +107,7 @@ def group_readers(
                 other.add(index)
             else:
                 stacks.setdefault(index, {})[name] = inputs
+    norms = _of_norms(graph)
     return {
         index: GroupReaders(
             graph.groups[index],
@@ -100,10 +115,23 @@ def group_readers(
             index not in other,
             products.get(index, {}),
             stacks.get(index, {}),
+            norms.get(index, {}),
+            shared.get(index, {}),
         )
         for index in sorted({*blocks, *products, *stacks})
         if graph.groups[index].can_change
     }
+
+
+def _of_norms(graph: ChannelGraph) -> dict[int, dict[str, IntArray]]:
+    """By group index, by norm where the channels stand along its axis."""
+    found: dict[int, dict[str, IntArray]] = {}
+    for look, dim, vertex in norm_looks(graph):
+        for index in graph.groups_on(vertex):
+            places = _inputs_of(graph, graph.groups[index], dim, (1, look.size))
+            if places is not None:
+                found.setdefault(index, {})[look.name] = places
+    return found
 
 
 def _of_products(graph: ChannelGraph, compared: Sequence[Logits]) -> dict[int, dict[str, IntArray]]:

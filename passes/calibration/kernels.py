@@ -118,9 +118,14 @@ def stored(kernel: ir.Value, model: ir.Model) -> Store | None:
     return _whole(kernel) or _joined(kernel, model)
 
 
-def _whole(value: ir.Value) -> Whole | None:
+def held(kernel: ir.Value) -> Whole | None:
+    """The initializer that holds a kernel, whoever else reads it: to be read, not to be written."""
+    return _whole(kernel, alone=False)
+
+
+def _whole(value: ir.Value, alone: bool = True) -> Whole | None:
     order: tuple[int, ...] = ()
-    while len(value.uses()) == 1 and not value.is_graph_output():
+    while not alone or (len(value.uses()) == 1 and not value.is_graph_output()):
         maker = value.producer()
         if maker is None:
             return Whole(value, order) if _is_held(value) else None

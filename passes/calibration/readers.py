@@ -18,7 +18,7 @@ from morphgraph.edit import array_of
 from morphgraph.onnx_io import COPIES_KEY, is_float, static_shape
 from morphgraph.ops import Linear, Op, OpNode, facts_of
 from morphgraph.ops.linear import Channelwise
-from morphgraph.passes.calibration.kernels import Store, stored
+from morphgraph.passes.calibration.kernels import Store, held, stored
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,24 @@ def readers(model: ir.Model, weights: frozenset[str]) -> dict[str, Reader]:
     return found
 
 
-def _reader(node: ir.Node, weights: frozenset[str], model: ir.Model) -> Reader | None:
+def tied_readers(
+    model: ir.Model, weights: frozenset[str], found: Collection[str]
+) -> dict[str, Reader]:
+    """Linear operators that are no readers since others share their kernels: a tied head.
+
+    Args:
+        model: canonical.
+        weights: names of the values that no graph input reaches.
+        found: names of the readers.
+    """
+    others = (node for node in model.graph if node.name not in found)
+    tied = (_reader(node, weights, model, shared=True) for node in others)
+    return {each.name: each for each in tied if each is not None and not each.is_norm}
+
+
+def _reader(
+    node: ir.Node, weights: frozenset[str], model: ir.Model, shared: bool = False
+) -> Reader | None:
     facts = facts_of(node)
     if facts.linear is None or not node.outputs[0].name:
         return None
@@ -123,7 +140,7 @@ def _reader(node: ir.Node, weights: frozenset[str], model: ir.Model) -> Reader |
     kernel = node.inputs[linear.weight]
     if kernel is None or not is_float(node.outputs[0]):
         return None
-    store = stored(kernel, model)
+    store = held(kernel) if shared else stored(kernel, model)
     return None if store is None else Reader(node, linear, store)
 
 

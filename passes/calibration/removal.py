@@ -206,12 +206,16 @@ class Removal:
     matrices: dict[int, list[FloatArray]]
 
 
-def remove_in_order(seen: Sequence[Seen], stops: Sequence[int] = ()) -> Removal:
+def remove_in_order(
+    seen: Sequence[Seen], stops: Sequence[int] = (), spread: FloatArray | None = None
+) -> Removal:
     """Let all channels of a group go, the cheapest first.
 
     Args:
         seen: what the channels are to each of their readers; used up.
         stops: numbers of channels that stay at which the matrices are kept.
+        spread: what those that go cost norms that count them: the sum of its numbers over all of
+            their pairs, ``[channels, channels]``.
     """
     channels = len(seen[0].blocks)
     alive = np.ones(channels, dtype=bool)
@@ -225,6 +229,8 @@ def remove_in_order(seen: Sequence[Seen], stops: Sequence[int] = ()) -> Removal:
             kept[ahead.pop()] = [each.whole_matrix() for each in seen]
         there = np.flatnonzero(alive)
         costs = sum((_costs(each, there) for each in seen), np.zeros(len(there)))
+        if spread is not None:
+            costs += spread[there, there] + 2 * spread[np.ix_(there, ~alive)].sum(axis=1)
         count = min(step, left - (ahead[-1] if ahead else 0))
         chosen = np.argsort(costs, kind="stable")[:count]
         for each in seen:

@@ -264,7 +264,7 @@ AnyStackLook: TypeAlias = StackLook | FusedLook | DenseLook
 """Any of those."""
 
 
-def looked_at(model: ir.Model, found: Mapping[str, Stack], threads: int) -> list[AnyStackLook]:
+def stack_looks(model: ir.Model, found: Mapping[str, Stack], threads: int) -> list[AnyStackLook]:
     """What there is to look at.
 
     Args:

@@ -15,16 +15,28 @@ import numpy as np
 from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
 from morphgraph.calibration.processes import ALONE, Processes
 from morphgraph.calibration.progress import Progress, no_progress
-from morphgraph.errors import ModelError
 from morphgraph.graph import ChannelGraph, Group
-from morphgraph.onnx_io import escape
 from morphgraph.passes.calibration.bases import remaining, seen_in_product
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.compared import Compared
 from morphgraph.passes.calibration.few_bits import FewBits
 from morphgraph.passes.calibration.group_readers import GroupReaders, group_readers
-from morphgraph.passes.calibration.moments import MOST_BYTES, Moments, Statistics
-from morphgraph.passes.calibration.readers import Following, Reader, following, readers
+from morphgraph.passes.calibration.looked_at import (
+    AnyLook,
+    Found,
+    experts_of,
+    looked_at,
+    moments_at,
+    sums,
+)
+from morphgraph.passes.calibration.moments import MOST_BYTES
+from morphgraph.passes.calibration.readers import (
+    Following,
+    Reader,
+    following,
+    readers,
+    tied_readers,
+)
 from morphgraph.passes.calibration.removal import (
     Removal,
     Seen,
@@ -39,15 +51,19 @@ from morphgraph.passes.calibration.stacks import (
     Routed,
     Stack,
     StackMoments,
-    looked_at,
     stacks,
 )
-from morphgraph.passes.calibration.visits import Chooser, Look, looks, visit
+from morphgraph.passes.calibration.uncompensated import (
+    NormLook,
+    TiedLook,
+    Uncompensated,
+    cost_of_inputs,
+    readers_behind,
+)
+from morphgraph.passes.calibration.visits import Chooser, Look, visit
 
 #: Bytes that the covariances of one group's readers may take together.
 MOST_TOGETHER = 400 * 2**20
-#: Places of a batch at which what a reader gives is looked at, where its inputs are too many.
-ENERGY_PLACES = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,47 +143,27 @@ def calibrate(
     found = readers(graph.model, graph.couplings.input_independent)
     behind = {name: following(reader) for name, reader in found.items()}
     of_experts = stacks(graph.model, graph.couplings.input_independent)
-    all_groups = group_readers(graph, found, compared.products, of_experts)
+    tied = tied_readers(graph.model, graph.couplings.input_independent, found)
+    all_groups = group_readers(graph, found, compared.products, of_experts, tied)
     groups = {k: v for k, v in all_groups.items() if wanted(v.group)}
     result = Calibration(graph, found, behind, groups=groups, compared=compared, stacks=of_experts)
     for k, each in groups.items():
         if not each.blocks and not each.stacks:
             result.removals[k] = _by_products(each, compared, [*stops(each.group)])
-    listed = _listed(result, wanted, threads)
+    listed = looked_at(result.graph, found, groups, (of_experts, tied), wanted, threads)
     collected = _Collected(result, listed, stops, processes)
     walk = visit(graph.model, listed, batches, Chooser(seed, processes), threads, progress)
     for look, samples in walk:
-        if isinstance(look, Look):
+        if isinstance(look, NormLook):
+            collected.look_at_norm(look, cast("Iterator[Array]", samples))
+        elif isinstance(look, TiedLook):
+            collected.look_at_tied(look, cast("Iterator[Array]", samples))
+        elif isinstance(look, Look):
             collected.look_at(look, cast("Iterator[Array]", samples))
         else:
             stack = cast("AnyStackLook", look)
             collected.look_at_stack(stack, cast("Iterator[Routed]", samples))
     return result
-
-
-def _listed(
-    result: Calibration, wanted: Callable[[Group], bool], threads: int
-) -> list[Look | AnyStackLook]:
-    """What is looked at, in the model's order.
-
-    Stacks that tell of their experts are, where these may go.
-    """
-    graph, groups = result.graph, result.groups.values()
-    read = {name for each in groups for name in each.stacks}
-    every = looked_at(graph.model, result.stacks, threads)
-    asked = [
-        each
-        for each in every
-        if each.name in read or (each.tells and any(map(wanted, _experts_of(graph, each.stack))))
-    ]
-    plain = looks(result.readers, {name for each in groups for name in each.blocks})
-    place = {node.name: number for number, node in enumerate(graph.model.graph)}
-    return sorted([*plain, *asked], key=lambda look: place[look.stop])
-
-
-def _experts_of(graph: ChannelGraph, stack: Stack) -> list[Group]:
-    """The groups whose channels are the experts of a stack."""
-    return [graph.groups[k] for k in sorted(graph.groups_on(graph.dim(stack.stack, 0)))]
 
 
 class _Collected:
@@ -176,7 +172,7 @@ class _Collected:
     def __init__(
         self,
         result: Calibration,
-        listed: Sequence[Look | AnyStackLook],
+        listed: Sequence[AnyLook],
         stops: Callable[[Group], Iterable[int]],
         processes: Processes,
     ) -> None:
@@ -188,6 +184,18 @@ class _Collected:
         }
         self.counts = {k: sum(k in each for each in self.of_look.values()) for k, _ in groups}
         self.waiting: dict[int, list[_Waiting | _WaitingStack]] = {k: [] for k, _ in groups}
+        place = {node.name: k for k, node in enumerate(result.graph.model.graph)}
+        others = {look.name: look for look in listed if isinstance(look, NormLook | TiedLook)}
+        self.others: dict[int, Uncompensated] = {}
+        for k, each in groups:
+            norms = {name: at for name, at in each.norms.items() if name in others}
+            tied = {
+                name: with_taps(at, look.reader.matrix_shape[3])
+                for name, at in each.tied.items()
+                if isinstance(look := others.get(name), TiedLook)
+            }
+            behind = readers_behind([*norms], [*each.blocks, *each.stacks, *tied], place)
+            self.others[k] = Uncompensated(norms | tied, behind)
 
     def _room(self, indices: Sequence[int]) -> int:
         """Bytes that the covariances of one look may take."""
@@ -198,7 +206,7 @@ class _Collected:
         indices, result = self.of_look[look.name], self.result
         taps = look.readers[0].matrix_shape[3]
         blocks = {k: with_taps(result.groups[k].blocks[look.name], taps) for k in indices}
-        moments = _moments(look, samples, blocks, self._room(indices), self.processes)
+        moments = moments_at(look, samples, blocks, self._room(indices), self.processes)
         result.means.update({reader.name: moments.mean for reader in look.readers})
         matrix, units = look.matrix(), _units(look, result.following, moments.energy)
         for k in indices:
@@ -220,7 +228,7 @@ class _Collected:
             experts = graph.channels_of(graph.dim(look.stack.stack, 0))
             size = len(graph.channel_group)
             every: FloatArray = np.bincount(experts, moments.energies, size).astype(np.float64)
-            for group in _experts_of(graph, look.stack):
+            for group in experts_of(graph, look.stack):
                 given = every[group.channels]
                 _add_contributions(result, group.index, given, given)
                 sums = result.chosen.setdefault(group.index, np.zeros(group.width))
@@ -231,11 +239,34 @@ class _Collected:
             seen = moments.seen(k, is_last=k == indices[-1])
             self._wait(k, _WaitingStack(look.stack, moments.units, seen))
 
+    def look_at_norm(self, look: NormLook, samples: Iterable[Array]) -> None:
+        """A norm over channels of groups."""
+        statistics = sums(samples, (1, look.size, 0), self.processes)
+        for k, other in self.others.items():
+            if look.name in other.places:
+                other.add_norm(look.name, statistics)
+                self._finish_if_through(k)
+
+    def look_at_tied(self, look: TiedLook, samples: Iterable[Array]) -> None:
+        """An operator whose kernel others share."""
+        maps, outputs, inputs, taps = look.reader.matrix_shape
+        statistics = sums(samples, (maps, inputs * taps, 0), self.processes)
+        matrix = look.reader.linear.matrix(look.reader.kernel())
+        cost = cost_of_inputs(statistics, matrix.reshape(maps, outputs, inputs * taps))
+        for k, other in self.others.items():
+            if look.name in other.places:
+                other.add_reader(look.name, cost)
+                self._finish_if_through(k)
+
     def _wait(self, index: int, each: "_Waiting | _WaitingStack") -> None:
         self.waiting[index].append(each)
-        if len(self.waiting[index]) == self.counts[index]:
-            group = self.result.groups[index].group
-            _finish(self.result, index, self.waiting.pop(index), self.stops(group))
+        self._finish_if_through(index)
+
+    def _finish_if_through(self, index: int) -> None:
+        waiting, other = self.waiting[index], self.others[index]
+        if waiting and len(waiting) == self.counts[index] and not other.left:
+            stops = self.stops(self.result.groups[index].group)
+            _finish(self.result, index, self.waiting.pop(index), stops, other.spread)
 
 
 def _products_of(group: GroupReaders, compared: Compared) -> list[Seen]:
@@ -310,62 +341,6 @@ class _WaitingStack:
         return {self.stack.name: plain.astype(self.stack.store.array().dtype)}
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a look sees: its moments, or where they are too large those of every channel alone.
-
-    ``mean`` is that of the inputs, ``[maps, inputs]``, ``energy`` the variance of what is given,
-    ``[maps, outputs]``.
-    """
-
-    whole: Statistics
-    mean: FloatArray
-    energy: FloatArray
-    alone: dict[int, Statistics]
-
-
-def _moments(
-    look: Look,
-    samples: Iterable[Array],
-    blocks: Mapping[int, IntArray],
-    room: int,
-    processes: Processes,
-) -> _Found:
-    """Use up what is seen at a look; ``room`` are the bytes that a covariance may take."""
-    maps, _, inputs, taps = look.readers[0].matrix_shape
-    large = maps * (inputs * taps) ** 2 * 8 > room
-    total = Moments(crossed=False)
-    alone = {k: Moments(crossed=False) for k in blocks} if large else {}
-    matrix = look.matrix()
-    for rows in samples:
-        if not large:
-            total.add(rows, rows[:, :, :0])
-            continue
-        # What is given says how much it is, in one number: a few places tell.
-        few = rows[: max(ENERGY_PLACES - total.count, 1)]
-        given = few.transpose(1, 0, 2) @ matrix.astype(rows.dtype).swapaxes(1, 2)
-        total.add(few[:, :, :0], given.transpose(1, 0, 2))
-        for k, own in alone.items():
-            seen = rows[:, :, blocks[k]].reshape(len(rows), -1, blocks[k].shape[1])
-            own.add(seen, seen[:, :, :0])
-    outputs = matrix.shape[1] if large else 0
-    statistics = total.statistics((maps, 0 if large else inputs * taps, outputs)).shared(processes)
-    energy, mean, of_each = statistics.energy, statistics.mean_in, dict[int, Statistics]()
-    for k, own in alone.items():
-        shape = maps * len(blocks[k]), blocks[k].shape[1], 0
-        of_each[k] = own.statistics(shape).shared(processes)
-        mean = np.zeros((maps, inputs * taps))
-        mean[:, blocks[k]] = of_each[k].mean_in.reshape(maps, *blocks[k].shape)
-    if not large:
-        energy = np.einsum("goi,goi->go", matrix @ statistics.covariance, matrix)
-    if not statistics.count or not np.isfinite(energy).all():
-        raise ModelError(
-            f"node '{escape(look.name)}' sees or gives no finite numbers on the calibration "
-            "inputs; repair the model's weights, or give inputs of the kind that it expects"
-        )
-    return _Found(statistics, mean, energy, of_each)
-
-
 def _units(look: Look, behind: Mapping[str, Following], energy: FloatArray) -> FloatArray:
     """The units in which errors of the outputs count, ``[maps, outputs]``.
 
@@ -383,11 +358,12 @@ def _finish(
     index: int,
     waiting: Sequence[_Waiting | _WaitingStack],
     stops: Iterable[int],
+    spread: FloatArray | None,
 ) -> None:
-    """How a group shrinks, all of whose readers are through."""
+    """How a group shrinks, all of whose readers and norms are through."""
     products = _products_of(result.groups[index], result.compared)
     seen = [each for one in waiting for each in one.all_seen]
-    removal = remove_in_order([*seen, *products], [*stops])
+    removal = remove_in_order([*seen, *products], [*stops], spread)
     result.removals[index] = replace(removal, matrices={})
     for width, matrices in removal.matrices.items():
         # Behind those of the readers stand the products', whose operands change instead.
@@ -399,7 +375,7 @@ def _finish(
 
 
 def _contribute(
-    result: Calibration, index: int, found: _Found, matrix: FloatArray, blocks: IntArray
+    result: Calibration, index: int, found: Found, matrix: FloatArray, blocks: IntArray
 ) -> None:
     """Add what a group's channels contribute to the readers of a look.
 

@@ -11,7 +11,7 @@ from morphgraph.edit import array_of
 from morphgraph.onnx_io import PARAMETERS_KEY
 from morphgraph.onnx_io.runtime import random_inputs, run
 from morphgraph.ops import parameter_names
-from morphgraph.passes.analysis.recount import recounts
+from morphgraph.passes.analysis.recount import Recount, recounts
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text
 from morphgraph.workflow import recounted
@@ -47,9 +47,24 @@ EXACT = {
     "two norms": """a = RMSNormalization<epsilon=1e-9>(h, scale)  b = Mul(shift, a)
         n = RMSNormalization<epsilon=1e-9>(b, bias)  y = MatMul(n, v)""",
 }
-LEFT_ALONE = {
+#: What is added to the mean is not small beside it: it has to change as well.
+LARGE = {
     "much is added": """s = Mul(h, h)  m = ReduceMean(s, last)  e = Add(m, much)  r = Sqrt(e)
         n = Div(h, r)  k = Mul(n, scale)  y = MatMul(k, v)""",
+    "one node": "n = RMSNormalization<epsilon=20.0>(h, scale)  y = MatMul(n, v)",
+    "two norms, one number": """s = Mul(h, h)  m = ReduceMean(s, last)  e = Add(m, much)
+        r = Sqrt(e)  n = Div(h, r)  a = Mul(n, scale)  i = Relu(x)  j = MatMul(i, w)
+        t = Mul(j, j)  o = ReduceMean(t, last)  f = Add(much, o)  q = Sqrt(f)  d = Div(j, q)
+        b = Mul(d, bias)  c = MatMul(a, v)  g = MatMul(b, u)  y = Add(c, g)""",
+    "behind a mean": """m = ReduceMean(h, last)  e = Add(m, much)  n = Mul(e, scale)
+        y = MatMul(n, v)""",
+}
+LEFT_ALONE = {
+    "a number that something else reads": """s = Mul(h, h)  m = ReduceMean(s, last)
+        e = Add(m, much)  r = Sqrt(e)  n = Div(h, r)  k = Mul(n, scale)  l = MatMul(k, v)
+        y = Add(l, much)""",
+    "a sum of three": """s = Mul(h, h)  m = ReduceMean(s, last)  e = Sum(m, tiny, m)
+        r = Sqrt(e)  n = Div(h, r)  k = Mul(n, scale)  y = MatMul(k, v)""",
     "read by a function": """s = Mul(h, h)  m = ReduceMean(s, last)  r = Sqrt(m)  n = Div(h, r)
         k = Mul(n, scale)  l = MatMul(k, v)  f = Sigmoid(n)  g = MatMul(f, u)  y = Add(l, g)""",
     "a scale of two norms, one without zeros": """a = RMSNormalization(h, scale)  i = Exp(h)
@@ -105,6 +120,31 @@ def test_root_mean_squares_are_made_up_for(name: str) -> None:
     assert after < 1e-5
 
 
+@pytest.mark.parametrize("name", LARGE)
+def test_what_is_added_to_a_mean_is_made_up_for_too(name: str) -> None:
+    before, after = before_and_after(LARGE[name])
+    assert before > 0.1
+    assert after < 1e-5
+    graph, keep = with_zeros(LARGE[name])
+    number = [
+        r
+        for r in recounts(graph, keep, {"scale", "bias"}, epsilons=True)
+        if r not in recounts(graph, keep, {"scale", "bias"})
+    ]
+    assert number  # the weights alone would not do
+
+
+def test_a_small_number_that_something_else_adds_stays() -> None:
+    """The weights make up for all but that."""
+    body = """s = Mul(h, h)  m = ReduceMean(s, last)  e = Add(m, tiny)  r = Sqrt(e)  n = Div(h, r)
+        k = Mul(n, scale)  l = MatMul(k, v)  y = Add(l, tiny)"""
+    graph, keep = with_zeros(body)
+    (found,) = recounts(graph, keep, parameter_names(graph.model), epsilons=True)
+    assert isinstance(found, Recount)
+    assert found.parameter == "scale"
+    assert before_and_after(body)[1] < 1e-5
+
+
 LAYER_NORMS = {
     "one node": "n = LayerNormalization(h, scale, shift)  y = MatMul(n, v)",
     "written out": """m = ReduceMean(h, last)  c = Sub(h, m)  s = Mul(c, c)
@@ -136,7 +176,7 @@ def test_norms_of_groups_of_which_some_go() -> None:
 @pytest.mark.parametrize("name", LEFT_ALONE)
 def test_what_somebody_else_reads_is_left_alone(name: str) -> None:
     graph, keep = with_zeros(LEFT_ALONE[name])
-    assert recounts(graph, keep, parameter_names(graph.model)) == []
+    assert recounts(graph, keep, parameter_names(graph.model), epsilons=True) == []
 
 
 def test_channels_that_are_not_zero() -> None:
@@ -148,5 +188,27 @@ def test_channels_that_are_not_zero() -> None:
 def test_only_what_is_trained() -> None:
     graph, keep = with_zeros(EXACT["one node"])
     (found,) = recounts(graph, keep, {"v", "w"})  # the kernel behind, since the scale is not
+    assert isinstance(found, Recount)
     assert found.parameter == "v"
     assert recounts(graph, keep, {"w"}) == []
+
+
+FEW_BITS = """<ir_version: 10, opset_import: ["": 23]>
+net (float[3,7,8] x, uint8[8,12] w, float[12] scale, float[12,4] v) => (float[3,7,4] y)
+    <uint8 point = {POINT}, float step = {0.1}> {
+  wide = DequantizeLinear(w, step, point)  h = MatMul(x, wide)
+  n = RMSNormalization<epsilon=1e-9>(h, scale)  y = MatMul(n, v)
+}"""
+
+
+@pytest.mark.parametrize("point", [3, 0])
+def test_a_number_that_is_stored_as_zero_is_no_zero_in_few_bits(point: int) -> None:
+    """What is stored as 0 stands for ``-0.1 * point``; that 0 stands for 0 is not asked."""
+    model = model_from_text(FEW_BITS.replace("POINT", str(point)))
+    model.metadata_props[PARAMETERS_KEY] = json.dumps(["w", "scale", "v"])
+    graph, random = mg.lift(model), np.random.default_rng(0)
+    w = array_of(graph.model.graph.initializers["w"])
+    w[...] = random.integers(9, 200, w.shape)
+    w[:, 5:] = 0
+    group = next(g for g in graph.groups if g.resizable and g.width == 12)
+    assert recounts(graph, {group.index: np.arange(5)}, {"scale", "v"}) == []
