@@ -185,6 +185,8 @@ class _Collected:
         self.counts = {k: sum(k in each for each in self.of_look.values()) for k, _ in groups}
         self.waiting: dict[int, list[_Waiting | _WaitingStack]] = {k: [] for k, _ in groups}
         place = {node.name: k for k, node in enumerate(result.graph.model.graph)}
+        # Several kernels of one node have names of their own.
+        place |= {look.name: place[look.stop] for look in listed if look.name not in place}
         others = {look.name: look for look in listed if isinstance(look, NormLook | TiedLook)}
         self.others: dict[int, Uncompensated] = {}
         for k, each in groups:
