@@ -6,7 +6,6 @@ other for the tokens that have a share of it. Places are those of a token and an
 first.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -198,30 +197,25 @@ def shares_of(model: ir.Model, products: dict[str, Dense], dense: Dense) -> Mixe
     """
     at = dense.places(dense.result, dense.experts_of, dense.made)
     places = at.size // at.shape[dense.made]
-    found = list(_behind(model, products, dense.result, at, places))
-    first = found[0] if found else None
-    if first is None or any(each is None or each.shares != first.shares for each in found):
-        return None
-    return first
-
-
-def _behind(
-    model: ir.Model, products: dict[str, Dense], value: ir.Value, at: Places, places: int
-) -> Iterator[Mixed | None]:
-    """The shares behind each use of a value; ``None`` for one behind which there are none."""
-    if value.is_graph_output() or not value.uses():
-        yield None
-    for use in list(value.uses()):
-        found = shared(use.node, use.idx, at, places)
-        if found is not None:
-            yield found
-            continue
-        after = _followed(model, products, use.node, use.idx, at)
-        if after is None:
-            yield None
-            return
-        for result, there in after:
-            yield from _behind(model, products, result, there, places)
+    found: Mixed | None = None
+    pending, known = [(dense.result, at)], {dense.result}
+    while pending:
+        value, at = pending.pop()
+        if value.is_graph_output() or not value.uses():
+            return None
+        for use in list(value.uses()):
+            here = shared(use.node, use.idx, at, places)
+            if here is not None:
+                if found is not None and here.shares != found.shares:
+                    return None
+                found = here
+                continue
+            after = _followed(model, products, use.node, use.idx, at)
+            if after is None:
+                return None
+            pending += [each for each in after if each[0] not in known]
+            known.update(result for result, _ in after)
+    return found
 
 
 def _followed(
