@@ -40,6 +40,7 @@ COMMANDS = {
     "completion": "Print the script by which a shell completes commands, options and files.",
 }
 
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for."""
 

@@ -63,9 +63,7 @@ WRONG: list[tuple[dict[str, Array | None], type[MorphError], str]] = [
         ("N,3,8,9", (5, 9, 9), ""),
     ],
 )
-def test_images_with_channels_elsewhere(
-    declared: str, shape: tuple[int, ...], advice: str
-) -> None:
+def test_images_with_channels_elsewhere(declared: str, shape: tuple[int, ...], advice: str) -> None:
     model = model_from_text(f"net (float[{declared}] x) => (float[A,B,C,D] y) {{ y = Relu(x) }}")
     with pytest.raises(ModelError) as refused:
         Samples.of(np.ones(shape, np.float32), model)

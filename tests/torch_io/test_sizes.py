@@ -64,9 +64,7 @@ LAST, FIRST = 2**63 - 1, -(2**63) + 1
     ("start", "end", "axis", "step"),
     [(-1, FIRST, 2, -1), (2, 0, 2, -1), (-1, FIRST, 1, -1), (LAST, FIRST, 0, -1), (3, 0, 2, -2)],
 )
-def test_slices_run_backwards_beside_open_sizes(
-    start: int, end: int, axis: int, step: int
-) -> None:
+def test_slices_run_backwards_beside_open_sizes(start: int, end: int, axis: int, step: int) -> None:
     """Along a known size from anywhere; along an open one over all of it."""
     model = model_from_text(f"""
         net (float[B,T,4] x) => (float[B,T,L] y) <int64[1] s = {{{start}}}, int64[1] e = {{{end}}},
