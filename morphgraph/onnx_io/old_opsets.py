@@ -131,8 +131,8 @@ def _restore_nodes(before: onnx.GraphProto, after: onnx.GraphProto) -> None:
     Nodes are known by the names of their results, but for an Upsample: the converter puts a Resize
     of another name in its place. All that resize follow each other as before.
     """
-    for origin, node in zip(_resizing(before), _resizing(after), strict=True):
-        _rename(node.output[0], origin.output[0], after)
+    for resizing, node in zip(_resizing(before), _resizing(after), strict=True):
+        _rename(node.output[0], resizing.output[0], after)
         if node.op_type == "Resize":
             _keep_meaning(node, after)
     old = {name: node for node in _nodes(before) for name in node.output if name}
