@@ -35,9 +35,14 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKey
 from torch.utils import _pytree as pytree
 
 from morphgraph.torch_io.arguments import Call
+from morphgraph.torch_io.forms import form_of
 from morphgraph.torch_io.memory import CaptureError, PerTensor, Views
 
 Decomposition = Callable[..., Any]
+
+
+class HasBagsError(CaptureError):
+    """The network sums embeddings of bags of words by an operator of its own."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,15 @@ class Captured:
         """The buffers that the graph reads."""
         return ((name, self.tensors[name]) for name in self.graph_signature.buffers)
 
+    def constants_by_node(self) -> dict[fx.Node, torch.Tensor]:
+        """The tensors that stand in the forward, by what stands for them in the graph."""
+        names = self.graph_signature.inputs_to_lifted_tensor_constants
+        return {
+            node: self.constants[names[node.name]]
+            for node in self.graph_module.graph.nodes
+            if node.op == "placeholder" and node.name in names
+        }
+
 
 def capture(
     net: nn.Module,
@@ -74,6 +88,7 @@ def capture(
         decomposition_of: what one consists of that is not.
 
     Raises:
+        HasBagsError: there is an ``embedding_bag``.
         CaptureError: a single run does not tell.
     """
     fake_mode = FakeTensorMode()
@@ -247,6 +262,8 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
+        if func in _BAGS:
+            raise HasBagsError
         if self._is_inside:
             return self._compute(func, args, kwargs)
         if func in _LIFTING:
@@ -293,7 +310,9 @@ class _Recorder(ProxyTorchDispatchMode):  # type: ignore[no-untyped-call]
                 with self:
                     return (decompose or func.decompose)(*args, **kwargs)
         compute: Callable[..., Any] = _RESULTS.get(func, func)
-        result = compute(*args, **kwargs)
+        result = form_of(func, args, kwargs)
+        if result is None:
+            result = compute(*args, **kwargs)
         self._record(func, args, kwargs, result)
         return result
 
@@ -397,6 +416,8 @@ def _normalized(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor, t
 _RESULTS: dict[OpOverload, Callable[..., Any]] = {
     torch.ops.aten._native_batch_norm_legit_no_training.default: _normalized  # noqa: SLF001
 }
+
+_BAGS = (torch.ops.aten.embedding_bag.default, torch.ops.aten.embedding_bag.padding_idx)
 
 _LIFTING = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 """What becomes of a tensor that is made of numbers."""

@@ -42,7 +42,6 @@ from morphgraph.torch_io.arguments import (
     key_of,
     named_arguments,
 )
-from morphgraph.torch_io.embedding_bags import PlainBags
 from morphgraph.torch_io.structure import note_arguments, note_structure
 from morphgraph.torch_io.translate import first_line, translate
 
@@ -99,7 +98,7 @@ def export(
         used = _used_parameters(results)
         _refuse_projections(net, used)
         _forget_derived(net)
-        with _keeping_dropout(net), PlainBags():
+        with _keeping_dropout(net):
             model = translate(net, call, names, dynamic_batch, dynamic_shapes, opset)
     name_values(model)
     _check_inputs(model, net, input_names)

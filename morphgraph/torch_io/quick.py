@@ -7,11 +7,13 @@ refuses, an exception is raised, and the public way is to be gone.
 
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
+from onnxscript import evaluator
 from onnxscript.version_converter import _version_converter as versions
 from torch import fx, nn
 from torch._decomp import _core_aten_decompositions_post_autograd
@@ -22,13 +24,15 @@ from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[at
 from torch.onnx._internal.exporter import _core, _flags, _ir_passes
 from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import OnnxDecompMeta, ONNXRegistry
+from torch.onnx._internal.exporter._tensors import SymbolicTensor
 from torch.onnx._internal.exporter._torchlib import _torchlib_registry, ops as _own_ops  # noqa: F401
 from torch.onnx._internal.fx.passes import type_promotion
 
 from morphgraph.onnx_io import subgraphs
 from morphgraph.torch_io.arguments import Call
-from morphgraph.torch_io.capture import capture
-from morphgraph.torch_io.repeats import Repeating
+from morphgraph.torch_io.capture import Captured, capture
+from morphgraph.torch_io.constants import Known, mark_known, unmark_known
+from morphgraph.torch_io.repeats import Names, Repeating
 from morphgraph.torch_io.torchlib import default_registry
 
 aten = torch.ops.aten
@@ -46,14 +50,26 @@ def translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) 
         opset: the version of ONNX's operators.
 
     Raises:
+        HasBagsError: there is an ``embedding_bag``, which is to become something else first.
         Exception: anything, where this is not known to give the same.
     """
-    registry = _Registry(max(opset, TORCHLIB_OPSET))
-    captured = capture(net, call, registry.is_kept, _Decompositions())
+    version = max(opset, TORCHLIB_OPSET)
+    captured = capture(net, call, _Registry(version).is_kept, _Decompositions())
     _promote(captured.graph_module)
-    program = _translated(captured, registry=registry)
-    model = _raised(program.model, opset)
+    model = _raised(_written(captured, version), opset)
     _ir_passes.rename_inputs(model, names)
+    return model
+
+
+def _written(captured: Captured, version: int) -> ir.Model:
+    """The nodes of what was recorded, but for those that lead to constants."""
+    graph = captured.graph_module.graph
+    are_known = mark_known(graph, captured.constants_by_node())
+    model: ir.Model = _translated(captured, registry=_Registry(version)).model
+    if are_known and model.functions:
+        # What becomes of functions gets names behind all others, which are counted differently.
+        unmark_known(graph)
+        model = _translated(captured, registry=_Registry(version)).model
     return model
 
 
@@ -149,16 +165,35 @@ class _Registry(ONNXRegistry):
         self._opset_version = opset
         self._found: dict[str, list[OnnxDecompMeta]] = {}
         self._own: dict[str, list[OnnxDecompMeta]] = defaultdict(list)
+        self._names = Names()
         for meta in _torchlib_registry.get_torchlib_ops():
             if meta.opset_introduced <= opset:
                 self._own[_name(meta.fx_target)].append(meta)
 
     def get_decomps(self, target: Any) -> list[OnnxDecompMeta]:
         """The translations of an operator, or of a function of Python."""
+        if isinstance(target, Known):
+            write = partial(self._write_known, target)
+            return [_meta(write, target.func, is_complex=False)]
         name = _name(target)
         if name not in self._found:
             self._found[name] = self._newest(target)
         return self._found[name]
+
+    def _write_known(self, known: Known, *args: Any, **kwargs: Any) -> SymbolicTensor:
+        """A constant instead of the operator that computes it, or nothing; who reads it."""
+        translation = next(m for m in self.get_decomps(known.func) if not m.is_complex)
+        assert isinstance(translation.onnx_function, Repeating)
+        translation.onnx_function.leave_out(args, kwargs)
+        recorder: Any = evaluator.default()
+        result = SymbolicTensor(recorder.opset)
+        if known.tensor is not None:
+            value = ir.AttrTensor("value", ir.Tensor(known.tensor.numpy()))
+            version = recorder.opset.version
+            recorder.nodes.append(
+                ir.Node("", "Constant", [], [value], outputs=[result], version=version)
+            )
+        return result
 
     def is_kept(self, target: OpOverload) -> bool:
         """Whether ``torch.export`` leaves an operator as it is.
@@ -180,7 +215,7 @@ class _Registry(ONNXRegistry):
                 found.append(_meta(function, target, is_complex=is_complex))
         newest = max((meta.opset_introduced for meta in found), default=0)
         return [
-            _meta(Repeating(meta.onnx_function), target, is_complex=meta.is_complex)
+            _meta(Repeating(meta.onnx_function, self._names), target, is_complex=meta.is_complex)
             for meta in found
             if meta.opset_introduced == newest
         ]

@@ -41,21 +41,55 @@ class Repeating:
 
     Args:
         function: writes nodes by the present ``OpRecorder``.
+        names: of the graph.
     """
 
     function: Callable[..., Any]
+    names: "Names"
     _written: dict[Hashable, tuple[list[_Written], Any] | None] = field(default_factory=dict)
+    _left_out: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function gives."""
+        recorder: Any = evaluator.default()
+        start = len(recorder.nodes)
+        result = self._result(recorder, args, kwargs)
+        self.names.give(recorder.nodes[start:], result)
+        return result
+
+    def leave_out(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Count the nodes that a call would write, so that others keep their names.
+
+        Constants that the whole graph shares are written: others read them from now on.
+        """
+        recorder: Any = evaluator.default()
+        key = _key([*args, *kwargs.items()], [])
+        if key not in self._left_out:
+            aside = _Knowing(recorder)  # type: ignore[abstract]  # so is PyTorch's own
+            aside.nodes, aside.functions = [], {}
+            before = self.names.counts
+            with evaluator.default_as(aside):
+                result = self.function(*args, **kwargs)
+            self.names.give(aside.nodes, result)
+            shared = set(recorder.constant_farm.values())
+            kept = [node for node in aside.nodes if not shared.isdisjoint(node.outputs)]
+            recorder.nodes.extend(kept)
+            for node in aside.nodes:
+                if node not in kept:
+                    node.resize_inputs(0)  # a reader counts, whether it stands in a graph or not
+            nodes, values = self.names.counts
+            self._left_out[key] = nodes - before[0] - len(kept), values - before[1] - len(kept)
+            return
+        self.names.skip(*self._left_out[key])
+
+    def _result(self, recorder: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         operands: list[ir.Value] = []
         try:
             key = _key([*args, *kwargs.items()], operands)
         except _UnlikeError:
             return self.function(*args, **kwargs)
-        recorder = evaluator.default()
         if key not in self._written:
-            before = len(recorder.nodes), len(recorder.constant_farm)  # type: ignore[attr-defined]
+            before = len(recorder.nodes), len(recorder.constant_farm)
             knowing = _Knowing(recorder)  # type: ignore[abstract]  # so is PyTorch's own
             with evaluator.default_as(knowing):
                 result = self.function(*args, **kwargs)
@@ -65,6 +99,35 @@ class Repeating:
         if template is None:
             return self.function(*args, **kwargs)
         return _repeated(recorder, template, operands)
+
+
+class Names:
+    """The names of nodes and values without one, as ``onnx_ir`` gives them: ``val_0``, ``val_1``.
+
+    They are given here, since they count nodes that are not written, too.
+    """
+
+    def __init__(self) -> None:
+        self.counts = 0, 0
+
+    def skip(self, nodes: int, values: int) -> None:
+        """Leave out so many names."""
+        self.counts = self.counts[0] + nodes, self.counts[1] + values
+
+    def give(self, written: Sequence[ir.Node], result: Any) -> None:
+        """Name what a call has written; the exporter names results, and who makes them."""
+        results = set(_parts(result))
+        makers = {value.producer() for value in results if isinstance(value, ir.Value)}
+        nodes, values = self.counts
+        for node in written:
+            if node.name is None and node not in makers:
+                node.name = f"node_{node.op_type}_{nodes}"
+                nodes += 1
+            for value in node.outputs:
+                if value.name is None and value not in results:
+                    value.name = f"val_{values}"
+                    values += 1
+        self.counts = nodes, values
 
 
 class _Knowing(_building.OpRecorder):

@@ -21,6 +21,7 @@ from morphgraph.errors import MorphError, UnsupportedError, warn
 from morphgraph.onnx_io import escape, load
 from morphgraph.onnx_io.runtime import run
 from morphgraph.torch_io.arguments import BATCH, Call
+from morphgraph.torch_io.embedding_bags import PlainBags
 from morphgraph.torch_io.names import is_spelled_plainly
 
 _TORCHSCRIPT_OPSET = 20  # the last one that the older exporter knows
@@ -55,7 +56,7 @@ def translate(
         if model is not None:
             return model
     try:
-        with _quiet():
+        with _quiet(), PlainBags():
             return _translate_by_dynamo(net, call, names, dynamic_shapes, opset)
     except Exception as error:
         reason = first_line(error)
@@ -66,14 +67,15 @@ def translate(
                 "computes from sizes"
             ) from error
     try:
-        with _quiet():
+        with _quiet(), PlainBags():
             model = _translate_by_torchscript(net, call, names, dynamic_batch, opset)
     except Exception as error:
         advice = _advice(net, reason)
         raise UnsupportedError(
             f"network {type(net).__name__}: PyTorch cannot export it: {reason}{advice}"
         ) from error
-    _require_same(net, call, model)
+    with PlainBags():
+        _require_same(net, call, model)
     warn(
         f"network {type(net).__name__}: torch.export refused it ({reason}); "
         "exported by way of TorchScript",
@@ -86,9 +88,14 @@ def _translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int)
     try:
         with _quiet():
             # It reads what has no public name in PyTorch, and so may be absent.
+            from morphgraph.torch_io.capture import HasBagsError
             from morphgraph.torch_io.quick import translate_quickly
 
-            return translate_quickly(net, call, names, opset)
+            try:
+                return translate_quickly(net, call, names, opset)
+            except HasBagsError:  # all other networks need not wait for every call to be looked at
+                with PlainBags():
+                    return translate_quickly(net, call, names, opset)
     except Exception:  # noqa: BLE001, whatever it is, the slow way meets it again or does without
         return None
 

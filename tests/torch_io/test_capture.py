@@ -101,6 +101,41 @@ class Writes(nn.Module):
         return y.squeeze_(2).neg()
 
 
+class Masks(nn.Module):
+    """Constants that are written part by part, as those of shifted windows."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv = how, nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.conv(x)
+        mask, count = y.new_zeros(y.shape[2:]), 0
+        for rows in (slice(0, -2), slice(-2, -1), slice(-1, None)):
+            for columns in (slice(0, -1), slice(-1, None)):
+                mask[rows, columns] = count
+                count += 1
+        if self.how == "windows":
+            parts = mask.view(2, 2, 2, 2).permute(0, 2, 1, 3).reshape(4, 4)
+            far = parts.unsqueeze(1) - parts.unsqueeze(2)
+            far = far.masked_fill(far != 0, (-100.0)).masked_fill(far == 0, 0.0)
+            tokens = y.view(4, 4, 4)
+            return (tokens @ tokens.transpose(1, 2) + far).softmax(-1)
+        if self.how == "as it was written":
+            return y * mask, y - mask.clone(), y + mask.view(4, 4)
+        if self.how == "beside functions":
+            y[:, 1] = 2.0
+            return y * (mask * 3)
+        if self.how == "result":
+            return y, mask + 1
+        if self.how == "types":
+            flags, numbers = torch.ones(4, 4, dtype=torch.bool), torch.full((4, 4), 3)
+            halves = torch.zeros(4, 4, dtype=torch.float16) + 1
+            return y * flags, y * numbers, y + halves, y * (mask > 2).float(), y + (numbers == 3)
+        table = torch.tensor([[0.5, 1.0, 2.0, 4.0]])
+        return y * table + torch.zeros_like(y) * 2 + torch.ones_like(table).select(1, 0)
+
+
 class Steps(nn.Module):
     """Recurrent layers, which make their first states and list their weights."""
 
@@ -140,6 +175,7 @@ WRITES = (
     "part of a constant",
     "tensor that changes its shape",
 )
+MASKS = ("windows", "as it was written", "beside functions", "result", "types", "tables")
 WORDS = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
 
 
@@ -153,8 +189,9 @@ WORDS = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
         (Steps(), (torch.randn(1, 4, 3),)),
         (Again(), (torch.randn(2, 4), torch.tensor([3, 4]))),
         *((Writes(how), (torch.randn(1, 3, 4, 4),)) for how in WRITES),
+        *((Masks(how), (torch.randn(1, 3, 4, 4),)) for how in MASKS),
     ],
-    ids=["convolutions", "sentences", "signals", "parametrized", "steps", "again", *WRITES],
+    ids=["convolutions", "sentences", "signals", "parametrized", "steps", "again", *WRITES, *MASKS],
 )
 def test_one_run_gives_what_torch_export_gives(
     net: nn.Module, example: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
@@ -175,6 +212,13 @@ def test_one_run_gives_what_torch_export_gives(
 
 def serialized(model: ir.Model) -> bytes:
     return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+
+
+def test_what_is_written_into_constants_is_not_translated() -> None:
+    net, call = Masks("windows").eval(), Call((torch.randn(1, 3, 4, 4),), {})
+    model = translating._translate_quickly(net, call, ["x"], 20)
+    assert model is not None
+    assert "ScatterND" not in {node.op_type for node in model.graph}
 
 
 class Scripted(nn.Module):
