@@ -13,6 +13,8 @@ Ends with 1 if one does not load or differs.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -102,7 +104,9 @@ def check(name: str, budget: str, place: Path) -> tuple[str, str]:
         ["plan", str(whole), "--budget", budget, "-o", str(plan)],
         ["apply", str(whole), str(plan), "-o", str(small)],
     ):
-        if code := morphgraph([*arguments, "--quiet"]):
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = morphgraph([*arguments, "--quiet"])
+        if code:
             return "", f"`{arguments[0]}` ends with {code}"
     graph = mg.lift(whole / "model.onnx")
     keep = mg.Plan.load(plan).keep_channels(graph)
