@@ -148,9 +148,9 @@ class _Trials:
         options: dict[str, list[int]] = {}
         for key, value in self._table.items():
             if type(value) is int and not key.startswith("_"):
-                news = sorted(sizes.get(value, set()) - {value})
-                if news:
-                    options[key] = [*news, value]
+                others = sorted(sizes.get(value, set()) - {value})
+                if others:
+                    options[key] = [*others, value]
         search = ConfigSearch(score, self._table, options, lambda: self._extra(sizes), _BUILDS)
         return search.first()
 
@@ -184,8 +184,8 @@ class _Trials:
         """Of every weight the module's name for it, its shape, and its shape at some widths."""
         for name, start, rank in self._weights_of:
             own = name.removeprefix(self._prefix)
-            shapes = (tuple(each[start : start + rank].tolist()) for each in (self._sizes, after))
-            yield own, *shapes
+            span = slice(start, start + rank)
+            yield own, tuple(self._sizes[span].tolist()), tuple(after[span].tolist())
 
 
 class _Wanted:
@@ -368,6 +368,8 @@ def _other_numbers(mine: nn.Module, theirs: nn.Module) -> Iterator[str]:
         tables = dict(other.named_buffers(recurse=False))
         for name, tensor in module.named_buffers(recurse=False):
             table, full = tables.get(name), f"{path}.{name}" if path else name
+            if full in persistent:
+                continue
             alike = table is not None and table.shape == tensor.shape
-            if full not in persistent and not (alike and torch.equal(table, tensor.cpu())):
+            if table is None or not (alike and torch.equal(table, tensor.cpu())):
                 yield full
