@@ -165,10 +165,10 @@ class _Trials:
         asked = self._builds.asked()
         for key in asked:
             yield from ({key: value} for value in named.get(key, ()))
-        news = sorted({new for each in sizes.values() for new in each if new > 1})
+        everywhere = sorted({new for each in sizes.values() for new in each if new > 1})
         for key in asked:
             if key in self._table and key not in named:
-                yield from ({key: value} for value in news)
+                yield from ({key: value} for value in everywhere)
 
     @cached_property
     def _weights_of(self) -> list[tuple[str, int, int]]:
