@@ -148,9 +148,9 @@ class _Trials:
         options: dict[str, list[int]] = {}
         for key, value in self._table.items():
             if type(value) is int and not key.startswith("_"):
-                news = sorted(sizes.get(value, set()) - {value})
-                if news:
-                    options[key] = [*news, value]
+                others = sorted(sizes.get(value, set()) - {value})
+                if others:
+                    options[key] = [*others, value]
         search = ConfigSearch(score, self._table, options, lambda: self._extra(sizes), _BUILDS)
         return search.first()
 
@@ -165,10 +165,10 @@ class _Trials:
         asked = self._builds.asked()
         for key in asked:
             yield from ({key: value} for value in named.get(key, ()))
-        news = sorted({new for each in sizes.values() for new in each if new > 1})
+        everywhere = sorted({new for each in sizes.values() for new in each if new > 1})
         for key in asked:
             if key in self._table and key not in named:
-                yield from ({key: value} for value in news)
+                yield from ({key: value} for value in everywhere)
 
     @cached_property
     def _weights_of(self) -> list[tuple[str, int, int]]:
@@ -184,8 +184,8 @@ class _Trials:
         """Of every weight the module's name for it, its shape, and its shape at some widths."""
         for name, start, rank in self._weights_of:
             own = name.removeprefix(self._prefix)
-            shapes = (tuple(each[start : start + rank].tolist()) for each in (self._sizes, after))
-            yield own, *shapes
+            span = slice(start, start + rank)
+            yield own, tuple(self._sizes[span].tolist()), tuple(after[span].tolist())
 
 
 class _Wanted:
@@ -368,6 +368,8 @@ def _other_numbers(mine: nn.Module, theirs: nn.Module) -> Iterator[str]:
         tables = dict(other.named_buffers(recurse=False))
         for name, tensor in module.named_buffers(recurse=False):
             table, full = tables.get(name), f"{path}.{name}" if path else name
+            if full in persistent:
+                continue
             alike = table is not None and table.shape == tensor.shape
-            if full not in persistent and not (alike and torch.equal(table, tensor.cpu())):
+            if table is None or not (alike and torch.equal(table, tensor.cpu())):
                 yield full

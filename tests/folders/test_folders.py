@@ -535,16 +535,15 @@ def test_a_plan_beside_a_config_ends_at_widths_that_its_class_builds(
     assert main(["plan", str(whole), *wanted, "-o", str(plan)]) == 0
     assert main(["apply", str(whole), str(plan), "-o", str(small)]) == 0
     made = transformers.AutoConfig.from_pretrained(small)
+    if unequal:  # otherwise this test could not fail
+        with pytest.raises(ValueError, match="must be divisible by num_heads"):
+            transformers.GPT2LMHeadModel(made)
+        return
     weights = {
         w.name: torch.tensor(numpy_helper.to_array(w))
         for w in onnx.load(small / "model.onnx").graph.initializer
     }
     again = transformers.GPT2LMHeadModel(made).eval()
-    state = again.state_dict()
-    fits = all(weights[name].shape == state[name].shape for name in state if name in weights)
-    if unequal:  # otherwise this test could not fail
-        assert not fits
-        return
     assert made.n_embd < 32
     assert made.n_head < 4
     assert json.loads(plan.read_text())["request"]["config"]["of"] == "GPT2Config"
