@@ -103,7 +103,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         group_readers   which inputs of them a group's channels are
         removal         which channels go first if those that stay take over
         looked_at       what is looked at, in order, and the moments of what is seen
-        uncompensated   what channels cost norms and tied kernels, where nothing takes over
+        uncompensated   what channels cost tied kernels, where nothing takes over
         arrivals        where a layer's results go, moved, scaled or turned in pairs
         operands        operands of products, and the layers that make them
         scales          numbers that queries are multiplied with behind a norm of their own

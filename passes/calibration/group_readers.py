@@ -14,7 +14,6 @@ from morphgraph.passes.calibration.dense import Dense
 from morphgraph.passes.calibration.fused import Fused
 from morphgraph.passes.calibration.logits import Logits
 from morphgraph.passes.calibration.readers import Reader
-from morphgraph.passes.calibration.uncompensated import norm_looks
 from morphgraph.passes.coupling.roles import roles
 
 
@@ -32,8 +31,6 @@ class GroupReaders:
             of every channel, ``[channels, elements per channel]``.
         stacks: by the name of each product with a stack of kernels, and of the kernels of each
             mixture in one node, the inputs of every channel, ``[channels, inputs per channel]``.
-        norms: by the name of each norm over them where its channels stand along its axis,
-            ``[channels, places per channel]``.
         tied: by the name of each linear operator whose kernel others share the inputs of every
             channel, as of ``blocks``.
     """
@@ -43,7 +40,6 @@ class GroupReaders:
     complete: bool
     products: Mapping[str, IntArray] = field(default_factory=dict)
     stacks: Mapping[str, IntArray] = field(default_factory=dict)
-    norms: Mapping[str, IntArray] = field(default_factory=dict)
     tied: Mapping[str, IntArray] = field(default_factory=dict)
 
 
@@ -107,7 +103,6 @@ def group_readers(
                 other.add(index)
             else:
                 stacks.setdefault(index, {})[name] = inputs
-    norms = _of_norms(graph)
     return {
         index: GroupReaders(
             graph.groups[index],
@@ -115,23 +110,11 @@ def group_readers(
             index not in other,
             products.get(index, {}),
             stacks.get(index, {}),
-            norms.get(index, {}),
             shared.get(index, {}),
         )
         for index in sorted({*blocks, *products, *stacks})
         if graph.groups[index].can_change
     }
-
-
-def _of_norms(graph: ChannelGraph) -> dict[int, dict[str, IntArray]]:
-    """By group index, by norm where the channels stand along its axis."""
-    found: dict[int, dict[str, IntArray]] = {}
-    for look, dim, vertex in norm_looks(graph):
-        for index in graph.groups_on(vertex):
-            places = _inputs_of(graph, graph.groups[index], dim, (1, look.size))
-            if places is not None:
-                found.setdefault(index, {})[look.name] = places
-    return found
 
 
 def _of_products(graph: ChannelGraph, compared: Sequence[Logits]) -> dict[int, dict[str, IntArray]]:

@@ -15,11 +15,11 @@ from morphgraph.passes.calibration.group_readers import GroupReaders
 from morphgraph.passes.calibration.moments import Moments, Statistics
 from morphgraph.passes.calibration.readers import Reader
 from morphgraph.passes.calibration.stacks import AnyStackLook, Stack, stack_looks
-from morphgraph.passes.calibration.uncompensated import NormLook, TiedLook, norm_looks
+from morphgraph.passes.calibration.uncompensated import TiedLook
 from morphgraph.passes.calibration.visits import Look, looks
 
-AnyLook: TypeAlias = Look | AnyStackLook | NormLook | TiedLook
-#: Inputs of a norm, or of an operator whose kernel others share, whose products are not too many.
+AnyLook: TypeAlias = Look | AnyStackLook | TiedLook
+#: Inputs of an operator whose kernel others share, whose products are not too many.
 MOST_INPUTS = 5000
 #: Places of a batch at which what a reader gives is looked at, where its inputs are too many.
 ENERGY_PLACES = 1024
@@ -54,11 +54,9 @@ def looked_at(
     ]
     plain = looks(found, {name for each in groups.values() for name in each.blocks})
     fitted = [each for each in groups.values() if each.blocks or each.stacks]
-    also = {name for each in fitted for name in (*each.norms, *each.tied)}
-    norms = [look for look, *_ in norm_looks(graph) if look.size <= MOST_INPUTS]
-    rest: list[NormLook | TiedLook] = [*norms]
-    rest += [TiedLook((each,)) for each in tied.values() if _inputs(each) <= MOST_INPUTS]
-    rest = [each for each in rest if each.name in also]
+    also = {name for each in fitted for name in each.tied}
+    rest = [TiedLook((each,)) for name, each in tied.items() if name in also]
+    rest = [each for each in rest if _inputs(each.reader) <= MOST_INPUTS]
     place = {node.name: number for number, node in enumerate(graph.model.graph)}
     return sorted([*plain, *asked, *rest], key=lambda look: place[look.stop])
 

@@ -214,7 +214,7 @@ def remove_in_order(
     Args:
         seen: what the channels are to each of their readers; used up.
         stops: numbers of channels that stay at which the matrices are kept.
-        spread: what those that go cost norms that count them: the sum of its numbers over all of
+        spread: what those that go cost where nothing takes over: the sum of its numbers over all of
             their pairs, ``[channels, channels]``.
     """
     channels = len(seen[0].blocks)

@@ -54,11 +54,9 @@ from morphgraph.passes.calibration.stacks import (
     stacks,
 )
 from morphgraph.passes.calibration.uncompensated import (
-    NormLook,
     TiedLook,
     Uncompensated,
     cost_of_inputs,
-    readers_behind,
 )
 from morphgraph.passes.calibration.visits import Chooser, Look, visit
 
@@ -154,9 +152,7 @@ def calibrate(
     collected = _Collected(result, listed, stops, processes)
     walk = visit(graph.model, listed, batches, Chooser(seed, processes), threads, progress)
     for look, samples in walk:
-        if isinstance(look, NormLook):
-            collected.look_at_norm(look, cast("Iterator[Array]", samples))
-        elif isinstance(look, TiedLook):
+        if isinstance(look, TiedLook):
             collected.look_at_tied(look, cast("Iterator[Array]", samples))
         elif isinstance(look, Look):
             collected.look_at(look, cast("Iterator[Array]", samples))
@@ -184,20 +180,17 @@ class _Collected:
         }
         self.counts = {k: sum(k in each for each in self.of_look.values()) for k, _ in groups}
         self.waiting: dict[int, list[_Waiting | _WaitingStack]] = {k: [] for k, _ in groups}
-        place = {node.name: k for k, node in enumerate(result.graph.model.graph)}
-        # Several kernels of one node have names of their own.
-        place |= {look.name: place[look.stop] for look in listed if look.name not in place}
-        others = {look.name: look for look in listed if isinstance(look, NormLook | TiedLook)}
-        self.others: dict[int, Uncompensated] = {}
-        for k, each in groups:
-            norms = {name: at for name, at in each.norms.items() if name in others}
-            tied = {
-                name: with_taps(at, look.reader.matrix_shape[3])
-                for name, at in each.tied.items()
-                if isinstance(look := others.get(name), TiedLook)
-            }
-            behind = readers_behind([*norms], [*each.blocks, *each.stacks, *tied], place)
-            self.others[k] = Uncompensated(norms | tied, behind)
+        tied = {look.name: look for look in listed if isinstance(look, TiedLook)}
+        self.others = {
+            k: Uncompensated(
+                {
+                    name: with_taps(at, tied[name].reader.matrix_shape[3])
+                    for name, at in each.tied.items()
+                    if name in tied
+                }
+            )
+            for k, each in groups
+        }
 
     def _room(self, indices: Sequence[int]) -> int:
         """Bytes that the covariances of one look may take."""
@@ -241,14 +234,6 @@ class _Collected:
             seen = moments.seen(k, is_last=k == indices[-1])
             self._wait(k, _WaitingStack(look.stack, moments.units, seen))
 
-    def look_at_norm(self, look: NormLook, samples: Iterable[Array]) -> None:
-        """A norm over channels of groups."""
-        statistics = sums(samples, (1, look.size, 0), self.processes)
-        for k, other in self.others.items():
-            if look.name in other.places:
-                other.add_norm(look.name, statistics)
-                self._finish_if_through(k)
-
     def look_at_tied(self, look: TiedLook, samples: Iterable[Array]) -> None:
         """An operator whose kernel others share."""
         maps, outputs, inputs, taps = look.reader.matrix_shape
@@ -256,8 +241,8 @@ class _Collected:
         matrix = look.reader.linear.matrix(look.reader.kernel())
         cost = cost_of_inputs(statistics, matrix.reshape(maps, outputs, inputs * taps))
         for k, other in self.others.items():
-            if look.name in other.places:
-                other.add_reader(look.name, cost)
+            if look.name in other.inputs:
+                other.add(look.name, cost)
                 self._finish_if_through(k)
 
     def _wait(self, index: int, each: "_Waiting | _WaitingStack") -> None:
@@ -362,7 +347,7 @@ def _finish(
     stops: Iterable[int],
     spread: FloatArray | None,
 ) -> None:
-    """How a group shrinks, all of whose readers and norms are through."""
+    """How a group shrinks, all of whose readers are through."""
     products = _products_of(result.groups[index], result.compared)
     seen = [each for one in waiting for each in one.all_seen]
     removal = remove_in_order([*seen, *products], [*stops], spread)
