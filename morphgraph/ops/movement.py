@@ -74,9 +74,9 @@ class Split(Op):
     @staticmethod
     def resize(n: OpNode, new: Resizing, *, axis: int = 0) -> None:
         axis %= len(n.shape(0))
-        sizes = [(n.out(k)[axis], new.shape(~k)[axis]) for k in range(len(n.out_shapes))]
+        both = [(n.out(k)[axis], new.shape(~k)[axis]) for k in range(len(n.out_shapes))]
         # A result that comes to size 0 goes; one that had it stays.
-        sizes = [size for before, size in sizes if size or not before]
+        sizes = [size for before, size in both if size or not before]
         if n.opset < 13:
             new.set_attribute("split", sizes)
         else:
@@ -242,7 +242,7 @@ def _sliced_by_bounds(b: "TorchBuilder", n: OpNode, axes: Sequence[int]) -> "fx.
         if step > 0:
             last = None if isinstance(end, int) and end > 2**31 - 2 else end
             index[axis] = slice(start, last, None if step == 1 else step)
-        elif step == -1 and start in _LAST and _open_end(end, step) is None:
+        elif step == -1 and start in _LAST and isinstance(end, int) and end < -(2**31) + 1:
             turned.append(axis)
         else:
             b.fail(n, f"it runs backwards along axis {axis}, whose size is open, and not over all")
