@@ -1,8 +1,8 @@
 """Folders that Optimum exports, resized by the command line, and loaded by Optimum again.
 
     make zoo                                    # or: the environment in runs/zoo/optimum alone
-    python tools/check_optimum.py               # all decoders of tools/zoo/decoders.py
-    python tools/check_optimum.py gpt2 bloom --budget params=60%
+    python tools/zoo/check_optimum.py               # all decoders of decoders.py
+    python tools/zoo/check_optimum.py gpt2 bloom --budget params=60%
 
 Every decoder (small, random weights) is exported with its cache, and its folder goes through
 `morphgraph plan` and `morphgraph apply` with their defaults. Then the resized folder has to load:
@@ -24,13 +24,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from decoders import CONFIGS, EXPORTED, OPTIMUM, run_program, saved
 
 import morphgraph as mg
 from morphgraph.cli import main as morphgraph
 from morphgraph.passes.rewrite.mask import mask
-
-sys.path.insert(0, str(Path(__file__).parent / "zoo"))
-from decoders import CONFIGS, EXPORTED, OPTIMUM, run_program, saved
 
 PROMPTS = [[5, 9, 30, 7], [11, 4], [50, 60, 3, 8, 90]]
 STEPS = 8
