@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 class ConfigBuilds:
@@ -47,7 +48,7 @@ class ConfigBuilds:
     def numbers_alone(self, values: Mapping[str, Any], checked: bool = True) -> nn.Module | None:
         """The network with its own buffers and factors, and parameters without memory."""
         try:
-            with torch.random.fork_rng(devices=[]), _parameters_on_meta():
+            with torch.random.fork_rng(devices=[]), _parameters_on_meta(), _Uninitialized():
                 return type(self._module)(self._changed(values, checked))
         except Exception:  # noqa: BLE001  the class or its config
             return None
@@ -86,7 +87,7 @@ class ConfigBuilds:
 
     def _built(self, config: Any) -> nn.Module | None:
         try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            with torch.random.fork_rng(devices=[]), torch.device("meta"), _Uninitialized():
                 return type(self._module)(config)
         except Exception:  # noqa: BLE001  a class of the user's own may raise anything
             return None
@@ -112,6 +113,22 @@ def _survives_loading(config: Any) -> bool:
     except Exception:  # noqa: BLE001  then it tells nothing of other numbers either
         return False
     return True
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Leaves tensors without memory as they are: drawing their numbers takes most of a build."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            tensor = next(
+                (t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)), None
+            )
+            if tensor is not None and tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 @contextmanager

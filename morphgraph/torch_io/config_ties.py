@@ -1,11 +1,13 @@
 """Which widths a config can say: found before planning, by building its class at other widths.
 
 A trial gives some groups other widths, looks which numbers of the config build a network of the
-shapes that follow, and builds it on the meta device. A group whose width may be any alone is free.
+shapes that follow, and builds it on the meta device: with as few of its repeated blocks as show all
+that there are, and once more as a whole. A group whose width may be any alone is free.
 Others are tried together: by one ratio, or as multiples of a number that follows another group.
 What no trial brings keeps its width.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
@@ -30,9 +32,12 @@ from morphgraph.torch_io.module_state import config_table, slots
 
 _BUILDS = 60  # of one trial
 _MANY = 3  # groups that a trial brings together where pairs do not go
+_MOST_BLOCKS = 8  # repeated blocks with which it is tried to have less to build
+_NUMBER = re.compile(r"\d+")
 
 Block = tuple[int, ...]
 Numbers = Callable[[Values], bool]
+Shapes = dict[str, tuple[int, ...]]
 
 
 def config_ties(
@@ -90,9 +95,7 @@ class _Trials:
         self._graph = graph
         self._module = module
         self._builds = ConfigBuilds(module)
-        self._shapes = {
-            name: tuple(parameter.shape) for name, parameter in module.named_parameters()
-        }
+        self._shapes = _shapes_of(module)
         self._prefix = f"{path}." if path else ""
         self._sizes = np.asarray(graph.couplings.sizes)
         self._classes = np.asarray(graph.vertex_class)
@@ -137,13 +140,26 @@ class _Trials:
 
     def _search(self, widths: IntArray) -> Values | None:
         after = self._after(widths)
-        sizes, wanted = self._new_sizes(after), _Wanted(self._weights(after), self._shapes)
+        fewer, shapes = self._fewer
+        found = self._search_among(after, fewer, shapes)
+        if not fewer or found is None or self._missed(found, after) == 0:
+            return found
+        return self._search_among(after, {}, self._shapes)
+
+    def _missed(self, values: Values, after: IntArray) -> int:
+        """How many shapes of the whole network differ from those wanted."""
+        built = self._built(values)
+        return 1 if built is None else _Wanted(self._weights(after), self._shapes).missed(built)
+
+    def _search_among(self, after: IntArray, fewer: Values, shapes: Shapes) -> Values | None:
+        """Entries that make no shape differ in a network whose config says ``fewer`` as well."""
+        gone = self._shapes.keys() - shapes.keys()
+        weights = (each for each in self._weights(after) if each[0] not in gone)
+        sizes, wanted = self._new_sizes(after), _Wanted(weights, shapes)
 
         def score(values: Values) -> Score:
-            built = self._builds.shapes_alone(values)
-            if built is None:
-                return REFUSED
-            return wanted.missed({n: tuple(p.shape) for n, p in built.named_parameters()}), 0
+            built = self._built(fewer | values)
+            return REFUSED if built is None else (wanted.missed(built), 0)
 
         options: dict[str, list[int]] = {}
         for key, value in self._table.items():
@@ -153,6 +169,42 @@ class _Trials:
                     options[key] = [*others, value]
         search = ConfigSearch(score, self._table, options, lambda: self._extra(sizes), _BUILDS)
         return search.first()
+
+    def _built(self, values: Values) -> Shapes | None:
+        """The shapes of what the class builds; ``None``: it refuses."""
+        built = self._builds.shapes_alone(values)
+        return None if built is None else _shapes_of(built)
+
+    @cached_property
+    def _fewer(self) -> tuple[Values, Shapes]:
+        """Entries with which the class has few of its repeated blocks, and the shapes that it has.
+
+        Every parameter that is gone has one of its name, but for numbers, and of its shape among
+        them. Lists with an entry for every block are cut as well.
+        """
+        fewer, shapes = Values(), self._shapes
+        for key, value in self._table.items():
+            if type(value) is not int or key.startswith("_"):
+                continue
+            for count in range(1, min(value, _MOST_BLOCKS + 1)):
+                tried = fewer | self._of_each(value, count) | {key: count}
+                built = self._built(tried)
+                if built is None:
+                    continue
+                if len(built) >= len(shapes):
+                    break  # it is no number of blocks
+                if _kinds(built) == _kinds(shapes) and built.items() <= shapes.items():
+                    fewer, shapes = tried, built
+                    break
+        return fewer, shapes
+
+    def _of_each(self, blocks: int, count: int) -> Values:
+        """Of entries that list something for every block, the first."""
+        return {
+            key: value[:count]
+            for key, value in self._table.items()
+            if isinstance(value, list | tuple) and len(value) == blocks
+        }
 
     def _extra(self, sizes: Mapping[int, set[int]]) -> Iterator[Values]:
         """Entries without a number, with what modules keep under that name, or axes have."""
@@ -216,6 +268,15 @@ class _Wanted:
                 missed += _sorted(new) not in alike
                 found.setdefault(_sorted(old), set()).add(_sorted(new))
         return missed + sum(len(self._alike[old] - news) for old, news in found.items())
+
+
+def _shapes_of(module: nn.Module) -> Shapes:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def _kinds(shapes: Shapes) -> set[tuple[str, tuple[int, ...]]]:
+    """Names without the numbers in them, with their shapes."""
+    return {(_NUMBER.sub("", name), shape) for name, shape in shapes.items()}
 
 
 def _sorted(shape: tuple[int, ...]) -> tuple[int, ...]:

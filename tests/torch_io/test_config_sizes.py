@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import morphgraph as mg
+from morphgraph.passes.planning.bounds import WidthBounds
 from morphgraph.passes.planning.uniform import set_widths
+from morphgraph.torch_io import config_ties as config_ties_module
+from morphgraph.torch_io.config_builds import ConfigBuilds
+from morphgraph.torch_io.config_ties import config_ties
 from morphgraph.torch_io.resize_module import ModuleReport
 
 X = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
@@ -163,3 +168,45 @@ def test_a_refusal_names_the_numbers_of_the_plan() -> None:
     config = CheckedConfig(width=24, heads=6)
     with pytest.warns(mg.MorphWarning, match=r"refuses them \(the width \(20\) is no multiple"):
         resized(config, {"residual": 20})
+
+
+SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+DEEP: dict[str, dict[str, Any]] = {
+    "GPT2LMHeadModel": {"n_embd": 32, "n_head": 4, "n_layer": 5, "n_positions": 16},
+    "Qwen3ForCausalLM": {
+        **SMALL, "head_dim": 8, "num_key_value_heads": 2, "num_hidden_layers": 5,
+        "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3,
+    },
+    "T5ForConditionalGeneration": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4,
+                                   "num_layers": 4, "num_decoder_layers": 5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_few_of_the_blocks_of_a_class_tell_what_all_do(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    architecture = getattr(transformers, kind)
+    config = architecture.config_class(**DEEP[kind] | {"vocab_size": 50})
+    net = architecture(config).eval()
+    ids = {"input_ids": torch.zeros((1, 4), dtype=torch.int64), "use_cache": False}
+    if config.is_encoder_decoder:
+        ids["decoder_input_ids"] = ids["input_ids"]
+    graph = mg.lift(mg.export(net, ids))
+    bounds = WidthBounds(same=("repeated",))
+    built: list[int] = []
+    shapes_alone = ConfigBuilds.shapes_alone
+
+    def counted(builds: ConfigBuilds, *arguments: Any) -> nn.Module | None:
+        made = shapes_alone(builds, *arguments)
+        built.append(0 if made is None else len([*made.parameters()]))
+        return made
+
+    monkeypatch.setattr(ConfigBuilds, "shapes_alone", counted)
+    ties = config_ties(graph, bounds, net)
+    whole = len([*net.parameters()])
+    assert 2 * sum(count == whole for count in built) < len(built)
+    monkeypatch.setattr(config_ties_module, "_MOST_BLOCKS", 0)
+    assert config_ties(graph, bounds, net) == ties
+    assert ties.of == type(config).__name__

@@ -117,7 +117,9 @@ def compute(options: argparse.Namespace) -> None:
                 rows = [dict(whole, cut=cut, order=order, fit=f, seed=seed) for f in fits_of(order)]
                 missing = [row for row in rows if place(row) not in there]
                 keep = cut_of(shrinker, cut, order) if missing else None
-                for row in missing if keep else []:
+                if keep is None:
+                    continue
+                for row in missing:
                     add(row, partial(made, shrinker, keep, row["fit"]))
 
 
