@@ -67,6 +67,7 @@ planning: facts and a budget -> a plan: which channels stay
         steps           which multiples of channels suit runtimes, by group
         grids           multiples of a number of channels, as a group counts them
         same            groups that are named together, and those that get one width
+        ties            widths that go together, because a config says them with fewer numbers
     outputs             the channels of classes and tokens that are to stay
         vocabulary          which tokens a text uses, and where a network has them
     constraints         budgets as limits on costs

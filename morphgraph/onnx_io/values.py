@@ -60,14 +60,14 @@ def known_shape(value: ir.Value | None) -> Shape | None:
     return cast("Shape", dims)
 
 
-_STRING_BYTES = 8  # a reference: how long the text is, no type says
+_STRING_BYTES = 8.0  # a reference: how long the text is, no type says
 
 
 def item_bytes(dtype: ir.DataType | None) -> float:
     """Bytes of one element of a type, 0.5 for one of four bits; of no known type, of a float32.
 
     >>> item_bytes(ir.DataType.FLOAT16), item_bytes(ir.DataType.STRING)
-    (2, 8)
+    (2.0, 8.0)
     """
     if dtype is None:
         return ir.DataType.FLOAT.itemsize
