@@ -8,7 +8,10 @@ from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import Description, Op, OpNode, Resizing, UnsupportedFormError, op
 from morphgraph.ops.positions import OPEN_ADVICE, pass_axes
 
-_ADVICE = "export it with mode nearest, or linear or cubic with half_pixel or align_corners"
+_ADVICE = (
+    "export it with mode nearest, or linear or cubic (of coefficient -0.75) with half_pixel or "
+    "align_corners, and without antialias"
+)
 
 
 @op("Resize", "Upsample")
@@ -76,7 +79,10 @@ class Resize(Op):
         rank = len(space[0])
         torch_mode = torch_modes.get(mode, ("", "", ""))[rank - 1] if 1 <= rank <= 3 else ""
         if not plain or not known or not torch_mode or (mode == "cubic" and cubic_coeff_a != -0.75):
-            b.fail(n, f"mode {mode} with {where} on {rank} spatial axes", _ADVICE)
+            given = {"antialias": antialias, "exclude_outside": exclude_outside}
+            how = ", ".join([where, *(name for name, flag in given.items() if flag)])
+            how += f", cubic_coeff_a {cubic_coeff_a:g}" * (mode == "cubic")
+            b.fail(n, f"mode {mode} with {how} on {rank} spatial axes", _ADVICE)
         if b.open_axes(n, ~0) - {0, 1}:
             return _open_space(b, n, x, torch_mode, aligned)
         exact = all(i * s == o for i, o, s in zip(*space, factors[2:], strict=True))

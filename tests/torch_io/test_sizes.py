@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import morphgraph as mg
+from morphgraph.errors import UnsupportedError
 from morphgraph.testing import model_from_text
 
 # Each computes u, the batch as [1] of int64.
@@ -117,3 +118,17 @@ def test_causal_attention_at_open_lengths_behind_a_past(operand: str) -> None:
         found = net(*(torch.from_numpy(array) for array in feeds.values()))
         for one, other in zip(found, session.run(None, feeds), strict=True):
             np.testing.assert_allclose(one.detach().numpy(), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ('mode = "linear", antialias = 1', "mode linear with half_pixel, antialias on 2"),
+        ('mode = "cubic", cubic_coeff_a = -0.5', "with half_pixel, cubic_coeff_a -0.5 on 2"),
+    ],
+)
+def test_what_torch_does_not_resize_so_is_named(attributes: str, words: str) -> None:
+    model = model_from_text(f"""net (float[1, 4, 8, 8] x) => (float[1, 4, 5, 5] y)
+        <int64[4] to = {{1, 4, 5, 5}}> {{ y = Resize<{attributes}>(x, , , to) }}""")
+    with pytest.raises(UnsupportedError, match=words):
+        mg.to_torch(model)
