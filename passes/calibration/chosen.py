@@ -11,18 +11,18 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
+from morphgraph.arrays import Array, Arrays, IntArray
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import dtype_of, is_float, static_shape
 from morphgraph.ops import OpNode, describe, facts_of
 from morphgraph.ops.description import Place, factors_at
 from morphgraph.passes.analysis.evaluate import evaluate
-from morphgraph.passes.calibration.kernels import Store, stored
+from morphgraph.passes.calibration.kernels import Stacked, Store, stored
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Chosen(Stacked):
     """A product with chosen kernels.
 
     Attributes:
@@ -72,24 +72,9 @@ class Chosen:
         return self.gather.name or "", 0
 
     @property
-    def inputs(self) -> int:
-        """Of each expert's kernel."""
-        return self.store.shape[1 if self.turned else 2]
-
-    @property
     def leading(self) -> int:
         """How many of the first axes tell places apart."""
         return len(static_shape(self.gather.outputs[0])) - 2
-
-    def matrices(self) -> Array:
-        """Those of all experts, ``[experts, outputs, inputs]``."""
-        stack = self.store.array()
-        return stack.swapaxes(1, 2) if self.turned else stack
-
-    def write(self, matrices: FloatArray) -> None:
-        """Give the experts other kernels, in place."""
-        stack = matrices.swapaxes(1, 2) if self.turned else matrices
-        self.store.write(stack.astype(self.store.array().dtype))
 
     def within(self, node: ir.Node, model: ir.Model) -> "Chosen | None":
         """The same in a copy of the model, or of a part of it, whose node takes the kernels."""

@@ -17,12 +17,12 @@ from morphgraph.onnx_io import is_float, static_shape
 from morphgraph.ops import OpNode, describe, facts_of
 from morphgraph.ops.description import factors_at
 from morphgraph.passes.calibration.arrivals import moved
-from morphgraph.passes.calibration.kernels import Store, stored
+from morphgraph.passes.calibration.kernels import Stacked, Store, stored
 from morphgraph.passes.calibration.shares import ByPlace, Mixed, Places, mixed_places, shared
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Stacked):
     """A product with a stack of kernels.
 
     Attributes:
@@ -72,21 +72,6 @@ class Dense:
     def taker(self) -> tuple[str, int]:
         """Who reads the stack: a node's name, and which of its operands that is."""
         return self.name, 1 - self.port
-
-    @property
-    def inputs(self) -> int:
-        """Of each expert's kernel."""
-        return self.store.shape[1 if self.turned else 2]
-
-    def matrices(self) -> Array:
-        """Those of all experts, ``[experts, outputs, inputs]``."""
-        stack = self.store.array()
-        return stack.swapaxes(1, 2) if self.turned else stack
-
-    def write(self, matrices: FloatArray) -> None:
-        """Give the experts other kernels, in place."""
-        stack = matrices.swapaxes(1, 2) if self.turned else matrices
-        self.store.write(stack.astype(self.store.array().dtype))
 
     def within(self, node: ir.Node, model: ir.Model) -> "Dense | None":
         """The same in a copy of the model, or of a part of it, that has this node."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import Array, IntArray, Shape
+from morphgraph.arrays import Array, FloatArray, IntArray, Shape
 from morphgraph.edit import array_of, like_tensor
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import is_float, static_shape
@@ -105,6 +105,33 @@ class Joined(Store):
             array = array_of(value).copy()
             array.reshape(-1)[here] = kernel.reshape(-1)[there]
             _replace(value, array)
+
+
+class Stacked:
+    """The kernels of several experts, stored as ``[experts, outputs, inputs]``.
+
+    Attributes:
+        store: where they are.
+        turned: the stack holds ``[experts, inputs, outputs]``.
+    """
+
+    store: Store
+    turned: bool
+
+    @property
+    def inputs(self) -> int:
+        """Of each expert's kernel."""
+        return self.store.shape[1 if self.turned else 2]
+
+    def matrices(self) -> Array:
+        """Those of all experts, ``[experts, outputs, inputs]``."""
+        stack = self.store.array()
+        return stack.swapaxes(1, 2) if self.turned else stack
+
+    def write(self, matrices: FloatArray) -> None:
+        """Give the experts other kernels, in place."""
+        stack = matrices.swapaxes(1, 2) if self.turned else matrices
+        self.store.write(stack.astype(self.store.array().dtype))
 
 
 def _replace(value: ir.Value, array: Array) -> None:
