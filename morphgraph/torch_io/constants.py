@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 from morphgraph.passes.canonical.fold_values import FOLD_LIMIT_BYTES
 
-aten = torch.ops.aten
+aten = torch.ops.aten  # whose operators begin with an underscore where PyTorch names them so
 
 _TYPES = (torch.float32, torch.int64, torch.int32, torch.bool)
 

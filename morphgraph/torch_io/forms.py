@@ -13,7 +13,7 @@ from torch._dispatch.python import no_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 
-aten = torch.ops.aten
+aten = torch.ops.aten  # whose operators begin with an underscore where PyTorch names them so
 
 KNOWN = frozenset(
     {
