@@ -33,6 +33,7 @@ from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.maps import note_maps, without_maps
 from morphgraph.onnx_io.model import bind_inputs, root_cause
 from morphgraph.onnx_io.old_opsets import raised, standard_opset
+from morphgraph.onnx_io.same_raised import require_same
 from morphgraph.onnx_io.values import graphs_of
 from morphgraph.onnx_io.wire import WireError, parted
 from morphgraph.onnx_io.written import PLAIN_TYPES, written
@@ -316,11 +317,8 @@ def _from_proto(
     try:
         is_sorted = check_proto(proto, folder, weights)
         check_functions(proto)
-        version = standard_opset(proto)
-        proto = raised(proto)
-        with without_maps(proto) as maps:
-            model = ir.from_proto(proto)
-        note_maps(model, maps)
+        read, proto = proto, raised(proto)
+        model = _model_of(proto)
     except MorphError as error:
         raise type(error)(f"{where}: {error}") from error
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
@@ -333,11 +331,31 @@ def _from_proto(
         _set_folder(graphs, folder)
     _open_negative_sizes(model, graphs)
     _forget_false_types(graphs)
-    if standard_opset(proto) != version:
-        warn(
-            f"{where}: opset {version} is raised to {MIN_OPSET}, the oldest supported",
-        )
+    if proto is not read:
+        _tell_raised(read, model, where, folder)
     return model
+
+
+def _model_of(proto: onnx.ModelProto) -> ir.Model:
+    with without_maps(proto) as maps:
+        model = ir.from_proto(proto)
+    note_maps(model, maps)
+    return model
+
+
+def _tell_raised(read: onnx.ModelProto, model: ir.Model, where: str, folder: str | None) -> None:
+    before = _model_of(read)
+    if folder is not None:
+        _set_folder(graphs_of(before), folder)
+    try:
+        unknown = require_same(before, model)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    unchecked = f"; whether it computes the same was not checked: {unknown}" if unknown else ""
+    warn(
+        f"{where}: opset {standard_opset(read)} is raised to {MIN_OPSET}, the oldest supported"
+        + unchecked
+    )
 
 
 def _give_weights(model: ir.Model, weights: Mapping[str, Array]) -> None:

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import morphgraph as mg
 from morphgraph.cli import main
+from morphgraph.onnx_io import old_opsets
 
 GENERATOR = np.random.default_rng(0)
 WHEEL = Path(onnx.__file__).parent / "backend" / "test" / "data"
@@ -117,6 +118,30 @@ def test_what_is_resized_in_the_middle_keeps_its_pixels_and_its_names(
     assert [n.outputs[0].name for n in raised.graph] == ["small", "large", "larger", "y"]
     x = GENERATOR.standard_normal((1, 4, 8, 8), np.float32)
     np.testing.assert_allclose(_run(ir.to_proto(raised), x), _run(model, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[1, 4, 8, 8], ["n", 4, "h", "w"]], ids=["fixed", "open"])
+def test_another_function_is_refused(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the converter leaves out of a Resize is left out here: then pixels are others."""
+    model = onnx.ModelProto()
+    model.CopyFrom(MODELS["linear Resize"])
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes))
+    monkeypatch.setattr(old_opsets, "_keep_meaning", lambda *_: None)
+    with pytest.raises(mg.ModelError, match="another function of this model: output 'y' differs"):
+        mg.lift(model)
+
+
+@pytest.mark.parametrize(
+    ("node", "opset", "why"),
+    [
+        (_node("RandomNormalLike", "x"), 9, "it draws random numbers"),
+        (_node("Upsample", "x", height_scale=2.0, width_scale=2.0), 1, "ONNX Runtime does not run"),
+    ],
+    ids=["random", "opset 1"],
+)
+def test_what_cannot_be_compared_is_said(node: onnx.NodeProto, opset: int, why: str) -> None:
+    with pytest.warns(mg.MorphWarning, match=f"is raised to 11.*was not checked: .*{why}"):
+        mg.lift(_model([node], opset))
 
 
 @pytest.mark.parametrize(
