@@ -33,8 +33,10 @@ T = TypeVar("T")
 #: Of a sequence of tensors there is a list in place of an array.
 Arrays = list[Any]
 #: Inputs are moved by this share: the rounding of single precision; and where the file quantizes,
-#: an eighth of a step of 8 bits, so that some round the other way.
-MOVED, MOVED_QUANTIZED = 1e-6, 1e-3
+#: an eighth of a step of 8 bits, so that some round the other way; two steps of half precision,
+#: which would round all of less away.
+MOVED, MOVED_COARSE = 1e-6, 1e-3
+_HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 class FileExamination:
@@ -204,8 +206,11 @@ class FileExamination:
         expected = _run(masked, self.feeds)
         generator = np.random.default_rng(1)
         others = [_run(masked, self.feeds, optimize=True)]
-        quantizes = any("Quantize" in node.op_type for node in masked.graph.all_nodes())
-        share = MOVED_QUANTIZED if quantizes else MOVED
+        is_coarse = any(
+            "Quantize" in node.op_type or any(value.dtype in _HALF for value in node.outputs)
+            for node in masked.graph.all_nodes()
+        )
+        share = MOVED_COARSE if is_coarse else MOVED
         for _ in range(2):
             moved = {n: _moved(a, share, generator) for n, a in self.feeds.items()}
             others.append(_run(masked, moved))
