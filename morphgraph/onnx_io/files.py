@@ -33,6 +33,7 @@ from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.maps import note_maps, without_maps
 from morphgraph.onnx_io.model import bind_inputs, root_cause
 from morphgraph.onnx_io.old_opsets import raised, standard_opset
+from morphgraph.onnx_io.parsed import parsed
 from morphgraph.onnx_io.values import graphs_of
 from morphgraph.onnx_io.wire import WireError, parted
 from morphgraph.onnx_io.written import PLAIN_TYPES, written
@@ -319,13 +320,12 @@ def _from_proto(
         version = standard_opset(proto)
         proto = raised(proto)
         with without_maps(proto) as maps:
-            model = ir.from_proto(proto)
+            model = parsed(proto, weights)
         note_maps(model, maps)
     except MorphError as error:
         raise type(error)(f"{where}: {error}") from error
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{where}: not a valid model: {escape(root_cause(error))}") from error
-    _give_weights(model, weights)
     if not is_sorted:
         model.graph.sort()
     graphs = graphs_of(model)
@@ -338,21 +338,6 @@ def _from_proto(
             f"{where}: opset {version} is raised to {MIN_OPSET}, the oldest supported",
         )
     return model
-
-
-def _give_weights(model: ir.Model, weights: Mapping[str, Array]) -> None:
-    """Give initializers the arrays that were held back from the message."""
-    for name, array in weights.items():
-        value = model.graph.initializers[name]
-        tensor = value.const_value
-        assert tensor is not None
-        value.const_value = ir.Tensor(
-            array,
-            dtype=tensor.dtype,
-            name=name,
-            doc_string=tensor.doc_string,
-            metadata_props=dict(tensor.metadata_props),
-        )
 
 
 def _set_folder(graphs: Iterable[ir.Graph], folder: str) -> None:

@@ -1,5 +1,6 @@
 """Reading values and nodes of a graph: their sizes and types, and what subgraphs read."""
 
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -58,6 +59,16 @@ def known_shape(value: ir.Value | None) -> Shape | None:
         if not isinstance(size, int):
             return None
     return cast("Shape", dims)
+
+
+@lru_cache(2**14)  # of thousands of values a few hundred differ
+def shape_of(sizes: Shape) -> ir.Shape:
+    """Known sizes as a shape, which cannot be changed, so that values share it.
+
+    >>> shape_of((1, 3)) is shape_of((1, 3)), shape_of((1, 3)) == ir.Shape([1, 3])
+    (True, True)
+    """
+    return ir.Shape(sizes, frozen=True)
 
 
 _STRING_BYTES = 8.0  # a reference: how long the text is, no type says

@@ -16,7 +16,14 @@ import onnx_ir as ir
 from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.notation import NotationError
-from morphgraph.onnx_io import captured_values, escape, known_shape, node_label, subgraphs
+from morphgraph.onnx_io import (
+    captured_values,
+    escape,
+    known_shape,
+    node_label,
+    shape_of,
+    subgraphs,
+)
 from morphgraph.onnx_io.maps import is_map_type
 from morphgraph.onnx_io.messages import node_message, tensor_message, type_message
 from morphgraph.ops import Op, OpNode, describe, entry_of, mismatch_hint
@@ -423,6 +430,9 @@ def _write(node: ir.Node, results: _Results) -> None:
             continue
         type_, shape = result
         value.type = type_
+        if isinstance(shape, tuple):
+            value.shape = shape_of(shape)
+            continue
         declared = value.shape
         if shape is None:
             continue
