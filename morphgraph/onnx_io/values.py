@@ -126,11 +126,16 @@ def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """The graphs among a node's attributes: the branches of an If, the body of a Loop."""
     graphs: list[ir.Graph] = []
     for attribute in node.attributes.data.values():
-        if attribute.type == ir.AttributeType.GRAPH:
+        kind = attribute.type
+        if kind == _GRAPH:
             graphs.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        elif kind == _GRAPHS:
             graphs.extend(attribute.as_graphs())
     return graphs
+
+
+# Asked for at every node of every walk, where an enumeration looks its members up for long.
+_GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
 
 
 def graphs_of(model: ir.Model) -> list[ir.Graph]:
