@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -482,7 +483,7 @@ def test_nodes_of_one_form_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> 
     checked: list[str] = []
     check = onnx.checker.check_node
 
-    def counted(node: onnx.NodeProto, *args: object) -> None:
+    def counted(node: onnx.NodeProto, *args: Any) -> None:
         checked.append(node.name)
         check(node, *args)
 
