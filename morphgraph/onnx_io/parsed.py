@@ -1,4 +1,4 @@
-"""A model of a message: what ``onnx_ir`` makes of it, in a third of the time.
+"""A model of a message: what ``onnx_ir`` makes of it, in about half of the time.
 
 Thousands of nodes, values and attributes are alike: each kind of shape and attribute is read once.
 What is rare is left to ``onnx_ir``: local functions, subgraphs, notes for quantizers, types that
