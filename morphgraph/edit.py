@@ -14,7 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from morphgraph.arrays import Array
-from morphgraph.onnx_io import STATIC_SHAPE_KEY, graphs_of, subgraphs, values_of
+from morphgraph.onnx_io import (
+    STATIC_SHAPE_KEY,
+    graphs_of,
+    known_shape,
+    shape_of,
+    subgraphs,
+    values_of,
+)
 
 Attributes = Mapping[str, Any]
 
@@ -89,7 +96,7 @@ class Editor:
             tensor = ir.Tensor(np.ascontiguousarray(tensor).reshape(tensor.shape), name=name)
         value = ir.Value(
             name=name,
-            shape=ir.Shape(tensor.shape.numpy()),
+            shape=shape_of(tensor.shape.numpy()),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
@@ -345,6 +352,7 @@ def like_tensor(old: ir.TensorProtocol, array: Array) -> ir.TensorProtocol:
     return ir.Tensor(
         array,
         dtype=old.dtype,
+        shape=shape_of(array.shape),
         name=old.name,
         doc_string=old.doc_string,
         metadata_props=dict(old.metadata_props),
@@ -358,12 +366,15 @@ def reshape(value: ir.Value, shape: Sequence[int]) -> None:
     """
     old = value.shape
     assert old is not None
-    before = value.meta.get(STATIC_SHAPE_KEY, shape)
+    before = value.meta.data.get(STATIC_SHAPE_KEY)
+    if before is None and known_shape(value) is not None and len(old) == len(shape):
+        value.shape = shape_of(tuple(shape))
+        return
     value.shape = ir.Shape(
         size if isinstance(dim, int) else dim if size == was else None
-        for dim, was, size in zip(old.dims, before, shape, strict=True)
+        for dim, was, size in zip(old.dims, shape if before is None else before, shape, strict=True)
     )
-    if STATIC_SHAPE_KEY in value.meta:
+    if before is not None:
         value.meta[STATIC_SHAPE_KEY] = tuple(shape)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from os import PathLike
 from typing import Annotated, Any
 
@@ -73,7 +74,8 @@ class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def positions(self) -> IntArray:
         """The old channels that stay, ascending."""
-        bounds = np.array(self.keep, dtype=np.int64).reshape(-1, 2)
+        numbers = chain.from_iterable(self.keep)
+        bounds = np.fromiter(numbers, np.int64, 2 * len(self.keep)).reshape(-1, 2)
         counts = np.maximum(bounds[:, 1] - bounds[:, 0], 0)
         places = np.cumsum(counts) - counts  # of each range among the positions
         positions: IntArray = np.repeat(bounds[:, 0] - places, counts) + np.arange(counts.sum())
@@ -219,8 +221,9 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if group is None:
                 raise PlanError(f"groups.{escape(key)}: the model has no such group")
             _check_fits(group, entry)
-            if entry.count != group.width:
-                keep[group.index] = entry.positions
+            positions = entry.positions
+            if len(positions) != group.width:
+                keep[group.index] = positions
         require_viable(graph, [index for index, positions in keep.items() if not len(positions)])
         require_sizes(graph, keep, self.added(graph))
         return keep
@@ -266,7 +269,7 @@ def _check_fits(group: Group, entry: GroupPlan) -> None:
         )
     if entry.width != group.width:
         raise PlanError(f"{field}.width: {entry.width}, but the model's group has {group.width}")
-    if (entry.new or entry.count != group.width) and not group.can_change:
+    if not group.can_change and (entry.new or entry.count != group.width):
         raise PlanError(
             f"{field}: '{escape(group.name)}' cannot be resized ({escape(group.reason or '')})"
         )

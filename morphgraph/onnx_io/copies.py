@@ -4,6 +4,8 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
+from morphgraph.onnx_io.values import subgraphs
+
 
 def copied(model: ir.Model) -> ir.Model:
     """The model with graphs, nodes and values of its own, as ``Model.clone`` gives it.
@@ -43,7 +45,7 @@ def _copied_graph(graph: ir.Graph) -> ir.Graph | None:
     nodes: list[ir.Node] = []
     for node in graph:
         attributes = node.attributes.data
-        if node.device_configurations or any(a.type in _OF_GRAPHS for a in attributes.values()):
+        if node.device_configurations or subgraphs(node):
             return None
         if not all(value in copies for value in node.inputs):
             return None
@@ -77,9 +79,6 @@ def _copied_graph(graph: ir.Graph) -> ir.Graph | None:
     )
     _copy_notes(graph, whole)
     return whole
-
-
-_OF_GRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 
 
 def _copied_value(value: ir.Value, copies: dict[ir.Value | None, ir.Value | None]) -> ir.Value:

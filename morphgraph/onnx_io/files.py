@@ -230,7 +230,7 @@ def _read_weights(proto: onnx.ModelProto, held: Mapping[str, slice], path: Path)
     """
     arrays: Arrays = {}
     is_old = standard_opset(proto) < MIN_OPSET  # such a message is converted as a whole
-    room = _Room()
+    room = _Room([place.stop - place.start for place in held.values()])
     with path.open("rb", buffering=0) as file:
         for tensor in proto.graph.initializer:
             name, place = tensor.name, held.get(tensor.name)
@@ -275,23 +275,36 @@ class _Room:
     """Memory for arrays, many in one piece: the system hands out large pieces in half the time.
 
     Whoever holds one of its arrays holds the whole piece.
+
+    Args:
+        lengths: of all that will be taken, in bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lengths: Iterable[int]) -> None:
         self._left = np.empty(0, dtype=np.uint8)
+        self._wanted = sum(map(_aligned, filter(_shares_a_piece, lengths)))
 
     def take(self, length: int) -> Array:
         """Room for so many bytes, at a place where any number may stand."""
-        if length >= _PIECE_BYTES // 4:
+        if not _shares_a_piece(length):
             return np.empty(length, dtype=np.uint8)
-        whole = -(-length // _ALIGNED_BYTES) * _ALIGNED_BYTES
+        whole = _aligned(length)
         if whole > len(self._left):
-            self._left = np.empty(_PIECE_BYTES, dtype=np.uint8)
+            self._left = np.empty(min(_PIECE_BYTES, self._wanted), dtype=np.uint8)
+        self._wanted -= whole
         taken, self._left = self._left[:length], self._left[whole:]
         return taken
 
 
-_PIECE_BYTES = 2**24
+def _shares_a_piece(length: int) -> bool:
+    return length < _PIECE_BYTES // 4
+
+
+def _aligned(length: int) -> int:
+    return -(-length // _ALIGNED_BYTES) * _ALIGNED_BYTES
+
+
+_PIECE_BYTES = 2**26
 _ALIGNED_BYTES = 64
 
 

@@ -59,9 +59,9 @@ def bind_own_inputs(bound: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.
                 sizes[old.value] = size if sizes.get(old.value, size) == size else None
         value.shape = ir.Shape(shape)
     for value in (*bound.graph.inputs, *(v for node in bound.graph for v in node.outputs)):
-        value.meta.pop(STATIC_SHAPE_KEY, None)
-        value.meta.pop(UNSIZED_KEY, None)
-        value.meta.pop(DYNAMIC_AXES_KEY, None)
+        notes = value.meta.data  # of a UserDict, which few values have something in
+        for key in (STATIC_SHAPE_KEY, UNSIZED_KEY, DYNAMIC_AXES_KEY) if notes else ():
+            notes.pop(key, None)
         if value.shape is not None and sizes:
             value.shape = ir.Shape(
                 (sizes.get(dim.value or "") or dim) if isinstance(dim, ir.SymbolicDim) else dim

@@ -1,5 +1,6 @@
 """Reading values and nodes of a graph: their sizes and types, and what subgraphs read."""
 
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -60,6 +61,16 @@ def known_shape(value: ir.Value | None) -> Shape | None:
     return cast("Shape", dims)
 
 
+@lru_cache(2**14)  # of thousands of values a few hundred differ
+def shape_of(sizes: Shape) -> ir.Shape:
+    """Known sizes as a shape, which cannot be changed, so that values share it.
+
+    >>> shape_of((1, 3)) is shape_of((1, 3)), shape_of((1, 3)) == ir.Shape([1, 3])
+    (True, True)
+    """
+    return ir.Shape(sizes, frozen=True)
+
+
 _STRING_BYTES = 8.0  # a reference: how long the text is, no type says
 
 
@@ -115,11 +126,16 @@ def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """The graphs among a node's attributes: the branches of an If, the body of a Loop."""
     graphs: list[ir.Graph] = []
     for attribute in node.attributes.data.values():
-        if attribute.type == ir.AttributeType.GRAPH:
+        kind = attribute.type
+        if kind == _GRAPH:
             graphs.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        elif kind == _GRAPHS:
             graphs.extend(attribute.as_graphs())
     return graphs
+
+
+# Asked for at every node of every walk, where an enumeration looks its members up for long.
+_GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
 
 
 def graphs_of(model: ir.Model) -> list[ir.Graph]:

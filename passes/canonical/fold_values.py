@@ -21,12 +21,11 @@ FOLD_LIMIT_BYTES = 16 * 2**20  # of one result, or of one operand
 _FILL_LIMIT_BYTES = 2**31  # of a weight that is one repeated number and takes no memory
 _REPEATED_BYTES = 4096  # of operands and results that are remembered
 
-_PLAIN_ATTRIBUTES = frozenset(
-    {
-        *(ir.AttributeType.FLOAT, ir.AttributeType.FLOATS),
-        *(ir.AttributeType.INT, ir.AttributeType.INTS),
-        *(ir.AttributeType.STRING, ir.AttributeType.STRINGS),
-    }
+# Compared one by one, the usual ones first: an enumeration's members hash slowly.
+_PLAIN_ATTRIBUTES = (
+    *(ir.AttributeType.INTS, ir.AttributeType.INT),
+    *(ir.AttributeType.FLOAT, ir.AttributeType.STRING),
+    *(ir.AttributeType.FLOATS, ir.AttributeType.STRINGS),
 )
 
 logger = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ def plain_attributes(node: ir.Node) -> Hashable:
         kind, value = attribute.type, attribute.value
         if kind not in _PLAIN_ATTRIBUTES:
             return None
-        found.append((name, kind, tuple(value) if isinstance(value, list) else value))
+        found.append((name, int(kind), tuple(value) if isinstance(value, list) else value))
     return tuple(found)
 
 

@@ -16,7 +16,14 @@ import onnx_ir as ir
 from morphgraph.arrays import Shape
 from morphgraph.errors import ModelError
 from morphgraph.notation import NotationError
-from morphgraph.onnx_io import captured_values, escape, known_shape, node_label, subgraphs
+from morphgraph.onnx_io import (
+    captured_values,
+    escape,
+    known_shape,
+    node_label,
+    shape_of,
+    subgraphs,
+)
 from morphgraph.onnx_io.maps import is_map_type
 from morphgraph.onnx_io.messages import node_message, tensor_message, type_message
 from morphgraph.ops import Op, OpNode, describe, entry_of, mismatch_hint
@@ -58,6 +65,22 @@ class _Message(NamedTuple):
         return self.content
 
 
+class _Form(NamedTuple):
+    """All of a node that its operator's schema speaks of: sizes and types are none of it.
+
+    Attributes:
+        kind: the operator.
+        attributes: as of ``plain_attributes``.
+        given: which operands are there.
+        wanted: which results have a name.
+    """
+
+    kind: tuple[str, str, str]
+    attributes: Hashable
+    given: tuple[bool, ...]
+    wanted: tuple[bool, ...]
+
+
 class MisfitError(ModelError):
     """Operands do not fit together at the sizes that the inputs have.
 
@@ -94,6 +117,7 @@ class ResultTypes:
         ]
         self.schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
         self.repeated: dict[Hashable, _Results] = {}
+        self.valid: set[_Form] = set()
 
     def infer(self, node: ir.Node) -> None:
         """Write types and shapes on a node's results; what cannot be inferred stays as declared.
@@ -197,13 +221,26 @@ class ResultTypes:
 
     def _check(self, node: ir.Node, message: bytes) -> None:
         """Operands and attributes are as many, and of such kinds, as the operator's schema says."""
-        if subgraphs(node) or (node.op_type in _WITHDRAWN and not node.domain):
+        attributes = plain_attributes(node)
+        if attributes is None and subgraphs(node):
+            return
+        if node.op_type in _WITHDRAWN and not node.domain:
+            return
+        form = _Form(
+            (node.domain, node.op_type, node.overload),
+            attributes,
+            tuple([value is not None and bool(value.name) for value in node.inputs]),
+            tuple([bool(value.name) for value in node.outputs]),
+        )
+        if form in self.valid:
             return
         try:
             onnx.checker.check_node(onnx.NodeProto.FromString(message), self.checker_context)
         except onnx.checker.ValidationError as error:
             reason = escape(" ".join(str(error).split()))
             raise ModelError(f"{node_label(node)}: is not valid: {reason}") from error
+        if attributes is not None:
+            self.valid.add(form)
 
     def _infer_by_onnx(self, node: ir.Node, message: bytes, schema: onnx.defs.OpSchema) -> _Results:
         """Write what ONNX infers, and return it."""
@@ -423,6 +460,9 @@ def _write(node: ir.Node, results: _Results) -> None:
             continue
         type_, shape = result
         value.type = type_
+        if isinstance(shape, tuple):
+            value.shape = shape_of(shape)
+            continue
         declared = value.shape
         if shape is None:
             continue

@@ -130,7 +130,7 @@ def following(
     regrouping = [node for node in graph.model.graph if facts_of(node).target is not None]
     sizes: Sizes = {}
     for _ in range(_MOST_ROUNDS):
-        found = inferred(message.proto, strict=False)
+        found = message.shapes()
         new = None if found is None else _new_sizes(graph, regrouping, found, sizes)
         if new is None:
             return None
@@ -138,8 +138,9 @@ def following(
             break
         sizes |= new
         message.restate(_becoming_smaller(holders, sizes), new)
-    found = inferred(message.proto)
-    if found is None or not sizes:
+    found = message.shapes()
+    # Of a node whose operands do not fit together no result is known.
+    if not sizes or found is None or not message.results <= found.keys():
         return None
     smaller = _becoming_smaller(holders, sizes)
     cut = {**smaller.tables, **smaller.computed}
@@ -331,6 +332,8 @@ class _Message:
         self, graph: ChannelGraph, inputs: Mapping[str, Shape], holders: Following
     ) -> None:
         self.proto = onnx.ModelProto.FromString(written(graph).message(inputs))
+        self._content = b""
+        self._shapes: dict[str, Shape] | None = None
         self._graph = graph
         self._initializers = {tensor.name: tensor for tensor in self.proto.graph.initializer}
         self._inputs = {value.name: value for value in self.proto.graph.input}
@@ -340,6 +343,18 @@ class _Message:
             if proto.output[0] in holders.stated
             or not holders.computed.keys().isdisjoint(proto.output)
         ]
+
+    def shapes(self) -> dict[str, Shape] | None:
+        """Those that follow from what is written, by name; inferred where that has changed."""
+        content = self.proto.SerializeToString()
+        if content != self._content:
+            self._content, self._shapes = content, inferred(content, strict=False)
+        return self._shapes
+
+    @property
+    def results(self) -> frozenset[str]:
+        """The names of all results of nodes."""
+        return frozenset(name for node in self.proto.graph.node for name in node.output if name)
 
     def restate(self, smaller: Following, new: Sizes) -> None:
         """Write smaller sizes, of which some are new."""

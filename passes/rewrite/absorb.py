@@ -114,9 +114,8 @@ def with_channels(
     keep: Mapping[int, IntArray], more: Mapping[int, IntArray]
 ) -> dict[int, IntArray]:
     """Per group index the channels that stay, and more of them for some groups."""
-    none = np.zeros(0, dtype=np.int64)
     return {
-        index: np.union1d(positions, more.get(index, none)).astype(np.int64)
+        index: np.union1d(positions, more[index]).astype(np.int64) if index in more else positions
         for index, positions in keep.items()
     }
 

@@ -55,6 +55,27 @@ def refuse(path: Path, *words: str, error: type[MorphError] = ModelError) -> str
     return message
 
 
+def test_weights_of_a_file_share_memory_of_about_their_size(tmp_path: Path) -> None:
+    arrays = [np.arange(size, dtype=np.float32) for size in (300, 1000, 70_000, 500, 20_000)]
+    graph = proto().graph
+    graph.initializer.extend(
+        numpy_helper.from_array(array, f"extra_{k}") for k, array in enumerate(arrays)
+    )
+    whole = proto()
+    whole.graph.CopyFrom(graph)
+    read = load(write(tmp_path, whole)).graph.initializers
+    found = [read[f"extra_{k}"].const_value for k in range(len(arrays))]
+    pieces = {}
+    for tensor, array in zip(found, arrays, strict=True):
+        assert tensor is not None
+        assert np.array_equal(tensor.numpy(), array)
+        piece = tensor.numpy()
+        while isinstance(piece.base, np.ndarray):
+            piece = piece.base
+        pieces[id(piece)] = piece.nbytes
+    assert sum(pieces.values()) <= 1.1 * sum(array.nbytes for array in arrays)
+
+
 # -- not a model -----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -475,6 +476,31 @@ def test_operands_that_do_not_fit() -> None:
 def test_operators_without_operands() -> None:
     model = parse("g (float[1,2] x) => (float[1,2] y) { [bare] y = Transpose() }")
     with pytest.raises(ModelError, match=r"node 'bare' \(Transpose\): is not valid"):
+        canonicalize(model)
+
+
+def test_nodes_of_one_form_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    check = onnx.checker.check_node
+
+    def counted(node: onnx.NodeProto, *args: Any) -> None:
+        checked.append(node.name)
+        check(node, *args)
+
+    monkeypatch.setattr(onnx.checker, "check_node", counted)
+    text = "[a] b = Concat<axis=1>(x, x)  [c] d = Concat<axis=1>(b, b)  [e] y = Concat<axis=0>(d)"
+    canonicalize(parse(f"g (float[1,2] x) => (float[1,8] y) {{ {text} }}"))
+    assert checked == ["a", "e"]
+
+
+@pytest.mark.parametrize(
+    "odd", ["Transpose<perm=[1,0]>()", "Transpose<perm=[1,0]>(a, a)", "Transpose<turned=1>(a)"]
+)
+def test_nodes_beside_a_right_one_of_their_kind_are_checked(odd: str) -> None:
+    model = parse(
+        f"g (float[2,2] x) => (float[2,2] y) {{ a = Transpose<perm=[1,0]>(x)  [odd] y = {odd} }}"
+    )
+    with pytest.raises(ModelError, match=r"node 'odd' \(Transpose\): is not valid"):
         canonicalize(model)
 
 

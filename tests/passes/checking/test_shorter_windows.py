@@ -1,6 +1,7 @@
 """The check on windows of fewer positions: a Swin transformer's, that shift and have biases."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -8,12 +9,13 @@ from torchvision.models import SwinTransformer
 
 import morphgraph as mg
 from morphgraph.graph import ChannelGraph
+from morphgraph.onnx_io.messages import message_without_weights
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.checking import verify as verifying
 from morphgraph.passes.checking.following import following, stated, window_sizes
 from morphgraph.passes.checking.shorter import Shorter, shorter
-from morphgraph.passes.checking.smaller import smaller_inputs
-from morphgraph.testing import prove
+from morphgraph.passes.checking.smaller import inferred, smaller_inputs
+from morphgraph.testing import model_from_text, prove
 from morphgraph.testing.random_weights import randomize_weights
 
 
@@ -98,3 +100,45 @@ def test_a_place_that_is_another_in_the_resized_model_is_left_alone(swin: Channe
 
 def test_sizes_at_which_windows_do_not_nest_follow_from_nothing(swin: ChannelGraph) -> None:
     assert following(swin, {"x": (1, 3, 22, 22)}) is None
+
+
+def test_sizes_are_inferred_once_for_each_round(
+    swin: ChannelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    infer = onnx.shape_inference.infer_shapes
+
+    def counted(message: bytes | onnx.ModelProto, **options: bool) -> bytes | onnx.ModelProto:
+        is_read = isinstance(message, onnx.ModelProto)
+        asked.append(message.SerializeToString() if is_read else message)
+        return infer(message, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", counted)
+    assert following(swin, {"x": (1, 3, 24, 24)}) is not None
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize(
+    "misfit",
+    [
+        "Add(x, w)",
+        "Concat<axis=0>(x, w)",
+        "MatMul(x, w)",
+        "Gemm(x, w)",
+        "Expand(x, k)",
+        "Split<axis=1>(x, k)",
+        "Transpose<perm=[0,1,2]>(x)",
+        "ReduceSum(x, k)",
+        "Squeeze(x, k)",
+    ],
+)
+def test_where_operands_do_not_fit_no_result_is_known(misfit: str) -> None:
+    model = model_from_text(
+        f"""net (float[2,3] x, float[4,5] w) => (float[n,m] y)
+        <int64[1] k = {{7}}> {{ a = {misfit}  y = Relu(a) }}"""
+    )
+    message = message_without_weights(model, {"x": (2, 3), "w": (4, 5)})
+    assert inferred(message) is None
+    found = inferred(message, strict=False)
+    assert found is not None
+    assert found.keys() & {"a", "y"} == set()
