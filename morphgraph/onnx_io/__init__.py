@@ -13,6 +13,7 @@ from morphgraph.onnx_io.keys import (
     DEFAULT_KEY,
     DYNAMIC_AXES_KEY,
     EXPECTED_KEY,
+    FIXED_KEY,
     FROZEN_KEY,
     INPUTS_KEY,
     MAKES_KEY,
@@ -24,6 +25,7 @@ from morphgraph.onnx_io.keys import (
     STATIC_SHAPE_KEY,
     STILL_KEY,
     TIED_KEY,
+    UNFIXED_KEY,
     UNSIZED_KEY,
 )
 from morphgraph.onnx_io.model import (
@@ -66,6 +68,7 @@ __all__ = [
     "DEFAULT_KEY",
     "DYNAMIC_AXES_KEY",
     "EXPECTED_KEY",
+    "FIXED_KEY",
     "FROZEN_KEY",
     "INPUTS_KEY",
     "MAKES_KEY",
@@ -77,6 +80,7 @@ __all__ = [
     "STATIC_SHAPE_KEY",
     "STILL_KEY",
     "TIED_KEY",
+    "UNFIXED_KEY",
     "UNSIZED_KEY",
     "Expected",
     "ModelLike",
