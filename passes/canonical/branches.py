@@ -46,7 +46,18 @@ def take_branch(node: ir.Node, is_true: bool, editor: Editor) -> list[ir.Node] |
         new.type, new.shape = old.type, old.shape
         old.replace_all_uses_with(new, replace_graph_outputs=True)
     around.insert_after(node, [*inner, *ends])
+    for graph in subgraphs(node):
+        _forget(graph)
     return ends
+
+
+def _forget(graph: ir.Graph) -> None:
+    """Take the readers in a body that goes off the values that they read around it."""
+    for node in graph:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+        for inner in subgraphs(node):
+            _forget(inner)
 
 
 def _name_results(node: ir.Node, editor: Editor) -> None:

@@ -10,8 +10,12 @@ there, that the input must have:
 
 Then ``total`` is ``past + length``, and ``size`` is 16. Each such relation is tried: only if the
 outputs agree with it is it kept.
+
+Inputs may share a name and not the size: a file of two networks in the branches of an If names the
+mask of both after the first, which has no cache. Where nothing else fits, one of them is a sum.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -19,7 +23,7 @@ from itertools import combinations
 import onnx_ir as ir
 
 from morphgraph.errors import ModelError
-from morphgraph.onnx_io import bind_inputs, known_shape
+from morphgraph.onnx_io import bind_inputs, is_float, known_shape
 from morphgraph.passes.canonical.caches import capacities, continued
 from morphgraph.passes.canonical.size_runs import Fold
 from morphgraph.passes.canonical.symbols import (
@@ -60,6 +64,10 @@ def relate_sizes(model: ir.Model, fold: Fold) -> ir.Model:
         related = _with(model, {**assumed, **found})
         given, fits = _given(related, fold)
         if fits and not _found(related, given) and _agree(related, given, found):
+            return related
+    for related in _apart(model):
+        given, fits = _given(related, fold)
+        if fits and not _found(related, given):
             return related
     return model
 
@@ -174,6 +182,27 @@ def _sums(model: ir.Model) -> Iterator[dict[str, str]]:
     ]
     for whole, pair in pairs[:_MAX_SUMS]:
         yield {whole: " + ".join(pair)}
+
+
+def _apart(model: ir.Model) -> Iterator[ir.Model]:
+    """Copies in which one of several inputs that share an open size has a sum of it and another."""
+    names = plain_names(model)
+    axes = [
+        (place, axis, size_name(value, axis))
+        for place, value in enumerate(model.graph.inputs)
+        for axis in range(1, len(value.shape or ()))
+        if isinstance((value.shape or ())[axis], ir.SymbolicDim) and not is_float(value)
+    ]
+    shared = Counter(name for _, _, name in axes)
+    tried = [(*each, other) for each in axes for other in sorted(names) if other != each[2]]
+    for place, axis, name, other in [each for each in tried if shared[each[2]] > 1][:_MAX_SUMS]:
+        copy = model.clone()
+        value = copy.graph.inputs[place]
+        assert value.shape is not None
+        sizes = list(value.shape)
+        sizes[axis] = ir.SymbolicDim(f"{other} + {name}")
+        value.shape = ir.Shape(sizes)
+        yield copy
 
 
 def _with(model: ir.Model, relations: Relations) -> ir.Model:
