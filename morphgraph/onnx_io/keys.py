@@ -25,6 +25,9 @@ COPIES_KEY = "morphgraph.copies"  # by the name of a constant's copy that of the
 UNFIXED_KEY = "morphgraph.unfixed"  # the model before its inputs were fixed
 ALIASES_KEY = "morphgraph.aliases"  # by constant and reader the name that an Identity had given
 
+# In ``Node.meta``, in memory only:
+CHOICE_KEY = "morphgraph.choice"  # of an If: which input decides it, and what to do
+
 # In ``Value.meta``, in memory only, in models with dynamic sizes:
 STATIC_SHAPE_KEY = "static_shape"  # the sizes that a value is analysed with
 DEFAULT_KEY = "default"  # of an input that callers may leave out: what it is then

@@ -18,6 +18,7 @@ from morphgraph.edit import name_nodes
 from morphgraph.errors import ModelError, UnsupportedError, warn
 from morphgraph.onnx_io import (
     CANONICAL_KEY,
+    CHOICE_KEY,
     DECLARED_KEY,
     ORIGINAL_KEY,
     PARAMETERS_KEY,
@@ -35,6 +36,7 @@ from morphgraph.onnx_io.check import check_opset
 from morphgraph.onnx_io.copies import copied
 from morphgraph.onnx_io.maps import is_map
 from morphgraph.ops import entry_of, listed_parameters
+from morphgraph.passes.canonical.choices import note_choices
 from morphgraph.passes.canonical.declared import note_declared
 from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.expected import note_expected
@@ -104,6 +106,7 @@ def canonicalize(
     untie_constants(bound)
     note_lengths(bound)
     note_expected(bound)
+    note_choices(bound)
     _warn_of_unsized(bound.graph)
     bound.meta.update({CANONICAL_KEY: True, DECLARED_KEY: declared})
     if UNFIXED_KEY in model.meta:
@@ -170,6 +173,7 @@ def _warn_of_unsized(graph: ir.Graph) -> None:
         for node in graph
         for value in node.outputs
         if is_unsized(value) and not is_map(value) and not any(map(is_unsized, node.inputs))
+        if CHOICE_KEY not in node.meta  # which has been said
     ]
     if not first:
         return
