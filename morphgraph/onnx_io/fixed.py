@@ -245,8 +245,9 @@ def _shaped(array: Array, value: ir.Value, model: ir.Model, where: str) -> Array
                 "of other inputs, too; give the numbers of all its places as an array (fixed=...)"
             )
         return array.reshape([1] * len(sizes))
-    if array.ndim < 2 and None not in sizes and array.size == math.prod(map(int, value.shape)):
-        return array.reshape([int(size) for size in value.shape])
+    whole = [size for size in sizes if size is not None]
+    if array.ndim < 2 and len(whole) == len(sizes) and array.size == math.prod(whole):
+        return array.reshape(whole)
     given = "x".join(map(str, array.shape)) or "one number"
     raise ModelError(
         f"{where} to {_short(array)}: that is {given}, and its shape is {declared or 'scalar'}; "
@@ -272,4 +273,3 @@ def unfixed(model: ir.Model) -> tuple[ir.Model, Arrays] | None:
     fixed = fixed_values(model)
     names = [value.name for value in source.graph.inputs]
     return source, fixed_arrays(source, {n: v for n, v in fixed.items() if n in names})
-

@@ -28,17 +28,17 @@ def take_branch(node: ir.Node, is_true: bool, editor: Editor) -> list[ir.Node] |
     branch, around = taken.as_graph(), node.graph
     assert around is not None
     editor.release_subgraphs(node)
+    results = list(branch.outputs)
+    branch.outputs.clear()
     for value in list(branch.initializers.values()):
         tensor = branch.initializers.pop(value.name or "").const_value
         assert tensor is not None
-        value.replace_all_uses_with(
-            editor.constant(value.name or "", tensor), replace_graph_outputs=True
-        )
+        constant = editor.constant(value.name or "", tensor)
+        value.replace_all_uses_with(constant)
+        results = [constant if result is value else result for result in results]
     inner = list(branch)
     for child in inner:
         _name_results(child, editor)
-    results = list(branch.outputs)
-    branch.outputs.clear()
     branch.remove(inner)
     ends = [ir.Node("", "Identity", [result]) for result in results]
     for old, new in zip(node.outputs, (end.outputs[0] for end in ends), strict=True):

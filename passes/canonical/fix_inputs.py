@@ -249,4 +249,3 @@ class _Follower:
             self.follows.add(constant)
         assert node.graph is not None
         node.graph.remove(node, safe=True)
-

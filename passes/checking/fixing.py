@@ -53,9 +53,7 @@ def require_fixed(graph: ChannelGraph, seed: int = 0, inputs: Inputs | None = No
     graph.cache[require_fixed] = True
 
 
-def _compare(
-    network: ir.Model, file: ir.Model, feeds: _Feeds, given: _Feeds, words: str
-) -> None:
+def _compare(network: ir.Model, file: ir.Model, feeds: _Feeds, given: _Feeds, words: str) -> None:
     from morphgraph.onnx_io.runtime import results
 
     expected = as_arrays(results(file, {**feeds, **given}))
