@@ -17,7 +17,11 @@ def _body(past: bool) -> str:
     lines = ["x = Gather(e, input_ids)  shape = Shape(input_ids)"]
     stream = "x"
     for k in range(BLOCKS):
-        key = f'c{k} = Concat<axis=2>("past_key_values.{k}.key", b{k})' if past else f"c{k} = Identity(b{k})"
+        key = (
+            f'c{k} = Concat<axis=2>("past_key_values.{k}.key", b{k})'
+            if past
+            else f"c{k} = Identity(b{k})"
+        )
         lines.append(f"""
             q{k} = MatMul({stream}, wq{k})  k{k} = MatMul({stream}, wk{k})
             r{k} = Reshape(q{k}, heads)  s{k} = Reshape(k{k}, heads)
@@ -46,7 +50,7 @@ def merged() -> onnx.ModelProto:
         for k in range(BLOCKS)
     )
     names = ", ".join(f'"present.{k}.key"' for k in range(BLOCKS))
-    head = "<ir_version: 10, opset_import: [\"\": 20]>"
+    head = '<ir_version: 10, opset_import: ["": 20]>'
     outputs = f"float[B,T,{IDS}] logits, {present}"
     model = onnx.parser.parse_model(f"""{head}
         net (int64[B,T] input_ids, int64[B,T] attention_mask, {past}, bool[1] {FLAG}) => ({outputs})

@@ -38,9 +38,7 @@ def outputs(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Any]:
     return results
 
 
-def check(
-    model: onnx.ModelProto, fixed: Mapping[str, Any], feeds: Mapping[str, Array]
-) -> ir.Model:
+def check(model: onnx.ModelProto, fixed: Mapping[str, Any], feeds: Mapping[str, Array]) -> ir.Model:
     """The fixed model, once ONNX Runtime has found it equal to the file, fixed and lifted."""
     source = ir.from_proto(model)
     types = {value.name: value for value in source.graph.inputs}
@@ -167,7 +165,8 @@ def test_branch_inside_of_a_loop() -> None:
         small = check(model, {"a": value}, {"x": X})
         (loop,) = (node for node in small.graph if node.op_type == "Loop")
         inside = [node.op_type for node in loop.attributes["body"].as_graph()]
-        assert "If" not in inside and ("Add" in inside) == value
+        assert "If" not in inside
+        assert ("Add" in inside) == value
 
 
 def test_function() -> None:
@@ -184,7 +183,8 @@ def test_function() -> None:
 
 
 def test_numbers_that_are_sizes_places_and_factors() -> None:
-    model = parsed("""net (float[2,4] x, int64 k, int64[2] s, float t, float[1] u, float[1,4] r)
+    model = parsed(
+        """net (float[2,4] x, int64 k, int64[2] s, float t, float[1] u, float[1,4] r)
         => (float[N,M] y, float[2] z, int64 k2) {
         one = Constant<value = int64[1] {1}>()
         k1 = Unsqueeze(k, zero)
@@ -193,7 +193,10 @@ def test_numbers_that_are_sizes_places_and_factors() -> None:
         y = Reshape(e, s)
         z = Add(taken, u)
         k2 = Identity(k)
-    }""".replace("one = Constant<value = int64[1] {1}>()", "zero = Constant<value = int64[1] {0}>()"))
+    }""".replace(
+            "one = Constant<value = int64[1] {1}>()", "zero = Constant<value = int64[1] {0}>()"
+        )
+    )
     row = np.array([[1.0, -2.0, 0.5, 3.0]], np.float32)
     fixed = {"k": 2, "s": [4, 2], "t": 0.1, "u": 3, "r": row}
     small = check(model, fixed, {"x": X})
@@ -207,7 +210,9 @@ def test_value_that_gives_open_sizes_a_number() -> None:
         f = Cast<to=1>(k)  a = Constant<value = int64[1] {1}>()  c = Unsqueeze(f, a)  y = Mul(x, c) }""")
     small = check(model, {"k": np.array([3, 5])}, {"x": X})
     assert list(small.graph.inputs[0].shape) == [2, 4]
-    with pytest.raises(ModelError, match="'k' cannot be fixed to one number: its shape is B, and 'B'"):
+    with pytest.raises(
+        ModelError, match="'k' cannot be fixed to one number: its shape is B, and 'B'"
+    ):
         fix_inputs(ir.from_proto(model), {"k": 3})
 
 
@@ -265,6 +270,8 @@ def test_text_and_everything() -> None:
     whole = ir.from_proto(parsed("net (bool a) => (bool y) { y = Not(a) }"))
     with pytest.raises(ModelError, match="all inputs would be fixed"):
         fix_inputs(whole, {"a": True})
-    large = ir.from_proto(parsed("net (float[100,100] x, float a) => (float[100,100] y) { y = Mul(x, a) }"))
+    large = ir.from_proto(
+        parsed("net (float[100,100] x, float a) => (float[100,100] y) { y = Mul(x, a) }")
+    )
     with pytest.raises(UnsupportedError, match="10000 numbers are more than 4096"):
         fix_inputs(large, {"x": np.zeros((100, 100))})
