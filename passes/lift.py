@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from morphgraph.collector import without_collector
 from morphgraph.graph import Attention, ChannelGraph, LiftOptions
-from morphgraph.onnx_io import as_model
-from morphgraph.onnx_io.fixed import Fixed, fixed_values
+from morphgraph.onnx_io import UNFIXED_KEY, as_model
+from morphgraph.onnx_io.fixed import Fixed, fixed_values, unfixed
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.passes.canonical.fix_inputs import fix_inputs
 from morphgraph.passes.coupling.couple import couple
@@ -51,10 +51,15 @@ def lift(
     shapes = {name: tuple(sizes) for name, sizes in (input_shapes or {}).items()}
     with without_collector():
         read = fix_inputs(as_model(model), fixed or {})
+        source = unfixed(read)
         canonical = canonicalize(read, shapes or None, open_defaults=True, is_own=read is not model)
+        canonical.meta.pop(UNFIXED_KEY, None)  # a resized model is not to have it
         couplings = couple(canonical, pin_outputs, pin_rows)
         # Without an attention the choice makes no difference, and plans for both are the same.
         chosen: Attention = attention if couplings.eager or couplings.reluctant else "heads"
         options = LiftOptions(chosen, pin_outputs, pin_rows, shapes, fixed_values(canonical))
         grouped = hold_frozen(hold_fixed_bins(group(couplings, chosen)))
-        return replace(grouped, options=options)
+        graph = replace(grouped, options=options)
+        if source is not None:
+            graph.cache[UNFIXED_KEY] = source  # until there are other weights, and another cache
+        return graph

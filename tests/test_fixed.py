@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -61,9 +61,9 @@ def steps(model: onnx.ModelProto | ir.Model, **more: Array) -> list[Array]:
     )
     shapes = {name: value.shape for name, value in inputs.items() if "past" in str(name)}
     empty = {
-        str(name): np.zeros((1, int(shape[1]), 0, int(shape[3])), np.float32)
+        str(name): np.zeros((1, size, 0, SIZE), np.float32)
         for name, shape in shapes.items()
-        if shape is not None
+        if shape is not None and isinstance(size := shape[1], int)
     }
     first = run(model, {**feeds(0, 4, empty), **more})
     caches = {name: first[name.replace("past_key_values", "present")] for name in empty}
@@ -117,9 +117,21 @@ def test_mask_is_as_long_as_all_keys(graph: ChannelGraph) -> None:
 def test_what_the_file_gives_is_checked(graph: ChannelGraph) -> None:
     wrong = mg.lift(merged(), fixed=LATER)
     weight = wrong.model.graph.initializers["w"]
-    weight.const_value = ir.Tensor(2 * weight.const_value.numpy(), name="w")  # type: ignore[union-attr]
+    weight.const_value = ir.Tensor(2 * weight.const_value.numpy(), name="w")
     with pytest.raises(VerificationError, match=f"'logits' of the network for {FLAG}=true is off"):
         mg.apply(wrong, mg.uniform(wrong, 0.5))
+
+
+def test_other_weights_and_a_second_resize_are_not_held_against_the_file(
+    graph: ChannelGraph,
+) -> None:
+    net = mg.to_torch(graph.model)
+    for parameter in net.parameters():
+        parameter.data *= 1.5
+    small = mg.apply(graph, mg.uniform(graph, 0.75), weights=net)
+    again = mg.lift(small)
+    assert again.options.fixed == LATER
+    mg.apply(again, mg.uniform(again, 0.5))
 
 
 def test_plan_remembers(graph: ChannelGraph, tmp_path: Path) -> None:
@@ -149,7 +161,9 @@ def test_load_and_lift_are_the_same(tmp_path: Path, graph: ChannelGraph) -> None
     mg.apply(again, mg.plan(graph, {"flops": "70%"}))
 
 
-def samples(count: int = 32, **more: Any) -> list[dict[str, Array]]:
+def samples(
+    more: Mapping[str, Array] = MappingProxyType({}), count: int = 32
+) -> list[dict[str, Array]]:
     generator = np.random.default_rng(0)
     return [
         {**feeds(0, 6), "input_ids": generator.integers(0, IDS, (1, 6)), **more}
@@ -160,15 +174,18 @@ def samples(count: int = 32, **more: Any) -> list[dict[str, Array]]:
 def test_data_may_hold_the_input(tmp_path: Path) -> None:
     path = write_merged(tmp_path / "merged.onnx")
     plain = mg.shrink(path, samples(), {"flops": "70%"}, fixed=LATER)
-    held = mg.shrink(path, samples(**{FLAG: np.array([True])}), {"flops": "70%"}, fixed=LATER)
+    held = mg.shrink(path, samples({FLAG: np.array([True])}), {"flops": "70%"}, fixed=LATER)
     assert plain.plan == held.plan
     assert plain.error == held.error
     with pytest.raises(
         ModelError, match=f"'{FLAG}' is false, and the model is fixed to {FLAG}=true"
     ):
-        mg.shrink(path, samples(**{FLAG: np.array([False])}), {"flops": "70%"}, fixed=LATER)
-    columns = {name: np.concatenate([each[name] for each in samples()]) for name in samples(1)[0]}
-    np.savez(tmp_path / "data.npz", allow_pickle=False, **columns, **{FLAG: np.ones(32, bool)})
+        mg.shrink(path, samples({FLAG: np.array([False])}), {"flops": "70%"}, fixed=LATER)
+    columns = {
+        name: np.concatenate([each[name] for each in samples()]) for name in samples(count=1)[0]
+    }
+    columns[FLAG] = np.ones(32, np.bool_)
+    np.savez(tmp_path / "data.npz", **columns)  # type: ignore[arg-type]  # names of inputs
     stored = mg.shrink(path, tmp_path / "data.npz", {"flops": "70%"}, fixed=LATER)
     assert stored.plan == plain.plan
     with pytest.raises(ArgumentError, match="lift the graph with fixed="):

@@ -265,11 +265,25 @@ def _shared_size(value: ir.Value, model: ir.Model) -> str | None:
     return None
 
 
-def unfixed(model: ir.Model) -> tuple[ir.Model, Arrays] | None:
-    """The model before inputs were fixed, and what these are; ``None`` where it is not known."""
-    source = model.meta.get(UNFIXED_KEY)
+def unfixed(model: ir.Model) -> ir.Model | None:
+    """The model before its inputs were fixed; ``None`` where it is not known, or no more the same.
+
+    Who gives the fixed model other weights has another network.
+    """
+    source: ir.Model | None = model.meta.get(UNFIXED_KEY)
     if source is None:
         return None
+    before, fixed = source.graph.initializers, fixed_values(model)
+    is_same = all(
+        before[name].const_value is value.const_value
+        for name, value in model.graph.initializers.items()
+        if name in before and name not in fixed
+    )
+    return source if is_same else None
+
+
+def values_for(source: ir.Model, model: ir.Model) -> Arrays:
+    """What a model before its inputs were fixed is given for them."""
     fixed = fixed_values(model)
     names = [value.name for value in source.graph.inputs]
-    return source, fixed_arrays(source, {n: v for n, v in fixed.items() if n in names})
+    return fixed_arrays(source, {name: v for name, v in fixed.items() if name in names})

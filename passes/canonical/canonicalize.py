@@ -22,7 +22,6 @@ from morphgraph.onnx_io import (
     DECLARED_KEY,
     ORIGINAL_KEY,
     PARAMETERS_KEY,
-    UNFIXED_KEY,
     bind_inputs,
     bind_own_inputs,
     escape,
@@ -109,8 +108,6 @@ def canonicalize(
     note_choices(bound)
     _warn_of_unsized(bound.graph)
     bound.meta.update({CANONICAL_KEY: True, DECLARED_KEY: declared})
-    if UNFIXED_KEY in model.meta:
-        bound.meta[UNFIXED_KEY] = model.meta[UNFIXED_KEY]
     if keep_original:
         bound.meta[ORIGINAL_KEY] = original
     return bound

@@ -178,12 +178,12 @@ class _Follower:
         self.graph = model.graph
         self.editor = Editor(model)
         self.numbers = KnownNumbers(model)
-        found = (value for value in model.graph.initializers.values() if value.name in names)
-        self.follows = set(found) | {
-            node.inputs[0]
-            for node in model.graph
-            if node.op_type == "Identity" and node.outputs[0].name in names
+        self.follows: set[ir.Value | None] = {
+            value for value in model.graph.initializers.values() if value.name in names
         }
+        for node in model.graph:  # of an input that is an output as well
+            if node.op_type == "Identity" and node.outputs[0].name in names:
+                self.follows.add(node.inputs[0])
 
     def walk(self, graph: ir.Graph) -> None:
         """Visit the nodes of a graph; those that come in from a branch are visited too."""

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from morphgraph.arrays import Array
 from morphgraph.errors import UnsupportedError, VerificationError, warn
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io import dtype_of, escape
-from morphgraph.onnx_io.fixed import fixed_values, fixed_words, unfixed
+from morphgraph.onnx_io import UNFIXED_KEY, dtype_of, escape
+from morphgraph.onnx_io.fixed import fixed_values, fixed_words, values_for
 from morphgraph.onnx_io.inputs import Inputs, fit_inputs
 from morphgraph.passes.checking.compare import as_arrays, compare
 from morphgraph.passes.checking.decoding import decodings
@@ -37,10 +37,10 @@ def require_fixed(graph: ChannelGraph, seed: int = 0, inputs: Inputs | None = No
         ModelError: the inputs do not fit.
         VerificationError: an output differs by more than rounding.
     """
-    found = unfixed(graph.model)
-    if found is None or graph.cache.get(require_fixed):
+    source = graph.cache.get(UNFIXED_KEY)
+    if source is None or graph.cache.get(require_fixed):
         return
-    source, values = found
+    values = values_for(source, graph.model)
     network, file = in_single_precision(graph.model), in_single_precision(source)
     types = {value.name: dtype_of(value) for value in file.graph.inputs}
     given = {name: array.astype(types[name]) for name, array in values.items()}
