@@ -51,8 +51,10 @@ def relate_sizes(model: ir.Model, fold: Fold) -> ir.Model:
     model = _with(model, _of_caches(model))
     names = _told(model)
     open_sizes = [symbol for symbol in input_symbols(model) if not symbol.is_batch]
-    if not names or len(open_sizes) < 2:
+    if len(open_sizes) < 2:
         return model
+    if not names:
+        return _with_own_sizes(model, fold)
     for assumed in [{}, *_sums(model)]:
         related = _with(model, assumed)
         given, fits = _given(related, fold)
@@ -65,7 +67,23 @@ def relate_sizes(model: ir.Model, fold: Fold) -> ir.Model:
         given, fits = _given(related, fold)
         if fits and not _found(related, given) and _agree(related, given, found):
             return related
-    for related in _apart(model):
+    return _with_own_sizes(model, fold)
+
+
+def _with_own_sizes(model: ir.Model, fold: Fold) -> ir.Model:
+    """The model, of whose inputs one that shares an open size has another, where nothing else fits.
+
+    Those that share none are not looked into.
+    """
+    others = _apart(model)
+    if not others or _given(model, fold)[1]:
+        return model
+    for place, axis, size in others:
+        related = model.clone()
+        value = related.graph.inputs[place]
+        sizes: list[int | ir.SymbolicDim] = list(value.shape or ())
+        sizes[axis] = size
+        value.shape = ir.Shape(sizes)
         given, fits = _given(related, fold)
         if fits and not _found(related, given):
             return related
@@ -184,8 +202,8 @@ def _sums(model: ir.Model) -> Iterator[dict[str, str]]:
         yield {whole: " + ".join(pair)}
 
 
-def _apart(model: ir.Model) -> Iterator[ir.Model]:
-    """Copies in which one of several inputs that share an open size has a sum of it and another."""
+def _apart(model: ir.Model) -> list[tuple[int, int, ir.SymbolicDim]]:
+    """Of inputs that share an open size, by place and axis, sums of it and another."""
     names = plain_names(model)
     axes = [
         (place, axis, size_name(value, axis))
@@ -193,16 +211,18 @@ def _apart(model: ir.Model) -> Iterator[ir.Model]:
         for axis in range(1, len(value.shape or ()))
         if isinstance((value.shape or ())[axis], ir.SymbolicDim) and not is_float(value)
     ]
-    shared = Counter(name for _, _, name in axes)
-    tried = [(*each, other) for each in axes for other in sorted(names) if other != each[2]]
-    for place, axis, name, other in [each for each in tried if shared[each[2]] > 1][:_MAX_SUMS]:
-        copy = model.clone()
-        value = copy.graph.inputs[place]
-        assert value.shape is not None
-        sizes = list(value.shape)
-        sizes[axis] = ir.SymbolicDim(f"{other} + {name}")
-        value.shape = ir.Shape(sizes)
-        yield copy
+    shared = Counter(
+        size_name(value, axis)
+        for value in model.graph.inputs
+        for axis in range(1, len(value.shape or ()))
+    )
+    found = [
+        (place, axis, ir.SymbolicDim(f"{other} + {name}"))
+        for place, axis, name in axes
+        for other in sorted(names)
+        if other != name and shared[name] > 1
+    ]
+    return found[:_MAX_SUMS]
 
 
 def _with(model: ir.Model, relations: Relations) -> ir.Model:

@@ -1,5 +1,6 @@
 """Inputs that are fixed to a value, against ONNX Runtime on the file as it was."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -278,3 +279,107 @@ def test_text_and_everything() -> None:
     )
     with pytest.raises(UnsupportedError, match="10000 numbers are more than 4096"):
         fix_inputs(large, {"x": np.zeros((100, 100))})
+
+
+def test_constant_if_gives_an_initializer_of_its_branch() -> None:
+    model = parsed("""net (float[2,4] x) => (float[2,4] y, float[2] k) {
+        c = Constant<value = bool {1}>()
+        y, k = If (c) <
+            then_branch = one () => (float[2,4] p, float[2] q) <float[2] q = {1, 2}> {
+                p = Relu(x) },
+            else_branch = two () => (float[2,4] r, float[2] s) <float[2] s = {3, 4}> { r = Neg(x) }>
+    }""")
+    onnx.checker.check_model(model)
+    canonical = mg.lift(model).model
+    assert "If" not in ops(canonical)
+    for wanted, found in zip(
+        outputs(model, {"x": X}), outputs(ir.to_proto(canonical), {"x": X}), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_empty_constant_that_is_a_result() -> None:
+    model = parsed("""net (float[2,4] x) => (float[2,3] y, float[0,4] e)
+        <float[4,6] w, float[6,3] v> {
+        h = MatMul(x, w)  y = MatMul(h, v)  e = Identity(c) }""")
+    empty = np.zeros((0, 4), np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(empty, "c"))
+    graph = mg.lift(model)
+    small = mg.apply(graph, mg.uniform(graph, 0.5))
+    assert known_shape(small.graph.initializers["w"]) == (4, 3)
+    assert outputs(ir.to_proto(small), {"x": X})[1].shape == (0, 4)
+
+
+def test_mask_that_shares_a_name_and_not_the_size() -> None:
+    model = parsed("""net (float[B,T,4] x, int64[B,T] mask, float[B,P,4] past)
+        => (float[B,S,4] y, float[B,S,4] present) <float[4,4] w> {
+        h = MatMul(x, w)
+        present = Concat<axis=1>(past, h)
+        shape = Shape(present)
+        one = Constant<value = int64 {1}>()  none = Constant<value = int64 {0}>()
+        length = Gather(shape, one)
+        places = Range(none, length, one)
+        marks = Gather<axis=1>(mask, places)
+        last = Constant<value = int64[1] {2}>()
+        wide = Unsqueeze(marks, last)  real = Cast<to=1>(wide)
+        y = Mul(present, real) }""")
+    canonical = mg.lift(model).model
+    assert [str(value.shape) for value in canonical.graph.inputs] == [
+        "[B,T,4]",
+        "[B,P + T]",
+        "[B,P,4]",
+    ]
+    feeds = {
+        "x": np.ones((1, 2, 4), np.float32),
+        "mask": np.ones((1, 5), np.int64),
+        "past": np.ones((1, 3, 4), np.float32),
+    }
+    for wanted, found in zip(
+        outputs(model, feeds), outputs(ir.to_proto(canonical), feeds), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flag", "condition", "words"),
+    [
+        ("bool", "c = Not(flag)", "--fix flag=true or --fix flag=false"),
+        (
+            "int32",
+            "s = Constant<value = int32 {8}>()  d = Cast<to=6>(flag)  "
+            "g = Greater(d, s)  c = Not(g)",
+            "--fix flag=8 or another number",
+        ),
+        (
+            "bool",
+            "m = ReduceMax<keepdims=0>(x)  z = Constant<value = float {0.0}>()  "
+            "g = Greater(m, z)  c = Or(g, flag)",
+            "--fix flag=true (fixed",
+        ),
+        ("bool", "m = ReduceMax<keepdims=0>(x)  c = Cast<to=9>(m)", None),
+    ],
+)
+def test_what_frees_an_if_is_told(flag: str, condition: str, words: str | None) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        graph = mg.lift(parsed(TWO.format(flag=flag, condition=condition)))
+    reasons = [op.opaque or "" for op in graph.ops if op.ir.op_type == "If"]
+    found = " ".join([*reasons, *(str(each.message) for each in told)])
+    if words is None:
+        assert "--fix" not in found
+    else:
+        assert words in reasons[0]
+        assert words in str(told[-1].message)
+
+
+def test_what_carries_channels_is_sliced_with_them() -> None:
+    model = parsed("""net (float[2,4] x, float[1,6] style) => (float[2,3] y)
+        <float[4,6] w, float[6,3] v> {
+        h = MatMul(x, w)  s = Mul(h, style)  y = MatMul(s, v) }""")
+    style = np.random.default_rng(2).standard_normal((1, 6)).astype(np.float32)
+    graph = mg.lift(model, fixed={"style": style})
+    (group,) = [group for group in graph.groups if group.resizable]
+    small = mg.apply(graph, mg.uniform(graph, 0.5))
+    held = small.graph.initializers["style"]
+    assert group.width == 6
+    assert known_shape(held) == (1, 3)
