@@ -329,7 +329,7 @@ def test_mask_that_shares_a_name_and_not_the_size() -> None:
         "[B,P + T]",
         "[B,P,4]",
     ]
-    feeds = {
+    feeds: dict[str, Array] = {
         "x": np.ones((1, 2, 4), np.float32),
         "mask": np.ones((1, 5), np.int64),
         "past": np.ones((1, 3, 4), np.float32),
