@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from morphgraph.folders.tokens import tokens_with_parts as tokens_with_parts
     from morphgraph.graph import ChannelGraph as ChannelGraph, Group as Group
     from morphgraph.learning import family as family, morph as morph
-    from morphgraph.onnx_io import load as load
     from morphgraph.ops import register as register
     from morphgraph.passes.analysis.cost import cost as cost
     from morphgraph.passes.checking.sensitivity import sensitivity as sensitivity
@@ -66,7 +65,7 @@ if TYPE_CHECKING:
     from morphgraph.train.smoke import smoke as smoke
     from morphgraph.train.statistics import refresh_statistics as refresh_statistics
     from morphgraph.train.taylor import taylor as taylor
-    from morphgraph.workflow import save as save, verify as verify
+    from morphgraph.workflow import load as load, save as save, verify as verify
 
 # Public name -> the module that defines it; the imports above say the same to type checkers.
 _HOMES = {
@@ -97,7 +96,7 @@ _HOMES = {
     "family": "morphgraph.learning",
     "fresh": "morphgraph.passes.rewrite.fresh",
     "lift": "morphgraph.passes.lift",
-    "load": "morphgraph.onnx_io",
+    "load": "morphgraph.workflow",
     "morph": "morphgraph.learning",
     "plan": "morphgraph.steps",
     "Ranking": "morphgraph.passes.planning.nested",

@@ -56,14 +56,15 @@ class LiftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     ``attention`` says whether attentions shrink by whole heads, by query heads within the groups
     that share keys and values, by every head's size, or by all of these,
     ``pin_outputs`` whether graph outputs keep their size, ``pin_rows`` whether tables keep the rows
-    that are named by number at run time (the tokens of an embedding), and ``input_shapes`` the
-    sizes of inputs that the file leaves open.
+    that are named by number at run time (the tokens of an embedding), ``input_shapes`` the sizes of
+    inputs that the file leaves open, and ``fixed`` the values that inputs are fixed to.
     """
 
     attention: Attention = "heads"
     pin_outputs: bool = True
     pin_rows: bool = True
     input_shapes: dict[str, tuple[int, ...]] = {}
+    fixed: dict[str, bool | int | float | list[Any]] = {}
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of ``lift``.

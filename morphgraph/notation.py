@@ -324,9 +324,10 @@ def _place(
         if isinstance(axis, Star):
             for k in range(star_ranks[axis.name] - free, star_ranks[axis.name]):
                 name, size = f"{axis.name}{k}", shape[len(placed)]
-                if starred.get(name, 1) != 1 and size not in (1, starred[name]):
-                    raise fail(f"{size} against {starred[name]} on an axis of *{axis.name}")
-                starred[name] = max(starred.get(name, 1), size)
+                known = starred.get(name, 1)
+                if known != 1 and size not in (1, known):
+                    raise fail(f"{size} against {known} on an axis of *{axis.name}")
+                starred[name] = size if known == 1 else known  # which may be 0
                 placed.append((name,))
             continue
         size = shape[len(placed)]

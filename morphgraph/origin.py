@@ -8,6 +8,7 @@
     morphgraph.check     the comparison with the masked original, as JSON; ``not made``
     morphgraph.error     of a refit: the error of every output on inputs held out, as JSON
     morphgraph.base_file the file of that network, as ``sha256sum base.onnx`` tells it
+    morphgraph.fixed     inputs that it does not take any more, and their values, as JSON
     morphgraph.earlier   of a model that was resized before: how, from the first time on, as JSON
 
 Nothing depends on these notes: in a
@@ -17,7 +18,7 @@ file from a stranger they are words, and what is none of ours is passed over.
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import onnx_ir as ir
@@ -25,6 +26,7 @@ import onnx_ir as ir
 from morphgraph.graph import ChannelGraph
 from morphgraph.labels import unlabel
 from morphgraph.onnx_io import escape
+from morphgraph.onnx_io.fixed import fixed_values, fixed_words
 from morphgraph.passes.checking.verdict import VerifyReport
 from morphgraph.plans import Change, Plan, structure_hash
 from morphgraph.version import __version__
@@ -90,7 +92,8 @@ class Origin(msgspec.Struct, frozen=True):
 
     ``base`` and ``plan`` are hashes, see the module; ``check`` is ``None`` where none was made,
     ``error`` empty where nothing was refitted, ``base_file`` where no file is known. ``earlier``
-    are the resizes that led to the base, if it is itself the result of some.
+    are the resizes that led to the base, if it is itself the result of some, and ``fixed`` the
+    values of inputs that the network holds for.
     """
 
     version: str
@@ -102,6 +105,7 @@ class Origin(msgspec.Struct, frozen=True):
     error: dict[str, float] = {}
     base_file: str = ""
     earlier: list[Resize] = []
+    fixed: dict[str, Any] = {}
 
     @classmethod
     def of(
@@ -123,6 +127,7 @@ class Origin(msgspec.Struct, frozen=True):
             check=None if report is None else Check.of(report),
             error={name: _two(value) for name, value in (error or {}).items()},
             earlier=[] if before is None else [*before.earlier, before.resize()][-_MOST:],
+            fixed=fixed_values(graph.model),
         )
 
     @classmethod
@@ -145,6 +150,7 @@ class Origin(msgspec.Struct, frozen=True):
             _decoded(notes.get(_ERROR), dict[str, float]) or {},
             notes.get(_BASE_FILE, ""),
             _decoded(notes.get(_EARLIER), list[Resize]) or [],
+            fixed_values(model),
         )
 
     def resize(self) -> Resize:
@@ -157,6 +163,8 @@ class Origin(msgspec.Struct, frozen=True):
         found = [
             ("resized by", f"morphgraph {escape(self.version)}, plan {escape(self.plan[:12])}")
         ]
+        if self.fixed:
+            found.append(("holds for", fixed_text(self.fixed)))
         if self.budget:
             found.append(("budget was", _budget_text(self.budget)))
         if shares := _shares_text(self.cost):
@@ -198,6 +206,11 @@ class Origin(msgspec.Struct, frozen=True):
         if self.earlier:
             notes[_EARLIER] = _encoded(self.earlier)
         return notes
+
+
+def fixed_text(fixed: Mapping[str, Any]) -> str:
+    """The values of inputs that a network holds for, and does not take."""
+    return escape(", ".join(fixed_words(fixed)))
 
 
 def _budget_text(budget: Mapping[str, str]) -> str:

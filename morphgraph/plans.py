@@ -21,6 +21,7 @@ from morphgraph.arrays import IntArray
 from morphgraph.errors import PlanError, warn
 from morphgraph.graph import ChannelGraph, Group, LiftOptions, analysis
 from morphgraph.onnx_io import escape, static_shape, write_atomically
+from morphgraph.onnx_io.fixed import fixed_words
 from morphgraph.onnx_io.reading import from_json, read_bounded
 from morphgraph.options import Convention
 from morphgraph.passes.analysis.least import require_sizes
@@ -107,6 +108,12 @@ class ModelRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         """
         planned, present = self.lift, graph.options
         if self.structure != structure_hash(graph):
+            if planned.fixed != present.fixed:
+                raise PlanError(
+                    f"model.lift: the plan was made for the network with {_fixing(planned)}, and "
+                    f"this is the one with {_fixing(present)}; fix the inputs of the file as the "
+                    "plan says (--fix, fixed=), or make a plan for this one"
+                )
             sizes = ""
             if planned.input_shapes != present.input_shapes:
                 sizes = f" (its inputs were {_sizes(planned)}, here they are {_sizes(present)})"
@@ -322,6 +329,11 @@ def _sizes(options: LiftOptions) -> str:
     """Input shapes as the command line takes them."""
     shapes = options.input_shapes.items()
     return ", ".join(f"{escape(n)}={'x'.join(map(str, s))}" for n, s in shapes) or "as in the file"
+
+
+def _fixing(options: LiftOptions) -> str:
+    """Values of fixed inputs as the command line takes them."""
+    return escape(", ".join(fixed_words(options.fixed))) or "no input fixed"
 
 
 def _ranges(positions: IntArray) -> tuple[tuple[int, int], ...]:

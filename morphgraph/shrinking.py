@@ -9,9 +9,10 @@ from msgspec.structs import replace as replace_fields
 
 from morphgraph.arrays import Arrays, FloatArray
 from morphgraph.calibration import ImageOptions, Progress, TextOptions, no_progress
-from morphgraph.errors import warn
+from morphgraph.errors import ArgumentError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import ModelLike, as_model, escape
+from morphgraph.onnx_io.fixed import Fixed
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.options import DataScore, Depth, RoundTo
 from morphgraph.origin import Origin
@@ -110,6 +111,7 @@ def shrink(
     verify: bool = True,
     seed: int = 0,
     threads: int = 0,
+    fixed: Fixed | None = None,
     progress: Progress = no_progress,
 ) -> ShrinkResult:
     """Fit a network into a budget without training it: plan, apply and refit, by some inputs.
@@ -135,6 +137,9 @@ def shrink(
         verify: whether the resize is checked against the masked original before the refit.
         seed: of all that is random.
         threads: of ONNX Runtime; 0 leaves the number to it.
+        fixed: by input of a model or file the value that it is fixed to, as of
+            :func:`morphgraph.lift`; a graph is lifted with it. Data may hold these inputs as well,
+            if they are equal.
         progress: told how far it is.
 
     Raises:
@@ -153,7 +158,7 @@ def shrink(
     >>> [output.name for output in result.error] == [o.name for o in result.model.graph.outputs]
     True
     """
-    graph = _graph_of(model, data)
+    graph = _graph_of(model, data, fixed or {})
     bounds = WidthBounds(round_to, min_width, include, exclude, widths or {}, same, depth=depth)
     shrinker = Shrinker(
         graph,
@@ -320,12 +325,14 @@ def _warn_of_slices(fitted: Refitted) -> None:
         )
 
 
-def _graph_of(model: Any, data: Any) -> ChannelGraph:
+def _graph_of(model: Any, data: Any, fixed: Fixed) -> ChannelGraph:
     if isinstance(model, ChannelGraph):
+        if fixed and not fixed.items() <= model.options.fixed.items():
+            raise ArgumentError("fixed goes with a model or file; lift the graph with fixed=")
         return model
     if hasattr(model, "state_dict") and callable(getattr(model, "forward", None)):
-        return lift(_exported(model, data))
-    return lift(as_model(model))
+        return lift(_exported(model, data), fixed=fixed)
+    return lift(as_model(model), fixed=fixed)
 
 
 def _exported(net: "nn.Module", data: Any) -> ir.Model:

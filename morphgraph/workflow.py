@@ -1,6 +1,6 @@
 """``apply`` and ``verify``: from a model and a plan to the resized model, checked."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -27,17 +27,21 @@ from morphgraph.onnx_io import (
     bind_inputs,
     escape,
     is_float,
+    load as read,
     save as write,
     values_of,
 )
+from morphgraph.onnx_io.fixed import Fixed
 from morphgraph.onnx_io.inputs import Inputs
 from morphgraph.onnx_io.model import root_cause
 from morphgraph.ops import facts_of, parameter_names
 from morphgraph.options import Start
 from morphgraph.origin import Origin
 from morphgraph.passes.analysis.recount import Epsilon, recounts
+from morphgraph.passes.canonical.fix_inputs import fix_inputs
 from morphgraph.passes.canonical.fold_affine import fold_affine
 from morphgraph.passes.canonical.symbols import input_shapes, input_symbols
+from morphgraph.passes.checking.fixing import require_fixed
 from morphgraph.passes.checking.single_precision import in_single_precision
 from morphgraph.passes.checking.verdict import VerifyReport
 from morphgraph.passes.checking.verify import require_valid, verify as compare
@@ -143,7 +147,8 @@ def verify(
     Both run in ONNX Runtime. Where it does not run the original, since that holds an operator of
     the user's own, both run in PyTorch, if every operator has a lowering; the report's ``by`` says
     which it was. A resized model that ONNX Runtime refuses, where it runs the original, is wrong.
-    Warns where masking hardly changes the outputs, so that the check has no power.
+    Warns where masking hardly changes the outputs, so that the check has no power. Where inputs
+    were fixed, the original is held against the file that takes them, too.
 
     Args:
         graph: the original, with the weights that were resized.
@@ -158,8 +163,10 @@ def verify(
         ModelError: the resized model takes other inputs, or its metadata does not fit the original.
         PlanError: the plan is for another network.
         UnsupportedError: neither ONNX Runtime nor PyTorch runs the original.
-        VerificationError: the original runs, but the resized or the masked model does not.
+        VerificationError: the original runs, but the resized or the masked model does not; or it
+            computes something else than its file does for the values that inputs are fixed to.
     """
+    require_fixed(graph, seed, inputs)
     compared = partial(
         compare, graph, plan, as_model(small), tolerance=tolerance, seed=seed, inputs=inputs
     )
@@ -225,6 +232,34 @@ def recounted(graph: ChannelGraph, keep: Mapping[int, IntArray]) -> ChannelGraph
         value = initializers[each.parameter]
         replace_array(value, each.of(array_of(value)))
     return replace(graph, cache={}) if found else graph
+
+
+def load(
+    path: str | PathLike[str],
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    fixed: Fixed | None = None,
+) -> ir.Model:
+    """Read an ONNX file.
+
+    Everything that can be wrong with a file is looked for before a weight is touched, in time
+    linear in its size. The model is returned as it stands in the file, apart from ``input_shapes``
+    and ``fixed``, and from the order of its nodes, which is made topological; one of an older opset
+    than 11 is raised to that, with a warning; see ``canonicalize`` for more.
+
+    Args:
+        path: the file; external data is looked for beside it and nowhere else.
+        input_shapes: sizes for graph inputs whose shape the file leaves open.
+        fixed: by input the value that it has from now on: ``{"use_cache_branch": True}``. The model
+            is the one for these values, which it does not take any more, and its metadata say so
+            (``morphgraph.fixed``). An If that they decide is replaced by its branch.
+
+    Raises:
+        FileError: there is no such file, or it cannot be read.
+        ModelError: the file is not ONNX, is damaged, or describes an impossible model; or an input
+            does not take the value that it is fixed to.
+    """
+    return fix_inputs(read(path, input_shapes), fixed or {})
 
 
 @without_collector()

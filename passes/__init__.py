@@ -4,12 +4,16 @@ Stages stand in their order, and in each the modules in the order in which they 
 module stand indented below it. A stage imports itself and those above it.
 
 canonical: any ONNX model -> the canonical model: constants folded, every size known, names kept
+    fix_inputs          inputs that hold one value become constants, and what follows from them
+        branches            an If whose condition is known becomes the branch that is taken
     canonicalize        the recipe: inline, sort, fold, split, name
+        inline              local functions, and the order of nodes
         fold            one walk over the nodes: sizes, constants, operators that do nothing
         infer_shapes    types and sizes of results
         ask_runtime     those that nobody knows, from a run of the node in ONNX Runtime
         fold_values     what single nodes compute from constants
         split_sequences SplitToSequence and SequenceAt become Split
+        choices         inputs that choose the branch of an If, and by which values
         lengths         inputs that count keys, and what they are without padding
         separate_packed packed queries, keys and values become three operands
         keep_rows_apart heads that are normalized one by one stay an axis of their own
@@ -135,6 +139,7 @@ refit: original, which channels stay, inputs -> the resized model with fitted ke
     room                budgets less the biases that a fit adds
 
 checking: original, plan, resized model -> a report
+    fixing              the network of fixed inputs against the file that takes them
     verdict             what a check says: the errors of all that was compared
     verify              the resized model against the masked original
         networks        what is compared: the original, the masked one, the resized one

@@ -9,8 +9,10 @@ import onnx_ir as ir
 
 from morphgraph.collector import without_collector
 from morphgraph.graph import Attention, ChannelGraph, LiftOptions
-from morphgraph.onnx_io import as_model
+from morphgraph.onnx_io import UNFIXED_KEY, as_model
+from morphgraph.onnx_io.fixed import Fixed, fixed_values, unfixed
 from morphgraph.passes.canonical.canonicalize import canonicalize
+from morphgraph.passes.canonical.fix_inputs import fix_inputs
 from morphgraph.passes.coupling.couple import couple
 from morphgraph.passes.coupling.fixed_readers import hold_fixed_bins
 from morphgraph.passes.coupling.frozen import hold_frozen
@@ -24,6 +26,7 @@ def lift(
     pin_outputs: bool = True,
     pin_rows: bool = True,
     attention: Attention = "heads",
+    fixed: Fixed | None = None,
 ) -> ChannelGraph:
     """Lift a model (or the ONNX file at a path) into a :class:`~morphgraph.graph.ChannelGraph`.
 
@@ -36,18 +39,27 @@ def lift(
         attention: shrink attentions by whole ``"heads"`` (of keys and values, with all query heads
             that share them), by ``"query-heads"`` within these groups, as many in each, by every
             head's ``"head-dim"``, or by ``"all"`` of these in one plan.
+        fixed: by input the value that it has from now on: ``{"use_cache_branch": True}``,
+            ``{"sr": 16000}``. The network is the one for these values, and what is written does not
+            take them any more (:func:`~morphgraph.passes.canonical.fix_inputs.fix_inputs`).
 
     Raises:
-        ModelError: the model is broken, or its shapes cannot be known.
+        ModelError: the model is broken, its shapes cannot be known, or an input does not take the
+            value that it is fixed to.
         FileError: there is no such file.
     """
     shapes = {name: tuple(sizes) for name, sizes in (input_shapes or {}).items()}
     with without_collector():
-        read = as_model(model)
+        read = fix_inputs(as_model(model), fixed or {})
+        source = unfixed(read)
         canonical = canonicalize(read, shapes or None, open_defaults=True, is_own=read is not model)
+        canonical.meta.pop(UNFIXED_KEY, None)  # a resized model is not to have it
         couplings = couple(canonical, pin_outputs, pin_rows)
         # Without an attention the choice makes no difference, and plans for both are the same.
         chosen: Attention = attention if couplings.eager or couplings.reluctant else "heads"
-        options = LiftOptions(chosen, pin_outputs, pin_rows, shapes)
+        options = LiftOptions(chosen, pin_outputs, pin_rows, shapes, fixed_values(canonical))
         grouped = hold_frozen(hold_fixed_bins(group(couplings, chosen)))
-        return replace(grouped, options=options)
+        graph = replace(grouped, options=options)
+        if source is not None:
+            graph.cache[UNFIXED_KEY] = source  # until there are other weights, and another cache
+        return graph

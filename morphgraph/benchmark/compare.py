@@ -11,7 +11,9 @@ from morphgraph.benchmark.profile import Profile, Structure, compare_profiles
 from morphgraph.benchmark.sessions import Durations, Entry, Feeding, model_name, time_rounds
 from morphgraph.benchmark.statistics import Judgement, PairedRatio, judge, paired_ratio, summarize
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import ModelLike
+from morphgraph.onnx_io import ModelLike, as_model
+from morphgraph.onnx_io.fixed import Fixed
+from morphgraph.passes.canonical.fix_inputs import fix_inputs
 from morphgraph.runtimes import Clock, Executed, Runtime, find_runtime
 from morphgraph.version import __version__
 
@@ -112,6 +114,7 @@ def bench(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     profile: bool = False,
     structures: Sequence[Structure] | None = None,
+    fixed: Fixed | None = None,
 ) -> BenchResult:
     """Time models in turn, on the same random inputs.
 
@@ -130,6 +133,7 @@ def bench(
         profile: whether to look where the time goes, kernel by kernel.
         structures: per model what its channel graph says of its nodes
             (:func:`morphgraph.benchmark.profile.structure_of`): layers and FLOPs of the profile.
+        fixed: by input the value that it is fixed to, as of :func:`morphgraph.lift`.
 
     Raises:
         FileError: there is no such file.
@@ -146,6 +150,8 @@ def bench(
     """
     _check_arguments(models, runtimes, threads, seconds, batch, flops)
     names = _unique([model_name(model, position) for position, model in enumerate(models)])
+    if fixed:
+        models = [fix_inputs(as_model(model), fixed) for model in models]
     if structures is not None and len(structures) != len(models):
         raise UnsupportedError(
             f"bench: structures: {len(structures)} for {len(models)} models; give one each"

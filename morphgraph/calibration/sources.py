@@ -29,6 +29,7 @@ from morphgraph.calibration.text import TextOptions, is_text, sequences
 from morphgraph.calibration.tokens import ids_input
 from morphgraph.errors import ArgumentError, ModelError, warn
 from morphgraph.onnx_io import escape, is_float
+from morphgraph.onnx_io.fixed import without_fixed
 from morphgraph.onnx_io.inputs import check_names
 
 
@@ -193,6 +194,7 @@ class Reader:
         return self._of_rows({name: MemoryRows(array) for name, array in arrays.items()}, where)
 
     def _of_rows(self, arrays: Mapping[str, Rows], where: str) -> Table:
+        arrays = without_fixed(arrays, self._model, where)
         check_names(arrays, self._model, where)
         values = self._layout.values
         fitted = {name: self._fitted(rows, values[name], where) for name, rows in arrays.items()}

@@ -138,9 +138,9 @@ def _propose(model: Path, analysis: "Analysis", lifting: Lifting) -> None:
 def _write_labelled(graph: "ChannelGraph", model: Path, output: Path, overwrite: bool) -> None:
     """Write a model as its file has it, with the names of its groups."""
     from morphgraph.labels import label
-    from morphgraph.onnx_io import load, save
+    from morphgraph.workflow import load, save
 
-    labelled = load(model)
+    labelled = load(model, fixed=graph.options.fixed)
     count = label(labelled, graph)
     save(labelled, output, overwrite)
     note(f"wrote {escape(str(output))}: {count} nodes are labelled")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,8 +12,8 @@ import click
 from morphgraph.cli.command import command
 from morphgraph.cli.console import duration, note, settings, show, step, suggest
 from morphgraph.cli.following import shape_words, tell_intention, unused
-from morphgraph.cli.models import Lifting, open_graph
-from morphgraph.cli.shared_options import DryRun, InputShapes, Ops, OutputFormat, Seed
+from morphgraph.cli.models import Lifting, fixed_alike, open_graph
+from morphgraph.cli.shared_options import DryRun, FixedInputs, InputShapes, Ops, OutputFormat, Seed
 from morphgraph.errors import FileError, MorphError
 from morphgraph.options import option
 from morphgraph.words import escape, with_options
@@ -74,6 +75,7 @@ def bench(
     seed: Seed = 0,
     dry_run: DryRun = False,
     input_shapes: InputShapes = (),
+    fixed: FixedInputs = (),
     ops: Ops = (),
     output_format: OutputFormat = "table",
 ) -> None:
@@ -86,11 +88,13 @@ def bench(
     from morphgraph.report.timing import timing_report
 
     models = tuple(map(model_file, models))
+    lifting = Lifting(ops=ops, input_shapes=input_shapes, fixed=fixed)
     flops: list[float] | None = None
     structures: list[Structure] | None = None
     unknown: MorphError | None = None
     try:
-        flops, structures = _structure(models, Lifting(input_shapes=input_shapes))
+        lifting = fixed_alike(models, lifting)
+        flops, structures = _structure(models, lifting)
     except FileError:
         raise
     except MorphError as error:
@@ -117,6 +121,7 @@ def bench(
                     seed=seed,
                     flops=flops,
                     input_shapes=dict(input_shapes),
+                    fixed=dict(lifting.fixed),
                     profile=profile,
                     structures=structures,
                 )
@@ -128,7 +133,7 @@ def bench(
     if unknown is not None:
         note(f"no FLOPs beside the times: {unknown}")
     show(timing_report(points), output_format)
-    _propose(models, points, Lifting(ops=ops, input_shapes=input_shapes), profile=profile)
+    _propose(models, points, replace(lifting, fixed=fixed), profile=profile)
 
 
 def _settings(threads: Sequence[int], batch: Sequence[int] | None) -> str:
@@ -168,7 +173,7 @@ def _structure(
         others = _as_before(graph, taken, lifting)
         if others:
             shapes = (*lifting.input_shapes, *others.items())
-            graph = open_graph(model, Lifting(ops=lifting.ops, input_shapes=shapes))
+            graph = open_graph(model, replace(lifting, input_shapes=shapes))
         graphs.append(graph)
         for value in graph.model.graph.inputs:
             taken.setdefault(value.name or "", static_shape(value))

@@ -5,7 +5,7 @@ from pathlib import Path
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show, suggest
 from morphgraph.cli.following import shape_words, tell_intention, unused
-from morphgraph.cli.models import Lifting, open_graph
+from morphgraph.cli.models import Lifting, fixed_alike, open_graph
 from morphgraph.cli.pages import ReportFile, command_line, write_page
 from morphgraph.cli.shared_options import DryRun, OutputFormat, Overwrite, check_output
 
@@ -31,6 +31,7 @@ def diff(
 
     check_output(report, overwrite, base, slim)
     base, slim = model_file(base), model_file(slim)
+    lifting = fixed_alike([base, slim], lifting)
     before, after = open_graph(base, lifting), open_graph(slim, lifting)
     if dry_run:
         steps = ["compare the models layer by layer", *(["draw the page"] if report else [])]

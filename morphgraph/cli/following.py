@@ -1,6 +1,7 @@
 """What comes after a command: a next one that can be run as it stands, and what one would do."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,10 @@ def lifting_words(lifting: Lifting, *, planned: bool = False) -> list[str]:
         words += ["--attention", lifting.attention]
     for name, sizes in lifting.input_shapes:
         words += ["--input-shape", f"{name}={'x'.join(map(str, sizes))}"]
+    if lifting.fixed:
+        from morphgraph.onnx_io.fixed import fixed_words
+
+        words += [part for word in fixed_words(dict(lifting.fixed)) for part in ("--fix", word)]
     return words
 
 
@@ -46,7 +51,7 @@ def _from_here(path: str) -> str:
 
 def shape_words(lifting: Lifting) -> list[str]:
     """The options that give open inputs the same sizes, for commands that lift by no plan."""
-    return lifting_words(Lifting(ops=lifting.ops, input_shapes=lifting.input_shapes))
+    return lifting_words(replace(lifting, attention=None))
 
 
 def bench_words(

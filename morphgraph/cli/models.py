@@ -1,13 +1,13 @@
 """Opening models for commands: errors name the file, steps are timed, weights are checked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from morphgraph.cli.console import step
-from morphgraph.cli.shared_options import InputShapes, Ops
+from morphgraph.cli.shared_options import FixedInputs, InputShapes, Ops
 from morphgraph.errors import MorphError, PlanError, warn
 from morphgraph.options import Attention, option
 from morphgraph.words import escape
@@ -30,6 +30,7 @@ class Lifting:
         attention: whether attentions shrink by ``"heads"``, ``"query-heads"``, ``"head-dim"`` or
             ``"all"``.
         input_shapes: sizes of inputs that files leave open.
+        fixed: values that inputs are fixed to.
     """
 
     ops: Ops = ()
@@ -42,6 +43,7 @@ class Lifting:
         ),
     ] = None
     input_shapes: InputShapes = ()
+    fixed: FixedInputs = ()
 
 
 @contextmanager
@@ -83,6 +85,7 @@ def open_graph(
         pin_outputs=pin_outputs,
         pin_rows=pin_rows,
         input_shapes=dict(lifting.input_shapes),
+        fixed=dict(lifting.fixed),
     )
     return _lift(path, options)
 
@@ -110,10 +113,35 @@ def open_planned(
         )
     shapes = dict(lifting.input_shapes) or made.input_shapes
     shaped_by = None if lifting.input_shapes else plan_path
-    graph = _lift(path, structs.replace(made, input_shapes=shapes), shaped_by)
+    options = structs.replace(made, input_shapes=shapes, fixed=made.fixed | dict(lifting.fixed))
+    graph = _lift(path, options, shaped_by)
     with naming(plan_path):
         plan.keep_channels(graph)
     return graph, plan
+
+
+def fixed_alike(models: Sequence[Path], lifting: Lifting) -> Lifting:
+    """How models are lifted that stand beside each other: inputs fixed as any of their files says.
+
+    So a file whose input chooses between networks is compared as the one that a resized file holds.
+
+    Raises:
+        FileError: there is no such file, or it cannot be read.
+        ModelError: a file is broken.
+    """
+    from morphgraph.onnx_io import load
+    from morphgraph.onnx_io.fixed import fixed_values
+
+    found: dict[str, Any] = {}
+    taken: list[set[str]] = []
+    for path in models if len(models) > 1 else ():
+        with naming(path):
+            model = load(path)
+        own = fixed_values(model)
+        taken.append({*own, *(value.name or "" for value in model.graph.inputs)})
+        found |= own
+    alike = {name: value for name, value in found.items() if all(name in each for each in taken)}
+    return replace(lifting, fixed=tuple((alike | dict(lifting.fixed)).items()))
 
 
 def open_ranked(
@@ -134,7 +162,8 @@ def open_ranked(
     made = ranking.model.lift
     attention = lifting.attention or made.attention
     shapes = dict(lifting.input_shapes) or made.input_shapes
-    options = structs.replace(made, attention=attention, input_shapes=shapes)
+    fixed = made.fixed | dict(lifting.fixed)
+    options = structs.replace(made, attention=attention, input_shapes=shapes, fixed=fixed)
     graph = _lift(path, options, None if lifting.input_shapes else ranking_path)
     with naming(ranking_path):
         ranking.model.check(graph)

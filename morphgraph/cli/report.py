@@ -10,7 +10,7 @@ import click
 from morphgraph.cli.command import command
 from morphgraph.cli.console import step
 from morphgraph.cli.following import tell_intention
-from morphgraph.cli.models import Lifting, open_graph, open_planned
+from morphgraph.cli.models import Lifting, fixed_alike, open_graph, open_planned
 from morphgraph.cli.pages import command_line, write_page
 from morphgraph.cli.shared_options import DeviceFile, DryRun, Overwrite, check_output, output_file
 from morphgraph.errors import ArgumentError
@@ -107,6 +107,7 @@ def _measured(
 
     if device is not None and not seconds:
         raise ArgumentError("--device shows its times beside measured ones; drop --seconds 0")
+    lifting = fixed_alike(models, lifting)
     graphs = [first] if first is not None else [open_graph(models[0], lifting)]
     graphs += [open_graph(path, lifting) for path in models[1:]]
     both = graphs[0], (graphs[1] if graphs[1:] else None)
@@ -117,6 +118,7 @@ def _measured(
             models,
             seconds=seconds,
             input_shapes=dict(lifting.input_shapes),
+            fixed=dict(lifting.fixed if first is None else first.options.fixed),
             profile=device is not None,
             structures=[structure_of(graph) for graph in graphs],
         )

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import click
 from msgspec import Meta
@@ -72,6 +72,27 @@ def width_or_share(text: str) -> int | str:
     return width(text)
 
 
+def fixed_value(text: str) -> bool | int | float | list[bool | int | float]:
+    """The value of an input: a flag, a number, or several with commas between them.
+
+    >>> fixed_value("true"), fixed_value("16000"), fixed_value("0.5,1e-3")
+    (True, 16000, [0.5, 0.001])
+    """
+    words: dict[str, bool] = {"true": True, "false": False}
+    found: list[bool | int | float] = []
+    for part in text.split(","):
+        word = part.strip().lower()
+        if word in words:
+            found.append(words[word])
+        elif re.fullmatch("[+-]?[0-9]{1,19}", word):
+            found.append(int(word))
+        elif re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?", word):
+            found.append(float(word))
+        else:
+            raise click.BadParameter(f"'{text}' is no value; write true, false, 16000 or 0.5,1")
+    return found if len(found) > 1 else found[0]
+
+
 def indices(text: str) -> list[int]:
     """The numbers in ``0,3,7-9``.
 
@@ -121,6 +142,17 @@ InputShapes = Annotated[
         "--input-shape",
         type=assignment(shape, "NAME=1x3x224x224"),
         metavar="NAME=1x3x224x224",
+    ),
+]
+
+FixedInputs = Annotated[
+    tuple[tuple[str, Any], ...],
+    option(
+        "Fix an input to a value, as use_cache_branch=true or sr=16000: the network is the one for "
+        "this value, and does not take the input any more; may be repeated. A plan remembers it.",
+        "--fix",
+        type=assignment(fixed_value, "sr=16000"),
+        metavar="NAME=VALUE",
     ),
 ]
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import FileError, ModelError
 from morphgraph.onnx_io.check import escape
+from morphgraph.onnx_io.fixed import without_fixed
 from morphgraph.onnx_io.keys import DEFAULT_KEY
 from morphgraph.onnx_io.npy import UNREADABLE, check_memory
 from morphgraph.onnx_io.reading import read_bounded, require_ordinary
@@ -160,7 +161,8 @@ def _turned(shape: Sequence[int], value: ir.Value) -> str:
     return ""
 
 
-def _fit(arrays: Mapping[str, Array], model: ir.Model, where: str) -> Iterator[Arrays]:
+def _fit(given: Mapping[str, Array], model: ir.Model, where: str) -> Iterator[Arrays]:
+    arrays = without_fixed(given, model, where)
     check_names(arrays, model, where)
     parts: dict[str, list[Array]] = {}
     for name, value in takes(model).items():

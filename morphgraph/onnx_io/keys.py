@@ -10,6 +10,7 @@ OUTPUTS_KEY = "morphgraph.outputs"  # the structure that the network's results c
 INPUTS_KEY = "morphgraph.inputs"  # the structure that the network's arguments come in
 CONSTANTS_KEY = "morphgraph.constants"  # names of those that stand in for layers of width 0
 ABSORBED_KEY = "morphgraph.absorbed"  # removed channels that were absorbed as constants, by group
+FIXED_KEY = "morphgraph.fixed"  # by input that callers no more give the value that it is fixed to
 PREPROCESSING_KEY = "morphgraph.preprocessing"  # how images become the network's input
 
 # In ``Node.metadata_props``, or in lines of ``Node.doc_string`` before IR version 10, as text:
@@ -21,7 +22,11 @@ CANONICAL_KEY = "morphgraph.canonical"  # true: the model is in canonical form
 DECLARED_KEY = "morphgraph.declared"  # what the file declares that is restored when it is resized
 ORIGINAL_KEY = "morphgraph.original"  # the model before it was folded, with the same node names
 COPIES_KEY = "morphgraph.copies"  # by the name of a constant's copy that of the constant
+UNFIXED_KEY = "morphgraph.unfixed"  # the model before its inputs were fixed
 ALIASES_KEY = "morphgraph.aliases"  # by constant and reader the name that an Identity had given
+
+# In ``Node.meta``, in memory only:
+CHOICE_KEY = "morphgraph.choice"  # of an If: which input decides it, and what to do
 
 # In ``Value.meta``, in memory only, in models with dynamic sizes:
 STATIC_SHAPE_KEY = "static_shape"  # the sizes that a value is analysed with

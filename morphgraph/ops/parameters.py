@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from morphgraph.onnx_io import PARAMETERS_KEY, stored_names, values_of
+from morphgraph.onnx_io.fixed import fixed_values
 from morphgraph.ops.op import Coded, OpNode, facts_of
 
 
@@ -33,8 +34,8 @@ def parameter_names(model: ir.Model) -> list[str]:
 
     A model exported by morphgraph lists them. In any other, ONNX cannot tell parameters from
     buffers: there, all floating-point initializers with at least one axis count, apart from those
-    that are read as running statistics alone. So they do where the list does not fit any more
-    (:func:`listed_parameters`).
+    that are read as running statistics alone, and from inputs that were fixed. So they do where the
+    list does not fit any more (:func:`listed_parameters`).
 
     Raises:
         ModelError: the model's list is broken.
@@ -43,9 +44,11 @@ def parameter_names(model: ir.Model) -> list[str]:
     listed = listed_parameters(model)
     if listed is not None:
         return [name for name in listed if name in initializers]
+    settings = fixed_values(model)
     return [
         name
         for name, value in initializers.items()
+        if name not in settings
         if _may_train(value) and not (value.uses() and all(_statistical_reads(value)))
     ]
 

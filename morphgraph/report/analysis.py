@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,7 +29,8 @@ SCHEMA_VERSION = 1
 class ModelInfo(msgspec.Struct, frozen=True):
     """The file that was analysed.
 
-    ``ops`` counts the canonical model's nodes; ``structure`` is the hash by which plans know it.
+    ``ops`` counts the canonical model's nodes; ``structure`` is the hash by which plans know it;
+    ``fixed`` has the values of inputs that it holds for.
     """
 
     path: str
@@ -36,6 +38,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     opset: int
     ops: int
     structure: str
+    fixed: dict[str, Any] = {}
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -165,6 +168,7 @@ def analyze(
             opset=opsets.get("", opsets.get("ai.onnx", 0)),
             ops=len(graph.ops),
             structure=structure_hash(graph),
+            fixed=graph.options.fixed,
         ),
         convention=convention,
         totals=totals(graph, convention),

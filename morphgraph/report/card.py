@@ -79,6 +79,7 @@ class Card:
             "base_structure_sha256": origin.base,
             **({"base_file_sha256": origin.base_file} if origin.base_file else {}),
             "check": "not made" if origin.check is None else ("ok" if origin.check.ok else "wrong"),
+            **({"fixed": origin.fixed} if origin.fixed else {}),
             **({"earlier": [_past(each) for each in origin.earlier]} if origin.earlier else {}),
         }
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
+from morphgraph.origin import fixed_text
 from morphgraph.report.analysis import Analysis, operators
 from morphgraph.report.tables import (
     Report,
@@ -60,6 +61,11 @@ def _head(graph: ChannelGraph, analysis: Analysis) -> list[tuple[str, str]]:
             "can shrink",
             f"{share(reach.shrinkable_macs / macs)} of the MACs; the lowest reachable is "
             f"{amount(reach.lowest_macs)} MACs ({share(reach.lowest_macs / macs)})",
+        ),
+        *(
+            [("holds for", fixed_text(model.fixed))]
+            if model.fixed and analysis.origin is None
+            else []
         ),
         *(analysis.origin.lines() if analysis.origin else ()),
     ]

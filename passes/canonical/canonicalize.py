@@ -8,7 +8,6 @@ that the model can still be trained.
 Dynamic sizes stay dynamic: ``dynamic_sizes`` runs the recipe at several sizes and compares.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -19,6 +18,7 @@ from morphgraph.edit import name_nodes
 from morphgraph.errors import ModelError, UnsupportedError, warn
 from morphgraph.onnx_io import (
     CANONICAL_KEY,
+    CHOICE_KEY,
     DECLARED_KEY,
     ORIGINAL_KEY,
     PARAMETERS_KEY,
@@ -30,17 +30,17 @@ from morphgraph.onnx_io import (
     known_shape,
     mark_unsized,
     node_label,
-    subgraphs,
 )
-from morphgraph.onnx_io.calls import check_calls
 from morphgraph.onnx_io.check import check_opset
 from morphgraph.onnx_io.copies import copied
 from morphgraph.onnx_io.maps import is_map
 from morphgraph.ops import entry_of, listed_parameters
+from morphgraph.passes.canonical.choices import note_choices
 from morphgraph.passes.canonical.declared import note_declared
 from morphgraph.passes.canonical.dynamic_sizes import keep_sizes_dynamic
 from morphgraph.passes.canonical.expected import note_expected
 from morphgraph.passes.canonical.fold import fold_constants
+from morphgraph.passes.canonical.inline import inline_functions, sort_nodes
 from morphgraph.passes.canonical.keep_rows_apart import keep_rows_apart
 from morphgraph.passes.canonical.lengths import note_lengths
 from morphgraph.passes.canonical.relate_sizes import relate_sizes
@@ -90,9 +90,9 @@ def canonicalize(
     note_declared(bound, model, open_defaults)
     declared = bound.meta[DECLARED_KEY]
     _check_inputs(bound)
-    _inline(bound)
+    inline_functions(bound)
     _drop_outdated_metadata(bound)
-    _sort(bound.graph)
+    sort_nodes(bound.graph)
     name_nodes(bound.graph)
     original = bound
     related = relate_sizes(original, _fold)
@@ -105,6 +105,7 @@ def canonicalize(
     untie_constants(bound)
     note_lengths(bound)
     note_expected(bound)
+    note_choices(bound)
     _warn_of_unsized(bound.graph)
     bound.meta.update({CANONICAL_KEY: True, DECLARED_KEY: declared})
     if keep_original:
@@ -154,42 +155,6 @@ def _drop_outdated_metadata(model: ir.Model) -> None:
     keep_known_names(model)
 
 
-def _sort(graph: ir.Graph) -> None:
-    if _is_sorted(graph):
-        return
-    try:
-        graph.sort()
-    except ValueError as error:
-        raise ModelError("the graph has a cycle; export the model again") from error
-
-
-def _is_sorted(graph: ir.Graph) -> bool:
-    """Whether nodes stand behind those whose results they read, as far as a quick look tells."""
-    seen: set[ir.Node | None] = {None}
-    for node in graph:
-        makers = (value.producer() for value in node.inputs if value is not None)
-        if not seen.issuperset(makers) or subgraphs(node):
-            return False
-        seen.add(node)
-    return True
-
-
-def _inline(model: ir.Model) -> None:
-    if not model.functions:
-        return
-    check_calls(
-        {
-            identifier: Counter(node.op_identifier() for node in function.all_nodes())
-            for identifier, function in model.functions.items()
-        },
-        Counter(node.op_identifier() for node in model.graph.all_nodes()),
-    )
-    try:
-        common.InlinePass()(model)
-    except ValueError as error:
-        raise ModelError(f"local functions cannot be inlined: {escape(str(error))}") from error
-
-
 def _mark_unsized(graph: ir.Graph) -> None:
     """Note which results have a size, or a type, that nobody knows."""
     for node in graph:
@@ -205,6 +170,7 @@ def _warn_of_unsized(graph: ir.Graph) -> None:
         for node in graph
         for value in node.outputs
         if is_unsized(value) and not is_map(value) and not any(map(is_unsized, node.inputs))
+        if CHOICE_KEY not in node.meta  # which has been said
     ]
     if not first:
         return

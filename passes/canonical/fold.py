@@ -19,6 +19,7 @@ from morphgraph.onnx_io import ALIASES_KEY, known_shape
 from morphgraph.onnx_io.mapped import shared
 from morphgraph.ops import OpNode, describe
 from morphgraph.ops.op import lookup
+from morphgraph.passes.canonical.branches import take_branch
 from morphgraph.passes.canonical.fold_values import (
     FOLD_LIMIT_BYTES,
     KnownValues,
@@ -247,30 +248,8 @@ class _Folder:
         condition = self.known.constant(node.inputs[0]) if node.inputs else None
         if condition is None or condition.size != 1:
             return False
-        taken = node.attributes.get("then_branch" if condition.numpy().item() else "else_branch")
-        if taken is None or len(taken.as_graph().outputs) != len(node.outputs):
+        if take_branch(node, bool(condition.numpy().item()), self.editor) is None:
             return False
-        branch = taken.as_graph()
-        self.editor.release_subgraphs(node)
-        for value in list(branch.initializers.values()):
-            tensor = branch.initializers.pop(value.name or "").const_value
-            assert tensor is not None
-            value.replace_all_uses_with(
-                self.editor.constant(value.name or "", tensor), replace_graph_outputs=True
-            )
-        inner = list(branch)
-        for value in (value for child in inner for value in child.outputs if value.name):
-            value.name = self.editor.value_name(value.name or "")
-        results = list(branch.outputs)
-        branch.outputs.clear()
-        branch.remove(inner)
-        # An Identity per result keeps the outer value's name; it is bypassed where that can go.
-        ends = [ir.Node("", "Identity", [result]) for result in results]
-        for old, new in zip(node.outputs, (end.outputs[0] for end in ends), strict=True):
-            new.name, old.name = old.name, None
-            new.type, new.shape = old.type, old.shape
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-        self.graph.insert_after(node, [*inner, *ends])
         self._remove(node)
         return True
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Shape
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io import is_float, item_bytes, known_shape, node_label, subgraphs
+from morphgraph.onnx_io.fixed import fixed_values
 from morphgraph.ops import facts_of, listed_parameters
 
 FOLD_LIMIT_BYTES = 16 * 2**20  # of one result, or of one operand
@@ -47,9 +48,11 @@ class KnownValues:
         listed = listed_parameters(model)
         self.parameters = set(listed or ())
         self.lists_parameters = listed is not None
+        settings = fixed_values(model)
         self.trained = self.parameters | {
             name
             for name, value in self._graph.initializers.items()
+            if name not in settings
             if is_float(value) and value.shape is not None and len(value.shape) > 0
         }
 

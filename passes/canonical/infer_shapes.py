@@ -29,7 +29,11 @@ from morphgraph.onnx_io.messages import node_message, tensor_message, type_messa
 from morphgraph.ops import Op, OpNode, describe, entry_of, mismatch_hint
 from morphgraph.ops.op import UnsupportedFormError, lookup
 from morphgraph.passes.canonical.ask_runtime import Runtime
-from morphgraph.passes.canonical.fold_values import KnownValues, plain_attributes
+from morphgraph.passes.canonical.fold_values import (
+    FOLD_LIMIT_BYTES,
+    KnownValues,
+    plain_attributes,
+)
 
 INFERENCE_DATA = 4096  # elements of an operand that shape inference may look into
 _FLOATS = 64  # of those that are no integers: scales per axis decide on sizes, weights do not
@@ -126,6 +130,7 @@ class ResultTypes:
             ModelError: the node is not valid, or its operands do not fit together.
         """
         self._infer(node)
+        self._check_places(node)
         for value in node.outputs:
             sizes = known_shape(value) or ()
             if min(sizes, default=0) < 0:  # a kernel that is larger than what it moves over
@@ -282,6 +287,20 @@ class ResultTypes:
         before, after = known_shape(node.inputs[0]), known_shape(node.outputs[0])
         if before is not None and after is not None and prod(before) != prod(after):
             raise self._misfit(node, f"{prod(before)} elements cannot become {prod(after)}")
+
+    def _check_places(self, node: ir.Node) -> None:
+        """Refuse a Gather at known places that an axis does not have, as runtimes do."""
+        if node.op_type != "Gather" or node.domain or len(node.inputs) != 2:
+            return
+        shape, places = known_shape(node.inputs[0]), self.known.get(node.inputs[1])
+        if not shape or places is None or places.nbytes > FOLD_LIMIT_BYTES:
+            return
+        if self.known.constant(node.inputs[0]) is not None:
+            return  # a table, whose rows may be fewer than the positions that are tried
+        size, numbers = shape[node.attributes.get_int("axis", 0)], places.numpy()
+        if numbers.size and not -size <= numbers.min() <= numbers.max() < size:
+            worst = numbers.max() if numbers.max() >= size else numbers.min()
+            raise self._misfit(node, f"it reads place {worst} of an axis of {size}")
 
     def _misfit(self, node: ir.Node, reason: str) -> MisfitError:
         """The error that a node's operands do not fit together; it names their sizes."""

@@ -10,8 +10,12 @@ there, that the input must have:
 
 Then ``total`` is ``past + length``, and ``size`` is 16. Each such relation is tried: only if the
 outputs agree with it is it kept.
+
+Inputs may share a name and not the size: a file of two networks in the branches of an If names the
+mask of both after the first, which has no cache. Where nothing else fits, one of them is a sum.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -19,7 +23,7 @@ from itertools import combinations
 import onnx_ir as ir
 
 from morphgraph.errors import ModelError
-from morphgraph.onnx_io import bind_inputs, known_shape
+from morphgraph.onnx_io import bind_inputs, is_float, known_shape
 from morphgraph.passes.canonical.caches import capacities, continued
 from morphgraph.passes.canonical.size_runs import Fold
 from morphgraph.passes.canonical.symbols import (
@@ -47,8 +51,10 @@ def relate_sizes(model: ir.Model, fold: Fold) -> ir.Model:
     model = _with(model, _of_caches(model))
     names = _told(model)
     open_sizes = [symbol for symbol in input_symbols(model) if not symbol.is_batch]
-    if not names or len(open_sizes) < 2:
+    if len(open_sizes) < 2:
         return model
+    if not names:
+        return _with_own_sizes(model, fold)
     for assumed in [{}, *_sums(model)]:
         related = _with(model, assumed)
         given, fits = _given(related, fold)
@@ -60,6 +66,26 @@ def relate_sizes(model: ir.Model, fold: Fold) -> ir.Model:
         related = _with(model, {**assumed, **found})
         given, fits = _given(related, fold)
         if fits and not _found(related, given) and _agree(related, given, found):
+            return related
+    return _with_own_sizes(model, fold)
+
+
+def _with_own_sizes(model: ir.Model, fold: Fold) -> ir.Model:
+    """The model, of whose inputs one that shares an open size has another, where nothing else fits.
+
+    Those that share none are not looked into.
+    """
+    others = _apart(model)
+    if not others or _given(model, fold)[1]:
+        return model
+    for place, axis, size in others:
+        related = model.clone()
+        value = related.graph.inputs[place]
+        sizes: list[int | ir.SymbolicDim] = list(value.shape or ())
+        sizes[axis] = size
+        value.shape = ir.Shape(sizes)
+        given, fits = _given(related, fold)
+        if fits and not _found(related, given):
             return related
     return model
 
@@ -174,6 +200,29 @@ def _sums(model: ir.Model) -> Iterator[dict[str, str]]:
     ]
     for whole, pair in pairs[:_MAX_SUMS]:
         yield {whole: " + ".join(pair)}
+
+
+def _apart(model: ir.Model) -> list[tuple[int, int, ir.SymbolicDim]]:
+    """Of inputs that share an open size, by place and axis, sums of it and another."""
+    names = plain_names(model)
+    axes = [
+        (place, axis, size_name(value, axis))
+        for place, value in enumerate(model.graph.inputs)
+        for axis in range(1, len(value.shape or ()))
+        if isinstance((value.shape or ())[axis], ir.SymbolicDim) and not is_float(value)
+    ]
+    shared = Counter(
+        size_name(value, axis)
+        for value in model.graph.inputs
+        for axis in range(1, len(value.shape or ()))
+    )
+    found = [
+        (place, axis, ir.SymbolicDim(f"{other} + {name}"))
+        for place, axis, name in axes
+        for other in sorted(names)
+        if other != name and shared[name] > 1
+    ]
+    return found[:_MAX_SUMS]
 
 
 def _with(model: ir.Model, relations: Relations) -> ir.Model:

@@ -10,6 +10,7 @@ from morphgraph.errors import ModelError, UnsupportedError
 from morphgraph.graph import Couplings, Dim, Edge, GraphOp, OpFactor
 from morphgraph.notation import NotationError
 from morphgraph.onnx_io import (
+    CHOICE_KEY,
     DYNAMIC_AXES_KEY,
     captured_values,
     escape,
@@ -224,7 +225,7 @@ class _Coupler:
             silent=description.silent,
             broadcast=description.broadcast,
             captured=tuple(value.name or "" for value in read_inside),
-            opaque=description.opaque,
+            opaque=description.opaque and node.meta.get(CHOICE_KEY, description.opaque),
         )
 
     def _pin_reads(
