@@ -2,8 +2,9 @@
 
 import inspect
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import walk_tb
@@ -160,7 +161,7 @@ class Runner:
 
         hook = register_module_forward_hook(count)
         try:
-            with _without_trace(self.net), torch.no_grad():
+            with _without_trace(self.net), _without_compiler(), torch.no_grad():
                 arguments, keywords = pytree.tree_map_only(
                     torch.Tensor, _raised, (self.call.arguments, dict(self.call.keywords))
                 )
@@ -230,6 +231,16 @@ def _without_trace(net: nn.Module) -> Iterator[None]:
         for buffer, content in contents:
             if not torch.equal(buffer, content):
                 buffer.data.copy_(content)
+
+
+def _without_compiler() -> AbstractContextManager[Any]:
+    """Eager execution of what ``torch.compile`` compiles.
+
+    Every run has a hook of its own, for which it would compile anew, until it gave up for good.
+    """
+    if "torch._dynamo" not in sys.modules:  # to load it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def largest_error(found: Sequence[torch.Tensor], expected: Sequence[Array]) -> float:

@@ -973,3 +973,29 @@ def test_auxiliary_classifiers_of_googlenet() -> None:
     assert report.training.startswith("equal")
     logits, second, first = net.train()(example)
     (logits.sum() + second.sum() + first.sum()).backward()
+
+
+def test_a_compiled_network_is_not_compiled_for_every_run() -> None:
+    """Its runs are eager, whatever they try; what was compiled compiles once more, and is right."""
+    torch.compiler.reset()
+    compiled: list[int] = []
+
+    def backend(traced: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        compiled.append(len(compiled))
+        return traced.forward
+
+    net = C2f(3, 16).eval()
+    randomize_weights(net, (IMAGE,))
+    net.eval()
+    graph = mg.lift(mg.export(net, (IMAGE,)))
+    net.compile(backend=backend)
+    net(IMAGE)
+    assert len(compiled) == 1
+    plan = mg.uniform(graph, 0.5)
+    (expected,) = ort.run(mg.apply(graph, plan), {"x": IMAGE.numpy()}).values()
+    mg.resize_module(net, graph, plan)
+    assert len(compiled) == 1
+    with torch.no_grad():
+        found = net(IMAGE)
+    assert len(compiled) > 1
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
