@@ -7,6 +7,7 @@ import copy
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +43,25 @@ pytree.register_pytree_node(
     serialized_type_name="tests.Output",
 )
 
+
+@dataclass
+class Fields:
+    """A dataclass that torch's pytree knows."""
+
+    first: Any
+    second: Any = None
+
+
+pytree.register_dataclass(Fields)
+
 FORMS = {
     "dict": lambda x, y: {"out": x, "features": [x.relu(), y], "aux": y + 1},
     "nested": lambda x, y: [(x, {"a": [y, None]}), [x + y]],
     "one in a tuple": lambda x, y: (x + y,),
     "one in a dict": lambda x, y: {"logits": x + y},
     "named": lambda x, y: Pair(x, {"b": y}),
+    "dataclass": lambda x, y: Fields(x, {"b": y}),
+    "dataclass with nothing": lambda x, y: [Fields(x), y],
     "object": lambda x, y: Output(logits=x, hidden=(x, y), loss=None),
     "keys that are no names": lambda x, y: {0: x, "a b": y},
     "twice the same": lambda x, y: {"b": x, "a": (x, y)},
@@ -244,6 +258,12 @@ ARGUMENTS: dict[str, tuple[type[Sum], Callable[..., Any], Any, list[str]]] = {
         (Pair(X, Y),),
         ["batch_first", "batch_second"],
     ),
+    "dataclass": (
+        Positional,
+        lambda p, _: (p.first, p.second["y"]),
+        (Fields(X, {"y": Y}),),
+        ["batch_first", "batch_second_y"],
+    ),
     "dict behind a tensor": (
         Positional,
         lambda x, more: (x, more["y"]),
@@ -266,6 +286,7 @@ def _of_size(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
         ("odd keys", False),
         ("nested", True),
         ("named tuple", False),
+        ("dataclass", False),
         ("dict behind a tensor", False),
         ("other names", True),
         ("any number", False),
