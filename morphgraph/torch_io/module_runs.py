@@ -240,7 +240,8 @@ def _without_compiler() -> AbstractContextManager[Any]:
     """
     if "torch._dynamo" not in sys.modules:  # to load it takes seconds
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
 
 
 def largest_error(found: Sequence[torch.Tensor], expected: Sequence[Array]) -> float:
