@@ -22,6 +22,7 @@ from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.torch_io.structure import arguments_of
 from morphgraph.torch_io.tensors import take, to_tensor
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -113,18 +114,21 @@ def _lively(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def random_call(net: nn.Module, model: ir.Model, seed: int = 0) -> Call:
-    """A call with random tensors of the sizes of a model's inputs."""
+    """A call with random tensors of the sizes of a model's inputs, put together as it was noted."""
     from morphgraph.onnx_io.runtime import random_inputs
 
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for name, array in random_inputs(model, seed).items():
         tensor = to_tensor(ir.tensor(array))
         tensors[name] = tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+    noted = arguments_of(model, tensors)
+    arguments = tensors if noted is None else noted
     parameters = inspect.signature(net.forward).parameters
-    if set(tensors) <= set(parameters):
-        return call_of(net, tensors)
-    return call_of(net, tuple(tensors.values()))
+    others = noted is not None and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if others or set(arguments) <= set(parameters):
+        return call_of(net, arguments)
+    return call_of(net, tuple(arguments.values()))
 
 
 @dataclass(frozen=True)

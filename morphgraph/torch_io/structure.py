@@ -155,6 +155,23 @@ def restore_arguments(net: fx.GraphModule, model: ir.Model) -> None:
     net.recompile()
 
 
+def arguments_of(model: ir.Model, tensors: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arguments by name as the exported network took them; ``None`` where nothing fits is noted.
+
+    Args:
+        model: a model.
+        tensors: what its inputs are, by name.
+    """
+    try:
+        described = json.loads(model.metadata_props.get(INPUTS_KEY, "null"))
+        kind, arguments = _kind(described)
+        if kind != "dict" or list(_names(described)) != list(tensors):
+            return None
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return {str(name): _restored(part, tensors, None) for name, part in arguments}
+
+
 def _taken_apart(
     graph: fx.Graph, whole: fx.Node, described: Any, tensors: Mapping[str, fx.Node]
 ) -> None:
@@ -205,7 +222,8 @@ def _kind(described: Any) -> tuple[str, list[Any]]:
     raise ValueError("a structure of no known kind")
 
 
-def _restored(described: Any, results: Mapping[str, Any], graph: fx.Graph) -> Any:
+def _restored(described: Any, results: Mapping[str, Any], graph: fx.Graph | None) -> Any:
+    """A described structure of results: of a graph's nodes, or of what they are."""
     if described is None:
         return None
     if isinstance(described, str):
@@ -220,6 +238,8 @@ def _restored(described: Any, results: Mapping[str, Any], graph: fx.Graph) -> An
         return dict(zip(keys, values, strict=True))
     function = {"object": as_object, "named": as_named_tuple, "fields": as_dataclass}[kind]
     path = str(described.get("class", ""))
+    if graph is None:
+        return function(path, tuple(keys), tuple(values))
     return graph.call_function(function, (path, tuple(keys), tuple(values)))
 
 

@@ -319,6 +319,21 @@ def test_arguments_are_given_as_the_network_takes_them(name: str, dynamic: bool)
         np.testing.assert_allclose(slim(*positional, **keywords).detach(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["nested", "dataclass", "other names", "any number"])
+def test_a_module_is_resized_without_an_example_of_its_arguments(name: str) -> None:
+    """How its arguments are put together was noted at the export."""
+    kind, take, example, _ = ARGUMENTS[name]
+    net = kind(take).eval()
+    graph = mg.lift(mg.export(net, example))
+    plan = mg.uniform(graph, 0.5)
+    values = zip(graph.model.graph.inputs, (X, Y), strict=True)
+    feeds = {value.name or "": tensor.numpy() for value, tensor in values}
+    (expected,) = ort.run(mg.apply(graph, plan), feeds).values()
+    mg.resize_module(net, graph, plan)
+    found = net(**example) if isinstance(example, dict) else net(*example)
+    np.testing.assert_allclose(found.detach(), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "noted",
     ["{", "7", '{"list": ["batch_x"]}', '{"dict": [["batch", {"dict": [["x", "elsewhere"]]}]]}'],
