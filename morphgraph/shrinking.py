@@ -315,8 +315,9 @@ def _warn_of_slices(fitted: Refitted) -> None:
         count = len(fitted.slices)
         more = count - 3
         warn(
-            f"kernels of {count} node{'s' if count > 1 else ''} lose inputs and stay slices, since they are "
-            f"shared, computed or in few bits: {named}{f' and {more} more' if more > 0 else ''}; "
+            f"kernels of {count} node{'s' if count > 1 else ''} lose inputs and stay slices, since "
+            f"they are shared, computed or in few bits: {named}"
+            f"{f' and {more} more' if more > 0 else ''}; "
             "shrink the network before it is quantized, or train what is left (tune=)"
         )
 

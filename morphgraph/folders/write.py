@@ -39,7 +39,8 @@ def check_folder(output: Path, overwrite: bool, source: ModelFolder) -> None:
     if output.is_dir() and any(output.iterdir()):
         if not overwrite:
             raise FileError(
-                f"{where}: exists already; choose another name, or pass --overwrite (overwrite=True)"
+                f"{where}: exists already; choose another name, or pass --overwrite "
+                "(overwrite=True)"
             )
         if not any((output / name).is_file() for name in (GENAI, HUGGING_FACE)):
             raise FileError(f"{where}: is no model's folder, and is not replaced; choose another")
