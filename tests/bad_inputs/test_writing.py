@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "is a folder",
     ),
     "output is the folder above": (["plan", "model.onnx", "--uniform", "0.5", "-o", ".."], "is a"),
-    "output is no file at all": (["expand", "model.onnx", "plan.json", "-o", "/"], "is a folder"),
+    "output is no file at all": (["plan", "model.onnx", "--uniform", "0.5", "-o", "/"], "is a fo"),
     "output is the plan": (
         ["apply", "model.onnx", "plan.json", "-o", "plan.json", "--overwrite"],
         "is an input",
