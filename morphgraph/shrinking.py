@@ -317,10 +317,12 @@ def _warn_of_few(fitted: Refitted, count: int) -> None:
 def _warn_of_slices(fitted: Refitted) -> None:
     if fitted.slices:
         named = ", ".join(f"'{escape(name)}'" for name in fitted.slices[:3])
-        more = len(fitted.slices) - 3
+        count = len(fitted.slices)
+        more = count - 3
         warn(
-            f"kernels of {len(fitted.slices)} nodes lose inputs and stay slices, since they are "
-            f"shared, computed or in few bits: {named}{f' and {more} more' if more > 0 else ''}; "
+            f"kernels of {count} node{'s' if count > 1 else ''} lose inputs and stay slices, since "
+            f"they are shared, computed or in few bits: {named}"
+            f"{f' and {more} more' if more > 0 else ''}; "
             "shrink the network before it is quantized, or train what is left (tune=)"
         )
 

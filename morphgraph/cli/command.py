@@ -96,7 +96,7 @@ def _unpacked(hint: Any) -> tuple[Any, Meta]:
     value_type, meta = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, Meta())
     if get_origin(value_type) in (Union, UnionType):
         types = [each for each in get_args(value_type) if each is not NoneType]
-        if not any(get_origin(each) is Literal for each in types):
+        if len(types) == 1 or not any(get_origin(each) is Literal for each in types):
             value_type = types[0]
     return value_type, meta
 
@@ -131,7 +131,7 @@ def _click_type(value_type: Any, meta: Meta) -> Any:
     low = meta.ge if meta.gt is None else meta.gt
     if get_origin(value_type) in (Union, UnionType):
         number, words = get_args(value_type)
-        return _number_or_word(_click_type(number, meta), get_args(words))
+        return _NumberOrWord(_click_type(number, meta), get_args(words))
     if get_origin(value_type) is tuple:
         return _click_type(get_args(value_type)[0], meta)
     if get_origin(value_type) is Literal:
@@ -161,14 +161,29 @@ class _Choice(click.Choice[str]):
             self.fail(error.message.rstrip(".") + hint, param, ctx)
 
 
-def _number_or_word(number: Any, words: Sequence[str]) -> Callable[[str], Any]:
+class _NumberOrWord(click.ParamType[Any]):
     """A type of click's, or one of a few words instead."""
 
-    def convert(text: str) -> Any:
-        return text if text in words else number.convert(text, None, None)
+    name = "number"
 
-    convert.__name__ = "number"
-    return convert
+    def __init__(self, number: click.ParamType[Any], words: Sequence[str]) -> None:
+        self.number = number
+        self.words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word, or the number.
+
+        Raises:
+            BadParameter: it is neither.
+        """
+        if value in self.words:
+            return value
+        try:
+            return self.number.convert(value, param, ctx)
+        except click.BadParameter as error:
+            words = " or ".join(map(repr, self.words))
+            hint = did_you_mean(str(value), self.words)
+            self.fail(f"{error.message.rstrip('.')}, nor {words}{hint}", param, ctx)
 
 
 def _common() -> list[click.Parameter]:

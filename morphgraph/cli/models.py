@@ -47,7 +47,9 @@ class Lifting:
 
 
 @contextmanager
-def naming(path: Path, errors: type[MorphError] = MorphError) -> Iterator[None]:
+def naming(
+    path: Path, errors: type[MorphError] | tuple[type[MorphError], ...] = MorphError
+) -> Iterator[None]:
     """Errors of these types begin with the file that they are about."""
     try:
         yield

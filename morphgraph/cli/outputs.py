@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from morphgraph.cli.console import note
 from morphgraph.cli.models import naming
 from morphgraph.cli.shared_options import check_output
+from morphgraph.errors import ModelError, PlanError, UnsupportedError
 from morphgraph.options import option
 from morphgraph.words import escape
 
@@ -70,6 +71,8 @@ class ResultFile:
             _name_file(small, self.model)
             if self.annotated:
                 _label(small, graph)
+        # What cannot be written is a file of its own, which such an error names.
+        with naming(self.model, (ModelError, PlanError, UnsupportedError)):
             if self.source is not None and self.is_folder:
                 write_folder(
                     graph, plan, small, self.source, self.path, self.overwrite, folded=self.folded

@@ -38,7 +38,10 @@ def check_folder(output: Path, overwrite: bool, source: ModelFolder) -> None:
         raise FileError(f"{where}: is a file; give a folder, or a name that ends with .onnx")
     if output.is_dir() and any(output.iterdir()):
         if not overwrite:
-            raise FileError(f"{where}: exists already; choose another name or pass --overwrite")
+            raise FileError(
+                f"{where}: exists already; choose another name, or pass --overwrite "
+                "(overwrite=True)"
+            )
         if not any((output / name).is_file() for name in (GENAI, HUGGING_FACE)):
             raise FileError(f"{where}: is no model's folder, and is not replaced; choose another")
     if not output.absolute().parent.is_dir():

@@ -73,7 +73,9 @@ def check_target(path: Path, overwrite: bool) -> None:
     if path.exists() and not path.is_file():
         raise FileError(f"{where}: is not an ordinary file, and is not replaced; choose another")
     if path.exists() and not overwrite:
-        raise FileError(f"{where}: exists already; choose another name or pass --overwrite")
+        raise FileError(
+            f"{where}: exists already; choose another name, or pass --overwrite (overwrite=True)"
+        )
 
 
 @contextmanager

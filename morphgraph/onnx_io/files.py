@@ -146,7 +146,7 @@ def save(model: ir.Model, path: str | PathLike[str], overwrite: bool = False) ->
 
 def data_file(path: Path) -> Path:
     """Where weights go that do not fit into the file itself, or were not in one before."""
-    return path.with_name(path.name + ".data")
+    return path.parent / f"{path.name}.data"  # a folder such as "." has no name
 
 
 def files_of(path: Path) -> list[Path]:

@@ -33,4 +33,5 @@ STATIC_SHAPE_KEY = "static_shape"  # the sizes that a value is analysed with
 DEFAULT_KEY = "default"  # of an input that callers may leave out: what it is then
 DYNAMIC_AXES_KEY = "dynamic_axes"  # the axes whose size depends on one that is not the batch
 EXPECTED_KEY = "expected"  # of an input: what numbers its readers expect, an Expected
+EXPECTED_PARTS_KEY = "expected_parts"  # of an input: the same of some of its positions, a tuple
 UNSIZED_KEY = "unsized"  # true: nobody knows its size before the model runs

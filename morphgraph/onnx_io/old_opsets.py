@@ -81,9 +81,12 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
         count = 1
         for size in tensor.dims:
             count *= size
-        if count <= _MAX_CONSTANT and tensor.data_location != onnx.TensorProto.EXTERNAL:
+        is_kept = count <= _MAX_CONSTANT and tensor.data_location != onnx.TensorProto.EXTERNAL
+        if is_kept:
             graph.initializer.append(tensor)
-        elif tensor.name not in declared:
+        # Writers leave the input out where it is called for; the converter does not.
+        is_free = is_kept and proto.ir_version >= _FREE_INITIALIZERS
+        if tensor.name not in declared and not is_free:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )

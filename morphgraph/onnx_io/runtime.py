@@ -12,7 +12,7 @@ import onnxruntime
 
 from morphgraph.arrays import Array, Arrays, Shape
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io.keys import DEFAULT_KEY, EXPECTED_KEY
+from morphgraph.onnx_io.keys import DEFAULT_KEY, EXPECTED_KEY, EXPECTED_PARTS_KEY
 from morphgraph.onnx_io.mapped import is_stored
 from morphgraph.onnx_io.messages import lent_weights, message_without_weights, numbers_of
 from morphgraph.onnx_io.values import Expected, dtype_of, static_shape
@@ -247,8 +247,16 @@ def random_inputs(
             array = _as_expected(generator, shape, expected).astype(dtype)
         else:
             array = random_array(generator, shape, dtype, draw)
+        for part in value.meta.get(EXPECTED_PARTS_KEY, ()) if default is None else ():
+            at = _positions(shape, *part.part)
+            array[at] = _as_expected(generator, array[at].shape, part).astype(dtype)
         feeds[value.name or ""] = array
     return feeds
+
+
+def _positions(shape: Shape, axis: int, positions: Sequence[int]) -> tuple[Any, ...]:
+    """An index of some positions of an axis, of those that there are."""
+    return (*[slice(None)] * axis, [each for each in positions if each < shape[axis]])
 
 
 def _as_expected(generator: np.random.Generator, shape: Shape, expected: Expected) -> Array:

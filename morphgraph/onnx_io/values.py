@@ -19,11 +19,14 @@ class Expected(NamedTuple):
         kind: numbers of rows; lengths; flags, most of which are set; or any numbers of a range.
         low: the lowest number.
         high: the first that is too high.
+        part: the axis of the input, and the positions there, that the readers take these numbers
+            from; empty for all of it.
     """
 
     kind: Literal["rows", "length", "mask", "range", "number"]
     low: int
     high: int
+    part: tuple[int, tuple[int, ...]] | tuple[()] = ()
 
 
 def static_shape(value: ir.Value) -> Shape:

@@ -2,8 +2,9 @@
 
 import inspect
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import walk_tb
@@ -21,6 +22,7 @@ from morphgraph.arrays import Array, Arrays
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.torch_io.structure import arguments_of
 from morphgraph.torch_io.tensors import take, to_tensor
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -112,18 +114,21 @@ def _lively(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def random_call(net: nn.Module, model: ir.Model, seed: int = 0) -> Call:
-    """A call with random tensors of the sizes of a model's inputs."""
+    """A call with random tensors of the sizes of a model's inputs, put together as it was noted."""
     from morphgraph.onnx_io.runtime import random_inputs
 
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for name, array in random_inputs(model, seed).items():
         tensor = to_tensor(ir.tensor(array))
         tensors[name] = tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+    noted = arguments_of(model, tensors)
+    arguments = tensors if noted is None else noted
     parameters = inspect.signature(net.forward).parameters
-    if set(tensors) <= set(parameters):
-        return call_of(net, tensors)
-    return call_of(net, tuple(tensors.values()))
+    others = noted is not None and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if others or set(arguments) <= set(parameters):
+        return call_of(net, arguments)
+    return call_of(net, tuple(arguments.values()))
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ class Runner:
 
         hook = register_module_forward_hook(count)
         try:
-            with _without_trace(self.net), torch.no_grad():
+            with _without_trace(self.net), _without_compiler(), torch.no_grad():
                 arguments, keywords = pytree.tree_map_only(
                     torch.Tensor, _raised, (self.call.arguments, dict(self.call.keywords))
                 )
@@ -230,6 +235,17 @@ def _without_trace(net: nn.Module) -> Iterator[None]:
         for buffer, content in contents:
             if not torch.equal(buffer, content):
                 buffer.data.copy_(content)
+
+
+def _without_compiler() -> AbstractContextManager[Any]:
+    """Eager execution of what ``torch.compile`` compiles.
+
+    Every run has a hook of its own, for which it would compile anew, until it gave up for good.
+    """
+    if "torch._dynamo" not in sys.modules:  # to load it takes seconds
+        return nullcontext()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
 
 
 def largest_error(found: Sequence[torch.Tensor], expected: Sequence[Array]) -> float:

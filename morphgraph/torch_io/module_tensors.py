@@ -4,11 +4,12 @@ The plan is for the graph of the ``eval`` forward. What only the training forwar
 heads) is not there, nor are buffers from which the exporter has computed constants. For those the
 network is exported again: in training form, buffers kept as if they were parameters. The axes of
 the tensors that both graphs have say which channels of that graph go, and these which positions of
-the others.
+the others. Layers that are run and whose results nobody uses (the last of a list) are in no graph
+of the network's results; they are exported with what they give among these.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,7 +29,7 @@ from morphgraph.passes.lift import lift
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.layer_sizes import TensorCut
-from morphgraph.torch_io.module_runs import Call
+from morphgraph.torch_io.module_runs import Call, Runner
 from morphgraph.torch_io.names import recorded_names
 from morphgraph.torch_io.tensors import take, to_onnx
 
@@ -113,6 +114,7 @@ class Followed:
         cuts: by name; tensors that do not change are left out.
         numbers: by name the new contents, where they are not the old ones at the kept positions.
         unread: names of tensors that no form of the network reads; they stay as they are.
+        idle: names of tensors of layers that run, and on whose results nothing depends.
         training: the training form, if it had to be exported.
         refusal: why there is no training form though it was needed.
     """
@@ -120,6 +122,7 @@ class Followed:
     cuts: dict[str, TensorCut] = field(default_factory=dict)
     numbers: dict[str, ir.TensorProtocol] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
     training: Form | None = None
     refusal: str = ""
 
@@ -155,8 +158,38 @@ def follow(net: nn.Module, form: Form, call: Call) -> Followed:
         unknown = [own for own in unknown if not _take(other, own, followed)]
         if exported is training_form:
             followed.training, followed.refusal = other, ""
+    with eval_form(net):
+        layers = _run_layers(net, unknown, call)
+        if layers:
+            followed.idle = tuple(own.names[0] for own, _ in layers)
+            try:
+                run = [layer for _, layer in layers]
+                other = _other_form(net, form, tensors, unknown, call, run)
+            except MorphError as error:
+                followed.refusal = str(error)
+            else:
+                unknown = [own for own in unknown if not _take(other, own, followed)]
     followed.unread = tuple(own.names[0] for own in unknown)
     return followed
+
+
+def _run_layers(
+    net: nn.Module, unknown: Sequence[OwnTensor], call: Call
+) -> list[tuple[OwnTensor, nn.Module]]:
+    """The tensors whose layers, inside of the network, are run by a call of it, with these."""
+    owners = [(own, net.get_submodule(own.names[0].rpartition(".")[0])) for own in unknown]
+    run: set[nn.Module] = set()
+    hooks = [
+        module.register_forward_hook(lambda layer, *_: run.add(layer))
+        for module in {layer for _, layer in owners} - {net}
+    ]
+    try:
+        if hooks:
+            Runner(net, call)()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(own, layer) for own, layer in owners if layer in run]
 
 
 def follow_known(tensors: Sequence[OwnTensor], form: Form) -> Followed:
@@ -230,10 +263,14 @@ def _other_form(
     tensors: Sequence[OwnTensor],
     unknown: Sequence[OwnTensor],
     call: Call,
+    layers: Iterable[nn.Module] = (),
 ) -> Form:
-    """Another form of the network, with the channels that the plan removes from the first."""
+    """Another form of the network, with the channels that the plan removes from the first.
+
+    What these layers give is among its results.
+    """
     kept = [own for own in unknown if not isinstance(own.tensor, nn.Parameter)]
-    holder = _Holder(net, kept, call.keywords)
+    holder = _Holder(net, kept, call.keywords, layers)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = export(holder, call.arguments)
@@ -281,7 +318,7 @@ def _dead_channels(form: Form, other: Form, tensors: Sequence[OwnTensor]) -> Int
 
 
 class _Holder(nn.Module):
-    """A network to be exported as it stands, with the results' tensors alone.
+    """A network to be exported as it stands, with the results' tensors, and those of some layers.
 
     Attributes:
         net: the network; the exporter's calls of ``train`` and ``eval`` do not reach it.
@@ -289,10 +326,15 @@ class _Holder(nn.Module):
     """
 
     def __init__(
-        self, net: nn.Module, kept: Sequence[OwnTensor], keywords: Mapping[str, Any]
+        self,
+        net: nn.Module,
+        kept: Sequence[OwnTensor],
+        keywords: Mapping[str, Any],
+        layers: Iterable[nn.Module],
     ) -> None:
         super().__init__()
         self.net = net
+        self._layers = tuple(dict.fromkeys(layers))  # a tuple, which registers no modules
         self._keywords = keywords
         self._kept = [own for own in kept if own.tensor.is_leaf]
 
@@ -316,8 +358,18 @@ class _Holder(nn.Module):
             yield parameter
 
     def forward(self, *arguments: Any) -> list[torch.Tensor]:
-        """The tensors in the network's results."""
-        leaves = pytree.tree_leaves(self.net(*arguments, **self._keywords))
+        """The tensors in the results of the network, and of the layers that are asked for."""
+        heard: list[Any] = []
+        hooks = [
+            layer.register_forward_hook(lambda *parts: heard.append(parts[-1]))
+            for layer in self._layers
+        ]
+        try:
+            results = self.net(*arguments, **self._keywords)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        leaves = pytree.tree_leaves([results, heard])
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 

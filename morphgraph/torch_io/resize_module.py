@@ -40,6 +40,8 @@ from morphgraph.torch_io.optimizer_state import Cut, cut_in_place
 from morphgraph.torch_io.tensors import to_tensor
 from morphgraph.torch_io.weights import graph_with_weights, inner_module, named_tensors
 
+_SHOWN = 5  # names in a message
+
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
@@ -226,12 +228,22 @@ class _Resize:
         attributes.set_known()
         said = [config.fit(attributes, lively_check.holds, self._unequal()) for config in configs]
         attributes.set_plain()
-        lively_check.require(attributes)
-        training = training_check.require(attributes)
+        try:
+            lively_check.require(attributes)
+            training = training_check.require(attributes)
+        except UnsupportedError as problem:
+            if not followed.idle:
+                raise
+            shown = ", ".join(f"'{escape(name)}'" for name in followed.idle[:_SHOWN])
+            raise UnsupportedError(
+                f"{problem}; no result depends on {shown}, so that the graph does not show the "
+                "sizes of what they are combined with: do not run their layers where that is used "
+                "by nobody"
+            ) from problem
         self._cut(tensors, followed, known.numbers, data)
         notes = [words for words in said if "cannot" in words]
         if followed.unread and followed.refusal:
-            shown = ", ".join(f"'{escape(name)}'" for name in followed.unread[:5])
+            shown = ", ".join(f"'{escape(name)}'" for name in followed.unread[:_SHOWN])
             notes.append(
                 f"{shown} keep their size: they are not read in eval, and the training forward "
                 f"could not be followed ({followed.refusal})"

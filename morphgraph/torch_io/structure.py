@@ -2,9 +2,10 @@
 
 ONNX knows a list of inputs and one of outputs. The metadata entry ``morphgraph.outputs`` says in
 JSON how the outputs were put together, ``morphgraph.inputs`` the same of the inputs, as a dict of
-arguments by name: a string is a tensor by its name, ``null`` a ``None``; a list, a tuple, a dict or
-an object of named fields is ``{"list": [...]}``, ``{"dict": [[key, ...], ...]}`` and so on. A class
-is looked up among those that torch's pytree knows already; nothing is imported for it.
+arguments by name: a string is a tensor by its name, ``null`` a ``None``; a list, a tuple, a dict,
+an object of named entries or a dataclass is ``{"list": [...]}``, ``{"dict": [[key, ...], ...]}``
+and so on. A class is looked up among those that torch's pytree knows already; nothing is imported
+for it.
 """
 
 import json
@@ -12,6 +13,7 @@ import operator
 import sys
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -23,6 +25,7 @@ from morphgraph.onnx_io import INPUTS_KEY, OUTPUTS_KEY
 from morphgraph.torch_io.names import as_argument
 from morphgraph.torch_io.one_node import as_one_node
 
+_NAMED = ("object", "named", "fields")  # kinds whose parts have names
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -78,6 +81,9 @@ def _described(tree: Any) -> Any:
             kind, name = "object", _path_of(type(tree))
     elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
         kind, keys, parts, name = "named", list(tree._fields), list(tree), _path_of(type(tree))
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        kind, keys, name = "fields", [f.name for f in fields(tree)], _path_of(type(tree))
+        parts = [getattr(tree, key) for key in keys]
     elif isinstance(tree, list | tuple):
         kind, parts = ("list" if isinstance(tree, list) else "tuple"), list(tree)
     described = [None if part is None else _described(part) for part in parts]
@@ -149,6 +155,23 @@ def restore_arguments(net: fx.GraphModule, model: ir.Model) -> None:
     net.recompile()
 
 
+def arguments_of(model: ir.Model, tensors: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arguments by name as the exported network took them; ``None`` where nothing fits is noted.
+
+    Args:
+        model: a model.
+        tensors: what its inputs are, by name.
+    """
+    try:
+        described = json.loads(model.metadata_props.get(INPUTS_KEY, "null"))
+        kind, arguments = _kind(described)
+        if kind != "dict" or list(_names(described)) != list(tensors):
+            return None
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return {str(name): _restored(part, tensors, None) for name, part in arguments}
+
+
 def _taken_apart(
     graph: fx.Graph, whole: fx.Node, described: Any, tensors: Mapping[str, fx.Node]
 ) -> None:
@@ -157,11 +180,12 @@ def _taken_apart(
         tensors[described].replace_all_uses_with(whole)
     elif described is not None:
         kind, parts = _kind(described)
-        keyed = kind in ("dict", "object")
+        keyed = kind in ("dict", "object", "fields")
         for k, part in enumerate(parts):
             inside = part[1] if keyed or kind == "named" else part
             if any(True for _ in _names(inside)):
-                item = graph.call_function(operator.getitem, (whole, part[0] if keyed else k))
+                read = getattr if kind == "fields" else operator.getitem
+                item = graph.call_function(read, (whole, part[0] if keyed else k))
                 _taken_apart(graph, item, inside, tensors)
 
 
@@ -176,21 +200,21 @@ def _names(described: Any) -> Iterator[str]:
     elif described is not None:
         kind, parts = _kind(described)
         for part in parts:
-            yield from _names(part[1] if kind in ("dict", "object", "named") else part)
+            yield from _names(part[1] if kind in ("dict", *_NAMED) else part)
 
 
 def _kind(described: Any) -> tuple[str, list[Any]]:
     if not isinstance(described, dict):
         raise ValueError("a structure is a string, null or an object")
-    for kind in ("list", "tuple", "dict", "object", "named"):
+    for kind in ("list", "tuple", "dict", *_NAMED):
         parts = described.get(kind)
         if isinstance(parts, list):
-            keyed = kind in ("dict", "object", "named")
+            keyed = kind in ("dict", *_NAMED)
             if keyed and not all(
                 isinstance(p, list) and len(p) == 2 and type(p[0]) in _PLAIN for p in parts
             ):
                 break
-            if kind in ("object", "named") and not all(
+            if kind in _NAMED and not all(
                 isinstance(p[0], str) and (kind == "object" or p[0].isidentifier()) for p in parts
             ):
                 break
@@ -198,7 +222,8 @@ def _kind(described: Any) -> tuple[str, list[Any]]:
     raise ValueError("a structure of no known kind")
 
 
-def _restored(described: Any, results: Mapping[str, Any], graph: fx.Graph) -> Any:
+def _restored(described: Any, results: Mapping[str, Any], graph: fx.Graph | None) -> Any:
+    """A described structure of results: of a graph's nodes, or of what they are."""
     if described is None:
         return None
     if isinstance(described, str):
@@ -211,8 +236,10 @@ def _restored(described: Any, results: Mapping[str, Any], graph: fx.Graph) -> An
     values = [_restored(part[1], results, graph) for part in parts]
     if kind == "dict":
         return dict(zip(keys, values, strict=True))
-    function = as_object if kind == "object" else as_named_tuple
+    function = {"object": as_object, "named": as_named_tuple, "fields": as_dataclass}[kind]
     path = str(described.get("class", ""))
+    if graph is None:
+        return function(path, tuple(keys), tuple(values))
     return graph.call_function(function, (path, tuple(keys), tuple(values)))
 
 
@@ -245,6 +272,18 @@ def as_object(path: str, keys: Sequence[str], values: Sequence[Any]) -> Any:
     if cls is not None and cls in pytree.SUPPORTED_NODES and issubclass(cls, dict):
         return cls(**fields) if all(key.isidentifier() for key in keys) else cls(fields)
     return Record(fields)
+
+
+@as_one_node
+def as_dataclass(path: str, keys: Sequence[str], values: Sequence[Any]) -> Any:
+    """The same as a dataclass, where torch knows that one and it is made of these fields."""
+    cls = _known_class(path)
+    if cls is None or cls not in pytree.SUPPORTED_NODES or not is_dataclass(cls):
+        return Record(zip(keys, values, strict=True))
+    made = [field.name for field in fields(cls) if field.init]
+    if made != list(keys):
+        return Record(zip(keys, values, strict=True))
+    return cls(*values)
 
 
 @as_one_node

@@ -145,11 +145,15 @@ class Motion:
         return self._by_speed(float(moved.abs().mean()))
 
     def unmoved(self) -> list[str]:
-        """Names of the scales that the optimizer has not moved in any place."""
+        """Names of the scales that the optimizer has not moved in any place, though it might."""
         if self._moved is None:
             return []
         parts = torch.split_with_sizes(self._moved, [len(source.index) for source in self.scales])
-        return [s.name for s, moved in zip(self.scales, parts, strict=True) if not moved.any()]
+        return [
+            source.name
+            for source, moved in zip(self.scales, parts, strict=True)
+            if not source.frozen and not moved.any()
+        ]
 
     def forget_movements(self) -> None:
         """Forget which scales have moved: parameters were replaced."""

@@ -17,7 +17,7 @@ from morphgraph.train.sources import BoundSource, is_shared, whole
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _following: "WeakKeyDictionary[Optimizer, WeakSet[Steps]]" = WeakKeyDictionary()
-_SOME = 16  # numbers of a kernel that are remembered
+_SOME = 16  # channels of a kernel that are remembered, and numbers of each
 _DECAYED = 0.05  # of a strength within the phase: less decay is not worth a word
 
 
@@ -39,9 +39,7 @@ class Probe:
         return [
             source.name
             for source, before in zip(self._kernels, self._before, strict=True)
-            if before is not None
-            and (now := _proportions(source)) is not None
-            and torch.allclose(before, now, rtol=1e-6, atol=1e-7)
+            if not source.frozen and _are_alike(before, _proportions(source))
         ]
 
     @property
@@ -52,12 +50,25 @@ class Probe:
 
 @torch.no_grad()
 def _proportions(source: BoundSource) -> Tensor | None:
-    """Some numbers of the channel at the first position, of length 1."""
+    """Some numbers of some channels, each channel's of length 1 or zero: ``[channels, numbers]``.
+
+    Of one channel alone it could be that no gradient reaches it: a unit behind a ReLU that is
+    silent from the beginning.
+    """
     if is_shared(source.parameter) or source.parameter.dim() < 2:
         return None
-    row = source.parameter.select(source.axis, int(source.positions[0])).reshape(-1)[:_SOME]
-    norm = row.float().norm()
-    return row.float() / norm if len(row) > 1 and norm > 0 else None
+    places = source.positions[:: max(1, len(source.positions) // _SOME)][:_SOME]
+    rows = source.parameter.index_select(source.axis, places).movedim(source.axis, 0)
+    rows = rows.reshape(len(places), -1)[:, :_SOME].float()
+    return torch.nn.functional.normalize(rows) if rows.shape[1] > 1 else None
+
+
+def _are_alike(before: Tensor | None, now: Tensor | None) -> bool:
+    """Whether the channels that are not zero have the proportions that they had."""
+    if before is None or now is None:
+        return False
+    both = before.any(dim=1) & now.any(dim=1)
+    return bool(both.any()) and torch.allclose(before[both], now[both], rtol=1e-6, atol=1e-7)
 
 
 def warn_of_unmoved(motion: Motion, probe: Probe, step: int) -> None:

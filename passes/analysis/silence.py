@@ -11,11 +11,11 @@ Channels that are zero by themselves need nothing. So one that a plan takes back
 gradient: of its kernel, or of the kernels that read it.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from morphgraph.graph import ChannelGraph, Edge, GraphOp
-from morphgraph.ops import facts_of
+from morphgraph.ops import OpNode, facts_of
 from morphgraph.passes.analysis.zeros import NONE, Groups, added_operands, edges_on, zeros
 from morphgraph.passes.coupling.roles import roles
 
@@ -108,7 +108,10 @@ class _Silencer:
         for op_index, op in enumerate(self.graph.ops if groups else ()):
             facts = facts_of(op.ir)
             ports = {*added_operands(op), *facts.tables}
-            for edge in self.graph.edges_of(op_index):
+            edges = self.graph.edges_of(op_index)
+            if all(self.couplings.on_weight(edge) for edge in edges if edge.port < 0):
+                continue  # it computes a weight: that is zero as a whole where somebody adds it
+            for edge in edges:
                 adds = facts.adds or facts.subtracts or edge.port in ports
                 adds |= self.role.makes[edge.factor] and not self.role.counted[edge.factor]
                 here = groups & self.graph.groups_on(edge.factor)
@@ -134,10 +137,42 @@ class _Silencer:
         parts = [self._zeroed_by(at) for at in places.values()]
         if facts.adds or facts.subtracts:
             every = len(places) == sum(value is not None for value in op.ir.inputs)
-        elif op.gate or op.macs:
-            return next((part for part in parts if part is not None), None)
+        elif op.gate or op.macs or facts.powers is not None:
+            powers = _powers(op)
+            found = [part for port, part in zip(places, parts, strict=True) if powers(port) > 0]
+            divisors = self._divisors(dim)
+            return next((p for p in found if p is not None and not divisors & set(p)), None)
         else:
             every = bool(places) and (facts.moves or facts.inert or facts.converts)
         if not every or any(part is None for part in parts):
             return None
         return tuple(dict.fromkeys(axis for part in parts for axis in part or ()))
+
+    def _divisors(self, dim: int, *, below: bool = False) -> set[int]:
+        """The axes of parameters that a weight is divided by on this axis: never to be zero.
+
+        Args:
+            below: whether the axis is that of a divisor.
+        """
+        name = self.couplings.dims[dim].value
+        op_index = self.graph.makers.get(name)
+        if op_index is None:
+            return {dim} if below else set()
+        edges = self.graph.edges_of(op_index)
+        factors = {edge.factor for edge in edges if edge.dim == dim and edge.port < 0}
+        powers = _powers(self.graph.ops[op_index])
+        return {
+            axis
+            for edge in edges
+            if edge.port >= 0 and edge.factor in factors
+            for axis in self._divisors(edge.dim, below=below or powers(edge.port) < 0)
+        }
+
+
+def _powers(op: GraphOp) -> Callable[[int], float]:
+    """By operand the power of it that a product is proportional to; where nothing says it, 1."""
+    facts = facts_of(op.ir)
+    if facts.powers is None:
+        return lambda _port: 1.0
+    powers = facts.call(facts.powers, op.ir, OpNode(op.ir))
+    return lambda port: powers.get(port, 0.0)

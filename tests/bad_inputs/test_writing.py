@@ -84,6 +84,7 @@ def test_a_folder_that_may_not_be_written_to(folder: Path) -> None:
         assert ran.code == 4, ran
         assert ran.err.splitlines()[-1].startswith("morphgraph: error: "), ran
         assert "ermission denied" in ran.err
+        assert "model.onnx: closed" not in ran.err  # the fault is not the model's
         assert ran.made == ran.spoilt == ()
 
 
@@ -92,6 +93,12 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["apply", "model.onnx", "plan.json", "-o", "model.onnx", "--overwrite"],
         "is an input",
     ),
+    "output is the folder itself": (
+        ["apply", "model.onnx", "plan.json", "-o", "."],
+        "is a folder",
+    ),
+    "output is the folder above": (["plan", "model.onnx", "--uniform", "0.5", "-o", ".."], "is a"),
+    "output is no file at all": (["plan", "model.onnx", "--uniform", "0.5", "-o", "/"], "is a fo"),
     "output is the plan": (
         ["apply", "model.onnx", "plan.json", "-o", "plan.json", "--overwrite"],
         "is an input",

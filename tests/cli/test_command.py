@@ -36,6 +36,35 @@ def test_a_parameter_is_an_argument_and_a_keyword_parameter_is_an_option() -> No
         _run(act)
 
 
+def test_a_choice_that_may_be_left_out_is_a_choice() -> None:
+    def act(*, by: Literal["a", "b"] | None = None) -> Any:
+        return by
+
+    assert [_run(act), _run(act, "--by", "b")] == [None, "b"]
+    with click.Context(command(act)) as ctx:
+        assert "--by [a|b]" in command(act).get_help(ctx)
+    with pytest.raises(click.BadParameter, match=r"'B' is not one of 'a', 'b' \(did you mean 'b'"):
+        _run(act, "--by", "B")
+
+
+def test_a_number_or_a_word_says_both() -> None:
+    def act(*, to: Annotated[int | Literal["auto"], Meta(ge=1)] = "auto") -> Any:
+        return to
+
+    assert [_run(act), _run(act, "--to", "8"), _run(act, "--to", "auto")] == ["auto", 8, "auto"]
+    for given, said in (("0", "x>=1, nor 'auto'"), ("Auto", "nor 'auto' .did you mean 'auto'")):
+        with pytest.raises(click.BadParameter, match=said):
+            _run(act, "--to", given)
+
+
+@pytest.mark.parametrize("name", cli.list_commands(click.Context(cli)))
+def test_no_option_hides_its_choices(name: str) -> None:
+    one = cli.get_command(click.Context(cli), name)
+    assert one is not None
+    with click.Context(one) as ctx:
+        assert "NUMBER" not in one.get_help(ctx)
+
+
 def test_a_dataclass_stands_for_its_fields() -> None:
     def act(*, grid: Grid, wide: bool = False) -> Any:
         return grid, wide

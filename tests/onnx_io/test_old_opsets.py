@@ -36,6 +36,14 @@ def _model(
     return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
 
 
+def _undeclared(
+    nodes: list[onnx.NodeProto], opset: int, initializers: dict[str, np.ndarray]
+) -> onnx.ModelProto:
+    model = _model(nodes, opset, initializers)
+    model.ir_version = 3
+    return model
+
+
 def _node(op_type: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
     node = helper.make_node(op_type, inputs, ["y"], name="node", **attributes)
     node.metadata_props.add(key="scope", value="here")
@@ -66,6 +74,15 @@ MODELS = {
     "Dropout": _model([_node("Dropout", "x", ratio=0.3)], 7),
     "IR 3": _model(
         [_node("Conv", "x", "w")], 7, {"w": GENERATOR.standard_normal((5, 4, 3, 3), np.float32)}, 3
+    ),
+    # Against the standard, and ONNX Runtime takes it: weights of IR 3 that are no inputs.
+    "IR 3 with large and small weights that are no inputs": _undeclared(
+        [_node("Conv", "x", *"wb")],
+        9,
+        {
+            "w": GENERATOR.standard_normal((5, 4, 3, 3), np.float32),
+            "b": GENERATOR.standard_normal(5, np.float32),
+        },
     ),
     "BatchNormalization": _model(
         [_node("BatchNormalization", "x", *"aaaa", spatial=1)], 7, {"a": np.ones(4, np.float32)}

@@ -973,3 +973,72 @@ def test_auxiliary_classifiers_of_googlenet() -> None:
     assert report.training.startswith("equal")
     logits, second, first = net.train()(example)
     (logits.sum() + second.sum() + first.sum()).backward()
+
+
+def test_a_compiled_network_is_not_compiled_for_every_run() -> None:
+    """Its runs are eager, whatever they try; what was compiled compiles once more, and is right."""
+    torch.compiler.reset()
+    compiled: list[int] = []
+
+    def backend(traced: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        compiled.append(len(compiled))
+        return traced.forward
+
+    net = C2f(3, 16).eval()
+    randomize_weights(net, (IMAGE,))
+    net.eval()
+    graph = mg.lift(mg.export(net, (IMAGE,)))
+    net.compile(backend=backend)
+    net(IMAGE)
+    assert len(compiled) == 1
+    plan = mg.uniform(graph, 0.5)
+    (expected,) = ort.run(mg.apply(graph, plan), {"x": IMAGE.numpy()}).values()
+    mg.resize_module(net, graph, plan)
+    assert len(compiled) == 1
+    with torch.no_grad():
+        found = net(IMAGE)
+    assert len(compiled) > 1
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+class Pyramid(nn.Module):
+    """Runs a layer more than its results need."""
+
+    def __init__(self, *, add: bool) -> None:
+        super().__init__()
+        self.stem, self.add = ConvBlock(3, 12, 3), add
+        self.lateral = nn.ModuleList(nn.Conv2d(12, 10, 1) for _ in range(2))
+        self.after = nn.ModuleList(nn.Conv2d(10, 8, 3, padding=1) for _ in range(2))
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        maps = [after(F.relu(lateral(x))) for lateral, after in zip(self.lateral, self.after)]
+        if self.add:
+            maps[1] = maps[1] + maps[0]
+        out: Tensor = self.head(F.relu(maps[0]))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:network Pyramid. its forward in eval is exported")
+def test_layers_whose_results_nobody_uses_follow() -> None:
+    net = Pyramid(add=False).eval()
+    randomize_weights(net, (IMAGE,))
+    net.eval()
+    graph = mg.lift(mg.export(net, (IMAGE,)))
+    plan = mg.uniform(graph, 0.5)
+    (expected,) = ort.run(mg.apply(graph, plan), {"x": IMAGE.numpy()}).values()
+    mg.resize_module(net, graph, plan)
+    with torch.no_grad():
+        np.testing.assert_allclose(net(IMAGE).numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert net.lateral[1].weight.shape == (10, 8, 1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:network Pyramid. its forward in eval is exported")
+def test_what_is_combined_for_nobody_is_named() -> None:
+    net = Pyramid(add=True).eval()
+    graph = mg.lift(mg.export(net, (IMAGE,)))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(UnsupportedError, match=r"no result depends on .*'after.1.weight'.*do not"):
+        mg.resize_module(net, graph, mg.uniform(graph, 0.5))
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())

@@ -7,6 +7,7 @@ import copy
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +43,25 @@ pytree.register_pytree_node(
     serialized_type_name="tests.Output",
 )
 
+
+@dataclass
+class Fields:
+    """A dataclass that torch's pytree knows."""
+
+    first: Any
+    second: Any = None
+
+
+pytree.register_dataclass(Fields)
+
 FORMS = {
     "dict": lambda x, y: {"out": x, "features": [x.relu(), y], "aux": y + 1},
     "nested": lambda x, y: [(x, {"a": [y, None]}), [x + y]],
     "one in a tuple": lambda x, y: (x + y,),
     "one in a dict": lambda x, y: {"logits": x + y},
     "named": lambda x, y: Pair(x, {"b": y}),
+    "dataclass": lambda x, y: Fields(x, {"b": y}),
+    "dataclass with nothing": lambda x, y: [Fields(x), y],
     "object": lambda x, y: Output(logits=x, hidden=(x, y), loss=None),
     "keys that are no names": lambda x, y: {0: x, "a b": y},
     "twice the same": lambda x, y: {"b": x, "a": (x, y)},
@@ -244,6 +258,12 @@ ARGUMENTS: dict[str, tuple[type[Sum], Callable[..., Any], Any, list[str]]] = {
         (Pair(X, Y),),
         ["batch_first", "batch_second"],
     ),
+    "dataclass": (
+        Positional,
+        lambda p, _: (p.first, p.second["y"]),
+        (Fields(X, {"y": Y}),),
+        ["batch_first", "batch_second_y"],
+    ),
     "dict behind a tensor": (
         Positional,
         lambda x, more: (x, more["y"]),
@@ -266,6 +286,7 @@ def _of_size(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
         ("odd keys", False),
         ("nested", True),
         ("named tuple", False),
+        ("dataclass", False),
         ("dict behind a tensor", False),
         ("other names", True),
         ("any number", False),
@@ -296,6 +317,21 @@ def test_arguments_are_given_as_the_network_takes_them(name: str, dynamic: bool)
             )
         (expected,) = ort.run(mg.apply(graph, plan), fed).values()
         np.testing.assert_allclose(slim(*positional, **keywords).detach(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nested", "dataclass", "other names", "any number"])
+def test_a_module_is_resized_without_an_example_of_its_arguments(name: str) -> None:
+    """How its arguments are put together was noted at the export."""
+    kind, take, example, _ = ARGUMENTS[name]
+    net = kind(take).eval()
+    graph = mg.lift(mg.export(net, example))
+    plan = mg.uniform(graph, 0.5)
+    values = zip(graph.model.graph.inputs, (X, Y), strict=True)
+    feeds = {value.name or "": tensor.numpy() for value, tensor in values}
+    (expected,) = ort.run(mg.apply(graph, plan), feeds).values()
+    mg.resize_module(net, graph, plan)
+    found = net(**example) if isinstance(example, dict) else net(*example)
+    np.testing.assert_allclose(found.detach(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

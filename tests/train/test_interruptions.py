@@ -177,6 +177,29 @@ def test_parameters_that_are_replaced_and_nobody_trains() -> None:
         budget.step()
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_no_gradient_reaches_is_not_taken_for_untrained(
+    frozen: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The first unit of a layer is silent from the beginning; a layer is frozen on the way."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+    reg = mg.Regularizer(mg.lift(mg.export(net, (torch.zeros(2, 6),))), net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    mg.Budget(reg, {"flops": "50%"}, STEPS).attach(optimizer)
+    first = net.get_submodule("0")
+    with torch.no_grad():
+        first.get_parameter("bias")[0] = -100.0
+    if frozen:
+        first.requires_grad_(False)
+    for step in range(20):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), torch.arange(8) % 3).backward()
+        optimizer.step()
+    assert not [str(each.message) for each in recwarn if "nothing but" in str(each.message)]
+
+
 def test_a_state_of_a_settled_structure_changes_no_bit() -> None:
     """Not either where a channel that stays has become weaker than those that went."""
     ways = []

@@ -138,6 +138,22 @@ class WeightNorm(nn.Module):
         return scores
 
 
+class SpectralNorm(nn.Module):
+    """A kernel that is divided by a number of its own, behind one that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight, spectral = nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm
+        self.a = weight(nn.Conv1d(4, 12, 3, padding=1))
+        self.b = spectral(nn.Conv1d(12, 12, 3, padding=1))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.b(F.leaky_relu(self.a(x))))
+        scores: Tensor = self.head(x.mean(-1))
+        return scores
+
+
 class RootMeanSquare(nn.Module):
     """Written out, with the scale that a Llama, a Gemma or nobody has."""
 
@@ -260,6 +276,16 @@ def test_what_is_absorbed_stays_a_constant(name: str) -> None:
     build, inputs = CASES[name]
     net, budget = trained(build(), inputs, absorb=True)
     assert off(net, budget, inputs(), absorb=True) < TOLERANCE
+
+
+@pytest.mark.parametrize("absorb", [False, True])
+def test_what_a_kernel_is_divided_by_does_not_become_zero(absorb: bool) -> None:
+    torch.manual_seed(0)
+    inputs = numbers(4, 4, 9)
+    net, budget = trained(SpectralNorm(), inputs, absorb=absorb)
+    net.train()(inputs()).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert off(net.eval(), budget, inputs(), absorb=absorb) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "convolutions", "norms"])

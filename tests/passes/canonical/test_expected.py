@@ -118,3 +118,76 @@ def test_flags_stay_as_they_were_where_no_mask_is_read() -> None:
             else_branch = h () => (float[1,4] e) { m = MatMul(x, w)  e = Neg(m) }> }"""
     graph = mg.lift(model_from_text(text, ("which", "x")))
     assert {bool(random_inputs(graph.model, seed)["which"]) for seed in range(20)} == {False, True}
+
+
+# By form: how columns of the 4 x 5 numbers `t` become rows of tables of 9 and of 4.
+COLUMNS = {
+    "gathered": "a = Gather<axis=1>(t, three)  b = Gather<axis=1>(t, one)",
+    "sliced": "u = Slice(t, three1, four1, one1)  a = Squeeze(u, one1) "
+    "v = Slice(t, one1, two1, one1)  b = Squeeze(v, one1)",
+    "split": "p, b, q, a, z = Split<axis=1, num_outputs=5>(t)",
+    "behind a cast": "k = Cast<to=7>(t)  a = Gather<axis=1>(k, three)  b = Gather<axis=1>(k, one)",
+}
+
+
+@pytest.mark.parametrize("dtype", ["float", "int64"])
+@pytest.mark.parametrize("form", COLUMNS)
+def test_columns_are_rows_of_tables_of_their_own(form: str, dtype: str) -> None:
+    text = f"""net ({dtype}[4,5] t, float[9,6] first, float[4,6] second, float[5,6] w0,
+        float[6,5] w1, float[5,2] w2) => (float[4,2] y)
+    <int64 three = {{3}}, int64 one = {{1}}, int64[1] three1 = {{3}}, int64[1] four1 = {{4}},
+     int64[1] one1 = {{1}}, int64[1] two1 = {{2}}, int64[2] full = {{4, 6}}>
+    {{ {COLUMNS[form]}  i = Cast<to=7>(a)  j = Cast<to=7>(b)  e = Gather(first, i)
+       f = Gather(second, j)  g = Reshape(e, full)  h = Reshape(f, full)  r = Cast<to=1>(t)
+       n = MatMul(r, w0)  s = Add(g, h)  m = Add(s, n)  c = MatMul(m, w1)  d = Sigmoid(c)
+       y = MatMul(d, w2) }}"""
+    graph = mg.lift(model_from_text(text, ("t",)))
+    drawn = np.stack([random_inputs(graph.model, seed)["t"] for seed in range(20)])
+    assert set(drawn[..., 3].ravel().tolist()) == set(range(9))
+    assert set(drawn[..., 1].ravel().tolist()) == set(range(4))
+    if dtype == "float":
+        assert len(np.unique(drawn[..., [0, 2, 4]])) == 20 * 4 * 3
+    prove(graph, seeds=(0,))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "c = Slice(rois, zero, one, one)  d = Squeeze(c, one)  which = Cast<to=7>(d) "
+        "boxes = Slice(rois, one, five, one) "
+        "b = RoiAlign<output_height=2, output_width=2, sampling_ratio=2>(r, boxes, which)",
+        "b = MaxRoiPool<pooled_shape=[2,2]>(r, rois)",
+    ],
+)
+def test_regions_are_of_samples_that_there_are(reader: str, batch: int) -> None:
+    """ONNX Runtime reads memory that is not the network's where they are not."""
+    text = f"""net (float[{batch},3,8,8] x, float[5,5] rois, float[6,3,1,1] w1, float[2,6,1,1] w2)
+        => (float[5,2,2,2] y)
+    <int64[1] zero = {{{{0}}}}, int64[1] one = {{{{1}}}}, int64[1] five = {{{{5}}}}>
+    {{{{ a = Conv(x, w1)  r = Sigmoid(a)  {reader}  y = Conv(b, w2) }}}}""".format()
+    graph = mg.lift(model_from_text(text, ("x", "rois")))
+    drawn = np.stack([random_inputs(graph.model, seed)["rois"] for seed in range(20)])
+    assert set(drawn[..., 0].ravel().tolist()) == set(range(batch))
+    assert len(np.unique(drawn[..., 1:])) == 20 * 5 * 4
+    prove(graph, seeds=(0,))
+
+
+@pytest.mark.parametrize(
+    ("node", "rows"),
+    [
+        ("u = ScatterElements<axis=1>(x, ids, z)", range(7)),
+        ("u = ScatterND(x, ids, z)", range(4)),
+        ("u = GatherND(x, ids)", range(4)),
+    ],
+)
+def test_what_is_written_or_read_by_number_is_anywhere(node: str, rows: range) -> None:
+    sizes = {"ScatterElements": "4,3,6", "ScatterND": "4,3,2", "GatherND": "4,3,2"}
+    (name,) = (each for each in sizes if f" {each}" in node)
+    text = f"""net (float[4,7,6] x, int64[{sizes[name]}] ids, float[4,3,6] z, float[6,5] w1,
+        float[5,2] w2) => (float[4,N,2] y)
+    {{ {node}  a = MatMul(u, w1)  r = Sigmoid(a)  y = MatMul(r, w2) }}"""
+    graph = mg.lift(model_from_text(text, ("x", "ids", "z")))
+    drawn = np.stack([random_inputs(graph.model, seed)["ids"] for seed in range(20)])
+    assert set(drawn.ravel().tolist()) == set(rows)
+    assert np.isfinite(run(graph.model, random_inputs(graph.model))["y"]).all()
