@@ -203,7 +203,7 @@ def _normed_product(
         return None
     node, weights = graph.ops[op_index].ir, _weights(graph, op_index, makers.places)
     (port, side), (_, keys) = _queries_first(bare, weights)
-    found = scale_of(graph, makers.places, side, node, port)
+    found = scale_of(graph, makers, side, node, port)
     if found is None:
         return None
     return _competing(graph, op_index, found, keys, weights)

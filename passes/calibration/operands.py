@@ -101,7 +101,8 @@ class Makers:
         self.graph = graph
         self.places = {node.name or "": k for k, node in enumerate(graph.model.graph)}
         self.arriving: dict[tuple[str, int], tuple[str, Arrival]] = {}
-        for name, reader in readers(graph.model, graph.couplings.input_independent).items():
+        self.layers = readers(graph.model, graph.couplings.input_independent)
+        for name, reader in self.layers.items():
             if not reader.is_norm and not reader.linear.inside:
                 self._follow(name, reader)
 
