@@ -1,38 +1,41 @@
-"""Ahead of a norm of queries: mixtures of a head's elements that make up for those that go.
+"""Ahead of norms of queries and keys: mixtures of elements that make up for those that go.
 
 A layer makes a head's elements ``x``, a norm divides what stays of them by its size, numbers scale
 the result, and positions may turn it. Whatever the layer makes instead passes the norm, so each
 element that stays may be a mixture of all that were there, ``B' x`` with a matrix ``B`` of a
 column for each, which the layer takes into the rows of its kernel. With the norm ``N`` over what
-stays, and ``t`` what a number adds to the logits per unit of the norm's result, these are::
+stays, and ``R`` what scales and turns its result at a place, which is linear, logits are ::
 
-    sum_e t_e N(B' x)_e,      N(v) = v / sqrt(mean(v^2) + epsilon)
+    q . k,      q = R N(B' x),      N(v) = v / sqrt(mean(v^2) + epsilon)
 
-The keys and the numbers as they are, every query has one matrix ``G`` of second moments of its
-``t`` and, last, of the logit in the whole network, over its keys as a softmax sees them. What is
-minimized is the sum over queries of ::
+and likewise for keys, where nobody else sees them. With the factors ``f`` of the numbers behind the
+queries' norm, what is minimized is the squared change of what a softmax sees of the logits of the
+whole network (:mod:`morphgraph.passes.calibration.factors`)::
 
-    (N(B' x), -1) G (N(B' x), -1)'
+    sum over queries, keys of  share * (q . k - logit, from its mean over the keys)^2
 
 No closed form is known, since the size of what is mixed divides it. But it is a smooth function of
-a small matrix, and the gradient costs what it costs itself: limited memory BFGS (Liu and Nocedal
-1989) goes down from the slices. In units in which the second moments of ``x`` are 1, and those of
-the gradients, it curves alike in all directions, so that some dozens of steps do. Of the matrices
-on the way the one stays that is best on inputs kept aside.
+a few small matrices, and all its derivatives together cost twice what it costs itself: limited
+memory BFGS (Liu and Nocedal 1989) goes down from a start. It does so in units in which the
+second moments of ``x`` are 1, and those of what a random change of the logits asks of the norms'
+operands: in these the curvature is about the same in all directions (as Kronecker factors:
+Martens and Grosse 2015), so that some dozens of steps do. Of all on the way that stays which is
+best on inputs kept aside.
 
-A rotation behind the norm forbids nothing: it is in ``t``, and what passes it is the norm's result,
+A rotation behind the norm forbids nothing: it is in ``R``, and what passes it is the norm's result,
 whatever was mixed.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from morphgraph.arrays import Array, FloatArray
+from morphgraph.arrays import Array, FloatArray, IntArray
 
 #: Steps of the descent, and those of which it remembers what they changed.
 STEPS, MEMORY = 40, 10
-#: Directions of a head with a smaller share of its largest second moment are left alone.
+#: Directions with a smaller share of the largest second moment are left alone.
 NOTHING = 1e-6
 
 
@@ -43,135 +46,290 @@ class Norm:
     Attributes:
         epsilon: added to the mean of squares.
         centered: the mean is taken off before.
+        together: all heads are normalized at once; else each by itself.
 
-    >>> Norm(0.0)(np.array([[[3.0, 4.0]]]))[0].round(3)  # of one head
+    >>> Norm(0.0)(np.array([[[3.0, 4.0]]]))[0].round(3)  # one head, one place
     array([[[0.849, 1.131]]])
     """
 
     epsilon: float
-    centered: bool
+    centered: bool = False
+    together: bool = False
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Of ``[heads, places, size]`` those over which it takes means."""
+        return (0, 2) if self.together else (2,)
 
     def __call__(self, elements: Array) -> tuple[Array, Array]:
-        """``[heads, places, size]`` over its size, and this size, ``[1, places, 1]``."""
+        """``[heads, places, size]`` over its size, and this size, of one head or of every."""
         if self.centered:
-            elements = elements - elements.mean(axis=(0, 2), keepdims=True)
-        square = np.square(elements).mean(axis=(0, 2), keepdims=True)
+            elements = elements - elements.mean(axis=self.axes, keepdims=True)
+        square = np.square(elements).mean(axis=self.axes, keepdims=True)
         size = np.sqrt(np.maximum(square + self.epsilon, 1e-30))
         return elements / size, size
 
     def backwards(self, gradient: Array, unit: Array, size: Array) -> Array:
-        """The gradient by what is normalized, from that by the result.
+        """The gradient by what is normalized.
 
         Args:
             gradient: by the result, ``[heads, places, size]``.
-            unit: the result.
-            size: by what it was divided.
+            unit, size: the result, and by what it was divided.
         """
-        inner = gradient - unit * (gradient * unit).mean(axis=(0, 2), keepdims=True)
+        found: Array = gradient - unit * (gradient * unit).mean(axis=self.axes, keepdims=True)
         if self.centered:
-            inner = inner - inner.mean(axis=(0, 2), keepdims=True)
-        found: Array = inner / size
-        return found
+            found = found - found.mean(axis=self.axes, keepdims=True)
+        return found / size
 
 
 @dataclass(frozen=True, eq=False)
-class Queries:
-    """Heads that are normalized together, at some places.
+class Operand:
+    """Queries or keys of a sample: what their layer makes, and what comes behind their norm.
 
     Attributes:
-        elements: what their layer makes, ``[heads, places, size]``.
-        moments: over the keys of every query, of what each number behind the norm adds to the
-            logit per unit of the norm's result, and of the logit in the whole network,
-            ``[heads, places, kept + 1, kept + 1]``.
+        elements: what the layer makes, ``[heads, places, size]``.
+        own, beside: what an element adds, behind the norm, to itself and to the other one of its
+            pair, per unit of the norm's result, ``[heads, places, kept]``.
+        nothing: what is there without them, ``[heads, places, kept]``.
+        norm: the norm.
+        partner: of every element that stays the other one of its pair, or itself, ``[kept]``.
     """
 
     elements: Array
-    moments: Array
+    own: Array
+    beside: Array
+    nothing: Array
+    norm: Norm
+    partner: IntArray
 
-    def scaled(self, factors: FloatArray) -> "Queries":
-        """The same where the numbers have factors, ``[heads, kept]``."""
-        every = np.append(factors, np.ones((len(factors), 1)), axis=1).astype(self.moments.dtype)
-        return Queries(self.elements, self.moments * every[:, None, :, None] * every[:, None, None])
+    def __call__(self, mixtures: FloatArray, factors: FloatArray) -> tuple[Array, Array, Array]:
+        """What meets the other operand, ``[heads, places, kept]``; the norm's result and size.
 
-    def terms(self, mixtures: FloatArray, norm: Norm) -> FloatArray:
-        """Second moments of the numbers' terms, summed over queries, last the logits'.
-
-        ``[heads, kept + 1, kept + 1]``.
+        Args:
+            mixtures: ``[heads, size, kept]``.
+            factors: of the numbers behind the norm, ``[heads, kept]``.
         """
-        unit, _ = norm(self.elements @ mixtures)
-        whole = np.append(unit, np.ones((*unit.shape[:2], 1)), axis=2)
-        found: FloatArray = np.einsum("hpi,hpij,hpj->hij", whole, self.moments, whole)
+        unit, size = self.norm(self.elements @ mixtures)
+        scaled = unit * factors[:, None]
+        met = self.nothing + self.own * scaled + (self.beside * scaled)[..., self.partner]
+        return met, unit, size
+
+    def backwards(
+        self, gradient: Array, unit: Array, size: Array, factors: FloatArray
+    ) -> tuple[Array, Array]:
+        """The gradients by what is normalized, and by the factors at every place.
+
+        Args:
+            gradient: by what meets the other operand, ``[heads, places, kept]``.
+            unit, size: of the norm.
+            factors: of the numbers behind it.
+        """
+        by_scaled = self.own * gradient + self.beside * gradient[..., self.partner]
+        by_mixed = self.norm.backwards(by_scaled * factors[:, None], unit, size)
+        return by_mixed, by_scaled * unit
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Queries and keys that meet.
+
+    Attributes:
+        queries, keys: the operands; of keys that stay as they are alone ``nothing`` counts.
+        key_of: of every head of queries its head of keys.
+        shares: how much a key counts for a query, of each query 1, ``[heads, places, keys]``.
+        logits: in the whole network.
+    """
+
+    queries: Operand
+    keys: Operand
+    key_of: IntArray
+    shares: Array
+    logits: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Mixtures:
+    """What may change.
+
+    Attributes:
+        queries: by head mixtures of its elements, ``[heads, size, kept]``.
+        keys: the same of heads of keys; ``None`` where they stay as they are.
+        factors: of the numbers behind the queries' norm, ``[sets, kept]``.
+        set_of: of every head of queries which of these it has.
+    """
+
+    queries: FloatArray
+    keys: FloatArray | None
+    factors: FloatArray
+    set_of: IntArray
+
+    def vector(self) -> FloatArray:
+        """All numbers behind each other."""
+        parts = [self.queries, self.factors] + ([] if self.keys is None else [self.keys])
+        return np.concatenate([part.ravel() for part in parts])
+
+    def like(self, vector: FloatArray) -> "Mixtures":
+        """The same with other numbers."""
+        ends = np.cumsum([self.queries.size, self.factors.size])
+        queries, factors, keys = np.split(vector, ends)
+        return replace(
+            self,
+            queries=queries.reshape(self.queries.shape),
+            factors=factors.reshape(self.factors.shape),
+            keys=None if self.keys is None else keys.reshape(self.keys.shape),
+        )
+
+
+def mixing_error(mixtures: Mixtures, samples: Sequence[Sample]) -> float:
+    """Squared change of what a softmax sees of the logits, summed over queries and heads."""
+    return sum(_met(mixtures, sample).error for sample in samples)
+
+
+def mixing_gradient(mixtures: Mixtures, samples: Sequence[Sample]) -> tuple[float, Mixtures]:
+    """The same with its gradient by all that may change."""
+    total, error = mixtures.like(np.zeros(mixtures.vector().size)), 0.0
+    for sample in samples:
+        met = _met(mixtures, sample)
+        error += met.error
+        for side, (by_mixed, by_factors) in zip(("queries", "keys"), met.backwards(met.wrong)):
+            by_elements = getattr(sample, side).elements.swapaxes(1, 2) @ by_mixed
+            getattr(total, side)[...] += by_elements
+            if side == "queries":
+                np.add.at(total.factors, mixtures.set_of, by_factors.sum(axis=1))
+    return error, total
+
+
+@dataclass(frozen=True, eq=False)
+class _Met:
+    """A sample in which something has changed."""
+
+    mixtures: Mixtures
+    sample: Sample
+    queries: tuple[Array, Array, Array]
+    keys: tuple[Array, Array, Array] | None
+    #: Logits less those of the whole network, as a softmax sees them, times twice their shares.
+    wrong: Array
+    error: float
+
+    def backwards(self, wrong: Array) -> list[tuple[Array, Array]]:
+        """For queries, and keys where they may change, gradients at every place.
+
+        By what is normalized and by factors, of some gradient by the logits.
+        """
+        sample, mixtures = self.sample, self.mixtures
+        keys = sample.keys.nothing if self.keys is None else self.keys[0]
+        by_queries = wrong @ keys[sample.key_of].astype(np.float32)
+        factors = mixtures.factors[mixtures.set_of]
+        found = [sample.queries.backwards(by_queries, *self.queries[1:], factors)]
+        if self.keys is not None and mixtures.keys is not None:
+            by_head = wrong.swapaxes(1, 2) @ self.queries[0].astype(np.float32)
+            by_keys = np.zeros(self.keys[0].shape)
+            np.add.at(by_keys, sample.key_of, by_head)
+            ones = np.ones((len(by_keys), by_keys.shape[2]))
+            found.append(sample.keys.backwards(by_keys, *self.keys[1:], ones))
         return found
 
 
-def mixing_error(
-    mixtures: FloatArray, queries: Queries, norm: Norm
-) -> tuple[float, FloatArray, Array]:
-    """Squared change of what a softmax sees of heads' logits, summed over queries.
+def _met(mixtures: Mixtures, sample: Sample) -> _Met:
+    queries = sample.queries(mixtures.queries, mixtures.factors[mixtures.set_of])
+    keys = None
+    if mixtures.keys is not None:
+        ones = np.ones((len(mixtures.keys), mixtures.keys.shape[2]))
+        keys = sample.keys(mixtures.keys, ones)
+    there = sample.keys.nothing if keys is None else keys[0]
+    single = there[sample.key_of].astype(np.float32)
+    wrong = queries[0].astype(np.float32) @ single.swapaxes(1, 2) - sample.logits
+    wrong -= (sample.shares * wrong).sum(axis=2, keepdims=True)
+    weighted = sample.shares * wrong
+    error = float(np.einsum("hpk,hpk->", weighted, wrong, dtype=np.float64))
+    return _Met(mixtures, sample, queries, keys, 2 * weighted, error)
+
+
+def best_mixtures(start: Mixtures, fitted: Sequence[Sample], aside: Sequence[Sample]) -> Mixtures:
+    """Where a descent on the first samples is best on the others, the start among it.
 
     Args:
-        mixtures: of a head's elements, one for each that stays, ``[heads, size, kept]``.
-        queries: that are looked at.
-        norm: of these heads together.
-
-    Returns:
-        The error; its gradient by the mixtures; and that by what is normalized.
-
-    >>> one = Queries(np.array([[[3.0, 4.0]]]), np.array([[[[1.0, 2.0], [2.0, 4.0]]]]))
-    >>> error, gradient, _ = mixing_error(np.array([[[1.0], [0.0]]]), one, Norm(0.0, False))
-    >>> error, gradient.any()  # alone it is 1, whatever its size; it should be 2
-    (1.0, np.False_)
-    """
-    unit, size = norm(queries.elements @ mixtures)
-    whole = np.append(unit, np.full((*unit.shape[:2], 1), -1.0), axis=2)
-    products = (queries.moments @ whole[..., None])[..., 0]
-    by_mixed = norm.backwards(2 * products[..., :-1], unit, size)
-    error = float((products * whole).sum())
-    return error, queries.elements.swapaxes(1, 2) @ by_mixed, by_mixed
-
-
-def best_mixtures(start: FloatArray, fitted: Queries, aside: Queries, norm: Norm) -> FloatArray:
-    """Mixtures of which a descent on the first queries is best on the others, the start among them.
-
-    Args:
-        start: ``[heads, size, kept]``.
-        fitted: queries to fit to.
+        start: what is there before.
+        fitted: samples to fit to.
         aside: others, to choose by.
-        norm: of these heads together.
     """
     from scipy import optimize  # slow to import
 
-    first, _, by_mixed = mixing_error(start, fitted, norm)
-    if not first > 0 or not len(start):
+    first = mixing_error(start, fitted)
+    if not first > 0:
         return start
-    inward, outward = _units(fitted.elements), _units(by_mixed)
-    best, least = start, mixing_error(start, aside, norm)[0]
-
-    def mixtures(change: FloatArray) -> FloatArray:
-        found: FloatArray = start + inward @ change.reshape(start.shape) @ outward
-        return found
+    units = _Units(start, fitted)
+    best, least = start, mixing_error(start, aside)
 
     def error(change: FloatArray) -> tuple[float, FloatArray]:
-        found, gradient, _ = mixing_error(mixtures(change), fitted, norm)
-        return found / first, (inward @ gradient @ outward).ravel() / first
+        found, gradient = mixing_gradient(units.changed(change), fitted)
+        return found / first, units.back(gradient) / first
 
     def look(change: FloatArray) -> None:
         nonlocal best, least
-        here = mixtures(change)
-        if (now := mixing_error(here, aside, norm)[0]) < least:
+        here = units.changed(change)
+        if (now := mixing_error(here, aside)) < least:
             best, least = here, now
 
     options = {"maxiter": STEPS, "maxcor": MEMORY}
-    optimize.minimize(
-        error, np.zeros(start.size), jac=True, method="L-BFGS-B", callback=look, options=options
-    )
+    nothing = np.zeros(start.vector().size)
+    optimize.minimize(error, nothing, jac=True, method="L-BFGS-B", callback=look, options=options)
     return best
 
 
-def _units(rows: Array) -> FloatArray:
+class _Units:
+    """Units in which the error curves about alike in all directions.
+
+    Args:
+        start: where that is asked.
+        samples: on which.
+    """
+
+    def __init__(self, start: Mixtures, samples: Sequence[Sample]) -> None:
+        self.start = start
+        sides = ["queries"] + ([] if start.keys is None else ["keys"])
+        seen = {side: [0.0, 0.0] for side in sides}
+        factors = np.zeros_like(start.factors)
+        for sample in samples:
+            met = _met(start, sample)
+            shares = sample.shares  # the same change of each sample, however they are ordered
+            signs = np.random.default_rng(0).choice([-1.0, 1.0], shares.shape).astype(np.float32)
+            signs *= np.sqrt(2 * shares)
+            signs -= shares * signs.sum(axis=2, keepdims=True)
+            for side, (by_mixed, by_factors) in zip(sides, met.backwards(signs)):
+                rows = getattr(sample, side).elements
+                seen[side][0] += rows.swapaxes(1, 2) @ rows
+                seen[side][1] += by_mixed.swapaxes(1, 2) @ by_mixed
+                if side == "queries":
+                    np.add.at(factors, start.set_of, np.square(by_factors).sum(axis=1))
+        places = {
+            side: sum(getattr(sample, side).elements.shape[1] for sample in samples)
+            for side in sides
+        }
+        self.inward = {side: _roots(seen[side][0] / places[side]) for side in sides}
+        self.outward = {side: _roots(seen[side][1]) for side in sides}
+        self.factors = np.maximum(factors, NOTHING * max(float(factors.max()), 1e-30)) ** -0.5
+
+    def changed(self, change: FloatArray) -> Mixtures:
+        """The start with a change in these units."""
+        return self.start.like(self.start.vector() + self._scaled(self.start.like(change)).vector())
+
+    def back(self, gradient: Mixtures) -> FloatArray:
+        """A gradient by the change in these units."""
+        return self._scaled(gradient).vector()
+
+    def _scaled(self, by: Mixtures) -> Mixtures:
+        both = {
+            side: inward @ getattr(by, side) @ self.outward[side]
+            for side, inward in self.inward.items()
+        }
+        return replace(by, **both, factors=by.factors * self.factors)
+
+
+def _roots(moments: FloatArray) -> FloatArray:
     """Symmetric matrices after which second moments are 1, ``[heads, size, size]``."""
-    values, vectors = np.linalg.eigh(rows.swapaxes(1, 2) @ rows / rows.shape[1])
-    most = np.maximum(values[:, -1:], 1e-30)
-    roots = np.where(values > NOTHING * most, np.maximum(values, NOTHING * most) ** -0.5, 0.0)
+    values, vectors = np.linalg.eigh(moments)
+    least = NOTHING * np.maximum(values[:, -1:], 1e-30)
+    roots = np.where(values > least, np.maximum(values, least) ** -0.5, 0.0)
     found: FloatArray = (vectors * roots[:, None]) @ vectors.swapaxes(1, 2)
     return found

@@ -1,14 +1,14 @@
-"""Pass ``narrowed``: norms of queries in a narrower network, and the layers ahead of them.
+"""Pass ``narrowed``: norms of queries and keys in a narrower network, and the layers ahead of them.
 
-Where a norm's result is multiplied with numbers, these are fitted to the logits of the whole
-network (:mod:`morphgraph.passes.calibration.normed`). Where the layer that makes what is normalized
-is known, too, each of a head's elements that stay becomes a mixture of all
-(:mod:`morphgraph.passes.calibration.mixing`), and then the numbers are fitted once more.
+Where the result of the queries' norm is multiplied with numbers, these are fitted to the logits of
+the whole network (:mod:`morphgraph.passes.calibration.normed`). Where the layer that makes what is
+normalized is known, too, each of a head's elements that stay becomes a mixture of all
+(:mod:`morphgraph.passes.calibration.mixing`); that of keys, where nobody else sees these.
 
-What the norm computes is tried, not read: the layer's outputs are replaced by two patterns of
-different size, which tells what is added to the mean of squares; the norm of each head by itself,
-or of all together, with a mean taken off before or without, must then give what the network gives.
-Where none does, the elements that stay are slices.
+What the norm computes is tried, not read: the layer's outputs are replaced by patterns of different
+sizes, which tells what is added to the mean of squares, and what comes behind the norm. Then the
+norm of each head by itself, or of all together, with a mean taken off before or without, must give
+what the network gives. Where none does, the elements that stay are slices.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,22 +24,20 @@ from morphgraph.onnx_io.mapped import take
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import Turn, outputs_that_stay
 from morphgraph.passes.calibration.compared import FEWEST_QUERIES, QUERIES_PER_ELEMENT, Compared
+from morphgraph.passes.calibration.factors import shares_of
 from morphgraph.passes.calibration.logits import Logits
-from morphgraph.passes.calibration.mixing import Norm, Queries, best_mixtures
-from morphgraph.passes.calibration.normed import (
-    ROUNDING,
-    Named,
-    Sampled,
-    Terms,
-    best_scales,
-    moments_by_query,
-)
+from morphgraph.passes.calibration.mixing import Mixtures, Norm, Operand, Sample, best_mixtures
+from morphgraph.passes.calibration.normed import ROUNDING, Named, Sampled, Terms, best_scales
 from morphgraph.passes.calibration.readers import Reader, following
 
-#: Bytes of the second moments of the queries of heads that are normalized together.
-QUERIES_BYTES = 2**28
+#: Bytes of the shares and logits to which mixtures are fitted.
+SAMPLES_BYTES = 2**28
 #: Sizes of the patterns by which a norm is tried, relative to what it normalizes.
 SMALL, LARGE = 0.1, 1000.0
+
+Part = tuple[IntArray, IntArray, FloatArray]
+"""Outputs of a layer by head and element ``[heads, size]``, where mixtures of them stand ``[heads,
+kept]``, and these, ``[heads, size, kept]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +47,12 @@ class Narrowed:
     Attributes:
         product: the product.
         factors: of the numbers that its queries are multiplied with, in their shape.
-        outputs: of the layer ahead of the norm, by head and element, ``[heads, size]``.
-        places: where mixtures of them stand, ``[heads, kept]``.
-        mixtures: ``[heads, size, kept]``; of no heads where they are slices.
+        mixtures: by the name of a layer ahead of a norm how its elements are mixed.
     """
 
     product: Logits
     factors: FloatArray
-    outputs: IntArray
-    places: IntArray
-    mixtures: FloatArray
+    mixtures: Mapping[str, Part]
 
 
 def narrowed(
@@ -98,27 +92,18 @@ def _narrowed(
     selection: AxisSelection,
 ) -> Narrowed:
     """What is best for one product."""
-    assert product.scale is not None
     positions = selection.vertex(product.summed)
     kept = np.arange(terms.size) if positions is None else product.elements(positions)
     moments = [terms.moments(each, kept, selection) for each in both]
     start = np.ones(len(kept))
     factors = np.stack([best_scales(*each, start) for each in zip(*moments, strict=True)])
-    rows, layer = product.scale.rows, layers.get(product.scale.layer)
-    no_heads = np.zeros((0, terms.size), dtype=np.int64)
-    outputs, mixtures = no_heads, np.zeros((0, terms.size, len(kept)))
-    if rows is not None and layer is not None and len(kept) < terms.size:
-        alive = np.flatnonzero(
-            np.isin(rows[:, kept], outputs_that_stay(layer, selection)).all(axis=1)
-        )
-        found = _Mixing(terms, layer, rows, kept, alive).fitted(both, factors)
-        if found is not None:
-            outputs, (factors, mixtures) = rows[alive], found
+    mixtures: Mapping[str, Part] = {}
+    if 1 < len(kept) < terms.size:
+        factors, mixtures = _Mixing(terms, layers, selection, kept).fitted(both, factors)
     numbers = np.ones(terms.numbers.size)
     for own, each in zip(terms.rows, factors, strict=True):
         numbers[own[kept]] = each
-    shaped = numbers.reshape(terms.numbers.shape)
-    return Narrowed(product, shaped, outputs, outputs[:, kept], mixtures)
+    return Narrowed(product, numbers.reshape(terms.numbers.shape), mixtures)
 
 
 def _touched(graph: ChannelGraph, product: Logits, selection: AxisSelection) -> bool:
@@ -131,212 +116,252 @@ def _touched(graph: ChannelGraph, product: Logits, selection: AxisSelection) -> 
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Looked:
-    """What is looked at of a batch, of heads that stay.
-
-    Attributes:
-        elements: what the layer makes, ``[samples, heads, places, size]``.
-        own, beside: what a number adds to its own element and to the other one, per unit of the
-            norm's result, ``[samples, heads, places, kept]``.
-        rest: what the terms are to add up to, ``[samples, heads, places, places of keys]``.
-        keys: at the elements that stay, and at those beside them, of all heads of keys,
-            ``[samples, heads, places of keys, kept]``.
-        weights: how much a query takes of a key.
-    """
-
-    elements: Array
-    own: Array
-    beside: Array
-    rest: Array
-    keys: tuple[Array, Array]
-    weights: Array
-
-
 class _Mixing:
-    """The mixtures of one product's queries.
+    """The mixtures ahead of one product.
 
     Args:
         terms: of the narrower network.
-        layer: the layer ahead of the norm.
-        rows: its outputs, by head and element.
+        layers: the network's linear layers, by name.
+        selection: what stays.
         kept: the elements that stay.
-        alive: the heads that stay.
     """
 
     def __init__(
-        self, terms: Terms, layer: Reader, rows: IntArray, kept: IntArray, alive: IntArray
+        self,
+        terms: Terms,
+        layers: Mapping[str, Reader],
+        selection: AxisSelection,
+        kept: IntArray,
     ) -> None:
-        self.terms, self.layer, self.rows = terms, layer, rows
-        self.kept, self.alive = kept, alive
-        self.axis = layer.linear.output_axis(len(static_shape(layer.result)))
-        self.name = layer.result.name or ""
-        self.after = following(layer)
-        #: A pattern of the layer's outputs, of which no mean is large.
-        self.signs = np.ones(self.after.scale.size)
-        self.signs[rows[:, kept]] = 1.0 - 2.0 * (np.arange(len(kept)) % 2)
+        self.terms, self.layers, self.selection, self.kept = terms, layers, selection, kept
+        self.alive = np.zeros(0, dtype=np.int64)
 
     def fitted(
         self, both: tuple[Sampled, Sampled], factors: FloatArray
-    ) -> tuple[FloatArray, FloatArray] | None:
-        """Factors of the numbers, ``[sets, kept]``, and mixtures; ``None`` where all is as it was.
+    ) -> tuple[FloatArray, Mapping[str, Part]]:
+        """Factors of the numbers, ``[sets, kept]``, and mixtures by layer; as it was, where best.
 
         Args:
             both: what is fitted to, and what was kept aside.
             factors: of the numbers, for slices.
         """
-        found = self._norm(both[0]) if self._able(both) else None
-        if found is None:
-            return None
-        norm, together = found
-        looked = [list(self._looked(each, norm, together)) for each in both]
-        heads, set_of = np.arange(len(self.alive)), self.terms.set_of[self.alive]
-        start = np.tile(np.eye(self.terms.size)[:, self.kept], (len(heads), 1, 1))
-        mixtures, count = start.copy(), len(self.kept) + 1
-        moments = np.zeros((2, len(factors), count, count))
-        for those in self._sets(together):
-            queries = [self._queries(each, those) for each in looked]
-            scaled = [each.scaled(factors[set_of[those]]) for each in queries]
-            mixtures[those] = best_mixtures(start[those], *scaled, norm)
-            for total, each in zip(moments, queries, strict=True):
-                np.add.at(total, set_of[those], each.terms(mixtures[those], norm))
-        if (mixtures == start).all():
-            return None
-        again = [best_scales(*each) for each in zip(*moments, factors, strict=True)]
-        return np.stack(again), mixtures
+        product = self.terms.product
+        values = next(iter(both[0].values), None)
+        queries = self._side(0, np.arange(len(product.key_of)))
+        if queries is None or values is None or not queries.tried(values):
+            return factors, {}
+        self.alive = queries.heads
+        # Heads of keys that queries meet, every one once.
+        rows = None if product.keys_scale is None else product.keys_scale.rows
+        met = product.key_of[self.alive]
+        names = met[:, None] if rows is None else rows[met]
+        _, first, key_of = np.unique(names, axis=0, return_index=True, return_inverse=True)
+        keys = self._side(1, met[first])
+        if keys is not None and (len(keys.heads) < len(first) or not keys.tried(values)):
+            keys = None
+        sides = queries, keys, met[first], key_of.reshape(-1)
+        start = Mixtures(
+            queries.slices(),
+            None if keys is None else keys.slices(),
+            factors,
+            self.terms.set_of[self.alive],
+        )
+        found = best_mixtures(start, *(list(self._samples(each, *sides)) for each in both))
+        if found is start:
+            return factors, {}
+        made = {queries.layer.name: queries.part(found.queries)}
+        if keys is not None and found.keys is not None:
+            made[keys.layer.name] = keys.part(found.keys)
+        return found.factors, made
 
-    def _able(self, both: tuple[Sampled, Sampled]) -> bool:
-        """Whether the layer's results are at hand, and may be any numbers."""
-        after = self.after
-        known = all(self.name in each.given for each in both)
+    def _side(self, which: int, heads: IntArray) -> "_Side | None":
+        """Queries, or keys, whose layer is known and may make anything else instead.
+
+        Args:
+            which: 0: queries, 1: keys.
+            heads: of the operand.
+        """
+        product = self.terms.product
+        scale = (product.scale, product.keys_scale)[which]
+        layer = None if scale is None else self.layers.get(scale.layer)
+        if scale is None or layer is None or scale.rows is None:
+            return None
+        rows, stay = scale.rows[heads], outputs_that_stay(layer, self.selection)
+        alive = np.isin(rows[:, self.kept], stay).all(axis=1)
+        after = following(layer)
         free = not (after.added or after.clamps) and len(after.scale) == 1 and after.scale.all()
-        return known and bool(free) and len(self.kept) > 1 and len(self.alive) > 0
-
-    def _sets(self, together: bool) -> list[IntArray]:
-        """Heads that are normalized together, as places among those that stay."""
-        every = np.arange(len(self.alive))
-        return [every] if together else [*every[:, None]]
-
-    # -- what the norm computes ----------------------------------------------------------------
-
-    def _norm(self, sampled: Sampled) -> tuple[Norm, bool] | None:
-        """The norm ahead of the product, and whether of all heads together."""
-        values = next(iter(sampled.values), None)
-        elements = None if values is None else self._elements(values)
-        if values is None or elements is None:
+        if not free or not alive.any() or len(np.unique(rows)) < rows.size:
             return None
-        size = float(np.sqrt(np.square(elements, dtype=np.float64).mean()))
-        small, large = SMALL * size, LARGE * size
-        found = [self._own(self._filled(values, each)) for each in (small, large)]
-        energy = float(np.square(found[1]).sum())
-        share = float((found[0] * found[1]).sum()) / max(energy, 1e-30)
-        expected = self._own(values)
-        kept = elements[:, self.alive][..., self.kept]
-        for centered in (False, True):
-            spread = float(Norm(0.0, centered)(self._pattern())[1].item()) ** 2
-            left = (share * large) ** 2 - small**2
-            if spread <= 0 or left <= 0 or share <= 0:
-                continue
+        return _Side(self.terms, which, layer, rows[alive], heads[alive], self.kept)
+
+    def _samples(
+        self,
+        sampled: Sampled,
+        queries: "_Side",
+        keys: "_Side | None",
+        met: IntArray,
+        key_of: IntArray,
+    ) -> Iterator[Sample]:
+        """What is fitted to, sample by sample.
+
+        Args:
+            sampled: what is known.
+            queries: the queries.
+            keys: the keys; ``None``: they stay as they are.
+            met: their heads.
+            key_of: of every head of queries its place among these.
+        """
+        there = [seen["weights"].shape for seen in sampled.seen]
+        count = sum(shape[0] * shape[2] for shape in there)
+        room = SAMPLES_BYTES // (
+            8 * len(self.alive) * max((shape[3] for shape in there), default=1)
+        )
+        enough = min(room, max(FEWEST_QUERIES, QUERIES_PER_ELEMENT * self.terms.size))
+        step = -(-count // max(enough, 1)) or 1
+        for values, seen in zip(sampled.values, sampled.seen, strict=True):
+            every = np.arange(len(seen["places"]))[::step]
+            one = queries.operands(values, seen["places"][every])
+            other = self._as_they_are(values, met) if keys is None else keys.operands(values)
+            for n, (q, k) in enumerate(zip(one, other, strict=True)):
+                weights = seen["weights"][n][self.alive][:, every]
+                shares = shares_of(weights.reshape(-1, weights.shape[2])).reshape(weights.shape)
+                yield Sample(q, k, key_of, shares, seen["logits"][n][self.alive][:, every])
+
+    def _as_they_are(self, values: Arrays, heads: IntArray) -> list[Operand]:
+        """Keys that stay as they are, of every sample."""
+        found = self.terms.operands(values)[1][:, heads][..., self.kept]
+        none, nobody = np.zeros((0, 0, 0)), np.zeros(0, dtype=np.int64)
+        return [Operand(none, none, none, each, Norm(0.0), nobody) for each in found]
+
+
+class _Side:
+    """Queries or keys, and the layer ahead of their norm.
+
+    Args:
+        terms: of the narrower network.
+        which: 0: queries, 1: keys.
+        layer: the layer ahead of the norm.
+        rows: its outputs, by head and element, ``[heads, size]``.
+        heads: of the operand.
+        kept: the elements that stay.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        which: int,
+        layer: Reader,
+        rows: IntArray,
+        heads: IntArray,
+        kept: IntArray,
+    ) -> None:
+        self.terms, self.which, self.layer = terms, which, layer
+        self.rows, self.heads, self.kept = rows, heads, kept
+        self.partner = np.searchsorted(kept, terms.partner[kept])
+        self.after, self.name = following(layer), layer.result.name or ""
+        self.axis = layer.linear.output_axis(len(static_shape(layer.result)))
+        self.norm, self.size = Norm(0.0), 1.0
+        #: Two patterns of elements, of which no mean is large, and of no pair a multiple.
+        signs = 1.0 - 2.0 * (np.arange(len(kept)) % 2)
+        first = self.partner >= np.arange(len(kept))
+        self.patterns = signs * np.where(first, 1.0, 0.5), signs * np.where(first, 0.5, 1.0)
+
+    def slices(self) -> FloatArray:
+        """The elements that stay as they are, ``[heads, size, kept]``."""
+        return np.tile(np.eye(self.rows.shape[1])[:, self.kept], (len(self.rows), 1, 1))
+
+    def part(self, mixtures: FloatArray) -> Part:
+        """Where mixtures stand."""
+        return self.rows, self.rows[:, self.kept], mixtures
+
+    def tried(self, values: Arrays) -> bool:
+        """Whether a norm gives what the network gives; it is known from then on."""
+        if self.name not in values:
+            return False
+        elements = self._elements(values)
+        if elements is None:
+            return False
+        self.size = max(float(np.sqrt(np.square(elements, dtype=np.float64).mean())), 1e-30)
+        small, large = SMALL * self.size, LARGE * self.size
+        one, other = (self._odd(values, self.patterns[0] * each) for each in (small, large))
+        share = float((one * other).sum() / max(float(np.square(other).sum()), 1e-30))
+        left = (share * large) ** 2 - small**2
+        expected = self._operand(values)
+        for centered in (False, True) if share > 0 and left > 0 else ():
+            spread = float(Norm(0.0, centered)(self.patterns[0][None, None])[1].item()) ** 2
             epsilon = max((small * large) ** 2 * spread * (1 - share**2) / left, 0.0)
-            norm = Norm(epsilon, centered)
             for together in (False, True):
-                given = (
-                    found[1]
-                    / norm(large * self._pattern())[0]
-                    * self._by_sets(kept, norm, together)
-                )
-                if np.abs(given - expected).max() <= ROUNDING * np.abs(expected).max():
-                    return norm, together
-        return None
+                self.norm = Norm(epsilon, centered, together)
+                ones = np.ones((len(self.rows), len(self.kept)))
+                operands = self.operands(values)
+                given = np.stack([each(self.slices(), ones)[0] for each in operands])
+                nothing = np.stack([each.nothing for each in operands])
+                wrong, size = np.abs(given - expected).max(), np.abs(expected - nothing).max()
+                if wrong <= ROUNDING * size:
+                    return True
+        return False
 
-    def _pattern(self) -> FloatArray:
-        """That of a head, ``[1, 1, kept]``."""
-        found: FloatArray = self.signs[self.rows[0, self.kept]][None, None]
-        return found
+    def operands(self, values: Arrays, places: IntArray | None = None) -> list[Operand]:
+        """Of every sample what its layer makes, and what comes behind the norm.
 
-    def _by_sets(self, elements: Array, norm: Norm, together: bool) -> Array:
-        """What a norm gives for ``[samples, heads, places, kept]``."""
-        flat = elements.swapaxes(0, 1).reshape(elements.shape[1], -1, elements.shape[3])
-        found = np.concatenate([norm(flat[those])[0] for those in self._sets(together)])
-        back = elements.shape[1], elements.shape[0], *elements.shape[2:]
-        whole: Array = found.reshape(back).swapaxes(0, 1)
-        return whole
+        Args:
+            values: what is given.
+            places: those that are looked at; by default all.
+        """
+        patterns = [each * LARGE * self.size for each in self.patterns]
+        units = [self.norm(each[None, None])[0][0, 0] for each in patterns]
+        back = self._operand(self._filled(values, -patterns[0]))
+        ahead = [self._operand(self._filled(values, each)) for each in patterns]
+        nothing = (ahead[0] + back) / 2
+        one, other = (each - nothing for each in ahead)
+        # Each element is what it adds to itself and what the other one of its pair adds to it.
+        (a, b), (c, d) = ((unit, unit[self.partner]) for unit in units)
+        alone = self.partner == np.arange(len(self.kept))
+        size = np.where(alone, 1.0, a * d - b * c)
+        own = np.where(alone, one / a, (one * d - other * b) / size)
+        added = np.where(alone, 0.0, (other * a - one * c) / size)
+        beside = added[..., self.partner]
+        elements = self._elements(values)
+        assert elements is not None
+        at = slice(None) if places is None else places
+        return [
+            Operand(*(each[:, at].astype(np.float64) for each in sample), self.norm, self.partner)
+            for sample in zip(elements, own, beside, nothing, strict=True)
+        ]
 
-    def _own(self, values: Arrays) -> Array:
-        """What numbers add to their own elements, of heads and elements that stay."""
-        found: Array = self.terms(values)[0][:, self.alive][..., self.kept].astype(np.float64)
-        return found
+    def _operand(self, values: Arrays) -> FloatArray:
+        """What meets the other operand, ``[samples, heads, places, kept]``."""
+        found = self.terms.operands(values)[self.which]
+        return found[:, self.heads][..., self.kept].astype(np.float64)
 
-    def _filled(self, values: Arrays, size: float) -> Arrays:
-        """The same where the layer gives the pattern in this size, everywhere."""
-        plain = (self.signs * size - self.after.shift[0]) / self.after.scale[0]
+    def _odd(self, values: Arrays, pattern: FloatArray) -> FloatArray:
+        """What a pattern makes of it, less what its opposite does."""
+        one, other = (self._operand(self._filled(values, each)) for each in (pattern, -pattern))
+        return one - other
+
+    def _filled(self, values: Arrays, pattern: FloatArray) -> Arrays:
+        """The same where the layer gives a pattern in every head, everywhere."""
+        scale, shift = self.after.scale[0], self.after.shift[0]
+        places = self.rows[:, self.kept]
         filled = np.moveaxis(values[self.name].copy(), self.axis, -1)
-        filled[..., self.rows] = plain[self.rows]
+        filled[..., places] = (pattern - shift[places]) / scale[places]
         return {**values, self.name: np.moveaxis(filled, -1, self.axis)}
 
     def _elements(self, values: Arrays) -> Array | None:
         """What is normalized, ``[samples, heads, places, size]``; ``None``: it stands otherwise."""
         flat = np.moveaxis(values[self.name], self.axis, -1)
         flat = flat.reshape(-1, flat.shape[-1]) * self.after.scale[0] + self.after.shift[0]
-        samples, _, places, _ = self.terms(values)[0].shape
+        samples, _, places, _ = self.terms.operands(values)[self.which].shape
         if len(flat) != samples * places:
             return None
         by_place: Array = flat[:, self.rows].reshape(samples, places, *self.rows.shape)
         return by_place.swapaxes(1, 2)
 
-    # -- what is fitted to ---------------------------------------------------------------------
-
-    def _looked(self, sampled: Sampled, norm: Norm, together: bool) -> Iterator[_Looked]:
-        """What is looked at, batch by batch."""
-        unit = norm(LARGE * self._pattern())[0]
-        heads = len(self.alive) if together else 1
-        enough = max(FEWEST_QUERIES, QUERIES_PER_ELEMENT * self.terms.size)
-        room = QUERIES_BYTES // (4 * heads * (len(self.kept) + 1) ** 2)
-        there = sum(seen["weights"].shape[0] * len(seen["places"]) for seen in sampled.seen)
-        step = max(1, -(-there // max(1, min(enough, room))))
-        for values, seen in zip(sampled.values, sampled.seen, strict=True):
-            every = np.arange(len(seen["places"]))[::step]
-            places, key_of = seen["places"][every], self.terms.product.key_of[self.alive]
-            own, beside, nothing, keys = self.terms(self._filled(values, LARGE))
-            met = keys[:, key_of]
-            rest = seen["logits"][:, self.alive][:, :, every]
-            rest = rest - nothing[:, self.alive][:, :, places] @ met.swapaxes(2, 3)
-            elements = self._elements(values)
-            assert elements is not None
-            chosen = np.ix_(np.arange(len(own)), self.alive, places, self.kept)
-            yield _Looked(
-                elements[:, self.alive][:, :, places],
-                own[chosen] / unit,
-                beside[chosen] / unit,
-                rest,
-                (met[..., self.kept], met[..., self.terms.partner[self.kept]]),
-                seen["weights"][:, self.alive][:, :, every],
-            )
-
-    def _queries(self, looked: Sequence[_Looked], heads: IntArray) -> Queries:
-        """Heads that are normalized together, at all places that are looked at."""
-        elements, moments = [], []
-        for head in heads:
-            parts = [
-                moments_by_query(
-                    (each.own[n, head], each.beside[n, head]),
-                    (each.keys[0][n, head], each.keys[1][n, head]),
-                    each.rest[n, head],
-                    each.weights[n, head],
-                )
-                for each in looked
-                for n in range(len(each.own))
-            ]
-            moments.append(np.concatenate(parts))
-            own = [each.elements[:, head].reshape(-1, self.terms.size) for each in looked]
-            elements.append(np.concatenate(own))
-        return Queries(np.stack(elements).astype(np.float64), np.stack(moments))
-
 
 def mixed(
     found: Sequence[Narrowed], layers: Mapping[str, Reader], selection: AxisSelection
 ) -> dict[str, Turn]:
-    """By the name of a linear layer how the elements that stay are mixtures of all.
+    """By the name of a linear layer how its elements that stay are mixtures of all.
 
     Args:
         found: what changes ahead of products.
@@ -344,11 +369,9 @@ def mixed(
         selection: which elements stay.
     """
     made: dict[str, Turn] = {}
-    for each in found:
-        if len(each.outputs) and each.product.scale is not None:
-            layer = layers[each.product.scale.layer]
-            parts = [(each.outputs, each.places, each.mixtures)]
-            made[layer.name] = Turn(outputs_that_stay(layer, selection), parts)
+    for name, part in (pair for each in found for pair in each.mixtures.items()):
+        turn = made.setdefault(name, Turn(outputs_that_stay(layers[name], selection), []))
+        turn.parts.append(part)
     return made
 
 

@@ -15,7 +15,7 @@ the numbers, they have one set of factors together. What is asked of them, and o
 the norm, is in :mod:`morphgraph.passes.calibration.narrowed`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,9 +216,13 @@ class Terms:
         wrong, size = np.abs(found - expected).max(), np.abs(found - nothing).max()
         return bool(wrong <= ROUNDING * size)
 
+    def operands(self, values: Arrays) -> tuple[Array, Array]:
+        """Queries and keys as they meet, the numbers as they are."""
+        return self.both(self.run(values, np.ones(self.numbers.size)), values)
+
     def logits(self, values: Arrays, places: IntArray) -> Array:
         """Of some queries with all keys, ``[samples, heads, places, places of keys]``."""
-        queries, keys = self.both(self.run(values, np.ones(self.numbers.size)), values)
+        queries, keys = self.operands(values)
         found: Array = queries[:, :, places] @ keys[:, self.product.key_of].swapaxes(2, 3)
         return found
 
@@ -285,36 +289,6 @@ def moments_to_fit(
     """
     size = queries[0].shape[1] + 1
     total = np.zeros((size, size))
-    for terms in _terms(queries, keys, rest, weights):
-        flat = terms.reshape(-1, size)
-        total += flat.T @ flat
-    return total
-
-
-def moments_by_query(
-    queries: tuple[Array, Array], keys: tuple[Array, Array], rest: Array, weights: Array
-) -> Array:
-    """The same of every query by itself, ``[places, kept + 1, kept + 1]``.
-
-    >>> q, k = np.array([[2.0], [4.0]]), np.array([[1.0], [-1.0]])
-    >>> rest, even = np.array([[3.0, -3.0], [0.0, 0.0]]), np.full((2, 2), 0.5)
-    >>> moments_by_query((q, 0 * q), (k, 0 * k), rest, even).round(3)[:, 0]
-    array([[ 4.,  6.],
-           [16.,  0.]], dtype=float32)
-    """
-    parts = [each.swapaxes(1, 2) @ each for each in _terms(queries, keys, rest, weights)]
-    return np.concatenate(parts)
-
-
-def _terms(
-    queries: tuple[Array, Array], keys: tuple[Array, Array], rest: Array, weights: Array
-) -> Iterator[Array]:
-    """Terms and what they are to add up to, so that squares add up to what a softmax sees.
-
-    ``[places, places of keys, kept + 1]``, some places at a time; arguments as of
-    :func:`moments_to_fit`.
-    """
-    size = queries[0].shape[1] + 1
     step = max(1, TOGETHER // (len(keys[0]) * size))
     for start in range(0, len(rest), step):
         at = slice(start, start + step)
@@ -325,7 +299,9 @@ def _terms(
         shares = shares_of(weights[at])[:, :, None]
         terms -= (shares * terms).sum(axis=1, keepdims=True)
         terms *= np.sqrt(shares)
-        yield terms
+        flat = terms.reshape(-1, size)
+        total += flat.T @ flat
+    return total
 
 
 def best_scales(fitted: FloatArray, aside: FloatArray, start: FloatArray) -> FloatArray:

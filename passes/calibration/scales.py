@@ -22,7 +22,7 @@ from morphgraph.ops import facts_of
 from morphgraph.passes.calibration.ahead import layer_ahead
 from morphgraph.passes.calibration.arrivals import arrivals
 from morphgraph.passes.calibration.kernels import Store, stored
-from morphgraph.passes.calibration.operands import Makers, Side, paired_outputs, turned_outputs
+from morphgraph.passes.calibration.operands import Makers, Side, paired_heads, turned_outputs
 from morphgraph.passes.calibration.readers import Following
 
 
@@ -125,11 +125,11 @@ def _arriving(
         return None
     scale = Scale(node.name or "", port, value.name or "")
     ahead = layer_ahead(graph, makers.layers, result, target[0])
-    by_layer = ahead and _arriving_at(graph, makers, side, (result, ahead[1]), target)
+    by_layer = ahead and _arriving_at(graph, makers, side, (result, ahead[1]), target, paired_heads)
     if not (ahead and by_layer) or by_layer[0].outputs is None:
         return *paired, scale
     rows = by_layer[0].outputs
-    if len(np.unique(rows)) < rows.size or (by_layer[1] != paired[1]).any():
+    if (by_layer[1] != paired[1]).any():
         return *paired, scale
     number_of = np.zeros(int(ahead[1].max()) + 1, dtype=np.int64)
     number_of[ahead[1].astype(np.int64)] = numbers
@@ -159,7 +159,7 @@ def _arriving_at(
         return None
     if side.pair is not None:  # the product turns them itself, head by head
         return turned_outputs(side, found[0])
-    return paired_outputs(side, found[0])
+    return paired_heads(side, found[0])
 
 
 @dataclass(frozen=True)
