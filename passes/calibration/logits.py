@@ -207,16 +207,17 @@ def _normed_product(
     node, weights = graph.ops[op_index].ir, _weights(graph, op_index, makers.places)
     (port, side), (keys_port, keys) = _queries_first(bare, weights)
     found = scale_of(graph, makers, side, node, port)
-    product = found and _competing(graph, op_index, found, keys, weights)
-    if product is None or _cached(node):
+    product = None if found is None else _competing(graph, op_index, found, keys, weights)
+    if product is None or product.scale is None or not product.scale.layer or _cached(node):
         return product
     of_keys = scale_of(graph, makers, keys, node, keys_port)
-    if of_keys is None or of_keys[2].rows is None or (of_keys[1] != product.partner).any():
+    if of_keys is None or not {*of_keys[0].heads} <= {*product.keys.heads}:
         return product
-    head = _met(product.keys, of_keys[0], product.keys.heads)
-    if head is None:
+    side, partner, scale = of_keys
+    head = _met(product.keys, side, product.keys.heads)
+    if scale.rows is None or head is None or (partner != product.partner).any():
         return product
-    return replace(product, keys_scale=replace(of_keys[2], rows=of_keys[2].rows[head]))
+    return replace(product, keys_scale=replace(scale, rows=scale.rows[head]))
 
 
 def _cached(node: ir.Node) -> bool:

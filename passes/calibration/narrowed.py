@@ -47,12 +47,12 @@ class Narrowed:
     Attributes:
         product: the product.
         factors: of the numbers that its queries are multiplied with, in their shape.
-        mixtures: by the name of a layer ahead of a norm how its elements are mixed.
+        mixtures: names of layers ahead of norms, and how their elements are mixed.
     """
 
     product: Logits
     factors: FloatArray
-    mixtures: Mapping[str, Part]
+    mixtures: Sequence[tuple[str, Part]]
 
 
 def narrowed(
@@ -97,7 +97,7 @@ def _narrowed(
     moments = [terms.moments(each, kept, selection) for each in both]
     start = np.ones(len(kept))
     factors = np.stack([best_scales(*each, start) for each in zip(*moments, strict=True)])
-    mixtures: Mapping[str, Part] = {}
+    mixtures: Sequence[tuple[str, Part]] = ()
     if 1 < len(kept) < terms.size:
         factors, mixtures = _Mixing(terms, layers, selection, kept).fitted(both, factors)
     numbers = np.ones(terms.numbers.size)
@@ -138,7 +138,7 @@ class _Mixing:
 
     def fitted(
         self, both: tuple[Sampled, Sampled], factors: FloatArray
-    ) -> tuple[FloatArray, Mapping[str, Part]]:
+    ) -> tuple[FloatArray, Sequence[tuple[str, Part]]]:
         """Factors of the numbers, ``[sets, kept]``, and mixtures by layer; as it was, where best.
 
         Args:
@@ -149,7 +149,7 @@ class _Mixing:
         values = next(iter(both[0].values), None)
         queries = self._side(0, np.arange(len(product.key_of)))
         if queries is None or values is None or not queries.tried(values):
-            return factors, {}
+            return factors, ()
         self.alive = queries.heads
         # Heads of keys that queries meet, every one once.
         rows = None if product.keys_scale is None else product.keys_scale.rows
@@ -168,10 +168,10 @@ class _Mixing:
         )
         found = best_mixtures(start, *(list(self._samples(each, *sides)) for each in both))
         if found is start:
-            return factors, {}
-        made = {queries.layer.name: queries.part(found.queries)}
+            return factors, ()
+        made = [(queries.layer.name, queries.part(found.queries))]
         if keys is not None and found.keys is not None:
-            made[keys.layer.name] = keys.part(found.keys)
+            made.append((keys.layer.name, keys.part(found.keys)))
         return found.factors, made
 
     def _side(self, which: int, heads: IntArray) -> "_Side | None":
@@ -369,7 +369,7 @@ def mixed(
         selection: which elements stay.
     """
     made: dict[str, Turn] = {}
-    for name, part in (pair for each in found for pair in each.mixtures.items()):
+    for name, part in (pair for each in found for pair in each.mixtures):
         turn = made.setdefault(name, Turn(outputs_that_stay(layers[name], selection), []))
         turn.parts.append(part)
     return made

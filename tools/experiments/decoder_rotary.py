@@ -15,6 +15,7 @@ seen.
 import argparse
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -30,7 +31,7 @@ from morphgraph.passes.calibration.compared import Compared
 from morphgraph.passes.calibration.curves import order_of
 from morphgraph.passes.calibration.factors import best_factors, whole
 from morphgraph.passes.calibration.logits import products
-from morphgraph.passes.calibration.mixing import Norm, Queries, best_mixtures
+from morphgraph.passes.calibration.mixing import Mixtures, Sample, best_mixtures
 from morphgraph.passes.calibration.normed import best_scales
 from morphgraph.plans import Plan, make_plan
 from morphgraph.shrinker import Shrinker
@@ -109,7 +110,7 @@ def _as_they_start(_fitted: FloatArray, _aside: FloatArray, start: FloatArray) -
     return start
 
 
-def _slices(start: FloatArray, _fitted: Queries, _aside: Queries, _norm: Norm) -> FloatArray:
+def _slices(start: Mixtures, _fitted: Sequence[Sample], _aside: Sequence[Sample]) -> Mixtures:
     """The elements that stay as they are."""
     return start
 
