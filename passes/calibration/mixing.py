@@ -37,6 +37,7 @@ from morphgraph.arrays import Array, FloatArray, IntArray
 STEPS, MEMORY = 40, 10
 #: Directions with a smaller share of the largest second moment are left alone.
 NOTHING = 1e-6
+SIDES = "queries", "keys"
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def mixing_gradient(mixtures: Mixtures, samples: Sequence[Sample]) -> tuple[floa
     for sample in samples:
         met = _met(mixtures, sample)
         error += met.error
-        for side, (by_mixed, by_factors) in zip(("queries", "keys"), met.backwards(met.wrong)):
+        for side, (by_mixed, by_factors) in zip(SIDES, met.backwards(met.wrong), strict=False):
             by_elements = getattr(sample, side).elements.swapaxes(1, 2) @ by_mixed
             getattr(total, side)[...] += by_elements
             if side == "queries":
@@ -220,13 +221,15 @@ class _Met:
         keys = sample.keys.nothing if self.keys is None else self.keys[0]
         by_queries = wrong @ keys[sample.key_of].astype(np.float32)
         factors = mixtures.factors[mixtures.set_of]
-        found = [sample.queries.backwards(by_queries, *self.queries[1:], factors)]
+        _, unit, size = self.queries
+        found = [sample.queries.backwards(by_queries, unit, size, factors)]
         if self.keys is not None and mixtures.keys is not None:
             by_head = wrong.swapaxes(1, 2) @ self.queries[0].astype(np.float32)
             by_keys = np.zeros(self.keys[0].shape)
             np.add.at(by_keys, sample.key_of, by_head)
             ones = np.ones((len(by_keys), by_keys.shape[2]))
-            found.append(sample.keys.backwards(by_keys, *self.keys[1:], ones))
+            _, unit, size = self.keys
+            found.append(sample.keys.backwards(by_keys, unit, size, ones))
         return found
 
 
@@ -287,8 +290,8 @@ class _Units:
 
     def __init__(self, start: Mixtures, samples: Sequence[Sample]) -> None:
         self.start = start
-        sides = ["queries"] + ([] if start.keys is None else ["keys"])
-        seen = {side: [0.0, 0.0] for side in sides}
+        inward: dict[str, FloatArray] = {}
+        outward: dict[str, FloatArray] = {}
         factors = np.zeros_like(start.factors)
         for sample in samples:
             met = _met(start, sample)
@@ -296,18 +299,15 @@ class _Units:
             signs = np.random.default_rng(0).choice([-1.0, 1.0], shares.shape).astype(np.float32)
             signs *= np.sqrt(2 * shares)
             signs -= shares * signs.sum(axis=2, keepdims=True)
-            for side, (by_mixed, by_factors) in zip(sides, met.backwards(signs)):
+            for side, (by_mixed, by_factors) in zip(SIDES, met.backwards(signs), strict=False):
                 rows = getattr(sample, side).elements
-                seen[side][0] += rows.swapaxes(1, 2) @ rows
-                seen[side][1] += by_mixed.swapaxes(1, 2) @ by_mixed
+                inward[side] = inward.get(side, 0.0) + rows.swapaxes(1, 2) @ rows
+                outward[side] = outward.get(side, 0.0) + by_mixed.swapaxes(1, 2) @ by_mixed
                 if side == "queries":
                     np.add.at(factors, start.set_of, np.square(by_factors).sum(axis=1))
-        places = {
-            side: sum(getattr(sample, side).elements.shape[1] for sample in samples)
-            for side in sides
-        }
-        self.inward = {side: _roots(seen[side][0] / places[side]) for side in sides}
-        self.outward = {side: _roots(seen[side][1]) for side in sides}
+        self.inward, self.outward = (
+            {side: _roots(moments) for side, moments in each.items()} for each in (inward, outward)
+        )
         self.factors = np.maximum(factors, NOTHING * max(float(factors.max()), 1e-30)) ** -0.5
 
     def changed(self, change: FloatArray) -> Mixtures:

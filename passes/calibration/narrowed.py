@@ -96,7 +96,9 @@ def _narrowed(
     kept = np.arange(terms.size) if positions is None else product.elements(positions)
     moments = [terms.moments(each, kept, selection) for each in both]
     start = np.ones(len(kept))
-    factors = np.stack([best_scales(*each, start) for each in zip(*moments, strict=True)])
+    factors = np.stack(
+        [best_scales(fitted, aside, start) for fitted, aside in zip(*moments, strict=True)]
+    )
     mixtures: Sequence[tuple[str, Part]] = ()
     if 1 < len(kept) < terms.size:
         factors, mixtures = _Mixing(terms, layers, selection, kept).fitted(both, factors)
@@ -264,7 +266,8 @@ class _Side:
         #: Two patterns of elements, of which no mean is large, and of no pair a multiple.
         signs = 1.0 - 2.0 * (np.arange(len(kept)) % 2)
         first = self.partner >= np.arange(len(kept))
-        self.patterns = signs * np.where(first, 1.0, 0.5), signs * np.where(first, 0.5, 1.0)
+        halves: FloatArray = np.where(first, [[1.0], [0.5]], [[0.5], [1.0]])
+        self.patterns: FloatArray = signs * halves
 
     def slices(self) -> FloatArray:
         """The elements that stay as they are, ``[heads, size, kept]``."""
@@ -325,8 +328,10 @@ class _Side:
         assert elements is not None
         at = slice(None) if places is None else places
         return [
-            Operand(*(each[:, at].astype(np.float64) for each in sample), self.norm, self.partner)
-            for sample in zip(elements, own, beside, nothing, strict=True)
+            Operand(
+                x[:, at].astype(np.float64), a[:, at], b[:, at], n[:, at], self.norm, self.partner
+            )
+            for x, a, b, n in zip(elements, own, beside, nothing, strict=True)
         ]
 
     def _operand(self, values: Arrays) -> FloatArray:

@@ -92,9 +92,9 @@ def by_torch(made: Mixtures, samples: Sequence[Sample]) -> tuple[float, FloatArr
             shares = torch.tensor(each.shares[head]).double()
             mean = (shares * wrong).sum(1, keepdim=True)
             total = total + (shares * (wrong - mean) ** 2).sum()
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     assert vector.grad is not None
-    return float(total), vector.grad.numpy()
+    return float(total.detach()), vector.grad.numpy()
 
 
 @pytest.mark.parametrize("free", [False, True], ids=["keys as they are", "both"])
@@ -210,8 +210,8 @@ def test_layers_that_others_see_stay_slices(seen_by_others: str, changed: set[st
     keep = {k: np.arange(1, graph.groups[k].width, 2) for k in graph.groups_on(product.summed)}
     saw = compared(graph, lambda: feeds)
     small, sliced = refit(graph, keep, feeds, feeds, compared=saw).model, resize(graph, keep)
-    both = {name: [_array(m, name) for m in (small, sliced)] for name in ("wq", "wk")}
-    assert {name for name, each in both.items() if not np.allclose(*each, atol=1e-4)} == changed
+    far = {n: np.abs(_array(small, n) - _array(sliced, n)).max() for n in ("wq", "wk")}
+    assert {name for name, distance in far.items() if distance > 1e-4} == changed
 
 
 def test_queries_keys_and_values_of_one_layer() -> None:
