@@ -227,7 +227,7 @@ class _Met:
             by_head = wrong.swapaxes(1, 2) @ self.queries[0].astype(np.float32)
             by_keys = np.zeros(self.keys[0].shape)
             np.add.at(by_keys, sample.key_of, by_head)
-            ones = np.ones((len(by_keys), by_keys.shape[2]))
+            ones = np.ones((len(mixtures.keys), mixtures.keys.shape[2]))
             _, unit, size = self.keys
             found.append(sample.keys.backwards(by_keys, unit, size, ones))
         return found
