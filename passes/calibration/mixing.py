@@ -226,7 +226,8 @@ class _Met:
         if self.keys is not None and mixtures.keys is not None:
             by_head = wrong.swapaxes(1, 2) @ self.queries[0].astype(np.float32)
             by_keys = np.zeros(self.keys[0].shape)
-            np.add.at(by_keys, sample.key_of, by_head)
+            for head, key in enumerate(sample.key_of):
+                by_keys[key] += by_head[head]
             ones = np.ones((len(mixtures.keys), mixtures.keys.shape[2]))
             _, unit, size = self.keys
             found.append(sample.keys.backwards(by_keys, unit, size, ones))
