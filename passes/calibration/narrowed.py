@@ -213,27 +213,41 @@ class _Mixing:
             met: their heads.
             key_of: of every head of queries its place among these.
         """
-        there = [seen["weights"].shape for seen in sampled.seen]
-        count = sum(shape[0] * shape[2] for shape in there)
-        room = SAMPLES_BYTES // (
-            8 * len(self.alive) * max((shape[3] for shape in there), default=1)
-        )
-        enough = min(room, max(FEWEST_QUERIES, QUERIES_PER_ELEMENT * self.terms.size))
-        step = -(-count // max(enough, 1)) or 1
+        shapes = [seen["weights"].shape for seen in sampled.seen]
+        count, (_, _, places, width) = sum(shape[0] for shape in shapes), shapes[0]
+        room = SAMPLES_BYTES // (8 * len(self.alive) * width)
+        enough = max(1, min(room, max(FEWEST_QUERIES, QUERIES_PER_ELEMENT * self.terms.size)))
+        wanted = _spread(count, -(-enough // places))
+        few, first = -(-enough // len(wanted)), 0
         for values, seen in zip(sampled.values, sampled.seen, strict=True):
-            every = np.arange(len(seen["places"]))[::step]
+            here = wanted[(wanted >= first) & (wanted < first + len(seen["weights"]))] - first
+            first += len(seen["weights"])
+            if not len(here):
+                continue
+            every = _spread(len(seen["places"]), few)
             one = queries.operands(values, seen["places"][every])
             other = self._as_they_are(values, met) if keys is None else keys.operands(values)
-            for n, (q, k) in enumerate(zip(one, other, strict=True)):
+            for n in here:
                 weights = seen["weights"][n][self.alive][:, every]
                 shares = shares_of(weights.reshape(-1, weights.shape[2])).reshape(weights.shape)
-                yield Sample(q, k, key_of, shares, seen["logits"][n][self.alive][:, every])
+                logits = seen["logits"][n][self.alive][:, every]
+                yield Sample(one[n], other[n], key_of, shares, logits)
 
     def _as_they_are(self, values: Arrays, heads: IntArray) -> list[Operand]:
         """Keys that stay as they are, of every sample."""
         found = self.terms.operands(values)[1][:, heads][..., self.kept]
         none, nobody = np.zeros((0, 0, 0)), np.zeros(0, dtype=np.int64)
         return [Operand(none, none, none, each, Norm(0.0), nobody) for each in found]
+
+
+def _spread(count: int, wanted: int) -> IntArray:
+    """Some of so many, evenly.
+
+    >>> _spread(10, 3)
+    array([0, 4, 9])
+    """
+    found: IntArray = np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64)
+    return found
 
 
 class _Side:

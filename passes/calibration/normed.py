@@ -17,6 +17,7 @@ the norm, is in :mod:`morphgraph.passes.calibration.narrowed`.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import onnx_ir as ir
@@ -56,11 +57,12 @@ class Sampled:
     seen: Batches
 
     def shared(self, processes: Processes) -> "Sampled":
-        """What all processes have seen, the same on all."""
+        """What all processes have seen, the same on all, in the order in which one sees it."""
         parts = [Batches(IN_MEMORY), Batches(IN_MEMORY)]
         for own, every in zip((self.values, self.seen), parts, strict=True):
-            for arrays in (each for part in processes.gather([*own]) for each in part):
-                every.append(arrays)
+            for turn in zip_longest(*processes.gather([*own])):
+                for arrays in (each for each in turn if each is not None):
+                    every.append(arrays)
         return Sampled(self.given, *parts)
 
 
