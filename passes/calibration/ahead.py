@@ -37,7 +37,7 @@ class _Step:
 
 
 def layer_ahead(
-    graph: ChannelGraph, layers: Mapping[str, Reader], value: ir.Value, target: str
+    graph: ChannelGraph, layers: Mapping[str, Reader], value: ir.Value, target: tuple[str, int]
 ) -> tuple[Reader, Array] | None:
     """The layer of which a value is made, number by number, if nobody else sees these outputs.
 
@@ -47,7 +47,7 @@ def layer_ahead(
         graph: the lifted network.
         layers: its linear layers, by name.
         value: the value.
-        target: the name of the operator behind which it does not matter who sees them.
+        target: the operator that may see them, by name, and as which operand.
     """
     way: list[_Step] = []
     here, maker = value, value.producer()
@@ -109,13 +109,15 @@ def _passed_on(
     return None if found is None else found[there.index(result)]
 
 
-def _alone(model: ir.Model, passed: Sequence[tuple[ir.Value, Array]], target: str) -> bool:
-    """Whether what is made of a layer's outputs goes to one operator, and nowhere else.
+def _alone(
+    model: ir.Model, passed: Sequence[tuple[ir.Value, Array]], target: tuple[str, int]
+) -> bool:
+    """Whether what is made of a layer's outputs goes to one operand, and nowhere else.
 
     Args:
         model: the network.
         passed: values on the way, the layer's result first, and which outputs stand there.
-        target: the operator.
+        target: the operator, and which operand.
     """
     own = np.unique(passed[-1][1])
     for (value, numbers), (later, _) in pairwise(passed):
@@ -135,15 +137,19 @@ def _alone(model: ir.Model, passed: Sequence[tuple[ir.Value, Array]], target: st
     return _ends(passed[-1][0], target)
 
 
-def _ends(value: ir.Value, target: str) -> bool:
-    """Whether all that follows from a value follows from one operator."""
+def _ends(value: ir.Value, target: tuple[str, int]) -> bool:
+    """Whether all that follows from a value follows from one operand of an operator."""
     waiting, known = [value], {value.name}
     while waiting:
         here = waiting.pop()
         if here.is_graph_output():
             return False
-        for node in (use.node for use in here.uses() if use.node.name != target):
-            results = [each for each in node.outputs if each.name and each.name not in known]
+        for use in here.uses():
+            if use.node.name == target[0]:
+                if use.idx != target[1]:
+                    return False
+                continue
+            results = [v for v in use.node.outputs if v.name and v.name not in known]
             known.update(each.name for each in results)
             waiting += results
     return True

@@ -214,6 +214,8 @@ class _Mixing:
             key_of: of every head of queries its place among these.
         """
         shapes = [seen["weights"].shape for seen in sampled.seen]
+        if not shapes:
+            return
         count, (_, _, places, width) = sum(shape[0] for shape in shapes), shapes[0]
         room = SAMPLES_BYTES // (8 * len(self.alive) * width)
         enough = max(1, min(room, max(FEWEST_QUERIES, QUERIES_PER_ELEMENT * self.terms.size)))

@@ -124,7 +124,7 @@ def _arriving(
     if paired is None:
         return None
     scale = Scale(node.name or "", port, value.name or "")
-    ahead = layer_ahead(graph, makers.layers, result, target[0])
+    ahead = layer_ahead(graph, makers.layers, result, target)
     by_layer = ahead and _arriving_at(graph, makers, side, (result, ahead[1]), target)
     if not (ahead and by_layer) or by_layer[0].outputs is None:
         return *paired, scale

@@ -243,6 +243,15 @@ def test_queries_keys_and_values_of_one_layer() -> None:
     np.testing.assert_allclose(kernels[0][:, 32:], kernels[1][:, 32:], atol=1e-4)
 
 
+def test_a_layer_of_queries_that_are_keys_too_stays_slices() -> None:
+    text = text_of("one node", together=False, turned=True, shared=1)
+    text = text.replace("k2 = Reshape(k0, ks)", "k2 = Reshape(q0, ks)")
+    (product,) = products(mg.lift(model_from_text(text, seed=0), attention="head-dim"))
+    assert product.scale is not None
+    assert not product.scale.layer
+    assert product.keys_scale is None
+
+
 def test_a_norm_behind_the_turn_has_no_layer_ahead() -> None:
     (product,) = products(case(BEHIND, shared=2).graph)
     assert product.scale is not None
