@@ -16,11 +16,10 @@ whole network (:mod:`morphgraph.passes.calibration.factors`)::
 
 No closed form is known, since the size of what is mixed divides it. But it is a smooth function of
 a few small matrices, and all its derivatives together cost twice what it costs itself: limited
-memory BFGS (Liu and Nocedal 1989) goes down from a start. It does so in units in which the
-second moments of ``x`` are 1, and those of what a random change of the logits asks of the norms'
-operands: in these the curvature is about the same in all directions (as Kronecker factors:
-Martens and Grosse 2015), so that some dozens of steps do. Of all on the way that stays which is
-best on inputs kept aside.
+memory BFGS (Liu and Nocedal 1989) goes down from a start, some dozens of steps. Mixtures and
+factors have no unit, since a norm does not see the size of what it normalizes. Of all on the way
+that stays which is best on inputs kept aside. (In units in which the second moments of ``x`` are 1
+it ends in worse minima: what has the largest variance is what moves there first.)
 
 A rotation behind the norm forbids nothing: it is in ``R``, and what passes it is the norm's result,
 whatever was mixed.
@@ -35,8 +34,7 @@ from morphgraph.arrays import Array, FloatArray, IntArray
 
 #: Steps of the descent, and those of which it remembers what they changed.
 STEPS, MEMORY = 40, 10
-#: Directions with a smaller share of the largest second moment are left alone.
-NOTHING = 1e-6
+#: The operands, as samples and mixtures name them.
 SIDES = "queries", "keys"
 
 
@@ -262,75 +260,19 @@ def best_mixtures(start: Mixtures, fitted: Sequence[Sample], aside: Sequence[Sam
     first = mixing_error(start, fitted)
     if not first > 0:
         return start
-    units = _Units(start, fitted)
     best, least = start, mixing_error(start, aside)
 
-    def error(change: FloatArray) -> tuple[float, FloatArray]:
-        found, gradient = mixing_gradient(units.changed(change), fitted)
-        return found / first, units.back(gradient) / first
+    def error(vector: FloatArray) -> tuple[float, FloatArray]:
+        found, gradient = mixing_gradient(start.like(vector), fitted)
+        return found / first, gradient.vector() / first
 
-    def look(change: FloatArray) -> None:
+    def look(vector: FloatArray) -> None:
         nonlocal best, least
-        here = units.changed(change)
+        here = start.like(vector)
         if (now := mixing_error(here, aside)) < least:
             best, least = here, now
 
     options = {"maxiter": STEPS, "maxcor": MEMORY}
-    nothing = np.zeros(start.vector().size)
-    optimize.minimize(error, nothing, jac=True, method="L-BFGS-B", callback=look, options=options)
+    vector = start.vector()
+    optimize.minimize(error, vector, jac=True, method="L-BFGS-B", callback=look, options=options)
     return best
-
-
-class _Units:
-    """Units in which the error curves about alike in all directions.
-
-    Args:
-        start: where that is asked.
-        samples: on which.
-    """
-
-    def __init__(self, start: Mixtures, samples: Sequence[Sample]) -> None:
-        self.start = start
-        inward: dict[str, FloatArray] = {}
-        outward: dict[str, FloatArray] = {}
-        factors = np.zeros_like(start.factors)
-        for sample in samples:
-            met = _met(start, sample)
-            shares = sample.shares  # the same change of each sample, however they are ordered
-            signs = np.random.default_rng(0).choice([-1.0, 1.0], shares.shape).astype(np.float32)
-            signs *= np.sqrt(2 * shares)
-            signs -= shares * signs.sum(axis=2, keepdims=True)
-            for side, (by_mixed, by_factors) in zip(SIDES, met.backwards(signs), strict=False):
-                rows = getattr(sample, side).elements
-                inward[side] = inward.get(side, 0.0) + rows.swapaxes(1, 2) @ rows
-                outward[side] = outward.get(side, 0.0) + by_mixed.swapaxes(1, 2) @ by_mixed
-                if side == "queries":
-                    np.add.at(factors, start.set_of, np.square(by_factors).sum(axis=1))
-        self.inward, self.outward = (
-            {side: _roots(moments) for side, moments in each.items()} for each in (inward, outward)
-        )
-        self.factors = np.maximum(factors, NOTHING * max(float(factors.max()), 1e-30)) ** -0.5
-
-    def changed(self, change: FloatArray) -> Mixtures:
-        """The start with a change in these units."""
-        return self.start.like(self.start.vector() + self._scaled(self.start.like(change)).vector())
-
-    def back(self, gradient: Mixtures) -> FloatArray:
-        """A gradient by the change in these units."""
-        return self._scaled(gradient).vector()
-
-    def _scaled(self, by: Mixtures) -> Mixtures:
-        both = {
-            side: inward @ getattr(by, side) @ self.outward[side]
-            for side, inward in self.inward.items()
-        }
-        return replace(by, **both, factors=by.factors * self.factors)
-
-
-def _roots(moments: FloatArray) -> FloatArray:
-    """Symmetric matrices after which second moments are 1, ``[heads, size, size]``."""
-    values, vectors = np.linalg.eigh(moments)
-    least = NOTHING * np.maximum(values[:, -1:], 1e-30)
-    roots = np.where(values > least, np.maximum(values, least) ** -0.5, 0.0)
-    found: FloatArray = (vectors * roots[:, None]) @ vectors.swapaxes(1, 2)
-    return found
