@@ -112,11 +112,14 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         arrivals        where a layer's results go, moved, scaled or turned in pairs
         operands        operands of products, and the layers that make them
         scales          numbers that queries are multiplied with behind a norm of their own
+        ahead           the layer ahead of such a norm
         logits          products of queries and keys
         factors         turned queries: a complex number per pair
         normed          queries with a norm: factors of what scales them behind it
         compared        what the inputs make of their operands: second moments
         bases           what makes up for elements that such a product loses
+        mixing          mixtures ahead of norms that make up for elements that go
+        narrowed        what the norms of a narrower network are, and what they are given
         stacks          what units of experts, and the experts, give where they are chosen
         fused           the same inside of a mixture in one node, which shows it
         few_bits        kernels in few bits as real numbers, and the nearest to others

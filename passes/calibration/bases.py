@@ -228,14 +228,16 @@ def turns(seen: Compared, found: Mapping[str, Reader], selection: AxisSelection)
         for side, basis in zip((each.queries, each.keys), pair, strict=True):
             if basis is None or side.outputs is None:
                 continue
-            turn = made.setdefault(side.reader, Turn(_stays(found[side.reader], selection), []))
+            turn = made.setdefault(
+                side.reader, Turn(outputs_that_stay(found[side.reader], selection), [])
+            )
             places = side.outputs[:, elements]
             alive = np.isin(places, turn.kept).all(axis=1)
             turn.parts.append((side.outputs[alive], places[alive], basis[alive]))
     return made
 
 
-def _stays(reader: Reader, selection: AxisSelection) -> IntArray:
+def outputs_that_stay(reader: Reader, selection: AxisSelection) -> IntArray:
     """The outputs of a reader that stay."""
     axis = reader.linear.output_axis(len(static_shape(reader.result)))
     kept = selection.axis(reader.result.name or "", axis)

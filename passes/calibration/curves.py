@@ -20,10 +20,10 @@ from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.score import score
 from morphgraph.passes.analysis.selection import AxisSelection
-from morphgraph.passes.calibration.bases import turns
+from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.carried import Carried, Changed
-from morphgraph.passes.calibration.normed import fitted_scales, write_scales
+from morphgraph.passes.calibration.narrowed import mixed, narrowed, write_scales
 from morphgraph.passes.calibration.outputs import Energies, OutputErrors
 from morphgraph.passes.calibration.readers import readers
 from morphgraph.passes.calibration.segments import run_all
@@ -155,9 +155,14 @@ def _turned_kernels(calibration: Calibration, index: int, width: int) -> Kernels
         return {}
     keep = np.sort(order_of(calibration, index)[graph.groups[index].width - width :])
     found = turns(calibration.compared, readers, AxisSelection(graph, {index: keep}))
+    return _kernels(calibration, found)
+
+
+def _kernels(calibration: Calibration, turned: Mapping[str, Turn]) -> Kernels:
+    """The kernels of layers whose results are in another basis."""
     return {
-        name: turn.kernel(readers[name], calibration.following[name])
-        for name, turn in found.items()
+        name: turn.kernel(calibration.readers[name], calibration.following[name])
+        for name, turn in turned.items()
     }
 
 
@@ -187,10 +192,13 @@ def _masked(
     """The outputs of the masked original, for groups over which something normalizes."""
     graph = calibration.graph
     keep = order_of(calibration, index)[graph.groups[index].width - width :]
-    model = mask(graph, {index: np.sort(keep)})
-    _write(calibration, model, changed_kernels(calibration, index, width))
-    seen, kept = calibration.compared, {index: np.sort(keep)}
-    write_scales(model, fitted_scales(graph, seen.samples, seen.products, (model, kept), threads))
+    kept = {index: np.sort(keep)}
+    model = mask(graph, kept)
+    kernels = changed_kernels(calibration, index, width)
+    found = narrowed(graph, calibration.compared, calibration.readers, (model, kept), threads)
+    turned = mixed(found, calibration.readers, AxisSelection(graph, kept))
+    _write(calibration, model, kernels | _kernels(calibration, turned))
+    write_scales(model, found)
     try:
         yield from run_all(model, feeds, threads)
     except Exception as error:  # ONNX Runtime's errors share no base class

@@ -43,6 +43,8 @@ class Logits:
         mixed: where there is none, the values of which it takes that, and what comes of them.
         scale: where queries have a norm of their own, the numbers that it scales them with; the
             queries' outputs are places among these.
+        keys_scale: the same of keys whose layer nobody else sees; its outputs are by heads of the
+            keys as they meet queries, of which some may have the same.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Logits:
     weights: Side | None = None
     mixed: tuple[Side, Side] | None = None
     scale: Scale | None = None
+    keys_scale: Scale | None = None
 
     def elements(self, summed: IntArray) -> IntArray:
         """Elements of a head by positions of the factor that is summed over."""
@@ -159,7 +162,7 @@ def _product(
     if bare[0][1].pair is not None:
         return None
     sides = [makers.known(side, node, port) for port, side in bare]
-    if any(node.outputs[k].name for k in facts_of(node).extends.values() if k < len(node.outputs)):
+    if _cached(node):
         sides[1] = bare[1][1]  # a cache holds the keys
     heads = tuple(dict.fromkeys(vertex for side in sides for vertex in side.heads))
     if not any(side.reader for side in sides):
@@ -202,11 +205,25 @@ def _normed_product(
     if not _normalized(graph, bare[0][1].summed):
         return None
     node, weights = graph.ops[op_index].ir, _weights(graph, op_index, makers.places)
-    (port, side), (_, keys) = _queries_first(bare, weights)
-    found = scale_of(graph, makers.places, side, node, port)
-    if found is None:
-        return None
-    return _competing(graph, op_index, found, keys, weights)
+    (port, side), (keys_port, keys) = _queries_first(bare, weights)
+    found = scale_of(graph, makers, side, node, port)
+    product = None if found is None else _competing(graph, op_index, found, keys, weights)
+    if product is None or product.scale is None or not product.scale.layer or _cached(node):
+        return product
+    of_keys = scale_of(graph, makers, keys, node, keys_port)
+    if of_keys is None or not {*of_keys[0].heads} <= {*product.keys.heads}:
+        return product
+    side, partner, scale = of_keys
+    head = _met(product.keys, side, product.keys.heads)
+    if scale.rows is None or head is None or (partner != product.partner).any():
+        return product
+    return replace(product, keys_scale=replace(scale, rows=scale.rows[head]))
+
+
+def _cached(node: ir.Node) -> bool:
+    """Whether an attention gives the keys that it was given, for a cache."""
+    given = (k for k in facts_of(node).extends.values() if k < len(node.outputs))
+    return any(node.outputs[k].name for k in given)
 
 
 def _queries_first(

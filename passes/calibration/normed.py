@@ -11,11 +11,13 @@ least squares, from their second moments over all pairs of places::
 
 as a softmax sees them (:mod:`morphgraph.passes.calibration.factors`). An element that is added to
 another one on the way, as rotary embeddings do, meets two elements of the keys. Where heads share
-the numbers, they have one set of factors together.
+the numbers, they have one set of factors together. What is asked of them, and of the layer ahead of
+the norm, is in :mod:`morphgraph.passes.calibration.narrowed`.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +25,6 @@ import onnx_ir as ir
 from morphgraph.arrays import Array, Arrays, FloatArray, IntArray
 from morphgraph.calibration.processes import Processes
 from morphgraph.graph import ChannelGraph
-from morphgraph.onnx_io.mapped import take
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.factors import ridge_from, shares_of
@@ -56,11 +57,12 @@ class Sampled:
     seen: Batches
 
     def shared(self, processes: Processes) -> "Sampled":
-        """What all processes have seen, the same on all."""
+        """What all processes have seen, the same on all, in the order in which one sees it."""
         parts = [Batches(IN_MEMORY), Batches(IN_MEMORY)]
         for own, every in zip((self.values, self.seen), parts, strict=True):
-            for arrays in (each for part in processes.gather([*own]) for each in part):
-                every.append(arrays)
+            for turn in zip_longest(*processes.gather([*own])):
+                for arrays in (each for each in turn if each is not None):
+                    every.append(arrays)
         return Sampled(self.given, *parts)
 
 
@@ -216,9 +218,13 @@ class Terms:
         wrong, size = np.abs(found - expected).max(), np.abs(found - nothing).max()
         return bool(wrong <= ROUNDING * size)
 
+    def operands(self, values: Arrays) -> tuple[Array, Array]:
+        """Queries and keys as they meet, the numbers as they are."""
+        return self.both(self.run(values, np.ones(self.numbers.size)), values)
+
     def logits(self, values: Arrays, places: IntArray) -> Array:
         """Of some queries with all keys, ``[samples, heads, places, places of keys]``."""
-        queries, keys = self.both(self.run(values, np.ones(self.numbers.size)), values)
+        queries, keys = self.operands(values)
         found: Array = queries[:, :, places] @ keys[:, self.product.key_of].swapaxes(2, 3)
         return found
 
@@ -300,17 +306,17 @@ def moments_to_fit(
     return total
 
 
-def best_scales(fitted: FloatArray, aside: FloatArray) -> FloatArray:
-    """Factors of a head's numbers, ``[kept]``: least squares from the numbers as they are.
+def best_scales(fitted: FloatArray, aside: FloatArray, start: FloatArray) -> FloatArray:
+    """Factors of a head's numbers, ``[kept]``: least squares from a start.
 
-    With the ridge that is best on inputs kept aside; 1 where none is better there.
+    With the ridge that is best on inputs kept aside; the start where none is better there.
 
     Args:
         fitted: second moments of the terms and of what they are to add up to,
             ``[kept + 1, kept + 1]``.
         aside: the same on inputs kept aside.
+        start: 1 for numbers as they are.
     """
-    start = np.ones(len(fitted) - 1)
     own = fitted[:-1, :-1]
     return ridge_from(
         start, own, fitted[:-1, -1] - own @ start, lambda factors: scales_error(factors, aside)
@@ -325,79 +331,3 @@ def scales_error(factors: FloatArray, moments: FloatArray) -> float:
     """
     missing = np.append(-factors, 1.0)
     return float(missing @ moments @ missing)
-
-
-Scalings = Sequence[tuple[Logits, FloatArray]]
-"""Products, and factors of the numbers that their queries are multiplied with, in their shape."""
-
-
-def fitted_scales(
-    graph: ChannelGraph,
-    samples: Mapping[str, tuple[Sampled, Sampled]],
-    found: Iterable[Logits],
-    masked: tuple[ir.Model, Mapping[int, IntArray]],
-    threads: int,
-) -> Scalings:
-    """Factors with which products come nearest to what they are in the whole network.
-
-    Args:
-        graph: the lifted network.
-        samples: by product what it is fitted to, and what was kept aside.
-        found: products.
-        masked: the masked network, and per group index the channels that stay.
-        threads: of ONNX Runtime.
-    """
-    named, whole = Named(masked[0]), Named(graph.model)
-    selection = AxisSelection(graph, masked[1])
-    factors: list[tuple[Logits, FloatArray]] = []
-    for product in found:
-        if product.name not in samples or not _touched(graph, product, selection):
-            continue
-        positions = selection.vertex(product.summed)
-        kept = np.arange(len(product.partner if product.partner is not None else ()))
-        if positions is not None:
-            kept = product.elements(positions)
-        given = samples[product.name][0].given
-        terms = Terms(product, whole.nodes[product.name], named, given, threads)
-        both = [terms.moments(each, kept, selection) for each in samples[product.name]]
-        made = np.ones(terms.numbers.size)
-        for outputs, fitted, aside in zip(terms.rows, *both, strict=True):
-            made[outputs[kept]] = best_scales(fitted, aside)
-        terms.close()
-        factors.append((product, made.reshape(terms.numbers.shape)))
-    return factors
-
-
-def _touched(graph: ChannelGraph, product: Logits, selection: AxisSelection) -> bool:
-    """Whether queries or keys lose something, and not all."""
-    sides = product.queries, product.keys
-    axes = [(side.value, axis) for side in sides for axis in range(len(graph.shapes[side.value]))]
-    left = [selection.axis(*each) for each in axes]
-    return any(each is not None for each in left) and all(
-        each is None or len(each) for each in left
-    )
-
-
-def write_scales(
-    model: ir.Model, factors: Scalings, selection: AxisSelection | None = None
-) -> None:
-    """Multiply the numbers of a network in place.
-
-    Args:
-        model: the network, in its own size, or resized.
-        factors: by product, in the original's shape.
-        selection: what stays, where the network is resized.
-    """
-    named = Named(model)
-    for product, each in factors:
-        scale = product.scale
-        assert scale is not None
-        if scale.node not in named.nodes:
-            continue
-        if selection is None:
-            held = named.holder(scale.value)
-        else:
-            value = named.nodes[scale.node].inputs[scale.port]
-            held = named.holder((value and value.name) or "")
-            each = take(each, selection.cuts(scale.value))
-        held.write(held.array() * each)

@@ -101,7 +101,8 @@ class Makers:
         self.graph = graph
         self.places = {node.name or "": k for k, node in enumerate(graph.model.graph)}
         self.arriving: dict[tuple[str, int], tuple[str, Arrival]] = {}
-        for name, reader in readers(graph.model, graph.couplings.input_independent).items():
+        self.layers = readers(graph.model, graph.couplings.input_independent)
+        for name, reader in self.layers.items():
             if not reader.is_norm and not reader.linear.inside:
                 self._follow(name, reader)
 
@@ -171,14 +172,30 @@ def paired_outputs(side: Side, arrival: Arrival) -> tuple[Side, IntArray] | None
     With it comes of every element the one that it is made together with, itself where there is
     none, ``[size]``; ``None`` where outputs arrive otherwise.
     """
-    if len(arrival.parts) > 2:
-        return None
-    made = replace(side, heads=_heads(side, arrival))
-    both = [_outputs(made, part) for part in (arrival.parts[0], arrival.parts[-1])]
-    if both[0] is None or both[1] is None:
-        return None
-    found = pairs(both[0], both[1])
+    made, both = _made_of(side, arrival)
+    found = None if both is None else pairs(*both)
     return None if found is None else (replace(made, outputs=found[0]), found[1])
+
+
+def paired_heads(side: Side, arrival: Arrival) -> tuple[Side, IntArray] | None:
+    """The same where several heads may have the same outputs, as keys that are repeated."""
+    made, both = _made_of(side, arrival)
+    if both is None:
+        return None
+    every, head = np.unique(np.concatenate(both, axis=1), axis=0, return_inverse=True)
+    found = pairs(*np.split(every, 2, axis=1))
+    if found is None:
+        return None
+    return replace(made, outputs=found[0][head.reshape(-1)]), found[1]
+
+
+def _made_of(side: Side, arrival: Arrival) -> tuple[Side, tuple[IntArray, IntArray] | None]:
+    """An operand with its heads, and the outputs of which its elements are made; two of each."""
+    made = replace(side, heads=_heads(side, arrival))
+    if len(arrival.parts) > 2:
+        return made, None
+    one, other = (_outputs(made, part) for part in (arrival.parts[0], arrival.parts[-1]))
+    return made, None if one is None or other is None else (one, other)
 
 
 def turned_outputs(side: Side, arrival: Arrival) -> tuple[Side, IntArray] | None:

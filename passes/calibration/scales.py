@@ -3,24 +3,26 @@
 What normalizes queries lets no other basis pass, and its result is larger the more elements are
 gone. But the logits are linear in the numbers that it multiplies its result with, whatever moves
 and turns queries behind it: in these numbers elements that stay can make up for those that go
-(:mod:`morphgraph.passes.calibration.normed`). Here they are found, and where they are stored.
+(:mod:`morphgraph.passes.calibration.normed`). Here they are found, where they are stored, and which
+layer makes what is normalized.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
-from morphgraph.arrays import FloatArray, IntArray
+from morphgraph.arrays import Array, FloatArray, IntArray
 from morphgraph.edit import array_of
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import COPIES_KEY, static_shape
 from morphgraph.ops import facts_of
+from morphgraph.passes.calibration.ahead import layer_ahead
 from morphgraph.passes.calibration.arrivals import arrivals
 from morphgraph.passes.calibration.kernels import Store, stored
-from morphgraph.passes.calibration.operands import Side, paired_outputs, turned_outputs
+from morphgraph.passes.calibration.operands import Makers, Side, paired_heads, turned_outputs
 from morphgraph.passes.calibration.readers import Following
 
 
@@ -31,32 +33,36 @@ class Scale:
     Attributes:
         node, port: the operator that multiplies, and which operand they are.
         value: its name.
+        layer: the linear layer that makes what is normalized, for nobody else; empty: not known.
+        rows: its outputs, by head and element, ``[heads, size]``.
     """
 
     node: str
     port: int
     value: str
+    layer: str = ""
+    rows: IntArray | None = None
 
 
 def scale_of(
-    graph: ChannelGraph, places: Mapping[str, int], side: Side, node: ir.Node, port: int
+    graph: ChannelGraph, makers: Makers, side: Side, node: ir.Node, port: int
 ) -> tuple[Side, IntArray, Scale] | None:
     """Queries, and the numbers that they are multiplied with behind their norm.
 
     The outputs of the side are places among these numbers. Its heads are those that differ in them,
-    or, where the product turns them, all.
+    or all, where the layer ahead of the norm is known, or the product turns them itself.
     With it comes of every element the one that it is added to on the way, itself where there is
     none, ``[size]``.
 
     Args:
         graph: the lifted network.
-        places: of the nodes, by name, in topological order.
+        makers: its linear layers, and the places of its nodes.
         side: the queries.
         node, port: the product, and which operand they are.
     """
-    for maker in _behind(graph, places, node.inputs[port]):
+    for maker in _behind(graph, makers.places, node.inputs[port]):
         for at in _constants(maker):
-            found = _arriving(graph, places, side, (maker, at), (node.name or "", port))
+            found = _arriving(graph, makers, side, (maker, at), (node.name or "", port))
             if found is not None:
                 return found
     return None
@@ -97,7 +103,7 @@ def _constants(node: ir.Node) -> Iterator[int]:
 
 def _arriving(
     graph: ChannelGraph,
-    places: Mapping[str, int],
+    makers: Makers,
     side: Side,
     where: tuple[ir.Node, int],
     target: tuple[str, int],
@@ -114,15 +120,46 @@ def _arriving(
     if len(shape) > len(whole) or np.broadcast_shapes(shape, whole) != whole:
         return None
     numbers = np.broadcast_to(np.arange(size, dtype=np.float32).reshape(shape), whole)
-    plain = Following(np.ones((1, 1)), np.zeros((1, 1)))
-    found = arrivals(graph.model, result, numbers, plain, places)
-    if [(each.node, each.port) for each in found] != [target]:
-        return None
-    whole_heads = side.pair is not None  # the product turns them itself, head by head
-    paired = turned_outputs(side, found[0]) if whole_heads else paired_outputs(side, found[0])
+    paired = _arriving_at(graph, makers, side, (result, numbers), target)
     if paired is None:
         return None
-    return *paired, Scale(node.name or "", port, value.name or "")
+    scale = Scale(node.name or "", port, value.name or "")
+    ahead = layer_ahead(graph, makers.layers, result, target)
+    by_layer = ahead and _arriving_at(graph, makers, side, (result, ahead[1]), target)
+    if not (ahead and by_layer) or by_layer[0].outputs is None:
+        return *paired, scale
+    rows = by_layer[0].outputs
+    if (by_layer[1] != paired[1]).any():
+        return *paired, scale
+    number_of = np.zeros(int(ahead[1].max()) + 1, dtype=np.int64)
+    number_of[ahead[1].astype(np.int64)] = numbers
+    queries = replace(by_layer[0], outputs=number_of[rows])
+    return queries, by_layer[1], replace(scale, layer=ahead[0].name, rows=rows)
+
+
+def _arriving_at(
+    graph: ChannelGraph,
+    makers: Makers,
+    side: Side,
+    what: tuple[ir.Value, Array],
+    target: tuple[str, int],
+) -> tuple[Side, IntArray] | None:
+    """Queries by the numbers that arrive there alone, and by which elements turn together.
+
+    Args:
+        graph: the lifted network.
+        makers: the places of its nodes.
+        side: the queries.
+        what: the value from which on numbers are followed, and which these are.
+        target: the product, and which operand the queries are.
+    """
+    plain = Following(np.ones((1, 1)), np.zeros((1, 1)))
+    found = arrivals(graph.model, *what, plain, makers.places)
+    if [(each.node, each.port) for each in found] != [target]:
+        return None
+    if side.pair is not None:  # the product turns them itself, head by head
+        return turned_outputs(side, found[0])
+    return paired_heads(side, found[0])
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.compared import Compared
-from morphgraph.passes.calibration.normed import fitted_scales, write_scales
+from morphgraph.passes.calibration.narrowed import mixed, narrowed, write_scales
 from morphgraph.passes.calibration.readers import Following, Reader, following, readers
 from morphgraph.passes.calibration.segments import Piece
 from morphgraph.passes.calibration.stacks import stacks
@@ -161,9 +161,8 @@ class _Refit:
         """Make queries and keys in the bases in which their products change least."""
         there = self.readers
         known = [p for p in compared.products if {p.queries.reader, p.keys.reader} <= {"", *there}]
-        self._scale(compared)
         seen = Compared(known, compared.moments)
-        self.turns = turns(seen, self.originals, self.selection)
+        self.turns = turns(seen, self.originals, self.selection) | self._narrow(compared)
         for name, turn in self.turns.items():
             original, reader = self.originals[name], there[name]
             matrix, shift = turn.kernel(original, following(original))
@@ -173,15 +172,19 @@ class _Refit:
             add_to_result(self.editor, reader, shift[:, turn.kept])
         self.readers = readers(self.small, self.weights)  # some have a bias now
 
-    def _scale(self, compared: Compared) -> None:
-        """Let norms of queries multiply with what changes their products with keys least."""
+    def _narrow(self, compared: Compared) -> dict[str, Turn]:
+        """Let norms of queries multiply with what changes their products with keys least.
+
+        And the layers ahead of them make what does: they are what comes back.
+        """
         if not compared.samples:
-            return
+            return {}
         masked = mask(self.graph, self.keep), self.keep
-        samples, found = compared.samples, compared.products
-        factors = fitted_scales(self.graph, samples, found, masked, self.threads)
-        write_scales(self.small, factors, self.selection)
-        self.scaled = {product.scale.node for product, _ in factors if product.scale is not None}
+        found = narrowed(self.graph, compared, self.originals, masked, self.threads)
+        write_scales(self.small, found, self.selection)
+        self.scaled = {each.product.scale.node for each in found if each.product.scale is not None}
+        turned = mixed(found, self.originals, self.selection)
+        return {name: turn for name, turn in turned.items() if name in self.readers}
 
     def _names(self) -> list[str]:
         """The readers that are fitted, in order."""

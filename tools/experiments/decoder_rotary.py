@@ -6,14 +6,16 @@
 The folder holds a decoder that ``tools/experiments/decoder.py`` trains: with norms of queries and
 keys, factors are those of the norm's scales. At every budget of the
 parameters outside of the embeddings, and at every number of pairs where nothing else goes, it is
-made smaller three times, with one calibration text:
-pairs go by the smallest kernels and nothing makes up for them; they go by the logits; and with the
-factors too. Perplexity is that of text that nobody has seen.
+made smaller several times, with one calibration text:
+pairs go by the smallest kernels and nothing makes up for them; they go by the logits; with the
+factors too; and with mixtures ahead of the norm, too. Perplexity is that of text that nobody has
+seen.
 """
 
 import argparse
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -24,11 +26,12 @@ from decoder_table import Material
 import morphgraph as mg
 from morphgraph.arrays import FloatArray, IntArray
 from morphgraph.options import Attention
-from morphgraph.passes.calibration import bases, normed
+from morphgraph.passes.calibration import bases, narrowed
 from morphgraph.passes.calibration.compared import Compared
 from morphgraph.passes.calibration.curves import order_of
 from morphgraph.passes.calibration.factors import best_factors, whole
 from morphgraph.passes.calibration.logits import products
+from morphgraph.passes.calibration.mixing import Mixtures, Sample, best_mixtures
 from morphgraph.passes.calibration.normed import best_scales
 from morphgraph.plans import Plan, make_plan
 from morphgraph.shrinker import Shrinker
@@ -67,10 +70,11 @@ def measure(
     if arm == "by kernels":
         plain = [p for p in shrinker.compared.products if p.partner is None]
         shrinker.compared = Compared(plain, shrinker.compared.moments)
-    factors, scales = FACTORS[arm]
+    factors, scales, mixtures = FACTORS[arm]
     with (
         patch.object(bases, "best_factors", factors),
-        patch.object(normed, "best_scales", scales),
+        patch.object(narrowed, "best_scales", scales),
+        patch.object(narrowed, "best_mixtures", mixtures),
     ):
         for count in options.pairs:
             keep = np.sort(order_of(shrinker.calibration, pairs)[-count:])
@@ -101,15 +105,21 @@ def _as_they_are(
     return found
 
 
-def _ones(fitted: FloatArray, _aside: FloatArray) -> FloatArray:
-    """Factors of 1 for the numbers of a norm."""
-    return np.ones(len(fitted) - 1)
+def _as_they_start(_fitted: FloatArray, _aside: FloatArray, start: FloatArray) -> FloatArray:
+    """The numbers of a norm as they are."""
+    return start
+
+
+def _slices(start: Mixtures, _fitted: Sequence[Sample], _aside: Sequence[Sample]) -> Mixtures:
+    """The elements that stay as they are."""
+    return start
 
 
 FACTORS = {
-    "by kernels": (best_factors, best_scales),
-    "by logits": (_as_they_are, _ones),
-    "with factors": (best_factors, best_scales),
+    "by kernels": (best_factors, best_scales, best_mixtures),
+    "by logits": (_as_they_are, _as_they_start, _slices),
+    "with factors": (best_factors, best_scales, _slices),
+    "with mixtures": (best_factors, best_scales, best_mixtures),
 }
 
 
