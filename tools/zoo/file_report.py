@@ -19,7 +19,8 @@ planned at {budget:.0%} of its FLOPs with random scores, resized, saved, and run
 - **error**: resized against masked, computed in single precision; **rounding**: the masked model
   against itself with inputs moved by 1e-6 (by 1e-3 where the file quantizes or is in half
   precision) and after ONNX Runtime's optimizations. An error above {tolerance:.0e} and
-  {of_noise:g} times the rounding is **wrong**. **apply**: whether `mg.apply`, which checks, calls the result right.
+  {of_noise:g} times the rounding is **wrong**. **apply**: whether `mg.apply`, which checks,
+  calls the result right.
 - **bytes**: the file saved against the file that came. **allowed**: the same less what was cut
   from its own tensors. **Larger** is what exceeds that by more than {slack:.0%} and {bytes} KiB, as
   where shared weights are stored twice.
