@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 # Blocks of plain text with commands or programs for a person, and what runs them.
 TEXT = {
     ("does-not-shrink", "morphgraph: error"): "the guide's page, which shows the command",
+    ("from-an-onnx-file", "morphgraph: warning"): "tests/test_fixed.py, with an If of its own",
     ("milliseconds", "op_type,inputs"): "test_a_table_of_measurements_is_read_as_the_page_has_it",
     ("olive", 'python -c "import json'): "test_a_workflow_of_olive_on_the_command_line",
     ("optimum", "from optimum.onnx"): "tests/test_examples.py, where Optimum is installed",

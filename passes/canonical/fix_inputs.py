@@ -52,7 +52,7 @@ def fix_inputs(model: ir.Model, fixed: Fixed) -> ir.Model:
     ... net (bool flag, float[1,2] x) => (float[1,2] y) {
     ...     y = If (flag) <then_branch = a () => (float[1,2] p) { p = Relu(x) },
     ...                    else_branch = b () => (float[1,2] q) { q = Neg(x) }>
-    ... }''')
+    ... }''', inputs=("flag", "x"))
     >>> small = fix_inputs(model, {"flag": True})
     >>> [node.op_type for node in small.graph], [value.name for value in small.graph.inputs]
     (['Relu'], ['x'])
