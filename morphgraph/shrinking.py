@@ -323,7 +323,7 @@ def _warn_of_slices(fitted: Refitted) -> None:
             f"kernels of {count} node{'s' if count > 1 else ''} lose inputs and stay slices, since "
             f"they are shared, computed or in few bits: {named}"
             f"{f' and {more} more' if more > 0 else ''}; "
-            "shrink the network before it is quantized, or train what is left (tune=)"
+            "shrink the network before it is quantized, or train what is left"
         )
 
 

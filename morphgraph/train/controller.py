@@ -395,7 +395,10 @@ class Budget:
         for name, amount in budget.items():
             kind = spelling(parse_cost(name))
             if kind not in paces:
-                raise ArgumentError(f"budget {kind}: only {', '.join(paces)} can change")
+                raise ArgumentError(
+                    f"budget {kind}: only {', '.join(paces)} can change; for other costs detach() "
+                    "this budget and make a new mg.Budget"
+                )
             resource = paces[kind].counted.resource
             target = parse_amount(amount, resource.total, resource.unit) / resource.total
             lowest = reg.lowest_share(resource)

@@ -18,8 +18,8 @@ No closed form is known, since the size of what is mixed divides it. But it is a
 a few small matrices, and all its derivatives together cost twice what it costs itself: limited
 memory BFGS (Liu and Nocedal 1989) goes down from a start, some dozens of steps. Mixtures and
 factors have no unit, since a norm does not see the size of what it normalizes. Of all on the way
-that stays which is best on inputs kept aside. (In units in which the second moments of ``x`` are 1
-it ends in worse minima: what has the largest variance is what moves there first.)
+that stays which is best on inputs kept aside. (Units in which the second moments of ``x`` are 1
+ended in a worse minimum where they were tried.)
 
 A rotation behind the norm forbids nothing: it is in ``R``, and what passes it is the norm's result,
 whatever was mixed.
