@@ -182,7 +182,9 @@ DEEP: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.long] if k.startswith("T5") else []) for k in DEEP]
+)
 def test_few_of_the_blocks_of_a_class_tell_what_all_do(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
