@@ -19,6 +19,7 @@ from morphgraph.onnx_io import save
 from morphgraph.testing import model_from_text
 from morphgraph.testing.examples import residual_cnn
 from tests.folders.test_folders import VOCABULARY, make_folder
+from tests.merged import BLOCKS, HEADS, IDS, write_merged
 from tests.pages import BLOCK, ROOT, Page, commands, start
 
 DOCS = ROOT / "docs"
@@ -156,3 +157,21 @@ def test_a_workflow_of_olive_on_the_command_line(
     assert re.search("float16|FLOAT16", str(next(iter(mg.load(small).graph.initializers.values()))))
     share = mg.cost(mg.lift(small), "flops").total / mg.cost(mg.lift("model.onnx"), "flops").total
     assert share <= 0.6
+
+
+def test_the_page_on_language_models_takes_a_merged_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("whole", "onnx")
+    folder.mkdir(parents=True)
+    write_merged(folder / "decoder_model_merged.onnx")
+    config = {"model_type": "gpt2", "n_embd": 8, "n_head": HEADS, "n_layer": BLOCKS, "n_inner": 12}
+    config["vocab_size"] = IDS
+    Path("whole", "config.json").write_text(json.dumps(config))
+    page = (DOCS / "language-models.md").read_text("utf-8")
+    (block,) = (block for language, block in BLOCK.findall(page) if language == "sh")
+    _, printed = map(start, commands(block))
+    assert "computes what the masked original computes" in printed
+    assert Path("small", "onnx", "decoder_model_merged.onnx").exists()
+    assert json.loads(Path("small", "config.json").read_text()) != config

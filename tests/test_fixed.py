@@ -277,7 +277,8 @@ def test_folder_like_those_of_transformers_js(tmp_path: Path) -> None:
     (folder / "onnx").mkdir(parents=True)
     write_merged(folder / "onnx" / "decoder_model_merged.onnx")
     config = {"model_type": "gpt2", "n_embd": 8, "n_head": HEADS, "n_layer": BLOCKS, "n_inner": 12}
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": IDS}))
+    config["vocab_size"] = IDS
+    (folder / "config.json").write_text(json.dumps(config))
     fix = ("--fix", f"{FLAG}=true")
     command("plan", folder, *fix, "--budget", "flops=70%", "-o", tmp_path / "p.json")
     command("apply", folder, tmp_path / "p.json", "-o", small)
