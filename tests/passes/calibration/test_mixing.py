@@ -27,7 +27,7 @@ from morphgraph.passes.calibration.mixing import (
 from morphgraph.passes.refit.refit import refit
 from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text
-from tests.passes.calibration.test_normed import BEHIND, NORMS, Case, case, seen, text_of
+from tests.passes.calibration.test_normed import BEHIND, FORMS, Case, case, seen, text_of
 
 HEADS, KEYS, SIZE, KEPT, SEEN = 4, 2, 6, 4, 5
 
@@ -151,17 +151,7 @@ def wrong(found: Case, model: ir.Model) -> float:
     return float(np.square(seen(found.run(model)["l"] - outputs["l"], outputs["p"])).sum())
 
 
-@pytest.mark.parametrize(
-    ("norm", "together", "turned", "shared"),
-    [
-        *((norm, False, True, 1) for norm in NORMS),
-        ("operators", True, True, 1),
-        ("one node", True, True, 2),
-        ("operators", False, True, 2),
-        ("one node", False, False, 2),
-        ("with a mean and a shift", True, False, 1),
-    ],
-)
+@pytest.mark.parametrize(("norm", "together", "turned", "shared"), FORMS)
 def test_the_resized_network_has_the_error_that_was_fitted(
     norm: str, together: bool, turned: bool, shared: int
 ) -> None:

@@ -151,17 +151,20 @@ def seen(logits: FloatArray, taken: FloatArray) -> FloatArray:
     return found
 
 
+# A norm's form; of all heads at once; whether positions turn; heads that share a head of keys.
+FORMS = [
+    *((norm, False, True, 1) for norm in NORMS),
+    ("operators", True, True, 1),
+    ("one node", True, True, 2),
+    ("operators", False, True, 2),
+    ("one node", False, False, 2),
+    ("with a mean and a shift", True, False, 1),
+]
+
+
 @pytest.mark.parametrize(
     ("norm", "together", "turned", "shared"),
-    [
-        *((norm, False, True, 1) for norm in NORMS),
-        ("operators", True, True, 1),
-        ("one node", True, True, 2),
-        ("operators", False, True, 2),
-        ("one node", False, False, 2),
-        ("with a mean and a shift", True, False, 1),
-        (BEHIND, False, True, 2),
-    ],
+    [*FORMS, (BEHIND, False, True, 2)],
 )
 def test_the_fit_is_that_of_least_squares_over_all_logits(
     norm: str, together: bool, turned: bool, shared: int
