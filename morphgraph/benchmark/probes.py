@@ -98,6 +98,7 @@ def _bottleneck(probe: Probe, x: str, grid: int, stride: int) -> str:
     """Pointwise, 3x3 or in groups, pointwise; a residual connection."""
     side, wide = probe.shapes[x][2], probe.shapes[x][1]
     narrow = _channels(probe, side // stride, grid, -2.5, 0.5)
+    (act,) = probe.style(("Relu", "Relu", "LeakyRelu"))
     form = probe.random.random()
     if form < 0.4:
         groups = 1
@@ -108,8 +109,8 @@ def _bottleneck(probe: Probe, x: str, grid: int, stride: int) -> str:
         each = int(probe.random.choice([4, 8, 16, 16, 24, 32, 64]))
         groups = max(narrow // each, 1)
         narrow = groups * each
-    y = probe.act(probe.conv(x, narrow, 1))
-    y = probe.act(probe.conv(y, narrow, 3, stride, groups))
+    y = probe.act(probe.conv(x, narrow, 1), act)
+    y = probe.act(probe.conv(y, narrow, 3, stride, groups), act)
     out = wide if stride == 1 else _channels(probe, side // stride, grid, -1.0, 2.0)
     y = probe.conv(y, out, 1)
     return probe.act(probe.add(y, x if stride == 1 else probe.conv(x, out, 1, stride)))

@@ -147,7 +147,7 @@ class KindModel:
     """What is known of one kind of kernel.
 
     Attributes:
-        prices: of a start, a multiply-add, a weight and a number moved, in microseconds, ``[4]``.
+        prices: in microseconds, of what :meth:`morphgraph.device.Kernel.work` counts, ``[5]``.
         block: channels that are computed together.
         process: of the logarithm of time over physics; ``None`` of a kind with few measurements.
         offset: median of that logarithm.

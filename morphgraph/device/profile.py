@@ -35,6 +35,7 @@ class Measurement(msgspec.Struct, frozen=True):
         layout: of a convolution or a pooling ``"blocked"`` or ``"plain"`` where the runtime tells;
             else empty.
         around: bytes of weights and results of the network that it ran in; 0: not known.
+        activation: the operator that is fused behind it, as ``"Clip"``; empty for none.
     """
 
     op_type: str
@@ -43,11 +44,14 @@ class Measurement(msgspec.Struct, frozen=True):
     microseconds: float
     layout: str = ""
     around: float = 0.0
+    activation: str = ""
 
     @property
     def kernel(self) -> Kernel:
         """What was measured, without the time."""
-        return Kernel(self.op_type, self.layout, self.inputs, self.outputs, self.around)
+        return Kernel(
+            self.op_type, self.layout, self.inputs, self.outputs, self.around, self.activation
+        )
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True, eq=False):
@@ -129,7 +133,8 @@ def load_profile(path: str | PathLike[str]) -> DeviceProfile:
     """Read a profile that ``calibrate`` has written, or a table of measurements (``.csv``).
 
     A table has the columns ``op_type``, ``inputs``, ``outputs`` and ``microseconds``, and may have
-    ``layout`` and ``around``; shapes are written ``1x3x224x224`` and separated by blanks.
+    ``layout``, ``around`` and ``activation``; shapes are written ``1x3x224x224`` and separated by
+    blanks.
 
     Raises:
         FileError: it cannot be read.
@@ -203,6 +208,7 @@ def _measurement(row: dict[str, Any], line: int, where: str) -> Measurement:
             float(row["microseconds"]),
             row.get("layout") or "",
             float(row.get("around") or 0),
+            row.get("activation") or "",
         )
     except (ValueError, AttributeError, TypeError) as error:
         raise ModelError(
@@ -218,6 +224,6 @@ def _shapes(text: str) -> tuple[tuple[int, ...], ...]:
 def measurements(kernels: Sequence[Kernel], times: Iterable[float]) -> list[Measurement]:
     """Kernels with their times, as a profile holds them."""
     return [
-        Measurement(k.op_type, k.inputs, k.outputs, float(time), k.layout, k.around)
+        Measurement(k.op_type, k.inputs, k.outputs, float(time), k.layout, k.around, k.activation)
         for k, time in zip(kernels, times, strict=True)
     ]

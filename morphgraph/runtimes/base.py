@@ -51,6 +51,8 @@ class Operator:
             without a name); empty for what the runtime has added, and where it cannot be told.
         layer: the one of them that it is for; empty where there is none.
         layout: of a convolution or a pooling, whether its channels lie in blocks; else ``None``.
+        activation: that it applies to what it makes, by the name of its operator; empty for none,
+            and where the runtime does not tell.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Operator:
     origins: tuple[str, ...] = ()
     layer: str = ""
     layout: Layout | None = None
+    activation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,6 +255,7 @@ def _operator(node: onnx.NodeProto, origins: Sequence[Node]) -> Operator:
         origins=tuple(origin.name for origin in origins),
         layer=layer_of(node.op_type, origins),
         layout=_layout(node),
+        activation=_activation(node),
     )
 
 
@@ -279,7 +280,12 @@ def _taken_in(node: onnx.NodeProto) -> int:
     """
     if len(node.input) <= _SUM_INPUT or not node.input[_SUM_INPUT]:
         return 0
-    return 1 + any(attribute.name == "activation" for attribute in node.attribute)
+    return 1 + bool(_activation(node))
+
+
+def _activation(node: onnx.NodeProto) -> str:
+    """What ONNX Runtime has fused behind a convolution or a product."""
+    return next((a.s.decode() for a in node.attribute if a.name == "activation"), "")
 
 
 def _layout(node: onnx.NodeProto) -> Layout | None:

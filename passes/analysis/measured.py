@@ -345,4 +345,10 @@ def one_sample(graph: ChannelGraph) -> Arrays:
 
 def kernel_of(executed: Executed) -> Kernel:
     """A kernel that ran, without its name and time."""
-    return Kernel(executed.op_type, executed.layout or "", executed.inputs, executed.outputs)
+    return Kernel(
+        executed.op_type,
+        executed.layout or "",
+        executed.inputs,
+        executed.outputs,
+        activation=executed.activation,
+    )

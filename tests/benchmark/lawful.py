@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from morphgraph.arrays import Arrays
 from morphgraph.device import Kernel
+from morphgraph.passes.analysis.measured import kernel_of
 from morphgraph.runtimes import Executed, Source, Spent
 from morphgraph.runtimes.ort import OnnxRuntime, OrtSession
 
@@ -15,7 +16,8 @@ BLOCK = 16
 def law(kernel: Kernel) -> float:
     """Microseconds: a start, arithmetic on whole blocks of channels, and what is moved.
 
-    Convolutions outside of the blocked layout take twice the time, poolings ten times.
+    Convolutions outside of the blocked layout take twice the time, poolings ten times. Fused
+    activations but Relu go over the results once more.
     """
 
     def blocks(width: int) -> int:
@@ -30,6 +32,8 @@ def law(kernel: Kernel) -> float:
         inner = blocks(weight[1]) if weight[1] > 1 else 1
         macs = blocks(result[1]) * inner * math.prod(weight[2:]) * math.prod(result[2:])
         time += macs / 5e3 * (2.0 if kernel.layout == "plain" else 1.0)
+        if kernel.activation not in ("", "Relu"):
+            time += math.prod(result) / 1e2
     elif kernel.op_type in ("Gemm", "FusedGemm", "MatMul", "FusedMatMul"):
         time += math.prod(kernel.outputs[0]) * kernel.inputs[0][-1] / 5e3
     return time
@@ -56,14 +60,10 @@ class LawfulSession(OrtSession):
         """ONNX Runtime's kernels, with other times; the same in every run."""
         if self._lawful is None:
             kernels = super().executed(feeds, 1)
-            self._lawful = [replace(each, microseconds=law(_kernel(each))) for each in kernels]
+            self._lawful = [replace(each, microseconds=law(kernel_of(each))) for each in kernels]
         return self._lawful
 
     def timed_run(self, feeds: Arrays) -> Spent:
         """The sum over them."""
         seconds = sum(each.microseconds for each in self.executed(feeds)) / 1e6
         return Spent(seconds, seconds)
-
-
-def _kernel(each: Executed) -> Kernel:
-    return Kernel(each.op_type, each.layout or "", each.inputs, each.outputs)

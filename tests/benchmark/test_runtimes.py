@@ -155,6 +155,29 @@ def _kernels(model: Any, feeds: dict[str, np.ndarray], runs: int = 2) -> list[Ex
     return list(find_runtime("ort").session(model).executed(feeds, runs))
 
 
+def test_activations_that_are_fused_are_told() -> None:
+    pads = "pads = [1, 1, 1, 1]"
+    model = model_from_text(
+        f"""g (float[1,16,8,8] x, float[2,8] z, float[16,16,3,3] a, float[18,16,3,3] b,
+               float[16,18,3,3] c, float[8,4] d, float[4] e)
+        => (float[1,16,8,8] y, float[2,4] t) <float low = {{0}}, float high = {{6}}>
+        {{
+            a1 = Conv<{pads}>(x, a)
+            a2 = Clip(a1, low, high)
+            b1 = Conv<{pads}>(a2, b)
+            c1 = Conv<{pads}>(b1, c)
+            y = Relu(c1)
+            s = Gemm(z, d, e)
+            t = LeakyRelu(s)
+        }}""",
+        inputs=("x", "z"),
+    )
+    operators = find_runtime("ort").session(model).operators()
+    convolutions = {(one.layout, one.activation) for one in operators if "Conv" in one.op_type}
+    assert convolutions == {("blocked", "Clip"), ("blocked", ""), ("plain", "Relu")}
+    assert [one.activation for one in operators if "Gemm" in one.op_type] == ["LeakyRelu"]
+
+
 def test_every_node_is_in_one_kernel() -> None:
     """Also where names are missing, or look like those of the runtime."""
     model = _with_weights(CONVS, {"a": "same", "f": "b_nchwc"})
