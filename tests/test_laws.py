@@ -35,12 +35,13 @@ from morphgraph.testing import random_plan, random_removal, random_weight
 from morphgraph.workflow import apply
 
 LAWS = settings(
-    max_examples=300,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-FEWER = settings(LAWS, max_examples=150)
+FEWER = settings(LAWS, max_examples=50)
+MANY = settings(LAWS, max_examples=200)
 SIZE = 4
 
 
@@ -326,6 +327,16 @@ def test_laws(model: ir.Model) -> None:
     check_laws(model)
 
 
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:the plan changes nothing")
+@MANY
+@given(networks())
+def test_all_laws_of_many_networks(model: ir.Model) -> None:
+    check_laws(model)
+    check_removal(model)
+    check_absorption(model)
+
+
 def check_removal(model: ir.Model) -> None:
     """Groups die at random, where a network is left: it is the masked one, at the stated cost."""
     graph = lift(model)
@@ -471,7 +482,7 @@ def _names(model: ir.Model) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:the plan changes nothing")
-@settings(LAWS, max_examples=60)
+@settings(LAWS, max_examples=25)
 @given(networks(), st.integers(0, 2**16))
 def test_laws_whatever_values_are_called(model: ir.Model, seed: int) -> None:
     """Names that a rewrite makes up may be taken: results are valid, and right in ONNX Runtime."""
