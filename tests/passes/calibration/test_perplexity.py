@@ -72,6 +72,15 @@ def test_shrink_tells_it_before_and_after() -> None:
     assert [p.perplexity is not None for p in result.curve] == [True] * len(result.curve)
 
 
+def test_a_tagger_of_fewer_tags_than_words_foretells_nothing() -> None:
+    """Causal, and the first sequence has small ids alone: only a later one shows it."""
+    text = BIGRAM.replace("float[N,T,20] logits", "float[N,T,8] logits")
+    one = text.replace("logits = MatMul(s, back)", "logits = Relu(s)")
+    model = model_from_text(one, ("input_ids",))
+    mixed = np.where(np.arange(64)[:, None] % 3 == 0, ids(64), ids(64) % 4)
+    assert mg.shrink(model, {"input_ids": mixed}, {"flops": "80%"}).perplexity is None
+
+
 def test_parameters_outside_of_embeddings() -> None:
     graph = mg.lift(model_from_text(BIGRAM, ("input_ids",)))
     assert mg.cost(graph, "params").total == 20 * 8 + 8 * 16 + 16 * 8
