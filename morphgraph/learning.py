@@ -14,13 +14,12 @@ from morphgraph.calibration import Samples
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
 from morphgraph.options import RoundTo, Start, Strength, Update
-from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.nested import Ranking, falling
-from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import loop
 from morphgraph.train.config import SHRINK_TO, SearchConfig
+from morphgraph.train.lifted import lift_to_train
 from morphgraph.train.loop import Fit, MorphResult
 from morphgraph.trained import DISTILL, Ranked, Shrinking, Trained
 
@@ -99,7 +98,7 @@ def family(
     >>> bool((small <= large).all())
     True
     """
-    graph = lift(export(net, example))
+    graph = lift_to_train(net, example)
     aim = SearchConfig(
         budgets[-1] if budgets else {},
         cost=cost,
