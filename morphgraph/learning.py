@@ -5,7 +5,7 @@ resized is fine-tuned with its original as a teacher.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -99,8 +99,9 @@ def family(
     True
     """
     graph = lift_to_train(net, example)
+    ordered = tuple(falling(graph, budgets))
     aim = SearchConfig(
-        budgets[-1] if budgets else {},
+        ordered[-1],
         cost=cost,
         strength=strength,
         round_to=round_to,
@@ -109,9 +110,8 @@ def family(
         update=update,
         relative=relative,
     )
-    ordered = tuple(falling(graph, list(budgets)))
     settings = Trained(
-        replace(aim, budget=ordered[-1]),
+        aim,
         ordered,
         rank,
         data is not None if refit is None else refit,

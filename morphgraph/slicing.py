@@ -263,7 +263,7 @@ def below_whole(
     graph: ChannelGraph, budgets: Sequence[Mapping[str, str | float | int]]
 ) -> tuple[Mapping[str, str | float | int], ...]:
     """The budgets that the whole network does not meet, falling."""
-    ordered = falling(graph, list(budgets))
+    ordered = falling(graph, budgets)
     found = tuple(
         budget
         for budget in ordered

@@ -13,7 +13,7 @@ from morphgraph.errors import ArgumentError, BudgetError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.along import WidthsAlong, along
-from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.analysis.cost import Convention, cost, require_budget
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.planning.bounds import AllowedWidths
 
@@ -84,6 +84,7 @@ def resolve_budget(graph: ChannelGraph, budget: Budget, convention: Convention) 
     Raises:
         ArgumentError: no such cost, no amount, or a share of a cost of which the network has none.
     """
+    require_budget(budget)
     costs = [(cost(graph, kind, convention=convention), text) for kind, text in budget.items()]
     for resource, text in costs:
         share = str(text).strip().removesuffix("%")
