@@ -507,3 +507,10 @@ def test_a_dataset_hands_out_single_samples_of_a_module() -> None:
     with torch.no_grad():
         expected = net(x).numpy()
     assert np.square(found - expected).mean() < 0.5 * expected.var()
+
+
+@pytest.mark.parametrize("kind", ["BFLOAT16", "DOUBLE"])
+def test_a_precision_without_kernels_is_told(kind: str) -> None:
+    text = CNN.replace("float[", f"{kind.lower()}[")
+    with pytest.raises(MorphError, match=rf"kernels for numbers in {kind.lower()}: .*net.float"):
+        shrink(network(text), noise(40, 3, 8, 8), {"flops": "70%"})
