@@ -5,7 +5,7 @@ resized is fine-tuned with its original as a teacher.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -14,13 +14,12 @@ from morphgraph.calibration import Samples
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
 from morphgraph.options import RoundTo, Start, Strength, Update
-from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.nested import Ranking, falling
-from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import loop
 from morphgraph.train.config import SHRINK_TO, SearchConfig
+from morphgraph.train.lifted import lift_to_train
 from morphgraph.train.loop import Fit, MorphResult
 from morphgraph.trained import DISTILL, Ranked, Shrinking, Trained
 
@@ -99,9 +98,10 @@ def family(
     >>> bool((small <= large).all())
     True
     """
-    graph = lift(export(net, example))
+    graph = lift_to_train(net, example)
+    ordered = tuple(falling(graph, budgets))
     aim = SearchConfig(
-        budgets[-1] if budgets else {},
+        ordered[-1],
         cost=cost,
         strength=strength,
         round_to=round_to,
@@ -110,9 +110,8 @@ def family(
         update=update,
         relative=relative,
     )
-    ordered = tuple(falling(graph, list(budgets)))
     settings = Trained(
-        replace(aim, budget=ordered[-1]),
+        aim,
         ordered,
         rank,
         data is not None if refit is None else refit,

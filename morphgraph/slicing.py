@@ -20,14 +20,13 @@ from morphgraph.ops import running_statistics
 from morphgraph.options import RoundTo
 from morphgraph.passes.analysis.cost import Device
 from morphgraph.passes.checking.verdict import VerifyReport
-from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.passes.planning.nested import Ranking, falling
 from morphgraph.plans import Plan
-from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import graph_with_weights
 from morphgraph.train.config import SearchConfig
+from morphgraph.train.lifted import lift_to_train
 from morphgraph.train.loop import Fit
 from morphgraph.train.sandwich import SandwichPenalty, Slice
 from morphgraph.train.statistics import refresh_statistics
@@ -189,7 +188,7 @@ def elastic(
         )
     if between < 0 or draws < 0:
         raise ArgumentError(f"between={between}, draws={draws}: both are numbers from 0")
-    graph = lift(export(net, example))
+    graph = lift_to_train(net, example)
     smaller = below_whole(graph, budgets)
     aim = SearchConfig(smaller[-1], round_to=round_to, min_width=min_width)
     settings = Trained(aim, smaller, rank, refit=False, distill=distill)
@@ -264,7 +263,7 @@ def below_whole(
     graph: ChannelGraph, budgets: Sequence[Mapping[str, str | float | int]]
 ) -> tuple[Mapping[str, str | float | int], ...]:
     """The budgets that the whole network does not meet, falling."""
-    ordered = falling(graph, list(budgets))
+    ordered = falling(graph, budgets)
     found = tuple(
         budget
         for budget in ordered

@@ -369,3 +369,42 @@ def test_defaults_are_those_of_the_configuration(call: Any) -> None:
     shared = (wanted.keys() & found.keys()) - {"budget"}
     assert {"relative", "strength", "update", "round_to", "min_width", "absorb"} <= shared
     assert {name: found[name].default for name in shared} == {n: wanted[n] for n in shared}
+
+
+class Positions(nn.Module):
+    """A language model that looks its positions up once for every sample, as Hugging Face's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 8), nn.Embedding(6, 8)
+        self.inner, self.outer = nn.Linear(8, 32), nn.Linear(32, 8)
+        self.register_buffer("numbers", torch.arange(6).reshape(1, -1))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids) + self.places(self.get_buffer("numbers").expand(len(ids), -1))
+        return x + self.outer(torch.relu(self.inner(x)))
+
+
+@pytest.mark.parametrize("start", ["new", "trained"])
+def test_a_phase_has_other_batches_than_the_example(start: Any) -> None:
+    ids = torch.arange(160).reshape(-1, 5)[:, [0, 1, 2, 3, 4, 0]] % 20
+
+    def fit(net: nn.Module, penalty: Penalty) -> None:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        penalty.begin(60)
+        penalty.attach(optimizer)
+        for step in range(60):
+            optimizer.zero_grad()
+            answers = net(ids[: 3 + step % 4])
+            assert len(answers) == 3 + step % 4
+            (answers.square().mean() + penalty.loss()).backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"data": ids} if start == "trained" else {}
+    result = mg.morph(Positions(), (ids[:2],), fit, budget={"flops": "60%"}, start=start, **given)
+    # One sample at a time gives what all of them give: that it takes any batch, and mixes none.
+    whole = result.net(ids)
+    torch.testing.assert_close(torch.cat([result.net(one) for one in ids.split(1)]), whole)
+    (found,) = run(result.model, {"ids": ids.numpy()}).values()
+    torch.testing.assert_close(torch.from_numpy(found), whole, rtol=1e-4, atol=1e-5)

@@ -489,3 +489,28 @@ def test_kernels_that_no_fit_reaches_are_named() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", mg.MorphWarning)
         shrink(network(MLP), noise(200, 6), {"params": "70%"}, widths={"Gemm_p": 8}, round_to=1)
+
+
+def test_a_dataset_hands_out_single_samples_of_a_module() -> None:
+    """Also to networks that take a sample without a batch, whose first axis would be open."""
+    import torch
+    from torch import nn
+    from torch.utils.data import TensorDataset
+
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1)]
+    net = nn.Sequential(*parts, nn.Flatten(-3), nn.Linear(16, 4)).eval()
+    x = torch.randn(64, 3, 8, 8)
+    result = mg.shrink(net, TensorDataset(x, torch.zeros(64)), {"flops": "70%"})
+    assert result.samples == (51, 13)
+    (found,) = answers(result.model, {"input": x.numpy()})
+    with torch.no_grad():
+        expected = net(x).numpy()
+    assert np.square(found - expected).mean() < 0.5 * expected.var()
+
+
+@pytest.mark.parametrize("kind", ["BFLOAT16", "DOUBLE"])
+def test_a_precision_without_kernels_is_told(kind: str) -> None:
+    text = CNN.replace("float[", f"{kind.lower()}[")
+    with pytest.raises(MorphError, match=rf"kernels for numbers in {kind.lower()}: .*net.float"):
+        shrink(network(text), noise(40, 3, 8, 8), {"flops": "70%"})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from morphgraph.benchmark.compare import BenchResult, bench
+from morphgraph.benchmark.profile import structure_of
 from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile
 from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
@@ -201,23 +202,32 @@ class _Search:
 
 
 def _original(graph: ChannelGraph, profile: DeviceProfile, seconds: float, seed: int) -> float:
-    return _timed([graph.model], profile, seconds, seed).models[0].p50_ms
+    return _timed(graph, [graph.model], profile, seconds, seed).models[0].p50_ms
 
 
 def _share(
     graph: ChannelGraph, model: ir.Model, profile: DeviceProfile, seconds: float, seed: int
 ) -> tuple[float, float, float]:
     """Share of the original's time, its uncertainty, and the original's milliseconds."""
-    original, other = _timed([graph.model, model], profile, seconds, seed).models
+    original, other = _timed(graph, [graph.model, model], profile, seconds, seed).models
     assert other.speedup is not None
     low, high = other.speedup_interval or (other.speedup, other.speedup)
     return 1 / other.speedup, (high - low) / (2 * other.speedup), original.p50_ms
 
 
 def _timed(
-    models: Sequence[ir.Model], profile: DeviceProfile, seconds: float, seed: int
+    graph: ChannelGraph,
+    models: Sequence[ir.Model],
+    profile: DeviceProfile,
+    seconds: float,
+    seed: int,
 ) -> BenchResult:
-    """The models side by side, as the device was measured."""
+    """The models side by side, as the device was measured, at the sizes that costs count."""
     return bench(
-        models, runtimes=[profile.runtime], threads=profile.threads, seconds=seconds, seed=seed
+        models,
+        runtimes=[profile.runtime],
+        threads=profile.threads,
+        seconds=seconds,
+        seed=seed,
+        structures=[structure_of(graph)] * len(models),
     )

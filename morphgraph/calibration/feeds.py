@@ -1,6 +1,6 @@
 """What an iterable of samples hands out, as arrays by the names of inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,24 @@ def as_array(value: Any, where: str) -> Array:
     return found
 
 
+def inputs_in(item: Any, layout: Layout, fixed: Collection[str]) -> tuple[Any, list[str]]:
+    """An item without what is no input, as labels, and the names of that where it has names.
+
+    Of a dict that lacks an input all is left, so that errors name what it has.
+
+    Args:
+        item: as for :func:`feed_of`.
+        layout: of the model.
+        fixed: inputs that it is fixed to, which may be given.
+    """
+    if isinstance(item, Sequence) and item and isinstance(item[0], Mapping):  # and labels
+        return inputs_in(item[0], layout, fixed)
+    if not isinstance(item, Mapping) or not set(layout.needed) <= set(item):
+        return item, []
+    others = [name for name in item if name not in layout.values and name not in fixed]
+    return {name: item[name] for name in item if name not in others}, list(map(str, others))
+
+
 def feed_of(item: Any, layout: Layout, where: str) -> Arrays:
     """Arrays by the names of inputs, from a dict, an array, or a tuple in the inputs' order.
 
@@ -50,7 +68,7 @@ def feed_of(item: Any, layout: Layout, where: str) -> Arrays:
     if isinstance(item, Mapping):
         return {str(name): as_array(value, where) for name, value in item.items()}
     if isinstance(item, Sequence) and item and not _is_numbers(item, len(layout.needed)):
-        if isinstance(item[0], Mapping):  # a dict of inputs, and labels
+        if isinstance(item[0], Mapping):
             return feed_of(item[0], layout, where)
         return _in_order(item, layout, where)
     return _in_order([item], layout, where)

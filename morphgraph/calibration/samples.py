@@ -55,9 +55,9 @@ class Samples:
                 for each input, named after it, or one for each sample; or arrays by the names of
                 inputs; or one array, where the model has one input; or any iterable, such as a
                 DataLoader or dataset, of arrays, dicts of arrays, or tuples of arrays in the order
-                of the inputs, of which what follows the inputs is ignored. Arrays hold samples
-                along the model's batch axis; a single sample may lack that axis. Tensors are
-                arrays too. For a language model also text, with a tokenizer: a file (``.txt``, or
+                of the inputs. What is no input, as labels, is left out. Arrays hold samples along
+                the model's batch axis; a single sample may lack that axis. Tensors are arrays too.
+                For a language model also text, with a tokenizer: a file (``.txt``, or
                 ``.jsonl`` with a ``"text"`` on each line), a folder of them, or a list of strings.
             model: whose inputs they are for. Samples may differ in sizes that it leaves open.
             limit: at most so many samples, spread evenly; of what can only be iterated the first.

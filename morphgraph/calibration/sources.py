@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Arrays, IntArray
 from morphgraph.calibration.decode import IMAGE_SUFFIXES
-from morphgraph.calibration.feeds import feed_of, is_array
+from morphgraph.calibration.feeds import feed_of, inputs_in, is_array
 from morphgraph.calibration.folders import files_in, image_rows, no_samples
 from morphgraph.calibration.images import (
     ImageInput,
@@ -29,7 +29,7 @@ from morphgraph.calibration.text import TextOptions, is_text, sequences
 from morphgraph.calibration.tokens import ids_input
 from morphgraph.errors import ArgumentError, ModelError, warn
 from morphgraph.onnx_io import escape, is_float
-from morphgraph.onnx_io.fixed import without_fixed
+from morphgraph.onnx_io.fixed import fixed_values, without_fixed
 from morphgraph.onnx_io.inputs import check_names
 
 
@@ -77,6 +77,7 @@ class Reader:
         self._seed = seed
         self._text = text or TextOptions()
         self._progress = progress
+        self._left_out = False  # whether it was said
 
     def _is_note(self, data: Any) -> bool:
         """Whether text in a folder is but a note on the rest: the model takes no ids."""
@@ -102,7 +103,7 @@ class Reader:
             path = Path(data)
             source, name = self._of_path(path, f"{escape(str(path))}: "), escape(str(path))
         elif isinstance(data, Mapping) or is_array(data):
-            source, name = self._of_arrays(feed_of(data, self._layout, ""), ""), ""
+            source, name = self._of_arrays(self._feed(data, ""), ""), ""
         elif isinstance(data, Iterable) or hasattr(data, "__getitem__"):
             source, name = self._of_items(data), ""
         else:
@@ -184,11 +185,21 @@ class Reader:
         items = ((number, data[number]) for number in numbers) if is_indexed else enumerate(data)
         for number, item in items:
             where = f"sample {number} of the data: "
-            spool.add(self._of_arrays(feed_of(item, self._layout, where), where))
+            spool.add(self._of_arrays(self._feed(item, where), where))
             self._progress("reading samples", spool.count, limit or len(numbers))
             if not is_indexed and limit is not None and spool.count >= limit:
                 break
         return spool
+
+    def _feed(self, item: Any, where: str) -> Arrays:
+        """The inputs in a sample; says once what else is in it, and left out."""
+        inputs, others = inputs_in(item, self._layout, fixed_values(self._model))
+        if others and not self._left_out:
+            self._left_out = True
+            names = ", ".join(f"'{escape(name)}'" for name in others)
+            verb = "is no input" if len(others) == 1 else "are no inputs"
+            warn(f"{where}{names} {verb} of the model, and left out")
+        return feed_of(inputs, self._layout, where)
 
     def _of_arrays(self, arrays: Arrays, where: str) -> Table:
         return self._of_rows({name: MemoryRows(array) for name, array in arrays.items()}, where)

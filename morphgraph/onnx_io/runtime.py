@@ -98,7 +98,7 @@ def session(
             ir.save(model, path, external_data="model.onnx.data")
             return onnxruntime.InferenceSession(str(path), options, _PROVIDERS, **settings)
     except Exception as error:  # ONNX Runtime's errors share no base class
-        raise _refused(error) from error
+        raise _refused(error, _advice(model, str(error))) from error
 
 
 _READ_BYTES = 2**29
@@ -117,10 +117,26 @@ _SLOW_OPTIMIZERS = [
 """For a run or two they cost more than they save."""
 
 
-def _refused(error: Exception) -> UnsupportedError:
+_RARE = {ir.DataType.BFLOAT16: "bfloat16", ir.DataType.DOUBLE: "double"}
+"""Types of numbers for which its CPU provider has few kernels, in its words."""
+
+
+def _advice(model: ir.Model, words: str) -> str:
+    """What helps where there is no kernel for the type that a network counts in."""
+    types = {value.dtype for value in model.graph.initializers.values()}
+    named = [name for dtype, name in _RARE.items() if dtype in types]
+    if not named or not ("NOT_IMPLEMENTED" in words or any(name in words for name in named)):
+        return ""
+    return (
+        f"; it has few kernels for numbers in {' and '.join(named)}: give the network in single "
+        "precision (net.float() before the export), and convert the result"
+    )
+
+
+def _refused(error: Exception, advice: str = "") -> UnsupportedError:
     words = str(error).strip().splitlines()
     return UnsupportedError(
-        f"ONNX Runtime does not run the model: {words[0] if words else error!r}"
+        f"ONNX Runtime does not run the model: {words[0] if words else error!r}{advice}"
     )
 
 

@@ -138,7 +138,8 @@ def _recurrent(module: Any, cuts: Cuts) -> dict[str, Any]:
         found = ", ".join(map(str, sorted(projected if len(projected) > 1 else hidden)))
         raise UnsupportedError(
             f"its layers would have different sizes ({found}), and it has one for all; plan them "
-            "with one width"
+            "with one width (same=[GLOB]), or take mg.to_torch(mg.apply(graph, plan, weights=net)):"
+            " there every layer is a module of its own"
         )
     sizes = {"input_size": cuts["weight_ih_l0"].after[1], "hidden_size": hidden.pop()}
     return sizes | ({"proj_size": projected.pop()} if projected else {})

@@ -16,6 +16,7 @@ from torch import nn
 from morphgraph.errors import PlanError, UnsupportedError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import COPIES_KEY, ModelLike, escape
+from morphgraph.ops import parameter_names
 from morphgraph.passes.analysis.recount import Recount, recounts
 from morphgraph.passes.lift import lift
 from morphgraph.passes.planning.same import repeated
@@ -38,7 +39,7 @@ from morphgraph.torch_io.module_tensors import (
 )
 from morphgraph.torch_io.optimizer_state import Cut, cut_in_place
 from morphgraph.torch_io.tensors import to_tensor
-from morphgraph.torch_io.weights import graph_with_weights, inner_module, named_tensors
+from morphgraph.torch_io.weights import exported_module, graph_with_weights, named_tensors
 
 _SHOWN = 5  # names in a message
 
@@ -164,7 +165,8 @@ def resize_module(
         raise PlanError("no plan; call resize_module(net, graph, plan)")
     if not isinstance(graph, ChannelGraph):
         graph = lift(graph, **plan.model.lift.arguments())
-    return _Resize(inner_module(net), graph, plan, example, optimizer, seed).run()
+    own = exported_module(net, parameter_names(graph.model))
+    return _Resize(own, graph, plan, example, optimizer, seed).run()
 
 
 def _exported(net: nn.Module, example: Any, plan: Plan) -> ChannelGraph:

@@ -169,6 +169,11 @@ def value_nodes(net: fx.GraphModule) -> dict[str, fx.Node]:
     return {recorded[node.name]: node for node in net.graph.nodes if node.name in recorded}
 
 
+def batch_of(net: fx.GraphModule) -> str:
+    """``"free"`` where a network of :func:`to_torch` takes any batch, else why it does not."""
+    return str(net.meta[_BATCH])
+
+
 def _inputs(canonical: ir.Model) -> list[ir.Value]:
     return [value for value in canonical.graph.inputs if value.const_value is None]
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 
 from morphgraph.arrays import Array
@@ -66,6 +67,7 @@ def translate(
                 f"{reason}; leave fewer open (dynamic_shapes=), or change what its forward "
                 "computes from sizes"
             ) from error
+    _refuse_parametrizations(net, opset)
     try:
         with _quiet(), PlainBags():
             model = _translate_by_torchscript(net, call, names, dynamic_batch, opset)
@@ -81,6 +83,30 @@ def translate(
         "exported by way of TorchScript",
     )
     return model
+
+
+def _refuse_parametrizations(net: nn.Module, opset: int) -> None:
+    """Refuse a network that no exporter takes for the way in which one of its weights is computed.
+
+    Raises:
+        UnsupportedError: names the weight, and what makes it an ordinary one.
+    """
+    for path, module in net.named_modules():
+        computed = module.parametrizations if is_parametrized(module) else {}
+        for name, steps in computed.items():
+            try:
+                with _quiet():
+                    _translate_by_dynamo(steps, Call((), {}), [], None, opset)
+            except Exception as error:
+                kinds = " and ".join(type(step).__name__ for step in steps)
+                where = f"module '{escape(path)}'" if path else "the module"
+                raise UnsupportedError(
+                    f"network {type(net).__name__}: {where} computes its {escape(name)} by "
+                    f"{kinds}, which has no ONNX form ({first_line(error)}), and a part of such a "
+                    "tensor is not what is computed of a part of its parameter; make it an "
+                    "ordinary parameter: torch.nn.utils.parametrize.remove_parametrizations("
+                    f"module, '{escape(name)}')"
+                ) from error
 
 
 def _translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int) -> ir.Model | None:
@@ -180,7 +206,7 @@ def _translate_by_torchscript(
 ) -> ir.Model:
     # TorchScript renames the weight, not the input, where both have one name.
     placeholders = [f"morphgraph_input_{k}" for k in range(len(names))]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_log():
         path = str(Path(folder, "model.onnx"))
         torch.onnx.export(
             net,
@@ -260,6 +286,24 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """TorchScript's exporter prints the whole network where it fails (torch 2.14.1).
+
+    It is meant to where a log is wanted; whether it is, is asked of a function and not of what that
+    returns, and what prints is not written in Python.
+    """
+    log = getattr(torch._C, "_jit_onnx_log", None)  # noqa: SLF001, there is no public name
+    if log is None:
+        yield
+        return
+    torch._C._jit_onnx_log = lambda *_: None  # noqa: SLF001
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log  # noqa: SLF001
 
 
 def _advice(net: nn.Module, reason: str) -> str:

@@ -1,6 +1,6 @@
 """Trained weights back into an ONNX model, by name."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -98,16 +98,27 @@ def _by_onnx_names(source: ir.Model, state: dict[str, torch.Tensor]) -> dict[str
 
 
 def named_tensors(net: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A network's parameters and buffers (or a ``state_dict``'s tensors) by their ONNX names."""
-    names: Mapping[str, str] = {}
-    if isinstance(net, nn.Module):
-        inner = inner_module(net)
-        names = recorded_names(inner)
-        tensors = dict(inner.named_buffers(remove_duplicate=False))
-        tensors.update(inner.named_parameters(remove_duplicate=False))
-    else:
-        tensors = {_unwrapped(name): tensor for name, tensor in net.items()}
+    """A network's parameters and buffers (or a ``state_dict``'s tensors) by their ONNX names.
+
+    In wrappers by those of the network inside, and by those of the whole: nobody knows which of
+    the two was exported.
+    """
+    if not isinstance(net, nn.Module):
+        return {_unwrapped(name): tensor for name, tensor in net.items()} | dict(net)
+    inner = inner_module(net)
+    return _named(inner) if inner is net else _named(inner) | _named(net)
+
+
+def _named(net: nn.Module) -> dict[str, torch.Tensor]:
+    names = recorded_names(net)
+    tensors = dict(net.named_buffers(remove_duplicate=False))
+    tensors.update(net.named_parameters(remove_duplicate=False))
     return {names.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def exported_module(net: nn.Module, names: Iterable[str]) -> nn.Module:
+    """The network whose tensors have these names: the given one, or the one inside wrappers."""
+    return net if _named(net).keys() & set(names) else inner_module(net)
 
 
 def inner_module(net: nn.Module) -> nn.Module:

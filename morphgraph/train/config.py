@@ -92,10 +92,9 @@ class SearchConfig:
     min_width: Annotated[int, option("No group gets narrower; with 0 layers may vanish.", ge=0)] = 1
 
     def __post_init__(self) -> None:
-        from morphgraph.passes.analysis.cost import parse_cost, spelling
+        from morphgraph.passes.analysis.cost import parse_cost, require_budget, spelling
 
-        if not self.budget:
-            raise ArgumentError("no budget is given; write one such as {'flops': '50%'}")
+        require_budget(self.budget or None)
         budget = {spelling(parse_cost(unit)): amount for unit, amount in self.budget.items()}
         object.__setattr__(self, "budget", budget)
         if self.cost is not None:

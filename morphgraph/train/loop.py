@@ -27,12 +27,12 @@ from morphgraph.passes.planning.compose import Provenance
 from morphgraph.passes.planning.constraints import resolve_budget
 from morphgraph.passes.planning.expand import expand
 from morphgraph.plans import Plan
-from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.torch_io.weights import with_weights
 from morphgraph.train import distributed
 from morphgraph.train.config import SHRINK_TO, SearchConfig
 from morphgraph.train.controller import ControlStep
+from morphgraph.train.lifted import lift_to_train
 from morphgraph.train.phases import NoPenalty, Penalty, ShrinkPenalty
 from morphgraph.train.regularizer import Regularizer
 from morphgraph.workflow import Resized, resize_and_check
@@ -299,9 +299,8 @@ def morph(
         update=update,
         relative=relative,
     )
-    graph = lift(export(net, example))
+    graph = lift_to_train(net, example)
     aim.check(graph)
-    to_torch(graph.model)  # an operator that has no lowering is found before the training
     done = tuple(rounds(graph, net, fit, aim, steps=steps, seed=seed))
     last = done[-1]
     model = start_of_last(graph, last, weights, seed)

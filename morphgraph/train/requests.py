@@ -9,19 +9,17 @@ from torch import nn
 
 from morphgraph.errors import ArgumentError
 from morphgraph.graph import ChannelGraph
+from morphgraph.passes.analysis.cost import require_budget
 from morphgraph.words import did_you_mean, escape
 
 
 def require_amounts(budget: object) -> None:
-    """Refuse what is no mapping of costs to amounts.
+    """Refuse what is no mapping of costs to amounts, or of none.
 
     Raises:
         ArgumentError: says how a budget is written.
     """
-    if isinstance(budget, Mapping) and budget:
-        return
-    said = f"{escape(str(budget))} is no budget" if budget else "no budget is given"
-    raise ArgumentError(f"{said}; write one such as {{'flops': '50%'}}")
+    require_budget(budget or None)
 
 
 def require_steps(steps: object) -> int:

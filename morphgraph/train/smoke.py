@@ -17,10 +17,9 @@ from torch import nn
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.options import Strength
-from morphgraph.passes.lift import lift
-from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import to_torch
 from morphgraph.train.fixed_weight import FixedWeight
+from morphgraph.train.lifted import lift_to_train
 from morphgraph.train.phases import NEVER_STEPPED, Penalty
 from morphgraph.train.regularizer import Regularizer
 from morphgraph.train.wiring import Steps, inner_optimizer, require_owner
@@ -135,8 +134,8 @@ def smoke(
     >>> mg.smoke(residual_cnn(), (image(2),), lambda net, penalty: None).checks[0].reason
     'fit never called penalty.step: call it after every optimizer step'
     """
-    graph = lift(export(net, example))
     try:
+        graph = lift_to_train(net, example)
         made = to_torch(graph.model).train(net.training)
     except UnsupportedError as error:
         return SmokeReport((Check("to_torch", 1.0, 1.0, 0, str(error)),))

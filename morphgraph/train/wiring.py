@@ -261,9 +261,13 @@ class _Mark:
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> "_Mark | None":
-        """Of the smallest parameter whose gradient points anywhere; None: there is none."""
-        able = (p for p in _parameters(optimizer) if p.grad is not None and p.numel() > 1)
-        marks = (cls(parameter) for parameter in sorted(able, key=Tensor.numel))
+        """Of the smallest parameter whose gradient points anywhere; None: there is none.
+
+        Sparse gradients are tried last: to compare them they are filled up.
+        """
+        able = [p for p in _parameters(optimizer) if p.grad is not None and p.numel() > 1]
+        able.sort(key=lambda p: (p.grad is not None and p.grad.is_sparse, p.numel()))
+        marks = (cls(parameter) for parameter in able)
         return next((mark for mark in marks if mark.points is not None), None)
 
     def has_turned(self) -> bool:
@@ -276,5 +280,8 @@ class _Mark:
     def _direction(self) -> Tensor | None:
         if self._parameter.grad is None:
             return None
-        gradient = whole(self._parameter.grad).detach().reshape(-1).float()
+        gradient = whole(self._parameter.grad).detach()
+        if gradient.is_sparse:  # of an embedding: rows of other tokens in every step
+            gradient = gradient.to_dense()
+        gradient = gradient.reshape(-1).float()
         return gradient / gradient.norm() if bool(gradient.any()) else None

@@ -132,6 +132,17 @@ def _read(path: str | PathLike[str]) -> DeviceProfile:
 _Amount = TypeVar("_Amount")
 
 
+def require_budget(budget: object) -> None:
+    """Refuse what is no mapping of costs to amounts.
+
+    Raises:
+        ArgumentError: says how a budget is written.
+    """
+    if not isinstance(budget, Mapping):
+        said = "no budget is given" if budget is None else f"{escape(str(budget))} is no budget"
+        raise ArgumentError(f"{said}; write one such as {{'flops': '50%'}}")
+
+
 def on_device(budget: Mapping[str, _Amount], device: Device | None) -> dict[str, _Amount]:
     """A budget whose latency, where it names no device, is on this one.
 
@@ -139,8 +150,9 @@ def on_device(budget: Mapping[str, _Amount], device: Device | None) -> dict[str,
     {'flops': '50%', 'latency@P100': '4ms'}
 
     Raises:
-        ArgumentError: there is no such device.
+        ArgumentError: it is no budget, or there is no such device.
     """
+    require_budget(budget)
     if device is None:
         return dict(budget)
     name = device_name(device)

@@ -90,7 +90,10 @@ def surprise(logits: Array, ids: Array) -> tuple[float, int]:
 
 
 def perplexity(found: Iterable[Arrays], feeds: Iterable[Arrays], what: Foretelling) -> float | None:
-    """The exponential of the mean negative log-likelihood of a token; ``None``: no ids remained.
+    """The exponential of the mean negative log-likelihood of a token.
+
+    ``None``: other ids remained, or there are ids that the network gives no number for. Then it is
+    no language model, however causal: a tagger that has fewer tags than words.
 
     Args:
         found: what a network gives, batch by batch.
@@ -100,6 +103,8 @@ def perplexity(found: Iterable[Arrays], feeds: Iterable[Arrays], what: Foretelli
     total, count = 0.0, 0
     for outputs, feed in zip(found, feeds, strict=True):
         if outputs[what.logits].shape[2] != what.count:
+            return None
+        if not 0 <= feed[what.ids].min() <= feed[what.ids].max() < what.count:
             return None
         more, tokens = surprise(outputs[what.logits], feed[what.ids])
         total, count = total + more, count + tokens

@@ -13,7 +13,7 @@ from morphgraph.errors import ArgumentError, BudgetError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
 from morphgraph.passes.analysis.along import WidthsAlong, along
-from morphgraph.passes.analysis.cost import Convention, cost
+from morphgraph.passes.analysis.cost import Convention, cost, require_budget
 from morphgraph.passes.analysis.polynomial import Cost
 from morphgraph.passes.planning.bounds import AllowedWidths
 
@@ -84,6 +84,7 @@ def resolve_budget(graph: ChannelGraph, budget: Budget, convention: Convention) 
     Raises:
         ArgumentError: no such cost, no amount, or a share of a cost of which the network has none.
     """
+    require_budget(budget)
     costs = [(cost(graph, kind, convention=convention), text) for kind, text in budget.items()]
     for resource, text in costs:
         share = str(text).strip().removesuffix("%")
@@ -166,6 +167,7 @@ def all_pinned(graph: ChannelGraph) -> str:
     return f"every group keeps its size ({'; '.join(reasons[:5])})"
 
 
+_TELLING = 5e-4  # of the whole: less is shown as nothing
 _HOLDERS = 3  # groups that an error names
 _PERCENT, _LARGE = 100, 1e4  # such an amount of a cost so large was meant as a share
 
@@ -183,13 +185,25 @@ def unreachable(
         remedy = f"{pinned}; see `analyze`"
     elif held := holders(resource, lowest, allowed):
         remedy = f"it is held by {held}; {remedy}"
+    elif least > 0:
+        remedy = (
+            "no width changes that, as that every operator takes some time to begin; "
+            "raise the budget, or take layers out (--min-width 0)"
+        )
     remedy = meant_share(violated.kind, violated.limit, resource.total) + remedy
     if violated.holds(_lowest_unequal(allowed)):
         remedy = f"only unequal widths meet it: give no `same` (--unequal); {remedy}"
     return BudgetError(
-        f"budget {violated.kind}={violated.limit:.12g} cannot be met: the lowest that can is "
-        f"{least:.12g} {resource.unit} ({least / resource.total:.1%} of the model); {remedy}"
+        f"budget {violated.kind}={_digits(violated)} cannot be met: the lowest that can is "
+        f"{_digits(violated, least)} {resource.unit} ({least / resource.total:.1%} of the model); "
+        f"{remedy}"
     )
+
+
+def _digits(constraint: Constraint, amount: float | None = None) -> str:
+    """An amount, by default the limit, exactly where it is counted, and rounded where measured."""
+    shown = constraint.limit if amount is None else amount
+    return f"{shown:.4g}" if constraint.cost.unit == "ms" else f"{shown:.12g}"
 
 
 def meant_share(kind: str, limit: float, total: float) -> str:
@@ -224,7 +238,7 @@ def holders(resource: Cost, lowest: FloatArray | IntArray, allowed: AllowedWidth
         f"'{escape(allowed.graph.groups[index].name)}' with {shares[index]:.1%} "
         f"({escape(allowed.why_wide(index))})"
         for index in largest
-        if shares[index] > 1e-9
+        if shares[index] >= _TELLING
     )
 
 

@@ -89,6 +89,11 @@ def falling(graph: ChannelGraph, budgets: Sequence[Budget]) -> list[Budget]:
     """
     if not budgets:
         raise ArgumentError("no budget is given; write some such as 75%,50%,25%")
+    if isinstance(budgets, Mapping | str) or not isinstance(budgets, Sequence):
+        raise ArgumentError(
+            f"budgets={escape(str(budgets))} is no list of budgets; write one such as "
+            "[{'flops': '75%'}, {'flops': '50%'}]"
+        )
     amounts = [{c.kind: c.limit for c in resolve_budget(graph, b, "default")} for b in budgets]
     if any(each.keys() != amounts[0].keys() for each in amounts):
         raise ArgumentError("the budgets of a family are on the same costs; give one cost for all")

@@ -18,6 +18,7 @@ from morphgraph.device import DeviceProfile, Kernel
 from morphgraph.device.kernels import dense_rule, reads_all
 from morphgraph.device.profile import measurements
 from morphgraph.errors import ArgumentError, BudgetError, ModelError, UnsupportedError
+from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.measured import MeasuredCost, kernel_of, one_sample
 from morphgraph.runtimes import Runtime, Spent, find_runtime
 from morphgraph.testing import model_from_text
@@ -45,17 +46,20 @@ def _runtime() -> Runtime:
     return find_runtime("lawful:Lawful")
 
 
-def net() -> mg.ChannelGraph:
+def net(sizes: str = "1,3,32,32") -> mg.ChannelGraph:
     """Convolutions dense and depthwise, a residual connection, a head."""
     return mg.lift(
-        model_from_text("""<ir_version: 9, opset_import: ["": 20]>
-        net (float[1,3,32,32] x, float[64,3,3,3] a, float[128,64,3,3] b, float[128,1,3,3] c,
-             float[128,128,1,1] d, float[96,128,3,3] e, float[96,10] f) => (float[1,10] y)
-        { h = Conv<pads=[1,1,1,1]>(x, a)  i = Relu(h)
+        model_from_text(
+            f"""<ir_version: 9, opset_import: ["": 20]>
+        net (float[{sizes}] x, float[64,3,3,3] a, float[128,64,3,3] b, float[128,1,3,3] c,
+             float[128,128,1,1] d, float[96,128,3,3] e, float[96,10] f) => (float[{sizes[0]},10] y)
+        {{ h = Conv<pads=[1,1,1,1]>(x, a)  i = Relu(h)
           j = Conv<pads=[1,1,1,1], strides=[2,2]>(i, b)  k = Relu(j)
           l = Conv<pads=[1,1,1,1], group=128>(k, c)  m = Relu(l)
           n = Conv(m, d)  o = Add(n, k)  p = Conv<pads=[1,1,1,1]>(o, e)  q = Relu(p)
-          r = GlobalAveragePool(q)  s = Flatten(r)  y = MatMul(s, f) }""")
+          r = GlobalAveragePool(q)  s = Flatten(r)  y = MatMul(s, f) }}""",
+            ("x",),
+        )
     )
 
 
@@ -255,6 +259,29 @@ def test_a_measured_plan_says_what_stands_in_the_way(profile: DeviceProfile) -> 
     with pytest.warns(mg.MorphWarning, match=r"97\.0% was asked for: no widths"):
         plan = mg.plan(graph, {"latency": "97%"}, device=profile, measure=True, round_to=64)
     assert plan.request["measured"]["share"] < 0.97
+
+
+def test_sizes_that_a_model_leaves_open_are_timed_as_they_are_counted(
+    profile: DeviceProfile,
+) -> None:
+    """The batch and the width of images; a runtime has to be given some."""
+    graph = net("N,3,32,W")
+    plan = mg.plan(graph, {"latency": "70%"}, device=profile, measure=True, round_to=4)
+    small = mg.apply(graph, plan)
+    sizes = dict(zip("NCHW", static_shape(graph.model.graph.inputs[0]), strict=True))
+    feeds = {"x": np.zeros((1, 3, 32, sizes["W"]), np.float32)}
+    before, after = (
+        _runtime().session(model).timed_run(feeds).cpu for model in (graph.model, small)
+    )
+    assert plan.request["measured"]["share"] == pytest.approx(after / before, abs=1e-3)
+
+
+def test_what_no_width_changes_is_told(profile: DeviceProfile) -> None:
+    """Operators whose time is that of their start: no group is blamed for it."""
+    kernels = [each.kernel for each in profile.kernels]
+    device = DeviceProfile(profile.runtime, 1, measurements(kernels, [20.0] * len(kernels)))
+    with pytest.raises(BudgetError, match=r"cannot be met: .* ms .*no width changes that"):
+        mg.plan(net(), {"latency": "10%"}, device=device)
 
 
 def test_measuring_needs_a_measured_device() -> None:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from morphgraph.calibration import Samples
+from morphgraph.errors import ModelError, MorphWarning
 from morphgraph.testing import model_from_text
 
 OPEN = "net (float[N,3,4,4] x, int64[N,2] ids) => (float[N,3,4,4] y) { y = Relu(x) }"
@@ -169,6 +170,29 @@ def test_a_limit_and_a_split_take_rows_as_they_are(
     assert [numbers(part) for part in again] == [numbers(rest), numbers(held)]
     if source not in (_tuples, _loader, _batches_of_dicts, _only_iterated, _lists):
         assert max(numbers(samples)) > 24  # spread over all of them
+
+
+def _with_labels(folder: Path) -> object:
+    """As Hugging Face's datasets: inputs, what the loss takes, and where they are from."""
+    named = [{name: array[row] for name, array in arrays().items()} for row in range(30)]
+    return [row | {"labels": k % 3, "text": "a line"} for k, row in enumerate(named)]
+
+
+def _whole_with_labels(folder: Path) -> object:
+    return arrays() | {"labels": np.zeros(7)}
+
+
+@pytest.mark.parametrize("source", [_with_labels, _whole_with_labels])
+def test_what_is_no_input_is_left_out_and_said(
+    source: Callable[[Path], object], model: ir.Model, tmp_path: Path
+) -> None:
+    with pytest.warns(MorphWarning, match="'labels'") as said:
+        samples = Samples.of(source(tmp_path), model)
+    assert len(said) == 1
+    for name, array in arrays().items():
+        np.testing.assert_array_equal(joined(samples, 7)[name], array)
+    with pytest.raises(ModelError, match="no input 'y'; it takes 'x'"):  # misspelt
+        Samples.of([{"y": row} for row in arrays()["x"]], model)
 
 
 def test_progress_is_told_where_reading_takes_time(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.onnx_io import as_model, load, save, static_shape
+from morphgraph.onnx_io.runtime import run
 from morphgraph.ops import parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.torch_io import export as exporter, translate as translating
@@ -374,3 +376,32 @@ def test_what_a_refusal_announces_is_told() -> None:
     )
     assert translating.first_line(ValueError("")) == "ValueError"
     assert translating.first_line(ValueError("one\ntwo")) == "one"
+
+
+class _Exponential(nn.Module):
+    """What no exporter has a form for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.matrix_exp(x)
+
+
+def test_what_no_exporter_takes_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), _Exponential())
+    with pytest.raises(UnsupportedError, match="linalg_matrix_exp"):
+        export(net, torch.zeros(4, 4))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, 3), nn.Linear(4, 8)])
+def test_a_computed_weight_without_a_form_is_named(layer: nn.Module) -> None:
+    """And what the message says to do makes of it the network that it was."""
+    torch.manual_seed(0)
+    parametrizations.orthogonal(layer)
+    x = torch.randn((2, 4, 5, 5) if isinstance(layer, nn.Conv2d) else (2, 4))
+    net = nn.Sequential(nn.ReLU(), layer)
+    expected = net(x).detach()
+    with pytest.raises(UnsupportedError, match=r"module '1' computes its weight by _Orthogonal"):
+        export(net, x)
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    (found,) = run(export(net, x), {"input": x.numpy()}).values()
+    torch.testing.assert_close(torch.from_numpy(found), expected)

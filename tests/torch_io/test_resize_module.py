@@ -1042,3 +1042,31 @@ def test_what_is_combined_for_nobody_is_named() -> None:
     with pytest.raises(UnsupportedError, match=r"no result depends on .*'after.1.weight'.*do not"):
         mg.resize_module(net, graph, mg.uniform(graph, 0.5))
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_layers_of_one_recurrent_module_have_one_width() -> None:
+    """What the refusal says works: a plan of one width, or a module for every layer."""
+
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(4, 12, num_layers=2, batch_first=True)
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            head: torch.Tensor = self.head(self.rnn(x)[0])
+            return head
+
+    torch.manual_seed(0)
+    net, x = Tagger().eval(), torch.randn(2, 5, 4)
+    graph = mg.lift(mg.export(net, x))
+    unequal = mg.plan(graph, {}, widths={"rnn #1": 5, "rnn #2": 8})
+    with pytest.raises(UnsupportedError, match=r"\(5, 8\).*same=.*mg\.to_torch"):
+        mg.resize_module(copy.deepcopy(net), graph, unequal)
+    small = mg.apply(graph, unequal, weights=net)
+    (found,) = ort.run(small, {"x": x.numpy()}).values()
+    torch.testing.assert_close(mg.to_torch(small)(x), torch.from_numpy(found))
+    equal = mg.plan(graph, {"flops": "50%"}, same=["rnn*"])
+    mg.resize_module(net, graph, equal)
+    (found,) = ort.run(mg.apply(graph, equal), {"x": x.numpy()}).values()
+    torch.testing.assert_close(net(x), torch.from_numpy(found))

@@ -89,6 +89,33 @@ def test_a_wrapper_is_told_from_a_network_with_a_layer_of_that_name() -> None:
     np.testing.assert_array_equal(weight, own.get_parameter("module.weight").detach().numpy())
 
 
+class Probabilities(nn.Module):
+    """A network of somebody who calls the only part of it as wrappers do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.module = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.module(x), dim=1)
+
+
+@pytest.mark.parametrize("wrap", [Probabilities, torch.optim.swa_utils.AveragedModel])
+def test_a_wrapper_that_was_exported_is_the_network(wrap: Any, original: nn.Module) -> None:
+    own, x = wrap(copy.deepcopy(original)).eval(), image(3)
+    model = export(own, x[:1], input_names=["x"])
+    net = trained(to_torch(model))
+    assert_close(answer(with_weights(model, net), x), net(x))
+    assert_close(answer(with_weights(model, own), x), own(x))
+    assert_close(answer(with_weights(model, own.state_dict()), x), own(x))
+    graph = mg.lift(model)
+    plan = mg.uniform(graph, 0.5)
+    assert mg.Regularizer(graph, own).live_share() == 1.0
+    small = mg.to_torch(mg.apply(graph, plan, weights=own))
+    mg.resize_module(own, graph, plan)
+    assert_close(small(x), own(x))
+
+
 def test_running_statistics_come_back(model: ir.Model) -> None:
     net = trained(to_torch(model))
     back = with_weights(model, net).graph.initializers

@@ -346,6 +346,30 @@ def test_smoke_runs_what_to_torch_makes() -> None:
     assert "AssertionError: no Sequential" in report.checks[2].reason
 
 
+def test_gradients_of_an_embedding_may_be_sparse() -> None:
+    """Two optimizers, as sparse gradients take: every step of both is one, as with dense ones."""
+
+    def shares(sparse: bool) -> list[float]:
+        torch.manual_seed(0)
+        words: Any = nn.EmbeddingBag(20, 16, mode="sum", sparse=sparse)
+        net = nn.Sequential(words, nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4))
+        ids = torch.arange(40).reshape(8, 5) % 20
+        graph = mg.lift(mg.export(net, (ids,)))
+        first = torch.optim.SGD(words.parameters(), lr=0.05)
+        second = torch.optim.SGD(list(net.parameters())[1:], lr=0.05, momentum=0.9)
+        budget = mg.Budget(mg.Regularizer(graph, net), {"flops": "50%"}, 60).attach(first, second)
+        for _ in range(60):
+            first.zero_grad()
+            second.zero_grad()
+            F.cross_entropy(net(ids), torch.arange(8) % 4).backward()
+            first.step()
+            second.step()
+        assert budget.step_number == 60
+        return [step.share for step in budget.trajectory]
+
+    assert shares(sparse=True) == pytest.approx(shares(sparse=False))
+
+
 def test_a_warning_names_the_line_of_the_caller() -> None:
     net, reg = made()
     decayed = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)

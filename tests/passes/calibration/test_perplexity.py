@@ -72,6 +72,18 @@ def test_shrink_tells_it_before_and_after() -> None:
     assert [p.perplexity is not None for p in result.curve] == [True] * len(result.curve)
 
 
+def test_a_tagger_of_fewer_tags_than_words_foretells_nothing() -> None:
+    """Causal, and the first sequence has small ids alone: only a later one shows it."""
+    text = BIGRAM.replace("float[N,T,20] logits", "float[N,T,8] logits")
+    one = text.replace("logits = MatMul(s, back)", "logits = Relu(s)")
+    model = model_from_text(one, ("input_ids",))
+    feeds = [{"input_ids": ids(4) % 4}, {"input_ids": ids(4)}]
+    what = foretelling(model, feeds[0])
+    assert what is not None
+    assert perplexity(run_all(model, feeds[:1]), feeds[:1], what) is not None
+    assert perplexity(run_all(model, feeds), feeds, what) is None
+
+
 def test_parameters_outside_of_embeddings() -> None:
     graph = mg.lift(model_from_text(BIGRAM, ("input_ids",)))
     assert mg.cost(graph, "params").total == 20 * 8 + 8 * 16 + 16 * 8
