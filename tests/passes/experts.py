@@ -166,6 +166,23 @@ def fused(form: str, biased: bool = True) -> onnx.ModelProto:
     return model([mixture], arrays)
 
 
+def three_kernels(form: str) -> onnx.ModelProto:
+    """ONNX Runtime's own node where a third kernel makes what the units are multiplied with."""
+    shapes = STACKS | {"w3": (EXPERTS, INNER, HIDDEN), "b1": (EXPERTS, INNER)}
+    shapes |= {"b2": (EXPERTS, HIDDEN), "b3": (EXPERTS, INNER)}
+    mixture = helper.make_node(
+        "MoE",
+        ["h", "router", "w1", "b1", "w2", "b2", "w3", "b3"],
+        ["m"],
+        name="moe",
+        domain="com.microsoft",
+        k=TAKEN,
+        activation_type=form,
+        normalize_routing_weights=1,
+    )
+    return model([mixture], weights(1, **COMMON, **shapes))
+
+
 def packed(bits: int) -> onnx.ModelProto:
     """ONNX Runtime's own node with weights in few bits."""
     generator, wide, ratio = np.random.default_rng(2), 32, 8 // bits
