@@ -26,10 +26,11 @@ from morphgraph.errors import (
     ModelError,
     MorphWarning,
     PlanError,
+    UnsupportedError,
 )
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape, static_shape
-from morphgraph.onnx_io.runtime import is_refusal
+from morphgraph.onnx_io.runtime import is_refusal, is_unimplemented
 from morphgraph.options import Allocation, DataScore
 from morphgraph.passes.analysis.cost import Convention, cost
 from morphgraph.passes.analysis.least import least_widths
@@ -63,6 +64,11 @@ CURVE = (0.9, 0.8, 0.7, 0.6, 0.5)
 BATCH_BYTES = 32e6
 LARGEST_BATCH = 100
 
+#: What helps where the original cannot be asked.
+_WITHOUT_RUNNING = (
+    "what it gives is what is fitted to; plan by its weights, without inputs (`morphgraph plan` "
+    "and `apply`, mg.plan and mg.apply)"
+)
 #: Shares of a group's channels at which what it does to the outputs is measured, most important
 #: first; how many of them, and on how many samples, follows from the time that the original takes.
 LEVELS = (0.7, 0.4, 0.85, 0.55, 0.25)
@@ -183,7 +189,10 @@ class Shrinker:
     @cached_property
     def _first_outputs(self) -> Arrays:
         first = next(self.held_out.batches(1))
-        (found,) = run_all(self.graph.model, [first], self.threads)
+        try:
+            (found,) = run_all(self.graph.model, [first], self.threads)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{error}; {_WITHOUT_RUNNING}") from error
         return found
 
     def _looked_at(self, group: Group) -> bool:
@@ -259,6 +268,11 @@ class Shrinker:
             if not is_refusal(error):
                 raise
             words = " ".join(str(error).split())
+            if is_unimplemented(error):
+                raise UnsupportedError(
+                    f"ONNX Runtime has no kernel for CPUs that runs the model ({words}); "
+                    f"{_WITHOUT_RUNNING}"
+                ) from error
             raise DataError(
                 f"{self.samples.described}: the model does not run on some of them ({words}); "
                 "check that they are what it expects"

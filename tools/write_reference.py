@@ -164,7 +164,10 @@ _EXAMPLES: Mapping[str, tuple[Example, ...]] = {
     "com.microsoft::MatMulIntegerToFloat": (Example("2x6x8, 8x4, 1, 4, 1, 4, 4 -> 2x6x4", {}),),
     "com.microsoft::MoE": (
         Example("5x8, 5x4, 4x6x8, 4x6, 4x8x6, 4x8 -> 5x8", {"k": 2}),
-        Example("5x8, 5x4, 4x12x8, 4x12, 4x8x6, 4x8 -> 5x8", {"k": 2, "swiglu_fusion": 1}),
+        Example(
+            "5x8, 5x4, 4x12x8, 4x12, 4x8x6, 4x8 -> 5x8",
+            {"k": 2, "activation_type": "swiglu", "swiglu_fusion": 1},
+        ),
     ),
     "com.microsoft::QMoE": (
         Example("5x8, 5x4, 4x6x4, 4x6, 4x6, 4x8x3, 4x8, 4x8 -> 5x8", {"k": 2}),

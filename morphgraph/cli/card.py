@@ -62,13 +62,14 @@ def _card(
     subject: Path, base: str, name: str | None, commands: tuple[str, ...], lifting: Lifting
 ) -> "Card":
     from morphgraph.folders.found import folder_of, model_file
+    from morphgraph.onnx_io.fixed import fixed_values
     from morphgraph.report.card import resized_card, run_card, run_command
     from morphgraph.report.pages.runs import chosen_arm, run_result
 
     if subject.is_dir() and folder_of(subject) is None:
         result = run_result(subject)
         graph = open_graph(subject / result.arms[chosen_arm(result)].file, lifting)
-        shown = commands or (run_command(result),)
+        shown = commands or (run_command(result, fixed_values(graph.model)),)
         with naming(subject):
             return run_card(graph, result, name or subject.resolve().name, base, shown)
     folder, file = folder_of(subject), model_file(subject)

@@ -145,6 +145,11 @@ def is_refusal(error: Exception) -> bool:
     return type(error).__module__ == f"{onnxruntime.__name__}.capi.onnxruntime_pybind11_state"
 
 
+def is_unimplemented(error: Exception) -> bool:
+    """Whether ONNX Runtime says that it has no kernel for what a node is to do, whatever is fed."""
+    return is_refusal(error) and type(error).__name__ == "NotImplemented"
+
+
 def run(model: ir.Model, feeds: Mapping[str, Array]) -> Arrays:
     """Run a model once, without optimizations that reorder arithmetic; results by name.
 

@@ -9,7 +9,14 @@ from typing import Any
 
 from morphgraph.arrays import Shape
 from morphgraph.ops.contrib_blocks import unpacked
-from morphgraph.ops.expert_packing import bits_of, kernel_port, packing_of, zeros_port
+from morphgraph.ops.expert_packing import (
+    TWICE_GATED,
+    bits_of,
+    fusion_of,
+    kernel_port,
+    packing_of,
+    zeros_port,
+)
 from morphgraph.ops.lowering import TorchBuilder, fx
 from morphgraph.ops.op import (
     Coded,
@@ -157,19 +164,22 @@ class MoE(_Mixture):
     added_behind = (5,)
 
     @staticmethod
-    def describe(n: OpNode, *, k: int = 1, swiglu_fusion: int = 0) -> Description:
-        if swiglu_fusion not in _FUSED:
-            raise UnsupportedFormError(f"MoE with swiglu_fusion={swiglu_fusion}")
-        rows = _FUSED[swiglu_fusion]
+    def describe(n: OpNode, *, k: int = 1, **attributes: Any) -> Description:
+        fusion = fusion_of(attributes)
+        if fusion not in _FUSED:
+            raise UnsupportedFormError(f"MoE with swiglu_fusion={fusion}")
+        if fusion and n.has(6):
+            raise UnsupportedFormError(f"MoE with {TWICE_GATED}")
+        rows = _FUSED[fusion]
         description = from_line(
             n,
             f"*t h, R e, e {rows} h, e {rows}, e h i, e h, e i h, e i -> *t h",
-            {"G": 2} if swiglu_fusion else None,
-            macs=f"*t h i{' G' if swiglu_fusion else ''} + *t i h" + " + *t h i" * n.has(6),
+            {"G": 2} if fusion else None,
+            macs=f"*t h i{' G' if fusion else ''} + *t i h" + " + *t h i" * n.has(6),
             contracted="h i",
             statistical="e",
             prefer="i",
-            reason="experts compute gates and units alike" if swiglu_fusion else "",
+            reason="experts compute gates and units alike" if fusion else "",
         )
         _choose(description, k)
         return description

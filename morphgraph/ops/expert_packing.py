@@ -20,6 +20,7 @@ HIDDEN, UNITS = "h", "i"
 _AXES = ((UNITS, HIDDEN), (HIDDEN, UNITS), (UNITS, HIDDEN))
 #: By `swiglu_fusion` how many rows of the first kernel belong to a unit.
 _ROWS_OF_UNIT = {0: 1, 1: 2, 2: 2}
+TWICE_GATED = "gates and units in one kernel, and a third one"
 
 
 def kernel_port(kernel: int) -> int:
@@ -30,6 +31,17 @@ def kernel_port(kernel: int) -> int:
 def zeros_port(kernel: int) -> int:
     """The operand with a kernel's zero points."""
     return 11 + kernel
+
+
+def fusion_of(attributes: Mapping[str, Any]) -> int:
+    """How gates and units lie in the rows of the first kernel; ONNX Runtime asks for SwiGLU only.
+
+    >>> fusion_of({"activation_type": "relu", "swiglu_fusion": 1})
+    0
+    """
+    gated = attributes.get("activation_type", "relu") == "swiglu"
+    fusion: int = attributes.get("swiglu_fusion", 0) if gated else 0
+    return fusion
 
 
 def bits_of(kernel: int, attributes: Mapping[str, Any]) -> int:
@@ -134,11 +146,13 @@ class Packing:
 
 def packing_of(n: OpNode, attributes: Mapping[str, Any]) -> Packing | str:
     """How a node's kernels lie in bytes; or why nothing inside of them can go."""
-    fusion = attributes.get("swiglu_fusion", 0)
+    fusion = fusion_of(attributes)
     rows_of_unit = _ROWS_OF_UNIT.get(fusion)
     if attributes.get("quant_type", "int") != "int" or attributes.get("weights_prepacked", 0) == 1:
         return "kernels of QMoE that are no whole numbers in rows"
     present = [kernel for kernel in range(3) if n.has(kernel_port(kernel))]
+    if fusion and 2 in present:
+        return TWICE_GATED
     bits = {kernel: bits_of(kernel, attributes) for kernel in present}
     odd = next((count for count in bits.values() if count not in (2, 4, 8)), None)
     if odd is not None or rows_of_unit is None:

@@ -1,7 +1,9 @@
 """Channels to space and back, and repetition: movements that a line of notation describes."""
 
+import re
+
 from morphgraph.ops.lowering import TorchBuilder, fx
-from morphgraph.ops.op import Description, Op, OpNode, from_line, op
+from morphgraph.ops.op import Description, Op, OpNode, Resizing, from_line, op
 
 
 @op("DepthToSpace")
@@ -50,25 +52,52 @@ class SpaceToDepth(Op):
         return b.method("reshape", blocks, (-1, *n.out()[1:]))
 
 
+def _tiled(axis: int, size: int, count: int | None) -> tuple[str, str]:
+    """An axis in front of a Tile and behind it; its copies may go where there are several."""
+    if count is None:
+        return f"A{axis}", f"B{axis}"
+    if count < 2:
+        return f"a{axis}", f"(R{axis} a{axis})"
+    return ("1", f"r{axis}") if size == 1 else (f"a{axis}", f"(r{axis} a{axis})")
+
+
 @op("Tile")
 class Tile(Op):
-    """Whole axes are repeated, one copy behind the other."""
+    """Whole axes are repeated, one copy behind the other.
+
+    Positions of an axis go in all of its copies; where they stay, whole copies may go. Of an axis
+    of size 1 there are copies only, as many as their readers agree on.
+    """
 
     moves = True
 
     @staticmethod
     def describe(n: OpNode) -> Description:
-        repeats = n.sizes(1)
-        computed = [axis for axis, count in enumerate(repeats) if count is None]
-        axes = range(len(repeats))
-        before = " ".join(f"{'A' if axis in computed else 'a'}{axis}" for axis in axes)
-        after = " ".join(f"B{axis}" if axis in computed else f"(R{axis} a{axis})" for axis in axes)
-        sizes = {f"R{axis}": count for axis, count in enumerate(repeats) if count is not None}
-        description = from_line(n, f"{before}, _ -> {after}", sizes)
-        for axis in computed:
-            for name in (f"A{axis}", f"B{axis}"):
-                description.factors[name].pinned = "repeated as often as is computed at run time"
+        counts, rank = n.sizes(1), len(n.shape(0))
+        forms = [_tiled(axis, n.shape(0)[axis], counts[axis]) for axis in range(rank)]
+        before, after = (" ".join(form[side] for form in forms) for side in (0, 1))
+        sizes = {
+            f"{'R' if count < 2 else 'r'}{axis}": count
+            for axis, count in enumerate(counts)
+            if count is not None
+        }
+        names = re.findall("[ar][0-9]+", after)
+        prefer = " ".join(sorted(names, key=lambda name: name[0]))  # positions before copies
+        description = from_line(n, f"{before}, _ -> {after}", sizes, prefer=prefer)
+        for name, factor in description.factors.items():
+            if name[0] in "AB":
+                factor.pinned = "repeated as often as is computed at run time"
         return description
+
+    @staticmethod
+    def resize(n: OpNode, new: Resizing) -> None:
+        counts = n.sizes(1)
+        if any(count is not None and count > 1 for count in counts):
+            copies = [
+                new.size(f"r{axis}") if count is not None and count > 1 else count or 0
+                for axis, count in enumerate(counts)
+            ]
+            new.set_sizes(1, copies)
 
     @staticmethod
     def lower(b: "TorchBuilder", n: OpNode) -> "fx.Node":

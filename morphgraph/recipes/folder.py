@@ -27,6 +27,7 @@ import torch
 from morphgraph.errors import ArgumentError, FileError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, save, write_atomically
+from morphgraph.onnx_io.fixed import fixed_values
 from morphgraph.onnx_io.reading import read_bounded
 from morphgraph.plans import readable_json, structure_hash
 from morphgraph.recipes.checkpoint import Checkpoint
@@ -232,10 +233,15 @@ def manifest_of(
     graph: ChannelGraph, dataset: Dataset, settings: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """What identifies a run, and the environment on which its last digits depend."""
+    fixed = fixed_values(graph.model)  # in the hashes, too: here so that a refusal can name it
     return {
         "schema_version": 1,
         "settings": dict(settings),
-        "model": {"structure": structure_hash(graph), "weights": _weights_hash(graph)},
+        "model": {
+            **({"fixed": fixed} if fixed else {}),
+            "structure": structure_hash(graph),
+            "weights": _weights_hash(graph),
+        },
         "data": {"name": dataset.name, "sha256": _data_hash(dataset)},
         "environment": {
             "morphgraph": __version__,

@@ -31,6 +31,7 @@ from morphgraph.errors import MorphWarning, UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
 from morphgraph.options import BASELINES
+from morphgraph.passes.checking.fixing import require_fixed
 from morphgraph.recipes.baselines import check_baselines
 from morphgraph.recipes.data import Dataset
 from morphgraph.recipes.folder import Event, RunFolder, SecondaryRunFolder, manifest_of, open_folder
@@ -95,10 +96,13 @@ def run(
         BudgetError: the budget cannot be met.
         FileError: the folder holds a run already, or cannot be written.
         UnsupportedError: the model is no classifier of these images, or the training diverges.
+        VerificationError: the model computes something else than its file does for the values
+            that inputs are fixed to.
     """
     require_classes(graph, dataset)
     check_baselines(settings.baselines)
     settings.aim.check(graph)
+    require_fixed(graph, settings.seed)  # afterwards the weights are others than the file's
     device = best_device()
     manifest = manifest_of(graph, dataset, asdict(settings), device)
     for name in ("settings", "model", "data"):

@@ -25,6 +25,7 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, load, write_atomically
 from morphgraph.options import METHODS, Method
 from morphgraph.passes.analysis.cost import cost
+from morphgraph.passes.checking.fixing import require_fixed
 from morphgraph.passes.lift import lift
 from morphgraph.recipes.data import Dataset
 from morphgraph.recipes.folder import make_folder, manifest_of
@@ -141,12 +142,15 @@ def sweep(
         BudgetError: a budget cannot be met.
         FileError: the folder cannot be written, or holds something else.
         UnsupportedError: a run has failed (the others are done first), or a process was killed.
+        VerificationError: the model computes something else than its file does for the values
+            that inputs are fixed to.
     """
     if distributed.size() > 1:
         raise ArgumentError("a sweep starts its own processes; start it without torchrun")
     require_classes(graph, dataset)
     for settings in runs:
         settings.aim.check(graph)
+    require_fixed(graph)  # its processes are given the network alone
     make_folder(folder)
     keys = _keys(graph, dataset, runs)
     known = _read(folder / ROWS)

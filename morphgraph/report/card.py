@@ -12,6 +12,7 @@ from typing import Any
 from morphgraph.errors import UnsupportedError
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape
+from morphgraph.onnx_io.fixed import Fixed, fixed_words
 from morphgraph.origin import Origin, Resize
 from morphgraph.passes.analysis.cost import cost, is_known_here
 from morphgraph.plans import Change
@@ -205,12 +206,33 @@ def budget_of(result: Result) -> Mapping[str, str]:
     return result.family[-1].budget if result.family else result.budget
 
 
-def run_command(result: Result) -> str:
-    """The command of a run, as far as its result tells."""
-    return (
-        f"morphgraph morph MODEL --data {_word(escape(result.data))} "
-        f"{_budget_words(budget_of(result))} --seed {result.seed} -o RUN"
-    )
+def run_command(result: Result, fixed: Fixed) -> str:
+    """The command of a run, as far as its result tells.
+
+    Args:
+        result: of the run.
+        fixed: values that inputs of its model were fixed to.
+    """
+    words = [f"morphgraph morph MODEL{_fix_words(fixed)} --data {_word(escape(result.data))}"]
+    if result.family:
+        words.append("--from-trained" + (" --elastic" if "elastic" in result.arms else ""))
+    words.append(_family_words(result) or _budget_words(budget_of(result)))
+    return " ".join([*words, f"--seed {result.seed} -o RUN"])
+
+
+def _family_words(result: Result) -> str:
+    """The budgets of several networks, which are on one cost; empty where there is one."""
+    budgets = [member.budget for member in result.family]
+    if len(budgets) < 2 or any(len(budget) != 1 for budget in budgets):
+        return ""
+    (kind,) = budgets[0]
+    amounts = ",".join(amount for budget in budgets for amount in budget.values())
+    counted = "" if kind == "flops" else f" --cost {shlex.quote(kind)}"
+    return f"--budgets {shlex.quote(amounts)}{counted}"
+
+
+def _fix_words(fixed: Fixed) -> str:
+    return "".join(f" --fix {shlex.quote(escape(word))}" for word in fixed_words(fixed))
 
 
 def origin_commands(origin: Origin, file: str, folder: str | None = None) -> list[str]:
@@ -230,10 +252,11 @@ def origin_commands(origin: Origin, file: str, folder: str | None = None) -> lis
         [f"BASE{ending}", *made], steps, numbers, made, strict=False
     ):
         asked, written = _budget_words(step.budget) or "--set ...", f"-o {_word(output)}"
+        first = _fix_words(origin.fixed) if step is steps[0] else ""  # a plan remembers it
         if step.fitted:
-            found.append(f"morphgraph shrink {base} --data DATA {asked} {written}")
+            found.append(f"morphgraph shrink {base}{first} --data DATA {asked} {written}")
         else:
-            found.append(f"morphgraph plan {base} {asked} -o plan{number}.json")
+            found.append(f"morphgraph plan {base}{first} {asked} -o plan{number}.json")
             found.append(f"morphgraph apply {base} plan{number}.json {written}")
     return found
 

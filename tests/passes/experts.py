@@ -166,6 +166,23 @@ def fused(form: str, biased: bool = True) -> onnx.ModelProto:
     return model([mixture], arrays)
 
 
+def three_kernels(form: str) -> onnx.ModelProto:
+    """ONNX Runtime's own node where a third kernel makes what the units are multiplied with."""
+    shapes = STACKS | {"w3": (EXPERTS, INNER, HIDDEN), "b1": (EXPERTS, INNER)}
+    shapes |= {"b2": (EXPERTS, HIDDEN), "b3": (EXPERTS, INNER)}
+    mixture = helper.make_node(
+        "MoE",
+        ["h", "router", "w1", "b1", "w2", "b2", "w3", "b3"],
+        ["m"],
+        name="moe",
+        domain="com.microsoft",
+        k=TAKEN,
+        activation_type=form,
+        normalize_routing_weights=1,
+    )
+    return model([mixture], weights(1, **COMMON, **shapes))
+
+
 def packed(bits: int) -> onnx.ModelProto:
     """ONNX Runtime's own node with weights in few bits."""
     generator, wide, ratio = np.random.default_rng(2), 32, 8 // bits
@@ -189,6 +206,20 @@ def packed(bits: int) -> onnx.ModelProto:
     return model([mixture], arrays)
 
 
+#: How tokens are repeated for every expert.
+SIDE_BY_SIDE = {
+    "side by side": [helper.make_node("Expand", ["h", "repeated"], ["each"])],
+    "side by side, copies": [
+        helper.make_node("Unsqueeze", ["h", "first"], ["one"]),
+        helper.make_node("Tile", ["one", "often"], ["each"]),
+    ],
+    "side by side, copies in a row": [
+        helper.make_node("Tile", ["h", "twice"], ["row"]),
+        helper.make_node("Reshape", ["row", "behind"], ["each"]),
+    ],
+}
+
+
 def dense(form: str) -> onnx.ModelProto:
     """All experts compute every token; a mask of ones, or scattered shares, leaves those taken."""
     node = helper.make_node
@@ -207,8 +238,8 @@ def dense(form: str) -> onnx.ModelProto:
             node("Equal", ["count", "small"], ["same"]),
             node("Cast", ["same"], ["marked"], to=TensorProto.FLOAT),
         ],
-    }["one-hot" if form == "side by side" else form]
-    if form in ("one-hot", "side by side"):
+    }["one-hot" if form in SIDE_BY_SIDE else form]
+    if form in ("one-hot", *SIDE_BY_SIDE):
         arrays |= {"depth": np.array([EXPERTS]), "off_on": np.array([0, 1], np.float32)}
     else:
         count = np.arange(EXPERTS)
@@ -221,10 +252,16 @@ def dense(form: str) -> onnx.ModelProto:
         node("Mul", ["marked", "share"], ["placed"]),
         node("ReduceSum", ["placed", "inside"], ["shares"], keepdims=0),
     ]
-    if form == "side by side":  # tokens are repeated for every expert
-        arrays["repeated"] = np.array([EXPERTS, TOKENS, HIDDEN])
+    if form in SIDE_BY_SIDE:  # tokens are repeated for every expert
+        shapes = {
+            "repeated": [EXPERTS, TOKENS, HIDDEN],
+            "often": [EXPERTS, 1, 1],
+            "twice": [EXPERTS, 1],
+            "behind": [-1, TOKENS, HIDDEN],
+        }
+        arrays |= {name: np.array(shape) for name, shape in shapes.items()}
+        nodes += SIDE_BY_SIDE[form]
         nodes += [
-            node("Expand", ["h", "repeated"], ["each"]),
             node("Transpose", ["w1"], ["k1"], perm=[0, 2, 1]),
             node("Transpose", ["w2"], ["k2"], perm=[0, 2, 1]),
             node("MatMul", ["each", "k1"], ["u"], name="up"),
@@ -257,6 +294,8 @@ FORMS = {
     "compared": lambda: dense("compared"),
     "compared, the other way": lambda: dense("compared, the other way"),
     "side by side": lambda: dense("side by side"),
+    "side by side, copies": lambda: dense("side by side, copies"),
+    "side by side, copies in a row": lambda: dense("side by side, copies in a row"),
     "relu": lambda: fused("relu"),
     "silu": lambda: fused("silu"),
     "swiglu": lambda: fused("swiglu"),

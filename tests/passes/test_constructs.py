@@ -480,6 +480,20 @@ NETWORKS: dict[str, tuple[str, list[int]]] = {
         }""",
         [4],
     ),
+    "tiled, of size 1": (  # as many copies as their readers have channels
+        """net (float[1,3,4,4] x, float[6,3,1,1] w1, float[1,3,1,1] w2, float[2,6,1,1] w3)
+        => (float[1,2,4,4] y) <int64[4] repeats = {1, 6, 1, 1}> {
+            a = Conv(x, w1)  b = Conv(x, w2)  t = Tile(b, repeats)  m = Mul(a, t)  y = Conv(m, w3)
+        }""",
+        [6],
+    ),
+    "tiled, what may not go": (  # whole copies of the input do
+        """net (float[1,3,4,4] x, float[12,3,1,1] w1, float[2,12,1,1] w2) => (float[1,2,4,4] y)
+        <int64[4] repeats = {1, 4, 1, 1}> {
+            t = Tile(x, repeats)  a = Conv(x, w1)  m = Mul(a, t)  y = Conv(m, w2)
+        }""",
+        [4],
+    ),
     "unbind": (
         """net (float[1,3,4] x, float[8,3,1] w1, float[2,4,1] w2) => (float[1,2,4] y)
         <int64[4] four = {1, 4, 2, 4}, int64[1] axis = {2}> {

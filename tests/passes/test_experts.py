@@ -31,6 +31,7 @@ from tests.passes.experts import (
     group_on,
     model,
     outputs,
+    three_kernels,
     weights,
 )
 
@@ -74,6 +75,95 @@ def test_units_inside_all_experts_go_as_if_their_weights_were_zero(form: str) ->
     found = outputs(_saved(small), x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert np.abs(outputs(proto, x) - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+def _beside_one_another(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with gates and units in one kernel, which ONNX Runtime runs on a CPU.
+
+    `x sigmoid(x)` times what the third kernel makes is SwiGLU without a limit.
+    """
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    for one, other in (("w1", "w3"), ("b1", "b3")):
+        both = np.stack([held[one], held.pop(other)], axis=2)
+        held[one] = both.reshape(len(both), -1, *both.shape[3:])
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in held.items())
+    del copy.graph.value_info[:]
+    (node,) = (node for node in copy.graph.node if node.op_type == "MoE")
+    del node.input[6:]
+    kept = [each for each in node.attribute if each.name in ("k", "normalize_routing_weights")]
+    gates = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0}
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    gated: dict[str, Any] = {**gates, "activation_beta": 0.0}
+    node.attribute.extend(helper.make_attribute(k, v) for k, v in gated.items())
+    return copy
+
+
+@pytest.mark.parametrize("form", ["silu", "swiglu"])
+@pytest.mark.parametrize("axis", [("w2", 2, 4), ("w1", 0, 3), ("inw", 1, 5)])
+def test_a_third_kernel_goes_along(form: str, axis: tuple[str, int, int]) -> None:
+    """No kernel for CPUs takes one, but the same network in two kernels."""
+    proto = three_kernels(form)
+    graph = mg.lift(proto)
+    name, at, width = axis
+    group = group_on(graph, name, at)
+    made = mg.plan(graph, {}, widths={group.id: width})
+    (kept,) = made.keep_channels(graph).values()
+    small = mg.apply(graph, made)  # and checked in PyTorch
+    x = np.random.default_rng(6).normal(size=(TOKENS, 3)).astype(np.float32)
+    held = {key: array.copy() for key, array in arrays_of(proto).items()}
+    gone = np.setdiff1d(np.arange(group.width), kept)
+    if name == "w2":  # units
+        held["w2"][:, :, gone] = 0
+    elif name == "w1":  # experts
+        held["mask"][gone] = -np.inf
+    else:  # the hidden width
+        held["inw"][:, gone] = held["w2"][:, gone] = held["b2"][:, gone] = 0
+    expected = outputs(_beside_one_another(changed(proto, **held)), x)
+    found = outputs(_beside_one_another(onnx.load_from_string(_saved(small))), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    whole = outputs(_beside_one_another(proto), x)
+    assert np.abs(whole - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("silu", "FC3 is not implemented for CPU MoE"),
+        ("swiglu", "CPU MoE only supports interleaved SwiGLU format"),
+    ],
+)
+def test_what_no_kernel_for_cpus_runs_is_no_fault_of_the_inputs(form: str, words: str) -> None:
+    samples = [{"x": np.ones((TOKENS, 3), np.float32)}] * 20
+    with pytest.raises(mg.UnsupportedError, match=words) as found:
+        mg.shrink(mg.lift(three_kernels(form)), samples, {"flops": "70%"})
+    assert "plan by its weights, without inputs" in str(found.value)
+
+
+@pytest.mark.parametrize("fusion", [1, 2])
+def test_how_gates_lie_is_asked_of_swiglu_only(fusion: int) -> None:
+    """ONNX Runtime passes over the attribute for other activations."""
+    proto = fused("relu")
+    (node,) = (node for node in proto.graph.node if node.op_type == "MoE")
+    plain = outputs(proto, x := np.random.default_rng(6).normal(size=(TOKENS, 3)).astype("f4"))
+    node.attribute.append(helper.make_attribute("swiglu_fusion", fusion))
+    np.testing.assert_array_equal(outputs(proto, x), plain)
+    graph = mg.lift(proto)
+    assert group_on(graph, "w1", 1).width == INNER
+    mg.apply(graph, mg.uniform(graph, 0.6))
+
+
+@pytest.mark.parametrize("fusion", [1, 2])
+def test_gates_in_one_kernel_and_a_third_one_are_not_described(fusion: int) -> None:
+    proto = three_kernels("swiglu")
+    (node,) = (node for node in proto.graph.node if node.op_type == "MoE")
+    node.attribute.append(helper.make_attribute("swiglu_fusion", fusion))
+    proto = changed(proto, w1=np.ones((EXPERTS, 2 * INNER, HIDDEN), np.float32))
+    (opaque,) = (op.opaque for op in mg.lift(proto).ops if op.opaque)
+    assert "gates and units in one kernel, and a third one" in opaque
 
 
 WHOLE = {

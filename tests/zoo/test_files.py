@@ -90,6 +90,35 @@ def test_a_file_is_examined_under_every_treatment(
     assert found.allowed < 0.9
 
 
+def test_a_file_of_two_networks_is_examined_as_the_one_that_its_input_is_fixed_to(
+    zoo: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 20]>
+        net (float[2,24] x, int64 sr) => (float[2,24] y) <float[24,32] a, float[32,24] b> {
+        r = Constant<value = int64 {16000}>()  c = Equal(sr, r)
+        y = If (c) <
+            then_branch = t () => (float[2,24] p) {
+                h = MatMul(x, a)  g = Relu(h)  p = MatMul(g, b) },
+            else_branch = e () => (float[2,24] q) { q = Tanh(x) }> }""")
+    rng = np.random.default_rng(0)
+    del model.graph.value_info[:]
+    for name, shape in {"a": (24, 32), "b": (32, 24)}.items():
+        array = rng.standard_normal(shape).astype(np.float32) / 5
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(model, tmp_path / "net.onnx")
+    feeds = {"x": rng.standard_normal((2, 24)).astype(np.float32), "sr": np.array(16000)}
+    for fixed in ((), ("sr",)):
+        row = zoo["file_findings"].FileFindings("files/net", "other", "net", "as it is")
+        examination = zoo["examine_file"].FileExamination(
+            row, tmp_path / "net.onnx", feeds, lambda _: None, fixed=fixed
+        )
+        found = examination.run()
+        assert found.resized == bool(fixed)
+        assert found.unexpected <= 1e-5
+        assert not found.not_run
+    assert found.macs == 2 * 24 * 32
+
+
 def test_a_wrong_resize_is_called_wrong(
     zoo: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

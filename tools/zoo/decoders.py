@@ -23,6 +23,7 @@ OPTIMUM = ROOT / "runs" / "zoo" / "optimum" / "bin" / "python"
 PINS = Path(__file__).with_name("optimum.txt")
 VOCABULARY, TOKENS, PAST = 300, 5, 6
 _LIMIT_S = 600
+_BRANCH = "use_cache_branch"  # chooses between the two networks of a merged file
 
 _Config = tuple[str, dict[str, Any]]
 
@@ -177,6 +178,34 @@ def exported(target: Path, treatment: str, config: _Config) -> Feeds:
     return _feeds(target, config)
 
 
+#: Run by Optimum's environment: the two networks of a decoder, and both in one file.
+_MERGE = """
+import json, sys
+from pathlib import Path
+import transformers
+from optimum.exporters.onnx import export
+from optimum.exporters.tasks import TasksManager
+from optimum.onnx import merge_decoders
+source, target = map(Path, json.loads(sys.argv[1]))
+net = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
+constructor = TasksManager.get_exporter_config_constructor(
+    "onnx", model=net, task="text-generation-with-past", library_name="transformers"
+)
+files = {past: source / f"{past}.onnx" for past in (False, True)}
+for past, path in files.items():
+    export(net, constructor(net.config, use_past=True, use_past_in_inputs=past), path)
+merge_decoders(files[False], files[True], save_path=target)
+"""
+
+
+def merged(target: Path, _treatment: str, config: _Config) -> Feeds:
+    """Write what Optimum's `merge_decoders` makes of a decoder without and with its cache."""
+    with tempfile.TemporaryDirectory() as place:
+        hf = saved(OPTIMUM, config, Path(place) / "hf")
+        run_program(OPTIMUM, "-c", _MERGE, json.dumps([str(hf), str(target)]))
+    return {**_feeds(target, config), _BRANCH: np.array([True])}
+
+
 def _feeds(path: Path, config: _Config) -> Feeds:
     """One sequence of a few tokens; behind others, where the file has a cache."""
     entries = config[1]
@@ -199,6 +228,8 @@ def _feeds(path: Path, config: _Config) -> Feeds:
             array = np.ones((1, past + tokens))
         elif value.name == "position_ids":
             array = np.arange(past, past + tokens)[None]
+        elif value.name == _BRANCH:
+            continue
         else:  # [batch, heads, past, head size], or a state of a convolution, whose sizes are known
             held = entries["sliding_window"] if value.name in rings else past
             open_sizes = (1, 0, held, size)
@@ -216,6 +247,7 @@ def _entries(
     program: str,
     make: Callable[..., Feeds],
     treatments: Mapping[str, tuple[str, ...]],
+    fixed: tuple[str, ...] = (),
 ) -> list[Entry]:
     return [
         DecoderEntry(
@@ -224,6 +256,7 @@ def _entries(
             make,
             {"source": f"{program}/{name}", "treatment": treatment, "config": CONFIGS[name]},
             small=f"{program}/{name}" in _SMALL,
+            fixed=fixed,
         )
         for name, ways in treatments.items()
         for treatment in ways
@@ -244,8 +277,13 @@ BUILT = {
 EXPORTED = dict.fromkeys(("gpt2", "llama", "qwen3"), ("no cache", "cache")) | dict.fromkeys(
     ("gptneox", "gemma", "bloom", "opt", "gptj", "codegen", "gptbigcode"), ("cache",)
 )
+MERGED = dict.fromkeys(("gpt2", "llama"), ("merged",))
 
 DECODERS: dict[str, Entry] = {
     entry.name: entry
-    for entry in (*_entries("genai", built, BUILT), *_entries("optimum", exported, EXPORTED))
+    for entry in (
+        *_entries("genai", built, BUILT),
+        *_entries("optimum", exported, EXPORTED),
+        *_entries("optimum", merged, MERGED, fixed=(_BRANCH,)),
+    )
 }

@@ -3,7 +3,7 @@
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +50,7 @@ class FileExamination:
         expected: what the file computes, where that is known; else ONNX Runtime is asked.
         lowest: whether to plan at the lowest reachable, not at the zoo's budget.
         keeps_open: whether sizes stay open where the file leaves them open.
+        fixed: inputs that are fixed to what ``feeds`` give for them.
     """
 
     def __init__(
@@ -61,8 +62,11 @@ class FileExamination:
         expected: Arrays | None = None,
         lowest: bool = False,
         keeps_open: bool = False,
+        fixed: Sequence[str] = (),
     ) -> None:
-        self.found, self.path, self.feeds = found, path, feeds
+        self.found, self.path, self.given = found, path, feeds
+        self.fixed = {name: feeds[name] for name in fixed}
+        self.feeds = {name: array for name, array in feeds.items() if name not in fixed}
         self.note, self.expected, self.to_lowest = note, expected, lowest
         self.keeps_open = keeps_open
 
@@ -71,12 +75,12 @@ class FileExamination:
         found = self.found
         self._describe_file()
         try:
-            run_file(self.path, self.feeds)
+            run_file(self.path, self.given)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class
             found.not_run = first_line(error)
         shapes = {n: a.shape for n, a in self.feeds.items() if isinstance(a, np.ndarray)}
         shapes = {} if self.keeps_open else shapes
-        graph = self.attempt("lift", lambda: mg.lift(mg.load(self.path, shapes)))
+        graph = self.attempt("lift", lambda: mg.lift(mg.load(self.path, shapes), fixed=self.fixed))
         if graph is None:
             return found
         if self.expected is not None or not found.not_run:
@@ -124,7 +128,10 @@ class FileExamination:
         """The canonical model beside the file as it came, or beside what is expected of that."""
         expected = self.expected
         if expected is None:
-            expected = self.attempt("as it came", lambda: _run(_as_it_came(self.path), self.feeds))
+            at = not self.fixed
+            expected = self.attempt(
+                "as it came", lambda: _run(_as_it_came(self.path), self.given, at=at)
+            )
         if expected and all(_is_float(array) and np.isnan(array).all() for array in expected):
             self.found.not_run = "it computes NaN"
         # Stored outputs are those of the file's own precision.
@@ -271,14 +278,20 @@ def _tensors(model: ir.Model) -> dict[str, tuple[int, int]]:
     return {name: (tensor.size, tensor.nbytes) for name, tensor in stored.items() if tensor}
 
 
-def _run(model: ir.Model, feeds: Mapping[str, Any], optimize: bool = False) -> Arrays:
-    """The results in single precision; slicing does not round."""
+def _run(
+    model: ir.Model, feeds: Mapping[str, Any], optimize: bool = False, at: bool = True
+) -> Arrays:
+    """The results in single precision; slicing does not round.
+
+    Built at the shapes that are fed; or not, where of the branches of an If one alone takes them.
+    """
     single = in_single_precision(model)
     wide = {
         name: array.astype(np.float32) if _is_float(array) else array
         for name, array in feeds.items()
     }
-    return list(session(single, optimize=optimize, shapes=_shapes(wide)).run(None, wide))
+    shapes = _shapes(wide) if at else None
+    return list(session(single, optimize=optimize, shapes=shapes).run(None, wide))
 
 
 def _run_as_it_is(model: ir.Model, feeds: Mapping[str, Any]) -> Arrays:
@@ -312,7 +325,9 @@ def examine_file(entry: FileEntry, note: Callable[[FileFindings], None]) -> File
     with np.load(at_arrays, allow_pickle=False) as arrays:
         feeds = {name: arrays[name] for name in arrays}
     keeps_open = isinstance(entry, DecoderEntry)
-    return FileExamination(blank(entry), at_model, feeds, note, keeps_open=keeps_open).run()
+    return FileExamination(
+        blank(entry), at_model, feeds, note, keeps_open=keeps_open, fixed=entry.fixed
+    ).run()
 
 
 def blank(entry: Entry) -> FileFindings:

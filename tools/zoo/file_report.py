@@ -14,7 +14,8 @@ FILES = """
 {count} ONNX files from packages for Python (`tools/zoo/packages.txt` has their versions), as they
 are, and again after ONNX Runtime's optimizer at the extended level, after its static (QDQ) and its
 dynamic quantization, and in float16 (`onnxruntime.transformers.float16`). Each is read as it is,
-planned at {budget:.0%} of its FLOPs with random scores, resized, saved, and run.
+planned at {budget:.0%} of its FLOPs with random scores, resized, saved, and run. Of silero-vad,
+whose `sr` chooses between two networks, that input is fixed (`--fix sr=16000`).
 
 - **error**: resized against masked, computed in single precision; **rounding**: the masked model
   against itself with inputs moved by 1e-6 (by 1e-3 where the file quantizes or is in half
@@ -42,7 +43,8 @@ DECODERS = """
 
 Small decoders with random weights as ONNX Runtime GenAI's model builder and Optimum write them
 (`tools/zoo/optimum.txt` has its versions), with their sizes left open; planned and judged like the
-files above.
+files above. **merged** are both networks of a decoder in one file (`merge_decoders`), read with
+`--fix use_cache_branch=true`.
 **apply** checks in two steps of generation where there is a cache: a prompt behind an empty one,
 then a token behind what that has left.
 """

@@ -37,12 +37,14 @@ class Source:
         shapes: of every input.
         whole: the value of an integer input that has a meaning, by the input's name.
         below: other integers are drawn from 0 to this, exclusive.
+        fixed: inputs that choose between networks, and are fixed to their value in ``whole``.
     """
 
     path: str
     shapes: dict[str, tuple[int, ...]]
     whole: dict[str, int] = field(default_factory=dict)
     below: int = 2
+    fixed: tuple[str, ...] = ()
 
     def feeds(self) -> Feeds:
         """Inputs: standard normal numbers, whole numbers as they are wanted."""
@@ -70,6 +72,15 @@ SOURCES: dict[str, tuple[str, Source]] = {
         "recurrent",
         Source(
             "silero_vad/data/silero_vad_16k_op15.onnx", {**_SPEECH, "sr": ()}, whole={"sr": 16000}
+        ),
+    ),
+    "silero-vad": (  # a network for 16 kHz and one for 8, in an If
+        "recurrent",
+        Source(
+            "silero_vad/data/silero_vad.onnx",
+            {**_SPEECH, "sr": ()},
+            whole={"sr": 16000},
+            fixed=("sr",),
         ),
     ),
     "silero-vad/openvino": (
@@ -197,7 +208,12 @@ SOURCES: dict[str, tuple[str, Source]] = {
 
 @dataclass(frozen=True)
 class FileEntry(Entry):
-    """A file of others under one treatment; ``make`` is called with the path to write."""
+    """A file of others under one treatment; ``make`` is called with the path to write.
+
+    What ``fixed`` names is fixed to the values that ``make`` gives for these inputs.
+    """
+
+    fixed: tuple[str, ...] = ()
 
     @property
     def pins(self) -> bytes:
@@ -263,9 +279,9 @@ TREATMENTS: Mapping[str, Callable[[Path, Path, Feeds], None]] = {
 
 FILES: dict[str, Entry] = {
     (name := f"files/{source}" + f"+{treatment}" * (treatment != "as it is")): FileEntry(
-        name, family, treated, {"source": source, "treatment": treatment}
+        name, family, treated, {"source": source, "treatment": treatment}, fixed=made.fixed
     )
-    for source, (family, _) in SOURCES.items()
+    for source, (family, made) in SOURCES.items()
     for treatment in TREATMENTS
 }
 

@@ -11,7 +11,8 @@ import msgspec
 from morphgraph.benchmark import BenchResult
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape, static_shape, values_of
-from morphgraph.origin import Origin
+from morphgraph.onnx_io.fixed import fixed_values
+from morphgraph.origin import Origin, fixed_text
 from morphgraph.passes.analysis.cost import cost, on_device
 from morphgraph.plans import Plan
 from morphgraph.report.analysis import layers
@@ -249,9 +250,13 @@ def made_by(resized: Resized) -> list[tuple[str, str]]:
             ("plan made by", f"morphgraph {resized.plan.tool_version}"),
         ]
     for graph in (resized.before, resized.after):
-        origin = None if graph is None else Origin.read(graph.model)
+        if graph is None:
+            continue
+        origin, fixed = Origin.read(graph.model), fixed_values(graph.model)
+        whose = "the original" if graph is resized.before else "the resized network"
+        if origin is None and fixed:
+            rows.append((f"{whose}: holds for", fixed_text(fixed)))
         if origin is not None:
-            whose = "the original" if graph is resized.before else "the resized network"
             rows += [(f"{whose}: {title}", line) for title, line in origin.lines()]
     if resized.command:
         rows.append(("page made by", resized.command))

@@ -30,6 +30,7 @@ from tests.passes.experts import (
     FORMS,
     HIDDEN,
     INNER,
+    SIDE_BY_SIDE,
     STACKS,
     TAKEN,
     TOKENS,
@@ -50,7 +51,7 @@ CHOSEN = [
     LARGEST,
 ]
 FUSED = ["relu", "silu", "swiglu"]
-DENSE = ["one-hot", "side by side"]  # all experts compute every token
+DENSE = ["one-hot", *SIDE_BY_SIDE]  # all experts compute every token
 CPU = "CPUExecutionProvider"
 BATCHES = 40
 INPUTS = np.random.default_rng(1).normal(size=(BATCHES, TOKENS, 3)).astype(np.float32)

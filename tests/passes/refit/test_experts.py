@@ -20,6 +20,7 @@ from tests.passes.experts import (
     FORMS,
     HIDDEN,
     INNER,
+    SIDE_BY_SIDE,
     TAKEN,
     TOKENS,
     arrays_of,
@@ -31,7 +32,7 @@ from tests.passes.experts import (
 LARGEST = "largest, then largest of the others"
 CHOSEN = ["softmax first", "softmax of those taken", "tuples", "biases", LARGEST]
 FUSED = "relu"
-DENSE = ["one-hot", "side by side"]  # all experts compute every token
+DENSE = ["one-hot", *SIDE_BY_SIDE]  # all experts compute every token
 LAYER = {FUSED: "moe"}
 HALF = INNER // 2
 
