@@ -1,0 +1,195 @@
+"""Several ONNX files of a folder that are one network: which they are, and what goes between them.
+
+Exporters write an encoder and a decoder apart, and a decoder's first step and its step with a cache.
+What the files take and give tells how they belong together, whatever the network is: keys and values
+go by the numbers and words in their names, as runtimes hand them on, and what else is no token but
+numbers comes from the file that gives it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from morphgraph.errors import ModelError
+from morphgraph.folders.sizes import cache_parts
+from morphgraph.onnx_io import escape, is_float, load
+from morphgraph.passes.canonical.join_files import Feed, Part, join_files
+
+_WORDS = re.compile(r"[a-z]+")
+
+
+def load_network(folder: Path, files: Sequence[Path]) -> ir.Model:
+    """The network that several files of a folder are, as one model.
+
+    Args:
+        folder: for errors.
+        files: its ONNX files.
+
+    Raises:
+        FileError: a file cannot be read.
+        ModelError: one is broken, or takes what no file gives, or two are one network.
+        UnsupportedError: the files are of different opsets.
+    """
+    parts = [Part(file.stem, load(file)) for file in files]
+    _require_different(folder, parts)
+    feeds = found_feeds(folder, parts)
+    order = _in_order(parts, feeds)
+    place = {old: new for new, old in enumerate(order)}
+    moved = [Feed(place[f.part], f.taken, place[f.source], f.given) for f in feeds]
+    return join_files([parts[old] for old in order], moved)
+
+
+def _require_different(folder: Path, parts: Sequence[Part]) -> None:
+    """Refuse two files of one interface: one network in two precisions."""
+    seen: dict[tuple[frozenset[str], ...], str] = {}
+    for part in parts:
+        graph = part.model.graph
+        names = tuple(frozenset(v.name or "" for v in vs) for vs in (graph.inputs, graph.outputs))
+        other = seen.setdefault(names, part.name)
+        if other != part.name:
+            raise ModelError(
+                f"{escape(str(folder))}: '{escape(other)}.onnx' and '{escape(part.name)}.onnx' take "
+                "and give the same, as one network written twice; keep one of them in the folder, "
+                "or give the ONNX file"
+            )
+
+
+def found_feeds(folder: Path, parts: Sequence[Part]) -> list[Feed]:
+    """What goes from file to file.
+
+    Raises:
+        ModelError: files have nothing to do with each other, or it is not plain what one takes.
+    """
+    feeds = [
+        feed
+        for place in range(len(parts))
+        for feed in (*_cached(parts, place), *_handed_on(folder, parts, place))
+    ]
+    linked = {p for feed in feeds if feed.part != feed.source for p in (feed.part, feed.source)}
+    alone = [part.name for place, part in enumerate(parts) if place not in linked]
+    if alone:
+        raise ModelError(
+            f"{escape(str(folder))}: '{escape(alone[0])}.onnx' takes nothing that another file "
+            "gives, and gives nothing that another takes: the files are several networks; give the "
+            "ONNX file"
+        )
+    return feeds
+
+
+def _cached(parts: Sequence[Part], place: int) -> Iterator[Feed]:
+    """The caches that a file takes: from a file that makes them of nothing, if there is one."""
+    for value in parts[place].model.graph.inputs:
+        key = _cache(value, "past")
+        if key is None:
+            continue
+        # One that continues the same cache comes after it, and cannot be before.
+        sources = [
+            (source, given)
+            for source, part in enumerate(parts)
+            if (given := _of_cache(part.model.graph.outputs, key, "present")) is not None
+            and (source == place or not _reads(part.model, key))
+        ]
+        others = [(source, given) for source, given in sources if source != place]
+        if others and value.uses():
+            yield Feed(place, value.name or "", *others[0])
+        elif not value.uses() and sources:
+            yield Feed(place, value.name or "", *(others or sources)[0])
+
+
+def _cache(value: ir.Value, side: str) -> tuple[int, str] | None:
+    """The number of the layer whose cache it is, and which one."""
+    parts = cache_parts(value.name or "", ()) if is_float(value) else None
+    return (parts[1], parts[2]) if parts and parts[0].lower().startswith(side) else None
+
+
+def _of_cache(values: Sequence[ir.Value], key: tuple[int, str], side: str) -> str | None:
+    return next((v.name or "" for v in values if _cache(v, side) == key), None)
+
+
+def _reads(model: ir.Model, key: tuple[int, str]) -> bool:
+    return any(v.uses() for v in model.graph.inputs if _cache(v, "past") == key)
+
+
+def _handed_on(folder: Path, parts: Sequence[Part], place: int) -> Iterator[Feed]:
+    """What a file takes of floating-point numbers of channels, and another one gives.
+
+    Of several outputs that would fit the one whose open sizes, then whose name is most alike.
+    """
+    given = [
+        (source, output)
+        for source, part in enumerate(parts)
+        if source != place
+        for output in part.model.graph.outputs
+        if is_float(output) and _cache(output, "present") is None
+    ]
+    for value in parts[place].model.graph.inputs:
+        if not is_float(value) or value.is_initializer() or _cache(value, "past") is not None:
+            continue
+        fitting = [(s, o) for s, o in given if _fits(o, value) and not _needs(parts, s, place)]
+        if not fitting:
+            continue
+        marks = [(_shape(o) == _shape(value), _shared_words(o, value)) for _, o in fitting]
+        best = [each for each, mark in zip(fitting, marks, strict=True) if mark == max(marks)]
+        if len({output.name for _, output in best}) > 1:
+            names = ", ".join(f"'{escape(output.name or '')}'" for _, output in best)
+            raise ModelError(
+                f"{escape(str(folder))}: input '{escape(value.name or '')}' of "
+                f"'{escape(parts[place].name)}.onnx' may be any of {names}; give the ONNX file"
+            )
+        source, output = best[0]
+        yield Feed(place, value.name or "", source, output.name or "")
+
+
+def _needs(parts: Sequence[Part], part: int, of: int) -> bool:
+    """Whether a file takes a cache that another one gives, and so is behind it."""
+    given = {k for v in parts[of].model.graph.outputs if (k := _cache(v, "present")) is not None}
+    return any(_cache(v, "past") in given for v in parts[part].model.graph.inputs)
+
+
+def _shape(value: ir.Value) -> list[int | str | None]:
+    return [size if isinstance(size, int) else size.value for size in value.shape or ()]
+
+
+def _fits(given: ir.Value, taken: ir.Value) -> bool:
+    """Whether what is given can be what is taken: of one type, and as long in every known axis."""
+    if given.dtype != taken.dtype or given.shape is None or taken.shape is None:
+        return False
+    if len(given.shape) != len(taken.shape) or not any(isinstance(d, int) for d in taken.shape):
+        return False
+    return all(
+        isinstance(one, int) == isinstance(other, int) and (one == other or type(one) is not int)
+        for one, other in zip(given.shape, taken.shape, strict=True)
+    )
+
+
+def _shared_words(one: ir.Value, other: ir.Value) -> int:
+    """How many words two names share; ``state`` and ``states`` are one."""
+    words = [
+        {w.rstrip("s") for w in _WORDS.findall((v.name or "").lower())} for v in (one, other)
+    ]
+    return len(words[0] & words[1])
+
+
+def _in_order(parts: Sequence[Part], feeds: Sequence[Feed]) -> list[int]:
+    """The files, each behind those that feed it; else as they were named.
+
+    Raises:
+        ModelError: two files feed each other.
+    """
+    behind: dict[int, set[int]] = {place: set() for place in range(len(parts))}
+    for feed in feeds:
+        behind[feed.part] |= {feed.source} - {feed.part}
+    order: list[int] = []
+    while len(order) < len(parts):
+        ready = [p for p in behind if p not in order and behind[p] <= set(order)]
+        if not ready:
+            raise ModelError("the files feed each other in a circle; give the ONNX file")
+        order.append(ready[0])
+    return order
+
+
+def weights_alone(values: Mapping[str, ir.Value]) -> list[str]:
+    """Names of initializers."""
+    return [name for name, value in values.items() if value.is_initializer()]
