@@ -7,7 +7,7 @@ numbers comes from the file that gives it.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -159,7 +159,7 @@ def _fits(given: ir.Value, taken: ir.Value) -> bool:
     if len(given.shape) != len(taken.shape) or not any(isinstance(d, int) for d in taken.shape):
         return False
     return all(
-        isinstance(one, int) == isinstance(other, int) and (one == other or type(one) is not int)
+        one == other or not (isinstance(one, int) and isinstance(other, int))
         for one, other in zip(given.shape, taken.shape, strict=True)
     )
 
@@ -189,7 +189,3 @@ def _in_order(parts: Sequence[Part], feeds: Sequence[Feed]) -> list[int]:
         order.append(ready[0])
     return order
 
-
-def weights_alone(values: Mapping[str, ir.Value]) -> list[str]:
-    """Names of initializers."""
-    return [name for name, value in values.items() if value.is_initializer()]

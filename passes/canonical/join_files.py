@@ -91,6 +91,10 @@ class Layouts(msgspec.Struct, frozen=True):
     parts: list[Layout]
     free: list[str]
 
+    def takes_of_others(self, part: Layout) -> bool:
+        """Whether a part takes what another one gives."""
+        return any(not joined.startswith(f"{part.name}/") for joined in part.inputs.values())
+
 
 def layouts(model: ir.Model) -> Layouts | None:
     """What a model says of the files that it was joined of; ``None``: it is one file's own."""
