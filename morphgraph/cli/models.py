@@ -174,11 +174,12 @@ def open_ranked(
 
 def _lift(path: Path, options: "LiftOptions", shaped_by: Path | None = None) -> "ChannelGraph":
     """Load a file and lift it, at sizes of inputs that the user gave, or this file says."""
-    from morphgraph.onnx_io import bind_inputs, load
+    from morphgraph.folders.parts import load_place
+    from morphgraph.onnx_io import bind_inputs
     from morphgraph.passes.lift import lift
 
     with step(f"loading {path.name}"):
-        model = load(path)
+        model = load_place(path)
     if shaped_by is not None and options.input_shapes:
         with naming(shaped_by):
             bind_inputs(model, options.input_shapes)  # what does not fit is the file's

@@ -162,7 +162,7 @@ def plan(
     is shown and not written. What calibration inputs say of the channels (--score data --data FILE)
     serves networks that are not trained again; `shrink` goes the whole way.
     """
-    from morphgraph.folders.found import folder_of, model_file
+    from morphgraph.folders.found import folder_of, model_place
     from morphgraph.folders.vocabulary import warn_of_parts
     from morphgraph.onnx_io.inputs import load_indices
     from morphgraph.passes.planning import removal_path
@@ -170,7 +170,7 @@ def plan(
     from morphgraph.report.planning import plan_report
     from morphgraph.steps import measured_plan, with_room
 
-    folder, model = folder_of(model), model_file(model)
+    folder, model = folder_of(model), model_place(model)
     by_index = bool(classes or tokens or vocabulary)
     if vocabulary is not None and (classes or tokens):
         raise click.UsageError(

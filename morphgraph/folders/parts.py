@@ -7,17 +7,36 @@ numbers comes from the file that gives it.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
-from morphgraph.errors import ModelError
+from morphgraph.arrays import Array
+from morphgraph.errors import ModelError, UnsupportedError, VerificationError, warn
+from morphgraph.folders.found import folder_of
 from morphgraph.folders.sizes import cache_parts
 from morphgraph.onnx_io import escape, is_float, load
-from morphgraph.passes.canonical.join_files import Feed, Part, join_files
+from morphgraph.onnx_io.runtime import random_inputs, run
+from morphgraph.passes.canonical.canonicalize import canonicalize
+from morphgraph.passes.canonical.join_files import Feed, Layout, Part, join_files, layouts
+from morphgraph.passes.checking.decoding import joined_shapes
+from morphgraph.tolerances import RESIZED
 
+_SHOWN = 5  # files in a message
 _WORDS = re.compile(r"[a-z]+")
+
+
+def load_place(path: Path) -> ir.Model:
+    """The model of an ONNX file, or that of all files of a folder.
+
+    Raises: as :func:`morphgraph.load` and :func:`load_network` do.
+    """
+    if not path.is_dir():
+        return load(path)
+    folder = folder_of(path)
+    return load_network(path, () if folder is None else folder.parts)
 
 
 def load_network(folder: Path, files: Sequence[Path]) -> ir.Model:
@@ -33,15 +52,22 @@ def load_network(folder: Path, files: Sequence[Path]) -> ir.Model:
         UnsupportedError: the files are of different opsets.
     """
     parts = [Part(file.stem, load(file)) for file in files]
-    _require_different(folder, parts)
-    feeds = found_feeds(folder, parts)
-    order = _in_order(parts, feeds)
+    try:
+        _require_different(parts)
+        feeds = found_feeds(parts)
+        order = _in_order(parts, feeds)
+    except ModelError as error:
+        names = ", ".join(f"'{escape(str(file.relative_to(folder)))}'" for file in files[:_SHOWN])
+        raise ModelError(
+            f"{escape(str(folder))}: holds several models ({names}), and {error}; give the ONNX "
+            "file"
+        ) from error
     place = {old: new for new, old in enumerate(order)}
     moved = [Feed(place[f.part], f.taken, place[f.source], f.given) for f in feeds]
     return join_files([parts[old] for old in order], moved)
 
 
-def _require_different(folder: Path, parts: Sequence[Part]) -> None:
+def _require_different(parts: Sequence[Part]) -> None:
     """Refuse two files of one interface: one network in two precisions."""
     seen: dict[tuple[frozenset[str], ...], str] = {}
     for part in parts:
@@ -50,13 +76,12 @@ def _require_different(folder: Path, parts: Sequence[Part]) -> None:
         other = seen.setdefault(names, part.name)
         if other != part.name:
             raise ModelError(
-                f"{escape(str(folder))}: '{escape(other)}.onnx' and '{escape(part.name)}.onnx' take "
-                "and give the same, as one network written twice; keep one of them in the folder, "
-                "or give the ONNX file"
+                f"'{escape(other)}' and '{escape(part.name)}' take and give the same, as one "
+                "network that is written twice does: keep one of them in the folder"
             )
 
 
-def found_feeds(folder: Path, parts: Sequence[Part]) -> list[Feed]:
+def found_feeds(parts: Sequence[Part]) -> list[Feed]:
     """What goes from file to file.
 
     Raises:
@@ -65,15 +90,14 @@ def found_feeds(folder: Path, parts: Sequence[Part]) -> list[Feed]:
     feeds = [
         feed
         for place in range(len(parts))
-        for feed in (*_cached(parts, place), *_handed_on(folder, parts, place))
+        for feed in (*_cached(parts, place), *_handed_on(parts, place))
     ]
     linked = {p for feed in feeds if feed.part != feed.source for p in (feed.part, feed.source)}
     alone = [part.name for place, part in enumerate(parts) if place not in linked]
     if alone:
         raise ModelError(
-            f"{escape(str(folder))}: '{escape(alone[0])}.onnx' takes nothing that another file "
-            "gives, and gives nothing that another takes: the files are several networks; give the "
-            "ONNX file"
+            f"'{escape(alone[0])}' takes nothing that another gives, and gives nothing that another "
+            "takes: they are no one network"
         )
     return feeds
 
@@ -112,7 +136,7 @@ def _reads(model: ir.Model, key: tuple[int, str]) -> bool:
     return any(v.uses() for v in model.graph.inputs if _cache(v, "past") == key)
 
 
-def _handed_on(folder: Path, parts: Sequence[Part], place: int) -> Iterator[Feed]:
+def _handed_on(parts: Sequence[Part], place: int) -> Iterator[Feed]:
     """What a file takes of floating-point numbers of channels, and another one gives.
 
     Of several outputs that would fit the one whose open sizes, then whose name is most alike.
@@ -135,8 +159,8 @@ def _handed_on(folder: Path, parts: Sequence[Part], place: int) -> Iterator[Feed
         if len({output.name for _, output in best}) > 1:
             names = ", ".join(f"'{escape(output.name or '')}'" for _, output in best)
             raise ModelError(
-                f"{escape(str(folder))}: input '{escape(value.name or '')}' of "
-                f"'{escape(parts[place].name)}.onnx' may be any of {names}; give the ONNX file"
+                f"input '{escape(value.name or '')}' of '{escape(parts[place].name)}' may be any "
+                f"of {names}"
             )
         source, output = best[0]
         yield Feed(place, value.name or "", source, output.name or "")
@@ -185,7 +209,55 @@ def _in_order(parts: Sequence[Part], feeds: Sequence[Feed]) -> list[int]:
     while len(order) < len(parts):
         ready = [p for p in behind if p not in order and behind[p] <= set(order)]
         if not ready:
-            raise ModelError("the files feed each other in a circle; give the ONNX file")
+            raise ModelError("they feed each other in a circle")
         order.append(ready[0])
     return order
 
+
+
+def require_same_files(joined: ir.Model, files: Mapping[str, ir.Model]) -> None:
+    """Hold files, run one after the other, against the joined model that they are split of.
+
+    Every file takes what those before it have given, as a runtime hands it on.
+
+    Args:
+        joined: resized or not.
+        files: by name of a part.
+
+    Raises:
+        VerificationError: one gives something else, or does not run where the joined model does.
+    """
+    noted = layouts(joined)
+    assert noted is not None
+    model = canonicalize(joined, keep_original=False)
+    for shapes in joined_shapes(model):
+        feeds = random_inputs(model, shapes=shapes)
+        try:
+            expected = run(joined, feeds)
+        except UnsupportedError:
+            continue
+        known = {**expected, **feeds}
+        for part in noted.parts:
+            _require_same_part(files[part.name], part, known)
+        return
+    warn("the files are not run one after the other: ONNX Runtime does not run the network")
+
+
+def _require_same_part(model: ir.Model, part: Layout, known: dict[str, Array]) -> None:
+    """Run a file, and let what it gives take the place of what the joined model gave."""
+    taken = {v.name or "": known[part.inputs[v.name or ""]] for v in model.graph.inputs}
+    try:
+        found = run(model, taken)
+    except UnsupportedError as error:
+        raise VerificationError(
+            f"'{escape(part.name)}' does not run by itself: {error}; please report the structure"
+        ) from error
+    for name, array in found.items():
+        joined = known[part.outputs[name]]
+        scale = float(np.abs(joined[np.isfinite(joined)]).max(initial=0.0)) or 1.0
+        if not np.allclose(array, joined, rtol=0, atol=RESIZED * scale, equal_nan=True):
+            raise VerificationError(
+                f"output '{escape(name)}' of '{escape(part.name)}' is not what all files together "
+                "compute; please report the structure"
+            )
+        known[part.outputs[name]] = array
