@@ -1,9 +1,9 @@
 """Several ONNX files of a folder that are one network: which they are, and what goes between them.
 
-Exporters write an encoder and a decoder apart, and a decoder's first step and its step with a cache.
-What the files take and give tells how they belong together, whatever the network is: keys and values
-go by the numbers and words in their names, as runtimes hand them on, and what else is no token but
-numbers comes from the file that gives it.
+Exporters write an encoder and a decoder apart, and a decoder's first step and its step with a
+cache. What the files take and give tells how they belong together, whatever the network is: keys
+and values go by the numbers and words in their names, as runtimes hand them on, and what else is no
+token but numbers comes from the file that gives it.
 """
 
 import re
@@ -96,8 +96,8 @@ def found_feeds(parts: Sequence[Part]) -> list[Feed]:
     alone = [part.name for place, part in enumerate(parts) if place not in linked]
     if alone:
         raise ModelError(
-            f"'{escape(alone[0])}' takes nothing that another gives, and gives nothing that another "
-            "takes: they are no one network"
+            f"'{escape(alone[0])}' takes nothing that another gives, and gives nothing that "
+            "another takes: they are no one network"
         )
     return feeds
 
@@ -190,9 +190,7 @@ def _fits(given: ir.Value, taken: ir.Value) -> bool:
 
 def _shared_words(one: ir.Value, other: ir.Value) -> int:
     """How many words two names share; ``state`` and ``states`` are one."""
-    words = [
-        {w.rstrip("s") for w in _WORDS.findall((v.name or "").lower())} for v in (one, other)
-    ]
+    words = [{w.rstrip("s") for w in _WORDS.findall((v.name or "").lower())} for v in (one, other)]
     return len(words[0] & words[1])
 
 
@@ -212,7 +210,6 @@ def _in_order(parts: Sequence[Part], feeds: Sequence[Feed]) -> list[int]:
             raise ModelError("they feed each other in a circle")
         order.append(ready[0])
     return order
-
 
 
 def require_same_files(joined: ir.Model, files: Mapping[str, ir.Model]) -> None:

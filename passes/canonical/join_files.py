@@ -161,7 +161,7 @@ def join_files(parts: Sequence[Part], feeds: Sequence[Feed]) -> ir.Model:
     for model in models:
         model.graph.initializers.clear()
     free = {value.name or "" for value in fed.values()}
-    free |= _continued(parts, feeds, outputs)
+    free |= _continued(feeds, outputs)
     noted = Layouts(
         [
             Layout(
@@ -382,11 +382,8 @@ def _declared(model: ir.Model) -> dict[str, list[int | str | None]]:
     }
 
 
-def _continued(
-    parts: Sequence[Part], feeds: Iterable[Feed], outputs: Sequence[Mapping[str, ir.Value]]
-) -> set[str]:
+def _continued(feeds: Iterable[Feed], outputs: Sequence[Mapping[str, ir.Value]]) -> set[str]:
     """Outputs under a name by which some part is fed, in all parts: what follows a past is one."""
-    del parts
     given = {feed.given for feed in feeds}
     return {value.name or "" for each in outputs for name, value in each.items() if name in given}
 
@@ -533,11 +530,11 @@ def _name_as_in_file(model: ir.Model, part: Layout) -> None:
         for value in values_of(each):
             if value in constants or not value.name:
                 continue
-            value.name = value.name.removeprefix(prefix)
+            value.name = value.name.replace(prefix, "")  # also where it is named after a node
             while value.name in taken and value not in graph.inputs and value not in outputs:
                 value.name += "_"
         for node in each:
-            node.name = (node.name or "").removeprefix(prefix) or node.name
+            node.name = (node.name or "").replace(prefix, "")
             for value in node.outputs:
                 if value.shape is not None and value not in outputs:
                     value.shape = ir.Shape(
@@ -546,5 +543,8 @@ def _name_as_in_file(model: ir.Model, part: Layout) -> None:
     for value in constants:
         graph.initializers.pop(value.name or "")
     for value in constants:
-        value.name = part.weights.get(value.name or "", (value.name or "").removeprefix(prefix))
+        new = (value.name or "").replace(prefix, "")
+        value.name = part.weights.get(value.name or "", new)
+        while value.name in graph.initializers:
+            value.name += "_"
         graph.initializers[value.name] = value
