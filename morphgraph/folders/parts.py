@@ -20,7 +20,16 @@ from morphgraph.folders.sizes import cache_parts
 from morphgraph.onnx_io import escape, is_float, load
 from morphgraph.onnx_io.runtime import random_inputs, run
 from morphgraph.passes.canonical.canonicalize import canonicalize
-from morphgraph.passes.canonical.join_files import Feed, Layout, Part, join_files, layouts
+from morphgraph.passes.canonical.fix_inputs import fix_inputs
+from morphgraph.passes.canonical.join_files import (
+    Choice,
+    Feed,
+    Layout,
+    Part,
+    empty_shape,
+    join_files,
+    layouts,
+)
 from morphgraph.passes.checking.decoding import joined_shapes
 from morphgraph.tolerances import RESIZED
 
@@ -51,7 +60,7 @@ def load_network(folder: Path, files: Sequence[Path]) -> ir.Model:
         ModelError: one is broken, or takes what no file gives, or two are one network.
         UnsupportedError: the files are of different opsets.
     """
-    parts = [Part(file.stem, load(file)) for file in files]
+    parts = [part for file in files for part in _parts(file)]
     try:
         _require_different(parts)
         feeds = found_feeds(parts)
@@ -67,16 +76,46 @@ def load_network(folder: Path, files: Sequence[Path]) -> ir.Model:
     return join_files([parts[old] for old in order], moved)
 
 
+def _parts(file: Path) -> list[Part]:
+    """A file as a part; one of two networks, of which an input chooses, as both of them."""
+    model = load(file)
+    ifs = [node for node in model.graph if node.op_type == "If" and not node.domain]
+    for place, value in enumerate(model.graph.inputs):
+        sizes = list(value.shape or ())
+        is_flag = value.dtype == ir.DataType.BOOL and all(size == 1 for size in sizes)
+        if not is_flag or not ifs:
+            continue
+        name = value.name or ""
+        both = {flag: fix_inputs(model, {name: flag}) for flag in (True, False)}
+        if any(node.op_type == "If" for each in both.values() for node in each.graph):
+            continue
+        shape = [1] * len(sizes)
+        return [
+            Part(f"{file.stem}.{flag}".lower(), each, Choice(file.stem, name, flag, place, shape))
+            for flag, each in both.items()
+        ]
+    return [Part(file.stem, model)]
+
+
+def _file(part: Part) -> str:
+    return part.name if part.choice is None else part.choice.file
+
+
+def _given(part: Part) -> list[ir.Value]:
+    """The outputs of a part that hold numbers."""
+    return [value for value in part.model.graph.outputs if empty_shape(value) is None]
+
+
 def _require_different(parts: Sequence[Part]) -> None:
     """Refuse two files of one interface: one network in two precisions."""
     seen: dict[tuple[frozenset[str], ...], str] = {}
     for part in parts:
         graph = part.model.graph
         names = tuple(frozenset(v.name or "" for v in vs) for vs in (graph.inputs, graph.outputs))
-        other = seen.setdefault(names, part.name)
-        if other != part.name:
+        other = seen.setdefault(names, _file(part))
+        if other != _file(part):
             raise ModelError(
-                f"'{escape(other)}' and '{escape(part.name)}' take and give the same, as one "
+                f"'{escape(other)}' and '{escape(_file(part))}' take and give the same, as one "
                 "network that is written twice does: keep one of them in the folder"
             )
 
@@ -112,10 +151,11 @@ def _cached(parts: Sequence[Part], place: int) -> Iterator[Feed]:
         sources = [
             (source, given)
             for source, part in enumerate(parts)
-            if (given := _of_cache(part.model.graph.outputs, key, "present")) is not None
+            if (given := _of_cache(_given(part), key, "present")) is not None
             and (source == place or not _reads(part.model, key))
         ]
         others = [(source, given) for source, given in sources if source != place]
+        others.sort(key=lambda each: _file(parts[each[0]]) != _file(parts[place]))
         if others and value.uses():
             yield Feed(place, value.name or "", *others[0])
         elif not value.uses() and sources:
@@ -145,7 +185,7 @@ def _handed_on(parts: Sequence[Part], place: int) -> Iterator[Feed]:
         (source, output)
         for source, part in enumerate(parts)
         if source != place
-        for output in part.model.graph.outputs
+        for output in _given(part)
         if is_float(output) and _cache(output, "present") is None
     ]
     for value in parts[place].model.graph.inputs:
@@ -168,8 +208,8 @@ def _handed_on(parts: Sequence[Part], place: int) -> Iterator[Feed]:
 
 def _needs(parts: Sequence[Part], part: int, of: int) -> bool:
     """Whether a file takes a cache that another one gives, and so is behind it."""
-    given = {k for v in parts[of].model.graph.outputs if (k := _cache(v, "present")) is not None}
-    return any(_cache(v, "past") in given for v in parts[part].model.graph.inputs)
+    given = {k for v in _given(parts[of]) if (k := _cache(v, "present")) is not None}
+    return any(v.uses() and _cache(v, "past") in given for v in parts[part].model.graph.inputs)
 
 
 def _shape(value: ir.Value) -> list[int | str | None]:
@@ -219,7 +259,7 @@ def require_same_files(joined: ir.Model, files: Mapping[str, ir.Model]) -> None:
 
     Args:
         joined: resized or not.
-        files: by name of a part.
+        files: by name.
 
     Raises:
         VerificationError: one gives something else, or does not run where the joined model does.
@@ -235,26 +275,33 @@ def require_same_files(joined: ir.Model, files: Mapping[str, ir.Model]) -> None:
             continue
         known = {**expected, **feeds}
         for part in noted.parts:
-            _require_same_part(files[part.name], part, known)
+            _require_same_part(files, part, known)
         return
     warn("the files are not run one after the other: ONNX Runtime does not run the network")
 
 
-def _require_same_part(model: ir.Model, part: Layout, known: dict[str, Array]) -> None:
+def _require_same_part(
+    files: Mapping[str, ir.Model], part: Layout, known: dict[str, Array]
+) -> None:
     """Run a file, and let what it gives take the place of what the joined model gave."""
-    taken = {v.name or "": known[part.inputs[v.name or ""]] for v in model.graph.inputs}
+    model = files[part.name if part.choice is None else part.choice.file]
+    taken = {name: known[joined] for name, joined in part.inputs.items() if joined in known}
+    if part.choice is not None:
+        taken[part.choice.flag] = np.full(part.choice.shape, part.choice.value)
     try:
         found = run(model, taken)
     except UnsupportedError as error:
         raise VerificationError(
             f"'{escape(part.name)}' does not run by itself: {error}; please report the structure"
         ) from error
-    for name, array in found.items():
-        joined = known[part.outputs[name]]
+    for name, given in part.outputs.items():
+        if given not in known:
+            continue
+        joined, array = known[given], found[name]
         scale = float(np.abs(joined[np.isfinite(joined)]).max(initial=0.0)) or 1.0
         if not np.allclose(array, joined, rtol=0, atol=RESIZED * scale, equal_nan=True):
             raise VerificationError(
                 f"output '{escape(name)}' of '{escape(part.name)}' is not what all files together "
                 "compute; please report the structure"
             )
-        known[part.outputs[name]] = array
+        known[given] = array

@@ -17,7 +17,7 @@ from morphgraph.folders.sizes import VOCABULARY, SizeChanges, cache_parts
 from morphgraph.folders.vocabulary import as_text, renumbered_files, token_ids
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
-from morphgraph.passes.canonical.join_files import layouts, split_files
+from morphgraph.passes.canonical.join_files import files_of, layouts
 from morphgraph.plans import Plan
 from morphgraph.workflow import save
 
@@ -123,15 +123,15 @@ def _files(small: ir.Model, source: ModelFolder) -> dict[Path, ir.Model]:
     noted = layouts(small)
     if noted is None and not source.parts:
         return {source.file: small}
-    if noted is None or {part.name for part in noted.parts} != {p.stem for p in source.parts}:
+    files = {} if noted is None else files_of(small)
+    if files.keys() != {path.stem for path in source.parts}:
         names = ", ".join(f"'{escape(str(p.relative_to(source.path)))}'" for p in source.parts)
         raise ModelError(
             f"{escape(str(source.path))}: holds several models ({names or 'one file'}), and not "
             "those that were resized; give the ONNX file"
         )
-    found = split_files(small)
-    require_same_files(small, found)
-    return {path: found[path.stem] for path in source.parts}
+    require_same_files(small, files)
+    return {path: files[path.stem] for path in source.parts}
 
 
 def _warn_of_layers(configs: Mapping[str, Any], changes: SizeChanges) -> None:

@@ -41,10 +41,12 @@ class Part:
     Attributes:
         name: unlike those of the others.
         model: is not changed.
+        choice: of one of two networks that a file holds: where it stands.
     """
 
     name: str
     model: ir.Model
+    choice: "Choice | None" = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,24 @@ class Feed:
     given: str
 
 
+class Choice(msgspec.Struct, frozen=True):
+    """Which of the two networks of a file a part is: an input of the file chooses.
+
+    Attributes:
+        file: the name of the file, which both parts have.
+        flag: the input.
+        value: what it is for this one.
+        place: of the input among the file's.
+        shape: of the input.
+    """
+
+    file: str
+    flag: str
+    value: bool
+    place: int
+    shape: list[int]
+
+
 class Layout(msgspec.Struct, frozen=True):
     """Where a part stands in a joined model: values of the part by their names in its own file.
 
@@ -71,6 +91,8 @@ class Layout(msgspec.Struct, frozen=True):
         outputs: the same of outputs.
         weights: by initializer of the joined model the name that it has in the file.
         sizes: by input or output the declared size of every axis; ``None`` where there is none.
+        empty: by output that holds no numbers, whatever is run, its sizes; it is not in the model.
+        choice: of one of two networks that a file holds: where it stands.
     """
 
     name: str
@@ -78,6 +100,8 @@ class Layout(msgspec.Struct, frozen=True):
     outputs: dict[str, str]
     weights: dict[str, str]
     sizes: dict[str, list[int | str | None]]
+    empty: dict[str, list[int]] = {}
+    choice: Choice | None = None
 
 
 class Layouts(msgspec.Struct, frozen=True):
@@ -173,6 +197,12 @@ def join_files(parts: Sequence[Part], feeds: Sequence[Feed]) -> ir.Model:
                 {name: value.name or "" for name, value in outputs[place].items()},
                 weights[place],
                 sizes[place],
+                {
+                    v.name or "": list(shape)
+                    for v in part.model.graph.outputs
+                    if (shape := empty_shape(v)) is not None
+                },
+                part.choice,
             )
             for place, part in enumerate(parts)
         ],
@@ -209,6 +239,28 @@ def split_files(model: ir.Model) -> dict[str, ir.Model]:
     if noted is None:
         raise ModelError("the model is not joined of several files; save it as it is")
     return {part.name: _part_of(model, part) for part in noted.parts}
+
+
+def files_of(model: ir.Model) -> dict[str, ir.Model]:
+    """By name of a file the model that it holds, of a joined one: as :func:`split_files`.
+
+    A file of two networks gets both again, in the branches of an If.
+
+    Args:
+        model: is not changed.
+    """
+    parts, noted = split_files(model), layouts(model)
+    assert noted is not None
+    found: dict[str, ir.Model] = {}
+    pairs: dict[str, dict[bool, Layout]] = {}
+    for part in noted.parts:
+        if part.choice is None:
+            found[part.name] = parts[part.name]
+        else:
+            pairs.setdefault(part.choice.file, {})[part.choice.value] = part
+    for file, pair in pairs.items():
+        found[file] = _merged(pair, {value: parts[part.name] for value, part in pair.items()})
+    return found
 
 
 # -- join ------------------------------------------------------------------------------------------
@@ -360,6 +412,8 @@ def _outputs(model: ir.Model, part: Part) -> dict[str, ir.Value]:
     """By name the outputs of a part, each made by a node, and by none of another output."""
     found: dict[str, ir.Value] = {}
     for place, value in enumerate(list(model.graph.outputs)):
+        if empty_shape(value) is not None:
+            continue
         name = _inner(value, part)
         if value.producer() is None or value in found.values():
             end = ir.Node("", "Identity", [value], name=f"{part.name}/{name}_given_{place}")
@@ -370,6 +424,21 @@ def _outputs(model: ir.Model, part: Part) -> dict[str, ir.Value]:
             value = result
         found[name] = value
     return found
+
+
+def empty_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape of a constant without numbers, which stands for what a branch does not give."""
+    node = value.producer()
+    while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    if node is not None and node.op_type == "Constant" and "value" in node.attributes:
+        tensor = node.attributes["value"].as_tensor()
+    elif value.const_value is not None:
+        tensor = value.const_value
+    else:
+        return None
+    return tuple(tensor.shape.numpy()) if tensor.size == 0 else None
 
 
 def _declared(model: ir.Model) -> dict[str, list[int | str | None]]:
@@ -548,3 +617,98 @@ def _name_as_in_file(model: ir.Model, part: Layout) -> None:
         while value.name in graph.initializers:
             value.name += "_"
         graph.initializers[value.name] = value
+
+
+def _merged(parts: Mapping[bool, Layout], models: Mapping[bool, ir.Model]) -> ir.Model:
+    """A file of two networks: what both take comes in once, and so do weights that both hold."""
+    choice = parts[True].choice
+    assert choice is not None
+    flag = ir.Value(name=choice.flag, type=ir.TensorType(ir.DataType.BOOL))
+    flag.shape = ir.Shape(choice.shape)
+    inputs: dict[str, ir.Value] = {}
+    for model in models.values():
+        for value in model.graph.inputs:
+            # The one that reads an input knows its size.
+            if value.uses() or value.name not in inputs:
+                inputs[value.name or ""] = ir.Value(
+                    name=value.name, type=value.type, shape=value.shape
+                )
+    weights: dict[str, ir.Value] = {}
+    ends = {v: {out.name: out for out in models[v].graph.outputs} for v in (True, False)}
+    bodies = {value: _body(models[value], inputs, weights, value) for value in (True, False)}
+    names = dict.fromkeys(name for part in parts.values() for name in (*part.outputs, *part.empty))
+    order = list(parts[True].sizes)  # as the file has them
+    names = dict.fromkeys(sorted(names, key=order.index))
+    results: list[ir.Value] = []
+    for name in names:
+        like = next(e[name] for e in ends.values() if name in e)
+        results.append(ir.Value(name=name, type=like.type, shape=like.shape))
+    for value, body in bodies.items():
+        for name, result in zip(names, results, strict=True):
+            body.outputs.append(ends[value].get(name) or _empty(body, parts[value], name, result))
+    branches = [
+        ir.AttrGraph("then_branch", bodies[True]),
+        ir.AttrGraph("else_branch", bodies[False]),
+    ]
+    node = ir.Node("", "If", [flag], branches, outputs=results, name=choice.flag)
+    taken = list(inputs.values())
+    taken.insert(choice.place, flag)
+    first = models[True]
+    graph = ir.Graph(
+        taken,
+        results,
+        nodes=[node],
+        initializers=list(weights.values()),
+        opset_imports=dict(first.opset_imports) | dict(models[False].opset_imports),
+        name="merged",
+    )
+    merged = ir.Model(graph, ir_version=first.ir_version)
+    merged.metadata_props.update(first.metadata_props)
+    return merged
+
+
+def _body(
+    model: ir.Model, inputs: Mapping[str, ir.Value], weights: dict[str, ir.Value], is_true: bool
+) -> ir.Graph:
+    """The nodes of a network as a branch, which reads inputs and weights from around it."""
+    graph = model.graph
+    for value in list(graph.inputs):
+        value.replace_all_uses_with(inputs[value.name or ""])
+    for value in list(graph.initializers.values()):
+        name = value.name or ""
+        while name in weights and not _is_same(weights[name], value):
+            name += "_"
+        if name not in weights:
+            weights[name] = ir.Value(
+                name=name, type=value.type, shape=value.shape, const_value=value.const_value
+            )
+        value.replace_all_uses_with(weights[name])
+    nodes = list(graph)
+    graph.outputs.clear()
+    graph.remove(nodes)
+    return ir.Graph([], [], nodes=nodes, name="later" if is_true else "first")
+
+
+def _is_same(one: ir.Value, other: ir.Value) -> bool:
+    before, after = one.const_value, other.const_value
+    assert before is not None
+    assert after is not None
+    if before.dtype != after.dtype or before.shape != after.shape:
+        return False
+    return before is after or before.numpy().tobytes() == after.numpy().tobytes()
+
+
+def _empty(body: ir.Graph, part: Layout, name: str, result: ir.Value) -> ir.Value:
+    """A constant without numbers, of the size that the other branch's result has."""
+    declared = part.sizes[name]
+    sizes = [
+        new if isinstance(new, int) and old == was else old
+        for old, was, new in zip(part.empty[name], declared, result.shape or (), strict=True)
+    ]
+    assert result.dtype is not None
+    tensor = ir.Tensor(np.zeros(sizes, result.dtype.numpy()), name=name)
+    node = ir.node("Constant", [], {"value": tensor}, name=f"{name}_empty")
+    end = node.outputs[0]
+    end.name, end.type, end.shape = name, result.type, ir.Shape(sizes)
+    body.append(node)
+    return end
