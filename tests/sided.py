@@ -12,6 +12,8 @@ import onnx
 BLOCKS, HEADS, SIZE, WIDTH, IDS = 2, 4, 3, 12, 20
 INNER = {"encoder": 16, "decoder": 10}
 ENCODER, FIRST, LATER = "encoder_model", "decoder_model", "decoder_with_past_model"
+FLAG = "use_cache_branch"
+MERGED = "decoder_model_merged"
 CONFIG = {
     "model_type": "two-sided",
     "d_model": WIDTH,
@@ -148,6 +150,36 @@ def sided() -> dict[str, onnx.ModelProto]:
             )
         ),
     }
+
+
+def merged_decoder(files: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
+    """Both networks of the decoder in the branches of one If; the later one gives no encoder's."""
+    first, later = files[FIRST].graph, files[LATER].graph
+    empty = [
+        onnx.helper.make_node(
+            "Constant", [], [value.name],
+            value=onnx.numpy_helper.from_array(np.zeros((0, HEADS, 1, SIZE), np.float32)),
+        )
+        for value in first.output
+        if value.name not in {each.name for each in later.output}
+    ]  # fmt: skip
+    outputs = list(first.output)
+    branches = [
+        onnx.helper.make_graph([*graph.node, *more], name, [], outputs)
+        for graph, more, name in ((later, empty, "later"), (first, [], "first"))
+    ]
+    node = onnx.helper.make_node(
+        "If", [FLAG], [value.name for value in outputs],
+        then_branch=branches[0], else_branch=branches[1],
+    )  # fmt: skip
+    inputs = {value.name: value for value in (*first.input, *later.input)}
+    flag = onnx.helper.make_tensor_value_info(FLAG, onnx.TensorProto.BOOL, [1])
+    weights = {value.name: value for value in (*first.initializer, *later.initializer)}
+    graph = onnx.helper.make_graph(
+        [node], "merged", [*inputs.values(), flag], outputs, list(weights.values())
+    )
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
 def write_sided(folder: Path, config: dict[str, object] = CONFIG) -> Path:

@@ -33,7 +33,7 @@ from morphgraph.cli.shared_options import (
     output_file,
     refuse_repeated,
 )
-from morphgraph.cli.width_options import PlanOptions
+from morphgraph.cli.width_options import PlanOptions, refuse_for_several_files
 from morphgraph.errors import ModelError
 from morphgraph.options import DATA_SCORES, Format, Score, option
 from morphgraph.words import escape, with_options
@@ -177,6 +177,8 @@ def plan(
             "--vocabulary says what outputs and tables keep; leave --keep-classes and "
             "--keep-tokens out"
         )
+    if model.is_dir():
+        refuse_for_several_files(by_index, options.depth)
     by_data = options.score in DATA_SCORES
     if by_data and data is None:
         raise click.UsageError(f"--score {options.score} needs calibration inputs; give --data")

@@ -83,6 +83,11 @@ def write_folder(
     check_folder(output, overwrite, source)
     keep = plan.keep_channels(graph)
     files = _files(small, source)
+    if source.parts and any(len(positions) == 0 for positions in keep.values()):
+        raise ModelError(
+            f"{escape(str(source.path))}: whole groups are gone, and with them what files hand on; "
+            "keep a channel of each (--min-width 1)"
+        )
     changes = SizeChanges(graph, keep, small, source.caches, escape(str(source.path / GENAI)))
     made = {}
     for name, config in source.configs.items():

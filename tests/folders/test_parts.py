@@ -23,7 +23,21 @@ from morphgraph.folders.parts import load_network, load_place, require_same_file
 from morphgraph.passes.canonical.fix_inputs import fix_inputs
 from morphgraph.passes.canonical.join_files import layouts, split_files
 from tests.merged import BLOCKS as MERGED_BLOCKS, FLAG, write_merged
-from tests.sided import BLOCKS, CONFIG, ENCODER, FIRST, HEADS, IDS, LATER, WIDTH, write_sided
+from tests.sided import (
+    BLOCKS,
+    CONFIG,
+    ENCODER,
+    FIRST,
+    HEADS,
+    IDS,
+    LATER,
+    MERGED,
+    SIZE,
+    WIDTH,
+    merged_decoder,
+    sided,
+    write_sided,
+)
 
 Files = Mapping[str, onnx.ModelProto]
 STEPS = 4
@@ -173,6 +187,80 @@ def test_a_decoder_of_two_files_shrinks_as_one(tmp_path: Path) -> None:
     expected = decoded(silenced(large_files, small_files), prompt)
     np.testing.assert_allclose(decoded(small_files, prompt), expected, rtol=0, atol=1e-5)
     assert np.abs(decoded(large_files, prompt) - expected).max() > 1e-2
+
+
+@pytest.fixture
+def merged_folder(folder: Path) -> Path:
+    """The same network, whose decoder is one file of two networks."""
+    onnx.save(merged_decoder(sided()), folder / f"{MERGED}.onnx")
+    for name in (FIRST, LATER):
+        (folder / f"{name}.onnx").unlink()
+    return folder
+
+
+def merged_steps(files: Files, ids: list[int]) -> list[np.ndarray]:
+    """Logits of a first step and of one behind it, as a runtime calls a merged file."""
+    hidden = run(files[ENCODER], {"input_ids": np.array([ids])})["last_hidden_state"]
+    axes = {v.name: v.type.tensor_type.shape.dim for v in files[MERGED].graph.input}
+    pasts = {
+        name: np.zeros((1, dims[1].dim_value, 0, SIZE), np.float32)
+        for name, dims in axes.items()
+        if name.startswith("past")
+    }
+    feeds = {"encoder_hidden_states": hidden, "input_ids": np.array([[3, 8]])}
+    first = run(files[MERGED], {**feeds, **pasts, FLAG: np.array([False])})
+    pasts = {name: first[name.replace("past_key_values", "present")] for name in pasts}
+    feeds["input_ids"] = np.array([[6]])
+    later = run(files[MERGED], {**feeds, **pasts, FLAG: np.array([True])})
+    for name, past in pasts.items():
+        given = later[name.replace("past_key_values", "present")]
+        assert given.shape[1] == past.shape[1]  # those that hold nothing, too
+    return [first["logits"], later["logits"]]
+
+
+def test_both_networks_of_a_merged_decoder_shrink_with_the_encoder(merged_folder: Path) -> None:
+    small = shrunk(merged_folder, "--budget", "params=60%", "--round-to", "1")
+    large_files, small_files = read(merged_folder), read(small)
+    for name, model in small_files.items():
+        onnx.checker.check_model(model, full_check=True)
+        assert [v.name for v in model.graph.input] == [
+            v.name for v in large_files[name].graph.input
+        ]
+    before, after = (len(weights(files[MERGED])) for files in (large_files, small_files))
+    assert after <= before + 2 * BLOCKS * 8  # sizes of reshapes, and no weight twice
+    masked = silenced(large_files, small_files)
+    for ids in ([5, 9, 7, 1], [11, 4]):
+        found = merged_steps(small_files, ids)
+        for one, other, whole in zip(
+            found, merged_steps(masked, ids), merged_steps(large_files, ids), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(one).max())
+            assert np.abs(whole - one).max() > 1e-2 * np.abs(one).max()
+
+
+def test_all_files_shrink_by_data(folder: Path) -> None:
+    """Inputs by file and name; what is fitted is what the files hold."""
+    generator, data = np.random.default_rng(0), folder.parent / "data.npz"
+    sizes = {f"{ENCODER}/input_ids": 6, f"{FIRST}/input_ids": 5, f"{LATER}/input_ids": 1}
+    ids = {name: generator.integers(0, IDS, (40, size)) for name, size in sizes.items()}
+    np.savez(data, **ids)  # type: ignore[arg-type]
+    small = folder.parent / "small"
+    arguments = ["shrink", str(folder), "--data", str(data), "--budget", "params=70%"]
+    assert main([*arguments, "-o", str(small), "--quiet"]) == 0
+    files = read(small)
+    tokens, _ = translated(files, [5, 9, 7, 1])
+    assert len(tokens) == STEPS
+    first, later = (weights(files[name]) for name in (FIRST, LATER))
+    held = {array.tobytes() for array in first.values() if array.dtype == np.float32}
+    assert {a.tobytes() for a in later.values() if a.dtype == np.float32} <= held
+
+
+@pytest.mark.parametrize("options", [["--depth", "blocks"], ["--keep-tokens", "ids.txt"]])
+def test_what_several_files_cannot_be_given_is_refused(
+    folder: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(folder), "--budget", "params=60%", *options]) != 0
+    assert "go" in capsys.readouterr().err
 
 
 def test_joining_and_splitting_change_no_file(folder: Path) -> None:
