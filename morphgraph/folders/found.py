@@ -96,7 +96,7 @@ def model_file(path: Path) -> Path:
         names = _names(file, () if folder is None else folder.parts)
         raise ModelError(
             f"{escape(str(file))}: holds several models ({names}); give the ONNX file (`analyze`, "
-            "`plan` and `apply` take them as one)"
+            "`plan`, `apply` and `shrink` take them as one)"
         )
     return file
 

@@ -17,7 +17,8 @@ from morphgraph.folders.sizes import VOCABULARY, SizeChanges, cache_parts
 from morphgraph.folders.vocabulary import as_text, renumbered_files, token_ids
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
-from morphgraph.passes.canonical.join_files import files_of, layouts
+from morphgraph.passes.canonical.join_files import layouts
+from morphgraph.passes.canonical.split_files import files_of
 from morphgraph.plans import Plan
 from morphgraph.workflow import save
 

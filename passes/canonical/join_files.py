@@ -1,4 +1,4 @@
-"""Several files that are one network become one model, and one model such files again.
+"""Several files that are one network become one model; ``split_files`` goes the way back.
 
 An encoder, the first step of a decoder and its step with a cache stand in files of their own. They
 hold the same weights, and what one gives another takes, so that they can only be resized together.
@@ -13,25 +13,20 @@ know of files: groups over all of them are connected components as ever.
 What goes from file to file stays among the results, and is free: all who take it follow.
 """
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from morphgraph.edit import name_nodes
-from morphgraph.errors import ModelError, UnsupportedError
-from morphgraph.onnx_io import escape, graphs_of, is_float, values_of
+from morphgraph.errors import UnsupportedError
+from morphgraph.onnx_io import escape, graphs_of, values_of
 from morphgraph.onnx_io.copies import copied
 from morphgraph.onnx_io.keys import JOINED_KEY
 from morphgraph.passes.canonical.inline import inline_functions, sort_nodes
+from morphgraph.passes.canonical.shared_weights import shared_weights
 from morphgraph.passes.canonical.symbols import addends, plain_names
-
-_Key = tuple[ir.DataType, tuple[int, ...], bytes]
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ def join_files(parts: Sequence[Part], feeds: Sequence[Feed]) -> ir.Model:
     """
     _require_one_opset(parts)
     models = [_own(part.model) for part in parts]
-    weights = _shared_weights(parts, models)
+    weights = shared_weights([part.name for part in parts], models)
     _rename(parts, models, weights)
     names = _size_names(models, feeds, parts)
     for model, renamed in zip(models, names, strict=True):
@@ -224,48 +219,6 @@ def join_files(parts: Sequence[Part], feeds: Sequence[Feed]) -> ir.Model:
     return joined
 
 
-def split_files(model: ir.Model) -> dict[str, ir.Model]:
-    """By name of a part the model that it is: what a joined one, resized or not, holds of it.
-
-    Inputs and outputs are those of the part's file, in order, and so are their open sizes.
-
-    Args:
-        model: is not changed.
-
-    Raises:
-        ModelError: it is not joined of several, or something of a part is not there any more.
-    """
-    noted = layouts(model)
-    if noted is None:
-        raise ModelError("the model is not joined of several files; save it as it is")
-    return {part.name: _part_of(model, part) for part in noted.parts}
-
-
-def files_of(model: ir.Model) -> dict[str, ir.Model]:
-    """By name of a file the model that it holds, of a joined one: as :func:`split_files`.
-
-    A file of two networks gets both again, in the branches of an If.
-
-    Args:
-        model: is not changed.
-    """
-    parts, noted = split_files(model), layouts(model)
-    assert noted is not None
-    found: dict[str, ir.Model] = {}
-    pairs: dict[str, dict[bool, Layout]] = {}
-    for part in noted.parts:
-        if part.choice is None:
-            found[part.name] = parts[part.name]
-        else:
-            pairs.setdefault(part.choice.file, {})[part.choice.value] = part
-    for file, pair in pairs.items():
-        found[file] = _merged(pair, {value: parts[part.name] for value, part in pair.items()})
-    return found
-
-
-# -- join ------------------------------------------------------------------------------------------
-
-
 def _require_one_opset(parts: Sequence[Part]) -> None:
     """Refuse parts that mean different things by one operator."""
     for domain in {domain for part in parts for domain in part.model.opset_imports}:
@@ -289,98 +242,6 @@ def _own(model: ir.Model) -> ir.Model:
     sort_nodes(own.graph)
     name_nodes(own.graph)
     return own
-
-
-def _shared_weights(parts: Sequence[Part], models: Sequence[ir.Model]) -> list[dict[str, str]]:
-    """By part, and by the name that an initializer has in the joined model, that in the file.
-
-    Weights of two files are one where they hold the same numbers: under the same name, or where
-    both files have as many of them, in the order in which they are used. Vectors of one number over
-    and over (biases at zero, scales at one) are alike everywhere, so that there only names tell.
-    """
-    alike = Counter(
-        kind for model in models for kind in {_kind(v) for v in model.graph.initializers.values()}
-    )
-    found: list[dict[str, str]] = []
-    taken: set[str] = set()
-    classes: dict[_Key, list[dict[str, None]]] = {}  # of a content the weights, by all their names
-    joined_name: dict[int, str] = {}  # by id of a weight's names
-    for part, model in zip(parts, models, strict=True):
-        mine: dict[str, str] = {}
-        contents: dict[_Key, list[ir.Value]] = {}
-        for value in _by_use(model):
-            if is_float(value) and alike[_kind(value)] > 1 and len(value.shape or ()):
-                contents.setdefault(_key(value), []).append(value)
-        pairs: dict[str, dict[str, None]] = {}
-        for key, values in contents.items():
-            known = classes.setdefault(key, [])
-            pairs |= _paired(values, known)
-            for value in values:
-                if (value.name or "") not in pairs:
-                    names: dict[str, None] = {}
-                    known.append(names)
-                    pairs[value.name or ""] = names
-        for name in [value.name or "" for value in model.graph.initializers.values()]:
-            one = pairs.get(name)
-            if one is not None and id(one) in joined_name:
-                wanted = joined_name[id(one)]
-            else:
-                wanted = name if name not in taken else f"{part.name}/{name}"
-                if one is not None:
-                    joined_name[id(one)] = wanted
-            if one is not None:
-                one[name] = None
-            taken.add(wanted)
-            mine[wanted] = name
-        found.append(mine)
-    return found
-
-
-def _paired(
-    values: Sequence[ir.Value], known: Sequence[dict[str, None]]
-) -> dict[str, dict[str, None]]:
-    """Which weights of a file are weights of others, of those that hold the same numbers."""
-    found: dict[str, dict[str, None]] = {}
-    left, others = list(values), list(known)
-    for value in values:
-        one = next((names for names in others if (value.name or "") in names), None)
-        if one is not None:
-            found[value.name or ""] = one
-            left.remove(value)
-            others = [names for names in others if names is not one]
-    if left and len(left) == len(others) and not _is_uniform(left[0]):
-        found |= {value.name or "": one for value, one in zip(left, others, strict=True)}
-    return found
-
-
-def _kind(value: ir.Value) -> tuple[object, ...]:
-    tensor = value.const_value
-    return (None,) if tensor is None else (tensor.dtype, tuple(tensor.shape.numpy()))
-
-
-def _key(value: ir.Value) -> _Key:
-    tensor = value.const_value
-    assert tensor is not None
-    return (
-        tensor.dtype,
-        tuple(tensor.shape.numpy()),
-        hashlib.sha256(np.ascontiguousarray(tensor.numpy()).data).digest(),
-    )
-
-
-def _is_uniform(value: ir.Value) -> bool:
-    assert value.const_value is not None
-    array = value.const_value.numpy().reshape(-1)
-    return not array.size or bool((array == array[0]).all())
-
-
-def _by_use(model: ir.Model) -> Iterator[ir.Value]:
-    """The initializers in the order in which nodes read them; those that nobody reads are left."""
-    seen: dict[ir.Value, None] = {}
-    for graph in graphs_of(model):
-        for node in graph:
-            seen |= {v: None for v in node.inputs if v is not None and v.is_initializer()}
-    yield from (value for value in seen if value.graph is model.graph)
 
 
 def _rename(
@@ -537,178 +398,3 @@ def _name_sizes(model: ir.Model, names: Mapping[str, str]) -> None:
 
 def _size(text: str) -> int | ir.SymbolicDim:
     return int(text) if text.isdecimal() else ir.SymbolicDim(text)
-
-
-# -- split -----------------------------------------------------------------------------------------
-
-
-def _part_of(model: ir.Model, part: Layout) -> ir.Model:
-    """A part of a joined model as a model of its own, with the names of its file."""
-    own = copied(model)
-    own.meta.clear()
-    graph = own.graph
-    values = {value.name or "": value for value in values_of(graph)}
-    # Caches of heads that are gone are in no file any more.
-    outputs = {name: values[joined] for name, joined in part.outputs.items() if joined in values}
-    graph.outputs.clear()
-    graph.outputs.extend(outputs.values())
-    inputs: list[ir.Value] = []
-    for name, joined in part.inputs.items():
-        value = values.get(joined)
-        if value is None:
-            continue
-        source = ir.Value(name=f"{part.name}/{name}", type=value.type)
-        source.shape = _declared_shape(part.sizes[name], value)
-        if value not in outputs.values():  # else it only says the size of what nobody reads
-            value.replace_all_uses_with(source)
-        inputs.append(source)
-    graph.inputs.clear()
-    graph.inputs.extend(inputs)
-    common.RemoveUnusedNodesPass()(own)
-    for value in list(graph.initializers.values()):
-        if not value.uses() and not value.is_graph_output():
-            graph.initializers.pop(value.name or "")
-    own.metadata_props.pop(JOINED_KEY)
-    _name_as_in_file(own, part)
-    for name, value in outputs.items():
-        value.name = name
-        value.shape = _declared_shape(part.sizes[name], value)
-    return own
-
-
-def _declared_shape(sizes: Sequence[int | str | None], value: ir.Value) -> ir.Shape | None:
-    """The shape that a file declares of an input or output, at the sizes that it has now."""
-    if value.shape is None or len(value.shape) != len(sizes):
-        return ir.Shape([size if isinstance(size, str) else None for size in sizes])
-    return ir.Shape(
-        [
-            new if isinstance(old, int) and isinstance(new, int) else old
-            for old, new in zip(sizes, value.shape, strict=True)
-        ]
-    )
-
-
-def _name_as_in_file(model: ir.Model, part: Layout) -> None:
-    """Take the part's name off all names, and give weights those that they have in the file."""
-    prefix = f"{part.name}/"
-    graph = model.graph
-    constants = list(graph.initializers.values())
-    outputs = set(graph.outputs)
-    taken = set(part.weights.values()) | {*part.inputs, *part.outputs}
-    for each in graphs_of(model):
-        for value in values_of(each):
-            if value in constants or not value.name:
-                continue
-            value.name = value.name.replace(prefix, "")  # also where it is named after a node
-            while value.name in taken and value not in graph.inputs and value not in outputs:
-                value.name += "_"
-        for node in each:
-            node.name = (node.name or "").replace(prefix, "")
-            for value in node.outputs:
-                if value.shape is not None and value not in outputs:
-                    value.shape = ir.Shape(
-                        [size if isinstance(size, int) else None for size in value.shape]
-                    )
-    for value in constants:
-        graph.initializers.pop(value.name or "")
-    for value in constants:
-        new = (value.name or "").replace(prefix, "")
-        value.name = part.weights.get(value.name or "", new)
-        while value.name in graph.initializers:
-            value.name += "_"
-        graph.initializers[value.name] = value
-
-
-def _merged(parts: Mapping[bool, Layout], models: Mapping[bool, ir.Model]) -> ir.Model:
-    """A file of two networks: what both take comes in once, and so do weights that both hold."""
-    choice = parts[True].choice
-    assert choice is not None
-    flag = ir.Value(name=choice.flag, type=ir.TensorType(ir.DataType.BOOL))
-    flag.shape = ir.Shape(choice.shape)
-    inputs: dict[str, ir.Value] = {}
-    for model in models.values():
-        for value in model.graph.inputs:
-            # The one that reads an input knows its size.
-            if value.uses() or value.name not in inputs:
-                inputs[value.name or ""] = ir.Value(
-                    name=value.name, type=value.type, shape=value.shape
-                )
-    weights: dict[str, ir.Value] = {}
-    ends = {v: {out.name: out for out in models[v].graph.outputs} for v in (True, False)}
-    bodies = {value: _body(models[value], inputs, weights, value) for value in (True, False)}
-    names = dict.fromkeys(name for part in parts.values() for name in (*part.outputs, *part.empty))
-    order = list(parts[True].sizes)  # as the file has them
-    names = dict.fromkeys(sorted(names, key=order.index))
-    results: list[ir.Value] = []
-    for name in names:
-        like = next(e[name] for e in ends.values() if name in e)
-        results.append(ir.Value(name=name, type=like.type, shape=like.shape))
-    for value, body in bodies.items():
-        for name, result in zip(names, results, strict=True):
-            body.outputs.append(ends[value].get(name) or _empty(body, parts[value], name, result))
-    branches = [
-        ir.AttrGraph("then_branch", bodies[True]),
-        ir.AttrGraph("else_branch", bodies[False]),
-    ]
-    node = ir.Node("", "If", [flag], branches, outputs=results, name=choice.flag)
-    taken = list(inputs.values())
-    taken.insert(choice.place, flag)
-    first = models[True]
-    graph = ir.Graph(
-        taken,
-        results,
-        nodes=[node],
-        initializers=list(weights.values()),
-        opset_imports=dict(first.opset_imports) | dict(models[False].opset_imports),
-        name="merged",
-    )
-    merged = ir.Model(graph, ir_version=first.ir_version)
-    merged.metadata_props.update(first.metadata_props)
-    return merged
-
-
-def _body(
-    model: ir.Model, inputs: Mapping[str, ir.Value], weights: dict[str, ir.Value], is_true: bool
-) -> ir.Graph:
-    """The nodes of a network as a branch, which reads inputs and weights from around it."""
-    graph = model.graph
-    for value in list(graph.inputs):
-        value.replace_all_uses_with(inputs[value.name or ""])
-    for value in list(graph.initializers.values()):
-        name = value.name or ""
-        while name in weights and not _is_same(weights[name], value):
-            name += "_"
-        if name not in weights:
-            weights[name] = ir.Value(
-                name=name, type=value.type, shape=value.shape, const_value=value.const_value
-            )
-        value.replace_all_uses_with(weights[name])
-    nodes = list(graph)
-    graph.outputs.clear()
-    graph.remove(nodes)
-    return ir.Graph([], [], nodes=nodes, name="later" if is_true else "first")
-
-
-def _is_same(one: ir.Value, other: ir.Value) -> bool:
-    before, after = one.const_value, other.const_value
-    assert before is not None
-    assert after is not None
-    if before.dtype != after.dtype or before.shape != after.shape:
-        return False
-    return before is after or before.numpy().tobytes() == after.numpy().tobytes()
-
-
-def _empty(body: ir.Graph, part: Layout, name: str, result: ir.Value) -> ir.Value:
-    """A constant without numbers, of the size that the other branch's result has."""
-    declared = part.sizes[name]
-    sizes = [
-        new if isinstance(new, int) and old == was else old
-        for old, was, new in zip(part.empty[name], declared, result.shape or (), strict=True)
-    ]
-    assert result.dtype is not None
-    tensor = ir.Tensor(np.zeros(sizes, result.dtype.numpy()), name=name)
-    node = ir.node("Constant", [], {"value": tensor}, name=f"{name}_empty")
-    end = node.outputs[0]
-    end.name, end.type, end.shape = name, result.type, ir.Shape(sizes)
-    body.append(node)
-    return end

@@ -21,7 +21,8 @@ from morphgraph.errors import ModelError, VerificationError
 from morphgraph.folders import folder_of, model_file
 from morphgraph.folders.parts import load_network, load_place, require_same_files
 from morphgraph.passes.canonical.fix_inputs import fix_inputs
-from morphgraph.passes.canonical.join_files import layouts, split_files
+from morphgraph.passes.canonical.join_files import layouts
+from morphgraph.passes.canonical.split_files import split_files
 from tests.merged import BLOCKS as MERGED_BLOCKS, FLAG, write_merged
 from tests.sided import (
     BLOCKS,

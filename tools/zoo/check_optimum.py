@@ -33,7 +33,7 @@ from decoders import CONFIGS, EXPORTED, OPTIMUM, run_program, saved
 import morphgraph as mg
 from morphgraph.cli import main as morphgraph
 from morphgraph.folders.parts import load_place
-from morphgraph.passes.canonical.join_files import files_of
+from morphgraph.passes.canonical.split_files import files_of
 from morphgraph.passes.rewrite.mask import mask
 
 PROMPTS = [[5, 9, 30, 7], [11, 4], [50, 60, 3, 8, 90]]
