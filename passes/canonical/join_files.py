@@ -116,9 +116,15 @@ class Layouts(msgspec.Struct, frozen=True):
 
 
 def layouts(model: ir.Model) -> Layouts | None:
-    """What a model says of the files that it was joined of; ``None``: it is one file's own."""
+    """What a model says of the files that it was joined of; ``None``: it is one file's own.
+
+    What a file says there and this program has not written is passed over.
+    """
     noted = model.metadata_props.get(JOINED_KEY)
-    return None if noted is None else msgspec.json.decode(noted, type=Layouts)
+    try:
+        return None if noted is None else msgspec.json.decode(noted, type=Layouts)
+    except msgspec.MsgspecError:
+        return None
 
 
 def free_outputs(model: ir.Model) -> frozenset[str]:

@@ -145,10 +145,11 @@ def test_every_kind_of_width_goes_and_the_config_says_it(folder: Path) -> None:
 def test_a_side_of_the_config_is_about_its_own_files(folder: Path) -> None:
     """Where both sides have as many heads, those of one are not the other's."""
     graph = mg.lift(load_place(folder))
-    own = next(g.id for g in graph.groups if "de0q" in {m.value for m in g.members})
+    own = next(g.id for g in graph.groups if ("de0q", 1) in {(m.value, m.axis) for m in g.members})
     small = shrunk(folder, "--set", f"{own}=2")
     said = json.loads((small / "config.json").read_text())
     assert said["encoder_attention_heads"] == HEADS
+    assert weights(onnx.load(small / f"{FIRST}.onnx"))["de0q"].shape == (WIDTH, 2 * SIZE)
 
 
 def two_files(folder: Path) -> Path:
@@ -332,6 +333,31 @@ def test_files_that_are_no_one_network_are_refused(
     spoil(folder)
     assert main(["plan", str(folder), "--budget", "params=60%"]) != 0
     assert re.search(words, capsys.readouterr().err)
+
+
+def test_notes_of_others_about_files_are_passed_over(folder: Path) -> None:
+    model = mg.load(folder / f"{ENCODER}.onnx")
+    for words in ("{", "[1]", '{"parts": [{"name": 3}], "free": ["last_hidden_state"]}'):
+        model.metadata_props["morphgraph.joined"] = words
+        assert layouts(model) is None
+        graph = mg.lift(model)
+        assert graph.groups_on(graph.dim("last_hidden_state", 2))
+        (index,) = graph.groups_on(graph.dim("last_hidden_state", 2))
+        assert not graph.groups[index].resizable
+
+
+def test_groups_that_go_as_a_whole_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = folder.parent / "plan.json"
+    graph = mg.lift(load_place(folder))
+    inner = next(
+        g.id for g in graph.groups if ("de0up", 1) in {(m.value, m.axis) for m in g.members}
+    )
+    arguments = ["plan", str(folder), "--set", f"{inner}=0", "--min-width", "0", "--unequal"]
+    assert main([*arguments, "-o", str(plan), "--quiet"]) == 0
+    assert main(["apply", str(folder), str(plan), "-o", str(folder.parent / "small")]) != 0
+    assert "whole groups are gone" in capsys.readouterr().err
 
 
 def test_what_takes_one_file_names_those_of_a_folder(folder: Path) -> None:
