@@ -6,6 +6,9 @@ module stand indented below it. A stage imports itself and those above it.
 canonical: any ONNX model -> the canonical model: constants folded, every size known, names kept
     fix_inputs          inputs that hold one value become constants, and what follows from them
         branches            an If whose condition is known becomes the branch that is taken
+    join_files          files that are one network become one model
+        shared_weights      weights that several of them hold
+        split_files         the way back: what each file holds of a model
     canonicalize        the recipe: inline, sort, fold, split, name
         inline              local functions, and the order of nodes
         fold            one walk over the nodes: sizes, constants, operators that do nothing

@@ -71,13 +71,13 @@ def analyze(
 
     JSON always holds all layers and groups; --by and --top choose the rows of the other formats.
     """
-    from morphgraph.folders.found import model_file
+    from morphgraph.folders.found import model_place
     from morphgraph.report.analysis import analyze as analyze_graph
     from morphgraph.report.overview import overview
 
     for output in (annotate, report):
         check_output(output, overwrite, model)
-    model = model_file(model)
+    model = model_place(model)
     graph = open_graph(model, lifting)
     if dry_run:
         steps = [

@@ -75,7 +75,7 @@ def apply(
     ``--fold``, what is written is compared with the result once more. With ``--refit`` kernels are
     fitted after the check, and what the outputs lose on inputs that were held out is told.
     """
-    from morphgraph.folders.found import folder_of, model_file
+    from morphgraph.folders.found import folder_of, model_place
     from morphgraph.passes.planning.build import warn_of_price
     from morphgraph.report.checks import check_report
     from morphgraph.workflow import resize_and_check
@@ -84,7 +84,7 @@ def apply(
         raise click.UsageError("--refit fits the weights that are kept; leave out --weights fresh")
     if refit is not None and absorb:
         raise click.UsageError("--refit moves more into the biases than --absorb; leave that out")
-    folder, model = folder_of(model), model_file(model)
+    folder, model = folder_of(model), model_place(model)
     written = ResultFile(output, model, folder, overwrite, fold, annotate)
     written.check(plan, *((refit,) if refit else ()))
     batches = open_inputs(inputs)

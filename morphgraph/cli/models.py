@@ -13,6 +13,8 @@ from morphgraph.options import Attention, option
 from morphgraph.words import escape
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from morphgraph.graph import ChannelGraph, LiftOptions
     from morphgraph.onnx_io.inputs import FileArrays
     from morphgraph.passes.planning.nested import Ranking
@@ -178,12 +180,19 @@ def _lift(path: Path, options: "LiftOptions", shaped_by: Path | None = None) -> 
     from morphgraph.passes.lift import lift
 
     with step(f"loading {path.name}"):
-        model = load(path)
+        model = _load_folder(path) if path.is_dir() else load(path)
     if shaped_by is not None and options.input_shapes:
         with naming(shaped_by):
             bind_inputs(model, options.input_shapes)  # what does not fit is the file's
     with step(f"lifting {path.name}"), naming(path):
         return lift(model, **options.arguments())
+
+
+def _load_folder(path: Path) -> "ir.Model":
+    """The network that all files of a folder are."""
+    from morphgraph.folders.parts import load_place
+
+    return load_place(path)
 
 
 def warn_of_weights(path: Path, graph: "ChannelGraph") -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from morphgraph.cli.console import note
 from morphgraph.cli.models import naming
 from morphgraph.cli.shared_options import check_output
-from morphgraph.errors import ModelError, PlanError, UnsupportedError
+from morphgraph.errors import FileError, ModelError, PlanError, UnsupportedError
 from morphgraph.options import option
 from morphgraph.words import escape
 
@@ -57,6 +57,10 @@ class ResultFile:
         """
         from morphgraph.folders.write import check_folder
 
+        if self.source is not None and self.source.parts and not self.is_folder:
+            raise FileError(
+                f"{escape(str(self.path))}: is one file, and the model is several; give a folder"
+            )
         if self.source is not None and self.is_folder:
             check_folder(self.path, self.overwrite, self.source)
         else:

@@ -33,7 +33,7 @@ from morphgraph.cli.shared_options import (
     output_file,
     refuse_repeated,
 )
-from morphgraph.cli.width_options import PlanOptions
+from morphgraph.cli.width_options import PlanOptions, refuse_for_several_files
 from morphgraph.errors import ModelError
 from morphgraph.options import DATA_SCORES, Format, Score, option
 from morphgraph.words import escape, with_options
@@ -162,7 +162,7 @@ def plan(
     is shown and not written. What calibration inputs say of the channels (--score data --data FILE)
     serves networks that are not trained again; `shrink` goes the whole way.
     """
-    from morphgraph.folders.found import folder_of, model_file
+    from morphgraph.folders.found import folder_of, model_place
     from morphgraph.folders.vocabulary import warn_of_parts
     from morphgraph.onnx_io.inputs import load_indices
     from morphgraph.passes.planning import removal_path
@@ -170,13 +170,15 @@ def plan(
     from morphgraph.report.planning import plan_report
     from morphgraph.steps import measured_plan, with_room
 
-    folder, model = folder_of(model), model_file(model)
+    folder, model = folder_of(model), model_place(model)
     by_index = bool(classes or tokens or vocabulary)
     if vocabulary is not None and (classes or tokens):
         raise click.UsageError(
             "--vocabulary says what outputs and tables keep; leave --keep-classes and "
             "--keep-tokens out"
         )
+    if model.is_dir():
+        refuse_for_several_files(by_index, options.depth)
     by_data = options.score in DATA_SCORES
     if by_data and data is None:
         raise click.UsageError(f"--score {options.score} needs calibration inputs; give --data")

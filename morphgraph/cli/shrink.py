@@ -26,7 +26,7 @@ from morphgraph.cli.shared_options import (
     output_file,
     refuse_repeated,
 )
-from morphgraph.cli.width_options import ShrinkOptions
+from morphgraph.cli.width_options import ShrinkOptions, refuse_for_several_files
 from morphgraph.errors import ModelError, MorphError
 from morphgraph.options import DataScore, Format, option
 from morphgraph.words import escape, with_options
@@ -111,7 +111,7 @@ def shrink(
     written.
     """
     from morphgraph.calibration.processes import joined
-    from morphgraph.folders.found import folder_of, model_file
+    from morphgraph.folders.found import folder_of, model_place
     from morphgraph.onnx_io import write_atomically
 
     refuse_repeated(budgets)
@@ -119,7 +119,9 @@ def shrink(
         from morphgraph.report.vega import require_vega
 
         require_vega()
-    folder, model = folder_of(model), model_file(model)
+    folder, model = folder_of(model), model_place(model)
+    if model.is_dir():
+        refuse_for_several_files(False, options.depth)
     options = options.beside(folder)
     draws = curve or plot is not None
     _check_request(

@@ -126,6 +126,24 @@ class PlanOptions:
         return chosen | {"widths": widths}
 
 
+def refuse_for_several_files(by_index: bool, depth: Depth) -> None:
+    """Refuse what the files of one network cannot be given yet.
+
+    Raises:
+        UsageError: rows by number, or whole blocks.
+    """
+    if by_index:
+        raise click.UsageError(
+            "--keep-classes, --keep-tokens and --vocabulary go with one ONNX file: several files "
+            "number their tokens alike, and nothing says which; leave them out"
+        )
+    if depth != "keep":
+        raise click.UsageError(
+            "--depth goes with one ONNX file: blocks that go would leave gaps in the caches that "
+            "files hand on; leave it out, and widths meet the budget"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ShrinkOptions(PlanOptions):
     """The same where there are calibration inputs."""

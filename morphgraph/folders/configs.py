@@ -29,7 +29,7 @@ _ENTRIES = {
     HIDDEN: ("hidden_size", "n_embd", "d_model", "dim"),
     HEADS: ("num_attention_heads", "n_head", "n_heads", "num_heads"),
     KV_HEADS: ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
-    HEAD_SIZE: ("head_size", "head_dim"),
+    HEAD_SIZE: ("head_size", "head_dim", "d_kv"),
     INNER: (
         *("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "ffn_hidden_size", "d_ff"),
         *("moe_intermediate_size", "shared_expert_intermediate_size"),
@@ -39,6 +39,12 @@ _ENTRIES = {
     VOCABULARY: ("vocab_size",),
 }
 _KINDS = {name: kind for kind, names in _ENTRIES.items() for name in names}
+#: Entries about one side of a network of two, which only files of both can tell apart.
+_SIDED = {
+    f"{side}_{entry}": kind
+    for side in ("encoder", "decoder")
+    for entry, kind in (("ffn_dim", INNER), ("attention_heads", HEADS))
+}
 _INNER_TABLES = ("model", "decoder", "text_config")
 _INNER_PER_HIDDEN = 4  # of an inner width that a config leaves out, by Hugging Face's usage
 
@@ -128,7 +134,7 @@ def _rewrite(file: str, table: _Table, changes: SizeChanges, unequal: list[str])
     old = copy.deepcopy(table)
     new = {layer: place for place, layer in enumerate(changes.layers_left)}
     for entry, size in list(table.items()):
-        kind = _KINDS.get(entry)
+        kind = _KINDS.get(entry) or (_SIDED.get(entry) if changes.is_joined else None)
         if isinstance(size, dict) and entry in _INNER_TABLES:
             _rewrite(file, size, changes, unequal)
         elif kind is not None and type(size) is int:

@@ -1,7 +1,7 @@
 """A model's folder: which file the model is, and which configs say its sizes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ class ModelFolder:
 
     Attributes:
         path: the folder.
-        file: the model in it, or in a folder below.
+        file: the model in it, or in a folder below; the folder itself where that is several files.
         configs: what its configs say, by file name.
+        parts: the files of a model that is several files; none where it is one.
     """
 
     path: Path
     file: Path
     configs: Mapping[str, dict[str, Any]]
+    parts: tuple[Path, ...] = ()
 
     @property
     def caches(self) -> tuple[str, ...]:
@@ -63,11 +65,15 @@ def folder_of(path: Path) -> ModelFolder | None:
 
     Raises:
         FileError: a config cannot be read.
-        ModelError: a config is no JSON, or a named folder holds no model or several.
+        ModelError: a config is no JSON, or a named folder holds no model.
     """
     if path.is_dir():
         configs = _configs(path)
-        return ModelFolder(path, _the_model(path, configs), configs) if configs else None
+        if not configs:
+            return None
+        files = _the_models(path, configs)
+        parts = files if len(files) > 1 else ()
+        return ModelFolder(path, path if parts else files[0], configs, parts)
     above = path.absolute().parent
     for place in (above, above.parent) if above.name == _SUBFOLDER else (above,):
         configs = _configs(place)
@@ -82,7 +88,25 @@ def model_file(path: Path) -> Path:
 
     Raises:
         FileError: a folder without a config.
-        ModelError: one without a model, or with several.
+        ModelError: one without a model, or with several files.
+    """
+    file = model_place(path)
+    if file.is_dir():
+        folder = folder_of(file)
+        names = _names(file, () if folder is None else folder.parts)
+        raise ModelError(
+            f"{escape(str(file))}: holds several models ({names}); give the ONNX file (`analyze`, "
+            "`plan`, `apply` and `shrink` take them as one)"
+        )
+    return file
+
+
+def model_place(path: Path) -> Path:
+    """What is to be loaded for a path: an ONNX file, or a folder whose files are one model.
+
+    Raises:
+        FileError: a folder without a config.
+        ModelError: one without a model.
     """
     if not path.is_dir():
         return path
@@ -133,7 +157,8 @@ def _named(configs: Mapping[str, dict[str, Any]]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _the_model(place: Path, configs: Mapping[str, dict[str, Any]]) -> Path:
+def _the_models(place: Path, configs: Mapping[str, dict[str, Any]]) -> tuple[Path, ...]:
+    """The file that the configs mean, or all that are there where none stands out."""
     where = escape(str(place))
     named = _named(configs)
     if named is not None:
@@ -142,12 +167,13 @@ def _the_model(place: Path, configs: Mapping[str, dict[str, Any]]) -> Path:
                 f"{where}: {GENAI} names the model '{escape(named)}', which is not there; give the "
                 "ONNX file"
             )
-        return place / named
+        return (place / named,)
     files = sorted([*place.glob("*.onnx"), *(place / _SUBFOLDER).glob("*.onnx")])
     plain = [file for file in files if file.name == "model.onnx"]
-    chosen = files if len(files) == 1 else plain
-    if len(chosen) != 1:
-        names = ", ".join(f"'{escape(str(file.relative_to(place)))}'" for file in files[:5])
-        what = f"holds several models ({names})" if files else "holds no ONNX file"
-        raise ModelError(f"{where}: {what}; give the ONNX file")
-    return chosen[0]
+    if not files:
+        raise ModelError(f"{where}: holds no ONNX file; give the ONNX file")
+    return tuple(plain) if len(plain) == 1 else tuple(files)
+
+
+def _names(place: Path, files: Sequence[Path]) -> str:
+    return ", ".join(f"'{escape(str(file.relative_to(place)))}'" for file in files[:5])

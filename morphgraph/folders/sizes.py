@@ -6,7 +6,7 @@ a plan makes of them.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from morphgraph.errors import ModelError
 from morphgraph.graph import ChannelGraph, Group
 from morphgraph.onnx_io import escape, is_float
 from morphgraph.passes.analysis.selection import AxisSelection
+from morphgraph.passes.canonical.join_files import layouts
 from morphgraph.passes.planning.grids import tensor_channels
 from morphgraph.passes.planning.same import repeated
 
@@ -27,6 +28,7 @@ LAYERS, VOCABULARY = "layers", "vocabulary"
 _CACHE = re.compile(r"((?:past|present)[^0-9]*)([0-9]+)(.*(?:key|value).*)", re.IGNORECASE)
 _QUERY_ATTRIBUTES = ("num_heads", "q_num_heads")
 _KV_ATTRIBUTES = ("kv_num_heads",)
+_SIDES = ("encoder", "decoder")
 _SHOWN = 6  # inputs in a message
 
 
@@ -145,6 +147,9 @@ def _tables(model: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
 class SizeChanges:
     """What a plan makes of the sizes that configs name.
 
+    Attributes:
+        is_joined: whether the network is several files; then entries may be about one of them.
+
     Args:
         graph: the network before.
         keep: per index of a group that changes the positions that stay.
@@ -166,6 +171,7 @@ class SizeChanges:
         self._units = tensor_channels(graph)
         require_named(graph.model, patterns, config)
         before, after = Caches(graph.model, patterns), Caches(small, patterns)
+        self.is_joined = layouts(graph.model) is not None
         self.layers, self.layers_left = before.layers, after.layers
         self.before = stated_sizes(graph.model, before)
         self._after = stated_sizes(small, after)
@@ -184,7 +190,7 @@ class SizeChanges:
             gone = self.blocks_gone(size)
             return [size - max(gone)] if gone else []
         if kind in (HEADS, KV_HEADS, HEAD_SIZE):
-            return self._of_heads(kind, size)
+            return self._of_heads(kind, size, entry)
         if kind in (HIDDEN, INNER, EXPERTS):
             return self._of_groups(kind, size, entry)
         return []
@@ -228,15 +234,26 @@ class SizeChanges:
         for word in words:
             named = [g for g in wanted if any(word in name for name in (g.name, *g.producers))]
             wanted = named or wanted
+        if self.is_joined:
+            wanted = [g for g in wanted if self._is_meant(entry, (m.value for m in g.members))]
         # What is gone has no size.
         return sorted({len(self._keep.get(g.index, range(g.width))) for g in wanted} - {0})
 
-    def _of_heads(self, kind: str, size: int) -> list[int]:
+    def _is_meant(self, entry: str, values: Iterable[str]) -> bool:
+        """Whether values stand in a file whose side, if an entry names one, is that side."""
+        side = next((word for word in _SIDES if entry.startswith(word)), "")
+        return not side or any(side in name.partition("/")[0] for name in values if "/" in name)
+
+    def _of_heads(self, kind: str, size: int, entry: str) -> list[int]:
         graph, found = self._graph, set[int]()
         sizes = np.asarray(graph.couplings.sizes)
         for vertex in np.flatnonzero(sizes == size).tolist():
             there = [index for index in graph.groups_on(vertex) if self._units[index] > 1]
-            if any(self._is_of_elements(index) == (kind == HEAD_SIZE) for index in there):
+            if any(
+                self._is_of_elements(index) == (kind == HEAD_SIZE)
+                and self._is_meant(entry, (m.value for m in graph.groups[index].members))
+                for index in there
+            ):
                 kept = self._selection.vertex(vertex)
                 found.add(size if kept is None else len(kept))
         return sorted(found - {0})

@@ -9,13 +9,16 @@ from typing import Any
 
 import onnx_ir as ir
 
-from morphgraph.errors import FileError, warn
+from morphgraph.errors import FileError, ModelError, warn
 from morphgraph.folders.configs import rewritten, stated_layers
 from morphgraph.folders.found import GENAI, HUGGING_FACE, ModelFolder
+from morphgraph.folders.parts import require_same_files
 from morphgraph.folders.sizes import VOCABULARY, SizeChanges, cache_parts
 from morphgraph.folders.vocabulary import as_text, renumbered_files, token_ids
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import escape
+from morphgraph.passes.canonical.join_files import layouts
+from morphgraph.passes.canonical.split_files import files_of
 from morphgraph.plans import Plan
 from morphgraph.workflow import save
 
@@ -60,6 +63,8 @@ def write_folder(
 ) -> None:
     """Write a resized model as its runtime loads it: weights, configs and the tokenizer's files.
 
+    One that is joined of several files is written as these.
+
     The configs state the new sizes. Weights in other formats and other models of the folder are
     left out. Warns where a config cannot say a size.
 
@@ -78,6 +83,12 @@ def write_folder(
     """
     check_folder(output, overwrite, source)
     keep = plan.keep_channels(graph)
+    files = _files(small, source)
+    if source.parts and any(len(positions) == 0 for positions in keep.values()):
+        raise ModelError(
+            f"{escape(str(source.path))}: whole groups are gone, and with them what files hand on; "
+            "keep a channel of each (--min-width 1)"
+        )
     changes = SizeChanges(graph, keep, small, source.caches, escape(str(source.path / GENAI)))
     made = {}
     for name, config in source.configs.items():
@@ -93,16 +104,40 @@ def write_folder(
             ids = token_ids(graph, keep, size)
             texts, left_out = renumbered_files(source, made, ids, size)
     if changes.layers_left != list(range(len(changes.layers_left))):
-        small = renumbered(small, source, changes.layers_left)
+        files = {
+            path: renumbered(model, source, changes.layers_left) for path, model in files.items()
+        }
     with _appearing(output, overwrite) as folder:
         for file in _others(source):
             if file.name not in left_out:
                 shutil.copy2(file, folder / file.name)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-        target = folder / source.file.absolute().relative_to(source.path.absolute())
-        target.parent.mkdir(exist_ok=True)
-        save(small, target, folded=folded)
+        for path, model in files.items():
+            target = folder / path.absolute().relative_to(source.path.absolute())
+            target.parent.mkdir(exist_ok=True)
+            save(model, target, folded=folded)
+
+
+def _files(small: ir.Model, source: ModelFolder) -> dict[Path, ir.Model]:
+    """By file of the source the model that takes its place.
+
+    Raises:
+        ModelError: the source is several files, and the model is not, or the other way round.
+        VerificationError: the files give something else than the model that they are split of.
+    """
+    noted = layouts(small)
+    if noted is None and not source.parts:
+        return {source.file: small}
+    files = {} if noted is None else files_of(small)
+    if files.keys() != {path.stem for path in source.parts}:
+        names = ", ".join(f"'{escape(str(p.relative_to(source.path)))}'" for p in source.parts)
+        raise ModelError(
+            f"{escape(str(source.path))}: holds several models ({names or 'one file'}), and not "
+            "those that were resized; give the ONNX file"
+        )
+    require_same_files(small, files)
+    return {path: files[path.stem] for path in source.parts}
 
 
 def _warn_of_layers(configs: Mapping[str, Any], changes: SizeChanges) -> None:

@@ -11,6 +11,9 @@ INPUTS_KEY = "morphgraph.inputs"  # the structure that the network's arguments c
 CONSTANTS_KEY = "morphgraph.constants"  # names of those that stand in for layers of width 0
 ABSORBED_KEY = "morphgraph.absorbed"  # removed channels that were absorbed as constants, by group
 FIXED_KEY = "morphgraph.fixed"  # by input that callers no more give the value that it is fixed to
+JOINED_KEY = (
+    "morphgraph.joined"  # the files that a model is joined of, and its outputs between them
+)
 PREPROCESSING_KEY = "morphgraph.preprocessing"  # how images become the network's input
 
 # In ``Node.metadata_props``, or in lines of ``Node.doc_string`` before IR version 10, as text:

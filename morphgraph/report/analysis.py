@@ -196,12 +196,16 @@ def path_text(path: str | PathLike[str]) -> str:
 
 
 def file_sha256(path: str | PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes.
+    """The SHA-256 of a file's bytes; of a folder that of what ``sha256sum *.onnx`` prints in it.
 
     Raises:
         FileError: it cannot be read.
     """
     try:
+        if Path(path).is_dir():
+            files = sorted(Path(path).glob("*.onnx")) or sorted(Path(path).glob("*/*.onnx"))
+            lines = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
+            return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -315,6 +315,10 @@ class _Finder:
             if any(block in left for block in together) and self._by_one_ratio(together):
                 ratios.append(tuple(sorted(index for block in together for index in block)))
                 left = [block for block in left if block not in together]
+        # Of an encoder and a decoder with one hidden width every attention divides it by its heads.
+        if len(left) > _MANY and self._by_one_ratio(tuple(left)):
+            ratios.append(tuple(sorted(index for block in left for index in block)))
+            left = []
         reason = f"{self._trials.kind} cannot say another width"
         fixed = {index: reason for block in left for index in block}
         return Ties(tuple(ratios), tuple(multiples), fixed, self._trials.kind)

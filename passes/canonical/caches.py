@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from morphgraph.onnx_io import DYNAMIC_AXES_KEY, static_shape
 from morphgraph.ops import facts_of
+from morphgraph.passes.canonical.join_files import free_outputs
 
 
 def caches(model: ir.Model) -> Mapping[str, str]:
@@ -55,9 +56,16 @@ def capacities(model: ir.Model) -> Mapping[str, int]:
 
 
 def following_axes(model: ir.Model) -> Mapping[str, frozenset[int]]:
-    """By name of an input or output that is a cache the axes that hold channels."""
+    """By name of an input or output the axes that hold channels, and are no interface.
+
+    Those of caches, and all axes of what only other files of the same network take.
+    """
     values = {v.name or "": v for v in (*model.graph.inputs, *model.graph.outputs)}
-    found: dict[str, frozenset[int]] = {}
+    found = {
+        name: frozenset(range(len(values[name].shape or ())))
+        for name in free_outputs(model)
+        if name in values
+    }
     for past, present in caches(model).items():
         axes = _axes(values[past], values[present])
         found |= {past: axes, present: axes}

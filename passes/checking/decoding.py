@@ -16,6 +16,7 @@ from morphgraph.arrays import Array, Arrays, Shape
 from morphgraph.onnx_io import EXPECTED_KEY
 from morphgraph.onnx_io.runtime import Draw, random_inputs
 from morphgraph.passes.canonical.caches import caches, capacities
+from morphgraph.passes.canonical.join_files import layouts
 from morphgraph.passes.canonical.symbols import Symbol, input_shapes, input_symbols
 
 _MAX_CHOICES = 8
@@ -84,6 +85,26 @@ def decodings(model: ir.Model) -> Iterator[Decoding]:
             for each in steps
         ]
         yield Decoding(model, pairs, shapes, [number - keys[0] for number in keys[1:]])
+
+
+def joined_shapes(model: ir.Model) -> Iterator[Mapping[str, Shape]]:
+    """Shapes of inputs with which a network of several files is run; none where it is one file's.
+
+    As a step is run that has a prompt before it: there may be no more positions than those of both.
+    Several, where files may take one token alone: the first that runs is right.
+    """
+    noted = layouts(model)
+    if noted is None:
+        return
+    symbols = input_symbols(model)
+    pasts = {part.name for part in noted.parts if noted.takes_of_others(part)}
+    for tokens in (_PROMPT, 1):
+        sized = []
+        for symbol in symbols:
+            names = {name.partition("/")[0] for name in _inputs(symbol)}
+            size = symbol.size if symbol.is_batch else tokens if names <= pasts else _PROMPT
+            sized.append(replace(symbol, size=size))
+        yield {name: tuple(shape) for name, shape in input_shapes(model, sized).items()}
 
 
 def _inputs(symbol: Symbol) -> set[str]:

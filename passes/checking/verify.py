@@ -20,7 +20,7 @@ from morphgraph.passes.analysis.rows import renumbered
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.canonical.caches import caches
 from morphgraph.passes.checking.compare import OutputError, as_arrays, compare, kept
-from morphgraph.passes.checking.decoding import decodings
+from morphgraph.passes.checking.decoding import decodings, joined_shapes
 from morphgraph.passes.checking.following import states_sizes
 from morphgraph.passes.checking.networks import Networks
 from morphgraph.passes.checking.shorter import shorter
@@ -126,7 +126,7 @@ class _Check:
         """The report of the first random inputs under which all that is compared is a number."""
         from morphgraph.onnx_io.runtime import DRAWS, random_inputs
 
-        quick = self._in_steps(seed) or self._on_smaller_inputs(seed)
+        quick = self._as_joined(seed) or self._in_steps(seed) or self._on_smaller_inputs(seed)
         if quick is not None:
             return quick
         reports: list[VerifyReport] = []
@@ -135,6 +135,25 @@ class _Check:
             if not reports[-1].ok or not reports[-1].untold:
                 return reports[-1]
         return min(reports, key=lambda report: len(report.untold))
+
+    def _as_joined(self, seed: int) -> VerifyReport | None:
+        """The report of one run of all files, for a network that is joined of several."""
+        from morphgraph.onnx_io.runtime import DRAWS, random_inputs
+
+        for shapes in joined_shapes(self.networks.original):
+            reports: list[VerifyReport] = []
+            for draw in DRAWS:
+                feeds = random_inputs(self.networks.original, seed, draw, shapes)
+                try:
+                    self.runner(self.networks.original, feeds)
+                except UnsupportedError:
+                    break  # something holds a length
+                reports.append(self.on(feeds))
+                if not reports[-1].ok or not reports[-1].untold:
+                    return reports[-1]
+            if reports:
+                return min(reports, key=lambda report: len(report.untold))
+        return None
 
     def _in_steps(self, seed: int) -> VerifyReport | None:
         """The report of two steps of generation, for a network with a cache that runs in steps."""

@@ -1,0 +1,369 @@
+"""Folders whose files are one network: resized together, each file held against ONNX Runtime.
+
+The oracle is the original's own files in ONNX Runtime, with the numbers of their weights that the
+small files do not have set to zero: nothing of it is ours.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+import morphgraph as mg
+from morphgraph.cli import main
+from morphgraph.errors import ModelError, VerificationError
+from morphgraph.folders import folder_of, model_file
+from morphgraph.folders.parts import load_network, load_place, require_same_files
+from morphgraph.passes.canonical.fix_inputs import fix_inputs
+from morphgraph.passes.canonical.join_files import layouts
+from morphgraph.passes.canonical.split_files import split_files
+from tests.merged import BLOCKS as MERGED_BLOCKS, FLAG, write_merged
+from tests.sided import (
+    BLOCKS,
+    CONFIG,
+    ENCODER,
+    FIRST,
+    HEADS,
+    IDS,
+    LATER,
+    MERGED,
+    SIZE,
+    WIDTH,
+    merged_decoder,
+    sided,
+    write_sided,
+)
+
+Files = Mapping[str, onnx.ModelProto]
+STEPS = 4
+
+
+def read(folder: Path) -> Files:
+    return {path.stem: onnx.load(path) for path in sorted(folder.glob("*.onnx"))}
+
+
+def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {v.name: onnx.numpy_helper.to_array(v) for v in model.graph.initializer}
+
+
+def silenced(large: Files, small: Files) -> Files:
+    """The large files, whose weights are zero where the small ones do not hold their numbers."""
+    found = {}
+    for name, model in large.items():
+        left, copy = weights(small[name]), onnx.ModelProto()
+        copy.CopyFrom(model)
+        for value in copy.graph.initializer:
+            array = onnx.numpy_helper.to_array(value)
+            if array.dtype == np.float32:
+                kept = np.where(np.isin(array, left[value.name]), array, 0)
+                value.CopyFrom(onnx.numpy_helper.from_array(kept.astype(np.float32), value.name))
+        found[name] = copy
+    return found
+
+
+def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = {value.name for value in session.get_inputs()}
+    names = [value.name for value in session.get_outputs()]
+    given = {name: array for name, array in feeds.items() if name in wanted}
+    return dict(zip(names, session.run(None, given), strict=True))
+
+
+def generated(files: Files, start: Mapping[str, np.ndarray]) -> tuple[list[int], np.ndarray]:
+    """Greedy tokens behind a prompt of one, and the logits of the last step."""
+    new, caches, tokens = np.array([[3]]), dict(start), []
+    for step in range(STEPS):
+        results = run(files[LATER if step else FIRST], {"input_ids": new, **caches})
+        logits = results.pop("logits")
+        caches |= {k.replace("present", "past_key_values"): v for k, v in results.items()}
+        tokens.append(int(logits[0, -1].argmax()))
+        new = np.array([tokens[-1:]])
+    return tokens, logits
+
+
+def translated(files: Files, ids: list[int]) -> tuple[list[int], np.ndarray]:
+    hidden = run(files[ENCODER], {"input_ids": np.array([ids])})["last_hidden_state"]
+    return generated(files, {"encoder_hidden_states": hidden})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_sided(tmp_path / "large")
+
+
+def shrunk(folder: Path, *options: str) -> Path:
+    plan, small = folder.parent / "plan.json", folder.parent / "small"
+    assert main(["plan", str(folder), *options, "-o", str(plan), "--quiet"]) == 0
+    assert main(["apply", str(folder), str(plan), "-o", str(small), "--quiet"]) == 0
+    return small
+
+
+def test_all_files_of_a_folder_shrink_as_one_network(folder: Path) -> None:
+    small = shrunk(folder, "--budget", "params=60%", "--round-to", "1")
+    assert sorted(p.name for p in small.iterdir()) == sorted(p.name for p in folder.iterdir())
+    large_files, small_files = read(folder), read(small)
+    for name, model in small_files.items():
+        onnx.checker.check_model(model, full_check=True)
+        assert [v.name for v in model.graph.input] == [
+            v.name for v in large_files[name].graph.input
+        ]
+        assert set(weights(large_files[name])) <= set(weights(model))
+    masked = silenced(large_files, small_files)
+    for ids in ([5, 9, 7, 1], [11, 4]):
+        tokens, logits = translated(small_files, ids)
+        expected, all_logits = translated(masked, ids)
+        assert tokens == expected
+        np.testing.assert_allclose(logits, all_logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+        assert np.abs(translated(large_files, ids)[1] - logits).max() > 1e-2 * np.abs(logits).max()
+
+
+def test_every_kind_of_width_goes_and_the_config_says_it(folder: Path) -> None:
+    """Hidden width, heads of three kinds, and the two sides' MLPs, each its own number."""
+    small = shrunk(folder, "--set", "*=50%", "--set", "*m*u=25%", "--round-to", "1")
+    sizes = {name: weights(model) for name, model in read(small).items()}
+    said = json.loads((small / "config.json").read_text())
+    encoder, first = sizes[ENCODER], sizes[FIRST]
+    assert encoder["shared"].shape == first["shared"].shape == (IDS, said["d_model"])
+    assert said["d_model"] < WIDTH
+    assert encoder["en0up"].shape[1] == said["encoder_ffn_dim"] < CONFIG["encoder_ffn_dim"]
+    assert first["de0up"].shape[1] == said["decoder_ffn_dim"] < CONFIG["decoder_ffn_dim"]
+    heads = said["decoder_attention_heads"]
+    assert heads < HEADS
+    assert said["d_kv"] == CONFIG["d_kv"]
+    assert first["de0q"].shape == first["cr0q"].shape == (said["d_model"], heads * said["d_kv"])
+    caches = {v.name: v.type.tensor_type.shape.dim[1] for v in read(small)[LATER].graph.input}
+    assert {d.dim_value for n, d in caches.items() if n.startswith("past")} == {heads}
+    assert (said["encoder_layers"], said["vocab_size"]) == (BLOCKS, IDS)
+
+
+def test_a_side_of_the_config_is_about_its_own_files(folder: Path) -> None:
+    """Where both sides have as many heads, those of one are not the other's."""
+    graph = mg.lift(load_place(folder))
+    own = next(g.id for g in graph.groups if ("de0q", 1) in {(m.value, m.axis) for m in g.members})
+    small = shrunk(folder, "--set", f"{own}=2")
+    said = json.loads((small / "config.json").read_text())
+    assert said["encoder_attention_heads"] == HEADS
+    assert weights(onnx.load(small / f"{FIRST}.onnx"))["de0q"].shape == (WIDTH, 2 * SIZE)
+
+
+def two_files(folder: Path) -> Path:
+    """A decoder alone, of which the first step and those with a cache are two files."""
+    folder.mkdir()
+    merged = write_merged(folder.parent / "merged.onnx")
+    for name, flag in ((FIRST, False), (LATER, True)):
+        model = fix_inputs(mg.load(merged), {FLAG: flag})
+        if not flag:
+            for value in list(model.graph.inputs):
+                if not value.uses():
+                    model.graph.inputs.remove(value)
+        model.metadata_props.clear()
+        mg.save(model, folder / f"{name}.onnx")
+    config = {"model_type": "tiny", "n_embd": 8, "n_head": 2, "n_inner": 12}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def decoded(files: Files, prompt: list[int]) -> np.ndarray:
+    """Logits of a step behind a prompt."""
+    ids = np.array([prompt])
+    first = run(files[FIRST], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    pasts = {f"past_key_values.{k}.key": first[f"present.{k}.key"] for k in range(MERGED_BLOCKS)}
+    mask = np.ones((1, len(prompt) + 1), np.int64)
+    return run(files[LATER], {"input_ids": ids[:, :1], "attention_mask": mask, **pasts})["logits"]
+
+
+def test_a_decoder_of_two_files_shrinks_as_one(tmp_path: Path) -> None:
+    folder = two_files(tmp_path / "large")
+    small = shrunk(folder, "--budget", "params=60%", "--round-to", "1")
+    large_files, small_files = read(folder), read(small)
+    found, prompt = small_files[FIRST], [4, 9, 2]
+    said = json.loads((small / "config.json").read_text())
+    assert weights(found)["e"].shape == (20, said["n_embd"])
+    assert weights(found)["wq0"].shape[1] == said["n_head"] * 4
+    expected = decoded(silenced(large_files, small_files), prompt)
+    np.testing.assert_allclose(decoded(small_files, prompt), expected, rtol=0, atol=1e-5)
+    assert np.abs(decoded(large_files, prompt) - expected).max() > 1e-2
+
+
+@pytest.fixture
+def merged_folder(folder: Path) -> Path:
+    """The same network, whose decoder is one file of two networks."""
+    onnx.save(merged_decoder(sided()), folder / f"{MERGED}.onnx")
+    for name in (FIRST, LATER):
+        (folder / f"{name}.onnx").unlink()
+    return folder
+
+
+def merged_steps(files: Files, ids: list[int]) -> list[np.ndarray]:
+    """Logits of a first step and of one behind it, as a runtime calls a merged file."""
+    hidden = run(files[ENCODER], {"input_ids": np.array([ids])})["last_hidden_state"]
+    axes = {v.name: v.type.tensor_type.shape.dim for v in files[MERGED].graph.input}
+    pasts = {
+        name: np.zeros((1, dims[1].dim_value, 0, SIZE), np.float32)
+        for name, dims in axes.items()
+        if name.startswith("past")
+    }
+    feeds = {"encoder_hidden_states": hidden, "input_ids": np.array([[3, 8]])}
+    first = run(files[MERGED], {**feeds, **pasts, FLAG: np.array([False])})
+    pasts = {name: first[name.replace("past_key_values", "present")] for name in pasts}
+    feeds["input_ids"] = np.array([[6]])
+    later = run(files[MERGED], {**feeds, **pasts, FLAG: np.array([True])})
+    for name, past in pasts.items():
+        given = later[name.replace("past_key_values", "present")]
+        assert given.shape[1] == past.shape[1]  # those that hold nothing, too
+    return [first["logits"], later["logits"]]
+
+
+def test_both_networks_of_a_merged_decoder_shrink_with_the_encoder(merged_folder: Path) -> None:
+    small = shrunk(merged_folder, "--budget", "params=60%", "--round-to", "1")
+    large_files, small_files = read(merged_folder), read(small)
+    for name, model in small_files.items():
+        onnx.checker.check_model(model, full_check=True)
+        assert [v.name for v in model.graph.input] == [
+            v.name for v in large_files[name].graph.input
+        ]
+    before, after = (len(weights(files[MERGED])) for files in (large_files, small_files))
+    assert after <= before + 2 * BLOCKS * 8  # sizes of reshapes, and no weight twice
+    masked = silenced(large_files, small_files)
+    for ids in ([5, 9, 7, 1], [11, 4]):
+        found = merged_steps(small_files, ids)
+        for one, other, whole in zip(
+            found, merged_steps(masked, ids), merged_steps(large_files, ids), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(one).max())
+            assert np.abs(whole - one).max() > 1e-2 * np.abs(one).max()
+
+
+def test_all_files_shrink_by_data(folder: Path) -> None:
+    """Inputs by file and name; what is fitted is what the files hold."""
+    generator, data = np.random.default_rng(0), folder.parent / "data.npz"
+    sizes = {f"{ENCODER}/input_ids": 6, f"{FIRST}/input_ids": 5, f"{LATER}/input_ids": 1}
+    ids = {name: generator.integers(0, IDS, (40, size)) for name, size in sizes.items()}
+    np.savez(data, **ids)  # type: ignore[arg-type]
+    small = folder.parent / "small"
+    arguments = ["shrink", str(folder), "--data", str(data), "--budget", "params=70%"]
+    assert main([*arguments, "-o", str(small), "--quiet"]) == 0
+    files = read(small)
+    tokens, _ = translated(files, [5, 9, 7, 1])
+    assert len(tokens) == STEPS
+    first, later = (weights(files[name]) for name in (FIRST, LATER))
+    held = {array.tobytes() for array in first.values() if array.dtype == np.float32}
+    assert {a.tobytes() for a in later.values() if a.dtype == np.float32} <= held
+
+
+@pytest.mark.parametrize("options", [["--depth", "blocks"], ["--keep-tokens", "ids.txt"]])
+def test_what_several_files_cannot_be_given_is_refused(
+    folder: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(folder), "--budget", "params=60%", *options]) != 0
+    assert "go" in capsys.readouterr().err
+
+
+def test_joining_and_splitting_change_no_file(folder: Path) -> None:
+    """What is split of a joined network computes what the files did, under their names."""
+    before, joined = read(folder), load_place(folder)
+    noted = layouts(joined)
+    assert noted is not None
+    assert [part.name for part in noted.parts] == [ENCODER, FIRST, LATER]
+    assert sum(v.const_value is not None for v in joined.graph.initializers.values()) < sum(
+        len(weights(model)) for model in before.values()
+    )
+    after = {}
+    for name, model in split_files(joined).items():
+        mg.save(model, folder / f"{name}.onnx", overwrite=True)
+        after[name] = onnx.load(folder / f"{name}.onnx")
+    for name, model in after.items():
+        for one, other in (
+            (model.graph.input, before[name].graph.input),
+            (model.graph.output, before[name].graph.output),
+        ):
+            assert [str(v.type) for v in one] == [str(v.type) for v in other]
+    tokens, logits = translated(after, [5, 9, 7])
+    expected, all_logits = translated(before, [5, 9, 7])
+    assert tokens == expected
+    np.testing.assert_array_equal(logits, all_logits)
+
+
+def test_files_that_are_not_the_joined_network_are_refused(folder: Path) -> None:
+    joined = load_place(folder)
+    files = split_files(joined)
+    require_same_files(joined, files)
+    weight = files[LATER].graph.initializers["onnx::MatMul_3"]
+    assert weight.const_value is not None
+    weight.const_value = ir.Tensor(weight.const_value.numpy() * 1.01)
+    with pytest.raises(VerificationError, match="of 'decoder_with_past_model' is not what all"):
+        require_same_files(joined, files)
+
+
+def foreign(folder: Path) -> None:
+    (folder / f"{ENCODER}.onnx").unlink()
+    one = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]> net (float[2,3] x) => (float[2,3] y)'
+        "{ y = Relu(x) }"
+    )
+    onnx.save(one, folder / "other.onnx")
+
+
+def twice(folder: Path) -> None:
+    (folder / f"{ENCODER}_fp16.onnx").write_bytes((folder / f"{ENCODER}.onnx").read_bytes())
+
+
+def other_opset(folder: Path) -> None:
+    model = onnx.load(folder / f"{ENCODER}.onnx")
+    onnx.save(onnx.version_converter.convert_version(model, 20), folder / f"{ENCODER}.onnx")
+
+
+BROKEN: list[tuple[Callable[[Path], None], str]] = [
+    (foreign, "'other' takes nothing that another gives, and gives nothing that another takes"),
+    (twice, "'encoder_model' and 'encoder_model_fp16' take and give the same"),
+    (other_opset, r"different opsets \(encoder_model 20, decoder_model 18"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), BROKEN, ids=[s.__name__ for s, _ in BROKEN])
+def test_files_that_are_no_one_network_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], words: str
+) -> None:
+    spoil(folder)
+    assert main(["plan", str(folder), "--budget", "params=60%"]) != 0
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_notes_of_others_about_files_are_passed_over(folder: Path) -> None:
+    model = mg.load(folder / f"{ENCODER}.onnx")
+    for words in ("{", "[1]", '{"parts": [{"name": 3}], "free": ["last_hidden_state"]}'):
+        model.metadata_props["morphgraph.joined"] = words
+        assert layouts(model) is None
+        graph = mg.lift(model)
+        assert graph.groups_on(graph.dim("last_hidden_state", 2))
+        (index,) = graph.groups_on(graph.dim("last_hidden_state", 2))
+        assert not graph.groups[index].resizable
+
+
+def test_groups_that_go_as_a_whole_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = folder.parent / "plan.json"
+    graph = mg.lift(load_place(folder))
+    inner = next(
+        g.id for g in graph.groups if ("de0up", 1) in {(m.value, m.axis) for m in g.members}
+    )
+    arguments = ["plan", str(folder), "--set", f"{inner}=0", "--min-width", "0", "--unequal"]
+    assert main([*arguments, "-o", str(plan), "--quiet"]) == 0
+    assert main(["apply", str(folder), str(plan), "-o", str(folder.parent / "small")]) != 0
+    assert "whole groups are gone" in capsys.readouterr().err
+
+
+def test_what_takes_one_file_names_those_of_a_folder(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds several models \('decoder_model.onnx'"):
+        model_file(folder)
+    found = folder_of(folder)
+    assert found is not None
+    assert [path.stem for path in found.parts] == [FIRST, LATER, ENCODER]
+    assert len(load_network(folder, found.parts).graph.inputs) == 3
