@@ -65,7 +65,7 @@ def family(
 
     Args:
         net: the trained network. A learned ranking trains it in place; otherwise it is not changed.
-        example: inputs for the export.
+        example: inputs for the export; ``fit`` may train on batches of other sizes.
         fit: as for :func:`morph`: it trains a network for one phase, at a rate that suits a
             fine-tuning. It is called once for a learned ranking, and once for each budget.
             ``penalty.carry(optimizer)``, once the optimizer is made, gives it the state of the one
@@ -171,7 +171,7 @@ def morph(
     Args:
         net: the seed network; it is trained in place by the first phase. From a trained network
             with a ranking by data it is not changed.
-        example: inputs for the export.
+        example: inputs for the export; ``fit`` may train on batches of other sizes.
         fit: ``fit(net, penalty)`` trains a network for one phase, on any data with any loss. It
             calls ``penalty.begin(steps)`` first, to say how many optimizer steps it takes, and
             ``penalty.attach(optimizer)``, or ``penalty.step()`` after each of them. It makes its

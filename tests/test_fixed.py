@@ -71,6 +71,18 @@ def steps(model: onnx.ModelProto | ir.Model, **more: Array) -> list[Array]:
     return [first["logits"], second["logits"]]
 
 
+def test_a_shape_for_a_fixed_input_says_that_it_is_fixed(tmp_path: Path) -> None:
+    words = f"'{FLAG}': it is fixed .{FLAG}=true.*leave its shape out"
+    with pytest.raises(ModelError, match=words):
+        mg.lift(merged(), fixed=LATER, input_shapes={FLAG: (1,)})
+    written = tmp_path / "fixed.onnx"
+    mg.save(mg.lift(merged(), fixed=LATER).model, written)
+    with pytest.raises(ModelError, match=words):
+        mg.lift(written, input_shapes={FLAG: (1,)})
+    with pytest.raises(ModelError, match=r"no such input; .*did you mean 'input_ids'"):
+        mg.lift(merged(), fixed=LATER, input_shapes={"input_id": (1, 4)})
+
+
 def test_todays_file_keeps_everything_and_says_what_frees_it() -> None:
     with pytest.warns(mg.MorphWarning, match=f"--fix {FLAG}=true or --fix {FLAG}=false"):
         whole = mg.lift(merged())

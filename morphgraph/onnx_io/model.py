@@ -1,7 +1,7 @@
 """What is known of a whole model: the sizes of its inputs, its parameters, whether it is valid."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from morphgraph.errors import ModelError
 from morphgraph.onnx_io.check import escape
+from morphgraph.onnx_io.fixed import fixed_values, fixed_words
 from morphgraph.onnx_io.keys import (
     BUFFERS_KEY,
     CONSTANTS_KEY,
@@ -23,6 +24,7 @@ from morphgraph.onnx_io.keys import (
 from morphgraph.onnx_io.mapped import blocks
 from morphgraph.onnx_io.messages import structure
 from morphgraph.onnx_io.values import is_float, values_of
+from morphgraph.words import did_you_mean
 
 
 def bind_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.Model:
@@ -43,10 +45,7 @@ def bind_own_inputs(bound: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.
     for name, shape in shapes.items():
         value = inputs.get(name)
         if value is None:
-            known = ", ".join(escape(str(n)) for n in inputs)
-            raise ModelError(
-                f"input '{escape(name)}': the model has no such input; its inputs are {known}"
-            )
+            raise _no_such(name, bound, inputs)
         declared = [None] * len(shape) if value.shape is None else list(value.shape)
         if len(declared) != len(shape) or not all(map(_may_be, declared, shape)):
             raise ModelError(
@@ -68,6 +67,20 @@ def bind_own_inputs(bound: ir.Model, shapes: Mapping[str, Sequence[int]]) -> ir.
                 for dim in value.shape
             )
     return bound
+
+
+def _no_such(name: str, model: ir.Model, inputs: Iterable[str | None]) -> ModelError:
+    """The error for the name of no input; one that is fixed to a value is none any more."""
+    for text in fixed_words({k: v for k, v in fixed_values(model).items() if k == name}):
+        return ModelError(
+            f"input '{escape(name)}': it is fixed ({escape(text)}), and the model takes it no "
+            "more; leave its shape out"
+        )
+    known = ", ".join(escape(str(n)) for n in inputs)
+    return ModelError(
+        f"input '{escape(name)}': the model has no such input; its inputs are {known}"
+        f"{did_you_mean(name, [str(n) for n in inputs])}"
+    )
 
 
 def _may_be(declared: int | ir.SymbolicDim | None, size: int) -> bool:

@@ -27,6 +27,9 @@ _TORCH_TYPES = {
     ir.DataType.COMPLEX128: torch.complex128,
 }
 
+_HELD = {ir.DataType.INT4: torch.int8, ir.DataType.UINT4: torch.uint8}
+"""What holds numbers of fewer bits than torch has a type for, such as weights of four."""
+
 
 def torch_type(dtype: ir.DataType | int) -> torch.dtype:
     """The torch dtype of an ONNX element type.
@@ -46,12 +49,17 @@ def torch_type(dtype: ir.DataType | int) -> torch.dtype:
 def to_tensor(value: ir.TensorProtocol | None) -> torch.Tensor:
     """A torch tensor with memory of its own, so that training never writes into the model.
 
+    Whole numbers of four bits stand in eight.
+
     Raises:
         UnsupportedError: torch has no such element type.
     """
     assert value is not None
-    dtype = torch_type(value.dtype)
+    held = _HELD.get(value.dtype)
+    dtype = torch_type(value.dtype) if held is None else held
     array = np.array(value.numpy(), order="C", copy=True)
+    if held is not None:
+        return torch.from_numpy(array.astype(np.int8)).to(dtype)
     if value.dtype == ir.DataType.BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array).to(dtype)
@@ -66,8 +74,11 @@ def take(tensor: torch.Tensor, positions: Mapping[int, IntArray]) -> torch.Tenso
 
 def to_onnx(tensor: torch.Tensor, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
     """An ONNX tensor of the given element type, detached and in main memory."""
-    plain = tensor.detach().to("cpu", torch_type(dtype)).contiguous()
+    held = _HELD.get(dtype)
+    plain = tensor.detach().to("cpu", torch_type(dtype) if held is None else held).contiguous()
     array: Array
+    if held is not None:
+        return ir.Tensor(plain.numpy().astype(dtype.numpy()), dtype=dtype, name=name)
     if dtype == ir.DataType.BFLOAT16:
         array = plain.view(torch.int16).numpy().view(dtype.numpy())
     else:

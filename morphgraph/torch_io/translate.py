@@ -25,6 +25,8 @@ from morphgraph.torch_io.arguments import BATCH, Call
 from morphgraph.torch_io.embedding_bags import PlainBags
 from morphgraph.torch_io.names import is_spelled_plainly
 
+logger = logging.getLogger(__name__)
+
 _TORCHSCRIPT_OPSET = 20  # the last one that the older exporter knows
 _FAR = 1e-2  # of an output's largest number: no rounding goes so far
 
@@ -122,7 +124,12 @@ def _translate_quickly(net: nn.Module, call: Call, names: list[str], opset: int)
             except HasBagsError:  # all other networks need not wait for every call to be looked at
                 with PlainBags():
                     return translate_quickly(net, call, names, opset)
-    except Exception:  # noqa: BLE001, whatever it is, the slow way meets it again or does without
+    except Exception as error:  # noqa: BLE001, the slow way meets it again or does without
+        kind = type(net).__name__
+        logger.info(
+            "network %s: exported by torch.export; a single run is quicker and did not do: %s: %s",
+            *(kind, type(error).__name__, first_line(error)),
+        )
         return None
 
 

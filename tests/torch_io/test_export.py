@@ -405,3 +405,24 @@ def test_a_computed_weight_without_a_form_is_named(layer: nn.Module) -> None:
     torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
     (found,) = run(export(net, x), {"input": x.numpy()}).values()
     torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+def test_the_slower_way_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning would tell a user nothing to do; what stands in the way is for the curious."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no such\nname")
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("morphgraph.torch_io.quick.capture", refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = export(nn.Linear(3, 2), torch.zeros(1, 3))
+    assert ops(model) == ["Gemm"]
+    said = [each.getMessage() for each in caplog.records if each.name.startswith("morphgraph")]
+    assert said == [
+        "network Linear: exported by torch.export; a single run is quicker and did not do: "
+        "RuntimeError: no such"
+    ]

@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -228,3 +229,32 @@ def test_a_tensor_that_is_missing_in_a_state_dict_from_elsewhere_is_named() -> N
     del state["l.bias"]
     with pytest.raises(ModelError, match="tensor 'ln/beta': the network has no weight"):
         with_weights(model, state)
+
+
+@pytest.mark.parametrize("kind", ["INT4", "UINT4"])
+@pytest.mark.parametrize("block", [0, 8])
+def test_weights_of_four_bits(kind: str, block: int) -> None:
+    """Everything behind them trains; they go back as they were."""
+    random = np.random.default_rng(0)
+    low = -8 if kind == "INT4" else 0
+    codes = random.integers(low, low + 16, (16, 6))
+    sizes = (2, 6) if block else (6,)
+    text = f"""<ir_version: 10, opset_import: ["": 21]>
+        net (float[1,16] x, {kind.lower()}[16,6] w, float[{",".join(map(str, sizes))}] s,
+             float[6,3] v) => (float[1,3] y) {{
+        d = DequantizeLinear<axis={0 if block else 1}, block_size={block}>(w, s)
+        h = MatMul(x, d)  r = Relu(h)  y = MatMul(r, v) }}"""
+    proto = onnx.parser.parse_model(text)
+    element = getattr(onnx.TensorProto, kind)
+    given = {"s": random.uniform(0.01, 0.1, sizes), "v": random.normal(size=(6, 3))}
+    weights = [onnx.helper.make_tensor("w", element, (16, 6), codes.reshape(-1))]
+    for name, array in given.items():
+        weights.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    proto.graph.initializer.extend(weights)
+    del proto.graph.input[1:]
+    model = ir.from_proto(proto)
+    net, x = to_torch(model), torch.randn(4, 16)
+    assert_close(net(x), answer(model, x))
+    back = with_weights(model, net)
+    assert_close(answer(back, x), net(x))
+    np.testing.assert_array_equal(back.graph.initializers["w"].const_value.numpy(), codes)
