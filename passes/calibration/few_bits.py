@@ -127,6 +127,26 @@ class Grid:
         yield stepped.scaled(wanted, damped).stepped(wanted, damped)
 
 
+def without(grid: Grid, wanted: FloatArray, moments: FloatArray) -> FloatArray:
+    """What is left of a kernel in few bits gives as nearly as it can what the whole one gives.
+
+    Steps are other ones where that helps, and scales stay.
+
+    Args:
+        grid: the whole kernel.
+        wanted: what would be best in real numbers; columns of zeros are gone.
+        moments: of what the whole one sees, positive definite, ``[columns, columns]``.
+    """
+    gone, whole = ~wanted.any(axis=0), grid.array()
+    left = moments.copy()  # nothing is seen there, so that the others cannot count on it
+    left[gone], left[:, gone] = 0.0, 0.0
+    left[gone, gone] = np.diag(moments)[gone]
+    near = [grid.nearest(wanted).array(), grid.stepped(wanted, left).array()]
+    kernels = [np.where(gone, 0.0, kernel) for kernel in (whole, *near)]
+    errors = [float(np.sum((whole - kernel) @ moments * (whole - kernel))) for kernel in kernels]
+    return kernels[int(np.argmin(errors))]
+
+
 @dataclass(frozen=True)
 class FewBits(Store):
     """A stack of kernels of whole numbers, several in a byte, the lowest bits first.

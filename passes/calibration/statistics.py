@@ -19,7 +19,7 @@ from morphgraph.graph import ChannelGraph, Group
 from morphgraph.passes.calibration.bases import remaining, seen_in_product
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.compared import Compared
-from morphgraph.passes.calibration.few_bits import FewBits
+from morphgraph.passes.calibration.few_bits import FewBits, without
 from morphgraph.passes.calibration.group_readers import GroupReaders, group_readers
 from morphgraph.passes.calibration.looked_at import (
     AnyLook,
@@ -232,7 +232,10 @@ class _Collected:
             contributed = moments.contributed(k)  # about zero: the means are in both kinds
             _add_contributions(result, k, contributed, contributed)
             seen = moments.seen(k, is_last=k == indices[-1])
-            self._wait(k, _WaitingStack(look.stack, moments.units, seen))
+            inverses = [each.inverse for each in seen if each.inverse is not None]
+            few = isinstance(look.stack.store, FewBits)
+            whole = [np.linalg.inv(inverse[0]) for inverse in inverses] if few else []
+            self._wait(k, _WaitingStack(look.stack, moments.units, seen, whole))
 
     def look_at_tied(self, look: TiedLook, samples: Iterable[Array]) -> None:
         """An operator whose kernel others share."""
@@ -306,11 +309,15 @@ class _Waiting:
 
 @dataclass(frozen=True)
 class _WaitingStack:
-    """The same of a stack; the units are those of the experts, ``[experts]``."""
+    """The same of a stack; the units are those of the experts, ``[experts]``.
+
+    In few bits ``moments`` are those of what each expert sees, before anything went.
+    """
 
     stack: Stack
     units: FloatArray
     seen: list[Seen]
+    moments: Sequence[FloatArray] = ()
 
     @property
     def all_seen(self) -> list[Seen]:
@@ -318,13 +325,13 @@ class _WaitingStack:
         return self.seen
 
     def kernels(self, matrices: Sequence[FloatArray]) -> Arrays:
-        """What makes up for the channels that go, ``[experts, outputs, inputs]``.
-
-        Nothing does in few bits: rounding would count as a loss, most at widths near the whole.
-        """
-        if not matrices[0].shape[1] or isinstance(self.stack.store, FewBits):
+        """What makes up for the channels that go, ``[experts, outputs, inputs]``."""
+        if not matrices[0].shape[1]:
             return {}
         plain = np.concatenate(matrices) / self.units[:, None, None]
+        if isinstance(self.stack.store, FewBits):
+            of_each = zip(self.stack.store.grids(), plain, self.moments, strict=True)
+            plain = np.stack([without(*each) for each in of_each])
         return {self.stack.name: plain.astype(self.stack.store.array().dtype)}
 
 

@@ -14,8 +14,8 @@ from scipy import linalg
 import morphgraph as mg
 from morphgraph.arrays import Array, Arrays, FloatArray
 from morphgraph.onnx_io import runtime
-from morphgraph.passes.calibration.curves import order_of
-from morphgraph.passes.calibration.few_bits import FewBits, Grid
+from morphgraph.passes.calibration.curves import changed_kernels, order_of
+from morphgraph.passes.calibration.few_bits import FewBits, Grid, without
 from morphgraph.passes.calibration.fused import Fused, fused_mixtures
 from morphgraph.passes.calibration.statistics import calibrate
 from morphgraph.passes.refit.refit import refit
@@ -174,6 +174,45 @@ def test_scales_are_the_least_squares_of_given_steps() -> None:
         )
         best = linalg.lstsq(columns, root @ wanted[row])[0]
         np.testing.assert_allclose(found, best, rtol=1e-3)
+
+
+def test_what_is_left_of_a_kernel_makes_up_for_what_went() -> None:
+    """Never worse than the slice; in its own steps and scales; what went counts nothing."""
+    grid, seen = some_grid(4, 5, 12, 3), moments(12)
+    seen[np.diag_indices(12)] += 0.01 * np.trace(seen) / 12
+    whole, stay = grid.array(), np.arange(8)
+    wanted = np.zeros_like(whole)
+    wanted[:, stay] = linalg.solve(seen[:8, :8], seen[:8] @ whole.T, assume_a="pos").T
+    found = without(grid, wanted, seen)
+    assert not found[:, 8:].any()
+    np.testing.assert_allclose(grid.nearest(found).array()[:, stay], found[:, stay], atol=1e-12)
+    sliced = np.where(np.arange(12) < 8, whole, 0.0)
+    left, slices, best = (errors(kernel, whole, seen).sum() for kernel in (found, sliced, wanted))
+    assert best <= left < 0.9 * slices
+    np.testing.assert_array_equal(without(grid, whole, seen), whole)
+
+
+@pytest.mark.parametrize("name", ["rows", "blocks"])
+def test_widths_are_measured_with_steps_that_make_up_for_what_went(name: str) -> None:
+    """Of every measured width the kernels are in their bits, and lose less than slices."""
+    form = SEEN[name]
+    held = arrays(form)
+    graph = mg.lift(network(form, held))
+    units = group_on(graph, "w2", 2)
+    width = units.width // 2
+    found = calibrate(graph, feeds(20, 1), stops=lambda group: [width])
+    (stack,) = found.groups[units.index].stacks
+    kernels, _ = changed_kernels(found, units.index, width)[stack]
+    blocks = found.groups[units.index].stacks[stack]
+    gone = blocks[order_of(found, units.index)[: units.width - width]].ravel()
+    assert not kernels[:, :, gone].any()
+    store = found.stacks[stack].store
+    assert isinstance(store, FewBits)
+    stay = np.setdiff1d(np.arange(UNITS), gone)
+    for grid, kernel in zip(store.grids(), kernels, strict=True):
+        near = grid.nearest(kernel).array()
+        np.testing.assert_allclose(near[:, stay], kernel[:, stay], atol=1e-6)
+    assert any((k != g.array())[:, stay].any() for k, g in zip(kernels, store.grids(), strict=True))
 
 
 def outputs(model: ir.Model, given: list[Arrays]) -> Array:
