@@ -1,5 +1,8 @@
 """The keys under which the program notes what ONNX has no field for."""
 
+OWN_PREFIX = "morphgraph."
+"""What all of them in a file begin with, and no others."""
+
 # In ``Model.metadata_props``, which stands in the file, as JSON:
 PARAMETERS_KEY = "morphgraph.parameters"  # names of the initializers that training changes
 BUFFERS_KEY = "morphgraph.buffers"  # names of those that are persistent buffers of the network

@@ -23,7 +23,7 @@ from morphgraph.edit import name_nodes
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape, graphs_of, values_of
 from morphgraph.onnx_io.copies import copied
-from morphgraph.onnx_io.keys import JOINED_KEY
+from morphgraph.onnx_io.keys import JOINED_KEY, OWN_PREFIX
 from morphgraph.passes.canonical.inline import inline_functions, sort_nodes
 from morphgraph.passes.canonical.shared_weights import shared_weights
 from morphgraph.passes.canonical.symbols import addends, plain_names
@@ -88,6 +88,7 @@ class Layout(msgspec.Struct, frozen=True):
         sizes: by input or output the declared size of every axis; ``None`` where there is none.
         empty: by output that holds no numbers, whatever is run, its sizes; it is not in the model.
         choice: of one of two networks that a file holds: where it stands.
+        metadata: what others have noted in the file.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Layout(msgspec.Struct, frozen=True):
     sizes: dict[str, list[int | str | None]]
     empty: dict[str, list[int]] = {}
     choice: Choice | None = None
+    metadata: dict[str, str] = {}
 
 
 class Layouts(msgspec.Struct, frozen=True):
@@ -204,6 +206,11 @@ def join_files(parts: Sequence[Part], feeds: Sequence[Feed]) -> ir.Model:
                     if (shape := empty_shape(v)) is not None
                 },
                 part.choice,
+                {
+                    key: text
+                    for key, text in part.model.metadata_props.items()
+                    if not key.startswith(OWN_PREFIX)
+                },
             )
             for place, part in enumerate(parts)
         ],

@@ -79,6 +79,7 @@ def _part_of(model: ir.Model, part: Layout) -> ir.Model:
         if not value.uses() and not value.is_graph_output():
             graph.initializers.pop(value.name or "")
     own.metadata_props.pop(JOINED_KEY)
+    own.metadata_props.update(part.metadata)
     _name_as_in_file(own, part)
     for name, value in outputs.items():
         value.name = name

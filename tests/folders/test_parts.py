@@ -221,6 +221,11 @@ def merged_steps(files: Files, ids: list[int]) -> list[np.ndarray]:
 
 
 def test_both_networks_of_a_merged_decoder_shrink_with_the_encoder(merged_folder: Path) -> None:
+    for name in (ENCODER, MERGED):  # what others have noted in a file
+        path = merged_folder / f"{name}.onnx"
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, {"made by": name})
+        onnx.save(model, path)
     small = shrunk(merged_folder, "--budget", "params=60%", "--round-to", "1")
     large_files, small_files = read(merged_folder), read(small)
     for name, model in small_files.items():
@@ -228,6 +233,7 @@ def test_both_networks_of_a_merged_decoder_shrink_with_the_encoder(merged_folder
         assert [v.name for v in model.graph.input] == [
             v.name for v in large_files[name].graph.input
         ]
+        assert {p.key: p.value for p in model.metadata_props}["made by"] == name
     before, after = (len(weights(files[MERGED])) for files in (large_files, small_files))
     assert after <= before + 2 * BLOCKS * 8  # sizes of reshapes, and no weight twice
     masked = silenced(large_files, small_files)
