@@ -49,7 +49,8 @@ class Operator:
         domain: of the type; empty for ONNX's own, and where the runtime has none.
         origins: names of the model's nodes that it computes, in order (``output 'y'`` for a node
             without a name); empty for what the runtime has added, and where it cannot be told.
-        layer: the one of them that it is for; empty where there is none.
+        layer: the one of them that it is for, or that a step on the way to its result is for; empty
+            where there is none.
         layout: of a convolution or a pooling, whether its channels lie in blocks; else ``None``.
         activation: that it applies to what it makes, by the name of its operator; empty for none,
             and where the runtime does not tell.

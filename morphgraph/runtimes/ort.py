@@ -168,8 +168,10 @@ class OrtSession(Session):
                 for _ in range(runs + 1):
                     session.run(self._outputs, feeds)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-            known = {one.operator.name: one for one in _optimized(folder, self._model.nodes)}
-        return [_executed(kernel, known) for kernel in _kernels(events, 1)]
+            optimized = _optimized(folder, self._model.nodes)
+        kernels = _kernels(events, 1)
+        known = _by_kernel(kernels, optimized)
+        return [_executed(kernel, known.get(kernel.name)) for kernel in kernels]
 
     @contextmanager
     def _looking(
@@ -241,19 +243,25 @@ def _operators(graph: onnx.GraphProto, nodes: Nodes) -> list[Operator]:
         () if moved else _made(node, nodes) for node, moved in zip(graph.node, moves, strict=True)
     ]
     starts = {name for names in made for name in names}
-    return [
-        _operator(node, nodes.between(ends, starts))
-        for node, ends in zip(graph.node, made, strict=True)
-    ]
+    origins = [nodes.between(ends, starts) for ends in made]
+    layers = [layer_of(node.op_type, each) for node, each in zip(graph.node, origins, strict=True)]
+    # What a function that was inlined computes on the way is for the node whose result it serves.
+    reader: dict[str, str] = {}
+    for place in reversed(range(len(layers))):
+        node = graph.node[place]
+        if not layers[place] and not moves[place]:
+            layers[place] = next((reader[name] for name in node.output if name in reader), "")
+        reader |= dict.fromkeys(node.input, layers[place])
+    return [_operator(*each) for each in zip(graph.node, origins, layers, strict=True)]
 
 
-def _operator(node: onnx.NodeProto, origins: Sequence[Node]) -> Operator:
+def _operator(node: onnx.NodeProto, origins: Sequence[Node], layer: str) -> Operator:
     return Operator(
         name=node.name,
         op_type=node.op_type,
         domain=node.domain,
         origins=tuple(origin.name for origin in origins),
-        layer=layer_of(node.op_type, origins),
+        layer=layer,
         layout=_layout(node),
         activation=_activation(node),
     )
@@ -347,11 +355,30 @@ def _shapes(typed: Sequence[Mapping[str, Sequence[int]]]) -> tuple[Shape, ...]:
     return tuple(tuple(shape) for one in typed for shape in one.values())
 
 
-def _executed(kernel: _Kernel, known: Mapping[str, _Optimized]) -> Executed:
-    optimized = known.get(kernel.name)
+def _by_kernel(
+    kernels: Sequence[_Kernel], optimized: Sequence[_Optimized]
+) -> dict[str, _Optimized]:
+    """The nodes of the optimized model by the names of the kernels that run them.
+
+    Nodes without a name, as of a function that was inlined, run under that of their type and a
+    number; both lists are in the order of execution.
+    """
+    found = {one.operator.name: one for one in optimized if one.operator.name}
+    nameless: dict[str, list[_Optimized]] = {}
+    for one in optimized:
+        if not one.operator.name:
+            nameless.setdefault(one.operator.op_type, []).append(one)
+    for op_type, nodes in nameless.items():
+        left = [each.name for each in kernels if each.op_type == op_type and each.name not in found]
+        if len(left) == len(nodes):
+            found |= zip(left, nodes, strict=True)
+    return found
+
+
+def _executed(kernel: _Kernel, optimized: _Optimized | None) -> Executed:
     operator = Operator(kernel.name, kernel.op_type) if optimized is None else optimized.operator
     return Executed(
-        **asdict(operator),
+        **asdict(operator) | {"name": kernel.name},
         inputs=kernel.inputs if optimized is None else optimized.inputs(kernel.inputs),
         outputs=kernel.outputs,
         microseconds=middle(kernel.microseconds.values()),

@@ -33,11 +33,14 @@ class Placed:
         kernel: as it runs at the present widths.
         op: index of the operator in the graph; -1 for none, whose time stays.
         layer: that it counts for.
+        beside: it is no kernel of the operator's own, but changes the layout of what that reads, or
+            is a step on the way to its result.
     """
 
     kernel: Kernel
     op: int
     layer: str
+    beside: bool = False
 
 
 class MeasuredCost(Cost):
@@ -229,11 +232,20 @@ class MeasuredCost(Cost):
             )
             for row, value in zip(vertices, values, strict=True)
         ]
+        kernel = placed.kernel
+        before = [static_shape(value) for value in values]
+        if placed.beside:  # what it reads and makes is shaped as an operand or a result
+            follows = dict(zip(reversed(before), reversed(shapes), strict=True))
+            sizes_of = [
+                tuple(follows.get(shape, shape) for shape in some)
+                for some in (kernel.inputs, kernel.outputs)
+            ]
+            return replace(kernel, inputs=sizes_of[0], outputs=sizes_of[1], around=near)
         inputs, outputs = shapes[: -len(made)], shapes[-len(made) :]
         # What the kernel gets beside the operator's own operands: a sum that was fused into it.
-        more = placed.kernel.inputs[len(inputs) :]
-        operands = (*inputs, *more)
-        return replace(placed.kernel, inputs=operands, outputs=(*outputs,), around=near)
+        follows = dict(zip(before, shapes, strict=True))
+        more = [follows.get(shape, shape) for shape in kernel.inputs[len(inputs) :]]
+        return replace(kernel, inputs=(*inputs, *more), outputs=(*outputs,), around=near)
 
     def _laid_out(self, kernel: Kernel) -> Kernel:
         """The kernel in the layout that the runtime gives to these widths."""
@@ -287,7 +299,7 @@ def place_kernels(
     Args:
         graph: the lifted network.
         executed: kernels in the order of their execution, with the node that each is for, if any,
-            and all nodes that it computes.
+            and all nodes that it computes; none of a step on the way to a node's result.
     """
     index = {op.name: place for place, op in enumerate(graph.ops)}
     placed: list[Placed] = []
@@ -299,16 +311,16 @@ def place_kernels(
         if op < 0:
             waiting.append(kernel)  # a change of layout goes with what comes next
             continue
-        placed += [_moved(graph, each, op) for each in waiting]
+        placed += [_beside(graph, each, op) for each in waiting]
         waiting = []
-        placed.append(Placed(kernel, op, graph.ops[op].layer))
+        placed.append(Placed(kernel, op, graph.ops[op].layer, beside=not origins))
         last = op
-    return placed + [_moved(graph, each, last) for each in waiting]
+    return placed + [_beside(graph, each, last) for each in waiting]
 
 
-def _moved(graph: ChannelGraph, kernel: Kernel, op: int) -> Placed:
+def _beside(graph: ChannelGraph, kernel: Kernel, op: int) -> Placed:
     layer: GraphOp | None = graph.ops[op] if op >= 0 else None
-    return Placed(kernel, -1, layer.layer if layer else "")
+    return Placed(kernel, op, layer.layer if layer else "", beside=True)
 
 
 @analysis

@@ -63,6 +63,16 @@ def net(sizes: str = "1,3,32,32") -> mg.ChannelGraph:
     )
 
 
+def inlined() -> mg.ChannelGraph:
+    """Activations that are functions of ONNX: the runtime computes them in steps of its own."""
+    return mg.lift(
+        model_from_text("""<ir_version: 9, opset_import: ["": 20]>
+        net (float[1,3,32,32] x, float[64,3,1,1] a, float[96,64,1,1] b, float[10,96,1,1] c)
+        => (float[1,10,32,32] y)
+        { h = Conv(x, a)  i = Mish(h)  j = Conv(i, b)  k = Mish(j)  y = Conv(k, c) }""")
+    )
+
+
 def deep() -> mg.ChannelGraph:
     """Eight convolutions of several widths: enough steps for any share of the time."""
     widths = [3, 64, 96, 64, 128, 112, 96, 160, 48]
@@ -156,14 +166,27 @@ def test_a_network_that_was_not_measured(profile: DeviceProfile) -> None:
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("make", [net, inlined])
 def test_at_other_widths_the_cost_is_that_of_the_resized_network(
-    profile: DeviceProfile, share: float
+    profile: DeviceProfile, make: Callable[[], mg.ChannelGraph], share: float
 ) -> None:
-    graph = net()
+    graph = make()
     plan = mg.uniform(graph, share, round_to=16)
     small = mg.lift(mg.apply(graph, plan))
     there = mg.cost(graph, "latency", device=profile).at(plan.widths(graph))
     assert there == pytest.approx(mg.cost(small, "latency", device=profile).total, rel=0.1)
+
+
+def test_steps_of_a_function_are_for_the_node_that_calls_it(profile: DeviceProfile) -> None:
+    graph = inlined()
+    layers = mg.cost(graph, "latency", device=profile).by_layer
+    steps = ("Softplus", "Tanh", "Mul")
+    executed = _runtime().session(graph.model).executed({"x": np.zeros((1, 3, 32, 32), np.float32)})
+    for op in graph.ops:
+        if op.ir.op_type == "Mish":
+            spent = [e.microseconds for e in executed if e.layer == op.layer and e.op_type in steps]
+            assert len(spent) == 3
+            assert layers[op.layer] >= 0.9e-3 * sum(spent)
 
 
 def test_the_price_of_a_channel_is_the_secant_over_a_block(profile: DeviceProfile) -> None:
