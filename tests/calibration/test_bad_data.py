@@ -39,7 +39,6 @@ def with_number(number: float, *place: int) -> Array:
 
 
 WRONG: list[tuple[dict[str, Array | None], type[MorphError], str]] = [
-    ({"z": np.ones(4)}, ModelError, r"no input 'z'; it takes 'x' \(FLOAT \[N,3\]\), 'ids'"),
     ({"x": None}, ModelError, "input 'x' is missing; the model takes"),
     ({"x": np.ones((4, 5))}, ModelError, r"'x' is float64 \[4,5\]; the model takes 'x'"),
     ({"x": np.ones((4, 3, 1))}, ModelError, r"'x' is float64 \[4,3,1\]"),
@@ -95,6 +94,15 @@ def test_arrays_that_the_model_does_not_take(
     if "no samples" not in message:
         with pytest.raises(error, match="sample 1 of the data: "):
             passed([arrays(), given])
+
+
+def test_a_file_has_arrays_of_inputs_alone(model: ir.Model, tmp_path: Path) -> None:
+    """Of what a loader hands out labels are left out; a file that is written for it has none."""
+    file = tmp_path / "calib.npz"
+    np.savez_compressed(file, **arrays(z=np.ones(4)))  # type: ignore[arg-type]
+    words = r"calib\.npz: .*no input 'z'; it takes 'x' \(FLOAT \[N,3\]\), 'ids'"
+    with pytest.raises(ModelError, match=words):
+        list(Samples.of(file, model).batches(2))
 
 
 def _text(path: Path) -> None:
