@@ -21,6 +21,7 @@ from morphgraph.testing.examples import residual_cnn
 from tests.folders.test_folders import VOCABULARY, make_folder
 from tests.merged import BLOCKS, HEADS, IDS, write_merged
 from tests.pages import BLOCK, ROOT, Page, commands, start
+from tests.sided import write_sided
 
 DOCS = ROOT / "docs"
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -32,6 +33,7 @@ TEXT = {
     ("milliseconds", "op_type,inputs"): "test_a_table_of_measurements_is_read_as_the_page_has_it",
     ("olive", 'python -c "import json'): "test_a_workflow_of_olive_on_the_command_line",
     ("optimum", "from optimum.onnx"): "tests/test_examples.py, where Optimum is installed",
+    ("optimum", "morphgraph plan exported"): "test_several_files_go_as_the_page_says",
     ("quickstart", "git clone"): "tools/time_quickstart.py, from a fresh clone",
 }
 
@@ -133,6 +135,18 @@ def test_the_page_about_optimum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for x in ("exported", "small")
     )
     assert after < before
+
+
+def test_several_files_go_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = write_sided(tmp_path / "exported")
+    texts = [text for _, text in BLOCK.findall((DOCS / "optimum.md").read_text(encoding="utf-8"))]
+    (block,) = (text for text in texts if text.startswith("morphgraph plan exported"))
+    for line in commands(block):
+        start(line.replace(" -o plan", " --round-to 1 -o plan"))
+    for path in files.iterdir():
+        if path.suffix == ".onnx":
+            assert (tmp_path / "small" / path.name).stat().st_size < path.stat().st_size
 
 
 @pytest.mark.pages
