@@ -186,10 +186,9 @@ def unreachable(
     elif held := holders(resource, lowest, allowed):
         remedy = f"it is held by {held}; {remedy}"
     elif least > 0:
-        remedy = (
-            "no width changes that, as that every operator takes some time to begin; "
-            "raise the budget, or take layers out (--min-width 0)"
-        )
+        timed = resource.unit == "ms"
+        left = "every kernel takes some time to begin" if timed else "all are at their least widths"
+        remedy = f"no group holds it: {left}; raise the budget, or take layers out (--min-width 0)"
     remedy = meant_share(violated.kind, violated.limit, resource.total) + remedy
     if violated.holds(_lowest_unequal(allowed)):
         remedy = f"only unequal widths meet it: give no `same` (--unequal); {remedy}"
