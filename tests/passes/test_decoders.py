@@ -206,7 +206,7 @@ def merged(pieces: str, opset: int = 20) -> ir.Model:
     )
 
 
-@pytest.mark.parametrize(("opset", "width"), [(14, 2), (20, 4)])
+@pytest.mark.parametrize(("opset", "width"), [pytest.param(14, 2, marks=pytest.mark.long), (20, 4)])
 @pytest.mark.parametrize("name", MERGED)
 def test_batch_and_heads_on_one_axis(name: str, opset: int, width: int) -> None:
     """Their number is computed from the batch alone, with the old number of heads in it.
