@@ -1,6 +1,7 @@
 """Networks that a config builds: their shapes alone, or whole with another network's parameters."""
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -48,7 +49,12 @@ class ConfigBuilds:
     def numbers_alone(self, values: Mapping[str, Any], checked: bool = True) -> nn.Module | None:
         """The network with its own buffers and factors, and parameters without memory."""
         try:
-            with torch.random.fork_rng(devices=[]), _parameters_on_meta(), _Uninitialized():
+            with (
+                torch.random.fork_rng(devices=[]),
+                _parameters_on_meta(),
+                _Uninitialized(),
+                _unlogged(),
+            ):
                 return type(self._module)(self._changed(values, checked))
         except Exception:  # noqa: BLE001  the class or its config
             return None
@@ -87,7 +93,12 @@ class ConfigBuilds:
 
     def _built(self, config: Any) -> nn.Module | None:
         try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"), _Uninitialized():
+            with (
+                torch.random.fork_rng(devices=[]),
+                torch.device("meta"),
+                _Uninitialized(),
+                _unlogged(),
+            ):
                 return type(self._module)(config)
         except Exception:  # noqa: BLE001  a class of the user's own may raise anything
             return None
@@ -102,7 +113,8 @@ class ConfigBuilds:
 
 def _load_again(config: Any) -> None:
     """Write a config and read it, as ``from_pretrained`` does; what it checks is checked then."""
-    type(config).from_dict(config.to_dict())
+    with _unlogged():
+        type(config).from_dict(config.to_dict())
 
 
 def _survives_loading(config: Any) -> bool:
@@ -129,6 +141,17 @@ class _Uninitialized(TorchFunctionMode):
             if tensor is not None and tensor.is_meta:
                 return tensor
         return func(*args, **kwargs)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Nothing is logged: what a config thinks of numbers that are only tried is no news."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Configs that build a user's own class say its new sizes, or why they cannot."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -212,3 +213,27 @@ def test_few_of_the_blocks_of_a_class_tell_what_all_do(
     monkeypatch.setattr(config_ties_module, "_MOST_BLOCKS", 0)
     assert config_ties(graph, bounds, net) == ties
     assert ties.of == type(config).__name__
+
+
+@dataclass
+class LoggedConfig(NetConfig):
+    """It says what it thinks whenever it is read, as those of transformers do."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "LoggedConfig":
+        logging.getLogger("transformers").warning("a width of %s", values["width"])
+        return cls(**values)
+
+
+def test_numbers_that_are_tried_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    builds = ConfigBuilds(Net(LoggedConfig()))
+    caplog.clear()
+    net = builds.shapes_alone({"width": 24})
+    assert net is not None
+    assert net.config.width == 24
+    assert not caplog.records
+    LoggedConfig.from_dict(asdict(LoggedConfig()))  # it goes on as before
+    assert caplog.records
