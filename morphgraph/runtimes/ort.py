@@ -251,7 +251,7 @@ def _operators(graph: onnx.GraphProto, nodes: Nodes) -> list[Operator]:
         node = graph.node[place]
         if not layers[place] and not moves[place]:
             layers[place] = next((reader[name] for name in node.output if name in reader), "")
-        reader |= dict.fromkeys(node.input, layers[place])
+        reader |= dict.fromkeys(filter(None, node.input), layers[place])
     return [_operator(*each) for each in zip(graph.node, origins, layers, strict=True)]
 
 

@@ -32,6 +32,9 @@ from morphgraph.errors import MorphError
 from morphgraph.tolerances import REBUILT
 from morphgraph.torch_io.functions import fused, stepwise
 
+FREE = "free"
+"""What is said of a network that takes any batch."""
+
 _GROWTH = 3  # times the batch of the export
 _MOST_CHOICES = 1000  # tried before giving up
 _BATCH_FIRST = (_ConvNd, _NormBase, _MaxPoolNd, _AvgPoolNd)
@@ -73,7 +76,7 @@ def free_batch(net: fx.GraphModule, examples: list[torch.Tensor], dynamic: bool)
     except _FixedError as reason:
         return str(reason)
     if not (freed.edits or freed.guessed):
-        return "free"
+        return FREE
     original = deepcopy(net.graph)
     noise = _noise(examples, 1) if freed.single else []
     before = _answers(net, noise) if freed.single else []
@@ -84,7 +87,7 @@ def free_batch(net: fx.GraphModule, examples: list[torch.Tensor], dynamic: bool)
     if freed.single and not _agree(before, _answers(net, noise)):
         net.graph = original
         return "constants are counted once for every sample"
-    return "free"
+    return FREE
 
 
 def _noise(examples: list[torch.Tensor], times: int) -> list[torch.Tensor]:

@@ -1,7 +1,6 @@
 """Networks that a config builds: their shapes alone, or whole with another network's parameters."""
 
 import copy
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from morphgraph.torch_io.logs import unlogged
 
 
 class ConfigBuilds:
@@ -53,7 +54,7 @@ class ConfigBuilds:
                 torch.random.fork_rng(devices=[]),
                 _parameters_on_meta(),
                 _Uninitialized(),
-                _unlogged(),
+                unlogged(),
             ):
                 return type(self._module)(self._changed(values, checked))
         except Exception:  # noqa: BLE001  the class or its config
@@ -97,7 +98,7 @@ class ConfigBuilds:
                 torch.random.fork_rng(devices=[]),
                 torch.device("meta"),
                 _Uninitialized(),
-                _unlogged(),
+                unlogged(),
             ):
                 return type(self._module)(config)
         except Exception:  # noqa: BLE001  a class of the user's own may raise anything
@@ -113,7 +114,8 @@ class ConfigBuilds:
 
 def _load_again(config: Any) -> None:
     """Write a config and read it, as ``from_pretrained`` does; what it checks is checked then."""
-    with _unlogged():
+    # What it thinks of numbers that are only tried is no news.
+    with unlogged():
         type(config).from_dict(config.to_dict())
 
 
@@ -141,17 +143,6 @@ class _Uninitialized(TorchFunctionMode):
             if tensor is not None and tensor.is_meta:
                 return tensor
         return func(*args, **kwargs)
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Nothing is logged: what a config thinks of numbers that are only tried is no news."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from morphgraph.ops import OpNode, facts_of, listed_parameters, parameter_names
 from morphgraph.passes.canonical.canonicalize import canonicalize
 from morphgraph.passes.canonical.symbols import Symbol, input_shapes, input_symbols
 from morphgraph.tolerances import REBUILT
-from morphgraph.torch_io.batch import free_batch
+from morphgraph.torch_io.batch import FREE, free_batch
 from morphgraph.torch_io.builder import TorchBuilder
 from morphgraph.torch_io.names import clean, record_names, recorded_names
 from morphgraph.torch_io.paths import spell_paths
@@ -104,7 +104,7 @@ def _flat(source: ir.Model, canonical: ir.Model) -> fx.GraphModule:
     if any(axis > 0 for symbol in symbols for _, axis in symbol.axes):
         _check_larger(source, net, symbols, canonical)
         free = any(axis == 0 for symbol in symbols for _, axis in symbol.axes)
-        net.meta[_BATCH] = "free" if free else "the model leaves other sizes open, but not this one"
+        net.meta[_BATCH] = FREE if free else "the model leaves other sizes open, but not this one"
     else:
         net.meta[_BATCH] = free_batch(net, _examples(canonical), bool(symbols))
     return net
@@ -170,7 +170,7 @@ def value_nodes(net: fx.GraphModule) -> dict[str, fx.Node]:
 
 
 def batch_of(net: fx.GraphModule) -> str:
-    """``"free"`` where a network of :func:`to_torch` takes any batch, else why it does not."""
+    """:data:`FREE` where a network of :func:`to_torch` takes any batch, else why it does not."""
     return str(net.meta[_BATCH])
 
 

@@ -23,6 +23,7 @@ from morphgraph.onnx_io import escape, load
 from morphgraph.onnx_io.runtime import run
 from morphgraph.torch_io.arguments import BATCH, Call
 from morphgraph.torch_io.embedding_bags import PlainBags
+from morphgraph.torch_io.logs import unlogged
 from morphgraph.torch_io.names import is_spelled_plainly
 
 logger = logging.getLogger(__name__)
@@ -213,7 +214,7 @@ def _translate_by_torchscript(
 ) -> ir.Model:
     # TorchScript renames the weight, not the input, where both have one name.
     placeholders = [f"morphgraph_input_{k}" for k in range(len(names))]
-    with tempfile.TemporaryDirectory() as folder, _without_log():
+    with tempfile.TemporaryDirectory() as folder, _without_prints():
         path = str(Path(folder, "model.onnx"))
         torch.onnx.export(
             net,
@@ -281,22 +282,18 @@ def _results(net: nn.Module, call: Call) -> list[Array]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporters chat on both streams, in warnings and in logs."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+    with (
+        unlogged(),
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
+def _without_prints() -> Iterator[None]:
     """TorchScript's exporter prints the whole network where it fails (torch 2.14.1).
 
     It is meant to where a log is wanted; whether it is, is asked of a function and not of what that

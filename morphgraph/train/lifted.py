@@ -8,10 +8,9 @@ from morphgraph.errors import MorphError, warn
 from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io.check import escape
 from morphgraph.passes.lift import lift
+from morphgraph.torch_io.batch import FREE
 from morphgraph.torch_io.export import export
 from morphgraph.torch_io.to_torch import batch_of, to_torch
-
-_FREE = "free"
 
 
 def lift_to_train(net: nn.Module, example: Any) -> ChannelGraph:
@@ -26,11 +25,11 @@ def lift_to_train(net: nn.Module, example: Any) -> ChannelGraph:
     """
     model = export(net, example)
     why = batch_of(to_torch(model))
-    if why == _FREE:
+    if why == FREE:
         return lift(model)
     try:
         opened = export(net, example, dynamic_batch=True)
-        if batch_of(to_torch(opened)) == _FREE:
+        if batch_of(to_torch(opened)) == FREE:
             return lift(opened)
     except MorphError as error:
         why = str(error)

@@ -15,7 +15,8 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.onnx_io import DEFAULT_KEY, dtype_of, is_float, static_shape
 from morphgraph.passes.analysis.selection import AxisSelection
 from morphgraph.passes.canonical.canonicalize import canonicalize
-from morphgraph.torch_io.to_torch import flat_network, value_nodes
+from morphgraph.torch_io.batch import FREE
+from morphgraph.torch_io.to_torch import batch_of, flat_network, value_nodes
 
 BATCH = 64
 """Samples per step."""
@@ -54,7 +55,7 @@ class Network:
     @property
     def takes_any_batch(self) -> bool:
         """Whether samples can be joined along the first axes of all inputs."""
-        return bool(self.net.meta["morphgraph.batch"] == "free")
+        return batch_of(self.net) == FREE
 
     @property
     def bytes_per_sample(self) -> float:

@@ -10,7 +10,8 @@ from torch import nn
 
 from morphgraph.calibration import Samples
 from morphgraph.onnx_io import ModelLike, as_model
-from morphgraph.torch_io.to_torch import flat_network
+from morphgraph.torch_io.batch import FREE
+from morphgraph.torch_io.to_torch import batch_of, flat_network
 from morphgraph.torch_io.weights import with_weights
 
 _TOGETHER = 64  # samples of a run, where the network takes any number
@@ -51,7 +52,7 @@ def refresh_statistics(model: ModelLike, data: Any) -> ir.Model:
         norm.momentum = None  # the mean of all batches
         norm.train()
     with torch.no_grad():
-        for feed in _joined(samples, net.meta["morphgraph.batch"] == "free"):
+        for feed in _joined(samples, batch_of(net) == FREE):
             net(
                 *(
                     torch.from_numpy(feed[i.name or ""])
