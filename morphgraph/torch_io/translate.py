@@ -294,7 +294,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _without_prints() -> Iterator[None]:
-    """TorchScript's exporter prints the whole network where it fails (torch 2.14.1).
+    """TorchScript's exporter prints the whole network where it fails (torch 2.14.1, findings).
 
     It is meant to where a log is wanted; whether it is, is asked of a function and not of what that
     returns, and what prints is not written in Python.
