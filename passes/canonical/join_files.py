@@ -156,80 +156,86 @@ def join_files(parts: Sequence[Part], feeds: Sequence[Feed]) -> ir.Model:
     names = _size_names(models, feeds, parts)
     for model, renamed in zip(models, names, strict=True):
         _name_sizes(model, renamed)
-    first = models[0]
     inputs = [{_inner(v, p): v for v in m.graph.inputs} for m, p in zip(models, parts, strict=True)]
     outputs = [_outputs(m, p) for m, p in zip(models, parts, strict=True)]
-    sizes = [_declared(part.model) for part in parts]
     fed: dict[tuple[int, str], ir.Value] = {}
     for feed in feeds:
         taken, given = inputs[feed.part][feed.taken], outputs[feed.source][feed.given]
         fed[feed.part, feed.taken] = given
         if feed.part != feed.source:
             taken.replace_all_uses_with(given)
-    constants = {
-        value.name or "": value for model in models for value in model.graph.initializers.values()
-    }
-    for model in models:
-        for value in list(model.graph.initializers.values()):
-            one = constants[value.name or ""]
-            if value is not one:
-                value.replace_all_uses_with(one)
+    laid = []
+    for place, part in enumerate(parts):
+        taken_as = {name: fed.get((place, name), value) for name, value in inputs[place].items()}
+        laid.append(_layout(part, taken_as, outputs[place], weights[place]))
+    free = {value.name or "" for value in fed.values()} | _continued(feeds, outputs)
+    joined = _joined(
+        models,
+        [v for place, own in enumerate(inputs) for n, v in own.items() if (place, n) not in fed],
+        [value for own in outputs for value in own.values()],
+    )
+    noted = Layouts(laid, sorted(free))
+    joined.metadata_props[JOINED_KEY] = msgspec.json.encode(noted).decode()
+    return joined
+
+
+def _joined(
+    models: Sequence[ir.Model], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
+) -> ir.Model:
+    """One model that takes over the nodes of several, which are empty then.
+
+    An initializer that several hold under one name is one with all their readers.
+    """
+    constants = {name: value for model in models for name, value in _constants(model).items()}
     nodes: list[ir.Node] = []
-    taken_in: list[ir.Value] = []
-    given_out: list[ir.Value] = []
-    for place, model in enumerate(models):
+    opsets: dict[str, int] = {}
+    for model in models:
+        for name, value in _constants(model).items():
+            if value is not constants[name]:
+                value.replace_all_uses_with(constants[name])
+        opsets.update(model.graph.opset_imports)
         own = list(model.graph)
-        taken_in += [v for name, v in inputs[place].items() if (place, name) not in fed]
-        given_out += outputs[place].values()
         model.graph.outputs.clear()
         model.graph.inputs.clear()
         model.graph.remove(own)
         nodes += own
     for model in models:
         model.graph.initializers.clear()
-    free = {value.name or "" for value in fed.values()}
-    free |= _continued(feeds, outputs)
-    noted = Layouts(
-        [
-            Layout(
-                part.name,
-                {
-                    name: (fed.get((place, name)) or value).name or ""
-                    for name, value in inputs[place].items()
-                },
-                {name: value.name or "" for name, value in outputs[place].items()},
-                weights[place],
-                sizes[place],
-                {
-                    v.name or "": list(shape)
-                    for v in part.model.graph.outputs
-                    if (shape := empty_shape(v)) is not None
-                },
-                part.choice,
-                {
-                    key: text
-                    for key, text in part.model.metadata_props.items()
-                    if not key.startswith(OWN_PREFIX)
-                },
-            )
-            for place, part in enumerate(parts)
-        ],
-        sorted(free),
-    )
     graph = ir.Graph(
-        taken_in,
-        given_out,
+        inputs,
+        outputs,
         nodes=nodes,
         initializers=list(constants.values()),
-        opset_imports=dict(first.graph.opset_imports),
+        opset_imports=opsets,
         name="joined",
     )
-    for model in models[1:]:
-        graph.opset_imports.update(model.graph.opset_imports)
-    joined = ir.Model(graph, ir_version=max(model.ir_version for model in models))
-    joined.metadata_props[JOINED_KEY] = msgspec.json.encode(noted).decode()
     sort_nodes(graph)
-    return joined
+    return ir.Model(graph, ir_version=max(model.ir_version for model in models))
+
+
+def _constants(model: ir.Model) -> dict[str, ir.Value]:
+    return {value.name or "": value for value in model.graph.initializers.values()}
+
+
+def _layout(
+    part: Part,
+    inputs: Mapping[str, ir.Value],
+    outputs: Mapping[str, ir.Value],
+    weights: dict[str, str],
+) -> Layout:
+    """Where a part stands: its inputs and outputs as values of the joined model."""
+    empty = {v.name or "": empty_shape(v) for v in part.model.graph.outputs}
+    noted = part.model.metadata_props
+    return Layout(
+        part.name,
+        {name: value.name or "" for name, value in inputs.items()},
+        {name: value.name or "" for name, value in outputs.items()},
+        weights,
+        _declared(part.model),
+        {name: list(shape) for name, shape in empty.items() if shape is not None},
+        part.choice,
+        {key: text for key, text in noted.items() if not key.startswith(OWN_PREFIX)},
+    )
 
 
 def _require_one_opset(parts: Sequence[Part]) -> None:
