@@ -161,6 +161,8 @@ class _Refit:
         self.readers = all_readers(self.small, self.weights)
         self.turns: dict[str, Turn] = {}
         self.scaled: set[str] = set()
+        #: Readers of which nobody can see what they are to be fitted to.
+        self.left: set[str] = set()
         self.whole_stacks = stacks(self.big, self.weights)
         small = stacks(self.small, self.weights)
         self.stacks = {name: small[name] for name in small if name in self.whole_stacks}
@@ -282,7 +284,7 @@ class _Refit:
         self._finish()
         for network in (big, small):
             network.fitted.close()
-        fitted = {*self.readers, *(each.taker[0] for each in self.stacks.values())}
+        fitted = {*self.readers, *(each.taker[0] for each in self.stacks.values())} - self.left
         slices = unfitted(self.graph, self.selection, self.small, fitted)
         return Refitted(self.small, tuple(self.errors), big.aside, small.aside, slices)
 
@@ -329,7 +331,13 @@ class _Refit:
                 asked[place.original.result.name or ""] = None
             place.gone = self._gone(place.whole)
             asked |= dict.fromkeys(place.gone)
-            place.after = self._following(place, big.live, small.live)
+            # Of a block that runs several times the first place alone has been reached: at others
+            # what the original sees there stands for what is not there yet.
+            place.is_ahead = (place.reader.operand.name or "") not in small.live
+            if place.is_ahead:
+                asked[place.original.operand.name or ""] = None
+            live = [[], []] if place.is_ahead else [big.live, small.live]
+            place.after = self._following(place, *live)
         piece = Piece(self.big, big.live, [*asked], self.threads)
         fit = self._fit(places)
         for kind in ("fitted", "aside"):
@@ -357,7 +365,8 @@ class _Refit:
         """What collects what is seen at all places where a kernel is read."""
         reader = places[0].reader
         after = [place.after for place in places if place.after is not None]
-        if len(after) < len(places):
+        if len(after) < len(places) or not all(map(self._is_seen, places)):
+            self.left.update(place.reader.name for place in places)
             return None
         maps, outputs, inputs, taps = reader.matrix_shape
         matrix = reader.matrix().reshape(maps, outputs, inputs * taps)
@@ -372,6 +381,15 @@ class _Refit:
         for place, each in zip(places, after, strict=True):
             place.after, place.bias = each, place.reader.bias()
         return Fit(matrix, nothing, after, self.processes, bias_of=of_place)
+
+    def _is_seen(self, place: "_Place") -> bool:
+        """Whether what a reader sees is at hand: there, or a slice of what the original sees."""
+        if not place.is_ahead:
+            return True
+        operand = static_shape(place.original.operand)
+        cuts = self.selection.cuts(place.original.operand.name or "")
+        left = take(np.broadcast_to(np.zeros(1), operand), cuts)
+        return left.shape == (*static_shape(place.reader.operand),)
 
     def _biases(self, peers: Sequence[str]) -> list[int]:
         """Which bias each of some readers has, 0-based; those that have none get one together."""
@@ -424,7 +442,11 @@ class _Refit:
         before, others, found = values
         linear = reader.linear
         assert after is not None
-        operand = others[reader.operand.name or ""]
+        if place.is_ahead:
+            source = original.operand.name or ""
+            operand = take(found[source], self.selection.cuts(source))
+        else:
+            operand = others[reader.operand.name or ""]
         maps = reader.matrix_shape[0]
         if linear.inside:
             chosen = choose(reader, operand.shape, operand.shape)
@@ -512,6 +534,8 @@ class _Place:
     reader: Reader
     whole: Following = field(init=False)
     after: Following | None = None
+    #: Whether it has not been reached when its kernel is fitted.
+    is_ahead: bool = False
     #: What is added behind it in the original, and is no more.
     gone: list[str] = field(default_factory=list)
     #: Of the resized network's, where its results are counted without it, ``[maps, outputs]``.
