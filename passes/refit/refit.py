@@ -389,7 +389,7 @@ class _Refit:
         operand = static_shape(place.original.operand)
         cuts = self.selection.cuts(place.original.operand.name or "")
         left = take(np.broadcast_to(np.zeros(1), operand), cuts)
-        return left.shape == (*static_shape(place.reader.operand),)
+        return tuple(left.shape) == tuple(static_shape(place.reader.operand))
 
     def _biases(self, peers: Sequence[str]) -> list[int]:
         """Which bias each of some readers has, 0-based; those that have none get one together."""
