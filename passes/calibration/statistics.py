@@ -181,8 +181,8 @@ class _Collected:
         }
         of_kernels = {_family(look): self.of_look[look.name] for look in listed}
         self.counts = {k: sum(k in each for each in of_kernels.values()) for k, _ in groups}
-        #: What was found at some of the places where the same kernels are read.
-        self.places: dict[tuple[str, ...], list[tuple[Look, Found]]] = {}
+        #: Looks at some of the places where the same kernels are read, and what was found there.
+        self.places: dict[tuple[str, ...], tuple[list[Look], Found]] = {}
         self.waiting: dict[int, list[_Waiting | _WaitingStack]] = {k: [] for k, _ in groups}
         tied = {look.name: look for look in listed if isinstance(look, TiedLook)}
         self.others = {
@@ -209,15 +209,16 @@ class _Collected:
         matrix, units = look.matrix(), _units(look, result.following, moments.energy)
         for k in indices:
             _contribute(result, k, moments, matrix * units[:, :, None], blocks[k])
-        places = self.places.setdefault(look.family, [])
-        places.append((look, moments))
+        places = [look]
+        if look.family in self.places:
+            before, found = self.places.pop(look.family)
+            places, moments = [*before, look], pooled([found, moments], matrix)
         if len(places) < len(look.family):
+            self.places[look.family] = places, moments
             return
-        del self.places[look.family]
         if len(places) > 1:
-            moments = pooled([each for _, each in places], matrix)
-            units = _units_of_all([each for each, _ in places], result.following, moments.energy)
-        for each, _ in places:
+            units = _units_of_all(places, result.following, moments.energy)
+        for each in places:
             result.means.update({reader.name: moments.mean for reader in each.readers})
         for k in indices:
             own = moments.alone.get(k)

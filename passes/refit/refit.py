@@ -157,7 +157,9 @@ class _Refit:
         self.repeated = repeated(nodes, self.originals)
         #: Of the original's nodes, so that peers come one after the other.
         self.rank = {node.name or "": place for place, node in enumerate(nodes)}
+        self.is_ranked = False
         self.rank = {node.name or "": k for k, node in enumerate(self._order(self.big))}
+        self.is_ranked = True
         self.readers = all_readers(self.small, self.weights)
         self.turns: dict[str, Turn] = {}
         self.scaled: set[str] = set()
@@ -198,7 +200,10 @@ class _Refit:
 
     def _order(self, model: ir.Model) -> list[ir.Node]:
         """The nodes of one of the networks in an order in which peers come together."""
-        found = self.originals if model is self.big else self.readers
+        is_big = model is self.big
+        if is_big and self.is_ranked:
+            return sorted(model.graph, key=lambda node: self.rank[node.name or ""])
+        found = self.originals if is_big else self.readers
         own = {name: each for name, each in found.items() if name not in self.repeated}
         if not any(each.peers for each in own.values()):
             return list(model.graph)
