@@ -167,7 +167,7 @@ def test_outputs_are_never_further_away_than_with_slices(name: str) -> None:
             sum(float(np.square(run(each, part)[k] - v).sum()) for k, v in expected.items())
             for each in (sliced, found.model)
         )
-        assert after < 0.7 * before
+        assert after < 0.8 * before
 
 
 def test_one_that_something_else_reads_stays_a_slice() -> None:
