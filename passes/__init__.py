@@ -104,6 +104,7 @@ calibration: the channel graph and inputs -> what the channels are to the networ
         readers         linear operators whose kernels may change, and what follows them
         kernels         where a kernel is stored: as it is, transposed, joined of several
         chosen          products with kernels that the network chooses from a stack
+        together        an order of nodes in which those that share a kernel come together
         visits          the walk from where something is looked at to the next
         segments        the model in pieces, cut where something is looked at
         batches         what is live at a cut, for all inputs, in memory or in files

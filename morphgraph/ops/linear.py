@@ -70,6 +70,11 @@ class Linear(ABC):
     def output_axis(self, rank: int) -> int:
         """The axis of the result, of this rank, that holds the outputs of all groups."""
 
+    @property
+    def reading(self) -> tuple[object, ...]:
+        """How a kernel is taken for matrices: operators with the same take one for the same."""
+        return (type(self), self.factor)
+
     def spread(self, vector: Array, rank: int) -> Array:
         """A number for each of ``[groups, outputs]`` as it broadcasts against the result."""
         shape = [1] * rank
@@ -99,6 +104,10 @@ class Product(Linear):
 
     def results(self, result: Array, chosen: IntArray) -> Array:
         return _flat(result, self.made)[chosen][:, None, :]
+
+    @property
+    def reading(self) -> tuple[object, ...]:
+        return (*super().reading, self.transposed)
 
     def matrix(self, kernel: Array) -> Array:
         plain = kernel.reshape(kernel.shape[-2:])
@@ -239,6 +248,10 @@ class Window(Linear):
         index: list[IntArray | slice] = [sample, slice(None), *at]
         found = result[tuple(index)]
         return found.reshape(len(chosen), self.groups, -1)
+
+    @property
+    def reading(self) -> tuple[object, ...]:
+        return (*super().reading, self.groups, self.transposed)
 
     def matrix(self, kernel: Array) -> Array:
         first, second = kernel.shape[:2]

@@ -25,7 +25,7 @@ from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.carried import Carried, Changed
 from morphgraph.passes.calibration.narrowed import mixed, narrowed, write_scales
 from morphgraph.passes.calibration.outputs import Energies, OutputErrors
-from morphgraph.passes.calibration.readers import readers
+from morphgraph.passes.calibration.readers import all_readers
 from morphgraph.passes.calibration.segments import run_all
 from morphgraph.passes.calibration.statistics import Calibration, with_taps
 from morphgraph.passes.rewrite.bias import add_constant
@@ -170,7 +170,7 @@ def _write(calibration: Calibration, model: ir.Model, changed: Kernels) -> None:
     """Give readers of a copy of the network, or of a part, other kernels and biases, in place."""
     editor = Editor(model)
     weights = calibration.graph.couplings.input_independent
-    for name, reader in readers(model, weights).items():
+    for name, reader in all_readers(model, weights).items():
         if name in changed:
             matrix, shift = changed[name]
             reader.write(matrix)

@@ -95,6 +95,10 @@ def group_readers(
                 other.add(index)
             else:
                 (blocks if stack is None else stacks).setdefault(index, {})[name] = inputs
+    for index, mine in blocks.items():
+        for name in [name for name, at in mine.items() if not _read_alike(found[name], mine, at)]:
+            del mine[name]
+            other.add(index)
     for name, mixture in fused.items():
         columns = graph.dim(mixture.stack, 2)
         for index in graph.groups_on(columns):
@@ -115,6 +119,11 @@ def group_readers(
         for index in sorted({*blocks, *products, *stacks})
         if graph.groups[index].can_change
     }
+
+
+def _read_alike(reader: Reader, own: Mapping[str, IntArray], inputs: IntArray) -> bool:
+    """Whether a group's channels are the same inputs to all that share a reader's kernel."""
+    return all(name in own and np.array_equal(own[name], inputs) for name in reader.peers)
 
 
 def _of_products(graph: ChannelGraph, compared: Sequence[Logits]) -> dict[int, dict[str, IntArray]]:

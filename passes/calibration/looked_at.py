@@ -1,6 +1,6 @@
 """What is looked at on the walk over the calibration inputs, and the moments of what is seen."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -133,3 +133,25 @@ def moments_at(
             "inputs; repair the model's weights, or give inputs of the kind that it expects"
         )
     return Found(statistics, mean, energy, of_each)
+
+
+def pooled(places: Sequence[Found], matrix: FloatArray) -> Found:
+    """What is seen at all places where the same kernels are read, by how often it was looked at.
+
+    About the mean of all: what makes up for it is one constant.
+
+    Args:
+        places: what is seen at each of them.
+        matrix: the kernels, ``[maps, outputs, inputs]``.
+    """
+    weights = [1.0] * len(places)
+    whole = Statistics.pooled([each.whole for each in places], weights)
+    alone = {
+        k: Statistics.pooled([each.alone[k] for each in places], weights) for k in places[0].alone
+    }
+    counts = [each.whole.count for each in places]
+    mean = np.average([each.mean for each in places], axis=0, weights=counts)
+    energy = whole.energy
+    if not alone:
+        energy = np.einsum("goi,goi->go", matrix @ whole.covariance, matrix)
+    return Found(whole, mean, energy, alone)

@@ -8,7 +8,7 @@ the affine map ``W x + b`` that is nearest to ``y`` has ``W = cross covariance^-
 ``b = E[y] - W E[x]``, and its error is ``energy - sum of W * cross``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -188,6 +188,56 @@ class Statistics:
             weight * total(own * (self.energy + off_out**2)),
         )
 
+    @staticmethod
+    def pooled(
+        parts: Sequence["Statistics"], weights: Sequence[float], centered: bool = True
+    ) -> "Statistics":
+        """Those over the places of several.
+
+        Args:
+            parts: none of them empty.
+            weights: how much a place of each counts, relative to that of others.
+            centered: whether moments are those about the mean of all; else each part's stay about
+                its own mean, and the means are those of all.
+
+        >>> one, other = Moments(), Moments()
+        >>> one.add(np.ones((2, 1, 1)), np.ones((2, 1, 1)))
+        >>> other.add(np.zeros((2, 1, 1)), np.zeros((2, 1, 1)))
+        >>> both = one.statistics(), other.statistics()
+        >>> [Statistics.pooled(both, (1, 1), c).covariance.item() for c in (True, False)]
+        [0.25, 0.0]
+        """
+        first, *_ = parts
+        shares = [w * part.count for part, w in zip(parts, weights, strict=True)]
+        total = max(sum(shares), 1e-300)
+
+        def mean(arrays: Iterable[FloatArray]) -> FloatArray:
+            found: FloatArray = np.zeros(())
+            for share, array in zip(shares, arrays, strict=True):
+                found = found + (share / total) * array
+            return found
+
+        mean_in, mean_out = mean(p.mean_in for p in parts), mean(p.mean_out for p in parts)
+        covariance, cross = mean(p.covariance for p in parts), mean(p.cross for p in parts)
+        energy = mean(p.energy for p in parts)
+        for share, part in zip(shares, parts, strict=True) if centered else ():
+            off_in, off_out = part.mean_in - mean_in, part.mean_out - mean_out
+            if covariance.shape[1]:
+                covariance += (share / total) * off_in[:, :, None] * off_in[:, None, :]
+            if cross.shape[2]:
+                cross += (share / total) * off_out[:, :, None] * off_in[:, None, :]
+            energy += (share / total) * off_out**2
+        count = sum(part.count for part in parts)
+        return replace(
+            first,
+            count=count,
+            mean_in=mean_in,
+            mean_out=mean_out,
+            covariance=covariance,
+            cross=cross,
+            energy=energy,
+        )
+
     def copied(self) -> "Statistics":
         """The same, with a covariance of its own."""
         return replace(self, covariance=self.covariance.copy())
@@ -268,8 +318,10 @@ class Ridge:
 
 
 def solve_by_rows(
-    rows: Array,
-    wanted: Array,
+    rows: Sequence[Array],
+    wanted: Sequence[Array],
+    bias_of: Sequence[int],
+    biases: int,
     start: FloatArray,
     strengths: Sequence[float],
     biased: bool = True,
@@ -280,23 +332,35 @@ def solve_by_rows(
     ``(R' R / n + s I)^-1 R' = R' (R R' / n + s I)^-1``.
 
     Args:
-        rows: ``[places, groups, inputs]``.
-        wanted: ``[places, groups, outputs]``.
+        rows: batches of them, ``[places, groups, inputs]``.
+        wanted: likewise, ``[places, groups, outputs]``.
+        bias_of: which of the biases each batch has, 0-based.
+        biases: how many there are.
         start: towards which the ridge draws, ``[groups, outputs, inputs]``.
         strengths: of the ridge, relative to the mean variance of the inputs.
-        biased: whether the maps have a bias; else it is 0.
+        biased: whether the maps have biases; else these are 0.
     """
-    mean_in = rows.mean(axis=0, dtype=np.float64) * biased
-    mean_out = wanted.mean(axis=0, dtype=np.float64) * biased
-    count = len(rows)
+    every, results = np.concatenate(rows), np.concatenate(wanted)
+    owner = np.repeat(bias_of, [len(batch) for batch in rows])
+    members = [np.flatnonzero(owner == k) for k in range(biases)]
+    mean_in, mean_out = (
+        np.stack([biased * _mean(array[at]) for at in members]) for array in (every, results)
+    )
+    count = len(every)
     for strength in strengths:
         matrix = start.copy()
-        for group, mean in enumerate(mean_in):
-            x = rows[:, group] - mean.astype(rows.dtype)
-            left = wanted[:, group] - mean_out[group] - x @ start[group].T
+        for group in range(len(start)):
+            x = every[:, group] - mean_in[owner, group].astype(every.dtype)
+            left = results[:, group] - mean_out[owner, group] - x @ start[group].T
             kernel = (x @ x.T).astype(np.float64) / count
             damping = strength * max(np.trace(kernel) / x.shape[1], 1e-30)
             kernel[np.diag_indices(count)] += damping
             solved = linalg.solve(kernel, left, assume_a="sym") / count
             matrix[group] += solved.T @ x
-        yield matrix, mean_out - np.einsum("goi,gi->go", matrix, mean_in)
+        yield matrix, mean_out - np.einsum("goi,bgi->bgo", matrix, mean_in)
+
+
+def _mean(array: Array) -> FloatArray:
+    """Over the first axis; of nothing 0."""
+    total: FloatArray = array.sum(axis=0, dtype=np.float64)
+    return total / max(len(array), 1)

@@ -2,12 +2,13 @@
 
 A *reader* sums over the channels of a group: a convolution, a matrix product, the input side of a
 recurrent layer (:mod:`morphgraph.ops.linear`). Its kernel can be written where one initializer
-holds it, as it is or transposed, and nobody else reads that: tied kernels stay tied.
+holds it, as it is or transposed, and nobody else reads that, or readers alone do that take it for
+the same matrices: they are *peers*, and get one kernel that suits all of them.
 """
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from morphgraph.edit import array_of
 from morphgraph.onnx_io import COPIES_KEY, is_float, static_shape
 from morphgraph.ops import Linear, Op, OpNode, facts_of
 from morphgraph.ops.linear import Channelwise
-from morphgraph.passes.calibration.kernels import Store, held, stored
+from morphgraph.passes.calibration.kernels import Store, Whole, held, stored
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,14 @@ class Reader:
         node: the operator.
         linear: as a linear map.
         store: where its kernel is stored.
+        peers: names of the readers of this kernel, itself among them, in the model's order; empty
+            where it alone reads it.
     """
 
     node: ir.Node
     linear: Linear
     store: Store
+    peers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -97,7 +101,9 @@ class Reader:
 
 
 def readers(model: ir.Model, weights: frozenset[str]) -> dict[str, Reader]:
-    """All readers of a model by the names of their nodes, in topological order.
+    """The readers of kernels that nobody else reads, by the names of their nodes.
+
+    In topological order.
 
     Args:
         model: canonical.
@@ -113,10 +119,73 @@ def readers(model: ir.Model, weights: frozenset[str]) -> dict[str, Reader]:
     return found
 
 
+def peers(model: ir.Model, weights: frozenset[str]) -> dict[str, Reader]:
+    """The readers that share their kernels with others of their kind, in topological order.
+
+    All that read the kernel take it for the same matrices, give their results, and see rows of
+    their own.
+
+    Args:
+        model: canonical.
+        weights: names of the values that no graph input reaches.
+    """
+    families: dict[str, list[Reader]] = {}
+    for node in model.graph:
+        reader = _reader(node, weights, model, shared=True)
+        if reader is not None and not reader.linear.inside and not reader.is_norm:
+            (name,) = reader.store.names
+            families.setdefault(name, []).append(reader)
+    found: dict[str, Reader] = {}
+    for name, family in families.items():
+        if len(family) < 2 or len({each.linear.reading for each in family}) > 1:
+            continue
+        places = {each.operand for each in family}
+        if len(places) < len(family) or not _alike([each.store for each in family]):
+            continue
+        if _read_by(model.graph.initializers[name]) == {each.node for each in family}:
+            names = tuple(each.name for each in family)
+            found |= {each.name: replace(each, peers=names) for each in family}
+    return {node.name: found[node.name] for node in model.graph if node.name in found}
+
+
+def all_readers(model: ir.Model, weights: frozenset[str]) -> dict[str, Reader]:
+    """All readers of a model, with and without :func:`peers`, in topological order.
+
+    Args:
+        model: canonical.
+        weights: names of the values that no graph input reaches.
+    """
+    found = readers(model, weights) | peers(model, weights)
+    return {node.name: found[node.name] for node in model.graph if node.name in found}
+
+
+def _alike(stores: Sequence[Store]) -> bool:
+    """Whether all permute what is stored in the same way."""
+    return len({store.order for store in stores if isinstance(store, Whole)}) == 1
+
+
+def _read_by(value: ir.Value) -> set[ir.Node | None]:
+    """Who reads an initializer, also behind permutations; ``None``: it is an output as well."""
+    found: set[ir.Node | None] = set()
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if value.is_graph_output():
+            found.add(None)
+        for user, _ in value.uses():
+            if facts_of(user).permutation is None:
+                found.add(user)
+            else:
+                pending += user.outputs
+    return found
+
+
 def tied_readers(
     model: ir.Model, weights: frozenset[str], found: Collection[str]
 ) -> dict[str, Reader]:
     """Linear operators that are no readers since others share their kernels: a tied head.
+
+    Others that do something else with it, as an embedding.
 
     Args:
         model: canonical.

@@ -49,7 +49,7 @@ class Lifetimes:
         made: dict[str, int] = {}
         for number, node in enumerate(nodes):
             reached = False
-            for value in _read(node):
+            for value in values_read(node):
                 name = value.name or ""
                 if name and value.is_graph_input():
                     self._spans.setdefault(name, [0, 0])
@@ -83,7 +83,7 @@ class Lifetimes:
         """
         found: set[str] = set()
         for node in self.nodes[:cut]:
-            if node.name in changed or any(value.name in found for value in _read(node)):
+            if node.name in changed or any(value.name in found for value in values_read(node)):
                 found.update(value.name or "" for value in node.outputs)
         return found.intersection(self.at(cut))
 
@@ -97,11 +97,11 @@ class Lifetimes:
         return min(range(last, first - 1, -1), key=numbers)
 
 
-def _read(node: ir.Node) -> list[ir.Value]:
+def values_read(node: ir.Node) -> list[ir.Value]:
     """What a node reads of the graph that it stands in, its subgraphs included."""
     found = [value for value in node.inputs if value is not None]
     for graph in subgraphs(node):
-        inner = [value for each in graph for value in _read(each)] + list(graph.outputs)
+        inner = [value for each in graph for value in values_read(each)] + list(graph.outputs)
         own = {*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)}
         found += [value for value in inner if value not in own]
     return found
@@ -210,7 +210,7 @@ def cuts_by_weight(model: ir.Model, most: int) -> list[int]:
     sizes = [
         sum(
             value.const_value.nbytes
-            for value in _read(node)
+            for value in values_read(node)
             if value.is_initializer() and value.const_value is not None
         )
         for node in model.graph

@@ -27,14 +27,15 @@ from morphgraph.passes.calibration.looked_at import (
     experts_of,
     looked_at,
     moments_at,
+    pooled,
     sums,
 )
 from morphgraph.passes.calibration.moments import MOST_BYTES
 from morphgraph.passes.calibration.readers import (
     Following,
     Reader,
+    all_readers,
     following,
-    readers,
     tied_readers,
 )
 from morphgraph.passes.calibration.removal import (
@@ -138,7 +139,7 @@ def calibrate(
         compared: products of queries and keys, with what the calibration inputs make of them.
     """
     compared = compared or Compared()
-    found = readers(graph.model, graph.couplings.input_independent)
+    found = all_readers(graph.model, graph.couplings.input_independent)
     behind = {name: following(reader) for name, reader in found.items()}
     of_experts = stacks(graph.model, graph.couplings.input_independent)
     tied = tied_readers(graph.model, graph.couplings.input_independent, found)
@@ -178,7 +179,10 @@ class _Collected:
             look.name: [k for k, v in groups if look.name in v.blocks or look.name in v.stacks]
             for look in listed
         }
-        self.counts = {k: sum(k in each for each in self.of_look.values()) for k, _ in groups}
+        of_kernels = {_family(look): self.of_look[look.name] for look in listed}
+        self.counts = {k: sum(k in each for each in of_kernels.values()) for k, _ in groups}
+        #: Looks at some of the places where the same kernels are read, and what was found there.
+        self.places: dict[tuple[str, ...], tuple[list[Look], Found]] = {}
         self.waiting: dict[int, list[_Waiting | _WaitingStack]] = {k: [] for k, _ in groups}
         tied = {look.name: look for look in listed if isinstance(look, TiedLook)}
         self.others = {
@@ -202,16 +206,29 @@ class _Collected:
         taps = look.readers[0].matrix_shape[3]
         blocks = {k: with_taps(result.groups[k].blocks[look.name], taps) for k in indices}
         moments = moments_at(look, samples, blocks, self._room(indices), self.processes)
-        result.means.update({reader.name: moments.mean for reader in look.readers})
         matrix, units = look.matrix(), _units(look, result.following, moments.energy)
         for k in indices:
-            own = moments.alone.get(k)
             _contribute(result, k, moments, matrix * units[:, :, None], blocks[k])
+        places = [look]
+        if look.family in self.places:
+            before, found = self.places.pop(look.family)
+            places, moments = [*before, look], pooled([found, moments], matrix)
+        if len(places) < len(look.family):
+            self.places[look.family] = places, moments
+            return
+        if len(places) > 1:
+            units = _units_of_all(places, result.following, moments.energy)
+        for each in places:
+            result.means.update({reader.name: moments.mean for reader in each.readers})
+        for k in indices:
+            own = moments.alone.get(k)
+            # Costs are shares of what is given at one place, and count at all of them.
+            energy = 1.0 / len(places)
             if own is not None:
-                seen = seen_alone(own, moments.whole, matrix, units, blocks[k], energy=1.0)
+                seen = seen_alone(own, moments.whole, matrix, units, blocks[k], energy=energy)
             else:
                 mine = moments.whole if k == indices[-1] else moments.whole.copied()
-                seen = seen_by(mine, matrix, units, blocks[k], energy=1.0)
+                seen = seen_by(mine, matrix, units, blocks[k], energy=energy)
             self._wait(k, _Waiting(look, units, seen))
 
     def look_at_stack(self, look: AnyStackLook, samples: Iterable[Routed]) -> None:
@@ -304,7 +321,11 @@ class _Waiting:
         units = self.units[:, :, None]
         plain = np.where(units > 0, matrix / np.where(units > 0, units, 1.0), self.look.matrix())
         parts = self.look.parted(plain)
-        return {r.name: parts[r.name].astype(r.kernel().dtype) for r in self.look.readers}
+        return {
+            name: parts[reader.name].astype(reader.kernel().dtype)
+            for reader in self.look.readers
+            for name in reader.peers or (reader.name,)
+        }
 
 
 @dataclass(frozen=True)
@@ -345,6 +366,23 @@ def _units(look: Look, behind: Mapping[str, Following], energy: FloatArray) -> F
         scale = np.abs(behind[name].scale)
         parts.append(scale / np.sqrt(max(float((own * scale**2).sum()), 1e-30)))
     return np.concatenate(parts, axis=1)
+
+
+def _units_of_all(
+    looks: Sequence[Look], behind: Mapping[str, Following], energy: FloatArray
+) -> FloatArray:
+    """The same for all places where some kernels are read, by the energy at all of them."""
+    parts, first = [], looks[0]
+    for place, own in enumerate(first.parted(energy).values()):
+        names = [look.readers[place].name for look in looks]
+        scale = np.sqrt(np.mean([np.square(behind[name].scale) for name in names], axis=0))
+        parts.append(scale / np.sqrt(max(float((own * scale**2).sum()), 1e-30)))
+    return np.concatenate(parts, axis=1)
+
+
+def _family(look: AnyLook) -> tuple[str, ...]:
+    """What looks at the same kernels have in common."""
+    return look.family if isinstance(look, Look) else (look.name,)
 
 
 def _finish(

@@ -64,10 +64,16 @@ class Look:
     """Readers that see the same rows.
 
     Attributes:
-        readers: in the model's order, at least one.
+        readers: in the model's order, at least one. Those of shared kernels all have their peers
+            together in other looks.
     """
 
     readers: tuple[Reader, ...]
+
+    @property
+    def family(self) -> tuple[str, ...]:
+        """What looks at the same kernels have in common: the first reader's peers, or itself."""
+        return self.readers[0].peers or (self.name,)
 
     @property
     def name(self) -> str:
@@ -135,9 +141,15 @@ def looks(found: Mapping[str, Reader], names: Iterable[str]) -> list[Look]:
     for name, reader in found.items():
         if name in wanted:
             # Where the kernel stands and what it is multiplied with does not change the rows.
-            view = replace(reader.linear, weight=0, factor=1.0)
-            together.setdefault((reader.operand.name, view), []).append(reader)
-    return [Look(tuple(each)) for each in together.values()]
+            views = [
+                (each.operand.name, replace(each.linear, weight=0, factor=1.0))
+                for each in [found[peer] for peer in reader.peers] or [reader]
+            ]
+            # Of shared kernels those are together whose peers are, too.
+            own = reader.peers.index(name) if reader.peers else 0
+            together.setdefault((own, *views), []).append(reader)
+    ordered = (sorted(each, key=lambda r: r.peers[:1]) for each in together.values())
+    return [Look(tuple(each)) for each in ordered]
 
 
 def visit(

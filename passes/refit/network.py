@@ -1,5 +1,6 @@
 """One of the two networks that a refit runs in lockstep, with what is live where it stands."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -18,6 +19,7 @@ class Network:
         fitted: these values for the inputs to fit to, batch by batch.
         aside: for those kept aside.
         threads: of ONNX Runtime.
+        order: of the nodes that the model has now, topological.
     """
 
     model: ir.Model
@@ -25,10 +27,11 @@ class Network:
     fitted: Batches
     aside: Batches
     threads: int = 0
+    order: Callable[[ir.Model], Sequence[ir.Node]] = lambda model: list(model.graph)
 
     def ahead(self, name: str | None) -> list[str]:
         """What is live in front of a node; at the end the outputs."""
-        nodes = list(self.model.graph)
+        nodes = self.order(self.model)
         place = {node.name: number for number, node in enumerate(nodes)}
         cut = len(nodes) if name is None else place[name]
         outputs = [value.name or "" for value in self.model.graph.outputs]

@@ -9,8 +9,8 @@ is wrong in the stream that it adds to.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 
@@ -31,16 +31,18 @@ from morphgraph.passes.calibration.bases import Turn, turns
 from morphgraph.passes.calibration.batches import Batches
 from morphgraph.passes.calibration.compared import Compared
 from morphgraph.passes.calibration.narrowed import mixed, narrowed, write_scales
-from morphgraph.passes.calibration.readers import Following, Reader, following, readers
+from morphgraph.passes.calibration.readers import Following, Reader, all_readers, following
 from morphgraph.passes.calibration.segments import Piece
 from morphgraph.passes.calibration.stacks import stacks
+from morphgraph.passes.calibration.together import in_order, repeated
 from morphgraph.passes.calibration.visits import Chooser
 from morphgraph.passes.coupling.roles import roles
 from morphgraph.passes.refit.experts import fit_experts
 from morphgraph.passes.refit.fit import Fit, Target
 from morphgraph.passes.refit.network import Network
-from morphgraph.passes.refit.shift import add_to_result, shift_result
+from morphgraph.passes.refit.shift import add_to_result, add_to_results, shift_result
 from morphgraph.passes.refit.unfitted import unfitted
+from morphgraph.passes.rewrite.bias import bias_of
 from morphgraph.passes.rewrite.mask import mask
 from morphgraph.passes.rewrite.resize import resize, restore_names
 
@@ -149,10 +151,20 @@ class _Refit:
         self.small = resize(graph, keep, restored=False)
         self.editor = Editor(self.small)
         self.errors: list[LayerError] = []
-        self.originals = readers(self.big, self.weights)
-        self.readers = readers(self.small, self.weights)
+        self.originals = all_readers(self.big, self.weights)
+        nodes = list(self.big.graph)
+        #: Readers whose peers stand before and behind them: blocks that run several times.
+        self.repeated = repeated(nodes, self.originals)
+        #: Of the original's nodes, so that peers come one after the other.
+        self.rank = {node.name or "": place for place, node in enumerate(nodes)}
+        self.is_ranked = False
+        self.rank = {node.name or "": k for k, node in enumerate(self._order(self.big))}
+        self.is_ranked = True
+        self.readers = all_readers(self.small, self.weights)
         self.turns: dict[str, Turn] = {}
         self.scaled: set[str] = set()
+        #: Readers of which nobody can see what they are to be fitted to.
+        self.left: set[str] = set()
         self.whole_stacks = stacks(self.big, self.weights)
         small = stacks(self.small, self.weights)
         self.stacks = {name: small[name] for name in small if name in self.whole_stacks}
@@ -170,7 +182,7 @@ class _Refit:
             cuts = self.selection.cuts((kernel and kernel.name) or "")
             reader.store.write(take(original.kernel_of(matrix), cuts))
             add_to_result(self.editor, reader, shift[:, turn.kept])
-        self.readers = readers(self.small, self.weights)  # some have a bias now
+        self.readers = all_readers(self.small, self.weights)  # some have a bias now
 
     def _narrow(self, compared: Compared) -> dict[str, Turn]:
         """Let norms of queries multiply with what changes their products with keys least.
@@ -186,8 +198,23 @@ class _Refit:
         turned = mixed(found, self.originals, self.selection)
         return {name: turn for name, turn in turned.items() if name in self.readers}
 
+    def _order(self, model: ir.Model) -> list[ir.Node]:
+        """The nodes of one of the networks in an order in which peers come together."""
+        is_big = model is self.big
+        if is_big and self.is_ranked:
+            return sorted(model.graph, key=lambda node: self.rank[node.name or ""])
+        found = self.originals if is_big else self.readers
+        own = {name: each for name, each in found.items() if name not in self.repeated}
+        if not any(each.peers for each in own.values()):
+            return list(model.graph)
+        return in_order(list(model.graph), own, self.rank)
+
+    def _peers(self, name: str) -> tuple[str, ...]:
+        """Those that are fitted with a reader, in order, itself among them."""
+        return self.readers[name].peers or (name,)
+
     def _names(self) -> list[str]:
-        """The readers that are fitted, in order."""
+        """The readers that are fitted, of peers the first one, in order."""
         # A norm right behind a reader has nothing to correct that the reader does not.
         covered = {
             name
@@ -196,7 +223,11 @@ class _Refit:
             for name in following(each).nodes
         }
         covered |= self.scaled
-        return [name for name in self.originals if name in self.readers and name not in covered]
+        return [
+            name
+            for name in self.originals
+            if name in self.readers and name not in covered and name == self._peers(name)[0]
+        ]
 
     def _stops(self) -> list[tuple[str, str]]:
         """What is fitted, and the node in front of which it is looked at, in order.
@@ -204,18 +235,21 @@ class _Refit:
         Of kernels that are taken from a stack that is where they are taken: behind it, there is one
         for every place.
         """
-        place = {node.name: number for number, node in enumerate(self.big.graph)}
+        place = self.rank
         stops = [(name, name) for name in self._names()]
         stops += [(name, each.taker[0]) for name, each in self.stacks.items()]
         return sorted(stops, key=lambda stop: place[stop[1]])
 
     def shifted(self) -> ir.Model:
         """The network with some bias at every reader that may get one, and nothing else fitted."""
-        for name in filter(self._may_shift, self._names()):
+        for name in self._names():
+            if not any(map(self._may_shift, self._peers(name))):
+                continue
             maps, outputs = self.readers[name].matrix_shape[:2]
             # No two numbers are the same, so that none is stored once for several channels.
-            shift = np.linspace(1.0, 2.0, maps * outputs).reshape(maps, outputs)
-            shift_result(self.editor, self.readers[name], shift, shift)
+            shift = np.linspace(1.0, 2.0, maps * outputs).reshape(1, maps, outputs)
+            shift = np.repeat(shift, max(self._biases(self._peers(name))) + 1, axis=0)
+            self._shift(name, shift, shift)
         self._finish()
         return self.small
 
@@ -247,7 +281,7 @@ class _Refit:
             if name in self.stacks:
                 self._fit_experts(big, small, name, cuts[number + 1])
             else:
-                fit = self._visit(big, small, self.originals[name], cuts[number + 1])
+                fit = self._visit(big, small, name, cuts[number + 1])
                 if fit is not None:
                     self._write(name, fit)
             small.go(cuts[number + 1])
@@ -255,7 +289,7 @@ class _Refit:
         self._finish()
         for network in (big, small):
             network.fitted.close()
-        fitted = {*self.readers, *(each.taker[0] for each in self.stacks.values())}
+        fitted = {*self.readers, *(each.taker[0] for each in self.stacks.values())} - self.left
         slices = unfitted(self.graph, self.selection, self.small, fitted)
         return Refitted(self.small, tuple(self.errors), big.aside, small.aside, slices)
 
@@ -276,6 +310,7 @@ class _Refit:
                 Batches(),
                 Batches(),
                 self.threads,
+                self._order,
             )
             for model in (self.big, self.small)
         )
@@ -288,51 +323,84 @@ class _Refit:
                 other.append(self.selection.positions(feed))
         return big, small
 
-    def _visit(
-        self, big: Network, small: Network, original: Reader, then: str | None
-    ) -> "Fit | None":
-        """Run the original up to the next reader; collect what this one is fitted to."""
-        reader = self.readers.get(original.name)
+    def _visit(self, big: Network, small: Network, name: str, then: str | None) -> "Fit | None":
+        """Run the original up to the next reader; collect what this one is fitted to.
+
+        And its peers with it.
+        """
         ahead = big.ahead(then)
-        linear = original.linear
-        result = [] if linear.inside else [original.result.name or ""]
-        whole = following(original)
-        gone = self._gone(whole)
-        piece = Piece(self.big, big.live, [*ahead, *result, *gone], self.threads)
-        after = None
-        if reader is not None:
-            after = self._following(reader, whole, gone, big.live, small.live)
-        if reader is None or after is None:
-            fit = None
-        else:
-            maps, outputs, inputs, taps = reader.matrix_shape
-            matrix = reader.matrix().reshape(maps, outputs, inputs * taps)
-            fit = Fit(matrix, reader.bias(), after, self.processes)
+        places = [_Place(self.originals[each], self.readers[each]) for each in self._peers(name)]
+        asked = dict.fromkeys(ahead)
+        for place in places:
+            if not place.original.linear.inside:
+                asked[place.original.result.name or ""] = None
+            place.gone = self._gone(place.whole)
+            asked |= dict.fromkeys(place.gone)
+            # Of a block that runs several times the first place alone has been reached: at others
+            # what the original sees there stands for what is not there yet.
+            place.is_ahead = (place.reader.operand.name or "") not in small.live
+            if place.is_ahead:
+                asked[place.original.operand.name or ""] = None
+            live = [[], []] if place.is_ahead else [big.live, small.live]
+            place.after = self._following(place, *live)
+        piece = Piece(self.big, big.live, [*asked], self.threads)
+        fit = self._fit(places)
         for kind in ("fitted", "aside"):
             before, later = getattr(big, kind), Batches()
-            count = len(before)
             chooser = self.choosers[kind]
             both = zip(before, getattr(small, kind), strict=True)
-            maps_inputs = 0 if reader is None else prod(reader.matrix_shape[2:])
-            enough = chooser.enough(maps_inputs, count) if fit is not None else 0
+            inputs = prod(places[0].reader.matrix_shape[2:])
+            enough = chooser.enough(inputs, len(before)) if fit is not None else 0
             for number, (arrays, others) in enumerate(both):
                 found = piece.run(arrays)
                 later.append({name: found[name] for name in ahead})
-                if fit is None or reader is None or after is None:
+                if fit is None:
                     continue
-                rows, target = self._rows(
-                    original,
-                    reader,
-                    (whole, after),
-                    gone,
-                    (arrays, others, found),
-                    partial(chooser.choose, enough=enough, number=number),
-                )
-                (fit.add if kind == "fitted" else fit.add_aside)(rows, target)
+                choose = partial(chooser.choose, enough=-(-enough // len(places)), number=number)
+                for place_number, place in enumerate(places):
+                    rows, target = self._rows(place, (arrays, others, found), choose)
+                    target.place = place_number
+                    (fit.add if kind == "fitted" else fit.add_aside)(rows, target)
             before.close()
             setattr(big, kind, later)
         big.live = ahead
         return fit
+
+    def _fit(self, places: Sequence["_Place"]) -> "Fit | None":
+        """What collects what is seen at all places where a kernel is read."""
+        reader = places[0].reader
+        after = [place.after for place in places if place.after is not None]
+        if len(after) < len(places) or not all(map(self._is_seen, places)):
+            self.left.update(place.reader.name for place in places)
+            return None
+        maps, outputs, inputs, taps = reader.matrix_shape
+        matrix = reader.matrix().reshape(maps, outputs, inputs * taps)
+        if len(places) == 1:
+            return Fit(matrix, reader.bias(), after, self.processes)
+        # Biases may differ from place to place: what is added to them is fitted.
+        nothing, of_place = np.zeros((maps, outputs)), self._biases(reader.peers)
+        after = [
+            replace(each, shift=each.shift + each.scale * place.reader.bias())
+            for each, place in zip(after, places, strict=True)
+        ]
+        for place, each in zip(places, after, strict=True):
+            place.after, place.bias = each, place.reader.bias()
+        return Fit(matrix, nothing, after, self.processes, bias_of=of_place)
+
+    def _is_seen(self, place: "_Place") -> bool:
+        """Whether what a reader sees is at hand: there, or a slice of what the original sees."""
+        if not place.is_ahead:
+            return True
+        operand = static_shape(place.original.operand)
+        cuts = self.selection.cuts(place.original.operand.name or "")
+        left = take(np.broadcast_to(np.zeros(1), operand), cuts)
+        return tuple(left.shape) == tuple(static_shape(place.reader.operand))
+
+    def _biases(self, peers: Sequence[str]) -> list[int]:
+        """Which bias each of some readers has, 0-based; those that have none get one together."""
+        numbers: dict[ir.Value | None, int] = {}
+        biases = (bias_of(self.readers[name].node) for name in peers)
+        return [numbers.setdefault(bias, len(numbers)) for bias in biases]
 
     def _fit_experts(self, big: Network, small: Network, name: str, then: str | None) -> None:
         """Run the original up to the next stop; fit a stack of kernels to what its gives."""
@@ -347,14 +415,13 @@ class _Refit:
         made.update(value.name for value in self.small.graph.inputs)
         return [name for name in whole.added if name not in made]
 
-    def _following(
-        self, reader: Reader, whole: Following, gone: list[str], *live: list[str]
-    ) -> Following | None:
+    def _following(self, place: "_Place", *live: list[str]) -> Following | None:
         """What comes behind a reader; an addend that is not there yet is none.
 
         Where addends of the original are ``gone``, what makes up the same sum now; ``None`` where
         that cannot be seen.
         """
+        reader, whole, gone = place.reader, place.whole, place.gone
         after = following(reader)
         if gone:
             known = {node.name for node in self.big.graph}
@@ -371,17 +438,20 @@ class _Refit:
 
     def _rows(
         self,
-        original: Reader,
-        reader: Reader,
-        behind: tuple[Following, Following],
-        gone: list[str],
+        place: "_Place",
         values: tuple[Arrays, Arrays, Arrays],
         choose: Callable[[Reader, Shape, Shape], IntArray],
     ) -> tuple[Array, Target]:
         """What a reader sees in the resized network at some places, and what it is to give."""
-        (whole, after), (before, others, found) = behind, values
+        original, reader, whole, after = place.original, place.reader, place.whole, place.after
+        before, others, found = values
         linear = reader.linear
-        operand = others[reader.operand.name or ""]
+        assert after is not None
+        if place.is_ahead:
+            source = original.operand.name or ""
+            operand = take(found[source], self.selection.cuts(source))
+        else:
+            operand = others[reader.operand.name or ""]
         maps = reader.matrix_shape[0]
         if linear.inside:
             chosen = choose(reader, operand.shape, operand.shape)
@@ -411,14 +481,17 @@ class _Refit:
             whole_other = take(before[added], self.selection.cuts(added))
             missing = missing + linear.results(whole_other, chosen) - other
             base = base + other
-        for added in gone:
+        for added in place.gone:
             lost = take(found[added], self.selection.cuts(added))
             missing = missing + linear.results(lost, chosen)
-        if gone:
+        if place.gone:
             missing = missing + self._kept(original, whole.shift, maps) - after.shift
             factor = self._kept(original, whole.scale, maps)
             missing = missing + wanted * (factor - after.scale)
-        return rows, Target(wanted + missing / scale, base)
+        wanted = wanted + missing / scale
+        if place.bias.any():
+            wanted = wanted - place.bias.astype(wanted.dtype)
+        return rows, Target(wanted, base)
 
     def _kept(self, original: Reader, vector: FloatArray, maps: int) -> FloatArray:
         """Of a number per output of the original those that stay, ``[maps, outputs]``."""
@@ -437,10 +510,41 @@ class _Refit:
         return original.linear.matrix(take(original.kernel().astype(np.float64), cuts))
 
     def _write(self, name: str, fit: "Fit") -> None:
-        """Give a reader of the resized network its kernel and bias."""
+        """Give a reader of the resized network, and its peers, their kernel and biases."""
         reader = self.readers[name]
         fitted = fit.solve()
         places, inputs = fit.places, fit.start.shape[2]
-        self.errors.append(LayerError(name, fitted.before, fitted.after, places, inputs))
+        for each in self._peers(name):
+            self.errors.append(LayerError(each, fitted.before, fitted.after, places, inputs))
         reader.write(fitted.matrix.reshape(reader.matrix_shape))
-        shift_result(self.editor, reader, fitted.bias - fit.old_bias, fitted.bias)
+        self._shift(name, fitted.bias - fit.old_bias, fitted.bias)
+
+    def _shift(self, name: str, shift: FloatArray, biases: FloatArray) -> None:
+        """Add to what a reader and its peers give, ``[biases, maps, outputs]``."""
+        peers = [self.readers[each] for each in self._peers(name)]
+        if len(peers) == 1:
+            shift_result(self.editor, peers[0], shift[0], biases[0])
+            return
+        of_peer = self._biases([peer.name for peer in peers])
+        for number in range(max(of_peer) + 1):
+            same = [p for p, bias in zip(peers, of_peer, strict=True) if bias == number]
+            add_to_results(self.editor, same, shift[number])
+
+
+@dataclass
+class _Place:
+    """A reader of the original, the same one of the resized network, and what comes behind."""
+
+    original: Reader
+    reader: Reader
+    whole: Following = field(init=False)
+    after: Following | None = None
+    #: Whether it has not been reached when its kernel is fitted.
+    is_ahead: bool = False
+    #: What is added behind it in the original, and is no more.
+    gone: list[str] = field(default_factory=list)
+    #: Of the resized network's, where its results are counted without it, ``[maps, outputs]``.
+    bias: FloatArray = field(default_factory=lambda: np.zeros((1, 1)))
+
+    def __post_init__(self) -> None:
+        self.whole = following(self.original)

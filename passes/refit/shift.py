@@ -1,5 +1,7 @@
 """Adding to what a reader of a resized network gives: in a bias, an offset, or an addition."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from morphgraph.arrays import FloatArray
@@ -7,7 +9,7 @@ from morphgraph.edit import Editor, array_of, replace_array
 from morphgraph.onnx_io import static_shape
 from morphgraph.ops import facts_of
 from morphgraph.passes.calibration.readers import Reader
-from morphgraph.passes.rewrite.bias import add_constant
+from morphgraph.passes.rewrite.bias import add_constant, add_constant_to_all
 
 
 def shift_result(editor: Editor, reader: Reader, shift: FloatArray, bias: FloatArray) -> None:
@@ -25,6 +27,20 @@ def add_to_result(editor: Editor, reader: Reader, shift: FloatArray) -> None:
     rank = len(static_shape(reader.result))
     constant = reader.linear.spread(shift, rank).astype(reader.kernel().dtype)
     add_constant(editor, reader.node, constant, frozenset(range(rank)))
+
+
+def add_to_results(editor: Editor, peers: Sequence[Reader], shift: FloatArray) -> None:
+    """Add to the results of readers that share their kernel, ``[maps, outputs]``.
+
+    Where they have one bias, or none, they have one behind it.
+    """
+    first, rank = peers[0], len(static_shape(peers[0].result))
+    if len(peers) == 1:
+        add_to_result(editor, first, shift)
+    elif shift.any():
+        constant = first.linear.spread(shift, rank).astype(first.kernel().dtype)
+        nodes = [reader.node for reader in peers]
+        add_constant_to_all(editor, nodes, constant, frozenset(range(rank)))
 
 
 def _write_offset(editor: Editor, reader: Reader, bias: FloatArray) -> bool:

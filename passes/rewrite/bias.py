@@ -4,7 +4,7 @@ In the node's own bias, in the one that is added behind it (a linear layer's), i
 node lacks so far, or else in an addition of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -35,17 +35,52 @@ def add_constant(
     return _new_bias(editor, node, compact) or _insert_sum(editor, node, compact, {})
 
 
-def add_to_bias(node: ir.Node, constant: Array) -> bool:
+def add_constant_to_all(
+    editor: Editor, nodes: Sequence[ir.Node], constant: Array, free: frozenset[int]
+) -> None:
+    """Add one constant to the results of several nodes, which then have one bias, too.
+
+    Args:
+        editor: of the resized model.
+        nodes: some of its nodes, of one kind, that have the same bias or none.
+        constant, free: as of :func:`add_constant`.
+    """
+    compact, orders = deduplicate_slices(constant, free)
+    bias = bias_of(nodes[0])
+    if bias is not None and not orders and all(bias_of(node) is bias for node in nodes):
+        first, readers = nodes[0], len(nodes)
+        if add_to_bias(first, compact, readers) or _add_to_next_bias(first, compact, readers):
+            return
+    new = add_constant(editor, nodes[0], constant, free)
+    for node in nodes[1:]:
+        twin = add_constant(editor, node, constant, free)
+        if new is not None and twin is not None:
+            twin.replace_all_uses_with(new)
+            del editor.graph.initializers[twin.name or ""]
+
+
+def bias_of(node: ir.Node) -> ir.Value | None:
+    """The constant that is added to a node's result, by itself or by what alone reads it."""
+    port = facts_of(node).shift
+    own = None if port is None else _operand(node, port)
+    bias = _next_bias(node) if own is None else own
+    return None if bias is None or bias.const_value is None else bias
+
+
+def add_to_bias(node: ir.Node, constant: Array, readers: int = 1) -> bool:
     """Add a constant to a node's result by changing its bias in place; whether that could be.
 
     Args:
-        node: of any operator; its bias must be an initializer that it alone reads.
+        node: of any operator; its bias must be an initializer that so many read.
         constant: of the result's rank; it may vary along the channels, and not along other axes.
+        readers: the node, and others to which the constant is added with it.
     """
     port = _bias_port(node, constant)
     bias = None if port is None else _operand(node, port)
     shape, channel_axis = static_shape(node.outputs[0]), facts_of(node).shift_axis
-    if bias is None or not _is_own(bias) or array_of(bias).size != shape[channel_axis]:
+    if bias is None or not _is_own(bias, readers):
+        return False
+    if array_of(bias).size != shape[channel_axis]:
         return False
     old = array_of(bias)
     along_channels = [size if axis == channel_axis else 1 for axis, size in enumerate(shape)]
@@ -104,22 +139,28 @@ def _operand(node: ir.Node, port: int) -> ir.Value | None:
     return node.inputs[port] if port < len(node.inputs) else None
 
 
-def _is_own(value: ir.Value) -> bool:
-    """Whether a value is an initializer that one node alone reads, so that it may be changed."""
-    return value.const_value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+def _is_own(value: ir.Value, readers: int = 1) -> bool:
+    """Whether a value is an initializer that so many nodes read, so that it may be changed."""
+    is_read = len(value.uses()) == readers and not value.is_graph_output()
+    return value.const_value is not None and is_read
 
 
-def _add_to_next_bias(node: ir.Node, constant: Array) -> bool:
-    """Add to the bias of an addition that alone reads the node (a linear layer's)."""
+def _next_bias(node: ir.Node) -> ir.Value | None:
+    """What an addition that alone reads the node adds to it."""
     result = node.outputs[0]
     uses = list(result.uses())
     if len(uses) != 1 or result.is_graph_output():
-        return False
+        return None
     reader = uses[0].node
     if not facts_of(reader).adds or len(reader.inputs) != 2:
-        return False
-    bias = reader.inputs[1 - uses[0].idx]
-    if bias is None or not _is_own(bias):
+        return None
+    return reader.inputs[1 - uses[0].idx]
+
+
+def _add_to_next_bias(node: ir.Node, constant: Array, readers: int = 1) -> bool:
+    """Add to the bias of an addition that alone reads the node (a linear layer's)."""
+    bias = _next_bias(node)
+    if bias is None or not _is_own(bias, readers):
         return False
     old = array_of(bias)
     extra = max(0, constant.ndim - old.ndim)  # leading axes that the bias lacks

@@ -31,6 +31,10 @@ DENSE = """net (float[N,8] x, float[8,40] a, float[40,40] b, float[40,3] c) => (
   h = MatMul(x, a) r = Relu(h) g = MatMul(r, b) s = Sigmoid(g) y = MatMul(s, c) }"""
 CONVOLVED = """net (float[N,3,6,6] x, float[12,3,3,3] a, float[10,12,3,3] b, float[4,10,1,1] c)
 => (float[N,4,2,2] y) { h = Conv(x, a) r = Relu(h) g = Conv(r, b) s = Relu(g) y = Conv(s, c) }"""
+REPEATED = """net (float[N,8] x, float[8,20] a, float[20] ab, float[20,8] b, float[8,3] c)
+=> (float[N,3] y) {
+  h = MatMul(x, a) i = Add(h, ab) r = Relu(i) g = MatMul(r, b) s = Add(x, g)
+  j = MatMul(s, a) k = Add(j, ab) t = Relu(k) m = MatMul(t, b) y = MatMul(m, c) }"""
 LANGUAGE = """lm (int64[N,T] input_ids, float[20,8] table, float[8,24] up, float[24,8] down)
 => (float[N,T,20] logits) { x = Gather(table, input_ids) h = MatMul(x, up) r = Tanh(h)
   d = MatMul(r, down) s = Add(x, d) back = Transpose<perm=[1,0]>(table)
@@ -128,10 +132,18 @@ def weights(model: ir.Model) -> Arrays:
         (DENSE, (160, 8), 2),
         (DENSE, (40, 8), 3),
         (CONVOLVED, (96, 3, 6, 6), 2),
+        (REPEATED, (160, 8), 2),
         (LANGUAGE, (80, 9), 2),
         (NORMED, (96, 6, 8), 2),
     ],
-    ids=["dense", "one has no batch", "convolutions", "language model", "norms of queries"],
+    ids=[
+        "dense",
+        "one has no batch",
+        "convolutions",
+        "a block twice",
+        "language model",
+        "norms of queries",
+    ],
 )
 def test_several_come_to_what_one_comes_to(text: str, shape: tuple[int, ...], count: int) -> None:
     name = "input_ids" if text is LANGUAGE else "x"

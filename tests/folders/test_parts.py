@@ -263,6 +263,21 @@ def test_all_files_shrink_by_data(folder: Path) -> None:
     assert {a.tobytes() for a in later.values() if a.dtype == np.float32} <= held
 
 
+def test_kernels_that_files_hold_alike_are_fitted_for_all_of_them(folder: Path) -> None:
+    """The logits of both steps are nearer to those of the large files than with slices."""
+    model, generator = load_place(folder), np.random.default_rng(0)
+    sizes = {f"{ENCODER}/input_ids": 6, f"{FIRST}/input_ids": 5, f"{LATER}/input_ids": 1}
+    feeds = {name: generator.integers(0, IDS, (200, size)) for name, size in sizes.items()}
+    result = mg.shrink(model, feeds, {"params": "70%"}, threads=1)
+    before, after = (
+        {each.name: each.error for each in errors} for errors in (result.before, result.error)
+    )
+    for step in (FIRST, LATER):
+        assert after[f"{step}/logits"] < 0.5 * before[f"{step}/logits"]
+    shared = [each for each in result.layers if each.name.startswith(f"{LATER}/")]
+    assert sum(each.after < each.before for each in shared) >= 4 * BLOCKS
+
+
 @pytest.mark.parametrize("options", [["--depth", "blocks"], ["--keep-tokens", "ids.txt"]])
 def test_what_several_files_cannot_be_given_is_refused(
     folder: Path, options: list[str], capsys: pytest.CaptureFixture[str]

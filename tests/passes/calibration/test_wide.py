@@ -16,8 +16,8 @@ def test_both_forms_are_one() -> None:
     statistics = moments.statistics()
     strengths = (1e-2, 1.0)
     for strength, (matrix, bias) in zip(
-        strengths, solve_by_rows(rows, wanted, start, strengths), strict=True
+        strengths, solve_by_rows([rows], [wanted], [0], 1, start, strengths), strict=True
     ):
         expected = Ridge(statistics.covariance, strength).solve(statistics.left_by(start), start)
         np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-8)
-        np.testing.assert_allclose(bias, statistics.bias(expected), rtol=0, atol=1e-7)
+        np.testing.assert_allclose(bias[0], statistics.bias(expected), rtol=0, atol=1e-7)
