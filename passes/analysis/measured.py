@@ -5,6 +5,7 @@ kernel's time then follows its sizes as the device's profile has them: a stairca
 What a channel costs is therefore the secant over a block of channels, not a slope.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,12 +16,14 @@ from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
 from morphgraph.device import DeviceProfile, Kernel
 from morphgraph.device.kernels import BYTES, around, channels_of_a_group, reads_all
 from morphgraph.device.profile import TABLE
+from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
-from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io import escape, static_shape
 from morphgraph.onnx_io.runtime import random_inputs
 from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.passes.analysis.polynomial import Cost, Part
 from morphgraph.runtimes import Executed, find_runtime
+from morphgraph.runtimes.host import processor, version_of
 
 MILLISECONDS = 1e-3
 
@@ -342,7 +345,36 @@ def measured_cost(
     session = runtime.session(graph.model, profile.threads)
     executed = session.executed(one_sample(graph))
     told = [(kernel_of(each), each.layer, each.origins) for each in executed]
+    _warn_of_others(profile, [kernel for kernel, *_ in told])
     return MeasuredCost(graph, profile, place_kernels(graph, told), kind, size)
+
+
+def _warn_of_others(profile: DeviceProfile, kernels: Sequence[Kernel]) -> None:
+    """Say where a profile is not of this machine, or knows less than this version measures."""
+    if profile.runtime == TABLE:
+        return
+    there = {"processor": profile.machine, **profile.versions}
+    here = {"processor": processor(), **version_of(profile.runtime)}
+    differ = [name for name in here if there.get(name) and there[name] != here[name]]
+    if differ:
+        warnings.warn(
+            f"device '{escape(profile.name)}': was measured with "
+            f"{', '.join(f'{name} {escape(there[name])}' for name in differ)}, and here is "
+            f"{', '.join(f'{name} {here[name]}' for name in differ)}: its milliseconds are those "
+            "of there; calibrate here (`morphgraph calibrate`) unless the network will run there",
+            MorphWarning,
+            stacklevel=2,
+        )
+    fused = sorted({each.activation for each in kernels if each.passes_again})
+    if fused and not any(each.activation for each in profile.kernels):
+        warnings.warn(
+            f"device '{escape(profile.name)}': was measured without what activations cost that are "
+            f"fused into kernels, as older versions did, and this network has such "
+            f"({', '.join(fused)}): it may take longer than is said; calibrate again "
+            "(`morphgraph calibrate`)",
+            MorphWarning,
+            stacklevel=2,
+        )
 
 
 def one_sample(graph: ChannelGraph) -> Arrays:
