@@ -15,6 +15,7 @@ import numpy as np
 from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
 from morphgraph.device import DeviceProfile, Kernel
 from morphgraph.device.kernels import BYTES, around, channels_of_a_group, reads_all
+from morphgraph.device.predictor import ENOUGH
 from morphgraph.device.profile import TABLE
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
@@ -26,6 +27,8 @@ from morphgraph.runtimes import Executed, find_runtime
 from morphgraph.runtimes.host import processor, version_of
 
 MILLISECONDS = 1e-3
+_GUESSED = 0.3
+"""Share of a network's time that may be of kernels which were hardly measured, without a word."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,11 @@ class MeasuredCost(Cost):
         )
         # Sizes that the graph counts at another batch than the kernels ran on.
         self._base = [self._kernel_at(place, graph.widths, near) for place in range(len(kernels))]
+
+    @property
+    def times(self) -> FloatArray:
+        """Milliseconds of every kernel at the present widths, ``[kernels]``."""
+        return self._now
 
     @cached_property
     def step(self) -> IntArray:
@@ -346,7 +354,9 @@ def measured_cost(
     executed = session.executed(one_sample(graph))
     told = [(kernel_of(each), each.layer, each.origins) for each in executed]
     _warn_of_others(profile, [kernel for kernel, *_ in told])
-    return MeasuredCost(graph, profile, place_kernels(graph, told), kind, size)
+    measured = MeasuredCost(graph, profile, place_kernels(graph, told), kind, size)
+    _warn_of_guesses(profile, measured)
+    return measured
 
 
 def _warn_of_others(profile: DeviceProfile, kernels: Sequence[Kernel]) -> None:
@@ -372,6 +382,31 @@ def _warn_of_others(profile: DeviceProfile, kernels: Sequence[Kernel]) -> None:
             f"fused into kernels, as older versions did, and this network has such "
             f"({', '.join(fused)}): it may take longer than is said; calibrate again "
             "(`morphgraph calibrate`)",
+            MorphWarning,
+            stacklevel=2,
+        )
+
+
+def _warn_of_guesses(profile: DeviceProfile, cost: MeasuredCost) -> None:
+    """Say of which kernels the profile has too few measurements, if much time is theirs."""
+    kinds = profile.predictor.kinds
+    guessed: dict[str, float] = {}
+    for placed, time in zip(cost.kernels, cost.times, strict=True):
+        kind = placed.kernel.kind
+        if kind not in kinds or kinds[kind].process is None:
+            guessed[kind] = guessed.get(kind, 0.0) + float(time)
+    share = sum(guessed.values()) / max(float(cost.times.sum()), 1e-12)
+    if share > _GUESSED:
+        longest = sorted(guessed, key=lambda kind: -guessed[kind])[:3]
+        remedy = (
+            "add lines to the table"
+            if profile.runtime == TABLE
+            else "go on with `morphgraph calibrate --resume`, or measure the plan"
+        )
+        warnings.warn(
+            f"device '{escape(profile.name)}': {share:.0%} of the time is of kernels of which "
+            f"it has fewer than {ENOUGH} measurements ({', '.join(longest)}), and is "
+            f"guessed: {remedy}",
             MorphWarning,
             stacklevel=2,
         )

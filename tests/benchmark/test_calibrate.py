@@ -516,6 +516,7 @@ def test_a_profile_of_another_place_is_told() -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*and is guessed")
         mg.cost(net(), "latency", device=here)
         mg.cost(
             net(), "latency", device=msgspec.structs.replace(here, runtime="table", machine="phone")
@@ -546,6 +547,7 @@ def test_a_profile_without_activations_is_told() -> None:
         mg.cost(clipped, "latency", device=before)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*and is guessed")
         now = DeviceProfile("ort", 1, measurements(kernels, [9.0] * len(kernels)))
         mg.cost(clipped, "latency", device=now)
         mg.cost(relu, "latency", device=before)  # it costs nothing
@@ -555,3 +557,18 @@ def test_a_profile_without_activations_is_told() -> None:
 def test_a_profile_of_few_measurements_is_told() -> None:
     with pytest.warns(MorphWarning, match=r"has 20 measurements; below 144 .*--resume"):
         calibrate(_runtime(), kernels=20)
+
+
+def test_what_a_profile_can_only_guess_at_is_told(profile: DeviceProfile) -> None:
+    dense = [one for one in profile.kernels if "Conv dense" in one.kernel.kind]
+    few = msgspec.structs.replace(
+        profile, kernels=[*dense[:1], *(one for one in profile.kernels if one not in dense)]
+    )
+    with pytest.warns(MorphWarning, match=r"% of the time .* than 5 .*Conv dense.*--resume"):
+        mg.cost(net(), "latency", device=few)
+    table = msgspec.structs.replace(few, runtime="table")
+    with pytest.warns(MorphWarning, match=r"is guessed: add lines to the table"):
+        mg.cost(net(), "latency", device=table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mg.cost(net(), "latency", device=profile)
